@@ -1,0 +1,60 @@
+"""What a critic is: it answers calls with text, in order, and never raises for a failed call."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from mlxreflect.records import Messages, Problem, Visibility
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request to a critic.
+
+    text: the attempt under review; feedback: what the rewrite is to act on.
+    epoch, attempt: with problem and role, what makes this call another than the same words later
+        (a retry from the bucket list is a new call, a resumed run's is not).
+    seed: of the sampling.
+    """
+
+    role: Literal["critique", "rewrite"]
+    problem: Problem
+    messages: Messages
+    text: str
+    feedback: str = ""
+    visibility: Visibility = "verdict"
+    template: str = ""
+    tags: str = "think"
+    epoch: int = 0
+    attempt: str = ""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """error: why there is no usable text; a failed call is data and never passes for praise.
+
+    kind: the kind of error, one word ("timeout", "http_500", "empty", "truncated", …).
+    cached: the reply was on disk before this run began.
+    """
+
+    text: str
+    error: str | None = None
+    kind: str = ""
+    finish_reason: str | None = None
+    usage: dict[str, int] = field(default_factory=dict)
+    cached: bool = False
+
+
+class Critic(Protocol):
+    actor: str  # provider and model, as turns record it
+
+    def preflight(self) -> None:
+        """Raise UserError where the critic cannot be reached or its model is missing."""
+        ...
+
+    def ask(self, calls: Sequence[Call]) -> list[Reply]:
+        """One reply a call, in the order of the calls."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,68 @@
+"""What a task is: plain functions in one frozen record."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mlxreflect.recipe import TaskConfig
+from mlxreflect.records import Problem, Verdict
+
+PARTS = ("train", "dev", "heldout")
+
+
+@dataclass(frozen=True)
+class Grade:
+    """parsed: the answer read from the text (normalised), None when there is none to read."""
+
+    parsed: str | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Review:
+    """What an exact solver says of a thought.
+
+    kept: the opening lines of the thought that are valid (and, when searching, from which a right
+        answer can still be reached). fault: what is wrong with the first other line, as one short
+        sentence such as "step 2 is wrong: 4 + 13 = 17"; empty when every step holds.
+    """
+
+    kept: list[str]
+    fault: str
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A task's exact solver.
+
+    review(problem, thought, search): search = False only checks the steps written.
+    finish(problem, kept, seed): (thought, answer) that begins with the kept lines and is right;
+        None where they lead nowhere. Deterministic in its arguments.
+    """
+
+    review: Callable[[Problem, str, bool], Review]
+    finish: Callable[[Problem, list[str], int], tuple[str, str] | None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of problem.
+
+    load(config, part, seed): the problems of a part ("train", "dev", "heldout", "all"), in a fixed
+        order; parts never share a problem. Raises UserError for data that cannot be read.
+    instruction(problem): what the system prompt asks for.
+    show(problem): the user message.
+    gold(problem): the expected answer as a critic may see it; None where any right answer counts.
+    grade(problem, text, tags, style): never raises, linear in len(text).
+    from_row(row): a Problem of a row of `mlxreflect grade`. Raises UserError.
+    solver: exact, where the task has one.
+    """
+
+    name: str
+    load: Callable[[TaskConfig, str, int], list[Problem]]
+    instruction: Callable[[Problem], str]
+    show: Callable[[Problem], str]
+    gold: Callable[[Problem], str | None]
+    grade: Callable[[Problem, str, str, str], Grade]
+    from_row: Callable[[dict[str, Any]], Problem]
+    solver: Solver | None = None
