@@ -79,10 +79,18 @@ def critique_messages(
 
 
 def rewrite_messages(
-    instruction: str, question: str, attempt: str, feedback: str, tags: str, gold: str | None
+    instruction: str,
+    question: str,
+    attempt: str,
+    feedback: str | None,
+    tags: str,
+    gold: str | None,
 ) -> Messages:
+    """What a rewriter sees. feedback: None for the control, a retry without any."""
     start, end = TAGS[tags]
-    user = [question, quote("attempt", attempt), quote("feedback", feedback)]
+    user = [question, quote("attempt", attempt)]
+    if feedback is not None:
+        user.append(quote("feedback", feedback))
     if gold is not None:
         user.append(quote("expected", gold))
     user.append("Retry:")

@@ -21,7 +21,8 @@ Rate = Annotated[float, Field(gt=0)]
 
 
 class Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # strict: "8" is no number and 1 no boolean; infinity could not be written back as TOML.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class PolicyConfig(Table):
@@ -110,12 +111,11 @@ class SftConfig(Table):
 
 
 class TrainConfig(Table):
-    objective: Literal["dpo", "sft"] = "dpo"  # sft: the control, chosen answers only
     lr: Rate = 1e-5
     beta: Rate = 0.1
     logps: Literal["sum", "mean"] = "mean"
     nll: Annotated[float, Field(ge=0)] = 0.0  # weight of the chosen answer's NLL per token
-    dpo: Annotated[float, Field(ge=0)] = 1.0  # weight of the preference term; 0: NLL alone
+    dpo: Annotated[float, Field(ge=0)] = 1.0  # weight of the preference term; 0: the NLL alone
     reference: Literal["stage", "base", "none"] = "stage"
     batch: Positive = 8
     accumulate: Positive = 1
@@ -189,7 +189,8 @@ def find_toml(name: str, folder: Literal["recipes", "evals"]) -> Path:
     if stem in known and (name == stem or path.parent.name in ("", folder)):
         return known[stem]
     kind = folder[:-1]
-    raise UserError(f"no {kind} {name!r}", f"give a file, or one of: {', '.join(known)}")
+    fault = f"{name} is a folder, no {kind} file" if path.is_dir() else f"no {kind} {name!r}"
+    raise UserError(fault, f"give a file, or one of: {', '.join(known)}")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -207,8 +208,8 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     """A recipe by path or bundled name: its profile merged in, then each `a.b=value`."""
     path = find_toml(name, "recipes")
     tree = read_toml(path)
-    profiles = tree.pop("profiles", {})
-    rest = []
+    profiles = check_profiles(tree.pop("profiles", {}), path)
+    rest: list[str] = []
     for setting in settings:
         if setting.startswith("profile="):
             chosen = setting.removeprefix("profile=")
@@ -221,12 +222,22 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
         else:
             rest.append(setting)
     tree.setdefault("name", path.stem)
-    recipe = validate(Recipe, apply_settings(tree, rest), path)
-    check_recipe(recipe, path)
+    recipe = validate(Recipe, apply_settings(tree, rest), path, rest)
+    check_recipe(recipe, path, rest)
     return recipe
 
 
-def check_recipe(recipe: Recipe, path: Path) -> None:
+def check_profiles(profiles: Any, path: Path) -> dict[str, Any]:
+    """Every profile is a part of a recipe, also one that is not chosen."""
+    if not isinstance(profiles, dict):
+        raise UserError(f"{path}: profiles = {profiles!r} is no table", "write [profiles.NAME]")
+    for name, part in profiles.items():
+        prefix = f"profiles.{name}"
+        validate_tier(validate(Recipe, part, path, prefix=prefix), "advanced", path, prefix=prefix)
+    return profiles
+
+
+def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> None:
     """What the types cannot say: keys that contradict each other."""
     if recipe.r3.verify_pass > recipe.r3.verify_samples:
         raise UserError(
@@ -240,7 +251,7 @@ def check_recipe(recipe: Recipe, path: Path) -> None:
             "give one of them a weight above 0",
         )
     for tier in ("basic", "advanced"):
-        critic = validate_tier(recipe, tier, path)
+        critic = validate_tier(recipe, tier, path, settings)
         if critic.provider != "solver" and not critic.model:
             raise UserError(
                 f"{path}: critic.provider = {critic.provider!r} needs a model",
@@ -248,11 +259,18 @@ def check_recipe(recipe: Recipe, path: Path) -> None:
             )
 
 
-def validate_tier(recipe: Recipe, tier: Literal["basic", "advanced"], path: Path) -> CriticConfig:
+def validate_tier(
+    recipe: Recipe,
+    tier: Literal["basic", "advanced"],
+    path: Path,
+    settings: Sequence[str] = (),
+    prefix: str = "",
+) -> CriticConfig:
     try:
         return recipe.critic.tier(tier)
     except ValidationError as error:
-        raise explain(error, CriticConfig, path, prefix="critic.advanced") from None
+        full = f"{prefix}.critic.advanced".lstrip(".")
+        raise explain(error, CriticConfig, path, settings, full) from None
 
 
 def merge(tree: dict[str, Any], over: dict[str, Any]) -> None:
@@ -283,19 +301,29 @@ def apply_settings(tree: dict[str, Any], settings: Sequence[str]) -> dict[str, A
     return tree
 
 
-def validate(model: type[T], tree: dict[str, Any], path: Path) -> T:
+def validate(
+    model: type[T],
+    tree: dict[str, Any],
+    path: Path,
+    settings: Sequence[str] = (),
+    prefix: str = "",
+) -> T:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise explain(error, model, path) from None
+        raise explain(error, model, path, settings, prefix) from None
 
 
-def explain(error: ValidationError, model: type[Table], path: Path, prefix: str = "") -> UserError:
-    """The first fault of a validation, with its line in the file and the nearest known key."""
+def explain(
+    error: ValidationError, model: type[Table], path: Path, settings: Sequence[str], prefix: str
+) -> UserError:
+    """The first fault of a validation, with its line or --set, and the nearest known key."""
     fault = error.errors()[0]
     parts = [str(p) for p in fault["loc"]]
     key = ".".join([prefix, *parts] if prefix else parts)
+    given = [s for s in settings if f"{key}.".startswith(f"{s.partition('=')[0].strip()}.")]
     where = f"{path}, line {line}" if (line := line_of(path, key)) else str(path)
+    where = f"--set {given[-1]}" if given else where
     if fault["type"] == "extra_forbidden":
         table: Any = model
         for part in parts[:-1]:
@@ -305,12 +333,14 @@ def explain(error: ValidationError, model: type[Table], path: Path, prefix: str 
         full = ".".join([*([prefix] if prefix else []), *parts[:-1], *near])
         hint = f"did you mean {full}?" if near else f"known keys here: {', '.join(names)}"
         return UserError(f"{where}: unknown key {key}", hint)
+    if fault["type"] == "missing":
+        return UserError(f"{where}: no {key}", f"give {key}")
     reason = fault["msg"][0].lower() + fault["msg"][1:]
-    return UserError(f"{where}: {key} = {fault['input']!r}: {reason}", f"correct {key}")
+    return UserError(f"{where}: {key} = {repr(fault['input'])[:80]}: {reason}", f"correct {key}")
 
 
 def line_of(path: Path, key: str) -> int | None:
-    """The line of a TOML file where a dotted key stands; None where --set gave it."""
+    """The line of a TOML file where a dotted key, or the inline table or list it is in, stands."""
     *tables, leaf = key.split(".")
     current: list[str] = []
     try:
@@ -327,7 +357,7 @@ def line_of(path: Path, key: str) -> int | None:
             *found[1].split("."),
         ] == [*tables, leaf]:
             return number
-    return None
+    return line_of(path, ".".join(tables)) if tables else None
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -359,7 +389,7 @@ def toml_value(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k} = {toml_value(v)}" for k, v in value.items()) + "}"
     # JSON's strings, numbers, booleans and lists are TOML's too.
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML bans it raw
 
 
 def eval_spec(recipe: Recipe) -> EvalSpec:
@@ -374,7 +404,7 @@ def eval_spec(recipe: Recipe) -> EvalSpec:
     tree["seed"] = config.seed
     tree["batch"] = recipe.policy.batch
     if config.source:
-        tree["task"]["source"], tree["part"] = config.source, "all"
+        tree.setdefault("task", {})["source"], tree["part"] = config.source, "all"
     if config.limit:
         tree["limit"] = config.limit
     if config.max_new_tokens or "max_new_tokens" not in tree:

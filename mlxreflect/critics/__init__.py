@@ -1,0 +1,14 @@
+"""The critics by provider."""
+
+from collections.abc import Callable
+
+from mlxreflect.critics.base import Critic
+from mlxreflect.critics.ollama import OllamaCritic
+from mlxreflect.critics.solver import SolverCritic
+from mlxreflect.recipe import CriticConfig
+
+# config, name of the task, id of the run → critic
+CRITICS: dict[str, Callable[[CriticConfig, str, str], Critic]] = {
+    "solver": lambda config, task, run_id: SolverCritic(config, task),
+    "ollama": lambda config, task, run_id: OllamaCritic(config, run_id),
+}

@@ -36,6 +36,7 @@ class Reply:
 
     kind: the kind of error, one word ("timeout", "http_500", "empty", "truncated", …).
     cached: the reply was on disk before this run began.
+    token_ids: as generated, where the policy itself is the critic.
     """
 
     text: str
@@ -44,6 +45,7 @@ class Reply:
     finish_reason: str | None = None
     usage: dict[str, int] = field(default_factory=dict)
     cached: bool = False
+    token_ids: list[int] | None = None
 
 
 class Critic(Protocol):

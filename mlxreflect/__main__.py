@@ -1,0 +1,5 @@
+"""`python -m mlxreflect`."""
+
+from mlxreflect.cli import main
+
+main()

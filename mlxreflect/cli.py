@@ -1,0 +1,194 @@
+"""The command line: parse, call, exit code. Heavy imports stand inside the commands."""
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mlxreflect.errors import UserError
+
+if TYPE_CHECKING:
+    from mlxreflect.ui import Ui
+
+app = typer.Typer(
+    help="Make small language models reason better on your own machine, and prove that they did.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key.")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A TOML file or a bundled name: quickstart, r3.")],
+    set_: Set = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where to; default: under runs/.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Show the recipe and prompts, do nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe: learn from its problems, then compare base and trained."""
+    from mlxreflect.recipe import load_recipe
+
+    loaded = load_recipe(recipe, set_ or [])
+    ui = make_ui(as_json)
+    if dry_run:
+        from mlxreflect.dry import dry
+
+        ui.result(dry(loaded)) if as_json else ui.line(dry(loaded)["text"])
+        return
+    require_mlx()
+    from mlxreflect.run import Run
+
+    carry_out(Run.create(loaded, run_dir), ui)
+
+
+@app.command()
+def resume(
+    run_dir: Annotated[Path, typer.Argument(help="The folder that `mlxreflect run` made.")],
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Go on with a run that was stopped, from its last commit."""
+    require_mlx()
+    from mlxreflect.run import Run
+
+    carry_out(Run.open(run_dir, set_ or []), make_ui(as_json))
+
+
+def carry_out(run: Any, ui: "Ui") -> None:
+    """Execute a run; whatever stops it, say how to go on."""
+    from mlxreflect.loop import execute
+
+    try:
+        summary = execute(run, ui)
+    except KeyboardInterrupt:
+        print(f"\nstopped; go on with: mlxreflect resume {run.path}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    finally:
+        run.close()
+    if ui.json:
+        ui.result(summary)
+    else:
+        from mlxreflect.show import show_summary
+
+        for part in show_summary(run.path):
+            ui.table(part)
+
+
+@app.command()
+def show(
+    run_dir: Annotated[Path, typer.Argument(help="A run directory.")],
+    problem: Annotated[str, typer.Option(help="A problem's id, or its first digits.")] = "",
+    status: Annotated[str, typer.Option(help="Only problems with this status.")] = "",
+) -> None:
+    """Show a run, or one problem's whole story."""
+    from mlxreflect.show import show_problem, show_run
+
+    ui = make_ui(False)
+    parts = show_problem(run_dir, problem) if problem else show_run(run_dir, status or None)
+    for part in parts:
+        ui.table(part)
+
+
+@app.command(name="eval")
+def eval_(
+    spec: Annotated[str, typer.Argument(help="An eval spec (file or bundled name) or a task.")],
+    model: Annotated[str, typer.Option(help="Hub name, path, or tiny.")],
+    adapter: Annotated[str, typer.Option(help="A LoRA folder.")] = "",
+    limit: Annotated[int, typer.Option(min=0, help="Problems; 0: all of the spec's.")] = 0,
+    source: Annotated[str, typer.Option(help="Other data for the task, all of it.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder of the samples and results.")] = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a model, with or without an adapter."""
+    require_mlx()
+    from mlxreflect.evaluate import evaluate_model
+
+    ui = make_ui(as_json)
+    results = evaluate_model(spec, model, adapter, limit, source, out, set_ or [], ui)
+    if as_json:
+        ui.result(results)
+        return
+    from mlxreflect.show import show_results
+
+    ui.table(show_results(results))
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="An evaluation folder or a samples file.")],
+    b: Annotated[Path, typer.Argument(help="The one to compare with it.")],
+    as_json: Json = False,
+) -> None:
+    """Compare B against A on the same problems: paired difference, interval, exact test."""
+    from mlxreflect.compare import compare as compare_
+    from mlxreflect.compare import render_comparison
+
+    ui = make_ui(as_json)
+    result = compare_(a, b)
+    if as_json:
+        ui.result(result)
+    else:
+        ui.table(render_comparison(result))
+
+
+@app.command()
+def grade(
+    task: Annotated[str, typer.Argument(help="countdown, arithmetic, gsm8k or jsonl.")],
+    file: Annotated[Path, typer.Argument(help="JSONL rows with id, response and the gold.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The default: a JSON object a row.")
+    ] = False,
+) -> None:
+    """Grade responses: a JSON object a line with id, correct, format_ok, parsed and reason."""
+    from mlxreflect.tasks.grade import grade_file
+
+    for row in grade_file(task, file):
+        print(json.dumps(row, ensure_ascii=True))
+
+
+def make_ui(as_json: bool) -> "Ui":
+    from mlxreflect.ui import Ui
+
+    return Ui(json=as_json)
+
+
+def require_mlx() -> None:
+    """On Linux mlx comes without a backend unless an extra names one."""
+    try:
+        import mlx.core  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"mlx has no backend here ({str(error).splitlines()[0]})",
+            "install one: pip install 'mlxreflect[cpu]', or 'mlxreflect[cuda]' on an NVIDIA GPU",
+        ) from None
+
+
+def main() -> None:
+    """A person's mistake is two lines and exit code 2; anything else keeps its traceback."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        app()
+    except UserError as error:
+        fail(error.message, error.hint)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = error.filename or "the disk"
+        fail(f"{where}: no space left", "free some; a run goes on with: mlxreflect resume RUN_DIR")
+
+
+def fail(message: str, hint: str) -> None:
+    print(f"error: {message}\nhint: {hint}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,185 @@
+"""A critic served by Ollama, on this machine or another, through the `ollama` package."""
+
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import httpx
+import ollama
+
+from mlxreflect.critics.base import Call, Reply
+from mlxreflect.critics.client import Body, CallError, Client, http_error
+from mlxreflect.errors import UserError
+from mlxreflect.prompts import TAGS
+from mlxreflect.recipe import CriticConfig
+from mlxreflect.records import Messages
+
+CONNECT_S = 10.0
+PREFLIGHT_S = 30.0
+SEED_BITS = 0x7FFFFFFF  # Ollama's seed is a signed 32-bit number
+CHARS_PER_TOKEN = 6  # more than any usual text has, so the estimate errs towards too few tokens
+
+
+class OllamaCritic:
+    """Asks one model for critiques and rewrites. `num_ctx` is one for the run: a change reloads it.
+
+    OLLAMA_HOST says where the server is, `config.base_url` overrides it.
+    Raises UserError for an address that is none and for a cache that cannot be used.
+    """
+
+    def __init__(self, config: CriticConfig, run_id: str, *, backoff_s: float = 1.0) -> None:
+        self.config = config
+        self.actor = f"ollama:{config.model}"
+        host = config.base_url or os.environ.get("OLLAMA_HOST") or "http://127.0.0.1:11434"
+        self.url = re.sub(r"//[^/]*@", "//", host)  # shown to people: without a password
+        self.think: bool | None = None
+        self.window = config.num_ctx
+        self.local = threading.local()  # .deadline of the request this thread is making
+        try:
+            self.server = ollama.Client(
+                host=host,
+                timeout=config.deadline_s,
+                event_hooks={"request": [self.limit], "response": [self.check]},
+            )
+        except (ValueError, httpx.InvalidURL):
+            raise UserError(
+                f"{self.url} is no address of an Ollama server",
+                "set critic.base_url (or OLLAMA_HOST) to something like http://127.0.0.1:11434",
+            ) from None
+        self.client = Client(config, run_id, self.send, backoff_s=backoff_s)
+
+    def preflight(self) -> None:
+        """Is the server up, is the model there, what can it do?"""
+        hint = "start it with `ollama serve`, or set critic.base_url"
+        try:
+            with self.typed(PREFLIGHT_S):
+                self.server.list()
+            self.look_up()
+        except CallError as error:
+            why = "" if error.kind == "connect" else f" ({error})"
+            raise UserError(f"Ollama does not answer at {self.url}{why}", hint) from None
+
+    def look_up(self) -> None:
+        """Ask about the model. Its name is resolved by the server: without a tag, `:latest`."""
+        name = self.config.model
+        try:
+            with self.typed(PREFLIGHT_S):
+                model = self.server.show(name)
+        except CallError as error:
+            if error.kind == "http_404":
+                missing = UserError(f"Ollama has no model {name}", f"run: ollama pull {name}")
+                raise missing from None
+            if error.kind == "invalid":  # an old server, which tells less about a model
+                return
+            raise
+        # Thinking is on by default and would use up max_tokens. Other models do not know the key.
+        self.think = False if "thinking" in (model.capabilities or []) else None
+        for key, value in (model.modelinfo or {}).items():
+            if key.endswith(".context_length") and isinstance(value, int) and value > 0:
+                self.window = min(self.config.num_ctx, value)
+
+    def ask(self, calls: Sequence[Call]) -> list[Reply]:
+        return self.client.ask(calls)
+
+    def close(self) -> None:
+        self.client.close()
+        if close := getattr(self.server, "close", None):  # not in the first of ollama 0.6
+            close()
+
+    def send(self, call: Call, timeout: float) -> Reply:
+        options = {
+            "temperature": self.config.temperature,
+            "num_predict": self.config.max_tokens,
+            "num_ctx": self.config.num_ctx,
+            "seed": call.seed & SEED_BITS,
+        }
+        with self.typed(timeout):
+            response = self.server.chat(
+                model=self.config.model,
+                messages=encodable(call.messages),
+                options=options,
+                think=self.think,
+            )
+        self.check_prompt(call.messages, response.prompt_eval_count)
+        counts = {"prompt": response.prompt_eval_count, "completion": response.eval_count}
+        return Reply(
+            strip_thought(response.message.content or "", call),
+            finish_reason=response.done_reason,
+            usage={name: count for name, count in counts.items() if count is not None},
+        )
+
+    def check_prompt(self, messages: Messages, count: int | None) -> None:
+        """Refuse a reply to a prompt that Ollama cut, which it does without a word.
+
+        It counts after cutting: a window filled to the brim or far fewer tokens than were sent
+        give it away. Old servers leave the count out; then nothing can be said.
+        """
+        sent = estimate_tokens(messages)
+        if count and (count >= self.window or count < 0.75 * sent):
+            raise CallError(
+                "truncated_prompt",
+                f"Ollama cut the prompt to {count} tokens (at least {sent} were sent): "
+                f"raise critic.num_ctx, now {self.config.num_ctx}",
+            )
+
+    @contextmanager
+    def typed(self, timeout: float) -> Iterator[None]:
+        """Give the request inside `timeout` seconds; its errors come out as CallError."""
+        self.local.deadline = time.monotonic() + timeout
+        try:
+            yield
+        except httpx.ConnectTimeout:
+            raise CallError(
+                "timeout", f"no connection within {CONNECT_S:g} s", retry=True
+            ) from None
+        except httpx.TimeoutException:
+            raise CallError("timeout", f"no reply from {self.url} in time", retry=True) from None
+        except (httpx.TransportError, ConnectionError):  # ollama makes the second of refusals
+            raise CallError("connect", f"cannot reach {self.url}", retry=True) from None
+        except (ValueError, TypeError, RecursionError, httpx.RequestError) as error:
+            # Not JSON, not UTF-8, not an object, not the fields of a reply; endless redirects.
+            fault = type(error).__name__
+            raise CallError("invalid", f"not a reply as Ollama sends it ({fault})") from None
+
+    def limit(self, request: httpx.Request) -> None:
+        left = max(self.local.deadline - time.monotonic(), 0.001)
+        request.extensions["timeout"] = httpx.Timeout(left, connect=min(left, CONNECT_S)).as_dict()
+
+    def check(self, response: httpx.Response) -> None:
+        """Raise here for a refused request: ollama's ResponseError drops Retry-After."""
+        if isinstance(response.stream, httpx.SyncByteStream):
+            response.stream = Body(response.stream, self.local.deadline)
+        if not (response.is_success or response.has_redirect_location):
+            response.read()
+            raise http_error(response)
+
+
+def encodable(messages: Messages) -> Messages:
+    """Half an emoji, as a policy's last token may leave it, has no UTF-8 form: send a "?"."""
+    return [
+        {key: value.encode("utf-8", "replace").decode("utf-8") for key, value in message.items()}
+        for message in messages
+    ]
+
+
+def estimate_tokens(messages: Messages) -> int:
+    """At least how many tokens a prompt has. Runs of one character count once: they merge."""
+    text = "\n".join(message["content"] for message in messages)
+    return len(re.sub(r"(.)\1+", r"\1", text, flags=re.DOTALL)) // CHARS_PER_TOKEN
+
+
+def strip_thought(text: str, call: Call) -> str:
+    """The text without a leading <think>…</think> that the critic wrote for itself.
+
+    In a rewrite whose own tags are `think`, a single block is the solution's reasoning and stays;
+    the first of two is the critic's.
+    """
+    start, end = TAGS["think"]
+    head = text.lstrip()
+    own = call.role == "rewrite" and call.tags == "think" and text.count(end) < 2
+    if own or not head.startswith(start) or end not in head:
+        return text
+    return head.partition(end)[2].lstrip()

@@ -1,0 +1,281 @@
+"""One run from its first problem to its verdict: evaluate, strategy wave by wave, evaluate."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlxreflect import pairs
+from mlxreflect.compare import compare
+from mlxreflect.critics import CRITICS
+from mlxreflect.critics.base import Critic
+from mlxreflect.critics.self_critic import SelfCritic
+from mlxreflect.errors import UserError
+from mlxreflect.evaluate import eval_problems, evaluate
+from mlxreflect.plots import draw_plots
+from mlxreflect.policy import load_policy, weights_hash
+from mlxreflect.recipe import Recipe, eval_spec
+from mlxreflect.records import Problem, read_rows, to_row
+from mlxreflect.run import Run
+from mlxreflect.strategies import STRATEGIES
+from mlxreflect.strategies.r3 import R3, Played
+from mlxreflect.strategies.waves import State, Wave
+from mlxreflect.tasks import TASKS
+from mlxreflect.train.checkpoint import load_arrays, load_parameters, load_trainer, save_trainer
+from mlxreflect.train.lora import attach_lora, save_adapter
+from mlxreflect.train.trainer import Trainer
+from mlxreflect.ui import Ui
+
+COMPARED = ("n", "accuracy_a", "accuracy_b", "gains", "losses", "difference", "ci_low", "ci_high",
+            "p_exact", "p_mid")  # fmt: skip
+MEASURED = ("n", "accuracy", "ci_low", "ci_high", "format_rate", "parse_failures", "truncated")
+
+
+def execute(run: Run, ui: Ui) -> dict[str, Any]:
+    """Do what is left of a run, and return its summary."""
+    if (run.path / "summary.json").is_file():
+        done: dict[str, Any] = json.loads((run.path / "summary.json").read_text(encoding="utf-8"))
+        return done
+    started = time.monotonic()
+    recipe = run.recipe
+    task, spec = TASKS[recipe.task.name], eval_spec(recipe)
+    exam = TASKS[spec.task.name]
+    held_out = eval_problems(exam, spec)
+    problems = training_problems(recipe, {p.id for p in held_out})
+    critics = open_critics(recipe, run.id)
+    policy = load_policy(recipe.policy)
+    critics["self"] = SelfCritic(policy, recipe.critic.tier("basic"), recipe.policy.batch)
+    adapter = attach_lora(policy.model, recipe.train.lora, recipe.seed, recipe.policy.adapter)
+    trainer = Trainer(policy.model)
+    strategy = STRATEGIES[recipe.strategy](recipe, task, policy, trainer, critics, problems)
+    before = restore(run, strategy, trainer, adapter)
+    ui.header(
+        {"recipe": recipe.name, "policy": recipe.policy.model,
+         "critic": critics.get("basic", critics["self"]).actor,
+         "problems": len(problems), "held out": len(held_out), "device": str(mx.default_device()),
+         "run": str(run.path)}
+    )  # fmt: skip
+
+    def measure(arm: str) -> dict[str, Any]:
+        with ui.progress(f"evaluating {arm}", len(held_out) * spec.samples) as bar:
+            return evaluate(
+                policy, exam, held_out, spec, run.path / "eval" / arm,
+                adapter="" if arm == "base" else weights_hash(trainer.trainable()),
+                advance=bar.advance,
+            )  # fmt: skip
+
+    with awake():
+        base = measure("base")
+        play_waves(run, strategy, trainer, adapter, ui, before + time.monotonic() - started)
+        finish_adapter(run, trainer, adapter)
+        trained = measure("trained")
+        for critic in critics.values():
+            critic.close()
+    comparison = compare(run.path / "eval" / "base", run.path / "eval" / "trained")
+    run.write_json("comparison.json", comparison)
+    summary = summarise_run(run, base, trained, comparison)
+    summary["wall_seconds"] = round(before + time.monotonic() - started, 1)
+    run.write_json("summary.json", summary)
+    draw_plots(run.path)
+    return summary
+
+
+def open_critics(recipe: Recipe, run_id: str) -> dict[str, Critic]:
+    """The basic and the advanced critic, each known to answer; one where they are the same."""
+    if recipe.r3.feedback == recipe.r3.rewriter == "self":
+        return {}
+    critics: dict[str, Critic] = {}
+    basic, advanced = recipe.critic.tier("basic"), recipe.critic.tier("advanced")
+    critics["basic"] = CRITICS[basic.provider](basic, recipe.task.name, run_id)
+    critics["basic"].preflight()
+    critics["advanced"] = critics["basic"]
+    if advanced != basic:
+        critics["advanced"] = CRITICS[advanced.provider](advanced, recipe.task.name, run_id)
+        critics["advanced"].preflight()
+    return critics
+
+
+def training_problems(recipe: Recipe, held_out: set[str]) -> dict[str, Problem]:
+    """The recipe's training problems by id, none of them in the evaluation."""
+    loaded = TASKS[recipe.task.name].load(recipe.task, "train", recipe.seed)
+    kept = {p.id: p for p in loaded if p.id not in held_out}
+    if recipe.task.limit:
+        kept = dict(list(kept.items())[: recipe.task.limit])
+    if not kept:
+        raise UserError(
+            f"task {recipe.task.name}: no problem is left to train on",
+            "give more problems, or an evaluation with other ones",
+        )
+    return kept
+
+
+def restore(run: Run, strategy: R3, trainer: Trainer, adapter: dict[str, Any]) -> float:
+    """Go back to the last commit, or make the first; returns the seconds spent until it."""
+    last = run.last_commit()
+    if last is None:
+        commit(run, 0, strategy, trainer, adapter, {}, 0.0)
+        return 0.0
+    folder, saved = last
+    load_parameters(folder / "adapters.safetensors", trainer)
+    load_trainer(folder, trainer, saved["trainer"])
+    strategy.state = State(**saved["strategy"])
+    if (folder / "reference.safetensors").is_file():
+        strategy.learning.reference = load_arrays(folder / "reference.safetensors")
+    seconds: float = saved["seconds"]
+    return seconds
+
+
+def commit(
+    run: Run,
+    number: int,
+    strategy: R3,
+    trainer: Trainer,
+    adapter: dict[str, Any],
+    rows: dict[str, list[dict[str, Any]]],
+    seconds: float,
+) -> Path:
+    """Commit a wave: rows, adapter, optimizers, reference and the strategy's state at once."""
+    state: dict[str, Any] = {"strategy": asdict(strategy.state), "seconds": seconds}
+
+    def save(folder: Path) -> None:
+        save_adapter(folder, trainer.trainable(), adapter, run.recipe.policy.model)
+        state["trainer"] = save_trainer(folder, trainer)
+        if strategy.learning.reference is not None:
+            mx.save_safetensors(str(folder / "reference.safetensors"), strategy.learning.reference)
+
+    return run.commit(number, rows, state, save)
+
+
+def play_waves(
+    run: Run,
+    strategy: R3,
+    trainer: Trainer,
+    adapter: dict[str, Any],
+    ui: Ui,
+    seconds: float,
+) -> None:
+    started = time.monotonic() - seconds
+    config = run.recipe.r3
+    total = len(strategy.problems) * config.epochs
+    with ui.progress("learning", total) as bar:
+        done = len(strategy.problems) * (strategy.state.epoch - 1) + strategy.state.cursor
+        bar.advance(done)
+        strategy.status = bar.update_text
+        while (wave := strategy.next_wave()) is not None:
+            begun = time.monotonic()
+            played = strategy.play(wave)
+            figures = {**played.figures, "seconds": round(time.monotonic() - begun, 3)}
+            folder = commit(
+                run, wave.number + 1, strategy, trainer, adapter,
+                journal_rows(wave, played, figures), time.monotonic() - started,
+            )  # fmt: skip
+            if wave.stage == "problems":
+                bar.advance(len(wave.problems))
+                if strategy.state.cursor == len(strategy.problems):
+                    keep_epoch(run, folder, wave.epoch)
+            ui.line(describe_wave(figures))
+
+
+def journal_rows(wave: Wave, played: Played, figures: dict[str, Any]) -> dict[str, Any]:
+    at = {"schema": "metrics/1", "epoch": wave.epoch, "wave": wave.number}
+    metrics = [{**at, "kind": "step", **step.row()} for step in played.steps]
+    preference = [e for e in played.examples if e.kind == "preference"]
+    imitation = [e for e in played.examples if e.kind == "sft"]
+    return {
+        "episodes.jsonl": [to_row(episode) for episode in played.episodes],
+        "examples.jsonl": [to_row(example) for example in played.examples],
+        "preference.jsonl": [pairs.trl_preference(example) for example in preference],
+        "sft.jsonl": [pairs.trl_sft(example) for example in imitation],
+        "metrics.jsonl": [*metrics, {**at, "kind": "wave", **figures}],
+    }
+
+
+def describe_wave(figures: dict[str, Any]) -> str:
+    share = figures["passed"] / figures["problems"] if figures["problems"] else 0.0
+    return (
+        f"epoch {figures['epoch']}, wave {figures['number']} ({figures['stage']}): "
+        f"{figures['problems']} problems, {share:.1%} right at once, {figures['solved']} solved, "
+        f"{figures['pairs']} pairs, bucket {figures['bucket']}, {figures['seconds']:.1f} s"
+    )
+
+
+def keep_epoch(run: Run, commit: Path, epoch: int) -> None:
+    """A copy of the adapter as it is at an epoch's end, for good."""
+    copy_adapter(commit, run.path / "checkpoints" / f"epoch-{epoch}")
+
+
+def finish_adapter(run: Run, trainer: Trainer, adapter: dict[str, Any]) -> None:
+    final, temporary = run.path / "adapter", run.path / "adapter.tmp"
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    save_adapter(temporary, trainer.trainable(), adapter, run.recipe.policy.model)
+    if final.exists():
+        shutil.rmtree(final)
+    temporary.rename(final)
+
+
+def copy_adapter(source: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("adapters.safetensors", "adapter_config.json"):
+        shutil.copyfile(source / name, target / name)
+
+
+def summarise_run(
+    run: Run, base: dict[str, Any], trained: dict[str, Any], comparison: dict[str, Any]
+) -> dict[str, Any]:
+    """Figures of a whole run, all from what was committed."""
+    metrics = list(read_rows(run.path / "metrics.jsonl"))
+    waves = [row for row in metrics if row["kind"] == "wave"]
+    last = run.last_commit()
+    assert last is not None  # a run has at least its first commit
+    bucket = set(last[1]["strategy"]["bucket"])
+    first: dict[str, bool] = {}
+    for row in read_rows(run.path / "episodes.jsonl"):
+        first.setdefault(row["problem"]["id"], row["outcome"]["first_correct"])
+    at_once = {pid for pid, right in first.items() if right} - bucket
+    critic = sum((Counter(row["critic"]) for row in waves), Counter[str]())
+    failures = sum((Counter(row["failures"]) for row in waves), Counter[str]())
+    return {
+        "schema": "summary/1",
+        "status": "finished",
+        "recipe": run.recipe.name,
+        "policy": run.recipe.policy.model,
+        "wall_seconds": 0.0,
+        "waves": len(waves),
+        "problems": len(first),
+        "solved_first": len(at_once),
+        "solved_after": len(first) - len(at_once) - len(bucket),
+        "bucket": len(bucket),
+        "pairs": sum(row["pairs"] for row in waves),
+        "critic": {key: critic[key] for key in ("calls", "cached", "failed")},
+        "failures": dict(failures),
+        "base": {key: base[key] for key in MEASURED},
+        "trained": {key: trained[key] for key in MEASURED},
+        "comparison": {key: comparison.get(key) for key in COMPARED},
+        "peak_memory_bytes": mx.get_peak_memory(),
+        "tokens_generated": sum(row["tokens_generated"] for row in waves),
+        "tokens_trained": sum(row["tokens_trained"] for row in waves),
+    }
+
+
+@contextmanager
+def awake() -> Iterator[None]:
+    """Keep a Mac from sleeping while a run is under way."""
+    if sys.platform != "darwin":
+        yield
+        return
+    keeper = subprocess.Popen(["/usr/bin/caffeinate", "-i"])
+    try:
+        yield
+    finally:
+        keeper.terminate()
+        keeper.wait()

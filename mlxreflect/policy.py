@@ -1,0 +1,242 @@
+"""The model that learns: the only file that touches mlx-lm's loading and generation."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from mlx.utils import tree_flatten, tree_map
+from mlx_lm.generate import BatchGenerator
+from mlx_lm.sample_utils import make_sampler
+from mlx_lm.utils import dequantize_model, load
+
+from mlxreflect.errors import UserError
+from mlxreflect.recipe import PolicyConfig
+from mlxreflect.records import Messages
+from mlxreflect.seeds import seed_mlx
+
+TINY = Path(__file__).parent / "tiny"
+GROUP_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Completion:
+    """token_ids: as generated, the end token included where finish_reason is "stop"."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    prompt_tokens: int
+
+
+class Policy:
+    """A model with its tokenizer: chat prompts to tokens, tokens to attempts."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, name: str) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name
+        self.eos: set[int] = set(tokenizer.eos_token_ids)
+        self.end_of_turn = find_end_of_turn(tokenizer, self.eos)
+        self.tokens_generated = 0
+
+    def encode(self, messages: Messages) -> list[int]:
+        """The chat template's tokens, up to where the answer begins."""
+        return encode_chat(self.tokenizer, messages)
+
+    def encode_response(self, prompt: list[int], text: str) -> list[int]:
+        """Tokens of a response written by another than the policy, its end token included.
+
+        What follows the prompt's tokens when prompt and response are encoded together, where the
+        prompt's tokens are an exact prefix of that; else the response's own tokens.
+        """
+        tokenizer = self.tokenizer
+        head = tokenizer.decode(prompt, skip_special_tokens=False)
+        whole: list[int] = tokenizer.encode(head + text, add_special_tokens=False)
+        if whole[: len(prompt)] == prompt:
+            ids = whole[len(prompt) :]
+        else:
+            ids = tokenizer.encode(text, add_special_tokens=False)
+        return [*ids, self.end_of_turn]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(
+            list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        *,
+        temperature: float,
+        top_p: float,
+        max_new_tokens: int,
+        batch: int,
+        seed: Sequence[int | str],
+        advance: Callable[[int], None] | None = None,
+    ) -> list[Completion]:
+        """One completion a prompt, in the order of the prompts, by continuous batching.
+
+        seed: names the random stream; the same names, prompts, weights and backend give the same
+        tokens. advance: told how many completions have just ended.
+        """
+        if not prompts:
+            return []
+        seed_mlx(*seed)
+        self.model.eval()
+        generator = BatchGenerator(
+            self.model,
+            stop_tokens=[[token] for token in sorted(self.eos)],
+            sampler=make_sampler(temp=temperature, top_p=top_p),
+            completion_batch_size=batch,
+            prefill_batch_size=batch,
+        )
+        tokens: dict[int, list[int]] = {}
+        reasons: dict[int, str] = {}
+        try:
+            uids = generator.insert(list(prompts), [max_new_tokens] * len(prompts))
+            while responses := generator.next_generated():
+                for r in responses:
+                    tokens.setdefault(r.uid, []).append(r.token)
+                    if r.finish_reason is not None:
+                        reasons[r.uid] = r.finish_reason
+                        if advance:
+                            advance(1)
+        finally:
+            generator.close()
+            mx.clear_cache()
+        self.tokens_generated += sum(len(ids) for ids in tokens.values())
+        return [
+            self.completion(tokens[uid], reasons[uid], len(prompt))
+            for uid, prompt in zip(uids, prompts, strict=True)
+        ]
+
+    def completion(self, token_ids: list[int], finish_reason: str, prompt: int) -> Completion:
+        shown = token_ids[:-1] if finish_reason == "stop" else token_ids
+        return Completion(self.decode(shown), token_ids, finish_reason, prompt)
+
+
+def encode_chat(tokenizer: Any, messages: Messages) -> list[int]:
+    """Messages as prompt tokens; a system part is folded into the user's for models without one."""
+    if not tokenizer.has_chat_template:
+        text = "\n\n".join(m["content"] for m in messages) + "\n"
+        ids: list[int] = tokenizer.encode(text)
+        return ids
+    options = {"add_generation_prompt": True, "tokenize": True}
+    if messages[0]["role"] == "system" and not knows_system(tokenizer):
+        messages = [
+            {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"},
+            *messages[2:],
+        ]
+    return list(tokenizer.apply_chat_template(messages, **options))
+
+
+def knows_system(tokenizer: Any) -> bool:
+    """Whether the chat template takes a system message (Gemma's, for one, raises)."""
+    from jinja2 import TemplateError
+
+    try:
+        tokenizer.apply_chat_template(
+            [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}], tokenize=False
+        )
+    except TemplateError:
+        return False
+    return True
+
+
+def find_end_of_turn(tokenizer: Any, eos: set[int]) -> int:
+    """The token with which the chat template ends an assistant's turn, if it ends generation."""
+    if tokenizer.has_chat_template:
+        turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        closed = tokenizer.apply_chat_template(turn, tokenize=True)
+        opened = tokenizer.apply_chat_template(turn[:1], add_generation_prompt=True, tokenize=True)
+        for token in closed[len(opened) :]:
+            if token in eos:
+                return int(token)
+    return int(tokenizer.eos_token_id)
+
+
+def load_policy(config: PolicyConfig) -> Policy:
+    """Load a model by hub name, path, or "tiny". Raises UserError for what a person can mend."""
+    path = str(TINY) if config.model == "tiny" else config.model
+    try:
+        model, tokenizer = load(
+            path,
+            tokenizer_config={"trust_remote_code": False},
+            adapter_path=config.adapter or None,
+        )
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise missing_model(config, error) from None
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"policy.model = {config.model!r} cannot be loaded: {one_line(error)}",
+            "give a model that mlx-lm supports (and an adapter made for it)",
+        ) from None
+    if config.quantize:
+        quantize(model, config.quantize)
+    if config.dequantize == "yes" or (config.dequantize == "auto" and on_cpu()):
+        dequantize(model)
+    model.eval()
+    mx.eval(model.parameters())
+    return Policy(model, tokenizer, config.model)
+
+
+def missing_model(config: PolicyConfig, error: Exception) -> UserError:
+    if config.adapter and not (Path(config.adapter) / "adapter_config.json").is_file():
+        return UserError(
+            f"policy.adapter = {config.adapter!r} is no adapter folder",
+            "give a folder with adapter_config.json and adapters.safetensors",
+        )
+    if Path(config.model).is_dir():
+        return UserError(
+            f"policy.model = {config.model!r} is no mlx-lm model folder: {one_line(error)}",
+            "make one with: mlx_lm.convert --hf-path NAME --mlx-path DIR -q",
+        )
+    return UserError(
+        f"policy.model = {config.model!r}: no such folder, and the hub gave none "
+        f"({type(error).__name__})",
+        f"check the name and the connection, or run: hf download {config.model}",
+    )
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def on_cpu() -> bool:
+    return bool(mx.default_device().type == mx.DeviceType.cpu)
+
+
+def quantize(model: nn.Module, bits: int) -> None:
+    """Quantise on load. A model that already is quantised is brought to `bits` by way of floats."""
+    if any(name.endswith("scales") for name, _ in tree_flatten(model.parameters())):
+        dequantize(model)
+
+    def fits(path: str, module: nn.Module) -> bool:
+        return hasattr(module, "to_quantized") and module.weight.shape[-1] % GROUP_SIZE == 0
+
+    nn.quantize(model, GROUP_SIZE, bits, class_predicate=fits)
+
+
+def dequantize(model: nn.Module) -> None:
+    """Plain float32 weights in place of packed ones: several times faster on the CPU."""
+    dequantize_model(model)
+    model.update(tree_map(to_float32, model.parameters()))
+
+
+def to_float32(array: mx.array) -> mx.array:
+    return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
+
+
+def weights_hash(arrays: dict[str, mx.array]) -> str:
+    """Eight hex digits over names, shapes and bytes: which adapter wrote a text."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name}{arrays[name].shape}".encode())
+        digest.update(memoryview(arrays[name].astype(mx.float32)).tobytes())  # type: ignore[arg-type]
+    return digest.hexdigest()[:8]

@@ -1,0 +1,184 @@
+"""The run directory: create, lock, journal, commit, resume.
+
+A commit is one folder `checkpoints/wave-NNNNN`, made beside and renamed into place. It holds the
+adapter, the optimizers, the stage's reference and `commit.json`: the strategy's state and the
+length of every journal. Rows are appended and flushed before the rename, so a journal is never
+shorter than a commit says; what a crash left behind it is cut off by `resume`.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TextIO
+
+from mlxreflect.errors import UserError
+from mlxreflect.recipe import (
+    RESUMABLE,
+    Recipe,
+    apply_settings,
+    digest,
+    dump_recipe,
+    flatten,
+    read_toml,
+    validate,
+)
+from mlxreflect.records import append_rows, write_atomic
+
+JOURNALS = ("episodes.jsonl", "examples.jsonl", "preference.jsonl", "sft.jsonl", "metrics.jsonl")
+# What a process killed while it began may leave: not yet a run.
+FIRST = {".lock", "recipe.toml", "recipe.toml.tmp", "run.json.tmp"}
+KEEP = 2  # commits; the ends of epochs are kept as adapters besides
+
+
+class Run:
+    """One run directory, locked by this process while it is open."""
+
+    def __init__(self, path: Path, recipe: Recipe, lock: TextIO) -> None:
+        self.path = path
+        self.recipe = recipe
+        self._lock = lock
+
+    # ---- opening --------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, recipe: Recipe, path: Path | None) -> "Run":
+        """A new run directory. Raises UserError where one already is."""
+        if path is None:
+            model = recipe.policy.model.rstrip("/").rsplit("/", 1)[-1]
+            stamp = time.strftime("%Y%m%d-%H%M%S")
+            path = Path("runs") / f"{recipe.name}--{model}--{stamp}-{digest(recipe)[:4]}"
+        if path.exists() and (
+            not path.is_dir() or any(p.name not in FIRST for p in path.iterdir())
+        ):
+            raise UserError(
+                f"{path} is there already",
+                f"go on with it by: mlxreflect resume {path}, or give another --run-dir",
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}", "give another --run-dir") from None
+        lock = take_lock(path)
+        write_atomic(path / "recipe.toml", dump_recipe(recipe))
+        identity = {
+            "schema": "run/1", "id": f"{path.name}-{time.time_ns():x}", "digest": digest(recipe),
+            "recipe": recipe.model_dump(),
+        }  # fmt: skip
+        write_atomic(path / "run.json", json.dumps(identity, indent=1) + "\n")
+        return cls(path, recipe, lock)
+
+    @classmethod
+    def open(cls, path: Path, settings: Iterable[str] = ()) -> "Run":
+        """A run directory to go on with. Refuses a changed recipe, naming the changed keys."""
+        if not (path / "run.json").is_file():
+            raise UserError(
+                f"{path} is no run directory", "give the folder that `mlxreflect run` made"
+            )
+        original = json.loads((path / "run.json").read_text(encoding="utf-8"))["recipe"]
+        tree = read_toml(path / "recipe.toml")
+        now = validate(Recipe, tree, path / "recipe.toml").model_dump()
+        old, new = flatten(original), flatten(now)
+        changed = sorted(k for k in {**old, **new} if old.get(k) != new.get(k))
+        if refused := [k for k in changed if k not in RESUMABLE]:
+            raise UserError(
+                f"{path / 'recipe.toml'} was changed: {describe(refused, old, new)}",
+                f"set {refused[0]} back, or begin a new run",
+            )
+        for setting in settings:
+            if setting.partition("=")[0].strip() not in RESUMABLE:
+                raise UserError(
+                    f"--set {setting}: a run is resumed with the recipe it began with",
+                    f"only these can change: {', '.join(RESUMABLE)}; or begin a new run",
+                )
+        settings = list(settings)
+        recipe = validate(Recipe, apply_settings(now, settings), path / "recipe.toml", settings)
+        return cls(path, recipe, take_lock(path))
+
+    @property
+    def id(self) -> str:
+        name: str = json.loads((self.path / "run.json").read_text(encoding="utf-8"))["id"]
+        return name
+
+    def close(self) -> None:
+        self._lock.close()
+
+    # ---- commits --------------------------------------------------------------------------------
+
+    def last_commit(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest commit and its JSON; cuts the journals back to it and removes leftovers."""
+        folder = self.path / "checkpoints"
+        for leftover in folder.glob("*.tmp"):
+            shutil.rmtree(leftover)
+        commits = sorted(folder.glob("wave-*"))
+        if not commits:
+            for name in JOURNALS:
+                (self.path / name).unlink(missing_ok=True)
+            return None
+        commit: dict[str, Any] = json.loads((commits[-1] / "commit.json").read_text())
+        for name, length in commit["journals"].items():
+            with (self.path / name).open("ab") as journal:
+                journal.truncate(length)
+        return commits[-1], commit
+
+    def commit(
+        self,
+        number: int,
+        rows: dict[str, list[dict[str, Any]]],
+        state: dict[str, Any],
+        save: Callable[[Path], None],
+    ) -> Path:
+        """Append rows to the journals, then commit `state` and what `save` writes, at once."""
+        lengths = {name: append_rows(self.path / name, rows.get(name, [])) for name in JOURNALS}
+        folder = self.path / "checkpoints"
+        final = folder / f"wave-{number:05d}"
+        temporary = folder / f"wave-{number:05d}.tmp"
+        temporary.mkdir(parents=True)
+        save(temporary)
+        text = json.dumps({"schema": "commit/1", "journals": lengths, **state}, ensure_ascii=True)
+        (temporary / "commit.json").write_text(text + "\n", encoding="utf-8")
+        for file in temporary.iterdir():
+            sync(file)
+        sync(temporary)
+        temporary.rename(final)
+        sync(folder)
+        for old in sorted(folder.glob("wave-*"))[:-KEEP]:
+            shutil.rmtree(old)
+        return final
+
+    def write_json(self, name: str, value: Any) -> None:
+        write_atomic(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def take_lock(path: Path) -> TextIO:
+    """An exclusive lock that ends with the process, however it ends."""
+    lock = (path / ".lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        owner = lock.read().strip() or "unknown"
+        lock.close()
+        raise UserError(
+            f"{path} is in use by process {owner}", "wait for it, or stop that process"
+        ) from None
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def describe(keys: list[str], old: dict[str, Any], new: dict[str, Any]) -> str:
+    return ", ".join(f"{k} (was {old.get(k)!r}, is {new.get(k)!r})" for k in keys)

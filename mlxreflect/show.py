@@ -1,0 +1,235 @@
+"""Reads a run directory for a person: header, waves, problems, verdict, one problem's story.
+
+A run that is under way or died shows as far as it got.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mlxreflect.compare import read_arms, read_results
+from mlxreflect.errors import UserError
+from mlxreflect.recipe import read_toml
+from mlxreflect.records import Episode, Example, Outcome, episode_from_row, flat_from_row, read_rows
+from mlxreflect.story import STATUS_STYLE, plain, tell_story
+
+LAST_WAVES = 30  # rows of the table of waves
+MOST_PROBLEMS = 40  # rows of the table of problems, unless a status is asked for
+STATUSES: tuple[str, ...] = get_args(get_type_hints(Outcome)["status"])
+
+
+def show_run(run_dir: Path, status: str | None = None) -> list[RenderableType]:
+    """The run's header, waves, problems (those with `status`) and summary.
+
+    Raises UserError where there is no run, or no such status.
+    """
+    check_run(run_dir)
+    if status and status not in STATUSES:
+        raise UserError(f"no status {status!r}", f"the statuses are: {', '.join(STATUSES)}")
+    episodes = load_episodes(run_dir)
+    parts = [show_header(run_dir), Text(), show_waves(run_dir), Text()]
+    parts.append(show_problems(episodes, status))
+    return [*parts, Text(), *show_summary(run_dir)]
+
+
+def show_problem(run_dir: Path, problem_id: str) -> list[RenderableType]:
+    """The whole story of the problem whose id begins so, over all epochs.
+
+    Raises UserError where no problem, or more than one, has such an id.
+    """
+    check_run(run_dir)
+    episodes = load_episodes(run_dir)
+    known = list(dict.fromkeys(episode.problem.id for episode in episodes))
+    found = [i for i in known if i.startswith(problem_id)]
+    if problem_id in found:
+        found = [problem_id]
+    if len(found) != 1:
+        some = ", ".join((found or known)[:5]) or "none, no wave is finished yet"
+        fault = "problems begin with" if found else "no problem in this run begins with"
+        raise UserError(
+            f"{f'{len(found)} ' if found else ''}{fault} {problem_id!r}",
+            f"give more digits: {some}" if found else f"some of its problems: {some}",
+        )
+    path = run_dir / "examples.jsonl"
+    rows = read_rows(path) if path.is_file() else iter(())
+    mine = [row for row in rows if row.get("source", {}).get("problem") == found[0]]
+    examples: list[Example] = [flat_from_row(Example, row) for row in mine]
+    return tell_story([e for e in episodes if e.problem.id == found[0]], examples)
+
+
+def check_run(run_dir: Path) -> None:
+    if not run_dir.is_dir():
+        raise UserError(f"{run_dir}: no such folder", "give the folder that `mlxreflect run` made")
+    if not any((run_dir / name).is_file() for name in ("recipe.toml", "episodes.jsonl")):
+        raise UserError(
+            f"{run_dir} is no run directory", "give the folder that `mlxreflect run` made"
+        )
+
+
+def load_episodes(run_dir: Path) -> list[Episode]:
+    path, episodes = run_dir / "episodes.jsonl", []
+    for number, row in enumerate(read_rows(path) if path.is_file() else (), 1):
+        try:
+            episodes.append(episode_from_row(row))
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}, row {number}: not an episode ({error})", "correct or delete that line"
+            ) from None
+    return episodes
+
+
+def facts(pairs: dict[str, object]) -> Table:
+    """Names and values below each other."""
+    grid = Table.grid(padding=(0, 2))
+    for name, value in pairs.items():
+        grid.add_row(plain(name, "bold"), value if isinstance(value, Text) else plain(value))
+    return grid
+
+
+def table(title: str, columns: Iterable[str]) -> Table:
+    """A table; a column named `|name` holds numbers and is set to the right."""
+    made = Table(
+        title=Text(title, "bold"), title_justify="left", header_style="bold",
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0),
+    )  # fmt: skip
+    for column in columns:
+        name, right = column.lstrip("|"), column.startswith("|")
+        # On a narrow terminal only a problem's text gives way.
+        made.add_column(name, justify="right" if right else "left", no_wrap=name != "problem")
+    return made
+
+
+def show_header(run_dir: Path) -> Table:
+    path = run_dir / "recipe.toml"
+    recipe = read_toml(path) if path.is_file() else {}
+    summary = read_results(run_dir / "summary.json")
+    critic, policy = recipe.get("critic", {}), recipe.get("policy", {})
+    unfinished = f"not finished: under way, or go on with: mlxreflect resume {run_dir}"
+    return facts(
+        {
+            "run": run_dir,
+            "recipe": recipe.get("name") or recipe.get("strategy", "unknown"),
+            "policy": policy.get("model", "unknown"),
+            "critic": " ".join(filter(None, [critic.get("provider"), critic.get("model")])),
+            "status": (summary or {}).get("status", unfinished),
+        }
+    )
+
+
+def show_waves(run_dir: Path) -> RenderableType:
+    path = run_dir / "metrics.jsonl"
+    rows = read_rows(path) if path.is_file() else iter(())
+    waves = [row for row in rows if row.get("kind") == "wave"]
+    if not waves:
+        return Text("no wave is finished yet")
+    columns = {
+        "|epoch": "epoch", "|wave": "wave", "stage": "stage", "|size": "problems",
+        "|first": "first_correct", "|format": "format_ok", "|solved": "solved",
+        "|bucket": "bucket", "|pairs": "pairs", "|rewrites": "rewrites",
+        "|verify": "verifications",
+    }  # fmt: skip
+    title = "Waves"
+    if len(waves) > LAST_WAVES:
+        title = f"Waves (the last {LAST_WAVES} of {len(waves)}; all are in {path.name})"
+    made = table(title, [*columns, "|secs"])
+    for row in waves[-LAST_WAVES:]:
+        seconds = f"{row['seconds']:.1f}" if "seconds" in row else ""
+        made.add_row(*(plain(row.get(key, "")) for key in columns.values()), plain(seconds))
+    return made
+
+
+def show_problems(episodes: list[Episode], status: str | None) -> RenderableType:
+    """A row a problem, as its last episode left it; all of a status, else the first few."""
+    told: dict[str, list[Episode]] = {}
+    for episode in episodes:
+        told.setdefault(episode.problem.id, []).append(episode)
+    rows = [story for story in told.values() if status in (None, story[-1].outcome.status)]
+    shown = rows if status else rows[:MOST_PROBLEMS]
+    if not shown:
+        return Text(f"no problem with status {status}" if status else "no problem is done yet")
+    title = f"Problems ({status})" if status else "Problems"
+    if len(shown) < len(rows):
+        title += f" (the first {len(shown)} of {len(rows)}; --status shows all of one status)"
+    made = table(title, ["id", "problem", "|attempts", "|rewrites", "status", "critic"])
+    for story in shown:
+        roles = [turn.role for episode in story for turn in episode.turns]
+        outcome, problem = story[-1].outcome, story[-1].problem
+        attempts = roles.count("attempt") + roles.count("verify")
+        made.add_row(
+            plain(problem.id), plain(shorten(problem.fields)), plain(attempts),
+            plain(roles.count("rewrite")),
+            plain(outcome.status, STATUS_STYLE.get(outcome.status, "")), plain(outcome.tier),
+        )  # fmt: skip
+    return made
+
+
+def shorten(fields: dict[str, Any], width: int = 44) -> str:
+    """A problem in one line: its question, else its fields."""
+    text = fields.get("question") or ", ".join(f"{k} {v}" for k, v in fields.items())
+    line = " ".join(str(text).split())
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def show_summary(run_dir: Path) -> list[RenderableType]:
+    """Base against trained, the sentence, totals and plots, as far as there are any."""
+    summary = read_results(run_dir / "summary.json") or {}
+    arms = {n: summary[n] for n in ("base", "trained") if summary.get(n)} or read_arms(run_dir)
+    parts: list[RenderableType] = []
+    if arms:
+        parts += [show_arms(arms), Text()]
+    comparison = read_results(run_dir / "comparison.json") or summary.get("comparison") or {}
+    if comparison.get("sentence"):
+        parts += [plain(comparison["sentence"], "bold"), Text()]
+    named = totals(summary) if summary else {}
+    if plots := sorted((run_dir / "plots").glob("*.png")):
+        named["plots"] = "\n".join(map(str, plots))
+    return [*parts, facts(named)] if named else parts
+
+
+def totals(summary: dict[str, Any]) -> dict[str, object]:
+    critic = summary.get("critic") or {}
+    calls = f"{critic.get('calls', 0)} calls, {critic.get('cached', 0)} of them from the cache, "
+    kinds = [f"{n} {kind.replace('_', ' ')}" for kind, n in summary.get("failures", {}).items()]
+    named = {
+        "problems": summary.get("problems"),
+        "solved at the first try": summary.get("solved_first"),
+        "solved after training": summary.get("solved_after"),
+        "on the bucket list": summary.get("bucket"),
+        "preference pairs": summary.get("pairs"),
+        "critic": f"{calls}{critic.get('failed', 0)} failed" if critic else None,
+        "errors of first attempts": ", ".join(kinds) or None,
+        "wall time": minutes(summary.get("wall_seconds")),
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def minutes(seconds: float | None) -> str | None:
+    return None if seconds is None else f"{seconds / 60:.1f} min"
+
+
+def show_results(results: dict[str, Any]) -> Table:
+    """One evaluation's results.json."""
+    name = results.get("model", "model") + (" + adapter" if results.get("adapter") else "")
+    return show_arms({name: results}, title=f"Evaluation: {results.get('task', '')}")
+
+
+def show_arms(arms: dict[str, dict[str, Any]], title: str = "Held-out problems") -> Table:
+    columns = ["", "|answers", "|right", "|95% interval", "|format kept", "|unparsed", "|cut off"]
+    made = table(title, columns)
+    for name, arm in arms.items():
+        low, high = arm.get("ci_low"), arm.get("ci_high")
+        made.add_row(
+            plain(name), plain(arm.get("n", "")), plain(percent(arm.get("accuracy"))),
+            plain(f"{percent(low)} to {percent(high)}"), plain(percent(arm.get("format_rate"))),
+            plain(arm.get("parse_failures", "")), plain(arm.get("truncated", "")),
+        )  # fmt: skip
+    return made
+
+
+def percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"

@@ -1,0 +1,85 @@
+"""Samples of the policy as graded turns."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from mlxreflect import pairs, prompts
+from mlxreflect.policy import Completion, Policy
+from mlxreflect.recipe import Recipe
+from mlxreflect.records import Messages, Problem, Turn, Verdict
+from mlxreflect.tasks.base import Task
+
+Seed = tuple[int | str, ...]
+
+
+class Attempts:
+    """Draws and grades; turns come without an index, which the episode gives them."""
+
+    def __init__(self, recipe: Recipe, task: Task, policy: Policy) -> None:
+        self.recipe, self.task, self.policy = recipe, task, policy
+
+    def prompt(self, problem: Problem) -> Messages:
+        """The prompt of an attempt: what every training example of the problem has as its own."""
+        config = self.recipe.prompt
+        asked, shown = self.task.instruction(problem), self.task.show(problem)
+        return prompts.attempt_messages(asked, shown, config.tags, config.style)
+
+    def sample(
+        self,
+        problems: Sequence[Problem],
+        role: Literal["attempt", "verify"],
+        n: int,
+        seed: Seed,
+        actor: str,
+    ) -> list[list[Turn]]:
+        """n graded samples a problem, all in one batch."""
+        config = self.recipe.policy
+        messages = [self.prompt(problem) for problem in problems]
+        encoded = [self.policy.encode(m) for m in messages]
+        completions = self.policy.generate(
+            [ids for ids in encoded for _ in range(n)],
+            temperature=config.temperature,
+            top_p=config.top_p,
+            max_new_tokens=config.max_new_tokens,
+            batch=config.batch,
+            seed=(*seed, role),
+        )
+        turns = [
+            self.turn(problems[i // n], role, messages[i // n], completion, actor)
+            for i, completion in enumerate(completions)
+        ]
+        return [turns[i : i + n] for i in range(0, len(turns), n)]
+
+    def turn(
+        self,
+        problem: Problem,
+        role: Literal["attempt", "verify"],
+        messages: Messages,
+        completion: Completion,
+        actor: str,
+    ) -> Turn:
+        turn = Turn(
+            index=-1,
+            parent=None,
+            role=role,
+            actor=actor,
+            messages=messages,
+            text=completion.text,
+            finish_reason=completion.finish_reason,
+            token_ids=completion.token_ids,
+            usage={"prompt": completion.prompt_tokens, "completion": len(completion.token_ids)},
+        )
+        return self.graded(problem, turn)
+
+    def graded(self, problem: Problem, turn: Turn) -> Turn:
+        """The turn with its parsed answer and verdict; a rewrite must not give away its help."""
+        tags, style = self.recipe.prompt.tags, self.recipe.prompt.style
+        grade = self.task.grade(problem, turn.text, tags, style)
+        spans = prompts.parse_response(turn.text, tags, style).spans
+        verdict = grade.verdict
+        if turn.role == "rewrite" and verdict.passed:
+            reason = pairs.leak(turn.text, spans, style)
+            if reason:
+                verdict = Verdict(False, verdict.format_ok, reason, "leak filter")
+        return replace(turn, spans=spans, parsed=grade.parsed, verdict=verdict)

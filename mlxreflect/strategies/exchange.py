@@ -1,0 +1,127 @@
+"""What goes to a critic and comes back as turns; failed calls are turns with an error."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mlxreflect import prompts
+from mlxreflect.critics.base import Call, Critic, Reply
+from mlxreflect.errors import UserError
+from mlxreflect.recipe import Recipe
+from mlxreflect.records import Messages, Problem, Turn
+from mlxreflect.seeds import seed_for
+from mlxreflect.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Round:
+    """Which try this is. tier: the critic that answers; "self" is the policy.
+
+    attempt: together with problem, epoch and role it tells this call from every other.
+    """
+
+    tier: Literal["basic", "advanced", "self"]
+    epoch: int
+    attempt: str
+
+
+class Exchange:
+    """Asks for critiques and rewrites, and counts what came of it."""
+
+    def __init__(self, recipe: Recipe, task: Task, critics: dict[str, Critic]) -> None:
+        self.recipe, self.task, self.critics = recipe, task, critics
+        self.counts: Counter[str] = Counter()
+
+    def critique(
+        self,
+        problems: Sequence[Problem],
+        turns: Sequence[Turn],
+        round_: Round,
+        example: str | None = None,
+    ) -> list[Turn]:
+        """A critique of each turn. example: the last winning rewrite, for self-feedback."""
+        tags = self.recipe.prompt.tags
+        calls = []
+        for problem, turn in zip(problems, turns, strict=True):
+            shown, gold = self.task.show(problem), self.task.gold(problem)
+            messages = prompts.critique_messages(shown, turn.text, tags, gold, example)
+            calls.append(self.call("critique", problem, messages, turn.text, "", round_))
+        return self.ask(calls, turns, round_)
+
+    def rewrite(
+        self,
+        problems: Sequence[Problem],
+        turns: Sequence[Turn],
+        critiques: Sequence[Turn],
+        round_: Round,
+    ) -> list[Turn]:
+        """A rewrite of each turn, told what its critique says."""
+        tags = self.recipe.prompt.tags
+        calls = []
+        for problem, turn, said in zip(problems, turns, critiques, strict=True):
+            asked, shown = self.task.instruction(problem), self.task.show(problem)
+            gold = self.task.gold(problem)
+            messages = prompts.rewrite_messages(asked, shown, turn.text, said.text, tags, gold)
+            calls.append(self.call("rewrite", problem, messages, turn.text, said.text, round_))
+        return self.ask(calls, critiques, round_)
+
+    def call(
+        self,
+        role: Literal["critique", "rewrite"],
+        problem: Problem,
+        messages: Messages,
+        text: str,
+        feedback: str,
+        round_: Round,
+    ) -> Call:
+        return Call(
+            role=role,
+            problem=problem,
+            messages=messages,
+            text=text,
+            feedback=feedback,
+            visibility="verdict" if self.task.gold(problem) is None else "gold_answer",
+            template=str(prompts.VERSIONS[role]),
+            tags=self.recipe.prompt.tags,
+            epoch=round_.epoch,
+            attempt=round_.attempt,
+            seed=seed_for(self.recipe.seed, round_.epoch, round_.attempt, role, problem.id),
+        )
+
+    def ask(self, calls: list[Call], parents: Sequence[Turn], round_: Round) -> list[Turn]:
+        critic = self.critics[round_.tier]
+        replies = critic.ask(calls)
+        self.count(replies)
+        return [
+            Turn(
+                index=-1,
+                parent=parent.index,
+                role=call.role,
+                actor=critic.actor,
+                messages=call.messages,
+                text=reply.text,
+                visibility=call.visibility,
+                finish_reason=reply.finish_reason,
+                token_ids=reply.token_ids if call.role == "rewrite" else None,
+                usage=reply.usage,
+                error=reply.error,
+            )
+            for call, reply, parent in zip(calls, replies, parents, strict=True)
+        ]
+
+    def count(self, replies: list[Reply]) -> None:
+        """Keep the counts. Raises UserError when too many calls of the wave have failed."""
+        failed = [reply for reply in replies if reply.error is not None]
+        self.counts["calls"] += len(replies)
+        self.counts["cached"] += sum(reply.cached for reply in replies)
+        self.counts["failed"] += len(failed)
+        for reply in failed:
+            self.counts[f"failed:{reply.kind}"] += 1
+        limit = self.recipe.r3.max_failed
+        if failed and self.counts["failed"] > limit * self.counts["calls"]:
+            raise UserError(
+                f"{self.counts['failed']} of {self.counts['calls']} critic calls of this wave "
+                f"failed, more than r3.max_failed = {limit:g}; the last: {failed[-1].error}",
+                "see that the critic answers, then resume the run; this wave will be done again",
+            )

@@ -1,0 +1,101 @@
+"""Which problems come next: epochs over all of them, passes over the bucket list, mastery rounds.
+
+Pure bookkeeping on a state that is committed with the adapter, so a resumed run takes the same
+waves as one never stopped.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mlxreflect.recipe import Recipe
+from mlxreflect.seeds import rng_for
+
+Stage = Literal["problems", "bucket", "mastery"]
+Tier = Literal["basic", "advanced"]
+MAX_MASTERY_ROUNDS = 100
+
+
+@dataclass
+class State:
+    """Where the strategy stands between two waves; committed with the adapter.
+
+    bucket: problem id → its last winning rewrite, or None. queue: what is left of the pass over
+    the bucket under way. since_bucket: problems since the last pass. first_correct: of this epoch.
+    before: size of the bucket when the mastery round began; -1: no round under way.
+    """
+
+    epoch: int = 1
+    cursor: int = 0
+    wave: int = 0
+    stage: Stage = "problems"
+    bucket: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    queue: list[str] = field(default_factory=list)
+    since_bucket: int = 0
+    first_correct: int = 0
+    round: int = 0
+    before: int = -1
+    forced: bool = False
+    last_winner: str | None = None
+
+
+@dataclass(frozen=True)
+class Wave:
+    """Problems taken and committed together."""
+
+    number: int
+    epoch: int
+    stage: Stage
+    tier: Tier
+    problems: list[str]
+    new_epoch: bool = False
+    force_sft: bool = False
+
+
+def next_wave(state: State, problems: Sequence[str], recipe: Recipe) -> Wave | None:
+    """The wave that follows `state` (whose bookkeeping it moves on), or None at the end."""
+    config, size = recipe.r3, recipe.r3.wave
+    new_epoch = state.cursor == 0 and state.wave == 0
+    while True:
+        if state.queue:
+            taken, state.queue = state.queue[:size], state.queue[size:]
+            tier: Tier = "advanced"
+            return Wave(state.wave, state.epoch, state.stage, tier, taken, new_epoch)
+        if state.stage == "mastery":
+            wave = next_mastery(state, config.until_mastered)
+            if wave is None or wave.force_sft:
+                return wave
+            continue
+        due = config.bucket_every and (
+            state.since_bucket >= config.bucket_every or state.cursor >= len(problems)
+        )
+        if due and state.bucket and state.since_bucket:
+            state.stage, state.queue, state.since_bucket = "bucket", list(state.bucket), 0
+            continue
+        state.stage = "problems"
+        if state.cursor < len(problems):
+            order = list(problems)
+            rng_for(recipe.seed, "order", state.epoch).shuffle(order)
+            # A wave ends where a pass over the bucket is due.
+            room = config.bucket_every - state.since_bucket if config.bucket_every else size
+            taken = order[state.cursor : state.cursor + min(size, room)]
+            state.cursor += len(taken)
+            state.since_bucket += len(taken)
+            return Wave(state.wave, state.epoch, "problems", "basic", taken, new_epoch)
+        everything = state.first_correct == len(problems) and not state.bucket
+        if everything or state.epoch >= config.epochs:
+            state.stage = "mastery"
+        else:
+            state.epoch, state.cursor, state.since_bucket = state.epoch + 1, 0, 0
+            state.first_correct, new_epoch = 0, True
+
+
+def next_mastery(state: State, wanted: bool) -> Wave | None:
+    """Rounds over the bucket while it shrinks; one without progress forces SFT, once."""
+    stuck = state.before >= 0 and len(state.bucket) >= state.before
+    ended = not wanted or not state.bucket or state.round >= MAX_MASTERY_ROUNDS
+    if ended or (stuck and state.forced):
+        return None
+    state.forced = stuck
+    state.round, state.before, state.queue = state.round + 1, len(state.bucket), list(state.bucket)
+    return Wave(state.wave, state.epoch, "mastery", "advanced", list(state.bucket), force_sft=stuck)

@@ -1,0 +1,102 @@
+"""Arithmetic: expressions of two to four operations on whole numbers of up to five digits.
+
+A problem belongs to a part by a hash of its expression, so the parts are disjoint whatever seeds
+made them. Steps are written one a line, as in "step 1: 345 * 6 = 2070".
+"""
+
+import hashlib
+import random
+from typing import Any
+
+from mlxreflect.errors import UserError
+from mlxreflect.recipe import TaskConfig
+from mlxreflect.records import Problem, make_problem
+from mlxreflect.seeds import rng_for
+from mlxreflect.tasks.arithmetic_solver import compute, finish, review
+from mlxreflect.tasks.base import Grade, Solver, Task
+from mlxreflect.tasks.numbers import grade_number, read_gold
+
+DEFAULT_PROBLEMS = 1000
+LARGEST = 99_999  # of operands and of every result on the way
+DIGITS = (1, 2, 2, 2, 3, 3, 4, 5)  # how long operands are: short ones are more frequent
+
+
+def part_of(expression: str) -> str:
+    """80 % train, 10 % dev, 10 % heldout."""
+    bucket = int.from_bytes(hashlib.sha256(expression.encode()).digest()[:8], "big") % 10
+    return {0: "heldout", 1: "dev"}.get(bucket, "train")
+
+
+def draw(rng: random.Random) -> tuple[str, int] | None:
+    """One try at an expression and its value; None where a result on the way is too large."""
+    operands = [draw_operand(rng) for _ in range(rng.randint(3, 5))]
+    if rng.random() < 0.1:
+        operands[0] = f"-{operands[0]}"
+    if rng.random() < 0.4:
+        first = rng.randrange(len(operands) - 1)
+        last = rng.randrange(first + 1, len(operands) if first else len(operands) - 1)
+        operands[first] = f"({operands[first]}"
+        operands[last] = f"{operands[last]})"
+    pieces = [operands[0]]
+    for operand in operands[1:]:
+        pieces += [rng.choice("+-*"), operand]
+    expression = " ".join(pieces)
+    results = compute(expression)
+    if any(abs(value) > LARGEST for value in results):
+        return None
+    return expression, results[-1]
+
+
+def draw_operand(rng: random.Random) -> str:
+    digits = rng.choice(DIGITS)
+    return str(rng.randint(10 ** (digits - 1), 10**digits - 1))
+
+
+def load(config: TaskConfig, part: str, seed: int) -> list[Problem]:
+    """`config.limit` different problems (1000 when 0) of a part; only training uses the seed."""
+    if config.source:
+        raise UserError(
+            f"task.source = {config.source!r}: arithmetic makes its own problems",
+            'remove task.source, or set task.name = "jsonl"',
+        )
+    rng = rng_for("arithmetic", part, seed if part == "train" else 0)
+    found: dict[str, int] = {}
+    while len(found) < (config.limit or DEFAULT_PROBLEMS):
+        drawn = draw(rng)
+        if drawn and part in ("all", part_of(drawn[0])):
+            found[drawn[0]] = drawn[1]
+    return [make_problem("arithmetic", {"expression": e}, str(v)) for e, v in found.items()]
+
+
+def instruction(problem: Problem) -> str:
+    return (
+        "Compute the value of the expression. Write each operation on a line of its own, as in "
+        '"step 1: 345 * 6 = 2070". The final answer is a number only.'
+    )
+
+
+def show(problem: Problem) -> str:
+    return f"Compute: {problem.fields['expression']}"
+
+
+def grade(problem: Problem, text: str, tags: str = "think", style: str = "thinking") -> Grade:
+    return grade_number(problem.gold, text, tags, style)
+
+
+def from_row(row: dict[str, Any]) -> Problem:
+    gold = read_gold(row.get("gold"))
+    if gold is None:
+        raise UserError(f"gold = {str(row.get('gold'))[:60]!r}: not a number", 'write "gold": 42')
+    return make_problem("arithmetic", {"expression": str(row.get("expression", ""))}, gold)
+
+
+TASK = Task(
+    name="arithmetic",
+    load=load,
+    instruction=instruction,
+    show=show,
+    gold=lambda problem: problem.gold,
+    grade=grade,
+    from_row=from_row,
+    solver=Solver(review, finish),
+)

@@ -1,0 +1,110 @@
+"""Multiple choice: the forms in which data sets list the options, and how a letter is read."""
+
+import re
+import string
+from collections.abc import Iterable
+from typing import Any
+
+from mlxreflect.errors import UserError
+from mlxreflect.tasks.text import MAX_TEXT, same_text
+
+LETTERS = string.ascii_uppercase
+DECORATION = " \t\r\n*`$_"
+CHOICE_COLUMNS = ("choices", "options")
+WRAPPED = re.compile(r"\\(?:boxed|text|textbf|mathrm)\{([^{}]{0,200})\}")
+LEAD_IN = re.compile(
+    r"(?:the )?(?:correct )?(?:final )?(?:answer|option|choice)(?: is)?[: ] *", re.IGNORECASE
+)
+LETTER = re.compile(r"\(?([A-Za-z])(?:[).:]{1,2}(?=\s|$)|$)\s*")
+# What follows a letter when more than one is named: "A or B", "A) B) C)".
+ANOTHER = re.compile(r"(?:or\b|and\b|[/,&]|\(?[A-Z](?:[).:,]|$))", re.IGNORECASE)
+
+
+def read_choices(raw: Any) -> dict[str, str]:
+    """Options as letter → text, in order.
+
+    raw: a list of texts, a list of {"label", "text"}, {"label": [...], "text": [...]} or
+        {"A": "…", "B": "…"}; None or empty where the question itself lists them.
+    Raises UserError for anything else.
+    """
+    return dict(zip(LETTERS, (text for _, text in labelled(raw)), strict=False))
+
+
+def labelled(raw: Any) -> list[tuple[str, str]]:
+    """The options as (label as written, text)."""
+    if raw is None or raw == [] or raw == {}:
+        return []
+    pairs: list[tuple[Any, Any]]
+    if isinstance(raw, dict) and isinstance(raw.get("text"), list):
+        texts = raw["text"]
+        labels = raw.get("label")
+        pairs = list(zip(labels if isinstance(labels, list) else LETTERS, texts, strict=False))
+    elif isinstance(raw, dict):
+        pairs = list(raw.items())
+    elif isinstance(raw, list) and all(isinstance(item, dict) for item in raw):
+        names = ("label", "key"), ("text", "value")
+        pairs = [(pick(item, names[0]), pick(item, names[1])) for item in raw]
+    elif isinstance(raw, list):
+        pairs = list(zip(LETTERS, raw, strict=False)) if len(raw) <= len(LETTERS) else []
+    else:
+        pairs = []
+    fine = 2 <= len(pairs) <= len(LETTERS) and all(
+        isinstance(t, (str, int, float)) for _, t in pairs
+    )
+    if not fine or not all(str(text).strip() for _, text in pairs):
+        raise UserError(
+            f"choices {str(raw)[:60]!r}: not a list of 2 to {len(LETTERS)} texts",
+            'write "choices": ["first", "second"] or {"A": "first", "B": "second"}',
+        )
+    return [(str(label).strip(), str(text).strip()) for label, text in pairs]
+
+
+def pick(item: dict[str, Any], names: Iterable[str]) -> Any:
+    return next((item[name] for name in names if name in item), None)
+
+
+def gold_letter(raw: object, options: Any) -> str | None:
+    """The letter of a row's answer: a label, the text of a choice, or (an integer) its index.
+
+    None where the answer names no choice.
+    """
+    if isinstance(raw, bool) or not isinstance(raw, (str, int, float)):
+        return None
+    text, pairs = str(raw).strip(), labelled(options)
+    labels = [label.casefold() for label, _ in pairs]
+    if text.casefold() in labels:
+        return LETTERS[labels.index(text.casefold())]
+    numeric = isinstance(options, list) and any(isinstance(o, (int, float)) for o in options)
+    if isinstance(raw, int) and pairs and not numeric:  # an index from 0, as in MMLU
+        return LETTERS[raw] if 0 <= raw < len(pairs) else None
+    return read_letter(text, dict(zip(LETTERS, (text for _, text in pairs), strict=False)))
+
+
+def read_letter(answer: str, choices: dict[str, str]) -> str | None:
+    """The choice an answer names: "A", "(A)", "a.", "A) text" or the full text of the choice.
+
+    None for no choice, for more than one, and for a letter beside the text of another choice.
+    """
+    if len(answer) > MAX_TEXT:
+        return None
+    answer = WRAPPED.sub(r"\1", WRAPPED.sub(r"\1", answer)).strip(DECORATION)
+    bare = answer
+    if lead := LEAD_IN.match(answer):
+        bare = answer[lead.end() :].strip(DECORATION)
+    match = LETTER.match(bare)
+    letter, rest = (match[1].upper(), bare[match.end() :]) if match else ("", "")
+    if not letter or rest:
+        named = {letter for text in (answer, bare) for letter in letters_of(text, choices)}
+        if len(named) == 1:
+            return named.pop()
+    if not letter or (choices and letter not in choices):
+        return None
+    others = letters_of(rest, choices) if rest else []
+    if (others and letter not in others) or (not others and ANOTHER.match(rest)):
+        return None
+    return letter
+
+
+def letters_of(text: str, choices: dict[str, str]) -> list[str]:
+    """The letters of the choices with this text."""
+    return [letter for letter, choice in choices.items() if same_text(text, choice)]

@@ -1,0 +1,190 @@
+"""The exact Countdown solver: checks written steps, and finishes an opening to a right answer."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+from mlxreflect.records import Problem
+from mlxreflect.seeds import rng_for
+from mlxreflect.tasks.base import Review
+from mlxreflect.tasks.expression import NotAnExpression, combine, parse_expression
+
+MAX_LINES = 200
+MAX_LINE = 300
+# An equation inside a line: an expression, an equals sign, a whole number or fraction.
+EQUATION = re.compile(r"([\d(−-][\d\s+*/()×÷−-]*)=\s*(-?\d{1,12}(?:/\d{1,12})?)(?!\d|\.\d)")
+LABEL = re.compile(r"^\s*(?:step\s+\d+\s*[:.)]|\d+[.)]|-\s)\s*", re.IGNORECASE)
+# One step on two values that may be negative or fractions, as an earlier step left them.
+NUMBER = r"(-?\d{1,12}(?:/\d{1,12})?)"
+BINARY = re.compile(rf"{NUMBER} ([-+*/]) {NUMBER}")
+
+
+@dataclass(frozen=True)
+class Term:
+    """A number at hand, and the expression of given numbers that made it."""
+
+    value: Fraction
+    text: str
+    atom: bool  # a given number: needs no parentheses
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step a solver may take: left operator right = value."""
+
+    operator: str
+    left: Term
+    right: Term
+
+    @property
+    def value(self) -> Fraction:
+        return combine(self.operator, self.left.value, self.right.value)
+
+    @property
+    def term(self) -> Term:
+        left, right = (t.text if t.atom else f"( {t.text} )" for t in (self.left, self.right))
+        return Term(self.value, f"{left} {self.operator} {right}", False)
+
+    def __str__(self) -> str:
+        return f"{self.left.value} {self.operator} {self.right.value} = {self.value}"
+
+
+def given(problem: Problem) -> list[Term]:
+    return [Term(Fraction(n), str(n), True) for n in problem.fields["numbers"]]
+
+
+def equation(line: str) -> tuple[str, str] | None:
+    """The (expression, result) a line states first; None for a line of prose."""
+    found = EQUATION.search(LABEL.sub("", line[:MAX_LINE]))
+    return (found[1].strip(), found[2]) if found else None
+
+
+def steps_from(terms: list[Term]) -> Iterator[tuple[Step, list[Term]]]:
+    """Every step from the numbers at hand, with what is at hand after it."""
+    for i, a in enumerate(terms):
+        for j in range(i + 1, len(terms)):
+            high, low = (a, terms[j]) if a.value >= terms[j].value else (terms[j], a)
+            rest = [t for k, t in enumerate(terms) if k not in (i, j)]
+            pairs = [("+", a, terms[j]), ("*", a, terms[j]), ("-", high, low)]
+            if low.value:
+                pairs.append(("/", high, low))
+            if high.value and low.value != high.value:
+                pairs += [("-", low, high), ("/", low, high)]
+            for operator, left, right in pairs:
+                step = Step(operator, left, right)
+                yield step, [*rest, step.term]
+
+
+def reachable(values: tuple[Fraction, ...], target: Fraction, seen: set[object]) -> bool:
+    """Whether the numbers, all used, can make the target; `seen` remembers the dead ends."""
+    if len(values) == 1:
+        return values[0] == target
+    if values in seen:
+        return False
+    for _, after in steps_from([Term(v, "", True) for v in values]):
+        if reachable(tuple(sorted(t.value for t in after)), target, seen):
+            return True
+    seen.add(values)
+    return False
+
+
+def take(terms: list[Term], expression: str, result: str) -> tuple[list[Term] | None, str]:
+    """Apply a written step: (numbers at hand after it, "") or (None, what is wrong with it)."""
+    try:
+        pieces, found = read_step(expression)
+        if found != parse_fraction(result):
+            return None, f"is wrong: {expression} is {found}, not {result}"
+    except NotAnExpression as error:
+        return None, f"is no arithmetic: {error}"
+    rest, text, atom = list(terms), list[str](), False
+    for piece in pieces:
+        if isinstance(piece, str):
+            text.append(piece)
+            continue
+        match = next((t for t in rest if t.value == piece), None)
+        if match is None:
+            return None, f"uses {piece}, which is not there: {expression} = {result}"
+        rest.remove(match)
+        atom = match.atom and len(pieces) == 1
+        text.append(match.text if match.atom or len(pieces) == 1 else f"( {match.text} )")
+    return [*rest, Term(found, " ".join(text), atom)], ""
+
+
+def read_step(expression: str) -> tuple[list[Fraction | str], Fraction]:
+    """A written step as numbers and other characters, and its value."""
+    if binary := BINARY.fullmatch(expression):
+        left, right = parse_fraction(binary[1]), parse_fraction(binary[3])
+        return [left, binary[2], right], combine(binary[2], left, right)
+    pieces = re.findall(r"\d+|[^\s\d]", expression)
+    value = parse_expression(expression).value
+    return [Fraction(int(p)) if p.isdigit() else p for p in pieces], value
+
+
+def parse_fraction(text: str) -> Fraction:
+    top, _, bottom = text.partition("/")
+    return combine("/", Fraction(int(top)), Fraction(int(bottom or 1)))
+
+
+def walk(problem: Problem, lines: list[str], search: bool) -> tuple[list[Term], int, int, str]:
+    """Follow the steps of a thought: (numbers at hand, valid lines, valid steps, first fault)."""
+    terms, steps = given(problem), 0
+    target = Fraction(problem.fields["target"])
+    seen: set[object] = set()
+    for number, line in enumerate(lines[:MAX_LINES]):
+        written = equation(line)
+        if written is None:
+            continue
+        after, fault = take(terms, *written)
+        if after and search and not reachable(tuple(sorted(t.value for t in after)), target, seen):
+            end = f"ends at {after[0].value}, not {target}"
+            fault = "leads nowhere" if len(after) > 1 else end
+            fault += f": {written[0]} = {written[1]}"
+        if after is None or fault:
+            return terms, number, steps, f"step {steps + 1} {fault}"
+        terms, steps = after, steps + 1
+    return terms, len(lines), steps, ""
+
+
+def review(problem: Problem, thought: str, search: bool) -> Review:
+    """Find the first line of a thought that is wrong, or (searching) that leads nowhere."""
+    lines = thought.strip("\n").split("\n") if thought.strip() else []
+    terms, valid, _, fault = walk(problem, lines, search)
+    if not fault and len(terms) > 1:
+        fault = f"the steps stop with {len(terms)} numbers left"
+    elif not fault and terms[0].value != problem.fields["target"]:
+        fault = f"the steps end at {terms[0].value}, not {problem.fields['target']}"
+    return Review(lines[:valid], fault)
+
+
+def finish(problem: Problem, kept: list[str], seed: int) -> tuple[str, str] | None:
+    """Continue the kept lines to the target: (thought, answer), None where they lead nowhere.
+
+    Prefers steps with whole, positive results of at most 200, as a person would.
+    """
+    terms, valid, steps, fault = walk(problem, kept, search=False)
+    if fault or valid < len(kept):
+        return None
+    target = Fraction(problem.fields["target"])
+    for plain in (True, False):
+        path = search_path(terms, target, plain, seed)
+        if path is not None:
+            new = [f"step {steps + i}: {step}" for i, step in enumerate(path, 1)]
+            answer = path[-1].term.text if path else terms[0].text
+            return "\n".join([*kept, *new]), answer
+    return None
+
+
+def search_path(terms: list[Term], target: Fraction, plain: bool, seed: int) -> list[Step] | None:
+    """Steps to the target, depth first in an order that the seed shuffles."""
+    if len(terms) == 1:
+        return [] if terms[0].value == target else None
+    options = list(steps_from(terms))
+    rng_for("countdown", seed, len(terms)).shuffle(options)
+    for step, after in options:
+        if plain and not (step.value.denominator == 1 and 0 < step.value <= 200):
+            continue
+        rest = search_path(after, target, plain, seed)
+        if rest is not None:
+            return [step, *rest]
+    return None

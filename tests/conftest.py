@@ -1,0 +1,66 @@
+"""Small random models for every test that needs one, on the CPU, where runs repeat bit for bit."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+mx.set_default_device(mx.cpu)  # before mlx-lm is imported: its stream is made for this device
+
+import mlx.nn as nn  # noqa: E402
+import pytest  # noqa: E402
+from mlx.utils import tree_flatten  # noqa: E402
+
+
+def write_model(folder: Path, **changes: Any) -> Path:
+    """A random 4-bit Qwen2 of two layers as an mlx-lm folder, always the same weights."""
+    from mlx_lm.models import qwen2
+
+    from mlxreflect.tiny.tokenizer import build_tokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer(folder)
+    config: dict[str, Any] = {
+        "model_type": "qwen2", "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0, "vocab_size": len(tokenizer), "tie_word_embeddings": False,
+        "eos_token_id": tokenizer.eos_token_id, "quantization": {"group_size": 32, "bits": 4},
+    } | changes  # fmt: skip
+    mx.random.seed(7)
+    model = qwen2.Model(qwen2.ModelArgs.from_dict(config))
+    if config["quantization"] is None:
+        del config["quantization"]
+    else:
+        nn.quantize(model, **config["quantization"])
+    (folder / "config.json").write_text(json.dumps(config))
+    mx.save_safetensors(
+        str(folder / "model.safetensors"), dict(tree_flatten(model.parameters()))
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_random(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An mlx-lm model folder: random weights, 4 bits, the embedded policy's tokenizer."""
+    return write_model(tmp_path_factory.mktemp("tiny-random"))
+
+
+@pytest.fixture
+def make_model(tmp_path: Path) -> Callable[..., Path]:
+    """Another such folder, with changes to its config."""
+    return lambda **changes: write_model(tmp_path / f"model-{len(changes)}", **changes)
+
+
+@pytest.fixture
+def load_random(tiny_random: Path) -> Callable[..., Any]:
+    """Loads the random model afresh, as a Policy: `load_random(dequantize="yes")`."""
+
+    def load(**changes: Any) -> Any:
+        from mlxreflect.policy import load_policy
+        from mlxreflect.recipe import PolicyConfig
+
+        return load_policy(PolicyConfig(model=str(tiny_random), **changes))
+
+    return load

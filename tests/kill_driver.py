@@ -1,0 +1,70 @@
+"""A real `mlxreflect` process that kills itself with SIGKILL at a named point.
+
+usage: kill_driver.py POINT NTH ARGUMENTS… — POINT is a key of POINTS, NTH counts its calls.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from mlxreflect import cli, evaluate, loop, records, run
+from mlxreflect.strategies.r3 import R3
+from mlxreflect.train.trainer import Trainer
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def torn_append(path, rows):
+    """Half of the rows' bytes reach the disk, the last line torn."""
+    data = "".join(records.dump_line(row) for row in rows).encode()
+    if data:
+        with path.open("ab") as out:
+            out.write(data[: len(data) // 2 + 1])
+        die()
+    return path.stat().st_size
+
+
+# point → (object, attribute, when): "before" or "after" the call, or what to call instead of it.
+POINTS = {
+    "evaluated a chunk": (evaluate, "append_rows", "after"),
+    "evaluated half a chunk": (evaluate, "append_rows", torn_append),
+    "attempted": (R3, "attempt", "after"),
+    "critiqued": (R3, "critique", "after"),
+    "took a training step": (Trainer, "step", "after"),
+    "verified": (R3, "verify", "after"),
+    "appended some journals": (run, "append_rows", "after"),
+    "appended half a journal": (run, "append_rows", torn_append),
+    "wrote half a commit": (loop, "save_trainer", "before"),
+    "before a commit's rename": (Path, "rename", "before"),
+    "after a commit's rename": (Path, "rename", "after"),
+    "wrote the adapter": (loop, "finish_adapter", "after"),
+    "before the summary": (loop, "summarise_run", "before"),
+}
+
+
+def arm(point, nth):
+    owner, name, when = POINTS[point]
+    original, count = getattr(owner, name), 0
+
+    def armed(*args, **kwargs):
+        nonlocal count
+        count += 1
+        if count < nth:
+            return original(*args, **kwargs)
+        if when == "before":
+            die()
+        if when == "after":
+            original(*args, **kwargs)
+            die()
+        return when(*args, **kwargs)
+
+    setattr(owner, name, armed)
+
+
+if __name__ == "__main__":
+    arm(sys.argv[1], int(sys.argv[2]))
+    sys.argv = ["mlxreflect", *sys.argv[3:]]
+    cli.main()

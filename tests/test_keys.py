@@ -1,0 +1,296 @@
+"""Every recipe key changes something: an output file other than the recipe, or a recorded call."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from fake_ollama import FakeOllama
+
+from mlxreflect import policy as policy_module
+from mlxreflect.critics.cache import cache_path
+from mlxreflect.loop import execute
+from mlxreflect.recipe import Recipe, flatten, load_recipe
+from mlxreflect.run import Run
+from mlxreflect.ui import Ui
+
+# Two waves and a second epoch, with failures, bucket passes, verifications and SFT in them.
+BASE = {
+    "task.limit": 8, "r3.wave": 4, "r3.epochs": 1, "r3.verifications": 2, "r3.sft_mode": 1,
+    "r3.bucket_every": 4, "train.batch": 2, "train.sft.scale_failed": 0.5,
+    "train.lora.dropout": 0.1, "eval.limit": 6, "policy.batch": 8, "eval.max_new_tokens": 26,
+}  # fmt: skip
+# Keys whose effect shows in a plain solver run: the new value, and settings both runs need.
+CHANGED = {
+    "name": ("other", {}),
+    "seed": (1, {}),
+    "policy.quantize": (8, {}),
+    "policy.dequantize": ("no", {}),
+    "policy.temperature": (1.5, {}),
+    "policy.top_p": (0.3, {}),
+    "policy.max_new_tokens": (8, {}),
+    "policy.batch": (2, {}),
+    "prompt.tags": ("reasoning", {}),
+    "prompt.style": ("direct", {}),
+    "task.name": ("arithmetic", {}),
+    "task.limit": (4, {}),
+    "task.numbers": ([4], {}),
+    "r3.wave": (2, {}),
+    "r3.epochs": (2, {}),
+    "r3.rewrites": (1, {"r3.rewriter": "self"}),
+    "r3.verifications": (1, {}),
+    "r3.verify_samples": (2, {}),
+    "r3.verify_pass": (2, {"r3.verify_samples": 2, "policy.temperature": 0.3}),
+    "r3.feedback": ("self", {}),
+    "r3.rewriter": ("self", {}),
+    "r3.sft_mode": (3, {"task.limit": 24, "r3.wave": 12}),
+    "r3.sft_correct": (True, {"task.limit": 24, "r3.wave": 12}),
+    "r3.bucket_every": (0, {}),
+    "r3.until_mastered": (True, {}),
+    "train.lr": (1e-3, {}),
+    "train.beta": (0.5, {}),
+    "train.logps": ("mean", {}),
+    "train.nll": (0.0, {}),
+    "train.dpo": (0.0, {}),
+    "train.reference": ("none", {}),
+    "train.batch": (1, {}),
+    "train.accumulate": (2, {}),
+    "train.epochs": (2, {}),
+    "train.clip": (0.01, {}),
+    "train.warmup": (10, {}),
+    "train.weight_decay": (0.5, {}),
+    "train.max_length": (24, {}),
+    "train.sft.lr": (1e-3, {}),
+    "train.sft.scale_verified": (0.9, {"task.limit": 24, "r3.wave": 12, "r3.sft_mode": 2}),
+    "train.sft.scale_failed": (0.01, {}),
+    "train.lora.rank": (4, {}),
+    "train.lora.scale": (1.0, {}),
+    "train.lora.dropout": (0.5, {}),
+    "train.lora.layers": (1, {}),
+    "train.lora.keys": (["self_attn.q_proj"], {}),
+    "eval.spec": ("arithmetic", {}),
+    "eval.limit": (3, {}),
+    "eval.seed": (1, {}),
+    "eval.max_new_tokens": (12, {}),
+}  # fmt: skip
+# Keys that need data, a server or a look inside: a test of their own below.
+APART = {
+    "policy.model", "policy.adapter", "task.source", "task.config", "task.split", "task.question",
+    "task.answer", "task.answer_type", "eval.source", "r3.max_failed", "train.grad_checkpoint",
+    "critic.provider", "critic.model", "critic.base_url", "critic.temperature",
+    "critic.max_tokens", "critic.num_ctx", "critic.concurrency", "critic.deadline_s",
+    "critic.cache", "critic.advanced",
+}  # fmt: skip
+ONE_VALUE = {"strategy"}  # r3 is the only one yet
+
+
+def test_no_key_is_forgotten():
+    assert set(CHANGED) | APART | ONE_VALUE == set(flatten(Recipe().model_dump()))
+
+
+def outputs(settings, folder):
+    """Run a recipe here; every output file but the recipe, times and paths left out, as hashes."""
+    flags = [f"{key}={json.dumps(value)}" for key, value in {**BASE, **settings}.items()]
+    run = Run.create(load_recipe("quickstart", flags), folder)
+    try:
+        execute(run, Ui(quiet=True))
+    finally:
+        run.close()
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_file() and name not in ("recipe.toml", "run.json", ".lock"):
+            found[name] = hashlib.sha256(content(path)).hexdigest()
+    return found
+
+
+def content(path: Path) -> bytes:
+    if path.suffix == ".png":
+        return b""
+    if path.name in ("metrics.jsonl", "summary.json", "commit.json", "adapter_config.json"):
+        drop = ("seconds", "wall_seconds", "peak_memory_bytes")
+        text = path.read_text()
+        rows = text.splitlines() if path.suffix == ".jsonl" else [text]
+        kept = [{k: v for k, v in json.loads(r).items() if k not in drop} for r in rows]
+        return json.dumps(kept).encode()
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def outputs_of(tmp_path_factory):
+    """Runs of the base recipe with settings, each made once."""
+    made = {}
+
+    def get(settings):
+        key = json.dumps(settings, sort_keys=True)
+        if key not in made:
+            made[key] = outputs(settings, tmp_path_factory.mktemp("run") / "run")
+        return made[key]
+
+    return get
+
+
+@pytest.mark.slow
+def test_the_same_recipe_twice_is_the_same(outputs_of, tmp_path):
+    assert outputs({}, tmp_path / "run") == outputs_of({})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", CHANGED)
+def test_a_changed_key_changes_an_output(key, outputs_of):
+    value, needed = CHANGED[key]
+    assert outputs_of({**needed, key: value}) != outputs_of(needed)
+
+
+@pytest.mark.slow
+def test_base_reference_differs_from_stage_in_a_second_epoch(outputs_of):
+    both = {"r3.epochs": 2}
+    assert outputs_of({**both, "train.reference": "base"}) != outputs_of(both)
+
+
+@pytest.mark.slow
+def test_grad_checkpoint_recomputes(outputs_of, monkeypatch):
+    calls = 0
+    original = mx.checkpoint
+
+    def counted(function):
+        nonlocal calls
+        calls += 1
+        return original(function)
+
+    monkeypatch.setattr(mx, "checkpoint", counted)
+    outputs_of({"task.limit": 5})
+    assert calls == 0
+    outputs_of({"task.limit": 5, "train.grad_checkpoint": True})
+    assert calls > 0
+
+
+@pytest.mark.slow
+def test_model_and_adapter(outputs_of, tmp_path):
+    outputs({}, tmp_path / "first")
+    adapter = str(tmp_path / "first" / "adapter")
+    assert outputs_of({"policy.adapter": adapter}) != outputs_of({})
+    copy = tmp_path / "another"
+    copy.mkdir()
+    for file in policy_module.TINY.glob("*.json*"):
+        (copy / file.name).write_bytes(file.read_bytes())
+    template = policy_module.TINY / "chat_template.jinja"
+    (copy / template.name).write_bytes(template.read_bytes())
+    weights = mx.load(str(policy_module.TINY / "model.safetensors"))
+    weights["model.norm.weight"] = weights["model.norm.weight"] * 1.5
+    mx.save_safetensors(str(copy / "model.safetensors"), weights, metadata={"format": "mlx"})
+    assert outputs_of({"policy.model": str(copy)}) != outputs_of({})
+
+
+# ---- data ---------------------------------------------------------------------------------------
+
+
+def write_rows(path, count, column="question", gold="answer", offset=0):
+    rows = [{column: f"What is {i} plus {i + offset}?", gold: str(2 * i + offset)}
+            for i in range(count)]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.slow
+def test_keys_of_foreign_data(outputs_of, tmp_path):
+    with FakeOllama(reply=answering, models=["critic"]) as server:
+        mine = {"task.name": "jsonl", "eval.spec": "", "critic.provider": "ollama",
+                "critic.model": "critic", "critic.base_url": server.url, "critic.cache": "off",
+                "task.source": write_rows(tmp_path / "a.jsonl", 40)}  # fmt: skip
+        plain = outputs_of(mine)
+        other = write_rows(tmp_path / "b.jsonl", 40, offset=1)
+        assert outputs_of({**mine, "task.source": other}) != plain
+        assert outputs_of({**mine, "eval.source": other}) != plain
+        assert outputs_of({**mine, "task.answer_type": "text"}) != plain
+        both = tmp_path / "c.jsonl"
+        row = {"question": "{i} + 0?", "answer": "{i}", "q2": "{i} + 1?", "a2": "{i}5"}
+        both.write_text("".join(json.dumps({k: v.format(i=i) for k, v in row.items()}) + "\n"
+                                for i in range(40)))  # fmt: skip
+        mapped = {**mine, "task.source": str(both)}
+        assert outputs_of({**mapped, "task.question": "q2"}) != outputs_of(mapped)
+        assert outputs_of({**mapped, "task.answer": "a2"}) != outputs_of(mapped)
+
+
+def test_config_and_split_name_the_hub_data(monkeypatch):
+    """The hub cannot be reached from a test: what is asked of it is recorded."""
+    import datasets
+
+    from mlxreflect.tasks import TASKS
+
+    asked = []
+
+    def load_dataset(*args, **kwargs):
+        asked.append((args, sorted(kwargs.items())))
+        return datasets.Dataset.from_list(
+            [{"question": f"{i} + {i}?", "answer": str(2 * i)} for i in range(40)]
+        )
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    base = {"task.name": "jsonl", "task.source": "someone/problems", "eval.spec": ""}
+    for extra in ({}, {"task.config": "hard"}, {"task.split": "validation"}):
+        flags = [f"{k}={v}" for k, v in {**base, **extra}.items()]
+        recipe = load_recipe("quickstart", flags)
+        TASKS["jsonl"].load(recipe.task, "train", 0)
+    assert len({str(call) for call in asked}) == 3
+
+
+# ---- the critic ---------------------------------------------------------------------------------
+
+
+def answering(body):
+    """A critic that finds a fault, or rewrites: shown by the last word of the prompt."""
+    if body["messages"][-1]["content"].endswith("Reflect:"):
+        return "step 1 is wrong"
+    return "<think>\nstep 1: 1 + 1 = 2\n</think>\n<answer> 2 </answer>"
+
+
+def recorded(settings, folder, **server_options):
+    """The chat requests that a run's critic got, whatever their order."""
+    with FakeOllama(reply=answering, models=["critic", "other"], **server_options) as server:
+        outputs({"critic.provider": "ollama", "critic.model": "critic", "critic.cache": "off",
+                 "critic.base_url": server.url, **settings}, folder)  # fmt: skip
+        return sorted(json.dumps(body, sort_keys=True) for body in server.chats)
+
+
+@pytest.mark.slow
+def test_keys_of_the_critic(tmp_path):
+    plain = recorded({}, tmp_path / "plain")
+    assert plain
+    assert recorded({}, tmp_path / "again") == plain
+    changes = {
+        "critic.model": "other", "critic.temperature": 0.1, "critic.max_tokens": 77,
+        "critic.num_ctx": 2048, "critic.advanced": {"temperature": 0.2},
+    }  # fmt: skip
+    for number, (key, value) in enumerate(changes.items()):
+        name = {"critic.advanced": "critic.advanced.temperature"}.get(key, key)
+        value = value["temperature"] if isinstance(value, dict) else value
+        assert recorded({name: value}, tmp_path / str(number)) != plain, key
+
+
+@pytest.mark.slow
+def test_provider_and_address_decide_who_is_asked(tmp_path):
+    with (
+        FakeOllama(reply=answering, models=["critic"]) as one,
+        FakeOllama(reply=answering, models=["critic"]) as two,
+    ):
+        for number, server in enumerate((one, two)):
+            outputs({"critic.provider": "ollama", "critic.model": "critic", "critic.cache": "off",
+                     "critic.base_url": server.url}, tmp_path / str(number))  # fmt: skip
+            assert server.chats
+            assert number or not two.chats
+        seen = len(one.chats)
+        outputs({"critic.base_url": one.url}, tmp_path / "solver")
+        assert len(one.chats) == seen
+
+
+@pytest.mark.slow
+def test_the_cache_is_where_the_recipe_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLXREFLECT_CACHE", str(tmp_path / "default"))
+    mine = str(tmp_path / "mine.sqlite")
+    assert recorded({"critic.cache": mine}, tmp_path / "a")
+    assert Path(mine).is_file()
+    assert recorded({"critic.cache": mine}, tmp_path / "b") == []  # everything is known
+    default = cache_path("")
+    assert default is not None and not default.exists()

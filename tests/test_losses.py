@@ -1,0 +1,197 @@
+"""Losses against float64 NumPy, and their gradients against finite differences."""
+
+import math
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.models import qwen2
+
+from mlxreflect.train.batches import Row, collate
+from mlxreflect.train.losses import dpo_loss, nll_loss, sequence_logps, token_logps
+from mlxreflect.train.trainer import Settings, batch_logps, pair_loss
+
+VOCABULARY = 29
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    top = logits.max(-1, keepdims=True)
+    return logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
+
+
+def softplus(x: np.ndarray) -> np.ndarray:
+    """log(1 + e^x) in float64."""
+    return np.where(x > 0, x + np.log1p(np.exp(-np.abs(x))), np.log1p(np.exp(-np.abs(x))))
+
+
+def log_probabilities(model: nn.Module, row: Row) -> np.ndarray:
+    """Of the response's tokens, each row by itself and without padding, in float64."""
+    tokens = np.array(row.prompt + row.response)
+    logits = np.array(model(mx.array(tokens[None, :-1])).astype(mx.float32), np.float64)[0]
+    every = log_softmax(logits)[np.arange(len(tokens) - 1), tokens[1:]]
+    return every[len(row.prompt) - 1 :]
+
+
+def small_model(seed: int = 0) -> nn.Module:
+    mx.random.seed(seed)
+    model = qwen2.Model(
+        qwen2.ModelArgs(
+            model_type="qwen2", hidden_size=16, num_hidden_layers=2, intermediate_size=24,
+            num_attention_heads=2, num_key_value_heads=1, rms_norm_eps=1e-6, vocab_size=VOCABULARY,
+            tie_word_embeddings=False,
+        )
+    )  # fmt: skip
+    mx.eval(model.parameters())
+    return model
+
+
+def rows(seed: int, shapes: list[tuple[int, int]]) -> list[Row]:
+    rng = np.random.default_rng(seed)
+
+    def some(n: int) -> list[int]:
+        return [int(t) for t in rng.integers(0, VOCABULARY, n)]
+
+    return [Row(some(prompt), some(response)) for prompt, response in shapes]
+
+
+SHAPES = [(5, 4), (3, 9), (7, 1), (5, 6), (3, 2), (7, 12)]
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16])
+def test_token_logps_are_those_of_float64(dtype: mx.Dtype) -> None:
+    rng = np.random.default_rng(1)
+    logits = mx.array(rng.normal(0, 6, (3, 7, 50)).astype(np.float32)).astype(dtype)
+    targets = rng.integers(0, 50, (3, 7))
+    exact = log_softmax(np.array(logits.astype(mx.float32), np.float64))
+    expected = np.take_along_axis(exact, targets[..., None], -1)[..., 0]
+    found = token_logps(logits, mx.array(targets))
+    assert found.dtype == mx.float32
+    np.testing.assert_allclose(np.array(found), expected, atol=3e-6, rtol=3e-7)
+
+
+def test_long_sums_of_bf16_logits_are_float32() -> None:
+    """A sum over 600 tokens: in bf16 it would be off by several units."""
+    rng = np.random.default_rng(2)
+    logits = mx.array(rng.normal(0, 1, (1, 600, 40)).astype(np.float32)).astype(mx.bfloat16)
+    targets = rng.integers(0, 40, (1, 600))
+    exact = log_softmax(np.array(logits.astype(mx.float32), np.float64))
+    expected = np.take_along_axis(exact, targets[..., None], -1).sum()
+    found = sequence_logps(token_logps(logits, mx.array(targets)), mx.ones((1, 600)))
+    assert expected < -2000
+    assert found.item() == pytest.approx(expected, abs=0.005)
+
+
+def test_masked_tokens_add_nothing() -> None:
+    logps = mx.array([[-1.0, -20.0, -3.0], [-0.5, -2.0, -4.0]])
+    mask = mx.array([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    assert sequence_logps(logps, mask).tolist() == [-4.0, -2.0]
+
+
+@pytest.mark.parametrize("beta", [0.01, 0.1, 2.0])
+def test_dpo_is_the_papers_formula(beta: float) -> None:
+    rng = np.random.default_rng(3)
+    logps = rng.normal(-40, 15, (4, 64))
+    chosen, rejected, ref_chosen, ref_rejected = logps
+    ratio_chosen, ratio_rejected = chosen - ref_chosen, rejected - ref_rejected
+    expected = -np.log(1 / (1 + np.exp(-beta * (ratio_chosen - ratio_rejected))))
+    loss, margin = dpo_loss(*(mx.array(a.astype(np.float32)) for a in logps), beta)
+    np.testing.assert_allclose(np.array(margin), beta * (ratio_chosen - ratio_rejected), atol=1e-4)
+    np.testing.assert_allclose(np.array(loss), expected, atol=1e-4, rtol=1e-5)
+
+
+def test_extreme_margins_neither_overflow_nor_vanish() -> None:
+    chosen = mx.array([1000.0, -1000.0, 0.0, 90.0, -90.0])
+    zero = mx.zeros(5)
+
+    def total(chosen: mx.array) -> mx.array:
+        return dpo_loss(chosen, zero, zero, zero, 1.0)[0].sum()
+
+    loss, margin = dpo_loss(chosen, zero, zero, zero, 1.0)
+    assert margin.tolist() == chosen.tolist()
+    np.testing.assert_allclose(
+        np.array(loss), softplus(-np.array(chosen, np.float64)), rtol=1e-6, atol=1e-30
+    )
+    # d(−log σ)/d margin = −σ(−margin)
+    np.testing.assert_allclose(
+        np.array(mx.grad(total)(chosen)), [0, -1, -0.5, 0, -1], atol=1e-7, rtol=1e-6
+    )
+
+
+def test_equal_policy_and_reference_cost_ln_2() -> None:
+    chosen, rejected = mx.array([-12.5, -700.0]), mx.array([-80.0, -3.0])
+    loss, margin = dpo_loss(chosen, rejected, chosen, rejected, 0.1)
+    assert margin.tolist() == [0.0, 0.0]
+    assert loss.tolist() == pytest.approx([math.log(2)] * 2, abs=1e-7)
+
+
+def test_nll_is_a_token_mean() -> None:
+    found = nll_loss(mx.array([-12.0, -3.0]), mx.array([4.0, 1.0]))
+    assert found.tolist() == [3.0, 3.0]
+
+
+@pytest.mark.parametrize("logps", ["sum", "mean"])
+@pytest.mark.parametrize(("dpo", "nll"), [(1.0, 0.0), (1.0, 0.7), (0.0, 1.0), (2.5, 0.2)])
+def test_pair_loss_of_a_model(logps: str, dpo: float, nll: float) -> None:
+    model = small_model()
+    chosen, rejected = rows(4, SHAPES[:3]), rows(5, SHAPES[3:])
+    reference = np.random.default_rng(6).normal(-25, 8, (3, 2))
+    expected, margins = 0.0, []
+    for i in range(3):
+        c, r = log_probabilities(model, chosen[i]), log_probabilities(model, rejected[i])
+        per_c, per_r = (len(c), len(r)) if logps == "mean" else (1, 1)
+        ratio = c.sum() / per_c - reference[i, 0] / per_c - r.sum() / per_r
+        margins.append(0.3 * (ratio + reference[i, 1] / per_r))
+        expected += dpo * softplus(np.array(-margins[-1])) + nll * -c.mean()
+    settings = Settings(lr=1, batch=3, beta=0.3, logps=logps, dpo=dpo, nll=nll)
+    ref = mx.array(reference.astype(np.float32))
+    loss, margin = pair_loss(model, collate(chosen + rejected), ref, settings)
+    np.testing.assert_allclose(np.array(margin), margins, atol=2e-5)
+    assert loss.item() == pytest.approx(float(expected), rel=2e-6)
+
+
+def directional(loss, model: nn.Module, seed: int) -> tuple[float, float]:  # noqa: ANN001
+    """The gradient along a random direction: by the product, and by central differences."""
+    _, grads = nn.value_and_grad(model, loss)(model)
+    grads, start = dict(tree_flatten(grads)), dict(tree_flatten(model.parameters()))
+    rng = np.random.default_rng(seed)
+    way = {k: rng.normal(size=v.shape).astype(np.float32) for k, v in start.items()}
+
+    def at(step: float) -> float:
+        moved = [(k, v + step * mx.array(way[k])) for k, v in start.items()]
+        model.update(tree_unflatten(moved))
+        return float(loss(model).item())
+
+    h = 2e-3  # central differences of the fourth order
+    difference = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
+    at(0.0)
+    found = sum(float((np.array(grads[k], np.float64) * way[k]).sum()) for k in way)
+    return found, difference
+
+
+@pytest.mark.parametrize("seed", range(1, 5))
+@pytest.mark.parametrize("logps", ["sum", "mean"])
+def test_gradient_of_the_pair_loss(logps: str, seed: int) -> None:
+    batch = collate(rows(7, SHAPES))
+    reference = mx.array([[-14.0, -25.0], [-30.0, -8.0], [-4.0, -38.0]])
+    settings = Settings(lr=1, batch=3, beta=0.5, logps=logps, nll=0.5)
+
+    def loss(model: nn.Module) -> mx.array:
+        return pair_loss(model, batch, reference, settings)[0]
+
+    found, difference = directional(loss, small_model(seed), seed)
+    assert found == pytest.approx(difference, rel=1e-3, abs=0.01)
+    assert abs(difference) > 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gradient_of_the_token_loss(seed: int) -> None:
+    batch = collate(rows(8, SHAPES))
+
+    def loss(model: nn.Module) -> mx.array:
+        return -batch_logps(model, batch).sum()
+
+    found, difference = directional(loss, small_model(seed), seed)
+    assert found == pytest.approx(difference, rel=1e-3, abs=0.01)
+    assert abs(difference) > 1

@@ -1,0 +1,185 @@
+"""Plots of runs of every shape; what is drawn is read back from the figure."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from mlxreflect import plots
+from mlxreflect.errors import UserError
+from mlxreflect.records import append_rows
+
+NAMES = ["accuracy", "loss", "margin", "bucket", "comparison"]
+
+
+def wave(number: int, **over: Any) -> dict[str, Any]:
+    return {
+        "schema": "metrics/1", "kind": "wave", "epoch": 1, "wave": number, "stage": "problems",
+        "tier": "basic", "problems": 8, "first_correct": 2, "format_ok": 6, "solved": 5,
+        "bucket": number, "pairs": 3, "rewrites": 4, "verifications": 5, "failures": {},
+        "tokens_generated": 10, "tokens_trained": 20, "seconds": 1.5, **over,
+    }  # fmt: skip
+
+
+def step(number: int, objective: str = "dpo", **over: Any) -> dict[str, Any]:
+    dpo = objective == "dpo"
+    return {
+        "schema": "metrics/1", "kind": "step", "objective": objective, "epoch": 1, "wave": 0,
+        "step": number, "loss": 0.7 - number / 100, "margin": number / 10 if dpo else None,
+        "accuracy": 0.5 if dpo else None, "lr": 1e-5, "grad_norm": 1.0, "tokens": 9, "seconds": 0.1,
+        **over,
+    }  # fmt: skip
+
+
+def run_dir(path: Path, rows: list[dict[str, Any]], arms: dict[str, Any] | None = None) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    append_rows(path / "metrics.jsonl", rows)
+    for name, results in (arms or {}).items():
+        (path / "eval" / name).mkdir(parents=True)
+        (path / "eval" / name / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    return path
+
+
+def figure_of(draw: Any, *data: Any) -> Figure:
+    figure = Figure()
+    draw(figure, *data)
+    return figure
+
+
+def words(figure: Figure) -> str:
+    return " ".join(text.get_text() for text in figure.texts)
+
+
+ARMS = {
+    "base": {"n": 200, "accuracy": 0.4, "ci_low": 0.335, "ci_high": 0.469},
+    "trained": {"n": 200, "accuracy": 0.55, "ci_low": 0.481, "ci_high": 0.617},
+}
+SHAPES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
+    "whole": ([*(step(i) for i in range(40)), *(step(i, "sft") for i in range(9)),
+               *(wave(i) for i in range(20)), wave(20, stage="bucket", tier="advanced")], ARMS),
+    "one wave, one step": ([step(1), wave(0)], ARMS),
+    "no step": ([wave(0), wave(1)], ARMS),
+    "no wave": ([step(1), step(2, "sft")], {}),
+    "sft alone": ([step(1, "sft"), wave(0)], {"base": ARMS["base"]}),
+    "nothing": ([], {}),
+    "not a number": ([step(1, loss=math.nan), step(2), wave(0, problems=0)], {}),
+    "only the bucket": ([wave(0, stage="bucket")], {}),
+    "all wrong": ([wave(0, first_correct=0, format_ok=0, solved=0, verifications=0)],
+                  {"base": {"n": 3, "accuracy": 0.0}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_run_gets_its_five_pictures(tmp_path: Path, shape: str) -> None:
+    rows, arms = SHAPES[shape]
+    folder = run_dir(tmp_path, rows, arms)
+    paths = plots.draw_plots(folder)
+    assert paths == [folder / "plots" / f"{name}.png" for name in NAMES]
+    for path in paths:
+        image = imread(path)
+        assert image.shape[:2] == (540, 960)
+        assert image[..., :3].min() < 0.6  # there is ink on it
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    rows, arms = SHAPES["whole"]
+    first = [p.read_bytes() for p in plots.draw_plots(run_dir(tmp_path / "a", rows, arms))]
+    again = [p.read_bytes() for p in plots.draw_plots(tmp_path / "a")]
+    assert first == again
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"metrics\.jsonl: no such file"):
+        plots.draw_plots(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pyplot_and_its_global_figures_are_not_used() -> None:
+    code = "import mlxreflect.plots, sys; print('matplotlib.pyplot' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_moving_average_is_weighted_and_trails() -> None:
+    assert plots.moving([1, 0, 0, 1], [1, 1, 2, 4], 2) == [1.0, 0.5, 0.0, 4 / 6]
+    means = plots.moving([3.0] * 12, [1.0] * 12, 10)
+    assert [math.isnan(m) for m in means] == [True] * 2 + [False] * 10
+    assert math.isnan(plots.moving([1.0], [0.0], 3)[0])
+
+
+@pytest.mark.parametrize(("count", "window"), [(1, 1), (5, 1), (6, 3), (100, 10), (5000, 50)])
+def test_window(count: int, window: int) -> None:
+    assert plots.window_of(count) == window
+
+
+def test_accuracy_is_of_fresh_problems_by_wave() -> None:
+    waves = [wave(0), wave(1, stage="bucket", problems=3), wave(2, first_correct=4, problems=16)]
+    (axis,) = figure_of(plots.draw_accuracy, waves).axes
+    drawn = {line.get_label(): line for line in axis.lines}
+    assert list(drawn) == ["first answer right", "first format kept", "solved after the wave"]
+    assert list(drawn["first answer right"].get_xdata()) == [0, 2]
+    assert list(drawn["first answer right"].get_ydata()) == [0.25, 0.25]
+    assert list(drawn["solved after the wave"].get_ydata()) == [5 / 8, 5 / 16]
+
+
+def test_accuracy_average_counts_problems_not_waves() -> None:
+    waves = [wave(i, problems=1 + i % 2 * 9, first_correct=i % 2 * 9) for i in range(6)]
+    (axis,) = figure_of(plots.draw_accuracy, waves).axes
+    (average,) = (x for x in axis.lines if x.get_label() == "first answer right (mean of 3)")
+    assert average.get_ydata()[-1] == pytest.approx(18 / 21)
+
+
+def test_loss_has_a_panel_for_each_objective_there_was() -> None:
+    steps = [step(1), step(1, "sft"), step(2), step(2, "sft")]
+    upper, lower = figure_of(plots.draw_loss, steps).axes
+    assert list(upper.lines[0].get_xdata()) == [1, 3]
+    assert list(upper.lines[0].get_ydata()) == pytest.approx([0.69, 0.68])
+    assert list(upper.lines[1].get_ydata()) == [math.log(2)] * 2
+    assert list(lower.lines[0].get_xdata()) == [2, 4]
+    assert (upper.get_ylabel(), lower.get_ylabel()) == ("DPO loss\nper pair", "SFT loss\nper token")
+    (only,) = figure_of(plots.draw_loss, [step(1, "sft")]).axes
+    assert only.get_ylabel() == "SFT loss\nper token"
+
+
+def test_margin_leaves_sft_steps_out() -> None:
+    steps = [step(1, "sft"), step(2), step(3, accuracy=1.0)]
+    upper, lower = figure_of(plots.draw_margin, steps).axes
+    assert list(upper.lines[0].get_xdata()) == [2, 3]
+    assert list(upper.lines[0].get_ydata()) == [0.2, 0.3]
+    assert list(lower.lines[0].get_ydata()) == [0.5, 1.0]
+    figure = figure_of(plots.draw_margin, [step(1, "sft")])
+    assert "no preference step was made" in words(figure)
+
+
+def test_bucket_shows_size_passes_and_verifications() -> None:
+    waves = [wave(0, bucket=4), wave(1, bucket=1, stage="mastery", verifications=2)]
+    upper, lower = figure_of(plots.draw_bucket, waves).axes
+    drawn = {line.get_label(): line for line in upper.lines}
+    assert list(drawn["after the wave"].get_ydata()) == [4, 1]
+    passes = drawn["after a pass over the bucket list"]
+    assert (list(passes.get_xdata()), list(passes.get_ydata())) == ([1], [1])
+    assert [bar.get_height() for bar in lower.patches] == [5, 2]
+
+
+def test_comparison_draws_bars_intervals_and_the_sentence(tmp_path: Path) -> None:
+    figure = figure_of(plots.draw_comparison, ARMS, "trained is $better$ than base")
+    (axis,) = figure.axes
+    assert [bar.get_height() for bar in axis.patches] == [0.4, 0.55]
+    assert [text.get_text() for text in axis.texts] == ["40.0%", "55.0%"]
+    whiskers = [c.get_segments()[0][:, 1] for c in axis.collections]
+    assert [list(w) for w in whiskers] == [
+        pytest.approx([0.335, 0.469]), pytest.approx([0.481, 0.617])
+    ]  # fmt: skip
+    assert axis.get_xlabel().startswith("200 answers")
+    assert "$better$" in figure.get_supxlabel()
+
+
+def test_an_interval_that_is_missing_is_wilsons() -> None:
+    low, high = plots.interval({"n": 10, "accuracy": 0.0})
+    assert (low, high) == pytest.approx((0.0, 0.2775328), abs=1e-6)

@@ -1,0 +1,123 @@
+"""A run killed with SIGKILL and resumed ends with the same bytes as one never stopped."""
+
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from kill_driver import POINTS
+
+DRIVER = str(Path(__file__).with_name("kill_driver.py"))
+SHORT = {
+    "task.limit": 12, "r3.wave": 4, "r3.epochs": 1, "r3.verifications": 2, "r3.sft_mode": 3,
+    "r3.bucket_every": 8, "train.batch": 4, "train.sft.scale_failed": 0.01,
+    "train.lora.dropout": 0.1, "eval.limit": 40, "policy.batch": 2,
+}  # fmt: skip
+MEASUREMENTS = ("wall_seconds", "peak_memory_bytes")
+
+
+def arguments(run_dir, settings):
+    flags = [f"--set={key}={value}" for key, value in settings.items()]
+    return ["run", "quickstart", "--run-dir", str(run_dir), "--json", *flags]
+
+
+def command(*args):
+    return [sys.executable, "-m", "mlxreflect", *map(str, args)]
+
+
+def finish(run_dir):
+    done = subprocess.run(command("resume", run_dir, "--json"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def contents(run_dir):
+    """Every file that must not depend on interruptions; times and memory are left out."""
+    exact = ["episodes.jsonl", "examples.jsonl", "preference.jsonl", "sft.jsonl",
+             "adapter/adapters.safetensors", "adapter/adapter_config.json",
+             "eval/base/samples.jsonl", "eval/trained/samples.jsonl",
+             "eval/base/results.json", "eval/trained/results.json", "comparison.json"]  # fmt: skip
+    found = {name: (run_dir / name).read_bytes() for name in exact}
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    found["metrics"] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    summary = json.loads((run_dir / "summary.json").read_text())
+    found["summary"] = {k: v for k, v in summary.items() if k not in MEASUREMENTS}
+    return found
+
+
+def assert_same(run_dir, expected):
+    found = contents(run_dir)
+    different = [name for name in expected if found[name] != expected[name]]
+    assert not different
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    subprocess.run(command(*arguments(run_dir, SHORT)), check=True, capture_output=True)
+    found = contents(run_dir)
+    assert found["summary"]["pairs"] > 0
+    assert b'"tier": "advanced"' in found["episodes.jsonl"]  # the bucket list was visited
+    return found
+
+
+# The second call of a point, or a later one, falls into the middle of the three waves.
+NTH = {"appended some journals": 8, "appended half a journal": 3, "before a commit's rename": 6,
+       "after a commit's rename": 6, "wrote half a commit": 3, "took a training step": 3,
+       "attempted": 2, "critiqued": 2, "verified": 2}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_a_point(point, tmp_path, uninterrupted):
+    run_dir = tmp_path / "run"
+    nth = str(NTH.get(point, 1))
+    killed = subprocess.run(
+        [sys.executable, DRIVER, point, nth, *arguments(run_dir, SHORT)], capture_output=True
+    )
+    assert killed.returncode == -9, killed.stderr
+    assert not (run_dir / "summary.json").exists()
+    finish(run_dir)
+    assert_same(run_dir, uninterrupted)
+
+
+def test_killed_in_the_middle_of_a_commit(tmp_path, uninterrupted):
+    """The fast tests' share of the above: journals longer than the commit, half a commit."""
+    test_killed_at_a_point("wrote half a commit", tmp_path, uninterrupted)
+
+
+@pytest.mark.slow
+def test_quickstart_killed_at_random_moments(tmp_path):
+    settings = {"task.limit": 120, "r3.wave": 40, "eval.limit": 200, "policy.batch": 16}
+    whole = tmp_path / "whole"
+    started = time.monotonic()
+    subprocess.run(command(*arguments(whole, settings)), check=True, capture_output=True)
+    seconds = time.monotonic() - started
+    rng = random.Random(7)
+    run_dir, kills = tmp_path / "killed", 0
+    call = command(*arguments(run_dir, settings))
+    for _ in range(6):
+        process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=1.5 + rng.random() * seconds / 2)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            kills += 1
+        process.wait()
+        if (run_dir / "run.json").exists():
+            call = command("resume", run_dir, "--json")
+    assert kills >= 3
+    finish(run_dir)
+    assert_same(run_dir, contents(whole))
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path, uninterrupted):
+    run_dir = tmp_path / "run"
+    subprocess.run(command(*arguments(run_dir, SHORT)), check=True, capture_output=True)
+    before = contents(run_dir)
+    assert before == uninterrupted  # the same recipe twice, byte for byte
+    finish(run_dir)
+    assert contents(run_dir) == before

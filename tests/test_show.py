@@ -1,0 +1,319 @@
+"""Showing a run and a problem's story, from files as a run writes them, with hostile text."""
+
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console, RenderableType
+
+from mlxreflect import show, story
+from mlxreflect.errors import UserError
+from mlxreflect.prompts import attempt_messages
+from mlxreflect.records import (
+    Episode,
+    Example,
+    Outcome,
+    Problem,
+    Turn,
+    Verdict,
+    append_rows,
+    make_problem,
+    to_row,
+)
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2J[bold red]not bold[/bold red] [link=http://x]y[/link] \u202e\r"
+FIRST = make_problem("countdown", {"numbers": [3, 4, 5], "target": 35})
+SECOND = make_problem("gsm8k", {"question": "How many eggs?\n" * 9}, gold="18")
+
+
+def turn(index: int, parent: int | None, role: Any, text: str, **over: Any) -> Turn:
+    actor = "policy:ab12" if role in ("attempt", "verify") else "ollama:qwen"
+    messages = attempt_messages("Do.", "Numbers: 3 4 5\nTarget: 35", "think", "thinking")
+    return Turn(**{"index": index, "parent": parent, "role": role, "actor": actor,
+                   "messages": messages, "text": text, **over})  # fmt: skip
+
+
+def learned(problem: Problem, epoch: int = 1, wave: int = 0) -> Episode:
+    """Wrong, a failed call, rewritten twice, trained, verified at the second try."""
+    wrong = Verdict(False, True, "the answer is 27, not 35")
+    right = Verdict(True, True, "")
+    turns = [
+        turn(0, None, "attempt", "<think>3 + 4 = 7 then 27</think>", verdict=wrong,
+             usage={"prompt": 40, "completion": 231}, finish_reason="length"),
+        turn(1, 0, "critique", f"the sum {HOSTILE} is wrong", visibility="gold_answer"),
+        turn(2, 1, "rewrite", "", error=f"timed out {HOSTILE}"),
+        turn(3, 0, "critique", "multiply"),
+        turn(4, 3, "rewrite", "<think>3 + 4 = 7 then 35</think>", verdict=right),
+        turn(5, 4, "verify", "again 27", verdict=wrong),
+        turn(6, 4, "verify", "now 35", verdict=right),
+    ]  # fmt: skip
+    return Episode("r3", epoch, wave, problem, turns, Outcome(False, 6, "solved"))
+
+
+def at_once(problem: Problem, status: Any = "solved_first", **over: Any) -> Episode:
+    passed = Verdict(status == "solved_first", True, "")
+    turns = [turn(0, None, "attempt", "35", verdict=passed)]
+    return Episode("r3", 1, over.get("wave", 0), problem, turns, Outcome(passed.passed, 0, status))
+
+
+def examples_of(episode: Episode) -> list[Example]:
+    source = {"problem": episode.problem.id, "epoch": episode.epoch, "wave": episode.wave}
+    prompt = episode.turns[0].messages
+    texts = {"prompt": prompt, "chosen": "c", "rejected": "r"}
+    imitated = {"kind": "sft", "prompt": prompt, "completion": "c"}
+    return [
+        Example("preference", **texts, source={**source, "turns": [4, 0]}),
+        *(Example(**imitated, source={**source, "turns": [4]}) for _ in range(2)),
+        Example(**imitated, source={**source, "turns": [6]}),
+    ]
+
+
+def make_run(path: Path, episodes: list[Episode], examples: list[Example] | None = None) -> Path:
+    path.mkdir(parents=True)
+    recipe = 'name = "r3"\npolicy.model = "tiny"\ncritic.provider = "solver"\ncritic.model = ""\n'
+    (path / "recipe.toml").write_text(recipe, encoding="utf-8")
+    append_rows(path / "episodes.jsonl", map(to_row, episodes))
+    append_rows(path / "examples.jsonl", map(to_row, examples or []))
+    return path
+
+
+def finish(path: Path) -> Path:
+    """What the end of a run adds."""
+    arm = {"n": 10, "accuracy": 0.4, "ci_low": 0.168, "ci_high": 0.687, "format_rate": 0.9,
+           "parse_failures": 1, "truncated": 2}  # fmt: skip
+    summary = {
+        "status": "finished", "wall_seconds": 90.0, "problems": 2, "solved_first": 1,
+        "solved_after": 1, "bucket": 0, "pairs": 3, "failures": {"wrong_answer": 4},
+        "critic": {"calls": 9, "cached": 5, "failed": 1},
+        "base": arm, "trained": {**arm, "accuracy": 0.7}, "comparison": {"gains": 3},
+    }  # fmt: skip
+    (path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    verdict = {"sentence": "trained answers 70.0%, not significant."}
+    (path / "comparison.json").write_text(json.dumps(verdict), encoding="utf-8")
+    (path / "plots").mkdir()
+    (path / "plots" / "loss.png").write_bytes(b"")
+    return path
+
+
+def wave_row(number: int, **over: Any) -> dict[str, Any]:
+    return {
+        "schema": "metrics/1", "kind": "wave", "epoch": 1, "wave": number, "stage": "problems",
+        "tier": "basic", "problems": 8, "first_correct": 2, "format_ok": 6, "solved": 5,
+        "bucket": 3, "pairs": 3, "rewrites": 4, "verifications": 5, "seconds": 1.5, **over,
+    }  # fmt: skip
+
+
+def draw(parts: list[RenderableType], *, color: bool = False) -> str:
+    system: Any = "standard" if color else None
+    console = Console(width=140, color_system=system, force_terminal=color, highlight=False)
+    with console.capture() as capture:
+        for part in parts:
+            console.print(part)
+    return capture.get()
+
+
+def is_harmless(text: str) -> bool:
+    return not any(bad in text for bad in ("\x1b]", "\x1b[2J", "\x07", "\r", "\u202e"))
+
+
+def test_a_finished_run(tmp_path: Path) -> None:
+    run = finish(make_run(tmp_path / "run", [learned(FIRST), at_once(SECOND)]))
+    append_rows(run / "metrics.jsonl", [wave_row(0), wave_row(1, stage="bucket", tier="advanced")])
+    text = draw(show.show_run(run))
+    for part in (
+        "r3", "tiny", "finished", "Waves", "bucket", FIRST.id, SECOND.id,
+        "numbers [3, 4, 5], target 35", "How many eggs? How many eggs?", "solved_first",
+        "40.0%", "16.8% to 68.7%", "70.0%", "not significant.", "loss.png",
+        "9 calls, 5 of them from the cache, 1 failed", "4 wrong answer", "1.5 min",
+    ):  # fmt: skip
+        assert part in text, part
+    assert "resume" not in text
+
+
+def test_counts_of_a_problem_are_over_its_episodes(tmp_path: Path) -> None:
+    episodes = [learned(FIRST), at_once(FIRST, "bucket", wave=1), learned(FIRST, 2, 2)]
+    text = draw(show.show_run(make_run(tmp_path / "run", episodes)))
+    (line,) = [line for line in text.splitlines() if FIRST.id in line]
+    assert line.split()[-4:] == ["7", "4", "solved", "basic"]
+
+
+def test_a_run_that_died_shows_as_far_as_it_got(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [learned(FIRST)])
+    with (run / "episodes.jsonl").open("a", encoding="utf-8") as out:
+        out.write('{"schema": "episode/1", "rec')
+    text = draw(show.show_run(run))
+    assert f"not finished: under way, or go on with: mlxreflect resume {run}" in text
+    assert FIRST.id in text
+    (run / "episodes.jsonl").unlink()
+    text = draw(show.show_run(run))
+    assert "no wave is finished yet" in text
+    assert "no problem is done yet" in text
+    (run / "eval" / "base").mkdir(parents=True)
+    (run / "eval" / "base" / "results.json").write_text('{"n": 5, "accuracy": 0.25}')
+    assert "25.0%" in draw(show.show_run(run))
+
+
+def test_status_shows_all_of_one_kind(tmp_path: Path) -> None:
+    many = [make_problem("countdown", {"numbers": [i], "target": i}) for i in range(60)]
+    episodes = [at_once(p, "bucket" if i % 6 else "solved_first") for i, p in enumerate(many)]
+    run = make_run(tmp_path / "run", episodes)
+    text = draw(show.show_run(run))
+    assert sum(p.id in text for p in many) == 40
+    assert "the first 40 of 60" in text
+    text = draw(show.show_run(run, "bucket"))
+    assert [p.id in text for p in many] == [bool(i % 6) for i in range(60)]
+    assert "no problem with status failed" in draw(show.show_run(run, "failed"))
+    with pytest.raises(UserError) as caught:
+        show.show_run(run, "open")
+    for status in ("solved_first", "solved", "trained", "bucket", "failed"):
+        assert status in caught.value.hint
+
+
+def test_only_the_last_waves_are_listed(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [])
+    append_rows(run / "metrics.jsonl", [wave_row(1000 + i) for i in range(50)])
+    text = draw(show.show_run(run))
+    assert "the last 30 of 50" in text
+    assert [str(1000 + i) in text for i in range(50)] == [i >= 20 for i in range(50)]
+
+
+def test_the_story_is_told_in_order(tmp_path: Path) -> None:
+    episode = learned(FIRST)
+    run = make_run(tmp_path / "run", [episode, at_once(SECOND)], examples_of(episode))
+    text = draw(show.show_problem(run, FIRST.id[:6]))
+    places = [
+        text.index(part)
+        for part in (
+            FIRST.id, "Target: 35", "epoch 1, wave 0, basic critic",
+            "0 attempt by policy:ab12, 231 tokens, cut off", "3 + 4 = 7 then 27",
+            "✗ wrong, format kept: the answer is 27, not 35",
+            "1 critique by ollama:qwen, shown: gold answer", "the call failed: timed out",
+            "4 rewrite by ollama:qwen", "✓ right, format kept",
+            "trained by DPO: turn 4 preferred to turn 0", "5 verify by policy", "again 27",
+            "6 verify by policy", "now 35", "trained by SFT on turn 4 (2 ×), 6",
+            "solved: verified after training, turn 6",
+        )
+    ]  # fmt: skip
+    assert places == sorted(places)
+    assert SECOND.id not in text
+
+
+def test_the_story_spans_epochs_with_each_ones_training(tmp_path: Path) -> None:
+    early, late = at_once(FIRST, "bucket"), learned(FIRST, 2, 5)
+    forced = Example("sft", [], completion="c", source={"problem": FIRST.id, "forced": True})
+    run = make_run(tmp_path / "run", [early, late], [*examples_of(late), forced])
+    text = draw(show.show_problem(run, FIRST.id))
+    first, second = text.index("epoch 1, wave 0"), text.index("epoch 2, wave 5")
+    assert first < text.index("not solved: on the bucket list") < second
+    assert text.count("trained by DPO") == text.count("trained by SFT") == 1
+    assert text.index("trained by DPO") > second
+    assert "1 × SFT on its last winner" in text
+
+
+def test_the_expected_answer_is_told_where_there_is_one(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [at_once(FIRST), at_once(SECOND)])
+    assert "expected: 18" in draw(show.show_problem(run, SECOND.id))
+    assert "expected" not in draw(show.show_problem(run, FIRST.id))
+
+
+@pytest.mark.parametrize("color", [False, True])
+def test_hostile_text_is_shown_not_obeyed(tmp_path: Path, color: bool) -> None:
+    problem = make_problem("jsonl", {"question": HOSTILE}, gold=HOSTILE)
+    bad = Verdict(False, False, HOSTILE, source=HOSTILE)
+    turns = [
+        turn(0, None, "attempt", HOSTILE, actor=HOSTILE, verdict=bad,
+             messages=[{"role": "user", "content": HOSTILE}]),
+        turn(1, 0, "critique", HOSTILE),
+        turn(2, 1, "rewrite", HOSTILE + " more \ud83d", verdict=bad),
+        turn(3, 2, "verify", "", error=HOSTILE),
+    ]  # fmt: skip
+    episode = Episode(HOSTILE, 1, 0, problem, turns, Outcome(False, None, "bucket"))
+    run = finish(make_run(tmp_path / "run", [episode]))
+    (run / "recipe.toml").write_text(f"name = {json.dumps(HOSTILE)}\n", encoding="utf-8")
+    for parts in (show.show_run(run), show.show_problem(run, problem.id)):
+        text = draw(parts, color=color)
+        assert is_harmless(text)
+        assert "[bold red]not bold" in text
+        text.encode("utf-8")
+
+
+def test_problems_are_found_by_the_first_digits(tmp_path: Path) -> None:
+    twins = [Problem(i, "countdown", {"target": 1}) for i in ("aa11", "aa12", "aa1")]
+    run = make_run(tmp_path / "run", [at_once(p) for p in twins])
+    assert "problem aa12" in draw(show.show_problem(run, "aa12"))
+    assert "problem aa1 " in draw(show.show_problem(run, "aa1"))  # an id that begins others
+    with pytest.raises(UserError) as caught:
+        show.show_problem(run, "aa")
+    assert caught.value.message == "3 problems begin with 'aa'"
+    assert "aa11, aa12, aa1" in caught.value.hint
+    with pytest.raises(UserError) as caught:
+        show.show_problem(run, "zz")
+    assert caught.value.message == "no problem in this run begins with 'zz'"
+    assert "aa11" in caught.value.hint
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    for call in (lambda p: show.show_run(p), lambda p: show.show_problem(p, "a")):
+        with pytest.raises(UserError, match="no such folder"):
+            call(tmp_path / "nowhere")
+        with pytest.raises(UserError, match="is no run directory"):
+            call(tmp_path)
+
+
+def test_rows_that_are_no_episodes_are_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [at_once(FIRST)])
+    append_rows(run / "episodes.jsonl", [{"schema": "episode/1", "recipe": "r3"}])
+    with pytest.raises(UserError, match=r"episodes\.jsonl, row 2: not an episode"):
+        show.show_run(run)
+
+
+def test_results_of_one_evaluation() -> None:
+    results = {"task": "countdown", "model": "[b]m", "adapter": "ab", "n": 5, "accuracy": 0.8}
+    text = draw([show.show_results(results)])
+    for part in ("countdown", "[b]m + adapter", "80.0%"):
+        assert part in text
+
+
+def styled(before: str, after: str) -> list[tuple[str, str]]:
+    text = story.word_diff(before, after)
+    return [(text.plain[s.start : s.end], str(s.style)) for s in text.spans]
+
+
+def test_word_difference() -> None:
+    before, after = "keep this  bad word, then end", "keep this  good word, and then end"
+    assert styled(before, after) == [
+        ("keep this  ", "dim"), ("bad", "red strike"), ("good", "green"), (" and", "green"),
+    ]  # fmt: skip
+    assert story.word_diff(before, after).plain == "keep this  badgood word, and then end"
+    assert styled("same", "same") == [("same", "dim")]
+    assert styled("", "new") == [("new", "green")]
+    assert styled("old", "") == [("old", "red strike")]
+    assert story.word_diff("a a", "a a a").plain == "a a a"
+    assert str(story.word_diff(before, after).style) == ""
+
+
+def test_a_rewrite_is_compared_with_what_it_rewrote() -> None:
+    turns = learned(FIRST).turns
+    assert story.rewritten(turns[4], turns) is turns[0]
+    circle = [turn(0, 1, "critique", ""), turn(1, 0, "critique", ""), turn(2, 1, "rewrite", "")]
+    assert story.rewritten(circle[2], circle) is None
+    text = draw(list(story.tell_turn(turns[4], turns)), color=True)
+    assert "27" in text  # removed from the attempt, and still to be seen
+    assert "35" in text
+
+
+def test_long_and_repetitive_texts_are_compared_in_no_time() -> None:
+    rng, words = random.Random(0), [f"word{i}" for i in range(150)]
+    cases = [
+        ("a b " * 900 + "x", "y " + "b a " * 900),
+        ("a " * 40_000, "b " * 40_000),
+        (" ".join(map(str, range(1900))), " ".join(map(str, range(1899, 0, -1)))),
+        (" ".join(rng.choices(words, k=40_000)), " ".join(rng.choices(words, k=40_000))),
+    ]
+    for before, after in cases:
+        begun = time.perf_counter()
+        assert len(story.word_diff(before, after)) >= len(after)
+        assert time.perf_counter() - begun < 2

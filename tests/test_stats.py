@@ -1,0 +1,300 @@
+"""Statistics against published vectors, statsmodels, scipy and plain enumeration."""
+
+import itertools
+import math
+import random
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import statsmodels.api as sm
+from scipy import stats as scipy_stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import (
+    confint_proportions_2indep,
+    proportion_confint,
+    proportions_ztest,
+)
+
+from mlxreflect import stats
+
+TABLES = [  # both right, gains, losses, both wrong; exact p, mid-p, Newcombe's interval
+    ((550, 124, 77, 249), 0.00112338, 0.00089781, (0.0192708, 0.0746201)),
+    ((40, 12, 4, 44), 0.07681274, 0.04904175, (0.0009890, 0.1566267)),
+    ((90, 6, 1, 3), 0.125, 0.0703125, (-0.0074217, 0.1168724)),
+    ((600, 5, 0, 10), 0.0625, 0.03125, (-0.0004392, 0.0189563)),
+]
+
+
+def near(value: object) -> object:
+    return pytest.approx(value, abs=1e-6)
+
+
+def answers(both: int, gains: int, losses: int, neither: int) -> tuple[list[bool], list[bool]]:
+    a = [True] * both + [False] * gains + [True] * losses + [False] * neither
+    b = [True] * both + [True] * gains + [False] * losses + [False] * neither
+    order = random.Random(3).sample(range(len(a)), len(a))
+    return [a[i] for i in order], [b[i] for i in order]
+
+
+def random_tables(count: int) -> list[tuple[int, int, int, int]]:
+    """Of all shapes: large and small, lopsided, empty margins, and every fifth without discord."""
+    rng = random.Random(5)
+    tables = []
+    for i in range(count):
+        cells = [rng.choice([0, rng.randrange(4), rng.randrange(400)]) for _ in range(4)]
+        if i % 5 == 0:
+            cells[1] = cells[2] = 0
+        if not sum(cells):
+            cells[3] = 1
+        tables.append((cells[0], cells[1], cells[2], cells[3]))
+    return tables
+
+
+@pytest.mark.parametrize(("table", "exact", "mid", "interval"), TABLES)
+def test_paired_vectors(
+    table: tuple[int, int, int, int], exact: float, mid: float, interval: tuple[float, float]
+) -> None:
+    c = stats.paired(*answers(*table))
+    assert (c.p_exact, c.p_mid) == near((exact, mid))
+    assert (c.ci_low, c.ci_high) == near(interval)
+    both, gains, losses, _ = table
+    assert (c.n, c.gains, c.losses) == (sum(table), gains, losses)
+    assert c.accuracy_a == near((both + losses) / sum(table))
+    assert c.difference == near(c.accuracy_b - c.accuracy_a)
+
+
+def test_comparison_has_the_promised_keys() -> None:
+    keys = "n accuracy_a accuracy_b gains losses difference ci_low ci_high p_exact p_mid mde"
+    assert list(asdict(stats.paired([True], [False]))) == keys.split()
+
+
+def test_newcombe_of_a_published_table() -> None:
+    """Fagerland, Lydersen and Laake 2014: airway reactivity, 1, 1, 7, 12; phi is corrected to 0."""
+    low, high = stats.newcombe_paired(1, 7, 1, 12)
+    assert (round(low, 3), round(high, 3)) == (0.026, 0.507)
+
+
+def test_unpaired_vectors() -> None:
+    assert stats.two_proportion(627, 1000, 674, 1000) == near((2.2041220, 0.0275158))
+    assert stats.newcombe_unpaired(627, 1000, 674, 1000) == near((0.0052064, 0.0885646))
+    assert stats.wilson(627, 1000) == near((0.5965940, 0.6564339))
+    assert stats.wilson(674, 1000) == near((0.6443294, 0.7023389))
+    assert stats.wilson(0, 10) == near((0.0, 0.2775328))
+    assert stats.two_proportion(0, 5, 0, 9) == (0.0, 1.0)
+
+
+def test_other_vectors() -> None:
+    assert stats.holm([0.001, 0.012, 0.03, 0.04, 0.2]) == near([0.005, 0.048, 0.09, 0.09, 0.2])
+    assert stats.pass_at_k(10, 3, 5) == near(0.9166667)
+    assert stats.pass_at_k(16, 4, 8) == near(0.9615385)
+    assert stats.e_value(12, 4) == near(2.118164)
+    assert stats.e_value(124, 77) == near(21.946989)
+    assert stats.e_value(8, 0) == near(28.444444)
+    assert stats.e_value(5000, 0) == math.inf
+    assert round(stats.questions_needed(0.03), 1) == 969.0
+
+
+def test_tests_and_intervals_agree_with_statsmodels_on_random_tables() -> None:
+    for both, gains, losses, neither in random_tables(1000):
+        n = both + gains + losses + neither
+        theirs = mcnemar([[both, losses], [gains, neither]], exact=True).pvalue
+        expected = 1.0 if gains == losses else theirs
+        assert stats.mcnemar_exact(gains, losses) == near(expected)
+        few = min(gains, losses)
+        table = scipy_stats.binom(gains + losses, 0.5)
+        mid = 1.0 if gains == losses else 2 * table.cdf(few) - table.pmf(few)
+        assert stats.mcnemar_mid_p(gains, losses) == near(mid)
+        assert stats.wilson(both, n) == near(proportion_confint(both, n, method="wilson"))
+        assert stats.newcombe_paired(both, gains, losses, neither) == near(
+            newcombe_by_correlation(both, gains, losses, neither)
+        )
+
+
+def newcombe_by_correlation(
+    both: int, gains: int, losses: int, neither: int
+) -> tuple[float, float]:
+    """Method 10 by another road: Pearson's correlation of the answers, statsmodels' limits."""
+    n = both + gains + losses + neither
+    counts = [both, gains, losses, neither]
+    a, b = np.repeat([1, 0, 1, 0], counts), np.repeat([1, 1, 0, 0], counts)
+    phi, covariance = 0.0, both * neither - gains * losses
+    if a.std() and b.std():
+        phi = float(np.corrcoef(a, b)[0, 1])
+        if covariance > 0:  # the correction takes n/2 off the covariance, but not past 0
+            phi *= max(0.0, covariance - n / 2) / covariance
+    (la, ua), (lb, ub) = (proportion_confint(x.sum(), n, method="wilson") for x in (a, b))
+    down = np.array([b.mean() - lb, ua - a.mean()])
+    up = np.array([ub - b.mean(), a.mean() - la])
+    matrix = np.array([[1.0, -phi], [-phi, 1.0]])
+    low, high = (math.sqrt(max(0.0, float(v @ matrix @ v))) for v in (down, up))
+    return float(b.mean() - a.mean() - low), float(b.mean() - a.mean() + high)
+
+
+def test_unpaired_agree_with_statsmodels_on_random_tables() -> None:
+    rng = random.Random(11)
+    for _ in range(200):
+        n_a, n_b = rng.randrange(2, 300), rng.randrange(2, 300)
+        k_a, k_b = rng.randrange(n_a), rng.randrange(1, n_b + 1)
+        z, p = proportions_ztest([k_b, k_a], [n_b, n_a])
+        if not math.isnan(z):
+            assert stats.two_proportion(k_a, n_a, k_b, n_b) == near((z, p))
+        theirs = confint_proportions_2indep(k_b, n_b, k_a, n_a, method="newcomb", compare="diff")
+        assert stats.newcombe_unpaired(k_a, n_a, k_b, n_b) == near(theirs)
+
+
+def test_swapping_the_arms_mirrors_the_interval() -> None:
+    for both, gains, losses, neither in random_tables(100):
+        low, high = stats.newcombe_paired(both, gains, losses, neither)
+        assert stats.newcombe_paired(both, losses, gains, neither) == near((-high, -low))
+        assert low <= (gains - losses) / (both + gains + losses + neither) + 1e-12
+        assert -1 <= low <= high <= 1
+
+
+def test_no_discordant_pair_is_p_1() -> None:
+    for n in (1, 7, 500):
+        c = stats.paired([True] * n, [True] * n)
+        assert (c.p_exact, c.p_mid, c.difference) == (1.0, 1.0, 0.0)
+        assert c.ci_low < 0 < c.ci_high
+        assert 0 < c.mde <= 1
+
+
+def test_holm_agrees_with_statsmodels_in_any_order() -> None:
+    rng = random.Random(2)
+    for size in (1, 2, 6, 20):
+        p = [rng.random() ** 3 for _ in range(size)]
+        assert stats.holm(p) == near(list(multipletests(p, method="holm")[1]))
+
+
+def test_e_value_is_fair_under_the_null() -> None:
+    """Its mean over fair coin flips is 1 at every number of flips: a bet at fair odds."""
+    for n in (1, 2, 9, 30):
+        mean = sum(math.comb(n, g) / 2**n * stats.e_value(g, n - g) for g in range(n + 1))
+        assert mean == near(1.0)
+
+
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer() -> None:
+    for n, c, k in ((5, 2, 3), (6, 0, 2), (6, 6, 1), (7, 3, 7)):
+        right = [i < c for i in range(n)]
+        subsets = list(itertools.combinations(right, k))
+        assert stats.pass_at_k(n, c, k) == near(sum(map(any, subsets)) / len(subsets))
+    with pytest.raises(ValueError, match="pass@6 of 5"):
+        stats.pass_at_k(5, 1, 6)
+
+
+@pytest.mark.parametrize(("n", "effect"), [(100, 0.124), (200, 0.088), (500, 0.056), (1319, 0.034)])
+def test_minimum_detectable_effect(n: int, effect: float) -> None:
+    assert round(stats.minimum_detectable_effect(0.2, n), 3) == effect
+
+
+@pytest.mark.parametrize(("discordance", "n"), [(0.2, 200), (0.4, 150), (0.1, 600)])
+def test_the_detectable_effect_is_found_with_80_percent_power(discordance: float, n: int) -> None:
+    """Counted over all outcomes of the asymptotic test, not by the formula that gave it."""
+    effect = stats.minimum_detectable_effect(discordance, n)
+    z = scipy_stats.norm.ppf(0.975)
+    power = 0.0
+    for d in range(1, n + 1):
+        gains = np.arange(d + 1)
+        rejected = abs(2 * gains - d) / math.sqrt(d) > z
+        share = scipy_stats.binom.pmf(gains, d, (1 + effect / discordance) / 2)
+        power += scipy_stats.binom.pmf(d, n, discordance) * share[rejected].sum()
+    assert power == pytest.approx(0.8, abs=0.02)
+
+
+def test_without_discord_the_detectable_effect_brings_its_own() -> None:
+    """All discordant pairs are then gains; about 8 of them are needed at any n."""
+    for n in (50, 1000):
+        effect = stats.minimum_detectable_effect(0.0, n)
+        needed = round(effect * n)
+        assert 6 <= needed <= 9
+        assert stats.mcnemar_exact(needed, 0) < 0.05
+    assert stats.minimum_detectable_effect(0.3, 3) == 1.0
+
+
+def test_clustered_interval_is_that_of_a_clustered_regression() -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.random((60, 4)) < 0.4, rng.random((60, 4)) < 0.55
+    c, _ = stats.clustered(list(a.mean(axis=1)), list(b.mean(axis=1)))
+    differences = (b.astype(float) - a).ravel()
+    fit = sm.OLS(differences, np.ones(240)).fit(
+        cov_type="cluster",
+        cov_kwds={"groups": np.repeat(np.arange(60), 4), "use_correction": False},
+    )
+    error = float(fit.bse[0]) * math.sqrt(60 / 59)
+    z = scipy_stats.norm.ppf(0.975)
+    assert c.difference == near(differences.mean())
+    assert (c.ci_low, c.ci_high) == near((c.difference - z * error, c.difference + z * error))
+    assert (c.p_exact, c.p_mid) == (None, None)
+    assert c.gains == sum(b.mean(axis=1) > a.mean(axis=1))
+
+
+def test_sign_flips_of_single_answers_are_the_exact_mcnemar_test() -> None:
+    few = np.array([1.0] * 9 + [-1.0] * 2 + [0.0] * 30)
+    assert stats.sign_flip_p(few) == near(stats.mcnemar_exact(9, 2))
+    many = np.array([1.0] * 40 + [-1.0] * 22 + [0.0] * 300)
+    assert stats.sign_flip_p(many) == pytest.approx(stats.mcnemar_exact(40, 22), abs=0.006)
+    assert stats.sign_flip_p(many, 7) == stats.sign_flip_p(many, 7)
+    assert stats.sign_flip_p(many, 7) != stats.sign_flip_p(many, 8)
+    assert stats.sign_flip_p(np.zeros(5)) == 1.0
+
+
+def test_sign_flips_of_means_agree_with_enumeration() -> None:
+    differences = [0.25, -0.5, 0.75, 0.3333333, -0.1, 0.6, 0.0]
+    observed = abs(sum(differences))
+    sums = [
+        abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
+        for signs in itertools.product((-1, 1), repeat=len(differences))
+    ]
+    expected = sum(s >= observed - 1e-12 for s in sums) / len(sums)
+    assert stats.sign_flip_p(np.array(differences)) == near(expected)
+
+
+def test_one_question_says_nothing() -> None:
+    c, p = stats.clustered([0.25], [0.75])
+    assert (c.ci_low, c.ci_high, p) == (-1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(("a", "b"), [([], []), ([True], [True, False])])
+def test_what_cannot_be_paired_is_refused(a: list[bool], b: list[bool]) -> None:
+    with pytest.raises(ValueError, match="cannot be paired"):
+        stats.paired(a, b)
+    with pytest.raises(ValueError, match="cannot be paired"):
+        stats.clustered([float(x) for x in a], [float(x) for x in b])
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 0), (3, 2), (-1, 4)])
+def test_wilson_refuses_what_is_no_proportion(k: int, n: int) -> None:
+    with pytest.raises(ValueError, match="no proportion"):
+        stats.wilson(k, n)
+
+
+@pytest.mark.parametrize(
+    ("table", "verdict"),
+    [
+        ((550, 124, 77, 249), ", significant"),
+        ((550, 77, 124, 249), ", significant"),
+        ((40, 12, 4, 44), ", borderline"),
+        ((90, 6, 1, 3), ", not significant"),
+        ((5, 0, 0, 5), ", not significant"),
+    ],
+)
+def test_sentence(table: tuple[int, int, int, int], verdict: str) -> None:
+    text = stats.sentence(stats.paired(*answers(*table)), "base", "trained")
+    assert verdict in text
+    assert text.startswith("trained answers ")
+    assert f"of {sum(table)} questions" in text
+    assert f"{table[1]} gained, {table[2]} lost" in text
+    assert ("4 times in 5" in text) == (verdict != ", significant")
+
+
+def test_sentence_follows_alpha_and_the_permutation_test() -> None:
+    a, b = answers(550, 124, 77, 249)
+    strict = stats.sentence(stats.paired(a, b, alpha=0.001), "A", "B", alpha=0.001)
+    assert "99.9% interval" in strict
+    assert ", borderline (exact McNemar p = 0.0011). The interval leaves out 0, but" in strict
+    c, p = stats.clustered([0.0, 0.5] * 40, [0.25, 0.5] * 40)
+    text = stats.sentence(c, "A", "B", p_perm=p)
+    assert "significant (sign-flip p = 0.0001)" in text
+    with pytest.raises(ValueError, match="p_perm"):
+        stats.sentence(c, "A", "B")

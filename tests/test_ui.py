@@ -1,0 +1,166 @@
+"""What goes to stdout, what to stderr, and that nothing a model wrote steers the terminal."""
+
+import io
+import json
+import subprocess
+import sys
+import threading
+
+import pytest
+from rich.table import Table
+from rich.text import Text
+
+from mlxreflect import ui as ui_module
+from mlxreflect.ui import PlainBar, Ui, safe_text
+
+HOSTILE = "\x1b[31mred\x1b[0m \x9b2J \x07 \r \u202eback \u200bwidth \ud83d [bold]b[/bold]"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_importing_it_does_not_import_rich() -> None:
+    code = "import mlxreflect.ui, sys; print([m for m in sys.modules if m.split('.')[0] == 'rich'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_safe_text_shows_what_it_takes_out() -> None:
+    safe = safe_text(HOSTILE)
+    assert safe == (
+        "\\x1b[31mred\\x1b[0m \\x9b2J \\x07 \\r \\u202eback \\u200bwidth \\ud83d [bold]b[/bold]"
+    )
+    assert safe_text("tab\tline\nέ→ 🙂 日本") == "tab\tline\nέ→ 🙂 日本"
+    safe.encode("utf-8")
+
+
+def test_json_leaves_stdout_to_the_result(capsys: pytest.CaptureFixture[str]) -> None:
+    ui = Ui(json=True)
+    ui.header({"recipe": "r3", "policy": "tiny"})
+    ui.line("working")
+    ui.table(Table(title="no table"))
+    with ui.progress("attempts", 2) as bar:
+        bar.advance(2)
+    ui.result({"loss": float("nan"), "all": [float("inf"), 1.5], "text": "→ \u009b"})
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1
+    assert json.loads(out) == {"loss": None, "all": [None, 1.5], "text": "→ \u009b"}
+    assert out.isascii()
+    for part in ("recipe  r3\n", "policy  tiny\n", "working\n", "attempts: 2/2"):
+        assert part in err
+
+
+def test_without_json_people_read_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    ui = Ui()
+    ui.header({"a": 1, "long name": HOSTILE})
+    ui.result({"a": 1})
+    table = Table()
+    table.add_column("x" * 60)
+    table.add_column("y" * 30)
+    ui.table(table)
+    ui.table(Text("a sentence " * 40))
+    out, err = capsys.readouterr()
+    assert out.startswith("a          1\nlong name  \\x1b[31mred")
+    assert "{" not in out
+    assert "x" * 60 in out  # wider than the 80 columns rich takes for a pipe
+    assert "y" * 30 in out
+    assert "a sentence " * 40 in out
+    assert err == ""
+
+
+def test_quiet_says_only_results(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ui_module, "EVERY_S", 0.0)
+    ui = Ui(json=True, quiet=True)
+    ui.header({"recipe": "r3"})
+    ui.line("working")
+    with ui.progress("attempts", 3) as bar:
+        bar.advance()
+        bar.update_text("half")
+    ui.result([])
+    assert capsys.readouterr() == ("[]\n", "")
+
+
+def test_plain_lines_are_few_and_the_last_one_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(ui_module.time, "monotonic", lambda: clock[0])
+    with Ui().progress("attempts", 60) as bar:
+        for i in range(30):
+            clock[0] += 1
+            bar.update_text(f"wave {i}")
+            bar.advance()
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert lines[0] == "attempts: 5/60, wave 4, 0:00:55 left"
+    assert len(lines) == 30 / 5 + 1
+    assert lines[-1] == "attempts: 30/60, wave 29, took 0:00:30"
+
+
+def test_progress_without_a_total_and_after_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError), Ui().progress("reading [x]") as bar:
+        bar.advance(7)
+        raise RuntimeError
+    assert capsys.readouterr().err == "reading [x]: 7, took 0:00:00\n"
+
+
+def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, err = io.StringIO(), Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setenv("COLUMNS", "120")
+    ui = Ui()
+    with ui.progress("outer [b]", 4) as bar:
+        bar.advance(3)
+        bar.update_text(HOSTILE)
+        with ui.progress("inner", 2) as inner:
+            inner.advance(2)
+            ui.line("said in between")
+        bar.advance()
+    assert out.getvalue() == "said in between\n"
+    drawn = err.getvalue()
+    for part in ("outer [b]", "inner", "4/4", "\\x1b[31mred", "[bold]b[/bold]"):
+        assert part in drawn
+    for part in ("\x1b[31mred", "\x9b", "\x07", "\u202e"):
+        assert part not in drawn
+    assert ui.live is None
+
+
+def test_lines_go_above_the_bars_where_both_are_on_one_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, err = Terminal(), Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    ui = Ui()
+    with ui.progress("attempts", 1):
+        ui.line("while [it] runs")
+    ui.line("after")
+    assert out.getvalue() == "after\n"
+    assert "while [it] runs" in err.getvalue()
+
+
+def test_threads_may_advance_together() -> None:
+    bar = PlainBar("calls", None, None)
+    threads = [
+        threading.Thread(target=lambda: [bar.advance() for _ in range(2000)]) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert bar.done == 8000
+
+
+def test_a_terminal_that_knows_only_ascii_is_no_crash() -> None:
+    code = "from mlxreflect.ui import Ui; Ui().line('a → b'); Ui(json=True).line('é')"
+    env = {"PYTHONIOENCODING": "ascii", "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
+    )
+    assert (done.stdout, done.stderr) == ("a ? b\n", "?\n")
