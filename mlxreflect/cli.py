@@ -36,19 +36,27 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a recipe: learn from its problems, then compare base and trained."""
-    from mlxreflect.recipe import load_recipe
+    from mlxreflect.recipe import eval_spec, load_recipe
+    from mlxreflect.tasks import get_task
 
     loaded = load_recipe(recipe, set_ or [])
+    get_task(loaded.task.name)
+    get_task(eval_spec(loaded).task.name)
     ui = make_ui(as_json)
+    require_mlx()
     if dry_run:
         from mlxreflect.dry import dry
 
         ui.result(dry(loaded)) if as_json else ui.line(dry(loaded)["text"])
         return
-    require_mlx()
     from mlxreflect.run import Run
 
-    carry_out(Run.create(loaded, run_dir), ui)
+    begun = Run.create(loaded, run_dir)
+    try:
+        carry_out(begun, ui)
+    except UserError:
+        begun.take_back()
+        raise
 
 
 @app.command()
@@ -73,6 +81,10 @@ def carry_out(run: Any, ui: "Ui") -> None:
     except KeyboardInterrupt:
         print(f"\nstopped; go on with: mlxreflect resume {run.path}", file=sys.stderr)
         raise typer.Exit(130) from None
+    except (OSError, RuntimeError) as error:
+        if is_full(error):
+            raise no_space(error, f"free some, then: mlxreflect resume {run.path}") from None
+        raise
     finally:
         run.close()
     if ui.json:
@@ -182,13 +194,27 @@ def main() -> None:
         app()
     except UserError as error:
         fail(error.message, error.hint)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, RuntimeError) as error:
+        if not is_full(error):
             raise
-        where = error.filename or "the disk"
-        fail(f"{where}: no space left", "free some; a run goes on with: mlxreflect resume RUN_DIR")
+        full = no_space(error, "free some, then give the same command again")
+        fail(full.message, full.hint)
+
+
+def is_full(error: Exception) -> bool:
+    """Whether the disk is full: as the system says it, or mlx where it saves arrays."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or "Unable to write" in str(error)
+
+
+def no_space(error: Exception, hint: str) -> UserError:
+    return UserError(f"{getattr(error, 'filename', None) or 'the disk'}: no space left", hint)
 
 
 def fail(message: str, hint: str) -> None:
-    print(f"error: {message}\nhint: {hint}", file=sys.stderr)
+    """Exactly two lines, whatever the data quoted in them holds."""
+    from mlxreflect.ui import safe_text
+
+    for label, text in (("error", message), ("hint", hint)):
+        print(f"{label}: {safe_text(' '.join(text.split()))}", file=sys.stderr)
     sys.exit(2)

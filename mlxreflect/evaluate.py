@@ -20,6 +20,7 @@ from mlxreflect.recipe import (
     apply_settings,
     bundled,
     find_toml,
+    flatten,
     read_toml,
     validate,
 )
@@ -34,7 +35,7 @@ from mlxreflect.records import (
 )
 from mlxreflect.seeds import rng_for
 from mlxreflect.stats import wilson
-from mlxreflect.tasks import TASKS
+from mlxreflect.tasks import TASKS, get_task
 from mlxreflect.tasks.base import Task
 from mlxreflect.ui import Ui
 
@@ -66,7 +67,10 @@ def evaluate(
 
     Raises UserError where `out` holds samples of another evaluation, naming the changed key.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror}", "give another --out") from None
     tags, style = spec.prompt.tags, spec.prompt.style
     asked = [
         policy.encode(prompts.attempt_messages(task.instruction(p), task.show(p), tags, style))
@@ -146,11 +150,12 @@ def continue_only(out: Path, setup: dict[str, Any]) -> None:
     if not path.is_file():
         write_atomic(path, json.dumps(setup, indent=2) + "\n")
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    for key, value in setup.items():
-        if before.get(key) != value:
+    before, now = flatten(json.loads(path.read_text(encoding="utf-8"))), flatten(setup)
+    for key in sorted({**before, **now}, key="prompt_hash".__eq__):  # what it follows from first
+        if before.get(key) != now.get(key):
             raise UserError(
-                f"{out} holds another evaluation: its {key} is {before.get(key)!r}, not {value!r}",
+                f"{out} holds another evaluation: its {key} is {before.get(key)!r}, "
+                f"not {now.get(key)!r}",
                 "give another --out, or delete that folder",
             )
 
@@ -205,7 +210,7 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """`mlxreflect eval`: load a model and answer a spec with it. name: a spec's or a task's."""
     spec = find_spec(name, limit, source, settings)
-    task = TASKS[spec.task.name]
+    task = get_task(spec.task.name)
     problems = eval_problems(task, spec)
     policy = load_policy(PolicyConfig(model=model, adapter=adapter))
     folder = out or Path("evals-out") / f"{name}--{Path(model).name}{'-adapter' * bool(adapter)}"
@@ -227,4 +232,4 @@ def find_spec(name: str, limit: int, source: str, settings: Sequence[str]) -> Ev
         tree.setdefault("task", {})["source"], tree["part"] = source, "all"
     if limit:
         tree["limit"] = limit
-    return validate(EvalSpec, apply_settings(tree, settings), path)
+    return validate(EvalSpec, apply_settings(tree, settings), path, settings)

@@ -156,8 +156,10 @@ def draw_loss(figure: Figure, steps: Rows) -> None:
     labels = {"dpo": "DPO loss\nper pair", "sft": "SFT loss\nper token"}
     axes = panels(figure, "Training loss", [labels[kind] for kind in kinds], "training step")
     for axis, kind in zip(axes, kinds, strict=True):
-        trend(axis, series(steps, "loss", kind), kind.upper(), BLUE if kind == "dpo" else GREEN)
-        if kind == "dpo":
+        losses = series(steps, "loss", kind)
+        trend(axis, losses, kind.upper(), BLUE if kind == "dpo" else GREEN)
+        # DPO alone begins at ln 2; with an NLL term added that line would mean nothing.
+        if kind == "dpo" and abs(losses[0][1] - math.log(2)) < 0.02:
             style: dict[str, Any] = {"color": GREY, "linewidth": 1, "linestyle": "--"}
             axis.axhline(math.log(2), label="ln 2: no preference", **style)
         legend(axis)

@@ -172,7 +172,7 @@ def load_policy(config: PolicyConfig) -> Policy:
         )
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise missing_model(config, error) from None
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(
             f"policy.model = {config.model!r} cannot be loaded: {one_line(error)}",
             "give a model that mlx-lm supports (and an adapter made for it)",

@@ -321,7 +321,7 @@ def explain(
     fault = error.errors()[0]
     parts = [str(p) for p in fault["loc"]]
     key = ".".join([prefix, *parts] if prefix else parts)
-    given = [s for s in settings if f"{key}.".startswith(f"{s.partition('=')[0].strip()}.")]
+    given = [s for s in settings if overlap(s.partition("=")[0].strip(), key)]
     where = f"{path}, line {line}" if (line := line_of(path, key)) else str(path)
     where = f"--set {given[-1]}" if given else where
     if fault["type"] == "extra_forbidden":
@@ -337,6 +337,11 @@ def explain(
         return UserError(f"{where}: no {key}", f"give {key}")
     reason = fault["msg"][0].lower() + fault["msg"][1:]
     return UserError(f"{where}: {key} = {repr(fault['input'])[:80]}: {reason}", f"correct {key}")
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether one of two dotted keys is the other, or a table that holds it."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def line_of(path: Path, key: str) -> int | None:

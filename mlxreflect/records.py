@@ -226,7 +226,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:  # bad JSON and bad UTF-8 alike
+            except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 alike
                 if not line.endswith(b"\n"):
                     return
                 raise UserError(

@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -72,7 +73,7 @@ class Run:
         return cls(path, recipe, lock)
 
     @classmethod
-    def open(cls, path: Path, settings: Iterable[str] = ()) -> "Run":
+    def open(cls, path: Path, settings: Sequence[str] = ()) -> "Run":
         """A run directory to go on with. Refuses a changed recipe, naming the changed keys."""
         if not (path / "run.json").is_file():
             raise UserError(
@@ -94,9 +95,16 @@ class Run:
                     f"--set {setting}: a run is resumed with the recipe it began with",
                     f"only these can change: {', '.join(RESUMABLE)}; or begin a new run",
                 )
-        settings = list(settings)
         recipe = validate(Recipe, apply_settings(now, settings), path / "recipe.toml", settings)
         return cls(path, recipe, take_lock(path))
+
+    def take_back(self) -> None:
+        """Remove a run that never began, so that the same command works once it is mended."""
+        if not (self.path / "checkpoints").exists():
+            for name in ("recipe.toml", "run.json", ".lock"):
+                (self.path / name).unlink(missing_ok=True)
+            with suppress(OSError):  # something else is in it
+                self.path.rmdir()
 
     @property
     def id(self) -> str:

@@ -7,8 +7,9 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from rich.console import RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.rule import Rule
 from rich.text import Text
@@ -17,8 +18,9 @@ from mlxreflect.records import Episode, Example, Turn
 from mlxreflect.ui import safe_text
 
 ANSWERS = ("attempt", "rewrite", "continue", "retry", "verify", "integrate")
-MOST_WORDS = 4000  # in a difference; beyond, comparing would take seconds
+MOST_WORDS = 10_000  # and spaces, in a difference; beyond, comparing would take seconds
 REMOVED, ADDED = "red strike", "green"
+MARKS = {REMOVED: ("[-", "-]"), ADDED: ("{+", "+}")}
 STATUS_STYLE = {"solved_first": "green", "solved": "green", "trained": "cyan", "bucket": "yellow",
                 "failed": "red"}  # fmt: skip
 ENDED = {
@@ -97,7 +99,7 @@ def tell_turn(turn: Turn, turns: list[Turn]) -> list[RenderableType]:
     if turn.error is not None:
         return [*parts, plain(f"  the call failed: {turn.error}", "red")]
     before = rewritten(turn, turns) if turn.role == "rewrite" else None
-    body = plain(turn.text) if before is None else word_diff(before.text, turn.text)
+    body = plain(turn.text) if before is None else Rewriting(before.text, turn.text)
     parts.append(Padding(body, (0, 2)))
     return parts if turn.verdict is None else [*parts, tell_verdict(turn)]
 
@@ -125,16 +127,31 @@ def rewritten(turn: Turn, turns: list[Turn]) -> Turn | None:
     return None
 
 
-def word_diff(before: str, after: str) -> Text:
-    """What a rewrite kept of its opening is dim, what it removed red, what it added green."""
+@dataclass(frozen=True)
+class Rewriting:
+    """A rewrite as the difference to what it rewrote, readable without colours too."""
+
+    before: str
+    after: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield word_diff(self.before, self.after, marks=console.no_color or not console.is_terminal)
+
+
+def word_diff(before: str, after: str, *, marks: bool = False) -> Text:
+    """What a rewrite kept of its opening is dim, what it removed red, what it added green.
+
+    marks: put [-…-] and {+…+} around what was removed and added, as git does.
+    """
     old, new = split_words(before), split_words(after)
     kept = shared(old, new)
     tail = shared(old[kept:][::-1], new[kept:][::-1])
     middle = middle_diff(old[kept : len(old) - tail], new[kept : len(new) - tail])
     text = Text()
     for words, style in [(new[:kept], "dim"), *middle, (new[len(new) - tail :], "")]:
+        left, right = MARKS.get(style, ("", "")) if marks else ("", "")
         if words:
-            text.append_text(plain("".join(words), style))
+            text.append_text(plain(f"{left}{''.join(words)}{right}", style))
     return text
 
 

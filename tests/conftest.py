@@ -35,9 +35,7 @@ def write_model(folder: Path, **changes: Any) -> Path:
     else:
         nn.quantize(model, **config["quantization"])
     (folder / "config.json").write_text(json.dumps(config))
-    mx.save_safetensors(
-        str(folder / "model.safetensors"), dict(tree_flatten(model.parameters()))
-    )
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
     return folder
 
 

@@ -1,6 +1,7 @@
 """Losses against float64 NumPy, and their gradients against finite differences."""
 
 import math
+from collections.abc import Callable
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,6 +15,7 @@ from mlxreflect.train.losses import dpo_loss, nll_loss, sequence_logps, token_lo
 from mlxreflect.train.trainer import Settings, batch_logps, pair_loss
 
 VOCABULARY = 29
+Loss = Callable[[nn.Module], mx.array]
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -151,7 +153,7 @@ def test_pair_loss_of_a_model(logps: str, dpo: float, nll: float) -> None:
     assert loss.item() == pytest.approx(float(expected), rel=2e-6)
 
 
-def directional(loss, model: nn.Module, seed: int) -> tuple[float, float]:  # noqa: ANN001
+def directional(loss: Loss, model: nn.Module, seed: int) -> tuple[float, float]:
     """The gradient along a random direction: by the product, and by central differences."""
     _, grads = nn.value_and_grad(model, loss)(model)
     grads, start = dict(tree_flatten(grads)), dict(tree_flatten(model.parameters()))

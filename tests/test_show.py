@@ -300,9 +300,10 @@ def test_a_rewrite_is_compared_with_what_it_rewrote() -> None:
     assert story.rewritten(turns[4], turns) is turns[0]
     circle = [turn(0, 1, "critique", ""), turn(1, 0, "critique", ""), turn(2, 1, "rewrite", "")]
     assert story.rewritten(circle[2], circle) is None
+    text = draw(list(story.tell_turn(turns[4], turns)))
+    assert "<think>3 + 4 = 7 then [-27</think>-]{+35</think>+}" in text
     text = draw(list(story.tell_turn(turns[4], turns)), color=True)
-    assert "27" in text  # removed from the attempt, and still to be seen
-    assert "35" in text
+    assert "\x1b[9;31m27</think>\x1b[0m\x1b[32m35</think>\x1b[0m" in text
 
 
 def test_long_and_repetitive_texts_are_compared_in_no_time() -> None:

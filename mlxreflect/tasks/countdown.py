@@ -21,6 +21,7 @@ from mlxreflect.tasks.expression import NotAnExpression, parse_expression
 
 DEFAULT_PROBLEMS = 1000
 LARGEST = 200
+MISSES = 200_000  # draws without a new problem after which there is none left
 
 
 def part_of(numbers: list[int], target: int) -> str:
@@ -46,7 +47,10 @@ def draw(rng: random.Random, count: int) -> tuple[list[int], int] | None:
 
 
 def load(config: TaskConfig, part: str, seed: int) -> list[Problem]:
-    """`config.limit` different problems (1000 when 0) of a part; held-out ones ignore the seed."""
+    """`config.limit` (1000 when 0) different problems of a part, or all it has.
+
+    The held-out ones ignore the seed.
+    """
     if config.source:
         raise UserError(
             f"task.source = {config.source!r}: countdown makes its own problems",
@@ -55,7 +59,9 @@ def load(config: TaskConfig, part: str, seed: int) -> list[Problem]:
     rng = rng_for("countdown", part, 0 if part == "heldout" else seed)
     problems: list[Problem] = []
     seen: set[tuple[tuple[int, ...], int]] = set()
-    while len(problems) < (config.limit or DEFAULT_PROBLEMS):
+    misses = 0
+    while len(problems) < (config.limit or DEFAULT_PROBLEMS) and misses < MISSES:
+        misses += 1
         drawn = draw(rng, rng.choice(config.numbers))
         if drawn is None:
             continue
@@ -64,6 +70,7 @@ def load(config: TaskConfig, part: str, seed: int) -> list[Problem]:
         if key in seen or part not in ("all", part_of(numbers, target)):
             continue
         seen.add(key)
+        misses = 0
         problems.append(make_problem("countdown", {"numbers": numbers, "target": target}))
     return problems
 

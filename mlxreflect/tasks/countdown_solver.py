@@ -143,7 +143,7 @@ def walk(problem: Problem, lines: list[str], search: bool) -> tuple[list[Term], 
         if after is None or fault:
             return terms, number, steps, f"step {steps + 1} {fault}"
         terms, steps = after, steps + 1
-    return terms, len(lines), steps, ""
+    return terms, min(len(lines), MAX_LINES), steps, ""
 
 
 def review(problem: Problem, thought: str, search: bool) -> Review:

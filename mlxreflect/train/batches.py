@@ -1,7 +1,7 @@
 """Examples → tokens → padded batches. What the policy wrote keeps the tokens it generated."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -73,7 +73,8 @@ def encode_example(policy: Policy, example: Example, max_length: int) -> Row | P
         return Dropped(example, f"chosen or rejected is over {max_length} tokens")
     if chosen.response == rejected.response:
         return Dropped(example, "chosen and rejected are the same")
-    return Pair(chosen, rejected)
+    keep = min(len(chosen.prompt), len(rejected.prompt))  # cut to the longer response for both
+    return Pair(*(replace(r, prompt=r.prompt[-keep:]) for r in (chosen, rejected)))
 
 
 def collate(rows: Sequence[Row]) -> Batch:

@@ -59,6 +59,7 @@ def attach_lora(
     seed_mlx(seed, "lora")
     model.freeze()
     linear_to_lora_layers(model, layers, dict(parameters))
+    model.eval()  # new layers begin in training mode, with dropout on
     mx.eval(model.parameters())
     return {"fine_tune_type": "lora", "num_layers": layers, "lora_parameters": parameters}
 

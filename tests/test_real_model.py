@@ -1,0 +1,118 @@
+"""R³ on a real 4-bit instruct model, real GSM8K rows and a critic over loopback HTTP."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_ollama import FakeOllama
+
+SHARED = Path(__file__).parents[2] / "shared"
+pytestmark = [
+    pytest.mark.real_model,
+    pytest.mark.skipif(not SHARED.is_dir(), reason="the model's converter is not here"),
+]
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory):
+    """SmolLM2-135M-Instruct as a 4-bit mlx-lm folder."""
+    folder = tmp_path_factory.mktemp("models") / "SmolLM2-135M-Instruct-4bit"
+    script = SHARED / "tools" / "smollm2_to_mlx.py"
+    subprocess.run([sys.executable, str(script), str(folder)], check=True)
+    return folder
+
+
+def critic(body):
+    """Reads what a real critic reads: the attempt, the feedback, the expected answer."""
+    asked = body["messages"][-1]["content"]
+    expected = asked.split("<expected>\n")[1].split("\n</expected>")[0]
+    if asked.endswith("Reflect:"):
+        return "The second step multiplies where the problem says to add."
+    return (
+        "<reasoning>\nThe parts are counted one after the other, and their sum is "
+        f"{expected}.\n</reasoning>\n<answer>{expected}</answer>"
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(smollm2, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("real") / "run"
+    with FakeOllama(reply=critic, models=["critic"]) as server:
+        settings = {
+            "policy.model": smollm2, "policy.max_new_tokens": 48, "policy.batch": 4,
+            "task.source": SHARED / "data" / "gsm8k" / "train.jsonl", "task.limit": 4,
+            "eval.source": SHARED / "data" / "gsm8k" / "test.jsonl", "eval.limit": 4,
+            "eval.max_new_tokens": 48, "critic.model": "critic", "critic.base_url": server.url,
+            "critic.cache": "off", "r3.wave": 2, "r3.verifications": 1, "train.batch": 1,
+        }  # fmt: skip
+        flags = [f"--set={key}={value}" for key, value in settings.items()]
+        call = [sys.executable, "-m", "mlxreflect", "run", "r3", "--run-dir", str(run_dir)]
+        done = subprocess.run([*call, "--json", *flags], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        chats = list(server.chats)
+    return run_dir, json.loads(done.stdout), chats
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_part_ran(finished):
+    run_dir, summary, chats = finished
+    assert summary["status"] == "finished"
+    assert summary["problems"] == 4
+    assert summary["critic"]["calls"] == len(chats) > 0
+    assert summary["critic"]["failed"] == 0
+    assert summary["pairs"] > 0
+    assert summary["base"]["n"] == summary["trained"]["n"] == 4
+    roles = {turn["role"] for row in rows(run_dir / "episodes.jsonl") for turn in row["turns"]}
+    assert roles == {"attempt", "critique", "rewrite", "verify"}
+    kinds = {row["kind"] for row in rows(run_dir / "metrics.jsonl")}
+    assert kinds == {"wave", "step"}
+
+
+def test_no_training_prompt_holds_the_answer(finished):
+    run_dir, _, _ = finished
+    for row in rows(run_dir / "examples.jsonl"):
+        assert "<expected>" not in json.dumps(row["prompt"])
+        assert "<feedback>" not in json.dumps(row["prompt"])
+
+
+def test_the_chat_templates_tokens(finished, smollm2):
+    """Prompts and responses, token by token, as the model's own template has them."""
+    from mlxreflect.policy import load_policy
+    from mlxreflect.recipe import PolicyConfig
+    from mlxreflect.records import Example, flat_from_row
+    from mlxreflect.train.batches import Pair, encode_example
+
+    run_dir, _, _ = finished
+    policy = load_policy(PolicyConfig(model=str(smollm2)))
+    end = policy.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert policy.end_of_turn == end
+    pairs = [r for r in rows(run_dir / "examples.jsonl") if r["kind"] == "preference"]
+    for row in pairs:
+        example = flat_from_row(Example, row)
+        pair = encode_example(policy, example, 4096)
+        assert isinstance(pair, Pair)
+        system, user = (m["content"] for m in example.prompt)
+        expected = (
+            f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n"
+            "<|im_start|>assistant\n"
+        )
+        assert policy.decode(pair.chosen.prompt) == expected
+        whole = policy.tokenizer.encode(expected + example.chosen, add_special_tokens=False)
+        assert pair.chosen.prompt + pair.chosen.response == [*whole, end]
+        # What the policy wrote is trained on as it was generated.
+        assert pair.rejected.response == row["rejected_ids"]
+        assert pair.rejected.response.count(end) == (row["rejected_ids"][-1] == end)
+
+
+def test_the_adapter_loads_in_mlx_lm(finished, smollm2):
+    run_dir, _, _ = finished
+    call = [sys.executable, "-m", "mlx_lm", "generate", "--model", str(smollm2)]
+    call += ["--adapter-path", str(run_dir / "adapter"), "--prompt", "2 + 2 =", "-m", "5"]
+    done = subprocess.run(call, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Generation: 5 tokens" in done.stdout

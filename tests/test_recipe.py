@@ -1,0 +1,580 @@
+"""Recipes: what loads, what is refused and in which words, and what makes two of them the same."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxreflect.errors import UserError
+from mlxreflect.recipe import (
+    RESUMABLE,
+    CriticConfig,
+    EvalSpec,
+    Recipe,
+    Table,
+    bundled,
+    digest,
+    dump_recipe,
+    eval_spec,
+    flatten,
+    load_recipe,
+    read_toml,
+    validate,
+)
+
+DEFAULTS = flatten(Recipe().model_dump())
+LEAVES = sorted(set(DEFAULTS) - {"critic.advanced"})
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def refused(name: str, *settings: str) -> UserError:
+    """The error, each part of it one line that a terminal shows whole."""
+    with pytest.raises(UserError) as caught:
+        load_recipe(name, settings)
+    error = caught.value
+    assert error.message and error.hint
+    assert "\n" not in error.message + error.hint
+    return error
+
+
+# ---- what loads ----------------------------------------------------------------------------------
+
+
+def test_the_bundled_files_are_those_of_the_checkout() -> None:
+    root = Path(__file__).parent.parent
+    assert set(bundled("recipes")) == {p.stem for p in (root / "recipes").glob("*.toml")}
+    assert set(bundled("evals")) == {p.stem for p in (root / "evals").glob("*.toml")}
+    assert "quickstart" in bundled("recipes")
+    assert {"arithmetic", "countdown", "gsm8k", "jsonl"} <= set(bundled("evals"))
+
+
+@pytest.mark.parametrize("name", bundled("recipes"))
+def test_bundled_recipe_loads_and_survives_its_dump(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    again = load_recipe(write(tmp_path, dump_recipe(recipe)))
+    assert again == recipe
+    assert digest(again) == digest(recipe)
+    for profile in read_toml(bundled("recipes")[name]).get("profiles", {}):
+        assert load_recipe(name, [f"profile={profile}"]).strategy == recipe.strategy
+
+
+@pytest.mark.parametrize("name", bundled("evals"))
+def test_bundled_eval_spec_loads(name: str) -> None:
+    spec = eval_spec(load_recipe("quickstart", [f"eval.spec={name}", "eval.limit=0"]))
+    written = read_toml(bundled("evals")[name])
+    assert spec.task.name == written["task"]["name"]
+    assert spec.part == written["part"]
+    assert spec.limit == written.get("limit", 0)
+
+
+@pytest.mark.parametrize("name", ["recipes/quickstart.toml", "quickstart.toml", "quickstart"])
+def test_a_bundled_recipe_by_any_of_its_names(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()  # a folder that happens to be called so is not meant
+    assert load_recipe(name) == load_recipe(str(bundled("recipes")["quickstart"]))
+
+
+def test_a_file_goes_before_a_bundled_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").write_text("seed = 41\n")
+    assert load_recipe("quickstart").seed == 41
+
+
+def test_an_empty_recipe_is_all_defaults(tmp_path: Path) -> None:
+    assert load_recipe(write(tmp_path, "")) == Recipe(name="mine")
+
+
+def test_dump_and_load_keep_every_changed_key(tmp_path: Path) -> None:
+    tree = Recipe().model_dump()
+    for key in LEAVES:
+        if (value := other(key)) is not None:
+            put(tree, key, value)
+    tree["r3"]["verify_samples"] = tree["r3"]["verify_pass"]
+    tree["critic"]["model"] = 'a "quoted" \\ model'
+    tree["critic"]["advanced"] = {"model": "größer", "temperature": 0.5, "num_ctx": 4096}
+    recipe = Recipe.model_validate(tree)
+    again = load_recipe(write(tmp_path, dump_recipe(recipe)))
+    assert again == recipe
+    assert digest(again) == digest(recipe)
+    assert again.critic.tier("advanced").model == "größer"
+    assert again.critic.tier("advanced").max_tokens == recipe.critic.max_tokens
+    assert again.critic.tier("basic").model == 'a "quoted" \\ model'
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.floats(1e-300, 1e300))
+def test_any_text_and_number_survives_the_dump(
+    tmp_path_factory: pytest.TempPathFactory, text: str, lr: float
+) -> None:
+    recipe = Recipe.model_validate({"name": "n", "policy": {"model": text}, "train": {"lr": lr}})
+    path = write(tmp_path_factory.getbasetemp(), dump_recipe(recipe))
+    assert load_recipe(path) == recipe
+
+
+# ---- unknown keys --------------------------------------------------------------------------------
+
+
+def tables() -> Iterator[tuple[str, type[Table]]]:
+    yield "", Recipe
+    for name in ("policy", "prompt", "task", "critic", "r3", "train", "eval"):
+        annotation = Recipe.model_fields[name].annotation
+        assert isinstance(annotation, type)
+        yield name, annotation
+    yield "train.lora", type(Recipe().train.lora)
+    yield "train.sft", type(Recipe().train.sft)
+    yield "critic.advanced", CriticConfig
+
+
+PLACES = [(table, name) for table, model in tables() for name in model.model_fields]
+
+
+def test_every_key_of_a_recipe_is_among_the_places() -> None:
+    known = {f"{table}.{name}".lstrip(".") for table, name in PLACES}
+    assert set(DEFAULTS) <= known
+
+
+@pytest.mark.parametrize(("table", "name"), PLACES)
+def test_unknown_key_is_refused_with_line_and_nearest_name(
+    table: str, name: str, tmp_path: Path
+) -> None:
+    wrong, right = f"{table}.{name}x".lstrip("."), f"{table}.{name}".lstrip(".")
+    header = f"[{table}]\n" if table else ""
+    path = write(tmp_path, f"# a comment\n\n{header}{name}x = 1\n")
+    error = refused(path)
+    line = 4 if table else 3
+    assert error.message == f"{path}, line {line}: unknown key {wrong}"
+    assert error.hint == f"did you mean {right}?"
+
+    dotted = refused(write(tmp_path, f"\n{wrong} = 1\n"))
+    assert dotted.message == f"{path}, line 2: unknown key {wrong}"
+    if table:
+        inline = refused(write(tmp_path, f"seed = 1\n\n{table} = {{ {name}x = 1 }}\n"))
+        assert inline.message == f"{path}, line 3: unknown key {wrong}"
+        assert inline.hint == f"did you mean {right}?"
+    given = refused(write(tmp_path, ""), f"{wrong}=1")
+    assert given.message == f"--set {wrong}=1: unknown key {wrong}"
+    assert given.hint == f"did you mean {right}?"
+
+    profile = refused(write(tmp_path, f"[profiles.quick]\nseed = 1\n{wrong} = 1\n"))
+    assert profile.message == f"{path}, line 3: unknown key profiles.quick.{wrong}"
+    assert profile.hint == f"did you mean profiles.quick.{right}?"
+
+
+def test_unknown_table_is_refused_at_its_header(tmp_path: Path) -> None:
+    path = write(tmp_path, "seed = 1\n\n[polcy]\nmodel = 'x'\n")
+    error = refused(path)
+    assert error.message == f"{path}, line 3: unknown key polcy"
+    assert error.hint == "did you mean policy?"
+
+
+def test_a_key_like_no_other_lists_the_known_ones(tmp_path: Path) -> None:
+    path = write(tmp_path, "[train.lora]\nqqqq = 1\n")
+    error = refused(path)
+    assert error.message == f"{path}, line 2: unknown key train.lora.qqqq"
+    assert error.hint == "known keys here: rank, scale, dropout, layers, keys"
+
+
+def test_the_advanced_critic_has_no_advanced_critic(tmp_path: Path) -> None:
+    path = write(tmp_path, "[critic.advanced.advanced]\nmodel = 'x'\n")
+    assert refused(path).message == f"{path}, line 1: unknown key critic.advanced.advanced"
+
+
+def test_a_setting_is_blamed_where_the_file_also_has_the_table(tmp_path: Path) -> None:
+    path = write(tmp_path, "[train]\nlr = 1e-4\n[critic.advanced]\nmodel = 'x'\n")
+    assert refused(path, "train.lrr=1").message == "--set train.lrr=1: unknown key train.lrr"
+    assert refused(path, "train.lr=fast").message == (
+        "--set train.lr=fast: train.lr = 'fast': input should be a valid number"
+    )
+    assert refused(path, "critic.advanced.modl=x").message == (
+        "--set critic.advanced.modl=x: unknown key critic.advanced.modl"
+    )
+    # The file's own mistake stays the file's, whatever else is set.
+    broken = write(tmp_path, "[train]\nlrr = 1e-4\n")
+    assert refused(broken, "train.lr=1e-4").message == f"{path}, line 2: unknown key train.lrr"
+
+
+# ---- wrong values --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", LEAVES)
+def test_wrong_type_is_named_with_key_value_and_line(key: str, tmp_path: Path) -> None:
+    default = DEFAULTS[key]
+    wrong, shown = ("7", "7") if isinstance(default, str) else ('"7"', "'7'")
+    *tables_, leaf = key.split(".")
+    header = f"[{'.'.join(tables_)}]" if tables_ else "# top"
+    path = write(tmp_path, f"{header}\n\n{leaf} = {wrong}\n")
+    error = refused(path)
+    assert error.message.startswith(f"{path}, line 3: {key} = {shown}: input should be ")
+    assert error.hint == f"correct {key}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("strategy", "'ppo'", "'ppo': input should be 'r3'"),
+        ("policy.temperature", "-0.1", "-0.1: input should be greater than or equal to 0"),
+        ("policy.temperature", "true", "True: input should be a valid number"),
+        ("policy.top_p", "1.01", "1.01: input should be less than or equal to 1"),
+        ("policy.batch", "0", "0: input should be greater than or equal to 1"),
+        ("policy.batch", "true", "True: input should be a valid integer"),
+        ("policy.quantize", "3", "3: input should be 0, 4 or 8"),
+        ("policy.max_new_tokens", "40.0", "40.0: input should be a valid integer"),
+        ("prompt.tags", "'xml'", "'xml': input should be 'think', 'reasoning' or 'preflexor'"),
+        ("task.limit", "-1", "-1: input should be greater than or equal to 0"),
+        ("critic.provider", "'gpt'", "'gpt': input should be 'solver' or 'ollama'"),
+        ("critic.deadline_s", "0", "0: input should be greater than 0"),
+        ("r3.sft_mode", "4", "4: input should be 0, 1, 2 or 3"),
+        ("r3.sft_correct", "1", "1: input should be a valid boolean"),
+        ("r3.wave", "1.5", "1.5: input should be a valid integer"),
+        ("train.lr", "inf", "inf: input should be a finite number"),
+        ("train.lr", "nan", "nan: input should be "),
+        ("train.lr", "1979-05-27", "datetime.date(1979, 5, 27): input should be a valid number"),
+        ("train.lora.dropout", "1", "1: input should be less than 1"),
+        ("train.lora.layers", "-2", "-2: input should be greater than or equal to -1"),
+        ("train", "3", "3: input should be a valid dictionary or instance of TrainConfig"),
+    ],
+)
+def test_wrong_value_is_named(key: str, value: str, said: str, tmp_path: Path) -> None:
+    path = write(tmp_path, f"seed = 3\n{key} = {value}\n")
+    assert refused(path).message.startswith(f"{path}, line 2: {key} = {said}")
+    empty = write(tmp_path, "")
+    assert refused(empty, f"{key}={value}").message.startswith(
+        f"--set {key}={value}: {key} = {said}"
+    )
+
+
+def test_one_bad_item_of_a_list_is_named_at_the_list(tmp_path: Path) -> None:
+    path = write(tmp_path, "[task]\nname = 'countdown'\nnumbers = [3, 9]\n")
+    assert refused(path).message.startswith(f"{path}, line 3: task.numbers.1 = 9: ")
+
+
+def test_wrong_value_in_the_advanced_critic(tmp_path: Path) -> None:
+    path = write(tmp_path, "[critic]\nmodel = 'x'\n[critic.advanced]\nnum_ctx = 0\n")
+    assert refused(path).message.startswith(f"{path}, line 4: critic.advanced.num_ctx = 0: ")
+
+
+def test_a_whole_number_is_a_float_too(tmp_path: Path) -> None:
+    whole = load_recipe(write(tmp_path, "train.lr = 1\n"))
+    assert whole == load_recipe(write(tmp_path, "train.lr = 1.0\n"))
+    assert digest(whole) == digest(load_recipe(write(tmp_path, "train.lr = 1.0\n")))
+
+
+# ---- --set ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("policy.model=qwen", "qwen"),
+        ('policy.model="qwen"', "qwen"),
+        ("policy.model='a b'", "a b"),
+        ("policy.model=mlx-community/Qwen2.5-0.5B-Instruct-4bit", None),
+        ("policy.model=~/models/a=b", "~/models/a=b"),
+        ("policy.model=", ""),
+        ('policy.model="true"', "true"),
+        ("critic.model=qwen2.5:7b", "qwen2.5:7b"),
+        ("task.numbers=[3, 4]", [3, 4]),
+        ("task.numbers=[]", []),
+        ('train.lora.keys=["self_attn.q_proj", "mlp.up_proj"]', None),
+        ("r3.sft_correct=true", True),
+        ("r3.until_mastered=false", False),
+        ("train.lr=2e-4", 2e-4),
+        ("train.lr=1", 1.0),
+        (" train.lr = 3e-4 ", 3e-4),
+        ("train.lora.rank=4", 4),
+        ("seed=-1", -1),
+        ('critic.advanced={model = "big"}', {"model": "big"}),
+    ],
+)
+def test_setting(setting: str, value: Any, tmp_path: Path) -> None:
+    if value is None:  # what stands after the =, as TOML or as a bare word
+        text = setting.partition("=")[2]
+        value = ["self_attn.q_proj", "mlp.up_proj"] if text.startswith("[") else text
+    path = write(tmp_path, "[policy]\ntop_p = 0.5\n")
+    recipe = load_recipe(path, [setting])
+    node: Any = recipe
+    for part in setting.partition("=")[0].strip().split("."):
+        node = getattr(node, part)
+    assert node == value
+    assert type(node) is type(value)
+    assert recipe.policy.top_p == 0.5
+
+
+def test_a_setting_of_the_advanced_critic(tmp_path: Path) -> None:
+    settings = ["critic.provider=ollama", "critic.model=small", "critic.advanced.model=big"]
+    recipe = load_recipe(write(tmp_path, ""), settings)
+    assert recipe.critic.tier("basic").model == "small"
+    assert recipe.critic.tier("advanced").model == "big"
+    assert recipe.critic.tier("advanced").provider == "ollama"
+
+
+def test_the_last_of_two_settings_counts(tmp_path: Path) -> None:
+    assert load_recipe(write(tmp_path, "seed = 1\n"), ["seed=2", "seed=3"]).seed == 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("train.lr", "--set train.lr: no key=value"),
+        ("=3", "--set =3: no key=value"),
+        ("", "--set : no key=value"),
+        ("seed.x=1", "--set seed.x=1: seed is no table"),
+        ("train.lr.x=1", "--set train.lr.x=1: train.lr = {'x': 1}: "),
+        ("train.lora.keys=q_proj", "--set train.lora.keys=q_proj: train.lora.keys = 'q_proj': "),
+        ("train.lora.keys=[1]", "--set train.lora.keys=[1]: train.lora.keys.0 = 1: "),
+        ("train.lora.keys=[a", "--set train.lora.keys=[a: train.lora.keys = '[a': "),
+        ("r3.sft_correct=yes", "--set r3.sft_correct=yes: r3.sft_correct = 'yes': "),
+        ("r3.sft_correct=True", "--set r3.sft_correct=True: r3.sft_correct = 'True': "),
+        ("policy.model=7", "--set policy.model=7: policy.model = 7: "),
+        ("seed=1.0", "--set seed=1.0: seed = 1.0: "),
+        ("train={lrr = 1}", "--set train={lrr = 1}: unknown key train.lrr"),
+        (".=1", "--set .=1: unknown key "),
+        ("profiles.x.seed=1", "--set profiles.x.seed=1: unknown key profiles"),
+    ],
+)
+def test_bad_setting(setting: str, said: str, tmp_path: Path) -> None:
+    assert refused(write(tmp_path, "seed = 1\n"), setting).message.startswith(said)
+
+
+# ---- profiles ------------------------------------------------------------------------------------
+
+PROFILES = """
+seed = 1
+[train]
+lr = 1e-4
+beta = 0.3
+[profiles.quick]
+seed = 2
+[profiles.quick.train]
+lr = 2e-4
+[profiles.quick.train.lora]
+rank = 2
+[profiles.slow]
+train.lr = 5e-5
+"""
+
+
+def test_a_profile_is_merged_key_by_key_and_before_the_settings(tmp_path: Path) -> None:
+    path = write(tmp_path, PROFILES)
+    plain, quick = load_recipe(path), load_recipe(path, ["profile=quick"])
+    assert (plain.seed, plain.train.lr, plain.train.lora.rank) == (1, 1e-4, 16)
+    assert (quick.seed, quick.train.lr, quick.train.lora.rank) == (2, 2e-4, 2)
+    assert quick.train.beta == 0.3
+    for settings in (["profile=quick", "train.lr=1"], ["train.lr=1", "profile=quick"]):
+        both = load_recipe(path, settings)
+        assert (both.seed, both.train.lr, both.train.lora.rank) == (2, 1.0, 2)
+    assert load_recipe(path, ["profile=quick", "profile=slow"]).train.lr == 5e-5
+    assert "profile" not in dump_recipe(quick)
+    assert digest(quick) != digest(plain)
+
+
+def test_unknown_profile_lists_the_known_ones(tmp_path: Path) -> None:
+    path = write(tmp_path, PROFILES)
+    error = refused(path, "profile=quik")
+    assert error.message == f"{path}: no profile 'quik'"
+    assert error.hint == "its profiles are: quick, slow"
+    assert refused(write(tmp_path, ""), "profile=x").hint == "its profiles are: none"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[profiles.q]\nseed = 'x'\n", ", line 2: profiles.q.seed = 'x': "),
+        ("[profiles.q.critic.advanced]\nmodl = 'x'\n", ", line 2: unknown key profiles.q.critic."),
+        ("[profiles.q.critic.advanced]\nnum_ctx = 0\n", ", line 2: profiles.q.critic.advanced.num"),
+        ("[profiles]\nq = 3\n", ", line 2: profiles.q = 3: "),
+        ("profiles = 3\n", ": profiles = 3 is no table"),
+        ("profiles = [1]\n", ": profiles = [1] is no table"),
+    ],
+)
+def test_a_faulty_profile_is_refused_though_it_is_not_chosen(
+    text: str, said: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path, text)
+    for settings in ([], ["profile=q"]):
+        assert refused(path, *settings).message.startswith(f"{path}{said}")
+
+
+# ---- digest --------------------------------------------------------------------------------------
+
+CANDIDATES: list[Any] = [
+    True, False, 2, 4, 0.25, "other", "ollama", "yes", "base", "self", "direct", "reasoning",
+    "text", "sum", [2], ["x"], {"model": "m"},
+]  # fmt: skip
+
+
+def put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *tables_, leaf = key.split(".")
+    for table in tables_:
+        tree = tree[table]
+    tree[leaf] = value
+
+
+def other(key: str) -> Any:
+    """Another valid value of a key; None where there is none."""
+    for candidate in CANDIDATES:
+        tree = Recipe().model_dump()
+        put(tree, key, candidate)
+        try:
+            changed = flatten(validate(Recipe, tree, Path("recipe")).model_dump())
+        except UserError:
+            continue
+        if changed.get(key) != DEFAULTS[key]:
+            return candidate
+    return None
+
+
+def test_the_digest_ignores_two_keys_and_no_other() -> None:
+    ignored, fixed = set(), set()
+    for key in DEFAULTS:
+        value = other(key)
+        if value is None:
+            fixed.add(key)
+            continue
+        tree = Recipe().model_dump()
+        put(tree, key, value)
+        if digest(Recipe.model_validate(tree)) == digest(Recipe()):
+            ignored.add(key)
+    assert ignored == set(RESUMABLE) == {"critic.concurrency", "critic.deadline_s"}
+    assert fixed <= {"strategy"}  # it has one value as long as there is one strategy
+
+
+def test_the_digest_does_not_depend_on_the_order_of_keys(tmp_path: Path) -> None:
+    one = load_recipe(write(tmp_path, "[train]\nlr = 1\nbeta = 2\n[r3]\nwave = 3\n"))
+    two = load_recipe(write(tmp_path, "r3.wave = 3\ntrain = { beta = 2.0, lr = 1.0 }\n"))
+    assert digest(one) == digest(two)
+    assert len(digest(one)) == 8
+
+
+# ---- contradictions ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "said", "hint"),
+    [
+        (["r3.verify_samples=2", "r3.verify_pass=3"], "r3.verify_pass = 3 can never", "r3.verify"),
+        (["r3.verify_pass=2"], "r3.verify_pass = 2 can never be reached", "raise r3.verify_samp"),
+        (["train.dpo=0", "train.nll=0"], "train.dpo and train.nll are both 0", "above 0"),
+        (["critic.provider=ollama"], "critic.provider = 'ollama' needs a model", "critic.model"),
+        (["critic.advanced.provider=ollama"], "'ollama' needs a model", "critic.model"),
+    ],
+)
+def test_contradiction(settings: list[str], said: str, hint: str, tmp_path: Path) -> None:
+    error = refused(write(tmp_path, ""), *settings)
+    assert said in error.message
+    assert hint in error.hint
+
+
+def test_what_only_looks_like_a_contradiction(tmp_path: Path) -> None:
+    path = write(tmp_path, "")
+    assert load_recipe(path, ["r3.verify_samples=2", "r3.verify_pass=2"]).r3.verify_pass == 2
+    assert load_recipe(path, ["train.dpo=0", "train.nll=1"]).train.dpo == 0
+    assert load_recipe(path, ["train.dpo=1", "train.nll=0"]).train.nll == 0
+    advanced = ["critic.advanced.provider=ollama", "critic.advanced.model=m"]
+    assert load_recipe(path, advanced).critic.tier("basic").provider == "solver"
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def test_bad_toml_names_the_line(tmp_path: Path) -> None:
+    path = write(tmp_path, "seed = 1\n[train\nlr = 2\n")
+    error = refused(path)
+    assert error.message.startswith(f"{path}: not TOML: ")
+    assert "line 2" in error.message
+
+
+@pytest.mark.parametrize("text", ["lr = 1e\n", "seed = 1\nseed = 2\n", "seed = 01\n", 'a = "\n'])
+def test_more_bad_toml(text: str, tmp_path: Path) -> None:
+    path = write(tmp_path, text)
+    assert refused(path).message.startswith(f"{path}: not TOML: ")
+
+
+def test_a_missing_file_lists_the_bundled_names() -> None:
+    error = refused("/none/such.toml")
+    assert error.message == "no recipe '/none/such.toml'"
+    assert error.hint == f"give a file, or one of: {', '.join(bundled('recipes'))}"
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    error = refused(str(tmp_path))
+    assert error.message == f"{tmp_path} is a folder, no recipe file"
+    assert "quickstart" in error.hint
+
+
+def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "latin.toml"
+    path.write_bytes('name = "Größe"\n'.encode("latin-1"))
+    error = refused(str(path))
+    assert error.message.startswith(f"{path}: not UTF-8")
+    assert error.hint == "save it as UTF-8"
+
+
+# ---- evaluation specs ----------------------------------------------------------------------------
+
+
+def with_spec(folder: Path, text: str, *settings: str) -> EvalSpec:
+    path = folder / "spec.toml"
+    path.write_text(text)
+    return eval_spec(load_recipe("quickstart", [f"eval.spec={path}", *settings]))
+
+
+def test_the_run_decides_seed_batch_and_what_the_spec_leaves_open(tmp_path: Path) -> None:
+    text = "limit = 7\nseed = 5\nbatch = 3\n[task]\nname = 'arithmetic'\n"
+    spec = with_spec(tmp_path, text, "eval.limit=0", "eval.seed=9", "policy.batch=4")
+    assert (spec.limit, spec.seed, spec.batch, spec.part) == (7, 9, 4, "heldout")
+    assert with_spec(tmp_path, text, "eval.limit=2").limit == 2
+    assert with_spec(tmp_path, text, "prompt.style=direct").prompt.style == "direct"
+    source = with_spec(tmp_path, "[task]\nname = 'jsonl'\n", "eval.source=a.jsonl")
+    assert (source.task.source, source.part) == ("a.jsonl", "all")
+
+
+def test_without_a_spec_the_task_itself_is_evaluated_on_its_heldout_part() -> None:
+    recipe = load_recipe("quickstart", ["eval.spec=", "eval.limit=0", "eval.max_new_tokens=0"])
+    spec = eval_spec(recipe)
+    assert spec.task == recipe.task.model_copy(update={"limit": 0})
+    assert (spec.part, spec.limit) == ("heldout", 0)
+    assert spec.max_new_tokens == recipe.policy.max_new_tokens
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[task]\nname = 'countdown'\nnumber = [3]\n", "spec.toml, line 3: unknown key task.numb"),
+        ("[task]\nname = 'countdown'\n[promt]\n", "spec.toml, line 3: unknown key promt"),
+        ("part = 'test'\n[task]\nname = 'gsm8k'\n", "spec.toml, line 1: part = 'test': input shou"),
+        ("limit = 3\n", "spec.toml: no task"),
+        ("limit = \n", "spec.toml: not TOML: "),
+    ],
+)
+def test_bad_spec(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        with_spec(tmp_path, text)
+    assert caught.value.message.startswith(f"{tmp_path}/{said}")
+    assert "\n" not in caught.value.message + caught.value.hint
+
+
+def test_unknown_spec_lists_the_bundled_names() -> None:
+    with pytest.raises(UserError) as caught:
+        eval_spec(load_recipe("quickstart", ["eval.spec=countdwn"]))
+    assert caught.value.message == "no eval 'countdwn'"
+    assert caught.value.hint == f"give a file, or one of: {', '.join(bundled('evals'))}"
+
+
+def test_loading_leaves_no_trace_in_the_next_load(tmp_path: Path) -> None:
+    path = write(tmp_path, PROFILES)
+    before = copy.deepcopy(load_recipe(path))
+    load_recipe(path, ["profile=quick", "train.lora.rank=3", "critic.advanced.model=x"])
+    assert load_recipe(path) == before
+    assert Recipe().critic.advanced == {}

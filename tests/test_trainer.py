@@ -1,0 +1,563 @@
+"""The training loop, on small random models: exact values, and the faults that peers have."""
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from test_losses import SHAPES, log_probabilities, rows, small_model, softplus
+
+from mlxreflect.recipe import LoraConfig
+from mlxreflect.train.batches import Pair, Row
+from mlxreflect.train.checkpoint import load_parameters, load_trainer, save_trainer
+from mlxreflect.train.lora import attach_lora, base_reference, save_adapter
+from mlxreflect.train.trainer import Arrays, Settings, Trainer, layer_checkpoints, parameters
+
+Load = Callable[..., Any]
+# The bias of k_proj is left out: its gradient is zero but for rounding, which Adam would blow up.
+KEYS = ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"]
+
+
+def make_pairs(seed: int, count: int) -> list[Pair]:
+    """Pairs with shared prompts; no two have the same number of response tokens."""
+    rng = np.random.default_rng(seed)
+    lengths = [(1 + i, 3 + (5 * i) % 11) for i in range(count)]
+    prompts = rows(seed, [(int(n), 1) for n in rng.integers(2, 9, count)])
+    answers = rows(seed + 1, [(1, n) for both in lengths for n in both])
+    return [
+        Pair(Row(p.prompt, answers[2 * i].response), Row(p.prompt, answers[2 * i + 1].response))
+        for i, p in enumerate(prompts)
+    ]
+
+
+def lora_trainer(seed: int = 0, *, grown: bool = True, dropout: float = 0.0) -> Trainer:
+    """A small float32 model with LoRA; grown: lora_b is random, as if it had been trained."""
+    model = small_model()
+    attach_lora(model, LoraConfig(rank=4, scale=2.0, dropout=dropout, keys=KEYS), seed)
+    if grown:
+        mx.random.seed(1000 + seed)
+        for _, module in model.named_modules():
+            if "lora_b" in module:
+                module.lora_b = 0.3 * mx.random.normal(module.lora_b.shape)
+    mx.eval(model.parameters())
+    return Trainer(model)
+
+
+def copied(trainer: Trainer) -> dict[str, np.ndarray]:
+    return {k: np.array(v) for k, v in trainer.trainable().items()}
+
+
+def all_bytes(model: nn.Module) -> dict[str, bytes]:
+    return {k: bytes(memoryview(v)) for k, v in tree_flatten(model.parameters())}
+
+
+def lora_bytes(trainer: Trainer) -> dict[str, bytes]:
+    return {k: v.tobytes() for k, v in copied(trainer).items()}
+
+
+def first_gradient(trainer: Trainer, objective: str) -> dict[str, np.ndarray]:
+    """The gradient of the first step, as the optimizer saw it: m = (1 − 0.9) · gradient."""
+    state = dict(tree_flatten(trainer.optimizers[objective].state))
+    return {k[:-2]: np.array(v) * 10 for k, v in state.items() if k.endswith(".m")}
+
+
+def pair_scores(model: nn.Module, pairs: list[Pair]) -> np.ndarray:
+    """[pairs, 2] summed log-probabilities, each sequence by itself, in float64."""
+    return np.array(
+        [[log_probabilities(model, row).sum() for row in (p.chosen, p.rejected)] for p in pairs]
+    )
+
+
+def margins_of(
+    policy: np.ndarray, reference: np.ndarray, pairs: list[Pair], logps: str, beta: float
+) -> np.ndarray:
+    ratio = policy - reference
+    if logps == "mean":
+        ratio = ratio / [[len(p.chosen.response), len(p.rejected.response)] for p in pairs]
+    return beta * (ratio[:, 0] - ratio[:, 1])
+
+
+def near(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, array in found.items():
+        np.testing.assert_allclose(array, expected[name], atol=tolerance, rtol=0, err_msg=name)
+
+
+# ---- values -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("logps", ["sum", "mean"])
+def test_stage_reference_is_a_snapshot_of_the_policy(logps: str) -> None:
+    """Exactly ln 2 at first; later what float64 makes of both policies, and not ln 2."""
+    trainer, pairs = lora_trainer(), make_pairs(1, 6)
+    settings = Settings(lr=0.02, batch=2, accumulate=3, beta=0.3, logps=logps)
+    reference, before = trainer.trainable(), pair_scores(trainer.model, pairs)
+    (first,) = trainer.fit_pairs(pairs, reference, settings, (1,))
+    assert first.loss == pytest.approx(math.log(2), abs=1e-6)
+    assert first.margin == pytest.approx(0, abs=1e-5)
+    for number in range(3):
+        now = pair_scores(trainer.model, pairs)
+        (step,) = trainer.fit_pairs(pairs, reference, settings, (2, number))
+        margins = margins_of(now, before, pairs, logps, 0.3)
+        assert step.loss == pytest.approx(softplus(-margins).mean(), abs=2e-6)
+        assert step.margin == pytest.approx(margins.mean(), abs=5e-6)
+        assert abs(step.loss - math.log(2)) > 0.01
+        assert step.loss < first.loss
+
+
+def test_base_reference_is_the_model_without_lora() -> None:
+    trainer, pairs = lora_trainer(), make_pairs(2, 4)
+    base = pair_scores(small_model(), pairs)
+    margins = margins_of(pair_scores(trainer.model, pairs), base, pairs, "sum", 0.1)
+    settings = Settings(lr=1e-3, batch=4)
+    (step,) = trainer.fit_pairs(pairs, base_reference(trainer.model), settings, (1,))
+    assert step.loss == pytest.approx(softplus(-margins).mean(), abs=2e-6)
+    assert np.abs(margins).max() > 0.01
+
+
+def test_no_reference_means_zeros_and_nll_is_added() -> None:
+    trainer, pairs = lora_trainer(), make_pairs(3, 4)
+    scores = pair_scores(trainer.model, pairs)
+    margins = margins_of(scores, np.zeros((4, 2)), pairs, "sum", 0.05)
+    nll = np.mean([-s / len(p.chosen.response) for s, p in zip(scores[:, 0], pairs, strict=True)])
+    settings = Settings(lr=1e-3, batch=4, beta=0.05, nll=0.4, dpo=2.0)
+    (step,) = trainer.fit_pairs(pairs, None, settings, (1,))
+    assert step.loss == pytest.approx(2 * softplus(-margins).mean() + 0.4 * nll, rel=2e-6)
+
+
+def test_sft_loss_is_a_token_mean() -> None:
+    """Over all tokens of the step, not a mean of sequence or batch means; weights count."""
+    trainer = lora_trainer()
+    data = [Row(r.prompt, r.response, w) for r, w in zip(rows(4, SHAPES), (1, 1, 2, 1, 0.5, 1),
+                                                         strict=True)]  # fmt: skip
+    logps = [log_probabilities(trainer.model, row) for row in data]
+    total = -sum(row.weight * one.sum() for row, one in zip(data, logps, strict=True))
+    tokens = sum(row.weight * len(one) for row, one in zip(data, logps, strict=True))
+    (step,) = trainer.fit_rows(data, Settings(lr=1e-3, batch=2, accumulate=3), (1,), dropout=False)
+    assert step.loss == pytest.approx(total / tokens, rel=1e-6)
+    assert step.tokens == sum(len(row.response) for row in data)
+    assert (step.margin, step.accuracy) == (None, None)
+
+
+def test_accuracy_is_over_pairs_and_not_over_batches() -> None:
+    trainer, pairs = lora_trainer(), make_pairs(5, 5)
+    reference = {k: mx.zeros_like(v) for k, v in trainer.trainable().items()}
+    with parameters(trainer.model, reference):
+        zero = pair_scores(trainer.model, pairs)
+    right = margins_of(pair_scores(trainer.model, pairs), zero, pairs, "sum", 0.1) > 0
+    by_length = sorted(
+        range(5), key=lambda i: max(pairs[i].chosen.length, pairs[i].rejected.length)
+    )
+    batches = [np.mean([right[i] for i in by_length[s : s + 2]]) for s in (0, 2, 4)]
+    assert np.mean(batches) != pytest.approx(np.mean(right))  # else this test shows nothing
+    (step,) = trainer.fit_pairs(pairs, reference, Settings(lr=1e-3, batch=2, accumulate=3), (1,))
+    assert step.accuracy == pytest.approx(np.mean(right), abs=1e-9)
+
+
+# ---- what must not matter -----------------------------------------------------------------------
+
+
+def step_with(batch: int, accumulate: int, seed: tuple[int, ...], checkpoint: bool = False) -> Any:
+    trainer, pairs = lora_trainer(), make_pairs(6, 8)
+    settings = Settings(
+        lr=1e-3, batch=batch, accumulate=accumulate, nll=0.3, grad_checkpoint=checkpoint
+    )
+    (step,) = trainer.fit_pairs(pairs, base_reference(trainer.model), settings, seed)
+    return step, trainer
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "seed"),
+    [(1, 8, (1,)), (4, 2, (1,)), (3, 3, (1,)), (8, 1, (2,)), (2, 4, (3,))],
+)
+def test_batch_size_accumulation_padding_and_order_change_nothing(
+    batch: int, accumulate: int, seed: tuple[int, ...]
+) -> None:
+    expected, whole = step_with(8, 1, (1,))
+    step, trainer = step_with(batch, accumulate, seed)
+    assert step.loss == pytest.approx(expected.loss, abs=1e-6)
+    assert step.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
+    assert step.accuracy == expected.accuracy
+    gradient = first_gradient(whole, "dpo")
+    largest = max(np.abs(g).max() for g in gradient.values())
+    near(first_gradient(trainer, "dpo"), gradient, 1e-5 * largest)
+    near(copied(trainer), copied(whole), 1e-5)
+
+
+def test_sft_batches_are_token_exact() -> None:
+    data, results = rows(7, SHAPES), []
+    for batch, accumulate in ((6, 1), (1, 6), (4, 2)):
+        trainer = lora_trainer()
+        settings = Settings(lr=1e-3, batch=batch, accumulate=accumulate)
+        (step,) = trainer.fit_rows(data, settings, (1,), dropout=False)
+        results.append((step, first_gradient(trainer, "sft"), copied(trainer)))
+    for step, gradient, moved in results[1:]:
+        assert step.loss == pytest.approx(results[0][0].loss, abs=1e-6)
+        near(gradient, results[0][1], 1e-6)
+        near(moved, results[0][2], 1e-5)
+
+
+def test_padding_does_not_reach_the_loss() -> None:
+    """A short row costs the same beside a row of 200 tokens as alone."""
+    (short,), (long,) = rows(8, [(3, 2)]), rows(9, [(90, 110)])
+    losses = {}
+    for name, data in (("short", [short]), ("long", [long]), ("both", [short, long])):
+        trainer = lora_trainer()
+        (step,) = trainer.fit_rows(data, Settings(lr=1e-3, batch=2), (1,), dropout=False)
+        losses[name] = step.loss
+    assert losses["both"] * 112 == pytest.approx(
+        2 * losses["short"] + 110 * losses["long"], rel=1e-6
+    )
+
+
+# ---- epochs and steps ---------------------------------------------------------------------------
+
+
+def test_every_epoch_visits_every_pair_once() -> None:
+    trainer, pairs = lora_trainer(), make_pairs(10, 11)
+    sizes = [len(p.chosen.response + p.rejected.response) for p in pairs]
+    assert len(set(sizes)) == len(sizes)  # a step of one pair is known by its tokens
+    steps = trainer.fit_pairs(pairs, None, Settings(lr=1e-4, batch=1, epochs=3), (1,))
+    seen = [[s.tokens for s in steps[i : i + 11]] for i in (0, 11, 22)]
+    assert all(sorted(epoch) == sorted(sizes) for epoch in seen)
+    assert len({tuple(epoch) for epoch in seen}) == 3  # another order each time
+    again = lora_trainer().fit_pairs(pairs, None, Settings(lr=1e-4, batch=1, epochs=3), (1,))
+    other = lora_trainer().fit_pairs(pairs, None, Settings(lr=1e-4, batch=1, epochs=3), (2,))
+    assert [s.tokens for s in again] == [s.tokens for s in steps]
+    assert [s.tokens for s in other] != [s.tokens for s in steps]
+
+
+def test_a_step_is_batch_times_accumulate_and_the_last_may_be_short() -> None:
+    pairs, seen = make_pairs(11, 7), []
+    steps = lora_trainer().fit_pairs(
+        pairs, None, Settings(lr=1e-4, batch=2, accumulate=2, epochs=2), (1,), seen.append
+    )
+    assert [s.step for s in steps] == [1, 2, 3, 4]
+    assert seen == steps
+    total = sum(len(p.chosen.response + p.rejected.response) for p in pairs)
+    assert [steps[0].tokens + steps[1].tokens, steps[2].tokens + steps[3].tokens] == [total] * 2
+
+
+def test_nothing_to_train_is_no_step() -> None:
+    trainer = lora_trainer()
+    before = lora_bytes(trainer)
+    assert trainer.fit_pairs([], trainer.trainable(), Settings(lr=1, batch=1), (1,)) == []
+    assert trainer.fit_rows([], Settings(lr=1, batch=1), (1,)) == []
+    assert lora_bytes(trainer) == before
+
+
+def test_warmup_counts_over_calls_and_is_an_objectives_own() -> None:
+    trainer, pairs, data = lora_trainer(), make_pairs(12, 3), rows(12, SHAPES[:2])
+    settings = Settings(lr=8e-4, batch=1, warmup=4)
+    rates = [s.lr for s in trainer.fit_pairs(pairs, None, settings, (1,))]
+    sft = [s.lr for s in trainer.fit_rows(data, settings, (1,))]
+    rates += [s.lr for s in trainer.fit_pairs(pairs, None, settings, (2,))]
+    assert rates == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4, 8e-4, 8e-4])
+    assert sft == pytest.approx([2e-4, 4e-4])
+    assert lora_trainer().fit_rows(data, Settings(lr=3e-4, batch=2), (1,))[0].lr == pytest.approx(
+        3e-4
+    )
+
+
+def test_the_learning_rate_has_effect_though_the_optimizer_stays() -> None:
+    """Two trainers with the same moments: a tenth of the rate moves a tenth as far."""
+    moves = []
+    for scale in (1.0, 0.1, 0.01):
+        trainer = lora_trainer()
+        trainer.fit_rows(rows(13, SHAPES), Settings(lr=1e-3, batch=6), (1,), dropout=False)
+        before = copied(trainer)
+        settings = Settings(lr=1e-3 * scale, batch=6)
+        trainer.fit_rows(rows(14, SHAPES), settings, (2,), dropout=False)
+        after = copied(trainer)
+        moves.append(math.sqrt(sum(((after[k] - before[k]) ** 2).sum() for k in after)))
+    assert moves[1] / moves[0] == pytest.approx(0.1, rel=1e-3)
+    assert moves[2] / moves[0] == pytest.approx(0.01, rel=1e-2)
+
+
+def test_each_objective_has_its_own_optimizer() -> None:
+    trainer, pairs, data = lora_trainer(), make_pairs(15, 4), rows(15, SHAPES)
+    settings = Settings(lr=1e-3, batch=8)
+    trainer.fit_pairs(pairs, None, settings, (1,))
+    moments = {k: v.copy() for k, v in first_gradient(trainer, "dpo").items()}
+    before = copied(trainer)
+    (step,) = trainer.fit_rows(data, settings, (2,), dropout=False)
+    near(first_gradient(trainer, "dpo"), moments, 0)
+    assert trainer.steps == {"dpo": 1, "sft": 1}
+    # A first step of Adam moves by the learning rate, whatever DPO's moments are.
+    moved = np.concatenate([np.abs(v - before[k]).ravel() for k, v in copied(trainer).items()])
+    assert np.median(moved) == pytest.approx(step.lr, rel=1e-3)
+
+
+@pytest.mark.parametrize(("clip", "decay"), [(0.0, 0.0), (0.3, 0.0), (0.3, 0.1), (0.0, 0.1)])
+def test_updates_are_adamw_on_the_clipped_gradient(clip: float, decay: float) -> None:
+    """Four steps against AdamW in float64, on gradients of a loss written anew here."""
+    trainer, data = lora_trainer(), rows(16, SHAPES)
+    tokens = sum(len(row.response) for row in data)
+    model = lora_trainer().model
+
+    def loss(model: nn.Module) -> mx.array:
+        total = mx.zeros(())
+        for row in data:
+            ids = mx.array([row.prompt + row.response])
+            every = nn.losses.cross_entropy(model(ids[:, :-1]), ids[:, 1:])
+            total = total + every[0, len(row.prompt) - 1 :].sum()
+        return total / tokens
+
+    values = {k: v.astype(np.float64) for k, v in copied(Trainer(model)).items()}
+    m, v = ({k: np.zeros_like(a) for k, a in values.items()} for _ in range(2))
+    norms = []
+    for step, lr in enumerate((0.01, 0.02, 0.02, 0.02), 1):
+        _, grads = nn.value_and_grad(model, loss)(model)
+        found = {k: np.array(g, np.float64) for k, g in tree_flatten(grads)}
+        norms.append(math.sqrt(sum((g**2).sum() for g in found.values())))
+        cap = min(1.0, clip / norms[-1]) if clip else 1.0
+        for k, g in found.items():
+            m[k] = 0.9 * m[k] + 0.1 * cap * g
+            v[k] = 0.999 * v[k] + 0.001 * (cap * g) ** 2
+            m_hat, v_hat = m[k] / (1 - 0.9**step), v[k] / (1 - 0.999**step)
+            values[k] -= lr * (m_hat / (np.sqrt(v_hat) + 1e-8) + decay * values[k])
+        model.load_weights([(k, mx.array(a.astype(np.float32))) for k, a in values.items()], False)
+    settings = Settings(lr=0.02, batch=6, epochs=4, warmup=2, clip=clip, weight_decay=decay)
+    steps = trainer.fit_rows(data, settings, (1,), dropout=False)
+    assert [s.grad_norm for s in steps] == pytest.approx(norms, rel=1e-3)
+    near(copied(trainer), {k: a.astype(np.float32) for k, a in values.items()}, 1e-4)
+
+
+def test_clipping_caps_the_norm_that_is_used() -> None:
+    data = rows(17, SHAPES)
+    for clip, capped in ((0.05, True), (1e6, False), (0.0, False)):
+        trainer = lora_trainer()
+        (step,) = trainer.fit_rows(data, Settings(lr=1e-3, batch=6, clip=clip), (1,), dropout=False)
+        used = math.sqrt(sum((g**2).sum() for g in first_gradient(trainer, "sft").values()))
+        assert step.grad_norm > 0.1
+        assert used == pytest.approx(0.05 if capped else step.grad_norm, rel=1e-4)
+
+
+# ---- what must stay as it is --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dequantize", ["no", "yes"])
+def test_only_lora_changes(load_random: Load, dequantize: str) -> None:
+    policy = load_random(dequantize=dequantize)
+    attach_lora(policy.model, LoraConfig(rank=4, layers=1), 0)
+    trainer = Trainer(policy.model)
+    before = all_bytes(policy.model)
+    trainer.fit_pairs(make_pairs(18, 4), trainer.trainable(), Settings(lr=1e-2, batch=2), (1,))
+    trainer.fit_rows(rows(18, SHAPES), Settings(lr=1e-2, batch=3), (1,))
+    after = all_bytes(policy.model)
+    changed = {name for name, data in after.items() if data != before[name]}
+    assert before.keys() == after.keys()
+    assert changed == set(trainer.trainable())
+    assert len(changed) == 8  # lora_a and lora_b of q, k, v, o in the last layer
+    if dequantize == "no":
+        assert sum(name.endswith("scales") for name in before) == 2 + 2 * 7
+
+
+def test_the_reference_pass_leaves_the_policy_alone(load_random: Load) -> None:
+    policy = load_random(dequantize="no")
+    attach_lora(policy.model, LoraConfig(rank=4), 0)
+    trainer, data = Trainer(policy.model), rows(19, SHAPES)
+    other = {k: v + 0.05 for k, v in trainer.trainable().items()}
+    before, plain = all_bytes(policy.model), [log_probabilities(policy.model, r) for r in data]
+    scores = trainer.reference_logps(data, other, Settings(lr=1, batch=2))
+    assert all_bytes(policy.model) == before
+    policy.model.load_weights(list(other.items()), strict=False)
+    expected = [log_probabilities(policy.model, r).sum() for r in data]
+    assert scores == pytest.approx(expected, abs=1e-3)
+    assert not np.allclose(scores, [p.sum() for p in plain], atol=0.1)
+
+
+def test_other_parameters_are_taken_back_even_after_an_error() -> None:
+    trainer = lora_trainer()
+    before = lora_bytes(trainer)
+    zero = {k: mx.zeros_like(v) for k, v in trainer.trainable().items()}
+    with pytest.raises(ZeroDivisionError), parameters(trainer.model, zero):
+        assert not any(np.array(v).any() for v in trainer.trainable().values())
+        raise ZeroDivisionError
+    assert lora_bytes(trainer) == before
+
+
+def test_training_does_not_change_the_reference() -> None:
+    trainer, pairs = lora_trainer(), make_pairs(20, 6)
+    reference = trainer.trainable()
+    before = {k: np.array(v) for k, v in reference.items()}
+    trainer.fit_pairs(pairs, reference, Settings(lr=1e-2, batch=2, epochs=2), (1,))
+    near({k: np.array(v) for k, v in reference.items()}, before, 0)
+
+
+# ---- dropout ------------------------------------------------------------------------------------
+
+
+def modes(trainer: Trainer) -> set[bool]:
+    return {module.training for _, module in trainer.model.named_modules()}
+
+
+def test_dropout_is_off_in_preference_training() -> None:
+    losses, pairs = [], make_pairs(21, 4)
+    for dropout, seed in ((0.0, 1), (0.5, 1), (0.5, 2)):
+        trainer, during = lora_trainer(dropout=dropout), []
+        trainer.model.train()
+        (step,) = trainer.fit_pairs(
+            pairs, base_reference(trainer.model), Settings(lr=1e-3, batch=4), (seed,),
+            lambda step, trainer=trainer, during=during: during.append(modes(trainer)),
+        )  # fmt: skip
+        losses.append(step.loss)
+        assert during == [{False}]
+        assert modes(trainer) == {False}
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-6)
+
+
+def test_dropout_is_on_in_sft_and_off_afterwards() -> None:
+    data, losses = rows(22, SHAPES), []
+    for dropout, seed, on in ((0.5, 1, True), (0.5, 1, True), (0.5, 2, True), (0.5, 1, False),
+                              (0.0, 1, True)):  # fmt: skip
+        trainer, during = lora_trainer(dropout=dropout), []
+        (step,) = trainer.fit_rows(
+            data, Settings(lr=1e-3, batch=6), (seed,),
+            lambda step, trainer=trainer, during=during: during.append(modes(trainer)), dropout=on,
+        )  # fmt: skip
+        losses.append(step.loss)
+        assert during == [{on}]
+        assert modes(trainer) == {False}
+    dropped, same, other, off, none = losses
+    assert dropped == same
+    assert len({round(x, 4) for x in (dropped, other, off)}) == 3
+    assert off == pytest.approx(none, abs=1e-6)
+
+
+# ---- seeds, checkpoints -------------------------------------------------------------------------
+
+
+def one_run(load_random: Load, seed: int, dropout: float = 0.1) -> dict[str, bytes]:
+    policy = load_random(dequantize="no")
+    attach_lora(policy.model, LoraConfig(rank=4, dropout=dropout), seed)
+    trainer = Trainer(policy.model)
+    settings = Settings(lr=1e-2, batch=2)
+    trainer.fit_pairs(make_pairs(23, 4), trainer.trainable(), settings, (seed, "a"))
+    trainer.fit_rows(rows(23, SHAPES), settings, (seed, "b"))
+    return lora_bytes(trainer)
+
+
+def test_a_seed_decides_every_byte(load_random: Load) -> None:
+    first = one_run(load_random, 1)
+    mx.random.normal((100,))  # what others drew from MLX's generator does not matter
+    assert one_run(load_random, 1) == first
+    other = one_run(load_random, 2)
+    assert other.keys() == first.keys()
+    assert all(other[name] != first[name] for name in first)
+
+
+def waves(trainer: Trainer, reference: Arrays, numbers: range) -> None:
+    """A step of each objective a wave, as a run makes them."""
+    settings = Settings(lr=5e-3, batch=2, accumulate=2, warmup=4, weight_decay=0.01)
+    for number in numbers:
+        trainer.fit_pairs(make_pairs(30 + number, 4), reference, settings, (1, number))
+        trainer.fit_rows(rows(30 + number, SHAPES[:4]), settings, (1, number))
+
+
+@pytest.mark.parametrize("layers", [-1, 1])
+def test_three_steps_saved_and_three_more_are_six(
+    load_random: Load, tmp_path: Path, layers: int
+) -> None:
+    config = LoraConfig(rank=4, dropout=0.1, layers=layers)
+
+    def fresh(seed: int) -> tuple[Trainer, dict[str, Any]]:
+        policy = load_random(dequantize="no")
+        adapter = attach_lora(policy.model, config, seed)
+        return Trainer(policy.model), adapter
+
+    whole, _ = fresh(0)
+    reference = base_reference(whole.model)
+    waves(whole, reference, range(6))
+
+    first, adapter = fresh(0)
+    waves(first, reference, range(3))
+    save_adapter(tmp_path, first.trainable(), adapter, "tiny")
+    saved = save_trainer(tmp_path, first)
+    del first
+    second, _ = fresh(99)
+    load_parameters(tmp_path / "adapters.safetensors", second)
+    load_trainer(tmp_path, second, saved)
+    assert second.steps == {"dpo": 3, "sft": 3}
+    waves(second, reference, range(3, 6))
+
+    assert lora_bytes(second) == lora_bytes(whole)
+    for name in ("dpo", "sft"):
+        found, expected = (dict(tree_flatten(t.optimizers[name].state)) for t in (second, whole))
+        assert found.keys() == expected.keys()
+        assert all(bytes(memoryview(found[k])) == bytes(memoryview(expected[k])) for k in found)
+
+
+def test_a_trainer_that_has_not_trained_is_saved_too(tmp_path: Path) -> None:
+    saved = save_trainer(tmp_path, lora_trainer())
+    trainer = lora_trainer()
+    load_trainer(tmp_path, trainer, saved)
+    assert trainer.steps == {}
+
+
+# ---- gradient checkpointing ---------------------------------------------------------------------
+
+
+def kinds(model: nn.Module) -> list[Any]:
+    return [type(layer).__call__ for layer in model.layers]
+
+
+def test_checkpointed_gradients_are_the_same() -> None:
+    expected, plain = step_with(3, 3, (1,))
+    before = kinds(plain.model)
+    step, trainer = step_with(3, 3, (1,), checkpoint=True)
+    assert kinds(trainer.model) == before
+    assert step.loss == pytest.approx(expected.loss, abs=1e-6)
+    near(first_gradient(trainer, "dpo"), first_gradient(plain, "dpo"), 1e-6)
+    near(copied(trainer), copied(plain), 1e-5)
+
+
+def test_checkpointed_gradients_of_four_bit_models(load_random: Load) -> None:
+    gradients = []
+    for on in (False, True):
+        policy = load_random(dequantize="no")
+        attach_lora(policy.model, LoraConfig(rank=4, dropout=0.0), 0)
+        trainer = Trainer(policy.model)
+        settings = Settings(lr=1e-3, batch=2, accumulate=2, epochs=2, grad_checkpoint=on)
+        steps = trainer.fit_rows(rows(24, SHAPES[:4]), settings, (1,))
+        gradients.append(([s.loss for s in steps], first_gradient(trainer, "sft")))
+    assert gradients[1][0] == pytest.approx(gradients[0][0], abs=1e-5)
+    near(gradients[1][1], gradients[0][1], 1e-5)
+
+
+def test_checkpointing_ends_with_its_context_however_it_ends() -> None:
+    model = small_model()
+    before = kinds(model)
+    ids = mx.array([[1, 2, 3, 4]])
+    logits = np.array(model(ids))
+    with layer_checkpoints(model, True), layer_checkpoints(model, True):
+        assert kinds(model) != before
+        np.testing.assert_allclose(np.array(model(ids)), logits, atol=1e-6)
+    assert kinds(model) == before
+    with pytest.raises(ZeroDivisionError), layer_checkpoints(model, True):
+        raise ZeroDivisionError
+    assert kinds(model) == before
+    with layer_checkpoints(model, False):
+        assert kinds(model) == before
+
+
+def test_an_error_in_the_middle_of_a_step_leaves_no_patch_behind() -> None:
+    trainer, pairs = lora_trainer(), make_pairs(25, 4)
+    before = kinds(trainer.model)
+    counter = itertools.count()
+
+    def stop(step: Any) -> None:
+        if next(counter) == 1:
+            raise KeyboardInterrupt
+
+    settings = Settings(lr=1e-3, batch=1, grad_checkpoint=True)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit_pairs(pairs, None, settings, (1,), stop)
+    assert kinds(trainer.model) == before
+    assert trainer.steps == {"dpo": 2}
