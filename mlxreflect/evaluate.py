@@ -213,11 +213,18 @@ def evaluate_model(
     task = get_task(spec.task.name)
     problems = eval_problems(task, spec)
     policy = load_policy(PolicyConfig(model=model, adapter=adapter))
-    folder = out or Path("evals-out") / f"{name}--{Path(model).name}{'-adapter' * bool(adapter)}"
+    folder = out or default_folder(spec, model, adapter)
     ui.header({"evaluating": name, "model": model, "adapter": adapter or "none",
                "problems": len(problems), "out": str(folder)})  # fmt: skip
     with ui.progress("evaluating", len(problems) * spec.samples) as bar:
         return evaluate(policy, task, problems, spec, folder, adapter=adapter, advance=bar.advance)
+
+
+def default_folder(spec: EvalSpec, model: str, adapter: str) -> Path:
+    """One folder for each evaluation, so that the same command again goes on with it."""
+    what = json.dumps([spec.model_dump(), model, adapter], sort_keys=True)
+    digest = hashlib.sha256(what.encode()).hexdigest()[:8]
+    return Path("runs") / "eval" / f"{spec.task.name}--{Path(model).name}--{digest}"
 
 
 def find_spec(name: str, limit: int, source: str, settings: Sequence[str]) -> EvalSpec:

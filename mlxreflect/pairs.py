@@ -3,6 +3,7 @@
 A training prompt is always the attempt's own prompt: nothing a critic was shown gets into it.
 """
 
+import re
 from collections.abc import Iterator
 
 from mlxreflect.records import Episode, Example, Turn
@@ -18,7 +19,7 @@ def leak(text: str, spans: dict[str, list[int]], style: str) -> str:
     """Why a rewrite gives away that it was helped, or has no working; empty when it does not."""
     lowered = text.lower()
     for phrase in LEAKS:
-        if phrase in lowered:
+        if re.search(rf"\b{phrase}\b", lowered):  # not "has provided"
             return f"the rewrite says {phrase!r}"
     start, end = spans.get("think", [0, 0])
     if style == "thinking" and len(text[start:end].strip()) < MIN_WORKING:

@@ -405,6 +405,10 @@ def eval_spec(recipe: Recipe) -> EvalSpec:
         tree = read_toml(path)
     else:
         path, tree = Path("recipe"), {"task": recipe.task.model_dump() | {"limit": 0}}
+    asked = tree.setdefault("task", {})
+    if asked.get("name") == recipe.task.name and not asked.get("source"):
+        # The same task on the data that the recipe names: its held-out part.
+        asked |= recipe.task.model_dump(exclude={"limit", "numbers"})
     tree.setdefault("prompt", recipe.prompt.model_dump())
     tree["seed"] = config.seed
     tree["batch"] = recipe.policy.batch

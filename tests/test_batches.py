@@ -1,6 +1,5 @@
 """Examples as tokens: what the policy wrote as it is, one end token, nothing cut silently."""
 
-
 import numpy as np
 import pytest
 
@@ -52,9 +51,7 @@ def test_a_text_gets_exactly_one_end_token(policy: Policy, text: str) -> None:
     assert found.response[-1] == end
     assert found.response.count(end) == 1
     assert policy.decode(found.response[:-1]) == text
-    whole = policy.tokenizer.encode(
-        policy.decode(found.prompt) + text, add_special_tokens=False
-    )
+    whole = policy.tokenizer.encode(policy.decode(found.prompt) + text, add_special_tokens=False)
     assert found.prompt + found.response == [*whole, end]
 
 
@@ -159,5 +156,3 @@ def test_a_batch_is_shifted_masked_and_padded() -> None:
 def test_lengths_come_in_few_shapes() -> None:
     widths = {collate([Row([1], [2] * n)]).inputs.shape[1] for n in range(1, 81)}
     assert widths == set(range(PAD_TO, 81, PAD_TO))
-
-

@@ -22,7 +22,8 @@ class State:
 
     bucket: problem id → its last winning rewrite, or None. queue: what is left of the pass over
     the bucket under way. since_bucket: problems since the last pass. first_correct: of this epoch.
-    before: size of the bucket when the mastery round began; -1: no round under way.
+    before: size of the bucket when the mastery round began; -1: no round under way. force: the
+    round begins with forced SFT; forced: it began so.
     """
 
     epoch: int = 1
@@ -35,6 +36,7 @@ class State:
     first_correct: int = 0
     round: int = 0
     before: int = -1
+    force: bool = False
     forced: bool = False
     last_winner: str | None = None
 
@@ -59,43 +61,40 @@ def next_wave(state: State, problems: Sequence[str], recipe: Recipe) -> Wave | N
     while True:
         if state.queue:
             taken, state.queue = state.queue[:size], state.queue[size:]
-            tier: Tier = "advanced"
-            return Wave(state.wave, state.epoch, state.stage, tier, taken, new_epoch)
+            force, state.force = state.force, False
+            return Wave(state.wave, state.epoch, state.stage, "advanced", taken, new_epoch, force)
         if state.stage == "mastery":
-            wave = next_mastery(state, config.until_mastered)
-            if wave is None or wave.force_sft:
-                return wave
+            if not (config.until_mastered and begin_mastery_round(state)):
+                return None
             continue
-        due = config.bucket_every and (
-            state.since_bucket >= config.bucket_every or state.cursor >= len(problems)
-        )
-        if due and state.bucket and state.since_bucket:
+        ended = state.cursor >= len(problems)
+        full = state.since_bucket >= config.bucket_every
+        if config.bucket_every and state.since_bucket and (full or ended):
             state.stage, state.queue, state.since_bucket = "bucket", list(state.bucket), 0
             continue
         state.stage = "problems"
-        if state.cursor < len(problems):
-            order = list(problems)
-            rng_for(recipe.seed, "order", state.epoch).shuffle(order)
+        if not ended:
             # A wave ends where a pass over the bucket is due.
             room = config.bucket_every - state.since_bucket if config.bucket_every else size
+            order = list(problems)
+            rng_for(recipe.seed, "order", state.epoch).shuffle(order)
             taken = order[state.cursor : state.cursor + min(size, room)]
             state.cursor += len(taken)
             state.since_bucket += len(taken)
             return Wave(state.wave, state.epoch, "problems", "basic", taken, new_epoch)
-        everything = state.first_correct == len(problems) and not state.bucket
-        if everything or state.epoch >= config.epochs:
+        mastered = state.first_correct == len(problems) and not state.bucket
+        if mastered or state.epoch >= config.epochs:
             state.stage = "mastery"
         else:
-            state.epoch, state.cursor, state.since_bucket = state.epoch + 1, 0, 0
-            state.first_correct, new_epoch = 0, True
+            state.epoch, state.cursor, state.first_correct = state.epoch + 1, 0, 0
+            new_epoch = True
 
 
-def next_mastery(state: State, wanted: bool) -> Wave | None:
-    """Rounds over the bucket while it shrinks; one without progress forces SFT, once."""
+def begin_mastery_round(state: State) -> bool:
+    """A pass over the bucket, while it shrinks; a round without progress forces SFT, once."""
     stuck = state.before >= 0 and len(state.bucket) >= state.before
-    ended = not wanted or not state.bucket or state.round >= MAX_MASTERY_ROUNDS
-    if ended or (stuck and state.forced):
-        return None
-    state.forced = stuck
+    if not state.bucket or state.round >= MAX_MASTERY_ROUNDS or (stuck and state.forced):
+        return False
+    state.force = state.forced = stuck
     state.round, state.before, state.queue = state.round + 1, len(state.bucket), list(state.bucket)
-    return Wave(state.wave, state.epoch, "mastery", "advanced", list(state.bucket), force_sft=stuck)
+    return True

@@ -12,8 +12,11 @@ from mlxreflect.tasks.expression import NotAnExpression, combine, parse_expressi
 
 MAX_LINES = 200
 MAX_LINE = 300
-# An equation inside a line: an expression, an equals sign, a whole number or fraction.
-EQUATION = re.compile(r"([\d(−-][\d\s+*/()×÷−-]*)=\s*(-?\d{1,12}(?:/\d{1,12})?)(?!\d|\.\d)")
+# An equation inside a line: an expression, an equals sign, a number and no more arithmetic.
+EQUATION = re.compile(
+    r"([\d(-][\d\s+*/()×÷-]*)=\s*(-?\d{1,12}(?:/\d{1,12}|\.\d{1,12})?)"
+    r"(?!\d|\.\d|\s*[-+*/×÷]\s*[\d(])"
+)
 LABEL = re.compile(r"^\s*(?:step\s+\d+\s*[:.)]|\d+[.)]|-\s)\s*", re.IGNORECASE)
 # One step on two values that may be negative or fractions, as an earlier step left them.
 NUMBER = r"(-?\d{1,12}(?:/\d{1,12})?)"
@@ -56,7 +59,7 @@ def given(problem: Problem) -> list[Term]:
 
 def equation(line: str) -> tuple[str, str] | None:
     """The (expression, result) a line states first; None for a line of prose."""
-    found = EQUATION.search(LABEL.sub("", line[:MAX_LINE]))
+    found = EQUATION.search(LABEL.sub("", line[:MAX_LINE].replace("−", "-")))
     return (found[1].strip(), found[2]) if found else None
 
 
@@ -92,7 +95,7 @@ def reachable(values: tuple[Fraction, ...], target: Fraction, seen: set[object])
 def take(terms: list[Term], expression: str, result: str) -> tuple[list[Term] | None, str]:
     """Apply a written step: (numbers at hand after it, "") or (None, what is wrong with it)."""
     try:
-        pieces, found = read_step(expression)
+        pieces, found = read_step(expression, {t.value for t in terms})
         if found != parse_fraction(result):
             return None, f"is wrong: {expression} is {found}, not {result}"
     except NotAnExpression as error:
@@ -111,11 +114,12 @@ def take(terms: list[Term], expression: str, result: str) -> tuple[list[Term] | 
     return [*rest, Term(found, " ".join(text), atom)], ""
 
 
-def read_step(expression: str) -> tuple[list[Fraction | str], Fraction]:
+def read_step(expression: str, there: set[Fraction]) -> tuple[list[Fraction | str], Fraction]:
     """A written step as numbers and other characters, and its value."""
     if binary := BINARY.fullmatch(expression):
         left, right = parse_fraction(binary[1]), parse_fraction(binary[3])
-        return [left, binary[2], right], combine(binary[2], left, right)
+        if {left, right} <= there:  # else 8/4 + 3 may be three numbers
+            return [left, binary[2], right], combine(binary[2], left, right)
     pieces = re.findall(r"\d+|[^\s\d]", expression)
     value = parse_expression(expression).value
     return [Fraction(int(p)) if p.isdigit() else p for p in pieces], value
@@ -123,7 +127,7 @@ def read_step(expression: str) -> tuple[list[Fraction | str], Fraction]:
 
 def parse_fraction(text: str) -> Fraction:
     top, _, bottom = text.partition("/")
-    return combine("/", Fraction(int(top)), Fraction(int(bottom or 1)))
+    return combine("/", Fraction(top), Fraction(bottom or 1))
 
 
 def walk(problem: Problem, lines: list[str], search: bool) -> tuple[list[Term], int, int, str]:

@@ -21,9 +21,10 @@ from mlxreflect.train.batches import Row
 from mlxreflect.train.trainer import Settings, Trainer
 
 SEED = 0
-STEPS = 600
+STEPS = 700
 BATCH = 128
-LR = 1e-3
+MICRO_BATCH = 32  # alike lengths together
+LR = 3e-3
 WARMUP = 50
 
 
@@ -48,7 +49,13 @@ def config(vocabulary: int, end: int) -> dict[str, object]:
 def train(policy: Policy, steps: int) -> None:
     trainer = Trainer(policy.model)
     rng = rng_for("tiny", SEED, "data")
-    settings = Settings(lr=LR, batch=BATCH, warmup=WARMUP, weight_decay=0.01)
+    settings = Settings(
+        lr=LR,
+        batch=MICRO_BATCH,
+        accumulate=BATCH // MICRO_BATCH,
+        warmup=WARMUP,
+        weight_decay=0.01,
+    )
     seconds = loss = 0.0
     for number in range(1, steps + 1):
         rows = []

@@ -32,21 +32,32 @@ def solution(p: Problem, rng: random.Random) -> str:
 
 
 def attempt(p: Problem, rng: random.Random) -> str:
-    """An attempt as the policy makes them: right, or wrong in a step's result or direction."""
-    kind = rng.random()
+    """An attempt as the policy makes them: right, a dead end, or bent to end at the target.
+
+    The last is what a small model does most: it writes the target, whatever the step comes to.
+    """
+    kind, target = rng.random(), Fraction(p.fields["target"])
     if kind < 0.2:
         return solution(p, rng)
-    terms, lines = given(p), list[str]()
-    slip = rng.randint(1, 2) if kind < 0.4 else 0
-    while len(terms) > 1:
-        step, after = plain_step(terms, rng)
-        value = step.value
-        if slip == len(lines) + 1:
-            value = Fraction(max(0, int(value) + rng.choice([-20, -10, -2, -1, 1, 2, 10, 20])))
-            after = [*after[:-1], Term(value, after[-1].text, False)]
-        lines.append(f"step {len(lines) + 1}: {str(step).split(' = ')[0]} = {value}")
-        terms = after
-    return response("\n".join(lines), terms[0].text)
+    first, after = plain_step(given(p), rng)
+    other, made = after
+    if kind < 0.55 and (bent := rng.choice(ways_to(target, other.value))) != first.value:
+        made = Term(bent, made.text, False)
+    second, (last,) = plain_step([other, made], rng)
+    if kind < 0.9:
+        last = Term(target, second.term.text, False)
+    lines = [f"step 1: {left(first)} = {made.value}", f"step 2: {left(second)} = {last.value}"]
+    return response("\n".join(lines), last.text)
+
+
+def left(step: Step) -> str:
+    return str(step).split(" = ")[0]
+
+
+def ways_to(target: Fraction, other: Fraction) -> list[Fraction]:
+    """Whole numbers up to 200 from which one step with `other` comes to the target."""
+    ways = [target - other, target + other, other - target, target * other, target / other]
+    return [v for v in ways if v.denominator == 1 and 0 < v <= 200] or [target]
 
 
 def plain_step(terms: list[Term], rng: random.Random) -> tuple[Step, list[Term]]:
@@ -64,18 +75,18 @@ def example(rng: random.Random) -> tuple[Messages, str]:
     p = problem(rng)
     question, ask = TASK.show(p), TASK.instruction(p)
     role = rng.random()
-    if role < 0.58:
+    if role < 0.50:
         return attempt_messages(ask, question, "think", "thinking"), solution(p, rng)
-    if role < 0.64:
+    if role < 0.54:
         text = solution(p, rng)
         direct = text[text.index("<answer>") :]
         return attempt_messages(ask, question, "think", "direct"), direct
     text = attempt(p, rng)
     call = Call("critique", p, [], text, seed=rng.getrandbits(32))
     feedback = critique(TASK, call).text
-    if role < 0.80:
+    if role < 0.78:
         return critique_messages(question, text, "think", None), feedback
     passed = TASK.grade(p, text, "think", "thinking").verdict.passed
     again = text if passed else rewrite(TASK, call).text
-    shown = None if rng.random() < 0.2 else feedback
+    shown = None if rng.random() < 0.15 else feedback
     return rewrite_messages(ask, question, text, shown, "think", None), again

@@ -1,0 +1,716 @@
+"""The command line as a person meets it: real processes, exit codes, stdout and stderr."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from mlxreflect.recipe import load_recipe
+from mlxreflect.run import Run
+
+TIMEOUT = 120.0  # a guard against hanging only
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+class Shell:
+    """Runs the command line in a folder of its own, without a network or a cache of the user's."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.folder, self.model = folder, model
+        self.env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "OLLAMA_HOST")}
+        self.env |= {"HF_HUB_OFFLINE": "1", "MLXREFLECT_CACHE": str(folder / ".cache")}
+        # 4 problems, 2 waves, 6 held-out problems.
+        self.small = sets(
+            "task.limit=4", "r3.wave=2", "r3.epochs=1", "eval.limit=6", "policy.batch=8",
+            "policy.max_new_tokens=12", "eval.max_new_tokens=12", f"policy.model={model}",
+        )  # fmt: skip
+
+    def command(self, *arguments: object) -> list[str]:
+        return [sys.executable, "-m", "mlxreflect", *map(str, arguments)]
+
+    def __call__(self, *arguments: object) -> Done:
+        done = subprocess.run(
+            self.command(*arguments), cwd=self.folder, env=self.env, capture_output=True,
+            text=True, timeout=TIMEOUT, check=False,
+        )  # fmt: skip
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def works(self, *arguments: object) -> Done:
+        done = self(*arguments)
+        assert done.code == 0, done.err
+        return done
+
+    def mistake(self, *arguments: object) -> tuple[str, str]:
+        """The error and the hint: two lines on stderr, nothing else anywhere, exit code 2."""
+        before = listing(self.folder)
+        done = self(*arguments)
+        assert done.code == 2, done.err
+        assert done.out == ""
+        assert listing(self.folder) == before
+        return two_lines(done.err)
+
+
+def sets(*settings: str) -> list[str]:
+    return [part for setting in settings for part in ("--set", setting)]
+
+
+def two_lines(text: str) -> tuple[str, str]:
+    error, hint = text.splitlines()
+    assert error.startswith("error: ") and hint.startswith("hint: ")
+    assert error.isprintable() and hint.isprintable()
+    assert len(hint) > len("hint: ")
+    return error.removeprefix("error: "), hint.removeprefix("hint: ")
+
+
+def last_two_lines(text: str) -> tuple[str, str]:
+    """The error and the hint below lines of progress."""
+    assert "Traceback" not in text
+    return two_lines("\n".join(text.splitlines()[-2:]))
+
+
+def listing(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if ".cache" not in p.parts}
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Path → bytes of every file but the lock, which names its last holder."""
+    files = [n for n in listing(folder) if n != ".lock" and (folder / n).is_file()]
+    return {n: (folder / n).read_bytes() for n in files}
+
+
+@pytest.fixture
+def shell(tmp_path: Path, tiny_random: Path) -> Shell:
+    return Shell(tmp_path, tiny_random)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_random: Path) -> tuple[Path, Done]:
+    """A finished run, made with --json, and what the command said.
+
+    At first the command holds a mistake: the same run directory must do for the mended one.
+    """
+    shell = Shell(tmp_path_factory.mktemp("finished"), tiny_random)
+    path = shell.folder / "a run"
+    command = ["run", "quickstart", *shell.small, "--run-dir", path, "--json"]
+    error, _ = shell.mistake(*command, *sets("policy.adapter=/none/such"))
+    assert "policy.adapter = '/none/such' is no adapter folder" in error
+    return path, shell.works(*command)
+
+
+@pytest.fixture
+def run_dir(finished: tuple[Path, Done], tmp_path: Path) -> Path:
+    """A copy of the finished run."""
+    return Path(shutil.copytree(finished[0], tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory, tiny_random: Path) -> tuple[Path, Done]:
+    """An evaluation of 16 problems in chunks of 8, made with --json."""
+    shell = Shell(tmp_path_factory.mktemp("evaluated"), tiny_random)
+    done = shell.works("eval", *EVAL, "--model", tiny_random, "--out", "out", "--json")
+    return shell.folder / "out", done
+
+
+EVAL = ["countdown", "--limit", "16", *sets("max_new_tokens=8", "batch=1")]
+
+
+# ---- help and usage ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help(shell: Shell, option: str) -> None:
+    done = shell.works(option)
+    for command in ("run", "resume", "show", "eval", "compare", "grade"):
+        assert command in done.out
+    assert done.err == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["nope"], ["run"], ["run", "quickstart", "--nope"], ["run", "quickstart", "--set"],
+     ["eval", "countdown"], ["eval", "countdown", "--model", "x", "--limit", "-1"],
+     ["eval", "countdown", "--model", "x", "--limit", "many"], ["compare", "one"]],
+)  # fmt: skip
+def test_wrong_usage(shell: Shell, arguments: list[str]) -> None:
+    done = shell(*arguments)
+    assert done.code == 2
+    assert done.out == ""
+    assert "Error" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_mlx_without_a_backend_says_what_to_install(shell: Shell) -> None:
+    """On Linux without an extra, `import mlx.core` fails like this."""
+    package = shell.folder / ".cache" / "mlx"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "core.py").write_text(
+        "raise ImportError('libmlx.so: cannot open shared object file: No such file')\n"
+    )
+    shell.env["PYTHONPATH"] = str(package.parent)
+    for arguments in (["run", "quickstart"], ["run", "quickstart", "--dry-run"],
+                      ["resume", "x"], ["eval", "countdown", "--model", "tiny"]):  # fmt: skip
+        error, hint = shell.mistake(*arguments)
+        assert "libmlx.so" in error
+        assert "pip install 'mlxreflect[cpu]'" in hint
+
+
+# ---- mistakes ------------------------------------------------------------------------------------
+
+LIGHT: dict[str, tuple[list[str], str, str]] = {
+    "no such recipe": (["run", "nope"], "no recipe 'nope'", "one of: quickstart"),
+    "no such recipe file": (["run", "x/nope.toml"], "no recipe 'x/nope.toml'", "quickstart"),
+    "recipe is a folder": (["run", "."], ". is a folder, no recipe file", "quickstart"),
+    "unknown key": (
+        ["run", "quickstart", "--set", "train.lrr=1"],
+        "--set train.lrr=1: unknown key train.lrr", "did you mean train.lr?",
+    ),
+    "wrong value": (
+        ["run", "quickstart", "--set", "r3.wave=0"],
+        "--set r3.wave=0: r3.wave = 0: input should be greater", "correct r3.wave",
+    ),
+    "line breaks in a value": (
+        ["run", "quickstart", "--set", "r3.wave=\n\n\x1b[2J"],
+        "r3.wave = '\\n\\n\\x1b[2J'", "correct r3.wave",
+    ),
+    "no value": (["run", "quickstart", "--set", "seed"], "--set seed: no key=value", "--set tr"),
+    "no such profile": (
+        ["run", "quickstart", "--set", "profile=zz"], "no profile 'zz'", "profiles are",
+    ),
+    "unknown task": (
+        ["run", "quickstart", "--set", "task.name=countdwn"],
+        "no task 'countdwn'; the tasks are: countdown", "did you mean countdown?",
+    ),
+    "unknown eval spec": (
+        ["run", "quickstart", "--set", "eval.spec=nope"], "no eval 'nope'", "one of: arithmetic",
+    ),
+    "run directory under a file": (
+        ["run", "quickstart", "--run-dir", "/dev/null/x"], "/dev/null/x: Not a", "--run-dir",
+    ),
+    "resume of nothing": (["resume", "nope"], "nope is no run directory", "`mlxreflect run`"),
+    "resume of another folder": (["resume", "."], ". is no run directory", "`mlxreflect run`"),
+    "show nothing": (["show", "nope"], "nope: no such folder", "`mlxreflect run`"),
+    "show another folder": (["show", "."], ". is no run directory", "`mlxreflect run`"),
+    "compare nothing": (["compare", "a", "b"], "a: no such file", "an evaluation's folder"),
+    "grade nothing": (["grade", "gsm8k", "no.jsonl"], "no.jsonl: no such file", "your data file"),
+    "grade an unknown task": (["grade", "gsm9k", "x"], "no task 'gsm9k'", "did you mean gsm8k?"),
+    "unknown eval": (
+        ["eval", "nope", "--model", "tiny"], "no eval 'nope'", "one of: arithmetic, countdown",
+    ),
+    "unknown key of an eval": (
+        ["eval", "countdown", "--model", "tiny", "--set", "temprature=1"],
+        "--set temprature=1: unknown key temprature", "did you mean temperature?",
+    ),
+    "data for a task that makes its own": (
+        ["eval", "countdown", "--model", "tiny", "--source", "x.jsonl"],
+        "task.source = 'x.jsonl': countdown makes its own", "remove task.source",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_mistake(shell: Shell, name: str) -> None:
+    arguments, said, hinted = LIGHT[name]
+    error, hint = shell.mistake(*arguments)
+    assert said in error
+    assert hinted in hint
+
+
+MODELS = {
+    "missing": ("policy.model=/none/such", "policy.model = '/none/such': no such folder"),
+    "another folder": ("policy.model={folder}", "policy.model = '{folder}' is no mlx-lm model"),
+    "no adapter": ("policy.adapter={model}", "policy.adapter = '{model}' is no adapter folder"),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_model_that_is_none(shell: Shell, name: str) -> None:
+    names = {"folder": shell.folder, "model": shell.model}
+    setting, said = (text.format(**names) for text in MODELS[name])
+    settings = [*shell.small, *sets(setting)]
+    error, _ = shell.mistake("run", "quickstart", *settings, "--run-dir", "new")
+    assert said in error
+
+
+def test_eval_with_an_adapter_that_is_none(shell: Shell) -> None:
+    adapter = shell.model
+    error, hint = shell.mistake("eval", "countdown", "--model", shell.model, "--adapter", adapter)
+    assert error == f"policy.adapter = '{adapter}' is no adapter folder"
+    assert "adapter_config.json" in hint
+
+
+DATA = {
+    "bad row": ('{"question": "1+1?", "answer": 2}\n{"question": "2', "line 2: not JSON"),
+    "missing column": ('{"question": "1+1?", "anser": 2}\n', "line 1: no column 'answer'"),
+    "no number": ('\n{"question": "1+1?", "answer": "two"}\n', "answer 'two' is no number"),
+    "hostile": ('{"question": "a", "\\u001b[2J\\nerror: x": 1}\n', "line 1: no column 'answer'"),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_data_that_cannot_be_read(shell: Shell, name: str) -> None:
+    text, said = DATA[name]
+    path = shell.folder / "data.jsonl"
+    path.write_text(text)
+    jsonl = sets("task.name=jsonl", "eval.spec=", f"task.source={path}", "critic.provider=ollama",
+                 "critic.model=x")  # fmt: skip
+    error, _ = shell.mistake("run", "quickstart", *shell.small, *jsonl, "--run-dir", "new")
+    assert error.startswith(str(path))
+    assert said in error and ", line " in error
+
+
+def test_the_solver_has_no_word_on_the_users_own_problems(shell: Shell) -> None:
+    path = shell.folder / "data.jsonl"
+    path.write_text("".join(f'{{"question": "{i} + 1?", "answer": {i + 1}}}\n' for i in range(99)))
+    jsonl = sets("task.name=jsonl", "eval.spec=", f"task.source={path}")
+    error, hint = shell.mistake("run", "quickstart", *shell.small, *jsonl, "--run-dir", "new")
+    assert 'critic.provider = "solver": the task jsonl has no exact solver' in error
+    assert "ollama" in hint and "countdown" in hint
+
+
+def test_ollama_that_does_not_answer(shell: Shell) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    ollama = sets("critic.provider=ollama", "critic.model=x", f"critic.base_url={url}")
+    error, hint = shell.mistake("run", "quickstart", *shell.small, *ollama, "--run-dir", "new")
+    assert error == f"Ollama does not answer at {url}"
+    assert "ollama serve" in hint
+
+
+# ---- a finished run ------------------------------------------------------------------------------
+
+
+def test_json_owns_stdout(finished: tuple[Path, Done]) -> None:
+    path, done = finished
+    assert done.out.count("\n") == 1
+    summary = json.loads(done.out)
+    assert summary == json.loads((path / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert (summary["problems"], summary["base"]["n"], summary["trained"]["n"]) == (4, 6, 6)
+    for said in ("evaluating base", "epoch 1, wave 0", "learning", "device"):
+        assert said in done.err
+
+
+def test_resume_of_a_finished_run_changes_nothing(shell: Shell, run_dir: Path) -> None:
+    before = snapshot(run_dir)
+    done = shell.works("resume", run_dir, "--json", "--set", "critic.concurrency=9")
+    assert json.loads(done.out) == json.loads((run_dir / "summary.json").read_text())
+    assert snapshot(run_dir) == before
+
+
+def test_a_run_directory_is_never_written_over(shell: Shell, run_dir: Path) -> None:
+    error, hint = shell.mistake("run", "quickstart", *shell.small, "--run-dir", run_dir)
+    assert error == f"{run_dir} is there already"
+    assert f"mlxreflect resume {run_dir}" in hint
+
+
+def test_resume_refuses_a_changed_recipe(shell: Shell, run_dir: Path) -> None:
+    recipe = run_dir / "recipe.toml"
+    text = recipe.read_text()
+    assert "train.lr = 0.0002\n" in text and "task.numbers = [3]\n" in text
+    changed = text.replace("train.lr = 0.0002\n", "train.lr = 0.001\n")
+    recipe.write_text(changed.replace("task.numbers = [3]\n", "task.numbers = [3, 4]\n"))
+    error, hint = shell.mistake("resume", run_dir)
+    assert "task.numbers (was [3], is [3, 4])" in error
+    assert "train.lr (was 0.0002, is 0.001)" in error
+    assert "task.numbers" in hint
+    recipe.write_text(text.replace("train.lr = 0.0002\n", ""))  # back to the default
+    error, _ = shell.mistake("resume", run_dir)
+    assert "train.lr (was 0.0002, is 1e-05)" in error
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ("train.lrr = 1\n", "unknown key train.lrr"),
+        ("[train\n", "not TOML: "),
+        ("policy.batch = 'x'\n", "not TOML: "),  # there twice
+    ],
+)
+def test_resume_refuses_a_broken_recipe(shell: Shell, run_dir: Path, extra: str, said: str) -> None:
+    with (run_dir / "recipe.toml").open("a") as recipe:
+        recipe.write(extra)
+    error, _ = shell.mistake("resume", run_dir)
+    assert said in error and "line " in error
+
+
+def test_resume_without_its_recipe(shell: Shell, run_dir: Path) -> None:
+    (run_dir / "recipe.toml").unlink()
+    error, _ = shell.mistake("resume", run_dir)
+    assert error == f"{run_dir / 'recipe.toml'}: No such file or directory"
+
+
+def test_resume_sets_two_keys_only(shell: Shell, run_dir: Path) -> None:
+    for setting in ("train.lr=1", "profile=quick", "nope=1", "critic.concurrenc=1", "seed"):
+        error, hint = shell.mistake("resume", run_dir, "--set", setting)
+        assert error.startswith(f"--set {setting}: a run is resumed with the recipe it began with")
+        assert "critic.concurrency, critic.deadline_s" in hint
+    for setting in ("critic.concurrency=many", "critic.concurrency=0", "critic.deadline_s="):
+        error, _ = shell.mistake("resume", run_dir, "--set", setting)
+        key, _, _ = setting.partition("=")
+        assert error.startswith(f"--set {setting}: {key} = ")
+
+
+def test_resume_while_another_process_is_at_it(shell: Shell, run_dir: Path) -> None:
+    holder = Run.open(run_dir)  # this process
+    try:
+        error, hint = shell.mistake("resume", run_dir)
+    finally:
+        holder.close()
+    assert error == f"{run_dir} is in use by process {os.getpid()}"
+    assert "stop that process" in hint
+    done = shell.works("resume", run_dir)
+    assert "not significant" in done.out
+
+
+def test_show(shell: Shell, run_dir: Path) -> None:
+    problems = [row["problem"]["id"] for row in rows(run_dir / "episodes.jsonl")]
+    whole = shell.works("show", run_dir)
+    assert all(problem in whole.out for problem in problems)
+    one = shell.works("show", run_dir, "--problem", problems[0][:6])
+    for role in ("attempt", "critique", "rewrite", "verify"):
+        assert role in one.out
+    bucket = shell.works("show", run_dir, "--status", "bucket")
+    assert bucket.out.count("bucket") > 1
+    assert whole.err == one.err == bucket.err == ""
+
+
+def test_show_what_is_not_there(shell: Shell, run_dir: Path) -> None:
+    error, hint = shell.mistake("show", run_dir, "--problem", "zz")
+    assert error == "no problem in this run begins with 'zz'"
+    assert rows(run_dir / "episodes.jsonl")[0]["problem"]["id"] in hint
+    error, hint = shell.mistake("show", run_dir, "--status", "done")
+    assert error == "no status 'done'"
+    assert "solved_first, solved, trained, bucket, failed" in hint
+
+
+# ---- stopped in the middle -----------------------------------------------------------------------
+
+
+def start(shell: Shell, *arguments: object) -> subprocess.Popen[str]:
+    """A process that takes Ctrl-C, even where the tests run in the background of a shell."""
+    return subprocess.Popen(
+        shell.command(*arguments), cwd=shell.folder, env=shell.env, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+
+
+def test_ctrl_c_and_resume(shell: Shell) -> None:
+    path, total = shell.folder / "run", 8
+    long = [*shell.small, *sets(f"task.limit={total}", "r3.wave=1")]
+    process = start(shell, "run", "quickstart", *long, "--run-dir", path, "--json")
+    try:
+        until = time.monotonic() + TIMEOUT
+        while not (path / "checkpoints" / "wave-00002").exists():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=TIMEOUT)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert out == ""
+    assert "Traceback" not in err
+    assert err.splitlines()[-1] == f"stopped; go on with: mlxreflect resume {path}"
+    assert not (path / "summary.json").exists()
+
+    commits = sorted((path / "checkpoints").glob("wave-?????"))
+    commit = json.loads((commits[-1] / "commit.json").read_text())
+    kept = (path / "episodes.jsonl").read_bytes()[: commit["journals"]["episodes.jsonl"]]
+    assert 2 <= kept.count(b"\n") < total
+    unfinished = shell.works("show", path)
+    assert "mlxreflect resume" in unfinished.out
+
+    summary = json.loads(shell.works("resume", path, "--json").out)
+    assert (summary["status"], summary["problems"]) == ("finished", total)
+    assert (path / "episodes.jsonl").read_bytes().startswith(kept)
+    waves = [row["wave"] for row in rows(path / "metrics.jsonl") if row["kind"] == "wave"]
+    assert waves == list(range(total))
+    assert (path / "adapter" / "adapters.safetensors").is_file()
+
+
+def test_a_full_disk_while_evaluating(shell: Shell, evaluated: tuple[Path, Done]) -> None:
+    out = shell.folder / "out"
+    out.mkdir()
+    (out / "samples.jsonl").symlink_to("/dev/full")
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    done = shell("eval", *EVAL, "--model", shell.model, "--out", out)
+    assert done.code == 2
+    error, hint = last_two_lines(done.err)
+    assert error == "the disk: no space left"
+    assert "same command" in hint
+    (out / "samples.jsonl").unlink()
+    shell.works("eval", *EVAL, "--model", shell.model, "--out", out)
+    whole = (evaluated[0] / "samples.jsonl").read_bytes()
+    assert (out / "samples.jsonl").read_bytes() == whole
+
+
+FULL_DISK = """
+mount -t tmpfs -o size=900k none disk || exit 77
+"$@" --run-dir disk/run
+echo "code $?" >&2
+mount -o remount,size=64m disk
+"$0" -m mlxreflect resume disk/run && cp -r disk/run kept
+"""
+
+
+def test_a_full_disk_while_learning(shell: Shell, run_dir: Path) -> None:
+    """On a small disk of its own: stops inside the second wave, and goes on once there is room."""
+    (shell.folder / "disk").mkdir()
+    run = shell.command("run", "quickstart", *shell.small)
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", FULL_DISK, sys.executable, *run],
+        cwd=shell.folder, env=shell.env, capture_output=True, text=True, timeout=TIMEOUT,
+        check=False,
+    )  # fmt: skip
+    if done.returncode == 77 or done.stderr.startswith("unshare: "):
+        pytest.skip(f"no mount of a file system of our own: {done.stderr.splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    stopped, _, _ = done.stderr.partition("code 2\n")
+    assert "learning: 2/4" in stopped
+    error, hint = last_two_lines(stopped)
+    assert error.endswith(": no space left")
+    assert hint == "free some, then: mlxreflect resume disk/run"
+    kept, whole = snapshot(shell.folder / "kept"), snapshot(run_dir)
+    same = ("episodes.jsonl", "preference.jsonl", "adapter/adapters.safetensors",
+            "eval/base/samples.jsonl", "eval/trained/samples.jsonl")  # fmt: skip
+    assert all(kept[name] == whole[name] for name in same)
+
+
+# ---- dry run -------------------------------------------------------------------------------------
+
+
+def test_dry_run_loads_nothing_and_writes_nothing(shell: Shell) -> None:
+    none = sets("policy.model=/none/such", "task.limit=5", "r3.epochs=2", "r3.rewrites=3")
+    done = shell.works("run", "quickstart", *none, "--dry-run")
+    assert done.err == ""
+    for role in ("attempt", "critique", "rewrite"):
+        assert f"--- {role}\n[system]\n" in done.out
+    assert "Numbers: " in done.out and "Target: " in done.out
+    assert 'policy.model = "/none/such"' in done.out
+    assert "10 attempts, at most 60 critic calls" in done.out
+
+    as_json = shell.works("run", "quickstart", *none, "--dry-run", "--json")
+    assert as_json.out.count("\n") == 1
+    told = json.loads(as_json.out)
+    assert told["recipe"] == load_recipe("quickstart", none[1::2]).model_dump()
+    assert told["estimate"] == {"attempts": 10, "critic_calls_at_most": 60}
+    assert set(told["prompts"]) == {"attempt", "critique", "rewrite"}
+    for messages in told["prompts"].values():
+        assert [m["role"] for m in messages] == ["system", "user"]
+        assert "Numbers: " in messages[1]["content"]
+    assert listing(shell.folder) == set()
+
+
+def test_dry_run_of_the_users_own_problems(shell: Shell) -> None:
+    path = shell.folder / "data.csv"
+    lines = [f"What is {i} + 1?,{i + 1}" for i in range(20)]
+    path.write_text("\n".join(["q,a", *lines]) + "\n")
+    settings = ["task.name=jsonl", f"task.source={path}", "task.question=q", "task.answer=a"]
+    done = shell.works("run", "quickstart", *sets(*settings, "eval.spec="), "--dry-run", "--json")
+    assert "What is " in json.loads(done.out)["prompts"]["attempt"][1]["content"]
+    error, hint = shell.mistake(
+        "run", "quickstart", *sets(*settings, "task.answer=b", "eval.spec="), "--dry-run"
+    )
+    assert f"{path}, line 2: no column 'b'; the columns are: q, a" in error
+    assert "task.answer" in hint
+
+
+# ---- grade ---------------------------------------------------------------------------------------
+
+GRADED: dict[str, list[tuple[dict[str, Any], str, bool, bool, str | None]]] = {
+    # row without id and response; response; correct, format_ok, parsed
+    "countdown": [
+        ({"numbers": [3, 4, 5], "target": 35}, "<think>a</think><answer>(3+4)*5</answer>",
+         True, True, "(3+4)*5"),
+        ({"numbers": [3, 4, 5], "target": 35}, "<answer>(3+4)*5</answer>", True, False, "(3+4)*5"),
+        ({"numbers": [3, 4, 5], "target": 35}, "<think>a</think><answer>7*5</answer>",
+         False, True, "7*5"),
+        ({"numbers": [3, 4, 5], "target": 35}, "35", False, False, None),
+    ],
+    "arithmetic": [
+        ({"gold": -7, "expression": "1 - 8"}, "<think>a</think><answer>-7</answer>",
+         True, True, "-7"),
+        ({"gold": -7, "expression": "1 - 8"}, "<think>a</think><answer>7</answer>",
+         False, True, "7"),
+    ],
+    "gsm8k": [
+        ({"gold": "1,024"}, "<think>a</think><answer>$1024.00</answer>", True, True, "1024"),
+        ({"gold": 18}, "<think>a</think><answer>19</answer>", False, True, "19"),
+    ],
+    "jsonl": [
+        ({"gold": 0.5}, "<think>a</think><answer>1/2</answer>", True, True, "0.5"),
+        ({"gold": "Paris", "answer_type": "text"}, "<think>a</think><answer>paris</answer>",
+         True, True, "paris"),
+        ({"gold": "B", "answer_type": "choice"}, "<think>a</think><answer>(B)</answer>",
+         True, True, "B"),
+        ({"gold": "B", "answer_type": "choice"}, "<think>a</think><answer>C</answer>",
+         False, True, "C"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", GRADED)
+def test_grade(shell: Shell, task: str) -> None:
+    path = shell.folder / "rows.jsonl"
+    given = [
+        {"id": i, "response": response, **row} for i, (row, response, *_) in enumerate(GRADED[task])
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in given))
+    done = shell.works("grade", task, path)
+    assert done.err == ""
+    got = [json.loads(line) for line in done.out.splitlines()]
+    for i, (row, (_, _, *expected)) in enumerate(zip(got, GRADED[task], strict=True)):
+        assert list(row) == ["id", "correct", "format_ok", "parsed", "reason"]
+        assert row["id"] == i
+        assert [row["correct"], row["format_ok"], row["parsed"]] == expected
+        assert (row["reason"] == "") == (row["correct"] and row["format_ok"])
+    assert shell.works("grade", task, path, "--json").out == done.out
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ('{"id": 2, "numbers": [3], "target": 3}', "line 2: no 'response'"),
+        ('{"id": 2, "response": 3, "numbers": [3], "target": 3}', "line 2: response is no text"),
+        ('{"id": 2, "response": "a", "numbers": "3", "target": 3}', "line 2: numbers = 3: not a"),
+        ('{"id": 2, "response": "a", "numbers": [3]}', "line 2: target = None: not a whole"),
+        ('{"id": 2,', "line 2: not JSON"),
+        ('"a"', "line 2: a JSON object was expected"),
+    ],
+)
+def test_grade_bad_row(shell: Shell, bad: str, said: str) -> None:
+    good = '{"id": 1, "response": "<answer>3</answer>", "numbers": [3], "target": 3}'
+    path = shell.folder / "rows.jsonl"
+    path.write_text(f"{good}\n{bad}\n")
+    done = shell("grade", "countdown", path)
+    assert done.code == 2
+    assert json.loads(done.out)["id"] == 1  # what was graded before it
+    error, _ = two_lines(done.err)
+    assert error.startswith(f"{path}, {said}")
+    path.write_text(f"{bad}\n{good}\n")
+    error, _ = shell.mistake("grade", "countdown", path)
+    assert error.startswith(f"{path}, {said.replace('line 2', 'line 1')}")
+
+
+# ---- eval and compare ----------------------------------------------------------------------------
+
+
+def test_eval_with_json(evaluated: tuple[Path, Done]) -> None:
+    out, done = evaluated
+    assert done.out.count("\n") == 1
+    results = json.loads(done.out)
+    assert results == json.loads((out / "results.json").read_text())
+    assert (results["n"], results["task"], results["adapter"]) == (16, "countdown", "")
+    assert "evaluating: 16/16" in done.err
+    assert len(rows(out / "samples.jsonl")) == 16
+
+
+def test_eval_is_continued_and_ends_with_the_same_bytes(
+    shell: Shell, evaluated: tuple[Path, Done]
+) -> None:
+    out = Path(shutil.copytree(evaluated[0], shell.folder / "out"))
+    whole = snapshot(out)
+    again = ["eval", *EVAL, "--model", shell.model, "--out", out]
+    done = shell.works(*again)
+    assert "Evaluation: countdown" in done.out
+    assert snapshot(out) == whole  # nothing left to do
+
+    lines = whole["samples.jsonl"].splitlines(keepends=True)
+    torn = b"".join(lines[:11]) + lines[11][:20]  # killed inside the second chunk
+    (out / "samples.jsonl").write_bytes(torn)
+    (out / "results.json").unlink()
+    shell.works(*again)
+    assert snapshot(out) == whole
+
+
+@pytest.mark.parametrize(
+    ("extra", "key"),
+    [
+        (sets("max_new_tokens=9"), "its decoding.max_new_tokens is 8, not 9"),
+        (["--limit", "15"], "its spec.limit is 16, not 15"),
+        (sets("prompt.style=direct"), "its spec.prompt.style is 'thinking', not 'direct'"),
+    ],
+)
+def test_eval_refuses_a_folder_of_another_evaluation(
+    shell: Shell, evaluated: tuple[Path, Done], extra: list[str], key: str
+) -> None:
+    before = snapshot(evaluated[0])
+    done = shell("eval", *EVAL, *extra, "--model", shell.model, "--out", evaluated[0], "--json")
+    assert done.code == 2
+    assert done.out == ""
+    error, hint = last_two_lines(done.err)
+    assert error == f"{evaluated[0]} holds another evaluation: {key}"
+    assert "--out" in hint
+    assert snapshot(evaluated[0]) == before
+
+
+def test_eval_into_a_file(shell: Shell) -> None:
+    (shell.folder / "file").write_text("")
+    done = shell("eval", *EVAL, "--model", shell.model, "--out", "file")
+    assert done.code == 2
+    assert last_two_lines(done.err) == ("file: File exists", "give another --out")
+
+
+def test_eval_of_a_spec_with_an_unknown_task(shell: Shell) -> None:
+    (shell.folder / "spec.toml").write_text("[task]\nname = 'countdwn'\n")
+    error, hint = shell.mistake("eval", "spec.toml", "--model", shell.model)
+    assert error.startswith("no task 'countdwn'")
+    assert hint == "did you mean countdown?"
+
+
+def test_compare_with_itself(shell: Shell, evaluated: tuple[Path, Done]) -> None:
+    out = evaluated[0]
+    done = shell.works("compare", out, out, "--json")
+    assert done.err == ""
+    result = json.loads(done.out)
+    assert (result["n"], result["gains"], result["losses"]) == (16, 0, 0)
+    assert (result["difference"], result["p_exact"]) == (0, 1)
+    assert result["unchecked"] == []
+    bare = shell.works("compare", out / "samples.jsonl", out / "samples.jsonl", "--json")
+    assert json.loads(bare.out)["unchecked"] == ["decoding", "spec", "prompt_hash"]
+    table = shell.works("compare", out, out)
+    assert "not significant" in table.out and table.err == ""
+
+
+def test_compare_what_is_not_alike(
+    shell: Shell, evaluated: tuple[Path, Done], finished: tuple[Path, Done]
+) -> None:
+    base = finished[0] / "eval" / "base"
+    error, hint = shell.mistake("compare", base, evaluated[0])
+    assert f"not the same questions: 0 only in {base}, 10 only in {evaluated[0]}" in error
+    assert "same spec, limit and seed" in hint
+    error, _ = shell.mistake("compare", base, evaluated[0] / "nope")
+    assert error == f"{evaluated[0] / 'nope'}: no such file"
+    error, hint = shell.mistake("compare", finished[0], finished[0])
+    assert str(base) in hint
+
+
+@pytest.fixture(autouse=True)
+def no_children() -> Iterator[None]:
+    """No test leaves a process of its own behind."""
+    yield
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)

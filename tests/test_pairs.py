@@ -1,0 +1,180 @@
+"""Episodes to training data: which pairs, from which turns, and nothing a critic was shown."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mlxreflect.pairs import (
+    LEAKS,
+    completion,
+    leak,
+    opener,
+    preference,
+    r3_pairs,
+    trl_preference,
+    trl_sft,
+)
+from mlxreflect.prompts import (
+    attempt_messages,
+    critique_messages,
+    parse_response,
+    quote,
+    rewrite_messages,
+)
+from mlxreflect.records import Episode, Outcome, Turn, Verdict, make_problem
+
+QUESTION, GOLD = "What is six times seven?", "GOLD-42"
+PROMPT = attempt_messages("Multiply.", QUESTION, "think", "thinking")
+SHOWN = critique_messages(QUESTION, "x", "think", GOLD)
+REWRITING = rewrite_messages("Multiply.", QUESTION, "x", "feedback: SECRET", "think", GOLD)
+RIGHT, WRONG = Verdict(True, True, ""), Verdict(False, True, "the answer is 36")
+
+
+def turn(index: int, parent: int | None, role: Any, verdict: Verdict | None, **more: Any) -> Turn:
+    by_policy = role in ("attempt", "verify")
+    messages = PROMPT if by_policy else SHOWN if role == "critique" else REWRITING
+    text = f"text {index}"
+    ids = [index, 9] if by_policy else None
+    return Turn(index, parent, role, "someone", messages, text, verdict=verdict, token_ids=ids,
+                visibility="none" if by_policy else "gold_answer", **more)  # fmt: skip
+
+
+def episode(*turns: Turn) -> Episode:
+    problem = make_problem("jsonl", {"question": QUESTION}, GOLD)
+    return Episode("r3", 2, 5, problem, list(turns), Outcome(False, None, "bucket"))
+
+
+# Attempt, two rewrites (the second on feedback to the first), a failed verification, a rewrite of
+# that, and another verification: the whole course of an R³ problem.
+WHOLE = episode(
+    turn(0, None, "attempt", WRONG),
+    turn(1, 0, "critique", None),
+    turn(2, 1, "rewrite", WRONG),
+    turn(3, 2, "critique", None),
+    turn(4, 3, "rewrite", RIGHT),
+    turn(5, 4, "verify", WRONG),
+    turn(6, 5, "critique", None),
+    turn(7, 6, "rewrite", RIGHT),
+    turn(8, 7, "verify", RIGHT),
+)
+
+
+def test_each_winner_is_paired_with_the_sample_that_opened_its_cycle() -> None:
+    first, second = r3_pairs(WHOLE)
+    assert (first.chosen, first.rejected) == ("text 4", "text 0")
+    assert (second.chosen, second.rejected) == ("text 7", "text 5")
+    assert first.source == {
+        "problem": WHOLE.problem.id, "epoch": 2, "wave": 5, "turns": [4, 0],
+    }  # fmt: skip
+    assert second.source["turns"] == [7, 5]
+    for pair in (first, second):
+        assert pair.kind == "preference"
+        assert pair.weight == 1.0
+
+
+def test_only_rewrites_that_passed_are_chosen() -> None:
+    failed = Verdict(True, False, "unclosed")
+    turns = [
+        turn(0, None, "attempt", WRONG),
+        turn(1, 0, "critique", None),
+        turn(2, 1, "rewrite", failed),
+        turn(3, 1, "rewrite", Verdict(False, True, "wrong")),
+        turn(4, 1, "rewrite", None, error="timed out"),
+        turn(5, 0, "retry", RIGHT),
+    ]
+    assert list(r3_pairs(episode(*turns))) == []
+    assert list(r3_pairs(episode(turn(0, None, "attempt", RIGHT)))) == []
+    assert list(r3_pairs(episode())) == []
+
+
+def test_tokens_of_the_policy_are_kept_and_a_critics_are_not_invented() -> None:
+    first, _ = r3_pairs(WHOLE)
+    assert (first.chosen_ids, first.rejected_ids) == (None, [0, 9])
+    own = replace(WHOLE.turns[4], token_ids=[4, 4, 9])  # the policy was its own critic
+    pair = preference(WHOLE, own, WHOLE.turns[0])
+    assert pair.chosen_ids == [4, 4, 9]
+    assert completion(WHOLE, WHOLE.turns[8]).completion_ids == [8, 9]
+    assert completion(WHOLE, WHOLE.turns[4]).completion_ids is None
+
+
+@pytest.mark.parametrize("role", ["attempt", "verify"])
+def test_a_chain_begins_at_a_sample(role: str) -> None:
+    turns = {
+        0: turn(0, None, role, WRONG),
+        1: turn(1, 0, "critique", None),
+        2: turn(2, 1, "rewrite", WRONG),
+        3: turn(3, 2, "critique", None),
+        4: turn(4, 3, "rewrite", RIGHT),
+    }
+    assert [opener(turns, turns[i]).index for i in range(5)] == [0] * 5
+
+
+def test_a_training_prompt_is_the_attempts_own() -> None:
+    """Never a rewrite's: that one shows the attempt, the feedback and the gold answer."""
+    examples = [
+        *r3_pairs(WHOLE),
+        completion(WHOLE, WHOLE.turns[4]),
+        completion(WHOLE, WHOLE.turns[8]),
+    ]
+    for example in examples:
+        assert example.prompt == PROMPT
+        text = json.dumps([example.prompt, trl_sft(example), trl_preference(example)])
+        assert GOLD not in text
+        assert "SECRET" not in text
+    assert GOLD in json.dumps([SHOWN, REWRITING])  # it was there to be leaked
+    assert quote("expected", GOLD) in REWRITING[1]["content"]
+
+
+def test_completions_carry_their_weight_and_source() -> None:
+    found = completion(WHOLE, WHOLE.turns[8], 0.25)
+    assert (found.kind, found.completion, found.weight) == ("sft", "text 8", 0.25)
+    assert found.source["turns"] == [8]
+    assert (found.chosen, found.rejected) == (None, None)
+
+
+def test_trls_forms() -> None:
+    first, _ = r3_pairs(WHOLE)
+    assert trl_preference(first) == {
+        "prompt": PROMPT,
+        "chosen": [{"role": "assistant", "content": "text 4"}],
+        "rejected": [{"role": "assistant", "content": "text 0"}],
+    }
+    assert trl_sft(completion(WHOLE, WHOLE.turns[4])) == {
+        "prompt": PROMPT,
+        "completion": [{"role": "assistant", "content": "text 4"}],
+    }
+
+
+def leaked(text: str, style: str = "thinking") -> str:
+    return leak(text, parse_response(text, "think", style).spans, style)
+
+
+@pytest.mark.parametrize("phrase", LEAKS)
+def test_a_rewrite_that_says_it_was_helped(phrase: str) -> None:
+    for said in (phrase, phrase.capitalize(), phrase.upper()):
+        assert repr(phrase) in leaked(f"<think>6 * 7, {said}, is 42</think><answer>42</answer>")
+        assert leaked(f"<think>6 * 7 is 42</think><answer>42</answer> {said}")
+
+
+def test_a_rewrite_without_working() -> None:
+    for thought in ("", " ", "\n \n", "7"):
+        text = f"<think>{thought}</think><answer>42</answer>"
+        assert "restates" in leaked(text)
+        assert leaked(text, "direct") == ""
+    assert "restates" in leaked("<answer>42</answer>")
+    assert leaked("<answer>42</answer>", "direct") == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>6 * 7 = 42</think><answer>42</answer>",
+        "6 * 7 = 42</think><answer>42</answer>",
+        "<think>The problem has provided two numbers: 6 * 7 = 42</think><answer>42</answer>",
+        "<think>\nWait, 6 * 6 is 36. The answer must be 42.\n</think>\n<answer>42</answer>",
+    ],
+)
+def test_honest_working_is_no_leak(text: str) -> None:
+    assert leaked(text) == ""

@@ -1,0 +1,338 @@
+"""The policy: loading, prompts to tokens, and batches of attempts that equal sequential ones."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx_lm import stream_generate
+
+from mlxreflect.errors import UserError
+from mlxreflect.policy import Completion, Policy, load_policy
+from mlxreflect.prompts import attempt_messages
+from mlxreflect.recipe import LoraConfig, PolicyConfig
+from mlxreflect.train.lora import attach_lora, save_adapter
+from mlxreflect.train.trainer import Trainer
+
+Load = Callable[..., Policy]
+Make = Callable[..., Path]
+MESSAGES = attempt_messages("Do it.", "Numbers: 3 4 5\nTarget: 35", "think", "thinking")
+RAISES = (
+    "{%- for m in messages -%}"
+    "{%- if m['role'] == 'system' -%}{{- raise_exception('System role not supported') -}}"
+    "{%- elif (m['role'] == 'user') != (loop.index0 % 2 == 0) -%}"
+    "{{- raise_exception('Conversation roles must alternate') -}}{%- endif -%}"
+    "{{- '<|' + m['role'] + '|>' + m['content'] + '<|end|>' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
+)
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_random: Path) -> Policy:
+    """In float32 throughout."""
+    return load_policy(PolicyConfig(model=str(tiny_random), dequantize="yes"))
+
+
+@pytest.fixture
+def copy(tiny_random: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_random, tmp_path / "copy"))
+
+
+def change_config(folder: Path, **changes: Any) -> Path:
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    return folder
+
+
+def prompts(count: int) -> list[list[int]]:
+    """Of many lengths, from 1 to 40 tokens."""
+    rng = np.random.default_rng(1)
+    return [[int(t) for t in rng.integers(0, 500, 1 + (7 * i) % 40)] for i in range(count)]
+
+
+def generate(policy: Policy, asked: list[list[int]], **changes: Any) -> list[Completion]:
+    options = {"temperature": 0.0, "top_p": 1.0, "max_new_tokens": 24, "batch": 4, "seed": (0,)}
+    return policy.generate(asked, **{**options, **changes})
+
+
+def logits(model: nn.Module, ids: list[int]) -> np.ndarray:
+    return np.array(model(mx.array([ids])).astype(mx.float32))[0]
+
+
+def quantized(model: nn.Module) -> list[int]:
+    """Bits of every quantised layer."""
+    return [m.bits for _, m in model.named_modules() if hasattr(m, "bits")]
+
+
+def reason(**config: Any) -> UserError:
+    with pytest.raises(UserError) as caught:
+        load_policy(PolicyConfig(**config))
+    assert "\n" not in caught.value.message + caught.value.hint
+    assert caught.value.hint
+    return caught.value
+
+
+# ---- generation ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [1, 3, 16])
+def test_greedy_batches_are_mlx_lms_own_greedy_tokens(policy: Policy, batch: int) -> None:
+    asked = prompts(9)
+    found = generate(policy, asked, batch=batch)
+    for prompt, completion in zip(asked, found, strict=True):
+        steps = stream_generate(policy.model, policy.tokenizer, prompt, max_tokens=24)
+        expected = [step.token for step in steps]
+        after = logits(policy.model, prompt + expected)[len(prompt) - 1 : -1]
+        best = np.sort(after, -1)[:, -2:]
+        assert (best[:, 1] - best[:, 0]).min() > 1e-4  # no tie that rounding could turn over
+        assert completion.token_ids == expected
+        assert completion.prompt_tokens == len(prompt)
+    assert len({tuple(c.token_ids) for c in found}) == 9
+
+
+def test_completions_are_in_the_order_of_the_prompts(policy: Policy) -> None:
+    asked = prompts(7)
+    forwards, backwards = generate(policy, asked), generate(policy, asked[::-1])
+    assert [c.token_ids for c in backwards[::-1]] == [c.token_ids for c in forwards]
+    assert [c.prompt_tokens for c in forwards] == [len(p) for p in asked]
+
+
+def test_no_prompt_no_completion(policy: Policy) -> None:
+    assert generate(policy, []) == []
+
+
+def test_a_seed_decides_the_samples(policy: Policy) -> None:
+    def sample(*seed: int | str) -> list[list[int]]:
+        found = generate(policy, [prompts(3)[2]] * 6, temperature=1.0, seed=seed)
+        return [c.token_ids for c in found]
+
+    first = sample(1, "attempt")
+    mx.random.uniform(shape=(10,))
+    assert sample(1, "attempt") == first
+    assert sample(2, "attempt") != first
+    assert sample(1, "verify") != first
+    assert len({tuple(ids) for ids in first}) == 6
+
+
+def test_top_p_and_temperature_reach_the_sampler(policy: Policy) -> None:
+    greedy = generate(policy, prompts(5))
+    for options in ({"temperature": 1.0, "top_p": 1e-6}, {"temperature": 1e-4}):
+        assert [c.token_ids for c in generate(policy, prompts(5), **options)] == [
+            c.token_ids for c in greedy
+        ]
+    assert generate(policy, prompts(5), temperature=1.0) != greedy
+
+
+def test_stop_tokens(copy: Path) -> None:
+    """With 40 of the 500 tokens as ends, most samples stop; some early, some late, some never."""
+    stops = [256, *range(60, 99)]
+    policy = load_policy(PolicyConfig(model=str(change_config(copy, eos_token_id=stops))))
+    assert policy.eos == set(stops)
+    told: list[int] = []
+    found = generate(
+        policy, prompts(24), temperature=1.0, max_new_tokens=20, batch=5, advance=told.append
+    )
+    assert sum(told) == 24
+    assert {c.finish_reason for c in found} == {"stop", "length"}
+    assert policy.tokens_generated == sum(len(c.token_ids) for c in found)
+    for completion in found:
+        *before, last = completion.token_ids
+        assert not policy.eos.intersection(before)
+        if completion.finish_reason == "stop":
+            assert last in policy.eos
+            assert completion.text == policy.decode(before)
+        else:
+            assert last not in policy.eos
+            assert len(completion.token_ids) == 20
+            assert completion.text == policy.decode(completion.token_ids)
+
+
+def test_a_stop_on_the_last_token_allowed_is_a_stop(copy: Path) -> None:
+    policy = load_policy(PolicyConfig(model=str(copy)))
+    (free,) = generate(policy, [prompts(4)[3]], max_new_tokens=6)
+    last = free.token_ids[5]
+    assert last not in free.token_ids[:5]
+    stopping = load_policy(PolicyConfig(model=str(change_config(copy, eos_token_id=[256, last]))))
+    (found,) = generate(stopping, [prompts(4)[3]], max_new_tokens=6)
+    assert found.token_ids == free.token_ids
+    assert found.finish_reason == "stop"
+    (cut,) = generate(stopping, [prompts(4)[3]], max_new_tokens=5)
+    assert cut.token_ids == free.token_ids[:5]
+    assert cut.finish_reason == "length"
+
+
+def test_dropout_is_off_in_generation(load_random: Load) -> None:
+    policy = load_random()
+    attach_lora(policy.model, LoraConfig(rank=4, dropout=0.5), 0)
+    arrays = [(k, v + 0.1) for k, v in Trainer(policy.model).trainable().items()]
+    policy.model.load_weights(arrays, strict=False)
+    policy.model.eval()
+    expected = generate(policy, prompts(3))
+    policy.model.train()
+    assert generate(policy, prompts(3)) == expected
+
+
+# ---- loading ------------------------------------------------------------------------------------
+
+
+def test_dequantised_weights_are_the_same_numbers(load_random: Load) -> None:
+    packed, plain, auto = (load_random(dequantize=d) for d in ("no", "yes", "auto"))
+    assert set(quantized(packed.model)) == {4}
+    assert quantized(plain.model) == quantized(auto.model) == []  # auto, on the CPU
+    assert plain.model.model.layers[0].self_attn.q_proj.weight.dtype == mx.float32
+    ids = prompts(6)[5]
+    np.testing.assert_allclose(logits(packed.model, ids), logits(plain.model, ids), atol=1e-4)
+    assert [c.token_ids for c in generate(packed, prompts(4))] == [
+        c.token_ids for c in generate(plain, prompts(4))
+    ]
+
+
+def test_half_precision_weights_become_float32(make_model: Make) -> None:
+    folder = make_model(quantization=None)
+    weights = str(folder / "model.safetensors")
+    arrays = {k: v.astype(mx.bfloat16) for k, v in mx.load(weights).items()}
+    mx.save_safetensors(weights, arrays)
+    packed = load_policy(PolicyConfig(model=str(folder), quantize=4, dequantize="no")).model
+    plain = load_policy(PolicyConfig(model=str(folder), quantize=4, dequantize="yes")).model
+    weight = packed.layers[0].mlp.up_proj
+    exact = mx.dequantize(weight.weight, weight.scales, weight.biases, weight.group_size, 4)
+    assert exact.dtype == mx.bfloat16
+    np.testing.assert_array_equal(
+        np.array(plain.layers[0].mlp.up_proj.weight), np.array(exact.astype(mx.float32))
+    )
+    ids = prompts(6)[5]
+    np.testing.assert_allclose(logits(packed, ids), logits(plain, ids), atol=0.2)
+
+
+def test_quantise_on_load(make_model: Make) -> None:
+    """4 and 8 bits from floats: all linear layers, and 8 bits are much nearer to the floats."""
+    folder, ids = make_model(quantization=None), prompts(6)[5]
+    floats = load_policy(PolicyConfig(model=str(folder)))
+    assert quantized(floats.model) == []
+    error = {}
+    for bits in (4, 8):
+        model = load_policy(PolicyConfig(model=str(folder), quantize=bits, dequantize="no")).model
+        assert quantized(model) == [bits] * 16  # 7 in each layer, the embedding and the head
+        error[bits] = np.abs(logits(model, ids) - logits(floats.model, ids)).mean()
+        plain = load_policy(PolicyConfig(model=str(folder), quantize=bits, dequantize="yes")).model
+        np.testing.assert_allclose(logits(plain, ids), logits(model, ids), atol=1e-4)
+    assert 0 < error[8] < error[4] / 5
+
+
+def test_a_quantised_model_is_quantised_anew(load_random: Load) -> None:
+    ids = prompts(6)[5]
+    four = load_random(dequantize="no").model
+    eight = load_random(quantize=8, dequantize="no").model
+    assert set(quantized(eight)) == {8}
+    assert np.abs(logits(eight, ids) - logits(four, ids)).max() < 0.05
+    assert not np.array_equal(logits(eight, ids), logits(four, ids))
+
+
+def test_a_missing_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    found = reason(model="nobody/has-this-model-4bit")
+    assert "nobody/has-this-model-4bit" in found.message
+    assert "hf download nobody/has-this-model-4bit" in found.hint
+    gone = str(tmp_path / "gone")
+    assert gone in reason(model=gone).message
+
+
+BREAK: dict[str, Callable[[Path], object]] = {
+    "empty": lambda f: [file.unlink() for file in f.iterdir()],
+    "no config": lambda f: (f / "config.json").unlink(),
+    "config is no JSON": lambda f: (f / "config.json").write_text('{"model_type":'),
+    "config is a list": lambda f: (f / "config.json").write_text("[]"),
+    "no model type": lambda f: change_config(f, model_type=None),
+    "unknown model type": lambda f: change_config(f, model_type="qwen99"),
+    "no width": lambda f: change_config(f, hidden_size=None),
+    "another width": lambda f: change_config(f, intermediate_size=256),
+    "another depth": lambda f: change_config(f, num_hidden_layers=3),
+    "no weights": lambda f: (f / "model.safetensors").unlink(),
+    "a pointer to weights": lambda f: (f / "model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123456\n"
+    ),
+    "half of the weights": lambda f: (f / "model.safetensors").write_bytes(
+        (f / "model.safetensors").read_bytes()[:2000]
+    ),
+    "no weights in it": lambda f: (f / "model.safetensors").write_bytes(b""),
+    "tokenizer is no JSON": lambda f: (f / "tokenizer.json").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("name", BREAK)
+def test_a_broken_model_folder(copy: Path, name: str) -> None:
+    BREAK[name](copy)
+    assert str(copy) in reason(model=str(copy)).message
+
+
+def test_a_missing_or_broken_adapter(load_random: Load, tiny_random: Path, tmp_path: Path) -> None:
+    model, adapter = str(tiny_random), tmp_path / "adapter"
+    assert "adapter" in reason(model=model, adapter=str(adapter)).message
+    adapter.mkdir()
+    assert "adapter_config.json" in reason(model=model, adapter=str(adapter)).hint
+
+    policy = load_random()
+    config = attach_lora(policy.model, LoraConfig(rank=2), 0)
+    arrays = Trainer(policy.model).trainable()
+    save_adapter(adapter, arrays, config, model)
+    assert load_policy(PolicyConfig(model=model, adapter=str(adapter)))
+    lora = {**config["lora_parameters"], "rank": 3}
+    for broken in ("{", "{}", "[]", json.dumps({**config, "lora_parameters": lora})):
+        (adapter / "adapter_config.json").write_text(broken)
+        assert "adapter" in reason(model=model, adapter=str(adapter)).hint
+    save_adapter(adapter, arrays, config, model)
+    (adapter / "adapters.safetensors").unlink()
+    assert "adapter" in reason(model=model, adapter=str(adapter)).hint
+
+
+# ---- prompts ------------------------------------------------------------------------------------
+
+
+def test_a_system_message_stays_where_the_template_knows_it(copy: Path) -> None:
+    template = RAISES.replace("{{- raise_exception('System role not supported') -}}", "")
+    template = template.replace("(m['role'] == 'user') != (loop.index0 % 2 == 0)", "false")
+    (copy / "chat_template.jinja").write_text(template)
+    policy = load_policy(PolicyConfig(model=str(copy)))
+    text = policy.decode(policy.encode(MESSAGES))
+    system, user = (m["content"] for m in MESSAGES)
+    assert text == f"<|system|>{system}<|end|><|user|>{user}<|end|><|assistant|>"
+
+
+def test_a_system_message_is_folded_where_the_template_raises(copy: Path) -> None:
+    (copy / "chat_template.jinja").write_text(RAISES)
+    policy = load_policy(PolicyConfig(model=str(copy)))
+    system, user = (m["content"] for m in MESSAGES)
+    expected = f"<|user|>{system}\n\n{user}<|end|><|assistant|>"
+    assert policy.decode(policy.encode(MESSAGES)) == expected
+    more = [
+        *MESSAGES, {"role": "assistant", "content": "7"}, {"role": "user", "content": "Again."},
+    ]  # fmt: skip
+    text = policy.decode(policy.encode(more))
+    assert text == expected + "7<|end|><|user|>Again.<|end|><|assistant|>"
+    assert policy.decode(policy.encode(MESSAGES[1:])) == f"<|user|>{user}<|end|><|assistant|>"
+
+
+def test_a_model_without_a_chat_template(copy: Path) -> None:
+    (copy / "chat_template.jinja").unlink()
+    policy = load_policy(PolicyConfig(model=str(copy)))
+    text = policy.decode(policy.encode(MESSAGES))
+    assert all(m["content"] in text for m in MESSAGES)
+    assert policy.end_of_turn == policy.tokenizer.eos_token_id
+
+
+def test_the_end_of_a_turn_is_the_templates(copy: Path) -> None:
+    """Not the end of text, where the template ends a turn with another stop token."""
+    (copy / "chat_template.jinja").write_text(RAISES.replace("<|end|>", "<|direct|>"))
+    policy = load_policy(PolicyConfig(model=str(copy)))
+    assert policy.end_of_turn == 256  # the other one would not stop generation
+    (direct,) = policy.tokenizer.encode("<|direct|>", add_special_tokens=False)
+    policy = load_policy(PolicyConfig(model=str(change_config(copy, eos_token_id=[256, direct]))))
+    assert policy.end_of_turn == direct
+    assert policy.encode_response(policy.encode(MESSAGES), "7")[-1] == direct

@@ -1,0 +1,274 @@
+"""R³ as it is played: the embedded policy, real training, a critic that does as the test says."""
+
+import math
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from mlxreflect.critics.base import Reply
+from mlxreflect.critics.solver import SolverCritic
+from mlxreflect.errors import UserError
+from mlxreflect.pairs import r3_pairs
+from mlxreflect.policy import load_policy
+from mlxreflect.prompts import quote
+from mlxreflect.recipe import CriticConfig, Recipe
+from mlxreflect.strategies.r3 import R3
+from mlxreflect.tasks import TASKS
+from mlxreflect.train.lora import attach_lora
+from mlxreflect.train.trainer import Trainer
+
+COUNTDOWN = TASKS["countdown"]
+NONSENSE = "<think>\nstep 1: 1 + 1 = 2\n</think>\n<answer> 1 + 1 </answer>"
+
+
+class Critic:
+    """The solver, but its rewrites fail, or its calls do, as often as the test says."""
+
+    def __init__(self, actor="solver", bad_rewrites=0, errors=()):
+        self.solver = SolverCritic(CriticConfig(), "countdown")
+        self.actor, self.bad_rewrites, self.errors, self.calls = actor, bad_rewrites, errors, []
+
+    def preflight(self):
+        self.solver.preflight()
+
+    def ask(self, calls):
+        replies = []
+        for call in calls:
+            self.calls.append(call)
+            before = sum(c.problem.id == call.problem.id and c.role == call.role
+                         for c in self.calls)  # fmt: skip
+            if call.role in self.errors:
+                replies.append(Reply("", error="out of order", kind="http_500"))
+            elif call.role == "rewrite" and before <= self.bad_rewrites:
+                replies.append(Reply(NONSENSE))
+            else:
+                replies += self.solver.ask([call])
+        return replies
+
+    def close(self):
+        pass
+
+
+def make(critic=None, advanced=None, problems=6, **tables):
+    tree = {
+        "policy": {"temperature": 1.0, "max_new_tokens": 30, "batch": 16},
+        "train": {"lr": 1e-3, "nll": 1.0, "logps": "sum", "batch": 4, "lora": {"keys": []}},
+    }
+    for name, table in tables.items():
+        tree[name] = {**tree.get(name, {}), **table}
+    recipe = Recipe.model_validate(tree)
+    policy = load_policy(recipe.policy)
+    attach_lora(policy.model, recipe.train.lora, recipe.seed)
+    critic = critic or Critic()
+    loaded = COUNTDOWN.load(recipe.task.model_copy(update={"limit": problems}), "train", 0)
+    critics = {"basic": critic, "advanced": advanced or critic, "self": critic}
+    return R3(recipe, COUNTDOWN, policy, Trainer(policy.model), critics, {p.id: p for p in loaded})
+
+
+def play(strategy, waves=100):
+    played = []
+    while len(played) < waves and (wave := strategy.next_wave()) is not None:
+        played.append(strategy.play(wave))
+    return played
+
+
+def roles(episode):
+    return [turn.role for turn in episode.turns]
+
+
+def test_the_first_rewrite_that_passes_ends_the_cycle_and_makes_the_pair():
+    strategy = make(Critic(bad_rewrites=1), r3={"wave": 6, "verifications": 0, "bucket_every": 0})
+    (played,) = play(strategy)
+    wrong = [e for e in played.episodes if not e.outcome.first_correct]
+    assert wrong
+    for episode in wrong:
+        assert roles(episode) == ["attempt", "critique", "rewrite", "critique", "rewrite"]
+        attempt, _, bad, again, good = episode.turns
+        assert bad.verdict and not bad.verdict.passed
+        assert good.verdict and good.verdict.passed
+        # The second try works on the first rewrite, from fresh feedback on it.
+        assert quote("attempt", bad.text) in again.messages[-1]["content"]
+        assert again.parent == bad.index
+        (example,) = r3_pairs(episode)
+        assert (example.chosen, example.rejected) == (good.text, attempt.text)
+        assert example.rejected_ids == attempt.token_ids
+        assert example.prompt == attempt.messages
+        assert example in [replace(e, source=example.source) for e in played.examples]
+        assert episode.outcome.status == "trained"
+    first = next(step for step in played.steps if step.objective == "dpo")
+    assert first.margin == pytest.approx(0, abs=1e-4)  # the reference is the policy itself yet
+
+
+def test_no_rewrite_that_passes_is_the_bucket_list_without_training():
+    critic = Critic(bad_rewrites=99)
+    strategy = make(critic, r3={"wave": 6, "rewrites": 2, "bucket_every": 0})
+    (played,) = play(strategy)
+    wrong = [e for e in played.episodes if not e.outcome.first_correct]
+    assert wrong
+    assert {tuple(roles(e)) for e in wrong} == {("attempt", *("critique", "rewrite") * 2)}
+    assert {e.outcome.status for e in wrong} == {"bucket"}
+    assert set(strategy.state.bucket) == {e.problem.id for e in wrong}
+    assert not played.examples
+    assert not played.steps
+
+
+def test_verifications_open_further_cycles_with_the_failed_sample_as_rejected():
+    strategy = make(problems=8, r3={"wave": 8, "verifications": 3, "bucket_every": 0})
+    (played,) = play(strategy)
+    again = [e for e in played.episodes if roles(e).count("verify") > 1]
+    assert again
+    for episode in again:
+        examples = list(r3_pairs(episode))
+        verified = [turn for turn in episode.turns if turn.role == "verify"]
+        openers = [episode.turns[e.source["turns"][1]] for e in examples]
+        assert openers[0].role == "attempt"
+        assert openers[1:] == verified[: len(openers) - 1]
+    for episode in played.episodes:
+        count = roles(episode).count("verify")
+        if episode.outcome.status == "bucket":
+            assert count == 3
+            assert roles(episode)[-1] == "verify"  # no cycle that nothing would verify
+        if episode.outcome.status == "solved":
+            turn = episode.turns[episode.outcome.solved_turn]
+            assert turn.role == "verify"
+            assert turn.verdict.passed
+
+
+@pytest.mark.parametrize("wanted,status", [(1, "solved"), (4, "bucket")])
+def test_verify_pass_of_verify_samples(wanted, status):
+    """Of four samples at temperature 1 rarely all are right, and often one is."""
+    config = {"wave": 12, "verifications": 1, "verify_samples": 4, "verify_pass": wanted,
+              "bucket_every": 0}  # fmt: skip
+    (played,) = play(make(problems=12, r3=config))
+    tried = [e for e in played.episodes if "verify" in roles(e)]
+    assert status in {e.outcome.status for e in tried}
+    for episode in tried:
+        samples = [t for t in episode.turns if t.role == "verify"]
+        assert len(samples) == 4
+        right = sum(t.verdict.passed for t in samples)
+        assert (episode.outcome.status == "solved") == (right >= wanted)
+
+
+@pytest.mark.parametrize("mode,expected", [(0, []), (1, ["winner"]), (2, ["verified"]),
+                                           (3, ["winner", "verified"])])  # fmt: skip
+def test_sft_modes(mode, expected):
+    config = {"wave": 12, "verifications": 1, "verify_samples": 8, "sft_mode": mode,
+              "bucket_every": 0}  # fmt: skip
+    train = {"sft": {"lr": 1e-3, "scale_verified": 0.1, "scale_failed": 0.0}}
+    strategy = make(problems=12, r3=config, train=train)
+    (played,) = play(strategy)
+    solved = [e for e in played.episodes if e.outcome.status == "solved"]
+    assert solved
+    made = Counter()
+    for example in played.examples:
+        if example.kind == "sft":
+            episode = next(e for e in solved if e.problem.id == example.source["problem"])
+            turn = episode.turns[example.source["turns"][0]]
+            assert example.completion == turn.text
+            made["winner" if turn.role == "rewrite" else "verified"] += 1
+    assert made == Counter({kind: len(solved) for kind in expected})
+    rates = {round(step.lr, 8) for step in played.steps if step.objective == "sft"}
+    scale = {"winner": 1e-3, "verified": 1e-4}
+    assert rates == {round(scale[kind], 8) for kind in expected}
+
+
+def test_after_a_failed_verification_the_last_winner_is_imitated_gently():
+    config = {"wave": 12, "verifications": 1, "sft_mode": 0, "bucket_every": 0}
+    train = {"sft": {"lr": 1e-3, "scale_failed": 0.01}}
+    strategy = make(problems=12, r3=config, train=train)
+    (played,) = play(strategy)
+    failed = {e.problem.id for e in played.episodes if e.outcome.status == "bucket"}
+    assert failed
+    imitated = [e for e in played.examples if e.kind == "sft"]
+    assert {e.source["problem"] for e in imitated} == failed
+    for step in played.steps:
+        if step.objective == "sft":
+            assert math.isclose(step.lr, 1e-5, rel_tol=1e-5)
+    for pid in failed:  # and stays beside the problem on the bucket list
+        won = next(e for e in imitated if e.source["problem"] == pid)
+        assert strategy.state.bucket[pid]["completion"] == won.completion
+
+
+def test_the_bucket_list_is_for_the_advanced_critic():
+    basic, advanced = Critic("basic", bad_rewrites=99), Critic("advanced")
+    config = {"wave": 3, "rewrites": 1, "verifications": 1, "bucket_every": 3}
+    strategy = make(basic, advanced, r3=config)
+    played = play(strategy)
+    assert advanced.calls
+    for one in played:
+        for episode in one.episodes:
+            actors = {t.actor for t in episode.turns if t.role in ("critique", "rewrite")}
+            assert actors <= {episode.outcome.tier}
+    by_stage = [one.figures["stage"] for one in played]
+    assert by_stage[:2] == ["problems", "bucket"]
+    assert "bucket" in by_stage[2:]
+    attempts = [call.attempt for call in advanced.calls]
+    assert all(attempt.startswith("bucket/") for attempt in attempts)
+
+
+def test_forced_sft_trains_each_problem_on_its_own_winner():
+    strategy = make(problems=5, policy={"max_new_tokens": 3}, train={"sft": {"lr": 1e-4}},
+                    r3={"wave": 5, "verifications": 1, "bucket_every": 0, "sft_mode": 0,
+                        "until_mastered": True})  # fmt: skip
+    played = play(strategy)  # with three tokens no attempt can ever be right
+    forced = [e for one in played for e in one.examples if e.source.get("forced")]
+    assert {e.source["problem"] for e in forced} == set(strategy.problems)
+    for example in forced:
+        problem = strategy.problems[example.source["problem"]]
+        assert COUNTDOWN.grade(problem, example.completion, "think", "thinking").verdict.passed
+    assert played[-1].figures["force_sft"]  # once more without progress, and it ends
+
+
+def test_a_failed_critique_is_no_feedback_and_a_failed_wave_stops():
+    strategy = make(Critic(errors=("critique",)), r3={"wave": 6, "max_failed": 1.0,
+                                                      "bucket_every": 0})  # fmt: skip
+    (played,) = play(strategy)
+    wrong = [e for e in played.episodes if not e.outcome.first_correct]
+    assert {tuple(roles(e)) for e in wrong} == {("attempt", *("critique",) * 3)}
+    assert {e.outcome.status for e in wrong} == {"failed"}
+    assert set(strategy.state.bucket) == {e.problem.id for e in wrong}
+    assert played.figures["critic"]["failed"] == 3 * len(wrong)
+    strategy = make(Critic(errors=("critique",)), r3={"wave": 6, "max_failed": 0.2})
+    with pytest.raises(UserError, match="max_failed"):
+        play(strategy)
+
+
+def test_self_feedback_sees_the_last_winning_rewrite():
+    critic = Critic()
+    strategy = make(critic, r3={"wave": 3, "feedback": "self", "verifications": 1,
+                                "bucket_every": 0})  # fmt: skip
+    first, second = play(strategy, 2)
+    winners = [e.chosen for e in first.examples if e.kind == "preference"]
+    later = [c for c in critic.calls if c.role == "critique" and "/1/0/" in c.attempt]
+    assert later
+    assert all(quote("example", winners[-1]) in c.messages[-1]["content"] for c in later)
+    assert second.episodes
+
+
+def test_within_a_stage_the_reference_stays_and_the_loss_leaves_ln_2():
+    config = {"wave": 3, "verifications": 0, "bucket_every": 0}
+    strategy = make(problems=12, r3=config, train={"nll": 0.0, "lr": 3e-3})
+    played = play(strategy)
+    dpo = [[s for s in one.steps if s.objective == "dpo"] for one in played]
+    firsts = [steps[0].loss for steps in dpo if steps]
+    assert len(firsts) >= 3
+    assert firsts[0] == pytest.approx(math.log(2), abs=1e-4)
+    assert all(abs(loss - math.log(2)) > 1e-3 for loss in firsts[1:])
+
+
+def test_a_rewrite_that_gives_itself_away_is_a_failed_try():
+    class Leaky(Critic):
+        def ask(self, calls):
+            replies = super().ask(calls)
+            return [
+                replace(r, text=r.text.replace("<think>", "<think>\nAs provided, I know it."))
+                for r in replies
+            ]
+
+    strategy = make(Leaky(), r3={"wave": 6, "rewrites": 1, "bucket_every": 0})
+    (played,) = play(strategy)
+    rewrites = [t for e in played.episodes for t in e.turns if t.role == "rewrite"]
+    assert rewrites
+    assert all(t.verdict.source == "leak filter" and not t.verdict.passed for t in rewrites)
+    assert not played.examples
