@@ -235,8 +235,8 @@ def find_spec(name: str, limit: int, source: str, settings: Sequence[str]) -> Ev
     else:
         path = find_toml(name, "evals")
         tree = read_toml(path)
-    if source:
-        tree.setdefault("task", {})["source"], tree["part"] = source, "all"
+    if source and isinstance(asked := tree.get("task"), dict):  # else `validate` says so
+        asked["source"], tree["part"] = source, "all"
     if limit:
         tree["limit"] = limit
     return validate(EvalSpec, apply_settings(tree, settings), path, settings)

@@ -42,6 +42,8 @@ class Policy:
         self.name = name
         self.eos: set[int] = set(tokenizer.eos_token_ids)
         self.end_of_turn = find_end_of_turn(tokenizer, self.eos)
+        added = tokenizer.added_tokens_decoder.values()
+        self.special = {token.content for token in added if token.special}
         self.tokens_generated = 0
 
     def encode(self, messages: Messages) -> list[int]:
@@ -55,6 +57,10 @@ class Policy:
         prompt's tokens are an exact prefix of that; else the response's own tokens.
         """
         tokenizer = self.tokenizer
+        if any(token in text for token in self.special):
+            # Untrusted text: a written-out <|im_end|> is characters, not the end of a turn.
+            ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+            return [*ids, self.end_of_turn]
         head = tokenizer.decode(prompt, skip_special_tokens=False)
         whole: list[int] = tokenizer.encode(head + text, add_special_tokens=False)
         if whole[: len(prompt)] == prompt:

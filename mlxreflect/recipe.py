@@ -405,15 +405,16 @@ def eval_spec(recipe: Recipe) -> EvalSpec:
         tree = read_toml(path)
     else:
         path, tree = Path("recipe"), {"task": recipe.task.model_dump() | {"limit": 0}}
-    asked = tree.setdefault("task", {})
-    if asked.get("name") == recipe.task.name and not asked.get("source"):
-        # The same task on the data that the recipe names: its held-out part.
-        asked |= recipe.task.model_dump(exclude={"limit", "numbers"})
+    asked = tree.get("task")
+    if isinstance(asked, dict):  # else `validate` says so
+        if asked.get("name") == recipe.task.name and not asked.get("source"):
+            # The same task on the data that the recipe names: its held-out part.
+            asked |= recipe.task.model_dump(exclude={"limit", "numbers"})
+        if config.source:
+            asked["source"], tree["part"] = config.source, "all"
     tree.setdefault("prompt", recipe.prompt.model_dump())
     tree["seed"] = config.seed
     tree["batch"] = recipe.policy.batch
-    if config.source:
-        tree.setdefault("task", {})["source"], tree["part"] = config.source, "all"
     if config.limit:
         tree["limit"] = config.limit
     if config.max_new_tokens or "max_new_tokens" not in tree:

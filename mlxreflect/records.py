@@ -1,7 +1,7 @@
 """The five records of a run and their JSONL form: frozen dataclasses, one JSON object a line.
 
 Files of records are append-only. A line is written whole; a torn last line (a crash in the middle
-of a write) is ignored by the reader and cut off before the next append.
+of a write) is ignored by the reader; a resumed run cuts it off.
 """
 
 import dataclasses

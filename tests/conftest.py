@@ -11,7 +11,11 @@ mx.set_default_device(mx.cpu)  # before mlx-lm is imported: its stream is made f
 
 import mlx.nn as nn  # noqa: E402
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 from mlx.utils import tree_flatten  # noqa: E402
+
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def write_model(folder: Path, **changes: Any) -> Path:

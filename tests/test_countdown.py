@@ -75,6 +75,7 @@ def grown(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 @given(st.recursive(LITERALS, grown, max_leaves=14).filter(lambda text: len(text) <= 400))
 @example("-2*-3--4/+5")
 @example("8-4-2*3/4/5")
+@example("2/-3*4")
 @example("-(-(-7))")
 @example("1/(2-2)")
 @example("1/(1/3)*3")

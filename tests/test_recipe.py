@@ -555,13 +555,15 @@ def test_without_a_spec_the_task_itself_is_evaluated_on_its_heldout_part() -> No
         ("[task]\nname = 'countdown'\n[promt]\n", "spec.toml, line 3: unknown key promt"),
         ("part = 'test'\n[task]\nname = 'gsm8k'\n", "spec.toml, line 1: part = 'test': input shou"),
         ("limit = 3\n", "spec.toml: no task"),
+        ("limit = 3\ntask = 3\n", "spec.toml, line 2: task = 3: input should be a valid dict"),
         ("limit = \n", "spec.toml: not TOML: "),
     ],
 )
 def test_bad_spec(text: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError) as caught:
-        with_spec(tmp_path, text)
-    assert caught.value.message.startswith(f"{tmp_path}/{said}")
+    for settings in ([], ["eval.source=x.jsonl"]):
+        with pytest.raises(UserError) as caught:
+            with_spec(tmp_path, text, *settings)
+        assert caught.value.message.startswith(f"{tmp_path}/{said}")
     assert "\n" not in caught.value.message + caught.value.hint
 
 

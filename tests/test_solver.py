@@ -177,11 +177,19 @@ def test_every_opening_of_a_solution_is_finished(count: int) -> None:
             assert TASK.grade(problem, written(thought, answer), "think", "thinking").verdict.passed
 
 
-def test_solutions_need_fractions_at_times() -> None:
-    thought, answer = finish(game([3, 3, 8, 8], 24), [], 0) or ("", "")
-    assert "/3" in thought
-    text = written(thought, answer)
-    assert TASK.grade(game([3, 3, 8, 8], 24), text, "think", "thinking").verdict.passed
+@pytest.mark.parametrize(
+    ("numbers", "target", "needed"),
+    [([3, 3, 8, 8], 24, "1/3"), ([1, 5, 5, 5], 24, "1/5"), ([3, 5], -2, "3 - 5 = -2")],
+)
+def test_solutions_need_fractions_or_negative_numbers_at_times(
+    numbers: list[int], target: int, needed: str
+) -> None:
+    solved = finish(game(numbers, target), [], 0)
+    assert solved is not None
+    assert needed in solved[0]
+    grade = TASK.grade(game(numbers, target), written(*solved), "think", "thinking")
+    assert grade.verdict.passed
+    assert review(game(numbers, target), solved[0], True).fault == ""
 
 
 def test_the_seed_chooses_among_solutions() -> None:

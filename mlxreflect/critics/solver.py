@@ -13,7 +13,7 @@ from mlxreflect.tasks.base import Task
 class SolverCritic:
     """Finds the first wrong step of an attempt, and rewrites from the opening that holds.
 
-    With visibility "none" it only checks the steps that were written and never searches.
+    With visibility "none" its critiques only check the steps that were written, without a search.
     """
 
     actor = "solver"

@@ -21,10 +21,10 @@ from mlxreflect.train.batches import Row
 from mlxreflect.train.trainer import Settings, Trainer
 
 SEED = 0
-STEPS = 700
+STEPS = 650
 BATCH = 128
 MICRO_BATCH = 32  # alike lengths together
-LR = 3e-3
+LR = 3.5e-3  # at the end of the warm-up; then down to nothing, in a straight line
 WARMUP = 50
 
 
@@ -49,13 +49,7 @@ def config(vocabulary: int, end: int) -> dict[str, object]:
 def train(policy: Policy, steps: int) -> None:
     trainer = Trainer(policy.model)
     rng = rng_for("tiny", SEED, "data")
-    settings = Settings(
-        lr=LR,
-        batch=MICRO_BATCH,
-        accumulate=BATCH // MICRO_BATCH,
-        warmup=WARMUP,
-        weight_decay=0.01,
-    )
+    accumulate = BATCH // MICRO_BATCH
     seconds = loss = 0.0
     for number in range(1, steps + 1):
         rows = []
@@ -63,6 +57,8 @@ def train(policy: Policy, steps: int) -> None:
             messages, text = example(rng)
             prompt = policy.encode(messages)
             rows.append(Row(prompt, policy.encode_response(prompt, text)))
+        lr = LR * min(number / WARMUP, (steps + 1 - number) / (steps + 1 - WARMUP))
+        settings = Settings(lr=lr, batch=MICRO_BATCH, accumulate=accumulate, weight_decay=0.01)
         (step,) = trainer.fit_rows(rows, settings, ("tiny", SEED, number))
         seconds += step.seconds
         loss += step.loss

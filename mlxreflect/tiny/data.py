@@ -11,7 +11,16 @@ from mlxreflect.critics.solver import critique, rewrite
 from mlxreflect.prompts import attempt_messages, critique_messages, rewrite_messages
 from mlxreflect.records import Messages, Problem, make_problem
 from mlxreflect.tasks.countdown import TASK, draw, part_of
-from mlxreflect.tasks.countdown_solver import Step, Term, finish, given, steps_from
+from mlxreflect.tasks.countdown_solver import (
+    Step,
+    Term,
+    equation,
+    finish,
+    given,
+    review,
+    steps_from,
+)
+from mlxreflect.tasks.expression import parse_expression
 
 
 def problem(rng: random.Random) -> Problem:
@@ -50,6 +59,26 @@ def attempt(p: Problem, rng: random.Random) -> str:
     return response("\n".join(lines), last.text)
 
 
+def reflection(p: Problem, text: str) -> str:
+    """What is wrong with an attempt, each step computed anew up to the first fault.
+
+    Computing comes before judging: a small model that judges first believes its own slips.
+    """
+    thought = text[len("<think>\n") : text.index("\n</think>")]
+    fault = review(p, thought, True).fault
+    said = []
+    for number, line in enumerate(thought.split("\n"), 1):
+        written = equation(line)
+        assert written is not None  # every line of an attempt made here is a step
+        value = parse_expression(written[0]).value
+        said.append(f"step {number}: {written[0]} = {value}")
+        if str(value) != written[1]:
+            return "\n".join(said) + f", not {written[1]}"
+        if fault.startswith(f"step {number} "):
+            return "\n".join(said) + " leads nowhere"
+    return "\n".join([*said, "every step holds"])
+
+
 def left(step: Step) -> str:
     return str(step).split(" = ")[0]
 
@@ -82,11 +111,12 @@ def example(rng: random.Random) -> tuple[Messages, str]:
         direct = text[text.index("<answer>") :]
         return attempt_messages(ask, question, "think", "direct"), direct
     text = attempt(p, rng)
-    call = Call("critique", p, [], text, seed=rng.getrandbits(32))
-    feedback = critique(TASK, call).text
     if role < 0.78:
-        return critique_messages(question, text, "think", None), feedback
+        return critique_messages(question, text, "think", None), reflection(p, text)
+    call = Call("rewrite", p, [], text, seed=rng.getrandbits(32))
     passed = TASK.grade(p, text, "think", "thinking").verdict.passed
     again = text if passed else rewrite(TASK, call).text
-    shown = None if rng.random() < 0.15 else feedback
+    source = rng.random()  # its own reflection, a solver's critique, or none at all
+    feedback = reflection(p, text) if source < 0.7 else critique(TASK, call).text
+    shown = None if source > 0.85 else feedback
     return rewrite_messages(ask, question, text, shown, "think", None), again

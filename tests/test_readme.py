@@ -1,0 +1,346 @@
+"""Everything the README says to type exists, and what can be tried here is tried."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer
+from test_cli import Done, Shell, sets
+
+from mlxreflect.cli import app
+from mlxreflect.evaluate import find_spec
+from mlxreflect.recipe import (
+    Recipe,
+    apply_settings,
+    bundled,
+    eval_spec,
+    find_toml,
+    load_recipe,
+    validate,
+)
+from mlxreflect.tasks import TASKS, get_task
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHELLS = ("bash", "console", "sh", "shell", "zsh")
+GROUP: Any = typer.main.get_command(app)
+UsageError = typer.BadParameter.__mro__[1]  # click's, or the copy inside typer
+
+# How a command is tried, by its subcommand. A new subcommand needs a line here.
+#   run: really run, with files of this test in place of RUN_DIR and the user's own files
+#   dry: with --dry-run added, where the problems need no network; else its recipe is only loaded
+HOW = {"run": "dry", "resume": "run", "show": "run", "compare": "run", "grade": "run",
+       "eval": "run"}  # fmt: skip
+OWN_FILES = {
+    "problems.jsonl": "".join(f'{{"question": "{i} + 1?", "answer": {i}}}\n' for i in range(30)),
+    "responses.jsonl": '{"id": 1, "response": "a", "numbers": [3, 4], "target": 7, "gold": 7}\n',
+}
+
+
+class Block(NamedTuple):
+    language: str
+    text: str
+
+
+class Command(NamedTuple):
+    """What follows the word mlxreflect on a line."""
+
+    name: str
+    arguments: list[str]
+
+    @property
+    def parsed(self) -> dict[str, Any]:
+        """Parameter → value, by the real parser. Raises UsageError."""
+        context = GROUP.commands[self.name].make_context(self.name, list(self.arguments))
+        found: dict[str, Any] = context.params
+        return found
+
+
+# ---- reading Markdown ----------------------------------------------------------------------------
+
+
+def blocks(markdown: str) -> list[Block]:
+    """The fenced code blocks."""
+    found = re.findall(r"^(```+|~~~+) *(\w*)[^\n]*\n(.*?)^\1 *$", markdown, re.M | re.S)
+    return [Block(language, text) for _, language, text in found]
+
+
+def lines(block: Block) -> Iterator[str]:
+    """The command lines of a block: continued lines joined, prompts and output left out."""
+    whole = block.text.replace("\\\n", " ").splitlines()
+    prompted = [line for line in whole if re.match(r"\s*[$%] ", line)]
+    for line in prompted or whole:
+        yield re.sub(r"^\s*[$%] ", "", line)
+
+
+def commands(line: str) -> Iterator[Command]:
+    """The mlxreflect commands of a shell line, which may chain several."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|")
+    lexer.whitespace_split = True
+    part: list[str] = []
+    for token in [*lexer, ";"]:
+        if set(token) <= set(";&|"):
+            yield from command(part)
+            part = []
+        else:
+            part.append(token)
+
+
+def command(words: list[str]) -> Iterator[Command]:
+    while words and re.match(r"\w+=", words[0]):  # LD_PRELOAD=… mlxreflect
+        words = words[1:]
+    if len(words) > 2 and words[1:3] == ["-m", "mlxreflect"]:
+        words = words[2:]
+    if words and Path(words[0]).name == "mlxreflect":
+        assert len(words) > 1, "mlxreflect without a subcommand"
+        yield Command(words[1], words[2:])
+
+
+def found_commands(markdown: str) -> list[Command]:
+    shells = [block for block in blocks(markdown) if block.language in SHELLS]
+    return [c for block in shells for line in lines(block) for c in commands(line)]
+
+
+def spans(markdown: str) -> list[str]:
+    """Inline code outside of code blocks."""
+    prose = re.sub(r"^(```+|~~~+).*?^\1 *$", "", markdown, flags=re.M | re.S)
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
+
+
+SAMPLE = """
+Type `mlxreflect show RUN_DIR` or `train.lr = 1`:
+
+```console
+$ mlxreflect run quickstart --set seed=1 \\
+    --set train.lr=2e-4   # a comment
+seed: mlxreflect is not a command here
+$ A=1 .venv/bin/mlxreflect show x && python -m mlxreflect grade gsm8k a.jsonl | head
+```
+
+```python
+mlxreflect.run()
+```
+~~~sh
+cd here; mlxreflect resume 'a dir'
+~~~
+"""
+
+
+def test_commands_are_found() -> None:
+    assert found_commands(SAMPLE) == [
+        ("run", ["quickstart", "--set", "seed=1", "--set", "train.lr=2e-4"]),
+        ("show", ["x"]),
+        ("grade", ["gsm8k", "a.jsonl"]),
+        ("resume", ["a dir"]),
+    ]
+    assert spans(SAMPLE) == ["mlxreflect show RUN_DIR", "train.lr = 1"]
+    assert [block.language for block in blocks(SAMPLE)] == ["console", "python", "sh"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["mlxreflect run", "mlxreflect run r --nope", "mlxreflect eval countdown", "mlxreflect show",
+     "mlxreflect eval countdown --model m --limit x", "mlxreflect compare a"],
+)  # fmt: skip
+def test_a_wrong_command_would_be_noticed(line: str) -> None:
+    (wrong,) = commands(line)
+    with pytest.raises(UsageError):
+        _ = wrong.parsed
+
+
+# ---- what the README says ------------------------------------------------------------------------
+
+COMMANDS = found_commands(README)
+SPANS = spans(README)
+
+
+def shown(one: Command) -> str:
+    return shlex.join([one.name, *one.arguments])[:60]
+
+
+def test_the_readme_shows_every_subcommand() -> None:
+    assert {one.name for one in COMMANDS} == set(GROUP.commands) == set(HOW)
+
+
+@pytest.mark.parametrize("one", COMMANDS, ids=shown)
+def test_command_is_what_the_parser_takes(one: Command) -> None:
+    assert one.name in GROUP.commands
+    parameters = one.parsed
+    settings = parameters.get("set_") or []
+    if one.name == "run":
+        file = find_toml(str(parameters["recipe"]), "recipes")
+        assert file.resolve() in bundled("recipes").values()
+        recipe = load_recipe(parameters["recipe"], settings)
+        get_task(recipe.task.name)
+        eval_spec(recipe)
+    if one.name == "eval":
+        limit, source = parameters["limit"], parameters["source"]
+        get_task(find_spec(parameters["spec"], limit, source, settings).task.name)
+        assert parameters["spec"] in {*bundled("evals"), *TASKS}
+    if one.name == "grade":
+        get_task(parameters["task"])
+
+
+def test_commands_in_sentences_exist() -> None:
+    """Their arguments may be left out there, their subcommands and options must exist."""
+    named = [s for s in SPANS if re.match(r"(\S*/)?mlxreflect \w", s)]
+    for one in [one for span in named for one in commands(span.replace("…", ""))]:
+        assert one.name in GROUP.commands
+        options = {o for parameter in GROUP.commands[one.name].params for o in parameter.opts}
+        assert {a.partition("=")[0] for a in one.arguments if a.startswith("-")} <= options
+
+
+@pytest.mark.parametrize("span", [s for s in SPANS if s.startswith("--")])
+def test_option_in_a_sentence_exists(span: str) -> None:
+    option, _, value = span.partition(" ")
+    known = {o for c in GROUP.commands.values() for p in c.params for o in p.opts}
+    assert option in known | {"--help"}
+    if option == "--set" and value != "KEY=VALUE":
+        validate(Recipe, apply_settings({}, [value]), Path("README.md"), [value])
+
+
+def is_key(span: str) -> bool:
+    return bool(re.match(r"[a-z_0-9]+\.[a-z_0-9.]+( = .+)?$", span)) and (
+        span.partition(".")[0] in Recipe.model_fields
+    )
+
+
+@pytest.mark.parametrize("span", [s for s in SPANS if is_key(s)])
+def test_key_in_a_sentence_exists(span: str) -> None:
+    key, equals, value = span.partition(" = ")
+    node: Any = Recipe()
+    for part in key.split("."):
+        assert part in type(node).model_fields, f"{key} is no key of a recipe"
+        node = getattr(node, part)
+    if equals:
+        settings = [f"{key}={value}"]
+        validate(Recipe, apply_settings({}, settings), Path("README.md"), settings)
+
+
+def test_every_bundled_file_that_is_named_exists() -> None:
+    named = re.findall(r"\b(recipes|evals)/([\w-]+)\.toml", README)
+    assert {name for folder, name in named if folder == "recipes"} >= {"quickstart", "r3"}
+    for folder, name in named:
+        assert name in bundled("recipes" if folder == "recipes" else "evals")
+
+
+def test_every_link_into_the_repository_leads_somewhere() -> None:
+    targets = re.findall(r"\]\((?!https?://|#)([^)\s#]+)", README)
+    assert targets
+    for target in targets:
+        assert (ROOT / target).exists(), target
+
+
+def test_toml_in_the_readme_is_of_a_recipe() -> None:
+    for block in blocks(README):
+        if block.language == "toml":
+            validate(Recipe, tomllib.loads(block.text), Path("README.md"))
+
+
+# ---- the two commands that others run ------------------------------------------------------------
+
+
+def marked(marker: str) -> str:
+    """The one command line between two comments, in a fence of its own."""
+    found = re.findall(rf"^<!-- {marker} -->\n(.*?)^<!-- end -->$", README, re.M | re.S)
+    assert len(found) == 1
+    (block,) = blocks(found[0])
+    assert found[0] == f"```{block.language}\n{block.text}```\n"
+    assert block.language in SHELLS
+    (line,) = block.text.splitlines()
+    assert line == line.strip() and not line.startswith("$")
+    return str(line)
+
+
+def test_the_run_command_is_one_line_and_runs_offline() -> None:
+    (one,) = commands(marked("run"))
+    assert one.name == "run"
+    recipe = load_recipe(one.parsed["recipe"], one.parsed["set_"] or [])
+    assert recipe.policy.model == "tiny"
+    assert recipe.critic.tier("basic").provider == recipe.critic.tier("advanced").provider
+    assert recipe.critic.provider == "solver"
+    assert TASKS[recipe.task.name].solver is not None
+
+
+def test_the_test_command_is_one_line_and_holds_the_pinned_versions() -> None:
+    line = marked("tests")
+    words = shlex.split(line)
+    constraints = words[words.index("-c") + 1]
+    assert (ROOT / constraints).is_file()
+    assert "pytest" in " ".join(words[-3:])
+
+
+@pytest.mark.parametrize("marker", ["run", "tests"])
+def test_installs_with_extras_that_exist(marker: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (extras,) = re.findall(r"\.\[([\w,]+)\]", marked(marker))
+    assert set(extras.split(",")) <= set(project["optional-dependencies"])
+
+
+@pytest.mark.parametrize("marker", ["run", "tests"])
+def test_ci_finds_the_same_line(marker: str) -> None:
+    """.ci/run and whoever tries the quickstart cut it out with sed."""
+    script = rf"sed -n '/<!-- {marker} -->/,/<!-- end -->/p' README.md | sed '/^<!--/d; /^```/d'"
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == marked(marker) + "\n"
+
+
+# ---- trying them ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory, tiny_random: Path) -> Shell:
+    """A folder with a finished run in it as RUN_DIR, and the files that a user would have."""
+    shell = Shell(tmp_path_factory.mktemp("readme"), tiny_random)
+    shell.works("run", "quickstart", *shell.small, "--run-dir", "RUN_DIR")
+    for name, text in OWN_FILES.items():
+        (shell.folder / name).write_text(text)
+    return shell
+
+
+def try_out(shell: Shell, one: Command) -> Done | None:
+    """Run a command with the placeholders filled in; None where it needs the network."""
+    parameters, arguments = one.parsed, list(one.arguments)
+    if one.name == "run":
+        recipe = load_recipe(parameters["recipe"], parameters["set_"] or [])
+        if recipe.task.name == "gsm8k" and not recipe.task.source:
+            return None
+        return shell.works("run", *arguments, *([] if "--dry-run" in arguments else ["--dry-run"]))
+    if one.name == "eval":
+        if parameters["model"] != "tiny" or parameters["spec"] == "gsm8k":
+            return None
+        short = ["--limit", "4", "--model", str(shell.model), *sets("max_new_tokens=8")]
+        return shell.works("eval", *arguments, *short, "--out", "out")
+    if parameters.get("problem"):
+        episode = (shell.folder / "RUN_DIR" / "episodes.jsonl").read_text().splitlines()[0]
+        (problem,) = re.findall(r'"problem": \{[^}]*"id": "(\w+)"', episode)
+        arguments = [problem[:4] if a == parameters["problem"] else a for a in arguments]
+    return shell.works(one.name, *arguments)
+
+
+def test_commands_of_the_readme_work(shell: Shell) -> None:
+    tried = {}
+    for one in COMMANDS:
+        assert one.name in HOW, f"say in HOW how to try: mlxreflect {one.name}"
+        done = try_out(shell, one)
+        if done:
+            assert done.out.strip(), one
+            tried.setdefault(one.name, 0)
+            tried[one.name] += 1
+    assert set(tried) == set(HOW), "of each subcommand one command can be tried here"
+
+
+def test_the_command_is_installed(shell: Shell) -> None:
+    """`mlxreflect` itself stands beside this Python."""
+    script = shutil.which("mlxreflect", path=str(Path(shell.command()[0]).parent))
+    assert script
+    done = subprocess.run([script, "-h"], capture_output=True, text=True, check=True)
+    assert "Usage: mlxreflect" in done.stdout
