@@ -18,7 +18,7 @@ from mlxreflect import pairs
 from mlxreflect.compare import compare
 from mlxreflect.critics import CRITICS
 from mlxreflect.critics.base import Critic
-from mlxreflect.critics.self_critic import SelfCritic
+from mlxreflect.critics.local import SelfCritic
 from mlxreflect.errors import UserError
 from mlxreflect.evaluate import eval_problems, evaluate
 from mlxreflect.plots import draw_plots

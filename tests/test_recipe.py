@@ -553,7 +553,7 @@ def test_without_a_spec_the_task_itself_is_evaluated_on_its_heldout_part() -> No
     [
         ("[task]\nname = 'countdown'\nnumber = [3]\n", "spec.toml, line 3: unknown key task.numb"),
         ("[task]\nname = 'countdown'\n[promt]\n", "spec.toml, line 3: unknown key promt"),
-        ("part = 'test'\n[task]\nname = 'gsm8k'\n", "spec.toml, line 1: part = 'test': input shou"),
+        ("samples = 0\n[task]\nname = 'gsm8k'\n", "spec.toml, line 1: samples = 0: input should"),
         ("limit = 3\n", "spec.toml: no task"),
         ("limit = 3\ntask = 3\n", "spec.toml, line 2: task = 3: input should be a valid dict"),
         ("limit = \n", "spec.toml: not TOML: "),

@@ -21,11 +21,12 @@ from mlxreflect.train.batches import Row
 from mlxreflect.train.trainer import Settings, Trainer
 
 SEED = 0
-STEPS = 650
+STEPS = 760
 BATCH = 128
 MICRO_BATCH = 32  # alike lengths together
-LR = 3.5e-3  # at the end of the warm-up; then down to nothing, in a straight line
-WARMUP = 50
+LR = 5e-3
+WARMUP = 50  # steps
+DECAY = 180  # last steps, in which the rate goes down to nothing in a straight line
 
 
 def config(vocabulary: int, end: int) -> dict[str, object]:
@@ -57,7 +58,7 @@ def train(policy: Policy, steps: int) -> None:
             messages, text = example(rng)
             prompt = policy.encode(messages)
             rows.append(Row(prompt, policy.encode_response(prompt, text)))
-        lr = LR * min(number / WARMUP, (steps + 1 - number) / (steps + 1 - WARMUP))
+        lr = LR * min(1.0, number / WARMUP, (steps + 1 - number) / DECAY)
         settings = Settings(lr=lr, batch=MICRO_BATCH, accumulate=accumulate, weight_decay=0.01)
         (step,) = trainer.fit_rows(rows, settings, ("tiny", SEED, number))
         seconds += step.seconds

@@ -11,16 +11,7 @@ from mlxreflect.critics.solver import critique, rewrite
 from mlxreflect.prompts import attempt_messages, critique_messages, rewrite_messages
 from mlxreflect.records import Messages, Problem, make_problem
 from mlxreflect.tasks.countdown import TASK, draw, part_of
-from mlxreflect.tasks.countdown_solver import (
-    Step,
-    Term,
-    equation,
-    finish,
-    given,
-    review,
-    steps_from,
-)
-from mlxreflect.tasks.expression import parse_expression
+from mlxreflect.tasks.countdown_solver import Step, Term, finish, given, steps_from
 
 
 def problem(rng: random.Random) -> Problem:
@@ -46,37 +37,18 @@ def attempt(p: Problem, rng: random.Random) -> str:
     The last is what a small model does most: it writes the target, whatever the step comes to.
     """
     kind, target = rng.random(), Fraction(p.fields["target"])
-    if kind < 0.2:
+    if kind < 0.15:
         return solution(p, rng)
-    first, after = plain_step(given(p), rng)
-    other, made = after
-    if kind < 0.55 and (bent := rng.choice(ways_to(target, other.value))) != first.value:
-        made = Term(bent, made.text, False)
+    first, (other, made) = plain_step(given(p), rng)
+    if kind < 0.55:  # the first step comes to what the second one needs, or nearly to the truth
+        near = [first.value + d for d in (-10, -3, -2, -1, 1, 2, 3, 10) if first.value + d > 0]
+        wanted = ways_to(target, other.value) if rng.random() < 0.5 else near
+        made = Term(rng.choice(wanted), made.text, False)
     second, (last,) = plain_step([other, made], rng)
-    if kind < 0.9:
+    if kind < 0.85:
         last = Term(target, second.term.text, False)
     lines = [f"step 1: {left(first)} = {made.value}", f"step 2: {left(second)} = {last.value}"]
     return response("\n".join(lines), last.text)
-
-
-def reflection(p: Problem, text: str) -> str:
-    """What is wrong with an attempt, each step computed anew up to the first fault.
-
-    Computing comes before judging: a small model that judges first believes its own slips.
-    """
-    thought = text[len("<think>\n") : text.index("\n</think>")]
-    fault = review(p, thought, True).fault
-    said = []
-    for number, line in enumerate(thought.split("\n"), 1):
-        written = equation(line)
-        assert written is not None  # every line of an attempt made here is a step
-        value = parse_expression(written[0]).value
-        said.append(f"step {number}: {written[0]} = {value}")
-        if str(value) != written[1]:
-            return "\n".join(said) + f", not {written[1]}"
-        if fault.startswith(f"step {number} "):
-            return "\n".join(said) + " leads nowhere"
-    return "\n".join([*said, "every step holds"])
 
 
 def left(step: Step) -> str:
@@ -104,19 +76,18 @@ def example(rng: random.Random) -> tuple[Messages, str]:
     p = problem(rng)
     question, ask = TASK.show(p), TASK.instruction(p)
     role = rng.random()
-    if role < 0.50:
+    if role < 0.52:
         return attempt_messages(ask, question, "think", "thinking"), solution(p, rng)
-    if role < 0.54:
+    if role < 0.56:
         text = solution(p, rng)
         direct = text[text.index("<answer>") :]
         return attempt_messages(ask, question, "think", "direct"), direct
     text = attempt(p, rng)
-    if role < 0.78:
-        return critique_messages(question, text, "think", None), reflection(p, text)
-    call = Call("rewrite", p, [], text, seed=rng.getrandbits(32))
+    call = Call("critique", p, [], text, seed=rng.getrandbits(32))
+    feedback = critique(TASK, call).text
+    if role < 0.74:
+        return critique_messages(question, text, "think", None), feedback
     passed = TASK.grade(p, text, "think", "thinking").verdict.passed
     again = text if passed else rewrite(TASK, call).text
-    source = rng.random()  # its own reflection, a solver's critique, or none at all
-    feedback = reflection(p, text) if source < 0.7 else critique(TASK, call).text
-    shown = None if source > 0.85 else feedback
+    shown = None if rng.random() < 0.15 else feedback
     return rewrite_messages(ask, question, text, shown, "think", None), again

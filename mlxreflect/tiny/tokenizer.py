@@ -18,7 +18,7 @@ WORDS = [
     "Numbers:", "\nTarget:", "\nReflect:", "\nRetry:",
     *[f"\nstep {i}:" for i in (1, 2, 3)], *[f"step {i}" for i in (1, 2, 3)],
     " is wrong:", " leads nowhere", " ends at", " uses", ", which is not there:", ", not", " is",
-    "\nevery step holds", "the answer is", " instead of", ":",
+    "every step holds", "the answer is", " instead of", ":",
     " +", " -", " *", " /", " =", " (", " )",
 ]  # fmt: skip
 # The system prompt is left out: this policy has only ever known one kind of problem. What it must
