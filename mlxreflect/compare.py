@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import flatten
 from mlxreflect.records import read_rows
+from mlxreflect.settings import flatten
 from mlxreflect.stats import clustered, paired, points, sentence, verdict, wilson
 from mlxreflect.ui import safe_text
 

@@ -3,9 +3,8 @@
 from typing import Any
 
 from mlxreflect import prompts
-from mlxreflect.loop import training_problems
 from mlxreflect.recipe import Recipe, dump_recipe
-from mlxreflect.tasks import TASKS
+from mlxreflect.tasks import TASKS, training_problems
 
 
 def dry(recipe: Recipe) -> dict[str, Any]:

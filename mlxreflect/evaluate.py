@@ -14,16 +14,7 @@ from typing import Any
 from mlxreflect import prompts
 from mlxreflect.errors import UserError
 from mlxreflect.policy import Completion, Policy, load_policy
-from mlxreflect.recipe import (
-    EvalSpec,
-    PolicyConfig,
-    apply_settings,
-    bundled,
-    find_toml,
-    flatten,
-    read_toml,
-    validate,
-)
+from mlxreflect.recipe import EvalSpec, PolicyConfig
 from mlxreflect.records import (
     Problem,
     Sample,
@@ -34,6 +25,7 @@ from mlxreflect.records import (
     write_atomic,
 )
 from mlxreflect.seeds import rng_for
+from mlxreflect.settings import apply_settings, bundled, find_toml, flatten, read_toml, validate
 from mlxreflect.stats import wilson
 from mlxreflect.tasks import TASKS, get_task
 from mlxreflect.tasks.base import Task

@@ -19,17 +19,15 @@ from mlxreflect.compare import compare
 from mlxreflect.critics import CRITICS
 from mlxreflect.critics.base import Critic
 from mlxreflect.critics.local import SelfCritic
-from mlxreflect.errors import UserError
 from mlxreflect.evaluate import eval_problems, evaluate
-from mlxreflect.plots import draw_plots
 from mlxreflect.policy import load_policy, weights_hash
 from mlxreflect.recipe import Recipe, eval_spec
-from mlxreflect.records import Problem, read_rows, to_row
+from mlxreflect.records import read_rows, to_row
 from mlxreflect.run import Run
 from mlxreflect.strategies import STRATEGIES
 from mlxreflect.strategies.r3 import R3, Played
 from mlxreflect.strategies.waves import State, Wave
-from mlxreflect.tasks import TASKS
+from mlxreflect.tasks import TASKS, training_problems
 from mlxreflect.train.checkpoint import load_arrays, load_parameters, load_trainer, save_trainer
 from mlxreflect.train.lora import attach_lora, save_adapter
 from mlxreflect.train.trainer import Trainer
@@ -85,6 +83,8 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
     summary = summarise_run(run, base, trained, comparison)
     summary["wall_seconds"] = round(before + time.monotonic() - started, 1)
     run.write_json("summary.json", summary)
+    from mlxreflect.plots import draw_plots  # matplotlib takes a second to load
+
     draw_plots(run.path)
     return summary
 
@@ -102,20 +102,6 @@ def open_critics(recipe: Recipe, run_id: str) -> dict[str, Critic]:
         critics["advanced"] = CRITICS[advanced.provider](advanced, recipe.task.name, run_id)
         critics["advanced"].preflight()
     return critics
-
-
-def training_problems(recipe: Recipe, held_out: set[str]) -> dict[str, Problem]:
-    """The recipe's training problems by id, none of them in the evaluation."""
-    loaded = TASKS[recipe.task.name].load(recipe.task, "train", recipe.seed)
-    kept = {p.id: p for p in loaded if p.id not in held_out}
-    if recipe.task.limit:
-        kept = dict(list(kept.items())[: recipe.task.limit])
-    if not kept:
-        raise UserError(
-            f"task {recipe.task.name}: no problem is left to train on",
-            "give more problems, or an evaluation with other ones",
-        )
-    return kept
 
 
 def restore(run: Run, strategy: R3, trainer: Trainer, adapter: dict[str, Any]) -> float:

@@ -203,6 +203,10 @@ def missing_model(config: PolicyConfig, error: Exception) -> UserError:
             f"policy.model = {config.model!r} is no mlx-lm model folder: {one_line(error)}",
             "make one with: mlx_lm.convert --hf-path NAME --mlx-path DIR -q",
         )
+    if config.model.startswith(("/", ".", "~")):
+        return UserError(
+            f"policy.model = {config.model!r}: no such folder", "give a folder, or a hub name"
+        )
     return UserError(
         f"policy.model = {config.model!r}: no such folder, and the hub gave none "
         f"({type(error).__name__})",

@@ -1,19 +1,25 @@
 """A recipe: one TOML file that says everything about a run. Unknown keys are refused by name."""
 
-import difflib
 import hashlib
 import json
-import re
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mlxreflect.errors import UserError
+from mlxreflect.settings import (
+    apply_settings,
+    explain,
+    find_toml,
+    flatten,
+    merge,
+    read_toml,
+    toml_value,
+    validate,
+)
 
-PACKAGE = Path(__file__).parent
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -152,8 +158,6 @@ class Recipe(Table):
     eval: EvalConfig = EvalConfig()
 
 
-T = TypeVar("T", bound=Table)
-
 # A stopped run may be resumed with other values of these, and of no other key.
 RESUMABLE = ("critic.concurrency", "critic.deadline_s")
 
@@ -171,37 +175,6 @@ class EvalSpec(Table):
     max_new_tokens: Positive = 1024
     samples: Positive = 1
     batch: Positive = 32
-
-
-def bundled(folder: Literal["recipes", "evals"]) -> dict[str, Path]:
-    """Name → path of the TOML files shipped in the wheel (or standing in the checkout)."""
-    inside, beside = PACKAGE / folder, PACKAGE.parent / folder
-    return {p.stem: p for p in sorted((inside if inside.is_dir() else beside).glob("*.toml"))}
-
-
-def find_toml(name: str, folder: Literal["recipes", "evals"]) -> Path:
-    """A path as given, else a bundled name. Raises UserError with the nearest names."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    known = bundled(folder)
-    stem = path.stem if path.suffix == ".toml" else name
-    if stem in known and (name == stem or path.parent.name in ("", folder)):
-        return known[stem]
-    kind = folder[:-1]
-    fault = f"{name} is a folder, no {kind} file" if path.is_dir() else f"no {kind} {name!r}"
-    raise UserError(fault, f"give a file, or one of: {', '.join(known)}")
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}", "give a readable TOML file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason})", "save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not TOML: {error}", "correct that line") from None
 
 
 def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
@@ -273,109 +246,6 @@ def validate_tier(
         raise explain(error, CriticConfig, path, settings, full) from None
 
 
-def merge(tree: dict[str, Any], over: dict[str, Any]) -> None:
-    for key, value in over.items():
-        if isinstance(value, dict) and isinstance(tree.get(key), dict):
-            merge(tree[key], value)
-        else:
-            tree[key] = value
-
-
-def apply_settings(tree: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """Put `a.b=value` into the tree; values are TOML, and bare words are strings."""
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals or not key.strip():
-            raise UserError(f"--set {setting}: no key=value", "write --set train.lr=2e-4")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text
-        *tables, leaf = key.strip().split(".")
-        node = tree
-        for table in tables:
-            node = node.setdefault(table, {})
-            if not isinstance(node, dict):
-                raise UserError(f"--set {setting}: {table} is no table", "check the key's name")
-        node[leaf] = value
-    return tree
-
-
-def validate(
-    model: type[T],
-    tree: dict[str, Any],
-    path: Path,
-    settings: Sequence[str] = (),
-    prefix: str = "",
-) -> T:
-    try:
-        return model.model_validate(tree)
-    except ValidationError as error:
-        raise explain(error, model, path, settings, prefix) from None
-
-
-def explain(
-    error: ValidationError, model: type[Table], path: Path, settings: Sequence[str], prefix: str
-) -> UserError:
-    """The first fault of a validation, with its line or --set, and the nearest known key."""
-    fault = error.errors()[0]
-    parts = [str(p) for p in fault["loc"]]
-    key = ".".join([prefix, *parts] if prefix else parts)
-    given = [s for s in settings if overlap(s.partition("=")[0].strip(), key)]
-    where = f"{path}, line {line}" if (line := line_of(path, key)) else str(path)
-    where = f"--set {given[-1]}" if given else where
-    if fault["type"] == "extra_forbidden":
-        table: Any = model
-        for part in parts[:-1]:
-            table = table.model_fields[part].annotation
-        names = list(table.model_fields)
-        near = difflib.get_close_matches(parts[-1], names, 1, cutoff=0.5)
-        full = ".".join([*([prefix] if prefix else []), *parts[:-1], *near])
-        hint = f"did you mean {full}?" if near else f"known keys here: {', '.join(names)}"
-        return UserError(f"{where}: unknown key {key}", hint)
-    if fault["type"] == "missing":
-        return UserError(f"{where}: no {key}", f"give {key}")
-    reason = fault["msg"][0].lower() + fault["msg"][1:]
-    return UserError(f"{where}: {key} = {repr(fault['input'])[:80]}: {reason}", f"correct {key}")
-
-
-def overlap(one: str, other: str) -> bool:
-    """Whether one of two dotted keys is the other, or a table that holds it."""
-    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
-
-
-def line_of(path: Path, key: str) -> int | None:
-    """The line of a TOML file where a dotted key, or the inline table or list it is in, stands."""
-    *tables, leaf = key.split(".")
-    current: list[str] = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    for number, line in enumerate(lines, 1):
-        if header := re.match(r"\s*\[([^\[\]]+)\]", line):
-            current = header[1].strip().split(".")
-            if current == [*tables, leaf]:
-                return number
-        elif (found := re.match(r"\s*([\w.-]+)\s*=", line)) and [
-            *current,
-            *found[1].split("."),
-        ] == [*tables, leaf]:
-            return number
-    return line_of(path, ".".join(tables)) if tables else None
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} → {"a.b": 1}; an empty table is a value."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
 def digest(recipe: Recipe) -> str:
     """Eight hex digits over every key that decides what a run computes."""
     flat = {k: v for k, v in flatten(recipe.model_dump()).items() if k not in RESUMABLE}
@@ -388,13 +258,6 @@ def dump_recipe(recipe: Recipe) -> str:
     for key, value in flatten(recipe.model_dump()).items():
         lines.append(f"{key} = {toml_value(value)}")
     return "\n".join(lines) + "\n"
-
-
-def toml_value(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{k} = {toml_value(v)}" for k, v in value.items()) + "}"
-    # JSON's strings, numbers, booleans and lists are TOML's too.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML bans it raw
 
 
 def eval_spec(recipe: Recipe) -> EvalSpec:

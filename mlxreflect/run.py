@@ -17,17 +17,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import (
-    RESUMABLE,
-    Recipe,
-    apply_settings,
-    digest,
-    dump_recipe,
-    flatten,
-    read_toml,
-    validate,
-)
+from mlxreflect.recipe import RESUMABLE, Recipe, digest, dump_recipe
 from mlxreflect.records import append_rows, write_atomic
+from mlxreflect.settings import apply_settings, flatten, read_toml, validate
 
 JOURNALS = ("episodes.jsonl", "examples.jsonl", "preference.jsonl", "sft.jsonl", "metrics.jsonl")
 # What a process killed while it began may leave: not yet a run.

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from mlxreflect.compare import read_arms, read_results
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import read_toml
 from mlxreflect.records import Episode, Example, Outcome, episode_from_row, flat_from_row, read_rows
+from mlxreflect.settings import read_toml
 from mlxreflect.story import STATUS_STYLE, plain, tell_story
 
 LAST_WAVES = 30  # rows of the table of waves

@@ -259,7 +259,6 @@ def test_eval_with_an_adapter_that_is_none(shell: Shell) -> None:
 DATA = {
     "bad row": ('{"question": "1+1?", "answer": 2}\n{"question": "2', "line 2: not JSON"),
     "missing column": ('{"question": "1+1?", "anser": 2}\n', "line 1: no column 'answer'"),
-    "no number": ('\n{"question": "1+1?", "answer": "two"}\n', "answer 'two' is no number"),
     "hostile": ('{"question": "a", "\\u001b[2J\\nerror: x": 1}\n', "line 1: no column 'answer'"),
 }
 
@@ -307,13 +306,6 @@ def test_json_owns_stdout(finished: tuple[Path, Done]) -> None:
     assert (summary["problems"], summary["base"]["n"], summary["trained"]["n"]) == (4, 6, 6)
     for said in ("evaluating base", "epoch 1, wave 0", "learning", "device"):
         assert said in done.err
-
-
-def test_resume_of_a_finished_run_changes_nothing(shell: Shell, run_dir: Path) -> None:
-    before = snapshot(run_dir)
-    done = shell.works("resume", run_dir, "--json", "--set", "critic.concurrency=9")
-    assert json.loads(done.out) == json.loads((run_dir / "summary.json").read_text())
-    assert snapshot(run_dir) == before
 
 
 def test_a_run_directory_is_never_written_over(shell: Shell, run_dir: Path) -> None:
@@ -369,7 +361,8 @@ def test_resume_sets_two_keys_only(shell: Shell, run_dir: Path) -> None:
         assert error.startswith(f"--set {setting}: {key} = ")
 
 
-def test_resume_while_another_process_is_at_it(shell: Shell, run_dir: Path) -> None:
+def test_resume_while_another_process_is_at_it_and_after(shell: Shell, run_dir: Path) -> None:
+    before = snapshot(run_dir)
     holder = Run.open(run_dir)  # this process
     try:
         error, hint = shell.mistake("resume", run_dir)
@@ -377,8 +370,9 @@ def test_resume_while_another_process_is_at_it(shell: Shell, run_dir: Path) -> N
         holder.close()
     assert error == f"{run_dir} is in use by process {os.getpid()}"
     assert "stop that process" in hint
-    done = shell.works("resume", run_dir)
+    done = shell.works("resume", run_dir, "--set", "critic.concurrency=9")
     assert "not significant" in done.out
+    assert snapshot(run_dir) == before  # it was finished
 
 
 def test_show(shell: Shell, run_dir: Path) -> None:
@@ -530,11 +524,6 @@ def test_dry_run_of_the_users_own_problems(shell: Shell) -> None:
     settings = ["task.name=jsonl", f"task.source={path}", "task.question=q", "task.answer=a"]
     done = shell.works("run", "quickstart", *sets(*settings, "eval.spec="), "--dry-run", "--json")
     assert "What is " in json.loads(done.out)["prompts"]["attempt"][1]["content"]
-    error, hint = shell.mistake(
-        "run", "quickstart", *sets(*settings, "task.answer=b", "eval.spec="), "--dry-run"
-    )
-    assert f"{path}, line 2: no column 'b'; the columns are: q, a" in error
-    assert "task.answer" in hint
 
 
 # ---- grade ---------------------------------------------------------------------------------------
@@ -649,7 +638,6 @@ def test_eval_is_continued_and_ends_with_the_same_bytes(
     ("extra", "key"),
     [
         (sets("max_new_tokens=9"), "its decoding.max_new_tokens is 8, not 9"),
-        (["--limit", "15"], "its spec.limit is 16, not 15"),
         (sets("prompt.style=direct"), "its spec.prompt.style is 'thinking', not 'direct'"),
     ],
 )

@@ -11,8 +11,9 @@ from fake_ollama import FakeOllama
 from mlxreflect import policy as policy_module
 from mlxreflect.critics.cache import cache_path
 from mlxreflect.loop import execute
-from mlxreflect.recipe import Recipe, flatten, load_recipe
+from mlxreflect.recipe import Recipe, load_recipe
 from mlxreflect.run import Run
+from mlxreflect.settings import flatten
 from mlxreflect.ui import Ui
 
 # Two waves and a second epoch, with failures, bucket passes, verifications and SFT in them.

@@ -16,7 +16,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module may import from layers above its own line, and inside its own folder; never from below.
 LAYERS: list[set[str]] = [
     {"errors"},
-    {"records", "recipe", "seeds"},
+    {"records", "settings", "seeds"},
+    {"recipe"},
     {"prompts", "pairs", "stats", "ui", "train.losses"},  # pure
     {"tasks"},
     {"policy", "critics.base", "critics.cache", "critics.client", "run"},  # effects
@@ -29,7 +30,7 @@ LAYERS: list[set[str]] = [
     {"__main__"},
 ]
 # Nothing but data in, data out: no model, no network, no run directory.
-PURE = ("records", "recipe", "seeds", "prompts", "pairs", "stats", "tasks", "errors")
+PURE = ("records", "settings", "recipe", "seeds", "prompts", "pairs", "stats", "tasks", "errors")
 HEAVY = {"mlx", "mlx_lm", "transformers", "pydantic", "matplotlib", "numpy", "scipy", "datasets",
          "huggingface_hub", "ollama", "httpx", "tenacity"}  # fmt: skip
 

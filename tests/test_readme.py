@@ -15,15 +15,8 @@ from test_cli import Done, Shell, sets
 
 from mlxreflect.cli import app
 from mlxreflect.evaluate import find_spec
-from mlxreflect.recipe import (
-    Recipe,
-    apply_settings,
-    bundled,
-    eval_spec,
-    find_toml,
-    load_recipe,
-    validate,
-)
+from mlxreflect.recipe import Recipe, eval_spec, load_recipe
+from mlxreflect.settings import apply_settings, bundled, find_toml, validate
 from mlxreflect.tasks import TASKS, get_task
 
 ROOT = Path(__file__).parent.parent

@@ -16,15 +16,12 @@ from mlxreflect.recipe import (
     EvalSpec,
     Recipe,
     Table,
-    bundled,
     digest,
     dump_recipe,
     eval_spec,
-    flatten,
     load_recipe,
-    read_toml,
-    validate,
 )
+from mlxreflect.settings import bundled, flatten, read_toml, validate
 
 DEFAULTS = flatten(Recipe().model_dump())
 LEAVES = sorted(set(DEFAULTS) - {"critic.advanced"})

@@ -86,7 +86,7 @@ sys.path = [site, *(p for p in sys.path if p not in ("", root))]
 sys.argv = ["mlxreflect", *sys.argv[3:]]
 import mlxreflect
 from mlxreflect.cli import main
-from mlxreflect.recipe import bundled
+from mlxreflect.settings import (bundled)
 came = [mlxreflect.__file__, *map(str, [*bundled("recipes").values(), *bundled("evals").values()])]
 if "--which" in sys.argv:
     print(json.dumps(came))

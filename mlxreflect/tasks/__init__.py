@@ -3,6 +3,8 @@
 import difflib
 
 from mlxreflect.errors import UserError
+from mlxreflect.recipe import Recipe
+from mlxreflect.records import Problem
 from mlxreflect.tasks import arithmetic, countdown, gsm8k, jsonl
 from mlxreflect.tasks.base import Task
 
@@ -18,3 +20,17 @@ def get_task(name: str) -> Task:
     near = difflib.get_close_matches(name, TASKS, 1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else "set task.name to one of the tasks"
     raise UserError(f"no task {name!r}; the tasks are: {', '.join(TASKS)}", hint)
+
+
+def training_problems(recipe: Recipe, held_out: set[str]) -> dict[str, Problem]:
+    """The recipe's training problems by id, none of them in the evaluation."""
+    loaded = TASKS[recipe.task.name].load(recipe.task, "train", recipe.seed)
+    kept = {p.id: p for p in loaded if p.id not in held_out}
+    if recipe.task.limit:
+        kept = dict(list(kept.items())[: recipe.task.limit])
+    if not kept:
+        raise UserError(
+            f"task {recipe.task.name}: no problem is left to train on",
+            "give more problems, or an evaluation with other ones",
+        )
+    return kept

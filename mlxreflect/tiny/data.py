@@ -76,16 +76,16 @@ def example(rng: random.Random) -> tuple[Messages, str]:
     p = problem(rng)
     question, ask = TASK.show(p), TASK.instruction(p)
     role = rng.random()
-    if role < 0.52:
-        return attempt_messages(ask, question, "think", "thinking"), solution(p, rng)
     if role < 0.56:
+        return attempt_messages(ask, question, "think", "thinking"), solution(p, rng)
+    if role < 0.60:
         text = solution(p, rng)
         direct = text[text.index("<answer>") :]
         return attempt_messages(ask, question, "think", "direct"), direct
     text = attempt(p, rng)
     call = Call("critique", p, [], text, seed=rng.getrandbits(32))
     feedback = critique(TASK, call).text
-    if role < 0.74:
+    if role < 0.78:
         return critique_messages(question, text, "think", None), feedback
     passed = TASK.grade(p, text, "think", "thinking").verdict.passed
     again = text if passed else rewrite(TASK, call).text
