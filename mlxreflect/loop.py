@@ -20,7 +20,7 @@ from mlxreflect.critics import CRITICS
 from mlxreflect.critics.base import Critic
 from mlxreflect.critics.local import SelfCritic
 from mlxreflect.evaluate import eval_problems, evaluate
-from mlxreflect.policy import load_policy, weights_hash
+from mlxreflect.policy import device_name, load_policy, weights_hash
 from mlxreflect.recipe import Recipe, eval_spec
 from mlxreflect.records import read_rows, to_row
 from mlxreflect.run import Run
@@ -59,7 +59,7 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
     ui.header(
         {"recipe": recipe.name, "policy": recipe.policy.model,
          "critic": critics.get("basic", critics["self"]).actor,
-         "problems": len(problems), "held out": len(held_out), "device": str(mx.default_device()),
+         "problems": len(problems), "held out": len(held_out), "device": device_name(),
          "run": str(run.path)}
     )  # fmt: skip
 

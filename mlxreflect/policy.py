@@ -222,6 +222,11 @@ def on_cpu() -> bool:
     return bool(mx.default_device().type == mx.DeviceType.cpu)
 
 
+def device_name() -> str:
+    """What MLX computes on, for a person."""
+    return f"{'CPU' if on_cpu() else 'GPU'}, {mx.device_info().get('device_name', 'unnamed')}"
+
+
 def quantize(model: nn.Module, bits: int) -> None:
     """Quantise on load. A model that already is quantised is brought to `bits` by way of floats."""
     if any(name.endswith("scales") for name, _ in tree_flatten(model.parameters())):

@@ -71,7 +71,8 @@ class PlainBar:
         if last or not self.done or not total:
             parts.append(f"took {spent}")
         else:
-            parts.append(f"{spent * max(0, total - self.done) // self.done} left")
+            left = spent.total_seconds() * max(0, total - self.done) / self.done
+            parts.append(f"{timedelta(seconds=round(left))} left")
         if self.out:
             print(", ".join(part for part in parts if part), file=self.out, flush=True)
 
