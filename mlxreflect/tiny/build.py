@@ -21,7 +21,7 @@ from mlxreflect.train.batches import Row
 from mlxreflect.train.trainer import Settings, Trainer
 
 SEED = 0
-STEPS = 800
+STEPS = 700
 BATCH = 128
 MICRO_BATCH = 32  # alike lengths together
 LR = 3e-3  # constant after the warm-up: a policy that is not annealed has more to learn
