@@ -74,12 +74,16 @@ def resume(
 
 def carry_out(run: Any, ui: "Ui") -> None:
     """Execute a run; whatever stops it, say how to go on."""
-    from mlxreflect.loop import execute
-
     try:
+        from mlxreflect.loop import execute
+
         summary = execute(run, ui)
     except KeyboardInterrupt:
-        print(f"\nstopped; go on with: mlxreflect resume {run.path}", file=sys.stderr)
+        if (run.path / "checkpoints").exists():
+            print(f"\nstopped; go on with: mlxreflect resume {run.path}", file=sys.stderr)
+        else:
+            run.take_back()
+            print("\nstopped before it began; nothing is left of it", file=sys.stderr)
         raise typer.Exit(130) from None
     except (OSError, RuntimeError) as error:
         if is_full(error):
@@ -190,10 +194,13 @@ def main() -> None:
     """A person's mistake is two lines and exit code 2; anything else keeps its traceback."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     try:
         app()
     except UserError as error:
         fail(error.message, error.hint)
+    except PermissionError as error:
+        fail(f"{error.filename}: permission denied", "give a folder that you may write to")
     except (OSError, RuntimeError) as error:
         if not is_full(error):
             raise

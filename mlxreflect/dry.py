@@ -10,7 +10,7 @@ from mlxreflect.tasks import TASKS, training_problems
 def dry(recipe: Recipe) -> dict[str, Any]:
     """Spends nothing and loads no model. text: all of it, for a person."""
     task = TASKS[recipe.task.name]
-    problems = training_problems(recipe, set())
+    problems = training_problems(recipe, [])
     problem = next(iter(problems.values()))
     tags, question, gold = recipe.prompt.tags, task.show(problem), task.gold(problem)
     ask = task.instruction(problem)

@@ -20,6 +20,7 @@ from mlxreflect.records import (
     Sample,
     append_rows,
     flat_from_row,
+    read_json,
     read_rows,
     to_row,
     write_atomic,
@@ -35,10 +36,12 @@ CHUNK = 8  # times the batch: few stragglers, and little lost when killed
 
 
 def eval_problems(task: Task, spec: EvalSpec) -> list[Problem]:
-    """The spec's problems: its part of the task, in an order its seed shuffles, cut to limit."""
+    """The spec's problems: its part of the task, in an order its seed shuffles, cut to limit.
+
+    The held-out problems of a generated task are the same for every seed, in another order.
+    """
     config = spec.task
-    if not config.limit and spec.limit:
-        # Generated tasks make as many as are asked for.
+    if task.generated and not config.limit and spec.limit:
         config = config.model_copy(update={"limit": spec.limit})
     problems = task.load(config, spec.part, spec.seed)
     rng_for("eval", spec.seed).shuffle(problems)
@@ -142,7 +145,7 @@ def continue_only(out: Path, setup: dict[str, Any]) -> None:
     if not path.is_file():
         write_atomic(path, json.dumps(setup, indent=2) + "\n")
         return
-    before, now = flatten(json.loads(path.read_text(encoding="utf-8"))), flatten(setup)
+    before, now = flatten(read_json(path)), flatten(setup)
     for key in sorted({**before, **now}, key="prompt_hash".__eq__):  # what it follows from first
         if before.get(key) != now.get(key):
             raise UserError(
@@ -206,10 +209,17 @@ def evaluate_model(
     problems = eval_problems(task, spec)
     policy = load_policy(PolicyConfig(model=model, adapter=adapter))
     folder = out or default_folder(spec, model, adapter)
+    weights = fingerprint(Path(adapter)) if adapter else ""
     ui.header({"evaluating": name, "model": model, "adapter": adapter or "none",
                "problems": len(problems), "out": str(folder)})  # fmt: skip
     with ui.progress("evaluating", len(problems) * spec.samples) as bar:
-        return evaluate(policy, task, problems, spec, folder, adapter=adapter, advance=bar.advance)
+        return evaluate(policy, task, problems, spec, folder, adapter=weights, advance=bar.advance)
+
+
+def fingerprint(adapter: Path) -> str:
+    """Path and content of an adapter: another training run into the same folder is another one."""
+    content = (adapter / "adapters.safetensors").read_bytes()
+    return f"{adapter} ({hashlib.sha256(content).hexdigest()[:8]})"
 
 
 def default_folder(spec: EvalSpec, model: str, adapter: str) -> Path:

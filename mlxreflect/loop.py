@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from mlxreflect.critics.base import Critic
 from mlxreflect.critics.local import SelfCritic
 from mlxreflect.evaluate import eval_problems, evaluate
 from mlxreflect.policy import device_name, load_policy, weights_hash
-from mlxreflect.recipe import Recipe, eval_spec
+from mlxreflect.recipe import CriticConfig, Recipe, eval_spec
 from mlxreflect.records import read_rows, to_row
 from mlxreflect.run import Run
 from mlxreflect.strategies import STRATEGIES
@@ -30,7 +30,7 @@ from mlxreflect.strategies.waves import State, Wave
 from mlxreflect.tasks import TASKS, training_problems
 from mlxreflect.train.checkpoint import load_arrays, load_parameters, load_trainer, save_trainer
 from mlxreflect.train.lora import attach_lora, save_adapter
-from mlxreflect.train.trainer import Trainer
+from mlxreflect.train.trainer import Trainer, parameters
 from mlxreflect.ui import Ui
 
 COMPARED = ("n", "accuracy_a", "accuracy_b", "gains", "losses", "difference", "ci_low", "ci_high",
@@ -48,59 +48,61 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
     task, spec = TASKS[recipe.task.name], eval_spec(recipe)
     exam = TASKS[spec.task.name]
     held_out = eval_problems(exam, spec)
-    problems = training_problems(recipe, {p.id for p in held_out})
-    critics = open_critics(recipe, run.id)
-    policy = load_policy(recipe.policy)
-    critics["self"] = SelfCritic(policy, recipe.critic.tier("basic"), recipe.policy.batch)
-    adapter = attach_lora(policy.model, recipe.train.lora, recipe.seed, recipe.policy.adapter)
-    trainer = Trainer(policy.model)
-    strategy = STRATEGIES[recipe.strategy](recipe, task, policy, trainer, critics, problems)
-    before = restore(run, strategy, trainer, adapter)
-    ui.header(
-        {"recipe": recipe.name, "policy": recipe.policy.model,
-         "critic": critics.get("basic", critics["self"]).actor,
-         "problems": len(problems), "held out": len(held_out), "device": device_name(),
-         "run": str(run.path)}
-    )  # fmt: skip
+    problems = training_problems(recipe, held_out)
+    with ExitStack() as stack:
+        critics = open_critics(recipe, run.id, stack)
+        policy = load_policy(recipe.policy)
+        critics["self"] = SelfCritic(policy, recipe.critic.tier("basic"), recipe.policy.batch)
+        adapter = attach_lora(policy.model, recipe.train.lora, recipe.seed, recipe.policy.adapter)
+        trainer = Trainer(policy.model)
+        initial = trainer.trainable()
+        strategy = STRATEGIES[recipe.strategy](recipe, task, policy, trainer, critics, problems)
+        before = restore(run, strategy, trainer, adapter)
+        ui.header(
+            {"recipe": recipe.name, "policy": recipe.policy.model,
+             "critic": critics.get("basic", critics["self"]).actor,
+             "problems": len(problems), "held out": len(held_out), "device": device_name(),
+             "run": str(run.path)}
+        )  # fmt: skip
 
-    def measure(arm: str) -> dict[str, Any]:
-        with ui.progress(f"evaluating {arm}", len(held_out) * spec.samples) as bar:
-            return evaluate(
-                policy, exam, held_out, spec, run.path / "eval" / arm,
-                adapter="" if arm == "base" else weights_hash(trainer.trainable()),
-                advance=bar.advance,
-            )  # fmt: skip
+        def measure(arm: str, weights: str) -> dict[str, Any]:
+            with ui.progress(f"evaluating {arm}", len(held_out) * spec.samples) as bar:
+                return evaluate(
+                    policy, exam, held_out, spec, run.path / "eval" / arm,
+                    adapter=weights, advance=bar.advance,
+                )  # fmt: skip
 
-    with awake():
-        base = measure("base")
+        stack.enter_context(awake())
+        with parameters(policy.model, initial):  # also when a resumed run has to do it again
+            base = measure("base", "")
         play_waves(run, strategy, trainer, adapter, ui, before + time.monotonic() - started)
         finish_adapter(run, trainer, adapter)
-        trained = measure("trained")
-        for critic in critics.values():
-            critic.close()
+        trained = measure("trained", weights_hash(trainer.trainable()))
     comparison = compare(run.path / "eval" / "base", run.path / "eval" / "trained")
     run.write_json("comparison.json", comparison)
-    summary = summarise_run(run, base, trained, comparison)
-    summary["wall_seconds"] = round(before + time.monotonic() - started, 1)
-    run.write_json("summary.json", summary)
     from mlxreflect.plots import draw_plots  # matplotlib takes a second to load
 
     draw_plots(run.path)
+    summary = summarise_run(run, base, trained, comparison)
+    summary["wall_seconds"] = round(before + time.monotonic() - started, 1)
+    run.write_json("summary.json", summary)  # last: a run that has it is finished
     return summary
 
 
-def open_critics(recipe: Recipe, run_id: str) -> dict[str, Critic]:
+def open_critics(recipe: Recipe, run_id: str, stack: ExitStack) -> dict[str, Critic]:
     """The basic and the advanced critic, each known to answer; one where they are the same."""
     if recipe.r3.feedback == recipe.r3.rewriter == "self":
         return {}
-    critics: dict[str, Critic] = {}
+
+    def opened(config: CriticConfig) -> Critic:
+        critic = CRITICS[config.provider](config, recipe.task.name, run_id)
+        stack.callback(critic.close)
+        critic.preflight()
+        return critic
+
     basic, advanced = recipe.critic.tier("basic"), recipe.critic.tier("advanced")
-    critics["basic"] = CRITICS[basic.provider](basic, recipe.task.name, run_id)
-    critics["basic"].preflight()
-    critics["advanced"] = critics["basic"]
-    if advanced != basic:
-        critics["advanced"] = CRITICS[advanced.provider](advanced, recipe.task.name, run_id)
-        critics["advanced"].preflight()
+    critics = {"basic": opened(basic)}
+    critics["advanced"] = critics["basic"] if advanced == basic else opened(advanced)
     return critics
 
 
@@ -156,18 +158,21 @@ def play_waves(
         done = len(strategy.problems) * (strategy.state.epoch - 1) + strategy.state.cursor
         bar.advance(done)
         strategy.status = bar.update_text
-        while (wave := strategy.next_wave()) is not None:
+        while True:
+            wave = strategy.next_wave()
+            if wave is None or (wave.new_epoch and wave.number):
+                keep_epoch(run, strategy.state.epoch - (wave is not None))
+            if wave is None:
+                break
             begun = time.monotonic()
             played = strategy.play(wave)
             figures = {**played.figures, "seconds": round(time.monotonic() - begun, 3)}
-            folder = commit(
+            commit(
                 run, wave.number + 1, strategy, trainer, adapter,
                 journal_rows(wave, played, figures), time.monotonic() - started,
             )  # fmt: skip
             if wave.stage == "problems":
                 bar.advance(len(wave.problems))
-                if strategy.state.cursor == len(strategy.problems):
-                    keep_epoch(run, folder, wave.epoch)
             ui.line(describe_wave(figures))
 
 
@@ -194,9 +199,18 @@ def describe_wave(figures: dict[str, Any]) -> str:
     )
 
 
-def keep_epoch(run: Run, commit: Path, epoch: int) -> None:
-    """A copy of the adapter as it is at an epoch's end, for good."""
-    copy_adapter(commit, run.path / "checkpoints" / f"epoch-{epoch}")
+def keep_epoch(run: Run, epoch: int) -> None:
+    """A copy of the last commit's adapter, as it is at an epoch's end, for good."""
+    last = run.last_commit()
+    assert last is not None  # a run has at least its first commit
+    final = run.path / "checkpoints" / f"epoch-{epoch}"
+    temporary = final.with_suffix(".tmp")
+    temporary.mkdir()
+    for name in ("adapters.safetensors", "adapter_config.json"):
+        shutil.copyfile(last[0] / name, temporary / name)
+    if final.exists():
+        shutil.rmtree(final)
+    temporary.rename(final)
 
 
 def finish_adapter(run: Run, trainer: Trainer, adapter: dict[str, Any]) -> None:
@@ -207,12 +221,6 @@ def finish_adapter(run: Run, trainer: Trainer, adapter: dict[str, Any]) -> None:
     if final.exists():
         shutil.rmtree(final)
     temporary.rename(final)
-
-
-def copy_adapter(source: Path, target: Path) -> None:
-    target.mkdir(parents=True, exist_ok=True)
-    for name in ("adapters.safetensors", "adapter_config.json"):
-        shutil.copyfile(source / name, target / name)
 
 
 def summarise_run(

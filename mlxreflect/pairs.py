@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from mlxreflect.records import Episode, Example, Turn
 
 LEAKS = (
-    "expected answer", "the answer was given", "answer given above", "as provided", "was provided",
+    "expected answer", "the answer was given", "answer given above", "as provided",
     "given answer", "provided answer", "previous attempt", "according to the feedback",
 )  # fmt: skip
 MIN_WORKING = 2  # characters of thought; less only restates the answer

@@ -153,7 +153,7 @@ def draw_loss(figure: Figure, steps: Rows) -> None:
     kinds = [kind for kind in ("dpo", "sft") if series(steps, "loss", kind)]
     if not kinds:
         return empty(figure, "Training loss", "no training step was made")
-    labels = {"dpo": "DPO loss\nper pair", "sft": "SFT loss\nper token"}
+    labels = {"dpo": "DPO loss + NLL term\nper pair", "sft": "SFT loss\nper token"}
     axes = panels(figure, "Training loss", [labels[kind] for kind in kinds], "training step")
     for axis, kind in zip(axes, kinds, strict=True):
         losses = series(steps, "loss", kind)

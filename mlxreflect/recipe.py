@@ -98,7 +98,7 @@ class R3Config(Table):
     sft_correct: bool = False  # SFT on attempts that were right at once
     bucket_every: Count = 100  # problems between passes over the bucket list; 0: never
     until_mastered: bool = False
-    max_failed: Fraction = 0.5  # a wave with more failed critic calls than this stops the run
+    max_failed: Fraction = 0.5  # a larger share of the last critic calls failed: the run stops
 
 
 class LoraConfig(Table):
@@ -141,7 +141,7 @@ class EvalConfig(Table):
     spec: str = ""  # file or bundled name; empty: the task's own held-out problems
     source: str = ""  # other data for the spec, all of it
     limit: Count = 0  # 0: the spec's own
-    seed: int = 0  # which problems, in which order
+    seed: int = 0  # order of the problems, and so which ones a limit takes
     max_new_tokens: Count = 0  # 0: the policy's own
 
 

@@ -215,6 +215,17 @@ def write_atomic(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises UserError for a damaged file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # bad JSON and bad UTF-8 alike
+        raise UserError(f"{path}: not JSON ({error})", "restore that file, or begin anew") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object", "restore that file, or begin anew")
+    return value
+
+
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSONL file; an unfinished last line is left out.
 

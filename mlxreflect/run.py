@@ -9,6 +9,7 @@ shorter than a commit says; what a crash left behind it is cut off by `resume`.
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from typing import Any, TextIO
 
 from mlxreflect.errors import UserError
 from mlxreflect.recipe import RESUMABLE, Recipe, digest, dump_recipe
-from mlxreflect.records import append_rows, write_atomic
+from mlxreflect.records import append_rows, read_json, write_atomic
 from mlxreflect.settings import apply_settings, flatten, read_toml, validate
 
 JOURNALS = ("episodes.jsonl", "examples.jsonl", "preference.jsonl", "sft.jsonl", "metrics.jsonl")
@@ -43,7 +44,8 @@ class Run:
         if path is None:
             model = recipe.policy.model.rstrip("/").rsplit("/", 1)[-1]
             stamp = time.strftime("%Y%m%d-%H%M%S")
-            path = Path("runs") / f"{recipe.name}--{model}--{stamp}-{digest(recipe)[:4]}"
+            name = f"{recipe.name}--{model}--{stamp}-{digest(recipe)[:4]}"
+            path = Path("runs") / re.sub(r"[^\w.-]+", "-", name).lstrip(".")
         if path.exists() and (
             not path.is_dir() or any(p.name not in FIRST for p in path.iterdir())
         ):
@@ -71,7 +73,7 @@ class Run:
             raise UserError(
                 f"{path} is no run directory", "give the folder that `mlxreflect run` made"
             )
-        original = json.loads((path / "run.json").read_text(encoding="utf-8"))["recipe"]
+        original = read_json(path / "run.json")["recipe"]
         tree = read_toml(path / "recipe.toml")
         now = validate(Recipe, tree, path / "recipe.toml").model_dump()
         old, new = flatten(original), flatten(now)
@@ -100,7 +102,7 @@ class Run:
 
     @property
     def id(self) -> str:
-        name: str = json.loads((self.path / "run.json").read_text(encoding="utf-8"))["id"]
+        name: str = read_json(self.path / "run.json")["id"]
         return name
 
     def close(self) -> None:
@@ -113,14 +115,19 @@ class Run:
         folder = self.path / "checkpoints"
         for leftover in folder.glob("*.tmp"):
             shutil.rmtree(leftover)
-        commits = sorted(folder.glob("wave-*"))
+        commits = sorted(folder.glob("wave-*"), key=wave_number)
         if not commits:
             for name in JOURNALS:
                 (self.path / name).unlink(missing_ok=True)
             return None
-        commit: dict[str, Any] = json.loads((commits[-1] / "commit.json").read_text())
+        commit: dict[str, Any] = read_json(commits[-1] / "commit.json")
         for name, length in commit["journals"].items():
             with (self.path / name).open("ab") as journal:
+                if journal.tell() < length:
+                    raise UserError(
+                        f"{self.path / name} is shorter than its last commit says",
+                        "restore that file, or begin a new run",
+                    )
                 journal.truncate(length)
         return commits[-1], commit
 
@@ -145,12 +152,16 @@ class Run:
         sync(temporary)
         temporary.rename(final)
         sync(folder)
-        for old in sorted(folder.glob("wave-*"))[:-KEEP]:
+        for old in sorted(folder.glob("wave-*"), key=wave_number)[:-KEEP]:
             shutil.rmtree(old)
         return final
 
     def write_json(self, name: str, value: Any) -> None:
         write_atomic(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def wave_number(commit: Path) -> int:
+    return int(commit.name.removeprefix("wave-"))
 
 
 def take_lock(path: Path) -> TextIO:

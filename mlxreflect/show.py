@@ -197,7 +197,7 @@ def totals(summary: dict[str, Any]) -> dict[str, object]:
     kinds = [f"{n} {kind.replace('_', ' ')}" for kind, n in summary.get("failures", {}).items()]
     named = {
         "problems": summary.get("problems"),
-        "solved at the first try": summary.get("solved_first"),
+        "right at the first try, and not in the bucket": summary.get("solved_first"),
         "solved after training": summary.get("solved_after"),
         "on the bucket list": summary.get("bucket"),
         "preference pairs": summary.get("pairs"),

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from mlxreflect import cli, evaluate, loop, records, run
+from mlxreflect.strategies.exchange import Exchange
 from mlxreflect.strategies.r3 import R3
 from mlxreflect.train.trainer import Trainer
 
@@ -24,6 +25,7 @@ def torn_append(path, rows):
         with path.open("ab") as out:
             out.write(data[: len(data) // 2 + 1])
         die()
+    path.touch()
     return path.stat().st_size
 
 
@@ -32,7 +34,7 @@ POINTS = {
     "evaluated a chunk": (evaluate, "append_rows", "after"),
     "evaluated half a chunk": (evaluate, "append_rows", torn_append),
     "attempted": (R3, "attempt", "after"),
-    "critiqued": (R3, "critique", "after"),
+    "critiqued": (Exchange, "critique", "after"),
     "took a training step": (Trainer, "step", "after"),
     "verified": (R3, "verify", "after"),
     "appended some journals": (run, "append_rows", "after"),

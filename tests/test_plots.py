@@ -142,7 +142,10 @@ def test_loss_has_a_panel_for_each_objective_there_was() -> None:
     assert list(upper.lines[0].get_ydata()) == pytest.approx([0.69, 0.68])
     assert list(upper.lines[1].get_ydata()) == [math.log(2)] * 2
     assert list(lower.lines[0].get_xdata()) == [2, 4]
-    assert (upper.get_ylabel(), lower.get_ylabel()) == ("DPO loss\nper pair", "SFT loss\nper token")
+    assert (upper.get_ylabel(), lower.get_ylabel()) == (
+        "DPO loss + NLL term\nper pair",
+        "SFT loss\nper token",
+    )
     upper, _ = figure_of(plots.draw_loss, [step(1, loss=2.1), step(2, "sft")]).axes
     assert len(upper.lines) == 1  # with a loss that does not begin at ln 2, no line there
     (only,) = figure_of(plots.draw_loss, [step(1, "sft")]).axes

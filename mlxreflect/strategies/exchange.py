@@ -1,6 +1,6 @@
 """What goes to a critic and comes back as turns; failed calls are turns with an error."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +12,8 @@ from mlxreflect.recipe import Recipe
 from mlxreflect.records import Messages, Problem, Turn
 from mlxreflect.seeds import seed_for
 from mlxreflect.tasks.base import Task
+
+RECENT, FEW = 40, 10  # a run stops for many failures among its last calls, never for a few
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Exchange:
     def __init__(self, recipe: Recipe, task: Task, critics: dict[str, Critic]) -> None:
         self.recipe, self.task, self.critics = recipe, task, critics
         self.counts: Counter[str] = Counter()
+        self.recent: deque[bool] = deque(maxlen=RECENT)  # whether the last calls failed
 
     def critique(
         self,
@@ -111,17 +114,18 @@ class Exchange:
         ]
 
     def count(self, replies: list[Reply]) -> None:
-        """Keep the counts. Raises UserError when too many calls of the wave have failed."""
+        """Keep the counts. Raises UserError when too many of the last calls failed."""
         failed = [reply for reply in replies if reply.error is not None]
         self.counts["calls"] += len(replies)
         self.counts["cached"] += sum(reply.cached for reply in replies)
         self.counts["failed"] += len(failed)
         for reply in failed:
             self.counts[f"failed:{reply.kind}"] += 1
-        limit = self.recipe.r3.max_failed
-        if failed and self.counts["failed"] > limit * self.counts["calls"]:
+        self.recent.extend(reply.error is not None for reply in replies)
+        limit, lost = self.recipe.r3.max_failed, sum(self.recent)
+        if failed and lost >= FEW and lost > limit * len(self.recent):
             raise UserError(
-                f"{self.counts['failed']} of {self.counts['calls']} critic calls of this wave "
-                f"failed, more than r3.max_failed = {limit:g}; the last: {failed[-1].error}",
+                f"{lost} of the last {len(self.recent)} critic calls failed, more than "
+                f"r3.max_failed = {limit:g}; the last: {failed[-1].error}",
                 "see that the critic answers, then resume the run; this wave will be done again",
             )

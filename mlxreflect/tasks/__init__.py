@@ -1,6 +1,7 @@
 """The tasks by name."""
 
 import difflib
+from collections.abc import Sequence
 
 from mlxreflect.errors import UserError
 from mlxreflect.recipe import Recipe
@@ -22,10 +23,16 @@ def get_task(name: str) -> Task:
     raise UserError(f"no task {name!r}; the tasks are: {', '.join(TASKS)}", hint)
 
 
-def training_problems(recipe: Recipe, held_out: set[str]) -> dict[str, Problem]:
-    """The recipe's training problems by id, none of them in the evaluation."""
+def question_key(problem: Problem) -> str:
+    """The question as it is shown, whatever its case, spacing and punctuation."""
+    return "".join(c for c in TASKS[problem.task].show(problem).casefold() if c.isalnum())
+
+
+def training_problems(recipe: Recipe, held_out: Sequence[Problem]) -> dict[str, Problem]:
+    """The recipe's training problems by id, none of them asked in the evaluation."""
     loaded = TASKS[recipe.task.name].load(recipe.task, "train", recipe.seed)
-    kept = {p.id: p for p in loaded if p.id not in held_out}
+    asked = {question_key(problem) for problem in held_out}
+    kept = {p.id: p for p in loaded if question_key(p) not in asked}
     if recipe.task.limit:
         kept = dict(list(kept.items())[: recipe.task.limit])
     if not kept:

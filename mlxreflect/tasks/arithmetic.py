@@ -99,4 +99,5 @@ TASK = Task(
     grade=grade,
     from_row=from_row,
     solver=Solver(review, finish),
+    generated=True,
 )

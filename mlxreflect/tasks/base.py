@@ -56,6 +56,7 @@ class Task:
     grade(problem, text, tags, style): never raises, linear in len(text).
     from_row(row): a Problem of a row of `mlxreflect grade`. Raises UserError.
     solver: exact, where the task has one.
+    generated: it makes as many problems as are asked for.
     """
 
     name: str
@@ -66,3 +67,4 @@ class Task:
     grade: Callable[[Problem, str, str, str], Grade]
     from_row: Callable[[dict[str, Any]], Problem]
     solver: Solver | None = None
+    generated: bool = False

@@ -1,5 +1,6 @@
 """Multiple choice: the forms in which data sets list the options, and how a letter is read."""
 
+import json
 import re
 import string
 from collections.abc import Iterable
@@ -32,6 +33,11 @@ def read_choices(raw: Any) -> dict[str, str]:
 
 def labelled(raw: Any) -> list[tuple[str, str]]:
     """The options as (label as written, text)."""
+    if isinstance(raw, str) and raw.strip().startswith(("[", "{")):  # a cell of a CSV file
+        try:
+            raw = json.loads(raw)
+        except ValueError:
+            raw = [raw]  # told below what it should be
     if raw is None or raw == [] or raw == {}:
         return []
     pairs: list[tuple[Any, Any]]

@@ -146,4 +146,5 @@ TASK = Task(
     grade=grade,
     from_row=from_row,
     solver=Solver(review, finish),
+    generated=True,
 )
