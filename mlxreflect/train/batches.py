@@ -10,7 +10,7 @@ import numpy as np
 from mlxreflect.policy import Policy
 from mlxreflect.records import Example
 
-PAD_TO = 4  # fewer distinct shapes, little padding
+PAD_TO = 8  # few distinct shapes
 
 
 @dataclass(frozen=True)
