@@ -5,10 +5,17 @@ import json
 import pytest
 
 from mlxreflect.errors import UserError
-from mlxreflect.evaluate import eval_problems, evaluate, find_spec, summarise, whole_chunks
+from mlxreflect.evaluate import (
+    eval_problems,
+    evaluate,
+    find_spec,
+    fingerprint,
+    summarise,
+    whole_chunks,
+)
 from mlxreflect.policy import load_policy
 from mlxreflect.recipe import EvalSpec, PolicyConfig, Recipe, eval_spec
-from mlxreflect.tasks import TASKS
+from mlxreflect.tasks import TASKS, training_problems
 
 SPEC = EvalSpec.model_validate(
     {"task": {"name": "countdown"}, "limit": 20, "max_new_tokens": 30, "batch": 1, "seed": 3}
@@ -119,3 +126,26 @@ def test_specs_by_name_task_and_setting():
         find_spec("nothing", 0, "", [])
     with pytest.raises(UserError, match="unknown key temprature"):
         find_spec("countdown", 0, "", ["temprature=1"])
+
+
+def test_a_training_question_in_other_spelling_is_not_trained_on(tmp_path):
+    rows = [{"question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(60)]
+    mine, exam = tmp_path / "mine.jsonl", tmp_path / "exam.jsonl"
+    mine.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    other = [{**row, "question": row["question"].replace("What is", "what  IS")} for row in rows]
+    exam.write_text("".join(json.dumps(row) + "\n" for row in other[:30]))
+    recipe = Recipe.model_validate({"task": {"name": "jsonl", "source": str(mine)},
+                                    "eval": {"spec": "gsm8k", "source": str(exam)}})  # fmt: skip
+    spec = eval_spec(recipe)
+    held_out = eval_problems(TASKS[spec.task.name], spec)
+    kept = training_problems(recipe, held_out)
+    numbers = {int(p.fields["question"].split()[2]) for p in kept.values()}
+    assert numbers
+    assert min(numbers) >= 30
+
+
+def test_an_adapter_is_known_by_its_content(tmp_path):
+    (tmp_path / "adapters.safetensors").write_bytes(b"one")
+    first = fingerprint(tmp_path)
+    (tmp_path / "adapters.safetensors").write_bytes(b"two")
+    assert fingerprint(tmp_path) != first

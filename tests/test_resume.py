@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -121,3 +122,12 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, uninterrupted):
     assert before == uninterrupted  # the same recipe twice, byte for byte
     finish(run_dir)
     assert contents(run_dir) == before
+    # What is lost is made again, the base evaluation on the base and not on what was learned.
+    epoch = (run_dir / "checkpoints" / "epoch-1" / "adapters.safetensors").read_bytes()
+    (run_dir / "summary.json").unlink()
+    for folder in ("eval/base", "plots", "checkpoints/epoch-1"):
+        shutil.rmtree(run_dir / folder)
+    finish(run_dir)
+    assert contents(run_dir) == before
+    assert (run_dir / "checkpoints" / "epoch-1" / "adapters.safetensors").read_bytes() == epoch
+    assert len(list((run_dir / "plots").glob("*.png"))) == 5
