@@ -14,7 +14,7 @@ from mlxreflect.records import Problem, make_problem
 from mlxreflect.seeds import rng_for
 from mlxreflect.tasks.arithmetic_solver import compute, finish, review
 from mlxreflect.tasks.base import Grade, Solver, Task
-from mlxreflect.tasks.numbers import grade_number, read_gold
+from mlxreflect.tasks.numbers import grade_number, row_gold
 
 DEFAULT_PROBLEMS = 1000
 LARGEST = 99_999  # of operands and of every result on the way
@@ -84,10 +84,7 @@ def grade(problem: Problem, text: str, tags: str = "think", style: str = "thinki
 
 
 def from_row(row: dict[str, Any]) -> Problem:
-    gold = read_gold(row.get("gold"))
-    if gold is None:
-        raise UserError(f"gold = {str(row.get('gold'))[:60]!r}: not a number", 'write "gold": 42')
-    return make_problem("arithmetic", {"expression": str(row.get("expression", ""))}, gold)
+    return make_problem("arithmetic", {"expression": str(row.get("expression", ""))}, row_gold(row))
 
 
 TASK = Task(

@@ -12,7 +12,7 @@ from mlxreflect.errors import UserError
 from mlxreflect.recipe import TaskConfig
 from mlxreflect.records import Problem, make_problem
 from mlxreflect.tasks.base import Grade, Task
-from mlxreflect.tasks.numbers import grade_number, read_gold
+from mlxreflect.tasks.numbers import grade_number, read_gold, row_gold
 from mlxreflect.tasks.rows import (
     Row,
     choose_part,
@@ -96,10 +96,7 @@ def grade(problem: Problem, text: str, tags: str = "think", style: str = "thinki
 
 
 def from_row(row: dict[str, Any]) -> Problem:
-    gold = read_gold(row.get("gold"))
-    if gold is None:
-        raise UserError(f"gold = {str(row.get('gold'))[:60]!r}: not a number", 'write "gold": 42')
-    return make_problem("gsm8k", {"question": str(row.get("question", ""))}, gold)
+    return make_problem("gsm8k", {"question": str(row.get("question", ""))}, row_gold(row))
 
 
 TASK = Task(

@@ -7,7 +7,9 @@ a window of bounded length, so that hostile text cannot make a grade slow.
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
+from mlxreflect.errors import UserError
 from mlxreflect.prompts import ANSWER, parse_response
 from mlxreflect.records import Verdict
 from mlxreflect.tasks.base import Grade
@@ -291,3 +293,11 @@ def grade_number(gold: str | None, text: str, tags: str, style: str) -> Grade:
     correct, parsed = value == expected, show_number(value)
     reason = form.reason if correct else f"expected {gold}, got {parsed}"
     return Grade(parsed, Verdict(correct, form.format_ok, reason))
+
+
+def row_gold(row: dict[str, Any]) -> str:
+    """The gold of a row of `mlxreflect grade`. Raises UserError where it is no number."""
+    gold = read_gold(row.get("gold"))
+    if gold is None:
+        raise UserError(f"gold = {str(row.get('gold'))[:60]!r}: not a number", 'write "gold": 42')
+    return gold
