@@ -15,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxreflect import pairs
+from mlxreflect.commits import replace_folder
 from mlxreflect.compare import compare
 from mlxreflect.critics import CRITICS
 from mlxreflect.critics.base import Critic
@@ -29,8 +30,10 @@ from mlxreflect.strategies.r3 import R3, Played
 from mlxreflect.strategies.waves import State, Wave
 from mlxreflect.tasks import TASKS, training_problems
 from mlxreflect.train.checkpoint import load_arrays, load_parameters, load_trainer, save_trainer
-from mlxreflect.train.lora import attach_lora, save_adapter
-from mlxreflect.train.trainer import Trainer, parameters
+from mlxreflect.train.lora import attach, save_adapter
+from mlxreflect.train.network import parameters
+from mlxreflect.train.references import References
+from mlxreflect.train.trainer import Trainer
 from mlxreflect.ui import Ui
 
 COMPARED = ("n", "accuracy_a", "accuracy_b", "gains", "losses", "difference", "ci_low", "ci_high",
@@ -53,8 +56,13 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
         critics = open_critics(recipe, run.id, stack)
         policy = load_policy(recipe.policy)
         critics["self"] = SelfCritic(policy, recipe.critic.tier("basic"), recipe.policy.batch)
-        adapter = attach_lora(policy.model, recipe.train.lora, recipe.seed, recipe.policy.adapter)
-        trainer = Trainer(policy.model)
+        adapter = attach(
+            policy.model, recipe.train, recipe.seed, recipe.policy.model, recipe.policy.adapter
+        )
+        references = References.open(recipe.train.reference_cache)
+        if references:
+            stack.callback(references.close)
+        trainer = Trainer(policy.model, references, ui.line)
         initial = trainer.trainable()
         strategy = STRATEGIES[recipe.strategy](recipe, task, policy, trainer, critics, problems)
         before = restore(run, strategy, trainer, adapter)
@@ -75,6 +83,7 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
         stack.enter_context(awake())
         with parameters(policy.model, initial):  # also when a resumed run has to do it again
             base = measure("base", "")
+        del initial  # where all weights are trained it would be a second copy
         play_waves(run, strategy, trainer, adapter, ui, before + time.monotonic() - started)
         finish_adapter(run, trainer, adapter)
         trained = measure("trained", weights_hash(trainer.trainable()))
@@ -108,7 +117,7 @@ def open_critics(recipe: Recipe, run_id: str, stack: ExitStack) -> dict[str, Cri
 
 def restore(run: Run, strategy: R3, trainer: Trainer, adapter: dict[str, Any]) -> float:
     """Go back to the last commit, or make the first; returns the seconds spent until it."""
-    last = run.last_commit()
+    last = run.commits.last()
     if last is None:
         commit(run, 0, strategy, trainer, adapter, {}, 0.0)
         return 0.0
@@ -140,7 +149,7 @@ def commit(
         if strategy.learning.reference is not None:
             mx.save_safetensors(str(folder / "reference.safetensors"), strategy.learning.reference)
 
-    return run.commit(number, rows, state, save)
+    return run.commits.add(number, rows, state, save)
 
 
 def play_waves(
@@ -201,26 +210,22 @@ def describe_wave(figures: dict[str, Any]) -> str:
 
 def keep_epoch(run: Run, epoch: int) -> None:
     """A copy of the last commit's adapter, as it is at an epoch's end, for good."""
-    last = run.last_commit()
+    last = run.commits.last()
     assert last is not None  # a run has at least its first commit
     final = run.path / "checkpoints" / f"epoch-{epoch}"
-    temporary = final.with_suffix(".tmp")
-    temporary.mkdir()
-    for name in ("adapters.safetensors", "adapter_config.json"):
-        shutil.copyfile(last[0] / name, temporary / name)
-    if final.exists():
-        shutil.rmtree(final)
-    temporary.rename(final)
+
+    def copy(folder: Path) -> None:
+        for name in ("adapters.safetensors", "adapter_config.json"):
+            shutil.copyfile(last[0] / name, folder / name)
+
+    replace_folder(final, copy)
 
 
 def finish_adapter(run: Run, trainer: Trainer, adapter: dict[str, Any]) -> None:
-    final, temporary = run.path / "adapter", run.path / "adapter.tmp"
-    if temporary.exists():
-        shutil.rmtree(temporary)
-    save_adapter(temporary, trainer.trainable(), adapter, run.recipe.policy.model)
-    if final.exists():
-        shutil.rmtree(final)
-    temporary.rename(final)
+    def save(folder: Path) -> None:
+        save_adapter(folder, trainer.trainable(), adapter, run.recipe.policy.model)
+
+    replace_folder(run.path / "adapter", save)
 
 
 def summarise_run(
@@ -229,7 +234,7 @@ def summarise_run(
     """Figures of a whole run, all from what was committed."""
     metrics = list(read_rows(run.path / "metrics.jsonl"))
     waves = [row for row in metrics if row["kind"] == "wave"]
-    last = run.last_commit()
+    last = run.commits.last()
     assert last is not None  # a run has at least its first commit
     bucket = set(last[1]["strategy"]["bucket"])
     first: dict[str, bool] = {}

@@ -6,7 +6,7 @@ A training prompt is always the attempt's own prompt: nothing a critic was shown
 import re
 from collections.abc import Iterator
 
-from mlxreflect.records import Episode, Example, Turn
+from mlxreflect.records import Episode, Example, Messages, Turn
 
 LEAKS = (
     "expected answer", "the answer was given", "answer given above", "as provided",
@@ -81,8 +81,8 @@ def trl_preference(example: Example) -> dict[str, object]:
     """TRL's conversational preference form."""
     return {
         "prompt": example.prompt,
-        "chosen": [{"role": "assistant", "content": example.chosen}],
-        "rejected": [{"role": "assistant", "content": example.rejected}],
+        "chosen": answer(example.chosen),
+        "rejected": answer(example.rejected),
     }
 
 
@@ -90,5 +90,12 @@ def trl_sft(example: Example) -> dict[str, object]:
     """TRL's conversational prompt-completion form."""
     return {
         "prompt": example.prompt,
-        "completion": [{"role": "assistant", "content": example.completion}],
+        "completion": answer(example.completion),
     }
+
+
+def answer(text: str | None) -> Messages:
+    """An assistant's message. Half a character (a lone surrogate) becomes �: other readers of
+    JSON give the whole file up for one."""
+    clean = (text or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return [{"role": "assistant", "content": clean}]

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from mlx.utils import tree_flatten, tree_map
-from mlx_lm.generate import BatchGenerator
+from mlx_lm.generate import BatchGenerator, PromptProcessingBatch
+from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.utils import dequantize_model, load
 
@@ -69,6 +71,14 @@ class Policy:
             ids = tokenizer.encode(text, add_special_tokens=False)
         return [*ids, self.end_of_turn]
 
+    def encode_text(self, text: str) -> list[int]:
+        """Tokens of a text by itself, from the tokenizer's begin token to its end token."""
+        special = any(token in text for token in self.special)  # characters, in untrusted text
+        ids: list[int] = self.tokenizer.encode(text, split_special_tokens=special)
+        begin = self.tokenizer.bos_token_id
+        ids = ids if begin is None or ids[:1] == [begin] else [begin, *ids]
+        return ids if ids[-1:] == [self.end_of_turn] else [*ids, self.end_of_turn]
+
     def decode(self, token_ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(
             list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
@@ -84,31 +94,40 @@ class Policy:
         max_new_tokens: int,
         batch: int,
         seed: Sequence[int | str],
+        samples: int = 1,
         advance: Callable[[int], None] | None = None,
     ) -> list[Completion]:
-        """One completion a prompt, in the order of the prompts, by continuous batching.
+        """`samples` completions of each prompt in turn, by continuous batching.
 
         seed: names the random stream; the same names, prompts, weights and backend give the same
         tokens. advance: told how many completions have just ended.
         """
-        if not prompts:
-            return []
+        asked = [prompt for prompt in prompts for _ in range(samples)]
+        runs = [list(run) for _, run in groupby(asked)]  # equal neighbours share one prefill
+        tokens: list[list[int]] = [[] for _ in asked]
+        reasons: dict[int, str] = {}
+        inserted = 0
         seed_mlx(*seed)
         self.model.eval()
         generator = BatchGenerator(
             self.model,
+            max_tokens=max_new_tokens,
             stop_tokens=[[token] for token in sorted(self.eos)],
             sampler=make_sampler(temp=temperature, top_p=top_p),
             completion_batch_size=batch,
             prefill_batch_size=batch,
         )
-        tokens: dict[int, list[int]] = {}
-        reasons: dict[int, str] = {}
         try:
-            uids = generator.insert(list(prompts), [max_new_tokens] * len(prompts))
-            while responses := generator.next_generated():
-                for r in responses:
-                    tokens.setdefault(r.uid, []).append(r.token)
+            while runs or inserted > len(reasons):
+                if runs and inserted - len(reasons) < batch:  # few prefilled caches at a time
+                    part = runs.pop(0)
+                    while runs and len(part) < batch:
+                        part += runs.pop(0)
+                    with mx.stream(generator.stream):
+                        unread, caches = prefill(self.model, part)
+                    inserted += len(generator.insert(unread, caches=caches))
+                for r in generator.next_generated():
+                    tokens[r.uid].append(r.token)
                     if r.finish_reason is not None:
                         reasons[r.uid] = r.finish_reason
                         if advance:
@@ -116,15 +135,33 @@ class Policy:
         finally:
             generator.close()
             mx.clear_cache()
-        self.tokens_generated += sum(len(ids) for ids in tokens.values())
-        return [
-            self.completion(tokens[uid], reasons[uid], len(prompt))
-            for uid, prompt in zip(uids, prompts, strict=True)
-        ]
+        self.tokens_generated += sum(map(len, tokens))
+        return [self.completion(tokens[i], reasons[i], len(p)) for i, p in enumerate(asked)]
 
     def completion(self, token_ids: list[int], finish_reason: str, prompt: int) -> Completion:
         shown = token_ids[:-1] if finish_reason == "stop" else token_ids
         return Completion(self.decode(shown), token_ids, finish_reason, prompt)
+
+
+def prefill(model: nn.Module, prompts: list[list[int]]) -> tuple[list[list[int]], list[Any] | None]:
+    """What is left to read of each prompt, and caches of what was read: one for equal prompts."""
+    maskable = can_trim_prompt_cache(make_prompt_cache(model))
+    groups: dict[int, list[tuple[int, ...]]] = {}
+    for prompt in dict.fromkeys(map(tuple, prompts)):
+        # Padding leaves its mark on a recurrent state: there, only equal lengths go together.
+        groups.setdefault(0 if maskable else len(prompt), []).append(prompt)
+    if maskable and len(groups[0]) == len(prompts):
+        return prompts, None  # nothing to share: the generator reads as it goes
+    caches: dict[tuple[int, ...], Any] = {}
+    for group in groups.values():
+        longer = [prompt for prompt in group if len(prompt) > 1]
+        empty = [make_prompt_cache(model) for _ in longer]
+        rows = PromptProcessingBatch(model, list(range(len(longer))), empty)
+        rows.prompt([list(prompt[:-1]) for prompt in longer])
+        for i, prompt in enumerate(longer):
+            caches[prompt] = rows.extract_cache(i)
+            mx.eval([cache.state for cache in caches[prompt]])
+    return [prompt[-1:] for prompt in prompts], [caches.get(tuple(prompt)) for prompt in prompts]
 
 
 def encode_chat(tokenizer: Any, messages: Messages) -> list[int]:

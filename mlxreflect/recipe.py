@@ -104,6 +104,7 @@ class R3Config(Table):
 class LoraConfig(Table):
     rank: Positive = 16
     scale: Rate = 2.0  # = alpha / rank of other libraries
+    alpha: Annotated[float, Field(ge=0)] = 0.0  # above 0: scale = alpha / rank
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     layers: Annotated[int, Field(ge=-1)] = -1  # last n layers; -1: all
     keys: list[str] = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
@@ -116,9 +117,20 @@ class SftConfig(Table):
     scale_failed: Annotated[float, Field(ge=0)] = 0.01  # × lr: last winner after a failed verify
 
 
-class TrainConfig(Table):
+class MaskConfig(Table):
+    """Which tokens of a response the loss sees."""
+
+    answer_only: bool = False  # nothing up to the end of the last thought
+    think_fraction: Fraction = 0.0  # share of the thought's tokens left out at random
+    markers: bool = True  # with either of these: the think tags themselves stay in
+
+
+class Fitting(Table):
+    """What every training has; `run` and `train` add keys of their own."""
+
     lr: Rate = 1e-5
     beta: Rate = 0.1
+    smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # of labels: dpo; exo_pair's ε
     logps: Literal["sum", "mean"] = "mean"
     nll: Annotated[float, Field(ge=0)] = 0.0  # weight of the chosen answer's NLL per token
     dpo: Annotated[float, Field(ge=0)] = 1.0  # weight of the preference term; 0: the NLL alone
@@ -130,9 +142,19 @@ class TrainConfig(Table):
     warmup: Count = 0  # steps
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_length: Positive = 4096  # tokens of prompt and response
-    grad_checkpoint: bool = False
-    sft: SftConfig = SftConfig()
+    grad_checkpoint: Literal["auto", "yes", "no"] = "auto"  # layers computed twice, to save memory
+    memory_gb: Annotated[float, Field(ge=0)] = 0.0  # for activations; 0: half of the machine's
+    reference_cache: str = ""  # "": the user's cache folder, "off", or a path
+    mask: MaskConfig = MaskConfig()
+    tune: Literal["lora", "full"] = "lora"  # full: all weights, of a model that is not quantised
     lora: LoraConfig = LoraConfig()
+
+
+class TrainConfig(Fitting):
+    """[train] of a recipe; [train.sft] is for the answers that a strategy imitates."""
+
+    objective: Literal["dpo", "ipo", "exo_pair", "orpo"] = "dpo"
+    sft: SftConfig = SftConfig()
 
 
 class EvalConfig(Table):
@@ -223,6 +245,15 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
             f"{path}: train.dpo and train.nll are both 0, nothing would be trained",
             "give one of them a weight above 0",
         )
+    check_objective(recipe.train.objective, recipe.train, recipe.policy.quantize, path)
+    refers = recipe.train.objective != "orpo" and recipe.train.dpo > 0
+    if recipe.train.tune == "full" and refers and recipe.train.reference != "none":
+        raise UserError(
+            f"{path}: with train.tune = 'full', r3 would need the weights of the stage's start a "
+            "second time, for pairs that are only made later",
+            'train LoRA, or set train.reference = "none", train.dpo = 0 or train.objective = '
+            '"orpo"',
+        )
     for tier in ("basic", "advanced"):
         critic = validate_tier(recipe, tier, path, settings)
         if critic.provider != "solver" and not critic.model:
@@ -230,6 +261,25 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
                 f"{path}: critic.provider = {critic.provider!r} needs a model",
                 'set critic.model, for example "qwen2.5:7b"',
             )
+
+
+def check_objective(objective: str, train: Fitting, quantize: int, path: Path) -> None:
+    """Keys of [train] that contradict an objective or each other."""
+    if train.tune == "full" and quantize:
+        raise UserError(
+            f"{path}: train.tune = 'full' needs weights that are not quantised",
+            "leave policy.quantize at 0",
+        )
+    if objective == "exo_pair" and not train.smoothing:
+        raise UserError(
+            f"{path}: exo_pair needs train.smoothing above 0",
+            "set train.smoothing, for example 0.005",
+        )
+    if train.smoothing and objective not in ("dpo", "exo_pair"):
+        raise UserError(
+            f"{path}: train.smoothing does nothing for {objective}",
+            "leave it out, or train dpo or exo_pair",
+        )
 
 
 def validate_tier(

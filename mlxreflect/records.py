@@ -127,6 +127,7 @@ class Example:
 
     chosen_ids, rejected_ids, completion_ids: the exact tokens where the policy wrote the text
     (end token included when it stopped by itself), None where a critic did.
+    completions, rewards: of a group, several answers to one prompt and what each was worth.
     source: {"problem": id, "epoch": n, "wave": n, "turns": [chosen, rejected]}.
     """
 
@@ -139,6 +140,8 @@ class Example:
     chosen_ids: list[int] | None = None
     rejected_ids: list[int] | None = None
     completion_ids: list[int] | None = None
+    completions: list[str] | None = None
+    rewards: list[float] | None = None
     weight: float = 1.0
     mask: str = "response"
     source: dict[str, Any] = field(default_factory=dict)

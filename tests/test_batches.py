@@ -1,158 +1,247 @@
-"""Examples as tokens: what the policy wrote as it is, one end token, nothing cut silently."""
+"""Padded batches against brute force: what each scored state has read, and what it predicts."""
 
+from collections.abc import Iterator, Sequence
+from unittest.mock import patch
+
+import mlx.core as mx
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mlxreflect.policy import Policy
-from mlxreflect.prompts import attempt_messages
-from mlxreflect.records import Example
-from mlxreflect.train.batches import PAD_TO, Dropped, Pair, Row, collate, encode_example
+from mlxreflect.train import batches
+from mlxreflect.train.batches import PAD_TO, Batch, Item, Row, collate, common_prefix, shape_of
 
-MESSAGES = attempt_messages("Do it.", "Numbers: 3 4 5\nTarget: 35", "think", "thinking")
-TEXT = "<think>\nstep 1: 3 + 4 = 7\nstep 2: 7 * 5 = 35\n</think>\n<answer> ( 3 + 4 ) * 5 </answer>"
-OTHER = "<think>\nstep 1: 3 + 5 = 8\n</think>\n<answer> 3 + 5 </answer>"
+Scored = tuple[tuple[int, ...], int]  # all tokens that a state has read, and the one it predicts
 
 
-@pytest.fixture(scope="module")
-def policy(tiny_random: object) -> Policy:
-    from mlxreflect.policy import load_policy
-    from mlxreflect.recipe import PolicyConfig
-
-    return load_policy(PolicyConfig(model=str(tiny_random)))
-
-
-def sft(text: str | None, ids: list[int] | None = None, weight: float = 1.0) -> Example:
-    return Example("sft", MESSAGES, completion=text, completion_ids=ids, weight=weight)
-
-
-def preference(
-    chosen: str, rejected: str, ids: list[int] | None = None, others: list[int] | None = None
-) -> Example:
-    return Example("preference", MESSAGES, chosen, rejected, chosen_ids=ids, rejected_ids=others)
-
-
-def row(policy: Policy, example: Example, max_length: int = 500) -> Row:
-    encoded = encode_example(policy, example, max_length)
-    assert isinstance(encoded, Row)
-    return encoded
-
-
-def pair(policy: Policy, example: Example, max_length: int = 500) -> Pair:
-    encoded = encode_example(policy, example, max_length)
-    assert isinstance(encoded, Pair)
-    return encoded
+def scored(batch: Batch) -> list[list[Scored]]:
+    """Of each row, from the arrays alone."""
+    inputs, targets, slots, group = (
+        np.array(a) for a in (batch.inputs, batch.targets, batch.slots, batch.group)
+    )
+    ahead, from_rows = batch.from_prefix.tolist(), batch.from_rows.tolist()
+    assert len(targets) == len(ahead) + len(from_rows)
+    found = []
+    for row in range(len(inputs)):
+        begun: list[int] = []
+        if batch.prefix is not None:
+            begun = batch.prefix[group[row]].tolist()[: batch.prefix_lengths[group[row]].item()]
+        found.append([])
+        for n in slots[row][np.array(batch.mask[row]) == 1]:
+            if n < len(ahead):
+                of, at = divmod(ahead[n], batch.prefix.shape[1])
+                assert of == group[row] and at < len(begun)
+                read = begun[: at + 1]
+            else:
+                of, at = divmod(from_rows[n - len(ahead)], inputs.shape[1])
+                assert of == row
+                read = begun + inputs[row, : at + 1].tolist()
+            found[-1].append((tuple(read), int(targets[n])))
+    return found
 
 
-@pytest.mark.parametrize("text", [TEXT, OTHER, "", "x", " 7", "\n</think>", "naïve ✓ 😀 ５²"])
-def test_a_text_gets_exactly_one_end_token(policy: Policy, text: str) -> None:
-    found = row(policy, sft(text))
-    end = policy.end_of_turn
-    assert found.prompt == policy.encode(MESSAGES)
-    assert found.response[-1] == end
-    assert found.response.count(end) == 1
-    assert policy.decode(found.response[:-1]) == text
-    whole = policy.tokenizer.encode(policy.decode(found.prompt) + text, add_special_tokens=False)
-    assert found.prompt + found.response == [*whole, end]
+def positions(row: Row) -> list[int]:
+    """Of the response tokens that the loss sees, in prompt + response."""
+    flags = row.mask or [True] * len(row.response)
+    return [len(row.prompt) + i for i, seen in enumerate(flags) if seen]
 
 
-def test_what_the_policy_generated_is_used_as_it_is(policy: Policy) -> None:
-    """Even where its tokens are not how the tokenizer would write the same text."""
-    bytes_of_35 = [policy.tokenizer.encode(c, add_special_tokens=False)[0] for c in " 35"]
-    assert policy.decode(bytes_of_35) == " 35"
-    assert policy.tokenizer.encode(" 35", add_special_tokens=False) != bytes_of_35
-    stopped = [*bytes_of_35, policy.end_of_turn]
-    assert row(policy, sft(" 35", stopped)).response == stopped
-    assert row(policy, sft("words that the ids are not", stopped)).response == stopped
-    found = pair(policy, preference(TEXT, " 35", None, stopped))
-    assert found.rejected.response == stopped
-    assert found.chosen.response[-1] == policy.end_of_turn
+def brute(row: Row, left_out: Sequence[int] = ()) -> list[Scored]:
+    tokens = [*row.prompt, *row.response]
+    return [(tuple(tokens[:i]), tokens[i]) for i in positions(row) if i not in left_out]
 
 
-def test_a_response_cut_by_length_gets_no_end_token(policy: Policy) -> None:
-    (completion,) = policy.generate(
-        [policy.encode(MESSAGES)],
-        temperature=0, top_p=1, max_new_tokens=5, batch=1, seed=(0,),
-    )  # fmt: skip
-    assert completion.finish_reason == "length"
-    found = row(policy, sft(completion.text, completion.token_ids))
-    assert found.response == completion.token_ids
-    assert len(found.response) == 5
-    assert policy.end_of_turn not in found.response
+def brute_shared(item: Item) -> int:
+    """How many tokens all rows begin with, the last of each left out."""
+    wholes = [[*row.prompt, *row.response][:-1] for row in item]
+    n = 0
+    while n < min(map(len, wholes)) and len({tuple(whole[: n + 1]) for whole in wholes}) == 1:
+        n += 1
+    return n
 
 
-def test_long_prompts_are_cut_from_the_left(policy: Policy) -> None:
-    prompt = policy.encode(MESSAGES)
-    whole = row(policy, sft(TEXT))
-    for short in (1, len(prompt) - 1):
-        found = row(policy, sft(TEXT), whole.length - short)
-        assert found.response == whole.response
-        assert found.prompt == prompt[short:]
-    assert row(policy, sft(TEXT), whole.length) == whole
+def rows_of(items: Sequence[Item]) -> list[Row]:
+    return [row for item in items for row in item]
 
 
-def test_both_responses_of_a_pair_answer_the_same_prompt(policy: Policy) -> None:
-    prompt = policy.encode(MESSAGES)
-    whole = pair(policy, preference(TEXT, OTHER))
-    assert len(whole.chosen.response) != len(whole.rejected.response)
-    longest = max(whole.chosen.length, whole.rejected.length)
-    for example in (preference(TEXT, OTHER), preference(OTHER, TEXT)):
-        cut = pair(policy, example, longest - 4)
-        assert (cut.chosen.prompt, cut.rejected.prompt) == (prompt[4:], prompt[4:])
+def check(items: Sequence[Item], *, share: bool, keep_shared: bool) -> Batch:
+    """Everything that a batch promises, for any items."""
+    batch, rows = collate(items, share=share, keep_shared=keep_shared), rows_of(items)
+    shared = [brute_shared(item) if batch.prefix is not None else 0 for item in items]
+    expected, states = [], set()
+    for number, (item, n) in enumerate(zip(items, shared, strict=True)):
+        common = set.intersection(*(set(positions(row)) for row in item)) & set(range(n))
+        for row in item:
+            own = positions(row)
+            expected.append(brute(row, () if keep_shared else common))
+            for i in own:  # a state of the prefix that predicts one token for all is one
+                if keep_shared or i not in common:
+                    states.add((number, i) if i < n else (number, i, len(expected)))
+    assert scored(batch) == expected
+    assert batch.targets.size == len(states)
+    assert batch.group.tolist() == [g for g, item in enumerate(items) for _ in item]
+    assert batch.lengths.tolist() == [len(positions(row)) for row in rows]
+    assert batch.weights.tolist() == [row.weight for row in rows]
+    assert batch.slots.shape == batch.mask.shape
+    assert batch.slots.shape[0] == batch.inputs.shape[0] == len(rows)
+    padding = np.array(batch.slots)[np.array(batch.mask) == 0]
+    assert (padding == batch.targets.size).all()
+    assert batch.inputs.shape[1] % PAD_TO == batch.slots.shape[1] % PAD_TO == 0
+    for array in (batch.inputs, batch.targets, batch.slots, batch.group):
+        assert array.dtype == mx.int32
+    if batch.prefix is None:
+        assert batch.from_prefix.size == 0
+        assert batch.inputs.shape[1] >= max(row.length for row in rows) - 1
+    else:
+        assert share
+        assert batch.prefix.shape[0] == len(items)
+        assert batch.prefix.shape[1] % PAD_TO == 0
+        assert batch.prefix_lengths.tolist() == shared
+    return batch
 
 
-def test_long_responses_are_dropped_and_named(policy: Policy) -> None:
-    tokens = len(row(policy, sft(TEXT)).response)
-    for limit in (1, tokens - 1, tokens):  # at least one token of the prompt is needed
-        example = sft(TEXT)
-        dropped = encode_example(policy, example, limit)
-        assert isinstance(dropped, Dropped)
-        assert dropped.example is example
-        assert str(limit) in dropped.reason
-    assert isinstance(encode_example(policy, sft(TEXT), tokens + 1), Row)
-    for example in (preference(TEXT, OTHER), preference(OTHER, TEXT)):
-        dropped = encode_example(policy, example, tokens)
-        assert isinstance(dropped, Dropped)
-        assert dropped.example is example
-        assert str(tokens) in dropped.reason
-        assert isinstance(encode_example(policy, example, tokens + 1), Pair)
+# ---- any rows ------------------------------------------------------------------------------------
+
+TOKENS = st.integers(1, 2)  # so few that rows often begin alike, and that some are the same
 
 
-def test_a_pair_without_a_difference_is_dropped(policy: Policy) -> None:
-    dropped = encode_example(policy, preference(TEXT, TEXT), 500)
-    assert isinstance(dropped, Dropped)
-    assert "same" in dropped.reason
-    ids = row(policy, sft(TEXT)).response
-    assert isinstance(encode_example(policy, preference(TEXT, "x", None, ids), 500), Dropped)
-    # The same words, one cut by length and one ended: to end there is the difference.
-    assert isinstance(encode_example(policy, preference(TEXT, TEXT, ids[:-1]), 500), Pair)
+@st.composite
+def items(draw: st.DrawFn) -> Item:
+    prompt = draw(st.lists(TOKENS, min_size=1, max_size=6))
+    opening = draw(st.lists(TOKENS, max_size=4))
+    responses = draw(st.lists(st.lists(TOKENS, max_size=6), min_size=1, max_size=4))
+    rows = []
+    for rest in responses:
+        response = [*opening, *rest] or [1]
+        flags = st.lists(st.booleans(), min_size=len(response), max_size=len(response))
+        mask = draw(st.none() | flags.map(tuple))
+        rows.append(Row(prompt, response, draw(st.sampled_from([1.0, 0.25])), mask))
+    return tuple(rows)
 
 
-def test_weights_are_carried(policy: Policy) -> None:
-    assert row(policy, sft(TEXT, weight=0.25)).weight == 0.25
-    example = Example("preference", MESSAGES, TEXT, OTHER, weight=3.0)
-    assert pair(policy, example).chosen.weight == 3.0
+@pytest.mark.parametrize("worth", [0.0, batches.WORTH, 1e9], ids=["whole", "cheaper", "shared"])
+@given(items=st.lists(items(), min_size=1, max_size=4), keep_shared=st.booleans())
+def test_any_rows(items: list[Item], keep_shared: bool, worth: float) -> None:
+    """worth: which layout is taken; 1e9: prefixes by themselves though it saves nothing."""
+    with patch.object(batches, "WORTH", worth):
+        batch = check(items, share=True, keep_shared=keep_shared)
+        several = any(len(item) > 1 for item in items)
+        if worth != batches.WORTH:
+            assert (batch.prefix is not None) == (worth > 1 and several)
+        check(items, share=False, keep_shared=keep_shared)
+        assert collate(items, share=False).prefix is None
+
+
+def worth_of(one: Scored) -> float:
+    """Some log-probability, the same for the same tokens."""
+    return -(hash(one) % 1009) / 100
+
+
+@given(items=st.lists(items(), min_size=1, max_size=4))
+def test_what_is_left_out_cancels(items: list[Item]) -> None:
+    """Sums differ between the rows of an item as they do with every token scored."""
+    with patch.object(batches, "WORTH", 1e9):
+        sums = [sum(map(worth_of, row)) for row in scored(collate(items, share=True,
+                                                                  keep_shared=False))]  # fmt: skip
+    whole = [sum(map(worth_of, brute(row))) for row in rows_of(items)]
+    at = 0
+    for item in items:
+        for i in range(at, at + len(item)):
+            assert sums[i] - sums[at] == pytest.approx(whole[i] - whole[at])
+        at += len(item)
+
+
+# ---- layouts -------------------------------------------------------------------------------------
 
 
 def test_a_batch_is_shifted_masked_and_padded() -> None:
     rows = [Row([5, 6, 7], [8, 9], 2.0), Row([1], [2, 3, 4, 5, 6, 7, 8, 9, 10, 11])]
-    batch = collate(rows)
-    width = batch.inputs.shape[1]
-    assert width % PAD_TO == 0
-    assert width >= 10
-    for name in ("inputs", "targets", "mask"):
-        assert getattr(batch, name).shape == (2, width)
-    inputs, targets, mask = (np.array(a) for a in (batch.inputs, batch.targets, batch.mask))
-    assert inputs[0, :4].tolist() == [5, 6, 7, 8]
-    assert targets[0, :4].tolist() == [6, 7, 8, 9]
+    batch = check([(row,) for row in rows], share=True, keep_shared=True)
+    assert batch.prefix is None  # one row of each prompt: nothing to share
+    assert batch.inputs.shape == (2, 16)
+    assert batch.inputs[0].tolist() == [5, 6, 7, 8] + [0] * 12
+    assert batch.from_rows.tolist() == [2, 3, *range(16, 26)]
+    assert batch.targets.tolist() == [8, 9, *rows[1].response]
+    assert batch.slots[0].tolist() == [0, 1] + [12] * 14
+    assert batch.mask.sum(axis=1).tolist() == [2, 10]
     assert batch.lengths.tolist() == [2, 10]
     assert batch.weights.tolist() == [2, 1]
-    assert mask.sum(1).tolist() == [2, 10]
-    for i, r in enumerate(rows):  # the loss sees the response, all of it and nothing else
-        assert targets[i][mask[i] == 1].tolist() == r.response
-        before = inputs[i][mask[i] == 1]
-        assert before.tolist() == (r.prompt + r.response)[len(r.prompt) - 1 : -1]
+
+
+def test_a_shared_beginning_is_laid_out_once() -> None:
+    """Prompt and the opening of both responses, here 20 + 2 tokens of 25 and 24."""
+    prompt = list(range(10, 30))
+    pair = (Row(prompt, [1, 2, 3, 4, 5]), Row(prompt, [1, 2, 7, 8]))
+    batch = check([pair], share=True, keep_shared=True)
+    assert batch.prefix is not None
+    assert batch.prefix.tolist() == [[*prompt, 1, 2, 0, 0]]
+    assert batch.prefix_lengths.tolist() == [22]
+    assert batch.inputs.tolist() == [[3, 4] + [0] * 6, [7] + [0] * 7]
+    # Position 21 has read all that is shared, and predicts 3 for one row and 7 for the other.
+    assert batch.from_prefix.tolist() == [19, 20, 21, 21]
+    assert batch.from_rows.tolist() == [0, 1, 8]
+    assert batch.targets.tolist() == [1, 2, 3, 7, 4, 5, 8]
+    assert batch.slots.tolist() == [[0, 1, 2, 4, 5, 7, 7, 7], [0, 1, 3, 6, 7, 7, 7, 7]]
+    assert batch.lengths.tolist() == [5, 4]
+
+
+def test_shared_tokens_may_be_left_out_and_still_count() -> None:
+    prompt = list(range(10, 30))
+    pair = (Row(prompt, [1, 2, 3, 4, 5]), Row(prompt, [1, 2, 7, 8]))
+    batch = check([pair], share=True, keep_shared=False)
+    assert batch.targets.tolist() == [3, 7, 4, 5, 8]
+    assert batch.slots[:, :4].tolist() == [[0, 2, 3, 5], [1, 4, 5, 5]]
+    assert batch.lengths.tolist() == [5, 4]
+    # A token that the loss of one row does not see is no longer every row's.
+    half = (pair[0], Row(prompt, [1, 2, 7, 8], mask=(False, True, True, True)))
+    batch = check([half], share=True, keep_shared=False)
+    assert batch.targets.tolist() == [1, 3, 7, 4, 5, 8]
+    assert batch.slots[:, :4].tolist() == [[0, 1, 3, 4], [2, 5, 6, 6]]
+    assert batch.lengths.tolist() == [5, 3]
+
+
+def test_a_response_may_be_the_beginning_of_another() -> None:
+    prompt = list(range(10, 40))
+    batch = check([(Row(prompt, [1, 2]), Row(prompt, [1, 2, 3]))], share=True, keep_shared=False)
+    assert batch.prefix_lengths.tolist() == [31]
+    assert batch.targets.tolist() == [2, 2, 3]
+    same = (Row(prompt, [1, 2]),) * 3
+    assert check([same], share=True, keep_shared=True).prefix_lengths.tolist() == [31]
+
+
+def test_masked_tokens_are_not_scored() -> None:
+    rows = [Row([1, 2], [3, 4, 5], mask=(False, True, True)), Row([1], [2, 3], mask=(False,) * 2)]
+    batch = check([(row,) for row in rows], share=False, keep_shared=True)
+    assert batch.targets.tolist() == [4, 5]
+    assert batch.lengths.tolist() == [2, 0]
+    assert [row.trained for row in rows] == [2, 0]
+    assert Row([1], [2, 3]).trained == 2
+    (one,) = {common_prefix((Row([1], [2, 3]), Row([1], [2, 4])))}
+    assert one == 2  # the last token of a row is no input
+
+
+def test_prefixes_by_themselves_only_where_that_saves_work() -> None:
+    long, short = list(range(100)), [1]
+    answers = ([1, 2, 3], [4, 5, 6])
+    much = tuple(Row(long, answer) for answer in answers)
+    little = tuple(Row(short, answer * 30) for answer in answers)
+    assert shape_of([much], True) == (1, 104, 2, 8)
+    assert shape_of([much], False) == (0, 0, 2, 104)
+    assert shape_of([little], True) == (0, 0, 2, 96)
+    assert shape_of([much, much], True).tokens == 2 * shape_of([much], True).tokens == 240
+    for items in ([much], [little], [much, little], [much[:1]], [much, little[:1]]):
+        for share in (False, True):
+            shape, batch = shape_of(items, share), collate(items, share=share)
+            assert (shape.rows, shape.suffix) == batch.inputs.shape
+            ahead = (0, 0) if batch.prefix is None else batch.prefix.shape
+            assert (shape.groups, shape.prefix) == ahead
+
+
+def lengths() -> Iterator[int]:
+    for n in range(1, 81):
+        yield collate([(Row([1], [2] * n),)]).inputs.shape[1]
 
 
 def test_lengths_come_in_few_shapes() -> None:
-    widths = {collate([Row([1], [2] * n)]).inputs.shape[1] for n in range(1, 81)}
-    assert widths == set(range(PAD_TO, 81, PAD_TO))
+    assert set(lengths()) == set(range(PAD_TO, 81, PAD_TO))

@@ -1,22 +1,33 @@
-"""LoRA on loaded models, and adapters that mlx-lm itself loads."""
+"""LoRA and full fine-tuning of loaded models, and adapters that mlx-lm itself loads."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+import mlx.optimizers as optim
 import mlx_lm
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from test_losses import SHAPES, rows
+from mlx_lm.models import lfm2
+from safetensors.numpy import load_file
 
 from mlxreflect.errors import UserError
-from mlxreflect.policy import Policy, weights_hash
-from mlxreflect.recipe import LoraConfig
-from mlxreflect.train.lora import attach_lora, base_reference, linear_keys, save_adapter
-from mlxreflect.train.trainer import Settings, Trainer
+from mlxreflect.policy import Policy, load_policy, weights_hash
+from mlxreflect.recipe import LoraConfig, PolicyConfig
+from mlxreflect.train.lora import (
+    Arrays,
+    attach_full,
+    attach_lora,
+    base_reference,
+    linear_keys,
+    lora_scale,
+    save_adapter,
+)
 
 Load = Callable[..., Policy]
 IDS = [[257, 40, 41, 42, 43, 258, 7, 8], [257, 99, 3, 300, 5, 258, 1, 2]]
@@ -36,10 +47,18 @@ def lora_layers(model: nn.Module) -> set[str]:
     return {name for name, module in model.named_modules() if "lora_a" in module}
 
 
-def train(policy: Policy, seed: int = 1, lr: float = 1e-2) -> Trainer:
-    trainer = Trainer(policy.model)
-    trainer.fit_rows(rows(1, SHAPES), Settings(lr=lr, batch=3, epochs=2), (seed,))
-    return trainer
+def train(model: nn.Module, steps: int = 4, lr: float = 1e-2) -> Arrays:
+    """A few steps on IDS; returns what was trained."""
+    ids, optimizer = mx.array(IDS), optim.AdamW(lr)
+
+    def loss(model: nn.Module) -> mx.array:
+        return nn.losses.cross_entropy(model(ids[:, :-1]), ids[:, 1:], reduction="mean")
+
+    for _ in range(steps):
+        _, gradients = nn.value_and_grad(model, loss)(model)
+        optimizer.update(model, gradients)
+        mx.eval(model.parameters(), optimizer.state)
+    return dict(tree_flatten(model.trainable_parameters()))
 
 
 @pytest.mark.parametrize("dequantize", ["no", "yes"])
@@ -50,10 +69,10 @@ def test_an_adapter_loads_in_mlx_lm_with_the_same_logits(
     base = logits_of(policy.model)
     config = attach_lora(policy.model, LoraConfig(rank=4, layers=-1), 0)
     np.testing.assert_array_equal(logits_of(policy.model), base)  # lora_b begins at zero
-    trainer = train(policy)
+    arrays = train(policy.model)
     trained = logits_of(policy.model)
     assert np.abs(trained - base).max() > 0.01
-    save_adapter(tmp_path / "new" / "adapter", trainer.trainable(), config, str(tiny_random))
+    save_adapter(tmp_path / "new" / "adapter", arrays, config, str(tiny_random))
     loaded, _ = mlx_lm.load(str(tiny_random), adapter_path=str(tmp_path / "new" / "adapter"))
     exact = 0 if dequantize == "no" else 2e-4
     np.testing.assert_allclose(logits_of(loaded), trained, atol=exact)
@@ -138,8 +157,7 @@ def test_an_unknown_key_names_the_known_ones(load_random: Load) -> None:
 def test_training_goes_on_from_an_adapter(load_random: Load, tmp_path: Path) -> None:
     policy = load_random(dequantize="no")
     config = attach_lora(policy.model, LoraConfig(rank=4, layers=1, keys=["mlp.up_proj"]), 0)
-    first = train(policy)
-    save_adapter(tmp_path / "a", first.trainable(), config, "tiny")
+    save_adapter(tmp_path / "a", train(policy.model), config, "tiny")
     before = trainable(policy.model)
 
     policy = load_random(dequantize="no", adapter=str(tmp_path / "a"))
@@ -152,35 +170,222 @@ def test_training_goes_on_from_an_adapter(load_random: Load, tmp_path: Path) -> 
     for name, array in continued.items():
         np.testing.assert_array_equal(array, before[name])
     frozen = {k: np.array(v.astype(mx.float32)) for k, v in tree_flatten(policy.model.parameters())}
-    second = train(policy, seed=2)
+    second = train(policy.model)
     for name, array in tree_flatten(policy.model.parameters()):
         same = np.array_equal(np.array(array.astype(mx.float32)), frozen[name])
         assert same == (name not in before), name
-    save_adapter(tmp_path / "b", second.trainable(), again, "tiny")
+    save_adapter(tmp_path / "b", second, again, "tiny")
     trained = logits_of(policy.model)
     np.testing.assert_array_equal(
         logits_of(load_random(dequantize="no", adapter=str(tmp_path / "b")).model), trained
     )
 
 
-def test_an_adapter_of_another_type_is_refused(load_random: Load, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("config", "scale"),
+    [(LoraConfig(rank=8), 2.0), (LoraConfig(rank=8, scale=20.0), 20.0),
+     (LoraConfig(rank=8, alpha=16.0), 2.0), (LoraConfig(rank=16, scale=5.0, alpha=8.0), 0.5)],
+)  # fmt: skip
+def test_the_scale_may_be_given_as_alpha(
+    load_random: Load, config: LoraConfig, scale: float
+) -> None:
+    assert lora_scale(config) == scale
+    model = load_random().model
+    assert attach_lora(model, config, 0)["lora_parameters"]["scale"] == scale
+    assert {m.scale for _, m in model.named_modules() if "lora_a" in m} == {scale}
+
+
+@pytest.mark.parametrize("layers", [0, 3, 99])
+def test_layers_that_are_not_there_are_refused(load_random: Load, layers: int) -> None:
+    model = load_random().model
+    with pytest.raises(UserError) as caught:
+        attach_lora(model, LoraConfig(layers=layers), 0)
+    assert f"train.lora.layers = {layers}: the model has 2 layers" in caught.value.message
+    assert "1 to 2, or -1" in caught.value.hint
+    assert not lora_layers(model)
+
+
+@pytest.fixture
+def hybrid() -> nn.Module:
+    """Attention in the first block, a convolution in the second."""
+    mx.random.seed(3)
+    return lfm2.Model(lfm2.ModelArgs.from_dict({
+        "model_type": "lfm2", "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+        "norm_eps": 1e-5, "conv_bias": False, "conv_L_cache": 3, "block_dim": 64,
+        "block_ff_dim": 128, "block_multiple_of": 32, "block_ffn_dim_multiplier": 1.0,
+        "block_auto_adjust_ff_dim": False, "full_attn_idxs": [0],
+    }))  # fmt: skip
+
+
+def test_a_key_may_be_of_some_layers_only(hybrid: nn.Module) -> None:
+    config = attach_lora(hybrid, LoraConfig(keys=["self_attn.q_proj", "conv.in_proj"]), 0)
+    assert lora_layers(hybrid) == {"model.layers.0.self_attn.q_proj", "model.layers.1.conv.in_proj"}
+    assert config["num_layers"] == 2
+
+
+def test_keys_of_no_chosen_layer_would_train_nothing(hybrid: nn.Module) -> None:
+    with pytest.raises(UserError) as caught:
+        attach_lora(hybrid, LoraConfig(keys=["self_attn.q_proj"], layers=1), 0)
+    assert "the last 1 of 2 layers" in caught.value.message
+    assert "conv.in_proj" in caught.value.hint and "self_attn" not in caught.value.hint
+    assert not lora_layers(hybrid)
+
+
+@pytest.mark.parametrize(("kind", "attach"), [("dora", "lora"), ("full", "lora"), ("dora", "full"),
+                                              ("lora", "full")])  # fmt: skip
+def test_an_adapter_of_another_type_is_refused(
+    load_random: Load, tmp_path: Path, kind: str, attach: str
+) -> None:
     policy = load_random()
     config = attach_lora(policy.model, LoraConfig(rank=2), 0)
     save_adapter(
         tmp_path, dict(tree_flatten(policy.model.trainable_parameters())),
-        {**config, "fine_tune_type": "dora"}, "tiny",
+        {**config, "fine_tune_type": kind}, "tiny",
     )  # fmt: skip
+    model = load_random().model
     with pytest.raises(UserError) as caught:
-        attach_lora(load_random().model, LoraConfig(), 0, str(tmp_path))
-    assert "dora" in caught.value.message
-    assert caught.value.hint
+        if attach == "full":
+            attach_full(model, "some/model", str(tmp_path))
+        else:
+            attach_lora(model, LoraConfig(), 0, str(tmp_path))
+    assert repr(kind) in caught.value.message
+    assert f"mlxreflect fuse --model MODEL --adapter {tmp_path} --out DIR" in caught.value.hint
+    assert not lora_layers(model)
+
+
+# ---- all weights ---------------------------------------------------------------------------------
+
+
+def store(folder: Path, dtype: mx.Dtype) -> Path:
+    """Bring the floats of a model folder to another type."""
+    path = str(folder / "model.safetensors")
+    arrays = {k: v.astype(dtype) if v.dtype == mx.float32 else v for k, v in mx.load(path).items()}
+    mx.eval(arrays)
+    mx.save_safetensors(path, arrays)
+    return folder
+
+
+def load_plain(folder: Path, **changes: str) -> Policy:
+    return load_policy(PolicyConfig(model=str(folder), **changes))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_all_weights_are_trained_and_load_in_mlx_lm(
+    make_model: Callable[..., Path], tmp_path: Path, dtype: mx.Dtype, tied: bool
+) -> None:
+    folder = store(make_model(quantization=None, tie_word_embeddings=tied), dtype)
+    model = load_plain(folder).model
+    base = logits_of(model)
+    config = attach_full(model, str(folder))
+    assert config == {"fine_tune_type": "full", "num_layers": 2}
+    np.testing.assert_allclose(logits_of(model), base, atol=1e-5)
+    assert all(memoryview(v).c_contiguous for _, v in tree_flatten(model.parameters()))
+    before = trainable(model)
+    assert before.keys() == dict(tree_flatten(model.parameters())).keys()
+    arrays = train(model, steps=1, lr=1e-5)
+    assert all(not np.array_equal(np.array(v), before[k]) for k, v in arrays.items())
+    assert {v.dtype for v in arrays.values()} == {mx.float32}
+    save_adapter(tmp_path / "a", arrays, config, str(folder))
+
+    loaded, _ = mlx_lm.load(str(folder), adapter_path=str(tmp_path / "a"))
+    np.testing.assert_array_equal(logits_of(loaded), logits_of(model))
+    written = load_file(tmp_path / "a" / "adapters.safetensors")  # another reader of the format
+    assert written.keys() == arrays.keys()
+    for name, array in written.items():
+        np.testing.assert_array_equal(array, np.array(arrays[name]))
+
+
+def test_training_goes_on_from_a_full_adapter(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Bit for bit as if it had not been saved and loaded: the layout in memory is the same too."""
+    folder, a = make_model(quantization=None), tmp_path / "a"
+    model = load_plain(folder).model
+    config = attach_full(model, str(folder))
+    save_adapter(a, train(model, steps=1), config, str(folder))
+    again = load_plain(folder, adapter=str(a)).model
+    config = attach_full(again, str(folder), str(a))
+    np.testing.assert_array_equal(logits_of(again), logits_of(model))
+    train(again)
+    train(model)
+    for name, array in trainable(again).items():
+        np.testing.assert_array_equal(array, trainable(model)[name])
+    save_adapter(a, dict(tree_flatten(again.trainable_parameters())), config, str(folder))
+    np.testing.assert_array_equal(
+        logits_of(mlx_lm.load(str(folder), adapter_path=str(a))[0]), logits_of(model)
+    )
+
+
+def test_mlx_lm_generates_with_a_full_adapter(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = make_model(quantization=None)
+    model = load_plain(folder).model
+    config = attach_full(model, str(folder))
+    save_adapter(tmp_path / "a", train(model, steps=1), config, str(folder))
+    call = [sys.executable, "-m", "mlx_lm", "generate", "--model", str(folder)]
+    call += ["--adapter-path", str(tmp_path / "a"), "--prompt", "2 + 2 =", "-m", "5"]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Generation: 5 tokens" in done.stdout
+
+
+def test_a_small_step_is_not_lost(make_model: Callable[..., Path]) -> None:
+    """In bfloat16 most weights would stay what they are."""
+    model = load_plain(store(make_model(quantization=None), mx.bfloat16), dequantize="no").model
+    weight = model.layers[0].mlp.up_proj.weight
+    assert weight.dtype == mx.bfloat16
+    lost = ((weight + 1e-5).astype(mx.bfloat16) == weight).mean().item()
+    attach_full(model)
+    kept = model.layers[0].mlp.up_proj.weight
+    assert lost > 0.8
+    assert (kept + 1e-5 == kept).mean().item() == 0
+    np.testing.assert_array_equal(np.array(kept), np.array(weight.astype(mx.float32)))
+
+
+@pytest.mark.parametrize("dequantize", ["yes", "no"])
+def test_quantised_weights_are_refused(
+    load_random: Load, tiny_random: Path, dequantize: str
+) -> None:
+    """Also those that loading made plain: a full adapter would not fit the files."""
+    model = load_random(dequantize=dequantize).model
+    with pytest.raises(UserError) as caught:
+        attach_full(model, str(tiny_random))
+    assert "full fine-tuning needs weights that are not quantised" in caught.value.message
+    assert f"mlxreflect fuse --model {tiny_random} --out DIR" in caught.value.hint
+
+
+def test_the_embedded_model_is_quantised() -> None:
+    with pytest.raises(UserError, match="tiny: full fine-tuning"):
+        attach_full(load_plain(Path("tiny")).model, "tiny")
+
+
+def test_arrays_that_are_no_floats_stay_frozen(make_model: Callable[..., Path]) -> None:
+    model = load_plain(make_model(quantization=None)).model
+    model.layers[0].mlp.table = mx.arange(4)
+    attach_full(model)
+    assert "model.layers.0.mlp.table" in dict(tree_flatten(model.parameters()))
+    assert "model.layers.0.mlp.table" not in trainable(model)
+    train(model, steps=1)
+
+
+def test_all_weights_have_no_base_to_go_back_to(make_model: Callable[..., Path]) -> None:
+    model = load_plain(make_model(quantization=None)).model
+    attach_full(model)
+    with pytest.raises(UserError, match="needs LoRA"):
+        base_reference(model)
+
+
+# ---- reference and name --------------------------------------------------------------------------
 
 
 def test_the_base_is_the_model_without_its_adapter(load_random: Load) -> None:
     policy = load_random(dequantize="no")
     base = logits_of(policy.model)
     attach_lora(policy.model, LoraConfig(rank=4), 0)
-    train(policy)
+    train(policy.model)
     trained = trainable(policy.model)
     reference = base_reference(policy.model)
     for name, array in trainable(policy.model).items():

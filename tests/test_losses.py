@@ -10,9 +10,17 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models import qwen2
 
-from mlxreflect.train.batches import Row, collate
+from mlxreflect.train.batches import Group, Pair, Row, collate
 from mlxreflect.train.losses import dpo_loss, nll_loss, sequence_logps, token_logps
-from mlxreflect.train.trainer import Settings, batch_logps, pair_loss
+from mlxreflect.train.network import Network
+from mlxreflect.train.objectives import (
+    Objective,
+    Settings,
+    imitation,
+    odds_ratio,
+    preference,
+    reinforcement,
+)
 
 VOCABULARY = 29
 Loss = Callable[[nn.Module], mx.array]
@@ -59,6 +67,41 @@ def rows(seed: int, shapes: list[tuple[int, int]]) -> list[Row]:
 
 
 SHAPES = [(5, 4), (3, 9), (7, 1), (5, 6), (3, 2), (7, 12)]
+
+
+def long_pairs(seed: int) -> list[Pair]:
+    """Pairs whose rows begin alike for so long that it is worth sharing: prompt and an opening."""
+    found = []
+    for i, (prompt, opening, chosen, rejected) in enumerate(
+        [(30, 4, 3, 6), (26, 0, 5, 2), (33, 2, 1, 7)]
+    ):
+        (begin,), (one, other) = (
+            rows(seed + 10 * i, [(prompt, opening + 1)]),
+            rows(seed + 10 * i + 1, [(1, chosen), (1, rejected)]),
+        )
+        shared = begin.response[:opening]
+        found.append(
+            Pair(
+                Row(begin.prompt, shared + one.response),
+                Row(begin.prompt, shared + other.response),
+            )
+        )
+    return found
+
+
+def mixed_pairs(seed: int) -> list[Pair]:
+    """Pairs that share their prompts alone."""
+    chosen, rejected = rows(seed, SHAPES[:3]), rows(seed + 1, SHAPES[3:])
+    return [Pair(c, Row(c.prompt, r.response)) for c, r in zip(chosen, rejected, strict=True)]
+
+
+def loss_of(network: Network, objective: Objective, share: bool = True) -> mx.array:
+    """The summed loss of all items of an objective as one batch."""
+    batch = collate(
+        objective.items, share=share and network.shares, keep_shared=objective.keep_shared
+    )
+    members = list(range(len(objective.items)))
+    return objective.loss(network.logps(batch, training=True), batch, members)[0]
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16])
@@ -133,30 +176,39 @@ def test_nll_is_a_token_mean() -> None:
     assert found.tolist() == [3.0, 3.0]
 
 
+@pytest.mark.parametrize(
+    ("make", "share"), [(mixed_pairs, False), (long_pairs, False), (long_pairs, True)]
+)
 @pytest.mark.parametrize("logps", ["sum", "mean"])
 @pytest.mark.parametrize(("dpo", "nll"), [(1.0, 0.0), (1.0, 0.7), (0.0, 1.0), (2.5, 0.2)])
-def test_pair_loss_of_a_model(logps: str, dpo: float, nll: float) -> None:
-    model = small_model()
-    chosen, rejected = rows(4, SHAPES[:3]), rows(5, SHAPES[3:])
+def test_pair_loss_of_a_model(
+    make: Callable[[int], list[Pair]], share: bool, logps: str, dpo: float, nll: float
+) -> None:
+    model, pairs = small_model(), make(4)
     reference = np.random.default_rng(6).normal(-25, 8, (3, 2))
     expected, margins = 0.0, []
-    for i in range(3):
-        c, r = log_probabilities(model, chosen[i]), log_probabilities(model, rejected[i])
+    for i, pair in enumerate(pairs):
+        c, r = log_probabilities(model, pair.chosen), log_probabilities(model, pair.rejected)
         per_c, per_r = (len(c), len(r)) if logps == "mean" else (1, 1)
         ratio = c.sum() / per_c - reference[i, 0] / per_c - r.sum() / per_r
         margins.append(0.3 * (ratio + reference[i, 1] / per_r))
         expected += dpo * softplus(np.array(-margins[-1])) + nll * -c.mean()
     settings = Settings(lr=1, batch=3, beta=0.3, logps=logps, dpo=dpo, nll=nll)
-    ref = mx.array(reference.astype(np.float32))
-    loss, margin = pair_loss(model, collate(chosen + rejected), ref, settings)
-    np.testing.assert_allclose(np.array(margin), margins, atol=2e-5)
+    objective, network = preference(pairs, list(reference), settings), Network(model)
+    assert objective.keep_shared == (logps == "mean" or nll > 0)
+    assert network.splits and network.shares
+    batch = collate(objective.items, share=share, keep_shared=objective.keep_shared)
+    assert (batch.prefix is not None) == share
+    loss, metrics = objective.loss(network.logps(batch, training=True), batch, [0, 1, 2])
+    np.testing.assert_allclose(np.array(metrics["margin"]), margins, atol=2e-5)
     assert loss.item() == pytest.approx(float(expected), rel=2e-6)
 
 
 def directional(loss: Loss, model: nn.Module, seed: int) -> tuple[float, float]:
     """The gradient along a random direction: by the product, and by central differences."""
     _, grads = nn.value_and_grad(model, loss)(model)
-    grads, start = dict(tree_flatten(grads)), dict(tree_flatten(model.parameters()))
+    grads, start = dict(tree_flatten(grads)), dict(tree_flatten(model.trainable_parameters()))
+    assert grads.keys() == start.keys()
     rng = np.random.default_rng(seed)
     way = {k: rng.normal(size=v.shape).astype(np.float32) for k, v in start.items()}
 
@@ -172,28 +224,67 @@ def directional(loss: Loss, model: nn.Module, seed: int) -> tuple[float, float]:
     return found, difference
 
 
+def frozen_head(model: nn.Module) -> nn.Module:
+    """Only parts of the layers are trained, as with LoRA."""
+    model.freeze()
+    for layer in model.layers:
+        layer.self_attn.q_proj.unfreeze()
+        layer.mlp.down_proj.unfreeze()
+        layer.input_layernorm.unfreeze()
+    return model
+
+
 @pytest.mark.parametrize("seed", range(1, 5))
 @pytest.mark.parametrize("logps", ["sum", "mean"])
 def test_gradient_of_the_pair_loss(logps: str, seed: int) -> None:
-    batch = collate(rows(7, SHAPES))
-    reference = mx.array([[-14.0, -25.0], [-30.0, -8.0], [-4.0, -38.0]])
+    """Of all weights: whole rows and shared prefixes by turns, the head's among them."""
+    pairs = (mixed_pairs if seed % 2 else long_pairs)(7)
+    reference = [np.array(r) for r in ([-14.0, -25.0], [-30.0, -8.0], [-4.0, -38.0])]
     settings = Settings(lr=1, batch=3, beta=0.5, logps=logps, nll=0.5)
-
-    def loss(model: nn.Module) -> mx.array:
-        return pair_loss(model, batch, reference, settings)[0]
-
-    found, difference = directional(loss, small_model(seed), seed)
+    model = small_model(seed)
+    objective, network = preference(pairs, reference, settings), Network(model)
+    found, difference = directional(lambda model: loss_of(network, objective), model, seed)
     assert found == pytest.approx(difference, rel=1e-3, abs=0.01)
     assert abs(difference) > 1
 
 
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("name", ["dpo", "ipo", "exo_pair", "orpo", "sft", "grpo"])
+def test_gradient_of_every_objective(name: str, share: bool) -> None:
+    """Of parts of the layers alone: the head is frozen, its logits are not kept."""
+    pairs, model = long_pairs(21), frozen_head(small_model(2))
+    network = Network(model)
+    settings = Settings(lr=1, batch=3, beta=0.4, objective=name, smoothing=0.1 * (name != "ipo"))
+    scores = [np.array([log_probabilities(model, row).sum() for row in (p.chosen, p.rejected)])
+              for p in pairs]  # fmt: skip
+    if name == "sft":
+        objective = imitation([row for p in pairs for row in (p.chosen, p.rejected)])
+    elif name == "orpo":
+        objective = odds_ratio(pairs, settings)
+    elif name == "grpo":
+        groups = [Group((p.chosen, p.rejected), (1.0, 0.2)) for p in pairs]
+        rng = np.random.default_rng(22)
+        old, reference = (
+            [np.concatenate([log_probabilities(model, row) for row in g.rows]) for g in groups]
+            for _ in range(2)
+        )
+        old = [o + rng.normal(0, 0.02, len(o)) for o in old]  # no ratio near the clip
+        reference = [r + rng.normal(0, 0.5, len(r)) for r in reference]
+        objective = reinforcement(groups, old, reference, Settings(lr=1, batch=3, kl=0.5))
+    else:
+        near = [s - np.array([1.0, -2.0]) for s in scores]
+        objective = preference(pairs, near, settings)
+    if share and name != "sft":
+        assert collate(objective.items, share=True).prefix is not None
+    found, difference = directional(lambda m: loss_of(network, objective, share), model, 5)
+    assert found == pytest.approx(difference, rel=2e-3, abs=5e-4)
+    assert abs(difference) > 0.1
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_gradient_of_the_token_loss(seed: int) -> None:
-    batch = collate(rows(8, SHAPES))
-
-    def loss(model: nn.Module) -> mx.array:
-        return -batch_logps(model, batch).sum()
-
-    found, difference = directional(loss, small_model(seed), seed)
+    objective, model = imitation(rows(8, SHAPES)), small_model(seed)
+    network = Network(model)
+    found, difference = directional(lambda model: loss_of(network, objective), model, seed)
     assert found == pytest.approx(difference, rel=1e-3, abs=0.01)
     assert abs(difference) > 1

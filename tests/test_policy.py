@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx.utils import tree_map
 from mlx_lm import stream_generate
 
 from mlxreflect.errors import UserError
@@ -177,6 +178,181 @@ def test_dropout_is_off_in_generation(load_random: Load) -> None:
     expected = generate(policy, prompts(3))
     policy.model.train()
     assert generate(policy, prompts(3)) == expected
+
+
+# ---- several samples a prompt -------------------------------------------------------------------
+
+
+@pytest.fixture
+def calls(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Rows and columns of tokens of each call of the model."""
+    shapes: list[tuple[int, int]] = []
+    kind = type(policy.model)
+    original = kind.__call__
+
+    def spy(model: nn.Module, inputs: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        shapes.append(inputs.shape)
+        return original(model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "__call__", spy)
+    return shapes
+
+
+def read(calls: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Of those calls, the ones that read prompts."""
+    return [(rows, columns) for rows, columns in calls if columns > 1]
+
+
+def alike(count: int) -> list[list[int]]:
+    """Prompts of 30 tokens."""
+    return np.random.default_rng(2).integers(0, 500, (count, 30)).tolist()
+
+
+@pytest.mark.parametrize("batch", [1, 4, 64])
+def test_greedy_samples_are_all_the_greedy_completion(policy: Policy, batch: int) -> None:
+    asked = prompts(9)
+    once, thrice = generate(policy, asked), generate(policy, asked, samples=3, batch=batch)
+    assert thrice == [completion for completion in once for _ in range(3)]
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_a_prompt_is_read_once_for_all_its_samples(
+    policy: Policy, calls: list[tuple[int, int]], repeated: bool
+) -> None:
+    asked = [p for p in alike(5) for _ in range(6)] if repeated else alike(5)
+    found = generate(policy, asked, samples=1 if repeated else 6, batch=12, max_new_tokens=8)
+    assert len(found) == 30
+    # Two prompts are twelve samples: so many are read together, and the next when those are done.
+    assert read(calls) == [(2, 29), (2, 29), (1, 29)]
+    first, second, third = (i for i, (_, columns) in enumerate(calls) if columns > 1)
+    assert min(second - first, third - second) > 8
+    assert max(rows for rows, _ in calls) == 12
+    # 30 samples of 8 tokens, a batch at a time; mlx-lm computes one step more than it gives out.
+    assert len(calls) - 3 <= 3 * (8 + 1)
+
+
+def test_samples_beyond_the_batch_share_the_prefill_too(
+    policy: Policy, calls: list[tuple[int, int]]
+) -> None:
+    found = generate(policy, alike(2), samples=7, batch=3, temperature=1.0)
+    assert read(calls) == [(1, 29), (1, 29)]
+    assert max(rows for rows, _ in calls) == 3
+    assert len({tuple(c.token_ids) for c in found}) == 14
+
+
+def test_distinct_prompts_are_read_in_batches(policy: Policy, calls: list[tuple[int, int]]) -> None:
+    generate(policy, alike(8), batch=4)
+    assert read(calls) == [(4, 29), (4, 29)]
+
+
+def test_prompts_of_one_token(policy: Policy, calls: list[tuple[int, int]]) -> None:
+    asked = [[5], *prompts(3), [5]]
+    once = generate(policy, asked)
+    assert generate(policy, asked, samples=2) == [c for c in once for _ in range(2)]
+    calls.clear()
+    assert generate(policy, [[5]], samples=2) == [once[0]] * 2
+    assert not read(calls)
+
+
+def test_samples_differ_and_a_seed_decides_them(policy: Policy) -> None:
+    def sample(asked: list[list[int]], samples: int, *seed: int) -> list[Completion]:
+        return generate(policy, asked, samples=samples, temperature=1.0, seed=seed, batch=7)
+
+    first = sample(prompts(5), 4, 1)
+    mx.random.uniform(shape=(10,))
+    assert sample(prompts(5), 4, 1) == first
+    assert sample([p for p in prompts(5) for _ in range(4)], 1, 1) == first
+    assert sample(prompts(5), 4, 2) != first
+    assert len({tuple(c.token_ids) for c in first}) == 20
+    assert [c.prompt_tokens for c in first] == [len(p) for p in prompts(5) for _ in range(4)]
+
+
+def test_samples_follow_the_models_own_distribution(policy: Policy) -> None:
+    """First tokens of many samples against the probabilities of a plain forward pass."""
+    prompt, n = prompts(6)[5], 4000
+    found = generate(policy, [prompt], samples=n, temperature=1.0, max_new_tokens=1, batch=500)
+    counts = np.bincount([c.token_ids[0] for c in found], minlength=policy.model.args.vocab_size)
+    scores = logits(policy.model, prompt)[-1].astype(np.float64)
+    expected = n * np.exp(scores - np.logaddexp.reduce(scores))
+    chi2 = ((counts - expected) ** 2 / expected).sum()
+    freedom = len(expected) - 1
+    assert abs(chi2 - freedom) < 5 * np.sqrt(2 * freedom)
+
+
+def test_equal_prompts_apart_are_sampled_apart(policy: Policy) -> None:
+    a, b = alike(2)
+    found = generate(policy, [a, b, a, a], samples=2, temperature=1.0, batch=3)
+    assert len({tuple(c.token_ids) for c in found}) == 8
+    greedy = [c.token_ids for c in generate(policy, [a, b, a, a], samples=2, batch=3)]
+    assert greedy[:2] == greedy[4:6] == greedy[6:]
+    assert greedy[0] == greedy[1] != greedy[2] == greedy[3]
+
+
+def test_samples_are_counted_and_told(copy: Path) -> None:
+    """Some of them stop early, so that others take their place."""
+    stops = [256, *range(60, 99)]
+    policy = load_policy(PolicyConfig(model=str(change_config(copy, eos_token_id=stops))))
+    told: list[int] = []
+    options = {"temperature": 1.0, "max_new_tokens": 20, "batch": 5, "samples": 6}
+    found = generate(policy, prompts(8), advance=told.append, **options)
+    assert sum(told) == len(found) == 48
+    assert {c.finish_reason for c in found} == {"stop", "length"}
+    assert policy.tokens_generated == sum(len(c.token_ids) for c in found)
+    for prompt, completion in zip([p for p in prompts(8) for _ in range(6)], found, strict=True):
+        assert completion.prompt_tokens == len(prompt)
+        ids = completion.token_ids
+        assert completion.text == policy.decode(ids[: len(ids) - (ids[-1] in policy.eos)])
+
+
+def mamba_model() -> nn.Module:
+    from mlx_lm.models import mamba
+
+    return mamba.Model(mamba.ModelArgs(
+        model_type="mamba", vocab_size=500, hidden_size=64, intermediate_size=128, state_size=8,
+        num_hidden_layers=2, conv_kernel=4, use_bias=False, use_conv_bias=True, time_step_rank=4,
+        tie_word_embeddings=False,
+    ))  # fmt: skip
+
+
+def hybrid_model() -> nn.Module:
+    """Convolution states and attention, by layer."""
+    from mlx_lm.models import lfm2
+
+    return lfm2.Model(lfm2.ModelArgs(
+        model_type="lfm2", vocab_size=500, hidden_size=64, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, norm_eps=1e-5,
+        conv_bias=False, conv_L_cache=3, block_dim=64, block_ff_dim=128, block_multiple_of=8,
+        block_ffn_dim_multiplier=1.0, block_auto_adjust_ff_dim=False, full_attn_idxs=[1],
+        rope_theta=10000.0,
+    ))  # fmt: skip
+
+
+def window_model() -> nn.Module:
+    """Attention over the last 16 tokens in some layers."""
+    from mlx_lm.models import gemma3_text
+
+    return gemma3_text.Model(gemma3_text.ModelArgs(
+        model_type="gemma3_text", vocab_size=500, hidden_size=64, num_hidden_layers=4,
+        intermediate_size=128, num_attention_heads=4, head_dim=16, num_key_value_heads=2,
+        sliding_window=16, sliding_window_pattern=2,
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [mamba_model, hybrid_model, window_model])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_other_kinds_of_cache(policy: Policy, make: Callable[[], nn.Module], samples: int) -> None:
+    """Recurrent states and windows: batches of mixed lengths equal one prompt at a time."""
+    mx.random.seed(3)
+    model = make()
+    model.update(tree_map(lambda a: a + 0.2 * mx.random.normal(a.shape), model.parameters()))
+    other = Policy(model, policy.tokenizer, "other")
+    asked = prompts(7)
+    found = generate(other, asked, samples=samples, batch=5, max_new_tokens=12)
+    for i, completion in enumerate(found):
+        prompt = asked[i // samples]
+        steps = stream_generate(model, policy.tokenizer, prompt, max_tokens=12)
+        assert completion.token_ids == [step.token for step in steps]
+    assert len({tuple(c.token_ids) for c in found}) == 7
 
 
 # ---- loading ------------------------------------------------------------------------------------

@@ -11,13 +11,16 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from test_losses import SHAPES, log_probabilities, rows, small_model, softplus
+from test_losses import SHAPES, log_probabilities, long_pairs, rows, small_model, softplus
 
 from mlxreflect.recipe import LoraConfig
-from mlxreflect.train.batches import Pair, Row
+from mlxreflect.train.batches import Group, Pair, Row
 from mlxreflect.train.checkpoint import load_parameters, load_trainer, save_trainer
 from mlxreflect.train.lora import attach_lora, base_reference, save_adapter
-from mlxreflect.train.trainer import Arrays, Settings, Trainer, layer_checkpoints, parameters
+from mlxreflect.train.memory import recomputed_layers
+from mlxreflect.train.network import Arrays, parameters
+from mlxreflect.train.objectives import Settings, imitation, preference
+from mlxreflect.train.trainer import Trainer
 
 Load = Callable[..., Any]
 # The bias of k_proj is left out: its gradient is zero but for rounding, which Adam would blow up.
@@ -160,13 +163,250 @@ def test_accuracy_is_over_pairs_and_not_over_batches() -> None:
     assert step.accuracy == pytest.approx(np.mean(right), abs=1e-9)
 
 
+@pytest.mark.parametrize("logps", ["sum", "mean"])
+@pytest.mark.parametrize("name", ["dpo", "ipo", "exo_pair", "orpo"])
+def test_each_objective_on_pairs_is_float64s(name: str, logps: str) -> None:
+    """Through the whole trainer, with shared prefixes, over two steps and several batches."""
+    trainer, pairs = lora_trainer(), long_pairs(60) + make_pairs(61, 3)
+    smoothing = {"dpo": 0.1, "exo_pair": 0.05}.get(name, 0.0)
+    settings = Settings(
+        lr=0.01, batch=2, accumulate=3, epochs=2, objective=name, beta=0.3, smoothing=smoothing,
+        logps=logps,
+    )  # fmt: skip
+    reference = base_reference(trainer.model)
+    base = pair_scores(small_model(), pairs)
+    lengths = np.array([[len(p.chosen.response), len(p.rejected.response)] for p in pairs])
+
+    def expected() -> tuple[float, float]:
+        scores = pair_scores(trainer.model, pairs)
+        if name == "orpo":  # mean log-probabilities, whatever `logps` says
+            p = np.exp(scores / lengths)
+            odds = np.log(p / (1 - p))
+            margin = 0.3 * (odds[:, 0] - odds[:, 1])
+            loss = 0.3 * softplus(-margin / 0.3) - scores[:, 0] / lengths[:, 0]
+            return loss.mean(), margin.mean()
+        h = margins_of(scores, base, pairs, logps, 1.0)
+        z, e = 0.3 * h, smoothing
+        yes, no = -softplus(-z), -softplus(z)  # log σ(z), log σ(−z)
+        loss = {
+            "dpo": -(1 - e) * yes - e * no,
+            "ipo": (h - 1 / 0.6) ** 2,
+            "exo_pair": np.exp(yes) * (yes - np.log(1 - e))
+            + np.exp(no) * (no - (np.log(e) if e else 0)),
+        }[name]
+        return loss.mean(), z.mean()
+
+    want = [expected()]
+    steps = trainer.fit_pairs(
+        pairs, reference, settings, (1,), lambda step: want.append(expected())
+    )
+    assert [s.objective for s in steps] == [name] * 2
+    assert [s.loss for s in steps] == pytest.approx([loss for loss, _ in want[:2]], rel=3e-6)
+    assert [s.margin for s in steps] == pytest.approx([m for _, m in want[:2]], abs=1e-5)
+    assert want[2][0] < want[1][0] < want[0][0]
+    assert set(trainer.optimizers) == {name}
+
+
+def flagged(row: Row, seed: int) -> Row:
+    """About half of the response hidden from the loss, never all of it."""
+    flags = np.random.default_rng(seed).random(len(row.response)) < 0.5
+    flags[seed % len(flags)] = True
+    return Row(row.prompt, row.response, row.weight, tuple(flags.tolist()))
+
+
+def kept(model: nn.Module, row: Row) -> np.ndarray:
+    """Log-probabilities of the tokens that the loss sees, in float64."""
+    every = log_probabilities(model, row)
+    return every if row.mask is None else every[np.array(row.mask)]
+
+
+def test_masked_tokens_are_no_part_of_the_sft_loss() -> None:
+    trainer, data = lora_trainer(), [flagged(row, i) for i, row in enumerate(rows(62, SHAPES))]
+    logps = [kept(trainer.model, row) for row in data]
+    tokens = sum(map(len, logps))
+    assert tokens < sum(len(row.response) for row in data)
+    (step,) = trainer.fit_rows(data, Settings(lr=1e-3, batch=2, accumulate=3), (1,), dropout=False)
+    assert step.loss == pytest.approx(-sum(one.sum() for one in logps) / tokens, rel=1e-6)
+    assert step.tokens == tokens
+    # A masked token that nothing comes after could be any other.
+    other = [Row(r.prompt, [*r.response[:-1], 3], mask=(*r.mask[:-1], False)) for r in data
+             if r.mask is not None and sum(r.mask[:-1])]  # fmt: skip
+    another = [Row(r.prompt, [*r.response[:-1], 7], mask=r.mask) for r in other]
+    results = []
+    for rows_ in (other, another):
+        trainer = lora_trainer()
+        (step,) = trainer.fit_rows(rows_, Settings(lr=1e-3, batch=9), (1,), dropout=False)
+        results.append((step.loss, step.grad_norm, lora_bytes(trainer)))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("logps", ["sum", "mean"])
+@pytest.mark.parametrize("name", ["dpo", "orpo"])
+def test_masked_tokens_are_no_part_of_a_pair(name: str, logps: str) -> None:
+    """Nor of its length; with chosen and rejected masked alike and unlike where they are alike."""
+    trainer, base = lora_trainer(), small_model()
+    pairs = [Pair(flagged(p.chosen, 2 * i), flagged(p.rejected, 2 * i + i % 2))
+             for i, p in enumerate(long_pairs(63) + make_pairs(64, 3))]  # fmt: skip
+    margins, losses, tokens = [], [], 0
+    for pair in pairs:
+        c, r = kept(trainer.model, pair.chosen), kept(trainer.model, pair.rejected)
+        ref_c, ref_r = kept(base, pair.chosen), kept(base, pair.rejected)
+        tokens += len(c) + len(r)
+        one, other = (len(c), len(r)) if logps == "mean" or name == "orpo" else (1, 1)
+        if name == "dpo":
+            margins.append(0.2 * ((c - ref_c).sum() / one - (r - ref_r).sum() / other))
+            losses.append(softplus(-margins[-1]) + (0.3 * -c.mean() if logps == "mean" else 0))
+        else:
+            odds = [np.log(np.exp(x) / (1 - np.exp(x))) for x in (c.mean(), r.mean())]
+            margins.append(0.2 * (odds[0] - odds[1]))
+            losses.append(0.2 * softplus(-margins[-1] / 0.2) - c.mean())
+    settings = Settings(
+        lr=1e-3, batch=2, accumulate=3, objective=name, beta=0.2, logps=logps,
+        nll=0.3 * (logps == "mean"),
+    )  # fmt: skip
+    (step,) = trainer.fit_pairs(pairs, base_reference(trainer.model), settings, (1,))
+    assert step.loss == pytest.approx(np.mean(losses), rel=2e-6)
+    assert step.margin == pytest.approx(np.mean(margins), abs=1e-5)
+    assert step.tokens == tokens
+
+
+# ---- groups -------------------------------------------------------------------------------------
+
+
+def make_groups(seed: int) -> list[Group]:
+    """Of two to four answers to one prompt, some that begin alike, some with tokens hidden."""
+    rng, groups = np.random.default_rng(seed), []
+    for i, k in enumerate((3, 2, 4, 3, 2)):
+        (begin,) = rows(seed + i, [(6 + 5 * i, 3)])
+        ends = rows(seed + 50 + i, [(1, int(n)) for n in rng.integers(2, 9, k)])
+        answers = [Row(begin.prompt, begin.response[: i % 3] + end.response) for end in ends]
+        answers[0] = flagged(answers[0], i)
+        rewards = rng.normal(0, 1, k).round(2) if i else np.array([0.5, 0.5, 0.5])
+        groups.append(Group(tuple(answers), tuple(rewards.tolist())))
+    return groups
+
+
+def grpo_terms(
+    logps: list[np.ndarray], old: list[np.ndarray], reference: list[np.ndarray] | None,
+    rewards: tuple[float, ...], settings: Settings,
+) -> list[np.ndarray]:  # fmt: skip
+    """[3, tokens] of each answer in float64: loss, KL, clipped; DeepSeekMath, equation 3."""
+    spread = np.std(rewards, ddof=1) + 1e-4 if settings.scale_rewards else 1.0
+    found = []
+    for i, now in enumerate(logps):
+        advantage = (rewards[i] - np.mean(rewards)) / spread
+        ratio = np.exp(now - old[i])
+        limited = np.clip(ratio, 1 - settings.clip_ratio, 1 + settings.clip_ratio)
+        gain = np.minimum(ratio * advantage, limited * advantage)
+        apart = np.zeros_like(now) if reference is None else reference[i] - now
+        kl = np.exp(apart) - apart - 1
+        held = limited * advantage < ratio * advantage
+        found.append(np.stack([settings.kl * kl - gain, kl, held]))
+    return found
+
+
+@pytest.mark.parametrize("average", ["sequence", "token"])
+@pytest.mark.parametrize(("scale", "kl"), [(True, 0.2), (False, 0.0)])
+def test_grpo_is_float64s_over_several_updates(average: str, scale: bool, kl: float) -> None:
+    """The policy that wrote the groups is that of the start, in every update; the KL's is the base.
+
+    One that followed the policy would never clip.
+    """
+    trainer, base, groups = lora_trainer(), small_model(), make_groups(70)
+    settings = Settings(
+        lr=0.02, batch=2, accumulate=3, epochs=3, average=average, scale_rewards=scale, kl=kl,
+        clip_ratio=0.1, clip=0.0,
+    )  # fmt: skip
+
+    def all_logps(model: nn.Module) -> list[list[np.ndarray]]:
+        return [[kept(model, row) for row in group.rows] for group in groups]
+
+    old, reference = all_logps(trainer.model), all_logps(base) if kl else [None] * len(groups)
+    states = [old]
+    steps = trainer.fit_groups(
+        groups, base_reference(trainer.model), settings, (1,),
+        lambda step: states.append(all_logps(trainer.model)),
+    )  # fmt: skip
+    assert len(steps) == 3
+    for number, (step, now) in enumerate(zip(steps, states, strict=False)):
+        terms = [grpo_terms(now[i], old[i], reference[i], g.rewards, settings)
+                 for i, g in enumerate(groups)]  # fmt: skip
+        each = [one[0] for group in terms for one in group]
+        expected = (
+            np.concatenate(each).mean() if average == "token" else np.mean([e.mean() for e in each])
+        )
+        assert step.loss == pytest.approx(expected, abs=2e-5)
+        kls, clips = (np.mean([np.mean([one[k].mean() for one in g]) for g in terms])
+                      for k in (1, 2))  # fmt: skip
+        assert step.kl == pytest.approx(kls, abs=2e-5)
+        assert step.clipped == pytest.approx(clips, abs=1e-7)
+        assert (clips > 0.05) == (number > 0)
+        assert step.tokens == sum(map(len, each))
+        assert (step.margin, step.accuracy) == (None, None)
+    assert steps[2].loss < steps[0].loss
+
+
+def test_the_first_update_of_groups_is_the_policy_gradient() -> None:
+    """With one step and with several, where the log-probabilities of the start are kept apart."""
+    groups, model = make_groups(71), lora_trainer().model
+    total = sum(len(group.rows) for group in groups)
+
+    def loss(model: nn.Module) -> mx.array:
+        value = mx.zeros(())
+        for group in groups:
+            mean, spread = np.mean(group.rewards), np.std(group.rewards, ddof=1) + 1e-4
+            for row, reward in zip(group.rows, group.rewards, strict=True):
+                ids = mx.array([row.prompt + row.response])
+                every = -nn.losses.cross_entropy(model(ids[:, :-1]), ids[:, 1:])
+                flags = mx.array(row.mask or (True,) * len(row.response)).astype(mx.float32)
+                logp = (every[0, len(row.prompt) - 1 :] * flags).sum() / flags.sum()
+                value = value - logp * float((reward - mean) / spread)
+        return value / total
+
+    _, grads = nn.value_and_grad(model, loss)(model)
+    expected = {k: np.array(v) for k, v in tree_flatten(grads)}
+    largest = max(np.abs(v).max() for v in expected.values())
+    for epochs in (1, 2):
+        trainer = lora_trainer()
+        settings = Settings(lr=1e-30, batch=2, accumulate=3, epochs=epochs, clip=0.0)
+        first = []
+        trainer.fit_groups(
+            groups, None, settings, (1,),
+            lambda step, first=first, trainer=trainer: first.append(
+                first_gradient(trainer, "grpo")
+            ),
+        )  # fmt: skip
+        near(first[0], expected, 1e-5 * largest)
+
+
+# ---- looking without training -------------------------------------------------------------------
+
+
+def test_measuring_is_the_loss_of_a_step_and_changes_nothing() -> None:
+    trainer, pairs, data = lora_trainer(dropout=0.5), make_pairs(65, 6), rows(65, SHAPES)
+    settings = Settings(lr=1e-3, batch=2, accumulate=3, nll=0.2)
+    for objective in (preference(pairs, None, settings), imitation(data, dropout=False)):
+        before = lora_bytes(trainer)
+        found = trainer.measure(objective, settings)
+        assert lora_bytes(trainer) == before
+        (step,) = trainer.fit(objective, settings, (1,))
+        assert found["loss"] == pytest.approx(step.loss, rel=1e-6)
+        assert found["margin"] == (step.margin and pytest.approx(step.margin, abs=1e-6))
+        assert found["accuracy"] == step.accuracy
+    trainer.model.train()
+    assert trainer.measure(imitation(data), settings) == trainer.measure(imitation(data), settings)
+    assert modes(trainer) == {False}
+
+
 # ---- what must not matter -----------------------------------------------------------------------
 
 
-def step_with(batch: int, accumulate: int, seed: tuple[int, ...], checkpoint: bool = False) -> Any:
+def step_with(
+    batch: int, accumulate: int, seed: tuple[int, ...], grad_checkpoint: str = "no"
+) -> Any:
     trainer, pairs = lora_trainer(), make_pairs(6, 8)
     settings = Settings(
-        lr=1e-3, batch=batch, accumulate=accumulate, nll=0.3, grad_checkpoint=checkpoint
+        lr=1e-3, batch=batch, accumulate=accumulate, nll=0.3, grad_checkpoint=grad_checkpoint
     )
     (step,) = trainer.fit_pairs(pairs, base_reference(trainer.model), settings, seed)
     return step, trainer
@@ -216,6 +456,24 @@ def test_padding_does_not_reach_the_loss() -> None:
     )
 
 
+def test_too_little_memory_makes_small_parts_and_changes_nothing() -> None:
+    results, plans = [], []
+    for gigabytes in (0.0, 1e-9):
+        trainer, pairs = lora_trainer(), long_pairs(66) + make_pairs(67, 5)
+        settings = Settings(lr=1e-3, batch=8, nll=0.3, memory_gb=gigabytes)
+        objective = trainer.pair_objective(pairs, base_reference(trainer.model), settings)
+        network = trainer.understood(objective.items)
+        plans.append(trainer.plan(network, objective, list(range(8)), settings))
+        (step,) = trainer.fit(objective, settings, (1,))
+        results.append((step, first_gradient(trainer, "dpo")))
+    (whole, none), (parts, every) = plans
+    assert (list(map(len, whole)), none) == ([8], 0)
+    assert (list(map(len, parts)), every) == ([1] * 8, 2)
+    assert sorted(i for part in parts for i in part) == list(range(8))
+    assert results[1][0].loss == pytest.approx(results[0][0].loss, abs=1e-6)
+    near(results[1][1], results[0][1], 1e-6)
+
+
 # ---- epochs and steps ---------------------------------------------------------------------------
 
 
@@ -263,6 +521,18 @@ def test_warmup_counts_over_calls_and_is_an_objectives_own() -> None:
     assert lora_trainer().fit_rows(data, Settings(lr=3e-4, batch=2), (1,))[0].lr == pytest.approx(
         3e-4
     )
+
+
+def test_the_rate_goes_down_as_the_schedule_says() -> None:
+    data = rows(68, SHAPES)
+    for schedule, expected in {
+        "constant": [1, 2, 2, 2, 2, 2],
+        "linear": [1, 2, 2, 1.5, 1, 0.5],
+        "cosine": [1, 2, 2, 1 + math.sqrt(0.5), 1, 1 - math.sqrt(0.5)],
+    }.items():
+        settings = Settings(lr=2e-4, batch=2, epochs=2, warmup=2, schedule=schedule)
+        found = [s.lr for s in lora_trainer().fit_rows(data, settings, (1,))]
+        assert found == pytest.approx([1e-4 * e for e in expected], rel=1e-5)
 
 
 def test_the_learning_rate_has_effect_though_the_optimizer_stays() -> None:
@@ -365,7 +635,8 @@ def test_the_reference_pass_leaves_the_policy_alone(load_random: Load) -> None:
     trainer, data = Trainer(policy.model), rows(19, SHAPES)
     other = {k: v + 0.05 for k, v in trainer.trainable().items()}
     before, plain = all_bytes(policy.model), [log_probabilities(policy.model, r) for r in data]
-    scores = trainer.reference_logps(data, other, Settings(lr=1, batch=2))
+    found = trainer.score([(row,) for row in data], other, Settings(lr=1, batch=2), "sums")
+    scores = np.concatenate(found)
     assert all_bytes(policy.model) == before
     policy.model.load_weights(list(other.items()), strict=False)
     expected = [log_probabilities(policy.model, r).sum() for r in data]
@@ -411,6 +682,25 @@ def test_dropout_is_off_in_preference_training() -> None:
         assert during == [{False}]
         assert modes(trainer) == {False}
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-6)
+
+
+def test_dropout_is_off_in_the_reference_pass() -> None:
+    """Else the policy would differ from itself, and the first loss from ln 2."""
+    for settings in (Settings(lr=1e-3, batch=4), Settings(lr=1e-3, batch=2, accumulate=2, nll=0.0)):
+        trainer = lora_trainer(dropout=0.5)
+        trainer.model.train()
+        (step,) = trainer.fit_pairs(make_pairs(26, 4), trainer.trainable(), settings, (1,))
+        assert step.loss == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_dropout_is_off_after_an_error() -> None:
+    def stop(step: Any) -> None:
+        raise KeyboardInterrupt
+
+    trainer = lora_trainer(dropout=0.5)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit_rows(rows(27, SHAPES), Settings(lr=1e-3, batch=2), (1,), stop)
+    assert modes(trainer) == {False}
 
 
 def test_dropout_is_on_in_sft_and_off_afterwards() -> None:
@@ -511,7 +801,7 @@ def kinds(model: nn.Module) -> list[Any]:
 def test_checkpointed_gradients_are_the_same() -> None:
     expected, plain = step_with(3, 3, (1,))
     before = kinds(plain.model)
-    step, trainer = step_with(3, 3, (1,), checkpoint=True)
+    step, trainer = step_with(3, 3, (1,), grad_checkpoint="yes")
     assert kinds(trainer.model) == before
     assert step.loss == pytest.approx(expected.loss, abs=1e-6)
     near(first_gradient(trainer, "dpo"), first_gradient(plain, "dpo"), 1e-6)
@@ -520,7 +810,7 @@ def test_checkpointed_gradients_are_the_same() -> None:
 
 def test_checkpointed_gradients_of_four_bit_models(load_random: Load) -> None:
     gradients = []
-    for on in (False, True):
+    for on in ("no", "yes"):
         policy = load_random(dequantize="no")
         attach_lora(policy.model, LoraConfig(rank=4, dropout=0.0), 0)
         trainer = Trainer(policy.model)
@@ -536,14 +826,17 @@ def test_checkpointing_ends_with_its_context_however_it_ends() -> None:
     before = kinds(model)
     ids = mx.array([[1, 2, 3, 4]])
     logits = np.array(model(ids))
-    with layer_checkpoints(model, True), layer_checkpoints(model, True):
-        assert kinds(model) != before
-        np.testing.assert_allclose(np.array(model(ids)), logits, atol=1e-6)
+    with recomputed_layers(model, 2, (1,)):
+        once = kinds(model)
+        with recomputed_layers(model, 2, (1,)):
+            assert kinds(model) == once != before
+            np.testing.assert_allclose(np.array(model(ids)), logits, atol=1e-6)
+        assert kinds(model) == once  # the inner block's end is not the outer's
     assert kinds(model) == before
-    with pytest.raises(ZeroDivisionError), layer_checkpoints(model, True):
+    with pytest.raises(ZeroDivisionError), recomputed_layers(model, 2, (1,)):
         raise ZeroDivisionError
     assert kinds(model) == before
-    with layer_checkpoints(model, False):
+    with recomputed_layers(model, 0, (1,)):
         assert kinds(model) == before
 
 
@@ -556,7 +849,7 @@ def test_an_error_in_the_middle_of_a_step_leaves_no_patch_behind() -> None:
         if next(counter) == 1:
             raise KeyboardInterrupt
 
-    settings = Settings(lr=1e-3, batch=1, grad_checkpoint=True)
+    settings = Settings(lr=1e-3, batch=1, grad_checkpoint="yes")
     with pytest.raises(KeyboardInterrupt):
         trainer.fit_pairs(pairs, None, settings, (1,), stop)
     assert kinds(trainer.model) == before

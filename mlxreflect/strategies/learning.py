@@ -6,9 +6,14 @@ from collections.abc import Sequence
 from mlxreflect.policy import Policy, weights_hash
 from mlxreflect.recipe import Recipe
 from mlxreflect.records import Example
-from mlxreflect.train.batches import Dropped, Pair, Row, encode_example
+from mlxreflect.train.batches import Group, Pair, Row
+from mlxreflect.train.encode import Dropped, Encoder, NothingTrained
 from mlxreflect.train.lora import base_reference
-from mlxreflect.train.trainer import Arrays, Settings, Step, Trainer
+from mlxreflect.train.masks import Mask
+from mlxreflect.train.network import Arrays
+from mlxreflect.train.objectives import Settings
+from mlxreflect.train.steps import Step
+from mlxreflect.train.trainer import Trainer
 
 Seed = tuple[int | str, ...]
 
@@ -23,6 +28,10 @@ class Learning:
     def __init__(self, recipe: Recipe, policy: Policy, trainer: Trainer) -> None:
         self.recipe, self.policy, self.trainer = recipe, policy, trainer
         self.reference: Arrays | None = None
+        self.encoder = Encoder(
+            policy, recipe.train.max_length, Mask(**recipe.train.mask.model_dump()),
+            recipe.prompt.tags, recipe.seed,
+        )  # fmt: skip
         self.begin_wave()
 
     def begin_wave(self) -> None:
@@ -57,10 +66,13 @@ class Learning:
         self.steps += self.trainer.fit_rows(rows, settings, seed)
         self.name_policy()
 
-    def encode(self, examples: Sequence[Example]) -> list[Row | Pair]:
-        kept: list[Row | Pair] = []
+    def encode(self, examples: Sequence[Example]) -> list[Row | Pair | Group]:
+        kept: list[Row | Pair | Group] = []
         for example in examples:
-            row = encode_example(self.policy, example, self.recipe.train.max_length)
+            try:
+                row = self.encoder.encode(example)
+            except NothingTrained:  # one such answer of a weak policy does not end a night's run
+                row = Dropped(example, "the mask leaves nothing to train")
             if isinstance(row, Dropped):
                 self.dropped[row.reason] += 1
             else:
@@ -71,11 +83,13 @@ class Learning:
     def settings(self, lr: float) -> Settings:
         train = self.recipe.train
         return Settings(
+            objective=train.objective,
             lr=lr,
             batch=train.batch,
             accumulate=train.accumulate,
             epochs=train.epochs,
             beta=train.beta,
+            smoothing=train.smoothing,
             logps=train.logps,
             nll=train.nll,
             dpo=train.dpo,
@@ -83,4 +97,5 @@ class Learning:
             warmup=train.warmup,
             weight_decay=train.weight_decay,
             grad_checkpoint=train.grad_checkpoint,
+            memory_gb=train.memory_gb,
         )

@@ -23,7 +23,8 @@ from mlxreflect.strategies.figures import count_wave
 from mlxreflect.strategies.learning import Learning
 from mlxreflect.strategies.waves import State, Wave, next_wave
 from mlxreflect.tasks.base import Task
-from mlxreflect.train.trainer import Step, Trainer
+from mlxreflect.train.steps import Step
+from mlxreflect.train.trainer import Trainer
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from mlxreflect.seeds import rng_for, seed_mlx
 from mlxreflect.tiny.data import example
 from mlxreflect.tiny.tokenizer import build_tokenizer
 from mlxreflect.train.batches import Row
-from mlxreflect.train.trainer import Settings, Trainer
+from mlxreflect.train.objectives import Settings
+from mlxreflect.train.trainer import Trainer
 
 SEED = 0
 STEPS = 700

@@ -6,7 +6,8 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlxreflect.train.trainer import Arrays, Trainer
+from mlxreflect.train.network import Arrays
+from mlxreflect.train.trainer import Trainer
 
 
 def save_trainer(folder: Path, trainer: Trainer) -> dict[str, Any]:

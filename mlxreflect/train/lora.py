@@ -1,4 +1,4 @@
-"""LoRA on a loaded model, in files that mlx-lm loads."""
+"""What is trained, LoRA layers or all weights, and adapters in files that mlx-lm loads."""
 
 import json
 from pathlib import Path
@@ -6,23 +6,34 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+from huggingface_hub import try_to_load_from_cache
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import LoraConfig
+from mlxreflect.policy import TINY
+from mlxreflect.recipe import Fitting, LoraConfig
+from mlxreflect.records import read_json
 from mlxreflect.seeds import seed_mlx
 
 LINEAR = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
 Arrays = dict[str, mx.array]
 
 
-def linear_keys(model: nn.Module) -> list[str]:
-    """Names of the linear layers inside the model's blocks, such as self_attn.q_proj."""
-    names = {n: 0 for layer in model.layers for n, m in layer.named_modules()
+# ---- LoRA ----------------------------------------------------------------------------------------
+
+
+def linear_keys(model: nn.Module, last: int = 0) -> list[str]:
+    """Names of the linear layers inside the last n blocks (0: all), such as self_attn.q_proj."""
+    names = {n: 0 for layer in model.layers[-last:] for n, m in layer.named_modules()
              if isinstance(m, LINEAR)}  # fmt: skip
     return list(names)
+
+
+def lora_scale(config: LoraConfig) -> float:
+    """What LoRA layers multiply by: alpha / rank where an alpha is given, else the scale."""
+    return config.alpha / config.rank if config.alpha else config.scale
 
 
 def attach_lora(
@@ -30,31 +41,20 @@ def attach_lora(
 ) -> dict[str, Any]:
     """Freeze the model and put LoRA layers on it, or go on with those an adapter brought.
 
-    Returns the adapter_config.json that mlx-lm needs to load them again.
+    adapter: the LoRA folder that the model was loaded with; its rank, layers and keys count then.
+    Returns the adapter_config.json that mlx-lm needs to load them again. Raises UserError for
+    layers or keys that the model does not have, and for an adapter of another type.
     """
     if adapter:
-        text = (Path(adapter) / "adapter_config.json").read_text(encoding="utf-8")
-        existing: dict[str, Any] = json.loads(text)
-        if existing.get("fine_tune_type", "lora") != "lora":
-            raise UserError(
-                f"policy.adapter = {adapter!r} is of type {existing['fine_tune_type']!r}",
-                "give a LoRA adapter, or none",
-            )
+        existing = read_adapter(adapter, "lora")
         model.freeze()
         for _, module in model.named_modules():
             if "lora_a" in module:
                 module.unfreeze(keys=["lora_a", "lora_b"], recurse=False)
         return existing
-    known = linear_keys(model)
-    keys = config.keys or known
-    if missing := [key for key in keys if key not in known]:
-        raise UserError(
-            f"train.lora.keys: the model has no layer {missing[0]!r}",
-            f"choose from: {', '.join(known)}; an empty list takes all of them",
-        )
-    layers = len(model.layers) if config.layers == -1 else config.layers
+    layers, keys = choose_layers(model, config), config.keys or linear_keys(model)
     parameters = {
-        "rank": config.rank, "scale": config.scale, "dropout": config.dropout, "keys": keys
+        "rank": config.rank, "scale": lora_scale(config), "dropout": config.dropout, "keys": keys
     }  # fmt: skip
     seed_mlx(seed, "lora")
     model.freeze()
@@ -64,15 +64,135 @@ def attach_lora(
     return {"fine_tune_type": "lora", "num_layers": layers, "lora_parameters": parameters}
 
 
+def choose_layers(model: nn.Module, config: LoraConfig) -> int:
+    """How many of the last blocks are trained; refuses what would train nothing, or not exist.
+
+    In a hybrid model a key may be of some blocks only.
+    """
+    total, known = len(model.layers), linear_keys(model)
+    if config.layers != -1 and not 1 <= config.layers <= total:
+        raise UserError(
+            f"train.lora.layers = {config.layers}: the model has {total} layers",
+            f"give 1 to {total}, or -1 for all of them",
+        )
+    if missing := [key for key in config.keys if key not in known]:
+        raise UserError(
+            f"train.lora.keys: the model has no layer {missing[0]!r}",
+            f"choose from: {', '.join(known)}; an empty list takes all of them",
+        )
+    layers = total if config.layers == -1 else config.layers
+    there = linear_keys(model, layers)
+    if not set(config.keys or known) & set(there):
+        raise UserError(
+            f"train.lora.keys: the last {layers} of {total} layers have none of them",
+            f"raise train.lora.layers, or choose from: {', '.join(there)}",
+        )
+    return layers
+
+
 def base_reference(model: nn.Module) -> Arrays:
-    """Trainable parameters under which LoRA layers add nothing."""
+    """Trainable parameters under which LoRA layers add nothing. Raises UserError without LoRA."""
     arrays = dict(tree_flatten(model.trainable_parameters()))
+    if not any(name.endswith("lora_b") for name in arrays):
+        raise UserError(
+            'train.reference = "base" needs LoRA: with all weights trained, the base is gone',
+            'set train.reference = "stage" or "none"',
+        )
     return {k: mx.zeros_like(v) if k.endswith("lora_b") else v for k, v in arrays.items()}
 
 
+# ---- all weights ---------------------------------------------------------------------------------
+
+
+def attach_full(model: nn.Module, name: str = "", adapter: str = "") -> dict[str, Any]:
+    """Let all floating weights be trained, in float32.
+
+    In bfloat16 a step of 1e-5 is less than half a unit in the last place of most weights, and is
+    lost. name: the recipe's policy.model; adapter: the full adapter the model was loaded with.
+    Returns the adapter_config.json. Raises UserError where the model is quantised, in memory or in
+    its files (a full adapter would not fit those), and for an adapter of another type.
+    """
+    if adapter:
+        read_adapter(adapter, "full")
+    if any(is_packed(module) for module in model.modules()) or stored_packed(name):
+        raise UserError(
+            f"{name or 'the model'}: full fine-tuning needs weights that are not quantised",
+            f"make such a folder: mlxreflect fuse --model {name or 'MODEL'} --out DIR",
+        )
+    # Row by row, as steps and files leave them: a resumed run then sums in the same order.
+    model.update(tree_map(plain_float32, model.parameters()))
+    model.unfreeze()
+    for module in model.modules():
+        whole = [k for k, v in module.items() if isinstance(v, mx.array) and not floating(v)]
+        module.freeze(keys=whole, recurse=False)
+    model.eval()
+    mx.eval(model.parameters())
+    return {"fine_tune_type": "full", "num_layers": len(model.layers)}
+
+
+def is_packed(module: nn.Module) -> bool:
+    """Whether a module itself holds quantised weights."""
+    return "scales" in module and hasattr(module, "bits")
+
+
+def stored_packed(name: str) -> bool:
+    """Whether a model's files are quantised, also where loading made plain weights of them."""
+    folder, file = TINY if name == "tiny" else Path(name), None
+    if folder.is_dir():
+        file = str(folder / "config.json")
+    elif name.count("/") == 1:
+        file = try_to_load_from_cache(name, "config.json")
+    if not isinstance(file, str) or not Path(file).is_file():
+        return False
+    config = read_json(Path(file))
+    parts = (config, config.get("text_config") or {})
+    return any(part.get(key) for part in parts for key in ("quantization", "quantization_config"))
+
+
+def floating(array: mx.array) -> bool:
+    return bool(mx.issubdtype(array.dtype, mx.floating))
+
+
+def plain_float32(array: mx.array) -> mx.array:
+    return mx.contiguous(array.astype(mx.float32)) if floating(array) else array
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def read_adapter(folder: str, kind: str = "") -> dict[str, Any]:
+    """An adapter's config. Raises UserError where there is none, or one of another type."""
+    path = Path(folder)
+    if not all((path / n).is_file() for n in ("adapter_config.json", "adapters.safetensors")):
+        raise UserError(
+            f"adapter {folder!r} is no adapter folder",
+            "give a folder with adapter_config.json and adapters.safetensors",
+        )
+    config = read_json(path / "adapter_config.json")
+    found = config.get("fine_tune_type", "lora")
+    if kind and found != kind:
+        go_on = f'set train.tune = "{found}", or ' if found in ("lora", "full") else ""
+        raise UserError(
+            f"policy.adapter = {folder!r} is of type {found!r}, and train.tune is {kind!r}",
+            f"{go_on}give a model that holds it: "
+            f"mlxreflect fuse --model MODEL --adapter {folder} --out DIR",
+        )
+    return config
+
+
 def save_adapter(folder: Path, arrays: Arrays, config: dict[str, Any], model: str) -> None:
-    """adapters.safetensors and adapter_config.json, as `mlx_lm.generate --adapter-path` loads."""
+    """adapters.safetensors and adapter_config.json, as `mlx_lm.generate --adapter-path` loads.
+
+    arrays: the trainable parameters: of LoRA layers, or all weights.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     mx.save_safetensors(str(folder / "adapters.safetensors"), arrays)
     text = json.dumps({**config, "model": model}, indent=2)
     (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def attach(model: nn.Module, train: Fitting, seed: int, name: str, adapter: str) -> dict[str, Any]:
+    """Choose what is trained, as train.tune says; returns the adapter_config.json."""
+    if train.tune == "full":
+        return attach_full(model, name, adapter)
+    return attach_lora(model, train.lora, seed, adapter)

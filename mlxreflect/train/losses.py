@@ -1,9 +1,18 @@
-"""Losses as pure functions of log-probabilities: (…) → (loss a example, metrics a example).
+"""Losses as pure functions of log-probabilities: (…) → (loss an example, metrics an example).
 
-Shapes: B examples (or pairs), T tokens. Log-probabilities are float32 sums over response tokens.
+Shapes: B examples (or pairs), R responses, T tokens. All arrays are float32. Log-probabilities are
+natural, summed over response tokens (or their mean a token, where the caller divides).
 """
 
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import mlx.core as mx
+
+CERTAIN = -1e-7  # the largest mean log-probability that has log-odds; float32 logits tell no more
+STEEP = 20.0  # a difference of log-probabilities beyond which exp is continued as its tangent
 
 
 def token_logps(logits: mx.array, targets: mx.array) -> mx.array:
@@ -11,9 +20,28 @@ def token_logps(logits: mx.array, targets: mx.array) -> mx.array:
 
     logits: [B, T, V], any floating type; targets: [B, T] integers. Returns [B, T].
     """
-    logits = logits.astype(mx.float32)
-    picked = mx.take_along_axis(logits, targets[..., None], axis=-1).squeeze(-1)
-    return picked - mx.logsumexp(logits, axis=-1)
+    at = targets[..., None]
+
+    @mx.custom_function
+    def score(logits: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        top = logits.max(axis=-1, keepdims=True)
+        powers = mx.exp(logits - top)
+        total = powers.sum(axis=-1, keepdims=True)
+        picked = mx.take_along_axis(logits - top, at, axis=-1)
+        return (picked - mx.log(total)).squeeze(-1), powers, total
+
+    @score.vjp
+    def backward(logits: Any, cotangents: Any, outputs: Any) -> mx.array:
+        """Indicator minus probability, without the exponentials again: they cost the most."""
+        _, powers, total = outputs
+        slope = cotangents[0][..., None]
+        probabilities = powers * (slope / total)
+        own = slope - mx.take_along_axis(probabilities, at, axis=-1)
+        return mx.put_along_axis(-probabilities, at, own, axis=-1)
+
+    found: Any = score(logits.astype(mx.float32))
+    logps: mx.array = found[0]
+    return logps
 
 
 def sequence_logps(logps: mx.array, mask: mx.array) -> mx.array:
@@ -21,19 +49,167 @@ def sequence_logps(logps: mx.array, mask: mx.array) -> mx.array:
     return (logps * mask).sum(axis=-1)
 
 
-def dpo_loss(
-    chosen: mx.array, rejected: mx.array, ref_chosen: mx.array, ref_rejected: mx.array, beta: float
-) -> tuple[mx.array, mx.array]:
-    """DPO with the sigmoid link (Rafailov et al. 2023, eq. 7), all arguments [B].
-
-    loss = −log σ(margin), margin = β((chosen − ref_chosen) − (rejected − ref_rejected)).
-    Returns (loss, margin), both [B].
-    """
-    margin = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
-    # −log σ(x) = log(1 + e^−x), without overflow for large |x|.
-    return mx.logaddexp(mx.zeros_like(margin), -margin), margin
-
-
 def nll_loss(logps: mx.array, lengths: mx.array) -> mx.array:
     """Negative log-likelihood a token, [B], from summed log-probabilities and lengths [B]."""
     return -logps / lengths
+
+
+# ---- preference pairs ----------------------------------------------------------------------------
+
+
+def dpo_loss(
+    chosen: mx.array,
+    rejected: mx.array,
+    ref_chosen: mx.array,
+    ref_rejected: mx.array,
+    beta: float,
+    smoothing: float = 0.0,
+) -> tuple[mx.array, mx.array]:
+    """DPO with the sigmoid link (Rafailov et al. 2023, eq. 7), arrays [B].
+
+    margin = β((chosen − ref_chosen) − (rejected − ref_rejected))
+    loss = −(1−s)·log σ(margin) − s·log σ(−margin), where the smoothing s is the share of labels
+    taken to be flipped (conservative DPO: Mitchell 2023). Returns (loss, margin), both [B].
+    """
+    margin = beta * log_ratio(chosen, rejected, ref_chosen, ref_rejected)
+    # log σ(x) − log σ(−x) = x, so both terms are one softplus and a line.
+    return softplus(-margin) + smoothing * margin, margin
+
+
+def ipo_loss(
+    chosen: mx.array,
+    rejected: mx.array,
+    ref_chosen: mx.array,
+    ref_rejected: mx.array,
+    beta: float,
+    smoothing: float = 0.0,
+) -> tuple[mx.array, mx.array]:
+    """IPO (Azar et al. 2023, eq. 17, their τ is β here), arrays [B].
+
+    loss = (h − 1/2β)², margin = β·h, h = (chosen − ref_chosen) − (rejected − ref_rejected).
+    Returns (loss, margin), both [B]. Raises ValueError for a smoothing other than 0: IPO has none.
+    """
+    if smoothing:
+        raise ValueError(f"IPO knows no label smoothing, {smoothing} was given")
+    h = log_ratio(chosen, rejected, ref_chosen, ref_rejected)
+    return mx.square(h - 1 / (2 * beta)), beta * h
+
+
+def exo_pair_loss(
+    chosen: mx.array,
+    rejected: mx.array,
+    ref_chosen: mx.array,
+    ref_rejected: mx.array,
+    beta: float,
+    smoothing: float,
+) -> tuple[mx.array, mx.array]:
+    """EXO on pairs (Ji et al. 2024, eq. 16), arrays [B]: the reverse KL of DPO's forward one.
+
+    loss = σ(z)(log σ(z) − log(1−ε)) + σ(−z)(log σ(−z) − log ε), with z the margin of `dpo_loss`
+    and ε the smoothing; least at z = log((1−ε)/ε). Returns (loss, margin), both [B]. Raises
+    ValueError for a smoothing outside (0, 1): the loss has no bound there.
+    """
+    if not 0 < smoothing < 1:
+        raise ValueError(f"exo_pair needs a smoothing between 0 and 1, not {smoothing}")
+    z = beta * log_ratio(chosen, rejected, ref_chosen, ref_rejected)
+    right = mx.sigmoid(z) * (-softplus(-z) - math.log1p(-smoothing))
+    wrong = mx.sigmoid(-z) * (-softplus(z) - math.log(smoothing))
+    return right + wrong, z
+
+
+def orpo_loss(chosen: mx.array, rejected: mx.array, beta: float) -> tuple[mx.array, mx.array]:
+    """The odds-ratio term of ORPO (Hong et al. 2024, eq. 7), MEAN log-probabilities a token [B].
+
+    loss = −β·log σ(log_odds), log_odds = log(odds(chosen) / odds(rejected)), odds(p) = p/(1−p).
+    Returns (loss, log_odds), both [B]; the caller adds the NLL of the chosen response.
+    """
+    log_odds = logit(chosen) - logit(rejected)
+    return beta * softplus(-log_odds), log_odds
+
+
+def log_ratio(
+    chosen: mx.array, rejected: mx.array, ref_chosen: mx.array, ref_rejected: mx.array
+) -> mx.array:
+    return (chosen - ref_chosen) - (rejected - ref_rejected)
+
+
+def softplus(x: mx.array) -> mx.array:
+    """−log σ(−x) = log(1 + e^x), without overflow for large |x|.
+
+    Not `mx.logaddexp`: its gradient is 1 − σ for one sign, which ORPO's steep log-odds magnify.
+    """
+    is_low, zero = x < 0, mx.zeros_like(x)
+    low, high = mx.where(is_low, x, zero), mx.where(is_low, zero, x)
+    return high + mx.log1p(mx.exp(low - high))
+
+
+def logit(logp: mx.array) -> mx.array:
+    """log(p / (1 − p)) from log p, exact at both ends (Mächler 2012 for log(1 − e^x))."""
+    logp = mx.minimum(logp, CERTAIN)
+    half = mx.array(-math.log(2))
+    is_near = logp > half
+    # Each branch sees only its own: where exp rounds to 1, the one not taken would give NaN.
+    near, far = mx.where(is_near, logp, half), mx.where(is_near, half, logp)
+    log_rest = mx.where(is_near, mx.log(-mx.expm1(near)), mx.log1p(-mx.exp(far)))
+    return logp - log_rest
+
+
+# ---- groups of responses -------------------------------------------------------------------------
+
+
+def group_advantages(rewards: Sequence[float], scale: bool) -> list[float]:
+    """Advantages of the responses to one prompt (Shao et al. 2024, section 4.1.2).
+
+    reward − mean, with scale divided by (sample standard deviation + 1e-4), as TRL does. A group
+    whose rewards are equal says nothing: exact zeros.
+    """
+    if not rewards or min(rewards) == max(rewards):
+        return [0.0] * len(rewards)
+    mean = statistics.fmean(rewards)
+    spread = statistics.stdev(rewards, mean) + 1e-4 if scale else 1.0
+    return [(reward - mean) / spread for reward in rewards]
+
+
+def grpo_loss(
+    logps: mx.array,
+    old: mx.array,
+    reference: mx.array | None,
+    advantages: mx.array,
+    clip: float,
+    kl: float,
+) -> tuple[mx.array, dict[str, mx.array]]:
+    """GRPO a token (Shao et al. 2024, eq. 3 and 4); the caller masks and averages.
+
+    logps, old, reference: [R, T] token log-probabilities of the policy, of the policy that sampled
+    and of the reference (None: no KL); advantages: [R]; clip: half-width of the ratio's range; kl:
+    weight of the KL estimate e^d − d − 1, d = reference − logps. Returns (loss [R, T], {"kl",
+    "clipped"}: [R, T]), clipped 1 where the clip holds the token back. Where log-probabilities are
+    more than STEEP apart, e^x goes on as a straight line, so that nothing overflows.
+    """
+    advantages = advantages[:, None]
+    ratio = steep_exp(logps - old)
+    free, held = ratio * advantages, mx.clip(ratio, 1 - clip, 1 + clip) * advantages
+    loss = -mx.minimum(free, held)
+    estimate = mx.zeros_like(logps)
+    if reference is not None:
+        difference = reference - logps
+        estimate = steep_exp(difference) - difference - 1
+        if kl > 0:
+            loss = loss + kl * estimate
+    return loss, {"kl": estimate, "clipped": (held < free).astype(mx.float32)}
+
+
+def steep_exp(x: mx.array) -> mx.array:
+    """e^x up to STEEP, then its tangent: no overflow, and a gradient that still pulls back."""
+    touch = mx.stop_gradient(mx.minimum(x, STEEP))  # where the tangent touches: x itself, mostly
+    return mx.exp(touch) * (1 + x - touch)
+
+
+Preference = Callable[
+    [mx.array, mx.array, mx.array, mx.array, float, float], tuple[mx.array, mx.array]
+]
+PREFERENCE: dict[str, Preference] = {
+    "dpo": dpo_loss,
+    "ipo": ipo_loss,
+    "exo_pair": exo_pair_loss,
+}

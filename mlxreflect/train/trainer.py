@@ -1,90 +1,76 @@
-"""The one training loop: preference pairs or single responses, on LoRA or on all weights.
+"""The one training loop: preferences, responses or groups, on LoRA or on all weights.
 
-A step is `batch × accumulate` examples. Gradients are of the sum of the examples' losses, divided
-once by the step's number of pairs (dpo) or response tokens (sft), so neither the batch size nor the
-accumulation changes the loss.
+A step is `batch × accumulate` items. Gradients are of the sum of the items' losses, divided once by
+the step's number of pairs, response tokens or rows, so neither the batch size nor the accumulation
+changes the loss. A batch that would not fit into memory is taken in parts.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_flatten, tree_map
 
 from mlxreflect.seeds import rng_for, seed_mlx
-from mlxreflect.train.batches import Batch, Pair, Row, collate
-from mlxreflect.train.losses import dpo_loss, nll_loss, sequence_logps, token_logps
+from mlxreflect.train.batches import Group, Item, Pair, Row, Shape, collate, shape_of
+from mlxreflect.train.memory import Footprint, memory_limit, recomputed_layers
+from mlxreflect.train.network import Arrays, Network, parameters
+from mlxreflect.train.objectives import (
+    Metrics,
+    Objective,
+    Settings,
+    imitation,
+    odds_ratio,
+    preference,
+    reinforcement,
+)
+from mlxreflect.train.references import References, model_key
+from mlxreflect.train.scoring import Kept, What, score
+from mlxreflect.train.steps import Step, mean, ranking, schedule
 
-Arrays = dict[str, mx.array]
 Seed = tuple[int | str, ...]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What one call of `fit` needs; see [train] of the recipe."""
-
-    lr: float
-    batch: int
-    accumulate: int = 1
-    epochs: int = 1
-    beta: float = 0.1
-    logps: str = "sum"
-    nll: float = 0.0
-    dpo: float = 1.0
-    clip: float = 1.0
-    warmup: int = 0
-    weight_decay: float = 0.0
-    grad_checkpoint: bool = False
-
-
-@dataclass(frozen=True)
-class Step:
-    """Metrics of one optimizer step. margin, accuracy: over its pairs; None for sft.
-
-    loss: mean a pair (dpo) or a token (sft). tokens: response tokens trained. seconds: wall time.
-    """
-
-    objective: str
-    step: int
-    loss: float
-    margin: float | None
-    accuracy: float | None
-    lr: float
-    grad_norm: float
-    tokens: int
-    seconds: float
-
-    def row(self) -> dict[str, Any]:
-        return asdict(self)
+OnStep = Callable[["Step"], None]
 
 
 class Trainer:
     """Trains the model's trainable parameters; one AdamW an objective, whose state is kept.
 
     Two optimizers, because the moments of one loss are no estimate of the other's gradients.
+    references: where log-probabilities of the reference are kept, if they are. say: told once what
+    a person should know about the model.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: nn.Module,
+        references: References | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.model, self.references, self.say = model, references, say
+        self.network: Network | None = None
+        self.told = False
+        self.keyed: tuple[Arrays, str] | None = None  # the last reference, and its key
         self.optimizers: dict[str, optim.AdamW] = {}
         self.steps: dict[str, int] = {}
 
     def trainable(self) -> Arrays:
         return dict(tree_flatten(self.model.trainable_parameters()))
 
-    def optimizer(self, objective: str, weight_decay: float) -> optim.AdamW:
-        if objective not in self.optimizers:
+    def optimizer(self, name: str, weight_decay: float) -> optim.AdamW:
+        if name not in self.optimizers:
             optimizer = optim.AdamW(0.0, weight_decay=weight_decay, bias_correction=True)
             optimizer.init(self.model.trainable_parameters())
-            self.optimizers[objective], self.steps[objective] = optimizer, 0
-        return self.optimizers[objective]
+            self.optimizers[name], self.steps[name] = optimizer, 0
+        return self.optimizers[name]
+
+    # ---- objectives -----------------------------------------------------------------------------
 
     def fit_pairs(
         self,
@@ -92,218 +78,249 @@ class Trainer:
         reference: Arrays | None,
         settings: Settings,
         seed: Seed,
-        on_step: Callable[[Step], None] | None = None,
+        on_step: OnStep | None = None,
     ) -> list[Step]:
-        """DPO (plus the optional NLL term) over all pairs, `epochs` times in a seeded order.
+        """Preference training over all pairs, `epochs` times in a seeded order.
 
         reference: trainable parameters of the reference policy; None: no reference (zeros).
         """
-        if not pairs:
-            return []
-        self.model.eval()  # dropout would make policy and reference differ from themselves
-        rows = [row for pair in pairs for row in (pair.chosen, pair.rejected)]
-        scores = self.reference_logps(rows, reference, settings) if reference else [0.0] * len(rows)
-
-        def loss(model: nn.Module, members: list[int]) -> tuple[mx.array, mx.array]:
-            batch = [pairs[i].chosen for i in members] + [pairs[i].rejected for i in members]
-            ref = mx.array([[scores[2 * i], scores[2 * i + 1]] for i in members])
-            return pair_loss(model, collate(batch), ref, settings)
-
-        def size(members: list[int]) -> float:
-            return float(len(members))
-
-        def tokens(members: list[int]) -> int:
-            return sum(len(pairs[i].chosen.response + pairs[i].rejected.response) for i in members)
-
-        def length(i: int) -> int:
-            return max(pairs[i].chosen.length, pairs[i].rejected.length)
-
-        return self.run("dpo", loss, len(pairs), size, tokens, length, settings, seed, on_step)
+        return self.fit(self.pair_objective(pairs, reference, settings), settings, seed, on_step)
 
     def fit_rows(
         self,
         rows: Sequence[Row],
         settings: Settings,
         seed: Seed,
-        on_step: Callable[[Step], None] | None = None,
+        on_step: OnStep | None = None,
         *,
         dropout: bool = True,
     ) -> list[Step]:
         """SFT on responses: mean NLL a token over each step."""
-        if not rows:
-            return []
-        self.model.train(dropout)
+        return self.fit(imitation(rows, dropout=dropout), settings, seed, on_step)
 
-        def loss(model: nn.Module, members: list[int]) -> tuple[mx.array, mx.array]:
-            batch = collate([rows[i] for i in members])
-            logps = batch_logps(model, batch)
-            return (-logps * batch.weights).sum(), mx.zeros_like(logps)
-
-        def size(members: list[int]) -> float:
-            return sum(rows[i].weight * len(rows[i].response) for i in members)
-
-        def tokens(members: list[int]) -> int:
-            return sum(len(rows[i].response) for i in members)
-
-        def length(i: int) -> int:
-            return rows[i].length
-
-        steps = self.run("sft", loss, len(rows), size, tokens, length, settings, seed, on_step)
-        self.model.eval()
-        return steps
-
-    def run(
+    def fit_groups(
         self,
-        objective: str,
-        loss: Callable[[nn.Module, list[int]], tuple[mx.array, mx.array]],
-        count: int,
-        size: Callable[[list[int]], float],
-        tokens: Callable[[list[int]], int],
-        length: Callable[[int], int],
+        groups: Sequence[Group],
+        reference: Arrays | None,
         settings: Settings,
         seed: Seed,
-        on_step: Callable[[Step], None] | None,
+        on_step: OnStep | None = None,
     ) -> list[Step]:
-        gradient = nn.value_and_grad(self.model, loss)
-        steps: list[Step] = []
-        seed_mlx(*seed, objective, "dropout")
-        with layer_checkpoints(self.model, settings.grad_checkpoint):
-            for epoch in range(settings.epochs):
-                order = list(range(count))
-                rng_for(*seed, objective, "order", epoch).shuffle(order)
-                for group in chunks(order, settings.batch * settings.accumulate):
-                    started = time.perf_counter()
-                    total, norm, margins = self.step(
-                        objective, gradient, group, size, length, settings
-                    )
-                    preference = objective == "dpo"
-                    step = Step(
-                        objective,
-                        self.steps[objective],
-                        total,
-                        sum(margins) / len(margins) if preference else None,
-                        sum(m > 0 for m in margins) / len(margins) if preference else None,
-                        float(self.optimizers[objective].learning_rate.item()),
-                        norm,
-                        tokens(group),
-                        time.perf_counter() - started,
-                    )
-                    steps.append(step)
-                    if on_step:
-                        on_step(step)
-        mx.clear_cache()
+        """GRPO on groups that the policy as it is has written; `epochs` updates of each group."""
+        return self.fit(self.group_objective(groups, reference, settings), settings, seed, on_step)
+
+    def pair_objective(
+        self, pairs: Sequence[Pair], reference: Arrays | None, settings: Settings
+    ) -> Objective:
+        """The objective on pairs, the reference's log-probabilities computed."""
+        if settings.objective == "orpo":
+            return odds_ratio(pairs, settings)
+        plain = preference(pairs, None, settings)
+        if reference is None or not settings.dpo:  # the NLL alone needs no reference
+            return plain
+        known = self.score(plain.items, reference, settings, "sums", plain.keep_shared)
+        return preference(pairs, known, settings)
+
+    def group_objective(
+        self, groups: Sequence[Group], reference: Arrays | None, settings: Settings
+    ) -> Objective:
+        items: list[Item] = [group.rows for group in groups]
+        alone = settings.epochs == 1 and len(items) <= settings.batch * settings.accumulate
+        old = None if alone else self.score(items, self.trainable(), settings, "tokens")
+        fixed = None
+        if reference is not None and settings.kl:
+            fixed = self.score(items, reference, settings, "tokens")
+        return reinforcement(groups, old, fixed, settings)
+
+    def score(
+        self,
+        items: Sequence[Item],
+        arrays: Arrays,
+        settings: Settings,
+        what: What,
+        keep_shared: bool = True,
+    ) -> list[np.ndarray]:
+        """Log-probabilities of items under other trainable parameters; see `scoring.score`."""
+        network, kept = self.understood(items), None
+        if self.references:
+            if self.keyed is None or self.keyed[0] is not arrays:
+                self.keyed = arrays, f"{model_key(self.model, arrays)} {mx.default_device()}"
+            kept = Kept(self.references, self.keyed[1])
+        with parameters(self.model, arrays):
+            return score(network, items, settings.batch, what, keep_shared, kept)
+
+    def forget_reference(self) -> None:
+        """Let go of the last reference's weights, once nothing will be scored under them."""
+        self.keyed = None
+
+    def understood(self, items: Sequence[Item]) -> Network:
+        """The network, found out once, and what a person should know of it, said once."""
+        if self.network is None:
+            self.network = Network(self.model)
+        if not self.network.shares and not self.told and any(len(item) > 1 for item in items):
+            self.told = True
+            self.say(
+                "note: this model cannot run the shared beginning of chosen and rejected once; "
+                "each is run whole, which takes longer"
+            )
+        return self.network
+
+    # ---- the loop -------------------------------------------------------------------------------
+
+    def fit(
+        self, objective: Objective, settings: Settings, seed: Seed, on_step: OnStep | None = None
+    ) -> list[Step]:
+        steps = []
+        for step in self.train(objective, settings, seed):
+            steps.append(step)
+            if on_step:
+                on_step(step)
         return steps
+
+    def train(
+        self, objective: Objective, settings: Settings, seed: Seed, start: int = 0
+    ) -> Generator[Step, None, None]:
+        """One optimizer step after another, from step `start` on of those that the data give.
+
+        Each step's order, dropout and learning rate follow from seed and number alone, so a
+        trainer restored after step n and started at n goes on as if it had never stopped.
+        """
+        items = objective.items
+        if not items:
+            return
+        network = self.understood(items)
+        self.optimizer(objective.name, settings.weight_decay)
+        per_step = settings.batch * settings.accumulate
+        per_epoch = -(-len(items) // per_step)
+        try:
+            for number in range(start, settings.epochs * per_epoch):
+                epoch, at = divmod(number, per_epoch)
+                order = list(range(len(items)))
+                rng_for(*seed, objective.name, "order", epoch).shuffle(order)
+                group = order[at * per_step : (at + 1) * per_step]
+                rate = settings.lr * schedule(settings, number, settings.epochs * per_epoch)
+                # Dropout would make policy and reference differ from themselves.
+                self.model.train(objective.dropout)
+                stream = (*seed, objective.name, "dropout", number)
+                yield self.step(network, objective, group, settings, rate, stream)
+        finally:
+            self.model.eval()
+            mx.clear_cache()
 
     def step(
         self,
-        objective: str,
-        gradient: Callable[..., Any],
+        network: Network,
+        objective: Objective,
         group: list[int],
-        size: Callable[[list[int]], float],
-        length: Callable[[int], int],
         settings: Settings,
-    ) -> tuple[float, float, list[float]]:
-        """One update; returns the loss, the gradient's norm before clipping, and the margins."""
-        grads: Any = None
-        total, margins = 0.0, []
-        # Alike lengths together: less padding, and the sum over the step stays what it was.
-        for members in chunks(sorted(group, key=length), settings.batch):
-            (value, margin), part = gradient(self.model, members)
-            grads = part if grads is None else tree_map(mx.add, grads, part)
-            mx.eval(value, margin, grads)
-            total += value.item()
-            margins += margin.tolist()
-        scale = 1 / size(group)
+        rate: float,
+        stream: Seed,
+    ) -> Step:
+        """One update, on the items of a group."""
+        started = time.perf_counter()
+        loss, grads, metrics = self.gradients(network, objective, group, settings, stream)
+        scale = 1 / sum(objective.sizes[i] for i in group)
         grads = tree_map(lambda g: g * scale, grads)
         grads, norm = optim.clip_grad_norm(grads, settings.clip or math.inf)
-        optimizer = self.optimizer(objective, settings.weight_decay)
-        self.steps[objective] += 1
-        done = self.steps[objective]
-        optimizer.learning_rate = settings.lr * min(1.0, done / max(1, settings.warmup))
+        optimizer = self.optimizer(objective.name, settings.weight_decay)
+        self.steps[objective.name] += 1
+        warm = self.steps[objective.name] / max(1, settings.warmup)
+        optimizer.learning_rate = rate * min(1.0, warm)
         optimizer.update(self.model, grads)
         mx.eval(self.model.trainable_parameters(), optimizer.state, norm)
-        return total * scale, norm.item(), margins
+        return Step(
+            objective.name,
+            self.steps[objective.name],
+            loss * scale,
+            float(optimizer.learning_rate.item()),
+            norm.item(),
+            sum(row.trained for i in group for row in objective.items[i]),
+            time.perf_counter() - started,
+            **ranking(metrics),
+            kl=mean(metrics.get("kl")),
+            clipped=mean(metrics.get("clipped")),
+        )
 
-    def reference_logps(
-        self, rows: Sequence[Row], reference: Arrays, settings: Settings
-    ) -> list[float]:
-        """Summed log-probabilities of the responses under other trainable parameters."""
-        scores = [0.0] * len(rows)
-        by_length = sorted(range(len(rows)), key=lambda i: rows[i].length)
-        with parameters(self.model, reference):
-            for members in chunks(by_length, 2 * settings.batch):
-                logps = batch_logps(self.model, collate([rows[i] for i in members]))
-                for i, score in zip(members, np.array(logps), strict=True):
-                    scores[i] = float(score)
-        return scores
+    def gradients(
+        self,
+        network: Network,
+        objective: Objective,
+        group: list[int],
+        settings: Settings,
+        stream: Seed,
+    ) -> tuple[float, Any, dict[str, list[float]]]:
+        """Summed loss, its gradients and each item's metrics; one part of the group at a time."""
+
+        def loss(model: nn.Module, members: list[int]) -> tuple[mx.array, dict[str, mx.array]]:
+            rows = [objective.items[i] for i in members]
+            batch = collate(rows, share=network.shares, keep_shared=objective.keep_shared)
+            return objective.loss(network.logps(batch, training=True), batch, members)
+
+        parts, recompute = self.plan(network, objective, group, settings)
+        total, grads = 0.0, None
+        metrics: dict[str, list[float]] = defaultdict(list)
+        seed_mlx(*stream)
+        with recomputed_layers(self.model, recompute, stream):
+            for members in parts:
+                (value, found), part = nn.value_and_grad(self.model, loss)(self.model, members)
+                grads = part if grads is None else tree_map(mx.add, grads, part)
+                mx.eval(value, found, grads)
+                total += gather(value, found, metrics)
+        return total, grads, metrics
+
+    def measure(self, objective: Objective, settings: Settings) -> dict[str, float | None]:
+        """Loss, margin and accuracy over all items, without training on them."""
+        network = self.understood(objective.items)
+        total = 0.0
+        metrics: dict[str, list[float]] = defaultdict(list)
+        parts, _ = self.plan(network, objective, list(range(len(objective.items))), settings)
+        self.model.eval()
+        for members in parts:
+            rows = [objective.items[i] for i in members]
+            batch = collate(rows, share=network.shares, keep_shared=objective.keep_shared)
+            value, found = objective.loss(network.logps(batch), batch, members)
+            total += gather(value, found, metrics)
+        return {"loss": total / sum(objective.sizes), **ranking(metrics)}
+
+    def plan(
+        self, network: Network, objective: Objective, group: list[int], settings: Settings
+    ) -> tuple[list[list[int]], int]:
+        """The group in parts of at most `batch` items, and how many layers are recomputed.
+
+        Alike lengths together: less padding, and the sum over the step stays what it was. A part
+        that would take too much memory is halved; layers are recomputed where halving is not
+        enough, or the recipe says so.
+        """
+
+        def shape(members: list[int]) -> Shape:
+            return shape_of([objective.items[i] for i in members], network.shares)
+
+        limit = memory_limit(settings.memory_gb)
+        by_length = sorted(group, key=lambda i: max(row.length for row in objective.items[i]))
+        recompute = {"no": 0, "yes": self.footprint.layers}.get(settings.grad_checkpoint)
+        if recompute is None:
+            recompute = self.footprint.layers_to_recompute(shape(by_length[-1:]), limit)
+        waiting, parts = list(chunks(by_length, settings.batch)), []
+        while waiting:
+            part = waiting.pop(0)
+            if len(part) > 1 and self.footprint.bytes(shape(part), recompute) > limit:
+                waiting[:0] = [part[: len(part) // 2], part[len(part) // 2 :]]
+            else:
+                parts.append(part)
+        return parts, recompute
+
+    @cached_property
+    def footprint(self) -> Footprint:
+        return Footprint(self.model)
 
 
-def batch_logps(model: nn.Module, batch: Batch) -> mx.array:
-    """Summed response log-probabilities of a batch, [B]."""
-    return sequence_logps(token_logps(model(batch.inputs), batch.targets), batch.mask)
-
-
-def pair_loss(
-    model: nn.Module, batch: Batch, reference: mx.array, settings: Settings
-) -> tuple[mx.array, mx.array]:
-    """Summed loss over pairs, and each pair's margin [B].
-
-    batch: chosen rows then rejected rows, [2B, T]; reference: [B, 2] summed log-probabilities.
-    """
-    logps = batch_logps(model, batch)
-    half = reference.shape[0]
-    lengths = batch.lengths if settings.logps == "mean" else mx.ones_like(batch.lengths)
-    preference, margin = dpo_loss(
-        logps[:half] / lengths[:half],
-        logps[half:] / lengths[half:],
-        reference[:, 0] / lengths[:half],
-        reference[:, 1] / lengths[half:],
-        settings.beta,
-    )
-    nll = nll_loss(logps[:half], batch.lengths[:half])
-    loss = settings.dpo * preference + settings.nll * nll
-    return (loss * batch.weights[:half]).sum(), margin
+def gather(value: mx.array, found: Metrics, metrics: dict[str, list[float]]) -> float:
+    """A part's loss; its items' metrics join those of the parts before."""
+    for name, values in found.items():
+        metrics[name] += np.array(values).tolist()
+    return float(np.array(value))
 
 
 def chunks(items: list[int], size: int) -> Iterator[list[int]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-@contextmanager
-def parameters(model: nn.Module, arrays: Arrays) -> Iterator[None]:
-    """The model with other trainable parameters, for the duration."""
-    own = dict(tree_flatten(model.trainable_parameters()))
-    model.update(tree_unflatten(list(arrays.items())))
-    try:
-        yield
-    finally:
-        model.update(tree_unflatten(list(own.items())))
-
-
-@contextmanager
-def layer_checkpoints(model: nn.Module, on: bool) -> Iterator[None]:
-    """Recompute each layer's activations in the backward pass instead of keeping them.
-
-    Patches the layer classes for the duration only.
-    """
-    kinds = {type(layer) for layer in model.layers} if on else set()
-    originals = {kind: kind.__call__ for kind in kinds}
-
-    def patched(original: Callable[..., Any]) -> Callable[..., Any]:
-        def call(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            def inner(params: Any, *args: Any, **kwargs: Any) -> Any:
-                layer.update(params)
-                return original(layer, *args, **kwargs)
-
-            return mx.checkpoint(inner)(layer.trainable_parameters(), *args, **kwargs)
-
-        return call
-
-    for kind, original in originals.items():
-        kind.__call__ = patched(original)
-    try:
-        yield
-    finally:
-        for kind, original in originals.items():
-            kind.__call__ = original

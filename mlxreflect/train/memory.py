@@ -1,0 +1,160 @@
+"""What a training step holds in memory: an estimate of it, and layers that keep nothing.
+
+Recomputed layers keep their input alone; in the backward pass they run again. Keys and values that
+a layer hands on through a cache of `prefix` enter and leave the recomputed function as values, or
+their gradients would silently be lost.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+
+from mlxreflect.seeds import seed_mlx
+from mlxreflect.train.batches import Shape
+from mlxreflect.train.network import CHUNK_ELEMENTS, Arrays, parameters
+from mlxreflect.train.prefix import Cache, Extension, Recorder, find_cache
+
+# Measured on models of 5 to 135 million parameters: what a layer keeps for the backward pass, an
+# output of its linear parts; what is at work besides, in layers; what the head takes, in chunks.
+KEPT, AT_WORK, HEAD = 1.5, 4, 8
+CPU_BYTES = 10**9  # on the CPU parts of a batch are as fast as the whole
+GPU_SHARE = 0.25  # of the working set that the device recommends; a critic may want the rest
+Seed = tuple[int | str, ...]
+LINEAR = (nn.Linear, nn.QuantizedLinear)
+
+
+class Footprint:
+    """Bytes that a step's activations take, estimated from the model's shapes.
+
+    width: outputs of the linear layers of one layer, for one token; heads: attention heads.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        arguments = getattr(model, "args", None)
+        self.layers = len(model.layers)
+        self.heads = int(getattr(arguments, "num_attention_heads", 0) or 1)
+        self.hidden = hidden_size(model)
+        active = int(getattr(arguments, "num_experts_per_tok", 0) or 1)
+        self.width = sum(
+            linear_outputs(module, active) for _, module in model.layers[0].named_modules()
+        )
+        self.itemsize = 2 if any_half(model) else 4
+
+    def bytes(self, shape: Shape, recomputed: int = 0) -> int:
+        """shape: of one batch; recomputed: how many layers keep their inputs only."""
+        scores = shape.groups * shape.prefix**2
+        scores += shape.rows * shape.suffix * (shape.suffix + shape.prefix)
+        layer = KEPT * (shape.tokens * self.width + self.heads * scores)
+        held = layer * (self.layers - recomputed + AT_WORK)
+        held += shape.tokens * self.hidden * recomputed
+        return int(held * self.itemsize) + HEAD * CHUNK_ELEMENTS * 4
+
+    def layers_to_recompute(self, shape: Shape, limit: int) -> int:
+        """The fewest layers that have to be recomputed to stay below the limit, or all."""
+        fitting = (n for n in range(self.layers) if self.bytes(shape, n) <= limit)
+        return next(fitting, self.layers)
+
+
+def hidden_size(model: nn.Module) -> int:
+    """Of the first layer's input: the longest norm's weight is as long."""
+    norms = [m.weight.size for _, m in model.layers[0].named_modules()
+             if isinstance(m, nn.RMSNorm | nn.LayerNorm) or "norm" in type(m).__name__.lower()
+             if "weight" in m]  # fmt: skip
+    return max(norms, default=1)
+
+
+def linear_outputs(module: nn.Module, active: int) -> int:
+    if isinstance(module, LINEAR):
+        return int(module.weight.shape[0])
+    if isinstance(module, SwitchLinear | QuantizedSwitchLinear):
+        return active * int(module.weight.shape[1])
+    return 0
+
+
+def any_half(model: nn.Module) -> bool:
+    """Whether activations have two bytes: norms keep the type that a model computes in."""
+    kinds = {m.weight.dtype for _, m in model.layers[0].named_modules()
+             if "weight" in m and "norm" in type(m).__name__.lower()}  # fmt: skip
+    return bool(kinds & {mx.float16, mx.bfloat16})
+
+
+def memory_limit(gigabytes: float) -> int:
+    """Bytes that activations may take: as asked for, or a share of what the device has."""
+    if gigabytes:
+        return int(gigabytes * 1e9)
+    if mx.default_device().type == mx.DeviceType.cpu:
+        return CPU_BYTES
+    found = mx.device_info()  # CUDA names its memory otherwise
+    whole = found.get("max_recommended_working_set_size") or found.get("memory_size")
+    return int(GPU_SHARE * int(whole)) if whole else CPU_BYTES
+
+
+# ---- recomputing ------------------------------------------------------------------------------
+
+
+@contextmanager
+def recomputed_layers(model: nn.Module, count: int, seed: Seed) -> Iterator[None]:
+    """The first `count` layers compute their activations again in the backward pass.
+
+    Patches the layer classes for the duration only; inside another such block it does nothing.
+    seed: names the random stream of dropout inside the layers.
+    """
+    chosen = list(model.layers[:count])
+    kinds = {type(layer) for layer in chosen}
+    originals = {kind: kind.__call__ for kind in kinds if not hasattr(kind.__call__, "recomputes")}
+    draws = itertools.count()
+    for kind, original in originals.items():
+        kind.__call__ = recomputing(original, {id(layer) for layer in chosen}, draws, seed)
+    try:
+        yield
+    finally:
+        for kind, original in originals.items():
+            kind.__call__ = original
+
+
+def recomputing(
+    original: Callable[..., Any], chosen: set[int], draws: Iterator[int], seed: Seed
+) -> Callable[..., Any]:
+    def call(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if id(layer) not in chosen:
+            return original(layer, *args, **kwargs)
+        cache = find_cache(args, kwargs)
+        held = () if cache is None or cache.keys is None else (cache.keys, cache.values)
+
+        draw = next(draws)
+
+        def inner(arrays: Arrays, held: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+            if layer.training:  # dropout has to draw the same again
+                seed_mlx(*seed, "layer", draw)
+            own = again(cache, held)
+            args = [own if a is cache else a for a in args]
+            kwargs = {k: own if a is cache else a for k, a in kwargs.items()}
+            with parameters(layer, arrays):
+                out = original(layer, *args, **kwargs)
+            kept: Any = (own.keys, own.values) if isinstance(own, Recorder) else ()
+            # As arrays of their own, for gemma4's layers return them too: of an array that leaves
+            # twice, MLX loses the second gradient.
+            return out, tuple(mx.expand_dims(array, 0) for array in kept)
+
+        arrays = dict(tree_flatten(layer.trainable_parameters()))
+        out, kept = mx.checkpoint(inner)(arrays, held, args, kwargs)
+        if isinstance(cache, Recorder):
+            cache.keys, cache.values = (mx.squeeze(array, 0) for array in kept)
+        return out
+
+    call.recomputes = True  # type: ignore[attr-defined]
+    return call
+
+
+def again(cache: Cache | None, held: tuple[mx.array, ...]) -> Cache | None:
+    """A cache of the same kind, on the arrays that entered the recomputed function."""
+    if isinstance(cache, Extension):
+        keys, values = held
+        return Extension(keys, values, cache.group, cache.lengths, cache.axes)
+    return Recorder(*held) if isinstance(cache, Recorder) else None

@@ -1,0 +1,240 @@
+"""A causal language model taken apart: hidden states, shared beginnings, and a head in chunks.
+
+What a model allows is found out by trying it on a few tokens, not by its name: what does not come
+out equal to the plain forward pass is not used.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+
+from mlxreflect.train.batches import Batch, Row, collate
+from mlxreflect.train.losses import token_logps
+from mlxreflect.train.prefix import Recorder, extend
+
+CHUNK_ELEMENTS = 1 << 23  # logits that exist at once: 32 MB of float32
+CHUNK_ROWS = (32, 1024)  # at least, at most
+# Tokens of a prefix that are run at a time. Attention computes, and keeps for the backward pass, a
+# full square of scores of which half is masked; in parts, it is little more than that half.
+STRIDE = {"cpu": 128, "gpu": 1024}
+UNFIT = (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError)
+# How far two ways to the same log-probability may be apart, of the largest. M5 and CUDA multiply
+# float32 with the 10 bits of TF32 by themselves.
+TOLERANCE = {mx.float32: 5e-3, mx.bfloat16: 5e-2, mx.float16: 1e-2}
+HEAD_AXES = (1, 2)  # heads, or (gemma2) groups of heads and heads
+Arrays = dict[str, mx.array]
+Place = tuple[nn.Module, str]  # a module and the name of one of its attributes
+Logps = Callable[[mx.array, mx.array], mx.array]  # hidden [n, D], targets [n] → [n]
+
+
+class Network:
+    """Log-probabilities of a batch's tokens under a model, in the cheapest way that it allows.
+
+    place: where the backbone stands. splits: backbone and head can be run apart.
+    shares: what several rows begin with can be run once. axes: of heads, in the masks for that.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.place = find_backbone(model)
+        self.stride = STRIDE["cpu" if mx.default_device().type == mx.DeviceType.cpu else "gpu"]
+        self.splits = self.place is not None and self.agrees(axes=0)
+        self.shares = self.splits and has_plain_caches(model) and any(map(self.agrees, HEAD_AXES))
+
+    def logps(self, batch: Batch, *, training: bool = False) -> mx.array:
+        """Log-probability of each scored token of each row, [R, T] float32; 0 where there is none.
+
+        training: gradients will be taken.
+        """
+        return self.split_logps(batch, training) if self.splits else self.plain_logps(batch)
+
+    def plain_logps(self, batch: Batch) -> mx.array:
+        """Whole rows, all logits at once: what everything else has to be equal to."""
+        logits = flat(self.model(batch.inputs))[batch.from_rows]
+        return in_rows([token_logps(logits, batch.targets)], batch.slots)
+
+    def split_logps(self, batch: Batch, training: bool = False) -> mx.array:
+        if not training:
+            score = self.head_logps
+        else:
+            score = self.recomputed if self.head_parameters() else self.with_slope
+        return in_rows(self.chunks(score, self.states(batch), batch.targets), batch.slots)
+
+    def states(self, batch: Batch) -> mx.array:
+        """Hidden states that predict the batch's targets, [N, D]."""
+        assert self.place is not None  # else `splits` is False
+        backbone = self.place[0][self.place[1]]
+        if batch.prefix is None:
+            return flat(backbone(batch.inputs, cache=None))[batch.from_rows]
+        recorders = [Recorder() for _ in make_prompt_cache(self.model)]
+        hidden = []
+        for start in range(0, batch.prefix.shape[1], self.stride):
+            recorders = [Recorder(before.keys, before.values) for before in recorders]
+            part = batch.prefix[:, start : start + self.stride]
+            hidden.append(backbone(part, cache=recorders))
+        ahead = flat(mx.concatenate(hidden, axis=1))[batch.from_prefix]
+        caches = extend(recorders, batch.group, batch.prefix_lengths, self.axes)
+        return mx.concatenate([ahead, flat(backbone(batch.inputs, cache=caches))[batch.from_rows]])
+
+    # ---- the head -------------------------------------------------------------------------------
+
+    def head(self, hidden: mx.array) -> mx.array:
+        """Logits [n, V] of hidden states [n, D], by the model's own code."""
+        assert self.place is not None  # else `splits` is False
+        with standing_in(self.place, hidden[None]):
+            logits: mx.array = self.model(mx.zeros((1, hidden.shape[0]), dtype=mx.int32))
+        return logits[0]
+
+    def head_logps(self, hidden: mx.array, targets: mx.array) -> mx.array:
+        return token_logps(self.head(hidden), targets)
+
+    def with_slope(self, hidden: mx.array, targets: mx.array) -> mx.array:
+        """head_logps that keeps its gradient [n, D] instead of logits [n, V].
+
+        Each log-probability depends on its own hidden state alone, so the backward pass is a
+        product with that gradient, and nothing is computed twice.
+        """
+
+        @mx.custom_function
+        def score(hidden: mx.array) -> tuple[mx.array, mx.array]:
+            ones = mx.ones(hidden.shape[:1])
+            (logps,), (slope,) = mx.vjp(lambda h: self.head_logps(h, targets), [hidden], [ones])
+            return logps, slope
+
+        @score.vjp
+        def backward(primal: Any, cotangents: Any, outputs: Any) -> mx.array:
+            slope: mx.array = outputs[1]
+            gradient: mx.array = (cotangents[0][:, None] * slope).astype(slope.dtype)
+            return gradient
+
+        scored: Any = score(hidden)
+        logps: mx.array = scored[0]
+        return logps
+
+    def recomputed(self, hidden: mx.array, targets: mx.array) -> mx.array:
+        """head_logps whose logits are computed again in the backward pass: for a trained head."""
+
+        def score(arrays: Arrays, hidden: mx.array) -> mx.array:
+            with parameters(self.model, arrays):
+                return self.head_logps(hidden, targets)
+
+        logps: mx.array = mx.checkpoint(score)(self.head_parameters(), hidden)
+        return logps
+
+    def chunks(self, score: Logps, hidden: mx.array, targets: mx.array) -> Iterator[mx.array]:
+        """score, a few rows at a time."""
+        least, most = CHUNK_ROWS
+        rows = min(most, max(least, CHUNK_ELEMENTS // self.vocabulary))
+        for start in range(0, targets.shape[0], rows):
+            yield score(hidden[start : start + rows], targets[start : start + rows])
+
+    def head_parameters(self) -> Arrays:
+        """Trainable parameters outside the layers, which the head may use."""
+        arrays = dict(tree_flatten(self.model.trainable_parameters()))
+        return {name: array for name, array in arrays.items() if ".layers." not in f".{name}"}
+
+    # ---- what the model allows ------------------------------------------------------------------
+
+    def agrees(self, axes: int) -> bool:
+        """Whether running it apart gives what the plain forward pass gives, on a few tokens.
+
+        axes: of heads, in the masks of rows that go on from a prefix; 0: rows are whole.
+        """
+        self.axes = axes
+        one, other = [1, 2, 3], [2, 3, 1, 5, 4, 1]
+        items = [(Row(one, [4, 5, 6]), Row(one, [5, 6])),
+                 (Row(other, [3, 1, 4]), Row(other, [2, 2, 1, 4]))]  # fmt: skip
+        batch = collate(items, share=axes > 0)
+        stride, self.stride = self.stride, 3  # several parts, of however short a prefix
+        with evaluating(self.model):
+            logits = self.model(collate(items).inputs)
+            self.vocabulary = logits.shape[-1]
+            expected = self.plain_logps(collate(items))
+            try:
+                found = self.split_logps(batch)
+                off = mx.abs(found - expected).max() / mx.abs(expected).max()
+                return bool((off <= TOLERANCE[logits.dtype]).item())
+            except UNFIT:
+                return False
+            finally:
+                self.stride = stride
+
+
+def find_backbone(model: nn.Module) -> Place | None:
+    """Where the module that owns the layers stands: its owner, and its name there."""
+    for path, module in model.named_modules():
+        layers = module.get("layers")
+        if path and isinstance(layers, list) and len(layers) == len(model.layers):
+            *way, name = path.split(".")
+            owner = model
+            for step in way:
+                owner = owner[step]
+            return (owner, name) if layers[0] is model.layers[0] else None
+    return None
+
+
+def has_plain_caches(model: nn.Module) -> bool:
+    """Keys and values are all that a layer keeps of the past; no running state."""
+    return all(type(cache) in (KVCache, RotatingKVCache) for cache in make_prompt_cache(model))
+
+
+class StandIn:
+    """Gives hidden states that are already there; for all else it is the backbone."""
+
+    def __init__(self, backbone: nn.Module, hidden: mx.array) -> None:
+        self.backbone, self.hidden = backbone, hidden
+
+    def __call__(self, *args: Any, **kwargs: Any) -> mx.array:
+        return self.hidden
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backbone, name)
+
+
+@contextmanager
+def standing_in(place: Place, hidden: mx.array) -> Iterator[None]:
+    """The model with hidden states in place of its backbone, for the duration."""
+    owner, name = place
+    backbone = owner[name]
+    owner[name] = StandIn(backbone, hidden)
+    try:
+        yield
+    finally:
+        owner[name] = backbone
+
+
+@contextmanager
+def parameters(model: nn.Module, arrays: Arrays) -> Iterator[None]:
+    """The model with other trainable parameters, for the duration."""
+    own = {name: array for name, array in tree_flatten(model.trainable_parameters())
+           if name in arrays}  # fmt: skip
+    model.update(tree_unflatten(list(arrays.items())))
+    try:
+        yield
+    finally:
+        model.update(tree_unflatten(list(own.items())))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    was = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was)
+
+
+def in_rows(logps: Iterable[mx.array], slots: mx.array) -> mx.array:
+    """Log-probabilities [N], in parts, as [R, T] by slots [R, T]; 0 in the slot N."""
+    return mx.concatenate([*logps, mx.zeros((1,))])[slots]
+
+
+def flat(array: mx.array) -> mx.array:
+    """[B, T, D] → [B·T, D]."""
+    return array.reshape(-1, array.shape[-1])

@@ -1,0 +1,52 @@
+"""One optimizer step as figures, and the learning rate's course over steps."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mlxreflect.train.objectives import Settings
+
+
+@dataclass(frozen=True)
+class Step:
+    """Metrics of one optimizer step.
+
+    loss: mean an item (or a token: sft). margin, accuracy: over its pairs, None without.
+    tokens: response tokens trained. seconds: wall time. kl, clipped: grpo's, a token.
+    """
+
+    objective: str
+    step: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: int
+    seconds: float
+    margin: float | None = None
+    accuracy: float | None = None
+    kl: float | None = None
+    clipped: float | None = None
+
+    def row(self) -> dict[str, Any]:
+        return {
+            k: v for k, v in asdict(self).items() if v is not None or k in ("margin", "accuracy")
+        }
+
+
+def schedule(settings: Settings, number: int, total: int) -> float:
+    """Share of the learning rate in step `number` (from 0) of `total`, warm-up aside."""
+    begun = max(0, number - settings.warmup) / max(1, total - settings.warmup)
+    if settings.schedule == "linear":
+        return 1 - begun
+    return 0.5 * (1 + math.cos(math.pi * begun)) if settings.schedule == "cosine" else 1.0
+
+
+def mean(values: Sequence[float] | None) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def ranking(metrics: dict[str, list[float]]) -> dict[str, float | None]:
+    """Mean margin, and the share of pairs ranked right; None where there are no pairs."""
+    margins = metrics.get("margin", [])
+    return {"margin": mean(margins), "accuracy": mean([float(m > 0) for m in margins])}

@@ -1,0 +1,257 @@
+"""Examples as tokens: what the policy wrote as it is, one end token, nothing cut silently."""
+
+import pytest
+from jinja2 import TemplateError
+
+from mlxreflect.policy import Policy
+from mlxreflect.prompts import attempt_messages
+from mlxreflect.records import Example
+from mlxreflect.train.batches import Group, Pair, Row
+from mlxreflect.train.encode import Dropped, Encoder, NothingTrained
+from mlxreflect.train.masks import Mask
+
+MESSAGES = attempt_messages("Do it.", "Numbers: 3 4 5\nTarget: 35", "think", "thinking")
+TEXT = "<think>\nstep 1: 3 + 4 = 7\nstep 2: 7 * 5 = 35\n</think>\n<answer> ( 3 + 4 ) * 5 </answer>"
+OTHER = "<think>\nstep 1: 3 + 5 = 8\n</think>\n<answer> 3 + 5 </answer>"
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_random: object) -> Policy:
+    from mlxreflect.policy import load_policy
+    from mlxreflect.recipe import PolicyConfig
+
+    return load_policy(PolicyConfig(model=str(tiny_random)))
+
+
+def sft(text: str | None, ids: list[int] | None = None, weight: float = 1.0) -> Example:
+    return Example("sft", MESSAGES, completion=text, completion_ids=ids, weight=weight)
+
+
+def preference(
+    chosen: str, rejected: str, ids: list[int] | None = None, others: list[int] | None = None
+) -> Example:
+    return Example("preference", MESSAGES, chosen, rejected, chosen_ids=ids, rejected_ids=others)
+
+
+def row(policy: Policy, example: Example, max_length: int = 500) -> Row:
+    encoded = Encoder(policy, max_length).encode(example)
+    assert isinstance(encoded, Row)
+    return encoded
+
+
+def pair(policy: Policy, example: Example, max_length: int = 500) -> Pair:
+    encoded = Encoder(policy, max_length).encode(example)
+    assert isinstance(encoded, Pair)
+    return encoded
+
+
+@pytest.mark.parametrize("text", [TEXT, OTHER, "", "x", " 7", "\n</think>", "naïve ✓ 😀 ５²"])
+def test_a_text_gets_exactly_one_end_token(policy: Policy, text: str) -> None:
+    found = row(policy, sft(text))
+    end = policy.end_of_turn
+    assert found.prompt == policy.encode(MESSAGES)
+    assert found.response[-1] == end
+    assert found.response.count(end) == 1
+    assert policy.decode(found.response[:-1]) == text
+    whole = policy.tokenizer.encode(policy.decode(found.prompt) + text, add_special_tokens=False)
+    assert found.prompt + found.response == [*whole, end]
+
+
+def test_what_the_policy_generated_is_used_as_it_is(policy: Policy) -> None:
+    """Even where its tokens are not how the tokenizer would write the same text."""
+    bytes_of_35 = [policy.tokenizer.encode(c, add_special_tokens=False)[0] for c in " 35"]
+    assert policy.decode(bytes_of_35) == " 35"
+    assert policy.tokenizer.encode(" 35", add_special_tokens=False) != bytes_of_35
+    stopped = [*bytes_of_35, policy.end_of_turn]
+    assert row(policy, sft(" 35", stopped)).response == stopped
+    assert row(policy, sft("words that the ids are not", stopped)).response == stopped
+    found = pair(policy, preference(TEXT, " 35", None, stopped))
+    assert found.rejected.response == stopped
+    assert found.chosen.response[-1] == policy.end_of_turn
+
+
+def test_a_response_cut_by_length_gets_no_end_token(policy: Policy) -> None:
+    (completion,) = policy.generate(
+        [policy.encode(MESSAGES)],
+        temperature=0, top_p=1, max_new_tokens=5, batch=1, seed=(0,),
+    )  # fmt: skip
+    assert completion.finish_reason == "length"
+    found = row(policy, sft(completion.text, completion.token_ids))
+    assert found.response == completion.token_ids
+    assert len(found.response) == 5
+    assert policy.end_of_turn not in found.response
+
+
+def test_long_prompts_are_cut_from_the_left(policy: Policy) -> None:
+    prompt = policy.encode(MESSAGES)
+    whole = row(policy, sft(TEXT))
+    for short in (1, len(prompt) - 1):
+        found = row(policy, sft(TEXT), whole.length - short)
+        assert found.response == whole.response
+        assert found.prompt == prompt[short:]
+    assert row(policy, sft(TEXT), whole.length) == whole
+
+
+def test_both_responses_of_a_pair_answer_the_same_prompt(policy: Policy) -> None:
+    prompt = policy.encode(MESSAGES)
+    whole = pair(policy, preference(TEXT, OTHER))
+    assert len(whole.chosen.response) != len(whole.rejected.response)
+    longest = max(whole.chosen.length, whole.rejected.length)
+    for example in (preference(TEXT, OTHER), preference(OTHER, TEXT)):
+        cut = pair(policy, example, longest - 4)
+        assert (cut.chosen.prompt, cut.rejected.prompt) == (prompt[4:], prompt[4:])
+
+
+def test_long_responses_are_dropped_and_named(policy: Policy) -> None:
+    tokens = len(row(policy, sft(TEXT)).response)
+    for limit in (1, tokens - 1, tokens):  # at least one token of the prompt is needed
+        example = sft(TEXT)
+        dropped = Encoder(policy, limit).encode(example)
+        assert isinstance(dropped, Dropped)
+        assert dropped.example is example
+        assert str(limit) in dropped.reason
+    assert isinstance(Encoder(policy, tokens + 1).encode(sft(TEXT)), Row)
+    for example in (preference(TEXT, OTHER), preference(OTHER, TEXT)):
+        dropped = Encoder(policy, tokens).encode(example)
+        assert isinstance(dropped, Dropped)
+        assert dropped.example is example
+        assert str(tokens) in dropped.reason
+        assert isinstance(Encoder(policy, tokens + 1).encode(example), Pair)
+
+
+def test_a_pair_without_a_difference_is_dropped(policy: Policy) -> None:
+    dropped = Encoder(policy, 500).encode(preference(TEXT, TEXT))
+    assert isinstance(dropped, Dropped)
+    assert "same" in dropped.reason
+    ids = row(policy, sft(TEXT)).response
+    assert isinstance(Encoder(policy, 500).encode(preference(TEXT, "x", None, ids)), Dropped)
+    # The same words, one cut by length and one ended: to end there is the difference.
+    assert isinstance(Encoder(policy, 500).encode(preference(TEXT, TEXT, ids[:-1])), Pair)
+
+
+def test_weights_are_carried(policy: Policy) -> None:
+    assert row(policy, sft(TEXT, weight=0.25)).weight == 0.25
+    example = Example("preference", MESSAGES, TEXT, OTHER, weight=3.0)
+    assert pair(policy, example).chosen.weight == 3.0
+
+
+# ---- groups, raw text, what cannot be trained ---------------------------------------------------
+
+
+def group(*texts: str) -> Example:
+    return Example(
+        "group", MESSAGES, completions=list(texts), rewards=[1.0, 0.0, 0.5][: len(texts)]
+    )
+
+
+def test_a_group_has_one_prompt_and_its_rewards(policy: Policy) -> None:
+    texts = (TEXT, OTHER, TEXT)
+    found = Encoder(policy, 500).encode(group(*texts))
+    assert isinstance(found, Group)
+    assert found.rewards == (1.0, 0.0, 0.5)
+    assert found.rows == tuple(row(policy, sft(text)) for text in texts)  # two alike: both stay
+    cut = Encoder(policy, max(r.length for r in found.rows) - 4).encode(group(*texts))
+    assert isinstance(cut, Group)
+    assert [r.response for r in cut.rows] == [r.response for r in found.rows]
+    assert [r.prompt for r in cut.rows] == [policy.encode(MESSAGES)[4:]] * 3
+    dropped = Encoder(policy, len(found.rows[0].response)).encode(group(*texts))
+    assert isinstance(dropped, Dropped)
+
+
+def test_raw_text_is_trained_but_its_first_token(policy: Policy) -> None:
+    example = Example("sft", [], completion=TEXT)
+    whole = policy.encode_text(TEXT)
+    assert whole[-1] == policy.end_of_turn and whole.count(policy.end_of_turn) == 1
+    assert row(policy, example) == Row(whole[:1], whole[1:])
+    assert row(policy, example, len(whole)) == Row(whole[:1], whole[1:])
+    assert isinstance(Encoder(policy, len(whole) - 1).encode(example), Dropped)
+
+
+def test_a_text_of_nothing_is_dropped(policy: Policy) -> None:
+    empty = Example("sft", [], completion="")
+    tokens = policy.encode_text("")
+    found = Encoder(policy, 500).encode(empty)
+    if len(tokens) == 1:  # no begin token: nothing to predict the end from
+        assert isinstance(found, Dropped)
+    else:
+        assert found == Row(tokens[:1], tokens[1:])
+
+
+def test_a_prompt_that_the_template_refuses_is_dropped(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Policy, messages: object) -> list[int]:
+        raise TemplateError("roles must alternate")
+
+    monkeypatch.setattr(Policy, "encode", refuse)
+    dropped = Encoder(policy, 500).encode(sft(TEXT))
+    assert isinstance(dropped, Dropped)
+    assert "roles must alternate" in dropped.reason
+
+
+# ---- masks --------------------------------------------------------------------------------------
+
+ANSWERS = Mask(answer_only=True, markers=False)
+
+
+def seen(policy: Policy, found: Row) -> str:
+    """The text that the loss sees."""
+    flags = found.mask or (True,) * len(found.response)
+    return policy.decode([t for t, f in zip(found.response, flags, strict=True) if f])
+
+
+def test_a_mask_leaves_the_tokens_and_says_which_count(policy: Policy) -> None:
+    plain = row(policy, sft(TEXT))
+    assert plain.mask is None
+    found = Encoder(policy, 500, ANSWERS).encode(sft(TEXT))
+    assert isinstance(found, Row)
+    assert (found.prompt, found.response) == (plain.prompt, plain.response)
+    assert found.mask is not None and len(found.mask) == len(found.response)
+    end = policy.decode([policy.end_of_turn])
+    assert seen(policy, found) == "\n<answer> ( 3 + 4 ) * 5 </answer>" + end
+    both = Encoder(policy, 500, ANSWERS).encode(preference(TEXT, OTHER))
+    assert isinstance(both, Pair)
+    assert both.chosen == found
+    assert seen(policy, both.rejected) == "\n<answer> 3 + 5 </answer>" + end
+
+
+def test_the_mask_goes_by_the_tags_asked_for(policy: Policy) -> None:
+    text = TEXT.replace("think>", "reasoning>")
+    for tags, whole in (("reasoning", False), ("think", True)):
+        found = Encoder(policy, 500, ANSWERS, tags).encode(sft(text))
+        assert isinstance(found, Row)
+        assert (found.trained == len(found.response)) == whole
+
+
+def test_rows_of_one_prompt_lose_the_same_tokens_of_what_they_share(policy: Policy) -> None:
+    """Else the tokens that chosen and rejected share would not cancel."""
+    mask = Mask(think_fraction=0.5)
+    other = TEXT.replace("7 * 5 = 35", "7 - 5 = 2")
+    masks = []
+    for seed in (0, 0, 1):
+        found = Encoder(policy, 500, mask, seed=seed).encode(preference(TEXT, other))
+        assert isinstance(found, Pair)
+        assert found.chosen.mask is not None and found.rejected.mask is not None
+        shared = next(i for i, (a, b) in enumerate(zip(found.chosen.response,
+                      found.rejected.response, strict=False)) if a != b)  # fmt: skip
+        assert shared > 5
+        assert found.chosen.mask[:shared] == found.rejected.mask[:shared]
+        masks.append(found.chosen.mask)
+    assert masks[0] == masks[1] != masks[2]
+    question = attempt_messages("Do it.", "Numbers: 1 2 3\nTarget: 6", "think", "thinking")
+    elsewhere = Encoder(policy, 500, mask).encode(Example("sft", question, completion=TEXT))
+    assert isinstance(elsewhere, Row)
+    assert elsewhere.mask != masks[0]  # another prompt, another draw
+
+
+def test_a_mask_that_leaves_nothing_is_refused_and_names_the_answer(policy: Policy) -> None:
+    """The end of the turn alone is nothing: it would be all that the policy learns."""
+    thought = "<think>\nstep 1: 3 + 4 = 7\n"
+    for example in (sft(thought), preference(TEXT, thought), preference(thought, TEXT),
+                    group(TEXT, thought)):  # fmt: skip
+        with pytest.raises(NothingTrained) as caught:
+            Encoder(policy, 500, ANSWERS).encode(example)
+        assert "step 1: 3 + 4 = 7" in caught.value.message
+        assert "Target: 35" in caught.value.message
+        assert "train.mask" in caught.value.hint
+        assert not isinstance(Encoder(policy, 500).encode(example), Dropped)

@@ -1,0 +1,382 @@
+"""Reference log-probabilities: exact, computed once, known by everything that they depend on."""
+
+import sqlite3
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from test_losses import SHAPES, log_probabilities, long_pairs, rows, small_model
+from test_trainer import (
+    copied,
+    kept,
+    lora_bytes,
+    lora_trainer,
+    make_groups,
+    make_pairs,
+    pair_scores,
+)
+
+from mlxreflect.train import scoring
+from mlxreflect.train.batches import Item, Pair, Row
+from mlxreflect.train.lora import base_reference
+from mlxreflect.train.network import Arrays, Network
+from mlxreflect.train.objectives import Settings
+from mlxreflect.train.references import References
+from mlxreflect.train.scoring import What, longest, score, scoring_batches
+from mlxreflect.train.trainer import Trainer
+
+SETTINGS = Settings(lr=1e-3, batch=2)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[References]:
+    references = References(tmp_path / "references.sqlite")
+    yield references
+    references.close()
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few items each, so that there are several."""
+    monkeypatch.setattr(scoring, "SCORED_TOKENS", 0)
+
+
+class Spy:
+    """Counts the batches that a network computes, and may stop after some of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows: list[int] = []
+        self.stop_after = -1
+        original = Network.logps
+
+        def logps(network: Network, batch: Any, **options: Any) -> mx.array:
+            if len(self.rows) == self.stop_after:
+                raise KeyboardInterrupt
+            if not options.get("training"):
+                self.rows.append(batch.inputs.shape[0])
+            return original(network, batch, **options)
+
+        monkeypatch.setattr(Network, "logps", logps)
+
+    def take(self) -> int:
+        """Batches computed since the last time."""
+        found, self.rows = len(self.rows), []
+        return found
+
+
+@pytest.fixture
+def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
+    return Spy(monkeypatch)
+
+
+def trainer_with(cache: References | None, **options: Any) -> Trainer:
+    trainer = lora_trainer(**options)
+    trainer.references = cache
+    return trainer
+
+
+def items_of(pairs: list[Pair]) -> list[Item]:
+    return [(pair.chosen, pair.rejected) for pair in pairs]
+
+
+def same(found: list[np.ndarray], expected: list[np.ndarray]) -> bool:
+    return all(a.dtype == b.dtype == np.float32 and a.tobytes() == b.tobytes()
+               for a, b in zip(found, expected, strict=True))  # fmt: skip
+
+
+# ---- values -------------------------------------------------------------------------------------
+
+
+def test_sums_are_a_number_a_row_and_tokens_one_a_token() -> None:
+    """In the items' own order, whatever the batches'; only of tokens that the loss sees."""
+    trainer = lora_trainer()
+    for items in (
+        items_of(long_pairs(1) + make_pairs(2, 4)),
+        [(row,) for row in rows(3, SHAPES)],
+        [group.rows for group in make_groups(4)],
+    ):
+        every = [[kept(trainer.model, row) for row in item] for item in items]
+        sums = trainer.score(items, trainer.trainable(), SETTINGS, "sums")
+        tokens = trainer.score(items, trainer.trainable(), SETTINGS, "tokens")
+        for logps, one, each in zip(every, sums, tokens, strict=True):
+            assert one.dtype == each.dtype == np.float32
+            np.testing.assert_allclose(one, [x.sum() for x in logps], atol=2e-5)
+            np.testing.assert_allclose(each, np.concatenate(logps), atol=5e-6)
+
+
+def test_without_what_rows_share_differences_stay() -> None:
+    trainer, pairs = lora_trainer(), long_pairs(5)
+    expected = pair_scores(trainer.model, pairs)
+    found = np.stack(trainer.score(items_of(pairs), trainer.trainable(), SETTINGS, "sums", False))
+    np.testing.assert_allclose(found[:, 0] - found[:, 1], expected[:, 0] - expected[:, 1],
+                               atol=2e-5)  # fmt: skip
+    assert np.abs(found - expected).max() > 1  # some were left out
+
+
+def test_long_sums_are_as_exact_as_float32_can_be() -> None:
+    (row,) = rows(6, [(3, 900)])
+    trainer = lora_trainer()
+    ((found,),) = trainer.score([(row,)], trainer.trainable(), SETTINGS, "sums")
+    expected = log_probabilities(trainer.model, row).sum()
+    assert expected < -2000
+    assert found == pytest.approx(expected, abs=0.002)
+
+
+# ---- batches ------------------------------------------------------------------------------------
+
+
+def test_batches_are_as_large_as_asked_and_larger_while_they_are_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    items = items_of(make_pairs(7, 20)) + [(row,) for row in rows(8, [(2, 300), (90, 10)])]
+    order = sorted(range(len(items)), key=lambda i: longest(items[i]))
+    for limit, batch in ((0, 1), (0, 3), (100, 1), (100, 4), (10**6, 2)):
+        monkeypatch.setattr(scoring, "SCORED_TOKENS", limit)
+        parts = list(scoring_batches(items, order, batch))
+        assert [i for part in parts for i in part] == order
+        sizes = [sum(len(items[i]) for i in part) * longest(items[part[-1]]) for part in parts]
+        for part, size in zip(parts, sizes, strict=True):
+            assert len(part) <= batch or size <= limit
+        for part, after in pairwise(parts):
+            rows_ = sum(len(items[i]) for i in [*part, after[0]])
+            assert len(part) >= batch and rows_ * longest(items[after[0]]) > limit
+        assert limit < 10**6 or len(parts) == 1
+    assert list(scoring_batches([], [], 3)) == []
+
+
+def test_batches_change_no_value() -> None:
+    trainer, items = lora_trainer(), items_of(long_pairs(9) + make_pairs(10, 6))
+    results = []
+    for batch in (1, 4, 20):
+        settings = Settings(lr=1, batch=batch)
+        results.append(np.stack(trainer.score(items, trainer.trainable(), settings, "sums")))
+    np.testing.assert_allclose(results[1], results[0], atol=2e-5)
+    np.testing.assert_allclose(results[2], results[0], atol=2e-5)
+
+
+# ---- kept on disk -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["sums", "tokens"])
+def test_the_second_pass_computes_nothing(cache: References, spy: Spy, what: What) -> None:
+    items = items_of(long_pairs(11) + make_pairs(12, 4))
+    first = trainer_with(cache)
+    plain = trainer_with(None).score(items, first.trainable(), SETTINGS, what)
+    assert spy.take() == 4
+    found = first.score(items, first.trainable(), SETTINGS, what)
+    assert spy.take() == 4
+    assert same(found, plain)
+    assert same(first.score(items, first.trainable(), SETTINGS, what), plain)
+    # Another process, and items in another order: the same weights are the same policy.
+    second = trainer_with(cache)
+    assert same(second.score(items[::-1], second.trainable(), SETTINGS, what), plain[::-1])
+    assert spy.take() == 0
+
+
+def test_training_with_and_without_a_cache_is_the_same(cache: References, spy: Spy) -> None:
+    results = []
+    for references in (None, cache, cache):
+        trainer = trainer_with(references)
+        steps = trainer.fit_pairs(
+            make_pairs(13, 6), base_reference(trainer.model), Settings(lr=1e-2, batch=2), (1,)
+        )
+        results.append(([s.loss for s in steps], lora_bytes(trainer), spy.take() > 0))
+    assert results[0] == results[1]
+    assert results[2] == (*results[0][:2], False)
+
+
+def changes() -> dict[str, Any]:
+    """What a reference depends on, each changed in turn: (trainer, items, reference, what)."""
+
+    def scaled(trainer: Trainer) -> None:
+        for _, module in trainer.model.named_modules():
+            if "lora_b" in module:
+                module.scale *= 2
+
+    def frozen(trainer: Trainer) -> None:
+        norm = trainer.model.model.norm
+        norm.weight = norm.weight.at[0].add(0.5)
+
+    def adapter(arrays: Arrays) -> Arrays:
+        name = next(n for n in sorted(arrays) if n.endswith("lora_a"))
+        return {**arrays, name: arrays[name].at[0, 0].add(1e-3)}
+
+    def token(row: Row) -> Row:
+        return Row(row.prompt, [*row.response[:-1], (row.response[-1] + 1) % 29])
+
+    def prompt(row: Row) -> Row:
+        return Row([(row.prompt[0] + 1) % 29, *row.prompt[1:]], row.response)
+
+    def masked(row: Row) -> Row:
+        return Row(row.prompt, row.response, mask=(*[True] * (len(row.response) - 1), False))
+
+    return {
+        "LoRA's scale": (scaled, None, None, "sums"),
+        "a frozen weight": (frozen, None, None, "sums"),
+        "the adapter": (None, adapter, None, "sums"),
+        "a token": (None, None, token, "sums"),
+        "the prompt": (None, None, prompt, "sums"),
+        "the mask": (None, None, masked, "sums"),
+        "what is kept": (None, None, None, "tokens"),
+    }
+
+
+@pytest.mark.parametrize("name", changes())
+def test_a_change_is_computed_anew(cache: References, spy: Spy, name: str) -> None:
+    model, arrays, row, what = changes()[name]
+    (pair,) = make_pairs(14, 3)[2:]
+    items = items_of([pair])
+    first = trainer_with(cache)
+    plain = first.score(items, first.trainable(), SETTINGS, "sums")
+    trainer = trainer_with(cache)
+    if model:
+        model(trainer)
+    reference = trainer.trainable()
+    if arrays:
+        reference = arrays(reference)
+    if row:
+        items = [(pair.chosen, row(pair.rejected))]
+    spy.take()
+    found = trainer.score(items, reference, SETTINGS, what)
+    assert spy.take() == 1
+    assert not same(found, plain)
+    trainer.references = None
+    assert same(trainer.score(items, reference, SETTINGS, what), found)
+
+
+def test_sums_without_what_is_shared_are_not_taken_for_whole_ones(cache: References) -> None:
+    items = items_of(long_pairs(23))
+    trainer, plain = trainer_with(cache), trainer_with(None)
+    for keep_shared in (False, True):
+        arguments = (items, trainer.trainable(), SETTINGS, "sums", keep_shared)
+        assert same(trainer.score(*arguments), plain.score(*arguments))
+
+
+def test_the_weight_of_an_example_is_no_change(cache: References, spy: Spy) -> None:
+    (pair,) = make_pairs(15, 3)[2:]
+    trainer = trainer_with(cache)
+    plain = trainer.score(items_of([pair]), trainer.trainable(), SETTINGS, "sums")
+    spy.take()
+    heavy = [tuple(Row(r.prompt, r.response, 3.0) for r in (pair.chosen, pair.rejected))]
+    assert same(trainer.score(heavy, trainer.trainable(), SETTINGS, "sums"), plain)
+    assert spy.take() == 0
+
+
+def test_the_policy_that_has_learned_is_another(cache: References, spy: Spy) -> None:
+    """A stage reference of the next stage must not be found under the last one's key."""
+    trainer, pairs = trainer_with(cache), make_pairs(16, 4)
+    for _ in range(2):
+        spy.take()
+        now = copied(trainer)
+        scores = pair_scores(trainer.model, pairs)
+        found = trainer.score(items_of(pairs), trainer.trainable(), SETTINGS, "sums")
+        assert spy.take() == 2
+        np.testing.assert_allclose(np.stack(found), scores, atol=2e-5)
+        trainer.fit_pairs(pairs, trainer.trainable(), Settings(lr=1e-2, batch=4), (1,))
+        assert any((copied(trainer)[k] != v).any() for k, v in now.items())
+
+
+def test_the_reference_is_hashed_once_and_may_be_forgotten(
+    cache: References, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    from mlxreflect.train import trainer as trainer_module
+
+    original = trainer_module.model_key
+    monkeypatch.setattr(trainer_module, "model_key", lambda *a: calls.append(1) or original(*a))
+    trainer = trainer_with(cache)
+    reference = trainer.trainable()
+    for number in range(3):
+        trainer.fit_pairs(make_pairs(17 + number, 2), reference, SETTINGS, (1,))
+    assert len(calls) == 1
+    trainer.forget_reference()
+    assert trainer.keyed is None
+
+
+# ---- stopped ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("done", range(4))
+@pytest.mark.parametrize("keep_shared", [True, False])
+def test_a_stopped_pass_goes_on_to_the_same_bits(
+    cache: References, spy: Spy, done: int, keep_shared: bool
+) -> None:
+    items = items_of(long_pairs(18) + make_pairs(19, 5))
+    fresh = trainer_with(None)
+    plain = fresh.score(items, fresh.trainable(), SETTINGS, "sums", keep_shared)
+    assert spy.take() == 4
+    first = trainer_with(cache)
+    before = lora_bytes(first)
+    spy.stop_after = done
+    with pytest.raises(KeyboardInterrupt):
+        first.score(items, first.trainable(), SETTINGS, "sums", keep_shared)
+    assert lora_bytes(first) == before
+    assert spy.take() == done
+    spy.stop_after = -1
+    second = trainer_with(cache)
+    assert same(second.score(items, second.trainable(), SETTINGS, "sums", keep_shared), plain)
+    assert spy.take() == 4 - done
+
+
+def next_float(path: Path) -> None:
+    """Moves each number by a unit in the last place, as if it came from a batch of another size."""
+    with sqlite3.connect(path) as file:
+        for key, value in file.execute("SELECT key, value FROM logps").fetchall():
+            moved = np.nextafter(np.frombuffer(value, "<f4"), np.float32(0)).tobytes()
+            file.execute("UPDATE logps SET value = ? WHERE key = ?", (moved, key))
+
+
+def test_a_pass_stopped_among_values_that_others_left(cache: References, spy: Spy) -> None:
+    """Some of a batch known from other data, in other batches: stopped or not, the same bits."""
+    items = items_of(make_pairs(20, 8))
+    results = []
+    for stopped in (False, True):
+        with sqlite3.connect(cache.path) as file:
+            file.execute("DELETE FROM logps")
+        other = trainer_with(cache)
+        other.score(items[::3], other.trainable(), SETTINGS, "sums")
+        next_float(cache.path)
+        trainer = trainer_with(cache)
+        if stopped:
+            spy.take()
+            spy.stop_after = 2
+            with pytest.raises(KeyboardInterrupt):
+                trainer.score(items, trainer.trainable(), SETTINGS, "sums")
+            spy.stop_after = -1
+        results.append(trainer.score(items, trainer.trainable(), SETTINGS, "sums"))
+    assert same(results[0], results[1])
+    trainer.references = None
+    assert not same(results[0], trainer.score(items, trainer.trainable(), SETTINGS, "sums"))
+
+
+def test_a_batch_is_kept_whole_or_not_at_all(
+    cache: References, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items, trainer = items_of(make_pairs(21, 4)), trainer_with(cache)
+
+    def fail(*arguments: Any) -> None:
+        raise OSError("gone")
+
+    monkeypatch.setattr(References, "put", fail)
+    with pytest.raises(OSError, match="gone"):
+        trainer.score(items, trainer.trainable(), SETTINGS, "sums")
+    monkeypatch.undo()
+    with sqlite3.connect(cache.path) as file:
+        assert file.execute("SELECT count(*) FROM logps").fetchone() == (0,)
+
+
+def test_a_model_that_is_in_training_is_scored_without_dropout() -> None:
+    trainer = lora_trainer(dropout=0.5)
+    items, network = items_of(make_pairs(22, 4)), Network(trainer.model)
+    expected = score(network, items, 2, "sums", True, None)
+    trainer.model.train()
+    assert same(score(network, items, 2, "sums", True, None), expected)
+    assert trainer.model.training
+
+
+def test_nothing_to_score() -> None:
+    assert score(Network(small_model()), [], 2, "sums", True, None) == []
