@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -60,13 +61,72 @@ def run(
 
 
 @app.command()
-def resume(
-    run_dir: Annotated[Path, typer.Argument(help="The folder that `mlxreflect run` made.")],
+def train(
+    objective: Annotated[str, typer.Argument(help="sft, dpo, ipo, exo_pair, orpo or grpo.")],
+    data: Annotated[str, typer.Option(help="A file, a folder with train.jsonl, a hub data set.")],
+    out: Annotated[Path, typer.Option(help="The folder to make.")],
+    model: Annotated[str, typer.Option(help="Hub name, path, or tiny.")] = "tiny",
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Go on with a run that was stopped, from its last commit."""
+    """Train a model on data of your own: LoRA or all weights, preferences, responses or groups."""
+    from mlxreflect.job import load_job
+
+    job = load_job(objective, model, data, set_ or [])
     require_mlx()
+    from mlxreflect.finetune import create
+
+    carry_out_training(create(out, job), make_ui(as_json))
+
+
+def carry_out_training(place: Any, ui: "Ui") -> None:
+    """Do a job; whatever stops it, say how to go on."""
+    from mlxreflect.finetune import train as train_
+
+    again = f"mlxreflect resume {shlex.quote(str(place.path))}"
+    try:
+        summary = train_(place, ui)
+    except KeyboardInterrupt:
+        gone = place.take_back()
+        said = "before its first step; nothing is left of it" if gone else f"go on with: {again}"
+        print(f"\nstopped{' ' if gone else '; '}{said}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except UserError:
+        place.take_back()
+        raise
+    except (OSError, RuntimeError) as error:
+        if is_full(error):
+            again = "give the same command again" if place.take_back() else again
+            raise no_space(error, f"free some, then: {again}") from None
+        raise
+    finally:
+        place.lock.close()
+    if ui.json:
+        ui.result(summary)
+    else:
+        from mlxreflect.show import show_training
+
+        ui.table(show_training(summary))
+
+
+@app.command()
+def resume(
+    run_dir: Annotated[Path, typer.Argument(help="The folder that `run` or `train` made.")],
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Go on with a run or a training that was stopped, from its last commit."""
+    require_mlx()
+    if (run_dir / "job.json").is_file():
+        from mlxreflect.finetune import reopen
+
+        if set_:
+            raise UserError(
+                f"--set {set_[0]}: a training is resumed with the keys it began with",
+                "leave --set out, or begin anew with another --out",
+            )
+        carry_out_training(reopen(run_dir), make_ui(as_json))
+        return
     from mlxreflect.run import Run
 
     carry_out(Run.open(run_dir, set_ or []), make_ui(as_json))
@@ -110,6 +170,16 @@ def show(
     from mlxreflect.show import show_problem, show_run
 
     ui = make_ui(False)
+    if (run_dir / "job.json").is_file():
+        from mlxreflect.records import read_json
+        from mlxreflect.show import show_training
+
+        if not (run_dir / "summary.json").is_file():
+            raise UserError(
+                f"{run_dir} is not finished", f"go on with it by: mlxreflect resume {run_dir}"
+            )
+        ui.table(show_training(read_json(run_dir / "summary.json")))
+        return
     parts = show_problem(run_dir, problem) if problem else show_run(run_dir, status or None)
     for part in parts:
         ui.table(part)
@@ -156,6 +226,28 @@ def compare(
         ui.result(result)
     else:
         ui.table(render_comparison(result))
+
+
+@app.command()
+def fuse(
+    model: Annotated[str, typer.Option(help="Hub name, path, or tiny.")],
+    out: Annotated[Path, typer.Option(help="Where to; a folder that is not there yet.")],
+    adapter: Annotated[str, typer.Option(help="An adapter's folder; none: only dequantise.")] = "",
+    quantize: Annotated[int, typer.Option(help="Bits: 4 or 8; 0: plain weights.")] = 0,
+    prompt: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="One more prompt to compare.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Merge an adapter into its model, and check that the new model answers as both did."""
+    require_mlx()
+    from mlxreflect.fuse import fuse as fuse_
+    from mlxreflect.fuse import render_fused
+
+    ui = make_ui(as_json)
+    result = fuse_(model, adapter, out, quantize, prompt or [], ui)
+    ui.result(result)
+    ui.table(render_fused(result))
 
 
 @app.command()

@@ -1,31 +1,26 @@
 """The run directory: create, lock, journal, commit, resume.
 
-A commit is one folder `checkpoints/wave-NNNNN`, made beside and renamed into place. It holds the
-adapter, the optimizers, the stage's reference and `commit.json`: the strategy's state and the
-length of every journal. Rows are appended and flushed before the rename, so a journal is never
-shorter than a commit says; what a crash left behind it is cut off by `resume`.
+A commit `checkpoints/wave-NNNNN` holds the adapter, the optimizers, the stage's reference and the
+strategy's state.
 """
 
-import fcntl
 import json
-import os
 import re
-import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from mlxreflect.commits import Commits, take_lock
 from mlxreflect.errors import UserError
 from mlxreflect.recipe import RESUMABLE, Recipe, digest, dump_recipe
-from mlxreflect.records import append_rows, read_json, write_atomic
+from mlxreflect.records import read_json, write_atomic
 from mlxreflect.settings import apply_settings, flatten, read_toml, validate
 
 JOURNALS = ("episodes.jsonl", "examples.jsonl", "preference.jsonl", "sft.jsonl", "metrics.jsonl")
 # What a process killed while it began may leave: not yet a run.
 FIRST = {".lock", "recipe.toml", "recipe.toml.tmp", "run.json.tmp"}
-KEEP = 2  # commits; the ends of epochs are kept as adapters besides
 
 
 class Run:
@@ -110,85 +105,12 @@ class Run:
 
     # ---- commits --------------------------------------------------------------------------------
 
-    def last_commit(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest commit and its JSON; cuts the journals back to it and removes leftovers."""
-        folder = self.path / "checkpoints"
-        for leftover in folder.glob("*.tmp"):
-            shutil.rmtree(leftover)
-        commits = sorted(folder.glob("wave-*"), key=wave_number)
-        if not commits:
-            for name in JOURNALS:
-                (self.path / name).unlink(missing_ok=True)
-            return None
-        commit: dict[str, Any] = read_json(commits[-1] / "commit.json")
-        for name, length in commit["journals"].items():
-            with (self.path / name).open("ab") as journal:
-                if journal.tell() < length:
-                    raise UserError(
-                        f"{self.path / name} is shorter than its last commit says",
-                        "restore that file, or begin a new run",
-                    )
-                journal.truncate(length)
-        return commits[-1], commit
-
-    def commit(
-        self,
-        number: int,
-        rows: dict[str, list[dict[str, Any]]],
-        state: dict[str, Any],
-        save: Callable[[Path], None],
-    ) -> Path:
-        """Append rows to the journals, then commit `state` and what `save` writes, at once."""
-        lengths = {name: append_rows(self.path / name, rows.get(name, [])) for name in JOURNALS}
-        folder = self.path / "checkpoints"
-        final = folder / f"wave-{number:05d}"
-        temporary = folder / f"wave-{number:05d}.tmp"
-        temporary.mkdir(parents=True)
-        save(temporary)
-        text = json.dumps({"schema": "commit/1", "journals": lengths, **state}, ensure_ascii=True)
-        (temporary / "commit.json").write_text(text + "\n", encoding="utf-8")
-        for file in temporary.iterdir():
-            sync(file)
-        sync(temporary)
-        temporary.rename(final)
-        sync(folder)
-        for old in sorted(folder.glob("wave-*"), key=wave_number)[:-KEEP]:
-            shutil.rmtree(old)
-        return final
+    @property
+    def commits(self) -> Commits:
+        return Commits(self.path, "wave", JOURNALS)
 
     def write_json(self, name: str, value: Any) -> None:
         write_atomic(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def wave_number(commit: Path) -> int:
-    return int(commit.name.removeprefix("wave-"))
-
-
-def take_lock(path: Path) -> TextIO:
-    """An exclusive lock that ends with the process, however it ends."""
-    lock = (path / ".lock").open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        owner = lock.read().strip() or "unknown"
-        lock.close()
-        raise UserError(
-            f"{path} is in use by process {owner}", "wait for it, or stop that process"
-        ) from None
-    lock.truncate(0)
-    lock.write(str(os.getpid()))
-    lock.flush()
-    return lock
-
-
-def sync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def describe(keys: list[str], old: dict[str, Any], new: dict[str, Any]) -> str:

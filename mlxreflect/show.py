@@ -212,6 +212,34 @@ def minutes(seconds: float | None) -> str | None:
     return None if seconds is None else f"{seconds / 60:.1f} min"
 
 
+def show_training(summary: dict[str, Any]) -> RenderableType:
+    """What `mlxreflect train` did: held-out figures before and after, speed, the adapter."""
+    shown: dict[str, object] = {
+        "steps": f"{summary['steps']}" + (" (patience ended)" if summary["stopped_early"] else ""),
+        "rows": f"{summary['rows']} trained on, {summary['held_out']} held out, "
+        f"{summary['skipped']} skipped",
+    }
+    before, after = summary["held_out_before"], summary["held_out_after"]
+    moves = (
+        (before, after, "held-out ") if before else (summary["first"], summary["last"], "step's ")
+    )
+    for key in ("loss", "margin"):
+        if moves[0][key] is not None:
+            shown[moves[2] + key] = f"{moves[0][key]:.4f} → {moves[1][key]:.4f}"
+    if moves[1]["accuracy"] is not None:
+        shown["ranked right"] = f"{percent(moves[0]['accuracy'])} → {percent(moves[1]['accuracy'])}"
+    if summary["best"]:
+        shown["best"] = f"{summary['best']['value']:.4f}, after step {summary['best']['step']}"
+    shown |= {
+        "speed": f"{summary['tokens_per_second']:.0f} trained tokens/s",
+        "took": minutes(summary["wall_seconds"]),
+        "peak memory": f"{summary['peak_memory_bytes'] / 1e9:.2f} GB",
+        "adapter": summary["adapter"],
+        "try it": f"mlx_lm.generate --model {summary['model']} --adapter-path {summary['adapter']}",
+    }
+    return facts(shown)
+
+
 def show_results(results: dict[str, Any]) -> Table:
     """One evaluation's results.json."""
     name = results.get("model", "model") + (" + adapter" if results.get("adapter") else "")

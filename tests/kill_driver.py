@@ -1,6 +1,6 @@
 """A real `mlxreflect` process that kills itself with SIGKILL at a named point.
 
-usage: kill_driver.py POINT NTH ARGUMENTS… — POINT is a key of POINTS, NTH counts its calls.
+usage: kill_driver.py POINT NTH ARGUMENTS… — POINT is one of those below, NTH counts its calls.
 """
 
 import os
@@ -8,9 +8,10 @@ import signal
 import sys
 from pathlib import Path
 
-from mlxreflect import cli, evaluate, loop, records, run
+from mlxreflect import cli, commits, course, evaluate, finetune, loop, records
 from mlxreflect.strategies.exchange import Exchange
 from mlxreflect.strategies.r3 import R3
+from mlxreflect.train.references import References
 from mlxreflect.train.trainer import Trainer
 
 
@@ -30,6 +31,7 @@ def torn_append(path, rows):
 
 
 # point → (object, attribute, when): "before" or "after" the call, or what to call instead of it.
+# Of `mlxreflect run`:
 POINTS = {
     "evaluated a chunk": (evaluate, "append_rows", "after"),
     "evaluated half a chunk": (evaluate, "append_rows", torn_append),
@@ -37,18 +39,31 @@ POINTS = {
     "critiqued": (Exchange, "critique", "after"),
     "took a training step": (Trainer, "step", "after"),
     "verified": (R3, "verify", "after"),
-    "appended some journals": (run, "append_rows", "after"),
-    "appended half a journal": (run, "append_rows", torn_append),
+    "appended some journals": (commits, "append_rows", "after"),
+    "appended half a journal": (commits, "append_rows", torn_append),
     "wrote half a commit": (loop, "save_trainer", "before"),
     "before a commit's rename": (Path, "rename", "before"),
     "after a commit's rename": (Path, "rename", "after"),
     "wrote the adapter": (loop, "finish_adapter", "after"),
     "before the summary": (loop, "summarise_run", "before"),
 }
+# Of `mlxreflect train`:
+TRAINING = {
+    "before it is a job": (finetune, "write_atomic", "after"),
+    "scored some of the reference": (References, "put", "after"),
+    "took a training step": (Trainer, "step", "after"),
+    "appended half a journal": (commits, "append_rows", torn_append),
+    "appended a journal": (commits, "append_rows", "after"),
+    "wrote half a checkpoint": (course, "save_trainer", "before"),
+    "before a commit's rename": (Path, "rename", "before"),
+    "after a commit's rename": (Path, "rename", "after"),
+    "while finishing": (course, "replace_folder", "after"),
+    "before a training's summary": (course.Course, "summary", "before"),
+}
 
 
 def arm(point, nth):
-    owner, name, when = POINTS[point]
+    owner, name, when = (POINTS | TRAINING)[point]
     original, count = getattr(owner, name), 0
 
     def armed(*args, **kwargs):

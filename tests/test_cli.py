@@ -137,7 +137,7 @@ EVAL = ["countdown", "--limit", "16", *sets("max_new_tokens=8", "batch=1", "temp
 @pytest.mark.parametrize("option", ["--help", "-h"])
 def test_help(shell: Shell, option: str) -> None:
     done = shell.works(option)
-    for command in ("run", "resume", "show", "eval", "compare", "grade"):
+    for command in ("run", "train", "resume", "show", "eval", "compare", "grade", "fuse"):
         assert command in done.out
     assert done.err == ""
 

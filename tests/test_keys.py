@@ -10,10 +10,12 @@ from fake_ollama import FakeOllama
 
 from mlxreflect import policy as policy_module
 from mlxreflect.critics.cache import cache_path
+from mlxreflect.fuse import write_folder
 from mlxreflect.loop import execute
 from mlxreflect.recipe import Recipe, load_recipe
 from mlxreflect.run import Run
 from mlxreflect.settings import flatten
+from mlxreflect.train.network import Network
 from mlxreflect.ui import Ui
 
 # Two waves and a second epoch, with failures, bucket passes, verifications and SFT in them.
@@ -49,8 +51,10 @@ CHANGED = {
     "r3.sft_correct": (True, {"task.limit": 24, "r3.wave": 12}),
     "r3.bucket_every": (0, {}),
     "r3.until_mastered": (True, {}),
+    "train.objective": ("ipo", {}),
     "train.lr": (1e-3, {}),
     "train.beta": (0.5, {}),
+    "train.smoothing": (0.1, {}),
     "train.logps": ("mean", {}),
     "train.nll": (0.0, {}),
     "train.dpo": (0.0, {}),
@@ -62,11 +66,15 @@ CHANGED = {
     "train.warmup": (10, {}),
     "train.weight_decay": (0.5, {}),
     "train.max_length": (24, {}),
+    "train.mask.answer_only": (True, {}),
+    "train.mask.think_fraction": (0.5, {}),
+    "train.mask.markers": (False, {"train.mask.think_fraction": 0.5}),
     "train.sft.lr": (1e-3, {}),
     "train.sft.scale_verified": (0.9, {"task.limit": 24, "r3.wave": 12, "r3.sft_mode": 2}),
     "train.sft.scale_failed": (0.01, {}),
     "train.lora.rank": (4, {}),
     "train.lora.scale": (1.0, {}),
+    "train.lora.alpha": (16.0, {}),
     "train.lora.dropout": (0.5, {}),
     "train.lora.layers": (1, {}),
     "train.lora.keys": (["self_attn.q_proj"], {}),
@@ -79,6 +87,7 @@ CHANGED = {
 APART = {
     "policy.model", "policy.adapter", "task.source", "task.config", "task.split", "task.question",
     "task.answer", "task.answer_type", "eval.source", "r3.max_failed", "train.grad_checkpoint",
+    "train.memory_gb", "train.reference_cache", "train.tune",
     "critic.provider", "critic.model", "critic.base_url", "critic.temperature",
     "critic.max_tokens", "critic.num_ctx", "critic.concurrency", "critic.deadline_s",
     "critic.cache", "critic.advanced",
@@ -119,6 +128,14 @@ def content(path: Path) -> bytes:
     return path.read_bytes()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    """Reference log-probabilities are kept, but not where the user's are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLXREFLECT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def outputs_of(tmp_path_factory):
     """Runs of the base recipe with settings, each made once."""
@@ -152,7 +169,7 @@ def test_base_reference_differs_from_stage_in_a_second_epoch(outputs_of):
 
 
 @pytest.mark.slow
-def test_grad_checkpoint_recomputes(outputs_of, monkeypatch):
+def test_grad_checkpoint_and_too_little_memory_recompute(outputs_of, monkeypatch):
     calls = 0
     original = mx.checkpoint
 
@@ -162,10 +179,50 @@ def test_grad_checkpoint_recomputes(outputs_of, monkeypatch):
         return original(function)
 
     monkeypatch.setattr(mx, "checkpoint", counted)
-    outputs_of({"task.limit": 5})
-    assert calls == 0
-    outputs_of({"task.limit": 5, "train.grad_checkpoint": True})
-    assert calls > 0
+    little = {"task.limit": 5, "train.memory_gb": 1e-6}
+    for settings in ({"task.limit": 5}, {**little, "train.grad_checkpoint": "no"}):
+        outputs_of(settings)
+        assert calls == 0
+    for settings in ({"task.limit": 5, "train.grad_checkpoint": "yes"}, little):
+        outputs_of(settings)
+        assert calls > 0
+        calls = 0
+
+
+@pytest.mark.slow
+def test_references_are_kept_where_the_recipe_says(tmp_path, monkeypatch):
+    """And the run that finds them there computes none, and ends with the same bytes."""
+    scored = 0
+    original = Network.logps
+
+    def counted(network, batch, *, training=False):
+        nonlocal scored
+        scored += not training
+        return original(network, batch, training=training)
+
+    monkeypatch.setattr(Network, "logps", counted)
+    monkeypatch.setenv("MLXREFLECT_CACHE", str(tmp_path / "default"))
+    mine = str(tmp_path / "mine.sqlite")
+    results, counts = [], []
+    for number, path in enumerate((mine, mine, "off", "")):
+        made = outputs({"task.limit": 5, "train.reference_cache": path}, tmp_path / str(number))
+        results.append(made)
+        counts.append(scored)
+        scored = 0
+        assert Path(mine).is_file()
+        assert (tmp_path / "default").exists() == (path == "")
+    assert results[0] == results[1] == results[2] == results[3]
+    assert counts[0] > 0
+    assert counts == [counts[0], 0, counts[0], counts[0]]
+
+
+@pytest.mark.slow
+def test_all_weights_of_a_plain_model(outputs_of, tmp_path):
+    write_folder("tiny", "", tmp_path / "plain", 0)
+    plain = {"policy.model": str(tmp_path / "plain"), "train.reference": "none", "task.limit": 5}
+    lora, full = outputs_of(plain), outputs_of({**plain, "train.tune": "full"})
+    assert lora["adapter/adapters.safetensors"] != full["adapter/adapters.safetensors"]
+    assert lora["adapter/adapter_config.json"] != full["adapter/adapter_config.json"]
 
 
 @pytest.mark.slow

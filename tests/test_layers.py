@@ -18,19 +18,26 @@ LAYERS: list[set[str]] = [
     {"errors"},
     {"records", "settings", "seeds"},
     {"recipe"},
-    {"prompts", "pairs", "stats", "ui", "train.losses"},  # pure
-    {"tasks"},
-    {"policy", "critics.base", "critics.cache", "critics.client", "run"},  # effects
+    {"prompts", "pairs", "stats", "ui", "train.losses", "train.batches", "train.prefix"},  # pure
+    {"tasks", "train.objectives"},
+    {"job", "commits", "train.sources", "train.steps"},
+    {"train.forms"},
+    {"train.formats"},
+    {"policy", "critics.base", "critics.cache", "critics.client", "run", "train.references"},
+    {"train.masks", "train.lora", "train.network"},
+    {"train.encode", "train.merge", "train.memory", "train.scoring"},
+    {"train.trainer"},
     {"critics", "train"},
-    {"strategies", "evaluate", "compare", "tiny"},
+    {"strategies", "evaluate", "compare", "tiny", "fuse"},
     {"plots", "story"},
-    {"loop", "show"},
-    {"dry"},
+    {"loop", "show", "course"},
+    {"dry", "finetune"},
     {"cli"},
     {"__main__"},
 ]
 # Nothing but data in, data out: no model, no network, no run directory.
-PURE = ("records", "settings", "recipe", "seeds", "prompts", "pairs", "stats", "tasks", "errors")
+PURE = ("records", "settings", "recipe", "seeds", "prompts", "pairs", "stats", "tasks", "errors",
+        "job")  # fmt: skip
 HEAVY = {"mlx", "mlx_lm", "transformers", "pydantic", "matplotlib", "numpy", "scipy", "datasets",
          "huggingface_hub", "ollama", "httpx", "tenacity"}  # fmt: skip
 
@@ -118,9 +125,17 @@ def test_pure_modules_touch_no_model_and_no_process(name: str) -> None:
 
 
 def test_one_file_loads_models_and_generates() -> None:
-    parts = ("mlx_lm.generate", "mlx_lm.sample_utils", "mlx_lm.utils", "mlx_lm.load")
-    users = {n for n in MODULES if any(d.startswith(parts) for d in imports(SOURCES[n]))}
-    assert users == {"policy"}
+    parts = ("mlx_lm.generate", "mlx_lm.sample_utils", "mlx_lm.load")
+    loaders = {f"mlx_lm.utils.{name}" for name in ("load", "load_model", "sharded_load")}
+
+    def loads(dotted: str) -> bool:
+        return dotted.startswith(parts) or dotted in loaders
+
+    assert {n for n in MODULES if any(map(loads, imports(SOURCES[n])))} == {"policy"}
+    # Files and packed weights are for those who write models; nobody takes the module as a whole.
+    users = {n: {d for d in imports(SOURCES[n]) if d.startswith("mlx_lm.utils")} for n in MODULES}
+    assert {n for n, names in users.items() if names} == {"policy", "fuse", "train.merge"}
+    assert all(d.count(".") == 2 for names in users.values() for d in names)
 
 
 def test_only_the_command_line_shows_runs() -> None:
@@ -146,7 +161,7 @@ if len(sys.argv) > 1:
         assert not end.code, end.code
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr)
 """
-COMMANDS = ("run", "resume", "show", "eval", "compare", "grade")
+COMMANDS = ("run", "resume", "show", "eval", "compare", "grade", "train", "fuse")
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), *((c, "--help") for c in COMMANDS)])

@@ -15,6 +15,7 @@ from test_cli import Done, Shell, sets
 
 from mlxreflect.cli import app
 from mlxreflect.evaluate import find_spec
+from mlxreflect.job import Job, load_job
 from mlxreflect.recipe import Recipe, eval_spec, load_recipe
 from mlxreflect.settings import apply_settings, bundled, find_toml, validate
 from mlxreflect.tasks import TASKS, get_task
@@ -29,9 +30,17 @@ UsageError = typer.BadParameter.__mro__[1]  # click's, or the copy inside typer
 #   run: really run, with files of this test in place of RUN_DIR and the user's own files
 #   dry: with --dry-run added, where the problems need no network; else its recipe is only loaded
 HOW = {"run": "dry", "resume": "run", "show": "run", "compare": "run", "grade": "run",
-       "eval": "run"}  # fmt: skip
+       "eval": "run", "train": "run", "fuse": "run"}  # fmt: skip
 OWN_FILES = {
     "problems.jsonl": "".join(f'{{"question": "{i} + 1?", "answer": {i}}}\n' for i in range(30)),
+    "preferences.jsonl": "".join(
+        f'{{"prompt": "{i} + 1?", "chosen": "{i + 1}", "rejected": "{i}"}}\n' for i in range(30)
+    ),
+    "chats.jsonl": "".join(
+        f'{{"messages": [{{"role": "user", "content": "{i} + 1?"}}, '
+        f'{{"role": "assistant", "content": "{i + 1}"}}]}}\n'
+        for i in range(30)
+    ),
     "responses.jsonl": '{"id": 1, "response": "a", "numbers": [3, 4], "target": 7, "gold": 7}\n',
 }
 
@@ -178,6 +187,8 @@ def test_command_is_what_the_parser_takes(one: Command) -> None:
         assert parameters["spec"] in {*bundled("evals"), *TASKS}
     if one.name == "grade":
         get_task(parameters["task"])
+    if one.name == "train":
+        load_job(parameters["objective"], parameters["model"], parameters["data"], settings)
 
 
 def test_commands_in_sentences_exist() -> None:
@@ -195,25 +206,38 @@ def test_option_in_a_sentence_exists(span: str) -> None:
     known = {o for c in GROUP.commands.values() for p in c.params for o in p.opts}
     assert option in known | {"--help"}
     if option == "--set" and value != "KEY=VALUE":
-        validate(Recipe, apply_settings({}, [value]), Path("README.md"), [value])
+        schema = schema_of(value.partition("=")[0])
+        validate(schema, apply_settings({}, [value]), Path("README.md"), [value])
+
+
+def schema_of(key: str) -> type[Recipe] | type[Job]:
+    """Whose key it is: a recipe's where both have it."""
+    node: Any = Recipe()
+    for part in key.split("."):
+        if part not in type(node).model_fields:
+            return Job
+        node = getattr(node, part)
+    return Recipe
 
 
 def is_key(span: str) -> bool:
+    file = span.endswith(".jsonl")
     return bool(re.match(r"[a-z_0-9]+\.[a-z_0-9.]+( = .+)?$", span)) and (
-        span.partition(".")[0] in Recipe.model_fields
+        not file and span.partition(".")[0] in {**Recipe.model_fields, **Job.model_fields}
     )
 
 
 @pytest.mark.parametrize("span", [s for s in SPANS if is_key(s)])
 def test_key_in_a_sentence_exists(span: str) -> None:
     key, equals, value = span.partition(" = ")
-    node: Any = Recipe()
+    schema = schema_of(key)
+    node: Any = schema()
     for part in key.split("."):
-        assert part in type(node).model_fields, f"{key} is no key of a recipe"
+        assert part in type(node).model_fields, f"{key} is no key of a recipe or a training"
         node = getattr(node, part)
     if equals:
         settings = [f"{key}={value}"]
-        validate(Recipe, apply_settings({}, settings), Path("README.md"), settings)
+        validate(schema, apply_settings({}, settings), Path("README.md"), settings)
 
 
 def test_every_bundled_file_that_is_named_exists() -> None:
@@ -312,6 +336,12 @@ def try_out(shell: Shell, one: Command) -> Done | None:
             return None
         short = ["--limit", "4", "--model", str(shell.model), *sets("max_new_tokens=8")]
         return shell.works("eval", *arguments, *short, "--out", "out")
+    if one.name == "fuse":
+        arguments += ["--model", str(shell.model), "--out", "FUSED"]  # the last one counts
+    if one.name == "train":
+        if parameters["model"] != "tiny":
+            arguments[arguments.index("--model") + 1] = "tiny"
+        return shell.works("train", *arguments)
     if parameters.get("problem"):
         episode = (shell.folder / "RUN_DIR" / "episodes.jsonl").read_text().splitlines()[0]
         (problem,) = re.findall(r'"problem": \{[^}]*"id": "(\w+)"', episode)

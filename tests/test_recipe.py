@@ -93,12 +93,23 @@ def test_an_empty_recipe_is_all_defaults(tmp_path: Path) -> None:
     assert load_recipe(write(tmp_path, "")) == Recipe(name="mine")
 
 
-def test_dump_and_load_keep_every_changed_key(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "clashing",
+    [
+        {"train": {"smoothing": 0.0}, "policy": {"quantize": 0}},
+        {"train": {"objective": "exo_pair", "tune": "lora"}},
+    ],
+)
+def test_dump_and_load_keep_every_changed_key(clashing: dict[str, Any], tmp_path: Path) -> None:
+    """Every key in one of two recipes: orpo knows no smoothing, and full no quantised weights."""
     tree = Recipe().model_dump()
     for key in LEAVES:
         if (value := other(key)) is not None:
             put(tree, key, value)
     tree["r3"]["verify_samples"] = tree["r3"]["verify_pass"]
+    assert (tree["train"]["objective"], tree["train"]["tune"]) == ("orpo", "full")
+    for table, changes in clashing.items():
+        tree[table] |= changes
     tree["critic"]["model"] = 'a "quoted" \\ model'
     tree["critic"]["advanced"] = {"model": "größer", "temperature": 0.5, "num_ctx": 4096}
     recipe = Recipe.model_validate(tree)
@@ -130,6 +141,7 @@ def tables() -> Iterator[tuple[str, type[Table]]]:
         yield name, annotation
     yield "train.lora", type(Recipe().train.lora)
     yield "train.sft", type(Recipe().train.sft)
+    yield "train.mask", type(Recipe().train.mask)
     yield "critic.advanced", CriticConfig
 
 
@@ -179,7 +191,7 @@ def test_a_key_like_no_other_lists_the_known_ones(tmp_path: Path) -> None:
     path = write(tmp_path, "[train.lora]\nqqqq = 1\n")
     error = refused(path)
     assert error.message == f"{path}, line 2: unknown key train.lora.qqqq"
-    assert error.hint == "known keys here: rank, scale, dropout, layers, keys"
+    assert error.hint == "known keys here: rank, scale, alpha, dropout, layers, keys"
 
 
 def test_the_advanced_critic_has_no_advanced_critic(tmp_path: Path) -> None:
@@ -237,6 +249,14 @@ def test_wrong_type_is_named_with_key_value_and_line(key: str, tmp_path: Path) -
         ("train.lr", "inf", "inf: input should be a finite number"),
         ("train.lr", "nan", "nan: input should be "),
         ("train.lr", "1979-05-27", "datetime.date(1979, 5, 27): input should be a valid number"),
+        ("train.objective", "'kto'", "'kto': input should be 'dpo', 'ipo', 'exo_pair' or 'orpo'"),
+        ("train.smoothing", "0.5", "0.5: input should be less than 0.5"),
+        ("train.smoothing", "-0.1", "-0.1: input should be greater than or equal to 0"),
+        ("train.grad_checkpoint", "true", "True: input should be 'auto', 'yes' or 'no'"),
+        ("train.memory_gb", "-1", "-1: input should be greater than or equal to 0"),
+        ("train.mask.think_fraction", "1.1", "1.1: input should be less than or equal to 1"),
+        ("train.tune", "'all'", "'all': input should be 'lora' or 'full'"),
+        ("train.lora.alpha", "-1", "-1: input should be greater than or equal to 0"),
         ("train.lora.dropout", "1", "1: input should be less than 1"),
         ("train.lora.layers", "-2", "-2: input should be greater than or equal to -1"),
         ("train", "3", "3: input should be a valid dictionary or instance of TrainConfig"),
@@ -407,7 +427,7 @@ def test_a_faulty_profile_is_refused_though_it_is_not_chosen(
 
 CANDIDATES: list[Any] = [
     True, False, 2, 4, 0.25, "other", "ollama", "yes", "base", "self", "direct", "reasoning",
-    "text", "sum", [2], ["x"], {"model": "m"},
+    "text", "sum", "orpo", "full", [2], ["x"], {"model": "m"},
 ]  # fmt: skip
 
 
@@ -463,6 +483,12 @@ def test_the_digest_does_not_depend_on_the_order_of_keys(tmp_path: Path) -> None
         (["r3.verify_samples=2", "r3.verify_pass=3"], "r3.verify_pass = 3 can never", "r3.verify"),
         (["r3.verify_pass=2"], "r3.verify_pass = 2 can never be reached", "raise r3.verify_samp"),
         (["train.dpo=0", "train.nll=0"], "train.dpo and train.nll are both 0", "above 0"),
+        (["train.objective=exo_pair"], "exo_pair needs train.smoothing above 0", "0.005"),
+        (["train.objective=ipo", "train.smoothing=0.1"], "does nothing for ipo", "leave it out"),
+        (["train.objective=orpo", "train.smoothing=0.1"], "does nothing for orpo", "leave it out"),
+        (["train.tune=full"], "train.tune = 'full'", 'train.reference = "none"'),
+        (["train.tune=full", "policy.quantize=4"], "'full' needs weights", "policy.quantize at 0"),
+        (["train.tune=full", "train.reference=base"], "train.tune = 'full'", "train LoRA"),
         (["critic.provider=ollama"], "critic.provider = 'ollama' needs a model", "critic.model"),
         (["critic.advanced.provider=ollama"], "'ollama' needs a model", "critic.model"),
     ],
@@ -478,6 +504,12 @@ def test_what_only_looks_like_a_contradiction(tmp_path: Path) -> None:
     assert load_recipe(path, ["r3.verify_samples=2", "r3.verify_pass=2"]).r3.verify_pass == 2
     assert load_recipe(path, ["train.dpo=0", "train.nll=1"]).train.dpo == 0
     assert load_recipe(path, ["train.dpo=1", "train.nll=0"]).train.nll == 0
+    for name, smoothing in (("exo_pair", 0.005), ("dpo", 0.1), ("ipo", 0.0), ("orpo", 0.0)):
+        settings = [f"train.objective={name}", f"train.smoothing={smoothing}"]
+        assert load_recipe(path, settings).train.smoothing == smoothing
+    for rest in ("train.reference=none", "train.objective=orpo", "train.dpo=0"):
+        settings = ["train.tune=full", "train.nll=1", rest]
+        assert load_recipe(path, settings).train.tune == "full"
     advanced = ["critic.advanced.provider=ollama", "critic.advanced.model=m"]
     assert load_recipe(path, advanced).critic.tier("basic").provider == "solver"
 

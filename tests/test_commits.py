@@ -1,0 +1,180 @@
+"""Commits that a crash at any point leaves whole, folders that are whole or not there, locks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxreflect import commits as module
+from mlxreflect.commits import KEEP, Commits, replace_folder, take_lock
+from mlxreflect.errors import UserError
+
+NAMES = ("a.jsonl", "b.jsonl")
+
+
+@pytest.fixture
+def commits(tmp_path: Path) -> Commits:
+    return Commits(tmp_path, "step", NAMES)
+
+
+def add(commits: Commits, number: int) -> Path:
+    def save(folder: Path) -> None:
+        (folder / "weights").write_text(str(number))
+
+    return commits.add(number, {"a.jsonl": [{"n": number}]}, {"step": number}, save)
+
+
+def journal(commits: Commits, name: str = "a.jsonl") -> list[int]:
+    path = commits.root / name
+    return [json.loads(line)["n"] for line in path.read_text().splitlines()]
+
+
+def test_a_commit_holds_state_files_and_lengths(commits: Commits) -> None:
+    assert commits.last() is None and commits.all() == []
+    final = add(commits, 7)
+    assert final == commits.folder / "step-00007"
+    found = commits.last()
+    assert found == (
+        final,
+        {"schema": "commit/1", "journals": {"a.jsonl": 9, "b.jsonl": 0}, "step": 7},
+    )
+    assert (final / "weights").read_text() == "7"
+    assert journal(commits) == [7]
+    assert (commits.root / "b.jsonl").read_bytes() == b""
+
+
+def test_the_newest_are_kept_whatever_their_digits(commits: Commits) -> None:
+    numbers = [1, 2, 99_999, 100_000, 100_001]
+    (commits.folder / "epoch-1").mkdir(parents=True)  # another's: neither listed nor removed
+    for number in numbers:
+        add(commits, number)
+    assert [commits.number(path) for path in commits.all()] == numbers[-KEEP:]
+    assert journal(commits) == numbers
+    assert (commits.folder / "epoch-1").is_dir()
+    found = commits.last()
+    assert found and found[1]["step"] == 100_001
+
+
+class Stop(BaseException):
+    """What ends a process, as far as a test can tell."""
+
+
+def stop(*arguments: Any, **options: Any) -> Any:
+    raise Stop
+
+
+def torn(path: Path, rows: Any) -> int:
+    with path.open("ab") as out:
+        out.write(b'{"n": 9')
+    raise Stop
+
+
+# Where adding a commit may be stopped: (owner, attribute, what happens instead).
+STOPS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
+    "before the journals": (module, "append_rows", stop),
+    "in a journal": (module, "append_rows", torn),
+    "before its JSON": (module.json, "dumps", stop),
+    "before the rename": (Path, "rename", stop),
+    "before an old one is removed": (module.shutil, "rmtree", stop),
+}
+
+
+@pytest.mark.parametrize("where", STOPS)
+@pytest.mark.parametrize("before", [0, 1, 3])
+def test_stopped_while_it_adds(commits: Commits, where: str, before: int) -> None:
+    for number in range(before):
+        add(commits, number)
+    owner, name, instead = STOPS[where]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, instead)
+        try:
+            add(commits, before)
+        except Stop:
+            added = where == "before an old one is removed"
+        else:  # there was none to remove
+            added = before < KEEP
+    count = before + added
+    found = commits.last()
+    assert (found[1]["step"] if found else -1) == count - 1
+    assert not list(commits.folder.glob("*.tmp"))
+    if found:
+        assert journal(commits) == list(range(count))
+    else:
+        assert not any((commits.root / name).exists() for name in NAMES)
+    add(commits, count)
+    assert journal(commits) == list(range(count + 1))
+    assert len(commits.all()) == min(KEEP, count + 1)
+
+
+def test_save_that_fails_commits_nothing(commits: Commits) -> None:
+    add(commits, 0)
+    with pytest.raises(Stop):
+        commits.add(1, {"a.jsonl": [{"n": 1}]}, {"step": 1}, stop)
+    found = commits.last()
+    assert found and found[1]["step"] == 0
+    assert journal(commits) == [0]
+
+
+@pytest.mark.parametrize("cut", [1, 9, None])
+def test_a_journal_that_lost_rows_is_refused(commits: Commits, cut: int | None) -> None:
+    add(commits, 0)
+    path = commits.root / "a.jsonl"
+    if cut is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.raises(UserError, match=r"a\.jsonl is shorter than its last commit says"):
+        commits.last()
+    assert path.exists() == (cut is not None)
+
+
+# ---- folders and locks ---------------------------------------------------------------------------
+
+
+def fill(text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / text).write_text(text) and None
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    final = tmp_path / "adapter"
+    replace_folder(final, fill("old"))
+    replace_folder(final, fill("new"))
+    assert [p.name for p in final.iterdir()] == ["new"]
+    with pytest.raises(Stop):
+        replace_folder(final, stop)
+    assert [p.name for p in final.iterdir()] == ["new"]
+    (tmp_path / "adapter.tmp" / "junk").mkdir()  # of a process that was killed
+    replace_folder(final, fill("newest"))
+    assert [p.name for p in final.iterdir()] == ["newest"]
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_lock_is_of_one_process_until_it_closes(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("123456789012")  # of one that died
+    lock = take_lock(tmp_path)
+    with pytest.raises(UserError, match=f"is in use by process {os.getpid()}$"):
+        take_lock(tmp_path)
+    lock.close()
+    take_lock(tmp_path).close()
+
+
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from mlxreflect.commits import take_lock;"
+        "lock = take_lock(Path(sys.argv[1])); print('locked', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout and process.stdout.readline() == "locked\n"
+    with pytest.raises(UserError, match=f"is in use by process {process.pid}$"):
+        take_lock(tmp_path)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    take_lock(tmp_path).close()

@@ -1,0 +1,997 @@
+"""`mlxreflect train` as a person uses it: data in, an adapter out, whatever happens between."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx_lm
+import numpy as np
+import pytest
+from kill_driver import TRAINING
+from mlx.utils import tree_flatten
+from test_cli import Done, Shell, last_two_lines, listing, rows, sets, two_lines
+
+from mlxreflect import cli, commits, finetune, ui
+from mlxreflect.commits import take_lock
+from mlxreflect.job import DEFAULTS
+
+DRIVER = str(Path(__file__).with_name("kill_driver.py"))
+Data = list[dict[str, Any]]
+MEASURED = ("wall_seconds", "tokens_per_second", "peak_memory_bytes", "adapter")
+
+
+# ---- data ----------------------------------------------------------------------------------------
+
+
+def question(i: int) -> str:
+    return f"What is {i} plus {i}?"
+
+
+def good(i: int) -> str:
+    return f"<think>\n{i} + {i} = {2 * i}\n</think>\n<answer> {2 * i} </answer>"
+
+
+def poor(i: int) -> str:
+    return f"<think>\nperhaps {i} - 1\n</think>\n<answer> {i - 1} </answer>"
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def said(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+COUNT = range(3, 27)
+PAIRS: Data = [{"prompt": question(i), "chosen": good(i), "rejected": poor(i)} for i in COUNT]
+ANSWERS: Data = [{"prompt": question(i), "completion": good(i)} for i in COUNT]
+GROUPS: Data = [
+    {"prompt": question(i), "completions": [good(i), poor(i), "No."], "rewards": [1.0, 0.0, 0.5]}
+    for i in COUNT
+]
+OF = {"sft": ANSWERS, "grpo": GROUPS}  # else PAIRS
+
+
+def write(path: Path, data: Data) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        from datasets import Dataset
+
+        Dataset.from_list(data).to_parquet(str(path))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(data))
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in data))
+    return path
+
+
+# ---- the command, in this process ----------------------------------------------------------------
+
+
+class Command:
+    """`mlxreflect …` inside the tests' process: the models' libraries are loaded once."""
+
+    def __init__(self, folder: Path, model: Path, patch: Any, capture: Any) -> None:
+        self.folder, self.model, self.patch, self.capture = folder, model, patch, capture
+
+    def __call__(self, *arguments: object) -> Done:
+        self.patch.setattr(sys, "argv", ["mlxreflect", *map(str, arguments)])
+        code: Any = 0
+        try:
+            cli.main()
+        except SystemExit as stopped:
+            code = stopped.code or 0
+        said = self.capture.readouterr()
+        return Done(code, said.out, said.err)
+
+    def works(self, *arguments: object) -> Done:
+        done = self(*arguments)
+        assert done.code == 0, done.err
+        return done
+
+    def mistake(self, *arguments: object) -> tuple[str, str]:
+        """The error and the hint: two lines on stderr, nothing else anywhere, exit code 2."""
+        before = listing(self.folder)
+        done = self(*arguments)
+        assert (done.code, done.out) == (2, ""), done.err
+        assert listing(self.folder) == before
+        return two_lines(done.err)
+
+    def data(self, objective: str, name: str = "data.jsonl") -> Path:
+        return write(self.folder / name, OF.get(objective, PAIRS))
+
+    def arguments(
+        self, objective: str, out: str, *settings: str, data: Any = None, model: Any = None
+    ) -> list[str]:
+        data = data or self.data(objective, f"{objective}.jsonl")
+        model = model or self.model
+        return ["train", objective, "--model", str(model), "--data", str(data), "--out", out,
+                *sets(*settings)]  # fmt: skip
+
+    def train(
+        self, objective: str, out: str, *settings: str, data: Any = None, model: Any = None
+    ) -> dict[str, Any]:
+        """The summary of a training that succeeds: the one line on stdout."""
+        arguments = self.arguments(objective, out, *settings, data=data, model=model)
+        done = self.works(*arguments, "--json")
+        assert done.out.count("\n") == 1
+        summary: dict[str, Any] = json.loads(done.out)
+        assert summary == json.loads((self.folder / out / "summary.json").read_text())
+        return summary
+
+    def weights(self, out: str, folder: str = "adapter") -> bytes:
+        return (self.folder / out / folder / "adapters.safetensors").read_bytes()
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, tiny_random: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Command:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLXREFLECT_CACHE", str(tmp_path / ".cache"))
+    return Command(tmp_path, tiny_random, monkeypatch, capsys)
+
+
+@pytest.fixture
+def shell(tmp_path: Path, tiny_random: Path) -> Shell:
+    return Shell(tmp_path, tiny_random)
+
+
+# ---- every objective -----------------------------------------------------------------------------
+
+
+def log_prob(model: Any, tokenizer: Any, prompt: str, text: str) -> float:
+    """Of a response, by mlx-lm alone."""
+    asked = tokenizer.apply_chat_template([user(prompt)], add_generation_prompt=True)
+    ids = [*asked, *tokenizer.encode(text, add_special_tokens=False)]
+    logits = model(mx.array([ids[:-1]]))[0].astype(mx.float32)
+    found = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    targets = mx.array(ids[1:])[:, None]
+    return float(mx.take_along_axis(found, targets, axis=-1)[len(asked) - 1 :].sum().item())
+
+
+@pytest.mark.parametrize("objective", DEFAULTS)
+@pytest.mark.parametrize("name", ["tiny", "random"])
+def test_an_objective_trains_and_its_adapter_loads_in_mlx_lm(
+    command: Command, objective: str, name: str
+) -> None:
+    model = "tiny" if name == "tiny" else str(command.model)
+    summary = command.train(
+        objective, "out", "train.lr=1e-3", "train.epochs=3", "data.limit=20", model=model
+    )
+    assert summary["objective"] == objective
+    assert summary["steps"] == 9
+    assert summary["skipped"] == 0
+    path = str(finetune.load_policy.__globals__["TINY"]) if name == "tiny" else model
+    base, tokenizer = mlx_lm.load(path)
+    trained, _ = mlx_lm.load(path, adapter_path=summary["adapter"])
+    unseen = (2, 29, 31)
+
+    def worth(model: Any) -> float:
+        liked = sum(log_prob(model, tokenizer, question(i), good(i)) for i in unseen)
+        other = sum(log_prob(model, tokenizer, question(i), poor(i)) for i in unseen)
+        return liked if objective == "sft" else liked - other
+
+    assert worth(trained) > worth(base)
+    if objective == "grpo":
+        assert summary["held_out"] == 0
+        return
+    assert (summary["rows"], summary["held_out"]) == (19, 1)
+    before, after = summary["held_out_before"], summary["held_out_after"]
+    assert after["loss"] < before["loss"]
+    if objective == "sft":
+        assert after["margin"] is None
+    else:
+        assert after["margin"] > before["margin"]
+        assert after["accuracy"] == 1.0
+
+
+# ---- every form of data --------------------------------------------------------------------------
+
+# form → (objective, rows, file). Those of a kind hold the same, and must give the same bytes.
+SAME: dict[str, tuple[str, Data, str]] = {
+    "preference": ("dpo", PAIRS, "data.jsonl"),
+    "preference, conversational": (
+        "dpo",
+        [{"prompt": [user(r["prompt"])], "chosen": [said(r["chosen"])],
+          "rejected": [said(r["rejected"])]} for r in PAIRS],
+        "data.jsonl",
+    ),
+    "preference, prompt in the messages": (
+        "dpo",
+        [{"chosen": [user(r["prompt"]), said(r["chosen"])],
+          "rejected": [user(r["prompt"]), said(r["rejected"])]} for r in PAIRS],
+        "data.jsonl",
+    ),
+    "preference, parquet": ("dpo", PAIRS, "data.parquet"),
+    "preference, a JSON list": ("dpo", PAIRS, "data.json"),
+    "preference, a folder": ("dpo", PAIRS, "data/train.jsonl"),
+    "completions": ("sft", ANSWERS, "data.jsonl"),
+    "prompt-completion, conversational": (
+        "sft",
+        [{"prompt": [user(r["prompt"])], "completion": [said(r["completion"])]} for r in ANSWERS],
+        "data.jsonl",
+    ),
+    "messages": (
+        "sft",
+        [{"messages": [user(r["prompt"]), said(r["completion"])]} for r in ANSWERS],
+        "data.jsonl",
+    ),
+    "conversations": (
+        "sft",
+        [{"conversations": [{"from": "human", "value": r["prompt"]},
+                            {"from": "gpt", "value": r["completion"]}]} for r in ANSWERS],
+        "data.jsonl",
+    ),
+    "messages, parquet in a folder": (
+        "sft",
+        [{"messages": [user(r["prompt"]), said(r["completion"])]} for r in ANSWERS],
+        "data/train.parquet",
+    ),
+    "groups": ("grpo", GROUPS, "data.jsonl"),
+    "groups, conversational": (
+        "grpo",
+        [{**r, "prompt": [user(r["prompt"])],
+          "completions": [[said(text)] for text in r["completions"]]} for r in GROUPS],
+        "data.jsonl",
+    ),
+    "groups, parquet": ("grpo", GROUPS, "data.parquet"),
+}  # fmt: skip
+BRIEF = ("data.limit=8", "data.held_out=0", "train.batch=8")
+
+
+@pytest.mark.parametrize("form", SAME)
+def test_the_same_rows_in_another_form_give_the_same_adapter(command: Command, form: str) -> None:
+    objective, data, name = SAME[form]
+    path = write(command.folder / "in" / name, data)
+    source = path.parent if path.parent.name == "data" else path
+    assert command.train(objective, "out", *BRIEF, data=source)["rows"] == 8
+    command.train(objective, "usual", *BRIEF)
+    assert command.weights("out") == command.weights("usual")
+
+
+def test_an_implicit_prompt_is_what_both_begin_with(command: Command) -> None:
+    data = write(
+        command.folder / "data.jsonl",
+        [{k: f"{r['prompt']} {r[k]}" for k in ("chosen", "rejected")} for r in PAIRS],
+    )
+    assert command.train("dpo", "out", *BRIEF, data=data)["rows"] == 8
+
+
+def test_raw_text_is_trained(command: Command) -> None:
+    data = write(command.folder / "d" / "train.jsonl", [{"text": good(i)} for i in COUNT])
+    summary = command.train("sft", "out", "train.epochs=4", "train.lr=1e-3", data=data.parent)
+    assert summary["held_out_after"]["loss"] < summary["held_out_before"]["loss"]
+
+
+def test_columns_of_another_name_and_turns(command: Command) -> None:
+    talk = [user(question(3)), said(good(3)), user(question(4)), said(good(4))]
+    data = write(command.folder / "talk.jsonl", [{"dialogue": talk}] * 4)
+    named = ("data.columns.messages=dialogue", "data.held_out=0")
+    assert command.train("sft", "all", *named, data=data)["rows"] == 8
+    assert command.train("sft", "last", *named, "data.turns=last", data=data)["rows"] == 4
+
+
+# ---- mistakes ------------------------------------------------------------------------------------
+
+MISTAKES: dict[str, tuple[list[str], str, str]] = {
+    "no such objective": (["dpoo"], "no objective 'dpoo'", "sft, dpo, ipo, exo_pair, orpo, grpo"),
+    "unknown key": (
+        ["dpo", "--set", "train.lrr=1"], "--set train.lrr=1: unknown key train.lrr",
+        "did you mean train.lr?",
+    ),
+    "wrong value": (["dpo", "--set", "train.batch=0"], "train.batch = 0: input should", "correct"),
+    "another objective": (
+        ["dpo", "--set", "objective=ipo"], "--set objective=ipo: the command says dpo",
+        "mlxreflect train ipo",
+    ),
+    "no such file": (["dpo", "--data", "nope.jsonl"], "nope.jsonl: No such file", "data file"),
+    "no such folder": (["dpo", "--data", "./nope"], "nope: No such file", "data file"),
+    "a folder without data": (["dpo", "--data", "empty"], "empty: no train.jsonl", "give the path"),
+    "rows for sft": (
+        ["dpo", "--data", "sft.jsonl"], "nothing here fits dpo; rows with prompt, completion",
+        "chosen, rejected",
+    ),
+    "rows for dpo": (
+        ["grpo", "--data", "dpo.jsonl"], "nothing here fits grpo", "prompt, completions, rewards",
+    ),
+    "only bad rows": (
+        ["dpo", "--data", "bad.jsonl"], "bad.jsonl: no row can be used; the first of 3 is",
+        "correct the rows",
+    ),
+    "only responses that are too long": (
+        ["dpo", "--set", "train.max_length=5"],
+        "all 24 rows are bad, the first is dpo.jsonl, line", "train.max_length",
+    ),
+    "a fatal row": (
+        ["dpo", "--data", "mixed.jsonl", "--set", "data.bad_row=fatal"],
+        "mixed.jsonl, line 3: chosen is empty", "correct or delete that row",
+    ),
+    "a fatal row without JSON": (
+        ["dpo", "--data", "torn.jsonl", "--set", "data.bad_row=fatal"],
+        "torn.jsonl, line 2: not JSON", "correct or delete that row",
+    ),
+    "a fatal row that is too long": (
+        ["dpo", "--data", "long.jsonl", "--set", "data.bad_row=fatal",
+         "--set", "train.max_length=60"],
+        "long.jsonl, line 2: a response is over 60 tokens", "correct or delete that row",
+    ),
+    "a fatal row of which the mask leaves nothing": (
+        ["sft", "--data", "thoughts.jsonl", "--set", "data.bad_row=fatal",
+         "--set", "train.mask.answer_only=true", "--set", "train.mask.markers=false"],
+        "thoughts.jsonl, line 2: the mask leaves nothing to train", "correct or delete that row",
+    ),
+    "a mask that leaves nothing of any row": (
+        ["sft", "--data", "only.jsonl", "--set", "train.mask.answer_only=true",
+         "--set", "train.mask.markers=false"],
+        "all 2 rows are bad, the first is only.jsonl, line 1: the mask leaves nothing", "correct",
+    ),
+    "no such model": (
+        ["dpo", "--model", "./nope"], "policy.model = './nope': no such folder", "give a folder",
+    ),
+    "a folder that is no model": (
+        ["dpo", "--model", "empty"], "is no mlx-lm model folder", "mlx_lm.convert",
+    ),
+    "no such adapter": (
+        ["dpo", "--set", "policy.adapter=nope"], "policy.adapter = 'nope' is no adapter folder",
+        "give a folder with adapter_config.json",
+    ),
+    "exo_pair without smoothing": (
+        ["exo_pair", "--set", "train.smoothing=0"], "exo_pair needs train.smoothing above 0",
+        "0.005",
+    ),
+    "smoothing without use": (
+        ["ipo", "--set", "train.smoothing=0.1"], "train.smoothing does nothing for ipo", "leave",
+    ),
+    "patience without held-out rows": (
+        ["dpo", "--set", "train.patience=2", "--set", "data.held_out=0"],
+        "train.patience counts looks at held-out examples", "--set data.held_out=0.05",
+    ),
+    "a margin of sft": (
+        ["sft", "--set", "train.best_by=margin"], "sft has no margin", "leave it at loss",
+    ),
+    "neither preference nor likelihood": (
+        ["dpo", "--set", "train.dpo=0"], "train.dpo and train.nll are both 0", "a weight above 0",
+    ),
+    "a key of grpo": (["dpo", "--set", "grpo.kl=0.1"], "grpo.kl = 0.1 does nothing", "leave"),
+    "beta for sft": (["sft", "--set", "train.beta=0.5"], "train.beta = 0.5 does nothing", "leave"),
+    "patience for grpo": (
+        ["grpo", "--set", "train.patience=1"], "train.patience = 1 does nothing for grpo", "leave",
+    ),
+    "rows held out of grpo": (
+        ["grpo", "--set", "data.held_out=0.1"], "data.held_out = 0.1 does nothing", "leave",
+    ),
+    "LoRA keys for all weights": (
+        ["sft", "--set", "train.tune=full", "--set", "train.lora.rank=4"],
+        "train.lora.rank = 4 does nothing for full fine-tuning", "leave that key out",
+    ),
+    "all weights of a 4-bit model": (
+        ["sft", "--set", "train.tune=full"], "needs weights that are not quantised",
+        "mlxreflect fuse --model",
+    ),
+    "no such layer": (
+        ["sft", "--set", 'train.lora.keys=["nope"]'], "the model has no layer 'nope'", "q_proj",
+    ),
+    "the base of all weights": (
+        ["dpo", "--model", "plain", "--set", "train.tune=full", "--set", "train.reference=base"],
+        "train.reference = 'base' needs LoRA", "train.reference to stage",
+    ),
+    "more held out than there is": (
+        ["dpo", "--set", "data.held_out=24"], "24 of 24 examples", "hold out fewer",
+    ),
+    "a cache that is none": (
+        ["dpo", "--set", "train.reference_cache=dpo.jsonl"], "dpo.jsonl: the reference cache is",
+        "delete",
+    ),
+    "out is there": (["dpo", "--out", "full"], "full is there already", "give another --out"),
+    "out is a file": (["dpo", "--out", "dpo.jsonl"], "dpo.jsonl is there already", "another --out"),
+    "out inside a file": (["dpo", "--out", "dpo.jsonl/x"], "dpo.jsonl/x: Not a directory", "--out"),
+    "out that cannot be made": (["dpo", "--out", "/proc/x"], "/proc/x: ", "--out"),
+    "out with too long a name": (["dpo", "--out", "x" * 300], "x: File name too long", "--out"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that mistakes are made with."""
+    from conftest import write_model
+
+    folder = tmp_path_factory.mktemp("shelf")
+    for objective in ("sft", "dpo", "grpo"):
+        write(folder / f"{objective}.jsonl", OF.get(objective, PAIRS))
+    empty = {**PAIRS[0], "chosen": " "}
+    write(folder / "bad.jsonl", [empty] * 3)
+    write(folder / "mixed.jsonl", [*PAIRS[:2], empty, *PAIRS[3:]])
+    write(folder / "long.jsonl", [PAIRS[0], {**PAIRS[1], "chosen": good(9) * 20}, *PAIRS[2:]])
+    thought = {"prompt": "Why?", "completion": "<think>\nno end"}
+    write(folder / "thoughts.jsonl", [ANSWERS[0], thought, *ANSWERS[2:]])
+    write(folder / "only.jsonl", [thought, {**thought, "prompt": "How?"}])
+    write(folder / "torn.jsonl", PAIRS)
+    lines = (folder / "torn.jsonl").read_text().splitlines()
+    (folder / "torn.jsonl").write_text("\n".join([lines[0], lines[1][:30], *lines[2:]]) + "\n")
+    (folder / "empty").mkdir()
+    (folder / "full").mkdir()
+    (folder / "full" / "notes.txt").write_text("mine")
+    write_model(folder / "plain", quantization=None)
+    return folder
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_two_lines_and_leaves_nothing(
+    name: str, command: Command, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments, error, hint = MISTAKES[name]
+    monkeypatch.chdir(shelf)
+    command.folder = shelf
+    objective = arguments[0] if arguments[0] in OF else "dpo"
+    usual = {"--model": str(command.model), "--data": f"{objective}.jsonl", "--out": "new/deep/out"}
+    given = [part for k, v in usual.items() if k not in arguments for part in (k, v)]
+    said, advice = command.mistake("train", *arguments, *given)
+    assert error in said.replace(f"{shelf}/", "")
+    assert hint in advice
+
+
+def test_names_that_only_the_hub_could_know(shell: Shell) -> None:
+    data = write(shell.folder / "dpo.jsonl", PAIRS)
+    error, hint = shell.mistake("train", "dpo", "--data", "someone/pairs", "--out", "new/out")
+    assert "the data set someone/pairs, split train, could not be loaded" in error
+    assert "check the name, or connect to the internet" in hint
+    error, hint = shell.mistake(
+        "train", "dpo", "--data", data, "--out", "new/out", "--model", "no/body"
+    )
+    assert "policy.model = 'no/body': no such folder, and the hub gave none" in error
+    assert "hf download no/body" in hint
+
+
+def test_an_empty_folder_of_the_users_stays(command: Command) -> None:
+    (command.folder / "mine").mkdir()
+    command.mistake(*command.arguments("dpo", "mine", data="nope.jsonl"))
+    assert (command.folder / "mine").is_dir()
+    command.train("dpo", "mine", *BRIEF)
+
+
+def test_the_data_is_read_before_the_model(command: Command) -> None:
+    error, _ = command.mistake(*command.arguments("dpo", "out", data="nope.jsonl", model="no"))
+    assert error == "nope.jsonl: No such file or directory"
+
+
+def test_bad_rows_are_skipped_and_named(command: Command, shelf: Path) -> None:
+    thought = {"prompt": "Why?", "completion": "<think>\nno end"}
+    data = write(
+        command.folder / "mixed.jsonl",
+        [ANSWERS[0], {"prompt": "What?", "completion": ""}, thought,
+         {"prompt": "Long?", "completion": good(9) * 20}, {"prompt": "What?"}, *ANSWERS[1:]],
+    )  # fmt: skip
+    masked = ("train.mask.answer_only=true", "train.mask.markers=false", "train.max_length=90")
+    done = command.works(*command.arguments("sft", "out", *masked, data=data))
+    bad = rows(command.folder / "out" / "bad_rows.jsonl")
+    found = {row["where"].rpartition("line ")[2]: row["reason"] for row in bad}
+    assert sorted(found) == ["2", "3", "4", "5"]
+    assert found["2"] == "completion is empty"
+    assert found["3"].startswith("the mask leaves nothing to train of '<think>\\nno end")
+    assert found["4"] == "a response is over 90 tokens"
+    assert found["5"] == "no known columns; its columns are: prompt"
+    assert "4 skipped" in done.out
+    for row in bad:
+        assert f"skipped {row['where']}: {row['reason']}" in done.out
+    summary = json.loads((command.folder / "out" / "summary.json").read_text())
+    assert summary["rows"] + summary["held_out"] == len(ANSWERS)
+    assert summary["skipped"] == 4
+
+
+def test_many_bad_rows_are_shown_in_part(command: Command) -> None:
+    data = write(command.folder / "many.jsonl", [*PAIRS, *[{"prompt": "?"}] * 9])
+    done = command.works(*command.arguments("dpo", "out", data=data))
+    assert done.out.count("\nskipped ") == finetune.NAMED + 1
+    assert f"skipped 4 more, see {Path('out', 'bad_rows.jsonl')}" in done.out
+    assert len(rows(command.folder / "out" / "bad_rows.jsonl")) == 9
+
+
+def test_a_loss_that_is_no_number_stops_the_training(command: Command) -> None:
+    done = command(*command.arguments("sft", "out", "train.lr=1e30", "train.epochs=9"))
+    assert done.code == 2
+    error, hint = last_two_lines(done.err)
+    assert error.startswith("step 2: the loss is nan")
+    assert "lower train.lr" in hint
+
+
+# ---- what is shown -------------------------------------------------------------------------------
+
+
+def test_plain_output(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ui, "EVERY_S", 0.0)  # a line for every step
+    done = command.works(*command.arguments("dpo", "out", "train.epochs=2", "train.batch=4"))
+    for fact in ("objective  dpo", "rows       23 to train on, 1 held out, 0 skipped",
+                 f"model      {command.model}", "out        out", "device     CPU"):  # fmt: skip
+        assert f"{fact}" in done.out
+    lines = [line for line in done.err.splitlines() if line.startswith("training: ")][1:]
+    assert len(lines) == 12
+    shown = r"training: \d+/12, loss \d\.\d{4}, margin [+-]\d\.\d{3}, \d+% ranked right, \d+ tokens"
+    for line in lines:
+        assert re.match(rf"{shown}/s, \d\.\d\d GB, ", line), line
+    assert re.search(r", \d:\d\d:\d\d left$", lines[1])
+    assert re.search(r", took \d:\d\d:\d\d$", lines[-1])
+    assert "reference: 24/24, took" in done.err
+    for fact in ("held-out loss", "held-out margin", "ranked right", "tokens/s", "peak memory"):
+        assert fact in done.out.partition("\nsteps")[2]
+    again = command.works("show", "out")
+    assert again.out == done.out[done.out.index("steps") :]
+
+
+def test_json_is_one_object_of_a_real_process(shell: Shell) -> None:
+    data = write(shell.folder / "dpo.jsonl", PAIRS)
+    made = ("train", "dpo", "--model", shell.model, "--data", data, "--out", "a folder", "--json")
+    done = shell.works(*made)
+    summary = json.loads(done.out)
+    assert done.out.count("\n") == 1
+    assert "Traceback" not in done.err and "training: 3/3, loss" in done.err
+    assert summary["adapter"] == "a folder/adapter"
+    again = shell.works("resume", "a folder", "--json")
+    assert (again.out, again.err) == (done.out, "")
+    error, hint = shell.mistake(*made)
+    assert (error, hint) == (
+        "a folder is there already",
+        "go on with it by: mlxreflect resume 'a folder', or give another --out",
+    )
+
+
+def test_show_of_a_training_that_is_not_finished(command: Command) -> None:
+    command.train("dpo", "out", *BRIEF)
+    (command.folder / "out" / "summary.json").unlink()
+    error, hint = command.mistake("show", "out")
+    assert (error, hint) == ("out is not finished", "go on with it by: mlxreflect resume out")
+
+
+# ---- the best, the last, and patience ------------------------------------------------------------
+
+# Noise: what is learned of its manner helps the held-out rows, what is learned by heart harms them.
+DRAWN = random.Random(0)
+NOISE = [
+    {
+        name: " ".join(str(DRAWN.randrange(10)) for _ in range(12))
+        for name in ("prompt", "completion", "chosen", "rejected")
+    }
+    for _ in range(12)
+]
+OVERFITTED = ("train.lr=1e-2", "data.held_out=4", "train.batch=4", "train.epochs=12",
+              "train.eval_every=2")  # fmt: skip
+
+
+@pytest.fixture
+def noise(command: Command) -> Path:
+    return write(command.folder / "noise.jsonl", NOISE)
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every checkpoint stays."""
+    monkeypatch.setattr(commits, "KEEP", 1000)
+
+
+def held_out(folder: Path) -> dict[int, dict[str, float]]:
+    return {r["step"]: r for r in rows(folder / "metrics.jsonl") if r["kind"] == "held_out"}
+
+
+@pytest.mark.usefixtures("kept")
+@pytest.mark.parametrize("key", ["loss", "margin"])
+def test_the_adapter_is_that_of_the_best_look(command: Command, noise: Path, key: str) -> None:
+    objective = "sft" if key == "loss" else "dpo"
+    settings = (*OVERFITTED, f"train.best_by={key}")
+    summary = command.train(objective, "out", *settings, data=noise)
+    looks = held_out(command.folder / "out")
+    assert list(looks) == list(range(0, 25, 2))
+    choose = max if key == "margin" else min
+    best = choose(looks, key=lambda step: looks[step][key])
+    assert best < 24  # else best and last would be the same
+    assert best > 0 or objective == "dpo"
+    assert summary["best"] == {"step": best, "value": looks[best][key]}
+    assert summary["held_out_before"]["loss"] == looks[0]["loss"]
+    assert summary["held_out_after"]["loss"] == looks[24]["loss"]
+    for folder, step in (("adapter", best), ("last", 24)):
+        checkpoint = command.folder / "out" / "checkpoints" / f"step-{step:05d}"
+        assert command.weights("out", folder) == (checkpoint / "adapters.safetensors").read_bytes()
+        config = (command.folder / "out" / folder / "adapter_config.json").read_bytes()
+        assert config == (checkpoint / "adapter_config.json").read_bytes()
+    assert command.weights("out") != command.weights("out", "last")
+
+
+def test_patience_stops(command: Command, noise: Path) -> None:
+    summary = command.train("sft", "out", *OVERFITTED, "train.patience=2", data=noise)
+    looks = held_out(command.folder / "out")
+    best = min(looks, key=lambda step: looks[step]["loss"])
+    assert summary["stopped_early"] is True
+    assert summary["steps"] == best + 4 < 24
+    whole = command.train("sft", "whole", *OVERFITTED, data=noise)
+    assert whole["stopped_early"] is False
+    assert command.weights("out") == command.weights("whole")  # the best came before
+    assert "patience ended" in command.works("show", "out").out
+
+
+def test_patience_that_ends_with_the_last_step_stopped_nothing(
+    command: Command, noise: Path
+) -> None:
+    summary = command.train("dpo", "out", *OVERFITTED, "train.patience=12", data=noise)
+    assert summary["best"]["step"] == 0
+    assert (summary["steps"], summary["stopped_early"]) == (24, False)
+    assert command.train("dpo", "one", *OVERFITTED, "train.patience=1", data=noise)["steps"] == 2
+
+
+@pytest.mark.usefixtures("kept")
+def test_checkpoints_and_looks_are_made_when_asked(command: Command) -> None:
+    command.train("dpo", "out", "train.batch=2", "train.eval_every=5", "train.save_every=4")
+    folder = command.folder / "out"
+    steps = sorted(int(p.name[5:]) for p in (folder / "checkpoints").iterdir())
+    assert steps == [0, 4, 5, 8, 10, 12]
+    assert list(held_out(folder)) == [0, 5, 10, 12]
+    command.train("dpo", "usual", "train.batch=2", "train.epochs=2")
+    assert list(held_out(command.folder / "usual")) == [0, 12, 24]  # after each epoch
+
+
+def test_two_checkpoints_are_kept(command: Command) -> None:
+    command.train("dpo", "out", "train.batch=2", "train.save_every=4")
+    kept = sorted(p.name for p in (command.folder / "out" / "checkpoints").iterdir())
+    assert kept == ["step-00008", "step-00012"]
+
+
+def test_nothing_held_out(command: Command) -> None:
+    summary = command.train("dpo", "out", "data.held_out=0", "train.batch=4")
+    assert summary["held_out"] == 0
+    assert summary["rows"] == len(PAIRS)
+    assert summary["best"] is summary["held_out_before"] is summary["held_out_after"] is None
+    assert command.weights("out") == command.weights("out", "last")
+    assert "step's margin" in command.works("show", "out").out
+
+
+# ---- seeds ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo", "grpo"])
+def test_a_seed_decides_every_byte(command: Command, objective: str) -> None:
+    runs = {
+        out: (command.train(objective, out, f"seed={seed}", "train.epochs=2"),
+              command.weights(out), command.weights(out, "last"))
+        for out, seed in (("one", 1), ("same", 1), ("other", 2))
+    }  # fmt: skip
+    assert unmeasured(runs["one"][0]) == unmeasured(runs["same"][0])
+    assert runs["one"][1:] == runs["same"][1:]
+    assert runs["one"][1] != runs["other"][1]
+    assert runs["one"][2] != runs["other"][2]
+
+
+# ---- all weights ---------------------------------------------------------------------------------
+
+
+def test_all_weights_are_trained(command: Command, make_model: Callable[..., Path]) -> None:
+    plain = make_model(quantization=None)
+    for objective in ("sft", "dpo"):
+        settings = ("train.tune=full", "train.lr=1e-3", "train.epochs=2")
+        summary = command.train(objective, objective, *settings, model=plain)
+        after, before = summary["held_out_after"], summary["held_out_before"]
+        assert after["loss"] < before["loss"]
+        base, tokenizer = mlx_lm.load(str(plain))
+        trained, _ = mlx_lm.load(str(plain), adapter_path=summary["adapter"])
+        old, new = dict(tree_flatten(base.parameters())), dict(tree_flatten(trained.parameters()))
+        assert old.keys() == new.keys()
+        assert all(not np.array_equal(np.array(old[k]), np.array(new[k])) for k in old)
+        gain = log_prob(trained, tokenizer, question(2), good(2))
+        gain -= log_prob(base, tokenizer, question(2), good(2))
+        assert objective == "dpo" or gain > 0
+
+
+def test_the_reference_of_all_weights_is_no_second_copy(
+    command: Command, make_model: Callable[..., Path]
+) -> None:
+    plain = make_model(quantization=None, hidden_size=512, intermediate_size=1024, head_dim=32)
+    size = (plain / "model.safetensors").stat().st_size
+    assert size > 15e6
+    peaks = {}
+    for reference in ("none", "stage"):
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        settings = ("train.tune=full", f"train.reference={reference}", "train.batch=2", *BRIEF[:2])
+        summary = command.train("dpo", reference, *settings, model=plain)
+        peaks[reference] = summary["peak_memory_bytes"]
+    assert command.weights("none") != command.weights("stage")
+    assert peaks["stage"] - peaks["none"] < 0.2 * size
+
+
+# ---- stopped and resumed -------------------------------------------------------------------------
+
+KILLED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "sft": ("sft", (
+        "train.eval_every=3",
+        "train.lora.dropout=0.3", "train.schedule=cosine", "train.warmup=2",
+        "train.weight_decay=0.1", "train.mask.think_fraction=0.3", "train.accumulate=2",
+    )),
+    "dpo": ("dpo", (
+        "train.eval_every=3", "train.nll=0.1", "train.grad_checkpoint=yes", "data.held_out=0.2",
+    )),
+    "grpo": ("grpo", ("grpo.kl=0.1", "train.schedule=linear")),
+    "full": ("dpo", ("train.eval_every=3", "train.tune=full", "train.weight_decay=0.1")),
+}  # fmt: skip
+# The call of a point that falls into the middle of the training.
+NTH = {"scored some of the reference": 1, "took a training step": 5, "appended half a journal": 3,
+       "appended a journal": 4, "wrote half a checkpoint": 3, "before a commit's rename": 3,
+       "after a commit's rename": 3}  # fmt: skip
+
+
+def unmeasured(summary: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in summary.items() if k not in MEASURED}
+
+
+def contents(out: Path) -> dict[str, Any]:
+    """Everything that must not depend on interruptions; times, memory and paths are left out."""
+    last = sorted(out.glob("checkpoints/*"))[-1]
+    files = [*out.glob("adapter/*"), *out.glob("last/*"), last / "adapters.safetensors"]
+    found: dict[str, Any] = {str(path.relative_to(out)): path.read_bytes() for path in files}
+    for path in last.glob("optimizer-*.safetensors"):  # the order within the file may differ
+        found[path.name] = {k: np.array(v).tobytes() for k, v in mx.load(str(path)).items()}
+    found["bad_rows.jsonl"] = (out / "bad_rows.jsonl").read_bytes()
+    found["metrics.jsonl"] = [
+        {k: v for k, v in row.items() if k != "seconds"} for row in rows(out / "metrics.jsonl")
+    ]
+    found["summary.json"] = unmeasured(json.loads((out / "summary.json").read_text()))
+    return found
+
+
+class Job:
+    """A training in processes of its own, with a cache of its own."""
+
+    def __init__(self, kind: str, folder: Path, data: Path, model: Path, *more: str) -> None:
+        objective, settings = KILLED[kind]
+        self.out = folder / "out"
+        self.env = {**os.environ, "MLXREFLECT_CACHE": str(folder / "cache")}
+        self.begin = [
+            "train", objective, "--model", str(model), "--data", str(data),
+            "--out", str(self.out), "--json",
+            *sets("train.batch=2", "train.epochs=2", "train.lr=1e-3", "data.limit=16",
+                  "train.save_every=2", *settings, *more),
+        ]  # fmt: skip
+        self.go_on = ["resume", str(self.out), "--json"]
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *command], env=self.env, capture_output=True, text=True, check=False
+        )
+
+    def finish(self, arguments: list[str]) -> dict[str, Any]:
+        done = self.run("-m", "mlxreflect", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert unmeasured(json.loads(done.stdout)) == contents(self.out)["summary.json"]
+        return contents(self.out)
+
+    def killed(self, point: str, nth: int) -> None:
+        done = self.run(DRIVER, point, str(nth), *self.begin)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert not (self.out / "summary.json").exists()
+
+
+@pytest.fixture(scope="module")
+def make_job(
+    tmp_path_factory: pytest.TempPathFactory, tiny_random: Path
+) -> Callable[..., Job]:  # fmt: skip
+    from conftest import write_model
+
+    folder = tmp_path_factory.mktemp("killed")
+    plain = write_model(folder / "plain", quantization=None)
+
+    def make(kind: str, *more: str) -> Job:
+        data = folder / f"{kind}.jsonl"
+        if not data.exists():
+            bad = [{"prompt": "?", "nothing": None}]
+            write(data, [*bad, *OF.get(KILLED[kind][0], PAIRS)])
+        model = plain if kind == "full" else tiny_random
+        return Job(kind, tmp_path_factory.mktemp(kind), data, model, *more)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(make_job: Callable[..., Job]) -> Callable[[str], dict[str, Any]]:
+    """What a job of a kind ends with when nothing stops it; made once."""
+    made: dict[str, dict[str, Any]] = {}
+
+    def get(kind: str) -> dict[str, Any]:
+        if kind not in made:
+            job = make_job(kind)
+            made[kind] = job.finish(job.begin)
+            assert made[kind]["summary.json"]["skipped"] == 1
+            assert made[kind]["summary.json"]["steps"] > 6
+        return made[kind]
+
+    return get
+
+
+def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if found[name] != expected[name]] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", TRAINING)
+@pytest.mark.parametrize("kind", KILLED)
+def test_killed_at_a_point(
+    kind: str, point: str, make_job: Callable[..., Job], uninterrupted: Callable[..., Any]
+) -> None:
+    if point == "scored some of the reference" and kind == "sft":
+        pytest.skip("sft has no reference")
+    job = make_job(kind)
+    job.killed(point, NTH.get(point, 1))
+    # A folder that is no job yet does for the same command.
+    again = job.begin if point == "before it is a job" else job.go_on
+    assert_same(job.finish(again), uninterrupted(kind))
+
+
+@pytest.mark.parametrize(
+    ("kind", "point"),
+    [("sft", "wrote half a checkpoint"), ("dpo", "scored some of the reference"),
+     ("grpo", "took a training step")],
+)  # fmt: skip
+def test_killed(
+    kind: str, point: str, make_job: Callable[..., Job], uninterrupted: Callable[..., Any]
+) -> None:
+    """The fast tests' share of the above."""
+    test_killed_at_a_point(kind, point, make_job, uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KILLED)
+def test_killed_at_random_moments(kind: str, make_job: Callable[..., Job]) -> None:
+    # Long enough that most kills fall into the training; looks and checkpoints are many.
+    longer = ("train.epochs=12", "train.save_every=1")
+    whole = make_job(kind, *longer)
+    started = time.monotonic()
+    expected = whole.finish(whole.begin)
+    seconds = time.monotonic() - started
+    job = make_job(kind, *longer)
+    rng = random.Random(kind)
+    kills, steps = 0, set()
+    for _ in range(12):
+        arguments = job.go_on if (job.out / "job.json").exists() else job.begin
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlxreflect", *arguments],
+            env=job.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            process.wait(timeout=1.5 + rng.random() * seconds * 0.6)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            kills += 1
+        process.wait()
+        if (job.out / "summary.json").exists():
+            break
+        steps |= {p.name for p in job.out.glob("checkpoints/step-?????")}
+    assert kills >= 2
+    assert len(steps) > 2
+    assert_same(job.finish(job.go_on), expected)
+
+
+def test_resuming_what_is_finished_says_the_same(command: Command) -> None:
+    done = command.works(*command.arguments("dpo", "out", *BRIEF))
+    before = contents(command.folder / "out")
+    again = command.works("resume", "out")
+    assert again.out == done.out[done.out.index("steps") :]
+    assert again.err == ""
+    assert contents(command.folder / "out") == before
+
+
+def test_a_training_is_resumed_from_another_folder(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative names on the command line are of the folder that it was given in."""
+    data = write(command.folder / "rel.jsonl", PAIRS).relative_to(command.folder)
+    model = os.path.relpath(command.model, command.folder)
+    command.train("dpo", "out", *BRIEF, data=data, model=model)
+    before = contents(command.folder / "out")
+    (command.folder / "out" / "summary.json").unlink()
+    shutil.rmtree(command.folder / "out" / "adapter")
+    elsewhere = command.folder / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    command.works("resume", "../out")
+    assert contents(command.folder / "out") == before
+
+
+def test_resume_refuses_other_keys(command: Command) -> None:
+    command.train("dpo", "out", *BRIEF)
+    error, hint = command.mistake("resume", "out", *sets("train.lr=1e-3"))
+    assert error.startswith("--set train.lr=1e-3: a training is resumed with the keys it began")
+    assert "leave --set out" in hint
+
+
+def test_resume_refuses_other_rows(command: Command) -> None:
+    data = command.data("dpo")
+    command.train("dpo", "out", *BRIEF, data=data)
+    (command.folder / "out" / "summary.json").unlink()
+    write(data, PAIRS[1:])
+    done = command("resume", "out")
+    error, hint = last_two_lines(done.err)
+    assert (done.code, error) == (
+        2, f"{data} gives other rows than those this training began with"
+    )  # fmt: skip
+    assert "bring the data" in hint
+    write(data, PAIRS)
+    command.works("resume", "out")
+
+
+def test_resume_refuses_what_is_damaged(command: Command) -> None:
+    command.train("dpo", "out", *BRIEF)
+    out = command.folder / "out"
+    (out / "summary.json").unlink()
+    whole = (out / "metrics.jsonl").read_bytes()
+    (out / "metrics.jsonl").write_bytes(whole[:-9])
+    done = command("resume", "out")
+    assert last_two_lines(done.err)[0] == "out/metrics.jsonl is shorter than its last commit says"
+    (out / "metrics.jsonl").unlink()
+    assert last_two_lines(command("resume", "out").err)
+    assert not (out / "metrics.jsonl").exists()
+    (out / "metrics.jsonl").write_bytes(whole)
+    job = json.loads((out / "job.json").read_text())
+    job["job"]["train"]["later"] = 1
+    (out / "job.json").write_text(json.dumps(job))
+    error, _ = command.mistake("resume", "out")
+    assert error == "out/job.json: unknown key train.later"
+    (out / "job.json").write_text("{")
+    error, _ = command.mistake("resume", "out")
+    assert error.startswith("out/job.json: not JSON")
+
+
+def test_a_job_in_use_is_refused(command: Command) -> None:
+    command.train("dpo", "out", *BRIEF)
+    with take_lock(command.folder / "out"):
+        error, hint = command.mistake("resume", "out")
+    assert error == f"out is in use by process {os.getpid()}"
+    assert "wait for it" in hint
+
+
+def test_resume_of_what_is_no_job(command: Command) -> None:
+    error, _ = command.mistake("resume", "nope")
+    assert error == "nope is no run directory"
+
+
+def test_interrupted_before_the_first_step(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "load_policy", stop)
+        before = listing(command.folder) | {"dpo.jsonl"}
+        done = command(*command.arguments("dpo", "new/out"))
+        assert done.code == 130
+        assert "stopped before its first step; nothing is left of it" in done.err
+        assert listing(command.folder) == before
+    command.train("dpo", "new/out", *BRIEF)
+
+
+def test_interrupted_and_resumed(make_job: Callable[..., Job]) -> None:
+    """Ctrl-C in a real process, in the middle of the training."""
+    job = make_job("dpo", "train.epochs=8", "train.save_every=1")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlxreflect", *job.begin],
+        env=job.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not list(job.out.glob("checkpoints/step-00004")):
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert "Traceback" not in err
+    assert f"stopped; go on with: mlxreflect resume {job.out}" in err
+    found = job.finish(job.go_on)
+    steps = [row["step"] for row in found["metrics.jsonl"] if row["kind"] == "step"]
+    assert steps == [*range(1, 8 * 8 + 1)]
