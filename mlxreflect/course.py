@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -46,7 +46,7 @@ class Place:
     path: Path
     job: Job
     lock: TextIO
-    made: Sequence[Path] | None = field(default=None, compare=False)
+    made: Sequence[Path] | None = None
 
     @property
     def commits(self) -> Commits:
@@ -163,7 +163,6 @@ class Course:
             bar.advance(len(rows))
             held_out = self.objective(apart, reference) if apart else None
             bar.advance(len(apart))
-        self.trainer.forget_reference()
         return objective, held_out
 
     def objective(self, rows: Rows, reference: Arrays | None) -> Objective:

@@ -143,7 +143,7 @@ class Fitting(Table):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_length: Positive = 4096  # tokens of prompt and response
     grad_checkpoint: Literal["auto", "yes", "no"] = "auto"  # layers computed twice, to save memory
-    memory_gb: Annotated[float, Field(ge=0)] = 0.0  # for activations; 0: half of the machine's
+    memory_gb: Annotated[float, Field(ge=0)] = 0.0  # for activations; 0: a part of the device's
     reference_cache: str = ""  # "": the user's cache folder, "off", or a path
     mask: MaskConfig = MaskConfig()
     tune: Literal["lora", "full"] = "lora"  # full: all weights, of a model that is not quantised
@@ -274,6 +274,11 @@ def check_objective(objective: str, train: Fitting, quantize: int, path: Path) -
         raise UserError(
             f"{path}: exo_pair needs train.smoothing above 0",
             "set train.smoothing, for example 0.005",
+        )
+    if train.nll and objective == "orpo":
+        raise UserError(
+            f"{path}: train.nll does nothing for orpo, which has the chosen answer's NLL in it",
+            "leave train.nll at 0",
         )
     if train.smoothing and objective not in ("dpo", "exo_pair"):
         raise UserError(

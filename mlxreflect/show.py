@@ -4,6 +4,7 @@ A run that is under way or died shows as far as it got.
 """
 
 from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -232,11 +233,13 @@ def show_training(summary: dict[str, Any]) -> RenderableType:
         shown["best"] = f"{summary['best']['value']:.4f}, after step {summary['best']['step']}"
     shown |= {
         "speed": f"{summary['tokens_per_second']:.0f} trained tokens/s",
-        "took": minutes(summary["wall_seconds"]),
+        "took": str(timedelta(seconds=round(summary["wall_seconds"]))),
         "peak memory": f"{summary['peak_memory_bytes'] / 1e9:.2f} GB",
         "adapter": summary["adapter"],
-        "try it": f"mlx_lm.generate --model {summary['model']} --adapter-path {summary['adapter']}",
     }
+    if summary["model"] != "tiny":
+        command = f"mlx_lm.generate --model {summary['model']} --adapter-path {summary['adapter']}"
+        shown["try it"] = command
     return facts(shown)
 
 

@@ -1,12 +1,16 @@
 """Small random models for every test that needs one, on the CPU, where runs repeat bit for bit."""
 
 import json
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+# Nothing of a test is kept in the user's cache, also by the processes it starts.
+os.environ["MLXREFLECT_CACHE"] = tempfile.mkdtemp(prefix="mlxreflect-tests-")
 mx.set_default_device(mx.cpu)  # before mlx-lm is imported: its stream is made for this device
 
 import mlx.nn as nn  # noqa: E402

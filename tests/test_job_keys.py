@@ -228,7 +228,7 @@ def test_an_idle_key_is_refused_and_would_change_nothing(
     keys = [key for key in known for idle in IDLE[objective] if f"{key}.".startswith(f"{idle}.")]
     assert len(keys) > 1
     for key in keys:
-        with pytest.raises(UserError, match=f"{key} = .* does nothing for {objective}"):
+        with pytest.raises(UserError, match=f"{key}.* does nothing for {objective}"):
             load_job(objective, "tiny", "x.jsonl", [f"{key}={json.dumps(VALUES[key])}"])
     together = {key: VALUES[key] for key in keys if key != "data.held_out"}
     monkeypatch.setattr("mlxreflect.job.check_job", lambda job: None)

@@ -258,7 +258,7 @@ def test_a_length_sort_that_measures_something_else() -> None:
     lengths = sorted(row.length - 1 for row in data)
     possible = 1 - real / sum(8 * padded(max(lengths[i : i + 8])) for i in range(0, 128, 8))
     assert possible < 0.06
-    assert padding() == pytest.approx(possible, abs=1e-9)
+    assert padding() <= possible + 1e-9
     by_keys = sorted(range(128), key=lambda i: len(vars(data[i])))
     tokens = sum(
         8 * padded(max(data[i].length - 1 for i in by_keys[s : s + 8])) for s in range(0, 128, 8)
@@ -447,8 +447,7 @@ def test_a_second_copy_of_the_model_as_reference(tmp_path: Path) -> None:
 
 
 # With all weights trained, what the reference holds on to is a whole model once a step is made.
-@pytest.mark.parametrize("forgets", [True, False])
-def test_a_second_copy_with_all_weights_trained(tmp_path: Path, forgets: bool) -> None:
+def test_no_second_copy_with_all_weights_trained(tmp_path: Path) -> None:
     model, pairs, settings = large_model(), make_pairs(12, 2), Settings(lr=1e-3, batch=2)
     references = References(tmp_path / "references.sqlite")
     trainer, before = Trainer(model, references), mx.get_active_memory()
@@ -457,12 +456,10 @@ def test_a_second_copy_with_all_weights_trained(tmp_path: Path, forgets: bool) -
     moments = mx.get_active_memory() - before
     assert moments > 1.9 * nbytes(model)
     objective = trainer.pair_objective(pairs, trainer.trainable(), settings)
-    if forgets:
-        trainer.forget_reference()
     trainer.fit(objective, settings, (1,))
     mx.clear_cache()
     held = mx.get_active_memory() - before - moments
-    assert (held < 0.1 * nbytes(model)) == forgets
+    assert held < 0.1 * nbytes(model)
     references.close()
 
 

@@ -337,7 +337,7 @@ def try_out(shell: Shell, one: Command) -> Done | None:
         short = ["--limit", "4", "--model", str(shell.model), *sets("max_new_tokens=8")]
         return shell.works("eval", *arguments, *short, "--out", "out")
     if one.name == "fuse":
-        arguments += ["--model", str(shell.model), "--out", "FUSED"]  # the last one counts
+        arguments += ["--out", "FUSED"]  # the last one counts
     if one.name == "train":
         if parameters["model"] != "tiny":
             arguments[arguments.index("--model") + 1] = "tiny"

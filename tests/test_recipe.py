@@ -96,7 +96,7 @@ def test_an_empty_recipe_is_all_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "clashing",
     [
-        {"train": {"smoothing": 0.0}, "policy": {"quantize": 0}},
+        {"train": {"smoothing": 0.0, "nll": 0.0}, "policy": {"quantize": 0}},
         {"train": {"objective": "exo_pair", "tune": "lora"}},
     ],
 )
@@ -487,6 +487,7 @@ def test_the_digest_does_not_depend_on_the_order_of_keys(tmp_path: Path) -> None
         (["train.objective=ipo", "train.smoothing=0.1"], "does nothing for ipo", "leave it out"),
         (["train.objective=orpo", "train.smoothing=0.1"], "does nothing for orpo", "leave it out"),
         (["train.tune=full"], "train.tune = 'full'", 'train.reference = "none"'),
+        (["train.objective=orpo", "train.nll=1"], "train.nll does nothing", "train.nll at 0"),
         (["train.tune=full", "policy.quantize=4"], "'full' needs weights", "policy.quantize at 0"),
         (["train.tune=full", "train.reference=base"], "train.tune = 'full'", "train LoRA"),
         (["critic.provider=ollama"], "critic.provider = 'ollama' needs a model", "critic.model"),
@@ -504,11 +505,16 @@ def test_what_only_looks_like_a_contradiction(tmp_path: Path) -> None:
     assert load_recipe(path, ["r3.verify_samples=2", "r3.verify_pass=2"]).r3.verify_pass == 2
     assert load_recipe(path, ["train.dpo=0", "train.nll=1"]).train.dpo == 0
     assert load_recipe(path, ["train.dpo=1", "train.nll=0"]).train.nll == 0
+    assert load_recipe(path, ["train.objective=ipo", "train.nll=1"]).train.nll == 1
     for name, smoothing in (("exo_pair", 0.005), ("dpo", 0.1), ("ipo", 0.0), ("orpo", 0.0)):
         settings = [f"train.objective={name}", f"train.smoothing={smoothing}"]
         assert load_recipe(path, settings).train.smoothing == smoothing
-    for rest in ("train.reference=none", "train.objective=orpo", "train.dpo=0"):
-        settings = ["train.tune=full", "train.nll=1", rest]
+    for rest in (
+        ["train.reference=none"],
+        ["train.objective=orpo"],
+        ["train.dpo=0", "train.nll=1"],
+    ):
+        settings = ["train.tune=full", *rest]
         assert load_recipe(path, settings).train.tune == "full"
     advanced = ["critic.advanced.provider=ollama", "critic.advanced.model=m"]
     assert load_recipe(path, advanced).critic.tier("basic").provider == "solver"

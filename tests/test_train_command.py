@@ -24,6 +24,7 @@ from test_cli import Done, Shell, last_two_lines, listing, rows, sets, two_lines
 from mlxreflect import cli, commits, finetune, ui
 from mlxreflect.commits import take_lock
 from mlxreflect.job import DEFAULTS
+from mlxreflect.policy import TINY
 
 DRIVER = str(Path(__file__).with_name("kill_driver.py"))
 Data = list[dict[str, Any]]
@@ -174,7 +175,7 @@ def test_an_objective_trains_and_its_adapter_loads_in_mlx_lm(
     assert summary["objective"] == objective
     assert summary["steps"] == 9
     assert summary["skipped"] == 0
-    path = str(finetune.load_policy.__globals__["TINY"]) if name == "tiny" else model
+    path = str(TINY) if name == "tiny" else model
     base, tokenizer = mlx_lm.load(path)
     trained, _ = mlx_lm.load(path, adapter_path=summary["adapter"])
     unseen = (2, 29, 31)
@@ -467,7 +468,7 @@ def test_the_data_is_read_before_the_model(command: Command) -> None:
     assert error == "nope.jsonl: No such file or directory"
 
 
-def test_bad_rows_are_skipped_and_named(command: Command, shelf: Path) -> None:
+def test_bad_rows_are_skipped_and_named(command: Command) -> None:
     thought = {"prompt": "Why?", "completion": "<think>\nno end"}
     data = write(
         command.folder / "mixed.jsonl",
@@ -979,12 +980,14 @@ def test_interrupted_before_the_first_step(
 
 def test_interrupted_and_resumed(make_job: Callable[..., Job]) -> None:
     """Ctrl-C in a real process, in the middle of the training."""
-    job = make_job("dpo", "train.epochs=8", "train.save_every=1")
+    job = make_job("dpo", "train.epochs=6", "train.save_every=1")
     process = subprocess.Popen(
         [sys.executable, "-m", "mlxreflect", *job.begin],
         env=job.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell starts what is in the background with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    while not list(job.out.glob("checkpoints/step-00004")):
+    while not list(job.out.glob("checkpoints/step-0000[2-9]")):
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
@@ -994,4 +997,4 @@ def test_interrupted_and_resumed(make_job: Callable[..., Job]) -> None:
     assert f"stopped; go on with: mlxreflect resume {job.out}" in err
     found = job.finish(job.go_on)
     steps = [row["step"] for row in found["metrics.jsonl"] if row["kind"] == "step"]
-    assert steps == [*range(1, 8 * 8 + 1)]
+    assert steps == [*range(1, 6 * 7 + 1)]

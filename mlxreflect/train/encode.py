@@ -89,7 +89,7 @@ class Encoder:
         if not any(f for f, token in zip(flags, response, strict=True) if token not in end):
             raise NothingTrained(
                 f"the mask leaves nothing to train of {self.policy.decode(response)[:60]!r} "
-                f"({example.source or 'the answer to'} {last_words(example)!r})",
+                f"(an answer to {last_words(example)!r})",
                 "give that example an answer after its thought, or change train.mask",
             )
         return tuple(flags)

@@ -98,7 +98,10 @@ def base_reference(model: nn.Module) -> Arrays:
             'train.reference = "base" needs LoRA: with all weights trained, the base is gone',
             'set train.reference = "stage" or "none"',
         )
-    return {k: mx.zeros_like(v) if k.endswith("lora_b") else v for k, v in arrays.items()}
+    # Both factors: what is kept under the base's name is then found again after any step.
+    return {
+        k: mx.zeros_like(v) if k.endswith(("lora_a", "lora_b")) else v for k, v in arrays.items()
+    }
 
 
 # ---- all weights ---------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ their gradients would silently be lost.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,14 +16,16 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlxreflect.seeds import seed_mlx
-from mlxreflect.train.batches import Shape
+from mlxreflect.train.batches import WORTH, Item, Shape, shape_of
 from mlxreflect.train.network import CHUNK_ELEMENTS, Arrays, parameters
+from mlxreflect.train.objectives import Settings
 from mlxreflect.train.prefix import Cache, Extension, Recorder, find_cache
 
 # Measured on models of 5 to 135 million parameters: what a layer keeps for the backward pass, an
 # output of its linear parts; what is at work besides, in layers; what the head takes, in chunks.
 KEPT, AT_WORK, HEAD = 1.5, 4, 8
-CPU_BYTES = 10**9  # on the CPU parts of a batch are as fast as the whole
+CPU_BYTES = 10**9  # on the CPU, where parts of a batch are as fast as the whole
+PART_TOKENS = 512  # in a part that is left whole: products of fewer rows are slow
 GPU_SHARE = 0.25  # of the working set that the device recommends; a critic may want the rest
 Seed = tuple[int | str, ...]
 LINEAR = (nn.Linear, nn.QuantizedLinear)
@@ -35,7 +37,8 @@ class Footprint:
     width: outputs of the linear layers of one layer, for one token; heads: attention heads.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, vocabulary: int) -> None:
+        self.vocabulary = vocabulary
         arguments = getattr(model, "args", None)
         self.layers = len(model.layers)
         self.heads = int(getattr(arguments, "num_attention_heads", 0) or 1)
@@ -53,7 +56,8 @@ class Footprint:
         layer = KEPT * (shape.tokens * self.width + self.heads * scores)
         held = layer * (self.layers - recomputed + AT_WORK)
         held += shape.tokens * self.hidden * recomputed
-        return int(held * self.itemsize) + HEAD * CHUNK_ELEMENTS * 4
+        logits = min(CHUNK_ELEMENTS, shape.tokens * self.vocabulary)
+        return int(held * self.itemsize) + HEAD * logits * 4
 
     def layers_to_recompute(self, shape: Shape, limit: int) -> int:
         """The fewest layers that have to be recomputed to stay below the limit, or all."""
@@ -93,6 +97,45 @@ def memory_limit(gigabytes: float) -> int:
     found = mx.device_info()  # CUDA names its memory otherwise
     whole = found.get("max_recommended_working_set_size") or found.get("memory_size")
     return int(GPU_SHARE * int(whole)) if whole else CPU_BYTES
+
+
+def plan(
+    items: Mapping[int, Item], shares: bool, footprint: Footprint, settings: Settings
+) -> tuple[list[list[int]], int]:
+    """A step's items in parts of at most `batch`, and how many layers are recomputed.
+
+    Alike lengths together: less padding, and the sum over the step stays what it was. A part is
+    halved where it would take too much memory, or where that leaves out a good deal of padding;
+    on the CPU also where it is large, for then parts are computed side by side. Layers are
+    recomputed where one item alone takes too much, or the recipe says so.
+    """
+    limit = memory_limit(settings.memory_gb)
+    cpu = mx.default_device().type == mx.DeviceType.cpu
+
+    def shape(members: list[int]) -> Shape:
+        return shape_of([items[i] for i in members], shares)
+
+    def halve(part: list[int], halves: list[list[int]]) -> bool:
+        if footprint.bytes(shape(part), recompute) > limit:
+            return True
+        whole = shape(part).tokens
+        large = whole >= 2 * PART_TOKENS
+        return large and (cpu or sum(shape(half).tokens for half in halves) < WORTH * whole)
+
+    order = sorted(items, key=lambda i: max(row.length for row in items[i]))
+    recompute = 0 if settings.grad_checkpoint == "no" else footprint.layers
+    if settings.grad_checkpoint == "auto":
+        recompute = footprint.layers_to_recompute(shape(order[-1:]), limit)
+    waiting = [order[at : at + settings.batch] for at in range(0, len(order), settings.batch)]
+    parts: list[list[int]] = []
+    while waiting:
+        part = waiting.pop(0)
+        halves = [part[: len(part) // 2], part[len(part) // 2 :]]
+        if len(part) > 1 and halve(part, halves):
+            waiting[:0] = halves
+        else:
+            parts.append(part)
+    return parts, recompute
 
 
 # ---- recomputing ------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from mlxreflect.train.batches import Batch, Row, collate
 from mlxreflect.train.losses import token_logps
 from mlxreflect.train.prefix import Recorder, extend
 
-CHUNK_ELEMENTS = 1 << 23  # logits that exist at once: 32 MB of float32
+CHUNK_ELEMENTS = 1 << 21  # logits of one chunk: 8 MB of float32
 CHUNK_ROWS = (32, 1024)  # at least, at most
 # Tokens of a prefix that are run at a time. Attention computes, and keeps for the backward pass, a
 # full square of scores of which half is masked; in parts, it is little more than that half.
@@ -41,6 +41,8 @@ class Network:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        with evaluating(model):
+            self.vocabulary = model(mx.zeros((1, 1), dtype=mx.int32)).shape[-1]
         self.place = find_backbone(model)
         self.stride = STRIDE["cpu" if mx.default_device().type == mx.DeviceType.cpu else "gpu"]
         self.splits = self.place is not None and self.agrees(axes=0)
@@ -128,15 +130,20 @@ class Network:
 
     def chunks(self, score: Logps, hidden: mx.array, targets: mx.array) -> Iterator[mx.array]:
         """score, a few rows at a time."""
-        least, most = CHUNK_ROWS
-        rows = min(most, max(least, CHUNK_ELEMENTS // self.vocabulary))
+        rows = chunk_rows(self.vocabulary)
+        logps = targets
         for start in range(0, targets.shape[0], rows):
-            yield score(hidden[start : start + rows], targets[start : start + rows])
+            # One chunk after the other: MLX would begin with all of them at once.
+            part = mx.depends(hidden[start : start + rows], logps)
+            logps = score(part, targets[start : start + rows])
+            yield logps
 
     def head_parameters(self) -> Arrays:
         """Trainable parameters outside the layers, which the head may use."""
+        inside = {id(array) for layer in self.model.layers
+                  for _, array in tree_flatten(layer.trainable_parameters())}  # fmt: skip
         arrays = dict(tree_flatten(self.model.trainable_parameters()))
-        return {name: array for name, array in arrays.items() if ".layers." not in f".{name}"}
+        return {name: array for name, array in arrays.items() if id(array) not in inside}
 
     # ---- what the model allows ------------------------------------------------------------------
 
@@ -153,7 +160,6 @@ class Network:
         stride, self.stride = self.stride, 3  # several parts, of however short a prefix
         with evaluating(self.model):
             logits = self.model(collate(items).inputs)
-            self.vocabulary = logits.shape[-1]
             expected = self.plain_logps(collate(items))
             try:
                 found = self.split_logps(batch)
@@ -165,16 +171,23 @@ class Network:
                 self.stride = stride
 
 
+def chunk_rows(vocabulary: int) -> int:
+    """How many hidden states go through the head at a time."""
+    least, most = CHUNK_ROWS
+    return min(most, max(least, CHUNK_ELEMENTS // vocabulary))
+
+
 def find_backbone(model: nn.Module) -> Place | None:
     """Where the module that owns the layers stands: its owner, and its name there."""
+    first, count = model.layers[0], len(model.layers)
     for path, module in model.named_modules():
-        layers = module.get("layers")
-        if path and isinstance(layers, list) and len(layers) == len(model.layers):
+        lists = [value for value in module.values() if isinstance(value, list)]
+        if path and any(len(one) == count and one[0] is first for one in lists):
             *way, name = path.split(".")
             owner = model
             for step in way:
                 owner = owner[step]
-            return (owner, name) if layers[0] is model.layers[0] else None
+            return owner, name
     return None
 
 

@@ -64,6 +64,11 @@ class Objective:
     keep_shared: bool = True
     dropout: bool = False
 
+    def __post_init__(self) -> None:
+        for number, item in enumerate(self.items):
+            if not all(row.trained for row in item):
+                raise ValueError(f"{self.name}, item {number}: a row has no token for the loss")
+
 
 def imitation(rows: Sequence[Row], *, dropout: bool = True) -> Objective:
     """SFT: negative log-likelihood of the responses, averaged over a step's tokens."""
@@ -95,7 +100,9 @@ def preference(
             policy[0::2], policy[1::2], reference[0::2], reference[1::2],
             settings.beta, settings.smoothing,
         )  # fmt: skip
-        each = settings.dpo * each + settings.nll * nll_loss(sums[0::2], batch.lengths[0::2])
+        each = settings.dpo * each
+        if settings.nll:
+            each = each + settings.nll * nll_loss(sums[0::2], batch.lengths[0::2])
         return (each * batch.weights[0::2]).sum(), {"margin": margin}
 
     return Objective(

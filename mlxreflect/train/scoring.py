@@ -3,13 +3,16 @@
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
+import mlx.core as mx
 import numpy as np
 
 from mlxreflect.train.batches import Item, collate
 from mlxreflect.train.network import Network, evaluating
 from mlxreflect.train.references import References, reference_key
+from mlxreflect.train.streams import side_by_side
 
-SCORED_TOKENS = 8192  # of a batch, where the trainer's own batch is smaller
+SCORED_TOKENS = {"cpu": 1024, "gpu": 8192}  # in a batch, shared ones counted for each row
+LEAST_ROWS = 4  # in a batch, however long
 What = Literal["sums", "tokens"]
 
 
@@ -23,7 +26,6 @@ class Kept(NamedTuple):
 def score(
     network: Network,
     items: Sequence[Item],
-    batch: int,
     what: What,
     keep_shared: bool,
     kept: Kept | None,
@@ -33,43 +35,59 @@ def score(
     what: "sums", [rows], or "tokens", those of all its rows, one after the other.
     keep_shared: as for `collate`; without, only differences of sums mean something.
     """
-    by_length = sorted(range(len(items)), key=lambda i: longest(items[i]))
     found: list[np.ndarray] = [np.zeros(0)] * len(items)
-    for members in scoring_batches(items, by_length, batch):
-        keys = [reference_key(kept.policy_key, items[i], f"{what} {keep_shared}")
-                for i in members] if kept else []  # fmt: skip
-        known = kept.references.get(keys) if kept else [None]
-        if all(values is not None for values in known):
-            for i, values in zip(members, known, strict=True):
-                found[i] = np.array(values, dtype=np.float32)
+    keys = [reference_key(kept.policy_key, item, f"{what} {keep_shared}") if kept else ""
+            for item in items]  # fmt: skip
+    owed: list[list[int]] = []
+    for members in scoring_batches(items):
+        known = kept.references.get([keys[i] for i in members]) if kept else [None]
+        if any(values is None for values in known):
+            # All of a batch: what a stopped run does again comes out the same to the last bit.
+            owed.append(members)
             continue
-        # All of a batch again: what a stopped run does again, comes out the same to the last bit.
+        for i, values in zip(members, known, strict=True):
+            found[i] = np.array(values, dtype=np.float32)
+
+    def build(members: list[int]) -> tuple[mx.array, mx.array]:
         layout = collate([items[i] for i in members], share=network.shares, keep_shared=keep_shared)
-        with evaluating(network.model):  # dropout would make it another policy
-            logps, mask = np.array(network.logps(layout)), np.array(layout.mask) > 0
-        at = 0
-        for i in members:
-            rows = range(at, at + len(items[i]))
-            at += len(items[i])
-            each = [logps[r][mask[r]] for r in rows]
-            sums = np.array([row.sum(dtype=np.float64) for row in each], dtype=np.float32)
-            found[i] = np.concatenate(each) if what == "tokens" else sums
-        if kept:
-            values_of = (found[i].tolist() for i in members)
-            kept.references.put(dict(zip(keys, values_of, strict=True)))
-            # Another process may have been first: what is kept counts for both.
-            for i, values in zip(members, kept.references.get(keys), strict=True):
-                found[i] = np.array(values, dtype=np.float32)
+        return network.logps(layout), layout.mask
+
+    with evaluating(network.model):  # dropout would make it another policy
+        for members, (logps, mask) in zip(owed, side_by_side(build, owed), strict=True):
+            for i, own in zip(members, split(logps, mask, items, members, what), strict=True):
+                found[i] = own
+            if kept:
+                mine = {keys[i]: found[i].tolist() for i in members}
+                kept.references.put(mine)
+                # Another process may have been first: what is kept counts for both.
+                for i, first in zip(members, kept.references.get(list(mine)), strict=True):
+                    found[i] = np.array(first, dtype=np.float32)
     return found
 
 
-def scoring_batches(items: Sequence[Item], order: list[int], batch: int) -> Iterator[list[int]]:
-    """The items in order (of length), at least `batch` at a time and more while they are short."""
+def split(
+    logps: mx.array, mask: mx.array, items: Sequence[Item], members: list[int], what: What
+) -> Iterator[np.ndarray]:
+    """Log-probabilities [R, T] of a batch's rows, item by item."""
+    values, real = np.array(logps), np.array(mask) > 0
+    at = 0
+    for i in members:
+        rows = [values[r][real[r]] for r in range(at, at + len(items[i]))]
+        at += len(items[i])
+        if what == "tokens":
+            yield np.concatenate(rows)
+        else:
+            yield np.array([row.sum(dtype=np.float64) for row in rows], dtype=np.float32)
+
+
+def scoring_batches(items: Sequence[Item]) -> Iterator[list[int]]:
+    """The items in order of length, as many at a time as fit into so many tokens."""
+    most = SCORED_TOKENS["cpu" if mx.default_device().type == mx.DeviceType.cpu else "gpu"]
     part: list[int] = []
     rows = 0
-    for i in order:
+    for i in sorted(range(len(items)), key=lambda i: longest(items[i])):
         rows += len(items[i])
-        if len(part) >= batch and rows * longest(items[i]) > SCORED_TOKENS:
+        if rows > LEAST_ROWS and rows * longest(items[i]) > most:
             yield part
             part, rows = [], len(items[i])
         part.append(i)

@@ -7,6 +7,8 @@ from typing import Any
 
 from mlxreflect.train.objectives import Settings
 
+TIE = 1e-5  # margins below it are rounding
+
 
 @dataclass(frozen=True)
 class Step:
@@ -47,6 +49,10 @@ def mean(values: Sequence[float] | None) -> float | None:
 
 
 def ranking(metrics: dict[str, list[float]]) -> dict[str, float | None]:
-    """Mean margin, and the share of pairs ranked right; None where there are no pairs."""
+    """Mean margin, and the share of pairs ranked right; None where there are no pairs.
+
+    A tie, as of a policy that still is its reference, is right by half.
+    """
     margins = metrics.get("margin", [])
-    return {"margin": mean(margins), "accuracy": mean([float(m > 0) for m in margins])}
+    right = [0.5 if abs(margin) < TIE else float(margin > 0) for margin in margins]
+    return {"margin": mean(margins), "accuracy": mean(right)}

@@ -8,8 +8,7 @@ changes the loss. A batch that would not fit into memory is taken in parts.
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -19,8 +18,8 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
 from mlxreflect.seeds import rng_for, seed_mlx
-from mlxreflect.train.batches import Group, Item, Pair, Row, Shape, collate, shape_of
-from mlxreflect.train.memory import Footprint, memory_limit, recomputed_layers
+from mlxreflect.train.batches import Group, Item, Pair, Row, collate
+from mlxreflect.train.memory import Footprint, plan, recomputed_layers
 from mlxreflect.train.network import Arrays, Network, parameters
 from mlxreflect.train.objectives import (
     Metrics,
@@ -34,6 +33,7 @@ from mlxreflect.train.objectives import (
 from mlxreflect.train.references import References, model_key
 from mlxreflect.train.scoring import Kept, What, score
 from mlxreflect.train.steps import Step, mean, ranking, schedule
+from mlxreflect.train.streams import side_by_side
 
 Seed = tuple[int | str, ...]
 OnStep = Callable[["Step"], None]
@@ -126,7 +126,7 @@ class Trainer:
     ) -> Objective:
         items: list[Item] = [group.rows for group in groups]
         alone = settings.epochs == 1 and len(items) <= settings.batch * settings.accumulate
-        old = None if alone else self.score(items, self.trainable(), settings, "tokens")
+        old = None if alone else self.score(items, self.trainable(), settings, "tokens", keep=False)
         fixed = None
         if reference is not None and settings.kl:
             fixed = self.score(items, reference, settings, "tokens")
@@ -139,19 +139,27 @@ class Trainer:
         settings: Settings,
         what: What,
         keep_shared: bool = True,
+        *,
+        keep: bool = True,
     ) -> list[np.ndarray]:
-        """Log-probabilities of items under other trainable parameters; see `scoring.score`."""
-        network, kept = self.understood(items), None
-        if self.references:
-            if self.keyed is None or self.keyed[0] is not arrays:
-                self.keyed = arrays, f"{model_key(self.model, arrays)} {mx.default_device()}"
-            kept = Kept(self.references, self.keyed[1])
-        with parameters(self.model, arrays):
-            return score(network, items, settings.batch, what, keep_shared, kept)
+        """Log-probabilities of items under other trainable parameters; see `scoring.score`.
 
-    def forget_reference(self) -> None:
-        """Let go of the last reference's weights, once nothing will be scored under them."""
-        self.keyed = None
+        keep: on disk, for a policy that will be asked again.
+        """
+        network, kept = self.understood(items), None
+        if self.references and keep:
+            kept = Kept(self.references, self.key_of(arrays))
+        with parameters(self.model, arrays):
+            return score(network, items, what, keep_shared, kept)
+
+    def key_of(self, arrays: Arrays) -> str:
+        """What log-probabilities under these parameters are kept by."""
+        if self.keyed and self.keyed[0] is arrays:
+            return self.keyed[1]
+        key = f"{model_key(self.model, arrays)} {mx.default_device()}"
+        if any(name.endswith("lora_a") for name in arrays):  # all weights are not held twice
+            self.keyed = arrays, key
+        return key
 
     def understood(self, items: Sequence[Item]) -> Network:
         """The network, found out once, and what a person should know of it, said once."""
@@ -260,11 +268,16 @@ class Trainer:
         total, grads = 0.0, None
         metrics: dict[str, list[float]] = defaultdict(list)
         seed_mlx(*stream)
+
+        def part(members: list[int]) -> tuple[tuple[mx.array, Metrics], Any]:
+            with parameters(self.model, self.trainable()):  # taken back from the transformation
+                graph: Any = nn.value_and_grad(self.model, loss)(self.model, members)
+            return graph[0], graph[1]
+
         with recomputed_layers(self.model, recompute, stream):
-            for members in parts:
-                (value, found), part = nn.value_and_grad(self.model, loss)(self.model, members)
-                grads = part if grads is None else tree_map(mx.add, grads, part)
-                mx.eval(value, found, grads)
+            for (value, found), more in side_by_side(part, parts):
+                grads = more if grads is None else tree_map(mx.add, grads, more)
+                mx.eval(grads)
                 total += gather(value, found, metrics)
         return total, grads, metrics
 
@@ -275,43 +288,22 @@ class Trainer:
         metrics: dict[str, list[float]] = defaultdict(list)
         parts, _ = self.plan(network, objective, list(range(len(objective.items))), settings)
         self.model.eval()
-        for members in parts:
+
+        def part(members: list[int]) -> tuple[mx.array, Metrics]:
             rows = [objective.items[i] for i in members]
             batch = collate(rows, share=network.shares, keep_shared=objective.keep_shared)
-            value, found = objective.loss(network.logps(batch), batch, members)
+            return objective.loss(network.logps(batch), batch, members)
+
+        for value, found in side_by_side(part, parts):
             total += gather(value, found, metrics)
         return {"loss": total / sum(objective.sizes), **ranking(metrics)}
 
     def plan(
         self, network: Network, objective: Objective, group: list[int], settings: Settings
     ) -> tuple[list[list[int]], int]:
-        """The group in parts of at most `batch` items, and how many layers are recomputed.
-
-        Alike lengths together: less padding, and the sum over the step stays what it was. A part
-        that would take too much memory is halved; layers are recomputed where halving is not
-        enough, or the recipe says so.
-        """
-
-        def shape(members: list[int]) -> Shape:
-            return shape_of([objective.items[i] for i in members], network.shares)
-
-        limit = memory_limit(settings.memory_gb)
-        by_length = sorted(group, key=lambda i: max(row.length for row in objective.items[i]))
-        recompute = {"no": 0, "yes": self.footprint.layers}.get(settings.grad_checkpoint)
-        if recompute is None:
-            recompute = self.footprint.layers_to_recompute(shape(by_length[-1:]), limit)
-        waiting, parts = list(chunks(by_length, settings.batch)), []
-        while waiting:
-            part = waiting.pop(0)
-            if len(part) > 1 and self.footprint.bytes(shape(part), recompute) > limit:
-                waiting[:0] = [part[: len(part) // 2], part[len(part) // 2 :]]
-            else:
-                parts.append(part)
-        return parts, recompute
-
-    @cached_property
-    def footprint(self) -> Footprint:
-        return Footprint(self.model)
+        """The group in parts, and how many layers are recomputed; see `memory.plan`."""
+        items = {i: objective.items[i] for i in group}
+        return plan(items, network.shares, Footprint(self.model, network.vocabulary), settings)
 
 
 def gather(value: mx.array, found: Metrics, metrics: dict[str, list[float]]) -> float:
@@ -319,8 +311,3 @@ def gather(value: mx.array, found: Metrics, metrics: dict[str, list[float]]) -> 
     for name, values in found.items():
         metrics[name] += np.array(values).tolist()
     return float(np.array(value))
-
-
-def chunks(items: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

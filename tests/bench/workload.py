@@ -11,13 +11,14 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from mlx_lm.models import qwen2
 from mlx_lm.tuner.utils import linear_to_lora_layers
+from mlx_lm.utils import get_total_parameters
 
 from mlxreflect.train.batches import Pair, Row
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 SHAPES: dict[str, dict[str, int]] = {
-    "5M": {"hidden_size": 256, "num_hidden_layers": 6, "intermediate_size": 768,
-           "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 512},
+    "5M": {"hidden_size": 192, "num_hidden_layers": 6, "intermediate_size": 768,
+           "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 8192},
     "41M": {"hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 1472,
             "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 32000},
 }  # fmt: skip
@@ -32,10 +33,6 @@ def random_model(name: str, seed: int = 0, **changes: Any) -> nn.Module:
     model.update(tree_map(lambda a: a + 0.02 * mx.random.normal(a.shape), model.parameters()))
     mx.eval(model.parameters())
     return model
-
-
-def parameter_count(model: nn.Module) -> int:
-    return sum(array.size for _, array in tree_flatten(model.parameters()))
 
 
 def with_lora(model: nn.Module) -> nn.Module:
@@ -74,7 +71,7 @@ def useful_flops(model: nn.Module, pairs: list[Pair]) -> int:
     arguments = model.args
     head = arguments.vocab_size * arguments.hidden_size
     tables = head * (1 if arguments.tie_word_embeddings else 2)
-    body = parameter_count(model) - tables
+    body = get_total_parameters(model) - tables
     distinct = responses = 0
     for pair in pairs:
         one, other = pair.chosen.response, pair.rejected.response

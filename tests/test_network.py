@@ -1,0 +1,252 @@
+"""The model taken apart: a head in chunks, stand-ins that go away again, and a probe that is clean.
+
+That gradients are right on mlx-lm's models is in test_architectures.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from test_architectures import (
+    SHARING,
+    Gradients,
+    build,
+    furthest,
+    plain_sum,
+    plainly,
+    with_lora,
+)
+
+from mlxreflect.train import network as network_module
+from mlxreflect.train.batches import Batch, Row, collate
+from mlxreflect.train.lora import attach_full
+from mlxreflect.train.network import Network, chunk_rows, parameters, standing_in
+
+WIDE = 20_000  # a vocabulary whose logits are most of a step's memory
+
+
+def some_rows(vocabulary: int, lengths: list[tuple[int, int]]) -> list[Row]:
+    rng = np.random.default_rng(5)
+    return [
+        Row(*([int(t) for t in rng.integers(0, vocabulary, n)] for n in both)) for both in lengths
+    ]
+
+
+ROWS = some_rows(40, [(5, 9), (3, 14), (11, 1), (7, 13)])  # 37 scored tokens
+COEFFICIENTS = mx.array([1.0, -0.7, 0.4, 2.0])
+
+
+def gradients(network: Network, batch: Batch) -> tuple[float, Gradients]:
+    def loss(model: nn.Module) -> mx.array:
+        sums = network.logps(batch, training=True).sum(axis=-1)
+        return (sums * COEFFICIENTS[mx.arange(sums.size) % 4]).sum()
+
+    return plainly(network.model, loss)
+
+
+def plain_gradients(model: nn.Module) -> tuple[float, Gradients]:
+    def loss(model: nn.Module) -> mx.array:
+        return sum((c * plain_sum(model, row) for c, row in zip(COEFFICIENTS, ROWS, strict=True)),
+                   mx.array(0.0))  # fmt: skip
+
+    return plainly(model, loss)
+
+
+# ---- the head in chunks --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [1, 7, 36, 37, 38, 1000])
+@pytest.mark.parametrize("full", [False, True])
+def test_chunks_change_nothing(rows: int, full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With LoRA (each chunk keeps its gradient) and with a trained head (it is computed again)."""
+    model = build("qwen2", {"tie_word_embeddings": False})
+    (attach_full if full else with_lora)(model)
+    network, batch = Network(model), collate([(row,) for row in ROWS])
+    assert batch.targets.size == 37
+    assert bool(network.head_parameters()) == full
+    value, expected = plain_gradients(model)
+    monkeypatch.setattr(network_module, "CHUNK_ROWS", (rows, rows))
+    found, chunked = gradients(network, batch)
+    assert found == pytest.approx(value, rel=1e-5)
+    assert furthest(chunked, expected) < 2e-5
+    logps = network.logps(batch).sum(axis=-1).tolist()
+    assert logps == pytest.approx([plain_sum(model, row).item() for row in ROWS], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "granite", "cohere2", "gemma3"])
+@pytest.mark.parametrize("full", [False, True])
+def test_chunks_of_scaled_and_capped_logits(
+    name: str, full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(*SHARING[name])
+    (attach_full if full else with_lora)(model)
+    network = Network(model)
+    value, expected = plain_gradients(model)
+    monkeypatch.setattr(network_module, "CHUNK_ROWS", (5, 5))
+    found, chunked = gradients(network, collate([(row,) for row in ROWS]))
+    assert found == pytest.approx(value, rel=1e-5)
+    assert furthest(chunked, expected) < 2e-5
+
+
+def test_the_size_of_chunks() -> None:
+    assert chunk_rows(300) == 1024
+    assert chunk_rows(32_000) == (1 << 21) // 32_000
+    assert chunk_rows(1_000_000) == 32
+
+
+def test_a_logit_has_no_gradient_without_a_cotangent() -> None:
+    """A loss that sees some tokens only: the others' chunks count nothing."""
+    model = with_lora(build("qwen2", {}))
+    network, batch = Network(model), collate([(ROWS[0],)])
+
+    def loss(model: nn.Module) -> mx.array:
+        return network.logps(batch, training=True)[0, 2:4].sum()
+
+    row = Row(ROWS[0].prompt + ROWS[0].response[:2], ROWS[0].response[2:4])
+    _, expected = plainly(model, lambda model: plain_sum(model, row))
+    assert furthest(plainly(model, loss)[1], expected) < 2e-5
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+def peak(network: Network, batch: Batch) -> int:
+    """Bytes that the gradients of a step take, besides what was there before."""
+    gradients(network, batch)  # what is made once, is made
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    gradients(network, batch)
+    mx.synchronize()
+    return mx.get_peak_memory() - before
+
+
+class Plain(Network):
+    """All logits at once."""
+
+    def logps(self, batch: Batch, *, training: bool = False) -> mx.array:
+        return self.plain_logps(batch)
+
+
+@pytest.fixture(scope="module")
+def wide() -> Iterator[tuple[Network, Batch, int]]:
+    """A model with a wide vocabulary, a batch, and the bytes of all its logits."""
+    model = with_lora(build("qwen2", {"vocab_size": WIDE, "num_hidden_layers": 1}, grow=False))
+    rows = some_rows(WIDE, [(4, 60)] * 40)
+    yield Network(model), collate([(row,) for row in rows]), 2400 * WIDE * 4
+    mx.clear_cache()
+
+
+def test_logits_never_exist_at_once(wide: tuple[Network, Batch, int]) -> None:
+    network, batch, logits = wide
+    assert peak(network, batch) < 0.8 * logits
+
+
+@pytest.mark.slow
+def test_what_all_logits_at_once_would_take(wide: tuple[Network, Batch, int]) -> None:
+    network, batch, logits = wide
+    assert peak(Plain(network.model), batch) > 4 * logits
+
+
+def test_scoring_needs_no_gradients_of_the_head(wide: tuple[Network, Batch, int]) -> None:
+    network, batch, logits = wide
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(network.logps(batch))
+    mx.synchronize()
+    assert mx.get_peak_memory() - before < 0.8 * logits
+
+
+# ---- what stands in for a moment, goes again -----------------------------------------------------
+
+
+def bytes_of(model: nn.Module) -> dict[str, bytes]:
+    return {name: bytes(memoryview(array)) for name, array in tree_flatten(model.parameters())}
+
+
+def test_the_backbone_is_back_after_an_error() -> None:
+    model = build("gemma3", SHARING["gemma3"][1])
+    network = Network(model)
+    assert network.place is not None
+    owner, name = network.place
+    backbone = owner[name]
+    with pytest.raises(ZeroDivisionError), standing_in(network.place, mx.zeros((1, 2, 32))):
+        assert owner[name] is not backbone
+        assert owner.model.embed_tokens is backbone.embed_tokens  # for all else it is the same
+        raise ZeroDivisionError
+    assert owner[name] is backbone
+    with pytest.raises(ValueError, match=r"\[\w+\]"):
+        network.head(mx.zeros((2, 31)))  # one short: the head itself refuses it
+    assert owner[name] is backbone
+
+
+def test_parameters_are_back_after_an_error() -> None:
+    model = with_lora(build("qwen2", {}))
+    before = bytes_of(model)
+    arrays = dict(tree_flatten(model.trainable_parameters()))
+    zeros = {name: mx.zeros_like(array) for name, array in arrays.items()}
+    with pytest.raises(ZeroDivisionError), parameters(model, zeros):
+        assert bytes_of(model) != before
+        raise ZeroDivisionError
+    assert bytes_of(model) == before
+    found = dict(tree_flatten(model.trainable_parameters()))
+    assert all(found[name] is array for name, array in arrays.items())
+
+
+def test_a_part_of_the_parameters_is_enough() -> None:
+    model = with_lora(build("qwen2", {}))
+    before = bytes_of(model)
+    name = next(iter(dict(tree_flatten(model.trainable_parameters()))))
+    with parameters(model, {name: mx.full((32, 2), 7.0)}):
+        changed = {k for k, v in bytes_of(model).items() if v != before[k]}
+        assert changed == {name}
+    assert bytes_of(model) == before
+
+
+# ---- the probe -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gemma2", "olmoe", "phi"])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("full", [False, True])
+def test_the_probe_leaves_no_trace(name: str, training: bool, full: bool) -> None:
+    model: Any = build(*SHARING[name])
+    (attach_full if full else with_lora)(model)
+    for _, module in model.named_modules():
+        if "dropout" in module:
+            module.dropout = nn.Dropout(0.5)
+    model.train(training)
+    mx.random.seed(9)
+    expected = mx.random.uniform(shape=(3,)).tolist()
+    before, trainable = bytes_of(model), set(dict(tree_flatten(model.trainable_parameters())))
+    kinds = [type(module) for _, module in model.named_modules()]
+    mx.random.seed(9)
+    network = Network(model)
+    assert mx.random.uniform(shape=(3,)).tolist() == expected
+    assert network.splits and network.shares
+    assert {module.training for _, module in model.named_modules()} == {training}
+    assert bytes_of(model) == before
+    assert set(dict(tree_flatten(model.trainable_parameters()))) == trainable
+    assert [type(module) for _, module in model.named_modules()] == kinds
+
+
+def test_the_probe_of_a_model_that_fails_leaves_no_trace() -> None:
+    class Broken(nn.Module):
+        def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+            if cache is not None:
+                raise RuntimeError("no caches here")
+            return x
+
+    model: Any = build("qwen2", {})
+    model.layers[1].self_attn = Broken()
+    model.train()
+    place = model.model
+    network = Network(model)
+    assert (network.splits, network.shares) == (True, False)
+    assert model.model is place
+    assert {module.training for _, module in model.named_modules()} == {True}
