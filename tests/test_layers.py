@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"recipe"},
     {"prompts", "pairs", "stats", "ui", "train.losses", "train.batches", "train.prefix"},  # pure
     {"tasks", "train.objectives"},
-    {"job", "commits", "train.sources", "train.steps", "train.streams"},
+    {"job", "commits", "train.sources", "train.steps"},
     {"train.forms"},
     {"train.formats"},
     {"policy", "critics.base", "critics.cache", "critics.client", "run", "train.references"},

@@ -17,13 +17,16 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlxreflect.seeds import seed_mlx
 from mlxreflect.train.batches import WORTH, Item, Shape, shape_of
-from mlxreflect.train.network import CHUNK_ELEMENTS, Arrays, parameters
+from mlxreflect.train.network import Arrays, chunk_rows, default_stride, parameters
 from mlxreflect.train.objectives import Settings
 from mlxreflect.train.prefix import Cache, Extension, Recorder, find_cache
 
-# Measured on models of 5 to 135 million parameters: what a layer keeps for the backward pass, an
-# output of its linear parts; what is at work besides, in layers; what the head takes, in chunks.
-KEPT, AT_WORK, HEAD = 1.5, 4, 8
+# Measured on models of 5 to 41 million parameters, of ten kinds, within a factor of 1.7. For the
+# backward pass a layer keeps so many times the outputs of its linear parts, and attention's scores;
+# a recomputed one its inputs. At work besides, at most: layers, or chunks of the head's logits.
+OUTPUTS, SCORES, INPUTS, AT_WORK, HEAD = 2, 0.75, 2, 3, 12
+HALF = 3  # bytes of a number in a model of two bytes, for LoRA computes with four
+HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads")
 CPU_BYTES = 10**9  # on the CPU, where parts of a batch are as fast as the whole
 PART_TOKENS = 512  # in a part that is left whole: products of fewer rows are slow
 GPU_SHARE = 0.25  # of the working set that the device recommends; a critic may want the rest
@@ -39,30 +42,38 @@ class Footprint:
 
     def __init__(self, model: nn.Module, vocabulary: int) -> None:
         self.vocabulary = vocabulary
-        arguments = getattr(model, "args", None)
         self.layers = len(model.layers)
-        self.heads = int(getattr(arguments, "num_attention_heads", 0) or 1)
+        self.heads = argument(model, *HEADS)
         self.hidden = hidden_size(model)
-        active = int(getattr(arguments, "num_experts_per_tok", 0) or 1)
-        self.width = sum(
-            linear_outputs(module, active) for _, module in model.layers[0].named_modules()
-        )
-        self.itemsize = 2 if any_half(model) else 4
+        active = argument(model, "num_experts_per_tok")
+        parts = [m for layer in model.layers for _, m in layer.named_modules()]
+        self.width = sum(linear_outputs(part, active) for part in parts) / self.layers
+        self.itemsize = HALF if any_half(model) else 4
 
     def bytes(self, shape: Shape, recomputed: int = 0) -> int:
         """shape: of one batch; recomputed: how many layers keep their inputs only."""
-        scores = shape.groups * shape.prefix**2
-        scores += shape.rows * shape.suffix * (shape.suffix + shape.prefix)
-        layer = KEPT * (shape.tokens * self.width + self.heads * scores)
-        held = layer * (self.layers - recomputed + AT_WORK)
-        held += shape.tokens * self.hidden * recomputed
-        logits = min(CHUNK_ELEMENTS, shape.tokens * self.vocabulary)
-        return int(held * self.itemsize) + HEAD * logits * 4
+        scores = shape.rows * shape.suffix * (shape.suffix + shape.prefix)
+        # A prefix is run in parts, each of which sees those before.
+        part = min(shape.prefix, default_stride())
+        scores += shape.groups * shape.prefix * (shape.prefix + part) // 2
+        layer = OUTPUTS * shape.tokens * self.width + SCORES * self.heads * scores
+        inputs = INPUTS * shape.tokens * self.hidden
+        kept = (layer * (self.layers - recomputed) + inputs * recomputed) * self.itemsize
+        logits = min(chunk_rows(self.vocabulary), shape.tokens) * self.vocabulary
+        return int(kept + max(AT_WORK * layer * self.itemsize, HEAD * logits * 4))
 
     def layers_to_recompute(self, shape: Shape, limit: int) -> int:
         """The fewest layers that have to be recomputed to stay below the limit, or all."""
         fitting = (n for n in range(self.layers) if self.bytes(shape, n) <= limit)
         return next(fitting, self.layers)
+
+
+def argument(model: nn.Module, *names: str) -> int:
+    """A number that the model was made with; 1 where it has none of such a name."""
+    arguments = getattr(model, "args", None)
+    text = getattr(arguments, "text_config", None)
+    known = {**getattr(arguments, "__dict__", {}), **(text if isinstance(text, dict) else {})}
+    return next((int(known[name]) for name in names if known.get(name)), 1)
 
 
 def hidden_size(model: nn.Module) -> int:
@@ -106,7 +117,7 @@ def plan(
 
     Alike lengths together: less padding, and the sum over the step stays what it was. A part is
     halved where it would take too much memory, or where that leaves out a good deal of padding;
-    on the CPU also where it is large, for then parts are computed side by side. Layers are
+    on the CPU also where it is large, for there parts are as fast as the whole. Layers are
     recomputed where one item alone takes too much, or the recipe says so.
     """
     limit = memory_limit(settings.memory_gb)

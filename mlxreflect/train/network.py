@@ -44,7 +44,7 @@ class Network:
         with evaluating(model):
             self.vocabulary = model(mx.zeros((1, 1), dtype=mx.int32)).shape[-1]
         self.place = find_backbone(model)
-        self.stride = STRIDE["cpu" if mx.default_device().type == mx.DeviceType.cpu else "gpu"]
+        self.stride = default_stride()
         self.splits = self.place is not None and self.agrees(axes=0)
         self.shares = self.splits and has_plain_caches(model) and any(map(self.agrees, HEAD_AXES))
 
@@ -169,6 +169,11 @@ class Network:
                 return False
             finally:
                 self.stride = stride
+
+
+def default_stride() -> int:
+    """Tokens of a prefix that are run at a time on this device."""
+    return STRIDE["cpu" if mx.default_device().type == mx.DeviceType.cpu else "gpu"]
 
 
 def chunk_rows(vocabulary: int) -> int:

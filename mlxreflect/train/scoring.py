@@ -9,7 +9,6 @@ import numpy as np
 from mlxreflect.train.batches import Item, collate
 from mlxreflect.train.network import Network, evaluating
 from mlxreflect.train.references import References, reference_key
-from mlxreflect.train.streams import side_by_side
 
 SCORED_TOKENS = {"cpu": 1024, "gpu": 8192}  # in a batch, shared ones counted for each row
 LEAST_ROWS = 4  # in a batch, however long
@@ -48,12 +47,11 @@ def score(
         for i, values in zip(members, known, strict=True):
             found[i] = np.array(values, dtype=np.float32)
 
-    def build(members: list[int]) -> tuple[mx.array, mx.array]:
-        layout = collate([items[i] for i in members], share=network.shares, keep_shared=keep_shared)
-        return network.logps(layout), layout.mask
-
     with evaluating(network.model):  # dropout would make it another policy
-        for members, (logps, mask) in zip(owed, side_by_side(build, owed), strict=True):
+        for members in owed:
+            some = [items[i] for i in members]
+            layout = collate(some, share=network.shares, keep_shared=keep_shared)
+            logps, mask = network.logps(layout), layout.mask
             for i, own in zip(members, split(logps, mask, items, members, what), strict=True):
                 found[i] = own
             if kept:

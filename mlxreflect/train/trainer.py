@@ -33,7 +33,6 @@ from mlxreflect.train.objectives import (
 from mlxreflect.train.references import References, model_key
 from mlxreflect.train.scoring import Kept, What, score
 from mlxreflect.train.steps import Step, mean, ranking, schedule
-from mlxreflect.train.streams import side_by_side
 
 Seed = tuple[int | str, ...]
 OnStep = Callable[["Step"], None]
@@ -269,15 +268,11 @@ class Trainer:
         metrics: dict[str, list[float]] = defaultdict(list)
         seed_mlx(*stream)
 
-        def part(members: list[int]) -> tuple[tuple[mx.array, Metrics], Any]:
-            with parameters(self.model, self.trainable()):  # taken back from the transformation
-                graph: Any = nn.value_and_grad(self.model, loss)(self.model, members)
-            return graph[0], graph[1]
-
         with recomputed_layers(self.model, recompute, stream):
-            for (value, found), more in side_by_side(part, parts):
-                grads = more if grads is None else tree_map(mx.add, grads, more)
-                mx.eval(grads)
+            for members in parts:
+                (value, found), part = nn.value_and_grad(self.model, loss)(self.model, members)
+                grads = part if grads is None else tree_map(mx.add, grads, part)
+                mx.eval(value, found, grads)
                 total += gather(value, found, metrics)
         return total, grads, metrics
 
@@ -289,12 +284,10 @@ class Trainer:
         parts, _ = self.plan(network, objective, list(range(len(objective.items))), settings)
         self.model.eval()
 
-        def part(members: list[int]) -> tuple[mx.array, Metrics]:
+        for members in parts:
             rows = [objective.items[i] for i in members]
             batch = collate(rows, share=network.shares, keep_shared=objective.keep_shared)
-            return objective.loss(network.logps(batch), batch, members)
-
-        for value, found in side_by_side(part, parts):
+            value, found = objective.loss(network.logps(batch), batch, members)
             total += gather(value, found, metrics)
         return {"loss": total / sum(objective.sizes), **ranking(metrics)}
 

@@ -1,0 +1,217 @@
+"""Memory: estimates against what MLX allocates, limits that hold, and recomputing that is exact."""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from test_architectures import (
+    PAIRS,
+    RECURRENT,
+    SHARING,
+    build,
+    furthest,
+    plain_dpo,
+    plainly,
+    trained,
+    with_lora,
+)
+
+from mlxreflect.train import memory
+from mlxreflect.train.batches import Item, Pair, Row, collate, shape_of
+from mlxreflect.train.memory import Footprint, memory_limit, plan, recomputed_layers
+from mlxreflect.train.network import Network
+from mlxreflect.train.objectives import Settings, preference
+from mlxreflect.train.trainer import Trainer
+
+FIVE: dict[str, Any] = {
+    "hidden_size": 192, "num_hidden_layers": 6, "intermediate_size": 768, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 512,
+}  # fmt: skip
+
+
+def five_million(kind: str = "qwen2", **changes: Any) -> nn.Module:
+    return with_lora(build(kind, {**FIVE, **changes}, grow=False))
+
+
+def some_items(count: int, prompt: int, response: int, rows: int = 2) -> list[Item]:
+    rng = np.random.default_rng(0)
+
+    def some(length: int) -> list[int]:
+        return [int(t) for t in rng.integers(0, 500, length)]
+
+    prompts = [some(prompt) for _ in range(count)]
+    return [tuple(Row(one, some(response)) for _ in range(rows)) for one in prompts]
+
+
+def taken(model: nn.Module, network: Network, items: list[Item], recomputed: int) -> int:
+    """Bytes that the gradients of a batch take, besides what was there before."""
+    batch = collate(items, share=network.shares)
+
+    def go() -> None:
+        with recomputed_layers(model, recomputed, (1,)):
+            plainly(model, lambda model: network.logps(batch, training=True).sum())
+        mx.synchronize()
+
+    return most(go)
+
+
+def most(go: Any) -> int:
+    """The most bytes that are held at once, besides what was there before."""
+    go()  # what is made once, is made
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    go()
+    return int(mx.get_peak_memory() - before)
+
+
+# ---- estimates ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "work"),
+    [({}, (2, 300, 60)), ({"vocab_size": 32000}, (3, 40, 80))],
+    ids=["long prompts", "wide vocabulary"],
+)
+def test_estimates_are_within_a_factor_of_two(
+    changes: dict[str, Any], work: tuple[int, int, int]
+) -> None:
+    within_a_factor_of_two(five_million(**changes), some_items(*work))
+
+
+SLOW: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma2": ("gemma2", {"query_pre_attn_scalar": 32.0}),
+    "gemma3": ("gemma3_text", {**SHARING["gemma3_text"][1], "query_pre_attn_scalar": 32.0}),
+    "olmoe": ("olmoe", {**SHARING["olmoe"][1], "intermediate_size": 384}),
+    "many heads": ("qwen2", {"hidden_size": 256, "num_attention_heads": 16, "head_dim": 16}),
+    "half": ("qwen2", {"vocab_size": 8192}),
+    "mamba2": ("mamba2", {**RECURRENT["mamba2"][1], "num_heads": 12, "state_size": 32}),
+    "falcon_h1": ("falcon_h1", {"mamba_d_ssm": 192, "mamba_d_head": 32, "mamba_n_heads": 6,
+                                "mamba_d_state": 32}),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.parametrize("work", [(3, 62, 130, 2), (2, 458, 130, 2), (4, 300, 60, 1)])
+def test_estimates_for_other_models(name: str, work: tuple[int, int, int, int]) -> None:
+    kind, changes = SLOW[name]
+    model = five_million(kind, **changes)
+    if name == "half":
+        model.set_dtype(mx.bfloat16, lambda dtype: dtype == mx.float32)
+    within_a_factor_of_two(model, some_items(*work))
+
+
+def within_a_factor_of_two(model: nn.Module, items: list[Item]) -> None:
+    network = Network(model)
+    footprint, shape = Footprint(model, network.vocabulary), shape_of(items, network.shares)
+    for recomputed in (0, footprint.layers // 2, footprint.layers):
+        estimate = footprint.bytes(shape, recomputed)
+        measured = taken(model, network, items, recomputed)
+        assert 0.5 < estimate / measured < 2, (recomputed, estimate, measured)
+
+
+def test_what_an_estimate_is_made_of() -> None:
+    """Numbers of the model's, also where it stands inside another one, and of its experts."""
+    for name, heads in (("qwen2", 4), ("gemma3", 4), ("gpt2", 4), ("olmoe", 4)):
+        model = build(*SHARING[name])
+        footprint = Footprint(model, 40)
+        assert (footprint.heads, footprint.hidden) == (heads, 32)
+    dense, experts = (Footprint(build(*SHARING[name]), 40).width for name in ("qwen2", "olmoe"))
+    assert dense == 32 + 2 * 16 + 32 + 2 * 48 + 32
+    assert experts == 32 + 2 * 16 + 32 + 4 + 2 * (2 * 48 + 32)  # two of the four
+    lora = Footprint(with_lora(build("qwen2", {})), 40)
+    assert lora.width == dense
+
+
+def test_estimates_grow_with_what_they_are_of() -> None:
+    model = build("qwen2", {"num_hidden_layers": 4})
+    footprint = Footprint(model, 40)
+    sizes = [footprint.bytes(shape_of(some_items(n, 40, 30), True)) for n in (1, 2, 4)]
+    assert sizes == sorted(sizes)
+    shape = shape_of(some_items(4, 40, 30), True)
+    falling = [footprint.bytes(shape, n) for n in range(5)]
+    assert falling == sorted(falling, reverse=True)
+    assert footprint.layers_to_recompute(shape, falling[0]) == 0
+    assert footprint.layers_to_recompute(shape, falling[2]) == 2
+    assert footprint.layers_to_recompute(shape, falling[2] - 1) == 3
+    assert footprint.layers_to_recompute(shape, 1) == 4
+
+
+# ---- limits --------------------------------------------------------------------------------------
+
+
+def planned(model: nn.Module, items: list[Item], **changes: Any) -> tuple[list[list[int]], int]:
+    footprint = Footprint(model, 40)
+    return plan(dict(enumerate(items)), True, footprint, Settings(lr=1.0, batch=8, **changes))
+
+
+def test_a_small_batch_is_left_alone() -> None:
+    model, items = build("qwen2", {}), some_items(4, 20, 10)
+    assert planned(model, items) == ([[0, 1, 2, 3]], 0)
+    assert planned(model, items, grad_checkpoint="yes") == ([[0, 1, 2, 3]], 2)
+    assert planned(model, items, grad_checkpoint="no", memory_gb=1e-6) == (
+        [[0], [1], [2], [3]], 0,
+    )  # fmt: skip
+
+
+def test_a_limit_splits_first_and_then_recomputes() -> None:
+    model, items = build("qwen2", {}), some_items(4, 20, 10)
+    footprint = Footprint(model, 40)
+
+    def needed(count: int, recomputed: int = 0) -> float:
+        return (footprint.bytes(shape_of(items[:count], True), recomputed) + 1) / 1e9
+
+    assert planned(model, items, memory_gb=needed(4)) == ([[0, 1, 2, 3]], 0)
+    assert planned(model, items, memory_gb=needed(2)) == ([[0, 1], [2, 3]], 0)
+    assert planned(model, items, memory_gb=needed(1)) == ([[0], [1], [2], [3]], 0)
+    assert planned(model, items, memory_gb=needed(1, 1))[1] == 1
+    assert planned(model, items, memory_gb=needed(1, 2))[1] == 2
+    assert planned(model, items, memory_gb=1e-9) == ([[0], [1], [2], [3]], 2)
+
+
+def test_limits_of_the_device() -> None:
+    assert memory_limit(0.5) == 500_000_000
+    assert memory_limit(0) == memory.CPU_BYTES
+
+
+@pytest.mark.parametrize("memory_gb", [1.0, 3e-4, 1e-6])
+def test_a_limit_changes_no_gradient(memory_gb: float) -> None:
+    """One part, two, or one for each pair, with layers recomputed as needed."""
+    model = with_lora(build("qwen2", {"num_hidden_layers": 3}))
+    trainer = Trainer(model)
+    settings = Settings(
+        lr=1e-3, batch=4, beta=0.3, logps="mean", nll=0.4, memory_gb=memory_gb
+    )
+    parts, recomputed = trainer.plan(
+        trainer.understood([]), preference(PAIRS, None, settings), list(range(4)), settings
+    )
+    assert (len(parts), recomputed) == {1.0: (1, 0), 3e-4: (4, 1), 1e-6: (4, 3)}[memory_gb]
+    value, expected = plainly(model, plain_dpo([[0.0, 0.0]] * 4, settings))
+    objective = preference(PAIRS, None, settings)
+    found, gradients, batches = trained(trainer, objective, settings)
+    assert len(batches) == len(parts)
+    assert found == pytest.approx(value, rel=1e-5)
+    assert furthest(gradients, expected) < 1e-4
+
+
+def test_memory_falls_with_the_limit() -> None:
+    model = five_million(num_hidden_layers=4)
+    items = some_items(4, 150, 40)
+    pairs = [Pair(*item) for item in items]
+    trainer = Trainer(model)
+    network = trainer.understood(items)
+    peaks, plans = [], []
+    for memory_gb in (1.0, 0.06, 0.02):
+        settings = Settings(lr=1e-3, batch=4, memory_gb=memory_gb)
+        objective = preference(pairs, None, settings)
+        plans.append(trainer.plan(network, objective, [0, 1, 2, 3], settings))
+
+        def go(objective: Any = objective, settings: Settings = settings) -> None:
+            trainer.gradients(network, objective, [0, 1, 2, 3], settings, (1,))
+            mx.synchronize()
+
+        peaks.append(most(go))
+    print(peaks, plans)
