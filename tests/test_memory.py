@@ -6,6 +6,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.models import qwen2
 from test_architectures import (
     PAIRS,
     RECURRENT,
@@ -18,11 +20,12 @@ from test_architectures import (
     with_lora,
 )
 
+from mlxreflect.seeds import seed_mlx
 from mlxreflect.train import memory
 from mlxreflect.train.batches import Item, Pair, Row, collate, shape_of
 from mlxreflect.train.memory import Footprint, memory_limit, plan, recomputed_layers
-from mlxreflect.train.network import Network
-from mlxreflect.train.objectives import Settings, preference
+from mlxreflect.train.network import Network, parameters
+from mlxreflect.train.objectives import Objective, Settings, preference
 from mlxreflect.train.trainer import Trainer
 
 FIVE: dict[str, Any] = {
@@ -67,7 +70,7 @@ def most(go: Any) -> int:
     return int(mx.get_peak_memory() - before)
 
 
-# ---- estimates ---------------------------------------------------------------------------------
+# ---- estimates -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -177,41 +180,125 @@ def test_limits_of_the_device() -> None:
     assert memory_limit(0) == memory.CPU_BYTES
 
 
-@pytest.mark.parametrize("memory_gb", [1.0, 3e-4, 1e-6])
-def test_a_limit_changes_no_gradient(memory_gb: float) -> None:
-    """One part, two, or one for each pair, with layers recomputed as needed."""
+@pytest.mark.parametrize(
+    ("pairs", "recomputed", "parts"), [(4, 0, 1), (2, 0, 2), (1, 0, 4), (1, 1, 4), (1, 3, 4)]
+)
+def test_a_limit_changes_no_gradient(pairs: int, recomputed: int, parts: int) -> None:
+    """Just enough memory for so many of the longest pairs, with so many layers recomputed."""
     model = with_lora(build("qwen2", {"num_hidden_layers": 3}))
-    trainer = Trainer(model)
-    settings = Settings(
-        lr=1e-3, batch=4, beta=0.3, logps="mean", nll=0.4, memory_gb=memory_gb
-    )
-    parts, recomputed = trainer.plan(
-        trainer.understood([]), preference(PAIRS, None, settings), list(range(4)), settings
-    )
-    assert (len(parts), recomputed) == {1.0: (1, 0), 3e-4: (4, 1), 1e-6: (4, 3)}[memory_gb]
-    value, expected = plainly(model, plain_dpo([[0.0, 0.0]] * 4, settings))
+    trainer, everything = Trainer(model), list(range(len(PAIRS)))
+    longest = sorted(((p.chosen, p.rejected) for p in PAIRS), key=lambda item: item[1].length)
+    shape = shape_of(longest[-pairs:], True)
+    limit = Footprint(model, trainer.understood([]).vocabulary).bytes(shape, recomputed) + 1
+    settings = Settings(lr=1e-3, batch=4, beta=0.3, logps="mean", nll=0.4, memory_gb=limit / 1e9)
     objective = preference(PAIRS, None, settings)
+    planned = trainer.plan(trainer.understood([]), objective, everything, settings)
+    assert (len(planned[0]), planned[1]) == (parts, recomputed)
+    value, expected = plainly(model, plain_dpo([[0.0, 0.0]] * 4, settings))
     found, gradients, batches = trained(trainer, objective, settings)
-    assert len(batches) == len(parts)
+    assert len(batches) == parts
     assert found == pytest.approx(value, rel=1e-5)
     assert furthest(gradients, expected) < 1e-4
 
 
 def test_memory_falls_with_the_limit() -> None:
-    model = five_million(num_hidden_layers=4)
-    items = some_items(4, 150, 40)
-    pairs = [Pair(*item) for item in items]
-    trainer = Trainer(model)
+    model, items = five_million(num_hidden_layers=4), some_items(4, 150, 40)
+    trainer, everything = Trainer(model), list(range(4))
     network = trainer.understood(items)
-    peaks, plans = [], []
-    for memory_gb in (1.0, 0.06, 0.02):
+    limits, peaks = (0.3, 0.06, 0.02), []
+    for memory_gb in limits:
         settings = Settings(lr=1e-3, batch=4, memory_gb=memory_gb)
-        objective = preference(pairs, None, settings)
-        plans.append(trainer.plan(network, objective, [0, 1, 2, 3], settings))
+        objective = preference([Pair(*item) for item in items], None, settings)
 
-        def go(objective: Any = objective, settings: Settings = settings) -> None:
-            trainer.gradients(network, objective, [0, 1, 2, 3], settings, (1,))
+        def go(objective: Objective = objective, settings: Settings = settings) -> None:
+            trainer.gradients(network, objective, everything, settings, (1,))
             mx.synchronize()
 
         peaks.append(most(go))
-    print(peaks, plans)
+    assert peaks[1] < 0.5 * peaks[0]
+    assert peaks[2] < 0.7 * peaks[1]
+    assert all(peak < 1e9 * limit for peak, limit in zip(peaks, limits, strict=True)), peaks
+
+
+# ---- recomputing ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gemma3_text", "gemma4_text", "mixtral"])
+def test_any_number_of_layers_can_be_recomputed(name: str) -> None:
+    """Beginnings that are shared, and run in parts, included."""
+    kind, changes = SHARING[name]
+    model = with_lora(build(kind, changes if "layer_types" in changes else
+                            {**changes, "num_hidden_layers": 3}))  # fmt: skip
+    trainer = Trainer(model)
+    trainer.understood([]).stride = 16
+    settings = Settings(lr=1e-3, batch=4, beta=0.3, logps="mean", nll=0.4)
+    objective = preference(PAIRS, None, settings)
+    value, expected = plainly(model, plain_dpo([[0.0, 0.0]] * 4, settings))
+    for count in range(len(model.layers) + 1):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trainer, "plan", lambda *_, count=count: ([[0, 1, 2, 3]], count))
+            found, gradients, batches = trained(trainer, objective, settings)
+        assert batches[0].prefix is not None
+        assert found == pytest.approx(value, rel=1e-5)
+        assert furthest(gradients, expected) < 1e-4, count
+
+
+class Counting(qwen2.MLP):
+    """Counts how often it is run."""
+
+    runs = 0
+
+    def __call__(self, x: mx.array) -> mx.array:
+        Counting.runs += 1
+        return super().__call__(x)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_only_the_first_layers_run_twice(count: int) -> None:
+    model = with_lora(build("qwen2", {"num_hidden_layers": 3}))
+    for layer in model.layers:
+        layer.mlp.__class__ = Counting
+    Counting.runs, original = 0, qwen2.TransformerBlock.__call__
+    with recomputed_layers(model, count, (1,)):
+        plainly(model, lambda model: model(mx.array([[1, 2, 3]])).sum())
+    assert Counting.runs == 3 + count
+    assert qwen2.TransformerBlock.__call__ is original
+
+
+def test_patches_go_however_the_block_ends() -> None:
+    model = build("qwen2", {})
+    original = qwen2.TransformerBlock.__call__
+    with recomputed_layers(model, 2, (1,)):
+        patched = qwen2.TransformerBlock.__call__
+        with recomputed_layers(model, 2, (1,)):
+            assert qwen2.TransformerBlock.__call__ is patched is not original
+        assert qwen2.TransformerBlock.__call__ is patched
+    with pytest.raises(ZeroDivisionError), recomputed_layers(model, 2, (1,)):
+        raise ZeroDivisionError
+    assert qwen2.TransformerBlock.__call__ is original
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_dropout_draws_the_same_again(count: int) -> None:
+    """The slope along the gradient is its squared length, so no layer has drawn anew."""
+    model = with_lora(build("qwen2", {}))
+    for _, module in model.named_modules():
+        if "dropout" in module:
+            module.dropout = nn.Dropout(0.3)
+    model.train()
+    tokens = mx.array([[1, 5, 9, 2, 7, 7, 3]])
+
+    def loss(model: nn.Module) -> mx.array:
+        seed_mlx(1, "step")
+        return nn.losses.cross_entropy(model(tokens[:, :-1]), tokens[:, 1:]).sum()
+
+    with recomputed_layers(model, count, (1,)):
+        _, gradients = plainly(model, loss)
+    arrays = dict(tree_flatten(model.trainable_parameters()))
+    squared = sum(mx.square(g).sum().item() for g in gradients.values())
+    values = []
+    for sign in (1, -1):
+        moved = {k: v + sign * 1e-4 * gradients[k] for k, v in arrays.items()}
+        with parameters(model, moved), recomputed_layers(model, count, (1,)):
+            values.append(loss(model).item())
+    assert (values[0] - values[1]) / 2e-4 == pytest.approx(squared, rel=2e-3)
