@@ -85,16 +85,19 @@ def test_the_chat_templates_tokens(finished, smollm2):
     from mlxreflect.policy import load_policy
     from mlxreflect.recipe import PolicyConfig
     from mlxreflect.records import Example, flat_from_row
-    from mlxreflect.train.batches import Pair, encode_example
+    from mlxreflect.train.batches import Pair
+    from mlxreflect.train.encode import Encoder
+    from mlxreflect.train.masks import Mask
 
     run_dir, _, _ = finished
     policy = load_policy(PolicyConfig(model=str(smollm2)))
     end = policy.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert policy.end_of_turn == end
+    encoder = Encoder(policy, 4096, Mask())
     pairs = [r for r in rows(run_dir / "examples.jsonl") if r["kind"] == "preference"]
     for row in pairs:
         example = flat_from_row(Example, row)
-        pair = encode_example(policy, example, 4096)
+        pair = encoder.encode(example)
         assert isinstance(pair, Pair)
         system, user = (m["content"] for m in example.prompt)
         expected = (

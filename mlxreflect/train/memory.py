@@ -17,7 +17,13 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlxreflect.seeds import seed_mlx
 from mlxreflect.train.batches import WORTH, Item, Shape, shape_of
-from mlxreflect.train.network import Arrays, chunk_rows, default_stride, parameters
+from mlxreflect.train.network import (
+    Arrays,
+    chunk_rows,
+    default_stride,
+    has_plain_caches,
+    parameters,
+)
 from mlxreflect.train.objectives import Settings
 from mlxreflect.train.prefix import Cache, Extension, Recorder, find_cache
 
@@ -25,6 +31,7 @@ from mlxreflect.train.prefix import Cache, Extension, Recorder, find_cache
 # backward pass a layer keeps so many times the outputs of its linear parts, and attention's scores;
 # a recomputed one its inputs. At work besides, at most: layers, or chunks of the head's logits.
 OUTPUTS, SCORES, INPUTS, AT_WORK, HEAD = 2, 0.75, 2, 3, 12
+STATE = 1.5, 256  # SSD: so many squares a head, of so many tokens at most
 HALF = 3  # bytes of a number in a model of two bytes, for LoRA computes with four
 HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads")
 CPU_BYTES = 10**9  # on the CPU, where parts of a batch are as fast as the whole
@@ -49,6 +56,7 @@ class Footprint:
         parts = [m for layer in model.layers for _, m in layer.named_modules()]
         self.width = sum(linear_outputs(part, active) for part in parts) / self.layers
         self.itemsize = HALF if any_half(model) else 4
+        self.stateful = not has_plain_caches(model)
 
     def bytes(self, shape: Shape, recomputed: int = 0) -> int:
         """shape: of one batch; recomputed: how many layers keep their inputs only."""
@@ -57,6 +65,9 @@ class Footprint:
         part = min(shape.prefix, default_stride())
         scores += shape.groups * shape.prefix * (shape.prefix + part) // 2
         layer = OUTPUTS * shape.tokens * self.width + SCORES * self.heads * scores
+        if self.stateful:
+            squares, step = STATE
+            layer += squares * self.heads * shape.rows * shape.suffix * min(shape.suffix, step)
         inputs = INPUTS * shape.tokens * self.hidden
         kept = (layer * (self.layers - recomputed) + inputs * recomputed) * self.itemsize
         logits = min(chunk_rows(self.vocabulary), shape.tokens) * self.vocabulary
