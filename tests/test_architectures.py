@@ -242,7 +242,7 @@ def compare_dpo(trainer: Trainer, logps: str, nll: float, *, shared: bool = True
         found, gradients, batches = trained(
             trainer, objective, settings_for(logps, nll, recomputed)
         )
-        assert [batch.prefix is not None for batch in batches] == [shared]
+        assert {batch.prefix is not None for batch in batches} == {shared}
         assert found == pytest.approx(value, abs=3e-5)
         errors.append(furthest(gradients, expected))
     return max(errors)

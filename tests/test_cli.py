@@ -8,11 +8,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+from mlxreflect import cli
 from mlxreflect.recipe import load_recipe
 from mlxreflect.run import Run
 
@@ -26,10 +28,15 @@ class Done(NamedTuple):
 
 
 class Shell:
-    """Runs the command line in a folder of its own, without a network or a cache of the user's."""
+    """Runs the command line in a folder of its own, without a network or a cache of the user's.
 
-    def __init__(self, folder: Path, model: Path) -> None:
-        self.folder, self.model = folder, model
+    inside: does it in the tests' own process, where the models' libraries are loaded already.
+    """
+
+    def __init__(
+        self, folder: Path, model: Path, inside: Callable[..., Done] | None = None
+    ) -> None:
+        self.folder, self.model, self.inside = folder, model, inside
         self.env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "OLLAMA_HOST")}
         self.env |= {"HF_HUB_OFFLINE": "1", "MLXREFLECT_CACHE": str(folder / ".cache")}
         # 4 problems, 2 waves, 6 held-out problems.
@@ -42,6 +49,8 @@ class Shell:
         return [sys.executable, "-m", "mlxreflect", *map(str, arguments)]
 
     def __call__(self, *arguments: object) -> Done:
+        if self.inside:
+            return self.inside(*arguments)
         done = subprocess.run(
             self.command(*arguments), cwd=self.folder, env=self.env, capture_output=True,
             text=True, timeout=TIMEOUT, check=False,
@@ -96,7 +105,33 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def shell(tmp_path: Path, tiny_random: Path) -> Shell:
+def shell(
+    tmp_path: Path, tiny_random: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Shell:  # fmt: skip
+    """The command line in this process."""
+
+    def inside(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["mlxreflect", *map(str, arguments)])
+        code: Any = 0
+        try:
+            cli.main()
+        except SystemExit as stopped:
+            code = stopped.code or 0
+        said = capsys.readouterr()
+        return Done(code, said.out, said.err)
+
+    shell = Shell(tmp_path, tiny_random, inside)
+    monkeypatch.chdir(tmp_path)
+    for name in ("COLUMNS", "OLLAMA_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLXREFLECT_CACHE", shell.env["MLXREFLECT_CACHE"])
+    return shell
+
+
+@pytest.fixture
+def process(tmp_path: Path, tiny_random: Path) -> Shell:
+    """The command line in processes of its own."""
     return Shell(tmp_path, tiny_random)
 
 
@@ -135,8 +170,8 @@ EVAL = ["countdown", "--limit", "16", *sets("max_new_tokens=8", "batch=1", "temp
 
 
 @pytest.mark.parametrize("option", ["--help", "-h"])
-def test_help(shell: Shell, option: str) -> None:
-    done = shell.works(option)
+def test_help(process: Shell, option: str) -> None:
+    done = process.works(option)
     for command in ("run", "train", "resume", "show", "eval", "compare", "grade", "fuse"):
         assert command in done.out
     assert done.err == ""
@@ -148,26 +183,26 @@ def test_help(shell: Shell, option: str) -> None:
      ["eval", "countdown"], ["eval", "countdown", "--model", "x", "--limit", "-1"],
      ["eval", "countdown", "--model", "x", "--limit", "many"], ["compare", "one"]],
 )  # fmt: skip
-def test_wrong_usage(shell: Shell, arguments: list[str]) -> None:
-    done = shell(*arguments)
+def test_wrong_usage(process: Shell, arguments: list[str]) -> None:
+    done = process(*arguments)
     assert done.code == 2
     assert done.out == ""
     assert "Error" in done.err
     assert "Traceback" not in done.err
 
 
-def test_mlx_without_a_backend_says_what_to_install(shell: Shell) -> None:
+def test_mlx_without_a_backend_says_what_to_install(process: Shell) -> None:
     """On Linux without an extra, `import mlx.core` fails like this."""
-    package = shell.folder / ".cache" / "mlx"
+    package = process.folder / ".cache" / "mlx"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
     (package / "core.py").write_text(
         "raise ImportError('libmlx.so: cannot open shared object file: No such file')\n"
     )
-    shell.env["PYTHONPATH"] = str(package.parent)
+    process.env["PYTHONPATH"] = str(package.parent)
     for arguments in (["run", "quickstart"], ["run", "quickstart", "--dry-run"],
                       ["resume", "x"], ["eval", "countdown", "--model", "tiny"]):  # fmt: skip
-        error, hint = shell.mistake(*arguments)
+        error, hint = process.mistake(*arguments)
         assert "libmlx.so" in error
         assert "pip install 'mlxreflect[cpu]'" in hint
 
@@ -387,11 +422,11 @@ def test_show(shell: Shell, run_dir: Path) -> None:
     assert whole.err == one.err == bucket.err == ""
 
 
-def test_show_what_is_not_there(shell: Shell, run_dir: Path) -> None:
-    error, hint = shell.mistake("show", run_dir, "--problem", "zz")
+def test_show_what_is_not_there(process: Shell, run_dir: Path) -> None:
+    error, hint = process.mistake("show", run_dir, "--problem", "zz")
     assert error == "no problem in this run begins with 'zz'"
     assert rows(run_dir / "episodes.jsonl")[0]["problem"]["id"] in hint
-    error, hint = shell.mistake("show", run_dir, "--status", "done")
+    error, hint = process.mistake("show", run_dir, "--status", "done")
     assert error == "no status 'done'"
     assert "solved_first, solved, trained, bucket, failed" in hint
 
@@ -408,21 +443,21 @@ def start(shell: Shell, *arguments: object) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def test_ctrl_c_and_resume(shell: Shell) -> None:
-    path, total = shell.folder / "run", 8
-    long = [*shell.small, *sets(f"task.limit={total}", "r3.wave=1")]
-    process = start(shell, "run", "quickstart", *long, "--run-dir", path, "--json")
+def test_ctrl_c_and_resume(process: Shell) -> None:
+    path, total = process.folder / "run", 8
+    long = [*process.small, *sets(f"task.limit={total}", "r3.wave=1")]
+    running = start(process, "run", "quickstart", *long, "--run-dir", path, "--json")
     try:
         until = time.monotonic() + TIMEOUT
         while not (path / "checkpoints" / "wave-00002").exists():
-            assert process.poll() is None, process.communicate()
+            assert running.poll() is None, running.communicate()
             assert time.monotonic() < until
             time.sleep(0.005)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=TIMEOUT)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=TIMEOUT)
     finally:
-        process.kill()
-    assert process.returncode == 130
+        running.kill()
+    assert running.returncode == 130
     assert out == ""
     assert "Traceback" not in err
     assert err.splitlines()[-1] == f"stopped; go on with: mlxreflect resume {path}"
@@ -432,10 +467,10 @@ def test_ctrl_c_and_resume(shell: Shell) -> None:
     commit = json.loads((commits[-1] / "commit.json").read_text())
     kept = (path / "episodes.jsonl").read_bytes()[: commit["journals"]["episodes.jsonl"]]
     assert 2 <= kept.count(b"\n") < total
-    unfinished = shell.works("show", path)
+    unfinished = process.works("show", path)
     assert "mlxreflect resume" in unfinished.out
 
-    summary = json.loads(shell.works("resume", path, "--json").out)
+    summary = json.loads(process.works("resume", path, "--json").out)
     assert (summary["status"], summary["problems"]) == ("finished", total)
     assert (path / "episodes.jsonl").read_bytes().startswith(kept)
     waves = [row["wave"] for row in rows(path / "metrics.jsonl") if row["kind"] == "wave"]
@@ -444,17 +479,17 @@ def test_ctrl_c_and_resume(shell: Shell) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_disk_while_evaluating(shell: Shell, evaluated: tuple[Path, Done]) -> None:
-    out = shell.folder / "out"
+def test_a_full_disk_while_evaluating(process: Shell, evaluated: tuple[Path, Done]) -> None:
+    out = process.folder / "out"
     out.mkdir()
     (out / "samples.jsonl").symlink_to("/dev/full")
-    done = shell("eval", *EVAL, "--model", shell.model, "--out", out)
+    done = process("eval", *EVAL, "--model", process.model, "--out", out)
     assert done.code == 2
     error, hint = last_two_lines(done.err)
     assert error == "the disk: no space left"
     assert "same command" in hint
     (out / "samples.jsonl").unlink()
-    shell.works("eval", *EVAL, "--model", shell.model, "--out", out)
+    process.works("eval", *EVAL, "--model", process.model, "--out", out)
     whole = (evaluated[0] / "samples.jsonl").read_bytes()
     assert (out / "samples.jsonl").read_bytes() == whole
 
@@ -469,13 +504,13 @@ mount -o remount,size=64m disk
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="this system has no unshare")
-def test_a_full_disk_while_learning(shell: Shell, run_dir: Path) -> None:
+def test_a_full_disk_while_learning(process: Shell, run_dir: Path) -> None:
     """On a small disk of its own: stops inside the second wave, and goes on once there is room."""
-    (shell.folder / "disk").mkdir()
-    run = shell.command("run", "quickstart", *shell.small)
+    (process.folder / "disk").mkdir()
+    run = process.command("run", "quickstart", *process.small)
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", FULL_DISK, sys.executable, *run],
-        cwd=shell.folder, env=shell.env, capture_output=True, text=True, timeout=TIMEOUT,
+        cwd=process.folder, env=process.env, capture_output=True, text=True, timeout=TIMEOUT,
         check=False,
     )  # fmt: skip
     if done.returncode == 77 or done.stderr.startswith("unshare: "):
@@ -486,7 +521,7 @@ def test_a_full_disk_while_learning(shell: Shell, run_dir: Path) -> None:
     error, hint = last_two_lines(stopped)
     assert error.endswith(": no space left")
     assert hint == "free some, then: mlxreflect resume disk/run"
-    kept, whole = snapshot(shell.folder / "kept"), snapshot(run_dir)
+    kept, whole = snapshot(process.folder / "kept"), snapshot(run_dir)
     same = ("episodes.jsonl", "preference.jsonl", "adapter/adapters.safetensors",
             "eval/base/samples.jsonl", "eval/trained/samples.jsonl")  # fmt: skip
     assert all(kept[name] == whole[name] for name in same)
@@ -495,9 +530,9 @@ def test_a_full_disk_while_learning(shell: Shell, run_dir: Path) -> None:
 # ---- dry run -------------------------------------------------------------------------------------
 
 
-def test_dry_run_loads_nothing_and_writes_nothing(shell: Shell) -> None:
+def test_dry_run_loads_nothing_and_writes_nothing(process: Shell) -> None:
     none = sets("policy.model=/none/such", "task.limit=5", "r3.epochs=2", "r3.rewrites=3")
-    done = shell.works("run", "quickstart", *none, "--dry-run")
+    done = process.works("run", "quickstart", *none, "--dry-run")
     assert done.err == ""
     for role in ("attempt", "critique", "rewrite"):
         assert f"--- {role}\n[system]\n" in done.out
@@ -505,7 +540,7 @@ def test_dry_run_loads_nothing_and_writes_nothing(shell: Shell) -> None:
     assert 'policy.model = "/none/such"' in done.out
     assert "10 attempts, at most 60 critic calls" in done.out
 
-    as_json = shell.works("run", "quickstart", *none, "--dry-run", "--json")
+    as_json = process.works("run", "quickstart", *none, "--dry-run", "--json")
     assert as_json.out.count("\n") == 1
     told = json.loads(as_json.out)
     assert told["recipe"] == load_recipe("quickstart", none[1::2]).model_dump()
@@ -514,7 +549,7 @@ def test_dry_run_loads_nothing_and_writes_nothing(shell: Shell) -> None:
     for messages in told["prompts"].values():
         assert [m["role"] for m in messages] == ["system", "user"]
         assert "Numbers: " in messages[1]["content"]
-    assert listing(shell.folder) == set()
+    assert listing(process.folder) == set()
 
 
 def test_dry_run_of_the_users_own_problems(shell: Shell) -> None:

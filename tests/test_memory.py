@@ -23,6 +23,7 @@ from test_architectures import (
 from mlxreflect.seeds import seed_mlx
 from mlxreflect.train import memory
 from mlxreflect.train.batches import Item, Pair, Row, collate, shape_of
+from mlxreflect.train.lanes import LANES
 from mlxreflect.train.memory import Footprint, memory_limit, plan, recomputed_layers
 from mlxreflect.train.network import Network, parameters
 from mlxreflect.train.objectives import Objective, Settings, preference
@@ -153,8 +154,10 @@ def planned(model: nn.Module, items: list[Item], **changes: Any) -> tuple[list[l
 
 def test_a_small_batch_is_left_alone() -> None:
     model, items = build("qwen2", {}), some_items(4, 20, 10)
-    assert planned(model, items) == ([[0, 1, 2, 3]], 0)
-    assert planned(model, items, grad_checkpoint="yes") == ([[0, 1, 2, 3]], 2)
+    halves = [[0, 1], [2, 3]]  # one for each lane
+    assert planned(model, items) == (halves, 0)
+    assert planned(model, items, grad_checkpoint="yes") == (halves, 2)
+    assert planned(model, some_items(4, 8, 4)) == ([[0, 1, 2, 3]], 0)  # too small for that
     assert planned(model, items, grad_checkpoint="no", memory_gb=1e-6) == (
         [[0], [1], [2], [3]], 0,
     )  # fmt: skip
@@ -165,9 +168,8 @@ def test_a_limit_splits_first_and_then_recomputes() -> None:
     footprint = Footprint(model, 40)
 
     def needed(count: int, recomputed: int = 0) -> float:
-        return (footprint.bytes(shape_of(items[:count], True), recomputed) + 1) / 1e9
+        return LANES * (footprint.bytes(shape_of(items[:count], True), recomputed) + 1) / 1e9
 
-    assert planned(model, items, memory_gb=needed(4)) == ([[0, 1, 2, 3]], 0)
     assert planned(model, items, memory_gb=needed(2)) == ([[0, 1], [2, 3]], 0)
     assert planned(model, items, memory_gb=needed(1)) == ([[0], [1], [2], [3]], 0)
     assert planned(model, items, memory_gb=needed(1, 1))[1] == 1
@@ -181,7 +183,7 @@ def test_limits_of_the_device() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pairs", "recomputed", "parts"), [(4, 0, 1), (2, 0, 2), (1, 0, 4), (1, 1, 4), (1, 3, 4)]
+    ("pairs", "recomputed", "parts"), [(2, 0, 2), (1, 0, 4), (1, 1, 4), (1, 3, 4)]
 )
 def test_a_limit_changes_no_gradient(pairs: int, recomputed: int, parts: int) -> None:
     """Just enough memory for so many of the longest pairs, with so many layers recomputed."""
@@ -190,6 +192,7 @@ def test_a_limit_changes_no_gradient(pairs: int, recomputed: int, parts: int) ->
     longest = sorted(((p.chosen, p.rejected) for p in PAIRS), key=lambda item: item[1].length)
     shape = shape_of(longest[-pairs:], True)
     limit = Footprint(model, trainer.understood([]).vocabulary).bytes(shape, recomputed) + 1
+    limit *= LANES
     settings = Settings(lr=1e-3, batch=4, beta=0.3, logps="mean", nll=0.4, memory_gb=limit / 1e9)
     objective = preference(PAIRS, None, settings)
     planned = trainer.plan(trainer.understood([]), objective, everything, settings)

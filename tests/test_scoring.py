@@ -22,6 +22,7 @@ from test_trainer import (
 
 from mlxreflect.train import scoring
 from mlxreflect.train.batches import Item, Pair, Row
+from mlxreflect.train.lanes import LANES
 from mlxreflect.train.lora import base_reference
 from mlxreflect.train.network import Arrays, Network
 from mlxreflect.train.objectives import Settings
@@ -318,7 +319,8 @@ def test_a_stopped_pass_goes_on_to_the_same_bits(
     spy.stop_after = -1
     second = trainer_with(cache)
     assert same(second.score(items, second.trainable(), SETTINGS, "sums", keep_shared), plain)
-    assert spy.take() == 4 - done
+    # What was under way beside the one that stopped is done again.
+    assert spy.take() == 4 - max(0, done - LANES + 1)
 
 
 def next_float(path: Path) -> None:

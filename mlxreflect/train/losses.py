@@ -11,6 +11,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxreflect.train.exponentials import exp
+
 CERTAIN = -1e-7  # the largest mean log-probability that has log-odds; float32 logits tell no more
 STEEP = 20.0  # a difference of log-probabilities beyond which exp is continued as its tangent
 
@@ -25,7 +27,7 @@ def token_logps(logits: mx.array, targets: mx.array) -> mx.array:
     @mx.custom_function
     def score(logits: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         top = logits.max(axis=-1, keepdims=True)
-        powers = mx.exp(logits - top)
+        powers = exp(logits - top)
         total = powers.sum(axis=-1, keepdims=True)
         picked = mx.take_along_axis(logits - top, at, axis=-1)
         return (picked - mx.log(total)).squeeze(-1), powers, total

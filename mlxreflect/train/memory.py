@@ -17,6 +17,7 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlxreflect.seeds import seed_mlx
 from mlxreflect.train.batches import WORTH, Item, Shape, shape_of
+from mlxreflect.train.lanes import LANES
 from mlxreflect.train.network import (
     Arrays,
     chunk_rows,
@@ -36,6 +37,7 @@ HALF = 3  # bytes of a number in a model of two bytes, for LoRA computes with fo
 HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads")
 CPU_BYTES = 10**9  # on the CPU, where parts of a batch are as fast as the whole
 PART_TOKENS = 512  # in a part that is left whole: products of fewer rows are slow
+LEAST_TOKENS = 64  # below that, a part of its own is not worth a thread
 GPU_SHARE = 0.25  # of the working set that the device recommends; a critic may want the rest
 Seed = tuple[int | str, ...]
 LINEAR = (nn.Linear, nn.QuantizedLinear)
@@ -128,11 +130,11 @@ def plan(
 
     Alike lengths together: less padding, and the sum over the step stays what it was. A part is
     halved where it would take too much memory, or where that leaves out a good deal of padding;
-    on the CPU also where it is large, for there parts are as fast as the whole. Layers are
-    recomputed where one item alone takes too much, or the recipe says so.
+    on the CPU, where several parts are under way, also where it is large or the only one. Layers
+    are recomputed where one item alone takes too much, or the recipe says so.
     """
-    limit = memory_limit(settings.memory_gb)
     cpu = mx.default_device().type == mx.DeviceType.cpu
+    limit = memory_limit(settings.memory_gb) // (LANES if cpu else 1)
 
     def shape(members: list[int]) -> Shape:
         return shape_of([items[i] for i in members], shares)
@@ -141,6 +143,8 @@ def plan(
         if footprint.bytes(shape(part), recompute) > limit:
             return True
         whole = shape(part).tokens
+        if cpu and not (parts or waiting):
+            return whole >= 2 * LEAST_TOKENS
         large = whole >= 2 * PART_TOKENS
         return large and (cpu or sum(shape(half).tokens for half in halves) < WORTH * whole)
 
@@ -148,8 +152,8 @@ def plan(
     recompute = 0 if settings.grad_checkpoint == "no" else footprint.layers
     if settings.grad_checkpoint == "auto":
         recompute = footprint.layers_to_recompute(shape(order[-1:]), limit)
-    waiting = [order[at : at + settings.batch] for at in range(0, len(order), settings.batch)]
     parts: list[list[int]] = []
+    waiting = [order[at : at + settings.batch] for at in range(0, len(order), settings.batch)]
     while waiting:
         part = waiting.pop(0)
         halves = [part[: len(part) // 2], part[len(part) // 2 :]]

@@ -7,6 +7,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlxreflect.train.batches import Item, collate
+from mlxreflect.train.exponentials import faster_exponentials
+from mlxreflect.train.lanes import side_by_side
 from mlxreflect.train.network import Network, evaluating
 from mlxreflect.train.references import References, reference_key
 
@@ -47,11 +49,15 @@ def score(
         for i, values in zip(members, known, strict=True):
             found[i] = np.array(values, dtype=np.float32)
 
-    with evaluating(network.model):  # dropout would make it another policy
-        for members in owed:
-            some = [items[i] for i in members]
-            layout = collate(some, share=network.shares, keep_shared=keep_shared)
-            logps, mask = network.logps(layout), layout.mask
+    def scored(members: list[int]) -> tuple[mx.array, mx.array]:
+        some = [items[i] for i in members]
+        layout = collate(some, share=network.shares, keep_shared=keep_shared)
+        return network.logps(layout), layout.mask
+
+    mx.eval(network.model.parameters())  # here, where they were made
+    # Dropout would make it another policy.
+    with evaluating(network.model), faster_exponentials(network.model):
+        for members, (logps, mask) in side_by_side(scored, owed):
             for i, own in zip(members, split(logps, mask, items, members, what), strict=True):
                 found[i] = own
             if kept:

@@ -19,6 +19,8 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlxreflect.seeds import rng_for, seed_mlx
 from mlxreflect.train.batches import Group, Item, Pair, Row, collate
+from mlxreflect.train.exponentials import faster_exponentials
+from mlxreflect.train.lanes import side_by_side
 from mlxreflect.train.memory import Footprint, plan, recomputed_layers
 from mlxreflect.train.network import Arrays, Network, parameters
 from mlxreflect.train.objectives import (
@@ -258,21 +260,29 @@ class Trainer:
     ) -> tuple[float, Any, dict[str, list[float]]]:
         """Summed loss, its gradients and each item's metrics; one part of the group at a time."""
 
-        def loss(model: nn.Module, members: list[int]) -> tuple[mx.array, dict[str, mx.array]]:
+        def loss(model: nn.Module, members: list[int]) -> tuple[mx.array, Metrics]:
             rows = [objective.items[i] for i in members]
             batch = collate(rows, share=network.shares, keep_shared=objective.keep_shared)
             return objective.loss(network.logps(batch, training=True), batch, members)
 
         parts, recompute = self.plan(network, objective, group, settings)
+        arrays = self.trainable()
+        mx.eval(self.model.parameters())  # here, where they were made
+
+        def part(members: list[int]) -> tuple[mx.array, Metrics, Any]:
+            drawn = (*stream, members[0])
+            seed_mlx(*drawn)
+            # value_and_grad leaves its own tracers in the model.
+            with recomputed_layers(self.model, recompute, drawn), parameters(self.model, arrays):
+                (value, found), gradient = nn.value_and_grad(self.model, loss)(self.model, members)
+            return value, found, gradient
+
         total, grads = 0.0, None
         metrics: dict[str, list[float]] = defaultdict(list)
-        seed_mlx(*stream)
-
-        with recomputed_layers(self.model, recompute, stream):
-            for members in parts:
-                (value, found), part = nn.value_and_grad(self.model, loss)(self.model, members)
-                grads = part if grads is None else tree_map(mx.add, grads, part)
-                mx.eval(value, found, grads)
+        with faster_exponentials(self.model):
+            for _, (value, found, gradient) in side_by_side(part, parts):
+                grads = gradient if grads is None else tree_map(mx.add, grads, gradient)
+                mx.eval(grads)
                 total += gather(value, found, metrics)
         return total, grads, metrics
 
@@ -284,11 +294,14 @@ class Trainer:
         parts, _ = self.plan(network, objective, list(range(len(objective.items))), settings)
         self.model.eval()
 
-        for members in parts:
+        def part(members: list[int]) -> tuple[mx.array, Metrics]:
             rows = [objective.items[i] for i in members]
             batch = collate(rows, share=network.shares, keep_shared=objective.keep_shared)
-            value, found = objective.loss(network.logps(batch), batch, members)
-            total += gather(value, found, metrics)
+            return objective.loss(network.logps(batch), batch, members)
+
+        with faster_exponentials(self.model):
+            for _, (value, found) in side_by_side(part, parts):
+                total += gather(value, found, metrics)
         return {"loss": total / sum(objective.sizes), **ranking(metrics)}
 
     def plan(

@@ -1,0 +1,83 @@
+"""Work side by side: order, values, errors, and a process that ends as it should."""
+
+import subprocess
+import sys
+import threading
+
+import mlx.core as mx
+import pytest
+
+from mlxreflect.train.lanes import LANES, side_by_side
+
+
+def work(seed: int) -> mx.array:
+    x = mx.random.normal((60, 60), key=mx.random.key(seed))
+    for _ in range(20):
+        x = mx.softmax(x @ x, axis=-1) * 3
+    return x
+
+
+def test_results_come_in_order_and_are_those_of_one_thread() -> None:
+    pieces = list(range(7))
+    expected = [work(piece) for piece in pieces]
+    mx.eval(expected)
+    found = list(side_by_side(work, pieces))
+    assert [piece for piece, _ in found] == pieces
+    assert all(mx.array_equal(a, b) for (_, a), b in zip(found, expected, strict=True))
+
+
+def test_only_so_many_are_under_way() -> None:
+    """Memory is planned for that."""
+    begun = []
+
+    def trace(piece: int) -> mx.array:
+        begun.append(piece)
+        return work(piece)
+
+    for done, _ in enumerate(side_by_side(trace, range(8))):
+        assert len(begun) <= done + LANES
+
+
+def test_nothing_is_drawn_but_what_the_trace_seeds() -> None:
+    def trace(piece: int) -> mx.array:
+        mx.random.seed(piece)
+        return mx.random.uniform(shape=(50,)) + mx.random.normal((50,))
+
+    one = [result.tolist() for _, result in side_by_side(trace, range(6))]
+    other = [result.tolist() for _, result in side_by_side(trace, [5, 4, 3, 2, 1, 0])]
+    assert one == other[::-1]
+
+
+def test_an_error_while_tracing_is_the_callers() -> None:
+    def trace(piece: int) -> mx.array:
+        if piece == 3:
+            raise ZeroDivisionError
+        return work(piece)
+
+    done = []
+    with pytest.raises(ZeroDivisionError):
+        for piece, _ in side_by_side(trace, range(8)):
+            done.append(piece)
+    assert done == sorted(done)
+    assert 3 not in done
+    assert len(list(side_by_side(work, range(4)))) == 4  # and it works again
+
+
+def test_stopping_early_leaves_nothing_under_way() -> None:
+    results = side_by_side(work, range(8))
+    next(results)
+    results.close()
+    assert all("lane" in t.name or t is threading.main_thread() or t.daemon
+               for t in threading.enumerate())  # fmt: skip
+    assert mx.array_equal(work(1), work(1))
+
+
+def test_a_process_that_used_lanes_exits_cleanly() -> None:
+    code = (
+        "import mlx.core as mx; from mlxreflect.train.lanes import side_by_side\n"
+        "mx.set_default_device(mx.cpu)\n"
+        "for _, x in side_by_side(lambda i: mx.exp(mx.ones((200, 200)) * i), range(6)): pass\n"
+    )
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
