@@ -119,3 +119,38 @@ def test_the_adapter_loads_in_mlx_lm(finished, smollm2):
     done = subprocess.run(call, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Generation: 5 tokens" in done.stdout
+
+
+def test_preferences_of_a_four_bit_model_fit_into_little_memory(smollm2):
+    """Weights stay packed; prompts of 512 and responses of 256 tokens, two pairs a step."""
+    import mlx.core as mx
+    import numpy as np
+
+    from mlxreflect.policy import load_policy
+    from mlxreflect.recipe import LoraConfig, PolicyConfig
+    from mlxreflect.train.batches import Pair, Row
+    from mlxreflect.train.lora import attach_lora, base_reference
+    from mlxreflect.train.objectives import Settings
+    from mlxreflect.train.trainer import Trainer
+
+    rng = np.random.default_rng(0)
+
+    def draw(length: int) -> list[int]:
+        return [int(token) for token in rng.integers(100, 40000, length)]
+
+    prompts = [draw(512) for _ in range(6)]
+    pairs = [Pair(Row(p, draw(256)), Row(p, draw(256))) for p in prompts]
+    model = load_policy(PolicyConfig(model=str(smollm2), dequantize="no")).model
+    attach_lora(model, LoraConfig(rank=16), 0)
+    mx.eval(model.parameters())
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    weights = mx.get_active_memory()
+    steps = Trainer(model).fit_pairs(
+        pairs, base_reference(model), Settings(lr=1e-3, batch=2, logps="mean"), (0,)
+    )
+    print(f"weights {weights / 1e6:.0f} MB, peak {mx.get_peak_memory() / 1e6:.0f} MB")
+    assert len(steps) == 3
+    assert steps[0].loss == pytest.approx(np.log(2), abs=1e-3)  # LoRA has changed nothing yet
+    assert steps[-1].loss < steps[0].loss - 1e-3
+    assert mx.get_peak_memory() < 1.5e9

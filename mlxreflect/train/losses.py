@@ -11,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxreflect.train.exponentials import exp
+from mlxreflect.train.cpu import exp
 
 CERTAIN = -1e-7  # the largest mean log-probability that has log-odds; float32 logits tell no more
 STEEP = 20.0  # a difference of log-probabilities beyond which exp is continued as its tangent

@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxreflect.train.batches import Item, collate
-from mlxreflect.train.exponentials import faster_exponentials
+from mlxreflect.train.cpu import faster_on_cpu
 from mlxreflect.train.lanes import side_by_side
 from mlxreflect.train.network import Network, evaluating
 from mlxreflect.train.references import References, reference_key
@@ -56,7 +56,7 @@ def score(
 
     mx.eval(network.model.parameters())  # here, where they were made
     # Dropout would make it another policy.
-    with evaluating(network.model), faster_exponentials(network.model):
+    with evaluating(network.model), faster_on_cpu(network.model):
         for members, (logps, mask) in side_by_side(scored, owed):
             for i, own in zip(members, split(logps, mask, items, members, what), strict=True):
                 found[i] = own

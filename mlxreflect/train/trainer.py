@@ -19,7 +19,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlxreflect.seeds import rng_for, seed_mlx
 from mlxreflect.train.batches import Group, Item, Pair, Row, collate
-from mlxreflect.train.exponentials import faster_exponentials
+from mlxreflect.train.cpu import faster_on_cpu
 from mlxreflect.train.lanes import side_by_side
 from mlxreflect.train.memory import Footprint, plan, recomputed_layers
 from mlxreflect.train.network import Arrays, Network, parameters
@@ -165,7 +165,8 @@ class Trainer:
     def understood(self, items: Sequence[Item]) -> Network:
         """The network, found out once, and what a person should know of it, said once."""
         if self.network is None:
-            self.network = Network(self.model)
+            with faster_on_cpu(self.model):
+                self.network = Network(self.model)
         if not self.network.shares and not self.told and any(len(item) > 1 for item in items):
             self.told = True
             self.say(
@@ -279,7 +280,7 @@ class Trainer:
 
         total, grads = 0.0, None
         metrics: dict[str, list[float]] = defaultdict(list)
-        with faster_exponentials(self.model):
+        with faster_on_cpu(self.model):
             for _, (value, found, gradient) in side_by_side(part, parts):
                 grads = gradient if grads is None else tree_map(mx.add, grads, gradient)
                 mx.eval(grads)
@@ -299,7 +300,7 @@ class Trainer:
             batch = collate(rows, share=network.shares, keep_shared=objective.keep_shared)
             return objective.loss(network.logps(batch), batch, members)
 
-        with faster_exponentials(self.model):
+        with faster_on_cpu(self.model):
             for _, (value, found) in side_by_side(part, parts):
                 total += gather(value, found, metrics)
         return {"loss": total / sum(objective.sizes), **ranking(metrics)}
