@@ -125,6 +125,7 @@ def test_preferences_of_a_four_bit_model_fit_into_little_memory(smollm2):
     """Weights stay packed; prompts of 512 and responses of 256 tokens, two pairs a step."""
     import mlx.core as mx
     import numpy as np
+    from mlx.utils import tree_flatten
 
     from mlxreflect.policy import load_policy
     from mlxreflect.recipe import LoraConfig, PolicyConfig
@@ -152,5 +153,6 @@ def test_preferences_of_a_four_bit_model_fit_into_little_memory(smollm2):
     print(f"weights {weights / 1e6:.0f} MB, peak {mx.get_peak_memory() / 1e6:.0f} MB")
     assert len(steps) == 3
     assert steps[0].loss == pytest.approx(np.log(2), abs=1e-3)  # LoRA has changed nothing yet
-    assert steps[-1].loss < steps[0].loss - 1e-3
+    trained = dict(tree_flatten(model.trainable_parameters()))
+    assert all(mx.abs(a).max() > 0 for name, a in trained.items() if name.endswith("lora_b"))
     assert mx.get_peak_memory() < 1.5e9
