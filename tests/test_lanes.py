@@ -7,6 +7,7 @@ import threading
 import mlx.core as mx
 import pytest
 
+from mlxreflect.train import lanes
 from mlxreflect.train.lanes import LANES, side_by_side
 
 
@@ -81,3 +82,29 @@ def test_a_process_that_used_lanes_exits_cleanly() -> None:
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_marks_change_nothing_and_are_forgotten() -> None:
+    """Values and gradients are those without marks; the graph's arrays are not kept."""
+
+    def loss(marked: bool, x: mx.array) -> mx.array:
+        for _ in range(4):
+            x = mx.tanh(x @ x)
+            x = lanes.mark(x) if marked else x
+        return x.sum()
+
+    x = mx.random.normal((20, 20), key=mx.random.key(0))
+    mx.eval(x)
+    expected = mx.value_and_grad(lambda x: loss(False, x))(x)
+    traced = side_by_side(lambda _: mx.value_and_grad(lambda x: loss(True, x))(x), range(3))
+    for _, found in traced:
+        assert all(mx.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert lanes.marked == []
+
+
+def test_pieces_are_computed_in_turn_and_let_go() -> None:
+    pieces = [mx.ones((10,)) * i for i in range(4)]
+    last = pieces[-1]
+    lanes.compute(pieces)
+    assert pieces == []
+    assert last.tolist() == [3.0] * 10

@@ -16,6 +16,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models import activations
 
+from mlxreflect.train.lanes import mark
+
 LOG2E = math.log2(math.e)
 LOWEST = -1e30  # added to a masked score: its power is 0, and a row of such scores no NaN
 LEAST_ROWS = 4  # of a product with quantised weights that making them float32 is worth it for
@@ -116,7 +118,7 @@ def attention(
         scores = scores + added(mask, groups, length, keys.shape[2])
     shares: Any = softmax_of_powers(scores)
     weighted: mx.array = shares @ mx.expand_dims(values, 2)
-    return weighted.reshape(batch, heads, length, values.shape[-1]).astype(kind)
+    return mark(weighted.reshape(batch, heads, length, values.shape[-1]).astype(kind))
 
 
 def added(mask: mx.array | str, groups: int, length: int, keys: int) -> mx.array:
@@ -151,8 +153,7 @@ def swiglu(gate: mx.array, x: mx.array) -> mx.array:
         found: mx.array = activations.swiglu(gate, x)
         return found
     gated: Any = gated_unit(gate, x)
-    out: mx.array = gated[0]
-    return out
+    return mark(gated[0])
 
 
 @mx.custom_function

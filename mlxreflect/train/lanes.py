@@ -1,10 +1,15 @@
-"""Parts of a batch side by side on the CPU, where MLX computes a stream on one core."""
+"""Parts of a batch side by side on the CPU, where MLX computes a stream on one core.
+
+MLX lets at most about a hundred operations wait, of all streams together, so a large graph would
+keep another stream idle. A graph is therefore computed piece by piece, from mark to mark.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
@@ -33,9 +38,10 @@ def side_by_side(
         while waiting or running:
             while waiting and free:
                 piece, stream = waiting.popleft(), free.popleft()
-                with mx.stream(stream):
+                with mx.stream(stream), marking() as marks:
                     result = trace(piece)
-                running.append((piece, result, stream, threads().submit(mx.eval, result)))
+                computed = threads().submit(compute, [*marks, result])
+                running.append((piece, result, stream, computed))
             piece, result, stream, computed = running.popleft()
             computed.result()
             free.append(stream)
@@ -43,6 +49,48 @@ def side_by_side(
     finally:  # also where the caller stops early: nothing goes on behind its back
         for *_, computed in running:
             computed.exception()
+
+
+marked: list[list[mx.array]] = []  # of the graph that is being traced, if one is
+
+
+@contextmanager
+def marking() -> Iterator[list[mx.array]]:
+    """The places that are marked inside, in the order of their computation."""
+    marked.append([])
+    try:
+        yield marked[-1]
+    finally:
+        marked.pop()
+
+
+def mark(x: mx.array) -> mx.array:
+    """x, as a place at which the computation may pause; its gradient becomes one too."""
+    if not marked:
+        return x
+    marks = marked[-1]
+
+    @mx.custom_function
+    def same(x: mx.array) -> mx.array:
+        return x
+
+    @same.vjp
+    def backward(primal: Any, cotangent: Any, output: Any) -> mx.array:
+        marks.append(cotangent)
+        slope: mx.array = cotangent
+        return slope
+
+    marks.append(x)
+    out: Any = same(x)
+    passed: mx.array = out
+    return passed
+
+
+def compute(pieces: list[Any]) -> None:
+    """In a thread of its own: each piece in turn, and none is kept longer than it is needed."""
+    pieces.reverse()
+    while pieces:
+        mx.eval(pieces.pop())
 
 
 @cache

@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 
 from mlxreflect.train.batches import Batch, Row, collate
+from mlxreflect.train.lanes import mark
 from mlxreflect.train.losses import token_logps
 from mlxreflect.train.prefix import Recorder, extend
 
@@ -135,7 +136,7 @@ class Network:
         for start in range(0, targets.shape[0], rows):
             # One chunk after the other: MLX would begin with all of them at once.
             part = mx.depends(hidden[start : start + rows], logps)
-            logps = score(part, targets[start : start + rows])
+            logps = mark(score(part, targets[start : start + rows]))
             yield logps
 
     def head_parameters(self) -> Arrays:
