@@ -24,6 +24,7 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
+Tier = Literal["basic", "advanced", "judge"]  # of critics
 
 
 class Table(BaseModel):
@@ -64,25 +65,44 @@ class TaskConfig(Table):
 
 
 class CriticConfig(Table):
-    provider: Literal["solver", "ollama"] = "solver"
+    provider: Literal["solver", "local", "ollama", "openai", "bedrock"] = "solver"
     model: str = ""
     base_url: str = ""
+    key_env: str = ""  # openai: the environment variable that holds the key; never the key itself
+    region: str = ""  # bedrock; "": as boto3 finds it
+    profile: str = ""  # bedrock: of ~/.aws/config
     temperature: Annotated[float, Field(ge=0)] = 0.99
     max_tokens: Positive = 2000
     num_ctx: Positive = 8192
     concurrency: Positive = 4
     deadline_s: Rate = 600.0
+    price_in: Annotated[float, Field(ge=0)] = 0.0  # dollars a million tokens of prompt
+    price_out: Annotated[float, Field(ge=0)] = 0.0  # and of reply
     cache: str = ""  # "": the user's cache folder, "off", or a path
+    replay: bool = False  # answer from the cache alone; what is not there is an error
+
+
+class BudgetConfig(Table):
+    """What all critics of a run together may spend; 0: no limit."""
+
+    max_calls: Count = 0
+    max_tokens: Count = 0  # of prompts and replies
+    max_usd: Annotated[float, Field(ge=0)] = 0.0  # by critic.price_in and price_out
 
 
 class Critics(CriticConfig):
-    """[critic]; [critic.advanced] overrides it key by key for the bucket list."""
+    """[critic]; [critic.advanced] and [critic.judge] override it key by key.
 
+    advanced: takes up the bucket list. judge: gives verdicts.
+    """
+
+    budget: BudgetConfig = BudgetConfig()
     advanced: dict[str, Any] = {}
+    judge: dict[str, Any] = {}
 
-    def tier(self, name: Literal["basic", "advanced"]) -> CriticConfig:
-        base = self.model_dump(exclude={"advanced"})
-        return CriticConfig(**{**base, **(self.advanced if name == "advanced" else {})})
+    def tier(self, name: Tier) -> CriticConfig:
+        base = self.model_dump(exclude={"budget", "advanced", "judge"})
+        return CriticConfig(**{**base, **({} if name == "basic" else getattr(self, name))})
 
 
 class R3Config(Table):
@@ -181,7 +201,10 @@ class Recipe(Table):
 
 
 # A stopped run may be resumed with other values of these, and of no other key.
-RESUMABLE = ("critic.concurrency", "critic.deadline_s")
+RESUMABLE = (
+    "critic.concurrency", "critic.deadline_s",
+    "critic.budget.max_calls", "critic.budget.max_tokens", "critic.budget.max_usd",
+)  # fmt: skip
 
 
 class EvalSpec(Table):
@@ -228,7 +251,9 @@ def check_profiles(profiles: Any, path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: profiles = {profiles!r} is no table", "write [profiles.NAME]")
     for name, part in profiles.items():
         prefix = f"profiles.{name}"
-        validate_tier(validate(Recipe, part, path, prefix=prefix), "advanced", path, prefix=prefix)
+        critics = validate(Recipe, part, path, prefix=prefix)
+        validate_tier(critics, "advanced", path, prefix=prefix)
+        validate_tier(critics, "judge", path, prefix=prefix)
     return profiles
 
 
@@ -254,7 +279,8 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
             'train LoRA, or set train.reference = "none", train.dpo = 0 or train.objective = '
             '"orpo"',
         )
-    for tier in ("basic", "advanced"):
+    tiers: tuple[Tier, ...] = ("basic", "advanced", "judge")
+    for tier in tiers:
         critic = validate_tier(recipe, tier, path, settings)
         if critic.provider != "solver" and not critic.model:
             raise UserError(
@@ -289,7 +315,7 @@ def check_objective(objective: str, train: Fitting, quantize: int, path: Path) -
 
 def validate_tier(
     recipe: Recipe,
-    tier: Literal["basic", "advanced"],
+    tier: Tier,
     path: Path,
     settings: Sequence[str] = (),
     prefix: str = "",
@@ -297,7 +323,7 @@ def validate_tier(
     try:
         return recipe.critic.tier(tier)
     except ValidationError as error:
-        full = f"{prefix}.critic.advanced".lstrip(".")
+        full = f"{prefix}.critic.{tier}".lstrip(".")
         raise explain(error, CriticConfig, path, settings, full) from None
 
 

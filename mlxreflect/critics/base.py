@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from mlxreflect.records import Messages, Problem, Visibility
+
+Move = Literal["critique", "rewrite", "continue", "judge", "prefer", "pose", "integrate"]
 
 
 @dataclass(frozen=True)
@@ -14,10 +16,10 @@ class Call:
     text: the attempt under review; feedback: what the rewrite is to act on.
     epoch, attempt: with problem and role, what makes this call another than the same words later
         (a retry from the bucket list is a new call, a resumed run's is not).
-    seed: of the sampling.
+    seed: of the sampling. schema: JSON schema of the reply; None: text.
     """
 
-    role: Literal["critique", "rewrite"]
+    role: Move
     problem: Problem
     messages: Messages
     text: str
@@ -28,6 +30,7 @@ class Call:
     epoch: int = 0
     attempt: str = ""
     seed: int = 0
+    schema: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

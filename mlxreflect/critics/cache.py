@@ -42,6 +42,7 @@ def cache_key(config: CriticConfig, call: Call) -> str:
             "seed": call.seed,
         },
         "template": call.template,
+        "schema": call.schema,
         "call": [call.problem.id, call.epoch, call.role, call.attempt],
     }
     # ASCII: a model's half emoji (a lone surrogate) has no UTF-8 form.
