@@ -3,7 +3,6 @@
 import email.utils
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import fake_ollama as fake
 import httpx
 import pytest
 from fake_ollama import Body, FakeOllama, Fault, http
+from fake_server import free_port
 
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.client import Client, http_error, retry_after
@@ -353,14 +353,6 @@ def test_preflight_names_the_missing_model(model: str) -> None:
         preflight(server.url, model=model)
     assert caught.value.message == f"Ollama has no model {model}"
     assert caught.value.hint == f"run: ollama pull {model}"
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-        assert isinstance(port, int)
-        return port
 
 
 def test_preflight_says_when_the_server_is_down() -> None:

@@ -12,8 +12,8 @@ import ollama
 
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.client import Body, CallError, Client, http_error
+from mlxreflect.critics.text import encodable, strip_thought
 from mlxreflect.errors import UserError
-from mlxreflect.prompts import TAGS
 from mlxreflect.recipe import CriticConfig
 from mlxreflect.records import Messages
 
@@ -157,29 +157,7 @@ class OllamaCritic:
             raise http_error(response)
 
 
-def encodable(messages: Messages) -> Messages:
-    """Half an emoji, as a policy's last token may leave it, has no UTF-8 form: send a "?"."""
-    return [
-        {key: value.encode("utf-8", "replace").decode("utf-8") for key, value in message.items()}
-        for message in messages
-    ]
-
-
 def estimate_tokens(messages: Messages) -> int:
     """At least how many tokens a prompt has. Runs of one character count once: they merge."""
     text = "\n".join(message["content"] for message in messages)
     return len(re.sub(r"(.)\1+", r"\1", text, flags=re.DOTALL)) // CHARS_PER_TOKEN
-
-
-def strip_thought(text: str, call: Call) -> str:
-    """The text without a leading <think>…</think> that the critic wrote for itself.
-
-    In a rewrite whose own tags are `think`, a single block is the solution's reasoning and stays;
-    the first of two is the critic's.
-    """
-    start, end = TAGS["think"]
-    head = text.lstrip()
-    own = call.role == "rewrite" and call.tags == "think" and text.count(end) < 2
-    if own or not head.startswith(start) or end not in head:
-        return text
-    return head.partition(end)[2].lstrip()
