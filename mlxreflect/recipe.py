@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -200,6 +201,11 @@ class Recipe(Table):
     eval: EvalConfig = EvalConfig()
 
 
+# For each provider, what a critic.model may look like.
+MODELS = {
+    "local": "mlx-community/Qwen2.5-7B-Instruct-4bit", "ollama": "qwen2.5:7b",
+    "openai": "gpt-4.1-mini", "bedrock": "us.amazon.nova-pro-v1:0",
+}  # fmt: skip
 # A stopped run may be resumed with other values of these, and of no other key.
 RESUMABLE = (
     "critic.concurrency", "critic.deadline_s",
@@ -282,11 +288,27 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
     tiers: tuple[Tier, ...] = ("basic", "advanced", "judge")
     for tier in tiers:
         critic = validate_tier(recipe, tier, path, settings)
-        if critic.provider != "solver" and not critic.model:
-            raise UserError(
-                f"{path}: critic.provider = {critic.provider!r} needs a model",
-                'set critic.model, for example "qwen2.5:7b"',
-            )
+        check_critic(critic, path)
+
+
+def check_critic(critic: CriticConfig, path: Path) -> None:
+    """Keys of a critic that its provider could not do with."""
+    if critic.provider != "solver" and not critic.model:
+        raise UserError(
+            f"{path}: critic.provider = {critic.provider!r} needs a model",
+            f'set critic.model, for example "{MODELS[critic.provider]}"',
+        )
+    if critic.provider == "bedrock" and critic.temperature > 1:
+        raise UserError(
+            f"{path}: critic.temperature = {critic.temperature:g}, and Bedrock takes 0 to 1",
+            "set critic.temperature to 1 or less",
+        )
+    # The value is not shown: it may be the key.
+    if critic.key_env and not re.fullmatch("[A-Z_][A-Z0-9_]*", critic.key_env):
+        raise UserError(
+            f"{path}: critic.key_env is no name of an environment variable in capitals",
+            'put the key itself into a variable, and its name here, for example "OPENAI_API_KEY"',
+        )
 
 
 def check_objective(objective: str, train: Fitting, quantize: int, path: Path) -> None:

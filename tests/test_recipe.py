@@ -492,12 +492,24 @@ def test_the_digest_does_not_depend_on_the_order_of_keys(tmp_path: Path) -> None
         (["train.tune=full", "train.reference=base"], "train.tune = 'full'", "train LoRA"),
         (["critic.provider=ollama"], "critic.provider = 'ollama' needs a model", "critic.model"),
         (["critic.advanced.provider=ollama"], "'ollama' needs a model", "critic.model"),
+        (["critic.provider=openai"], "'openai' needs a model", "gpt-"),
+        (["critic.judge.provider=local"], "'local' needs a model", "mlx-community/"),
+        (["critic.provider=bedrock"], "'bedrock' needs a model", "us.amazon."),
+        (["critic.provider=bedrock", "critic.model=m", "critic.temperature=1.5"],
+         "critic.temperature = 1.5, and Bedrock takes 0 to 1", "1 or less"),
+        (["critic.advanced.key_env=no-name"], "critic.key_env is no name", "OPENAI_API_KEY"),
     ],
-)
+)  # fmt: skip
 def test_contradiction(settings: list[str], said: str, hint: str, tmp_path: Path) -> None:
     error = refused(write(tmp_path, ""), *settings)
     assert said in error.message
     assert hint in error.hint
+
+
+@pytest.mark.parametrize("key", ["sk-proj-abc123", "gsk_abc123", "AIzaSyA1", "ABC 1", "1A"])
+def test_a_key_in_place_of_its_name_is_not_shown(key: str, tmp_path: Path) -> None:
+    error = refused(write(tmp_path, ""), f"critic.key_env='{key}'")
+    assert key not in error.message + error.hint
 
 
 def test_what_only_looks_like_a_contradiction(tmp_path: Path) -> None:

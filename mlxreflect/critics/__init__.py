@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from mlxreflect.critics.base import Critic
 from mlxreflect.critics.ollama import OllamaCritic
+from mlxreflect.critics.openai import OpenAICritic
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.recipe import CriticConfig
 
@@ -11,4 +12,5 @@ from mlxreflect.recipe import CriticConfig
 CRITICS: dict[str, Callable[[CriticConfig, str, str], Critic]] = {
     "solver": lambda config, task, run_id: SolverCritic(config, task),
     "ollama": lambda config, task, run_id: OllamaCritic(config, run_id),
+    "openai": lambda config, task, run_id: OpenAICritic(config, run_id),
 }
