@@ -39,7 +39,7 @@ LAYERS: list[set[str]] = [
 PURE = ("records", "settings", "recipe", "seeds", "prompts", "pairs", "stats", "tasks", "errors",
         "job")  # fmt: skip
 HEAVY = {"mlx", "mlx_lm", "transformers", "pydantic", "matplotlib", "numpy", "scipy", "datasets",
-         "huggingface_hub", "ollama", "httpx", "tenacity"}  # fmt: skip
+         "huggingface_hub", "ollama", "httpx", "tenacity", "boto3", "botocore"}  # fmt: skip
 
 
 def module_name(path: Path) -> str:
