@@ -17,10 +17,12 @@ from fake_server import Body, Fault, free_port
 
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.bedrock import BedrockCritic
+from mlxreflect.critics.client import RETRIES
 from mlxreflect.errors import UserError
 from mlxreflect.recipe import CriticConfig
 from mlxreflect.records import make_problem
 
+TRIES = RETRIES + 1
 PROBLEM = make_problem("countdown", {"numbers": [1, 2, 3], "target": 6})
 SECRET, TOKEN, BEARER = "very/secret+access+key", "session//token==", "bedrock-api-key-abc=="
 ARN = "arn:aws:bedrock:us-east-1:123456789012:inference-profile/us.amazon.nova-pro-v1:0"
@@ -149,7 +151,7 @@ def test_usage_may_be_missing() -> None:
 def test_no_text_is_an_error(text: str) -> None:
     with FakeBedrock(reply=lambda body: text) as server:
         [reply] = ask(server)
-        assert len(server.chats) == 1
+        assert len(server.chats) == TRIES
     assert (reply.kind, reply.text) == ("empty", "")
 
 
@@ -165,43 +167,43 @@ def test_a_megabyte_of_text() -> None:
 @pytest.mark.parametrize(
     ("fault", "kind", "sent"),
     [
-        (aws("ThrottlingException"), "http_429", 4),
-        (aws("ModelNotReadyException"), "http_429", 4),
-        (aws("ModelTimeoutException"), "http_408", 4),
-        (aws("ModelErrorException"), "http_424", 4),
-        (aws("InternalServerException"), "http_500", 4),
-        (aws("ServiceUnavailableException"), "http_503", 4),
+        (aws("ThrottlingException"), "http_429", TRIES),
+        (aws("ModelNotReadyException"), "http_429", TRIES),
+        (aws("ModelTimeoutException"), "http_408", TRIES),
+        (aws("ModelErrorException"), "http_424", TRIES),
+        (aws("InternalServerException"), "http_500", TRIES),
+        (aws("ServiceUnavailableException"), "http_503", TRIES),
         (aws("ValidationException"), "http_400", 1),
         (aws("AccessDeniedException"), "http_403", 1),
         (aws("ExpiredTokenException"), "http_403", 1),
         (aws("ResourceNotFoundException"), "http_404", 1),
         (Fault(401, b"{}"), "http_401", 1),
-        (Fault(502, b"<html>bad gateway</html>"), "http_502", 4),
-        (wire.HANG_UP, "connect", 4),
-        (wire.RESET, "reset", 4),
-        (wire.SHORT, "reset", 4),
-        (wire.EMPTY_BODY, "invalid", 4),
-        (fake.BAD_JSON, "invalid", 4),
-        (fake.WRONG_SCHEMA, "invalid", 4),
-        (wire.NOT_OBJECT, "invalid", 4),
-        (fake.NOT_UTF8, "invalid", 4),
-        (Fault(body=b'{"output": {"message": {"content": [{"text": 7}]}}}'), "invalid", 4),
-        (Fault(body=b'{"output": {"message": {"content": 7}}}'), "invalid", 4),
-        (Fault(body=b'{"output": {"message": 7}, "usage": 7}'), "invalid", 4),
-        (Fault(body=b"[" * 100_000), "invalid", 4),
-        (Fault(500, b"[" * 100_000), "invalid", 4),
-        (Fault(body=b"plain", headers={"Content-Encoding": "gzip"}), "invalid", 4),
+        (Fault(502, b"<html>bad gateway</html>"), "http_502", TRIES),
+        (wire.HANG_UP, "reset", TRIES),
+        (wire.RESET, "reset", TRIES),
+        (wire.SHORT, "reset", TRIES),
+        (wire.EMPTY_BODY, "invalid", TRIES),
+        (fake.BAD_JSON, "invalid", TRIES),
+        (fake.WRONG_SCHEMA, "invalid", TRIES),
+        (wire.NOT_OBJECT, "invalid", TRIES),
+        (fake.NOT_UTF8, "invalid", TRIES),
+        (Fault(body=b'{"output": {"message": {"content": [{"text": 7}]}}}'), "invalid", TRIES),
+        (Fault(body=b'{"output": {"message": {"content": 7}}}'), "invalid", TRIES),
+        (Fault(body=b'{"output": {"message": 7}, "usage": 7}'), "invalid", TRIES),
+        (Fault(body=b"[" * 100_000), "invalid", TRIES),
+        (Fault(500, b"[" * 100_000), "invalid", TRIES),
+        (Fault(body=b"plain", headers={"Content-Encoding": "gzip"}), "invalid", TRIES),
     ],
     ids=lambda value: value.label if isinstance(value, Fault) else str(value),
 )
 def test_each_fault_has_a_kind(fault: Fault, kind: str, sent: int) -> None:
-    with FakeBedrock(faults=[fault] * 4) as server:
+    with FakeBedrock(faults=[fault] * TRIES) as server:
         [reply] = ask(server)
         assert len(server.chats) == sent
     assert reply.kind == kind
     assert reply.error
     assert "\n" not in reply.error
-    assert (reply.text, reply.cached) == ("", False)
+    assert (reply.text, reply.cached, reply.tries) == ("", False, sent)
 
 
 @pytest.mark.parametrize(

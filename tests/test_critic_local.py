@@ -9,6 +9,7 @@ import pytest
 
 from mlxreflect.critics import CRITICS
 from mlxreflect.critics.base import Call
+from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import LocalCritic, SelfCritic
 from mlxreflect.errors import UserError
 from mlxreflect.policy import Policy, load_policy
@@ -28,7 +29,8 @@ def ask_about(problem: Problem, **changes: Any) -> Call:
 
 def local(**settings: Any) -> LocalCritic:
     defaults: dict[str, Any] = {"model": "tiny", "max_tokens": 60, "temperature": 0.0}
-    critic = CRITICS["local"](CriticConfig(provider="local", **defaults | settings), "", "run")
+    config = CriticConfig(provider="local", **defaults | settings)
+    critic = CRITICS["local"](config, "", "run", Ledger())
     assert isinstance(critic, LocalCritic)
     return critic
 

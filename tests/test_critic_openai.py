@@ -19,6 +19,7 @@ from fake_openai import FakeOpenAI, refusal
 from fake_server import Body, Fault, free_port, http
 
 from mlxreflect.critics.base import Call, Reply
+from mlxreflect.critics.client import RETRIES
 from mlxreflect.critics.openai import OpenAICritic, parse_base
 from mlxreflect.errors import UserError
 from mlxreflect.policy import TINY, load_policy
@@ -27,6 +28,7 @@ from mlxreflect.recipe import CriticConfig, PolicyConfig, TaskConfig
 from mlxreflect.records import make_problem
 from mlxreflect.tasks import TASKS, countdown
 
+TRIES = RETRIES + 1
 PROBLEM = make_problem("countdown", {"numbers": [1, 2, 3], "target": 6})
 KEY = "sk-secret/0123456789+abc"
 SCHEMA = {"type": "object", "properties": {"right": {"type": "boolean"}}, "required": ["right"]}
@@ -138,7 +140,7 @@ def test_a_rewrites_own_thought_that_the_server_took_apart(
 def test_no_text_is_an_error(content: Any) -> None:
     with FakeOpenAI(reply=lambda body: message(content=content)) as server:
         [reply] = ask(server)
-        assert len(server.chats) == 1
+        assert len(server.chats) == TRIES
     assert (reply.kind, reply.text) == ("empty", "")
 
 
@@ -185,45 +187,45 @@ def test_a_megabyte_of_text() -> None:
 @pytest.mark.parametrize(
     ("fault", "kind", "sent"),
     [
-        (http(429), "http_429", 4),
-        (http(408), "http_408", 4),
-        (http(409), "http_409", 4),
-        (http(500), "http_500", 4),
-        (http(503), "http_503", 4),
-        (refusal(529, "overloaded"), "http_529", 4),
+        (http(429), "http_429", TRIES),
+        (http(408), "http_408", TRIES),
+        (http(409), "http_409", TRIES),
+        (http(500), "http_500", TRIES),
+        (http(503), "http_503", TRIES),
+        (refusal(529, "overloaded"), "http_529", TRIES),
         (http(400), "http_400", 1),
         (http(401), "http_401", 1),
         (http(403), "http_403", 1),
         (refusal(404, "The model 'critic' does not exist"), "http_404", 1),
         (Fault(307, headers={"Location": "http://127.0.0.1:1/"}), "http_307", 1),
-        (wire.HANG_UP, "connect", 4),
-        (wire.RESET, "reset", 4),
-        (wire.SHORT, "reset", 4),
-        (wire.EMPTY_BODY, "invalid", 4),
-        (fake.BAD_JSON, "invalid", 4),
-        (fake.WRONG_SCHEMA, "invalid", 4),
-        (fake.NO_CHOICES, "invalid", 4),
-        (fake.NOT_TEXT, "invalid", 4),
-        (wire.NOT_OBJECT, "invalid", 4),
-        (fake.NOT_UTF8, "invalid", 4),
-        (Fault(body=b"[" * 100_000), "invalid", 4),
-        (Fault(500, b"[]"), "http_500", 4),
-        (Fault(500, b"[" * 100_000), "http_500", 4),
-        (Fault(body=b"plain", headers={"Content-Encoding": "gzip"}), "invalid", 4),
-        (wire.ok({"error": {"code": 429, "message": "slow down"}}), "http_429", 4),
+        (wire.HANG_UP, "reset", TRIES),
+        (wire.RESET, "reset", TRIES),
+        (wire.SHORT, "reset", TRIES),
+        (wire.EMPTY_BODY, "invalid", TRIES),
+        (fake.BAD_JSON, "invalid", TRIES),
+        (fake.WRONG_SCHEMA, "invalid", TRIES),
+        (fake.NO_CHOICES, "invalid", TRIES),
+        (fake.NOT_TEXT, "invalid", TRIES),
+        (wire.NOT_OBJECT, "invalid", TRIES),
+        (fake.NOT_UTF8, "invalid", TRIES),
+        (Fault(body=b"[" * 100_000), "invalid", TRIES),
+        (Fault(500, b"[]"), "http_500", TRIES),
+        (Fault(500, b"[" * 100_000), "http_500", TRIES),
+        (Fault(body=b"plain", headers={"Content-Encoding": "gzip"}), "invalid", TRIES),
+        (wire.ok({"error": {"code": 429, "message": "slow down"}}), "http_429", TRIES),
         (wire.ok({"error": {"code": 400, "message": "no"}, "choices": []}), "http_400", 1),
-        (wire.ok({"error": "upstream failed"}), "http_502", 4),
+        (wire.ok({"error": "upstream failed"}), "http_502", TRIES),
     ],
     ids=lambda value: value.label if isinstance(value, Fault) else str(value),
 )
 def test_each_fault_has_a_kind(fault: Fault, kind: str, sent: int) -> None:
-    with FakeOpenAI(faults=[fault] * 4) as server:
+    with FakeOpenAI(faults=[fault] * TRIES) as server:
         [reply] = ask(server)
         assert len(server.chats) == sent
     assert reply.kind == kind
     assert reply.error
     assert "\n" not in reply.error
-    assert (reply.text, reply.cached) == ("", False)
+    assert (reply.text, reply.cached, reply.tries) == ("", False, sent)
 
 
 @pytest.mark.parametrize(

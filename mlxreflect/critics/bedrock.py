@@ -14,7 +14,8 @@ from typing import Any
 import httpx
 
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.client import CallError, Client
+from mlxreflect.critics.client import NOTHING, CallError, Client
+from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.text import encodable, strip_thought
 from mlxreflect.critics.wire import Wire, invalid
 from mlxreflect.errors import UserError
@@ -37,7 +38,14 @@ class BedrockCritic:
     be used.
     """
 
-    def __init__(self, config: CriticConfig, run_id: str, *, backoff_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        config: CriticConfig,
+        run_id: str,
+        ledger: Ledger | None = None,
+        *,
+        backoff_s: float | None = None,
+    ) -> None:
         self.config = config
         self.actor = f"bedrock:{config.model}"
         self.tempered = True  # until the model refuses a temperature
@@ -50,7 +58,7 @@ class BedrockCritic:
         shown = self.runtime.meta.endpoint_url if self.runtime else "Bedrock"
         certificates = os.environ.get("AWS_CA_BUNDLE", "")
         self.wire = Wire(shown, (os.environ.get(BEARER, ""),), certificates)
-        self.client = Client(config, run_id, self.send, backoff_s=backoff_s)
+        self.client = Client(config, run_id, self.send, ledger, backoff_s=backoff_s)
 
     def preflight(self) -> None:
         """Are there credentials? Whether they open this model is known at the first call."""
@@ -105,7 +113,8 @@ class BedrockCritic:
         except ClientError as error:
             raise self.refusal(error.response) from None
         except BotoCoreError as error:  # credentials that ended meanwhile, an id that is none
-            raise CallError("refused", self.wire.clean(one_line(error))) from None
+            said = self.wire.clean(one_line(error))
+            raise CallError("refused", said, usage=NOTHING) from None
         except (
             ResponseParserError, ValueError, LookupError, TypeError, AttributeError, RecursionError
         ) as error:  # fmt: skip

@@ -17,6 +17,7 @@ import httpx
 
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.client import CallError, Client
+from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.text import encodable, fold_system, strip_thought
 from mlxreflect.critics.wire import Wire, invalid
 from mlxreflect.errors import UserError
@@ -38,7 +39,14 @@ class OpenAICritic:
     be used.
     """
 
-    def __init__(self, config: CriticConfig, run_id: str, *, backoff_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        config: CriticConfig,
+        run_id: str,
+        ledger: Ledger | None = None,
+        *,
+        backoff_s: float | None = None,
+    ) -> None:
         self.config = config
         self.actor = f"openai:{config.model}"
         self.base = parse_base(config.base_url)
@@ -47,7 +55,7 @@ class OpenAICritic:
         self.key = read_key(config.key_env) if needs_key else ""
         self.wire = Wire(self.url, (self.key, self.base.password))
         self.refused: frozenset[str] = frozenset()  # what this server does not take
-        self.client = Client(config, run_id, self.send, backoff_s=backoff_s)
+        self.client = Client(config, run_id, self.send, ledger, backoff_s=backoff_s)
 
     def preflight(self) -> None:
         """Is the server up, does it take the key, does it have the model? Generates nothing."""
@@ -156,18 +164,19 @@ class OpenAICritic:
             thought = text_of(message.get("reasoning_content") or message.get("reasoning"))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise invalid(error) from None
+        usage = counts(answer.get("usage"))
         if thought and not text.strip() and reason == "length":
-            raise CallError(
-                "empty", f"all {self.config.max_tokens} tokens went into thinking: "
-                "raise critic.max_tokens",
-            )  # fmt: skip
+            said = (
+                f"all {self.config.max_tokens} tokens went into thinking: raise critic.max_tokens"
+            )
+            raise CallError("empty", said, usage=usage)
         if thought and TAGS["think"][1] not in text:
             # Taken apart by the server, also where the thought is the rewrite's own: as it was.
             text = self.wire.clean(thought).join(TAGS["think"]) + text
         return Reply(
             strip_thought(text, call),
             finish_reason=self.wire.clean(reason) if isinstance(reason, str) else None,
-            usage=counts(answer.get("usage")),
+            usage=usage,
         )
 
     def late_refusal(self, error: Any) -> CallError:

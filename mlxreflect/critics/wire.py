@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import httpx
 
-from mlxreflect.critics.client import Body, CallError, http_error
+from mlxreflect.critics.client import NOTHING, Body, CallError, http_error
 from mlxreflect.errors import UserError
 
 CONNECT_S = 10.0
@@ -40,15 +40,15 @@ class Wire:
                 response.read()
             finally:
                 response.close()
-        except CallError as error:
-            error.retry = error.retry or error.kind == "reset"
-            raise
         except httpx.ConnectTimeout:
-            raise CallError("timeout", f"no connection to {self.shown}", retry=True) from None
+            said = f"no connection to {self.shown}"
+            raise CallError("timeout", said, retry=True, usage=NOTHING) from None
         except httpx.TimeoutException:
             raise CallError("timeout", f"no reply from {self.shown} in time", retry=True) from None
-        except httpx.TransportError:
+        except httpx.ConnectError:
             raise CallError("connect", f"cannot reach {self.shown}", retry=True) from None
+        except httpx.TransportError:  # it was sent, so a model may have worked on it
+            raise CallError("reset", f"{self.shown} hung up without a reply", retry=True) from None
         except httpx.RequestError as error:  # compressed in a way it is not
             raise invalid(error) from None
         return response
