@@ -311,13 +311,16 @@ def test_what_is_refused_is_left_out_from_then_on(name: str) -> None:
     assert len(third) == len(first) - (name != "max_tokens")  # nothing else was left out
 
 
-def test_all_that_is_refused_at_once() -> None:
+def test_all_that_is_refused_at_once_and_from_several_threads() -> None:
     with FakeOpenAI(refuses=["max_tokens", "temperature", "seed"]) as server:
-        replies = ask(server, *[call(str(n)) for n in range(8)], concurrency=4)
-        assert {frozenset(body) for body in server.chats[-4:]} == {
-            frozenset({"model", "messages", "stream", "max_completion_tokens"})
-        }
-    assert [reply.error for reply in replies] == [None] * 8
+        critic = critic_at(server.url, concurrency=4)
+        replies = critic.ask([call(str(n)) for n in range(8)])
+        before = len(server.chats)
+        replies += critic.ask([call("9")])
+        assert len(server.chats) == before + 1  # all of it is known by now
+        assert set(server.chats[-1]) == {"model", "messages", "stream", "max_completion_tokens"}
+        critic.close()
+    assert [reply.error for reply in replies] == [None] * 9
 
 
 @pytest.mark.parametrize("status", [400, 422])
