@@ -38,8 +38,8 @@ LAYERS: list[set[str]] = [
     {"critics", "train"},
     {"strategies", "evaluate", "compare", "tiny", "fuse"},
     {"plots", "story"},
-    {"loop", "show", "course"},
-    {"dry", "finetune"},
+    {"loop", "show", "course", "checks"},
+    {"dry", "finetune", "doctor"},
     {"cli"},
     {"__main__"},
 ]
@@ -169,7 +169,7 @@ if len(sys.argv) > 1:
         assert not end.code, end.code
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr)
 """
-COMMANDS = ("run", "resume", "show", "eval", "compare", "grade", "train", "fuse")
+COMMANDS = ("run", "resume", "show", "eval", "compare", "grade", "train", "fuse", "doctor")
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), *((c, "--help") for c in COMMANDS)])

@@ -38,6 +38,8 @@ class BedrockCritic:
     be used.
     """
 
+    waits = True  # for replies from elsewhere: `ask` may be called from several threads
+
     def __init__(
         self,
         config: CriticConfig,
@@ -48,7 +50,7 @@ class BedrockCritic:
     ) -> None:
         self.config = config
         self.actor = f"bedrock:{config.model}"
-        self.tempered = True  # until the model refuses a temperature
+        self.refused: frozenset[str] = frozenset()  # "temperature", where the model takes none
         self.local = threading.local()  # .deadline of the call this thread is making
         self.session: Any = None
         self.runtime: Any = None
@@ -87,14 +89,14 @@ class BedrockCritic:
 
     def send(self, call: Call, timeout: float) -> Reply:
         self.local.deadline = time.monotonic() + timeout
-        tempered = self.tempered
+        tempered = "temperature" not in self.refused
         try:
             answer = self.converse(call, tempered)
         except CallError as error:
             if not tempered or error.kind != "http_400" or "temperature" not in str(error):
                 raise
             answer = self.converse(call, tempered=False)
-            self.tempered = False
+            self.refused |= {"temperature"}
         return self.read(answer, call)
 
     def converse(self, call: Call, tempered: bool) -> dict[str, Any]:

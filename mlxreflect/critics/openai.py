@@ -39,6 +39,8 @@ class OpenAICritic:
     be used.
     """
 
+    waits = True  # for replies from elsewhere: `ask` may be called from several threads
+
     def __init__(
         self,
         config: CriticConfig,
