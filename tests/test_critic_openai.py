@@ -260,7 +260,9 @@ def test_a_retry_after_beyond_the_deadline_is_not_waited_for() -> None:
 def test_the_deadline_ends_a_call(fault: Fault) -> None:
     with FakeOpenAI(faults=[fault] * 50) as server:
         critic = critic_at(server.url, deadline_s=0.5, concurrency=1)
+        begun = time.monotonic()
         replies = critic.ask([call("a"), call("b")])
+        assert time.monotonic() - begun < 20  # a drip takes 50 s to its end
         assert replies == [Reply("", error="no reply within 0.5 s", kind="timeout")] * 2
         server.faults.clear()
         assert critic.ask([call("c")])[0].text == "reply to c"  # the thread came back

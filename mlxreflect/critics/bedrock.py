@@ -128,8 +128,8 @@ class BedrockCritic:
         from botocore.awsrequest import AWSResponse
 
         headers = {name: plain(value) for name, value in request.headers.items()}
-        token = headers.get("X-Amz-Security-Token", "")
-        self.wire.secrets |= {token} if token else set()
+        if token := headers.get("X-Amz-Security-Token"):
+            self.wire.secrets |= {token}
         sent = httpx.Request(request.method, request.url, headers=headers, content=request.body)
         response = self.wire.fetch(sent, self.local.deadline)
         raw = SimpleNamespace(stream=lambda: [response.content])

@@ -22,7 +22,7 @@ class Wire:
 
     def __init__(self, shown: str, secrets: Iterable[str] = (), certificates: str = "") -> None:
         self.shown = shown
-        self.secrets = {secret for secret in secrets if secret}
+        self.secrets = frozenset(secret for secret in secrets if secret)
         self.http = httpx.Client(verify=trusted(certificates))
 
     def fetch(self, request: httpx.Request, deadline: float) -> httpx.Response:
