@@ -23,15 +23,8 @@ LAYERS: list[set[str]] = [
     {"job", "commits", "train.sources", "train.steps"},
     {"train.forms"},
     {"train.formats"},
-    {
-        "policy",
-        "critics.base",
-        "critics.cache",
-        "critics.client",
-        "critics.ledger",
-        "run",
-        "train.references",
-    },  # fmt: skip
+    {"critics.base", "critics.cache", "critics.ledger"},
+    {"policy", "critics.client", "run", "train.references"},
     {"train.masks", "train.lora", "train.network"},
     {"train.encode", "train.merge", "train.memory", "train.scoring"},
     {"train.trainer"},
