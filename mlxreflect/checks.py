@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httpx
 from huggingface_hub import constants, snapshot_download
@@ -183,7 +183,7 @@ def one_token(critic: Critic) -> Reply:
 
 def ollama_size(name: str, critic: OllamaCritic) -> Sizes:
     """What Ollama's model takes of this machine's memory, where Ollama is on this machine."""
-    if urlsplit(critic.url).hostname not in LOOPBACK:
+    if split_address(critic.url).hostname not in LOOPBACK:
         return {}
     wanted = (critic.config.model, f"{critic.config.model}:latest")
     try:
@@ -194,10 +194,15 @@ def ollama_size(name: str, critic: OllamaCritic) -> Sizes:
     return {name: next((row.size for row in rows if row.model in wanted), None)}
 
 
+def split_address(address: str) -> SplitResult:
+    """Raises ValueError for what is no address."""
+    return urlsplit(address if "://" in address else f"http://{address}")
+
+
 def is_ollama(base_url: str) -> bool:
     """Whether an OpenAI-compatible address is really Ollama's."""
     try:
-        place = urlsplit(base_url if "://" in base_url else f"http://{base_url}")
+        place = split_address(base_url)
         if not place.hostname or place.port == OLLAMA_PORT:
             return place.port == OLLAMA_PORT
         found = httpx.get(f"{place.scheme}://{place.netloc}/api/version", timeout=LOOK_S).json()

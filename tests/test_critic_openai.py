@@ -119,17 +119,18 @@ def test_forms_of_content(answer: Body, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tags", "content", "text"),
+    ("tags", "thought", "content", "text"),
     [
-        ("think", "\n<answer>1</answer>", "<think>hm</think>\n<answer>1</answer>"),
-        ("think", "<think>b</think><answer>1</answer>", "<think>b</think><answer>1</answer>"),
-        ("reasoning", "<reasoning>b</reasoning>", "<reasoning>b</reasoning>"),
+        ("think", "hm", "\n<answer>1</answer>", "<think>hm</think>\n<answer>1</answer>"),
+        ("think", "<think>\nhm", "<answer>1</answer>", "<think>\nhm</think><answer>1</answer>"),
+        ("think", "hm", "<think>b</think><answer>", "<think>b</think><answer>"),
+        ("reasoning", "hm", "<reasoning>b</reasoning>", "<reasoning>b</reasoning>"),
     ],
 )
 def test_a_rewrites_own_thought_that_the_server_took_apart(
-    tags: str, content: str, text: str
+    tags: str, thought: str, content: str, text: str
 ) -> None:
-    answer = message(content=content, reasoning="hm")
+    answer = message(content=content, reasoning=thought)
     with FakeOpenAI(reply=lambda body: answer) as server:
         [rewrite, critique] = ask(server, call(role="rewrite", tags=tags), call("other"))
     assert rewrite.text == text

@@ -182,6 +182,9 @@ def test_one_token_of_ollama_and_its_memory() -> None:
         assert [body["options"]["num_predict"] for body in server.chats] == [1]
     assert found.ok
     assert "critic 0.0" in found["memory"].detail
+    with FakeOllama(models=["critic"]) as server:  # as people write OLLAMA_HOST
+        found = look(*served("ollama", server.url.removeprefix("http://")))
+    assert "critic 0.0" in found["memory"].detail
     with FakeOllama(models=["critic"]) as server:
         found = look(*served("ollama", server.url, model="other"))
     assert found["critic"].hint == "run: ollama pull other"

@@ -172,9 +172,8 @@ class OpenAICritic:
                 f"all {self.config.max_tokens} tokens went into thinking: raise critic.max_tokens"
             )
             raise CallError("empty", said, usage=usage)
-        if thought and TAGS["think"][1] not in text:
-            # Taken apart by the server, also where the thought is the rewrite's own: as it was.
-            text = self.wire.clean(thought).join(TAGS["think"]) + text
+        if thought:
+            text = put_back(self.wire.clean(thought), text)
         return Reply(
             strip_thought(text, call),
             finish_reason=self.wire.clean(reason) if isinstance(reason, str) else None,
@@ -249,6 +248,18 @@ def text_of(content: Any) -> str:
     if content is not None and not isinstance(content, str):
         raise TypeError("content is neither text nor parts")
     return content or ""
+
+
+def put_back(thought: str, text: str) -> str:
+    """A reply as it was written, before the server took the thought apart from the text.
+
+    Of a rewrite that thought may be the solution's own; what is to stay, `strip_thought` decides.
+    """
+    start, end = TAGS["think"]
+    if end in text:
+        return text
+    # Where the prompt speaks of tags, mlx_lm.server leaves the opening one in the thought.
+    return ("" if thought.lstrip().startswith(start) else start) + thought + end + text
 
 
 def counts(usage: Any) -> dict[str, int]:
