@@ -107,6 +107,7 @@ class Critics(CriticConfig):
 
 class R3Config(Table):
     wave: Positive = 1
+    shard: Count = 0  # samples drawn while a remote critic reviews those before; 0: policy.batch
     epochs: Positive = 1
     rewrites: Positive = 3
     verifications: Count = 5

@@ -30,6 +30,8 @@ class OllamaCritic:
     Raises UserError for an address that is none and for a cache that cannot be used.
     """
 
+    waits = True  # for replies from elsewhere: `ask` may be called from several threads
+
     def __init__(self, config: CriticConfig, run_id: str, *, backoff_s: float = 1.0) -> None:
         self.config = config
         self.actor = f"ollama:{config.model}"

@@ -1,5 +1,6 @@
 """What goes to a critic and comes back as turns; failed calls are turns with an error."""
 
+import threading
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,13 +29,27 @@ class Round:
     attempt: str
 
 
+class Stopped(Exception):
+    """A chain would have sent a call after another one had failed."""
+
+
 class Exchange:
-    """Asks for critiques and rewrites, and counts what came of it."""
+    """Asks for critiques and rewrites, and counts what came of it; from any thread.
+
+    stopped: once set, nothing more is sent.
+    """
 
     def __init__(self, recipe: Recipe, task: Task, critics: dict[str, Critic]) -> None:
         self.recipe, self.task, self.critics = recipe, task, critics
         self.counts: Counter[str] = Counter()
         self.recent: deque[bool] = deque(maxlen=RECENT)  # whether the last calls failed
+        self.lock = threading.Lock()  # of both
+        self.stopped = threading.Event()
+
+    def tiers(self, tier: str) -> set[str]:
+        """The critics that take part in a wave of this tier."""
+        config = self.recipe.r3
+        return {tier if who == "critic" else who for who in (config.feedback, config.rewriter)}
 
     def critique(
         self,
@@ -93,9 +108,13 @@ class Exchange:
         )
 
     def ask(self, calls: list[Call], parents: Sequence[Turn], round_: Round) -> list[Turn]:
+        """A turn a call. Raises Stopped where nothing may be sent any more."""
+        if self.stopped.is_set():
+            raise Stopped
         critic = self.critics[round_.tier]
         replies = critic.ask(calls)
-        self.count(replies)
+        with self.lock:
+            self.count(replies)
         return [
             Turn(
                 index=-1,
