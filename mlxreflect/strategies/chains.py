@@ -18,7 +18,7 @@ from typing import Any
 class Chains:
     """Worker threads for the length of a wave.
 
-    stopped: set as soon as a chain has failed or the wave is left; from then on nothing is sent.
+    stopped: set when a chain has failed or the wave is left early; chains must then send nothing.
     The first exception of a chain is raised in the main thread, by the next `start` or `wait`.
     """
 
@@ -47,9 +47,7 @@ class Chains:
         while not self.ended.empty():
             self.collect()
         self.out += 1
-        self.pool.apply_async(
-            self.run, (work,), callback=self.ended.put, error_callback=self.failed
-        )
+        self.pool.apply_async(work, callback=self.ended.put, error_callback=self.failed)
 
     def wait(self, tell: Callable[[str], Any]) -> None:
         """Until every chain has ended, or one has failed: then raises what it raised."""
@@ -62,10 +60,6 @@ class Chains:
         if error is not None:
             raise error
         self.out -= 1
-
-    def run(self, work: Callable[[], None]) -> None:
-        if not self.stopped.is_set():
-            work()
 
     def failed(self, error: BaseException) -> None:
         self.stopped.set()
