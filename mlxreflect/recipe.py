@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +26,8 @@ Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
 Tier = Literal["basic", "advanced", "judge"]  # of critics
+TIERS: tuple[Tier, ...] = ("basic", "advanced", "judge")
+REMOTE = ("ollama", "openai", "bedrock")  # providers that are asked over a network
 
 
 class Table(BaseModel):
@@ -203,7 +206,7 @@ class Recipe(Table):
 
 # A stopped run may be resumed with other values of these, and of no other key.
 RESUMABLE = (
-    "critic.concurrency", "critic.deadline_s",
+    "critic.concurrency", "critic.deadline_s", "critic.replay",
     "critic.budget.max_calls", "critic.budget.max_tokens", "critic.budget.max_usd",
 )  # fmt: skip
 
@@ -280,13 +283,37 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
             'train LoRA, or set train.reference = "none", train.dpo = 0 or train.objective = '
             '"orpo"',
         )
-    tiers: tuple[Tier, ...] = ("basic", "advanced", "judge")
-    for tier in tiers:
+    for tier in TIERS:
         critic = validate_tier(recipe, tier, path, settings)
         if critic.provider != "solver" and not critic.model:
             raise UserError(
                 f"{path}: critic.provider = {critic.provider!r} needs a model",
                 'set critic.model, for example "qwen2.5:7b"',
+            )
+    check_spending(recipe, path)
+
+
+def check_spending(recipe: Recipe, path: Path) -> None:
+    """Critic settings that would ask for nothing, cost nothing or give a password away."""
+    for tier in TIERS:
+        critic = recipe.critic.tier(tier)
+        if critic.replay and critic.cache == "off":
+            raise UserError(
+                f'{path}: critic.replay answers from the cache, and critic.cache = "off"',
+                "set critic.cache to the file of the run to repeat, or leave it out",
+            )
+        free = critic.price_in == 0 and critic.price_out == 0
+        if recipe.critic.budget.max_usd and free and critic.provider in REMOTE:
+            raise UserError(
+                f"{path}: critic.budget.max_usd limits nothing while {critic.provider} "
+                f"({tier} critic) has critic.price_in = critic.price_out = 0",
+                "set the prices in dollars a million tokens, or limit max_calls or max_tokens",
+            )
+        if re.search(r"//[^/]*@", critic.base_url):
+            raise UserError(
+                f"{path}: critic.base_url holds a user name or password, which would be written "
+                "into every run",
+                "take it out of the address; for Ollama put the whole address into OLLAMA_HOST",
             )
 
 

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from mlxreflect.commits import Commits, take_lock
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import RESUMABLE, Recipe, digest, dump_recipe
+from mlxreflect.recipe import RESUMABLE, Recipe, check_spending, digest, dump_recipe
 from mlxreflect.records import read_json, write_atomic
 from mlxreflect.settings import apply_settings, flatten, read_toml, validate
 
@@ -85,6 +85,7 @@ class Run:
                     f"only these can change: {', '.join(RESUMABLE)}; or begin a new run",
                 )
         recipe = validate(Recipe, apply_settings(now, settings), path / "recipe.toml", settings)
+        check_spending(recipe, path / "recipe.toml")
         return cls(path, recipe, take_lock(path))
 
     def take_back(self) -> None:

@@ -10,6 +10,8 @@ from fake_ollama import FakeOllama
 
 from mlxreflect import policy as policy_module
 from mlxreflect.critics.cache import cache_path
+from mlxreflect.critics.ledger import BudgetReached
+from mlxreflect.errors import UserError
 from mlxreflect.fuse import write_folder
 from mlxreflect.loop import execute
 from mlxreflect.recipe import Recipe, load_recipe
@@ -90,7 +92,8 @@ APART = {
     "train.memory_gb", "train.reference_cache", "train.tune",
     "critic.provider", "critic.model", "critic.base_url", "critic.temperature",
     "critic.max_tokens", "critic.num_ctx", "critic.concurrency", "critic.deadline_s",
-    "critic.cache", "critic.advanced",
+    "critic.cache", "critic.advanced", "critic.price_in", "critic.price_out", "critic.replay",
+    "critic.budget.max_calls", "critic.budget.max_tokens", "critic.budget.max_usd",
 }  # fmt: skip
 ONE_VALUE = {"strategy"}  # r3 is the only one yet
 
@@ -110,7 +113,7 @@ def outputs(settings, folder):
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_file() and name not in ("recipe.toml", "run.json", ".lock"):
+        if path.is_file() and name not in ("recipe.toml", "run.json", ".lock", "critic.jsonl"):
             found[name] = hashlib.sha256(content(path)).hexdigest()
     return found
 
@@ -124,6 +127,9 @@ def content(path: Path) -> bytes:
         text = path.read_text()
         rows = text.splitlines() if path.suffix == ".jsonl" else [text]
         kept = [{k: v for k, v in json.loads(r).items() if k not in drop} for r in rows]
+        for row in kept:
+            if isinstance(row.get("critic"), dict):
+                row["critic"].pop("wire", None)
         return json.dumps(kept).encode()
     return path.read_bytes()
 
@@ -353,3 +359,48 @@ def test_the_cache_is_where_the_recipe_says(tmp_path, monkeypatch):
     assert recorded({"critic.cache": mine}, tmp_path / "b") == []  # everything is known
     default = cache_path("")
     assert default is not None and not default.exists()
+
+
+@pytest.mark.slow
+def test_prices_are_counted(tmp_path):
+    """In the figures of the run and on each line of its ledger."""
+    free = {"critic.cache": str(tmp_path / "free.sqlite")}
+    recorded(free, tmp_path / "run")
+    assert spent(tmp_path / "run") == (0, 0)
+    for number, key in enumerate(("critic.price_in", "critic.price_out")):
+        settings = {"critic.cache": str(tmp_path / f"{number}.sqlite"), key: 3.0}
+        recorded(settings, tmp_path / str(number))
+        counted, sent = spent(tmp_path / str(number))
+        assert counted == sent > 0
+        [row, *_] = [json.loads(line) for line in ledger(tmp_path / str(number))]
+        tokens = row[{0: "tokens_in", 1: "tokens_out"}[number]]
+        assert row["usd"] == pytest.approx(tokens * 3e-6)
+
+
+def spent(folder):
+    critic = json.loads((folder / "summary.json").read_text())["critic"]
+    return critic["usd"], critic["wire"]["usd"]
+
+
+def ledger(folder):
+    return (folder / "critic.jsonl").read_text().splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", ["max_calls", "max_tokens", "max_usd"])
+def test_each_limit_of_the_budget_stops_the_run(tmp_path, limit):
+    value = {"max_calls": 3, "max_tokens": 5000, "max_usd": 0.01}[limit]
+    settings = {f"critic.budget.{limit}": value, "critic.price_in": 2.0, "critic.price_out": 2.0}
+    with pytest.raises(BudgetReached, match=rf"critic\.budget\.{limit} = {value} is reached"):
+        recorded(settings, tmp_path / "run")
+    assert ledger(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_replay_asks_nobody(tmp_path):
+    settings = {"critic.cache": str(tmp_path / "mine.sqlite")}
+    assert recorded(settings, tmp_path / "a")
+    assert recorded({**settings, "critic.replay": True}, tmp_path / "b") == []
+    elsewhere = {"critic.cache": str(tmp_path / "other.sqlite"), "critic.replay": True}
+    with pytest.raises(UserError, match=r"critic\.replay: no reply on disk"):
+        recorded(elsewhere, tmp_path / "c")

@@ -23,7 +23,15 @@ LAYERS: list[set[str]] = [
     {"job", "commits", "train.sources", "train.steps"},
     {"train.forms"},
     {"train.formats"},
-    {"policy", "critics.base", "critics.cache", "critics.client", "run", "train.references"},
+    {
+        "policy",
+        "critics.base",
+        "critics.cache",
+        "critics.client",
+        "critics.ledger",
+        "run",
+        "train.references",
+    },  # fmt: skip
     {"train.masks", "train.lora", "train.network"},
     {"train.encode", "train.merge", "train.memory", "train.scoring"},
     {"train.trainer"},

@@ -11,7 +11,8 @@ import httpx
 import ollama
 
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.client import Body, CallError, Client, http_error
+from mlxreflect.critics.client import NOTHING, Body, CallError, Client, http_error
+from mlxreflect.critics.ledger import Ledger
 from mlxreflect.errors import UserError
 from mlxreflect.prompts import TAGS
 from mlxreflect.recipe import CriticConfig
@@ -32,7 +33,14 @@ class OllamaCritic:
 
     waits = True  # for replies from elsewhere: `ask` may be called from several threads
 
-    def __init__(self, config: CriticConfig, run_id: str, *, backoff_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        config: CriticConfig,
+        run_id: str,
+        ledger: Ledger | None = None,
+        *,
+        backoff_s: float | None = None,
+    ) -> None:
         self.config = config
         self.actor = f"ollama:{config.model}"
         host = config.base_url or os.environ.get("OLLAMA_HOST") or "http://127.0.0.1:11434"
@@ -51,7 +59,7 @@ class OllamaCritic:
                 f"{self.url} is no address of an Ollama server",
                 "set critic.base_url (or OLLAMA_HOST) to something like http://127.0.0.1:11434",
             ) from None
-        self.client = Client(config, run_id, self.send, backoff_s=backoff_s)
+        self.client = Client(config, run_id, self.send, ledger, backoff_s=backoff_s)
 
     def preflight(self) -> None:
         """Is the server up, is the model there, what can it do?"""
@@ -104,27 +112,30 @@ class OllamaCritic:
                 messages=encodable(call.messages),
                 options=options,
                 think=self.think,
+                format=call.schema,
             )
-        self.check_prompt(call.messages, response.prompt_eval_count)
         counts = {"prompt": response.prompt_eval_count, "completion": response.eval_count}
+        usage = {name: count for name, count in counts.items() if count is not None}
+        self.check_prompt(call.messages, usage)
         return Reply(
             strip_thought(response.message.content or "", call),
             finish_reason=response.done_reason,
-            usage={name: count for name, count in counts.items() if count is not None},
+            usage=usage,
         )
 
-    def check_prompt(self, messages: Messages, count: int | None) -> None:
+    def check_prompt(self, messages: Messages, usage: dict[str, int]) -> None:
         """Refuse a reply to a prompt that Ollama cut, which it does without a word.
 
         It counts after cutting: a window filled to the brim or far fewer tokens than were sent
         give it away. Old servers leave the count out; then nothing can be said.
         """
-        sent = estimate_tokens(messages)
+        count, sent = usage.get("prompt"), estimate_tokens(messages)
         if count and (count >= self.window or count < 0.75 * sent):
             raise CallError(
                 "truncated_prompt",
                 f"Ollama cut the prompt to {count} tokens (at least {sent} were sent): "
                 f"raise critic.num_ctx, now {self.config.num_ctx}",
+                usage=usage,
             )
 
     @contextmanager
@@ -134,17 +145,18 @@ class OllamaCritic:
         try:
             yield
         except httpx.ConnectTimeout:
-            raise CallError(
-                "timeout", f"no connection within {CONNECT_S:g} s", retry=True
-            ) from None
+            said = f"no connection within {CONNECT_S:g} s"
+            raise CallError("timeout", said, retry=True, usage=NOTHING) from None
         except httpx.TimeoutException:
             raise CallError("timeout", f"no reply from {self.url} in time", retry=True) from None
-        except (httpx.TransportError, ConnectionError):  # ollama makes the second of refusals
+        except (httpx.ConnectError, ConnectionError):  # ollama makes the second of refusals
             raise CallError("connect", f"cannot reach {self.url}", retry=True) from None
+        except httpx.TransportError:  # it was sent, so a model may have worked on it
+            raise CallError("reset", f"{self.url} hung up without a reply", retry=True) from None
         except (ValueError, TypeError, RecursionError, httpx.RequestError) as error:
             # Not JSON, not UTF-8, not an object, not the fields of a reply; endless redirects.
-            fault = type(error).__name__
-            raise CallError("invalid", f"not a reply as Ollama sends it ({fault})") from None
+            said = f"not a reply as Ollama sends it ({type(error).__name__})"
+            raise CallError("invalid", said, retry=True) from None
 
     def limit(self, request: httpx.Request) -> None:
         left = max(self.local.deadline - time.monotonic(), 0.001)

@@ -1,13 +1,14 @@
 """What goes to a critic and comes back as turns; failed calls are turns with an error."""
 
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from mlxreflect import prompts
 from mlxreflect.critics.base import Call, Critic, Reply
+from mlxreflect.critics.tally import Tally
 from mlxreflect.errors import UserError
 from mlxreflect.recipe import Recipe
 from mlxreflect.records import Messages, Problem, Turn
@@ -41,7 +42,7 @@ class Exchange:
 
     def __init__(self, recipe: Recipe, task: Task, critics: dict[str, Critic]) -> None:
         self.recipe, self.task, self.critics = recipe, task, critics
-        self.counts: Counter[str] = Counter()
+        self.counts = Tally()
         self.recent: deque[bool] = deque(maxlen=RECENT)  # whether the last calls failed
         self.lock = threading.Lock()  # of both
         self.stopped = threading.Event()
@@ -135,11 +136,7 @@ class Exchange:
     def count(self, replies: list[Reply]) -> None:
         """Keep the counts. Raises UserError when too many of the last calls failed."""
         failed = [reply for reply in replies if reply.error is not None]
-        self.counts["calls"] += len(replies)
-        self.counts["cached"] += sum(reply.cached for reply in replies)
-        self.counts["failed"] += len(failed)
-        for reply in failed:
-            self.counts[f"failed:{reply.kind}"] += 1
+        self.counts.add(replies)
         self.recent.extend(reply.error is not None for reply in replies)
         limit, lost = self.recipe.r3.max_failed, sum(self.recent)
         if failed and lost >= FEW and lost > limit * len(self.recent):
