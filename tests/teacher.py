@@ -2,8 +2,8 @@
 
     with FakeOllama(reply=Teacher(delays=1, longest=0.05)) as server: …
 
-Most rewrites are right, some are wrong, and with `judge` a right one may be found wanting. delays:
-a seed; replies take anything up to `longest` seconds, in an order that depends on it.
+Most rewrites are right, some are wrong, and a judge finds some of the right ones wanting. delays: a
+seed; replies take anything up to `longest` seconds, in an order that depends on it.
 """
 
 import hashlib
@@ -12,7 +12,6 @@ import re
 import time
 from typing import Any
 
-from mlxreflect.prompts import quote
 from mlxreflect.records import make_problem
 from mlxreflect.seeds import rng_for
 from mlxreflect.tasks import TASKS
@@ -30,6 +29,11 @@ class Teacher:
         text = body["messages"][-1]["content"]
         if text.endswith("Reflect:"):
             return "step 1 is wrong"
+        if text.endswith("Verdict:"):
+            fine = rng_for("judge", asked).random() < 0.7
+            return json.dumps(
+                {"step": "", "why": "looked at", "verdict": "right" if fine else "wrong"}
+            )
         if rng_for("wrong", asked).random() < self.wrong:
             return WRONG
         return solution(text)
@@ -44,10 +48,3 @@ def solution(text: str) -> str:
     solved = solver.finish(make_problem("countdown", fields), [], 0)
     assert solved
     return f"<think>\n{solved[0]}\n</think>\n<answer> {solved[1]} </answer>"
-
-
-def attempt_in(text: str) -> str:
-    """The attempt quoted in a prompt."""
-    found = re.search(r"<attempt>\n(.*?)\n</attempt>", text, re.DOTALL)
-    assert found and quote("attempt", found[1]) in text
-    return found[1]

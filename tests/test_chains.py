@@ -193,9 +193,10 @@ def test_where_the_policy_takes_part_rounds_stay_in_lock_step(side):
 
 RUN = {
     "task.limit": 6, "r3.wave": 5, "r3.shard": 2, "r3.epochs": 1, "r3.rewrites": 2,
-    "r3.verifications": 2, "r3.sft_mode": 3, "r3.bucket_every": 6, "train.batch": 2,
-    "train.sft.scale_failed": 0.5, "eval.limit": 4, "policy.batch": 4, "critic.cache": "off",
-    "critic.provider": "ollama", "critic.model": "critic", "critic.concurrency": 4,
+    "r3.verifications": 2, "r3.sft_mode": 3, "r3.bucket_every": 6, "r3.judge": "true",
+    "train.batch": 2, "train.sft.scale_failed": 0.5, "eval.limit": 4, "policy.batch": 4,
+    "critic.cache": "off", "critic.provider": "ollama", "critic.model": "critic",
+    "critic.concurrency": 4,
 }  # fmt: skip
 KEPT = ("episodes.jsonl", "examples.jsonl", "preference.jsonl", "sft.jsonl",
         "adapter/adapters.safetensors", "eval/trained/samples.jsonl")  # fmt: skip

@@ -16,9 +16,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module may import from layers above its own line, and inside its own folder; never from below.
 LAYERS: list[set[str]] = [
     {"errors"},
-    {"records", "settings", "seeds"},
+    {"records", "settings", "seeds", "templates"},
+    {"prompts"},
+    {"wording"},
     {"recipe"},
-    {"prompts", "pairs", "stats", "ui", "train.losses", "train.batches", "train.prefix"},  # pure
+    {"pairs", "stats", "ui", "train.losses", "train.batches", "train.prefix"},  # pure
     {"tasks", "train.objectives"},
     {"job", "commits", "train.sources", "train.steps"},
     {"train.forms"},
@@ -31,7 +33,7 @@ LAYERS: list[set[str]] = [
         "critics.ledger",
         "run",
         "train.references",
-    },  # fmt: skip
+    },
     {"train.masks", "train.lora", "train.network"},
     {"train.encode", "train.merge", "train.memory", "train.scoring"},
     {"train.trainer"},
@@ -44,8 +46,8 @@ LAYERS: list[set[str]] = [
     {"__main__"},
 ]
 # Nothing but data in, data out: no model, no network, no run directory.
-PURE = ("records", "settings", "recipe", "seeds", "prompts", "pairs", "stats", "tasks", "errors",
-        "job")  # fmt: skip
+PURE = ("records", "settings", "recipe", "seeds", "prompts", "templates", "wording", "pairs",
+        "stats", "tasks", "errors", "job")  # fmt: skip
 HEAVY = {"mlx", "mlx_lm", "transformers", "pydantic", "matplotlib", "numpy", "scipy", "datasets",
          "huggingface_hub", "ollama", "httpx", "tenacity"}  # fmt: skip
 

@@ -110,6 +110,7 @@ def test_dump_and_load_keep_every_changed_key(clashing: dict[str, Any], tmp_path
     assert (tree["train"]["objective"], tree["train"]["tune"]) == ("orpo", "full")
     for table, changes in clashing.items():
         tree[table] |= changes
+    tree["prompt"] |= {"file": "", "templates": {"critique": "„Mind“ {open}…{close},\n{{so}}\\"}}
     tree["critic"]["model"] = 'a "quoted" \\ model'
     tree["critic"]["advanced"] = {"model": "größer", "temperature": 0.5, "num_ctx": 4096}
     recipe = Recipe.model_validate(tree)

@@ -24,9 +24,10 @@ from mlxreflect.recipe import Recipe
 from mlxreflect.records import Episode, Example, Problem, Turn
 from mlxreflect.strategies.attempts import Attempts
 from mlxreflect.strategies.chains import Chains
-from mlxreflect.strategies.exchange import Exchange, Round
+from mlxreflect.strategies.exchange import Exchange
 from mlxreflect.strategies.figures import count_wave
 from mlxreflect.strategies.learning import Learning
+from mlxreflect.strategies.moves import Round
 from mlxreflect.strategies.stories import Story, episode_of, index, keep_bucket, passed
 from mlxreflect.strategies.waves import State, Wave, next_wave
 from mlxreflect.tasks.base import Task
@@ -208,8 +209,18 @@ class R3:
             [critique for _, _, critique in ready],
             writer,
         )
-        for (story, _, _), turn in zip(ready, rewrites, strict=True):
-            turn = story.add(turn if turn.error else self.attempts.graded(story.problem, turn))
+        graded = [
+            turn if turn.error else self.attempts.graded(story.problem, turn)
+            for (story, _, _), turn in zip(ready, rewrites, strict=True)
+        ]
+        judged: list[tuple[Turn, Turn | None]] = [(turn, None) for turn in graded]
+        if config.judge:
+            judge = replace(critic, tier="judge")
+            judged = self.exchange.judge([s.problem for s, _, _ in ready], graded, judge)
+        for (story, _, _), (turn, judgement) in zip(ready, judged, strict=True):
+            turn = story.add(turn)
+            if judgement:
+                story.add(replace(judgement, parent=turn.index))
             story.tries = number
             story.current = turn if turn.error is None else story.current
             story.won = turn if passed(turn) else None
