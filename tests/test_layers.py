@@ -40,7 +40,7 @@ LAYERS: list[set[str]] = [
     {"critics", "train"},
     {"strategies", "evaluate", "compare", "tiny", "fuse"},
     {"plots", "story"},
-    {"loop", "show", "course"},
+    {"loop", "show", "course", "estimate"},
     {"dry", "finetune"},
     {"cli"},
     {"__main__"},
