@@ -20,7 +20,6 @@ from mlxreflect.recipe import Recipe, load_recipe
 from mlxreflect.records import to_row
 from mlxreflect.run import Run
 from mlxreflect.strategies.chains import Chains
-from mlxreflect.strategies.exchange import Stopped
 from mlxreflect.strategies.r3 import R3
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer
@@ -237,7 +236,7 @@ def test_a_failure_of_one_chain_stops_the_others():
             failed.set()
             raise UserError("the budget is spent", "raise it")
         failed.wait(30)
-        while not strategy.exchange.stopped.is_set():
+        while not strategy.chains.stopped.is_set():
             time.sleep(0.001)
 
     lock = threading.Lock()
@@ -265,34 +264,40 @@ def test_counts_are_those_of_all_threads():
     assert played.figures["critic"]["calls"] == 80
 
 
-def test_leaving_early_ends_the_threads():
-    began, go = threading.Event(), threading.Event()
-    stopped = threading.Event()
-    ran = []
+def test_leaving_early_ends_the_chains():
+    began, go, steps = threading.Event(), threading.Event(), []
 
-    def work():
-        began.set()
-        go.wait(30)
-        ran.append(1)
-
-    with pytest.raises(KeyboardInterrupt), Chains(1, stopped) as chains:
+    def chain():
         for _ in range(3):
-            chains.start(work)
+            began.set()
+            go.wait(30)
+            steps.append(1)
+            yield
+
+    with pytest.raises(KeyboardInterrupt), Chains(1) as chains:
+        for _ in range(3):
+            chains.start(chain())
         began.wait(30)
         raise KeyboardInterrupt
-    assert stopped.is_set()
     go.set()
     time.sleep(0.1)
-    assert len(ran) <= 1
+    assert len(steps) <= 1  # what was under way
 
 
-def test_what_was_stopped_sends_nothing():
-    critic = Remote()
-    strategy = make(critic)
-    strategy.exchange.stopped.set()
-    with pytest.raises(Stopped):
-        play(strategy)
-    assert critic.calls == []
+def test_chains_take_turns():
+    """Breadth first: at the end single calls are left over, no whole chains."""
+    steps = []
+
+    def chain(name):
+        for number in range(3):
+            steps.append((number, name))
+            yield
+
+    with Chains(1) as chains:
+        for name in "abc":
+            chains.start(chain(name))
+        chains.wait(lambda text: None)
+    assert steps == sorted(steps)
 
 
 def test_ctrl_c_in_the_middle_of_a_wave(tmp_path):
@@ -321,6 +326,39 @@ def test_ctrl_c_in_the_middle_of_a_wave(tmp_path):
     assert "go on with: mlxreflect resume" in err
     assert "Traceback" not in err
     assert sent == 12
+
+
+@pytest.mark.slow
+def test_a_wave_that_was_stopped_ends_with_the_same_bytes(tmp_path):
+    """Some of its replies are on disk; the others come later, in another order."""
+    found = []
+    teacher, stuck, seen = Teacher(1, 0.02), threading.Event(), []
+
+    def reply(body):
+        seen.append(body)
+        if not found and len(seen) > 4:
+            stuck.wait()
+        return teacher(body)
+
+    for name in ("stopped", "whole"):
+        with FakeOllama(reply=reply) as server:
+            flags = [f"--set={k}={v}" for k, v in {
+                **RUN, "critic.base_url": server.url, "critic.cache": tmp_path / f"{name}.sqlite",
+            }.items()]  # fmt: skip
+            run, mlxreflect = tmp_path / name, [sys.executable, "-m", "mlxreflect"]
+            command = [*mlxreflect, "run", "quickstart", *flags, "--run-dir", str(run)]
+            if name == "stopped":
+                with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+                    while len(seen) < 5 and process.poll() is None:
+                        time.sleep(0.02)
+                    process.send_signal(signal.SIGINT)
+                    process.communicate(timeout=60)
+                assert process.returncode == 130
+                stuck.set()
+                command = [*mlxreflect, "resume", str(run)]
+            subprocess.run(command, check=True, capture_output=True)
+        found.append([(run / name).read_bytes() for name in KEPT])
+    assert found[0] == found[1]
 
 
 def test_the_ollama_critic_is_waited_for_and_the_solver_is_not():

@@ -7,24 +7,27 @@ write to their own story: MLX stays on the main thread, and what a story becomes
 the others, so no byte depends on which reply came first.
 """
 
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.pool import ThreadPool
 from queue import SimpleQueue
+from threading import Event
 from types import TracebackType
 from typing import Any
 
 
 class Chains:
-    """Worker threads for the length of a wave.
+    """Worker threads for the length of a wave, each of which makes one call at a time.
 
-    stopped: set when a chain has failed or the wave is left early; chains must then send nothing.
-    The first exception of a chain is raised in the main thread, by the next `start` or `wait`.
+    A chain is an iterator that makes a call at each step. After it the chain queues again, behind
+    the others: so what is left at a wave's end are single calls and no whole chains, and all
+    threads stay busy almost to the last. The first exception of a chain is raised in the main
+    thread, by the next `start` or `wait`; from then on, and when the wave is left early, no chain
+    takes another step.
     """
 
-    def __init__(self, threads: int, stopped: threading.Event) -> None:
-        self.stopped = stopped
-        self.out = 0
+    def __init__(self, threads: int) -> None:
+        self.stopped = Event()
+        self.out = 0  # chains that have not ended
         self.ended: SimpleQueue[BaseException | None] = SimpleQueue()
         # Daemons, unlike those of concurrent.futures: Ctrl-C waits for no reply.
         self.pool = ThreadPool(threads)
@@ -38,16 +41,15 @@ class Chains:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self.out:
-            self.stopped.set()
+        self.stopped.set()
         self.pool.terminate()
 
-    def start(self, work: Callable[[], None]) -> None:
+    def start(self, chain: Iterator[None]) -> None:
         """Queue a chain. Raises what an earlier one raised."""
         while not self.ended.empty():
             self.collect()
         self.out += 1
-        self.pool.apply_async(work, callback=self.ended.put, error_callback=self.failed)
+        self.queue(chain)
 
     def wait(self, tell: Callable[[str], Any]) -> None:
         """Until every chain has ended, or one has failed: then raises what it raised."""
@@ -60,6 +62,19 @@ class Chains:
         if error is not None:
             raise error
         self.out -= 1
+
+    # ---- in any thread --------------------------------------------------------------------------
+
+    def queue(self, chain: Iterator[None]) -> None:
+        self.pool.apply_async(self.step, (chain,), error_callback=self.failed)
+
+    def step(self, chain: Iterator[None]) -> None:
+        if self.stopped.is_set():
+            return
+        for _ in chain:
+            self.queue(chain)
+            return
+        self.ended.put(None)
 
     def failed(self, error: BaseException) -> None:
         self.stopped.set()

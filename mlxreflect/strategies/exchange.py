@@ -18,15 +18,8 @@ ANSWERS = ("rewrite", "continue", "integrate")  # roles whose text may become tr
 RECENT, FEW = 40, 10  # a run stops for many failures among its last calls, never for a few
 
 
-class Stopped(Exception):
-    """A chain would have sent a call after another one had failed."""
-
-
 class Exchange:
-    """Asks for critiques and rewrites, and counts what came of it; from any thread.
-
-    stopped: once set, nothing more is sent.
-    """
+    """Asks for critiques and rewrites, and counts what came of it; from any thread."""
 
     def __init__(self, recipe: Recipe, task: Task, critics: dict[str, Critic]) -> None:
         self.recipe, self.critics = recipe, critics
@@ -34,7 +27,6 @@ class Exchange:
         self.counts = Tally()
         self.recent: deque[bool] = deque(maxlen=RECENT)  # whether the last calls failed
         self.lock = threading.Lock()  # of both
-        self.stopped = threading.Event()
 
     def tiers(self, tier: str) -> set[str]:
         """The critics that take part in a wave of this tier."""
@@ -77,7 +69,7 @@ class Exchange:
         judge's turn, without index and parent; None for a rewrite that had not passed anyway."""
         shown = [i for i, turn in enumerate(rewrites) if turn.verdict and turn.verdict.passed]
         calls = [self.moves.judge(problems[i], rewrites[i].text, at) for i in shown]
-        critic = self.gate(at)
+        critic = self.critics[at.tier]
         answers = ask_structured(critic, calls, Judgement)
         with self.lock:
             self.count([reply for answer in answers for reply in answer.replies])
@@ -92,8 +84,8 @@ class Exchange:
         return both
 
     def ask(self, calls: list[Call], parents: Sequence[Turn], at: Round) -> list[Turn]:
-        """A turn a call. Raises Stopped where nothing may be sent any more."""
-        critic = self.gate(at)
+        """A turn a call."""
+        critic = self.critics[at.tier]
         replies = critic.ask(calls)
         with self.lock:
             self.count(replies)
@@ -101,12 +93,6 @@ class Exchange:
             turn_of(call, reply, critic.actor, parent.index)
             for call, reply, parent in zip(calls, replies, parents, strict=True)
         ]
-
-    def gate(self, at: Round) -> Critic:
-        """The critic of a round. Raises Stopped where nothing may be sent any more."""
-        if self.stopped.is_set():
-            raise Stopped
-        return self.critics[at.tier]
 
     def count(self, replies: list[Reply]) -> None:
         """Keep the counts. Raises UserError when too many of the last calls failed."""

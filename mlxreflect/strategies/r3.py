@@ -14,7 +14,6 @@ for, each story has a chain of its own, and the policy goes on sampling meanwhil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 from mlxreflect import pairs
@@ -111,7 +110,7 @@ class R3:
         tiers = self.exchange.tiers(self.wave.tier)
         if not all(getattr(self.exchange.critics[tier], "waits", False) for tier in tiers):
             return nullcontext()
-        return Chains(self.recipe.critic.tier(self.wave.tier).concurrency, self.exchange.stopped)
+        return Chains(self.recipe.critic.tier(self.wave.tier).concurrency)
 
     def shards(self, stories: list[Story]) -> Iterator[tuple[int, list[Story]]]:
         """Parts whose samples are drawn together; the chains of one run while the next is drawn."""
@@ -141,14 +140,15 @@ class R3:
         """Let each of these go its own way from here on, where there are chains."""
         for story in stories:
             if self.chains:
-                self.chains.start(partial(self.rounds, [story], cycle))
+                self.chains.start(self.rounds([story], cycle))
 
     def improve(self, stories: list[Story], cycle: int) -> None:
         """Critique and rewrite until each has a winner or K tries; then DPO on the winners."""
         if self.chains:
             self.chains.wait(self.status)
         else:
-            self.rounds(stories, cycle)
+            for _ in self.rounds(stories, cycle):
+                pass
         winners = self.remember(stories)
         for story in winners:
             story.winner = story.won
@@ -160,15 +160,15 @@ class R3:
         self.status(f"training on {len(examples)} pairs")
         self.learning.prefer(examples, self.seed("dpo", cycle))
 
-    def rounds(self, stories: list[Story], cycle: int) -> None:
-        """All of these in lock-step; a chain is this with one story, in a thread."""
+    def rounds(self, stories: list[Story], cycle: int) -> Iterator[None]:
+        """All of these in lock-step; a chain is this with one story. Yields between calls."""
         unsolved = list(stories)
         for number in range(1, self.recipe.r3.rewrites + 1):
             if not unsolved:
                 break
             if self.chains is None:
                 self.status(f"critique and rewrite {number} of {len(unsolved)}")
-            self.critique_and_rewrite(unsolved, cycle, number)
+            yield from self.critique_and_rewrite(unsolved, cycle, number)
             unsolved = [s for s in unsolved if not s.won]
             if self.recipe.r3.feedback == "self":  # its next round sees the last winner
                 self.remember(stories)
@@ -180,7 +180,7 @@ class R3:
             self.state.last_winner = winners[-1].won.text
         return winners
 
-    def critique_and_rewrite(self, stories: list[Story], cycle: int, number: int) -> None:
+    def critique_and_rewrite(self, stories: list[Story], cycle: int, number: int) -> Iterator[None]:
         """One critique, then one graded rewrite, of each story's current text.
 
         A story whose critique failed gets no rewrite: what failed is no feedback.
@@ -203,6 +203,7 @@ class R3:
             for story, text, critique in zip(stories, texts, critiques, strict=True)
         ]
         ready = [one for one in ready if one[2].error is None]
+        yield
         rewrites = self.exchange.rewrite(
             [s.problem for s, _, _ in ready],
             [text for _, text, _ in ready],
@@ -215,6 +216,7 @@ class R3:
         ]
         judged: list[tuple[Turn, Turn | None]] = [(turn, None) for turn in graded]
         if config.judge:
+            yield
             judge = replace(critic, tier="judge")
             judged = self.exchange.judge([s.problem for s, _, _ in ready], graded, judge)
         for (story, _, _), (turn, judgement) in zip(ready, judged, strict=True):
@@ -224,6 +226,7 @@ class R3:
             story.tries = number
             story.current = turn if turn.error is None else story.current
             story.won = turn if passed(turn) else None
+        yield
 
     # ---- verification ---------------------------------------------------------------------------
 
