@@ -26,8 +26,9 @@ from mlxreflect.ui import Ui
 # Two waves, bucket passes with them, cycles after failed verifications: some 50 calls.
 SETTINGS = {
     "task.limit": 12, "r3.wave": 6, "r3.epochs": 1, "r3.verifications": 2, "r3.sft_mode": 1,
-    "r3.bucket_every": 6, "train.batch": 4, "train.sft.scale_failed": 0.01, "eval.limit": 12,
-    "policy.batch": 12, "policy.temperature": 1.0, "train.lora.dropout": 0.1,
+    "r3.bucket_every": 6, "train.batch": 4, "train.sft.scale_failed": 0.01, "eval.limit": 4,
+    "eval.max_new_tokens": 26, "policy.batch": 12, "policy.temperature": 1.0,
+    "policy.max_new_tokens": 28, "train.lora.dropout": 0.1,
     "critic.provider": "ollama", "critic.model": "critic", "critic.concurrency": 4,
 }  # fmt: skip
 SOLVER = SolverCritic(CriticConfig(), "countdown")
@@ -56,6 +57,12 @@ def keys(settings: dict[str, Any]) -> dict[str, Any]:
         dotted = f"{table}.{rest}" if known else name
         made[dotted if table in ("r3", "task") else f"critic.{dotted}"] = value
     return made
+
+
+def arguments(folder: Path, url: str, **settings: Any) -> list[str]:
+    """The same as `run`, for a process of its own."""
+    chosen = flags(SETTINGS | {"critic.base_url": url} | keys(settings))
+    return ["run", "quickstart", "--run-dir", str(folder), *(f"--set={flag}" for flag in chosen)]
 
 
 def do(one: Run) -> dict[str, Any]:

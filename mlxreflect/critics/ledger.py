@@ -119,7 +119,10 @@ class Ledger:
         limit = getattr(self.budget, name)
         more = ("1 call", f"{most.tokens_in + most.tokens_out} tokens", f"${most.usd:.6f}")[index]
         need = 2 * add(self.spent, amounts(most))[index]
-        enough = f"{max(2 * limit, need / NANO):.6g}" if name == "max_usd" else max(2 * limit, need)
+        if name == "max_usd":
+            enough = float(f"{max(2 * limit, need / NANO):.2g}")
+        else:
+            enough = max(2 * limit, need)
         kept = "what was answered is kept and not paid again"
         if not self.kept:
             kept = 'with critic.cache = "off" the open wave is asked and paid again'

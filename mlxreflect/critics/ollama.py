@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from urllib.parse import unquote
 
 import httpx
 import ollama
@@ -18,6 +19,7 @@ from mlxreflect.prompts import TAGS
 from mlxreflect.recipe import CriticConfig
 from mlxreflect.records import Messages
 
+ADDRESS = re.compile(r"(\w+://)?(?:([^/]*)@)?(.*)", re.DOTALL)  # matches everything
 CONNECT_S = 10.0
 PREFLIGHT_S = 30.0
 SEED_BITS = 0x7FFFFFFF  # Ollama's seed is a signed 32-bit number
@@ -44,7 +46,7 @@ class OllamaCritic:
         self.config = config
         self.actor = f"ollama:{config.model}"
         host = config.base_url or os.environ.get("OLLAMA_HOST") or "http://127.0.0.1:11434"
-        self.url = re.sub(r"//[^/]*@", "//", host)  # shown to people: without a password
+        self.url, auth = without_password(host)  # what is shown to people
         self.think: bool | None = None
         self.window = config.num_ctx
         self.local = threading.local()  # .deadline of the request this thread is making
@@ -52,6 +54,7 @@ class OllamaCritic:
             self.server = ollama.Client(
                 host=host,
                 timeout=config.deadline_s,
+                auth=auth,  # ollama leaves it out of the address
                 event_hooks={"request": [self.limit], "response": [self.check]},
             )
         except (ValueError, httpx.InvalidURL):
@@ -169,6 +172,15 @@ class OllamaCritic:
         if not (response.is_success or response.has_redirect_location):
             response.read()
             raise http_error(response)
+
+
+def without_password(host: str) -> tuple[str, httpx.BasicAuth | None]:
+    """An address without the `user:password@` in it, and what signs requests with that."""
+    scheme, userinfo, rest = ADDRESS.match(host).groups()  # type: ignore[union-attr]
+    if userinfo is None:
+        return host, None
+    user, _, password = userinfo.partition(":")
+    return (scheme or "") + rest, httpx.BasicAuth(unquote(user), unquote(password))
 
 
 def encodable(messages: Messages) -> Messages:
