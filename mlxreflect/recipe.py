@@ -20,6 +20,7 @@ from mlxreflect.settings import (
     toml_value,
     validate,
 )
+from mlxreflect.wording import fetch_templates
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -51,6 +52,8 @@ class PolicyConfig(Table):
 class PromptConfig(Table):
     tags: Literal["think", "reasoning", "preflexor"] = "think"
     style: Literal["thinking", "direct"] = "thinking"
+    file: str = ""  # TOML file with wording of your own: template = "text"
+    templates: dict[str, str] = {}  # that wording, as the run keeps it
 
 
 class TaskConfig(Table):
@@ -110,6 +113,7 @@ class Critics(CriticConfig):
 
 class R3Config(Table):
     wave: Positive = 1
+    shard: Count = 0  # samples drawn while a remote critic reviews those before; 0: policy.batch
     epochs: Positive = 1
     rewrites: Positive = 3
     verifications: Count = 5
@@ -117,6 +121,7 @@ class R3Config(Table):
     verify_pass: Positive = 1
     feedback: Literal["critic", "self"] = "critic"
     rewriter: Literal["critic", "self"] = "critic"
+    judge: bool = False  # rewrites that pass the grader must also convince the judge
     sft_mode: Literal[0, 1, 2, 3] = 1  # once verified: 0 none, 1 last winner, 2 verified, 3 both
     sft_correct: bool = False  # SFT on attempts that were right at once
     bucket_every: Count = 100  # problems between passes over the bucket list; 0: never
@@ -248,7 +253,8 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
         else:
             rest.append(setting)
     tree.setdefault("name", path.stem)
-    recipe = validate(Recipe, apply_settings(tree, rest), path, rest)
+    fetch_templates(apply_settings(tree, rest), path)
+    recipe = validate(Recipe, tree, path, rest)
     check_recipe(recipe, path, rest)
     return recipe
 
@@ -404,7 +410,12 @@ def eval_spec(recipe: Recipe) -> EvalSpec:
             asked |= recipe.task.model_dump(exclude={"limit", "numbers"})
         if config.source:
             asked["source"], tree["part"] = config.source, "all"
-    tree.setdefault("prompt", recipe.prompt.model_dump())
+    prompt = tree.setdefault("prompt", recipe.prompt.model_dump(exclude={"file", "templates"}))
+    if isinstance(prompt, dict) and not {"file", "templates"} & set(prompt):
+        # Attempts are worded as in training.
+        ours = recipe.prompt.templates.items()
+        prompt["templates"] = {k: v for k, v in ours if k.startswith("attempt_")}
+    fetch_templates(tree, path)
     tree["seed"] = config.seed
     tree["batch"] = recipe.policy.batch
     if config.limit:

@@ -585,3 +585,11 @@ def test_mlx_lms_own_server_is_a_critic(mlx_lm_server: str, model: str) -> None:
         assert parse_response(rewrite.text).format_ok, rewrite.text
     assert replies[0].text.endswith(replies[3].text)
     assert replies[3].text.startswith("<answer>")
+
+
+def test_an_empty_reply_is_asked_again_with_another_seed() -> None:
+    """A server that draws by the seed would say nothing for ever."""
+    with FakeOpenAI(reply=lambda body: "" if body["seed"] == 7 else "Something.") as server:
+        [reply] = ask(server, call(seed=7))
+        seeds = [seen.body["seed"] for seen in server.requests]
+    assert (reply.text, reply.tries, seeds) == ("Something.", 2, [7, 8])

@@ -10,6 +10,7 @@ import pytest
 from fake_bedrock import FakeBedrock
 from fake_ollama import FakeOllama
 from fake_openai import FakeOpenAI
+from teacher import Teacher
 
 from mlxreflect import policy as policy_module
 from mlxreflect.critics.cache import cache_path
@@ -52,6 +53,7 @@ CHANGED = {
     "r3.verify_pass": (2, {"r3.verify_samples": 2, "task.limit": 24, "r3.wave": 12}),
     "r3.feedback": ("self", {}),
     "r3.rewriter": ("self", {}),
+    "r3.judge": (True, {}),
     "r3.sft_mode": (3, {"task.limit": 24, "r3.wave": 12}),
     "r3.sft_correct": (True, {"task.limit": 24, "r3.wave": 12}),
     "r3.bucket_every": (0, {}),
@@ -95,7 +97,8 @@ APART = {
     "train.memory_gb", "train.reference_cache", "train.tune",
     "critic.provider", "critic.model", "critic.base_url", "critic.temperature",
     "critic.max_tokens", "critic.num_ctx", "critic.concurrency", "critic.deadline_s",
-    "critic.cache", "critic.advanced", "critic.price_in", "critic.price_out", "critic.replay",
+    "critic.cache", "critic.advanced", "critic.judge", "prompt.file", "prompt.templates",
+    "r3.shard", "critic.price_in", "critic.price_out", "critic.replay",
     "critic.key_env", "critic.region", "critic.profile",
     "critic.budget.max_calls", "critic.budget.max_tokens", "critic.budget.max_usd",
 }  # fmt: skip
@@ -315,9 +318,9 @@ def answering(body):
     return "<think>\nstep 1: 1 + 1 = 2\n</think>\n<answer> 2 </answer>"
 
 
-def recorded(settings, folder, **server_options):
+def recorded(settings, folder, reply=answering):
     """The chat requests that a run's critic got, whatever their order."""
-    with FakeOllama(reply=answering, models=["critic", "other"], **server_options) as server:
+    with FakeOllama(reply=reply, models=["critic", "other"]) as server:
         outputs({"critic.provider": "ollama", "critic.model": "critic", "critic.cache": "off",
                  "critic.base_url": server.url, **settings}, folder)  # fmt: skip
         return sorted(json.dumps(body, sort_keys=True) for body in server.chats)
@@ -336,6 +339,35 @@ def test_keys_of_the_critic(tmp_path):
         name = {"critic.advanced": "critic.advanced.temperature"}.get(key, key)
         value = value["temperature"] if isinstance(value, dict) else value
         assert recorded({name: value}, tmp_path / str(number)) != plain, key
+
+
+@pytest.mark.slow
+def test_the_judge_is_a_critic_with_settings_of_its_own(tmp_path):
+    judged = {"r3.judge": True}
+    plain = recorded(judged, tmp_path / "plain", Teacher())
+    other = recorded({**judged, "critic.judge.model": "other"}, tmp_path / "other", Teacher())
+    asked = [[json.loads(body)["model"] for body in bodies] for bodies in (plain, other)]
+    assert set(asked[0]) == {"critic"}
+    assert set(asked[1]) == {"critic", "other"}
+
+
+@pytest.mark.slow
+def test_the_size_of_a_shard_changes_the_samples_of_the_later_ones(tmp_path):
+    sizes = {"4": {}, "8": {"r3.shard": 8}, "2": {"r3.shard": 2}}  # of a wave of 4, batch 8
+    four, eight, two = (recorded(s, tmp_path / name) for name, s in sizes.items())
+    assert four == eight != two
+
+
+@pytest.mark.slow
+def test_wording_changes_what_is_asked(outputs_of, tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('attempt_thinking = "{instruction} Use {open} and {close}."\n')
+    from_file = outputs_of({"prompt.file": str(file)})
+    text = "{instruction} Use {open} and {close}."
+    kept = ("episodes.jsonl", "examples.jsonl", "eval/base/results.json")
+    inline = outputs_of({"prompt.templates.attempt_thinking": text})
+    assert [from_file[name] for name in kept] == [inline[name] for name in kept]
+    assert all(from_file[name] != outputs_of({})[name] for name in kept)
 
 
 @pytest.mark.slow

@@ -16,9 +16,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module may import from layers above its own line, and inside its own folder; never from below.
 LAYERS: list[set[str]] = [
     {"errors"},
-    {"records", "settings", "seeds"},
+    {"records", "settings", "seeds", "templates"},
+    {"prompts"},
+    {"wording"},
     {"recipe"},
-    {"prompts", "pairs", "stats", "ui", "train.losses", "train.batches", "train.prefix"},  # pure
+    {"pairs", "stats", "ui", "train.losses", "train.batches", "train.prefix"},  # pure
     {"tasks", "train.objectives"},
     {"job", "commits", "train.sources", "train.steps"},
     {"train.forms"},
@@ -31,14 +33,14 @@ LAYERS: list[set[str]] = [
     {"critics", "train"},
     {"strategies", "evaluate", "compare", "tiny", "fuse"},
     {"plots", "story"},
-    {"loop", "show", "course", "checks"},
+    {"loop", "show", "course", "checks", "estimate"},
     {"dry", "finetune", "doctor"},
     {"cli"},
     {"__main__"},
 ]
 # Nothing but data in, data out: no model, no network, no run directory.
-PURE = ("records", "settings", "recipe", "seeds", "prompts", "pairs", "stats", "tasks", "errors",
-        "job")  # fmt: skip
+PURE = ("records", "settings", "recipe", "seeds", "prompts", "templates", "wording", "pairs",
+        "stats", "tasks", "errors", "job")  # fmt: skip
 HEAVY = {"mlx", "mlx_lm", "transformers", "pydantic", "matplotlib", "numpy", "scipy", "datasets",
          "huggingface_hub", "ollama", "httpx", "tenacity", "boto3", "botocore"}  # fmt: skip
 

@@ -111,6 +111,7 @@ def test_dump_and_load_keep_every_changed_key(clashing: dict[str, Any], tmp_path
     for table, changes in clashing.items():
         tree[table] |= changes
     tree["critic"] |= {"model": 'a "quoted" \\ model', "key_env": "A_KEY"}
+    tree["prompt"] |= {"file": "", "templates": {"critique": "„Mind“ {open}…{close},\n{{so}}\\"}}
     tree["critic"]["advanced"] = {"model": "größer", "temperature": 0.5, "num_ctx": 4096}
     recipe = Recipe.model_validate(tree)
     again = load_recipe(write(tmp_path, dump_recipe(recipe)))

@@ -76,11 +76,15 @@ Send = Callable[[Call, float], Reply]
 
 @dataclass
 class Pace:
-    """How a call goes. deadline: on the monotonic clock; given_up: nobody waits for it any more."""
+    """How a call goes. deadline: on the monotonic clock; given_up: nobody waits for it any more.
+
+    empty: replies without a word so far.
+    """
 
     deadline: float
     given_up: threading.Event
     tries: int = 0
+    empty: int = 0
 
 
 class Client:
@@ -111,6 +115,7 @@ class Client:
         # an interrupted process alive. These are daemons.
         self.pool = ThreadPool(config.concurrency)
         self.out: dict[str, AsyncResult[Reply]] = {}  # calls under way, by their keys
+        self.asking: set[threading.Event] = set()  # set, once nobody waits
         self.lock = threading.Lock()
 
     def ask(self, calls: Sequence[Call]) -> list[Reply]:
@@ -120,14 +125,18 @@ class Client:
         own length; what queues inside the server counts.
         """
         given_up = threading.Event()
+        self.asking.add(given_up)
         try:
             found = [self.find(call, given_up) for call in calls]
             return [one if isinstance(one, Reply) else one.get() for one in found]
         finally:
             given_up.set()  # after Ctrl-C, what still queues or backs off is not sent
+            self.asking.discard(given_up)
 
     def close(self) -> None:
-        """Abandon what is still out. Does not wait for a server."""
+        """Abandon what is still out, also of other threads. Does not wait for a server."""
+        for given_up in list(self.asking):
+            given_up.set()
         self.pool.terminate()
         if self.cache:
             self.cache.close()
@@ -185,7 +194,9 @@ class Client:
         pace.tries += 1
         kind, cost = "broken", most  # as a bug in `send` leaves it
         try:
-            reply = self.checked(self.send(call, pace.deadline - sent))
+            # Of the same seed, a server that is exact would say nothing once more.
+            asked = replace(call, seed=call.seed + pace.empty)
+            reply = self.checked(self.send(asked, pace.deadline - sent))
             kind, cost = "ok", self.cost(call, reply.usage)
             seconds = round(time.monotonic() - sent, 3)
             reply = replace(reply, tries=pace.tries, seconds=seconds)
@@ -193,6 +204,7 @@ class Client:
             return replace(kept, cost=Cost() if kept.cached else cost)
         except CallError as error:
             kind, cost = error.kind, self.cost(call, error.usage or {})
+            pace.empty += kind == "empty"
             raise
         finally:
             self.ledger.settle(number, kind, time.monotonic() - sent, cost)

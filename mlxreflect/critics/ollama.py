@@ -33,6 +33,8 @@ class OllamaCritic:
     Raises UserError for an address that is none and for a cache that cannot be used.
     """
 
+    waits = True  # for replies from elsewhere: `ask` may be called from several threads
+
     def __init__(
         self,
         config: CriticConfig,

@@ -16,12 +16,13 @@ def encodable(messages: Messages) -> Messages:
 def strip_thought(text: str, call: Call) -> str:
     """The text without a leading <think>…</think> that the critic wrote for itself.
 
-    In a rewrite whose own tags are `think`, a single block is the solution's reasoning and stays;
-    the first of two is the critic's.
+    In a solution whose own tags are `think`, a single block is its reasoning and stays; the first
+    of two is the critic's.
     """
     start, end = TAGS["think"]
     head = text.lstrip()
-    own = call.role == "rewrite" and call.tags == "think" and text.count(end) < 2
+    solution = call.role in ("rewrite", "continue", "integrate")
+    own = solution and call.tags == "think" and text.count(end) < 2
     if own or not head.startswith(start) or end not in head:
         return text
     return head.partition(end)[2].lstrip()
