@@ -251,6 +251,36 @@ def fuse(
 
 
 @app.command()
+def doctor(
+    recipe: Annotated[str, typer.Argument(help="A TOML file or a bundled name.")] = "",
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Check that a run has what it needs: memory, disk, model, data, and a token of each critic."""
+    from mlxreflect.recipe import eval_spec, load_recipe
+    from mlxreflect.tasks import get_task
+
+    if set_ and not recipe:
+        raise UserError(
+            f"--set {set_[0]}: no recipe to set it in", "give one: mlxreflect doctor r3"
+        )
+    loaded = load_recipe(recipe, set_ or []) if recipe else None
+    if loaded:
+        get_task(loaded.task.name)
+        get_task(eval_spec(loaded).task.name)
+    require_mlx()
+    from mlxreflect.doctor import doctor as doctor_
+    from mlxreflect.doctor import render_doctor
+
+    ui = make_ui(as_json)
+    result = doctor_(loaded, ui)
+    ui.result(result)
+    ui.table(render_doctor(result))
+    if not result["ok"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def grade(
     task: Annotated[str, typer.Argument(help="countdown, arithmetic, gsm8k or jsonl.")],
     file: Annotated[Path, typer.Argument(help="JSONL rows with id, response and the gold.")],

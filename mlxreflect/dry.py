@@ -1,37 +1,75 @@
-"""What `--dry-run` shows: the resolved recipe, one rendered prompt a role, the calls expected."""
+"""What `--dry-run` shows: the resolved recipe, a prompt of each role, what critics will cost."""
 
+from datetime import timedelta
 from typing import Any
 
 from mlxreflect import prompts
+from mlxreflect.estimate import NOTHING, asked, estimate
 from mlxreflect.recipe import Recipe, dump_recipe
+from mlxreflect.records import Messages, Problem
+from mlxreflect.strategies.moves import Moves
 from mlxreflect.tasks import TASKS, training_problems
+from mlxreflect.tasks.base import Task
 
 
 def dry(recipe: Recipe) -> dict[str, Any]:
-    """Spends nothing and loads no model. text: all of it, for a person."""
+    """Spends nothing, loads no model and asks no critic. text: all of it, for a person."""
     task = TASKS[recipe.task.name]
-    problems = training_problems(recipe, [])
-    problem = next(iter(problems.values()))
-    tags, question, gold = recipe.prompt.tags, task.show(problem), task.gold(problem)
-    ask = task.instruction(problem)
-    roles = {
-        "attempt": prompts.attempt_messages(ask, question, tags, recipe.prompt.style),
-        "critique": prompts.critique_messages(question, "(an attempt)", tags, gold),
-        "rewrite": prompts.rewrite_messages(
-            ask, question, "(an attempt)", "(feedback)", tags, gold
-        ),
-    }
-    tries = recipe.r3.rewrites * max(1, recipe.r3.verifications)
-    most = {
-        "attempts": len(problems) * recipe.r3.epochs,
-        "critic_calls_at_most": 2 * tries * len(problems) * recipe.r3.epochs,
-    }
+    problems = list(training_problems(recipe, []).values())
+    roles = rendered(recipe, task, problems[0])
+    found = estimate(recipe, task, problems)
     text = [dump_recipe(recipe)]
     for role, messages in roles.items():
         text.append(f"--- {role}")
         text += [f"[{m['role']}]\n{m['content']}" for m in messages]
-    text.append(f"--- {most['attempts']} attempts, at most {most['critic_calls_at_most']} "
-                "critic calls (as many as if every rewrite failed)")  # fmt: skip
+    text += told(recipe, found)
     return {
-        "recipe": recipe.model_dump(), "prompts": roles, "estimate": most, "text": "\n".join(text)
+        "recipe": recipe.model_dump(), "prompts": roles, "estimate": found, "text": "\n".join(text)
     }  # fmt: skip
+
+
+def rendered(recipe: Recipe, task: Task, problem: Problem) -> dict[str, Messages]:
+    """The prompt of each role that the run has, for one problem."""
+    moves, config = Moves(recipe, task), recipe.prompt
+    asks, shows = task.instruction(problem), task.show(problem)
+    roles = {
+        "attempt": prompts.attempt_messages(
+            asks, shows, config.tags, config.style, moves.templates
+        ),
+        "critique": moves.critique(problem, "(an attempt)", NOTHING).messages,
+        "rewrite": moves.rewrite(problem, "(an attempt)", "(feedback)", NOTHING).messages,
+    }
+    if recipe.r3.judge:
+        roles["judge"] = moves.judge(problem, "(a rewrite)", NOTHING).messages
+    return roles
+
+
+def told(recipe: Recipe, found: dict[str, Any]) -> list[str]:
+    """The estimate in words."""
+    most, likely, rules = found["at_most"], found["expected"], found["rules"]
+    lines = [
+        f"--- {found['attempts']} attempts, at most {most['calls']} critic calls "
+        f"(expected: {likely['calls']})"
+    ]
+    for tier in asked(recipe):
+        one = found["critics"][tier]
+        both = f"{one['expected']['calls']} calls expected, {one['at_most']['calls']} at most"
+        lines.append(f"{tier} critic, {one['critic']}: {both}")
+    for name, one in (("expected", likely), ("at most", most)):
+        lines.append(
+            f"{name}: {one['tokens_in']} tokens in, {one['tokens_out']} out, ${one['usd']:.2f}, "
+            f"about {timedelta(seconds=one['seconds'])} of waiting"
+        )
+    lines.append(
+        f"Rules of thumb: expected is with {rules['wrong']:.0%} of attempts, rewrites and "
+        f"verifications wrong and texts {rules['filled']:.0%} of their limit; at most is with all "
+        f"wrong and every text at its limit. A token is {rules['characters_a_token']} characters, "
+        f"a reply takes {rules['seconds_a_reply']:g} s; the policy's own time comes on top."
+    )
+    limits = recipe.critic.budget.model_dump()
+    lines += [
+        f"The run stops at critic.budget.{name} = {limit}"
+        for name, limit in limits.items()
+        if limit
+    ]
+    return lines

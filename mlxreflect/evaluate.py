@@ -31,6 +31,7 @@ from mlxreflect.stats import wilson
 from mlxreflect.tasks import TASKS, get_task
 from mlxreflect.tasks.base import Task
 from mlxreflect.ui import Ui
+from mlxreflect.wording import fetch_templates
 
 CHUNK = 8  # times the batch: few stragglers, and little lost when killed
 
@@ -67,8 +68,11 @@ def evaluate(
     except OSError as error:
         raise UserError(f"{out}: {error.strerror}", "give another --out") from None
     tags, style = spec.prompt.tags, spec.prompt.style
+    wording = prompts.BUNDLED.replaced(spec.prompt.templates)
     asked = [
-        policy.encode(prompts.attempt_messages(task.instruction(p), task.show(p), tags, style))
+        policy.encode(
+            prompts.attempt_messages(task.instruction(p), task.show(p), tags, style, wording)
+        )
         for p in problems
     ]
     setup = describe_setup(policy, spec, problems, asked, adapter)
@@ -126,6 +130,9 @@ def describe_setup(
 ) -> dict[str, Any]:
     """What must be the same for two evaluations to be compared, and what was evaluated."""
     ids = json.dumps([[p.id for p in problems], asked])
+    told = spec.model_dump(exclude={"task": {"source"}, "prompt": {"file"}})
+    if not spec.prompt.templates:
+        del told["prompt"]["templates"]
     return {
         "prompt_hash": hashlib.sha256(ids.encode()).hexdigest()[:16],
         "decoding": {
@@ -133,7 +140,7 @@ def describe_setup(
             "max_new_tokens": spec.max_new_tokens, "seed": spec.seed, "batch": spec.batch,
             "samples": spec.samples,
         },
-        "spec": spec.model_dump(exclude={"task": {"source"}}),
+        "spec": told,
         "model": policy.name,
         "adapter": adapter,
     }  # fmt: skip
@@ -241,4 +248,5 @@ def find_spec(name: str, limit: int, source: str, settings: Sequence[str]) -> Ev
         asked["source"], tree["part"] = source, "all"
     if limit:
         tree["limit"] = limit
-    return validate(EvalSpec, apply_settings(tree, settings), path, settings)
+    fetch_templates(apply_settings(tree, settings), path)
+    return validate(EvalSpec, tree, path, settings)

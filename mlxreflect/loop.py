@@ -19,10 +19,12 @@ from mlxreflect.commits import replace_folder
 from mlxreflect.compare import compare
 from mlxreflect.critics import CRITICS
 from mlxreflect.critics.base import Critic
+from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import SelfCritic
+from mlxreflect.critics.tally import total
 from mlxreflect.evaluate import eval_problems, evaluate
 from mlxreflect.policy import device_name, load_policy, weights_hash
-from mlxreflect.recipe import CriticConfig, Recipe, eval_spec
+from mlxreflect.recipe import REMOTE, CriticConfig, Recipe, Tier, eval_spec
 from mlxreflect.records import read_rows, to_row
 from mlxreflect.run import Run
 from mlxreflect.strategies import STRATEGIES
@@ -53,7 +55,9 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
     held_out = eval_problems(exam, spec)
     problems = training_problems(recipe, held_out)
     with ExitStack() as stack:
-        critics = open_critics(recipe, run.id, stack)
+        ledger = open_ledger(run)
+        stack.callback(ledger.close)
+        critics = open_critics(recipe, run.id, ledger, stack)
         policy = load_policy(recipe.policy)
         critics["self"] = SelfCritic(policy, recipe.critic.tier("basic"), recipe.policy.batch)
         adapter = attach(
@@ -87,32 +91,47 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
         play_waves(run, strategy, trainer, adapter, ui, before + time.monotonic() - started)
         finish_adapter(run, trainer, adapter)
         trained = measure("trained", weights_hash(trainer.trainable()))
+        asked = list(ledger.rows())
     comparison = compare(run.path / "eval" / "base", run.path / "eval" / "trained")
     run.write_json("comparison.json", comparison)
     from mlxreflect.plots import draw_plots  # matplotlib takes a second to load
 
     draw_plots(run.path)
-    summary = summarise_run(run, base, trained, comparison)
+    summary = summarise_run(run, base, trained, comparison, asked)
     summary["wall_seconds"] = round(before + time.monotonic() - started, 1)
     run.write_json("summary.json", summary)  # last: a run that has it is finished
     return summary
 
 
-def open_critics(recipe: Recipe, run_id: str, stack: ExitStack) -> dict[str, Critic]:
-    """The basic and the advanced critic, each known to answer; one where they are the same."""
-    if recipe.r3.feedback == recipe.r3.rewriter == "self":
-        return {}
+def open_ledger(run: Run) -> Ledger:
+    """What the critics of a run were asked and what it took, also before it was stopped."""
+    critic = run.recipe.critic
+    return Ledger(run.path / "critic.jsonl", critic.budget, kept=critic.cache != "off")
 
-    def opened(config: CriticConfig) -> Critic:
-        critic = CRITICS[config.provider](config, recipe.task.name, run_id)
+
+def open_critics(
+    recipe: Recipe, run_id: str, ledger: Ledger, stack: ExitStack
+) -> dict[str, Critic]:
+    """The critics that a run asks, each known to answer; one where settings are the same.
+
+    A replay asks nobody, so there is nobody who would have to answer.
+    """
+    wanted: list[Tier] = []
+    if not recipe.r3.feedback == recipe.r3.rewriter == "self":
+        wanted += ["basic", "advanced"]
+    if getattr(recipe.r3, "judge", False):
+        wanted.append("judge")
+    opened: dict[CriticConfig, Critic] = {}
+    for tier in wanted:
+        config = recipe.critic.tier(tier)
+        if config in opened:
+            continue
+        critic = CRITICS[config.provider](config, recipe.task.name, run_id, ledger)
         stack.callback(critic.close)
-        critic.preflight()
-        return critic
-
-    basic, advanced = recipe.critic.tier("basic"), recipe.critic.tier("advanced")
-    critics = {"basic": opened(basic)}
-    critics["advanced"] = critics["basic"] if advanced == basic else opened(advanced)
-    return critics
+        if not (config.replay and config.provider in REMOTE):
+            critic.preflight()
+        opened[config] = critic
+    return {tier: opened[recipe.critic.tier(tier)] for tier in wanted}
 
 
 def restore(run: Run, strategy: R3, trainer: Trainer, adapter: dict[str, Any]) -> float:
@@ -229,9 +248,13 @@ def finish_adapter(run: Run, trainer: Trainer, adapter: dict[str, Any]) -> None:
 
 
 def summarise_run(
-    run: Run, base: dict[str, Any], trained: dict[str, Any], comparison: dict[str, Any]
+    run: Run,
+    base: dict[str, Any],
+    trained: dict[str, Any],
+    comparison: dict[str, Any],
+    asked: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Figures of a whole run, all from what was committed."""
+    """Figures of a whole run, from what was committed; asked: the ledger's lines."""
     metrics = list(read_rows(run.path / "metrics.jsonl"))
     waves = [row for row in metrics if row["kind"] == "wave"]
     last = run.commits.last()
@@ -241,7 +264,6 @@ def summarise_run(
     for row in read_rows(run.path / "episodes.jsonl"):
         first.setdefault(row["problem"]["id"], row["outcome"]["first_correct"])
     at_once = {pid for pid, right in first.items() if right} - bucket
-    critic = sum((Counter(row["critic"]) for row in waves), Counter[str]())
     failures = sum((Counter(row["failures"]) for row in waves), Counter[str]())
     return {
         "schema": "summary/1",
@@ -255,7 +277,7 @@ def summarise_run(
         "solved_after": len(first) - len(at_once) - len(bucket),
         "bucket": len(bucket),
         "pairs": sum(row["pairs"] for row in waves),
-        "critic": {key: critic[key] for key in ("calls", "cached", "failed")},
+        "critic": total((row["critic"] for row in waves), asked),
         "failures": dict(failures),
         "base": {key: base[key] for key in MEASURED},
         "trained": {key: trained[key] for key in MEASURED},

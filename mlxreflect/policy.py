@@ -204,8 +204,11 @@ def find_end_of_turn(tokenizer: Any, eos: set[int]) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def load_policy(config: PolicyConfig) -> Policy:
-    """Load a model by hub name, path, or "tiny". Raises UserError for what a person can mend."""
+def load_policy(config: PolicyConfig, table: str = "policy") -> Policy:
+    """Load a model by hub name, path, or "tiny". Raises UserError for what a person can mend.
+
+    table: of the recipe, that names the model.
+    """
     path = str(TINY) if config.model == "tiny" else config.model
     try:
         model, tokenizer = load(
@@ -214,10 +217,10 @@ def load_policy(config: PolicyConfig) -> Policy:
             adapter_path=config.adapter or None,
         )
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise missing_model(config, error) from None
+        raise missing_model(config, error, table) from None
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(
-            f"policy.model = {config.model!r} cannot be loaded: {one_line(error)}",
+            f"{table}.model = {config.model!r} cannot be loaded: {one_line(error)}",
             "give a model that mlx-lm supports (and an adapter made for it)",
         ) from None
     if config.quantize:
@@ -229,7 +232,7 @@ def load_policy(config: PolicyConfig) -> Policy:
     return Policy(model, tokenizer, config.model)
 
 
-def missing_model(config: PolicyConfig, error: Exception) -> UserError:
+def missing_model(config: PolicyConfig, error: Exception, table: str) -> UserError:
     if config.adapter and not (Path(config.adapter) / "adapter_config.json").is_file():
         return UserError(
             f"policy.adapter = {config.adapter!r} is no adapter folder",
@@ -237,15 +240,15 @@ def missing_model(config: PolicyConfig, error: Exception) -> UserError:
         )
     if Path(config.model).is_dir():
         return UserError(
-            f"policy.model = {config.model!r} is no mlx-lm model folder: {one_line(error)}",
+            f"{table}.model = {config.model!r} is no mlx-lm model folder: {one_line(error)}",
             "make one with: mlx_lm.convert --hf-path NAME --mlx-path DIR -q",
         )
     if config.model.startswith(("/", ".", "~")):
         return UserError(
-            f"policy.model = {config.model!r}: no such folder", "give a folder, or a hub name"
+            f"{table}.model = {config.model!r}: no such folder", "give a folder, or a hub name"
         )
     return UserError(
-        f"policy.model = {config.model!r}: no such folder, and the hub gave none "
+        f"{table}.model = {config.model!r}: no such folder, and the hub gave none "
         f"({type(error).__name__})",
         f"check the name and the connection, or run: hf download {config.model}",
     )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,11 +20,15 @@ from mlxreflect.settings import (
     toml_value,
     validate,
 )
+from mlxreflect.wording import fetch_templates
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
+Tier = Literal["basic", "advanced", "judge"]  # of critics
+TIERS: tuple[Tier, ...] = ("basic", "advanced", "judge")
+REMOTE = ("ollama", "openai", "bedrock")  # providers that are asked over a network
 
 
 class Table(BaseModel):
@@ -47,6 +52,8 @@ class PolicyConfig(Table):
 class PromptConfig(Table):
     tags: Literal["think", "reasoning", "preflexor"] = "think"
     style: Literal["thinking", "direct"] = "thinking"
+    file: str = ""  # TOML file with wording of your own: template = "text"
+    templates: dict[str, str] = {}  # that wording, as the run keeps it
 
 
 class TaskConfig(Table):
@@ -64,29 +71,49 @@ class TaskConfig(Table):
 
 
 class CriticConfig(Table):
-    provider: Literal["solver", "ollama"] = "solver"
+    provider: Literal["solver", "local", "ollama", "openai", "bedrock"] = "solver"
     model: str = ""
     base_url: str = ""
+    key_env: str = ""  # openai: the environment variable that holds the key; never the key itself
+    region: str = ""  # bedrock; "": as boto3 finds it
+    profile: str = ""  # bedrock: of ~/.aws/config
     temperature: Annotated[float, Field(ge=0)] = 0.99
     max_tokens: Positive = 2000
     num_ctx: Positive = 8192
     concurrency: Positive = 4
     deadline_s: Rate = 600.0
+    price_in: Annotated[float, Field(ge=0)] = 0.0  # dollars a million tokens of prompt
+    price_out: Annotated[float, Field(ge=0)] = 0.0  # and of reply
     cache: str = ""  # "": the user's cache folder, "off", or a path
+    replay: bool = False  # answer from the cache alone; what is not there is an error
+
+
+class BudgetConfig(Table):
+    """What all critics of a run together may spend; 0: no limit."""
+
+    max_calls: Count = 0
+    max_tokens: Count = 0  # of prompts and replies
+    max_usd: Annotated[float, Field(ge=0)] = 0.0  # by critic.price_in and price_out
 
 
 class Critics(CriticConfig):
-    """[critic]; [critic.advanced] overrides it key by key for the bucket list."""
+    """[critic]; [critic.advanced] and [critic.judge] override it key by key.
 
+    advanced: takes up the bucket list. judge: gives verdicts.
+    """
+
+    budget: BudgetConfig = BudgetConfig()
     advanced: dict[str, Any] = {}
+    judge: dict[str, Any] = {}
 
-    def tier(self, name: Literal["basic", "advanced"]) -> CriticConfig:
-        base = self.model_dump(exclude={"advanced"})
-        return CriticConfig(**{**base, **(self.advanced if name == "advanced" else {})})
+    def tier(self, name: Tier) -> CriticConfig:
+        base = self.model_dump(exclude={"budget", "advanced", "judge"})
+        return CriticConfig(**{**base, **({} if name == "basic" else getattr(self, name))})
 
 
 class R3Config(Table):
     wave: Positive = 1
+    shard: Count = 0  # samples drawn while a remote critic reviews those before; 0: policy.batch
     epochs: Positive = 1
     rewrites: Positive = 3
     verifications: Count = 5
@@ -94,6 +121,7 @@ class R3Config(Table):
     verify_pass: Positive = 1
     feedback: Literal["critic", "self"] = "critic"
     rewriter: Literal["critic", "self"] = "critic"
+    judge: bool = False  # rewrites that pass the grader must also convince the judge
     sft_mode: Literal[0, 1, 2, 3] = 1  # once verified: 0 none, 1 last winner, 2 verified, 3 both
     sft_correct: bool = False  # SFT on attempts that were right at once
     bucket_every: Count = 100  # problems between passes over the bucket list; 0: never
@@ -180,8 +208,16 @@ class Recipe(Table):
     eval: EvalConfig = EvalConfig()
 
 
+# For each provider, what a critic.model may look like.
+MODELS = {
+    "local": "mlx-community/Qwen2.5-7B-Instruct-4bit", "ollama": "qwen2.5:7b",
+    "openai": "gpt-4.1-mini", "bedrock": "us.amazon.nova-pro-v1:0",
+}  # fmt: skip
 # A stopped run may be resumed with other values of these, and of no other key.
-RESUMABLE = ("critic.concurrency", "critic.deadline_s")
+RESUMABLE = (
+    "critic.concurrency", "critic.deadline_s", "critic.replay",
+    "critic.budget.max_calls", "critic.budget.max_tokens", "critic.budget.max_usd",
+)  # fmt: skip
 
 
 class EvalSpec(Table):
@@ -217,7 +253,8 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
         else:
             rest.append(setting)
     tree.setdefault("name", path.stem)
-    recipe = validate(Recipe, apply_settings(tree, rest), path, rest)
+    fetch_templates(apply_settings(tree, rest), path)
+    recipe = validate(Recipe, tree, path, rest)
     check_recipe(recipe, path, rest)
     return recipe
 
@@ -228,7 +265,9 @@ def check_profiles(profiles: Any, path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: profiles = {profiles!r} is no table", "write [profiles.NAME]")
     for name, part in profiles.items():
         prefix = f"profiles.{name}"
-        validate_tier(validate(Recipe, part, path, prefix=prefix), "advanced", path, prefix=prefix)
+        critics = validate(Recipe, part, path, prefix=prefix)
+        validate_tier(critics, "advanced", path, prefix=prefix)
+        validate_tier(critics, "judge", path, prefix=prefix)
     return profiles
 
 
@@ -254,12 +293,53 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
             'train LoRA, or set train.reference = "none", train.dpo = 0 or train.objective = '
             '"orpo"',
         )
-    for tier in ("basic", "advanced"):
+    for tier in TIERS:
         critic = validate_tier(recipe, tier, path, settings)
-        if critic.provider != "solver" and not critic.model:
+        check_critic(critic, path)
+    check_spending(recipe, path)
+
+
+def check_critic(critic: CriticConfig, path: Path) -> None:
+    """Keys of a critic that its provider could not do with."""
+    if critic.provider != "solver" and not critic.model:
+        raise UserError(
+            f"{path}: critic.provider = {critic.provider!r} needs a model",
+            f'set critic.model, for example "{MODELS[critic.provider]}"',
+        )
+    if critic.provider == "bedrock" and critic.temperature > 1:
+        raise UserError(
+            f"{path}: critic.temperature = {critic.temperature:g}, and Bedrock takes 0 to 1",
+            "set critic.temperature to 1 or less",
+        )
+    # The value is not shown: it may be the key.
+    if critic.key_env and not re.fullmatch("[A-Z_][A-Z0-9_]*", critic.key_env):
+        raise UserError(
+            f"{path}: critic.key_env is no name of an environment variable in capitals",
+            'put the key itself into a variable, and its name here, for example "OPENAI_API_KEY"',
+        )
+
+
+def check_spending(recipe: Recipe, path: Path) -> None:
+    """Critic settings that would ask for nothing, cost nothing or give a password away."""
+    for tier in TIERS:
+        critic = recipe.critic.tier(tier)
+        if critic.replay and critic.cache == "off":
             raise UserError(
-                f"{path}: critic.provider = {critic.provider!r} needs a model",
-                'set critic.model, for example "qwen2.5:7b"',
+                f'{path}: critic.replay answers from the cache, and critic.cache = "off"',
+                "set critic.cache to the file of the run to repeat, or leave it out",
+            )
+        free = critic.price_in == 0 and critic.price_out == 0
+        if recipe.critic.budget.max_usd and free and critic.provider in REMOTE:
+            raise UserError(
+                f"{path}: critic.budget.max_usd limits nothing while {critic.provider} "
+                f"({tier} critic) has critic.price_in = critic.price_out = 0",
+                "set the prices in dollars a million tokens, or limit max_calls or max_tokens",
+            )
+        if re.search(r"//[^/]*@", critic.base_url):
+            raise UserError(
+                f"{path}: critic.base_url holds a user name or password, which would be written "
+                "into every run",
+                "take it out of the address; for Ollama put the whole address into OLLAMA_HOST",
             )
 
 
@@ -289,7 +369,7 @@ def check_objective(objective: str, train: Fitting, quantize: int, path: Path) -
 
 def validate_tier(
     recipe: Recipe,
-    tier: Literal["basic", "advanced"],
+    tier: Tier,
     path: Path,
     settings: Sequence[str] = (),
     prefix: str = "",
@@ -297,7 +377,7 @@ def validate_tier(
     try:
         return recipe.critic.tier(tier)
     except ValidationError as error:
-        full = f"{prefix}.critic.advanced".lstrip(".")
+        full = f"{prefix}.critic.{tier}".lstrip(".")
         raise explain(error, CriticConfig, path, settings, full) from None
 
 
@@ -330,7 +410,12 @@ def eval_spec(recipe: Recipe) -> EvalSpec:
             asked |= recipe.task.model_dump(exclude={"limit", "numbers"})
         if config.source:
             asked["source"], tree["part"] = config.source, "all"
-    tree.setdefault("prompt", recipe.prompt.model_dump())
+    prompt = tree.setdefault("prompt", recipe.prompt.model_dump(exclude={"file", "templates"}))
+    if isinstance(prompt, dict) and not {"file", "templates"} & set(prompt):
+        # Attempts are worded as in training.
+        ours = recipe.prompt.templates.items()
+        prompt["templates"] = {k: v for k, v in ours if k.startswith("attempt_")}
+    fetch_templates(tree, path)
     tree["seed"] = config.seed
     tree["batch"] = recipe.policy.batch
     if config.limit:

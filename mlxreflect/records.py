@@ -18,8 +18,9 @@ from mlxreflect.errors import UserError
 Messages = list[dict[str, str]]
 Visibility = Literal["none", "verdict", "gold_answer", "gold_solution"]
 Role = Literal[
-    "attempt", "critique", "reflection", "rewrite", "continue", "retry", "verify", "integrate"
-]
+    "attempt", "critique", "reflection", "rewrite", "continue", "retry", "verify", "integrate",
+    "judge", "prefer", "pose",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from typing import Any, TextIO
 
 from mlxreflect.commits import Commits, take_lock
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import RESUMABLE, Recipe, digest, dump_recipe
+from mlxreflect.recipe import RESUMABLE, Recipe, check_spending, digest, dump_recipe
 from mlxreflect.records import read_json, write_atomic
 from mlxreflect.settings import apply_settings, flatten, read_toml, validate
+from mlxreflect.wording import check_kept
 
 JOURNALS = ("episodes.jsonl", "examples.jsonl", "preference.jsonl", "sft.jsonl", "metrics.jsonl")
 # What a process killed while it began may leave: not yet a run.
@@ -85,6 +86,8 @@ class Run:
                     f"only these can change: {', '.join(RESUMABLE)}; or begin a new run",
                 )
         recipe = validate(Recipe, apply_settings(now, settings), path / "recipe.toml", settings)
+        check_spending(recipe, path / "recipe.toml")
+        check_kept(recipe.prompt.file, recipe.prompt.templates)
         return cls(path, recipe, take_lock(path))
 
     def take_back(self) -> None:

@@ -186,15 +186,13 @@ def show_summary(run_dir: Path) -> list[RenderableType]:
     comparison = read_results(run_dir / "comparison.json") or summary.get("comparison") or {}
     if comparison.get("sentence"):
         parts += [plain(comparison["sentence"], "bold"), Text()]
-    named = totals(summary) if summary else {}
+    named = totals(summary) if summary else critic_lines(asked_so_far(run_dir))
     if plots := sorted((run_dir / "plots").glob("*.png")):
         named["plots"] = "\n".join(map(str, plots))
     return [*parts, facts(named)] if named else parts
 
 
 def totals(summary: dict[str, Any]) -> dict[str, object]:
-    critic = summary.get("critic") or {}
-    calls = f"{critic.get('calls', 0)} calls, {critic.get('cached', 0)} of them from the cache, "
     kinds = [f"{n} {kind.replace('_', ' ')}" for kind, n in summary.get("failures", {}).items()]
     named = {
         "problems": summary.get("problems"),
@@ -202,11 +200,42 @@ def totals(summary: dict[str, Any]) -> dict[str, object]:
         "solved after training": summary.get("solved_after"),
         "on the bucket list": summary.get("bucket"),
         "preference pairs": summary.get("pairs"),
-        "critic": f"{calls}{critic.get('failed', 0)} failed" if critic else None,
+        **critic_lines(summary.get("critic") or {}),
         "errors of first attempts": ", ".join(kinds) or None,
         "wall time": minutes(summary.get("wall_seconds")),
     }
     return {name: value for name, value in named.items() if value is not None}
+
+
+def asked_so_far(run_dir: Path) -> dict[str, Any]:
+    """The critic's figures of a run that is not finished; {} where none was asked remotely."""
+    ledger, metrics = run_dir / "critic.jsonl", run_dir / "metrics.jsonl"
+    if not ledger.is_file():
+        return {}
+    from mlxreflect.critics.tally import total  # the critics' libraries take a moment to load
+
+    rows = read_rows(metrics) if metrics.is_file() else iter(())
+    waves = (row["critic"] for row in rows if row.get("kind") == "wave" and "critic" in row)
+    return total(waves, read_rows(ledger))
+
+
+def critic_lines(critic: dict[str, Any]) -> dict[str, object]:
+    """What was asked of the critic; and where something was sent, what that took."""
+    if not critic:
+        return {}
+    kinds = [f"{n} {kind.replace('_', ' ')}" for kind, n in critic.get("kinds", {}).items()]
+    failed = f"{critic.get('failed', 0)} failed" + (f" ({', '.join(kinds)})" if kinds else "")
+    named = {"critic": f"{critic.get('calls', 0)} calls, {critic.get('cached', 0)} of them from "
+                       f"the cache, {failed}, {critic.get('unknown', 0)} unknown"}  # fmt: skip
+    wire = critic.get("wire") or {}
+    if wire.get("requests"):
+        median, p95 = wire.get("median_s"), wire.get("p95_s")
+        took = f", a reply took {median:.1f} s (95 % within {p95:.1f} s)" if median else ""
+        named["requests to it"] = (
+            f"{wire['requests']}, {wire['retried']} of them retries; {wire['tokens_in']} tokens "
+            f"in, {wire['tokens_out']} out, ${wire['usd']:.4f}{took}"
+        )
+    return dict(named)
 
 
 def minutes(seconds: float | None) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import platformdirs
 import pytest
-from fake_ollama import STALL, Body, FakeOllama, Fault
+from fake_ollama import STALL, Body, FakeOllama, Fault, http
 
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.cache import Cache, cache_key, cache_path
@@ -245,15 +245,15 @@ def test_threads_write_at_once(tmp_path: Path) -> None:
 
 
 def test_failures_are_not_kept(tmp_path: Path) -> None:
-    answers = iter(["", "better"])
+    answers = iter([http(400), "better"])
 
-    def reply(body: Body) -> str:
+    def reply(body: Body) -> str | Fault:
         return next(answers)
 
     with FakeOllama(reply=reply) as server:
         [first] = ask(server.url, tmp_path / "c.sqlite", [CALL])
         [second] = ask(server.url, tmp_path / "c.sqlite", [CALL])
-    assert (first.kind, second.text) == ("empty", "better")
+    assert (first.kind, second.text) == ("http_400", "better")
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import email.utils
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,14 +14,16 @@ import fake_ollama as fake
 import httpx
 import pytest
 from fake_ollama import Body, FakeOllama, Fault, http
+from fake_server import free_port
 
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.client import Client, http_error, retry_after
+from mlxreflect.critics.client import RETRIES, Client, http_error, retry_after
 from mlxreflect.critics.ollama import OllamaCritic, estimate_tokens
 from mlxreflect.errors import UserError
 from mlxreflect.recipe import CriticConfig
 from mlxreflect.records import make_problem
 
+TRIES = RETRIES + 1
 PROBLEM = make_problem("countdown", {"numbers": [1, 2, 3], "target": 6})
 
 
@@ -75,38 +76,39 @@ def test_half_an_emoji_is_sent_as_a_question_mark() -> None:
 @pytest.mark.parametrize(
     ("fault", "kind", "sent"),
     [
-        (http(429), "http_429", 4),
-        (http(408), "http_408", 4),
-        (http(409), "http_409", 4),
-        (http(500), "http_500", 4),
-        (http(503), "http_503", 4),
+        (http(429), "http_429", TRIES),
+        (http(408), "http_408", TRIES),
+        (http(409), "http_409", TRIES),
+        (http(500), "http_500", TRIES),
+        (http(503), "http_503", TRIES),
         (http(400), "http_400", 1),
         (http(401), "http_401", 1),
         (http(403), "http_403", 1),
         (fake.NO_MODEL, "http_404", 1),
-        (fake.HANG_UP, "connect", 4),
-        (fake.RESET, "reset", 1),
-        (fake.SHORT, "reset", 1),
-        (fake.EMPTY_BODY, "invalid", 1),
-        (fake.BAD_JSON, "invalid", 1),
-        (fake.WRONG_SCHEMA, "invalid", 1),
-        (fake.NOT_OBJECT, "invalid", 1),
-        (fake.NOT_UTF8, "invalid", 1),
-        (Fault(body=b"[" * 100_000), "invalid", 1),
-        (Fault(500, b"[]"), "http_500", 4),
+        (fake.HANG_UP, "reset", TRIES),
+        (fake.RESET, "reset", TRIES),
+        (fake.SHORT, "reset", TRIES),
+        (fake.EMPTY_BODY, "invalid", TRIES),
+        (fake.BAD_JSON, "invalid", TRIES),
+        (fake.WRONG_SCHEMA, "invalid", TRIES),
+        (fake.NOT_OBJECT, "invalid", TRIES),
+        (fake.NOT_UTF8, "invalid", TRIES),
+        (Fault(body=b"[" * 100_000), "invalid", TRIES),
+        (Fault(500, b"[]"), "http_500", TRIES),
+        (Fault(body=b"x" * 2**20), "invalid", TRIES),
         (Fault(304), "http_304", 1),
-        (Fault(body=b"plain", headers={"Content-Encoding": "gzip"}), "invalid", 1),
+        (Fault(body=b"plain", headers={"Content-Encoding": "gzip"}), "invalid", TRIES),
     ],
     ids=lambda value: value.label if isinstance(value, Fault) else str(value),
 )
 def test_each_fault_has_a_kind(fault: Fault, kind: str, sent: int) -> None:
-    with FakeOllama(faults=[fault] * 4) as server:
+    with FakeOllama(faults=[fault] * TRIES) as server:
         [reply] = ask(server)
         assert len(server.chats) == sent
     assert reply.kind == kind
     assert reply.error
     assert "\n" not in reply.error
-    assert (reply.text, reply.cached) == ("", False)
+    assert (reply.text, reply.cached, reply.tries) == ("", False, sent)
 
 
 @pytest.mark.parametrize("faults", [[http(429)], [http(500), http(503), http(408)], [fake.HANG_UP]])
@@ -154,7 +156,7 @@ def test_an_error_keeps_one_short_line_of_the_servers_words() -> None:
 def test_no_text_is_an_error(text: str) -> None:
     with FakeOllama(reply=lambda body: text) as server:
         [reply] = ask(server)
-        assert len(server.chats) == 1
+        assert len(server.chats) == TRIES
     assert (reply.kind, reply.text) == ("empty", "")
 
 
@@ -202,7 +204,7 @@ def test_the_deadline_ends_a_call(fault: Fault) -> None:
         critic = critic_at(server.url, deadline_s=0.5, concurrency=1)
         start = time.monotonic()
         replies = critic.ask([call("a"), call("b")])
-        assert time.monotonic() - start < 1.2
+        assert time.monotonic() - start < 5
         assert replies[0].kind in ("timeout", "http_503")
         # The second queued behind the first, and that counts too.
         assert replies[1].kind in ("timeout", "http_503")
@@ -353,14 +355,6 @@ def test_preflight_names_the_missing_model(model: str) -> None:
         preflight(server.url, model=model)
     assert caught.value.message == f"Ollama has no model {model}"
     assert caught.value.hint == f"run: ollama pull {model}"
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-        assert isinstance(port, int)
-        return port
 
 
 def test_preflight_says_when_the_server_is_down() -> None:

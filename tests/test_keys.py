@@ -2,14 +2,20 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from fake_bedrock import FakeBedrock
 from fake_ollama import FakeOllama
+from fake_openai import FakeOpenAI
+from teacher import Teacher
 
 from mlxreflect import policy as policy_module
 from mlxreflect.critics.cache import cache_path
+from mlxreflect.critics.ledger import BudgetReached
+from mlxreflect.errors import UserError
 from mlxreflect.fuse import write_folder
 from mlxreflect.loop import execute
 from mlxreflect.recipe import Recipe, load_recipe
@@ -47,6 +53,7 @@ CHANGED = {
     "r3.verify_pass": (2, {"r3.verify_samples": 2, "task.limit": 24, "r3.wave": 12}),
     "r3.feedback": ("self", {}),
     "r3.rewriter": ("self", {}),
+    "r3.judge": (True, {}),
     "r3.sft_mode": (3, {"task.limit": 24, "r3.wave": 12}),
     "r3.sft_correct": (True, {"task.limit": 24, "r3.wave": 12}),
     "r3.bucket_every": (0, {}),
@@ -90,7 +97,10 @@ APART = {
     "train.memory_gb", "train.reference_cache", "train.tune",
     "critic.provider", "critic.model", "critic.base_url", "critic.temperature",
     "critic.max_tokens", "critic.num_ctx", "critic.concurrency", "critic.deadline_s",
-    "critic.cache", "critic.advanced",
+    "critic.cache", "critic.advanced", "critic.judge", "prompt.file", "prompt.templates",
+    "r3.shard", "critic.price_in", "critic.price_out", "critic.replay",
+    "critic.key_env", "critic.region", "critic.profile",
+    "critic.budget.max_calls", "critic.budget.max_tokens", "critic.budget.max_usd",
 }  # fmt: skip
 ONE_VALUE = {"strategy"}  # r3 is the only one yet
 
@@ -110,7 +120,7 @@ def outputs(settings, folder):
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_file() and name not in ("recipe.toml", "run.json", ".lock"):
+        if path.is_file() and name not in ("recipe.toml", "run.json", ".lock", "critic.jsonl"):
             found[name] = hashlib.sha256(content(path)).hexdigest()
     return found
 
@@ -124,6 +134,9 @@ def content(path: Path) -> bytes:
         text = path.read_text()
         rows = text.splitlines() if path.suffix == ".jsonl" else [text]
         kept = [{k: v for k, v in json.loads(r).items() if k not in drop} for r in rows]
+        for row in kept:
+            if isinstance(row.get("critic"), dict):
+                row["critic"].pop("wire", None)
         return json.dumps(kept).encode()
     return path.read_bytes()
 
@@ -305,9 +318,9 @@ def answering(body):
     return "<think>\nstep 1: 1 + 1 = 2\n</think>\n<answer> 2 </answer>"
 
 
-def recorded(settings, folder, **server_options):
+def recorded(settings, folder, reply=answering):
     """The chat requests that a run's critic got, whatever their order."""
-    with FakeOllama(reply=answering, models=["critic", "other"], **server_options) as server:
+    with FakeOllama(reply=reply, models=["critic", "other"]) as server:
         outputs({"critic.provider": "ollama", "critic.model": "critic", "critic.cache": "off",
                  "critic.base_url": server.url, **settings}, folder)  # fmt: skip
         return sorted(json.dumps(body, sort_keys=True) for body in server.chats)
@@ -326,6 +339,35 @@ def test_keys_of_the_critic(tmp_path):
         name = {"critic.advanced": "critic.advanced.temperature"}.get(key, key)
         value = value["temperature"] if isinstance(value, dict) else value
         assert recorded({name: value}, tmp_path / str(number)) != plain, key
+
+
+@pytest.mark.slow
+def test_the_judge_is_a_critic_with_settings_of_its_own(tmp_path):
+    judged = {"r3.judge": True}
+    plain = recorded(judged, tmp_path / "plain", Teacher())
+    other = recorded({**judged, "critic.judge.model": "other"}, tmp_path / "other", Teacher())
+    asked = [[json.loads(body)["model"] for body in bodies] for bodies in (plain, other)]
+    assert set(asked[0]) == {"critic"}
+    assert set(asked[1]) == {"critic", "other"}
+
+
+@pytest.mark.slow
+def test_the_size_of_a_shard_changes_the_samples_of_the_later_ones(tmp_path):
+    sizes = {"4": {}, "8": {"r3.shard": 8}, "2": {"r3.shard": 2}}  # of a wave of 4, batch 8
+    four, eight, two = (recorded(s, tmp_path / name) for name, s in sizes.items())
+    assert four == eight != two
+
+
+@pytest.mark.slow
+def test_wording_changes_what_is_asked(outputs_of, tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('attempt_thinking = "{instruction} Use {open} and {close}."\n')
+    from_file = outputs_of({"prompt.file": str(file)})
+    text = "{instruction} Use {open} and {close}."
+    kept = ("episodes.jsonl", "examples.jsonl", "eval/base/results.json")
+    inline = outputs_of({"prompt.templates.attempt_thinking": text})
+    assert [from_file[name] for name in kept] == [inline[name] for name in kept]
+    assert all(from_file[name] != outputs_of({})[name] for name in kept)
 
 
 @pytest.mark.slow
@@ -353,3 +395,92 @@ def test_the_cache_is_where_the_recipe_says(tmp_path, monkeypatch):
     assert recorded({"critic.cache": mine}, tmp_path / "b") == []  # everything is known
     default = cache_path("")
     assert default is not None and not default.exists()
+
+
+def sent_to(server, settings, folder):
+    """The headers by which a run's critic made itself known; dates and signatures left out."""
+    outputs({"critic.model": "critic", "critic.cache": "off", "critic.base_url": server.url,
+             "task.limit": 4, **settings}, folder)  # fmt: skip
+    known = {seen.headers.get("authorization", "") for seen in server.requests}
+    server.requests.clear()
+    return {re.sub("/[0-9]{8}/|Signature=.*", "", one) for one in known}
+
+
+@pytest.mark.slow
+def test_keys_of_other_servers(tmp_path, monkeypatch):
+    monkeypatch.setenv("ONE_KEY", "one")
+    monkeypatch.setenv("OTHER_KEY", "other")
+    with FakeOpenAI(reply=answering) as server:
+        for number, (settings, header) in enumerate([
+            ({}, ""), ({"critic.key_env": "ONE_KEY"}, "Bearer one"),
+            ({"critic.key_env": "OTHER_KEY"}, "Bearer other"),
+        ]):  # fmt: skip
+            settings["critic.provider"] = "openai"
+            assert sent_to(server, settings, tmp_path / f"o{number}") == {header}
+    (tmp_path / "config").write_text("".join(
+        f"[profile {name}]\naws_access_key_id = {name}\naws_secret_access_key = s\n"
+        for name in ("ann", "bob")
+    ))  # fmt: skip
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_BEARER_TOKEN_BEDROCK", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    found = []
+    with FakeBedrock(reply=lambda body: answering(plain_messages(body))) as server:
+        for profile, region in (("ann", "us-east-1"), ("ann", "eu-west-3"), ("bob", "eu-west-3")):
+            settings = {"critic.provider": "bedrock", "critic.profile": profile,
+                        "critic.region": region}  # fmt: skip
+            [header] = sent_to(server, settings, tmp_path / f"{profile}-{region}")
+            assert f"Credential={profile}{region}" in header
+            found.append(header)
+    assert len(set(found)) == 3
+
+
+def plain_messages(body):
+    return {
+        "messages": [{"content": message["content"][0]["text"]} for message in body["messages"]]
+    }
+
+
+@pytest.mark.slow
+def test_prices_are_counted(tmp_path):
+    """In the figures of the run and on each line of its ledger."""
+    free = {"critic.cache": str(tmp_path / "free.sqlite")}
+    recorded(free, tmp_path / "run")
+    assert spent(tmp_path / "run") == (0, 0)
+    for number, key in enumerate(("critic.price_in", "critic.price_out")):
+        settings = {"critic.cache": str(tmp_path / f"{number}.sqlite"), key: 3.0}
+        recorded(settings, tmp_path / str(number))
+        counted, sent = spent(tmp_path / str(number))
+        assert counted == sent > 0
+        [row, *_] = [json.loads(line) for line in ledger(tmp_path / str(number))]
+        tokens = row[{0: "tokens_in", 1: "tokens_out"}[number]]
+        assert row["usd"] == pytest.approx(tokens * 3e-6)
+
+
+def spent(folder):
+    critic = json.loads((folder / "summary.json").read_text())["critic"]
+    return critic["usd"], critic["wire"]["usd"]
+
+
+def ledger(folder):
+    return (folder / "critic.jsonl").read_text().splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", ["max_calls", "max_tokens", "max_usd"])
+def test_each_limit_of_the_budget_stops_the_run(tmp_path, limit):
+    value = {"max_calls": 3, "max_tokens": 5000, "max_usd": 0.01}[limit]
+    settings = {f"critic.budget.{limit}": value, "critic.price_in": 2.0, "critic.price_out": 2.0}
+    with pytest.raises(BudgetReached, match=rf"critic\.budget\.{limit} = {value} is reached"):
+        recorded(settings, tmp_path / "run")
+    assert ledger(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_replay_asks_nobody(tmp_path):
+    settings = {"critic.cache": str(tmp_path / "mine.sqlite")}
+    assert recorded(settings, tmp_path / "a")
+    assert recorded({**settings, "critic.replay": True}, tmp_path / "b") == []
+    elsewhere = {"critic.cache": str(tmp_path / "other.sqlite"), "critic.replay": True}
+    with pytest.raises(UserError, match=r"critic\.replay: no reply on disk"):
+        recorded(elsewhere, tmp_path / "c")

@@ -16,30 +16,33 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module may import from layers above its own line, and inside its own folder; never from below.
 LAYERS: list[set[str]] = [
     {"errors"},
-    {"records", "settings", "seeds"},
+    {"records", "settings", "seeds", "templates"},
+    {"prompts"},
+    {"wording"},
     {"recipe"},
-    {"prompts", "pairs", "stats", "ui", "train.losses", "train.batches", "train.prefix"},  # pure
+    {"pairs", "stats", "ui", "train.losses", "train.batches", "train.prefix"},  # pure
     {"tasks", "train.objectives"},
     {"job", "commits", "train.sources", "train.steps"},
     {"train.forms"},
     {"train.formats"},
-    {"policy", "critics.base", "critics.cache", "critics.client", "run", "train.references"},
+    {"critics.base", "critics.cache", "critics.ledger"},
+    {"policy", "critics.client", "run", "train.references"},
     {"train.masks", "train.lora", "train.network"},
     {"train.encode", "train.merge", "train.memory", "train.scoring"},
     {"train.trainer"},
     {"critics", "train"},
     {"strategies", "evaluate", "compare", "tiny", "fuse"},
     {"plots", "story"},
-    {"loop", "show", "course"},
-    {"dry", "finetune"},
+    {"loop", "show", "course", "checks", "estimate"},
+    {"dry", "finetune", "doctor"},
     {"cli"},
     {"__main__"},
 ]
 # Nothing but data in, data out: no model, no network, no run directory.
-PURE = ("records", "settings", "recipe", "seeds", "prompts", "pairs", "stats", "tasks", "errors",
-        "job")  # fmt: skip
+PURE = ("records", "settings", "recipe", "seeds", "prompts", "templates", "wording", "pairs",
+        "stats", "tasks", "errors", "job")  # fmt: skip
 HEAVY = {"mlx", "mlx_lm", "transformers", "pydantic", "matplotlib", "numpy", "scipy", "datasets",
-         "huggingface_hub", "ollama", "httpx", "tenacity"}  # fmt: skip
+         "huggingface_hub", "ollama", "httpx", "tenacity", "boto3", "botocore"}  # fmt: skip
 
 
 def module_name(path: Path) -> str:
@@ -161,7 +164,7 @@ if len(sys.argv) > 1:
         assert not end.code, end.code
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr)
 """
-COMMANDS = ("run", "resume", "show", "eval", "compare", "grade", "train", "fuse")
+COMMANDS = ("run", "resume", "show", "eval", "compare", "grade", "train", "fuse", "doctor")
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), *((c, "--help") for c in COMMANDS)])

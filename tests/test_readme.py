@@ -30,7 +30,7 @@ UsageError = typer.BadParameter.__mro__[1]  # click's, or the copy inside typer
 #   run: really run, with files of this test in place of RUN_DIR and the user's own files
 #   dry: with --dry-run added, where the problems need no network; else its recipe is only loaded
 HOW = {"run": "dry", "resume": "run", "show": "run", "compare": "run", "grade": "run",
-       "eval": "run", "train": "run", "fuse": "run"}  # fmt: skip
+       "eval": "run", "train": "run", "fuse": "run", "doctor": "run"}  # fmt: skip
 OWN_FILES = {
     "problems.jsonl": "".join(f'{{"question": "{i} + 1?", "answer": {i}}}\n' for i in range(30)),
     "preferences.jsonl": "".join(
@@ -336,6 +336,10 @@ def try_out(shell: Shell, one: Command) -> Done | None:
             return None
         short = ["--limit", "4", "--model", str(shell.model), *sets("max_new_tokens=8")]
         return shell.works("eval", *arguments, *short, "--out", "out")
+    if one.name == "doctor":
+        done = shell(one.name, *arguments)
+        assert done.code == 0 or (done.code == 1 and "something is missing" in done.out), done.err
+        return done
     if one.name == "fuse":
         arguments += ["--out", "FUSED"]  # the last one counts
     if one.name == "train":

@@ -24,7 +24,7 @@ from mlxreflect.recipe import (
 from mlxreflect.settings import bundled, flatten, read_toml, validate
 
 DEFAULTS = flatten(Recipe().model_dump())
-LEAVES = sorted(set(DEFAULTS) - {"critic.advanced"})
+LEAVES = sorted(set(DEFAULTS) - {"critic.advanced", "critic.judge"})
 
 
 def write(folder: Path, text: str) -> str:
@@ -110,7 +110,8 @@ def test_dump_and_load_keep_every_changed_key(clashing: dict[str, Any], tmp_path
     assert (tree["train"]["objective"], tree["train"]["tune"]) == ("orpo", "full")
     for table, changes in clashing.items():
         tree[table] |= changes
-    tree["critic"]["model"] = 'a "quoted" \\ model'
+    tree["critic"] |= {"model": 'a "quoted" \\ model', "key_env": "A_KEY"}
+    tree["prompt"] |= {"file": "", "templates": {"critique": "„Mind“ {open}…{close},\n{{so}}\\"}}
     tree["critic"]["advanced"] = {"model": "größer", "temperature": 0.5, "num_ctx": 4096}
     recipe = Recipe.model_validate(tree)
     again = load_recipe(write(tmp_path, dump_recipe(recipe)))
@@ -142,7 +143,9 @@ def tables() -> Iterator[tuple[str, type[Table]]]:
     yield "train.lora", type(Recipe().train.lora)
     yield "train.sft", type(Recipe().train.sft)
     yield "train.mask", type(Recipe().train.mask)
+    yield "critic.budget", type(Recipe().critic.budget)
     yield "critic.advanced", CriticConfig
+    yield "critic.judge", CriticConfig
 
 
 PLACES = [(table, name) for table, model in tables() for name in model.model_fields]
@@ -241,7 +244,7 @@ def test_wrong_type_is_named_with_key_value_and_line(key: str, tmp_path: Path) -
         ("policy.max_new_tokens", "40.0", "40.0: input should be a valid integer"),
         ("prompt.tags", "'xml'", "'xml': input should be 'think', 'reasoning' or 'preflexor'"),
         ("task.limit", "-1", "-1: input should be greater than or equal to 0"),
-        ("critic.provider", "'gpt'", "'gpt': input should be 'solver' or 'ollama'"),
+        ("critic.provider", "'gpt'", "'gpt': input should be 'solver', 'local', 'ollama', "),
         ("critic.deadline_s", "0", "0: input should be greater than 0"),
         ("r3.sft_mode", "4", "4: input should be 0, 1, 2 or 3"),
         ("r3.sft_correct", "1", "1: input should be a valid boolean"),
@@ -392,7 +395,7 @@ def test_a_profile_is_merged_key_by_key_and_before_the_settings(tmp_path: Path) 
         both = load_recipe(path, settings)
         assert (both.seed, both.train.lr, both.train.lora.rank) == (2, 1.0, 2)
     assert load_recipe(path, ["profile=quick", "profile=slow"]).train.lr == 5e-5
-    assert "profile" not in dump_recipe(quick)
+    assert "profiles" not in dump_recipe(quick)
     assert digest(quick) != digest(plain)
 
 
@@ -452,7 +455,7 @@ def other(key: str) -> Any:
     return None
 
 
-def test_the_digest_ignores_two_keys_and_no_other() -> None:
+def test_the_digest_ignores_what_may_change_on_resume_and_no_other() -> None:
     ignored, fixed = set(), set()
     for key in DEFAULTS:
         value = other(key)
@@ -463,7 +466,9 @@ def test_the_digest_ignores_two_keys_and_no_other() -> None:
         put(tree, key, value)
         if digest(Recipe.model_validate(tree)) == digest(Recipe()):
             ignored.add(key)
-    assert ignored == set(RESUMABLE) == {"critic.concurrency", "critic.deadline_s"}
+    spending = {f"critic.budget.max_{what}" for what in ("calls", "tokens", "usd")}
+    others = {"critic.concurrency", "critic.deadline_s", "critic.replay"}
+    assert ignored == set(RESUMABLE) == spending | others
     assert fixed <= {"strategy"}  # it has one value as long as there is one strategy
 
 
@@ -475,6 +480,9 @@ def test_the_digest_does_not_depend_on_the_order_of_keys(tmp_path: Path) -> None
 
 
 # ---- contradictions ------------------------------------------------------------------------------
+
+
+OLLAMA = ["critic.provider=ollama", "critic.model=m"]
 
 
 @pytest.mark.parametrize(
@@ -492,12 +500,38 @@ def test_the_digest_does_not_depend_on_the_order_of_keys(tmp_path: Path) -> None
         (["train.tune=full", "train.reference=base"], "train.tune = 'full'", "train LoRA"),
         (["critic.provider=ollama"], "critic.provider = 'ollama' needs a model", "critic.model"),
         (["critic.advanced.provider=ollama"], "'ollama' needs a model", "critic.model"),
+        (["critic.provider=openai"], "'openai' needs a model", "gpt-"),
+        (["critic.judge.provider=local"], "'local' needs a model", "mlx-community/"),
+        (["critic.provider=bedrock"], "'bedrock' needs a model", "us.amazon."),
+        (["critic.provider=bedrock", "critic.model=m", "critic.temperature=1.5"],
+         "critic.temperature = 1.5, and Bedrock takes 0 to 1", "1 or less"),
+        (["critic.advanced.key_env=no-name"], "critic.key_env is no name", "OPENAI_API_KEY"),
+        (["critic.replay=true", "critic.cache=off"], 'critic.cache = "off"', "critic.cache"),
+        ([*OLLAMA, "critic.budget.max_usd=1"], "max_usd limits nothing while ollama", "prices"),
+        (
+            [
+                "critic.price_in=1",
+                "critic.budget.max_usd=1",
+                "critic.advanced.provider=ollama",
+                "critic.advanced.model=m",
+                "critic.advanced.price_in=0",
+            ],
+            "(advanced critic)",
+            "prices",
+        ),
+        ([*OLLAMA, "critic.base_url=http://me:pw@host:1"], "holds a user name", "OLLAMA_HOST"),
     ],
-)
+)  # fmt: skip
 def test_contradiction(settings: list[str], said: str, hint: str, tmp_path: Path) -> None:
     error = refused(write(tmp_path, ""), *settings)
     assert said in error.message
     assert hint in error.hint
+
+
+@pytest.mark.parametrize("key", ["sk-proj-abc123", "gsk_abc123", "AIzaSyA1", "ABC 1", "1A"])
+def test_a_key_in_place_of_its_name_is_not_shown(key: str, tmp_path: Path) -> None:
+    error = refused(write(tmp_path, ""), f"critic.key_env='{key}'")
+    assert key not in error.message + error.hint
 
 
 def test_what_only_looks_like_a_contradiction(tmp_path: Path) -> None:
@@ -516,6 +550,9 @@ def test_what_only_looks_like_a_contradiction(tmp_path: Path) -> None:
     ):
         settings = ["train.tune=full", *rest]
         assert load_recipe(path, settings).train.tune == "full"
+    assert load_recipe(path, ["critic.budget.max_usd=1"]).critic.provider == "solver"
+    priced = [*OLLAMA, "critic.budget.max_usd=1", "critic.price_out=0.5"]
+    assert load_recipe(path, priced).critic.budget.max_usd == 1
     advanced = ["critic.advanced.provider=ollama", "critic.advanced.model=m"]
     assert load_recipe(path, advanced).critic.tier("basic").provider == "solver"
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from mlxreflect.records import Messages, Problem, Visibility
+
+Move = Literal["critique", "rewrite", "continue", "judge", "prefer", "pose", "integrate"]
 
 
 @dataclass(frozen=True)
@@ -14,10 +16,10 @@ class Call:
     text: the attempt under review; feedback: what the rewrite is to act on.
     epoch, attempt: with problem and role, what makes this call another than the same words later
         (a retry from the bucket list is a new call, a resumed run's is not).
-    seed: of the sampling.
+    seed: of the sampling. schema: JSON schema of the reply; None: text.
     """
 
-    role: Literal["critique", "rewrite"]
+    role: Move
     problem: Problem
     messages: Messages
     text: str
@@ -28,15 +30,31 @@ class Call:
     epoch: int = 0
     attempt: str = ""
     seed: int = 0
+    schema: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a request, or a call, took. usd: dollars, to the billionth.
+
+    estimated: the server did not say; then these are the most it can have been.
+    """
+
+    tokens_in: int = 0
+    tokens_out: int = 0
+    usd: float = 0.0
+    estimated: bool = False
 
 
 @dataclass(frozen=True)
 class Reply:
     """error: why there is no usable text; a failed call is data and never passes for praise.
 
-    kind: the kind of error, one word ("timeout", "http_500", "empty", "truncated", …).
-    cached: the reply was on disk before this run began.
+    kind: the kind of error, one word ("timeout", "http_500", "empty", "unknown", …).
+    cached: the reply was on disk before this run began; then it took nothing.
     token_ids: as generated, where the policy itself is the critic.
+    tries: requests sent for it; 0 where nothing is sent. seconds: the answered one took so long.
+    cost: of the answered request alone; what failed before it is in the run's ledger.
     """
 
     text: str
@@ -46,6 +64,10 @@ class Reply:
     usage: dict[str, int] = field(default_factory=dict)
     cached: bool = False
     token_ids: list[int] | None = None
+    # Figures, no part of what was said.
+    tries: int = field(default=0, compare=False)
+    seconds: float = field(default=0.0, compare=False)
+    cost: Cost = field(default=Cost(), compare=False)
 
 
 class Critic(Protocol):
@@ -56,7 +78,7 @@ class Critic(Protocol):
         ...
 
     def ask(self, calls: Sequence[Call]) -> list[Reply]:
-        """One reply a call, in the order of the calls."""
+        """One reply a call, in the order of the calls; of a remote critic from any thread."""
         ...
 
     def close(self) -> None: ...

@@ -21,6 +21,7 @@ from mlxreflect.errors import UserError
 from mlxreflect.recipe import CriticConfig
 
 VERSION = 1  # of the schema, kept in the file's user_version
+KEPT = ("text", "finish_reason", "usage", "tries", "seconds")  # of a reply
 BUSY_S = 30.0  # how long a writer waits for the others
 SCHEMA = """
 CREATE TABLE replies (
@@ -42,6 +43,7 @@ def cache_key(config: CriticConfig, call: Call) -> str:
             "seed": call.seed,
         },
         "template": call.template,
+        "schema": call.schema,
         "call": [call.problem.id, call.epoch, call.role, call.attempt],
     }
     # ASCII: a model's half emoji (a lone surrogate) has no UTF-8 form.
@@ -82,7 +84,7 @@ class Cache:
 
     def put(self, key: str, reply: Reply) -> Reply:
         """Keep a reply and return what is kept: the first writer's, where two raced."""
-        kept = {"text": reply.text, "finish_reason": reply.finish_reason, "usage": reply.usage}
+        kept = {name: getattr(reply, name) for name in KEPT}
         row = (key, self.run_id, self.actor, json.dumps(kept))
         with self.lock, explained(self.path):
             if self.connection is None:  # closed while the call was out

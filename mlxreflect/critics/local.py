@@ -1,13 +1,16 @@
-"""The policy as its own critic: the same model and batching, dropout off."""
+"""Critics in this process: the policy itself, or another mlx-lm model beside it."""
 
 from collections.abc import Sequence
 
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.policy import Policy
-from mlxreflect.recipe import CriticConfig
+from mlxreflect.critics.text import strip_thought
+from mlxreflect.policy import Completion, Policy, load_policy
+from mlxreflect.recipe import CriticConfig, PolicyConfig
 
 
 class SelfCritic:
+    """The policy as its own critic: the same model and batching, dropout off."""
+
     def __init__(self, policy: Policy, config: CriticConfig, batch: int) -> None:
         self.policy = policy
         self.config = config
@@ -18,27 +21,66 @@ class SelfCritic:
         pass
 
     def ask(self, calls: Sequence[Call]) -> list[Reply]:
-        if not calls:
-            return []
-        completions = self.policy.generate(
-            [self.policy.encode(call.messages) for call in calls],
-            temperature=self.config.temperature,
-            top_p=1.0,
-            max_new_tokens=self.config.max_tokens,
-            batch=self.batch,
-            seed=("self", calls[0].seed),
-        )
-        return [
-            Reply(
-                c.text,
-                error=None if c.text.strip() else "the policy wrote nothing",
-                kind="" if c.text.strip() else "empty",
-                finish_reason=c.finish_reason,
-                usage={"prompt": c.prompt_tokens, "completion": len(c.token_ids)},
-                token_ids=c.token_ids,
-            )
-            for c in completions
-        ]
+        done = complete(self.policy, self.config, calls, self.batch, "self")
+        return [reply(one, one.text, one.token_ids) for one in done]
 
     def close(self) -> None:
         pass
+
+
+class LocalCritic:
+    """A model by hub name or path, loaded when it is first needed; `concurrency` is its batch.
+
+    Its replies are the same for the same calls, and free: they are not kept on disk.
+    Raises UserError for a model that cannot be loaded.
+    """
+
+    def __init__(self, config: CriticConfig) -> None:
+        self.config = config
+        self.actor = f"local:{config.model}"
+        self.model: Policy | None = None
+
+    def preflight(self) -> None:
+        self.load()
+
+    def load(self) -> Policy:
+        if self.model is None:
+            self.model = load_policy(PolicyConfig(model=self.config.model), "critic")
+        return self.model
+
+    def ask(self, calls: Sequence[Call]) -> list[Reply]:
+        if not calls:
+            return []
+        done = complete(self.load(), self.config, calls, self.config.concurrency, "local")
+        texts = [strip_thought(one.text, call) for one, call in zip(done, calls, strict=True)]
+        return [reply(one, text) for one, text in zip(done, texts, strict=True)]
+
+    def close(self) -> None:
+        self.model = None
+
+
+def complete(
+    model: Policy, config: CriticConfig, calls: Sequence[Call], batch: int, name: str
+) -> list[Completion]:
+    """A completion a call, in order; name and the first call's seed name the random stream."""
+    if not calls:
+        return []
+    return model.generate(
+        [model.encode(call.messages) for call in calls],
+        temperature=config.temperature,
+        top_p=1.0,
+        max_new_tokens=config.max_tokens,
+        batch=batch,
+        seed=(name, calls[0].seed),
+    )
+
+
+def reply(done: Completion, text: str, token_ids: list[int] | None = None) -> Reply:
+    return Reply(
+        text,
+        error=None if text.strip() else "the model wrote nothing",
+        kind="" if text.strip() else "empty",
+        finish_reason=done.finish_reason,
+        usage={"prompt": done.prompt_tokens, "completion": len(done.token_ids)},
+        token_ids=token_ids,
+    )

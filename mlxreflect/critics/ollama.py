@@ -6,17 +6,20 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from urllib.parse import unquote
 
 import httpx
 import ollama
 
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.client import Body, CallError, Client, http_error
+from mlxreflect.critics.client import NOTHING, Body, CallError, Client, http_error
+from mlxreflect.critics.ledger import Ledger
+from mlxreflect.critics.text import encodable, strip_thought
 from mlxreflect.errors import UserError
-from mlxreflect.prompts import TAGS
 from mlxreflect.recipe import CriticConfig
 from mlxreflect.records import Messages
 
+ADDRESS = re.compile(r"(\w+://)?(?:([^/]*)@)?(.*)", re.DOTALL)  # matches everything
 CONNECT_S = 10.0
 PREFLIGHT_S = 30.0
 SEED_BITS = 0x7FFFFFFF  # Ollama's seed is a signed 32-bit number
@@ -30,11 +33,20 @@ class OllamaCritic:
     Raises UserError for an address that is none and for a cache that cannot be used.
     """
 
-    def __init__(self, config: CriticConfig, run_id: str, *, backoff_s: float = 1.0) -> None:
+    waits = True  # for replies from elsewhere: `ask` may be called from several threads
+
+    def __init__(
+        self,
+        config: CriticConfig,
+        run_id: str,
+        ledger: Ledger | None = None,
+        *,
+        backoff_s: float | None = None,
+    ) -> None:
         self.config = config
         self.actor = f"ollama:{config.model}"
         host = config.base_url or os.environ.get("OLLAMA_HOST") or "http://127.0.0.1:11434"
-        self.url = re.sub(r"//[^/]*@", "//", host)  # shown to people: without a password
+        self.url, auth = without_password(host)  # what is shown to people
         self.think: bool | None = None
         self.window = config.num_ctx
         self.local = threading.local()  # .deadline of the request this thread is making
@@ -42,6 +54,7 @@ class OllamaCritic:
             self.server = ollama.Client(
                 host=host,
                 timeout=config.deadline_s,
+                auth=auth,  # ollama leaves it out of the address
                 event_hooks={"request": [self.limit], "response": [self.check]},
             )
         except (ValueError, httpx.InvalidURL):
@@ -49,7 +62,7 @@ class OllamaCritic:
                 f"{self.url} is no address of an Ollama server",
                 "set critic.base_url (or OLLAMA_HOST) to something like http://127.0.0.1:11434",
             ) from None
-        self.client = Client(config, run_id, self.send, backoff_s=backoff_s)
+        self.client = Client(config, run_id, self.send, ledger, backoff_s=backoff_s)
 
     def preflight(self) -> None:
         """Is the server up, is the model there, what can it do?"""
@@ -102,27 +115,30 @@ class OllamaCritic:
                 messages=encodable(call.messages),
                 options=options,
                 think=self.think,
+                format=call.schema,
             )
-        self.check_prompt(call.messages, response.prompt_eval_count)
         counts = {"prompt": response.prompt_eval_count, "completion": response.eval_count}
+        usage = {name: count for name, count in counts.items() if count is not None}
+        self.check_prompt(call.messages, usage)
         return Reply(
             strip_thought(response.message.content or "", call),
             finish_reason=response.done_reason,
-            usage={name: count for name, count in counts.items() if count is not None},
+            usage=usage,
         )
 
-    def check_prompt(self, messages: Messages, count: int | None) -> None:
+    def check_prompt(self, messages: Messages, usage: dict[str, int]) -> None:
         """Refuse a reply to a prompt that Ollama cut, which it does without a word.
 
         It counts after cutting: a window filled to the brim or far fewer tokens than were sent
         give it away. Old servers leave the count out; then nothing can be said.
         """
-        sent = estimate_tokens(messages)
+        count, sent = usage.get("prompt"), estimate_tokens(messages)
         if count and (count >= self.window or count < 0.75 * sent):
             raise CallError(
                 "truncated_prompt",
                 f"Ollama cut the prompt to {count} tokens (at least {sent} were sent): "
                 f"raise critic.num_ctx, now {self.config.num_ctx}",
+                usage=usage,
             )
 
     @contextmanager
@@ -132,17 +148,18 @@ class OllamaCritic:
         try:
             yield
         except httpx.ConnectTimeout:
-            raise CallError(
-                "timeout", f"no connection within {CONNECT_S:g} s", retry=True
-            ) from None
+            said = f"no connection within {CONNECT_S:g} s"
+            raise CallError("timeout", said, retry=True, usage=NOTHING) from None
         except httpx.TimeoutException:
             raise CallError("timeout", f"no reply from {self.url} in time", retry=True) from None
-        except (httpx.TransportError, ConnectionError):  # ollama makes the second of refusals
+        except (httpx.ConnectError, ConnectionError):  # ollama makes the second of refusals
             raise CallError("connect", f"cannot reach {self.url}", retry=True) from None
+        except httpx.TransportError:  # it was sent, so a model may have worked on it
+            raise CallError("reset", f"{self.url} hung up without a reply", retry=True) from None
         except (ValueError, TypeError, RecursionError, httpx.RequestError) as error:
             # Not JSON, not UTF-8, not an object, not the fields of a reply; endless redirects.
-            fault = type(error).__name__
-            raise CallError("invalid", f"not a reply as Ollama sends it ({fault})") from None
+            said = f"not a reply as Ollama sends it ({type(error).__name__})"
+            raise CallError("invalid", said, retry=True) from None
 
     def limit(self, request: httpx.Request) -> None:
         left = max(self.local.deadline - time.monotonic(), 0.001)
@@ -157,29 +174,16 @@ class OllamaCritic:
             raise http_error(response)
 
 
-def encodable(messages: Messages) -> Messages:
-    """Half an emoji, as a policy's last token may leave it, has no UTF-8 form: send a "?"."""
-    return [
-        {key: value.encode("utf-8", "replace").decode("utf-8") for key, value in message.items()}
-        for message in messages
-    ]
+def without_password(host: str) -> tuple[str, httpx.BasicAuth | None]:
+    """An address without the `user:password@` in it, and what signs requests with that."""
+    scheme, userinfo, rest = ADDRESS.match(host).groups()  # type: ignore[union-attr]
+    if userinfo is None:
+        return host, None
+    user, _, password = userinfo.partition(":")
+    return (scheme or "") + rest, httpx.BasicAuth(unquote(user), unquote(password))
 
 
 def estimate_tokens(messages: Messages) -> int:
     """At least how many tokens a prompt has. Runs of one character count once: they merge."""
     text = "\n".join(message["content"] for message in messages)
     return len(re.sub(r"(.)\1+", r"\1", text, flags=re.DOTALL)) // CHARS_PER_TOKEN
-
-
-def strip_thought(text: str, call: Call) -> str:
-    """The text without a leading <think>…</think> that the critic wrote for itself.
-
-    In a rewrite whose own tags are `think`, a single block is the solution's reasoning and stays;
-    the first of two is the critic's.
-    """
-    start, end = TAGS["think"]
-    head = text.lstrip()
-    own = call.role == "rewrite" and call.tags == "think" and text.count(end) < 2
-    if own or not head.startswith(start) or end not in head:
-        return text
-    return head.partition(end)[2].lstrip()

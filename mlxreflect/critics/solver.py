@@ -1,5 +1,6 @@
 """The exact critic: offline, free, deterministic; for tasks that have a solver."""
 
+import json
 from collections.abc import Sequence
 
 from mlxreflect.critics.base import Call, Reply
@@ -30,8 +31,7 @@ class SolverCritic:
             )
 
     def ask(self, calls: Sequence[Call]) -> list[Reply]:
-        task = TASKS[self.task]
-        return [critique(task, c) if c.role == "critique" else rewrite(task, c) for c in calls]
+        return [ROLES.get(call.role, unable)(TASKS[self.task], call) for call in calls]
 
     def close(self) -> None:
         pass
@@ -50,11 +50,19 @@ def thought_of(call: Call) -> str:
 
 
 def critique(task: Task, call: Call) -> Reply:
+    return Reply(fault_of(task, call) or "every step holds")
+
+
+def judge(task: Task, call: Call) -> Reply:
+    """Right: every step holds, and the grader says so of the answer."""
+    fault = fault_of(task, call)
+    return Reply(json.dumps({"step": "", "why": fault, "verdict": "wrong" if fault else "right"}))
+
+
+def fault_of(task: Task, call: Call) -> str:
     assert task.solver is not None  # preflight
     fault = task.solver.review(call.problem, thought_of(call), call.visibility != "none").fault
-    if not fault:
-        fault = task.grade(call.problem, call.text, call.tags, "thinking").verdict.reason
-    return Reply(fault or "every step holds")
+    return fault or task.grade(call.problem, call.text, call.tags, "thinking").verdict.reason
 
 
 def rewrite(task: Task, call: Call) -> Reply:
@@ -66,3 +74,10 @@ def rewrite(task: Task, call: Call) -> Reply:
     start, end = TAGS[call.tags]
     body, answer = solved
     return Reply(f"{start}\n{body}\n{end}\n{ANSWER[0]} {answer} {ANSWER[1]}")
+
+
+def unable(task: Task, call: Call) -> Reply:
+    return Reply("", error=f"the solver has no move {call.role!r}", kind="unable")
+
+
+ROLES = {"critique": critique, "rewrite": rewrite, "continue": rewrite, "judge": judge}

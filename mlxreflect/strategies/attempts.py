@@ -18,12 +18,13 @@ class Attempts:
 
     def __init__(self, recipe: Recipe, task: Task, policy: Policy) -> None:
         self.recipe, self.task, self.policy = recipe, task, policy
+        self.templates = prompts.BUNDLED.replaced(recipe.prompt.templates)
 
     def prompt(self, problem: Problem) -> Messages:
         """The prompt of an attempt: what every training example of the problem has as its own."""
         config = self.recipe.prompt
         asked, shown = self.task.instruction(problem), self.task.show(problem)
-        return prompts.attempt_messages(asked, shown, config.tags, config.style)
+        return prompts.attempt_messages(asked, shown, config.tags, config.style, self.templates)
 
     def sample(
         self,

@@ -1,126 +1,103 @@
 """What goes to a critic and comes back as turns; failed calls are turns with an error."""
 
-from collections import Counter, deque
+import threading
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
 
-from mlxreflect import prompts
 from mlxreflect.critics.base import Call, Critic, Reply
+from mlxreflect.critics.tally import Tally
+from mlxreflect.critics.verdicts import Judgement, ask_structured
 from mlxreflect.errors import UserError
 from mlxreflect.recipe import Recipe
-from mlxreflect.records import Messages, Problem, Turn
-from mlxreflect.seeds import seed_for
+from mlxreflect.records import Problem, Turn, Verdict
+from mlxreflect.strategies.moves import Moves, Round, judged
 from mlxreflect.tasks.base import Task
 
+ANSWERS = ("rewrite", "continue", "integrate")  # roles whose text may become training data
 RECENT, FEW = 40, 10  # a run stops for many failures among its last calls, never for a few
 
 
-@dataclass(frozen=True)
-class Round:
-    """Which try this is. tier: the critic that answers; "self" is the policy.
-
-    attempt: together with problem, epoch and role it tells this call from every other.
-    """
-
-    tier: Literal["basic", "advanced", "self"]
-    epoch: int
-    attempt: str
-
-
 class Exchange:
-    """Asks for critiques and rewrites, and counts what came of it."""
+    """Asks for critiques and rewrites, and counts what came of it; from any thread."""
 
     def __init__(self, recipe: Recipe, task: Task, critics: dict[str, Critic]) -> None:
-        self.recipe, self.task, self.critics = recipe, task, critics
-        self.counts: Counter[str] = Counter()
+        self.recipe, self.critics = recipe, critics
+        self.moves = Moves(recipe, task)
+        self.counts = Tally()
         self.recent: deque[bool] = deque(maxlen=RECENT)  # whether the last calls failed
+        self.lock = threading.Lock()  # of both
+
+    def tiers(self, tier: str) -> set[str]:
+        """The critics that take part in a wave of this tier."""
+        config = self.recipe.r3
+        taking = {tier if who == "critic" else who for who in (config.feedback, config.rewriter)}
+        return taking | {"judge"} if config.judge else taking
 
     def critique(
         self,
         problems: Sequence[Problem],
         turns: Sequence[Turn],
-        round_: Round,
+        at: Round,
         example: str | None = None,
     ) -> list[Turn]:
         """A critique of each turn. example: the last winning rewrite, for self-feedback."""
-        tags = self.recipe.prompt.tags
-        calls = []
-        for problem, turn in zip(problems, turns, strict=True):
-            shown, gold = self.task.show(problem), self.task.gold(problem)
-            messages = prompts.critique_messages(shown, turn.text, tags, gold, example)
-            calls.append(self.call("critique", problem, messages, turn.text, "", round_))
-        return self.ask(calls, turns, round_)
+        calls = [
+            self.moves.critique(problem, turn.text, at, example)
+            for problem, turn in zip(problems, turns, strict=True)
+        ]
+        return self.ask(calls, turns, at)
 
     def rewrite(
         self,
         problems: Sequence[Problem],
         turns: Sequence[Turn],
         critiques: Sequence[Turn],
-        round_: Round,
+        at: Round,
     ) -> list[Turn]:
         """A rewrite of each turn, told what its critique says."""
-        tags = self.recipe.prompt.tags
-        calls = []
-        for problem, turn, said in zip(problems, turns, critiques, strict=True):
-            asked, shown = self.task.instruction(problem), self.task.show(problem)
-            gold = self.task.gold(problem)
-            messages = prompts.rewrite_messages(asked, shown, turn.text, said.text, tags, gold)
-            calls.append(self.call("rewrite", problem, messages, turn.text, said.text, round_))
-        return self.ask(calls, critiques, round_)
+        calls = [
+            self.moves.rewrite(problem, turn.text, said.text, at)
+            for problem, turn, said in zip(problems, turns, critiques, strict=True)
+        ]
+        return self.ask(calls, critiques, at)
 
-    def call(
-        self,
-        role: Literal["critique", "rewrite"],
-        problem: Problem,
-        messages: Messages,
-        text: str,
-        feedback: str,
-        round_: Round,
-    ) -> Call:
-        return Call(
-            role=role,
-            problem=problem,
-            messages=messages,
-            text=text,
-            feedback=feedback,
-            visibility="verdict" if self.task.gold(problem) is None else "gold_answer",
-            template=str(prompts.VERSIONS[role]),
-            tags=self.recipe.prompt.tags,
-            epoch=round_.epoch,
-            attempt=round_.attempt,
-            seed=seed_for(self.recipe.seed, round_.epoch, round_.attempt, role, problem.id),
-        )
+    def judge(
+        self, problems: Sequence[Problem], rewrites: Sequence[Turn], at: Round
+    ) -> list[tuple[Turn, Turn | None]]:
+        """Each rewrite, its verdict taken back where the judge does not call it right, and the
+        judge's turn, without index and parent; None for a rewrite that had not passed anyway."""
+        shown = [i for i, turn in enumerate(rewrites) if turn.verdict and turn.verdict.passed]
+        calls = [self.moves.judge(problems[i], rewrites[i].text, at) for i in shown]
+        critic = self.critics[at.tier]
+        answers = ask_structured(critic, calls, Judgement)
+        with self.lock:
+            self.count([reply for answer in answers for reply in answer.replies])
+        both: list[tuple[Turn, Turn | None]] = [(turn, None) for turn in rewrites]
+        for i, call, answer in zip(shown, calls, answers, strict=True):
+            verdict, why = judged(answer.value)
+            turn = rewrites[i]
+            if verdict != "right" and turn.verdict:
+                refused = Verdict(False, turn.verdict.format_ok, f"{verdict}: {why}", critic.actor)
+                turn = replace(turn, verdict=refused)
+            both[i] = turn, turn_of(call, answer.replies[-1], critic.actor, None)
+        return both
 
-    def ask(self, calls: list[Call], parents: Sequence[Turn], round_: Round) -> list[Turn]:
-        critic = self.critics[round_.tier]
+    def ask(self, calls: list[Call], parents: Sequence[Turn], at: Round) -> list[Turn]:
+        """A turn a call."""
+        critic = self.critics[at.tier]
         replies = critic.ask(calls)
-        self.count(replies)
+        with self.lock:
+            self.count(replies)
         return [
-            Turn(
-                index=-1,
-                parent=parent.index,
-                role=call.role,
-                actor=critic.actor,
-                messages=call.messages,
-                text=reply.text,
-                visibility=call.visibility,
-                finish_reason=reply.finish_reason,
-                token_ids=reply.token_ids if call.role == "rewrite" else None,
-                usage=reply.usage,
-                error=reply.error,
-            )
+            turn_of(call, reply, critic.actor, parent.index)
             for call, reply, parent in zip(calls, replies, parents, strict=True)
         ]
 
     def count(self, replies: list[Reply]) -> None:
         """Keep the counts. Raises UserError when too many of the last calls failed."""
         failed = [reply for reply in replies if reply.error is not None]
-        self.counts["calls"] += len(replies)
-        self.counts["cached"] += sum(reply.cached for reply in replies)
-        self.counts["failed"] += len(failed)
-        for reply in failed:
-            self.counts[f"failed:{reply.kind}"] += 1
+        self.counts.add(replies)
         self.recent.extend(reply.error is not None for reply in replies)
         limit, lost = self.recipe.r3.max_failed, sum(self.recent)
         if failed and lost >= FEW and lost > limit * len(self.recent):
@@ -129,3 +106,19 @@ class Exchange:
                 f"r3.max_failed = {limit:g}; the last: {failed[-1].error}",
                 "see that the critic answers, then resume the run; this wave will be done again",
             )
+
+
+def turn_of(call: Call, reply: Reply, actor: str, parent: int | None) -> Turn:
+    return Turn(
+        index=-1,
+        parent=parent,
+        role=call.role,
+        actor=actor,
+        messages=call.messages,
+        text=reply.text,
+        visibility=call.visibility,
+        finish_reason=reply.finish_reason,
+        token_ids=reply.token_ids if call.role in ANSWERS else None,
+        usage=reply.usage,
+        error=reply.error,
+    )

@@ -1,26 +1,33 @@
 """R³: Reflect, Rewrite, Repeat (EACL 2026), in waves.
 
-For a wave of problems, in lock-step: attempt; grade; for what is wrong up to K rounds of critique
-and rewrite; DPO on (winning rewrite ≻ the sample that opened its cycle); up to V verifications,
-each a fresh sample of the updated policy. A pass ends in SFT and "solved"; a failure in SFT on the
-last winner at a small learning rate and, while verifications are left, another cycle with the
-failed sample as the rejected one. What stays unsolved goes to the bucket list, which the advanced
-critic takes up after every `bucket_every` problems. `wave = 1` is the paper's sequential order.
+For a wave of problems: attempt; grade; for what is wrong up to K rounds of critique and rewrite;
+DPO on (winning rewrite ≻ the sample that opened its cycle); up to V verifications, each a fresh
+sample of the updated policy. A pass ends in SFT and "solved"; a failure in SFT on the last winner
+at a small learning rate and, while verifications are left, another cycle with the failed sample as
+the rejected one. What stays unsolved goes to the bucket list, which the advanced critic takes up
+after every `bucket_every` problems. `wave = 1` is the paper's sequential order.
+
+The rounds go in lock-step where critiques are computed in this process. Where a critic is waited
+for, each story has a chain of its own, and the policy goes on sampling meanwhile.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from mlxreflect import pairs
 from mlxreflect.critics.base import Critic
 from mlxreflect.policy import Policy
 from mlxreflect.recipe import Recipe
-from mlxreflect.records import Episode, Example, Outcome, Problem, Turn, Verdict
+from mlxreflect.records import Episode, Example, Problem, Turn
 from mlxreflect.strategies.attempts import Attempts
-from mlxreflect.strategies.exchange import Exchange, Round
+from mlxreflect.strategies.chains import Chains
+from mlxreflect.strategies.exchange import Exchange
 from mlxreflect.strategies.figures import count_wave
 from mlxreflect.strategies.learning import Learning
+from mlxreflect.strategies.moves import Round
+from mlxreflect.strategies.stories import Story, episode_of, index, keep_bucket, passed
 from mlxreflect.strategies.waves import State, Wave, next_wave
 from mlxreflect.tasks.base import Task
 from mlxreflect.train.steps import Step
@@ -35,30 +42,6 @@ class Played:
     examples: list[Example]
     steps: list[Step]
     figures: dict[str, Any]
-
-
-@dataclass(eq=False)
-class Story:
-    """An episode in the making.
-
-    opened: the sample that opened the present cycle. current: the text to improve, that sample or
-    the last rewrite of it. winner: the last rewrite that passed. solved: the turn that solved it.
-    """
-
-    problem: Problem
-    turns: list[Turn] = field(default_factory=list)
-    opened: Turn | None = None
-    current: Turn | None = None
-    winner: Turn | None = None
-    solved: Turn | None = None
-
-    def add(self, turn: Turn) -> Turn:
-        turn = replace(turn, index=len(self.turns))
-        self.turns.append(turn)
-        return turn
-
-    def open(self, turn: Turn) -> None:
-        self.opened = self.current = turn
 
 
 class R3:
@@ -79,6 +62,7 @@ class R3:
         self.learning = Learning(recipe, policy, trainer)
         self.state = State()
         self.wave = Wave(0, 1, "problems", "basic", [])
+        self.chains: Chains | None = None  # None: lock-step
         self.status: Callable[[str], None] = lambda text: None
 
     def next_wave(self) -> Wave | None:
@@ -97,16 +81,17 @@ class R3:
             self.force_sft()
         generated = self.policy.tokens_generated
         stories = [Story(self.problems[pid]) for pid in wave.problems]
-        self.attempt(stories)
-        wrong = [s for s in stories if s.solved is None]
-        self.improve(wrong, 0)
-        unverified = [s for s in wrong if s.winner]
-        for number in range(1, self.recipe.r3.verifications + 1):
-            unverified = self.verify(unverified, number)
-            if number < self.recipe.r3.verifications:
-                self.improve(unverified, number)
+        with self.threads() as self.chains:
+            wrong = self.attempt(stories)
+            self.improve(wrong, 0)
+            unverified = [s for s in wrong if s.winner]
+            for number in range(1, self.recipe.r3.verifications + 1):
+                unverified = self.verify(unverified, number)
+                if number < self.recipe.r3.verifications:
+                    self.improve(unverified, number)
         episodes = [self.episode(story) for story in stories]
-        self.keep_bucket(stories, episodes)
+        for story, episode in zip(stories, episodes, strict=True):
+            keep_bucket(self.state, wave, story, episode)
         self.state.wave += 1
         figures = {
             **asdict(wave),
@@ -120,42 +105,82 @@ class R3:
         }
         return Played(episodes, self.learning.examples, self.learning.steps, figures)
 
-    def attempt(self, stories: list[Story]) -> None:
-        self.status(f"{len(stories)} attempts")
-        drawn = self.sample(stories, "attempt", 0, 1)
-        for story, (turn,) in zip(stories, drawn, strict=True):
-            story.open(story.add(turn))
-            if passed(turn):
-                story.solved = story.opened
+    def threads(self) -> AbstractContextManager[Chains | None]:
+        """Chains where every critic of the wave is waited for, else none."""
+        tiers = self.exchange.tiers(self.wave.tier)
+        if not all(getattr(self.exchange.critics[tier], "waits", False) for tier in tiers):
+            return nullcontext()
+        return Chains(self.recipe.critic.tier(self.wave.tier).concurrency)
+
+    def shards(self, stories: list[Story]) -> Iterator[tuple[int, list[Story]]]:
+        """Parts whose samples are drawn together; the chains of one run while the next is drawn."""
+        size = self.recipe.r3.shard or self.recipe.policy.batch
+        if self.chains is None:
+            size = max(1, len(stories))
+        for shard, begin in enumerate(range(0, len(stories), size)):
+            yield shard, stories[begin : begin + size]
+
+    def attempt(self, stories: list[Story]) -> list[Story]:
+        """The first samples, and chains for what is wrong, which is returned."""
+        for shard, part in self.shards(stories):
+            self.status(f"{len(part)} attempts")
+            for story, (turn,) in zip(part, self.sample(part, "attempt", 0, 1, shard), strict=True):
+                story.open(story.add(turn))
+                if passed(turn):
+                    story.solved = story.opened
+            self.begin([s for s in part if not s.solved], 0)
         if self.recipe.r3.sft_correct:
             right = ((s, s.solved) for s in stories)
             self.imitate(right, self.recipe.train.sft.scale_verified, "correct")
+        return [s for s in stories if not s.solved]
+
+    # ---- a cycle --------------------------------------------------------------------------------
+
+    def begin(self, stories: list[Story], cycle: int) -> None:
+        """Let each of these go its own way from here on, where there are chains."""
+        for story in stories:
+            if self.chains:
+                self.chains.start(self.rounds([story], cycle))
 
     def improve(self, stories: list[Story], cycle: int) -> None:
-        """Critique and rewrite in lock-step until each has a winner or K tries; then DPO."""
-        unsolved, winners = list(stories), list[Story]()
-        for number in range(1, self.recipe.r3.rewrites + 1):
-            if not unsolved:
-                break
-            self.status(f"critique and rewrite {number} of {len(unsolved)}")
-            for story, turn in self.critique_and_rewrite(unsolved, cycle, number):
-                if turn.error is None:
-                    story.current = turn
-                if passed(turn):
-                    story.winner, self.state.last_winner = turn, turn.text
-                    winners.append(story)
-            unsolved = [s for s in unsolved if s not in set(winners)]
+        """Critique and rewrite until each has a winner or K tries; then DPO on the winners."""
+        if self.chains:
+            self.chains.wait(self.status)
+        else:
+            for _ in self.rounds(stories, cycle):
+                pass
+        winners = self.remember(stories)
+        for story in winners:
+            story.winner = story.won
         examples = [
-            pairs.preference(self.episode(s), s.winner, s.opened)
+            pairs.preference(self.episode(s), s.won, s.opened)
             for s in winners
-            if s.winner and s.opened
+            if s.won and s.opened
         ]
         self.status(f"training on {len(examples)} pairs")
         self.learning.prefer(examples, self.seed("dpo", cycle))
 
-    def critique_and_rewrite(
-        self, stories: list[Story], cycle: int, number: int
-    ) -> list[tuple[Story, Turn]]:
+    def rounds(self, stories: list[Story], cycle: int) -> Iterator[None]:
+        """All of these in lock-step; a chain is this with one story. Yields between calls."""
+        unsolved = list(stories)
+        for number in range(1, self.recipe.r3.rewrites + 1):
+            if not unsolved:
+                break
+            if self.chains is None:
+                self.status(f"critique and rewrite {number} of {len(unsolved)}")
+            yield from self.critique_and_rewrite(unsolved, cycle, number)
+            unsolved = [s for s in unsolved if not s.won]
+            if self.recipe.r3.feedback == "self":  # its next round sees the last winner
+                self.remember(stories)
+
+    def remember(self, stories: list[Story]) -> list[Story]:
+        """The winners of a cycle, those of its first round first; the last one's text is kept."""
+        winners = sorted((s for s in stories if s.won), key=lambda s: s.tries)
+        if winners and winners[-1].won:
+            self.state.last_winner = winners[-1].won.text
+        return winners
+
+    def critique_and_rewrite(self, stories: list[Story], cycle: int, number: int) -> Iterator[None]:
         """One critique, then one graded rewrite, of each story's current text.
 
         A story whose critique failed gets no rewrite: what failed is no feedback.
@@ -178,34 +203,53 @@ class R3:
             for story, text, critique in zip(stories, texts, critiques, strict=True)
         ]
         ready = [one for one in ready if one[2].error is None]
+        yield
         rewrites = self.exchange.rewrite(
             [s.problem for s, _, _ in ready],
             [text for _, text, _ in ready],
             [critique for _, _, critique in ready],
             writer,
         )
-        return [
-            (story, story.add(turn if turn.error else self.attempts.graded(story.problem, turn)))
+        graded = [
+            turn if turn.error else self.attempts.graded(story.problem, turn)
             for (story, _, _), turn in zip(ready, rewrites, strict=True)
         ]
+        judged: list[tuple[Turn, Turn | None]] = [(turn, None) for turn in graded]
+        if config.judge:
+            yield
+            judge = replace(critic, tier="judge")
+            judged = self.exchange.judge([s.problem for s, _, _ in ready], graded, judge)
+        for (story, _, _), (turn, judgement) in zip(ready, judged, strict=True):
+            turn = story.add(turn)
+            if judgement:
+                story.add(replace(judgement, parent=turn.index))
+            story.tries = number
+            story.current = turn if turn.error is None else story.current
+            story.won = turn if passed(turn) else None
+        yield
+
+    # ---- verification ---------------------------------------------------------------------------
 
     def verify(self, stories: list[Story], number: int) -> list[Story]:
-        """Fresh samples of the updated policy; returns the stories that failed."""
-        if not stories:
-            return []
-        self.status(f"verification {number} of {len(stories)}")
+        """Fresh samples of the updated policy; returns the stories that failed.
+
+        Where another cycle follows, the chains of those that failed begin here.
+        """
         config, sft = self.recipe.r3, self.recipe.train.sft
-        failed = []
-        drawn = self.sample(stories, "verify", number, config.verify_samples)
-        for story, samples in zip(stories, drawn, strict=True):
-            turns = [story.add(replace(turn, parent=index(story.winner))) for turn in samples]
-            right = [turn for turn in turns if passed(turn)]
-            if len(right) >= config.verify_pass:
-                story.solved = right[0]
-            else:
-                story.open(next(turn for turn in turns if turn not in right))
-                failed.append(story)
+        for shard, part in self.shards(stories):
+            self.status(f"verification {number} of {len(part)}")
+            drawn = self.sample(part, "verify", number, config.verify_samples, shard)
+            for story, samples in zip(part, drawn, strict=True):
+                turns = [story.add(replace(turn, parent=index(story.winner))) for turn in samples]
+                right = [turn for turn in turns if passed(turn)]
+                if len(right) >= config.verify_pass:
+                    story.solved = right[0]
+                else:
+                    story.open(next(turn for turn in turns if turn not in right))
+            if number < config.verifications:
+                self.begin([s for s in part if not s.solved], number)
         done = [s for s in stories if s.solved]
+        failed = [s for s in stories if not s.solved]
         if config.sft_mode in (1, 3):
             self.imitate(((s, s.winner) for s in done), 1.0, f"winner {number}")
         if config.sft_mode in (2, 3):
@@ -215,9 +259,15 @@ class R3:
         return failed
 
     def sample(
-        self, stories: list[Story], role: Literal["attempt", "verify"], number: int, n: int
+        self,
+        stories: list[Story],
+        role: Literal["attempt", "verify"],
+        number: int,
+        n: int,
+        shard: int,
     ) -> list[list[Turn]]:
-        problems, seed = [s.problem for s in stories], self.seed("sample", number)
+        seed = self.seed("sample", number) + ((shard,) if shard else ())
+        problems = [s.problem for s in stories]
         return self.attempts.sample(problems, role, n, seed, self.learning.actor)
 
     def imitate(self, chosen: Iterable[tuple[Story, Turn | None]], scale: float, role: str) -> None:
@@ -236,55 +286,5 @@ class R3:
     def seed(self, role: str, number: int) -> tuple[int | str, ...]:
         return (self.recipe.seed, self.wave.epoch, self.wave.number, role, number)
 
-    # ---- records --------------------------------------------------------------------------------
-
     def episode(self, story: Story) -> Episode:
-        return Episode(
-            self.recipe.strategy,
-            self.wave.epoch,
-            self.wave.number,
-            story.problem,
-            list(story.turns),
-            self.outcome(story),
-        )
-
-    def outcome(self, story: Story) -> Outcome:
-        first = bool(story.turns) and passed(story.turns[0])
-        critiques = [turn for turn in story.turns if turn.role == "critique"]
-        if first:
-            return Outcome(True, 0, "solved_first", self.wave.tier)
-        if story.solved:
-            return Outcome(False, story.solved.index, "solved", self.wave.tier)
-        if story.winner and self.recipe.r3.verifications == 0:
-            return Outcome(False, None, "trained", self.wave.tier)
-        if critiques and all(turn.error for turn in critiques):
-            return Outcome(False, None, "failed", self.wave.tier)
-        return Outcome(False, None, "bucket", self.wave.tier)
-
-    def keep_bucket(self, stories: list[Story], episodes: list[Episode]) -> None:
-        """Move the bucket list on; a problem keeps the last winner it ever had."""
-        bucket = self.state.bucket
-        for story, episode in zip(stories, episodes, strict=True):
-            pid = story.problem.id
-            if self.wave.stage == "problems":
-                self.state.first_correct += episode.outcome.first_correct
-            if episode.outcome.status not in ("bucket", "failed"):
-                bucket.pop(pid, None)
-            elif story.winner:
-                won = pairs.completion(episode, story.winner)
-                bucket[pid] = {
-                    "prompt": won.prompt,
-                    "completion": won.completion,
-                    "completion_ids": won.completion_ids,
-                }
-            else:
-                bucket.setdefault(pid, None)
-
-
-def passed(turn: Turn) -> bool:
-    verdict: Verdict | None = turn.verdict
-    return verdict is not None and verdict.passed
-
-
-def index(turn: Turn | None) -> int | None:
-    return turn.index if turn else None
+        return episode_of(story, self.wave, self.recipe)

@@ -1,0 +1,248 @@
+"""A critic on Amazon Bedrock, through boto3's Converse (extra `bedrock`): any model or profile.
+
+boto3 finds the credentials, signs and reads. The request itself goes over our own wire, because
+boto3's has an end for a server that says nothing, but none for one that never stops.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+
+from mlxreflect.critics.base import Call, Reply
+from mlxreflect.critics.client import NOTHING, CallError, Client
+from mlxreflect.critics.ledger import Ledger
+from mlxreflect.critics.text import encodable, strip_thought
+from mlxreflect.critics.wire import Wire, invalid
+from mlxreflect.errors import UserError
+from mlxreflect.recipe import CriticConfig
+from mlxreflect.records import Messages
+
+BEARER = "AWS_BEARER_TOKEN_BEDROCK"  # read by boto3 itself
+REASONS = {
+    "end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+}  # fmt: skip
+EXPIRED = ("ExpiredTokenException", "UnrecognizedClientException", "InvalidSignatureException")
+REPEATED = ("ModelErrorException",)  # 424: the model failed, and may not the next time
+
+
+class BedrockCritic:
+    """Asks one model or inference profile. `base_url` replaces the endpoint of the region.
+
+    Raises UserError where boto3, the profile or the region is missing, and for a cache that cannot
+    be used.
+    """
+
+    waits = True  # for replies from elsewhere: `ask` may be called from several threads
+
+    def __init__(
+        self,
+        config: CriticConfig,
+        run_id: str,
+        ledger: Ledger | None = None,
+        *,
+        backoff_s: float | None = None,
+    ) -> None:
+        self.config = config
+        self.actor = f"bedrock:{config.model}"
+        self.refused: frozenset[str] = frozenset()  # "temperature", where the model takes none
+        self.local = threading.local()  # .deadline of the call this thread is making
+        self.session: Any = None
+        self.runtime: Any = None
+        if not config.replay:
+            self.session, self.runtime = open_runtime(config)
+            self.runtime.meta.events.register("before-send.bedrock-runtime.Converse", self.deliver)
+        shown = self.runtime.meta.endpoint_url if self.runtime else "Bedrock"
+        certificates = os.environ.get("AWS_CA_BUNDLE", "")
+        self.wire = Wire(shown, (os.environ.get(BEARER, ""),), certificates)
+        self.client = Client(config, run_id, self.send, ledger, backoff_s=backoff_s)
+
+    def preflight(self) -> None:
+        """Are there credentials? Whether they open this model is known at the first call."""
+        if self.config.replay or os.environ.get(BEARER):
+            return
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            found = self.session.get_credentials()
+            if found is not None:
+                found.get_frozen_credentials()  # renews what has expired
+        except (BotoCoreError, ClientError) as error:
+            raise unusable(error) from None
+        if found is None:
+            raise UserError(
+                "no AWS credentials were found",
+                f"run `aws configure`, set critic.profile, or export {BEARER}",
+            )
+
+    def ask(self, calls: Sequence[Call]) -> list[Reply]:
+        return self.client.ask(calls)
+
+    def close(self) -> None:
+        self.client.close()
+        self.wire.close()
+
+    def send(self, call: Call, timeout: float) -> Reply:
+        self.local.deadline = time.monotonic() + timeout
+        tempered = "temperature" not in self.refused
+        try:
+            answer = self.converse(call, tempered)
+        except CallError as error:
+            if not tempered or error.kind != "http_400" or "temperature" not in str(error):
+                raise
+            answer = self.converse(call, tempered=False)
+            self.refused |= {"temperature"}
+        return self.read(answer, call)
+
+    def converse(self, call: Call, tempered: bool) -> dict[str, Any]:
+        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.parsers import ResponseParserError
+
+        system, messages = divide(encodable(call.messages))
+        limits: dict[str, Any] = {"maxTokens": self.config.max_tokens}
+        if tempered:
+            limits["temperature"] = self.config.temperature
+        given = {"system": system} if system else {}
+        try:
+            answer: dict[str, Any] = self.runtime.converse(
+                modelId=self.config.model, messages=messages, inferenceConfig=limits, **given
+            )
+        except ClientError as error:
+            raise self.refusal(error.response) from None
+        except BotoCoreError as error:  # credentials that ended meanwhile, an id that is none
+            said = self.wire.clean(one_line(error))
+            raise CallError("refused", said, usage=NOTHING) from None
+        except (
+            ResponseParserError, ValueError, LookupError, TypeError, AttributeError, RecursionError
+        ) as error:  # fmt: skip
+            raise invalid(error) from None
+        return answer
+
+    def deliver(self, request: Any, **_: Any) -> Any:
+        """What boto3 has signed goes out and its response comes back; called by boto3."""
+        from botocore.awsrequest import AWSResponse
+
+        headers = {name: plain(value) for name, value in request.headers.items()}
+        if token := headers.get("X-Amz-Security-Token"):
+            self.wire.secrets |= {token}
+        sent = httpx.Request(request.method, request.url, headers=headers, content=request.body)
+        response = self.wire.fetch(sent, self.local.deadline)
+        raw = SimpleNamespace(stream=lambda: [response.content])
+        return AWSResponse(request.url, response.status_code, dict(response.headers), raw)
+
+    def refusal(self, response: dict[str, Any]) -> CallError:
+        """A refused call: what it means in plain words where that is known, then AWS's own."""
+        meta = response.get("ResponseMetadata") or {}
+        fault = response.get("Error") or {}
+        code, said = str(fault.get("Code", "")), str(fault.get("Message", ""))
+        error = self.wire.refusal(
+            httpx.Response(
+                meta.get("HTTPStatusCode", 500),
+                text=said or code,
+                headers={"Retry-After": meta.get("HTTPHeaders", {}).get("retry-after", "")},
+            )
+        )
+        meaning = explain(code, said, self.config.model, self.runtime.meta.region_name)
+        return CallError(
+            error.kind, f"{meaning} ({error})" if meaning else str(error),
+            retry=error.retry or code in REPEATED, retry_after=error.retry_after,
+        )  # fmt: skip
+
+    def read(self, answer: dict[str, Any], call: Call) -> Reply:
+        try:
+            blocks = answer["output"]["message"]["content"]
+            text = "".join(block["text"] for block in blocks if "text" in block)
+            usage, reason = answer.get("usage") or {}, answer.get("stopReason")
+        except (LookupError, TypeError) as error:
+            raise invalid(error) from None
+        counts = {"prompt": usage.get("inputTokens"), "completion": usage.get("outputTokens")}
+        return Reply(
+            strip_thought(self.wire.clean(text), call),
+            finish_reason=REASONS.get(reason, reason) if isinstance(reason, str) else None,
+            usage={name: count for name, count in counts.items() if isinstance(count, int)},
+        )
+
+
+def open_runtime(config: CriticConfig) -> tuple[Any, Any]:
+    """boto3's session and its client. Raises UserError for what a person can mend."""
+    try:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError, NoRegionError, ProfileNotFound
+    except ImportError:
+        raise UserError(
+            'critic.provider = "bedrock" needs boto3, which is not installed',
+            "run: pip install 'mlxreflect[bedrock]'",
+        ) from None
+    once = Config(retries={"total_max_attempts": 1, "mode": "standard"})  # our client repeats
+    try:
+        session = boto3.Session(
+            profile_name=config.profile or None, region_name=config.region or None
+        )
+        return session, session.client(
+            "bedrock-runtime", endpoint_url=config.base_url or None, config=once
+        )
+    except ProfileNotFound as error:
+        raise UserError(
+            one_line(error), "correct critic.profile (or AWS_PROFILE), or run `aws configure`"
+        ) from None
+    except NoRegionError:
+        raise UserError(
+            "no AWS region is set", "set critic.region, for example --set critic.region=us-east-1"
+        ) from None
+    except ValueError as error:
+        raise UserError(one_line(error), "correct critic.region or critic.base_url") from None
+    except BotoCoreError as error:
+        raise unusable(error) from None
+
+
+def unusable(error: Exception) -> UserError:
+    return UserError(
+        f"the AWS credentials cannot be used: {one_line(error)}",
+        "renew them, for example with `aws sso login`, or set critic.profile",
+    )
+
+
+def divide(messages: Messages) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
+    """System texts, and the other messages with neighbours of one role as one."""
+    system = [{"text": m["content"]} for m in messages if m["role"] == "system"]
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        if message["role"] == "system":
+            continue
+        if not turns or turns[-1]["role"] != message["role"]:
+            turns.append({"role": message["role"], "content": []})
+        turns[-1]["content"].append({"text": message["content"]})
+    return system, turns
+
+
+def explain(code: str, said: str, model: str, region: str) -> str:
+    """What a person can do about an error of AWS; empty where its own words have to do."""
+    if "on-demand throughput" in said:
+        return (
+            f"{model} is served through inference profiles only: set critic.model to the id of "
+            f"one, for example us.{model}"
+        )
+    if code in EXPIRED:
+        return "AWS does not accept the credentials: renew them, for example with `aws sso login`"
+    if code == "AccessDeniedException":
+        return (
+            f"no access to {model} in {region}: request it on the model access page of the Bedrock "
+            "console, and allow bedrock:InvokeModel"
+        )
+    if code == "ResourceNotFoundException" or "model identifier is invalid" in said:
+        return f"Bedrock has no model {model} in {region}: correct critic.model or critic.region"
+    return ""
+
+
+def plain(header: str | bytes) -> str:
+    return header.decode() if isinstance(header, bytes) else header
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,211 @@
+"""What a run's critics were asked and what it took: a line a request, and the budget over all.
+
+Every request that was sent is a line of RUN_DIR/critic.jsonl, without a word of what was said in
+it; the sums are read back when a run is resumed. A request that is out stands in critic.open.json
+until its line is written. What a killed process leaves there was sent and may have been paid, so
+it gets a line too, at the most that it can have taken: the budget holds across kills.
+"""
+
+import json
+import os
+import shlex
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mlxreflect.critics.base import Call, Cost
+from mlxreflect.errors import UserError
+from mlxreflect.recipe import BudgetConfig
+from mlxreflect.records import append_rows, read_rows
+
+LIMITS = ("max_calls", "max_tokens", "max_usd")  # of [critic.budget]
+NANO = 10**9  # dollars are added as whole billionths: sums do not depend on their order
+WAKE_S = 0.5  # how often a call that waits for the others looks whether it is still wanted
+
+Amounts = tuple[int, int, int]  # calls, tokens, billionths of a dollar
+
+
+class BudgetReached(UserError):
+    """The next request could pass a limit of [critic.budget], and nothing is out that may ebb."""
+
+
+class Ledger:
+    """One a run, shared by its critics and their threads.
+
+    path: None keeps the sums in memory only. kept: replies are cached, so a stopped wave costs
+    nothing when it is done again. Raises UserError for a file that is no ledger.
+    """
+
+    def __init__(
+        self, path: Path | None = None, budget: BudgetConfig | None = None, *, kept: bool = True
+    ) -> None:
+        self.path, self.budget, self.kept = path, budget or BudgetConfig(), kept
+        dollars = self.budget.max_usd
+        self.limits = (self.budget.max_calls, self.budget.max_tokens,
+                       max(nano(dollars), int(dollars > 0)))  # fmt: skip
+        self.spent: Amounts = (0, 0, 0)
+        self.number = 0  # of the last request
+        self.out: dict[int, tuple[dict[str, Any], Cost]] = {}  # by number
+        self.stopped: BudgetReached | None = None
+        self.closed = False
+        self.settled = threading.Condition()
+        if path:
+            self.read_back(path)
+
+    # ---- a request ------------------------------------------------------------------------------
+
+    def reserve(self, call: Call, actor: str, attempt: int, most: Cost,
+                given_up: threading.Event) -> int | None:  # fmt: skip
+        """Set aside the most that a request may take, and return its number.
+
+        Waits for requests that are out where it does not fit beside them; None: given up meanwhile.
+        Raises BudgetReached where it does not fit at all; from then on nothing else is let through.
+        """
+        with self.settled:
+            while limit := self.passed(most):
+                if self.stopped is None and not self.out:
+                    self.stopped = self.reached(limit, most)
+                    self.settled.notify_all()
+                if self.stopped:
+                    break
+                self.settled.wait(WAKE_S)
+                if given_up.is_set():
+                    return None
+            if self.stopped:
+                raise BudgetReached(self.stopped.message, self.stopped.hint)
+            self.number += 1
+            row = {
+                "schema": "critic/1", "n": self.number, "actor": actor, "role": call.role,
+                "problem": call.problem.id, "epoch": call.epoch, "attempt": call.attempt,
+                "try": attempt,
+            }  # fmt: skip
+            self.out[self.number] = row, most
+            self.write_open()
+            return self.number
+
+    def settle(self, number: int, kind: str, seconds: float, cost: Cost) -> None:
+        """Write a request's line and free what it did not take. kind: "ok" or the error's."""
+        with self.settled:
+            if self.closed:  # the next process finds it among those that were out
+                return
+            row, _ = self.out[number]
+            if self.path:
+                append_rows(self.path, [line(row, kind, seconds, cost)])
+            del self.out[number]
+            self.spent = add(self.spent, amounts(cost))
+            self.write_open()
+            self.settled.notify_all()
+
+    def close(self) -> None:
+        """After this nothing is written: another process may go on with the run."""
+        with self.settled:
+            self.closed = True
+
+    # ---- the budget -----------------------------------------------------------------------------
+
+    def passed(self, most: Cost) -> str:
+        """The limit that a request could pass, with all that is out taking its most; "": none."""
+        would = add(self.spent, amounts(most))
+        for _, held in self.out.values():
+            would = add(would, amounts(held))
+        pairs = zip(LIMITS, self.limits, would, strict=True)
+        return next((name for name, limit, sum_ in pairs if 0 < limit < sum_), "")
+
+    def reached(self, name: str, most: Cost) -> BudgetReached:
+        index = LIMITS.index(name)
+        calls, tokens, dollars = self.spent
+        limit = getattr(self.budget, name)
+        more = ("1 call", f"{most.tokens_in + most.tokens_out} tokens", f"${most.usd:.6f}")[index]
+        need = 2 * add(self.spent, amounts(most))[index]
+        if name == "max_usd":
+            enough = float(f"{max(2 * limit, need / NANO):.2g}")
+        else:
+            enough = max(2 * limit, need)
+        kept = "what was answered is kept and not paid again"
+        if not self.kept:
+            kept = 'with critic.cache = "off" the open wave is asked and paid again'
+        run = shlex.quote(str(self.path.parent)) if self.path else "RUN"
+        return BudgetReached(
+            f"critic.budget.{name} = {limit} is reached: {calls} calls, {tokens} tokens and "
+            f"${dollars / NANO:.6f} are spent, and the next call may take {more}",
+            f"mlxreflect resume {run} --set critic.budget.{name}={enough} ({kept})",
+        )
+
+    # ---- files ----------------------------------------------------------------------------------
+
+    @property
+    def open_path(self) -> Path | None:
+        return self.path.with_name("critic.open.json") if self.path else None
+
+    def write_open(self) -> None:
+        """Not flushed to the disk: it is for a killed process, and a power cut may lose it."""
+        if (path := self.open_path) is None or self.closed:
+            return
+        if not self.out:
+            path.unlink(missing_ok=True)
+            return
+        rows = [line(row, "abandoned", 0.0, most) for row, most in self.out.values()]
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(json.dumps(rows), encoding="utf-8")
+        temporary.replace(path)
+
+    def read_back(self, path: Path) -> None:
+        """The sums of what was sent before, with what a killed process had out."""
+        cut_torn_line(path)
+        seen = {self.take(row) for row in self.rows()}
+        left: list[dict[str, Any]] = []
+        if (open_path := self.open_path) and open_path.is_file():
+            with suppress(ValueError):  # half written when the power went
+                left = json.loads(open_path.read_text(encoding="utf-8"))
+        if fresh := [row for row in left if row["n"] not in seen]:
+            append_rows(path, fresh)
+            for row in fresh:
+                self.take(row)
+        self.write_open()
+
+    def take(self, row: dict[str, Any]) -> int:
+        """Add a line to the sums; returns its number."""
+        try:
+            tokens = int(row["tokens_in"]) + int(row["tokens_out"])
+            self.spent = add(self.spent, (1, tokens, nano(row["usd"])))
+            number = int(row["n"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.path}: a line is none of a critic's requests ({error!r})",
+                "restore that file; without it the budget cannot be kept",
+            ) from None
+        self.number = max(self.number, number)
+        return number
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The lines written so far."""
+        if self.path and self.path.is_file():
+            yield from read_rows(self.path)
+
+
+def line(row: dict[str, Any], kind: str, seconds: float, cost: Cost) -> dict[str, Any]:
+    return {
+        **row, "kind": kind, "seconds": round(seconds, 3), "tokens_in": cost.tokens_in,
+        "tokens_out": cost.tokens_out, "usd": cost.usd, "estimated": cost.estimated,
+    }  # fmt: skip
+
+
+def amounts(cost: Cost) -> Amounts:
+    return 1, cost.tokens_in + cost.tokens_out, nano(cost.usd)
+
+
+def add(one: Amounts, other: Amounts) -> Amounts:
+    return one[0] + other[0], one[1] + other[1], one[2] + other[2]
+
+
+def nano(dollars: float) -> int:
+    return round(dollars * NANO)
+
+
+def cut_torn_line(path: Path) -> None:
+    """A kill in the middle of a write leaves half a line, which the next one would be glued to."""
+    if path.is_file():
+        data = path.read_bytes()
+        os.truncate(path, data.rfind(b"\n") + 1)

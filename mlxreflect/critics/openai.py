@@ -1,0 +1,269 @@
+"""A critic behind any server that speaks OpenAI's chat completions, on this machine or another.
+
+Servers differ in what they refuse: what one refuses is left out from then on.
+"""
+
+import difflib
+import json
+import os
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from mlxreflect.critics.base import Call, Reply
+from mlxreflect.critics.client import CallError, Client
+from mlxreflect.critics.ledger import Ledger
+from mlxreflect.critics.text import encodable, fold_system, strip_thought
+from mlxreflect.critics.wire import Wire, invalid
+from mlxreflect.errors import UserError
+from mlxreflect.prompts import TAGS
+from mlxreflect.recipe import CriticConfig
+
+HOME = "https://api.openai.com/v1"
+PREFLIGHT_S = 30.0
+SEED_BITS = 0x7FFFFFFF  # some servers keep the seed in 32 bits, signed
+# By their Server header: they serve names that their list does not have.
+LENIENT = ("BaseHTTP", "llama.cpp")  # the first is mlx_lm.server
+NEEDS_NO_SYSTEM = re.compile(r"system role|roles must alternate", re.IGNORECASE)
+
+
+class OpenAICritic:
+    """Asks one model of one server. An empty `base_url` means OpenAI itself.
+
+    Raises UserError for an address that is none, a key that is not there, and a cache that cannot
+    be used.
+    """
+
+    waits = True  # for replies from elsewhere: `ask` may be called from several threads
+
+    def __init__(
+        self,
+        config: CriticConfig,
+        run_id: str,
+        ledger: Ledger | None = None,
+        *,
+        backoff_s: float | None = None,
+    ) -> None:
+        self.config = config
+        self.actor = f"openai:{config.model}"
+        self.base = parse_base(config.base_url)
+        self.url = re.sub(r"//[^/]*@", "//", str(self.base))  # shown to people: without a password
+        needs_key = config.key_env and not config.replay
+        self.key = read_key(config.key_env) if needs_key else ""
+        self.wire = Wire(self.url, (self.key, self.base.password))
+        self.refused: frozenset[str] = frozenset()  # what this server does not take
+        self.client = Client(config, run_id, self.send, ledger, backoff_s=backoff_s)
+
+    def preflight(self) -> None:
+        """Is the server up, does it take the key, does it have the model? Generates nothing."""
+        if self.config.replay:
+            return
+        try:
+            found = self.request("GET", "/models", None, time.monotonic() + PREFLIGHT_S)
+        except CallError as error:
+            why = "" if error.kind == "connect" else f" ({error})"
+            raise UserError(
+                f"no server answers at {self.url}{why}",
+                "start it, for example with `mlx_lm.server --model NAME`, or set critic.base_url",
+            ) from None
+        if found.status_code in (401, 403) and "scope" not in found.text.lower():
+            raise self.locked_out(found.status_code)  # a key's scopes may leave out the list alone
+        if found.status_code in (401, 403, 404, 405, 429):
+            return  # it keeps no list, or none for us: the first call will tell
+        if not found.is_success:
+            raise UserError(
+                f"{self.url} does not answer as it should: {self.wire.refusal(found)}",
+                "look at the server's own messages, or set critic.base_url",
+            )
+        if not found.headers.get("server", "").startswith(LENIENT):
+            self.look_up(listed(found))
+
+    def locked_out(self, status: int) -> UserError:
+        name = self.config.key_env
+        if name:
+            return UserError(
+                f"{self.url} does not accept the key in {name} (HTTP {status})",
+                f"export {name} with a valid key, or set critic.key_env to another variable",
+            )
+        return UserError(
+            f"{self.url} wants a key (HTTP {status})",
+            "set critic.key_env to the name of the environment variable that holds it",
+        )
+
+    def look_up(self, names: list[str]) -> None:
+        """Is the model among the names? Servers accept some of them in a shorter or longer form."""
+        model = self.config.model
+        same = {model, f"{model}:latest", model.rpartition(":")[0], str(Path(model).resolve())}
+        if not names or same & set(names) or any(name.endswith(f"/{model}") for name in names):
+            return
+        near = difflib.get_close_matches(model, names, 5, cutoff=0.0)
+        raise UserError(
+            f"{self.url} has no model {model}",
+            f"set critic.model to one that it has: {', '.join(name[:80] for name in near)}",
+        )
+
+    def ask(self, calls: Sequence[Call]) -> list[Reply]:
+        return self.client.ask(calls)
+
+    def close(self) -> None:
+        self.client.close()
+        self.wire.close()
+
+    def send(self, call: Call, timeout: float) -> Reply:
+        """Ask, without what the server refuses; remember that once it has answered without it."""
+        deadline = time.monotonic() + timeout
+        refused = self.refused
+        while True:
+            body = self.body(call, refused)
+            response = self.request("POST", "/chat/completions", body, deadline)
+            if response.is_success:
+                break
+            blame = blamed(response, body)
+            if blame is None or blame in refused:
+                raise self.wire.refusal(response)
+            refused |= {blame}
+        reply = self.read(response, call)
+        self.refused |= refused
+        return reply
+
+    def body(self, call: Call, refused: frozenset[str]) -> dict[str, Any]:
+        messages = encodable(call.messages)
+        length = "max_completion_tokens" if "max_tokens" in refused else "max_tokens"
+        body: dict[str, Any] = {
+            "model": self.config.model,
+            "messages": fold_system(messages) if "system" in refused else messages,
+            "stream": False,
+            length: self.config.max_tokens,
+            "temperature": self.config.temperature,
+            "seed": call.seed & SEED_BITS,
+        }
+        if call.schema is not None:
+            shape = {"name": "reply", "strict": True, "schema": call.schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": shape}
+        return {name: value for name, value in body.items() if name not in refused}
+
+    def request(
+        self, method: str, path: str, body: dict[str, Any] | None, deadline: float
+    ) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        url = self.base.copy_with(path=self.base.path + path)
+        sent = self.wire.http.build_request(method, url, json=body, headers=headers)
+        return self.wire.fetch(sent, deadline)
+
+    def read(self, response: httpx.Response, call: Call) -> Reply:
+        try:
+            answer = json.loads(response.content)
+            if answer.get("error") and not answer.get("choices"):
+                raise self.late_refusal(answer["error"])
+            choice = answer["choices"][0]
+            message, reason = choice["message"], choice.get("finish_reason")
+            text = self.wire.clean(text_of(message.get("content")))
+            thought = text_of(message.get("reasoning_content") or message.get("reasoning"))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise invalid(error) from None
+        usage = counts(answer.get("usage"))
+        if thought and not text.strip() and reason == "length":
+            said = (
+                f"all {self.config.max_tokens} tokens went into thinking: raise critic.max_tokens"
+            )
+            raise CallError("empty", said, usage=usage)
+        if thought:
+            text = put_back(self.wire.clean(thought), text)
+        return Reply(
+            strip_thought(text, call),
+            finish_reason=self.wire.clean(reason) if isinstance(reason, str) else None,
+            usage=usage,
+        )
+
+    def late_refusal(self, error: Any) -> CallError:
+        """A gateway had begun to answer (HTTP 200) when the model behind it failed."""
+        code = error.get("code") if isinstance(error, dict) else None
+        status = code if isinstance(code, int) and 400 <= code < 600 else 502
+        return self.wire.refusal(httpx.Response(status, content=json.dumps(error).encode()))
+
+
+def parse_base(setting: str) -> httpx.URL:
+    """The address that paths are put behind: with /v1 where only a host is given."""
+    text = setting.strip() or HOME
+    text = text if "://" in text else f"http://{text}"
+    try:
+        url = httpx.URL(text)
+        if urlsplit(text).scheme not in ("http", "https") or not url.host:
+            raise ValueError("no host")
+    except (httpx.InvalidURL, ValueError):
+        shown = re.sub(r"//[^/]*@", "//", text)
+        raise UserError(
+            f"{shown} is no address of a server",
+            "set critic.base_url to something like http://127.0.0.1:1234/v1",
+        ) from None
+    path = url.path.rstrip("/").removesuffix("/chat/completions")
+    return url.copy_with(path=path or "/v1")
+
+
+def read_key(name: str) -> str:
+    """The key in an environment variable. Raises UserError, which does not show it."""
+    key = os.environ.get(name, "").strip()
+    if key and key.isascii() and key.isprintable():
+        return key
+    fault = "holds characters that no key has" if key else "is not set"
+    raise UserError(
+        f"the environment variable {name} {fault}; critic.key_env names it",
+        f"export {name}=KEY, or leave critic.key_env out where the server wants no key",
+    )
+
+
+def blamed(response: httpx.Response, body: dict[str, Any]) -> str | None:
+    """What of a refused request its server names and can be left out (or put otherwise)."""
+    said, status = response.text, response.status_code
+    system = body["messages"][0]["role"] == "system" and NEEDS_NO_SYSTEM.search(said)
+    if system and status in (400, 404, 422, 500):
+        return "system"
+    if status not in (400, 422):
+        return None
+    for name in ("response_format", "max_tokens", "temperature", "seed"):
+        if name in body and re.search(rf"\b{name}\b", said):
+            return name
+    return "response_format" if "response_format" in body else None
+
+
+def listed(response: httpx.Response) -> list[str]:
+    """The names of a list of models; none where it cannot be read."""
+    try:
+        found = json.loads(response.content)
+        rows = found["data"] if isinstance(found, dict) else found
+        return [row["id"] for row in rows if isinstance(row["id"], str)]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return []
+
+
+def text_of(content: Any) -> str:
+    """The text of a message: as it is, or in parts, of which some are no text."""
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content if part.get("type") == "text")
+    if content is not None and not isinstance(content, str):
+        raise TypeError("content is neither text nor parts")
+    return content or ""
+
+
+def put_back(thought: str, text: str) -> str:
+    """A reply as it was written, before the server took the thought apart from the text.
+
+    Of a rewrite that thought may be the solution's own; what is to stay, `strip_thought` decides.
+    """
+    start, end = TAGS["think"]
+    if end in text:
+        return text
+    # Where the prompt speaks of tags, mlx_lm.server leaves the opening one in the thought.
+    return ("" if thought.lstrip().startswith(start) else start) + thought + end + text
+
+
+def counts(usage: Any) -> dict[str, int]:
+    """Tokens as Reply counts them; a server may leave out either, or both."""
+    found = usage if isinstance(usage, dict) else {}
+    named = {"prompt": found.get("prompt_tokens"), "completion": found.get("completion_tokens")}
+    return {name: count for name, count in named.items() if type(count) is int and count >= 0}

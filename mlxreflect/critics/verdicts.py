@@ -1,0 +1,143 @@
+"""Verdicts: structured replies, taken only where they are without doubt the critic's own.
+
+An attempt is untrusted text and may hold a verdict of its own making. So exactly one object of the
+schema must be left of a reply once quotes are skipped, it may stand inside no other braces, and it
+must be none that the critic was shown.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mlxreflect.critics.base import Call, Critic, Reply
+
+
+class Structured(BaseModel):
+    """A reply's shape. All keys are required: some servers hold a model only to such schemas."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Judgement(Structured):
+    """One attempt judged. step: the first wrong one, or empty.
+
+    The verdict comes last: a model that is held to the schema decides after it has looked.
+    """
+
+    step: str
+    why: str
+    verdict: Literal["right", "wrong"]
+
+
+class Preference(Structured):
+    """Two attempts compared."""
+
+    why: str
+    better: Literal["A", "B", "tie"]
+
+
+M = TypeVar("M", bound=Structured)
+# Blocks of somebody else's text, and thoughts, which are no conclusion; one that is never closed
+# goes on to the end. And the lines of a Markdown quote.
+QUOTED = r"attempt[\w-]*|feedback|expected|example|question|think"
+TOKEN = re.compile(rf"{{+|}}+|<(?P<tag>{QUOTED})>|^[ \t]*>[^\n]*", re.I | re.M)
+OBJECT = re.compile(r'{\s*"')
+
+
+def parse(text: str, model: type[M], shown: str = "") -> M | None:
+    """The verdict in a reply, or None where there is none, more than one, or some doubt.
+
+    shown: what the critic was given to read; a verdict that stands in it is not taken.
+    Linear in the length of both.
+    """
+    theirs = compact(shown)
+    found = [one for raw, one in verdicts(text, model) if compact(raw) not in theirs]
+    return found[0] if len(found) == 1 else None
+
+
+def verdicts(text: str, model: type[M]) -> Iterator[tuple[str, M]]:
+    """The outermost objects of a schema, each as it is written and as it was read.
+
+    What looks like an object and is none (a set, a cut-off object) hides what stands inside it.
+    """
+    decoder = json.JSONDecoder(object_pairs_hook=no_key_twice)
+    position = depth = 0
+    while token := TOKEN.search(text, position):
+        begin, position = token.span()
+        if tag := token["tag"]:
+            closing = re.compile(f"</{tag}>", re.I).search(text, position)
+            position = closing.end() if closing else len(text)
+        elif token[0][0] == "}":
+            depth = max(0, depth - len(token[0]))
+        elif token[0][0] == "{" and (depth or not OBJECT.match(text, begin)):
+            depth += len(token[0])
+        elif token[0][0] == "{":
+            try:
+                value, position = decoder.raw_decode(text, begin)
+            except (ValueError, RecursionError):
+                depth = 1
+                continue
+            if (one := validated(value, model)) is not None:
+                yield text[begin:position], one
+
+
+def validated(value: Any, model: type[M]) -> M | None:
+    try:
+        return model.model_validate(value)
+    except ValidationError:
+        return None
+
+
+def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON leaves open which of two equal keys counts; here neither does."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a key stands there twice")
+    return made
+
+
+def compact(text: str) -> str:
+    """Without space and backslashes: a quoted object is escaped and set anew."""
+    return re.sub(r"[\s\\]+", "", text)
+
+
+@dataclass(frozen=True)
+class Answer(Generic[M]):
+    """value: None where no verdict came. replies: all there were, to be counted; the last is it."""
+
+    value: M | None
+    replies: list[Reply]
+
+
+def ask_structured(critic: Critic, calls: Sequence[Call], model: type[M]) -> list[Answer[M]]:
+    """A verdict a call, in their order. A reply without one is asked again once, as another call.
+
+    One that has none then either is unknown: an error, and never a pass.
+    """
+    schema = model.model_json_schema()
+    first = [replace(call, schema=schema) for call in calls]
+    # Another seed too: a server that keeps to it would only say the same.
+    again = [replace(c, attempt=f"{c.attempt}/again", seed=c.seed + 1) for c in first]
+    answers = [read(call, r, model) for call, r in zip(first, critic.ask(first), strict=True)]
+    doubtful = [i for i, answer in enumerate(answers) if answer.replies[0].kind == "unknown"]
+    if doubtful:
+        retold = critic.ask([again[i] for i in doubtful])
+        for i, reply in zip(doubtful, retold, strict=True):
+            second = read(again[i], reply, model)
+            answers[i] = replace(second, replies=answers[i].replies + second.replies)
+    return answers
+
+
+def read(call: Call, reply: Reply, model: type[M]) -> Answer[M]:
+    if reply.error is not None:
+        return Answer(None, [reply])
+    shown = "\n".join(m["content"] for m in call.messages if m["role"] != "system")
+    value = parse(reply.text, model, f"{call.text}\n{shown}")
+    if value is None:
+        said = f"no verdict in the reply: {' '.join(reply.text[:400].split())[:100]!r}"
+        reply = replace(reply, text="", error=said, kind="unknown")
+    return Answer(value, [reply])

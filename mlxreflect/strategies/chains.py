@@ -1,0 +1,81 @@
+"""Chains: critique and rewrite of each wrong attempt by itself, in threads, while others wait.
+
+A critic that is waited for answers many calls side by side. In lock-step the slowest reply of a
+round would hold up all the others, and the policy would stand still meanwhile. So each story goes
+its own way, call by call, and the main thread goes on generating. Threads only wait, grade and
+write to their own story: MLX stays on the main thread, and what a story becomes does not depend on
+the others, so no byte depends on which reply came first.
+"""
+
+from collections.abc import Callable, Iterator
+from multiprocessing.pool import ThreadPool
+from queue import SimpleQueue
+from threading import Event
+from types import TracebackType
+from typing import Any
+
+
+class Chains:
+    """Worker threads for the length of a wave, each of which makes one call at a time.
+
+    A chain is an iterator that makes a call at each step. After it the chain queues again, behind
+    the others: so what is left at a wave's end are single calls and no whole chains, and all
+    threads stay busy almost to the last. The first exception of a chain is raised in the main
+    thread, by the next `start` or `wait`; from then on, and when the wave is left early, no chain
+    takes another step.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.stopped = Event()
+        self.out = 0  # chains that have not ended
+        self.ended: SimpleQueue[BaseException | None] = SimpleQueue()
+        # Daemons, unlike those of concurrent.futures: Ctrl-C waits for no reply.
+        self.pool = ThreadPool(threads)
+
+    def __enter__(self) -> "Chains":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stopped.set()
+        self.pool.terminate()
+
+    def start(self, chain: Iterator[None]) -> None:
+        """Queue a chain. Raises what an earlier one raised."""
+        while not self.ended.empty():
+            self.collect()
+        self.out += 1
+        self.queue(chain)
+
+    def wait(self, tell: Callable[[str], Any]) -> None:
+        """Until every chain has ended, or one has failed: then raises what it raised."""
+        while self.out:
+            tell(f"critique and rewrite: {self.out} to go")
+            self.collect()
+
+    def collect(self) -> None:
+        error = self.ended.get()
+        if error is not None:
+            raise error
+        self.out -= 1
+
+    # ---- in any thread --------------------------------------------------------------------------
+
+    def queue(self, chain: Iterator[None]) -> None:
+        self.pool.apply_async(self.step, (chain,), error_callback=self.failed)
+
+    def step(self, chain: Iterator[None]) -> None:
+        if self.stopped.is_set():
+            return
+        for _ in chain:
+            self.queue(chain)
+            return
+        self.ended.put(None)
+
+    def failed(self, error: BaseException) -> None:
+        self.stopped.set()
+        self.ended.put(error)

@@ -1,0 +1,131 @@
+"""What each move asks a critic, as calls, and what structured replies mean."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from mlxreflect import prompts
+from mlxreflect.critics.base import Call, Move
+from mlxreflect.critics.verdicts import Judgement, Preference
+from mlxreflect.recipe import Recipe
+from mlxreflect.records import Messages, Problem, Visibility
+from mlxreflect.seeds import seed_for
+from mlxreflect.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Round:
+    """Which try this is. tier: the critic that answers; "self" is the policy.
+
+    attempt: together with problem, epoch and role it tells this call from every other.
+    """
+
+    tier: Literal["basic", "advanced", "judge", "self"]
+    epoch: int
+    attempt: str
+
+
+class Moves:
+    """Calls in the wording of a recipe. Every text of a model or a critic is quoted in them."""
+
+    def __init__(self, recipe: Recipe, task: Task) -> None:
+        self.task, self.seed, self.tags = task, recipe.seed, recipe.prompt.tags
+        self.templates = prompts.BUNDLED.replaced(recipe.prompt.templates)
+
+    def critique(self, problem: Problem, text: str, at: Round, example: str | None = None) -> Call:
+        """What is wrong with a text? example: the last winning rewrite, for self-feedback."""
+        messages = prompts.critique_messages(
+            self.task.show(problem), text, self.tags, self.task.gold(problem), example,
+            self.templates,
+        )  # fmt: skip
+        return self.call("critique", problem, messages, at, text=text)
+
+    def rewrite(self, problem: Problem, text: str, feedback: str, at: Round) -> Call:
+        """The text again, mended as the feedback says."""
+        messages = prompts.rewrite_messages(
+            self.task.instruction(problem), self.task.show(problem), text, feedback, self.tags,
+            self.task.gold(problem), self.templates,
+        )  # fmt: skip
+        return self.call("rewrite", problem, messages, at, text=text, feedback=feedback)
+
+    def go_on(self, problem: Problem, opening: str, hint: str, at: Round) -> Call:
+        """From the opening that holds, with a hint at what went wrong after it; no answer shown."""
+        messages = prompts.continue_messages(
+            self.task.instruction(problem), self.task.show(problem), opening, hint, self.tags,
+            self.templates,
+        )  # fmt: skip
+        call = self.call("continue", problem, messages, at, text=opening, feedback=hint)
+        return replace(call, visibility="verdict")
+
+    def judge(self, problem: Problem, text: str, at: Round) -> Call:
+        """Is a text right from its first step to its answer? To be asked as a Judgement."""
+        messages = prompts.judge_messages(
+            self.task.show(problem), text, self.task.gold(problem), self.templates
+        )
+        return self.call("judge", problem, messages, at, text=text)
+
+    def prefer(self, problem: Problem, one: str, other: str, at: Round) -> tuple[Call, Call]:
+        """Which of two is better? Asked in both orders, each as a Preference."""
+        return (
+            self.one_order(problem, one, other, replace(at, attempt=f"{at.attempt}/AB")),
+            self.one_order(problem, other, one, replace(at, attempt=f"{at.attempt}/BA")),
+        )
+
+    def one_order(self, problem: Problem, a: str, b: str, at: Round) -> Call:
+        messages = prompts.prefer_messages(self.task.show(problem), a, b, self.templates)
+        call = self.call("prefer", problem, messages, at, text=a, feedback=b)
+        return replace(call, visibility="none")
+
+    def pose(self, source: Problem, passage: str, at: Round) -> Call:
+        """A question from a passage. source: what stands for the passage in records."""
+        messages = prompts.pose_messages(passage, self.templates)
+        return replace(self.call("pose", source, messages, at, text=passage), visibility="none")
+
+    def integrate(self, problem: Problem, texts: Sequence[str], at: Round) -> Call:
+        """One solution of several attempts and reflections; no answer shown."""
+        messages = prompts.integrate_messages(
+            self.task.instruction(problem), self.task.show(problem), texts, self.tags,
+            self.templates,
+        )  # fmt: skip
+        call = self.call("integrate", problem, messages, at, text="\n\n".join(texts))
+        return replace(call, visibility="none")
+
+    def call(
+        self,
+        role: Move,
+        problem: Problem,
+        messages: Messages,
+        at: Round,
+        *,
+        text: str,
+        feedback: str = "",
+    ) -> Call:
+        seen: Visibility = "verdict" if self.task.gold(problem) is None else "gold_answer"
+        return Call(
+            role=role,
+            problem=problem,
+            messages=messages,
+            text=text,
+            feedback=feedback,
+            visibility=seen,
+            template=self.templates.version(role),
+            tags=self.tags,
+            epoch=at.epoch,
+            attempt=at.attempt,
+            seed=seed_for(self.seed, at.epoch, at.attempt, role, problem.id),
+        )
+
+
+def judged(judgement: Judgement | None) -> tuple[Literal["right", "wrong", "unknown"], str]:
+    """A verdict and why, in one line. No verdict is unknown, and never a pass."""
+    if judgement is None:
+        return "unknown", "the judge gave no verdict"
+    said = ": ".join(filter(None, (judgement.step.strip(), judgement.why.strip())))
+    return judgement.verdict, " ".join(said.split())[:300] or f"the judge says {judgement.verdict}"
+
+
+def preferred(one_first: Preference | None, other_first: Preference | None) -> int | None:
+    """1: the one is better, 0: the other; None: a tie, which disagreement and no reply are too."""
+    first = {"A": 1, "B": 0}.get(one_first.better) if one_first else None
+    second = {"A": 0, "B": 1}.get(other_first.better) if other_first else None
+    return first if first == second else None

@@ -1,0 +1,82 @@
+"""A loopback HTTP server that speaks Bedrock's Converse, with scripted replies and faults.
+
+    with FakeBedrock(reply=lambda body: "…", faults=[aws("ThrottlingException")]) as server:
+        critic = BedrockCritic(CriticConfig(model="m", base_url=server.url, …), "run")
+        …
+        server.chats  # the bodies of the requests, in the order they came
+
+It cuts a reply at maxTokens with stopReason "max_tokens"; a token is four characters here.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fake_server import CHARS_PER_TOKEN, Body, Fault, Loopback, Scripted, Seen, ok
+
+CONVERSE = re.compile("/model/([^/]+)/converse")
+STATUS = {
+    "ValidationException": 400, "AccessDeniedException": 403, "UnrecognizedClientException": 403,
+    "ExpiredTokenException": 403, "ResourceNotFoundException": 404, "ModelTimeoutException": 408,
+    "ModelErrorException": 424, "ThrottlingException": 429, "ModelNotReadyException": 429,
+    "InternalServerException": 500, "ServiceUnavailableException": 503,
+}  # fmt: skip
+BAD_JSON = Fault(body=b'{"output": {"message": {"role": "assist')
+WRONG_SCHEMA = Fault(body=b'{"choices": [{"message": {"content": "another API"}}]}')
+NOT_UTF8 = Fault(
+    body=b'{"output": {"message": {"role": "assistant", "content": [{"text": "\xff\xfe"}]}}}'
+)
+
+
+def aws(code: str, message: str = "scripted fault", retry_after: str | float = "") -> Fault:
+    """An error as AWS sends it: its kind in a header, its words in the body."""
+    headers = {"x-amzn-ErrorType": f"{code}:http://internal.amazon.com/coral/"}
+    if retry_after != "":
+        headers["Retry-After"] = str(retry_after)
+    return Fault(STATUS[code], json.dumps({"message": message}).encode(), headers)
+
+
+def said(body: Body) -> str:
+    """The text of the last message."""
+    return "".join(block["text"] for block in body["messages"][-1]["content"])
+
+
+def echo(body: Body) -> str:
+    return f"reply to {said(body)}"
+
+
+class FakeBedrock(Loopback):
+    """reply: from the body of a request to its answer: a text, fields of the answer, a fault."""
+
+    def __init__(
+        self,
+        reply: Callable[[Body], Scripted] = echo,
+        faults: Sequence[Fault | None] = (),
+        *,
+        certificate: Path | None = None,
+    ) -> None:
+        super().__init__(faults, certificate)
+        self.reply = reply
+
+    def is_chat(self, path: str) -> bool:
+        return CONVERSE.fullmatch(path) is not None
+
+    def answer(self, seen: Seen) -> Fault:
+        if not self.is_chat(seen.path):
+            return aws("ResourceNotFoundException", "no such page")
+        answer = self.reply(seen.body)
+        return answer if isinstance(answer, Fault) else ok(converse_response(seen.body, answer))
+
+
+def converse_response(body: Body, answer: str | Body) -> Body:
+    text = answer if isinstance(answer, str) else ""
+    room = body["inferenceConfig"]["maxTokens"] * CHARS_PER_TOKEN
+    sent, written = len(said(body)) // CHARS_PER_TOKEN + 8, len(text[:room]) // CHARS_PER_TOKEN + 1
+    response = {
+        "output": {"message": {"role": "assistant", "content": [{"text": text[:room]}]}},
+        "stopReason": "max_tokens" if len(text) > room else "end_turn",
+        "usage": {"inputTokens": sent, "outputTokens": written, "totalTokens": sent + written},
+        "metrics": {"latencyMs": 1},
+    }
+    return response | (answer if isinstance(answer, dict) else {})

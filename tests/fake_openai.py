@@ -1,0 +1,100 @@
+"""A loopback HTTP server that speaks OpenAI's chat completions, with scripted replies and faults.
+
+    with FakeOpenAI(reply=lambda body: "…", faults=[http(503), None, RESET]) as server:
+        critic = OpenAICritic(CriticConfig(model="critic", base_url=server.url, …), "run")
+        …
+        server.chats  # the bodies of the /v1/chat/completions requests, in the order they came
+
+It cuts a reply at max_tokens with finish_reason "length"; a token is four characters here.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fake_server import CHARS_PER_TOKEN, Body, Fault, Loopback, Scripted, Seen, http, ok
+
+CHAT = "/v1/chat/completions"
+BAD_JSON = Fault(body=b'{"id": "1", "choices": [{"index": 0, "message": {"role": "assist')
+WRONG_SCHEMA = Fault(body=b'{"message": {"role": "assistant", "content": "another API"}}')
+NO_CHOICES = Fault(body=b'{"choices": []}')
+NOT_UTF8 = Fault(body=b'{"choices": [{"message": {"role": "assistant", "content": "\xff\xfe"}}]}')
+NOT_TEXT = Fault(body=b'{"choices": [{"message": {"content": 7}, "finish_reason": "stop"}]}')
+
+
+def refusal(status: int, message: str, **fields: Any) -> Fault:
+    """A refused request as OpenAI words it."""
+    return Fault(status, json.dumps({"error": {"message": message, **fields}}).encode())
+
+
+def echo(body: Body) -> str:
+    return f"reply to {body['messages'][-1]['content']}"
+
+
+class FakeOpenAI(Loopback):
+    """reply: from the body of a chat request to its answer: a text, fields of the choice, a fault.
+    models: the list of /v1/models, or the answer to it. key: the only one that is let in.
+    refuses: parameters that are answered with 400. software: the Server header.
+    """
+
+    def __init__(
+        self,
+        reply: Callable[[Body], Scripted] = echo,
+        faults: Sequence[Fault | None] = (),
+        *,
+        models: Sequence[str] | Fault = ("critic",),
+        key: str = "",
+        refuses: Sequence[str] = (),
+        software: str = "",
+    ) -> None:
+        super().__init__(faults)
+        self.reply, self.models, self.key, self.refuses = reply, models, key, refuses
+        self.software = software
+
+    def is_chat(self, path: str) -> bool:
+        return path == CHAT
+
+    def answer(self, seen: Seen) -> Fault:
+        if self.key and seen.headers.get("authorization") != f"Bearer {self.key}":
+            given = seen.headers.get("authorization", "none")
+            return refusal(401, f"Incorrect API key provided: {given}", code="invalid_api_key")
+        if seen.path == "/v1/models":
+            found = self.models if isinstance(self.models, Fault) else self.listing(self.models)
+        elif seen.path == CHAT:
+            found = self.chat(seen.body)
+        else:
+            found = http(404, "Not Found")
+        server = {"Server": self.software} if self.software else {}
+        return replace(found, headers=found.headers | server)
+
+    @staticmethod
+    def listing(names: Sequence[str]) -> Fault:
+        rows = [{"id": name, "object": "model", "created": 1} for name in names]
+        return ok({"object": "list", "data": rows})
+
+    def chat(self, body: Body) -> Fault:
+        for name in self.refuses:
+            if name in body:
+                said = f"Unsupported parameter: '{name}' is not supported with this model."
+                return refusal(400, said, param=name, code="unsupported_parameter")
+        answer = self.reply(body)
+        return answer if isinstance(answer, Fault) else ok(completion(body, answer))
+
+
+def completion(body: Body, answer: str | Body) -> Body:
+    sent = sum(len(m["content"]) for m in body["messages"]) // CHARS_PER_TOKEN + 8
+    text = answer if isinstance(answer, str) else ""
+    room = (body.get("max_tokens") or body["max_completion_tokens"]) * CHARS_PER_TOKEN
+    written = len(text[:room]) // CHARS_PER_TOKEN + 1
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": text[:room]},
+        "finish_reason": "length" if len(text) > room else "stop",
+    }
+    return {
+        "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": body["model"],
+        "choices": [choice | (answer if isinstance(answer, dict) else {})],
+        "usage": {"prompt_tokens": sent, "completion_tokens": written,
+                  "total_tokens": sent + written},
+    }  # fmt: skip

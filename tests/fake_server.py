@@ -1,0 +1,201 @@
+"""A loopback HTTP server with scripted faults; the fakes of single providers are made of it."""
+
+import json
+import os
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+Body = dict[str, Any]
+CHARS_PER_TOKEN = 4  # of the fakes
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An answer that is not a reply. action: what happens to the connection."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    action: str = "answer"  # answer, reset, short, stall, drip, hang_up
+
+    @property
+    def label(self) -> str:
+        return f"{self.status} {self.action} {self.body[:30]!r}"
+
+
+def http(status: int, message: str = "scripted fault", retry_after: str | float = "") -> Fault:
+    headers = {"Retry-After": str(retry_after)} if retry_after != "" else {}
+    return Fault(status, json.dumps({"error": message}).encode(), headers)
+
+
+def ok(answer: Body) -> Fault:
+    return Fault(body=json.dumps(answer).encode())
+
+
+RESET = Fault(action="reset")  # RST in the middle of the body
+SHORT = Fault(action="short")  # the connection ends in the middle of the body
+STALL = Fault(action="stall")  # no answer until the server stops
+DRIP = Fault(action="drip")  # a byte now and then, never the end
+HANG_UP = Fault(action="hang_up")  # the connection ends before any answer
+EMPTY_BODY = Fault()
+NOT_OBJECT = Fault(body=b'["not", "an", "object"]')
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+        assert isinstance(port, int)
+        return port
+
+
+# What a reply function may return: the text, fields of the response to replace, or a fault.
+Scripted = str | Body | Fault
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One request. at: time.monotonic() when its body had been read. headers: names in lower."""
+
+    path: str
+    body: Body
+    at: float
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class Loopback:
+    """A provider's fake says which paths are chats, and answers every request.
+
+    faults: what happens to the first chat requests, in the order they come; None answers normally.
+    certificate: for TLS, with its key in the same file.
+    """
+
+    def __init__(
+        self, faults: Sequence[Fault | None] = (), certificate: Path | None = None
+    ) -> None:
+        self.faults, self.certificate = list(faults), certificate
+        self.requests: list[Seen] = []
+        self.most_at_once = 0  # chat requests in flight
+        self.in_flight = 0
+        self.lock = threading.Lock()
+        self.stopped = threading.Event()
+
+    def is_chat(self, path: str) -> bool:
+        raise NotImplementedError
+
+    def answer(self, seen: Seen) -> Fault:
+        """The answer to a request that no scripted fault takes."""
+        raise NotImplementedError
+
+    @property
+    def chats(self) -> list[Body]:
+        return [seen.body for seen in list(self.requests) if self.is_chat(seen.path)]
+
+    def __enter__(self) -> Self:
+        handler = type("BoundHandler", (Handler,), {"fake": self})
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.server.daemon_threads = True
+        self.server.block_on_close = False
+        scheme = "http"
+        if self.certificate:
+            context, scheme = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), "https"
+            context.load_cert_chain(self.certificate)
+            self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+        self.url = f"{scheme}://127.0.0.1:{self.server.server_address[1]}"
+        self.thread = threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
+        self.thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.stopped.set()
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+    def respond(self, seen: Seen) -> Fault:
+        self.requests.append(seen)
+        if not self.is_chat(seen.path):
+            return self.answer(seen)
+        self.count(+1)
+        with self.lock:
+            fault = self.faults.pop(0) if self.faults else None
+        answer = fault or self.answer(seen)
+        self.count(-1)
+        return answer
+
+    def count(self, step: int) -> None:
+        with self.lock:
+            self.in_flight += step
+            self.most_at_once = max(self.most_at_once, self.in_flight)
+
+
+class Handler(BaseHTTPRequestHandler):
+    fake: Loopback
+    protocol_version = "HTTP/1.1"
+    server_version = "Fake/1"
+    disable_nagle_algorithm = True
+
+    def do_GET(self) -> None:
+        self.play(self.fake.respond(self.seen({})))
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.play(self.fake.respond(self.seen(body)))
+
+    def seen(self, body: Body) -> Seen:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        return Seen(self.path, body, time.monotonic(), headers)
+
+    def play(self, fault: Fault) -> None:
+        if fault.action == "stall":
+            self.fake.stopped.wait()
+        if fault.action in ("stall", "hang_up"):
+            self.close_connection = True
+            return
+        self.send_response_only(fault.status)
+        for name, value in {"Server": self.server_version, **fault.headers}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Type", "application/json; charset=utf-8")
+        promised = len(fault.body) if fault.action == "answer" else 1000
+        self.send_header("Content-Length", str(promised))
+        self.end_headers()
+        if fault.action == "answer":
+            self.wfile.write(fault.body)
+        else:
+            self.break_off(fault.action)
+
+    def break_off(self, action: str) -> None:
+        self.close_connection = True
+        self.wfile.write(b'{"message": {"role"')
+        while action == "drip" and not self.fake.stopped.wait(0.05):
+            self.wfile.write(b" ")
+        if action == "reset":
+            time.sleep(0.05)  # let the client read the headers before the reset takes them away
+            # Linger 0 makes close() send RST instead of FIN.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(self.connection.detach())
+
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except ConnectionError:  # the client has gone
+            self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: pytest shows what tests print."""

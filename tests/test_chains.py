@@ -1,0 +1,367 @@
+"""Remote critics: every wrong attempt goes its own way, and no byte tells in which order."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from fake_ollama import STALL, FakeOllama
+from teacher import Teacher
+from test_r3 import COUNTDOWN, Critic, play
+
+from mlxreflect.critics.base import Reply
+from mlxreflect.critics.ollama import OllamaCritic
+from mlxreflect.errors import UserError
+from mlxreflect.loop import execute
+from mlxreflect.policy import load_policy
+from mlxreflect.recipe import Recipe, load_recipe
+from mlxreflect.records import to_row
+from mlxreflect.run import Run
+from mlxreflect.strategies.chains import Chains
+from mlxreflect.strategies.r3 import R3
+from mlxreflect.train.lora import attach_lora
+from mlxreflect.train.trainer import Trainer
+from mlxreflect.ui import Ui
+
+
+class Remote(Critic):
+    """A critic that is waited for; `gate` is called with every call before it is answered."""
+
+    waits = True
+
+    def __init__(self, gate=lambda call: None, **kwargs):
+        super().__init__(**kwargs)
+        self.gate, self.lock = gate, threading.Lock()
+
+    def ask(self, calls):
+        for call in calls:
+            self.gate(call)
+        with self.lock:
+            return super().ask(calls)
+
+
+def make(reviewer, problems=5, wrong=True, **tables):
+    """wrong: three tokens an attempt, so that none is ever right."""
+    tree = {
+        "policy": {"temperature": 1.0, "max_new_tokens": 3 if wrong else 30, "batch": 2},
+        "critic": {"provider": "ollama", "model": "critic", "concurrency": 3},
+        "train": {"lr": 1e-3, "nll": 1.0, "logps": "sum", "batch": 4, "lora": {"keys": []}},
+        "r3": {"wave": problems, "verifications": 0, "bucket_every": 0},
+    }
+    for name, table in tables.items():
+        tree[name] = {**tree.get(name, {}), **table}
+    recipe = Recipe.model_validate(tree)
+    policy = load_policy(recipe.policy)
+    attach_lora(policy.model, recipe.train.lora, recipe.seed)
+    loaded = COUNTDOWN.load(recipe.task.model_copy(update={"limit": problems}), "train", 0)
+    critics = {"basic": reviewer, "advanced": reviewer, "self": Critic()}
+    return R3(recipe, COUNTDOWN, policy, Trainer(policy.model), critics, {p.id: p for p in loaded})
+
+
+def watch_samples(strategy, events):
+    """Add ("sampled", role, how many) to events after each shard."""
+    original = strategy.attempts.sample
+
+    def sample(problems, role, n, seed, actor):
+        drawn = original(problems, role, n, seed, actor)
+        events.append(("sampled", role, len(problems)))
+        return drawn
+
+    strategy.attempts.sample = sample
+
+
+def rows(played):
+    """Records of waves, without names that depend on the address of a server."""
+    return [[to_row(record) for record in (*one.episodes, *one.examples)] for one in played]
+
+
+# ---- overlap -------------------------------------------------------------------------------------
+
+
+def test_the_critic_is_asked_while_the_next_shard_is_sampled():
+    """Sampling of the second shard only ends when the critic has been asked about the first."""
+    asked, events = threading.Event(), []
+    strategy = make(Remote(lambda call: asked.set()), problems=4)
+    original = strategy.attempts.sample
+
+    def sample(problems, *rest):
+        if events:
+            assert asked.wait(30), "no call about the first shard came while the second was sampled"
+        events.append(len(problems))
+        return original(problems, *rest)
+
+    strategy.attempts.sample = sample
+    play(strategy)
+    assert events == [2, 2]
+
+
+def test_a_slow_reply_holds_up_no_other_attempt():
+    """The first critique comes only after all the others have been rewritten."""
+    rewritten, others = [], threading.Event()
+
+    def gate(call):
+        if call.role == "rewrite":
+            rewritten.append(call.problem.id)
+            if len(rewritten) == 4:
+                others.set()
+        elif call.problem.id == first:
+            assert others.wait(30)
+
+    strategy = make(Remote(gate), critic={"concurrency": 2})
+    wave = strategy.next_wave()
+    first = wave.problems[0]
+    strategy.play(wave)
+    assert rewritten[-1] == first
+
+
+@pytest.mark.parametrize("shard,expected", [(2, [2, 2, 1]), (0, [2, 2, 1]), (5, [5]), (9, [5])])
+def test_a_wave_is_cut_by_index(shard, expected):
+    strategy, events = make(Remote(), r3={"shard": shard}), []
+    watch_samples(strategy, events)
+    (played,) = play(strategy)
+    assert [n for _, _, n in events] == expected
+    assert [e.problem.id for e in played.episodes] == [
+        e["problem"]["id"] for e in rows([played])[0][:5]
+    ]
+    assert all(e.turns[0].role == "attempt" for e in played.episodes)
+
+
+def test_verifications_are_cut_too_and_failures_go_on_at_once():
+    events = []
+    strategy = make(
+        Remote(lambda call: events.append((call.role, call.attempt.split("/")[2]))),
+        r3={"verifications": 2, "shard": 2},
+    )
+    watch_samples(strategy, events)
+    play(strategy)
+    sampled = [event for event in events if event[0] == "sampled"]
+    assert sampled == [("sampled", role, n) for role in ("attempt", "verify", "verify")
+                       for n in (2, 2, 1)]  # fmt: skip
+    # Nothing follows the last verification.
+    assert {event[1] for event in events if event[0] == "critique"} == {"0", "1"}
+    first = events.index(("critique", "1"))
+    assert first < len(events) - 1 - events[::-1].index(("rewrite", "1"))
+
+
+def test_samples_of_different_shards_are_different():
+    """Two shards of the same problem would otherwise get the same random stream."""
+    strategy = make(Remote(), wrong=False, r3={"shard": 1})
+    wave = strategy.next_wave()
+    seeds = []
+    original = strategy.policy.generate
+
+    def generate(prompts, *, seed, **rest):
+        seeds.append(seed)
+        return original(prompts, seed=seed, **rest)
+
+    strategy.policy.generate = generate
+    strategy.play(wave)
+    assert len(set(seeds)) == len(seeds) == 5
+
+
+# ---- order ---------------------------------------------------------------------------------------
+
+
+def test_chains_and_lock_step_make_the_same_of_a_wave():
+    made = []
+    for waits in (True, False):
+        critic = Remote(bad_rewrites=1)
+        critic.waits = waits
+        tables = {"policy": {"batch": 16}, "r3": {"wave": 6, "verifications": 2, "sft_mode": 3}}
+        strategy = make(critic, problems=12, wrong=False, **tables)
+        played = play(strategy)
+        assert bool(strategy.chains is None) == (not waits)
+        assert any(e.outcome.status == "solved" for one in played for e in one.episodes)
+        losses = [(step.objective, step.loss) for one in played for step in one.steps]
+        made.append((rows(played), losses, strategy.state))
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("side", ["feedback", "rewriter"])
+def test_where_the_policy_takes_part_rounds_stay_in_lock_step(side):
+    critic = Remote()
+    strategy = make(critic, r3={side: "self"})
+    own = strategy.exchange.critics["self"]
+    play(strategy)
+    assert strategy.chains is None
+    assert {len(critic.calls), len(own.calls)} == {5}
+    assert {call.role for call in own.calls} == {"critique" if side == "feedback" else "rewrite"}
+
+
+RUN = {
+    "task.limit": 6, "r3.wave": 5, "r3.shard": 2, "r3.epochs": 1, "r3.rewrites": 2,
+    "r3.verifications": 2, "r3.sft_mode": 3, "r3.bucket_every": 6, "r3.judge": "true",
+    "train.batch": 2, "train.sft.scale_failed": 0.5, "eval.limit": 4, "policy.batch": 4,
+    "critic.cache": "off", "critic.provider": "ollama", "critic.model": "critic",
+    "critic.concurrency": 4,
+}  # fmt: skip
+KEPT = ("episodes.jsonl", "examples.jsonl", "preference.jsonl", "sft.jsonl",
+        "adapter/adapters.safetensors", "eval/trained/samples.jsonl")  # fmt: skip
+
+
+@pytest.mark.slow
+def test_no_byte_depends_on_which_reply_came_first(tmp_path):
+    found, orders = [], []
+    for delays in (1, 2):
+        with FakeOllama(reply=Teacher(delays, 0.05)) as server:
+            flags = [f"{k}={v}" for k, v in {**RUN, "critic.base_url": server.url}.items()]
+            run = Run.create(load_recipe("quickstart", flags), tmp_path / str(delays))
+            try:
+                execute(run, Ui(quiet=True))
+            finally:
+                run.close()
+            orders.append([body["options"]["seed"] for body in server.chats])
+            assert server.most_at_once > 1
+        found.append([(run.path / name).read_bytes() for name in KEPT])
+    assert sorted(orders[0]) == sorted(orders[1])
+    assert orders[0] != orders[1]
+    assert found[0] == found[1]
+    assert all(found[0])
+
+
+# ---- what goes wrong -----------------------------------------------------------------------------
+
+
+def test_a_failure_of_one_chain_stops_the_others():
+    """The first call raises while the others are out; they send nothing after it."""
+    calls, failed = [], threading.Event()
+
+    def gate(call):
+        with lock:
+            calls.append(call.role)
+            first = len(calls) == 1
+        if first:
+            failed.set()
+            raise UserError("the budget is spent", "raise it")
+        failed.wait(30)
+        while not strategy.chains.stopped.is_set():
+            time.sleep(0.001)
+
+    lock = threading.Lock()
+    strategy = make(Remote(gate), problems=9, policy={"batch": 16})
+    with pytest.raises(UserError, match="budget"):
+        play(strategy)
+    time.sleep(0.1)
+    assert "rewrite" not in calls
+    assert len(calls) <= 3  # those that were out at the time
+
+
+def test_too_many_failures_stop_a_wave_from_any_thread():
+    class Failing(Remote):
+        def ask(self, calls):
+            return [Reply("", error="out of order", kind="http_500") for _ in calls]
+
+    strategy = make(Failing(), problems=16, r3={"max_failed": 0.2})
+    with pytest.raises(UserError, match="max_failed"):
+        play(strategy)
+
+
+def test_counts_are_those_of_all_threads():
+    strategy = make(Remote(), problems=40, critic={"concurrency": 16}, policy={"batch": 64})
+    (played,) = play(strategy)
+    assert played.figures["critic"]["calls"] == 80
+
+
+def test_leaving_early_ends_the_chains():
+    began, go, steps = threading.Event(), threading.Event(), []
+
+    def chain():
+        for _ in range(3):
+            began.set()
+            go.wait(30)
+            steps.append(1)
+            yield
+
+    with pytest.raises(KeyboardInterrupt), Chains(1) as chains:
+        for _ in range(3):
+            chains.start(chain())
+        began.wait(30)
+        raise KeyboardInterrupt
+    go.set()
+    time.sleep(0.1)
+    assert len(steps) <= 1  # what was under way
+
+
+def test_chains_take_turns():
+    """Breadth first: at the end single calls are left over, no whole chains."""
+    steps = []
+
+    def chain(name):
+        for number in range(3):
+            steps.append((number, name))
+            yield
+
+    with Chains(1) as chains:
+        for name in "abc":
+            chains.start(chain(name))
+        chains.wait(lambda text: None)
+    assert steps == sorted(steps)
+
+
+def test_ctrl_c_in_the_middle_of_a_wave(tmp_path):
+    """A real process: half of the replies have come, the others never will."""
+    answered = [None] * 8
+    with FakeOllama(reply=Teacher(), faults=[*answered, *[STALL] * 100]) as server:
+        flags = [f"--set={k}={v}" for k, v in {
+            **RUN, "critic.base_url": server.url, "task.limit": 30, "r3.wave": 30, "r3.shard": 10,
+            "r3.bucket_every": 0, "policy.max_new_tokens": 3,
+        }.items()]  # fmt: skip
+        command = [sys.executable, "-m", "mlxreflect", "run", "quickstart", *flags,
+                   "--run-dir", str(tmp_path / "run")]  # fmt: skip
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            for _ in range(3000):
+                if len(server.chats) == 12 or process.poll() is not None:
+                    break
+                time.sleep(0.02)
+            begun = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+            assert time.monotonic() - begun < 10
+        sent = len(server.chats)
+    assert process.returncode == 130, err
+    assert "go on with: mlxreflect resume" in err
+    assert "Traceback" not in err
+    assert sent == 12
+
+
+@pytest.mark.slow
+def test_a_wave_that_was_stopped_ends_with_the_same_bytes(tmp_path):
+    """Some of its replies are on disk; the others come later, in another order."""
+    found = []
+    teacher, stuck, seen = Teacher(1, 0.02), threading.Event(), []
+
+    def reply(body):
+        seen.append(body)
+        if not found and len(seen) > 4:
+            stuck.wait()
+        return teacher(body)
+
+    for name in ("stopped", "whole"):
+        with FakeOllama(reply=reply) as server:
+            flags = [f"--set={k}={v}" for k, v in {
+                **RUN, "critic.base_url": server.url, "critic.cache": tmp_path / f"{name}.sqlite",
+            }.items()]  # fmt: skip
+            run, mlxreflect = tmp_path / name, [sys.executable, "-m", "mlxreflect"]
+            command = [*mlxreflect, "run", "quickstart", *flags, "--run-dir", str(run)]
+            if name == "stopped":
+                with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+                    while len(seen) < 5 and process.poll() is None:
+                        time.sleep(0.02)
+                    process.send_signal(signal.SIGINT)
+                    process.communicate(timeout=60)
+                assert process.returncode == 130
+                stuck.set()
+                command = [*mlxreflect, "resume", str(run)]
+            subprocess.run(command, check=True, capture_output=True)
+        found.append([(run / name).read_bytes() for name in KEPT])
+    assert found[0] == found[1]
+
+
+def test_the_ollama_critic_is_waited_for_and_the_solver_is_not():
+    assert OllamaCritic.waits
+    with make(Critic()).threads() as chains:
+        assert chains is None

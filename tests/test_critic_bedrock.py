@@ -1,0 +1,445 @@
+"""The Bedrock critic: the real boto3 client against a loopback server."""
+
+import random
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fake_bedrock as fake
+import fake_server as wire
+import pytest
+from fake_bedrock import FakeBedrock, aws
+from fake_server import Body, Fault, free_port
+
+from mlxreflect.critics.base import Call, Reply
+from mlxreflect.critics.bedrock import BedrockCritic
+from mlxreflect.critics.client import RETRIES
+from mlxreflect.errors import UserError
+from mlxreflect.recipe import CriticConfig
+from mlxreflect.records import make_problem
+
+TRIES = RETRIES + 1
+PROBLEM = make_problem("countdown", {"numbers": [1, 2, 3], "target": 6})
+SECRET, TOKEN, BEARER = "very/secret+access+key", "session//token==", "bedrock-api-key-abc=="
+ARN = "arn:aws:bedrock:us-east-1:123456789012:inference-profile/us.amazon.nova-pro-v1:0"
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_PROFILE", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_CA_BUNDLE",
+                 "AWS_BEARER_TOKEN_BEDROCK", "AWS_SESSION_TOKEN"):  # fmt: skip
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+
+
+def call(content: str = "hello", **changes: Any) -> Call:
+    messages = [{"role": "system", "content": "Review."}, {"role": "user", "content": content}]
+    return replace(Call("critique", PROBLEM, messages, "1+2=4"), **changes)
+
+
+def critic_at(url: str, **settings: Any) -> BedrockCritic:
+    defaults: dict[str, Any] = {
+        "deadline_s": 10.0, "cache": "off", "model": "critic", "region": "us-east-1",
+    }  # fmt: skip
+    config = CriticConfig(provider="bedrock", base_url=url, **defaults | settings)
+    return BedrockCritic(config, "run", backoff_s=0.01)
+
+
+def ask(server: FakeBedrock, *calls: Call, **settings: Any) -> list[Reply]:
+    critic = critic_at(server.url, **settings)
+    try:
+        return critic.ask(calls or [call()])
+    finally:
+        critic.close()
+
+
+# ---- what is sent and what comes back ------------------------------------------------------------
+
+
+def test_a_reply_with_its_usage() -> None:
+    with FakeBedrock() as server:
+        [reply] = ask(server)
+    assert reply == Reply(
+        "reply to hello", finish_reason="stop", usage={"prompt": 9, "completion": 4}
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "path"),
+    [
+        ("us.amazon.nova-pro-v1:0", "/model/us.amazon.nova-pro-v1%3A0/converse"),
+        (ARN, "/model/arn%3Aaws%3Abedrock%3Aus-east-1%3A123456789012%3Ainference-profile%2Fus."
+              "amazon.nova-pro-v1%3A0/converse"),
+    ],
+)  # fmt: skip
+def test_what_is_sent(model: str, path: str) -> None:
+    with FakeBedrock() as server:
+        ask(server, temperature=0.25, max_tokens=99, model=model)
+        [seen] = server.requests
+    assert seen.path == path
+    assert seen.body == {
+        "system": [{"text": "Review."}],
+        "messages": [{"role": "user", "content": [{"text": "hello"}]}],
+        "inferenceConfig": {"maxTokens": 99, "temperature": 0.25},
+    }
+    signed = seen.headers["authorization"]
+    assert signed.startswith("AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/")
+    assert "/us-east-1/bedrock/aws4_request" in signed
+    # What was signed is what came.
+    names = signed.partition("SignedHeaders=")[2].partition(",")[0].split(";")
+    assert set(names) <= set(seen.headers)
+    assert seen.headers["host"] == server.url.removeprefix("http://")
+
+
+def test_neighbours_of_one_role_become_one_message() -> None:
+    messages = [
+        {"role": "system", "content": "a"}, {"role": "user", "content": "b"},
+        {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"},
+        {"role": "system", "content": "e"}, {"role": "user", "content": "cut \ud83d"},
+    ]  # fmt: skip
+    with FakeBedrock() as server:
+        ask(server, call(messages=messages), call(messages=messages[1:2]))
+        both = {len(body["messages"]): body for body in server.chats}
+    assert both[3]["system"] == [{"text": "a"}, {"text": "e"}]
+    assert both[3]["messages"] == [
+        {"role": "user", "content": [{"text": "b"}, {"text": "c"}]},
+        {"role": "assistant", "content": [{"text": "d"}]},
+        {"role": "user", "content": [{"text": "cut ?"}]},
+    ]
+    assert "system" not in both[1]
+
+
+def test_reasoning_is_left_out_and_texts_are_joined() -> None:
+    blocks = [
+        {"reasoningContent": {"reasoningText": {"text": "thought", "signature": "s"}}},
+        {"text": "one, "}, {"text": "two"},
+    ]  # fmt: skip
+    answer = {"output": {"message": {"role": "assistant", "content": blocks}}}
+    with FakeBedrock(reply=lambda body: answer) as server:
+        [reply] = ask(server)
+    assert reply.text == "one, two"
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [("end_turn", "stop"), ("stop_sequence", "stop"), ("max_tokens", "length"),
+     ("guardrail_intervened", "guardrail_intervened")],
+)  # fmt: skip
+def test_why_it_stopped(stop: str, expected: str) -> None:
+    with FakeBedrock(reply=lambda body: fields(body, stopReason=stop)) as server:
+        assert ask(server)[0].finish_reason == expected
+
+
+def fields(body: Body, **changed: Any) -> Body:
+    return fake.converse_response(body, "fine") | changed
+
+
+def test_usage_may_be_missing() -> None:
+    with FakeBedrock(reply=lambda body: fields(body, usage=None)) as server:
+        assert ask(server)[0] == Reply("fine", finish_reason="stop")
+
+
+@pytest.mark.parametrize("text", ["", " \n", "<think>only thoughts</think>"])
+def test_no_text_is_an_error(text: str) -> None:
+    with FakeBedrock(reply=lambda body: text) as server:
+        [reply] = ask(server)
+        assert len(server.chats) == TRIES
+    assert (reply.kind, reply.text) == ("empty", "")
+
+
+def test_a_megabyte_of_text() -> None:
+    with FakeBedrock(reply=lambda body: "wrong " * 175_000) as server:
+        [reply] = ask(server, max_tokens=10**6)
+    assert len(reply.text) == 6 * 175_000
+
+
+# ---- faults --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "sent"),
+    [
+        (aws("ThrottlingException"), "http_429", TRIES),
+        (aws("ModelNotReadyException"), "http_429", TRIES),
+        (aws("ModelTimeoutException"), "http_408", TRIES),
+        (aws("ModelErrorException"), "http_424", TRIES),
+        (aws("InternalServerException"), "http_500", TRIES),
+        (aws("ServiceUnavailableException"), "http_503", TRIES),
+        (aws("ValidationException"), "http_400", 1),
+        (aws("AccessDeniedException"), "http_403", 1),
+        (aws("ExpiredTokenException"), "http_403", 1),
+        (aws("ResourceNotFoundException"), "http_404", 1),
+        (Fault(401, b"{}"), "http_401", 1),
+        (Fault(502, b"<html>bad gateway</html>"), "http_502", TRIES),
+        (wire.HANG_UP, "reset", TRIES),
+        (wire.RESET, "reset", TRIES),
+        (wire.SHORT, "reset", TRIES),
+        (wire.EMPTY_BODY, "invalid", TRIES),
+        (fake.BAD_JSON, "invalid", TRIES),
+        (fake.WRONG_SCHEMA, "invalid", TRIES),
+        (wire.NOT_OBJECT, "invalid", TRIES),
+        (fake.NOT_UTF8, "invalid", TRIES),
+        (Fault(body=b'{"output": {"message": {"content": [{"text": 7}]}}}'), "invalid", TRIES),
+        (Fault(body=b'{"output": {"message": {"content": 7}}}'), "invalid", TRIES),
+        (Fault(body=b'{"output": {"message": 7}, "usage": 7}'), "invalid", TRIES),
+        (Fault(body=b"[" * 100_000), "invalid", TRIES),
+        (Fault(500, b"[" * 100_000), "invalid", TRIES),
+        (Fault(body=b"plain", headers={"Content-Encoding": "gzip"}), "invalid", TRIES),
+    ],
+    ids=lambda value: value.label if isinstance(value, Fault) else str(value),
+)
+def test_each_fault_has_a_kind(fault: Fault, kind: str, sent: int) -> None:
+    with FakeBedrock(faults=[fault] * TRIES) as server:
+        [reply] = ask(server)
+        assert len(server.chats) == sent
+    assert reply.kind == kind
+    assert reply.error
+    assert "\n" not in reply.error
+    assert (reply.text, reply.cached, reply.tries) == ("", False, sent)
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [[aws("ThrottlingException")], [wire.RESET, wire.HANG_UP, wire.EMPTY_BODY],
+     [aws("ModelTimeoutException"), aws("InternalServerException")]],
+)  # fmt: skip
+def test_a_retried_call_succeeds(faults: list[Fault]) -> None:
+    with FakeBedrock(faults=faults) as server:
+        [reply] = ask(server)
+        assert len(server.chats) == len(faults) + 1
+    assert (reply.text, reply.error, reply.kind) == ("reply to hello", None, "")
+
+
+def test_retry_after_is_honoured() -> None:
+    with FakeBedrock(faults=[aws("ThrottlingException", retry_after=0.4)]) as server:
+        [reply] = ask(server)
+        times = [seen.at for seen in server.requests]
+    assert reply.text == "reply to hello"
+    assert times[1] - times[0] >= 0.4
+
+
+@pytest.mark.parametrize("fault", [wire.STALL, wire.DRIP], ids=lambda fault: fault.label)
+def test_the_deadline_ends_a_call(fault: Fault) -> None:
+    with FakeBedrock(faults=[fault] * 50) as server:
+        critic = critic_at(server.url, deadline_s=0.5, concurrency=1)
+        begun = time.monotonic()
+        replies = critic.ask([call("a"), call("b")])
+        assert time.monotonic() - begun < 20  # a drip takes 50 s to its end
+        assert replies == [Reply("", error="no reply within 0.5 s", kind="timeout")] * 2
+        server.faults.clear()
+        assert critic.ask([call("c")])[0].text == "reply to c"  # the thread came back
+        critic.close()
+
+
+def test_the_order_is_that_of_the_calls() -> None:
+    def slow(body: Body) -> str:
+        time.sleep(random.uniform(0, 0.05))
+        return fake.echo(body)
+
+    with FakeBedrock(reply=slow, faults=[aws("InternalServerException"), wire.RESET]) as server:
+        replies = ask(server, *[call(str(n)) for n in range(24)], concurrency=8)
+        assert 1 < server.most_at_once <= 8
+    assert [reply.text for reply in replies] == [f"reply to {n}" for n in range(24)]
+
+
+def test_a_server_that_is_down_is_an_error_reply() -> None:
+    critic = critic_at(f"http://127.0.0.1:{free_port()}")
+    assert critic.ask([call()])[0].kind == "connect"
+    critic.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "meaning"),
+    [
+        (aws("ValidationException", "Invocation of model ID critic with on-demand throughput isn’t "
+             "supported. Retry your request with the ID or ARN of an inference profile"),
+         "set critic.model to the id of one, for example us.critic"),
+        (aws("ValidationException", "The provided model identifier is invalid."),
+         "Bedrock has no model critic in us-east-1"),
+        (aws("ResourceNotFoundException", "Could not resolve the foundation model"),
+         "Bedrock has no model critic in us-east-1"),
+        (aws("AccessDeniedException", "You don't have access to the model"),
+         "no access to critic in us-east-1: request it on the model access page"),
+        (aws("ExpiredTokenException", "The security token included in the request is expired"),
+         "renew them, for example with `aws sso login`"),
+        (aws("UnrecognizedClientException", "The security token is invalid."), "renew them"),
+    ],
+)  # fmt: skip
+def test_errors_in_plain_words(fault: Fault, meaning: str) -> None:
+    with FakeBedrock(faults=[fault]) as server:
+        [reply] = ask(server)
+    assert meaning in (reply.error or "")
+    assert "HTTP 40" in (reply.error or "")  # and AWS's own words
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["This model doesn't support the temperature field. Remove temperature and try again.",
+     "The model returned the following errors: `temperature` is deprecated for this model."],
+)  # fmt: skip
+def test_a_refused_temperature_is_left_out_from_then_on(words: str) -> None:
+    def reply(body: Body) -> str | Fault:
+        refused = "temperature" in body["inferenceConfig"]
+        return aws("ValidationException", words) if refused else fake.echo(body)
+
+    with FakeBedrock(reply=reply) as server:
+        replies = ask(server, call("a"), call("b"), concurrency=1)
+        assert len(server.chats) == 3
+    assert [one.text for one in replies] == ["reply to a", "reply to b"]
+
+
+def test_a_call_that_fails_without_a_temperature_too_changes_nothing() -> None:
+    with FakeBedrock(
+        faults=[aws("ValidationException", "the word temperature in a long prompt")] * 2
+    ) as server:
+        long, short = ask(server, call("a"), call("b"), concurrency=1)
+        assert "temperature" in server.chats[-1]["inferenceConfig"]
+    assert (long.kind, short.text) == ("http_400", "reply to b")
+
+
+# ---- credentials ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate of 127.0.0.1 and its key in one file, signed by itself."""
+    path = tmp_path / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", path,
+         "-out", tmp_path / "public.pem", "-subj", "/CN=127.0.0.1",
+         "-addext", "subjectAltName=IP:127.0.0.1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    path.write_text(path.read_text() + (tmp_path / "public.pem").read_text())
+    return path
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="makes its certificate with openssl")
+def test_a_bearer_token_is_used_and_kept_secret(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """boto3 sends one over TLS only; AWS_CA_BUNDLE says whom to trust."""
+    monkeypatch.setenv("AWS_BEARER_TOKEN_BEDROCK", BEARER)
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate.with_name("public.pem")))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    with FakeBedrock(reply=lambda body: f"you sent {BEARER}", certificate=certificate) as server:
+        critic = critic_at(server.url)
+        critic.preflight()
+        assert critic.ask([call()])[0].text == "you sent [key]"
+        critic.close()
+        assert server.requests[0].headers["authorization"] == f"Bearer {BEARER}"
+
+
+def test_no_secret_gets_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", TOKEN)
+
+    def leaky(body: Body) -> str | Fault:
+        text = f"x-amz-security-token:{TOKEN}"
+        return text if fake.said(body) == "reply" else aws("AccessDeniedException", text)
+
+    with FakeBedrock(reply=leaky) as server:
+        critic = critic_at(server.url, cache=str(tmp_path / "cache.sqlite"))
+        replies = critic.ask([call("reply"), call("refuse")])
+        critic.close()
+        assert server.requests[0].headers["x-amz-security-token"] == TOKEN
+    assert replies[0].text == "x-amz-security-token:[key]"
+    assert replies[1].kind == "http_403"
+    assert TOKEN not in repr(replies) and SECRET not in repr(replies)
+    kept = b"".join(path.read_bytes() for path in tmp_path.glob("cache.sqlite*"))
+    assert b"[key]" in kept and TOKEN.encode() not in kept and SECRET.encode() not in kept
+
+
+def mistake(action: Any) -> tuple[str, str]:
+    with pytest.raises(UserError) as caught:
+        action()
+    return caught.value.message, caught.value.hint
+
+
+def test_preflight_makes_no_call() -> None:
+    with FakeBedrock() as server:
+        critic = critic_at(server.url)
+        critic.preflight()
+        critic.close()
+        assert server.requests == []
+
+
+def test_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    critic = critic_at("")
+    message, hint = mistake(critic.preflight)
+    assert message == "no AWS credentials were found"
+    assert "aws configure" in hint and "AWS_BEARER_TOKEN_BEDROCK" in hint
+    assert critic.ask([call()])[0].kind == "refused"
+    critic.close()
+
+
+def test_credentials_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    message, hint = mistake(lambda: critic_at(""))
+    assert "AWS credentials cannot be used: Partial credentials" in message
+    assert "critic.profile" in hint
+
+
+def test_certificates_that_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "empty.pem").write_text("")
+    for name in ("missing.pem", "empty.pem"):
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / name))
+        message, hint = mistake(lambda: critic_at(""))
+        assert message == f"{tmp_path / name} is no file of certificates"
+        assert "AWS_CA_BUNDLE" in hint
+
+
+def test_a_profile_and_its_region(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    (tmp_path / "AWS_CONFIG_FILE").write_text(
+        "[profile mine]\nregion = eu-west-3\naws_access_key_id = AKIDPROFILE\n"
+        "aws_secret_access_key = b\n"
+    )
+    with FakeBedrock() as server:
+        critic = critic_at(server.url, profile="mine", region="")
+        critic.preflight()
+        critic.ask([call()])
+        critic.close()
+        assert "AKIDPROFILE" in server.requests[0].headers["authorization"]
+        assert "/eu-west-3/" in server.requests[0].headers["authorization"]
+
+
+def test_a_profile_that_is_not_there() -> None:
+    message, hint = mistake(lambda: critic_at("", profile="mine"))
+    assert "(mine) could not be found" in message
+    assert "critic.profile" in hint
+
+
+def test_no_region() -> None:
+    message, hint = mistake(lambda: critic_at("", region=""))
+    assert message == "no AWS region is set"
+    assert "critic.region=us-east-1" in hint
+
+
+@pytest.mark.parametrize("changes", [{"region": "us east"}, {"base_url": "nowhere"}])
+def test_a_region_or_endpoint_that_is_none(changes: dict[str, str]) -> None:
+    settings = {"base_url": "", **changes}
+    _, hint = mistake(lambda: critic_at(settings.pop("base_url"), **settings))
+    assert hint == "correct critic.region or critic.base_url"
+
+
+def test_boto3_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    message, hint = mistake(lambda: critic_at(""))
+    assert "needs boto3" in message
+    assert hint == "run: pip install 'mlxreflect[bedrock]'"
+
+
+def test_a_replay_needs_neither_boto3_nor_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    critic = critic_at("", replay=True)
+    critic.preflight()
+    critic.close()

@@ -1,0 +1,178 @@
+"""A critic's server at its worst, through whole runs: no problem is lost, no failure is praise."""
+
+import json
+import random
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import fake_ollama as fake
+import pytest
+from critic_runs import Faulty, figures, run, same, solving
+from fake_ollama import Body, FakeOllama, Fault, http
+from test_critic_ollama import ask, call, critic_at
+
+from mlxreflect.critics import client
+from mlxreflect.critics.base import Call, Reply
+from mlxreflect.critics.client import CallError
+from mlxreflect.errors import UserError
+from mlxreflect.records import read_rows
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "BACKOFF_S", 0.005)
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run in which nothing went wrong."""
+    folder = tmp_path_factory.mktemp("clean")
+    with FakeOllama(reply=solving) as server:
+        summary = run(folder / "run", server.url, cache=str(folder / "cache.sqlite"))
+    assert summary["pairs"] > 10 and summary["critic"]["calls"] > 40
+    yield folder / "run"
+
+
+PASSING = [
+    http(429), http(429, retry_after=0.02), http(500), http(503), http(408), fake.RESET,
+    fake.SHORT, fake.HANG_UP, fake.EMPTY_BODY, fake.BAD_JSON, fake.WRONG_SCHEMA, fake.NOT_OBJECT,
+    fake.NOT_UTF8, Fault(body=b"x" * 2**20),
+    Fault(body=b'{"message": {"role": "assistant", "content": " \\n"}, "done": true}'),
+]  # fmt: skip
+
+
+def test_a_run_whose_failing_requests_succeed_later_ends_with_the_same_bytes(
+    clean: Path, tmp_path: Path
+) -> None:
+    lock, kinds = threading.Lock(), list(PASSING)
+
+    def fault(words: str, before: int) -> Fault | None:
+        rng = random.Random(f"{words} {before}")
+        if before >= client.RETRIES or rng.random() >= 0.3:
+            return None
+        with lock:  # each of them in turn, whatever the order of the calls
+            kinds.append(kinds.pop(0))
+            return kinds[-1]
+
+    reply = Faulty(fault)
+    with FakeOllama(reply=reply) as server:
+        run(tmp_path / "run", server.url, cache=str(tmp_path / "c.sqlite"))
+        sent = len(server.chats)
+    assert set(reply.made) == {one.label for one in PASSING}
+    counts = figures(tmp_path / "run")
+    assert (counts["failed"], counts["answered"]) == (0, counts["calls"])
+    assert counts["wire"]["requests"] == sent == counts["calls"] + sum(reply.made.values())
+    assert counts["wire"]["retried"] == sum(reply.made.values())
+    assert {"http_429", "http_500", "reset", "invalid", "empty"} <= set(counts["wire"]["failed"])
+    same(tmp_path / "run", clean)
+
+
+def test_what_fails_for_good_is_recorded_and_all_else_goes_on(tmp_path: Path) -> None:
+    long: Body = {"message": {"role": "assistant", "content": "and so on " * 100_000}}
+    lock, waiting = threading.Lock(), [http(401), fake.NO_MODEL, fake.STALL, long]
+    faults: dict[str, Fault | Body | None] = {}  # by how the problem is shown
+
+    def fault(words: str, before: int) -> Fault | Body | None:
+        found = re.search(r"Numbers: [\d ]+\\nTarget: \d+", words)
+        assert found
+        with lock:  # the first problems that are asked about have bad luck
+            if found[0] not in faults:
+                faults[found[0]] = waiting.pop() if waiting else None
+            return faults[found[0]]
+
+    with FakeOllama(reply=Faulty(fault)) as server:
+        run(tmp_path / "run", server.url, cache=str(tmp_path / "c.sqlite"), deadline_s=0.5,
+            r3_max_failed=1.0, r3_bucket_every=0)  # fmt: skip
+    counts = figures(tmp_path / "run")
+    assert counts["kinds"] == {"http_401": 1, "http_404": 1, "timeout": 1, "too_large": 1}
+    assert counts["answered"] == counts["calls"] - 4 > 10
+    episodes = list(read_rows(tmp_path / "run" / "episodes.jsonl"))
+    assert len({row["problem"]["id"] for row in episodes}) == len(episodes) == 12
+    failed = {shown(e["problem"]) for e in episodes if e["outcome"]["status"] == "failed"}
+    assert failed == {problem for problem, what in faults.items() if what}
+    for turn in (turn for row in episodes for turn in row["turns"] if turn["error"]):
+        assert (turn["text"], turn["verdict"]) == ("", None)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    parts = ("solved_first", "solved_after", "bucket")
+    assert sum(summary[name] for name in parts) == summary["problems"] == 12
+    assert summary["pairs"] > 0
+
+
+def shown(problem: dict[str, Any]) -> str:
+    """How a problem stands in a request, inside of JSON."""
+    numbers = " ".join(map(str, problem["fields"]["numbers"]))
+    return f"Numbers: {numbers}\\nTarget: {problem['fields']['target']}"
+
+
+def test_a_server_that_fails_for_everyone_stops_the_run(tmp_path: Path) -> None:
+    """At its last commit, with nothing counted as solved by it."""
+    with (
+        FakeOllama(reply=lambda body: http(401, "no")) as server,
+        pytest.raises(UserError, match="critic calls failed") as caught,
+    ):
+        run(tmp_path / "run", server.url, cache="off", r3_wave=12, r3_bucket_every=0, r3_rewrites=3)
+    assert "HTTP 401: no" in caught.value.message
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert not (tmp_path / "run" / "episodes.jsonl").read_bytes()
+    assert len((tmp_path / "run" / "critic.jsonl").read_bytes().splitlines()) >= 10
+
+
+# ---- one call ------------------------------------------------------------------------------------
+
+
+def test_a_text_far_beyond_max_tokens_is_no_critique() -> None:
+    """It would fill the next prompts; asked again, the server would send as much again."""
+    long = {"message": {"role": "assistant", "content": "on and on " * 100_000}}
+    with FakeOllama(reply=lambda body: long) as server:
+        [reply] = ask(server, max_tokens=50)
+        assert len(server.chats) == 1
+    assert (reply.kind, reply.text) == ("too_large", "")
+    with FakeOllama(reply=lambda body: "x" * 15_000) as server:
+        assert len(ask(server, max_tokens=4000)[0].text) == 15_000
+
+
+def test_a_server_that_was_away_is_asked_again() -> None:
+    """It restarts: connections are refused, then it is there again at the same address."""
+    refused: list[str] = []
+    with FakeOllama() as server, socket.socket() as away:
+        away.bind(("127.0.0.1", 0))  # bound, and not listening: refuses
+        critic = critic_at(f"http://127.0.0.1:{away.getsockname()[1]}")
+
+        def send(one: Call, timeout: float) -> Reply:
+            try:
+                return critic.send(one, timeout)
+            except CallError as error:
+                refused.append(error.kind)
+                if len(refused) == 2:
+                    away.listen()
+                    threading.Thread(target=forward, args=(away, server.url), daemon=True).start()
+                raise
+
+        critic.client.send = send
+        [reply] = critic.ask([call()])
+        critic.close()
+    assert (reply.text, reply.tries) == ("reply to hello", 3)
+    assert refused == ["connect", "connect"]
+
+
+def forward(listening: socket.socket, url: str) -> None:
+    """One connection handed on to another server, both ways."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    near, _ = listening.accept()
+    with near, socket.create_connection((host, int(port))) as server:
+        other = threading.Thread(target=pump, args=(server, near), daemon=True)
+        other.start()
+        pump(near, server)
+        other.join()
+
+
+def pump(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)

@@ -1,0 +1,106 @@
+"""Critics in this process: another model beside the policy, and the policy itself."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxreflect.critics import CRITICS
+from mlxreflect.critics.base import Call
+from mlxreflect.critics.ledger import Ledger
+from mlxreflect.critics.local import LocalCritic, SelfCritic
+from mlxreflect.errors import UserError
+from mlxreflect.policy import Policy, load_policy
+from mlxreflect.prompts import attempt_messages
+from mlxreflect.recipe import CriticConfig, PolicyConfig, TaskConfig
+from mlxreflect.records import Problem
+from mlxreflect.tasks import TASKS, countdown
+
+PROBLEMS = TASKS["countdown"].load(TaskConfig(limit=5), "dev", 0)
+
+
+def ask_about(problem: Problem, **changes: Any) -> Call:
+    question = countdown.instruction(problem), countdown.show(problem)
+    messages = attempt_messages(*question, "think", "thinking")
+    return replace(Call("rewrite", problem, messages, "1+2=4"), **changes)
+
+
+def local(**settings: Any) -> LocalCritic:
+    defaults: dict[str, Any] = {"model": "tiny", "max_tokens": 60, "temperature": 0.0}
+    config = CriticConfig(provider="local", **defaults | settings)
+    critic = CRITICS["local"](config, "", "run", Ledger())
+    assert isinstance(critic, LocalCritic)
+    return critic
+
+
+def test_it_answers_as_the_same_model_does_and_in_order() -> None:
+    calls = [ask_about(problem) for problem in PROBLEMS]
+    critic = local(concurrency=2)
+    replies = critic.ask(calls)
+    own = SelfCritic(load_policy(PolicyConfig()), critic.config, 2).ask(calls)
+    assert [reply.text for reply in replies] == [reply.text for reply in own]
+    assert len({reply.text for reply in replies}) == 5
+    assert [reply.usage for reply in replies] == [reply.usage for reply in own]
+    assert {reply.finish_reason for reply in replies} == {"stop"}
+    # Tokens are those of another tokenizer, and of no use to the policy.
+    assert all(reply.token_ids is None for reply in replies)
+    assert all(reply.token_ids for reply in own)
+    assert critic.actor == "local:tiny"
+
+
+def test_its_own_thought_is_left_out_of_a_critique() -> None:
+    [rewrite, critique] = local().ask(
+        [ask_about(PROBLEMS[0]), ask_about(PROBLEMS[0], role="critique")]
+    )
+    assert rewrite.text.startswith("<think>")
+    assert critique.text and rewrite.text.endswith(critique.text)
+    assert "</think>" not in critique.text
+
+
+def test_a_seed_names_its_replies() -> None:
+    critic = local(temperature=1.5)
+    first, again, other = (
+        critic.ask([ask_about(PROBLEMS[0], seed=seed)])[0].text for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+def test_a_reply_cut_by_length() -> None:
+    [reply] = local(max_tokens=3).ask([ask_about(PROBLEMS[0])])
+    assert (reply.finish_reason, reply.usage["completion"]) == ("length", 3)
+
+
+def test_it_is_loaded_once_and_only_when_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+
+    def counted(config: PolicyConfig, table: str) -> Policy:
+        loaded.append(config.model)
+        return load_policy(config, table)
+
+    monkeypatch.setattr("mlxreflect.critics.local.load_policy", counted)
+    critic = local()
+    assert critic.ask([]) == []
+    assert loaded == []
+    critic.preflight()
+    critic.ask([ask_about(PROBLEMS[0])])
+    critic.ask([ask_about(PROBLEMS[1])])
+    assert loaded == ["tiny"]
+    critic.close()
+    assert critic.model is None
+
+
+def test_another_model_than_the_policy(tiny_random: Path) -> None:
+    call = ask_about(PROBLEMS[0], role="critique")
+    [other], [own] = local(model=str(tiny_random)).ask([call]), local().ask([call])
+    assert other.text != own.text
+
+
+@pytest.mark.parametrize("make", [lambda folder: "/none/such", lambda folder: str(folder)])
+def test_a_model_that_cannot_be_loaded(make: Callable[[Path], str], tmp_path: Path) -> None:
+    model = make(tmp_path)
+    with pytest.raises(UserError) as caught:
+        local(model=model).preflight()
+    assert caught.value.message.startswith(f"critic.model = {model!r}")
+    assert caught.value.hint

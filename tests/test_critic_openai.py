@@ -1,0 +1,595 @@
+"""The OpenAI-compatible critic against a loopback server: every fault has a kind."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fake_openai as fake
+import fake_server as wire
+import httpx
+import pytest
+from fake_openai import FakeOpenAI, refusal
+from fake_server import Body, Fault, free_port, http
+
+from mlxreflect.critics.base import Call, Reply
+from mlxreflect.critics.client import RETRIES
+from mlxreflect.critics.openai import OpenAICritic, parse_base
+from mlxreflect.errors import UserError
+from mlxreflect.policy import TINY, load_policy
+from mlxreflect.prompts import attempt_messages, parse_response
+from mlxreflect.recipe import CriticConfig, PolicyConfig, TaskConfig
+from mlxreflect.records import make_problem
+from mlxreflect.tasks import TASKS, countdown
+
+TRIES = RETRIES + 1
+PROBLEM = make_problem("countdown", {"numbers": [1, 2, 3], "target": 6})
+KEY = "sk-secret/0123456789+abc"
+SCHEMA = {"type": "object", "properties": {"right": {"type": "boolean"}}, "required": ["right"]}
+
+
+def call(content: str = "hello", **changes: Any) -> Call:
+    messages = [{"role": "system", "content": "Review."}, {"role": "user", "content": content}]
+    return replace(Call("critique", PROBLEM, messages, "1+2=4"), **changes)
+
+
+def critic_at(url: str, **settings: Any) -> OpenAICritic:
+    defaults: dict[str, Any] = {"deadline_s": 10.0, "cache": "off", "model": "critic"}
+    config = CriticConfig(provider="openai", base_url=url, **defaults | settings)
+    return OpenAICritic(config, "run", backoff_s=0.01)
+
+
+def ask(server: FakeOpenAI, *calls: Call, **settings: Any) -> list[Reply]:
+    critic = critic_at(server.url, **settings)
+    try:
+        return critic.ask(calls or [call()])
+    finally:
+        critic.close()
+
+
+@pytest.fixture
+def key(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("CRITIC_KEY", KEY)
+    return "CRITIC_KEY"
+
+
+# ---- what is sent and what comes back ------------------------------------------------------------
+
+
+def test_a_reply_with_its_usage() -> None:
+    with FakeOpenAI() as server:
+        [reply] = ask(server)
+    assert reply == Reply(
+        "reply to hello", finish_reason="stop", usage={"prompt": 11, "completion": 4}
+    )
+
+
+def test_what_is_sent() -> None:
+    with FakeOpenAI() as server:
+        ask(server, call(seed=2**40 + 5), temperature=0.25, max_tokens=99)
+        [seen] = server.requests
+    assert seen.body == {
+        "model": "critic", "messages": call().messages, "stream": False, "max_tokens": 99,
+        "temperature": 0.25, "seed": 5,
+    }  # fmt: skip
+    assert "authorization" not in seen.headers
+
+
+def test_the_key_is_sent_and_a_schema_too(key: str) -> None:
+    with FakeOpenAI(key=KEY, reply=lambda body: '{"right": true}') as server:
+        [reply] = ask(server, call(schema=SCHEMA), key_env=key)
+        [body] = server.chats
+    assert reply.text == '{"right": true}'
+    assert body["response_format"]["json_schema"]["schema"] == SCHEMA
+    assert body["response_format"]["type"] == "json_schema"
+
+
+def test_half_an_emoji_is_sent_as_a_question_mark() -> None:
+    with FakeOpenAI() as server:
+        [reply] = ask(server, call("cut \ud83d"))
+    assert reply.text == "reply to cut ?"
+
+
+def message(**fields: Any) -> Body:
+    return {"message": {"role": "assistant", **fields}}
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (message(content=[{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]), "ab"),
+        (message(content=[{"type": "thinking", "thinking": []}, {"type": "text", "text": "a"}]),
+         "a"),
+        (message(content="said", reasoning_content="thought"), "said"),
+        (message(content="said", reasoning="thought", tool_calls=None), "said"),
+        (message(content="<think>own</think>\nsaid"), "said"),
+        (message(content="half an emoji \ud83d"), "half an emoji \ud83d"),
+    ],
+)  # fmt: skip
+def test_forms_of_content(answer: Body, text: str) -> None:
+    with FakeOpenAI(reply=lambda body: answer) as server:
+        [reply] = ask(server)
+    assert (reply.text, reply.error) == (text, None)
+
+
+@pytest.mark.parametrize(
+    ("tags", "thought", "content", "text"),
+    [
+        ("think", "hm", "\n<answer>1</answer>", "<think>hm</think>\n<answer>1</answer>"),
+        ("think", "<think>\nhm", "<answer>1</answer>", "<think>\nhm</think><answer>1</answer>"),
+        ("think", "hm", "<think>b</think><answer>", "<think>b</think><answer>"),
+        ("reasoning", "hm", "<reasoning>b</reasoning>", "<reasoning>b</reasoning>"),
+    ],
+)
+def test_a_rewrites_own_thought_that_the_server_took_apart(
+    tags: str, thought: str, content: str, text: str
+) -> None:
+    answer = message(content=content, reasoning=thought)
+    with FakeOpenAI(reply=lambda body: answer) as server:
+        [rewrite, critique] = ask(server, call(role="rewrite", tags=tags), call("other"))
+    assert rewrite.text == text
+    assert critique.text == content.removeprefix("<think>b</think>").lstrip()
+
+
+@pytest.mark.parametrize("content", [None, "", " \n", [], "<think>only thoughts</think>"])
+def test_no_text_is_an_error(content: Any) -> None:
+    with FakeOpenAI(reply=lambda body: message(content=content)) as server:
+        [reply] = ask(server)
+        assert len(server.chats) == TRIES
+    assert (reply.kind, reply.text) == ("empty", "")
+
+
+def test_thinking_that_used_up_the_tokens_is_said() -> None:
+    answer = message(content=None, reasoning_content="hm") | {"finish_reason": "length"}
+    with FakeOpenAI(reply=lambda body: answer) as server:
+        [reply] = ask(server, max_tokens=7)
+    assert reply.kind == "empty"
+    assert reply.error == "all 7 tokens went into thinking: raise critic.max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        ({"prompt_tokens": 3, "completion_tokens": 4}, {"prompt": 3, "completion": 4}),
+        ({"prompt_tokens": 3}, {"prompt": 3}),
+        ({"prompt_tokens": "3", "completion_tokens": -1}, {}),
+        (None, {}),
+        ("none", {}),
+    ],
+)
+def test_usage_may_be_missing(usage: Any, expected: dict[str, int]) -> None:
+    answer = {"choices": [{"message": {"content": "fine"}}], "usage": usage}
+    with FakeOpenAI(faults=[wire.ok(answer)]) as server:
+        [reply] = ask(server)
+    assert (reply.text, reply.usage, reply.finish_reason) == ("fine", expected, None)
+
+
+def test_a_reply_cut_by_length_is_kept() -> None:
+    with FakeOpenAI(reply=lambda body: "12345678abcd") as server:
+        [reply] = ask(server, max_tokens=2)
+    assert (reply.text, reply.finish_reason, reply.error) == ("12345678", "length", None)
+
+
+def test_a_megabyte_of_text() -> None:
+    with FakeOpenAI(reply=lambda body: "wrong " * 175_000) as server:
+        [reply] = ask(server, max_tokens=10**6)
+    assert len(reply.text) == 6 * 175_000
+
+
+# ---- faults --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "sent"),
+    [
+        (http(429), "http_429", TRIES),
+        (http(408), "http_408", TRIES),
+        (http(409), "http_409", TRIES),
+        (http(500), "http_500", TRIES),
+        (http(503), "http_503", TRIES),
+        (refusal(529, "overloaded"), "http_529", TRIES),
+        (http(400), "http_400", 1),
+        (http(401), "http_401", 1),
+        (http(403), "http_403", 1),
+        (refusal(404, "The model 'critic' does not exist"), "http_404", 1),
+        (Fault(307, headers={"Location": "http://127.0.0.1:1/"}), "http_307", 1),
+        (wire.HANG_UP, "reset", TRIES),
+        (wire.RESET, "reset", TRIES),
+        (wire.SHORT, "reset", TRIES),
+        (wire.EMPTY_BODY, "invalid", TRIES),
+        (fake.BAD_JSON, "invalid", TRIES),
+        (fake.WRONG_SCHEMA, "invalid", TRIES),
+        (fake.NO_CHOICES, "invalid", TRIES),
+        (fake.NOT_TEXT, "invalid", TRIES),
+        (wire.NOT_OBJECT, "invalid", TRIES),
+        (fake.NOT_UTF8, "invalid", TRIES),
+        (Fault(body=b"[" * 100_000), "invalid", TRIES),
+        (Fault(500, b"[]"), "http_500", TRIES),
+        (Fault(500, b"[" * 100_000), "http_500", TRIES),
+        (Fault(body=b"plain", headers={"Content-Encoding": "gzip"}), "invalid", TRIES),
+        (wire.ok({"error": {"code": 429, "message": "slow down"}}), "http_429", TRIES),
+        (wire.ok({"error": {"code": 400, "message": "no"}, "choices": []}), "http_400", 1),
+        (wire.ok({"error": "upstream failed"}), "http_502", TRIES),
+    ],
+    ids=lambda value: value.label if isinstance(value, Fault) else str(value),
+)
+def test_each_fault_has_a_kind(fault: Fault, kind: str, sent: int) -> None:
+    with FakeOpenAI(faults=[fault] * TRIES) as server:
+        [reply] = ask(server)
+        assert len(server.chats) == sent
+    assert reply.kind == kind
+    assert reply.error
+    assert "\n" not in reply.error
+    assert (reply.text, reply.cached, reply.tries) == ("", False, sent)
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [[http(429)], [http(500), http(503), http(408)], [wire.HANG_UP], [wire.RESET, wire.SHORT],
+     [wire.EMPTY_BODY, fake.BAD_JSON, fake.NOT_UTF8]],
+)  # fmt: skip
+def test_a_retried_call_succeeds(faults: list[Fault]) -> None:
+    with FakeOpenAI(faults=faults) as server:
+        [reply] = ask(server)
+        assert len(server.chats) == len(faults) + 1
+    assert (reply.text, reply.error, reply.kind) == ("reply to hello", None, "")
+
+
+def test_retry_after_is_honoured() -> None:
+    with FakeOpenAI(faults=[http(429, retry_after=0.4), http(503, retry_after=0.3)]) as server:
+        [reply] = ask(server)
+        times = [seen.at for seen in server.requests]
+    assert reply.text == "reply to hello"
+    assert times[1] - times[0] >= 0.4
+    assert times[2] - times[1] >= 0.3
+
+
+def test_a_retry_after_beyond_the_deadline_is_not_waited_for() -> None:
+    with FakeOpenAI(faults=[http(429, retry_after=3600)]) as server:
+        [reply] = ask(server)
+        assert len(server.chats) == 1
+    assert reply.kind == "http_429"
+
+
+@pytest.mark.parametrize("fault", [wire.STALL, wire.DRIP], ids=lambda fault: fault.label)
+def test_the_deadline_ends_a_call(fault: Fault) -> None:
+    with FakeOpenAI(faults=[fault] * 50) as server:
+        critic = critic_at(server.url, deadline_s=0.5, concurrency=1)
+        begun = time.monotonic()
+        replies = critic.ask([call("a"), call("b")])
+        assert time.monotonic() - begun < 20  # a drip takes 50 s to its end
+        assert replies == [Reply("", error="no reply within 0.5 s", kind="timeout")] * 2
+        server.faults.clear()
+        assert critic.ask([call("c")])[0].text == "reply to c"  # the thread came back
+        critic.close()
+
+
+def test_the_order_is_that_of_the_calls() -> None:
+    def slow(body: Body) -> str:
+        time.sleep(random.uniform(0, 0.05))
+        return fake.echo(body)
+
+    with FakeOpenAI(reply=slow, faults=[http(500), wire.RESET]) as server:
+        replies = ask(server, *[call(str(n)) for n in range(24)], concurrency=8)
+        assert 1 < server.most_at_once <= 8
+    assert [reply.text for reply in replies] == [f"reply to {n}" for n in range(24)]
+
+
+def test_a_server_that_is_down_is_an_error_reply() -> None:
+    critic = critic_at(f"http://127.0.0.1:{free_port()}")
+    assert critic.ask([call()])[0].kind == "connect"
+    critic.close()
+
+
+def test_an_error_says_what_the_server_said() -> None:
+    forms = [
+        {"error": {"message": "the words", "type": "x"}}, {"error": "the words"},
+        {"message": "the words"}, {"detail": "the words"}, {"error": {"detail": ["the words"]}},
+    ]  # fmt: skip
+    for form in forms:
+        with FakeOpenAI(faults=[Fault(400, json.dumps(form).encode())]) as server:
+            [reply] = ask(server)
+        assert "the words" in (reply.error or "")
+        assert (reply.error or "").startswith("HTTP 400: ")
+
+
+# ---- what servers refuse -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "temperature", "seed", "response_format"])
+def test_what_is_refused_is_left_out_from_then_on(name: str) -> None:
+    with FakeOpenAI(refuses=[name]) as server:
+        replies = ask(server, call("a", schema=SCHEMA), call("b", schema=SCHEMA), concurrency=1)
+        first, second, third = server.chats
+    assert [reply.text for reply in replies] == ["reply to a", "reply to b"]
+    assert name in first
+    assert name not in second and name not in third
+    assert (name == "max_tokens") == ("max_completion_tokens" in third)
+    assert len(third) == len(first) - (name != "max_tokens")  # nothing else was left out
+
+
+def test_all_that_is_refused_at_once_and_from_several_threads() -> None:
+    with FakeOpenAI(refuses=["max_tokens", "temperature", "seed"]) as server:
+        critic = critic_at(server.url, concurrency=4)
+        replies = critic.ask([call(str(n)) for n in range(8)])
+        before = len(server.chats)
+        replies += critic.ask([call("9")])
+        assert len(server.chats) == before + 1  # all of it is known by now
+        assert set(server.chats[-1]) == {"model", "messages", "stream", "max_completion_tokens"}
+        critic.close()
+    assert [reply.error for reply in replies] == [None] * 9
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_schema_refused_in_other_words(status: int) -> None:
+    def reply(body: Body) -> str | Fault:
+        if "response_format" in body:
+            return refusal(status, "This kind of output is unavailable now")
+        return "plain"
+
+    with FakeOpenAI(reply=reply) as server:
+        replies = ask(server, *[call(str(n), schema=SCHEMA) for n in range(2)], concurrency=1)
+        assert len(server.chats) == 3
+    assert [one.text for one in replies] == ["plain", "plain"]
+
+
+def test_a_request_refused_for_its_length_changes_nothing_for_the_others() -> None:
+    def reply(body: Body) -> str | Fault:
+        if len(body["messages"][-1]["content"]) > 100:
+            return refusal(400, "max_tokens is too large for this context, seed or not")
+        return "fine"
+
+    with FakeOpenAI(reply=reply) as server:
+        long, short = ask(server, call("long" * 100), call("short"), concurrency=1)
+        last = server.chats[-1]
+    assert (long.kind, short.text) == ("http_400", "fine")
+    assert {"max_tokens", "seed", "temperature"} <= set(last)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(400, "System role not supported"), (404, "System role not supported"),
+     (500, "Conversation roles must alternate user/assistant/user/assistant/...")],
+)  # fmt: skip
+def test_a_model_without_a_system_role(status: int, said: str) -> None:
+    def reply(body: Body) -> str | Fault:
+        if body["messages"][0]["role"] == "system":
+            return refusal(status, said)
+        return fake.echo(body)
+
+    with FakeOpenAI(reply=reply) as server:
+        replies = ask(server, call("a"), call("b"), concurrency=1)
+        assert len(server.chats) == 3
+    assert [one.text for one in replies] == ["reply to Review.\n\na", "reply to Review.\n\nb"]
+
+
+# ---- the key -------------------------------------------------------------------------------------
+
+
+def files_below(folder: Path) -> Iterator[bytes]:
+    yield from (path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_key_gets_nowhere(key: str, tmp_path: Path) -> None:
+    def leaky(body: Body) -> Body | Fault:
+        content = body["messages"][-1]["content"]
+        if content == "refuse":
+            return refusal(400, "x" * 180 + f" {KEY} is what you sent")  # cut in the middle
+        if content == "escape":
+            escaped = json.dumps(KEY).replace("/", "\\/")
+            return Fault(403, b'{"error": {"message": ' + escaped.encode() + b"}}")
+        return message(content=f"you sent {KEY}") | {"finish_reason": KEY}
+
+    cache = tmp_path / "cache.sqlite"
+    with FakeOpenAI(reply=leaky) as server:
+        critic = critic_at(server.url, key_env=key, cache=str(cache))
+        replies = critic.ask([call("refuse"), call("escape"), call("reply")])
+        assert "cache.sqlite" in {path.name for path in tmp_path.iterdir()}
+        assert all(KEY.encode() not in content for content in files_below(tmp_path))
+        critic.close()
+    assert replies[2].text == "you sent [key]"
+    assert "sk-secret" not in repr(replies)
+    assert all(b"sk-secret" not in content for content in files_below(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [(None, "is not set"), ("  ", "is not set"), ("sk-é", "holds"), ("a\nb", "holds")],
+)
+def test_a_key_that_is_not_there(
+    value: str | None, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CRITIC_KEY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("CRITIC_KEY", value)
+    with pytest.raises(UserError) as caught:
+        critic_at("http://127.0.0.1:1", key_env="CRITIC_KEY")
+    assert caught.value.message.startswith(f"the environment variable CRITIC_KEY {fault}")
+    assert "CRITIC_KEY" in caught.value.hint
+    assert not (value or "").strip() or value not in caught.value.message + caught.value.hint
+
+
+def test_a_replay_needs_neither_key_nor_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CRITIC_KEY", raising=False)
+    critic = critic_at(f"http://127.0.0.1:{free_port()}", key_env="CRITIC_KEY", replay=True)
+    critic.preflight()
+    critic.close()
+
+
+# ---- addresses -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "base"),
+    [
+        ("", "https://api.openai.com/v1"),
+        ("http://127.0.0.1:1234", "http://127.0.0.1:1234/v1"),
+        ("http://127.0.0.1:1234/", "http://127.0.0.1:1234/v1"),
+        ("http://127.0.0.1:1234/v1/", "http://127.0.0.1:1234/v1"),
+        ("localhost:8080", "http://localhost:8080/v1"),
+        (" https://openrouter.ai/api/v1 ", "https://openrouter.ai/api/v1"),
+        ("http://h/v1/chat/completions", "http://h/v1"),
+        ("http://h/v1beta/openai/?a=b", "http://h/v1beta/openai?a=b"),
+    ],
+)
+def test_addresses(setting: str, base: str) -> None:
+    assert str(parse_base(setting)) == base
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:port", "http://[half", "ftp://host", "http://"])
+def test_an_address_that_is_none(url: str) -> None:
+    with pytest.raises(UserError, match="no address"):
+        critic_at(url)
+
+
+# ---- preflight -----------------------------------------------------------------------------------
+
+
+def preflight(url: str, **settings: Any) -> None:
+    critic = critic_at(url, **settings)
+    try:
+        critic.preflight()
+    finally:
+        critic.close()
+
+
+def refused(url: str, **settings: Any) -> tuple[str, str]:
+    with pytest.raises(UserError) as caught:
+        preflight(url, **settings)
+    return caught.value.message, caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        ("critic", ["critic", "other"]),
+        ("critic", ["models/critic"]),
+        ("critic", ["critic:latest"]),
+        ("maker/critic:online", ["maker/critic"]),
+        ("critic", []),
+        ("critic", http(404)),
+        ("critic", http(405)),
+        ("critic", http(429)),
+        ("critic", refusal(403, "Missing scopes: api.model.read")),
+        ("critic", Fault()),  # mlx_lm.server where there is no hub cache
+        ("critic", Fault(body=b'[{"id": "critic"}]')),
+        ("critic", Fault(body=b'{"data": [{"name": "critic"}, 7]}')),
+    ],
+    ids=str,
+)
+def test_preflight_passes(model: str, names: Any) -> None:
+    with FakeOpenAI(models=names) as server:
+        preflight(server.url, model=model)
+        assert server.chats == []
+
+
+@pytest.mark.parametrize("software", ["BaseHTTP/0.6 Python/3.11.9", "llama.cpp"])
+def test_a_server_that_serves_what_it_does_not_list(software: str) -> None:
+    with FakeOpenAI(models=["another"], software=software) as server:
+        preflight(server.url, model="/models/critic")
+
+
+def test_preflight_names_the_models_there_nearest_first() -> None:
+    names = ["llama-3", "qwen2.5-7b-instruct", "z", "qwen2.5-14b-instruct"]
+    with FakeOpenAI(models=names) as server:
+        message, hint = refused(server.url, model="qwen2.5-7b")
+    assert message == f"{server.url}/v1 has no model qwen2.5-7b"
+    assert hint.startswith("set critic.model to one that it has: qwen2.5-7b-instruct, qwen2.5-14b")
+
+
+def test_preflight_says_when_the_server_is_down() -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    message, hint = refused(url)
+    assert message == f"no server answers at {url}/v1"
+    assert "mlx_lm.server --model" in hint and "critic.base_url" in hint
+
+
+def test_preflight_says_which_variable_holds_a_wrong_key(key: str) -> None:
+    with FakeOpenAI(key="another") as server:
+        message, hint = refused(server.url, key_env=key)
+        assert message == f"{server.url}/v1 does not accept the key in CRITIC_KEY (HTTP 401)"
+        assert hint.startswith("export CRITIC_KEY")
+        message, hint = refused(server.url)
+        assert message == f"{server.url}/v1 wants a key (HTTP 401)"
+        assert "critic.key_env" in hint
+    assert KEY not in message + hint
+
+
+def test_preflight_of_a_server_that_fails() -> None:
+    with FakeOpenAI(models=refusal(503, "Loading model")) as server:
+        message, hint = refused(server.url)
+    assert message.endswith("does not answer as it should: HTTP 503: Loading model")
+    assert "critic.base_url" in hint
+
+
+def test_preflight_shows_no_password() -> None:
+    port = free_port()
+    message, _ = refused(f"http://me:hidden-pw@127.0.0.1:{port}")
+    assert message == f"no server answers at http://127.0.0.1:{port}/v1"
+
+
+# ---- a real server -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mlx_lm_server(tmp_path: Path) -> Iterator[str]:
+    """The address of mlx-lm's own server with the embedded policy; there is no hub cache."""
+    port = free_port()
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "none")}
+    command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(TINY), "--port", str(port)]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            assert server.poll() is None, (tmp_path / "log").read_text()
+            try:
+                httpx.get(f"{url}/health")
+                break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        yield url
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [str(TINY), "default_model"])
+def test_mlx_lms_own_server_is_a_critic(mlx_lm_server: str, model: str) -> None:
+    problems = TASKS["countdown"].load(TaskConfig(limit=3), "dev", 0)
+    asked = [
+        attempt_messages(countdown.instruction(p), countdown.show(p), "think", "thinking")
+        for p in problems
+    ]
+    calls = [call(role="rewrite", messages=messages, schema=SCHEMA) for messages in asked]
+    critic = critic_at(mlx_lm_server, model=model, temperature=0.0, max_tokens=200, deadline_s=60.0)
+    try:
+        critic.preflight()
+        replies = critic.ask([*calls, replace(calls[0], role="critique")])
+    finally:
+        critic.close()
+    policy = load_policy(PolicyConfig())
+    for reply, messages in zip(replies, [*asked, asked[0]], strict=True):
+        assert (reply.error, reply.finish_reason) == (None, "stop")
+        assert reply.usage["prompt"] == len(policy.encode(messages))
+        assert 0 < reply.usage["completion"] < 200
+    # The server takes thoughts apart; a rewrite has its own all the same, a critique has none.
+    for rewrite in replies[:3]:
+        assert parse_response(rewrite.text).format_ok, rewrite.text
+    assert replies[0].text.endswith(replies[3].text)
+    assert replies[3].text.startswith("<answer>")
+
+
+def test_an_empty_reply_is_asked_again_with_another_seed() -> None:
+    """A server that draws by the seed would say nothing for ever."""
+    with FakeOpenAI(reply=lambda body: "" if body["seed"] == 7 else "Something.") as server:
+        [reply] = ask(server, call(seed=7))
+        seeds = [seen.body["seed"] for seen in server.requests]
+    assert (reply.text, reply.tries, seeds) == ("Something.", 2, [7, 8])

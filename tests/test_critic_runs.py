@@ -1,0 +1,283 @@
+"""Runs with a remote critic that are killed, stopped by their budget, or replayed without it."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+from critic_runs import arguments, figures, resume, run, same, solving, words, written
+from fake_ollama import Body, FakeOllama, Fault, http
+from test_resume import DRIVER, command
+
+from mlxreflect import cli, show
+from mlxreflect.critics import client
+from mlxreflect.critics.ledger import BudgetReached, Ledger
+from mlxreflect.errors import UserError
+from mlxreflect.loop import open_critics
+from mlxreflect.recipe import load_recipe
+from mlxreflect.records import read_rows
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run that was never stopped, its replies in cache.sqlite beside it."""
+    folder = tmp_path_factory.mktemp("whole")
+    with FakeOllama(reply=solving) as server:
+        run(folder / "run", server.url, cache=str(folder / "cache.sqlite"), **PRICED)
+    yield folder / "run"
+
+
+PRICED = {"price_in": 3.0, "price_out": 15.0, "max_tokens": 40}
+
+
+def sent(server: FakeOllama) -> Counter[str]:
+    """How often each call was sent."""
+    return Counter(words(body) for body in server.chats)
+
+
+# ---- budget --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "limits", [{"budget_max_usd": 0.026}, {"budget_max_calls": 25}, {"budget_max_tokens": 6000}],
+    ids=lambda limits: next(iter(limits)),
+)  # fmt: skip
+def test_a_run_stops_at_its_budget_and_goes_on_with_a_higher_one(
+    limits: dict[str, float], whole: Path, tmp_path: Path
+) -> None:
+    [(name, limit)] = limits.items()
+    cache = str(tmp_path / "c.sqlite")
+    with FakeOllama(reply=solving) as server:
+        with pytest.raises(BudgetReached, match="is reached"):
+            run(tmp_path / "run", server.url, cache=cache, **PRICED, **limits)
+        lines = list(read_rows(tmp_path / "run" / "critic.jsonl"))
+        took = {
+            "budget_max_usd": sum(row["usd"] for row in lines),
+            "budget_max_calls": len(lines),
+            "budget_max_tokens": sum(row["tokens_in"] + row["tokens_out"] for row in lines),
+        }[name]
+        assert limit / 2 < took <= limit
+        assert len(lines) == len(server.chats)
+        assert list((tmp_path / "run" / "checkpoints").glob("wave-*"))
+        with pytest.raises(BudgetReached):  # the same limit again: nothing more is sent
+            resume(tmp_path / "run")
+        assert len(server.chats) == len(lines)
+        resume(tmp_path / "run", **{name: limit * 100})
+        assert set(sent(server).values()) == {1}
+    same(tmp_path / "run", whole)
+    counts = figures(tmp_path / "run")
+    assert counts["wire"]["requests"] == counts["answered"]
+    assert counts["wire"]["usd"] == pytest.approx(counts["usd"])
+
+
+def test_the_command_line_says_it_in_two_lines_and_ends_with_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    with FakeOllama(reply=solving) as server:
+        asked = arguments(folder, server.url, cache="off", budget_max_usd=0.005, **PRICED)
+        monkeypatch.setattr(sys, "argv", ["mlxreflect", *asked])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+    assert caught.value.code == 2
+    error, hint = capsys.readouterr().err.splitlines()[-2:]
+    assert error.startswith("error: critic.budget.max_usd = 0.005 is reached: ")
+    assert hint.startswith(f"hint: mlxreflect resume {folder} --set critic.budget.max_usd=0.0")
+    assert 'with critic.cache = "off" the open wave is asked and paid again' in hint
+    [requests] = [line for line in shown(folder).splitlines() if "requests to it" in line]
+    assert f"{len(list(read_rows(folder / 'critic.jsonl')))}, 0 of them retries" in requests
+
+
+def shown(folder: Path) -> str:
+    from rich.console import Console
+
+    out = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
+    for part in show.show_summary(folder):
+        out.print(part)
+    return out.export_text()
+
+
+def test_show_has_the_figures_of_a_finished_run(whole: Path) -> None:
+    counts = figures(whole)
+    text = " ".join(shown(whole).split())
+    assert f"{counts['calls']} calls, 0 of them from the cache, 0 failed, 0 unknown" in text
+    assert f"{counts['tokens_in']} tokens in, {counts['tokens_out']} out, $" in text
+
+
+# ---- kills ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("point", "nth"), [("critiqued", 2), ("took a training step", 3)])
+def test_a_killed_run_asks_nothing_again_that_was_answered(
+    point: str, nth: int, whole: Path, tmp_path: Path
+) -> None:
+    with FakeOllama(reply=solving) as server:
+        asked = arguments(tmp_path / "run", server.url, cache=str(tmp_path / "c"), **PRICED)
+        killed = subprocess.run(
+            [sys.executable, DRIVER, point, str(nth), *asked], capture_output=True, timeout=200
+        )
+        assert killed.returncode == -9, killed.stderr
+        assert server.chats
+        resume(tmp_path / "run")
+        again = [call for call, times in sent(server).items() if times > 1]
+        out = [row for row in read_rows(tmp_path / "run" / "critic.jsonl")
+               if row["kind"] == "abandoned"]  # fmt: skip
+        assert len(again) <= len(out)
+        assert len(list(read_rows(tmp_path / "run" / "critic.jsonl"))) >= len(server.chats)
+    same(tmp_path / "run", whole)
+    figures(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_killed_while_replies_are_out(whole: Path, tmp_path: Path) -> None:
+    """At the thirtieth request the process dies; what was answered by then is not asked again."""
+    process: list[subprocess.Popen[bytes]] = []
+    answered: list[str] = []
+
+    def reply(body: Body) -> str | Fault:
+        if len(answered) == 30 and process[0].poll() is None:
+            process[0].kill()
+            return http(503)  # to nobody
+        answered.append(words(body))
+        return solving(body)
+
+    with FakeOllama(reply=reply) as server:
+        asked = arguments(tmp_path / "run", server.url, cache=str(tmp_path / "c"), **PRICED)
+        process.append(subprocess.Popen(command(*asked), stderr=subprocess.DEVNULL))
+        assert process[0].wait(200) == -9
+        resume(tmp_path / "run")
+        # The last few answers may not have been read by the process that was killed.
+        again = {call for call, times in sent(server).items() if times > 1}
+        assert not again & set(answered[: 30 - 4])
+        lines = list(read_rows(tmp_path / "run" / "critic.jsonl"))
+        assert len(lines) >= len(server.chats)
+        assert sum(row["kind"] == "abandoned" for row in lines) <= 4
+    same(tmp_path / "run", whole)
+    figures(tmp_path / "run")
+
+
+# ---- replay --------------------------------------------------------------------------------------
+
+
+def test_a_replay_needs_no_server_and_ends_with_the_same(whole: Path, tmp_path: Path) -> None:
+    cache = str(whole.parent / "cache.sqlite")
+    run(tmp_path / "run", "http://127.0.0.1:9", cache=cache, replay=True, **PRICED)
+    for name in ("episodes.jsonl", "examples.jsonl", "adapter/adapters.safetensors",
+                 "eval/trained/samples.jsonl"):  # fmt: skip
+        assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
+    counts = json.loads((tmp_path / "run" / "summary.json").read_text())["critic"]
+    assert counts["calls"] == counts["cached"] == figures(whole)["calls"]
+    assert (counts["usd"], counts["tokens_in"], counts["wire"]["requests"]) == (0, 0, 0)
+    assert not (tmp_path / "run" / "critic.jsonl").exists()
+
+
+def test_what_a_replay_lacks_is_named_and_can_be_asked_for(whole: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "some.sqlite"
+    with FakeOllama(reply=solving) as server:
+        with pytest.raises(BudgetReached):
+            run(tmp_path / "first", server.url, cache=str(cache), budget_max_calls=9, **PRICED)
+        with pytest.raises(UserError, match=r"critic\.replay: no reply on disk") as caught:
+            run(tmp_path / "run", server.url, cache=str(cache), replay=True, **PRICED)
+        assert len(server.chats) == 9
+        problems = {row["problem"]["id"] for row in read_rows(whole / "episodes.jsonl")}
+        said = caught.value.message
+        assert any(f"problem {pid}, " in said for pid in problems)
+        assert "epoch 1, attempt problems/0/" in said
+        assert "critique" in said or "rewrite" in said
+        assert (
+            f"mlxreflect resume {tmp_path / 'run'} --set critic.replay=false" in caught.value.hint
+        )
+        resume(tmp_path / "run", replay=False)
+        assert set(sent(server).values()) == {1}
+    for name in ("episodes.jsonl", "adapter/adapters.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
+
+
+# ---- who is asked --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("judge", "tiers"), [(False, {"basic", "advanced"}),
+                                              (True, {"basic", "advanced", "judge"})])  # fmt: skip
+def test_a_judge_is_opened_only_where_something_asks_it(judge: bool, tiers: set[str]) -> None:
+    recipe = load_recipe("quickstart", [f"critic.judge={JUDGE}"])
+    recipe = recipe.model_copy(update={"r3": recipe.r3.model_copy(update={"judge": judge})})
+    with FakeOllama() as server, ExitStack() as stack:
+        judged = recipe.critic.judge | {"base_url": server.url}
+        critic = recipe.critic.model_copy(update={"judge": judged})
+        recipe = recipe.model_copy(update={"critic": critic})
+        critics = open_critics(recipe, "run", Ledger(), stack)
+        assert bool(server.requests) is judge  # looked for before the run begins
+    assert set(critics) == tiers
+    assert critics["basic"] is critics["advanced"]
+    if judge:
+        assert critics["judge"].actor == "ollama:critic"
+
+
+JUDGE = '{provider = "ollama", model = "critic", cache = "off"}'
+
+# ---- secrets -------------------------------------------------------------------------------------
+
+PASSWORD, KEY = "hidden-pw-5up3r", "sk-planted-0123456789"
+
+
+@pytest.mark.parametrize("secret", [PASSWORD, KEY])
+def test_a_secret_reaches_no_file_and_no_screen(
+    secret: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The address's password or a key, which the server repeats in each of its refusals."""
+    monkeypatch.setattr(client, "BACKOFF_S", 0.005)
+    heard: list[str] = []
+    count = 0
+
+    def reply(body: Body) -> str | Fault:
+        nonlocal count
+        count += 1
+        return (
+            http(401 if count % 2 else 503, f"who is {heard[-1]}?") if count % 3 else solving(body)
+        )
+
+    with FakeOllama(reply=reply) as server:
+        listen(server, heard)
+        login = f"//me:{PASSWORD}@" if secret == PASSWORD else "//"
+        monkeypatch.setenv("OLLAMA_HOST", server.url.replace("//", login))
+        monkeypatch.setenv("OLLAMA_API_KEY", KEY)
+        asked = arguments(
+            tmp_path / "run", "", cache=str(tmp_path / "c.sqlite"), r3_max_failed=1.0,
+            r3_wave=12, r3_bucket_every=0,
+        )  # fmt: skip
+        monkeypatch.setattr(sys, "argv", ["mlxreflect", *asked])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+    assert caught.value.code == 0
+    assert heard and all(secret in one for one in heard)  # it was sent
+    assert figures(tmp_path / "run")["kinds"]["http_401"] > 0
+    text = written(tmp_path) + "".join(capfd.readouterr()).encode()
+    assert b"who is" in text
+    for part in (PASSWORD, KEY, *heard[0].split()):
+        assert part.encode() not in text
+
+
+def listen(server: FakeOllama, heard: list[str]) -> None:
+    """Note what each request is signed with, in plain."""
+    handler = server.server.RequestHandlerClass
+    original = handler.do_POST
+
+    def do_post(self: BaseHTTPRequestHandler) -> None:
+        scheme, _, token = self.headers["Authorization"].partition(" ")
+        if scheme == "Basic":
+            token += " " + base64.b64decode(token).decode()
+        heard.append(token)
+        original(self)
+
+    handler.do_POST = do_post

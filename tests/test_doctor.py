@@ -1,0 +1,361 @@
+"""`mlxreflect doctor`: what it finds, whom it asks, and what it never shows."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fake_server as wire
+import pytest
+from fake_bedrock import FakeBedrock, aws
+from fake_ollama import FakeOllama
+from fake_openai import FakeOpenAI, refusal
+from fake_server import Fault, free_port, http
+from test_cli import Shell, sets, two_lines
+
+from mlxreflect import checks
+from mlxreflect import doctor as module
+from mlxreflect.checks import Check, memory_of
+from mlxreflect.doctor import doctor, render_doctor
+from mlxreflect.policy import TINY
+from mlxreflect.recipe import load_recipe
+from mlxreflect.ui import Ui, console
+
+KEY = "sk-very-secret"
+
+
+class Found(NamedTuple):
+    checks: list[Check]
+    ok: bool
+
+    def __getitem__(self, name: Any) -> Check:
+        [check] = [check for check in self.checks if check.name == name]
+        return check
+
+    @property
+    def names(self) -> list[str]:
+        return [check.name for check in self.checks]
+
+
+def look(*settings: str, recipe: str = "quickstart") -> Found:
+    result = doctor(load_recipe(recipe, settings), Ui(quiet=True))
+    assert json.loads(json.dumps(result)) == result
+    return Found([Check(**check) for check in result["checks"]], result["ok"])
+
+
+def served(provider: str, url: str, **more: str) -> list[str]:
+    keys = {"provider": provider, "model": "critic", "base_url": url, **more}
+    return [f"critic.{key}={value}" for key, value in keys.items()]
+
+
+# ---- as a command --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shell(tmp_path: Path, tiny_random: Path) -> Shell:
+    return Shell(tmp_path, tiny_random)
+
+
+def test_a_recipe_with_all_it_needs(shell: Shell) -> None:
+    done = shell.works("doctor", "quickstart", "--json")
+    result = json.loads(done.out)
+    assert (result["schema"], result["recipe"], result["ok"]) == ("doctor/1", "quickstart", True)
+    names = [check["name"] for check in result["checks"]]
+    assert names == ["device", "policy", "data", "data", "critic", "memory", "disk"]
+    assert not (shell.folder / "runs").exists()
+
+
+def test_something_is_missing(shell: Shell) -> None:
+    settings = sets(*served("ollama", f"http://127.0.0.1:{free_port()}"))
+    done = shell("doctor", "quickstart", *settings)
+    assert done.code == 1
+    assert "fail" in done.out and "Ollama does not answer" in done.out
+    assert "critic: start it with `ollama serve`" in done.out
+    assert done.out.rstrip().endswith("something is missing")
+
+
+def test_a_users_mistake(shell: Shell) -> None:
+    for arguments in (["none"], ["r3", "--set", "task.name=none"], ["--set", "seed=1"]):
+        assert shell("doctor", *arguments).code == 2
+    assert "no recipe 'none'" in two_lines(shell("doctor", "none").err)[0]
+
+
+def test_without_a_recipe() -> None:
+    result = doctor(None, Ui(quiet=True))
+    assert [check["name"] for check in result["checks"]] == [
+        "device", "cache", "cache", "ollama", "memory", "disk",
+    ]  # fmt: skip
+    assert result["ok"]
+
+
+@pytest.mark.parametrize("models", [["a", "b:7b"], []])
+def test_ollama_is_mentioned_where_it_runs(
+    models: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FakeOllama(models=models) as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.url)
+        result = doctor(None, Ui(quiet=True))
+    [ollama] = [check for check in result["checks"] if check["name"] == "ollama"]
+    assert ollama["status"] == "ok"
+    assert ("a:latest, b:7b" if models else "`ollama pull NAME`") in ollama["detail"]
+
+
+# ---- critics -------------------------------------------------------------------------------------
+
+
+def test_one_token_of_an_openai_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CRITIC_KEY", KEY)
+    with FakeOpenAI(key=KEY, refuses=["seed"]) as server:
+        found = look(*served("openai", server.url, key_env="CRITIC_KEY"))
+        assert [body["max_tokens"] for body in server.chats] == [1, 1]  # the first had a seed
+    assert found.ok
+    assert found["key CRITIC_KEY"] == Check("key CRITIC_KEY", "ok", "set")
+    assert found["critic"].detail.startswith("openai:critic answers, after ")
+    assert found["critic"].detail.endswith("; it takes no seed")
+    assert KEY not in repr(found)
+
+
+def test_a_key_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CRITIC_KEY", raising=False)
+    found = look(*served("openai", "http://127.0.0.1:1", key_env="CRITIC_KEY"))
+    assert found["key CRITIC_KEY"] == Check(
+        "key CRITIC_KEY", "fail", "not set", "export CRITIC_KEY=KEY"
+    )
+    assert found["critic"].status == "fail"
+
+
+def test_a_wrong_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRITIC_KEY", KEY)
+    with FakeOpenAI(key="another") as server:  # it repeats the key it refuses
+        found = look(*served("openai", server.url, key_env="CRITIC_KEY"))
+    assert "does not accept the key in CRITIC_KEY" in found["critic"].detail
+    assert KEY not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [
+        (http(503), "fail"), (wire.RESET, "fail"), (refusal(402, "no credit left"), "fail"),
+        (wire.ok({"choices": [{"message": {"content": ""}, "finish_reason": "length"}]}), "ok"),
+        (refusal(400, "Could not finish the message because max_tokens or model output limit was "
+                 "reached."), "ok"),
+    ],
+    ids=lambda value: value.label if isinstance(value, Fault) else value,
+)  # fmt: skip
+def test_one_request_is_enough(fault: Fault, status: str) -> None:
+    with FakeOpenAI(faults=[fault] * 2) as server:
+        found = look(*served("openai", server.url))
+        assert len(server.chats) <= 2
+    assert found["critic"].status == status
+    assert bool(found["critic"].hint) == (status == "fail")
+
+
+def test_an_openai_address_that_is_ollamas() -> None:
+    with FakeOllama() as server:
+        found = look(*served("openai", f"{server.url}/v1"))
+    note, failure = [check for check in found.checks if check.name == "critic"]
+    assert (note.status, failure.status) == ("note", "fail")  # this fake has no /v1
+    assert "ignores critic.num_ctx" in note.detail
+    assert note.hint == 'set critic.provider = "ollama" and leave /v1 out'
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [("http://127.0.0.1:11434/v1", True), ("localhost:11434", True), ("", False),
+     ("http://[half", False), ("http://h:port", False), ("http://127.0.0.1:1/v1", False)],
+)  # fmt: skip
+def test_what_is_ollama(url: str, expected: bool) -> None:
+    assert checks.is_ollama(url) == expected
+
+
+def test_other_servers_are_not_ollama() -> None:
+    with FakeOpenAI() as server:
+        assert not checks.is_ollama(server.url)
+
+
+def test_one_token_of_ollama_and_its_memory() -> None:
+    with FakeOllama(models=["critic"]) as server:
+        found = look(*served("ollama", server.url))
+        assert [body["options"]["num_predict"] for body in server.chats] == [1]
+    assert found.ok
+    assert "critic 0.0" in found["memory"].detail
+    with FakeOllama(models=["critic"]) as server:  # as people write OLLAMA_HOST
+        found = look(*served("ollama", server.url.removeprefix("http://")))
+    assert "critic 0.0" in found["memory"].detail
+    with FakeOllama(models=["critic"]) as server:
+        found = look(*served("ollama", server.url, model="other"))
+    assert found["critic"].hint == "run: ollama pull other"
+
+
+def test_bedrock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_PROFILE", "AWS_BEARER_TOKEN_BEDROCK", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", KEY)
+    with FakeBedrock(faults=[None, aws("AccessDeniedException")]) as server:
+        settings = served("bedrock", server.url, region="us-east-1")
+        assert look(*settings)["critic"].status == "ok"
+        failure = look(*settings)["critic"]
+        assert [body["inferenceConfig"]["maxTokens"] for body in server.chats] == [1, 1]
+    assert "no access to critic in us-east-1" in failure.detail
+    assert KEY not in repr(failure)
+
+
+def test_each_tier_is_asked_once() -> None:
+    with FakeOpenAI(models=["critic", "big"]) as server:
+        settings = served("openai", server.url)
+        found = look(*settings, "critic.advanced.model=big", "critic.judge.model=big")
+        assert [body["model"] for body in server.chats] == ["critic", "big"]
+        assert found.names[-4:-2] == ["critic", "advanced critic"]
+        assert look(*settings, "critic.judge.temperature=0.0").names[-4:-2] == [
+            "critic", "judge critic",
+        ]  # fmt: skip
+        server.requests.clear()
+        found = look(*settings, "r3.feedback=self", "r3.rewriter=self")
+        assert server.requests == []
+        assert "critic" not in found.names
+
+
+def test_a_replay_asks_nobody(tmp_path: Path) -> None:
+    cache = tmp_path / "cache.sqlite"
+    settings = served("openai", "http://127.0.0.1:1", cache=str(cache), replay="true")
+    assert look(*settings)["critic"].status == "fail"
+    cache.write_bytes(b"")
+    assert look(*settings)["critic"] == Check("critic", "ok", f"replays what is in {cache}")
+
+
+def test_a_local_critic(tiny_random: Path) -> None:
+    settings = ["critic.provider=local", f"critic.model={tiny_random}"]
+    found = look(*settings)
+    assert found["critic"].detail.startswith(f"local:{tiny_random} answers")
+    assert "policy 0.0, critic 0.0" in found["memory"].detail
+    assert look("critic.provider=local", "critic.model=/none")["critic"].status == "fail"
+
+
+# ---- models --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Makes the folder of a model in a hub cache of this test."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def make(name: str) -> Path:
+        root = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+        folder = root / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+        folder.mkdir(parents=True)
+        (root / "refs").mkdir()
+        (root / "refs" / "main").write_text(folder.name)
+        shutil.copytree(TINY, folder, dirs_exist_ok=True)
+        return folder
+
+    return make
+
+
+def test_a_policy_in_the_hubs_cache(hub: Callable[[str], Path]) -> None:
+    folder = hub("someone/model")
+    assert look("policy.model=someone/model")["policy"].status == "ok"
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "more"}}))
+    assert look("policy.model=someone/model")["policy"].status == "note"  # broken off
+    (folder / "more").write_bytes(b"")
+    assert look("policy.model=someone/model")["policy"].status == "ok"
+
+
+def test_a_policy_to_be_downloaded(
+    hub: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = look("policy.model=someone/model")
+    assert (found.ok, found["policy"].status, found["memory"].status) == (True, "note", "note")
+    assert "policy unknown" in found["memory"].detail
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    failure = look("policy.model=someone/model")["policy"]
+    assert failure.status == "fail"
+    assert "hf download someone/model" in failure.hint
+
+
+@pytest.mark.parametrize("name", ["/none/such", "./none", "folder", "a b"])
+def test_a_policy_that_is_none(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_text("{}")
+    found = look(f"policy.model={name}")
+    assert found["policy"].status == "fail"
+    assert found["policy"].detail.startswith(f"policy.model = {name!r}")
+
+
+def test_an_adapter_that_is_none(tmp_path: Path) -> None:
+    assert look(f"policy.adapter={tmp_path}")["adapter"].status == "fail"
+
+
+def test_the_memory_of_a_model(make_model: Callable[..., Path]) -> None:
+    folder = make_model(quantization={"group_size": 32, "bits": 4})
+    size = (folder / "model.safetensors").stat().st_size
+    assert memory_of(folder) == memory_of(folder, 0, "yes") == size * 8  # float32, on the CPU
+    assert memory_of(folder, 0, "no") == size
+    assert memory_of(folder, 8, "no") == size * 2
+
+
+def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ["train.memory_gb=1.0"]
+    for there, status in ((10e9, "ok"), (1.2e9, "note"), (0.9e9, "fail")):
+        monkeypatch.setattr(module, "device_memory", lambda there=there: int(there))
+        found = look(*settings)
+        assert found["memory"].status == status
+        assert found.ok == (status != "fail")
+    assert "about 1.0 of 0.9 GB" in found["memory"].detail
+    assert "train.memory_gb" in found["memory"].hint
+
+
+# ---- data and disk -------------------------------------------------------------------------------
+
+
+def test_data_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    settings = ["task.name=jsonl", f"task.source={path}", "eval.spec="]
+    settings += ["r3.feedback=self", "r3.rewriter=self"]
+    assert look(*settings)["data"].detail == f"{path}: no such file"
+    path.write_text("".join(f'{{"question": "{i}?", "answer": {i}}}\n' for i in range(100)))
+    held_out, training = [check for check in look(*settings).checks if check.name == "data"]
+    assert (held_out.status, training.status) == ("ok", "ok")
+    numbers = [int(check.detail.split()[0]) for check in (held_out, training)]
+    assert 5 < numbers[0] < 40 and 50 < numbers[1] < 90
+    path.write_text('{"question": "a?"}\n')
+    failure = look(*settings)["data"]
+    assert "no column 'answer'" in failure.detail and "task.answer" in failure.hint
+
+
+def test_data_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path))
+    settings = ["task.name=gsm8k", "eval.spec=gsm8k", "r3.feedback=self", "r3.rewriter=self"]
+    assert look(*settings)["data"] == Check(
+        "data", "note", "the data set openai/gsm8k is to be downloaded"
+    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert look(*settings)["data"].status == "fail"
+    (tmp_path / "openai___gsm8k" / "main").mkdir(parents=True)
+    assert look(*settings)["data"].status == "ok"
+
+
+def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    usage = shutil._ntuple_diskusage(10**12, 10**12, 5 * 10**8)  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    found = look()
+    assert found["disk"].detail == f"0.5 GB free in {tmp_path}"
+    assert found["disk"].status == "fail"
+
+
+def test_what_a_server_says_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with FakeOpenAI(models=["\x1b[2Jevil\u202e", "[bold]b"]) as server:
+        result = doctor(load_recipe("quickstart", served("openai", server.url)), Ui(quiet=True))
+    import sys
+
+    console(sys.stdout).print(render_doctor(result))
+    shown = capsys.readouterr().out
+    assert "\x1b[2J" not in shown and "\u202e" not in shown
+    assert "[bold]b" in shown

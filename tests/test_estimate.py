@@ -1,0 +1,121 @@
+"""The dry run's figures: bounds that hold, rules that are said, dollars that add up."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from mlxreflect.dry import dry
+from mlxreflect.estimate import at_most, estimate, expected
+from mlxreflect.recipe import Recipe, load_recipe
+from mlxreflect.strategies.waves import State, next_wave
+from mlxreflect.tasks import TASKS
+
+COUNTDOWN = TASKS["countdown"]
+PAID = {"provider": "openai", "model": "m", "price_in": 2.0, "price_out": 8.0, "max_tokens": 100}
+
+
+def recipe(**tables):
+    return Recipe.model_validate(tables)
+
+
+def figures(n=4, **tables):
+    made = recipe(**tables)
+    problems = COUNTDOWN.load(made.task.model_copy(update={"limit": n}), "train", 0)
+    return estimate(made, COUNTDOWN, problems)
+
+
+@pytest.mark.parametrize("n,every,epochs,wave", [
+    (10, 4, 1, 3), (10, 4, 3, 1), (10, 100, 2, 4), (7, 0, 2, 3), (12, 4, 2, 12), (1, 1, 1, 1),
+])  # fmt: skip
+def test_visits_at_most_are_those_of_a_run_that_never_solves_anything(n, every, epochs, wave):
+    made = recipe(r3={"bucket_every": every, "epochs": epochs, "wave": wave})
+    names = [str(i) for i in range(n)]
+    state, seen = State(), {"basic": 0, "advanced": 0}
+    while (taken := next_wave(state, names, made)) is not None:
+        seen[taken.tier] += len(taken.problems)
+        for name in taken.problems:
+            state.bucket.setdefault(name, None)
+        state.wave += 1
+        state = State(**json.loads(json.dumps(asdict(state))))
+    assert at_most(made, n).visits == seen
+
+
+def test_mastery_rounds_are_bounded_by_one_less_each_round():
+    made = recipe(r3={"bucket_every": 0, "until_mastered": True})
+    assert at_most(made, 4).visits["advanced"] == 4 + 3 + 2 + 1 + 4  # and one forced round
+
+
+def test_calls_by_hand():
+    r3 = {"rewrites": 3, "verifications": 2, "bucket_every": 0}
+    found = figures(critic=PAID, r3=r3)
+    assert found["attempts"] == 4
+    assert found["at_most"]["calls"] == found["critic_calls_at_most"] == 4 * 2 * 3 * 2
+    # Half of 4; 1 + 1/2 + 1/4 tries; a second cycle for the half of the 7/8 that failed.
+    assert found["expected"]["calls"] == round(2 * 2 * 1.75 * (1 + 7 / 8 / 2))
+    assert expected(recipe(r3={**r3, "rewrites": 1, "verifications": 0}), 4).tries == 1
+
+
+def test_tokens_and_dollars_by_hand():
+    r3 = {"rewrites": 1, "verifications": 1, "bucket_every": 0}
+    found = figures(n=1, critic=PAID, r3=r3, policy={"max_new_tokens": 40})
+    shown = dry(recipe(critic=PAID, r3=r3, task={"limit": 1}))["prompts"]
+    most = found["at_most"]
+    assert (most["calls"], most["tokens_out"]) == (2, 200)
+    prompts = {role: sum(len(m["content"]) for m in ms) / 4 for role, ms in shown.items()}
+    quoted = (len("(an attempt)") * 2 + len("(feedback)")) / 4
+    # The attempt twice and the feedback once, at their limits.
+    bound = prompts["critique"] + prompts["rewrite"] - quoted + 3 * 100
+    assert most["tokens_in"] == pytest.approx(bound, abs=1)
+    assert most["usd"] == pytest.approx((most["tokens_in"] * 2 + 200 * 8) / 1e6, abs=1e-4)
+    assert found["expected"]["usd"] < most["usd"] / 3
+
+
+def test_each_critic_at_its_own_price():
+    critic = {**PAID, "advanced": {"price_out": 80.0}, "judge": {"model": "j", "price_out": 0.0,
+              "price_in": 0.0}}  # fmt: skip
+    found = figures(critic=critic, r3={"bucket_every": 2, "judge": True})
+    by = found["critics"]
+    assert {tier: one["critic"] for tier, one in by.items()} == {
+        "basic": "openai:m", "advanced": "openai:m", "judge": "openai:j"
+    }  # fmt: skip
+    dear, cheap = by["advanced"]["at_most"], by["basic"]["at_most"]
+    assert dear["usd"] / dear["calls"] > 2 * cheap["usd"] / cheap["calls"]
+    assert by["judge"]["at_most"]["usd"] == 0 < by["judge"]["at_most"]["tokens_in"]
+    for kind in ("expected", "at_most"):
+        for name in ("calls", "tokens_in", "tokens_out", "usd"):
+            parts = sum(one[kind][name] for one in by.values())
+            assert found[kind][name] == pytest.approx(parts, abs=2)
+
+
+def test_time_is_calls_over_what_runs_side_by_side():
+    slow, fast, narrow = (
+        figures(critic={**PAID, "concurrency": c}, r3={"wave": w, "bucket_every": 0})
+        for c, w in ((1, 10), (4, 10), (4, 1))
+    )
+    assert slow["at_most"]["seconds"] == slow["at_most"]["calls"] * 10
+    assert fast["at_most"]["seconds"] == slow["at_most"]["seconds"] / 4
+    assert narrow["at_most"]["seconds"] == slow["at_most"]["seconds"]
+
+
+def test_the_solver_and_the_policy_itself_cost_nothing():
+    free = figures(r3={"bucket_every": 0})
+    assert free["at_most"]["calls"] > 0
+    assert {free["at_most"][k] for k in ("tokens_in", "tokens_out", "usd", "seconds")} == {0}
+    alone = figures(critic=PAID, r3={"feedback": "self", "rewriter": "self"})
+    assert alone["at_most"]["calls"] == 0 and not alone["critics"]
+    half = figures(critic=PAID, r3={"feedback": "self"})
+    assert half["at_most"]["calls"] * 2 == figures(critic=PAID)["at_most"]["calls"]
+
+
+def test_a_dry_run_says_its_rules_and_asks_nobody():
+    settings = ["critic.provider=ollama", "critic.model=m", "critic.base_url=http://127.0.0.1:9",
+                "policy.model=/none/such", "r3.judge=true", "task.limit=3",
+                "critic.budget.max_calls=7", "prompt.templates.judge=Is it so?"]  # fmt: skip
+    shown = dry(load_recipe("quickstart", settings))
+    assert list(shown["prompts"]) == ["attempt", "critique", "rewrite", "judge"]
+    assert shown["prompts"]["judge"][0]["content"] == "Is it so?"
+    for part in ("Rules of thumb", "50%", "4 characters", "10 s", "critic.budget.max_calls = 7",
+                 f"at most {shown['estimate']['at_most']['calls']} critic calls"):  # fmt: skip
+        assert part in shown["text"]
+    json.dumps(shown)
