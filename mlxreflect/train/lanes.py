@@ -64,6 +64,16 @@ def marking() -> Iterator[list[mx.array]]:
         marked.pop()
 
 
+@contextmanager
+def unmarked() -> Iterator[None]:
+    """Nothing inside is marked: what a recomputed layer makes would be kept by its marks."""
+    outer, marked[:] = marked[:], []
+    try:
+        yield
+    finally:
+        marked[:] = outer
+
+
 def mark(x: mx.array) -> mx.array:
     """x, as a place at which the computation may pause; its gradient becomes one too."""
     if not marked:
