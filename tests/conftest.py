@@ -11,6 +11,7 @@ import mlx.core as mx
 
 # Nothing of a test is kept in the user's cache, also by the processes it starts.
 os.environ["MLXREFLECT_CACHE"] = tempfile.mkdtemp(prefix="mlxreflect-tests-")
+os.environ.pop("COLUMNS", None)  # of whoever runs the tests
 mx.set_default_device(mx.cpu)  # before mlx-lm is imported: its stream is made for this device
 
 import mlx.nn as nn  # noqa: E402

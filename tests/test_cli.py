@@ -478,6 +478,7 @@ def test_ctrl_c_and_resume(process: Shell) -> None:
     assert (path / "adapter" / "adapters.safetensors").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_while_evaluating(process: Shell, evaluated: tuple[Path, Done]) -> None:
     out = process.folder / "out"
@@ -503,6 +504,7 @@ mount -o remount,size=64m disk
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="this system has no unshare")
 def test_a_full_disk_while_learning(process: Shell, run_dir: Path) -> None:
     """On a small disk of its own: stops inside the second wave, and goes on once there is room."""

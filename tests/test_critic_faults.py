@@ -46,6 +46,7 @@ PASSING = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_whose_failing_requests_succeed_later_ends_with_the_same_bytes(
     clean: Path, tmp_path: Path
 ) -> None:

@@ -1,7 +1,6 @@
 """The OpenAI-compatible critic against a loopback server: every fault has a kind."""
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -13,10 +12,10 @@ from typing import Any
 
 import fake_openai as fake
 import fake_server as wire
-import httpx
 import pytest
 from fake_openai import FakeOpenAI, refusal
 from fake_server import Body, Fault, free_port, http
+from mlx_server import serving
 
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.client import RETRIES
@@ -137,7 +136,7 @@ def test_a_rewrites_own_thought_that_the_server_took_apart(
     assert critique.text == content.removeprefix("<think>b</think>").lstrip()
 
 
-@pytest.mark.parametrize("content", [None, "", " \n", [], "<think>only thoughts</think>"])
+@pytest.mark.parametrize("content", [None, "", " \n", [], "<think></think>"])
 def test_no_text_is_an_error(content: Any) -> None:
     with FakeOpenAI(reply=lambda body: message(content=content)) as server:
         [reply] = ask(server)
@@ -537,27 +536,11 @@ def test_preflight_shows_no_password() -> None:
 # ---- a real server -------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def mlx_lm_server(tmp_path: Path) -> Iterator[str]:
-    """The address of mlx-lm's own server with the embedded policy; there is no hub cache."""
-    port = free_port()
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "none")}
-    command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(TINY), "--port", str(port)]
-    with (tmp_path / "log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            assert server.poll() is None, (tmp_path / "log").read_text()
-            try:
-                httpx.get(f"{url}/health")
-                break
-            except httpx.TransportError:
-                time.sleep(0.1)
+@pytest.fixture(scope="module")
+def mlx_lm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """With the embedded policy."""
+    with serving(TINY, tmp_path_factory.mktemp("server")) as url:
         yield url
-    finally:
-        server.terminate()
-        server.wait()
 
 
 @pytest.mark.slow
@@ -585,6 +568,38 @@ def test_mlx_lms_own_server_is_a_critic(mlx_lm_server: str, model: str) -> None:
         assert parse_response(rewrite.text).format_ok, rewrite.text
     assert replies[0].text.endswith(replies[3].text)
     assert replies[3].text.startswith("<answer>")
+
+
+@pytest.mark.slow
+def test_a_run_with_mlx_lms_own_server(mlx_lm_server: str, tmp_path: Path) -> None:
+    """Every role; the server's model is the one that learns, so its rewrites are as weak."""
+    out = tmp_path / "run"
+    settings = {
+        "critic.provider": "openai", "critic.base_url": mlx_lm_server, "critic.model": str(TINY),
+        "critic.max_tokens": 64, "critic.concurrency": 4, "critic.cache": str(tmp_path / "c"),
+        "task.limit": 24, "r3.wave": 12, "r3.epochs": 1, "r3.rewrites": 3, "eval.limit": 8,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "mlxreflect", "run", "quickstart", "--json"]
+    command += ["--run-dir", str(out), *(f"--set={k}={v}" for k, v in settings.items())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    counts = summary["critic"]
+    assert summary["problems"] == 24
+    assert counts["calls"] == counts["cached"] + counts["answered"] + counts["failed"] > 20
+    assert counts["failed"] <= 0.1 * counts["calls"]
+    episodes = [json.loads(line) for line in (out / "episodes.jsonl").read_text().splitlines()]
+    by_server = [t for e in episodes for t in e["turns"] if t["actor"].startswith("openai:")]
+    assert {turn["role"] for turn in by_server} == {"critique", "rewrite"}
+    assert any(t["verdict"]["format_ok"] for t in by_server if t["role"] == "rewrite")
+
+
+def test_a_critic_that_only_thinks_is_heard_but_gives_no_verdict() -> None:
+    with FakeOpenAI(reply=lambda body: "<think>Step 2 is wrong.</think>") as server:
+        [critique] = ask(server)
+        [verdict] = ask(server, call(role="judge", schema=SCHEMA))
+    assert (critique.text, critique.error) == ("Step 2 is wrong.", None)
+    assert verdict.kind == "empty"
 
 
 def test_an_empty_reply_is_asked_again_with_another_seed() -> None:

@@ -46,7 +46,9 @@ def sent(server: FakeOllama) -> Counter[str]:
 
 
 @pytest.mark.parametrize(
-    "limits", [{"budget_max_usd": 0.026}, {"budget_max_calls": 25}, {"budget_max_tokens": 6000}],
+    "limits",
+    [{"budget_max_usd": 0.026}, pytest.param({"budget_max_calls": 25}, marks=pytest.mark.slow),
+     pytest.param({"budget_max_tokens": 6000}, marks=pytest.mark.slow)],
     ids=lambda limits: next(iter(limits)),
 )  # fmt: skip
 def test_a_run_stops_at_its_budget_and_goes_on_with_a_higher_one(
@@ -179,6 +181,7 @@ def test_a_replay_needs_no_server_and_ends_with_the_same(whole: Path, tmp_path: 
     assert not (tmp_path / "run" / "critic.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_what_a_replay_lacks_is_named_and_can_be_asked_for(whole: Path, tmp_path: Path) -> None:
     cache = tmp_path / "some.sqlite"
     with FakeOllama(reply=solving) as server:

@@ -32,7 +32,7 @@ def run(policy, out, spec=SPEC):
     return evaluate(policy, task, eval_problems(task, spec), spec, out)
 
 
-@pytest.mark.parametrize("cut", [0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("cut", [0.1, 0.999])
 def test_a_cut_samples_file_is_completed_to_the_same_bytes(policy, tmp_path, cut):
     whole = run(policy, tmp_path / "whole")
     run(policy, tmp_path / "cut")

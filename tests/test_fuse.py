@@ -438,6 +438,7 @@ def test_nothing_is_left_of_what_was_stopped(
 # ---- the command ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command(tiny_random: Path, tmp_path: Path) -> None:
     shell, adapter = Shell(tmp_path, tiny_random), adapt(tiny_random, tmp_path / "a")
     call = ["fuse", "--model", tiny_random, "--adapter", adapter]

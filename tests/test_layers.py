@@ -20,7 +20,9 @@ LAYERS: list[set[str]] = [
     {"prompts"},
     {"wording"},
     {"recipe"},
-    {"pairs", "stats", "ui", "train.losses", "train.batches", "train.prefix"},  # pure
+    {"train.lanes"},
+    {"train.cpu"},
+    {"pairs", "stats", "ui", "train.losses", "train.batches", "train.prefix"},
     {"tasks", "train.objectives"},
     {"job", "commits", "train.sources", "train.steps"},
     {"train.forms"},

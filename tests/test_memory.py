@@ -74,6 +74,7 @@ def most(go: Any) -> int:
 # ---- estimates -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "work"),
     [({}, (2, 300, 60)), ({"vocab_size": 32000}, (3, 40, 80))],

@@ -353,6 +353,7 @@ def try_out(shell: Shell, one: Command) -> Done | None:
     return shell.works(one.name, *arguments)
 
 
+@pytest.mark.slow
 def test_commands_of_the_readme_work(shell: Shell) -> None:
     tried = {}
     for one in COMMANDS:

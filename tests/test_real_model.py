@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fake_ollama import FakeOllama
+from mlx_server import serving
 
 SHARED = Path(__file__).parents[2] / "shared"
 pytestmark = [
@@ -119,6 +120,51 @@ def test_the_adapter_loads_in_mlx_lm(finished, smollm2):
     done = subprocess.run(call, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Generation: 5 tokens" in done.stdout
+
+
+def test_mlx_lms_server_is_the_critic(smollm2, tmp_path):
+    """The same model reviews and rewrites, through the provider `openai`."""
+    plain = tmp_path / "plain"
+    write_plain(smollm2, plain)  # packed bfloat16 weights take a second a token on the CPU
+    settings = {
+        "policy.model": smollm2, "policy.max_new_tokens": 32, "policy.batch": 2,
+        "task.source": SHARED / "data" / "gsm8k" / "train.jsonl", "task.limit": 2,
+        "eval.source": SHARED / "data" / "gsm8k" / "test.jsonl", "eval.limit": 2,
+        "eval.max_new_tokens": 32, "critic.provider": "openai", "critic.model": plain,
+        "critic.max_tokens": 48, "critic.cache": "off", "critic.concurrency": 2, "r3.wave": 2,
+        "r3.rewrites": 1, "r3.verifications": 0, "r3.bucket_every": 0,
+    }  # fmt: skip
+    with serving(plain, tmp_path) as url:
+        flags = [f"--set={key}={value}" for key, value in settings.items()]
+        call = [sys.executable, "-m", "mlxreflect", "run", "r3", "--run-dir", str(tmp_path / "run")]
+        call += ["--json", f"--set=critic.base_url={url}", *flags]
+        done = subprocess.run(call, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    critic = json.loads(done.stdout)["critic"]
+    assert critic["failed"] == 0
+    assert critic["calls"] == critic["answered"] >= 2
+    turns = [turn for row in rows(tmp_path / "run" / "episodes.jsonl") for turn in row["turns"]]
+    said = [turn for turn in turns if turn["role"] == "critique"]
+    assert said and all(turn["text"].strip() and turn["usage"]["completion"] for turn in said)
+
+
+def write_plain(model: Path, folder: Path) -> None:
+    """A copy of a model folder with float32 weights."""
+    from mlx_lm.utils import load_config, load_model, save_config, save_model
+
+    from mlxreflect.policy import dequantize
+
+    loaded, _ = load_model(model)
+    dequantize(loaded)
+    folder.mkdir()
+    save_model(folder, loaded)
+    config = load_config(model)
+    for key in ("quantization", "quantization_config"):
+        config.pop(key, None)
+    save_config(config, folder / "config.json")
+    for file in model.iterdir():
+        if file.name not in ("config.json", "model.safetensors", "model.safetensors.index.json"):
+            (folder / file.name).write_bytes(file.read_bytes())
 
 
 def test_preferences_of_a_four_bit_model_fit_into_little_memory(smollm2):

@@ -93,6 +93,7 @@ def test_killed_at_a_point(point, tmp_path, uninterrupted):
     assert_same(run_dir, uninterrupted)
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_a_commit(tmp_path, uninterrupted):
     """The fast tests' share of the above: journals longer than the commit, half a commit."""
     test_killed_at_a_point("wrote half a commit", tmp_path, uninterrupted)
@@ -123,6 +124,7 @@ def test_quickstart_killed_at_random_moments(tmp_path):
     assert_same(run_dir, contents(whole))
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_changes_nothing(tmp_path, uninterrupted):
     run_dir = tmp_path / "run"
     subprocess.run(command(*arguments(run_dir, SHORT)), check=True, capture_output=True)

@@ -145,7 +145,8 @@ def test_a_run_that_died_shows_as_far_as_it_got(tmp_path: Path) -> None:
     with (run / "episodes.jsonl").open("a", encoding="utf-8") as out:
         out.write('{"schema": "episode/1", "rec')
     text = draw(show.show_run(run))
-    assert f"not finished: under way, or go on with: mlxreflect resume {run}" in text
+    said = f"not finished: under way, or go on with: mlxreflect resume {run}"
+    assert "".join(said.split()) in "".join(text.split())  # a long path is broken
     assert FIRST.id in text
     (run / "episodes.jsonl").unlink()
     text = draw(show.show_run(run))

@@ -835,18 +835,6 @@ def test_killed_at_a_point(
     assert_same(job.finish(again), uninterrupted(kind))
 
 
-@pytest.mark.parametrize(
-    ("kind", "point"),
-    [("sft", "wrote half a checkpoint"), ("dpo", "scored some of the reference"),
-     ("grpo", "took a training step")],
-)  # fmt: skip
-def test_killed(
-    kind: str, point: str, make_job: Callable[..., Job], uninterrupted: Callable[..., Any]
-) -> None:
-    """The fast tests' share of the above."""
-    test_killed_at_a_point(kind, point, make_job, uninterrupted)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KILLED)
 def test_killed_at_random_moments(kind: str, make_job: Callable[..., Job]) -> None:

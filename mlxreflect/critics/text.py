@@ -17,7 +17,7 @@ def strip_thought(text: str, call: Call) -> str:
     """The text without a leading <think>…</think> that the critic wrote for itself.
 
     In a solution whose own tags are `think`, a single block is its reasoning and stays; the first
-    of two is the critic's.
+    of two is the critic's. One that has nothing but its thought to say is heard, but for verdicts.
     """
     start, end = TAGS["think"]
     head = text.lstrip()
@@ -25,7 +25,8 @@ def strip_thought(text: str, call: Call) -> str:
     own = solution and call.tags == "think" and text.count(end) < 2
     if own or not head.startswith(start) or end not in head:
         return text
-    return head.partition(end)[2].lstrip()
+    thought, _, said = head.removeprefix(start).partition(end)
+    return said.lstrip() or ("" if call.schema else thought.strip())
 
 
 def fold_system(messages: Messages) -> Messages:
