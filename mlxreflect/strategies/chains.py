@@ -44,7 +44,7 @@ class Chains:
         self.stopped.set()
         self.pool.terminate()
 
-    def start(self, chain: Iterator[None]) -> None:
+    def start(self, chain: Iterator[Any]) -> None:
         """Queue a chain. Raises what an earlier one raised."""
         while not self.ended.empty():
             self.collect()
@@ -65,17 +65,23 @@ class Chains:
 
     # ---- in any thread --------------------------------------------------------------------------
 
-    def queue(self, chain: Iterator[None]) -> None:
+    def queue(self, chain: Iterator[Any]) -> None:
         self.pool.apply_async(self.step, (chain,), error_callback=self.failed)
 
-    def step(self, chain: Iterator[None]) -> None:
+    def step(self, chain: Iterator[Any]) -> None:
         if self.stopped.is_set():
             return
-        for _ in chain:
+        fine = False
+        try:
+            more = next(chain, self) is not self
+            fine = True
+        finally:
+            if not fine:  # here, before this thread takes another chain
+                self.stopped.set()
+        if more:
             self.queue(chain)
-            return
-        self.ended.put(None)
+        else:
+            self.ended.put(None)
 
     def failed(self, error: BaseException) -> None:
-        self.stopped.set()
         self.ended.put(error)
