@@ -35,7 +35,6 @@ CHANGED = {
     "name": ("other", {}),
     "seed": (1, {}),
     "policy.quantize": (8, {}),
-    "policy.dequantize": ("no", {}),
     "policy.temperature": (1.5, {}),
     "policy.top_p": (0.3, {}),
     "policy.max_new_tokens": (8, {}),
@@ -92,6 +91,7 @@ CHANGED = {
 }  # fmt: skip
 # Keys that need data, a server or a look inside: a test of their own below.
 APART = {
+    "policy.dequantize",
     "policy.model", "policy.adapter", "task.source", "task.config", "task.split", "task.question",
     "task.answer", "task.answer_type", "eval.source", "r3.max_failed", "train.grad_checkpoint",
     "train.memory_gb", "train.reference_cache", "train.tune",
@@ -484,3 +484,12 @@ def test_a_replay_asks_nobody(tmp_path):
     elsewhere = {"critic.cache": str(tmp_path / "other.sqlite"), "critic.replay": True}
     with pytest.raises(UserError, match=r"critic\.replay: no reply on disk"):
         recorded(elsewhere, tmp_path / "c")
+
+
+@pytest.mark.parametrize(("value", "packed"), [("no", True), ("yes", False), ("auto", False)])
+def test_weights_stay_packed_where_the_recipe_says_so(value: str, packed: bool) -> None:
+    """It changes memory and speed, and no output: on the CPU both compute in float32."""
+    recipe = load_recipe("quickstart", ["policy.quantize=8", f"policy.dequantize={value}"])
+    model = policy_module.load_policy(recipe.policy).model
+    kinds = {type(m).__name__ for _, m in model.named_modules()}
+    assert ("QuantizedLinear" in kinds) == packed
