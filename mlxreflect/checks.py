@@ -25,8 +25,9 @@ from mlxreflect.critics.ollama import OllamaCritic
 from mlxreflect.critics.openai import OpenAICritic
 from mlxreflect.errors import UserError
 from mlxreflect.policy import TINY, on_cpu
-from mlxreflect.recipe import REMOTE, CriticConfig, Recipe, Tier
+from mlxreflect.recipe import asked_tiers
 from mlxreflect.records import make_problem, read_json
+from mlxreflect.tables import REMOTE, CriticConfig, Recipe
 
 CALL_S = 120.0  # a server may have to load its model first
 LOOK_S = 5.0  # for a server that is there or not
@@ -107,13 +108,8 @@ def to_download(name: str, model: str) -> Check:
 
 def tiers(recipe: Recipe) -> dict[str, CriticConfig]:
     """The critics that a run asks, each once."""
-    names: list[Tier] = []
-    if not recipe.r3.feedback == recipe.r3.rewriter == "self":
-        names += ["basic", "advanced"]
-    if recipe.critic.judge:
-        names.append("judge")
     found: dict[CriticConfig, str] = {}
-    for name in names:
+    for name in asked_tiers(recipe):
         found.setdefault(
             recipe.critic.tier(name), "critic" if name == "basic" else f"{name} critic"
         )

@@ -28,7 +28,8 @@ from mlxreflect.critics.cache import cache_path
 from mlxreflect.errors import UserError
 from mlxreflect.evaluate import eval_problems
 from mlxreflect.policy import device_name, on_cpu
-from mlxreflect.recipe import Recipe, TaskConfig, eval_spec
+from mlxreflect.recipe import eval_spec
+from mlxreflect.tables import Recipe, TaskConfig
 from mlxreflect.tasks import TASKS, gsm8k, training_problems
 from mlxreflect.tasks.rows import is_path
 from mlxreflect.train.memory import memory_limit

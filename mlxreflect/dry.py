@@ -4,10 +4,11 @@ from datetime import timedelta
 from typing import Any
 
 from mlxreflect import prompts
-from mlxreflect.estimate import NOTHING, asked, estimate
-from mlxreflect.recipe import Recipe, dump_recipe
+from mlxreflect.estimate import NOTHING, estimate
+from mlxreflect.recipe import asked_tiers, dump_recipe
 from mlxreflect.records import Messages, Problem
 from mlxreflect.strategies.moves import Moves
+from mlxreflect.tables import Recipe
 from mlxreflect.tasks import TASKS, training_problems
 from mlxreflect.tasks.base import Task
 
@@ -51,7 +52,7 @@ def told(recipe: Recipe, found: dict[str, Any]) -> list[str]:
         f"--- {found['attempts']} attempts, at most {most['calls']} critic calls "
         f"(expected: {likely['calls']})"
     ]
-    for tier in asked(recipe):
+    for tier in asked_tiers(recipe):
         one = found["critics"][tier]
         both = f"{one['expected']['calls']} calls expected, {one['at_most']['calls']} at most"
         lines.append(f"{tier} critic, {one['critic']}: {both}")

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mlxreflect.recipe import Recipe, Tier
+from mlxreflect.recipe import asked_tiers, keeps_bucket
 from mlxreflect.records import Problem
 from mlxreflect.strategies.moves import Moves, Round
 from mlxreflect.strategies.waves import MAX_MASTERY_ROUNDS
+from mlxreflect.tables import Recipe, Tier
 from mlxreflect.tasks.base import Task
 
 WRONG = 0.5  # assumed share of what is tried
@@ -63,7 +64,9 @@ def estimate(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> dict[st
     totals: dict[str, Any] = {}
     for name, amount in (("expected", expected(recipe, len(problems))),
                          ("at_most", at_most(recipe, len(problems)))):  # fmt: skip
-        spent = {tier: spending(recipe, task, problems, amount, tier) for tier in asked(recipe)}
+        spent = {
+            tier: spending(recipe, task, problems, amount, tier) for tier in asked_tiers(recipe)
+        }
         totals[name] = sum(spent.values(), Spending()).rounded()
         for tier, one in spent.items():
             config = recipe.critic.tier(tier)
@@ -79,20 +82,6 @@ def estimate(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> dict[st
             "seconds_a_reply": SECONDS_A_REPLY,
         },
     }  # fmt: skip
-
-
-def asked(recipe: Recipe) -> list[Tier]:
-    """The critics that a run asks; where the policy does it all, none."""
-    config = recipe.r3
-    tiers: list[Tier] = []
-    if not config.feedback == config.rewriter == "self":
-        tiers += ["basic", "advanced"] if keeps_bucket(recipe) else ["basic"]
-    return [*tiers, "judge"] if config.judge else tiers
-
-
-def keeps_bucket(recipe: Recipe) -> bool:
-    """Whether the bucket list is ever taken up."""
-    return recipe.r3.bucket_every > 0 or recipe.r3.until_mastered
 
 
 def at_most(recipe: Recipe, n: int) -> Amount:

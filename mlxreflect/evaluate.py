@@ -14,7 +14,6 @@ from typing import Any
 from mlxreflect import prompts
 from mlxreflect.errors import UserError
 from mlxreflect.policy import Completion, Policy, load_policy
-from mlxreflect.recipe import EvalSpec, PolicyConfig
 from mlxreflect.records import (
     Problem,
     Sample,
@@ -28,6 +27,7 @@ from mlxreflect.records import (
 from mlxreflect.seeds import rng_for
 from mlxreflect.settings import apply_settings, bundled, find_toml, flatten, read_toml, validate
 from mlxreflect.stats import wilson
+from mlxreflect.tables import EvalSpec, PolicyConfig
 from mlxreflect.tasks import TASKS, get_task
 from mlxreflect.tasks.base import Task
 from mlxreflect.ui import Ui

@@ -17,9 +17,9 @@ from mlxreflect.course import FIRST, Course, Data, Place
 from mlxreflect.errors import UserError
 from mlxreflect.job import Job, dump_job
 from mlxreflect.policy import Policy, device_name, load_policy
-from mlxreflect.recipe import PolicyConfig
 from mlxreflect.records import Example, append_rows, read_json, write_atomic
 from mlxreflect.settings import validate
+from mlxreflect.tables import PolicyConfig
 from mlxreflect.train.batches import Group, Pair, Row
 from mlxreflect.train.encode import Dropped, Encoder, NothingTrained
 from mlxreflect.train.formats import read_examples, split_examples

@@ -21,7 +21,7 @@ from mlx_lm.utils import hf_repo_to_path, load_config, save_config, save_model
 
 from mlxreflect.errors import UserError
 from mlxreflect.policy import TINY, Policy, dequantize, load_policy, on_cpu, one_line
-from mlxreflect.recipe import PolicyConfig
+from mlxreflect.tables import PolicyConfig
 from mlxreflect.train.lora import Arrays, floating, read_adapter
 from mlxreflect.train.merge import LEAST, merge, pack, unpack
 from mlxreflect.ui import Ui, safe_text

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import Count, Fitting, Positive, Table, check_objective
+from mlxreflect.recipe import check_objective
 from mlxreflect.settings import apply_settings, flatten, merge, toml_value, validate
+from mlxreflect.tables import Count, Fitting, Positive, Table
 from mlxreflect.tasks.rows import local_path
 
 # Where an objective wants another value than the tables say; --set comes after.

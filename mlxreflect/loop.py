@@ -24,12 +24,13 @@ from mlxreflect.critics.local import SelfCritic
 from mlxreflect.critics.tally import total
 from mlxreflect.evaluate import eval_problems, evaluate
 from mlxreflect.policy import device_name, load_policy, weights_hash
-from mlxreflect.recipe import REMOTE, CriticConfig, Recipe, Tier, eval_spec
+from mlxreflect.recipe import asked_tiers, eval_spec
 from mlxreflect.records import read_rows, to_row
 from mlxreflect.run import Run
 from mlxreflect.strategies import STRATEGIES
 from mlxreflect.strategies.r3 import R3, Played
 from mlxreflect.strategies.waves import State, Wave
+from mlxreflect.tables import REMOTE, CriticConfig, Recipe
 from mlxreflect.tasks import TASKS, training_problems
 from mlxreflect.train.checkpoint import load_arrays, load_parameters, load_trainer, save_trainer
 from mlxreflect.train.lora import attach, save_adapter
@@ -116,11 +117,7 @@ def open_critics(
 
     A replay asks nobody, so there is nobody who would have to answer.
     """
-    wanted: list[Tier] = []
-    if not recipe.r3.feedback == recipe.r3.rewriter == "self":
-        wanted += ["basic", "advanced"]
-    if getattr(recipe.r3, "judge", False):
-        wanted.append("judge")
+    wanted = asked_tiers(recipe)
     opened: dict[CriticConfig, Critic] = {}
     for tier in wanted:
         config = recipe.critic.tier(tier)

@@ -17,9 +17,9 @@ from mlx_lm.sample_utils import make_sampler
 from mlx_lm.utils import dequantize_model, load
 
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import PolicyConfig
 from mlxreflect.records import Messages
 from mlxreflect.seeds import seed_mlx
+from mlxreflect.tables import PolicyConfig
 
 TINY = Path(__file__).parent / "tiny"
 GROUP_SIZE = 64

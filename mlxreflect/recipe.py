@@ -5,9 +5,9 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from mlxreflect.errors import UserError
 from mlxreflect.settings import (
@@ -20,193 +20,8 @@ from mlxreflect.settings import (
     toml_value,
     validate,
 )
+from mlxreflect.tables import REMOTE, TIERS, CriticConfig, EvalSpec, Fitting, Recipe, Tier
 from mlxreflect.wording import fetch_templates
-
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(gt=0)]
-Tier = Literal["basic", "advanced", "judge"]  # of critics
-TIERS: tuple[Tier, ...] = ("basic", "advanced", "judge")
-REMOTE = ("ollama", "openai", "bedrock")  # providers that are asked over a network
-
-
-class Table(BaseModel):
-    # strict: "8" is no number and 1 no boolean; infinity could not be written back as TOML.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class PolicyConfig(Table):
-    """The model that learns."""
-
-    model: str = "tiny"  # hub name, path, or the embedded "tiny"
-    adapter: str = ""  # a LoRA folder to start from
-    quantize: Literal[0, 4, 8] = 0  # bits, on load
-    dequantize: Literal["auto", "yes", "no"] = "auto"  # auto: only on the CPU, where it is faster
-    temperature: Annotated[float, Field(ge=0)] = 0.7
-    top_p: Fraction = 0.9
-    max_new_tokens: Positive = 1024
-    batch: Positive = 32  # sequences in flight
-
-
-class PromptConfig(Table):
-    tags: Literal["think", "reasoning", "preflexor"] = "think"
-    style: Literal["thinking", "direct"] = "thinking"
-    file: str = ""  # TOML file with wording of your own: template = "text"
-    templates: dict[str, str] = {}  # that wording, as the run keeps it
-
-
-class TaskConfig(Table):
-    """Where problems come from. Column names map foreign data onto question and answer."""
-
-    name: str = "countdown"
-    source: str = ""  # path or hub data set; empty: the task's own
-    config: str = ""  # configuration of a hub data set
-    split: str = "train"  # split of a hub data set that the run's problems come from
-    limit: Count = 0  # problems of one epoch; 0: all there are
-    question: str = "question"
-    answer: str = "answer"
-    answer_type: Literal["number", "text", "choice"] = "number"
-    numbers: list[Annotated[int, Field(ge=2, le=6)]] = [3]  # countdown: how many, one or several
-
-
-class CriticConfig(Table):
-    provider: Literal["solver", "local", "ollama", "openai", "bedrock"] = "solver"
-    model: str = ""
-    base_url: str = ""
-    key_env: str = ""  # openai: the environment variable that holds the key; never the key itself
-    region: str = ""  # bedrock; "": as boto3 finds it
-    profile: str = ""  # bedrock: of ~/.aws/config
-    temperature: Annotated[float, Field(ge=0)] = 0.99
-    max_tokens: Positive = 2000
-    num_ctx: Positive = 8192
-    concurrency: Positive = 4
-    deadline_s: Rate = 600.0
-    price_in: Annotated[float, Field(ge=0)] = 0.0  # dollars a million tokens of prompt
-    price_out: Annotated[float, Field(ge=0)] = 0.0  # and of reply
-    cache: str = ""  # "": the user's cache folder, "off", or a path
-    replay: bool = False  # answer from the cache alone; what is not there is an error
-
-
-class BudgetConfig(Table):
-    """What all critics of a run together may spend; 0: no limit."""
-
-    max_calls: Count = 0
-    max_tokens: Count = 0  # of prompts and replies
-    max_usd: Annotated[float, Field(ge=0)] = 0.0  # by critic.price_in and price_out
-
-
-class Critics(CriticConfig):
-    """[critic]; [critic.advanced] and [critic.judge] override it key by key.
-
-    advanced: takes up the bucket list. judge: gives verdicts.
-    """
-
-    budget: BudgetConfig = BudgetConfig()
-    advanced: dict[str, Any] = {}
-    judge: dict[str, Any] = {}
-
-    def tier(self, name: Tier) -> CriticConfig:
-        base = self.model_dump(exclude={"budget", "advanced", "judge"})
-        return CriticConfig(**{**base, **({} if name == "basic" else getattr(self, name))})
-
-
-class R3Config(Table):
-    wave: Positive = 1
-    shard: Count = 0  # samples drawn while a remote critic reviews those before; 0: policy.batch
-    epochs: Positive = 1
-    rewrites: Positive = 3
-    verifications: Count = 5
-    verify_samples: Positive = 1
-    verify_pass: Positive = 1
-    feedback: Literal["critic", "self"] = "critic"
-    rewriter: Literal["critic", "self"] = "critic"
-    judge: bool = False  # rewrites that pass the grader must also convince the judge
-    sft_mode: Literal[0, 1, 2, 3] = 1  # once verified: 0 none, 1 last winner, 2 verified, 3 both
-    sft_correct: bool = False  # SFT on attempts that were right at once
-    bucket_every: Count = 100  # problems between passes over the bucket list; 0: never
-    until_mastered: bool = False
-    max_failed: Fraction = 0.5  # a larger share of the last critic calls failed: the run stops
-
-
-class LoraConfig(Table):
-    rank: Positive = 16
-    scale: Rate = 2.0  # = alpha / rank of other libraries
-    alpha: Annotated[float, Field(ge=0)] = 0.0  # above 0: scale = alpha / rank
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    layers: Annotated[int, Field(ge=-1)] = -1  # last n layers; -1: all
-    keys: list[str] = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
-                       "self_attn.o_proj"]  # empty: every linear layer  # fmt: skip
-
-
-class SftConfig(Table):
-    lr: Rate = 2e-5
-    scale_verified: Annotated[float, Field(ge=0)] = 0.1  # × lr: the verified answer
-    scale_failed: Annotated[float, Field(ge=0)] = 0.01  # × lr: last winner after a failed verify
-
-
-class MaskConfig(Table):
-    """Which tokens of a response the loss sees."""
-
-    answer_only: bool = False  # nothing up to the end of the last thought
-    think_fraction: Fraction = 0.0  # share of the thought's tokens left out at random
-    markers: bool = True  # with either of these: the think tags themselves stay in
-
-
-class Fitting(Table):
-    """What every training has; `run` and `train` add keys of their own."""
-
-    lr: Rate = 1e-5
-    beta: Rate = 0.1
-    smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # of labels: dpo; exo_pair's ε
-    logps: Literal["sum", "mean"] = "mean"
-    nll: Annotated[float, Field(ge=0)] = 0.0  # weight of the chosen answer's NLL per token
-    dpo: Annotated[float, Field(ge=0)] = 1.0  # weight of the preference term; 0: the NLL alone
-    reference: Literal["stage", "base", "none"] = "stage"
-    batch: Positive = 8
-    accumulate: Positive = 1
-    epochs: Positive = 1  # passes over the pairs of a wave
-    clip: Annotated[float, Field(ge=0)] = 1.0  # of the gradient's norm; 0: off
-    warmup: Count = 0  # steps
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_length: Positive = 4096  # tokens of prompt and response
-    grad_checkpoint: Literal["auto", "yes", "no"] = "auto"  # layers computed twice, to save memory
-    memory_gb: Annotated[float, Field(ge=0)] = 0.0  # for activations; 0: a part of the device's
-    reference_cache: str = ""  # "": the user's cache folder, "off", or a path
-    mask: MaskConfig = MaskConfig()
-    tune: Literal["lora", "full"] = "lora"  # full: all weights, of a model that is not quantised
-    lora: LoraConfig = LoraConfig()
-
-
-class TrainConfig(Fitting):
-    """[train] of a recipe; [train.sft] is for the answers that a strategy imitates."""
-
-    objective: Literal["dpo", "ipo", "exo_pair", "orpo"] = "dpo"
-    sft: SftConfig = SftConfig()
-
-
-class EvalConfig(Table):
-    """The evaluation of a run: base and trained on the same problems, none of them trained on."""
-
-    spec: str = ""  # file or bundled name; empty: the task's own held-out problems
-    source: str = ""  # other data for the spec, all of it
-    limit: Count = 0  # 0: the spec's own
-    seed: int = 0  # order of the problems, and so which ones a limit takes
-    max_new_tokens: Count = 0  # 0: the policy's own
-
-
-class Recipe(Table):
-    strategy: Literal["r3"] = "r3"
-    name: str = ""
-    seed: int = 0
-    policy: PolicyConfig = PolicyConfig()
-    prompt: PromptConfig = PromptConfig()
-    task: TaskConfig = TaskConfig()
-    critic: Critics = Critics()
-    r3: R3Config = R3Config()
-    train: TrainConfig = TrainConfig()
-    eval: EvalConfig = EvalConfig()
-
 
 # For each provider, what a critic.model may look like.
 MODELS = {
@@ -218,21 +33,6 @@ RESUMABLE = (
     "critic.concurrency", "critic.deadline_s", "critic.replay",
     "critic.budget.max_calls", "critic.budget.max_tokens", "critic.budget.max_usd",
 )  # fmt: skip
-
-
-class EvalSpec(Table):
-    """What an evaluation asks and how; `evals/*.toml` hold the bundled ones."""
-
-    task: TaskConfig
-    prompt: PromptConfig = PromptConfig()
-    part: Literal["heldout", "dev", "train", "all"] = "heldout"
-    limit: Count = 0
-    seed: int = 0
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    top_p: Fraction = 1.0
-    max_new_tokens: Positive = 1024
-    samples: Positive = 1
-    batch: Positive = 32
 
 
 def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
@@ -297,6 +97,19 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
         critic = validate_tier(recipe, tier, path, settings)
         check_critic(critic, path)
     check_spending(recipe, path)
+
+
+def asked_tiers(recipe: Recipe) -> list[Tier]:
+    """The critics that a run asks; where the policy does it all, none."""
+    tiers: list[Tier] = []
+    if not recipe.r3.feedback == recipe.r3.rewriter == "self":
+        tiers += ["basic", "advanced"] if keeps_bucket(recipe) else ["basic"]
+    return [*tiers, "judge"] if recipe.r3.judge else tiers
+
+
+def keeps_bucket(recipe: Recipe) -> bool:
+    """Whether the bucket list is ever taken up."""
+    return recipe.r3.bucket_every > 0 or recipe.r3.until_mastered
 
 
 def check_critic(critic: CriticConfig, path: Path) -> None:

@@ -14,9 +14,10 @@ from typing import Any, TextIO
 
 from mlxreflect.commits import Commits, take_lock
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import RESUMABLE, Recipe, check_spending, digest, dump_recipe
+from mlxreflect.recipe import RESUMABLE, check_spending, digest, dump_recipe
 from mlxreflect.records import read_json, write_atomic
 from mlxreflect.settings import apply_settings, flatten, read_toml, validate
+from mlxreflect.tables import Recipe
 from mlxreflect.wording import check_kept
 
 JOURNALS = ("episodes.jsonl", "examples.jsonl", "preference.jsonl", "sft.jsonl", "metrics.jsonl")

@@ -66,7 +66,7 @@ def load_random(tiny_random: Path) -> Callable[..., Any]:
 
     def load(**changes: Any) -> Any:
         from mlxreflect.policy import load_policy
-        from mlxreflect.recipe import PolicyConfig
+        from mlxreflect.tables import PolicyConfig
 
         return load_policy(PolicyConfig(model=str(tiny_random), **changes))
 

@@ -18,9 +18,10 @@ from test_resume import contents
 from mlxreflect.critics.base import Call
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.loop import execute
-from mlxreflect.recipe import CriticConfig, load_recipe
+from mlxreflect.recipe import load_recipe
 from mlxreflect.records import make_problem, read_rows
 from mlxreflect.run import Run
+from mlxreflect.tables import CriticConfig
 from mlxreflect.ui import Ui
 
 # Two waves, bucket passes with them, cycles after failed verifications: some 50 calls.

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import TaskConfig
 from mlxreflect.records import Problem, make_problem
+from mlxreflect.tables import TaskConfig
 from mlxreflect.tasks.arithmetic import TASK, load
 
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}

@@ -16,11 +16,12 @@ from mlxreflect.critics.ollama import OllamaCritic
 from mlxreflect.errors import UserError
 from mlxreflect.loop import execute
 from mlxreflect.policy import load_policy
-from mlxreflect.recipe import Recipe, load_recipe
+from mlxreflect.recipe import load_recipe
 from mlxreflect.records import to_row
 from mlxreflect.run import Run
 from mlxreflect.strategies.chains import Chains
 from mlxreflect.strategies.r3 import R3
+from mlxreflect.tables import Recipe
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer
 from mlxreflect.ui import Ui

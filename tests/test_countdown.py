@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import TaskConfig
 from mlxreflect.records import Problem
+from mlxreflect.tables import TaskConfig
 from mlxreflect.tasks.countdown import TASK, check, part_of
 from mlxreflect.tasks.expression import MAX_DEPTH, NotAnExpression, parse_expression
 

@@ -19,8 +19,8 @@ from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.bedrock import BedrockCritic
 from mlxreflect.critics.client import RETRIES
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import CriticConfig
 from mlxreflect.records import make_problem
+from mlxreflect.tables import CriticConfig
 
 TRIES = RETRIES + 1
 PROBLEM = make_problem("countdown", {"numbers": [1, 2, 3], "target": 6})

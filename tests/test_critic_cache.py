@@ -19,8 +19,8 @@ from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.cache import Cache, cache_key, cache_path
 from mlxreflect.critics.ollama import OllamaCritic
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import CriticConfig
 from mlxreflect.records import make_problem
+from mlxreflect.tables import CriticConfig
 
 CALL = Call(
     role="critique",

@@ -14,8 +14,8 @@ from mlxreflect.critics.local import LocalCritic, SelfCritic
 from mlxreflect.errors import UserError
 from mlxreflect.policy import Policy, load_policy
 from mlxreflect.prompts import attempt_messages
-from mlxreflect.recipe import CriticConfig, PolicyConfig, TaskConfig
 from mlxreflect.records import Problem
+from mlxreflect.tables import CriticConfig, PolicyConfig, TaskConfig
 from mlxreflect.tasks import TASKS, countdown
 
 PROBLEMS = TASKS["countdown"].load(TaskConfig(limit=5), "dev", 0)

@@ -20,8 +20,8 @@ from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.client import RETRIES, Client, http_error, retry_after
 from mlxreflect.critics.ollama import OllamaCritic, estimate_tokens
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import CriticConfig
 from mlxreflect.records import make_problem
+from mlxreflect.tables import CriticConfig
 
 TRIES = RETRIES + 1
 PROBLEM = make_problem("countdown", {"numbers": [1, 2, 3], "target": 6})

@@ -23,8 +23,8 @@ from mlxreflect.critics.openai import OpenAICritic, parse_base
 from mlxreflect.errors import UserError
 from mlxreflect.policy import TINY, load_policy
 from mlxreflect.prompts import attempt_messages, parse_response
-from mlxreflect.recipe import CriticConfig, PolicyConfig, TaskConfig
 from mlxreflect.records import make_problem
+from mlxreflect.tables import CriticConfig, PolicyConfig, TaskConfig
 from mlxreflect.tasks import TASKS, countdown
 
 TRIES = RETRIES + 1

@@ -104,6 +104,17 @@ def test_ollama_is_mentioned_where_it_runs(
 # ---- critics -------------------------------------------------------------------------------------
 
 
+def test_the_critics_that_a_run_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge with the keys of [critic] is asked by the run too; an unused one by nobody."""
+    with FakeOpenAI() as server:
+        unused = look("critic.judge.provider=openai", "critic.judge.model=critic",
+                      f"critic.judge.base_url={server.url}")  # fmt: skip
+        assert not server.chats and "judge critic" not in unused.names
+        asked = look("r3.judge=true", "critic.judge.provider=openai", "critic.judge.model=critic",
+                     f"critic.judge.base_url={server.url}")  # fmt: skip
+        assert len(server.chats) == 1 and asked["judge critic"].status == "ok"
+
+
 def test_one_token_of_an_openai_server(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,12 +219,12 @@ def test_bedrock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_each_tier_is_asked_once() -> None:
     with FakeOpenAI(models=["critic", "big"]) as server:
         settings = served("openai", server.url)
-        found = look(*settings, "critic.advanced.model=big", "critic.judge.model=big")
+        bucket = "r3.bucket_every=10"  # else nobody asks the advanced critic
+        found = look(*settings, bucket, "critic.advanced.model=big", "critic.judge.model=big")
         assert [body["model"] for body in server.chats] == ["critic", "big"]
         assert found.names[-4:-2] == ["critic", "advanced critic"]
-        assert look(*settings, "critic.judge.temperature=0.0").names[-4:-2] == [
-            "critic", "judge critic",
-        ]  # fmt: skip
+        judged = look(*settings, "r3.judge=true", "critic.judge.temperature=0.0")
+        assert judged.names[-4:-2] == ["critic", "judge critic"]
         server.requests.clear()
         found = look(*settings, "r3.feedback=self", "r3.rewriter=self")
         assert server.requests == []

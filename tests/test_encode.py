@@ -18,7 +18,7 @@ OTHER = "<think>\nstep 1: 3 + 5 = 8\n</think>\n<answer> 3 + 5 </answer>"
 @pytest.fixture(scope="module")
 def policy(tiny_random: object) -> Policy:
     from mlxreflect.policy import load_policy
-    from mlxreflect.recipe import PolicyConfig
+    from mlxreflect.tables import PolicyConfig
 
     return load_policy(PolicyConfig(model=str(tiny_random)))
 

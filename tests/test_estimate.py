@@ -7,8 +7,9 @@ import pytest
 
 from mlxreflect.dry import dry
 from mlxreflect.estimate import at_most, estimate, expected
-from mlxreflect.recipe import Recipe, load_recipe
+from mlxreflect.recipe import load_recipe
 from mlxreflect.strategies.waves import State, next_wave
+from mlxreflect.tables import Recipe
 from mlxreflect.tasks import TASKS
 
 COUNTDOWN = TASKS["countdown"]

@@ -14,7 +14,8 @@ from mlxreflect.evaluate import (
     whole_chunks,
 )
 from mlxreflect.policy import load_policy
-from mlxreflect.recipe import EvalSpec, PolicyConfig, Recipe, eval_spec
+from mlxreflect.recipe import eval_spec
+from mlxreflect.tables import EvalSpec, PolicyConfig, Recipe
 from mlxreflect.tasks import TASKS, training_problems
 
 SPEC = EvalSpec.model_validate(

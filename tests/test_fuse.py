@@ -28,7 +28,7 @@ import mlxreflect.train.merge as weights
 from mlxreflect.errors import UserError
 from mlxreflect.fuse import PROMPTS, fuse
 from mlxreflect.policy import Policy, load_policy
-from mlxreflect.recipe import LoraConfig, PolicyConfig
+from mlxreflect.tables import LoraConfig, PolicyConfig
 from mlxreflect.train.lora import attach_full, attach_lora, linear_keys, save_adapter
 from mlxreflect.ui import Ui
 

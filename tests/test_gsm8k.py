@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import TaskConfig
+from mlxreflect.tables import TaskConfig
 from mlxreflect.tasks.gsm8k import TASK
 from mlxreflect.tasks.numbers import (
     extract_answer,

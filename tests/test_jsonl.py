@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import TaskConfig
 from mlxreflect.records import Problem
+from mlxreflect.tables import TaskConfig
 from mlxreflect.tasks.jsonl import TASK
 
 ROWS = [{"question": f"Question number {i}", "answer": str(i)} for i in range(300)]

@@ -18,9 +18,10 @@ from mlxreflect.critics.ledger import BudgetReached
 from mlxreflect.errors import UserError
 from mlxreflect.fuse import write_folder
 from mlxreflect.loop import execute
-from mlxreflect.recipe import Recipe, load_recipe
+from mlxreflect.recipe import load_recipe
 from mlxreflect.run import Run
 from mlxreflect.settings import flatten
+from mlxreflect.tables import Recipe
 from mlxreflect.train.network import Network
 from mlxreflect.ui import Ui
 

@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"errors"},
     {"records", "settings", "seeds", "templates"},
     {"prompts"},
-    {"wording"},
+    {"tables", "wording"},
     {"recipe"},
     {"train.lanes"},
     {"train.cpu"},
@@ -41,8 +41,8 @@ LAYERS: list[set[str]] = [
     {"__main__"},
 ]
 # Nothing but data in, data out: no model, no network, no run directory.
-PURE = ("records", "settings", "recipe", "seeds", "prompts", "templates", "wording", "pairs",
-        "stats", "tasks", "errors", "job")  # fmt: skip
+PURE = ("records", "settings", "tables", "recipe", "seeds", "prompts", "templates", "wording",
+        "pairs", "stats", "tasks", "errors", "job")  # fmt: skip
 HEAVY = {"mlx", "mlx_lm", "transformers", "pydantic", "matplotlib", "numpy", "scipy", "datasets",
          "huggingface_hub", "ollama", "httpx", "tenacity", "boto3", "botocore"}  # fmt: skip
 

@@ -19,8 +19,8 @@ from mlxreflect.critics.client import CallError, Client
 from mlxreflect.critics.ledger import BudgetReached, Ledger
 from mlxreflect.critics.tally import Tally, quantiles, total
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import BudgetConfig, CriticConfig
 from mlxreflect.records import make_problem
+from mlxreflect.tables import BudgetConfig, CriticConfig
 
 NOW = threading.Event()  # nobody gives up here
 CALL = Call(
@@ -367,7 +367,7 @@ from test_ledger import CALL, calls
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.client import Client
 from mlxreflect.critics.ledger import Ledger
-from mlxreflect.recipe import CriticConfig
+from mlxreflect.tables import CriticConfig
 folder = Path(sys.argv[2])
 def send(call, timeout):
     with (folder / "sent").open("a") as out:

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from mlxreflect.errors import UserError
 from mlxreflect.policy import Policy, load_policy, weights_hash
-from mlxreflect.recipe import LoraConfig, PolicyConfig
+from mlxreflect.tables import LoraConfig, PolicyConfig
 from mlxreflect.train.lora import (
     Arrays,
     attach_full,

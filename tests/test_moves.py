@@ -15,9 +15,9 @@ from mlxreflect.critics.cache import cache_key
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.critics.verdicts import Judgement, Preference
 from mlxreflect.pairs import r3_pairs
-from mlxreflect.recipe import CriticConfig, Recipe
 from mlxreflect.records import make_problem
 from mlxreflect.strategies.moves import Moves, Round, judged, preferred
+from mlxreflect.tables import CriticConfig, Recipe
 from mlxreflect.tasks import TASKS
 
 PROBLEM = make_problem("jsonl", {"question": "What is 1 + 2?", "answer_type": "number"}, "3")

@@ -44,8 +44,9 @@ from mlxreflect.errors import UserError
 from mlxreflect.fuse import write_folder
 from mlxreflect.policy import Policy
 from mlxreflect.prompts import attempt_messages
-from mlxreflect.recipe import LoraConfig, load_recipe
+from mlxreflect.recipe import load_recipe
 from mlxreflect.records import Example
+from mlxreflect.tables import LoraConfig
 from mlxreflect.train import memory
 from mlxreflect.train import trainer as trainer_module
 from mlxreflect.train.batches import Batch, Pair, Row, collate, padded
@@ -65,7 +66,7 @@ TEXT = "<think>\nstep 1: 3 + 4 = 7\nstep 2: 7 * 5 = 35\n</think>\n<answer> ( 3 +
 @pytest.fixture(scope="module")
 def policy(tiny_random: Path) -> Policy:
     from mlxreflect.policy import load_policy
-    from mlxreflect.recipe import PolicyConfig
+    from mlxreflect.tables import PolicyConfig
 
     return load_policy(PolicyConfig(model=str(tiny_random)))
 
@@ -482,7 +483,7 @@ def test_fusing_that_loses_a_small_change(
         out = tmp_path / f"out-{bits}"
         write_folder(str(tiny_random), str(tmp_path / "adapter"), out, bits)
         from mlxreflect.policy import load_policy
-        from mlxreflect.recipe import PolicyConfig
+        from mlxreflect.tables import PolicyConfig
 
         fused = load_policy(PolicyConfig(model=str(out), dequantize="no")).model
         left = np.array(fused(ids), np.float64) - plain

@@ -17,7 +17,7 @@ from mlx_lm import stream_generate
 from mlxreflect.errors import UserError
 from mlxreflect.policy import Completion, Policy, load_policy
 from mlxreflect.prompts import attempt_messages
-from mlxreflect.recipe import LoraConfig, PolicyConfig
+from mlxreflect.tables import LoraConfig, PolicyConfig
 from mlxreflect.train.lora import attach_lora, save_adapter
 from mlxreflect.train.trainer import Trainer
 

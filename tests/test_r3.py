@@ -12,8 +12,8 @@ from mlxreflect.errors import UserError
 from mlxreflect.pairs import r3_pairs
 from mlxreflect.policy import load_policy
 from mlxreflect.prompts import quote
-from mlxreflect.recipe import CriticConfig, Recipe
 from mlxreflect.strategies.r3 import R3
+from mlxreflect.tables import CriticConfig, Recipe
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer

@@ -16,8 +16,9 @@ from test_cli import Done, Shell, sets
 from mlxreflect.cli import app
 from mlxreflect.evaluate import find_spec
 from mlxreflect.job import Job, load_job
-from mlxreflect.recipe import Recipe, eval_spec, load_recipe
+from mlxreflect.recipe import eval_spec, load_recipe
 from mlxreflect.settings import apply_settings, bundled, find_toml, validate
+from mlxreflect.tables import Recipe
 from mlxreflect.tasks import TASKS, get_task
 
 ROOT = Path(__file__).parent.parent

@@ -84,8 +84,8 @@ def test_no_training_prompt_holds_the_answer(finished):
 def test_the_chat_templates_tokens(finished, smollm2):
     """Prompts and responses, token by token, as the model's own template has them."""
     from mlxreflect.policy import load_policy
-    from mlxreflect.recipe import PolicyConfig
     from mlxreflect.records import Example, flat_from_row
+    from mlxreflect.tables import PolicyConfig
     from mlxreflect.train.batches import Pair
     from mlxreflect.train.encode import Encoder
     from mlxreflect.train.masks import Mask
@@ -174,7 +174,7 @@ def test_preferences_of_a_four_bit_model_fit_into_little_memory(smollm2):
     from mlx.utils import tree_flatten
 
     from mlxreflect.policy import load_policy
-    from mlxreflect.recipe import LoraConfig, PolicyConfig
+    from mlxreflect.tables import LoraConfig, PolicyConfig
     from mlxreflect.train.batches import Pair, Row
     from mlxreflect.train.lora import attach_lora, base_reference
     from mlxreflect.train.objectives import Settings

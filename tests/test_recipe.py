@@ -10,18 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import (
-    RESUMABLE,
-    CriticConfig,
-    EvalSpec,
-    Recipe,
-    Table,
-    digest,
-    dump_recipe,
-    eval_spec,
-    load_recipe,
-)
+from mlxreflect.recipe import RESUMABLE, digest, dump_recipe, eval_spec, load_recipe
 from mlxreflect.settings import bundled, flatten, read_toml, validate
+from mlxreflect.tables import CriticConfig, EvalSpec, Recipe, Table
 
 DEFAULTS = flatten(Recipe().model_dump())
 LEAVES = sorted(set(DEFAULTS) - {"critic.advanced", "critic.judge"})

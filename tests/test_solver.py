@@ -9,8 +9,8 @@ from mlxreflect.critics.base import Call
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.errors import UserError
 from mlxreflect.prompts import TAGS
-from mlxreflect.recipe import CriticConfig, TaskConfig
 from mlxreflect.records import Problem, Visibility, make_problem
+from mlxreflect.tables import CriticConfig, TaskConfig
 from mlxreflect.tasks import TASKS
 from mlxreflect.tasks.countdown import TASK
 from mlxreflect.tasks.countdown_solver import finish, review

@@ -13,7 +13,7 @@ import pytest
 from mlx.utils import tree_flatten
 from test_losses import SHAPES, log_probabilities, long_pairs, rows, small_model, softplus
 
-from mlxreflect.recipe import LoraConfig
+from mlxreflect.tables import LoraConfig
 from mlxreflect.train.batches import Group, Pair, Row
 from mlxreflect.train.checkpoint import load_parameters, load_trainer, save_trainer
 from mlxreflect.train.lora import attach_lora, base_reference, save_adapter

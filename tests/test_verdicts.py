@@ -13,8 +13,8 @@ from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.ollama import OllamaCritic
 from mlxreflect.critics.tally import Tally
 from mlxreflect.critics.verdicts import Judgement, Preference, ask_structured, parse
-from mlxreflect.recipe import CriticConfig
 from mlxreflect.records import make_problem
+from mlxreflect.tables import CriticConfig
 
 WRONG = {"step": "2 + 2 = 5", "why": "it is 4", "verdict": "wrong"}
 RIGHT = {"step": "", "why": "all of it holds", "verdict": "right"}

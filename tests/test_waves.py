@@ -3,8 +3,8 @@
 import json
 from dataclasses import asdict
 
-from mlxreflect.recipe import Recipe
 from mlxreflect.strategies.waves import State, next_wave
+from mlxreflect.tables import Recipe
 
 
 def recipe(**r3):

@@ -9,7 +9,7 @@ from mlxreflect.critics.local import LocalCritic
 from mlxreflect.critics.ollama import OllamaCritic
 from mlxreflect.critics.openai import OpenAICritic
 from mlxreflect.critics.solver import SolverCritic
-from mlxreflect.recipe import CriticConfig
+from mlxreflect.tables import CriticConfig
 
 # config, name of the task, id of the run, its ledger → critic
 CRITICS: dict[str, Callable[[CriticConfig, str, str, Ledger], Critic]] = {

@@ -19,8 +19,8 @@ from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.text import encodable, strip_thought
 from mlxreflect.critics.wire import Wire, invalid
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import CriticConfig
 from mlxreflect.records import Messages
+from mlxreflect.tables import CriticConfig
 
 BEARER = "AWS_BEARER_TOKEN_BEDROCK"  # read by boto3 itself
 REASONS = {

@@ -18,7 +18,7 @@ from tenacity import retry, retry_if_exception, stop_after_delay, wait_random
 
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import CriticConfig
+from mlxreflect.tables import CriticConfig
 
 VERSION = 1  # of the schema, kept in the file's user_version
 KEPT = ("text", "finish_reason", "usage", "tries", "seconds")  # of a reply

@@ -30,7 +30,7 @@ from mlxreflect.critics.base import Call, Cost, Reply
 from mlxreflect.critics.cache import cache_key, open_cache
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import CriticConfig
+from mlxreflect.tables import CriticConfig
 
 RETRIES = 5  # of 30 % failing requests one call in 1400 is lost; half a minute covers a restart
 RETRIED = {408, 409, 429}  # and 5xx: the statuses that may be gone a moment later

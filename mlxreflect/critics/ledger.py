@@ -17,8 +17,8 @@ from typing import Any
 
 from mlxreflect.critics.base import Call, Cost
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import BudgetConfig
 from mlxreflect.records import append_rows, read_rows
+from mlxreflect.tables import BudgetConfig
 
 LIMITS = ("max_calls", "max_tokens", "max_usd")  # of [critic.budget]
 NANO = 10**9  # dollars are added as whole billionths: sums do not depend on their order

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.text import strip_thought
 from mlxreflect.policy import Completion, Policy, load_policy
-from mlxreflect.recipe import CriticConfig, PolicyConfig
+from mlxreflect.tables import CriticConfig, PolicyConfig
 
 
 class SelfCritic:

@@ -16,8 +16,8 @@ from mlxreflect.critics.client import NOTHING, Body, CallError, Client, http_err
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.text import encodable, strip_thought
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import CriticConfig
 from mlxreflect.records import Messages
+from mlxreflect.tables import CriticConfig
 
 ADDRESS = re.compile(r"(\w+://)?(?:([^/]*)@)?(.*)", re.DOTALL)  # matches everything
 CONNECT_S = 10.0

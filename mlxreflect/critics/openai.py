@@ -22,7 +22,7 @@ from mlxreflect.critics.text import encodable, fold_system, strip_thought
 from mlxreflect.critics.wire import Wire, invalid
 from mlxreflect.errors import UserError
 from mlxreflect.prompts import TAGS
-from mlxreflect.recipe import CriticConfig
+from mlxreflect.tables import CriticConfig
 
 HOME = "https://api.openai.com/v1"
 PREFLIGHT_S = 30.0

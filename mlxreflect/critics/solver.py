@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.errors import UserError
 from mlxreflect.prompts import ANSWER, TAGS, parse_response
-from mlxreflect.recipe import CriticConfig
+from mlxreflect.tables import CriticConfig
 from mlxreflect.tasks import TASKS
 from mlxreflect.tasks.base import Task
 

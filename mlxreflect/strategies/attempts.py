@@ -6,8 +6,8 @@ from typing import Literal
 
 from mlxreflect import pairs, prompts
 from mlxreflect.policy import Completion, Policy
-from mlxreflect.recipe import Recipe
 from mlxreflect.records import Messages, Problem, Turn, Verdict
+from mlxreflect.tables import Recipe
 from mlxreflect.tasks.base import Task
 
 Seed = tuple[int | str, ...]

@@ -9,9 +9,9 @@ from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.critics.tally import Tally
 from mlxreflect.critics.verdicts import Judgement, ask_structured
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import Recipe
 from mlxreflect.records import Problem, Turn, Verdict
 from mlxreflect.strategies.moves import Moves, Round, judged
+from mlxreflect.tables import Recipe
 from mlxreflect.tasks.base import Task
 
 ANSWERS = ("rewrite", "continue", "integrate")  # roles whose text may become training data

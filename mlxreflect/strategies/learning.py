@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from mlxreflect.policy import Policy, weights_hash
-from mlxreflect.recipe import Recipe
 from mlxreflect.records import Example
+from mlxreflect.tables import Recipe
 from mlxreflect.train.batches import Group, Pair, Row
 from mlxreflect.train.encode import Dropped, Encoder, NothingTrained
 from mlxreflect.train.lora import base_reference

@@ -7,9 +7,9 @@ from typing import Literal
 from mlxreflect import prompts
 from mlxreflect.critics.base import Call, Move
 from mlxreflect.critics.verdicts import Judgement, Preference
-from mlxreflect.recipe import Recipe
 from mlxreflect.records import Messages, Problem, Visibility
 from mlxreflect.seeds import seed_for
+from mlxreflect.tables import Recipe
 from mlxreflect.tasks.base import Task
 
 

@@ -19,7 +19,6 @@ from typing import Any, Literal
 from mlxreflect import pairs
 from mlxreflect.critics.base import Critic
 from mlxreflect.policy import Policy
-from mlxreflect.recipe import Recipe
 from mlxreflect.records import Episode, Example, Problem, Turn
 from mlxreflect.strategies.attempts import Attempts
 from mlxreflect.strategies.chains import Chains
@@ -29,6 +28,7 @@ from mlxreflect.strategies.learning import Learning
 from mlxreflect.strategies.moves import Round
 from mlxreflect.strategies.stories import Story, episode_of, index, keep_bucket, passed
 from mlxreflect.strategies.waves import State, Wave, next_wave
+from mlxreflect.tables import Recipe
 from mlxreflect.tasks.base import Task
 from mlxreflect.train.steps import Step
 from mlxreflect.train.trainer import Trainer

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field, replace
 
 from mlxreflect import pairs
-from mlxreflect.recipe import Recipe
 from mlxreflect.records import Episode, Outcome, Problem, Turn
 from mlxreflect.strategies.waves import State, Wave
+from mlxreflect.tables import Recipe
 
 
 @dataclass(eq=False)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mlxreflect.recipe import Recipe
 from mlxreflect.seeds import rng_for
+from mlxreflect.tables import Recipe
 
 Stage = Literal["problems", "bucket", "mastery"]
 Tier = Literal["basic", "advanced"]

@@ -4,8 +4,8 @@ import difflib
 from collections.abc import Sequence
 
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import Recipe
 from mlxreflect.records import Problem
+from mlxreflect.tables import Recipe
 from mlxreflect.tasks import arithmetic, countdown, gsm8k, jsonl
 from mlxreflect.tasks.base import Task
 

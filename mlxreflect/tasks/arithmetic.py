@@ -9,9 +9,9 @@ import random
 from typing import Any
 
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import TaskConfig
 from mlxreflect.records import Problem, make_problem
 from mlxreflect.seeds import rng_for
+from mlxreflect.tables import TaskConfig
 from mlxreflect.tasks.arithmetic_solver import compute, finish, review
 from mlxreflect.tasks.base import Grade, Solver, Task
 from mlxreflect.tasks.numbers import grade_number, row_gold

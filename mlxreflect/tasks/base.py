@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mlxreflect.recipe import TaskConfig
 from mlxreflect.records import Problem, Verdict
+from mlxreflect.tables import TaskConfig
 
 PARTS = ("train", "dev", "heldout")
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from mlxreflect.errors import UserError
 from mlxreflect.prompts import parse_response
-from mlxreflect.recipe import TaskConfig
 from mlxreflect.records import Problem, Verdict, make_problem
 from mlxreflect.seeds import rng_for
+from mlxreflect.tables import TaskConfig
 from mlxreflect.tasks.base import Grade, Solver, Task
 from mlxreflect.tasks.countdown_solver import finish, review
 from mlxreflect.tasks.expression import NotAnExpression, parse_expression

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import TaskConfig
 from mlxreflect.records import Problem, make_problem
+from mlxreflect.tables import TaskConfig
 from mlxreflect.tasks.base import Grade, Task
 from mlxreflect.tasks.numbers import grade_number, read_gold, row_gold
 from mlxreflect.tasks.rows import (

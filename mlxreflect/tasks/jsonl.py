@@ -9,8 +9,8 @@ from typing import Any
 
 from mlxreflect.errors import UserError
 from mlxreflect.prompts import parse_response
-from mlxreflect.recipe import TaskConfig
 from mlxreflect.records import Problem, Verdict, make_problem
+from mlxreflect.tables import TaskConfig
 from mlxreflect.tasks.base import Grade, Task
 from mlxreflect.tasks.choices import CHOICE_COLUMNS, gold_letter, read_choices, read_letter
 from mlxreflect.tasks.numbers import grade_number, read_gold

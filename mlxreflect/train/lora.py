@@ -13,9 +13,9 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from mlxreflect.errors import UserError
 from mlxreflect.policy import TINY
-from mlxreflect.recipe import Fitting, LoraConfig
 from mlxreflect.records import read_json
 from mlxreflect.seeds import seed_mlx
+from mlxreflect.tables import Fitting, LoraConfig
 
 LINEAR = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
 Arrays = dict[str, mx.array]

@@ -19,9 +19,10 @@ from pathlib import Path
 from mlxreflect.compare import compare
 from mlxreflect.evaluate import eval_problems, evaluate
 from mlxreflect.policy import load_policy
-from mlxreflect.recipe import Recipe, eval_spec, load_recipe
+from mlxreflect.recipe import eval_spec, load_recipe
 from mlxreflect.records import Example, flat_from_row, read_rows
 from mlxreflect.strategies.learning import Learning
+from mlxreflect.tables import Recipe
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer

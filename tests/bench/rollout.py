@@ -24,7 +24,7 @@ from workload import CLOCKS, random_model
 
 from mlxreflect.policy import Policy, lay_out_for_blas, load_policy
 from mlxreflect.prompts import attempt_messages
-from mlxreflect.recipe import EvalSpec, PolicyConfig, TaskConfig
+from mlxreflect.tables import EvalSpec, PolicyConfig, TaskConfig
 from mlxreflect.tasks import get_task
 
 Tokens = list[list[int]]
