@@ -12,7 +12,11 @@ from teacher import Teacher
 from test_r3 import COUNTDOWN, Critic, play
 
 from mlxreflect.critics.base import Reply
+from mlxreflect.critics.bedrock import BedrockCritic
+from mlxreflect.critics.local import LocalCritic, SelfCritic
 from mlxreflect.critics.ollama import OllamaCritic
+from mlxreflect.critics.openai import OpenAICritic
+from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.errors import UserError
 from mlxreflect.loop import execute
 from mlxreflect.policy import load_policy
@@ -362,7 +366,8 @@ def test_a_wave_that_was_stopped_ends_with_the_same_bytes(tmp_path):
     assert found[0] == found[1]
 
 
-def test_the_ollama_critic_is_waited_for_and_the_solver_is_not():
-    assert OllamaCritic.waits
+def test_critics_on_servers_are_waited_for_and_those_of_this_process_are_not():
+    assert OllamaCritic.waits and OpenAICritic.waits and BedrockCritic.waits
+    assert not (SolverCritic.waits or LocalCritic.waits or SelfCritic.waits)
     with make(Critic()).threads() as chains:
         assert chains is None

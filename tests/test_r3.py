@@ -25,6 +25,8 @@ NONSENSE = "<think>\nstep 1: 1 + 1 = 2\n</think>\n<answer> 1 + 1 </answer>"
 class Critic:
     """The solver, but its rewrites fail, or its calls do, as often as the test says."""
 
+    waits = False
+
     def __init__(self, actor="solver", bad_rewrites=0, errors=()):
         self.solver = SolverCritic(CriticConfig(), "countdown")
         self.actor, self.bad_rewrites, self.errors, self.calls = actor, bad_rewrites, errors, []

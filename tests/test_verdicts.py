@@ -197,6 +197,7 @@ class Failing:
     """Every call fails; which calls came is recorded."""
 
     actor = "failing"
+    waits = False
 
     def __init__(self) -> None:
         self.calls: list[Call] = []

@@ -72,13 +72,14 @@ class Reply:
 
 class Critic(Protocol):
     actor: str  # provider and model, as turns record it
+    waits: bool  # for replies from elsewhere: then `ask` may be called from several threads
 
     def preflight(self) -> None:
         """Raise UserError where the critic cannot be reached or its model is missing."""
         ...
 
     def ask(self, calls: Sequence[Call]) -> list[Reply]:
-        """One reply a call, in the order of the calls; of a remote critic from any thread."""
+        """One reply a call, in the order of the calls."""
         ...
 
     def close(self) -> None: ...

@@ -38,7 +38,7 @@ class BedrockCritic:
     be used.
     """
 
-    waits = True  # for replies from elsewhere: `ask` may be called from several threads
+    waits = True
 
     def __init__(
         self,

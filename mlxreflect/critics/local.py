@@ -11,6 +11,8 @@ from mlxreflect.tables import CriticConfig, PolicyConfig
 class SelfCritic:
     """The policy as its own critic: the same model and batching, dropout off."""
 
+    waits = False
+
     def __init__(self, policy: Policy, config: CriticConfig, batch: int) -> None:
         self.policy = policy
         self.config = config
@@ -34,6 +36,8 @@ class LocalCritic:
     Its replies are the same for the same calls, and free: they are not kept on disk.
     Raises UserError for a model that cannot be loaded.
     """
+
+    waits = False
 
     def __init__(self, config: CriticConfig) -> None:
         self.config = config

@@ -33,7 +33,7 @@ class OllamaCritic:
     Raises UserError for an address that is none and for a cache that cannot be used.
     """
 
-    waits = True  # for replies from elsewhere: `ask` may be called from several threads
+    waits = True
 
     def __init__(
         self,

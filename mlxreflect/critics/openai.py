@@ -39,7 +39,7 @@ class OpenAICritic:
     be used.
     """
 
-    waits = True  # for replies from elsewhere: `ask` may be called from several threads
+    waits = True
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ class SolverCritic:
     """
 
     actor = "solver"
+    waits = False
 
     def __init__(self, config: CriticConfig, task: str) -> None:
         self.task = task

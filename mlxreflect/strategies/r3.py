@@ -108,7 +108,7 @@ class R3:
     def threads(self) -> AbstractContextManager[Chains | None]:
         """Chains where every critic of the wave is waited for, else none."""
         tiers = self.exchange.tiers(self.wave.tier)
-        if not all(getattr(self.exchange.critics[tier], "waits", False) for tier in tiers):
+        if not all(self.exchange.critics[tier].waits for tier in tiers):
             return nullcontext()
         return Chains(self.recipe.critic.tier(self.wave.tier).concurrency)
 
