@@ -207,11 +207,17 @@ def test_what_a_replay_lacks_is_named_and_can_be_asked_for(whole: Path, tmp_path
 # ---- who is asked --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("judge", "tiers"), [(False, {"basic", "advanced"}),
-                                              (True, {"basic", "advanced", "judge"})])  # fmt: skip
-def test_a_judge_is_opened_only_where_something_asks_it(judge: bool, tiers: set[str]) -> None:
+@pytest.mark.parametrize(
+    ("judge", "bucket", "tiers"),
+    [(False, 0, {"basic"}), (False, 6, {"basic", "advanced"}),
+     (True, 6, {"basic", "advanced", "judge"})],
+)  # fmt: skip
+def test_a_critic_is_opened_only_where_something_asks_it(
+    judge: bool, bucket: int, tiers: set[str]
+) -> None:
     recipe = load_recipe("quickstart", [f"critic.judge={JUDGE}"])
-    recipe = recipe.model_copy(update={"r3": recipe.r3.model_copy(update={"judge": judge})})
+    asking = {"judge": judge, "bucket_every": bucket}
+    recipe = recipe.model_copy(update={"r3": recipe.r3.model_copy(update=asking)})
     with FakeOllama() as server, ExitStack() as stack:
         judged = recipe.critic.judge | {"base_url": server.url}
         critic = recipe.critic.model_copy(update={"judge": judged})
@@ -219,7 +225,7 @@ def test_a_judge_is_opened_only_where_something_asks_it(judge: bool, tiers: set[
         critics = open_critics(recipe, "run", Ledger(), stack)
         assert bool(server.requests) is judge  # looked for before the run begins
     assert set(critics) == tiers
-    assert critics["basic"] is critics["advanced"]
+    assert critics.get("advanced", critics["basic"]) is critics["basic"]
     if judge:
         assert critics["judge"].actor == "ollama:critic"
 
