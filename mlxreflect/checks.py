@@ -19,7 +19,8 @@ from mlxreflect.critics import CRITICS
 from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.critics.bedrock import BedrockCritic
 from mlxreflect.critics.cache import cache_path
-from mlxreflect.critics.client import CallError, failed
+from mlxreflect.critics.client import failed
+from mlxreflect.critics.faults import CallError
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.ollama import OllamaCritic
 from mlxreflect.critics.openai import OpenAICritic

@@ -18,7 +18,7 @@ from test_critic_ollama import ask, call, critic_at
 
 from mlxreflect.critics import client
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.client import CallError
+from mlxreflect.critics.faults import CallError
 from mlxreflect.errors import UserError
 from mlxreflect.records import read_rows
 

@@ -17,7 +17,8 @@ from fake_ollama import Body, FakeOllama, Fault, http
 from fake_server import free_port
 
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.client import RETRIES, Client, http_error, retry_after
+from mlxreflect.critics.client import RETRIES, Client
+from mlxreflect.critics.faults import http_error, retry_after
 from mlxreflect.critics.ollama import OllamaCritic, estimate_tokens
 from mlxreflect.errors import UserError
 from mlxreflect.records import make_problem

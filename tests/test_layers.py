@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
     {"job", "commits", "train.sources", "train.steps"},
     {"train.forms"},
     {"train.formats"},
-    {"critics.base", "critics.cache", "critics.ledger"},
+    {"critics.base", "critics.cache", "critics.faults", "critics.ledger"},
     {"policy", "critics.client", "run", "train.references"},
     {"train.masks", "train.lora", "train.network"},
     {"train.encode", "train.merge", "train.memory", "train.scoring"},

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from mlxreflect.critics.base import Call, Cost, Reply
-from mlxreflect.critics.client import CallError, Client
+from mlxreflect.critics.client import Client
+from mlxreflect.critics.faults import CallError
 from mlxreflect.critics.ledger import BudgetReached, Ledger
 from mlxreflect.critics.tally import Tally, quantiles, total
 from mlxreflect.errors import UserError

@@ -14,10 +14,11 @@ from typing import Any
 import httpx
 
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.client import NOTHING, CallError, Client
+from mlxreflect.critics.client import Client
+from mlxreflect.critics.faults import NOTHING, CallError, invalid, refusal
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.text import encodable, strip_thought
-from mlxreflect.critics.wire import Wire, invalid
+from mlxreflect.critics.wire import Wire
 from mlxreflect.errors import UserError
 from mlxreflect.records import Messages
 from mlxreflect.tables import CriticConfig
@@ -140,13 +141,9 @@ class BedrockCritic:
         meta = response.get("ResponseMetadata") or {}
         fault = response.get("Error") or {}
         code, said = str(fault.get("Code", "")), str(fault.get("Message", ""))
-        error = self.wire.refusal(
-            httpx.Response(
-                meta.get("HTTPStatusCode", 500),
-                text=said or code,
-                headers={"Retry-After": meta.get("HTTPHeaders", {}).get("retry-after", "")},
-            )
-        )
+        status = meta.get("HTTPStatusCode", 500)
+        asked = meta.get("HTTPHeaders", {}).get("retry-after", "")
+        error = refusal(status, said or code, self.wire.secrets, asked)
         meaning = explain(code, said, self.config.model, self.runtime.meta.region_name)
         return CallError(
             error.kind, f"{meaning} ({error})" if meaning else str(error),

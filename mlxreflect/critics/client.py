@@ -5,18 +5,13 @@ went wrong. What `Client.ask` returns is in the order of the calls and does not 
 reply came first.
 """
 
-import base64
-import email.utils
 import json
-import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.pool import AsyncResult, ThreadPool
 
-import httpx
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -28,48 +23,17 @@ from tenacity import (
 
 from mlxreflect.critics.base import Call, Cost, Reply
 from mlxreflect.critics.cache import cache_key, open_cache
+from mlxreflect.critics.faults import CallError
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.errors import UserError
 from mlxreflect.tables import CriticConfig
 
 RETRIES = 5  # of 30 % failing requests one call in 1400 is lost; half a minute covers a restart
-RETRIED = {408, 409, 429}  # and 5xx: the statuses that may be gone a moment later
 BACKOFF_S = 1.0
 BACKOFF_MAX_S = 60.0
-REPLY_BYTES = 32 * 2**20  # a longer body is no critique
 # No text of max_tokens tokens is longer (four characters a token are usual); a text that is would
 # fill the next prompts with rubbish.
 TEXT_CHARS, CHARS_A_TOKEN = 20_000, 16
-SECRET_HEADERS = ("authorization", "proxy-authorization", "api-key", "x-api-key")
-NOTHING = {"prompt": 0, "completion": 0}  # usage of a request that no model worked on
-
-
-class CallError(Exception):
-    """Why a call gave no usable text.
-
-    kind: one word, as Reply records it: connect, timeout, reset (broke before the reply's end),
-        http_NNN, empty, invalid (not in the provider's format), too_large, truncated_prompt.
-    retry: the same call may succeed a moment later.
-    retry_after: seconds the server asked us to wait.
-    usage: what the request took, where that is known: as Reply.usage.
-    """
-
-    def __init__(
-        self,
-        kind: str,
-        message: str,
-        *,
-        retry: bool = False,
-        retry_after: float | None = None,
-        usage: dict[str, int] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.retry = retry
-        self.retry_after = retry_after
-        free = kind == "connect" or kind.startswith("http_")  # refused, so not worked on
-        self.usage = NOTHING if usage is None and free else usage
-
 
 Send = Callable[[Call, float], Reply]
 
@@ -261,81 +225,3 @@ class Client:
 
 def failed(error: CallError, tries: int) -> Reply:
     return Reply("", error=str(error), kind=error.kind, tries=tries)
-
-
-def http_error(response: httpx.Response) -> CallError:
-    """A refused request; `response` has been read. Its own words are cut to one short line.
-
-    Some servers repeat the key they refuse: what the request was signed with is blotted out.
-    """
-    status = response.status_code
-    try:
-        said = json.loads(response.content)["error"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        said = response.text
-    words = str(said)
-    for secret in secrets_of(response):
-        words = words.replace(secret, "…")
-    words = " ".join(words.split())[:200]
-    return CallError(
-        f"http_{status}",
-        f"HTTP {status}: {words}" if words else f"HTTP {status}",
-        retry=status in RETRIED or status >= 500,
-        retry_after=retry_after(response.headers.get("retry-after", "")),
-    )
-
-
-def secrets_of(response: httpx.Response) -> list[str]:
-    """What of the request must not be repeated, the longest first."""
-    try:
-        request = response.request
-    except RuntimeError:  # made without one
-        return []
-    found = [request.url.password, request.url.userinfo.decode("ascii", "replace")]
-    for name in SECRET_HEADERS:
-        value = request.headers.get(name, "")
-        scheme, _, token = value.partition(" ")
-        found += [value, token]
-        if scheme.lower() == "basic":
-            with suppress(ValueError):
-                plain = base64.b64decode(token).decode("utf-8", "replace")
-                found += [plain, plain.partition(":")[2]]
-    return sorted({secret for secret in found if len(secret) >= 4}, key=len, reverse=True)
-
-
-def retry_after(value: str) -> float | None:
-    """Seconds that a Retry-After header asks for: a number or an HTTP date; None for neither."""
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, OverflowError):
-            return None
-    return max(0.0, seconds) if math.isfinite(seconds) else None
-
-
-class Body(httpx.SyncByteStream):
-    """A response's body with an end: in time (a server may drip), in size, and by a typed error."""
-
-    def __init__(self, stream: httpx.SyncByteStream, deadline: float) -> None:
-        self.stream, self.deadline = stream, deadline
-
-    def __iter__(self) -> Iterator[bytes]:
-        size = 0
-        try:
-            for chunk in self.stream:
-                size += len(chunk)
-                if size > REPLY_BYTES:
-                    raise CallError("too_large", f"a reply of more than {REPLY_BYTES} bytes")
-                if time.monotonic() > self.deadline:
-                    raise httpx.ReadTimeout("the deadline passed while the reply came in")
-                yield chunk
-        except httpx.TimeoutException:
-            raise
-        except httpx.TransportError as error:
-            said = f"the connection broke inside the reply ({error})"
-            raise CallError("reset", said, retry=True) from None
-
-    def close(self) -> None:
-        self.stream.close()

@@ -12,17 +12,16 @@ import httpx
 import ollama
 
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.client import NOTHING, Body, CallError, Client, http_error
+from mlxreflect.critics.client import Client
+from mlxreflect.critics.faults import Body, CallError, http_error, invalid, typed
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.text import encodable, strip_thought
+from mlxreflect.critics.wire import PREFLIGHT_S, SEED_BITS, limit
 from mlxreflect.errors import UserError
 from mlxreflect.records import Messages
 from mlxreflect.tables import CriticConfig
 
 ADDRESS = re.compile(r"(\w+://)?(?:([^/]*)@)?(.*)", re.DOTALL)  # matches everything
-CONNECT_S = 10.0
-PREFLIGHT_S = 30.0
-SEED_BITS = 0x7FFFFFFF  # Ollama's seed is a signed 32-bit number
 CHARS_PER_TOKEN = 6  # more than any usual text has, so the estimate errs towards too few tokens
 
 
@@ -146,24 +145,14 @@ class OllamaCritic:
         """Give the request inside `timeout` seconds; its errors come out as CallError."""
         self.local.deadline = time.monotonic() + timeout
         try:
-            yield
-        except httpx.ConnectTimeout:
-            said = f"no connection within {CONNECT_S:g} s"
-            raise CallError("timeout", said, retry=True, usage=NOTHING) from None
-        except httpx.TimeoutException:
-            raise CallError("timeout", f"no reply from {self.url} in time", retry=True) from None
-        except (httpx.ConnectError, ConnectionError):  # ollama makes the second of refusals
-            raise CallError("connect", f"cannot reach {self.url}", retry=True) from None
-        except httpx.TransportError:  # it was sent, so a model may have worked on it
-            raise CallError("reset", f"{self.url} hung up without a reply", retry=True) from None
-        except (ValueError, TypeError, RecursionError, httpx.RequestError) as error:
-            # Not JSON, not UTF-8, not an object, not the fields of a reply; endless redirects.
-            said = f"not a reply as Ollama sends it ({type(error).__name__})"
-            raise CallError("invalid", said, retry=True) from None
+            with typed(self.url):
+                yield
+        except (ValueError, TypeError, RecursionError) as error:
+            # Not JSON, not UTF-8, not an object, not the fields of a reply.
+            raise invalid(error) from None
 
     def limit(self, request: httpx.Request) -> None:
-        left = max(self.local.deadline - time.monotonic(), 0.001)
-        request.extensions["timeout"] = httpx.Timeout(left, connect=min(left, CONNECT_S)).as_dict()
+        limit(request, self.local.deadline)
 
     def check(self, response: httpx.Response) -> None:
         """Raise here for a refused request: ollama's ResponseError drops Retry-After."""

@@ -16,17 +16,16 @@ from urllib.parse import urlsplit
 import httpx
 
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.client import CallError, Client
+from mlxreflect.critics.client import Client
+from mlxreflect.critics.faults import CallError, http_error, invalid, refusal
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.text import encodable, fold_system, strip_thought
-from mlxreflect.critics.wire import Wire, invalid
+from mlxreflect.critics.wire import PREFLIGHT_S, SEED_BITS, Wire
 from mlxreflect.errors import UserError
 from mlxreflect.prompts import TAGS
 from mlxreflect.tables import CriticConfig
 
 HOME = "https://api.openai.com/v1"
-PREFLIGHT_S = 30.0
-SEED_BITS = 0x7FFFFFFF  # some servers keep the seed in 32 bits, signed
 # By their Server header: they serve names that their list does not have.
 LENIENT = ("BaseHTTP", "llama.cpp")  # the first is mlx_lm.server
 NEEDS_NO_SYSTEM = re.compile(r"system role|roles must alternate", re.IGNORECASE)
@@ -77,7 +76,7 @@ class OpenAICritic:
             return  # it keeps no list, or none for us: the first call will tell
         if not found.is_success:
             raise UserError(
-                f"{self.url} does not answer as it should: {self.wire.refusal(found)}",
+                f"{self.url} does not answer as it should: {http_error(found, self.wire.secrets)}",
                 "look at the server's own messages, or set critic.base_url",
             )
         if not found.headers.get("server", "").startswith(LENIENT):
@@ -125,7 +124,7 @@ class OpenAICritic:
                 break
             blame = blamed(response, body)
             if blame is None or blame in refused:
-                raise self.wire.refusal(response)
+                raise http_error(response, self.wire.secrets)
             refused |= {blame}
         reply = self.read(response, call)
         self.refused |= refused
@@ -184,7 +183,7 @@ class OpenAICritic:
         """A gateway had begun to answer (HTTP 200) when the model behind it failed."""
         code = error.get("code") if isinstance(error, dict) else None
         status = code if isinstance(code, int) and 400 <= code < 600 else 502
-        return self.wire.refusal(httpx.Response(status, content=json.dumps(error).encode()))
+        return refusal(status, error, self.wire.secrets)
 
 
 def parse_base(setting: str) -> httpx.URL:
