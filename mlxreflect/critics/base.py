@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol
 
 from mlxreflect.records import Messages, Problem, Visibility
 
+NANO = 10**9  # dollars are added as whole billionths: sums do not depend on their order
 Move = Literal["critique", "rewrite", "continue", "judge", "prefer", "pose", "integrate"]
 
 
@@ -44,6 +45,10 @@ class Cost:
     tokens_out: int = 0
     usd: float = 0.0
     estimated: bool = False
+
+
+def nano(dollars: float) -> int:
+    return round(dollars * NANO)
 
 
 @dataclass(frozen=True)

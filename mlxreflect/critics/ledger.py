@@ -15,13 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mlxreflect.critics.base import Call, Cost
+from mlxreflect.critics.base import NANO, Call, Cost, nano
 from mlxreflect.errors import UserError
 from mlxreflect.records import append_rows, read_rows
 from mlxreflect.tables import BudgetConfig
 
 LIMITS = ("max_calls", "max_tokens", "max_usd")  # of [critic.budget]
-NANO = 10**9  # dollars are added as whole billionths: sums do not depend on their order
 WAKE_S = 0.5  # how often a call that waits for the others looks whether it is still wanted
 
 Amounts = tuple[int, int, int]  # calls, tokens, billionths of a dollar
@@ -198,10 +197,6 @@ def amounts(cost: Cost) -> Amounts:
 
 def add(one: Amounts, other: Amounts) -> Amounts:
     return one[0] + other[0], one[1] + other[1], one[2] + other[2]
-
-
-def nano(dollars: float) -> int:
-    return round(dollars * NANO)
 
 
 def cut_torn_line(path: Path) -> None:

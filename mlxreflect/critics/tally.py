@@ -9,10 +9,9 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from mlxreflect.critics.base import Reply
+from mlxreflect.critics.base import NANO, Reply, nano
 
 OUTCOMES = ("cached", "answered", "failed", "unknown")
-NANO = 10**9  # dollars are added as whole billionths: sums do not depend on their order
 
 
 class Tally:
@@ -37,7 +36,7 @@ class Tally:
             self.counts.update({"calls": 1, outcome: 1, "retried": max(0, reply.tries - 1)})
             self.counts["tokens_in"] += reply.cost.tokens_in
             self.counts["tokens_out"] += reply.cost.tokens_out
-            self.counts["nano"] += round(reply.cost.usd * NANO)
+            self.counts["nano"] += nano(reply.cost.usd)
             if outcome == "failed":
                 self.kinds[reply.kind or "error"] += 1
             elif reply.tries:
@@ -80,7 +79,7 @@ def total(waves: Iterable[dict[str, Any]], requests: Iterable[dict[str, Any]]) -
     names = ("calls", *OUTCOMES, "tokens_in", "tokens_out")
     return {
         **{name: sum(row.get(name, 0) for row in rows) for name in names},
-        "usd": sum(round(row.get("usd", 0.0) * NANO) for row in rows) / NANO,
+        "usd": sum(nano(row.get("usd", 0.0)) for row in rows) / NANO,
         "kinds": dict(sorted(kinds.items())),
         "wire": {
             "requests": len(sent),
@@ -88,7 +87,7 @@ def total(waves: Iterable[dict[str, Any]], requests: Iterable[dict[str, Any]]) -
             "failed": dict(sorted(Counter(r["kind"] for r in sent if r["kind"] != "ok").items())),
             "tokens_in": sum(row["tokens_in"] for row in sent),
             "tokens_out": sum(row["tokens_out"] for row in sent),
-            "usd": sum(round(row["usd"] * NANO) for row in sent) / NANO,
+            "usd": sum(nano(row["usd"]) for row in sent) / NANO,
             **quantiles(sorted(row["seconds"] for row in sent if row["kind"] == "ok")),
         },
     }
