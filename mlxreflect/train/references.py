@@ -78,6 +78,8 @@ class References:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # The last key, and what it is of.
+        self.keyed: tuple[nn.Module, Mapping[str, mx.array], str] | None = None
         with explained(path):
             self.connection = connect(path)
 
@@ -93,6 +95,15 @@ class References:
             return References(Path(setting).expanduser())
         folder = os.environ.get("MLXREFLECT_CACHE") or platformdirs.user_cache_dir("mlxreflect")
         return References(Path(folder).expanduser() / "references.sqlite")
+
+    def key_of(self, model: nn.Module, adapter: Mapping[str, mx.array]) -> str:
+        """What log-probabilities under these parameters are kept by."""
+        if self.keyed and self.keyed[0] is model and self.keyed[1] is adapter:
+            return self.keyed[2]
+        key = f"{model_key(model, adapter)} {mx.default_device()}"
+        if any(name.endswith("lora_a") for name in adapter):  # all weights are not held twice
+            self.keyed = model, adapter, key
+        return key
 
     def get(self, keys: Sequence[str]) -> list[list[float] | None]:
         """What is kept under each key, None where nothing is."""

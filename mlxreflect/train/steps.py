@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mlxreflect.train.objectives import Settings
+import mlx.core as mx
+import numpy as np
+
+from mlxreflect.train.objectives import Metrics, Settings
 
 TIE = 1e-5  # margins below it are rounding
 
@@ -42,6 +45,13 @@ def schedule(settings: Settings, number: int, total: int) -> float:
     if settings.schedule == "linear":
         return 1 - begun
     return 0.5 * (1 + math.cos(math.pi * begun)) if settings.schedule == "cosine" else 1.0
+
+
+def gather(value: mx.array, found: Metrics, metrics: dict[str, list[float]]) -> float:
+    """A part's loss; its items' metrics join those of the parts before."""
+    for name, values in found.items():
+        metrics[name] += np.array(values).tolist()
+    return float(np.array(value))
 
 
 def mean(values: Sequence[float] | None) -> float | None:

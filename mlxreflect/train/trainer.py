@@ -9,6 +9,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -32,9 +33,9 @@ from mlxreflect.train.objectives import (
     preference,
     reinforcement,
 )
-from mlxreflect.train.references import References, model_key
+from mlxreflect.train.references import References
 from mlxreflect.train.scoring import Kept, What, score
-from mlxreflect.train.steps import Step, mean, ranking, schedule
+from mlxreflect.train.steps import Step, gather, mean, ranking, schedule
 
 Seed = tuple[int | str, ...]
 OnStep = Callable[["Step"], None]
@@ -57,7 +58,6 @@ class Trainer:
         self.model, self.references, self.say = model, references, say
         self.network: Network | None = None
         self.told = False
-        self.keyed: tuple[Arrays, str] | None = None  # the last reference, and its key
         self.optimizers: dict[str, optim.AdamW] = {}
         self.steps: dict[str, int] = {}
 
@@ -149,18 +149,9 @@ class Trainer:
         """
         network, kept = self.understood(items), None
         if self.references and keep:
-            kept = Kept(self.references, self.key_of(arrays))
+            kept = Kept(self.references, self.references.key_of(self.model, arrays))
         with parameters(self.model, arrays):
             return score(network, items, what, keep_shared, kept)
-
-    def key_of(self, arrays: Arrays) -> str:
-        """What log-probabilities under these parameters are kept by."""
-        if self.keyed and self.keyed[0] is arrays:
-            return self.keyed[1]
-        key = f"{model_key(self.model, arrays)} {mx.default_device()}"
-        if any(name.endswith("lora_a") for name in arrays):  # all weights are not held twice
-            self.keyed = arrays, key
-        return key
 
     def understood(self, items: Sequence[Item]) -> Network:
         """The network, found out once, and what a person should know of it, said once."""
@@ -260,12 +251,7 @@ class Trainer:
         stream: Seed,
     ) -> tuple[float, Any, dict[str, list[float]]]:
         """Summed loss, its gradients and each item's metrics; one part of the group at a time."""
-
-        def loss(model: nn.Module, members: list[int]) -> tuple[mx.array, Metrics]:
-            rows = [objective.items[i] for i in members]
-            batch = collate(rows, share=network.shares, keep_shared=objective.keep_shared)
-            return objective.loss(network.logps(batch, training=True), batch, members)
-
+        loss = partial(loss_of, network, objective, training=True)
         parts, recompute = self.plan(network, objective, group, settings)
         arrays = self.trainable()
         mx.eval(self.model.parameters())  # here, where they were made
@@ -275,7 +261,7 @@ class Trainer:
             seed_mlx(*drawn)
             # value_and_grad leaves its own tracers in the model.
             with recomputed_layers(self.model, recompute, drawn), parameters(self.model, arrays):
-                (value, found), gradient = nn.value_and_grad(self.model, loss)(self.model, members)
+                (value, found), gradient = nn.value_and_grad(self.model, loss)(members)
             return value, found, gradient
 
         total, grads = 0.0, None
@@ -294,14 +280,9 @@ class Trainer:
         metrics: dict[str, list[float]] = defaultdict(list)
         parts, _ = self.plan(network, objective, list(range(len(objective.items))), settings)
         self.model.eval()
-
-        def part(members: list[int]) -> tuple[mx.array, Metrics]:
-            rows = [objective.items[i] for i in members]
-            batch = collate(rows, share=network.shares, keep_shared=objective.keep_shared)
-            return objective.loss(network.logps(batch), batch, members)
-
+        loss = partial(loss_of, network, objective)
         with faster_on_cpu(self.model):
-            for _, (value, found) in side_by_side(part, parts):
+            for _, (value, found) in side_by_side(loss, parts):
                 total += gather(value, found, metrics)
         return {"loss": total / sum(objective.sizes), **ranking(metrics)}
 
@@ -313,8 +294,10 @@ class Trainer:
         return plan(items, network.shares, Footprint(self.model, network.vocabulary), settings)
 
 
-def gather(value: mx.array, found: Metrics, metrics: dict[str, list[float]]) -> float:
-    """A part's loss; its items' metrics join those of the parts before."""
-    for name, values in found.items():
-        metrics[name] += np.array(values).tolist()
-    return float(np.array(value))
+def loss_of(
+    network: Network, objective: Objective, members: list[int], *, training: bool = False
+) -> tuple[mx.array, Metrics]:
+    """Summed loss and metrics of some items."""
+    rows = [objective.items[i] for i in members]
+    batch = collate(rows, share=network.shares, keep_shared=objective.keep_shared)
+    return objective.loss(network.logps(batch, training=training), batch, members)
