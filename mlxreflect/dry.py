@@ -3,10 +3,10 @@
 from datetime import timedelta
 from typing import Any
 
-from mlxreflect import prompts
 from mlxreflect.estimate import NOTHING, estimate
 from mlxreflect.recipe import asked_tiers, dump_recipe
 from mlxreflect.records import Messages, Problem
+from mlxreflect.strategies.attempts import attempt_prompt
 from mlxreflect.strategies.moves import Moves
 from mlxreflect.tables import Recipe
 from mlxreflect.tasks import TASKS, training_problems
@@ -31,12 +31,9 @@ def dry(recipe: Recipe) -> dict[str, Any]:
 
 def rendered(recipe: Recipe, task: Task, problem: Problem) -> dict[str, Messages]:
     """The prompt of each role that the run has, for one problem."""
-    moves, config = Moves(recipe, task), recipe.prompt
-    asks, shows = task.instruction(problem), task.show(problem)
+    moves = Moves(recipe, task)
     roles = {
-        "attempt": prompts.attempt_messages(
-            asks, shows, config.tags, config.style, moves.templates
-        ),
+        "attempt": attempt_prompt(recipe, task, problem, moves.templates),
         "critique": moves.critique(problem, "(an attempt)", NOTHING).messages,
         "rewrite": moves.rewrite(problem, "(an attempt)", "(feedback)", NOTHING).messages,
     }

@@ -9,6 +9,7 @@ from mlxreflect.policy import Completion, Policy
 from mlxreflect.records import Messages, Problem, Turn, Verdict
 from mlxreflect.tables import Recipe
 from mlxreflect.tasks.base import Task
+from mlxreflect.templates import Templates
 
 Seed = tuple[int | str, ...]
 
@@ -22,9 +23,7 @@ class Attempts:
 
     def prompt(self, problem: Problem) -> Messages:
         """The prompt of an attempt: what every training example of the problem has as its own."""
-        config = self.recipe.prompt
-        asked, shown = self.task.instruction(problem), self.task.show(problem)
-        return prompts.attempt_messages(asked, shown, config.tags, config.style, self.templates)
+        return attempt_prompt(self.recipe, self.task, problem, self.templates)
 
     def sample(
         self,
@@ -84,3 +83,9 @@ class Attempts:
             if reason:
                 verdict = Verdict(False, verdict.format_ok, reason, "leak filter")
         return replace(turn, spans=spans, parsed=grade.parsed, verdict=verdict)
+
+
+def attempt_prompt(recipe: Recipe, task: Task, problem: Problem, templates: Templates) -> Messages:
+    tags, style = recipe.prompt.tags, recipe.prompt.style
+    asked, shown = task.instruction(problem), task.show(problem)
+    return prompts.attempt_messages(asked, shown, tags, style, templates)
