@@ -17,20 +17,18 @@ import mlx.core as mx
 from mlxreflect import pairs
 from mlxreflect.commits import replace_folder
 from mlxreflect.compare import compare
-from mlxreflect.critics import CRITICS
-from mlxreflect.critics.base import Critic
+from mlxreflect.critics import open_critics
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import SelfCritic
 from mlxreflect.critics.tally import total
 from mlxreflect.evaluate import eval_problems, evaluate
 from mlxreflect.policy import device_name, load_policy, weights_hash
-from mlxreflect.recipe import asked_tiers, eval_spec
+from mlxreflect.recipe import eval_spec
 from mlxreflect.records import read_rows, to_row
 from mlxreflect.run import Run
 from mlxreflect.strategies import STRATEGIES
 from mlxreflect.strategies.r3 import R3, Played
 from mlxreflect.strategies.waves import State, Wave
-from mlxreflect.tables import REMOTE, CriticConfig, Recipe
 from mlxreflect.tasks import TASKS, training_problems
 from mlxreflect.train.checkpoint import load_arrays, load_parameters, load_trainer, save_trainer
 from mlxreflect.train.lora import attach, save_adapter
@@ -108,27 +106,6 @@ def open_ledger(run: Run) -> Ledger:
     """What the critics of a run were asked and what it took, also before it was stopped."""
     critic = run.recipe.critic
     return Ledger(run.path / "critic.jsonl", critic.budget, kept=critic.cache != "off")
-
-
-def open_critics(
-    recipe: Recipe, run_id: str, ledger: Ledger, stack: ExitStack
-) -> dict[str, Critic]:
-    """The critics that a run asks, each known to answer; one where settings are the same.
-
-    A replay asks nobody, so there is nobody who would have to answer.
-    """
-    wanted = asked_tiers(recipe)
-    opened: dict[CriticConfig, Critic] = {}
-    for tier in wanted:
-        config = recipe.critic.tier(tier)
-        if config in opened:
-            continue
-        critic = CRITICS[config.provider](config, recipe.task.name, run_id, ledger)
-        stack.callback(critic.close)
-        if not (config.replay and config.provider in REMOTE):
-            critic.preflight()
-        opened[config] = critic
-    return {tier: opened[recipe.critic.tier(tier)] for tier in wanted}
 
 
 def restore(run: Run, strategy: R3, trainer: Trainer, adapter: dict[str, Any]) -> float:

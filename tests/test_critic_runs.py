@@ -17,10 +17,9 @@ from fake_ollama import Body, FakeOllama, Fault, http
 from test_resume import DRIVER, command
 
 from mlxreflect import cli, show
-from mlxreflect.critics import client
+from mlxreflect.critics import client, open_critics
 from mlxreflect.critics.ledger import BudgetReached, Ledger
 from mlxreflect.errors import UserError
-from mlxreflect.loop import open_critics
 from mlxreflect.recipe import load_recipe
 from mlxreflect.records import read_rows
 
