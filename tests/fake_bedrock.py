@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pytest
 from fake_server import CHARS_PER_TOKEN, Body, Fault, Loopback, Scripted, Seen, ok
 
 CONVERSE = re.compile("/model/([^/]+)/converse")
@@ -22,6 +23,7 @@ STATUS = {
     "ModelErrorException": 424, "ThrottlingException": 429, "ModelNotReadyException": 429,
     "InternalServerException": 500, "ServiceUnavailableException": 503,
 }  # fmt: skip
+SECRET = "very/secret+access+key"
 BAD_JSON = Fault(body=b'{"output": {"message": {"role": "assist')
 WRONG_SCHEMA = Fault(body=b'{"choices": [{"message": {"content": "another API"}}]}')
 NOT_UTF8 = Fault(
@@ -44,6 +46,18 @@ def said(body: Body) -> str:
 
 def echo(body: Body) -> str:
     return f"reply to {said(body)}"
+
+
+def credentials(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Those of a user who has nothing else set; folder: of boto3's files, which are not there."""
+    for name in ("AWS_PROFILE", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_CA_BUNDLE",
+                 "AWS_BEARER_TOKEN_BEDROCK", "AWS_SESSION_TOKEN"):  # fmt: skip
+        patch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        patch.setenv(name, str(folder / name))
+    patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    patch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
 
 
 class FakeBedrock(Loopback):

@@ -1,48 +1,29 @@
 """The Bedrock critic: the real boto3 client against a loopback server."""
 
-import random
 import shutil
 import subprocess
 import sys
-import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import fake_bedrock as fake
-import fake_server as wire
 import pytest
-from fake_bedrock import FakeBedrock, aws
-from fake_server import Body, Fault, free_port
+from critic_calls import call
+from fake_bedrock import SECRET, FakeBedrock, aws
+from fake_server import Body, Fault
 
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.bedrock import BedrockCritic
-from mlxreflect.critics.client import RETRIES
 from mlxreflect.errors import UserError
-from mlxreflect.records import make_problem
 from mlxreflect.tables import CriticConfig
 
-TRIES = RETRIES + 1
-PROBLEM = make_problem("countdown", {"numbers": [1, 2, 3], "target": 6})
-SECRET, TOKEN, BEARER = "very/secret+access+key", "session//token==", "bedrock-api-key-abc=="
+TOKEN, BEARER = "session//token==", "bedrock-api-key-abc=="
 ARN = "arn:aws:bedrock:us-east-1:123456789012:inference-profile/us.amazon.nova-pro-v1:0"
 
 
 @pytest.fixture(autouse=True)
 def nothing_of_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("AWS_PROFILE", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_CA_BUNDLE",
-                 "AWS_BEARER_TOKEN_BEDROCK", "AWS_SESSION_TOKEN"):  # fmt: skip
-        monkeypatch.delenv(name, raising=False)
-    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-        monkeypatch.setenv(name, str(tmp_path / name))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-
-
-def call(content: str = "hello", **changes: Any) -> Call:
-    messages = [{"role": "system", "content": "Review."}, {"role": "user", "content": content}]
-    return replace(Call("critique", PROBLEM, messages, "1+2=4"), **changes)
+    fake.credentials(monkeypatch, tmp_path)
 
 
 def critic_at(url: str, **settings: Any) -> BedrockCritic:
@@ -147,113 +128,7 @@ def test_usage_may_be_missing() -> None:
         assert ask(server)[0] == Reply("fine", finish_reason="stop")
 
 
-@pytest.mark.parametrize("text", ["", " \n", "<think></think>"])
-def test_no_text_is_an_error(text: str) -> None:
-    with FakeBedrock(reply=lambda body: text) as server:
-        [reply] = ask(server)
-        assert len(server.chats) == TRIES
-    assert (reply.kind, reply.text) == ("empty", "")
-
-
-def test_a_megabyte_of_text() -> None:
-    with FakeBedrock(reply=lambda body: "wrong " * 175_000) as server:
-        [reply] = ask(server, max_tokens=10**6)
-    assert len(reply.text) == 6 * 175_000
-
-
 # ---- faults --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("fault", "kind", "sent"),
-    [
-        (aws("ThrottlingException"), "http_429", TRIES),
-        (aws("ModelNotReadyException"), "http_429", TRIES),
-        (aws("ModelTimeoutException"), "http_408", TRIES),
-        (aws("ModelErrorException"), "http_424", TRIES),
-        (aws("InternalServerException"), "http_500", TRIES),
-        (aws("ServiceUnavailableException"), "http_503", TRIES),
-        (aws("ValidationException"), "http_400", 1),
-        (aws("AccessDeniedException"), "http_403", 1),
-        (aws("ExpiredTokenException"), "http_403", 1),
-        (aws("ResourceNotFoundException"), "http_404", 1),
-        (Fault(401, b"{}"), "http_401", 1),
-        (Fault(502, b"<html>bad gateway</html>"), "http_502", TRIES),
-        (wire.HANG_UP, "reset", TRIES),
-        (wire.RESET, "reset", TRIES),
-        (wire.SHORT, "reset", TRIES),
-        (wire.EMPTY_BODY, "invalid", TRIES),
-        (fake.BAD_JSON, "invalid", TRIES),
-        (fake.WRONG_SCHEMA, "invalid", TRIES),
-        (wire.NOT_OBJECT, "invalid", TRIES),
-        (fake.NOT_UTF8, "invalid", TRIES),
-        (Fault(body=b'{"output": {"message": {"content": [{"text": 7}]}}}'), "invalid", TRIES),
-        (Fault(body=b'{"output": {"message": {"content": 7}}}'), "invalid", TRIES),
-        (Fault(body=b'{"output": {"message": 7}, "usage": 7}'), "invalid", TRIES),
-        (Fault(body=b"[" * 100_000), "invalid", TRIES),
-        (Fault(500, b"[" * 100_000), "invalid", TRIES),
-        (Fault(body=b"plain", headers={"Content-Encoding": "gzip"}), "invalid", TRIES),
-    ],
-    ids=lambda value: value.label if isinstance(value, Fault) else str(value),
-)
-def test_each_fault_has_a_kind(fault: Fault, kind: str, sent: int) -> None:
-    with FakeBedrock(faults=[fault] * TRIES) as server:
-        [reply] = ask(server)
-        assert len(server.chats) == sent
-    assert reply.kind == kind
-    assert reply.error
-    assert "\n" not in reply.error
-    assert (reply.text, reply.cached, reply.tries) == ("", False, sent)
-
-
-@pytest.mark.parametrize(
-    "faults",
-    [[aws("ThrottlingException")], [wire.RESET, wire.HANG_UP, wire.EMPTY_BODY],
-     [aws("ModelTimeoutException"), aws("InternalServerException")]],
-)  # fmt: skip
-def test_a_retried_call_succeeds(faults: list[Fault]) -> None:
-    with FakeBedrock(faults=faults) as server:
-        [reply] = ask(server)
-        assert len(server.chats) == len(faults) + 1
-    assert (reply.text, reply.error, reply.kind) == ("reply to hello", None, "")
-
-
-def test_retry_after_is_honoured() -> None:
-    with FakeBedrock(faults=[aws("ThrottlingException", retry_after=0.4)]) as server:
-        [reply] = ask(server)
-        times = [seen.at for seen in server.requests]
-    assert reply.text == "reply to hello"
-    assert times[1] - times[0] >= 0.4
-
-
-@pytest.mark.parametrize("fault", [wire.STALL, wire.DRIP], ids=lambda fault: fault.label)
-def test_the_deadline_ends_a_call(fault: Fault) -> None:
-    with FakeBedrock(faults=[fault] * 50) as server:
-        critic = critic_at(server.url, deadline_s=0.5, concurrency=1)
-        begun = time.monotonic()
-        replies = critic.ask([call("a"), call("b")])
-        assert time.monotonic() - begun < 20  # a drip takes 50 s to its end
-        assert replies == [Reply("", error="no reply within 0.5 s", kind="timeout")] * 2
-        server.faults.clear()
-        assert critic.ask([call("c")])[0].text == "reply to c"  # the thread came back
-        critic.close()
-
-
-def test_the_order_is_that_of_the_calls() -> None:
-    def slow(body: Body) -> str:
-        time.sleep(random.uniform(0, 0.05))
-        return fake.echo(body)
-
-    with FakeBedrock(reply=slow, faults=[aws("InternalServerException"), wire.RESET]) as server:
-        replies = ask(server, *[call(str(n)) for n in range(24)], concurrency=8)
-        assert 1 < server.most_at_once <= 8
-    assert [reply.text for reply in replies] == [f"reply to {n}" for n in range(24)]
-
-
-def test_a_server_that_is_down_is_an_error_reply() -> None:
-    critic = critic_at(f"http://127.0.0.1:{free_port()}")
-    assert critic.ask([call()])[0].kind == "connect"
-    critic.close()
 
 
 @pytest.mark.parametrize(

@@ -1,36 +1,23 @@
 """The Ollama critic against a loopback server: every fault has a kind, and none becomes text."""
 
-import email.utils
-import random
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import fake_ollama as fake
-import httpx
 import pytest
+from critic_calls import call
 from fake_ollama import Body, FakeOllama, Fault, http
 from fake_server import free_port
 
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.client import RETRIES, Client
-from mlxreflect.critics.faults import http_error, retry_after
+from mlxreflect.critics.client import Client
 from mlxreflect.critics.ollama import OllamaCritic, estimate_tokens
 from mlxreflect.errors import UserError
-from mlxreflect.records import make_problem
 from mlxreflect.tables import CriticConfig
-
-TRIES = RETRIES + 1
-PROBLEM = make_problem("countdown", {"numbers": [1, 2, 3], "target": 6})
-
-
-def call(content: str = "hello", **changes: Any) -> Call:
-    messages = [{"role": "system", "content": "Review."}, {"role": "user", "content": content}]
-    return replace(Call("critique", PROBLEM, messages, "1+2=4"), **changes)
 
 
 def critic_at(url: str, **settings: Any) -> OllamaCritic:
@@ -68,116 +55,6 @@ def test_what_is_sent() -> None:
     assert not {"think", "keep_alive", "format"} & set(body)
 
 
-def test_half_an_emoji_is_sent_as_a_question_mark() -> None:
-    with FakeOllama() as server:
-        [reply] = ask(server, call("cut \ud83d"))
-    assert reply.text == "reply to cut ?"
-
-
-@pytest.mark.parametrize(
-    ("fault", "kind", "sent"),
-    [
-        (http(429), "http_429", TRIES),
-        (http(408), "http_408", TRIES),
-        (http(409), "http_409", TRIES),
-        (http(500), "http_500", TRIES),
-        (http(503), "http_503", TRIES),
-        (http(400), "http_400", 1),
-        (http(401), "http_401", 1),
-        (http(403), "http_403", 1),
-        (fake.NO_MODEL, "http_404", 1),
-        (fake.HANG_UP, "reset", TRIES),
-        (fake.RESET, "reset", TRIES),
-        (fake.SHORT, "reset", TRIES),
-        (fake.EMPTY_BODY, "invalid", TRIES),
-        (fake.BAD_JSON, "invalid", TRIES),
-        (fake.WRONG_SCHEMA, "invalid", TRIES),
-        (fake.NOT_OBJECT, "invalid", TRIES),
-        (fake.NOT_UTF8, "invalid", TRIES),
-        (Fault(body=b"[" * 100_000), "invalid", TRIES),
-        (Fault(500, b"[]"), "http_500", TRIES),
-        (Fault(body=b"x" * 2**20), "invalid", TRIES),
-        (Fault(304), "http_304", 1),
-        (Fault(body=b"plain", headers={"Content-Encoding": "gzip"}), "invalid", TRIES),
-    ],
-    ids=lambda value: value.label if isinstance(value, Fault) else str(value),
-)
-def test_each_fault_has_a_kind(fault: Fault, kind: str, sent: int) -> None:
-    with FakeOllama(faults=[fault] * TRIES) as server:
-        [reply] = ask(server)
-        assert len(server.chats) == sent
-    assert reply.kind == kind
-    assert reply.error
-    assert "\n" not in reply.error
-    assert (reply.text, reply.cached, reply.tries) == ("", False, sent)
-
-
-@pytest.mark.parametrize("faults", [[http(429)], [http(500), http(503), http(408)], [fake.HANG_UP]])
-def test_a_retried_call_succeeds(faults: list[Fault]) -> None:
-    with FakeOllama(faults=faults) as server:
-        [reply] = ask(server)
-        assert len(server.chats) == len(faults) + 1
-    assert (reply.text, reply.error, reply.kind) == ("reply to hello", None, "")
-
-
-def test_retry_after_is_honoured() -> None:
-    with FakeOllama(faults=[http(429, retry_after=0.4), http(503, retry_after=0.3)]) as server:
-        [reply] = ask(server)
-        times = [seen.at for seen in server.requests]
-    assert reply.text == "reply to hello"
-    assert times[1] - times[0] >= 0.4
-    assert times[2] - times[1] >= 0.3
-
-
-def test_a_retry_after_beyond_the_deadline_is_not_waited_for() -> None:
-    with FakeOllama(faults=[http(429, retry_after=3600)]) as server:
-        start = time.monotonic()
-        [reply] = ask(server)
-        assert len(server.chats) == 1
-    assert time.monotonic() - start < 2
-    assert reply.kind == "http_429"
-
-
-def test_retry_after_forms() -> None:
-    date = email.utils.formatdate(time.time() + 60, usegmt=True)
-    assert 50 < (retry_after(date) or 0) <= 60
-    assert retry_after("7") == 7
-    assert retry_after("-7") == 0
-    for text in ("", "soon", "inf", "nan", "Mon, 99 Foo 2020"):
-        assert retry_after(text) is None
-
-
-def test_an_error_keeps_one_short_line_of_the_servers_words() -> None:
-    error = http_error(httpx.Response(400, text="a\nb " * 1000))
-    assert str(error).startswith("HTTP 400: a b a b")
-    assert len(str(error)) < 250
-
-
-@pytest.mark.parametrize("text", ["", "   \n", "<think></think>\n"])
-def test_no_text_is_an_error(text: str) -> None:
-    with FakeOllama(reply=lambda body: text) as server:
-        [reply] = ask(server)
-        assert len(server.chats) == TRIES
-    assert (reply.kind, reply.text) == ("empty", "")
-
-
-def test_a_reply_cut_by_length_is_kept() -> None:
-    with FakeOllama(reply=lambda body: "12345678abcd") as server:
-        [reply] = ask(server, max_tokens=2)
-    assert (reply.text, reply.finish_reason, reply.error) == ("12345678", "length", None)
-
-
-def test_the_order_is_that_of_the_calls() -> None:
-    def slow(body: Body) -> str:
-        time.sleep(random.uniform(0, 0.05))
-        return fake.echo(body)
-
-    with FakeOllama(reply=slow, faults=[http(500)]) as server:
-        replies = ask(server, *[call(str(n)) for n in range(24)], concurrency=8)
-        assert 1 < server.most_at_once <= 8
-    assert [reply.text for reply in replies] == [f"reply to {n}" for n in range(24)]
-
-
 def test_concurrency_is_a_limit() -> None:
     def slow(body: Body) -> str:
         time.sleep(0.02)
@@ -197,20 +74,13 @@ def test_a_failed_call_leaves_the_others_alone() -> None:
     assert [reply.kind for reply in replies] == ["", "invalid", ""]
 
 
-@pytest.mark.parametrize(
-    "fault", [fake.STALL, fake.DRIP, http(503, retry_after=0.1)], ids=lambda fault: fault.label
-)
-def test_the_deadline_ends_a_call(fault: Fault) -> None:
-    with FakeOllama(faults=[fault] * 50) as server:
+def test_the_deadline_ends_the_retries_of_a_call() -> None:
+    with FakeOllama(faults=[http(503, retry_after=0.1)] * 50) as server:
         critic = critic_at(server.url, deadline_s=0.5, concurrency=1)
         start = time.monotonic()
         replies = critic.ask([call("a"), call("b")])
         assert time.monotonic() - start < 5
-        assert replies[0].kind in ("timeout", "http_503")
-        # The second queued behind the first, and that counts too.
-        assert replies[1].kind in ("timeout", "http_503")
-        if fault.status == 200:
-            assert replies == [Reply("", error="no reply within 0.5 s", kind="timeout")] * 2
+        assert {reply.kind for reply in replies} <= {"timeout", "http_503"}
         server.faults.clear()
         assert critic.ask([call("c")])[0].text == "reply to c"  # the thread came back
         critic.close()
@@ -364,12 +234,6 @@ def test_preflight_says_when_the_server_is_down() -> None:
         preflight(url)
     assert caught.value.message == f"Ollama does not answer at {url}"
     assert caught.value.hint == "start it with `ollama serve`, or set critic.base_url"
-
-
-def test_a_server_that_is_down_is_an_error_reply() -> None:
-    critic = critic_at(f"http://127.0.0.1:{free_port()}")
-    assert critic.ask([call()])[0].kind == "connect"
-    critic.close()
 
 
 def test_preflight_shows_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
