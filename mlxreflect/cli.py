@@ -229,6 +229,32 @@ def compare(
 
 
 @app.command()
+def decontaminate(
+    data: Annotated[str, typer.Argument(help="A file, a folder, or a hub data set.")],
+    against: Annotated[
+        list[str],
+        typer.Option(metavar="SPEC", help="An eval spec, a task, or a file."),
+    ],
+    out: Annotated[Path | None, typer.Option(help="A JSONL file for the clean rows.")] = None,
+    ngram: Annotated[int, typer.Option(min=0, help="Words in a row; 0: whole texts only.")] = 13,
+    config: Annotated[str, typer.Option(help="Configuration of a hub data set.")] = "",
+    split: Annotated[str, typer.Option(help="Split of a folder or a hub data set.")] = "train",
+    as_json: Json = False,
+) -> None:
+    """Find the rows of training data that occur in an evaluation, and write the others."""
+    require_mlx()
+    from mlxreflect.exams import decontaminate as decontaminate_
+    from mlxreflect.exams import render_decontaminated
+    from mlxreflect.job import DataConfig
+
+    ui = make_ui(as_json)
+    asked = DataConfig(source=data, config=config, split=split, against=against, ngram=ngram)
+    result = decontaminate_(asked, out, ui)
+    ui.result(result)
+    ui.table(render_decontaminated(result))
+
+
+@app.command()
 def fuse(
     model: Annotated[str, typer.Option(help="Hub name, path, or tiny.")],
     out: Annotated[Path, typer.Option(help="Where to; a folder that is not there yet.")],

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 import mlx.core as mx
 
 from mlxreflect.commits import Commits, replace_folder
+from mlxreflect.decontaminate import FILE
 from mlxreflect.errors import UserError
 from mlxreflect.job import Job
 from mlxreflect.records import read_rows, write_atomic
@@ -56,7 +57,7 @@ class Place:
         """Remove a new job whose training has not begun; False where it can be resumed."""
         if self.made is None or (self.path / "checkpoints").exists():
             return False
-        for name in (*FIRST, "job.json", "bad_rows.jsonl", *JOURNALS):
+        for name in (*FIRST, "job.json", "bad_rows.jsonl", FILE, *JOURNALS):
             (self.path / name).unlink(missing_ok=True)
         with suppress(OSError):  # something else is in it
             for folder in self.made:
@@ -66,11 +67,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Data:
-    """Rows to train on, rows held out, and what could not be used, by name."""
+    """Rows to train on, rows held out, and what could not be used, by name.
+
+    decontaminated: counts of rows that occur in an evaluation; None where none was named.
+    """
 
     train: Rows
     held_out: Rows
     bad: list[BadRow]
+    decontaminated: dict[str, Any] | None = None
 
     @property
     def digest(self) -> str:
@@ -249,6 +254,7 @@ class Course:
             "rows": len(self.data.train),
             "held_out": len(self.data.held_out),
             "skipped": len(self.data.bad),
+            "decontaminated": self.data.decontaminated,
             "steps": len(steps),
             "stopped_early": self.done < self.total,
             "first": {key: steps[0][key] for key in MEASURED},

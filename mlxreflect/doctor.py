@@ -25,8 +25,10 @@ from mlxreflect.checks import (
     to_download,
 )
 from mlxreflect.critics.cache import cache_path
+from mlxreflect.decontaminate import in_words
 from mlxreflect.errors import UserError
 from mlxreflect.evaluate import eval_problems
+from mlxreflect.exams import clean, further_specs
 from mlxreflect.policy import device_name, on_cpu
 from mlxreflect.recipe import eval_spec
 from mlxreflect.tables import Recipe, TaskConfig
@@ -152,13 +154,18 @@ def check_policy(recipe: Recipe, sizes: Sizes) -> Iterator[Check]:
 def check_data(recipe: Recipe) -> Iterator[Check]:
     """Problems of this machine are read; those of the hub are only looked for in the cache."""
     spec = eval_spec(recipe)
-    sources = [hub_data(recipe.task), hub_data(spec.task)]
+    others = [hub_data(other.task) for other in further_specs(recipe)]
+    sources = [hub_data(recipe.task), hub_data(spec.task), *others]
     for name in dict.fromkeys(filter(None, sources)):
         yield check_hub_data(name)
     held_out = [] if sources[1] else eval_problems(TASKS[spec.task.name], spec)
     if held_out:
         yield Check("data", "ok", f"{len(held_out)} problems held out")
-    if not sources[0]:
+    if not any(sources):
+        cleaned = clean(recipe, held_out)
+        left_out = f"; {in_words(cleaned.counts)}" if cleaned.counts else ""
+        yield Check("data", "ok", f"{len(cleaned.problems)} problems to learn from{left_out}")
+    elif not sources[0]:
         found = len(training_problems(recipe, held_out))
         yield Check("data", "ok", f"{found} problems to learn from")
 

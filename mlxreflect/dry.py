@@ -4,28 +4,32 @@ from datetime import timedelta
 from typing import Any
 
 from mlxreflect.estimate import NOTHING, estimate
+from mlxreflect.exams import clean
 from mlxreflect.recipe import asked_tiers, dump_recipe
 from mlxreflect.records import Messages, Problem
 from mlxreflect.strategies.attempts import attempt_prompt
 from mlxreflect.strategies.moves import Moves
 from mlxreflect.tables import Recipe
-from mlxreflect.tasks import TASKS, training_problems
+from mlxreflect.tasks import TASKS
 from mlxreflect.tasks.base import Task
 
 
 def dry(recipe: Recipe) -> dict[str, Any]:
     """Spends nothing, loads no model and asks no critic. text: all of it, for a person."""
     task = TASKS[recipe.task.name]
-    problems = list(training_problems(recipe, []).values())
+    cleaned = clean(recipe)
+    problems = list(cleaned.problems.values())
     roles = rendered(recipe, task, problems[0])
     found = estimate(recipe, task, problems)
     text = [dump_recipe(recipe)]
     for role, messages in roles.items():
         text.append(f"--- {role}")
         text += [f"[{m['role']}]\n{m['content']}" for m in messages]
+    text += [f"--- {cleaned.sentence()}"] if cleaned.counts else []
     text += told(recipe, found)
     return {
-        "recipe": recipe.model_dump(), "prompts": roles, "estimate": found, "text": "\n".join(text)
+        "recipe": recipe.model_dump(), "prompts": roles, "estimate": found,
+        "decontaminated": cleaned.counts, "text": "\n".join(text),
     }  # fmt: skip
 
 

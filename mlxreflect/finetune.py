@@ -1,20 +1,23 @@
 """`mlxreflect train`: anyone's data → rows → steps, watched on held-out rows, in one folder.
 
-The folder holds job.toml, metrics.jsonl, bad_rows.jsonl, checkpoints/, adapter/ (the best by what
-was held out, or the last), last/ and summary.json. It is resumed from its last checkpoint and ends
-with the same bytes as one that was never stopped.
+The folder holds job.toml, metrics.jsonl, bad_rows.jsonl, decontamination.jsonl, checkpoints/,
+adapter/ (the best by what was held out, or the last), last/ and summary.json. It is resumed from
+its last checkpoint and ends with the same bytes as one that was never stopped.
 """
 
 import json
 import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mlxreflect.commits import take_lock
 from mlxreflect.course import FIRST, Course, Data, Place
+from mlxreflect.decontaminate import told
 from mlxreflect.errors import UserError
+from mlxreflect.exams import clean_examples, keep_rows
 from mlxreflect.job import Job, dump_job
 from mlxreflect.policy import Policy, device_name, load_policy
 from mlxreflect.records import Example, append_rows, read_json, write_atomic
@@ -109,14 +112,16 @@ def train(place: Place, ui: Ui) -> dict[str, Any]:
     job = place.job
     with ExitStack() as stack:
         examples, bad = read_data(job)  # first: a mistake in it is told at once
+        examples, left_out, counts = clean_examples(examples, job.data)
         policy = load_policy(PolicyConfig(**job.policy.model_dump()))
-        data = encode_data(job, policy, examples, bad)
+        data = replace(encode_data(job, policy, examples, bad), decontaminated=counts)
         adapter = attach(policy.model, job.train, job.seed, job.policy.model, job.policy.adapter)
         references = References.open(job.train.reference_cache)
         if references:
             stack.callback(references.close)
         trainer = Trainer(policy.model, references, ui.line)
         describe(place, data, trainer, ui)
+        keep_rows(place.path, left_out)
         course = Course(place, trainer, adapter, data)
         course.run(ui)
         return course.finish()
@@ -135,6 +140,8 @@ def describe(place: Place, data: Data, trainer: Trainer, ui: Ui) -> None:
          "trained": f"{trained / 1e6:.2f} million parameters ({job.train.tune})",
          "device": device_name(), "out": str(place.path)}
     )  # fmt: skip
+    if data.decontaminated:
+        ui.line(told(data.decontaminated, "row"))
     for row in data.bad[:NAMED]:
         ui.line(f"skipped {row.where}: {row.reason}")
     if len(data.bad) > NAMED:

@@ -10,7 +10,7 @@ from pydantic import Field
 from mlxreflect.errors import UserError
 from mlxreflect.recipe import check_objective
 from mlxreflect.settings import apply_settings, flatten, merge, toml_value, validate
-from mlxreflect.tables import Count, Fitting, Positive, Table
+from mlxreflect.tables import Count, Fitting, Names, Positive, Table
 from mlxreflect.tasks.rows import local_path
 
 # Where an objective wants another value than the tables say; --set comes after.
@@ -53,6 +53,8 @@ class DataConfig(Table):
     bad_row: Literal["skip", "fatal"] = "skip"
     limit: Count = 0  # examples; 0: all
     held_out: Annotated[float, Field(ge=0)] = 0.05  # a share below 1, or how many; 0: none
+    against: Names = Field(default_factory=list)  # evals, tasks, files: rows in them are left out
+    ngram: Count = 13  # words in a row that such a row shares; 0: only whole questions count
 
 
 class JobTrain(Fitting):
@@ -114,6 +116,10 @@ def anchored(job: Job) -> Job:
         name = tree[table][key]
         if name and (key, name) != ("model", "tiny") and (path := local_path(name)).exists():
             tree[table][key] = str(path.absolute())
+    tree["data"]["against"] = [
+        str(path.absolute()) if (path := local_path(name)).is_file() else name
+        for name in job.data.against
+    ]
     return Job.model_validate(tree)
 
 
@@ -141,6 +147,11 @@ def check_job(job: Job) -> None:
         raise UserError(
             "train.dpo and train.nll are both 0, nothing would be trained",
             "give one of them a weight above 0",
+        )
+    if not job.data.against and job.data.ngram != usual["data.ngram"]:
+        raise UserError(
+            f"data.ngram = {job.data.ngram} does nothing without data.against",
+            "name what to keep clean of, for example --set data.against=gsm8k",
         )
     if job.train.patience and not job.data.held_out:
         raise UserError(

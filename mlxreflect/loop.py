@@ -22,6 +22,7 @@ from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import SelfCritic
 from mlxreflect.critics.tally import total
 from mlxreflect.evaluate import eval_problems, evaluate
+from mlxreflect.exams import clean, keep_rows
 from mlxreflect.policy import device_name, load_policy, weights_hash
 from mlxreflect.recipe import eval_spec
 from mlxreflect.records import read_rows, to_row
@@ -29,7 +30,7 @@ from mlxreflect.run import Run
 from mlxreflect.strategies import STRATEGIES
 from mlxreflect.strategies.r3 import R3, Played
 from mlxreflect.strategies.waves import State, Wave
-from mlxreflect.tasks import TASKS, training_problems
+from mlxreflect.tasks import TASKS
 from mlxreflect.train.checkpoint import load_arrays, load_parameters, load_trainer, save_trainer
 from mlxreflect.train.lora import attach, save_adapter
 from mlxreflect.train.network import parameters
@@ -52,7 +53,7 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
     task, spec = TASKS[recipe.task.name], eval_spec(recipe)
     exam = TASKS[spec.task.name]
     held_out = eval_problems(exam, spec)
-    problems = training_problems(recipe, held_out)
+    cleaned = clean(recipe, held_out)
     with ExitStack() as stack:
         ledger = open_ledger(run)
         stack.callback(ledger.close)
@@ -67,13 +68,15 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
             stack.callback(references.close)
         trainer = Trainer(policy.model, references, ui.line)
         initial = trainer.trainable()
+        problems = cleaned.problems
         strategy = STRATEGIES[recipe.strategy](recipe, task, policy, trainer, critics, problems)
         before = restore(run, strategy, trainer, adapter)
+        keep_rows(run.path, cleaned.rows)
         ui.header(
             {"recipe": recipe.name, "policy": recipe.policy.model,
              "critic": critics.get("basic", critics["self"]).actor,
              "problems": len(problems), "held out": len(held_out), "device": device_name(),
-             "run": str(run.path)}
+             "decontaminated": cleaned.sentence(), "run": str(run.path)}
         )  # fmt: skip
 
         def measure(arm: str, weights: str) -> dict[str, Any]:
@@ -97,6 +100,7 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
 
     draw_plots(run.path)
     summary = summarise_run(run, base, trained, comparison, asked)
+    summary["decontaminated"] = cleaned.counts
     summary["wall_seconds"] = round(before + time.monotonic() - started, 1)
     run.write_json("summary.json", summary)  # last: a run that has it is finished
     return summary

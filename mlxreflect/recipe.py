@@ -93,6 +93,11 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
             'train LoRA, or set train.reference = "none", train.dpo = 0 or train.objective = '
             '"orpo"',
         )
+    if recipe.eval.against and recipe.eval.decontaminate == "off":
+        raise UserError(
+            f"{path}: eval.against does nothing while eval.decontaminate = 'off'",
+            'leave one of them out, or set eval.decontaminate = "exact"',
+        )
     for tier in TIERS:
         critic = validate_tier(recipe, tier, path, settings)
         check_critic(critic, path)

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlxreflect.compare import read_arms, read_results
+from mlxreflect.decontaminate import told
 from mlxreflect.errors import UserError
 from mlxreflect.records import Episode, Example, Outcome, episode_from_row, flat_from_row, read_rows
 from mlxreflect.settings import read_toml
@@ -196,6 +197,7 @@ def totals(summary: dict[str, Any]) -> dict[str, object]:
     kinds = [f"{n} {kind.replace('_', ' ')}" for kind, n in summary.get("failures", {}).items()]
     named = {
         "problems": summary.get("problems"),
+        "left out": summary.get("decontaminated") and told(summary["decontaminated"]),
         "right at the first try, and not in the bucket": summary.get("solved_first"),
         "solved after training": summary.get("solved_after"),
         "on the bucket list": summary.get("bucket"),
@@ -249,6 +251,8 @@ def show_training(summary: dict[str, Any]) -> RenderableType:
         "rows": f"{summary['rows']} trained on, {summary['held_out']} held out, "
         f"{summary['skipped']} skipped",
     }
+    if summary.get("decontaminated"):
+        shown["left out"] = told(summary["decontaminated"], "row")
     before, after = summary["held_out_before"], summary["held_out_after"]
     moves = (
         (before, after, "held-out ") if before else (summary["first"], summary["last"], "step's ")

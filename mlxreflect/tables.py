@@ -2,12 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
+# A list of names, or as on a command line the one or several with commas between them.
+Names = Annotated[
+    list[str], BeforeValidator(lambda v: v.split(",") if isinstance(v, str) and v else v)
+]
 Tier = Literal["basic", "advanced", "judge"]  # of critics
 TIERS: tuple[Tier, ...] = ("basic", "advanced", "judge")
 REMOTE = ("ollama", "openai", "bedrock")  # providers that are asked over a network
@@ -175,6 +179,11 @@ class EvalConfig(Table):
     limit: Count = 0  # 0: the spec's own
     seed: int = 0  # order of the problems, and so which ones a limit takes
     max_new_tokens: Count = 0  # 0: the policy's own
+    # Training problems that occur in the evaluation are left out: by words in a row, too, or only
+    # where the whole question is the same.
+    decontaminate: Literal["overlap", "exact", "off"] = "overlap"
+    ngram: Positive = 13  # words in a row that make an overlap
+    against: Names = []  # further specs, tasks or data files to keep clean of
 
 
 class Recipe(Table):

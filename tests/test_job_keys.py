@@ -10,6 +10,7 @@ import mlx.core as mx
 import pytest
 from test_train_command import ANSWERS, GROUPS, PAIRS, Data, good, poor, question, said, user, write
 
+from mlxreflect.decontaminate import FILE
 from mlxreflect.errors import UserError
 from mlxreflect.finetune import create, train
 from mlxreflect.job import DEFAULTS, IDLE, Job, load_job
@@ -67,7 +68,8 @@ CHANGED: dict[str, tuple[str, Any, dict[str, Any]]] = {
 APART = {
     "policy.dequantize",
     "objective", "policy.model", "policy.adapter", "data.source", "data.config", "data.split",
-    "data.bad_row", "train.grad_checkpoint", "train.memory_gb", "train.reference_cache",
+    "data.bad_row", "data.against", "data.ngram", "train.grad_checkpoint", "train.memory_gb",
+    "train.reference_cache",
 }  # fmt: skip
 OF = {"sft": "answers.jsonl", "grpo": "groups.jsonl"}  # else pairs.jsonl
 
@@ -288,6 +290,20 @@ def test_a_bad_row_is_skipped_or_fatal(outputs_of: Outputs) -> None:
     assert outputs_of("dpo", bad)["bad_rows.jsonl"] != outputs_of("dpo", {})["bad_rows.jsonl"]
     with pytest.raises(UserError, match="line 4"):
         outputs_of("dpo", {**bad, "data.bad_row": "fatal"})
+
+
+@pytest.mark.slow
+def test_rows_of_an_evaluation_are_left_out(outputs_of: Outputs, shelf: Path) -> None:
+    """Of one question as a whole, of another four words."""
+    exam = write(
+        shelf / "exam.jsonl", [{"question": question(4)}, {"question": "So what is 5 plus"}]
+    )
+    against = {"data.against": [str(exam)]}
+    plain, whole = outputs_of("dpo", {}), outputs_of("dpo", against)
+    part = outputs_of("dpo", {**against, "data.ngram": 4})
+    assert len({one["last/adapters.safetensors"] for one in (plain, whole, part)}) == 3
+    assert FILE not in plain
+    assert whole[FILE] != part[FILE]
 
 
 # ---- what the numbers do not show ----------------------------------------------------------------

@@ -15,6 +15,7 @@ from teacher import Teacher
 from mlxreflect import policy as policy_module
 from mlxreflect.critics.cache import cache_path
 from mlxreflect.critics.ledger import BudgetReached
+from mlxreflect.decontaminate import FILE
 from mlxreflect.errors import UserError
 from mlxreflect.fuse import write_folder
 from mlxreflect.loop import execute
@@ -94,7 +95,8 @@ CHANGED = {
 APART = {
     "policy.dequantize",
     "policy.model", "policy.adapter", "task.source", "task.config", "task.split", "task.question",
-    "task.answer", "task.answer_type", "eval.source", "r3.max_failed", "train.grad_checkpoint",
+    "task.answer", "task.answer_type", "eval.source", "r3.max_failed",
+    "eval.decontaminate", "eval.ngram", "eval.against", "train.grad_checkpoint",
     "train.memory_gb", "train.reference_cache", "train.tune",
     "critic.provider", "critic.model", "critic.base_url", "critic.temperature",
     "critic.max_tokens", "critic.num_ctx", "critic.concurrency", "critic.deadline_s",
@@ -284,6 +286,29 @@ def test_keys_of_foreign_data(outputs_of, tmp_path):
         mapped = {**mine, "task.source": str(both)}
         assert outputs_of({**mapped, "task.question": "q2"}) != outputs_of(mapped)
         assert outputs_of({**mapped, "task.answer": "a2"}) != outputs_of(mapped)
+
+
+@pytest.mark.slow
+def test_keys_of_what_is_left_out(outputs_of, tmp_path):
+    """Some rows share five words with the evaluation's question, others are in a further one."""
+    exam, further = "What is 77 plus 88?", [f"What is {i} plus {i}?" for i in range(6)]
+    mine = [*further, *(f"Tell {name} what is 77 plus 88." for name in ("Ann", "Bob", "Cem", "Di"))]
+    for name, texts in (("mine", mine), ("exam", [exam]), ("further", further)):
+        lines = [json.dumps({"question": text, "answer": "7"}) + "\n" for text in texts]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    base = {"task.name": "jsonl", "task.source": str(tmp_path / "mine.jsonl"), "eval.spec": "jsonl",
+            "eval.source": str(tmp_path / "exam.jsonl"), "r3.feedback": "self",
+            "r3.rewriter": "self", "critic.max_tokens": 12, "r3.verifications": 0,
+            "r3.bucket_every": 0, "policy.max_new_tokens": 12}  # fmt: skip
+    plain, off = outputs_of(base), outputs_of({**base, "eval.decontaminate": "off"})
+    five = outputs_of({**base, "eval.ngram": 5})
+    more = outputs_of({**base, "eval.against": [str(tmp_path / "further.jsonl")]})
+    exact = outputs_of({**base, "eval.ngram": 5, "eval.decontaminate": "exact"})
+    assert [FILE in one for one in (plain, off, five, more, exact)] == [0, 0, 1, 1, 0]
+    assert off["summary.json"] != plain["summary.json"]  # nobody looked
+    episodes = [one["episodes.jsonl"] for one in (plain, off, five, more, exact)]
+    assert len(set(episodes)) == 3
+    assert episodes[0] == episodes[1] == episodes[4]
 
 
 def test_config_and_split_name_the_hub_data(monkeypatch):

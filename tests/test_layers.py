@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"recipe"},
     {"train.lanes"},
     {"train.cpu"},
-    {"pairs", "stats", "ui", "train.losses", "train.batches", "train.prefix"},
+    {"pairs", "stats", "ui", "decontaminate", "train.losses", "train.batches", "train.prefix"},
     {"tasks", "train.objectives"},
     {"job", "commits", "train.sources", "train.steps"},
     {"train.forms"},
@@ -34,7 +34,7 @@ LAYERS: list[set[str]] = [
     {"train.trainer"},
     {"critics", "train"},
     {"strategies", "evaluate", "compare", "tiny", "fuse"},
-    {"plots", "story"},
+    {"plots", "story", "exams"},
     {"loop", "show", "course", "checks", "estimate"},
     {"dry", "finetune", "doctor"},
     {"cli"},
@@ -42,7 +42,7 @@ LAYERS: list[set[str]] = [
 ]
 # Nothing but data in, data out: no model, no network, no run directory.
 PURE = ("records", "settings", "tables", "recipe", "seeds", "prompts", "templates", "wording",
-        "pairs", "stats", "tasks", "errors", "job")  # fmt: skip
+        "pairs", "stats", "tasks", "errors", "job", "decontaminate")  # fmt: skip
 HEAVY = {"mlx", "mlx_lm", "transformers", "pydantic", "matplotlib", "numpy", "scipy", "datasets",
          "huggingface_hub", "ollama", "httpx", "tenacity", "boto3", "botocore"}  # fmt: skip
 
@@ -166,7 +166,8 @@ if len(sys.argv) > 1:
         assert not end.code, end.code
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr)
 """
-COMMANDS = ("run", "resume", "show", "eval", "compare", "grade", "train", "fuse", "doctor")
+COMMANDS = ("run", "resume", "show", "eval", "compare", "grade", "train", "fuse", "doctor",
+            "decontaminate")  # fmt: skip
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), *((c, "--help") for c in COMMANDS)])

@@ -31,7 +31,8 @@ UsageError = typer.BadParameter.__mro__[1]  # click's, or the copy inside typer
 #   run: really run, with files of this test in place of RUN_DIR and the user's own files
 #   dry: with --dry-run added, where the problems need no network; else its recipe is only loaded
 HOW = {"run": "dry", "resume": "run", "show": "run", "compare": "run", "grade": "run",
-       "eval": "run", "train": "run", "fuse": "run", "doctor": "run"}  # fmt: skip
+       "eval": "run", "train": "run", "fuse": "run", "doctor": "run",
+       "decontaminate": "run"}  # fmt: skip
 OWN_FILES = {
     "problems.jsonl": "".join(f'{{"question": "{i} + 1?", "answer": {i}}}\n' for i in range(30)),
     "preferences.jsonl": "".join(
@@ -42,6 +43,7 @@ OWN_FILES = {
         f'{{"role": "assistant", "content": "{i + 1}"}}]}}\n'
         for i in range(30)
     ),
+    "exam.jsonl": '{"question": "5 + 1?"}\n{"question": "6 + 1 ?"}\n',
     "responses.jsonl": '{"id": 1, "response": "a", "numbers": [3, 4], "target": 7, "gold": 7}\n',
 }
 

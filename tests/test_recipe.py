@@ -213,7 +213,8 @@ def test_a_setting_is_blamed_where_the_file_also_has_the_table(tmp_path: Path) -
 @pytest.mark.parametrize("key", LEAVES)
 def test_wrong_type_is_named_with_key_value_and_line(key: str, tmp_path: Path) -> None:
     default = DEFAULTS[key]
-    wrong, shown = ("7", "7") if isinstance(default, str) else ('"7"', "'7'")
+    texts = isinstance(default, str) or key == "eval.against"  # a list that one text may stand for
+    wrong, shown = ("7", "7") if texts else ('"7"', "'7'")
     *tables_, leaf = key.split(".")
     header = f"[{'.'.join(tables_)}]" if tables_ else "# top"
     path = write(tmp_path, f"{header}\n\n{leaf} = {wrong}\n")
@@ -421,7 +422,7 @@ def test_a_faulty_profile_is_refused_though_it_is_not_chosen(
 
 CANDIDATES: list[Any] = [
     True, False, 2, 4, 0.25, "other", "ollama", "yes", "base", "self", "direct", "reasoning",
-    "text", "sum", "orpo", "full", [2], ["x"], {"model": "m"},
+    "text", "sum", "orpo", "full", "exact", [2], ["x"], {"model": "m"},
 ]  # fmt: skip
 
 

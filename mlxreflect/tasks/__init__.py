@@ -2,7 +2,9 @@
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import replace
 
+from mlxreflect.decontaminate import Index, Match, Question, build_index, find
 from mlxreflect.errors import UserError
 from mlxreflect.records import Problem
 from mlxreflect.tables import Recipe
@@ -23,21 +25,49 @@ def get_task(name: str) -> Task:
     raise UserError(f"no task {name!r}; the tasks are: {', '.join(TASKS)}", hint)
 
 
-def question_key(problem: Problem) -> str:
-    """The question as it is shown, whatever its case, spacing and punctuation."""
-    return "".join(c for c in TASKS[problem.task].show(problem).casefold() if c.isalnum())
+def question_of(problem: Problem, spec: str = "") -> Question:
+    """What a problem asks, to be looked for in other texts.
+
+    The order of numbers and of options makes no other question. Generated problems differ in a few
+    words among many that are the same, so they are compared as a whole only.
+    """
+    task, fields = TASKS[problem.task], dict(problem.fields)
+    if isinstance(fields.get("numbers"), list):
+        fields["numbers"] = sorted(fields["numbers"])
+    options = fields.get("choices") or {}
+    body = task.show(replace(problem, fields={**fields, "choices": {}} if options else fields))
+    wholes = [task.show(problem), "\n".join([body, *sorted(map(str, options.values()))])]
+    return Question(spec, problem.id, wholes, "" if task.generated else body)
 
 
 def training_problems(recipe: Recipe, held_out: Sequence[Problem]) -> dict[str, Problem]:
     """The recipe's training problems by id, none of them asked in the evaluation."""
-    loaded = TASKS[recipe.task.name].load(recipe.task, "train", recipe.seed)
-    asked = {question_key(problem) for problem in held_out}
-    kept = {p.id: p for p in loaded if question_key(p) not in asked}
+    asked = [question_of(problem) for problem in held_out]
+    return clean_problems(recipe, build_index(asked, recipe.eval.ngram))[0]
+
+
+def clean_problems(
+    recipe: Recipe, exams: Index | None
+) -> tuple[dict[str, Problem], list[tuple[Problem, Match]]]:
+    """The recipe's training problems by id, and those that occur in evaluations: left out of them.
+
+    exams: what evaluations ask; None: nothing is left out.
+    """
+    loaded = {p.id: p for p in TASKS[recipe.task.name].load(recipe.task, "train", recipe.seed)}
+    left_out: dict[str, tuple[Problem, Match]] = {}
+    if exams:
+        for problem in loaded.values():
+            question = question_of(problem)
+            if match := find(exams, question.wholes, [question.body]):
+                left_out[problem.id] = problem, match
+    kept = {name: problem for name, problem in loaded.items() if name not in left_out}
     if recipe.task.limit:
         kept = dict(list(kept.items())[: recipe.task.limit])
     if not kept:
+        why = f": all {len(left_out)} occur in the evaluation" if left_out else ""
         raise UserError(
-            f"task {recipe.task.name}: no problem is left to train on",
-            "give more problems, or an evaluation with other ones",
+            f"task {recipe.task.name}: no problem is left to train on{why}",
+            "give more problems, or an evaluation with other ones"
+            + ('; or set eval.decontaminate = "exact" where they only share words' if why else ""),
         )
-    return kept
+    return kept, list(left_out.values())
