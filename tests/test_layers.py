@@ -35,6 +35,7 @@ LAYERS: list[set[str]] = [
     {"critics", "train"},
     {"strategies", "evaluate", "compare", "tiny", "fuse"},
     {"plots", "story"},
+    {"exports"},
     {"loop", "show", "course", "checks", "estimate"},
     {"dry", "finetune", "doctor"},
     {"cli"},
@@ -166,7 +167,18 @@ if len(sys.argv) > 1:
         assert not end.code, end.code
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr)
 """
-COMMANDS = ("run", "resume", "show", "eval", "compare", "grade", "train", "fuse", "doctor")
+COMMANDS = (
+    "run",
+    "resume",
+    "show",
+    "eval",
+    "compare",
+    "report",
+    "grade",
+    "train",
+    "fuse",
+    "doctor",
+)
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), *((c, "--help") for c in COMMANDS)])

@@ -31,7 +31,7 @@ UsageError = typer.BadParameter.__mro__[1]  # click's, or the copy inside typer
 #   run: really run, with files of this test in place of RUN_DIR and the user's own files
 #   dry: with --dry-run added, where the problems need no network; else its recipe is only loaded
 HOW = {"run": "dry", "resume": "run", "show": "run", "compare": "run", "grade": "run",
-       "eval": "run", "train": "run", "fuse": "run", "doctor": "run"}  # fmt: skip
+       "eval": "run", "train": "run", "fuse": "run", "doctor": "run", "report": "run"}  # fmt: skip
 OWN_FILES = {
     "problems.jsonl": "".join(f'{{"question": "{i} + 1?", "answer": {i}}}\n' for i in range(30)),
     "preferences.jsonl": "".join(
