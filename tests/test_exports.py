@@ -55,9 +55,16 @@ def test_arms_are_found_in_folders_runs_and_by_themselves(tmp_path: Path) -> Non
         assert [arm.name for arm in load_arms(given)] == ["base", "trained"]
     assert [arm.name for arm in load_arms([run / "eval" / "trained", run])] == ["trained", "base"]
     again = run_dir(tmp_path / "again")
-    assert [arm.name for arm in load_arms([run / "eval" / "base", again / "eval" / "base"])] == [
-        "eval/base 1", "eval/base 2"
-    ]  # fmt: skip
+
+    def named(*folders: Path) -> list[str]:
+        return [arm.name for arm in load_arms(folders)]
+
+    assert named(run / "eval" / "base", again / "eval" / "base") == ["run", "again"]
+    assert named(run, again)[::2] == ["run/eval/base", "again/eval/base"]
+    texts = right(gsm8k(3), {0})
+    for arm in ("a", "b"):
+        write_arm(tmp_path / "many" / arm / "gsm8k", gsm8k(3), texts)
+    assert named(tmp_path / "many") == ["a", "b"]
 
 
 def test_faults_of_folders_are_said(tmp_path: Path) -> None:

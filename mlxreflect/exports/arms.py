@@ -79,6 +79,12 @@ class Arm:
             return None
 
 
+def tokens_of(sample: Sample) -> int:
+    """How many tokens it has; of a model behind a server they are counted, but not there."""
+    counted: int | None = getattr(sample, "tokens", None)
+    return len(sample.token_ids) if counted is None else counted
+
+
 def mean_error(scores: Sequence[float]) -> float | None:
     """Standard error of the mean of questions' scores; None for a single one."""
     return stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else None
@@ -117,20 +123,24 @@ def expected(problem: Problem | None) -> str:
 
 
 def find_arms(folders: Sequence[Path]) -> list[Path]:
-    """The arm folders among the given ones: themselves, those inside, those of a run's `eval`.
+    """The arm folders among the given ones: themselves, those in a run's `eval`, those inside.
 
+    Inside may be a folder an arm, or a folder an arm with one a task in it. What others are
+    compared with comes first: without an adapter, named base, then by name.
     Raises UserError for a folder with no evaluation in it.
     """
     found: dict[Path, Path] = {}
     for folder in folders:
         inside = folder / "eval" if (folder / "eval").is_dir() else folder
-        arms = [folder] if is_arm(folder) else sorted(filter(is_arm, children(inside)), key=rank)
-        if not arms:
+        arms = [folder] if is_arm(folder) else filter(is_arm, children(inside))
+        deeper = (arm for child in children(inside) for arm in filter(is_arm, children(child)))
+        ranked = sorted(arms, key=rank) or sorted(deeper, key=rank)
+        if not ranked:
             raise UserError(
                 f"{folder}: no evaluation in it",
                 "give folders that `mlxreflect eval` or `run` made, or a folder of such",
             )
-        found |= {arm.resolve(): arm for arm in arms}
+        found |= {arm.resolve(): arm for arm in ranked}
     return list(found.values())
 
 
@@ -142,9 +152,10 @@ def is_arm(folder: Path) -> bool:
     return (folder / "samples.jsonl").is_file()
 
 
-def rank(folder: Path) -> tuple[bool, str]:
-    """What others are compared with comes first."""
-    return folder.name != "base", folder.name
+def rank(folder: Path) -> tuple[bool, bool, str]:
+    results = folder / "results.json"
+    adapted = results.is_file() and bool(read_json(results).get("adapter"))
+    return adapted, folder.name != "base", str(folder)
 
 
 def load_arms(folders: Sequence[Path]) -> list[Arm]:
@@ -158,11 +169,13 @@ def load_arms(folders: Sequence[Path]) -> list[Arm]:
 
 
 def label(paths: Sequence[Path]) -> list[str]:
-    """The folders' names; with the parent's where two are alike, then with a number."""
-    whole = [path.resolve() for path in paths]
-    plain = [path.name for path in whole]
-    names = [f"{p.parent.name}/{p.name}" if plain.count(p.name) > 1 else p.name for p in whole]
-    return [f"{n} {i}" if names.count(n) > 1 else n for i, n in enumerate(names, 1)]
+    """The shortest names that differ: of the folders, of those above, or of both together."""
+    parts = [path.resolve().parts[::-1] for path in paths]
+    depths = range(min(map(len, parts)))
+    single = ([whole[depth] for whole in parts] for depth in depths)
+    joined = (["/".join(whole[depth::-1]) for whole in parts] for depth in depths)
+    names = (names for names in (*single, *joined) if len(set(names)) == len(names))
+    return next(names, list(map(str, paths)))
 
 
 def load_arm(path: Path) -> Arm:

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mlxreflect.exports.arms import Arm, Question, asked, expected, mean_error
+from mlxreflect.exports.arms import Arm, Question, asked, expected, mean_error, tokens_of
 from mlxreflect.exports.lm_eval import installed, rules_of
 from mlxreflect.records import Sample, write_atomic
 
@@ -34,7 +34,7 @@ def write_inspect(arm: Arm, folder: Path) -> Path:
 
 def log_object(arm: Arm) -> dict[str, Any]:
     """The header comes before the samples: inspect reads it alone where samples are many."""
-    tokens = sum(len(s.token_ids) for question in arm.questions for s in question.samples)
+    tokens = sum(tokens_of(s) for question in arm.questions for s in question.samples)
     return {
         "version": 2,
         "status": "success",
@@ -182,7 +182,7 @@ def reduction(arm: Arm, scorer: str) -> dict[str, Any]:
 
 def sample_object(arm: Arm, question: Question, sample: Sample) -> dict[str, Any]:
     epoch = sample.sample + 1
-    made = usage(len(sample.token_ids))
+    made = usage(tokens_of(sample))
     reply = message(arm, question, epoch, "reply", {"role": "assistant", "content": sample.text})
     reply |= {"source": "generate", "model": arm.model}
     given = prompt(arm, question, epoch)
