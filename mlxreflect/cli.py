@@ -255,6 +255,29 @@ def decontaminate(
 
 
 @app.command()
+def report(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER…", help="Evaluations, folders of them, or runs.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Where to; default: report/ in the first folder.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write evaluations as others read them: lm-eval, inspect_ai, plots, a Markdown table."""
+    from mlxreflect.exports.report import write_outputs
+
+    ui = make_ui(as_json)
+    written = write_outputs(folders, out)
+    if as_json:
+        ui.result(written)
+        return
+    ui.line(written["markdown"])
+    folders_of = {name: f"{written['out']}/{name}/" for name in ("lm_eval", "inspect", "plots")}
+    ui.header({"table": written["table"], **folders_of})
+
+
+@app.command()
 def fuse(
     model: Annotated[str, typer.Option(help="Hub name, path, or tiny.")],
     out: Annotated[Path, typer.Option(help="Where to; a folder that is not there yet.")],

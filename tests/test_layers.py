@@ -35,6 +35,7 @@ LAYERS: list[set[str]] = [
     {"critics", "train"},
     {"strategies", "evaluate", "compare", "tiny", "fuse"},
     {"plots", "story", "exams"},
+    {"exports"},
     {"loop", "show", "course", "checks", "estimate"},
     {"dry", "finetune", "doctor"},
     {"cli"},
@@ -166,8 +167,8 @@ if len(sys.argv) > 1:
         assert not end.code, end.code
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr)
 """
-COMMANDS = ("run", "resume", "show", "eval", "compare", "grade", "train", "fuse", "doctor",
-            "decontaminate")  # fmt: skip
+COMMANDS = ("run", "resume", "show", "eval", "compare", "report", "grade", "train", "fuse",
+            "doctor", "decontaminate")  # fmt: skip
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), *((c, "--help") for c in COMMANDS)])
