@@ -169,6 +169,7 @@ def play_waves(
             if wave is None or (wave.new_epoch and wave.number):
                 keep_epoch(run, strategy.state.epoch - (wave is not None))
             if wave is None:
+                bar.update_text("")  # not of its last step alone
                 break
             begun = time.monotonic()
             played = strategy.play(wave)

@@ -68,7 +68,8 @@ class Run:
         """A run directory to go on with. Refuses a changed recipe, naming the changed keys."""
         if not (path / "run.json").is_file():
             raise UserError(
-                f"{path} is no run directory", "give the folder that `mlxreflect run` made"
+                f"{path} is no run directory",
+                "give the folder that `mlxreflect run` or `mlxreflect train` made",
             )
         original = read_json(path / "run.json")["recipe"]
         tree = read_toml(path / "recipe.toml")

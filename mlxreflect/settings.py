@@ -112,6 +112,9 @@ def explain(
         return UserError(f"{where}: unknown key {key}", hint)
     if fault["type"] == "missing":
         return UserError(f"{where}: no {key}", f"give {key}")
+    if fault["type"] == "model_type":  # pydantic names a class of ours
+        return UserError(f"{where}: {key} = {repr(fault['input'])[:80]}: it is a table",
+                         f"set one of its keys: {key}.KEY")  # fmt: skip
     reason = fault["msg"][0].lower() + fault["msg"][1:]
     return UserError(f"{where}: {key} = {repr(fault['input'])[:80]}: {reason}", f"correct {key}")
 

@@ -189,7 +189,8 @@ def show_summary(run_dir: Path) -> list[RenderableType]:
         parts += [plain(comparison["sentence"], "bold"), Text()]
     named = totals(summary) if summary else critic_lines(asked_so_far(run_dir))
     if plots := sorted((run_dir / "plots").glob("*.png")):
-        named["plots"] = "\n".join(map(str, plots))
+        # A table cuts long words: whole paths of all of them would be.
+        named["plots"] = f"{run_dir / 'plots'}\n" + ", ".join(path.name for path in plots)
     return [*parts, facts(named)] if named else parts
 
 
@@ -262,8 +263,10 @@ def show_training(summary: dict[str, Any]) -> RenderableType:
             shown[moves[2] + key] = f"{moves[0][key]:.4f} → {moves[1][key]:.4f}"
     if moves[1]["accuracy"] is not None:
         shown["ranked right"] = f"{percent(moves[0]['accuracy'])} → {percent(moves[1]['accuracy'])}"
-    if summary["best"]:
-        shown["best"] = f"{summary['best']['value']:.4f}, after step {summary['best']['step']}"
+    if best := summary["best"]:
+        unchanged = "before the first step; what is kept is as it began"
+        when = f"after step {best['step']}" if best["step"] else unchanged
+        shown["best"] = f"{best['value']:.4f}, {when}"
     shown |= {
         "speed": f"{summary['tokens_per_second']:.0f} trained tokens/s",
         "took": str(timedelta(seconds=round(summary["wall_seconds"]))),

@@ -254,7 +254,7 @@ def test_wrong_type_is_named_with_key_value_and_line(key: str, tmp_path: Path) -
         ("train.lora.alpha", "-1", "-1: input should be greater than or equal to 0"),
         ("train.lora.dropout", "1", "1: input should be less than 1"),
         ("train.lora.layers", "-2", "-2: input should be greater than or equal to -1"),
-        ("train", "3", "3: input should be a valid dictionary or instance of TrainConfig"),
+        ("train", "3", "3: it is a table"),
     ],
 )
 def test_wrong_value_is_named(key: str, value: str, said: str, tmp_path: Path) -> None:
@@ -619,7 +619,7 @@ def test_without_a_spec_the_task_itself_is_evaluated_on_its_heldout_part() -> No
         ("[task]\nname = 'countdown'\n[promt]\n", "spec.toml, line 3: unknown key promt"),
         ("samples = 0\n[task]\nname = 'gsm8k'\n", "spec.toml, line 1: samples = 0: input should"),
         ("limit = 3\n", "spec.toml: no task"),
-        ("limit = 3\ntask = 3\n", "spec.toml, line 2: task = 3: input should be a valid dict"),
+        ("limit = 3\ntask = 3\n", "spec.toml, line 2: task = 3: it is a table"),
         ("limit = \n", "spec.toml: not TOML: "),
     ],
 )

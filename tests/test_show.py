@@ -126,7 +126,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
     for part in (
         "r3", "tiny", "finished", "Waves", "bucket", FIRST.id, SECOND.id,
         "numbers [3, 4, 5], target 35", "How many eggs? How many eggs?", "solved_first",
-        "40.0%", "16.8% to 68.7%", "70.0%", "not significant.", "loss.png",
+        "40.0%", "16.8% to 68.7%", "70.0%", "not significant.", str(run / "plots"), "loss.png",
         "9 calls, 5 of them from the cache, 1 failed", "4 wrong answer", "1.5 min",
     ):  # fmt: skip
         assert part in text, part
@@ -319,3 +319,19 @@ def test_long_and_repetitive_texts_are_compared_in_no_time() -> None:
         begun = time.perf_counter()
         assert len(story.word_diff(before, after)) >= len(after)
         assert time.perf_counter() - begun < 2
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [(0, "0.6931, before the first step; what is kept is as it began"),
+     (8, "0.6931, after step 8 ")],
+)  # fmt: skip
+def test_a_training_says_which_adapter_it_kept(step: int, said: str) -> None:
+    figures = {"loss": 0.7, "margin": None, "accuracy": None}
+    summary = {
+        "steps": 9, "stopped_early": False, "rows": 4, "held_out": 1, "skipped": 0,
+        "held_out_before": figures, "held_out_after": figures, "wall_seconds": 1.0,
+        "best": {"step": step, "value": 0.6931}, "tokens_per_second": 9.0,
+        "peak_memory_bytes": 10**7, "adapter": "out/adapter", "model": "tiny",
+    }  # fmt: skip
+    assert said in draw([show.show_training(summary)])

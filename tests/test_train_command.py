@@ -483,7 +483,10 @@ def test_bad_rows_are_skipped_and_named(command: Command) -> None:
     assert found["2"] == "completion is empty"
     assert found["3"].startswith("the mask leaves nothing to train of '<think>\\nno end")
     assert found["4"] == "a response is over 90 tokens"
-    assert found["5"] == "no known columns; its columns are: prompt"
+    assert found["5"] == (
+        "its columns are: prompt; it should have prompt, completion or messages or conversations "
+        "or text"
+    )
     assert "4 skipped" in done.out
     for row in bad:
         assert f"skipped {row['where']}: {row['reason']}" in done.out

@@ -257,4 +257,5 @@ def form_of(values: Values, kind: str) -> Form:
     for form in FORMS:
         if values.keys() >= {*form.columns}:
             raise Fault(f"{next(n for n in form.columns if n not in given)} has no value")
-    raise Unknown(f"no known columns; its columns are: {listed(values)}")
+    wanted = " or ".join(", ".join(form.columns) for form in FORMS if form.kind == kind)
+    raise Unknown(f"its columns are: {listed(values)}; it should have {wanted}")
