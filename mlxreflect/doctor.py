@@ -30,7 +30,7 @@ from mlxreflect.evaluate import eval_problems
 from mlxreflect.policy import device_name, on_cpu
 from mlxreflect.recipe import eval_spec
 from mlxreflect.tables import Recipe, TaskConfig
-from mlxreflect.tasks import TASKS, gsm8k, training_problems
+from mlxreflect.tasks import TASKS, training_problems
 from mlxreflect.tasks.rows import is_path
 from mlxreflect.train.memory import memory_limit
 from mlxreflect.ui import Ui, safe_text
@@ -153,7 +153,7 @@ def check_data(recipe: Recipe) -> Iterator[Check]:
     """Problems of this machine are read; those of the hub are only looked for in the cache."""
     spec = eval_spec(recipe)
     sources = [hub_data(recipe.task), hub_data(spec.task)]
-    for name in dict.fromkeys(filter(None, sources)):
+    for name in dict.fromkeys(name for names in sources for name in names):
         yield check_hub_data(name)
     held_out = [] if sources[1] else eval_problems(TASKS[spec.task.name], spec)
     if held_out:
@@ -176,11 +176,11 @@ def check_hub_data(name: str) -> Check:
     return Check("data", "fail", found, hint)
 
 
-def hub_data(config: TaskConfig) -> str:
-    """The hub data set that a task reads; "" where it reads none."""
-    if config.name == "gsm8k" and not config.source:
-        return gsm8k.HUB
-    return config.source if config.source and not is_path(config.source) else ""
+def hub_data(config: TaskConfig) -> tuple[str, ...]:
+    """The hub data sets that a task reads."""
+    if not config.source:
+        return TASKS[config.name].hub
+    return () if is_path(config.source) else (config.source,)
 
 
 def render_doctor(result: dict[str, Any]) -> "Group":

@@ -10,13 +10,21 @@ from mlxreflect.errors import UserError
 from mlxreflect.tasks.text import MAX_TEXT, same_text
 
 LETTERS = string.ascii_uppercase
-DECORATION = " \t\r\n*`$_"
+DECORATION = " \t\r\n*`$_\"'"
 CHOICE_COLUMNS = ("choices", "options")
 WRAPPED = re.compile(r"\\(?:boxed|text|textbf|mathrm)\{([^{}]{0,200})\}")
 LEAD_IN = re.compile(
-    r"(?:the )?(?:correct )?(?:final )?(?:answer|option|choice)(?: is)?[: ] *", re.IGNORECASE
+    r"(?:(?:so|thus|hence|therefore),? )?(?:the |my )?(?:(?:correct|right|best|final) )*"
+    r"(?:answer|option|choice)(?: is| would be)?[: ] *",
+    re.IGNORECASE,
 )
-LETTER = re.compile(r"\(?([A-Za-z])(?:[).:]{1,2}(?=\s|$)|$)\s*")
+LETTER = re.compile(r"[(\[]?([A-Za-z])(?:[)\]][.:]?|[.:](?=\s|$)|\s{1,3}[-–—](?=\s)|$)\s*")
+VERDICT = re.compile(r" is (?:the )?(?:correct|right|best)(?: answer| option| choice)?$")
+# "answer is B because …", "Answer: (B), as …": a letter in a sentence.
+SPOKEN = re.compile(
+    r"[\s:*_$`\"'\\]{0,8}(?:(?:[Oo]ption|[Cc]hoice)\s{1,3})?"
+    r"(?:[(\[]([A-Za-z])[)\]]|([A-Z])(?=[.,;:)*`$\"'}\]]|\s*$|\s*\n|\s+(?:because|since|as)\b))"
+)
 # What follows a letter when more than one is named: "A or B", "A) B) C)".
 ANOTHER = re.compile(r"(?:or\b|and\b|[/,&]|\(?[A-Z](?:[).:,]|$))", re.IGNORECASE)
 
@@ -93,10 +101,12 @@ def read_letter(answer: str, choices: dict[str, str]) -> str | None:
     """
     if len(answer) > MAX_TEXT:
         return None
-    answer = WRAPPED.sub(r"\1", WRAPPED.sub(r"\1", answer)).strip(DECORATION)
+    answer = WRAPPED.sub(r"\1", WRAPPED.sub(r"\1", answer)).replace("**", "").strip(DECORATION)
     bare = answer
-    if lead := LEAD_IN.match(answer):
-        bare = answer[lead.end() :].strip(DECORATION)
+    for _ in range(2):  # "the answer is option B"
+        if lead := LEAD_IN.match(bare):
+            bare = bare[lead.end() :].strip(DECORATION)
+    bare = VERDICT.sub("", bare.rstrip(".!") if VERDICT.search(bare.rstrip(".!")) else bare)
     match = LETTER.match(bare)
     letter, rest = (match[1].upper(), bare[match.end() :]) if match else ("", "")
     if not letter or rest:
@@ -114,3 +124,15 @@ def read_letter(answer: str, choices: dict[str, str]) -> str | None:
 def letters_of(text: str, choices: dict[str, str]) -> list[str]:
     """The letters of the choices with this text."""
     return [letter for letter, choice in choices.items() if same_text(text, choice)]
+
+
+def spoken_letter(after: str, choices: dict[str, str]) -> str | None:
+    """The choice that a text names right after "answer is" or "answer:"; None where it hedges."""
+    line = WRAPPED.sub(r"\1", WRAPPED.sub(r"\1", after.lstrip().split("\n", 1)[0]))
+    if letter := read_letter(line, choices):
+        return letter
+    match = SPOKEN.match(line)
+    if not match or ANOTHER.match(line[match.end() :].lstrip(" ,;)*")):
+        return None
+    letter = (match[1] or match[2]).upper()
+    return None if choices and letter not in choices else letter
