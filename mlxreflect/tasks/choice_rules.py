@@ -19,7 +19,7 @@ def extract_choice(text: str, choices: dict[str, str]) -> tuple[str | None, str]
     letter. Without one, a short text that is itself an answer.
     """
     spots = [
-        (found.position, read_letter(found.text, choices), found.text)
+        (found.position, spoken_letter(found.text, choices), found.text)
         for find in (answer_block, box)
         if (found := find(text))
     ]

@@ -9,6 +9,7 @@ from typing import Any
 from mlxreflect.errors import UserError
 from mlxreflect.tasks.text import MAX_TEXT, same_text
 
+MAX_LINE = 400  # characters after "answer is" that are looked at
 LETTERS = string.ascii_uppercase
 DECORATION = " \t\r\n*`$_\"'"
 CHOICE_COLUMNS = ("choices", "options")
@@ -19,6 +20,7 @@ LEAD_IN = re.compile(
     re.IGNORECASE,
 )
 LETTER = re.compile(r"[(\[]?([A-Za-z])(?:[)\]][.:]?|[.:](?=\s|$)|\s{1,3}[-–—](?=\s)|$)\s*")
+HTML = re.compile(r"</?(?:b|i|em|strong)>")
 VERDICT = re.compile(r" is (?:the )?(?:correct|right|best)(?: answer| option| choice)?$")
 # "answer is B because …", "Answer: (B), as …": a letter in a sentence.
 SPOKEN = re.compile(
@@ -101,7 +103,8 @@ def read_letter(answer: str, choices: dict[str, str]) -> str | None:
     """
     if len(answer) > MAX_TEXT:
         return None
-    answer = WRAPPED.sub(r"\1", WRAPPED.sub(r"\1", answer)).replace("**", "").strip(DECORATION)
+    answer = WRAPPED.sub(r"\1", WRAPPED.sub(r"\1", HTML.sub("", answer))).replace("**", "")
+    answer = answer.rstrip(",; \t\r\n").strip(DECORATION)
     bare = answer
     for _ in range(2):  # "the answer is option B"
         if lead := LEAD_IN.match(bare):
@@ -128,11 +131,18 @@ def letters_of(text: str, choices: dict[str, str]) -> list[str]:
 
 def spoken_letter(after: str, choices: dict[str, str]) -> str | None:
     """The choice that a text names right after "answer is" or "answer:"; None where it hedges."""
-    line = WRAPPED.sub(r"\1", WRAPPED.sub(r"\1", after.lstrip().split("\n", 1)[0]))
+    if len(after) > MAX_TEXT:
+        return None
+    if letter := read_letter(after.strip(), choices):
+        return letter
+    line = WRAPPED.sub(r"\1", WRAPPED.sub(r"\1", after.lstrip()[:MAX_LINE].split("\n", 1)[0]))
     if letter := read_letter(line, choices):
         return letter
     match = SPOKEN.match(line)
-    if not match or ANOTHER.match(line[match.end() :].lstrip(" ,;)*")):
+    rest = line[match.end() :].lstrip(" ,;:.)]*") if match else ""
+    if not match or ANOTHER.match(rest):
         return None
     letter = (match[1] or match[2]).upper()
-    return None if choices and letter not in choices else letter
+    others = letters_of(rest, choices)
+    wrong = (choices and letter not in choices) or (others and letter not in others)
+    return None if wrong else letter

@@ -22,10 +22,10 @@ from mlxreflect.tasks.text import final_part
 from mlxreflect.tasks.words import WORDS
 
 DEFAULT_PROBLEMS = 1000
-MISSES = 200_000  # draws without a new problem after which there is none left
+MISSES = 20_000  # draws without a new problem after which there is none left
 MAX_ANSWER = 200  # characters
-WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
-SPELLED = re.compile(r"[a-z](?:(?:[ ,\-.]|, |-> | \+ )[a-z])+")
+WRAPPED = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\{([^{}]*)\}")
+SPELLED = re.compile(r"[a-z](?:(?: ?(?:->|[,.+-]) ?| )[a-z])+")
 LEAD_IN = re.compile(r"(?:the )?(?:final )?answer(?: is)?[: ] *")
 QUOTES = "\"'`“”‘’*$_ \t\r\n"
 
@@ -91,19 +91,18 @@ def read_letters(text: str) -> str | None:
 
 
 def extract_letters(text: str) -> str | None:
-    """Of blocks, boxes and "answer is" the last one; else a short text that is itself an answer."""
+    """The last block or box, else the last "answer is", else a short text that is an answer."""
     spots = [
         (found.position, read_letters(found.text))
         for find in (answer_block, box)
         if (found := find(text))
     ]
-    for found in phrases(text):
-        line = found.text.lstrip().split("\n", 1)[0].split(". ", 1)[0]
-        if letters := read_letters(line):
-            spots.append((found.position, letters))
-            break
     if spots:
         return max(spots, key=lambda spot: spot[0])[1]
+    for found in phrases(text):
+        line = found.text.lstrip().split("\n", 1)[0].split(". ", 1)[0]
+        if letters := read_letters(line) or read_letters(line.split(",", 1)[0]):
+            return letters
     return read_letters(text.strip())
 
 

@@ -17,14 +17,15 @@ __all__ = ["MATH_RULES", "MAX_LATEX"]
 
 
 def extract_latex(text: str) -> str | None:
-    """The answer of what counts of a response: of blocks, boxes and "answer is" the last one.
+    """The answer of what counts of a response: the last block or box, else the last "answer is".
 
     Without any, a short text that is itself an answer.
     """
     spots = [(found.position, found.text) for find in (answer_block, box) if (found := find(text))]
-    spots += [(found.position, first_line(found.text)) for found in phrases(text)[:1]]
     if spots:
-        return max(spots)[1] or None
+        return max(spots)[1].strip() or None
+    if said := phrases(text):
+        return first_line(said[0].text) or None
     bare = text.strip()
     return bare if 0 < len(bare) <= MAX_LATEX and "\n" not in bare else None
 
@@ -42,7 +43,8 @@ def judge(gold: str, answer: str, worker: bool) -> tuple[bool, str]:
     one, other = normal(gold), normal(answer)
     same = decided(one, other)
     if same is None and worker:
-        if fault := harmless(other) or harmless(one):
+        equation = "an equation" if "=" in other and "=" not in one else ""
+        if fault := equation or harmless(other) or harmless(one):
             return False, f"expected {gold[:80]}, got {answer[:80]} ({fault})"
         same, undecided = equal(one, other)
         if undecided:

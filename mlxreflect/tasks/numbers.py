@@ -30,6 +30,7 @@ SHORT_FRAC = re.compile(r"\\[dt]?frac ?([0-9]) ?([0-9])")  # \frac12
 CALCULATION = re.compile(r" {0,3}(?:[A-Za-z]{1,20} {0,3})?[-+*/×÷x=] {0,3}\(?[$-]? ?[0-9]")
 # "2 ^ 2", "2 ** 2": not a number yet. Degrees are a unit.
 POWER = re.compile(r" {0,3}(?:\*\* {0,3}[-(]?[0-9]|\^(?! {0,3}\{? {0,3}\\?circ))")
+EXPONENT = re.compile(r"[eE][+-]?[0-9]")  # one too large to be read
 # "√18", "\\sqrt{18}", "log 18", "±18": a function of the number that follows.
 FUNCTION = re.compile(r"(?:√|±|\\pm|(?:\\|\b)(?:sqrt|log|ln|exp|sin|cos|tan))[\s({\[$]{0,4}$")
 SIGN_WORD = re.compile(r"(?:\bnegative|(?:\A|[=:]|\bis)\s{0,3}minus)[\s$€£¥]{1,3}\Z", re.IGNORECASE)
@@ -136,6 +137,7 @@ def find_numbers(text: str) -> list[Found]:
             or ((after[:1] == "_" or is_invisible(after[:1])) and after[1:].isdigit())
             or (is_invisible(before) and text[start - 2 : start - 1].isdigit())
             or POWER.match(text, end)
+            or EXPONENT.match(text, end)
             or FUNCTION.search(text, max(0, start - 12), start)
         ):  # 5², 5½, ٣5, 5^2, √5
             value = None
