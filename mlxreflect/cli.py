@@ -331,17 +331,41 @@ def doctor(
 
 @app.command()
 def grade(
-    task: Annotated[str, typer.Argument(help="countdown, arithmetic, gsm8k or jsonl.")],
-    file: Annotated[Path, typer.Argument(help="JSONL rows with id, response and the gold.")],
-    as_json: Annotated[
-        bool, typer.Option("--json", help="The default: a JSON object a row.")
-    ] = False,
+    task: Annotated[
+        str, typer.Argument(metavar="TASK|FOLDER", help="A task, or an evaluation to grade anew.")
+    ],
+    file: Annotated[
+        Path | None, typer.Argument(help="JSONL rows with id, response and the gold.")
+    ] = None,
+    rules: Annotated[str, typer.Option(help="A set of grading rules; default: the headline.")] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="Of a folder: where to; default: FOLDER/graded/RULES.")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
-    """Grade responses: a JSON object a line with id, correct, format_ok, parsed and reason."""
-    from mlxreflect.tasks.grade import grade_file
+    """Grade responses, a JSON object a row; or all that an evaluation generated, by other rules."""
+    if file is not None:
+        if out:
+            raise UserError(
+                f"--out {out}: the rows of a file are graded to stdout",
+                "leave --out out, or name an evaluation's folder alone: mlxreflect grade FOLDER",
+            )
+        from mlxreflect.tasks.grade import grade_file
 
-    for row in grade_file(task, file):
-        print(json.dumps(row, ensure_ascii=True))
+        for row in grade_file(task, file, rules):
+            print(json.dumps(row, ensure_ascii=True))
+        return
+    from mlxreflect.rescore import rescore
+
+    ui = make_ui(as_json)
+    results = rescore(Path(task), rules, out)
+    if as_json:
+        ui.result(results)
+        return
+    from mlxreflect.show import show_results
+
+    ui.table(show_results(results))
+    ui.line(f"rules: {results['rules']}; {results['changed']} verdicts changed: {results['out']}")
 
 
 def make_ui(as_json: bool) -> "Ui":

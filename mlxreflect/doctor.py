@@ -32,7 +32,7 @@ from mlxreflect.exams import clean, further_specs
 from mlxreflect.policy import device_name, on_cpu
 from mlxreflect.recipe import eval_spec
 from mlxreflect.tables import Recipe, TaskConfig
-from mlxreflect.tasks import TASKS, gsm8k, training_problems
+from mlxreflect.tasks import TASKS, training_problems
 from mlxreflect.tasks.rows import is_path
 from mlxreflect.train.memory import memory_limit
 from mlxreflect.ui import Ui, safe_text
@@ -156,7 +156,7 @@ def check_data(recipe: Recipe) -> Iterator[Check]:
     spec = eval_spec(recipe)
     others = [hub_data(other.task) for other in further_specs(recipe)]
     sources = [hub_data(recipe.task), hub_data(spec.task), *others]
-    for name in dict.fromkeys(filter(None, sources)):
+    for name in dict.fromkeys(name for names in sources for name in names):
         yield check_hub_data(name)
     held_out = [] if sources[1] else eval_problems(TASKS[spec.task.name], spec)
     if held_out:
@@ -183,11 +183,11 @@ def check_hub_data(name: str) -> Check:
     return Check("data", "fail", found, hint)
 
 
-def hub_data(config: TaskConfig) -> str:
-    """The hub data set that a task reads; "" where it reads none."""
-    if config.name == "gsm8k" and not config.source:
-        return gsm8k.HUB
-    return config.source if config.source and not is_path(config.source) else ""
+def hub_data(config: TaskConfig) -> tuple[str, ...]:
+    """The hub data sets that a task reads."""
+    if not config.source:
+        return TASKS[config.name].hub
+    return () if is_path(config.source) else (config.source,)
 
 
 def render_doctor(result: dict[str, Any]) -> "Group":

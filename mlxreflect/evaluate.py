@@ -28,8 +28,8 @@ from mlxreflect.seeds import rng_for
 from mlxreflect.settings import apply_settings, bundled, find_toml, flatten, read_toml, validate
 from mlxreflect.stats import wilson
 from mlxreflect.tables import EvalSpec, PolicyConfig
-from mlxreflect.tasks import TASKS, get_task
-from mlxreflect.tasks.base import Task
+from mlxreflect.tasks import TASKS, find_rules, get_task
+from mlxreflect.tasks.base import Grader, Task
 from mlxreflect.ui import Ui
 from mlxreflect.wording import fetch_templates
 
@@ -68,6 +68,7 @@ def evaluate(
     except OSError as error:
         raise UserError(f"{out}: {error.strerror}", "give another --out") from None
     tags, style = spec.prompt.tags, spec.prompt.style
+    rules, grader = find_rules(task, spec.rules, spec.task.answer_type)
     wording = prompts.BUNDLED.replaced(spec.prompt.templates)
     asked = [
         policy.encode(
@@ -94,22 +95,22 @@ def evaluate(
             advance=advance,
         )
         rows = [
-            to_row(grade_sample(task, problems[i], j, completions[(i - start) * spec.samples + j],
+            to_row(grade_sample(grader, problems[i], j, completions[(i - start) * spec.samples + j],
                                 tags, style))
             for i in chunk for j in range(spec.samples)
         ]  # fmt: skip
         append_rows(path, rows)
-    results = {**summarise(path), **setup}
+    results = {**summarise(path), "rules": rules, **setup}
     write_atomic(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     return results
 
 
 def grade_sample(
-    task: Task, problem: Problem, index: int, completion: Completion, tags: str, style: str
+    grader: Grader, problem: Problem, index: int, completion: Completion, tags: str, style: str
 ) -> Sample:
-    grade = task.grade(problem, completion.text, tags, style)
+    grade = grader(problem, completion.text, tags, style)
     return Sample(
-        task=task.name,
+        task=problem.task,
         problem_id=problem.id,
         sample=index,
         text=completion.text,
@@ -118,6 +119,7 @@ def grade_sample(
         parsed=grade.parsed,
         correct=grade.verdict.correct,
         format_ok=grade.verdict.format_ok,
+        score=grade.score,
     )
 
 
@@ -197,7 +199,13 @@ def summarise(path: Path) -> dict[str, Any]:
         "parse_failures": sum(s.parsed is None for s in samples),
         "truncated": sum(s.finish_reason == "length" for s in samples),
         "tokens_mean": sum(len(s.token_ids) for s in samples) / n,
-    }
+    } | mean_score(samples)
+
+
+def mean_score(samples: Sequence[Sample]) -> dict[str, float]:
+    """{"f1": the mean token F1}, where the rules have such a score."""
+    scores = [s.score for s in samples if s.score is not None]
+    return {"f1": sum(scores) / len(samples)} if scores else {}
 
 
 def evaluate_model(

@@ -210,6 +210,7 @@ def parse_response(text: str, tags: str = "think", style: str = "thinking") -> P
     open_ = text.rfind(ANSWER[0], after, close) if close >= 0 else -1
     answer = None
     if open_ >= 0:
+        close = text.find(ANSWER[1], open_)  # a stray closing tag later belongs to no block
         spans["answer"] = [open_ + len(ANSWER[0]), close]
         answer = text[slice(*spans["answer"])].strip()
     reason = format_fault(text, tags, style)

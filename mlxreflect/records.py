@@ -150,7 +150,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Sample:
-    """One answer in an evaluation."""
+    """One answer in an evaluation. score: token F1, where the grading rules have it."""
 
     SCHEMA: ClassVar[str] = "sample/1"
     task: str
@@ -162,14 +162,18 @@ class Sample:
     parsed: str | None
     correct: bool
     format_ok: bool
+    score: float | None = None
 
 
 Record = Problem | Episode | Example | Sample
 
 
 def to_row(record: Record) -> dict[str, Any]:
-    """The JSON object of a record, its schema first."""
-    return {"schema": record.SCHEMA, **dataclasses.asdict(record)}
+    """The JSON object of a record, its schema first; a sample without a score has no such key."""
+    row = {"schema": record.SCHEMA, **dataclasses.asdict(record)}
+    if isinstance(record, Sample) and record.score is None:
+        del row["score"]
+    return row
 
 
 def episode_from_row(row: dict[str, Any]) -> Episode:

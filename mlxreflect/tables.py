@@ -52,8 +52,9 @@ class TaskConfig(Table):
     limit: Count = 0  # problems of one epoch; 0: all there are
     question: str = "question"
     answer: str = "answer"
-    answer_type: Literal["number", "text", "choice"] = "number"
+    answer_type: Literal["number", "text", "f1", "choice", "math", "countdown"] = "number"
     numbers: list[Annotated[int, Field(ge=2, le=6)]] = [3]  # countdown: how many, one or several
+    words: list[Annotated[int, Field(ge=1, le=20)]] = [4]  # last_letter: how many, one or several
 
 
 class CriticConfig(Table):
@@ -212,3 +213,7 @@ class EvalSpec(Table):
     max_new_tokens: Positive = 1024
     samples: Positive = 1
     batch: Positive = 32
+    form: Literal["chat", "completion"] = "chat"  # completion: raw text, as base models continue it
+    shots: Count = 0  # worked examples from the training part before each question
+    stop: list[Annotated[str, Field(min_length=1)]] = []  # an answer ends before any of these
+    rules: str = ""  # how answers are graded; "": the task's own headline rules

@@ -234,7 +234,7 @@ LIGHT: dict[str, tuple[list[str], str, str]] = {
         "no task 'countdwn'; the tasks are: countdown", "did you mean countdown?",
     ),
     "unknown eval spec": (
-        ["run", "quickstart", "--set", "eval.spec=nope"], "no eval 'nope'", "one of: arithmetic",
+        ["run", "quickstart", "--set", "eval.spec=nope"], "no eval 'nope'", "one of: aime, aime24",
     ),
     "run directory under a file": (
         ["run", "quickstart", "--run-dir", "/dev/null/x"], "/dev/null/x: Not a", "--run-dir",
@@ -245,17 +245,26 @@ LIGHT: dict[str, tuple[list[str], str, str]] = {
     "show another folder": (["show", "."], ". is no run directory", "`mlxreflect run`"),
     "compare nothing": (["compare", "a", "b"], "a: no such file", "an evaluation's folder"),
     "grade nothing": (["grade", "gsm8k", "no.jsonl"], "no.jsonl: no such file", "your data file"),
+    "grade no folder": (["grade", "gsm8k"], "gsm8k: no such folder", "mlxreflect grade gsm8k FILE"),
+    "grade by unknown rules": (
+        ["grade", "countdown", "x", "--rules", "subsets"],
+        "no rules 'subsets'; the task countdown has: exact, strict, subset, tinyzero",
+        "did you mean subset?",
+    ),
+    "grade a file into a folder": (
+        ["grade", "countdown", "x", "--out", "y"], "--out y: the rows of a file", "leave --out out",
+    ),
     "grade an unknown task": (["grade", "gsm9k", "x"], "no task 'gsm9k'", "did you mean gsm8k?"),
     "unknown eval": (
-        ["eval", "nope", "--model", "tiny"], "no eval 'nope'", "one of: arithmetic, countdown",
+        ["eval", "nope", "--model", "tiny"], "no eval 'nope'", "one of: aime, aime24",
     ),
     "unknown key of an eval": (
         ["eval", "countdown", "--model", "tiny", "--set", "temprature=1"],
         "--set temprature=1: unknown key temprature", "did you mean temperature?",
     ),
     "data for a task that makes its own": (
-        ["eval", "countdown", "--model", "tiny", "--source", "x.jsonl"],
-        "task.source = 'x.jsonl': countdown makes its own", "remove task.source",
+        ["eval", "arithmetic", "--model", "tiny", "--source", "x.jsonl"],
+        "task.source = 'x.jsonl': arithmetic makes its own", "remove task.source",
     ),
 }  # fmt: skip
 
@@ -639,6 +648,15 @@ def test_grade_bad_row(shell: Shell, bad: str, said: str) -> None:
     path.write_text(f"{bad}\n{good}\n")
     error, _ = shell.mistake("grade", "countdown", path)
     assert error.startswith(f"{path}, {said.replace('line 2', 'line 1')}")
+
+
+def test_grade_by_named_rules(shell: Shell) -> None:
+    path = shell.folder / "rows.jsonl"
+    path.write_text('{"id": 1, "response": "<answer>2.5*8</answer>", "numbers": [2, 5, 8], '
+                    '"target": 20}\n')  # fmt: skip
+    graded = [json.loads(shell.works("grade", "countdown", path, *rules).out)["correct"]
+              for rules in ([], ["--rules", "exact"], ["--rules", "tinyzero"])]  # fmt: skip
+    assert graded == [False, False, True]
 
 
 # ---- eval and compare ----------------------------------------------------------------------------

@@ -12,13 +12,8 @@ from hypothesis import strategies as st
 from mlxreflect.errors import UserError
 from mlxreflect.tables import TaskConfig
 from mlxreflect.tasks.gsm8k import TASK
-from mlxreflect.tasks.numbers import (
-    extract_answer,
-    last_number,
-    read_gold,
-    read_number,
-    show_number,
-)
+from mlxreflect.tasks.number_rules import extract_answer
+from mlxreflect.tasks.numbers import last_number, read_gold, read_number, show_number
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "gsm8k"
 with_data = pytest.mark.skipif(not DATA.is_dir(), reason="the GSM8K rows are not there")

@@ -8,12 +8,22 @@ from mlxreflect.decontaminate import Index, Match, Question, build_index, find
 from mlxreflect.errors import UserError
 from mlxreflect.records import Problem
 from mlxreflect.tables import Recipe
-from mlxreflect.tasks import arithmetic, countdown, gsm8k, jsonl
-from mlxreflect.tasks.base import Task
+from mlxreflect.tasks import (
+    aime,
+    arithmetic,
+    countdown,
+    gsm8k,
+    jsonl,
+    last_letter,
+    logiqa,
+    math500,
+    svamp,
+)
+from mlxreflect.tasks.base import Grader, Task
+from mlxreflect.tasks.kinds import KINDS
 
-TASKS: dict[str, Task] = {
-    task.name: task for task in (countdown.TASK, arithmetic.TASK, gsm8k.TASK, jsonl.TASK)
-}
+MODULES = (countdown, arithmetic, last_letter, gsm8k, svamp, aime, math500, logiqa, jsonl)
+TASKS: dict[str, Task] = {module.TASK.name: module.TASK for module in MODULES}
 
 
 def get_task(name: str) -> Task:
@@ -38,6 +48,23 @@ def question_of(problem: Problem, spec: str = "") -> Question:
     body = task.show(replace(problem, fields={**fields, "choices": {}} if options else fields))
     wholes = [task.show(problem), "\n".join([body, *sorted(map(str, options.values()))])]
     return Question(spec, problem.id, wholes, "" if task.generated else body)
+
+
+def find_rules(task: Task, name: str, kind: str = "") -> tuple[str, Grader]:
+    """The grading rules of a name, "" for the headline ones: (their name, the grader).
+
+    kind: the kind of answer that will be graded, of a task that has several (jsonl). Raises
+    UserError with the rules there are.
+    """
+    several = task is jsonl.TASK and kind in KINDS
+    known = list(KINDS[kind].rules if several else task.rules)
+    chosen = name or known[0]
+    if chosen in known:
+        return chosen, task.rules[chosen]
+    what = f"the task {task.name}" + (f" with answers of type {kind!r}" if several else "")
+    near = difflib.get_close_matches(chosen, known, 1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"leave it out for {known[0]!r}"
+    raise UserError(f"no rules {name!r}; {what} has: {', '.join(known)}", hint)
 
 
 def training_problems(recipe: Recipe, held_out: Sequence[Problem]) -> dict[str, Problem]:

@@ -13,8 +13,9 @@ from mlxreflect.records import Problem, make_problem
 from mlxreflect.seeds import rng_for
 from mlxreflect.tables import TaskConfig
 from mlxreflect.tasks.arithmetic_solver import compute, finish, review
-from mlxreflect.tasks.base import Grade, Solver, Task
-from mlxreflect.tasks.numbers import grade_number, row_gold
+from mlxreflect.tasks.base import Solver, Task
+from mlxreflect.tasks.number_rules import NUMBER_RULES
+from mlxreflect.tasks.numbers import row_gold
 
 DEFAULT_PROBLEMS = 1000
 LARGEST = 99_999  # of operands and of every result on the way
@@ -79,10 +80,6 @@ def show(problem: Problem) -> str:
     return f"Compute: {problem.fields['expression']}"
 
 
-def grade(problem: Problem, text: str, tags: str = "think", style: str = "thinking") -> Grade:
-    return grade_number(problem.gold, text, tags, style)
-
-
 def from_row(row: dict[str, Any]) -> Problem:
     return make_problem("arithmetic", {"expression": str(row.get("expression", ""))}, row_gold(row))
 
@@ -93,8 +90,9 @@ TASK = Task(
     instruction=instruction,
     show=show,
     gold=lambda problem: problem.gold,
-    grade=grade,
+    grade=NUMBER_RULES["flexible"],
     from_row=from_row,
+    rules=NUMBER_RULES,
     solver=Solver(review, finish),
     generated=True,
 )

@@ -1,7 +1,7 @@
 """What a task is: plain functions in one frozen record."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlxreflect.records import Problem, Verdict
@@ -12,10 +12,18 @@ PARTS = ("train", "dev", "heldout")
 
 @dataclass(frozen=True)
 class Grade:
-    """parsed: the answer read from the text (normalised), None when there is none to read."""
+    """parsed: the answer read from the text (normalised), None when there is none to read.
+
+    score: how near an answer comes, 0 to 1 (token F1), where the rules have such a measure.
+    """
 
     parsed: str | None
     verdict: Verdict
+    score: float | None = None
+
+
+# (problem, text, tags, style) → Grade; never raises, linear in len(text).
+Grader = Callable[[Problem, str, str, str], Grade]
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,9 @@ class Task:
     show(problem): the user message.
     gold(problem): the expected answer as a critic may see it; None where any right answer counts.
     grade(problem, text, tags, style): never raises, linear in len(text).
+    rules: every set of grading rules by name; the first one is `grade`, what a headline reports.
     from_row(row): a Problem of a row of `mlxreflect grade`. Raises UserError.
+    hub: the data sets of the hub that it reads where no source is given.
     solver: exact, where the task has one.
     generated: it makes as many problems as are asked for.
     """
@@ -64,7 +74,9 @@ class Task:
     instruction: Callable[[Problem], str]
     show: Callable[[Problem], str]
     gold: Callable[[Problem], str | None]
-    grade: Callable[[Problem, str, str, str], Grade]
+    grade: Grader
     from_row: Callable[[dict[str, Any]], Problem]
+    rules: dict[str, Grader] = field(default_factory=dict)
+    hub: tuple[str, ...] = ()
     solver: Solver | None = None
     generated: bool = False

@@ -9,14 +9,24 @@ from typing import Any
 from mlxreflect.errors import UserError
 from mlxreflect.tasks.text import MAX_TEXT, same_text
 
+MAX_LINE = 400  # characters after "answer is" that are looked at
 LETTERS = string.ascii_uppercase
-DECORATION = " \t\r\n*`$_"
+DECORATION = " \t\r\n*`$_\"'"
 CHOICE_COLUMNS = ("choices", "options")
 WRAPPED = re.compile(r"\\(?:boxed|text|textbf|mathrm)\{([^{}]{0,200})\}")
 LEAD_IN = re.compile(
-    r"(?:the )?(?:correct )?(?:final )?(?:answer|option|choice)(?: is)?[: ] *", re.IGNORECASE
+    r"(?:(?:so|thus|hence|therefore),? )?(?:the |my )?(?:(?:correct|right|best|final) )*"
+    r"(?:answer|option|choice)(?: is| would be)?[: ] *",
+    re.IGNORECASE,
 )
-LETTER = re.compile(r"\(?([A-Za-z])(?:[).:]{1,2}(?=\s|$)|$)\s*")
+LETTER = re.compile(r"[(\[]?([A-Za-z])(?:[)\]][.:]?|[.:](?=\s|$)|\s{1,3}[-–—](?=\s)|$)\s*")
+HTML = re.compile(r"</?(?:b|i|em|strong)>")
+VERDICT = re.compile(r" is (?:the )?(?:correct|right|best)(?: answer| option| choice)?$")
+# "answer is B because …", "Answer: (B), as …": a letter in a sentence.
+SPOKEN = re.compile(
+    r"[\s:*_$`\"'\\]{0,8}(?:(?:[Oo]ption|[Cc]hoice)\s{1,3})?"
+    r"(?:[(\[]([A-Za-z])[)\]]|([A-Z])(?=[.,;:)*`$\"'}\]]|\s*$|\s*\n|\s+(?:because|since|as)\b))"
+)
 # What follows a letter when more than one is named: "A or B", "A) B) C)".
 ANOTHER = re.compile(r"(?:or\b|and\b|[/,&]|\(?[A-Z](?:[).:,]|$))", re.IGNORECASE)
 
@@ -93,10 +103,13 @@ def read_letter(answer: str, choices: dict[str, str]) -> str | None:
     """
     if len(answer) > MAX_TEXT:
         return None
-    answer = WRAPPED.sub(r"\1", WRAPPED.sub(r"\1", answer)).strip(DECORATION)
+    answer = WRAPPED.sub(r"\1", WRAPPED.sub(r"\1", HTML.sub("", answer))).replace("**", "")
+    answer = answer.rstrip(",; \t\r\n").strip(DECORATION)
     bare = answer
-    if lead := LEAD_IN.match(answer):
-        bare = answer[lead.end() :].strip(DECORATION)
+    for _ in range(2):  # "the answer is option B"
+        if lead := LEAD_IN.match(bare):
+            bare = bare[lead.end() :].strip(DECORATION)
+    bare = VERDICT.sub("", bare.rstrip(".!") if VERDICT.search(bare.rstrip(".!")) else bare)
     match = LETTER.match(bare)
     letter, rest = (match[1].upper(), bare[match.end() :]) if match else ("", "")
     if not letter or rest:
@@ -114,3 +127,22 @@ def read_letter(answer: str, choices: dict[str, str]) -> str | None:
 def letters_of(text: str, choices: dict[str, str]) -> list[str]:
     """The letters of the choices with this text."""
     return [letter for letter, choice in choices.items() if same_text(text, choice)]
+
+
+def spoken_letter(after: str, choices: dict[str, str]) -> str | None:
+    """The choice that a text names right after "answer is" or "answer:"; None where it hedges."""
+    if len(after) > MAX_TEXT:
+        return None
+    if letter := read_letter(after.strip(), choices):
+        return letter
+    line = WRAPPED.sub(r"\1", WRAPPED.sub(r"\1", after.lstrip()[:MAX_LINE].split("\n", 1)[0]))
+    if letter := read_letter(line, choices):
+        return letter
+    match = SPOKEN.match(line)
+    rest = line[match.end() :].lstrip(" ,;:.)]*") if match else ""
+    if not match or ANOTHER.match(rest):
+        return None
+    letter = (match[1] or match[2]).upper()
+    others = letters_of(rest, choices)
+    wrong = (choices and letter not in choices) or (others and letter not in others)
+    return None if wrong else letter

@@ -5,30 +5,19 @@ random pairs, every result whole, positive and at most 200. A problem belongs to
 (sorted numbers, target), so the parts are disjoint whatever seeds made them.
 """
 
-import hashlib
 import random
-from fractions import Fraction
-from typing import Any
 
-from mlxreflect.errors import UserError
-from mlxreflect.prompts import parse_response
-from mlxreflect.records import Problem, Verdict, make_problem
+from mlxreflect.records import Problem, make_problem
 from mlxreflect.seeds import rng_for
 from mlxreflect.tables import TaskConfig
-from mlxreflect.tasks.base import Grade, Solver, Task
+from mlxreflect.tasks.base import Solver, Task
+from mlxreflect.tasks.countdown_data import part_of, problem_of, problems_of_data
+from mlxreflect.tasks.countdown_rules import COUNTDOWN_RULES
 from mlxreflect.tasks.countdown_solver import finish, review
-from mlxreflect.tasks.expression import NotAnExpression, parse_expression
 
 DEFAULT_PROBLEMS = 1000
 LARGEST = 200
 MISSES = 200_000  # draws without a new problem after which there is none left
-
-
-def part_of(numbers: list[int], target: int) -> str:
-    """One tenth each is held out and kept for development, the rest is for training."""
-    key = f"{sorted(numbers)}={target}"
-    bucket = hashlib.sha256(key.encode()).digest()[0] % 10
-    return {0: "heldout", 1: "dev"}.get(bucket, "train")
 
 
 def draw(rng: random.Random, count: int) -> tuple[list[int], int] | None:
@@ -49,13 +38,11 @@ def draw(rng: random.Random, count: int) -> tuple[list[int], int] | None:
 def load(config: TaskConfig, part: str, seed: int) -> list[Problem]:
     """`config.limit` (1000 when 0) different problems of a part, or all it has.
 
-    The held-out ones ignore the seed.
+    The held-out ones ignore the seed. `config.source` names foreign problems instead: a file with
+    the columns nums and target, or a hub data set such as Jiayi-Pan/Countdown-Tasks-3to4.
     """
     if config.source:
-        raise UserError(
-            f"task.source = {config.source!r}: countdown makes its own problems",
-            'remove task.source, or set task.name = "jsonl"',
-        )
+        return problems_of_data(config, part)
     rng = rng_for("countdown", part, 0 if part == "heldout" else seed)
     problems: list[Problem] = []
     seen: set[tuple[tuple[int, ...], int]] = set()
@@ -88,63 +75,15 @@ def show(problem: Problem) -> str:
     return f"Numbers: {numbers}\nTarget: {problem.fields['target']}"
 
 
-def check(numbers: list[int], target: int, answer: str) -> tuple[bool, str]:
-    """Whether an expression uses every number exactly once and is exactly the target, and why."""
-    text, equals, right = answer.partition("=")
-    try:
-        found = parse_expression(text)
-        if equals and parse_expression(right).value != found.value:
-            return False, f"{answer[:80]!r} is not true"
-    except NotAnExpression as error:
-        return False, f"not an expression of whole numbers: {error}"
-    if sorted(found.literals) != sorted(numbers):
-        return False, f"uses {show_numbers(found.literals)} instead of {show_numbers(numbers)}"
-    if found.value != target:
-        return False, f"the answer is {show_value(found.value)}, not {target}"
-    return True, ""
-
-
-def show_numbers(numbers: list[int]) -> str:
-    return " ".join(str(n) for n in sorted(numbers)[:20])
-
-
-def show_value(value: Fraction) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"a number of {len(text)} digits"
-
-
-def grade(problem: Problem, text: str, tags: str = "think", style: str = "thinking") -> Grade:
-    parsed = parse_response(text, tags, style)
-    if parsed.answer is None:
-        return Grade(None, Verdict(False, parsed.format_ok, parsed.reason))
-    correct, reason = check(problem.fields["numbers"], problem.fields["target"], parsed.answer)
-    return Grade(parsed.answer[:400], Verdict(correct, parsed.format_ok, reason or parsed.reason))
-
-
-def from_row(row: dict[str, Any]) -> Problem:
-    numbers, target = row.get("numbers"), row.get("target")
-    fine = isinstance(numbers, list) and 1 <= len(numbers) <= 20
-    if not fine or not all(type(n) is int and n >= 0 for n in numbers or []):
-        raise UserError(
-            f"numbers = {str(numbers)[:60]}: not a list of whole numbers",
-            'write "numbers": [3, 4, 5], "target": 35',
-        )
-    if type(target) is not int:
-        raise UserError(
-            f"target = {str(target)[:60]}: not a whole number",
-            'write "numbers": [3, 4, 5], "target": 35',
-        )
-    return make_problem("countdown", {"numbers": numbers, "target": target})
-
-
 TASK = Task(
     name="countdown",
     load=load,
     instruction=instruction,
     show=show,
     gold=lambda problem: None,
-    grade=grade,
-    from_row=from_row,
+    grade=COUNTDOWN_RULES["exact"],
+    from_row=problem_of,
+    rules=COUNTDOWN_RULES,
     solver=Solver(review, finish),
     generated=True,
 )

@@ -5,22 +5,17 @@ a window of bounded length, so that hostile text cannot make a grade slow.
 """
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from mlxreflect.errors import UserError
-from mlxreflect.prompts import ANSWER, parse_response
-from mlxreflect.records import Verdict
-from mlxreflect.tasks.base import Grade
-from mlxreflect.tasks.text import final_part
 
 MAX_DIGITS = 40
 MAX_EXPONENT = 30
 MAX_BLOCK = 1000  # characters of an answer block that are read
 MAX_TAIL = 4000  # characters before the last digit in which the last number is looked for
-MAX_TRIES = 16  # candidates looked at for each kind of marker, from the end
-AFTER_MARKER = 200  # characters after "answer is" in which its number must begin
 NUMERAL = (
     r"(?:[0-9]+(?:,[0-9]+)*(?:\.[0-9]+)*|(?:\.[0-9]+)+)(?:[eE][+-]?[0-9]{1,4}(?![0-9A-Za-z]))?"
 )
@@ -30,11 +25,16 @@ DECIMAL = re.compile(
     r"([0-9]{1,3}(?:,[0-9]{3})*|[0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?", re.ASCII
 )
 FRAC = re.compile(r"\\[dt]?frac\{(-?[0-9]{1,40})\}\{([0-9]{1,40})\}")
+SHORT_FRAC = re.compile(r"\\[dt]?frac ?([0-9]) ?([0-9])")  # \frac12
 # "9 eggs * $2", "18/2 = 9": the number before is part of a calculation.
 CALCULATION = re.compile(r" {0,3}(?:[A-Za-z]{1,20} {0,3})?[-+*/×÷x=] {0,3}\(?[$-]? ?[0-9]")
-# What may stand between #### and its number; a heading ("#### Step 2", "#### 2. Add") is no answer.
-HASHED = re.compile(r"[\s$€£¥*_`\\(\[{:=+-]*\.?[0-9]")
-HEADING = re.compile(r"[.):][ \t]+[A-Za-z]")
+# "2 ^ 2", "2 ** 2": not a number yet. Degrees are a unit.
+POWER = re.compile(r" {0,3}(?:\*\* {0,3}[-(]?[0-9]|\^(?! {0,3}\{? {0,3}\\?circ))")
+EXPONENT = re.compile(r"[eE][+-]?[0-9]")  # one too large to be read
+# "√18", "\\sqrt{18}", "log 18", "±18": a function of the number that follows.
+FUNCTION = re.compile(r"(?:√|±|\\pm|(?:\\|\b)(?:sqrt|log|ln|exp|sin|cos|tan))[\s({\[$]{0,4}$")
+SIGN_WORD = re.compile(r"(?:\bnegative|(?:\A|[=:]|\bis)\s{0,3}minus)[\s$€£¥]{1,3}\Z", re.IGNORECASE)
+OR = re.compile(r"\bor\b", re.IGNORECASE)
 CURRENCY = "$€£¥"
 WORD = re.compile(r"[^\W\d_]+")
 MAX_UNITS = 3  # words beside an expected number: "18 dollars per hour" is one, a sentence is not
@@ -55,19 +55,11 @@ class Found:
     value: Fraction | None
 
 
-@dataclass(frozen=True)
-class Marked:
-    """The answer a marker points at; value None: the marked block holds no single number."""
-
-    position: int
-    value: Fraction | None
-
-
 def tidy(text: str) -> str:
     """Typographic and LaTeX ways of writing a number, as plain characters."""
     for written, plain in LATEX.items():
         text = text.replace(written, plain)
-    return FRAC.sub(r" \1/\2", text.translate(CHARACTERS))
+    return SHORT_FRAC.sub(r" \1/\2", FRAC.sub(r" \1/\2", text.translate(CHARACTERS)))
 
 
 def decimal(text: str) -> Fraction | None:
@@ -95,6 +87,8 @@ def is_negative(text: str, start: int) -> bool:
     """Whether a minus before the number at `start` is its sign, not a subtraction or a bullet."""
     head = text[max(0, start - 12) : start]
     bare = head.rstrip(CURRENCY + " ")
+    if SIGN_WORD.search(text, max(0, start - 30), start):
+        return True
     if not bare.endswith("-"):
         return False
     before = bare[:-1].rstrip(" ")
@@ -108,6 +102,11 @@ def is_negative(text: str, start: int) -> bool:
 
 def is_other_digit(character: str) -> bool:
     return not character.isascii() and character.isnumeric()
+
+
+def is_invisible(character: str) -> bool:
+    """Whether it joins what stands around it without being seen: zero-width, combining."""
+    return character != "" and unicodedata.category(character) in ("Cf", "Mn", "Me")
 
 
 def is_name(text: str, start: int) -> bool:
@@ -135,8 +134,12 @@ def find_numbers(text: str) -> list[Found]:
         if (
             is_other_digit(before)
             or is_other_digit(after[:1])
-            or (after[:1] == "_" and after[1:].isdigit())
-        ):  # 5², 5½, ٣5
+            or ((after[:1] == "_" or is_invisible(after[:1])) and after[1:].isdigit())
+            or (is_invisible(before) and text[start - 2 : start - 1].isdigit())
+            or POWER.match(text, end)
+            or EXPONENT.match(text, end)
+            or FUNCTION.search(text, max(0, start - 12), start)
+        ):  # 5², 5½, ٣5, 5^2, √5
             value = None
         elif value is not None and is_negative(text, start):
             value = -value
@@ -148,15 +151,23 @@ def read_number(text: str) -> Fraction | None:
     """A text that is one number: "$1,234.50", "18 dollars.", "−3/4", "9 * 2 = 18", "50\\%".
 
     Units and words are dropped (a percentage is its number), and of an equation the right side
-    counts. None where there is no number, or more than one: "17 or 18" is no answer.
+    counts. None where there is no number, one still to be computed ("9 * 2", "√18"), or more than
+    one: "17 or 18" is no answer.
     """
     text = text.strip()
     if len(text) > MAX_BLOCK:
         return None
-    text = tidy(text)
-    found = find_numbers(text[text.rfind("=") + 1 :]) or find_numbers(text)
-    values = {number.value for number in found}
+    values = {value for part in OR.split(tidy(text)) for value in side_values(part)}
     return values.pop() if len(values) == 1 else None
+
+
+def side_values(text: str) -> set[Fraction | None]:
+    """The values right of the last equals sign that has one there; None for a calculation."""
+    right = text[text.rfind("=") + 1 :]
+    found = find_numbers(right)
+    if not found:
+        right, found = text, find_numbers(text)
+    return {None if CALCULATION.match(right, n.end) else n.value for n in found}
 
 
 def last_number(text: str) -> Fraction | None:
@@ -198,101 +209,6 @@ def show_number(value: Fraction) -> str:
         return str(value.numerator)
     digits = str(abs(value.numerator) * 10**places // value.denominator).zfill(places + 1)
     return f"{'-' if value < 0 else ''}{digits[:-places]}.{digits[-places:]}"
-
-
-def in_answer_block(text: str) -> Marked | None:
-    """The last closed <answer> block that is not empty."""
-    close = len(text)
-    for _ in range(MAX_TRIES):
-        close = text.rfind(ANSWER[1], 0, close)
-        start = text.rfind(ANSWER[0], 0, close) if close >= 0 else -1
-        if start < 0:
-            return None
-        if content := text[start + len(ANSWER[0]) : close].strip():
-            return Marked(close, read_number(content))
-        close = start
-    return None
-
-
-def in_box(text: str) -> Marked | None:
-    r"""The last closed `\boxed{}`."""
-    start = len(text)
-    for _ in range(MAX_TRIES):
-        start = text.rfind("\\boxed{", 0, start)
-        if start < 0:
-            return None
-        window = text[start + 7 : start + 7 + MAX_BLOCK]
-        depth = 1
-        for brace in re.finditer(r"[{}]", window):
-            depth += 1 if brace[0] == "{" else -1
-            if not depth:
-                return Marked(start, read_number(window[: brace.start()]))
-    return None
-
-
-def after_hashes(text: str) -> Marked | None:
-    """The last `####` that a number follows at once."""
-    at = len(text)
-    for _ in range(MAX_TRIES):
-        at = text.rfind("####", 0, at)
-        if at < 0:
-            return None
-        window = tidy(text[at + 4 : at + 4 + 2 * AFTER_MARKER])
-        found = find_numbers(window) if HASHED.match(window[:AFTER_MARKER]) else []
-        if found and not HEADING.match(window, found[0].end):
-            return Marked(at, first_result(window, found[0]))
-    return None
-
-
-def after_phrase(text: str) -> Marked | None:
-    """The last "answer is", in any case, that a number follows."""
-    # İ is the one character whose lower case is longer; positions must stay.
-    lower = text.replace("\u0130", "i").lower()
-    at = len(text)
-    for _ in range(MAX_TRIES):
-        at = lower.rfind("answer is", 0, at)
-        if at < 0:
-            return None
-        window = tidy(text[at + 9 : at + 9 + 2 * AFTER_MARKER])
-        if (found := find_numbers(window)) and found[0].start < AFTER_MARKER:
-            return Marked(at, first_result(window, found[0]))
-    return None
-
-
-def first_result(window: str, first: Found) -> Fraction | None:
-    """The number a marker points at; of a calculation its result, None where it has none."""
-    if not CALCULATION.match(window, first.end):
-        return first.value
-    line = window[first.end :].split("\n", 1)[0]
-    _, equals, right = line.rpartition("=")
-    results = find_numbers(right) if equals else []
-    return results[0].value if results else None
-
-
-def extract_answer(text: str, tags: str = "think") -> Fraction | None:
-    """The number a response answers with, whatever its format ("flexible" extraction).
-
-    The last explicit marker by position counts, `####`, `\\boxed{}`, `<answer>` or "answer is"; a
-    block's position is its end, so that it rules over markers inside it. Without a marker the
-    last number counts. Never raises; linear in len(text).
-    """
-    text = final_part(text, tags)
-    finders = (in_answer_block, in_box, after_hashes, after_phrase)
-    marked = [found for finder in finders if (found := finder(text))]
-    if marked:
-        return max(marked, key=lambda m: m.position).value
-    return last_number(text)
-
-
-def grade_number(gold: str | None, text: str, tags: str, style: str) -> Grade:
-    """Compare a response's number with the expected one, as exact rationals."""
-    value, expected = extract_answer(text, tags), read_number(gold or "")
-    form = parse_response(text, tags, style)
-    if value is None:
-        return Grade(None, Verdict(False, form.format_ok, "no number found"))
-    correct, parsed = value == expected, show_number(value)
-    reason = form.reason if correct else f"expected {gold}, got {parsed}"
-    return Grade(parsed, Verdict(correct, form.format_ok, reason))
 
 
 def row_gold(row: dict[str, Any]) -> str:

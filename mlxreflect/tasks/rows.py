@@ -7,6 +7,7 @@ import json
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mlxreflect.errors import UserError
 from mlxreflect.records import Problem
 
 TABLES = {".csv": ",", ".tsv": "\t"}
+ENDINGS = (".jsonl", ".json", *TABLES, ".parquet")  # of files that hold rows
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,34 @@ def is_path(source: str) -> bool:
     """Whether a source names a file or folder rather than a hub data set (owner/name)."""
     path = local_path(source)
     hub_like = source.count("/") <= 1 and not source.startswith((".", "/", "~"))
-    return path.exists() or path.suffix in (".jsonl", ".json", ".txt", *TABLES) or not hub_like
+    return path.exists() or path.suffix in (".txt", *ENDINGS) or not hub_like
+
+
+def rows_of_source(
+    source: str, config: str, split: str, hint: str, revision: str = ""
+) -> Iterable[Row]:
+    """The rows of a file, of a folder's file for the split, or of a hub data set, as they come."""
+    if is_path(source):
+        path = local_path(source)
+        return read_file(file_of_split(path, split) if path.is_dir() else path)
+    return hub_rows(source, config, split, hint, revision)
+
+
+def file_of_split(folder: Path, split: str) -> Path:
+    """test.jsonl of a folder, or that name with another known ending."""
+    paths = [folder / f"{split}{ending}" for ending in ENDINGS]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
 def read_file(path: Path) -> Iterator[Row]:
-    """The rows of a JSONL, JSON, CSV or TSV file. Raises UserError naming file and line."""
+    """The rows of a JSONL, JSON, CSV, TSV or Parquet file. Raises UserError naming the row."""
     try:
         if path.suffix.lower() in TABLES:
             yield from read_table(path, TABLES[path.suffix.lower()])
         elif path.suffix.lower() == ".json":
             yield from read_json(path)
+        elif path.suffix.lower() == ".parquet":
+            yield from read_parquet(path)
         else:
             with path.open("rb") as lines:
                 yield from read_lines(path, lines)
@@ -125,25 +145,42 @@ def read_table(path: Path, delimiter: str) -> Iterator[Row]:
             ) from None
 
 
+def read_parquet(path: Path) -> Iterator[Row]:
+    from datasets import load_dataset
+
+    path.open("rb").close()  # a missing file is told as any other
+    try:  # streamed: no second copy in the cache of `datasets`
+        data = load_dataset("parquet", data_files=escape(str(path)), split="train", streaming=True)
+        yield from (Row(dict(row), f"{path}, row {i}") for i, row in enumerate(data, 1))
+    except ValueError as error:
+        raise UserError(f"{path}: not Parquet ({brief(error)})", "write that file anew") from None
+
+
 def read_hub(name: str, config: str, split: str, hint: str) -> list[Row]:
-    """The rows of a hub data set, from the network or the cache of `datasets`.
+    """All rows of a hub data set, from the network or the cache of `datasets`.
 
     Raises UserError with `hint` where it cannot be had.
     """
+    return list(hub_rows(name, config, split, hint))
+
+
+def hub_rows(name: str, config: str, split: str, hint: str, revision: str = "") -> Iterator[Row]:
+    """The rows of a hub data set one at a time; nothing is asked for before the first one."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
 
     # Its bases are the error of the HTTP client, which differs between versions, and OSError.
     network = HfHubHTTPError.__bases__
+    version = {"revision": revision} if revision else {}
     try:
-        data = load_dataset(name, config or None, split=split)
+        data = load_dataset(name, config or None, split=split, **version)
     except (DatasetsError, OSError, ValueError, RuntimeError, *network) as error:
         title = f"{name} ({config})" if config else name
         raise UserError(
             f"the data set {title}, split {split}, could not be loaded: {brief(error)}", hint
         ) from None
-    return [Row(dict(row), f"{name} ({split}), row {i}") for i, row in enumerate(data, 1)]
+    yield from (Row(dict(row), f"{name} ({split}), row {i}") for i, row in enumerate(data, 1))
 
 
 def brief(error: BaseException) -> str:

@@ -10,7 +10,8 @@ from mlxreflect.critics.base import Call
 from mlxreflect.critics.solver import critique, rewrite
 from mlxreflect.prompts import attempt_messages, critique_messages, rewrite_messages
 from mlxreflect.records import Messages, Problem, make_problem
-from mlxreflect.tasks.countdown import TASK, draw, part_of
+from mlxreflect.tasks.countdown import TASK, draw
+from mlxreflect.tasks.countdown_data import part_of
 from mlxreflect.tasks.countdown_solver import Step, Term, finish, given, steps_from
 
 

@@ -1,0 +1,118 @@
+"""Grading anew what an evaluation generated: an arm folder → another one under other rules."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mlxreflect.errors import UserError
+from mlxreflect.evaluate import continue_only, summarise
+from mlxreflect.records import (
+    Problem,
+    Sample,
+    dump_line,
+    flat_from_row,
+    read_json,
+    read_rows,
+    to_row,
+    write_atomic,
+)
+from mlxreflect.settings import validate
+from mlxreflect.tables import EvalSpec
+from mlxreflect.tasks import find_rules, get_task
+from mlxreflect.tasks.base import Grader
+
+FILES = ("setup.json", "problems.jsonl", "samples.jsonl")
+AGAIN = "give an evaluation's folder, or evaluate again: mlxreflect eval SPEC --model M --out DIR"
+
+
+def rescore(folder: Path, rules: str = "", out: Path | None = None) -> dict[str, Any]:
+    """Grade a folder's samples under named rules ("": the headline ones) into another folder.
+
+    out: FOLDER/graded/RULES by default. The spec of the new folder names the rules, so that
+    `compare` refuses to mix two sets of them. Returns its results, and in "changed" how many
+    verdicts are others than before. Raises UserError for a folder that is no evaluation.
+    """
+    setup, problems, samples = read_arm(folder)
+    spec = validate(EvalSpec, setup["spec"], folder / "setup.json")
+    task = get_task(spec.task.name)
+    name, grader = find_rules(task, rules, spec.task.answer_type)
+    out = out or folder / "graded" / name
+    if out.resolve() == folder.resolve():
+        raise UserError(f"--out {out} is the evaluation itself", "give another --out")
+    # The headline's name is "" in a spec, so that both are the same evaluation.
+    setup["spec"]["rules"] = "" if name == next(iter(task.rules)) else name
+    graded = [regraded(sample, problems[sample.problem_id], grader, spec) for sample in samples]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror}", "give another --out") from None
+    continue_only(out, setup)
+    write_atomic(out / "problems.jsonl", lines_of([to_row(p) for p in problems.values()]))
+    write_atomic(out / "samples.jsonl", lines_of([to_row(s) for s in graded]))
+    results = {**summarise(out / "samples.jsonl"), "rules": name, **setup}
+    write_atomic(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    changed = sum(a.correct != b.correct for a, b in zip(samples, graded, strict=True))
+    return {**results, "changed": changed, "out": str(out)}
+
+
+def read_arm(folder: Path) -> tuple[dict[str, Any], dict[str, Problem], list[Sample]]:
+    """Setup, problems by id and samples of an evaluation; a torn last line is left out."""
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: no such folder",
+            "give an evaluation's folder, or a task and a file: mlxreflect grade gsm8k FILE",
+        )
+    for name in FILES:
+        if not (folder / name).is_file():
+            inside = next(iter(sorted(folder.glob("eval/*/samples.jsonl"))), None)
+            hint = f"name one of its evaluations, such as {inside.parent}" if inside else AGAIN
+            raise UserError(f"{folder}: no {name} in it", hint)
+    setup = read_json(folder / "setup.json")
+    if not isinstance(setup.get("spec"), dict):
+        raise UserError(f"{folder / 'setup.json'}: no spec in it", AGAIN)
+    problems: dict[str, Problem] = {}
+    for row in rows_with(folder / "problems.jsonl", ("id", "task", "fields")):
+        problem: Problem = flat_from_row(Problem, row)
+        problems[problem.id] = problem
+    path = folder / "samples.jsonl"
+    needed = ("task", "problem_id", "sample", "text", "token_ids", "finish_reason", "parsed",
+              "correct", "format_ok")  # fmt: skip
+    samples: list[Sample] = [flat_from_row(Sample, row) for row in rows_with(path, needed)]
+    if not samples:
+        raise UserError(f"{path}: no samples in it", "evaluate first; this one did not get far")
+    for number, sample in enumerate(samples, 1):
+        if sample.problem_id not in problems:
+            raise UserError(
+                f"{path}, row {number}: problem {sample.problem_id} is not in problems.jsonl", AGAIN
+            )
+        if not isinstance(sample.text, str):
+            raise UserError(f"{path}, row {number}: text is no text", "restore that file")
+    return setup, problems, samples
+
+
+def rows_with(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    rows = list(read_rows(path))
+    for number, row in enumerate(rows, 1):
+        if missing := [key for key in keys if key not in row]:
+            raise UserError(f"{path}, row {number}: no {missing[0]!r}", "restore that file")
+    return rows
+
+
+def regraded(sample: Sample, problem: Problem, grader: Grader, spec: EvalSpec) -> Sample:
+    grade = grader(problem, sample.text, spec.prompt.tags, spec.prompt.style)
+    return Sample(
+        task=sample.task,
+        problem_id=sample.problem_id,
+        sample=sample.sample,
+        text=sample.text,
+        token_ids=sample.token_ids,
+        finish_reason=sample.finish_reason,
+        parsed=grade.parsed,
+        correct=grade.verdict.correct,
+        format_ok=grade.verdict.format_ok,
+        score=grade.score,
+    )
+
+
+def lines_of(rows: list[dict[str, Any]]) -> str:
+    return "".join(map(dump_line, rows))

@@ -1,0 +1,177 @@
+"""The kinds of answer that a row of data can have: how each is asked for, read and graded."""
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Any
+
+from mlxreflect.errors import UserError
+from mlxreflect.prompts import parse_response
+from mlxreflect.records import Problem, Verdict, make_problem
+from mlxreflect.tasks.base import Grade, Grader
+from mlxreflect.tasks.choice_rules import CHOICE_RULES
+from mlxreflect.tasks.choices import CHOICE_COLUMNS, gold_letter, read_choices
+from mlxreflect.tasks.countdown_data import problem_of
+from mlxreflect.tasks.countdown_rules import COUNTDOWN_RULES
+from mlxreflect.tasks.latex_rules import MATH_RULES, MAX_LATEX
+from mlxreflect.tasks.number_rules import NUMBER_RULES
+from mlxreflect.tasks.numbers import read_gold
+from mlxreflect.tasks.text import MAX_TEXT
+from mlxreflect.tasks.text_rules import F1_RULES, TEXT_RULES
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of answer.
+
+    instruction: what the system prompt asks for. fault: what is wrong with a gold of another kind.
+    example: how a row of `mlxreflect grade` may write its gold. rules: by name, the first one
+    the headline, called "flexible" for every kind.
+    """
+
+    instruction: str
+    fault: str
+    example: str
+    rules: dict[str, Grader]
+
+
+KINDS = {
+    "number": Kind(
+        "Answer the question. The final answer is a number only, without units or commas.",
+        "is no number", '"gold": 42', NUMBER_RULES,
+    ),
+    "text": Kind(
+        "Answer the question. The final answer is as short as it can be, without explanation.",
+        "is no text", '"gold": "Paris"', TEXT_RULES,
+    ),
+    "f1": Kind(
+        "Answer the question. The final answer is as short as it can be, without explanation.",
+        "is no text", '"gold": "Paris"', F1_RULES,
+    ),
+    "choice": Kind(
+        "Choose the right option. The final answer is its letter only.",
+        "names no choice", '"gold": "B"', CHOICE_RULES,
+    ),
+    "math": Kind(
+        "Solve the problem. The final answer is a number or an expression in LaTeX.",
+        "is no short text", '"gold": "\\\\frac{1}{2}"', MATH_RULES,
+    ),
+    "countdown": Kind(
+        "Combine the given numbers, each exactly once, with + - * / and parentheses so that the "
+        "result is the target. The final answer is the expression alone.",
+        "is no target", '"numbers": [3, 4, 5], "target": 35',
+        {"flexible": COUNTDOWN_RULES["exact"], **COUNTDOWN_RULES},
+    ),
+}  # fmt: skip
+
+
+def read_gold_of(kind: str, raw: Any, options: Any) -> str | None:
+    """A row's expected answer, normalised; None where it is none of its kind."""
+    if kind == "number":
+        return read_gold(raw)
+    if kind == "choice":
+        return gold_letter(raw, options)
+    most = MAX_LATEX if kind == "math" else MAX_TEXT
+    fine = isinstance(raw, (str, int, float)) and not isinstance(raw, bool)
+    return str(raw).strip() or None if fine and len(str(raw)) <= most else None
+
+
+def all_golds(raw: Any) -> list[Any]:
+    """Several right answers: a list of them, or SQuAD's {"text": [...]}; else the one."""
+    if isinstance(raw, dict) and isinstance(raw.get("text"), list):
+        raw = raw["text"]
+    return raw if isinstance(raw, list) else [raw]
+
+
+def build(
+    task: str,
+    question: str,
+    raw: Any,
+    kind: str,
+    options: Any = None,
+    meta: dict[str, Any] | None = None,
+) -> Problem:
+    """A problem from its parts. Raises UserError, without file and line, for a bad answer."""
+    if kind == "math":
+        need_math()
+    fields: dict[str, Any] = {"question": question}
+    meta = dict(meta or {})
+    if task == "jsonl":
+        fields["answer_type"] = kind
+    if kind in ("text", "f1"):
+        golds = [read_gold_of(kind, one, None) for one in all_golds(raw)]
+        gold = golds[0] if golds and None not in golds else None
+        if len(golds) > 1:
+            meta["golds"] = golds
+    else:
+        gold = read_gold_of(kind, raw, options)
+    if kind == "choice" and (choices := read_choices(options)):
+        fields["choices"] = choices
+    if gold is None:
+        raise UserError(
+            f"the answer {str(raw)[:60]!r} {KINDS[kind].fault}",
+            "correct that row, or set task.answer to the column that holds the answer, or "
+            f"task.answer_type to another kind than {kind!r}",
+        )
+    if isinstance(raw, str) and kind == "number" and "####" in raw:
+        meta["solution"] = raw
+    return make_problem(task, fields, gold, meta)
+
+
+def build_countdown(question: str, row: dict[str, Any]) -> Problem:
+    """A Countdown problem in the words of a row. Raises UserError."""
+    fields = problem_of(row).fields
+    return make_problem("jsonl", {"question": question, "answer_type": "countdown", **fields})
+
+
+def options_of(values: dict[str, Any]) -> Any:
+    return next((values[name] for name in CHOICE_COLUMNS if name in values), None)
+
+
+def problem_of_row(task: str, row: dict[str, Any]) -> Problem:
+    """A problem of a row of `mlxreflect grade`. Raises UserError."""
+    kind = row.get("answer_type", "number")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise UserError(f"answer_type = {kind!r}", f"write one of: {', '.join(KINDS)}")
+    question = str(row.get("question", ""))
+    if kind == "countdown":
+        return build_countdown(question, row)
+    if kind == "math":
+        need_math()
+    try:
+        return build(task, question, row.get("gold"), kind, options_of(row))
+    except UserError as error:
+        raise UserError(f"gold: {error.message}", f"write {KINDS[kind].example}") from None
+
+
+def need_math() -> None:
+    """Raises UserError without the extra that compares LaTeX."""
+    if importlib.util.find_spec("math_verify") is None:
+        raise UserError(
+            "answers in LaTeX are compared by Math-Verify, which is not installed",
+            "pip install 'mlxreflect[math]'",
+        )
+
+
+def by_kind(name: str) -> Grader:
+    """Rules of a name for whatever kind of answer the problem has."""
+
+    def grade(problem: Problem, text: str, tags: str, style: str) -> Grade:
+        kind = problem.fields["answer_type"]
+        rules = KINDS[kind].rules.get(name)
+        if rules is not None:
+            return rules(problem, text, tags, style)
+        form = parse_response(text, tags, style)
+        return Grade(None, Verdict(False, form.format_ok, f"no rules {name!r} for a {kind}"))
+
+    return grade
+
+
+def instruction(problem: Problem) -> str:
+    kinds = {"logiqa": "choice", "math500": "math"}
+    return KINDS[kinds.get(problem.task) or problem.fields["answer_type"]].instruction
+
+
+def show(problem: Problem) -> str:
+    choices = problem.fields.get("choices", {})
+    lines = [f"{letter}. {text}" for letter, text in choices.items()]
+    return "\n".join([problem.fields["question"], *lines])

@@ -1,0 +1,141 @@
+"""Last letters (Wei et al. 2022): join the last letter of each of k words.
+
+The words are common English ones, drawn by a seed; `task.words` says how many. A problem belongs to
+a part by a hash of its words in alphabetical order, so no part holds another's words reordered.
+"""
+
+import hashlib
+import random
+import re
+import string
+from typing import Any
+
+from mlxreflect.errors import UserError
+from mlxreflect.prompts import parse_response
+from mlxreflect.records import Problem, Verdict, make_problem
+from mlxreflect.seeds import rng_for
+from mlxreflect.tables import TaskConfig
+from mlxreflect.tasks.base import Grade, Grader, Task
+from mlxreflect.tasks.markers import answer_block, box, phrases
+from mlxreflect.tasks.strict import strict
+from mlxreflect.tasks.text import final_part
+from mlxreflect.tasks.words import WORDS
+
+DEFAULT_PROBLEMS = 1000
+MISSES = 20_000  # draws without a new problem after which there is none left
+MAX_ANSWER = 200  # characters
+WRAPPED = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\{([^{}]*)\}")
+SPELLED = re.compile(r"[a-z](?:(?: ?(?:->|[,.+-]) ?| )[a-z])+")
+LEAD_IN = re.compile(r"(?:the )?(?:final )?answer(?: is)?[: ] *")
+QUOTES = "\"'`“”‘’*$_ \t\r\n"
+
+
+def part_of(words: list[str]) -> str:
+    """80 % train, 10 % dev, 10 % heldout."""
+    digest = hashlib.sha256(" ".join(sorted(words)).encode()).digest()
+    return {0: "heldout", 1: "dev"}.get(int.from_bytes(digest[:8], "big") % 10, "train")
+
+
+def load(config: TaskConfig, part: str, seed: int) -> list[Problem]:
+    """`config.limit` different problems (1000 when 0) of a part; only training uses the seed."""
+    if config.source:
+        raise UserError(
+            f"task.source = {config.source!r}: last_letter makes its own problems",
+            'remove task.source, or set task.name = "jsonl"',
+        )
+    rng = rng_for("last_letter", part, seed if part == "train" else 0)
+    found: dict[tuple[str, ...], Problem] = {}
+    misses = 0
+    while len(found) < (config.limit or DEFAULT_PROBLEMS) and misses < MISSES:
+        words = draw(rng, rng.choice(config.words))
+        misses += 1
+        if tuple(words) not in found and part in ("all", part_of(words)):
+            found[tuple(words)] = problem_of(words)
+            misses = 0
+    return list(found.values())
+
+
+def draw(rng: random.Random, count: int) -> list[str]:
+    return rng.sample(WORDS, count)
+
+
+def problem_of(words: list[str]) -> Problem:
+    gold = "".join(word[-1] for word in words)
+    lines = [f"The last letter of {word} is {word[-1]}." for word in words]
+    return make_problem("last_letter", {"words": words}, gold, {"solution": "\n".join(lines)})
+
+
+def instruction(problem: Problem) -> str:
+    return (
+        "Take the last letter of each word, in order, and join them. The final answer is these "
+        "letters only, without spaces."
+    )
+
+
+def show(problem: Problem) -> str:
+    return f"Words: {' '.join(problem.fields['words'])}"
+
+
+def read_letters(text: str) -> str | None:
+    """The letters of "nesd", "NESD.", "n-e-s-d", "n, e, s, d"; None for anything else."""
+    if len(text) > MAX_ANSWER:
+        return None
+    text = WRAPPED.sub(r"\1", text).replace("**", "").strip(QUOTES).lower()
+    if lead := LEAD_IN.match(text):
+        text = text[lead.end() :]
+    text = text.strip(QUOTES + ".:")
+    if SPELLED.fullmatch(text):
+        text = "".join(c for c in text if c in string.ascii_lowercase)
+    plain = text.isascii() and text.isalpha()
+    return text if plain else None
+
+
+def extract_letters(text: str) -> str | None:
+    """The last block or box, else the last "answer is", else a short text that is an answer."""
+    spots = [
+        (found.position, read_letters(found.text))
+        for find in (answer_block, box)
+        if (found := find(text))
+    ]
+    if spots:
+        return max(spots, key=lambda spot: spot[0])[1]
+    for found in phrases(text):
+        line = found.text.lstrip().split("\n", 1)[0].split(". ", 1)[0]
+        if letters := read_letters(line) or read_letters(line.split(",", 1)[0]):
+            return letters
+    return read_letters(text.strip())
+
+
+def grade(problem: Problem, text: str, tags: str = "think", style: str = "thinking") -> Grade:
+    form, letters = parse_response(text, tags, style), extract_letters(final_part(text, tags))
+    if letters is None:
+        return Grade(None, Verdict(False, form.format_ok, "no letters found"))
+    correct = letters == problem.gold
+    reason = form.reason if correct else f"expected {problem.gold}, got {letters}"
+    return Grade(letters, Verdict(correct, form.format_ok, reason))
+
+
+def from_row(row: dict[str, Any]) -> Problem:
+    words = row.get("words")
+    if isinstance(words, list) and words and all(isinstance(w, str) and w.isalpha() for w in words):
+        return problem_of([word.lower() for word in words])
+    gold = row.get("gold")
+    if not isinstance(gold, str) or not (gold.isascii() and gold.isalpha()):
+        raise UserError(
+            f"gold = {str(gold)[:60]!r}: no letters", 'write "gold": "nesd", or "words": ["sun"]'
+        )
+    return make_problem("last_letter", {"words": []}, gold.lower())
+
+
+RULES: dict[str, Grader] = {"flexible": grade, "strict": strict(grade)}
+TASK = Task(
+    name="last_letter",
+    load=load,
+    instruction=instruction,
+    show=show,
+    gold=lambda problem: problem.gold,
+    grade=grade,
+    from_row=from_row,
+    rules=RULES,
+    generated=True,
+)

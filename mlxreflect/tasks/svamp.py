@@ -1,0 +1,52 @@
+"""SVAMP (Patel et al. 2021): elementary word problems in varied wording, 700 and 300 held out.
+
+A row has Body, Question, Equation and Answer; the question asked is body and question.
+"""
+
+from typing import Any
+
+from mlxreflect.errors import UserError
+from mlxreflect.records import Problem, make_problem
+from mlxreflect.tables import TaskConfig
+from mlxreflect.tasks.base import Task
+from mlxreflect.tasks.gsm8k import instruction, show
+from mlxreflect.tasks.number_rules import NUMBER_RULES
+from mlxreflect.tasks.numbers import read_gold, row_gold
+from mlxreflect.tasks.rows import Row, column, question_text
+from mlxreflect.tasks.table import Benchmark, column_of
+
+
+def read(row: Row, config: TaskConfig) -> Problem:
+    name = column_of(row, config, "question", ("question_concat", "Question"))
+    question = question_text(row, name)
+    if name == "Question" and isinstance(body := row.values.get("Body"), str):
+        question = f"{body.strip()} {question}"
+    answer = column_of(row, config, "answer", ("Answer",))
+    raw = column(row, answer, "task.answer")
+    gold = read_gold(raw)
+    if gold is None:
+        raise UserError(
+            f"{row.where}: column {answer!r} is no number: {str(raw)[:60]!r}",
+            "correct that row, or set task.answer to the column that holds the answer",
+        )
+    equation = row.values.get("Equation")
+    meta = {"solution": f"{equation} = {gold}"} if isinstance(equation, str) else {}
+    return make_problem("svamp", {"question": " ".join(question.split())}, gold, meta)
+
+
+def from_row(row: dict[str, Any]) -> Problem:
+    return make_problem("svamp", {"question": str(row.get("question", ""))}, row_gold(row))
+
+
+DATA = Benchmark("svamp", "ChilleD/SVAMP", read)
+TASK = Task(
+    name="svamp",
+    load=DATA.load,
+    instruction=instruction,
+    show=show,
+    gold=lambda problem: problem.gold,
+    grade=NUMBER_RULES["flexible"],
+    from_row=from_row,
+    hub=(DATA.hub,),
+    rules=NUMBER_RULES,
+)

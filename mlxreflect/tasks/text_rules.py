@@ -1,0 +1,49 @@
+"""How a text in an <answer> block is graded: as a whole, or by its tokens."""
+
+from mlxreflect.prompts import parse_response
+from mlxreflect.records import Problem, Verdict
+from mlxreflect.tasks.base import Grade, Grader
+from mlxreflect.tasks.squad import squad
+from mlxreflect.tasks.strict import strict
+from mlxreflect.tasks.text import MAX_TEXT, final_part, same_text
+
+MISSING = "no answer in an <answer> block"
+
+
+def answer_of(text: str, tags: str) -> str | None:
+    """The last closed answer block after the thought; None where it is empty or there is none."""
+    # final_part has left the thought behind, so no think tag is due there any more.
+    return parse_response(final_part(text, tags), tags, "direct").answer or None
+
+
+def golds_of(problem: Problem) -> list[str]:
+    """Every text that is right: `meta["golds"]` where a row gave several."""
+    golds = problem.meta.get("golds")
+    return [str(gold) for gold in golds] if isinstance(golds, list) else [problem.gold or ""]
+
+
+def grade_text(problem: Problem, text: str, tags: str, style: str) -> Grade:
+    """Right is one of the expected texts but for case, spacing, quotes and a full stop."""
+    form, answer = parse_response(text, tags, style), answer_of(text, tags)
+    if answer is None:
+        return Grade(None, Verdict(False, form.format_ok, MISSING))
+    correct = any(same_text(answer, gold) for gold in golds_of(problem))
+    reason = form.reason if correct else f"expected {(problem.gold or '')[:80]}, got {answer[:80]}"
+    return Grade(answer[:MAX_TEXT], Verdict(correct, form.format_ok, reason))
+
+
+def grade_f1(problem: Problem, text: str, tags: str, style: str) -> Grade:
+    """SQuAD's exact match, and its token F1 as `score`."""
+    form, answer = parse_response(text, tags, style), answer_of(text, tags)
+    if answer is None:
+        return Grade(None, Verdict(False, form.format_ok, MISSING), 0.0)
+    correct, score = squad(answer, golds_of(problem))
+    wrong = f"expected {(problem.gold or '')[:80]}, got {answer[:80]} (F1 {score:.2f})"
+    verdict = Verdict(correct, form.format_ok, form.reason if correct else wrong)
+    return Grade(answer[:MAX_TEXT], verdict, score)
+
+
+TEXT_RULES: dict[str, Grader] = {
+    "flexible": grade_text, "strict": strict(grade_text), "f1": grade_f1,
+}  # fmt: skip
+F1_RULES: dict[str, Grader] = {"flexible": grade_f1, "strict": strict(grade_f1)}

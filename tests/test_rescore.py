@@ -1,0 +1,143 @@
+"""`mlxreflect grade FOLDER`: what an evaluation generated, graded anew under other rules."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxreflect.compare import compare
+from mlxreflect.errors import UserError
+from mlxreflect.records import Sample, append_rows, make_problem, to_row
+from mlxreflect.rescore import rescore
+from mlxreflect.tables import EvalSpec
+
+TEXTS = [
+    "<think>9 * 2</think><answer>18</answer>",
+    "The answer is 18.",
+    "so\n#### 18",
+    "I do not know",
+]
+
+
+def write_arm(folder: Path, texts: list[str], task: dict[str, Any] | None = None) -> Path:
+    """An evaluation's folder, with verdicts that another grader gave."""
+    folder.mkdir()
+    spec = EvalSpec.model_validate({"task": {"name": "gsm8k", **(task or {})}, "limit": 4})
+    setup = {"prompt_hash": "0123", "decoding": {"temperature": 0.0}, "spec": spec.model_dump(),
+             "model": "m", "adapter": ""}  # fmt: skip
+    name = spec.task.name
+    fields = {"answer_type": spec.task.answer_type} if name == "jsonl" else {}
+    problems = [
+        make_problem(name, {"question": f"{i}?", **fields}, "18") for i in range(len(texts))
+    ]
+    samples = [
+        Sample(name, p.id, 0, text, [1, 2], "stop", None, False, False)
+        for p, text in zip(problems, texts, strict=True)
+    ]
+    (folder / "setup.json").write_text(json.dumps(setup))
+    append_rows(folder / "problems.jsonl", map(to_row, problems))
+    append_rows(folder / "samples.jsonl", map(to_row, samples))
+    return folder
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("rules", "right", "kept", "unparsed"),
+    [
+        ("", [1, 1, 1, 0], 1, 1),
+        ("strict", [1, 0, 0, 0], 1, 1),
+        ("lm-eval-strict", [0, 0, 1, 0], 1, 3),
+        ("lm-eval-flexible", [1, 1, 1, 0], 1, 1),
+    ],
+)
+def test_the_verdicts_of_each_set_of_rules(
+    tmp_path: Path, rules: str, right: list[int], kept: int, unparsed: int
+) -> None:
+    arm = write_arm(tmp_path / "arm", TEXTS)
+    before = {path.name: path.read_bytes() for path in arm.iterdir()}
+    found = rescore(arm, rules)
+    out = Path(found["out"])
+    assert out == arm / "graded" / (rules or "flexible")
+    assert {p.name: p.read_bytes() for p in arm.iterdir() if p.is_file()} == before
+    assert [row["correct"] for row in rows(out / "samples.jsonl")] == [bool(r) for r in right]
+    results = json.loads((out / "results.json").read_text())
+    assert (results["n"], results["accuracy"]) == (4, sum(right) / 4)
+    assert (results["format_rate"], results["parse_failures"]) == (kept / 4, unparsed)
+    assert results["rules"] == (rules or "flexible")
+    assert found["changed"] == sum(right)
+    assert rows(out / "problems.jsonl") == rows(arm / "problems.jsonl")
+    texts = [(row["text"], row["token_ids"]) for row in rows(out / "samples.jsonl")]
+    assert texts == [(text, [1, 2]) for text in TEXTS]
+    again = {path.name: path.read_bytes() for path in out.iterdir()}
+    rescore(arm, rules)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == again
+
+
+def test_graded_folders_are_compared_and_never_mixed(tmp_path: Path) -> None:
+    a, b = write_arm(tmp_path / "a", TEXTS), write_arm(tmp_path / "b", TEXTS[:1] * 4)
+    flexible = [Path(rescore(arm)["out"]) for arm in (a, b)]
+    strict = [Path(rescore(arm, "strict", tmp_path / f"s-{arm.name}")["out"]) for arm in (a, b)]
+    assert compare(*flexible)["difference"] == pytest.approx(0.25)
+    assert compare(*strict)["difference"] == pytest.approx(0.75)
+    with pytest.raises(UserError, match=r"spec\.rules differs"):
+        compare(flexible[0], strict[1])
+    named = Path(rescore(a, "flexible", tmp_path / "named")["out"])  # the headline's own name
+    assert compare(flexible[0], named)["difference"] == 0
+
+
+def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
+    arm = write_arm(tmp_path / "arm", TEXTS)
+    data = (arm / "samples.jsonl").read_bytes()
+    (arm / "samples.jsonl").write_bytes(data[:-20])
+    assert rescore(arm)["n"] == 3
+
+
+def test_token_f1_is_reported(tmp_path: Path) -> None:
+    texts = ["<answer>18</answer>", "<answer>18 eggs</answer>", "<answer>x</answer>", "18"]
+    task = {"name": "jsonl", "answer_type": "f1", "source": "mine.jsonl"}
+    arm = write_arm(tmp_path / "arm", texts, task)
+    found = rescore(arm)
+    assert found["accuracy"] == 0.25
+    assert found["f1"] == pytest.approx((1 + 2 / 3) / 4)
+    assert [row["score"] for row in rows(Path(found["out"]) / "samples.jsonl")][::3] == [1.0, 0.0]
+
+
+def fault(*arguments: Any) -> UserError:
+    with pytest.raises(UserError) as caught:
+        rescore(*arguments)
+    assert caught.value.hint and "\n" not in caught.value.message + caught.value.hint
+    return caught.value
+
+
+@pytest.mark.parametrize("missing", ["problems.jsonl", "samples.jsonl", "setup.json"])
+def test_what_is_no_evaluation_is_refused(tmp_path: Path, missing: str) -> None:
+    arm = write_arm(tmp_path / "arm", TEXTS)
+    (arm / missing).unlink()
+    assert f"no {missing} in it" in fault(arm).message
+
+
+def test_mistakes_are_two_lines(tmp_path: Path) -> None:
+    arm = write_arm(tmp_path / "arm", TEXTS)
+    assert "no rules 'stric'" in fault(arm, "stric").message
+    assert "no such folder" in fault(tmp_path / "none").message
+    assert "is the evaluation itself" in fault(arm, "", arm).message
+    other = Path(rescore(arm, "strict", tmp_path / "out")["out"])
+    assert "spec.rules" in fault(arm, "", other).message  # that folder holds other verdicts
+    (tmp_path / "file").write_text("")
+    assert "--out" in fault(arm, "", tmp_path / "file" / "x").hint
+    lines = (arm / "problems.jsonl").read_text().splitlines(keepends=True)
+    (arm / "problems.jsonl").write_text("".join(lines[1:]))
+    assert "is not in problems.jsonl" in fault(arm).message
+    (arm / "problems.jsonl").write_text("".join(lines))
+    (arm / "samples.jsonl").write_text('{"task": "gsm8k"}\n')
+    assert "row 1: no 'problem_id'" in fault(arm).message
+    (arm / "samples.jsonl").write_text("")
+    assert "no samples in it" in fault(arm).message
+    (arm / "setup.json").write_text("{")
+    assert "not JSON" in fault(arm).message
+    choice = write_arm(tmp_path / "choice", TEXTS, {"name": "jsonl", "answer_type": "choice"})
+    assert "has: flexible, strict" in fault(choice, "lm-eval-strict").message
