@@ -22,7 +22,8 @@ LAYERS: list[set[str]] = [
     {"recipe"},
     {"train.lanes"},
     {"train.cpu"},
-    {"pairs", "stats", "ui", "train.losses", "train.batches", "train.prefix"},
+    {"stats"},
+    {"pairs", "sentences", "sequential", "ui", "train.losses", "train.batches", "train.prefix"},
     {"tasks", "train.objectives"},
     {"job", "commits", "train.sources", "train.steps"},
     {"train.forms"},
@@ -33,7 +34,10 @@ LAYERS: list[set[str]] = [
     {"train.encode", "train.merge", "train.memory", "train.scoring"},
     {"train.trainer"},
     {"critics", "train"},
+    {"arms"},
+    {"alike"},
     {"strategies", "evaluate", "compare", "tiny", "fuse"},
+    {"unpaired", "comparison_view", "quick"},
     {"plots", "story"},
     {"loop", "show", "course", "checks", "estimate"},
     {"dry", "finetune", "doctor"},
@@ -42,7 +46,8 @@ LAYERS: list[set[str]] = [
 ]
 # Nothing but data in, data out: no model, no network, no run directory.
 PURE = ("records", "settings", "tables", "recipe", "seeds", "prompts", "templates", "wording",
-        "pairs", "stats", "tasks", "errors", "job")  # fmt: skip
+        "pairs", "stats", "sentences", "sequential", "tasks", "errors",
+        "job")  # fmt: skip
 HEAVY = {"mlx", "mlx_lm", "transformers", "pydantic", "matplotlib", "numpy", "scipy", "datasets",
          "huggingface_hub", "ollama", "httpx", "tenacity", "boto3", "botocore"}  # fmt: skip
 

@@ -17,7 +17,7 @@ from statsmodels.stats.proportion import (
     proportions_ztest,
 )
 
-from mlxreflect import stats
+from mlxreflect import sentences, stats
 
 TABLES = [  # both right, gains, losses, both wrong; exact p, mid-p, Newcombe's interval
     ((550, 124, 77, 249), 0.00112338, 0.00089781, (0.0192708, 0.0746201)),
@@ -280,7 +280,7 @@ def test_wilson_refuses_what_is_no_proportion(k: int, n: int) -> None:
     ],
 )
 def test_sentence(table: tuple[int, int, int, int], verdict: str) -> None:
-    text = stats.sentence(stats.paired(*answers(*table)), "base", "trained")
+    text = sentences.sentence(stats.paired(*answers(*table)), "base", "trained")
     assert verdict in text
     assert text.startswith("trained answers ")
     assert f"of {sum(table)} questions" in text
@@ -290,11 +290,11 @@ def test_sentence(table: tuple[int, int, int, int], verdict: str) -> None:
 
 def test_sentence_follows_alpha_and_the_permutation_test() -> None:
     a, b = answers(550, 124, 77, 249)
-    strict = stats.sentence(stats.paired(a, b, alpha=0.001), "A", "B", alpha=0.001)
+    strict = sentences.sentence(stats.paired(a, b, alpha=0.001), "A", "B", alpha=0.001)
     assert "99.9% interval" in strict
     assert ", borderline (exact McNemar p = 0.0011). The interval leaves out 0, but" in strict
     c, p = stats.clustered([0.0, 0.5] * 40, [0.25, 0.5] * 40)
-    text = stats.sentence(c, "A", "B", p_perm=p)
+    text = sentences.sentence(c, "A", "B", p_perm=p)
     assert "significant (sign-flip p = 0.0001)" in text
     with pytest.raises(ValueError, match="p_perm"):
-        stats.sentence(c, "A", "B")
+        sentences.sentence(c, "A", "B")
