@@ -120,9 +120,9 @@ def check_keys(evaluations: Sequence[Evaluation], differ: Sequence[str]) -> None
         if one.results and part in one.results
         for key in flatten({part: one.results[part]})
     ]
-    settable = {key for key in known if key != "prompt_hash"}
+    settable = {"decoding.samples", *known} - {"prompt_hash"}
     for given in differ:
-        fits = given in (*SETUP, "decoding.samples") or any(intended(k, [given]) for k in settable)
+        fits = given in SETUP or any(intended(key, [given]) for key in settable)
         if known and not fits:
             raise UserError(
                 f"--differ {given}: no such key in these evaluations",

@@ -70,7 +70,7 @@ def load_arms(paths: Sequence[Path]) -> list[Arm]:
 
 
 def arms_within(folder: Path) -> list[Path]:
-    """The evaluations in a folder: those without an adapter first, then by name."""
+    """The arms in a folder, the baseline first: without an adapter, named base, then by name."""
     folder = folder / "eval" if (folder / "eval").is_dir() else folder
     refuse_quick(folder)
     found = [sub for sub in folder.iterdir() if evaluations_within(sub)] if folder.is_dir() else []
@@ -80,9 +80,9 @@ def arms_within(folder: Path) -> list[Path]:
             "name two or more: mlxreflect compare BASE TRAINED",
         )
 
-    def order(path: Path) -> tuple[bool, str]:
+    def order(path: Path) -> tuple[bool, bool, str]:
         results = read_results(evaluations_within(path)[0].parent / "results.json")
-        return bool(results and results.get("adapter")), path.name
+        return bool(results and results.get("adapter")), path.name != "base", path.name
 
     return sorted(found, key=order)
 

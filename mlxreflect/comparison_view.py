@@ -1,6 +1,6 @@
 """A comparison as a person reads it: a table, the sentences, the problems gained and lost."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -10,8 +10,11 @@ from rich.text import Text
 
 from mlxreflect.sentences import level, points
 from mlxreflect.ui import safe_text
+from mlxreflect.unpaired import SHARPER
 
 FEW = 5  # problems shown of each list, unless all are asked for
+FEWER = 2  # where there are several comparisons
+WIDTH = 60  # characters of a question
 
 
 def render_comparison(result: Mapping[str, Any], *, whole: bool = False) -> Group:
@@ -21,13 +24,11 @@ def render_comparison(result: Mapping[str, Any], *, whole: bool = False) -> Grou
     parts += [Text(line) for one in results for line in lines(one)]
     notes = {text: None for one in results for text in remarks(one)}
     if len(results) > 1:
-        notes[
-            f"The verdicts use Holm's adjustment for {len(results)} comparisons: by chance one of "
-            f"that many would otherwise look significant too often."
-        ] = None
+        notes |= dict.fromkeys(remarks_of_several(results))
     parts += [Text(note) for note in notes]
+    few = FEWER if len(results) > 1 else FEW
     for one in results:
-        parts += problem_lists(one, FEW if not whole else None, name=len(results) > 1)
+        parts += problem_lists(one, None if whole else few, name=len(results) > 1)
     return Group(*parts)
 
 
@@ -64,21 +65,17 @@ def several(result: Mapping[str, Any]) -> Table:
     results = result["comparisons"]
     title = Text(f"{len(results)} comparisons", "bold")
     table = Table(title=title, title_justify="left", box=box.SIMPLE)
-    heads = ("", "from", "to", "difference", f"{level(result['alpha'])} interval", "gained, lost",
-             "p", "Holm's p", "verdict")  # fmt: skip
-    for head in heads:
-        table.add_column(Text(head))
+    table.add_column()
+    for head in ("right", f"difference ({level(result['alpha'])})", "+, −", "Holm's p", "verdict"):
+        table.add_column(Text(head), no_wrap=True)
     for r in results:
         task = f"{r['task']}: " if len(result["tasks"]) > 1 else ""
-        p = next(r[key] for key in ("p", "p_exact", "p_perm") if r.get(key) is not None)
+        between = f"({points(r['ci_low'])} to {points(r['ci_high'])})"
         cells = (
             f"{task}{r['b']} against {r['a']}",
-            f"{r['accuracy_a']:.1%}",
-            f"{r['accuracy_b']:.1%}",
-            points(r["difference"]),
-            f"{points(r['ci_low'])} to {points(r['ci_high'])}",
+            f"{r['accuracy_a']:.1%} → {r['accuracy_b']:.1%}",
+            f"{points(r['difference'])} {between}",
             f"{r['gains']}, {r['losses']}" if "gains" in r else "",
-            number(p),
             number(r["p_holm"]),
             r["verdict"],
         )
@@ -100,6 +97,15 @@ def remarks(r: Mapping[str, Any]) -> Iterator[str]:
         yield f"Not checked to be the same: {', '.join(r['unchecked'])}."
     if r.get("maj_at"):
         yield "maj@k: a tie goes to the answer given first. pass@k and maj@k are not adjusted for."
+
+
+def remarks_of_several(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield (
+        f"The verdicts use Holm's adjustment for {len(results)} comparisons: of so many, one looks "
+        "significant by chance too often."
+    )
+    if any(one.get("unpaired") for one in results):
+        yield SHARPER
 
 
 def problem_lists(r: Mapping[str, Any], most: int | None, *, name: bool) -> Iterator[Text]:
@@ -124,7 +130,9 @@ def problem(one: Mapping[str, Any]) -> str:
         change = f"{before[:30]} → {after[:30]}"
     else:
         change = f"{one['right_a']:.0%} → {one['right_b']:.0%}"
-    return "  ".join(part for part in (one["id"], one["question"], f"({change})") if part)
+    asked = one["question"] or ""
+    asked = asked if len(asked) <= WIDTH else asked[: WIDTH - 1] + "…"
+    return "  ".join(part for part in (one["id"], asked, f"({change})") if part)
 
 
 def accuracy(r: Mapping[str, Any], side: str) -> str:

@@ -95,7 +95,8 @@ def sentence(result: dict[str, Any]) -> str:
         f"{r['b']} answers {r['right_b']} of {r['n_b']} questions right ({r['accuracy_b']:.1%}), "
         f"{r['a']} {r['right_a']} of {r['n_a']} ({r['accuracy_a']:.1%}): a difference of "
         f"{points(r['difference'])} points ({level(r['alpha'])} interval {points(r['ci_low'])} to "
-        f"{points(r['ci_high'])}), {r['verdict']} ({told}). {SHARPER}"
+        f"{points(r['ci_high'])}), {r['verdict']} ({told})."
+        + (f" {SHARPER}" if r["tests"] == 1 else "")
     )
 
 
