@@ -196,12 +196,19 @@ def eval_(
     quick: Annotated[
         bool, typer.Option("--quick", help="Base and trained side by side until it is decided.")
     ] = False,
-    alpha: Annotated[float, typer.Option(help="With --quick: the level to decide at.")] = 0.05,
+    alpha: Annotated[
+        float | None, typer.Option(help="With --quick: the level to decide at; default 0.05.")
+    ] = None,
     max_n: Annotated[int, typer.Option(min=0, help="With --quick: questions at most.")] = 0,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a model, with or without an adapter."""
+    if not quick and (alpha is not None or max_n):
+        raise UserError(
+            f"--{'max-n' if alpha is None else 'alpha'} is of --quick, which is not asked for",
+            "add --quick, or leave it out",
+        )
     require_mlx()
     if quick:
         from mlxreflect.evaluate import find_spec
@@ -209,7 +216,8 @@ def eval_(
 
         ui, pair = make_ui(as_json), arms_of([model], [adapter])
         loaded = find_spec(spec, limit, source, set_ or [])
-        decided = quick_eval(loaded, pair, out, ui, alpha=alpha, max_n=max_n)
+        level = 0.05 if alpha is None else alpha
+        decided = quick_eval(loaded, pair, out, ui, alpha=level, max_n=max_n)
         ui.result(decided) if as_json else ui.line(decided["sentence"])
         return
     from mlxreflect.evaluate import evaluate_model

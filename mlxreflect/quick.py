@@ -38,6 +38,7 @@ from mlxreflect.train.lora import read_adapter, without_lora
 from mlxreflect.ui import Ui
 
 Arm = tuple[str, str]  # model, adapter
+LARGEST = 1e300  # of the evidence that is written down: JSON has no infinity
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,13 @@ class Answerer:
     ) -> list[Completion]:
         with without_lora(self.policy.model) if self.bare else nullcontext():
             return self.policy.generate(
-                [prompt for prompt in prompts for _ in range(spec.samples)],
+                prompts,
                 temperature=spec.temperature,
                 top_p=spec.top_p,
                 max_new_tokens=spec.max_new_tokens,
                 batch=spec.batch,
                 seed=("quick", spec.seed, start),
+                samples=spec.samples,
             )
 
 
@@ -258,7 +260,7 @@ def conclude(look: Look, pair: Sequence[Answerer], alpha: float, most: int) -> d
         "of": most,
         "saved": most - n,
         "decision": decision,
-        "e_value": look.evidence,
+        "e_value": min(look.evidence, LARGEST),
         "threshold": 1 / alpha,
         "alpha": alpha,
         "accuracy_a": look.accuracy(0),

@@ -1,6 +1,7 @@
 """Evidence that may be looked at after every question, and intervals that hold at every look.
 
-A gambler bets on the differences B − A of questions in random order, D_1, D_2, … in [−1, 1]. If
+A gambler bets on the differences B − A of questions in random order, D_1, D_2, … in [−1, 1], drawn
+(as for McNemar's test) from all the questions that could be asked. If
 their mean were m, no bet would be worth more than its stake, so the chance that the capital ever
 reaches 1/alpha is alpha at most (Ville 1939), however often one looks and whatever makes one stop.
 

@@ -249,6 +249,9 @@ LIGHT: dict[str, tuple[list[str], str, str]] = {
     "quick alone": (
         ["eval", "countdown", "--model", "tiny", "--quick"], "--quick sets two models", "--adapter",
     ),
+    "a level without a test": (
+        ["eval", "countdown", "--model", "tiny", "--alpha", "0.1"], "--alpha is of --quick", "add",
+    ),
     "quick with no adapter there": (
         ["eval", "countdown", "--model", "tiny", "--adapter", "nope", "--quick"],
         "adapter 'nope' is no adapter folder", "adapter_config.json",

@@ -168,7 +168,7 @@ def test_holm_agrees_with_statsmodels_in_any_order() -> None:
 
 
 def test_holm_by_its_definition() -> None:
-    """Step down: the smallest of m times m, the next times m − 1, never less than the one before."""
+    """The smallest of m times m, the next times m − 1, never less than the one before."""
     rng = np.random.default_rng(2)
     for _ in range(1000):
         p = rng.choice([0.01, 0.02, 1.0, 0.2, *rng.random(3) ** 3], size=rng.integers(1, 12))
