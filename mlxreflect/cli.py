@@ -193,11 +193,33 @@ def eval_(
     limit: Annotated[int, typer.Option(min=0, help="Problems; 0: all of the spec's.")] = 0,
     source: Annotated[str, typer.Option(help="Other data for the task, all of it.")] = "",
     out: Annotated[Path | None, typer.Option(help="Folder of the samples and results.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Base and trained side by side until it is decided.")
+    ] = False,
+    alpha: Annotated[
+        float | None, typer.Option(help="With --quick: the level to decide at; default 0.05.")
+    ] = None,
+    max_n: Annotated[int, typer.Option(min=0, help="With --quick: questions at most.")] = 0,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a model, with or without an adapter."""
+    if not quick and (alpha is not None or max_n):
+        raise UserError(
+            f"--{'max-n' if alpha is None else 'alpha'} is of --quick, which is not asked for",
+            "add --quick, or leave it out",
+        )
     require_mlx()
+    if quick:
+        from mlxreflect.evaluate import find_spec
+        from mlxreflect.quick import arms_of, quick_eval
+
+        ui, pair = make_ui(as_json), arms_of([model], [adapter])
+        loaded = find_spec(spec, limit, source, set_ or [])
+        level = 0.05 if alpha is None else alpha
+        decided = quick_eval(loaded, pair, out, ui, alpha=level, max_n=max_n)
+        ui.result(decided) if as_json else ui.line(decided["sentence"])
+        return
     from mlxreflect.evaluate import evaluate_model
 
     ui = make_ui(as_json)
@@ -210,22 +232,54 @@ def eval_(
     ui.table(show_results(results))
 
 
+def enough_arms(arms: list[str]) -> list[str]:
+    """One argument is a folder of several evaluations."""
+    if len(arms) == 1 and not Path(arms[0]).is_dir():
+        raise typer.BadParameter("give two or more, or a folder of several evaluations")
+    return arms
+
+
 @app.command()
 def compare(
-    a: Annotated[Path, typer.Argument(help="An evaluation folder or a samples file.")],
-    b: Annotated[Path, typer.Argument(help="The one to compare with it.")],
+    arms: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="BASE OTHER…",
+            callback=enough_arms,
+            help="Evaluation folders or samples files, or one folder of several.",
+        ),
+    ],
+    alpha: Annotated[float, typer.Option(help="Level of the tests and intervals.")] = 0.05,
+    differ: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="A key that is meant to differ: spec.prompt.style."),
+    ] = None,
+    all_pairs: Annotated[
+        bool, typer.Option("--all-pairs", help="Not only with the first.")
+    ] = False,
+    list_: Annotated[bool, typer.Option("--list", help="All problems gained and lost.")] = False,
+    unpaired: Annotated[
+        bool, typer.Option("--unpaired", help="By counts alone: results, or 627/1000 674/1000.")
+    ] = False,
+    plan: Annotated[
+        float, typer.Option(metavar="DIFFERENCE", help="How many questions show it, as 0.03.")
+    ] = 0.0,
     as_json: Json = False,
 ) -> None:
-    """Compare B against A on the same problems: paired difference, interval, exact test."""
-    from mlxreflect.compare import compare as compare_
-    from mlxreflect.compare import render_comparison
+    """Compare with the first on the same problems: paired difference, interval, exact test."""
+    from mlxreflect.compare import Options, compare_all
+    from mlxreflect.comparison_view import render_comparison
+    from mlxreflect.unpaired import compare_counts
 
     ui = make_ui(as_json)
-    result = compare_(a, b)
-    if as_json:
-        ui.result(result)
-    else:
-        ui.table(render_comparison(result))
+    options = Options(alpha, tuple(differ or ()), all_pairs, plan)
+    result = (
+        compare_counts(arms, options)
+        if unpaired
+        else compare_all([Path(arm) for arm in arms], options)
+    )
+    ui.result(result)
+    ui.table(render_comparison(result, whole=list_))
 
 
 @app.command()

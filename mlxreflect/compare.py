@@ -1,234 +1,251 @@
-"""Compare two evaluations of the same questions: pair them, refuse what is not alike, test."""
+"""Compare evaluations of the same questions: pair them, refuse what is not alike, test.
 
-import json
-from collections.abc import Iterable
+The first arm is the baseline. Where several tasks or arms make several tests, Holm's adjustment
+over all of them decides.
+"""
+
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mlxreflect.alike import check_alike, check_keys, pair_tasks, unchecked
+from mlxreflect.arms import Arm, Evaluation, Key, load_arms
 from mlxreflect.errors import UserError
-from mlxreflect.records import read_rows
-from mlxreflect.settings import flatten
-from mlxreflect.stats import clustered, paired, points, sentence, verdict, wilson
-from mlxreflect.ui import safe_text
-
-if TYPE_CHECKING:
-    from rich.console import Group
-
-Key = tuple[str, str]  # task, problem id
-# Keys of results.json that both sides must share; what tells a person most comes first.
-SETUP = ("decoding", "spec", "prompt_hash")
+from mlxreflect.sentences import sentence, verdict
+from mlxreflect.stats import (
+    Comparison,
+    clustered,
+    holm,
+    majority,
+    mean_interval,
+    paired,
+    pass_at_k,
+    questions_needed,
+    variances,
+    wilson,
+)
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One evaluation: each question's samples, right or wrong, and its results.json if any."""
+class Options:
+    """alpha: of the tests and intervals. differ: keys of the setup that are meant to differ.
 
-    name: str
-    path: Path
-    answers: dict[Key, dict[int, bool]]
-    results: dict[str, Any] | None
-
-    @property
-    def repeated(self) -> bool:
-        return any(sample > 0 for samples in self.answers.values() for sample in samples)
-
-    def means(self, keys: Iterable[Key]) -> list[float]:
-        return [sum(self.answers[key].values()) / len(self.answers[key]) for key in keys]
-
-
-def compare(a: Path, b: Path) -> dict[str, Any]:
-    """B against A: the keys of `stats.Comparison`, a, b, p_perm, verdict, sentence and unchecked.
-
-    a, b: evaluation folders, or bare JSONL files of samples. unchecked: what of the setup could not
-    be checked to be the same. p_exact and p_mid are None, and p_perm is not, where there are
-    several samples a question. Raises UserError for what cannot be compared.
+    all_pairs: each arm against each other, not only against the first. plan: a difference, as a
+    fraction; the questions that would show it are reckoned. 0: not asked.
     """
-    arm_a, arm_b = load_arm(a), load_arm(b)
-    setup, unchecked = setup_fault(arm_a, arm_b)
-    if questions := question_fault(arm_a, arm_b):
-        raise UserError(
-            "; ".join(filter(None, [questions, setup])),
-            "evaluate both on the same spec, limit and seed, and to the end",
-        )
-    if setup:
-        raise UserError(
-            setup, "evaluate both alike; bare samples.jsonl files are compared regardless"
-        )
-    keys = list(arm_a.answers)
-    means_a, means_b = arm_a.means(keys), arm_b.means(keys)
-    p_perm = None
-    if arm_a.repeated or arm_b.repeated:
-        comparison, p_perm = clustered(means_a, means_b)
-    else:
-        comparison = paired([m == 1 for m in means_a], [m == 1 for m in means_b])
-    name_a, name_b = names(arm_a, arm_b)
-    p = comparison.p_exact if p_perm is None else p_perm
-    assert p is not None  # one sample a question has the exact p, several have the other
+
+    alpha: float = 0.05
+    differ: tuple[str, ...] = ()
+    all_pairs: bool = False
+    plan: float = 0.0
+
+
+def compare(a: Path, b: Path, options: Options | None = None) -> dict[str, Any]:
+    """B against A on one task; as `compare_all`."""
+    return compare_all([a, b], options)
+
+
+def compare_all(paths: Sequence[Path], options: Options | None = None) -> dict[str, Any]:
+    """Every arm against the first, task by task; a single path is a folder of several arms.
+
+    Two arms of one task give one object: the keys of `stats.Comparison`, a, b, task, p_perm,
+    p_holm, verdict, sentence, unchecked, and so on (see `tested`). More of them give
+    {"schema": "comparisons/1", "alpha", "arms", "tasks", "tests", "comparisons": [such objects]}.
+    Raises UserError for what cannot be compared.
+    """
+    options = options or Options()
+    check_options(options)
+    arms = load_arms(paths)
+    tasks = pair_tasks(arms)
+    check_keys([one for task in tasks for one in task], options.differ)
+    found = [
+        (task[i], task[j], arms[i].name, arms[j].name, name)
+        for i, j in chosen_pairs(len(arms), all_pairs=options.all_pairs)
+        for name, task in zip(task_names(arms), tasks, strict=True)
+    ]
+    results = [tested(a, b, (name_a, name_b, task), options)
+               for a, b, name_a, name_b, task in found]  # fmt: skip
+    decide(results, options.alpha, name_tasks=len(tasks) > 1)
+    if len(results) == 1:
+        return results[0]
     return {
-        "a": name_a,
-        "b": name_b,
+        "schema": "comparisons/1",
+        "alpha": options.alpha,
+        "arms": [arm.name for arm in arms],
+        "tasks": task_names(arms),
+        "tests": len(results),
+        "comparisons": results,
+    }
+
+
+def check_options(options: Options) -> None:
+    if not 0 < options.alpha < 1:
+        raise UserError(
+            f"--alpha {options.alpha:g}: not between 0 and 1", "0.05 is the usual level"
+        )
+    if options.plan and not 0 < options.plan < 1:
+        raise UserError(
+            f"--plan {options.plan:g}: not a difference between 0 and 1",
+            "write three points as --plan 0.03",
+        )
+
+
+def chosen_pairs(arms: int, *, all_pairs: bool) -> list[tuple[int, int]]:
+    """Which arms are compared, by number: each with the first, or each with each."""
+    return [(i, j) for i, j in combinations(range(arms), 2) if all_pairs or i == 0]
+
+
+def task_names(arms: Sequence[Arm]) -> list[str]:
+    """Of the first arm, in whose order `pair_tasks` gives them."""
+    evaluations = arms[0].evaluations
+    return [one.task for one in evaluations.values()] if len(evaluations) == 1 else [*evaluations]
+
+
+def tested(
+    a: Evaluation, b: Evaluation, names: tuple[str, str, str], options: Options
+) -> dict[str, Any]:
+    """One test, still without its verdict. names: of both arms and of the task.
+
+    samples: a question's. p_exact and p_mid are None, and p_perm is not, where that is more than
+    one; pass_at and maj_at are there then. ci_a, ci_b: each arm's own interval. gained, lost: the
+    problems (see `listed`). differs: what is meant to differ. unchecked: what of the setup could
+    not be checked to be the same.
+    """
+    differs = check_alike(a, b, options.differ)
+    keys = list(a.answers)
+    right_a, right_b = a.right(keys), b.right(keys)
+    means_a, means_b = ([sum(one) / len(one) for one in arm] for arm in (right_a, right_b))
+    single = a.samples == b.samples == 1
+    p_perm = None
+    if single:
+        comparison = paired([m == 1 for m in means_a], [m == 1 for m in means_b], options.alpha)
+    else:
+        comparison, p_perm = clustered(means_a, means_b, alpha=options.alpha)
+    moved = dict(zip(keys, zip(means_a, means_b, strict=True), strict=True))
+    return {
+        "task": names[2],
+        "a": names[0],
+        "b": names[1],
+        "samples": max(a.samples, b.samples),
+        "alpha": options.alpha,
         **asdict(comparison),
         "p_perm": p_perm,
-        "verdict": verdict(p, comparison.ci_low, comparison.ci_high),
-        "sentence": sentence(comparison, name_a, name_b, p_perm=p_perm),
-        "unchecked": unchecked,
+        "ci_a": own_interval(means_a, single, options.alpha),
+        "ci_b": own_interval(means_b, single, options.alpha),
+        **({} if single else {"pass_at": pass_at(right_a, right_b, options.alpha),
+                              "maj_at": maj_at(a, b, keys, options.alpha)}),
+        **({"plan": plan(right_a, right_b, options)} if options.plan else {}),
+        "gained": [listed(a, b, key) for key, (x, y) in moved.items() if y > x],
+        "lost": [listed(a, b, key) for key, (x, y) in moved.items() if y < x],
+        "differs": [d._asdict() for d in differs],
+        "unchecked": unchecked(a, b),
+    }  # fmt: skip
+
+
+def own_interval(means: Sequence[float], single: bool, alpha: float) -> list[float]:
+    """Wilson's of single answers, clustered by question of several samples."""
+    if single:
+        return list(wilson(round(sum(means)), len(means), alpha))
+    return list(mean_interval(means, alpha))
+
+
+def decide(results: list[dict[str, Any]], alpha: float, *, name_tasks: bool) -> None:
+    """Put p_holm, tests, verdict and sentence into each result."""
+    adjusted = holm([r["p_exact"] if r["p_perm"] is None else r["p_perm"] for r in results])
+    fields = Comparison.__dataclass_fields__
+    for result, p in zip(results, adjusted, strict=True):
+        comparison = Comparison(**{name: result[name] for name in fields})
+        result["p_holm"], result["tests"] = p, len(results)
+        result["verdict"] = verdict(p, comparison.ci_low, comparison.ci_high, alpha)
+        result["sentence"] = sentence(
+            comparison,
+            result["a"],
+            result["b"],
+            alpha=alpha,
+            p_perm=result["p_perm"],
+            p_holm=p,
+            tests=len(results),
+            task=result["task"] if name_tasks else "",
+        )
+
+
+def listed(a: Evaluation, b: Evaluation, key: Key) -> dict[str, Any]:
+    """A problem that one side got right and the other did not (or more often than the other).
+
+    question: None where neither folder has a problems.jsonl. right_a, right_b: shares of samples.
+    answer_a, answer_b: what was parsed, of single samples.
+    """
+    (right_a,), (right_b,) = a.right([key]), b.right([key])
+    told: dict[str, Any] = {
+        "id": key[1],
+        "question": a.questions.get(key[1]) or b.questions.get(key[1]),
+        "right_a": sum(right_a) / len(right_a),
+        "right_b": sum(right_b) / len(right_b),
     }
+    if len(right_a) == len(right_b) == 1:
+        told |= {"answer_a": a.parsed(key)[0], "answer_b": b.parsed(key)[0]}
+    return told
 
 
-def load_arm(path: Path) -> Arm:
-    samples = path / "samples.jsonl" if path.is_dir() else path
-    if not samples.is_file():
-        hint = "give an evaluation's folder, or a JSONL file of its samples"
-        if (path / "eval").is_dir():
-            hint = f"name one of its evaluations, such as {path / 'eval' / 'base'}"
-        raise UserError(f"{samples}: no such file", hint)
-    bare = samples.stem in ("", "samples")
-    return Arm(
-        name=path.name if path.is_dir() else samples.resolve().parent.name if bare else path.stem,
-        path=path,
-        answers=read_answers(samples),
-        results=read_results(path / "results.json") if path.is_dir() else None,
+def secondary(a: Sequence[float], b: Sequence[float], alpha: float) -> dict[str, float]:
+    """Another score of several samples, compared as the means are; Holm does not count it."""
+    comparison, p = clustered(a, b, alpha=alpha)
+    named = ("accuracy_a", "accuracy_b", "difference", "ci_low", "ci_high")
+    return {**{name: getattr(comparison, name) for name in named}, "p_perm": p}
+
+
+def pass_at(
+    a: Sequence[Sequence[bool]], b: Sequence[Sequence[bool]], alpha: float
+) -> dict[str, dict[str, float]]:
+    """k → unbiased pass@k compared, for k = 1, 2, 4, … and the number of samples itself."""
+    most = min(len(a[0]), len(b[0]))
+    counts = sorted({*(2**i for i in range(most.bit_length())), most})
+
+    def scores(arm: Sequence[Sequence[bool]], k: int) -> list[float]:
+        return [pass_at_k(len(one), sum(one), k) for one in arm]
+
+    return {str(k): secondary(scores(a, k), scores(b, k), alpha) for k in counts}
+
+
+def maj_at(
+    a: Evaluation, b: Evaluation, keys: Sequence[Key], alpha: float
+) -> dict[str, dict[str, float]]:
+    """k → maj@k compared, k the number of samples; a tie goes to the answer given first."""
+    if a.samples != b.samples:
+        return {}
+
+    def votes(arm: Evaluation) -> list[float]:
+        right = arm.right(keys)
+        return [float(majority(arm.parsed(k), r)) for k, r in zip(keys, right, strict=True)]
+
+    return {str(a.samples): secondary(votes(a), votes(b), alpha)}
+
+
+def plan(
+    a: Sequence[Sequence[bool]], b: Sequence[Sequence[bool]], options: Options
+) -> dict[str, Any]:
+    """How many questions like these show the planned difference 4 times in 5 (Miller 2024)."""
+    delta = options.plan
+    if len(a) < 2:
+        raise UserError(
+            "--plan: one question says nothing of how much questions differ",
+            "evaluate a few dozen questions first",
+        )
+    omega2, noise_a, noise_b = variances(a, b)
+    if len(a[0]) == len(b[0]) == 1:  # single answers that differ by δ on average vary by δ − δ²
+        omega2 = max(omega2, delta - delta**2)
+    needed = questions_needed(
+        delta, omega2=omega2, noise_a=noise_a, noise_b=noise_b, alpha=options.alpha
     )
-
-
-def read_answers(path: Path) -> dict[Key, dict[int, bool]]:
-    """Question → sample index → whether it is right; each question has equally many samples."""
-    answers: dict[Key, dict[int, bool]] = {}
-    for number, row in enumerate(read_rows(path), 1):
-        problem, sample, correct = row.get("problem_id"), row.get("sample", 0), row.get("correct")
-        fine = row.get("schema", "sample/1") == "sample/1" and isinstance(problem, str)
-        if not fine or type(sample) is not int or type(correct) is not bool:
-            raise UserError(
-                f"{path}, row {number}: not a sample (problem_id a string, sample a whole number, "
-                "correct true or false)",
-                "give the samples.jsonl of an evaluation",
-            )
-        seen = answers.setdefault((str(row.get("task", "")), str(problem)), {})
-        if sample in seen:
-            raise UserError(
-                f"{path}: question {problem} has sample {sample} twice", "remove one of the two"
-            )
-        seen[sample] = correct
-    if not answers:
-        raise UserError(f"{path}: no samples in it", "evaluate first; this one did not get far")
-    check_counts(path, answers)
-    return answers
-
-
-def check_counts(path: Path, answers: dict[Key, dict[int, bool]]) -> None:
-    most = max(map(len, answers.values()))
-    for (_, problem), samples in answers.items():
-        if len(samples) < most:
-            raise UserError(
-                f"{path}: question {problem} has {len(samples)} samples, others have {most}",
-                "finish that evaluation first",
-            )
-
-
-def read_results(path: Path) -> dict[str, Any] | None:
-    """The object in a results.json or comparison.json; None where there is no such file."""
-    if not path.is_file():
-        return None
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})", "remove it and make it anew") from None
-    if not isinstance(results, dict):
-        raise UserError(f"{path}: not a JSON object", "remove it and make it anew")
-    return results
-
-
-def read_arms(run_dir: Path) -> dict[str, dict[str, Any]]:
-    """results.json of base and trained, as far as they were evaluated."""
-    found = {n: read_results(run_dir / "eval" / n / "results.json") for n in ("base", "trained")}
-    return {name: arm for name, arm in found.items() if arm and arm.get("accuracy") is not None}
-
-
-def setup_fault(a: Arm, b: Arm) -> tuple[str, list[str]]:
-    """What differs in prompt, decoding or spec, in words; and the keys that one side lacks."""
-    left: dict[str, Any] = {}
-    right: dict[str, Any] = {}
-    unchecked = []
-    for key in SETUP:
-        if a.results and b.results and key in a.results and key in b.results:
-            left |= flatten({key: a.results[key]})
-            right |= flatten({key: b.results[key]})
-        else:
-            unchecked.append(key)
-    differing = [key for key in {**left, **right} if left.get(key) != right.get(key)]
-    if not differing:
-        return "", unchecked
-    first, *more = differing
-    fault = (
-        f"{first} differs: {show(left.get(first))} in {a.path}, {show(right.get(first))} in "
-        f"{b.path}" + (f" (also: {', '.join(more)})" if more else "")
-    )
-    return fault, unchecked
-
-
-def show(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:59] + "…"
-
-
-def question_fault(a: Arm, b: Arm) -> str:
-    """Which questions only one side answered, in words."""
-    only_a = [key for key in a.answers if key not in b.answers]
-    only_b = [key for key in b.answers if key not in a.answers]
-    if not only_a and not only_b:
-        return ""
-    task, problem = (only_a or only_b)[0]
-    return (
-        f"not the same questions: {len(only_a)} only in {a.path}, {len(only_b)} only in {b.path}, "
-        f"such as {f'{task} ' if task else ''}{problem}"
-    )
-
-
-def names(a: Arm, b: Arm) -> tuple[str, str]:
-    """What to call the two: the shortest that tells them apart."""
-    return (a.name, b.name) if a.name != b.name else (str(a.path), str(b.path))
-
-
-def render_comparison(result: dict[str, Any]) -> "Group":
-    """The result of `compare` as a table, and the sentence below it."""
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    a, b = safe_text(str(result["a"])), safe_text(str(result["b"]))
-    rows = {
-        "questions": f"{result['n']}",
-        f"accuracy of {a}": accuracy(result, "accuracy_a"),
-        f"accuracy of {b}": accuracy(result, "accuracy_b"),
-        "gained, lost": f"{result['gains']}, {result['losses']}",
-        "difference": f"{points(result['difference'])} points",
-        "95% interval": f"{points(result['ci_low'])} to {points(result['ci_high'])}",
-        "exact McNemar p": number(result["p_exact"]),
-        "mid-p": number(result["p_mid"]),
-        "sign-flip p": number(result["p_perm"]),
-        "verdict": result["verdict"],
+    return {
+        "difference": delta,
+        "questions": math.ceil(needed),
+        "omega2": omega2,
+        "noise_a": noise_a,
+        "noise_b": noise_b,
+        "sentence": f"About {math.ceil(needed)} questions like these show a true difference of "
+        f"{100 * delta:.3g} points 4 times in 5.",
     }
-    title = Text(f"{b} against {a}", "bold")
-    table = Table(title=title, title_justify="left", show_header=False, box=box.SIMPLE)
-    for name, value in rows.items():
-        if value:
-            table.add_row(Text(name), Text(value))
-    lines = [safe_text(result["sentence"])]
-    if result["unchecked"]:
-        lines.append(f"Not checked to be the same: {', '.join(result['unchecked'])}.")
-    return Group(table, Text("\n".join(lines)))
-
-
-def accuracy(result: dict[str, Any], key: str) -> str:
-    """A percentage; with its Wilson interval where each question has one sample."""
-    text = f"{result[key]:.1%}"
-    if result["p_exact"] is None:
-        return text
-    low, high = wilson(round(result[key] * result["n"]), result["n"])
-    return f"{text} ({100 * low:.1f} to {100 * high:.1f})"
-
-
-def number(p: float | None) -> str:
-    return "" if p is None else f"{p:.3g}"

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from mlxreflect.compare import read_arms, read_results
+from mlxreflect.arms import read_arms, read_results
 from mlxreflect.errors import UserError
 from mlxreflect.records import read_rows
 from mlxreflect.stats import wilson

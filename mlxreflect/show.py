@@ -13,7 +13,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mlxreflect.compare import read_arms, read_results
+from mlxreflect.arms import read_arms, read_results
 from mlxreflect.decontaminate import told
 from mlxreflect.errors import UserError
 from mlxreflect.records import Episode, Example, Outcome, episode_from_row, flat_from_row, read_rows

@@ -1,10 +1,11 @@
-"""Statistics of right and wrong answers: intervals, exact paired tests, power, and the sentence.
+"""Statistics of right and wrong answers: intervals, exact paired tests, several samples, power.
 
 A and B answer the same questions. A gain is a question that A got wrong and B right, a loss the
 reverse; differences are B − A. The verdict is the exact McNemar p against alpha.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -18,6 +19,7 @@ from mlxreflect.seeds import rng_for
 
 Interval = tuple[float, float]
 FLIPS = 10_000  # sign flips of the permutation test, where 2^questions is more than that
+BLOCK = 1000  # of them at a time
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,25 @@ def questions_needed(
     return z * z * (omega2 + noise_a + noise_b) / difference**2
 
 
+def variances(
+    a: Sequence[Sequence[bool]], b: Sequence[Sequence[bool]]
+) -> tuple[float, float, float]:
+    """omega2, noise_a, noise_b of `questions_needed`: a[i] are question i's samples, at least one.
+
+    One sample a question has no noise of its own to tell: it is in omega2 then. Raises ValueError
+    for fewer than two questions.
+    """
+    if len(a) != len(b) or len(a) < 2:
+        raise ValueError(f"{len(a)} and {len(b)} questions have no variance to tell")
+    total = np.var([np.mean(y) - np.mean(x) for x, y in zip(a, b, strict=True)], ddof=1)
+    # p(1−p)/(K−1) is the unbiased variance within a question, p(1−p)·K/(K−1), over K.
+    noise_a, noise_b = (
+        float(np.mean([np.mean(x) * (1 - np.mean(x)) / max(1, len(x) - 1) for x in arm]))
+        for arm in (a, b)
+    )
+    return max(0.0, float(total) - noise_a - noise_b), noise_a, noise_b
+
+
 def pass_at_k(n: int, c: int, k: int) -> float:
     """Unbiased chance that one of k samples is right, c of n being so (Chen et al. 2021, eq. 1)."""
     if not (0 <= c <= n and 1 <= k <= n):
@@ -248,53 +269,31 @@ def sign_flip_p(differences: NDArray[np.float64], seed: int = 0) -> float:
         flips = (np.arange(2 ** len(moved))[:, None] >> np.arange(len(moved))) & 1
         return float((abs((1 - 2 * flips) @ moved) >= seen).mean())
     rng, width, extreme = rng_for("sign flips", seed), -(-len(moved) // 8), 1
-    for _ in range(FLIPS):
-        bits = np.frombuffer(rng.randbytes(width), dtype=np.uint8)
-        signs = 1.0 - 2.0 * np.unpackbits(bits, count=len(moved))
-        extreme += bool(abs(float(signs @ moved)) >= seen)
+    for _ in range(0, FLIPS, BLOCK):  # a block of (BLOCK, n) signs at a time
+        drawn = np.frombuffer(rng.randbytes(BLOCK * width), dtype=np.uint8).reshape(BLOCK, width)
+        flips = np.unpackbits(drawn, axis=1, count=len(moved)).astype(np.float64)
+        extreme += int((abs(moved.sum() - 2 * (flips @ moved)) >= seen).sum())
     return extreme / (FLIPS + 1)
 
 
-def points(fraction: float) -> str:
-    """A signed difference in percentage points."""
-    text = f"{100 * fraction:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+def mean_interval(values: Sequence[float], alpha: float = 0.05) -> Interval:
+    """Normal interval of the mean of questions' scores in [0, 1] (Miller 2024, eq. 1)."""
+    n = len(values)
+    if n < 2:
+        return 0.0, 1.0  # one question says nothing of the others
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(n)
+    half = quantile(1 - alpha / 2) * error
+    return max(0.0, mean - half), min(1.0, mean + half)
 
 
-def verdict(p: float, ci_low: float, ci_high: float, alpha: float = 0.05) -> str:
-    """The test decides; borderline is an interval without 0 whose test does not reach alpha."""
-    if p < alpha:
-        return "significant"
-    return "borderline" if ci_low > 0 or ci_high < 0 else "not significant"
+def majority(parsed: Sequence[str | None], correct: Sequence[bool]) -> bool:
+    """maj@k: whether the answer that most of k samples gave is right.
 
-
-def sentence(
-    comparison: Comparison,
-    name_a: str,
-    name_b: str,
-    *,
-    alpha: float = 0.05,
-    p_perm: float | None = None,
-) -> str:
-    """The comparison in words: significant, borderline or not significant.
-
-    p_perm: the p-value of `clustered`, which has no exact one.
+    parsed, correct: of the k samples. A tie goes to the answer that was given first; samples
+    without an answer have no vote, and without any vote the question is wrong.
     """
-    c = comparison
-    p, test = (c.p_exact, "exact McNemar") if c.p_exact is not None else (p_perm, "sign-flip")
-    if p is None:
-        raise ValueError("a comparison of several samples a question needs its p_perm")
-    found = verdict(p, c.ci_low, c.ci_high, alpha)
-    text = (
-        f"{name_b} answers {c.accuracy_b:.1%} of {c.n} questions right, {name_a} "
-        f"{c.accuracy_a:.1%}: a difference of {points(c.difference)} points "
-        f"({100 * (1 - alpha):g}% interval {points(c.ci_low)} to {points(c.ci_high)}; "
-        f"{c.gains} gained, {c.losses} lost), {found} ({test} p = {p:.2g})."
-    )
-    if found == "borderline":
-        text += f" The interval leaves out 0, but the test does not reach {alpha:g}."
-    if found != "significant" and c.mde < 1:
-        text += f" {c.n} questions show a true difference of {100 * c.mde:.1f} points 4 times in 5."
-    elif found != "significant":
-        text += " So few questions cannot show any difference."
-    return text
+    votes = Counter(answer for answer in parsed if answer is not None)
+    if not votes:
+        return False
+    winner = max(votes, key=votes.__getitem__)  # of equals the first one met
+    return correct[parsed.index(winner)]

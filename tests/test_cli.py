@@ -244,6 +244,18 @@ LIGHT: dict[str, tuple[list[str], str, str]] = {
     "show nothing": (["show", "nope"], "nope: no such folder", "`mlxreflect run`"),
     "show another folder": (["show", "."], ". is no run directory", "`mlxreflect run`"),
     "compare nothing": (["compare", "a", "b"], "a: no such file", "an evaluation's folder"),
+    "compare at no level": (["compare", "a", "b", "--alpha", "2"], "--alpha 2: not", "0.05"),
+    "compare no counts": (["compare", "--unpaired", "1/2", "x"], "x: no counts", "627/1000"),
+    "quick alone": (
+        ["eval", "countdown", "--model", "tiny", "--quick"], "--quick sets two models", "--adapter",
+    ),
+    "a level without a test": (
+        ["eval", "countdown", "--model", "tiny", "--alpha", "0.1"], "--alpha is of --quick", "add",
+    ),
+    "quick with no adapter there": (
+        ["eval", "countdown", "--model", "tiny", "--adapter", "nope", "--quick"],
+        "adapter 'nope' is no adapter folder", "adapter_config.json",
+    ),
     "grade nothing": (["grade", "gsm8k", "no.jsonl"], "no.jsonl: no such file", "your data file"),
     "grade no folder": (["grade", "gsm8k"], "gsm8k: no such folder", "mlxreflect grade gsm8k FILE"),
     "grade by unknown rules": (
@@ -736,6 +748,17 @@ def test_compare_with_itself(shell: Shell, evaluated: tuple[Path, Done]) -> None
     assert json.loads(bare.out)["unchecked"] == ["decoding", "spec", "prompt_hash"]
     table = shell.works("compare", out, out)
     assert "not significant" in table.out and table.err == ""
+
+
+def test_compare_several_and_by_counts(shell: Shell, evaluated: tuple[Path, Done]) -> None:
+    out = evaluated[0]
+    three = json.loads(shell.works("compare", out, out, out, "--json").out)
+    assert (three["tests"], len(three["comparisons"])) == (2, 2)
+    assert "Holm" in shell.works("compare", out, out, out, "--all-pairs", "--list").out
+    counts = json.loads(shell.works("compare", "--unpaired", "627/1000", "674/1000", "--json").out)
+    assert counts["p"] == pytest.approx(0.0275158, abs=1e-6)
+    of_folders = shell.works("compare", "--unpaired", out, out, "--alpha", "0.1", "--json").out
+    assert json.loads(of_folders)["n_a"] == 16
 
 
 def test_compare_what_is_not_alike(

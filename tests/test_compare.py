@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mlxreflect.compare import compare, load_arm, render_comparison
+from mlxreflect.arms import load_arm
+from mlxreflect.compare import compare
+from mlxreflect.comparison_view import render_comparison
 from mlxreflect.errors import UserError
 from mlxreflect.records import Sample, append_rows, to_row
 from mlxreflect.stats import mcnemar_exact, newcombe_paired

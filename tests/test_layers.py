@@ -22,16 +22,9 @@ LAYERS: list[set[str]] = [
     {"recipe"},
     {"train.lanes"},
     {"train.cpu"},
-    {
-        "pairs",
-        "stats",
-        "ui",
-        "decontaminate",
-        "mathworker",
-        "train.losses",
-        "train.batches",
-        "train.prefix",
-    },
+    {"stats"},
+    {"pairs", "sentences", "sequential", "ui", "decontaminate", "mathworker"},
+    {"train.losses", "train.batches", "train.prefix"},
     {"tasks", "train.objectives"},
     {"job", "commits", "train.sources", "train.steps"},
     {"train.forms"},
@@ -42,8 +35,11 @@ LAYERS: list[set[str]] = [
     {"train.encode", "train.merge", "train.memory", "train.scoring"},
     {"train.trainer"},
     {"critics", "train"},
+    {"arms"},
+    {"alike"},
     {"strategies", "evaluate", "compare", "tiny", "fuse"},
-    {"plots", "story", "exams", "rescore"},
+    {"unpaired", "quick"},
+    {"plots", "story", "comparison_view", "exams", "rescore"},
     {"exports"},
     {"loop", "show", "course", "checks", "estimate"},
     {"dry", "finetune", "doctor"},
@@ -52,7 +48,8 @@ LAYERS: list[set[str]] = [
 ]
 # Nothing but data in, data out: no model, no network, no run directory.
 PURE = ("records", "settings", "tables", "recipe", "seeds", "prompts", "templates", "wording",
-        "pairs", "stats", "tasks", "errors", "job", "decontaminate")  # fmt: skip
+        "pairs", "stats", "sentences", "sequential", "tasks", "errors", "job",
+        "decontaminate")  # fmt: skip
 HEAVY = {"mlx", "mlx_lm", "transformers", "pydantic", "matplotlib", "numpy", "scipy", "datasets",
          "huggingface_hub", "ollama", "httpx", "tenacity", "boto3", "botocore"}  # fmt: skip
 

@@ -338,7 +338,8 @@ def try_out(shell: Shell, one: Command) -> Done | None:
         if parameters["model"] != "tiny" or parameters["spec"] == "gsm8k":
             return None
         short = ["--limit", "4", "--model", str(shell.model), *sets("max_new_tokens=8")]
-        return shell.works("eval", *arguments, *short, "--out", "out")
+        out = "quick" if parameters["quick"] else "out"
+        return shell.works("eval", *arguments, *short, "--out", out)
     if one.name == "doctor":
         done = shell(one.name, *arguments)
         assert done.code == 0 or (done.code == 1 and "something is missing" in done.out), done.err

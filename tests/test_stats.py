@@ -17,7 +17,7 @@ from statsmodels.stats.proportion import (
     proportions_ztest,
 )
 
-from mlxreflect import stats
+from mlxreflect import sentences, stats
 
 TABLES = [  # both right, gains, losses, both wrong; exact p, mid-p, Newcombe's interval
     ((550, 124, 77, 249), 0.00112338, 0.00089781, (0.0192708, 0.0746201)),
@@ -134,7 +134,7 @@ def newcombe_by_correlation(
 
 def test_unpaired_agree_with_statsmodels_on_random_tables() -> None:
     rng = random.Random(11)
-    for _ in range(200):
+    for _ in range(1000):
         n_a, n_b = rng.randrange(2, 300), rng.randrange(2, 300)
         k_a, k_b = rng.randrange(n_a), rng.randrange(1, n_b + 1)
         z, p = proportions_ztest([k_b, k_a], [n_b, n_a])
@@ -163,8 +163,20 @@ def test_no_discordant_pair_is_p_1() -> None:
 def test_holm_agrees_with_statsmodels_in_any_order() -> None:
     rng = random.Random(2)
     for size in (1, 2, 6, 20):
-        p = [rng.random() ** 3 for _ in range(size)]
+        p = [rng.choice([0.01, 1.0, rng.random() ** 3]) for _ in range(size)]  # ties too
         assert stats.holm(p) == near(list(multipletests(p, method="holm")[1]))
+
+
+def test_holm_by_its_definition() -> None:
+    """The smallest of m times m, the next times m − 1, never less than the one before."""
+    rng = np.random.default_rng(2)
+    for _ in range(1000):
+        p = rng.choice([0.01, 0.02, 1.0, 0.2, *rng.random(3) ** 3], size=rng.integers(1, 12))
+        order = np.argsort(p, kind="stable")
+        steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+        expected = np.empty(len(p))
+        expected[order] = np.minimum(1, steps)
+        assert stats.holm(p.tolist()) == near(expected.tolist())
 
 
 def test_e_value_is_fair_under_the_null() -> None:
@@ -181,6 +193,36 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer() -> None:
         assert stats.pass_at_k(n, c, k) == near(sum(map(any, subsets)) / len(subsets))
     with pytest.raises(ValueError, match="pass@6 of 5"):
         stats.pass_at_k(5, 1, 6)
+
+
+def test_majority() -> None:
+    assert stats.majority(["a", "b", "b"], [True, False, False]) is False
+    assert stats.majority(["a", "b", "b", "a"], [True, False, False, True]) is True  # a tie
+    assert stats.majority(["b", "a", "b", "a"], [False, True, False, True]) is False
+    assert stats.majority([None, None, "a"], [False, False, True]) is True
+    assert stats.majority([None, None], [False, False]) is False
+
+
+def test_interval_of_a_mean_over_questions() -> None:
+    values = [0.25, 0.5, 0.0, 1.0, 0.75]
+    error = scipy_stats.sem(values)
+    low, high = stats.mean_interval(values)
+    assert (low, high) == near((max(0, 0.5 - 1.959964 * error), min(1, 0.5 + 1.959964 * error)))
+    assert stats.mean_interval([0.5]) == (0.0, 1.0)
+    assert stats.mean_interval([1.0, 1.0, 1.0]) == (1.0, 1.0)
+
+
+def test_variances_are_those_that_made_the_answers() -> None:
+    """Questions whose difference varies by 1/12 + 1/12, 8 samples each with noise of 1/6."""
+    rng = np.random.default_rng(2)
+    hard_a, hard_b = rng.random(4000), rng.random(4000)
+    a, b = (rng.random((4000, 8)) < hard[:, None] for hard in (hard_a, hard_b))
+    omega2, noise_a, noise_b = stats.variances(a.tolist(), b.tolist())
+    assert omega2 == pytest.approx(1 / 6, abs=0.01)
+    assert (noise_a, noise_b) == pytest.approx((1 / 48, 1 / 48), abs=0.001)
+    assert stats.questions_needed(0.03, omega2=omega2, noise_a=noise_a) > 969
+    with pytest.raises(ValueError, match="no variance"):
+        stats.variances([[True]], [[False]])
 
 
 @pytest.mark.parametrize(("n", "effect"), [(100, 0.124), (200, 0.088), (500, 0.056), (1319, 0.034)])
@@ -280,7 +322,7 @@ def test_wilson_refuses_what_is_no_proportion(k: int, n: int) -> None:
     ],
 )
 def test_sentence(table: tuple[int, int, int, int], verdict: str) -> None:
-    text = stats.sentence(stats.paired(*answers(*table)), "base", "trained")
+    text = sentences.sentence(stats.paired(*answers(*table)), "base", "trained")
     assert verdict in text
     assert text.startswith("trained answers ")
     assert f"of {sum(table)} questions" in text
@@ -290,11 +332,11 @@ def test_sentence(table: tuple[int, int, int, int], verdict: str) -> None:
 
 def test_sentence_follows_alpha_and_the_permutation_test() -> None:
     a, b = answers(550, 124, 77, 249)
-    strict = stats.sentence(stats.paired(a, b, alpha=0.001), "A", "B", alpha=0.001)
+    strict = sentences.sentence(stats.paired(a, b, alpha=0.001), "A", "B", alpha=0.001)
     assert "99.9% interval" in strict
     assert ", borderline (exact McNemar p = 0.0011). The interval leaves out 0, but" in strict
     c, p = stats.clustered([0.0, 0.5] * 40, [0.25, 0.5] * 40)
-    text = stats.sentence(c, "A", "B", p_perm=p)
+    text = sentences.sentence(c, "A", "B", p_perm=p)
     assert "significant (sign-flip p = 0.0001)" in text
     with pytest.raises(ValueError, match="p_perm"):
-        stats.sentence(c, "A", "B")
+        sentences.sentence(c, "A", "B")

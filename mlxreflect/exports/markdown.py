@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from mlxreflect.exports.arms import Arm, mean_interval
 from mlxreflect.exports.pairs import Pair
-from mlxreflect.stats import points
+from mlxreflect.sentences import points
 from mlxreflect.ui import safe_text
 
 LONGEST = 80  # characters of a name

@@ -14,7 +14,7 @@ from mlxreflect.exports.arms import Arm, mean_interval
 from mlxreflect.exports.difficulty import difficulty
 from mlxreflect.exports.pairs import Pair, by_task
 from mlxreflect.plots import BLUE, GREY, ORANGE
-from mlxreflect.stats import points
+from mlxreflect.sentences import points
 from mlxreflect.ui import safe_text
 
 # Okabe and Ito's palette; with as many markers, so that nobody needs the colours.

@@ -1,0 +1,302 @@
+"""`eval --quick`: two models side by side, until the evidence decides between them.
+
+Both answer the same questions in the same shuffled order, a chunk at a time. After each chunk the
+e-process of `sequential` is looked at; at 1/alpha or more the difference is real, however often one
+looked. Each chunk is appended whole, so a quick evaluation that was killed goes on with the same
+bytes and comes to the same end.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from mlxreflect import prompts
+from mlxreflect.errors import UserError
+from mlxreflect.evaluate import (
+    continue_only,
+    describe_setup,
+    eval_problems,
+    fingerprint,
+    grade_sample,
+    whole_chunks,
+)
+from mlxreflect.policy import Completion, Policy, load_policy
+from mlxreflect.records import Problem, append_rows, read_rows, to_row, write_atomic
+from mlxreflect.sentences import level, points
+from mlxreflect.sequential import anytime_interval, evidence
+from mlxreflect.tables import EvalSpec, PolicyConfig
+from mlxreflect.tasks import find_rules, get_task
+from mlxreflect.tasks.base import Task
+from mlxreflect.train.lora import read_adapter, without_lora
+from mlxreflect.ui import Ui
+
+Arm = tuple[str, str]  # model, adapter
+LARGEST = 1e300  # of the evidence that is written down: JSON has no infinity
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """One side. bare: without the adapter that its policy was loaded with."""
+
+    name: str
+    policy: Policy
+    bare: bool
+    adapter: str  # its fingerprint
+
+    def generate(
+        self, prompts: Sequence[list[int]], spec: EvalSpec, start: int
+    ) -> list[Completion]:
+        with without_lora(self.policy.model) if self.bare else nullcontext():
+            return self.policy.generate(
+                prompts,
+                temperature=spec.temperature,
+                top_p=spec.top_p,
+                max_new_tokens=spec.max_new_tokens,
+                batch=spec.batch,
+                seed=("quick", spec.seed, start),
+                samples=spec.samples,
+            )
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is known after some of the questions. means: of each question, of both sides."""
+
+    means: list[tuple[float, float]]
+    evidence: float
+
+    @property
+    def counts(self) -> Counter[float]:
+        return Counter(b - a for a, b in self.means)
+
+    def accuracy(self, side: int) -> float:
+        return sum(pair[side] for pair in self.means) / len(self.means)
+
+    @property
+    def difference(self) -> float:
+        return self.accuracy(1) - self.accuracy(0)
+
+
+def quick_eval(
+    spec: EvalSpec, arms: Sequence[Arm], out: Path | None, ui: Ui, *, alpha: float, max_n: int
+) -> dict[str, Any]:
+    """`mlxreflect eval --quick`: load both, and ask until it is decided.
+
+    arms: the baseline first. max_n: questions at most; 0: all of the spec's. Raises UserError.
+    """
+    if not 0 < alpha < 1:
+        raise UserError(f"--alpha {alpha:g}: not between 0 and 1", "0.05 is the usual level")
+    task = get_task(spec.task.name)
+    problems = eval_problems(task, spec)
+    most = min(max_n or len(problems), len(problems))
+    folder = out or default_folder(spec, arms, alpha)
+    pair = load_answerers(arms)
+    ui.header({"evaluating": spec.task.name, **{one.name: " + ".join(filter(None, arm))
+               for one, arm in zip(pair, arms, strict=True)},
+               "questions": f"at most {most}", "out": str(folder)})  # fmt: skip
+    return ask_until_decided(pair, task, problems, spec, folder, ui=ui, alpha=alpha, most=most)
+
+
+def arms_of(models: Sequence[str], adapters: Sequence[str]) -> list[Arm]:
+    """The two sides that a command line names, the baseline first. Raises UserError."""
+    adapters = [adapter for adapter in adapters if adapter]
+    if len(models) == 1 and len(adapters) in (1, 2):
+        return [(models[0], adapter) for adapter in ["", *adapters][-2:]]
+    if len(models) == 2 and not adapters:
+        return [(model, "") for model in models]
+    raise UserError(
+        f"--quick sets two models side by side, not {len(models)} with {len(adapters)} adapters",
+        "give one --model and its --adapter, or two models",
+    )
+
+
+def load_answerers(arms: Sequence[Arm]) -> list[Answerer]:
+    """Both sides ready to answer.
+
+    A model with and without its LoRA adapter is in memory once; other pairs are there both.
+    """
+    (model, none), (other, adapter) = arms
+    if model == other and not none and read_adapter(adapter).get("fine_tune_type") != "full":
+        policy = load_policy(PolicyConfig(model=model, adapter=adapter))
+        mark = fingerprint(Path(adapter))
+        return [Answerer("base", policy, True, ""), Answerer("trained", policy, False, mark)]
+    answerers = []
+    for name, (model, adapter) in zip(names_of(arms), arms, strict=True):
+        policy = load_policy(PolicyConfig(model=model, adapter=adapter))
+        mark = fingerprint(Path(adapter)) if adapter else ""
+        answerers.append(Answerer(name, policy, False, mark))
+    return answerers
+
+
+def names_of(arms: Sequence[Arm]) -> tuple[str, str]:
+    """What to call the two: the shortest that tells them apart."""
+    if arms[0][0] == arms[1][0] and not arms[0][1]:
+        return "base", "trained"
+    first, second = (adapter or model for model, adapter in arms)
+    short = Path(first).name, Path(second).name
+    if short[0] != short[1]:
+        return short
+    return (first, second) if first != second else (f"{first} (1)", f"{second} (2)")
+
+
+def ask_until_decided(
+    pair: Sequence[Answerer],
+    task: Task,
+    problems: Sequence[Problem],
+    spec: EvalSpec,
+    out: Path,
+    *,
+    ui: Ui,
+    alpha: float,
+    most: int,
+) -> dict[str, Any]:
+    """Ask chunk by chunk, going on with what is in `out`; returns (and writes) quick.json.
+
+    A chunk is a batch of each side: looking more often would waste time, less often questions.
+    What is asked and answered in it does not depend on `most`, but that it may cut the last one.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror}", "give another --out") from None
+    asked = [encode(one.policy, task, problems, spec) for one in pair]
+    setup = {
+        side: describe_setup(one.policy, spec, problems, texts, one.adapter)
+        for side, one, texts in zip("ab", pair, asked, strict=True)
+    }
+    continue_only(out, {"quick": {"alpha": alpha}, **setup})
+    path, size = out / "quick.jsonl", -(-spec.batch // spec.samples)
+    rows = 2 * spec.samples  # of a question
+    kept = whole_chunks(path, size * rows, most * rows)
+    known = list(islice(read_rows(path), kept)) if kept else []
+    look, n = Look([], 1.0), 0
+    with ui.progress("asking", most) as bar:
+        while n < most and look.evidence < 1 / alpha:
+            chunk = range(n, min(n + size, most))
+            if len(known) < chunk.stop * rows:
+                new = [
+                    row
+                    for one, texts in zip(pair, asked, strict=True)
+                    for row in answer(one, task, problems, texts, spec, chunk)
+                ]
+                new.sort(key=itemgetter("index"))  # a question's rows together, of both sides
+                append_rows(path, new)
+                known += new
+            look, n = take_look(known[: chunk.stop * rows], pair), chunk.stop
+            bar.update_text(interim(look))
+            bar.advance(len(chunk))
+    result = {**conclude(look, pair, alpha, most), "setup": setup}
+    write_atomic(out / "quick.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    return result
+
+
+def answer(
+    one: Answerer,
+    task: Task,
+    problems: Sequence[Problem],
+    texts: Sequence[list[int]],
+    spec: EvalSpec,
+    chunk: range,
+) -> Iterator[dict[str, Any]]:
+    """One side's rows of a chunk: samples that say whose they are and of which question."""
+    grader = find_rules(task, spec.rules, spec.task.answer_type)[1]
+    completions = one.generate(texts[chunk.start : chunk.stop], spec, chunk.start)
+    for i, completion in enumerate(completions):
+        index, tags = chunk.start + i // spec.samples, spec.prompt.tags
+        sample = grade_sample(
+            grader, problems[index], i % spec.samples, completion, tags, spec.prompt.style
+        )
+        yield {**to_row(sample), "schema": "quick-sample/1", "arm": one.name, "index": index}
+
+
+def encode(
+    policy: Policy, task: Task, problems: Sequence[Problem], spec: EvalSpec
+) -> list[list[int]]:
+    wording = prompts.BUNDLED.replaced(spec.prompt.templates)
+    tags, style = spec.prompt.tags, spec.prompt.style
+    return [
+        policy.encode(
+            prompts.attempt_messages(task.instruction(p), task.show(p), tags, style, wording)
+        )
+        for p in problems
+    ]
+
+
+def take_look(rows: Sequence[dict[str, Any]], pair: Sequence[Answerer]) -> Look:
+    """What these rows say: each question's share of right samples, and the evidence in them."""
+    right: dict[int, dict[str, list[bool]]] = {}
+    for row in rows:
+        right.setdefault(row["index"], {}).setdefault(row["arm"], []).append(row["correct"])
+    sides = ([sum(one[arm.name]) / len(one[arm.name]) for one in right.values()] for arm in pair)
+    means = list(zip(*sides, strict=True))
+    return Look(means, evidence(Counter(b - a for a, b in means)))
+
+
+def interim(look: Look) -> str:
+    """An estimate, and no p-value: that would be wrong for whoever stops at it."""
+    return (
+        f"{look.accuracy(0):.1%} and {look.accuracy(1):.1%} so far, {points(look.difference)} "
+        f"points, E = {look.evidence:.3g}"
+    )
+
+
+def conclude(look: Look, pair: Sequence[Answerer], alpha: float, most: int) -> dict[str, Any]:
+    """The record `quick/1`: what was decided, after how many questions, and how sure it is."""
+    counts, n = look.counts, len(look.means)
+    low, high = anytime_interval(counts, alpha)
+    decided = look.evidence >= 1 / alpha
+    decision = "undecided" if not decided else "better" if look.difference > 0 else "worse"
+    result = {
+        "schema": "quick/1",
+        "a": pair[0].name,
+        "b": pair[1].name,
+        "n": n,
+        "of": most,
+        "saved": most - n,
+        "decision": decision,
+        "e_value": min(look.evidence, LARGEST),
+        "threshold": 1 / alpha,
+        "alpha": alpha,
+        "accuracy_a": look.accuracy(0),
+        "accuracy_b": look.accuracy(1),
+        "gains": sum(times for d, times in counts.items() if d > 0),
+        "losses": sum(times for d, times in counts.items() if d < 0),
+        "difference": look.difference,
+        "ci_low": low,
+        "ci_high": high,
+    }
+    return {**result, "sentence": sentence(result)}
+
+
+def sentence(r: dict[str, Any]) -> str:
+    begin = (
+        f"{r['b']} answers {r['accuracy_b']:.1%} of {r['n']} questions right, {r['a']} "
+        f"{r['accuracy_a']:.1%}: {points(r['difference'])} points "
+        f"(anytime-valid {level(r['alpha'])} interval {points(r['ci_low'])} to "
+        f"{points(r['ci_high'])}; {r['gains']} gained, {r['losses']} lost; E = {r['e_value']:.3g})."
+    )
+    if r["decision"] == "undecided":
+        return (
+            f"{begin} Not decided after {r['n']} questions: E stayed below {r['threshold']:g}. "
+            "A larger --max-n goes on from here."
+        )
+    return (
+        f"{begin} {r['b']} is {r['decision']} than {r['a']}: E reached {r['threshold']:g}, which "
+        f"between equals happens {100 * r['alpha']:.10g}% of the time at most, however often one "
+        f"looks. {r['saved']} of {r['of']} questions saved. Stopping early overstates the "
+        "difference; for its true size evaluate all questions."
+    )
+
+
+def default_folder(spec: EvalSpec, arms: Sequence[Arm], alpha: float) -> Path:
+    """One folder for each quick evaluation, so that the same command again goes on with it."""
+    what = json.dumps([spec.model_dump(), list(arms), alpha], sort_keys=True)
+    digest = hashlib.sha256(what.encode()).hexdigest()[:8]
+    return Path("runs") / "quick" / f"{spec.task.name}--{digest}"

@@ -1,0 +1,294 @@
+"""`eval --quick`: stops when the evidence decides, goes on after a kill, and claims no more.
+
+The trained side is the embedded policy with a random adapter, which answers nothing right.
+"""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from mlxreflect.compare import compare
+from mlxreflect.errors import UserError
+from mlxreflect.evaluate import eval_problems, evaluate
+from mlxreflect.policy import load_policy
+from mlxreflect.quick import (
+    Answerer,
+    arms_of,
+    ask_until_decided,
+    encode,
+    load_answerers,
+    quick_eval,
+)
+from mlxreflect.sequential import anytime_interval, evidence
+from mlxreflect.stats import e_value
+from mlxreflect.tables import EvalSpec, LoraConfig, PolicyConfig
+from mlxreflect.tasks import TASKS
+from mlxreflect.train.lora import attach_lora, save_adapter, without_lora
+from mlxreflect.ui import Ui
+
+SPEC = EvalSpec.model_validate(
+    {"task": {"name": "countdown"}, "limit": 60, "max_new_tokens": 26, "batch": 8}
+)
+TASK = TASKS["countdown"]
+PROBLEMS = eval_problems(TASK, SPEC)
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA adapter that spoils the embedded policy."""
+    folder = tmp_path_factory.mktemp("adapter")
+    policy = load_policy(PolicyConfig())
+    config = attach_lora(policy.model, LoraConfig(rank=4), 0)
+    mx.random.seed(1)
+    arrays = {
+        name: 0.3 * mx.random.normal(array.shape) if name.endswith("lora_b") else array
+        for name, array in tree_flatten(policy.model.trainable_parameters())
+    }
+    save_adapter(folder, arrays, config, "tiny")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pair(adapter: Path) -> list[Answerer]:
+    return load_answerers([("tiny", ""), ("tiny", str(adapter))])
+
+
+def ask(pair: list[Answerer], out: Path, spec: EvalSpec = SPEC, **changes: Any) -> dict[str, Any]:
+    options: dict[str, Any] = {"alpha": 0.05, "most": 60, "ui": Ui(quiet=True), **changes}
+    return ask_until_decided(pair, TASK, PROBLEMS, spec, out, **options)
+
+
+@pytest.fixture(scope="module")
+def decided(pair: list[Answerer], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("quick") / "out"
+    ask(pair, out)
+    return out
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "quick.jsonl").read_text().splitlines()]
+
+
+def files(out: Path) -> tuple[bytes, bytes]:
+    return (out / "quick.jsonl").read_bytes(), (out / "quick.json").read_bytes()
+
+
+# ---- the decision --------------------------------------------------------------------------------
+
+
+def test_it_stops_at_the_first_look_that_decides(decided: Path) -> None:
+    found = json.loads((decided / "quick.json").read_text())
+    right = {(row["index"], row["arm"]): row["correct"] for row in rows(decided)}
+    assert found["schema"] == "quick/1" and (found["a"], found["b"]) == ("base", "trained")
+    assert len(right) == 2 * found["n"] == len(rows(decided))
+    looks = []
+    for n in range(SPEC.batch, found["n"] + 1, SPEC.batch):
+        gains = sum(right[i, "trained"] > right[i, "base"] for i in range(n))
+        losses = sum(right[i, "trained"] < right[i, "base"] for i in range(n))
+        looks.append(e_value(gains, losses))
+    assert all(e < 20 for e in looks[:-1]) and looks[-1] >= 20
+    assert found["e_value"] == looks[-1] and found["threshold"] == 20
+    assert (found["gains"], found["losses"]) == (gains, losses)
+    assert found["saved"] == 60 - found["n"] > 0
+    assert found["decision"] == "worse"
+    counts = {1.0: gains, -1.0: losses, 0.0: found["n"] - gains - losses}
+    assert (found["ci_low"], found["ci_high"]) == pytest.approx(anytime_interval(counts))
+    assert found["ci_high"] < 0
+
+
+def test_the_questions_are_those_of_the_evaluation_in_its_order(decided: Path) -> None:
+    asked = [row["problem_id"] for row in rows(decided) if row["arm"] == "base"]
+    assert asked == [problem.id for problem in PROBLEMS[: len(asked)]]
+
+
+def test_its_words_say_what_stopping_does(decided: Path) -> None:
+    text = json.loads((decided / "quick.json").read_text())["sentence"]
+    for part in ("anytime-valid 95% interval", "trained is worse than base: E reached 20",
+                 "of 60 questions saved", "overstates the difference"):  # fmt: skip
+        assert part in text
+    assert "p =" not in text and "significant" not in text
+
+
+@pytest.mark.slow
+def test_it_decides_for_the_better_side_too(pair: list[Answerer], tmp_path: Path) -> None:
+    found = ask(pair[::-1], tmp_path / "out")
+    assert found["decision"] == "better" and found["ci_low"] > 0
+    assert "base is better than trained" in found["sentence"]
+
+
+def test_equals_are_asked_everything(pair: list[Answerer], tmp_path: Path) -> None:
+    base, _ = pair
+    twin = Answerer("twin", base.policy, True, "")
+    found = ask([base, twin], tmp_path, most=8)
+    assert (found["decision"], found["n"], found["saved"], found["e_value"]) == (
+        "undecided", 8, 0, 1.0,
+    )  # fmt: skip
+    assert "A larger --max-n goes on from here" in found["sentence"]
+
+
+def test_interim_looks_show_an_estimate_and_no_p_value(
+    pair: list[Answerer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask(pair, tmp_path / "out", most=8, ui=Ui())
+    said = capsys.readouterr().err
+    assert "so far" in said and "points" in said and "E = " in said
+    assert "p =" not in said
+
+
+@pytest.mark.slow
+def test_several_samples_a_question(pair: list[Answerer], tmp_path: Path) -> None:
+    spec = SPEC.model_copy(update={"samples": 4, "temperature": 1.0})
+    found = ask(pair, tmp_path / "out", spec, most=6)
+    shares: dict[str, Counter[int]] = {"base": Counter(), "trained": Counter()}
+    for row in rows(tmp_path / "out"):
+        shares[row["arm"]][row["index"]] += row["correct"]
+    moved = Counter((shares["trained"][i] - shares["base"][i]) / 4 for i in range(found["n"]))
+    assert found["n"] == 6 and len(rows(tmp_path / "out")) == 6 * 2 * 4
+    assert found["e_value"] == evidence(moved)
+    assert found["losses"] == sum(times for d, times in moved.items() if d < 0) > 0
+
+
+# ---- one model in memory -------------------------------------------------------------------------
+
+
+def test_both_sides_answer_as_if_loaded_alone(decided: Path, adapter: Path) -> None:
+    """The base within the adapted model is the base, token by token."""
+    for name, config in (("base", PolicyConfig()), ("trained", PolicyConfig(adapter=str(adapter)))):
+        policy = load_policy(config)
+        one = Answerer(name, policy, False, "")
+        prompts = encode(policy, TASK, PROBLEMS[:8], SPEC)
+        alone = [completion.token_ids for completion in one.generate(prompts, SPEC, 0)]
+        assert alone == [row["token_ids"] for row in rows(decided)[:16] if row["arm"] == name]
+
+
+def test_a_model_is_whole_again_after_being_the_base(adapter: Path) -> None:
+    model = load_policy(PolicyConfig(adapter=str(adapter))).model
+    tokens = mx.array([[1, 2, 3]])
+    before, names = model(tokens), [name for name, _ in model.named_modules()]
+    with pytest.raises(KeyError), without_lora(model):
+        assert not any("lora_a" in module for module in model.modules())
+        assert not mx.allclose(model(tokens), before)
+        raise KeyError
+    assert [name for name, _ in model.named_modules()] == names
+    assert mx.array_equal(model(tokens), before)
+
+
+@pytest.mark.slow
+def test_two_models(tiny_random: Path, tmp_path: Path) -> None:
+    spec = SPEC.model_copy(update={"batch": 16})
+    arms = arms_of([str(tiny_random), "tiny"], [""])
+    found = quick_eval(spec, arms, tmp_path, Ui(quiet=True), alpha=0.05, max_n=0)
+    assert (found["a"], found["b"]) == (tiny_random.name, "tiny")
+    assert found["decision"] == "better" and found["accuracy_a"] == 0
+    assert found["setup"]["a"]["model"] == str(tiny_random)
+
+
+@pytest.mark.parametrize(
+    ("models", "adapters", "arms"),
+    [
+        (["m"], ["a"], [("m", ""), ("m", "a")]),
+        (["m"], ["a", "b"], [("m", "a"), ("m", "b")]),
+        (["m", "n"], [""], [("m", ""), ("n", "")]),
+    ],
+)
+def test_two_sides(models: list[str], adapters: list[str], arms: list[tuple[str, str]]) -> None:
+    assert arms_of(models, adapters) == arms
+
+
+@pytest.mark.parametrize(
+    ("models", "adapters"), [(["m"], [""]), (["m"] * 3, []), (["m", "n"], ["a"])]
+)
+def test_what_is_not_two_sides_is_refused(models: list[str], adapters: list[str]) -> None:
+    with pytest.raises(UserError, match="--quick sets two models side by side"):
+        arms_of(models, adapters)
+
+
+# ---- stopped and continued -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [pytest.param(0.0, marks=pytest.mark.slow), 0.4, pytest.param(0.999, marks=pytest.mark.slow)],
+)
+def test_a_cut_file_is_completed_to_the_same_bytes(
+    pair: list[Answerer], decided: Path, tmp_path: Path, cut: float
+) -> None:
+    whole = files(decided)
+    (tmp_path / "quick.jsonl").write_bytes(whole[0][: int(len(whole[0]) * cut)])
+    (tmp_path / "setup.json").write_bytes((decided / "setup.json").read_bytes())
+    ask(pair, tmp_path)
+    assert files(tmp_path) == whole
+
+
+def test_a_larger_maximum_goes_on_and_ends_the_same(
+    pair: list[Answerer], decided: Path, tmp_path: Path
+) -> None:
+    first = ask(pair, tmp_path, most=10)  # the second chunk is cut short
+    assert (first["n"], first["decision"]) == (10, "undecided")
+    ask(pair, tmp_path)
+    assert files(tmp_path) == files(decided)
+    again = ask(pair, tmp_path, most=10)  # what is there already is not asked again
+    assert (again["n"], again["e_value"]) == (10, first["e_value"])
+
+
+def test_a_folder_holds_one_evaluation(pair: list[Answerer], decided: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"its quick.alpha is 0.05, not 0.01"):
+        ask(pair, decided, alpha=0.01)
+    with pytest.raises(UserError, match="holds another evaluation"):
+        evaluate(pair[0].policy, TASK, PROBLEMS[:2], SPEC, decided)
+    evaluate(pair[0].policy, TASK, PROBLEMS[:2], SPEC, tmp_path)
+    with pytest.raises(UserError, match="holds another evaluation"):
+        ask(pair, tmp_path)
+    with pytest.raises(UserError, match="overstate the difference"):
+        compare(tmp_path, decided)
+
+
+def command(adapter: Path, out: Path) -> list[str]:
+    settings = ["max_new_tokens=26", "batch=4"]
+    sets = [part for setting in settings for part in ("--set", setting)]
+    return [sys.executable, "-m", "mlxreflect", "eval", "countdown", "--model", "tiny",
+            "--adapter", str(adapter), "--quick", "--max-n", "100", "--json", "--out", str(out),
+            *sets]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_comes_to_the_same_end(adapter: Path, tmp_path: Path) -> None:
+    whole = subprocess.run(command(adapter, tmp_path / "whole"), capture_output=True, check=True)
+    rng, kills, cut = random.Random(2), 0, tmp_path / "cut"
+    while True:
+        running = subprocess.Popen(command(adapter, cut), stdout=subprocess.PIPE,
+                                   stderr=subprocess.DEVNULL)  # fmt: skip
+        samples = cut / "quick.jsonl"
+        size = samples.stat().st_size if samples.exists() else 0
+        while kills < 4 and running.poll() is None:
+            if samples.exists() and samples.stat().st_size > size:
+                time.sleep(rng.random() / 10)
+                running.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.002)
+        out, _ = running.communicate()
+        if running.returncode == 0:
+            break
+        assert running.returncode == -signal.SIGKILL
+        kills += 1
+    assert kills >= 2
+    assert out == whole.stdout
+    assert files(cut) == files(tmp_path / "whole")
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def test_an_alpha_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--alpha 1"):
+        quick_eval(SPEC, [("m", ""), ("m", "a")], tmp_path, Ui(), alpha=1.0, max_n=0)
