@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 
 from mlxreflect.cli import main
 from mlxreflect.errors import UserError
-from mlxreflect.exports.arms import asked, load_arms, mean_interval
+from mlxreflect.exports.arms import arm_interval, asked, load_arms, mean_interval
 from mlxreflect.exports.difficulty import difficulty
 from mlxreflect.exports.lm_eval import write_lm_eval
 from mlxreflect.exports.markdown import cell, markdown
@@ -115,6 +115,20 @@ def test_intervals_are_wilsons_or_clustered(tmp_path: Path) -> None:
     assert mean_interval(many.questions) == pytest.approx(
         (fmean(scores), fmean(scores) - half, fmean(scores) + half)
     )
+
+
+def test_an_interval_of_the_evaluation_itself_is_kept(tmp_path: Path) -> None:
+    folder = write_arm(tmp_path / "a", gsm8k(4), right(gsm8k(4), {0}))
+    (arm,) = load_arms([folder])
+    assert arm_interval(arm) == (0.25, *wilson(1, 4))
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps(results | {"ci_low": 0.1, "ci_high": 0.6}))
+    assert arm_interval(load_arms([folder])[0]) == (0.25, 0.1, 0.6)
+
+
+def test_scores_that_are_all_alike_have_an_interval(tmp_path: Path) -> None:
+    (arm,) = load_arms([write_arm(tmp_path / "a", gsm8k(10), [["no", "no"]] * 10)])
+    assert mean_interval(arm.questions) == (0.0, *wilson(0, 10))
 
 
 # ---- the table -----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from mlxreflect.exports.arms import Arm, mean_interval
+from mlxreflect.exports.arms import Arm, arm_interval, mean_interval
 from mlxreflect.exports.difficulty import difficulty
 from mlxreflect.exports.pairs import Pair, by_task
 from mlxreflect.plots import BLUE, GREY, ORANGE
@@ -97,7 +97,7 @@ def draw_accuracies(figure: Figure, tasks: dict[str, list[Arm]]) -> None:
     sizes = [len(arms) + 0.6 for arms in tasks.values()]
     axes = figure.subplots(len(tasks), 1, sharex=True, squeeze=False, height_ratios=sizes)[:, 0]
     looks = styles(tasks)
-    measured = {arm: mean_interval(arm.questions) for group in tasks.values() for arm in group}
+    measured = {arm: arm_interval(arm) for group in tasks.values() for arm in group}
     for axis, (task, arms) in zip(axes, tasks.items(), strict=True):
         for y, arm in enumerate(arms):
             right, low, high = measured[arm]
