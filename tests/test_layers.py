@@ -167,18 +167,8 @@ if len(sys.argv) > 1:
         assert not end.code, end.code
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr)
 """
-COMMANDS = (
-    "run",
-    "resume",
-    "show",
-    "eval",
-    "compare",
-    "report",
-    "grade",
-    "train",
-    "fuse",
-    "doctor",
-)
+COMMANDS = ("run", "resume", "show", "eval", "compare", "report", "grade", "train", "fuse",
+            "doctor")  # fmt: skip
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), *((c, "--help") for c in COMMANDS)])
