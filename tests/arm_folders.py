@@ -80,7 +80,7 @@ def figures(samples: Sequence[Sample], task: str) -> dict[str, Any]:
     more = {"pass_at": {"1": share, str(each): 0.75}, "maj_at": {str(each): 0.5}}
     return {
         "schema": "results/1", "task": task, "n": len(questions), "samples": each,
-        "accuracy": share, "ci_low": 0.0, "ci_high": 1.0, "strict_accuracy": strict,
+        "accuracy": share, "strict_accuracy": strict,
         "format_rate": 1.0, "parse_failures": sum(s.parsed is None for s in samples),
         "truncated": 0, "tokens_mean": 3.0, **(more if each > 1 else {}),
     }  # fmt: skip

@@ -172,7 +172,7 @@ EVAL = ["countdown", "--limit", "16", *sets("max_new_tokens=8", "batch=1", "temp
 @pytest.mark.parametrize("option", ["--help", "-h"])
 def test_help(process: Shell, option: str) -> None:
     done = process.works(option)
-    for command in ("run", "train", "resume", "show", "eval", "compare", "grade", "fuse"):
+    for command in ("run", "train", "resume", "show", "eval", "compare", "report", "grade", "fuse"):
         assert command in done.out
     assert done.err == ""
 

@@ -85,15 +85,13 @@ def test_a_name_looks_the_same_in_every_panel_and_like_no_other() -> None:
     assert len({tuple(look.values()) for look in looks.values()}) == 31
 
 
-@pytest.mark.parametrize("right", [0, 40])
-def test_plots_are_pictures_and_the_same_bytes_again(tmp_path: Path, right: int) -> None:
-    arms = arms_of(tmp_path / "arms", {"base": 20, "trained": right})
-    first = plots.draw_report(arms, pair_up(arms), tmp_path / "a")
-    again = plots.draw_report(arms, pair_up(arms), tmp_path / "b")
-    assert {path.name for path in first} == {"accuracy.png", "changes.png", "difficulty.png"}
-    for one, two in zip(first, again, strict=True):
-        assert one.read_bytes() == two.read_bytes()
-        height, width, _ = imread(one).shape
+def test_plots_are_pictures(tmp_path: Path) -> None:
+    """That they are the same bytes again is tested with whole reports."""
+    arms = arms_of(tmp_path / "arms", {"base": 20, "trained": 40, "worse": 0})
+    drawn = plots.draw_report(arms, pair_up(arms), tmp_path)
+    assert {path.name for path in drawn} == {"accuracy.png", "changes.png", "difficulty.png"}
+    for path in drawn:
+        height, width, _ = imread(path).shape
         assert width == 960 and height > 200
 
 

@@ -12,12 +12,13 @@ from markdown_it import MarkdownIt
 
 from mlxreflect.cli import main
 from mlxreflect.errors import UserError
-from mlxreflect.exports.arms import asked, load_arms, mean_interval
+from mlxreflect.exports.arms import arm_interval, asked, load_arms, mean_interval
 from mlxreflect.exports.difficulty import difficulty
+from mlxreflect.exports.inspect_log import write_inspect
 from mlxreflect.exports.lm_eval import write_lm_eval
 from mlxreflect.exports.markdown import cell, markdown
 from mlxreflect.exports.pairs import pair_up
-from mlxreflect.exports.report import write_outputs
+from mlxreflect.exports.report import file_names, write_outputs
 from mlxreflect.records import Problem, make_problem
 from mlxreflect.stats import wilson
 
@@ -117,6 +118,20 @@ def test_intervals_are_wilsons_or_clustered(tmp_path: Path) -> None:
     )
 
 
+def test_an_interval_of_the_evaluation_itself_is_kept(tmp_path: Path) -> None:
+    folder = write_arm(tmp_path / "a", gsm8k(4), right(gsm8k(4), {0}))
+    (arm,) = load_arms([folder])
+    assert arm_interval(arm) == (0.25, *wilson(1, 4))
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps(results | {"ci_low": 0.1, "ci_high": 0.6}))
+    assert arm_interval(load_arms([folder])[0]) == (0.25, 0.1, 0.6)
+
+
+def test_scores_that_are_all_alike_have_an_interval(tmp_path: Path) -> None:
+    (arm,) = load_arms([write_arm(tmp_path / "a", gsm8k(10), [["no", "no"]] * 10)])
+    assert mean_interval(arm.questions) == (0.0, *wilson(0, 10))
+
+
 # ---- the table -----------------------------------------------------------------------------------
 
 
@@ -155,10 +170,12 @@ def test_what_cannot_be_compared_says_so(tmp_path: Path) -> None:
     problems = gsm8k(10)
     write_arm(tmp_path / "base", problems, right(problems, {1}))
     write_arm(tmp_path / "other", problems[:9], right(problems[:9], {1}))
-    written = write_outputs([tmp_path])
-    assert "other is not compared with base: not the same questions" in written["markdown"]
-    assert written["comparisons"][0]["fault"].startswith("not the same questions")
-    assert len(html_cells(written["markdown"])) == 3
+    arms = load_arms([tmp_path])
+    pairs = pair_up(arms)
+    assert pairs[0].fault.startswith("not the same questions")
+    table = markdown(arms, pairs)
+    assert "other is not compared with base: not the same questions" in table
+    assert [len(cells) for cells in html_cells(table)] == [10, 10, 10]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -218,17 +235,16 @@ def test_hostile_text_breaks_no_file(kind: str, tmp_path: Path) -> None:
     text = HOSTILE[kind]
     problems = [make_problem("gsm8k", {"question": text}, "7", {"solution": text + "#### 7"}),
                 *gsm8k(3)]  # fmt: skip
-    arm = write_arm(tmp_path / "a", problems, [[text], [RIGHT.format(text)], ["x"], ["y"]])
-    written = write_outputs([arm])
-    (log,) = (json.loads(Path(path).read_text("utf-8")) for path in written["inspect"])
+    texts = [[text], [RIGHT.format(text)], ["x"], ["y"]]
+    (arm,) = load_arms([write_arm(tmp_path / "a", problems, texts)])
+    log = json.loads(write_inspect(arm, tmp_path).read_text("utf-8"))
     (answer,) = [s["output"]["completion"] for s in log["samples"] if s["id"] == problems[0].id]
     assert answer == re.sub("[\ud800-\udfff]", "\ufffd", text)
-    results, samples = written["lm_eval"]
-    json.loads(Path(results).read_text("utf-8"))
-    rows = [json.loads(line) for line in Path(samples).read_bytes().splitlines()]
+    results, samples = write_lm_eval(arm, tmp_path)
+    assert json.loads(results.read_text("utf-8"))["n-samples"]["gsm8k"]["effective"] == 4
+    rows = [json.loads(line) for line in samples.read_bytes().splitlines()]
     assert len(rows) == 8
     assert rows[0]["resps"] == [[answer]]
-    assert "\x1b" not in written["markdown"] and "<script" not in written["markdown"]
 
 
 def test_two_half_characters_beside_each_other_are_one(tmp_path: Path) -> None:
@@ -240,25 +256,22 @@ def test_two_half_characters_beside_each_other_are_one(tmp_path: Path) -> None:
 def test_folders_without_problems_have_ids_instead(tmp_path: Path) -> None:
     problems = gsm8k(5)
     texts = right(problems, {0, 1})
-    written = write_outputs([write_arm(tmp_path / "a", problems, texts, keep_problems=False)])
-    (log,) = (json.loads(Path(path).read_text()) for path in written["inspect"])
+    (arm,) = load_arms([write_arm(tmp_path / "a", problems, texts, keep_problems=False)])
+    log = json.loads(write_inspect(arm, tmp_path).read_text())
     assert [s["input"][0]["content"] for s in log["samples"]] == [p.id for p in problems]
-    (rows,) = (Path(p).read_text() for p in written["lm_eval"] if "samples_" in p)
-    assert [json.loads(row)["doc"] for row in rows.splitlines()[:5]] == [
-        {"id": p.id} for p in problems
-    ]
+    rows = write_lm_eval(arm, tmp_path)[1].read_text().splitlines()
+    assert [json.loads(row)["doc"] for row in rows[:5]] == [{"id": p.id} for p in problems]
 
 
-def test_files_of_arms_stay_in_their_folder(tmp_path: Path) -> None:
+def test_files_of_arms_have_names_of_their_own(tmp_path: Path) -> None:
     problems = gsm8k(2)
     for name in ("..a", "A b", "a_b", "a b"):
         write_arm(tmp_path / "arms" / name, problems, right(problems, {0}))
-    out = tmp_path / "out"
-    written = write_outputs([tmp_path / "arms"], out)
-    folders = {Path(path).parent for path in written["lm_eval"]}
-    assert all(folder.parent == out / "lm_eval" for folder in folders)
-    assert len({folder.name.casefold() for folder in folders}) == 4
-    assert len(written["inspect"]) == len(set(written["inspect"])) == 4
+    arms = load_arms([tmp_path / "arms"])
+    names = file_names(arms)
+    assert len({name.casefold() for name in names}) == 4
+    assert all(re.fullmatch(r"[A-Za-z_][\w.-]*", name) for name in names)
+    assert len({write_inspect(arm, tmp_path) for arm in arms}) == 4
 
 
 def test_a_report_again_is_the_same_files(tmp_path: Path) -> None:
@@ -302,8 +315,8 @@ def test_the_command_prints_the_table_and_where_things_are(
     assert (code, found["comparisons"][0]["gains"]) == (0, 14)
     for path in (found["table"], *found["lm_eval"], *found["inspect"], *found["plots"]):
         assert (tmp_path / path).is_file() and path.startswith("there/")
-    code, out, _ = report("run")
-    assert out.startswith("| task | model |") and "run/report/table.md" in out
+    code, out, _ = report("run/eval/base")
+    assert out.startswith("| task | model |") and "run/eval/base/report/table.md" in out
     code, _, error = report("missing")
     assert code == 2
     assert error.startswith("error: missing: no evaluation in it\nhint: ")

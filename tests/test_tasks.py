@@ -11,7 +11,7 @@ from mlxreflect.evaluate import eval_problems, find_spec
 from mlxreflect.records import Problem
 from mlxreflect.settings import bundled
 from mlxreflect.tables import Recipe, TaskConfig
-from mlxreflect.tasks import TASKS, question_key, training_problems
+from mlxreflect.tasks import TASKS, question_of, training_problems
 from mlxreflect.tasks.countdown_data import part_of
 
 SVAMP = [
@@ -71,7 +71,7 @@ def test_official_splits_of_a_folder(tmp_path: Path, name: str, ending: str) -> 
         else:
             write(path, rows)
     parts = {p: load(name, p, source=str(tmp_path)) for p in ("train", "dev", "heldout")}
-    keys = {part: {question_key(p) for p in problems} for part, problems in parts.items()}
+    keys = {part: {question_of(p).wholes[0] for p in problems} for part, problems in parts.items()}
     assert len(keys["heldout"]) == 20
     assert not keys["train"] & keys["heldout"] and not keys["train"] & keys["dev"]
     assert len(keys["train"] | keys["dev"] | keys["heldout"]) == 60

@@ -91,13 +91,22 @@ def mean_error(scores: Sequence[float]) -> float | None:
 
 
 def mean_interval(questions: Sequence[Question]) -> tuple[float, float, float]:
-    """(accuracy, low, high): Wilson's interval, or with several samples the clustered one."""
+    """(accuracy, low, high): Wilson's interval, or with several samples the clustered one.
+
+    Questions that all have the same score show no spread, and then it is Wilson's too.
+    """
     scores = [question.score for question in questions]
     mean, error = fmean(scores), mean_error(scores)
-    if all(len(question.samples) == 1 for question in questions) or error is None:
+    if all(len(question.samples) == 1 for question in questions) or not error:
         return mean, *wilson(round(sum(scores)), len(scores))
     half = quantile(0.975) * error
     return mean, max(0.0, mean - half), min(1.0, mean + half)
+
+
+def arm_interval(arm: Arm) -> tuple[float, float, float]:
+    """(accuracy, low, high) of an arm: the interval that the evaluation wrote, if it did."""
+    mean, low, high = mean_interval(arm.questions)
+    return mean, float(arm.results.get("ci_low", low)), float(arm.results.get("ci_high", high))
 
 
 def asked(arm: Arm, problem: Problem) -> Messages | str:

@@ -7,6 +7,7 @@ from statistics import quantiles
 from mlxreflect.records import Problem
 from mlxreflect.tasks import TASKS
 
+MOST_NUMBERS = 6  # whose signs are tried, 2^n of them
 MOST_LEVELS = 8  # levels beyond are drawn as one, "8 or more"
 
 
@@ -25,7 +26,7 @@ def difficulty(problems: Sequence[Problem]) -> tuple[str, dict[str, str]]:
         known = {id_: level for id_, level in levels.items() if level is not None}
         if len(known) == len(problems) and len(set(known.values())) > 1:
             return name, in_order(known)
-    if problems and all("numbers" in p.fields and "target" in p.fields for p in problems):
+    if problems and all(0 < (count(p, "numbers") or 0) <= MOST_NUMBERS for p in problems):
         signs = {p.id: reached_by_signs(p) for p in problems}
         if len(set(signs.values())) > 1:
             named = {True: "+ and − suffice", False: "needs × or ÷"}
@@ -64,7 +65,7 @@ def steps(problem: Problem) -> int | None:
 
 
 def reached_by_signs(problem: Problem) -> bool:
-    numbers, target = problem.fields["numbers"], problem.fields["target"]
+    numbers, target = problem.fields["numbers"], problem.fields.get("target")
     return any(
         sum(sign * n for sign, n in zip(signs, numbers, strict=True)) == target
         for signs in product((1, -1), repeat=len(numbers))

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from mlxreflect.exports.arms import Arm, mean_interval
+from mlxreflect.exports.arms import Arm, arm_interval
 from mlxreflect.exports.pairs import Pair
 from mlxreflect.sentences import points
 from mlxreflect.ui import safe_text
@@ -51,7 +51,7 @@ def row(cells: Sequence[str]) -> str:
 
 
 def measured(arm: Arm) -> list[str]:
-    accuracy, low, high = mean_interval(arm.questions)
+    accuracy, low, high = arm_interval(arm)
     strict = sum(question.strict for question in arm.questions) / len(arm.questions)
     right = f"{accuracy:.1%}" + (f" (avg@{arm.samples})" if arm.samples > 1 else "")
     interval = f"{100 * low:.1f} to {100 * high:.1f}"

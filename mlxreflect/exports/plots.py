@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from mlxreflect.exports.arms import Arm, mean_interval
+from mlxreflect.exports.arms import Arm, arm_interval, mean_interval
 from mlxreflect.exports.difficulty import difficulty
 from mlxreflect.exports.pairs import Pair, by_task
 from mlxreflect.plots import BLUE, GREY, ORANGE
@@ -34,7 +34,7 @@ def draw_report(arms: Sequence[Arm], pairs: Sequence[Pair], folder: Path) -> lis
             1.1 + 0.75 * len(tasks) + ROW * len(arms),
             lambda figure: draw_accuracies(figure, tasks),
         ),
-        "difficulty": (1.0 + 3.0 * len(tasks), lambda figure: draw_difficulty(figure, tasks)),
+        "difficulty": (1.4 + 3.0 * len(tasks), lambda figure: draw_difficulty(figure, tasks)),
     }
     if compared:
         height = 1.7 + 1.6 * ROW * len(compared)
@@ -97,7 +97,7 @@ def draw_accuracies(figure: Figure, tasks: dict[str, list[Arm]]) -> None:
     sizes = [len(arms) + 0.6 for arms in tasks.values()]
     axes = figure.subplots(len(tasks), 1, sharex=True, squeeze=False, height_ratios=sizes)[:, 0]
     looks = styles(tasks)
-    measured = {arm: mean_interval(arm.questions) for group in tasks.values() for arm in group}
+    measured = {arm: arm_interval(arm) for group in tasks.values() for arm in group}
     for axis, (task, arms) in zip(axes, tasks.items(), strict=True):
         for y, arm in enumerate(arms):
             right, low, high = measured[arm]
@@ -179,6 +179,13 @@ def draw_difficulty(figure: Figure, tasks: dict[str, list[Arm]]) -> None:
             axis.set_axis_off()
             reason = "the evaluation kept no problems (problems.jsonl)"
             axis.text(0.5, 0.5, reason, ha="center", transform=axis.transAxes, color=GREY)
+    drawn = {c.get_label(): c for axis in axes for c in axis.containers}
+    made = figure.legend(
+        list(drawn.values()), list(drawn), loc="outside lower center", frameon=False, fontsize=9,
+        ncols=3 if max(map(len, drawn), default=0) < 20 else 2,
+    )  # fmt: skip
+    for text in made.get_texts():
+        text.set_parse_math(False)
 
 
 def draw_levels(
@@ -209,6 +216,3 @@ def draw_levels(
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axis.set_ylabel("answers right")
     axis.grid(axis="y", alpha=0.25, linewidth=0.6)
-    made = axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
-    for text in made.get_texts():
-        text.set_parse_math(False)

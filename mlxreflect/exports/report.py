@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxreflect.errors import UserError
-from mlxreflect.exports.arms import Arm, load_arms, mean_interval
+from mlxreflect.exports.arms import Arm, arm_interval, load_arms
 from mlxreflect.exports.inspect_log import write_inspect
 from mlxreflect.exports.lm_eval import write_lm_eval
 from mlxreflect.exports.markdown import markdown
@@ -60,7 +60,7 @@ def file_names(arms: Sequence[Arm]) -> list[str]:
 
 
 def describe_arm(arm: Arm) -> dict[str, Any]:
-    accuracy, low, high = mean_interval(arm.questions)
+    accuracy, low, high = arm_interval(arm)
     return {
         "name": arm.name, "folder": str(arm.path), "task": arm.task, "model": arm.model,
         "adapter": arm.adapter, "n": len(arm.questions), "samples": arm.samples,
