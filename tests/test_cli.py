@@ -443,11 +443,11 @@ def test_show(shell: Shell, run_dir: Path) -> None:
     assert whole.err == one.err == bucket.err == ""
 
 
-def test_show_what_is_not_there(process: Shell, run_dir: Path) -> None:
-    error, hint = process.mistake("show", run_dir, "--problem", "zz")
+def test_show_what_is_not_there(shell: Shell, run_dir: Path) -> None:
+    error, hint = shell.mistake("show", run_dir, "--problem", "zz")
     assert error == "no problem in this run begins with 'zz'"
     assert rows(run_dir / "episodes.jsonl")[0]["problem"]["id"] in hint
-    error, hint = process.mistake("show", run_dir, "--status", "done")
+    error, hint = shell.mistake("show", run_dir, "--status", "done")
     assert error == "no status 'done'"
     assert "solved_first, solved, trained, bucket, failed" in hint
 
@@ -464,7 +464,8 @@ def start(shell: Shell, *arguments: object) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def test_ctrl_c_and_resume(process: Shell) -> None:
+def test_ctrl_c_and_resume(process: Shell, shell: Shell) -> None:
+    """The process that is stopped is one of its own."""
     path, total = process.folder / "run", 8
     long = [*process.small, *sets(f"task.limit={total}", "r3.wave=1")]
     running = start(process, "run", "quickstart", *long, "--run-dir", path, "--json")
@@ -488,10 +489,10 @@ def test_ctrl_c_and_resume(process: Shell) -> None:
     commit = json.loads((commits[-1] / "commit.json").read_text())
     kept = (path / "episodes.jsonl").read_bytes()[: commit["journals"]["episodes.jsonl"]]
     assert 2 <= kept.count(b"\n") < total
-    unfinished = process.works("show", path)
+    unfinished = shell.works("show", path)
     assert "mlxreflect resume" in unfinished.out
 
-    summary = json.loads(process.works("resume", path, "--json").out)
+    summary = json.loads(shell.works("resume", path, "--json").out)
     assert (summary["status"], summary["problems"]) == ("finished", total)
     assert (path / "episodes.jsonl").read_bytes().startswith(kept)
     waves = [row["wave"] for row in rows(path / "metrics.jsonl") if row["kind"] == "wave"]
@@ -553,9 +554,10 @@ def test_a_full_disk_while_learning(process: Shell, run_dir: Path) -> None:
 # ---- dry run -------------------------------------------------------------------------------------
 
 
-def test_dry_run_loads_nothing_and_writes_nothing(process: Shell) -> None:
-    none = sets("policy.model=/none/such", "task.limit=5", "r3.epochs=2", "r3.rewrites=3")
-    done = process.works("run", "quickstart", *none, "--dry-run")
+def test_dry_run_loads_nothing_and_writes_nothing(process: Shell, shell: Shell) -> None:
+    none = sets("policy.model=/none/such", "task.limit=5", "r3.epochs=2", "r3.rewrites=3",
+                "eval.limit=5")  # fmt: skip
+    done = shell.works("run", "quickstart", *none, "--dry-run")
     assert done.err == ""
     for role in ("attempt", "critique", "rewrite"):
         assert f"--- {role}\n[system]\n" in done.out

@@ -13,6 +13,7 @@ from fake_ollama import FakeOllama
 from fake_openai import FakeOpenAI, refusal
 from fake_server import Fault, free_port, http
 from test_cli import Shell, sets, two_lines
+from test_cli import shell as shell
 
 from mlxreflect import checks
 from mlxreflect import doctor as module
@@ -38,8 +39,11 @@ class Found(NamedTuple):
         return [check.name for check in self.checks]
 
 
+FEW = ("task.limit=4", "eval.limit=4")  # problems: to make a thousand takes a second
+
+
 def look(*settings: str, recipe: str = "quickstart") -> Found:
-    result = doctor(load_recipe(recipe, settings), Ui(quiet=True))
+    result = doctor(load_recipe(recipe, [*FEW, *settings]), Ui(quiet=True))
     assert json.loads(json.dumps(result)) == result
     return Found([Check(**check) for check in result["checks"]], result["ok"])
 
@@ -52,13 +56,10 @@ def served(provider: str, url: str, **more: str) -> list[str]:
 # ---- as a command --------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def shell(tmp_path: Path, tiny_random: Path) -> Shell:
-    return Shell(tmp_path, tiny_random)
-
-
-def test_a_recipe_with_all_it_needs(shell: Shell) -> None:
-    done = shell.works("doctor", "quickstart", "--json")
+def test_a_recipe_with_all_it_needs(tmp_path: Path, tiny_random: Path) -> None:
+    """In a process of its own; the others are in this one."""
+    shell = Shell(tmp_path, tiny_random)
+    done = shell.works("doctor", "quickstart", *sets(*FEW), "--json")
     result = json.loads(done.out)
     assert (result["schema"], result["recipe"], result["ok"]) == ("doctor/1", "quickstart", True)
     names = [check["name"] for check in result["checks"]]
@@ -68,7 +69,7 @@ def test_a_recipe_with_all_it_needs(shell: Shell) -> None:
 
 def test_something_is_missing(shell: Shell) -> None:
     settings = sets(*served("ollama", f"http://127.0.0.1:{free_port()}"))
-    done = shell("doctor", "quickstart", *settings)
+    done = shell("doctor", "quickstart", *sets(*FEW), *settings)
     assert done.code == 1
     assert "fail" in done.out and "Ollama does not answer" in done.out
     assert "critic: start it with `ollama serve`" in done.out
@@ -328,7 +329,7 @@ def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_data_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     settings = ["task.name=jsonl", f"task.source={path}", "eval.spec="]
-    settings += ["r3.feedback=self", "r3.rewriter=self"]
+    settings += ["r3.feedback=self", "r3.rewriter=self", "task.limit=0", "eval.limit=0"]
     assert look(*settings)["data"].detail == f"{path}: no such file"
     path.write_text("".join(f'{{"question": "{i}?", "answer": {i}}}\n' for i in range(100)))
     held_out, training = [check for check in look(*settings).checks if check.name == "data"]
@@ -363,7 +364,9 @@ def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_what_a_server_says_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with FakeOpenAI(models=["\x1b[2Jevil\u202e", "[bold]b"]) as server:
-        result = doctor(load_recipe("quickstart", served("openai", server.url)), Ui(quiet=True))
+        result = doctor(
+            load_recipe("quickstart", [*FEW, *served("openai", server.url)]), Ui(quiet=True)
+        )
     import sys
 
     console(sys.stdout).print(render_doctor(result))

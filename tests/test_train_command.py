@@ -534,7 +534,7 @@ def test_plain_output(command: Command, monkeypatch: pytest.MonkeyPatch) -> None
     assert again.out == done.out[done.out.index("steps") :]
 
 
-def test_json_is_one_object_of_a_real_process(shell: Shell) -> None:
+def test_json_is_one_object_of_a_real_process(shell: Shell, command: Command) -> None:
     data = write(shell.folder / "dpo.jsonl", PAIRS)
     made = ("train", "dpo", "--model", shell.model, "--data", data, "--out", "a folder", "--json")
     done = shell.works(*made)
@@ -542,9 +542,9 @@ def test_json_is_one_object_of_a_real_process(shell: Shell) -> None:
     assert done.out.count("\n") == 1
     assert "Traceback" not in done.err and "training: 3/3, loss" in done.err
     assert summary["adapter"] == "a folder/adapter"
-    again = shell.works("resume", "a folder", "--json")
+    again = command.works("resume", "a folder", "--json")
     assert (again.out, again.err) == (done.out, "")
-    error, hint = shell.mistake(*made)
+    error, hint = command.mistake(*made)
     assert (error, hint) == (
         "a folder is there already",
         "go on with it by: mlxreflect resume 'a folder', or give another --out",
