@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"recipe"},
     {"train.lanes"},
     {"train.cpu"},
-    {"pairs", "stats", "ui", "train.losses", "train.batches", "train.prefix"},
+    {"pairs", "stats", "ui", "chat", "loading", "train.losses", "train.batches", "train.prefix"},
     {"tasks", "train.objectives"},
     {"job", "commits", "train.sources", "train.steps"},
     {"train.forms"},
