@@ -150,7 +150,11 @@ class Example:
 
 @dataclass(frozen=True)
 class Sample:
-    """One answer in an evaluation."""
+    """One answer in an evaluation.
+
+    tokens: how many a server says it took; None where token_ids hold them. finish_reason: "error"
+    where the call to a server was given up.
+    """
 
     SCHEMA: ClassVar[str] = "sample/1"
     task: str
@@ -162,6 +166,7 @@ class Sample:
     parsed: str | None
     correct: bool
     format_ok: bool
+    tokens: int | None = None
 
 
 Record = Problem | Episode | Example | Sample

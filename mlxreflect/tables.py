@@ -175,6 +175,7 @@ class EvalConfig(Table):
     limit: Count = 0  # 0: the spec's own
     seed: int = 0  # order of the problems, and so which ones a limit takes
     max_new_tokens: Count = 0  # 0: the policy's own
+    cache: str = ""  # of answers: "" the user's cache folder, "off", or a folder
 
 
 class Recipe(Table):
@@ -203,3 +204,7 @@ class EvalSpec(Table):
     max_new_tokens: Positive = 1024
     samples: Positive = 1
     batch: Positive = 32
+    form: Literal["chat", "completion"] = "chat"  # completion: raw text, as base models continue it
+    shots: Count = 0  # worked examples from the training part before each question
+    stop: list[Annotated[str, Field(min_length=1)]] = []  # an answer ends before any of these
+    rules: str = ""  # how answers are graded; "": the task's own headline rules

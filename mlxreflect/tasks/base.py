@@ -1,7 +1,7 @@
 """What a task is: plain functions in one frozen record."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlxreflect.records import Problem, Verdict
@@ -16,6 +16,10 @@ class Grade:
 
     parsed: str | None
     verdict: Verdict
+
+
+# (problem, text, tags, style) → Grade; never raises, linear in len(text).
+Grader = Callable[[Problem, str, str, str], Grade]
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Task:
     show(problem): the user message.
     gold(problem): the expected answer as a critic may see it; None where any right answer counts.
     grade(problem, text, tags, style): never raises, linear in len(text).
+    rules: every set of grading rules by name; the first one is `grade`, what a headline reports.
     from_row(row): a Problem of a row of `mlxreflect grade`. Raises UserError.
     solver: exact, where the task has one.
     generated: it makes as many problems as are asked for.
@@ -64,7 +69,8 @@ class Task:
     instruction: Callable[[Problem], str]
     show: Callable[[Problem], str]
     gold: Callable[[Problem], str | None]
-    grade: Callable[[Problem, str, str, str], Grade]
+    grade: Grader
     from_row: Callable[[dict[str, Any]], Problem]
+    rules: dict[str, Grader] = field(default_factory=dict)
     solver: Solver | None = None
     generated: bool = False
