@@ -54,7 +54,7 @@ def end_tokens(tokenizer: Any, folder: Path | None) -> set[int]:
     mlx-lm takes generation_config.json's in place of config.json's, and models are published with
     an end token in one of the two only. folder: the model's; None where it is not at hand.
     """
-    found = set(tokenizer.eos_token_ids)
+    found = {i for i in tokenizer.eos_token_ids if type(i) is int}  # a file may say "x"
     for name in ("config.json", "generation_config.json"):
         if folder and (folder / name).is_file():
             found |= told_ends((folder / name).read_bytes())
