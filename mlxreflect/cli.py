@@ -185,14 +185,44 @@ def show(
         ui.table(part)
 
 
+def need_a_model(context: typer.Context, value: list[str] | None) -> list[str]:
+    """What is not given is looked at last, so --server-model is known here."""
+    if not value and not context.params.get("server_model"):
+        raise typer.BadParameter("give a --model, or a --server and its --server-model")
+    return value or []
+
+
 @app.command(name="eval")
 def eval_(
     spec: Annotated[str, typer.Argument(help="An eval spec (file or bundled name) or a task.")],
-    model: Annotated[str, typer.Option(help="Hub name, path, or tiny.")],
-    adapter: Annotated[str, typer.Option(help="A LoRA folder.")] = "",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(callback=need_a_model, help="Hub name, path, or tiny; one or several."),
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="A LoRA folder; one or several, each for the model it was trained on."),
+    ] = None,
+    base: Annotated[
+        bool, typer.Option("--base", help="Also the model without its one adapter.")
+    ] = False,
+    quantize: Annotated[
+        list[int] | None, typer.Option(metavar="BITS", help="4 or 8 on load; 0: as it is.")
+    ] = None,
+    server: Annotated[str, typer.Option(help="Address of an OpenAI-like server, or Ollama.")] = "",
+    server_model: Annotated[list[str] | None, typer.Option(help="One or several of its.")] = None,
+    server_key_env: Annotated[str, typer.Option(help="Variable that holds the server's key.")] = "",
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests to the server at once.")] = 4,
+    keep_failed: Annotated[
+        bool, typer.Option("--keep-failed", help="Count a call that fails for good as wrong.")
+    ] = False,
     limit: Annotated[int, typer.Option(min=0, help="Problems; 0: all of the spec's.")] = 0,
     source: Annotated[str, typer.Option(help="Other data for the task, all of it.")] = "",
     out: Annotated[Path | None, typer.Option(help="Folder of the samples and results.")] = None,
+    cache: Annotated[str, typer.Option(help="Folder of answers kept for later, or off.")] = "",
+    aa: Annotated[
+        bool, typer.Option("--aa", help="Ask each model twice, at two batch sizes: the noise.")
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="Base and trained side by side until it is decided.")
     ] = False,
@@ -203,7 +233,18 @@ def eval_(
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a model, with or without an adapter."""
+    """Evaluate models, adapters and models behind a server on the same problems, in one table.
+
+    One --model with one --adapter is evaluated as that, with --base also without it. Of several
+    models and adapters each model is evaluated, and each adapter on the model it was trained on;
+    all are compared with the first.
+    """
+    if bool(server) != bool(server_model):
+        given = "--server" if server else "--server-model"
+        raise UserError(
+            f"{given} alone: a server needs its address and a model",
+            "give both: --server http://127.0.0.1:1234/v1 --server-model NAME",
+        )
     if not quick and (alpha is not None or max_n):
         raise UserError(
             f"--{'max-n' if alpha is None else 'alpha'} is of --quick, which is not asked for",
@@ -211,25 +252,36 @@ def eval_(
         )
     require_mlx()
     if quick:
+        if server_model or quantize or aa:
+            given = "--server-model" if server_model else "--quantize" if quantize else "--aa"
+            raise UserError(
+                f"{given} does not go with --quick, which sets two local models side by side",
+                "leave one of the two out",
+            )
         from mlxreflect.evaluate import find_spec
         from mlxreflect.quick import arms_of, quick_eval
 
-        ui, pair = make_ui(as_json), arms_of([model], [adapter])
+        ui, pair = make_ui(as_json), arms_of(model or [], adapter or [])
         loaded = find_spec(spec, limit, source, set_ or [])
         level = 0.05 if alpha is None else alpha
         decided = quick_eval(loaded, pair, out, ui, alpha=level, max_n=max_n)
         ui.result(decided) if as_json else ui.line(decided["sentence"])
         return
-    from mlxreflect.evaluate import evaluate_model
+    from mlxreflect.evaluate import find_spec
+    from mlxreflect.lineup import answer_all, line_up
+    from mlxreflect.scoreboard import show_arms
+    from mlxreflect.served import ServedModel
 
-    ui = make_ui(as_json)
-    results = evaluate_model(spec, model, adapter, limit, source, out, set_ or [], ui)
-    if as_json:
-        ui.result(results)
-        return
-    from mlxreflect.show import show_results
-
-    ui.table(show_results(results))
+    ui, found = make_ui(as_json), find_spec(spec, limit, source, set_ or [])
+    served = [
+        ServedModel(server, name, server_key_env, concurrency, keep_failed=keep_failed)
+        for name in server_model or []
+    ]
+    entries = line_up(model or [], adapter or [], quantize or [], served, base=base)
+    arms = answer_all(entries, found, out, cache, ui, twice=aa)
+    ui.result(arms if len(entries) > 1 else arms[0])
+    for part in show_arms(arms):
+        ui.table(part)
 
 
 def enough_arms(arms: list[str]) -> list[str]:

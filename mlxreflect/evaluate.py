@@ -1,7 +1,8 @@
-"""Evaluation: a spec × a model → samples.jsonl and results.json.
+"""Evaluation: a spec × a model → setup.json, problems.jsonl, samples.jsonl and results.json.
 
-Problems are answered in fixed chunks, each appended whole. Because a chunk is always generated
-together, an evaluation that was killed and continued gives the same bytes as one that was not.
+Problems are answered in fixed chunks, each appended whole. In another batch a sequence's numbers
+round otherwise, and a tie may fall the other way; because a chunk is always generated together, an
+evaluation that was killed and continued gives the same bytes as one that was not.
 """
 
 import hashlib
@@ -9,31 +10,33 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from mlxreflect import prompts
+from mlxreflect.answers import Answers, digest, policy_identity
 from mlxreflect.errors import UserError
-from mlxreflect.policy import Completion, Policy, load_policy
+from mlxreflect.policy import Completion, Policy
 from mlxreflect.records import (
+    Messages,
     Problem,
     Sample,
     append_rows,
-    flat_from_row,
+    dump_line,
     read_json,
-    read_rows,
     to_row,
     write_atomic,
 )
+from mlxreflect.results import summarise
 from mlxreflect.seeds import rng_for
 from mlxreflect.settings import apply_settings, bundled, find_toml, flatten, read_toml, validate
-from mlxreflect.stats import wilson
-from mlxreflect.tables import EvalSpec, PolicyConfig
-from mlxreflect.tasks import TASKS, find_rules, get_task
+from mlxreflect.tables import EvalSpec
+from mlxreflect.tasks import TASKS, find_rules
 from mlxreflect.tasks.base import Grader, Task
-from mlxreflect.ui import Ui
+from mlxreflect.tasks.shots import ask, load_shots
 from mlxreflect.wording import fetch_templates
 
-CHUNK = 8  # times the batch: few stragglers, and little lost when killed
+# Times the batch: what is generated together, and so the most that a kill loses. One batch would
+# lose less, but leave places empty while its longest answers are finished.
+CHUNK = 2
 
 
 def eval_problems(task: Task, spec: EvalSpec) -> list[Problem]:
@@ -49,6 +52,12 @@ def eval_problems(task: Task, spec: EvalSpec) -> list[Problem]:
     return problems[: spec.limit] if spec.limit else problems
 
 
+def ask_all(task: Task, problems: Sequence[Problem], spec: EvalSpec) -> list[Messages | str]:
+    """What each problem's prompt says: messages of a chat, or raw text to be completed."""
+    shots = load_shots(task, spec)
+    return [ask(task, problem, spec, shots) for problem in problems]
+
+
 def evaluate(
     policy: Policy,
     task: Task,
@@ -57,58 +66,90 @@ def evaluate(
     out: Path,
     *,
     adapter: str = "",
+    quantize: int = 0,
+    answers: Answers | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Answer and grade what is not yet in `out`; returns (and writes) the results.
 
+    adapter, quantize: as they are to be recorded; the policy has them already. answers: those kept
+    of other evaluations, where the same chunk need not be generated again.
     Raises UserError where `out` holds samples of another evaluation, naming the changed key.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: {error.strerror}", "give another --out") from None
-    tags, style = spec.prompt.tags, spec.prompt.style
     rules, grader = find_rules(task, spec.rules, spec.task.answer_type)
-    wording = prompts.BUNDLED.replaced(spec.prompt.templates)
-    asked = [
-        policy.encode(
-            prompts.attempt_messages(task.instruction(p), task.show(p), tags, style, wording)
-        )
-        for p in problems
-    ]
+    asked = ask_all(task, problems, spec)
+    prompts = [policy.encode(each) for each in asked]
     setup = describe_setup(policy, spec, problems, asked, adapter)
-    continue_only(out, setup)
-    path = out / "samples.jsonl"
+    setup |= {"quantize": quantize} if quantize else {}
+    path = open_arm(out, {**setup, "token_hash": short_hash(prompts)}, problems)
     size = max(1, spec.batch * CHUNK // spec.samples)
     done = whole_chunks(path, size * spec.samples, len(problems) * spec.samples)
+    identity = policy_identity(policy) if answers and done < len(problems) * spec.samples else ""
     if advance:
         advance(done)
     for start in range(done // spec.samples, len(problems), size):
-        chunk = range(start, min(start + size, len(problems)))
-        completions = policy.generate(
-            [asked[i] for i in chunk for _ in range(spec.samples)],
-            temperature=spec.temperature,
-            top_p=spec.top_p,
-            max_new_tokens=spec.max_new_tokens,
-            batch=spec.batch,
-            seed=("eval", spec.seed, start),
-            advance=advance,
-        )
-        rows = [
-            to_row(grade_sample(grader, problems[i], j, completions[(i - start) * spec.samples + j],
-                                tags, style))
-            for i in chunk for j in range(spec.samples)
-        ]  # fmt: skip
-        append_rows(path, rows)
-    results = {**summarise(path), "rules": rules, **setup}
-    write_atomic(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    return results
+        chunk = slice(start, start + size)
+        seed = ("eval", spec.seed, start)
+        completions = answer(policy, prompts[chunk], spec, seed, identity, answers, advance)
+        pairs = [(p, j) for p in problems[chunk] for j in range(spec.samples)]
+        samples = [
+            grade_sample(grader, problem, j, completion, spec)
+            for (problem, j), completion in zip(pairs, completions, strict=True)
+        ]
+        append_rows(path, map(sample_row, samples))
+    return write_results(out, setup, rules)
+
+
+def answer(
+    policy: Policy,
+    prompts: Sequence[list[int]],
+    spec: EvalSpec,
+    seed: tuple[str | int, ...],
+    identity: str,
+    answers: Answers | None,
+    advance: Callable[[int], None] | None,
+) -> list[Completion]:
+    """A chunk's completions, `spec.samples` of each prompt in turn: those kept, or new ones.
+
+    identity: of the policy; with `answers` only.
+    """
+    decoding = [spec.temperature, spec.top_p, spec.max_new_tokens, spec.batch, spec.samples]
+    key = digest([identity, decoding, spec.stop, seed, prompts])
+    if answers and (kept := answers.get(key, len(prompts) * spec.samples)):
+        if advance:
+            advance(len(kept))
+        lengths = [len(prompt) for prompt in prompts for _ in range(spec.samples)]
+        return [
+            policy.completion(ids, reason, length, spec.stop)
+            for (ids, reason), length in zip(kept, lengths, strict=True)
+        ]
+    completions = policy.generate(
+        prompts,
+        temperature=spec.temperature,
+        top_p=spec.top_p,
+        max_new_tokens=spec.max_new_tokens,
+        batch=spec.batch,
+        seed=seed,
+        samples=spec.samples,
+        stop=spec.stop,
+        advance=advance,
+    )
+    if answers:
+        answers.put(key, completions)
+    return completions
 
 
 def grade_sample(
-    grader: Grader, problem: Problem, index: int, completion: Completion, tags: str, style: str
+    grader: Grader,
+    problem: Problem,
+    index: int,
+    completion: Completion,
+    spec: EvalSpec,
+    *,
+    tokens: int | None = None,
 ) -> Sample:
-    grade = grader(problem, completion.text, tags, style)
+    """tokens: how many there are, where the completion does not hold them."""
+    grade = grader(problem, completion.text, spec.prompt.tags, spec.prompt.style)
     return Sample(
         task=problem.task,
         problem_id=problem.id,
@@ -120,23 +161,41 @@ def grade_sample(
         correct=grade.verdict.correct,
         format_ok=grade.verdict.format_ok,
         score=grade.score,
+        tokens=tokens,
     )
 
 
+def sample_row(sample: Sample) -> dict[str, Any]:
+    """A row of samples.jsonl; what few samples have stands in those alone."""
+    row = to_row(sample)
+    return {key: row[key] for key in row if key not in ("score", "tokens") or row[key] is not None}
+
+
+class Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
 def describe_setup(
-    policy: Policy,
+    policy: Named,
     spec: EvalSpec,
     problems: Sequence[Problem],
-    asked: Sequence[list[int]],
+    asked: Sequence[Any],
     adapter: str,
 ) -> dict[str, Any]:
-    """What must be the same for two evaluations to be compared, and what was evaluated."""
-    ids = json.dumps([[p.id for p in problems], asked])
+    """What must be the same for two evaluations to be compared, and what was evaluated.
+
+    asked: each problem's prompt as it is before a model's own template and tokenizer, so that
+    different models can be compared.
+    """
     told = spec.model_dump(exclude={"task": {"source"}, "prompt": {"file"}})
     if not spec.prompt.templates:
         del told["prompt"]["templates"]
+    for key in ("form", "shots", "stop", "rules"):
+        if told[key] == EvalSpec.model_fields[key].default:
+            del told[key]  # as in evaluations made before there was such a key
     return {
-        "prompt_hash": hashlib.sha256(ids.encode()).hexdigest()[:16],
+        "prompt_hash": short_hash([[p.id for p in problems], asked]),
         "decoding": {
             "temperature": spec.temperature, "top_p": spec.top_p,
             "max_new_tokens": spec.max_new_tokens, "seed": spec.seed, "batch": spec.batch,
@@ -148,6 +207,28 @@ def describe_setup(
     }  # fmt: skip
 
 
+def short_hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def open_arm(out: Path, setup: dict[str, Any], problems: Sequence[Problem]) -> Path:
+    """Make an arm's folder, or check that it is this evaluation's; returns its samples file."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror}", "give another --out") from None
+    continue_only(out, setup)
+    if not (out / "problems.jsonl").is_file():
+        write_atomic(out / "problems.jsonl", "".join(dump_line(to_row(p)) for p in problems))
+    return out / "samples.jsonl"
+
+
+def write_results(out: Path, setup: dict[str, Any], rules: str, **more: Any) -> dict[str, Any]:
+    results = {**summarise(out / "samples.jsonl"), "rules": rules, **setup, **more}
+    write_atomic(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    return results
+
+
 def continue_only(out: Path, setup: dict[str, Any]) -> None:
     """Refuse to mix two evaluations in one folder."""
     path = out / "setup.json"
@@ -155,13 +236,17 @@ def continue_only(out: Path, setup: dict[str, Any]) -> None:
         write_atomic(path, json.dumps(setup, indent=2) + "\n")
         return
     before, now = flatten(read_json(path)), flatten(setup)
-    for key in sorted({**before, **now}, key="prompt_hash".__eq__):  # what it follows from first
+    for key in sorted({**before, **now}, key=is_hash):  # what they follow from first
         if before.get(key) != now.get(key):
             raise UserError(
                 f"{out} holds another evaluation: its {key} is {before.get(key)!r}, "
                 f"not {now.get(key)!r}",
                 "give another --out, or delete that folder",
             )
+
+
+def is_hash(key: str) -> bool:
+    return key.endswith("_hash")
 
 
 def whole_chunks(path: Path, size: int, total: int) -> int:
@@ -180,68 +265,10 @@ def whole_chunks(path: Path, size: int, total: int) -> int:
     return kept
 
 
-def summarise(path: Path) -> dict[str, Any]:
-    """Figures of a samples file. What could not be parsed is wrong and stays in the denominator."""
-    samples: list[Sample] = [flat_from_row(Sample, row) for row in read_rows(path)]
-    n = len(samples)
-    correct = sum(s.correct for s in samples)
-    low, high = wilson(correct, n)
-    return {
-        "schema": "results/1",
-        "task": samples[0].task,
-        "n": n,
-        "samples": 1 + max(s.sample for s in samples),
-        "accuracy": correct / n,
-        "ci_low": low,
-        "ci_high": high,
-        "strict_accuracy": sum(s.correct and s.format_ok for s in samples) / n,
-        "format_rate": sum(s.format_ok for s in samples) / n,
-        "parse_failures": sum(s.parsed is None for s in samples),
-        "truncated": sum(s.finish_reason == "length" for s in samples),
-        "tokens_mean": sum(len(s.token_ids) for s in samples) / n,
-    } | mean_score(samples)
-
-
-def mean_score(samples: Sequence[Sample]) -> dict[str, float]:
-    """{"f1": the mean token F1}, where the rules have such a score."""
-    scores = [s.score for s in samples if s.score is not None]
-    return {"f1": sum(scores) / len(samples)} if scores else {}
-
-
-def evaluate_model(
-    name: str,
-    model: str,
-    adapter: str,
-    limit: int,
-    source: str,
-    out: Path | None,
-    settings: Sequence[str],
-    ui: Ui,
-) -> dict[str, Any]:
-    """`mlxreflect eval`: load a model and answer a spec with it. name: a spec's or a task's."""
-    spec = find_spec(name, limit, source, settings)
-    task = get_task(spec.task.name)
-    problems = eval_problems(task, spec)
-    policy = load_policy(PolicyConfig(model=model, adapter=adapter))
-    folder = out or default_folder(spec, model, adapter)
-    weights = fingerprint(Path(adapter)) if adapter else ""
-    ui.header({"evaluating": name, "model": model, "adapter": adapter or "none",
-               "problems": len(problems), "out": str(folder)})  # fmt: skip
-    with ui.progress("evaluating", len(problems) * spec.samples) as bar:
-        return evaluate(policy, task, problems, spec, folder, adapter=weights, advance=bar.advance)
-
-
 def fingerprint(adapter: Path) -> str:
     """Path and content of an adapter: another training run into the same folder is another one."""
     content = (adapter / "adapters.safetensors").read_bytes()
     return f"{adapter} ({hashlib.sha256(content).hexdigest()[:8]})"
-
-
-def default_folder(spec: EvalSpec, model: str, adapter: str) -> Path:
-    """One folder for each evaluation, so that the same command again goes on with it."""
-    what = json.dumps([spec.model_dump(), model, adapter], sort_keys=True)
-    digest = hashlib.sha256(what.encode()).hexdigest()[:8]
-    return Path("runs") / "eval" / f"{spec.task.name}--{Path(model).name}--{digest}"
 
 
 def find_spec(name: str, limit: int, source: str, settings: Sequence[str]) -> EvalSpec:

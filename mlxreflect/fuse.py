@@ -20,7 +20,8 @@ from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import hf_repo_to_path, load_config, save_config, save_model
 
 from mlxreflect.errors import UserError
-from mlxreflect.policy import TINY, Policy, dequantize, load_policy, on_cpu, one_line
+from mlxreflect.loading import one_line
+from mlxreflect.policy import TINY, Policy, dequantize, load_policy, on_cpu
 from mlxreflect.tables import PolicyConfig
 from mlxreflect.train.lora import Arrays, floating, read_adapter
 from mlxreflect.train.merge import LEAST, merge, pack, unpack

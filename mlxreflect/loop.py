@@ -15,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxreflect import pairs
+from mlxreflect.answers import Answers
 from mlxreflect.commits import replace_folder
 from mlxreflect.compare import compare
 from mlxreflect.critics import open_critics
@@ -26,6 +27,7 @@ from mlxreflect.exams import clean, keep_rows
 from mlxreflect.policy import device_name, load_policy, weights_hash
 from mlxreflect.recipe import eval_spec
 from mlxreflect.records import read_rows, to_row
+from mlxreflect.results import warnings
 from mlxreflect.run import Run
 from mlxreflect.strategies import STRATEGIES
 from mlxreflect.strategies.r3 import R3, Played
@@ -79,12 +81,17 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
              "decontaminated": cleaned.sentence(), "run": str(run.path)}
         )  # fmt: skip
 
+        answers = Answers.open(recipe.eval.cache)
+
         def measure(arm: str, weights: str) -> dict[str, Any]:
             with ui.progress(f"evaluating {arm}", len(held_out) * spec.samples) as bar:
-                return evaluate(
+                results = evaluate(
                     policy, exam, held_out, spec, run.path / "eval" / arm,
-                    adapter=weights, advance=bar.advance,
+                    adapter=weights, answers=answers, advance=bar.advance,
                 )  # fmt: skip
+            for said in [*(answers.report() if answers else []), *warnings(results)]:
+                ui.line(f"{arm}: {said}")
+            return results
 
         stack.enter_context(awake())
         with parameters(policy.model, initial):  # also when a resumed run has to do it again

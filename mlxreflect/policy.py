@@ -1,7 +1,8 @@
 """The model that learns: the only file that touches mlx-lm's loading and generation."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -9,14 +10,15 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from mlx_lm.generate import BatchGenerator, PromptProcessingBatch
 from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
+from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import dequantize_model, load
 
-from mlxreflect.errors import UserError
+from mlxreflect.chat import encode_chat, end_tokens, find_end_of_turn
+from mlxreflect.loading import LOAD_ERRORS, load_fault, model_folder
 from mlxreflect.records import Messages
 from mlxreflect.seeds import seed_mlx
 from mlxreflect.tables import PolicyConfig
@@ -27,7 +29,10 @@ GROUP_SIZE = 64
 
 @dataclass(frozen=True)
 class Completion:
-    """token_ids: as generated, the end token included where finish_reason is "stop"."""
+    """token_ids: as generated, with the end token, or those of the stop string, it ended with.
+
+    text: up to that end. finish_reason: "stop", or "length" where max_new_tokens cut it off.
+    """
 
     text: str
     token_ids: list[int]
@@ -48,9 +53,13 @@ class Policy:
         self.special = {token.content for token in added if token.special}
         self.tokens_generated = 0
 
-    def encode(self, messages: Messages) -> list[int]:
-        """The chat template's tokens, up to where the answer begins."""
-        return encode_chat(self.tokenizer, messages)
+    def encode(self, asked: Messages | str) -> list[int]:
+        """The chat template's tokens, up to where the answer begins; or those of a raw text to be
+        completed, after the tokenizer's begin token if it has one."""
+        if isinstance(asked, str):
+            ids: list[int] = self.tokenizer.encode(asked)
+            return ids
+        return encode_chat(self.tokenizer, asked)
 
     def encode_response(self, prompt: list[int], text: str) -> list[int]:
         """Tokens of a response written by another than the policy, its end token included.
@@ -95,13 +104,16 @@ class Policy:
         batch: int,
         seed: Sequence[int | str],
         samples: int = 1,
+        stop: Sequence[str] = (),
         advance: Callable[[int], None] | None = None,
     ) -> list[Completion]:
         """`samples` completions of each prompt in turn, by continuous batching.
 
         seed: names the random stream; the same names, prompts, weights and backend give the same
-        tokens. advance: told how many completions have just ended.
+        tokens. stop: strings that end a completion where they appear in its text. advance: told
+        how many completions have just ended.
         """
+        reach = max((len(text.encode()) for text in stop), default=0) + 4  # tokens, and some before
         asked = [prompt for prompt in prompts for _ in range(samples)]
         runs = [list(run) for _, run in groupby(asked)]  # equal neighbours share one prefill
         tokens: list[list[int]] = [[] for _ in asked]
@@ -128,19 +140,38 @@ class Policy:
                     inserted += len(generator.insert(unread, caches=caches))
                 for r in generator.next_generated():
                     tokens[r.uid].append(r.token)
-                    if r.finish_reason is not None:
-                        reasons[r.uid] = r.finish_reason
+                    reason = r.finish_reason
+                    if stop and not reason and holds(self.decode(tokens[r.uid][-reach:]), stop):
+                        reason = "stop"
+                        with mx.stream(generator.stream):
+                            generator.remove([r.uid])
+                    if reason is not None:
+                        reasons[r.uid] = reason
                         if advance:
                             advance(1)
         finally:
             generator.close()
             mx.clear_cache()
         self.tokens_generated += sum(map(len, tokens))
-        return [self.completion(tokens[i], reasons[i], len(p)) for i, p in enumerate(asked)]
+        return [self.completion(tokens[i], reasons[i], len(p), stop) for i, p in enumerate(asked)]
 
-    def completion(self, token_ids: list[int], finish_reason: str, prompt: int) -> Completion:
-        shown = token_ids[:-1] if finish_reason == "stop" else token_ids
-        return Completion(self.decode(shown), token_ids, finish_reason, prompt)
+    def completion(
+        self, token_ids: list[int], finish_reason: str, prompt: int, stop: Sequence[str] = ()
+    ) -> Completion:
+        shown = token_ids[:-1] if token_ids and token_ids[-1] in self.eos else token_ids
+        text = self.decode(shown)
+        kept = cut_at(text, stop)
+        return Completion(kept, token_ids, finish_reason if kept == text else "stop", prompt)
+
+
+def holds(text: str, stop: Sequence[str]) -> bool:
+    return any(end in text for end in stop)
+
+
+def cut_at(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of the stop strings in it."""
+    found = [at for end in stop if (at := text.find(end)) >= 0]
+    return text[: min(found)] if found else text
 
 
 def prefill(model: nn.Module, prompts: list[list[int]]) -> tuple[list[list[int]], list[Any] | None]:
@@ -164,46 +195,6 @@ def prefill(model: nn.Module, prompts: list[list[int]]) -> tuple[list[list[int]]
     return [prompt[-1:] for prompt in prompts], [caches.get(tuple(prompt)) for prompt in prompts]
 
 
-def encode_chat(tokenizer: Any, messages: Messages) -> list[int]:
-    """Messages as prompt tokens; a system part is folded into the user's for models without one."""
-    if not tokenizer.has_chat_template:
-        text = "\n\n".join(m["content"] for m in messages) + "\n"
-        ids: list[int] = tokenizer.encode(text)
-        return ids
-    options = {"add_generation_prompt": True, "tokenize": True}
-    if messages[0]["role"] == "system" and not knows_system(tokenizer):
-        messages = [
-            {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"},
-            *messages[2:],
-        ]
-    return list(tokenizer.apply_chat_template(messages, **options))
-
-
-def knows_system(tokenizer: Any) -> bool:
-    """Whether the chat template takes a system message (Gemma's, for one, raises)."""
-    from jinja2 import TemplateError
-
-    try:
-        tokenizer.apply_chat_template(
-            [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}], tokenize=False
-        )
-    except TemplateError:
-        return False
-    return True
-
-
-def find_end_of_turn(tokenizer: Any, eos: set[int]) -> int:
-    """The token with which the chat template ends an assistant's turn, if it ends generation."""
-    if tokenizer.has_chat_template:
-        turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        closed = tokenizer.apply_chat_template(turn, tokenize=True)
-        opened = tokenizer.apply_chat_template(turn[:1], add_generation_prompt=True, tokenize=True)
-        for token in closed[len(opened) :]:
-            if token in eos:
-                return int(token)
-    return int(tokenizer.eos_token_id)
-
-
 def load_policy(config: PolicyConfig, table: str = "policy") -> Policy:
     """Load a model by hub name, path, or "tiny". Raises UserError for what a person can mend.
 
@@ -216,46 +207,48 @@ def load_policy(config: PolicyConfig, table: str = "policy") -> Policy:
             tokenizer_config={"trust_remote_code": False},
             adapter_path=config.adapter or None,
         )
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise missing_model(config, error, table) from None
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(
-            f"{table}.model = {config.model!r} cannot be loaded: {one_line(error)}",
-            "give a model that mlx-lm supports (and an adapter made for it)",
-        ) from None
+    except LOAD_ERRORS as error:
+        raise load_fault(config, error, table) from None
     if config.quantize:
         quantize(model, config.quantize)
-    if config.dequantize == "yes" or (config.dequantize == "auto" and on_cpu()):
+    if is_dequantized(config):
         dequantize(model)
     model.eval()
     mx.eval(model.parameters())
+    tokenizer.eos_token_ids = end_tokens(tokenizer, model_folder(path))
     return Policy(model, tokenizer, config.model)
 
 
-def missing_model(config: PolicyConfig, error: Exception, table: str) -> UserError:
-    if config.adapter and not (Path(config.adapter) / "adapter_config.json").is_file():
-        return UserError(
-            f"policy.adapter = {config.adapter!r} is no adapter folder",
-            "give a folder with adapter_config.json and adapters.safetensors",
-        )
-    if Path(config.model).is_dir():
-        return UserError(
-            f"{table}.model = {config.model!r} is no mlx-lm model folder: {one_line(error)}",
-            "make one with: mlx_lm.convert --hf-path NAME --mlx-path DIR -q",
-        )
-    if config.model.startswith(("/", ".", "~")):
-        return UserError(
-            f"{table}.model = {config.model!r}: no such folder", "give a folder, or a hub name"
-        )
-    return UserError(
-        f"{table}.model = {config.model!r}: no such folder, and the hub gave none "
-        f"({type(error).__name__})",
-        f"check the name and the connection, or run: hf download {config.model}",
-    )
+@contextmanager
+def adapted(policy: Policy, config: PolicyConfig) -> Iterator[None]:
+    """A policy with the LoRA folder `config.adapter` on it while the block runs.
+
+    config: what the policy was loaded with, but for the adapter. It computes what a policy does
+    that was loaded with the adapter. Not for adapters of all weights, which replace the model's.
+    Raises UserError for an adapter that is none, or not of this model.
+    """
+    plain = dict(policy.model.named_modules())
+    try:
+        put_on(policy.model, config)
+        yield
+    finally:
+        names = [name for name, module in policy.model.named_modules() if "lora_a" in module]
+        policy.model.update_modules(tree_unflatten([(name, plain[name]) for name in names]))
 
 
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+def put_on(model: nn.Module, config: PolicyConfig) -> None:
+    try:
+        load_adapters(model, config.adapter)
+    except LOAD_ERRORS as error:
+        raise load_fault(config, error, "policy") from None
+    if is_dequantized(config):
+        model.update(tree_map(to_float32, model.parameters()))
+    model.eval()
+    mx.eval(model.parameters())
+
+
+def is_dequantized(config: PolicyConfig) -> bool:
+    return config.dequantize == "yes" or (config.dequantize == "auto" and on_cpu())
 
 
 def on_cpu() -> bool:

@@ -17,24 +17,25 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from mlxreflect import prompts
 from mlxreflect.errors import UserError
 from mlxreflect.evaluate import (
+    ask_all,
     continue_only,
     describe_setup,
     eval_problems,
     fingerprint,
     grade_sample,
+    sample_row,
     whole_chunks,
 )
-from mlxreflect.policy import Completion, Policy, load_policy
-from mlxreflect.records import Problem, append_rows, read_rows, to_row, write_atomic
+from mlxreflect.policy import Completion, Policy, adapted, load_policy
+from mlxreflect.records import Problem, append_rows, read_rows, write_atomic
 from mlxreflect.sentences import level, points
 from mlxreflect.sequential import anytime_interval, evidence
 from mlxreflect.tables import EvalSpec, PolicyConfig
 from mlxreflect.tasks import find_rules, get_task
 from mlxreflect.tasks.base import Task
-from mlxreflect.train.lora import read_adapter, without_lora
+from mlxreflect.train.lora import read_adapter
 from mlxreflect.ui import Ui
 
 Arm = tuple[str, str]  # model, adapter
@@ -43,17 +44,17 @@ LARGEST = 1e300  # of the evidence that is written down: JSON has no infinity
 
 @dataclass(frozen=True)
 class Answerer:
-    """One side. bare: without the adapter that its policy was loaded with."""
+    """One side. policy: without the LoRA adapter that `config` names."""
 
     name: str
     policy: Policy
-    bare: bool
-    adapter: str  # its fingerprint
+    config: PolicyConfig
+    lora: bool
 
     def generate(
         self, prompts: Sequence[list[int]], spec: EvalSpec, start: int
     ) -> list[Completion]:
-        with without_lora(self.policy.model) if self.bare else nullcontext():
+        with adapted(self.policy, self.config) if self.lora else nullcontext():
             return self.policy.generate(
                 prompts,
                 temperature=spec.temperature,
@@ -62,7 +63,12 @@ class Answerer:
                 batch=spec.batch,
                 seed=("quick", spec.seed, start),
                 samples=spec.samples,
+                stop=spec.stop,
             )
+
+    @property
+    def adapter(self) -> str:
+        return fingerprint(Path(self.config.adapter)) if self.config.adapter else ""
 
 
 @dataclass(frozen=True)
@@ -118,21 +124,17 @@ def arms_of(models: Sequence[str], adapters: Sequence[str]) -> list[Arm]:
 
 
 def load_answerers(arms: Sequence[Arm]) -> list[Answerer]:
-    """Both sides ready to answer.
-
-    A model with and without its LoRA adapter is in memory once; other pairs are there both.
-    """
-    (model, none), (other, adapter) = arms
-    if model == other and not none and read_adapter(adapter).get("fine_tune_type") != "full":
-        policy = load_policy(PolicyConfig(model=model, adapter=adapter))
-        mark = fingerprint(Path(adapter))
-        return [Answerer("base", policy, True, ""), Answerer("trained", policy, False, mark)]
-    answerers = []
+    """Both sides ready to answer; a model that both share is in memory once."""
+    policies: dict[PolicyConfig, Policy] = {}
+    found = []
     for name, (model, adapter) in zip(names_of(arms), arms, strict=True):
-        policy = load_policy(PolicyConfig(model=model, adapter=adapter))
-        mark = fingerprint(Path(adapter)) if adapter else ""
-        answerers.append(Answerer(name, policy, False, mark))
-    return answerers
+        config = PolicyConfig(model=model, adapter=adapter)
+        lora = bool(adapter) and read_adapter(adapter).get("fine_tune_type") != "full"
+        loaded = PolicyConfig(model=model) if lora else config  # of others no base is left
+        if loaded not in policies:
+            policies[loaded] = load_policy(loaded)
+        found.append(Answerer(name, policies[loaded], config, lora))
+    return found
 
 
 def names_of(arms: Sequence[Arm]) -> tuple[str, str]:
@@ -166,10 +168,11 @@ def ask_until_decided(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out}: {error.strerror}", "give another --out") from None
-    asked = [encode(one.policy, task, problems, spec) for one in pair]
+    asked = ask_all(task, problems, spec)
+    texts = [[one.policy.encode(each) for each in asked] for one in pair]
     setup = {
-        side: describe_setup(one.policy, spec, problems, texts, one.adapter)
-        for side, one, texts in zip("ab", pair, asked, strict=True)
+        side: describe_setup(one.policy, spec, problems, asked, one.adapter)
+        for side, one in zip("ab", pair, strict=True)
     }
     continue_only(out, {"quick": {"alpha": alpha}, **setup})
     path, size = out / "quick.jsonl", -(-spec.batch // spec.samples)
@@ -183,8 +186,8 @@ def ask_until_decided(
             if len(known) < chunk.stop * rows:
                 new = [
                     row
-                    for one, texts in zip(pair, asked, strict=True)
-                    for row in answer(one, task, problems, texts, spec, chunk)
+                    for one, prompts in zip(pair, texts, strict=True)
+                    for row in answer(one, task, problems, prompts, spec, chunk)
                 ]
                 new.sort(key=itemgetter("index"))  # a question's rows together, of both sides
                 append_rows(path, new)
@@ -201,32 +204,17 @@ def answer(
     one: Answerer,
     task: Task,
     problems: Sequence[Problem],
-    texts: Sequence[list[int]],
+    prompts: Sequence[list[int]],
     spec: EvalSpec,
     chunk: range,
 ) -> Iterator[dict[str, Any]]:
     """One side's rows of a chunk: samples that say whose they are and of which question."""
     grader = find_rules(task, spec.rules, spec.task.answer_type)[1]
-    completions = one.generate(texts[chunk.start : chunk.stop], spec, chunk.start)
+    completions = one.generate(prompts[chunk.start : chunk.stop], spec, chunk.start)
     for i, completion in enumerate(completions):
-        index, tags = chunk.start + i // spec.samples, spec.prompt.tags
-        sample = grade_sample(
-            grader, problems[index], i % spec.samples, completion, tags, spec.prompt.style
-        )
-        yield {**to_row(sample), "schema": "quick-sample/1", "arm": one.name, "index": index}
-
-
-def encode(
-    policy: Policy, task: Task, problems: Sequence[Problem], spec: EvalSpec
-) -> list[list[int]]:
-    wording = prompts.BUNDLED.replaced(spec.prompt.templates)
-    tags, style = spec.prompt.tags, spec.prompt.style
-    return [
-        policy.encode(
-            prompts.attempt_messages(task.instruction(p), task.show(p), tags, style, wording)
-        )
-        for p in problems
-    ]
+        index = chunk.start + i // spec.samples
+        sample = grade_sample(grader, problems[index], i % spec.samples, completion, spec)
+        yield {**sample_row(sample), "schema": "quick-sample/1", "arm": one.name, "index": index}
 
 
 def take_look(rows: Sequence[dict[str, Any]], pair: Sequence[Answerer]) -> Look:

@@ -150,7 +150,11 @@ class Example:
 
 @dataclass(frozen=True)
 class Sample:
-    """One answer in an evaluation. score: token F1, where the grading rules have it."""
+    """One answer in an evaluation.
+
+    score: token F1, where the grading rules have it. tokens: how many a server says it took; None
+    where token_ids hold them. finish_reason: "error" where the call to a server was given up.
+    """
 
     SCHEMA: ClassVar[str] = "sample/1"
     task: str
@@ -163,6 +167,7 @@ class Sample:
     correct: bool
     format_ok: bool
     score: float | None = None
+    tokens: int | None = None
 
 
 Record = Problem | Episode | Example | Sample

@@ -1,11 +1,11 @@
 """Grading anew what an evaluation generated: an arm folder → another one under other rules."""
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mlxreflect.errors import UserError
-from mlxreflect.evaluate import continue_only, summarise
+from mlxreflect.evaluate import continue_only, sample_row, write_results
 from mlxreflect.records import (
     Problem,
     Sample,
@@ -48,9 +48,8 @@ def rescore(folder: Path, rules: str = "", out: Path | None = None) -> dict[str,
         raise UserError(f"{out}: {error.strerror}", "give another --out") from None
     continue_only(out, setup)
     write_atomic(out / "problems.jsonl", lines_of([to_row(p) for p in problems.values()]))
-    write_atomic(out / "samples.jsonl", lines_of([to_row(s) for s in graded]))
-    results = {**summarise(out / "samples.jsonl"), "rules": name, **setup}
-    write_atomic(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(out / "samples.jsonl", lines_of([sample_row(s) for s in graded]))
+    results = write_results(out, setup, name)
     changed = sum(a.correct != b.correct for a, b in zip(samples, graded, strict=True))
     return {**results, "changed": changed, "out": str(out)}
 
@@ -100,13 +99,8 @@ def rows_with(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
 
 def regraded(sample: Sample, problem: Problem, grader: Grader, spec: EvalSpec) -> Sample:
     grade = grader(problem, sample.text, spec.prompt.tags, spec.prompt.style)
-    return Sample(
-        task=sample.task,
-        problem_id=sample.problem_id,
-        sample=sample.sample,
-        text=sample.text,
-        token_ids=sample.token_ids,
-        finish_reason=sample.finish_reason,
+    return replace(
+        sample,
         parsed=grade.parsed,
         correct=grade.verdict.correct,
         format_ok=grade.verdict.format_ok,

@@ -185,6 +185,7 @@ class EvalConfig(Table):
     decontaminate: Literal["overlap", "exact", "off"] = "overlap"
     ngram: Positive = 13  # words in a row that make an overlap
     against: Names = []  # further specs, tasks or data files to keep clean of
+    cache: str = ""  # of answers: "" the user's cache folder, "off", or a folder
 
 
 class Recipe(Table):

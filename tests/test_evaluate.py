@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from mlxreflect.answers import Answers, policy_identity
 from mlxreflect.errors import UserError
 from mlxreflect.evaluate import (
     eval_problems,
@@ -13,10 +14,13 @@ from mlxreflect.evaluate import (
     summarise,
     whole_chunks,
 )
-from mlxreflect.policy import load_policy
+from mlxreflect.policy import Policy, load_policy
 from mlxreflect.recipe import eval_spec
-from mlxreflect.tables import EvalSpec, PolicyConfig, Recipe
+from mlxreflect.records import Problem, flat_from_row
+from mlxreflect.tables import EvalSpec, LoraConfig, PolicyConfig, Recipe
 from mlxreflect.tasks import TASKS, training_problems
+from mlxreflect.train.lora import attach_lora
+from mlxreflect.train.trainer import Trainer
 
 SPEC = EvalSpec.model_validate(
     {"task": {"name": "countdown"}, "limit": 20, "max_new_tokens": 30, "batch": 1, "seed": 3}
@@ -94,6 +98,19 @@ def test_no_held_out_problem_is_trained_on():
             assert not held_out & {p.id for p in task.load(recipe.task, "train", seed)}
 
 
+def test_a_kill_loses_two_batches_at_most(policy, tmp_path):
+    """What is on disk of whole chunks is not generated again."""
+    spec = SPEC.model_copy(update={"limit": 9, "max_new_tokens": 12, "batch": 2})
+    run(policy, tmp_path, spec)
+    path = tmp_path / "samples.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:6]) + lines[6][:5])
+    policy.tokens_generated = 0
+    run(policy, tmp_path, spec)
+    again = [len(json.loads(line)["token_ids"]) for line in lines[4:]]
+    assert policy.tokens_generated == sum(again)
+
+
 def test_several_samples_a_question(policy, tmp_path):
     spec = SPEC.model_copy(update={"samples": 3, "temperature": 1.0, "limit": 4, "batch": 2})
     results = run(policy, tmp_path, spec)
@@ -150,3 +167,153 @@ def test_an_adapter_is_known_by_its_content(tmp_path):
     first = fingerprint(tmp_path)
     (tmp_path / "adapters.safetensors").write_bytes(b"two")
     assert fingerprint(tmp_path) != first
+
+
+# ---- what stands in the folder -------------------------------------------------------------------
+
+
+def test_problems_are_kept_as_they_were_asked(policy, tmp_path):
+    run(policy, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "problems.jsonl").read_text().splitlines()]
+    asked = eval_problems(TASKS["countdown"], SPEC)
+    assert [flat_from_row(Problem, row) for row in rows] == asked
+    samples = (tmp_path / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["problem_id"] for line in samples] == [p.id for p in asked]
+
+
+def test_prompts_are_the_same_for_every_tokenizer(policy, load_random, tmp_path):
+    """So that models can be compared; in one folder another tokenizer is refused all the same."""
+    other = load_random()
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    other.tokenizer._tokenizer.chat_template = template
+    few = SPEC.model_copy(update={"limit": 4, "max_new_tokens": 4, "batch": 4})
+    ours, theirs = run(policy, tmp_path / "a", few), run(other, tmp_path / "b", few)
+    assert ours["prompt_hash"] == theirs["prompt_hash"]
+    other.name = policy.name
+    with pytest.raises(UserError, match="token_hash"):
+        run(other, tmp_path / "a", few)
+    direct = few.model_copy(update={"prompt": SPEC.prompt.model_copy(update={"style": "direct"})})
+    assert run(policy, tmp_path / "c", direct)["prompt_hash"] != ours["prompt_hash"]
+
+
+def test_a_stop_string_ends_answers(policy, tmp_path):
+    few = SPEC.model_copy(update={"limit": 6, "batch": 6})
+    whole = run(policy, tmp_path / "whole", few)
+    ended = run(policy, tmp_path / "ended", few.model_copy(update={"stop": ["</think>"]}))
+    texts = [read_texts(tmp_path / name) for name in ("whole", "ended")]
+    assert any("</think>" in text for text in texts[0])
+    assert texts[1] == [text.partition("</think>")[0] for text in texts[0]]
+    assert ended["truncated"] == 0 < whole["tokens_mean"] - ended["tokens_mean"]
+    assert ended["spec"]["stop"] == ["</think>"] and "stop" not in whole["spec"]
+
+
+def read_texts(folder):
+    rows = (folder / "samples.jsonl").read_text().splitlines()
+    return [json.loads(row)["text"] for row in rows]
+
+
+def test_a_raw_prompt_is_completed_without_a_chat_template(policy, tmp_path, monkeypatch):
+    asked = []
+    original = type(policy).generate
+
+    def spy(self, prompts, **options):
+        asked.extend(prompts)
+        return original(self, prompts, **options)
+
+    monkeypatch.setattr(type(policy), "generate", spy)
+    run(policy, tmp_path, SPEC.model_copy(update={"form": "completion", "limit": 2}))
+    texts = [policy.decode(ids) for ids in asked]
+    assert len(texts) == 2
+    assert not any("<|im_start|>" in text for text in texts)
+    problems = [json.loads(r) for r in (tmp_path / "problems.jsonl").read_text().splitlines()]
+    assert all(str(p["fields"]["target"]) in t for p, t in zip(problems, texts, strict=True))
+
+
+# ---- answers kept for the next evaluation --------------------------------------------------------
+
+
+@pytest.fixture
+def generated(monkeypatch):
+    """How many prompts each call of the model's generation was given."""
+    counts = []
+    original = Policy.generate
+
+    def spy(self, prompts, **options):
+        counts.append(len(prompts))
+        return original(self, prompts, **options)
+
+    monkeypatch.setattr(Policy, "generate", spy)
+    return counts
+
+
+FEW = SPEC.model_copy(update={"limit": 8, "batch": 2, "max_new_tokens": 8})  # two chunks
+
+
+def keep(policy, out, answers, spec=FEW):
+    task = TASKS[spec.task.name]
+    evaluate(policy, task, eval_problems(task, spec), spec, out, answers=answers)
+    return (out / "samples.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("changes", [{}, {"samples": 2, "temperature": 1.0}, {"stop": ["\n"]}])
+def test_kept_answers_are_those_that_would_be_generated(policy, tmp_path, generated, changes):
+    spec = FEW.model_copy(update=changes)
+    answers = Answers(tmp_path / "kept")
+    without = keep(policy, tmp_path / "a", None, spec)
+    first = keep(policy, tmp_path / "b", answers, spec)
+    asked = list(generated)
+    assert keep(policy, tmp_path / "c", answers, spec) == first == without
+    assert generated == asked  # nothing more
+    assert answers.report() == [f"{8 * spec.samples} answers are kept from an evaluation before"]
+    assert answers.report() == []
+
+
+def test_only_answers_to_the_same_are_reused(policy, load_random, tmp_path, generated):
+    answers = Answers(tmp_path / "kept")
+    keep(policy, tmp_path / "first", answers)
+    others = [{"temperature": 0.5}, {"max_new_tokens": 7}, {"batch": 1}, {"seed": 4},
+              {"top_p": 0.9}, {"stop": ["x"]}, {"samples": 2}]  # fmt: skip
+    for i, changes in enumerate(others):
+        generated.clear()
+        keep(policy, tmp_path / str(i), answers, FEW.model_copy(update=changes))
+        assert sum(generated) == 8, changes
+    generated.clear()
+    keep(load_random(), tmp_path / "other model", answers)
+    assert sum(generated) == 8
+    eos, policy.eos = policy.eos, policy.eos | {70}
+    keep(policy, tmp_path / "other ends", answers)
+    policy.eos = eos
+    assert sum(generated) == 16
+
+
+def test_lora_that_has_not_learned_yet_changes_no_key(load_random):
+    """So an evaluation of the base is one, alone or at the beginning of a run."""
+    bare = load_random(dequantize="yes")
+    key = policy_identity(bare)
+    attach_lora(bare.model, LoraConfig(rank=2, keys=["self_attn.q_proj"]), 0)
+    assert policy_identity(bare) == key
+    arrays = {k: v + 0.1 for k, v in Trainer(bare.model).trainable().items() if "lora_b" in k}
+    one = dict([next(iter(arrays.items()))])
+    bare.model.load_weights(list(one.items()), strict=False)
+    assert policy_identity(bare) != key
+    assert sum("lora_b" in name for name in Trainer(bare.model).trainable()) == 2  # still there
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b"{", b"[[[1], 2, 3]]", b"\xff", b'[["a", "b"]]'])
+def test_a_damaged_answer_is_generated_again(policy, tmp_path, generated, damage):
+    answers = Answers(tmp_path / "kept")
+    expected = keep(policy, tmp_path / "a", answers)
+    (first, *_) = sorted(p for p in (tmp_path / "kept").rglob("*") if p.is_file())
+    first.write_bytes(damage)
+    generated.clear()
+    assert keep(policy, tmp_path / "b", answers) == expected
+    assert len(generated) == 1
+    assert len(json.loads(first.read_bytes())) == 4  # mended
+
+
+def test_a_cache_that_cannot_be_used(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be kept there") as caught:
+        Answers.open(str(tmp_path / "file"))
+    assert "--cache" in caught.value.hint
+    assert Answers.open("off") is None

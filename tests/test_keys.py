@@ -13,6 +13,7 @@ from fake_openai import FakeOpenAI
 from teacher import Teacher
 
 from mlxreflect import policy as policy_module
+from mlxreflect.answers import Answers
 from mlxreflect.critics.cache import cache_path
 from mlxreflect.critics.ledger import BudgetReached
 from mlxreflect.decontaminate import FILE
@@ -96,7 +97,7 @@ APART = {
     "policy.dequantize",
     "policy.model", "policy.adapter", "task.source", "task.config", "task.split", "task.question",
     "task.answer", "task.answer_type", "eval.source", "r3.max_failed",
-    "eval.decontaminate", "eval.ngram", "eval.against", "train.grad_checkpoint",
+    "eval.cache", "eval.decontaminate", "eval.ngram", "eval.against", "train.grad_checkpoint",
     "train.memory_gb", "train.reference_cache", "train.tune",
     "critic.provider", "critic.model", "critic.base_url", "critic.temperature",
     "critic.max_tokens", "critic.num_ctx", "critic.concurrency", "critic.deadline_s",
@@ -221,7 +222,8 @@ def test_references_are_kept_where_the_recipe_says(tmp_path, monkeypatch):
     mine = str(tmp_path / "mine.sqlite")
     results, counts = [], []
     for number, path in enumerate((mine, mine, "off", "")):
-        made = outputs({"task.limit": 5, "train.reference_cache": path}, tmp_path / str(number))
+        changed = {"task.limit": 5, "train.reference_cache": path, "eval.cache": "off"}
+        made = outputs(changed, tmp_path / str(number))
         results.append(made)
         counts.append(scored)
         scored = 0
@@ -230,6 +232,28 @@ def test_references_are_kept_where_the_recipe_says(tmp_path, monkeypatch):
     assert results[0] == results[1] == results[2] == results[3]
     assert counts[0] > 0
     assert counts == [counts[0], 0, counts[0], counts[0]]
+
+
+@pytest.mark.slow
+def test_answers_are_kept_where_the_recipe_says(tmp_path, monkeypatch):
+    """And the run that finds those of its base there ends with the same bytes."""
+    monkeypatch.setenv("MLXREFLECT_CACHE", str(tmp_path / "default"))
+    mine, results, reused = str(tmp_path / "mine"), [], []
+    original = Answers.report
+
+    def report(answers):
+        reused.append(answers.reused)
+        return original(answers)
+
+    monkeypatch.setattr(Answers, "report", report)
+    for number, path in enumerate((mine, mine, "off", "")):
+        changed = {"task.limit": 5, "eval.cache": path, "train.reference_cache": "off"}
+        results.append(outputs(changed, tmp_path / str(number)))
+        assert Path(mine).is_dir()
+        assert (tmp_path / "default").exists() == (path == "")
+    assert results[0] == results[1] == results[2] == results[3]
+    assert reused[0] == reused[1] == 0 and reused[2] > 0
+    assert reused[-2:] == [0, 0] and len(reused) == 6
 
 
 @pytest.mark.slow

@@ -11,11 +11,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from adapters import write_adapter
 from mlx.utils import tree_map
 from mlx_lm import stream_generate
 
 from mlxreflect.errors import UserError
-from mlxreflect.policy import Completion, Policy, load_policy
+from mlxreflect.policy import Completion, Policy, adapted, load_policy
 from mlxreflect.prompts import attempt_messages
 from mlxreflect.tables import LoraConfig, PolicyConfig
 from mlxreflect.train.lora import attach_lora, save_adapter
@@ -167,6 +168,83 @@ def test_a_stop_on_the_last_token_allowed_is_a_stop(copy: Path) -> None:
     (cut,) = generate(stopping, [prompts(4)[3]], max_new_tokens=5)
     assert cut.token_ids == free.token_ids[:5]
     assert cut.finish_reason == "length"
+
+
+# ---- ends of an answer ---------------------------------------------------------------------------
+
+
+def test_a_stop_string_ends_a_completion_and_no_other(policy: Policy) -> None:
+    """Of each completion: what comes before the first of them in the text it has without."""
+    asked = prompts(12)
+    free = generate(policy, asked, max_new_tokens=40)
+    stop = [free[3].text[4:7], free[8].text[10:12], "\x00never"]
+    found = generate(policy, asked, max_new_tokens=40, stop=stop)
+    ended = 0
+    for whole, completion in zip(free, found, strict=True):
+        places = [at for end in stop if (at := whole.text.find(end)) >= 0]
+        assert completion.text == whole.text[: min(places, default=None)]
+        if places:
+            ended += 1
+            assert completion.finish_reason == "stop"
+            assert completion.token_ids == whole.token_ids[: len(completion.token_ids)]
+            shorter = policy.decode(completion.token_ids[:-1])
+            assert not any(end in shorter for end in stop)  # it went no further than it had to
+            assert any(end in policy.decode(completion.token_ids) for end in stop)
+        else:
+            assert completion == whole
+    assert 2 <= ended < 12
+
+
+def test_a_stop_string_over_several_tokens_and_half_characters(policy: Policy) -> None:
+    prompt = policy.encode(MESSAGES)
+    (free,) = generate(policy, [prompt], max_new_tokens=30, temperature=2.0)
+    assert len(free.token_ids) == 30
+    start = len(policy.decode(free.token_ids[:10]))
+    stop = free.text[start : start + 12]
+    (found,) = generate(policy, [prompt], max_new_tokens=30, temperature=2.0, stop=[stop])
+    assert found.text == free.text[: free.text.index(stop)]
+    assert len(found.token_ids) < 30
+
+
+def test_every_source_of_end_tokens_counts(copy: Path) -> None:
+    """mlx-lm takes generation_config.json's in place of config.json's."""
+    own = load_policy(PolicyConfig(model=str(copy))).eos
+    change_config(copy, eos_token_id=[61], text_config={"eos_token_id": 62})
+    (copy / "generation_config.json").write_text('{"eos_token_id": [63, 64]}')
+    policy = load_policy(PolicyConfig(model=str(copy)))
+    assert policy.eos == {policy.tokenizer.eos_token_id, 61, 62, 63, 64} | (own - {256})
+    found = generate(policy, prompts(60), temperature=1.0, max_new_tokens=40, batch=16)
+    last = {c.token_ids[-1] for c in found if c.finish_reason == "stop"}
+    assert last & {61, 62} and last & {63, 64}
+
+
+@pytest.mark.parametrize("told", ['{"eos_token_id": "x"}', "[1]", "{", '{"eos_token_id": [true]}'])
+def test_end_tokens_that_are_none(copy: Path, told: str) -> None:
+    (copy / "generation_config.json").write_text(told)
+    try:
+        policy = load_policy(PolicyConfig(model=str(copy)))
+    except UserError:  # mlx-lm itself does not take it
+        return
+    assert all(type(token) is int for token in policy.eos)
+
+
+def test_an_adapter_put_on_a_loaded_policy(tiny_random: Path, tmp_path: Path) -> None:
+    """It answers as a policy that was loaded with it, and afterwards as if nothing had been."""
+    name = str(tiny_random)
+    folders = [str(write_adapter(tmp_path / str(i), tiny_random, i)) for i in range(2)]
+    for options in ({"dequantize": "no"}, {"quantize": 8}):
+        policy = load_policy(PolicyConfig(model=name, **options))
+        bare = generate(policy, prompts(4))
+        for folder in folders:
+            config = PolicyConfig(model=name, adapter=folder, **options)
+            expected = generate(load_policy(config), prompts(4))
+            with adapted(policy, config):
+                assert generate(policy, prompts(4)) == expected != bare
+            assert generate(policy, prompts(4)) == bare
+    config = PolicyConfig(model=name, adapter=str(tmp_path / "none"))
+    with pytest.raises(UserError, match="is no adapter folder"), adapted(policy, config):
+        pass
+    assert generate(policy, prompts(4)) == bare
 
 
 def test_dropout_is_off_in_generation(load_random: Load) -> None:

@@ -335,11 +335,17 @@ def try_out(shell: Shell, one: Command) -> Done | None:
             return None
         return shell.works("run", *arguments, *([] if "--dry-run" in arguments else ["--dry-run"]))
     if one.name == "eval":
-        if parameters["model"] != "tiny" or parameters["spec"] == "gsm8k":
+        if set(parameters["model"]) != {"tiny"} or parameters["spec"] == "gsm8k":
             return None
-        short = ["--limit", "4", "--model", str(shell.model), *sets("max_new_tokens=8")]
-        out = "quick" if parameters["quick"] else "out"
-        return shell.works("eval", *arguments, *short, "--out", out)
+        arguments = [str(shell.model) if a == "tiny" else a for a in arguments]
+        short = [
+            "--limit",
+            "4",
+            *sets("max_new_tokens=8"),
+            "--out",
+            f"out{len(arguments)}{parameters['quick']}",
+        ]
+        return shell.works("eval", *arguments, *short)
     if one.name == "doctor":
         done = shell(one.name, *arguments)
         assert done.code == 0 or (done.code == 1 and "something is missing" in done.out), done.err

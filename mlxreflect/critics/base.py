@@ -7,7 +7,8 @@ from typing import Any, Literal, Protocol
 from mlxreflect.records import Messages, Problem, Visibility
 
 NANO = 10**9  # dollars are added as whole billionths: sums do not depend on their order
-Move = Literal["critique", "rewrite", "continue", "judge", "prefer", "pose", "integrate"]
+# attempt: the model behind the server is not a critic, but evaluated.
+Move = Literal["critique", "rewrite", "continue", "judge", "prefer", "pose", "integrate", "attempt"]
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Call:
     epoch, attempt: with problem and role, what makes this call another than the same words later
         (a retry from the bucket list is a new call, a resumed run's is not).
     seed: of the sampling. schema: JSON schema of the reply; None: text.
+    top_p, stop: of an attempt's sampling. raw: the one message is text to be completed.
     """
 
     role: Move
@@ -32,6 +34,9 @@ class Call:
     attempt: str = ""
     seed: int = 0
     schema: dict[str, Any] | None = None
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    raw: bool = False
 
 
 @dataclass(frozen=True)

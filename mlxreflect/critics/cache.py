@@ -46,6 +46,8 @@ def cache_key(config: CriticConfig, call: Call) -> str:
         "schema": call.schema,
         "call": [call.problem.id, call.epoch, call.role, call.attempt],
     }
+    if call.role == "attempt":
+        parts["attempt"] = [call.top_p, call.stop, call.raw]
     # ASCII: a model's half emoji (a lone surrogate) has no UTF-8 form.
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("ascii")).hexdigest()
 

@@ -160,7 +160,7 @@ class Client:
         try:
             # Of the same seed, a server that is exact would say nothing once more.
             asked = replace(call, seed=call.seed + pace.empty)
-            reply = self.checked(self.send(asked, pace.deadline - sent))
+            reply = self.checked(self.send(asked, pace.deadline - sent), call)
             kind, cost = "ok", self.cost(call, reply.usage)
             seconds = round(time.monotonic() - sent, 3)
             reply = replace(reply, tries=pace.tries, seconds=seconds)
@@ -173,9 +173,12 @@ class Client:
         finally:
             self.ledger.settle(number, kind, time.monotonic() - sent, cost)
 
-    def checked(self, reply: Reply) -> Reply:
-        """Raises CallError for a text that is none, or more than was asked for."""
-        if not reply.text.strip():
+    def checked(self, reply: Reply, call: Call) -> Reply:
+        """Raises CallError for a text that is none, or more than was asked for.
+
+        An attempt may be without a word: then that is the answer.
+        """
+        if not reply.text.strip() and call.role != "attempt":
             said = f"empty reply (finish reason {reply.finish_reason})"
             raise CallError("empty", said, retry=True, usage=reply.usage)
         size = max(TEXT_CHARS, CHARS_A_TOKEN * self.config.max_tokens)

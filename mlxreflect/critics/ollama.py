@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import unquote
 
 import httpx
@@ -15,7 +16,7 @@ from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.client import Client
 from mlxreflect.critics.faults import Body, CallError, http_error, invalid, typed
 from mlxreflect.critics.ledger import Ledger
-from mlxreflect.critics.text import encodable, strip_thought
+from mlxreflect.critics.text import encodable, put_back, strip_thought
 from mlxreflect.critics.wire import PREFLIGHT_S, SEED_BITS, limit
 from mlxreflect.errors import UserError
 from mlxreflect.records import Messages
@@ -102,28 +103,42 @@ class OllamaCritic:
             close()
 
     def send(self, call: Call, timeout: float) -> Reply:
-        options = {
+        options: dict[str, Any] = {
             "temperature": self.config.temperature,
             "num_predict": self.config.max_tokens,
             "num_ctx": self.config.num_ctx,
             "seed": call.seed & SEED_BITS,
         }
+        if call.top_p < 1:
+            options["top_p"] = call.top_p
+        if call.stop:
+            options["stop"] = list(call.stop)
         with self.typed(timeout):
-            response = self.server.chat(
-                model=self.config.model,
-                messages=encodable(call.messages),
-                options=options,
-                think=self.think,
-                format=call.schema,
-            )
+            text, response = self.complete(call, options) if call.raw else self.chat(call, options)
         counts = {"prompt": response.prompt_eval_count, "completion": response.eval_count}
         usage = {name: count for name, count in counts.items() if count is not None}
         self.check_prompt(call.messages, usage)
-        return Reply(
-            strip_thought(response.message.content or "", call),
-            finish_reason=response.done_reason,
-            usage=usage,
+        return Reply(strip_thought(text, call), finish_reason=response.done_reason, usage=usage)
+
+    def chat(self, call: Call, options: dict[str, Any]) -> tuple[str, ollama.ChatResponse]:
+        """A model that is evaluated thinks as it does by itself, and its thought is in its text."""
+        response = self.server.chat(
+            model=self.config.model,
+            messages=encodable(call.messages),
+            options=options,
+            think=None if call.role == "attempt" else self.think,
+            format=call.schema,
         )
+        text, thought = response.message.content or "", response.message.thinking
+        if thought and call.role == "attempt":
+            unfinished = not text.strip() and response.done_reason == "length"
+            text = put_back(thought, text, unfinished)
+        return text, response
+
+    def complete(self, call: Call, options: dict[str, Any]) -> tuple[str, ollama.GenerateResponse]:
+        prompt = encodable(call.messages)[0]["content"]
+        response = self.server.generate(self.config.model, prompt, raw=True, options=options)
+        return response.response or "", response
 
     def check_prompt(self, messages: Messages, usage: dict[str, int]) -> None:
         """Refuse a reply to a prompt that Ollama cut, which it does without a word.

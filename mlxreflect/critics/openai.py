@@ -19,13 +19,13 @@ from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.client import Client
 from mlxreflect.critics.faults import CallError, http_error, invalid, refusal
 from mlxreflect.critics.ledger import Ledger
-from mlxreflect.critics.text import encodable, fold_system, strip_thought
+from mlxreflect.critics.text import encodable, fold_system, put_back, strip_thought
 from mlxreflect.critics.wire import PREFLIGHT_S, SEED_BITS, Wire
 from mlxreflect.errors import UserError
-from mlxreflect.prompts import TAGS
 from mlxreflect.tables import CriticConfig
 
 HOME = "https://api.openai.com/v1"
+MOST_STOPS = 4  # stop strings that OpenAI takes
 # By their Server header: they serve names that their list does not have.
 LENIENT = ("BaseHTTP", "llama.cpp")  # the first is mlx_lm.server
 NEEDS_NO_SYSTEM = re.compile(r"system role|roles must alternate", re.IGNORECASE)
@@ -119,7 +119,8 @@ class OpenAICritic:
         refused = self.refused
         while True:
             body = self.body(call, refused)
-            response = self.request("POST", "/chat/completions", body, deadline)
+            path = "/completions" if call.raw else "/chat/completions"
+            response = self.request("POST", path, body, deadline)
             if response.is_success:
                 break
             blame = blamed(response, body)
@@ -133,14 +134,19 @@ class OpenAICritic:
     def body(self, call: Call, refused: frozenset[str]) -> dict[str, Any]:
         messages = encodable(call.messages)
         length = "max_completion_tokens" if "max_tokens" in refused else "max_tokens"
+        asked = {"messages": fold_system(messages) if "system" in refused else messages}
         body: dict[str, Any] = {
             "model": self.config.model,
-            "messages": fold_system(messages) if "system" in refused else messages,
+            **({"prompt": messages[0]["content"]} if call.raw else asked),
             "stream": False,
             length: self.config.max_tokens,
             "temperature": self.config.temperature,
             "seed": call.seed & SEED_BITS,
         }
+        if call.top_p < 1:
+            body["top_p"] = call.top_p
+        if call.stop:
+            body["stop"] = list(call.stop[:MOST_STOPS])
         if call.schema is not None:
             shape = {"name": "reply", "strict": True, "schema": call.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": shape}
@@ -160,19 +166,21 @@ class OpenAICritic:
             if answer.get("error") and not answer.get("choices"):
                 raise self.late_refusal(answer["error"])
             choice = answer["choices"][0]
-            message, reason = choice["message"], choice.get("finish_reason")
+            reason = choice.get("finish_reason")
+            message = {"content": choice["text"]} if call.raw else choice["message"]
             text = self.wire.clean(text_of(message.get("content")))
             thought = text_of(message.get("reasoning_content") or message.get("reasoning"))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise invalid(error) from None
         usage = counts(answer.get("usage"))
-        if thought and not text.strip() and reason == "length":
+        unfinished = bool(thought and not text.strip() and reason == "length")
+        if unfinished and call.role != "attempt":
             said = (
                 f"all {self.config.max_tokens} tokens went into thinking: raise critic.max_tokens"
             )
             raise CallError("empty", said, usage=usage)
         if thought:
-            text = put_back(self.wire.clean(thought), text)
+            text = put_back(self.wire.clean(thought), text, unfinished)
         return Reply(
             strip_thought(text, call),
             finish_reason=self.wire.clean(reason) if isinstance(reason, str) else None,
@@ -219,12 +227,13 @@ def read_key(name: str) -> str:
 def blamed(response: httpx.Response, body: dict[str, Any]) -> str | None:
     """What of a refused request its server names and can be left out (or put otherwise)."""
     said, status = response.text, response.status_code
-    system = body["messages"][0]["role"] == "system" and NEEDS_NO_SYSTEM.search(said)
+    first = body["messages"][0]["role"] if "messages" in body else ""
+    system = first == "system" and NEEDS_NO_SYSTEM.search(said)
     if system and status in (400, 404, 422, 500):
         return "system"
     if status not in (400, 422):
         return None
-    for name in ("response_format", "max_tokens", "temperature", "seed"):
+    for name in ("response_format", "max_tokens", "temperature", "seed", "top_p", "stop"):
         if name in body and re.search(rf"\b{name}\b", said):
             return name
     return "response_format" if "response_format" in body else None
@@ -247,18 +256,6 @@ def text_of(content: Any) -> str:
     if content is not None and not isinstance(content, str):
         raise TypeError("content is neither text nor parts")
     return content or ""
-
-
-def put_back(thought: str, text: str) -> str:
-    """A reply as it was written, before the server took the thought apart from the text.
-
-    Of a rewrite that thought may be the solution's own; what is to stay, `strip_thought` decides.
-    """
-    start, end = TAGS["think"]
-    if end in text:
-        return text
-    # Where the prompt speaks of tags, mlx_lm.server leaves the opening one in the thought.
-    return ("" if thought.lstrip().startswith(start) else start) + thought + end + text
 
 
 def counts(usage: Any) -> dict[str, int]:

@@ -18,12 +18,13 @@ def strip_thought(text: str, call: Call) -> str:
 
     In a solution whose own tags are `think`, a single block is its reasoning and stays; the first
     of two is the critic's. One that has nothing but its thought to say is heard, but for verdicts.
+    An attempt is left as it is.
     """
     start, end = TAGS["think"]
     head = text.lstrip()
     solution = call.role in ("rewrite", "continue", "integrate")
     own = solution and call.tags == "think" and text.count(end) < 2
-    if own or not head.startswith(start) or end not in head:
+    if call.role == "attempt" or own or not head.startswith(start) or end not in head:
         return text
     thought, _, said = head.removeprefix(start).partition(end)
     return said.lstrip() or ("" if call.schema else thought.strip())
@@ -35,3 +36,17 @@ def fold_system(messages: Messages) -> Messages:
         return messages
     text = f"{messages[0]['content']}\n\n{messages[1]['content']}"
     return [{**messages[1], "content": text}, *messages[2:]]
+
+
+def put_back(thought: str, text: str, unfinished: bool = False) -> str:
+    """A reply as it was written, before the server took the thought apart from the text.
+
+    Of a rewrite that thought may be the solution's own; what is to stay, `strip_thought` decides.
+    unfinished: the thought was cut off, so that nothing follows it.
+    """
+    start, end = TAGS["think"]
+    if end in text:
+        return text
+    # Where the prompt speaks of tags, mlx_lm.server leaves the opening one in the thought.
+    opened = ("" if thought.lstrip().startswith(start) else start) + thought
+    return opened if unfinished else opened + end + text

@@ -1,15 +1,13 @@
 """What is trained, LoRA layers or all weights, and adapters in files that mlx-lm loads."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from huggingface_hub import try_to_load_from_cache
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
@@ -90,24 +88,6 @@ def choose_layers(model: nn.Module, config: LoraConfig) -> int:
             f"raise train.lora.layers, or choose from: {', '.join(there)}",
         )
     return layers
-
-
-@contextmanager
-def without_lora(model: nn.Module) -> Iterator[None]:
-    """The model without its LoRA (or DoRA) layers, for the duration: the base, in the same memory.
-
-    The layers that they wrap stand in their places, so that every answer is the base's own.
-    """
-    layers = [(name, module) for name, module in model.named_modules() if "lora_a" in module]
-    inner = [
-        (name, module["linear"] if "linear" in module else module["embedding"])
-        for name, module in layers
-    ]
-    model.update_modules(tree_unflatten(inner))
-    try:
-        yield
-    finally:
-        model.update_modules(tree_unflatten(layers))
 
 
 def base_reference(model: nn.Module) -> Arrays:

@@ -1,0 +1,94 @@
+"""The table of an evaluation: a row an arm, and how each compares with the first."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mlxreflect.sentences import points
+from mlxreflect.ui import safe_text
+
+
+def show_arms(arms: Sequence[dict[str, Any]]) -> Iterator[RenderableType]:
+    """arms: as `lineup.answer_all` returns them, one or several."""
+    yield figures(arms)
+    for arm in arms:
+        if noise := arm.get("noise"):
+            yield Text(safe_text(noise_line(named(arm), noise)))
+    if len(arms) > 1:
+        yield Text()
+        yield comparisons(arms)
+        for arm in arms[1:]:
+            yield Text(safe_text(arm["comparison"]["sentence"]))
+
+
+def figures(arms: Sequence[dict[str, Any]]) -> Table:
+    """strict: right, and in the format asked for. unparsed and cut off: numbers of answers."""
+    columns = ["|questions", "|right", "|95% interval", "|strict", "|format", "|unparsed",
+               "|cut off", "|tokens"]  # fmt: skip
+    several = {f"pass@{k}" for arm in arms for k in arm.get("pass_at", {}) if k != "1"}
+    votes = {f"maj@{k}" for arm in arms for k in arm.get("maj_at", {})}
+    more = [*sorted(several, key=lambda name: int(name[5:])), *sorted(votes)]
+    failed = any(arm.get("failed") for arm in arms)
+    headings = [*columns, *(f"|{name}" for name in more), *(["|failed"] if failed else [])]
+    made = table(f"Evaluation: {arms[0]['task']}", ["", *headings])
+    for arm in arms:
+        tokens = arm["tokens_mean"]
+        rates = {f"{kind}@{k}": percent(rate) for kind in ("pass", "maj")
+                 for k, rate in arm.get(f"{kind}_at", {}).items()}  # fmt: skip
+        cells = [
+            named(arm), arm["n"], percent(arm["accuracy"]),
+            f"{percent(arm['ci_low'])} to {percent(arm['ci_high'])}",
+            percent(arm["strict_accuracy"]), percent(arm["format_rate"]), arm["parse_failures"],
+            arm["truncated"], "–" if tokens is None else f"{tokens:.0f}",
+            *(rates.get(name, "") for name in more), *([arm.get("failed", 0)] if failed else []),
+        ]  # fmt: skip
+        made.add_row(*(Text(safe_text(str(cell))) for cell in cells))
+    return made
+
+
+def comparisons(arms: Sequence[dict[str, Any]]) -> Table:
+    made = table(f"Against {named(arms[0])}",
+                 ["", "|difference", "|95% interval", "|gained", "|lost", "|p", "|p (Holm)",
+                  "verdict"])  # fmt: skip
+    for arm in arms[1:]:
+        c = arm["comparison"]
+        p = c["p_exact"] if c["p_perm"] is None else c["p_perm"]
+        cells = [
+            named(arm), points(c["difference"]),
+            f"{points(c['ci_low'])} to {points(c['ci_high'])}", c["gains"], c["losses"],
+            f"{p:.2g}", f"{c['p_holm']:.2g}", c["verdict"],
+        ]  # fmt: skip
+        made.add_row(*(Text(safe_text(str(cell))) for cell in cells))
+    return made
+
+
+def table(title: str, columns: Sequence[str]) -> Table:
+    """A column named `|name` is set to the right."""
+    made = Table(title=Text(safe_text(title), "bold"), title_justify="left", header_style="bold",
+                 box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0))  # fmt: skip
+    for column in columns:
+        right = column.startswith("|")
+        made.add_column(column.lstrip("|"), justify="right" if right else "left",
+                        no_wrap=bool(column), overflow="fold")  # fmt: skip
+    return made
+
+
+def named(arm: dict[str, Any]) -> str:
+    """The arm's name; of a single one, its model's."""
+    return str(arm.get("name") or arm["model"] + (" + adapter" if arm.get("adapter") else ""))
+
+
+def noise_line(name: str, noise: dict[str, Any]) -> str:
+    return (
+        f"A/A check: {name} again at batch {noise['batch']}: {noise['gains']} gained and "
+        f"{noise['losses']} lost of {noise['answers']} answers, {noise['same_text']:.1%} of the "
+        "texts the same. A difference of this size is noise."
+    )
+
+
+def percent(share: float) -> str:
+    return f"{share:.1%}"
