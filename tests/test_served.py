@@ -133,7 +133,7 @@ def test_ollama_is_asked_its_own_way_with_room_for_the_prompt(tmp_path: Path) ->
     """Its OpenAI-compatible address would cut long prompts without a word."""
 
     def reply(body: Body) -> Body:
-        message = {"role": "assistant", "content": answer(body)[18:], "thinking": "so"}
+        message = {"role": "assistant", "content": answer(body)[17:], "thinking": "so"}
         return {"message": message}
 
     with FakeOllama(reply, models=["m"], capabilities=["completion", "thinking"]) as server:
