@@ -52,9 +52,10 @@ def eval_problems(task: Task, spec: EvalSpec) -> list[Problem]:
     return problems[: spec.limit] if spec.limit else problems
 
 
-def ask_all(task: Task, problems: Sequence[Problem], spec: EvalSpec) -> list[Messages | str]:
+def ask_all(
+    task: Task, problems: Sequence[Problem], spec: EvalSpec, shots: Sequence[Problem]
+) -> list[Messages | str]:
     """What each problem's prompt says: messages of a chat, or raw text to be completed."""
-    shots = load_shots(task, spec)
     return [ask(task, problem, spec, shots) for problem in problems]
 
 
@@ -77,11 +78,12 @@ def evaluate(
     Raises UserError where `out` holds samples of another evaluation, naming the changed key.
     """
     rules, grader = find_rules(task, spec.rules, spec.task.answer_type)
-    asked = ask_all(task, problems, spec)
+    shots = load_shots(task, spec)
+    asked = ask_all(task, problems, spec, shots)
     prompts = [policy.encode(each) for each in asked]
     setup = describe_setup(policy, spec, problems, asked, adapter)
     setup |= {"quantize": quantize} if quantize else {}
-    path = open_arm(out, {**setup, "token_hash": short_hash(prompts)}, problems)
+    path = open_arm(out, {**setup, "token_hash": short_hash(prompts)}, problems, shots)
     size = max(1, spec.batch * CHUNK // spec.samples)
     done = whole_chunks(path, size * spec.samples, len(problems) * spec.samples)
     identity = policy_identity(policy) if answers and done < len(problems) * spec.samples else ""
@@ -211,15 +213,21 @@ def short_hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
-def open_arm(out: Path, setup: dict[str, Any], problems: Sequence[Problem]) -> Path:
-    """Make an arm's folder, or check that it is this evaluation's; returns its samples file."""
+def open_arm(
+    out: Path, setup: dict[str, Any], problems: Sequence[Problem], shots: Sequence[Problem]
+) -> Path:
+    """Make an arm's folder, or check that it is this evaluation's; returns its samples file.
+
+    shots: the worked examples that stand before each question.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out}: {error.strerror}", "give another --out") from None
     continue_only(out, setup)
-    if not (out / "problems.jsonl").is_file():
-        write_atomic(out / "problems.jsonl", "".join(dump_line(to_row(p)) for p in problems))
+    for name, rows in (("problems.jsonl", problems), ("shots.jsonl", shots)):
+        if rows and not (out / name).is_file():
+            write_atomic(out / name, "".join(dump_line(to_row(row)) for row in rows))
     return out / "samples.jsonl"
 
 

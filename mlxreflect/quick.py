@@ -35,6 +35,7 @@ from mlxreflect.sequential import anytime_interval, evidence
 from mlxreflect.tables import EvalSpec, PolicyConfig
 from mlxreflect.tasks import find_rules, get_task
 from mlxreflect.tasks.base import Task
+from mlxreflect.tasks.shots import load_shots
 from mlxreflect.train.lora import read_adapter
 from mlxreflect.ui import Ui
 
@@ -168,7 +169,7 @@ def ask_until_decided(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out}: {error.strerror}", "give another --out") from None
-    asked = ask_all(task, problems, spec)
+    asked = ask_all(task, problems, spec, load_shots(task, spec))
     texts = [[one.policy.encode(each) for each in asked] for one in pair]
     setup = {
         side: describe_setup(one.policy, spec, problems, asked, one.adapter)

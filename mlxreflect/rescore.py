@@ -13,7 +13,6 @@ from mlxreflect.records import (
     flat_from_row,
     read_json,
     read_rows,
-    to_row,
     write_atomic,
 )
 from mlxreflect.settings import validate
@@ -47,7 +46,9 @@ def rescore(folder: Path, rules: str = "", out: Path | None = None) -> dict[str,
     except OSError as error:
         raise UserError(f"{out}: {error.strerror}", "give another --out") from None
     continue_only(out, setup)
-    write_atomic(out / "problems.jsonl", lines_of([to_row(p) for p in problems.values()]))
+    for name in ("problems.jsonl", "shots.jsonl"):
+        if (folder / name).is_file():
+            write_atomic(out / name, (folder / name).read_text(encoding="utf-8"))
     write_atomic(out / "samples.jsonl", lines_of([sample_row(s) for s in graded]))
     results = write_results(out, setup, name)
     changed = sum(a.correct != b.correct for a, b in zip(samples, graded, strict=True))

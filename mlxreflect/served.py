@@ -37,6 +37,7 @@ from mlxreflect.seeds import seed_for
 from mlxreflect.tables import CriticConfig, EvalSpec
 from mlxreflect.tasks import find_rules
 from mlxreflect.tasks.base import Grader, Task
+from mlxreflect.tasks.shots import load_shots
 
 LOOK_S = 5.0  # seconds to find out what kind of server it is
 LEAST_WINDOW = 4096  # tokens of Ollama's num_ctx
@@ -81,12 +82,13 @@ def evaluate_served(
     cannot be used, for a call that fails for good, and for a folder of another evaluation.
     """
     rules, grader = find_rules(task, spec.rules, spec.task.answer_type)
-    asked = ask_all(task, problems, spec)
+    shots = load_shots(task, spec)
+    asked = ask_all(task, problems, spec, shots)
     config = client_config(model, spec, asked, out)
     with reworded(), ExitStack() as stack:
         setup = describe_setup(model, spec, problems, asked, "")
         setup |= {"server": shown_address(config), "provider": config.provider}
-        path = open_arm(out, setup, problems)
+        path = open_arm(out, setup, problems, shots)
         pairs = [(i, j) for i in range(len(problems)) for j in range(spec.samples)]
         done = whole_chunks(path, 1, len(pairs))
         if advance:

@@ -277,11 +277,16 @@ def sign_flip_p(differences: NDArray[np.float64], seed: int = 0) -> float:
 
 
 def mean_interval(values: Sequence[float], alpha: float = 0.05) -> Interval:
-    """Normal interval of the mean of questions' scores in [0, 1] (Miller 2024, eq. 1)."""
+    """Normal interval of the mean of questions' scores in [0, 1] (Miller 2024, eq. 1).
+
+    Scores that are all the same show no spread; then it is Wilson's, of as many single answers.
+    """
     n = len(values)
     if n < 2:
         return 0.0, 1.0  # one question says nothing of the others
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(n)
+    if error == 0:
+        return wilson(round(mean * n), n, alpha)
     half = quantile(1 - alpha / 2) * error
     return max(0.0, mean - half), min(1.0, mean + half)
 

@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 
 from mlxreflect.cli import main
 from mlxreflect.errors import UserError
-from mlxreflect.exports.arms import arm_interval, asked, load_arms, mean_interval
+from mlxreflect.exports.arms import arm_interval, asked, interval, load_arms
 from mlxreflect.exports.difficulty import difficulty
 from mlxreflect.exports.inspect_log import write_inspect
 from mlxreflect.exports.lm_eval import write_lm_eval
@@ -107,13 +107,13 @@ def test_the_prompt_is_the_one_that_was_sent(tmp_path: Path) -> None:
 def test_intervals_are_wilsons_or_clustered(tmp_path: Path) -> None:
     problems = gsm8k(20)
     (one,) = load_arms([write_arm(tmp_path / "one", problems, right(problems, set(range(13))))])
-    assert mean_interval(one.questions) == (0.65, *wilson(13, 20))
+    assert interval(one.questions) == (0.65, *wilson(13, 20))
     texts = [[RIGHT.format(p.gold if i % 4 <= j else 0) for j in range(3)]
              for i, p in enumerate(problems)]  # fmt: skip
     (many,) = load_arms([write_arm(tmp_path / "many", problems, texts)])
     scores = [max(0, 3 - i % 4) / 3 for i in range(20)]
     half = NormalDist().inv_cdf(0.975) * stdev(scores) / 20**0.5
-    assert mean_interval(many.questions) == pytest.approx(
+    assert interval(many.questions) == pytest.approx(
         (fmean(scores), fmean(scores) - half, fmean(scores) + half)
     )
 
@@ -129,7 +129,7 @@ def test_an_interval_of_the_evaluation_itself_is_kept(tmp_path: Path) -> None:
 
 def test_scores_that_are_all_alike_have_an_interval(tmp_path: Path) -> None:
     (arm,) = load_arms([write_arm(tmp_path / "a", gsm8k(10), [["no", "no"]] * 10)])
-    assert mean_interval(arm.questions) == (0.0, *wilson(0, 10))
+    assert interval(arm.questions) == (0.0, *wilson(0, 10))
 
 
 # ---- the table -----------------------------------------------------------------------------------

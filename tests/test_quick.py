@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,12 @@ from mlx.utils import tree_flatten
 
 from mlxreflect.compare import compare
 from mlxreflect.errors import UserError
-from mlxreflect.evaluate import eval_problems, evaluate
-from mlxreflect.policy import load_policy
+from mlxreflect.evaluate import ask_all, eval_problems, evaluate
+from mlxreflect.policy import adapted, load_policy
 from mlxreflect.quick import (
     Answerer,
     arms_of,
     ask_until_decided,
-    encode,
     load_answerers,
     quick_eval,
 )
@@ -33,7 +33,7 @@ from mlxreflect.sequential import anytime_interval, evidence
 from mlxreflect.stats import e_value
 from mlxreflect.tables import EvalSpec, LoraConfig, PolicyConfig
 from mlxreflect.tasks import TASKS
-from mlxreflect.train.lora import attach_lora, save_adapter, without_lora
+from mlxreflect.train.lora import attach_lora, save_adapter
 from mlxreflect.ui import Ui
 
 SPEC = EvalSpec.model_validate(
@@ -128,7 +128,7 @@ def test_it_decides_for_the_better_side_too(pair: list[Answerer], tmp_path: Path
 
 def test_equals_are_asked_everything(pair: list[Answerer], tmp_path: Path) -> None:
     base, _ = pair
-    twin = Answerer("twin", base.policy, True, "")
+    twin = replace(base, name="twin")
     found = ask([base, twin], tmp_path, most=8)
     assert (found["decision"], found["n"], found["saved"], found["e_value"]) == (
         "undecided", 8, 0, 1.0,
@@ -165,22 +165,21 @@ def test_both_sides_answer_as_if_loaded_alone(decided: Path, adapter: Path) -> N
     """The base within the adapted model is the base, token by token."""
     for name, config in (("base", PolicyConfig()), ("trained", PolicyConfig(adapter=str(adapter)))):
         policy = load_policy(config)
-        one = Answerer(name, policy, False, "")
-        prompts = encode(policy, TASK, PROBLEMS[:8], SPEC)
+        one = Answerer(name, policy, config, lora=False)
+        prompts = [policy.encode(asked) for asked in ask_all(TASK, PROBLEMS[:8], SPEC, [])]
         alone = [completion.token_ids for completion in one.generate(prompts, SPEC, 0)]
         assert alone == [row["token_ids"] for row in rows(decided)[:16] if row["arm"] == name]
 
 
-def test_a_model_is_whole_again_after_being_the_base(adapter: Path) -> None:
-    model = load_policy(PolicyConfig(adapter=str(adapter))).model
+def test_a_model_is_whole_again_after_being_the_trained_one(adapter: Path) -> None:
+    policy = load_policy(PolicyConfig())
     tokens = mx.array([[1, 2, 3]])
-    before, names = model(tokens), [name for name, _ in model.named_modules()]
-    with pytest.raises(KeyError), without_lora(model):
-        assert not any("lora_a" in module for module in model.modules())
-        assert not mx.allclose(model(tokens), before)
+    before, names = policy.model(tokens), [name for name, _ in policy.model.named_modules()]
+    with pytest.raises(KeyError), adapted(policy, PolicyConfig(adapter=str(adapter))):
+        assert not mx.allclose(policy.model(tokens), before)
         raise KeyError
-    assert [name for name, _ in model.named_modules()] == names
-    assert mx.array_equal(model(tokens), before)
+    assert [name for name, _ in policy.model.named_modules()] == names
+    assert mx.array_equal(policy.model(tokens), before)
 
 
 @pytest.mark.slow

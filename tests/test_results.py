@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from mlxreflect.records import append_rows
-from mlxreflect.results import clustered_mean, summarise, warnings
+from mlxreflect.results import summarise, warnings
+from mlxreflect.stats import mean_interval
 
 
 def row(problem: str, sample: int, parsed: str | None, correct: bool, **changes: object) -> dict:
@@ -108,9 +109,9 @@ def test_a_warning_names_what_cut_the_answers_off(tmp_path: Path) -> None:
 
 
 def test_a_mean_over_questions_stays_between_0_and_1() -> None:
-    assert clustered_mean([0.5]) == (0.0, 1.0)
-    assert clustered_mean([1.0, 1.0, 0.9])[1] == 1.0
-    assert clustered_mean([0.0, 0.0, 0.1])[0] == 0.0
+    assert mean_interval([0.5]) == (0.0, 1.0)
+    assert mean_interval([1.0, 1.0, 0.9])[1] == 1.0
+    assert mean_interval([0.0, 0.0, 0.1])[0] == 0.0
 
 
 def test_rows_of_local_models_have_no_empty_key(tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def test_interval_of_a_mean_over_questions() -> None:
     low, high = stats.mean_interval(values)
     assert (low, high) == near((max(0, 0.5 - 1.959964 * error), min(1, 0.5 + 1.959964 * error)))
     assert stats.mean_interval([0.5]) == (0.0, 1.0)
-    assert stats.mean_interval([1.0, 1.0, 1.0]) == (1.0, 1.0)
+    assert stats.mean_interval([1.0, 1.0, 1.0]) == stats.wilson(3, 3)
 
 
 def test_variances_are_those_that_made_the_answers() -> None:

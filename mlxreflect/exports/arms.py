@@ -11,12 +11,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mlxreflect import prompts
 from mlxreflect.errors import UserError
 from mlxreflect.records import Messages, Problem, Sample, flat_from_row, read_json, read_rows
-from mlxreflect.stats import quantile, wilson
+from mlxreflect.stats import mean_interval, wilson
 from mlxreflect.tables import EvalSpec
 from mlxreflect.tasks import TASKS
+from mlxreflect.tasks.shots import ask
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Question:
 class Arm:
     """name: what tells it from the others. results, setup: the files of that name.
 
+    shots: the worked examples before each question.
     started, ended: seconds since 1970, when the folder was begun and last answered into.
     """
 
@@ -50,6 +51,7 @@ class Arm:
     results: dict[str, Any]
     setup: dict[str, Any]
     questions: list[Question]
+    shots: list[Problem]
     started: float
     ended: float
 
@@ -81,8 +83,7 @@ class Arm:
 
 def tokens_of(sample: Sample) -> int:
     """How many tokens it has; of a model behind a server they are counted, but not there."""
-    counted: int | None = getattr(sample, "tokens", None)
-    return len(sample.token_ids) if counted is None else counted
+    return len(sample.token_ids) if sample.tokens is None else sample.tokens
 
 
 def mean_error(scores: Sequence[float]) -> float | None:
@@ -90,35 +91,24 @@ def mean_error(scores: Sequence[float]) -> float | None:
     return stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else None
 
 
-def mean_interval(questions: Sequence[Question]) -> tuple[float, float, float]:
-    """(accuracy, low, high): Wilson's interval, or with several samples the clustered one.
-
-    Questions that all have the same score show no spread, and then it is Wilson's too.
-    """
+def interval(questions: Sequence[Question]) -> tuple[float, float, float]:
+    """(accuracy, low, high): Wilson's interval, or with several samples the clustered one."""
     scores = [question.score for question in questions]
-    mean, error = fmean(scores), mean_error(scores)
-    if all(len(question.samples) == 1 for question in questions) or not error:
-        return mean, *wilson(round(sum(scores)), len(scores))
-    half = quantile(0.975) * error
-    return mean, max(0.0, mean - half), min(1.0, mean + half)
+    if all(len(question.samples) == 1 for question in questions):
+        return fmean(scores), *wilson(round(sum(scores)), len(scores))
+    return fmean(scores), *mean_interval(scores)
 
 
 def arm_interval(arm: Arm) -> tuple[float, float, float]:
     """(accuracy, low, high) of an arm: the interval that the evaluation wrote, if it did."""
-    mean, low, high = mean_interval(arm.questions)
+    mean, low, high = interval(arm.questions)
     return mean, float(arm.results.get("ci_low", low)), float(arm.results.get("ci_high", high))
 
 
 def asked(arm: Arm, problem: Problem) -> Messages | str:
     """The prompt of a question, as the model got it before its chat template."""
     task = TASKS[problem.task]
-    if arm.spec is None:
-        return task.show(problem)
-    tags, style = arm.spec.prompt.tags, arm.spec.prompt.style
-    wording = prompts.BUNDLED.replaced(arm.spec.prompt.templates)
-    return prompts.attempt_messages(
-        task.instruction(problem), task.show(problem), tags, style, wording
-    )
+    return task.show(problem) if arm.spec is None else ask(task, problem, arm.spec, arm.shots)
 
 
 def expected(problem: Problem | None) -> str:
@@ -201,6 +191,7 @@ def load_arm(path: Path) -> Arm:
         results={"task": "", **results},
         setup=read_json(setup) if setup.is_file() else results,
         questions=read_questions(path),
+        shots=list(records(path / "shots.jsonl", Problem)),
         started=(setup if setup.is_file() else path / "samples.jsonl").stat().st_mtime,
         ended=(path / "samples.jsonl").stat().st_mtime,
     )

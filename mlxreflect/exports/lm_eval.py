@@ -100,7 +100,7 @@ def generation(arm: Arm) -> dict[str, Any]:
     decoding = arm.setup.get("decoding", {})
     temperature = float(decoding.get("temperature", 0.0))
     return {
-        "until": list(getattr(arm.spec, "stop", [])),
+        "until": arm.spec.stop if arm.spec else [],
         "do_sample": temperature > 0,
         "temperature": temperature,
         "top_p": decoding.get("top_p", 1.0),
@@ -108,11 +108,15 @@ def generation(arm: Arm) -> dict[str, Any]:
     }
 
 
+def shots_of(arm: Arm) -> int:
+    return arm.spec.shots if arm.spec else 0
+
+
 # ---- results -------------------------------------------------------------------------------------
 
 
 def results_object(arm: Arm, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    task, shots = arm.task, getattr(arm.spec, "shots", 0)
+    task, shots = arm.task, shots_of(arm)
     measured = metrics(arm)
     return {
         "results": {
@@ -168,7 +172,7 @@ def task_config(arm: Arm) -> dict[str, Any]:
         "target_delimiter": " ",
         "fewshot_delimiter": "\n\n",
         "fewshot_config": {"sampler": "first_n"},
-        "num_fewshot": getattr(arm.spec, "shots", 0),
+        "num_fewshot": shots_of(arm),
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
         "output_type": "generate_until",
         "generation_kwargs": generation(arm),
@@ -237,7 +241,7 @@ def identity(arm: Arm) -> dict[str, Any]:
         "model_name_sanitized": re.sub(r"[\"<>:/|\\?*\[\]]+", "__", name),
         "system_instruction": system,
         "system_instruction_sha": hash_string(system) if system else None,
-        "fewshot_as_multiturn": getattr(arm.spec, "shots", 0) > 0,
+        "fewshot_as_multiturn": shots_of(arm) > 0,
         "chat_template": None,  # the model's own; a folder does not know it
         "chat_template_sha": None,
         "start_time": arm.started,

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from mlxreflect.exports.arms import Arm, arm_interval, mean_interval
+from mlxreflect.exports.arms import Arm, arm_interval, interval
 from mlxreflect.exports.difficulty import difficulty
 from mlxreflect.exports.pairs import Pair, by_task
 from mlxreflect.plots import BLUE, GREY, ORANGE
@@ -200,7 +200,7 @@ def draw_levels(
     for i, arm in enumerate(arms):
         asked = [question for question in arm.questions if question.id in levels]
         groups = {at: [q for q in asked if levels[q.id] == at] for at in counts}
-        found = {at: mean_interval(group) for at, group in groups.items() if group}
+        found = {at: interval(group) for at, group in groups.items() if group}
         shift = 0.5 * ((i + 0.5) / len(arms) - 0.5)
         xs = [x + shift for x, at in enumerate(counts) if at in found]
         below = [max(0.0, right - low) for right, low, _ in found.values()]

@@ -46,7 +46,7 @@ def main() -> None:
         "max_new_tokens": given.tokens,
     })  # fmt: skip
     problems = eval_problems(task, spec)
-    asked = ask_all(task, problems, spec)
+    asked = ask_all(task, problems, spec, [])
 
     model, tokenizer = load(given.model)
     policy = load_policy(PolicyConfig(model=given.model))
