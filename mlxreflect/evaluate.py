@@ -18,6 +18,7 @@ from mlxreflect.records import (
     Problem,
     Sample,
     append_rows,
+    dump_line,
     flat_from_row,
     read_json,
     read_rows,
@@ -78,6 +79,7 @@ def evaluate(
     ]
     setup = describe_setup(policy, spec, problems, asked, adapter)
     continue_only(out, setup)
+    write_atomic(out / "problems.jsonl", "".join(dump_line(to_row(p)) for p in problems))
     path = out / "samples.jsonl"
     size = max(1, spec.batch * CHUNK // spec.samples)
     done = whole_chunks(path, size * spec.samples, len(problems) * spec.samples)
