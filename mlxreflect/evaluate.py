@@ -29,7 +29,7 @@ from mlxreflect.seeds import rng_for
 from mlxreflect.settings import apply_settings, bundled, find_toml, flatten, read_toml, validate
 from mlxreflect.stats import wilson
 from mlxreflect.tables import EvalSpec, PolicyConfig
-from mlxreflect.tasks import TASKS, find_rules, get_task
+from mlxreflect.tasks import TASKS, check_exam, find_rules, get_task
 from mlxreflect.tasks.base import Grader, Task
 from mlxreflect.ui import Ui
 from mlxreflect.wording import fetch_templates
@@ -223,6 +223,7 @@ def evaluate_model(
     """`mlxreflect eval`: load a model and answer a spec with it. name: a spec's or a task's."""
     spec = find_spec(name, limit, source, settings)
     task = get_task(spec.task.name)
+    check_exam(spec)
     problems = eval_problems(task, spec)
     policy = load_policy(PolicyConfig(model=model, adapter=adapter))
     folder = out or default_folder(spec, model, adapter)

@@ -150,3 +150,20 @@ def test_an_adapter_is_known_by_its_content(tmp_path):
     first = fingerprint(tmp_path)
     (tmp_path / "adapters.safetensors").write_bytes(b"two")
     assert fingerprint(tmp_path) != first
+
+
+def test_a_spec_names_its_grading_rules(policy, tmp_path):
+    spec = SPEC.model_copy(update={"limit": 6})
+    exact = run(policy, tmp_path / "a", spec)
+    strict = run(policy, tmp_path / "b", spec.model_copy(update={"rules": "strict"}))
+    assert (exact["rules"], exact["spec"]["rules"]) == ("exact", "")
+    assert (strict["rules"], strict["spec"]["rules"]) == ("strict", "strict")
+    assert exact["prompt_hash"] == strict["prompt_hash"]
+    rows = [json.loads(line) for line in (tmp_path / "b" / "samples.jsonl").open()]
+    assert all(row["format_ok"] or not row["correct"] for row in rows)
+    assert "score" not in rows[0] and "f1" not in strict
+    asked = [json.loads(line)["id"] for line in (tmp_path / "b" / "problems.jsonl").open()]
+    assert asked == [row["problem_id"] for row in rows]
+    with pytest.raises(UserError, match="no rules 'lax'"):
+        run(policy, tmp_path / "c", spec.model_copy(update={"rules": "lax"}))
+    assert not (tmp_path / "c" / "samples.jsonl").exists()

@@ -24,9 +24,7 @@ from mlxreflect.tasks.text import final_part
 HASHED = re.compile(r"[\s$€£¥*_`\\(\[{:=+-]*\.?[0-9]")
 HEADING = re.compile(r"[.):][ \t]+[A-Za-z]")
 # "18 or 20", "18 dollars or 20 dollars": two answers are none.
-HEDGE = re.compile(
-    r"[\s*_$`)}\],]{0,4}(?:[A-Za-z]{1,20}\s{1,3}){0,3}(?:or|/)\s[^0-9\n.]{0,40}[0-9]"
-)
+HEDGE = re.compile(r"[\s*_$`)}\],]{0,4}(?:[A-Za-z]{1,20}\s{1,3}){0,3}or\s[^0-9\n.]{0,40}[0-9]")
 Spot = tuple[int, Fraction | None]  # of a marker: its position, and the number it points at
 
 
