@@ -156,7 +156,7 @@ def need_math() -> None:
 def by_kind(name: str) -> Grader:
     """Rules of a name for whatever kind of answer the problem has."""
 
-    def grade(problem: Problem, text: str, tags: str, style: str) -> Grade:
+    def grade(problem: Problem, text: str, tags: str = "think", style: str = "thinking") -> Grade:
         kind = problem.fields["answer_type"]
         rules = KINDS[kind].rules.get(name)
         if rules is not None:

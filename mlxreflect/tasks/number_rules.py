@@ -78,7 +78,9 @@ def extract_answer(text: str, tags: str = "think") -> Fraction | None:
     return last_number(text)
 
 
-def grade_number(problem: Problem, text: str, tags: str, style: str) -> Grade:
+def grade_number(
+    problem: Problem, text: str, tags: str = "think", style: str = "thinking"
+) -> Grade:
     """Compare a response's number with the expected one, as exact rationals."""
     value, expected = extract_answer(text, tags), read_number(problem.gold or "")
     form = parse_response(text, tags, style)
