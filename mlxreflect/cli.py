@@ -38,11 +38,11 @@ def run(
 ) -> None:
     """Run a recipe: learn from its problems, then compare base and trained."""
     from mlxreflect.recipe import eval_spec, load_recipe
-    from mlxreflect.tasks import get_task
+    from mlxreflect.tasks import check_exam, get_task
 
     loaded = load_recipe(recipe, set_ or [])
     get_task(loaded.task.name)
-    get_task(eval_spec(loaded).task.name)
+    check_exam(eval_spec(loaded))
     ui = make_ui(as_json)
     require_mlx()
     if dry_run:
@@ -413,7 +413,7 @@ def doctor(
 ) -> None:
     """Check that a run has what it needs: memory, disk, model, data, and a token of each critic."""
     from mlxreflect.recipe import eval_spec, load_recipe
-    from mlxreflect.tasks import get_task
+    from mlxreflect.tasks import check_exam, get_task
 
     if set_ and not recipe:
         raise UserError(
@@ -422,7 +422,7 @@ def doctor(
     loaded = load_recipe(recipe, set_ or []) if recipe else None
     if loaded:
         get_task(loaded.task.name)
-        get_task(eval_spec(loaded).task.name)
+        check_exam(eval_spec(loaded))
     require_mlx()
     from mlxreflect.doctor import doctor as doctor_
     from mlxreflect.doctor import render_doctor

@@ -25,7 +25,7 @@ from mlxreflect.records import Problem, read_json, read_rows
 from mlxreflect.results import warnings
 from mlxreflect.served import ServedModel, evaluate_served
 from mlxreflect.tables import EvalSpec, PolicyConfig
-from mlxreflect.tasks import find_rules, get_task
+from mlxreflect.tasks import TASKS, check_exam
 from mlxreflect.tasks.base import Task
 from mlxreflect.ui import Ui
 
@@ -171,8 +171,8 @@ def answer_all(
     out: the folder of a single arm, of several the folder of theirs; None: one under runs/. cache:
     as of `answers.Answers.open`. twice: the A/A check. Raises UserError.
     """
-    exam = Exam(task := get_task(spec.task.name), spec, eval_problems(task, spec))
-    find_rules(task, spec.rules, spec.task.answer_type)
+    check_exam(spec)
+    exam = Exam(task := TASKS[spec.task.name], spec, eval_problems(task, spec))
     root = out or default_folder(spec, entries)
     folders = [root if len(entries) == 1 else root / entry.name for entry in entries]
     host = Host(Answers.open(cache), ui)

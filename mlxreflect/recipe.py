@@ -225,7 +225,7 @@ def eval_spec(recipe: Recipe) -> EvalSpec:
     if isinstance(asked, dict):  # else `validate` says so
         if asked.get("name") == recipe.task.name and not asked.get("source"):
             # The same task on the data that the recipe names: its held-out part.
-            asked |= recipe.task.model_dump(exclude={"limit", "numbers"})
+            asked |= recipe.task.model_dump(exclude={"limit", "numbers", "words"})
         if config.source:
             asked["source"], tree["part"] = config.source, "all"
     prompt = tree.setdefault("prompt", recipe.prompt.model_dump(exclude={"file", "templates"}))

@@ -38,8 +38,9 @@ def rescore(folder: Path, rules: str = "", out: Path | None = None) -> dict[str,
     out = out or folder / "graded" / name
     if out.resolve() == folder.resolve():
         raise UserError(f"--out {out} is the evaluation itself", "give another --out")
-    # The headline's name is "" in a spec, so that both are the same evaluation.
-    setup["spec"]["rules"] = "" if name == next(iter(task.rules)) else name
+    # As an evaluation records it: the headline's name is left out.
+    named = {} if name == next(iter(task.rules)) else {"rules": name}
+    setup["spec"] = {**{k: v for k, v in setup["spec"].items() if k != "rules"}, **named}
     graded = [regraded(sample, problems[sample.problem_id], grader, spec) for sample in samples]
     try:
         out.mkdir(parents=True, exist_ok=True)

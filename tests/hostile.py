@@ -212,7 +212,7 @@ NUMBER = Corpus(
         ("The answer is 18.", True), ("The answer is 17.", False), ("the answer is 18 or 20", False),
         ("the answer is 20 - 2", False), ("the answer is 20 - 2 = 18", True),
         ("THE ANSWER IS 18", True), ("the answer is eighteen", False), ("So 9 + 9 = 18", True),
-        ("18", True), ("It took 3 days and 18 eggs.", True), ("18 eggs in 3 days", False),
+        ("The answer is 18 dollars / day for 5 days.", True), ("18", True), ("It took 3 days and 18 eggs.", True), ("18 eggs in 3 days", False),
         ("<answer>17</answer> #### 18", True), ("#### 18 <answer>17</answer>", False),
         ("<answer>18</answer><|im_end|><answer>17</answer>", True),
         ("<answer>18</answer>\n\nQuestion: next? <answer>17</answer>", True),

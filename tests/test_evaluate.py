@@ -199,12 +199,12 @@ def test_prompts_are_the_same_for_every_tokenizer(policy, load_random, tmp_path)
 def test_a_stop_string_ends_answers(policy, tmp_path):
     few = SPEC.model_copy(update={"limit": 6, "batch": 6})
     whole = run(policy, tmp_path / "whole", few)
-    ended = run(policy, tmp_path / "ended", few.model_copy(update={"stop": ["</think>"]}))
+    ended = run(policy, tmp_path / "ended", few.model_copy(update={"stop": ["="]}))
     texts = [read_texts(tmp_path / name) for name in ("whole", "ended")]
-    assert any("</think>" in text for text in texts[0])
-    assert texts[1] == [text.partition("</think>")[0] for text in texts[0]]
+    assert any("=" in text for text in texts[0])
+    assert texts[1] == [text.partition("=")[0] for text in texts[0]]
     assert ended["truncated"] == 0 < whole["tokens_mean"] - ended["tokens_mean"]
-    assert ended["spec"]["stop"] == ["</think>"] and "stop" not in whole["spec"]
+    assert ended["spec"]["stop"] == ["="] and "stop" not in whole["spec"]
 
 
 def read_texts(folder):
@@ -317,3 +317,20 @@ def test_a_cache_that_cannot_be_used(tmp_path):
         Answers.open(str(tmp_path / "file"))
     assert "--cache" in caught.value.hint
     assert Answers.open("off") is None
+
+
+def test_a_spec_names_its_grading_rules(policy, tmp_path):
+    spec = SPEC.model_copy(update={"limit": 6})
+    exact = run(policy, tmp_path / "a", spec)
+    strict = run(policy, tmp_path / "b", spec.model_copy(update={"rules": "strict"}))
+    assert exact["rules"] == "exact" and "rules" not in exact["spec"]
+    assert (strict["rules"], strict["spec"]["rules"]) == ("strict", "strict")
+    assert exact["prompt_hash"] == strict["prompt_hash"]
+    rows = [json.loads(line) for line in (tmp_path / "b" / "samples.jsonl").open()]
+    assert all(row["format_ok"] or not row["correct"] for row in rows)
+    assert "score" not in rows[0] and "f1" not in strict
+    asked = [json.loads(line)["id"] for line in (tmp_path / "b" / "problems.jsonl").open()]
+    assert asked == [row["problem_id"] for row in rows]
+    with pytest.raises(UserError, match="no rules 'lax'"):
+        run(policy, tmp_path / "c", spec.model_copy(update={"rules": "lax"}))
+    assert not (tmp_path / "c" / "samples.jsonl").exists()

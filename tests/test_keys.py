@@ -47,6 +47,8 @@ CHANGED = {
     "task.name": ("arithmetic", {}),
     "task.limit": (4, {}),
     "task.numbers": ([4], {}),
+    "task.words": ([2], {"task.name": "last_letter", "r3.feedback": "self",
+                         "r3.rewriter": "self"}),
     "r3.wave": (2, {}),
     "r3.epochs": (2, {}),
     "r3.rewrites": (3, {"r3.rewriter": "self"}),

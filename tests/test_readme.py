@@ -19,7 +19,7 @@ from mlxreflect.job import Job, load_job
 from mlxreflect.recipe import eval_spec, load_recipe
 from mlxreflect.settings import apply_settings, bundled, find_toml, validate
 from mlxreflect.tables import Recipe
-from mlxreflect.tasks import TASKS, get_task
+from mlxreflect.tasks import TASKS, find_rules, get_task
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -189,7 +189,10 @@ def test_command_is_what_the_parser_takes(one: Command) -> None:
         get_task(find_spec(parameters["spec"], limit, source, settings).task.name)
         assert parameters["spec"] in {*bundled("evals"), *TASKS}
     if one.name == "grade":
-        get_task(parameters["task"])
+        if parameters["file"]:
+            find_rules(get_task(parameters["task"]), parameters["rules"])
+        else:
+            assert parameters["task"].startswith("RUN_DIR/")
     if one.name == "train":
         load_job(parameters["objective"], parameters["model"], parameters["data"], settings)
 
@@ -331,7 +334,7 @@ def try_out(shell: Shell, one: Command) -> Done | None:
     parameters, arguments = one.parsed, list(one.arguments)
     if one.name == "run":
         recipe = load_recipe(parameters["recipe"], parameters["set_"] or [])
-        if recipe.task.name == "gsm8k" and not recipe.task.source:
+        if TASKS[recipe.task.name].hub and not recipe.task.source:
             return None
         return shell.works("run", *arguments, *([] if "--dry-run" in arguments else ["--dry-run"]))
     if one.name == "eval":

@@ -7,7 +7,7 @@ from dataclasses import replace
 from mlxreflect.decontaminate import Index, Match, Question, build_index, find
 from mlxreflect.errors import UserError
 from mlxreflect.records import Problem
-from mlxreflect.tables import Recipe
+from mlxreflect.tables import EvalSpec, Recipe
 from mlxreflect.tasks import (
     aime,
     arithmetic,
@@ -65,6 +65,11 @@ def find_rules(task: Task, name: str, kind: str = "") -> tuple[str, Grader]:
     near = difflib.get_close_matches(chosen, known, 1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"leave it out for {known[0]!r}"
     raise UserError(f"no rules {name!r}; {what} has: {', '.join(known)}", hint)
+
+
+def check_exam(spec: EvalSpec) -> None:
+    """Raises UserError for a spec whose task, or whose grading rules, there are not."""
+    find_rules(get_task(spec.task.name), spec.rules, spec.task.answer_type)
 
 
 def training_problems(recipe: Recipe, held_out: Sequence[Problem]) -> dict[str, Problem]:

@@ -35,7 +35,9 @@ def extract_choice(text: str, choices: dict[str, str]) -> tuple[str | None, str]
     return (read_letter(bare, choices), bare) if len(bare) <= MAX_BARE else (None, "")
 
 
-def grade_choice(problem: Problem, text: str, tags: str, style: str) -> Grade:
+def grade_choice(
+    problem: Problem, text: str, tags: str = "think", style: str = "thinking"
+) -> Grade:
     form = parse_response(text, tags, style)
     letter, source = extract_choice(final_part(text, tags), problem.fields.get("choices", {}))
     if letter is None:

@@ -44,7 +44,7 @@ def show_value(value: Fraction) -> str:
 def graded(judge: Callable[[list[int], int, str], tuple[bool, str]]) -> Grader:
     """Rules on the last closed answer block after the thought."""
 
-    def grade(problem: Problem, text: str, tags: str, style: str) -> Grade:
+    def grade(problem: Problem, text: str, tags: str = "think", style: str = "thinking") -> Grade:
         parsed = parse_response(text, tags, style)
         if parsed.answer is None:
             return Grade(None, Verdict(False, parsed.format_ok, parsed.reason))
@@ -56,7 +56,9 @@ def graded(judge: Callable[[list[int], int, str], tuple[bool, str]]) -> Grader:
     return grade
 
 
-def grade_tinyzero(problem: Problem, text: str, tags: str, style: str) -> Grade:
+def grade_tinyzero(
+    problem: Problem, text: str, tags: str = "think", style: str = "thinking"
+) -> Grade:
     """TinyZero's own extraction and score; whether the format asked for was kept beside it."""
     form, answer = parse_response(text, tags, style), tinyzero.extract(text)
     if answer is None:

@@ -53,7 +53,7 @@ def read(row: Row, config: TaskConfig) -> Problem:
             raise UserError(f"{row.where}: {error.message}", error.hint) from None
     raw = column(row, config.answer, "task.answer")
     try:
-        return build("jsonl", question, raw, config.answer_type, options_of(row.values))
+        return build("jsonl", question, raw, config.answer_type, options=options_of(row.values))
     except UserError as error:
         where = f"{row.where}, column {config.answer!r}"
         raise UserError(f"{where}: {error.message}", error.hint) from None

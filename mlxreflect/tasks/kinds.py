@@ -87,6 +87,7 @@ def build(
     question: str,
     raw: Any,
     kind: str,
+    *,
     options: Any = None,
     meta: dict[str, Any] | None = None,
 ) -> Problem:
@@ -138,7 +139,7 @@ def problem_of_row(task: str, row: dict[str, Any]) -> Problem:
     if kind == "math":
         need_math()
     try:
-        return build(task, question, row.get("gold"), kind, options_of(row))
+        return build(task, question, row.get("gold"), kind, options=options_of(row))
     except UserError as error:
         raise UserError(f"gold: {error.message}", f"write {KINDS[kind].example}") from None
 
@@ -155,7 +156,7 @@ def need_math() -> None:
 def by_kind(name: str) -> Grader:
     """Rules of a name for whatever kind of answer the problem has."""
 
-    def grade(problem: Problem, text: str, tags: str, style: str) -> Grade:
+    def grade(problem: Problem, text: str, tags: str = "think", style: str = "thinking") -> Grade:
         kind = problem.fields["answer_type"]
         rules = KINDS[kind].rules.get(name)
         if rules is not None:

@@ -111,8 +111,9 @@ def decided(gold: str, answer: str) -> bool | None:
     one, other = rational(gold), rational(answer)
     if one is not None and (other is not None or "," in answer):
         return one == other
-    if (WORDS.fullmatch(gold) and len(gold.strip("()")) > 1) or WORDS.fullmatch(answer):
-        return gold.strip("()").casefold() == answer.strip("()").casefold()
+    words = gold.strip("()"), answer.strip("()")
+    if WORDS.fullmatch(gold) or WORDS.fullmatch(answer):
+        return words[0] == words[1] or (len(words[0]) > 1 and words[0].lower() == words[1].lower())
     return None
 
 

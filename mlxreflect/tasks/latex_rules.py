@@ -53,7 +53,7 @@ def judge(gold: str, answer: str, worker: bool) -> tuple[bool, str]:
 
 
 def rules(worker: bool) -> Grader:
-    def grade(problem: Problem, text: str, tags: str, style: str) -> Grade:
+    def grade(problem: Problem, text: str, tags: str = "think", style: str = "thinking") -> Grade:
         form = parse_response(text, tags, style)
         answer = extract_latex(final_part(text, tags))
         if answer is None:

@@ -50,7 +50,7 @@ def target(problem: Problem) -> str:
 def grader(extract: str) -> Grader:
     """extract: "strict" or "flexible". The format obeyed is a line `#### number`."""
 
-    def grade(problem: Problem, text: str, tags: str, style: str) -> Grade:
+    def grade(problem: Problem, text: str, tags: str = "think", style: str = "thinking") -> Grade:
         text = response_of(text)
         obeyed = STRICT.search(text) is not None
         found = strict_match(text) if extract == "strict" else flexible_extract(text)

@@ -25,7 +25,7 @@ def read(row: Row, config: TaskConfig) -> Problem:
     if isinstance(raw, str) and raw.strip().isdecimal():
         raw = int(raw)
     try:
-        return build("logiqa", question, raw, "choice", options_of(row.values))
+        return build("logiqa", question, raw, "choice", options=options_of(row.values))
     except UserError as error:
         raise UserError(f"{row.where}, column {answer!r}: {error.message}", error.hint) from None
 

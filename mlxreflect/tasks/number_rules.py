@@ -24,9 +24,7 @@ from mlxreflect.tasks.text import final_part
 HASHED = re.compile(r"[\s$€£¥*_`\\(\[{:=+-]*\.?[0-9]")
 HEADING = re.compile(r"[.):][ \t]+[A-Za-z]")
 # "18 or 20", "18 dollars or 20 dollars": two answers are none.
-HEDGE = re.compile(
-    r"[\s*_$`)}\],]{0,4}(?:[A-Za-z]{1,20}\s{1,3}){0,3}(?:or|/)\s[^0-9\n.]{0,40}[0-9]"
-)
+HEDGE = re.compile(r"[\s*_$`)}\],]{0,4}(?:[A-Za-z]{1,20}\s{1,3}){0,3}or\s[^0-9\n.]{0,40}[0-9]")
 Spot = tuple[int, Fraction | None]  # of a marker: its position, and the number it points at
 
 
@@ -80,7 +78,9 @@ def extract_answer(text: str, tags: str = "think") -> Fraction | None:
     return last_number(text)
 
 
-def grade_number(problem: Problem, text: str, tags: str, style: str) -> Grade:
+def grade_number(
+    problem: Problem, text: str, tags: str = "think", style: str = "thinking"
+) -> Grade:
     """Compare a response's number with the expected one, as exact rationals."""
     value, expected = extract_answer(text, tags), read_number(problem.gold or "")
     form = parse_response(text, tags, style)

@@ -9,7 +9,7 @@ from mlxreflect.tasks.base import Grade, Grader
 def strict(grade: Grader) -> Grader:
     """The same rules, with an answer outside of the format being wrong."""
 
-    def graded(problem: Problem, text: str, tags: str, style: str) -> Grade:
+    def graded(problem: Problem, text: str, tags: str = "think", style: str = "thinking") -> Grade:
         found = grade(problem, text, tags, style)
         if found.verdict.format_ok:
             return found

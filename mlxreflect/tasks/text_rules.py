@@ -22,7 +22,7 @@ def golds_of(problem: Problem) -> list[str]:
     return [str(gold) for gold in golds] if isinstance(golds, list) else [problem.gold or ""]
 
 
-def grade_text(problem: Problem, text: str, tags: str, style: str) -> Grade:
+def grade_text(problem: Problem, text: str, tags: str = "think", style: str = "thinking") -> Grade:
     """Right is one of the expected texts but for case, spacing, quotes and a full stop."""
     form, answer = parse_response(text, tags, style), answer_of(text, tags)
     if answer is None:
@@ -32,7 +32,7 @@ def grade_text(problem: Problem, text: str, tags: str, style: str) -> Grade:
     return Grade(answer[:MAX_TEXT], Verdict(correct, form.format_ok, reason))
 
 
-def grade_f1(problem: Problem, text: str, tags: str, style: str) -> Grade:
+def grade_f1(problem: Problem, text: str, tags: str = "think", style: str = "thinking") -> Grade:
     """SQuAD's exact match, and its token F1 as `score`."""
     form, answer = parse_response(text, tags, style), answer_of(text, tags)
     if answer is None:
