@@ -197,9 +197,11 @@ def eval_(
         bool, typer.Option("--quick", help="Base and trained side by side until it is decided.")
     ] = False,
     alpha: Annotated[
-        float | None, typer.Option(help="With --quick: the level to decide at; default 0.05.")
+        float | None, typer.Option(help="With --quick: the level to decide at: quick.alpha.")
     ] = None,
-    max_n: Annotated[int, typer.Option(min=0, help="With --quick: questions at most.")] = 0,
+    max_n: Annotated[
+        int, typer.Option(min=0, help="With --quick: questions at most: quick.max_n.")
+    ] = 0,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -215,9 +217,10 @@ def eval_(
         from mlxreflect.quick import arms_of, quick_eval
 
         ui, pair = make_ui(as_json), arms_of([model], [adapter])
-        loaded = find_spec(spec, limit, source, set_ or [])
-        level = 0.05 if alpha is None else alpha
-        decided = quick_eval(loaded, pair, out, ui, alpha=level, max_n=max_n)
+        keys = {"alpha": alpha, "max_n": max_n or None}
+        given = [f"quick.{key}={value}" for key, value in keys.items() if value is not None]
+        loaded = find_spec(spec, limit, source, [*(set_ or []), *given])
+        decided = quick_eval(loaded, pair, out, ui)
         ui.result(decided) if as_json else ui.line(decided["sentence"])
         return
     from mlxreflect.evaluate import evaluate_model

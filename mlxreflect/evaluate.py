@@ -130,7 +130,7 @@ def describe_setup(
 ) -> dict[str, Any]:
     """What must be the same for two evaluations to be compared, and what was evaluated."""
     ids = json.dumps([[p.id for p in problems], asked])
-    told = spec.model_dump(exclude={"task": {"source"}, "prompt": {"file"}})
+    told = spec.model_dump(exclude={"task": {"source"}, "prompt": {"file"}, "quick": True})
     if not spec.prompt.templates:
         del told["prompt"]["templates"]
     return {
@@ -231,7 +231,7 @@ def fingerprint(adapter: Path) -> str:
 
 def default_folder(spec: EvalSpec, model: str, adapter: str) -> Path:
     """One folder for each evaluation, so that the same command again goes on with it."""
-    what = json.dumps([spec.model_dump(), model, adapter], sort_keys=True)
+    what = json.dumps([spec.model_dump(exclude={"quick"}), model, adapter], sort_keys=True)
     digest = hashlib.sha256(what.encode()).hexdigest()[:8]
     return Path("runs") / "eval" / f"{spec.task.name}--{Path(model).name}--{digest}"
 

@@ -84,24 +84,23 @@ class Look:
         return self.accuracy(1) - self.accuracy(0)
 
 
-def quick_eval(
-    spec: EvalSpec, arms: Sequence[Arm], out: Path | None, ui: Ui, *, alpha: float, max_n: int
-) -> dict[str, Any]:
+def quick_eval(spec: EvalSpec, arms: Sequence[Arm], out: Path | None, ui: Ui) -> dict[str, Any]:
     """`mlxreflect eval --quick`: load both, and ask until it is decided.
 
-    arms: the baseline first. max_n: questions at most; 0: all of the spec's. Raises UserError.
+    arms: the baseline first. Raises UserError.
     """
-    if not 0 < alpha < 1:
-        raise UserError(f"--alpha {alpha:g}: not between 0 and 1", "0.05 is the usual level")
     task = get_task(spec.task.name)
     problems = eval_problems(task, spec)
-    most = min(max_n or len(problems), len(problems))
-    folder = out or default_folder(spec, arms, alpha)
+    folder = out or default_folder(spec, arms)
     pair = load_answerers(arms)
     ui.header({"evaluating": spec.task.name, **{one.name: " + ".join(filter(None, arm))
                for one, arm in zip(pair, arms, strict=True)},
-               "questions": f"at most {most}", "out": str(folder)})  # fmt: skip
-    return ask_until_decided(pair, task, problems, spec, folder, ui=ui, alpha=alpha, most=most)
+               "questions": f"at most {at_most(spec, problems)}", "out": str(folder)})  # fmt: skip
+    return ask_until_decided(pair, task, problems, spec, folder, ui=ui)
+
+
+def at_most(spec: EvalSpec, problems: Sequence[Problem]) -> int:
+    return min(spec.quick.max_n or len(problems), len(problems))
 
 
 def arms_of(models: Sequence[str], adapters: Sequence[str]) -> list[Arm]:
@@ -154,14 +153,13 @@ def ask_until_decided(
     out: Path,
     *,
     ui: Ui,
-    alpha: float,
-    most: int,
 ) -> dict[str, Any]:
     """Ask chunk by chunk, going on with what is in `out`; returns (and writes) quick.json.
 
     A chunk is a batch of each side: looking more often would waste time, less often questions.
-    What is asked and answered in it does not depend on `most`, but that it may cut the last one.
+    What is answered in it does not depend on quick.max_n, but that it may cut the last one.
     """
+    alpha, most = spec.quick.alpha, at_most(spec, problems)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -294,8 +292,8 @@ def sentence(r: dict[str, Any]) -> str:
     )
 
 
-def default_folder(spec: EvalSpec, arms: Sequence[Arm], alpha: float) -> Path:
+def default_folder(spec: EvalSpec, arms: Sequence[Arm]) -> Path:
     """One folder for each quick evaluation, so that the same command again goes on with it."""
-    what = json.dumps([spec.model_dump(), list(arms), alpha], sort_keys=True)
+    what = json.dumps([spec.model_dump(exclude={"quick": {"max_n"}}), list(arms)], sort_keys=True)
     digest = hashlib.sha256(what.encode()).hexdigest()[:8]
     return Path("runs") / "quick" / f"{spec.task.name}--{digest}"

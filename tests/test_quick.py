@@ -31,7 +31,7 @@ from mlxreflect.quick import (
 )
 from mlxreflect.sequential import anytime_interval, evidence
 from mlxreflect.stats import e_value
-from mlxreflect.tables import EvalSpec, LoraConfig, PolicyConfig
+from mlxreflect.tables import EvalSpec, LoraConfig, PolicyConfig, QuickConfig
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.lora import attach_lora, save_adapter, without_lora
 from mlxreflect.ui import Ui
@@ -63,9 +63,11 @@ def pair(adapter: Path) -> list[Answerer]:
     return load_answerers([("tiny", ""), ("tiny", str(adapter))])
 
 
-def ask(pair: list[Answerer], out: Path, spec: EvalSpec = SPEC, **changes: Any) -> dict[str, Any]:
-    options: dict[str, Any] = {"alpha": 0.05, "most": 60, "ui": Ui(quiet=True), **changes}
-    return ask_until_decided(pair, TASK, PROBLEMS, spec, out, **options)
+def ask(
+    pair: list[Answerer], out: Path, spec: EvalSpec = SPEC, ui: Ui | None = None, **quick: Any
+) -> dict[str, Any]:
+    spec = spec.model_copy(update={"quick": QuickConfig(**quick)})
+    return ask_until_decided(pair, TASK, PROBLEMS, spec, out, ui=ui or Ui(quiet=True))
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +131,7 @@ def test_it_decides_for_the_better_side_too(pair: list[Answerer], tmp_path: Path
 def test_equals_are_asked_everything(pair: list[Answerer], tmp_path: Path) -> None:
     base, _ = pair
     twin = Answerer("twin", base.policy, True, "")
-    found = ask([base, twin], tmp_path, most=8)
+    found = ask([base, twin], tmp_path, max_n=8)
     assert (found["decision"], found["n"], found["saved"], found["e_value"]) == (
         "undecided", 8, 0, 1.0,
     )  # fmt: skip
@@ -139,7 +141,7 @@ def test_equals_are_asked_everything(pair: list[Answerer], tmp_path: Path) -> No
 def test_interim_looks_show_an_estimate_and_no_p_value(
     pair: list[Answerer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ask(pair, tmp_path / "out", most=8, ui=Ui())
+    ask(pair, tmp_path / "out", max_n=8, ui=Ui())
     said = capsys.readouterr().err
     assert "so far" in said and "points" in said and "E = " in said
     assert "p =" not in said
@@ -148,7 +150,7 @@ def test_interim_looks_show_an_estimate_and_no_p_value(
 @pytest.mark.slow
 def test_several_samples_a_question(pair: list[Answerer], tmp_path: Path) -> None:
     spec = SPEC.model_copy(update={"samples": 4, "temperature": 1.0})
-    found = ask(pair, tmp_path / "out", spec, most=6)
+    found = ask(pair, tmp_path / "out", spec, max_n=6)
     shares: dict[str, Counter[int]] = {"base": Counter(), "trained": Counter()}
     for row in rows(tmp_path / "out"):
         shares[row["arm"]][row["index"]] += row["correct"]
@@ -187,7 +189,7 @@ def test_a_model_is_whole_again_after_being_the_base(adapter: Path) -> None:
 def test_two_models(tiny_random: Path, tmp_path: Path) -> None:
     spec = SPEC.model_copy(update={"batch": 16})
     arms = arms_of([str(tiny_random), "tiny"], [""])
-    found = quick_eval(spec, arms, tmp_path, Ui(quiet=True), alpha=0.05, max_n=0)
+    found = quick_eval(spec, arms, tmp_path, Ui(quiet=True))
     assert (found["a"], found["b"]) == (tiny_random.name, "tiny")
     assert found["decision"] == "better" and found["accuracy_a"] == 0
     assert found["setup"]["a"]["model"] == str(tiny_random)
@@ -233,11 +235,11 @@ def test_a_cut_file_is_completed_to_the_same_bytes(
 def test_a_larger_maximum_goes_on_and_ends_the_same(
     pair: list[Answerer], decided: Path, tmp_path: Path
 ) -> None:
-    first = ask(pair, tmp_path, most=10)  # the second chunk is cut short
+    first = ask(pair, tmp_path, max_n=10)  # the second chunk is cut short
     assert (first["n"], first["decision"]) == (10, "undecided")
     ask(pair, tmp_path)
     assert files(tmp_path) == files(decided)
-    again = ask(pair, tmp_path, most=10)  # what is there already is not asked again
+    again = ask(pair, tmp_path, max_n=10)  # what is there already is not asked again
     assert (again["n"], again["e_value"]) == (10, first["e_value"])
 
 
@@ -284,11 +286,3 @@ def test_killed_at_random_moments_it_comes_to_the_same_end(adapter: Path, tmp_pa
     assert kills >= 2
     assert out == whole.stdout
     assert files(cut) == files(tmp_path / "whole")
-
-
-# ---- the command ---------------------------------------------------------------------------------
-
-
-def test_an_alpha_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--alpha 1"):
-        quick_eval(SPEC, [("m", ""), ("m", "a")], tmp_path, Ui(), alpha=1.0, max_n=0)
