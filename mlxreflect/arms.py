@@ -1,6 +1,7 @@
 """The arms of a comparison: read evaluations, pair them by task, and say what is not alike."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from mlxreflect.errors import UserError
 from mlxreflect.records import read_rows
 
 Key = tuple[str, str]  # task, problem id
+COUNTS = re.compile(r"^[0-9]+/[0-9]+$|\.json$")  # what --unpaired takes
 QUESTION = 100  # characters of a question that is listed
 
 
@@ -100,13 +102,9 @@ def load_arm(path: Path) -> Arm:
         files = evaluations_within(path)
         nested = bool(files) and files[0].parent != path
     else:
-        files, nested = [path] if path.is_file() else [], False
+        files, nested = [path] if path.is_file() and path.suffix != ".json" else [], False
     if not files:
-        hint = "give an evaluation's folder, or a JSONL file of its samples"
-        if (path / "eval").is_dir():
-            hint = f"name one of its evaluations, such as {path / 'eval' / 'base'}"
-        named = path / "samples.jsonl" if path.is_dir() else path
-        raise UserError(f"{named}: no such file", hint)
+        raise no_samples(path)
     bare = path.stem in ("", "samples")
     name = path.resolve().parent.name if bare and not path.is_dir() else path.stem
     evaluations: dict[str, Evaluation] = {}
@@ -116,6 +114,17 @@ def load_arm(path: Path) -> Arm:
             evaluations[f"{label}/{one.task}" if label in evaluations else label] = one
     refuse_arms(path, list(evaluations.values()))
     return Arm(path.name if path.is_dir() else name, path, evaluations)
+
+
+def no_samples(path: Path) -> UserError:
+    hint = "give an evaluation's folder, or a JSONL file of its samples"
+    if (path / "eval").is_dir():
+        hint = f"name one of its evaluations, such as {path / 'eval' / 'base'}"
+    elif (path / "results.json").is_file() or COUNTS.search(str(path)):
+        hint += "; counts and results without answers: mlxreflect compare --unpaired A B"
+    if path.is_file():
+        return UserError(f"{path}: not a JSONL file of samples", hint)
+    return UserError(f"{path / 'samples.jsonl' if path.is_dir() else path}: no such file", hint)
 
 
 def refuse_quick(path: Path) -> None:

@@ -227,9 +227,11 @@ def eval_(
         bool, typer.Option("--quick", help="Base and trained side by side until it is decided.")
     ] = False,
     alpha: Annotated[
-        float | None, typer.Option(help="With --quick: the level to decide at; default 0.05.")
+        float | None, typer.Option(help="With --quick: the level to decide at: quick.alpha.")
     ] = None,
-    max_n: Annotated[int, typer.Option(min=0, help="With --quick: questions at most.")] = 0,
+    max_n: Annotated[
+        int, typer.Option(min=0, help="With --quick: questions at most: quick.max_n.")
+    ] = 0,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -251,33 +253,25 @@ def eval_(
             "add --quick, or leave it out",
         )
     require_mlx()
-    if quick:
-        if server_model or quantize or aa:
-            given = "--server-model" if server_model else "--quantize" if quantize else "--aa"
-            raise UserError(
-                f"{given} does not go with --quick, which sets two local models side by side",
-                "leave one of the two out",
-            )
-        from mlxreflect.evaluate import find_spec
-        from mlxreflect.quick import arms_of, quick_eval
-
-        ui, pair = make_ui(as_json), arms_of(model or [], adapter or [])
-        loaded = find_spec(spec, limit, source, set_ or [])
-        level = 0.05 if alpha is None else alpha
-        decided = quick_eval(loaded, pair, out, ui, alpha=level, max_n=max_n)
-        ui.result(decided) if as_json else ui.line(decided["sentence"])
-        return
     from mlxreflect.evaluate import find_spec
     from mlxreflect.lineup import answer_all, line_up
     from mlxreflect.scoreboard import show_arms
     from mlxreflect.served import ServedModel
 
-    ui, found = make_ui(as_json), find_spec(spec, limit, source, set_ or [])
+    keys = {"alpha": alpha, "max_n": max_n or None}
+    stops = [f"quick.{key}={value}" for key, value in keys.items() if value is not None]
+    ui, found = make_ui(as_json), find_spec(spec, limit, source, [*(set_ or []), *stops])
     served = [
         ServedModel(server, name, server_key_env, concurrency, keep_failed=keep_failed)
         for name in server_model or []
     ]
-    entries = line_up(model or [], adapter or [], quantize or [], served, base=base)
+    entries = line_up(model or [], adapter or [], quantize or [], served, base=base or quick)
+    if quick:
+        from mlxreflect.quick import quick_eval
+
+        decided = quick_eval(found, entries, out, ui)
+        ui.result(decided) if as_json else ui.line(decided["sentence"])
+        return
     arms = answer_all(entries, found, out, cache, ui, twice=aa)
     ui.result(arms if len(entries) > 1 else arms[0])
     for part in show_arms(arms):

@@ -190,7 +190,7 @@ def describe_setup(
     asked: each problem's prompt as it is before a model's own template and tokenizer, so that
     different models can be compared.
     """
-    told = spec.model_dump(exclude={"task": {"source"}, "prompt": {"file"}})
+    told = spec.model_dump(exclude={"task": {"source"}, "prompt": {"file"}, "quick": True})
     if not spec.prompt.templates:
         del told["prompt"]["templates"]
     for key in ("form", "shots", "stop", "rules"):

@@ -276,7 +276,8 @@ def default_folder(spec: EvalSpec, entries: Sequence[Entry]) -> Path:
         else [e.model.model, e.model.adapter, *([e.model.quantize] if e.model.quantize else [])]
         for e in entries
     ]  # fmt: skip
-    what = json.dumps([spec.model_dump(), *(asked if len(asked) > 1 else asked[0])], sort_keys=True)
+    told = spec.model_dump(exclude={"quick"})
+    what = json.dumps([told, *(asked if len(asked) > 1 else asked[0])], sort_keys=True)
     digest = hashlib.sha256(what.encode()).hexdigest()[:8]
     name = entries[0].name if len(entries) == 1 else f"{len(entries)}-arms"
     return Path("runs") / "eval" / f"{spec.task.name}--{name}--{digest}"

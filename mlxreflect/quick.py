@@ -26,36 +26,37 @@ from mlxreflect.evaluate import (
     fingerprint,
     grade_sample,
     sample_row,
+    short_hash,
     whole_chunks,
 )
+from mlxreflect.lineup import Entry, replaces_weights
 from mlxreflect.policy import Completion, Policy, adapted, load_policy
 from mlxreflect.records import Problem, append_rows, read_rows, write_atomic
 from mlxreflect.sentences import level, points
 from mlxreflect.sequential import anytime_interval, evidence
 from mlxreflect.tables import EvalSpec, PolicyConfig
-from mlxreflect.tasks import find_rules, get_task
+from mlxreflect.tasks import check_exam, find_rules, get_task
 from mlxreflect.tasks.base import Task
 from mlxreflect.tasks.shots import load_shots
-from mlxreflect.train.lora import read_adapter
 from mlxreflect.ui import Ui
 
-Arm = tuple[str, str]  # model, adapter
 LARGEST = 1e300  # of the evidence that is written down: JSON has no infinity
 
 
 @dataclass(frozen=True)
 class Answerer:
-    """One side. policy: without the LoRA adapter that `config` names."""
+    """One side. policy: loaded with what config says, but for a LoRA adapter."""
 
     name: str
     policy: Policy
     config: PolicyConfig
-    lora: bool
+    loaded: PolicyConfig
 
     def generate(
         self, prompts: Sequence[list[int]], spec: EvalSpec, start: int
     ) -> list[Completion]:
-        with adapted(self.policy, self.config) if self.lora else nullcontext():
+        bare = self.config == self.loaded
+        with nullcontext() if bare else adapted(self.policy, self.config):
             return self.policy.generate(
                 prompts,
                 temperature=spec.temperature,
@@ -66,10 +67,6 @@ class Answerer:
                 samples=spec.samples,
                 stop=spec.stop,
             )
-
-    @property
-    def adapter(self) -> str:
-        return fingerprint(Path(self.config.adapter)) if self.config.adapter else ""
 
 
 @dataclass(frozen=True)
@@ -92,61 +89,43 @@ class Look:
 
 
 def quick_eval(
-    spec: EvalSpec, arms: Sequence[Arm], out: Path | None, ui: Ui, *, alpha: float, max_n: int
+    spec: EvalSpec, entries: Sequence[Entry], out: Path | None, ui: Ui
 ) -> dict[str, Any]:
     """`mlxreflect eval --quick`: load both, and ask until it is decided.
 
-    arms: the baseline first. max_n: questions at most; 0: all of the spec's. Raises UserError.
+    entries: of `lineup.line_up`, the baseline first. Raises UserError.
     """
-    if not 0 < alpha < 1:
-        raise UserError(f"--alpha {alpha:g}: not between 0 and 1", "0.05 is the usual level")
+    check_exam(spec)
     task = get_task(spec.task.name)
     problems = eval_problems(task, spec)
-    most = min(max_n or len(problems), len(problems))
-    folder = out or default_folder(spec, arms, alpha)
-    pair = load_answerers(arms)
-    ui.header({"evaluating": spec.task.name, **{one.name: " + ".join(filter(None, arm))
-               for one, arm in zip(pair, arms, strict=True)},
-               "questions": f"at most {most}", "out": str(folder)})  # fmt: skip
-    return ask_until_decided(pair, task, problems, spec, folder, ui=ui, alpha=alpha, most=most)
+    folder = out or default_folder(spec, entries)
+    pair = load_answerers(entries)
+    ui.header({"evaluating": spec.task.name, "base": pair[0].name, "trained": pair[1].name,
+               "questions": f"at most {at_most(spec, problems)}", "out": str(folder)})  # fmt: skip
+    return ask_until_decided(pair, task, problems, spec, folder, ui=ui)
 
 
-def arms_of(models: Sequence[str], adapters: Sequence[str]) -> list[Arm]:
-    """The two sides that a command line names, the baseline first. Raises UserError."""
-    adapters = [adapter for adapter in adapters if adapter]
-    if len(models) == 1 and len(adapters) in (1, 2):
-        return [(models[0], adapter) for adapter in ["", *adapters][-2:]]
-    if len(models) == 2 and not adapters:
-        return [(model, "") for model in models]
-    raise UserError(
-        f"--quick sets two models side by side, not {len(models)} with {len(adapters)} adapters",
-        "give one --model and its --adapter, or two models",
-    )
+def at_most(spec: EvalSpec, problems: Sequence[Problem]) -> int:
+    return min(spec.quick.max_n or len(problems), len(problems))
 
 
-def load_answerers(arms: Sequence[Arm]) -> list[Answerer]:
-    """Both sides ready to answer; a model that both share is in memory once."""
+def load_answerers(entries: Sequence[Entry]) -> list[Answerer]:
+    """Both sides ready to answer; what differs by a LoRA adapter alone is in memory once."""
+    configs = [e.model for e in entries if isinstance(e.model, PolicyConfig)]
+    if len(configs) != 2 or len(entries) != 2:
+        raise UserError(
+            f"--quick sets two models side by side, not {len(entries)}, and none behind a server",
+            "give one --model and its --adapter, or two models",
+        )
     policies: dict[PolicyConfig, Policy] = {}
-    found = []
-    for name, (model, adapter) in zip(names_of(arms), arms, strict=True):
-        config = PolicyConfig(model=model, adapter=adapter)
-        lora = bool(adapter) and read_adapter(adapter).get("fine_tune_type") != "full"
-        loaded = PolicyConfig(model=model) if lora else config  # of others no base is left
+    answerers = []
+    for entry, config in zip(entries, configs, strict=True):
+        plain = config.model_copy(update={"adapter": ""})
+        loaded = config if replaces_weights(config) else plain
         if loaded not in policies:
             policies[loaded] = load_policy(loaded)
-        found.append(Answerer(name, policies[loaded], config, lora))
-    return found
-
-
-def names_of(arms: Sequence[Arm]) -> tuple[str, str]:
-    """What to call the two: the shortest that tells them apart."""
-    if arms[0][0] == arms[1][0] and not arms[0][1]:
-        return "base", "trained"
-    first, second = (adapter or model for model, adapter in arms)
-    short = Path(first).name, Path(second).name
-    if short[0] != short[1]:
-        return short
-    return (first, second) if first != second else (f"{first} (1)", f"{second} (2)")
+        answerers.append(Answerer(entry.name, policies[loaded], config, loaded))
+    return answerers
 
 
 def ask_until_decided(
@@ -157,24 +136,24 @@ def ask_until_decided(
     out: Path,
     *,
     ui: Ui,
-    alpha: float,
-    most: int,
 ) -> dict[str, Any]:
     """Ask chunk by chunk, going on with what is in `out`; returns (and writes) quick.json.
 
     A chunk is a batch of each side: looking more often would waste time, less often questions.
-    What is asked and answered in it does not depend on `most`, but that it may cut the last one.
+    What is answered in it does not depend on quick.max_n, but that it may cut the last one.
     """
+    alpha, most = spec.quick.alpha, at_most(spec, problems)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out}: {error.strerror}", "give another --out") from None
     asked = ask_all(task, problems, spec, load_shots(task, spec))
-    texts = [[one.policy.encode(each) for each in asked] for one in pair]
+    tokens = [[one.policy.encode(each) for each in asked] for one in pair]
     setup = {
-        side: describe_setup(one.policy, spec, problems, asked, one.adapter)
-        for side, one in zip("ab", pair, strict=True)
-    }
+        side: {**describe_setup(one.policy, spec, problems, asked, mark(one.config)),
+               "token_hash": short_hash(prompts)}
+        for side, one, prompts in zip("ab", pair, tokens, strict=True)
+    }  # fmt: skip
     continue_only(out, {"quick": {"alpha": alpha}, **setup})
     path, size = out / "quick.jsonl", -(-spec.batch // spec.samples)
     rows = 2 * spec.samples  # of a question
@@ -187,7 +166,7 @@ def ask_until_decided(
             if len(known) < chunk.stop * rows:
                 new = [
                     row
-                    for one, prompts in zip(pair, texts, strict=True)
+                    for one, prompts in zip(pair, tokens, strict=True)
                     for row in answer(one, task, problems, prompts, spec, chunk)
                 ]
                 new.sort(key=itemgetter("index"))  # a question's rows together, of both sides
@@ -216,6 +195,12 @@ def answer(
         index = chunk.start + i // spec.samples
         sample = grade_sample(grader, problems[index], i % spec.samples, completion, spec)
         yield {**sample_row(sample), "schema": "quick-sample/1", "arm": one.name, "index": index}
+
+
+def mark(config: PolicyConfig) -> str:
+    """What an adapter is known by, and the bits that the model is quantised to."""
+    adapter = fingerprint(Path(config.adapter)) if config.adapter else ""
+    return f"{adapter} {config.quantize} bit".strip() if config.quantize else adapter
 
 
 def take_look(rows: Sequence[dict[str, Any]], pair: Sequence[Answerer]) -> Look:
@@ -284,8 +269,9 @@ def sentence(r: dict[str, Any]) -> str:
     )
 
 
-def default_folder(spec: EvalSpec, arms: Sequence[Arm], alpha: float) -> Path:
+def default_folder(spec: EvalSpec, entries: Sequence[Entry]) -> Path:
     """One folder for each quick evaluation, so that the same command again goes on with it."""
-    what = json.dumps([spec.model_dump(), list(arms), alpha], sort_keys=True)
+    asked = [[str(entry.model), entry.name] for entry in entries]
+    what = json.dumps([spec.model_dump(exclude={"quick": {"max_n"}}), asked], sort_keys=True)
     digest = hashlib.sha256(what.encode()).hexdigest()[:8]
     return Path("runs") / "quick" / f"{spec.task.name}--{digest}"

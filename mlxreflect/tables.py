@@ -201,11 +201,19 @@ class Recipe(Table):
     eval: EvalConfig = EvalConfig()
 
 
+class QuickConfig(Table):
+    """When `eval --quick` stops."""
+
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05  # how often it may decide between equals
+    max_n: Count = 0  # questions at most; 0: all of the spec's
+
+
 class EvalSpec(Table):
     """What an evaluation asks and how; `evals/*.toml` hold the bundled ones."""
 
     task: TaskConfig
     prompt: PromptConfig = PromptConfig()
+    quick: QuickConfig = QuickConfig()
     part: Literal["heldout", "dev", "train", "all"] = "heldout"
     limit: Count = 0
     seed: int = 0

@@ -252,6 +252,10 @@ LIGHT: dict[str, tuple[list[str], str, str]] = {
     "a level without a test": (
         ["eval", "countdown", "--model", "tiny", "--alpha", "0.1"], "--alpha is of --quick", "add",
     ),
+    "a level that is none": (
+        ["eval", "countdown", "--model", "x", "--adapter", "y", "--quick", "--alpha", "1"],
+        "--set quick.alpha=1.0: quick.alpha = 1.0: input should be less", "correct quick.alpha",
+    ),
     "quick with no adapter there": (
         ["eval", "countdown", "--model", "tiny", "--adapter", "nope", "--quick"],
         "adapter 'nope' is no adapter folder", "adapter_config.json",

@@ -422,6 +422,18 @@ def test_what_has_no_counts_is_refused(tmp_path: Path, given: list[str], said: s
         compare_counts([one.format(**places) for one in given], Options())
 
 
+def test_who_has_counts_alone_is_told_of_unpaired(tmp_path: Path) -> None:
+    a = evaluation(tmp_path / "a", "10")
+    only = tmp_path / "only"
+    only.mkdir()
+    (only / "results.json").write_text("{}")
+    for other, said in ((only, "no such file"), (only / "results.json", "not a JSONL file"),
+                        (Path("627/1000"), "no such file")):  # fmt: skip
+        with pytest.raises(UserError, match=said) as error:
+            compare(a, other)
+        assert "--unpaired" in error.value.hint
+
+
 def test_counts_alone_take_no_keys_that_need_answers() -> None:
     for options in (Options(differ=("spec",)), Options(plan=0.1)):
         with pytest.raises(UserError, match="needs the answers to each question"):

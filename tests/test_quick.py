@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,12 @@ from mlx.utils import tree_flatten
 from mlxreflect.compare import compare
 from mlxreflect.errors import UserError
 from mlxreflect.evaluate import ask_all, eval_problems, evaluate
-from mlxreflect.policy import adapted, load_policy
-from mlxreflect.quick import (
-    Answerer,
-    arms_of,
-    ask_until_decided,
-    load_answerers,
-    quick_eval,
-)
+from mlxreflect.lineup import line_up
+from mlxreflect.policy import load_policy
+from mlxreflect.quick import Answerer, ask_until_decided, load_answerers, quick_eval
 from mlxreflect.sequential import anytime_interval, evidence
 from mlxreflect.stats import e_value
-from mlxreflect.tables import EvalSpec, LoraConfig, PolicyConfig
+from mlxreflect.tables import EvalSpec, LoraConfig, PolicyConfig, QuickConfig
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.lora import attach_lora, save_adapter
 from mlxreflect.ui import Ui
@@ -40,13 +34,14 @@ SPEC = EvalSpec.model_validate(
     {"task": {"name": "countdown"}, "limit": 60, "max_new_tokens": 26, "batch": 8}
 )
 TASK = TASKS["countdown"]
+TRAINED = "tiny+spoilt"
 PROBLEMS = eval_problems(TASK, SPEC)
 
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA adapter that spoils the embedded policy."""
-    folder = tmp_path_factory.mktemp("adapter")
+    folder = tmp_path_factory.mktemp("made") / "spoilt"
     policy = load_policy(PolicyConfig())
     config = attach_lora(policy.model, LoraConfig(rank=4), 0)
     mx.random.seed(1)
@@ -60,12 +55,14 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(adapter: Path) -> list[Answerer]:
-    return load_answerers([("tiny", ""), ("tiny", str(adapter))])
+    return load_answerers(line_up(["tiny"], [str(adapter)], [], [], base=True))
 
 
-def ask(pair: list[Answerer], out: Path, spec: EvalSpec = SPEC, **changes: Any) -> dict[str, Any]:
-    options: dict[str, Any] = {"alpha": 0.05, "most": 60, "ui": Ui(quiet=True), **changes}
-    return ask_until_decided(pair, TASK, PROBLEMS, spec, out, **options)
+def ask(
+    pair: list[Answerer], out: Path, spec: EvalSpec = SPEC, ui: Ui | None = None, **quick: Any
+) -> dict[str, Any]:
+    spec = spec.model_copy(update={"quick": QuickConfig(**quick)})
+    return ask_until_decided(pair, TASK, PROBLEMS, spec, out, ui=ui or Ui(quiet=True))
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +86,12 @@ def files(out: Path) -> tuple[bytes, bytes]:
 def test_it_stops_at_the_first_look_that_decides(decided: Path) -> None:
     found = json.loads((decided / "quick.json").read_text())
     right = {(row["index"], row["arm"]): row["correct"] for row in rows(decided)}
-    assert found["schema"] == "quick/1" and (found["a"], found["b"]) == ("base", "trained")
+    assert found["schema"] == "quick/1" and (found["a"], found["b"]) == ("tiny", TRAINED)
     assert len(right) == 2 * found["n"] == len(rows(decided))
     looks = []
     for n in range(SPEC.batch, found["n"] + 1, SPEC.batch):
-        gains = sum(right[i, "trained"] > right[i, "base"] for i in range(n))
-        losses = sum(right[i, "trained"] < right[i, "base"] for i in range(n))
+        gains = sum(right[i, TRAINED] > right[i, "tiny"] for i in range(n))
+        losses = sum(right[i, TRAINED] < right[i, "tiny"] for i in range(n))
         looks.append(e_value(gains, losses))
     assert all(e < 20 for e in looks[:-1]) and looks[-1] >= 20
     assert found["e_value"] == looks[-1] and found["threshold"] == 20
@@ -107,13 +104,13 @@ def test_it_stops_at_the_first_look_that_decides(decided: Path) -> None:
 
 
 def test_the_questions_are_those_of_the_evaluation_in_its_order(decided: Path) -> None:
-    asked = [row["problem_id"] for row in rows(decided) if row["arm"] == "base"]
+    asked = [row["problem_id"] for row in rows(decided) if row["arm"] == "tiny"]
     assert asked == [problem.id for problem in PROBLEMS[: len(asked)]]
 
 
 def test_its_words_say_what_stopping_does(decided: Path) -> None:
     text = json.loads((decided / "quick.json").read_text())["sentence"]
-    for part in ("anytime-valid 95% interval", "trained is worse than base: E reached 20",
+    for part in ("anytime-valid 95% interval", f"{TRAINED} is worse than tiny: E reached 20",
                  "of 60 questions saved", "overstates the difference"):  # fmt: skip
         assert part in text
     assert "p =" not in text and "significant" not in text
@@ -123,13 +120,13 @@ def test_its_words_say_what_stopping_does(decided: Path) -> None:
 def test_it_decides_for_the_better_side_too(pair: list[Answerer], tmp_path: Path) -> None:
     found = ask(pair[::-1], tmp_path / "out")
     assert found["decision"] == "better" and found["ci_low"] > 0
-    assert "base is better than trained" in found["sentence"]
+    assert f"tiny is better than {TRAINED}" in found["sentence"]
 
 
 def test_equals_are_asked_everything(pair: list[Answerer], tmp_path: Path) -> None:
     base, _ = pair
-    twin = replace(base, name="twin")
-    found = ask([base, twin], tmp_path, most=8)
+    twin = Answerer("twin", base.policy, base.config, base.loaded)
+    found = ask([base, twin], tmp_path, max_n=8)
     assert (found["decision"], found["n"], found["saved"], found["e_value"]) == (
         "undecided", 8, 0, 1.0,
     )  # fmt: skip
@@ -139,7 +136,7 @@ def test_equals_are_asked_everything(pair: list[Answerer], tmp_path: Path) -> No
 def test_interim_looks_show_an_estimate_and_no_p_value(
     pair: list[Answerer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ask(pair, tmp_path / "out", most=8, ui=Ui())
+    ask(pair, tmp_path / "out", max_n=8, ui=Ui())
     said = capsys.readouterr().err
     assert "so far" in said and "points" in said and "E = " in said
     assert "p =" not in said
@@ -148,11 +145,11 @@ def test_interim_looks_show_an_estimate_and_no_p_value(
 @pytest.mark.slow
 def test_several_samples_a_question(pair: list[Answerer], tmp_path: Path) -> None:
     spec = SPEC.model_copy(update={"samples": 4, "temperature": 1.0})
-    found = ask(pair, tmp_path / "out", spec, most=6)
-    shares: dict[str, Counter[int]] = {"base": Counter(), "trained": Counter()}
+    found = ask(pair, tmp_path / "out", spec, max_n=6)
+    shares: dict[str, Counter[int]] = {"tiny": Counter(), TRAINED: Counter()}
     for row in rows(tmp_path / "out"):
         shares[row["arm"]][row["index"]] += row["correct"]
-    moved = Counter((shares["trained"][i] - shares["base"][i]) / 4 for i in range(found["n"]))
+    moved = Counter((shares[TRAINED][i] - shares["tiny"][i]) / 4 for i in range(found["n"]))
     assert found["n"] == 6 and len(rows(tmp_path / "out")) == 6 * 2 * 4
     assert found["e_value"] == evidence(moved)
     assert found["losses"] == sum(times for d, times in moved.items() if d < 0) > 0
@@ -162,54 +159,32 @@ def test_several_samples_a_question(pair: list[Answerer], tmp_path: Path) -> Non
 
 
 def test_both_sides_answer_as_if_loaded_alone(decided: Path, adapter: Path) -> None:
-    """The base within the adapted model is the base, token by token."""
-    for name, config in (("base", PolicyConfig()), ("trained", PolicyConfig(adapter=str(adapter)))):
-        policy = load_policy(config)
-        one = Answerer(name, policy, config, lora=False)
+    """The base that an adapter is put on and taken off is the base, token by token."""
+    for name, config in (("tiny", PolicyConfig()), (TRAINED, PolicyConfig(adapter=str(adapter)))):
+        one = Answerer(name, load_policy(config), config, config)
         prompts = [policy.encode(asked) for asked in ask_all(TASK, PROBLEMS[:8], SPEC, [])]
         alone = [completion.token_ids for completion in one.generate(prompts, SPEC, 0)]
         assert alone == [row["token_ids"] for row in rows(decided)[:16] if row["arm"] == name]
 
 
-def test_a_model_is_whole_again_after_being_the_trained_one(adapter: Path) -> None:
-    policy = load_policy(PolicyConfig())
-    tokens = mx.array([[1, 2, 3]])
-    before, names = policy.model(tokens), [name for name, _ in policy.model.named_modules()]
-    with pytest.raises(KeyError), adapted(policy, PolicyConfig(adapter=str(adapter))):
-        assert not mx.allclose(policy.model(tokens), before)
-        raise KeyError
-    assert [name for name, _ in policy.model.named_modules()] == names
-    assert mx.array_equal(policy.model(tokens), before)
+def test_a_model_with_and_without_its_adapter_is_in_memory_once(pair: list[Answerer]) -> None:
+    assert pair[0].policy is pair[1].policy
 
 
 @pytest.mark.slow
 def test_two_models(tiny_random: Path, tmp_path: Path) -> None:
     spec = SPEC.model_copy(update={"batch": 16})
-    arms = arms_of([str(tiny_random), "tiny"], [""])
-    found = quick_eval(spec, arms, tmp_path, Ui(quiet=True), alpha=0.05, max_n=0)
+    entries = line_up([str(tiny_random), "tiny"], [], [], [])
+    found = quick_eval(spec, entries, tmp_path, Ui(quiet=True))
     assert (found["a"], found["b"]) == (tiny_random.name, "tiny")
     assert found["decision"] == "better" and found["accuracy_a"] == 0
     assert found["setup"]["a"]["model"] == str(tiny_random)
 
 
-@pytest.mark.parametrize(
-    ("models", "adapters", "arms"),
-    [
-        (["m"], ["a"], [("m", ""), ("m", "a")]),
-        (["m"], ["a", "b"], [("m", "a"), ("m", "b")]),
-        (["m", "n"], [""], [("m", ""), ("n", "")]),
-    ],
-)
-def test_two_sides(models: list[str], adapters: list[str], arms: list[tuple[str, str]]) -> None:
-    assert arms_of(models, adapters) == arms
-
-
-@pytest.mark.parametrize(
-    ("models", "adapters"), [(["m"], [""]), (["m"] * 3, []), (["m", "n"], ["a"])]
-)
-def test_what_is_not_two_sides_is_refused(models: list[str], adapters: list[str]) -> None:
-    with pytest.raises(UserError, match="--quick sets two models side by side"):
-        arms_of(models, adapters)
+@pytest.mark.parametrize("models", [["m"], ["m", "n", "o"]])
+def test_what_is_not_two_sides_is_refused(models: list[str]) -> None:
+    with pytest.raises(UserError, match=f"--quick sets two models side by side, not {len(models)}"):
+        load_answerers(line_up(models, [], [], []))
 
 
 # ---- stopped and continued -----------------------------------------------------------------------
@@ -232,11 +207,11 @@ def test_a_cut_file_is_completed_to_the_same_bytes(
 def test_a_larger_maximum_goes_on_and_ends_the_same(
     pair: list[Answerer], decided: Path, tmp_path: Path
 ) -> None:
-    first = ask(pair, tmp_path, most=10)  # the second chunk is cut short
+    first = ask(pair, tmp_path, max_n=10)  # the second chunk is cut short
     assert (first["n"], first["decision"]) == (10, "undecided")
     ask(pair, tmp_path)
     assert files(tmp_path) == files(decided)
-    again = ask(pair, tmp_path, most=10)  # what is there already is not asked again
+    again = ask(pair, tmp_path, max_n=10)  # what is there already is not asked again
     assert (again["n"], again["e_value"]) == (10, first["e_value"])
 
 
@@ -283,11 +258,3 @@ def test_killed_at_random_moments_it_comes_to_the_same_end(adapter: Path, tmp_pa
     assert kills >= 2
     assert out == whole.stdout
     assert files(cut) == files(tmp_path / "whole")
-
-
-# ---- the command ---------------------------------------------------------------------------------
-
-
-def test_an_alpha_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--alpha 1"):
-        quick_eval(SPEC, [("m", ""), ("m", "a")], tmp_path, Ui(), alpha=1.0, max_n=0)
