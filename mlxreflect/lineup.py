@@ -19,6 +19,7 @@ from mlxreflect.answers import Answers
 from mlxreflect.compare import compare_all
 from mlxreflect.errors import UserError
 from mlxreflect.evaluate import eval_problems, evaluate, fingerprint
+from mlxreflect.exports.report import write_outputs
 from mlxreflect.loading import missing_model
 from mlxreflect.policy import Policy, adapted, load_policy
 from mlxreflect.records import Problem, read_json, read_rows
@@ -168,6 +169,8 @@ def answer_all(
 ) -> list[dict[str, Any]]:
     """Evaluate the arms one after another; each one's results, by name and with its comparison.
 
+    What others read of them (see `exports.report`) is written into the folder's report/.
+
     out: the folder of a single arm, of several the folder of theirs; None: one under runs/. cache:
     as of `answers.Answers.open`. twice: the A/A check. Raises UserError.
     """
@@ -191,6 +194,7 @@ def answer_all(
             results["noise"] = check_noise(host, entry, exam, folder, label)
         found.append(results if len(entries) == 1 else
                      {"name": entry.name, "folder": str(folder), **results})  # fmt: skip
+    write_outputs(folders, root / "report", plots=len(entries) > 1)
     return found if len(entries) == 1 else compared(found, folders)
 
 

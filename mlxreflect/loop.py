@@ -24,6 +24,7 @@ from mlxreflect.critics.local import SelfCritic
 from mlxreflect.critics.tally import total
 from mlxreflect.evaluate import eval_problems, evaluate
 from mlxreflect.exams import clean, keep_rows
+from mlxreflect.exports.report import write_outputs
 from mlxreflect.policy import device_name, load_policy, weights_hash
 from mlxreflect.recipe import eval_spec
 from mlxreflect.records import read_rows, to_row
@@ -106,6 +107,7 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
     from mlxreflect.plots import draw_plots  # matplotlib takes a second to load
 
     draw_plots(run.path)
+    write_outputs([run.path], plots=False)
     summary = summarise_run(run, base, trained, comparison, asked)
     summary["decontaminated"] = cleaned.counts
     summary["wall_seconds"] = round(before + time.monotonic() - started, 1)

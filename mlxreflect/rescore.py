@@ -39,7 +39,8 @@ def rescore(folder: Path, rules: str = "", out: Path | None = None) -> dict[str,
     if out.resolve() == folder.resolve():
         raise UserError(f"--out {out} is the evaluation itself", "give another --out")
     # As an evaluation records it: the headline's name is left out.
-    named = {} if name == next(iter(task.rules)) else {"rules": name}
+    headline, _ = find_rules(task, "", spec.task.answer_type)
+    named = {} if name == headline else {"rules": name}
     setup["spec"] = {**{k: v for k, v in setup["spec"].items() if k != "rules"}, **named}
     graded = [regraded(sample, problems[sample.problem_id], grader, spec) for sample in samples]
     try:
@@ -47,9 +48,9 @@ def rescore(folder: Path, rules: str = "", out: Path | None = None) -> dict[str,
     except OSError as error:
         raise UserError(f"{out}: {error.strerror}", "give another --out") from None
     continue_only(out, setup)
-    for name in ("problems.jsonl", "shots.jsonl"):
-        if (folder / name).is_file():
-            write_atomic(out / name, (folder / name).read_text(encoding="utf-8"))
+    for file in ("problems.jsonl", "shots.jsonl"):
+        if (folder / file).is_file():
+            write_atomic(out / file, (folder / file).read_text(encoding="utf-8"))
     write_atomic(out / "samples.jsonl", lines_of([sample_row(s) for s in graded]))
     results = write_results(out, setup, name)
     changed = sum(a.correct != b.correct for a, b in zip(samples, graded, strict=True))

@@ -199,12 +199,12 @@ def test_prompts_are_the_same_for_every_tokenizer(policy, load_random, tmp_path)
 def test_a_stop_string_ends_answers(policy, tmp_path):
     few = SPEC.model_copy(update={"limit": 6, "batch": 6})
     whole = run(policy, tmp_path / "whole", few)
-    ended = run(policy, tmp_path / "ended", few.model_copy(update={"stop": ["="]}))
+    ended = run(policy, tmp_path / "ended", few.model_copy(update={"stop": ["= ", "\x00"]}))
     texts = [read_texts(tmp_path / name) for name in ("whole", "ended")]
-    assert any("=" in text for text in texts[0])
-    assert texts[1] == [text.partition("=")[0] for text in texts[0]]
+    assert any("= " in text for text in texts[0])
+    assert texts[1] == [text.partition("= ")[0] for text in texts[0]]
     assert ended["truncated"] == 0 < whole["tokens_mean"] - ended["tokens_mean"]
-    assert ended["spec"]["stop"] == ["="] and "stop" not in whole["spec"]
+    assert ended["spec"]["stop"] == ["= ", "\x00"] and "stop" not in whole["spec"]
 
 
 def read_texts(folder):

@@ -161,7 +161,8 @@ def test_several_samples_a_question(pair: list[Answerer], tmp_path: Path) -> Non
 def test_both_sides_answer_as_if_loaded_alone(decided: Path, adapter: Path) -> None:
     """The base that an adapter is put on and taken off is the base, token by token."""
     for name, config in (("tiny", PolicyConfig()), (TRAINED, PolicyConfig(adapter=str(adapter)))):
-        one = Answerer(name, load_policy(config), config, config)
+        policy = load_policy(config)
+        one = Answerer(name, policy, config, config)
         prompts = [policy.encode(asked) for asked in ask_all(TASK, PROBLEMS[:8], SPEC, [])]
         alone = [completion.token_ids for completion in one.generate(prompts, SPEC, 0)]
         assert alone == [row["token_ids"] for row in rows(decided)[:16] if row["arm"] == name]

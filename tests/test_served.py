@@ -303,5 +303,7 @@ def test_mlx_lm_server_gives_the_greedy_answers_of_the_local_evaluation(
         )
     assert served["prompt_hash"] == local["prompt_hash"]
     mine, theirs = samples(tmp_path / "local"), samples(tmp_path / "served")
-    assert [row["text"] for row in theirs] == [row["text"] for row in mine]
+    # Of a raw completion that server leaves out the space in front.
+    texts = [[row["text"].lstrip(" ") for row in rows] for rows in (mine, theirs)]
+    assert texts[0] == texts[1]
     assert served["accuracy"] == local["accuracy"]

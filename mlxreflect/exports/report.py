@@ -14,15 +14,16 @@ from mlxreflect.exports.pairs import Pair, pair_up
 from mlxreflect.records import write_atomic
 
 
-def write_outputs(folders: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
+def write_outputs(
+    folders: Sequence[Path], out: Path | None = None, *, plots: bool = True
+) -> dict[str, Any]:
     """Write `lm_eval/<arm>/`, `inspect/`, `plots/` and `table.md` into `out`.
 
+    plots: whether to draw them, which takes longer than all else.
     folders: arm folders, folders of arms, or run directories. out: default `report` in the first.
     Returns where everything is, and the figures of each arm and comparison. The same folders give
     the same files. Raises UserError for a folder without a finished evaluation.
     """
-    from mlxreflect.exports.plots import draw_report  # matplotlib takes a second to load
-
     arms = load_arms(folders)
     pairs = pair_up(arms)
     place = out or folders[0] / "report"
@@ -40,11 +41,17 @@ def write_outputs(folders: Sequence[Path], out: Path | None = None) -> dict[str,
         "table": str(place / "table.md"),
         "lm_eval": [str(path) for written in lm_eval for path in written],
         "inspect": list(map(str, logs)),
-        "plots": list(map(str, draw_report(arms, pairs, place / "plots"))),
+        "plots": list(map(str, draw(arms, pairs, place / "plots") if plots else [])),
         "arms": [describe_arm(arm) for arm in arms],
         "comparisons": [describe_pair(pair) for pair in pairs],
         "markdown": table,
     }
+
+
+def draw(arms: Sequence[Arm], pairs: Sequence[Pair], folder: Path) -> list[Path]:
+    from mlxreflect.exports.plots import draw_report  # matplotlib takes a second to load
+
+    return draw_report(arms, pairs, folder)
 
 
 def file_names(arms: Sequence[Arm]) -> list[str]:

@@ -26,7 +26,7 @@ from mlxreflect.policy import encode_chat, load_policy
 from mlxreflect.tables import EvalSpec, PolicyConfig
 from mlxreflect.tasks import get_task
 
-PART = 4
+PART = 16
 
 
 def main() -> None:
