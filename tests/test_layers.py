@@ -45,6 +45,8 @@ LAYERS: list[set[str]] = [
     {"quick"},
     {"loop", "show", "course", "checks", "estimate"},
     {"dry", "finetune", "doctor"},
+    {"cli_parts"},
+    {"cli_evidence"},
     {"cli"},
     {"__main__"},
 ]
