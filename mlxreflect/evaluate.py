@@ -34,9 +34,9 @@ from mlxreflect.tasks.base import Grader, Task
 from mlxreflect.tasks.shots import ask, load_shots
 from mlxreflect.wording import fetch_templates
 
-# Times the batch: what is generated together, and so the most that a kill loses. One batch would
-# lose less, but leave places empty while its longest answers are finished.
-CHUNK = 2
+# Times the batch: what is generated together, and so the most that a kill loses. Fewer would lose
+# less, but leave more places empty while a chunk's longest answers are finished.
+CHUNK = 4
 
 
 def eval_problems(task: Task, spec: EvalSpec) -> list[Problem]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ import mlx.core as mx
 # Nothing of a test is kept in the user's cache, also by the processes it starts.
 os.environ["MLXREFLECT_CACHE"] = tempfile.mkdtemp(prefix="mlxreflect-tests-")
 os.environ.pop("COLUMNS", None)  # of whoever runs the tests
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which tests send to processes
 mx.set_default_device(mx.cpu)  # before mlx-lm is imported: its stream is made for this device
 
 import mlx.nn as nn  # noqa: E402
