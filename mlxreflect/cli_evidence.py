@@ -237,7 +237,7 @@ def grade(
     if as_json:
         ui.result(results)
         return
-    from mlxreflect.show import show_results
+    from mlxreflect.scoreboard import figures
 
-    ui.table(show_results(results))
+    ui.table(figures([results]))
     ui.line(f"rules: {results['rules']}; {results['changed']} verdicts changed: {results['out']}")

@@ -268,8 +268,9 @@ def whole_chunks(path: Path, size: int, total: int) -> int:
                 lengths.append(lengths[-1] + len(line))
         rows = len(lengths) - 1
         kept = rows if rows >= total else rows // size * size
-        samples.truncate(lengths[kept])
-        os.fsync(samples.fileno())
+        if lengths[kept] != samples.seek(0, os.SEEK_END):  # else it keeps its time, too
+            samples.truncate(lengths[kept])
+            os.fsync(samples.fileno())
     return kept
 
 

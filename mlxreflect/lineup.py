@@ -111,8 +111,10 @@ def owner(adapter: str, models: Sequence[str]) -> str:
 
 def check_adapter(adapter: str) -> None:
     if not all((Path(adapter) / name).is_file() for name in ADAPTER_FILES):
-        config = PolicyConfig(adapter=adapter)
-        raise missing_model(config, FileNotFoundError(), "policy")
+        raise UserError(
+            f"--adapter {adapter!r} is no adapter folder",
+            "give a folder with adapter_config.json and adapters.safetensors",
+        )
 
 
 def check_files(config: PolicyConfig) -> None:

@@ -33,7 +33,8 @@ def figures(arms: Sequence[dict[str, Any]]) -> Table:
     votes = {f"maj@{k}" for arm in arms for k in arm.get("maj_at", {})}
     more = [*sorted(several, key=lambda name: int(name[5:])), *sorted(votes)]
     failed = any(arm.get("failed") for arm in arms)
-    headings = [*columns, *(f"|{name}" for name in more), *(["|failed"] if failed else [])]
+    graded = ["|F1"] if any("f1" in arm for arm in arms) else []
+    headings = [*columns, *graded, *(f"|{name}" for name in more), *(["|failed"] if failed else [])]
     made = table(f"Evaluation: {arms[0]['task']}", ["", *headings])
     for arm in arms:
         tokens = arm["tokens_mean"]
@@ -44,6 +45,7 @@ def figures(arms: Sequence[dict[str, Any]]) -> Table:
             f"{percent(arm['ci_low'])} to {percent(arm['ci_high'])}",
             percent(arm["strict_accuracy"]), percent(arm["format_rate"]), arm["parse_failures"],
             arm["truncated"], "–" if tokens is None else f"{tokens:.0f}",
+            *([percent(arm.get("f1", 0.0))] if graded else []),
             *(rates.get(name, "") for name in more), *([arm.get("failed", 0)] if failed else []),
         ]  # fmt: skip
         made.add_row(*(Text(safe_text(str(cell))) for cell in cells))

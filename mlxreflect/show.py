@@ -279,15 +279,9 @@ def show_training(summary: dict[str, Any]) -> RenderableType:
     return facts(shown)
 
 
-def show_results(results: dict[str, Any]) -> Table:
-    """One evaluation's results.json."""
-    name = results.get("model", "model") + (" + adapter" if results.get("adapter") else "")
-    return show_arms({name: results}, title=f"Evaluation: {results.get('task', '')}")
-
-
-def show_arms(arms: dict[str, dict[str, Any]], title: str = "Held-out problems") -> Table:
+def show_arms(arms: dict[str, dict[str, Any]]) -> Table:
     columns = ["", "|answers", "|right", "|95% interval", "|format kept", "|unparsed", "|cut off"]
-    made = table(title, columns)
+    made = table("Held-out problems", columns)
     for name, arm in arms.items():
         low, high = arm.get("ci_low"), arm.get("ci_high")
         made.add_row(

@@ -169,6 +169,7 @@ def test_samples_of_different_shards_are_different():
 # ---- order ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_chains_and_lock_step_make_the_same_of_a_wave():
     made = []
     for waits in (True, False):

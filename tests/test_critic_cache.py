@@ -183,7 +183,7 @@ def test_no_secret_and_no_message_reaches_the_file(
         assert secret not in written
 
 
-@pytest.mark.parametrize("replies", [1, 3])
+@pytest.mark.parametrize("replies", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_killed_process_pays_for_nothing_twice(tmp_path: Path, replies: int) -> None:
     """SIGKILL right after a reply was seen, while the next call is out."""
     faults: list[Fault | None] = [None] * replies + [STALL]
@@ -213,6 +213,7 @@ def rows(path: Path) -> list[tuple[str, str, str]]:
         connection.close()
 
 
+@pytest.mark.slow
 def test_processes_write_at_once(tmp_path: Path) -> None:
     path, count = tmp_path / "c.sqlite", 100
     processes = [

@@ -44,12 +44,12 @@ def sent(server: FakeOllama) -> Counter[str]:
 # ---- budget --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "limits",
-    [{"budget_max_usd": 0.026}, pytest.param({"budget_max_calls": 25}, marks=pytest.mark.slow),
-     pytest.param({"budget_max_tokens": 6000}, marks=pytest.mark.slow)],
+    [{"budget_max_usd": 0.026}, {"budget_max_calls": 25}, {"budget_max_tokens": 6000}],
     ids=lambda limits: next(iter(limits)),
-)  # fmt: skip
+)
 def test_a_run_stops_at_its_budget_and_goes_on_with_a_higher_one(
     limits: dict[str, float], whole: Path, tmp_path: Path
 ) -> None:
@@ -168,6 +168,7 @@ def test_killed_while_replies_are_out(whole: Path, tmp_path: Path) -> None:
 # ---- replay --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_replay_needs_no_server_and_ends_with_the_same(whole: Path, tmp_path: Path) -> None:
     cache = str(whole.parent / "cache.sqlite")
     run(tmp_path / "run", "http://127.0.0.1:9", cache=cache, replay=True, **PRICED)

@@ -455,6 +455,7 @@ def test_the_command(tiny_random: Path, tmp_path: Path) -> None:
     assert "new is there already" in error and "--out" in hint
 
 
+@pytest.mark.slow
 def test_a_model_of_the_hub(tiny_random: Path, tmp_path: Path) -> None:
     """From the hub's cache, where files are links, and without a network."""
     shell = Shell(tmp_path, tiny_random)

@@ -286,10 +286,10 @@ def test_the_reference_is_hashed_once_and_may_be_forgotten(
     cache: References, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    from mlxreflect.train import trainer as trainer_module
+    from mlxreflect.train import references as references_module
 
-    original = trainer_module.model_key
-    monkeypatch.setattr(trainer_module, "model_key", lambda *a: calls.append(1) or original(*a))
+    original = references_module.model_key
+    monkeypatch.setattr(references_module, "model_key", lambda *a: calls.append(1) or original(*a))
     trainer = trainer_with(cache)
     reference = trainer.trainable()
     for number in range(3):

@@ -271,13 +271,6 @@ def test_rows_that_are_no_episodes_are_named(tmp_path: Path) -> None:
         show.show_run(run)
 
 
-def test_results_of_one_evaluation() -> None:
-    results = {"task": "countdown", "model": "[b]m", "adapter": "ab", "n": 5, "accuracy": 0.8}
-    text = draw([show.show_results(results)])
-    for part in ("countdown", "[b]m + adapter", "80.0%"):
-        assert part in text
-
-
 def styled(before: str, after: str) -> list[tuple[str, str]]:
     text = story.word_diff(before, after)
     return [(text.plain[s.start : s.end], str(s.style)) for s in text.spans]

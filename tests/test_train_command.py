@@ -444,6 +444,7 @@ def test_a_mistake_is_two_lines_and_leaves_nothing(
     assert hint in advice
 
 
+@pytest.mark.slow
 def test_names_that_only_the_hub_could_know(shell: Shell) -> None:
     data = write(shell.folder / "dpo.jsonl", PAIRS)
     error, hint = shell.mistake("train", "dpo", "--data", "someone/pairs", "--out", "new/out")
@@ -971,6 +972,7 @@ def test_interrupted_before_the_first_step(
     command.train("dpo", "new/out", *BRIEF)
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed(make_job: Callable[..., Job]) -> None:
     """Ctrl-C in a real process, in the middle of the training."""
     job = make_job("dpo", "train.epochs=6", "train.save_every=1")

@@ -25,11 +25,16 @@ INVALID = "[invalid]"  # what lm-eval's filters say where they find no answer
 
 
 def write_lm_eval(arm: Arm, folder: Path) -> list[Path]:
-    """Write both files into the folder; returns their paths. The same arm gives the same files."""
+    """Write both files into the folder, in place of those of a time before; returns their paths.
+
+    The same arm gives the same files.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     date = datetime.fromtimestamp(arm.ended).isoformat().replace(":", "-")
     task = re.sub(r"\W", "_", arm.task)
     rows = list(sample_rows(arm))
+    for old in (*folder.glob("results_*.json"), *folder.glob(f"samples_{task}_*.jsonl")):
+        old.unlink()
     samples = folder / f"samples_{task}_{date}.jsonl"
     write_atomic(samples, "".join(map(dump_line, rows)))
     results = folder / f"results_{date}.json"
