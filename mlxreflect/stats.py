@@ -240,6 +240,8 @@ def clustered(
     mean = float(differences.mean())
     # One question says nothing of the others: then the error is as large as it can be.
     error = float(differences.std(ddof=1)) / math.sqrt(n) if n > 1 else 1.0
+    if error == 0:  # all the same: Wilson's limit says how many others may still go unseen
+        error = wilson(0, n, alpha)[1] / quantile(1 - alpha / 2)
     half = quantile(1 - alpha / 2) * error
     comparison = Comparison(
         n=n,

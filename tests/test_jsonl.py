@@ -1,6 +1,8 @@
 """The user's own problems: every file form, every answer type, and what is said of bad rows."""
 
 import json
+import string
+import time
 from pathlib import Path
 from typing import Any
 
@@ -357,3 +359,14 @@ def test_a_hub_data_set_that_cannot_be_had(monkeypatch: Any) -> None:
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert "doesn't exist" in fault("nobody/nothing").message
+
+
+def test_marks_that_would_be_sorted_for_seconds() -> None:
+    options = {letter: f"option {letter}" for letter in string.ascii_uppercase}
+    row = {"answer_type": "choice", "gold": "B", "choices": options}
+    problem = TASK.from_row(row)
+    text = f"<answer>{1900 * chr(0x345)}{1900 * chr(0x334)}</answer>"
+    start = time.thread_time()
+    assert TASK.grade(problem, text, "think", "direct").parsed is None
+    assert time.thread_time() - start < 0.5  # 1.6 s where each option had the marks sorted anew
+    assert TASK.grade(problem, "The answer is B!", "think", "direct").parsed == "B"

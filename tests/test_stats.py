@@ -340,3 +340,11 @@ def test_sentence_follows_alpha_and_the_permutation_test() -> None:
     assert "significant (sign-flip p = 0.0001)" in text
     with pytest.raises(ValueError, match="p_perm"):
         sentences.sentence(c, "A", "B")
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.25])
+def test_questions_that_all_differ_alike_still_leave_a_doubt(moved: float) -> None:
+    found, _ = stats.clustered([0.5] * 8, [0.5 + moved] * 8)
+    assert found.ci_low < 0 < found.ci_high
+    assert found.ci_high - moved == pytest.approx(stats.wilson(0, 8)[1])
+    assert found.mde > 0.3

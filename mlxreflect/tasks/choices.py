@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mlxreflect.errors import UserError
-from mlxreflect.tasks.text import MAX_TEXT, same_text
+from mlxreflect.tasks.text import MAX_TEXT, normal_text
 
 MAX_LINE = 400  # characters after "answer is" that are looked at
 LETTERS = string.ascii_uppercase
@@ -104,7 +104,7 @@ def read_letter(answer: str, choices: dict[str, str]) -> str | None:
     if len(answer) > MAX_TEXT:
         return None
     answer = WRAPPED.sub(r"\1", WRAPPED.sub(r"\1", HTML.sub("", answer))).replace("**", "")
-    answer = answer.rstrip(",; \t\r\n").strip(DECORATION)
+    answer = answer.rstrip(",;! \t\r\n").strip(DECORATION)
     bare = answer
     for _ in range(2):  # "the answer is option B"
         if lead := LEAD_IN.match(bare):
@@ -126,7 +126,14 @@ def read_letter(answer: str, choices: dict[str, str]) -> str | None:
 
 def letters_of(text: str, choices: dict[str, str]) -> list[str]:
     """The letters of the choices with this text."""
-    return [letter for letter, choice in choices.items() if same_text(text, choice)]
+    if len(text) > MAX_TEXT:
+        return []
+    wanted = normal_text(text)  # once, for a hostile text takes milliseconds
+    return [
+        letter
+        for letter, choice in choices.items()
+        if len(choice) <= MAX_TEXT and normal_text(choice) == wanted
+    ]
 
 
 def spoken_letter(after: str, choices: dict[str, str]) -> str | None:
