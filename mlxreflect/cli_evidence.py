@@ -79,6 +79,8 @@ def eval_(
             f"--{'max-n' if alpha is None else 'alpha'} is of --quick, which is not asked for",
             "add --quick, or leave it out",
         )
+    if quick and aa:
+        raise UserError("--quick and --aa do not go together", "leave one of them out")
     require_mlx()
     from mlxreflect.evaluate import find_spec
     from mlxreflect.lineup import answer_all, line_up

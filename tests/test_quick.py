@@ -17,6 +17,7 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
+from mlxreflect import cli_evidence
 from mlxreflect.compare import compare
 from mlxreflect.errors import UserError
 from mlxreflect.evaluate import ask_all, eval_problems, evaluate
@@ -259,3 +260,8 @@ def test_killed_at_random_moments_it_comes_to_the_same_end(adapter: Path, tmp_pa
     assert kills >= 2
     assert out == whole.stdout
     assert files(cut) == files(tmp_path / "whole")
+
+
+def test_quick_does_not_take_aa() -> None:
+    with pytest.raises(UserError, match="do not go together"):
+        cli_evidence.eval_("countdown", ["tiny"], quick=True, aa=True)
