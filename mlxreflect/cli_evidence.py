@@ -14,7 +14,7 @@ app = typer.Typer()
 
 def need_a_model(context: typer.Context, value: list[str] | None) -> list[str]:
     """What is not given is looked at last, so --server-model is known here."""
-    if not value and not context.params.get("server_model"):
+    if not value and not context.params.get("server_model") and not context.params.get("server"):
         raise typer.BadParameter("give a --model, or a --server and its --server-model")
     return value or []
 
@@ -79,8 +79,9 @@ def eval_(
             f"--{'max-n' if alpha is None else 'alpha'} is of --quick, which is not asked for",
             "add --quick, or leave it out",
         )
-    if quick and aa:
-        raise UserError("--quick and --aa do not go together", "leave one of them out")
+    if quick and (aa or cache):
+        other = "--aa" if aa else "--cache"
+        raise UserError(f"--quick and {other} do not go together", "leave one of them out")
     require_mlx()
     from mlxreflect.evaluate import find_spec
     from mlxreflect.lineup import answer_all, line_up
@@ -177,7 +178,8 @@ def decontaminate(
     from mlxreflect.job import DataConfig
 
     ui = make_ui(as_json)
-    asked = DataConfig(source=data, config=config, split=split, against=against, ngram=ngram)
+    names = [name for given in against for name in given.split(",") if name]
+    asked = DataConfig(source=data, config=config, split=split, against=names, ngram=ngram)
     result = decontaminate_(asked, out, ui)
     ui.result(result)
     ui.table(render_decontaminated(result))

@@ -48,6 +48,7 @@ def pair(r: Mapping[str, Any]) -> Table:
         "mid-p": number(r.get("p_mid")),
         "sign-flip p": number(r.get("p_perm")),
         "two-proportion z, p": f"{r['z']:.3f}, {number(r['p'])}" if unpaired else "",
+        "Fisher's exact p": number(r["p_exact"]) if unpaired else "",
         **{f"{name}@{k}": score(one) for name in ("pass", "maj")
            for k, one in r.get(f"{name}_at", {}).items()},
         "verdict": r["verdict"],

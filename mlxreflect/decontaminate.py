@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from mlxreflect.characters import composed
+
 FILE = "decontamination.jsonl"  # in the folder of a run or a training: a row for each left out
 WORDING = 10  # questions of an evaluation; words that more of them share tell none of them
 SIGNS = str.maketrans(dict.fromkeys("−‐‑–—", "-") | {"×": "*", "⋅": "*", "·": "*", "÷": "/"})
@@ -66,7 +68,7 @@ class Index:
 
 def normal_words(text: str) -> list[str]:
     """The words of a text but for case, punctuation and spacing; never more than it has."""
-    text = unicodedata.normalize("NFC", UNSEEN.sub("", text)).translate(SIGNS).casefold()
+    text = composed(UNSEEN.sub("", text)).translate(SIGNS).casefold()
     text = THOUSANDS.sub("", " ".join(text.split()))
     return SYMBOLS.sub(kept, SPACED.sub(r"\1 \2", text)).split()
 

@@ -103,10 +103,13 @@ def index_of(names: Iterable[str], n: int, first: Sequence[Question] = ()) -> In
     """Evaluations by name, to be looked up in; n: words in a row that count, 0: none."""
     asked = list(first)
     for name in names:
-        asked += (
-            questions_of_file(name) if is_file(name)
+        found = (
+            list(questions_of_file(name)) if is_file(name)
             else questions_of_spec(name, find_spec(name, 0, "", []))
         )  # fmt: skip
+        if not found:
+            raise UserError(f"{name}: no questions in it", "give an evaluation that has some")
+        asked += found
     return build_index(asked, n)
 
 

@@ -175,7 +175,7 @@ def ask_until_decided(
             look, n = take_look(known[: chunk.stop * rows], pair), chunk.stop
             bar.update_text(interim(look))
             bar.advance(len(chunk))
-    result = {**conclude(look, pair, alpha, most), "setup": setup}
+    result = {**conclude(look, pair, alpha, most, len(problems)), "setup": setup}
     write_atomic(out / "quick.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return result
 
@@ -221,8 +221,13 @@ def interim(look: Look) -> str:
     )
 
 
-def conclude(look: Look, pair: Sequence[Answerer], alpha: float, most: int) -> dict[str, Any]:
-    """The record `quick/1`: what was decided, after how many questions, and how sure it is."""
+def conclude(
+    look: Look, pair: Sequence[Answerer], alpha: float, most: int, there: int
+) -> dict[str, Any]:
+    """The record `quick/1`: what was decided, after how many questions, and how sure it is.
+
+    most: questions that it might have asked; there: questions of the spec.
+    """
     counts, n = look.counts, len(look.means)
     low, high = anytime_interval(counts, alpha)
     decided = look.evidence >= 1 / alpha
@@ -246,10 +251,11 @@ def conclude(look: Look, pair: Sequence[Answerer], alpha: float, most: int) -> d
         "ci_low": low,
         "ci_high": high,
     }
-    return {**result, "sentence": sentence(result)}
+    return {**result, "sentence": sentence(result, more=most < there)}
 
 
-def sentence(r: dict[str, Any]) -> str:
+def sentence(r: dict[str, Any], *, more: bool) -> str:
+    """more: whether the spec has questions that might still be asked."""
     begin = (
         f"{r['b']} answers {r['accuracy_b']:.1%} of {r['n']} questions right, {r['a']} "
         f"{r['accuracy_a']:.1%}: {points(r['difference'])} points "
@@ -259,7 +265,7 @@ def sentence(r: dict[str, Any]) -> str:
     if r["decision"] == "undecided":
         return (
             f"{begin} Not decided after {r['n']} questions: E stayed below {r['threshold']:g}. "
-            "A larger --max-n goes on from here."
+            + ("A larger --max-n goes on from here." if more else "All questions were asked.")
         )
     return (
         f"{begin} {r['b']} is {r['decision']} than {r['a']}: E reached {r['threshold']:g}, which "

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from scipy.stats import fisher_exact
+
 from mlxreflect.arms import evaluations_within, read_answers, read_results, refuse_quick
 from mlxreflect.compare import Options, check_options, chosen_pairs
 from mlxreflect.errors import UserError
@@ -12,6 +14,7 @@ from mlxreflect.sentences import level, points, verdict
 from mlxreflect.stats import holm, newcombe_unpaired, two_proportion, wilson
 
 COUNT = re.compile(r"([0-9]{1,12})/([0-9]{1,12})")
+FEW = 5  # a smaller expected count is too small for the z test
 SHARPER = "Pairing the answers question by question, where both have them, is a sharper test."
 
 
@@ -24,7 +27,10 @@ class Counted(NamedTuple):
 
 
 def compare_counts(given: Sequence[str], options: Options) -> dict[str, Any]:
-    """Each arm against the first by counts alone: the two-proportion z test, Newcombe's interval.
+    """Each arm against the first by counts alone, with Newcombe's interval.
+
+    The z test of two proportions (z, p) decides, or where a count is small Fisher's exact one
+    (p_exact, else None).
 
     given: counts such as 627/1000, results.json files, evaluation folders, or files of samples.
     Two arms give one object; more give {"schema": "comparisons/1", …} as `compare_all` does.
@@ -46,7 +52,7 @@ def compare_counts(given: Sequence[str], options: Options) -> dict[str, Any]:
         arms = [arm._replace(name=one) for arm, one in zip(arms, given, strict=True)]
     chosen = chosen_pairs(len(arms), all_pairs=options.all_pairs)
     results = [tested(arms[i], arms[j], options.alpha) for i, j in chosen]
-    for result, p in zip(results, holm([r["p"] for r in results]), strict=True):
+    for result, p in zip(results, holm([deciding(r) for r in results]), strict=True):
         result["p_holm"], result["tests"] = p, len(results)
         result["verdict"] = verdict(p, result["ci_low"], result["ci_high"], options.alpha)
         result["sentence"] = sentence(result)
@@ -64,6 +70,10 @@ def compare_counts(given: Sequence[str], options: Options) -> dict[str, Any]:
 
 def tested(a: Counted, b: Counted, alpha: float) -> dict[str, Any]:
     z, p = two_proportion(a.right, a.n, b.right, b.n)
+    right, n = a.right + b.right, a.n + b.n
+    least = min(a.n, b.n) * min(right, n - right) / n  # of the four counts expected of equals
+    few = least < FEW
+    table = [[a.right, a.n - a.right], [b.right, b.n - b.right]]
     low, high = newcombe_unpaired(a.right, a.n, b.right, b.n, alpha=alpha)
     return {
         "unpaired": True,
@@ -81,14 +91,22 @@ def tested(a: Counted, b: Counted, alpha: float) -> dict[str, Any]:
         "difference": b.right / b.n - a.right / a.n,
         "ci_low": low,
         "ci_high": high,
+        "test": "Fisher's exact test" if few else "two-proportion z",
         "z": z,
         "p": p,
+        "p_exact": float(fisher_exact(table).pvalue) if few else None,
     }
+
+
+def deciding(result: dict[str, Any]) -> float:
+    p: float = result["p"] if result["p_exact"] is None else result["p_exact"]
+    return p
 
 
 def sentence(result: dict[str, Any]) -> str:
     r = result
-    told = f"two-proportion z = {r['z']:.2f}, p = {r['p']:.2g}"
+    z = f" = {r['z']:.2f}" if r["p_exact"] is None else ""
+    told = f"{r['test']}{z}, p = {deciding(r):.2g}"
     if r["tests"] > 1:
         told += f"; {r['p_holm']:.2g} with Holm's adjustment for {r['tests']} comparisons"
     return (

@@ -386,13 +386,23 @@ def test_counts_agree_with_statsmodels(tmp_path: Path) -> None:
         assert (found["ci_low"], found["ci_high"]) == pytest.approx(theirs, abs=1e-6)
 
 
+def test_few_counts_are_tested_exactly() -> None:
+    """5 of 5 against 1 of 3: z says 0.035; counted by hand, 3 of the 28 tables are as odd."""
+    found = compare_counts(["5/5", "1/3"], Options())
+    assert found["p"] == pytest.approx(0.0346, abs=1e-3)
+    assert found["p_exact"] == pytest.approx(3 / 28)
+    assert found["verdict"] != "significant" and "Fisher" in found["sentence"]
+    many = compare_counts(["50/60", "20/60"], Options())
+    assert many["p_exact"] is None and many["verdict"] == "significant"
+
+
 def test_counts_of_files(tmp_path: Path) -> None:
     a = evaluation(tmp_path / "a", "1100", None)
     b = evaluation(tmp_path / "b", "11" * 10, {**RESULTS, "n": 20, "accuracy": 0.65, "samples": 1})
     for left, right in ((a, b), (a / "samples.jsonl", b / "results.json")):
         result = compare_counts([str(left), str(right)], Options())
         assert [result[key] for key in ("right_a", "n_a", "right_b", "n_b")] == [2, 4, 13, 20]
-    several = compare_counts([str(a), str(b), "3/9"], Options(all_pairs=True))
+    several = compare_counts([str(b), "30/90", "50/90"], Options(all_pairs=True))
     assert several["tests"] == 3
     p = [one["p"] for one in several["comparisons"]]
     adjusted = multipletests(p, method="holm")[1]

@@ -211,6 +211,13 @@ def test_the_command_for_a_person(data: Path, shell: Shell) -> None:  # noqa: F8
     assert said.startswith("no row occurs in the evaluation")
 
 
+def test_no_questions_are_no_assurance(shell: Shell) -> None:  # noqa: F811
+    (shell.folder / "empty.jsonl").write_text("")
+    (shell.folder / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    error, _ = shell.mistake("decontaminate", "rows.jsonl", "--against", "empty.jsonl")
+    assert "empty.jsonl: no questions in it" in error
+
+
 def test_mistakes_of_the_command(data: Path, shell: Shell) -> None:  # noqa: F811
     common = ["decontaminate", "mine.jsonl", "--against"]
     assert "no eval 'nothing'" in shell.mistake(*common, "nothing")[0]

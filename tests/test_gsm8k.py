@@ -194,6 +194,25 @@ def test_extract_answer(text: str, value: int | None) -> None:
     assert extract_answer(text) == value
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("#### 18 000", None),
+        ("That makes 70 000", None),
+        ("#### 18 thousand", 18000),
+        ("The answer is $1.5 million.", 1_500_000),
+        ("<answer>18k</answer>", 18000),
+        ("#### 18 km", 18),
+        ("#### 18 kids", 18),
+        ("The answer is not 17, it is 18", 18),
+        ("The answer is 18. The answer is not 17", 18),
+        ("The answer is nothing but 18", 18),
+    ],
+)
+def test_magnitudes_and_what_is_denied(text: str, value: int | None) -> None:
+    assert extract_answer(text) == value
+
+
 def test_the_tag_set_decides_where_a_thought_ends() -> None:
     text = "20</reasoning>#### 18</think> no number"
     assert extract_answer(text, "reasoning") == 18

@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"recipe"},
     {"train.lanes"},
     {"train.cpu"},
-    {"stats"},
+    {"stats", "characters"},
     {"pairs", "sentences", "sequential", "ui", "chat", "loading", "decontaminate", "mathworker"},
     {"train.losses", "train.batches", "train.prefix"},
     {"tasks", "train.objectives", "results"},

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from mlxreflect.arms import refuse_quick
 from mlxreflect.errors import UserError
 from mlxreflect.records import Messages, Problem, Sample, flat_from_row, read_json, read_rows
 from mlxreflect.stats import mean_interval, wilson
@@ -135,6 +136,7 @@ def find_arms(folders: Sequence[Path]) -> list[Path]:
         deeper = (arm for child in children(inside) for arm in filter(is_arm, children(child)))
         ranked = sorted(arms, key=rank) or sorted(deeper, key=rank)
         if not ranked:
+            refuse_quick(folder)
             raise UserError(
                 f"{folder}: no evaluation in it",
                 "give folders that `mlxreflect eval` or `run` made, or a folder of such",

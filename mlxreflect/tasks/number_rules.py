@@ -25,6 +25,7 @@ HASHED = re.compile(r"[\s$€£¥*_`\\(\[{:=+-]*\.?[0-9]")
 HEADING = re.compile(r"[.):][ \t]+[A-Za-z]")
 # "18 or 20", "18 dollars or 20 dollars": two answers are none.
 HEDGE = re.compile(r"[\s*_$`)}\],]{0,4}(?:[A-Za-z]{1,20}\s{1,3}){0,3}or\s[^0-9\n.]{0,40}[0-9]")
+NOT = re.compile(r"\s{1,3}not\b", re.IGNORECASE)  # "the answer is not 17"
 Spot = tuple[int, Fraction | None]  # of a marker: its position, and the number it points at
 
 
@@ -45,6 +46,8 @@ def after_hashes(text: str) -> Spot | None:
 def after_phrase(text: str) -> Spot | None:
     """The last "answer is" that a number follows."""
     for marked in phrases(text):
+        if NOT.match(marked.text):
+            continue
         window = tidy(marked.text)
         if (found := find_numbers(window)) and found[0].start < AFTER_PHRASE:
             return marked.position, first_result(window, found[0])

@@ -6,7 +6,7 @@ a window of bounded length, so that hostile text cannot make a grade slow.
 
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -34,6 +34,9 @@ EXPONENT = re.compile(r"[eE][+-]?[0-9]")  # one too large to be read
 # "√18", "\\sqrt{18}", "log 18", "±18": a function of the number that follows.
 FUNCTION = re.compile(r"(?:√|±|\\pm|(?:\\|\b)(?:sqrt|log|ln|exp|sin|cos|tan))[\s({\[$]{0,4}$")
 SIGN_WORD = re.compile(r"(?:\bnegative|(?:\A|[=:]|\bis)\s{0,3}minus)[\s$€£¥]{1,3}\Z", re.IGNORECASE)
+# "18 thousand", "1.5 million", "$18k".
+MAGNITUDE = re.compile(r"(k|[\s]{0,2}(?:thousand|million|billion))(?![0-9A-Za-z])", re.IGNORECASE)
+TIMES = {"k": 1000, "thousand": 1000, "million": 10**6, "billion": 10**9}
 OR = re.compile(r"\bor\b", re.IGNORECASE)
 CURRENCY = "$€£¥"
 WORD = re.compile(r"[^\W\d_]+")
@@ -143,8 +146,21 @@ def find_numbers(text: str) -> list[Found]:
             value = None
         elif value is not None and is_negative(text, start):
             value = -value
+        if value is not None and (times := MAGNITUDE.match(text, end)):
+            value *= TIMES[times[1].strip().lower()]
         found.append(Found(start, end, value))
-    return found
+    return unspaced(text, found)
+
+
+def unspaced(text: str, found: list[Found]) -> list[Found]:
+    """Thousands behind a space, "18 000": no number is read there, neither 18 nor 0."""
+    groups = {
+        i
+        for i in range(1, len(found))
+        if text[found[i - 1].end : found[i].end] == " 000" and text[found[i - 1].end - 1].isdigit()
+    }
+    groups |= {i - 1 for i in groups}
+    return [replace(one, value=None) if i in groups else one for i, one in enumerate(found)]
 
 
 def read_number(text: str) -> Fraction | None:

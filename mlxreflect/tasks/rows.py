@@ -4,13 +4,13 @@ import csv
 import difflib
 import hashlib
 import json
-import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 from typing import Any
 
+from mlxreflect.characters import composed
 from mlxreflect.errors import UserError
 from mlxreflect.records import Problem
 
@@ -222,7 +222,7 @@ def question_text(row: Row, name: str) -> str:
 
 def fold(text: str) -> str:
     """A text without differences of case and spacing: what makes two questions the same."""
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+    return " ".join(composed(text).casefold().split())
 
 
 def share(key: str) -> int:

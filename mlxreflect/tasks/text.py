@@ -1,12 +1,11 @@
 """What counts of a response, and short texts compared but for case, spacing and punctuation."""
 
 import re
-import unicodedata
 
+from mlxreflect.characters import composed
 from mlxreflect.prompts import TAGS
 
 MAX_TEXT = 4000  # characters
-MAX_MARKS = 30  # combining marks in a row, as in Unicode's stream-safe format (UAX 15)
 MAX_QUESTIONS = 16  # occurrences of "Question:" looked at
 END_TOKENS = (
     "<|im_end|>",
@@ -46,25 +45,12 @@ def cut_at_question(text: str, tags: str) -> str:
     return text
 
 
-def composed(text: str) -> str:
-    """NFC; a text with more marks in a row than any language has is left as it is.
-
-    NFC sorts such a run in time quadratic in its length.
-    """
-    run = 0
-    for character in "" if text.isascii() else text:
-        run = run + 1 if unicodedata.combining(character) else 0
-        if run > MAX_MARKS:
-            return text
-    return unicodedata.normalize("NFC", text)
-
-
 def normal_text(text: str) -> str:
-    """NFC, case folded, single spaces, plain quotes; no quotes around, no stop at the end."""
+    """NFC, case folded, single spaces, plain quotes; no quotes, marks or stops around it."""
     text = composed(text).translate(QUOTES).casefold()
     text = " ".join(composed(text).split())
     text = SPACE_BEFORE.sub("", text)
-    return text.rstrip(".,;:!? \"'").lstrip("\"' ") or text
+    return text.rstrip(".,;:!? \"'*_`").lstrip("\"' *_`") or text
 
 
 def same_text(one: str, other: str) -> bool:
