@@ -99,7 +99,7 @@ def evaluate(
             for (problem, j), completion in zip(pairs, completions, strict=True)
         ]
         append_rows(path, map(sample_row, samples))
-    return write_results(out, setup, rules)
+    return write_results(out, setup, rules, eval=spec.name or spec.task.name)
 
 
 def answer(
@@ -190,7 +190,9 @@ def describe_setup(
     asked: each problem's prompt as it is before a model's own template and tokenizer, so that
     different models can be compared.
     """
-    told = spec.model_dump(exclude={"task": {"source"}, "prompt": {"file"}, "quick": True})
+    told = spec.model_dump(
+        exclude={"task": {"source"}, "prompt": {"file"}, "quick": True, "name": True}
+    )
     if not spec.prompt.templates:
         del told["prompt"]["templates"]
     for key in ("form", "shots", "stop", "rules"):
@@ -292,5 +294,6 @@ def find_spec(name: str, limit: int, source: str, settings: Sequence[str]) -> Ev
         asked["source"], tree["part"] = source, "all"
     if limit:
         tree["limit"] = limit
+    tree.setdefault("name", path.stem)
     fetch_templates(apply_settings(tree, settings), path)
     return validate(EvalSpec, tree, path, settings)

@@ -181,7 +181,8 @@ def answer_all(
     root = out or default_folder(spec, entries)
     folders = [root if len(entries) == 1 else root / entry.name for entry in entries]
     host = Host(Answers.open(cache), ui)
-    ui_facts = {"evaluating": spec.task.name, "arms": ", ".join(entry.name for entry in entries),
+    ui_facts = {"evaluating": spec.name or spec.task.name,
+                "arms": ", ".join(entry.name for entry in entries),
                 "problems": len(exam.problems), "out": str(root)}  # fmt: skip
     found: list[dict[str, Any]] = []
     for entry, folder in zip(entries, folders, strict=True):

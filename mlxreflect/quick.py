@@ -100,7 +100,8 @@ def quick_eval(
     problems = eval_problems(task, spec)
     folder = out or default_folder(spec, entries)
     pair = load_answerers(entries)
-    ui.header({"evaluating": spec.task.name, "base": pair[0].name, "trained": pair[1].name,
+    ui.header({"evaluating": spec.name or spec.task.name,
+               "base": pair[0].name, "trained": pair[1].name,
                "questions": f"at most {at_most(spec, problems)}", "out": str(folder)})  # fmt: skip
     return ask_until_decided(pair, task, problems, spec, folder, ui=ui)
 

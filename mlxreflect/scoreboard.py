@@ -35,7 +35,7 @@ def figures(arms: Sequence[dict[str, Any]]) -> Table:
     failed = any(arm.get("failed") for arm in arms)
     graded = ["|F1"] if any("f1" in arm for arm in arms) else []
     headings = [*columns, *graded, *(f"|{name}" for name in more), *(["|failed"] if failed else [])]
-    made = table(f"Evaluation: {arms[0]['task']}", ["", *headings])
+    made = table(f"Evaluation: {arms[0].get('eval') or arms[0]['task']}", ["", *headings])
     for arm in arms:
         tokens = arm["tokens_mean"]
         rates = {f"{kind}@{k}": percent(rate) for kind in ("pass", "maj")

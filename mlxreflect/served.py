@@ -109,7 +109,8 @@ def evaluate_served(
         note(f"{setup['server']} does not take {', '.join(refused)}: it answered without")
     for left in out.glob("replies.sqlite*"):
         left.unlink()
-    return write_results(out, setup, rules, **({"refused": refused} if refused else {}))
+    more = {"eval": spec.name or spec.task.name, **({"refused": refused} if refused else {})}
+    return write_results(out, setup, rules, **more)
 
 
 def served_sample(

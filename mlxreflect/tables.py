@@ -212,6 +212,7 @@ class EvalSpec(Table):
     """What an evaluation asks and how; `evals/*.toml` hold the bundled ones."""
 
     task: TaskConfig
+    name: str = ""  # what its table is called; of a file, the file's name
     prompt: PromptConfig = PromptConfig()
     quick: QuickConfig = QuickConfig()
     part: Literal["heldout", "dev", "train", "all"] = "heldout"
