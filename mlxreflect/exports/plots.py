@@ -188,6 +188,12 @@ def draw_difficulty(figure: Figure, tasks: dict[str, list[Arm]]) -> None:
         text.set_parse_math(False)
 
 
+def asked_at(arms: Sequence[Arm], levels: dict[str, str], at: str) -> str:
+    """How many questions of a level the arms were asked: one number, or from which to which."""
+    numbers = {sum(levels.get(q.id) == at for q in arm.questions) for arm in arms}
+    return " to ".join(map(str, sorted({min(numbers), max(numbers)})))
+
+
 def draw_levels(
     axis: Axes,
     arms: Sequence[Arm],
@@ -209,7 +215,9 @@ def draw_levels(
             xs, [right for right, _, _ in found.values()], [below, above], capsize=3,
             markersize=6, linestyle="none", label=short(arm.name), **looks[arm.name],
         )  # fmt: skip
-    axis.set_xticks(range(len(counts)), [f"{at}\n(n = {n})" for at, n in counts.items()])
+    axis.set_xticks(
+        range(len(counts)), [f"{at}\n(n = {asked_at(arms, levels, at)})" for at in counts]
+    )
     axis.set_xlim(-0.6, len(counts) - 0.4)
     axis.set_xlabel(name)
     axis.set_ylim(-0.03, 1.03)
