@@ -20,7 +20,8 @@ def command(*arguments: object) -> list[str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    """Every file but those of report/, which name the folder and the time."""
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and "report" not in p.parts)
     return {str(p.relative_to(folder)): p.read_bytes() for p in paths}
 
 

@@ -126,6 +126,8 @@ def outputs(settings, folder):
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
+        if name.startswith("report/"):  # the evaluations again, with times and paths in them
+            continue
         if path.is_file() and name not in ("recipe.toml", "run.json", ".lock", "critic.jsonl"):
             found[name] = hashlib.sha256(content(path)).hexdigest()
     return found
