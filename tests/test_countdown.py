@@ -321,6 +321,7 @@ def test_the_number_of_problems() -> None:
     assert len(TASK.load(TaskConfig(limit=7), "train", 0)) == 7
 
 
+@pytest.mark.slow
 def test_a_part_that_has_fewer_problems_gives_all_it_has() -> None:
     """Two numbers make 644 held-out problems, counted here; the default asks for 1000."""
     every = set()

@@ -183,7 +183,8 @@ def test_no_secret_and_no_message_reaches_the_file(
         assert secret not in written
 
 
-@pytest.mark.parametrize("replies", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("replies", [1, 3])
 def test_a_killed_process_pays_for_nothing_twice(tmp_path: Path, replies: int) -> None:
     """SIGKILL right after a reply was seen, while the next call is out."""
     faults: list[Fault | None] = [None] * replies + [STALL]

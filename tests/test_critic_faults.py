@@ -73,6 +73,7 @@ def test_a_run_whose_failing_requests_succeed_later_ends_with_the_same_bytes(
     same(tmp_path / "run", clean)
 
 
+@pytest.mark.slow
 def test_what_fails_for_good_is_recorded_and_all_else_goes_on(tmp_path: Path) -> None:
     long: Body = {"message": {"role": "assistant", "content": "and so on " * 100_000}}
     lock, waiting = threading.Lock(), [http(401), fake.NO_MODEL, fake.STALL, long]

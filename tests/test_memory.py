@@ -205,6 +205,7 @@ def test_a_limit_changes_no_gradient(pairs: int, recomputed: int, parts: int) ->
     assert furthest(gradients, expected) < 1e-4
 
 
+@pytest.mark.slow
 def test_memory_falls_with_the_limit() -> None:
     model, items = five_million(num_hidden_layers=4), some_items(4, 150, 40)
     trainer, everything = Trainer(model), list(range(4))

@@ -87,6 +87,7 @@ def test_every_run_gets_its_five_pictures(tmp_path: Path, shape: str) -> None:
         assert image[..., :3].min() < 0.6  # there is ink on it
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     rows, arms = SHAPES["whole"]
     first = [p.read_bytes() for p in plots.draw_plots(run_dir(tmp_path / "a", rows, arms))]
