@@ -1,5 +1,6 @@
 """R³ on a real 4-bit instruct model, real GSM8K rows and a critic over loopback HTTP."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -185,6 +186,8 @@ def test_preferences_of_a_four_bit_model_fit_into_little_memory(smollm2):
     def draw(length: int) -> list[int]:
         return [int(token) for token in rng.integers(100, 40000, length)]
 
+    gc.collect()
+    others = mx.get_active_memory()  # what tests before this one still hold
     prompts = [draw(512) for _ in range(6)]
     pairs = [Pair(Row(p, draw(256)), Row(p, draw(256))) for p in prompts]
     model = load_policy(PolicyConfig(model=str(smollm2), dequantize="no")).model
@@ -192,13 +195,14 @@ def test_preferences_of_a_four_bit_model_fit_into_little_memory(smollm2):
     mx.eval(model.parameters())
     mx.clear_cache()
     mx.reset_peak_memory()
-    weights = mx.get_active_memory()
+    weights = mx.get_active_memory() - others
     steps = Trainer(model).fit_pairs(
         pairs, base_reference(model), Settings(lr=1e-3, batch=2, logps="mean"), (0,)
     )
-    print(f"weights {weights / 1e6:.0f} MB, peak {mx.get_peak_memory() / 1e6:.0f} MB")
+    peak = mx.get_peak_memory() - others
+    print(f"weights {weights / 1e6:.0f} MB, peak {peak / 1e6:.0f} MB; of others {others / 1e6:.0f}")
     assert len(steps) == 3
     assert steps[0].loss == pytest.approx(np.log(2), abs=1e-3)  # LoRA has changed nothing yet
     trained = dict(tree_flatten(model.trainable_parameters()))
     assert all(mx.abs(a).max() > 0 for name, a in trained.items() if name.endswith("lora_b"))
-    assert mx.get_peak_memory() < 1.5e9
+    assert peak < 1.5e9
