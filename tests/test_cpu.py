@@ -130,7 +130,11 @@ def test_they_stand_in_for_the_duration_only() -> None:
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("kind", [mx.float32, mx.bfloat16])
-def test_products_are_those_of_mlx(bits: int, kind: mx.Dtype) -> None:
+@pytest.mark.parametrize("rows", [64, 10, 1])
+def test_products_are_those_of_mlx(
+    rows: int, bits: int, kind: mx.Dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "BLOCK", rows * 128 + 7)
     rng = np.random.default_rng(0)
     x = mx.array(rng.normal(size=(2, 9, 128)).astype(np.float32)).astype(kind)
     layer = nn.QuantizedLinear.from_linear(nn.Linear(128, 64), 32, bits)
@@ -176,3 +180,29 @@ def test_weights_made_float32_are_not_kept() -> None:
         mx.reset_peak_memory()
         mx.eval(mx.grad(loss)(x))
         assert mx.get_peak_memory() - before < 6 * 4 * side * side
+
+
+def test_a_heads_weights_are_never_float32_as_a_whole() -> None:
+    head = nn.QuantizedLinear(512, 1 << 16, bias=False)
+    x = mx.random.normal((8, 512), key=mx.random.key(0))
+    mx.eval(x, head.parameters())
+    with faster_on_cpu(build("qwen2", {})):
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(mx.grad(lambda x: head(x).sum())(x))
+        assert mx.get_peak_memory() - before < 0.6 * 4 * 512 * (1 << 16)
+
+
+def test_stacks_of_weights_are_left_to_mlx() -> None:
+    """As the heads of latent attention have them: a matrix a head."""
+    packed, scales, biases = mx.quantize(mx.random.normal((3, 64, 128)), 32, 4)
+    x = mx.random.normal((2, 3, 8, 128))
+
+    def product() -> mx.array:
+        found: mx.array = mx.quantized_matmul(x, packed, scales, biases, group_size=32, bits=4)
+        return found
+
+    expected = product()
+    with faster_on_cpu(build("qwen2", {})):
+        assert mx.array_equal(product(), expected)

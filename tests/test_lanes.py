@@ -108,3 +108,20 @@ def test_pieces_are_computed_in_turn_and_let_go() -> None:
     lanes.compute(pieces)
     assert pieces == []
     assert last.tolist() == [3.0] * 10
+
+
+def test_what_was_marked_is_not_kept_until_the_end() -> None:
+    """The graph's marks refer to each other; a forward pass still holds a few arrays at a time."""
+    size, steps = 1 << 18, 40
+
+    def trace(piece: int) -> mx.array:
+        x = mx.full((size,), float(piece))
+        for _ in range(steps):
+            x = lanes.mark(mx.sin(x) + 1)
+        return x.sum()
+
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    assert len(list(side_by_side(trace, range(4)))) == 4
+    assert mx.get_peak_memory() - before < LANES * 6 * 4 * size

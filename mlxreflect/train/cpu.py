@@ -21,6 +21,9 @@ from mlxreflect.train.lanes import mark
 LOG2E = math.log2(math.e)
 LOWEST = -1e30  # added to a masked score: its power is 0, and a row of such scores no NaN
 LEAST_ROWS = 4  # of a product with quantised weights that making them float32 is worth it for
+BLOCK = (
+    1 << 22
+)  # weights at a time that are made so; MLX needs about three times their 16 MB for it
 theirs, their_product = mx.fast.scaled_dot_product_attention, mx.quantized_matmul
 
 
@@ -59,27 +62,39 @@ def quantized_matmul(
 ) -> mx.array:
     """mx.quantized_matmul; of many rows, by weights made float32 for the moment of the product.
 
-    They are made again for the backward pass, so that no layer's float32 weights are kept.
+    A block of outputs at a time, and again for the backward pass: float32 weights of a whole head
+    may be larger than the packed model.
     """
-    if not how.get("transpose", True) or x.size < LEAST_ROWS * x.shape[-1]:
+    if w.ndim > 2 or not how.get("transpose", True) or x.size < LEAST_ROWS * x.shape[-1]:
         few: mx.array = their_product(x, w, scales, biases, **how)
         return few
     kind = {key: value for key, value in how.items() if key != "transpose"}
+    rows = max(1, BLOCK // x.shape[-1])
+    blocks = [slice(start, start + rows) for start in range(0, w.shape[0], rows)]
 
-    def weights(needed: mx.array) -> mx.array:
-        # Not before they are needed: MLX would begin with those of all layers.
-        packed = mx.depends(w, needed)
-        offsets = None if biases is None else biases.astype(mx.float32)
-        return mx.dequantize(packed, scales.astype(mx.float32), offsets, **kind)
+    def weights(block: slice, needed: mx.array) -> mx.array:
+        # Not before they are needed: MLX would begin with those of all blocks and layers.
+        packed = mx.depends(w[block], needed)
+        offsets = None if biases is None else biases[block].astype(mx.float32)
+        return mx.dequantize(packed, scales[block].astype(mx.float32), offsets, **kind)
 
     @mx.custom_function
     def product(x: mx.array) -> mx.array:
-        return (x.astype(mx.float32) @ weights(x).T).astype(x.dtype)
+        needed, wide = x, x.astype(mx.float32)
+        found = []
+        for block in blocks:
+            needed = wide @ weights(block, needed).T
+            found.append(needed.astype(x.dtype))
+        return mx.concatenate(found, axis=-1) if len(found) > 1 else found[0]
 
     @product.vjp
     def backward(primal: Any, cotangent: Any, output: Any) -> mx.array:
-        found: mx.array = (cotangent.astype(mx.float32) @ weights(cotangent)).astype(primal.dtype)
-        return found
+        wide = cotangent.astype(mx.float32)
+        found = wide[..., blocks[0]] @ weights(blocks[0], cotangent)
+        for block in blocks[1:]:
+            found = found + wide[..., block] @ weights(block, found)
+        slope: mx.array = found.astype(primal.dtype)
+        return slope
 
     out: Any = product(x)
     whole: mx.array = out

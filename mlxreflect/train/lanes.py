@@ -40,7 +40,8 @@ def side_by_side(
                 piece, stream = waiting.popleft(), free.popleft()
                 with mx.stream(stream), marking() as marks:
                     result = trace(piece)
-                computed = threads().submit(compute, [*marks, result])
+                marks.append(result)
+                computed = threads().submit(compute, marks)
                 running.append((piece, result, stream, computed))
             piece, result, stream, computed = running.popleft()
             computed.result()
@@ -51,11 +52,11 @@ def side_by_side(
             computed.exception()
 
 
-marked: list[list[mx.array]] = []  # of the graph that is being traced, if one is
+marked: list[list[Any]] = []  # of the graph that is being traced, if one is
 
 
 @contextmanager
-def marking() -> Iterator[list[mx.array]]:
+def marking() -> Iterator[list[Any]]:
     """The places that are marked inside, in the order of their computation."""
     marked.append([])
     try:
@@ -97,7 +98,10 @@ def mark(x: mx.array) -> mx.array:
 
 
 def compute(pieces: list[Any]) -> None:
-    """In a thread of its own: each piece in turn, and none is kept longer than it is needed."""
+    """In a thread of its own: each piece in turn, and none is kept longer than it is needed.
+
+    The list itself is emptied, for the graph refers to it, by `mark`, until its end.
+    """
     pieces.reverse()
     while pieces:
         mx.eval(pieces.pop())
