@@ -20,6 +20,7 @@ LAYERS: list[set[str]] = [
     {"prompts"},
     {"tables", "wording"},
     {"recipe"},
+    {"plans"},
     {"train.lanes"},
     {"train.cpu"},
     {"stats", "characters"},
@@ -51,8 +52,8 @@ LAYERS: list[set[str]] = [
     {"__main__"},
 ]
 # Nothing but data in, data out: no model, no network, no run directory.
-PURE = ("records", "settings", "tables", "recipe", "seeds", "prompts", "templates", "wording",
-        "pairs", "stats", "sentences", "sequential", "tasks", "errors", "job",
+PURE = ("records", "settings", "tables", "recipe", "plans", "seeds", "prompts", "templates",
+        "wording", "pairs", "stats", "sentences", "sequential", "tasks", "errors", "job",
         "decontaminate")  # fmt: skip
 HEAVY = {"mlx", "mlx_lm", "transformers", "pydantic", "matplotlib", "numpy", "scipy", "datasets",
          "huggingface_hub", "ollama", "httpx", "tenacity", "boto3", "botocore"}  # fmt: skip
