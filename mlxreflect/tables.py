@@ -188,6 +188,14 @@ class EvalConfig(Table):
     cache: str = ""  # of answers: "" the user's cache folder, "off", or a folder
 
 
+class Limits(Table):
+    """What a run may spend on learning; 0: no limit. A wave that has begun is played to its end."""
+
+    policy_tokens: Count = 0  # that the policy writes
+    critic_calls: Count = 0
+    training_tokens: Count = 0  # that a loss is taken of
+
+
 Method = Literal["r3"]
 METHODS: tuple[Method, ...] = get_args(Method)  # each has a table of its name
 
@@ -196,6 +204,7 @@ class Recipe(Table):
     strategy: Method = "r3"
     name: str = ""
     seed: int = 0
+    limits: Limits = Limits()
     policy: PolicyConfig = PolicyConfig()
     prompt: PromptConfig = PromptConfig()
     task: TaskConfig = TaskConfig()
