@@ -33,10 +33,13 @@ class Review:
     kept: the opening lines of the thought that are valid (and, when searching, from which a right
         answer can still be reached). fault: what is wrong with the first other line, as one short
         sentence such as "step 2 is wrong: 4 + 13 = 17"; empty when every step holds.
+    mended: that line with its arithmetic computed again, where nothing else is wrong with it and
+        there is something to do after it; else empty.
     """
 
     kept: list[str]
     fault: str
+    mended: str = ""
 
 
 @dataclass(frozen=True)
