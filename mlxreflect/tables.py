@@ -221,6 +221,26 @@ class QuickConfig(Table):
     max_n: Count = 0  # questions at most; 0: all of the spec's
 
 
+class ChainConfig(Table):
+    """[chain] of an evaluation: questions are answered again, round by round.
+
+    feedback: who looks at an answer; none: nobody does. gated: the grader stops a chain at the
+    first right answer; else the critic (or the policy) does where it finds nothing wrong.
+    """
+
+    rounds: Positive = 1  # answers at most, the first one among them; 1: no chain
+    round: Literal["prefill", "retry", "resample"] = "prefill"  # how it is answered again
+    feedback: Literal["critic", "self", "none"] = "critic"
+    gated: bool = False
+    fresh: Positive = 1  # of the answers, the first so many are from scratch, before any prefill
+    tries: Positive = 1  # answers that go on from the same prefilled thinking
+    avoid: bool = False  # no answer goes on as one that failed did, from the same thinking
+    integrate: bool = False  # at the end the answers of a chain become one
+    temperature: Annotated[float, Field(ge=0)] = 0.0  # of the policy's own critiques
+    max_tokens: Positive = 200  # of such a critique
+    critic: CriticConfig = CriticConfig()
+
+
 class EvalSpec(Table):
     """What an evaluation asks and how; `evals/*.toml` hold the bundled ones."""
 
@@ -240,3 +260,4 @@ class EvalSpec(Table):
     shots: Count = 0  # worked examples from the training part before each question
     stop: list[Annotated[str, Field(min_length=1)]] = []  # an answer ends before any of these
     rules: str = ""  # how answers are graded; "": the task's own headline rules
+    chain: ChainConfig = ChainConfig()

@@ -24,7 +24,17 @@ LAYERS: list[set[str]] = [
     {"train.lanes"},
     {"train.cpu"},
     {"stats", "characters"},
-    {"pairs", "sentences", "sequential", "ui", "chat", "loading", "decontaminate", "mathworker"},
+    {
+        "pairs",
+        "sentences",
+        "sequential",
+        "ui",
+        "chat",
+        "banned",
+        "loading",
+        "decontaminate",
+        "mathworker",
+    },
     {"train.losses", "train.batches", "train.prefix"},
     {"tasks", "train.objectives", "results"},
     {"job", "commits", "train.sources", "train.steps"},
@@ -38,12 +48,14 @@ LAYERS: list[set[str]] = [
     {"critics", "train"},
     {"arms"},
     {"alike"},
+    {"recursion"},
+    {"rounds"},
     {"strategies", "evaluate", "compare", "tiny", "fuse"},
-    {"unpaired", "served"},
+    {"unpaired", "served", "chains_eval"},
     {"plots", "story", "comparison_view", "exams", "rescore", "scoreboard"},
     {"exports"},
     {"lineup"},
-    {"quick"},
+    {"quick", "solve"},
     {"loop", "show", "course", "checks", "estimate"},
     {"dry", "finetune", "doctor"},
     {"cli_parts"},
@@ -179,7 +191,7 @@ if len(sys.argv) > 1:
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr)
 """
 COMMANDS = ("run", "resume", "show", "eval", "compare", "report", "grade", "train", "fuse",
-            "doctor", "decontaminate")  # fmt: skip
+            "doctor", "decontaminate", "solve")  # fmt: skip
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), *((c, "--help") for c in COMMANDS)])
