@@ -27,7 +27,10 @@ LAYERS: list[set[str]] = [
     {"train.losses", "train.batches", "train.prefix"},
     {"tasks", "train.objectives", "results"},
     {"job", "commits", "train.sources", "train.steps"},
+    {"train.messages"},
+    {"train.methods"},
     {"train.forms"},
+    {"train.kept"},
     {"train.formats"},
     {"critics.base", "critics.cache", "critics.faults", "critics.ledger"},
     {"policy", "critics.client", "run", "train.references"},
@@ -46,7 +49,7 @@ LAYERS: list[set[str]] = [
     {"loop", "show", "course", "checks", "estimate"},
     {"dry", "finetune", "doctor"},
     {"cli_parts"},
-    {"cli_evidence"},
+    {"cli_evidence", "cli_files"},
     {"cli"},
     {"__main__"},
 ]
@@ -178,7 +181,7 @@ if len(sys.argv) > 1:
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr)
 """
 COMMANDS = ("run", "resume", "show", "eval", "compare", "report", "grade", "train", "fuse",
-            "doctor", "decontaminate")  # fmt: skip
+            "doctor", "decontaminate", "export")  # fmt: skip
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), *((c, "--help") for c in COMMANDS)])
