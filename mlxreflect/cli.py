@@ -235,7 +235,7 @@ def doctor(
 
 
 app.add_typer(cli_evidence.app)  # eval, compare, report, grade, decontaminate
-app.add_typer(cli_files.app)  # export
+app.add_typer(cli_files.app)  # export, init
 
 
 def main() -> None:

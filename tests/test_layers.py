@@ -20,6 +20,7 @@ LAYERS: list[set[str]] = [
     {"prompts"},
     {"tables", "wording"},
     {"recipe"},
+    {"draft"},
     {"train.lanes"},
     {"train.cpu"},
     {"stats", "characters"},
@@ -47,7 +48,7 @@ LAYERS: list[set[str]] = [
     {"lineup"},
     {"quick"},
     {"loop", "show", "course", "checks", "estimate"},
-    {"dry", "finetune", "doctor"},
+    {"dry", "finetune", "doctor", "wizard"},
     {"cli_parts"},
     {"cli_evidence", "cli_files"},
     {"cli"},
@@ -181,7 +182,7 @@ if len(sys.argv) > 1:
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr)
 """
 COMMANDS = ("run", "resume", "show", "eval", "compare", "report", "grade", "train", "fuse",
-            "doctor", "decontaminate", "export")  # fmt: skip
+            "doctor", "decontaminate", "export", "init")  # fmt: skip
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), *((c, "--help") for c in COMMANDS)])
