@@ -3,19 +3,19 @@
 import re
 import tomllib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import MODELS
-from mlxreflect.settings import bundled, flatten, toml_value
+from mlxreflect.recipe import MODELS, asked_tiers, load_recipe
+from mlxreflect.settings import bundled, toml_value
 
 Keys = dict[str, Any]  # dotted key → value; None takes the key out, and a table's keys with it
 
 # Of [task] and [critic], what belongs to the task or the model that the bundled recipe has.
 COLUMNS = ("question", "answer", "answer_type")
 OF_TASK = ("source", "config", "split", *COLUMNS, "numbers", "words")
-OF_CRITIC = ("model", "base_url", "key_env", "region", "profile", "price_in", "price_out",
-             "advanced", "judge")  # fmt: skip
+OF_CRITIC = ("provider", "model", "base_url", "key_env", "region", "profile", "price_in",
+             "price_out")  # fmt: skip
 # Addresses that take OpenAI's requests ("": its own), by the variable that holds a key for them.
 HOSTS = {"OPENAI_API_KEY": "", "OPENROUTER_API_KEY": "https://openrouter.ai/api/v1"}
 HEADER = re.compile(r"\s*\[+([^\[\]]+)\]")
@@ -44,7 +44,7 @@ def draft(choices: Choices) -> str:
     """The text of the recipe. Raises UserError where the method has no such critic."""
     text = bundled("recipes")[choices.strategy].read_text(encoding="utf-8")
     tree = tomllib.loads(text)
-    keys = {"policy.model": choices.model, **task_keys(choices, tree), **critic_keys(choices, tree)}
+    keys = {"policy.model": choices.model, **task_keys(choices, tree), **critic_keys(choices)}
     head = (
         f"# Written by `mlxreflect init` from the bundled recipe {choices.strategy}. The comments "
         "are that one's;\n# what was chosen may differ from the models and tasks they name.\n#\n"
@@ -60,26 +60,30 @@ def task_keys(choices: Choices, tree: dict[str, Any]) -> Keys:
     keys |= {"task.name": choices.task, "eval.source": None}
     if not choices.source:
         return keys | {"eval.spec": choices.task if choices.task in bundled("evals") else ""}
+    for name, part in tree.get("profiles", {}).items():
+        if "name" in part.get("task", {}):  # on another task, which would read these data
+            keys[f"profiles.{name}"] = None
     given = {name: getattr(choices, name) for name in ("source", *COLUMNS)}
     return keys | {f"task.{k}": value for k, value in given.items() if value} | {"eval.spec": ""}
 
 
-def critic_keys(choices: Choices, tree: dict[str, Any]) -> Keys:
+def critic_keys(choices: Choices) -> Keys:
+    keys: Keys
     provider, _, model = choices.critic.partition(":")
     if provider == "self":
-        roles = [k for k, v in flatten(tree.get(choices.strategy, {})).items() if v == "critic"]
-        if not roles:
+        keys = self_keys(choices.strategy)
+        if not keys:
             raise UserError(
-                f"--critic self: {choices.strategy} has no part that the policy could take",
-                "give a critic: --critic ollama:NAME",
+                f"--critic self: {choices.strategy} cannot do without a critic",
+                "give one: --critic ollama:NAME",
             )
-        return {f"{choices.strategy}.{role}": "self" for role in roles}
+        return keys
     if provider not in ("solver", *MODELS):
         raise UserError(
             f"--critic {choices.critic}: no such critic",
             f"give solver, self, or one of {', '.join(MODELS)} with a model: ollama:qwen2.5:7b",
         )
-    keys: Keys = {f"critic.{name}": None for name in OF_CRITIC}
+    keys = {f"critic{t}.{k}": None for t in ("", ".advanced", ".judge") for k in OF_CRITIC}
     keys["critic.provider"] = provider
     if provider == "solver":
         return keys
@@ -92,6 +96,19 @@ def critic_keys(choices: Choices, tree: dict[str, Any]) -> Keys:
     return keys
 
 
+def self_keys(strategy: str) -> Keys:
+    """What makes a method do without a critic; nothing where it cannot."""
+    usual = load_recipe(strategy)
+    table = getattr(usual, strategy)
+    keys = {}
+    for name, field in type(table).model_fields.items():
+        others = [value for value in get_args(field.annotation) if value != "critic"]
+        if getattr(table, name) == "critic" and others:
+            keys[name] = others[0]
+    alone = usual.model_copy(update={strategy: table.model_copy(update=keys)})
+    return {} if asked_tiers(alone) else {f"{strategy}.{name}": keys[name] for name in keys}
+
+
 # ---- TOML with its comments ----------------------------------------------------------------------
 
 
@@ -102,14 +119,13 @@ def edit(text: str, keys: Keys) -> str:
     gone = tuple(f"{key}." for key, value in keys.items() if value is None)
     out: list[str] = []
     ends = {"": 0}  # table → where its last key ends in `out`
-    table, at = "", 0
+    table, at, size = "", 0, 1
     while at < len(lines):
         line, size = lines[at], 1
         header, found = HEADER.match(line), KEY.match(line)
         if header:
             table = header[1].strip()
-            out.append(line)
-        elif found:
+        if found:
             size = value_lines(lines[at:])
             key = f"{table}.{found[1]}".lstrip(".")
             if key in left:
@@ -117,12 +133,15 @@ def edit(text: str, keys: Keys) -> str:
                 out.append(f"{found[1]} = {toml_value(left.pop(key))} {comment}".rstrip())
             elif not f"{key}.".startswith(gone):
                 out += lines[at : at + size]
-        else:
+        elif not (header and f"{table}.".startswith(gone)):
             out.append(line)
+        else:  # with what was said above it
+            while out and out[-1].startswith("#"):
+                out.pop()
         if header or found:
             ends[table] = len(out)
         at += size
-    return "\n".join(inserted(out, ends, left)) + "\n"
+    return "\n".join(inserted(out, ends, left)).rstrip() + "\n"
 
 
 def inserted(lines: list[str], ends: dict[str, int], keys: Keys) -> list[str]:

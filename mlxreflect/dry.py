@@ -3,9 +3,10 @@
 from datetime import timedelta
 from typing import Any
 
-from mlxreflect.estimate import NOTHING, estimate
+from mlxreflect.estimate import estimate
 from mlxreflect.exams import clean
-from mlxreflect.recipe import asked_tiers, dump_recipe
+from mlxreflect.plans import PLANS
+from mlxreflect.recipe import asked_tiers, dump_recipe, resolved
 from mlxreflect.records import Messages, Problem
 from mlxreflect.strategies.attempts import attempt_prompt
 from mlxreflect.strategies.moves import Moves
@@ -28,7 +29,7 @@ def dry(recipe: Recipe) -> dict[str, Any]:
     text += [f"--- {cleaned.sentence()}"] if cleaned.counts else []
     text += told(recipe, found)
     return {
-        "recipe": recipe.model_dump(), "prompts": roles, "estimate": found,
+        "recipe": resolved(recipe), "prompts": roles, "estimate": found,
         "decontaminated": cleaned.counts, "text": "\n".join(text),
     }  # fmt: skip
 
@@ -36,13 +37,9 @@ def dry(recipe: Recipe) -> dict[str, Any]:
 def rendered(recipe: Recipe, task: Task, problem: Problem) -> dict[str, Messages]:
     """The prompt of each role that the run has, for one problem."""
     moves = Moves(recipe, task)
-    roles = {
-        "attempt": attempt_prompt(recipe, task, problem, moves.templates),
-        "critique": moves.critique(problem, "(an attempt)", NOTHING).messages,
-        "rewrite": moves.rewrite(problem, "(an attempt)", "(feedback)", NOTHING).messages,
-    }
-    if recipe.r3.judge:
-        roles["judge"] = moves.judge(problem, "(a rewrite)", NOTHING).messages
+    roles = {"attempt": attempt_prompt(recipe, task, problem, moves.templates)}
+    for role in PLANS[recipe.strategy](recipe, 1, 1.0).roles:
+        roles[role] = moves.example(role, problem, "(an attempt)", "(feedback)").messages
     return roles
 
 

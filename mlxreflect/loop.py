@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -31,8 +31,7 @@ from mlxreflect.records import read_rows, to_row
 from mlxreflect.results import warnings
 from mlxreflect.run import Run
 from mlxreflect.strategies import STRATEGIES
-from mlxreflect.strategies.r3 import R3, Played
-from mlxreflect.strategies.waves import State, Wave
+from mlxreflect.strategies.base import Played, Strategy, Wave
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.checkpoint import load_arrays, load_parameters, load_trainer, save_trainer
 from mlxreflect.train.lora import attach, save_adapter
@@ -43,6 +42,7 @@ from mlxreflect.ui import Ui
 
 COMPARED = ("n", "accuracy_a", "accuracy_b", "gains", "losses", "difference", "ci_low", "ci_high",
             "p_exact", "p_mid")  # fmt: skip
+UNSOLVED = ("bucket", "discarded", "failed")
 MEASURED = ("n", "accuracy", "ci_low", "ci_high", "format_rate", "parse_failures", "truncated")
 
 
@@ -98,7 +98,10 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
         with parameters(policy.model, initial):  # also when a resumed run has to do it again
             base = measure("base", "")
         del initial  # where all weights are trained it would be a second copy
-        play_waves(run, strategy, trainer, adapter, ui, before + time.monotonic() - started)
+        play_waves(
+            run, strategy, trainer, adapter, ui, before + time.monotonic() - started,
+            lambda arm: measure(arm, weights_hash(trainer.trainable())),
+        )  # fmt: skip
         finish_adapter(run, trainer, adapter)
         trained = measure("trained", weights_hash(trainer.trainable()))
         asked = list(ledger.rows())
@@ -121,7 +124,7 @@ def open_ledger(run: Run) -> Ledger:
     return Ledger(run.path / "critic.jsonl", critic.budget, kept=critic.cache != "off")
 
 
-def restore(run: Run, strategy: R3, trainer: Trainer, adapter: dict[str, Any]) -> float:
+def restore(run: Run, strategy: Strategy, trainer: Trainer, adapter: dict[str, Any]) -> float:
     """Go back to the last commit, or make the first; returns the seconds spent until it."""
     last = run.commits.last()
     if last is None:
@@ -130,9 +133,9 @@ def restore(run: Run, strategy: R3, trainer: Trainer, adapter: dict[str, Any]) -
     folder, saved = last
     load_parameters(folder / "adapters.safetensors", trainer)
     load_trainer(folder, trainer, saved["trainer"])
-    strategy.state = State(**saved["strategy"])
-    if (folder / "reference.safetensors").is_file():
-        strategy.learning.reference = load_arrays(folder / "reference.safetensors")
+    strategy.state = type(strategy.state)(**saved["strategy"])
+    for name in saved["held"]:
+        strategy.learning.held[name] = load_arrays(folder / f"{name}.safetensors")
     seconds: float = saved["seconds"]
     return seconds
 
@@ -140,56 +143,62 @@ def restore(run: Run, strategy: R3, trainer: Trainer, adapter: dict[str, Any]) -
 def commit(
     run: Run,
     number: int,
-    strategy: R3,
+    strategy: Strategy,
     trainer: Trainer,
     adapter: dict[str, Any],
     rows: dict[str, list[dict[str, Any]]],
     seconds: float,
 ) -> Path:
-    """Commit a wave: rows, adapter, optimizers, reference and the strategy's state at once."""
-    state: dict[str, Any] = {"strategy": asdict(strategy.state), "seconds": seconds}
+    """Commit a wave: rows, adapter, optimizers, reference and the strategy's state at once.
+
+    Names in `held` are the method's own, and files of the commit.
+    """
+    held = strategy.learning.held
+    state: dict[str, Any] = {
+        "strategy": asdict(strategy.state), "held": list(held), "seconds": seconds,
+    }  # fmt: skip
 
     def save(folder: Path) -> None:
         save_adapter(folder, trainer.trainable(), adapter, run.recipe.policy.model)
         state["trainer"] = save_trainer(folder, trainer)
-        if strategy.learning.reference is not None:
-            mx.save_safetensors(str(folder / "reference.safetensors"), strategy.learning.reference)
+        for name, arrays in held.items():
+            mx.save_safetensors(str(folder / f"{name}.safetensors"), arrays)
 
     return run.commits.add(number, rows, state, save)
 
 
 def play_waves(
     run: Run,
-    strategy: R3,
+    strategy: Strategy,
     trainer: Trainer,
     adapter: dict[str, Any],
     ui: Ui,
     seconds: float,
+    measure: Callable[[str], Any],
 ) -> None:
+    """Wave after wave, each committed. measure: evaluates the policy as it is, as an arm."""
     started = time.monotonic() - seconds
-    config = run.recipe.r3
-    total = len(strategy.problems) * config.epochs
+    done, total = strategy.progress()
     with ui.progress("learning", total) as bar:
-        done = len(strategy.problems) * (strategy.state.epoch - 1) + strategy.state.cursor
         bar.advance(done)
         strategy.status = bar.update_text
-        while True:
-            wave = strategy.next_wave()
-            if wave is None or (wave.new_epoch and wave.number):
-                keep_epoch(run, strategy.state.epoch - (wave is not None))
-            if wave is None:
-                bar.update_text("")  # not of its last step alone
-                break
+        while (wave := strategy.next_wave()) is not None:
+            if wave.new_epoch and wave.number:
+                keep_epoch(run, wave.epoch - 1)
             begun = time.monotonic()
             played = strategy.play(wave)
             figures = {**played.figures, "seconds": round(time.monotonic() - begun, 3)}
+            if played.arm:  # before the commit: a run stopped in it does the wave again
+                measure(played.arm)
             commit(
                 run, wave.number + 1, strategy, trainer, adapter,
                 journal_rows(wave, played, figures), time.monotonic() - started,
             )  # fmt: skip
-            if wave.stage == "problems":
-                bar.advance(len(wave.problems))
+            before, (done, _) = done, strategy.progress()
+            bar.advance(done - before)
             ui.line(describe_wave(figures))
+        keep_epoch(run, strategy.state.epoch)
+        bar.update_text("")  # not of its last step alone
 
 
 def journal_rows(wave: Wave, played: Played, figures: dict[str, Any]) -> dict[str, Any]:
@@ -207,12 +216,18 @@ def journal_rows(wave: Wave, played: Played, figures: dict[str, Any]) -> dict[st
 
 
 def describe_wave(figures: dict[str, Any]) -> str:
+    """In one line. told: what a method has to say of its own."""
     share = figures["passed"] / figures["problems"] if figures["problems"] else 0.0
-    return (
+    parts = [
         f"epoch {figures['epoch']}, wave {figures['number']} ({figures['stage']}): "
-        f"{figures['problems']} problems, {share:.1%} right at once, {figures['solved']} solved, "
-        f"{figures['pairs']} pairs, bucket {figures['bucket']}, {figures['seconds']:.1f} s"
-    )
+        f"{figures['problems']} problems",
+        f"{share:.1%} right at once",
+        f"{figures['solved']} solved",
+        f"{figures['pairs']} pairs",
+        f"bucket {figures['bucket']}" if "bucket" in figures else figures.get("told", ""),
+        f"{figures['seconds']:.1f} s",
+    ]
+    return ", ".join(filter(None, parts))
 
 
 def keep_epoch(run: Run, epoch: int) -> None:
@@ -245,12 +260,12 @@ def summarise_run(
     """Figures of a whole run, from what was committed; asked: the ledger's lines."""
     metrics = list(read_rows(run.path / "metrics.jsonl"))
     waves = [row for row in metrics if row["kind"] == "wave"]
-    last = run.commits.last()
-    assert last is not None  # a run has at least its first commit
-    bucket = set(last[1]["strategy"]["bucket"])
     first: dict[str, bool] = {}
+    bucket: set[str] = set()  # what the last episode of a problem left unsolved
     for row in read_rows(run.path / "episodes.jsonl"):
-        first.setdefault(row["problem"]["id"], row["outcome"]["first_correct"])
+        pid, outcome = row["problem"]["id"], row["outcome"]
+        first.setdefault(pid, outcome["first_correct"])
+        (bucket.add if outcome["status"] in UNSOLVED else bucket.discard)(pid)
     at_once = {pid for pid, right in first.items() if right} - bucket
     failures = sum((Counter(row["failures"]) for row in waves), Counter[str]())
     return {

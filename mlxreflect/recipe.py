@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,16 @@ from mlxreflect.settings import (
     toml_value,
     validate,
 )
-from mlxreflect.tables import REMOTE, TIERS, CriticConfig, EvalSpec, Fitting, Recipe, Tier
+from mlxreflect.tables import (
+    METHODS,
+    REMOTE,
+    TIERS,
+    CriticConfig,
+    EvalSpec,
+    Fitting,
+    Recipe,
+    Tier,
+)
 from mlxreflect.wording import fetch_templates
 
 # For each provider, what a critic.model may look like.
@@ -73,6 +82,12 @@ def check_profiles(profiles: Any, path: Path) -> dict[str, Any]:
 
 def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> None:
     """What the types cannot say: keys that contradict each other."""
+    for name in METHODS:
+        if name != recipe.strategy and name in recipe.model_fields_set:
+            raise UserError(
+                f"{path}: [{name}] does nothing while strategy = {recipe.strategy!r}",
+                f"leave that table out, or set strategy = {name!r}",
+            )
     if recipe.r3.verify_pass > recipe.r3.verify_samples:
         raise UserError(
             f"{path}: r3.verify_pass = {recipe.r3.verify_pass} can never be reached with "
@@ -106,6 +121,10 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
 
 def asked_tiers(recipe: Recipe) -> list[Tier]:
     """The critics that a run asks; where the policy does it all, none."""
+    return ASKED[recipe.strategy](recipe)
+
+
+def r3_tiers(recipe: Recipe) -> list[Tier]:
     tiers: list[Tier] = []
     if not recipe.r3.feedback == recipe.r3.rewriter == "self":
         tiers += ["basic", "advanced"] if keeps_bucket(recipe) else ["basic"]
@@ -115,6 +134,10 @@ def asked_tiers(recipe: Recipe) -> list[Tier]:
 def keeps_bucket(recipe: Recipe) -> bool:
     """Whether the bucket list is ever taken up."""
     return recipe.r3.bucket_every > 0 or recipe.r3.until_mastered
+
+
+# For each method, the critics that it asks.
+ASKED: dict[str, Callable[[Recipe], list[Tier]]] = {"r3": r3_tiers}
 
 
 def check_critic(critic: CriticConfig, path: Path) -> None:
@@ -199,16 +222,22 @@ def validate_tier(
         raise explain(error, CriticConfig, path, settings, full) from None
 
 
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """All keys of a recipe that mean something in it: of the methods' tables, its own."""
+    unused: set[str] = {name for name in METHODS if name != recipe.strategy}
+    return recipe.model_dump(exclude=unused)
+
+
 def digest(recipe: Recipe) -> str:
     """Eight hex digits over every key that decides what a run computes."""
-    flat = {k: v for k, v in flatten(recipe.model_dump()).items() if k not in RESUMABLE}
+    flat = {k: v for k, v in flatten(resolved(recipe)).items() if k not in RESUMABLE}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as TOML, one `table.key = value` a line."""
     lines = ["# The resolved recipe of this run; `mlxreflect resume` refuses it when it changed."]
-    for key, value in flatten(recipe.model_dump()).items():
+    for key, value in flatten(resolved(recipe)).items():
         lines.append(f"{key} = {toml_value(value)}")
     return "\n".join(lines) + "\n"
 

@@ -98,14 +98,15 @@ class Turn:
 class Outcome:
     """How an episode ended.
 
-    status: solved_first; solved (trained, then verified); trained (with verifications = 0, nothing
-        was verified); bucket (not yet); failed (no call to the critic got through).
+    status: solved_first; solved (by a later turn; with R³ trained, then verified); trained (with
+        verifications = 0, nothing was verified); bucket (not yet); discarded (given up); failed (no
+        call to the critic got through).
     solved_turn: index of the turn that passed. tier: the critic used, basic or advanced.
     """
 
     first_correct: bool
     solved_turn: int | None
-    status: Literal["solved_first", "solved", "trained", "bucket", "failed"]
+    status: Literal["solved_first", "solved", "trained", "bucket", "discarded", "failed"]
     tier: Literal["basic", "advanced"] = "basic"
 
 

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from mlxreflect.commits import Commits, take_lock
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import RESUMABLE, check_spending, digest, dump_recipe
+from mlxreflect.recipe import RESUMABLE, check_spending, digest, dump_recipe, resolved
 from mlxreflect.records import read_json, write_atomic
 from mlxreflect.settings import apply_settings, flatten, read_toml, validate
 from mlxreflect.tables import Recipe
@@ -58,7 +58,7 @@ class Run:
         write_atomic(path / "recipe.toml", dump_recipe(recipe))
         identity = {
             "schema": "run/1", "id": f"{path.name}-{time.time_ns():x}", "digest": digest(recipe),
-            "recipe": recipe.model_dump(),
+            "recipe": resolved(recipe),
         }  # fmt: skip
         write_atomic(path / "run.json", json.dumps(identity, indent=1) + "\n")
         return cls(path, recipe, lock)
@@ -73,7 +73,7 @@ class Run:
             )
         original = read_json(path / "run.json")["recipe"]
         tree = read_toml(path / "recipe.toml")
-        now = validate(Recipe, tree, path / "recipe.toml").model_dump()
+        now = resolved(validate(Recipe, tree, path / "recipe.toml"))
         old, new = flatten(original), flatten(now)
         changed = sorted(k for k in {**old, **new} if old.get(k) != new.get(k))
         if refused := [k for k in changed if k not in RESUMABLE]:

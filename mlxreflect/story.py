@@ -22,12 +22,13 @@ MOST_WORDS = 10_000  # and spaces, in a difference; beyond, comparing would take
 REMOVED, ADDED = "red strike", "green"
 MARKS = {REMOVED: ("[-", "-]"), ADDED: ("{+", "+}")}
 STATUS_STYLE = {"solved_first": "green", "solved": "green", "trained": "cyan", "bucket": "yellow",
-                "failed": "red"}  # fmt: skip
+                "discarded": "yellow", "failed": "red"}  # fmt: skip
 ENDED = {
     "solved_first": "solved at the first try",
     "solved": "solved: verified after training",
     "trained": "trained on, not verified",
     "bucket": "not solved: on the bucket list",
+    "discarded": "given up: it is not trained on",
     "failed": "no call to the critic got through",
 }
 

@@ -1,6 +1,6 @@
 """The tables of a recipe: every key with its type, its default and what it means."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -89,12 +89,13 @@ class Critics(CriticConfig):
     advanced: takes up the bucket list. judge: gives verdicts.
     """
 
+    max_failed: Fraction = 0.5  # a larger share of the last calls failed: the run stops
     budget: BudgetConfig = BudgetConfig()
     advanced: dict[str, Any] = {}
     judge: dict[str, Any] = {}
 
     def tier(self, name: Tier) -> CriticConfig:
-        base = self.model_dump(exclude={"budget", "advanced", "judge"})
+        base = self.model_dump(exclude={"max_failed", "budget", "advanced", "judge"})
         return CriticConfig(**{**base, **({} if name == "basic" else getattr(self, name))})
 
 
@@ -113,7 +114,6 @@ class R3Config(Table):
     sft_correct: bool = False  # SFT on attempts that were right at once
     bucket_every: Count = 100  # problems between passes over the bucket list; 0: never
     until_mastered: bool = False
-    max_failed: Fraction = 0.5  # a larger share of the last critic calls failed: the run stops
 
 
 class LoraConfig(Table):
@@ -188,8 +188,12 @@ class EvalConfig(Table):
     cache: str = ""  # of answers: "" the user's cache folder, "off", or a folder
 
 
+Method = Literal["r3"]
+METHODS: tuple[Method, ...] = get_args(Method)  # each has a table of its name
+
+
 class Recipe(Table):
-    strategy: Literal["r3"] = "r3"
+    strategy: Method = "r3"
     name: str = ""
     seed: int = 0
     policy: PolicyConfig = PolicyConfig()

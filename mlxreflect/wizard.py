@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from mlxreflect.checks import find_model, ollama_models
-from mlxreflect.draft import HOSTS, Choices, draft
+from mlxreflect.draft import HOSTS, Choices, draft, self_keys
 from mlxreflect.errors import UserError
 from mlxreflect.recipe import MODELS, load_recipe
 from mlxreflect.records import write_atomic
@@ -161,6 +161,11 @@ def settle_critic(task: str, usual: Recipe, asker: Asker, say: Say) -> Offer:
     chosen = asker.choose("critic", "critic (its number, or PROVIDER:MODEL)", first)
     if chosen.isdecimal() and 0 < int(chosen) <= len(offers):
         chosen = offers[int(chosen) - 1].critic
+    if not chosen:
+        raise UserError(
+            f"{usual.strategy} needs a critic, and none was found",
+            "start one (ollama serve), or name it: --critic ollama:NAME",
+        )
     if chosen == "solver" and not solver:
         raise UserError(
             f"--critic solver: the task {task} has no exact solver",
@@ -171,13 +176,15 @@ def settle_critic(task: str, usual: Recipe, asker: Asker, say: Say) -> Offer:
 
 
 def find_offers(solver: bool, usual: Recipe) -> list[Offer]:
-    """The critics that are here, the most likely first; the last ones need nothing."""
+    """The critics that are here, the most likely first; the last of them need nothing."""
     offers = [*ollama_offers(usual.critic.model), *key_offers()]
     if is_aws():
         offers.append(Offer(f"bedrock:{MODELS['bedrock']}", "AWS credentials are here"))
     if solver:
         offers.append(Offer("solver", "the task's exact solver, in this process"))
-    return [*offers, Offer("self", "the model reviews its own attempts")]
+    if keys := self_keys(usual.strategy):
+        offers.append(Offer("self", f"no critic: {', '.join(f'{k} = {keys[k]}' for k in keys)}"))
+    return offers
 
 
 def ollama_offers(usual: str) -> list[Offer]:

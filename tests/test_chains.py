@@ -259,7 +259,7 @@ def test_too_many_failures_stop_a_wave_from_any_thread():
         def ask(self, calls):
             return [Reply("", error="out of order", kind="http_500") for _ in calls]
 
-    strategy = make(Failing(), problems=16, r3={"max_failed": 0.2})
+    strategy = make(Failing(), problems=16, critic={"max_failed": 0.2})
     with pytest.raises(UserError, match="max_failed"):
         play(strategy)
 

@@ -458,7 +458,7 @@ def test_show_what_is_not_there(shell: Shell, run_dir: Path) -> None:
     assert rows(run_dir / "episodes.jsonl")[0]["problem"]["id"] in hint
     error, hint = shell.mistake("show", run_dir, "--status", "done")
     assert error == "no status 'done'"
-    assert "solved_first, solved, trained, bucket, failed" in hint
+    assert "solved_first, solved, trained, bucket, discarded, failed" in hint
 
 
 # ---- stopped in the middle -----------------------------------------------------------------------

@@ -89,7 +89,7 @@ def test_what_fails_for_good_is_recorded_and_all_else_goes_on(tmp_path: Path) ->
 
     with FakeOllama(reply=Faulty(fault)) as server:
         run(tmp_path / "run", server.url, cache=str(tmp_path / "c.sqlite"), deadline_s=3.0,
-            r3_max_failed=1.0, r3_bucket_every=0)  # fmt: skip
+            max_failed=1.0, r3_bucket_every=0)  # fmt: skip
     counts = figures(tmp_path / "run")
     assert counts["kinds"] == {"http_401": 1, "http_404": 1, "timeout": 1, "too_large": 1}
     assert counts["answered"] == counts["calls"] - 4 > 10

@@ -262,7 +262,7 @@ def test_a_secret_reaches_no_file_and_no_screen(
         monkeypatch.setenv("OLLAMA_HOST", server.url.replace("//", login))
         monkeypatch.setenv("OLLAMA_API_KEY", KEY)
         asked = arguments(
-            tmp_path / "run", "", cache=str(tmp_path / "c.sqlite"), r3_max_failed=1.0,
+            tmp_path / "run", "", cache=str(tmp_path / "c.sqlite"), max_failed=1.0,
             r3_wave=12, r3_bucket_every=0,
         )  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["mlxreflect", *asked])

@@ -6,7 +6,8 @@ from dataclasses import asdict
 import pytest
 
 from mlxreflect.dry import dry
-from mlxreflect.estimate import at_most, estimate, expected
+from mlxreflect.estimate import WRONG, estimate
+from mlxreflect.plans import at_most, expected
 from mlxreflect.recipe import load_recipe
 from mlxreflect.strategies.waves import State, next_wave
 from mlxreflect.tables import Recipe
@@ -54,7 +55,7 @@ def test_calls_by_hand():
     assert found["at_most"]["calls"] == found["critic_calls_at_most"] == 4 * 2 * 3 * 2
     # Half of 4; 1 + 1/2 + 1/4 tries; a second cycle for the half of the 7/8 that failed.
     assert found["expected"]["calls"] == round(2 * 2 * 1.75 * (1 + 7 / 8 / 2))
-    assert expected(recipe(r3={**r3, "rewrites": 1, "verifications": 0}), 4).tries == 1
+    assert expected(recipe(r3={**r3, "rewrites": 1, "verifications": 0}), 4, WRONG).tries == 1
 
 
 def test_tokens_and_dollars_by_hand():

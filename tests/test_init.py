@@ -245,6 +245,17 @@ def test_a_recipe_of_every_method_validates(method: str, critic: str, tmp_path: 
         assert recipe.train == usual.train and recipe.strategy == method
 
 
+def test_a_profile_on_another_task_goes_where_the_data_are_ones_own(tmp_path: Path) -> None:
+    """It would read those data as its own; a judge's temperature stays, its model goes."""
+    own = Choices("r3", "tiny", "jsonl", "ollama:m", source="d.jsonl")
+    text = draft(own)
+    assert [*tomllib.loads(text)["profiles"]] == ["look"]
+    assert "offline" not in text and "--set profile=look" in text
+    assert "quick" in tomllib.loads(draft(Choices("r3", "tiny", "svamp", "ollama:m")))["profiles"]
+    judge = '[critic.judge]\ntemperature = 0.0\nmodel = "other"\n'
+    assert edit(judge, {"critic.judge.model": None}) == "[critic.judge]\ntemperature = 0.0\n"
+
+
 # ---- TOML with its comments ----------------------------------------------------------------------
 
 TEXT = """# head
@@ -265,7 +276,7 @@ model = "m"
 
 
 def test_values_are_replaced_where_they_stand() -> None:
-    keys = {"seed": 1, "task.name": 'x"\\#', "task.words": [3], "critic.advanced": None,
+    keys = {"seed": 1, "task.name": 'x"\\#', "task.words": [3], "critic.advanced.model": None,
             "task.limit": 5, "new.key": True, "train.lr": 0.5}  # fmt: skip
     assert (
         edit(TEXT, keys)

@@ -1,6 +1,5 @@
 """Every recipe key changes something: an output file other than the recipe, or a recorded call."""
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -10,22 +9,21 @@ import pytest
 from fake_bedrock import FakeBedrock
 from fake_ollama import FakeOllama
 from fake_openai import FakeOpenAI
+from run_outputs import outputs_of_run
 from teacher import Teacher
 
 from mlxreflect import policy as policy_module
 from mlxreflect.answers import Answers
-from mlxreflect.critics.cache import cache_path
+from mlxreflect.cachedir import cache_path
+from mlxreflect.critics.cache import FILE as CACHE
 from mlxreflect.critics.ledger import BudgetReached
 from mlxreflect.decontaminate import FILE
 from mlxreflect.errors import UserError
 from mlxreflect.fuse import write_folder
-from mlxreflect.loop import execute
-from mlxreflect.recipe import load_recipe
-from mlxreflect.run import Run
+from mlxreflect.recipe import load_recipe, resolved
 from mlxreflect.settings import flatten
 from mlxreflect.tables import Recipe
 from mlxreflect.train.network import Network
-from mlxreflect.ui import Ui
 
 # Two waves and a second epoch, with failures, bucket passes, verifications and SFT in them.
 BASE = {
@@ -98,7 +96,7 @@ CHANGED = {
 APART = {
     "policy.dequantize",
     "policy.model", "policy.adapter", "task.source", "task.config", "task.split", "task.question",
-    "task.answer", "task.answer_type", "eval.source", "r3.max_failed",
+    "task.answer", "task.answer_type", "eval.source", "critic.max_failed",
     "eval.cache", "eval.decontaminate", "eval.ngram", "eval.against", "train.grad_checkpoint",
     "train.memory_gb", "train.reference_cache", "train.tune",
     "critic.provider", "critic.model", "critic.base_url", "critic.temperature",
@@ -112,41 +110,12 @@ ONE_VALUE = {"strategy"}  # r3 is the only one yet
 
 
 def test_no_key_is_forgotten():
-    assert set(CHANGED) | APART | ONE_VALUE == set(flatten(Recipe().model_dump()))
+    """The other methods' own keys are in the tests of these methods."""
+    assert set(CHANGED) | APART | ONE_VALUE == set(flatten(resolved(Recipe())))
 
 
 def outputs(settings, folder):
-    """Run a recipe here; every output file but the recipe, times and paths left out, as hashes."""
-    flags = [f"{key}={json.dumps(value)}" for key, value in {**BASE, **settings}.items()]
-    run = Run.create(load_recipe("quickstart", flags), folder)
-    try:
-        execute(run, Ui(quiet=True))
-    finally:
-        run.close()
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if name.startswith("report/"):  # the evaluations again, with times and paths in them
-            continue
-        if path.is_file() and name not in ("recipe.toml", "run.json", ".lock", "critic.jsonl"):
-            found[name] = hashlib.sha256(content(path)).hexdigest()
-    return found
-
-
-def content(path: Path) -> bytes:
-    if path.suffix == ".png":
-        return b""
-    if path.name in ("metrics.jsonl", "summary.json", "commit.json", "adapter_config.json"):
-        # A journal's length depends on how many digits its times have.
-        drop = ("seconds", "wall_seconds", "peak_memory_bytes", "journals")
-        text = path.read_text()
-        rows = text.splitlines() if path.suffix == ".jsonl" else [text]
-        kept = [{k: v for k, v in json.loads(r).items() if k not in drop} for r in rows]
-        for row in kept:
-            if isinstance(row.get("critic"), dict):
-                row["critic"].pop("wire", None)
-        return json.dumps(kept).encode()
-    return path.read_bytes()
+    return outputs_of_run("quickstart", {**BASE, **settings}, folder)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -447,7 +416,7 @@ def test_the_cache_is_where_the_recipe_says(tmp_path, monkeypatch):
     assert recorded({"critic.cache": mine}, tmp_path / "a")
     assert Path(mine).is_file()
     assert recorded({"critic.cache": mine}, tmp_path / "b") == []  # everything is known
-    default = cache_path("")
+    default = cache_path("", CACHE)
     assert default is not None and not default.exists()
 
 

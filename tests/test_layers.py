@@ -16,11 +16,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module may import from layers above its own line, and inside its own folder; never from below.
 LAYERS: list[set[str]] = [
     {"errors"},
-    {"records", "settings", "seeds", "templates"},
+    {"records", "settings", "seeds", "templates", "cachedir"},
     {"prompts"},
     {"tables", "wording"},
     {"recipe"},
-    {"draft"},
+    {"plans", "draft"},
     {"train.lanes"},
     {"train.cpu"},
     {"stats", "characters"},
@@ -55,8 +55,8 @@ LAYERS: list[set[str]] = [
     {"__main__"},
 ]
 # Nothing but data in, data out: no model, no network, no run directory.
-PURE = ("records", "settings", "tables", "recipe", "seeds", "prompts", "templates", "wording",
-        "pairs", "stats", "sentences", "sequential", "tasks", "errors", "job",
+PURE = ("records", "settings", "tables", "recipe", "plans", "seeds", "prompts", "templates",
+        "wording", "pairs", "stats", "sentences", "sequential", "tasks", "errors", "job",
         "decontaminate")  # fmt: skip
 HEAVY = {"mlx", "mlx_lm", "transformers", "pydantic", "matplotlib", "numpy", "scipy", "datasets",
          "huggingface_hub", "ollama", "httpx", "tenacity", "boto3", "botocore"}  # fmt: skip

@@ -52,10 +52,11 @@ class Critic:
         pass
 
 
-def make(critic=None, advanced=None, problems=6, **tables):
+def make(critic=None, advanced=None, problems=6, critic_table=None, **tables):
     tree = {
         "policy": {"temperature": 1.0, "max_new_tokens": 30, "batch": 16},
         "train": {"lr": 1e-3, "nll": 1.0, "logps": "sum", "batch": 4, "lora": {"keys": []}},
+        "critic": critic_table or {},
     }
     for name, table in tables.items():
         tree[name] = {**tree.get(name, {}), **table}
@@ -223,15 +224,18 @@ def test_forced_sft_trains_each_problem_on_its_own_winner():
 
 
 def test_a_failed_critique_is_no_feedback_and_a_failed_wave_stops():
-    strategy = make(Critic(errors=("critique",)), r3={"wave": 6, "max_failed": 1.0,
-                                                      "bucket_every": 0})  # fmt: skip
+    strategy = make(
+        Critic(errors=("critique",)),
+        r3={"wave": 6, "bucket_every": 0},
+        critic_table={"max_failed": 1.0},
+    )
     (played,) = play(strategy)
     wrong = [e for e in played.episodes if not e.outcome.first_correct]
     assert {tuple(roles(e)) for e in wrong} == {("attempt", *("critique",) * 3)}
     assert {e.outcome.status for e in wrong} == {"failed"}
     assert set(strategy.state.bucket) == {e.problem.id for e in wrong}
     assert played.figures["critic"]["failed"] == 3 * len(wrong)
-    strategy = make(Critic(errors=("critique",)), r3={"wave": 6, "max_failed": 0.2})
+    strategy = make(Critic(errors=("critique",)), r3={"wave": 6}, critic_table={"max_failed": 0.2})
     with pytest.raises(UserError, match="max_failed"):
         play(strategy)
 

@@ -28,12 +28,6 @@ class Exchange:
         self.recent: deque[bool] = deque(maxlen=RECENT)  # whether the last calls failed
         self.lock = threading.Lock()  # of both
 
-    def tiers(self, tier: str) -> set[str]:
-        """The critics that take part in a wave of this tier."""
-        config = self.recipe.r3
-        taking = {tier if who == "critic" else who for who in (config.feedback, config.rewriter)}
-        return taking | {"judge"} if config.judge else taking
-
     def critique(
         self,
         problems: Sequence[Problem],
@@ -99,11 +93,11 @@ class Exchange:
         failed = [reply for reply in replies if reply.error is not None]
         self.counts.add(replies)
         self.recent.extend(reply.error is not None for reply in replies)
-        limit, lost = self.recipe.r3.max_failed, sum(self.recent)
+        limit, lost = self.recipe.critic.max_failed, sum(self.recent)
         if failed and lost >= FEW and lost > limit * len(self.recent):
             raise UserError(
                 f"{lost} of the last {len(self.recent)} critic calls failed, more than "
-                f"r3.max_failed = {limit:g}; the last: {failed[-1].error}",
+                f"critic.max_failed = {limit:g}; the last: {failed[-1].error}",
                 "see that the critic answers, then resume the run; this wave will be done again",
             )
 

@@ -9,7 +9,8 @@ from mlxreflect.records import Episode, Turn
 def count_wave(episodes: list[Episode]) -> dict[str, Any]:
     """Counts over a wave's episodes; first_correct and format_ok are of the first attempts."""
     roles = Counter(turn.role for e in episodes for turn in e.turns)
-    first = [e.turns[0] for e in episodes]
+    attempts = ([turn for turn in e.turns if turn.role == "attempt"] for e in episodes)
+    first = [turns[0] for turns in attempts if turns]
     return {
         "problems": len(episodes),
         "first_correct": sum(bool(t.verdict and t.verdict.correct) for t in first),

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from mlxreflect.policy import Policy, weights_hash
 from mlxreflect.records import Example
@@ -21,13 +22,14 @@ Seed = tuple[int | str, ...]
 class Learning:
     """Trains the policy and remembers on what.
 
-    reference: trainable parameters of the reference policy; None: none, or no stage has begun.
+    held: parameters that are committed beside the adapter, by name: "reference" is what the policy
+    was when the stage began; it lacks where there is no reference, or no stage has begun.
     examples, steps, dropped: of the wave under way.
     """
 
     def __init__(self, recipe: Recipe, policy: Policy, trainer: Trainer) -> None:
         self.recipe, self.policy, self.trainer = recipe, policy, trainer
-        self.reference: Arrays | None = None
+        self.held: dict[str, Arrays] = {}
         self.encoder = Encoder(
             policy, recipe.train.max_length, Mask(**recipe.train.mask.model_dump()),
             recipe.prompt.tags, recipe.seed,
@@ -43,9 +45,9 @@ class Learning:
     def begin_stage(self) -> None:
         """What the policy is now becomes the reference, or what it was without its adapter."""
         if self.recipe.train.reference == "stage":
-            self.reference = dict(self.trainer.trainable())
+            self.held["reference"] = dict(self.trainer.trainable())
         elif self.recipe.train.reference == "base":
-            self.reference = base_reference(self.policy.model)
+            self.held["reference"] = base_reference(self.policy.model)
 
     def name_policy(self) -> None:
         self.actor = f"policy:{weights_hash(self.trainer.trainable())}"
@@ -54,7 +56,7 @@ class Learning:
         """DPO on preference pairs."""
         encoded = [row for row in self.encode(examples) if isinstance(row, Pair)]
         settings = self.settings(self.recipe.train.lr)
-        self.steps += self.trainer.fit_pairs(encoded, self.reference, settings, seed)
+        self.steps += self.trainer.fit_pairs(encoded, self.held.get("reference"), settings, seed)
         self.name_policy()
 
     def imitate(self, examples: Sequence[Example], scale: float, seed: Seed) -> None:
@@ -79,6 +81,14 @@ class Learning:
                 self.examples.append(example)
                 kept.append(row)
         return kept
+
+    def figures(self) -> dict[str, Any]:
+        """Of the wave's training, for its row of metrics."""
+        return {
+            "pairs": sum(example.kind == "preference" for example in self.examples),
+            "dropped": dict(self.dropped),
+            "tokens_trained": sum(step.tokens for step in self.steps),
+        }
 
     def settings(self, lr: float) -> Settings:
         train = self.recipe.train

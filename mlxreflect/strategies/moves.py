@@ -1,6 +1,6 @@
 """What each move asks a critic, as calls, and what structured replies mean."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -89,6 +89,20 @@ class Moves:
         )  # fmt: skip
         call = self.call("integrate", problem, messages, at, text="\n\n".join(texts))
         return replace(call, visibility="none")
+
+    def example(self, role: str, problem: Problem, text: str = "", feedback: str = "") -> Call:
+        """A call of a role, for those who look at prompts and ask nobody."""
+        at = Round("basic", 0, "")
+        made: dict[str, Callable[[], Call]] = {
+            "critique": lambda: self.critique(problem, text, at),
+            "rewrite": lambda: self.rewrite(problem, text, feedback, at),
+            "continue": lambda: self.go_on(problem, text, feedback, at),
+            "judge": lambda: self.judge(problem, text, at),
+            "prefer": lambda: self.one_order(problem, text, feedback, at),
+            "pose": lambda: self.pose(problem, text, at),
+            "integrate": lambda: self.integrate(problem, [text], at),
+        }
+        return made[role]()
 
     def call(
         self,

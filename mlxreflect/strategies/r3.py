@@ -13,14 +13,15 @@ for, each story has a chain of its own, and the policy goes on sampling meanwhil
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, replace
+from typing import Literal
 
 from mlxreflect import pairs
 from mlxreflect.critics.base import Critic
 from mlxreflect.policy import Policy
 from mlxreflect.records import Episode, Example, Problem, Turn
 from mlxreflect.strategies.attempts import Attempts
+from mlxreflect.strategies.base import Played
 from mlxreflect.strategies.chains import Chains
 from mlxreflect.strategies.exchange import Exchange
 from mlxreflect.strategies.figures import count_wave
@@ -30,18 +31,7 @@ from mlxreflect.strategies.stories import Story, episode_of, index, keep_bucket,
 from mlxreflect.strategies.waves import State, Wave, next_wave
 from mlxreflect.tables import Recipe
 from mlxreflect.tasks.base import Task
-from mlxreflect.train.steps import Step
 from mlxreflect.train.trainer import Trainer
-
-
-@dataclass(frozen=True)
-class Played:
-    """What a wave leaves behind: records and figures, to be committed together."""
-
-    episodes: list[Episode]
-    examples: list[Example]
-    steps: list[Step]
-    figures: dict[str, Any]
 
 
 class R3:
@@ -67,6 +57,10 @@ class R3:
 
     def next_wave(self) -> Wave | None:
         return next_wave(self.state, list(self.problems), self.recipe)
+
+    def progress(self) -> tuple[int, int]:
+        state, n = self.state, len(self.problems)
+        return n * (state.epoch - 1) + state.cursor, n * self.recipe.r3.epochs
 
     # ---- one wave -------------------------------------------------------------------------------
 
@@ -97,20 +91,25 @@ class R3:
             **asdict(wave),
             **count_wave(episodes),
             "bucket": len(self.state.bucket),
-            "pairs": sum(e.kind == "preference" for e in self.learning.examples),
-            "dropped": dict(self.learning.dropped),
+            **self.learning.figures(),
             "critic": dict(self.exchange.counts),
             "tokens_generated": self.policy.tokens_generated - generated,
-            "tokens_trained": sum(step.tokens for step in self.learning.steps),
         }
         return Played(episodes, self.learning.examples, self.learning.steps, figures)
 
     def threads(self) -> AbstractContextManager[Chains | None]:
         """Chains where every critic of the wave is waited for, else none."""
-        tiers = self.exchange.tiers(self.wave.tier)
-        if not all(self.exchange.critics[tier].waits for tier in tiers):
+        if not all(self.exchange.critics[tier].waits for tier in self.tiers()):
             return nullcontext()
         return Chains(self.recipe.critic.tier(self.wave.tier).concurrency)
+
+    def tiers(self) -> set[str]:
+        """The critics that take part in the wave."""
+        config, tier = self.recipe.r3, self.wave.tier
+        taking: set[str] = {
+            tier if who == "critic" else who for who in (config.feedback, config.rewriter)
+        }
+        return taking | {"judge"} if config.judge else taking
 
     def shards(self, stories: list[Story]) -> Iterator[tuple[int, list[Story]]]:
         """Parts whose samples are drawn together; the chains of one run while the next is drawn."""

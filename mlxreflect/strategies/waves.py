@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mlxreflect.plans import MAX_MASTERY_ROUNDS
 from mlxreflect.seeds import rng_for
 from mlxreflect.tables import Recipe
 
 Stage = Literal["problems", "bucket", "mastery"]
 Tier = Literal["basic", "advanced"]
-MAX_MASTERY_ROUNDS = 100
 
 
 @dataclass

@@ -1,0 +1,80 @@
+"""How many calls of each kind a method makes of its critics, before any is made.
+
+Rules of thumb, for `--dry-run`: a share `wrong` of all that is tried is wrong.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mlxreflect.recipe import keeps_bucket
+from mlxreflect.tables import Recipe, Tier
+
+MAX_MASTERY_ROUNDS = 100
+Asked = dict[tuple[Tier, str], float]  # critic and role → calls
+
+
+@dataclass(frozen=True)
+class Plan:
+    """attempts: of the policy, the first of each problem. side_by_side: problems at a time."""
+
+    attempts: int
+    side_by_side: int
+    asked: Asked
+    roles: tuple[str, ...]  # also those that the policy plays itself
+
+
+@dataclass(frozen=True)
+class Visits:
+    """R³: problems shown to a critic, by its tier; tries: of critique and rewrite a visit.
+
+    judged: calls of the judge a try.
+    """
+
+    visits: dict[Tier, float]
+    tries: float
+    judged: float
+
+
+def r3_plan(recipe: Recipe, n: int, wrong: float) -> Plan:
+    config = recipe.r3
+    found = at_most(recipe, n) if wrong == 1 else expected(recipe, n, wrong)
+    asked: Asked = {}
+    for tier, visits in found.visits.items():
+        for role, who in (("critique", config.feedback), ("rewrite", config.rewriter)):
+            if who == "critic":
+                asked[tier, role] = visits * found.tries
+    roles: tuple[str, ...] = ("critique", "rewrite")
+    if config.judge:
+        asked["judge", "judge"] = sum(found.visits.values()) * found.tries * found.judged
+        roles += ("judge",)
+    return Plan(n * config.epochs, config.wave, asked, roles)
+
+
+def at_most(recipe: Recipe, n: int) -> Visits:
+    """Nothing is ever right, and the bucket list only grows; in mastery it loses one a round."""
+    config = recipe.r3
+    advanced = 0
+    if every := config.bucket_every:
+        passes = -(-n // every)  # an epoch
+        advanced = sum(min(k * every, n) for k in range(1, passes + 1))
+        advanced += (config.epochs - 1) * passes * n
+    if config.until_mastered:
+        advanced += sum(range(n, max(0, n - MAX_MASTERY_ROUNDS), -1)) + n
+    visits: dict[Tier, float] = {"basic": n * config.epochs, "advanced": advanced}
+    return Visits(visits, config.rewrites * max(1, config.verifications), 2)
+
+
+def expected(recipe: Recipe, n: int, wrong: float) -> Visits:
+    config = recipe.r3
+    lost = wrong**config.rewrites  # a cycle without a winner
+    tries = sum(wrong**i for i in range(config.rewrites))
+    cycles = 1 + (1 - lost) * sum(wrong**i for i in range(1, config.verifications))
+    unsolved = lost + (1 - lost) * (wrong**config.verifications if config.verifications else 0)
+    first = n * config.epochs * wrong
+    again = first * unsolved * wrong if keeps_bucket(recipe) else 0.0
+    visits: dict[Tier, float] = {"basic": first, "advanced": again}
+    return Visits(visits, tries * cycles, 1 - wrong)
+
+
+# recipe, problems, share that is wrong (1: the most that can be asked) → plan
+PLANS: dict[str, Callable[[Recipe, int, float], Plan]] = {"r3": r3_plan}
