@@ -209,15 +209,23 @@ def is_ollama(base_url: str) -> bool:
     return isinstance(found, dict) and isinstance(found.get("version"), str)
 
 
-def check_ollama() -> Iterator[Check]:
+def ollama_models() -> tuple[str, list[str] | None]:
+    """Ollama's address and its models; None where it does not answer. Raises UserError for an
+    address that is none."""
     critic = OllamaCritic(CriticConfig(provider="ollama", model="", cache="off"), "doctor")
     try:
         with critic.typed(LOOK_S):
-            rows = critic.server.list().models
+            return critic.url, sorted(row.model or "" for row in critic.server.list().models)
     except CallError:
-        yield Check("ollama", "note", f"none at {critic.url}; only a critic served by it needs it")
-    else:
-        names = ", ".join(sorted(row.model or "" for row in rows)) or "none; `ollama pull NAME`"
-        yield Check("ollama", "ok", f"answers at {critic.url}; its models: {names}")
+        return critic.url, None
     finally:
         critic.close()
+
+
+def check_ollama() -> Iterator[Check]:
+    url, models = ollama_models()
+    if models is None:
+        yield Check("ollama", "note", f"none at {url}; only a critic served by it needs it")
+    else:
+        names = ", ".join(models) or "none; `ollama pull NAME`"
+        yield Check("ollama", "ok", f"answers at {url}; its models: {names}")

@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"prompts"},
     {"tables", "wording"},
     {"recipe"},
-    {"plans"},
+    {"plans", "draft"},
     {"train.lanes"},
     {"train.cpu"},
     {"stats", "characters"},
@@ -38,7 +38,10 @@ LAYERS: list[set[str]] = [
     {"train.losses", "train.batches", "train.prefix"},
     {"tasks", "train.objectives", "results"},
     {"job", "commits", "train.sources", "train.steps"},
+    {"train.messages"},
+    {"train.methods"},
     {"train.forms"},
+    {"train.kept"},
     {"train.formats"},
     {"critics.base", "critics.cache", "critics.faults", "critics.ledger"},
     {"policy", "critics.client", "run", "train.references"},
@@ -57,9 +60,9 @@ LAYERS: list[set[str]] = [
     {"lineup"},
     {"quick", "solve"},
     {"loop", "show", "course", "checks", "estimate"},
-    {"dry", "finetune", "doctor"},
+    {"dry", "finetune", "doctor", "wizard"},
     {"cli_parts"},
-    {"cli_evidence"},
+    {"cli_evidence", "cli_files"},
     {"cli"},
     {"__main__"},
 ]
@@ -191,7 +194,7 @@ if len(sys.argv) > 1:
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr)
 """
 COMMANDS = ("run", "resume", "show", "eval", "compare", "report", "grade", "train", "fuse",
-            "doctor", "decontaminate", "solve")  # fmt: skip
+            "doctor", "decontaminate", "solve", "export", "init")  # fmt: skip
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), *((c, "--help") for c in COMMANDS)])
