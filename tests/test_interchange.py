@@ -14,7 +14,7 @@ from test_cli import shell as shell
 
 from mlxreflect.exports.chats import mlx_row, sharegpt_row, trl_row
 from mlxreflect.exports.interchange import FORMS, export
-from mlxreflect.prompts import REFLECT
+from mlxreflect.prompts import REFLECT, REFLECT_AND_RETRY
 from mlxreflect.records import (
     Episode,
     Example,
@@ -309,7 +309,7 @@ BEGUN = {"id": REFLECTED.problem.id, "question": "6 · 7? (3)", "answer": "42",
 REFLECTING = [
     {"role": "user", "content": "6 · 7? (3)"},
     {"role": "assistant", "content": "41"},
-    {"role": "user", "content": REFLECT},
+    {"role": "user", "content": REFLECT_AND_RETRY},
 ]
 
 
@@ -375,6 +375,7 @@ def test_published_reflectevo_rows_are_read(tmp_path: Path) -> None:
     assert [b.reason for b in bad] == ["trail2 is no object", "reflections is empty"]
     (example,), bad = read_examples(str(tmp_path / "b.jsonl"), "dpo")
     assert (example.chosen, example.rejected) == ("Good.", "Bad.")
+    assert example.prompt[-1]["content"] == REFLECT
     assert "are the same" in bad[0].reason
 
 
