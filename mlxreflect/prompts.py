@@ -26,11 +26,6 @@ BLOCKS = (
     "Reason in exactly one {open}…{close} block, then give exactly one <answer>…</answer> block "
     "that holds only the final answer. Write nothing outside the two blocks."
 )
-# After a failed attempt of a data set that does not say how its reflections were asked for.
-REFLECT = (
-    "This answer is wrong. In at most 100 words, say what went wrong and what to do differently, "
-    "without giving the answer; then solve the problem again."
-)
 # {open} and {close} are the tags of a thought, {instruction} is the task's own.
 BUNDLED = Templates({
     "attempt_thinking": (
@@ -188,6 +183,11 @@ def integrate_messages(
 def solution(name: str, instruction: str, tags: str, templates: Templates) -> str:
     start, end = TAGS[tags]
     return templates.fill(name, instruction=instruction, open=start, close=end)
+
+
+# After a failed attempt of a data set that does not say how its reflections were asked for.
+REFLECT = "This answer is wrong. Say in at most 100 words what went wrong and what to do instead."
+REFLECT_AND_RETRY = f"{REFLECT} Then solve the problem again."
 
 
 def judge_messages(

@@ -14,7 +14,7 @@ from test_cli import shell as shell
 
 from mlxreflect.exports.chats import mlx_row, sharegpt_row, trl_row
 from mlxreflect.exports.interchange import FORMS, export
-from mlxreflect.prompts import REFLECT
+from mlxreflect.prompts import REFLECT, REFLECT_AND_RETRY
 from mlxreflect.records import (
     Episode,
     Example,
@@ -276,6 +276,23 @@ def test_reasonset(run: Path, tmp_path: Path) -> None:
     assert [b.where for b in bad] == [f"{path}, line 2"] and "is_correct is false" in bad[0].reason
 
 
+def test_reasonset_keeps_how_the_run_trained_on_a_working(tmp_path: Path) -> None:
+    """REL asks for it in other words than it explores in, and may mask the mistake."""
+    judged = episode(
+        turn(0, None, "attempt", "41", verdict=WRONG, parsed="41"),
+        turn(1, 0, "judge", '{"verdict": "wrong"}', parsed="one too few"),
+        turn(2, 1, "continue", "41? No: 42.", verdict=RIGHT, parsed="42"),
+    )
+    made = Example("sft", TALK, completion="41? No: 42.", weight=0.5, mask="from 2",
+                   source={"problem": judged.problem.id, "epoch": 1, "wave": 0,
+                           "turns": [2]})  # fmt: skip
+    run = make_run(tmp_path / "run", [made], [judged])
+    export(run, "reasonset", tmp_path / "r.jsonl")
+    (row,) = rows(tmp_path / "r.jsonl")
+    assert (row["error_description"], row["iterations"]) == ("one too few", 2)
+    assert read_examples(str(tmp_path / "r.jsonl"), "sft")[0] == [made]
+
+
 def test_the_published_reasonset_is_read(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     row = {"problem": "6 · 7?", "working_out": "41? No: 42.", "provided_solution": "42"}
@@ -292,7 +309,7 @@ BEGUN = {"id": REFLECTED.problem.id, "question": "6 · 7? (3)", "answer": "42",
 REFLECTING = [
     {"role": "user", "content": "6 · 7? (3)"},
     {"role": "assistant", "content": "41"},
-    {"role": "user", "content": REFLECT},
+    {"role": "user", "content": REFLECT_AND_RETRY},
 ]
 
 
@@ -319,10 +336,12 @@ def test_reflectevo(tmp_path: Path) -> None:
     found, _ = read_examples(str(out / "d_plus.jsonl"), "sft")
     assert found[0].prompt == REFLECTING and found[0].completion == "I miscounted.\n\n42"
     assert found[0].source == {"problem": REFLECTED.problem.id, "epoch": 1, "wave": 0,
-                               "turns": [1]}  # fmt: skip
-    (found,), _ = read_examples(str(out / "d_pref.jsonl"), "dpo")
-    assert (found.prompt, found.chosen) == ([{"role": "user", "content": prompt}], "I guessed.")
-    assert found.source["turns"] == [3, 1]
+                               "turns": [1, 2]}  # fmt: skip
+    found, _ = read_examples(str(out / "d_plus_minus.jsonl"), "dpo")
+    assert (found[0].prompt, found[0].chosen) == (
+        [{"role": "user", "content": prompt}], "I miscounted.")  # fmt: skip
+    assert found[0].source["turns"] == [1, 5]
+    assert read_examples(str(out / "d_pref.jsonl"), "dpo")[0] == [PREFERRED]
 
 
 def test_a_prompt_that_showed_the_answer_is_not_exported(tmp_path: Path) -> None:
@@ -356,6 +375,7 @@ def test_published_reflectevo_rows_are_read(tmp_path: Path) -> None:
     assert [b.reason for b in bad] == ["trail2 is no object", "reflections is empty"]
     (example,), bad = read_examples(str(tmp_path / "b.jsonl"), "dpo")
     assert (example.chosen, example.rejected) == ("Good.", "Bad.")
+    assert example.prompt[-1]["content"] == REFLECT
     assert "are the same" in bad[0].reason
 
 
@@ -388,6 +408,7 @@ def test_the_command(shell: Shell, run: Path) -> None:
      ("examples.jsonl", "mlx-chat", lambda row: row.pop("kind")),
      ("examples.jsonl", "reflectevo", lambda row: row.update(source=[])),
      ("episodes.jsonl", "reasonset", lambda row: row.pop("turns")),
+     ("episodes.jsonl", "reasonset", lambda row: row["turns"][0].update(text=1)),
      ("episodes.jsonl", "reflectevo", lambda row: row.update(turns=[1]))],
 )  # fmt: skip
 def test_a_damaged_row_is_named(

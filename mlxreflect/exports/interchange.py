@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 from mlxreflect.commits import place
 from mlxreflect.errors import UserError
 from mlxreflect.exports import chats
-from mlxreflect.exports.reasonset import reasonset_row
+from mlxreflect.exports.reasonset import reasonset_rows
 from mlxreflect.exports.reflectevo import reflectevo_rows
 from mlxreflect.records import (
+    Episode,
     Example,
     dump_line,
     episode_from_row,
@@ -147,21 +148,23 @@ def mlx_chat(run: Path) -> Rows:
 
 
 def reasonset(run: Path) -> Rows:
-    for row in converted(run / "episodes.jsonl", lambda row: reasonset_row(episode_from_row(row))):
-        if row is not None:
-            yield "reasonset.jsonl", row
+    return of_episodes(run, reasonset_rows)
 
 
 def reflectevo(run: Path) -> Rows:
-    pairs: dict[str, list[Example]] = defaultdict(list)
+    return of_episodes(run, reflectevo_rows)
+
+
+def of_episodes(run: Path, to_rows: Callable[[Episode, list[Example]], Rows]) -> Rows:
+    """The rows of each episode, made with the examples that the run made of it."""
+    made: dict[str, list[Example]] = defaultdict(list)
     for example, at in examples(run, lambda e: key(*map(e.source.get, KEYS))):
-        if example.kind == "preference":
-            pairs[at].append(example)
+        made[at].append(example)
 
     def make(row: Row) -> list[tuple[str, Row]]:
         episode = episode_from_row(row)
-        own = pairs.get(key(episode.problem.id, episode.epoch, episode.wave), [])
-        return list(reflectevo_rows(episode, own))
+        own = made.get(key(episode.problem.id, episode.epoch, episode.wave), [])
+        return list(to_rows(episode, own))
 
     for rows in converted(run / "episodes.jsonl", make):
         yield from rows

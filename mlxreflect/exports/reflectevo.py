@@ -6,11 +6,12 @@ Dpref: two whose retries are right, of which the run preferred one (it trained o
 Names of the fields are those that the authors' training scripts read.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from mlxreflect import pairs
+from mlxreflect.exports.reasonset import made_of
 from mlxreflect.pairs import whole
 from mlxreflect.records import Episode, Example, Turn
 from mlxreflect.tasks import get_task
@@ -31,22 +32,23 @@ class Trial(NamedTuple):
         return self.retry.verdict is not None and self.retry.verdict.passed
 
 
-def reflectevo_rows(episode: Episode, examples: Iterable[Example]) -> Iterator[tuple[str, Row]]:
-    """(file, row). examples: the preference pairs that were made of this episode."""
+def reflectevo_rows(episode: Episode, examples: Sequence[Example]) -> Iterator[tuple[str, Row]]:
+    """(file, row). examples: what the run made of this episode."""
     found = trials(episode)
     for one in found:
         if one.right:
-            yield "d_plus.jsonl", with_source(episode, d_plus(episode, one), one.reflection)
+            turns = (one.reflection, one.retry)
+            own = made_of(examples, "sft", *turns)
+            yield "d_plus.jsonl", kept(episode, d_plus(episode, one), own, *turns)
     for one in found:
         for other in found:
-            if one.attempt == other.attempt and one.right and not other.right:
-                yield "d_plus_minus.jsonl", paired(episode, one, other)
-    by_index = {one.reflection.index: one for one in found}
-    for example in examples:
-        indices = example.source.get("turns", [])
-        both = [by_index[i] for i in indices if i in by_index]
-        if len(both) == 2 and all(one.right for one in both):
-            yield "d_pref.jsonl", paired(episode, *both)
+            if one.reflection == other.reflection or one.attempt != other.attempt or not one.right:
+                continue
+            turns = (one.reflection, other.reflection)
+            own = made_of(examples, "preference", *turns)
+            if own or not other.right:
+                file = "d_pref.jsonl" if other.right else "d_plus_minus.jsonl"
+                yield file, kept(episode, paired(episode, one, other), own, *turns)
 
 
 def trials(episode: Episode) -> list[Trial]:
@@ -92,7 +94,7 @@ def paired(episode: Episode, chosen: Trial, rejected: Trial) -> Row:
         row[f"second_trial_answer_{side}"] = whole(one.retry.parsed or "")
         row[f"reflection_{side}"] = whole(one.reflection.text)
     row["reflection_prompt"] = asked(chosen)
-    return with_source(episode, row, chosen.reflection, rejected.reflection)
+    return row
 
 
 def asked(one: Trial) -> str:
@@ -102,6 +104,9 @@ def asked(one: Trial) -> str:
     return "\n\n".join(whole(m["content"]) for m in one.reflection.messages)
 
 
-def with_source(episode: Episode, row: Row, *turns: Turn) -> Row:
+def kept(episode: Episode, row: Row, own: Example | None, *turns: Turn) -> Row:
+    """The row with the run's own example of it; where it made none, with its source alone."""
     bare = bare_example(row)
-    return keep(replace(bare, source=pairs.source(episode, *turns)), row) if bare else row
+    if own is None and bare:
+        own = replace(bare, source=pairs.source(episode, *turns))
+    return keep(own, row) if own else row

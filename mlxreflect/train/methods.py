@@ -8,7 +8,7 @@ or the same inside trail1 and trail2 as its examples have them.
 
 from typing import Any
 
-from mlxreflect.prompts import REFLECT
+from mlxreflect.prompts import REFLECT, REFLECT_AND_RETRY
 from mlxreflect.records import Example, Messages
 from mlxreflect.train.messages import Fault, Values, answer, asked, messages_of, spoken, text_of
 
@@ -27,25 +27,25 @@ def reflected(values: Values) -> Example:
     """D+: question and failed attempt → reflection and right answer (its one-stage training)."""
     flat = flattened(values, {"": "trail2"})
     parts = [written(flat[name], name) for name in ("reflections", "second_trial_reasoning")]
-    return Example("sft", reflecting(flat), completion="\n\n".join(parts))
+    return Example("sft", reflecting(flat, REFLECT_AND_RETRY), completion="\n\n".join(parts))
 
 
 def reflections(values: Values) -> Example:
     """D± and Dpref: two reflections on one failed attempt; their retries are not compared."""
     flat = flattened(values, {"_chosen": "trail2_true", "_rejected": "trail2_false"})
     given = flat.get("reflection_prompt") or flat.get("reflect_prompt")
-    prompt = messages_of(given, "reflection_prompt", "user") if given else reflecting(flat)
+    prompt = messages_of(given, "reflection_prompt", "user") if given else reflecting(flat, REFLECT)
     chosen, rejected = (written(flat[f"reflection_{s}"], f"reflection_{s}") for s in SIDES)
     if chosen == rejected:
         raise Fault("reflection_chosen and reflection_rejected are the same")
     return Example("preference", asked({}, prompt), chosen=chosen, rejected=rejected)
 
 
-def reflecting(flat: Values) -> Messages:
+def reflecting(flat: Values, request: str) -> Messages:
     """The question, the attempt that failed, and the request to reflect."""
     question = messages_of(flat["question"], "question", "user")
     attempt = written(flat["first_trial_reasoning"], "first_trial_reasoning")
-    return asked({}, [*question, *spoken(attempt), {"role": "user", "content": REFLECT}])
+    return asked({}, [*question, *spoken(attempt), {"role": "user", "content": request}])
 
 
 def written(value: Any, at: str) -> str:
