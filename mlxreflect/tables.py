@@ -116,6 +116,25 @@ class R3Config(Table):
     until_mastered: bool = False
 
 
+class RelConfig(Table):
+    """Attempts are asked at policy.temperature, the judge marks at 0."""
+
+    rounds: Positive = 2
+    wave: Positive = 10  # problems taken and committed together
+    tries: Literal[1, 2, 3] = 3  # the attempt, its continuation, a rewrite shown the solution
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.9  # of the temperature, each further try
+    writer: Literal["critic", "self"] = "critic"  # who continues, rewrites and tidies
+    judge: bool = False  # what passes the grader must also convince the judge
+    review: bool = False  # what was accepted is tidied into a clean solution, too
+    target: Literal["working", "tidied"] = "working"  # what is imitated
+    mistakes: bool = True  # false: what went wrong before its mending is shown, not imitated
+    weight: Rate = 1.0  # of what the loop made
+    human: str = ""  # worked solutions by people: a Markdown or JSONL file
+    human_weight: Rate = 2.0
+    restart: bool = True  # each round trains from the start; false: from the round before
+    measure: bool = False  # an evaluation after each round, beside base and trained
+
+
 class LoraConfig(Table):
     rank: Positive = 16
     scale: Rate = 2.0  # = alpha / rank of other libraries
@@ -196,7 +215,7 @@ class Limits(Table):
     training_tokens: Count = 0  # that a loss is taken of
 
 
-Method = Literal["r3"]
+Method = Literal["r3", "rel"]
 METHODS: tuple[Method, ...] = get_args(Method)  # each has a table of its name
 
 
@@ -210,6 +229,7 @@ class Recipe(Table):
     task: TaskConfig = TaskConfig()
     critic: Critics = Critics()
     r3: R3Config = R3Config()
+    rel: RelConfig = RelConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 
