@@ -19,15 +19,17 @@ LAYERS: list[set[str]] = [
     {"records", "settings", "seeds", "templates", "cachedir"},
     {"prompts"},
     {"tables", "wording"},
+    {"quality"},
     {"recipe"},
     {"plans", "draft"},
     {"train.lanes"},
     {"train.cpu"},
     {"stats", "characters"},
+    {"banned"},
     {"pairs", "sentences", "sequential", "ui", "chat", "loading", "decontaminate", "mathworker"},
     {"train.losses", "train.batches", "train.prefix"},
     {"tasks", "train.objectives", "results"},
-    {"job", "commits", "train.sources", "train.steps"},
+    {"job", "commits", "train.sources", "train.steps", "worked"},
     {"train.messages"},
     {"train.methods"},
     {"train.forms"},
@@ -41,12 +43,16 @@ LAYERS: list[set[str]] = [
     {"critics", "train"},
     {"arms"},
     {"alike"},
-    {"strategies", "evaluate", "compare", "tiny", "fuse"},
-    {"unpaired", "served"},
-    {"plots", "story", "comparison_view", "exams", "rescore", "scoreboard"},
+    {"recursion"},
+    {"rounds"},
+    {"evaluate"},
+    {"exams"},
+    {"strategies", "compare", "tiny", "fuse"},
+    {"unpaired", "served", "chains_eval"},
+    {"plots", "story", "comparison_view", "rescore", "scoreboard"},
     {"exports"},
     {"lineup"},
-    {"quick"},
+    {"quick", "solve"},
     {"loop", "show", "course", "checks", "estimate"},
     {"dry", "finetune", "doctor", "wizard"},
     {"cli_parts"},
@@ -56,7 +62,7 @@ LAYERS: list[set[str]] = [
 ]
 # Nothing but data in, data out: no model, no network, no run directory.
 PURE = ("records", "settings", "tables", "recipe", "plans", "seeds", "prompts", "templates",
-        "wording", "pairs", "stats", "sentences", "sequential", "tasks", "errors", "job",
+        "wording", "pairs", "quality", "stats", "sentences", "sequential", "tasks", "errors", "job",
         "decontaminate")  # fmt: skip
 HEAVY = {"mlx", "mlx_lm", "transformers", "pydantic", "matplotlib", "numpy", "scipy", "datasets",
          "huggingface_hub", "ollama", "httpx", "tenacity", "boto3", "botocore"}  # fmt: skip
@@ -182,7 +188,7 @@ if len(sys.argv) > 1:
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr)
 """
 COMMANDS = ("run", "resume", "show", "eval", "compare", "report", "grade", "train", "fuse",
-            "doctor", "decontaminate", "export", "init")  # fmt: skip
+            "doctor", "decontaminate", "solve", "export", "init")  # fmt: skip
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), *((c, "--help") for c in COMMANDS)])

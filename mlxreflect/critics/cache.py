@@ -37,7 +37,7 @@ def cache_key(config: CriticConfig, call: Call) -> str:
         "model": config.model,
         "messages": call.messages,
         "sampling": {
-            "temperature": config.temperature,
+            "temperature": call.heat(config.temperature),
             "max_tokens": config.max_tokens,
             "num_ctx": config.num_ctx,
             "seed": call.seed,

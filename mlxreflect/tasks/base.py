@@ -34,10 +34,13 @@ class Review:
     kept: the opening lines of the thought that are valid (and, when searching, from which a right
         answer can still be reached). fault: what is wrong with the first other line, as one short
         sentence such as "step 2 is wrong: 4 + 13 = 17"; empty when every step holds.
+    mended: that line with its arithmetic computed again, where nothing else is wrong with it and
+        there is something to do after it; else empty.
     """
 
     kept: list[str]
     fault: str
+    mended: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Task:
     hub: the data sets of the hub that it reads where no source is given.
     solver: exact, where the task has one.
     generated: it makes as many problems as are asked for.
+    checkable: the question itself says what is right, so grading needs no gold answer.
     """
 
     name: str
@@ -81,3 +85,4 @@ class Task:
     hub: tuple[str, ...] = ()
     solver: Solver | None = None
     generated: bool = False
+    checkable: bool = False
