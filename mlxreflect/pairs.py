@@ -5,6 +5,7 @@ A training prompt is always the attempt's own prompt: nothing a critic was shown
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from mlxreflect.quality import fits, quality_of
 from mlxreflect.records import Episode, Example, Messages, Turn
@@ -13,6 +14,7 @@ from mlxreflect.tables import TracesConfig
 LEAKS = (
     "expected answer", "the answer was given", "answer given above", "as provided",
     "given answer", "provided answer", "previous attempt", "according to the feedback",
+    "the hint",
 )  # fmt: skip
 MIN_WORKING = 2  # characters of thought; less only restates the answer
 
@@ -27,6 +29,13 @@ def leak(text: str, spans: dict[str, list[int]], style: str) -> str:
     if style == "thinking" and len(text[start:end].strip()) < MIN_WORKING:
         return "the rewrite only restates the answer"
     return ""
+
+
+def withheld(said: str, gold: str | None) -> str:
+    """What a critic says of an error, the expected answer taken out wherever it stands alone."""
+    if not gold or not gold.strip():
+        return said
+    return re.sub(rf"(?<![\w.,]){re.escape(gold.strip())}(?![\w]|[.,]\d)", "…", said)
 
 
 def preference(episode: Episode, chosen: Turn, rejected: Turn) -> Example:
@@ -69,6 +78,32 @@ def r3_pairs(episode: Episode) -> Iterator[Example]:
     for turn in episode.turns:
         if turn.role == "rewrite" and turn.verdict and turn.verdict.passed:
             yield preference(episode, turn, opener(by_index, turn))
+
+
+def rel_worked(
+    episode: Episode, prompt: Messages, target: str, *, mistakes: bool = True
+) -> Iterator[Example]:
+    """REL: the accepted working of a problem, to be imitated as an answer to `prompt`.
+
+    prompt: as an evaluation asks; that of the attempts is another. target: "working", with the
+    errors that it found and mended; "tidied", the review's clean solution of it, where one passed.
+    mistakes: false, what a continued working begins with is shown and not imitated.
+    """
+    solved = episode.outcome.solved_turn
+    for turn in episode.turns:
+        tidied = turn.role == "integrate" and turn.parent == solved
+        wanted = tidied if target == "tidied" else turn.index == solved
+        if solved is not None and wanted and turn.verdict and turn.verdict.passed:
+            went_on = turn.role == "continue" and not mistakes
+            before = len(shared(episode.turns[0].text, turn.text).rstrip())
+            mask = f"from {before}" if went_on else "response"
+            yield replace(completion(episode, turn), prompt=prompt, mask=mask)
+
+
+def shared(one: str, other: str) -> str:
+    """What two texts begin with."""
+    pairs = zip(one, other, strict=False)
+    return one[: next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))]
 
 
 def opener(by_index: dict[int, Turn], turn: Turn) -> Turn:
@@ -133,7 +168,10 @@ def trl_sft(example: Example) -> dict[str, object]:
 
 
 def answer(text: str | None) -> Messages:
-    """An assistant's message. Half a character (a lone surrogate) becomes �: other readers of
-    JSON give the whole file up for one."""
-    clean = (text or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return [{"role": "assistant", "content": clean}]
+    """An assistant's message."""
+    return [{"role": "assistant", "content": whole(text or "")}]
+
+
+def whole(text: str) -> str:
+    """Half a character (a lone surrogate) becomes �: for one, other readers give a file up."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -103,7 +103,12 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
     if recipe.strategy == "traces":
         check_traces(recipe, path)
     check_objective(recipe.train.objective, recipe.train, recipe.policy.quantize, path)
-    refers = recipe.train.objective != "orpo" and recipe.train.dpo > 0
+    if recipe.rel.target == "tidied" and not recipe.rel.review:
+        raise UserError(
+            f"{path}: rel.target = 'tidied' while rel.review = false, which tidies nothing",
+            'set rel.review = true, or rel.target = "working"',
+        )
+    refers = recipe.strategy != "rel" and recipe.train.objective != "orpo" and recipe.train.dpo > 0
     if recipe.train.tune == "full" and refers and recipe.train.reference != "none":
         raise UserError(
             f"{path}: with train.tune = 'full', {recipe.strategy} would need the weights of the "
@@ -176,8 +181,18 @@ def keeps_bucket(recipe: Recipe) -> bool:
     return recipe.r3.bucket_every > 0 or recipe.r3.until_mastered
 
 
+def rel_tiers(recipe: Recipe) -> list[Tier]:
+    config = recipe.rel
+    tiers: list[Tier] = []
+    if config.writer == "critic" and (config.tries > 1 or config.review):
+        tiers.append("basic")
+    return [*tiers, "judge"] if config.tries > 1 or config.judge else tiers
+
+
 # For each method, the critics that it asks.
-ASKED: dict[str, Callable[[Recipe], list[Tier]]] = {"r3": r3_tiers, "traces": traces_tiers}
+ASKED: dict[str, Callable[[Recipe], list[Tier]]] = {
+    "r3": r3_tiers, "rel": rel_tiers, "traces": traces_tiers,
+}  # fmt: skip
 
 
 def check_critic(critic: CriticConfig, path: Path) -> None:

@@ -129,6 +129,7 @@ class Example:
 
     chosen_ids, rejected_ids, completion_ids: the exact tokens where the policy wrote the text
     (end token included when it stopped by itself), None where a critic did.
+    mask: which tokens the loss sees: "response", all; "from N", those from that character on.
     completions, completions_ids, rewards: of a group, several answers to one prompt and what each
     was worth.
     source: {"problem": id, "epoch": n, "wave": n, "turns": [chosen, rejected]}.

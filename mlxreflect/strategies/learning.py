@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from mlx.utils import tree_unflatten
+
 from mlxreflect.policy import Policy, weights_hash
 from mlxreflect.records import Example
 from mlxreflect.tables import GrpoConfig, Recipe
@@ -25,12 +27,14 @@ class Learning:
 
     held: parameters that are committed beside the adapter, by name: "reference" is what the policy
     was when the stage began; it lacks where there is no reference, or no stage has begun.
+    start: parameters to begin from anew, kept where `keep_start` was told to.
     examples, steps, dropped: of the wave under way.
     """
 
     def __init__(self, recipe: Recipe, policy: Policy, trainer: Trainer) -> None:
         self.recipe, self.policy, self.trainer = recipe, policy, trainer
         self.held: dict[str, Arrays] = {}
+        self.start: Arrays = {}
         self.encoder = Encoder(
             policy, recipe.train.max_length, Mask(**recipe.train.mask.model_dump()),
             recipe.prompt.tags, recipe.seed,
@@ -49,6 +53,17 @@ class Learning:
             self.held["reference"] = dict(self.trainer.trainable())
         elif self.recipe.train.reference == "base":
             self.held["reference"] = base_reference(self.policy.model)
+
+    def keep_start(self) -> None:
+        """Remember what is trained as it is now, before any step, for `restart`."""
+        self.start = dict(self.trainer.trainable())
+
+    def restart(self) -> None:
+        """The policy, and its training, as they were when the run began."""
+        self.trainer.model.update(tree_unflatten(list(self.start.items())))
+        self.trainer.optimizers.clear()
+        self.trainer.steps.clear()
+        self.name_policy()
 
     def name_policy(self) -> None:
         self.actor = f"policy:{weights_hash(self.trainer.trainable())}"

@@ -41,21 +41,24 @@ class Moves:
         )  # fmt: skip
         return self.call("critique", problem, messages, at, text=text)
 
-    def rewrite(self, problem: Problem, text: str, feedback: str, at: Round) -> Call:
-        """The text again, mended as the feedback says."""
+    def rewrite(
+        self, problem: Problem, text: str, feedback: str, at: Round, *, solution: str | None = None
+    ) -> Call:
+        """The text again, mended as the feedback says. solution: shown in place of the answer."""
         messages = prompts.rewrite_messages(
             self.task.instruction(problem), self.task.show(problem), text, feedback, self.tags,
-            self.task.gold(problem), self.templates,
+            solution or self.task.gold(problem), self.templates,
         )  # fmt: skip
-        return self.call("rewrite", problem, messages, at, text=text, feedback=feedback)
+        call = self.call("rewrite", problem, messages, at, text=text, feedback=feedback)
+        return replace(call, visibility="gold_solution") if solution else call
 
-    def go_on(self, problem: Problem, opening: str, hint: str, at: Round) -> Call:
-        """From the opening that holds, with a hint at what went wrong after it; no answer shown."""
+    def go_on(self, problem: Problem, working: str, hint: str, at: Round) -> Call:
+        """What follows a working, with a hint at what is wrong in it; no answer shown."""
         messages = prompts.continue_messages(
-            self.task.instruction(problem), self.task.show(problem), opening, hint, self.tags,
+            self.task.instruction(problem), self.task.show(problem), working, hint, self.tags,
             self.templates,
         )  # fmt: skip
-        call = self.call("continue", problem, messages, at, text=opening, feedback=hint)
+        call = self.call("continue", problem, messages, at, text=working, feedback=hint)
         return replace(call, visibility="verdict")
 
     def judge(self, problem: Problem, text: str, at: Round) -> Call:
