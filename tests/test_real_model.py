@@ -239,3 +239,50 @@ def test_a_question_is_thought_over(smollm2, critic):
         assert last["role"] == "continue"
         thinking = mending({"messages": [{"content": "Retry:"}]}).partition("10</")[0]
         assert last["text"].startswith(thinking) and "10" in last["text"].removeprefix(thinking)
+
+
+def rater(body):
+    """Marks of a trace, as the schema asks for them."""
+    assert set(body["format"]["required"]) == {
+        "why", "depth", "coherence", "verification", "completeness",
+    }  # fmt: skip
+    assert "<expected>" not in body["messages"][-1]["content"]
+    return json.dumps(
+        {"why": "it goes on", "depth": 4, "coherence": 4, "verification": 3, "completeness": 5}
+    )
+
+
+def test_traces_at_its_full_settings(smollm2, tmp_path):
+    """Two waves, a warm-up and a round, of the recipe for a Mac with the smallest sizes.
+
+    The problems tell the answer, so that some traces of so small a model are right.
+    """
+    asked = [(f"The answer is {i}. Repeat the answer: {i}", str(i)) for i in range(10, 50)]
+    lines = [json.dumps({"question": text, "answer": gold}) + "\n" for text, gold in asked]
+    (tmp_path / "mine.jsonl").write_text("".join(lines))
+    run_dir = tmp_path / "run"
+    with FakeOllama(reply=rater, models=["critic"]) as server:
+        settings = {
+            "policy.model": smollm2, "policy.max_new_tokens": 16, "policy.batch": 16,
+            "task.name": "jsonl", "task.source": tmp_path / "mine.jsonl",
+            "task.limit": 2, "eval.spec": "", "eval.limit": 2, "eval.max_new_tokens": 8,
+            "critic.model": "critic", "critic.base_url": server.url, "critic.cache": "off",
+            "traces.wave": 2, "traces.warm_up": 2, "traces.problems": 2, "traces.rounds": 1,
+            "traces.filter": "lenient", "traces.group": 4, "train.batch": 2,
+        }  # fmt: skip
+        flags = [f"--set={key}={value}" for key, value in settings.items()]
+        call = [sys.executable, "-m", "mlxreflect", "run", "traces", "--run-dir", str(run_dir)]
+        done = subprocess.run([*call, "--json", *flags], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        chats = list(server.chats)
+    summary = json.loads(done.stdout)
+    assert summary["waves"] == 2
+    assert summary["critic"]["calls"] == summary["critic"]["answered"] == len(chats)
+    metrics = [row for row in rows(run_dir / "metrics.jsonl") if row["kind"] == "wave"]
+    assert [row["stage"] for row in metrics] == ["warm-up", "round"]
+    print(metrics[0]["told"], metrics[1]["told"])
+    assert metrics[0]["kept"] > 0 and metrics[1]["flat"] < 2
+    steps = [row["objective"] for row in rows(run_dir / "metrics.jsonl") if row["kind"] == "step"]
+    assert set(steps) == {"sft", "grpo"}
+    arms = {path.name for path in (run_dir / "eval").iterdir()}
+    assert arms == {"base", "base-direct", "warm-up", "trained", "trained-direct"}
