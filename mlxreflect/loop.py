@@ -32,6 +32,7 @@ from mlxreflect.results import warnings
 from mlxreflect.run import Run
 from mlxreflect.strategies import STRATEGIES
 from mlxreflect.strategies.base import Played, Strategy, Wave
+from mlxreflect.tables import Limits
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.checkpoint import load_arrays, load_parameters, load_trainer, save_trainer
 from mlxreflect.train.lora import attach, save_adapter
@@ -178,11 +179,14 @@ def play_waves(
 ) -> None:
     """Wave after wave, each committed. measure: evaluates the policy as it is, as an arm."""
     started = time.monotonic() - seconds
+    spent = spent_so_far(run)
     done, total = strategy.progress()
     with ui.progress("learning", total) as bar:
         bar.advance(done)
         strategy.status = bar.update_text
-        while (wave := strategy.next_wave()) is not None:
+        while not reached(spent, run.recipe.limits, ui):
+            if (wave := strategy.next_wave()) is None:
+                break
             if wave.new_epoch and wave.number:
                 keep_epoch(run, wave.epoch - 1)
             begun = time.monotonic()
@@ -194,11 +198,35 @@ def play_waves(
                 run, wave.number + 1, strategy, trainer, adapter,
                 journal_rows(wave, played, figures), time.monotonic() - started,
             )  # fmt: skip
+            spent += spending(figures)
             before, (done, _) = done, strategy.progress()
             bar.advance(done - before)
             ui.line(describe_wave(figures))
         keep_epoch(run, strategy.state.epoch)
         bar.update_text("")  # not of its last step alone
+
+
+def spent_so_far(run: Run) -> Counter[str]:
+    rows = read_rows(run.path / "metrics.jsonl")
+    return sum((spending(row) for row in rows if row["kind"] == "wave"), Counter[str]())
+
+
+def spending(figures: dict[str, Any]) -> Counter[str]:
+    """What a wave took, under the names of [limits]."""
+    return Counter(
+        policy_tokens=figures["tokens_generated"],
+        critic_calls=figures["critic"].get("calls", 0),
+        training_tokens=figures["tokens_trained"],
+    )
+
+
+def reached(spent: Counter[str], limits: Limits, ui: Ui) -> bool:
+    """Whether a limit is, which is said."""
+    for name, limit in limits:
+        if limit and spent[name] >= limit:
+            ui.line(f"learning ends here: {spent[name]} {name} of limits.{name} = {limit}")
+            return True
+    return False
 
 
 def journal_rows(wave: Wave, played: Played, figures: dict[str, Any]) -> dict[str, Any]:

@@ -130,7 +130,10 @@ def trl_sft(example: Example) -> dict[str, object]:
 
 
 def answer(text: str | None) -> Messages:
-    """An assistant's message. Half a character (a lone surrogate) becomes �: other readers of
-    JSON give the whole file up for one."""
-    clean = (text or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return [{"role": "assistant", "content": clean}]
+    """An assistant's message."""
+    return [{"role": "assistant", "content": whole(text or "")}]
+
+
+def whole(text: str) -> str:
+    """Half a character (a lone surrogate) becomes �: for one, other readers give a file up."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -17,6 +17,7 @@ from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import dequantize_model, load
 
+from mlxreflect.banned import avoid
 from mlxreflect.chat import encode_chat, end_tokens, find_end_of_turn
 from mlxreflect.loading import LOAD_ERRORS, load_fault, model_folder
 from mlxreflect.records import Messages
@@ -105,16 +106,19 @@ class Policy:
         seed: Sequence[int | str],
         samples: int = 1,
         stop: Sequence[str] = (),
+        banned: Sequence[Sequence[list[int]]] = (),
         advance: Callable[[int], None] | None = None,
     ) -> list[Completion]:
         """`samples` completions of each prompt in turn, by continuous batching.
 
         seed: names the random stream; the same names, prompts, weights and backend give the same
-        tokens. stop: strings that end a completion where they appear in its text. advance: told
-        how many completions have just ended.
+        tokens. stop: strings that end a completion where they appear in its text. banned: for each
+        prompt, token sequences that its completions do not begin with. advance: told how many
+        completions have just ended.
         """
         reach = max((len(text.encode()) for text in stop), default=0) + 4  # tokens, and some before
         asked = [prompt for prompt in prompts for _ in range(samples)]
+        bans = [list(ban) for ban in banned for _ in range(samples)] or [[] for _ in asked]
         runs = [list(run) for _, run in groupby(asked)]  # equal neighbours share one prefill
         tokens: list[list[int]] = [[] for _ in asked]
         reasons: dict[int, str] = {}
@@ -137,7 +141,11 @@ class Policy:
                         part += runs.pop(0)
                     with mx.stream(generator.stream):
                         unread, caches = prefill(self.model, part)
-                    inserted += len(generator.insert(unread, caches=caches))
+                    these = zip(unread, bans[inserted : inserted + len(part)], strict=True)
+                    limits = [avoid(len(ids), ban) for ids, ban in these]
+                    inserted += len(
+                        generator.insert(unread, caches=caches, logits_processors=limits)
+                    )
                 for r in generator.next_generated():
                     tokens[r.uid].append(r.token)
                     reason = r.finish_reason

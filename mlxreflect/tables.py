@@ -207,6 +207,14 @@ class EvalConfig(Table):
     cache: str = ""  # of answers: "" the user's cache folder, "off", or a folder
 
 
+class Limits(Table):
+    """What a run may spend on learning; 0: no limit. A wave that has begun is played to its end."""
+
+    policy_tokens: Count = 0  # that the policy writes
+    critic_calls: Count = 0
+    training_tokens: Count = 0  # that a loss is taken of
+
+
 Method = Literal["r3", "rel"]
 METHODS: tuple[Method, ...] = get_args(Method)  # each has a table of its name
 
@@ -215,6 +223,7 @@ class Recipe(Table):
     strategy: Method = "r3"
     name: str = ""
     seed: int = 0
+    limits: Limits = Limits()
     policy: PolicyConfig = PolicyConfig()
     prompt: PromptConfig = PromptConfig()
     task: TaskConfig = TaskConfig()
@@ -230,6 +239,26 @@ class QuickConfig(Table):
 
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05  # how often it may decide between equals
     max_n: Count = 0  # questions at most; 0: all of the spec's
+
+
+class ChainConfig(Table):
+    """[chain] of an evaluation: questions are answered again, round by round.
+
+    feedback: who looks at an answer; none: nobody does. gated: the grader stops a chain at the
+    first right answer; else the critic (or the policy) does where it finds nothing wrong.
+    """
+
+    rounds: Positive = 1  # answers at most, the first one among them; 1: no chain
+    round: Literal["prefill", "retry", "resample"] = "prefill"  # how it is answered again
+    feedback: Literal["critic", "self", "none"] = "critic"
+    gated: bool = False
+    fresh: Positive = 1  # of the answers, the first so many are from scratch, before any prefill
+    tries: Positive = 1  # answers that go on from the same prefilled thinking
+    avoid: bool = False  # no answer goes on as one that failed did, from the same thinking
+    integrate: bool = False  # at the end the answers of a chain become one
+    temperature: Annotated[float, Field(ge=0)] = 0.0  # of the policy's own critiques
+    max_tokens: Positive = 200  # of such a critique
+    critic: CriticConfig = CriticConfig()
 
 
 class EvalSpec(Table):
@@ -251,3 +280,4 @@ class EvalSpec(Table):
     shots: Count = 0  # worked examples from the training part before each question
     stop: list[Annotated[str, Field(min_length=1)]] = []  # an answer ends before any of these
     rules: str = ""  # how answers are graded; "": the task's own headline rules
+    chain: ChainConfig = ChainConfig()

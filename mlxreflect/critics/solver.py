@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.errors import UserError
-from mlxreflect.prompts import ANSWER, TAGS, parse_response, thought_of
+from mlxreflect.prompts import ANSWER, PRAISE, TAGS, parse_response, thought_of
 from mlxreflect.tables import CriticConfig
 from mlxreflect.tasks import TASKS
 from mlxreflect.tasks.base import Task
@@ -17,7 +17,8 @@ UNSOLVED = Reply("", error="the solver found no way to finish", kind="unsolved")
 class SolverCritic:
     """Finds the first wrong step of an attempt, and rewrites from the opening that holds.
 
-    With visibility "none" its critiques only check the steps that were written, without a search.
+    With visibility "none" it only checks the steps that were written and never searches: a rewrite
+    is then the opening that holds, for the policy to go on with.
     """
 
     actor = "solver"
@@ -42,7 +43,7 @@ class SolverCritic:
 
 
 def critique(task: Task, call: Call) -> Reply:
-    return Reply(fault_of(task, call) or "every step holds")
+    return Reply(fault_of(task, call) or PRAISE)
 
 
 def judge(task: Task, call: Call) -> Reply:
@@ -53,13 +54,16 @@ def judge(task: Task, call: Call) -> Reply:
 
 def fault_of(task: Task, call: Call) -> str:
     assert task.solver is not None  # preflight
-    fault = task.solver.review(
-        call.problem, thought_of(call.text, call.tags), call.visibility != "none"
-    ).fault
+    unseen = call.visibility == "none"
+    fault = task.solver.review(call.problem, thought_of(call.text, call.tags), not unseen).fault
+    if not fault and unseen and not task.checkable:
+        return parse_response(call.text, call.tags).reason  # the grader would show it the answer
     return fault or task.grade(call.problem, call.text, call.tags, "thinking").verdict.reason
 
 
 def rewrite(task: Task, call: Call) -> Reply:
+    if call.visibility == "none":
+        return opening(task, call)
     solved = finished(task, call)
     if solved is None:
         return UNSOLVED
@@ -103,6 +107,14 @@ def lines_of(call: Call) -> list[str]:
 
 def closing(answer: str, tags: str) -> str:
     return f"{TAGS[tags][1]}\n{ANSWER[0]} {answer} {ANSWER[1]}"
+
+
+def opening(task: Task, call: Call) -> Reply:
+    """The thinking as far as its steps hold, its first wrong sum computed again; left open."""
+    assert task.solver is not None  # preflight
+    review = task.solver.review(call.problem, thought_of(call.text, call.tags), False)
+    lines = [*review.kept, *([review.mended] if review.mended else [])]
+    return Reply("\n".join([TAGS[call.tags][0], *lines]))
 
 
 def unable(task: Task, call: Call) -> Reply:

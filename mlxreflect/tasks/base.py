@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from mlxreflect.records import Problem, Verdict
@@ -33,10 +34,13 @@ class Review:
     kept: the opening lines of the thought that are valid (and, when searching, from which a right
         answer can still be reached). fault: what is wrong with the first other line, as one short
         sentence such as "step 2 is wrong: 4 + 13 = 17"; empty when every step holds.
+    mended: that line with its arithmetic computed again, where nothing else is wrong with it and
+        there is something to do after it; else empty.
     """
 
     kept: list[str]
     fault: str
+    mended: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,16 +71,18 @@ class Task:
     hub: the data sets of the hub that it reads where no source is given.
     solver: exact, where the task has one.
     generated: it makes as many problems as are asked for.
+    checkable: the question itself says what is right, so grading needs no gold answer.
     """
 
     name: str
     load: Callable[[TaskConfig, str, int], list[Problem]]
     instruction: Callable[[Problem], str]
     show: Callable[[Problem], str]
-    gold: Callable[[Problem], str | None]
     grade: Grader
     from_row: Callable[[dict[str, Any]], Problem]
+    gold: Callable[[Problem], str | None] = attrgetter("gold")
     rules: dict[str, Grader] = field(default_factory=dict)
     hub: tuple[str, ...] = ()
     solver: Solver | None = None
     generated: bool = False
+    checkable: bool = False

@@ -158,7 +158,22 @@ def review(problem: Problem, thought: str, search: bool) -> Review:
         fault = f"the steps stop with {len(terms)} numbers left"
     elif not fault and terms[0].value != problem.fields["target"]:
         fault = f"the steps end at {terms[0].value}, not {problem.fields['target']}"
-    return Review(lines[:valid], fault)
+    return Review(lines[:valid], fault, mend(terms, lines[valid]) if valid < len(lines) else "")
+
+
+def mend(terms: list[Term], line: str) -> str:
+    """A step with its result computed again; "" where more is wrong, or it would be the last."""
+    written = equation(line)
+    if written is None:
+        return ""
+    try:
+        _, value = read_step(written[0], {t.value for t in terms})
+    except NotAnExpression:
+        return ""
+    after, _ = take(terms, written[0], str(value))
+    again = f"{line.partition('=')[0]}= {value}"
+    fine = after is not None and 1 < len(after) < len(terms)
+    return again if fine and equation(again) == (written[0], str(value)) else ""
 
 
 def finish(problem: Problem, kept: list[str], seed: int) -> tuple[str, str] | None:
