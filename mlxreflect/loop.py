@@ -16,8 +16,9 @@ import mlx.core as mx
 
 from mlxreflect import pairs
 from mlxreflect.answers import Answers
+from mlxreflect.arms import arms_within
 from mlxreflect.commits import replace_folder
-from mlxreflect.compare import compare
+from mlxreflect.compare import Options, compare, compare_all
 from mlxreflect.critics import open_critics
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import SelfCritic
@@ -32,7 +33,7 @@ from mlxreflect.results import warnings
 from mlxreflect.run import Run
 from mlxreflect.strategies import STRATEGIES
 from mlxreflect.strategies.base import Played, Strategy, Wave
-from mlxreflect.tables import Limits
+from mlxreflect.tables import EvalSpec, Limits
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.checkpoint import load_arrays, load_parameters, load_trainer, save_trainer
 from mlxreflect.train.lora import attach, save_adapter
@@ -85,10 +86,10 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
 
         answers = Answers.open(recipe.eval.cache)
 
-        def measure(arm: str, weights: str) -> dict[str, Any]:
+        def measure(arm: str, weights: str, asked: EvalSpec = spec) -> dict[str, Any]:
             with ui.progress(f"evaluating {arm}", len(held_out) * spec.samples) as bar:
                 results = evaluate(
-                    policy, exam, held_out, spec, run.path / "eval" / arm,
+                    policy, exam, held_out, asked, run.path / "eval" / arm,
                     adapter=weights, answers=answers, advance=bar.advance,
                 )  # fmt: skip
             for said in [*(answers.report() if answers else []), *warnings(results)]:
@@ -98,6 +99,8 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
         stack.enter_context(awake())
         with parameters(policy.model, initial):  # also when a resumed run has to do it again
             base = measure("base", "")
+            if recipe.eval.direct:
+                measure("base-direct", "", directly(spec))
         del initial  # where all weights are trained it would be a second copy
         play_waves(
             run, strategy, trainer, adapter, ui, before + time.monotonic() - started,
@@ -105,9 +108,14 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
         )  # fmt: skip
         finish_adapter(run, trainer, adapter)
         trained = measure("trained", weights_hash(trainer.trainable()))
+        if recipe.eval.direct:
+            measure("trained-direct", weights_hash(trainer.trainable()), directly(spec))
         asked = list(ledger.rows())
     comparison = compare(run.path / "eval" / "base", run.path / "eval" / "trained")
     run.write_json("comparison.json", comparison)
+    if len(arms_within(run.path)) > 2:
+        differ = ("prompt.style",) if recipe.eval.direct else ()
+        run.write_json("comparisons.json", compare_all([run.path], Options(differ=differ)))
     from mlxreflect.plots import draw_plots  # matplotlib takes a second to load
 
     draw_plots(run.path)
@@ -117,6 +125,12 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
     summary["wall_seconds"] = round(before + time.monotonic() - started, 1)
     run.write_json("summary.json", summary)  # last: a run that has it is finished
     return summary
+
+
+def directly(spec: EvalSpec) -> EvalSpec:
+    """The same questions, asked for the answer alone."""
+    prompt = spec.prompt.model_copy(update={"style": "direct"})
+    return spec.model_copy(update={"prompt": prompt})
 
 
 def open_ledger(run: Run) -> Ledger:

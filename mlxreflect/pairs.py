@@ -7,7 +7,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
+from mlxreflect.quality import fits, quality_of
 from mlxreflect.records import Episode, Example, Messages, Turn
+from mlxreflect.tables import TracesConfig
 
 LEAKS = (
     "expected answer", "the answer was given", "answer given above", "as provided",
@@ -110,6 +112,42 @@ def opener(by_index: dict[int, Turn], turn: Turn) -> Turn:
         assert turn.parent is not None  # every chain begins at a sample
         turn = by_index[turn.parent]
     return turn
+
+
+def traces_kept(episode: Episode, config: TracesConfig) -> list[Example]:
+    """ThinkingTraces, warm-up: the best traces that pass the filter, each text once."""
+    marks = {turn.parent: quality_of(turn) for turn in episode.turns if turn.role == "score"}
+    passed: dict[str, tuple[float, Turn]] = {}
+    for turn in episode.turns:
+        quality = marks.get(turn.index)
+        if turn.role == "attempt" and quality and fits(turn, quality, config):
+            passed.setdefault(turn.text, (quality.mean, turn))
+    best = sorted(passed.values(), key=lambda one: -one[0])[: config.keep or None]
+    return [completion(episode, turn) for _, turn in best]
+
+
+def traces_group(episode: Episode, config: TracesConfig) -> Example | None:
+    """ThinkingTraces, rounds: all answers with their rewards; None where the rewards are equal."""
+    turns = [turn for turn in episode.turns if turn.role == "attempt"]
+    rewards = [reward(turn, config) for turn in turns]
+    if len(set(rewards)) < 2:
+        return None
+    return Example(
+        kind="group",
+        prompt=episode.turns[0].messages,
+        completions=[turn.text for turn in turns],
+        completions_ids=[turn.token_ids or [] for turn in turns],
+        rewards=rewards,
+        source=source(episode, *turns),
+    )
+
+
+def reward(turn: Turn, config: TracesConfig) -> float:
+    """What a sample is worth, verifiably: its answer's weight and its format's."""
+    if turn.verdict is None:
+        return 0.0
+    right, kept = turn.verdict.correct, turn.verdict.format_ok
+    return config.reward_answer * right + config.reward_format * kept
 
 
 def trl_preference(example: Example) -> dict[str, object]:

@@ -97,7 +97,21 @@ def rel_plan(recipe: Recipe, n: int, wrong: float) -> Plan:
     return Plan(first, config.wave, asked, (*roles, *written), "explore")
 
 
+def traces_plan(recipe: Recipe, n: int, wrong: float) -> Plan:
+    """At most: all traces of the warm-up are right, and each is asked about twice."""
+    config = recipe.traces
+    warm = min(n, config.warm_up)
+    in_round = min(n, config.problems) if config.problems else n
+    attempts = warm * config.samples + config.rounds * in_round * config.group
+    side_by_side = min(n, config.wave) * config.samples
+    if config.scorer == "rules" or not warm:
+        return Plan(attempts, side_by_side, {}, ())
+    share = 2.0 if wrong == 1 else 1 - wrong
+    asked: Asked = {("judge", "score"): warm * config.samples * share}
+    return Plan(attempts, side_by_side, asked, ("score",))
+
+
 # recipe, problems, share that is wrong (1: the most that can be asked) → plan
 PLANS: dict[str, Callable[[Recipe, int, float], Plan]] = {
-    "r3": r3_plan, "rel": rel_plan,
+    "r3": r3_plan, "rel": rel_plan, "traces": traces_plan,
 }  # fmt: skip

@@ -191,6 +191,31 @@ class TrainConfig(Fitting):
     sft: SftConfig = SftConfig()
 
 
+class GrpoConfig(Table):
+    clip_ratio: Annotated[float, Field(gt=0)] = 0.2
+    kl: Annotated[float, Field(ge=0)] = 0.0  # weight of the distance from the reference
+    average: Literal["sequence", "token"] = "sequence"  # each response, or each token, counts alike
+    scale_rewards: bool = True  # by the group's standard deviation
+
+
+class TracesConfig(Table):
+    """[traces]: SFT on filtered traces of the policy, then rounds of GRPO on fresh groups."""
+
+    wave: Positive = 16  # problems taken and committed together
+    warm_up: Count = 0  # problems of the warm-up; 0: none, the rounds begin at once
+    samples: Positive = 4  # traces of a problem in the warm-up
+    scorer: Literal["rules", "critic"] = "rules"  # who marks a right trace
+    filter: Literal["strict", "lenient"] = "strict"  # each mark, or their mean, and strict: format
+    threshold: Fraction = 0.5  # what marks, from 0 to 1, must reach
+    keep: Count = 1  # best traces of a problem; 0: all that pass
+    rounds: Count = 3
+    problems: Count = 0  # of a round; 0: all there are
+    group: Annotated[int, Field(ge=2)] = 8  # samples of a problem in a round
+    reward_answer: Annotated[float, Field(ge=0)] = 1.0
+    reward_format: Annotated[float, Field(ge=0)] = 0.2
+    grpo: GrpoConfig = GrpoConfig()
+
+
 class EvalConfig(Table):
     """The evaluation of a run: base and trained on the same problems, none of them trained on."""
 
@@ -199,6 +224,7 @@ class EvalConfig(Table):
     limit: Count = 0  # 0: the spec's own
     seed: int = 0  # order of the problems, and so which ones a limit takes
     max_new_tokens: Count = 0  # 0: the policy's own
+    direct: bool = False  # base and trained are also asked for the answer alone, without a thought
     # Training problems that occur in the evaluation are left out: by words in a row, too, or only
     # where the whole question is the same.
     decontaminate: Literal["overlap", "exact", "off"] = "overlap"
@@ -215,7 +241,7 @@ class Limits(Table):
     training_tokens: Count = 0  # that a loss is taken of
 
 
-Method = Literal["r3", "rel"]
+Method = Literal["r3", "rel", "traces"]
 METHODS: tuple[Method, ...] = get_args(Method)  # each has a table of its name
 
 
@@ -230,6 +256,7 @@ class Recipe(Table):
     critic: Critics = Critics()
     r3: R3Config = R3Config()
     rel: RelConfig = RelConfig()
+    traces: TracesConfig = TracesConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 

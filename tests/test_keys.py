@@ -98,6 +98,7 @@ CHANGED = {
     "eval.limit": (3, {}),
     "eval.seed": (1, {}),
     "eval.max_new_tokens": (12, {}),
+    "eval.direct": (True, {}),
 }  # fmt: skip
 # Keys that need data, a server or a look inside: a test of their own below.
 APART = {
@@ -113,7 +114,7 @@ APART = {
     "critic.key_env", "critic.region", "critic.profile",
     "critic.budget.max_calls", "critic.budget.max_tokens", "critic.budget.max_usd",
 }  # fmt: skip
-ONE_VALUE = {"strategy"}  # r3 is the only one yet
+ONE_VALUE = {"strategy"}  # the others have tables of their own
 
 
 def test_no_key_is_forgotten():

@@ -19,6 +19,7 @@ LAYERS: list[set[str]] = [
     {"records", "settings", "seeds", "templates", "cachedir"},
     {"prompts"},
     {"tables", "wording"},
+    {"quality"},
     {"recipe"},
     {"plans", "draft"},
     {"train.lanes"},
@@ -61,7 +62,7 @@ LAYERS: list[set[str]] = [
 ]
 # Nothing but data in, data out: no model, no network, no run directory.
 PURE = ("records", "settings", "tables", "recipe", "plans", "seeds", "prompts", "templates",
-        "wording", "pairs", "stats", "sentences", "sequential", "tasks", "errors", "job",
+        "wording", "pairs", "quality", "stats", "sentences", "sequential", "tasks", "errors", "job",
         "decontaminate")  # fmt: skip
 HEAVY = {"mlx", "mlx_lm", "transformers", "pydantic", "matplotlib", "numpy", "scipy", "datasets",
          "huggingface_hub", "ollama", "httpx", "tenacity", "boto3", "botocore"}  # fmt: skip

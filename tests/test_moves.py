@@ -4,13 +4,14 @@ import json
 import re
 from dataclasses import replace
 from itertools import product
+from typing import get_args
 
 import pytest
 from test_chains import Remote, make, rows
 from test_r3 import Critic, play
 
 from mlxreflect import prompts
-from mlxreflect.critics.base import Reply
+from mlxreflect.critics.base import Move, Reply
 from mlxreflect.critics.cache import cache_key
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.critics.verdicts import Judgement, Preference
@@ -43,13 +44,13 @@ def calls(text):
         "continue": [m.go_on(PROBLEM, text, text, AT)],
         "judge": [m.judge(PROBLEM, text, AT)],
         "prefer": list(m.prefer(PROBLEM, text, text, AT)),
+        "score": [m.score(PROBLEM, text, AT)],
         "pose": [m.pose(PROBLEM, text, AT)],
         "integrate": [m.integrate(PROBLEM, [text, text], AT)],
     }
 
 
-OTHERS = ("attempt_", "expand")  # the policy's, and one of a command
-MOVES = sorted(name for name in prompts.BUNDLED.wording if not name.startswith(OTHERS))
+MOVES = sorted(set(prompts.BUNDLED.wording) & set(get_args(Move)))
 
 
 @pytest.mark.parametrize("role", MOVES)

@@ -40,6 +40,19 @@ class Preference(Structured):
     better: Literal["A", "B", "tie"]
 
 
+Mark = Literal[1, 2, 3, 4, 5]  # not at all … throughout
+
+
+class Marks(Structured):
+    """One solution's reasoning rated. Which marks there are is said in the prompt."""
+
+    why: str
+    depth: Mark
+    coherence: Mark
+    verification: Mark
+    completeness: Mark
+
+
 M = TypeVar("M", bound=Structured)
 # Blocks of somebody else's text, and thoughts, which are no conclusion; one that is never closed
 # goes on to the end. And the lines of a Markdown quote.

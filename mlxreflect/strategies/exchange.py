@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.critics.tally import Tally
-from mlxreflect.critics.verdicts import Judgement, ask_structured
+from mlxreflect.critics.verdicts import Judgement, Marks, ask_structured
 from mlxreflect.errors import UserError
+from mlxreflect.quality import written
 from mlxreflect.records import Problem, Turn, Verdict
-from mlxreflect.strategies.moves import Moves, Round, judged
+from mlxreflect.strategies.moves import Moves, Round, judged, marked
 from mlxreflect.tables import Recipe
 from mlxreflect.tasks.base import Task
 
@@ -89,6 +90,24 @@ class Exchange:
             (answer.value, turn_of(call, answer.replies[-1], critic.actor, turn.index))
             for call, answer, turn in zip(calls, answers, turns, strict=True)
         ]
+
+    def score(self, problems: Sequence[Problem], traces: Sequence[Turn], at: Round) -> list[Turn]:
+        """A turn a trace, with the marks in `parsed`; without, where none came."""
+        calls = [
+            # Its number tells a trace's call from those of the problem's others.
+            self.moves.score(p, t.text, replace(at, attempt=f"{at.attempt}/{t.index}"))
+            for p, t in zip(problems, traces, strict=True)
+        ]
+        critic = self.critics[at.tier]
+        answers = ask_structured(critic, calls, Marks)
+        with self.lock:
+            self.count([reply for answer in answers for reply in answer.replies])
+        turns = []
+        for call, trace, answer in zip(calls, traces, answers, strict=True):
+            quality = marked(answer.value)
+            turn = turn_of(call, answer.replies[-1], critic.actor, trace.index)
+            turns.append(replace(turn, parsed=written(quality) if quality else None))
+        return turns
 
     def ask(self, calls: list[Call], parents: Sequence[Turn], at: Round) -> list[Turn]:
         """A turn a call."""

@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from mlx.utils import tree_unflatten
 
 from mlxreflect.policy import Policy, weights_hash
 from mlxreflect.records import Example
-from mlxreflect.tables import Recipe
+from mlxreflect.tables import GrpoConfig, Recipe
 from mlxreflect.train.batches import Group, Pair, Row
 from mlxreflect.train.encode import Dropped, Encoder, NothingTrained
 from mlxreflect.train.lora import base_reference
@@ -81,6 +82,13 @@ class Learning:
         rows = [row for row in self.encode(examples) if isinstance(row, Row)]
         settings = self.settings(self.recipe.train.sft.lr * scale)
         self.steps += self.trainer.fit_rows(rows, settings, seed)
+        self.name_policy()
+
+    def reinforce(self, examples: Sequence[Example], grpo: GrpoConfig, seed: Seed) -> None:
+        """GRPO on groups that the policy as it is has written."""
+        groups = [row for row in self.encode(examples) if isinstance(row, Group)]
+        settings = replace(self.settings(self.recipe.train.lr), **grpo.model_dump())
+        self.steps += self.trainer.fit_groups(groups, self.held.get("reference"), settings, seed)
         self.name_policy()
 
     def encode(self, examples: Sequence[Example]) -> list[Row | Pair | Group]:

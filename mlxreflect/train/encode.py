@@ -70,7 +70,9 @@ class Encoder:
         if example.kind == "sft":
             known = [(example.completion, example.completion_ids)]
         elif example.kind == "group":
-            known = [(text, None) for text in example.completions or []]
+            texts = example.completions or []
+            ids = example.completions_ids
+            known = [(text, ids[i] if ids else None) for i, text in enumerate(texts)]
         else:
             known = [(example.chosen, example.chosen_ids), (example.rejected, example.rejected_ids)]
         if not example.prompt:  # raw text: all of it is trained but its first token
