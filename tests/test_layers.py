@@ -56,7 +56,7 @@ LAYERS: list[set[str]] = [
     {"loop", "show", "course", "checks", "estimate"},
     {"dry", "finetune", "doctor", "wizard"},
     {"cli_parts"},
-    {"cli_evidence", "cli_files"},
+    {"cli_evidence", "cli_files", "annotate"},
     {"cli"},
     {"__main__"},
 ]
@@ -188,7 +188,7 @@ if len(sys.argv) > 1:
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr)
 """
 COMMANDS = ("run", "resume", "show", "eval", "compare", "report", "grade", "train", "fuse",
-            "doctor", "decontaminate", "solve", "export", "init")  # fmt: skip
+            "doctor", "decontaminate", "solve", "export", "init", "annotate")  # fmt: skip
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), *((c, "--help") for c in COMMANDS)])

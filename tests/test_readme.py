@@ -33,7 +33,7 @@ UsageError = typer.BadParameter.__mro__[1]  # click's, or the copy inside typer
 HOW = {"run": "dry", "resume": "run", "show": "run", "compare": "run", "grade": "run",
        "eval": "run", "train": "run", "fuse": "run", "doctor": "run",
        "decontaminate": "run", "report": "run", "export": "run",
-       "init": "run", "solve": "run"}  # fmt: skip
+       "init": "run", "solve": "run", "annotate": "dry"}  # fmt: skip
 OWN_FILES = {
     "problems.jsonl": "".join(f'{{"question": "{i} + 1?", "answer": {i}}}\n' for i in range(30)),
     "preferences.jsonl": "".join(

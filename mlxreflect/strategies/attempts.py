@@ -81,16 +81,20 @@ class Attempts:
         return self.graded(problem, turn)
 
     def graded(self, problem: Problem, turn: Turn) -> Turn:
-        """The turn with its parsed answer and verdict; a helped one must not give away its help."""
-        tags, style = self.recipe.prompt.tags, self.recipe.prompt.style
-        grade = self.task.grade(problem, turn.text, tags, style)
-        spans = prompts.parse_response(turn.text, tags, style).spans
-        verdict = grade.verdict
-        if turn.role in HELPED and verdict.passed:
-            reason = pairs.leak(turn.text, spans, style)
-            if reason:
-                verdict = Verdict(False, verdict.format_ok, reason, "leak filter")
-        return replace(turn, spans=spans, parsed=grade.parsed, verdict=verdict)
+        return graded(self.recipe, self.task, problem, turn)
+
+
+def graded(recipe: Recipe, task: Task, problem: Problem, turn: Turn) -> Turn:
+    """The turn with its parsed answer and verdict; a helped one must not give away its help."""
+    tags, style = recipe.prompt.tags, recipe.prompt.style
+    grade = task.grade(problem, turn.text, tags, style)
+    spans = prompts.parse_response(turn.text, tags, style).spans
+    verdict = grade.verdict
+    if turn.role in HELPED and verdict.passed:
+        reason = pairs.leak(turn.text, spans, style)
+        if reason:
+            verdict = Verdict(False, verdict.format_ok, reason, "leak filter")
+    return replace(turn, spans=spans, parsed=grade.parsed, verdict=verdict)
 
 
 def attempt_prompt(

@@ -99,6 +99,15 @@ class Moves:
         call = self.call("integrate", problem, messages, at, text="\n\n".join(texts))
         return replace(call, visibility="none")
 
+    def expand(self, problem: Problem, notes: str, at: Round) -> Call:
+        """A person's notes written out as a whole working; no answer shown."""
+        messages = prompts.expand_messages(
+            self.task.instruction(problem), self.task.show(problem), notes, self.tags,
+            self.templates,
+        )  # fmt: skip
+        call = self.call("integrate", problem, messages, at, text=notes)
+        return replace(call, visibility="none", template=self.templates.version("expand"))
+
     def example(self, role: str, problem: Problem, text: str = "", feedback: str = "") -> Call:
         """A call of a role, for those who look at prompts and ask nobody."""
         at = Round("basic", 0, "")
