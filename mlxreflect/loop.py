@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from mlxreflect.results import warnings
 from mlxreflect.run import Run
 from mlxreflect.strategies import STRATEGIES
 from mlxreflect.strategies.base import Played, Strategy, Wave
+from mlxreflect.strategies.learning import ADAPTER, Learning
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.checkpoint import load_arrays, load_parameters, load_trainer, save_trainer
 from mlxreflect.train.lora import attach, save_adapter
@@ -102,7 +104,7 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
             run, strategy, trainer, adapter, ui, before + time.monotonic() - started,
             lambda arm: measure(arm, weights_hash(trainer.trainable())),
         )  # fmt: skip
-        finish_adapter(run, trainer, adapter)
+        finish_adapter(run, strategy.learning, adapter)
         trained = measure("trained", weights_hash(trainer.trainable()))
         asked = list(ledger.rows())
     comparison = compare(run.path / "eval" / "base", run.path / "eval" / "trained")
@@ -243,11 +245,14 @@ def keep_epoch(run: Run, epoch: int) -> None:
     replace_folder(final, copy)
 
 
-def finish_adapter(run: Run, trainer: Trainer, adapter: dict[str, Any]) -> None:
-    def save(folder: Path) -> None:
-        save_adapter(folder, trainer.trainable(), adapter, run.recipe.policy.model)
-
-    replace_folder(run.path / "adapter", save)
+def finish_adapter(run: Run, learning: Learning, adapter: dict[str, Any]) -> None:
+    """The policy's adapter, and those that the method holds beside it."""
+    held = {name: arrays for name, arrays in learning.held.items() if name.startswith(ADAPTER)}
+    for name, arrays in {"adapter": learning.trainer.trainable(), **held}.items():
+        save = partial(
+            save_adapter, arrays=arrays, config=adapter, model=run.recipe.policy.model
+        )  # fmt: skip
+        replace_folder(run.path / name, save)
 
 
 def summarise_run(

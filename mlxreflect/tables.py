@@ -116,6 +116,24 @@ class R3Config(Table):
     until_mastered: bool = False
 
 
+class ReflectEvoConfig(Table):
+    """Attempts are drawn at policy.temperature, reflections at critic.temperature."""
+
+    wave: Positive = 100  # problems taken and committed together
+    reflector: Literal["self", "critic"] = "self"
+    reflections: Positive = 2  # on each wrong attempt, each with one retry
+    instructions: Names = []  # ids of the pool to draw from; empty: all 32
+    stored: str = ""  # JSONL file with reflections to replay, in place of new ones
+    words: Positive = 100  # a longer reflection gets no retry
+    retry_temperature: Annotated[float, Field(ge=0)] = 0.0
+    # I: SFT on reflection and answer in one; II: on each by itself, two adapters; III: DPO on
+    # reflections that led to a right and a wrong answer; IV: on those of which the judge likes one.
+    training: Literal["I", "II", "III", "IV"] = "I"
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: Fraction = 0.0  # of a training's steps
+    retries: bool = True  # evaluate second answers, beside retries without a reflection
+
+
 class LoraConfig(Table):
     rank: Positive = 16
     scale: Rate = 2.0  # = alpha / rank of other libraries
@@ -188,7 +206,7 @@ class EvalConfig(Table):
     cache: str = ""  # of answers: "" the user's cache folder, "off", or a folder
 
 
-Method = Literal["r3"]
+Method = Literal["r3", "reflectevo"]
 METHODS: tuple[Method, ...] = get_args(Method)  # each has a table of its name
 
 
@@ -201,6 +219,7 @@ class Recipe(Table):
     task: TaskConfig = TaskConfig()
     critic: Critics = Critics()
     r3: R3Config = R3Config()
+    reflectevo: ReflectEvoConfig = ReflectEvoConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 
@@ -220,7 +239,8 @@ class ChainConfig(Table):
     """
 
     rounds: Positive = 1  # answers at most, the first one among them; 1: no chain
-    round: Literal["prefill", "retry", "resample"] = "prefill"  # how it is answered again
+    # How it is answered again; reflect: a reflection and the answer in one response.
+    round: Literal["prefill", "retry", "reflect", "resample"] = "prefill"
     feedback: Literal["critic", "self", "none"] = "critic"
     gated: bool = False
     fresh: Positive = 1  # of the answers, the first so many are from scratch, before any prefill

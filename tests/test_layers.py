@@ -18,6 +18,7 @@ LAYERS: list[set[str]] = [
     {"errors"},
     {"records", "settings", "seeds", "templates"},
     {"prompts"},
+    {"reflections"},
     {"tables", "wording"},
     {"recipe"},
     {"plans"},
@@ -66,7 +67,7 @@ LAYERS: list[set[str]] = [
 # Nothing but data in, data out: no model, no network, no run directory.
 PURE = ("records", "settings", "tables", "recipe", "plans", "seeds", "prompts", "templates",
         "wording", "pairs", "stats", "sentences", "sequential", "tasks", "errors", "job",
-        "decontaminate")  # fmt: skip
+        "decontaminate", "reflections")  # fmt: skip
 HEAVY = {"mlx", "mlx_lm", "transformers", "pydantic", "matplotlib", "numpy", "scipy", "datasets",
          "huggingface_hub", "ollama", "httpx", "tenacity", "boto3", "botocore"}  # fmt: skip
 

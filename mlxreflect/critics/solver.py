@@ -95,4 +95,10 @@ def unable(task: Task, call: Call) -> Reply:
     return Reply("", error=f"the solver has no move {call.role!r}", kind="unable")
 
 
-ROLES = {"critique": critique, "rewrite": rewrite, "continue": rewrite, "judge": judge}
+ROLES = {
+    "critique": critique,
+    "reflection": critique,
+    "rewrite": rewrite,
+    "continue": rewrite,
+    "judge": judge,
+}

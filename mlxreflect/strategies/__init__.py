@@ -1,5 +1,10 @@
 """The methods by name."""
 
-from mlxreflect.strategies.r3 import R3
+from collections.abc import Callable
 
-STRATEGIES = {"r3": R3}
+from mlxreflect.strategies.base import Strategy
+from mlxreflect.strategies.r3 import R3
+from mlxreflect.strategies.reflectevo import ReflectEvo
+
+# recipe, task, policy, trainer, critics, problems → what the loop plays
+STRATEGIES: dict[str, Callable[..., Strategy]] = {"r3": R3, "reflectevo": ReflectEvo}
