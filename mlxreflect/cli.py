@@ -183,6 +183,40 @@ def show(
 
 
 @app.command()
+def solve(
+    question: Annotated[str, typer.Argument(help="In words; or a task's fields as a JSON object.")],
+    model: Annotated[str, typer.Option(help="Hub name, path, or tiny.")],
+    adapter: Annotated[str, typer.Option(help="A LoRA folder to put on it.")] = "",
+    critic: Annotated[
+        str, typer.Option(help="none, self, solver, another provider, or a recipe's.")
+    ] = "self",
+    rounds: Annotated[int, typer.Option(min=2, help="Answers at most.")] = 4,
+    integrate: Annotated[
+        bool, typer.Option("--integrate", help="At the end, one answer of them all.")
+    ] = False,
+    task: Annotated[str, typer.Option(help="A task, such as countdown; default: none.")] = "",
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Answer one question in rounds: think, criticise, think better, answer again."""
+    require_mlx()
+    from mlxreflect import solve as solving
+    from mlxreflect.policy import load_policy
+    from mlxreflect.tables import PolicyConfig
+
+    chosen = solving.find_task(task)
+    spec = solving.solve_spec(chosen, critic, rounds, integrate, set_ or [])
+    problem, ui = solving.read_question(question, chosen), make_ui(as_json)
+    policy = load_policy(PolicyConfig(model=model, adapter=adapter))
+    with ui.progress("solving") as bar:
+        result = solving.solve(policy, chosen, problem, spec, bar.update_text)
+    ui.result(result)
+    if not as_json:
+        for part in solving.render_solved(result):
+            ui.table(part)
+
+
+@app.command()
 def fuse(
     model: Annotated[str, typer.Option(help="Hub name, path, or tiny.")],
     out: Annotated[Path, typer.Option(help="Where to; a folder that is not there yet.")],

@@ -96,6 +96,11 @@ def eval_(
         for name in server_model or []
     ]
     entries = line_up(model or [], adapter or [], quantize or [], served, base=base or quick)
+    if (quick or aa) and found.chain.rounds > 1:
+        raise UserError(
+            f"--{'quick' if quick else 'aa'} and a spec with [chain] do not go together",
+            "leave it out, or add --set chain.rounds=1",
+        )
     if quick:
         from mlxreflect.quick import quick_eval
 

@@ -77,6 +77,11 @@ def evaluate(
     of other evaluations, where the same chunk need not be generated again.
     Raises UserError where `out` holds samples of another evaluation, naming the changed key.
     """
+    if spec.chain.rounds > 1:
+        raise UserError(
+            f"{spec.name or 'the spec'} has [chain], which only `mlxreflect eval` plays",
+            "evaluate with another spec here",
+        )
     rules, grader = find_rules(task, spec.rules, spec.task.answer_type)
     shots = load_shots(task, spec)
     asked = ask_all(task, problems, spec, shots)
@@ -195,8 +200,8 @@ def describe_setup(
     )
     if not spec.prompt.templates:
         del told["prompt"]["templates"]
-    for key in ("form", "shots", "stop", "rules"):
-        if told[key] == EvalSpec.model_fields[key].default:
+    for key in ("form", "shots", "stop", "rules", "chain"):
+        if getattr(spec, key) == EvalSpec.model_fields[key].default:
             del told[key]  # as in evaluations made before there was such a key
     return {
         "prompt_hash": short_hash([[p.id for p in problems], asked]),

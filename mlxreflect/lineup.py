@@ -7,8 +7,8 @@ model is also asked without, and an adapter goes with the model that it was trai
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxreflect.answers import Answers
+from mlxreflect.chains_eval import check_chain, evaluate_chains
 from mlxreflect.compare import compare_all
 from mlxreflect.errors import UserError
 from mlxreflect.evaluate import eval_problems, evaluate, fingerprint
@@ -177,6 +178,7 @@ def answer_all(
     as of `answers.Answers.open`. twice: the A/A check. Raises UserError.
     """
     check_exam(spec)
+    check_chain(spec)
     exam = Exam(task := TASKS[spec.task.name], spec, eval_problems(task, spec))
     root = out or default_folder(spec, entries)
     folders = [root if len(entries) == 1 else root / entry.name for entry in entries]
@@ -224,21 +226,49 @@ class Host:
     def measure(self, entry: Entry, exam: Exam, folder: Path, label: str) -> dict[str, Any]:
         """An arm's results. Says how many answers were kept from before."""
         given = (exam.task, exam.problems, exam.spec, folder)
+        if exam.spec.chain.rounds > 1:
+            return self.chain(entry, exam, folder, label)
         with self.ui.progress(label, len(exam.problems) * exam.spec.samples) as bar:
             if isinstance(entry.model, ServedModel):
                 return evaluate_served(entry.model, *given, advance=bar.advance, note=self.ui.line)
-            assert self.policy is not None  # `prepare` has loaded it
-            config = entry.model
-            bare = config.adapter == (self.loaded or config).adapter
-            with nullcontext() if bare else adapted(self.policy, config):
+            with self.weights(entry.model) as policy:
                 results = evaluate(
-                    self.policy, *given,
-                    adapter=fingerprint(Path(config.adapter)) if config.adapter else "",
-                    quantize=config.quantize, answers=self.answers, advance=bar.advance,
+                    policy, *given, **recorded(entry.model), answers=self.answers,
+                    advance=bar.advance,
                 )  # fmt: skip
         for said in self.answers.report() if self.answers else []:
             self.ui.line(said)
         return results
+
+    def chain(self, entry: Entry, exam: Exam, folder: Path, label: str) -> dict[str, Any]:
+        """An arm's results where each question is a chain of answers."""
+        if isinstance(entry.model, ServedModel):
+            raise UserError(
+                f"{entry.name}: a spec with [chain] continues answers, which a server does not",
+                "give a --model",
+            )
+        given = (exam.task, exam.problems, exam.spec, folder)
+        with (
+            self.ui.progress(label, len(exam.problems)) as bar,
+            self.weights(entry.model) as policy,
+        ):
+            return evaluate_chains(
+                policy, *given, **recorded(entry.model), advance=bar.advance, told=bar.update_text
+            )
+
+    @contextmanager
+    def weights(self, config: PolicyConfig) -> Iterator[Policy]:
+        """The policy that `prepare` has loaded, with the arm's adapter on it."""
+        assert self.policy is not None
+        bare = config.adapter == (self.loaded or config).adapter
+        with nullcontext() if bare else adapted(self.policy, config):
+            yield self.policy
+
+
+def recorded(config: PolicyConfig) -> dict[str, Any]:
+    """What of an arm's model an evaluation writes down."""
+    adapter = fingerprint(Path(config.adapter)) if config.adapter else ""
+    return {"adapter": adapter, "quantize": config.quantize}
 
 
 def replaces_weights(config: PolicyConfig) -> bool:

@@ -16,6 +16,7 @@ from mlxreflect.prompts import TAGS, parse_response
 from mlxreflect.records import Messages, Problem, Turn
 from mlxreflect.recursion import (
     GIVEN,
+    SELF,
     Chain,
     correct,
     failed_steps,
@@ -61,15 +62,14 @@ class Rounds:
         self,
         problems: Sequence[Problem],
         seed: Seed,
-        told: Callable[[int, int], None] | None = None,
+        told: Callable[[str], None] | None = None,
     ) -> list[Chain]:
-        """Chains of these problems, in their order. told: after a round, its number and how many
-        chains are still open."""
+        """Chains of these problems, in their order. told: which round is under way."""
         chains = [Chain(problem) for problem in problems]
         self.answer([Ask(c, "attempt", self.attempt(c.problem)) for c in chains], (*seed, 1))
         for number in range(2, self.config.rounds + 1):
             if told:
-                told(number - 1, len(open_chains(chains)))
+                told(f"round {number}: {len(open_chains(chains))} open")
             self.look(open_chains(chains), seed, number)
             asks = [self.next_ask(chain, number) for chain in open_chains(chains)]
             self.answer(asks, (*seed, number))
@@ -231,7 +231,7 @@ def open_chains(chains: Sequence[Chain]) -> list[Chain]:
 def heard(chain: Chain, call: Call, reply: Reply, actor: str) -> Turn:
     """A critic's turn; what the policy says of its own answer is a reflection."""
     role: Literal["critique", "reflection", "rewrite"] = (
-        "rewrite" if call.role == "rewrite" else "reflection" if actor == "self" else "critique"
+        "rewrite" if call.role == "rewrite" else "reflection" if actor == SELF else "critique"
     )
     return Turn(
         index=-1,

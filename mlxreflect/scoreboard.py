@@ -16,6 +16,8 @@ def show_arms(arms: Sequence[dict[str, Any]]) -> Iterator[RenderableType]:
     """arms: as `lineup.answer_all` returns them, one or several."""
     yield figures(arms)
     for arm in arms:
+        if chain := arm.get("chain"):
+            yield Text(safe_text(chain_line(named(arm), chain)))
         if noise := arm.get("noise"):
             yield Text(safe_text(noise_line(named(arm), noise)))
     if len(arms) > 1:
@@ -90,6 +92,21 @@ def noise_line(name: str, noise: dict[str, Any]) -> str:
         f"{noise['losses']} lost of {noise['answers']} answers, {noise['same_text']:.1%} of the "
         "texts the same. A difference of this size is noise."
     )
+
+
+def chain_line(name: str, chain: dict[str, Any]) -> str:
+    """What the rounds of recursive inference gained and took."""
+    first, last = chain["acc_at"][0], chain["acc_at"][-1]
+    ended = "the grader ends a chain" if chain["gated"] else "no grader ends a chain"
+    said = (
+        f"{name}: {percent(first)} at the first answer, {chain['name']} {percent(last)} "
+        f"({points(last - first)}; {chain['right_to_wrong']} right became wrong, "
+        f"{chain['wrong_to_right']} wrong became right); {ended}. A question took "
+        f"{chain['samples_mean']:.2f} samples, {chain['tokens_generated']:.0f} tokens generated"
+    )
+    if chain["tokens_prefilled"]:
+        said += f" and {chain['tokens_prefilled']:.0f} prefilled"
+    return said + (f"; {chain['failed']} critic calls failed." if chain["failed"] else ".")
 
 
 def percent(share: float) -> str:

@@ -52,11 +52,11 @@ LAYERS: list[set[str]] = [
     {"recursion"},
     {"rounds"},
     {"strategies", "evaluate", "compare", "tiny", "fuse"},
-    {"unpaired", "served"},
+    {"unpaired", "served", "chains_eval"},
     {"plots", "story", "comparison_view", "exams", "rescore", "scoreboard"},
     {"exports"},
     {"lineup"},
-    {"quick"},
+    {"quick", "solve"},
     {"loop", "show", "course", "checks", "estimate"},
     {"dry", "finetune", "doctor"},
     {"cli_parts"},
@@ -192,7 +192,7 @@ if len(sys.argv) > 1:
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr)
 """
 COMMANDS = ("run", "resume", "show", "eval", "compare", "report", "grade", "train", "fuse",
-            "doctor", "decontaminate")  # fmt: skip
+            "doctor", "decontaminate", "solve")  # fmt: skip
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), *((c, "--help") for c in COMMANDS)])

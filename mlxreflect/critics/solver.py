@@ -65,7 +65,7 @@ def fault_of(task: Task, call: Call) -> str:
     assert task.solver is not None  # preflight
     unseen = call.visibility == "none"
     fault = task.solver.review(call.problem, thought_of(call), not unseen).fault
-    if not fault and unseen and task.gold(call.problem) is not None:
+    if not fault and unseen and not task.checkable:
         return parse_response(call.text, call.tags).reason  # the grader would show it the answer
     return fault or task.grade(call.problem, call.text, call.tags, "thinking").verdict.reason
 

@@ -70,6 +70,7 @@ class Task:
     hub: the data sets of the hub that it reads where no source is given.
     solver: exact, where the task has one.
     generated: it makes as many problems as are asked for.
+    checkable: the question itself says what is right, so grading needs no gold answer.
     """
 
     name: str
@@ -83,3 +84,4 @@ class Task:
     hub: tuple[str, ...] = ()
     solver: Solver | None = None
     generated: bool = False
+    checkable: bool = False

@@ -86,4 +86,5 @@ TASK = Task(
     rules=COUNTDOWN_RULES,
     solver=Solver(review, finish),
     generated=True,
+    checkable=True,
 )
