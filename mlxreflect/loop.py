@@ -30,10 +30,11 @@ from mlxreflect.policy import device_name, load_policy, weights_hash
 from mlxreflect.recipe import eval_spec
 from mlxreflect.records import read_rows, to_row
 from mlxreflect.results import warnings
+from mlxreflect.retries import Retries
 from mlxreflect.run import Run
 from mlxreflect.strategies import STRATEGIES
 from mlxreflect.strategies.base import Played, Strategy, Wave
-from mlxreflect.strategies.learning import ADAPTER, Learning
+from mlxreflect.strategies.learning import ADAPTER, REFLECTOR, Learning
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.checkpoint import load_arrays, load_parameters, load_trainer, save_trainer
 from mlxreflect.train.lora import attach, save_adapter
@@ -96,9 +97,11 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
                 ui.line(f"{arm}: {said}")
             return results
 
+        retries = Retries(recipe, run.path / "retries", (policy, exam, held_out), spec, ui)
         stack.enter_context(awake())
         with parameters(policy.model, initial):  # also when a resumed run has to do it again
             base = measure("base", "")
+            retries.measure("base", "")
         del initial  # where all weights are trained it would be a second copy
         play_waves(
             run, strategy, trainer, adapter, ui, before + time.monotonic() - started,
@@ -106,9 +109,13 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
         )  # fmt: skip
         finish_adapter(run, strategy.learning, adapter)
         trained = measure("trained", weights_hash(trainer.trainable()))
+        reflector = strategy.learning.held.get(REFLECTOR)
+        retries.measure("trained", weights_hash(trainer.trainable()), reflector)
         asked = list(ledger.rows())
     comparison = compare(run.path / "eval" / "base", run.path / "eval" / "trained")
     run.write_json("comparison.json", comparison)
+    if retries.kinds:
+        run.write_json("retries.json", retries.compared())
     from mlxreflect.plots import draw_plots  # matplotlib takes a second to load
 
     draw_plots(run.path)

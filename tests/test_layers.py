@@ -55,7 +55,7 @@ LAYERS: list[set[str]] = [
     {"unpaired", "served", "chains_eval"},
     {"plots", "story", "comparison_view", "exams", "rescore", "scoreboard"},
     {"exports"},
-    {"lineup"},
+    {"lineup", "retries"},
     {"quick", "solve"},
     {"loop", "show", "course", "checks", "estimate"},
     {"dry", "finetune", "doctor"},

@@ -22,6 +22,7 @@ from mlxreflect.train.trainer import Trainer
 
 Seed = tuple[int | str, ...]
 ADAPTER = "adapter-"  # what is held under such a name becomes a folder of the run
+REFLECTOR = f"{ADAPTER}reflection"  # what the policy reflects with, where that is another
 
 
 @dataclass(frozen=True)

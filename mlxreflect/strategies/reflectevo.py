@@ -37,7 +37,7 @@ from mlxreflect.strategies.attempts import Attempts
 from mlxreflect.strategies.base import Played
 from mlxreflect.strategies.exchange import Exchange
 from mlxreflect.strategies.figures import count_wave
-from mlxreflect.strategies.learning import ADAPTER, Course, Learning
+from mlxreflect.strategies.learning import REFLECTOR, Course, Learning
 from mlxreflect.strategies.moves import Round
 from mlxreflect.strategies.stories import Story, passed
 from mlxreflect.tables import Recipe
@@ -46,7 +46,6 @@ from mlxreflect.train.trainer import Trainer
 
 # The trainings of each kind, one after the other.
 TRAININGS = {"I": ["both"], "II": ["reflection", "answer"], "III": ["pairs"], "IV": ["pairs"]}
-REFLECTOR = f"{ADAPTER}reflection"
 
 
 @dataclass
