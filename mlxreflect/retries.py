@@ -47,7 +47,11 @@ class Retries:
         self, recipe: Recipe, out: Path, exam: tuple[Policy, Task, Sequence[Problem]],
         spec: EvalSpec, ui: Ui,
     ) -> None:  # fmt: skip
-        self.out, self.exam, self.spec, self.ui = out, exam, spec, ui
+        self.out, self.exam, self.ui = out, exam, ui
+        # Also what is said of an attempt is worded as in training.
+        worded = {**recipe.prompt.templates, **spec.prompt.templates}
+        prompt = spec.prompt.model_copy(update={"templates": worded})
+        self.spec = spec.model_copy(update={"prompt": prompt})
         wanted = recipe.strategy == "reflectevo" and recipe.reflectevo.retries
         self.kinds = KINDS if wanted else []
         self.one_response = recipe.reflectevo.training == "I"

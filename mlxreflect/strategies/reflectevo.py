@@ -124,10 +124,10 @@ class ReflectEvo:
             self.reflect(self.attempt(stories))
             if self.config.training == "IV":
                 self.compare(stories)
+            self.keep(stories)
         else:
             self.train(wave.training)
         episodes = [self.episode(story) for story in stories]
-        self.keep(episodes)
         self.state.wave += 1
         figures = {
             **asdict(wave),
@@ -210,9 +210,9 @@ class ReflectEvo:
 
     # ---- training -------------------------------------------------------------------------------
 
-    def keep(self, episodes: Sequence[Episode]) -> None:
+    def keep(self, stories: Sequence[Story]) -> None:
         """What the trainings will need of these."""
-        builders = self.builders()
+        builders, episodes = self.builders(), [self.episode(story) for story in stories]
         for name in TRAININGS[self.config.training]:
             rows = self.state.kept.setdefault(name, [])
             rows += [to_row(example) for e in episodes for example in builders[name](e)]
