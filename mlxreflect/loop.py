@@ -114,8 +114,8 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
         asked = list(ledger.rows())
     comparison = compare(run.path / "eval" / "base", run.path / "eval" / "trained")
     run.write_json("comparison.json", comparison)
-    if retries.kinds:
-        run.write_json("retries.json", retries.compared())
+    if retries.wanted:
+        run.write_json("retries.json", retries.told())
     from mlxreflect.plots import draw_plots  # matplotlib takes a second to load
 
     draw_plots(run.path)

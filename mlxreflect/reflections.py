@@ -31,14 +31,14 @@ ERRORS = {
     "goal": "Ask first whether it answers another question than the one that was asked.",
     "form": "Ask first whether the answer was written down otherwise than asked for.",
 }
-PLANS = {
+CLOSINGS = {
     "outline": "Close with the general way in which you will go about it next time.",
     "steps": "Close with the single steps that you will take next time, in their order.",
 }
 # id → instruction
 POOL: dict[str, str] = {
-    f"{depth}-{error}-{plan}": f"{DEPTHS[depth]} {ERRORS[error]} {PLANS[plan]}"
-    for depth, error, plan in product(DEPTHS, ERRORS, PLANS)
+    f"{depth}-{error}-{plan}": f"{DEPTHS[depth]} {ERRORS[error]} {CLOSINGS[plan]}"
+    for depth, error, plan in product(DEPTHS, ERRORS, CLOSINGS)
 }
 
 

@@ -139,7 +139,7 @@ class Rounds:
         ) if asks else []  # fmt: skip
         for ask, more, completion in zip(asks, openings, completions, strict=True):
             turn = ask.chain.add(self.turn(ask, len(more), completion))
-            if self.config.gated and correct(turn):
+            if self.config.stops and self.config.gated and correct(turn):
                 ask.chain.stopped = "grader"
 
     def encode_opening(self, prompt: list[int], opening: str) -> list[int]:
@@ -186,7 +186,12 @@ class Rounds:
             return
         for chain, turn in self.ask(chains, "critique", seed, number):
             chain.add(turn)
-            if not self.config.gated and turn.error is None and satisfied(turn.text):
+            if (
+                self.config.stops
+                and not self.config.gated
+                and turn.error is None
+                and satisfied(turn.text)
+            ):
                 chain.stopped = "critic"
         if self.config.round != "prefill":
             return

@@ -243,6 +243,7 @@ class ChainConfig(Table):
     round: Literal["prefill", "retry", "reflect", "resample"] = "prefill"
     feedback: Literal["critic", "self", "none"] = "critic"
     gated: bool = False
+    stops: bool = True  # false: rounds are used up, whoever is satisfied
     fresh: Positive = 1  # of the answers, the first so many are from scratch, before any prefill
     tries: Positive = 1  # answers that go on from the same prefilled thinking
     avoid: bool = False  # no answer goes on as one that failed did, from the same thinking

@@ -2,11 +2,14 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from kill_driver import REFLECTING
 from run_outputs import outputs_of_run
 from test_r3 import COUNTDOWN, Critic, play
 
@@ -17,9 +20,10 @@ from mlxreflect.errors import UserError
 from mlxreflect.plans import PLANS
 from mlxreflect.policy import TINY, load_policy
 from mlxreflect.recipe import asked_tiers, load_recipe
-from mlxreflect.records import episode_from_row, read_rows
+from mlxreflect.records import Turn, Verdict, episode_from_row, read_rows
 from mlxreflect.recursion import Chain
 from mlxreflect.reflections import (
+    CLOSINGS,
     DEPTHS,
     ERRORS,
     POOL,
@@ -27,10 +31,7 @@ from mlxreflect.reflections import (
     draw_instructions,
     fault,
 )
-from mlxreflect.reflections import (
-    PLANS as WAYS,
-)
-from mlxreflect.retries import KINDS, Kind, Retries
+from mlxreflect.retries import ARMS, RETRIES, Retries, counted, seconds
 from mlxreflect.rounds import Rounds
 from mlxreflect.seeds import rng_for
 from mlxreflect.settings import flatten
@@ -45,8 +46,8 @@ from mlxreflect.ui import Ui
 
 def test_the_pool_has_thirty_two_instructions():
     assert len(POOL) == len(set(POOL.values())) == 32
-    assert (len(DEPTHS), len(ERRORS), len(WAYS)) == (2, 8, 2)
-    for parts in (DEPTHS, ERRORS, WAYS):
+    assert (len(DEPTHS), len(ERRORS), len(CLOSINGS)) == (2, 8, 2)
+    for parts in (DEPTHS, ERRORS, CLOSINGS):
         for name, text in parts.items():
             with_it = {key for key, whole in POOL.items() if text in whole}
             assert with_it == {key for key in POOL if name in key.split("-")}
@@ -362,15 +363,16 @@ def test_training_prompts_are_those_of_the_evaluation(tmp_path):
         trial = pairs.trials(episode)[0]
         spec = EvalSpec.model_validate({"task": {"name": "countdown"}, "max_new_tokens": 40})
         retries = Retries(recipe, tmp_path, (mine.policy, COUNTDOWN, []), spec, Ui(quiet=True))
-        reflects = next(kind for kind in KINDS if kind.reflects and not kind.gated)
         chain = Chain(episode.problem)
         chain.add(trial.attempt)
         two = Rounds(
-            mine.policy, COUNTDOWN, retries.spec_of(reflects, False), COUNTDOWN.grade, None
+            mine.policy, COUNTDOWN, retries.spec_of("reflection", "base"), COUNTDOWN.grade, None
         )
         asked = two.call(chain, "critique", (0,), 2)
         assert asked.messages == mine.reflect_prompt(episode.problem, trial.attempt.text)
-        one = Rounds(mine.policy, COUNTDOWN, retries.spec_of(reflects, True), COUNTDOWN.grade, None)
+        one = Rounds(
+            mine.policy, COUNTDOWN, retries.spec_of("reflection", "trained"), COUNTDOWN.grade, None
+        )
         both = one.next_ask(chain, 2).messages
         assert both == mine.both_prompt(episode.problem, trial.attempt.text)
         chain.add(replace(trial.reflection, role="reflection"))
@@ -473,7 +475,7 @@ def contents(run_dir):
     names = ["episodes.jsonl", "examples.jsonl", "sft.jsonl", "retries.json", "comparison.json",
              "adapter/adapters.safetensors", "adapter-reflection/adapters.safetensors",
              "adapter-reflection/adapter_config.json",
-             *(f"retries/{arm}-{kind.name}/{file}" for arm in ("base", "trained") for kind in KINDS
+             *(f"retries/{arm}-{retry}/{file}" for arm in ARMS for retry in RETRIES
                for file in ("chains.jsonl", "samples.jsonl"))]  # fmt: skip
     metrics = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     return {name: (run_dir / name).read_bytes() for name in names} | {
@@ -518,26 +520,43 @@ def test_what_a_run_says_of_second_answers(whole):
     told = json.loads((whole / "retries.json").read_text())
     assert len(told["arms"]) == 8 and len(told["comparisons"]) == 4
     for row in told["arms"]:
-        kind = Kind(row["reflects"], row["gated"])
-        folder = whole / "retries" / f"{row['arm']}-{kind.name}"
+        folder = whole / "retries" / f"{row['arm']}-{row['retry']}"
         chains = [json.loads(line) for line in (folder / "chains.jsonl").read_text().splitlines()]
         assert len(chains) == 8
         first = [chain["turns"][0]["verdict"]["correct"] for chain in chains]
-        last = [chain["turns"][chain["answer"]]["verdict"]["correct"] for chain in chains]
+        last = [chain["turns"][-1]["verdict"]["correct"] for chain in chains]
+        if row["gated"]:
+            last = [a or b for a, b in zip(first, last, strict=True)]
+            assert row["right_to_wrong"] == 0
         assert (row["acc_t1"], row["acc_t2"]) == (sum(first) / 8, sum(last) / 8)
         assert row["right_to_wrong"] == sum(a and not b for a, b in zip(first, last, strict=True))
-        turns = [turn for chain in chains for turn in chain["turns"]]
-        assert any(turn["role"] == "reflection" for turn in turns) == kind.reflects
-        if kind.gated:
-            assert row["right_to_wrong"] == 0
-            assert all(
-                len(c["turns"]) == 1 for c, right in zip(chains, first, strict=True) if right
-            )
-        assert all(turn["visibility"] == "none" for turn in turns)
+        roles = ["attempt", "reflection", "retry"]
+        roles = roles if row["retry"] == "reflection" else [roles[0], roles[2]]
+        assert all([turn["role"] for turn in chain["turns"]] == roles for chain in chains)
+        assert all(turn["visibility"] == "none" for c in chains for turn in c["turns"])
     for test in told["comparisons"]:
         both = [row["acc_t2"] for row in told["arms"]
-                if (row["reflects"], row["gated"]) == (test["reflects"], test["gated"])]  # fmt: skip
+                if (row["retry"], row["gated"]) == (test["retry"], test["gated"])]  # fmt: skip
         assert [test["accuracy_a"], test["accuracy_b"]] == both
+
+
+def test_a_reflection_without_a_fault_keeps_the_first_answer_unless_the_grader_says():
+    def chain(first, said, second):
+        turns = [("attempt", "x", first), ("reflection", said, None), ("retry", "y", second)]
+        made = Chain(COUNTDOWN.load(Recipe().task, "train", 0)[0])
+        for number, (role, text, right) in enumerate(turns):
+            verdict = None if right is None else Verdict(right, True, "")
+            made.add(Turn(number, None, role, "self", [], text, verdict=verdict))
+        return made
+
+    praised, faulted = "Every step holds.", "step 1 is wrong"
+    chains = [chain(*one) for one in ((True, praised, False), (False, praised, True),
+                                      (True, faulted, False), (False, faulted, True))]  # fmt: skip
+    assert seconds(chains, gated=False) == [True, False, False, True]
+    assert seconds(chains, gated=True) == [True, True, True, True]
+    row = counted(chains, seconds(chains, gated=False))
+    assert (row["acc_t1"], row["acc_t2"], row["delta"]) == (0.5, 0.5, 0)
+    assert (row["wrong_to_right"], row["right_to_wrong"], row["failed"]) == (1, 1, 0)
 
 
 @pytest.mark.slow
