@@ -82,11 +82,19 @@ def arms_within(folder: Path) -> list[Path]:
             "name two or more: mlxreflect compare BASE TRAINED",
         )
 
-    def order(path: Path) -> tuple[bool, bool, str]:
+    def order(path: Path) -> tuple[Any, ...]:
         results = read_results(evaluations_within(path)[0].parent / "results.json")
-        return bool(results and results.get("adapter")), path.name != "base", path.name
+        return bool(results and results.get("adapter")), *arm_order(path.name)
 
     return sorted(found, key=order)
+
+
+def arm_order(name: str) -> tuple[int, str, int, str]:
+    """Where a run's arm stands in a table: base, the warm-up, rounds by number, trained."""
+    plain = name.removesuffix("-direct")
+    stem, _, number = plain.rpartition("-")
+    counted = (stem, int(number)) if number.isdecimal() else (plain, 0)
+    return {"base": 0, "warm-up": 1, "trained": 3}.get(plain, 2), *counted, name
 
 
 def evaluations_within(path: Path) -> list[Path]:
@@ -246,6 +254,9 @@ def read_results(path: Path) -> dict[str, Any] | None:
 
 
 def read_arms(run_dir: Path) -> dict[str, dict[str, Any]]:
-    """results.json of base and trained, as far as they were evaluated."""
-    found = {n: read_results(run_dir / "eval" / n / "results.json") for n in ("base", "trained")}
+    """results.json of a run's arms, as far as they were evaluated: base first, trained last."""
+    names = sorted(
+        (path.parent.name for path in run_dir.glob("eval/*/results.json")), key=arm_order
+    )
+    found = {n: read_results(run_dir / "eval" / n / "results.json") for n in names}
     return {name: arm for name, arm in found.items() if arm and arm.get("accuracy") is not None}

@@ -15,10 +15,11 @@ import httpx
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
+from mlxreflect.cachedir import cache_path
 from mlxreflect.critics import CRITICS
 from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.critics.bedrock import BedrockCritic
-from mlxreflect.critics.cache import cache_path
+from mlxreflect.critics.cache import FILE
 from mlxreflect.critics.client import failed
 from mlxreflect.critics.faults import CallError
 from mlxreflect.critics.ledger import Ledger
@@ -120,7 +121,7 @@ def tiers(recipe: Recipe) -> dict[str, CriticConfig]:
 def check_critic(name: str, config: CriticConfig, task: str, sizes: Sizes) -> Iterator[Check]:
     """Its key, its server, its model, and one token of it."""
     if config.provider in REMOTE and config.replay:
-        path = cache_path(config.cache)
+        path = cache_path(config.cache, FILE)
         there = path is not None and path.is_file()
         hint = "" if there else "set critic.cache to the file of the run to repeat"
         found = f"replays what is in {path}" if there else f"{path}, to be replayed, is not there"
@@ -208,15 +209,23 @@ def is_ollama(base_url: str) -> bool:
     return isinstance(found, dict) and isinstance(found.get("version"), str)
 
 
-def check_ollama() -> Iterator[Check]:
+def ollama_models() -> tuple[str, list[str] | None]:
+    """Ollama's address and its models; None where it does not answer. Raises UserError for an
+    address that is none."""
     critic = OllamaCritic(CriticConfig(provider="ollama", model="", cache="off"), "doctor")
     try:
         with critic.typed(LOOK_S):
-            rows = critic.server.list().models
+            return critic.url, sorted(row.model or "" for row in critic.server.list().models)
     except CallError:
-        yield Check("ollama", "note", f"none at {critic.url}; only a critic served by it needs it")
-    else:
-        names = ", ".join(sorted(row.model or "" for row in rows)) or "none; `ollama pull NAME`"
-        yield Check("ollama", "ok", f"answers at {critic.url}; its models: {names}")
+        return critic.url, None
     finally:
         critic.close()
+
+
+def check_ollama() -> Iterator[Check]:
+    url, models = ollama_models()
+    if models is None:
+        yield Check("ollama", "note", f"none at {url}; only a critic served by it needs it")
+    else:
+        names = ", ".join(models) or "none; `ollama pull NAME`"
+        yield Check("ollama", "ok", f"answers at {url}; its models: {names}")

@@ -37,8 +37,9 @@ def dry(recipe: Recipe) -> dict[str, Any]:
 def rendered(recipe: Recipe, task: Task, problem: Problem) -> dict[str, Messages]:
     """The prompt of each role that the run has, for one problem."""
     moves = Moves(recipe, task)
-    roles = {"attempt": attempt_prompt(recipe, task, problem, moves.templates)}
-    for role in PLANS[recipe.strategy](recipe, 1, 1.0).roles:
+    plan = PLANS[recipe.strategy](recipe, 1, 1.0)
+    roles = {"attempt": attempt_prompt(recipe, task, problem, moves.templates, plan.wording)}
+    for role in plan.roles:
         roles[role] = moves.example(role, problem, "(an attempt)", "(feedback)").messages
     return roles
 

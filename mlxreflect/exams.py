@@ -124,12 +124,18 @@ def clean(recipe: Recipe, held_out: Sequence[Problem] | None = None) -> Cleaned:
     config = recipe.eval
     if config.decontaminate == "off":
         return Cleaned(clean_problems(recipe, None)[0], [], None)
-    own = questions_of_spec(config.spec or recipe.task.name, eval_spec(recipe), held_out)
-    n = config.ngram if config.decontaminate == "overlap" else 0
-    index = index_of(config.against, n, own)
+    index = exam_index(recipe, held_out)
     problems, left_out = clean_problems(recipe, index)
     rows = [record(problem.id, match) for problem, match in left_out]
     return Cleaned(problems, rows, count([match for _, match in left_out], index))
+
+
+def exam_index(recipe: Recipe, held_out: Sequence[Problem] | None = None) -> Index:
+    """What a recipe's training data are kept clean of, to be looked up in."""
+    config = recipe.eval
+    own = questions_of_spec(config.spec or recipe.task.name, eval_spec(recipe), held_out)
+    n = config.ngram if config.decontaminate == "overlap" else 0
+    return index_of(config.against, n, own)
 
 
 def record(name: str, match: Match) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pydantic import Field
 from mlxreflect.errors import UserError
 from mlxreflect.recipe import check_objective
 from mlxreflect.settings import apply_settings, flatten, merge, toml_value, validate
-from mlxreflect.tables import Count, Fitting, Names, Positive, Table
+from mlxreflect.tables import Count, Fitting, GrpoConfig, Names, Positive, Table
 from mlxreflect.tasks.rows import local_path
 
 # Where an objective wants another value than the tables say; --set comes after.
@@ -65,13 +65,6 @@ class JobTrain(Fitting):
     save_every: Positive = 100  # steps between checkpoints
     best_by: Literal["loss", "margin"] = "loss"  # which checkpoint becomes the adapter
     patience: Count = 0  # looks without a better one before training stops; 0: never
-
-
-class GrpoConfig(Table):
-    clip_ratio: Annotated[float, Field(gt=0)] = 0.2
-    kl: Annotated[float, Field(ge=0)] = 0.0  # weight of the distance from the reference
-    average: Literal["sequence", "token"] = "sequence"  # each response, or each token, counts alike
-    scale_rewards: bool = True  # by the group's standard deviation
 
 
 class Job(Table):

@@ -17,8 +17,9 @@ import mlx.core as mx
 
 from mlxreflect import pairs
 from mlxreflect.answers import Answers
+from mlxreflect.arms import arms_within
 from mlxreflect.commits import replace_folder
-from mlxreflect.compare import compare
+from mlxreflect.compare import Options, compare, compare_all
 from mlxreflect.critics import open_critics
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import SelfCritic
@@ -35,6 +36,7 @@ from mlxreflect.run import Run
 from mlxreflect.strategies import STRATEGIES
 from mlxreflect.strategies.base import Played, Strategy, Wave
 from mlxreflect.strategies.learning import ADAPTER, REFLECTOR, Learning
+from mlxreflect.tables import EvalSpec, Limits
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.checkpoint import load_arrays, load_parameters, load_trainer, save_trainer
 from mlxreflect.train.lora import attach, save_adapter
@@ -87,10 +89,10 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
 
         answers = Answers.open(recipe.eval.cache)
 
-        def measure(arm: str, weights: str) -> dict[str, Any]:
+        def measure(arm: str, weights: str, asked: EvalSpec = spec) -> dict[str, Any]:
             with ui.progress(f"evaluating {arm}", len(held_out) * spec.samples) as bar:
                 results = evaluate(
-                    policy, exam, held_out, spec, run.path / "eval" / arm,
+                    policy, exam, held_out, asked, run.path / "eval" / arm,
                     adapter=weights, answers=answers, advance=bar.advance,
                 )  # fmt: skip
             for said in [*(answers.report() if answers else []), *warnings(results)]:
@@ -101,6 +103,8 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
         stack.enter_context(awake())
         with parameters(policy.model, initial):  # also when a resumed run has to do it again
             base = measure("base", "")
+            if recipe.eval.direct:
+                measure("base-direct", "", directly(spec))
             retries.measure("base", "")
         del initial  # where all weights are trained it would be a second copy
         play_waves(
@@ -109,6 +113,8 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
         )  # fmt: skip
         finish_adapter(run, strategy.learning, adapter)
         trained = measure("trained", weights_hash(trainer.trainable()))
+        if recipe.eval.direct:
+            measure("trained-direct", weights_hash(trainer.trainable()), directly(spec))
         reflector = strategy.learning.held.get(REFLECTOR)
         retries.measure("trained", weights_hash(trainer.trainable()), reflector)
         asked = list(ledger.rows())
@@ -116,6 +122,9 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
     run.write_json("comparison.json", comparison)
     if retries.wanted:
         run.write_json("retries.json", retries.told())
+    if len(arms_within(run.path)) > 2:
+        differ = ("prompt.style",) if recipe.eval.direct else ()
+        run.write_json("comparisons.json", compare_all([run.path], Options(differ=differ)))
     from mlxreflect.plots import draw_plots  # matplotlib takes a second to load
 
     draw_plots(run.path)
@@ -125,6 +134,12 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
     summary["wall_seconds"] = round(before + time.monotonic() - started, 1)
     run.write_json("summary.json", summary)  # last: a run that has it is finished
     return summary
+
+
+def directly(spec: EvalSpec) -> EvalSpec:
+    """The same questions, asked for the answer alone."""
+    prompt = spec.prompt.model_copy(update={"style": "direct"})
+    return spec.model_copy(update={"prompt": prompt})
 
 
 def open_ledger(run: Run) -> Ledger:
@@ -187,11 +202,14 @@ def play_waves(
 ) -> None:
     """Wave after wave, each committed. measure: evaluates the policy as it is, as an arm."""
     started = time.monotonic() - seconds
+    spent = spent_so_far(run)
     done, total = strategy.progress()
     with ui.progress("learning", total) as bar:
         bar.advance(done)
         strategy.status = bar.update_text
-        while (wave := strategy.next_wave()) is not None:
+        while not reached(spent, run.recipe.limits, ui):
+            if (wave := strategy.next_wave()) is None:
+                break
             if wave.new_epoch and wave.number:
                 keep_epoch(run, wave.epoch - 1)
             begun = time.monotonic()
@@ -203,11 +221,35 @@ def play_waves(
                 run, wave.number + 1, strategy, trainer, adapter,
                 journal_rows(wave, played, figures), time.monotonic() - started,
             )  # fmt: skip
+            spent += spending(figures)
             before, (done, _) = done, strategy.progress()
             bar.advance(done - before)
             ui.line(describe_wave(figures))
         keep_epoch(run, strategy.state.epoch)
         bar.update_text("")  # not of its last step alone
+
+
+def spent_so_far(run: Run) -> Counter[str]:
+    rows = read_rows(run.path / "metrics.jsonl")
+    return sum((spending(row) for row in rows if row["kind"] == "wave"), Counter[str]())
+
+
+def spending(figures: dict[str, Any]) -> Counter[str]:
+    """What a wave took, under the names of [limits]."""
+    return Counter(
+        policy_tokens=figures["tokens_generated"],
+        critic_calls=figures["critic"].get("calls", 0),
+        training_tokens=figures["tokens_trained"],
+    )
+
+
+def reached(spent: Counter[str], limits: Limits, ui: Ui) -> bool:
+    """Whether a limit is, which is said."""
+    for name, limit in limits:
+        if limit and spent[name] >= limit:
+            ui.line(f"learning ends here: {spent[name]} {name} of limits.{name} = {limit}")
+            return True
+    return False
 
 
 def journal_rows(wave: Wave, played: Played, figures: dict[str, Any]) -> dict[str, Any]:

@@ -15,12 +15,16 @@ Asked = dict[tuple[Tier, str], float]  # critic and role → calls
 
 @dataclass(frozen=True)
 class Plan:
-    """attempts: of the policy, the first of each problem. side_by_side: problems at a time."""
+    """attempts: of the policy, the first of each problem. side_by_side: problems at a time.
+
+    wording: which attempt_… template they are asked with, where it is not that of the style.
+    """
 
     attempts: int
     side_by_side: int
     asked: Asked
     roles: tuple[str, ...]  # also those that the policy plays itself
+    wording: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,38 @@ def reflectevo_plan(recipe: Recipe, n: int, wrong: float) -> Plan:
     return Plan(n, config.wave, asked, roles)
 
 
+def rel_plan(recipe: Recipe, n: int, wrong: float) -> Plan:
+    config = recipe.rel
+    first = n * config.rounds
+    tried = [first * wrong**i for i in range(config.tries)]
+    most = wrong == 1  # what the judge refuses may have passed the grader, and no reply be read
+    judged = sum(tried[:-1]) * (1.0 if config.judge else wrong)
+    judged += tried[-1] * config.judge * (1.0 if most else 1 - wrong)
+    asked: Asked = {("judge", "judge"): judged * (2 if most else 1)} if judged else {}
+    roles: tuple[str, ...] = ("judge",) if judged else ()
+    written = dict(zip(("continue", "rewrite"), tried[1:], strict=False))
+    if config.review:
+        written["integrate"] = first * (1.0 if most else 1 - wrong**config.tries)
+    if config.writer == "critic":
+        asked |= {("basic", role): calls for role, calls in written.items()}
+    return Plan(first, config.wave, asked, (*roles, *written), "explore")
+
+
+def traces_plan(recipe: Recipe, n: int, wrong: float) -> Plan:
+    """At most: all traces of the warm-up are right, and each is asked about twice."""
+    config = recipe.traces
+    warm = min(n, config.warm_up)
+    in_round = min(n, config.problems) if config.problems else n
+    attempts = warm * config.samples + config.rounds * in_round * config.group
+    side_by_side = min(n, config.wave) * config.samples
+    if config.scorer == "rules" or not warm:
+        return Plan(attempts, side_by_side, {}, ())
+    share = 2.0 if wrong == 1 else 1 - wrong
+    asked: Asked = {("judge", "score"): warm * config.samples * share}
+    return Plan(attempts, side_by_side, asked, ("score",))
+
+
 # recipe, problems, share that is wrong (1: the most that can be asked) → plan
 PLANS: dict[str, Callable[[Recipe, int, float], Plan]] = {
-    "r3": r3_plan, "reflectevo": reflectevo_plan,
+    "r3": r3_plan, "rel": rel_plan, "reflectevo": reflectevo_plan, "traces": traces_plan,
 }  # fmt: skip

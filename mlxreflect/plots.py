@@ -17,6 +17,7 @@ from mlxreflect.stats import wilson
 
 Rows = list[dict[str, Any]]
 Points = list[tuple[int, float]]
+AGAIN = ("bucket", "mastery")  # stages that take up problems a second time
 # From Okabe and Ito's palette: told apart with every kind of colour vision.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 
@@ -124,7 +125,7 @@ def draw_accuracy(figure: Figure, waves: Rows) -> None:
     """Shares of a wave's problems; over waves of fresh problems, not those of the bucket list."""
     title = "Accuracy on training problems"
     numbered = enumerate(waves)  # a run counts its waves from 0, over all epochs
-    fresh = [(i, w) for i, w in numbered if w.get("stage") == "problems" and w.get("problems")]
+    fresh = [(i, w) for i, w in numbered if w.get("stage") not in AGAIN and w.get("problems")]
     if not fresh:
         return empty(figure, title, "no wave is finished yet")
     (axis,) = panels(figure, title, ["share of the wave"], "wave")
@@ -150,10 +151,11 @@ def series(steps: Rows, key: str, objective: str) -> Points:
 
 
 def draw_loss(figure: Figure, steps: Rows) -> None:
-    kinds = [kind for kind in ("dpo", "sft") if series(steps, "loss", kind)]
+    kinds = [kind for kind in ("dpo", "grpo", "sft") if series(steps, "loss", kind)]
     if not kinds:
         return empty(figure, "Training loss", "no training step was made")
-    labels = {"dpo": "DPO loss + NLL term\nper pair", "sft": "SFT loss\nper token"}
+    labels = {"dpo": "DPO loss + NLL term\nper pair", "grpo": "GRPO loss\nper answer",
+              "sft": "SFT loss\nper token"}  # fmt: skip
     axes = panels(figure, "Training loss", [labels[kind] for kind in kinds], "training step")
     for axis, kind in zip(axes, kinds, strict=True):
         losses = series(steps, "loss", kind)
@@ -192,7 +194,7 @@ def draw_bucket(figure: Figure, waves: Rows) -> None:
     upper.plot(xs, sizes, color=BLUE, drawstyle="steps-post", label="after the wave")
     if len(waves) < 30:  # one wave alone draws no line
         upper.plot(xs, sizes, "o", color=BLUE, markersize=4)
-    passes = [i for i, wave in enumerate(waves) if wave.get("stage") in ("bucket", "mastery")]
+    passes = [i for i, wave in enumerate(waves) if wave.get("stage") in AGAIN]
     if passes:
         at = [xs[i] for i in passes], [sizes[i] for i in passes]
         upper.plot(*at, "v", color=ORANGE, label="after a pass over the bucket list")

@@ -30,6 +30,7 @@ from mlxreflect.tables import (
     Fitting,
     Recipe,
     Tier,
+    TrainConfig,
 )
 from mlxreflect.wording import fetch_templates
 
@@ -100,14 +101,23 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
             f"{path}: train.dpo and train.nll are both 0, nothing would be trained",
             "give one of them a weight above 0",
         )
+    if recipe.strategy == "traces":
+        check_traces(recipe, path)
     check_objective(recipe.train.objective, recipe.train, recipe.policy.quantize, path)
     if recipe.strategy == "reflectevo":
         check_reflectevo(recipe, path)
-    refers = recipe.train.objective != "orpo" and recipe.train.dpo > 0
+    if recipe.rel.target == "tidied" and not recipe.rel.review:
+        raise UserError(
+            f"{path}: rel.target = 'tidied' while rel.review = false, which tidies nothing",
+            'set rel.review = true, or rel.target = "working"',
+        )
+    imitates = recipe.strategy == "reflectevo" and recipe.reflectevo.training in ("I", "II")
+    pairs = recipe.strategy != "rel" and not imitates
+    refers = pairs and recipe.train.objective != "orpo" and recipe.train.dpo > 0
     if recipe.train.tune == "full" and refers and recipe.train.reference != "none":
         raise UserError(
-            f"{path}: with train.tune = 'full', r3 would need the weights of the stage's start a "
-            "second time, for pairs that are only made later",
+            f"{path}: with train.tune = 'full', {recipe.strategy} would need the weights of the "
+            "stage's start a second time, for pairs that are only made later",
             'train LoRA, or set train.reference = "none", train.dpo = 0 or train.objective = '
             '"orpo"',
         )
@@ -120,6 +130,38 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
         critic = validate_tier(recipe, tier, path, settings)
         check_critic(critic, path)
     check_spending(recipe, path)
+
+
+def check_traces(recipe: Recipe, path: Path) -> None:
+    config = recipe.traces
+    if not config.rounds and not config.warm_up:
+        raise UserError(
+            f"{path}: traces.rounds and traces.warm_up are both 0, nothing would be trained",
+            "give one of them a number",
+        )
+    if config.rounds and not config.reward_answer and not config.reward_format:
+        raise UserError(
+            f"{path}: traces.reward_answer and traces.reward_format are both 0: no reward",
+            "give one of them a weight above 0",
+        )
+    if traces_tiers(recipe) and recipe.critic.tier("judge").provider == "solver":
+        raise UserError(
+            f'{path}: traces.scorer = "critic" needs a model, and the solver gives no marks',
+            'set critic.provider, or traces.scorer = "rules"',
+        )
+    usual = flatten(TrainConfig().model_dump())
+    for key, value in flatten(recipe.train.model_dump()).items():
+        if key in TRACES_IDLE and value != usual[key]:
+            raise UserError(
+                f"{path}: train.{key} = {value!r} does nothing for traces", "leave that key out"
+            )
+
+
+# Keys of [train] that are of preference pairs and of R³'s verifications.
+TRACES_IDLE = (
+    "objective", "beta", "smoothing", "logps", "nll", "dpo", "sft.scale_verified",
+    "sft.scale_failed",
+)  # fmt: skip
 
 
 def asked_tiers(recipe: Recipe) -> list[Tier]:
@@ -167,14 +209,27 @@ def check_reflectevo(recipe: Recipe, path: Path) -> None:
         )
 
 
+def traces_tiers(recipe: Recipe) -> list[Tier]:
+    scored = recipe.traces.scorer == "critic" and recipe.traces.warm_up > 0
+    return ["judge"] if scored else []
+
+
 def keeps_bucket(recipe: Recipe) -> bool:
     """Whether the bucket list is ever taken up."""
     return recipe.r3.bucket_every > 0 or recipe.r3.until_mastered
 
 
+def rel_tiers(recipe: Recipe) -> list[Tier]:
+    config = recipe.rel
+    tiers: list[Tier] = []
+    if config.writer == "critic" and (config.tries > 1 or config.review):
+        tiers.append("basic")
+    return [*tiers, "judge"] if config.tries > 1 or config.judge else tiers
+
+
 # For each method, the critics that it asks.
 ASKED: dict[str, Callable[[Recipe], list[Tier]]] = {
-    "r3": r3_tiers, "reflectevo": reflectevo_tiers,
+    "r3": r3_tiers, "rel": rel_tiers, "reflectevo": reflectevo_tiers, "traces": traces_tiers,
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ Messages = list[dict[str, str]]
 Visibility = Literal["none", "verdict", "gold_answer", "gold_solution"]
 Role = Literal[
     "attempt", "critique", "reflection", "rewrite", "continue", "retry", "verify", "integrate",
-    "judge", "prefer", "pose",
+    "judge", "prefer", "pose", "score",
 ]  # fmt: skip
 
 
@@ -129,7 +129,9 @@ class Example:
 
     chosen_ids, rejected_ids, completion_ids: the exact tokens where the policy wrote the text
     (end token included when it stopped by itself), None where a critic did.
-    completions, rewards: of a group, several answers to one prompt and what each was worth.
+    mask: which tokens the loss sees: "response", all; "from N", those from that character on.
+    completions, completions_ids, rewards: of a group, several answers to one prompt and what each
+    was worth.
     source: {"problem": id, "epoch": n, "wave": n, "turns": [chosen, rejected]}.
     """
 
@@ -143,6 +145,7 @@ class Example:
     rejected_ids: list[int] | None = None
     completion_ids: list[int] | None = None
     completions: list[str] | None = None
+    completions_ids: list[list[int]] | None = None
     rewards: list[float] | None = None
     weight: float = 1.0
     mask: str = "response"

@@ -17,6 +17,7 @@ from mlxreflect.arms import read_arms, read_results
 from mlxreflect.decontaminate import told
 from mlxreflect.errors import UserError
 from mlxreflect.records import Episode, Example, Outcome, episode_from_row, flat_from_row, read_rows
+from mlxreflect.scoreboard import comparisons
 from mlxreflect.settings import read_toml
 from mlxreflect.story import STATUS_STYLE, plain, tell_story
 
@@ -180,10 +181,13 @@ def shorten(fields: dict[str, Any], width: int = 44) -> str:
 def show_summary(run_dir: Path) -> list[RenderableType]:
     """Base against trained, the sentence, totals and plots, as far as there are any."""
     summary = read_results(run_dir / "summary.json") or {}
-    arms = {n: summary[n] for n in ("base", "trained") if summary.get(n)} or read_arms(run_dir)
+    arms = read_arms(run_dir) or {n: summary[n] for n in ("base", "trained") if summary.get(n)}
     parts: list[RenderableType] = []
     if arms:
         parts += [show_arms(arms), Text()]
+    if further := read_results(run_dir / "comparisons.json"):
+        against = [{"name": c["b"], "comparison": c} for c in further["comparisons"]]
+        parts += [comparisons([{"name": further["arms"][0]}, *against]), Text()]
     comparison = read_results(run_dir / "comparison.json") or summary.get("comparison") or {}
     if comparison.get("sentence"):
         parts += [plain(comparison["sentence"], "bold"), Text()]

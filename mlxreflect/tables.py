@@ -134,6 +134,25 @@ class ReflectEvoConfig(Table):
     retries: bool = True  # evaluate second answers, beside retries without a reflection
 
 
+class RelConfig(Table):
+    """Attempts are asked at policy.temperature, the judge marks at 0."""
+
+    rounds: Positive = 2
+    wave: Positive = 10  # problems taken and committed together
+    tries: Literal[1, 2, 3] = 3  # the attempt, its continuation, a rewrite shown the solution
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.9  # of the temperature, each further try
+    writer: Literal["critic", "self"] = "critic"  # who continues, rewrites and tidies
+    judge: bool = False  # what passes the grader must also convince the judge
+    review: bool = False  # what was accepted is tidied into a clean solution, too
+    target: Literal["working", "tidied"] = "working"  # what is imitated
+    mistakes: bool = True  # false: what went wrong before its mending is shown, not imitated
+    weight: Rate = 1.0  # of what the loop made
+    human: str = ""  # worked solutions by people: a Markdown or JSONL file
+    human_weight: Rate = 2.0
+    restart: bool = True  # each round trains from the start; false: from the round before
+    measure: bool = False  # an evaluation after each round, beside base and trained
+
+
 class LoraConfig(Table):
     rank: Positive = 16
     scale: Rate = 2.0  # = alpha / rank of other libraries
@@ -190,6 +209,31 @@ class TrainConfig(Fitting):
     sft: SftConfig = SftConfig()
 
 
+class GrpoConfig(Table):
+    clip_ratio: Annotated[float, Field(gt=0)] = 0.2
+    kl: Annotated[float, Field(ge=0)] = 0.0  # weight of the distance from the reference
+    average: Literal["sequence", "token"] = "sequence"  # each response, or each token, counts alike
+    scale_rewards: bool = True  # by the group's standard deviation
+
+
+class TracesConfig(Table):
+    """[traces]: SFT on filtered traces of the policy, then rounds of GRPO on fresh groups."""
+
+    wave: Positive = 16  # problems taken and committed together
+    warm_up: Count = 0  # problems of the warm-up; 0: none, the rounds begin at once
+    samples: Positive = 4  # traces of a problem in the warm-up
+    scorer: Literal["rules", "critic"] = "rules"  # who marks a right trace
+    filter: Literal["strict", "lenient"] = "strict"  # each mark, or their mean, and strict: format
+    threshold: Fraction = 0.5  # what marks, from 0 to 1, must reach
+    keep: Count = 1  # best traces of a problem; 0: all that pass
+    rounds: Count = 3
+    problems: Count = 0  # of a round; 0: all there are
+    group: Annotated[int, Field(ge=2)] = 8  # samples of a problem in a round
+    reward_answer: Annotated[float, Field(ge=0)] = 1.0
+    reward_format: Annotated[float, Field(ge=0)] = 0.2
+    grpo: GrpoConfig = GrpoConfig()
+
+
 class EvalConfig(Table):
     """The evaluation of a run: base and trained on the same problems, none of them trained on."""
 
@@ -198,6 +242,7 @@ class EvalConfig(Table):
     limit: Count = 0  # 0: the spec's own
     seed: int = 0  # order of the problems, and so which ones a limit takes
     max_new_tokens: Count = 0  # 0: the policy's own
+    direct: bool = False  # base and trained are also asked for the answer alone, without a thought
     # Training problems that occur in the evaluation are left out: by words in a row, too, or only
     # where the whole question is the same.
     decontaminate: Literal["overlap", "exact", "off"] = "overlap"
@@ -206,7 +251,15 @@ class EvalConfig(Table):
     cache: str = ""  # of answers: "" the user's cache folder, "off", or a folder
 
 
-Method = Literal["r3", "reflectevo"]
+class Limits(Table):
+    """What a run may spend on learning; 0: no limit. A wave that has begun is played to its end."""
+
+    policy_tokens: Count = 0  # that the policy writes
+    critic_calls: Count = 0
+    training_tokens: Count = 0  # that a loss is taken of
+
+
+Method = Literal["r3", "rel", "reflectevo", "traces"]
 METHODS: tuple[Method, ...] = get_args(Method)  # each has a table of its name
 
 
@@ -214,12 +267,15 @@ class Recipe(Table):
     strategy: Method = "r3"
     name: str = ""
     seed: int = 0
+    limits: Limits = Limits()
     policy: PolicyConfig = PolicyConfig()
     prompt: PromptConfig = PromptConfig()
     task: TaskConfig = TaskConfig()
     critic: Critics = Critics()
     r3: R3Config = R3Config()
+    rel: RelConfig = RelConfig()
     reflectevo: ReflectEvoConfig = ReflectEvoConfig()
+    traces: TracesConfig = TracesConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 

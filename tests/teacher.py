@@ -2,8 +2,8 @@
 
     with FakeOllama(reply=Teacher(delays=1, longest=0.05)) as server: …
 
-Most rewrites are right, some are wrong, and a judge finds some of the right ones wanting. delays: a
-seed; replies take anything up to `longest` seconds, in an order that depends on it.
+Most rewrites are right, some are wrong, a judge finds some of the right ones wanting, and marks are
+any. delays: a seed; replies take anything up to `longest` seconds, in an order that depends on it.
 """
 
 import hashlib
@@ -34,6 +34,10 @@ class Teacher:
             return json.dumps(
                 {"step": "", "why": "looked at", "verdict": "right" if fine else "wrong"}
             )
+        if text.endswith("Marks:"):
+            rng = rng_for("marks", asked)
+            names = ("depth", "coherence", "verification", "completeness")
+            return json.dumps({"why": "looked at", **{name: rng.randint(1, 5) for name in names}})
         if rng_for("wrong", asked).random() < self.wrong:
             return WRONG
         return solution(text)

@@ -14,15 +14,20 @@ from teacher import Teacher
 
 from mlxreflect import policy as policy_module
 from mlxreflect.answers import Answers
-from mlxreflect.critics.cache import cache_path
+from mlxreflect.cachedir import cache_path
+from mlxreflect.critics.cache import FILE as CACHE
 from mlxreflect.critics.ledger import BudgetReached
 from mlxreflect.decontaminate import FILE
 from mlxreflect.errors import UserError
 from mlxreflect.fuse import write_folder
+from mlxreflect.loop import execute
 from mlxreflect.recipe import load_recipe, resolved
+from mlxreflect.records import read_rows
+from mlxreflect.run import Run
 from mlxreflect.settings import flatten
 from mlxreflect.tables import Recipe
 from mlxreflect.train.network import Network
+from mlxreflect.ui import Ui
 
 # Two waves and a second epoch, with failures, bucket passes, verifications and SFT in them.
 BASE = {
@@ -34,6 +39,9 @@ BASE = {
 CHANGED = {
     "name": ("other", {}),
     "seed": (1, {}),
+    "limits.policy_tokens": (1, {}),
+    "limits.critic_calls": (1, {}),
+    "limits.training_tokens": (1, {}),
     "policy.quantize": (8, {}),
     "policy.temperature": (1.5, {}),
     "policy.top_p": (0.3, {}),
@@ -90,6 +98,7 @@ CHANGED = {
     "eval.limit": (3, {}),
     "eval.seed": (1, {}),
     "eval.max_new_tokens": (12, {}),
+    "eval.direct": (True, {}),
 }  # fmt: skip
 # Keys that need data, a server or a look inside: a test of their own below.
 APART = {
@@ -105,7 +114,7 @@ APART = {
     "critic.key_env", "critic.region", "critic.profile",
     "critic.budget.max_calls", "critic.budget.max_tokens", "critic.budget.max_usd",
 }  # fmt: skip
-ONE_VALUE = {"strategy"}  # r3 is the only one yet
+ONE_VALUE = {"strategy"}  # the others have tables of their own
 
 
 def test_no_key_is_forgotten():
@@ -149,6 +158,21 @@ def test_the_same_recipe_twice_is_the_same(outputs_of, tmp_path):
 def test_a_changed_key_changes_an_output(key, outputs_of):
     value, needed = CHANGED[key]
     assert outputs_of({**needed, key: value}) != outputs_of(needed)
+
+
+@pytest.mark.slow
+def test_learning_ends_with_the_wave_that_reaches_a_limit(tmp_path):
+    """And a resumed run counts what was spent before it stopped."""
+    folder = tmp_path / "run"
+    outputs({"limits.policy_tokens": 1, "task.limit": 8}, folder)
+    waves = [r for r in read_rows(folder / "metrics.jsonl") if r["kind"] == "wave"]
+    assert len(waves) == 1 and waves[0]["tokens_generated"] > 1
+    (folder / "summary.json").unlink()
+    run = Run.open(folder)
+    try:
+        assert execute(run, Ui(quiet=True))["waves"] == 1
+    finally:
+        run.close()
 
 
 @pytest.mark.slow
@@ -415,7 +439,7 @@ def test_the_cache_is_where_the_recipe_says(tmp_path, monkeypatch):
     assert recorded({"critic.cache": mine}, tmp_path / "a")
     assert Path(mine).is_file()
     assert recorded({"critic.cache": mine}, tmp_path / "b") == []  # everything is known
-    default = cache_path("")
+    default = cache_path("", CACHE)
     assert default is not None and not default.exists()
 
 

@@ -16,30 +16,25 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module may import from layers above its own line, and inside its own folder; never from below.
 LAYERS: list[set[str]] = [
     {"errors"},
-    {"records", "settings", "seeds", "templates"},
+    {"records", "settings", "seeds", "templates", "cachedir"},
     {"prompts"},
     {"reflections"},
     {"tables", "wording"},
+    {"quality"},
     {"recipe"},
-    {"plans"},
+    {"plans", "draft"},
     {"train.lanes"},
     {"train.cpu"},
     {"stats", "characters"},
-    {
-        "pairs",
-        "sentences",
-        "sequential",
-        "ui",
-        "chat",
-        "banned",
-        "loading",
-        "decontaminate",
-        "mathworker",
-    },
+    {"banned"},
+    {"pairs", "sentences", "sequential", "ui", "chat", "loading", "decontaminate", "mathworker"},
     {"train.losses", "train.batches", "train.prefix"},
     {"tasks", "train.objectives", "results"},
-    {"job", "commits", "train.sources", "train.steps"},
+    {"job", "commits", "train.sources", "train.steps", "worked"},
+    {"train.messages"},
+    {"train.methods"},
     {"train.forms"},
+    {"train.kept"},
     {"train.formats"},
     {"critics.base", "critics.cache", "critics.faults", "critics.ledger"},
     {"policy", "critics.client", "run", "train.references"},
@@ -51,22 +46,24 @@ LAYERS: list[set[str]] = [
     {"alike"},
     {"recursion"},
     {"rounds"},
-    {"strategies", "evaluate", "compare", "tiny", "fuse"},
+    {"evaluate"},
+    {"exams"},
+    {"strategies", "compare", "tiny", "fuse"},
     {"unpaired", "served", "chains_eval"},
-    {"plots", "story", "comparison_view", "exams", "rescore", "scoreboard"},
+    {"plots", "story", "comparison_view", "rescore", "scoreboard"},
     {"exports"},
     {"lineup", "retries"},
     {"quick", "solve"},
     {"loop", "show", "course", "checks", "estimate"},
-    {"dry", "finetune", "doctor"},
+    {"dry", "finetune", "doctor", "wizard"},
     {"cli_parts"},
-    {"cli_evidence"},
+    {"cli_evidence", "cli_files"},
     {"cli"},
     {"__main__"},
 ]
 # Nothing but data in, data out: no model, no network, no run directory.
 PURE = ("records", "settings", "tables", "recipe", "plans", "seeds", "prompts", "templates",
-        "wording", "pairs", "stats", "sentences", "sequential", "tasks", "errors", "job",
+        "wording", "pairs", "quality", "stats", "sentences", "sequential", "tasks", "errors", "job",
         "decontaminate", "reflections")  # fmt: skip
 HEAVY = {"mlx", "mlx_lm", "transformers", "pydantic", "matplotlib", "numpy", "scipy", "datasets",
          "huggingface_hub", "ollama", "httpx", "tenacity", "boto3", "botocore"}  # fmt: skip
@@ -192,7 +189,7 @@ if len(sys.argv) > 1:
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr)
 """
 COMMANDS = ("run", "resume", "show", "eval", "compare", "report", "grade", "train", "fuse",
-            "doctor", "decontaminate", "solve")  # fmt: skip
+            "doctor", "decontaminate", "solve", "export", "init")  # fmt: skip
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), *((c, "--help") for c in COMMANDS)])

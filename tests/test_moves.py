@@ -43,6 +43,7 @@ def calls(text):
         "continue": [m.go_on(PROBLEM, text, text, AT)],
         "judge": [m.judge(PROBLEM, text, AT)],
         "prefer": list(m.prefer(PROBLEM, text, text, AT)),
+        "score": [m.score(PROBLEM, text, AT)],
         "pose": [m.pose(PROBLEM, text, AT)],
         "integrate": [m.integrate(PROBLEM, [text, text], AT)],
     }

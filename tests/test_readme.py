@@ -32,7 +32,8 @@ UsageError = typer.BadParameter.__mro__[1]  # click's, or the copy inside typer
 #   dry: with --dry-run added, where the problems need no network; else its recipe is only loaded
 HOW = {"run": "dry", "resume": "run", "show": "run", "compare": "run", "grade": "run",
        "eval": "run", "train": "run", "fuse": "run", "doctor": "run",
-       "decontaminate": "run", "report": "run"}  # fmt: skip
+       "decontaminate": "run", "report": "run", "export": "run",
+       "init": "run", "solve": "run"}  # fmt: skip
 OWN_FILES = {
     "problems.jsonl": "".join(f'{{"question": "{i} + 1?", "answer": {i}}}\n' for i in range(30)),
     "preferences.jsonl": "".join(
@@ -353,8 +354,12 @@ def try_out(shell: Shell, one: Command) -> Done | None:
         done = shell(one.name, *arguments)
         assert done.code == 0 or (done.code == 1 and "something is missing" in done.out), done.err
         return done
+    if one.name == "init":
+        arguments += ["--yes", "--force"]
     if one.name == "fuse":
         arguments += ["--out", "FUSED"]  # the last one counts
+    if one.name == "solve" and parameters["model"] != "tiny":
+        return None
     if one.name == "train":
         if parameters["model"] != "tiny":
             arguments[arguments.index("--model") + 1] = "tiny"

@@ -215,7 +215,7 @@ def make(critic=None, problems=24, training="I", judge=None, **keys):
 @pytest.mark.slow
 def test_each_failure_has_k_reflections_by_different_instructions():
     strategy = make(reflections=3)
-    before = dict(strategy.begun)
+    before = dict(strategy.learning.start)
     wave, training = play(strategy)
     assert len(wave.episodes) == 24 and not wave.examples and not training.episodes
     for episode in wave.episodes:
@@ -253,7 +253,7 @@ def test_two_stages_leave_two_adapters_that_begin_alike():
     assert len(reflecting.examples) == len(answering.examples) > 0
     held = strategy.learning.held["adapter-reflection"]
     policy = strategy.learning.trainer.trainable()
-    assert held.keys() == policy.keys() == strategy.begun.keys()
+    assert held.keys() == policy.keys() == strategy.learning.start.keys()
     assert any((held[name] != policy[name]).any() for name in held)
     # Each began where the run did, with an optimizer of its own: counted from the first step.
     assert reflecting.steps[0].step == answering.steps[0].step == 1

@@ -10,7 +10,7 @@ NANO = 10**9  # dollars are added as whole billionths: sums do not depend on the
 # attempt: the model behind the server is not a critic, but evaluated.
 Move = Literal[
     "critique", "reflection", "rewrite", "retry", "continue", "judge", "prefer", "pose",
-    "integrate", "attempt",
+    "integrate", "score", "attempt",
 ]  # fmt: skip
 
 
@@ -22,6 +22,7 @@ class Call:
     epoch, attempt: with problem and role, what makes this call another than the same words later
         (a retry from the bucket list is a new call, a resumed run's is not).
     seed: of the sampling. schema: JSON schema of the reply; None: text.
+    temperature: of the sampling, where it is not the critic's own.
     top_p, stop: of an attempt's sampling. raw: the one message is text to be completed.
     """
 
@@ -37,9 +38,14 @@ class Call:
     attempt: str = ""
     seed: int = 0
     schema: dict[str, Any] | None = None
+    temperature: float | None = None
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     raw: bool = False
+
+    def heat(self, own: float) -> float:
+        """The temperature to ask at. own: the critic's."""
+        return own if self.temperature is None else self.temperature
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ class BedrockCritic:
         system, messages = divide(encodable(call.messages))
         limits: dict[str, Any] = {"maxTokens": self.config.max_tokens}
         if tempered:
-            limits["temperature"] = self.config.temperature
+            limits["temperature"] = call.heat(self.config.temperature)
         given = {"system": system} if system else {}
         try:
             answer: dict[str, Any] = self.runtime.converse(

@@ -74,12 +74,15 @@ class LocalCritic:
 def complete(
     model: Policy, config: CriticConfig, calls: Sequence[Call], batch: int, name: str
 ) -> list[Completion]:
-    """A completion a call, in order; name and the first call's seed name the random stream."""
+    """A completion a call, in order; name and the first call's seed name the random stream.
+
+    Calls that are asked together have one temperature.
+    """
     if not calls:
         return []
     return model.generate(
         [model.encode(call.messages) for call in calls],
-        temperature=config.temperature,
+        temperature=calls[0].heat(config.temperature),
         top_p=1.0,
         max_new_tokens=config.max_tokens,
         batch=batch,

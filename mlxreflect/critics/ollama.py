@@ -104,7 +104,7 @@ class OllamaCritic:
 
     def send(self, call: Call, timeout: float) -> Reply:
         options: dict[str, Any] = {
-            "temperature": self.config.temperature,
+            "temperature": call.heat(self.config.temperature),
             "num_predict": self.config.max_tokens,
             "num_ctx": self.config.num_ctx,
             "seed": call.seed & SEED_BITS,

@@ -140,7 +140,7 @@ class OpenAICritic:
             **({"prompt": messages[0]["content"]} if call.raw else asked),
             "stream": False,
             length: self.config.max_tokens,
-            "temperature": self.config.temperature,
+            "temperature": call.heat(self.config.temperature),
             "seed": call.seed & SEED_BITS,
         }
         if call.top_p < 1:

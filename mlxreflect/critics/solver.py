@@ -5,10 +5,13 @@ from collections.abc import Sequence
 
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.errors import UserError
-from mlxreflect.prompts import ANSWER, PRAISE, TAGS, parse_response
+from mlxreflect.prompts import ANSWER, PRAISE, TAGS, parse_response, thought_of
 from mlxreflect.tables import CriticConfig
 from mlxreflect.tasks import TASKS
 from mlxreflect.tasks.base import Task
+
+MOST_LINES = 100  # of a thought that is looked at to tidy it
+UNSOLVED = Reply("", error="the solver found no way to finish", kind="unsolved")
 
 
 class SolverCritic:
@@ -39,18 +42,6 @@ class SolverCritic:
         pass
 
 
-def thought_of(call: Call) -> str:
-    """The attempt's thought; one never closed goes up to the answer."""
-    start, _ = TAGS[call.tags]
-    span = parse_response(call.text, call.tags).spans.get("think")
-    if span is None:
-        opened = call.text.find(start)
-        begin = opened + len(start) if opened >= 0 else 0
-        end = call.text.find(ANSWER[0], begin)
-        span = [begin, end if end >= 0 else len(call.text)]
-    return call.text[slice(*span)]
-
-
 def critique(task: Task, call: Call) -> Reply:
     return Reply(fault_of(task, call) or PRAISE)
 
@@ -64,29 +55,64 @@ def judge(task: Task, call: Call) -> Reply:
 def fault_of(task: Task, call: Call) -> str:
     assert task.solver is not None  # preflight
     unseen = call.visibility == "none"
-    fault = task.solver.review(call.problem, thought_of(call), not unseen).fault
+    fault = task.solver.review(call.problem, thought_of(call.text, call.tags), not unseen).fault
     if not fault and unseen and not task.checkable:
         return parse_response(call.text, call.tags).reason  # the grader would show it the answer
     return fault or task.grade(call.problem, call.text, call.tags, "thinking").verdict.reason
 
 
 def rewrite(task: Task, call: Call) -> Reply:
-    assert task.solver is not None  # preflight
     if call.visibility == "none":
         return opening(task, call)
-    kept = task.solver.review(call.problem, thought_of(call), True).kept
-    solved = task.solver.finish(call.problem, kept, call.seed)
+    solved = finished(task, call)
     if solved is None:
-        return Reply("", error="the solver found no way to finish", kind="unsolved")
-    start, end = TAGS[call.tags]
-    body, answer = solved
-    return Reply(f"{start}\n{body}\n{end}\n{ANSWER[0]} {answer} {ANSWER[1]}")
+        return UNSOLVED
+    _, body, answer = solved
+    return Reply(f"{TAGS[call.tags][0]}\n{body}\n{closing(answer, call.tags)}")
+
+
+def go_on(task: Task, call: Call) -> Reply:
+    """What follows a working: what is wrong with it, and the steps from the last that holds."""
+    solved = finished(task, call)
+    if solved is None:
+        return UNSOLVED
+    kept, body, answer = solved
+    new = body.split("\n")[len(kept) :]
+    told = call.feedback if len(kept) < len(lines_of(call)) else ""
+    return Reply("\n".join([*filter(None, [told]), *new, closing(answer, call.tags)]))
+
+
+def tidy(task: Task, call: Call) -> Reply:
+    """The last lines of a thought that alone lead to its end: what came before is left out."""
+    assert task.solver is not None  # preflight
+    lines, answer = lines_of(call), parse_response(call.text, call.tags).answer
+    for first in reversed(range(len(lines))[-MOST_LINES:]):
+        body = "\n".join(lines[first:])
+        if answer is not None and not task.solver.review(call.problem, body, False).fault:
+            return Reply(f"{TAGS[call.tags][0]}\n{body}\n{closing(answer, call.tags)}")
+    return Reply("", error="no lines of the thought lead to its end", kind="unsolved")
+
+
+def finished(task: Task, call: Call) -> tuple[list[str], str, str] | None:
+    """The lines that hold, the thought that goes on from them, and its answer; None: no way."""
+    assert task.solver is not None  # preflight
+    kept = task.solver.review(call.problem, thought_of(call.text, call.tags), True).kept
+    solved = task.solver.finish(call.problem, kept, call.seed)
+    return (kept, *solved) if solved else None
+
+
+def lines_of(call: Call) -> list[str]:
+    return thought_of(call.text, call.tags).strip("\n").split("\n")
+
+
+def closing(answer: str, tags: str) -> str:
+    return f"{TAGS[tags][1]}\n{ANSWER[0]} {answer} {ANSWER[1]}"
 
 
 def opening(task: Task, call: Call) -> Reply:
     """The thinking as far as its steps hold, its first wrong sum computed again; left open."""
     assert task.solver is not None  # preflight
-    review = task.solver.review(call.problem, thought_of(call), False)
+    review = task.solver.review(call.problem, thought_of(call.text, call.tags), False)
     lines = [*review.kept, *([review.mended] if review.mended else [])]
     return Reply("\n".join([TAGS[call.tags][0], *lines]))
 
@@ -95,10 +121,5 @@ def unable(task: Task, call: Call) -> Reply:
     return Reply("", error=f"the solver has no move {call.role!r}", kind="unable")
 
 
-ROLES = {
-    "critique": critique,
-    "reflection": critique,
-    "rewrite": rewrite,
-    "continue": rewrite,
-    "judge": judge,
-}
+ROLES = {"critique": critique, "reflection": critique, "rewrite": rewrite, "continue": go_on,
+         "judge": judge, "integrate": tidy}  # fmt: skip

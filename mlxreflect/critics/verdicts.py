@@ -40,6 +40,19 @@ class Preference(Structured):
     better: Literal["A", "B", "tie"]
 
 
+Mark = Literal[1, 2, 3, 4, 5]  # not at all … throughout
+
+
+class Marks(Structured):
+    """One solution's reasoning rated. Which marks there are is said in the prompt."""
+
+    why: str
+    depth: Mark
+    coherence: Mark
+    verification: Mark
+    completeness: Mark
+
+
 M = TypeVar("M", bound=Structured)
 # Blocks of somebody else's text, and thoughts, which are no conclusion; one that is never closed
 # goes on to the end. And the lines of a Markdown quote.
@@ -120,8 +133,10 @@ def ask_structured(critic: Critic, calls: Sequence[Call], model: type[M]) -> lis
     """
     schema = model.model_json_schema()
     first = [replace(call, schema=schema) for call in calls]
-    # Another seed too: a server that keeps to it would only say the same.
-    again = [replace(c, attempt=f"{c.attempt}/again", seed=c.seed + 1) for c in first]
+    # Another seed and the critic's own temperature too: it would only say the same.
+    again = [
+        replace(c, attempt=f"{c.attempt}/again", seed=c.seed + 1, temperature=None) for c in first
+    ]
     answers = [read(call, r, model) for call, r in zip(first, critic.ask(first), strict=True)]
     doubtful = [i for i, answer in enumerate(answers) if answer.replies[0].kind == "unknown"]
     if doubtful:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mlxreflect.arms import refuse_quick
+from mlxreflect.arms import arm_order, refuse_quick
 from mlxreflect.errors import UserError
 from mlxreflect.records import Messages, Problem, Sample, flat_from_row, read_json, read_rows
 from mlxreflect.stats import mean_interval, wilson
@@ -153,10 +153,10 @@ def is_arm(folder: Path) -> bool:
     return (folder / "samples.jsonl").is_file()
 
 
-def rank(folder: Path) -> tuple[bool, bool, str]:
+def rank(folder: Path) -> tuple[Any, ...]:
     results = folder / "results.json"
     adapted = results.is_file() and bool(read_json(results).get("adapter"))
-    return adapted, folder.name != "base", str(folder)
+    return adapted, folder.name != "base", arm_order(folder.name), str(folder)
 
 
 def load_arms(folders: Sequence[Path]) -> list[Arm]:

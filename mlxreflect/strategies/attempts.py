@@ -13,18 +13,26 @@ from mlxreflect.templates import Templates
 
 Seed = tuple[int | str, ...]
 SampleRole = Literal["attempt", "verify", "retry"]
+HELPED = ("rewrite", "continue", "integrate")  # written seeing more than the problem
 
 
 class Attempts:
-    """Draws and grades; turns come without an index, which the episode gives them."""
+    """Draws and grades; turns come without an index, which the episode gives them.
 
-    def __init__(self, recipe: Recipe, task: Task, policy: Policy) -> None:
-        self.recipe, self.task, self.policy = recipe, task, policy
+    wording: which attempt_… template samples are asked with, where it is not that of the style.
+    """
+
+    def __init__(self, recipe: Recipe, task: Task, policy: Policy, wording: str = "") -> None:
+        self.recipe, self.task, self.policy, self.wording = recipe, task, policy, wording
         self.templates = prompts.BUNDLED.replaced(recipe.prompt.templates)
 
     def prompt(self, problem: Problem) -> Messages:
-        """The prompt of an attempt: what every training example of the problem has as its own."""
+        """The prompt that an evaluation asks with, and every training example has as its own."""
         return attempt_prompt(self.recipe, self.task, problem, self.templates)
+
+    def asked(self, problem: Problem) -> Messages:
+        """The prompt of a sample."""
+        return attempt_prompt(self.recipe, self.task, problem, self.templates, self.wording)
 
     def sample(
         self,
@@ -35,7 +43,7 @@ class Attempts:
         actor: str,
     ) -> list[list[Turn]]:
         """n graded samples a problem, all in one batch."""
-        asked = [(p, self.prompt(p)) for p in problems]
+        asked = [(p, self.asked(p)) for p in problems]
         turns = self.draw([one for one in asked for _ in range(n)], role, seed, actor)
         return [turns[i : i + n] for i in range(0, len(turns), n)]
 
@@ -85,19 +93,22 @@ class Attempts:
         return self.graded(problem, turn)
 
     def graded(self, problem: Problem, turn: Turn) -> Turn:
-        """The turn with its parsed answer and verdict; a rewrite must not give away its help."""
+        """The turn with its parsed answer and verdict; a helped one must not give away its help."""
         tags, style = self.recipe.prompt.tags, self.recipe.prompt.style
         grade = self.task.grade(problem, turn.text, tags, style)
         spans = prompts.parse_response(turn.text, tags, style).spans
         verdict = grade.verdict
-        if turn.role == "rewrite" and verdict.passed:
+        if turn.role in HELPED and verdict.passed:
             reason = pairs.leak(turn.text, spans, style)
             if reason:
                 verdict = Verdict(False, verdict.format_ok, reason, "leak filter")
         return replace(turn, spans=spans, parsed=grade.parsed, verdict=verdict)
 
 
-def attempt_prompt(recipe: Recipe, task: Task, problem: Problem, templates: Templates) -> Messages:
-    tags, style = recipe.prompt.tags, recipe.prompt.style
+def attempt_prompt(
+    recipe: Recipe, task: Task, problem: Problem, templates: Templates, wording: str = ""
+) -> Messages:
+    """wording: which attempt_… template, where it is not that of the style."""
+    tags, style = recipe.prompt.tags, wording or recipe.prompt.style
     asked, shown = task.instruction(problem), task.show(problem)
     return prompts.attempt_messages(asked, shown, tags, style, templates)

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.critics.tally import Tally
-from mlxreflect.critics.verdicts import Judgement, Preference, ask_structured
+from mlxreflect.critics.verdicts import Judgement, Marks, Preference, ask_structured
 from mlxreflect.errors import UserError
+from mlxreflect.quality import written
 from mlxreflect.records import Problem, Turn, Verdict
-from mlxreflect.strategies.moves import Moves, Round, judged
+from mlxreflect.strategies.moves import Moves, Round, judged, marked
 from mlxreflect.tables import Recipe
 from mlxreflect.tasks.base import Task
 
@@ -67,20 +68,51 @@ class Exchange:
         """Each rewrite, its verdict taken back where the judge does not call it right, and the
         judge's turn, without index and parent; None for a rewrite that had not passed anyway."""
         shown = [i for i, turn in enumerate(rewrites) if turn.verdict and turn.verdict.passed]
-        calls = [self.moves.judge(problems[i], rewrites[i].text, at) for i in shown]
+        found = self.judgements([problems[i] for i in shown], [rewrites[i] for i in shown], at)
+        both: list[tuple[Turn, Turn | None]] = [(turn, None) for turn in rewrites]
+        for i, (judgement, said) in zip(shown, found, strict=True):
+            both[i] = unless_right(rewrites[i], judgement, said.actor), said
+        return both
+
+    def judgements(
+        self,
+        problems: Sequence[Problem],
+        turns: Sequence[Turn],
+        at: Round,
+        temperature: float | None = None,
+    ) -> list[tuple[Judgement | None, Turn]]:
+        """What the judge says of each text, None where it gave no verdict, and its turn, without
+        index. temperature: where it is not the critic's own."""
+        calls = [
+            replace(self.moves.judge(problem, turn.text, at), temperature=temperature)
+            for problem, turn in zip(problems, turns, strict=True)
+        ]
         critic = self.critics[at.tier]
         answers = ask_structured(critic, calls, Judgement)
         with self.lock:
             self.count([reply for answer in answers for reply in answer.replies])
-        both: list[tuple[Turn, Turn | None]] = [(turn, None) for turn in rewrites]
-        for i, call, answer in zip(shown, calls, answers, strict=True):
-            verdict, why = judged(answer.value)
-            turn = rewrites[i]
-            if verdict != "right" and turn.verdict:
-                refused = Verdict(False, turn.verdict.format_ok, f"{verdict}: {why}", critic.actor)
-                turn = replace(turn, verdict=refused)
-            both[i] = turn, turn_of(call, answer.replies[-1], critic.actor, None)
-        return both
+        return [
+            (answer.value, turn_of(call, answer.replies[-1], critic.actor, turn.index))
+            for call, answer, turn in zip(calls, answers, turns, strict=True)
+        ]
+
+    def score(self, problems: Sequence[Problem], traces: Sequence[Turn], at: Round) -> list[Turn]:
+        """A turn a trace, with the marks in `parsed`; without, where none came."""
+        calls = [
+            # Its number tells a trace's call from those of the problem's others.
+            self.moves.score(p, t.text, replace(at, attempt=f"{at.attempt}/{t.index}"))
+            for p, t in zip(problems, traces, strict=True)
+        ]
+        critic = self.critics[at.tier]
+        answers = ask_structured(critic, calls, Marks)
+        with self.lock:
+            self.count([reply for answer in answers for reply in answer.replies])
+        turns = []
+        for call, trace, answer in zip(calls, traces, answers, strict=True):
+            quality = marked(answer.value)
+            turn = turn_of(call, answer.replies[-1], critic.actor, trace.index)
+            turns.append(replace(turn, parsed=written(quality) if quality else None))
+        return turns
 
     def prefer(
         self, problems: Sequence[Problem], both: Sequence[tuple[Turn, Turn]], at: Round
@@ -133,6 +165,15 @@ class Exchange:
                 f"critic.max_failed = {limit:g}; the last: {failed[-1].error}",
                 "see that the critic answers, then resume the run; this wave will be done again",
             )
+
+
+def unless_right(turn: Turn, judgement: Judgement | None, judge: str) -> Turn:
+    """The turn, its verdict taken back where the judge does not call it right."""
+    verdict, why = judged(judgement)
+    if verdict == "right" or turn.verdict is None:
+        return turn
+    refused = Verdict(False, turn.verdict.format_ok, f"{verdict}: {why}", judge)
+    return replace(turn, verdict=refused)
 
 
 def turn_of(call: Call, reply: Reply, actor: str, parent: int | None) -> Turn:

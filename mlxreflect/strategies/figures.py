@@ -17,7 +17,7 @@ def count_wave(episodes: list[Episode]) -> dict[str, Any]:
         "format_ok": sum(bool(t.verdict and t.verdict.format_ok) for t in first),
         "passed": sum(e.outcome.first_correct for e in episodes),
         "solved": sum(e.outcome.status in ("solved_first", "solved") for e in episodes),
-        "rewrites": roles["rewrite"],
+        "rewrites": roles["rewrite"] + roles["continue"],
         "verifications": roles["verify"],
         "failures": dict(Counter(filter(None, map(failure, first)))),
     }

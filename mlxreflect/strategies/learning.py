@@ -3,14 +3,14 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlx.utils import tree_unflatten
 
 from mlxreflect.policy import Policy, weights_hash
 from mlxreflect.records import Example
-from mlxreflect.tables import Recipe
+from mlxreflect.tables import GrpoConfig, Recipe
 from mlxreflect.train.batches import Group, Pair, Row
 from mlxreflect.train.encode import Dropped, Encoder, NothingTrained
 from mlxreflect.train.lora import base_reference
@@ -39,12 +39,14 @@ class Learning:
     held: parameters that are committed beside the adapter, by name: "reference" is what the policy
     was when the stage began; it lacks where there is no reference, or no stage has begun. Names
     that begin with ADAPTER are adapters, written beside the policy's when the run ends.
+    start: parameters to begin from anew, kept where `keep_start` was told to.
     examples, steps, dropped: of the wave under way.
     """
 
     def __init__(self, recipe: Recipe, policy: Policy, trainer: Trainer) -> None:
         self.recipe, self.policy, self.trainer = recipe, policy, trainer
         self.held: dict[str, Arrays] = {}
+        self.start: Arrays = {}
         self.encoder = Encoder(
             policy, recipe.train.max_length, Mask(**recipe.train.mask.model_dump()),
             recipe.prompt.tags, recipe.seed,
@@ -64,15 +66,19 @@ class Learning:
         elif self.recipe.train.reference == "base":
             self.held["reference"] = base_reference(self.policy.model)
 
-    def name_policy(self) -> None:
-        self.actor = f"policy:{weights_hash(self.trainer.trainable())}"
+    def keep_start(self) -> None:
+        """Remember what is trained as it is now, before any step, for `restart`."""
+        self.start = dict(self.trainer.trainable())
 
-    def restart(self, arrays: Arrays) -> None:
-        """Begin another training from these parameters, with nothing learned of how to step."""
-        self.trainer.model.update(tree_unflatten(list(arrays.items())))
+    def restart(self) -> None:
+        """The policy, and its training, as they were when the run began."""
+        self.trainer.model.update(tree_unflatten(list(self.start.items())))
         self.trainer.optimizers.clear()
         self.trainer.steps.clear()
         self.name_policy()
+
+    def name_policy(self) -> None:
+        self.actor = f"policy:{weights_hash(self.trainer.trainable())}"
 
     def prefer(self, examples: Sequence[Example], seed: Seed, course: Course | None = None) -> None:
         """DPO on preference pairs."""
@@ -90,6 +96,13 @@ class Learning:
         rows = [row for row in self.encode(examples) if isinstance(row, Row)]
         settings = self.settings(self.recipe.train.sft.lr * scale, course, len(rows))
         self.steps += self.trainer.fit_rows(rows, settings, seed)
+        self.name_policy()
+
+    def reinforce(self, examples: Sequence[Example], grpo: GrpoConfig, seed: Seed) -> None:
+        """GRPO on groups that the policy as it is has written."""
+        groups = [row for row in self.encode(examples) if isinstance(row, Group)]
+        settings = replace(self.settings(self.recipe.train.lr), **grpo.model_dump())
+        self.steps += self.trainer.fit_groups(groups, self.held.get("reference"), settings, seed)
         self.name_policy()
 
     def encode(self, examples: Sequence[Example]) -> list[Row | Pair | Group]:

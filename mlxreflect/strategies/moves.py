@@ -6,7 +6,8 @@ from typing import Literal
 
 from mlxreflect import prompts
 from mlxreflect.critics.base import Call, Move
-from mlxreflect.critics.verdicts import Judgement, Preference
+from mlxreflect.critics.verdicts import Judgement, Marks, Preference
+from mlxreflect.quality import Quality
 from mlxreflect.records import Messages, Problem, Visibility
 from mlxreflect.seeds import seed_for
 from mlxreflect.tables import Recipe
@@ -59,21 +60,24 @@ class Moves:
         call = self.call("retry", problem, messages, at, text=text, feedback=feedback)
         return replace(call, visibility="verdict")
 
-    def rewrite(self, problem: Problem, text: str, feedback: str, at: Round) -> Call:
-        """The text again, mended as the feedback says."""
+    def rewrite(
+        self, problem: Problem, text: str, feedback: str, at: Round, *, solution: str | None = None
+    ) -> Call:
+        """The text again, mended as the feedback says. solution: shown in place of the answer."""
         messages = prompts.rewrite_messages(
             self.task.instruction(problem), self.task.show(problem), text, feedback, self.tags,
-            self.task.gold(problem), self.templates,
+            solution or self.task.gold(problem), self.templates,
         )  # fmt: skip
-        return self.call("rewrite", problem, messages, at, text=text, feedback=feedback)
+        call = self.call("rewrite", problem, messages, at, text=text, feedback=feedback)
+        return replace(call, visibility="gold_solution") if solution else call
 
-    def go_on(self, problem: Problem, opening: str, hint: str, at: Round) -> Call:
-        """From the opening that holds, with a hint at what went wrong after it; no answer shown."""
+    def go_on(self, problem: Problem, working: str, hint: str, at: Round) -> Call:
+        """What follows a working, with a hint at what is wrong in it; no answer shown."""
         messages = prompts.continue_messages(
-            self.task.instruction(problem), self.task.show(problem), opening, hint, self.tags,
+            self.task.instruction(problem), self.task.show(problem), working, hint, self.tags,
             self.templates,
         )  # fmt: skip
-        call = self.call("continue", problem, messages, at, text=opening, feedback=hint)
+        call = self.call("continue", problem, messages, at, text=working, feedback=hint)
         return replace(call, visibility="verdict")
 
     def judge(self, problem: Problem, text: str, at: Round) -> Call:
@@ -94,6 +98,11 @@ class Moves:
         messages = prompts.prefer_messages(self.task.show(problem), a, b, self.templates)
         call = self.call("prefer", problem, messages, at, text=a, feedback=b)
         return replace(call, visibility="none")
+
+    def score(self, problem: Problem, text: str, at: Round) -> Call:
+        """How good is the reasoning of a text? To be asked as Marks; no answer shown."""
+        messages = prompts.score_messages(self.task.show(problem), text, self.templates)
+        return replace(self.call("score", problem, messages, at, text=text), visibility="none")
 
     def pose(self, source: Problem, passage: str, at: Round) -> Call:
         """A question from a passage. source: what stands for the passage in records."""
@@ -120,6 +129,7 @@ class Moves:
             "continue": lambda: self.go_on(problem, text, feedback, at),
             "judge": lambda: self.judge(problem, text, at),
             "prefer": lambda: self.one_order(problem, text, feedback, at),
+            "score": lambda: self.score(problem, text, at),
             "pose": lambda: self.pose(problem, text, at),
             "integrate": lambda: self.integrate(problem, [text], at),
         }
@@ -157,6 +167,14 @@ def judged(judgement: Judgement | None) -> tuple[Literal["right", "wrong", "unkn
         return "unknown", "the judge gave no verdict"
     said = ": ".join(filter(None, (judgement.step.strip(), judgement.why.strip())))
     return judgement.verdict, " ".join(said.split())[:300] or f"the judge says {judgement.verdict}"
+
+
+def marked(marks: Marks | None) -> Quality | None:
+    """A critic's marks from 0 to 1; no marks stay none, and never pass."""
+    if marks is None:
+        return None
+    given = (marks.depth, marks.coherence, marks.verification, marks.completeness)
+    return Quality(*((mark - 1) / 4 for mark in given))
 
 
 def preferred(one_first: Preference | None, other_first: Preference | None) -> int | None:

@@ -93,7 +93,7 @@ class ReflectEvo:
         self.attempts = Attempts(recipe, task, policy)
         self.exchange = Exchange(recipe, task, critics)
         self.learning = Learning(recipe, policy, trainer)
-        self.begun = dict(trainer.trainable())  # what each training begins from
+        self.learning.keep_start()  # what each training begins from
         self.stored = Stored(self.config.stored) if self.config.stored else None
         self.state = State()
         self.wave = Wave(0, 1, "problems", [])
@@ -236,7 +236,7 @@ class ReflectEvo:
         course = Course(self.config.schedule, self.config.warmup)
         if name == "answer":  # the reflector's adapter is done
             self.learning.held[REFLECTOR] = dict(self.learning.trainer.trainable())
-            self.learning.restart(self.begun)
+            self.learning.restart()
         if name == "pairs":
             self.learning.begin_stage()
             self.learning.prefer(examples, self.seed("train"), course)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 
 from jinja2 import TemplateError
@@ -11,7 +12,7 @@ from mlxreflect.policy import Policy
 from mlxreflect.records import Example
 from mlxreflect.seeds import rng_for
 from mlxreflect.train.batches import Group, Pair, Row
-from mlxreflect.train.masks import Mask, response_mask
+from mlxreflect.train.masks import Mask, response_mask, token_spans
 
 NO_MASK = Mask()
 
@@ -69,7 +70,9 @@ class Encoder:
         if example.kind == "sft":
             known = [(example.completion, example.completion_ids)]
         elif example.kind == "group":
-            known = [(text, None) for text in example.completions or []]
+            texts = example.completions or []
+            ids = example.completions_ids
+            known = [(text, ids[i] if ids else None) for i, text in enumerate(texts)]
         else:
             known = [(example.chosen, example.chosen_ids), (example.rejected, example.rejected_ids)]
         if not example.prompt:  # raw text: all of it is trained but its first token
@@ -80,11 +83,15 @@ class Encoder:
 
     def flags(self, example: Example, response: list[int]) -> tuple[bool, ...] | None:
         """The mask of a response. Responses of one prompt draw alike where they begin alike."""
-        if self.mask == NO_MASK:
+        begin = first_trained(example.mask)
+        if self.mask == NO_MASK and not begin:
             return None
         digest = hashlib.sha256(json.dumps(example.prompt).encode()).hexdigest()
         rng = rng_for(self.seed, "mask", digest)
         flags = response_mask(self.policy, response, self.tags, self.mask, rng)
+        if begin:
+            spans = token_spans(self.policy, response)
+            flags = [f and span[0] >= begin for f, span in zip(flags, spans, strict=True)]
         end = self.policy.eos
         if not any(f for f, token in zip(flags, response, strict=True) if token not in end):
             raise NothingTrained(
@@ -93,6 +100,12 @@ class Encoder:
                 "give that example an answer after its thought, or change train.mask",
             )
         return tuple(flags)
+
+
+def first_trained(rule: str) -> int:
+    """The character of a response at which an example's own mask rule lets the loss begin."""
+    found = re.fullmatch(r"from ([0-9]{1,9})", rule)
+    return int(found[1]) if found else 0
 
 
 def last_words(example: Example) -> str:

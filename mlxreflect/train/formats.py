@@ -14,18 +14,13 @@ from typing import Any, Literal
 from mlxreflect.errors import UserError
 from mlxreflect.records import Example, flat_from_row
 from mlxreflect.tasks.rows import Row, fold
-from mlxreflect.train.forms import (
-    FORMS,
-    KINDS,
+from mlxreflect.train.forms import FORMS, KINDS, Misfit, Turns, Unknown, form_of, group
+from mlxreflect.train.kept import COLUMN, restored
+from mlxreflect.train.messages import (
     Fault,
-    Misfit,
-    Turns,
-    Unknown,
     Values,
     answer,
     asked,
-    form_of,
-    group,
     messages_of,
     number,
     spoken,
@@ -186,6 +181,10 @@ def examples_of(row: Row, kind: str, columns: Mapping[str, str], turns: Turns) -
     """The examples of a row, whose source names it. Raises Fault."""
     values = {name: value for name, value in row.values.items() if name not in columns.values()}
     values |= {ours: row.values[its] for ours, its in columns.items() if its in row.values}
+    if values.get(COLUMN) is not None:
+        own = restored(values)  # where it is of another kind, the row is what its columns say
+        values = own if own["kind"] == kind else {**values, "weight": own["weight"]}
+        turns = "last"  # it is one example
     weight = number(1 if values.get("weight") is None else values["weight"], "weight")
     if weight <= 0:
         raise Fault("weight is not above 0")

@@ -3,32 +3,21 @@
 A row that cannot be trained on is a Fault with its reason, never mended by a guess.
 """
 
-import math
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from mlxreflect.records import Example, Messages
+from mlxreflect.train import methods
+from mlxreflect.train.messages import Fault, Values, answer, asked, messages_of, number, text_of
 from mlxreflect.train.sources import listed
 
 Turns = Literal["all", "last"]
-Values = dict[str, Any]
 
 KINDS = {
     "sft": "texts to imitate: train sft",
     "preference": "preference pairs: train dpo, ipo, exo_pair or orpo",
     "group": "groups of answers with rewards: train grpo",
 }
-ROLES = {
-    "system": "system", "user": "user", "human": "user", "assistant": "assistant",
-    "gpt": "assistant",
-}  # fmt: skip
-WRITTEN_OUT = re.compile(r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
-SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-class Fault(ValueError):
-    """Why a row is bad."""
 
 
 class Misfit(Fault):
@@ -37,91 +26,6 @@ class Misfit(Fault):
 
 class Unknown(Fault):
     """A row without the columns of any form."""
-
-
-# ---- values --------------------------------------------------------------------------------------
-
-
-def text_of(value: Any, at: str) -> str:
-    """A content: a string, or text parts, joined. `at` names it in a Fault."""
-    if isinstance(value, list):
-        if not all(isinstance(p, dict) and p.get("type") == "text" for p in value):
-            raise Fault(f"{at} has content other than text")
-        texts = [part.get("text") for part in value]
-        value = "".join(texts) if all(isinstance(text, str) for text in texts) else None
-    if not isinstance(value, str):
-        raise Fault(f"{at} is no text")
-    if SURROGATE.search(value):
-        raise Fault(f"{at} has half a surrogate pair, which no tokenizer takes")
-    return value
-
-
-def messages_of(value: Any, at: str, role: str = "") -> Messages:
-    """Messages as TRL or ShareGPT write them; where `role` is given, a string is one of it."""
-    if isinstance(value, str) and role:
-        if WRITTEN_OUT.match(value):
-            raise Fault(f"{at} is a list of messages written out as text; save the data as JSONL")
-        return [{"role": role, "content": text_of(value, at)}]
-    if not isinstance(value, list) or not value:
-        raise Fault(f"{at} is no list of messages")
-    return [message_of(message, f"{at}, message {i},") for i, message in enumerate(value, 1)]
-
-
-def message_of(value: Any, at: str) -> dict[str, str]:
-    if not isinstance(value, dict):
-        raise Fault(f"{at} is no object with role and content")
-    if value.get("tool_calls") or value.get("function_call"):
-        raise Fault(f"{at} calls a tool, which is not supported")
-    role = value.get("role") or value.get("from")
-    if not isinstance(role, str) or role not in ROLES:
-        raise Fault(f"{at} has no role out of {', '.join(ROLES)}")
-    content = value.get("value") if value.get("content") is None else value["content"]
-    return {"role": ROLES[role], "content": text_of(content, at)}
-
-
-def spoken(text: str) -> Messages:
-    return [{"role": "assistant", "content": text}]
-
-
-def asked(values: Values, prompt: Messages) -> Messages:
-    """A prompt that an answer can follow, the row's system text before it."""
-    if isinstance(system := values.get("system"), str) and system.strip():
-        first = {"role": "system", "content": text_of(system, "system")}
-        prompt = prompt if prompt[:1] == [first] else [first, *prompt]
-    if any(message["role"] == "system" for message in prompt[1:]):
-        raise Fault("a system message stands behind another message")
-    if not prompt:
-        raise Fault("there is no prompt")
-    if prompt[-1]["role"] != "user":
-        raise Fault("the prompt does not end in a user's message")
-    if not prompt[-1]["content"].strip():
-        raise Fault("the prompt is empty")
-    return prompt
-
-
-def answer(messages: Messages, at: str) -> str:
-    """The text of the one message that is left after the prompt."""
-    if not messages or messages[-1]["role"] != "assistant":
-        raise Fault(f"the last message of {at} is not the assistant's")
-    if len(messages) > 1:
-        raise Fault(f"{at} goes on for {len(messages)} messages; only one answer can be trained")
-    if not messages[0]["content"].strip():
-        raise Fault(f"{at} is empty")
-    return messages[0]["content"]
-
-
-def number(value: Any, at: str) -> float:
-    """A finite number; a numeral, as a table has it, is one too."""
-    try:
-        found = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        found = math.nan
-    if not math.isfinite(found):
-        raise Fault(f"{at} is no finite number")
-    return found
-
-
-# ---- forms ---------------------------------------------------------------------------------------
 
 
 def shared(one: Sequence[Any], other: Sequence[Any]) -> int:
@@ -151,8 +55,11 @@ def joined(prompt: Messages, begun: Messages) -> Messages:
 
 
 def preference(values: Values, turns: Turns) -> list[Example]:
-    """TRL's preference forms: standard, conversational, and with an implicit prompt."""
+    """TRL's preference forms, standard, conversational and with an implicit prompt, and
+    LLaMA-Factory's: conversations, and one message each as chosen and rejected."""
     prompt, chosen, rejected = (values.get(name) for name in ("prompt", "chosen", "rejected"))
+    if prompt is None and isinstance(chosen, dict):
+        prompt, chosen, rejected = values.get("conversations"), [chosen], [rejected]
     if "prompt" not in values and isinstance(chosen, str) and isinstance(rejected, str):
         size = shared_words(chosen, rejected)
         if not size:
@@ -234,7 +141,19 @@ class Form(NamedTuple):
     make: Callable[[Values, Turns], list[Example]]
 
 
-FORMS = (
+def one(make: Callable[[Values], Example]) -> Callable[[Values, Turns], list[Example]]:
+    return lambda values, turns: [make(values)]
+
+
+REFLECTED = (
+    ("question", "first_trial_reasoning", "reflections", "second_trial_reasoning"),
+    ("question", "trail1", "trail2"),
+)
+REFLECTIONS = (
+    ("question", "first_trial_reasoning", "reflection_chosen", "reflection_rejected"),
+    ("question", "trail1", "trail2_true", "trail2_false"),
+)
+COMMON = (
     Form(("chosen", "rejected"), "preference", preference),
     Form(("prompt", "completions", "rewards"), "group", group),
     Form(("prompt", "completion"), "sft", completion),
@@ -242,20 +161,38 @@ FORMS = (
     Form(("conversations",), "sft", chat),
     Form(("text",), "sft", raw_text),
 )
+PUBLISHED = (  # data sets of methods
+    Form(("problem", "working_out"), "sft", one(methods.worked)),
+    *(Form(columns, "sft", one(methods.reflected)) for columns in REFLECTED),
+    *(Form(columns, "preference", one(methods.reflections)) for columns in REFLECTIONS),
+)
+FORMS = (*COMMON, *PUBLISHED)
+
+
+def forms_of(values: Values) -> list[Form]:
+    """The forms whose columns a row has."""
+    given = {name for name, value in values.items() if value is not None}
+    return [form for form in FORMS if given.issuperset(form.columns)]
+
+
+def plain_form(values: Values) -> Form:
+    """The first form of a row, whatever it trains. Raises Fault."""
+    whole = forms_of(values)
+    return whole[0] if whole else form_of(values, "")
 
 
 def form_of(values: Values, kind: str) -> Form:
     """The form of a row's columns, one of `kind` where there are several. Raises Fault."""
-    given = {name for name, value in values.items() if value is not None}
-    whole = [form for form in FORMS if given.issuperset(form.columns)]
+    whole = forms_of(values)
     for form in whole:
         if form.kind == kind:
             return form
     if whole:
-        names = dict.fromkeys((*["prompt"][: "prompt" in given], *whole[0].columns))
+        shown = ["prompt"] if values.get("prompt") is not None else []
+        names = dict.fromkeys((*shown, *whole[0].columns))
         raise Misfit(f"rows with {', '.join(names)} are {KINDS[whole[0].kind]}")
     for form in FORMS:
         if values.keys() >= {*form.columns}:
-            raise Fault(f"{next(n for n in form.columns if n not in given)} has no value")
-    wanted = " or ".join(", ".join(form.columns) for form in FORMS if form.kind == kind)
+            raise Fault(f"{next(n for n in form.columns if values[n] is None)} has no value")
+    wanted = " or ".join(", ".join(form.columns) for form in COMMON if form.kind == kind)
     raise Unknown(f"its columns are: {listed(values)}; it should have {wanted}")

@@ -1,0 +1,74 @@
+"""Rows of two methods' data → Examples: REL's ReasonSet, and ReflectEvo's D+, D± and Dpref.
+
+ReasonSet (arXiv 2412.04645): problem, ground_truth, working_out, final_solution, is_correct,
+iterations, error_description; the data set on the hub has problem, working_out, provided_solution.
+ReflectEvo (arXiv 2505.16475): question, answer, first_trial_reasoning and so on, one name a field,
+or the same inside trail1 and trail2 as its examples have them.
+"""
+
+from typing import Any
+
+from mlxreflect.prompts import REFLECT, REFLECT_AND_RETRY
+from mlxreflect.records import Example, Messages
+from mlxreflect.train.messages import Fault, Values, answer, asked, messages_of, spoken, text_of
+
+SIDES = ("chosen", "rejected")
+
+
+def worked(values: Values) -> Example:
+    """ReasonSet: the working that found and mended its error, and not the tidied solution."""
+    if values.get("is_correct") in (False, "False", "false"):
+        raise Fault("is_correct is false, so its working is none to imitate")
+    prompt = asked(values, messages_of(values["problem"], "problem", "user"))
+    return Example("sft", prompt, completion=written(values["working_out"], "working_out"))
+
+
+def reflected(values: Values) -> Example:
+    """D+: question and failed attempt → reflection and right answer (its one-stage training)."""
+    flat = flattened(values, {"": "trail2"})
+    parts = [written(flat[name], name) for name in ("reflections", "second_trial_reasoning")]
+    return Example("sft", reflecting(flat, REFLECT_AND_RETRY), completion="\n\n".join(parts))
+
+
+def reflections(values: Values) -> Example:
+    """D± and Dpref: two reflections on one failed attempt; their retries are not compared."""
+    flat = flattened(values, {"_chosen": "trail2_true", "_rejected": "trail2_false"})
+    given = flat.get("reflection_prompt") or flat.get("reflect_prompt")
+    prompt = messages_of(given, "reflection_prompt", "user") if given else reflecting(flat, REFLECT)
+    chosen, rejected = (written(flat[f"reflection_{s}"], f"reflection_{s}") for s in SIDES)
+    if chosen == rejected:
+        raise Fault("reflection_chosen and reflection_rejected are the same")
+    return Example("preference", asked({}, prompt), chosen=chosen, rejected=rejected)
+
+
+def reflecting(flat: Values, request: str) -> Messages:
+    """The question, the attempt that failed, and the request to reflect."""
+    question = messages_of(flat["question"], "question", "user")
+    attempt = written(flat["first_trial_reasoning"], "first_trial_reasoning")
+    return asked({}, [*question, *spoken(attempt), {"role": "user", "content": request}])
+
+
+def written(value: Any, at: str) -> str:
+    """A text, or a list of them; without what their environment said at its end."""
+    if isinstance(value, list):
+        value = "\n".join(text_of(part, at) for part in value)
+    return answer(spoken(text_of(value, at).partition("\nObservation:")[0]), at)
+
+
+def flattened(values: Values, trails: dict[str, str]) -> Values:
+    """One name a field, whichever way a row has them. trails: name's ending → its second trial."""
+    if "trail1" not in values:
+        return values
+    flat = {**values, "first_trial_reasoning": trail(values, "trail1").get("scratchpad")}
+    for ending, name in trails.items():
+        second = trail(values, name)
+        flat[f"second_trial_reasoning{ending}"] = second.get("scratchpad")
+        flat[f"reflection{ending}" if ending else "reflections"] = second.get("reflections")
+    return flat
+
+
+def trail(values: Values, name: str) -> Values:
+    found = values[name]
+    if not isinstance(found, dict):
+        raise Fault(f"{name} is no object")
+    return found

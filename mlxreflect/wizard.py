@@ -1,0 +1,247 @@
+"""`mlxreflect init`: what a recipe needs to know, given or asked for, and what is there to choose.
+
+Without a terminal nothing is asked: what is not given is an error, or with --yes what is suggested.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from mlxreflect.checks import find_model, ollama_models
+from mlxreflect.draft import HOSTS, Choices, draft, self_keys
+from mlxreflect.errors import UserError
+from mlxreflect.recipe import MODELS, load_recipe
+from mlxreflect.records import write_atomic
+from mlxreflect.settings import bundled, read_toml
+from mlxreflect.tables import Recipe
+from mlxreflect.tasks import TASKS, get_task
+from mlxreflect.tasks.jsonl import HINT
+from mlxreflect.tasks.kinds import KINDS, build, options_of
+from mlxreflect.tasks.rows import Row, column, is_path, rows_of_source
+
+Ask = Callable[[str, str], str]  # (what, suggestion) → reply
+Say = Callable[[str], None]
+
+NEEDED = ("strategy", "task", "model", "critic")
+EXAMS = ("aime", "math500")  # evaluations alone: nothing to train on
+LOOKED_AT = 20  # rows of one's own data
+QUESTIONS = ("question", "problem", "query", "prompt", "input", "instruction", "text")
+ANSWERS = ("answer", "gold", "target", "solution", "label", "output", "response")
+
+
+class Offer(NamedTuple):
+    critic: str
+    found: str
+    base_url: str = ""
+
+
+@dataclass(frozen=True)
+class Asker:
+    """given: by flags, "" where not. ask: None without a terminal, or where --yes is given."""
+
+    given: Mapping[str, str]
+    ask: Ask | None
+    yes: bool
+
+    def choose(self, name: str, label: str, suggested: str) -> str:
+        return self.given[name] or (self.ask(label, suggested) if self.ask else suggested)
+
+
+def settle(asker: Asker, say: Say) -> Choices:
+    """All choices: as given, else as replied, else as suggested. Raises UserError."""
+    missing = [f"--{name}" for name in NEEDED if not asker.given[name]]
+    if missing and asker.ask is None and not asker.yes:
+        raise UserError(
+            f"no terminal to ask in, and not given: {', '.join(missing)}",
+            "give them, or --yes to take what is suggested",
+        )
+    methods = recipes()
+    strategy = asker.choose("strategy", f"method ({', '.join(methods)})", "r3")
+    if strategy not in methods:
+        raise UserError(
+            f"--strategy {strategy}: no such method", f"choose from: {', '.join(methods)}"
+        )
+    usual = load_recipe(strategy)
+    known = ", ".join(name for name in TASKS if name not in (*EXAMS, "jsonl"))
+    named = asker.choose("task", f"task ({known}), or a file of yours", usual.task.name)
+    task = settle_task(named, asker)
+    model = asker.choose("model", "model (hub name or folder)", usual.policy.model)
+    find_model(model, "--model")
+    critic = settle_critic(task["task"], usual, asker, say)
+    return Choices(strategy, model, critic=critic.critic, base_url=critic.base_url, **task)
+
+
+def recipes() -> list[str]:
+    """The methods: bundled recipes that are called as their strategy."""
+    found = bundled("recipes").items()
+    return [name for name, path in found if read_toml(path).get("strategy") == name]
+
+
+# ---- the task ------------------------------------------------------------------------------------
+
+
+def settle_task(named: str, asker: Asker) -> dict[str, str]:
+    """A bundled task's name, or what [task] has to say about data of one's own."""
+    if named in EXAMS:
+        raise UserError(f"--task {named} is an evaluation alone", "give another task, or a file")
+    if named in TASKS or not (is_path(named) or "/" in named):
+        get_task(named)
+        if named == "jsonl":
+            raise UserError("--task jsonl: no data", "give the file itself: --task FILE")
+        return {"task": named}
+    rows = list(islice(rows_of_source(named, "", "train", HINT), LOOKED_AT))
+    if not rows:
+        raise UserError(f"{named}: no rows", "give a data file that holds problems")
+    data = {"task": "jsonl", "source": named}
+    data["question"] = settle_column("question", QUESTIONS, named, rows, asker)
+    puzzles = all({"numbers", "target"} <= row.values.keys() for row in rows)
+    if puzzles and not asker.given["answer"]:
+        likely = "countdown"
+    else:
+        data["answer"] = settle_column("answer", ANSWERS, named, rows, asker)
+        likely = kind_of(rows, data["answer"])
+    kind = asker.choose("answer_type", f"answers are ({', '.join(KINDS)})", likely)
+    if kind not in KINDS:
+        raise UserError(f"--answer-type {kind}: no such kind", f"give one of: {', '.join(KINDS)}")
+    return {**data, "answer_type": kind}
+
+
+def settle_column(
+    name: str, likely: Iterable[str], source: str, rows: list[Row], asker: Asker
+) -> str:
+    """The column that holds the question or the answer: as given, or called so, or asked for."""
+    names = list(dict.fromkeys(str(key) for row in rows for key in row.values))
+    shown = f"{source}: its columns are: {', '.join(names)}"
+    by_fold = {key.casefold(): key for key in names}
+    guess = next((by_fold[one] for one in likely if one in by_fold), "")
+    chosen = asker.given[name] or (guess if guess == name or asker.yes else "")
+    if not chosen and asker.ask:
+        chosen = asker.ask(f"{shown}\nthe column that holds the {name}", guess or names[0])
+    if not chosen:
+        hint = f"add --{name} with one of them, such as --{name} {guess or names[0]}"
+        raise UserError(f"{shown}; none is called {name}", hint)
+    for row in rows:
+        try:
+            column(row, chosen, f"task.{name}")
+        except UserError as error:
+            raise UserError(error.message, f"add --{name} with one of them") from None
+    return chosen
+
+
+def kind_of(rows: list[Row], answer: str) -> str:
+    """The first kind of answer that all rows have."""
+    kinds = ["choice"] if options_of(rows[0].values) is not None else ["number"]
+    return next((kind for kind in kinds if all(fits(row, answer, kind) for row in rows)), "text")
+
+
+def fits(row: Row, answer: str, kind: str) -> bool:
+    raw = column(row, answer, "task.answer")
+    try:
+        build("jsonl", "", raw, kind, options=options_of(row.values))
+    except UserError:
+        return False
+    return True
+
+
+# ---- the critic ----------------------------------------------------------------------------------
+
+
+def settle_critic(task: str, usual: Recipe, asker: Asker, say: Say) -> Offer:
+    """One of the critics that are here, by its number, or any other by its name."""
+    solver = TASKS[task].solver is not None
+    offers = find_offers(solver, usual) if not asker.given["critic"] else key_offers()
+    if asker.ask and not asker.given["critic"]:
+        for number, offer in enumerate(offers, 1):
+            say(f"  {number}  {offer.critic}: {offer.found}")
+    first = offers[0].critic if offers else ""
+    chosen = asker.choose("critic", "critic (its number, or PROVIDER:MODEL)", first)
+    if chosen.isdecimal() and 0 < int(chosen) <= len(offers):
+        chosen = offers[int(chosen) - 1].critic
+    if not chosen:
+        raise UserError(
+            f"{usual.strategy} needs a critic, and none was found",
+            "start one (ollama serve), or name it: --critic ollama:NAME",
+        )
+    if chosen == "solver" and not solver:
+        raise UserError(
+            f"--critic solver: the task {task} has no exact solver",
+            "give another: --critic ollama:NAME, or --critic self",
+        )
+    address = next((offer.base_url for offer in offers if offer.critic == chosen), "")
+    return Offer(chosen, "", asker.given["base_url"] or address)
+
+
+def find_offers(solver: bool, usual: Recipe) -> list[Offer]:
+    """The critics that are here, the most likely first; the last of them need nothing."""
+    offers = [*ollama_offers(usual.critic.model), *key_offers()]
+    if is_aws():
+        offers.append(Offer(f"bedrock:{MODELS['bedrock']}", "AWS credentials are here"))
+    if solver:
+        offers.append(Offer("solver", "the task's exact solver, in this process"))
+    if keys := self_keys(usual.strategy):
+        offers.append(Offer("self", f"no critic: {', '.join(f'{k} = {keys[k]}' for k in keys)}"))
+    return offers
+
+
+def ollama_offers(usual: str) -> list[Offer]:
+    url, models = ollama_models()
+    ordered = sorted(models or [], key=lambda name: name != usual)
+    return [Offer(f"ollama:{name}", f"Ollama has it at {url}") for name in ordered if name]
+
+
+def key_offers() -> list[Offer]:
+    prefixes = {"OPENAI_API_KEY": "", "OPENROUTER_API_KEY": "openai/"}
+    return [
+        Offer(f"openai:{prefixes[name]}{MODELS['openai']}", f"{name} is set", address)
+        for name, address in HOSTS.items()
+        if os.environ.get(name, "").strip()
+    ]
+
+
+def is_aws() -> bool:
+    """Whether AWS credentials are set; nothing is asked over the network."""
+    names = ("AWS_BEARER_TOKEN_BEDROCK", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
+    file = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"))
+    return any(os.environ.get(name) for name in names) or file.expanduser().is_file()
+
+
+# ---- the file ------------------------------------------------------------------------------------
+
+
+def place_of(choices: Choices) -> Path:
+    name = Path(choices.source).stem if choices.source else choices.task
+    return Path(f"{choices.strategy}-{name}.toml")
+
+
+def refuse_to_overwrite(out: Path, force: bool) -> None:
+    if out.exists() and not force:
+        raise UserError(f"{out} is there already", "give another --out, or --force to replace it")
+
+
+def write_recipe(choices: Choices, out: Path) -> dict[str, Any]:
+    """Write the recipe once it is one that can be run. Raises UserError."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        text = draft(choices)
+        with TemporaryDirectory() as folder:
+            tried = Path(folder) / out.name
+            write_atomic(tried, text)
+            check(tried)
+        write_atomic(out, text)
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror}", "give another --out") from None
+    return {"schema": "init/1", "recipe": str(out), **vars(choices)}
+
+
+def check(path: Path) -> None:
+    """What `run` would refuse; data of one's own are read."""
+    try:
+        recipe = load_recipe(str(path))
+        if recipe.task.name == "jsonl":
+            TASKS["jsonl"].load(recipe.task, "train", recipe.seed)
+    except UserError as error:
+        raise UserError(error.message.replace(f"{path}: ", ""), error.hint) from None

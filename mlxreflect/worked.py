@@ -1,0 +1,115 @@
+"""Worked solutions by people: files of them, read and added to.
+
+Markdown has blocks of `### Question` and `### Answer`, the final answer as <answer>…</answer> at
+the end of the latter. JSONL has ReasonSet's fields: problem, ground_truth, working_out and others.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxreflect.errors import UserError
+from mlxreflect.prompts import parse_response
+from mlxreflect.records import append_rows, write_atomic
+from mlxreflect.tasks.rows import read_file
+
+MARKDOWN = (".md", ".markdown")
+HEADING = re.compile(r"#{1,6}[ \t]+(question|answer)[ \t]*:?[ \t]*", re.IGNORECASE)
+TYPES = {"problem": str, "ground_truth": str, "working_out": str, "final_solution": str,
+         "is_correct": bool}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Worked:
+    """One worked solution. gold: the final answer, None where there is none; where: it stands.
+
+    working: as it was found, with errors and their mending. tidied: a clean solution, or empty.
+    right: whether it leads to the answer, as far as the file says.
+    """
+
+    question: str
+    working: str
+    gold: str | None
+    where: str
+    tidied: str = ""
+    right: bool = True
+
+
+def read_worked(path: Path) -> list[Worked]:
+    """All of a file, in its order. Raises UserError naming the line that cannot be read."""
+    if path.suffix.lower() in MARKDOWN:
+        return list(read_markdown(path))
+    return [worked_of(row.values, row.where) for row in read_file(path)]
+
+
+def worked_of(values: dict[str, Any], where: str) -> Worked:
+    given = {name: value for name, value in values.items() if value is not None}
+    if isinstance(given.get("ground_truth"), (int, float)):
+        given["ground_truth"] = str(given["ground_truth"])
+    for name, kind in TYPES.items():
+        if name in given and not isinstance(given[name], kind):
+            raise UserError(f"{where}: {name} is no {kind.__name__}", "correct that row")
+    if not given.get("problem", "").strip() or not given.get("working_out", "").strip():
+        raise UserError(
+            f"{where}: no problem or no working_out; the row has: {', '.join(values) or 'nothing'}",
+            'each row holds "problem", "ground_truth" and "working_out"',
+        )
+    return Worked(
+        given["problem"], given["working_out"], given.get("ground_truth", "").strip() or None,
+        where, given.get("final_solution", ""), given.get("is_correct", True),
+    )  # fmt: skip
+
+
+def read_markdown(path: Path) -> Iterator[Worked]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file", "give the path of your data file") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}", "give a readable data file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason})", "save it as UTF-8") from None
+    heads = [(n, found[1].lower()) for n, line in enumerate(lines)
+             if (found := HEADING.fullmatch(line.strip()))]  # fmt: skip
+    kinds = [kind for _, kind in heads]
+    for place, (number, kind) in enumerate(heads):
+        if kind != ("question", "answer")[place % 2]:
+            raise UserError(
+                f"{path}, line {number + 1}: a second {kind} in a row",
+                "write one `### Question` and one `### Answer` by turns",
+            )
+    if not kinds or len(kinds) % 2:
+        at = (
+            f", line {heads[-1][0] + 1}: a question without an answer" if kinds else ": no question"
+        )
+        raise UserError(f"{path}{at}", "write `### Question` and `### Answer` above the two texts")
+    ends = [number for number, _ in heads[1:]] + [len(lines)]
+    texts = ["\n".join(lines[number + 1 : end]).strip()
+             for (number, _), end in zip(heads, ends, strict=True)]  # fmt: skip
+    for (number, _), question, answer in zip(heads[::2], texts[::2], texts[1::2], strict=True):
+        yield Worked(
+            question, answer, parse_response(answer, style="direct").answer or None,
+            f"{path}, line {number + 1}",
+        )  # fmt: skip
+
+
+def add_worked(path: Path, worked: Worked) -> None:
+    """Put one at a file's end: a whole line of JSONL, or a block of Markdown at once."""
+    if path.suffix.lower() not in MARKDOWN:
+        append_rows(path, [reasonset_row(worked)])
+        return
+    before = path.read_text(encoding="utf-8").rstrip() + "\n\n" if path.exists() else ""
+    body = worked.working.strip()
+    if parse_response(body, style="direct").answer is None:
+        body += f"\n<answer>{worked.gold}</answer>"
+    write_atomic(path, f"{before}### Question\n{worked.question.strip()}\n\n### Answer\n{body}\n")
+
+
+def reasonset_row(worked: Worked) -> dict[str, Any]:
+    return {
+        "problem": worked.question, "ground_truth": worked.gold, "working_out": worked.working,
+        "final_solution": worked.tidied, "is_correct": worked.right, "iterations": 1,
+        "error_description": "",
+    }  # fmt: skip

@@ -1,0 +1,99 @@
+"""The methods beside each other, from run directories: the table of the README.
+
+usage: python tests/bench/methods.py RUN_DIR … [--json]
+
+For each recipe its runs are taken together, one a seed. All runs must have been evaluated on the
+same held-out problems. A problem counts once: its difference is the mean over the seeds, trained
+minus base, and the interval (95 %) is that of `stats.clustered` over the problems; the range beside
+it is that of the seeds. Tokens and calls are what learning took, without the evaluation, the mean
+of a run. How the runs were made stands in the README.
+"""
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from mlxreflect.records import read_json, read_rows
+from mlxreflect.stats import clustered
+
+Right = dict[str, float]  # problem → share of its samples that are right
+COLUMNS = ("recipe", "seeds", "base", "trained", "difference (95 %)", "of the seeds", "p",
+           "policy tokens", "critic calls", "training tokens")  # fmt: skip
+
+
+def right(arm: Path) -> Right:
+    samples: dict[str, list[bool]] = defaultdict(list)
+    for row in read_rows(arm / "samples.jsonl"):
+        samples[row["problem_id"]].append(row["correct"])
+    return {problem: mean(found) for problem, found in samples.items()}
+
+
+def over_seeds(arms: Sequence[Right], problems: Sequence[str]) -> list[float]:
+    return [mean(arm[problem] for arm in arms) for problem in problems]
+
+
+def compared(name: str, runs: Sequence[Path]) -> dict[str, Any]:
+    """One row of the table: a recipe's runs."""
+    base = [right(run / "eval" / "base") for run in runs]
+    trained = [right(run / "eval" / "trained") for run in runs]
+    problems = sorted(base[0])
+    if any(sorted(arm) != problems for arm in (*base, *trained)):
+        sys.exit(f"{name}: its runs were not evaluated on the same problems")
+    found, p = clustered(over_seeds(base, problems), over_seeds(trained, problems))
+    each = [mean(t.values()) - mean(b.values()) for b, t in zip(base, trained, strict=True)]
+    summaries = [read_json(run / "summary.json") for run in runs]
+    return {
+        "recipe": name,
+        "seeds": len(runs),
+        "problems": problems,
+        "base": found.accuracy_a,
+        "trained": found.accuracy_b,
+        "difference": found.difference,
+        "ci_low": found.ci_low,
+        "ci_high": found.ci_high,
+        "seeds_low": min(each),
+        "seeds_high": max(each),
+        "p": p,
+        "policy_tokens": mean(s["tokens_generated"] for s in summaries),
+        "critic_calls": mean(s["critic"].get("calls", 0) for s in summaries),
+        "training_tokens": mean(s["tokens_trained"] for s in summaries),
+    }
+
+
+def line(row: dict[str, Any]) -> str:
+    shown = ("difference", "ci_low", "ci_high", "seeds_low", "seeds_high")
+    points = {name: f"{100 * row[name]:+.1f}" for name in shown}
+    cells = [
+        row["recipe"], str(row["seeds"]), f"{row['base']:.1%}", f"{row['trained']:.1%}",
+        "{difference} ({ci_low} … {ci_high})".format(**points),
+        "{seeds_low} … {seeds_high}".format(**points),
+        f"{row['p']:.2g}", f"{row['policy_tokens']:,.0f}", f"{row['critic_calls']:,.0f}",
+        f"{row['training_tokens']:,.0f}",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for run in given.runs:
+        groups[read_json(run / "summary.json")["recipe"]].append(run)
+    rows = [compared(name, runs) for name, runs in groups.items()]
+    if any(row["problems"] != rows[0]["problems"] for row in rows):
+        sys.exit("the recipes were not evaluated on the same problems")
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    print("\n".join(line(row) for row in rows))
+    if given.json:
+        print(json.dumps([{k: v for k, v in row.items() if k != "problems"} for row in rows]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,271 @@
+"""Chains as the policy and a critic play them, as an evaluation, and by `mlxreflect solve`."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_openai import FakeOpenAI
+from fake_server import Body, http
+from rich.console import Console
+
+from mlxreflect.chains_eval import check_chain, evaluate_chains
+from mlxreflect.compare import Options, compare_all
+from mlxreflect.critics.base import Critic
+from mlxreflect.critics.solver import SolverCritic
+from mlxreflect.errors import UserError
+from mlxreflect.evaluate import eval_problems, evaluate, find_spec
+from mlxreflect.policy import Policy, load_policy
+from mlxreflect.records import Problem, make_problem, read_rows
+from mlxreflect.recursion import GIVEN, Chain
+from mlxreflect.rounds import Rounds, self_critic
+from mlxreflect.solve import find_task, read_question, render_solved, solve, solve_spec
+from mlxreflect.tables import CriticConfig, EvalSpec, PolicyConfig
+from mlxreflect.tasks import TASKS
+
+TASK = TASKS["countdown"]
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return load_policy(PolicyConfig())
+
+
+def spec_of(chain: dict[str, Any], **keys: Any) -> EvalSpec:
+    tree = {"task": {"name": "countdown"}, "max_new_tokens": 30, "limit": 6} | keys
+    return EvalSpec.model_validate(tree | {"chain": {"rounds": 3} | chain})
+
+
+def play(
+    policy: Policy, spec: EvalSpec, problems: list[Problem] | None = None, critic: Any = "solver"
+) -> list[Chain]:
+    problems = problems or eval_problems(TASK, spec)
+    task = TASKS[problems[0].task]
+    chosen: Critic = SolverCritic(CriticConfig(), task.name) if critic == "solver" else critic
+    return Rounds(policy, task, spec, task.grade, chosen).play(problems, (0,))
+
+
+# ---- rounds --------------------------------------------------------------------------------------
+
+
+def test_an_answer_goes_on_from_what_was_prefilled(policy: Policy) -> None:
+    chains = play(policy, spec_of({"gated": True}, limit=12))
+    turns = [turn for chain in chains for turn in chain.turns if turn.role == "continue"]
+    assert turns
+    for chain in chains:
+        for before, turn in zip(chain.turns, chain.turns[1:], strict=False):
+            if turn.role == "continue":
+                assert turn.text[slice(*turn.spans[GIVEN])] == before.text
+    for turn in turns:
+        assert turn.token_ids
+        opening = turn.text[: turn.spans[GIVEN][1]]
+        assert turn.text == opening + policy.decode(turn.token_ids).removesuffix("<|end|>")
+        asked = policy.encode(turn.messages)
+        assert turn.usage["prompt"] == len(asked) + turn.usage["prefilled"]
+        whole = policy.encode_response(asked, turn.text)[:-1]
+        assert len(whole) - len(turn.token_ids) + 1 == turn.usage["prefilled"]
+
+
+def test_a_chain_stops_where_someone_is_satisfied(policy: Policy) -> None:
+    for gated, by in ((True, "grader"), (False, "critic")):
+        for chain in play(policy, spec_of({"gated": gated})):
+            right = [bool(turn.verdict and turn.verdict.correct) for turn in chain.answers]
+            assert not any(right[:-1])
+            assert chain.stopped == (by if right[-1] else "")
+            assert len(chain.answers) == 3 or right[-1]
+
+
+@pytest.mark.slow
+def test_nobody_in_a_chain_is_shown_the_answer(policy: Policy) -> None:
+    problem = make_problem("arithmetic", {"expression": "3 + 4"}, "987654321")
+    for chain in ({"feedback": "self"}, {"round": "retry", "integrate": True}, {"gated": True}):
+        spec = spec_of(chain, task={"name": "arithmetic"})
+        own = self_critic(policy, spec) if spec.chain.feedback == "self" else "solver"
+        (made,) = play(policy, spec, [problem], own)
+        assert len(made.turns) > 2
+        assert {turn.visibility for turn in made.turns} == {"none"}
+        assert "987654321" not in json.dumps([turn.messages for turn in made.turns])
+
+
+def test_what_failed_is_not_written_again(policy: Policy) -> None:
+    bare = {"round": "resample", "feedback": "none", "gated": True}
+    again = play(policy, spec_of(bare), critic=None)
+    other = play(policy, spec_of(bare | {"avoid": True}), critic=None)
+    failed = [chain for chain in again if not chain.stopped]
+    assert failed
+    for chain in failed:  # greedy: the same answer each time
+        assert len({turn.text for turn in chain.answers}) == 1
+    for chain in (chain for chain in other if len(chain.answers) == 3):
+        begun = [turn.text.partition("=")[0] for turn in chain.answers]
+        assert len(set(begun)) == 3
+
+
+def test_a_ban_is_of_its_own_prompt_alone(policy: Policy) -> None:
+    asked = [policy.encode([{"role": "user", "content": f"Numbers: 3 4 {n}\nTarget: 20"}])
+             for n in (5, 6, 7)]  # fmt: skip
+    how: dict[str, Any] = {"temperature": 0, "top_p": 1.0, "max_new_tokens": 20, "batch": 2,
+                           "seed": (1,), "samples": 2}  # fmt: skip
+    free = policy.generate(asked, **how)
+    begun = free[2].token_ids[:3]
+    held = policy.generate(asked, **how, banned=[[], [begun], []])
+    assert [one.token_ids for one in held[:2] + held[4:]] == [
+        one.token_ids for one in free[:2] + free[4:]
+    ]
+    for one in held[2:4]:
+        assert one.token_ids[:3] != begun and one.token_ids[:2] == begun[:2]
+
+
+# ---- evaluation ----------------------------------------------------------------------------------
+
+
+def assess(policy: Policy, out: Path, **chain: Any) -> dict[str, Any]:
+    spec = spec_of({"gated": True} | chain, batch=1, temperature=0.7)
+    return evaluate_chains(policy, TASK, eval_problems(TASK, spec), spec, out)
+
+
+@pytest.mark.slow
+def test_a_cut_journal_is_completed_to_the_same_bytes(policy: Policy, tmp_path: Path) -> None:
+    whole = assess(policy, tmp_path / "a")
+    assess(policy, tmp_path / "b")
+    journal, samples = tmp_path / "b" / "chains.jsonl", tmp_path / "b" / "samples.jsonl"
+    data = journal.read_bytes()
+    journal.write_bytes(data[: int(len(data) * 0.9)])  # in the second chunk, of two problems
+    samples.unlink()
+    assert assess(policy, tmp_path / "b") == whole
+    assert journal.read_bytes() == data
+    assert samples.read_bytes() == (tmp_path / "a" / "samples.jsonl").read_bytes()
+    rows = list(zip(read_rows(journal), read_rows(samples), strict=True))
+    assert len(rows) == 6
+    for chain, sample in rows:
+        final = chain["turns"][chain["answer"]]
+        assert (sample["problem_id"], sample["text"]) == (chain["problem"]["id"], final["text"])
+        assert sample["correct"] is (chain["outcome"]["solved_turn"] is not None)
+        assert sample["tokens"] == sum(len(t["token_ids"] or []) for t in chain["turns"])
+    assert whole["chain"]["acc_at"][-1] == whole["accuracy"]
+    with pytest.raises(UserError, match="tries"):
+        assess(policy, tmp_path / "a", tries=2)
+
+
+@pytest.mark.slow
+def test_chains_are_compared_with_their_control(policy: Policy, tmp_path: Path) -> None:
+    a = assess(policy, tmp_path / "control", round="resample", feedback="none")
+    b = assess(policy, tmp_path / "chain")
+    folders = [tmp_path / "control", tmp_path / "chain"]
+    with pytest.raises(UserError, match=r"spec\.chain"):
+        compare_all(folders)
+    found = compare_all(folders, Options(differ=("spec.chain",)))
+    assert found["n"] == 6 and found["p_exact"] is not None
+    assert (found["accuracy_a"], found["accuracy_b"]) == (a["accuracy"], b["accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("chain", "keys", "said"),
+    [
+        ({}, {"samples": 2}, "samples"), ({}, {"form": "completion"}, "form"),
+        ({"feedback": "none"}, {}, "prefill"), ({}, {"prompt": {"style": "direct"}}, "prefill"),
+        ({"critic": {"provider": "ollama"}}, {}, "model"),
+    ],
+)  # fmt: skip
+def test_contradictions_are_refused(chain: dict[str, Any], keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        check_chain(spec_of(chain, **keys))
+    check_chain(spec_of({}))
+
+
+def test_an_evaluation_that_cannot_play_chains_refuses_them(policy: Policy, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="chain"):
+        evaluate(policy, TASK, [], spec_of({}), tmp_path)
+    assert find_spec("countdown_chain", 0, "", ["chain.gated=false"]).chain.gated is False
+    with pytest.raises(UserError, match=r"unknown key chain\.round_"):
+        find_spec("countdown_chain", 0, "", ["chain.round_=1"])
+
+
+# ---- solve ---------------------------------------------------------------------------------------
+
+
+def asked(policy: Policy, question: str, task: str = "", *settings: str, critic: str = "solver",
+          rounds: int = 3) -> dict[str, Any]:  # fmt: skip
+    chosen = find_task(task)
+    spec = solve_spec(chosen, critic, rounds, False, ["max_new_tokens=30", *settings])
+    return solve(policy, chosen, read_question(question, chosen), spec, lambda _: None)
+
+
+def shown(result: dict[str, Any]) -> str:
+    console = Console(file=io.StringIO(), width=100, force_terminal=True)
+    for part in render_solved(result):
+        console.print(part)
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+@pytest.mark.parametrize(
+    "question", ["numbers 3 5 7, target 22", "3 5 7 22", '{"numbers": [3, 5, 7], "target": 22}']
+)
+def test_a_countdown_question_is_read_in_words_or_fields(question: str) -> None:
+    assert read_question(question, TASK).fields == {"numbers": [3, 5, 7], "target": 22}
+
+
+@pytest.mark.parametrize(
+    ("question", "task"),
+    [("", ""), ("no numbers", "countdown"), ("{bad", "countdown"), ('{"words": 3}', "last_letter"),
+     ("[" * 99999, "countdown"), ('{"question": ' + "[" * 99999, "gsm8k")],
+)  # fmt: skip
+def test_what_a_task_cannot_ask_is_a_users_mistake(question: str, task: str) -> None:
+    with pytest.raises(UserError):
+        read_question(question, find_task(task))
+
+
+def test_a_question_with_a_checkable_answer_stops_at_the_right_one(policy: Policy) -> None:
+    found = asked(policy, "3 4 5 60", "countdown", "chain.avoid=true", rounds=8)
+    json.dumps(found)
+    assert found["correct"] is True and found["stopped"] == "grader"
+    assert found["turns"][found["turn"]]["parsed"] == found["answer"]
+    assert found["answer"] in shown(found) and "which is right" in shown(found)
+
+
+HOSTILE = "\x1b[31m[bold]wrong[/bold]"
+
+
+def critic_says(body: Body) -> str:
+    if body["messages"][-1]["content"].endswith("Retry:"):
+        return "<think>\nTwo and three\nare five. [red]\n</think>\n<answer>5</answer>"
+    return HOSTILE
+
+
+def test_any_question_is_thought_over_with_a_server_as_the_critic(policy: Policy) -> None:
+    with FakeOpenAI(critic_says) as server:
+        keys = [f"chain.critic.base_url={server.url}", "chain.critic.model=critic",
+                "chain.critic.cache=off"]  # fmt: skip
+        found = asked(policy, "What is 2 + 3?", "", *keys, critic="openai", rounds=2)
+    roles = [turn["role"] for turn in found["turns"]]
+    assert roles == ["attempt", "critique", "rewrite", "continue"]
+    assert found["correct"] is None and found["stopped"] == "rounds"
+    opening = "<think>\nTwo and three\nare five. [red]\n</think>"
+    assert found["turns"][3]["text"].startswith(opening)
+    assert found["turns"][3]["spans"][GIVEN] == [0, len(opening)]
+    assert "every step holds" in server.chats[0]["messages"][0]["content"]
+    text = shown(found)
+    assert "\\x1b[31m[bold]wrong[/bold]" in text and "[red]" in text
+
+
+def test_a_server_that_praises_ends_the_chain_and_one_that_fails_does_not(policy: Policy) -> None:
+    with FakeOpenAI(lambda body: "Every step holds.") as server:
+        keys = [f"chain.critic.base_url={server.url}", "chain.critic.model=critic",
+                "chain.critic.cache=off"]  # fmt: skip
+        found = asked(policy, "What is 2 + 3?", "", *keys, critic="openai")
+        assert found["stopped"] == "critic" and len(found["turns"]) == 2
+    faults = [http(400), http(400)]
+    with FakeOpenAI(lambda body: "Every step holds.", faults) as server:
+        keys[0] = f"chain.critic.base_url={server.url}"
+        found = asked(policy, "What is 2 + 3?", "", *keys, critic="openai")
+    assert [turn["role"] for turn in found["turns"]] == [
+        "attempt", "critique", "attempt", "critique", "attempt",
+    ]  # fmt: skip
+    assert found["took"]["failed"] == 2 and "the call failed" in shown(found)
+
+
+def test_a_critic_that_is_none_is_named() -> None:
+    for name in ("nobody", "x.toml"):
+        with pytest.raises(UserError, match=name):
+            solve_spec(find_task(""), name, 2, False, [])
+    assert solve_spec(TASK, "quickstart", 2, False, []).chain.critic.provider == "solver"

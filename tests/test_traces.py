@@ -1,0 +1,465 @@
+"""ThinkingTraces: marks and filters, what becomes training data, warm-up and rounds as played."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import mlx.core as mx
+import pytest
+from fake_ollama import FakeOllama
+from kill_driver import POINTS
+from run_outputs import outputs_of_run
+from teacher import Teacher
+from test_resume import DRIVER, command, finish
+
+from mlxreflect.arms import arm_order
+from mlxreflect.critics.base import Reply
+from mlxreflect.errors import UserError
+from mlxreflect.pairs import reward, traces_group, traces_kept
+from mlxreflect.plans import traces_plan
+from mlxreflect.policy import load_policy
+from mlxreflect.quality import Quality, by_rules, fits, written
+from mlxreflect.recipe import asked_tiers, load_recipe
+from mlxreflect.records import (
+    Episode,
+    Outcome,
+    Turn,
+    Verdict,
+    append_rows,
+    episode_from_row,
+    make_problem,
+    read_rows,
+    to_row,
+)
+from mlxreflect.settings import flatten
+from mlxreflect.strategies.traces import Traces
+from mlxreflect.tables import Recipe, TracesConfig
+from mlxreflect.tasks import TASKS
+from mlxreflect.train.lora import attach_lora
+from mlxreflect.train.losses import group_advantages
+from mlxreflect.train.trainer import Trainer
+
+PROMPT = [{"role": "user", "content": "Numbers: 2 3\nTarget: 5"}]
+PROBLEM = make_problem("countdown", {"numbers": [2, 3], "target": 5})
+RIGHT, UNTIDY = Verdict(True, True, ""), Verdict(True, False, "2 blocks")
+WRONG, NEITHER = Verdict(False, True, "is 6"), Verdict(False, False, "nothing")
+
+
+def trace(index, text, verdict=RIGHT, finish_reason="stop", thought=None):
+    span = [0, len(text)] if thought is None else thought
+    return Turn(index, None, "attempt", "policy:1", PROMPT, text, {"think": span},
+                verdict=verdict, finish_reason=finish_reason, token_ids=[index, 7])  # fmt: skip
+
+
+def marks(index, parent, quality, error=None):
+    parsed = None if quality is None else written(quality)
+    return Turn(index, parent, "score", "critic", [], parsed or "", parsed=parsed, error=error)
+
+
+# ---- marks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "expected"),
+    [
+        # Two of three steps and all 12 words of a deep thought; nothing twice; no check; whole.
+        ("step 1: 2 + 3 = 5\nso 2 + 3 it is",
+         {}, Quality((2 / 3 + 1) / 2, 1.0, 0.0, 1.0)),
+        # Three sentences on one line, one of them twice; 9 words of 12; a check.
+        ("It is five. It is five. Let me check.",
+         {}, Quality((1 + 9 / 12) / 2, 2 / 3, 1.0, 1.0)),
+        ("5", {"verdict": UNTIDY}, Quality((1 / 3 + 1 / 12) / 2, 1.0, 0.0, 0.5)),
+        ("5", {"verdict": UNTIDY, "finish_reason": "length"},
+         Quality((1 / 3 + 1 / 12) / 2, 1.0, 0.0, 0.0)),
+        ("", {"verdict": NEITHER}, Quality(0.0, 0.0, 0.0, 0.5)),
+        ("wait for it", {"thought": [0, 0]}, Quality(0.0, 0.0, 0.0, 1.0)),  # not in the thought
+    ],
+)  # fmt: skip
+def test_rules_give_marks(text, changes, expected):
+    found = by_rules(trace(0, text, **changes))
+    assert json.loads(written(found)) == json.loads(written(expected))
+
+
+EVEN, ODD = Quality(0.5, 0.5, 0.5, 0.5), Quality(1.0, 1.0, 0.25, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "quality", "strict", "lenient"),
+    [
+        (RIGHT, EVEN, True, True),
+        (RIGHT, ODD, False, True),  # one mark is below, their mean is not
+        (RIGHT, Quality(0.5, 0.5, 0.5, 0.49), False, False),
+        (UNTIDY, EVEN, False, True),  # right in another format
+        (WRONG, Quality(1, 1, 1, 1), False, False),
+        (RIGHT, None, False, False),  # no marks are no pass
+        (None, EVEN, False, False),
+    ],
+)
+def test_filters(verdict, quality, strict, lenient):
+    for name, expected in (("strict", strict), ("lenient", lenient)):
+        config = TracesConfig(filter=name, threshold=0.5)
+        assert fits(trace(0, "5", verdict), quality, config) is expected
+
+
+# ---- training data -------------------------------------------------------------------------------
+
+EPISODE = Episode(
+    "traces", 0, 3, PROBLEM,
+    [
+        trace(0, "a short one"), trace(1, "wrong", WRONG), trace(2, "untidy", UNTIDY),
+        trace(3, "the best"), trace(4, "the best"), trace(5, "its call failed"),
+        marks(6, 0, EVEN), marks(7, 2, Quality(1, 1, 1, 0.5)), marks(8, 3, Quality(1, 1, 0.5, 1)),
+        marks(9, 5, None, "timeout"),
+    ],
+    Outcome(True, 0, "solved_first"),
+)  # fmt: skip
+
+
+def row(turn):
+    source = {"problem": PROBLEM.id, "epoch": 0, "wave": 3, "turns": [turn]}
+    text = EPISODE.turns[turn].text
+    return ("sft", PROMPT, text, [turn, 7], source)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"filter": "strict", "keep": 1}, [3]),
+        ({"filter": "strict", "keep": 0}, [3, 0]),  # the better one first
+        ({"filter": "lenient", "keep": 0}, [2, 3, 0]),  # two as good as each other: as sampled
+        ({"filter": "lenient", "keep": 2}, [2, 3]),
+        ({"filter": "strict", "keep": 0, "threshold": 0.6}, []),
+        ({"filter": "lenient", "keep": 0, "threshold": 0.6}, [2, 3]),
+    ],
+)
+def test_an_episode_file_gives_the_traces_to_imitate(config, expected, tmp_path):
+    append_rows(tmp_path / "episodes.jsonl", [to_row(EPISODE)])
+    (episode,) = map(episode_from_row, read_rows(tmp_path / "episodes.jsonl"))
+    found = traces_kept(episode, TracesConfig(**config))
+    assert [(e.kind, e.prompt, e.completion, e.completion_ids, e.source) for e in found] == [
+        row(turn) for turn in expected
+    ]
+
+
+def test_an_episode_file_gives_the_group():
+    turns = [trace(0, "a"), trace(1, "b", WRONG), trace(2, "c", UNTIDY), trace(3, "d", NEITHER)]
+    episode = replace(EPISODE, turns=turns)
+    found = traces_group(episode, TracesConfig(reward_answer=1.0, reward_format=0.25))
+    assert found is not None
+    assert (found.kind, found.prompt, found.completions) == ("group", PROMPT, ["a", "b", "c", "d"])
+    assert found.completions_ids == [[0, 7], [1, 7], [2, 7], [3, 7]]
+    assert found.rewards == [1.25, 0.25, 1.0, 0.0]
+    assert found.source["turns"] == [0, 1, 2, 3]
+    # By hand: mean 0.625, sample variance 1.0625 / 3, deviation 0.59512.
+    spread = (1.0625 / 3) ** 0.5 + 1e-4
+    expected = [0.625 / spread, -0.375 / spread, 0.375 / spread, -0.625 / spread]
+    assert group_advantages(found.rewards, True) == pytest.approx(expected)
+    assert group_advantages(found.rewards, False) == [0.625, -0.375, 0.375, -0.625]
+
+
+def test_a_group_whose_rewards_are_equal_is_none():
+    alike = replace(EPISODE, turns=[trace(0, "a", WRONG), trace(1, "b", WRONG)])
+    assert traces_group(alike, TracesConfig()) is None
+    by_format = replace(EPISODE, turns=[trace(0, "a", WRONG), trace(1, "b", NEITHER)])
+    assert traces_group(by_format, TracesConfig()) is not None
+    assert traces_group(by_format, TracesConfig(reward_format=0.0)) is None
+    assert reward(trace(0, "a", None), TracesConfig()) == 0.0
+
+
+# ---- warm-up and rounds --------------------------------------------------------------------------
+
+
+class Marker:
+    """A critic that gives marks; some of its calls fail, or say nothing that can be read."""
+
+    actor, waits = "marker", False
+
+    def __init__(self, said):
+        self.said, self.calls = said, []
+
+    def ask(self, calls):
+        self.calls += calls
+        return [self.said(call) for call in calls]
+
+
+def marking(mark):
+    names = ("depth", "coherence", "verification", "completeness")
+    return Reply(json.dumps({"why": "so", **dict.fromkeys(names, mark)}))
+
+
+def make(marker=None, problems=6, train=None, **traces):
+    tree = {
+        "strategy": "traces",
+        "policy": {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 30, "batch": 64},
+        "train": {"lr": 1e-3, "batch": 4, "sft": {"lr": 1e-3}, "lora": {"keys": [], "rank": 4},
+                  "reference_cache": "off", **(train or {})},
+        "traces": {"wave": 6, "samples": 8, "filter": "lenient", **traces},
+    }  # fmt: skip
+    recipe = Recipe.model_validate(tree)
+    policy = load_policy(recipe.policy)
+    attach_lora(policy.model, recipe.train.lora, recipe.seed)
+    task = TASKS["countdown"]
+    loaded = task.load(recipe.task.model_copy(update={"limit": problems}), "train", 0)
+    critics = {"judge": marker} if marker else {}
+    trainer = Trainer(policy.model)
+    return Traces(recipe, task, policy, trainer, critics, {p.id: p for p in loaded})
+
+
+def test_waves_go_through_the_warm_up_and_every_round():
+    strategy = make(problems=5, wave=2, warm_up=3, rounds=2)
+    waves = []
+    while (wave := strategy.next_wave()) is not None:
+        strategy.state.wave += 1
+        waves.append((wave, strategy.arm(wave), strategy.progress()))
+    told = [(w.number, w.epoch, w.stage, len(w.problems), w.new_epoch, arm, at)
+            for w, arm, at in waves]  # fmt: skip
+    assert told == [
+        (0, 0, "warm-up", 2, True, "", (2, 13)),
+        (1, 0, "warm-up", 1, False, "warm-up", (3, 13)),
+        (2, 1, "round", 2, True, "", (5, 13)),
+        (3, 1, "round", 2, False, "", (7, 13)),
+        (4, 1, "round", 1, False, "round-1", (8, 13)),
+        (5, 2, "round", 2, True, "", (10, 13)),
+        (6, 2, "round", 2, False, "", (12, 13)),
+        (7, 2, "round", 1, False, "", (13, 13)),  # what is trained is the last round's
+    ]
+    rounds = [[pid for w, _, _ in waves if w.epoch == k for pid in w.problems] for k in (1, 2)]
+    assert set(rounds[0]) == set(rounds[1]) == set(strategy.problems)
+    assert rounds[0] != rounds[1]
+    assert strategy.state.epoch == 2
+
+
+def test_the_warm_up_imitates_what_the_critic_marks_well():
+    marker = Marker(lambda call: marking(4 if call.problem.id < "8" else 2))
+    strategy = make(marker, problems=12, wave=12, warm_up=12, rounds=0, scorer="critic", keep=0)
+    before = dict(strategy.learning.trainer.trainable())
+    played = strategy.play(strategy.next_wave())
+    assert played.examples
+    texts = {(call.problem.id, call.text) for call in marker.calls}
+    assert len(texts) == len(marker.calls)  # each text once
+    for episode in played.episodes:
+        scores = [turn for turn in episode.turns if turn.role == "score"]
+        attempts = [turn for turn in episode.turns if turn.role == "attempt"]
+        assert [turn.index for turn in episode.turns] == list(range(len(episode.turns)))
+        assert {episode.turns[turn.parent].text for turn in scores} == {
+            turn.text for turn in attempts if turn.verdict.correct
+        }
+        assert len(attempts) == 8
+        assert all(turn.visibility == "none" for turn in scores)
+        kept = [e for e in played.examples if e.source["problem"] == episode.problem.id]
+        assert len(kept) == (len(scores) if episode.problem.id < "8" else 0)
+        assert all(e.prompt == attempts[0].messages for e in kept)
+    assert played.figures["kept"] == len(played.examples) < played.figures["right"]
+    assert {step.objective for step in played.steps} == {"sft"}
+    after = strategy.learning.trainer.trainable()
+    assert any(mx.any(after[name] != before[name]).item() for name in before)
+
+
+@pytest.mark.parametrize(
+    ("reply", "counted"),
+    [
+        (Reply("", error="no answer", kind="timeout"), ("failed", 1)),
+        (Reply("5 of 5, splendid"), ("unknown", 2)),  # asked again once
+        (marking(6), ("unknown", 2)),
+        (Reply(json.dumps({"why": "", "depth": 5, "coherence": 5})), ("unknown", 2)),
+    ],
+)
+def test_a_trace_without_marks_is_not_imitated(reply, counted):
+    strategy = make(Marker(lambda call: reply), problems=2, warm_up=2, rounds=0, scorer="critic")
+    played = strategy.play(strategy.next_wave())
+    scores = [turn for e in played.episodes for turn in e.turns if turn.role == "score"]
+    assert scores and all(turn.error and turn.parsed is None for turn in scores)
+    assert not played.examples and not played.steps
+    scored = [e for e in played.episodes if any(turn.role == "score" for turn in e.turns)]
+    assert {e.outcome.status for e in scored} <= {"failed", "solved_first"}
+    name, times = counted
+    asked = len(strategy.exchange.critics["judge"].calls)
+    assert asked == times * len(scores)
+    assert played.figures["critic"][name] == played.figures["critic"]["calls"] == asked
+
+
+def test_a_critic_that_fails_too_often_stops_the_run():
+    marker = Marker(lambda call: Reply("", error="out of order", kind="http_500"))
+    strategy = make(marker, problems=16, wave=16, warm_up=16, rounds=0, scorer="critic")
+    with pytest.raises(UserError, match="critic calls failed"):
+        strategy.play(strategy.next_wave())
+
+
+def test_a_round_trains_on_groups_as_they_were_generated():
+    strategy = make(problems=8, wave=8, rounds=1, group=6, grpo={"kl": 0.1})
+    played = strategy.play(strategy.next_wave())
+    assert played.examples
+    assert played.figures["flat"] == 8 - len(played.examples)
+    by_problem = {e.problem.id: e for e in played.episodes}
+    for example in played.examples:
+        turns = by_problem[example.source["problem"]].turns
+        assert example.completions_ids == [turn.token_ids for turn in turns]
+        group = strategy.learning.encoder.encode(example)
+        assert [row.response for row in group.rows] == example.completions_ids
+        assert group.rewards == tuple(1.2 if t.verdict.correct else 0.2 * t.verdict.format_ok
+                                      for t in turns)  # fmt: skip
+    rewards = [reward(turn, strategy.recipe.traces) for e in played.episodes for turn in e.turns]
+    assert played.figures["reward"] == pytest.approx(sum(rewards) / len(rewards))
+    steps = played.steps
+    assert [step.objective for step in steps] == ["grpo"] * -(-len(played.examples) // 4)
+    assert steps[0].kl == pytest.approx(0, abs=1e-6)  # the policy is its reference yet
+    assert len(steps) == 1 or steps[-1].kl > 0
+    assert all(step.loss == pytest.approx(step.kl * 0.1, abs=0.2) for step in steps)
+
+
+@pytest.mark.slow
+def test_the_reference_is_the_policy_as_the_round_began():
+    strategy = make(problems=4, wave=2, rounds=2, group=4, grpo={"kl": 0.1})
+    held = []
+    while (wave := strategy.next_wave()) is not None:
+        start = dict(strategy.learning.trainer.trainable())
+        strategy.play(wave)
+        held.append((wave.new_epoch, start, strategy.learning.held["reference"]))
+    assert [new for new, _, _ in held] == [True, False, True, False]
+    for new, start, reference in held:
+        same = all(mx.array_equal(start[name], reference[name]).item() for name in start)
+        assert same == new
+    assert held[0][2] is held[1][2] and held[2][2] is not held[1][2]
+
+
+def test_arms_stand_in_the_order_they_came_in():
+    names = ["base", "base-direct", "warm-up", "round-2", "round-10", "trained", "trained-direct"]
+    assert sorted(names[::-1], key=arm_order) == names
+
+
+# ---- recipes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["traces.rounds=0", "traces.warm_up=0"], "nothing would be trained"),
+        (["traces.reward_answer=0", "traces.reward_format=0"], "no reward"),
+        (["critic.judge.provider=solver"], "gives no marks"),
+        (["train.beta=0.5"], "train.beta = 0.5 does nothing for traces"),
+        (["train.sft.scale_failed=0.5"], "does nothing"),
+        (["r3.wave=3"], r"\[r3\] does nothing"),
+        (["traces.group=1"], "group"),
+        (["traces.grpo.clip_ratio=0"], "clip_ratio"),
+    ],
+)
+def test_contradictions_are_refused(settings, said):
+    with pytest.raises(UserError, match=said):
+        load_recipe("traces", settings)
+
+
+def test_who_is_asked_and_how_often():
+    full, quick = load_recipe("traces"), load_recipe("traces", ["profile=quick"])
+    assert (asked_tiers(full), asked_tiers(quick)) == (["judge"], [])
+    assert asked_tiers(load_recipe("traces", ["traces.warm_up=0"])) == []
+    plan = traces_plan(full, 1000, 0.5)
+    assert plan.attempts == 256 * 4 + 3 * 256 * 8
+    assert plan.asked == {("judge", "score"): 512}
+    assert traces_plan(full, 100, 1.0).asked == {("judge", "score"): 800}
+    assert traces_plan(quick, 1000, 0.5).asked == {}
+
+
+# ---- whole runs ----------------------------------------------------------------------------------
+
+SMALL = {
+    "task.limit": 10, "traces.wave": 5, "traces.warm_up": 10, "traces.problems": 5,
+    "traces.rounds": 2, "traces.samples": 6, "traces.group": 6, "eval.limit": 6,
+    "eval.max_new_tokens": 26, "eval.direct": False, "traces.grpo.kl": 0.1, "train.batch": 2,
+}  # fmt: skip
+# A changed value of every key of the table, and settings both runs need.
+CHANGED = {
+    "wave": (3, {}), "warm_up": (5, {}), "samples": (3, {}),
+    "filter": ("strict", {}), "threshold": (1.0, {}), "keep": (0, {}),
+    "rounds": (1, {}), "problems": (3, {}), "group": (4, {}), "reward_answer": (0.5, {}),
+    "reward_format": (5.0, {"policy.temperature": 1.6}),
+    "grpo.clip_ratio": (1e-4, {}), "grpo.kl": (0.0, {}), "grpo.average": ("token", {}),
+    "grpo.scale_rewards": (False, {"train.clip": 0.0}),
+}  # fmt: skip
+APART = {"scorer"}  # needs a server: a test of its own below
+
+
+def test_no_key_is_forgotten():
+    assert set(CHANGED) | APART == set(flatten(TracesConfig().model_dump()))
+
+
+@pytest.fixture(scope="module")
+def outputs_of(tmp_path_factory):
+    made = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLXREFLECT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+        def get(settings):
+            key = json.dumps(settings, sort_keys=True)
+            if key not in made:
+                folder = tmp_path_factory.mktemp("run") / "run"
+                chosen = {"profile": "quick", **SMALL, **settings}
+                made[key] = outputs_of_run("traces", chosen, folder), folder
+            return made[key]
+
+        yield get
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", CHANGED)
+def test_a_changed_key_changes_an_output(key, outputs_of):
+    value, needed = CHANGED[key]
+    changed = {**needed, f"traces.{key}": value}
+    assert outputs_of(changed)[0] != outputs_of(needed)[0]
+
+
+@pytest.mark.slow
+def test_the_critic_marks_the_traces(outputs_of, tmp_path):
+    with FakeOllama(reply=Teacher(), models=["critic"]) as server:
+        asked = {"traces.scorer": "critic", "critic.provider": "ollama", "critic.model": "critic",
+                 "critic.base_url": server.url, "critic.cache": "off"}  # fmt: skip
+        found, folder = outputs_of(asked)
+        rows = list(read_rows(folder / "episodes.jsonl"))
+        scores = [turn for row in rows for turn in row["turns"] if turn["role"] == "score"]
+        assert len(scores) == len(server.chats) > 0
+        assert {turn["actor"] for turn in scores} == {"ollama:critic"}
+    assert found["examples.jsonl"] != outputs_of({})[0]["examples.jsonl"]
+
+
+@pytest.mark.slow
+def test_one_table_compares_all_arms(outputs_of):
+    _, folder = outputs_of({"eval.direct": True})
+    names = ["base", "base-direct", "warm-up", "round-1", "trained", "trained-direct"]
+    compared = json.loads((folder / "comparisons.json").read_text())
+    assert compared["arms"] == names
+    assert [c["b"] for c in compared["comparisons"]] == names[1:]
+    problems = {(folder / "eval" / name / "problems.jsonl").read_bytes() for name in names}
+    assert len(problems) == 1
+    done = subprocess.run(command("show", folder), capture_output=True, text=True, check=True)
+    assert all(f"\n{name} " in done.stdout for name in names)
+    assert "Against base" in done.stdout
+    plain = outputs_of({})[1]
+    done = subprocess.run(command("compare", plain), capture_output=True, text=True, check=True)
+    assert "warm-up against base" in done.stdout and "trained against base" in done.stdout
+
+
+# The calls fall into the warm-up, a round, and the evaluation after one.
+KILLS = {"took a training step": 4, "appended half a journal": 3, "wrote half a commit": 4,
+         "evaluated half a chunk": 3}  # fmt: skip
+
+
+def kept(folder):
+    exact = [*sorted(folder.glob("*.jsonl")), *sorted(folder.glob("eval/*/samples.jsonl")),
+             folder / "adapter" / "adapters.safetensors", folder / "comparisons.json"]  # fmt: skip
+    return {p.relative_to(folder): p.read_bytes() for p in exact if p.name != "metrics.jsonl"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", KILLS)
+def test_killed_and_resumed_it_ends_with_the_same_bytes(point, outputs_of, tmp_path):
+    assert point in POINTS
+    _, whole = outputs_of({})
+    flags = [f"--set={key}={json.dumps(value)}" for key, value in SMALL.items()]
+    call = ["run", "traces", "--run-dir", str(tmp_path / "run"), "--set=profile=quick", *flags]
+    killed = subprocess.run(
+        [sys.executable, DRIVER, point, str(KILLS[point]), *call], capture_output=True
+    )
+    assert killed.returncode == -9, killed.stderr
+    assert not (tmp_path / "run" / "summary.json").exists()
+    finish(tmp_path / "run")
+    assert kept(tmp_path / "run") == kept(whole)
