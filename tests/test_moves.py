@@ -4,13 +4,14 @@ import json
 import re
 from dataclasses import replace
 from itertools import product
+from typing import get_args
 
 import pytest
 from test_chains import Remote, make, rows
 from test_r3 import Critic, play
 
 from mlxreflect import prompts
-from mlxreflect.critics.base import Reply
+from mlxreflect.critics.base import Move, Reply
 from mlxreflect.critics.cache import cache_key
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.critics.verdicts import Judgement, Preference
@@ -49,7 +50,7 @@ def calls(text):
     }
 
 
-MOVES = sorted(set(prompts.BUNDLED.wording) - {"attempt_thinking", "attempt_direct"})
+MOVES = sorted(set(get_args(Move)) - {"attempt"})
 
 
 @pytest.mark.parametrize("role", MOVES)

@@ -206,3 +206,36 @@ def test_preferences_of_a_four_bit_model_fit_into_little_memory(smollm2):
     trained = dict(tree_flatten(model.trainable_parameters()))
     assert all(mx.abs(a).max() > 0 for name, a in trained.items() if name.endswith("lora_b"))
     assert peak < 1.5e9
+
+
+def mending(body):
+    """Finds fault, and mends the thinking of the attempt that it is shown."""
+    if body["messages"][-1]["content"].endswith("Retry:"):
+        return "<think>\n3 boxes of 4 are 12 apples. 12 - 2 = 10.\n</think>\n<answer>10</answer>"
+    return "The boxes are not counted."
+
+
+@pytest.mark.parametrize("critic", ["ollama", "self"])
+def test_a_question_is_thought_over(smollm2, critic):
+    with FakeOllama(reply=mending, models=["critic"]) as server:
+        settings = {"max_new_tokens": 32, "temperature": 0, "chain.max_tokens": 32}
+        if critic == "ollama":
+            settings |= {"chain.critic.model": "critic", "chain.critic.base_url": server.url,
+                         "chain.critic.cache": "off"}  # fmt: skip
+        flags = [f"--set={key}={value}" for key, value in settings.items()]
+        question = "Tom has 3 boxes with 4 apples each and eats 2. How many are left?"
+        call = [sys.executable, "-m", "mlxreflect", "solve", question, "--model", str(smollm2)]
+        done = subprocess.run(
+            [*call, "--critic", critic, "--rounds", "2", "--json", *flags],
+            capture_output=True, text=True,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    roles = [turn["role"] for turn in result["turns"]]
+    assert roles[0] == "attempt" and roles[1] == ("reflection" if critic == "self" else "critique")
+    assert {turn["visibility"] for turn in result["turns"]} == {"none"}
+    if critic == "ollama":
+        last = result["turns"][-1]
+        assert last["role"] == "continue"
+        thinking = mending({"messages": [{"content": "Retry:"}]}).partition("10</")[0]
+        assert last["text"].startswith(thinking) and "10" in last["text"].removeprefix(thinking)

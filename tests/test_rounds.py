@@ -240,7 +240,7 @@ def test_any_question_is_thought_over_with_a_server_as_the_critic(policy: Policy
     roles = [turn["role"] for turn in found["turns"]]
     assert roles == ["attempt", "critique", "rewrite", "continue"]
     assert found["correct"] is None and found["stopped"] == "rounds"
-    opening = "<think>\nTwo and three\nare five. [red]\n</think>"
+    opening = "<think>\nTwo and three\nare five. [red]\n</think>\n<answer>"
     assert found["turns"][3]["text"].startswith(opening)
     assert found["turns"][3]["spans"][GIVEN] == [0, len(opening)]
     assert "every step holds" in server.chats[0]["messages"][0]["content"]
