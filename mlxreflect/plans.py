@@ -80,6 +80,20 @@ def expected(recipe: Recipe, n: int, wrong: float) -> Visits:
     return Visits(visits, tries * cycles, 1 - wrong)
 
 
+def reflectevo_plan(recipe: Recipe, n: int, wrong: float) -> Plan:
+    config = recipe.reflectevo
+    made = n * wrong * config.reflections
+    asked: Asked = {}
+    if config.reflector == "critic" and not config.stored:
+        asked["basic", "reflection"] = made
+    roles: tuple[str, ...] = ("reflection", "retry")
+    if config.training == "IV":  # every two whose retries are right, in both orders
+        right = 1.0 if wrong == 1 else 1 - wrong  # at most: all retries
+        asked["judge", "prefer"] = made * (config.reflections - 1) * right**2
+        roles += ("prefer",)
+    return Plan(n, config.wave, asked, roles)
+
+
 def rel_plan(recipe: Recipe, n: int, wrong: float) -> Plan:
     config = recipe.rel
     first = n * config.rounds
@@ -113,5 +127,5 @@ def traces_plan(recipe: Recipe, n: int, wrong: float) -> Plan:
 
 # recipe, problems, share that is wrong (1: the most that can be asked) → plan
 PLANS: dict[str, Callable[[Recipe, int, float], Plan]] = {
-    "r3": r3_plan, "rel": rel_plan, "traces": traces_plan,
+    "r3": r3_plan, "rel": rel_plan, "reflectevo": reflectevo_plan, "traces": traces_plan,
 }  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mlxreflect.errors import UserError
+from mlxreflect.reflections import POOL
 from mlxreflect.settings import (
     apply_settings,
     explain,
@@ -103,12 +104,16 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
     if recipe.strategy == "traces":
         check_traces(recipe, path)
     check_objective(recipe.train.objective, recipe.train, recipe.policy.quantize, path)
+    if recipe.strategy == "reflectevo":
+        check_reflectevo(recipe, path)
     if recipe.rel.target == "tidied" and not recipe.rel.review:
         raise UserError(
             f"{path}: rel.target = 'tidied' while rel.review = false, which tidies nothing",
             'set rel.review = true, or rel.target = "working"',
         )
-    refers = recipe.strategy != "rel" and recipe.train.objective != "orpo" and recipe.train.dpo > 0
+    imitates = recipe.strategy == "reflectevo" and recipe.reflectevo.training in ("I", "II")
+    pairs = recipe.strategy != "rel" and not imitates
+    refers = pairs and recipe.train.objective != "orpo" and recipe.train.dpo > 0
     if recipe.train.tune == "full" and refers and recipe.train.reference != "none":
         raise UserError(
             f"{path}: with train.tune = 'full', {recipe.strategy} would need the weights of the "
@@ -171,6 +176,39 @@ def r3_tiers(recipe: Recipe) -> list[Tier]:
     return [*tiers, "judge"] if recipe.r3.judge else tiers
 
 
+def reflectevo_tiers(recipe: Recipe) -> list[Tier]:
+    config = recipe.reflectevo
+    tiers: list[Tier] = ["basic"] if config.reflector == "critic" and not config.stored else []
+    return [*tiers, "judge"] if config.training == "IV" else tiers
+
+
+def check_reflectevo(recipe: Recipe, path: Path) -> None:
+    """Keys of [reflectevo] that contradict each other, or the rest."""
+    config = recipe.reflectevo
+    if config.stored and config.reflector == "critic":
+        raise UserError(
+            f"{path}: reflectevo.reflector = 'critic' does nothing: reflections come from "
+            f"reflectevo.stored = {config.stored!r}",
+            "leave one of them out",
+        )
+    if strange := [name for name in config.instructions if name not in POOL]:
+        raise UserError(
+            f"{path}: reflectevo.instructions has no {strange[0]!r}",
+            f"such as: {', '.join(list(POOL)[:3])}; the pool is in mlxreflect/reflections.py",
+        )
+    if config.training == "IV" and recipe.critic.tier("judge").provider == "solver":
+        raise UserError(
+            f"{path}: reflectevo.training = 'IV' asks the judge which reflection is better, and "
+            "the solver cannot say",
+            'set critic.judge.provider = "ollama" and critic.judge.model, or another training',
+        )
+    if config.training == "II" and recipe.train.tune == "full":
+        raise UserError(
+            f"{path}: reflectevo.training = 'II' trains two adapters, and train.tune = 'full' none",
+            'leave out train.tune, or set reflectevo.training = "I"',
+        )
+
+
 def traces_tiers(recipe: Recipe) -> list[Tier]:
     scored = recipe.traces.scorer == "critic" and recipe.traces.warm_up > 0
     return ["judge"] if scored else []
@@ -191,7 +229,7 @@ def rel_tiers(recipe: Recipe) -> list[Tier]:
 
 # For each method, the critics that it asks.
 ASKED: dict[str, Callable[[Recipe], list[Tier]]] = {
-    "r3": r3_tiers, "rel": rel_tiers, "traces": traces_tiers,
+    "r3": r3_tiers, "rel": rel_tiers, "reflectevo": reflectevo_tiers, "traces": traces_tiers,
 }  # fmt: skip
 
 

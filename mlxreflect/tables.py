@@ -116,6 +116,24 @@ class R3Config(Table):
     until_mastered: bool = False
 
 
+class ReflectEvoConfig(Table):
+    """Attempts are drawn at policy.temperature, reflections at critic.temperature."""
+
+    wave: Positive = 100  # problems taken and committed together
+    reflector: Literal["self", "critic"] = "self"
+    reflections: Positive = 2  # on each wrong attempt, each with one retry
+    instructions: Names = []  # ids of the pool to draw from; empty: all 32
+    stored: str = ""  # JSONL file with reflections to replay, in place of new ones
+    words: Positive = 100  # a longer reflection gets no retry
+    retry_temperature: Annotated[float, Field(ge=0)] = 0.0
+    # I: SFT on reflection and answer in one; II: on each by itself, two adapters; III: DPO on
+    # reflections that led to a right and a wrong answer; IV: on those of which the judge likes one.
+    training: Literal["I", "II", "III", "IV"] = "I"
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: Fraction = 0.0  # of a training's steps
+    retries: bool = True  # evaluate second answers, beside retries without a reflection
+
+
 class RelConfig(Table):
     """Attempts are asked at policy.temperature, the judge marks at 0."""
 
@@ -241,7 +259,7 @@ class Limits(Table):
     training_tokens: Count = 0  # that a loss is taken of
 
 
-Method = Literal["r3", "rel", "traces"]
+Method = Literal["r3", "rel", "reflectevo", "traces"]
 METHODS: tuple[Method, ...] = get_args(Method)  # each has a table of its name
 
 
@@ -256,6 +274,7 @@ class Recipe(Table):
     critic: Critics = Critics()
     r3: R3Config = R3Config()
     rel: RelConfig = RelConfig()
+    reflectevo: ReflectEvoConfig = ReflectEvoConfig()
     traces: TracesConfig = TracesConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
@@ -276,9 +295,11 @@ class ChainConfig(Table):
     """
 
     rounds: Positive = 1  # answers at most, the first one among them; 1: no chain
-    round: Literal["prefill", "retry", "resample"] = "prefill"  # how it is answered again
+    # How it is answered again; reflect: a reflection and the answer in one response.
+    round: Literal["prefill", "retry", "reflect", "resample"] = "prefill"
     feedback: Literal["critic", "self", "none"] = "critic"
     gated: bool = False
+    stops: bool = True  # false: rounds are used up, whoever is satisfied
     fresh: Positive = 1  # of the answers, the first so many are from scratch, before any prefill
     tries: Positive = 1  # answers that go on from the same prefilled thinking
     avoid: bool = False  # no answer goes on as one that failed did, from the same thinking

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.critics.tally import Tally
-from mlxreflect.critics.verdicts import Judgement, Marks, ask_structured
+from mlxreflect.critics.verdicts import Judgement, Marks, Preference, ask_structured
 from mlxreflect.errors import UserError
 from mlxreflect.quality import written
 from mlxreflect.records import Problem, Turn, Verdict
@@ -15,7 +15,12 @@ from mlxreflect.strategies.moves import Moves, Round, judged, marked
 from mlxreflect.tables import Recipe
 from mlxreflect.tasks.base import Task
 
-ANSWERS = ("rewrite", "continue", "integrate")  # roles whose text may become training data
+ANSWERS = (
+    "reflection",
+    "rewrite",
+    "continue",
+    "integrate",
+)  # roles whose text may become training data
 RECENT, FEW = 40, 10  # a run stops for many failures among its last calls, never for a few
 
 
@@ -108,6 +113,34 @@ class Exchange:
             turn = turn_of(call, answer.replies[-1], critic.actor, trace.index)
             turns.append(replace(turn, parsed=written(quality) if quality else None))
         return turns
+
+    def prefer(
+        self, problems: Sequence[Problem], both: Sequence[tuple[Turn, Turn]], at: Round
+    ) -> list[tuple[Turn, Turn]]:
+        """What the judge says of two texts, asked in both orders: a turn each, whose parent is the
+        text shown first and whose `parsed` says which is better, "A", "B" or "tie"; None: no word.
+        """
+        calls = [
+            call
+            for problem, (one, other) in zip(problems, both, strict=True)
+            for call in self.moves.prefer(
+                problem, one.text, other.text,
+                replace(at, attempt=f"{at.attempt}/{one.index}/{other.index}"),
+            )
+        ]  # fmt: skip
+        critic = self.critics[at.tier]
+        answers = ask_structured(critic, calls, Preference)
+        with self.lock:
+            self.count([reply for answer in answers for reply in answer.replies])
+        shown_first = [turn for pair in both for turn in pair]
+        turns = [
+            replace(
+                turn_of(call, answer.replies[-1], critic.actor, first.index),
+                parsed=answer.value.better if answer.value else None,
+            )
+            for call, answer, first in zip(calls, answers, shown_first, strict=True)
+        ]
+        return list(zip(turns[::2], turns[1::2], strict=True))
 
     def ask(self, calls: list[Call], parents: Sequence[Turn], at: Round) -> list[Turn]:
         """A turn a call."""

@@ -41,6 +41,25 @@ class Moves:
         )  # fmt: skip
         return self.call("critique", problem, messages, at, text=text)
 
+    def reflection(
+        self, problem: Problem, text: str, instruction: str, words: int, at: Round
+    ) -> Call:
+        """What went wrong in a wrong text, and what to do? instruction: how; no answer shown."""
+        messages = prompts.reflection_messages(
+            self.task.show(problem), text, instruction, words, self.templates
+        )
+        call = self.call("reflection", problem, messages, at, text=text)
+        return replace(call, visibility="verdict")
+
+    def retry(self, problem: Problem, text: str, feedback: str, at: Round) -> Call:
+        """The text again, as a reflection on it says; no answer shown."""
+        messages = prompts.rewrite_messages(
+            self.task.instruction(problem), self.task.show(problem), text, feedback, self.tags,
+            None, self.templates,
+        )  # fmt: skip
+        call = self.call("retry", problem, messages, at, text=text, feedback=feedback)
+        return replace(call, visibility="verdict")
+
     def rewrite(
         self, problem: Problem, text: str, feedback: str, at: Round, *, solution: str | None = None
     ) -> Call:
@@ -113,6 +132,8 @@ class Moves:
         at = Round("basic", 0, "")
         made: dict[str, Callable[[], Call]] = {
             "critique": lambda: self.critique(problem, text, at),
+            "reflection": lambda: self.reflection(problem, text, "(an instruction)", 100, at),
+            "retry": lambda: self.retry(problem, text, feedback, at),
             "rewrite": lambda: self.rewrite(problem, text, feedback, at),
             "continue": lambda: self.go_on(problem, text, feedback, at),
             "judge": lambda: self.judge(problem, text, at),
@@ -141,7 +162,7 @@ class Moves:
             text=text,
             feedback=feedback,
             visibility=seen,
-            template=self.templates.version(role),
+            template=self.templates.version("rewrite" if role == "retry" else role),
             tags=self.tags,
             epoch=at.epoch,
             attempt=at.attempt,
