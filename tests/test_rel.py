@@ -1,12 +1,15 @@
 """REL: what is accepted, what of it is trained on, and that nothing else passes."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from run_outputs import outputs_in, outputs_of_run
 from test_r3 import COUNTDOWN, NONSENSE, Critic, play, roles
 
 from mlxreflect import prompts
@@ -14,18 +17,22 @@ from mlxreflect.critics.base import Reply
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.errors import UserError
 from mlxreflect.estimate import estimate
+from mlxreflect.loop import execute
 from mlxreflect.pairs import rel_worked, withheld
 from mlxreflect.policy import load_policy
 from mlxreflect.recipe import asked_tiers, load_recipe
 from mlxreflect.records import episode_from_row, make_problem, read_rows, to_row
+from mlxreflect.run import Run
 from mlxreflect.strategies.moves import Moves, Round
 from mlxreflect.strategies.rel import Rel
-from mlxreflect.tables import CriticConfig, Recipe
+from mlxreflect.tables import CriticConfig, Recipe, RelConfig
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.encode import Encoder
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer
+from mlxreflect.ui import Ui
 
+DRIVER = str(Path(__file__).with_name("kill_driver.py"))
 EPISODES = Path(__file__).with_name("rel_episodes.jsonl")
 
 
@@ -418,3 +425,82 @@ def test_tidied_needs_a_review():
     with pytest.raises(UserError) as caught:
         load_recipe("rel", ["rel.target=tidied"])
     assert "rel.review = true" in caught.value.hint
+
+
+# ---- whole runs ----------------------------------------------------------------------------------
+
+SMALL = {
+    "profile": "quick", "task.limit": 6, "rel.wave": 3, "rel.rounds": 1, "rel.review": False,
+    "rel.target": "working", "train.epochs": 1, "train.batch": 4, "train.lora.dropout": 0.1,
+    "eval.limit": 4, "policy.max_new_tokens": 30, "eval.max_new_tokens": 26, "policy.batch": 8,
+}  # fmt: skip
+# Each key's new value, and what both runs need besides.
+CHANGED = {
+    "rounds": (2, {}),
+    "wave": (2, {}),
+    "tries": (1, {}),
+    "decay": (0.5, {"rel.writer": "self", "critic.max_tokens": 26, "task.limit": 2}),
+    "writer": ("self", {"critic.max_tokens": 26, "task.limit": 2}),
+    "judge": (True, {}),
+    "review": (True, {}),
+    "target": ("tidied", {"rel.review": True}),
+    "mistakes": (False, {}),
+    "weight": (0.5, {"rel.human": "PEOPLE"}),
+    "human": ("PEOPLE", {}),
+    "human_weight": (1.0, {"rel.human": "PEOPLE"}),
+    "restart": (False, {"rel.rounds": 2}),
+    "measure": (True, {"rel.rounds": 2}),
+}
+
+
+def test_no_key_is_forgotten():
+    assert set(CHANGED) == set(RelConfig.model_fields)
+
+
+@pytest.fixture(scope="module")
+def outputs_of(tmp_path_factory):
+    """What runs of the quick profile leave behind, each made once."""
+    made, people = {}, tmp_path_factory.mktemp("people") / "w.md"
+    people.write_text("### Question\nQ?\n### Answer\nstep 1: 1 + 1 = 2\n<answer> 1 + 1 </answer>\n")
+
+    def get(settings):
+        key = json.dumps(settings, sort_keys=True)
+        if key not in made:
+            real = {k: str(people) if v == "PEOPLE" else v for k, v in settings.items()}
+            folder = tmp_path_factory.mktemp("run") / "run"
+            made[key] = outputs_of_run("rel", {**SMALL, **real}, folder)
+        return made[key]
+
+    return get
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", CHANGED)
+def test_a_changed_key_changes_an_output(key, outputs_of):
+    value, needed = CHANGED[key]
+    assert outputs_of({**needed, f"rel.{key}": value}) != outputs_of(needed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point,nth", [("took a training step", 4), ("wrote half a commit", 6)])
+def test_a_killed_run_ends_with_the_same_bytes(point, nth, tmp_path, outputs_of):
+    """In the second round: what it began from is known again, and what the first one accepted."""
+    settings = {"rel.rounds": 2, "rel.measure": True}
+    whole, folder = outputs_of(settings), tmp_path / "run"
+    flags = [f"--set={key}={value if key == 'profile' else json.dumps(value)}"
+             for key, value in {**SMALL, **settings}.items()]  # fmt: skip
+    call = [sys.executable, DRIVER, point, str(nth), "run", "rel", "--run-dir", str(folder)]
+    killed = subprocess.run([*call, *flags], capture_output=True)
+    assert killed.returncode == -9, killed.stderr
+    assert {row["epoch"] for row in read_rows(folder / "metrics.jsonl")} >= {1, 2}
+    assert not (folder / "summary.json").exists()
+    run = Run.open(folder, [])
+    try:
+        execute(run, Ui(quiet=True))
+    finally:
+        run.close()
+    again = outputs_in(folder)
+    different = [name for name in whole if again.get(name) != whole[name]]
+    # Moments that were read from a file are written in another order.
+    assert {Path(name).name for name in different} <= {"optimizer-sft.safetensors"}
+    assert (folder / "eval" / "round-1" / "results.json").is_file()

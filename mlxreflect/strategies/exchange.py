@@ -83,6 +83,8 @@ class Exchange:
     ) -> list[tuple[Judgement | None, Turn]]:
         """What the judge says of each text, None where it gave no verdict, and its turn, without
         index. temperature: where it is not the critic's own."""
+        if not turns:  # a run that shows it nothing has no judge
+            return []
         calls = [
             replace(self.moves.judge(problem, turn.text, at), temperature=temperature)
             for problem, turn in zip(problems, turns, strict=True)
