@@ -5,6 +5,8 @@ A training prompt is always the attempt's own prompt: nothing a critic was shown
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
 
 from mlxreflect.records import Episode, Example, Messages, Turn
 
@@ -22,7 +24,7 @@ def leak(text: str, spans: dict[str, list[int]], style: str) -> str:
         if re.search(rf"\b{phrase}\b", lowered):  # not "has provided"
             return f"the rewrite says {phrase!r}"
     start, end = spans.get("think", [0, 0])
-    if style == "thinking" and len(text[start:end].strip()) < MIN_WORKING:
+    if style != "direct" and len(text[start:end].strip()) < MIN_WORKING:
         return "the rewrite only restates the answer"
     return ""
 
@@ -67,6 +69,20 @@ def r3_pairs(episode: Episode) -> Iterator[Example]:
     for turn in episode.turns:
         if turn.role == "rewrite" and turn.verdict and turn.verdict.passed:
             yield preference(episode, turn, opener(by_index, turn))
+
+
+def preflexor_pairs(episode: Episode, only_wrong: bool) -> Iterator[Example]:
+    """PRefLexOR: a teacher's solution that passed, against the policy's own attempt.
+
+    only_wrong: not where the attempt passed too, or nobody could say whether it did.
+    """
+    attempts = [turn for turn in episode.turns if turn.role == "attempt"]
+    taught = [turn for turn in episode.turns if turn.role in ("answer", "ground")]
+    for rejected, chosen in product(attempts, taught):
+        fine = chosen.verdict is not None and chosen.verdict.passed
+        wrong = rejected.verdict is not None and not rejected.verdict.passed
+        if fine and (wrong or not only_wrong):
+            yield replace(preference(episode, chosen, rejected), prompt=rejected.messages)
 
 
 def opener(by_index: dict[int, Turn], turn: Turn) -> Turn:

@@ -8,7 +8,10 @@ from mlxreflect.records import Messages, Problem, Visibility
 
 NANO = 10**9  # dollars are added as whole billionths: sums do not depend on their order
 # attempt: the model behind the server is not a critic, but evaluated.
-Move = Literal["critique", "rewrite", "continue", "judge", "prefer", "pose", "integrate", "attempt"]
+Move = Literal[
+    "critique", "rewrite", "continue", "judge", "prefer", "pose", "integrate", "answer", "extract",
+    "ground", "support", "attempt",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -81,4 +81,5 @@ def unable(task: Task, call: Call) -> Reply:
     return Reply("", error=f"the solver has no move {call.role!r}", kind="unable")
 
 
-ROLES = {"critique": critique, "rewrite": rewrite, "continue": rewrite, "judge": judge}
+ROLES = {"critique": critique, "rewrite": rewrite, "continue": rewrite, "answer": rewrite,
+         "judge": judge}  # fmt: skip

@@ -73,12 +73,12 @@ class Attempts:
         return self.graded(problem, turn)
 
     def graded(self, problem: Problem, turn: Turn) -> Turn:
-        """The turn with its parsed answer and verdict; a rewrite must not give away its help."""
+        """The turn with its answer and verdict; what a critic wrote must not give away its help."""
         tags, style = self.recipe.prompt.tags, self.recipe.prompt.style
         grade = self.task.grade(problem, turn.text, tags, style)
         spans = prompts.parse_response(turn.text, tags, style).spans
         verdict = grade.verdict
-        if turn.role == "rewrite" and verdict.passed:
+        if turn.role in ("rewrite", "answer") and verdict.passed:
             reason = pairs.leak(turn.text, spans, style)
             if reason:
                 verdict = Verdict(False, verdict.format_ok, reason, "leak filter")

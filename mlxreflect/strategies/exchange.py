@@ -7,14 +7,19 @@ from dataclasses import replace
 
 from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.critics.tally import Tally
-from mlxreflect.critics.verdicts import Judgement, ask_structured
+from mlxreflect.critics.verdicts import Answer, Judgement, M, ask_structured
 from mlxreflect.errors import UserError
 from mlxreflect.records import Problem, Turn, Verdict
 from mlxreflect.strategies.moves import Moves, Round, judged
 from mlxreflect.tables import Recipe
 from mlxreflect.tasks.base import Task
 
-ANSWERS = ("rewrite", "continue", "integrate")  # roles whose text may become training data
+ANSWERS = (
+    "rewrite",
+    "continue",
+    "integrate",
+    "answer",
+)  # roles whose text may become training data
 RECENT, FEW = 40, 10  # a run stops for many failures among its last calls, never for a few
 
 
@@ -63,10 +68,7 @@ class Exchange:
         judge's turn, without index and parent; None for a rewrite that had not passed anyway."""
         shown = [i for i, turn in enumerate(rewrites) if turn.verdict and turn.verdict.passed]
         calls = [self.moves.judge(problems[i], rewrites[i].text, at) for i in shown]
-        critic = self.critics[at.tier]
-        answers = ask_structured(critic, calls, Judgement)
-        with self.lock:
-            self.count([reply for answer in answers for reply in answer.replies])
+        critic, answers = self.critics[at.tier], self.structured(calls, Judgement, at)
         both: list[tuple[Turn, Turn | None]] = [(turn, None) for turn in rewrites]
         for i, call, answer in zip(shown, calls, answers, strict=True):
             verdict, why = judged(answer.value)
@@ -77,14 +79,21 @@ class Exchange:
             both[i] = turn, turn_of(call, answer.replies[-1], critic.actor, None)
         return both
 
-    def ask(self, calls: list[Call], parents: Sequence[Turn], at: Round) -> list[Turn]:
+    def structured(self, calls: list[Call], model: type[M], at: Round) -> list[Answer[M]]:
+        """A structured reply a call, counted."""
+        answers = ask_structured(self.critics[at.tier], calls, model)
+        with self.lock:
+            self.count([reply for answer in answers for reply in answer.replies])
+        return answers
+
+    def ask(self, calls: list[Call], parents: Sequence[Turn | None], at: Round) -> list[Turn]:
         """A turn a call."""
         critic = self.critics[at.tier]
         replies = critic.ask(calls)
         with self.lock:
             self.count(replies)
         return [
-            turn_of(call, reply, critic.actor, parent.index)
+            turn_of(call, reply, critic.actor, parent.index if parent else None)
             for call, reply, parent in zip(calls, replies, parents, strict=True)
         ]
 

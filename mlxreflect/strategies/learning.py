@@ -6,7 +6,7 @@ from typing import Any
 
 from mlxreflect.policy import Policy, weights_hash
 from mlxreflect.records import Example
-from mlxreflect.tables import Recipe
+from mlxreflect.tables import Recipe, TrainConfig
 from mlxreflect.train.batches import Group, Pair, Row
 from mlxreflect.train.encode import Dropped, Encoder, NothingTrained
 from mlxreflect.train.lora import base_reference
@@ -30,11 +30,16 @@ class Learning:
     def __init__(self, recipe: Recipe, policy: Policy, trainer: Trainer) -> None:
         self.recipe, self.policy, self.trainer = recipe, policy, trainer
         self.held: dict[str, Arrays] = {}
-        self.encoder = Encoder(
-            policy, recipe.train.max_length, Mask(**recipe.train.mask.model_dump()),
-            recipe.prompt.tags, recipe.seed,
-        )  # fmt: skip
+        self.use(recipe.train)
         self.begin_wave()
+
+    def use(self, train: TrainConfig) -> None:
+        """Train with these settings from now on, of a phase that has its own."""
+        self.train = train
+        self.encoder = Encoder(
+            self.policy, train.max_length, Mask(**train.mask.model_dump()),
+            self.recipe.prompt.tags, self.recipe.seed,
+        )  # fmt: skip
 
     def begin_wave(self) -> None:
         self.examples: list[Example] = []
@@ -44,9 +49,9 @@ class Learning:
 
     def begin_stage(self) -> None:
         """What the policy is now becomes the reference, or what it was without its adapter."""
-        if self.recipe.train.reference == "stage":
+        if self.train.reference == "stage":
             self.held["reference"] = dict(self.trainer.trainable())
-        elif self.recipe.train.reference == "base":
+        elif self.train.reference == "base":
             self.held["reference"] = base_reference(self.policy.model)
 
     def name_policy(self) -> None:
@@ -55,7 +60,7 @@ class Learning:
     def prefer(self, examples: Sequence[Example], seed: Seed) -> None:
         """DPO on preference pairs."""
         encoded = [row for row in self.encode(examples) if isinstance(row, Pair)]
-        settings = self.settings(self.recipe.train.lr)
+        settings = self.settings(self.train.lr)
         self.steps += self.trainer.fit_pairs(encoded, self.held.get("reference"), settings, seed)
         self.name_policy()
 
@@ -64,7 +69,7 @@ class Learning:
         if not examples or scale == 0:
             return
         rows = [row for row in self.encode(examples) if isinstance(row, Row)]
-        settings = self.settings(self.recipe.train.sft.lr * scale)
+        settings = self.settings(self.train.sft.lr * scale)
         self.steps += self.trainer.fit_rows(rows, settings, seed)
         self.name_policy()
 
@@ -91,7 +96,7 @@ class Learning:
         }
 
     def settings(self, lr: float) -> Settings:
-        train = self.recipe.train
+        train = self.train
         return Settings(
             objective=train.objective,
             lr=lr,
