@@ -17,9 +17,9 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import platformdirs
 from mlx.utils import tree_unflatten
 
+from mlxreflect.cachedir import cache_path
 from mlxreflect.errors import UserError
 from mlxreflect.policy import Completion, Policy, device_name
 from mlxreflect.train.references import model_key
@@ -43,16 +43,9 @@ class Answers:
 
     @staticmethod
     def open(setting: str) -> "Answers | None":
-        """setting: "" the user's cache folder, "off" None, else a folder.
-
-        The environment variable MLXREFLECT_CACHE replaces the user's cache folder.
-        """
-        if setting == "off":
-            return None
-        if setting:
-            return Answers(Path(setting).expanduser())
-        folder = os.environ.get("MLXREFLECT_CACHE") or platformdirs.user_cache_dir("mlxreflect")
-        return Answers(Path(folder).expanduser() / "answers")
+        """As `cachedir.cache_path` reads the setting; None where it is off."""
+        path = cache_path(setting, "answers")
+        return Answers(path) if path else None
 
     def get(self, key: str, count: int) -> Kept | None:
         """The `count` answers kept under a key."""

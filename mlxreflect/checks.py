@@ -15,10 +15,11 @@ import httpx
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
+from mlxreflect.cachedir import cache_path
 from mlxreflect.critics import CRITICS
 from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.critics.bedrock import BedrockCritic
-from mlxreflect.critics.cache import cache_path
+from mlxreflect.critics.cache import FILE
 from mlxreflect.critics.client import failed
 from mlxreflect.critics.faults import CallError
 from mlxreflect.critics.ledger import Ledger
@@ -120,7 +121,7 @@ def tiers(recipe: Recipe) -> dict[str, CriticConfig]:
 def check_critic(name: str, config: CriticConfig, task: str, sizes: Sizes) -> Iterator[Check]:
     """Its key, its server, its model, and one token of it."""
     if config.provider in REMOTE and config.replay:
-        path = cache_path(config.cache)
+        path = cache_path(config.cache, FILE)
         there = path is not None and path.is_file()
         hint = "" if there else "set critic.cache to the file of the run to repeat"
         found = f"replays what is in {path}" if there else f"{path}, to be replayed, is not there"

@@ -69,16 +69,7 @@ def compare_all(paths: Sequence[Path], options: Options | None = None) -> dict[s
     results = [tested(a, b, (name_a, name_b, task), options)
                for a, b, name_a, name_b, task in found]  # fmt: skip
     decide(results, options.alpha, name_tasks=len(tasks) > 1)
-    if len(results) == 1:
-        return results[0]
-    return {
-        "schema": "comparisons/1",
-        "alpha": options.alpha,
-        "arms": [arm.name for arm in arms],
-        "tasks": task_names(arms),
-        "tests": len(results),
-        "comparisons": results,
-    }
+    return gathered(results, options.alpha, [arm.name for arm in arms], task_names(arms))
 
 
 def check_options(options: Options) -> None:
@@ -249,3 +240,15 @@ def plan(
         "sentence": f"About {math.ceil(needed)} questions like these show a true difference of "
         f"{100 * delta:.3g} points 4 times in 5.",
     }
+
+
+def gathered(
+    results: list[dict[str, Any]], alpha: float, arms: list[str], tasks: list[str]
+) -> dict[str, Any]:
+    """One comparison as it is; several as one object."""
+    if len(results) == 1:
+        return results[0]
+    return {
+        "schema": "comparisons/1", "alpha": alpha, "arms": arms, "tasks": tasks,
+        "tests": len(results), "comparisons": results,
+    }  # fmt: skip

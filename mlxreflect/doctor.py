@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 from huggingface_hub import constants
 
+from mlxreflect.cachedir import cache_path
 from mlxreflect.checks import (
     Check,
     Sizes,
@@ -24,7 +25,7 @@ from mlxreflect.checks import (
     tiers,
     to_download,
 )
-from mlxreflect.critics.cache import cache_path
+from mlxreflect.critics.cache import FILE
 from mlxreflect.decontaminate import in_words
 from mlxreflect.errors import UserError
 from mlxreflect.evaluate import eval_problems
@@ -89,7 +90,7 @@ def check_device() -> Iterator[Check]:
 
 def check_caches() -> Iterator[Check]:
     yield Check("cache", "ok", f"models in {constants.HF_HUB_CACHE}")
-    yield Check("cache", "ok", f"replies of critics in {cache_path('')}")
+    yield Check("cache", "ok", f"replies of critics in {cache_path('', FILE)}")
 
 
 def check_disk() -> Iterator[Check]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from scipy.stats import fisher_exact
 
 from mlxreflect.arms import evaluations_within, read_answers, read_results, refuse_quick
-from mlxreflect.compare import Options, check_options, chosen_pairs
+from mlxreflect.compare import Options, check_options, chosen_pairs, gathered
 from mlxreflect.errors import UserError
 from mlxreflect.sentences import level, points, verdict
 from mlxreflect.stats import holm, newcombe_unpaired, two_proportion, wilson
@@ -56,16 +56,7 @@ def compare_counts(given: Sequence[str], options: Options) -> dict[str, Any]:
         result["p_holm"], result["tests"] = p, len(results)
         result["verdict"] = verdict(p, result["ci_low"], result["ci_high"], options.alpha)
         result["sentence"] = sentence(result)
-    if len(results) == 1:
-        return results[0]
-    return {
-        "schema": "comparisons/1",
-        "alpha": options.alpha,
-        "arms": [arm.name for arm in arms],
-        "tasks": [],
-        "tests": len(results),
-        "comparisons": results,
-    }
+    return gathered(results, options.alpha, [arm.name for arm in arms], [])
 
 
 def tested(a: Counted, b: Counted, alpha: float) -> dict[str, Any]:

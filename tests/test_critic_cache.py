@@ -15,8 +15,9 @@ import platformdirs
 import pytest
 from fake_ollama import STALL, Body, FakeOllama, Fault, http
 
+from mlxreflect.cachedir import cache_path
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.cache import Cache, cache_key, cache_path
+from mlxreflect.critics.cache import FILE, Cache, cache_key
 from mlxreflect.critics.ollama import OllamaCritic
 from mlxreflect.errors import UserError
 from mlxreflect.records import make_problem
@@ -115,12 +116,12 @@ def test_half_an_emoji_has_a_key() -> None:
 
 def test_the_settings_say_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("MLXREFLECT_CACHE", raising=False)
-    assert cache_path("off") is None
-    assert cache_path("") == Path(platformdirs.user_cache_dir("mlxreflect")) / "critic.sqlite"
-    assert cache_path("~/c.sqlite") == Path.home() / "c.sqlite"
+    assert cache_path("off", FILE) is None
+    assert cache_path("", FILE) == Path(platformdirs.user_cache_dir("mlxreflect")) / "critic.sqlite"
+    assert cache_path("~/c.sqlite", FILE) == Path.home() / "c.sqlite"
     monkeypatch.setenv("MLXREFLECT_CACHE", str(tmp_path))
-    assert cache_path("") == tmp_path / "critic.sqlite"
-    assert cache_path("here.sqlite") == Path("here.sqlite")
+    assert cache_path("", FILE) == tmp_path / "critic.sqlite"
+    assert cache_path("here.sqlite", FILE) == Path("here.sqlite")
 
 
 def test_a_reply_comes_back_as_it_was(tmp_path: Path) -> None:

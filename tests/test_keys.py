@@ -14,7 +14,8 @@ from teacher import Teacher
 
 from mlxreflect import policy as policy_module
 from mlxreflect.answers import Answers
-from mlxreflect.critics.cache import cache_path
+from mlxreflect.cachedir import cache_path
+from mlxreflect.critics.cache import FILE as CACHE
 from mlxreflect.critics.ledger import BudgetReached
 from mlxreflect.decontaminate import FILE
 from mlxreflect.errors import UserError
@@ -415,7 +416,7 @@ def test_the_cache_is_where_the_recipe_says(tmp_path, monkeypatch):
     assert recorded({"critic.cache": mine}, tmp_path / "a")
     assert Path(mine).is_file()
     assert recorded({"critic.cache": mine}, tmp_path / "b") == []  # everything is known
-    default = cache_path("")
+    default = cache_path("", CACHE)
     assert default is not None and not default.exists()
 
 

@@ -6,20 +6,20 @@ back and the run that fetched it; never a key, a header or the messages themselv
 
 import hashlib
 import json
-import os
 import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import platformdirs
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_random
 
+from mlxreflect.cachedir import cache_path
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.errors import UserError
 from mlxreflect.tables import CriticConfig
 
+FILE = "critic.sqlite"  # in the user's cache folder
 VERSION = 1  # of the schema, kept in the file's user_version
 KEPT = ("text", "finish_reason", "usage", "tries", "seconds")  # of a reply
 BUSY_S = 30.0  # how long a writer waits for the others
@@ -52,21 +52,8 @@ def cache_key(config: CriticConfig, call: Call) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("ascii")).hexdigest()
 
 
-def cache_path(setting: str) -> Path | None:
-    """Where `critic.cache` puts the file: "" the user's cache folder, "off" nowhere, else a path.
-
-    The environment variable MLXREFLECT_CACHE replaces the user's cache folder.
-    """
-    if setting == "off":
-        return None
-    if setting:
-        return Path(setting).expanduser()
-    folder = os.environ.get("MLXREFLECT_CACHE") or platformdirs.user_cache_dir("mlxreflect")
-    return Path(folder).expanduser() / "critic.sqlite"
-
-
 def open_cache(config: CriticConfig, run_id: str) -> "Cache | None":
-    path = cache_path(config.cache)
+    path = cache_path(config.cache, FILE)
     return Cache(path, run_id, f"{config.provider}:{config.model}") if path else None
 
 

@@ -5,7 +5,6 @@ learn from here: the problems are an evaluation alone. With so few of them, draw
 """
 
 from dataclasses import replace
-from typing import Any
 
 from mlxreflect.errors import UserError
 from mlxreflect.records import Problem, make_problem
@@ -13,9 +12,9 @@ from mlxreflect.tables import TaskConfig
 from mlxreflect.tasks.base import Task
 from mlxreflect.tasks.gsm8k import show
 from mlxreflect.tasks.number_rules import NUMBER_RULES
-from mlxreflect.tasks.numbers import read_gold, row_gold
+from mlxreflect.tasks.numbers import read_gold
 from mlxreflect.tasks.rows import Row, column, is_path, question_text
-from mlxreflect.tasks.table import Benchmark, column_of
+from mlxreflect.tasks.table import Benchmark, column_of, row_reader
 
 LARGEST = 999
 META = ("ID", "id", "year", "url")
@@ -37,10 +36,6 @@ def read(row: Row, config: TaskConfig) -> Problem:
 
 def instruction(problem: Problem) -> str:
     return "Solve the problem. The final answer is a whole number from 0 to 999."
-
-
-def from_row(row: dict[str, Any]) -> Problem:
-    return make_problem("aime", {"question": str(row.get("question", ""))}, row_gold(row))
 
 
 # The two that lm-evaluation-harness reads; 2024's is the one in which wrong problems were mended.
@@ -71,9 +66,8 @@ TASK = Task(
     load=load,
     instruction=instruction,
     show=show,
-    gold=lambda problem: problem.gold,
     grade=NUMBER_RULES["flexible"],
-    from_row=from_row,
+    from_row=row_reader("aime"),
     hub=tuple(year.hub for year in YEARS.values()),
     rules=NUMBER_RULES,
 )

@@ -89,7 +89,6 @@ TASK = Task(
     load=load,
     instruction=instruction,
     show=show,
-    gold=lambda problem: problem.gold,
     grade=NUMBER_RULES["flexible"],
     from_row=from_row,
     rules=NUMBER_RULES,

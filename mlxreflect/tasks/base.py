@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from mlxreflect.records import Problem, Verdict
@@ -73,9 +74,9 @@ class Task:
     load: Callable[[TaskConfig, str, int], list[Problem]]
     instruction: Callable[[Problem], str]
     show: Callable[[Problem], str]
-    gold: Callable[[Problem], str | None]
     grade: Grader
     from_row: Callable[[dict[str, Any]], Problem]
+    gold: Callable[[Problem], str | None] = attrgetter("gold")
     rules: dict[str, Grader] = field(default_factory=dict)
     hub: tuple[str, ...] = ()
     solver: Solver | None = None

@@ -3,16 +3,14 @@
 The data set comes from the hub, from a folder with train.jsonl and test.jsonl, or from one file.
 """
 
-from typing import Any
-
 from mlxreflect.errors import UserError
 from mlxreflect.records import Problem, make_problem
 from mlxreflect.tables import TaskConfig
 from mlxreflect.tasks.base import Task
 from mlxreflect.tasks.number_rules import NUMBER_RULES
-from mlxreflect.tasks.numbers import read_gold, row_gold
+from mlxreflect.tasks.numbers import read_gold
 from mlxreflect.tasks.rows import Row, column, question_text
-from mlxreflect.tasks.table import Benchmark
+from mlxreflect.tasks.table import Benchmark, row_reader
 
 
 def read(row: Row, config: TaskConfig) -> Problem:
@@ -38,19 +36,14 @@ def show(problem: Problem) -> str:
     return str(problem.fields["question"])
 
 
-def from_row(row: dict[str, Any]) -> Problem:
-    return make_problem("gsm8k", {"question": str(row.get("question", ""))}, row_gold(row))
-
-
 DATA = Benchmark("gsm8k", "openai/gsm8k", read, config="main")
 TASK = Task(
     name="gsm8k",
     load=DATA.load,
     instruction=instruction,
     show=show,
-    gold=lambda problem: problem.gold,
     grade=NUMBER_RULES["flexible"],
-    from_row=from_row,
+    from_row=row_reader("gsm8k"),
     hub=(DATA.hub,),
     rules=NUMBER_RULES,
 )

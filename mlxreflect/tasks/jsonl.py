@@ -89,7 +89,6 @@ TASK = Task(
     load=load,
     instruction=instruction,
     show=show,
-    gold=lambda problem: problem.gold,
     grade=RULES["flexible"],
     from_row=from_row,
     rules=RULES,

@@ -133,7 +133,6 @@ TASK = Task(
     load=load,
     instruction=instruction,
     show=show,
-    gold=lambda problem: problem.gold,
     grade=grade,
     from_row=from_row,
     rules=RULES,

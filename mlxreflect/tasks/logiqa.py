@@ -40,7 +40,6 @@ TASK = Task(
     load=DATA.load,
     instruction=instruction,
     show=show,
-    gold=lambda problem: problem.gold,
     grade=CHOICE_RULES["flexible"],
     from_row=from_row,
     hub=(DATA.hub,),

@@ -43,7 +43,6 @@ TASK = Task(
     load=load,
     instruction=instruction,
     show=show,
-    gold=lambda problem: problem.gold,
     grade=MATH_RULES["flexible"],
     from_row=from_row,
     hub=(DATA.hub,),

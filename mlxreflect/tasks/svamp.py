@@ -3,17 +3,15 @@
 A row has Body, Question, Equation and Answer; the question asked is body and question.
 """
 
-from typing import Any
-
 from mlxreflect.errors import UserError
 from mlxreflect.records import Problem, make_problem
 from mlxreflect.tables import TaskConfig
 from mlxreflect.tasks.base import Task
 from mlxreflect.tasks.gsm8k import instruction, show
 from mlxreflect.tasks.number_rules import NUMBER_RULES
-from mlxreflect.tasks.numbers import read_gold, row_gold
+from mlxreflect.tasks.numbers import read_gold
 from mlxreflect.tasks.rows import Row, column, question_text
-from mlxreflect.tasks.table import Benchmark, column_of
+from mlxreflect.tasks.table import Benchmark, column_of, row_reader
 
 
 def read(row: Row, config: TaskConfig) -> Problem:
@@ -34,19 +32,14 @@ def read(row: Row, config: TaskConfig) -> Problem:
     return make_problem("svamp", {"question": " ".join(question.split())}, gold, meta)
 
 
-def from_row(row: dict[str, Any]) -> Problem:
-    return make_problem("svamp", {"question": str(row.get("question", ""))}, row_gold(row))
-
-
 DATA = Benchmark("svamp", "ChilleD/SVAMP", read)
 TASK = Task(
     name="svamp",
     load=DATA.load,
     instruction=instruction,
     show=show,
-    gold=lambda problem: problem.gold,
     grade=NUMBER_RULES["flexible"],
-    from_row=from_row,
+    from_row=row_reader("svamp"),
     hub=(DATA.hub,),
     rules=NUMBER_RULES,
 )

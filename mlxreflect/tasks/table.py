@@ -7,10 +7,12 @@ benchmark without a training split has no other part than its questions.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from mlxreflect.errors import UserError
-from mlxreflect.records import Problem
+from mlxreflect.records import Problem, make_problem
 from mlxreflect.tables import TaskConfig
+from mlxreflect.tasks.numbers import row_gold
 from mlxreflect.tasks.rows import (
     Row,
     choose_part,
@@ -103,3 +105,8 @@ def column_of(row: Row, config: TaskConfig, key: str, names: Iterable[str]) -> s
     if wanted != getattr(DEFAULTS, key):
         return wanted
     return next((name for name in names if name in row.values), wanted)
+
+
+def row_reader(task: str) -> Callable[[dict[str, Any]], Problem]:
+    """`from_row` of a task whose answers are numbers."""
+    return lambda row: make_problem(task, {"question": str(row.get("question", ""))}, row_gold(row))

@@ -18,7 +18,7 @@ from mlxreflect.train.lanes import mark
 from mlxreflect.train.losses import token_logps
 from mlxreflect.train.prefix import Recorder, extend
 
-CHUNK_ELEMENTS = 1 << 21  # logits of one chunk: 8 MB of float32
+CHUNK_ELEMENTS = 1 << 20  # logits of one chunk: 8 MB of float32
 CHUNK_ROWS = (32, 1024)  # at least, at most
 # Tokens of a prefix that are run at a time. Attention computes, and keeps for the backward pass, a
 # full square of scores of which half is masked; in parts, it is little more than that half.

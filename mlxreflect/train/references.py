@@ -6,7 +6,6 @@ hash of everything they depend on; never a text or a token.
 
 import hashlib
 import json
-import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,10 +15,10 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-import platformdirs
 from mlx.utils import tree_flatten
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_random
 
+from mlxreflect.cachedir import cache_path
 from mlxreflect.errors import UserError
 from mlxreflect.train.batches import Row
 
@@ -85,16 +84,9 @@ class References:
 
     @staticmethod
     def open(setting: str) -> "References | None":
-        """setting: "" the user's cache folder, "off" None, else a path.
-
-        The environment variable MLXREFLECT_CACHE replaces the user's cache folder.
-        """
-        if setting == "off":
-            return None
-        if setting:
-            return References(Path(setting).expanduser())
-        folder = os.environ.get("MLXREFLECT_CACHE") or platformdirs.user_cache_dir("mlxreflect")
-        return References(Path(folder).expanduser() / "references.sqlite")
+        """As `cachedir.cache_path` reads the setting; None where it is off."""
+        path = cache_path(setting, "references.sqlite")
+        return References(path) if path else None
 
     def key_of(self, model: nn.Module, adapter: Mapping[str, mx.array]) -> str:
         """What log-probabilities under these parameters are kept by."""

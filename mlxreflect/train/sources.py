@@ -4,12 +4,11 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from glob import escape
 from pathlib import Path
 from typing import Any
 
 from mlxreflect.errors import UserError
-from mlxreflect.tasks.rows import TABLES, Row, brief, is_path, local_path, read_hub
+from mlxreflect.tasks.rows import TABLES, Row, brief, is_path, local_path, read_hub, read_parquet
 
 TORN = "cut off in the middle, as by a crash"
 MAX_CELL = 2**31 - 1  # characters of a CSV cell; Python's own limit is below a long text
@@ -140,17 +139,6 @@ def table_rows(path: Path, lines: Iterable[str]) -> Iterator[Row | BadRow]:
             f"{path}, line {reader.line_num}: not CSV ({brief(error)})",
             "put cells that hold commas, quotes or line breaks in double quotes",
         ) from None
-
-
-def read_parquet(path: Path) -> Iterator[Row | BadRow]:
-    from datasets import load_dataset
-
-    path.open("rb").close()  # a missing file is told as any other
-    try:  # streamed: no second copy in the cache of `datasets`
-        data = load_dataset("parquet", data_files=escape(str(path)), split="train", streaming=True)
-        yield from (Row(dict(row), f"{path}, row {i}") for i, row in enumerate(data, 1))
-    except ValueError as error:
-        raise UserError(f"{path}: not Parquet ({brief(error)})", "write that file anew") from None
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row | BadRow]]] = {
