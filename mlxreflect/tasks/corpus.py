@@ -107,19 +107,16 @@ def split(text: str, size: int) -> Iterator[str]:
     """Passages of at most `size` characters: whole paragraphs where they fit, a Markdown heading
     with what follows it. Linear in the text's length."""
     held: list[str] = []
-    length = 0
+    length, bare = 0, True  # bare: headings alone are held
     for piece in pieces_of(text, size):
-        begins = piece.startswith("#") and not all(map(is_heading, held))
-        if held and (length + len(piece) > size or begins):
+        heading = piece.startswith("#")
+        if held and (length + len(piece) > size or (heading and not bare)):
             yield from worth_it(held)
-            held, length = [], 0
+            held, length, bare = [], 0, True
         held.append(piece)
+        bare = bare and heading and "\n" not in piece
         length += len(piece) + 2
     yield from worth_it(held)
-
-
-def is_heading(piece: str) -> bool:
-    return piece.startswith("#") and "\n" not in piece
 
 
 def worth_it(held: list[str]) -> Iterator[str]:
