@@ -3,6 +3,7 @@
 import math
 import random
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -34,7 +35,7 @@ def test_ranks_are_those_of_the_formula(seed: int) -> None:
     scores = bm25(passages, text)
     found = Library(passages).related(text)
     assert set(found) == {i for i, score in enumerate(scores) if score > 0}
-    assert all(scores[a] >= scores[b] - 1e-5 for a, b in zip(found, found[1:], strict=False))
+    assert all(scores[a] >= scores[b] - 1e-5 for a, b in pairwise(found))
     assert Library(passages).related(text, 4) == found[:4]
 
 
