@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from fake_ollama import FakeOllama
@@ -13,6 +15,7 @@ from test_resume import DRIVER, command, contents, finish
 
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.solver import SolverCritic
+from mlxreflect.critics.verdicts import Section, Sections
 from mlxreflect.errors import UserError
 from mlxreflect.pairs import preflexor_pairs
 from mlxreflect.policy import load_policy
@@ -23,7 +26,7 @@ from mlxreflect.settings import flatten
 from mlxreflect.strategies.grounding import chosen_sections
 from mlxreflect.strategies.moves import Moves, Round
 from mlxreflect.strategies.preflexor import Preflexor
-from mlxreflect.tables import CriticConfig, PreflexorConfig, Recipe
+from mlxreflect.tables import CriticConfig, LoraConfig, PolicyConfig, PreflexorConfig, Recipe
 from mlxreflect.tasks import TASKS
 from mlxreflect.tasks.corpus import read_corpus
 from mlxreflect.train.batches import Pair
@@ -91,7 +94,7 @@ class Scripted:
     """Answers each role with a text, or fails where there is none."""
 
     actor, waits = "scripted", False
-    said = {
+    said: ClassVar = {
         "pose": "What is said of number {n}?",
         "extract": json.dumps({"sections": [
             {"name": "Hypothesis ", "text": "It is plain."}, {"name": "mood", "text": "good"},
@@ -130,12 +133,19 @@ HOSTILE = json.dumps({"sections": [
 ]})  # fmt: skip
 
 
+@cache
+def learner():
+    """One policy for all of these: none depends on what it has learned before."""
+    policy = load_policy(PolicyConfig())
+    attach_lora(policy.model, LoraConfig(keys=[], dropout=0.0), 0)
+    return policy
+
+
 def make(critic, corpus=None, **tables):
     tree = {
         "strategy": "preflexor",
         "policy": {"temperature": 1.0, "max_new_tokens": 30, "batch": 16},
-        "train": {"objective": "orpo", "lr": 1e-3, "logps": "sum", "batch": 2,
-                  "lora": {"keys": [], "dropout": 0.0}},
+        "train": {"objective": "orpo", "lr": 1e-3, "logps": "sum", "batch": 2},
         "preflexor": {"questions": 3, "rounds": 1, "two": {"rounds": 0}},
     }  # fmt: skip
     if corpus:
@@ -144,8 +154,7 @@ def make(critic, corpus=None, **tables):
     for name, table in tables.items():
         tree[name] = {**tree.get(name, {}), **table}
     recipe = Recipe.model_validate(tree)
-    policy = load_policy(recipe.policy)
-    attach_lora(policy.model, recipe.train.lora, recipe.seed)
+    policy = learner()
     task = TASKS[recipe.task.name]
     if corpus:
         config = recipe.preflexor
@@ -262,7 +271,7 @@ def test_topics_choose_the_passages(corpus):
     assert [e.problem.meta["file"] for e in played.episodes] == [
         "bees.md", "bees.md", "iron.txt", "iron.txt",
     ]  # fmt: skip
-    with pytest.raises(UserError, match="no passage of .* has a word of 'quarks'"):
+    with pytest.raises(UserError, match=r"no passage of .* has a word of 'quarks'"):
         make(Scripted(), corpus, preflexor={**table, "topics": ["quarks"]})
 
 
@@ -283,10 +292,8 @@ def test_a_graph_in_the_thought(corpus):
 
 
 def test_sections_are_those_asked_for_each_once():
-    from mlxreflect.critics.verdicts import Section, Sections
-
-    said = Sections(sections=[Section(name=n, text=t) for n, t in
-                              [("b", "2"), ("A ", " 1 "), ("a", "again"), ("c", "\n")]])  # fmt: skip
+    pairs = [("b", "2"), ("A ", " 1 "), ("a", "again"), ("c", "\n")]
+    said = Sections(sections=[Section(name=name, text=text) for name, text in pairs])
     assert chosen_sections(said, ["a", "b", "c", "d"]) == {"a": "1", "b": "2"}
 
 
@@ -326,6 +333,10 @@ def test_rounds_go_through_all_problems_before_any_comes_again():
 # ---- phases --------------------------------------------------------------------------------------
 
 
+def lists(arrays):
+    return {name: array.tolist() for name, array in arrays.items()}
+
+
 def test_phase_two_trains_answers_against_the_policy_of_phase_one():
     strategy = make(SolverCritic(CriticConfig(), "countdown"),
                     preflexor={"questions": 4, "rounds": 1,
@@ -338,7 +349,7 @@ def test_phase_two_trains_answers_against_the_policy_of_phase_one():
     two = strategy.play(strategy.next_wave())
     assert {step.objective for step in two.steps} == {"exo_pair"}
     held = strategy.learning.held["reference"]
-    assert {name: array.tolist() for name, array in held.items()} == after_one
+    assert lists(held) == after_one
     assert two.steps[0].margin == pytest.approx(0, abs=1e-4)
     encoder, policy = strategy.learning.encoder, strategy.policy
     for example in two.examples:
@@ -389,7 +400,8 @@ def test_keys_that_contradict_each_other(settings, said):
 
 # Two rounds of each phase, of Countdown's own problems and the exact solver.
 BASE = {
-    "profile": "quick", "task.limit": 12, "preflexor.questions": 4, "preflexor.rounds": 2, "preflexor.two.rounds": 2,
+    "profile": "quick", "task.limit": 12, "preflexor.questions": 4, "preflexor.rounds": 2,
+    "preflexor.two.rounds": 2,
     "train.batch": 2, "train.lora.rank": 2, "eval.limit": 2, "policy.batch": 8,
     "policy.temperature": 1.0, "policy.max_new_tokens": 28, "eval.max_new_tokens": 4,
     "preflexor.two.answer_only": False, "preflexor.two.lr": 1e-3,
