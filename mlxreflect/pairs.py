@@ -7,7 +7,7 @@ retry it, worded as an evaluation words it: nothing a critic was shown gets into
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 from typing import NamedTuple
 
 from mlxreflect.quality import fits, quality_of
@@ -29,7 +29,7 @@ def leak(text: str, spans: dict[str, list[int]], style: str) -> str:
         if re.search(rf"\b{phrase}\b", lowered):  # not "has provided"
             return f"the rewrite says {phrase!r}"
     start, end = spans.get("think", [0, 0])
-    if style == "thinking" and len(text[start:end].strip()) < MIN_WORKING:
+    if style != "direct" and len(text[start:end].strip()) < MIN_WORKING:
         return "the rewrite only restates the answer"
     return ""
 
@@ -201,6 +201,20 @@ def shared(one: str, other: str) -> str:
     """What two texts begin with."""
     pairs = zip(one, other, strict=False)
     return one[: next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))]
+
+
+def preflexor_pairs(episode: Episode, only_wrong: bool) -> Iterator[Example]:
+    """PRefLexOR: a teacher's solution that passed, against the policy's own attempt.
+
+    only_wrong: not where the attempt passed too, or nobody could say whether it did.
+    """
+    attempts = [turn for turn in episode.turns if turn.role == "attempt"]
+    taught = [turn for turn in episode.turns if turn.role in ("answer", "ground")]
+    for rejected, chosen in product(attempts, taught):
+        fine = chosen.verdict is not None and chosen.verdict.passed
+        wrong = rejected.verdict is not None and not rejected.verdict.passed
+        if fine and (wrong or not only_wrong):
+            yield replace(preference(episode, chosen, rejected), prompt=rejected.messages)
 
 
 def opener(by_index: dict[int, Turn], turn: Turn) -> Turn:

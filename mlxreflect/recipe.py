@@ -103,7 +103,8 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
         )
     if recipe.strategy == "traces":
         check_traces(recipe, path)
-    check_objective(recipe.train.objective, recipe.train, recipe.policy.quantize, path)
+    for train in phases(recipe):
+        check_objective(train.objective, train, recipe.policy.quantize, path)
     if recipe.strategy == "reflectevo":
         check_reflectevo(recipe, path)
     if recipe.rel.target == "tidied" and not recipe.rel.review:
@@ -113,7 +114,8 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
         )
     imitates = recipe.strategy == "reflectevo" and recipe.reflectevo.training in ("I", "II")
     pairs = recipe.strategy != "rel" and not imitates
-    refers = pairs and recipe.train.objective != "orpo" and recipe.train.dpo > 0
+    compared = any(train.objective != "orpo" for train in phases(recipe))
+    refers = pairs and compared and recipe.train.dpo > 0
     if recipe.train.tune == "full" and refers and recipe.train.reference != "none":
         raise UserError(
             f"{path}: with train.tune = 'full', {recipe.strategy} would need the weights of the "
@@ -126,6 +128,8 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
             f"{path}: eval.against does nothing while eval.decontaminate = 'off'",
             'leave one of them out, or set eval.decontaminate = "exact"',
         )
+    if recipe.strategy == "preflexor":
+        check_preflexor(recipe, path)
     for tier in TIERS:
         critic = validate_tier(recipe, tier, path, settings)
         check_critic(critic, path)
@@ -219,6 +223,10 @@ def keeps_bucket(recipe: Recipe) -> bool:
     return recipe.r3.bucket_every > 0 or recipe.r3.until_mastered
 
 
+def preflexor_tiers(recipe: Recipe) -> list[Tier]:
+    return ["basic", "judge"] if recipe.preflexor.corpus else ["basic"]
+
+
 def rel_tiers(recipe: Recipe) -> list[Tier]:
     config = recipe.rel
     tiers: list[Tier] = []
@@ -229,8 +237,44 @@ def rel_tiers(recipe: Recipe) -> list[Tier]:
 
 # For each method, the critics that it asks.
 ASKED: dict[str, Callable[[Recipe], list[Tier]]] = {
-    "r3": r3_tiers, "rel": rel_tiers, "reflectevo": reflectevo_tiers, "traces": traces_tiers,
+    "r3": r3_tiers, "rel": rel_tiers, "preflexor": preflexor_tiers,
+    "reflectevo": reflectevo_tiers, "traces": traces_tiers,
 }  # fmt: skip
+
+
+def phases(recipe: Recipe) -> tuple[TrainConfig, ...]:
+    """The settings of each phase of training, of a method that has several."""
+    if recipe.strategy != "preflexor":
+        return (recipe.train,)
+    two = recipe.preflexor.two.model_dump(exclude={"rounds"})
+    shown = {name: two.pop(name) for name in ("answer_only", "think_fraction")}
+    mask = recipe.train.mask.model_copy(update=shown)
+    return recipe.train, recipe.train.model_copy(update={**two, "mask": mask})
+
+
+def check_preflexor(recipe: Recipe, path: Path) -> None:
+    config = recipe.preflexor
+    if not config.rounds and not config.two.rounds:
+        raise UserError(
+            f"{path}: preflexor.rounds and preflexor.two.rounds are both 0, nothing would be done",
+            "give one of the phases a round",
+        )
+    if config.topics and not config.corpus:
+        raise UserError(
+            f"{path}: preflexor.topics are looked for in a corpus, and preflexor.corpus is empty",
+            "set preflexor.corpus to a folder of texts, or leave the topics out",
+        )
+    if config.corpus and recipe.task.name != "jsonl":
+        raise UserError(
+            f"{path}: questions posed from preflexor.corpus are no problems of the task "
+            f"{recipe.task.name}",
+            'set task.name = "jsonl", and task.source or eval.spec to what the model is tested on',
+        )
+    if config.corpus and "solver" in (critic.provider for critic in map(recipe.critic.tier, TIERS)):
+        raise UserError(
+            f'{path}: critic.provider = "solver" cannot pose questions from preflexor.corpus',
+            'set critic.provider = "ollama", or another one that reads texts',
+        )
 
 
 def check_critic(critic: CriticConfig, path: Path) -> None:

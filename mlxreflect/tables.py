@@ -37,7 +37,7 @@ class PolicyConfig(Table):
 
 class PromptConfig(Table):
     tags: Literal["think", "reasoning", "preflexor"] = "think"
-    style: Literal["thinking", "direct"] = "thinking"
+    style: Literal["thinking", "graph", "direct"] = "thinking"
     file: str = ""  # TOML file with wording of your own: template = "text"
     templates: dict[str, str] = {}  # that wording, as the run keeps it
 
@@ -153,6 +153,37 @@ class RelConfig(Table):
     measure: bool = False  # an evaluation after each round, beside base and trained
 
 
+Objective = Literal["dpo", "ipo", "exo_pair", "orpo"]  # of preference pairs
+
+
+class PhaseTwoConfig(Table):
+    """Phase II: what it has of its own; all else is [train]'s, which are Phase I's settings."""
+
+    rounds: Count = 10  # 0: no Phase II
+    objective: Objective = "exo_pair"
+    lr: Rate = 1e-6
+    beta: Rate = 0.1
+    smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 5e-3
+    clip: Annotated[float, Field(ge=0)] = 0.3
+    answer_only: bool = True  # answers are compared without what was thought before them
+    think_fraction: Fraction = 0.0
+
+
+class PreflexorConfig(Table):
+    rounds: Count = 10  # of Phase I; 0: none
+    questions: Positive = 50  # new ones each round; with topics, for each of them
+    only_wrong: bool = False  # pairs only where the policy's own answer did not pass
+    corpus: str = ""  # folder or file of text, Markdown, JSONL; "": the task's own problems
+    column: str = "text"  # of JSONL rows
+    chunk: Positive = 1500  # characters of a passage at most
+    topics: Names = []  # what to ask about; empty: passages at random
+    retrieve: Count = 2  # passages that a teacher is shown beside the one asked about
+    sections: Annotated[Names, Field(min_length=1)] = [
+        "reasoning steps", "relevant concepts", "hypothesis",
+    ]  # of the thought  # fmt: skip
+    two: PhaseTwoConfig = PhaseTwoConfig()
+
+
 class LoraConfig(Table):
     rank: Positive = 16
     scale: Rate = 2.0  # = alpha / rank of other libraries
@@ -205,7 +236,7 @@ class Fitting(Table):
 class TrainConfig(Fitting):
     """[train] of a recipe; [train.sft] is for the answers that a strategy imitates."""
 
-    objective: Literal["dpo", "ipo", "exo_pair", "orpo"] = "dpo"
+    objective: Objective = "dpo"
     sft: SftConfig = SftConfig()
 
 
@@ -259,7 +290,7 @@ class Limits(Table):
     training_tokens: Count = 0  # that a loss is taken of
 
 
-Method = Literal["r3", "rel", "reflectevo", "traces"]
+Method = Literal["r3", "rel", "preflexor", "reflectevo", "traces"]
 METHODS: tuple[Method, ...] = get_args(Method)  # each has a table of its name
 
 
@@ -276,6 +307,7 @@ class Recipe(Table):
     rel: RelConfig = RelConfig()
     reflectevo: ReflectEvoConfig = ReflectEvoConfig()
     traces: TracesConfig = TracesConfig()
+    preflexor: PreflexorConfig = PreflexorConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 

@@ -66,7 +66,8 @@ PURE = ("records", "settings", "tables", "recipe", "plans", "seeds", "prompts", 
         "wording", "pairs", "quality", "stats", "sentences", "sequential", "tasks", "errors", "job",
         "decontaminate", "reflections")  # fmt: skip
 HEAVY = {"mlx", "mlx_lm", "transformers", "pydantic", "matplotlib", "numpy", "scipy", "datasets",
-         "huggingface_hub", "ollama", "httpx", "tenacity", "boto3", "botocore"}  # fmt: skip
+         "huggingface_hub", "ollama", "httpx", "tenacity", "boto3", "botocore",
+         "bm25s"}  # fmt: skip
 
 
 def module_name(path: Path) -> str:

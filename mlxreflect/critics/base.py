@@ -10,7 +10,7 @@ NANO = 10**9  # dollars are added as whole billionths: sums do not depend on the
 # attempt: the model behind the server is not a critic, but evaluated.
 Move = Literal[
     "critique", "reflection", "rewrite", "retry", "continue", "judge", "prefer", "pose",
-    "integrate", "score", "attempt",
+    "integrate", "score", "answer", "extract", "ground", "support", "attempt",
 ]  # fmt: skip
 
 

@@ -125,4 +125,4 @@ def unable(task: Task, call: Call) -> Reply:
 
 
 ROLES = {"critique": critique, "reflection": critique, "rewrite": rewrite, "continue": go_on,
-         "judge": judge, "integrate": tidy}  # fmt: skip
+         "answer": rewrite, "judge": judge, "integrate": tidy}  # fmt: skip

@@ -13,7 +13,7 @@ from mlxreflect.templates import Templates
 
 Seed = tuple[int | str, ...]
 SampleRole = Literal["attempt", "verify", "retry"]
-HELPED = ("rewrite", "continue", "integrate")  # written seeing more than the problem
+HELPED = ("rewrite", "continue", "integrate", "answer")  # written seeing more than the problem
 
 
 class Attempts:

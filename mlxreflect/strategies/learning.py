@@ -10,7 +10,7 @@ from mlx.utils import tree_unflatten
 
 from mlxreflect.policy import Policy, weights_hash
 from mlxreflect.records import Example
-from mlxreflect.tables import GrpoConfig, Recipe
+from mlxreflect.tables import GrpoConfig, Recipe, TrainConfig
 from mlxreflect.train.batches import Group, Pair, Row
 from mlxreflect.train.encode import Dropped, Encoder, NothingTrained
 from mlxreflect.train.lora import base_reference
@@ -47,11 +47,16 @@ class Learning:
         self.recipe, self.policy, self.trainer = recipe, policy, trainer
         self.held: dict[str, Arrays] = {}
         self.start: Arrays = {}
-        self.encoder = Encoder(
-            policy, recipe.train.max_length, Mask(**recipe.train.mask.model_dump()),
-            recipe.prompt.tags, recipe.seed,
-        )  # fmt: skip
+        self.use(recipe.train)
         self.begin_wave()
+
+    def use(self, train: TrainConfig) -> None:
+        """Train with these settings from now on, of a phase that has its own."""
+        self.train = train
+        self.encoder = Encoder(
+            self.policy, train.max_length, Mask(**train.mask.model_dump()),
+            self.recipe.prompt.tags, self.recipe.seed,
+        )  # fmt: skip
 
     def begin_wave(self) -> None:
         self.examples: list[Example] = []
@@ -61,9 +66,9 @@ class Learning:
 
     def begin_stage(self) -> None:
         """What the policy is now becomes the reference, or what it was without its adapter."""
-        if self.recipe.train.reference == "stage":
+        if self.train.reference == "stage":
             self.held["reference"] = dict(self.trainer.trainable())
-        elif self.recipe.train.reference == "base":
+        elif self.train.reference == "base":
             self.held["reference"] = base_reference(self.policy.model)
 
     def keep_start(self) -> None:
@@ -83,7 +88,7 @@ class Learning:
     def prefer(self, examples: Sequence[Example], seed: Seed, course: Course | None = None) -> None:
         """DPO on preference pairs."""
         encoded = [row for row in self.encode(examples) if isinstance(row, Pair)]
-        settings = self.settings(self.recipe.train.lr, course, len(encoded))
+        settings = self.settings(self.train.lr, course, len(encoded))
         self.steps += self.trainer.fit_pairs(encoded, self.held.get("reference"), settings, seed)
         self.name_policy()
 
@@ -94,14 +99,14 @@ class Learning:
         if not examples or scale == 0:
             return
         rows = [row for row in self.encode(examples) if isinstance(row, Row)]
-        settings = self.settings(self.recipe.train.sft.lr * scale, course, len(rows))
+        settings = self.settings(self.train.sft.lr * scale, course, len(rows))
         self.steps += self.trainer.fit_rows(rows, settings, seed)
         self.name_policy()
 
     def reinforce(self, examples: Sequence[Example], grpo: GrpoConfig, seed: Seed) -> None:
         """GRPO on groups that the policy as it is has written."""
         groups = [row for row in self.encode(examples) if isinstance(row, Group)]
-        settings = replace(self.settings(self.recipe.train.lr), **grpo.model_dump())
+        settings = replace(self.settings(self.train.lr), **grpo.model_dump())
         self.steps += self.trainer.fit_groups(groups, self.held.get("reference"), settings, seed)
         self.name_policy()
 
@@ -129,7 +134,7 @@ class Learning:
 
     def settings(self, lr: float, course: Course | None = None, rows: int = 0) -> Settings:
         """course: of the learning rate over a training of so many rows; None: constant."""
-        train = self.recipe.train
+        train = self.train
         steps = train.epochs * -(-rows // (train.batch * train.accumulate))
         course = course or Course()
         return Settings(

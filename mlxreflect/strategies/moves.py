@@ -31,6 +31,7 @@ class Moves:
 
     def __init__(self, recipe: Recipe, task: Task) -> None:
         self.task, self.seed, self.tags = task, recipe.seed, recipe.prompt.tags
+        self.style = recipe.prompt.style
         self.templates = prompts.BUNDLED.replaced(recipe.prompt.templates)
 
     def critique(self, problem: Problem, text: str, at: Round, example: str | None = None) -> Call:
@@ -54,7 +55,7 @@ class Moves:
     def retry(self, problem: Problem, text: str, feedback: str, at: Round) -> Call:
         """The text again, as a reflection on it says; no answer shown."""
         messages = prompts.rewrite_messages(
-            self.task.instruction(problem), self.task.show(problem), text, feedback, self.tags,
+            self.instruction(problem), self.task.show(problem), text, feedback, self.tags,
             None, self.templates,
         )  # fmt: skip
         call = self.call("retry", problem, messages, at, text=text, feedback=feedback)
@@ -65,7 +66,7 @@ class Moves:
     ) -> Call:
         """The text again, mended as the feedback says. solution: shown in place of the answer."""
         messages = prompts.rewrite_messages(
-            self.task.instruction(problem), self.task.show(problem), text, feedback, self.tags,
+            self.instruction(problem), self.task.show(problem), text, feedback, self.tags,
             solution or self.task.gold(problem), self.templates,
         )  # fmt: skip
         call = self.call("rewrite", problem, messages, at, text=text, feedback=feedback)
@@ -74,7 +75,7 @@ class Moves:
     def go_on(self, problem: Problem, working: str, hint: str, at: Round) -> Call:
         """What follows a working, with a hint at what is wrong in it; no answer shown."""
         messages = prompts.continue_messages(
-            self.task.instruction(problem), self.task.show(problem), working, hint, self.tags,
+            self.instruction(problem), self.task.show(problem), working, hint, self.tags,
             self.templates,
         )  # fmt: skip
         call = self.call("continue", problem, messages, at, text=working, feedback=hint)
@@ -112,7 +113,7 @@ class Moves:
     def integrate(self, problem: Problem, texts: Sequence[str], at: Round) -> Call:
         """One solution of several attempts and reflections; no answer shown."""
         messages = prompts.integrate_messages(
-            self.task.instruction(problem), self.task.show(problem), texts, self.tags,
+            self.instruction(problem), self.task.show(problem), texts, self.tags,
             self.templates,
         )  # fmt: skip
         call = self.call("integrate", problem, messages, at, text="\n\n".join(texts))
@@ -126,6 +127,46 @@ class Moves:
         )  # fmt: skip
         call = self.call("integrate", problem, messages, at, text=notes)
         return replace(call, visibility="none", template=self.templates.version("expand"))
+
+    def answer(self, problem: Problem, at: Round) -> Call:
+        """A whole solution, from who is told the answer."""
+        messages = prompts.answer_messages(
+            self.instruction(problem), self.task.show(problem), self.tags, self.task.gold(problem),
+            self.templates,
+        )  # fmt: skip
+        return self.call("answer", problem, messages, at, text="")
+
+    # Passages hold the answer and how it comes about: who is shown them has seen the solution.
+
+    def extract(
+        self, problem: Problem, passages: Sequence[str], sections: Sequence[str], at: Round
+    ) -> Call:
+        """Named sections of thinking, from passages. To be asked as Sections."""
+        messages = prompts.extract_messages(
+            self.task.show(problem), passages, sections, self.templates
+        )
+        call = self.call("extract", problem, messages, at, text="\n\n".join(passages))
+        return replace(call, visibility="gold_solution")
+
+    def ground(self, problem: Problem, passages: Sequence[str], thought: str, at: Round) -> Call:
+        """The answer that passages, and a thought drawn from them, support."""
+        messages = prompts.ground_messages(
+            self.task.instruction(problem), self.task.show(problem), passages, thought,
+            self.templates,
+        )  # fmt: skip
+        call = self.call("ground", problem, messages, at, text=thought)
+        return replace(call, visibility="gold_solution")
+
+    def support(self, problem: Problem, passages: Sequence[str], text: str, at: Round) -> Call:
+        """Do passages support a solution? To be asked as a Judgement."""
+        messages = prompts.support_messages(self.task.show(problem), passages, text, self.templates)
+        call = self.call("support", problem, messages, at, text=text)
+        return replace(call, visibility="gold_solution")
+
+    def instruction(self, problem: Problem) -> str:
+        """What a whole solution is asked for: in the style "graph" its thought begins with one."""
+        asked = self.task.instruction(problem)
+        return f"{asked}\n{prompts.GRAPH}" if self.style == "graph" else asked
 
     def example(self, role: str, problem: Problem, text: str = "", feedback: str = "") -> Call:
         """A call of a role, for those who look at prompts and ask nobody."""
@@ -141,6 +182,10 @@ class Moves:
             "score": lambda: self.score(problem, text, at),
             "pose": lambda: self.pose(problem, text, at),
             "integrate": lambda: self.integrate(problem, [text], at),
+            "answer": lambda: self.answer(problem, at),
+            "extract": lambda: self.extract(problem, ["(a passage)"], ["(a section)"], at),
+            "ground": lambda: self.ground(problem, ["(a passage)"], "(sections)", at),
+            "support": lambda: self.support(problem, ["(a passage)"], text, at),
         }
         return made[role]()
 
