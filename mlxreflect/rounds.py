@@ -110,7 +110,8 @@ class Rounds:
             )
         prefills = config.round == "prefill" and number > config.fresh
         opening = next_opening(chain, config, self.tags) if prefills else ""
-        banned = failed_steps(chain, opening, self.tags) if config.avoid else []
+        known = config.avoid and config.feedback != "none"  # else nobody has said what failed
+        banned = failed_steps(chain, opening, self.tags) if known else []
         role: AnswerRole = "continue" if opening else "attempt"
         return Ask(chain, role, self.attempt(problem), opening, tuple(banned))
 

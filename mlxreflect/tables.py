@@ -334,7 +334,7 @@ class ChainConfig(Table):
     stops: bool = True  # false: rounds are used up, whoever is satisfied
     fresh: Positive = 1  # of the answers, the first so many are from scratch, before any prefill
     tries: Positive = 1  # answers that go on from the same prefilled thinking
-    avoid: bool = False  # no answer goes on as one that failed did, from the same thinking
+    avoid: bool = False  # with feedback, no answer goes on as one that failed did before
     integrate: bool = False  # at the end the answers of a chain become one
     temperature: Annotated[float, Field(ge=0)] = 0.0  # of the policy's own critiques
     max_tokens: Positive = 200  # of such a critique
