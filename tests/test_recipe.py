@@ -15,6 +15,7 @@ from mlxreflect.settings import bundled, flatten, read_toml, validate
 from mlxreflect.tables import METHODS, CriticConfig, EvalSpec, Recipe, Table
 
 DEFAULTS = flatten(Recipe().model_dump())
+NAMES = ("eval.against", "reflectevo.instructions")
 LEAVES = sorted(set(DEFAULTS) - {"critic.advanced", "critic.judge"})
 OTHERS = [method for method in METHODS if method != Recipe().strategy]
 
@@ -232,7 +233,7 @@ def test_a_setting_is_blamed_where_the_file_also_has_the_table(tmp_path: Path) -
 @pytest.mark.parametrize("key", LEAVES)
 def test_wrong_type_is_named_with_key_value_and_line(key: str, tmp_path: Path) -> None:
     default = DEFAULTS[key]
-    texts = isinstance(default, str) or key == "eval.against"  # a list that one text may stand for
+    texts = isinstance(default, str) or key in NAMES  # a list that one text may stand for
     wrong, shown = ("7", "7") if texts else ('"7"', "'7'")
     *tables_, leaf = key.split(".")
     header = f"[{'.'.join(tables_)}]" if tables_ else "# top"
