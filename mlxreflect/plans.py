@@ -86,7 +86,7 @@ def reflectevo_plan(recipe: Recipe, n: int, wrong: float) -> Plan:
     asked: Asked = {}
     if config.reflector == "critic" and not config.stored:
         asked["basic", "reflection"] = made
-    roles: tuple[str, ...] = ("reflection", "retry")
+    roles: tuple[str, ...] = ("reflection",)
     if config.training == "IV":  # every two whose retries are right, in both orders
         right = 1.0 if wrong == 1 else 1 - wrong  # at most: all retries
         asked["judge", "prefer"] = made * (config.reflections - 1) * right**2

@@ -41,6 +41,7 @@ def calls(text):
     m = moves()
     return {
         "critique": [m.critique(PROBLEM, text, AT, text)],
+        "reflection": [m.reflection(PROBLEM, text, "Look at its signs.", 100, AT)],
         "rewrite": [m.rewrite(PROBLEM, text, text, AT)],
         "continue": [m.go_on(PROBLEM, text, text, AT)],
         "judge": [m.judge(PROBLEM, text, AT)],

@@ -52,15 +52,6 @@ class Moves:
         call = self.call("reflection", problem, messages, at, text=text)
         return replace(call, visibility="verdict")
 
-    def retry(self, problem: Problem, text: str, feedback: str, at: Round) -> Call:
-        """The text again, as a reflection on it says; no answer shown."""
-        messages = prompts.rewrite_messages(
-            self.instruction(problem), self.task.show(problem), text, feedback, self.tags,
-            None, self.templates,
-        )  # fmt: skip
-        call = self.call("retry", problem, messages, at, text=text, feedback=feedback)
-        return replace(call, visibility="verdict")
-
     def rewrite(
         self, problem: Problem, text: str, feedback: str, at: Round, *, solution: str | None = None
     ) -> Call:
@@ -174,7 +165,6 @@ class Moves:
         made: dict[str, Callable[[], Call]] = {
             "critique": lambda: self.critique(problem, text, at),
             "reflection": lambda: self.reflection(problem, text, "(an instruction)", 100, at),
-            "retry": lambda: self.retry(problem, text, feedback, at),
             "rewrite": lambda: self.rewrite(problem, text, feedback, at),
             "continue": lambda: self.go_on(problem, text, feedback, at),
             "judge": lambda: self.judge(problem, text, at),
@@ -207,7 +197,7 @@ class Moves:
             text=text,
             feedback=feedback,
             visibility=seen,
-            template=self.templates.version("rewrite" if role == "retry" else role),
+            template=self.templates.version(role),
             tags=self.tags,
             epoch=at.epoch,
             attempt=at.attempt,

@@ -258,8 +258,11 @@ class ReflectEvo:
         )  # fmt: skip
 
     def retry_prompt(self, story: Story, reflection: Turn) -> Messages:
-        moves, at = self.exchange.moves, self.round()
-        return moves.retry(story.problem, text_of(story), reflection.text, at).messages
+        problem, tags = story.problem, self.recipe.prompt.tags
+        return prompts.rewrite_messages(
+            self.task.instruction(problem), self.task.show(problem), text_of(story),
+            reflection.text, tags, None, self.attempts.templates,
+        )  # fmt: skip
 
     # ---- bookkeeping ----------------------------------------------------------------------------
 
