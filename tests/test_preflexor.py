@@ -468,7 +468,7 @@ def teacher(body):
     asked = body["messages"]
     said = asked[-1]["content"]
     if said.endswith("Question:"):
-        return f"What follows from {len(said)} characters?"
+        return f"What follows from {body['options']['seed'] % 10_000} and {len(said)}?"
     if said.endswith("Sections:"):
         names = asked[0]["content"].partition("sections: ")[2].partition(". Each")[0].split("; ")
         return json.dumps({"sections": [{"name": n, "text": f"On {n}."} for n in names]})
