@@ -83,7 +83,8 @@ def row(kind, completion, turn, **more):
     return {
         "schema": "example/1", "kind": "sft", "prompt": PROMPT, "chosen": None, "rejected": None,
         "completion": completion, "chosen_ids": None, "rejected_ids": None, "completion_ids": None,
-        "completions": None, "rewards": None, "weight": 1.0, "mask": "response",
+        "completions": None, "completions_ids": None, "rewards": None, "weight": 1.0,
+        "mask": "response",
         "source": {"problem": kind, "epoch": 1, "wave": 0, "turns": [turn]}, **more,
     }  # fmt: skip
 
