@@ -17,16 +17,12 @@ import mlx.core as mx
 
 from mlxreflect import pairs
 from mlxreflect.answers import Answers
-from mlxreflect.arms import arms_within
 from mlxreflect.commits import replace_folder
-from mlxreflect.compare import Options, compare, compare_all
 from mlxreflect.critics import open_critics
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import SelfCritic
-from mlxreflect.critics.tally import total
 from mlxreflect.evaluate import eval_problems, evaluate
 from mlxreflect.exams import clean, keep_rows
-from mlxreflect.exports.report import write_outputs
 from mlxreflect.policy import device_name, load_policy, weights_hash
 from mlxreflect.recipe import eval_spec
 from mlxreflect.records import read_rows, to_row
@@ -36,6 +32,7 @@ from mlxreflect.run import Run
 from mlxreflect.strategies import STRATEGIES
 from mlxreflect.strategies.base import Played, Strategy, Wave
 from mlxreflect.strategies.learning import ADAPTER, REFLECTOR, Learning
+from mlxreflect.summary import conclude
 from mlxreflect.tables import EvalSpec, Limits
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.checkpoint import load_arrays, load_parameters, load_trainer, save_trainer
@@ -44,11 +41,6 @@ from mlxreflect.train.network import parameters
 from mlxreflect.train.references import References
 from mlxreflect.train.trainer import Trainer
 from mlxreflect.ui import Ui
-
-COMPARED = ("n", "accuracy_a", "accuracy_b", "gains", "losses", "difference", "ci_low", "ci_high",
-            "p_exact", "p_mid")  # fmt: skip
-UNSOLVED = ("bucket", "discarded", "failed")
-MEASURED = ("n", "accuracy", "ci_low", "ci_high", "format_rate", "parse_failures", "truncated")
 
 
 def execute(run: Run, ui: Ui) -> dict[str, Any]:
@@ -118,18 +110,9 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
         reflector = strategy.learning.held.get(REFLECTOR)
         retries.measure("trained", weights_hash(trainer.trainable()), reflector)
         asked = list(ledger.rows())
-    comparison = compare(run.path / "eval" / "base", run.path / "eval" / "trained")
-    run.write_json("comparison.json", comparison)
     if retries.wanted:
         run.write_json("retries.json", retries.told())
-    if len(arms_within(run.path)) > 2:
-        differ = ("prompt.style",) if recipe.eval.direct else ()
-        run.write_json("comparisons.json", compare_all([run.path], Options(differ=differ)))
-    from mlxreflect.plots import draw_plots  # matplotlib takes a second to load
-
-    draw_plots(run.path)
-    write_outputs([run.path], plots=False)
-    summary = summarise_run(run, base, trained, comparison, asked)
+    summary = conclude(run, base, trained, asked)
     summary["decontaminated"] = cleaned.counts
     summary["wall_seconds"] = round(before + time.monotonic() - started, 1)
     run.write_json("summary.json", summary)  # last: a run that has it is finished
@@ -302,47 +285,6 @@ def finish_adapter(run: Run, learning: Learning, adapter: dict[str, Any]) -> Non
             save_adapter, arrays=arrays, config=adapter, model=run.recipe.policy.model
         )  # fmt: skip
         replace_folder(run.path / name, save)
-
-
-def summarise_run(
-    run: Run,
-    base: dict[str, Any],
-    trained: dict[str, Any],
-    comparison: dict[str, Any],
-    asked: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """Figures of a whole run, from what was committed; asked: the ledger's lines."""
-    metrics = list(read_rows(run.path / "metrics.jsonl"))
-    waves = [row for row in metrics if row["kind"] == "wave"]
-    first: dict[str, bool] = {}
-    bucket: set[str] = set()  # what the last episode of a problem left unsolved
-    for row in read_rows(run.path / "episodes.jsonl"):
-        pid, outcome = row["problem"]["id"], row["outcome"]
-        first.setdefault(pid, outcome["first_correct"])
-        (bucket.add if outcome["status"] in UNSOLVED else bucket.discard)(pid)
-    at_once = {pid for pid, right in first.items() if right} - bucket
-    failures = sum((Counter(row["failures"]) for row in waves), Counter[str]())
-    return {
-        "schema": "summary/1",
-        "status": "finished",
-        "recipe": run.recipe.name,
-        "policy": run.recipe.policy.model,
-        "wall_seconds": 0.0,
-        "waves": len(waves),
-        "problems": len(first),
-        "solved_first": len(at_once),
-        "solved_after": len(first) - len(at_once) - len(bucket),
-        "bucket": len(bucket),
-        "pairs": sum(row["pairs"] for row in waves),
-        "critic": total((row["critic"] for row in waves), asked),
-        "failures": dict(failures),
-        "base": {key: base[key] for key in MEASURED},
-        "trained": {key: trained[key] for key in MEASURED},
-        "comparison": {key: comparison.get(key) for key in COMPARED},
-        "peak_memory_bytes": mx.get_peak_memory(),
-        "tokens_generated": sum(row["tokens_generated"] for row in waves),
-        "tokens_trained": sum(row["tokens_trained"] for row in waves),
-    }
 
 
 @contextmanager

@@ -53,7 +53,7 @@ LAYERS: list[set[str]] = [
     {"plots", "story", "comparison_view", "rescore", "scoreboard"},
     {"exports"},
     {"lineup", "retries"},
-    {"quick", "solve"},
+    {"quick", "solve", "summary"},
     {"loop", "show", "course", "checks", "estimate"},
     {"dry", "finetune", "doctor", "wizard"},
     {"cli_parts"},
