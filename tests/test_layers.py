@@ -18,6 +18,7 @@ LAYERS: list[set[str]] = [
     {"errors"},
     {"records", "settings", "seeds", "templates", "cachedir"},
     {"prompts"},
+    {"reflections"},
     {"tables", "wording"},
     {"quality"},
     {"recipe"},
@@ -51,7 +52,7 @@ LAYERS: list[set[str]] = [
     {"unpaired", "served", "chains_eval"},
     {"plots", "story", "comparison_view", "rescore", "scoreboard"},
     {"exports"},
-    {"lineup"},
+    {"lineup", "retries"},
     {"quick", "solve"},
     {"loop", "show", "course", "checks", "estimate"},
     {"dry", "finetune", "doctor", "wizard"},
@@ -63,9 +64,10 @@ LAYERS: list[set[str]] = [
 # Nothing but data in, data out: no model, no network, no run directory.
 PURE = ("records", "settings", "tables", "recipe", "plans", "seeds", "prompts", "templates",
         "wording", "pairs", "quality", "stats", "sentences", "sequential", "tasks", "errors", "job",
-        "decontaminate")  # fmt: skip
+        "decontaminate", "reflections")  # fmt: skip
 HEAVY = {"mlx", "mlx_lm", "transformers", "pydantic", "matplotlib", "numpy", "scipy", "datasets",
-         "huggingface_hub", "ollama", "httpx", "tenacity", "boto3", "botocore"}  # fmt: skip
+         "huggingface_hub", "ollama", "httpx", "tenacity", "boto3", "botocore",
+         "bm25s"}  # fmt: skip
 
 
 def module_name(path: Path) -> str:

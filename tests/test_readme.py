@@ -44,6 +44,7 @@ OWN_FILES = {
         f'{{"role": "assistant", "content": "{i + 1}"}}]}}\n'
         for i in range(30)
     ),
+    "NOTES/bees.md": "# Bees\n\nBees gather nectar from flowers and make honey of it in summer.\n",
     "exam.jsonl": '{"question": "5 + 1?"}\n{"question": "6 + 1 ?"}\n',
     "responses.jsonl": '{"id": 1, "response": "a", "numbers": [3, 4], "target": 7, "gold": 7}\n',
 }
@@ -326,6 +327,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory, tiny_random: Path) -> Shell:
     shell = Shell(tmp_path_factory.mktemp("readme"), tiny_random)
     shell.works("run", "quickstart", *shell.small, "--run-dir", "RUN_DIR")
     for name, text in OWN_FILES.items():
+        (shell.folder / name).parent.mkdir(exist_ok=True)
         (shell.folder / name).write_text(text)
     return shell
 

@@ -124,5 +124,5 @@ def unable(task: Task, call: Call) -> Reply:
     return Reply("", error=f"the solver has no move {call.role!r}", kind="unable")
 
 
-ROLES = {"critique": critique, "rewrite": rewrite, "continue": go_on, "judge": judge,
-         "integrate": tidy}  # fmt: skip
+ROLES = {"critique": critique, "reflection": critique, "rewrite": rewrite, "continue": go_on,
+         "answer": rewrite, "judge": judge, "integrate": tidy}  # fmt: skip
