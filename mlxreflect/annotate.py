@@ -28,7 +28,9 @@ def annotate(
     working: Annotated[
         Path | None, typer.Option(help="A file with your working; default: your editor.")
     ] = None,
-    expand: Annotated[bool, typer.Option(help="Have the critic write it out.")] = True,
+    no_expand: Annotated[
+        bool, typer.Option("--no-expand", help="Keep it as it is, unseen by the critic.")
+    ] = False,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -49,7 +51,7 @@ def annotate(
     done = {worked.question.strip() for worked in known}
     found = choose(list(clean(loaded).problems.values()), problem, done, task.show)
     notes = read_notes(working) if working else write_notes(task.show(found))
-    turn = written_out(loaded, found, notes, expand)
+    turn = written_out(loaded, found, notes, not no_expand)
     kept = bool(turn.verdict and turn.verdict.passed)
     if kept:
         add_worked(file, worked_of(turn, loaded, task.show(found), task.gold(found)))

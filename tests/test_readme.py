@@ -33,8 +33,9 @@ UsageError = typer.BadParameter.__mro__[1]  # click's, or the copy inside typer
 HOW = {"run": "dry", "resume": "run", "show": "run", "compare": "run", "grade": "run",
        "eval": "run", "train": "run", "fuse": "run", "doctor": "run",
        "decontaminate": "run", "report": "run", "export": "run",
-       "init": "run", "solve": "run", "annotate": "dry"}  # fmt: skip
+       "init": "run", "solve": "run", "annotate": "run"}  # fmt: skip
 OWN_FILES = {
+    "notes.txt": "I do not know. <answer> 0 </answer>",
     "problems.jsonl": "".join(f'{{"question": "{i} + 1?", "answer": {i}}}\n' for i in range(30)),
     "preferences.jsonl": "".join(
         f'{{"prompt": "{i} + 1?", "chosen": "{i + 1}", "rejected": "{i}"}}\n' for i in range(30)
@@ -355,6 +356,13 @@ def try_out(shell: Shell, one: Command) -> Done | None:
     if one.name == "doctor":
         done = shell(one.name, *arguments)
         assert done.code == 0 or (done.code == 1 and "something is missing" in done.out), done.err
+        return done
+    if one.name == "annotate":
+        if not parameters["working"]:
+            return None  # an editor
+        quick = sets("profile=quick", "eval.decontaminate=off")
+        done = shell(one.name, *arguments, *quick)
+        assert done.code == 1 and "not kept" in done.err + done.out
         return done
     if one.name == "init":
         arguments += ["--yes", "--force"]
