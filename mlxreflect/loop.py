@@ -280,7 +280,8 @@ def keep_epoch(run: Run, epoch: int) -> None:
 def finish_adapter(run: Run, learning: Learning, adapter: dict[str, Any]) -> None:
     """The policy's adapter, and those that the method holds beside it."""
     held = {name: arrays for name, arrays in learning.held.items() if name.startswith(ADAPTER)}
-    for name, arrays in {"adapter": learning.trainer.trainable(), **held}.items():
+    for name, found in {"adapter": learning.trainer.trainable(), **held}.items():
+        arrays = dict(sorted(found.items()))  # in one order, also where they were read from a file
         save = partial(
             save_adapter, arrays=arrays, config=adapter, model=run.recipe.policy.model
         )  # fmt: skip

@@ -65,9 +65,7 @@ TRAINING = {
 REFLECTING = {
     "reflected": (ReflectEvo, "reflect", "after"),
     "trained": (ReflectEvo, "train", "after"),
-    "wrote half a commit": (loop, "save_trainer", "before"),
     "wrote an adapter": (loop, "replace_folder", "after"),
-    "evaluated a chunk of retries": (chains_eval, "append_rows", "after"),
     "evaluated half a chunk of retries": (chains_eval, "append_rows", torn_append),
 }
 
