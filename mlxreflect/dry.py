@@ -13,6 +13,7 @@ from mlxreflect.strategies.moves import Moves
 from mlxreflect.tables import Recipe
 from mlxreflect.tasks import TASKS
 from mlxreflect.tasks.base import Task
+from mlxreflect.tasks.corpus import make_question
 
 
 def dry(recipe: Recipe) -> dict[str, Any]:
@@ -20,6 +21,8 @@ def dry(recipe: Recipe) -> dict[str, Any]:
     task = TASKS[recipe.task.name]
     cleaned = clean(recipe)
     problems = list(cleaned.problems.values())
+    if recipe.preflexor.corpus:
+        problems = [make_question(passage, "(a question)") for passage in problems]
     roles = rendered(recipe, task, problems[0])
     found = estimate(recipe, task, problems)
     text = [dump_recipe(recipe)]

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,11 @@ from mlxreflect.policy import device_name, load_policy, weights_hash
 from mlxreflect.recipe import eval_spec
 from mlxreflect.records import read_rows, to_row
 from mlxreflect.results import warnings
+from mlxreflect.retries import Retries
 from mlxreflect.run import Run
 from mlxreflect.strategies import STRATEGIES
 from mlxreflect.strategies.base import Played, Strategy, Wave
+from mlxreflect.strategies.learning import ADAPTER, REFLECTOR, Learning
 from mlxreflect.tables import EvalSpec, Limits
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.checkpoint import load_arrays, load_parameters, load_trainer, save_trainer
@@ -96,23 +99,29 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
                 ui.line(f"{arm}: {said}")
             return results
 
+        retries = Retries(recipe, run.path / "retries", (policy, exam, held_out), spec, ui)
         stack.enter_context(awake())
         with parameters(policy.model, initial):  # also when a resumed run has to do it again
             base = measure("base", "")
             if recipe.eval.direct:
                 measure("base-direct", "", directly(spec))
+            retries.measure("base", "")
         del initial  # where all weights are trained it would be a second copy
         play_waves(
             run, strategy, trainer, adapter, ui, before + time.monotonic() - started,
             lambda arm: measure(arm, weights_hash(trainer.trainable())),
         )  # fmt: skip
-        finish_adapter(run, trainer, adapter)
+        finish_adapter(run, strategy.learning, adapter)
         trained = measure("trained", weights_hash(trainer.trainable()))
         if recipe.eval.direct:
             measure("trained-direct", weights_hash(trainer.trainable()), directly(spec))
+        reflector = strategy.learning.held.get(REFLECTOR)
+        retries.measure("trained", weights_hash(trainer.trainable()), reflector)
         asked = list(ledger.rows())
     comparison = compare(run.path / "eval" / "base", run.path / "eval" / "trained")
     run.write_json("comparison.json", comparison)
+    if retries.wanted:
+        run.write_json("retries.json", retries.told())
     if len(arms_within(run.path)) > 2:
         differ = ("prompt.style",) if recipe.eval.direct else ()
         run.write_json("comparisons.json", compare_all([run.path], Options(differ=differ)))
@@ -285,11 +294,14 @@ def keep_epoch(run: Run, epoch: int) -> None:
     replace_folder(final, copy)
 
 
-def finish_adapter(run: Run, trainer: Trainer, adapter: dict[str, Any]) -> None:
-    def save(folder: Path) -> None:
-        save_adapter(folder, trainer.trainable(), adapter, run.recipe.policy.model)
-
-    replace_folder(run.path / "adapter", save)
+def finish_adapter(run: Run, learning: Learning, adapter: dict[str, Any]) -> None:
+    """The policy's adapter, and those that the method holds beside it."""
+    held = {name: arrays for name, arrays in learning.held.items() if name.startswith(ADAPTER)}
+    for name, arrays in {"adapter": learning.trainer.trainable(), **held}.items():
+        save = partial(
+            save_adapter, arrays=arrays, config=adapter, model=run.recipe.policy.model
+        )  # fmt: skip
+        replace_folder(run.path / name, save)
 
 
 def summarise_run(

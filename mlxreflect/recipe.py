@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mlxreflect.errors import UserError
+from mlxreflect.reflections import POOL
 from mlxreflect.settings import (
     apply_settings,
     explain,
@@ -102,13 +103,19 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
         )
     if recipe.strategy == "traces":
         check_traces(recipe, path)
-    check_objective(recipe.train.objective, recipe.train, recipe.policy.quantize, path)
+    for train in phases(recipe):
+        check_objective(train.objective, train, recipe.policy.quantize, path)
+    if recipe.strategy == "reflectevo":
+        check_reflectevo(recipe, path)
     if recipe.rel.target == "tidied" and not recipe.rel.review:
         raise UserError(
             f"{path}: rel.target = 'tidied' while rel.review = false, which tidies nothing",
             'set rel.review = true, or rel.target = "working"',
         )
-    refers = recipe.strategy != "rel" and recipe.train.objective != "orpo" and recipe.train.dpo > 0
+    imitates = recipe.strategy == "reflectevo" and recipe.reflectevo.training in ("I", "II")
+    pairs = recipe.strategy != "rel" and not imitates
+    compared = any(train.objective != "orpo" for train in phases(recipe))
+    refers = pairs and compared and recipe.train.dpo > 0
     if recipe.train.tune == "full" and refers and recipe.train.reference != "none":
         raise UserError(
             f"{path}: with train.tune = 'full', {recipe.strategy} would need the weights of the "
@@ -121,6 +128,8 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
             f"{path}: eval.against does nothing while eval.decontaminate = 'off'",
             'leave one of them out, or set eval.decontaminate = "exact"',
         )
+    if recipe.strategy == "preflexor":
+        check_preflexor(recipe, path)
     for tier in TIERS:
         critic = validate_tier(recipe, tier, path, settings)
         check_critic(critic, path)
@@ -171,6 +180,39 @@ def r3_tiers(recipe: Recipe) -> list[Tier]:
     return [*tiers, "judge"] if recipe.r3.judge else tiers
 
 
+def reflectevo_tiers(recipe: Recipe) -> list[Tier]:
+    config = recipe.reflectevo
+    tiers: list[Tier] = ["basic"] if config.reflector == "critic" and not config.stored else []
+    return [*tiers, "judge"] if config.training == "IV" else tiers
+
+
+def check_reflectevo(recipe: Recipe, path: Path) -> None:
+    """Keys of [reflectevo] that contradict each other, or the rest."""
+    config = recipe.reflectevo
+    if config.stored and config.reflector == "critic":
+        raise UserError(
+            f"{path}: reflectevo.reflector = 'critic' does nothing: reflections come from "
+            f"reflectevo.stored = {config.stored!r}",
+            "leave one of them out",
+        )
+    if strange := [name for name in config.instructions if name not in POOL]:
+        raise UserError(
+            f"{path}: reflectevo.instructions has no {strange[0]!r}",
+            f"such as: {', '.join(list(POOL)[:3])}; the pool is in mlxreflect/reflections.py",
+        )
+    if config.training == "IV" and recipe.critic.tier("judge").provider == "solver":
+        raise UserError(
+            f"{path}: reflectevo.training = 'IV' asks the judge which reflection is better, and "
+            "the solver cannot say",
+            'set critic.judge.provider = "ollama" and critic.judge.model, or another training',
+        )
+    if config.training == "II" and recipe.train.tune == "full":
+        raise UserError(
+            f"{path}: reflectevo.training = 'II' trains two adapters, and train.tune = 'full' none",
+            'leave out train.tune, or set reflectevo.training = "I"',
+        )
+
+
 def traces_tiers(recipe: Recipe) -> list[Tier]:
     scored = recipe.traces.scorer == "critic" and recipe.traces.warm_up > 0
     return ["judge"] if scored else []
@@ -179,6 +221,10 @@ def traces_tiers(recipe: Recipe) -> list[Tier]:
 def keeps_bucket(recipe: Recipe) -> bool:
     """Whether the bucket list is ever taken up."""
     return recipe.r3.bucket_every > 0 or recipe.r3.until_mastered
+
+
+def preflexor_tiers(recipe: Recipe) -> list[Tier]:
+    return ["basic", "judge"] if recipe.preflexor.corpus else ["basic"]
 
 
 def rel_tiers(recipe: Recipe) -> list[Tier]:
@@ -191,8 +237,44 @@ def rel_tiers(recipe: Recipe) -> list[Tier]:
 
 # For each method, the critics that it asks.
 ASKED: dict[str, Callable[[Recipe], list[Tier]]] = {
-    "r3": r3_tiers, "rel": rel_tiers, "traces": traces_tiers,
+    "r3": r3_tiers, "rel": rel_tiers, "preflexor": preflexor_tiers,
+    "reflectevo": reflectevo_tiers, "traces": traces_tiers,
 }  # fmt: skip
+
+
+def phases(recipe: Recipe) -> tuple[TrainConfig, ...]:
+    """The settings of each phase of training, of a method that has several."""
+    if recipe.strategy != "preflexor":
+        return (recipe.train,)
+    two = recipe.preflexor.two.model_dump(exclude={"rounds"})
+    shown = {name: two.pop(name) for name in ("answer_only", "think_fraction")}
+    mask = recipe.train.mask.model_copy(update=shown)
+    return recipe.train, recipe.train.model_copy(update={**two, "mask": mask})
+
+
+def check_preflexor(recipe: Recipe, path: Path) -> None:
+    config = recipe.preflexor
+    if not config.rounds and not config.two.rounds:
+        raise UserError(
+            f"{path}: preflexor.rounds and preflexor.two.rounds are both 0, nothing would be done",
+            "give one of the phases a round",
+        )
+    if config.topics and not config.corpus:
+        raise UserError(
+            f"{path}: preflexor.topics are looked for in a corpus, and preflexor.corpus is empty",
+            "set preflexor.corpus to a folder of texts, or leave the topics out",
+        )
+    if config.corpus and recipe.task.name != "jsonl":
+        raise UserError(
+            f"{path}: questions posed from preflexor.corpus are no problems of the task "
+            f"{recipe.task.name}",
+            'set task.name = "jsonl", and task.source or eval.spec to what the model is tested on',
+        )
+    if config.corpus and "solver" in (critic.provider for critic in map(recipe.critic.tier, TIERS)):
+        raise UserError(
+            f'{path}: critic.provider = "solver" cannot pose questions from preflexor.corpus',
+            'set critic.provider = "ollama", or another one that reads texts',
+        )
 
 
 def check_critic(critic: CriticConfig, path: Path) -> None:

@@ -53,14 +53,14 @@ def satisfied(said: str) -> bool:
 
 
 def opening_of(text: str, tags: str) -> str:
-    """The thinking in a critic's text, from its tag on; closed where the critic closed it.
+    """The thinking in a critic's text, from its tag on; where it is closed only the answer follows.
 
     It ends in no white space: a tokenizer would join that with what follows.
     """
     start, end = TAGS[tags]
     span = parse_response(text, tags).spans.get("think")
     if span:
-        return f"{start}\n{text[slice(*span)].strip()}\n{end}"
+        return f"{start}\n{text[slice(*span)].strip()}\n{end}\n{ANSWER[0]}"
     _, tag, thought = text.partition(start)
     body = (thought if tag else text).partition(ANSWER[0])[0].strip()
     return f"{start}\n{body}" if body else ""
@@ -72,12 +72,12 @@ def next_opening(chain: Chain, config: ChainConfig, tags: str) -> str:
     Thinking that has failed `config.tries` times, or that an answer ended in, loses its last line
     until what is left has not; where nothing is left there is nothing to prefill.
     """
-    start, _ = TAGS[tags]
+    start, end = TAGS[tags]
     failed = failures(chain, config.tries, tags)
     found: list[str] = []
     for turn in chain.turns:
         lines = opening_of(turn.text, tags).split("\n") if turn.role == "rewrite" else []
-        while lines and failed["\n".join(lines)] >= config.tries:
+        while lines and (failed["\n".join(lines)] >= config.tries or lines[-1] == end):
             lines.pop()
         if lines not in ([], [""], [start]):
             found.append("\n".join(lines))

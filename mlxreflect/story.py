@@ -17,7 +17,7 @@ from rich.text import Text
 from mlxreflect.records import Episode, Example, Turn
 from mlxreflect.ui import safe_text
 
-ANSWERS = ("attempt", "rewrite", "continue", "retry", "verify", "integrate")
+ANSWERS = ("attempt", "rewrite", "continue", "retry", "verify", "integrate", "answer", "ground")
 MOST_WORDS = 10_000  # and spaces, in a difference; beyond, comparing would take seconds
 REMOVED, ADDED = "red strike", "green"
 MARKS = {REMOVED: ("[-", "-]"), ADDED: ("{+", "+}")}

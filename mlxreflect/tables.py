@@ -37,7 +37,7 @@ class PolicyConfig(Table):
 
 class PromptConfig(Table):
     tags: Literal["think", "reasoning", "preflexor"] = "think"
-    style: Literal["thinking", "direct"] = "thinking"
+    style: Literal["thinking", "graph", "direct"] = "thinking"
     file: str = ""  # TOML file with wording of your own: template = "text"
     templates: dict[str, str] = {}  # that wording, as the run keeps it
 
@@ -116,6 +116,24 @@ class R3Config(Table):
     until_mastered: bool = False
 
 
+class ReflectEvoConfig(Table):
+    """Attempts are drawn at policy.temperature, reflections at critic.temperature."""
+
+    wave: Positive = 100  # problems taken and committed together
+    reflector: Literal["self", "critic"] = "self"
+    reflections: Positive = 2  # on each wrong attempt, each with one retry
+    instructions: Names = []  # ids of the pool to draw from; empty: all 32
+    stored: str = ""  # JSONL file with reflections to replay, in place of new ones
+    words: Positive = 100  # a longer reflection gets no retry
+    retry_temperature: Annotated[float, Field(ge=0)] = 0.0
+    # I: SFT on reflection and answer in one; II: on each by itself, two adapters; III: DPO on
+    # reflections that led to a right and a wrong answer; IV: on those of which the judge likes one.
+    training: Literal["I", "II", "III", "IV"] = "I"
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: Fraction = 0.0  # of a training's steps
+    retries: bool = True  # evaluate second answers, beside retries without a reflection
+
+
 class RelConfig(Table):
     """Attempts are asked at policy.temperature, the judge marks at 0."""
 
@@ -133,6 +151,37 @@ class RelConfig(Table):
     human_weight: Rate = 2.0
     restart: bool = True  # each round trains from the start; false: from the round before
     measure: bool = False  # an evaluation after each round, beside base and trained
+
+
+Objective = Literal["dpo", "ipo", "exo_pair", "orpo"]  # of preference pairs
+
+
+class PhaseTwoConfig(Table):
+    """Phase II: what it has of its own; all else is [train]'s, which are Phase I's settings."""
+
+    rounds: Count = 10  # 0: no Phase II
+    objective: Objective = "exo_pair"
+    lr: Rate = 1e-6
+    beta: Rate = 0.1
+    smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 5e-3
+    clip: Annotated[float, Field(ge=0)] = 0.3
+    answer_only: bool = True  # answers are compared without what was thought before them
+    think_fraction: Fraction = 0.0
+
+
+class PreflexorConfig(Table):
+    rounds: Count = 10  # of Phase I; 0: none
+    questions: Positive = 50  # new ones each round; with topics, for each of them
+    only_wrong: bool = False  # pairs only where the policy's own answer did not pass
+    corpus: str = ""  # folder or file of text, Markdown, JSONL; "": the task's own problems
+    column: str = "text"  # of JSONL rows
+    chunk: Positive = 1500  # characters of a passage at most
+    topics: Names = []  # what to ask about; empty: passages at random
+    retrieve: Count = 2  # passages that a teacher is shown beside the one asked about
+    sections: Annotated[Names, Field(min_length=1)] = [
+        "reasoning steps", "relevant concepts", "hypothesis",
+    ]  # of the thought  # fmt: skip
+    two: PhaseTwoConfig = PhaseTwoConfig()
 
 
 class LoraConfig(Table):
@@ -187,7 +236,7 @@ class Fitting(Table):
 class TrainConfig(Fitting):
     """[train] of a recipe; [train.sft] is for the answers that a strategy imitates."""
 
-    objective: Literal["dpo", "ipo", "exo_pair", "orpo"] = "dpo"
+    objective: Objective = "dpo"
     sft: SftConfig = SftConfig()
 
 
@@ -241,7 +290,7 @@ class Limits(Table):
     training_tokens: Count = 0  # that a loss is taken of
 
 
-Method = Literal["r3", "rel", "traces"]
+Method = Literal["r3", "rel", "preflexor", "reflectevo", "traces"]
 METHODS: tuple[Method, ...] = get_args(Method)  # each has a table of its name
 
 
@@ -256,7 +305,9 @@ class Recipe(Table):
     critic: Critics = Critics()
     r3: R3Config = R3Config()
     rel: RelConfig = RelConfig()
+    reflectevo: ReflectEvoConfig = ReflectEvoConfig()
     traces: TracesConfig = TracesConfig()
+    preflexor: PreflexorConfig = PreflexorConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 
@@ -276,12 +327,14 @@ class ChainConfig(Table):
     """
 
     rounds: Positive = 1  # answers at most, the first one among them; 1: no chain
-    round: Literal["prefill", "retry", "resample"] = "prefill"  # how it is answered again
+    # How it is answered again; reflect: a reflection and the answer in one response.
+    round: Literal["prefill", "retry", "reflect", "resample"] = "prefill"
     feedback: Literal["critic", "self", "none"] = "critic"
     gated: bool = False
+    stops: bool = True  # false: rounds are used up, whoever is satisfied
     fresh: Positive = 1  # of the answers, the first so many are from scratch, before any prefill
     tries: Positive = 1  # answers that go on from the same prefilled thinking
-    avoid: bool = False  # no answer goes on as one that failed did, from the same thinking
+    avoid: bool = False  # with feedback, no answer goes on as one that failed did before
     integrate: bool = False  # at the end the answers of a chain become one
     temperature: Annotated[float, Field(ge=0)] = 0.0  # of the policy's own critiques
     max_tokens: Positive = 200  # of such a critique

@@ -122,7 +122,7 @@ EXAMPLE = st.builds(
 
 
 @pytest.mark.parametrize("to_form", [trl_row, sharegpt_row, mlx_row])
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(example=EXAMPLE)
 def test_every_example_comes_back_whole(to_form: Any, example: Example) -> None:
     line = dump_line(to_form(example))

@@ -33,7 +33,7 @@ UsageError = typer.BadParameter.__mro__[1]  # click's, or the copy inside typer
 HOW = {"run": "dry", "resume": "run", "show": "run", "compare": "run", "grade": "run",
        "eval": "run", "train": "run", "fuse": "run", "doctor": "run",
        "decontaminate": "run", "report": "run", "export": "run",
-       "init": "run", "solve": "run"}  # fmt: skip
+       "init": "run", "solve": "run", "annotate": "dry"}  # fmt: skip
 OWN_FILES = {
     "problems.jsonl": "".join(f'{{"question": "{i} + 1?", "answer": {i}}}\n' for i in range(30)),
     "preferences.jsonl": "".join(
@@ -44,6 +44,7 @@ OWN_FILES = {
         f'{{"role": "assistant", "content": "{i + 1}"}}]}}\n'
         for i in range(30)
     ),
+    "NOTES/bees.md": "# Bees\n\nBees gather nectar from flowers and make honey of it in summer.\n",
     "exam.jsonl": '{"question": "5 + 1?"}\n{"question": "6 + 1 ?"}\n',
     "responses.jsonl": '{"id": 1, "response": "a", "numbers": [3, 4], "target": 7, "gold": 7}\n',
 }
@@ -326,6 +327,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory, tiny_random: Path) -> Shell:
     shell = Shell(tmp_path_factory.mktemp("readme"), tiny_random)
     shell.works("run", "quickstart", *shell.small, "--run-dir", "RUN_DIR")
     for name, text in OWN_FILES.items():
+        (shell.folder / name).parent.mkdir(exist_ok=True)
         (shell.folder / name).write_text(text)
     return shell
 

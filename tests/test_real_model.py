@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from fake_ollama import FakeOllama
 from mlx_server import serving
+from test_preflexor import TEXTS, teacher, write_corpus
 
 SHARED = Path(__file__).parents[2] / "shared"
 pytestmark = [
@@ -208,6 +209,39 @@ def test_preferences_of_a_four_bit_model_fit_into_little_memory(smollm2):
     assert peak < 1.5e9
 
 
+def mending(body):
+    """Finds fault, and mends the thinking of the attempt that it is shown."""
+    if body["messages"][-1]["content"].endswith("Retry:"):
+        return "<think>\n3 boxes of 4 are 12 apples. 12 - 2 = 10.\n</think>\n<answer>10</answer>"
+    return "The boxes are not counted."
+
+
+@pytest.mark.parametrize("critic", ["ollama", "self"])
+def test_a_question_is_thought_over(smollm2, critic):
+    with FakeOllama(reply=mending, models=["critic"]) as server:
+        settings = {"max_new_tokens": 32, "temperature": 0, "chain.max_tokens": 32}
+        if critic == "ollama":
+            settings |= {"chain.critic.model": "critic", "chain.critic.base_url": server.url,
+                         "chain.critic.cache": "off"}  # fmt: skip
+        flags = [f"--set={key}={value}" for key, value in settings.items()]
+        question = "Tom has 3 boxes with 4 apples each and eats 2. How many are left?"
+        call = [sys.executable, "-m", "mlxreflect", "solve", question, "--model", str(smollm2)]
+        done = subprocess.run(
+            [*call, "--critic", critic, "--rounds", "2", "--json", *flags],
+            capture_output=True, text=True,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    roles = [turn["role"] for turn in result["turns"]]
+    assert roles[0] == "attempt" and roles[1] == ("reflection" if critic == "self" else "critique")
+    assert {turn["visibility"] for turn in result["turns"]} == {"none"}
+    if critic == "ollama":
+        last = result["turns"][-1]
+        assert last["role"] == "continue"
+        thinking = mending({"messages": [{"content": "Retry:"}]}).partition("10</")[0]
+        assert last["text"].startswith(thinking) and "10" in last["text"].removeprefix(thinking)
+
+
 def rater(body):
     """Marks of a trace, as the schema asks for them."""
     assert set(body["format"]["required"]) == {
@@ -253,3 +287,35 @@ def test_traces_at_its_full_settings(smollm2, tmp_path):
     assert set(steps) == {"sft", "grpo"}
     arms = {path.name for path in (run_dir / "eval").iterdir()}
     assert arms == {"base", "base-direct", "warm-up", "trained", "trained-direct"}
+
+
+def test_preflexor_from_a_corpus(smollm2, tmp_path):
+    """A round of each phase at the recipe's own settings, but small; a teacher over HTTP."""
+    run_dir, corpus = tmp_path / "run", write_corpus(tmp_path / "corpus")
+    with FakeOllama(reply=teacher, models=["critic"]) as server:
+        settings = {
+            "policy.model": smollm2, "policy.max_new_tokens": 32, "policy.batch": 4,
+            "task.name": "jsonl", "preflexor.corpus": corpus, "preflexor.questions": 2,
+            "preflexor.rounds": 1, "preflexor.two.rounds": 1, "eval.limit": 2,
+            "eval.source": SHARED / "data" / "gsm8k" / "test.jsonl", "eval.max_new_tokens": 16,
+            "critic.model": "critic", "critic.base_url": server.url, "critic.cache": "off",
+        }  # fmt: skip
+        flags = [f"--set={key}={value}" for key, value in settings.items()]
+        call = [sys.executable, "-m", "mlxreflect", "run", "preflexor", "--run-dir", str(run_dir)]
+        done = subprocess.run([*call, "--json", *flags], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        chats = list(server.chats)
+    summary = json.loads(done.stdout)
+    assert summary["status"] == "finished" and summary["waves"] == 2
+    assert summary["critic"]["calls"] == summary["critic"]["answered"] == len(chats)
+    assert summary["base"]["n"] == summary["trained"]["n"] == 2
+    assert (run_dir / "eval" / "phase-1" / "results.json").is_file()
+    examples = rows(run_dir / "examples.jsonl")
+    assert len(examples) == summary["pairs"] == 4
+    for row in examples:
+        assert row["chosen"].startswith("<|thinking|>\nReasoning steps:\n")
+        assert row["rejected_ids"]
+        assert not any(text[-40:] in json.dumps(row["prompt"]) for text in TEXTS.values())
+    steps = [row for row in rows(run_dir / "metrics.jsonl") if row["kind"] == "step"]
+    assert [row["objective"] for row in steps] == ["orpo", "exo_pair"]  # 2 pairs a step
+    assert all(row["grad_norm"] > 0 for row in steps)

@@ -58,7 +58,7 @@ def chain(*turns: Turn) -> Chain:
 @pytest.mark.parametrize(
     ("text", "opening"),
     [
-        ("<think>\na\nb\n</think>\n<answer>1</answer>", "<think>\na\nb\n</think>"),
+        ("<think>\na\nb\n</think>\n<answer>1</answer>", "<think>\na\nb\n</think>\n<answer>"),
         ("<think>\na = 1\n", "<think>\na = 1"),
         ("no tag at all <answer>1</answer>", "<think>\nno tag at all"),
         ("<think>", ""),
@@ -84,6 +84,12 @@ def test_what_failed_loses_its_last_line() -> None:
 def test_an_opening_is_not_the_whole_thought_of_an_answer_that_failed() -> None:
     ended = chain(answer("a\nb"), said("<think>\na\nb"))
     assert next_opening(ended, config(tries=5), "think") == "<think>\na"
+
+
+def test_closed_thinking_that_failed_is_opened_again() -> None:
+    improved = said("<think>\na\nb\n</think>")
+    tried = answer("a\nb", given="<think>\na\nb\n</think>\n<answer>")
+    assert next_opening(chain(answer("x"), improved, tried), config(), "think") == "<think>\na"
 
 
 def test_of_several_openings_the_one_that_failed_least_is_next() -> None:

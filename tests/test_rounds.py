@@ -50,7 +50,7 @@ def play(
 
 
 def test_an_answer_goes_on_from_what_was_prefilled(policy: Policy) -> None:
-    chains = play(policy, spec_of({"gated": True}, limit=12))
+    chains = play(policy, spec_of({"gated": True}, limit=8))
     turns = [turn for chain in chains for turn in chain.turns if turn.role == "continue"]
     assert turns
     for chain in chains:
@@ -69,7 +69,7 @@ def test_an_answer_goes_on_from_what_was_prefilled(policy: Policy) -> None:
 
 def test_a_chain_stops_where_someone_is_satisfied(policy: Policy) -> None:
     for gated, by in ((True, "grader"), (False, "critic")):
-        for chain in play(policy, spec_of({"gated": gated})):
+        for chain in play(policy, spec_of({"gated": gated}, limit=4)):
             right = [bool(turn.verdict and turn.verdict.correct) for turn in chain.answers]
             assert not any(right[:-1])
             assert chain.stopped == (by if right[-1] else "")
@@ -89,16 +89,16 @@ def test_nobody_in_a_chain_is_shown_the_answer(policy: Policy) -> None:
 
 
 def test_what_failed_is_not_written_again(policy: Policy) -> None:
-    bare = {"round": "resample", "feedback": "none", "gated": True}
-    again = play(policy, spec_of(bare), critic=None)
-    other = play(policy, spec_of(bare | {"avoid": True}), critic=None)
-    failed = [chain for chain in again if not chain.stopped]
+    keys = {"round": "resample", "gated": True, "avoid": True}
+    problems = eval_problems(TASK, spec_of({}))
+    bare = play(policy, spec_of(keys | {"feedback": "none"}), problems, None)
+    failed = [chain for chain in bare if not chain.stopped]
     assert failed
-    for chain in failed:  # greedy: the same answer each time
+    for chain in failed:  # greedy, and nobody has said what failed: the same answer each time
         assert len({turn.text for turn in chain.answers}) == 1
-    for chain in (chain for chain in other if len(chain.answers) == 3):
+    for chain in play(policy, spec_of(keys), problems):
         begun = [turn.text.partition("=")[0] for turn in chain.answers]
-        assert len(set(begun)) == 3
+        assert len(set(begun)) == len(begun)
 
 
 def test_a_ban_is_of_its_own_prompt_alone(policy: Policy) -> None:
@@ -240,7 +240,7 @@ def test_any_question_is_thought_over_with_a_server_as_the_critic(policy: Policy
     roles = [turn["role"] for turn in found["turns"]]
     assert roles == ["attempt", "critique", "rewrite", "continue"]
     assert found["correct"] is None and found["stopped"] == "rounds"
-    opening = "<think>\nTwo and three\nare five. [red]\n</think>"
+    opening = "<think>\nTwo and three\nare five. [red]\n</think>\n<answer>"
     assert found["turns"][3]["text"].startswith(opening)
     assert found["turns"][3]["spans"][GIVEN] == [0, len(opening)]
     assert "every step holds" in server.chats[0]["messages"][0]["content"]

@@ -40,7 +40,8 @@ def human_examples(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> H
         if worked.gold is None and problem:
             worked = replace(worked, gold=task.gold(problem))
         text = solution(worked, recipe)
-        reason = fault(worked, text, recipe, exams)
+        reason = "" if worked.gold or problem else "it has no answer"
+        reason = reason or fault(worked, text, recipe, exams)
         if not reason and problem:
             tags, style = recipe.prompt.tags, recipe.prompt.style
             verdict = task.grade(problem, text, tags, style).verdict
@@ -70,13 +71,12 @@ def solution(worked: Worked, recipe: Recipe) -> str:
         return text
     (start, end), (opening, _) = prompts.TAGS[tags], prompts.ANSWER
     thought = text.rpartition(opening)[0] if opening in text else text
-    return f"{start}\n{thought.strip()}\n{end}\n{opening}{worked.gold}{prompts.ANSWER[1]}"
+    answer = worked.gold or ""
+    return f"{start}\n{thought.strip()}\n{end}\n{opening}{answer}{prompts.ANSWER[1]}"
 
 
 def fault(worked: Worked, text: str, recipe: Recipe, exams: Index | None) -> str:
     """Why a worked solution is not trained on; empty where it is."""
-    if worked.gold is None:
-        return "it has no answer"
     if not worked.right:
         return "it says itself that it is wrong"
     parsed = prompts.parse_response(text, recipe.prompt.tags, recipe.prompt.style)

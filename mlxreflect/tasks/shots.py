@@ -58,7 +58,7 @@ def load_shots(task: Task, spec: EvalSpec) -> list[Problem]:
                 f"shots = {spec.shots}: the training part of {task.name} has {len(shots)}",
                 f"set shots to {len(shots)} or less",
             )
-    thinks = spec.form == "completion" or spec.prompt.style == "thinking"
+    thinks = spec.form == "completion" or spec.prompt.style != "direct"
     if shots and thinks and not all(worked(task, shot)[0] for shot in shots):
         raise UserError(
             f"shots = {spec.shots}: the problems of {task.name} come without worked solutions",
@@ -104,7 +104,7 @@ def reply_of(task: Task, problem: Problem, tags: str, style: str) -> str:
     thought, answer = worked(task, problem)
     block = f"{ANSWER[0]}{answer}{ANSWER[1]}"
     start, end = TAGS[tags]
-    return f"{start}\n{thought}\n{end}\n{block}" if style == "thinking" else block
+    return f"{start}\n{thought}\n{end}\n{block}" if style != "direct" else block
 
 
 def worked(task: Task, problem: Problem) -> tuple[str, str]:
