@@ -248,8 +248,14 @@ def thought_of(text: str, tags: str) -> str:
 
 
 def open_working(text: str, tags: str) -> str:
-    """A solution up to the end of its thought, which is left open; what `carried_on` goes on."""
-    return f"{TAGS[tags][0]}\n{thought_of(text, tags).strip()}"
+    """A solution up to the end of its thought, which is left open; what `carried_on` goes on.
+
+    Tags that stand inside it are left out: no end could close them.
+    """
+    thought = thought_of(text, tags)
+    for tag in (*TAGS[tags], *ANSWER):
+        thought = thought.replace(tag, "")
+    return f"{TAGS[tags][0]}\n{thought.strip()}"
 
 
 def carried_on(working: str, reply: str, tags: str) -> str:

@@ -277,6 +277,15 @@ def test_a_calls_own_temperature_is_part_of_what_is_asked():
     assert cache_key(config, same) == cache_key(config, call) != cache_key(config, other)
 
 
+def test_a_working_with_stray_tags_can_be_closed():
+    text = "<think>\nstep <think>1<answer> 2\n</think><answer>3</answer>"
+    working = prompts.open_working(text, "think")
+    assert working == "<think>\nstep 1 2"
+    whole = prompts.carried_on(working, "no\n</think>\n<answer>4</answer>", "think")
+    assert prompts.parse_response(whole).format_ok
+    assert prompts.open_working("no tags <answer>3</answer>", "think") == "<think>\nno tags"
+
+
 def test_a_whole_solution_is_no_continuation():
     whole = "<think>\nanew\n</think><answer>1</answer>"
     assert prompts.carried_on("<think>\nold", f" {whole}\n", "think") == whole
