@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from mlxreflect.consistency import check_critic
 from mlxreflect.critics import CRITICS
 from mlxreflect.critics.base import Critic
 from mlxreflect.critics.ledger import Ledger
@@ -26,7 +27,6 @@ from mlxreflect.evaluate import (
     write_results,
 )
 from mlxreflect.policy import Completion, Policy
-from mlxreflect.recipe import check_critic
 from mlxreflect.records import (
     Problem,
     Sample,

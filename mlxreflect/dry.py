@@ -3,10 +3,11 @@
 from datetime import timedelta
 from typing import Any
 
+from mlxreflect.asked import asked_tiers
 from mlxreflect.estimate import estimate
 from mlxreflect.exams import clean
 from mlxreflect.plans import PLANS
-from mlxreflect.recipe import asked_tiers, dump_recipe, resolved
+from mlxreflect.recipe import dump_recipe, resolved
 from mlxreflect.records import Messages, Problem
 from mlxreflect.strategies.attempts import attempt_prompt
 from mlxreflect.strategies.moves import Moves

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mlxreflect.asked import asked_tiers
 from mlxreflect.plans import PLANS, Plan
-from mlxreflect.recipe import asked_tiers
 from mlxreflect.records import Problem
 from mlxreflect.strategies.moves import Moves
 from mlxreflect.tables import Recipe, Tier

@@ -10,9 +10,9 @@ from dataclasses import replace
 from itertools import combinations, product
 from typing import NamedTuple
 
+from mlxreflect.methods import TracesConfig
 from mlxreflect.quality import fits, quality_of
 from mlxreflect.records import Episode, Example, Messages, Problem, Turn
-from mlxreflect.tables import TracesConfig
 
 LEAKS = (
     "expected answer", "the answer was given", "answer given above", "as provided",

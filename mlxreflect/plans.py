@@ -6,7 +6,7 @@ Rules of thumb, for `--dry-run`: a share `wrong` of all that is tried is wrong.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mlxreflect.recipe import keeps_bucket
+from mlxreflect.asked import keeps_bucket
 from mlxreflect.tables import Recipe, Tier
 
 MAX_MASTERY_ROUNDS = 100

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mlxreflect import prompts
+from mlxreflect import prompts, texts
 from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.critics.local import SelfCritic
 from mlxreflect.policy import Completion, Policy
@@ -57,7 +57,7 @@ class Rounds:
         self.config: ChainConfig = spec.chain
         self.critic = critic
         self.tags = spec.prompt.tags
-        self.templates = prompts.BUNDLED.replaced(spec.prompt.templates)
+        self.templates = texts.BUNDLED.replaced(spec.prompt.templates)
 
     def play(
         self,

@@ -14,7 +14,6 @@ from test_cli import shell as shell
 
 from mlxreflect.exports.chats import mlx_row, sharegpt_row, trl_row
 from mlxreflect.exports.interchange import FORMS, export
-from mlxreflect.prompts import REFLECT, REFLECT_AND_RETRY
 from mlxreflect.records import (
     Episode,
     Example,
@@ -26,6 +25,7 @@ from mlxreflect.records import (
     make_problem,
     to_row,
 )
+from mlxreflect.texts import REFLECT, REFLECT_AND_RETRY
 from mlxreflect.train.formats import read_examples
 from mlxreflect.train.kept import COLUMN, restored
 from mlxreflect.train.messages import Fault

@@ -10,7 +10,7 @@ import pytest
 from test_chains import Remote, make, rows
 from test_r3 import Critic, play
 
-from mlxreflect import prompts
+from mlxreflect import texts
 from mlxreflect.critics.base import Move, Reply
 from mlxreflect.critics.cache import cache_key
 from mlxreflect.critics.solver import SolverCritic
@@ -56,7 +56,7 @@ def calls(text):
     }
 
 
-MOVES = sorted(set(prompts.BUNDLED.wording) & set(get_args(Move)))
+MOVES = sorted(set(texts.BUNDLED.wording) & set(get_args(Move)))
 
 
 @pytest.mark.parametrize("role", sorted(set(MOVES) - {"answer"}))  # which shows no text
@@ -80,7 +80,7 @@ def test_every_move_has_its_own_template_and_role():
     made = {role: call for role, (call, *_) in calls("a").items()}
     assert sorted(made) == MOVES
     assert all(call.role == role for role, call in made.items())
-    assert all(call.template == prompts.BUNDLED.version(role) for role, call in made.items())
+    assert all(call.template == texts.BUNDLED.version(role) for role, call in made.items())
     assert len({call.template for call in made.values()}) == len({c.seed for c in made.values()})
     assert len({cache_key(CriticConfig(), call) for call in made.values()}) == len(made)
 

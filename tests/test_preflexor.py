@@ -13,22 +13,24 @@ from kill_driver import POINTS
 from run_outputs import outputs_of_run
 from test_resume import DRIVER, command, contents, finish
 
+from mlxreflect.asked import phases
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.critics.verdicts import Section, Sections
 from mlxreflect.errors import UserError
+from mlxreflect.methods import PreflexorConfig
 from mlxreflect.pairs import preflexor_pairs
 from mlxreflect.policy import load_policy
-from mlxreflect.prompts import GRAPH
-from mlxreflect.recipe import load_recipe, phases
+from mlxreflect.recipe import load_recipe
 from mlxreflect.records import Example, episode_from_row, read_rows
 from mlxreflect.settings import flatten
 from mlxreflect.strategies.grounding import chosen_sections
 from mlxreflect.strategies.moves import Moves, Round
 from mlxreflect.strategies.preflexor import Preflexor
-from mlxreflect.tables import CriticConfig, LoraConfig, PolicyConfig, PreflexorConfig, Recipe
+from mlxreflect.tables import CriticConfig, LoraConfig, PolicyConfig, Recipe
 from mlxreflect.tasks import TASKS
 from mlxreflect.tasks.corpus import read_corpus
+from mlxreflect.texts import GRAPH
 from mlxreflect.train.batches import Pair
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer
@@ -409,7 +411,7 @@ BASE = {
 CHANGED = {
     "preflexor.rounds": (1, {}),
     "preflexor.questions": (3, {}),
-    "preflexor.only_wrong": (False, {"preflexor.questions": 12}),
+    "preflexor.only_wrong": (False, {}),
     "preflexor.two.rounds": (1, {}),
     "preflexor.two.objective": ("dpo", {}),
     "preflexor.two.lr": (1e-4, {}),
@@ -532,7 +534,7 @@ def test_both_phases_and_the_policy_between_them(uninterrupted):
 
 
 # In Phase II, and at its beginning.
-KILLS = {"took a training step": 6, "after a commit's rename": 4}
+KILLS = {"took a training step": 4, "after a commit's rename": 4}
 
 
 @pytest.mark.slow

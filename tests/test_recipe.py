@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxreflect.errors import UserError
+from mlxreflect.fields import Table
 from mlxreflect.recipe import RESUMABLE, digest, dump_recipe, eval_spec, load_recipe, resolved
 from mlxreflect.settings import bundled, flatten, read_toml, validate
-from mlxreflect.tables import METHODS, CriticConfig, EvalSpec, Recipe, Table
+from mlxreflect.tables import METHODS, CriticConfig, EvalSpec, Recipe
 
 DEFAULTS = flatten(Recipe().model_dump())
 LEAVES = sorted(set(DEFAULTS) - {"critic.advanced", "critic.judge"})

@@ -14,12 +14,14 @@ from run_outputs import outputs_of_run
 from test_r3 import COUNTDOWN, Critic, play
 
 from mlxreflect import pairs, prompts
+from mlxreflect.asked import asked_tiers
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.local import SelfCritic
 from mlxreflect.errors import UserError
+from mlxreflect.methods import ReflectEvoConfig
 from mlxreflect.plans import PLANS
 from mlxreflect.policy import TINY, load_policy
-from mlxreflect.recipe import asked_tiers, load_recipe
+from mlxreflect.recipe import load_recipe
 from mlxreflect.records import Turn, Verdict, episode_from_row, read_rows
 from mlxreflect.recursion import Chain
 from mlxreflect.reflections import (
@@ -36,7 +38,7 @@ from mlxreflect.rounds import Rounds
 from mlxreflect.seeds import rng_for
 from mlxreflect.settings import flatten
 from mlxreflect.strategies.reflectevo import ReflectEvo
-from mlxreflect.tables import EvalSpec, Recipe, ReflectEvoConfig
+from mlxreflect.tables import EvalSpec, Recipe
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer
 from mlxreflect.ui import Ui

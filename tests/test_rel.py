@@ -13,20 +13,22 @@ from run_outputs import outputs_in, outputs_of_run
 from test_r3 import COUNTDOWN, NONSENSE, Critic, play, roles
 
 from mlxreflect import prompts
+from mlxreflect.asked import asked_tiers
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.cache import cache_key
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.errors import UserError
 from mlxreflect.estimate import estimate
 from mlxreflect.loop import execute
+from mlxreflect.methods import RelConfig
 from mlxreflect.pairs import rel_worked, withheld
 from mlxreflect.policy import load_policy
-from mlxreflect.recipe import asked_tiers, load_recipe
+from mlxreflect.recipe import load_recipe
 from mlxreflect.records import episode_from_row, make_problem, read_rows, to_row
 from mlxreflect.run import Run
 from mlxreflect.strategies.moves import Moves, Round
 from mlxreflect.strategies.rel import Rel
-from mlxreflect.tables import CriticConfig, Recipe, RelConfig
+from mlxreflect.tables import CriticConfig, Recipe
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.encode import Encoder
 from mlxreflect.train.lora import attach_lora

@@ -14,13 +14,15 @@ from teacher import Teacher
 from test_resume import DRIVER, command, finish
 
 from mlxreflect.arms import arm_order
+from mlxreflect.asked import asked_tiers
 from mlxreflect.critics.base import Reply
 from mlxreflect.errors import UserError
+from mlxreflect.methods import TracesConfig
 from mlxreflect.pairs import reward, traces_group, traces_kept
 from mlxreflect.plans import traces_plan
 from mlxreflect.policy import load_policy
 from mlxreflect.quality import Quality, by_rules, fits, written
-from mlxreflect.recipe import asked_tiers, load_recipe
+from mlxreflect.recipe import load_recipe
 from mlxreflect.records import (
     Episode,
     Outcome,
@@ -34,7 +36,7 @@ from mlxreflect.records import (
 )
 from mlxreflect.settings import flatten
 from mlxreflect.strategies.traces import Traces
-from mlxreflect.tables import Recipe, TracesConfig
+from mlxreflect.tables import Recipe
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.losses import group_advantages

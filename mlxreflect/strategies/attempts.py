@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from mlxreflect import pairs, prompts
+from mlxreflect import pairs, prompts, texts
 from mlxreflect.policy import Completion, Policy
 from mlxreflect.records import Messages, Problem, Turn, Verdict
 from mlxreflect.tables import Recipe
@@ -24,7 +24,7 @@ class Attempts:
 
     def __init__(self, recipe: Recipe, task: Task, policy: Policy, wording: str = "") -> None:
         self.recipe, self.task, self.policy, self.wording = recipe, task, policy, wording
-        self.templates = prompts.BUNDLED.replaced(recipe.prompt.templates)
+        self.templates = texts.BUNDLED.replaced(recipe.prompt.templates)
 
     def prompt(self, problem: Problem) -> Messages:
         """The prompt that an evaluation asks with, and every training example has as its own."""

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mlxreflect import prompts
+from mlxreflect import prompts, texts
 from mlxreflect.decontaminate import Index, find
 from mlxreflect.exams import exam_index
 from mlxreflect.records import Example, Problem
@@ -32,7 +32,7 @@ def human_examples(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> H
         return Human([], {})
     exams = exam_index(recipe) if recipe.eval.decontaminate != "off" else None
     known = {task.show(problem).strip(): problem for problem in problems}
-    templates = prompts.BUNDLED.replaced(recipe.prompt.templates)
+    templates = texts.BUNDLED.replaced(recipe.prompt.templates)
     examples: dict[tuple[str, str], Example] = {}
     left_out: Counter[str] = Counter()
     for worked in read_worked(local_path(recipe.rel.human)):

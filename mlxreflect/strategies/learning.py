@@ -8,9 +8,10 @@ from typing import Any
 
 from mlx.utils import tree_unflatten
 
+from mlxreflect.methods import GrpoConfig
 from mlxreflect.policy import Policy, weights_hash
 from mlxreflect.records import Example
-from mlxreflect.tables import GrpoConfig, Recipe, TrainConfig
+from mlxreflect.tables import Recipe, TrainConfig
 from mlxreflect.train.batches import Group, Pair, Row
 from mlxreflect.train.encode import Dropped, Encoder, NothingTrained
 from mlxreflect.train.lora import base_reference

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mlxreflect import prompts
+from mlxreflect import prompts, texts
 from mlxreflect.critics.base import Call, Move
 from mlxreflect.critics.verdicts import Judgement, Marks, Preference
 from mlxreflect.quality import Quality
@@ -32,7 +32,7 @@ class Moves:
     def __init__(self, recipe: Recipe, task: Task) -> None:
         self.task, self.seed, self.tags = task, recipe.seed, recipe.prompt.tags
         self.style = recipe.prompt.style
-        self.templates = prompts.BUNDLED.replaced(recipe.prompt.templates)
+        self.templates = texts.BUNDLED.replaced(recipe.prompt.templates)
 
     def critique(self, problem: Problem, text: str, at: Round, example: str | None = None) -> Call:
         """What is wrong with a text? example: the last winning rewrite, for self-feedback."""
@@ -157,7 +157,7 @@ class Moves:
     def instruction(self, problem: Problem) -> str:
         """What a whole solution is asked for: in the style "graph" its thought begins with one."""
         asked = self.task.instruction(problem)
-        return f"{asked}\n{prompts.GRAPH}" if self.style == "graph" else asked
+        return f"{asked}\n{texts.GRAPH}" if self.style == "graph" else asked
 
     def example(self, role: str, problem: Problem, text: str = "", feedback: str = "") -> Call:
         """A call of a role, for those who look at prompts and ask nobody."""

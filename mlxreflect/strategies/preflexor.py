@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mlxreflect import pairs
+from mlxreflect.asked import phases
 from mlxreflect.critics.base import Critic
 from mlxreflect.errors import UserError
 from mlxreflect.policy import Policy
-from mlxreflect.recipe import phases
 from mlxreflect.records import Episode, Example, Outcome, Problem
 from mlxreflect.seeds import rng_for
 from mlxreflect.strategies.attempts import Attempts

@@ -11,10 +11,11 @@ import re
 from collections.abc import Sequence
 
 from mlxreflect.errors import UserError
-from mlxreflect.prompts import ANSWER, BUNDLED, TAGS, attempt_messages
+from mlxreflect.prompts import ANSWER, TAGS, attempt_messages
 from mlxreflect.records import Messages, Problem
 from mlxreflect.tables import EvalSpec
 from mlxreflect.tasks.base import Task
+from mlxreflect.texts import BUNDLED
 
 ANNOTATION = re.compile(r"<<[^<>\n]{0,200}>>")  # GSM8K's notes for a calculator
 
