@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from mlxreflect.consistency import check_critic
 from mlxreflect.critics import CRITICS
 from mlxreflect.critics.base import Critic
 from mlxreflect.critics.ledger import Ledger
@@ -26,7 +27,6 @@ from mlxreflect.evaluate import (
     write_results,
 )
 from mlxreflect.policy import Completion, Policy
-from mlxreflect.recipe import check_critic
 from mlxreflect.records import (
     Problem,
     Sample,
@@ -106,10 +106,12 @@ def evaluate_chains(
     quantize: int = 0,
     advance: Callable[[int], None] | None = None,
     told: Callable[[str], None] | None = None,
+    critic: Critic | None = None,
 ) -> dict[str, Any]:
     """`evaluate.evaluate` with chains; results have the figures of `recursion.figures` as "chain".
 
-    told: what round is under way. Raises UserError as `evaluate` does, for keys that contradict
+    told: what round is under way. critic: who looks at answers, if not whom the spec names. Raises
+    UserError as `evaluate` does, for keys that contradict
     each other, and where the critic cannot be asked.
     """
     check_chain(spec)
@@ -125,7 +127,7 @@ def evaluate_chains(
         advance(done)
     with ExitStack() as stack:
         ledger = Ledger(out / "critic.jsonl")
-        critic = open_critic(policy, spec, task.name, ledger, stack)
+        critic = critic or open_critic(policy, spec, task.name, ledger, stack)
         rounds = Rounds(policy, task, spec, grader, critic)
         for start in range(done, len(problems), size):
             chains = rounds.play(problems[start : start + size], (spec.seed, start), told)

@@ -15,6 +15,7 @@ import httpx
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
+from mlxreflect.asked import asked_tiers
 from mlxreflect.cachedir import cache_path
 from mlxreflect.critics import CRITICS
 from mlxreflect.critics.base import Call, Critic, Reply
@@ -27,7 +28,6 @@ from mlxreflect.critics.ollama import OllamaCritic
 from mlxreflect.critics.openai import OpenAICritic
 from mlxreflect.errors import UserError
 from mlxreflect.policy import TINY, on_cpu
-from mlxreflect.recipe import asked_tiers
 from mlxreflect.records import make_problem, read_json
 from mlxreflect.tables import REMOTE, CriticConfig, Recipe
 

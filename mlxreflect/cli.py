@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlxreflect import cli_evidence, cli_files
+from mlxreflect import annotate, cli_evidence, cli_files
 from mlxreflect.cli_parts import Json, Set, make_ui, require_mlx
 from mlxreflect.errors import UserError
 
@@ -270,6 +270,7 @@ def doctor(
 
 app.add_typer(cli_evidence.app)  # eval, compare, report, grade, decontaminate
 app.add_typer(cli_files.app)  # export, init
+app.add_typer(annotate.app)
 
 
 def main() -> None:

@@ -5,8 +5,10 @@ import tomllib
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from mlxreflect.asked import asked_tiers
+from mlxreflect.consistency import MODELS
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import MODELS, asked_tiers, load_recipe
+from mlxreflect.recipe import load_recipe
 from mlxreflect.settings import bundled, toml_value
 
 Keys = dict[str, Any]  # dotted key → value; None takes the key out, and a table's keys with it

@@ -3,16 +3,18 @@
 from datetime import timedelta
 from typing import Any
 
+from mlxreflect.asked import asked_tiers
 from mlxreflect.estimate import estimate
 from mlxreflect.exams import clean
 from mlxreflect.plans import PLANS
-from mlxreflect.recipe import asked_tiers, dump_recipe, resolved
+from mlxreflect.recipe import dump_recipe, resolved
 from mlxreflect.records import Messages, Problem
 from mlxreflect.strategies.attempts import attempt_prompt
 from mlxreflect.strategies.moves import Moves
 from mlxreflect.tables import Recipe
 from mlxreflect.tasks import TASKS
 from mlxreflect.tasks.base import Task
+from mlxreflect.tasks.corpus import make_question
 
 
 def dry(recipe: Recipe) -> dict[str, Any]:
@@ -20,6 +22,8 @@ def dry(recipe: Recipe) -> dict[str, Any]:
     task = TASKS[recipe.task.name]
     cleaned = clean(recipe)
     problems = list(cleaned.problems.values())
+    if recipe.preflexor.corpus:
+        problems = [make_question(passage, "(a question)") for passage in problems]
     roles = rendered(recipe, task, problems[0])
     found = estimate(recipe, task, problems)
     text = [dump_recipe(recipe)]

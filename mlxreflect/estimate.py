@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mlxreflect.asked import asked_tiers
 from mlxreflect.plans import PLANS, Plan
-from mlxreflect.recipe import asked_tiers
 from mlxreflect.records import Problem
 from mlxreflect.strategies.moves import Moves
 from mlxreflect.tables import Recipe, Tier
@@ -22,7 +22,9 @@ CHARACTERS_A_TOKEN = 4
 SECONDS_A_REPLY = 10.0  # a rule of thumb: 500 tokens at 50 a second
 # Texts of the policy, and of a critic, that a prompt of each role quotes.
 QUOTED = {"critique": (1, 0), "rewrite": (1, 1), "continue": (1, 1), "judge": (1, 0),
-          "prefer": (0, 2), "score": (1, 0), "pose": (1, 0), "integrate": (2, 1)}  # fmt: skip
+          "reflection": (1, 0), "prefer": (0, 2), "score": (1, 0),
+          "pose": (1, 0), "integrate": (2, 1), "answer": (0, 0), "extract": (0, 1),
+          "ground": (0, 2), "support": (1, 1)}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from mlxreflect.consistency import check_objective
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import check_objective
+from mlxreflect.fields import Count, Names, Positive, Table
+from mlxreflect.methods import GrpoConfig
 from mlxreflect.settings import apply_settings, flatten, merge, toml_value, validate
-from mlxreflect.tables import Count, Fitting, GrpoConfig, Names, Positive, Table
+from mlxreflect.tables import Fitting
 from mlxreflect.tasks.rows import local_path
 
 # Where an objective wants another value than the tables say; --set comes after.

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,22 @@ import mlx.core as mx
 
 from mlxreflect import pairs
 from mlxreflect.answers import Answers
-from mlxreflect.arms import arms_within
 from mlxreflect.commits import replace_folder
-from mlxreflect.compare import Options, compare, compare_all
 from mlxreflect.critics import open_critics
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import SelfCritic
-from mlxreflect.critics.tally import total
 from mlxreflect.evaluate import eval_problems, evaluate
 from mlxreflect.exams import clean, keep_rows
-from mlxreflect.exports.report import write_outputs
 from mlxreflect.policy import device_name, load_policy, weights_hash
 from mlxreflect.recipe import eval_spec
 from mlxreflect.records import read_rows, to_row
 from mlxreflect.results import warnings
+from mlxreflect.retries import Retries
 from mlxreflect.run import Run
 from mlxreflect.strategies import STRATEGIES
 from mlxreflect.strategies.base import Played, Strategy, Wave
+from mlxreflect.strategies.learning import ADAPTER, REFLECTOR, Learning
+from mlxreflect.summary import conclude
 from mlxreflect.tables import EvalSpec, Limits
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.checkpoint import load_arrays, load_parameters, load_trainer, save_trainer
@@ -41,11 +41,6 @@ from mlxreflect.train.network import parameters
 from mlxreflect.train.references import References
 from mlxreflect.train.trainer import Trainer
 from mlxreflect.ui import Ui
-
-COMPARED = ("n", "accuracy_a", "accuracy_b", "gains", "losses", "difference", "ci_low", "ci_high",
-            "p_exact", "p_mid")  # fmt: skip
-UNSOLVED = ("bucket", "discarded", "failed")
-MEASURED = ("n", "accuracy", "ci_low", "ci_high", "format_rate", "parse_failures", "truncated")
 
 
 def execute(run: Run, ui: Ui) -> dict[str, Any]:
@@ -96,31 +91,28 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
                 ui.line(f"{arm}: {said}")
             return results
 
+        retries = Retries(recipe, run.path / "retries", (policy, exam, held_out), spec, ui)
         stack.enter_context(awake())
         with parameters(policy.model, initial):  # also when a resumed run has to do it again
             base = measure("base", "")
             if recipe.eval.direct:
                 measure("base-direct", "", directly(spec))
+            retries.measure("base", "")
         del initial  # where all weights are trained it would be a second copy
         play_waves(
             run, strategy, trainer, adapter, ui, before + time.monotonic() - started,
             lambda arm: measure(arm, weights_hash(trainer.trainable())),
         )  # fmt: skip
-        finish_adapter(run, trainer, adapter)
+        finish_adapter(run, strategy.learning, adapter)
         trained = measure("trained", weights_hash(trainer.trainable()))
         if recipe.eval.direct:
             measure("trained-direct", weights_hash(trainer.trainable()), directly(spec))
+        reflector = strategy.learning.held.get(REFLECTOR)
+        retries.measure("trained", weights_hash(trainer.trainable()), reflector)
         asked = list(ledger.rows())
-    comparison = compare(run.path / "eval" / "base", run.path / "eval" / "trained")
-    run.write_json("comparison.json", comparison)
-    if len(arms_within(run.path)) > 2:
-        differ = ("prompt.style",) if recipe.eval.direct else ()
-        run.write_json("comparisons.json", compare_all([run.path], Options(differ=differ)))
-    from mlxreflect.plots import draw_plots  # matplotlib takes a second to load
-
-    draw_plots(run.path)
-    write_outputs([run.path], plots=False)
-    summary = summarise_run(run, base, trained, comparison, asked)
+    if retries.wanted:
+        run.write_json("retries.json", retries.told())
+    summary = conclude(run, base, trained, asked)
     summary["decontaminated"] = cleaned.counts
     summary["wall_seconds"] = round(before + time.monotonic() - started, 1)
     run.write_json("summary.json", summary)  # last: a run that has it is finished
@@ -285,52 +277,15 @@ def keep_epoch(run: Run, epoch: int) -> None:
     replace_folder(final, copy)
 
 
-def finish_adapter(run: Run, trainer: Trainer, adapter: dict[str, Any]) -> None:
-    def save(folder: Path) -> None:
-        save_adapter(folder, trainer.trainable(), adapter, run.recipe.policy.model)
-
-    replace_folder(run.path / "adapter", save)
-
-
-def summarise_run(
-    run: Run,
-    base: dict[str, Any],
-    trained: dict[str, Any],
-    comparison: dict[str, Any],
-    asked: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """Figures of a whole run, from what was committed; asked: the ledger's lines."""
-    metrics = list(read_rows(run.path / "metrics.jsonl"))
-    waves = [row for row in metrics if row["kind"] == "wave"]
-    first: dict[str, bool] = {}
-    bucket: set[str] = set()  # what the last episode of a problem left unsolved
-    for row in read_rows(run.path / "episodes.jsonl"):
-        pid, outcome = row["problem"]["id"], row["outcome"]
-        first.setdefault(pid, outcome["first_correct"])
-        (bucket.add if outcome["status"] in UNSOLVED else bucket.discard)(pid)
-    at_once = {pid for pid, right in first.items() if right} - bucket
-    failures = sum((Counter(row["failures"]) for row in waves), Counter[str]())
-    return {
-        "schema": "summary/1",
-        "status": "finished",
-        "recipe": run.recipe.name,
-        "policy": run.recipe.policy.model,
-        "wall_seconds": 0.0,
-        "waves": len(waves),
-        "problems": len(first),
-        "solved_first": len(at_once),
-        "solved_after": len(first) - len(at_once) - len(bucket),
-        "bucket": len(bucket),
-        "pairs": sum(row["pairs"] for row in waves),
-        "critic": total((row["critic"] for row in waves), asked),
-        "failures": dict(failures),
-        "base": {key: base[key] for key in MEASURED},
-        "trained": {key: trained[key] for key in MEASURED},
-        "comparison": {key: comparison.get(key) for key in COMPARED},
-        "peak_memory_bytes": mx.get_peak_memory(),
-        "tokens_generated": sum(row["tokens_generated"] for row in waves),
-        "tokens_trained": sum(row["tokens_trained"] for row in waves),
-    }
+def finish_adapter(run: Run, learning: Learning, adapter: dict[str, Any]) -> None:
+    """The policy's adapter, and those that the method holds beside it."""
+    held = {name: arrays for name, arrays in learning.held.items() if name.startswith(ADAPTER)}
+    for name, found in {"adapter": learning.trainer.trainable(), **held}.items():
+        arrays = dict(sorted(found.items()))  # in one order, also where they were read from a file
+        save = partial(
+            save_adapter, arrays=arrays, config=adapter, model=run.recipe.policy.model
+        )  # fmt: skip
+        replace_folder(run.path / name, save)
 
 
 @contextmanager

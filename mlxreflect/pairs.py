@@ -1,15 +1,18 @@
 """Episode → Example. Pure, so training data can be rebuilt from episodes without a critic.
 
-A training prompt is always the attempt's own prompt: nothing a critic was shown gets into it.
+A training prompt is the attempt's own prompt, or (ReflectEvo) what asks to look at an attempt or to
+retry it, worded as an evaluation words it: nothing a critic was shown gets into it.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import combinations, product
+from typing import NamedTuple
 
+from mlxreflect.methods import TracesConfig
 from mlxreflect.quality import fits, quality_of
-from mlxreflect.records import Episode, Example, Messages, Turn
-from mlxreflect.tables import TracesConfig
+from mlxreflect.records import Episode, Example, Messages, Problem, Turn
 
 LEAKS = (
     "expected answer", "the answer was given", "answer given above", "as provided",
@@ -26,7 +29,7 @@ def leak(text: str, spans: dict[str, list[int]], style: str) -> str:
         if re.search(rf"\b{phrase}\b", lowered):  # not "has provided"
             return f"the rewrite says {phrase!r}"
     start, end = spans.get("think", [0, 0])
-    if style == "thinking" and len(text[start:end].strip()) < MIN_WORKING:
+    if style != "direct" and len(text[start:end].strip()) < MIN_WORKING:
         return "the rewrite only restates the answer"
     return ""
 
@@ -80,6 +83,100 @@ def r3_pairs(episode: Episode) -> Iterator[Example]:
             yield preference(episode, turn, opener(by_index, turn))
 
 
+# ---- ReflectEvo (arXiv 2505.16475) ---------------------------------------------------------------
+
+Ask = Callable[[Problem, str], Messages]  # problem and attempt → the prompt of an evaluation
+
+
+class Trial(NamedTuple):
+    """A reflection on a failed attempt, and the retry that followed it."""
+
+    attempt: Turn
+    reflection: Turn
+    retry: Turn
+
+    @property
+    def right(self) -> bool:
+        return self.retry.verdict is not None and self.retry.verdict.passed
+
+
+def trials(episode: Episode) -> list[Trial]:
+    """Every reflection with its retry, in the order of the retries."""
+    by_index = {turn.index: turn for turn in episode.turns if turn.error is None}
+    found = []
+    for turn in by_index.values():
+        reflection = by_index.get(-1 if turn.parent is None else turn.parent)
+        if turn.role != "retry" or reflection is None or reflection.role != "reflection":
+            continue
+        attempt = by_index.get(-1 if reflection.parent is None else reflection.parent)
+        if attempt is not None:
+            found.append(Trial(attempt, reflection, turn))
+    return found
+
+
+def reflect_and_retry(episode: Episode, ask: Ask) -> Iterator[Example]:
+    """D+ for one-stage SFT: failed attempt → reflection and right answer, in one text."""
+    for one in trials(episode):
+        if one.right:
+            yield Example(
+                kind="sft",
+                prompt=ask(episode.problem, one.attempt.text),
+                completion=f"{one.reflection.text.strip()}\n{one.retry.text}",
+                source=source(episode, one.reflection, one.retry),
+            )
+
+
+def right_reflections(episode: Episode, ask: Ask) -> Iterator[Example]:
+    """D+ for the first of two stages: failed attempt → a reflection that led to a right answer."""
+    for one in trials(episode):
+        if one.right:
+            prompt = ask(episode.problem, one.attempt.text)
+            yield replace(completion(episode, one.reflection), prompt=prompt)
+
+
+def right_retries(episode: Episode) -> Iterator[Example]:
+    """D+ for the second of two stages: failed attempt and reflection → the right answer."""
+    for one in trials(episode):
+        if one.right:
+            yield replace(completion(episode, one.retry), prompt=one.retry.messages)
+
+
+def right_over_wrong(episode: Episode, ask: Ask) -> Iterator[Example]:
+    """D±: of two reflections on a failure, that which led to a right answer over the other."""
+    found = trials(episode)
+    for one in found:
+        for other in found:
+            if one.right and not other.right:
+                yield reflection_pair(episode, ask, one, other)
+
+
+def preferred_reflections(episode: Episode, ask: Ask) -> Iterator[Example]:
+    """Dpref: both answers are right, and the judge preferred one reflection in both orders.
+
+    A comparison is two turns in a row, each the child of the reflection that it was shown first.
+    """
+    right = {one.reflection.index: one for one in trials(episode) if one.right}
+    said = [turn for turn in episode.turns if turn.role == "prefer"]
+    for forth, back in zip(said[::2], said[1::2], strict=True):
+        one, other = (right[turn.parent or 0] for turn in (forth, back))
+        if (forth.parsed, back.parsed) == ("A", "B"):
+            yield reflection_pair(episode, ask, one, other)
+        elif (forth.parsed, back.parsed) == ("B", "A"):
+            yield reflection_pair(episode, ask, other, one)
+
+
+def comparisons(episode: Episode) -> list[tuple[Turn, Turn]]:
+    """Reflections to be compared: every two on one failure whose retries are right."""
+    right = [one.reflection for one in trials(episode) if one.right]
+    return list(combinations(right, 2))
+
+
+def reflection_pair(episode: Episode, ask: Ask, chosen: Trial, rejected: Trial) -> Example:
+    """The reflections alone are compared."""
+    pair = preference(episode, chosen.reflection, rejected.reflection)
+    return replace(pair, prompt=ask(episode.problem, chosen.attempt.text))
+
+
 def rel_worked(
     episode: Episode, prompt: Messages, target: str, *, mistakes: bool = True
 ) -> Iterator[Example]:
@@ -104,6 +201,20 @@ def shared(one: str, other: str) -> str:
     """What two texts begin with."""
     pairs = zip(one, other, strict=False)
     return one[: next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))]
+
+
+def preflexor_pairs(episode: Episode, only_wrong: bool) -> Iterator[Example]:
+    """PRefLexOR: a teacher's solution that passed, against the policy's own attempt.
+
+    only_wrong: not where the attempt passed too, or nobody could say whether it did.
+    """
+    attempts = [turn for turn in episode.turns if turn.role == "attempt"]
+    taught = [turn for turn in episode.turns if turn.role in ("answer", "ground")]
+    for rejected, chosen in product(attempts, taught):
+        fine = chosen.verdict is not None and chosen.verdict.passed
+        wrong = rejected.verdict is not None and not rejected.verdict.passed
+        if fine and (wrong or not only_wrong):
+            yield replace(preference(episode, chosen, rejected), prompt=rejected.messages)
 
 
 def opener(by_index: dict[int, Turn], turn: Turn) -> Turn:

@@ -6,7 +6,7 @@ Rules of thumb, for `--dry-run`: a share `wrong` of all that is tried is wrong.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mlxreflect.recipe import keeps_bucket
+from mlxreflect.asked import keeps_bucket
 from mlxreflect.tables import Recipe, Tier
 
 MAX_MASTERY_ROUNDS = 100
@@ -80,6 +80,20 @@ def expected(recipe: Recipe, n: int, wrong: float) -> Visits:
     return Visits(visits, tries * cycles, 1 - wrong)
 
 
+def reflectevo_plan(recipe: Recipe, n: int, wrong: float) -> Plan:
+    config = recipe.reflectevo
+    made = n * wrong * config.reflections
+    asked: Asked = {}
+    if config.reflector == "critic" and not config.stored:
+        asked["basic", "reflection"] = made
+    roles: tuple[str, ...] = ("reflection",)
+    if config.training == "IV":  # every two whose retries are right, in both orders
+        right = 1.0 if wrong == 1 else 1 - wrong  # at most: all retries
+        asked["judge", "prefer"] = made * (config.reflections - 1) * right**2
+        roles += ("prefer",)
+    return Plan(n, config.wave, asked, roles)
+
+
 def rel_plan(recipe: Recipe, n: int, wrong: float) -> Plan:
     config = recipe.rel
     first = n * config.rounds
@@ -111,7 +125,25 @@ def traces_plan(recipe: Recipe, n: int, wrong: float) -> Plan:
     return Plan(attempts, side_by_side, asked, ("score",))
 
 
+def preflexor_plan(recipe: Recipe, n: int, wrong: float) -> Plan:
+    """n says nothing: there are as many questions as rounds ask for."""
+    config = recipe.preflexor
+    each = config.questions * max(1, len(config.topics))
+    asked = float(each * (config.rounds + config.two.rounds))
+    if not config.corpus:
+        taught = asked * (wrong if config.only_wrong else 1)
+        return Plan(round(asked), each, {("basic", "answer"): taught}, ("answer",))
+    # What is no JSON is asked for once more.
+    again, judged = (2, 4) if wrong == 1 else (1, 2)
+    calls: Asked = {
+        ("basic", "pose"): asked, ("basic", "extract"): asked * again, ("basic", "ground"): asked,
+        ("judge", "support"): asked * judged,
+    }  # fmt: skip
+    return Plan(round(asked), each, calls, ("pose", "extract", "ground", "support"))
+
+
 # recipe, problems, share that is wrong (1: the most that can be asked) → plan
 PLANS: dict[str, Callable[[Recipe, int, float], Plan]] = {
-    "r3": r3_plan, "rel": rel_plan, "traces": traces_plan,
+    "r3": r3_plan, "rel": rel_plan, "preflexor": preflexor_plan,
+    "reflectevo": reflectevo_plan, "traces": traces_plan,
 }  # fmt: skip

@@ -9,8 +9,8 @@ import re
 from dataclasses import asdict, astuple, dataclass
 from statistics import fmean
 
+from mlxreflect.methods import TracesConfig
 from mlxreflect.records import Turn
-from mlxreflect.tables import TracesConfig
 
 STEPS, WORDS = 3, 12  # a thought of so many steps and words is as deep as rules can tell
 # Words of somebody who looks at his own work again.

@@ -2,17 +2,14 @@
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
+from mlxreflect.consistency import check_recipe, validate_tier
 from mlxreflect.errors import UserError
 from mlxreflect.settings import (
     apply_settings,
-    explain,
     find_toml,
     flatten,
     merge,
@@ -22,22 +19,11 @@ from mlxreflect.settings import (
 )
 from mlxreflect.tables import (
     METHODS,
-    REMOTE,
-    TIERS,
-    CriticConfig,
     EvalSpec,
-    Fitting,
     Recipe,
-    Tier,
-    TrainConfig,
 )
 from mlxreflect.wording import fetch_templates
 
-# For each provider, what a critic.model may look like.
-MODELS = {
-    "local": "mlx-community/Qwen2.5-7B-Instruct-4bit", "ollama": "qwen2.5:7b",
-    "openai": "gpt-4.1-mini", "bedrock": "us.amazon.nova-pro-v1:0",
-}  # fmt: skip
 # A stopped run may be resumed with other values of these, and of no other key.
 RESUMABLE = (
     "critic.concurrency", "critic.deadline_s", "critic.replay",
@@ -79,202 +65,6 @@ def check_profiles(profiles: Any, path: Path) -> dict[str, Any]:
         validate_tier(critics, "advanced", path, prefix=prefix)
         validate_tier(critics, "judge", path, prefix=prefix)
     return profiles
-
-
-def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> None:
-    """What the types cannot say: keys that contradict each other."""
-    for name in METHODS:
-        if name != recipe.strategy and name in recipe.model_fields_set:
-            raise UserError(
-                f"{path}: [{name}] does nothing while strategy = {recipe.strategy!r}",
-                f"leave that table out, or set strategy = {name!r}",
-            )
-    if recipe.r3.verify_pass > recipe.r3.verify_samples:
-        raise UserError(
-            f"{path}: r3.verify_pass = {recipe.r3.verify_pass} can never be reached with "
-            f"r3.verify_samples = {recipe.r3.verify_samples}",
-            "lower r3.verify_pass or raise r3.verify_samples",
-        )
-    if recipe.train.dpo == 0 and recipe.train.nll == 0:
-        raise UserError(
-            f"{path}: train.dpo and train.nll are both 0, nothing would be trained",
-            "give one of them a weight above 0",
-        )
-    if recipe.strategy == "traces":
-        check_traces(recipe, path)
-    check_objective(recipe.train.objective, recipe.train, recipe.policy.quantize, path)
-    if recipe.rel.target == "tidied" and not recipe.rel.review:
-        raise UserError(
-            f"{path}: rel.target = 'tidied' while rel.review = false, which tidies nothing",
-            'set rel.review = true, or rel.target = "working"',
-        )
-    refers = recipe.strategy != "rel" and recipe.train.objective != "orpo" and recipe.train.dpo > 0
-    if recipe.train.tune == "full" and refers and recipe.train.reference != "none":
-        raise UserError(
-            f"{path}: with train.tune = 'full', {recipe.strategy} would need the weights of the "
-            "stage's start a second time, for pairs that are only made later",
-            'train LoRA, or set train.reference = "none", train.dpo = 0 or train.objective = '
-            '"orpo"',
-        )
-    if recipe.eval.against and recipe.eval.decontaminate == "off":
-        raise UserError(
-            f"{path}: eval.against does nothing while eval.decontaminate = 'off'",
-            'leave one of them out, or set eval.decontaminate = "exact"',
-        )
-    for tier in TIERS:
-        critic = validate_tier(recipe, tier, path, settings)
-        check_critic(critic, path)
-    check_spending(recipe, path)
-
-
-def check_traces(recipe: Recipe, path: Path) -> None:
-    config = recipe.traces
-    if not config.rounds and not config.warm_up:
-        raise UserError(
-            f"{path}: traces.rounds and traces.warm_up are both 0, nothing would be trained",
-            "give one of them a number",
-        )
-    if config.rounds and not config.reward_answer and not config.reward_format:
-        raise UserError(
-            f"{path}: traces.reward_answer and traces.reward_format are both 0: no reward",
-            "give one of them a weight above 0",
-        )
-    if traces_tiers(recipe) and recipe.critic.tier("judge").provider == "solver":
-        raise UserError(
-            f'{path}: traces.scorer = "critic" needs a model, and the solver gives no marks',
-            'set critic.provider, or traces.scorer = "rules"',
-        )
-    usual = flatten(TrainConfig().model_dump())
-    for key, value in flatten(recipe.train.model_dump()).items():
-        if key in TRACES_IDLE and value != usual[key]:
-            raise UserError(
-                f"{path}: train.{key} = {value!r} does nothing for traces", "leave that key out"
-            )
-
-
-# Keys of [train] that are of preference pairs and of R³'s verifications.
-TRACES_IDLE = (
-    "objective", "beta", "smoothing", "logps", "nll", "dpo", "sft.scale_verified",
-    "sft.scale_failed",
-)  # fmt: skip
-
-
-def asked_tiers(recipe: Recipe) -> list[Tier]:
-    """The critics that a run asks; where the policy does it all, none."""
-    return ASKED[recipe.strategy](recipe)
-
-
-def r3_tiers(recipe: Recipe) -> list[Tier]:
-    tiers: list[Tier] = []
-    if not recipe.r3.feedback == recipe.r3.rewriter == "self":
-        tiers += ["basic", "advanced"] if keeps_bucket(recipe) else ["basic"]
-    return [*tiers, "judge"] if recipe.r3.judge else tiers
-
-
-def traces_tiers(recipe: Recipe) -> list[Tier]:
-    scored = recipe.traces.scorer == "critic" and recipe.traces.warm_up > 0
-    return ["judge"] if scored else []
-
-
-def keeps_bucket(recipe: Recipe) -> bool:
-    """Whether the bucket list is ever taken up."""
-    return recipe.r3.bucket_every > 0 or recipe.r3.until_mastered
-
-
-def rel_tiers(recipe: Recipe) -> list[Tier]:
-    config = recipe.rel
-    tiers: list[Tier] = []
-    if config.writer == "critic" and (config.tries > 1 or config.review):
-        tiers.append("basic")
-    return [*tiers, "judge"] if config.tries > 1 or config.judge else tiers
-
-
-# For each method, the critics that it asks.
-ASKED: dict[str, Callable[[Recipe], list[Tier]]] = {
-    "r3": r3_tiers, "rel": rel_tiers, "traces": traces_tiers,
-}  # fmt: skip
-
-
-def check_critic(critic: CriticConfig, path: Path) -> None:
-    """Keys of a critic that its provider could not do with."""
-    if critic.provider != "solver" and not critic.model:
-        raise UserError(
-            f"{path}: critic.provider = {critic.provider!r} needs a model",
-            f'set critic.model, for example "{MODELS[critic.provider]}"',
-        )
-    if critic.provider == "bedrock" and critic.temperature > 1:
-        raise UserError(
-            f"{path}: critic.temperature = {critic.temperature:g}, and Bedrock takes 0 to 1",
-            "set critic.temperature to 1 or less",
-        )
-    # The value is not shown: it may be the key.
-    if critic.key_env and not re.fullmatch("[A-Z_][A-Z0-9_]*", critic.key_env):
-        raise UserError(
-            f"{path}: critic.key_env is no name of an environment variable in capitals",
-            'put the key itself into a variable, and its name here, for example "OPENAI_API_KEY"',
-        )
-
-
-def check_spending(recipe: Recipe, path: Path) -> None:
-    """Critic settings that would ask for nothing, cost nothing or give a password away."""
-    for tier in TIERS:
-        critic = recipe.critic.tier(tier)
-        if critic.replay and critic.cache == "off":
-            raise UserError(
-                f'{path}: critic.replay answers from the cache, and critic.cache = "off"',
-                "set critic.cache to the file of the run to repeat, or leave it out",
-            )
-        free = critic.price_in == 0 and critic.price_out == 0
-        if recipe.critic.budget.max_usd and free and critic.provider in REMOTE:
-            raise UserError(
-                f"{path}: critic.budget.max_usd limits nothing while {critic.provider} "
-                f"({tier} critic) has critic.price_in = critic.price_out = 0",
-                "set the prices in dollars a million tokens, or limit max_calls or max_tokens",
-            )
-        if re.search(r"//[^/]*@", critic.base_url):
-            raise UserError(
-                f"{path}: critic.base_url holds a user name or password, which would be written "
-                "into every run",
-                "take it out of the address; for Ollama put the whole address into OLLAMA_HOST",
-            )
-
-
-def check_objective(objective: str, train: Fitting, quantize: int, path: Path) -> None:
-    """Keys of [train] that contradict an objective or each other."""
-    if train.tune == "full" and quantize:
-        raise UserError(
-            f"{path}: train.tune = 'full' needs weights that are not quantised",
-            "leave policy.quantize at 0",
-        )
-    if objective == "exo_pair" and not train.smoothing:
-        raise UserError(
-            f"{path}: exo_pair needs train.smoothing above 0",
-            "set train.smoothing, for example 0.005",
-        )
-    if train.nll and objective == "orpo":
-        raise UserError(
-            f"{path}: train.nll does nothing for orpo, which has the chosen answer's NLL in it",
-            "leave train.nll at 0",
-        )
-    if train.smoothing and objective not in ("dpo", "exo_pair"):
-        raise UserError(
-            f"{path}: train.smoothing does nothing for {objective}",
-            "leave it out, or train dpo or exo_pair",
-        )
-
-
-def validate_tier(
-    recipe: Recipe,
-    tier: Tier,
-    path: Path,
-    settings: Sequence[str] = (),
-    prefix: str = "",
-) -> CriticConfig:
-    try:
-        return recipe.critic.tier(tier)
-    except ValidationError as error:
-        full = f"{prefix}.critic.{tier}".lstrip(".")
-        raise explain(error, CriticConfig, path, settings, full) from None
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:

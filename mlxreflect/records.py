@@ -19,7 +19,7 @@ Messages = list[dict[str, str]]
 Visibility = Literal["none", "verdict", "gold_answer", "gold_solution"]
 Role = Literal[
     "attempt", "critique", "reflection", "rewrite", "continue", "retry", "verify", "integrate",
-    "judge", "prefer", "pose", "score",
+    "judge", "prefer", "pose", "score", "answer", "extract", "ground", "support",
 ]  # fmt: skip
 
 

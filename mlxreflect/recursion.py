@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any, Literal
 
-from mlxreflect import prompts
+from mlxreflect import texts
 from mlxreflect.prompts import ANSWER, TAGS, parse_response
 from mlxreflect.records import Episode, Outcome, Problem, Turn
 from mlxreflect.tables import ChainConfig
@@ -46,7 +46,7 @@ def correct(turn: Turn) -> bool:
 
 def satisfied(said: str) -> bool:
     """Whether a critique finds nothing wrong, in the words that it was asked to say so."""
-    return said.strip().strip("\"'.*").casefold().startswith(prompts.PRAISE)
+    return said.strip().strip("\"'.*").casefold().startswith(texts.PRAISE)
 
 
 # ---- what is asked next --------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mlxreflect import prompts
+from mlxreflect import prompts, texts
 from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.critics.local import SelfCritic
 from mlxreflect.policy import Completion, Policy
@@ -26,6 +26,7 @@ from mlxreflect.recursion import (
 from mlxreflect.seeds import seed_for
 from mlxreflect.tables import ChainConfig, CriticConfig, EvalSpec
 from mlxreflect.tasks.base import Grader, Task
+from mlxreflect.train.network import Arrays
 
 Seed = tuple[int | str, ...]
 AnswerRole = Literal["attempt", "continue", "retry", "integrate"]
@@ -56,7 +57,7 @@ class Rounds:
         self.config: ChainConfig = spec.chain
         self.critic = critic
         self.tags = spec.prompt.tags
-        self.templates = prompts.BUNDLED.replaced(spec.prompt.templates)
+        self.templates = texts.BUNDLED.replaced(spec.prompt.templates)
 
     def play(
         self,
@@ -98,6 +99,15 @@ class Rounds:
                 asked, shown, last.text, heard, self.tags, None, self.templates
             )
             return Ask(chain, "retry", messages)
+        if config.round == "reflect":
+            asked, shown = self.task.instruction(problem), self.task.show(problem)
+            return Ask(
+                chain,
+                "retry",
+                prompts.reflect_and_retry_messages(
+                    asked, shown, last.text, self.tags, self.templates
+                ),
+            )
         prefills = config.round == "prefill" and number > config.fresh
         opening = next_opening(chain, config, self.tags) if prefills else ""
         known = config.avoid and config.feedback != "none"  # else nobody has said what failed
@@ -117,11 +127,12 @@ class Rounds:
         openings = [
             self.encode_opening(ids, ask.opening) for ids, ask in zip(encoded, asks, strict=True)
         ]
+        reflects = self.config.round == "reflect" and asks and asks[0].role == "retry"
         completions = self.policy.generate(
             [ids + more for ids, more in zip(encoded, openings, strict=True)],
             temperature=self.spec.temperature,
             top_p=self.spec.top_p,
-            max_new_tokens=self.spec.max_new_tokens,
+            max_new_tokens=self.spec.max_new_tokens + (self.config.max_tokens if reflects else 0),
             batch=self.spec.batch,
             seed=("chain", *seed),
             stop=self.spec.stop,
@@ -129,7 +140,7 @@ class Rounds:
         ) if asks else []  # fmt: skip
         for ask, more, completion in zip(asks, openings, completions, strict=True):
             turn = ask.chain.add(self.turn(ask, len(more), completion))
-            if self.config.gated and correct(turn):
+            if self.config.stops and self.config.gated and correct(turn):
                 ask.chain.stopped = "grader"
 
     def encode_opening(self, prompt: list[int], opening: str) -> list[int]:
@@ -176,7 +187,12 @@ class Rounds:
             return
         for chain, turn in self.ask(chains, "critique", seed, number):
             chain.add(turn)
-            if not self.config.gated and turn.error is None and satisfied(turn.text):
+            if (
+                self.config.stops
+                and not self.config.gated
+                and turn.error is None
+                and satisfied(turn.text)
+            ):
                 chain.stopped = "critic"
         if self.config.round != "prefill":
             return
@@ -249,9 +265,9 @@ def heard(chain: Chain, call: Call, reply: Reply, actor: str) -> Turn:
     )
 
 
-def self_critic(policy: Policy, spec: EvalSpec) -> SelfCritic:
-    """The policy as the critic of its own answers."""
+def self_critic(policy: Policy, spec: EvalSpec, weights: Arrays | None = None) -> SelfCritic:
+    """The policy as the critic of its own answers. weights: that it has then, if others."""
     config = CriticConfig(
         temperature=spec.chain.temperature, max_tokens=spec.chain.max_tokens, model=policy.name
     )
-    return SelfCritic(policy, config, spec.batch)
+    return SelfCritic(policy, config, spec.batch, weights)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mlxreflect.commits import Commits, take_lock
+from mlxreflect.consistency import check_spending
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import RESUMABLE, check_spending, digest, dump_recipe, resolved
+from mlxreflect.recipe import RESUMABLE, digest, dump_recipe, resolved
 from mlxreflect.records import read_json, write_atomic
 from mlxreflect.settings import apply_settings, flatten, read_toml, validate
 from mlxreflect.tables import Recipe

@@ -165,7 +165,7 @@ def show_problems(episodes: list[Episode], status: str | None) -> RenderableType
         attempts = roles.count("attempt") + roles.count("verify")
         made.add_row(
             plain(problem.id), plain(shorten(problem.fields)), plain(attempts),
-            plain(roles.count("rewrite")),
+            plain(roles.count("rewrite") + roles.count("continue")),
             plain(outcome.status, STATUS_STYLE.get(outcome.status, "")), plain(outcome.tier),
         )  # fmt: skip
     return made
@@ -203,9 +203,9 @@ def totals(summary: dict[str, Any]) -> dict[str, object]:
     named = {
         "problems": summary.get("problems"),
         "left out": summary.get("decontaminated") and told(summary["decontaminated"]),
-        "right at the first try, and not in the bucket": summary.get("solved_first"),
-        "solved after training": summary.get("solved_after"),
-        "on the bucket list": summary.get("bucket"),
+        "right at the first try": summary.get("solved_first"),
+        "solved later": summary.get("solved_after"),
+        "not solved": summary.get("bucket"),
         "preference pairs": summary.get("pairs"),
         **critic_lines(summary.get("critic") or {}),
         "errors of first attempts": ", ".join(kinds) or None,

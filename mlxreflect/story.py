@@ -17,7 +17,7 @@ from rich.text import Text
 from mlxreflect.records import Episode, Example, Turn
 from mlxreflect.ui import safe_text
 
-ANSWERS = ("attempt", "rewrite", "continue", "retry", "verify", "integrate")
+ANSWERS = ("attempt", "rewrite", "continue", "retry", "verify", "integrate", "answer", "ground")
 MOST_WORDS = 10_000  # and spaces, in a difference; beyond, comparing would take seconds
 REMOVED, ADDED = "red strike", "green"
 MARKS = {REMOVED: ("[-", "-]"), ADDED: ("{+", "+}")}
@@ -25,7 +25,7 @@ STATUS_STYLE = {"solved_first": "green", "solved": "green", "trained": "cyan", "
                 "discarded": "yellow", "failed": "red"}  # fmt: skip
 ENDED = {
     "solved_first": "solved at the first try",
-    "solved": "solved: verified after training",
+    "solved": "solved",
     "trained": "trained on, not verified",
     "bucket": "not solved: on the bucket list",
     "discarded": "given up: it is not trained on",
@@ -68,7 +68,10 @@ def tell_episode(episode: Episode, examples: list[Example]) -> list[RenderableTy
         parts.append(plain(f"trained by SFT on turn {times}", "magenta"))
     status = episode.outcome.status
     solved = episode.outcome.solved_turn
-    ended = ENDED.get(status, status) + ("" if solved is None else f", turn {solved}")
+    ended = ENDED.get(status, status)
+    if solved is not None:
+        trained = status == "solved" and episode.turns[solved].role == "verify"
+        ended += f"{': verified after training' if trained else ''}, turn {solved}"
     return [*parts, plain(ended, f"bold {STATUS_STYLE.get(status, '')}")]
 
 

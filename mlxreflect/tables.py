@@ -2,24 +2,20 @@
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
 
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(gt=0)]
-# A list of names, or as on a command line the one or several with commas between them.
-Names = Annotated[
-    list[str], BeforeValidator(lambda v: v.split(",") if isinstance(v, str) and v else v)
-]
+from mlxreflect.fields import Count, Fraction, Names, Objective, Positive, Rate, Table
+from mlxreflect.methods import (
+    PreflexorConfig,
+    R3Config,
+    ReflectEvoConfig,
+    RelConfig,
+    TracesConfig,
+)
+
 Tier = Literal["basic", "advanced", "judge"]  # of critics
 TIERS: tuple[Tier, ...] = ("basic", "advanced", "judge")
 REMOTE = ("ollama", "openai", "bedrock")  # providers that are asked over a network
-
-
-class Table(BaseModel):
-    # strict: "8" is no number and 1 no boolean; infinity could not be written back as TOML.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class PolicyConfig(Table):
@@ -37,7 +33,7 @@ class PolicyConfig(Table):
 
 class PromptConfig(Table):
     tags: Literal["think", "reasoning", "preflexor"] = "think"
-    style: Literal["thinking", "direct"] = "thinking"
+    style: Literal["thinking", "graph", "direct"] = "thinking"
     file: str = ""  # TOML file with wording of your own: template = "text"
     templates: dict[str, str] = {}  # that wording, as the run keeps it
 
@@ -99,42 +95,6 @@ class Critics(CriticConfig):
         return CriticConfig(**{**base, **({} if name == "basic" else getattr(self, name))})
 
 
-class R3Config(Table):
-    wave: Positive = 1
-    shard: Count = 0  # samples drawn while a remote critic reviews those before; 0: policy.batch
-    epochs: Positive = 1
-    rewrites: Positive = 3
-    verifications: Count = 5
-    verify_samples: Positive = 1
-    verify_pass: Positive = 1
-    feedback: Literal["critic", "self"] = "critic"
-    rewriter: Literal["critic", "self"] = "critic"
-    judge: bool = False  # rewrites that pass the grader must also convince the judge
-    sft_mode: Literal[0, 1, 2, 3] = 1  # once verified: 0 none, 1 last winner, 2 verified, 3 both
-    sft_correct: bool = False  # SFT on attempts that were right at once
-    bucket_every: Count = 100  # problems between passes over the bucket list; 0: never
-    until_mastered: bool = False
-
-
-class RelConfig(Table):
-    """Attempts are asked at policy.temperature, the judge marks at 0."""
-
-    rounds: Positive = 2
-    wave: Positive = 10  # problems taken and committed together
-    tries: Literal[1, 2, 3] = 3  # the attempt, its continuation, a rewrite shown the solution
-    decay: Annotated[float, Field(gt=0, le=1)] = 0.9  # of the temperature, each further try
-    writer: Literal["critic", "self"] = "critic"  # who continues, rewrites and tidies
-    judge: bool = False  # what passes the grader must also convince the judge
-    review: bool = False  # what was accepted is tidied into a clean solution, too
-    target: Literal["working", "tidied"] = "working"  # what is imitated
-    mistakes: bool = True  # false: what went wrong before its mending is shown, not imitated
-    weight: Rate = 1.0  # of what the loop made
-    human: str = ""  # worked solutions by people: a Markdown or JSONL file
-    human_weight: Rate = 2.0
-    restart: bool = True  # each round trains from the start; false: from the round before
-    measure: bool = False  # an evaluation after each round, beside base and trained
-
-
 class LoraConfig(Table):
     rank: Positive = 16
     scale: Rate = 2.0  # = alpha / rank of other libraries
@@ -187,33 +147,8 @@ class Fitting(Table):
 class TrainConfig(Fitting):
     """[train] of a recipe; [train.sft] is for the answers that a strategy imitates."""
 
-    objective: Literal["dpo", "ipo", "exo_pair", "orpo"] = "dpo"
+    objective: Objective = "dpo"
     sft: SftConfig = SftConfig()
-
-
-class GrpoConfig(Table):
-    clip_ratio: Annotated[float, Field(gt=0)] = 0.2
-    kl: Annotated[float, Field(ge=0)] = 0.0  # weight of the distance from the reference
-    average: Literal["sequence", "token"] = "sequence"  # each response, or each token, counts alike
-    scale_rewards: bool = True  # by the group's standard deviation
-
-
-class TracesConfig(Table):
-    """[traces]: SFT on filtered traces of the policy, then rounds of GRPO on fresh groups."""
-
-    wave: Positive = 16  # problems taken and committed together
-    warm_up: Count = 0  # problems of the warm-up; 0: none, the rounds begin at once
-    samples: Positive = 4  # traces of a problem in the warm-up
-    scorer: Literal["rules", "critic"] = "rules"  # who marks a right trace
-    filter: Literal["strict", "lenient"] = "strict"  # each mark, or their mean, and strict: format
-    threshold: Fraction = 0.5  # what marks, from 0 to 1, must reach
-    keep: Count = 1  # best traces of a problem; 0: all that pass
-    rounds: Count = 3
-    problems: Count = 0  # of a round; 0: all there are
-    group: Annotated[int, Field(ge=2)] = 8  # samples of a problem in a round
-    reward_answer: Annotated[float, Field(ge=0)] = 1.0
-    reward_format: Annotated[float, Field(ge=0)] = 0.2
-    grpo: GrpoConfig = GrpoConfig()
 
 
 class EvalConfig(Table):
@@ -241,7 +176,7 @@ class Limits(Table):
     training_tokens: Count = 0  # that a loss is taken of
 
 
-Method = Literal["r3", "rel", "traces"]
+Method = Literal["r3", "rel", "preflexor", "reflectevo", "traces"]
 METHODS: tuple[Method, ...] = get_args(Method)  # each has a table of its name
 
 
@@ -256,7 +191,9 @@ class Recipe(Table):
     critic: Critics = Critics()
     r3: R3Config = R3Config()
     rel: RelConfig = RelConfig()
+    reflectevo: ReflectEvoConfig = ReflectEvoConfig()
     traces: TracesConfig = TracesConfig()
+    preflexor: PreflexorConfig = PreflexorConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 
@@ -276,9 +213,11 @@ class ChainConfig(Table):
     """
 
     rounds: Positive = 1  # answers at most, the first one among them; 1: no chain
-    round: Literal["prefill", "retry", "resample"] = "prefill"  # how it is answered again
+    # How it is answered again; reflect: a reflection and the answer in one response.
+    round: Literal["prefill", "retry", "reflect", "resample"] = "prefill"
     feedback: Literal["critic", "self", "none"] = "critic"
     gated: bool = False
+    stops: bool = True  # false: rounds are used up, whoever is satisfied
     fresh: Positive = 1  # of the answers, the first so many are from scratch, before any prefill
     tries: Positive = 1  # answers that go on from the same prefilled thinking
     avoid: bool = False  # with feedback, no answer goes on as one that failed did before

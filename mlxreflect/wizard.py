@@ -12,9 +12,10 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from mlxreflect.checks import find_model, ollama_models
+from mlxreflect.consistency import MODELS
 from mlxreflect.draft import HOSTS, Choices, draft, self_keys
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import MODELS, load_recipe
+from mlxreflect.recipe import load_recipe
 from mlxreflect.records import write_atomic
 from mlxreflect.settings import bundled, read_toml
 from mlxreflect.tables import Recipe

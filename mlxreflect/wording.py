@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from mlxreflect.errors import UserError
-from mlxreflect.prompts import BUNDLED
 from mlxreflect.settings import read_toml
+from mlxreflect.texts import BUNDLED
 
 
 def fetch_templates(tree: dict[str, Any], path: Path) -> None:

@@ -8,9 +8,10 @@ import signal
 import sys
 from pathlib import Path
 
-from mlxreflect import cli, commits, course, evaluate, finetune, loop, records
+from mlxreflect import chains_eval, cli, commits, course, evaluate, finetune, loop, records
 from mlxreflect.strategies.exchange import Exchange
 from mlxreflect.strategies.r3 import R3
+from mlxreflect.strategies.reflectevo import ReflectEvo
 from mlxreflect.train.references import References
 from mlxreflect.train.trainer import Trainer
 
@@ -60,10 +61,17 @@ TRAINING = {
     "while finishing": (course, "replace_folder", "after"),
     "before a training's summary": (course.Course, "summary", "before"),
 }
+# Of `mlxreflect run` with ReflectEvo:
+REFLECTING = {
+    "reflected": (ReflectEvo, "reflect", "after"),
+    "trained": (ReflectEvo, "train", "after"),
+    "wrote an adapter": (loop, "replace_folder", "after"),
+    "evaluated half a chunk of retries": (chains_eval, "append_rows", torn_append),
+}
 
 
 def arm(point, nth):
-    owner, name, when = (POINTS | TRAINING)[point]
+    owner, name, when = (POINTS | TRAINING | REFLECTING)[point]
     original, count = getattr(owner, name), 0
 
     def armed(*args, **kwargs):

@@ -22,6 +22,11 @@ def outputs_of_run(recipe, settings, folder):
         execute(run, Ui(quiet=True))
     finally:
         run.close()
+    return outputs_in(folder)
+
+
+def outputs_in(folder):
+    """The same of a run that is done."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))

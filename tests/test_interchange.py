@@ -14,7 +14,6 @@ from test_cli import shell as shell
 
 from mlxreflect.exports.chats import mlx_row, sharegpt_row, trl_row
 from mlxreflect.exports.interchange import FORMS, export
-from mlxreflect.prompts import REFLECT, REFLECT_AND_RETRY
 from mlxreflect.records import (
     Episode,
     Example,
@@ -26,6 +25,7 @@ from mlxreflect.records import (
     make_problem,
     to_row,
 )
+from mlxreflect.texts import REFLECT, REFLECT_AND_RETRY
 from mlxreflect.train.formats import read_examples
 from mlxreflect.train.kept import COLUMN, restored
 from mlxreflect.train.messages import Fault
@@ -122,7 +122,7 @@ EXAMPLE = st.builds(
 
 
 @pytest.mark.parametrize("to_form", [trl_row, sharegpt_row, mlx_row])
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(example=EXAMPLE)
 def test_every_example_comes_back_whole(to_form: Any, example: Example) -> None:
     line = dump_line(to_form(example))

@@ -17,9 +17,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS: list[set[str]] = [
     {"errors"},
     {"records", "settings", "seeds", "templates", "cachedir"},
-    {"prompts"},
+    {"texts", "fields"},
+    {"prompts", "methods"},
+    {"reflections"},
     {"tables", "wording"},
     {"quality"},
+    {"asked"},
+    {"consistency"},
     {"recipe"},
     {"plans", "draft"},
     {"train.lanes"},
@@ -51,21 +55,22 @@ LAYERS: list[set[str]] = [
     {"unpaired", "served", "chains_eval"},
     {"plots", "story", "comparison_view", "rescore", "scoreboard"},
     {"exports"},
-    {"lineup"},
-    {"quick", "solve"},
+    {"lineup", "retries"},
+    {"quick", "solve", "summary"},
     {"loop", "show", "course", "checks", "estimate"},
     {"dry", "finetune", "doctor", "wizard"},
     {"cli_parts"},
-    {"cli_evidence", "cli_files"},
+    {"cli_evidence", "cli_files", "annotate"},
     {"cli"},
     {"__main__"},
 ]
 # Nothing but data in, data out: no model, no network, no run directory.
 PURE = ("records", "settings", "tables", "recipe", "plans", "seeds", "prompts", "templates",
         "wording", "pairs", "quality", "stats", "sentences", "sequential", "tasks", "errors", "job",
-        "decontaminate")  # fmt: skip
+        "decontaminate", "reflections")  # fmt: skip
 HEAVY = {"mlx", "mlx_lm", "transformers", "pydantic", "matplotlib", "numpy", "scipy", "datasets",
-         "huggingface_hub", "ollama", "httpx", "tenacity", "boto3", "botocore"}  # fmt: skip
+         "huggingface_hub", "ollama", "httpx", "tenacity", "boto3", "botocore",
+         "bm25s"}  # fmt: skip
 
 
 def module_name(path: Path) -> str:
@@ -188,7 +193,7 @@ if len(sys.argv) > 1:
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr)
 """
 COMMANDS = ("run", "resume", "show", "eval", "compare", "report", "grade", "train", "fuse",
-            "doctor", "decontaminate", "solve", "export", "init")  # fmt: skip
+            "doctor", "decontaminate", "solve", "export", "init", "annotate")  # fmt: skip
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), *((c, "--help") for c in COMMANDS)])

@@ -33,8 +33,9 @@ UsageError = typer.BadParameter.__mro__[1]  # click's, or the copy inside typer
 HOW = {"run": "dry", "resume": "run", "show": "run", "compare": "run", "grade": "run",
        "eval": "run", "train": "run", "fuse": "run", "doctor": "run",
        "decontaminate": "run", "report": "run", "export": "run",
-       "init": "run", "solve": "run"}  # fmt: skip
+       "init": "run", "solve": "run", "annotate": "run"}  # fmt: skip
 OWN_FILES = {
+    "notes.txt": "I do not know. <answer> 0 </answer>",
     "problems.jsonl": "".join(f'{{"question": "{i} + 1?", "answer": {i}}}\n' for i in range(30)),
     "preferences.jsonl": "".join(
         f'{{"prompt": "{i} + 1?", "chosen": "{i + 1}", "rejected": "{i}"}}\n' for i in range(30)
@@ -44,6 +45,7 @@ OWN_FILES = {
         f'{{"role": "assistant", "content": "{i + 1}"}}]}}\n'
         for i in range(30)
     ),
+    "NOTES/bees.md": "# Bees\n\nBees gather nectar from flowers and make honey of it in summer.\n",
     "exam.jsonl": '{"question": "5 + 1?"}\n{"question": "6 + 1 ?"}\n',
     "responses.jsonl": '{"id": 1, "response": "a", "numbers": [3, 4], "target": 7, "gold": 7}\n',
 }
@@ -326,6 +328,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory, tiny_random: Path) -> Shell:
     shell = Shell(tmp_path_factory.mktemp("readme"), tiny_random)
     shell.works("run", "quickstart", *shell.small, "--run-dir", "RUN_DIR")
     for name, text in OWN_FILES.items():
+        (shell.folder / name).parent.mkdir(exist_ok=True)
         (shell.folder / name).write_text(text)
     return shell
 
@@ -353,6 +356,13 @@ def try_out(shell: Shell, one: Command) -> Done | None:
     if one.name == "doctor":
         done = shell(one.name, *arguments)
         assert done.code == 0 or (done.code == 1 and "something is missing" in done.out), done.err
+        return done
+    if one.name == "annotate":
+        if not parameters["working"]:
+            return None  # an editor
+        quick = sets("profile=quick", "eval.decontaminate=off")
+        done = shell(one.name, *arguments, *quick)
+        assert done.code == 1 and "not kept" in done.err + done.out
         return done
     if one.name == "init":
         arguments += ["--yes", "--force"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from fake_ollama import FakeOllama
 from mlx_server import serving
+from test_preflexor import TEXTS, teacher, write_corpus
 
 SHARED = Path(__file__).parents[2] / "shared"
 pytestmark = [
@@ -239,3 +240,82 @@ def test_a_question_is_thought_over(smollm2, critic):
         assert last["role"] == "continue"
         thinking = mending({"messages": [{"content": "Retry:"}]}).partition("10</")[0]
         assert last["text"].startswith(thinking) and "10" in last["text"].removeprefix(thinking)
+
+
+def rater(body):
+    """Marks of a trace, as the schema asks for them."""
+    assert set(body["format"]["required"]) == {
+        "why", "depth", "coherence", "verification", "completeness",
+    }  # fmt: skip
+    assert "<expected>" not in body["messages"][-1]["content"]
+    return json.dumps(
+        {"why": "it goes on", "depth": 4, "coherence": 4, "verification": 3, "completeness": 5}
+    )
+
+
+def test_traces_at_its_full_settings(smollm2, tmp_path):
+    """Two waves, a warm-up and a round, of the recipe for a Mac with the smallest sizes.
+
+    The problems tell the answer, so that some traces of so small a model are right.
+    """
+    asked = [(f"The answer is {i}. Repeat the answer: {i}", str(i)) for i in range(10, 50)]
+    lines = [json.dumps({"question": text, "answer": gold}) + "\n" for text, gold in asked]
+    (tmp_path / "mine.jsonl").write_text("".join(lines))
+    run_dir = tmp_path / "run"
+    with FakeOllama(reply=rater, models=["critic"]) as server:
+        settings = {
+            "policy.model": smollm2, "policy.max_new_tokens": 16, "policy.batch": 16,
+            "task.name": "jsonl", "task.source": tmp_path / "mine.jsonl",
+            "task.limit": 2, "eval.spec": "", "eval.limit": 2, "eval.max_new_tokens": 8,
+            "critic.model": "critic", "critic.base_url": server.url, "critic.cache": "off",
+            "traces.wave": 2, "traces.warm_up": 2, "traces.problems": 2, "traces.rounds": 1,
+            "traces.filter": "lenient", "traces.group": 4, "train.batch": 2,
+        }  # fmt: skip
+        flags = [f"--set={key}={value}" for key, value in settings.items()]
+        call = [sys.executable, "-m", "mlxreflect", "run", "traces", "--run-dir", str(run_dir)]
+        done = subprocess.run([*call, "--json", *flags], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        chats = list(server.chats)
+    summary = json.loads(done.stdout)
+    assert summary["waves"] == 2
+    assert summary["critic"]["calls"] == summary["critic"]["answered"] == len(chats)
+    metrics = [row for row in rows(run_dir / "metrics.jsonl") if row["kind"] == "wave"]
+    assert [row["stage"] for row in metrics] == ["warm-up", "round"]
+    print(metrics[0]["told"], metrics[1]["told"])
+    assert metrics[0]["kept"] > 0 and metrics[1]["flat"] < 2
+    steps = [row["objective"] for row in rows(run_dir / "metrics.jsonl") if row["kind"] == "step"]
+    assert set(steps) == {"sft", "grpo"}
+    arms = {path.name for path in (run_dir / "eval").iterdir()}
+    assert arms == {"base", "base-direct", "warm-up", "trained", "trained-direct"}
+
+
+def test_preflexor_from_a_corpus(smollm2, tmp_path):
+    """A round of each phase at the recipe's own settings, but small; a teacher over HTTP."""
+    run_dir, corpus = tmp_path / "run", write_corpus(tmp_path / "corpus")
+    with FakeOllama(reply=teacher, models=["critic"]) as server:
+        settings = {
+            "policy.model": smollm2, "policy.max_new_tokens": 32, "policy.batch": 4,
+            "task.name": "jsonl", "preflexor.corpus": corpus, "preflexor.questions": 2,
+            "preflexor.rounds": 1, "preflexor.two.rounds": 1, "eval.limit": 2,
+            "eval.source": SHARED / "data" / "gsm8k" / "test.jsonl", "eval.max_new_tokens": 16,
+            "critic.model": "critic", "critic.base_url": server.url, "critic.cache": "off",
+        }  # fmt: skip
+        flags = [f"--set={key}={value}" for key, value in settings.items()]
+        call = [sys.executable, "-m", "mlxreflect", "run", "preflexor", "--run-dir", str(run_dir)]
+        done = subprocess.run([*call, "--json", *flags], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        chats = list(server.chats)
+    summary = json.loads(done.stdout)
+    assert summary["status"] == "finished" and summary["waves"] == 2
+    assert summary["critic"]["calls"] == summary["critic"]["answered"] == len(chats)
+    assert summary["base"]["n"] == summary["trained"]["n"] == 2
+    assert (run_dir / "eval" / "phase-1" / "results.json").is_file()
+    examples = rows(run_dir / "examples.jsonl")
+    assert len(examples) == summary["pairs"] == 4
+    for row in examples:
+        assert row["chosen"].startswith("<|thinking|>\nReasoning steps:\n")
+        assert row["rejected_ids"]
+        assert not any(text[-40:] in json.dumps(row["prompt"]) for text in TEXTS.values())
+    steps = [row for row in rows(run_dir / "metrics.jsonl") if row["kind"] == "step"]
+    assert [row["objective"] for row in steps] == ["orpo", "exo_pair"]  # 2 pairs a step
+    assert all(row["grad_norm"] > 0 for row in steps)

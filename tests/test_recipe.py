@@ -3,19 +3,23 @@
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxreflect.errors import UserError
-from mlxreflect.recipe import RESUMABLE, digest, dump_recipe, eval_spec, load_recipe
+from mlxreflect.fields import Table
+from mlxreflect.recipe import RESUMABLE, digest, dump_recipe, eval_spec, load_recipe, resolved
 from mlxreflect.settings import bundled, flatten, read_toml, validate
-from mlxreflect.tables import CriticConfig, EvalSpec, Recipe, Table
+from mlxreflect.tables import METHODS, CriticConfig, EvalSpec, Recipe
 
 DEFAULTS = flatten(Recipe().model_dump())
 LEAVES = sorted(set(DEFAULTS) - {"critic.advanced", "critic.judge"})
+# Lists that one text may stand for.
+NAMES = ("eval.against", "preflexor.topics", "preflexor.sections", "reflectevo.instructions")
+OTHERS = [method for method in METHODS if method != Recipe().strategy]
 
 
 def write(folder: Path, text: str) -> str:
@@ -93,8 +97,8 @@ def test_an_empty_recipe_is_all_defaults(tmp_path: Path) -> None:
 )
 def test_dump_and_load_keep_every_changed_key(clashing: dict[str, Any], tmp_path: Path) -> None:
     """Every key in one of two recipes: orpo knows no smoothing, and full no quantised weights."""
-    tree = Recipe().model_dump()
-    for key in LEAVES:
+    tree = resolved(Recipe())
+    for key in set(LEAVES) & set(flatten(tree)) - {"strategy"}:
         if (value := other(key)) is not None:
             put(tree, key, value)
     tree["r3"]["verify_samples"] = tree["r3"]["verify_pass"]
@@ -113,6 +117,25 @@ def test_dump_and_load_keep_every_changed_key(clashing: dict[str, Any], tmp_path
     assert again.critic.tier("basic").model == 'a "quoted" \\ model'
 
 
+@pytest.mark.parametrize("method", OTHERS)
+def test_dump_keeps_every_changed_key_of_a_method(method: str, tmp_path: Path) -> None:
+    tree = resolved(Recipe.model_validate({"strategy": method}))
+    mine = [key for key in flatten(tree) if key.startswith(f"{method}.")]
+    for key in mine:
+        put(tree, key, other(key))
+    recipe = Recipe.model_validate(tree)
+    path = Path(write(tmp_path, dump_recipe(recipe)))
+    assert validate(Recipe, read_toml(path), path) == recipe
+    assert not {*OTHERS, "r3"} - {method} & {key.split(".")[0] for key in flatten(read_toml(path))}
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_a_table_of_another_method_is_refused(method: str, tmp_path: Path) -> None:
+    error = refused(write(tmp_path, f"[{method}]\n"))
+    assert f"[{method}] does nothing while strategy = 'r3'" in error.message
+    assert f"strategy = {method!r}" in error.hint
+
+
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.floats(1e-300, 1e300))
 def test_any_text_and_number_survives_the_dump(
     tmp_path_factory: pytest.TempPathFactory, text: str, lr: float
@@ -125,16 +148,15 @@ def test_any_text_and_number_survives_the_dump(
 # ---- unknown keys --------------------------------------------------------------------------------
 
 
+def tables_in(path: str, table: Table) -> Iterator[tuple[str, type[Table]]]:
+    yield path, type(table)
+    for name, value in table:
+        if isinstance(value, Table):
+            yield from tables_in(f"{path}.{name}".lstrip("."), value)
+
+
 def tables() -> Iterator[tuple[str, type[Table]]]:
-    yield "", Recipe
-    for name in ("policy", "prompt", "task", "critic", "r3", "train", "eval"):
-        annotation = Recipe.model_fields[name].annotation
-        assert isinstance(annotation, type)
-        yield name, annotation
-    yield "train.lora", type(Recipe().train.lora)
-    yield "train.sft", type(Recipe().train.sft)
-    yield "train.mask", type(Recipe().train.mask)
-    yield "critic.budget", type(Recipe().critic.budget)
+    yield from tables_in("", Recipe())
     yield "critic.advanced", CriticConfig
     yield "critic.judge", CriticConfig
 
@@ -213,7 +235,7 @@ def test_a_setting_is_blamed_where_the_file_also_has_the_table(tmp_path: Path) -
 @pytest.mark.parametrize("key", LEAVES)
 def test_wrong_type_is_named_with_key_value_and_line(key: str, tmp_path: Path) -> None:
     default = DEFAULTS[key]
-    texts = isinstance(default, str) or key == "eval.against"  # a list that one text may stand for
+    texts = isinstance(default, str) or key in NAMES
     wrong, shown = ("7", "7") if texts else ('"7"', "'7'")
     *tables_, leaf = key.split(".")
     header = f"[{'.'.join(tables_)}]" if tables_ else "# top"
@@ -435,7 +457,9 @@ def put(tree: dict[str, Any], key: str, value: Any) -> None:
 
 def other(key: str) -> Any:
     """Another valid value of a key; None where there is none."""
-    for candidate in CANDIDATES:
+    table, _, name = key.rpartition(".")
+    annotation = dict(tables())[table].model_fields[name].annotation
+    for candidate in [*CANDIDATES, *get_args(annotation)]:
         tree = Recipe().model_dump()
         put(tree, key, candidate)
         try:
@@ -454,14 +478,16 @@ def test_the_digest_ignores_what_may_change_on_resume_and_no_other() -> None:
         if value is None:
             fixed.add(key)
             continue
-        tree = Recipe().model_dump()
+        table = key.split(".")[0]
+        plain = Recipe.model_validate({"strategy": table} if table in OTHERS else {})
+        tree = plain.model_dump()
         put(tree, key, value)
-        if digest(Recipe.model_validate(tree)) == digest(Recipe()):
+        if digest(Recipe.model_validate(tree)) == digest(plain):
             ignored.add(key)
     spending = {f"critic.budget.max_{what}" for what in ("calls", "tokens", "usd")}
     others = {"critic.concurrency", "critic.deadline_s", "critic.replay"}
     assert ignored == set(RESUMABLE) == spending | others
-    assert fixed <= {"strategy"}  # it has one value as long as there is one strategy
+    assert not fixed
 
 
 def test_the_digest_does_not_depend_on_the_order_of_keys(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from mlxreflect.critics.base import Call, Move
 from mlxreflect.critics.solver import SolverCritic
-from mlxreflect.prompts import PRAISE, parse_response
+from mlxreflect.prompts import parse_response
 from mlxreflect.records import Problem, Turn, Verdict, Visibility, make_problem
 from mlxreflect.recursion import (
     GIVEN,
@@ -23,6 +23,7 @@ from mlxreflect.recursion import (
 )
 from mlxreflect.tables import ChainConfig, CriticConfig
 from mlxreflect.tasks import arithmetic_solver, countdown_solver
+from mlxreflect.texts import PRAISE
 
 GAME = make_problem("countdown", {"numbers": [3, 4, 5], "target": 35})
 

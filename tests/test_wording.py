@@ -7,13 +7,14 @@ import pytest
 
 from mlxreflect.errors import UserError
 from mlxreflect.evaluate import find_spec
-from mlxreflect.prompts import BUNDLED, attempt_messages
+from mlxreflect.prompts import attempt_messages
 from mlxreflect.recipe import digest, eval_spec, load_recipe
 from mlxreflect.run import Run
 from mlxreflect.strategies.attempts import Attempts
 from mlxreflect.strategies.moves import Moves, Round
 from mlxreflect.tables import Recipe
 from mlxreflect.tasks import TASKS
+from mlxreflect.texts import BUNDLED
 
 MINE = {"critique": "Find the fault. {open} {close} {{json}}",
         "attempt_thinking": "{instruction} Think in {open}{close}."}  # fmt: skip

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 
+from mlxreflect.asked import asked_tiers
 from mlxreflect.critics.base import Critic
 from mlxreflect.critics.bedrock import BedrockCritic
 from mlxreflect.critics.ledger import Ledger
@@ -10,7 +11,6 @@ from mlxreflect.critics.local import LocalCritic
 from mlxreflect.critics.ollama import OllamaCritic
 from mlxreflect.critics.openai import OpenAICritic
 from mlxreflect.critics.solver import SolverCritic
-from mlxreflect.recipe import asked_tiers
 from mlxreflect.tables import REMOTE, CriticConfig, Recipe
 
 # config, name of the task, id of the run, its ledger → critic

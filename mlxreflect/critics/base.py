@@ -9,7 +9,8 @@ from mlxreflect.records import Messages, Problem, Visibility
 NANO = 10**9  # dollars are added as whole billionths: sums do not depend on their order
 # attempt: the model behind the server is not a critic, but evaluated.
 Move = Literal[
-    "critique", "rewrite", "continue", "judge", "prefer", "pose", "integrate", "score", "attempt"
+    "critique", "reflection", "rewrite", "continue", "judge", "prefer", "pose",
+    "integrate", "score", "answer", "extract", "ground", "support", "attempt",
 ]  # fmt: skip
 
 

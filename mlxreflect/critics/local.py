@@ -6,24 +6,32 @@ from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.text import strip_thought
 from mlxreflect.policy import Completion, Policy, load_policy
 from mlxreflect.tables import CriticConfig, PolicyConfig
+from mlxreflect.train.network import Arrays, parameters
 
 
 class SelfCritic:
-    """The policy as its own critic: the same model and batching, dropout off."""
+    """The policy as its own critic: the same model and batching, dropout off.
+
+    weights: trainable parameters that it has in this role; None: those that the policy has.
+    """
 
     waits = False
 
-    def __init__(self, policy: Policy, config: CriticConfig, batch: int) -> None:
+    def __init__(
+        self, policy: Policy, config: CriticConfig, batch: int, weights: Arrays | None = None
+    ) -> None:
         self.policy = policy
         self.config = config
         self.batch = batch
+        self.weights = weights
         self.actor = "self"
 
     def preflight(self) -> None:
         pass
 
     def ask(self, calls: Sequence[Call]) -> list[Reply]:
-        done = complete(self.policy, self.config, calls, self.batch, "self")
+        with parameters(self.policy.model, self.weights or {}):
+            done = complete(self.policy, self.config, calls, self.batch, "self")
         return [reply(one, one.text, one.token_ids) for one in done]
 
     def close(self) -> None:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.errors import UserError
-from mlxreflect.prompts import ANSWER, PRAISE, TAGS, parse_response, thought_of
+from mlxreflect.prompts import ANSWER, TAGS, parse_response, thought_of
 from mlxreflect.tables import CriticConfig
 from mlxreflect.tasks import TASKS
 from mlxreflect.tasks.base import Task
+from mlxreflect.texts import PRAISE
 
 MOST_LINES = 100  # of a thought that is looked at to tidy it
 UNSOLVED = Reply("", error="the solver found no way to finish", kind="unsolved")
@@ -83,14 +84,17 @@ def go_on(task: Task, call: Call) -> Reply:
 
 
 def tidy(task: Task, call: Call) -> Reply:
-    """The last lines of a thought that alone lead to its end: what came before is left out."""
+    """The last lines of a thought that alone lead to its end: what came before is left out.
+
+    Where none do, that is the answer: the call has not failed.
+    """
     assert task.solver is not None  # preflight
     lines, answer = lines_of(call), parse_response(call.text, call.tags).answer
     for first in reversed(range(len(lines))[-MOST_LINES:]):
         body = "\n".join(lines[first:])
         if answer is not None and not task.solver.review(call.problem, body, False).fault:
             return Reply(f"{TAGS[call.tags][0]}\n{body}\n{closing(answer, call.tags)}")
-    return Reply("", error="no lines of the thought lead to its end", kind="unsolved")
+    return Reply("no lines of the thought lead to its end")
 
 
 def finished(task: Task, call: Call) -> tuple[list[str], str, str] | None:
@@ -121,5 +125,5 @@ def unable(task: Task, call: Call) -> Reply:
     return Reply("", error=f"the solver has no move {call.role!r}", kind="unable")
 
 
-ROLES = {"critique": critique, "rewrite": rewrite, "continue": go_on, "judge": judge,
-         "integrate": tidy}  # fmt: skip
+ROLES = {"critique": critique, "reflection": critique, "rewrite": rewrite, "continue": go_on,
+         "answer": rewrite, "judge": judge, "integrate": tidy}  # fmt: skip

@@ -22,7 +22,7 @@ def strip_thought(text: str, call: Call) -> str:
     """
     start, end = TAGS["think"]
     head = text.lstrip()
-    solution = call.role in ("rewrite", "continue", "integrate")
+    solution = call.role in ("rewrite", "continue", "integrate", "answer")
     own = solution and call.tags == "think" and text.count(end) < 2
     if call.role == "attempt" or own or not head.startswith(start) or end not in head:
         return text

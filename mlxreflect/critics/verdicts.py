@@ -53,10 +53,23 @@ class Marks(Structured):
     completeness: Mark
 
 
+class Section(Structured):
+    """A named part of the thinking behind an answer."""
+
+    name: str
+    text: str
+
+
+class Sections(Structured):
+    """What was drawn from passages."""
+
+    sections: list[Section]
+
+
 M = TypeVar("M", bound=Structured)
 # Blocks of somebody else's text, and thoughts, which are no conclusion; one that is never closed
 # goes on to the end. And the lines of a Markdown quote.
-QUOTED = r"attempt[\w-]*|feedback|expected|example|question|think"
+QUOTED = r"attempt[\w-]*|feedback|expected|example|question|passage|sections|think"
 TOKEN = re.compile(rf"{{+|}}+|<(?P<tag>{QUOTED})>|^[ \t]*>[^\n]*", re.I | re.M)
 OBJECT = re.compile(r'{\s*"')
 

@@ -8,28 +8,16 @@ Names of the fields are those that the authors' training scripts read.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from mlxreflect import pairs
 from mlxreflect.exports.reasonset import made_of
-from mlxreflect.pairs import whole
+from mlxreflect.pairs import Trial, trials, whole
 from mlxreflect.records import Episode, Example, Turn
 from mlxreflect.tasks import get_task
 from mlxreflect.train.kept import bare_example, keep
 
 Row = dict[str, Any]
-
-
-class Trial(NamedTuple):
-    """A reflection on a failed attempt, and the retry that followed it."""
-
-    attempt: Turn
-    reflection: Turn
-    retry: Turn
-
-    @property
-    def right(self) -> bool:
-        return self.retry.verdict is not None and self.retry.verdict.passed
 
 
 def reflectevo_rows(episode: Episode, examples: Sequence[Example]) -> Iterator[tuple[str, Row]]:
@@ -49,20 +37,6 @@ def reflectevo_rows(episode: Episode, examples: Sequence[Example]) -> Iterator[t
             if own or not other.right:
                 file = "d_pref.jsonl" if other.right else "d_plus_minus.jsonl"
                 yield file, kept(episode, paired(episode, one, other), own, *turns)
-
-
-def trials(episode: Episode) -> list[Trial]:
-    """Every reflection with its retry; failed calls left out."""
-    turns = {turn.index: turn for turn in episode.turns if turn.error is None}
-    found = []
-    for retry in turns.values():
-        reflection = turns.get(-1 if retry.parent is None else retry.parent)
-        if retry.role != "retry" or reflection is None or reflection.role != "reflection":
-            continue
-        attempt = turns.get(-1 if reflection.parent is None else reflection.parent)
-        if attempt is not None:
-            found.append(Trial(attempt, reflection, retry))
-    return found
 
 
 def begun(episode: Episode, one: Trial) -> Row:

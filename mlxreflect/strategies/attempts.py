@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from mlxreflect import pairs, prompts
+from mlxreflect import pairs, prompts, texts
 from mlxreflect.policy import Completion, Policy
 from mlxreflect.records import Messages, Problem, Turn, Verdict
 from mlxreflect.tables import Recipe
@@ -12,7 +12,8 @@ from mlxreflect.tasks.base import Task
 from mlxreflect.templates import Templates
 
 Seed = tuple[int | str, ...]
-HELPED = ("rewrite", "continue", "integrate")  # written seeing more than the problem
+SampleRole = Literal["attempt", "verify", "retry"]
+HELPED = ("rewrite", "continue", "integrate", "answer")  # written seeing more than the problem
 
 
 class Attempts:
@@ -23,7 +24,7 @@ class Attempts:
 
     def __init__(self, recipe: Recipe, task: Task, policy: Policy, wording: str = "") -> None:
         self.recipe, self.task, self.policy, self.wording = recipe, task, policy, wording
-        self.templates = prompts.BUNDLED.replaced(recipe.prompt.templates)
+        self.templates = texts.BUNDLED.replaced(recipe.prompt.templates)
 
     def prompt(self, problem: Problem) -> Messages:
         """The prompt that an evaluation asks with, and every training example has as its own."""
@@ -42,27 +43,38 @@ class Attempts:
         actor: str,
     ) -> list[list[Turn]]:
         """n graded samples a problem, all in one batch."""
+        asked = [(p, self.asked(p)) for p in problems]
+        turns = self.draw([one for one in asked for _ in range(n)], role, seed, actor)
+        return [turns[i : i + n] for i in range(0, len(turns), n)]
+
+    def draw(
+        self,
+        asked: Sequence[tuple[Problem, Messages]],
+        role: SampleRole,
+        seed: Seed,
+        actor: str,
+        *,
+        temperature: float | None = None,
+    ) -> list[Turn]:
+        """A graded sample of each prompt, all in one batch. temperature: None: the policy's own."""
         config = self.recipe.policy
-        messages = [self.asked(problem) for problem in problems]
-        encoded = [self.policy.encode(m) for m in messages]
         completions = self.policy.generate(
-            [ids for ids in encoded for _ in range(n)],
-            temperature=config.temperature,
+            [self.policy.encode(messages) for _, messages in asked],
+            temperature=config.temperature if temperature is None else temperature,
             top_p=config.top_p,
             max_new_tokens=config.max_new_tokens,
             batch=config.batch,
             seed=(*seed, role),
         )
-        turns = [
-            self.turn(problems[i // n], role, messages[i // n], completion, actor)
-            for i, completion in enumerate(completions)
+        return [
+            self.turn(problem, role, messages, completion, actor)
+            for (problem, messages), completion in zip(asked, completions, strict=True)
         ]
-        return [turns[i : i + n] for i in range(0, len(turns), n)]
 
     def turn(
         self,
         problem: Problem,
-        role: Literal["attempt", "verify"],
+        role: SampleRole,
         messages: Messages,
         completion: Completion,
         actor: str,
@@ -81,16 +93,20 @@ class Attempts:
         return self.graded(problem, turn)
 
     def graded(self, problem: Problem, turn: Turn) -> Turn:
-        """The turn with its parsed answer and verdict; a helped one must not give away its help."""
-        tags, style = self.recipe.prompt.tags, self.recipe.prompt.style
-        grade = self.task.grade(problem, turn.text, tags, style)
-        spans = prompts.parse_response(turn.text, tags, style).spans
-        verdict = grade.verdict
-        if turn.role in HELPED and verdict.passed:
-            reason = pairs.leak(turn.text, spans, style)
-            if reason:
-                verdict = Verdict(False, verdict.format_ok, reason, "leak filter")
-        return replace(turn, spans=spans, parsed=grade.parsed, verdict=verdict)
+        return graded(self.recipe, self.task, problem, turn)
+
+
+def graded(recipe: Recipe, task: Task, problem: Problem, turn: Turn) -> Turn:
+    """The turn with its parsed answer and verdict; a helped one must not give away its help."""
+    tags, style = recipe.prompt.tags, recipe.prompt.style
+    grade = task.grade(problem, turn.text, tags, style)
+    spans = prompts.parse_response(turn.text, tags, style).spans
+    verdict = grade.verdict
+    if turn.role in HELPED and verdict.passed:
+        reason = pairs.leak(turn.text, spans, style)
+        if reason:
+            verdict = Verdict(False, verdict.format_ok, reason, "leak filter")
+    return replace(turn, spans=spans, parsed=grade.parsed, verdict=verdict)
 
 
 def attempt_prompt(

@@ -7,7 +7,14 @@ from dataclasses import replace
 
 from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.critics.tally import Tally
-from mlxreflect.critics.verdicts import Judgement, Marks, ask_structured
+from mlxreflect.critics.verdicts import (
+    Answer,
+    Judgement,
+    M,
+    Marks,
+    Preference,
+    ask_structured,
+)
 from mlxreflect.errors import UserError
 from mlxreflect.quality import written
 from mlxreflect.records import Problem, Turn, Verdict
@@ -15,7 +22,13 @@ from mlxreflect.strategies.moves import Moves, Round, judged, marked
 from mlxreflect.tables import Recipe
 from mlxreflect.tasks.base import Task
 
-ANSWERS = ("rewrite", "continue", "integrate")  # roles whose text may become training data
+ANSWERS = (
+    "reflection",
+    "rewrite",
+    "continue",
+    "integrate",
+    "answer",
+)  # roles whose text may become training data
 RECENT, FEW = 40, 10  # a run stops for many failures among its last calls, never for a few
 
 
@@ -78,14 +91,13 @@ class Exchange:
     ) -> list[tuple[Judgement | None, Turn]]:
         """What the judge says of each text, None where it gave no verdict, and its turn, without
         index. temperature: where it is not the critic's own."""
+        if not turns:  # a run that shows it nothing has no judge
+            return []
         calls = [
             replace(self.moves.judge(problem, turn.text, at), temperature=temperature)
             for problem, turn in zip(problems, turns, strict=True)
         ]
-        critic = self.critics[at.tier]
-        answers = ask_structured(critic, calls, Judgement)
-        with self.lock:
-            self.count([reply for answer in answers for reply in answer.replies])
+        critic, answers = self.critics[at.tier], self.structured(calls, Judgement, at)
         return [
             (answer.value, turn_of(call, answer.replies[-1], critic.actor, turn.index))
             for call, answer, turn in zip(calls, answers, turns, strict=True)
@@ -98,10 +110,7 @@ class Exchange:
             self.moves.score(p, t.text, replace(at, attempt=f"{at.attempt}/{t.index}"))
             for p, t in zip(problems, traces, strict=True)
         ]
-        critic = self.critics[at.tier]
-        answers = ask_structured(critic, calls, Marks)
-        with self.lock:
-            self.count([reply for answer in answers for reply in answer.replies])
+        critic, answers = self.critics[at.tier], self.structured(calls, Marks, at)
         turns = []
         for call, trace, answer in zip(calls, traces, answers, strict=True):
             quality = marked(answer.value)
@@ -109,14 +118,46 @@ class Exchange:
             turns.append(replace(turn, parsed=written(quality) if quality else None))
         return turns
 
-    def ask(self, calls: list[Call], parents: Sequence[Turn], at: Round) -> list[Turn]:
+    def prefer(
+        self, problems: Sequence[Problem], both: Sequence[tuple[Turn, Turn]], at: Round
+    ) -> list[tuple[Turn, Turn]]:
+        """What the judge says of two texts, asked in both orders: a turn each, whose parent is the
+        text shown first and whose `parsed` says which is better, "A", "B" or "tie"; None: no word.
+        """
+        calls = [
+            call
+            for problem, (one, other) in zip(problems, both, strict=True)
+            for call in self.moves.prefer(
+                problem, one.text, other.text,
+                replace(at, attempt=f"{at.attempt}/{one.index}/{other.index}"),
+            )
+        ]  # fmt: skip
+        critic, answers = self.critics[at.tier], self.structured(calls, Preference, at)
+        shown_first = [turn for pair in both for turn in pair]
+        turns = [
+            replace(
+                turn_of(call, answer.replies[-1], critic.actor, first.index),
+                parsed=answer.value.better if answer.value else None,
+            )
+            for call, answer, first in zip(calls, answers, shown_first, strict=True)
+        ]
+        return list(zip(turns[::2], turns[1::2], strict=True))
+
+    def structured(self, calls: list[Call], model: type[M], at: Round) -> list[Answer[M]]:
+        """A structured reply a call, counted."""
+        answers = ask_structured(self.critics[at.tier], calls, model)
+        with self.lock:
+            self.count([reply for answer in answers for reply in answer.replies])
+        return answers
+
+    def ask(self, calls: list[Call], parents: Sequence[Turn | None], at: Round) -> list[Turn]:
         """A turn a call."""
         critic = self.critics[at.tier]
         replies = critic.ask(calls)
         with self.lock:
             self.count(replies)
         return [
-            turn_of(call, reply, critic.actor, parent.index)
+            turn_of(call, reply, critic.actor, parent.index if parent else None)
             for call, reply, parent in zip(calls, replies, parents, strict=True)
         ]
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mlxreflect import prompts
+from mlxreflect import prompts, texts
 from mlxreflect.decontaminate import Index, find
 from mlxreflect.exams import exam_index
 from mlxreflect.records import Example, Problem
@@ -32,7 +32,7 @@ def human_examples(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> H
         return Human([], {})
     exams = exam_index(recipe) if recipe.eval.decontaminate != "off" else None
     known = {task.show(problem).strip(): problem for problem in problems}
-    templates = prompts.BUNDLED.replaced(recipe.prompt.templates)
+    templates = texts.BUNDLED.replaced(recipe.prompt.templates)
     examples: dict[tuple[str, str], Example] = {}
     left_out: Counter[str] = Counter()
     for worked in read_worked(local_path(recipe.rel.human)):
@@ -40,7 +40,8 @@ def human_examples(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> H
         if worked.gold is None and problem:
             worked = replace(worked, gold=task.gold(problem))
         text = solution(worked, recipe)
-        reason = fault(worked, text, recipe, exams)
+        reason = "" if worked.gold or problem else "it has no answer"
+        reason = reason or fault(worked, text, recipe, exams)
         if not reason and problem:
             tags, style = recipe.prompt.tags, recipe.prompt.style
             verdict = task.grade(problem, text, tags, style).verdict
@@ -70,13 +71,12 @@ def solution(worked: Worked, recipe: Recipe) -> str:
         return text
     (start, end), (opening, _) = prompts.TAGS[tags], prompts.ANSWER
     thought = text.rpartition(opening)[0] if opening in text else text
-    return f"{start}\n{thought.strip()}\n{end}\n{opening}{worked.gold}{prompts.ANSWER[1]}"
+    answer = worked.gold or ""
+    return f"{start}\n{thought.strip()}\n{end}\n{opening}{answer}{prompts.ANSWER[1]}"
 
 
 def fault(worked: Worked, text: str, recipe: Recipe, exams: Index | None) -> str:
     """Why a worked solution is not trained on; empty where it is."""
-    if worked.gold is None:
-        return "it has no answer"
     if not worked.right:
         return "it says itself that it is wrong"
     parsed = prompts.parse_response(text, recipe.prompt.tags, recipe.prompt.style)

@@ -1,15 +1,17 @@
 """Examples of a wave → steps of the trainer, with the recipe's settings."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlx.utils import tree_unflatten
 
+from mlxreflect.methods import GrpoConfig
 from mlxreflect.policy import Policy, weights_hash
 from mlxreflect.records import Example
-from mlxreflect.tables import GrpoConfig, Recipe
+from mlxreflect.tables import Recipe, TrainConfig
 from mlxreflect.train.batches import Group, Pair, Row
 from mlxreflect.train.encode import Dropped, Encoder, NothingTrained
 from mlxreflect.train.lora import base_reference
@@ -20,13 +22,24 @@ from mlxreflect.train.steps import Step
 from mlxreflect.train.trainer import Trainer
 
 Seed = tuple[int | str, ...]
+ADAPTER = "adapter-"  # what is held under such a name becomes a folder of the run
+REFLECTOR = f"{ADAPTER}reflection"  # what the policy reflects with, where that is another
+
+
+@dataclass(frozen=True)
+class Course:
+    """The learning rate's course over one training. warmup: share of its steps."""
+
+    schedule: str = "constant"
+    warmup: float = 0.0
 
 
 class Learning:
     """Trains the policy and remembers on what.
 
     held: parameters that are committed beside the adapter, by name: "reference" is what the policy
-    was when the stage began; it lacks where there is no reference, or no stage has begun.
+    was when the stage began; it lacks where there is no reference, or no stage has begun. Names
+    that begin with ADAPTER are adapters, written beside the policy's when the run ends.
     start: parameters to begin from anew, kept where `keep_start` was told to.
     examples, steps, dropped: of the wave under way.
     """
@@ -35,11 +48,16 @@ class Learning:
         self.recipe, self.policy, self.trainer = recipe, policy, trainer
         self.held: dict[str, Arrays] = {}
         self.start: Arrays = {}
-        self.encoder = Encoder(
-            policy, recipe.train.max_length, Mask(**recipe.train.mask.model_dump()),
-            recipe.prompt.tags, recipe.seed,
-        )  # fmt: skip
+        self.use(recipe.train)
         self.begin_wave()
+
+    def use(self, train: TrainConfig) -> None:
+        """Train with these settings from now on, of a phase that has its own."""
+        self.train = train
+        self.encoder = Encoder(
+            self.policy, train.max_length, Mask(**train.mask.model_dump()),
+            self.recipe.prompt.tags, self.recipe.seed,
+        )  # fmt: skip
 
     def begin_wave(self) -> None:
         self.examples: list[Example] = []
@@ -49,9 +67,9 @@ class Learning:
 
     def begin_stage(self) -> None:
         """What the policy is now becomes the reference, or what it was without its adapter."""
-        if self.recipe.train.reference == "stage":
+        if self.train.reference == "stage":
             self.held["reference"] = dict(self.trainer.trainable())
-        elif self.recipe.train.reference == "base":
+        elif self.train.reference == "base":
             self.held["reference"] = base_reference(self.policy.model)
 
     def keep_start(self) -> None:
@@ -68,26 +86,28 @@ class Learning:
     def name_policy(self) -> None:
         self.actor = f"policy:{weights_hash(self.trainer.trainable())}"
 
-    def prefer(self, examples: Sequence[Example], seed: Seed) -> None:
+    def prefer(self, examples: Sequence[Example], seed: Seed, course: Course | None = None) -> None:
         """DPO on preference pairs."""
         encoded = [row for row in self.encode(examples) if isinstance(row, Pair)]
-        settings = self.settings(self.recipe.train.lr)
+        settings = self.settings(self.train.lr, course, len(encoded))
         self.steps += self.trainer.fit_pairs(encoded, self.held.get("reference"), settings, seed)
         self.name_policy()
 
-    def imitate(self, examples: Sequence[Example], scale: float, seed: Seed) -> None:
+    def imitate(
+        self, examples: Sequence[Example], scale: float, seed: Seed, course: Course | None = None
+    ) -> None:
         """SFT with a learning rate of train.sft.lr × scale."""
         if not examples or scale == 0:
             return
         rows = [row for row in self.encode(examples) if isinstance(row, Row)]
-        settings = self.settings(self.recipe.train.sft.lr * scale)
+        settings = self.settings(self.train.sft.lr * scale, course, len(rows))
         self.steps += self.trainer.fit_rows(rows, settings, seed)
         self.name_policy()
 
     def reinforce(self, examples: Sequence[Example], grpo: GrpoConfig, seed: Seed) -> None:
         """GRPO on groups that the policy as it is has written."""
         groups = [row for row in self.encode(examples) if isinstance(row, Group)]
-        settings = replace(self.settings(self.recipe.train.lr), **grpo.model_dump())
+        settings = replace(self.settings(self.train.lr), **grpo.model_dump())
         self.steps += self.trainer.fit_groups(groups, self.held.get("reference"), settings, seed)
         self.name_policy()
 
@@ -113,9 +133,13 @@ class Learning:
             "tokens_trained": sum(step.tokens for step in self.steps),
         }
 
-    def settings(self, lr: float) -> Settings:
-        train = self.recipe.train
+    def settings(self, lr: float, course: Course | None = None, rows: int = 0) -> Settings:
+        """course: of the learning rate over a training of so many rows; None: constant."""
+        train = self.train
+        steps = train.epochs * -(-rows // (train.batch * train.accumulate))
+        course = course or Course()
         return Settings(
+            schedule=course.schedule,
             objective=train.objective,
             lr=lr,
             batch=train.batch,
@@ -127,7 +151,7 @@ class Learning:
             nll=train.nll,
             dpo=train.dpo,
             clip=train.clip,
-            warmup=train.warmup,
+            warmup=max(train.warmup, math.ceil(course.warmup * steps)),
             weight_decay=train.weight_decay,
             grad_checkpoint=train.grad_checkpoint,
             memory_gb=train.memory_gb,

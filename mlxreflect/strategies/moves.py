@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mlxreflect import prompts
+from mlxreflect import prompts, texts
 from mlxreflect.critics.base import Call, Move
 from mlxreflect.critics.verdicts import Judgement, Marks, Preference
 from mlxreflect.quality import Quality
@@ -31,7 +31,8 @@ class Moves:
 
     def __init__(self, recipe: Recipe, task: Task) -> None:
         self.task, self.seed, self.tags = task, recipe.seed, recipe.prompt.tags
-        self.templates = prompts.BUNDLED.replaced(recipe.prompt.templates)
+        self.style = recipe.prompt.style
+        self.templates = texts.BUNDLED.replaced(recipe.prompt.templates)
 
     def critique(self, problem: Problem, text: str, at: Round, example: str | None = None) -> Call:
         """What is wrong with a text? example: the last winning rewrite, for self-feedback."""
@@ -41,12 +42,22 @@ class Moves:
         )  # fmt: skip
         return self.call("critique", problem, messages, at, text=text)
 
+    def reflection(
+        self, problem: Problem, text: str, instruction: str, words: int, at: Round
+    ) -> Call:
+        """What went wrong in a wrong text, and what to do? instruction: how; no answer shown."""
+        messages = prompts.reflection_messages(
+            self.task.show(problem), text, instruction, words, self.templates
+        )
+        call = self.call("reflection", problem, messages, at, text=text)
+        return replace(call, visibility="verdict")
+
     def rewrite(
         self, problem: Problem, text: str, feedback: str, at: Round, *, solution: str | None = None
     ) -> Call:
         """The text again, mended as the feedback says. solution: shown in place of the answer."""
         messages = prompts.rewrite_messages(
-            self.task.instruction(problem), self.task.show(problem), text, feedback, self.tags,
+            self.instruction(problem), self.task.show(problem), text, feedback, self.tags,
             solution or self.task.gold(problem), self.templates,
         )  # fmt: skip
         call = self.call("rewrite", problem, messages, at, text=text, feedback=feedback)
@@ -55,7 +66,7 @@ class Moves:
     def go_on(self, problem: Problem, working: str, hint: str, at: Round) -> Call:
         """What follows a working, with a hint at what is wrong in it; no answer shown."""
         messages = prompts.continue_messages(
-            self.task.instruction(problem), self.task.show(problem), working, hint, self.tags,
+            self.instruction(problem), self.task.show(problem), working, hint, self.tags,
             self.templates,
         )  # fmt: skip
         call = self.call("continue", problem, messages, at, text=working, feedback=hint)
@@ -93,17 +104,67 @@ class Moves:
     def integrate(self, problem: Problem, texts: Sequence[str], at: Round) -> Call:
         """One solution of several attempts and reflections; no answer shown."""
         messages = prompts.integrate_messages(
-            self.task.instruction(problem), self.task.show(problem), texts, self.tags,
+            self.instruction(problem), self.task.show(problem), texts, self.tags,
             self.templates,
         )  # fmt: skip
         call = self.call("integrate", problem, messages, at, text="\n\n".join(texts))
         return replace(call, visibility="none")
+
+    def expand(self, problem: Problem, notes: str, at: Round) -> Call:
+        """A person's notes written out as a whole working; no answer shown."""
+        messages = prompts.expand_messages(
+            self.task.instruction(problem), self.task.show(problem), notes, self.tags,
+            self.templates,
+        )  # fmt: skip
+        call = self.call("integrate", problem, messages, at, text=notes)
+        return replace(call, visibility="none", template=self.templates.version("expand"))
+
+    def answer(self, problem: Problem, at: Round) -> Call:
+        """A whole solution, from who is told the answer."""
+        messages = prompts.answer_messages(
+            self.instruction(problem), self.task.show(problem), self.tags, self.task.gold(problem),
+            self.templates,
+        )  # fmt: skip
+        return self.call("answer", problem, messages, at, text="")
+
+    # Passages hold the answer and how it comes about: who is shown them has seen the solution.
+
+    def extract(
+        self, problem: Problem, passages: Sequence[str], sections: Sequence[str], at: Round
+    ) -> Call:
+        """Named sections of thinking, from passages. To be asked as Sections."""
+        messages = prompts.extract_messages(
+            self.task.show(problem), passages, sections, self.templates
+        )
+        call = self.call("extract", problem, messages, at, text="\n\n".join(passages))
+        return replace(call, visibility="gold_solution")
+
+    def ground(self, problem: Problem, passages: Sequence[str], thought: str, at: Round) -> Call:
+        """The answer that passages, and a thought drawn from them, support."""
+        messages = prompts.ground_messages(
+            self.task.instruction(problem), self.task.show(problem), passages, thought,
+            self.templates,
+        )  # fmt: skip
+        call = self.call("ground", problem, messages, at, text=thought)
+        return replace(call, visibility="gold_solution")
+
+    def support(self, problem: Problem, passages: Sequence[str], text: str, at: Round) -> Call:
+        """Do passages support a solution? To be asked as a Judgement."""
+        messages = prompts.support_messages(self.task.show(problem), passages, text, self.templates)
+        call = self.call("support", problem, messages, at, text=text)
+        return replace(call, visibility="gold_solution")
+
+    def instruction(self, problem: Problem) -> str:
+        """What a whole solution is asked for: in the style "graph" its thought begins with one."""
+        asked = self.task.instruction(problem)
+        return f"{asked}\n{texts.GRAPH}" if self.style == "graph" else asked
 
     def example(self, role: str, problem: Problem, text: str = "", feedback: str = "") -> Call:
         """A call of a role, for those who look at prompts and ask nobody."""
         at = Round("basic", 0, "")
         made: dict[str, Callable[[], Call]] = {
             "critique": lambda: self.critique(problem, text, at),
+            "reflection": lambda: self.reflection(problem, text, "(an instruction)", 100, at),
             "rewrite": lambda: self.rewrite(problem, text, feedback, at),
             "continue": lambda: self.go_on(problem, text, feedback, at),
             "judge": lambda: self.judge(problem, text, at),
@@ -111,6 +172,10 @@ class Moves:
             "score": lambda: self.score(problem, text, at),
             "pose": lambda: self.pose(problem, text, at),
             "integrate": lambda: self.integrate(problem, [text], at),
+            "answer": lambda: self.answer(problem, at),
+            "extract": lambda: self.extract(problem, ["(a passage)"], ["(a section)"], at),
+            "ground": lambda: self.ground(problem, ["(a passage)"], "(sections)", at),
+            "support": lambda: self.support(problem, ["(a passage)"], text, at),
         }
         return made[role]()
 

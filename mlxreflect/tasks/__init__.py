@@ -11,6 +11,7 @@ from mlxreflect.tables import EvalSpec, Recipe
 from mlxreflect.tasks import (
     aime,
     arithmetic,
+    corpus,
     countdown,
     gsm8k,
     jsonl,
@@ -78,6 +79,14 @@ def training_problems(recipe: Recipe, held_out: Sequence[Problem]) -> dict[str, 
     return clean_problems(recipe, build_index(asked, recipe.eval.ngram))[0]
 
 
+def load_sources(recipe: Recipe) -> list[Problem]:
+    """What a recipe learns from: its task's problems, or passages to pose questions from."""
+    config = recipe.preflexor
+    if config.corpus:
+        return corpus.read_corpus(config.corpus, config.chunk, config.column)
+    return TASKS[recipe.task.name].load(recipe.task, "train", recipe.seed)
+
+
 def clean_problems(
     recipe: Recipe, exams: Index | None
 ) -> tuple[dict[str, Problem], list[tuple[Problem, Match]]]:
@@ -85,7 +94,7 @@ def clean_problems(
 
     exams: what evaluations ask; None: nothing is left out.
     """
-    loaded = {p.id: p for p in TASKS[recipe.task.name].load(recipe.task, "train", recipe.seed)}
+    loaded = {problem.id: problem for problem in load_sources(recipe)}
     left_out: dict[str, tuple[Problem, Match]] = {}
     if exams:
         for problem in loaded.values():

@@ -11,10 +11,11 @@ import re
 from collections.abc import Sequence
 
 from mlxreflect.errors import UserError
-from mlxreflect.prompts import ANSWER, BUNDLED, TAGS, attempt_messages
+from mlxreflect.prompts import ANSWER, TAGS, attempt_messages
 from mlxreflect.records import Messages, Problem
 from mlxreflect.tables import EvalSpec
 from mlxreflect.tasks.base import Task
+from mlxreflect.texts import BUNDLED
 
 ANNOTATION = re.compile(r"<<[^<>\n]{0,200}>>")  # GSM8K's notes for a calculator
 
@@ -58,7 +59,7 @@ def load_shots(task: Task, spec: EvalSpec) -> list[Problem]:
                 f"shots = {spec.shots}: the training part of {task.name} has {len(shots)}",
                 f"set shots to {len(shots)} or less",
             )
-    thinks = spec.form == "completion" or spec.prompt.style == "thinking"
+    thinks = spec.form == "completion" or spec.prompt.style != "direct"
     if shots and thinks and not all(worked(task, shot)[0] for shot in shots):
         raise UserError(
             f"shots = {spec.shots}: the problems of {task.name} come without worked solutions",
@@ -104,7 +105,7 @@ def reply_of(task: Task, problem: Problem, tags: str, style: str) -> str:
     thought, answer = worked(task, problem)
     block = f"{ANSWER[0]}{answer}{ANSWER[1]}"
     start, end = TAGS[tags]
-    return f"{start}\n{thought}\n{end}\n{block}" if style == "thinking" else block
+    return f"{start}\n{thought}\n{end}\n{block}" if style != "direct" else block
 
 
 def worked(task: Task, problem: Problem) -> tuple[str, str]:

@@ -8,8 +8,8 @@ or the same inside trail1 and trail2 as its examples have them.
 
 from typing import Any
 
-from mlxreflect.prompts import REFLECT, REFLECT_AND_RETRY
 from mlxreflect.records import Example, Messages
+from mlxreflect.texts import REFLECT, REFLECT_AND_RETRY
 from mlxreflect.train.messages import Fault, Values, answer, asked, messages_of, spoken, text_of
 
 SIDES = ("chosen", "rejected")

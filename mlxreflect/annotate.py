@@ -1,0 +1,167 @@
+"""`mlxreflect annotate`: a person's worked solution of a problem, written out, graded and kept."""
+
+import os
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mlxreflect.cli_parts import Json, Set, make_ui
+from mlxreflect.errors import UserError
+
+if TYPE_CHECKING:
+    from mlxreflect.records import Problem, Turn
+    from mlxreflect.tables import Recipe
+
+app = typer.Typer()
+CUT = "------ >8 ------ your working stands above this line; below it is the problem ------"
+
+
+@app.command()
+def annotate(
+    recipe: Annotated[str, typer.Argument(help="A TOML file or a bundled name, such as rel.")],
+    file: Annotated[Path, typer.Argument(help="The .md or .jsonl that rel.human is to name.")],
+    problem: Annotated[str, typer.Option(help="Its id, or first digits; default: the next.")] = "",
+    working: Annotated[
+        Path | None, typer.Option(help="A file with your working; default: your editor.")
+    ] = None,
+    no_expand: Annotated[
+        bool, typer.Option("--no-expand", help="Keep it as it is, unseen by the critic.")
+    ] = False,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Solve a training problem in your editor; what is right is added to your worked solutions.
+
+    Write your working as it comes, with its wrong turns, and the final answer as
+    <answer>…</answer>. The critic writes it out, the task's grader looks at the answer.
+    """
+    from mlxreflect.exams import clean
+    from mlxreflect.recipe import load_recipe
+    from mlxreflect.tasks import get_task
+    from mlxreflect.worked import add_worked, read_worked
+
+    ui = make_ui(as_json)
+    loaded = load_recipe(recipe, set_ or [])
+    task = get_task(loaded.task.name)
+    known = read_worked(file) if file.exists() else []
+    done = {worked.question.strip() for worked in known}
+    found = choose(list(clean(loaded).problems.values()), problem, done, task.show)
+    notes = read_notes(working) if working else write_notes(task.show(found))
+    turn = written_out(loaded, found, notes, not no_expand)
+    kept = bool(turn.verdict and turn.verdict.passed)
+    if kept:
+        add_worked(file, worked_of(turn, loaded, task.show(found), task.gold(found)))
+    reason = turn.error or (turn.verdict.reason if turn.verdict else "")
+    ui.result({"problem": found.id, "file": str(file), "kept": kept, "reason": reason,
+               "text": turn.text})  # fmt: skip
+    ui.line(turn.text)
+    said = f"added to {file}" if kept else f"not kept: {reason}"
+    ui.line(f"problem {found.id}: {said}")
+    if not kept:
+        raise typer.Exit(1)
+
+
+def choose(problems: list["Problem"], asked: str, done: set[str], show: Any) -> "Problem":
+    """The problem of an id, or the first that is not worked yet."""
+    if asked:
+        named = [p for p in problems if p.id.startswith(asked)]
+        if len(named) == 1:
+            return named[0]
+        how = "no training problem" if not named else f"{len(named)} training problems"
+        raise UserError(
+            f"--problem {asked}: {how} of this recipe with such an id",
+            f"give one in full, such as {problems[0].id}, or leave it out for the next",
+        )
+    for problem in problems:
+        if show(problem).strip() not in done:
+            return problem
+    raise UserError(
+        "every training problem of this recipe is worked already",
+        "raise task.limit, or give one again by its --problem",
+    )
+
+
+def read_notes(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--working {path}: cannot be read ({error})", "give a file of UTF-8 text"
+        ) from None
+
+
+def write_notes(question: str) -> str:
+    """What a person writes in $VISUAL or $EDITOR. Raises UserError where nothing was written."""
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "working.md"
+        path.write_text(f"\n\n{CUT}\n{question}\n", encoding="utf-8")
+        try:
+            subprocess.run([*shlex.split(editor), str(path)], check=True)
+        except (OSError, ValueError, subprocess.CalledProcessError) as error:
+            raise UserError(
+                f"the editor {editor!r} could not be used ({error})",
+                "set EDITOR to one that is there, or give --working FILE",
+            ) from None
+        notes = read_notes(path).partition(CUT)[0].strip()
+    if not notes:
+        raise UserError(
+            "no working was written", "write it above the line and save, or give --working FILE"
+        )
+    return notes
+
+
+def written_out(recipe: "Recipe", problem: "Problem", notes: str, expand: bool) -> "Turn":
+    """The notes as a solution, by the critic or as they are, with the grader's verdict."""
+    from mlxreflect.records import Turn
+    from mlxreflect.strategies.attempts import graded
+    from mlxreflect.tasks import get_task
+
+    if expand:
+        turn = expanded(recipe, problem, notes)
+    else:
+        turn = Turn(-1, None, "attempt", "human", [], solution_of(notes, recipe))
+    return turn if turn.error else graded(recipe, get_task(recipe.task.name), problem, turn)
+
+
+def expanded(recipe: "Recipe", problem: "Problem", notes: str) -> "Turn":
+    """What the critic makes of the notes."""
+    from mlxreflect.critics import CRITICS
+    from mlxreflect.critics.ledger import Ledger
+    from mlxreflect.strategies.exchange import turn_of
+    from mlxreflect.strategies.moves import Moves, Round
+    from mlxreflect.tasks import get_task
+
+    config = recipe.critic.tier("basic")
+    critic = CRITICS[config.provider](config, recipe.task.name, "annotate", Ledger())
+    try:
+        critic.preflight()
+        moves = Moves(recipe, get_task(recipe.task.name))
+        call = moves.expand(problem, notes, Round("basic", 0, "annotate"))
+        (reply,) = critic.ask([call])
+    finally:
+        critic.close()
+    return turn_of(call, reply, critic.actor, None)
+
+
+def solution_of(notes: str, recipe: "Recipe") -> str:
+    """Notes in the format asked for: what stands before the answer is the thought."""
+    from mlxreflect.prompts import ANSWER, TAGS, parse_response
+
+    if parse_response(notes, recipe.prompt.tags, recipe.prompt.style).format_ok:
+        return notes
+    start, end = TAGS[recipe.prompt.tags]
+    thought, opening, answer = notes.rpartition(ANSWER[0])
+    return f"{start}\n{thought.strip()}\n{end}\n{opening}{answer.strip()}" if opening else notes
+
+
+def worked_of(turn: "Turn", recipe: "Recipe", question: str, gold: str | None) -> Any:
+    from mlxreflect.prompts import thought_of
+    from mlxreflect.worked import Worked
+
+    thought = thought_of(turn.text, recipe.prompt.tags).strip()
+    return Worked(question, thought, gold or turn.parsed, "annotate")

@@ -1,0 +1,70 @@
+"""`mlxreflect annotate`: what a person works out is written out, graded, kept if it is right."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_ollama import FakeOllama
+from test_cli import Done, Shell
+
+from mlxreflect.worked import read_worked
+
+
+def asked(shell: Shell, *more: str) -> Done:
+    """On sums of one's own; 5 + 5 is the next one."""
+    lines = [json.dumps({"question": f"{i} + 2?", "answer": str(i + 2)}) + "\n" for i in range(20)]
+    (shell.folder / "sums.jsonl").write_text("".join(lines))
+    settings = ("task.name=jsonl", "task.source=sums.jsonl", "eval.spec=", "critic.cache=off",
+                "eval.decontaminate=off")  # fmt: skip
+    return shell("annotate", "rel", *more, *(f"--set={one}" for one in settings))
+
+
+def writes_out(body: dict[str, Any]) -> str:
+    """In the format asked for, with a step more."""
+    notes = body["messages"][-1]["content"].partition("<notes>\n")[2].partition("\n</notes>")[0]
+    thought, _, answer = notes.partition("<answer>")
+    return f"<think>\nIn full: {thought.strip()}\n</think>\n<answer>{answer}"
+
+
+def next_sum(shell: Shell) -> int:
+    """The sum that comes next, from what the command says of a wrong answer to it."""
+    (shell.folder / "wrong.txt").write_text("No. <answer>-1</answer>")
+    done = asked(shell, "w.md", "--working", "wrong.txt", "--no-expand", "--json")
+    assert done.code == 1
+    found = json.loads(done.out)
+    assert found["kept"] is False
+    return int(found["reason"].removeprefix("expected ").partition(",")[0])
+
+
+@pytest.mark.slow
+def test_right_workings_are_added_and_wrong_ones_are_not(tmp_path: Path) -> None:
+    shell = Shell(tmp_path, tmp_path)
+    first = next_sum(shell)
+    assert not (shell.folder / "w.md").exists()
+    (shell.folder / "notes.txt").write_text(f"Hm, 3? No.\n<answer>{first}</answer>")
+    with FakeOllama(reply=writes_out, models=["critic"]) as server:
+        critic = (f"--set=critic.base_url={server.url}", "--set=critic.model=critic")
+        done = asked(shell, "w.md", "--working", "notes.txt", *critic)
+        assert done.code == 0, done.err
+        (body,) = server.chats
+    assert "Hm, 3? No." in body["messages"][-1]["content"]
+    assert "expected" not in body["messages"][-1]["content"]
+    (one,) = read_worked(shell.folder / "w.md")
+    assert (one.question, one.gold) == (f"{first - 2} + 2?", str(first))
+    assert one.working == f"In full: Hm, 3? No.\n<answer>{first}</answer>"
+    second = next_sum(shell)  # the first is worked
+    assert second != first and len(read_worked(shell.folder / "w.md")) == 1
+    # Without the critic, and in an editor: $EDITOR is a program that writes above the line.
+    (shell.folder / "editor.py").write_text(
+        "import sys\npath = sys.argv[1]\ntext = open(path).read()\n"
+        f"open(path, 'w').write('Easy.\\n<answer>{second}</answer>' + text)\n"
+    )
+    shell.env |= {"VISUAL": "", "EDITOR": f"{sys.executable} editor.py"}
+    done = asked(shell, "w.md", "--no-expand")
+    assert done.code == 0, done.err
+    assert [w.gold for w in read_worked(shell.folder / "w.md")] == [str(first), str(second)]
+    shell.env["EDITOR"] = "true"  # writes nothing
+    done = asked(shell, "w.md", "--no-expand")
+    assert done.code == 2 and "no working was written" in done.err

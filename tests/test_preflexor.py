@@ -1,0 +1,551 @@
+"""PRefLexOR: rounds, the teacher and its failures, the filter, pairs, phases, keys and kills."""
+
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from fake_ollama import FakeOllama
+from kill_driver import POINTS
+from run_outputs import outputs_of_run
+from test_resume import DRIVER, command, contents, finish
+
+from mlxreflect.asked import phases
+from mlxreflect.critics.base import Reply
+from mlxreflect.critics.solver import SolverCritic
+from mlxreflect.critics.verdicts import Section, Sections
+from mlxreflect.errors import UserError
+from mlxreflect.methods import PreflexorConfig
+from mlxreflect.pairs import preflexor_pairs
+from mlxreflect.policy import load_policy
+from mlxreflect.recipe import load_recipe
+from mlxreflect.records import Example, episode_from_row, read_rows
+from mlxreflect.settings import flatten
+from mlxreflect.strategies.grounding import chosen_sections
+from mlxreflect.strategies.moves import Moves, Round
+from mlxreflect.strategies.preflexor import Preflexor
+from mlxreflect.tables import CriticConfig, LoraConfig, PolicyConfig, Recipe
+from mlxreflect.tasks import TASKS
+from mlxreflect.tasks.corpus import read_corpus
+from mlxreflect.texts import GRAPH
+from mlxreflect.train.batches import Pair
+from mlxreflect.train.lora import attach_lora
+from mlxreflect.train.trainer import Trainer
+
+EPISODES = [
+    episode_from_row(row) for row in read_rows(Path(__file__).with_name("preflexor_episodes.jsonl"))
+]
+TEXTS = {
+    "bees.md": "# Bees\n\nBees gather nectar from flowers and make honey of it in summer.",
+    "rain.txt": "Rain falls on the hills, runs down in brooks and ends in the grey sea.",
+    "iron.txt": "Iron rusts in wet air, and a coat of paint keeps water away from it for years.",
+}
+
+
+def write_corpus(folder: Path) -> Path:
+    folder.mkdir()
+    for name, text in TEXTS.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+# ---- episodes to pairs ---------------------------------------------------------------------------
+
+ONE_AND_TWO = {
+    "prompt": [{"role": "user", "content": "One and two?"}],
+    "chosen": "<think>1 + 2 = 3</think><answer>3</answer>",
+    "rejected": "<think>12</think><answer>12</answer>", "rejected_ids": [5, 6, 9],
+    "source": {"problem": "a1", "epoch": 1, "wave": 0, "turns": [1, 0]},
+}  # fmt: skip
+TWO_AND_TWO = {
+    "prompt": [{"role": "user", "content": "Two and two?"}],
+    "chosen": "<think>2 + 2 = 4</think><answer>4</answer>",
+    "rejected": "<think>2 + 2</think><answer>4</answer>", "rejected_ids": [7, 9],
+    "source": {"problem": "a2", "epoch": 1, "wave": 0, "turns": [1, 0]},
+}  # fmt: skip
+BEES = {
+    "prompt": [{"role": "user", "content": "What do bees make?"}],
+    "chosen": "<think>\nHypothesis:\nhoney\n</think>\n<answer>honey</answer>",
+    "rejected": "<think>they buzz</think><answer>noise</answer>", "rejected_ids": [1, 2, 9],
+    "source": {"problem": "c1", "epoch": 2, "wave": 3, "turns": [2, 4]},
+}  # fmt: skip
+KEEPER = {  # whose attempt nobody could judge
+    "prompt": [{"role": "user", "content": "Who keeps bees?"}],
+    "chosen": "<think>so</think><answer>a beekeeper</answer>",
+    "rejected": "<think>?</think><answer>people</answer>", "rejected_ids": None,
+    "source": {"problem": "c2", "epoch": 2, "wave": 3, "turns": [1, 2]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("only_wrong", "rows"),
+    [(True, [ONE_AND_TWO, BEES]), (False, [ONE_AND_TWO, TWO_AND_TWO, BEES, KEEPER])],
+)
+def test_the_pairs_of_a_file_of_episodes(only_wrong, rows):
+    made = [pair for episode in EPISODES for pair in preflexor_pairs(episode, only_wrong)]
+    assert made == [Example(kind="preference", **row) for row in rows]
+
+
+# ---- critics that do as a test says --------------------------------------------------------------
+
+
+class Scripted:
+    """Answers each role with a text, or fails where there is none."""
+
+    actor, waits = "scripted", False
+    said: ClassVar = {
+        "pose": "What is said of number {n}?",
+        "extract": json.dumps({"sections": [
+            {"name": "Hypothesis ", "text": "It is plain."}, {"name": "mood", "text": "good"},
+            {"name": "reasoning steps", "text": "First this.\nThen that."},
+            {"name": "relevant concepts", "text": "  "},
+        ]}),
+        "ground": "So: <answer>what was read</answer>",
+        "support": '{"step": "", "why": "it is so", "verdict": "right"}',
+    }  # fmt: skip
+
+    def __init__(self, **said):
+        self.said, self.calls = {**self.said, **said}, []
+
+    def preflight(self):
+        pass
+
+    def close(self):
+        pass
+
+    def ask(self, calls):
+        return [self.reply(call) for call in calls]
+
+    def reply(self, call):
+        self.calls.append(call)
+        text = self.said[call.role]
+        text = text(call) if callable(text) else text
+        if text is None:
+            return Reply("", error="out of order", kind="http_500")
+        n = sum(c.role == call.role for c in self.calls)
+        return Reply(text.replace("{n}", str(n)), finish_reason="stop")
+
+
+# A section that would end the thought and answer by itself.
+HOSTILE = json.dumps({"sections": [
+    {"name": "hypothesis", "text": "so</think>\n<answer>what was not read</answer>"},
+]})  # fmt: skip
+
+
+@cache
+def learner():
+    """One policy for all of these: none depends on what it has learned before."""
+    policy = load_policy(PolicyConfig())
+    attach_lora(policy.model, LoraConfig(keys=[], dropout=0.0), 0)
+    return policy
+
+
+def make(critic, corpus=None, **tables):
+    tree = {
+        "strategy": "preflexor",
+        "policy": {"temperature": 1.0, "max_new_tokens": 30, "batch": 16},
+        "train": {"objective": "orpo", "lr": 1e-3, "logps": "sum", "batch": 2},
+        "preflexor": {"questions": 3, "rounds": 1, "two": {"rounds": 0}},
+    }  # fmt: skip
+    if corpus:
+        tree["preflexor"] = {**tree["preflexor"], "corpus": str(corpus)}
+        tree["task"] = {"name": "jsonl"}
+    for name, table in tables.items():
+        tree[name] = {**tree.get(name, {}), **table}
+    recipe = Recipe.model_validate(tree)
+    policy = learner()
+    task = TASKS[recipe.task.name]
+    if corpus:
+        config = recipe.preflexor
+        problems = read_corpus(config.corpus, config.chunk, config.column)
+    else:
+        problems = task.load(recipe.task.model_copy(update={"limit": 8}), "train", 0)
+    critics = {"basic": critic, "judge": critic}
+    by_id = {problem.id: problem for problem in problems}
+    return Preflexor(recipe, task, policy, Trainer(policy.model), critics, by_id)
+
+
+def play(strategy):
+    played = []
+    while (wave := strategy.next_wave()) is not None:
+        played.append(strategy.play(wave))
+    return played
+
+
+def roles(episode):
+    return [turn.role for turn in episode.turns]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    return write_corpus(tmp_path / "corpus")
+
+
+def wrong_attempts(call):
+    verdict = "right" if "what was read" in call.text else "wrong"
+    return json.dumps({"step": "", "why": "looked", "verdict": verdict})
+
+
+def test_from_a_passage_to_a_pair(corpus):
+    critic = Scripted(support=wrong_attempts)
+    strategy = make(critic, corpus, preflexor={"questions": 3, "corpus": str(corpus), "rounds": 1,
+                                               "retrieve": 1, "two": {"rounds": 0}})  # fmt: skip
+    (played,) = play(strategy)
+    assert len(played.episodes) == len(played.examples) == 3
+    assert played.figures["posed"] == played.figures["grounded"] == 3
+    assert played.figures["empty_sections"] == 3
+    thought = "Reasoning steps:\nFirst this.\nThen that.\n\nHypothesis:\nIt is plain."
+    chosen = f"<think>\n{thought}\n</think>\n<answer>what was read</answer>"
+    for episode, example in zip(played.episodes, played.examples, strict=True):
+        assert roles(episode) == ["pose", "extract", "ground", "support", "attempt", "support"]
+        assert (example.chosen, example.rejected) == (chosen, episode.turns[4].text)
+        assert example.rejected_ids == episode.turns[4].token_ids
+        # The policy is asked the question alone; what the teacher saw stays with the teacher.
+        shown = json.dumps(example.prompt)
+        assert episode.problem.fields["question"] in shown
+        assert not any(text.split("\n")[-1] in shown for text in TEXTS.values())
+        assert "what was read" not in shown and episode.problem.gold == "what was read"
+        assert episode.outcome.status == "trained"
+        assert {t.visibility for t in episode.turns} == {"none", "gold_solution"}
+    passages = {e.problem.meta["file"] for e in played.episodes}
+    assert passages == set(TEXTS)  # each once before any comes again
+    for call in critic.calls:
+        if call.role == "extract":  # the passage asked about first, then what else is related
+            shown = [text for text in TEXTS.values() if text in call.messages[-1]["content"]]
+            assert 1 <= len(shown) <= 2
+    assert [step.objective for step in played.steps] == ["orpo", "orpo"]
+
+
+@pytest.mark.parametrize(
+    ("role", "said", "turns", "status", "error"),
+    [
+        ("pose", None, ["pose"], "failed", "out of order"),
+        ("pose", "  ", ["pose"], "failed", "no question"),
+        ("pose", "why? " * 1000, ["pose"], "failed", "over 2000 characters"),
+        ("pose", "Why?", ["pose"], "failed", "posed before"),
+        ("extract", None, ["pose", "extract"], "failed", "out of order"),
+        ("extract", "no JSON", ["pose", "extract"], "failed", "no verdict in the reply"),
+        ("extract", '{"sections": []}', ["pose", "extract"], "failed", "no section has any text"),
+        ("ground", None, ["pose", "extract", "ground"], "failed", "out of order"),
+        ("ground", "It is so.", ["pose", "extract", "ground"], "failed", "no answer"),
+        ("extract", HOSTILE, ["pose", "extract", "ground"], "discarded", None),
+        ("support", None, ["pose", "extract", "ground", "support"], "failed", "out of order"),
+        ("support", "right", ["pose", "extract", "ground", "support"], "failed", "no verdict"),
+        ("support", '{"step": "all", "why": "no", "verdict": "wrong"}',
+         ["pose", "extract", "ground", "support"], "discarded", None),
+    ],
+)  # fmt: skip
+def test_what_fails_is_recorded_and_never_trained_on(role, said, turns, status, error, corpus):
+    (played,) = play(make(Scripted(**{role: said}), corpus))
+    *_, last = played.episodes
+    assert roles(last) == turns
+    assert last.outcome.status == status
+    assert error is None or error in last.turns[-1].error
+    broken = played.episodes if said != "Why?" else played.episodes[1:]  # the first is no repeat
+    ids = {episode.problem.id for episode in broken}
+    assert not [e for e in played.examples if e.source["problem"] in ids]
+
+
+def test_an_attempt_that_nobody_could_judge_is_not_called_wrong(corpus):
+    doubt = Scripted(support=lambda call: wrong_attempts(call) if "plain" in call.text else "hm")
+    for only_wrong in (False, True):
+        table = {"questions": 2, "corpus": str(corpus), "rounds": 1, "only_wrong": only_wrong,
+                 "two": {"rounds": 0}}  # fmt: skip
+        (played,) = play(make(doubt, corpus, preflexor=table))
+        assert [e.turns[4].verdict for e in played.episodes] == [None, None]
+        assert len(played.examples) == (0 if only_wrong else 2)
+
+
+def test_a_question_is_posed_once_in_a_whole_run(corpus):
+    table = {"questions": 1, "corpus": str(corpus), "rounds": 3, "two": {"rounds": 0}}
+    played = play(make(Scripted(pose="Why is  that SO?"), corpus, preflexor=table))
+    assert [len(p.examples) for p in played] == [1, 0, 0]
+    assert "before" in played[2].episodes[0].turns[0].error
+
+
+def test_topics_choose_the_passages(corpus):
+    table = {"questions": 2, "corpus": str(corpus), "topics": ["honey bees", "water"], "rounds": 1,
+             "two": {"rounds": 0}}  # fmt: skip
+    (played,) = play(make(Scripted(), corpus, preflexor=table))
+    assert [e.problem.meta["file"] for e in played.episodes] == [
+        "bees.md", "bees.md", "iron.txt", "iron.txt",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"no passage of .* has a word of 'quarks'"):
+        make(Scripted(), corpus, preflexor={**table, "topics": ["quarks"]})
+
+
+def test_a_graph_in_the_thought(corpus):
+    triples = "bees | make | honey"
+    sections = [{"name": "knowledge graph", "text": triples}]
+    critic = Scripted(extract=json.dumps({"sections": sections}))
+    (played,) = play(make(critic, corpus, prompt={"style": "graph"}))
+    for example in played.examples:
+        assert f"<think>\nKnowledge graph:\n{triples}\n</think>" in example.chosen
+        assert GRAPH in example.prompt[0]["content"]
+    asked = next(call for call in critic.calls if call.role == "extract")
+    assert "knowledge graph; abstracted pattern; reasoning steps" in asked.messages[0]["content"]
+    # A teacher of a task's problems is asked for the graph too.
+    problem = TASKS["gsm8k"].from_row({"question": "1 + 1?", "gold": "2"})
+    moves = Moves(Recipe.model_validate({"prompt": {"style": "graph"}}), TASKS["gsm8k"])
+    assert GRAPH in moves.answer(problem, Round("basic", 1, "")).messages[0]["content"]
+
+
+def test_sections_are_those_asked_for_each_once():
+    pairs = [("b", "2"), ("A ", " 1 "), ("a", "again"), ("c", "\n")]
+    said = Sections(sections=[Section(name=name, text=text) for name, text in pairs])
+    assert chosen_sections(said, ["a", "b", "c", "d"]) == {"a": "1", "b": "2"}
+
+
+# ---- a task's own problems -----------------------------------------------------------------------
+
+
+def test_the_grader_filters_both_sides():
+    strategy = make(SolverCritic(CriticConfig(), "countdown"),
+                    preflexor={"questions": 8, "rounds": 1, "only_wrong": True,
+                               "two": {"rounds": 0}})  # fmt: skip
+    (played,) = play(strategy)
+    wrong = [e for e in played.episodes if not e.outcome.first_correct]
+    assert len(wrong) > 1
+    for episode in played.episodes:
+        first = episode.outcome.first_correct
+        assert roles(episode) == (["attempt"] if first else ["attempt", "answer"])
+    assert [e.source["problem"] for e in played.examples] == [e.problem.id for e in wrong]
+    assert all(e.turns[1].verdict.passed for e in wrong)
+
+
+def test_rounds_go_through_all_problems_before_any_comes_again():
+    table = {"questions": 5, "rounds": 2, "two": {"rounds": 2}}
+    strategy = make(SolverCritic(CriticConfig(), "countdown"), preflexor=table)
+    waves = []
+    while (wave := strategy.next_wave()) is not None:
+        waves.append(wave)
+    drawn = [pid for wave in waves for pid in wave.problems]
+    assert len(drawn) == 20 and len(set(drawn[:8])) == len(set(drawn[8:16])) == 8
+    assert drawn[:8] != drawn[8:16]
+    assert [(w.epoch, w.stage, w.new_epoch, w.arm) for w in waves] == [
+        (1, "phase-1", True, ""), (1, "phase-1", False, "phase-1"),
+        (2, "phase-2", True, ""), (2, "phase-2", False, ""),
+    ]  # fmt: skip
+    assert strategy.progress() == (20, 20)
+
+
+# ---- phases --------------------------------------------------------------------------------------
+
+
+def lists(arrays):
+    return {name: array.tolist() for name, array in arrays.items()}
+
+
+def test_phase_two_trains_answers_against_the_policy_of_phase_one():
+    strategy = make(SolverCritic(CriticConfig(), "countdown"),
+                    preflexor={"questions": 4, "rounds": 1,
+                               "two": {"rounds": 1, "lr": 1e-3}})  # fmt: skip
+    one = strategy.play(strategy.next_wave())
+    after_one = {
+        name: array.tolist() for name, array in strategy.learning.trainer.trainable().items()
+    }
+    assert {step.objective for step in one.steps} == {"orpo"}
+    two = strategy.play(strategy.next_wave())
+    assert {step.objective for step in two.steps} == {"exo_pair"}
+    held = strategy.learning.held["reference"]
+    assert lists(held) == after_one
+    assert two.steps[0].margin == pytest.approx(0, abs=1e-4)
+    encoder, policy = strategy.learning.encoder, strategy.policy
+    for example in two.examples:
+        pair = encoder.encode(example)
+        assert isinstance(pair, Pair)
+        for row in (pair.chosen, pair.rejected):
+            assert row.mask is not None
+            hidden = policy.decode(
+                [t for t, f in zip(row.response, row.mask, strict=True) if not f]
+            )
+            seen = policy.decode([t for t, f in zip(row.response, row.mask, strict=True) if f])
+            assert "step" in hidden and "step" not in seen
+    strategy.learning.use(phases(strategy.recipe)[0])
+    whole = strategy.learning.encoder.encode(two.examples[0])
+    assert isinstance(whole, Pair) and whole.chosen.mask is None
+
+
+def test_phase_two_has_its_own_settings_and_the_others_of_train():
+    recipe = load_recipe("preflexor", ["train.accumulate=4", "train.mask.markers=false"])
+    one, two = phases(recipe)
+    assert one == recipe.train and one.objective == "orpo"
+    assert (two.objective, two.lr, two.smoothing, two.clip) == ("exo_pair", 1e-6, 0.005, 0.3)
+    assert two.accumulate == 4 and two.lora == one.lora
+    assert (two.mask.answer_only, two.mask.markers) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["preflexor.rounds=0", "preflexor.two.rounds=0"], "are both 0"),
+        (["preflexor.topics=bees"], "topics are looked for in a corpus"),
+        (["preflexor.corpus=c"], "are no problems of the task gsm8k"),
+        (["preflexor.corpus=c", "task.name=jsonl", "critic.provider=solver"], "cannot pose"),
+        (["preflexor.two.smoothing=0"], "exo_pair needs"),
+        (["preflexor.two.objective=ipo"], "does nothing for ipo"),
+        (["train.tune=full"], "preflexor would need the weights"),
+        (["preflexor.sections=[]"], "preflexor.sections"),
+        (["r3.wave=2"], "[r3] does nothing while strategy = 'preflexor'"),
+    ],
+)
+def test_keys_that_contradict_each_other(settings, said):
+    with pytest.raises(UserError) as caught:
+        load_recipe("preflexor", settings)
+    assert said in caught.value.message and caught.value.hint
+
+
+# ---- every key changes something -----------------------------------------------------------------
+
+# Two rounds of each phase, of Countdown's own problems and the exact solver.
+BASE = {
+    "profile": "quick", "task.limit": 12, "preflexor.questions": 4, "preflexor.rounds": 2,
+    "preflexor.two.rounds": 2,
+    "train.batch": 2, "train.lora.rank": 2, "eval.limit": 2, "policy.batch": 8,
+    "policy.temperature": 1.0, "policy.max_new_tokens": 28, "eval.max_new_tokens": 4,
+    "preflexor.two.answer_only": False, "preflexor.two.lr": 1e-3,
+}  # fmt: skip
+CHANGED = {
+    "preflexor.rounds": (1, {}),
+    "preflexor.questions": (3, {}),
+    "preflexor.only_wrong": (False, {}),
+    "preflexor.two.rounds": (1, {}),
+    "preflexor.two.objective": ("dpo", {}),
+    "preflexor.two.lr": (1e-4, {}),
+    "preflexor.two.beta": (0.5, {}),
+    "preflexor.two.smoothing": (0.1, {}),
+    "preflexor.two.clip": (1e-4, {}),
+    "preflexor.two.answer_only": (True, {}),
+    "preflexor.two.think_fraction": (0.5, {}),
+}
+# Of a corpus, and a teacher that is asked over a socket.
+POSED = {
+    "task.name": "jsonl", "critic.provider": "ollama", "critic.model": "critic",
+    "critic.cache": "off", "preflexor.questions": 2, "preflexor.rounds": 1,
+    "preflexor.two.rounds": 0, "eval.spec": "countdown",
+}  # fmt: skip
+CHANGED_POSED = {
+    "preflexor.corpus": ("other", {}),
+    "preflexor.column": ("body", {}),
+    "preflexor.chunk": (90, {}),
+    "preflexor.topics": (["honey"], {}),
+    "preflexor.retrieve": (0, {}),
+    "preflexor.sections": (["hypothesis"], {}),
+}
+
+
+def test_no_key_is_forgotten():
+    own = {f"preflexor.{key}" for key in flatten(PreflexorConfig().model_dump())}
+    assert set(CHANGED) | set(CHANGED_POSED) == own
+
+
+@pytest.fixture(scope="module")
+def outputs_of(tmp_path_factory):
+    """Runs with settings, each made once."""
+    made = {}
+
+    def get(settings):
+        key = json.dumps(settings, sort_keys=True)
+        if key not in made:
+            made[key] = outputs_of_run(
+                "preflexor", settings, tmp_path_factory.mktemp("run") / "run"
+            )
+        return made[key]
+
+    return get
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", CHANGED)
+def test_a_changed_key_changes_an_output(key, outputs_of):
+    value, needed = CHANGED[key]
+    assert outputs_of({**BASE, **needed, key: value}) != outputs_of({**BASE, **needed})
+
+
+def teacher(body):
+    """Over the socket: what depends on nothing but what was asked."""
+    asked = body["messages"]
+    said = asked[-1]["content"]
+    if said.endswith("Question:"):
+        return f"What follows from {body['options']['seed'] % 10_000} and {len(said)}?"
+    if said.endswith("Sections:"):
+        names = asked[0]["content"].partition("sections: ")[2].partition(". Each")[0].split("; ")
+        return json.dumps({"sections": [{"name": n, "text": f"On {n}."} for n in names]})
+    if said.endswith("Answer:"):
+        return f"<answer>{len(said)} of them</answer>"
+    verdict = "right" if "of them</answer>" in said else "wrong"
+    return json.dumps({"step": "", "why": "looked", "verdict": verdict})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", CHANGED_POSED)
+def test_a_changed_key_of_a_corpus_changes_an_output(key, outputs_of, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / "corpus"
+    if not folder.exists():
+        write_corpus(folder)
+        row = {"text": "Bees dance to tell where honey is.", "body": "Rain on hills, then the sea."}
+        (folder / "rows.jsonl").write_text(json.dumps({k: v * 2 for k, v in row.items()}) + "\n")
+        (folder / "long.txt").write_text("\n\n".join(TEXTS.values()))
+    other = tmp_path_factory.getbasetemp() / "other"
+    if not other.exists():
+        write_corpus(other)
+    value, needed = CHANGED_POSED[key]
+    with FakeOllama(reply=teacher) as server:
+        posed = {**BASE, **POSED, **needed, "critic.base_url": server.url,
+                 "preflexor.corpus": str(folder)}  # fmt: skip
+        changed = {**posed, key: str(other) if key == "preflexor.corpus" else value}
+        runs = [outputs_of(settings)["episodes.jsonl"] for settings in (posed, changed)]
+    assert runs[0] != runs[1]
+
+
+# ---- a run ---------------------------------------------------------------------------------------
+
+
+def arguments(run_dir, settings):
+    flags = [
+        f"--set={key}={value if key == 'profile' else json.dumps(value)}"
+        for key, value in settings.items()
+    ]
+    return ["run", "preflexor", "--run-dir", str(run_dir), "--json", *flags]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    subprocess.run(command(*arguments(run_dir, BASE)), check=True, capture_output=True)
+    return run_dir
+
+
+@pytest.mark.slow
+def test_both_phases_and_the_policy_between_them(uninterrupted):
+    summary = json.loads((uninterrupted / "summary.json").read_text())
+    assert summary["status"] == "finished" and summary["pairs"] > 0
+    arms = {folder.name for folder in (uninterrupted / "eval").iterdir() if folder.is_dir()}
+    assert arms == {"base", "phase-1", "trained"}
+    waves = [row for row in read_rows(uninterrupted / "metrics.jsonl") if row["kind"] == "wave"]
+    assert [row["stage"] for row in waves] == ["phase-1"] * 2 + ["phase-2"] * 2
+    steps = [row for row in read_rows(uninterrupted / "metrics.jsonl") if row["kind"] == "step"]
+    assert {row["epoch"]: row["objective"] for row in steps} == {1: "orpo", 2: "exo_pair"}
+    for kept in ("epoch-1", "epoch-2"):
+        assert (uninterrupted / "checkpoints" / kept / "adapters.safetensors").is_file()
+
+
+# In Phase II, and at its beginning.
+KILLS = {"took a training step": 4, "after a commit's rename": 4}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", KILLS)
+def test_killed_and_resumed_ends_with_the_same_bytes(point, tmp_path, uninterrupted):
+    assert point in POINTS
+    run_dir = tmp_path / "run"
+    call = [sys.executable, DRIVER, point, str(KILLS[point]), *arguments(run_dir, BASE)]
+    killed = subprocess.run(call, capture_output=True)
+    assert killed.returncode == -9, killed.stderr
+    assert not (run_dir / "summary.json").exists()
+    finish(run_dir)
+    expected, found = contents(uninterrupted), contents(run_dir)
+    assert not [name for name in expected if found[name] != expected[name]]

@@ -1,0 +1,569 @@
+"""ReflectEvo: its pool, its data sets from one hand-made file, and whole runs of it."""
+
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from kill_driver import REFLECTING
+from run_outputs import outputs_of_run
+from test_r3 import COUNTDOWN, Critic, play
+
+from mlxreflect import pairs, prompts
+from mlxreflect.asked import asked_tiers
+from mlxreflect.critics.base import Reply
+from mlxreflect.critics.local import SelfCritic
+from mlxreflect.errors import UserError
+from mlxreflect.methods import ReflectEvoConfig
+from mlxreflect.plans import PLANS
+from mlxreflect.policy import TINY, load_policy
+from mlxreflect.recipe import load_recipe
+from mlxreflect.records import Turn, Verdict, episode_from_row, read_rows
+from mlxreflect.recursion import Chain
+from mlxreflect.reflections import (
+    CLOSINGS,
+    DEPTHS,
+    ERRORS,
+    POOL,
+    Stored,
+    draw_instructions,
+    fault,
+)
+from mlxreflect.retries import ARMS, RETRIES, Retries, counted, seconds
+from mlxreflect.rounds import Rounds
+from mlxreflect.seeds import rng_for
+from mlxreflect.settings import flatten
+from mlxreflect.strategies.reflectevo import ReflectEvo
+from mlxreflect.tables import EvalSpec, Recipe
+from mlxreflect.train.lora import attach_lora
+from mlxreflect.train.trainer import Trainer
+from mlxreflect.ui import Ui
+
+# ---- the pool, and reflections in a file ---------------------------------------------------------
+
+
+def test_the_pool_has_thirty_two_instructions():
+    assert len(POOL) == len(set(POOL.values())) == 32
+    assert (len(DEPTHS), len(ERRORS), len(CLOSINGS)) == (2, 8, 2)
+    for parts in (DEPTHS, ERRORS, CLOSINGS):
+        for name, text in parts.items():
+            with_it = {key for key, whole in POOL.items() if text in whole}
+            assert with_it == {key for key in POOL if name in key.split("-")}
+            assert len(with_it) == 32 // len(parts)
+
+
+def test_instructions_are_drawn_without_one_coming_twice():
+    drawn = draw_instructions([], 32, rng_for("a"))
+    assert sorted(drawn) == sorted(POOL)
+    assert (
+        drawn == draw_instructions([], 32, rng_for("a")) != draw_instructions([], 32, rng_for("b"))
+    )
+    some = ["skim-goal-steps", "trace-logic-outline"]
+    assert Counter(draw_instructions(some, 5, rng_for("a"))).most_common(1)[0][1] == 3
+    assert set(draw_instructions(some, 2, rng_for("a"))) == set(some)
+
+
+@pytest.mark.parametrize(
+    ("text", "ended", "said"),
+    [
+        ("one two three", "stop", ""),
+        ("one two three four", "stop", "4 words, more than 3"),
+        ("one two", "length", "cut off at the token limit"),
+        ("so <answer>7</answer>", "stop", "it gives an answer"),
+    ],
+)
+def test_reflections_of_no_use(text, ended, said):
+    assert fault(text, 3, ended) == said
+
+
+def test_stored_reflections_by_id_or_question(tmp_path):
+    path = tmp_path / "kept.jsonl"
+    rows = [{"id": "a", "reflections": "one"}, {"id": "a", "reflections": ["two", "three"]},
+            {"question": " What? ", "reflections": ["four"], "more": 1}]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stored = Stored(str(path))
+    assert stored.of("a", "What?") == ["one", "two", "three"]
+    assert stored.of("b", "What?\n") == ["four"]
+    assert stored.of("b", "Who?") == []
+    before = stored.digest
+    path.write_text(path.read_text().replace("four", "five"))
+    assert Stored(str(path)).digest != before
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"id": "a"},
+        {"reflections": "x"},
+        {"id": 1, "reflections": "x"},
+        {"id": "a", "reflections": [" "]},
+        {"id": "a", "reflections": 3},
+    ],
+)
+def test_a_row_that_holds_no_reflection_is_named(row, tmp_path):
+    path = tmp_path / "kept.jsonl"
+    path.write_text('{"id": "a", "reflections": "x"}\n' + json.dumps(row) + "\n")
+    with pytest.raises(UserError, match="row 2: no problem with reflections"):
+        Stored(str(path))
+    with pytest.raises(UserError, match=r"reflectevo\.stored = .* cannot be read"):
+        Stored(str(tmp_path / "none.jsonl"))
+
+
+# ---- the data sets, from one hand-made file ------------------------------------------------------
+
+
+def ask(problem, text):
+    return [{"role": "user", "content": f"{problem.id}: what is wrong with {text}?"}]
+
+
+def made(builder):
+    path = Path(__file__).with_name("reflectevo_episodes.jsonl")
+    return [e for row in read_rows(path) for e in builder(episode_from_row(row))]
+
+
+def at(problem, *turns):
+    return {"problem": problem, "epoch": 1, "wave": 3, "turns": list(turns)}
+
+
+def sft(example):
+    assert example.kind == "sft" and example.weight == 1.0
+    return (example.prompt[0]["content"], example.completion, example.completion_ids,
+            example.source)  # fmt: skip
+
+
+def pair(example):
+    assert example.kind == "preference"
+    return (example.prompt[0]["content"], example.chosen, example.rejected, example.chosen_ids,
+            example.rejected_ids, example.source)  # fmt: skip
+
+
+WRONG_36, WRONG_35 = "aaaa: what is wrong with 36?", "cccc: what is wrong with 35?"
+
+
+def test_d_plus_in_one_stage():
+    assert [sft(e) for e in made(lambda e: pairs.reflect_and_retry(e, ask))] == [
+        (WRONG_36, "reflection 1\nforty-two (6)", None, at("aaaa", 1, 6)),
+        (WRONG_36, "reflection 5\nforty-two (8)", None, at("aaaa", 5, 8)),
+        (WRONG_35, "reflection 1\nforty-two (3)", None, at("cccc", 1, 3)),
+        (WRONG_35, "reflection 2\nforty-two (4)", None, at("cccc", 2, 4)),
+    ]
+
+
+def test_d_plus_in_two_stages():
+    assert [sft(e) for e in made(lambda e: pairs.right_reflections(e, ask))] == [
+        (WRONG_36, "reflection 1", [1, 9], at("aaaa", 1)),
+        (WRONG_36, "reflection 5", [5, 9], at("aaaa", 5)),
+        (WRONG_35, "reflection 1", [1, 9], at("cccc", 1)),
+        (WRONG_35, "reflection 2", [2, 9], at("cccc", 2)),
+    ]
+    heard = "6 * 7? your attempt; <feedback>\nreflection {}\n</feedback>"
+    assert [sft(e) for e in made(pairs.right_retries)] == [
+        (heard.format(1), "forty-two (6)", [6, 9], at("aaaa", 6)),
+        (heard.format(5), "forty-two (8)", [8, 9], at("aaaa", 8)),
+        (heard.format(1), "forty-two (3)", [3, 9], at("cccc", 3)),
+        (heard.format(2), "forty-two (4)", [4, 9], at("cccc", 4)),
+    ]
+
+
+def test_d_plus_minus_compares_reflections_alone():
+    assert [pair(e) for e in made(lambda e: pairs.right_over_wrong(e, ask))] == [
+        (WRONG_36, "reflection 1", "reflection 2", [1, 9], [2, 9], at("aaaa", 1, 2)),
+        (WRONG_36, "reflection 5", "reflection 2", [5, 9], [2, 9], at("aaaa", 5, 2)),
+    ]
+
+
+def test_d_pref_takes_what_both_orders_say():
+    """B when it came second and A when it came first; where A is said twice there is a tie."""
+    assert [pair(e) for e in made(lambda e: pairs.preferred_reflections(e, ask))] == [
+        (WRONG_36, "reflection 5", "reflection 1", [5, 9], [1, 9], at("aaaa", 5, 1)),
+    ]
+    compared = [[turn.text for turn in both] for both in made(pairs.comparisons)]
+    assert compared == [["reflection 1", "reflection 5"], ["reflection 1", "reflection 2"]]
+
+
+def test_no_data_set_holds_the_answer():
+    builders = (pairs.reflect_and_retry, pairs.right_reflections, pairs.right_over_wrong,
+                pairs.preferred_reflections, lambda e, _: pairs.right_retries(e))  # fmt: skip
+    found = [example for b in builders for example in made(lambda e, b=b: b(e, ask))]
+    assert len(found) == 15
+    assert not [e for e in found if "GOLD-42" in str(e) or "an instruction of the pool" in str(e)]
+
+
+# ---- a wave --------------------------------------------------------------------------------------
+
+
+def make(critic=None, problems=24, training="I", judge=None, **keys):
+    tree = {
+        "strategy": "reflectevo",
+        "policy": {"temperature": 0.0, "max_new_tokens": 40, "batch": 64},
+        "critic": {"temperature": 0.8, "max_tokens": 40},
+        "reflectevo": {"wave": 100, "training": training, "retry_temperature": 0.9, **keys},
+        "train": {"lr": 1e-4, "batch": 4, "epochs": 1, "lora": {"keys": []}},
+    }
+    recipe = Recipe.model_validate(tree)
+    policy = load_policy(recipe.policy)
+    attach_lora(policy.model, recipe.train.lora, recipe.seed)
+    mine = critic or SelfCritic(policy, recipe.critic.tier("basic"), 64)
+    critics = {"self": mine, "basic": mine, "judge": judge or mine}
+    loaded = COUNTDOWN.load(recipe.task.model_copy(update={"limit": problems}), "train", 0)
+    trainer = Trainer(policy.model)
+    return ReflectEvo(recipe, COUNTDOWN, policy, trainer, critics, {p.id: p for p in loaded})
+
+
+@pytest.mark.slow
+def test_each_failure_has_k_reflections_by_different_instructions():
+    strategy = make(reflections=3)
+    before = dict(strategy.learning.start)
+    wave, training = play(strategy)
+    assert len(wave.episodes) == 24 and not wave.examples and not training.episodes
+    for episode in wave.episodes:
+        rest = episode.turns[1:]
+        roles = [turn.role for turn in rest]
+        if episode.outcome.first_correct:
+            assert not rest and episode.outcome.status == "solved_first"
+            continue
+        assert roles[:3] == ["reflection"] * 3
+        assert all(turn.parent == 0 for turn in rest[:3])
+        asked = [turn.messages[0]["content"] for turn in rest[:3]]
+        assert len({next(i for i in POOL.values() if i in text) for text in asked}) == 3
+        retries = rest[3:]
+        useful = [turn.index for turn in rest[:3] if turn.verdict is None]
+        assert [turn.parent for turn in retries] == useful
+        for turn in retries:
+            assert turn.role == "retry" and turn.visibility == "verdict" and turn.verdict
+            said = prompts.quote("feedback", episode.turns[turn.parent].text)
+            assert said in turn.messages[-1]["content"]
+        solved = [turn.index for turn in retries if turn.verdict.passed]
+        assert episode.outcome.solved_turn == (solved[0] if solved else None)
+        assert episode.outcome.status == ("solved" if solved else "discarded")
+    right = sum(e.outcome.status == "solved" for e in wave.episodes)
+    assert right and wave.figures["retries_right"] >= right
+    assert len(training.examples) == wave.figures["retries_right"]
+    assert strategy.state.kept == {}
+    assert any((before[k] != v).any() for k, v in strategy.learning.trainer.trainable().items())
+
+
+@pytest.mark.slow
+def test_two_stages_leave_two_adapters_that_begin_alike():
+    strategy = make(training="II")
+    _, reflecting, answering = play(strategy)
+    assert reflecting.examples[0].prompt != answering.examples[0].prompt
+    assert len(reflecting.examples) == len(answering.examples) > 0
+    held = strategy.learning.held["adapter-reflection"]
+    policy = strategy.learning.trainer.trainable()
+    assert held.keys() == policy.keys() == strategy.learning.start.keys()
+    assert any((held[name] != policy[name]).any() for name in held)
+    # Each began where the run did, with an optimizer of its own: counted from the first step.
+    assert reflecting.steps[0].step == answering.steps[0].step == 1
+
+
+def judge_of(prefers):
+    """A judge by the text that it likes."""
+
+    class Judge:
+        actor, waits = "judge", False
+
+        def __init__(self):
+            self.calls = []
+
+        def ask(self, calls):
+            self.calls += calls
+            return [Reply(json.dumps({"why": "", "better": prefers(call)})) for call in calls]
+
+    return Judge()
+
+
+@pytest.mark.slow
+def test_dpref_keeps_what_the_judge_prefers_in_both_orders():
+    longer = judge_of(lambda call: "A" if call.text > call.feedback else "B")
+    strategy = make(training="IV", problems=48, reflections=4, judge=longer)
+    wave, training = play(strategy)
+    compared = [t for e in wave.episodes for t in e.turns if t.role == "prefer"]
+    assert len(compared) == len(longer.calls) > 0
+    assert len(
+        {call.attempt for call in longer.calls if call.problem.id == longer.calls[0].problem.id}
+    ) == sum(call.problem.id == longer.calls[0].problem.id for call in longer.calls)
+    assert training.figures["pairs"] == len(training.examples)
+    for example in training.examples:
+        assert example.chosen > example.rejected
+    first = judge_of(lambda call: "A")  # whatever comes first: of no worth
+    strategy = make(training="IV", problems=48, reflections=4, judge=first)
+    _, training = play(strategy)
+    assert first.calls and not training.examples and not training.steps
+
+
+def test_failed_calls_are_data_and_get_no_retry():
+    broken = Critic(errors=("reflection",))
+    wave, training = play(make(broken, problems=6, reflector="critic"))
+    wrong = [e for e in wave.episodes if not e.outcome.first_correct]
+    assert wrong
+    for episode in wrong:
+        assert [turn.role for turn in episode.turns] == ["attempt", "reflection", "reflection"]
+        assert all(turn.error == "out of order" for turn in episode.turns[1:])
+        assert episode.outcome.status == "failed"
+    assert not training.examples and not training.steps
+    with pytest.raises(UserError, match="critic calls failed"):
+        play(make(broken, problems=24, reflector="critic"))
+
+
+def test_too_long_a_reflection_gets_no_retry():
+    wave, _ = play(make(problems=6, words=2))
+    turns = [turn for e in wave.episodes for turn in e.turns if turn.role != "attempt"]
+    assert turns and {turn.role for turn in turns} == {"reflection"}
+    assert all(re.fullmatch(r"\d+ words, more than 2", turn.verdict.reason) for turn in turns)
+
+
+def test_stored_reflections_are_replayed(tmp_path):
+    played, _ = play(make(problems=12))
+    said = {e.problem.id: [t.text for t in e.turns if t.role == "reflection"]
+            for e in played.episodes}  # fmt: skip
+    path = tmp_path / "kept.jsonl"
+    rows = [{"id": pid, "reflections": texts} for pid, texts in said.items() if texts]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    silent = Critic(errors=("reflection",))
+    again = make(silent, problems=12, stored=str(path))
+    replayed, _ = play(again)
+    assert not silent.calls
+    for one, other in zip(played.episodes, replayed.episodes, strict=True):
+        assert [t.text for t in one.turns] == [t.text for t in other.turns]
+        assert {t.actor for t in other.turns if t.role == "reflection"} <= {
+            f"stored:{again.stored.digest}"
+        }
+    again.state.cursor, again.state.trained = 0, 0
+    again.stored = replace_digest(again.stored)
+    with pytest.raises(UserError, match="has changed since the run began"):
+        play(again)
+
+
+def replace_digest(stored):
+    stored.digest = "another"
+    return stored
+
+
+# ---- second answers ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_training_prompts_are_those_of_the_evaluation(tmp_path):
+    """Also where they are worded anew."""
+    end = "{open} {close}"
+    wording = {"check": f"Look at it. {end}", "rewrite": f"{{instruction}} Again. {end}",
+               "reflect_and_retry": f"{{instruction}} Both. {end}"}  # fmt: skip
+    for templates in ({}, wording):
+        strategy = make(problems=6)
+        recipe = strategy.recipe.model_copy(update={
+            "prompt": strategy.recipe.prompt.model_copy(update={"templates": templates})
+        })  # fmt: skip
+        mine = ReflectEvo(recipe, COUNTDOWN, strategy.policy, strategy.learning.trainer,
+                          strategy.exchange.critics, strategy.problems)  # fmt: skip
+        wave, _ = play(mine)
+        episode = next(e for e in wave.episodes if pairs.trials(e))
+        trial = pairs.trials(episode)[0]
+        spec = EvalSpec.model_validate({"task": {"name": "countdown"}, "max_new_tokens": 40})
+        retries = Retries(recipe, tmp_path, (mine.policy, COUNTDOWN, []), spec, Ui(quiet=True))
+        chain = Chain(episode.problem)
+        chain.add(trial.attempt)
+        two = Rounds(
+            mine.policy, COUNTDOWN, retries.spec_of("reflection", "base"), COUNTDOWN.grade, None
+        )
+        asked = two.call(chain, "critique", (0,), 2)
+        assert asked.messages == mine.reflect_prompt(episode.problem, trial.attempt.text)
+        one = Rounds(
+            mine.policy, COUNTDOWN, retries.spec_of("reflection", "trained"), COUNTDOWN.grade, None
+        )
+        both = one.next_ask(chain, 2).messages
+        assert both == mine.both_prompt(episode.problem, trial.attempt.text)
+        chain.add(replace(trial.reflection, role="reflection"))
+        assert two.next_ask(chain, 2).messages == trial.retry.messages
+        if templates:
+            assert asked.messages[0]["content"] == "Look at it. <think> </think>"
+            assert "Both." in both[0]["content"]
+
+
+# ---- recipes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["reflectevo.stored=a.jsonl", "reflectevo.reflector=critic"], "reflector = 'critic' does"),
+        (["reflectevo.instructions=no-such-one"], "instructions has no 'no-such-one'"),
+        (["reflectevo.training=IV", "critic.judge.provider=solver"], "training = 'IV' asks"),
+        (["train.tune=full"], "trains two adapters"),
+    ],
+)
+def test_keys_that_contradict_each_other(settings, said):
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
+        load_recipe("reflectevo", settings)
+    assert caught.value.hint
+
+
+def test_who_is_asked_and_how_often():
+    recipe = load_recipe("reflectevo")
+    assert asked_tiers(recipe) == [] and PLANS["reflectevo"](recipe, 100, 0.5).asked == {}
+    recipe = load_recipe("reflectevo", ["reflectevo.training=IV", "reflectevo.reflector=critic"])
+    assert asked_tiers(recipe) == ["basic", "judge"]
+    likely, most = (PLANS["reflectevo"](recipe, 100, wrong).asked for wrong in (0.5, 1.0))
+    assert likely == {("basic", "reflection"): 100, ("judge", "prefer"): 25}
+    assert most == {("basic", "reflection"): 200, ("judge", "prefer"): 200}  # k (k − 1) a problem
+
+
+# ---- whole runs ----------------------------------------------------------------------------------
+
+SHORT = {"profile": "quick", "task.limit": 24, "reflectevo.wave": 12, "eval.limit": 8,
+         "eval.max_new_tokens": 30, "policy.batch": 16, "train.batch": 4, "train.epochs": 1,
+         "critic.cache": "off"}  # fmt: skip
+
+
+# key → the new value, and settings that both runs need.
+CHANGED = {
+    "wave": (24, {}),
+    "reflector": ("critic", {}),
+    "reflections": (2, {}),
+    "instructions": (["skim-goal-steps"], {}),
+    "stored": (str(Path(__file__).with_name("reflectevo_episodes.jsonl")), {}),
+    "words": (3, {}),
+    "retry_temperature": (0.0, {}),
+    "training": ("II", {}),
+    "schedule": ("linear", {"train.batch": 1}),
+    "warmup": (0.5, {"train.batch": 1}),
+    "retries": (False, {}),
+}
+
+
+def test_no_key_is_forgotten():
+    assert set(CHANGED) == set(flatten(ReflectEvoConfig().model_dump()))
+
+
+@pytest.fixture(scope="module")
+def outputs_of(tmp_path_factory):
+    kept = {}
+
+    def get(settings):
+        key = json.dumps(settings, sort_keys=True)
+        if key not in kept:
+            given = {**SHORT, "reflectevo.training": "I", "reflectevo.retries": False,
+                     "reflectevo.warmup": 0.0, **settings}  # fmt: skip
+            kept[key] = outputs_of_run("reflectevo", given, tmp_path_factory.mktemp("run") / "run")
+        return kept[key]
+
+    return get
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", CHANGED)
+def test_a_changed_key_changes_an_output(key, outputs_of, tmp_path):
+    value, needed = CHANGED[key]
+    if key == "stored":
+        value = str(tmp_path / "kept.jsonl")
+        asked = COUNTDOWN.load(load_recipe("reflectevo", ["profile=quick"]).task, "train", 0)
+        rows = [{"id": p.id, "reflections": "step 1 leads nowhere"} for p in asked]
+        Path(value).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = {"reflectevo.retries": True, **needed} if key == "retries" else needed
+    assert outputs_of({**before, f"reflectevo.{key}": value}) != outputs_of(before)
+
+
+def command(run_dir, settings):
+    flags = [f"--set={k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in settings.items()]
+    return ["run", "reflectevo", "--run-dir", str(run_dir), "--json", *flags]
+
+
+def contents(run_dir):
+    """Every file that must not depend on interruptions; times and memory are left out."""
+    names = ["episodes.jsonl", "examples.jsonl", "sft.jsonl", "retries.json", "comparison.json",
+             "adapter/adapters.safetensors", "adapter-reflection/adapters.safetensors",
+             "adapter-reflection/adapter_config.json",
+             *(f"retries/{arm}-{retry}/{file}" for arm in ARMS for retry in RETRIES
+               for file in ("chains.jsonl", "samples.jsonl"))]  # fmt: skip
+    metrics = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return {name: (run_dir / name).read_bytes() for name in names} | {
+        "metrics": [{k: v for k, v in row.items() if k != "seconds"} for row in metrics]
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of two waves and two trainings that was never stopped."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    call = [sys.executable, "-m", "mlxreflect", *command(run_dir, SHORT)]
+    done = subprocess.run(call, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return run_dir
+
+
+# In the second wave, in the second training, after the policy's adapter, in the base's chains.
+NTH = {"reflected": 2, "trained": 2, "wrote an adapter": 2, "evaluated half a chunk of retries": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", REFLECTING)
+def test_killed_at_a_point(point, whole, tmp_path):
+    run_dir = tmp_path / "run"
+    driver = str(Path(__file__).with_name("kill_driver.py"))
+    call = [sys.executable, driver, point, str(NTH[point]), *command(run_dir, SHORT)]
+    killed = subprocess.run(call, capture_output=True)
+    assert killed.returncode == -9, killed.stderr
+    assert not (run_dir / "summary.json").exists()
+    call = [sys.executable, "-m", "mlxreflect", "resume", str(run_dir), "--json"]
+    done = subprocess.run(call, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found, expected = contents(run_dir), contents(whole)
+    assert [name for name in expected if found[name] != expected[name]] == []
+
+
+@pytest.mark.slow
+def test_what_a_run_says_of_second_answers(whole):
+    """Counted again from the chains themselves."""
+    told = json.loads((whole / "retries.json").read_text())
+    assert len(told["arms"]) == 8 and len(told["comparisons"]) == 4
+    for row in told["arms"]:
+        folder = whole / "retries" / f"{row['arm']}-{row['retry']}"
+        chains = [json.loads(line) for line in (folder / "chains.jsonl").read_text().splitlines()]
+        assert len(chains) == 8
+        first = [chain["turns"][0]["verdict"]["correct"] for chain in chains]
+        last = [chain["turns"][-1]["verdict"]["correct"] for chain in chains]
+        if row["gated"]:
+            last = [a or b for a, b in zip(first, last, strict=True)]
+            assert row["right_to_wrong"] == 0
+        assert (row["acc_t1"], row["acc_t2"]) == (sum(first) / 8, sum(last) / 8)
+        assert row["right_to_wrong"] == sum(a and not b for a, b in zip(first, last, strict=True))
+        roles = ["attempt", "reflection", "retry"]
+        roles = roles if row["retry"] == "reflection" else [roles[0], roles[2]]
+        assert all([turn["role"] for turn in chain["turns"]] == roles for chain in chains)
+        assert all(turn["visibility"] == "none" for c in chains for turn in c["turns"])
+    for test in told["comparisons"]:
+        both = [row["acc_t2"] for row in told["arms"]
+                if (row["retry"], row["gated"]) == (test["retry"], test["gated"])]  # fmt: skip
+        assert [test["accuracy_a"], test["accuracy_b"]] == both
+
+
+def test_a_reflection_without_a_fault_keeps_the_first_answer_unless_the_grader_says():
+    def chain(first, said, second):
+        turns = [("attempt", "x", first), ("reflection", said, None), ("retry", "y", second)]
+        made = Chain(COUNTDOWN.load(Recipe().task, "train", 0)[0])
+        for number, (role, text, right) in enumerate(turns):
+            verdict = None if right is None else Verdict(right, True, "")
+            made.add(Turn(number, None, role, "self", [], text, verdict=verdict))
+        return made
+
+    praised, faulted = "Every step holds.", "step 1 is wrong"
+    chains = [chain(*one) for one in ((True, praised, False), (False, praised, True),
+                                      (True, faulted, False), (False, faulted, True))]  # fmt: skip
+    assert seconds(chains, gated=False) == [True, False, False, True]
+    assert seconds(chains, gated=True) == [True, True, True, True]
+    row = counted(chains, seconds(chains, gated=False))
+    assert (row["acc_t1"], row["acc_t2"], row["delta"]) == (0.5, 0.5, 0)
+    assert (row["wrong_to_right"], row["right_to_wrong"], row["failed"]) == (1, 1, 0)
+
+
+@pytest.mark.slow
+def test_both_adapters_load_in_mlx_lm(whole):
+    for name in ("adapter", "adapter-reflection"):
+        call = [sys.executable, "-m", "mlx_lm", "generate", "--model", str(TINY)]
+        call += ["--adapter-path", str(whole / name), "--prompt", "2 + 2 =", "-m", "3"]
+        done = subprocess.run(call, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
