@@ -5,8 +5,8 @@ samples.jsonl follows from it: a problem's one graded sample is what its chain a
 is what the policy generated for the whole chain. So `compare` pairs chains as it does answers.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,18 @@ def check_chain(spec: EvalSpec) -> None:
             'set chain.round to "retry" or "resample"',
         )
     if config.feedback == "critic":
-        check_critic(config.critic, Path("[chain]"))
+        with renamed():
+            check_critic(config.critic, Path("[chain]"))
+
+
+@contextmanager
+def renamed() -> Iterator[None]:
+    """What is said of a recipe's keys, said of a spec's."""
+    try:
+        yield
+    except UserError as error:
+        message, hint = (t.replace("critic.", "chain.critic.") for t in (error.message, error.hint))
+        raise UserError(message, hint) from None
 
 
 def open_critic(
@@ -77,9 +88,10 @@ def open_critic(
         return None
     if config.feedback == "self":
         return self_critic(policy, spec)
-    critic = CRITICS[config.critic.provider](config.critic, task, "chain", ledger)
-    stack.callback(critic.close)
-    critic.preflight()
+    with renamed():
+        critic = CRITICS[config.critic.provider](config.critic, task, "chain", ledger)
+        stack.callback(critic.close)
+        critic.preflight()
     return critic
 
 

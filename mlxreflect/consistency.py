@@ -74,11 +74,11 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
             f"{path}: eval.against does nothing while eval.decontaminate = 'off'",
             'leave one of them out, or set eval.decontaminate = "exact"',
         )
-    if recipe.strategy == "preflexor":
-        check_preflexor(recipe, path)
     for tier in TIERS:
         critic = validate_tier(recipe, tier, path, settings)
         check_critic(critic, path)
+    if recipe.strategy == "preflexor":
+        check_preflexor(recipe, path)
     check_spending(recipe, path)
 
 

@@ -74,7 +74,7 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
         keep_rows(run.path, cleaned.rows)
         ui.header(
             {"recipe": recipe.name, "policy": recipe.policy.model,
-             "critic": critics.get("basic", critics["self"]).actor,
+             "critic": next(iter(critics.values())).actor,
              "problems": len(problems), "held out": len(held_out), "device": device_name(),
              "decontaminated": cleaned.sentence(), "run": str(run.path)}
         )  # fmt: skip

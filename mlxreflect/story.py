@@ -66,6 +66,9 @@ def tell_episode(episode: Episode, examples: list[Example]) -> list[RenderableTy
     if imitated:
         times = ", ".join(f"{turn} ({n} ×)" if n > 1 else turn for turn, n in imitated.items())
         parts.append(plain(f"trained by SFT on turn {times}", "magenta"))
+    for group in (e for e in examples if e.kind == "group"):
+        worth = ", ".join(f"{reward:g}" for reward in group.rewards or ())
+        parts.append(plain(f"trained by GRPO, its answers worth {worth}", "magenta"))
     status = episode.outcome.status
     solved = episode.outcome.solved_turn
     ended = ENDED.get(status, status)
@@ -93,6 +96,8 @@ def tell_pair(example: Example) -> Text:
 def tell_turn(turn: Turn, turns: list[Turn]) -> list[RenderableType]:
     """A turn's head, its text (a rewrite as a difference) and its verdict."""
     facts = [f"{turn.index} {turn.role} by {turn.actor}"]
+    if turn.role == "score":
+        facts.append(f"of turn {turn.parent}")
     if turn.usage.get("completion"):
         facts.append(f"{turn.usage['completion']} tokens")
     if turn.finish_reason == "length":

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlxreflect.decontaminate import Question, build_index
 from mlxreflect.errors import UserError
-from mlxreflect.tasks import corpus
+from mlxreflect.tables import Recipe
+from mlxreflect.tasks import clean_problems, corpus
 from mlxreflect.tasks.corpus import FEWEST, make_question, passages_of, read_corpus, split
 
 LONG = "Bees gather nectar from flowers and make honey of it, all summer long."
@@ -128,6 +130,20 @@ def test_much_of_anything_takes_no_time(unit: str) -> None:
     began = time.monotonic()
     list(split(unit * (300_000 // len(unit)), 1500))
     assert time.monotonic() - began < 2
+
+
+def test_a_passage_that_an_evaluation_asks_about_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(LONG)
+    (tmp_path / "b.txt").write_text(OTHER)
+    asked = f"Is it so that {OTHER.lower()}?"
+    recipe = Recipe.model_validate(
+        {"strategy": "preflexor", "task": {"name": "jsonl"}, "preflexor": {"corpus": str(tmp_path)}}
+    )
+    exams = build_index([Question("exam", "q1", [asked], asked)], 13)
+    kept, left_out = clean_problems(recipe, exams)
+    assert [problem.fields["question"] for problem in kept.values()] == [LONG]
+    ((passage, match),) = left_out
+    assert passage.meta["file"] == "b.txt" and match.id == "q1"
 
 
 def test_a_question_knows_its_passage() -> None:

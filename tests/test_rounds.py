@@ -164,7 +164,8 @@ def test_chains_are_compared_with_their_control(policy: Policy, tmp_path: Path) 
     [
         ({}, {"samples": 2}, "samples"), ({}, {"form": "completion"}, "form"),
         ({"feedback": "none"}, {}, "prefill"), ({}, {"prompt": {"style": "direct"}}, "prefill"),
-        ({"critic": {"provider": "ollama"}}, {}, "model"),
+        ({"critic": {"provider": "ollama"}}, {}, "needs a model"),
+        ({"critic": {"key_env": "no name"}}, {}, r"chain\.critic\.key_env"),
     ],
 )  # fmt: skip
 def test_contradictions_are_refused(chain: dict[str, Any], keys: dict[str, Any], said: str) -> None:

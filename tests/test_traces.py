@@ -9,6 +9,7 @@ import mlx.core as mx
 import pytest
 from fake_ollama import FakeOllama
 from kill_driver import POINTS
+from rich.console import Console
 from run_outputs import outputs_of_run
 from teacher import Teacher
 from test_resume import DRIVER, command, finish
@@ -35,6 +36,7 @@ from mlxreflect.records import (
     to_row,
 )
 from mlxreflect.settings import flatten
+from mlxreflect.story import tell_story
 from mlxreflect.strategies.traces import Traces
 from mlxreflect.tables import Recipe
 from mlxreflect.tasks import TASKS
@@ -167,6 +169,17 @@ def test_a_group_whose_rewards_are_equal_is_none():
     assert traces_group(by_format, TracesConfig()) is not None
     assert traces_group(by_format, TracesConfig(reward_format=0.0)) is None
     assert reward(trace(0, "a", None), TracesConfig()) == 0.0
+
+
+def test_the_story_tells_marks_and_worth():
+    turns = [trace(0, "a"), trace(1, "b", WRONG), marks(2, 0, EVEN)]
+    episode = replace(EPISODE, turns=turns)
+    group = traces_group(replace(episode, epoch=0), TracesConfig())
+    console = Console(width=200)
+    with console.capture() as said:
+        console.print(*tell_story([episode], [group]))
+    assert "2 score by critic, of turn 0" in said.get()
+    assert "trained by GRPO, its answers worth 1.2, 0.2" in said.get()
 
 
 # ---- warm-up and rounds --------------------------------------------------------------------------
@@ -375,9 +388,9 @@ CHANGED = {
     "wave": (3, {}), "warm_up": (5, {}), "samples": (3, {}),
     "filter": ("strict", {}), "threshold": (1.0, {}), "keep": (0, {}),
     "rounds": (2, {}), "problems": (3, {}), "group": (4, {}), "reward_answer": (0.5, {}),
-    "reward_format": (5.0, {"policy.temperature": 1.6}),
+    "reward_format": (0.5, {}),
     "grpo.clip_ratio": (1e-4, {}), "grpo.kl": (0.0, {}), "grpo.average": ("token", {}),
-    "grpo.scale_rewards": (False, {"train.clip": 0.0}),
+    "grpo.scale_rewards": (False, {}),
 }  # fmt: skip
 APART = {"scorer"}  # needs a server: a test of its own below
 
@@ -442,8 +455,8 @@ def test_one_table_compares_all_arms(outputs_of):
     assert json.loads(done.stdout)["arms"] == ["base", "warm-up", "trained"]
 
 
-# The calls fall into the warm-up's second wave, its evaluation, and the round.
-KILLS = {"appended half a journal": 3, "evaluated half a chunk": 2, "wrote half a commit": 4}
+# The calls fall into the evaluation of the warm-up, and the commit of the round after it.
+KILLS = {"evaluated half a chunk": 2, "wrote half a commit": 4}
 
 
 def kept(folder):

@@ -12,8 +12,8 @@ from mlxreflect.train.steps import Step
 class Wave(Protocol):
     """What is played and committed together. A method's own class may hold more.
 
-    epoch: from 1; a round, where a method has rounds. new_epoch: another epoch begins with it, so
-    the adapter is kept as it is at the end of the one before.
+    epoch: from 1, 0 for a warm-up; a round, where a method has rounds. new_epoch: another epoch
+    begins with it, so the adapter is kept as it is at the end of the one before.
     """
 
     @property

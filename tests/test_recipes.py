@@ -1,0 +1,86 @@
+"""Every shipped recipe: its quick profile is offline and runs, in small, from base to verdict."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlxreflect.asked import asked_tiers
+from mlxreflect.estimate import estimate
+from mlxreflect.recipe import eval_spec, load_recipe
+from mlxreflect.records import read_rows
+from mlxreflect.settings import bundled
+from mlxreflect.strategies import STRATEGIES
+from mlxreflect.tables import METHODS
+from mlxreflect.tasks import TASKS
+
+# What makes each small: two waves, or as few as the method has.
+SMALL = {
+    "quickstart": {"r3.wave": 8, "r3.epochs": 2},
+    "r3": {"r3.wave": 8, "r3.epochs": 2},
+    "rel": {"rel.wave": 8, "rel.rounds": 1},
+    "preflexor": {"preflexor.questions": 8, "preflexor.rounds": 1},
+    "reflectevo": {"reflectevo.wave": 4},
+    "traces": {"traces.wave": 8, "traces.warm_up": 8, "traces.problems": 8, "traces.rounds": 1},
+}
+
+
+def quick(name: str) -> list[str]:
+    return [] if name == "quickstart" else ["profile=quick"]
+
+
+def test_every_method_has_a_recipe_of_its_name() -> None:
+    assert set(SMALL) == set(bundled("recipes")) == {"quickstart", *METHODS}
+    assert set(STRATEGIES) == set(METHODS)
+    for name in METHODS:
+        assert load_recipe(name).strategy == name
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_quick_profiles_need_nothing_but_this_package(name: str) -> None:
+    recipe = load_recipe(name, quick(name))
+    assert recipe.policy.model == "tiny"
+    assert {recipe.critic.tier(tier).provider for tier in asked_tiers(recipe)} <= {"solver"}
+    assert recipe.task.name == "countdown" and not recipe.task.source
+    spec = eval_spec(recipe)
+    assert spec.part == "heldout" and spec.limit >= 500
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_full_settings_ask_a_model_of_ollama(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.policy.model.startswith("mlx-community/")
+    asked = asked_tiers(recipe)
+    assert {recipe.critic.tier(tier).provider for tier in asked} <= {"ollama"}
+    task = TASKS["countdown"]
+    problems = task.load(recipe.task.model_copy(update={"limit": 4, "source": ""}), "train", 0)
+    found = estimate(recipe, task, problems)
+    assert set(found["critics"]) == set(asked)
+    assert bool(asked) == (found["at_most"]["calls"] > 0)
+    assert found["expected"]["calls"] <= found["at_most"]["calls"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_a_recipe_runs_in_small(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    settings = {
+        "task.limit": 8, "policy.batch": 8, "eval.limit": 6, "train.batch": 4, "eval.cache": "off",
+        "train.reference_cache": "off", **SMALL[name],
+    }  # fmt: skip
+    flags = [*quick(name), *(f"{key}={json.dumps(value)}" for key, value in settings.items())]
+    call = [sys.executable, "-m", "mlxreflect", "run", name, "--run-dir", str(folder), "--json"]
+    done = subprocess.run(
+        [*call, *(f"--set={flag}" for flag in flags)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["status"] == "finished" and summary["base"]["n"] == 6
+    assert summary["comparison"]["n"] == 6
+    rows = list(read_rows(folder / "metrics.jsonl"))
+    assert sum(row["kind"] == "wave" for row in rows) >= 2
+    assert any(row["kind"] == "step" for row in rows)
+    assert {"base", "trained"} <= {path.name for path in (folder / "eval").iterdir()}
+    assert "McNemar" in json.loads((folder / "comparison.json").read_text())["sentence"]
