@@ -319,3 +319,32 @@ def test_preflexor_from_a_corpus(smollm2, tmp_path):
     steps = [row for row in rows(run_dir / "metrics.jsonl") if row["kind"] == "step"]
     assert [row["objective"] for row in steps] == ["orpo", "exo_pair"]  # 2 pairs a step
     assert all(row["grad_norm"] > 0 for row in steps)
+
+
+def test_reflectevo_on_a_real_model(smollm2, tmp_path):
+    """Two waves whose reflections a critic writes, both trainings, and second answers."""
+    run_dir = tmp_path / "run"
+    said = "The steps multiply where the question adds. Next time add the parts one by one."
+    with FakeOllama(reply=lambda body: said, models=["critic"]) as server:
+        settings = {
+            "policy.model": smollm2, "policy.max_new_tokens": 32, "policy.batch": 4,
+            "task.source": SHARED / "data" / "gsm8k" / "train.jsonl", "task.limit": 4,
+            "eval.source": SHARED / "data" / "gsm8k" / "test.jsonl", "eval.limit": 2,
+            "eval.max_new_tokens": 24, "critic.model": "critic", "critic.base_url": server.url,
+            "critic.cache": "off", "critic.max_tokens": 24, "reflectevo.reflector": "critic",
+            "reflectevo.wave": 2, "train.batch": 1, "train.epochs": 1,
+        }  # fmt: skip
+        flags = [f"--set={key}={value}" for key, value in settings.items()]
+        call = [sys.executable, "-m", "mlxreflect", "run", "reflectevo", "--run-dir", str(run_dir)]
+        done = subprocess.run([*call, "--json", *flags], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert len(server.chats) == json.loads(done.stdout)["critic"]["calls"] == 8
+    waves = [row for row in rows(run_dir / "metrics.jsonl") if row["kind"] == "wave"]
+    assert [wave["stage"] for wave in waves] == ["problems", "problems", "training", "training"]
+    for row in rows(run_dir / "episodes.jsonl"):
+        assert [t["role"] for t in row["turns"]] == ["attempt", *["reflection"] * 2, *["retry"] * 2]
+        assert all(said in turn["messages"][-1]["content"] for turn in row["turns"][3:])
+        assert len({turn["messages"][0]["content"] for turn in row["turns"][1:3]}) == 2
+    assert (run_dir / "adapter-reflection" / "adapters.safetensors").is_file()
+    second = json.loads((run_dir / "retries.json").read_text())
+    assert {(row["arm"], row["n"]) for row in second["arms"]} == {("base", 2), ("trained", 2)}
