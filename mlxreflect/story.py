@@ -90,7 +90,7 @@ def pair_of(example: Example) -> list[int]:
 
 def tell_pair(example: Example) -> Text:
     chosen, rejected = pair_of(example)
-    return plain(f"trained by DPO: turn {chosen} preferred to turn {rejected}", "magenta")
+    return plain(f"trained on a pair: turn {chosen} preferred to turn {rejected}", "magenta")
 
 
 def tell_turn(turn: Turn, turns: list[Turn]) -> list[RenderableType]:

@@ -193,7 +193,7 @@ def test_the_story_is_told_in_order(tmp_path: Path) -> None:
             "✗ wrong, format kept: the answer is 27, not 35",
             "1 critique by ollama:qwen, shown: gold answer", "the call failed: timed out",
             "4 rewrite by ollama:qwen", "✓ right, format kept",
-            "trained by DPO: turn 4 preferred to turn 0", "5 verify by policy", "again 27",
+            "trained on a pair: turn 4 preferred to turn 0", "5 verify by policy", "again 27",
             "6 verify by policy", "now 35", "trained by SFT on turn 4 (2 ×), 6",
             "solved: verified after training, turn 6",
         )
@@ -209,8 +209,8 @@ def test_the_story_spans_epochs_with_each_ones_training(tmp_path: Path) -> None:
     text = draw(show.show_problem(run, FIRST.id))
     first, second = text.index("epoch 1, wave 0"), text.index("epoch 2, wave 5")
     assert first < text.index("not solved: on the bucket list") < second
-    assert text.count("trained by DPO") == text.count("trained by SFT") == 1
-    assert text.index("trained by DPO") > second
+    assert text.count("trained on a pair") == text.count("trained by SFT") == 1
+    assert text.index("trained on a pair") > second
     assert "1 × SFT on its last winner" in text
 
 
