@@ -63,7 +63,6 @@ TRAINING = {
 }
 # Of `mlxreflect run` with ReflectEvo:
 REFLECTING = {
-    "reflected": (ReflectEvo, "reflect", "after"),
     "trained": (ReflectEvo, "train", "after"),
     "wrote an adapter": (loop, "replace_folder", "after"),
     "evaluated half a chunk of retries": (chains_eval, "append_rows", torn_append),

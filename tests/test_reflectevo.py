@@ -495,8 +495,8 @@ def whole(tmp_path_factory):
     return run_dir
 
 
-# In the second wave, in the second training, after the policy's adapter, in the base's chains.
-NTH = {"reflected": 2, "trained": 2, "wrote an adapter": 2, "evaluated half a chunk of retries": 1}
+# In the second training, after the policy's adapter, in the base's chains.
+NTH = {"trained": 2, "wrote an adapter": 2, "evaluated half a chunk of retries": 1}
 
 
 @pytest.mark.slow
