@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from mlxreflect import cli
-from mlxreflect.recipe import load_recipe
+from mlxreflect.recipe import load_recipe, resolved
 from mlxreflect.run import Run
 
 TIMEOUT = 120.0  # a guard against hanging only
@@ -215,7 +215,7 @@ def test_mlx_without_a_backend_says_what_to_install(process: Shell) -> None:
 # ---- mistakes ------------------------------------------------------------------------------------
 
 LIGHT: dict[str, tuple[list[str], str, str]] = {
-    "no such recipe": (["run", "nope"], "no recipe 'nope'", "one of: quickstart"),
+    "no such recipe": (["run", "nope"], "no recipe 'nope'", "one of: preflexor, quickstart, r3"),
     "no such recipe file": (["run", "x/nope.toml"], "no recipe 'x/nope.toml'", "quickstart"),
     "recipe is a folder": (["run", "."], ". is a folder, no recipe file", "quickstart"),
     "unknown key": (
@@ -578,7 +578,7 @@ def test_dry_run_loads_nothing_and_writes_nothing(process: Shell, shell: Shell) 
     as_json = process.works("run", "quickstart", *none, "--dry-run", "--json")
     assert as_json.out.count("\n") == 1
     told = json.loads(as_json.out)
-    assert told["recipe"] == load_recipe("quickstart", none[1::2]).model_dump()
+    assert told["recipe"] == resolved(load_recipe("quickstart", none[1::2]))
     assert told["estimate"]["attempts"] == 10
     assert told["estimate"]["critic_calls_at_most"] == 60
     assert set(told["prompts"]) == {"attempt", "critique", "rewrite"}
