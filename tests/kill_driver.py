@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from mlxreflect import chains_eval, cli, commits, course, evaluate, finetune, loop, records
+from mlxreflect import chains_eval, cli, commits, course, evaluate, finetune, loop, records, summary
 from mlxreflect.strategies.exchange import Exchange
 from mlxreflect.strategies.r3 import R3
 from mlxreflect.strategies.reflectevo import ReflectEvo
@@ -46,7 +46,7 @@ POINTS = {
     "before a commit's rename": (Path, "rename", "before"),
     "after a commit's rename": (Path, "rename", "after"),
     "wrote the adapter": (loop, "finish_adapter", "after"),
-    "before the summary": (loop, "summarise_run", "before"),
+    "before the summary": (summary, "summarise_run", "before"),
 }
 # Of `mlxreflect train`:
 TRAINING = {
