@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mlxreflect.cli_parts import Json, Set, make_ui, require_mlx
 from mlxreflect.errors import UserError
+
+if TYPE_CHECKING:
+    from mlxreflect.tables import EvalSpec
 
 app = typer.Typer()
 
@@ -17,6 +20,34 @@ def need_a_model(context: typer.Context, value: list[str] | None) -> list[str]:
     if not value and not context.params.get("server_model") and not context.params.get("server"):
         raise typer.BadParameter("give a --model, or a --server and its --server-model")
     return value or []
+
+
+def check_server(server: str, models: list[str] | None) -> None:
+    if bool(server) != bool(models):
+        raise UserError(
+            f"{'--server' if server else '--server-model'} alone: a server needs its address and "
+            "a model",
+            "give both: --server http://127.0.0.1:1234/v1 --server-model NAME",
+        )
+
+
+def check_quick(stops: list[str], *, quick: bool, other: str) -> None:
+    """stops: what --quick is to end at, as settings; other: an option that it excludes."""
+    if stops and not quick:
+        name = stops[0].removeprefix("quick.").partition("=")[0].replace("_", "-")
+        raise UserError(
+            f"--{name} is of --quick, which is not asked for", "add --quick, or leave it out"
+        )
+    if quick and other:
+        raise UserError(f"--quick and {other} do not go together", "leave one of them out")
+
+
+def check_single(option: str, spec: "EvalSpec") -> None:
+    if spec.chain.rounds > 1:
+        raise UserError(
+            f"{option} and a spec with [chain] do not go together",
+            "leave it out, or add --set chain.rounds=1",
+        )
 
 
 @app.command(name="eval")
@@ -68,39 +99,24 @@ def eval_(
     models and adapters each model is evaluated, and each adapter on the model it was trained on;
     all are compared with the first.
     """
-    if bool(server) != bool(server_model):
-        given = "--server" if server else "--server-model"
-        raise UserError(
-            f"{given} alone: a server needs its address and a model",
-            "give both: --server http://127.0.0.1:1234/v1 --server-model NAME",
-        )
-    if not quick and (alpha is not None or max_n):
-        raise UserError(
-            f"--{'max-n' if alpha is None else 'alpha'} is of --quick, which is not asked for",
-            "add --quick, or leave it out",
-        )
-    if quick and (aa or cache):
-        other = "--aa" if aa else "--cache"
-        raise UserError(f"--quick and {other} do not go together", "leave one of them out")
+    keys = {"alpha": alpha, "max_n": max_n or None}
+    stops = [f"quick.{key}={value}" for key, value in keys.items() if value is not None]
+    check_server(server, server_model)
+    check_quick(stops, quick=quick, other="--aa" if aa else "--cache" if cache else "")
     require_mlx()
     from mlxreflect.evaluate import find_spec
     from mlxreflect.lineup import answer_all, line_up
     from mlxreflect.scoreboard import show_arms
     from mlxreflect.served import ServedModel
 
-    keys = {"alpha": alpha, "max_n": max_n or None}
-    stops = [f"quick.{key}={value}" for key, value in keys.items() if value is not None]
     ui, found = make_ui(as_json), find_spec(spec, limit, source, [*(set_ or []), *stops])
     served = [
         ServedModel(server, name, server_key_env, concurrency, keep_failed=keep_failed)
         for name in server_model or []
     ]
     entries = line_up(model or [], adapter or [], quantize or [], served, base=base or quick)
-    if (quick or aa) and found.chain.rounds > 1:
-        raise UserError(
-            f"--{'quick' if quick else 'aa'} and a spec with [chain] do not go together",
-            "leave it out, or add --set chain.rounds=1",
-        )
+    if quick or aa:
+        check_single("--quick" if quick else "--aa", found)
     if quick:
         from mlxreflect.quick import quick_eval
 

@@ -16,24 +16,22 @@ from typing import Any
 import mlx.core as mx
 
 from mlxreflect import pairs
-from mlxreflect.answers import Answers
 from mlxreflect.commits import replace_folder
 from mlxreflect.critics import open_critics
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import SelfCritic
-from mlxreflect.evaluate import eval_problems, evaluate
+from mlxreflect.evaluate import eval_problems
 from mlxreflect.exams import clean, keep_rows
+from mlxreflect.measuring import Measuring
 from mlxreflect.policy import device_name, load_policy, weights_hash
 from mlxreflect.recipe import eval_spec
 from mlxreflect.records import read_rows, to_row
-from mlxreflect.results import warnings
-from mlxreflect.retries import Retries
 from mlxreflect.run import Run
 from mlxreflect.strategies import STRATEGIES
-from mlxreflect.strategies.base import Played, Strategy, Wave
+from mlxreflect.strategies.base import Hands, Played, Strategy, Wave
 from mlxreflect.strategies.learning import ADAPTER, REFLECTOR, Learning
 from mlxreflect.summary import conclude
-from mlxreflect.tables import EvalSpec, Limits
+from mlxreflect.tables import Limits
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.checkpoint import load_arrays, load_parameters, load_trainer, save_trainer
 from mlxreflect.train.lora import attach, save_adapter
@@ -49,8 +47,7 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
         done: dict[str, Any] = json.loads((run.path / "summary.json").read_text(encoding="utf-8"))
         return done
     started = time.monotonic()
-    recipe = run.recipe
-    task, spec = TASKS[recipe.task.name], eval_spec(recipe)
+    recipe, spec = run.recipe, eval_spec(run.recipe)
     exam = TASKS[spec.task.name]
     held_out = eval_problems(exam, spec)
     cleaned = clean(recipe, held_out)
@@ -68,8 +65,9 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
             stack.callback(references.close)
         trainer = Trainer(policy.model, references, ui.line)
         initial = trainer.trainable()
-        problems = cleaned.problems
-        strategy = STRATEGIES[recipe.strategy](recipe, task, policy, trainer, critics, problems)
+        task, problems = TASKS[recipe.task.name], cleaned.problems
+        hands = Hands(recipe, task, policy, trainer, critics, problems)
+        strategy = STRATEGIES[recipe.strategy](hands)
         before = restore(run, strategy, trainer, adapter)
         keep_rows(run.path, cleaned.rows)
         ui.header(
@@ -78,51 +76,25 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
              "problems": len(problems), "held out": len(held_out), "device": device_name(),
              "decontaminated": cleaned.sentence(), "run": str(run.path)}
         )  # fmt: skip
-
-        answers = Answers.open(recipe.eval.cache)
-
-        def measure(arm: str, weights: str, asked: EvalSpec = spec) -> dict[str, Any]:
-            with ui.progress(f"evaluating {arm}", len(held_out) * spec.samples) as bar:
-                results = evaluate(
-                    policy, exam, held_out, asked, run.path / "eval" / arm,
-                    adapter=weights, answers=answers, advance=bar.advance,
-                )  # fmt: skip
-            for said in [*(answers.report() if answers else []), *warnings(results)]:
-                ui.line(f"{arm}: {said}")
-            return results
-
-        retries = Retries(recipe, run.path / "retries", (policy, exam, held_out), spec, ui)
+        measuring = Measuring(run, (policy, exam, held_out), spec, ui)
         stack.enter_context(awake())
         with parameters(policy.model, initial):  # also when a resumed run has to do it again
-            base = measure("base", "")
-            if recipe.eval.direct:
-                measure("base-direct", "", directly(spec))
-            retries.measure("base", "")
+            base = measuring.whole("base", "")
         del initial  # where all weights are trained it would be a second copy
         play_waves(
             run, strategy, trainer, adapter, ui, before + time.monotonic() - started,
-            lambda arm: measure(arm, weights_hash(trainer.trainable())),
+            lambda arm: measuring.arm(arm, weights_hash(trainer.trainable())),
         )  # fmt: skip
         finish_adapter(run, strategy.learning, adapter)
-        trained = measure("trained", weights_hash(trainer.trainable()))
-        if recipe.eval.direct:
-            measure("trained-direct", weights_hash(trainer.trainable()), directly(spec))
         reflector = strategy.learning.held.get(REFLECTOR)
-        retries.measure("trained", weights_hash(trainer.trainable()), reflector)
+        trained = measuring.whole("trained", weights_hash(trainer.trainable()), reflector)
         asked = list(ledger.rows())
-    if retries.wanted:
-        run.write_json("retries.json", retries.told())
+    measuring.second_answers()
     summary = conclude(run, base, trained, asked)
     summary["decontaminated"] = cleaned.counts
     summary["wall_seconds"] = round(before + time.monotonic() - started, 1)
     run.write_json("summary.json", summary)  # last: a run that has it is finished
     return summary
-
-
-def directly(spec: EvalSpec) -> EvalSpec:
-    """The same questions, asked for the answer alone."""
-    prompt = spec.prompt.model_copy(update={"style": "direct"})
-    return spec.model_copy(update={"prompt": prompt})
 
 
 def open_ledger(run: Run) -> Ledger:

@@ -13,7 +13,7 @@ from typing import Any
 from mlxreflect.errors import UserError
 from mlxreflect.prompts import parse_response
 from mlxreflect.records import append_rows, write_atomic
-from mlxreflect.tasks.rows import read_file
+from mlxreflect.tasks.rows import explained, read_file
 
 MARKDOWN = (".md", ".markdown")
 HEADING = re.compile(r"#{1,6}[ \t]+(question|answer)[ \t]*:?[ \t]*", re.IGNORECASE)
@@ -63,14 +63,8 @@ def worked_of(values: dict[str, Any], where: str) -> Worked:
 
 
 def read_markdown(path: Path) -> Iterator[Worked]:
-    try:
+    with explained(path):
         lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file", "give the path of your data file") from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}", "give a readable data file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason})", "save it as UTF-8") from None
     heads = [(n, found[1].lower()) for n, line in enumerate(lines)
              if (found := HEADING.fullmatch(line.strip()))]  # fmt: skip
     kinds = [kind for _, kind in heads]

@@ -23,6 +23,7 @@ from mlxreflect.policy import load_policy
 from mlxreflect.recipe import load_recipe
 from mlxreflect.records import to_row
 from mlxreflect.run import Run
+from mlxreflect.strategies.base import Hands
 from mlxreflect.strategies.chains import Chains
 from mlxreflect.strategies.r3 import R3
 from mlxreflect.tables import Recipe
@@ -62,7 +63,8 @@ def make(reviewer, problems=5, wrong=True, **tables):
     attach_lora(policy.model, recipe.train.lora, recipe.seed)
     loaded = COUNTDOWN.load(recipe.task.model_copy(update={"limit": problems}), "train", 0)
     critics = {"basic": reviewer, "advanced": reviewer, "self": Critic()}
-    return R3(recipe, COUNTDOWN, policy, Trainer(policy.model), critics, {p.id: p for p in loaded})
+    problems = {p.id: p for p in loaded}
+    return R3(Hands(recipe, COUNTDOWN, policy, Trainer(policy.model), critics, problems))
 
 
 def watch_samples(strategy, events):

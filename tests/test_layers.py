@@ -56,7 +56,7 @@ LAYERS: list[set[str]] = [
     {"plots", "story", "comparison_view", "rescore", "scoreboard"},
     {"exports"},
     {"lineup", "retries"},
-    {"quick", "solve", "summary"},
+    {"quick", "solve", "summary", "measuring"},
     {"loop", "show", "course", "checks", "estimate"},
     {"dry", "finetune", "doctor", "wizard"},
     {"cli_parts"},

@@ -25,6 +25,7 @@ from mlxreflect.prompts import parse_response
 from mlxreflect.recipe import load_recipe
 from mlxreflect.records import Example, episode_from_row, read_rows
 from mlxreflect.settings import flatten
+from mlxreflect.strategies.base import Hands
 from mlxreflect.strategies.grounding import chosen_sections
 from mlxreflect.strategies.moves import Moves, Round
 from mlxreflect.strategies.preflexor import Preflexor
@@ -166,7 +167,7 @@ def make(critic, corpus=None, **tables):
         problems = task.load(recipe.task.model_copy(update={"limit": 8}), "train", 0)
     critics = {"basic": critic, "judge": critic}
     by_id = {problem.id: problem for problem in problems}
-    return Preflexor(recipe, task, policy, Trainer(policy.model), critics, by_id)
+    return Preflexor(Hands(recipe, task, policy, Trainer(policy.model), critics, by_id))
 
 
 def play(strategy):

@@ -12,6 +12,7 @@ from mlxreflect.errors import UserError
 from mlxreflect.pairs import r3_pairs
 from mlxreflect.policy import load_policy
 from mlxreflect.prompts import quote
+from mlxreflect.strategies.base import Hands
 from mlxreflect.strategies.r3 import R3
 from mlxreflect.tables import CriticConfig, Recipe
 from mlxreflect.tasks import TASKS
@@ -66,7 +67,8 @@ def make(critic=None, advanced=None, problems=6, critic_table=None, **tables):
     critic = critic or Critic()
     loaded = COUNTDOWN.load(recipe.task.model_copy(update={"limit": problems}), "train", 0)
     critics = {"basic": critic, "advanced": advanced or critic, "self": critic}
-    return R3(recipe, COUNTDOWN, policy, Trainer(policy.model), critics, {p.id: p for p in loaded})
+    problems = {p.id: p for p in loaded}
+    return R3(Hands(recipe, COUNTDOWN, policy, Trainer(policy.model), critics, problems))
 
 
 def play(strategy, waves=100):

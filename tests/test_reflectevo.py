@@ -37,6 +37,7 @@ from mlxreflect.retries import ARMS, RETRIES, Retries, counted, seconds
 from mlxreflect.rounds import Rounds
 from mlxreflect.seeds import rng_for
 from mlxreflect.settings import flatten
+from mlxreflect.strategies.base import Hands
 from mlxreflect.strategies.reflectevo import ReflectEvo
 from mlxreflect.tables import EvalSpec, Recipe
 from mlxreflect.train.lora import attach_lora
@@ -211,7 +212,7 @@ def make(critic=None, problems=24, training="I", judge=None, **keys):
     critics = {"self": mine, "basic": mine, "judge": judge or mine}
     loaded = COUNTDOWN.load(recipe.task.model_copy(update={"limit": problems}), "train", 0)
     trainer = Trainer(policy.model)
-    return ReflectEvo(recipe, COUNTDOWN, policy, trainer, critics, {p.id: p for p in loaded})
+    return ReflectEvo(Hands(recipe, COUNTDOWN, policy, trainer, critics, {p.id: p for p in loaded}))
 
 
 @pytest.mark.slow
@@ -358,8 +359,8 @@ def test_training_prompts_are_those_of_the_evaluation(tmp_path):
         recipe = strategy.recipe.model_copy(update={
             "prompt": strategy.recipe.prompt.model_copy(update={"templates": templates})
         })  # fmt: skip
-        mine = ReflectEvo(recipe, COUNTDOWN, strategy.policy, strategy.learning.trainer,
-                          strategy.exchange.critics, strategy.problems)  # fmt: skip
+        mine = ReflectEvo(Hands(recipe, COUNTDOWN, strategy.policy, strategy.learning.trainer,
+                          strategy.exchange.critics, strategy.problems))  # fmt: skip
         wave, _ = play(mine)
         episode = next(e for e in wave.episodes if pairs.trials(e))
         trial = pairs.trials(episode)[0]

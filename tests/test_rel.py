@@ -26,6 +26,7 @@ from mlxreflect.policy import load_policy
 from mlxreflect.recipe import load_recipe
 from mlxreflect.records import episode_from_row, make_problem, read_rows, to_row
 from mlxreflect.run import Run
+from mlxreflect.strategies.base import Hands
 from mlxreflect.strategies.moves import Moves, Round
 from mlxreflect.strategies.rel import Rel
 from mlxreflect.tables import CriticConfig, Recipe
@@ -71,7 +72,7 @@ def make(critic=None, problems=3, tokens=3, **rel):
     loaded = COUNTDOWN.load(recipe.task.model_copy(update={"limit": problems}), "train", 0)
     critics = dict.fromkeys(("basic", "judge", "self"), critic)
     known = {p.id: p for p in loaded}
-    return Rel(recipe, COUNTDOWN, policy, Trainer(policy.model), critics, known)
+    return Rel(Hands(recipe, COUNTDOWN, policy, Trainer(policy.model), critics, known))
 
 
 # ---- builders ------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from mlxreflect.records import (
 )
 from mlxreflect.settings import flatten
 from mlxreflect.story import tell_story
+from mlxreflect.strategies.base import Hands
 from mlxreflect.strategies.traces import Traces
 from mlxreflect.tables import Recipe
 from mlxreflect.tasks import TASKS
@@ -218,7 +219,7 @@ def make(marker=None, problems=6, train=None, **traces):
     loaded = task.load(recipe.task.model_copy(update={"limit": problems}), "train", 0)
     critics = {"judge": marker} if marker else {}
     trainer = Trainer(policy.model)
-    return Traces(recipe, task, policy, trainer, critics, {p.id: p for p in loaded})
+    return Traces(Hands(recipe, task, policy, trainer, critics, {p.id: p for p in loaded}))
 
 
 def test_waves_go_through_the_warm_up_and_every_round():

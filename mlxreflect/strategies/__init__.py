@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 
-from mlxreflect.strategies.base import Strategy
+from mlxreflect.strategies.base import Hands, Strategy
 from mlxreflect.strategies.preflexor import Preflexor
 from mlxreflect.strategies.r3 import R3
 from mlxreflect.strategies.reflectevo import ReflectEvo
 from mlxreflect.strategies.rel import Rel
 from mlxreflect.strategies.traces import Traces
 
-# recipe, task, policy, trainer, critics, problems → what the loop plays
-STRATEGIES: dict[str, Callable[..., Strategy]] = {
+STRATEGIES: dict[str, Callable[[Hands], Strategy]] = {
     "r3": R3, "rel": Rel, "preflexor": Preflexor, "reflectevo": ReflectEvo, "traces": Traces,
 }  # fmt: skip

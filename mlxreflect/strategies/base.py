@@ -2,11 +2,27 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from mlxreflect.records import Episode, Example
+from mlxreflect.critics.base import Critic
+from mlxreflect.policy import Policy
+from mlxreflect.records import Episode, Example, Problem
 from mlxreflect.strategies.learning import Learning
+from mlxreflect.tables import Recipe
+from mlxreflect.tasks.base import Task
 from mlxreflect.train.steps import Step
+from mlxreflect.train.trainer import Trainer
+
+
+class Hands(NamedTuple):
+    """What the loop hands to a method. problems: by id."""
+
+    recipe: Recipe
+    task: Task
+    policy: Policy
+    trainer: Trainer
+    critics: dict[str, Critic]
+    problems: dict[str, Problem]
 
 
 class Wave(Protocol):

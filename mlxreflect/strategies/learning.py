@@ -41,7 +41,7 @@ class Learning:
     was when the stage began; it lacks where there is no reference, or no stage has begun. Names
     that begin with ADAPTER are adapters, written beside the policy's when the run ends.
     start: parameters to begin from anew, kept where `keep_start` was told to.
-    examples, steps, dropped: of the wave under way.
+    examples, steps, dropped: of the wave under way. generated: tokens written before it.
     """
 
     def __init__(self, recipe: Recipe, policy: Policy, trainer: Trainer) -> None:
@@ -63,6 +63,7 @@ class Learning:
         self.examples: list[Example] = []
         self.steps: list[Step] = []
         self.dropped: Counter[str] = Counter()
+        self.generated = self.policy.tokens_generated
         self.name_policy()
 
     def begin_stage(self) -> None:
@@ -126,11 +127,12 @@ class Learning:
         return kept
 
     def figures(self) -> dict[str, Any]:
-        """Of the wave's training, for its row of metrics."""
+        """Of the wave's training and of what the policy wrote in it, for its row of metrics."""
         return {
             "pairs": sum(example.kind == "preference" for example in self.examples),
             "dropped": dict(self.dropped),
             "tokens_trained": sum(step.tokens for step in self.steps),
+            "tokens_generated": self.policy.tokens_generated - self.generated,
         }
 
     def settings(self, lr: float, course: Course | None = None, rows: int = 0) -> Settings:

@@ -15,22 +15,17 @@ from typing import Any
 
 from mlxreflect import pairs
 from mlxreflect.asked import phases
-from mlxreflect.critics.base import Critic
 from mlxreflect.errors import UserError
-from mlxreflect.policy import Policy
 from mlxreflect.records import Episode, Example, Outcome, Problem
 from mlxreflect.seeds import rng_for
 from mlxreflect.strategies.attempts import Attempts
-from mlxreflect.strategies.base import Played
+from mlxreflect.strategies.base import Hands, Played
 from mlxreflect.strategies.exchange import Exchange
 from mlxreflect.strategies.figures import count_wave
 from mlxreflect.strategies.grounding import Lesson, Teacher, fine, question_id
 from mlxreflect.strategies.learning import Learning
 from mlxreflect.strategies.moves import Round
 from mlxreflect.strategies.stories import Story, passed
-from mlxreflect.tables import Recipe
-from mlxreflect.tasks.base import Task
-from mlxreflect.train.trainer import Trainer
 
 
 @dataclass
@@ -60,15 +55,8 @@ class Wave:
 class Preflexor:
     """Plays rounds. Everything it needs is handed in; what it makes goes out in `Played`."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        task: Task,
-        policy: Policy,
-        trainer: Trainer,
-        critics: dict[str, Critic],
-        problems: dict[str, Problem],
-    ) -> None:
+    def __init__(self, hands: Hands) -> None:
+        recipe, task, policy, trainer, critics, problems = hands
         self.recipe, self.problems, self.policy = recipe, problems, policy
         self.attempts = Attempts(recipe, task, policy)
         self.exchange = Exchange(recipe, task, critics)
@@ -147,7 +135,6 @@ class Preflexor:
         self.learning.begin_wave()
         if wave.new_epoch:
             self.learning.begin_stage()
-        generated = self.policy.tokens_generated
         sources = [self.problems[pid] for pid in wave.problems]
         stories = self.learn_from(self.teacher, sources) if self.teacher else self.solve(sources)
         episodes = [self.episode(story) for story in stories]
@@ -161,7 +148,6 @@ class Preflexor:
             **self.learning.figures(),
             **self.told(),
             "critic": dict(self.exchange.counts),
-            "tokens_generated": self.policy.tokens_generated - generated,
         }
         return Played(episodes, self.learning.examples, self.learning.steps, figures, wave.arm)
 

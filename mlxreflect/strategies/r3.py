@@ -17,11 +17,9 @@ from dataclasses import asdict, replace
 from typing import Literal
 
 from mlxreflect import pairs
-from mlxreflect.critics.base import Critic
-from mlxreflect.policy import Policy
-from mlxreflect.records import Episode, Example, Problem, Turn
+from mlxreflect.records import Episode, Example, Turn
 from mlxreflect.strategies.attempts import Attempts
-from mlxreflect.strategies.base import Played
+from mlxreflect.strategies.base import Hands, Played
 from mlxreflect.strategies.chains import Chains
 from mlxreflect.strategies.exchange import Exchange
 from mlxreflect.strategies.figures import count_wave
@@ -29,23 +27,13 @@ from mlxreflect.strategies.learning import Learning
 from mlxreflect.strategies.moves import Round
 from mlxreflect.strategies.stories import Story, episode_of, index, keep_bucket, passed
 from mlxreflect.strategies.waves import State, Wave, next_wave
-from mlxreflect.tables import Recipe
-from mlxreflect.tasks.base import Task
-from mlxreflect.train.trainer import Trainer
 
 
 class R3:
     """Plays waves. Everything it needs is handed in; what it makes goes out in `Played`."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        task: Task,
-        policy: Policy,
-        trainer: Trainer,
-        critics: dict[str, Critic],
-        problems: dict[str, Problem],
-    ) -> None:
+    def __init__(self, hands: Hands) -> None:
+        recipe, task, policy, trainer, critics, problems = hands
         self.recipe, self.problems, self.policy = recipe, problems, policy
         self.attempts = Attempts(recipe, task, policy)
         self.exchange = Exchange(recipe, task, critics)
@@ -73,7 +61,6 @@ class R3:
             self.learning.begin_stage()
         if wave.force_sft:
             self.force_sft()
-        generated = self.policy.tokens_generated
         stories = [Story(self.problems[pid]) for pid in wave.problems]
         with self.threads() as self.chains:
             wrong = self.attempt(stories)
@@ -93,7 +80,6 @@ class R3:
             "bucket": len(self.state.bucket),
             **self.learning.figures(),
             "critic": dict(self.exchange.counts),
-            "tokens_generated": self.policy.tokens_generated - generated,
         }
         return Played(episodes, self.learning.examples, self.learning.steps, figures)
 

@@ -17,9 +17,7 @@ from functools import partial
 from typing import Any
 
 from mlxreflect import pairs, prompts
-from mlxreflect.critics.base import Critic
 from mlxreflect.errors import UserError
-from mlxreflect.policy import Policy
 from mlxreflect.records import (
     Episode,
     Example,
@@ -34,15 +32,12 @@ from mlxreflect.records import (
 from mlxreflect.reflections import POOL, Stored, draw_instructions, fault
 from mlxreflect.seeds import rng_for
 from mlxreflect.strategies.attempts import Attempts
-from mlxreflect.strategies.base import Played
+from mlxreflect.strategies.base import Hands, Played
 from mlxreflect.strategies.exchange import Exchange
 from mlxreflect.strategies.figures import count_wave
 from mlxreflect.strategies.learning import REFLECTOR, Course, Learning
 from mlxreflect.strategies.moves import Round
 from mlxreflect.strategies.stories import Story, passed
-from mlxreflect.tables import Recipe
-from mlxreflect.tasks.base import Task
-from mlxreflect.train.trainer import Trainer
 
 # The trainings of each kind, one after the other.
 TRAININGS = {"I": ["both"], "II": ["reflection", "answer"], "III": ["pairs"], "IV": ["pairs"]}
@@ -79,15 +74,8 @@ class Wave:
 class ReflectEvo:
     """Plays waves. Everything it needs is handed in; what it makes goes out in `Played`."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        task: Task,
-        policy: Policy,
-        trainer: Trainer,
-        critics: dict[str, Critic],
-        problems: dict[str, Problem],
-    ) -> None:
+    def __init__(self, hands: Hands) -> None:
+        recipe, task, policy, trainer, critics, problems = hands
         self.recipe, self.config, self.task = recipe, recipe.reflectevo, task
         self.policy, self.problems = policy, problems
         self.attempts = Attempts(recipe, task, policy)
@@ -117,7 +105,6 @@ class ReflectEvo:
         self.wave = wave
         self.exchange.counts.clear()
         self.learning.begin_wave()
-        generated = self.policy.tokens_generated
         stories = [Story(self.problems[pid]) for pid in wave.problems]
         if wave.stage == "problems":
             self.check_stored()
@@ -135,7 +122,6 @@ class ReflectEvo:
             **self.counted(episodes),
             **self.learning.figures(),
             "critic": dict(self.exchange.counts),
-            "tokens_generated": self.policy.tokens_generated - generated,
         }
         return Played(episodes, self.learning.examples, self.learning.steps, figures)
 

@@ -14,21 +14,17 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from mlxreflect import pairs, prompts
-from mlxreflect.critics.base import Call, Critic
-from mlxreflect.policy import Policy
+from mlxreflect.critics.base import Call
 from mlxreflect.records import Episode, Example, Outcome, Problem, Turn
 from mlxreflect.seeds import rng_for
 from mlxreflect.strategies.attempts import Attempts
-from mlxreflect.strategies.base import Played
+from mlxreflect.strategies.base import Hands, Played
 from mlxreflect.strategies.exchange import Exchange, unless_right
 from mlxreflect.strategies.figures import count_wave
 from mlxreflect.strategies.human import human_examples
 from mlxreflect.strategies.learning import Learning
 from mlxreflect.strategies.moves import Round, judged
 from mlxreflect.strategies.stories import Story, index, passed
-from mlxreflect.tables import Recipe
-from mlxreflect.tasks.base import Task
-from mlxreflect.train.trainer import Trainer
 
 Hinted = list[tuple[Story, str]]  # what may be tried again, and what is wrong with it
 
@@ -64,15 +60,8 @@ class Wave:
 class Rel:
     """Plays waves. Everything it needs is handed in; what it makes goes out in `Played`."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        task: Task,
-        policy: Policy,
-        trainer: Trainer,
-        critics: dict[str, Critic],
-        problems: dict[str, Problem],
-    ) -> None:
+    def __init__(self, hands: Hands) -> None:
+        recipe, task, policy, trainer, critics, problems = hands
         self.recipe, self.problems, self.policy, self.task = recipe, problems, policy, task
         self.attempts = Attempts(recipe, task, policy, "explore")
         self.exchange = Exchange(recipe, task, critics)
@@ -106,7 +95,6 @@ class Rel:
         self.wave = wave
         self.exchange.counts.clear()
         self.learning.begin_wave()
-        generated = self.policy.tokens_generated
         episodes = [] if wave.stage == "train" else self.try_all()
         examples = self.train() if wave.stage == "train" else []
         self.keep(episodes)
@@ -120,7 +108,6 @@ class Rel:
             "told": self.told(),
             **self.learning.figures(),
             "critic": dict(self.exchange.counts),
-            "tokens_generated": self.policy.tokens_generated - generated,
         }
         measured = wave.stage == "train" and wave.epoch < self.recipe.rel.rounds
         arm = f"round-{wave.epoch}" if measured and self.recipe.rel.measure else ""

@@ -14,21 +14,16 @@ from statistics import fmean
 from typing import Any
 
 from mlxreflect import pairs
-from mlxreflect.critics.base import Critic
-from mlxreflect.policy import Policy
 from mlxreflect.quality import by_rules, written
-from mlxreflect.records import Episode, Outcome, Problem, Turn
+from mlxreflect.records import Episode, Outcome, Turn
 from mlxreflect.seeds import rng_for
 from mlxreflect.strategies.attempts import Attempts
-from mlxreflect.strategies.base import Played
+from mlxreflect.strategies.base import Hands, Played
 from mlxreflect.strategies.exchange import Exchange
 from mlxreflect.strategies.figures import count_wave
 from mlxreflect.strategies.learning import Learning
 from mlxreflect.strategies.moves import Round
 from mlxreflect.strategies.stories import passed
-from mlxreflect.tables import Recipe
-from mlxreflect.tasks.base import Task
-from mlxreflect.train.trainer import Trainer
 
 
 @dataclass
@@ -55,15 +50,8 @@ class Wave:
 class Traces:
     """Plays waves. Everything it needs is handed in; what it makes goes out in `Played`."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        task: Task,
-        policy: Policy,
-        trainer: Trainer,
-        critics: dict[str, Critic],
-        problems: dict[str, Problem],
-    ) -> None:
+    def __init__(self, hands: Hands) -> None:
+        recipe, task, policy, trainer, critics, problems = hands
         self.recipe, self.problems, self.policy = recipe, problems, policy
         self.attempts = Attempts(recipe, task, policy)
         self.exchange = Exchange(recipe, task, critics)
@@ -105,7 +93,6 @@ class Traces:
         self.learning.begin_wave()
         if wave.new_epoch:
             self.learning.begin_stage()
-        generated = self.policy.tokens_generated
         stage = self.round if wave.epoch else self.warm_up
         episodes, more = stage(wave)
         self.state.wave += 1
@@ -115,7 +102,6 @@ class Traces:
             **self.learning.figures(),
             **more,
             "critic": dict(self.exchange.counts),
-            "tokens_generated": self.policy.tokens_generated - generated,
         }
         steps = self.learning.steps
         return Played(episodes, self.learning.examples, steps, figures, self.arm(wave))

@@ -5,6 +5,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -59,7 +60,7 @@ def file_of_split(folder: Path, split: str) -> Path:
 
 def read_file(path: Path) -> Iterator[Row]:
     """The rows of a JSONL, JSON, CSV, TSV or Parquet file. Raises UserError naming the row."""
-    try:
+    with explained(path):
         if path.suffix.lower() in TABLES:
             yield from read_table(path, TABLES[path.suffix.lower()])
         elif path.suffix.lower() == ".json":
@@ -69,6 +70,13 @@ def read_file(path: Path) -> Iterator[Row]:
         else:
             with path.open("rb") as lines:
                 yield from read_lines(path, lines)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """What keeps a file from being read, as a UserError."""
+    try:
+        yield
     except FileNotFoundError:
         raise UserError(f"{path}: no such file", "give the path of your data file") from None
     except OSError as error:

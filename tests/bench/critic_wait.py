@@ -27,6 +27,7 @@ from mlxreflect.critics.ollama import OllamaCritic  # noqa: E402
 from mlxreflect.policy import load_policy  # noqa: E402
 from mlxreflect.recipe import Recipe  # noqa: E402
 from mlxreflect.seeds import rng_for  # noqa: E402
+from mlxreflect.strategies.base import Hands  # noqa: E402
 from mlxreflect.strategies.r3 import R3  # noqa: E402
 from mlxreflect.tasks import TASKS  # noqa: E402
 from mlxreflect.train.lora import attach_lora  # noqa: E402
@@ -78,7 +79,7 @@ def strategy(server: FakeOllama, attempts: int, room: int) -> R3:
     loaded = task.load(recipe.task.model_copy(update={"limit": attempts}), "train", 0)
     critic = OllamaCritic(recipe.critic.tier("basic"), "bench")
     problems = {p.id: p for p in loaded}
-    return R3(recipe, task, policy, Trainer(policy.model), {"basic": critic}, problems)
+    return R3(Hands(recipe, task, policy, Trainer(policy.model), {"basic": critic}, problems))
 
 
 def measure(attempts: int, room: int, jitter: float, draw: int, *, lock_step: bool) -> None:
