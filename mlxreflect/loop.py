@@ -162,9 +162,8 @@ def play_waves(
     with ui.progress("learning", total) as bar:
         bar.advance(done)
         strategy.status = bar.update_text
-        while not reached(spent, run.recipe.limits, ui):
-            if (wave := strategy.next_wave()) is None:
-                break
+        ending = reached(spent, run.recipe.limits, ui)
+        while (wave := strategy.next_wave(ending=ending)) is not None:
             if wave.new_epoch and wave.number:
                 keep_epoch(run, wave.epoch - 1)
             begun = time.monotonic()
@@ -177,6 +176,7 @@ def play_waves(
                 journal_rows(wave, played, figures), time.monotonic() - started,
             )  # fmt: skip
             spent += spending(figures)
+            ending = ending or reached(spent, run.recipe.limits, ui)
             before, (done, _) = done, strategy.progress()
             bar.advance(done - before)
             ui.line(describe_wave(figures))

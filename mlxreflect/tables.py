@@ -169,7 +169,10 @@ class EvalConfig(Table):
 
 
 class Limits(Table):
-    """What a run may spend on learning; 0: no limit. A wave that has begun is played to its end."""
+    """What a run may spend on learning; 0: no limit.
+
+    A wave that has begun is played to its end, and what was collected is trained on.
+    """
 
     policy_tokens: Count = 0  # that the policy writes
     critic_calls: Count = 0

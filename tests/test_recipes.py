@@ -6,15 +6,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from run_outputs import outputs_in, outputs_of_run
 
 from mlxreflect.asked import asked_tiers
 from mlxreflect.estimate import estimate
+from mlxreflect.loop import execute
 from mlxreflect.recipe import eval_spec, load_recipe
 from mlxreflect.records import read_rows
+from mlxreflect.run import Run
 from mlxreflect.settings import bundled
 from mlxreflect.strategies import STRATEGIES
 from mlxreflect.tables import METHODS
 from mlxreflect.tasks import TASKS
+from mlxreflect.ui import Ui
 
 # What makes each small: two waves, or as few as the method has.
 SMALL = {
@@ -84,3 +88,35 @@ def test_a_recipe_runs_in_small(name: str, tmp_path: Path) -> None:
     assert any(row["kind"] == "step" for row in rows)
     assert {"base", "trained"} <= {path.name for path in (folder / "eval").iterdir()}
     assert "McNemar" in json.loads((folder / "comparison.json").read_text())["sentence"]
+
+
+# What is played once a limit has been reached in the first wave.
+PLAYED = {
+    "r3": ["problems"],
+    "rel": ["problems", "train"],
+    "preflexor": ["phase-1"],
+    "reflectevo": ["problems", "training", "training"],
+    "traces": ["warm-up"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_a_limit_lets_what_was_collected_be_trained_on(name: str, tmp_path: Path) -> None:
+    """And a run that is resumed then neither plays nor trains again."""
+    settings = {
+        "profile": "quick", "task.limit": 16, "policy.batch": 8, "eval.limit": 6,
+        "eval.cache": "off", **SMALL[name], "limits.policy_tokens": 1,
+    }  # fmt: skip
+    before = outputs_of_run(name, settings, tmp_path)
+    waves = [row for row in read_rows(tmp_path / "metrics.jsonl") if row["kind"] == "wave"]
+    assert [wave["stage"] for wave in waves] == PLAYED[name]
+    if name == "rel":
+        assert waves[-1]["tokens_trained"] > 0
+    (tmp_path / "summary.json").unlink()
+    run = Run.open(tmp_path)
+    try:
+        execute(run, Ui(quiet=True))
+    finally:
+        run.close()
+    assert outputs_in(tmp_path) == before

@@ -250,6 +250,15 @@ def test_a_review_tidies_what_was_accepted():
     assert any(e.turns[-1].text != e.turns[e.outcome.solved_turn].text for e in tries.episodes)
 
 
+def test_a_limit_ends_a_round_with_its_training():
+    strategy = make(problems=4, tokens=12, wave=2, rounds=3)
+    strategy.play(strategy.next_wave())
+    training = strategy.play(strategy.next_wave(ending=True))
+    assert training.figures["stage"] == "train" and training.steps
+    assert {e.source["wave"] for e in training.examples} == {0}
+    assert strategy.next_wave(ending=True) is None
+
+
 # ---- the solver's part ---------------------------------------------------------------------------
 
 

@@ -67,8 +67,11 @@ class Strategy(Protocol):
     learning: Learning
     status: Callable[[str], None]
 
-    def next_wave(self) -> Any | None:
-        """The wave that follows the state, which is moved on; None at the end."""
+    def next_wave(self, *, ending: bool = False) -> Any | None:
+        """The wave that follows the state, which is moved on; None at the end.
+
+        ending: a limit of the recipe is reached. Only the training of what was collected follows.
+        """
 
     def play(self, wave: Any) -> Played:
         """Attempts, critics, training."""

@@ -90,7 +90,9 @@ class Preflexor:
         config = self.recipe.preflexor
         return {1: config.rounds, 2: config.two.rounds}
 
-    def next_wave(self) -> Wave | None:
+    def next_wave(self, *, ending: bool = False) -> Wave | None:
+        if ending:
+            return None
         state, rounds = self.state, self.rounds()
         if state.epoch == 1 and state.round >= rounds[1] and rounds[2]:
             state.epoch, state.round = 2, 0

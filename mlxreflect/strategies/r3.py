@@ -43,8 +43,8 @@ class R3:
         self.chains: Chains | None = None  # None: lock-step
         self.status: Callable[[str], None] = lambda text: None
 
-    def next_wave(self) -> Wave | None:
-        return next_wave(self.state, list(self.problems), self.recipe)
+    def next_wave(self, *, ending: bool = False) -> Wave | None:
+        return None if ending else next_wave(self.state, list(self.problems), self.recipe)
 
     def progress(self) -> tuple[int, int]:
         state, n = self.state, len(self.problems)

@@ -87,11 +87,11 @@ class ReflectEvo:
         self.wave = Wave(0, 1, "problems", [])
         self.status: Callable[[str], None] = lambda text: None
 
-    def next_wave(self) -> Wave | None:
+    def next_wave(self, *, ending: bool = False) -> Wave | None:
         """Problems until there are no more, then one training after the other."""
         state, order = self.state, list(self.problems)
         rng_for(self.recipe.seed, "order", state.epoch).shuffle(order)
-        taken = order[state.cursor : state.cursor + self.config.wave]
+        taken = [] if ending else order[state.cursor : state.cursor + self.config.wave]
         if taken:
             state.cursor += len(taken)
             return Wave(state.wave, state.epoch, "problems", taken, new_epoch=state.wave == 0)

@@ -73,16 +73,16 @@ class Rel:
         self.wave = Wave(0, 1, "problems", [], True)
         self.status: Callable[[str], None] = lambda text: None
 
-    def next_wave(self) -> Wave | None:
+    def next_wave(self, *, ending: bool = False) -> Wave | None:
         """Problems in an order of the round's own, then the training that ends the round."""
         state, config = self.state, self.recipe.rel
         if state.stage == "train":
-            if state.epoch >= config.rounds:
+            if ending or state.epoch >= config.rounds:
                 return None
             state.epoch, state.cursor, state.stage = state.epoch + 1, 0, "problems"
         new, order = state.cursor == 0, list(self.problems)
         rng_for(self.recipe.seed, "order", state.epoch).shuffle(order)
-        taken = order[state.cursor : state.cursor + config.wave]
+        taken = [] if ending else order[state.cursor : state.cursor + config.wave]
         state.cursor += len(taken)
         state.stage = "problems" if taken else "train"
         return Wave(state.wave, state.epoch, state.stage, taken, new)

@@ -66,7 +66,9 @@ class Traces:
             return min(n, config.warm_up)
         return min(n, config.problems) if config.problems else n
 
-    def next_wave(self) -> Wave | None:
+    def next_wave(self, *, ending: bool = False) -> Wave | None:
+        if ending:
+            return None
         state, config = self.state, self.recipe.traces
         if state.cursor >= self.size(state.epoch):
             if state.epoch >= config.rounds:
