@@ -1,16 +1,22 @@
 """The methods beside each other, from run directories: the table of the README.
 
 usage: python tests/bench/methods.py RUN_DIR … [--json]
+       python tests/bench/methods.py --make DIR [--seeds 0 1 2] [--json]
 
 For each recipe its runs are taken together, one a seed. All runs must have been evaluated on the
 same held-out problems. A problem counts once: its difference is the mean over the seeds, trained
 minus base, and the interval (95 %) is that of `stats.clustered` over the problems; the range beside
 it is that of the seeds. Tokens and calls are what learning took, without the evaluation, the mean
-of a run. How the runs were made stands in the README.
+of a run.
+
+--make first makes the runs, each recipe's quick profile at an equal budget (LIMITS): the same
+settings, but that learning goes on until a limit is reached, in waves small enough to stop near it
+(LENGTHS). What is in DIR already is resumed, or left as it is.
 """
 
 import argparse
 import json
+import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -26,6 +32,32 @@ COLUMNS = ("recipe", "seeds", "base", "trained", "difference (95 %)", "of the se
            "policy tokens", "critic calls", "training tokens")  # fmt: skip
 
 
+LIMITS = {
+    "limits.policy_tokens": 90_000, "limits.critic_calls": 3000, "limits.training_tokens": 75_000,
+}  # fmt: skip
+LENGTHS: dict[str, dict[str, int | str]] = {
+    "r3": {"r3.wave": 200, "r3.epochs": 20},
+    "rel": {"rel.wave": 200},  # its two rounds take the calls
+    "preflexor": {"preflexor.rounds": 5},
+    "reflectevo": {"reflectevo.wave": 200, "task.limit": 2000, "reflectevo.retries": "false"},
+    "traces": {"traces.rounds": 5},
+}
+
+
+def make(folder: Path, seeds: Sequence[int]) -> list[Path]:
+    """The runs, one after the other; returns their directories."""
+    made = [(name, seed, folder / f"{name}-{seed}") for seed in seeds for name in LENGTHS]
+    for name, seed, run in made:
+        keys = {"profile": "quick", "seed": seed, "eval.limit": 1000, **LIMITS, **LENGTHS[name]}
+        flags = [f"--set={key}={value}" for key, value in keys.items()]
+        begin = ["run", name, "--run-dir", str(run), *flags]
+        call = ["resume", str(run)] if run.exists() else begin
+        print(f"{run}", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "mlxreflect", *call, "--json"], check=True,
+                       stdout=subprocess.DEVNULL)  # fmt: skip
+    return [run for *_, run in made]
+
+
 def right(arm: Path) -> Right:
     samples: dict[str, list[bool]] = defaultdict(list)
     for row in read_rows(arm / "samples.jsonl"):
@@ -38,7 +70,7 @@ def over_seeds(arms: Sequence[Right], problems: Sequence[str]) -> list[float]:
 
 
 def compared(name: str, runs: Sequence[Path]) -> dict[str, Any]:
-    """One row of the table: a recipe's runs."""
+    """One row of the table: a recipe's runs, one a seed."""
     base = [right(run / "eval" / "base") for run in runs]
     trained = [right(run / "eval" / "trained") for run in runs]
     problems = sorted(base[0])
@@ -80,11 +112,14 @@ def line(row: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("--make", type=Path, metavar="DIR")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    runs = make(given.make, given.seeds) if given.make else given.runs
     groups: dict[str, list[Path]] = defaultdict(list)
-    for run in given.runs:
+    for run in runs:
         groups[read_json(run / "summary.json")["recipe"]].append(run)
     rows = [compared(name, runs) for name, runs in groups.items()]
     if any(row["problems"] != rows[0]["problems"] for row in rows):
