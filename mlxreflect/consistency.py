@@ -49,6 +49,7 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
         )
     if recipe.strategy == "traces":
         check_traces(recipe, path)
+    check_idle(recipe, path)
     for train in phases(recipe):
         check_objective(train.objective, train, recipe.policy.quantize, path)
     if recipe.strategy == "reflectevo":
@@ -99,19 +100,29 @@ def check_traces(recipe: Recipe, path: Path) -> None:
             f'{path}: traces.scorer = "critic" needs a model, and the solver gives no marks',
             'set critic.provider, or traces.scorer = "rules"',
         )
+
+
+def check_idle(recipe: Recipe, path: Path) -> None:
+    """Raises UserError for a key of [train] that the method has no use for."""
     usual = flatten(TrainConfig().model_dump())
     for key, value in flatten(recipe.train.model_dump()).items():
-        if key in TRACES_IDLE and value != usual[key]:
+        if key in IDLE.get(recipe.strategy, ()) and value != usual[key]:
             raise UserError(
-                f"{path}: train.{key} = {value!r} does nothing for traces", "leave that key out"
+                f"{path}: train.{key} = {value!r} does nothing for {recipe.strategy}",
+                "leave that key out",
             )
 
 
-# Keys of [train] that are of preference pairs and of R³'s verifications.
-TRACES_IDLE = (
-    "objective", "beta", "smoothing", "logps", "nll", "dpo", "sft.scale_verified",
-    "sft.scale_failed",
-)  # fmt: skip
+# Keys of [train] by the methods that do nothing with them. ReflectEvo's trainings need now these,
+# now those, and a recipe may have both.
+OF_PAIRS = ("objective", "beta", "smoothing", "logps", "nll", "dpo")
+SCALES = ("sft.scale_verified", "sft.scale_failed")  # of R³'s verifications
+IDLE = {
+    "traces": (*OF_PAIRS, *SCALES),
+    "rel": ("lr", "reference", *OF_PAIRS, *SCALES),
+    "preflexor": ("sft.lr", *SCALES),
+    "reflectevo": SCALES,
+}
 
 
 def check_reflectevo(recipe: Recipe, path: Path) -> None:

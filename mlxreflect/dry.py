@@ -7,6 +7,7 @@ from mlxreflect.asked import asked_tiers
 from mlxreflect.estimate import estimate
 from mlxreflect.exams import clean
 from mlxreflect.plans import PLANS
+from mlxreflect.prompts import rewrite_messages
 from mlxreflect.recipe import dump_recipe, resolved
 from mlxreflect.records import Messages, Problem
 from mlxreflect.strategies.attempts import attempt_prompt
@@ -45,6 +46,11 @@ def rendered(recipe: Recipe, task: Task, problem: Problem) -> dict[str, Messages
     roles = {"attempt": attempt_prompt(recipe, task, problem, moves.templates, plan.wording)}
     for role in plan.roles:
         roles[role] = moves.example(role, problem, "(an attempt)", "(feedback)").messages
+    if recipe.strategy == "reflectevo":  # of the policy, which no critic writes
+        roles["retry"] = rewrite_messages(
+            task.instruction(problem), task.show(problem), "(an attempt)", "(a reflection)",
+            recipe.prompt.tags, None, moves.templates,
+        )  # fmt: skip
     return roles
 
 
@@ -74,6 +80,11 @@ def told(recipe: Recipe, found: dict[str, Any]) -> list[str]:
     lines += [
         f"The run stops at critic.budget.{name} = {limit}"
         for name, limit in limits.items()
+        if limit
+    ]
+    lines += [
+        f"Learning ends with the wave that reaches limits.{name} = {limit}"
+        for name, limit in recipe.limits
         if limit
     ]
     return lines

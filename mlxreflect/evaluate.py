@@ -79,7 +79,7 @@ def evaluate(
     """
     if spec.chain.rounds > 1:
         raise UserError(
-            f"{spec.name or 'the spec'} has [chain], which only `mlxreflect eval` plays",
+            f"{spec.name or 'the spec'} has [chain], which only `mlxreflect eval` and `run` play",
             "evaluate with another spec here",
         )
     rules, grader = find_rules(task, spec.rules, spec.task.answer_type)

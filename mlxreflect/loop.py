@@ -176,10 +176,10 @@ def play_waves(
                 journal_rows(wave, played, figures), time.monotonic() - started,
             )  # fmt: skip
             spent += spending(figures)
-            ending = ending or reached(spent, run.recipe.limits, ui)
             before, (done, _) = done, strategy.progress()
             bar.advance(done - before)
             ui.line(describe_wave(figures))
+            ending = ending or reached(spent, run.recipe.limits, ui)
         keep_epoch(run, strategy.state.epoch)
         bar.update_text("")  # not of its last step alone
 
@@ -202,7 +202,7 @@ def reached(spent: Counter[str], limits: Limits, ui: Ui) -> bool:
     """Whether a limit is, which is said."""
     for name, limit in limits:
         if limit and spent[name] >= limit:
-            ui.line(f"learning ends here: {spent[name]} {name} of limits.{name} = {limit}")
+            ui.line(f"no more problems: {spent[name]} {name} reach limits.{name} = {limit}")
             return True
     return False
 
@@ -223,17 +223,16 @@ def journal_rows(wave: Wave, played: Played, figures: dict[str, Any]) -> dict[st
 
 def describe_wave(figures: dict[str, Any]) -> str:
     """In one line. told: what a method has to say of its own."""
-    share = figures["passed"] / figures["problems"] if figures["problems"] else 0.0
-    parts = [
-        f"epoch {figures['epoch']}, wave {figures['number']} ({figures['stage']}): "
-        f"{figures['problems']} problems",
-        f"{share:.1%} right at once",
-        f"{figures['solved']} solved",
-        f"{figures['pairs']} pairs",
-        f"bucket {figures['bucket']}" if "bucket" in figures else figures.get("told", ""),
-        f"{figures['seconds']:.1f} s",
-    ]
-    return ", ".join(filter(None, parts))
+    parts = []
+    if n := figures["problems"]:  # some waves are training alone
+        right = f"{figures['passed'] / n:.1%} right at once"
+        parts += [f"{n} problems", right, f"{figures['solved']} solved"]
+    parts += [f"{figures['pairs']} pairs"] if figures["pairs"] else []
+    parts += [f"bucket {figures['bucket']}"] if "bucket" in figures else []
+    parts += [figures["told"]] if figures.get("told") else []
+    parts += [f"{figures['seconds']:.1f} s"]
+    at = f"epoch {figures['epoch']}, wave {figures['number']} ({figures['stage']})"
+    return f"{at}: {', '.join(parts)}"
 
 
 def keep_epoch(run: Run, epoch: int) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlxreflect.answers import Answers
+from mlxreflect.chains_eval import check_chain, evaluate_chains
 from mlxreflect.evaluate import evaluate
 from mlxreflect.policy import Policy
 from mlxreflect.records import Problem
@@ -25,6 +26,8 @@ class Measuring:
         self.run, self.exam, self.spec, self.ui = run, exam, spec, ui
         self.answers = Answers.open(run.recipe.eval.cache)
         self.retries = Retries(run.recipe, run.path / "retries", exam, spec, ui)
+        for asked in (spec, directly(spec)) if run.recipe.eval.direct else (spec,):
+            check_chain(asked)  # now, and not when all has been learned
 
     def whole(self, arm: str, weights: str, reflector: Arrays | None = None) -> dict[str, Any]:
         """All that the recipe asks of base and trained; returns the results of their answers.
@@ -40,12 +43,18 @@ class Measuring:
     def arm(self, arm: str, weights: str, spec: EvalSpec | None = None) -> dict[str, Any]:
         """One evaluation, below the run's eval/."""
         policy, task, problems = self.exam
-        spec = spec or self.spec
+        spec, out = spec or self.spec, self.run.path / "eval" / arm
         with self.ui.progress(f"evaluating {arm}", len(problems) * spec.samples) as bar:
-            results = evaluate(
-                policy, task, problems, spec, self.run.path / "eval" / arm,
-                adapter=weights, answers=self.answers, advance=bar.advance,
-            )  # fmt: skip
+            if spec.chain.rounds > 1:
+                results = evaluate_chains(
+                    policy, task, problems, spec, out,
+                    adapter=weights, advance=bar.advance, told=bar.update_text,
+                )  # fmt: skip
+            else:
+                results = evaluate(
+                    policy, task, problems, spec, out,
+                    adapter=weights, answers=self.answers, advance=bar.advance,
+                )  # fmt: skip
         for said in [*(self.answers.report() if self.answers else []), *warnings(results)]:
             self.ui.line(f"{arm}: {said}")
         return results

@@ -110,6 +110,13 @@ def test_the_solver_and_the_policy_itself_cost_nothing():
     assert half["at_most"]["calls"] * 2 == figures(critic=PAID)["at_most"]["calls"]
 
 
+def test_a_dry_run_shows_what_the_policy_is_asked_after_its_reflection():
+    keys = ["profile=quick", "task.limit=2", "limits.policy_tokens=70"]
+    shown = dry(load_recipe("reflectevo", keys))
+    assert "(a reflection)" in shown["prompts"]["retry"][-1]["content"]
+    assert "Learning ends with the wave that reaches limits.policy_tokens = 70" in shown["text"]
+
+
 def test_a_dry_run_says_its_rules_and_asks_nobody():
     settings = ["critic.provider=ollama", "critic.model=m", "critic.base_url=http://127.0.0.1:9",
                 "policy.model=/none/such", "r3.judge=true", "task.limit=3",

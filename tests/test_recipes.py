@@ -9,10 +9,11 @@ import pytest
 from run_outputs import outputs_in, outputs_of_run
 
 from mlxreflect.asked import asked_tiers
+from mlxreflect.errors import UserError
 from mlxreflect.estimate import estimate
 from mlxreflect.loop import execute
 from mlxreflect.recipe import eval_spec, load_recipe
-from mlxreflect.records import read_rows
+from mlxreflect.records import read_json, read_rows
 from mlxreflect.run import Run
 from mlxreflect.settings import bundled
 from mlxreflect.strategies import STRATEGIES
@@ -64,6 +65,17 @@ def test_full_settings_ask_a_model_of_ollama(name: str) -> None:
     assert set(found["critics"]) == set(asked)
     assert bool(asked) == (found["at_most"]["calls"] > 0)
     assert found["expected"]["calls"] <= found["at_most"]["calls"]
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("rel", "lr"), ("rel", "reference"), ("preflexor", "sft.lr"), ("traces", "beta"),
+     ("reflectevo", "sft.scale_verified")],
+)  # fmt: skip
+def test_a_key_of_training_without_effect_is_refused(name: str, key: str) -> None:
+    value = "none" if key == "reference" else "0.5"
+    with pytest.raises(UserError, match=f"train.{key} = .* does nothing for {name}"):
+        load_recipe(name, [f"train.{key}={value}"])
 
 
 @pytest.mark.slow
@@ -120,3 +132,28 @@ def test_a_limit_lets_what_was_collected_be_trained_on(name: str, tmp_path: Path
     finally:
         run.close()
     assert outputs_in(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_a_run_may_be_evaluated_by_recursive_inference(tmp_path: Path) -> None:
+    """Base and trained each answer in chains, and are compared as chains."""
+    settings = {
+        "task.limit": 8, "policy.batch": 8, "eval.limit": 12, "r3.wave": 8, "r3.epochs": 1,
+        "eval.spec": "countdown_chain",
+    }  # fmt: skip
+    outputs_of_run("quickstart", settings, tmp_path)
+    for arm in ("base", "trained"):
+        chains = list(read_rows(tmp_path / "eval" / arm / "chains.jsonl"))
+        assert len(chains) == 12 and any(len(chain["turns"]) > 2 for chain in chains)
+        samples = list(read_rows(tmp_path / "eval" / arm / "samples.jsonl"))
+        right = [any(t["role"] in ("attempt", "continue") and t["verdict"]["correct"]
+                     for t in chain["turns"]) for chain in chains]  # fmt: skip
+        assert [sample["correct"] for sample in samples] == right  # the grader stopped them
+    assert read_json(tmp_path / "comparison.json")["n"] == 12
+
+
+def test_a_chain_that_cannot_be_played_is_refused_before_anything_is_learned(tmp_path) -> None:
+    settings = {"eval.spec": "countdown_chain", "eval.direct": True, "task.limit": 4}
+    with pytest.raises(UserError, match=r"prompt\.style = .direct."):
+        outputs_of_run("quickstart", settings, tmp_path)
+    assert not (tmp_path / "eval").exists()
