@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +57,15 @@ def write_model(folder: Path, **changes: Any) -> Path:
 def tiny_random(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An mlx-lm model folder: random weights, 4 bits, the embedded policy's tokenizer."""
     return write_model(tmp_path_factory.mktemp("tiny-random"))
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct as a 4-bit mlx-lm folder."""
+    folder = tmp_path_factory.mktemp("models") / "SmolLM2-135M-Instruct-4bit"
+    script = Path(__file__).parents[2] / "shared" / "tools" / "smollm2_to_mlx.py"
+    subprocess.run([sys.executable, str(script), str(folder)], check=True)
+    return folder
 
 
 @pytest.fixture

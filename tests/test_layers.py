@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module may import from layers above its own line, and inside its own folder; never from below.
 LAYERS: list[set[str]] = [
     {"errors"},
-    {"records", "settings", "seeds", "templates", "cachedir"},
+    {"records", "settings", "seeds", "templates", "cachedir", "cachefile"},
     {"texts", "fields"},
     {"prompts", "methods"},
     {"reflections"},

@@ -18,15 +18,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="session")
-def smollm2(tmp_path_factory):
-    """SmolLM2-135M-Instruct as a 4-bit mlx-lm folder."""
-    folder = tmp_path_factory.mktemp("models") / "SmolLM2-135M-Instruct-4bit"
-    script = SHARED / "tools" / "smollm2_to_mlx.py"
-    subprocess.run([sys.executable, str(script), str(folder)], check=True)
-    return folder
-
-
 def critic(body):
     """Reads what a real critic reads: the attempt, the feedback, the expected answer."""
     asked = body["messages"][-1]["content"]

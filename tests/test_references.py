@@ -19,7 +19,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from mlxreflect.errors import UserError
-from mlxreflect.train import references
+from mlxreflect import cachefile
 from mlxreflect.train.batches import Row
 from mlxreflect.train.references import References, model_key, reference_key
 
@@ -272,7 +272,7 @@ def test_it_waits_for_another_writer_then_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "r.sqlite"
-    monkeypatch.setattr(references, "BUSY_S", 0.3)
+    monkeypatch.setattr(cachefile, "BUSY_S", 0.3)
     cache, other = References(path), sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     started = time.monotonic()

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from fake_ollama import FakeOllama
 from test_real_model import SHARED, pytestmark, rows
-from test_real_model import smollm2 as smollm2
 
 __all__ = ["pytestmark"]
 

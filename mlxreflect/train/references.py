@@ -7,8 +7,7 @@ hash of everything they depend on; never a text or a token.
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 
@@ -16,16 +15,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
-from tenacity import retry, retry_if_exception, stop_after_delay, wait_random
 
 from mlxreflect.cachedir import cache_path
-from mlxreflect.errors import UserError
+from mlxreflect.cachefile import Kind, connect, explained
 from mlxreflect.train.batches import Row
 
-SETTING = "train.reference_cache"  # the recipe's key, for hints
-VERSION = 1  # of the schema, kept in the file's user_version
-BUSY_S = 30.0  # how long a writer waits for the others
 SCHEMA = "CREATE TABLE logps (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
+KIND = Kind("reference cache", "train.reference_cache", 1, SCHEMA)
 FLOAT32 = np.dtype("<f4")
 
 
@@ -79,8 +75,8 @@ class References:
         self.path = path
         # The last key, and what it is of.
         self.keyed: tuple[nn.Module, Mapping[str, mx.array], str] | None = None
-        with explained(path):
-            self.connection = connect(path)
+        with explained(path, KIND):
+            self.connection = connect(path, KIND)
 
     @staticmethod
     def open(setting: str) -> "References | None":
@@ -100,7 +96,7 @@ class References:
     def get(self, keys: Sequence[str]) -> list[list[float] | None]:
         """What is kept under each key, None where nothing is."""
         query = "SELECT value FROM logps WHERE key = ?"
-        with explained(self.path):
+        with explained(self.path, KIND):
             rows = [self.connection.execute(query, (key,)).fetchone() for key in keys]
             return [None if row is None else unpack(row[0]) for row in rows]
 
@@ -110,7 +106,7 @@ class References:
         A key that is there already keeps its value, the first writer's.
         """
         insert = "INSERT OR IGNORE INTO logps VALUES (?, ?)"
-        with explained(self.path):
+        with explained(self.path, KIND):
             self.connection.execute("BEGIN IMMEDIATE")
             with self.connection:  # commits, or rolls back
                 rows = ((key, pack(values)) for key, values in items.items())
@@ -129,67 +125,3 @@ def unpack(value: object) -> list[float]:
         raise sqlite3.DatabaseError("a row that is no float32 list")
     values: list[float] = np.frombuffer(value, dtype=FLOAT32).tolist()
     return values
-
-
-def is_busy(error: BaseException) -> bool:
-    return (
-        isinstance(error, sqlite3.OperationalError)
-        and error.sqlite_errorcode == sqlite3.SQLITE_BUSY
-    )
-
-
-# SQLite does not wait by itself while another process switches a new file to WAL.
-@retry(
-    retry=retry_if_exception(is_busy),
-    stop=stop_after_delay(BUSY_S),
-    wait=wait_random(0.01, 0.05),
-    reraise=True,
-)
-def connect(path: Path) -> sqlite3.Connection:
-    """Open or create the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(path, timeout=1, isolation_level=None)  # transactions by hand
-    try:
-        prepare(connection, path)
-    except (sqlite3.Error, UserError):
-        connection.close()
-        raise
-    return connection
-
-
-def prepare(connection: sqlite3.Connection, path: Path) -> None:
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if version not in (0, VERSION) or (version == 0 and tables):
-        raise UserError(
-            f"{path}: not a reference cache of this version (schema {version}, {VERSION} expected)",
-            f"delete {path}, or set {SETTING} to another file",
-        )
-    connection.execute("PRAGMA journal_mode = WAL")
-    if version == 0:
-        connection.execute("BEGIN IMMEDIATE")
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if not tables:  # else another process was first
-            connection.execute(SCHEMA)
-            connection.execute(f"PRAGMA user_version = {VERSION}")
-        connection.execute("COMMIT")
-    connection.execute(f"PRAGMA busy_timeout = {int(BUSY_S * 1000)}")
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn what SQLite and the file system report into what a person can do about it."""
-    elsewhere = f'set {SETTING} to a file that can be written, or to "off"'
-    try:
-        yield
-    except sqlite3.ProgrammingError:  # ours, not the file's: used after close
-        raise
-    except sqlite3.OperationalError as error:  # full, locked, read-only, no such folder
-        raise UserError(f"{path}: {error}", elsewhere) from None
-    except sqlite3.DatabaseError as error:
-        raise UserError(
-            f"{path}: the reference cache is damaged ({error})",
-            f"delete {path} and, beside it, its -wal and -shm files",
-        ) from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}", elsewhere) from None
