@@ -1,21 +1,24 @@
-"""The benchmark of a DPO step on quantised weights: what it compares, not how fast it is."""
+"""Benchmarks: what they compare and how they count, not how fast anything is."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import stdev
 
 import pytest
 
-BENCH = Path(__file__).parent / "bench" / "dpo_step.py"
+from mlxreflect.records import dump_line
+
+BENCH = Path(__file__).parent / "bench"
 
 
 @pytest.mark.slow
 def test_four_bit_weights_beside_the_peer() -> None:
     """Gradients equal the plain formulation's, and the peak of memory is a part of the peer's."""
     pytest.importorskip("mlx_lm_lora")
-    call = [sys.executable, str(BENCH), "--models", "5M", "--bits", "4", "--pairs", "2",
-            "--batch", "2", "--json"]  # fmt: skip
+    flags = "--models 5M --bits 4 --pairs 2 --batch 2 --json".split()
+    call = [sys.executable, str(BENCH / "dpo_step.py"), *flags]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     *table, last = done.stdout.splitlines()
@@ -26,3 +29,52 @@ def test_four_bit_weights_beside_the_peer() -> None:
     limits = {"prompt 60": 0.65, "prompt 450": 0.35, "450, 60 % kept": 0.35}
     for row in ours:
         assert row["memory"] < limits[row["case"].removeprefix("5M, ")], row
+
+
+# ---- the table of the methods --------------------------------------------------------------------
+
+
+def write_run(folder: Path, recipe: str, base: str, trained: str, tokens: int) -> Path:
+    """A run directory, as far as the table reads it. base, trained: 1 a right answer, 0 a wrong."""
+    for arm, answers in (("base", base), ("trained", trained)):
+        rows = [{"problem_id": f"p{i}", "correct": a == "1"} for i, a in enumerate(answers)]
+        (folder / "eval" / arm).mkdir(parents=True)
+        (folder / "eval" / arm / "samples.jsonl").write_text("".join(map(dump_line, rows)))
+    summary = {"recipe": recipe, "tokens_generated": tokens, "tokens_trained": 2 * tokens,
+               "critic": {"calls": 7} if recipe == "r3" else {}}  # fmt: skip
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def table(*runs: Path) -> subprocess.CompletedProcess[str]:
+    call = [sys.executable, str(BENCH / "methods.py"), *map(str, runs), "--json"]
+    return subprocess.run(call, capture_output=True, text=True)
+
+
+def test_methods_are_averaged_over_their_seeds(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / "a0", "r3", "1000", "1110", 100),
+        write_run(tmp_path / "a1", "r3", "1000", "1100", 300),
+        write_run(tmp_path / "b0", "traces", "1000", "0001", 50),
+    ]
+    done = table(*runs)
+    assert done.returncode == 0, done.stderr
+    r3, traces = json.loads(done.stdout.splitlines()[-1])
+    # Problem by problem, trained minus base over the two seeds: 0, 1, 1/2, 0.
+    assert (r3["base"], r3["trained"], r3["difference"]) == (0.25, 0.625, 0.375)
+    spread = stdev([0, 1, 0.5, 0]) / 2  # standard error of four problems
+    assert r3["ci_high"] - r3["ci_low"] == pytest.approx(2 * 1.959964 * spread)
+    assert (r3["seeds_low"], r3["seeds_high"]) == (0.25, 0.5)
+    assert (r3["policy_tokens"], r3["training_tokens"], r3["critic_calls"]) == (200, 400, 7)
+    assert (traces["seeds"], traces["difference"], traces["critic_calls"]) == (1, 0, 0)
+    assert "| r3 | 2 | 25.0% | 62.5% | +37.5 (" in done.stdout
+    assert "r3 against traces: +37.5 (" in done.stdout
+
+
+def test_methods_asked_other_problems_are_not_compared(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / "a", "r3", "1000", "1110", 1),
+        write_run(tmp_path / "b", "rel", "100", "111", 1),
+    ]
+    done = table(*runs)
+    assert done.returncode == 1 and "not evaluated on the same problems" in done.stderr

@@ -6,7 +6,8 @@ usage: python tests/bench/methods.py RUN_DIR … [--json]
 For each recipe its runs are taken together, one a seed. All runs must have been evaluated on the
 same held-out problems. A problem counts once: its difference is the mean over the seeds, trained
 minus base, and the interval (95 %) is that of `stats.clustered` over the problems; the range beside
-it is that of the seeds. Tokens and calls are what learning took, without the evaluation, the mean
+it is that of the seeds. Then each method's trained answers against each other's, with Holm's
+adjustment. Tokens and calls are what learning took, without the evaluation, the mean
 of a run.
 
 --make first makes the runs, each recipe's quick profile at an equal budget (LIMITS): the same
@@ -19,13 +20,14 @@ import json
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from mlxreflect.records import read_json, read_rows
-from mlxreflect.stats import clustered
+from mlxreflect.stats import clustered, holm
 
 Right = dict[str, float]  # problem → share of its samples that are right
 COLUMNS = ("recipe", "seeds", "base", "trained", "difference (95 %)", "of the seeds", "p",
@@ -83,6 +85,7 @@ def compared(name: str, runs: Sequence[Path]) -> dict[str, Any]:
         "recipe": name,
         "seeds": len(runs),
         "problems": problems,
+        "answers": over_seeds(trained, problems),
         "base": found.accuracy_a,
         "trained": found.accuracy_b,
         "difference": found.difference,
@@ -110,6 +113,16 @@ def line(row: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def between(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """A line for each two recipes: the trained answers of one minus the other's."""
+    pairs = list(combinations(sorted(rows, key=lambda row: -row["trained"]), 2))
+    found = [clustered(other["answers"], one["answers"]) for one, other in pairs]
+    adjusted = holm([p for _, p in found])
+    for (one, other), (c, _), p in zip(pairs, found, adjusted, strict=True):
+        points = f"{100 * c.difference:+.1f} ({100 * c.ci_low:+.1f} … {100 * c.ci_high:+.1f})"
+        yield f"{one['recipe']} against {other['recipe']}: {points}, p = {p:.2g}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="*", type=Path)
@@ -126,8 +139,10 @@ def main() -> None:
         sys.exit("the recipes were not evaluated on the same problems")
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     print("\n".join(line(row) for row in rows))
+    print("\n".join(["", *between(rows)]))
     if given.json:
-        print(json.dumps([{k: v for k, v in row.items() if k != "problems"} for row in rows]))
+        told = [{k: row[k] for k in row if k not in ("problems", "answers")} for row in rows]
+        print(json.dumps(told))
 
 
 if __name__ == "__main__":
