@@ -17,7 +17,7 @@ BENCH = Path(__file__).parent / "bench"
 def test_four_bit_weights_beside_the_peer() -> None:
     """Gradients equal the plain formulation's, and the peak of memory is a part of the peer's."""
     pytest.importorskip("mlx_lm_lora")
-    flags = "--models 5M --bits 4 --pairs 2 --batch 2 --json".split()
+    flags = ["--models", "5M", "--bits", "4", "--pairs", "2", "--batch", "2", "--json"]
     call = [sys.executable, str(BENCH / "dpo_step.py"), *flags]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
