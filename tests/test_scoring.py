@@ -179,6 +179,22 @@ def test_the_second_pass_computes_nothing(cache: References, spy: Spy, what: Wha
     assert spy.take() == 0
 
 
+def test_items_that_are_there_twice(cache: References, spy: Spy) -> None:
+    """In one batch and in several."""
+    some = items_of(make_pairs(14, 3))
+    items = [item for item in some for _ in range(5)]
+    first = trainer_with(cache)
+    found = first.score(items, first.trainable(), SETTINGS, "sums")
+    assert spy.take() > 1
+    plain = trainer_with(None).score(some, first.trainable(), SETTINGS, "sums")
+    for each, copies in zip(plain, [found[i : i + 5] for i in (0, 5, 10)], strict=True):
+        assert same(copies, [copies[0]] * 5)
+        np.testing.assert_allclose(copies[0], each, rtol=1e-6)
+    spy.take()
+    assert same(first.score(items, first.trainable(), SETTINGS, "sums"), found)
+    assert spy.take() == 0
+
+
 def test_training_with_and_without_a_cache_is_the_same(cache: References, spy: Spy) -> None:
     results = []
     for references in (None, cache, cache):

@@ -61,10 +61,10 @@ def score(
             for i, own in zip(members, split(logps, mask, items, members, what), strict=True):
                 found[i] = own
             if kept:
-                mine = {keys[i]: found[i].tolist() for i in members}
-                kept.references.put(mine)
+                kept.references.put({keys[i]: found[i].tolist() for i in members})
                 # Another process may have been first: what is kept counts for both.
-                for i, first in zip(members, kept.references.get(list(mine)), strict=True):
+                firsts = kept.references.get([keys[i] for i in members])
+                for i, first in zip(members, firsts, strict=True):
                     found[i] = np.array(first, dtype=np.float32)
     return found
 
