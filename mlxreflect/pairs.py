@@ -23,22 +23,15 @@ MIN_WORKING = 2  # characters of thought; less only restates the answer
 
 
 def leak(text: str, spans: dict[str, list[int]], style: str) -> str:
-    """Why a rewrite gives away that it was helped, or has no working; empty when it does not."""
+    """Why a text gives away that it was helped, or has no working; empty when it does not."""
     lowered = text.lower()
     for phrase in LEAKS:
         if re.search(rf"\b{phrase}\b", lowered):  # not "has provided"
-            return f"the rewrite says {phrase!r}"
+            return f"it says {phrase!r}"
     start, end = spans.get("think", [0, 0])
     if style != "direct" and len(text[start:end].strip()) < MIN_WORKING:
-        return "the rewrite only restates the answer"
+        return "it only restates the answer"
     return ""
-
-
-def withheld(said: str, gold: str | None) -> str:
-    """What a critic says of an error, the expected answer taken out wherever it stands alone."""
-    if not gold or not gold.strip():
-        return said
-    return re.sub(rf"(?<![\w.,]){re.escape(gold.strip())}(?![\w]|[.,]\d)", "…", said)
 
 
 def preference(episode: Episode, chosen: Turn, rejected: Turn) -> Example:
@@ -79,7 +72,7 @@ def r3_pairs(episode: Episode) -> Iterator[Example]:
     """R³: each rewrite that passed, against the sample that opened its cycle."""
     by_index = {turn.index: turn for turn in episode.turns}
     for turn in episode.turns:
-        if turn.role == "rewrite" and turn.verdict and turn.verdict.passed:
+        if turn.role == "rewrite" and passed(turn):
             yield preference(episode, turn, opener(by_index, turn))
 
 
@@ -97,11 +90,18 @@ class Trial(NamedTuple):
 
     @property
     def right(self) -> bool:
-        return self.retry.verdict is not None and self.retry.verdict.passed
+        return passed(self.retry)
+
+
+def passed(turn: Turn) -> bool:
+    return turn.verdict is not None and turn.verdict.passed
 
 
 def trials(episode: Episode) -> list[Trial]:
-    """Every reflection with its retry, in the order of the retries."""
+    """Every reflection on a failed attempt with its retry, in the order of the retries.
+
+    Without those of no use: a reflection that says nothing, one on an attempt that had passed.
+    """
     by_index = {turn.index: turn for turn in episode.turns if turn.error is None}
     found = []
     for turn in by_index.values():
@@ -109,9 +109,23 @@ def trials(episode: Episode) -> list[Trial]:
         if turn.role != "retry" or reflection is None or reflection.role != "reflection":
             continue
         attempt = by_index.get(-1 if reflection.parent is None else reflection.parent)
-        if attempt is not None:
+        if attempt is not None and reflection.text.strip() and not passed(attempt):
             found.append(Trial(attempt, reflection, turn))
     return found
+
+
+def helpful(episode: Episode) -> list[Trial]:
+    """Reflections that led to a right answer, each once."""
+    found: dict[tuple[int, str], Trial] = {}
+    for one in trials(episode):
+        if one.right:
+            found.setdefault(key_of(one), one)
+    return list(found.values())
+
+
+def key_of(one: Trial) -> tuple[int, str]:
+    """Which reflection on which attempt."""
+    return one.attempt.index, one.reflection.text
 
 
 def reflect_and_retry(episode: Episode, ask: Ask) -> Iterator[Example]:
@@ -128,10 +142,9 @@ def reflect_and_retry(episode: Episode, ask: Ask) -> Iterator[Example]:
 
 def right_reflections(episode: Episode, ask: Ask) -> Iterator[Example]:
     """D+ for the first of two stages: failed attempt → a reflection that led to a right answer."""
-    for one in trials(episode):
-        if one.right:
-            prompt = ask(episode.problem, one.attempt.text)
-            yield replace(completion(episode, one.reflection), prompt=prompt)
+    for one in helpful(episode):
+        prompt = ask(episode.problem, one.attempt.text)
+        yield replace(completion(episode, one.reflection), prompt=prompt)
 
 
 def right_retries(episode: Episode) -> Iterator[Example]:
@@ -143,11 +156,15 @@ def right_retries(episode: Episode) -> Iterator[Example]:
 
 def right_over_wrong(episode: Episode, ask: Ask) -> Iterator[Example]:
     """D±: of two reflections on a failure, that which led to a right answer over the other."""
-    found = trials(episode)
-    for one in found:
-        for other in found:
-            if one.right and not other.right:
-                yield reflection_pair(episode, ask, one, other)
+    right = helpful(episode)
+    led = {key_of(one) for one in right}
+    others: dict[tuple[int, str], Trial] = {}
+    for one in trials(episode):
+        if key_of(one) not in led:
+            others.setdefault(key_of(one), one)
+    for one, other in product(right, others.values()):
+        if one.attempt.index == other.attempt.index:
+            yield reflection_pair(episode, ask, one, other)
 
 
 def preferred_reflections(episode: Episode, ask: Ask) -> Iterator[Example]:
@@ -157,8 +174,10 @@ def preferred_reflections(episode: Episode, ask: Ask) -> Iterator[Example]:
     """
     right = {one.reflection.index: one for one in trials(episode) if one.right}
     said = [turn for turn in episode.turns if turn.role == "prefer"]
-    for forth, back in zip(said[::2], said[1::2], strict=True):
-        one, other = (right[turn.parent or 0] for turn in (forth, back))
+    for forth, back in zip(said[::2], said[1::2], strict=False):
+        one, other = (right.get(turn.parent or 0) for turn in (forth, back))
+        if one is None or other is None or one.reflection.text == other.reflection.text:
+            continue
         if (forth.parsed, back.parsed) == ("A", "B"):
             yield reflection_pair(episode, ask, one, other)
         elif (forth.parsed, back.parsed) == ("B", "A"):
@@ -167,8 +186,11 @@ def preferred_reflections(episode: Episode, ask: Ask) -> Iterator[Example]:
 
 def comparisons(episode: Episode) -> list[tuple[Turn, Turn]]:
     """Reflections to be compared: every two on one failure whose retries are right."""
-    right = [one.reflection for one in trials(episode) if one.right]
-    return list(combinations(right, 2))
+    return [
+        (one.reflection, other.reflection)
+        for one, other in combinations(helpful(episode), 2)
+        if one.attempt.index == other.attempt.index
+    ]
 
 
 def reflection_pair(episode: Episode, ask: Ask, chosen: Trial, rejected: Trial) -> Example:
@@ -190,11 +212,12 @@ def rel_worked(
     for turn in episode.turns:
         tidied = turn.role == "integrate" and turn.parent == solved
         wanted = tidied if target == "tidied" else turn.index == solved
-        if solved is not None and wanted and turn.verdict and turn.verdict.passed:
+        if solved is not None and wanted and passed(turn):
             went_on = turn.role == "continue" and not mistakes
             before = len(shared(episode.turns[0].text, turn.text).rstrip())
             mask = f"from {before}" if went_on else "response"
             yield replace(completion(episode, turn), prompt=prompt, mask=mask)
+            return  # one working a problem, however often it was tidied
 
 
 def shared(one: str, other: str) -> str:
@@ -211,9 +234,9 @@ def preflexor_pairs(episode: Episode, only_wrong: bool) -> Iterator[Example]:
     attempts = [turn for turn in episode.turns if turn.role == "attempt"]
     taught = [turn for turn in episode.turns if turn.role in ("answer", "ground")]
     for rejected, chosen in product(attempts, taught):
-        fine = chosen.verdict is not None and chosen.verdict.passed
         wrong = rejected.verdict is not None and not rejected.verdict.passed
-        if fine and (wrong or not only_wrong):
+        differ = chosen.text != rejected.text
+        if passed(chosen) and differ and (wrong or not only_wrong):
             yield replace(preference(episode, chosen, rejected), prompt=rejected.messages)
 
 

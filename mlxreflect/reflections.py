@@ -69,9 +69,10 @@ class Stored:
     def __init__(self, path: str) -> None:
         self.path = path
         self.found: dict[str, list[str]] = {}
+        file = Path(path).expanduser() if path.startswith("~/") else Path(path)
         try:
-            data = Path(path).read_bytes()
-            for number, row in enumerate(read_rows(Path(path)), 1):
+            data = file.read_bytes()
+            for number, row in enumerate(read_rows(file), 1):
                 for key, texts in entries(row, f"{path}, row {number}"):
                     self.found.setdefault(key, []).extend(texts)
         except OSError as error:

@@ -65,6 +65,7 @@ SOLVED = episode(
     turn(3, 2, "rewrite", "41? No: 42 \ud83d", verdict=RIGHT, parsed="42", token_ids=[4, 2, 9]),
     turn(4, 3, "integrate", "6 · 7 = 42", verdict=RIGHT, parsed="42"),
 )
+AT_SOLVED = {"problem": SOLVED.problem.id, "epoch": 1, "wave": 0}
 UNSOLVED = episode(turn(0, None, "attempt", "", verdict=WRONG), FAILED, gold=None, number=1)
 SILENT = episode(turn(0, None, "attempt", "", error="timed out"), number=2)
 # Two reflections whose retries are right, one whose retry is wrong, one whose retry failed.
@@ -127,7 +128,7 @@ EXAMPLE = st.builds(
 def test_every_example_comes_back_whole(to_form: Any, example: Example) -> None:
     line = dump_line(to_form(example))
     line.encode()
-    back = restored(json.loads(line))
+    (back,) = restored(json.loads(line))
     assert {k: v for k, v in back.items() if k != "schema"} == asdict(example)
 
 
@@ -296,10 +297,55 @@ def test_reasonset_keeps_how_the_run_trained_on_a_working(tmp_path: Path) -> Non
 def test_the_published_reasonset_is_read(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     row = {"problem": "6 · 7?", "working_out": "41? No: 42.", "provided_solution": "42"}
-    append_rows(path, [row, {**row, "working_out": None}, {**row, "problem": " "}])
+    append_rows(path, [row, {**row, "working_out": None}, {**row, "problem": " "}, row])
     (found,), bad = read_examples(str(path), "sft")
     assert (found.prompt, found.completion) == (ASKED[1:], "41? No: 42.")
-    assert [b.reason for b in bad] == ["working_out has no value", "the prompt is empty"]
+    assert [b.reason for b in bad] == [
+        "working_out has no value", "the prompt is empty", "it is there twice",
+    ]  # fmt: skip
+
+
+def test_what_the_published_reasonset_should_not_have(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    row = {"problem": "6 · 7?", "ground_truth": "42", "working_out": "So.<answer>42.0</answer>"}
+    faults = [
+        ({"ground_truth": None}, "there is no ground_truth"),
+        ({"ground_truth": " "}, "there is no ground_truth"),
+        ({"working_out": "So.<answer>41</answer>"}, "its answer is not its ground_truth"),
+        ({"working_out": "The expected answer is 42."}, "it says 'expected answer'"),
+        ({"is_correct": False}, "is_correct is false, so its working is none to imitate"),
+    ]
+    append_rows(path, [row, *({**row, **change} for change, _ in faults)])
+    found, bad = read_examples(str(path), "sft")
+    assert [e.completion for e in found] == ["So.<answer>42.0</answer>"]
+    assert [b.reason for b in bad] == [reason for _, reason in faults]
+
+
+def test_reasonset_gives_back_all_that_a_run_trained_on(tmp_path: Path) -> None:
+    """Tidied workings, what people wrote, and pairs of the same episode."""
+    made = [
+        Example("sft", TALK, completion="6 · 7 = 42", source={**AT_SOLVED, "turns": [4]}),
+        Example("preference", TALK, chosen="42", rejected="41", source={**AT_SOLVED, "turns": [3]}),
+        Example("sft", TALK, completion="By hand: 42", weight=2.0,
+                source={"human": "w.md, line 3", "problem": None}),
+    ]  # fmt: skip
+    run = make_run(tmp_path / "run", made, [SOLVED])
+    export(run, "reasonset", tmp_path / "r.jsonl")
+    worked, human = map(without, rows(tmp_path / "r.jsonl"))
+    assert worked["working_out"].startswith("41? No") and human["working_out"] == "By hand: 42"
+    assert read_examples(str(tmp_path / "r.jsonl"), "sft")[0] == [made[0], made[2]]
+    assert read_examples(str(tmp_path / "r.jsonl"), "dpo")[0] == [made[1]]
+
+
+def test_two_stages_come_back_from_one_row(tmp_path: Path) -> None:
+    """ReflectEvo's training II: the reflection, and with it the answer."""
+    at = {"problem": REFLECTED.problem.id, "epoch": 1, "wave": 0}
+    made = [Example("sft", TALK, completion="I miscounted.", source={**at, "turns": [1]}),
+            Example("sft", ASKED, completion="42", source={**at, "turns": [2]})]  # fmt: skip
+    run = make_run(tmp_path / "run", made, [REFLECTED])
+    out = Path(export(run, "reflectevo", None)["out"])
+    found, _ = read_examples(str(out / "d_plus.jsonl"), "sft")
+    assert found[:2] == made and len(found) == 3  # the other row has no example of the run
 
 
 # ---- ReflectEvo ----------------------------------------------------------------------------------

@@ -268,6 +268,13 @@ def test_a_question_is_posed_once_in_a_whole_run(corpus):
     assert "before" in played[2].episodes[0].turns[0].error
 
 
+def test_a_corpus_without_a_word_is_refused(tmp_path):
+    (tmp_path / "n").mkdir()
+    (tmp_path / "n" / "a.txt").write_text("!!! ??? --- " * 50)
+    with pytest.raises(UserError, match="no passage has a word"):
+        make(Scripted(), tmp_path / "n")
+
+
 def test_topics_choose_the_passages(corpus):
     table = {"questions": 2, "corpus": str(corpus), "topics": ["honey bees", "water"], "rounds": 1,
              "two": {"rounds": 0}}  # fmt: skip

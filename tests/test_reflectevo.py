@@ -22,7 +22,15 @@ from mlxreflect.methods import ReflectEvoConfig
 from mlxreflect.plans import PLANS
 from mlxreflect.policy import TINY, load_policy
 from mlxreflect.recipe import load_recipe
-from mlxreflect.records import Turn, Verdict, episode_from_row, read_rows
+from mlxreflect.records import (
+    Episode,
+    Outcome,
+    Turn,
+    Verdict,
+    episode_from_row,
+    make_problem,
+    read_rows,
+)
 from mlxreflect.recursion import Chain
 from mlxreflect.reflections import (
     CLOSINGS,
@@ -93,6 +101,14 @@ def test_stored_reflections_by_id_or_question(tmp_path):
     before = stored.digest
     path.write_text(path.read_text().replace("four", "five"))
     assert Stored(str(path)).digest != before
+
+
+def test_stored_reflections_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "kept.jsonl").write_text('{"id": "a", "reflections": "one"}\n')
+    assert Stored("~/kept.jsonl").of("a", "") == ["one"]
+    with pytest.raises(UserError, match="~/none"):
+        Stored("~/none.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -184,6 +200,71 @@ def test_d_pref_takes_what_both_orders_say():
     ]
     compared = [[turn.text for turn in both] for both in made(pairs.comparisons)]
     assert compared == [["reflection 1", "reflection 5"], ["reflection 1", "reflection 2"]]
+
+
+def odd(*turns):
+    """An episode of turns given as (role, parent, text, right or what was said)."""
+    made = []
+    for index, (role, parent, text, right) in enumerate(turns):
+        verdict = Verdict(right, True, "") if isinstance(right, bool) else None
+        said = right if isinstance(right, str) else None
+        made.append(Turn(index, parent, role, "x", [], text, verdict=verdict, parsed=said))
+    problem = make_problem("jsonl", {"question": "q", "answer_type": "number"}, "4")
+    return Episode("reflectevo", 1, 0, problem, made, Outcome(False, None, "discarded"))
+
+
+FAILED = ("attempt", None, "5", False)
+
+
+def texts(found):
+    return [(e.chosen, e.rejected) if e.kind == "preference" else e.completion for e in found]
+
+
+def test_a_reflection_with_a_right_and_a_wrong_retry_led_to_a_right_answer():
+    episode = odd(FAILED, ("reflection", 0, "r1", None), ("retry", 1, "4", True),
+                  ("retry", 1, "6", False), ("retry", 1, "four", True),
+                  ("reflection", 0, "r2", None), ("retry", 5, "7", False))  # fmt: skip
+    assert texts(pairs.right_over_wrong(episode, ask)) == [("r1", "r2")]
+    assert texts(pairs.right_reflections(episode, ask)) == ["r1"]
+    assert texts(pairs.reflect_and_retry(episode, ask)) == ["r1\n4", "r1\nfour"]
+    assert pairs.comparisons(episode) == []
+
+
+def test_reflections_of_the_same_words_are_not_compared():
+    episode = odd(FAILED, ("reflection", 0, "same", None), ("retry", 1, "4", True),
+                  ("reflection", 0, "same", None), ("retry", 3, "6", False),
+                  ("reflection", 0, "same", None), ("retry", 5, "4", True),
+                  ("prefer", 1, "", "A"), ("prefer", 5, "", "B"))  # fmt: skip
+    assert texts(pairs.right_over_wrong(episode, ask)) == []
+    assert pairs.comparisons(episode) == []
+    assert texts(pairs.preferred_reflections(episode, ask)) == []
+    assert texts(pairs.right_reflections(episode, ask)) == ["same"]
+
+
+def test_only_reflections_on_one_failure_are_compared():
+    episode = odd(FAILED, ("reflection", 0, "r1", None), ("retry", 1, "4", True),
+                  ("attempt", None, "9", False), ("reflection", 3, "r2", None),
+                  ("retry", 4, "7", False), ("reflection", 3, "r3", None),
+                  ("retry", 6, "4", True))  # fmt: skip
+    assert texts(pairs.right_over_wrong(episode, ask)) == [("r3", "r2")]
+    assert pairs.comparisons(episode) == []
+
+
+def test_what_is_of_no_use_is_in_no_data_set():
+    """A reflection that says nothing, one on a right attempt; a judge who was asked but once, or
+    about a reflection that led to nothing."""
+    nothing = odd(FAILED, ("reflection", 0, " \n", None), ("retry", 1, "4", True),
+                  ("reflection", 0, "r2", None), ("retry", 3, "7", False))  # fmt: skip
+    praised = odd(("attempt", None, "4", True), ("reflection", 0, "r1", None),
+                  ("retry", 1, "4", True))  # fmt: skip
+    once = odd(FAILED, ("reflection", 0, "r1", None), ("retry", 1, "4", True),
+               ("reflection", 0, "r2", None), ("retry", 3, "7", False), ("prefer", 1, "", "A"),
+               ("prefer", 3, "", "B"), ("prefer", 1, "", "A"))  # fmt: skip
+    for episode in (nothing, praised):
+        for builder in (pairs.reflect_and_retry, pairs.right_reflections, pairs.right_over_wrong):
+            assert texts(builder(episode, ask)) == []
+        assert texts(pairs.right_retries(episode)) == []
+    assert texts(pairs.preferred_reflections(once, ask)) == []
 
 
 def test_no_data_set_holds_the_answer():

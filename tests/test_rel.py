@@ -21,7 +21,7 @@ from mlxreflect.errors import UserError
 from mlxreflect.estimate import estimate
 from mlxreflect.loop import execute
 from mlxreflect.methods import RelConfig
-from mlxreflect.pairs import rel_worked, withheld
+from mlxreflect.pairs import rel_worked
 from mlxreflect.policy import load_policy
 from mlxreflect.recipe import load_recipe
 from mlxreflect.records import episode_from_row, make_problem, read_rows, to_row
@@ -31,6 +31,7 @@ from mlxreflect.strategies.moves import Moves, Round
 from mlxreflect.strategies.rel import Rel
 from mlxreflect.tables import CriticConfig, Recipe
 from mlxreflect.tasks import TASKS
+from mlxreflect.tasks.stated import agrees, withheld
 from mlxreflect.train.encode import Encoder
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer
@@ -134,6 +135,26 @@ def test_the_expected_answer_is_taken_out_of_hints():
     assert withheld("so 42. And 42", "42") == "so …. And …"
     assert withheld("a (b+ c", "(b+") == "a … c"
     assert withheld("nothing is known", None) == withheld("nothing is known", " ")
+    assert withheld("it is B, not a lion", "B", "a lion") == "it is …, not …"
+
+
+@pytest.mark.parametrize(
+    ("gold", "text"),
+    [("72", "72.0"), ("72", "72.00"), ("1234", "1,234"), ("1,234", "1234"), ("72", "072"),
+     ("Paris", "PARIS"), ("paris", "Paris"), ("New York", "new  york"), ("1/2", "0.5"),
+     ("1/2", r"\frac{1}{2}"), ("0.5", "1/2"), ("-5", "\u22125"), ("72", "\uff17\uff12")],
+)  # fmt: skip
+def test_the_expected_answer_is_taken_out_however_it_is_written(gold, text):
+    said = withheld(f"it should be {text} in the end", gold)
+    assert text not in said and "…" in said and said.endswith("in the end")
+    assert not any(character.isdigit() for character in said)
+
+
+def test_answers_that_agree():
+    same = [("1,234", "1234"), ("0.5", "1/2"), ("Paris.", "paris"), (" 42 ", "42.0")]
+    assert all(agrees(*both) for both in same)
+    other = [("45", "44"), ("Rome", "Paris"), ("", "42"), ("17 or 18", "18"), ("x", "y" * 10**6)]
+    assert not any(agrees(*both) for both in other)
 
 
 # ---- tries ---------------------------------------------------------------------------------------
@@ -414,6 +435,29 @@ def test_reasonset_rows_of_people(tmp_path):
         tmp_path / "w.jsonl", json.dumps(base), rel={"target": "tidied", "review": True}
     )
     assert tidied.examples[0].completion == "<think>\n1!\n</think>\n<answer>1</answer>"
+
+
+def test_what_people_have_wrong_is_not_mended_and_not_trained_on(tmp_path):
+    """Of problems that only their file has: by the ground truth beside them."""
+    base = {"problem": "What is 40 + 4?", "ground_truth": "44"}
+    workings = [
+        "I think 40 + 4 <answer>45</answer>",
+        "<think>40 + 4 = 45</think><answer>45</answer>",
+        "40 + 4, <answer>44",  # never closed
+        "According to the feedback it is 44. <answer>44</answer>",
+        "40 + 4 <answer>44.0</answer>",
+        "40  +  4\n<answer>44.0</answer>",
+    ]
+    rows = [{**base, "working_out": text} for text in workings]
+    rows.append({**rows[-1], "problem": "what is  40 + 4? "})
+    text = "".join(json.dumps(r) + "\n" for r in rows)
+    found = people(tmp_path / "w.jsonl", text)
+    (kept,) = found.examples
+    assert kept.completion == "<think>\n40 + 4\n</think>\n<answer>44.0</answer>"
+    assert found.left_out == {
+        "its answer is not its ground_truth": 2, "it does not fit the format": 1,
+        "it says 'according to the feedback'": 1, "it is there twice": 2,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name,text,said", [

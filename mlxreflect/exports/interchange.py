@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 from mlxreflect.commits import place
 from mlxreflect.errors import UserError
 from mlxreflect.exports import chats
-from mlxreflect.exports.reasonset import reasonset_rows
+from mlxreflect.exports.reasonset import FILE as REASONSET
+from mlxreflect.exports.reasonset import reasonset_rows, worked_row
 from mlxreflect.exports.reflectevo import reflectevo_rows
 from mlxreflect.records import (
     Episode,
@@ -148,7 +149,11 @@ def mlx_chat(run: Path) -> Rows:
 
 
 def reasonset(run: Path) -> Rows:
-    return of_episodes(run, reasonset_rows)
+    """An episode a row, and then what people have written of their own."""
+    yield from of_episodes(run, reasonset_rows)
+    for _, row in examples(run, lambda e: worked_row(e) if "human" in e.source else None):
+        if row is not None:
+            yield REASONSET, row
 
 
 def reflectevo(run: Path) -> Rows:

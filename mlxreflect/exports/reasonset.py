@@ -9,11 +9,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mlxreflect import pairs
-from mlxreflect.pairs import whole
+from mlxreflect.pairs import passed, whole
+from mlxreflect.prompts import parse_response
 from mlxreflect.records import Episode, Example, Turn
 from mlxreflect.tasks import get_task
 from mlxreflect.train.kept import keep
 
+FILE = "reasonset.jsonl"
 TRIES = ("attempt", "continue", "rewrite", "retry")
 REVIEWS = ("critique", "reflection")
 
@@ -40,10 +42,37 @@ def reasonset_rows(
         "iterations": tries.index(shown) + 1,
         "error_description": optional(next(filter(None, reviews), None)),
     }
-    if right is not None:
-        own = made_of(examples, "sft", right) or pairs.completion(episode, right)
-        row = keep(own, row)
-    yield "reasonset.jsonl", row
+    own = example_of(episode, examples, right)
+    if own is not None:
+        row = keep(own, row, [example for example in examples if example is not own])
+    yield FILE, row
+
+
+def example_of(episode: Episode, examples: Sequence[Example], right: Turn | None) -> Example | None:
+    """What the row's working is to a trainer: the run's own example of it, or one made of it."""
+    texts = [example for example in examples if example.kind == "sft"]
+    if right is not None and (own := made_of(texts, "sft", right)):
+        return own
+    if texts:  # of another turn, such as the tidied one
+        return texts[0]
+    # REL explores under another prompt than its evaluation's.
+    if right is not None and episode.recipe != "rel":
+        return pairs.completion(episode, right)
+    return next(iter(examples), None)
+
+
+def worked_row(example: Example) -> dict[str, Any] | None:
+    """The row of an example that no episode has: a person's worked solution."""
+    if example.kind != "sft" or not example.prompt:
+        return None
+    text = example.completion or ""
+    row = {
+        "problem": whole(example.prompt[-1]["content"]),
+        "ground_truth": optional(parse_response(text, style="direct").answer),
+        "working_out": whole(text), "final_solution": None, "is_correct": True, "iterations": 1,
+        "error_description": None,
+    }  # fmt: skip
+    return keep(example, row)
 
 
 def made_of(examples: Sequence[Example], kind: str, *turns: Turn) -> Example | None:
@@ -51,10 +80,6 @@ def made_of(examples: Sequence[Example], kind: str, *turns: Turn) -> Example | N
     indices = [turn.index for turn in turns]
     found = (e for e in examples if e.kind == kind and e.source.get("turns") == indices)
     return next(found, None)
-
-
-def passed(turn: Turn) -> bool:
-    return turn.verdict is not None and turn.verdict.passed
 
 
 def optional(text: str | None) -> str | None:

@@ -26,16 +26,20 @@ def reflectevo_rows(episode: Episode, examples: Sequence[Example]) -> Iterator[t
     for one in found:
         if one.right:
             turns = (one.reflection, one.retry)
-            own = made_of(examples, "sft", *turns)
+            # In one stage both are one example, in two stages each is.
+            told = (made_of(examples, "sft", *part) for part in (turns, turns[:1], turns[1:]))
+            own = [example for example in told if example]
             yield "d_plus.jsonl", kept(episode, d_plus(episode, one), own, *turns)
     for one in found:
         for other in found:
-            if one.reflection == other.reflection or one.attempt != other.attempt or not one.right:
+            same = one.reflection.text == other.reflection.text
+            if same or one.attempt != other.attempt or not one.right:
                 continue
             turns = (one.reflection, other.reflection)
-            own = made_of(examples, "preference", *turns)
-            if own or not other.right:
+            made = made_of(examples, "preference", *turns)
+            if made or not other.right:
                 file = "d_pref.jsonl" if other.right else "d_plus_minus.jsonl"
+                own = [made] if made else []
                 yield file, kept(episode, paired(episode, one, other), own, *turns)
 
 
@@ -78,9 +82,9 @@ def asked(one: Trial) -> str:
     return "\n\n".join(whole(m["content"]) for m in one.reflection.messages)
 
 
-def kept(episode: Episode, row: Row, own: Example | None, *turns: Turn) -> Row:
-    """The row with the run's own example of it; where it made none, with its source alone."""
+def kept(episode: Episode, row: Row, own: list[Example], *turns: Turn) -> Row:
+    """The row with the run's own examples of it; where it made none, with its source alone."""
     bare = bare_example(row)
-    if own is None and bare:
-        own = replace(bare, source=pairs.source(episode, *turns))
-    return keep(own, row) if own else row
+    if not own and bare:
+        own = [replace(bare, source=pairs.source(episode, *turns))]
+    return keep(own[0], row, own[1:]) if own else row

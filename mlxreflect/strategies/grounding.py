@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from mlxreflect import pairs, prompts
 from mlxreflect.critics.verdicts import Judgement, Sections
+from mlxreflect.errors import UserError
 from mlxreflect.records import Problem, Turn, Verdict
 from mlxreflect.strategies.exchange import Exchange, turn_of
 from mlxreflect.strategies.moves import Round, judged
@@ -37,7 +38,13 @@ class Teacher:
     def __init__(self, recipe: Recipe, exchange: Exchange, passages: Sequence[Problem]) -> None:
         self.recipe, self.exchange = recipe, exchange
         self.texts = [passage.fields["question"] for passage in passages]
-        self.library = Library(self.texts)
+        try:
+            self.library = Library(self.texts)
+        except ValueError as error:
+            raise UserError(
+                f"preflexor.corpus = {recipe.preflexor.corpus!r}: {error}",
+                "set preflexor.corpus to a folder of texts",
+            ) from None
         self.counts: Counter[str] = Counter()
 
     def sections(self) -> list[str]:

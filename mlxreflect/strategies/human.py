@@ -4,14 +4,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mlxreflect import prompts, texts
-from mlxreflect.decontaminate import Index, find
+from mlxreflect import pairs, prompts, texts
+from mlxreflect.decontaminate import Index, find, normal_words, whole_key
 from mlxreflect.exams import exam_index
 from mlxreflect.records import Example, Problem
 from mlxreflect.strategies.attempts import attempt_prompt
 from mlxreflect.tables import Recipe
 from mlxreflect.tasks.base import Task
 from mlxreflect.tasks.rows import local_path
+from mlxreflect.tasks.stated import agrees
 from mlxreflect.worked import Worked, read_worked
 
 
@@ -42,18 +43,16 @@ def human_examples(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> H
         text = solution(worked, recipe)
         reason = "" if worked.gold or problem else "it has no answer"
         reason = reason or fault(worked, text, recipe, exams)
-        if not reason and problem:
-            tags, style = recipe.prompt.tags, recipe.prompt.style
-            verdict = task.grade(problem, text, tags, style).verdict
-            reason = "" if verdict.passed else "the grader calls it wrong"
-        if not reason and (worked.question, text) in examples:
+        reason = reason or wrong(worked, text, task, problem, recipe)
+        key = whole_key(normal_words(worked.question)), " ".join(text.split())
+        if not reason and key in examples:
             reason = "it is there twice"
         if reason:
             left_out[reason] += 1
             continue
         asked = attempt_prompt(recipe, task, problem or problems[0], templates)
         prompt = [*asked[:-1], {**asked[-1], "content": worked.question.strip()}]
-        examples[worked.question, text] = Example(
+        examples[key] = Example(
             kind="sft",
             prompt=prompt,
             completion=text,
@@ -69,10 +68,11 @@ def solution(worked: Worked, recipe: Recipe) -> str:
     text = (worked.tidied if config.target == "tidied" else "") or worked.working
     if prompts.parse_response(text, tags, style).format_ok:
         return text
-    (start, end), (opening, _) = prompts.TAGS[tags], prompts.ANSWER
+    (start, end), (opening, closing) = prompts.TAGS[tags], prompts.ANSWER
     thought = text.rpartition(opening)[0] if opening in text else text
-    answer = worked.gold or ""
-    return f"{start}\n{thought.strip()}\n{end}\n{opening}{answer}{prompts.ANSWER[1]}"
+    own = prompts.parse_response(text, style="direct").answer  # right or wrong, it is what was said
+    answer = (worked.gold or "") if opening not in text else own or ""
+    return f"{start}\n{thought.strip()}\n{end}\n{opening}{answer}{closing}"
 
 
 def fault(worked: Worked, text: str, recipe: Recipe, exams: Index | None) -> str:
@@ -82,6 +82,19 @@ def fault(worked: Worked, text: str, recipe: Recipe, exams: Index | None) -> str
     parsed = prompts.parse_response(text, recipe.prompt.tags, recipe.prompt.style)
     if not parsed.format_ok:
         return "it does not fit the format"
+    if reason := pairs.leak(text, parsed.spans, recipe.prompt.style):
+        return reason
     if exams and find(exams, [worked.question], [worked.question]):
         return "its question occurs in the evaluation"
     return ""
+
+
+def wrong(worked: Worked, text: str, task: Task, problem: Problem | None, recipe: Recipe) -> str:
+    """Why its answer does not count: by the grader, or of a problem that only it has, by its own
+    ground truth. Empty where it does."""
+    tags, style = recipe.prompt.tags, recipe.prompt.style
+    if problem:
+        verdict = task.grade(problem, text, tags, style).verdict
+        return "" if verdict.passed else "the grader calls it wrong"
+    answer = prompts.parse_response(text, tags, style).answer or ""
+    return "" if agrees(answer, worked.gold or "") else "its answer is not its ground_truth"

@@ -16,6 +16,7 @@ from typing import Any
 from mlxreflect import pairs
 from mlxreflect.asked import phases
 from mlxreflect.errors import UserError
+from mlxreflect.pairs import passed
 from mlxreflect.records import Episode, Example, Outcome, Problem
 from mlxreflect.seeds import rng_for
 from mlxreflect.strategies.attempts import Attempts
@@ -25,7 +26,7 @@ from mlxreflect.strategies.figures import count_wave
 from mlxreflect.strategies.grounding import Lesson, Teacher, fine, question_id
 from mlxreflect.strategies.learning import Learning
 from mlxreflect.strategies.moves import Round
-from mlxreflect.strategies.stories import Story, passed
+from mlxreflect.strategies.stories import Story
 
 
 @dataclass
@@ -105,10 +106,15 @@ class Preflexor:
         stage = f"phase-{state.epoch}"
         return Wave(state.wave, state.epoch, stage, taken, begins, stage if ends else "")
 
+    def size(self) -> int:
+        """Questions a round (on each topic). A passage may have several, a problem is one."""
+        asked = self.recipe.preflexor.questions
+        return asked if self.teacher else min(asked, len(self.problems))
+
     def take(self) -> list[str]:
         """The next sources: down the list of each topic, or all in an order drawn anew each time
         all of them have been taken."""
-        begin, n = self.state.cursor, self.recipe.preflexor.questions
+        begin, n = self.state.cursor, self.size()
         self.state.cursor += n
         if self.on_topic:
             return [ids[i % len(ids)] for ids in self.on_topic for i in range(begin, begin + n)]
@@ -123,7 +129,7 @@ class Preflexor:
 
     def progress(self) -> tuple[int, int]:
         rounds, state = self.rounds(), self.state
-        each = self.recipe.preflexor.questions * max(1, len(self.on_topic))
+        each = self.size() * max(1, len(self.on_topic))
         done = state.round + (rounds[1] if state.epoch == 2 else 0)
         return done * each, sum(rounds.values()) * each
 

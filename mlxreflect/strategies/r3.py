@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 from typing import Literal
 
 from mlxreflect import pairs
+from mlxreflect.pairs import passed
 from mlxreflect.records import Episode, Example, Turn
 from mlxreflect.strategies.attempts import Attempts
 from mlxreflect.strategies.base import Hands, Played
@@ -25,7 +26,7 @@ from mlxreflect.strategies.exchange import Exchange
 from mlxreflect.strategies.figures import count_wave
 from mlxreflect.strategies.learning import Learning
 from mlxreflect.strategies.moves import Round
-from mlxreflect.strategies.stories import Story, episode_of, index, keep_bucket, passed
+from mlxreflect.strategies.stories import Story, episode_of, index, keep_bucket
 from mlxreflect.strategies.waves import State, Wave, next_wave
 
 

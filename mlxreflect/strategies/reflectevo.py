@@ -18,6 +18,7 @@ from typing import Any
 
 from mlxreflect import pairs, prompts
 from mlxreflect.errors import UserError
+from mlxreflect.pairs import passed
 from mlxreflect.records import (
     Episode,
     Example,
@@ -37,7 +38,7 @@ from mlxreflect.strategies.exchange import Exchange
 from mlxreflect.strategies.figures import count_wave
 from mlxreflect.strategies.learning import REFLECTOR, Course, Learning
 from mlxreflect.strategies.moves import Round
-from mlxreflect.strategies.stories import Story, passed
+from mlxreflect.strategies.stories import Story
 
 # The trainings of each kind, one after the other.
 TRAININGS = {"I": ["both"], "II": ["reflection", "answer"], "III": ["pairs"], "IV": ["pairs"]}

@@ -15,6 +15,7 @@ from typing import Any
 
 from mlxreflect import pairs, prompts
 from mlxreflect.critics.base import Call
+from mlxreflect.pairs import passed
 from mlxreflect.records import Episode, Example, Outcome, Problem, Turn
 from mlxreflect.seeds import rng_for
 from mlxreflect.strategies.attempts import Attempts
@@ -24,7 +25,8 @@ from mlxreflect.strategies.figures import count_wave
 from mlxreflect.strategies.human import human_examples
 from mlxreflect.strategies.learning import Learning
 from mlxreflect.strategies.moves import Round, judged
-from mlxreflect.strategies.stories import Story, index, passed
+from mlxreflect.strategies.stories import Story, index
+from mlxreflect.tasks.stated import withheld
 
 Hinted = list[tuple[Story, str]]  # what may be tried again, and what is wrong with it
 
@@ -171,7 +173,10 @@ class Rel:
         """What is wrong, without the expected answer; never the grader's reason, which names it."""
         assert story.current and story.current.verdict
         if verdict == "wrong":
-            return pairs.withheld(why, self.task.gold(story.problem))
+            problem = story.problem
+            gold = self.task.gold(problem)
+            option = problem.fields.get("choices", {}).get(gold)
+            return withheld(why, gold, option, *problem.meta.get("golds", []))
         if story.current.verdict.correct:
             return story.current.verdict.reason or why  # the format alone
         return "the answer does not come out right"

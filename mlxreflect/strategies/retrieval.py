@@ -24,7 +24,10 @@ class Library:
         import bm25s  # takes half a second, which runs without a corpus are spared
 
         self.index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
-        self.index.index([words(passage) for passage in passages], show_progress=False)
+        spoken = [words(passage) for passage in passages]
+        if not any(spoken):
+            raise ValueError("no passage has a word")
+        self.index.index(spoken, show_progress=False)
 
     def related(self, text: str, most: int | None = None) -> list[int]:
         """Numbers of the passages that share a word with the text, the most telling ones first."""

@@ -49,7 +49,7 @@ def episode_of(story: Story, wave: Wave, recipe: Recipe) -> Episode:
 
 
 def outcome_of(story: Story, wave: Wave, recipe: Recipe) -> Outcome:
-    first = bool(story.turns) and passed(story.turns[0])
+    first = bool(story.turns) and pairs.passed(story.turns[0])
     critiques = [turn for turn in story.turns if turn.role == "critique"]
     if first:
         return Outcome(True, 0, "solved_first", wave.tier)
@@ -78,10 +78,6 @@ def keep_bucket(state: State, wave: Wave, story: Story, episode: Episode) -> Non
         }
     else:
         bucket.setdefault(pid, None)
-
-
-def passed(turn: Turn) -> bool:
-    return turn.verdict is not None and turn.verdict.passed
 
 
 def index(turn: Turn | None) -> int | None:

@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from mlxreflect import pairs
+from mlxreflect.pairs import passed
 from mlxreflect.quality import by_rules, written
 from mlxreflect.records import Episode, Outcome, Turn
 from mlxreflect.seeds import rng_for
@@ -23,7 +24,6 @@ from mlxreflect.strategies.exchange import Exchange
 from mlxreflect.strategies.figures import count_wave
 from mlxreflect.strategies.learning import Learning
 from mlxreflect.strategies.moves import Round
-from mlxreflect.strategies.stories import passed
 
 
 @dataclass

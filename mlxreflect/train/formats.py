@@ -68,12 +68,13 @@ def read_examples(
     bad: list[BadRow] = []
     causes: list[Fault] = []
     seen: dict[str, None] = {}
+    known: set[str] = set()
     for row in rows_of(source, config, split):
         try:
             if isinstance(row, BadRow):
                 raise Fault(row.reason)
             seen |= dict.fromkeys(row.values)
-            found += examples_of(row, OBJECTIVES[objective], columns, turns)
+            found += examples_of(row, OBJECTIVES[objective], columns, turns, known)
         except Fault as fault:
             if bad_row == "fatal" and str(fault) != TORN:
                 hint = "correct or delete that row, or have bad rows skipped"
@@ -177,21 +178,39 @@ def check_written(text: Any, ids: Any, at: str) -> None:
         raise Fault(f"{at}_ids is no list of token ids")
 
 
-def examples_of(row: Row, kind: str, columns: Mapping[str, str], turns: Turns) -> list[Example]:
-    """The examples of a row, whose source names it. Raises Fault."""
+def examples_of(
+    row: Row, kind: str, columns: Mapping[str, str], turns: Turns, known: set[str]
+) -> list[Example]:
+    """The examples of a row, whose source names it. known: rows of a form that says each but once.
+
+    Raises Fault.
+    """
     values = {name: value for name, value in row.values.items() if name not in columns.values()}
     values |= {ours: row.values[its] for ours, its in columns.items() if its in row.values}
     if values.get(COLUMN) is not None:
-        own = restored(values)  # where it is of another kind, the row is what its columns say
-        values = own if own["kind"] == kind else {**values, "weight": own["weight"]}
-        turns = "last"  # it is one example
+        kept = restored(values)
+        if own := [one for one in kept if one.get("kind") == kind]:
+            return [replace(native(one, kind), weight=weight_of(one)) for one in own]
+        # They are of another kind: the row is what its columns say, and one example.
+        values, turns = {**values, "weight": kept[0]["weight"]}, "last"
+    weight = weight_of(values)
+    if values.get("schema") == Example.SCHEMA:
+        return [replace(native(values, kind), weight=weight)]
+    form = form_of(values, kind)
+    made = form.make(values, turns)
+    if form.once:
+        said = digest(json.dumps([[e.prompt, e.completion, e.chosen, e.rejected] for e in made]))
+        if said in known:
+            raise Fault("it is there twice")
+        known.add(said)
+    return [replace(e, weight=weight, source={"row": row.where, **e.source}) for e in made]
+
+
+def weight_of(values: Values) -> float:
     weight = number(1 if values.get("weight") is None else values["weight"], "weight")
     if weight <= 0:
         raise Fault("weight is not above 0")
-    if values.get("schema") == Example.SCHEMA:
-        return [replace(native(values, kind), weight=weight)]
-    made = form_of(values, kind).make(values, turns)
-    return [replace(e, weight=weight, source={"row": row.where, **e.source}) for e in made]
+    return weight
 
 
 # ---- held out ------------------------------------------------------------------------------------

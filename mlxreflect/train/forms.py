@@ -134,11 +134,15 @@ def group(values: Values, turns: Turns) -> list[Example]:
 
 
 class Form(NamedTuple):
-    """Columns that a row must have, the kind of its examples, and what makes them."""
+    """Columns that a row must have, the kind of its examples, and what makes them.
+
+    once: a row that says the same as one before is left out; published data are full of them.
+    """
 
     columns: tuple[str, ...]
     kind: str
     make: Callable[[Values, Turns], list[Example]]
+    once: bool = False
 
 
 def one(make: Callable[[Values], Example]) -> Callable[[Values, Turns], list[Example]]:
@@ -162,9 +166,9 @@ COMMON = (
     Form(("text",), "sft", raw_text),
 )
 PUBLISHED = (  # data sets of methods
-    Form(("problem", "working_out"), "sft", one(methods.worked)),
-    *(Form(columns, "sft", one(methods.reflected)) for columns in REFLECTED),
-    *(Form(columns, "preference", one(methods.reflections)) for columns in REFLECTIONS),
+    Form(("problem", "working_out"), "sft", one(methods.worked), once=True),
+    *(Form(columns, "sft", one(methods.reflected), once=True) for columns in REFLECTED),
+    *(Form(columns, "preference", one(methods.reflections), once=True) for columns in REFLECTIONS),
 )
 FORMS = (*COMMON, *PUBLISHED)
 

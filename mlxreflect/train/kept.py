@@ -6,6 +6,7 @@ holds what the row's own columns do not give back: weight, mask, source, exact t
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,16 +18,20 @@ COLUMN = "mlxreflect"
 EMPTY = Example("sft", [])  # stands for a row that nothing can be read from
 
 
-def keep(example: Example, row: dict[str, Any]) -> dict[str, Any]:
-    """The row with our column, from which `restored` makes exactly the example again."""
+def keep(example: Example, row: dict[str, Any], also: Sequence[Example] = ()) -> dict[str, Any]:
+    """The row with our column, from which `restored` makes exactly the example again.
+
+    also: others that the run made of the same texts, of which the row's form can tell but one.
+    """
     bare = bare_example(row)
     given = asdict(bare or EMPTY)
     rest = {k: v for k, v in asdict(example).items() if given[k] != v}
-    return {**row, COLUMN: json.dumps({"texts": digest(bare), **rest})}
+    more = {"also": [asdict(other) for other in also]} if also else {}
+    return {**row, COLUMN: json.dumps({"texts": digest(bare), **rest, **more})}
 
 
-def restored(values: Values) -> Values:
-    """The row of our examples.jsonl that a row with our column was written from.
+def restored(values: Values) -> list[Values]:
+    """The rows of our examples.jsonl that a row with our column was written from; one at least.
 
     Raises Fault where the column is damaged, or where the row's texts were changed since: token
     ids would no longer be theirs.
@@ -40,8 +45,12 @@ def restored(values: Values) -> Values:
     bare = bare_example(values)
     if held.pop("texts", None) != digest(bare):
         raise Fault(f"its texts were changed since the export; leave its column {COLUMN} out")
-    whole = {**asdict(bare or EMPTY), **held, "schema": Example.SCHEMA}
-    return {**whole, "weight": values["weight"]} if values.get("weight") is not None else whole
+    also = held.pop("also", [])
+    if not isinstance(also, list) or not all(isinstance(other, dict) for other in also):
+        raise Fault(f"{COLUMN} holds no examples; leave that column out")
+    mine = {} if values.get("weight") is None else {"weight": values["weight"]}
+    found = [{**asdict(bare or EMPTY), **held, **mine}, *also]
+    return [{**one, "schema": Example.SCHEMA} for one in found]
 
 
 def bare_example(values: Values) -> Example | None:

@@ -1,0 +1,56 @@
+"""Answers that are only stated: compared with one another, and taken out of what is said."""
+
+import re
+import unicodedata
+from importlib.util import find_spec
+
+from mlxreflect.errors import UserError
+from mlxreflect.tasks.kinds import KINDS, build
+from mlxreflect.tasks.numbers import find_numbers, read_gold, read_number, tidy
+
+LONGEST = 20_000  # characters of what is said; no reply of a critic has more to say
+
+
+def agrees(answer: str, gold: str) -> bool:
+    """Whether an answer is the one that a row of data gives: as a number, in LaTeX or as text."""
+    kind = "number" if read_gold(gold) is not None else "text"
+    if kind == "text" and "\\" in gold and find_spec("math_verify"):
+        kind = "math"
+    try:
+        problem = build("jsonl", "", gold, kind)
+    except UserError:  # too long to be an answer
+        return False
+    said = f"<answer>{answer}</answer>"
+    return KINDS[kind].rules["flexible"](problem, said, "think", "direct").verdict.correct
+
+
+def withheld(said: str, *golds: str | None) -> str:
+    """What a critic says of an error, the expected answers taken out wherever they stand alone.
+
+    A number goes however it is written: 1,234 and 1234.0, 1/2 and 0.5, with either sign.
+    """
+    said = said[:LONGEST]
+    for gold in golds:
+        if gold and gold.strip():
+            said = without_number(without_text(said, gold), gold)
+    return said
+
+
+def without_text(said: str, gold: str) -> str:
+    """Letters of one choice keep their case: "a" is an article."""
+    words = r"\s+".join(map(re.escape, gold.split()))
+    case = re.IGNORECASE if len(gold.strip()) > 1 else re.NOFLAG
+    return re.sub(rf"(?<![\w.,]){words}(?![\w]|[.,]\d)", "…", said, flags=case)
+
+
+def without_number(said: str, gold: str) -> str:
+    value = read_number(gold)
+    if value is None:
+        return said
+    plain = tidy(unicodedata.normalize("NFKC", said.replace("…", "\0")).replace("\u2044", "/"))
+    found = [n for n in find_numbers(plain) if n.value is not None and abs(n.value) == abs(value)]
+    if not found:
+        return said
+    for number in reversed(found):
+        plain = f"{plain[: number.start]}…{plain[number.end :]}"
+    return plain.replace("\0", "…")
