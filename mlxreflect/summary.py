@@ -11,7 +11,7 @@ from mlxreflect.critics.tally import total
 from mlxreflect.exports.report import write_outputs
 from mlxreflect.records import read_rows
 from mlxreflect.run import Run
-from mlxreflect.standing import stand
+from mlxreflect.standing import solved_word, stand
 
 COMPARED = ("n", "accuracy_a", "accuracy_b", "gains", "losses", "difference", "ci_low", "ci_high",
             "p_exact", "p_mid")  # fmt: skip
@@ -32,7 +32,7 @@ def conclude(
         run.write_json("comparisons.json", compare_all([run.path], Options(differ=differ)))
     from mlxreflect.plots import draw_plots  # matplotlib takes a second to load
 
-    draw_plots(run.path)
+    draw_plots(run.path, solved_word(run.recipe.strategy))
     write_outputs([run.path], plots=False)
     return summarise_run(run, base, trained, comparison, asked)
 
