@@ -47,6 +47,7 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
     """Do what is left of a run, and return its summary."""
     if (run.path / "summary.json").is_file():
         done: dict[str, Any] = json.loads((run.path / "summary.json").read_text(encoding="utf-8"))
+        ui.line(f"{run.path} was finished already; this is what it came to")
         return done
     started = time.monotonic()
     recipe, spec = run.recipe, eval_spec(run.recipe)
