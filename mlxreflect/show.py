@@ -18,7 +18,7 @@ from mlxreflect.asked import asked_names
 from mlxreflect.decontaminate import told
 from mlxreflect.errors import UserError
 from mlxreflect.records import Episode, Example, episode_from_row, flat_from_row, read_rows
-from mlxreflect.scoreboard import chain_line, comparisons
+from mlxreflect.scoreboard import chain_line, comparisons, second_answers
 from mlxreflect.settings import read_toml, validate
 from mlxreflect.standing import STATUSES, solved_word
 from mlxreflect.story import STATUS_STYLE, plain, tell_story
@@ -208,6 +208,8 @@ def show_summary(run_dir: Path) -> list[RenderableType]:
     comparison = read_results(run_dir / "comparison.json") or summary.get("comparison") or {}
     if comparison.get("sentence"):
         parts += [plain(comparison["sentence"], "bold"), Text()]
+    if again := read_results(run_dir / "retries.json"):
+        parts += [*second_answers(again), Text()]
     named = totals(run_dir, summary, recipe_of(run_dir))
     if plots := sorted((run_dir / "plots").glob("*.png")):
         # A table cuts long words: whole paths of all of them would be.

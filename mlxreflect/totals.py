@@ -53,13 +53,9 @@ def critic_lines(critic: dict[str, Any], who: str) -> dict[str, object]:
         return {}
     kinds = [f"{n} {kind.replace('_', ' ')}" for kind, n in critic.get("kinds", {}).items()]
     failed = f"{critic.get('failed', 0)} failed" + (f" ({', '.join(kinds)})" if kinds else "")
-    cached = f"{critic.get('cached', 0)} of them from the cache"
-    counts = [
-        f"{critic.get('calls', 0)} calls",
-        cached,
-        failed,
-        f"{critic.get('unknown', 0)} unknown",
-    ]
+    cached = [f"{critic['cached']} of them from the cache"] if critic.get("cached") else []
+    counts = [f"{critic.get('calls', 0)} calls", *cached, failed]
+    counts.append(f"{critic.get('unknown', 0)} unknown")
     named = {"critic": f"{who}: {', '.join(counts)}"}
     if wire.get("requests"):
         median, p95 = wire.get("median_s"), wire.get("p95_s")

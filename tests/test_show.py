@@ -185,6 +185,35 @@ def test_of_chains_the_first_answer_is_told_too(tmp_path: Path) -> None:
     assert text.count("the grader ends a chain") == 2
 
 
+def test_second_answers_are_a_row_an_arm_and_kind_of_retry(tmp_path: Path) -> None:
+    run = finish(make_run(tmp_path / "run", []))
+    arms, tests = [], []
+    for retry, gated in (("reflection", False), ("reflection", True), ("bare", False),
+                         ("bare", True)):  # fmt: skip
+        for arm, t2 in (("base", 0.25), ("trained", 0.5)):
+            arms.append({
+                "arm": arm, "retry": retry, "gated": gated, "n": 500, "acc_t1": 0.375,
+                "acc_t2": t2 + gated * 0.125, "wrong_to_right": 26,
+                "right_to_wrong": 0 if gated else 56, "failed": 0,
+            })  # fmt: skip
+        tests.append({"retry": retry, "gated": gated, "difference": 0.108, "ci_low": 0.066,
+                      "ci_high": 0.149, "gains": 86, "losses": 32, "p_exact": 6.9e-07})  # fmt: skip
+    retries = {"schema": "retries/1", "arms": arms, "comparisons": tests}
+    (run / "retries.json").write_text(json.dumps(retries), encoding="utf-8")
+    lines = [" ".join(line.split()) for line in draw(show.show_summary(run)).splitlines()]
+    assert [line for line in lines if "retry 37.5%" in line] == [
+        "base, reflection retry 37.5% 25.0% 26 56 37.5%",
+        "base, bare retry 37.5% 25.0% 26 56 37.5%",
+        "trained, reflection retry 37.5% 50.0% 26 56 62.5%",
+        "trained, bare retry 37.5% 50.0% 26 56 62.5%",
+    ]
+    said = (
+        "trained against base, bare retry, gated: +10.8 points (+6.6 to +14.9; 86 gained, 32 lost)"
+    )
+    assert sum(said in line for line in lines) == 1
+    assert sum(line.startswith("trained against base, ") for line in lines) == 4
+
+
 def test_what_a_run_never_had_is_not_listed(tmp_path: Path) -> None:
     run = finish(make_run(tmp_path / "run", [at_once(FIRST)]))
     none = {"bucket": 0, "pairs": 0, "rewrites": 0, "verifications": 0}
