@@ -173,7 +173,9 @@ def show_problems(episodes: list[Episode], status: str | None) -> RenderableType
     title = f"Problems ({status})" if status else "Problems"
     if len(shown) < len(rows):
         title += f" (the first {len(shown)} of {len(rows)}; --status shows all of one status)"
-    made = table(title, ["id", "problem", "|attempts", "|rewrites", "status", "critic"])
+    tiers = shown[0][0].recipe == "r3"  # the one method whose problems change critics
+    columns = ["id", "problem", "|attempts", "|rewrites", "status"]
+    made = table(title, [*columns, "critic"] if tiers else columns)
     for story in shown:
         roles = [turn.role for episode in story for turn in episode.turns]
         outcome, problem = story[-1].outcome, story[-1].problem
@@ -181,7 +183,8 @@ def show_problems(episodes: list[Episode], status: str | None) -> RenderableType
         made.add_row(
             plain(problem.id), plain(shorten(problem.fields)), plain(attempts),
             plain(roles.count("rewrite") + roles.count("continue")),
-            plain(outcome.status, STATUS_STYLE.get(outcome.status, "")), plain(outcome.tier),
+            plain(outcome.status, STATUS_STYLE.get(outcome.status, "")),
+            *([plain(outcome.tier)] if tiers else []),
         )  # fmt: skip
     return made
 

@@ -3,6 +3,7 @@
 import json
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,14 @@ def test_second_answers_are_a_row_an_arm_and_kind_of_retry(tmp_path: Path) -> No
     )
     assert sum(said in line for line in lines) == 1
     assert sum(line.startswith("trained against base, ") for line in lines) == 4
+
+
+def test_only_r3_has_critics_to_tell_apart(tmp_path: Path) -> None:
+    for method in ("r3", "traces"):
+        run = make_run(tmp_path / method, [replace(at_once(FIRST), recipe=method)])
+        told = draw(show.show_problem(run, FIRST.id))
+        assert ("basic critic" in told) == (method == "r3")
+        assert ("basic" in draw(show.show_run(run))) == (method == "r3")
 
 
 def test_what_a_run_never_had_is_not_listed(tmp_path: Path) -> None:
