@@ -116,8 +116,8 @@ class Rel:
     def told(self) -> str:
         made, human = len(self.state.made), len(self.state.human)
         if self.wave.stage == "problems":
-            return f"{made} accepted so far"
-        return f"trained on {made} accepted" + (f" and {human} by people" if human else "")
+            return f"{made} different workings so far"
+        return f"trained on {made} workings" + (f" and {human} by people" if human else "")
 
     # ---- tries ----------------------------------------------------------------------------------
 
