@@ -71,7 +71,7 @@ class Answers:
     def report(self) -> list[str]:
         """A line for a person on what was reused since the last report; none for nothing."""
         reused, self.reused = self.reused, 0
-        return [f"{reused} answers are kept from an evaluation before"] if reused else []
+        return [f"{reused} answers were reused from the cache"] if reused else []
 
     def place(self, key: str) -> Path:
         return self.folder / key[:2] / key

@@ -10,6 +10,29 @@ def asked_tiers(recipe: Recipe) -> list[Tier]:
     return ASKED[recipe.strategy](recipe)
 
 
+def asked_names(recipe: Recipe) -> str:
+    """Who is asked while a run learns, for a person: critics, the policy itself, or none.
+
+    A critic is provider and model, with the tiers that it is where more than one is asked.
+    """
+    found: dict[str, list[str]] = {}
+    for tier in asked_tiers(recipe):
+        config = recipe.critic.tier(tier)
+        found.setdefault(f"{config.provider}:{config.model}".rstrip(":"), []).append(tier)
+    names = [f"{n} ({', '.join(t)})" for n, t in found.items()] if len(found) > 1 else list(found)
+    return " and ".join([*names, "the policy itself"] if asks_itself(recipe) else names) or "none"
+
+
+def asks_itself(recipe: Recipe) -> bool:
+    """Whether the policy writes what a critic would write otherwise."""
+    if recipe.strategy == "r3":
+        return "self" in (recipe.r3.feedback, recipe.r3.rewriter)
+    if recipe.strategy == "rel":
+        return recipe.rel.writer == "self" and (recipe.rel.tries > 1 or recipe.rel.review)
+    own = recipe.reflectevo
+    return recipe.strategy == "reflectevo" and own.reflector == "self" and not own.stored
+
+
 def r3_tiers(recipe: Recipe) -> list[Tier]:
     tiers: list[Tier] = []
     if not recipe.r3.feedback == recipe.r3.rewriter == "self":

@@ -108,6 +108,7 @@ def encode(
 def train(place: Place, ui: Ui) -> dict[str, Any]:
     """Do what is left of a job, and return its summary."""
     if (place.path / "summary.json").is_file():
+        ui.line(f"{place.path} was finished already; this is what it came to")
         return read_json(place.path / "summary.json")
     job = place.job
     with ExitStack() as stack:

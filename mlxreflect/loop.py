@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxreflect import pairs
+from mlxreflect.asked import asked_names
 from mlxreflect.commits import replace_folder
 from mlxreflect.critics import open_critics
 from mlxreflect.critics.ledger import Ledger
@@ -27,6 +28,7 @@ from mlxreflect.policy import device_name, load_policy, weights_hash
 from mlxreflect.recipe import eval_spec
 from mlxreflect.records import read_rows, to_row
 from mlxreflect.run import Run
+from mlxreflect.standing import solved_word
 from mlxreflect.strategies import STRATEGIES
 from mlxreflect.strategies.base import Hands, Played, Strategy, Wave
 from mlxreflect.strategies.learning import ADAPTER, REFLECTOR, Learning
@@ -45,6 +47,7 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
     """Do what is left of a run, and return its summary."""
     if (run.path / "summary.json").is_file():
         done: dict[str, Any] = json.loads((run.path / "summary.json").read_text(encoding="utf-8"))
+        ui.line(f"{run.path} was finished already; this is what it came to")
         return done
     started = time.monotonic()
     recipe, spec = run.recipe, eval_spec(run.recipe)
@@ -72,7 +75,7 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
         keep_rows(run.path, cleaned.rows)
         ui.header(
             {"recipe": recipe.name, "policy": recipe.policy.model,
-             "critic": next(iter(critics.values())).actor,
+             "critic": asked_names(recipe),
              "problems": len(problems), "held out": len(held_out), "device": device_name(),
              "decontaminated": cleaned.sentence(), "run": str(run.path)}
         )  # fmt: skip
@@ -169,6 +172,7 @@ def play_waves(
             begun = time.monotonic()
             played = strategy.play(wave)
             figures = {**played.figures, "seconds": round(time.monotonic() - begun, 3)}
+            ui.line(describe_wave(figures, solved_word(run.recipe.strategy)))
             if played.arm:  # before the commit: a run stopped in it does the wave again
                 measure(played.arm)
             commit(
@@ -178,7 +182,6 @@ def play_waves(
             spent += spending(figures)
             before, (done, _) = done, strategy.progress()
             bar.advance(done - before)
-            ui.line(describe_wave(figures))
             ending = ending or reached(spent, run.recipe.limits, ui)
         keep_epoch(run, strategy.state.epoch)
         bar.update_text("")  # not of its last step alone
@@ -221,12 +224,12 @@ def journal_rows(wave: Wave, played: Played, figures: dict[str, Any]) -> dict[st
     }
 
 
-def describe_wave(figures: dict[str, Any]) -> str:
-    """In one line. told: what a method has to say of its own."""
+def describe_wave(figures: dict[str, Any], solved: str) -> str:
+    """In one line. told: what a method has to say of its own. solved: its word for it, or ""."""
     parts = []
     if n := figures["problems"]:  # some waves are training alone
         right = f"{figures['passed'] / n:.1%} right at once"
-        parts += [f"{n} problems", right, f"{figures['solved']} solved"]
+        parts += [f"{n} problems", right, *([f"{figures['solved']} {solved}"] if solved else [])]
     parts += [f"{figures['pairs']} pairs"] if figures["pairs"] else []
     parts += [f"bucket {figures['bucket']}"] if "bucket" in figures else []
     parts += [figures["told"]] if figures.get("told") else []

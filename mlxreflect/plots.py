@@ -4,7 +4,7 @@ import math
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from mlxreflect.arms import read_arms, read_results
 from mlxreflect.errors import UserError
+from mlxreflect.fields import Objective
 from mlxreflect.records import read_rows
 from mlxreflect.stats import wilson
 
@@ -20,12 +21,20 @@ Points = list[tuple[int, float]]
 AGAIN = ("bucket", "mastery")  # stages that take up problems a second time
 # From Okabe and Ito's palette: told apart with every kind of colour vision.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
+PAIRS: tuple[str, ...] = get_args(Objective)  # objectives of preference pairs
+LOSSES = {
+    "dpo": "DPO loss + NLL term\nper pair", "ipo": "IPO loss\nper pair",
+    "exo_pair": "EXO loss\nper pair", "orpo": "ORPO loss\nper pair",
+    "grpo": "GRPO loss\nper answer", "sft": "SFT loss\nper token",
+}  # fmt: skip
 
 
-def draw_plots(run_dir: Path) -> list[Path]:
-    """Writes the five PNGs of RUN_DIR/plots and returns their paths.
+def draw_plots(run_dir: Path, solved: str = "solved") -> list[Path]:
+    """Writes the PNGs of RUN_DIR/plots and returns their paths.
 
-    A plot of what has not happened says so. Raises UserError when the folder has neither
+    What has not happened has no plot: loss of a run without a training step, margin without a
+    preference step, bucket where nothing was ever put on the list or verified. solved: the
+    method's word for what a wave solved, or "". Raises UserError when the folder has neither
     metrics.jsonl nor an evaluation.
     """
     metrics = run_dir / "metrics.jsonl"
@@ -36,16 +45,29 @@ def draw_plots(run_dir: Path) -> list[Path]:
     if not metrics.is_file() and not arms:
         raise UserError(f"{metrics}: no such file", "give the folder of a run")
     comparison = read_results(run_dir / "comparison.json") or {}
-    drawings: dict[str, Callable[[Figure], None]] = {
-        "accuracy": lambda figure: draw_accuracy(figure, waves),
-        "loss": lambda figure: draw_loss(figure, steps),
-        "margin": lambda figure: draw_margin(figure, steps),
-        "bucket": lambda figure: draw_bucket(figure, waves),
-        "comparison": lambda figure: draw_comparison(figure, arms, comparison.get("sentence", "")),
+    sentence = comparison.get("sentence", "")
+    # For each plot, whether it has something to show, and how it is drawn.
+    drawings: dict[str, tuple[bool, Callable[[Figure], None]]] = {
+        "accuracy": (bool(fresh(waves)), lambda figure: draw_accuracy(figure, waves, solved)),
+        "loss": (bool(steps), lambda figure: draw_loss(figure, steps)),
+        "margin": (bool(paired(steps)), lambda figure: draw_margin(figure, steps)),
+        "bucket": (any(map(listed, waves)), lambda figure: draw_bucket(figure, waves)),
+        "comparison": (bool(arms), lambda figure: draw_comparison(figure, arms, sentence)),
     }
     folder = run_dir / "plots"
     folder.mkdir(exist_ok=True)
-    return [save(draw, folder / f"{name}.png") for name, draw in drawings.items()]
+    return [save(draw, folder / f"{name}.png") for name, (shows, draw) in drawings.items() if shows]
+
+
+def fresh(waves: Rows) -> list[tuple[int, dict[str, Any]]]:
+    """Numbered from 0, over all epochs: waves of problems, but not those of the bucket list."""
+    numbered = enumerate(waves)
+    return [(i, w) for i, w in numbered if w.get("stage") not in AGAIN and w.get("problems")]
+
+
+def listed(wave: dict[str, Any]) -> bool:
+    """Whether it left something on the bucket list, or verified something."""
+    return bool(wave.get("bucket") or wave.get("verifications"))
 
 
 def save(draw: Callable[[Figure], None], path: Path) -> Path:
@@ -66,11 +88,6 @@ def panels(figure: Figure, title: str, labels: Sequence[str], x_label: str) -> l
     axes[-1].set_xlabel(x_label)
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return axes
-
-
-def empty(figure: Figure, title: str, reason: str) -> None:
-    figure.suptitle(title, fontsize=12, x=0.01, ha="left")
-    figure.text(0.5, 0.5, reason, ha="center", va="center", color=GREY)
 
 
 def window_of(count: int) -> int:
@@ -121,24 +138,20 @@ def percent(axis: Axes) -> None:
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
 
 
-def draw_accuracy(figure: Figure, waves: Rows) -> None:
+def draw_accuracy(figure: Figure, waves: Rows, solved: str = "solved") -> None:
     """Shares of a wave's problems; over waves of fresh problems, not those of the bucket list."""
-    title = "Accuracy on training problems"
-    numbered = enumerate(waves)  # a run counts its waves from 0, over all epochs
-    fresh = [(i, w) for i, w in numbered if w.get("stage") not in AGAIN and w.get("problems")]
-    if not fresh:
-        return empty(figure, title, "no wave is finished yet")
-    (axis,) = panels(figure, title, ["share of the wave"], "wave")
+    (axis,) = panels(figure, "Accuracy on training problems", ["share of the wave"], "wave")
+    shown = fresh(waves)
     for key, label, color in (
         ("first_correct", "first answer right", BLUE),
         ("format_ok", "first format kept", ORANGE),
-        ("solved", "solved after the wave", GREEN),
+        *([("solved", f"{solved} after the wave", GREEN)] if solved else []),
     ):
-        points = [(i, w.get(key, 0) / w["problems"]) for i, w in fresh]
-        trend(axis, points, label, color, [w["problems"] for _, w in fresh])
+        points = [(i, w.get(key, 0) / w["problems"]) for i, w in shown]
+        trend(axis, points, label, color, [w["problems"] for _, w in shown])
     axis.set_xlim(-0.9, len(waves) - 0.1)
     percent(axis)
-    return legend(axis)
+    legend(axis)
 
 
 def series(steps: Rows, key: str, objective: str) -> Points:
@@ -150,44 +163,40 @@ def series(steps: Rows, key: str, objective: str) -> Points:
     ]
 
 
+def paired(steps: Rows) -> list[str]:
+    """The objectives of preference pairs that there were steps of."""
+    return [kind for kind in PAIRS if series(steps, "margin", kind)]
+
+
 def draw_loss(figure: Figure, steps: Rows) -> None:
-    kinds = [kind for kind in ("dpo", "grpo", "sft") if series(steps, "loss", kind)]
-    if not kinds:
-        return empty(figure, "Training loss", "no training step was made")
-    labels = {"dpo": "DPO loss + NLL term\nper pair", "grpo": "GRPO loss\nper answer",
-              "sft": "SFT loss\nper token"}  # fmt: skip
-    axes = panels(figure, "Training loss", [labels[kind] for kind in kinds], "training step")
+    kinds = [kind for kind in LOSSES if series(steps, "loss", kind)]
+    axes = panels(figure, "Training loss", [LOSSES[kind] for kind in kinds], "training step")
     for axis, kind in zip(axes, kinds, strict=True):
         losses = series(steps, "loss", kind)
-        trend(axis, losses, kind.upper(), BLUE if kind == "dpo" else GREEN)
+        trend(axis, losses, kind.upper(), BLUE if kind in PAIRS else GREEN)
         # DPO alone begins at ln 2; with an NLL term added that line would mean nothing.
         if kind == "dpo" and abs(losses[0][1] - math.log(2)) < 0.02:
             style: dict[str, Any] = {"color": GREY, "linewidth": 1, "linestyle": "--"}
             axis.axhline(math.log(2), label="ln 2: no preference", **style)
         legend(axis)
     axes[-1].set_xlim(0, len(steps) + 1)
-    return None
 
 
 def draw_margin(figure: Figure, steps: Rows) -> None:
-    title = "Chosen against rejected responses (DPO)"
-    margins, accuracies = series(steps, "margin", "dpo"), series(steps, "accuracy", "dpo")
-    if not margins and not accuracies:
-        return empty(figure, title, "no preference step was made")
-    upper, lower = panels(figure, title, ["reward margin", "pairs ranked right"], "training step")
-    trend(upper, margins, "chosen − rejected", BLUE)
+    title, labels = "Chosen against rejected responses", ["reward margin", "pairs ranked right"]
+    upper, lower = panels(figure, title, labels, "training step")
+    for kind, color in zip(paired(steps), (BLUE, ORANGE, GREEN, GREY), strict=False):
+        trend(upper, series(steps, "margin", kind), f"chosen − rejected, {kind}", color)
+        trend(lower, series(steps, "accuracy", kind), f"margin above 0, {kind}", color)
     upper.axhline(0, color=GREY, linewidth=1, linestyle="--")
-    trend(lower, accuracies, "margin above 0", ORANGE)
     lower.set_xlim(0, len(steps) + 1)
     percent(lower)
     legend(upper)
-    return legend(lower)
+    legend(lower)
 
 
 def draw_bucket(figure: Figure, waves: Rows) -> None:
     title = "Bucket list and verification"
-    if not waves:
-        return empty(figure, title, "no wave is finished yet")
     labels = ["problems on\nbucket list", "verification\nattempts"]
     upper, lower = panels(figure, title, labels, "wave")
     xs, sizes = list(range(len(waves))), [wave.get("bucket", 0) for wave in waves]
@@ -208,13 +217,10 @@ def draw_bucket(figure: Figure, waves: Rows) -> None:
         axis.yaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         legend(axis)
     lower.set_xlim(-0.9, len(waves) - 0.1)
-    return None
 
 
 def draw_comparison(figure: Figure, arms: dict[str, dict[str, Any]], sentence: str) -> None:
     title = "Held-out problems: base and trained"
-    if not arms:
-        return empty(figure, title, "not evaluated")
     counts = " and ".join(str(n) for n in sorted({arm["n"] for arm in arms.values()}))
     x_label = f"{counts} answers graded; whiskers: 95% Wilson intervals"
     (axis,) = panels(figure, title, ["answers right"], x_label)
@@ -230,7 +236,6 @@ def draw_comparison(figure: Figure, arms: dict[str, dict[str, Any]], sentence: s
     axis.set_xticks(range(len(arms)), list(arms))
     if sentence:
         figure.supxlabel(textwrap.fill(sentence, 105), fontsize=9, parse_math=False)
-    return None
 
 
 def interval(arm: dict[str, Any]) -> tuple[float, float]:

@@ -98,9 +98,10 @@ class Turn:
 class Outcome:
     """How an episode ended.
 
-    status: solved_first; solved (by a later turn; with R³ trained, then verified); trained (with
-        verifications = 0, nothing was verified); bucket (not yet); discarded (given up); failed (no
-        call to the critic got through).
+    status: solved_first; solved (by a later turn; with R³ trained, then verified; with REL whoever
+        wrote it); trained (nothing was verified: R³ with verifications = 0, PRefLexOR's pairs with
+        the teacher's answer); bucket (not yet); discarded (given up); failed (no call to the critic
+        got through).
     solved_turn: index of the turn that passed. tier: the critic used, basic or advanced.
     """
 

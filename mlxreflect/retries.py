@@ -75,13 +75,10 @@ class Retries:
             answers = {arm: seconds(self.chains(arm, retry), gated=gated) for arm in ARMS}
             named = {"retry": retry, "gated": gated}
             for arm, found in answers.items():
-                row = {"arm": arm, **named, **counted(self.chains(arm, retry), found)}
-                figures.append(row)
-                self.ui.line(described(row))
+                figures.append({"arm": arm, **named, **counted(self.chains(arm, retry), found)})
             comparison = paired(answers["base"], answers["trained"])
             said = sentence(comparison, "base", "trained")
             tests.append({**named, **asdict(comparison), "sentence": said})
-            self.ui.line(f"second answers, {way(named)}: {said}")
         return {"schema": "retries/1", "arms": figures, "comparisons": tests}
 
     def chains(self, arm: str, retry: str) -> list[Chain]:
@@ -118,15 +115,3 @@ def counted(chains: Sequence[Chain], second: Sequence[bool]) -> dict[str, Any]:
         "right_to_wrong": sum(a and not b for a, b in moved),
         "failed": sum(turn.error is not None for chain in chains for turn in chain.turns),
     }
-
-
-def way(row: dict[str, Any]) -> str:
-    return f"{row['retry']} retry, {'gated' if row['gated'] else 'ungated'}"
-
-
-def described(row: dict[str, Any]) -> str:
-    return (
-        f"{row['arm']}, {way(row)}: Acc@t1 {row['acc_t1']:.1%}, Acc@t2 {row['acc_t2']:.1%} "
-        f"({100 * row['delta']:+.1f} points: {row['wrong_to_right']} became right, "
-        f"{row['right_to_wrong']} wrong)"
-    )

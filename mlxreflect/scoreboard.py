@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mlxreflect.sentences import points
+from mlxreflect.sentences import points, verdict
 from mlxreflect.ui import safe_text
 
 
@@ -68,6 +68,33 @@ def comparisons(arms: Sequence[dict[str, Any]]) -> Table:
         ]  # fmt: skip
         made.add_row(*(Text(safe_text(str(cell))) for cell in cells))
     return made
+
+
+def second_answers(found: dict[str, Any]) -> Iterator[RenderableType]:
+    """Of retries.json: a row an arm and a kind of retry, then trained against base, a line a test.
+
+    Ungated, all is tried again; gated, what the grader calls wrong, so nothing becomes wrong.
+    """
+    columns = ["|Acc@t1", "|Acc@t2 ungated", "|became right", "|became wrong", "|Acc@t2 gated"]
+    lost = any(row["failed"] for row in found["arms"])
+    made = table("Second answers", ["", *columns, *(["|without a reflection"] if lost else [])])
+    gated = {(row["arm"], row["retry"]): row for row in found["arms"] if row["gated"]}
+    for row in sorted((r for r in found["arms"] if not r["gated"]), key=lambda r: str(r["arm"])):
+        cells = [
+            f"{row['arm']}, {row['retry']} retry", percent(row["acc_t1"]), percent(row["acc_t2"]),
+            row["wrong_to_right"], row["right_to_wrong"],
+            percent(gated[row["arm"], row["retry"]]["acc_t2"]), *([row["failed"]] if lost else []),
+        ]  # fmt: skip
+        made.add_row(*(Text(safe_text(str(cell))) for cell in cells))
+    yield made
+    for test in found["comparisons"]:
+        low, high, p = test["ci_low"], test["ci_high"], test["p_exact"]
+        yield Text(
+            f"trained against base, {test['retry']} retry, "
+            f"{'gated' if test['gated'] else 'ungated'}: {points(test['difference'])} points "
+            f"({points(low)} to {points(high)}; {test['gains']} gained, {test['losses']} lost), "
+            f"{verdict(p, low, high)} (exact McNemar p = {p:.2g})"
+        )
 
 
 def table(title: str, columns: Sequence[str]) -> Table:

@@ -6,7 +6,7 @@ A run that is under way or died shows as far as it got.
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from rich import box
 from rich.console import RenderableType
@@ -14,16 +14,19 @@ from rich.table import Table
 from rich.text import Text
 
 from mlxreflect.arms import read_arms, read_results
+from mlxreflect.asked import asked_names
 from mlxreflect.decontaminate import told
 from mlxreflect.errors import UserError
-from mlxreflect.records import Episode, Example, Outcome, episode_from_row, flat_from_row, read_rows
-from mlxreflect.scoreboard import comparisons
-from mlxreflect.settings import read_toml
+from mlxreflect.records import Episode, Example, episode_from_row, flat_from_row, read_rows
+from mlxreflect.scoreboard import chain_line, comparisons, second_answers
+from mlxreflect.settings import read_toml, validate
+from mlxreflect.standing import STATUSES, solved_word
 from mlxreflect.story import STATUS_STYLE, plain, tell_story
+from mlxreflect.tables import Recipe
+from mlxreflect.totals import totals
 
 LAST_WAVES = 30  # rows of the table of waves
 MOST_PROBLEMS = 40  # rows of the table of problems, unless a status is asked for
-STATUSES: tuple[str, ...] = get_args(get_type_hints(Outcome)["status"])
 
 
 def show_run(run_dir: Path, status: str | None = None) -> list[RenderableType]:
@@ -108,33 +111,45 @@ def table(title: str, columns: Iterable[str]) -> Table:
 
 
 def show_header(run_dir: Path) -> Table:
-    path = run_dir / "recipe.toml"
-    recipe = read_toml(path) if path.is_file() else {}
+    recipe = recipe_of(run_dir)
     summary = read_results(run_dir / "summary.json")
-    critic, policy = recipe.get("critic", {}), recipe.get("policy", {})
     unfinished = f"not finished: under way, or go on with: mlxreflect resume {run_dir}"
     return facts(
         {
             "run": run_dir,
-            "recipe": recipe.get("name") or recipe.get("strategy", "unknown"),
-            "policy": policy.get("model", "unknown"),
-            "critic": " ".join(filter(None, [critic.get("provider"), critic.get("model")])),
+            "recipe": recipe.name or recipe.strategy if recipe else "unknown",
+            "policy": recipe.policy.model if recipe else "unknown",
+            "critic": asked_names(recipe) if recipe else "unknown",
             "status": (summary or {}).get("status", unfinished),
         }
     )
 
 
+def recipe_of(run_dir: Path) -> Recipe | None:
+    """None where there is none, or it is one of another version."""
+    path = run_dir / "recipe.toml"
+    try:
+        return validate(Recipe, read_toml(path), path) if path.is_file() else None
+    except UserError:
+        return None
+
+
 def show_waves(run_dir: Path) -> RenderableType:
-    path = run_dir / "metrics.jsonl"
+    """Columns of what no wave has had are left out."""
+    path, recipe = run_dir / "metrics.jsonl", recipe_of(run_dir)
     rows = read_rows(path) if path.is_file() else iter(())
     waves = [row for row in rows if row.get("kind") == "wave"]
     if not waves:
         return Text("no wave is finished yet")
+    word = solved_word(recipe.strategy if recipe else "")
+    some = {
+        "|bucket": "bucket", "|pairs": "pairs", "|rewrites": "rewrites", "|verify": "verifications",
+    }  # fmt: skip
     columns = {
         "|epoch": "epoch", "|wave": "wave", "stage": "stage", "|size": "problems",
-        "|first": "first_correct", "|format": "format_ok", "|solved": "solved",
-        "|bucket": "bucket", "|pairs": "pairs", "|rewrites": "rewrites",
-        "|verify": "verifications",
+        "|first": "first_correct", "|format": "format_ok",
+        **({f"|{word}": "solved"} if word else {}),
+        **{name: key for name, key in some.items() if any(row.get(key) for row in waves)},
     }  # fmt: skip
     title = "Waves"
     if len(waves) > LAST_WAVES:
@@ -158,7 +173,9 @@ def show_problems(episodes: list[Episode], status: str | None) -> RenderableType
     title = f"Problems ({status})" if status else "Problems"
     if len(shown) < len(rows):
         title += f" (the first {len(shown)} of {len(rows)}; --status shows all of one status)"
-    made = table(title, ["id", "problem", "|attempts", "|rewrites", "status", "critic"])
+    tiers = shown[0][0].recipe == "r3"  # the one method whose problems change critics
+    columns = ["id", "problem", "|attempts", "|rewrites", "status"]
+    made = table(title, [*columns, "critic"] if tiers else columns)
     for story in shown:
         roles = [turn.role for episode in story for turn in episode.turns]
         outcome, problem = story[-1].outcome, story[-1].problem
@@ -166,7 +183,8 @@ def show_problems(episodes: list[Episode], status: str | None) -> RenderableType
         made.add_row(
             plain(problem.id), plain(shorten(problem.fields)), plain(attempts),
             plain(roles.count("rewrite") + roles.count("continue")),
-            plain(outcome.status, STATUS_STYLE.get(outcome.status, "")), plain(outcome.tier),
+            plain(outcome.status, STATUS_STYLE.get(outcome.status, "")),
+            *([plain(outcome.tier)] if tiers else []),
         )  # fmt: skip
     return made
 
@@ -184,69 +202,22 @@ def show_summary(run_dir: Path) -> list[RenderableType]:
     arms = read_arms(run_dir) or {n: summary[n] for n in ("base", "trained") if summary.get(n)}
     parts: list[RenderableType] = []
     if arms:
-        parts += [show_arms(arms), Text()]
+        parts.append(show_arms(arms))
+        chains = ((name, arm["chain"]) for name, arm in arms.items() if arm.get("chain"))
+        parts += [*(plain(chain_line(name, chain)) for name, chain in chains), Text()]
     if further := read_results(run_dir / "comparisons.json"):
         against = [{"name": c["b"], "comparison": c} for c in further["comparisons"]]
         parts += [comparisons([{"name": further["arms"][0]}, *against]), Text()]
     comparison = read_results(run_dir / "comparison.json") or summary.get("comparison") or {}
     if comparison.get("sentence"):
         parts += [plain(comparison["sentence"], "bold"), Text()]
-    named = totals(summary) if summary else critic_lines(asked_so_far(run_dir))
+    if again := read_results(run_dir / "retries.json"):
+        parts += [*second_answers(again), Text()]
+    named = totals(run_dir, summary, recipe_of(run_dir))
     if plots := sorted((run_dir / "plots").glob("*.png")):
         # A table cuts long words: whole paths of all of them would be.
         named["plots"] = f"{run_dir / 'plots'}\n" + ", ".join(path.name for path in plots)
     return [*parts, facts(named)] if named else parts
-
-
-def totals(summary: dict[str, Any]) -> dict[str, object]:
-    kinds = [f"{n} {kind.replace('_', ' ')}" for kind, n in summary.get("failures", {}).items()]
-    named = {
-        "problems": summary.get("problems"),
-        "left out": summary.get("decontaminated") and told(summary["decontaminated"]),
-        "right at the first try": summary.get("solved_first"),
-        "solved later": summary.get("solved_after"),
-        "not solved": summary.get("bucket"),
-        "preference pairs": summary.get("pairs"),
-        **critic_lines(summary.get("critic") or {}),
-        "errors of first attempts": ", ".join(kinds) or None,
-        "wall time": minutes(summary.get("wall_seconds")),
-    }
-    return {name: value for name, value in named.items() if value is not None}
-
-
-def asked_so_far(run_dir: Path) -> dict[str, Any]:
-    """The critic's figures of a run that is not finished; {} where none was asked remotely."""
-    ledger, metrics = run_dir / "critic.jsonl", run_dir / "metrics.jsonl"
-    if not ledger.is_file():
-        return {}
-    from mlxreflect.critics.tally import total  # the critics' libraries take a moment to load
-
-    rows = read_rows(metrics) if metrics.is_file() else iter(())
-    waves = (row["critic"] for row in rows if row.get("kind") == "wave" and "critic" in row)
-    return total(waves, read_rows(ledger))
-
-
-def critic_lines(critic: dict[str, Any]) -> dict[str, object]:
-    """What was asked of the critic; and where something was sent, what that took."""
-    if not critic:
-        return {}
-    kinds = [f"{n} {kind.replace('_', ' ')}" for kind, n in critic.get("kinds", {}).items()]
-    failed = f"{critic.get('failed', 0)} failed" + (f" ({', '.join(kinds)})" if kinds else "")
-    named = {"critic": f"{critic.get('calls', 0)} calls, {critic.get('cached', 0)} of them from "
-                       f"the cache, {failed}, {critic.get('unknown', 0)} unknown"}  # fmt: skip
-    wire = critic.get("wire") or {}
-    if wire.get("requests"):
-        median, p95 = wire.get("median_s"), wire.get("p95_s")
-        took = f", a reply took {median:.1f} s (95 % within {p95:.1f} s)" if median else ""
-        named["requests to it"] = (
-            f"{wire['requests']}, {wire['retried']} of them retries; {wire['tokens_in']} tokens "
-            f"in, {wire['tokens_out']} out, ${wire['usd']:.4f}{took}"
-        )
-    return dict(named)
-
-
-def minutes(seconds: float | None) -> str | None:
-    return None if seconds is None else f"{seconds / 60:.1f} min"
 
 
 def show_training(summary: dict[str, Any]) -> RenderableType:

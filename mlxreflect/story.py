@@ -57,7 +57,8 @@ def tell_story(episodes: list[Episode], examples: list[Example]) -> list[Rendera
 
 
 def tell_episode(episode: Episode, examples: list[Example]) -> list[RenderableType]:
-    title = f"epoch {episode.epoch}, wave {episode.wave}, {episode.outcome.tier} critic"
+    title = f"epoch {episode.epoch}, wave {episode.wave}"
+    title += f", {episode.outcome.tier} critic" if episode.recipe == "r3" else ""
     parts: list[RenderableType] = [Text(), Rule(plain(title, "bold"), align="left", style="dim")]
     for turn in episode.turns:
         parts += tell_turn(turn, episode.turns)

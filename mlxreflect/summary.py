@@ -11,10 +11,10 @@ from mlxreflect.critics.tally import total
 from mlxreflect.exports.report import write_outputs
 from mlxreflect.records import read_rows
 from mlxreflect.run import Run
+from mlxreflect.standing import solved_word, stand
 
 COMPARED = ("n", "accuracy_a", "accuracy_b", "gains", "losses", "difference", "ci_low", "ci_high",
             "p_exact", "p_mid")  # fmt: skip
-UNSOLVED = ("bucket", "discarded", "failed")
 MEASURED = ("n", "accuracy", "ci_low", "ci_high", "format_rate", "parse_failures", "truncated")
 
 
@@ -32,7 +32,7 @@ def conclude(
         run.write_json("comparisons.json", compare_all([run.path], Options(differ=differ)))
     from mlxreflect.plots import draw_plots  # matplotlib takes a second to load
 
-    draw_plots(run.path)
+    draw_plots(run.path, solved_word(run.recipe.strategy))
     write_outputs([run.path], plots=False)
     return summarise_run(run, base, trained, comparison, asked)
 
@@ -44,29 +44,25 @@ def summarise_run(
     comparison: dict[str, Any],
     asked: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Figures of a whole run, from what was committed; asked: the ledger's lines."""
+    """Figures of a whole run, from what was committed; asked: the ledger's lines.
+
+    statuses: problems as their last episodes left them. examples: what was trained on, by kind.
+    """
     metrics = list(read_rows(run.path / "metrics.jsonl"))
     waves = [row for row in metrics if row["kind"] == "wave"]
-    first: dict[str, bool] = {}
-    bucket: set[str] = set()  # what the last episode of a problem left unsolved
-    for row in read_rows(run.path / "episodes.jsonl"):
-        pid, outcome = row["problem"]["id"], row["outcome"]
-        first.setdefault(pid, outcome["first_correct"])
-        (bucket.add if outcome["status"] in UNSOLVED else bucket.discard)(pid)
-    at_once = {pid for pid, right in first.items() if right} - bucket
+    statuses = stand(read_rows(run.path / "episodes.jsonl"))
+    examples = Counter(row["kind"] for row in read_rows(run.path / "examples.jsonl"))
     failures = sum((Counter(row["failures"]) for row in waves), Counter[str]())
     return {
-        "schema": "summary/1",
+        "schema": "summary/2",
         "status": "finished",
         "recipe": run.recipe.name,
         "policy": run.recipe.policy.model,
         "wall_seconds": 0.0,
         "waves": len(waves),
-        "problems": len(first),
-        "solved_first": len(at_once),
-        "solved_after": len(first) - len(at_once) - len(bucket),
-        "bucket": len(bucket),
-        "pairs": sum(row["pairs"] for row in waves),
+        "problems": sum(statuses.values()),
+        "statuses": statuses,
+        "examples": dict(sorted(examples.items())),
         "critic": total((row["critic"] for row in waves), asked),
         "failures": dict(failures),
         "base": {key: base[key] for key in MEASURED},

@@ -34,7 +34,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("clean")
     with FakeOllama(reply=solving) as server:
         summary = run(folder / "run", server.url, cache=str(folder / "cache.sqlite"))
-    assert summary["pairs"] > 10 and summary["critic"]["calls"] > 40
+    assert summary["examples"]["preference"] > 10 and summary["critic"]["calls"] > 40
     yield folder / "run"
 
 
@@ -100,9 +100,9 @@ def test_what_fails_for_good_is_recorded_and_all_else_goes_on(tmp_path: Path) ->
     for turn in (turn for row in episodes for turn in row["turns"] if turn["error"]):
         assert (turn["text"], turn["verdict"]) == ("", None)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    parts = ("solved_first", "solved_after", "bucket")
-    assert sum(summary[name] for name in parts) == summary["problems"] == 12
-    assert summary["pairs"] > 0
+    assert sum(summary["statuses"].values()) == summary["problems"] == 12
+    assert summary["statuses"]["failed"] == len(failed)
+    assert summary["examples"]["preference"] > 0
 
 
 def shown(problem: dict[str, Any]) -> str:

@@ -266,7 +266,7 @@ def test_kept_answers_are_those_that_would_be_generated(policy, tmp_path, genera
     asked = list(generated)
     assert keep(policy, tmp_path / "c", answers, spec) == first == without
     assert generated == asked  # nothing more
-    assert answers.report() == [f"{8 * spec.samples} answers are kept from an evaluation before"]
+    assert answers.report() == [f"{8 * spec.samples} answers were reused from the cache"]
     assert answers.report() == []
 
 

@@ -208,6 +208,7 @@ def test_the_rows_that_others_know(run: Path, tmp_path: Path) -> None:
         "reasonset": {"reasonset.jsonl": 3},
         "reflectevo": {"d_plus.jsonl": 2, "d_plus_minus.jsonl": 2},
     }
+    assert all(list(counts) == sorted(counts) for counts in files.values())
     info = json.loads((run / "export/sharegpt/dataset_info.json").read_text())
     assert {name: info[name]["file_name"] for name in info} == {
         "sft": "sft.jsonl", "preference": "preference.jsonl"}  # fmt: skip

@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS: list[set[str]] = [
     {"errors"},
     {"records", "settings", "seeds", "templates", "cachedir", "cachefile"},
-    {"texts", "fields"},
+    {"texts", "fields", "standing"},
     {"prompts", "methods"},
     {"reflections"},
     {"tables", "wording"},
@@ -53,7 +53,7 @@ LAYERS: list[set[str]] = [
     {"exams"},
     {"strategies", "compare", "tiny", "fuse"},
     {"unpaired", "served", "chains_eval"},
-    {"plots", "story", "comparison_view", "rescore", "scoreboard"},
+    {"plots", "story", "totals", "comparison_view", "rescore", "scoreboard"},
     {"exports"},
     {"lineup", "retries"},
     {"quick", "solve", "summary", "measuring"},
@@ -67,7 +67,7 @@ LAYERS: list[set[str]] = [
 # Nothing but data in, data out: no model, no network, no run directory.
 PURE = ("records", "settings", "tables", "recipe", "plans", "seeds", "prompts", "templates",
         "wording", "pairs", "quality", "stats", "sentences", "sequential", "tasks", "errors", "job",
-        "decontaminate", "reflections")  # fmt: skip
+        "decontaminate", "reflections", "standing")  # fmt: skip
 HEAVY = {"mlx", "mlx_lm", "transformers", "pydantic", "matplotlib", "numpy", "scipy", "datasets",
          "huggingface_hub", "ollama", "httpx", "tenacity", "boto3", "botocore",
          "bm25s"}  # fmt: skip

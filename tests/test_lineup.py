@@ -152,9 +152,9 @@ def test_what_was_answered_before_is_reused_and_said(
     shell: Shell, tiny_random: Path  # noqa: F811
 ) -> None:  # fmt: skip
     ask = ["eval", *SHORT, "--model", tiny_random, "--json", "--out"]
-    assert "kept" not in shell.works(*ask, "a").err
-    assert "8 answers are kept from an evaluation before" in shell.works(*ask, "b").err
-    assert "kept" not in shell.works(*ask, "c", "--cache", "off").err
+    assert "reused" not in shell.works(*ask, "a").err
+    assert "8 answers were reused from the cache" in shell.works(*ask, "b").err
+    assert "reused" not in shell.works(*ask, "c", "--cache", "off").err
     first, *others = (answered(shell.folder / name) for name in "abc")
     assert others == [first, first]
 
@@ -162,9 +162,9 @@ def test_what_was_answered_before_is_reused_and_said(
 @pytest.mark.slow
 def test_a_run_reuses_its_base(shell: Shell) -> None:  # noqa: F811
     run = ["run", "quickstart", *shell.small, "--json", "--run-dir"]
-    assert "are kept" not in shell.works(*run, "first").err
+    assert "reused" not in shell.works(*run, "first").err
     done = shell.works(*run, "second", *sets("train.lr=1e-3"))
-    assert "base: 6 answers are kept" in done.err and "trained: 6 answers" not in done.err
+    assert "base: 6 answers were reused" in done.err and "trained: 6 answers" not in done.err
     one, other = (snapshot(shell.folder / name / "eval" / "base") for name in ("first", "second"))
     assert one == other
 

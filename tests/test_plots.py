@@ -27,6 +27,13 @@ def wave(number: int, **over: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def unlisted(number: int, **over: Any) -> dict[str, Any]:
+    """A wave of a method without a bucket list."""
+    row = wave(number, verifications=0, **over)
+    del row["bucket"]
+    return row
+
+
 def step(number: int, objective: str = "dpo", **over: Any) -> dict[str, Any]:
     dpo = objective == "dpo"
     return {
@@ -52,10 +59,6 @@ def figure_of(draw: Any, *data: Any) -> Figure:
     return figure
 
 
-def words(figure: Figure) -> str:
-    return " ".join(text.get_text() for text in figure.texts)
-
-
 ARMS = {
     "base": {"n": 200, "accuracy": 0.4, "ci_low": 0.335, "ci_high": 0.469},
     "trained": {"n": 200, "accuracy": 0.55, "ci_low": 0.481, "ci_high": 0.617},
@@ -63,24 +66,38 @@ ARMS = {
 SHAPES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "whole": ([*(step(i) for i in range(40)), *(step(i, "sft") for i in range(9)),
                *(wave(i) for i in range(20)), wave(20, stage="bucket", tier="advanced")], ARMS),
-    "one wave, one step": ([step(1), wave(0)], ARMS),
-    "no step": ([wave(0), wave(1)], ARMS),
+    "one wave, one step": ([step(1), unlisted(0)], ARMS),
+    "no step": ([unlisted(0), unlisted(1)], ARMS),
+    "phases of pairs": ([step(1, "orpo", margin=0.1, accuracy=0.5),
+                         step(2, "exo_pair", margin=0.2, accuracy=1.0), unlisted(0)], ARMS),
     "no wave": ([step(1), step(2, "sft")], {}),
-    "sft alone": ([step(1, "sft"), wave(0)], {"base": ARMS["base"]}),
+    "sft alone": ([step(1, "sft"), unlisted(0)], {"base": ARMS["base"]}),
     "nothing": ([], {}),
-    "not a number": ([step(1, loss=math.nan), step(2), wave(0, problems=0)], {}),
+    "not a number": ([step(1, loss=math.nan), step(2), unlisted(0, problems=0)], {}),
     "only the bucket": ([wave(0, stage="bucket")], {}),
-    "all wrong": ([wave(0, first_correct=0, format_ok=0, solved=0, verifications=0)],
+    "all wrong": ([wave(0, first_correct=0, format_ok=0, solved=0, bucket=8)],
                   {"base": {"n": 3, "accuracy": 0.0}}),
 }  # fmt: skip
 
 
+LACKING = {
+    "whole": set(), "one wave, one step": {"bucket"}, "no step": {"loss", "margin", "bucket"},
+    "phases of pairs": {"bucket"}, "no wave": {"accuracy", "bucket", "comparison"},
+    "sft alone": {"margin", "bucket"}, "nothing": set(NAMES),
+    "not a number": {"accuracy", "bucket", "comparison"},
+    "only the bucket": {"accuracy", "loss", "margin", "comparison"},
+    "all wrong": {"loss", "margin"},
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_run_gets_its_five_pictures(tmp_path: Path, shape: str) -> None:
+def test_a_run_gets_the_pictures_that_show_something(tmp_path: Path, shape: str) -> None:
     rows, arms = SHAPES[shape]
     folder = run_dir(tmp_path, rows, arms)
     paths = plots.draw_plots(folder)
-    assert paths == [folder / "plots" / f"{name}.png" for name in NAMES]
+    wanted = [name for name in NAMES if name not in LACKING[shape]]
+    assert paths == [folder / "plots" / f"{name}.png" for name in wanted]
+    assert sorted(paths) == sorted((folder / "plots").iterdir())
     for path in paths:
         image = imread(path)
         assert image.shape[:2] == (540, 960)
@@ -129,6 +146,12 @@ def test_accuracy_is_of_fresh_problems_by_wave() -> None:
     assert list(drawn["solved after the wave"].get_ydata()) == [5 / 8, 5 / 16]
 
 
+def test_what_a_wave_solved_has_the_word_of_its_method() -> None:
+    for word, last in (("accepted", "accepted after the wave"), ("", "first format kept")):
+        (axis,) = figure_of(plots.draw_accuracy, [wave(0)], word).axes
+        assert axis.lines[-1].get_label() == last
+
+
 def test_accuracy_average_counts_problems_not_waves() -> None:
     waves = [wave(i, problems=1 + i % 2 * 9, first_correct=i % 2 * 9) for i in range(6)]
     (axis,) = figure_of(plots.draw_accuracy, waves).axes
@@ -159,8 +182,11 @@ def test_margin_leaves_sft_steps_out() -> None:
     assert list(upper.lines[0].get_xdata()) == [2, 3]
     assert list(upper.lines[0].get_ydata()) == [0.2, 0.3]
     assert list(lower.lines[0].get_ydata()) == [0.5, 1.0]
-    figure = figure_of(plots.draw_margin, [step(1, "sft")])
-    assert "no preference step was made" in words(figure)
+    phases = [step(1, "orpo", margin=0.5, accuracy=1.0),
+              step(2, "exo_pair", margin=0.7, accuracy=1.0)]  # fmt: skip
+    upper, _ = figure_of(plots.draw_margin, phases).axes
+    drawn = {line.get_label(): list(line.get_ydata()) for line in upper.lines[:2]}
+    assert drawn == {"chosen − rejected, exo_pair": [0.7], "chosen − rejected, orpo": [0.5]}
 
 
 def test_bucket_shows_size_passes_and_verifications() -> None:

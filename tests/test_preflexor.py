@@ -533,7 +533,7 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.slow
 def test_both_phases_and_the_policy_between_them(uninterrupted):
     summary = json.loads((uninterrupted / "summary.json").read_text())
-    assert summary["status"] == "finished" and summary["pairs"] > 0
+    assert summary["status"] == "finished" and summary["examples"]["preference"] > 0
     arms = {folder.name for folder in (uninterrupted / "eval").iterdir() if folder.is_dir()}
     assert arms == {"base", "phase-1", "trained"}
     waves = [row for row in read_rows(uninterrupted / "metrics.jsonl") if row["kind"] == "wave"]

@@ -59,7 +59,7 @@ def test_every_part_ran(finished):
     assert summary["problems"] == 4
     assert summary["critic"]["calls"] == len(chats) > 0
     assert summary["critic"]["failed"] == 0
-    assert summary["pairs"] > 0
+    assert summary["examples"]["preference"] > 0
     assert summary["base"]["n"] == summary["trained"]["n"] == 4
     roles = {turn["role"] for row in rows(run_dir / "episodes.jsonl") for turn in row["turns"]}
     assert roles == {"attempt", "critique", "rewrite", "verify"}
@@ -302,7 +302,7 @@ def test_preflexor_from_a_corpus(smollm2, tmp_path):
     assert summary["base"]["n"] == summary["trained"]["n"] == 2
     assert (run_dir / "eval" / "phase-1" / "results.json").is_file()
     examples = rows(run_dir / "examples.jsonl")
-    assert len(examples) == summary["pairs"] == 4
+    assert len(examples) == sum(summary["examples"].values()) == 4
     for row in examples:
         assert row["chosen"].startswith("<|thinking|>\nReasoning steps:\n")
         assert row["rejected_ids"]

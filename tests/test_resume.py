@@ -68,7 +68,7 @@ def uninterrupted(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("whole") / "run"
     subprocess.run(command(*arguments(run_dir, SHORT)), check=True, capture_output=True)
     found = contents(run_dir)
-    assert found["summary"]["pairs"] > 0
+    assert found["summary"]["examples"]["preference"] > 0
     assert b'"tier": "advanced"' in found["episodes.jsonl"]  # the bucket list was visited
     return found
 

@@ -3,15 +3,18 @@
 import json
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console, RenderableType
 
-from mlxreflect import show, story
+from mlxreflect import show, standing, story
+from mlxreflect.asked import asked_names
 from mlxreflect.errors import UserError
 from mlxreflect.prompts import attempt_messages
+from mlxreflect.recipe import load_recipe
 from mlxreflect.records import (
     Episode,
     Example,
@@ -85,8 +88,9 @@ def finish(path: Path) -> Path:
     arm = {"n": 10, "accuracy": 0.4, "ci_low": 0.168, "ci_high": 0.687, "format_rate": 0.9,
            "parse_failures": 1, "truncated": 2}  # fmt: skip
     summary = {
-        "status": "finished", "wall_seconds": 90.0, "problems": 2, "solved_first": 1,
-        "solved_after": 1, "bucket": 0, "pairs": 3, "failures": {"wrong_answer": 4},
+        "status": "finished", "wall_seconds": 90.0, "problems": 2,
+        "statuses": {"solved_first": 1, "solved": 1}, "examples": {"preference": 3, "sft": 4},
+        "failures": {"wrong_answer": 4},
         "critic": {"calls": 9, "cached": 5, "failed": 1},
         "base": arm, "trained": {**arm, "accuracy": 0.7}, "comparison": {"gains": 3},
     }  # fmt: skip
@@ -127,7 +131,8 @@ def test_a_finished_run(tmp_path: Path) -> None:
         "r3", "tiny", "finished", "Waves", "bucket", FIRST.id, SECOND.id,
         "numbers [3, 4, 5], target 35", "How many eggs? How many eggs?", "solved_first",
         "40.0%", "16.8% to 68.7%", "70.0%", "not significant.", str(run / "plots"), "loss.png",
-        "9 calls, 5 of them from the cache, 1 failed", "4 wrong answer", "1.5 min",
+        "solver: 9 calls, 5 of them from the cache, 1 failed", "4 wrong answer", "1.5 min",
+        "3 preference pairs, 4 SFT examples",
     ):  # fmt: skip
         assert part in text, part
     assert "resume" not in text
@@ -138,6 +143,116 @@ def test_counts_of_a_problem_are_over_its_episodes(tmp_path: Path) -> None:
     text = draw(show.show_run(make_run(tmp_path / "run", episodes)))
     (line,) = [line for line in text.splitlines() if FIRST.id in line]
     assert line.split()[-4:] == ["7", "4", "solved", "basic"]
+
+
+def test_problems_are_counted_as_their_last_episode_left_them() -> None:
+    """So that a count is the number of rows of `--status`."""
+    episodes = [
+        at_once(FIRST, "bucket"), at_once(SECOND), learned(FIRST, 1, 1), at_once(SECOND, "bucket"),
+        at_once(SECOND, wave=3),
+    ]  # fmt: skip
+    counts = standing.stand(map(to_row, episodes))
+    assert counts == {"solved_first": 1, "solved": 1}
+    for status in standing.STATUSES:
+        rows = [draw([show.show_problems(episodes, status)])]
+        assert sum(p.id in rows[0] for p in (FIRST, SECOND)) == counts.get(status, 0)
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("r3", {"right after training": "5 (solved)", "trained on, not verified": "3 (trained)"}),
+        ("rel", {"accepted at a later try": "5 (solved)"}),
+        ("preflexor", {"taught by the teacher": "3 (trained)"}),
+    ],
+)
+def test_what_came_out_right_says_who_wrote_it(method: str, said: dict[str, str]) -> None:
+    words = standing.in_words({"solved": 5, "trained": 3}, method)
+    assert said.items() <= words.items() and len(words) == 2
+
+
+def test_of_chains_the_first_answer_is_told_too(tmp_path: Path) -> None:
+    run = finish(make_run(tmp_path / "run", []))
+    chain = {"name": "Acc@t12", "acc_at": [0.28, 0.79], "gated": True, "right_to_wrong": 0,
+             "wrong_to_right": 51, "samples_mean": 5.0, "tokens_generated": 100.0,
+             "tokens_prefilled": 0.0, "failed": 0}  # fmt: skip
+    for arm in ("base", "trained"):
+        (run / "eval" / arm).mkdir(parents=True)
+        results = json.dumps({"n": 100, "accuracy": 0.79, "chain": chain})
+        (run / "eval" / arm / "results.json").write_text(results, encoding="utf-8")
+    text = " ".join(draw(show.show_summary(run)).split())
+    for arm in ("base", "trained"):
+        assert f"{arm}: 28.0% at the first answer, Acc@t12 79.0%" in text
+    assert text.count("the grader ends a chain") == 2
+
+
+def test_second_answers_are_a_row_an_arm_and_kind_of_retry(tmp_path: Path) -> None:
+    run = finish(make_run(tmp_path / "run", []))
+    arms, tests = [], []
+    for retry, gated in (("reflection", False), ("reflection", True), ("bare", False),
+                         ("bare", True)):  # fmt: skip
+        for arm, t2 in (("base", 0.25), ("trained", 0.5)):
+            arms.append({
+                "arm": arm, "retry": retry, "gated": gated, "n": 500, "acc_t1": 0.375,
+                "acc_t2": t2 + gated * 0.125, "wrong_to_right": 26,
+                "right_to_wrong": 0 if gated else 56, "failed": 0,
+            })  # fmt: skip
+        tests.append({"retry": retry, "gated": gated, "difference": 0.108, "ci_low": 0.066,
+                      "ci_high": 0.149, "gains": 86, "losses": 32, "p_exact": 6.9e-07})  # fmt: skip
+    retries = {"schema": "retries/1", "arms": arms, "comparisons": tests}
+    (run / "retries.json").write_text(json.dumps(retries), encoding="utf-8")
+    lines = [" ".join(line.split()) for line in draw(show.show_summary(run)).splitlines()]
+    assert [line for line in lines if "retry 37.5%" in line] == [
+        "base, reflection retry 37.5% 25.0% 26 56 37.5%",
+        "base, bare retry 37.5% 25.0% 26 56 37.5%",
+        "trained, reflection retry 37.5% 50.0% 26 56 62.5%",
+        "trained, bare retry 37.5% 50.0% 26 56 62.5%",
+    ]
+    said = (
+        "trained against base, bare retry, gated: +10.8 points (+6.6 to +14.9; 86 gained, 32 lost)"
+    )
+    assert sum(said in line for line in lines) == 1
+    assert sum(line.startswith("trained against base, ") for line in lines) == 4
+
+
+def test_only_r3_has_critics_to_tell_apart(tmp_path: Path) -> None:
+    for method in ("r3", "traces"):
+        run = make_run(tmp_path / method, [replace(at_once(FIRST), recipe=method)])
+        told = draw(show.show_problem(run, FIRST.id))
+        assert ("basic critic" in told) == (method == "r3")
+        assert ("basic" in draw(show.show_run(run))) == (method == "r3")
+
+
+def test_what_a_run_never_had_is_not_listed(tmp_path: Path) -> None:
+    run = finish(make_run(tmp_path / "run", [at_once(FIRST)]))
+    none = {"bucket": 0, "pairs": 0, "rewrites": 0, "verifications": 0}
+    append_rows(run / "metrics.jsonl", [wave_row(0, **none)])
+    summary = json.loads((run / "summary.json").read_text())
+    summary |= {"examples": {"group": 7}, "critic": {"calls": 0}}
+    (run / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    text = draw([show.show_waves(run), *show.show_summary(run)])
+    assert "trained on" in text and "7 groups of answers" in text
+    for absent in ("bucket", "pairs", "rewrites", "verify", "calls"):
+        assert absent not in text, absent
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "who"),
+    [
+        ("r3", [], "ollama:qwen2.5:7b"),
+        ("r3", ["r3.feedback=self"], "ollama:qwen2.5:7b and the policy itself"),
+        ("r3", ["r3.feedback=self", "r3.rewriter=self"], "the policy itself"),
+        ("r3", ["critic.advanced.model=big"],
+         "ollama:qwen2.5:7b (basic) and ollama:big (advanced)"),
+        ("rel", ["rel.writer=self"], "ollama:qwen2.5:7b and the policy itself"),
+        ("traces", ["traces.scorer=rules"], "none"),
+        ("reflectevo", [], "the policy itself"),
+        ("reflectevo", ["reflectevo.reflector=critic"], "ollama:qwen2.5:7b"),
+    ],
+)  # fmt: skip
+def test_the_header_names_who_is_asked(method: str, settings: list[str], who: str) -> None:
+    ollama = ["critic.provider=ollama", "critic.model=qwen2.5:7b"]
+    assert asked_names(load_recipe(method, [*ollama, *settings])) == who
 
 
 def test_a_run_that_died_shows_as_far_as_it_got(tmp_path: Path) -> None:

@@ -477,6 +477,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(point, outputs_of, tmp_p
         [sys.executable, DRIVER, point, str(KILLS[point]), *call], capture_output=True
     )
     assert killed.returncode == -9, killed.stderr
+    assert b"epoch 0, wave 1 (warm-up): " in killed.stdout  # told before it is evaluated
     assert not (tmp_path / "run" / "summary.json").exists()
     finish(tmp_path / "run")
     assert kept(tmp_path / "run") == kept(whole)

@@ -544,7 +544,8 @@ def test_json_is_one_object_of_a_real_process(shell: Shell, command: Command) ->
     assert "Traceback" not in done.err and "training: 3/3, loss" in done.err
     assert summary["adapter"] == "a folder/adapter"
     again = command.works("resume", "a folder", "--json")
-    assert (again.out, again.err) == (done.out, "")
+    told = "a folder was finished already; this is what it came to\n"
+    assert (again.out, again.err) == (done.out, told)
     error, hint = command.mistake(*made)
     assert (error, hint) == (
         "a folder is there already",
@@ -877,7 +878,8 @@ def test_resuming_what_is_finished_says_the_same(command: Command) -> None:
     done = command.works(*command.arguments("dpo", "out", *BRIEF))
     before = contents(command.folder / "out")
     again = command.works("resume", "out")
-    assert again.out == done.out[done.out.index("steps") :]
+    told = "out was finished already; this is what it came to\n"
+    assert again.out == told + done.out[done.out.index("steps") :]
     assert again.err == ""
     assert contents(command.folder / "out") == before
 

@@ -59,7 +59,12 @@ def export(run: Path, form: str, out: Path | None) -> dict[str, Any]:
         counts = write(first, rows, final, form)
     except OSError as error:
         raise UserError(f"{final}: {error.strerror}", "give another --out") from None
-    return {"schema": "export/1", "format": form, "out": str(final), "files": dict(counts)}
+    return {
+        "schema": "export/1",
+        "format": form,
+        "out": str(final),
+        "files": dict(sorted(counts.items())),
+    }
 
 
 def nothing(run: Path, form: str) -> UserError:

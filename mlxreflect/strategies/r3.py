@@ -153,7 +153,7 @@ class R3:
             if not unsolved:
                 break
             if self.chains is None:
-                self.status(f"critique and rewrite {number} of {len(unsolved)}")
+                self.status(f"critique and rewrite {number}, {len(unsolved)} problems")
             yield from self.critique_and_rewrite(unsolved, cycle, number)
             unsolved = [s for s in unsolved if not s.won]
             if self.recipe.r3.feedback == "self":  # its next round sees the last winner
@@ -223,7 +223,7 @@ class R3:
         """
         config, sft = self.recipe.r3, self.recipe.train.sft
         for shard, part in self.shards(stories):
-            self.status(f"verification {number} of {len(part)}")
+            self.status(f"verification {number}, {len(part)} problems")
             drawn = self.sample(part, "verify", number, config.verify_samples, shard)
             for story, samples in zip(part, drawn, strict=True):
                 turns = [story.add(replace(turn, parent=index(story.winner))) for turn in samples]

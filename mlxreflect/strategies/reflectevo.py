@@ -139,7 +139,9 @@ class ReflectEvo:
 
     def reflect(self, stories: list[Story]) -> None:
         """k reflections on each failure, and a retry on each that is of use."""
-        self.status(f"{self.config.reflections} reflections on each of {len(stories)}")
+        self.status(
+            f"{self.config.reflections} reflections on each of {len(stories)} wrong answers"
+        )
         made = self.replayed(stories) if self.stored else self.reflections(stories)
         added = [(s, s.add(self.judged(turn))) for s, turn in made]
         useful = [(s, turn) for s, turn in added if turn.error is None and turn.verdict is None]

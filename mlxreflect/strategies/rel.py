@@ -118,8 +118,8 @@ class Rel:
     def told(self) -> str:
         made, human = len(self.state.made), len(self.state.human)
         if self.wave.stage == "problems":
-            return f"{made} accepted so far"
-        return f"trained on {made} accepted" + (f" and {human} by people" if human else "")
+            return f"{made} different workings so far"
+        return f"trained on {made} workings" + (f" and {human} by people" if human else "")
 
     # ---- tries ----------------------------------------------------------------------------------
 
@@ -133,7 +133,7 @@ class Rel:
             story.current = story.add(turn)
         hinted = self.mark(stories, 1)
         for number in range(2, self.recipe.rel.tries + 1):
-            self.status(f"try {number} of {len(hinted)}")
+            self.status(f"try {number}, {len(hinted)} problems")
             written = self.write(hinted, number)
             hinted = self.mark(written, number)
         if self.recipe.rel.review:
@@ -224,7 +224,7 @@ class Rel:
 
     def tidy(self, stories: list[Story]) -> None:
         """A clean solution of each accepted working, kept beside it."""
-        self.status(f"review of {len(stories)}")
+        self.status(f"tidying {len(stories)} workings")
         at = self.at("self" if self.recipe.rel.writer == "self" else "basic", 0)
         moves = self.exchange.moves
         calls = [moves.integrate(s.problem, [self.text(s)], at) for s in stories]
