@@ -184,7 +184,9 @@ def show(
 
 @app.command()
 def solve(
-    question: Annotated[str, typer.Argument(help="In words; or a task's fields as a JSON object.")],
+    question: Annotated[
+        str, typer.Argument(help="In words, or a task's JSON; countdown: numbers 3 4 5, target 35.")
+    ],
     model: Annotated[str, typer.Option(help="Hub name, path, or tiny.")],
     adapter: Annotated[str, typer.Option(help="A LoRA folder to put on it.")] = "",
     critic: Annotated[
@@ -208,8 +210,11 @@ def solve(
     spec = solving.solve_spec(chosen, critic, rounds, integrate, set_ or [])
     problem, ui = solving.read_question(question, chosen), make_ui(as_json)
     policy = load_policy(PolicyConfig(model=model, adapter=adapter))
-    with ui.progress("solving") as bar:
+    with ui.progress("solving", 1) as bar:
         result = solving.solve(policy, chosen, problem, spec, bar.update_text)
+        bar.advance()
+        given = result["took"]["samples"]
+        bar.update_text(f"answers given: {given:.0f}, rounds at most: {spec.chain.rounds}")
     ui.result(result)
     if not as_json:
         for part in solving.render_solved(result):
