@@ -74,8 +74,8 @@ def test_right_workings_are_added_and_wrong_ones_are_not(tmp_path: Path) -> None
 
 
 LINE = st.sampled_from(
-    ["", "a", "### Answer", "  # question:", "\\### Question", "\\\\###### ANSWER ", " \\### Answer",
-     "\\a", "### Answers", "### Answer\u2028b"]
+    ["", "a", "### Answer", "  # question:", "\\### Question", "\\\\###### ANSWER ",
+     " \\### Answer", "\\a", "### Answers", "### Answer\u2028b"]
 )  # fmt: skip
 TEXT = st.lists(LINE, min_size=1).map(lambda lines: "\n".join(lines).strip() or "x")
 

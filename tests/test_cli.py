@@ -224,7 +224,16 @@ LIGHT: dict[str, tuple[list[str], str, str]] = {
     ),
     "wrong value": (
         ["run", "quickstart", "--set", "r3.wave=0"],
-        "--set r3.wave=0: r3.wave = 0: input should be greater", "correct r3.wave",
+        "--set r3.wave=0: r3.wave = 0: input should be greater",
+        "correct r3.wave, for example r3.wave=1",
+    ),
+    "a key without its table": (
+        ["run", "quickstart", "--set", "wave=4"],
+        "--set wave=4: unknown key wave", "did you mean r3.wave",
+    ),
+    "a value that is nearly one": (
+        ["run", "quickstart", "--set", "critic.provider=olama"],
+        "critic.provider = 'olama': input should be", 'did you mean critic.provider = "ollama"?',
     ),
     "line breaks in a value": (
         ["run", "quickstart", "--set", "r3.wave=\n\n\x1b[2J"],
