@@ -1,6 +1,7 @@
 """What two evaluations must share to be compared: tasks, questions, prompts, decoding, grading."""
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from mlxreflect.arms import Arm, Evaluation
@@ -51,18 +52,24 @@ def check_alike(a: Evaluation, b: Evaluation, differ: Sequence[str]) -> list[Dif
             "evaluate both on the same spec, limit and seed, and to the end",
         )
     if setup:
-        raise UserError(setup, hint_for(refused[0].key))
+        raise UserError(setup, hint_for([d.key for d in refused]))
     return [d for d in differences if d not in refused]
 
 
-def hint_for(key: str) -> str:
-    if key == "prompt_hash":
+def hint_for(keys: Sequence[str]) -> str:
+    """keys: that differ. One table that holds all of them is named, or each of them."""
+    asked = [key for key in keys if key != "prompt_hash"]
+    if not asked:
         return (
             "evaluate both with the same prompts; where only the models' chat templates differ: "
             "--differ prompt_hash"
         )
+    levels = zip(*(key.split(".") for key in asked), strict=False)
+    shared = ".".join(parts[0] for parts in takewhile(lambda parts: len({*parts}) == 1, levels))
+    names = [shared] if "." in shared else {bare(key): key for key in asked}.values()
+    given = " ".join(f"--differ {name}" for name in names)
     return (
-        f"evaluate both alike, or, where that is what you compare: --differ {key}; "
+        f"evaluate both alike, or, where that is what you compare: {given}; "
         "bare samples.jsonl files are compared regardless"
     )
 

@@ -37,7 +37,8 @@ def annotate(
     """Solve a training problem in your editor; what is right is added to your worked solutions.
 
     Write your working as it comes, with its wrong turns, and the final answer as
-    <answer>…</answer>. The critic writes it out, the task's grader looks at the answer.
+    <answer>…</answer> at its end. The critic writes it out, or with --no-expand it is kept in your
+    own words; the task's grader looks at the answer.
     """
     from mlxreflect.exams import clean
     from mlxreflect.recipe import load_recipe
@@ -124,7 +125,8 @@ def written_out(recipe: "Recipe", problem: "Problem", notes: str, expand: bool) 
     if expand:
         turn = expanded(recipe, problem, notes)
     else:
-        turn = Turn(-1, None, "attempt", "human", [], solution_of(notes, recipe))
+        fault = None if has_answer(notes, recipe) else "no <answer>…</answer> at its end"
+        turn = Turn(-1, None, "attempt", "human", [], solution_of(notes, recipe), error=fault)
     return turn if turn.error else graded(recipe, get_task(recipe.task.name), problem, turn)
 
 
@@ -157,6 +159,12 @@ def solution_of(notes: str, recipe: "Recipe") -> str:
     start, end = TAGS[recipe.prompt.tags]
     thought, opening, answer = notes.rpartition(ANSWER[0])
     return f"{start}\n{thought.strip()}\n{end}\n{opening}{answer.strip()}" if opening else notes
+
+
+def has_answer(notes: str, recipe: "Recipe") -> bool:
+    from mlxreflect.prompts import parse_response
+
+    return parse_response(notes, recipe.prompt.tags, recipe.prompt.style).answer is not None
 
 
 def worked_of(turn: "Turn", recipe: "Recipe", question: str, gold: str | None) -> Any:

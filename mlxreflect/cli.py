@@ -24,13 +24,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+RECIPES = "A TOML file, or quickstart, r3, rel, preflexor, reflectevo, traces."
+
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="A TOML file or a bundled name: quickstart, r3.")],
+    recipe: Annotated[str, typer.Argument(help=RECIPES)],
     set_: Set = None,
     run_dir: Annotated[Path | None, typer.Option(help="Where to; default: under runs/.")] = None,
-    dry_run: Annotated[bool, typer.Option(help="Show the recipe and prompts, do nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Show recipe, prompts and costs; train nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a recipe: learn from its problems, then compare base and trained."""
@@ -44,8 +48,13 @@ def run(
     require_mlx()
     if dry_run:
         from mlxreflect.dry import dry
+        from mlxreflect.recipe import dump_recipe
 
-        ui.result(dry(loaded)) if as_json else ui.line(dry(loaded)["text"])
+        if as_json:
+            ui.result(dry(loaded))
+        else:
+            ui.line(dump_recipe(loaded))  # also where the data cannot be loaded
+            ui.line(dry(loaded)["text"])
         return
     from mlxreflect.run import Run
 
@@ -184,7 +193,9 @@ def show(
 
 @app.command()
 def solve(
-    question: Annotated[str, typer.Argument(help="In words; or a task's fields as a JSON object.")],
+    question: Annotated[
+        str, typer.Argument(help="In words, or a task's JSON; countdown: numbers 3 4 5, target 35.")
+    ],
     model: Annotated[str, typer.Option(help="Hub name, path, or tiny.")],
     adapter: Annotated[str, typer.Option(help="A LoRA folder to put on it.")] = "",
     critic: Annotated[
@@ -208,8 +219,11 @@ def solve(
     spec = solving.solve_spec(chosen, critic, rounds, integrate, set_ or [])
     problem, ui = solving.read_question(question, chosen), make_ui(as_json)
     policy = load_policy(PolicyConfig(model=model, adapter=adapter))
-    with ui.progress("solving") as bar:
+    with ui.progress("solving", 1) as bar:
         result = solving.solve(policy, chosen, problem, spec, bar.update_text)
+        bar.advance()
+        given = result["took"]["samples"]
+        bar.update_text(f"answers given: {given:.0f}, rounds at most: {spec.chain.rounds}")
     ui.result(result)
     if not as_json:
         for part in solving.render_solved(result):

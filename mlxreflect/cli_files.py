@@ -68,7 +68,7 @@ def init(
         reply: str = typer.prompt(safe_text(label), default=suggested)
         return reply.strip()
 
-    choices = settle(Asker(given, ask if asks else None, yes), ui.line)
+    choices = settle(Asker(given, ask if asks else None, yes, ui.line))
     place = out or place_of(choices)
     refuse_to_overwrite(place, force)
     result = write_recipe(choices, place)

@@ -3,13 +3,14 @@
 import re
 import tomllib
 from dataclasses import dataclass
+from itertools import dropwhile
 from typing import Any, get_args
 
 from mlxreflect.asked import asked_tiers
 from mlxreflect.consistency import MODELS
 from mlxreflect.errors import UserError
 from mlxreflect.recipe import load_recipe
-from mlxreflect.settings import bundled, toml_value
+from mlxreflect.settings import bundled, flatten, toml_value
 
 Keys = dict[str, Any]  # dotted key → value; None takes the key out, and a table's keys with it
 
@@ -18,6 +19,10 @@ COLUMNS = ("question", "answer", "answer_type")
 OF_TASK = ("source", "config", "split", *COLUMNS, "numbers", "words")
 OF_CRITIC = ("provider", "model", "base_url", "key_env", "region", "profile", "price_in",
              "price_out")  # fmt: skip
+OF_SERVER = ("num_ctx", "concurrency")  # of [critic], what the solver has no use for
+# Of a quick profile, what a person chooses.
+CHOSEN = ("policy.model", "task.name", "task.numbers", "critic.provider", "critic.model",
+          "eval.spec")  # fmt: skip
 # Addresses that take OpenAI's requests ("": its own), by the variable that holds a key for them.
 HOSTS = {"OPENAI_API_KEY": "", "OPENROUTER_API_KEY": "https://openrouter.ai/api/v1"}
 HEADER = re.compile(r"\s*\[+([^\[\]]+)\]")
@@ -46,12 +51,37 @@ def draft(choices: Choices) -> str:
     """The text of the recipe. Raises UserError where the method has no such critic."""
     text = bundled("recipes")[choices.strategy].read_text(encoding="utf-8")
     tree = tomllib.loads(text)
-    keys = {"policy.model": choices.model, **task_keys(choices, tree), **critic_keys(choices)}
-    head = (
-        f"# Written by `mlxreflect init` from the bundled recipe {choices.strategy}. The comments "
-        "are that one's;\n# what was chosen may differ from the models and tasks they name.\n#\n"
-    )
-    return head + edit(text, keys)
+    keys = {
+        **quick_keys(choices, tree), "policy.model": choices.model, **task_keys(choices, tree),
+        **critic_keys(choices),
+    }  # fmt: skip
+    return heading(choices, tree) + edit(without_heading(text), keys)
+
+
+def heading(choices: Choices, tree: dict[str, Any]) -> str:
+    """Where the recipe is from. What the bundled one says of itself holds for its choices alone."""
+    said = f"# Written by `mlxreflect init` from the bundled recipe {choices.strategy}"
+    if choices.model == "tiny":
+        return f"{said}, with the values of its\n# quick profile. The comments are that one's.\n"
+    return f"{said}. The comments are that\n# one's; constants are for {tree['policy']['model']}.\n"
+
+
+def without_heading(text: str) -> str:
+    lines = text.splitlines(keepends=True)
+    return "".join(dropwhile(lambda line: line.startswith("#"), lines))
+
+
+def quick_keys(choices: Choices, tree: dict[str, Any]) -> Keys:
+    """What the embedded policy wants: the quick profile's values, and then no profile is left."""
+    if choices.model != "tiny":
+        return {}
+    usual = flatten(tree)
+    quick = {
+        key: value
+        for key, value in flatten(tree["profiles"]["quick"]).items()
+        if key not in CHOSEN and (choices.critic == "self" or usual.get(key) != "critic")
+    }
+    return {**quick, **{f"profiles.{name}": None for name in tree["profiles"]}}
 
 
 def task_keys(choices: Choices, tree: dict[str, Any]) -> Keys:
@@ -73,13 +103,13 @@ def critic_keys(choices: Choices) -> Keys:
     keys: Keys
     provider, _, model = choices.critic.partition(":")
     if provider == "self":
-        keys = self_keys(choices.strategy)
-        if not keys:
+        alone = self_keys(choices.strategy)
+        if alone is None:
             raise UserError(
                 f"--critic self: {choices.strategy} cannot do without a critic",
                 "give one: --critic ollama:NAME",
             )
-        return keys
+        return alone
     if provider not in ("solver", *MODELS):
         raise UserError(
             f"--critic {choices.critic}: no such critic",
@@ -88,7 +118,7 @@ def critic_keys(choices: Choices) -> Keys:
     keys = {f"critic{t}.{k}": None for t in ("", ".advanced", ".judge") for k in OF_CRITIC}
     keys["critic.provider"] = provider
     if provider == "solver":
-        return keys
+        return keys | {f"critic.{name}": None for name in OF_SERVER}
     keys["critic.model"] = model or MODELS[provider]
     if choices.base_url:
         keys["critic.base_url"] = choices.base_url
@@ -98,8 +128,8 @@ def critic_keys(choices: Choices) -> Keys:
     return keys
 
 
-def self_keys(strategy: str) -> Keys:
-    """What makes a method do without a critic; nothing where it cannot."""
+def self_keys(strategy: str) -> Keys | None:
+    """What makes a method do without a critic: {} where it asks none, None where it cannot."""
     usual = load_recipe(strategy)
     table = getattr(usual, strategy)
     keys = {}
@@ -108,7 +138,7 @@ def self_keys(strategy: str) -> Keys:
         if getattr(table, name) == "critic" and others:
             keys[name] = others[0]
     alone = usual.model_copy(update={strategy: table.model_copy(update=keys)})
-    return {} if asked_tiers(alone) else {f"{strategy}.{name}": keys[name] for name in keys}
+    return None if asked_tiers(alone) else {f"{strategy}.{name}": keys[name] for name in keys}
 
 
 # ---- TOML with its comments ----------------------------------------------------------------------

@@ -8,7 +8,7 @@ from mlxreflect.estimate import estimate
 from mlxreflect.exams import clean
 from mlxreflect.plans import PLANS
 from mlxreflect.prompts import rewrite_messages
-from mlxreflect.recipe import dump_recipe, resolved
+from mlxreflect.recipe import resolved
 from mlxreflect.records import Messages, Problem
 from mlxreflect.strategies.attempts import attempt_prompt
 from mlxreflect.strategies.moves import Moves
@@ -19,7 +19,7 @@ from mlxreflect.tasks.corpus import make_question
 
 
 def dry(recipe: Recipe) -> dict[str, Any]:
-    """Spends nothing, loads no model and asks no critic. text: all of it, for a person."""
+    """Spends nothing, loads no model and asks no critic. text: prompts and costs, for a person."""
     task = TASKS[recipe.task.name]
     cleaned = clean(recipe)
     problems = list(cleaned.problems.values())
@@ -27,7 +27,7 @@ def dry(recipe: Recipe) -> dict[str, Any]:
         problems = [make_question(passage, "(a question)") for passage in problems]
     roles = rendered(recipe, task, problems[0])
     found = estimate(recipe, task, problems)
-    text = [dump_recipe(recipe)]
+    text: list[str] = []
     for role, messages in roles.items():
         text.append(f"--- {role}")
         text += [f"[{m['role']}]\n{m['content']}" for m in messages]

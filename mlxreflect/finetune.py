@@ -100,7 +100,9 @@ def encode(
         reason = error.message
     where = str(example.source.get("row") or example.source or "a row")
     if bad_row == "fatal":
-        raise UserError(f"{where}: {reason}", "correct or delete that row, or skip bad rows")
+        raise UserError(
+            f"{where}: {reason}", "correct or delete that row, or set data.bad_row=skip"
+        )
     bad.append(BadRow(where, reason))
     return None
 

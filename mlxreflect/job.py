@@ -71,7 +71,7 @@ class JobTrain(Fitting):
 
 class Job(Table):
     objective: Literal["sft", "dpo", "ipo", "exo_pair", "orpo", "grpo"] = "sft"
-    seed: int = 0
+    seed: Count = 0
     tags: Literal["think", "reasoning", "preflexor"] = "think"  # what train.mask goes by
     policy: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

@@ -25,6 +25,7 @@ from mlxreflect.evaluate import eval_problems
 from mlxreflect.exams import clean, keep_rows
 from mlxreflect.measuring import Measuring
 from mlxreflect.policy import device_name, load_policy, weights_hash
+from mlxreflect.prompts import TAGS
 from mlxreflect.recipe import eval_spec
 from mlxreflect.records import read_rows, to_row
 from mlxreflect.run import Run
@@ -41,6 +42,8 @@ from mlxreflect.train.network import parameters
 from mlxreflect.train.references import References
 from mlxreflect.train.trainer import Trainer
 from mlxreflect.ui import Ui
+
+FEW = 4  # fewer attempts say nothing of whether the policy knows the format
 
 
 def execute(run: Run, ui: Ui) -> dict[str, Any]:
@@ -173,6 +176,8 @@ def play_waves(
             played = strategy.play(wave)
             figures = {**played.figures, "seconds": round(time.monotonic() - begun, 3)}
             ui.line(describe_wave(figures, solved_word(run.recipe.strategy)))
+            if fault := no_format(figures, run.recipe.prompt.tags):
+                ui.line(fault)
             if played.arm:  # before the commit: a run stopped in it does the wave again
                 measure(played.arm)
             commit(
@@ -236,6 +241,19 @@ def describe_wave(figures: dict[str, Any], solved: str) -> str:
     parts += [f"{figures['seconds']:.1f} s"]
     at = f"epoch {figures['epoch']}, wave {figures['number']} ({figures['stage']})"
     return f"{at}: {', '.join(parts)}"
+
+
+def no_format(figures: dict[str, Any], tags: str) -> str:
+    """What to do where no attempt of the first wave keeps the format; empty where one does."""
+    attempts = sum(figures["failures"].values())  # all of them, where none keeps it
+    if figures["number"] or figures["format_ok"] or attempts < FEW:
+        return ""
+    start, end = TAGS[tags]
+    other = next(name for name in TAGS if name != tags)
+    return (
+        f"warning: none of {attempts} attempts keeps the format {start}…{end}, and so the policy "
+        f"can hardly learn: try --set prompt.tags={other}, or a larger policy.max_new_tokens"
+    )
 
 
 def keep_epoch(run: Run, epoch: int) -> None:

@@ -69,6 +69,8 @@ class Rounds:
         chains = [Chain(problem) for problem in problems]
         self.answer([Ask(c, "attempt", self.attempt(c.problem)) for c in chains], (*seed, 1))
         for number in range(2, self.config.rounds + 1):
+            if not open_chains(chains):
+                break
             if told:
                 told(f"round {number}: {len(open_chains(chains))} open")
             self.look(open_chains(chains), seed, number)

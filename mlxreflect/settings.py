@@ -105,6 +105,9 @@ def explain(
         table: Any = model
         for part in parts[:-1]:
             table = table.model_fields[part].annotation
+        if homes := [name for name in all_keys(model) if name.rpartition(".")[2] == parts[-1]]:
+            known = " or ".join(f"{prefix}.{name}".lstrip(".") for name in homes)
+            return UserError(f"{where}: unknown key {key}", f"did you mean {known}?")
         names = list(table.model_fields)
         near = difflib.get_close_matches(parts[-1], names, 1, cutoff=0.5)
         full = ".".join([*([prefix] if prefix else []), *parts[:-1], *near])
@@ -116,7 +119,33 @@ def explain(
         return UserError(f"{where}: {key} = {repr(fault['input'])[:80]}: it is a table",
                          f"set one of its keys: {key}.KEY")  # fmt: skip
     reason = fault["msg"][0].lower() + fault["msg"][1:]
-    return UserError(f"{where}: {key} = {repr(fault['input'])[:80]}: {reason}", f"correct {key}")
+    hint = value_hint(key, parts, model, fault)
+    return UserError(f"{where}: {key} = {repr(fault['input'])[:80]}: {reason}", hint)
+
+
+def value_hint(key: str, parts: Sequence[str], model: type[BaseModel], fault: Any) -> str:
+    """The nearest of the values there are, or the usual value as an example."""
+    if fault["type"] == "literal_error":
+        values = re.findall("'([^']*)'", fault["ctx"]["expected"])
+        near = difflib.get_close_matches(str(fault["input"]), values, 1, cutoff=0.5)
+        return f'did you mean {key} = "{near[0]}"?' if near else f"correct {key}"
+    usual = all_keys(model).get(".".join(parts))
+    example = f", for example {key}={toml_value(usual)}" if usual not in (None, "", [], {}) else ""
+    return f"correct {key}{example}"
+
+
+def all_keys(model: type[BaseModel]) -> dict[str, Any]:
+    """Each key of a table and of the tables in it, dotted, with its usual value; None: a table."""
+    keys: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        inner: Any = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys |= {name: None} | {f"{name}.{key}": v for key, v in all_keys(inner).items()}
+        else:
+            keys[name] = (
+                None if field.is_required() else field.get_default(call_default_factory=True)
+            )
+    return keys
 
 
 def overlap(one: str, other: str) -> bool:

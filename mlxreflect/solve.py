@@ -25,12 +25,16 @@ from mlxreflect.recursion import GIVEN, answer_of, figures
 from mlxreflect.rounds import Rounds
 from mlxreflect.settings import apply_settings, bundled, validate
 from mlxreflect.tables import EvalSpec
-from mlxreflect.tasks import find_rules, get_task
+from mlxreflect.tasks import TASKS, find_rules, get_task
 from mlxreflect.tasks.base import Grade, Task
 from mlxreflect.ui import safe_text
 from mlxreflect.wording import fetch_templates
 
-MOST_NUMBERS = 100  # characters of numbers that are read from a question in words
+# "numbers 3 5 7, target 22" as a problem shows itself, or without these words, the target last.
+PUZZLE = re.compile(
+    r"(?:numbers?\b:?\s*)?((?:[0-9]{1,6}[\s,;]+){2,20})(?:target\b:?\s*)?([0-9]{1,6})\.?",
+    re.IGNORECASE,
+)
 
 
 def ungraded(problem: Problem, text: str, tags: str = "think", style: str = "thinking") -> Grade:
@@ -55,9 +59,15 @@ QUESTION = Task(
 
 
 def countdown_fields(text: str) -> dict[str, Any]:
-    """ "numbers 3 5 7, target 22", or without these words, the target last."""
-    found = [int(digits) for digits in re.findall(r"[0-9]{1,6}", text[:MOST_NUMBERS])]
-    return {"numbers": found[:-1], "target": found[-1] if found else None}
+    """Raises UserError for what is no Countdown question."""
+    found = PUZZLE.fullmatch(text)
+    if not found:
+        raise UserError(
+            f"{text[:60]!r} is no Countdown question",
+            'write "numbers 3 4 5, target 35", or leave --task out',
+        )
+    numbers = [int(digits) for digits in re.findall("[0-9]+", found[1])]
+    return {"numbers": numbers, "target": int(found[2])}
 
 
 def in_words(text: str) -> dict[str, Any]:
@@ -125,6 +135,14 @@ def solve_spec(
     fetch_templates(apply_settings(tree, settings), place)
     spec = validate(EvalSpec, tree, place, settings)
     check_chain(spec)
+    solves = spec.chain.feedback == "critic" and spec.chain.critic.provider == "solver"
+    if solves and spec.chain.rounds > 1 and task.solver is None:
+        what = "a question in words" if task is QUESTION else f"the task {task.name}"
+        able = " or ".join(name for name, known in TASKS.items() if known.solver)
+        raise UserError(
+            f"--critic solver: {what} has no exact solver",
+            f"add --task {able}, or give another critic: --critic self",
+        )
     return spec
 
 

@@ -157,7 +157,7 @@ class EvalConfig(Table):
     spec: str = ""  # file or bundled name; empty: the task's own held-out problems
     source: str = ""  # other data for the spec, all of it
     limit: Count = 0  # 0: the spec's own
-    seed: int = 0  # order of the problems, and so which ones a limit takes
+    seed: Count = 0  # order of the problems, and so which ones a limit takes
     max_new_tokens: Count = 0  # 0: the policy's own
     direct: bool = False  # base and trained are also asked for the answer alone, without a thought
     # Training problems that occur in the evaluation are left out: by words in a row, too, or only
@@ -186,7 +186,7 @@ METHODS: tuple[Method, ...] = get_args(Method)  # each has a table of its name
 class Recipe(Table):
     strategy: Method = "r3"
     name: str = ""
-    seed: int = 0
+    seed: Count = 0
     limits: Limits = Limits()
     policy: PolicyConfig = PolicyConfig()
     prompt: PromptConfig = PromptConfig()
@@ -239,7 +239,7 @@ class EvalSpec(Table):
     quick: QuickConfig = QuickConfig()
     part: Literal["heldout", "dev", "train", "all"] = "heldout"
     limit: Count = 0
-    seed: int = 0
+    seed: Count = 0
     temperature: Annotated[float, Field(ge=0)] = 0.0
     top_p: Fraction = 1.0
     max_new_tokens: Positive = 1024

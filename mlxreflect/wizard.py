@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from mlxreflect.checks import find_model, ollama_models
 from mlxreflect.consistency import MODELS
-from mlxreflect.draft import HOSTS, Choices, draft, self_keys
+from mlxreflect.draft import HOSTS, Choices, critic_keys, draft, self_keys
 from mlxreflect.errors import UserError
 from mlxreflect.recipe import load_recipe
 from mlxreflect.records import write_atomic
@@ -26,6 +26,7 @@ from mlxreflect.tasks.rows import Row, column, is_path, rows_of_source
 
 Ask = Callable[[str, str], str]  # (what, suggestion) → reply
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 NEEDED = ("strategy", "task", "model", "critic")
 EXAMS = ("aime", "math500")  # evaluations alone: nothing to train on
@@ -47,12 +48,23 @@ class Asker:
     given: Mapping[str, str]
     ask: Ask | None
     yes: bool
+    say: Say
 
-    def choose(self, name: str, label: str, suggested: str) -> str:
-        return self.given[name] or (self.ask(label, suggested) if self.ask else suggested)
+    def choose(self, name: str, label: str, suggested: str, read: Callable[[str], T]) -> T:
+        """What `read` makes of what is given, replied or suggested.
+
+        A reply that it refuses is asked for again. Raises UserError for a flag that it refuses.
+        """
+        if self.given[name] or not self.ask:
+            return read(self.given[name] or suggested)
+        while True:
+            try:
+                return read(self.ask(label, suggested))
+            except UserError as error:
+                self.say(f"{error.message} ({error.hint})")
 
 
-def settle(asker: Asker, say: Say) -> Choices:
+def settle(asker: Asker) -> Choices:
     """All choices: as given, else as replied, else as suggested. Raises UserError."""
     missing = [f"--{name}" for name in NEEDED if not asker.given[name]]
     if missing and asker.ask is None and not asker.yes:
@@ -60,20 +72,29 @@ def settle(asker: Asker, say: Say) -> Choices:
             f"no terminal to ask in, and not given: {', '.join(missing)}",
             "give them, or --yes to take what is suggested",
         )
-    methods = recipes()
-    strategy = asker.choose("strategy", f"method ({', '.join(methods)})", "r3")
-    if strategy not in methods:
-        raise UserError(
-            f"--strategy {strategy}: no such method", f"choose from: {', '.join(methods)}"
-        )
+    methods = ", ".join(recipes())
+    strategy = asker.choose("strategy", f"method ({methods})", "r3", read_method)
     usual = load_recipe(strategy)
     known = ", ".join(name for name in TASKS if name not in (*EXAMS, "jsonl"))
-    named = asker.choose("task", f"task ({known}), or a file of yours", usual.task.name)
-    task = settle_task(named, asker)
-    model = asker.choose("model", "model (hub name or folder)", usual.policy.model)
-    find_model(model, "--model")
-    critic = settle_critic(task["task"], usual, asker, say)
+    label = f"task ({known}), or a file of yours"
+    named, rows = asker.choose("task", label, usual.task.name, read_task)
+    task = settle_data(named, rows, asker) if rows else {"task": named}
+    label = "model (hub name or folder)"
+    model = asker.choose("model", label, usual.policy.model, read_model)
+    critic = settle_critic(task["task"], usual, asker)
     return Choices(strategy, model, critic=critic.critic, base_url=critic.base_url, **task)
+
+
+def read_method(name: str) -> str:
+    known = recipes()
+    if name not in known:
+        raise UserError(f"--strategy {name}: no such method", f"choose from: {', '.join(known)}")
+    return name
+
+
+def read_model(name: str) -> str:
+    find_model(name, "--model")
+    return name
 
 
 def recipes() -> list[str]:
@@ -85,30 +106,39 @@ def recipes() -> list[str]:
 # ---- the task ------------------------------------------------------------------------------------
 
 
-def settle_task(named: str, asker: Asker) -> dict[str, str]:
-    """A bundled task's name, or what [task] has to say about data of one's own."""
+def read_task(named: str) -> tuple[str, list[Row]]:
+    """A bundled task's name without rows, or the first rows of data of one's own."""
     if named in EXAMS:
         raise UserError(f"--task {named} is an evaluation alone", "give another task, or a file")
     if named in TASKS or not (is_path(named) or "/" in named):
         get_task(named)
         if named == "jsonl":
             raise UserError("--task jsonl: no data", "give the file itself: --task FILE")
-        return {"task": named}
+        return named, []
     rows = list(islice(rows_of_source(named, "", "train", HINT), LOOKED_AT))
     if not rows:
         raise UserError(f"{named}: no rows", "give a data file that holds problems")
-    data = {"task": "jsonl", "source": named}
-    data["question"] = settle_column("question", QUESTIONS, named, rows, asker)
+    return named, rows
+
+
+def settle_data(source: str, rows: list[Row], asker: Asker) -> dict[str, str]:
+    """What [task] has to say about data of one's own."""
+    data = {"task": "jsonl", "source": source}
+    data["question"] = settle_column("question", QUESTIONS, source, rows, asker)
     puzzles = all({"numbers", "target"} <= row.values.keys() for row in rows)
     if puzzles and not asker.given["answer"]:
         likely = "countdown"
     else:
-        data["answer"] = settle_column("answer", ANSWERS, named, rows, asker)
+        data["answer"] = settle_column("answer", ANSWERS, source, rows, asker)
         likely = kind_of(rows, data["answer"])
-    kind = asker.choose("answer_type", f"answers are ({', '.join(KINDS)})", likely)
+    label = f"answers are ({', '.join(KINDS)})"
+    return {**data, "answer_type": asker.choose("answer_type", label, likely, read_kind)}
+
+
+def read_kind(kind: str) -> str:
     if kind not in KINDS:
         raise UserError(f"--answer-type {kind}: no such kind", f"give one of: {', '.join(KINDS)}")
-    return {**data, "answer_type": kind}
+    return kind
 
 
 def settle_column(
@@ -119,18 +149,22 @@ def settle_column(
     shown = f"{source}: its columns are: {', '.join(names)}"
     by_fold = {key.casefold(): key for key in names}
     guess = next((by_fold[one] for one in likely if one in by_fold), "")
-    chosen = asker.given[name] or (guess if guess == name or asker.yes else "")
-    if not chosen and asker.ask:
-        chosen = asker.ask(f"{shown}\nthe column that holds the {name}", guess or names[0])
-    if not chosen:
+
+    def read(chosen: str) -> str:
+        for row in rows:
+            try:
+                column(row, chosen, f"task.{name}")
+            except UserError as error:
+                raise UserError(error.message, f"add --{name} with one of them") from None
+        return chosen
+
+    if guess and (guess == name or asker.yes) and not asker.given[name]:
+        return read(guess)
+    if not asker.given[name] and not asker.ask:
         hint = f"add --{name} with one of them, such as --{name} {guess or names[0]}"
         raise UserError(f"{shown}; none is called {name}", hint)
-    for row in rows:
-        try:
-            column(row, chosen, f"task.{name}")
-        except UserError as error:
-            raise UserError(error.message, f"add --{name} with one of them") from None
-    return chosen
+    label = f"{shown}\nthe column that holds the {name}"
+    return asker.choose(name, label, guess or names[0], read)
 
 
 def kind_of(rows: list[Row], answer: str) -> str:
@@ -151,29 +185,46 @@ def fits(row: Row, answer: str, kind: str) -> bool:
 # ---- the critic ----------------------------------------------------------------------------------
 
 
-def settle_critic(task: str, usual: Recipe, asker: Asker, say: Say) -> Offer:
+def settle_critic(task: str, usual: Recipe, asker: Asker) -> Offer:
     """One of the critics that are here, by its number, or any other by its name."""
-    solver = TASKS[task].solver is not None
+    solver = has_solver(task, usual.strategy)
     offers = find_offers(solver, usual) if not asker.given["critic"] else key_offers()
+
+    def read(chosen: str) -> str:
+        if chosen.isdecimal() and 0 < int(chosen) <= len(offers):
+            chosen = offers[int(chosen) - 1].critic
+        if not chosen:
+            raise UserError(
+                f"{usual.strategy} needs a critic, and none was found",
+                "start one (ollama serve), or name it: --critic ollama:NAME",
+            )
+        if chosen == "solver" and not solver:
+            raise no_solver(task, usual.strategy)
+        critic_keys(Choices(usual.strategy, "", task, chosen))
+        return chosen
+
     if asker.ask and not asker.given["critic"]:
         for number, offer in enumerate(offers, 1):
-            say(f"  {number}  {offer.critic}: {offer.found}")
+            asker.say(f"  {number}  {offer.critic}: {offer.found}")
     first = offers[0].critic if offers else ""
-    chosen = asker.choose("critic", "critic (its number, or PROVIDER:MODEL)", first)
-    if chosen.isdecimal() and 0 < int(chosen) <= len(offers):
-        chosen = offers[int(chosen) - 1].critic
-    if not chosen:
-        raise UserError(
-            f"{usual.strategy} needs a critic, and none was found",
-            "start one (ollama serve), or name it: --critic ollama:NAME",
-        )
-    if chosen == "solver" and not solver:
-        raise UserError(
-            f"--critic solver: the task {task} has no exact solver",
-            "give another: --critic ollama:NAME, or --critic self",
-        )
+    chosen = asker.choose("critic", "critic (its number, or PROVIDER:MODEL)", first, read)
     address = next((offer.base_url for offer in offers if offer.critic == chosen), "")
     return Offer(chosen, "", asker.given["base_url"] or address)
+
+
+def has_solver(task: str, strategy: str) -> bool:
+    """Whether the task's exact solver can be the critic: traces asks for marks, and it has none."""
+    return TASKS[task].solver is not None and strategy != "traces"
+
+
+def no_solver(task: str, strategy: str) -> UserError:
+    if TASKS[task].solver is None:
+        fault = f"the task {task} has no exact solver"
+    else:
+        fault = f"{strategy} asks for marks, and the solver gives none"
+    able = {"traces": " (marks by rules)"}.get(strategy, "")
+    alone = f", or --critic self{able}" if self_keys(strategy) is not None else ""
+    return UserError(f"--critic solver: {fault}", f"give another: --critic ollama:NAME{alone}")
 
 
 def find_offers(solver: bool, usual: Recipe) -> list[Offer]:
@@ -183,8 +234,11 @@ def find_offers(solver: bool, usual: Recipe) -> list[Offer]:
         offers.append(Offer(f"bedrock:{MODELS['bedrock']}", "AWS credentials are here"))
     if solver:
         offers.append(Offer("solver", "the task's exact solver, in this process"))
-    if keys := self_keys(usual.strategy):
-        offers.append(Offer("self", f"no critic: {', '.join(f'{k} = {keys[k]}' for k in keys)}"))
+    alone = self_keys(usual.strategy)
+    if alone == {}:
+        return [Offer("self", "this method asks no critic"), *offers]
+    if alone:
+        offers.append(Offer("self", f"no critic: {', '.join(f'{k} = {alone[k]}' for k in alone)}"))
     return offers
 
 

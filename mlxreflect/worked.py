@@ -1,7 +1,8 @@
 """Worked solutions by people: files of them, read and added to.
 
 Markdown has blocks of `### Question` and `### Answer`, the final answer as <answer>…</answer> at
-the end of the latter. JSONL has ReasonSet's fields: problem, ground_truth, working_out and others.
+the end of the latter; a line of a text that reads like such a heading begins with a backslash,
+which is no part of it. JSONL has ReasonSet's fields: problem, ground_truth, working_out and others.
 """
 
 import re
@@ -80,7 +81,7 @@ def read_markdown(path: Path) -> Iterator[Worked]:
         )
         raise UserError(f"{path}{at}", "write `### Question` and `### Answer` above the two texts")
     ends = [number for number, _ in heads[1:]] + [len(lines)]
-    texts = ["\n".join(lines[number + 1 : end]).strip()
+    texts = ["\n".join(map(unescaped, lines[number + 1 : end])).strip()
              for (number, _), end in zip(heads, ends, strict=True)]  # fmt: skip
     for (number, _), question, answer in zip(heads[::2], texts[::2], texts[1::2], strict=True):
         yield Worked(
@@ -96,9 +97,24 @@ def add_worked(path: Path, worked: Worked) -> None:
         return
     before = path.read_text(encoding="utf-8").rstrip() + "\n\n" if path.exists() else ""
     body = worked.working.strip()
-    if parse_response(body, style="direct").answer is None:
+    if worked.gold is not None and parse_response(body, style="direct").answer is None:
         body += f"\n<answer>{worked.gold}</answer>"
-    write_atomic(path, f"{before}### Question\n{worked.question.strip()}\n\n### Answer\n{body}\n")
+    question = escaped(worked.question.strip())
+    write_atomic(path, f"{before}### Question\n{question}\n\n### Answer\n{escaped(body)}\n")
+
+
+def escaped(text: str) -> str:
+    """A text no line of which is a heading."""
+    return "\n".join(f"\\{line}" if is_like_heading(line) else line for line in text.splitlines())
+
+
+def unescaped(line: str) -> str:
+    return line[1:] if line.startswith("\\") and is_like_heading(line) else line
+
+
+def is_like_heading(line: str) -> bool:
+    """Whether it is a heading, or would be one without the backslashes that it begins with."""
+    return HEADING.fullmatch(line.lstrip("\\").strip()) is not None
 
 
 def reasonset_row(worked: Worked) -> dict[str, Any]:

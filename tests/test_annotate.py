@@ -3,13 +3,16 @@
 import json
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from fake_ollama import FakeOllama
+from hypothesis import given
+from hypothesis import strategies as st
 from test_cli import Done, Shell
 
-from mlxreflect.worked import read_worked
+from mlxreflect.worked import Worked, add_worked, read_worked
 
 
 def asked(shell: Shell, *more: str) -> Done:
@@ -68,3 +71,29 @@ def test_right_workings_are_added_and_wrong_ones_are_not(tmp_path: Path) -> None
     shell.env["EDITOR"] = "true"  # writes nothing
     done = asked(shell, "w.md", "--no-expand")
     assert done.code == 2 and "no working was written" in done.err
+
+
+LINE = st.sampled_from(
+    ["", "a", "### Answer", "  # question:", "\\### Question", "\\\\###### ANSWER ",
+     " \\### Answer", "\\a", "### Answers", "### Answer\u2028b"]
+)  # fmt: skip
+TEXT = st.lists(LINE, min_size=1).map(lambda lines: "\n".join(lines).strip() or "x")
+
+
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3))
+def test_whatever_a_text_says_the_file_can_be_read(texts: list[tuple[str, str]]) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "w.md"
+        for question, working in texts:
+            add_worked(path, Worked(question, working, None, ""))
+        found = [(worked.question, worked.working, worked.gold) for worked in read_worked(path)]
+    assert found == [(*("\n".join(text.splitlines()) for text in pair), None) for pair in texts]
+
+
+@pytest.mark.slow
+def test_a_working_without_an_answer_is_told_so(tmp_path: Path) -> None:
+    shell = Shell(tmp_path, tmp_path)
+    (shell.folder / "notes.txt").write_text("It is 7.")
+    done = asked(shell, "w.md", "--working", "notes.txt", "--no-expand")
+    assert done.code == 1 and "not kept: no <answer>…</answer> at its end" in done.out
+    assert not (shell.folder / "w.md").exists()

@@ -224,7 +224,24 @@ LIGHT: dict[str, tuple[list[str], str, str]] = {
     ),
     "wrong value": (
         ["run", "quickstart", "--set", "r3.wave=0"],
-        "--set r3.wave=0: r3.wave = 0: input should be greater", "correct r3.wave",
+        "--set r3.wave=0: r3.wave = 0: input should be greater",
+        "correct r3.wave, for example r3.wave=1",
+    ),
+    "more problems than are made": (
+        ["run", "quickstart", "--set", "eval.limit=100000000"],
+        "limit = 100000000: countdown makes at most 100000", "eval.limit",
+    ),
+    "a seed below 0": (
+        ["run", "quickstart", "--set", "seed=-1"],
+        "seed = -1: input should be greater than or equal to 0", "seed=0",
+    ),
+    "a key without its table": (
+        ["run", "quickstart", "--set", "wave=4"],
+        "--set wave=4: unknown key wave", "did you mean r3.wave",
+    ),
+    "a value that is nearly one": (
+        ["run", "quickstart", "--set", "critic.provider=olama"],
+        "critic.provider = 'olama': input should be", 'did you mean critic.provider = "ollama"?',
     ),
     "line breaks in a value": (
         ["run", "quickstart", "--set", "r3.wave=\n\n\x1b[2J"],
@@ -587,6 +604,13 @@ def test_dry_run_loads_nothing_and_writes_nothing(process: Shell, shell: Shell) 
         assert [m["role"] for m in messages] == ["system", "user"]
         assert "Numbers: " in messages[1]["content"]
     assert listing(process.folder) == set()
+
+
+def test_dry_run_shows_the_recipe_where_the_data_are_not_there(shell: Shell) -> None:
+    none = sets("task.name=jsonl", "task.source=none.jsonl", "eval.spec=", "r3.wave=17")
+    done = shell("run", "quickstart", *none, "--dry-run")
+    assert done.code == 2 and "none.jsonl" in done.err
+    assert "r3.wave = 17" in done.out
 
 
 def test_dry_run_of_the_users_own_problems(shell: Shell) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from mlxreflect.alike import hint_for
 from mlxreflect.arms import load_arm
 from mlxreflect.compare import compare
 from mlxreflect.comparison_view import render_comparison
@@ -249,3 +250,15 @@ def test_rendered_comparison_of_several_samples(tmp_path: Path) -> None:
     text = render(compare(a, b))
     assert "sign-flip p" in text
     assert "mid-p" not in text
+
+
+def test_the_hint_names_what_mends_it_at_once() -> None:
+    for keys, given in (
+        (["spec.chain.round", "spec.chain.feedback", "prompt_hash"], "--differ spec.chain;"),
+        (["spec.prompt.style"], "--differ spec.prompt.style;"),
+        (
+            ["spec.limit", "decoding.limit", "spec.seed"],
+            "--differ decoding.limit --differ spec.seed",
+        ),
+    ):
+        assert given in hint_for(keys)

@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 from test_cli import Shell
 from test_cli import shell as shell
 
+from mlxreflect.asked import asked_tiers
 from mlxreflect.draft import Choices, draft, edit
 from mlxreflect.dry import dry
 from mlxreflect.recipe import load_recipe
 from mlxreflect.settings import apply_settings, bundled, flatten
+from mlxreflect.tables import Critics
 from mlxreflect.wizard import find_offers, recipes
 
 FLAGS = ("--strategy", "r3", "--task", "countdown", "--model", "tiny", "--critic", "solver")
@@ -78,15 +80,37 @@ def test_by_flags(shell: Shell) -> None:
     assert load_recipe("a b/mine.toml").r3 == recipe.r3
 
 
-def test_every_comment_and_every_other_key_stays(shell: Shell) -> None:
-    shell.works("init", *FLAGS)
-    ours = Path("r3-countdown.toml").read_text(encoding="utf-8")
+def test_every_comment_of_a_key_and_every_other_key_stays() -> None:
     text = bundled("recipes")["r3"].read_text(encoding="utf-8")
-    comments = [line.partition("#")[2] for line in text.splitlines() if "#" in line]
+    body = text[text.index("strategy = ") :]
+    ours = draft(Choices("r3", "org/model", "countdown", "local:m"))
+    comments = [line.partition("#")[2] for line in body.splitlines() if "#" in line]
     assert comments and all(f"#{comment}" in ours for comment in comments)
+    head = ours[: ours.index("strategy = ")]
+    assert "bundled recipe r3" in head and "ollama pull" not in head and "GSM8K" not in head
     old, new = flatten(tomllib.loads(text)), flatten(tomllib.loads(ours))
     changed = {key for key in {**old, **new} if old.get(key) != new.get(key)}
     assert changed == {"policy.model", "task.name", "critic.provider", "critic.model", "eval.spec"}
+
+
+@pytest.mark.parametrize("method", recipes())
+def test_the_embedded_policy_gets_the_quick_profiles_values(method: str, tmp_path: Path) -> None:
+    """With those of a 1.5B model, and a format that it does not know, it would learn nothing."""
+    path = tmp_path / "x.toml"
+    critic = "self" if method == "traces" else "solver"
+    path.write_text(draft(Choices(method, "tiny", "countdown", critic)), encoding="utf-8")
+    ours, quick = load_recipe(str(path)), load_recipe(method, ["profile=quick"])
+    unlike = {"name": "", "critic": Critics()}
+    assert ours.model_copy(update=unlike) == quick.model_copy(update=unlike)
+    if critic == "solver":
+        assert (ours.critic.provider, ours.critic.model) == ("solver", "")
+    assert "profiles" not in tomllib.loads(path.read_text(encoding="utf-8"))
+    # On another task, and with a critic that gives marks.
+    path.write_text(draft(Choices(method, "tiny", "gsm8k", "ollama:m")), encoding="utf-8")
+    other = load_recipe(str(path))
+    assert (other.task.name, other.eval.spec, other.prompt.tags) == ("gsm8k", "gsm8k", "think")
+    assert other.critic.provider == "ollama"
+    assert method != "traces" or other.traces.scorer == "critic"
 
 
 def test_without_a_terminal_what_is_missing_is_named(shell: Shell) -> None:
@@ -144,7 +168,7 @@ def test_columns_of_other_names(shell: Shell) -> None:
     recipe = load_recipe("r3-my sums.toml")
     assert recipe.task.model_dump(exclude_defaults=True) == {
         "name": "jsonl", "source": "my sums.jsonl", "question": "Problem", "answer": "Result",
-        "limit": 700}  # fmt: skip
+        "limit": 400}  # fmt: skip
     assert recipe.eval.spec == ""
     assert "+ 1?" in dry(recipe)["text"]
 
@@ -206,7 +230,56 @@ def test_typed_replies(typed: Any, shell: Shell, monkeypatch: pytest.MonkeyPatch
     assert typed("", flags=FLAGS).code == 0  # nothing is left to ask
     done = typed("r3", "countdown", "tiny", "ollama:qwen2.5:7b", flags=("--out", "o.toml"))
     assert load_recipe("o.toml").critic.model == "qwen2.5:7b", done.err
-    assert typed("ppo").code == 2
+    assert typed("ppo").code == 1  # and nothing more is typed
+
+
+def test_a_mistyped_reply_is_asked_for_again(typed: Any, shell: Shell) -> None:
+    (shell.folder / "sums.jsonl").write_text(OWN)
+    done = typed(
+        "ppo", "r3", "gsm9k", "nowhere.jsonl", "sums.jsonl", "Problems", "Problem", "Result",
+        "numeral", "number", "./none", "tiny", "gpt", "solver", "self",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    for said in ("--strategy ppo: no such method", "no task 'gsm9k'", "nowhere.jsonl: no such",
+                 "no column 'Problems'", "--answer-type numeral", "--model = './none'",
+                 "--critic gpt: no such critic", "has no exact solver"):  # fmt: skip
+        assert said in done.out
+    recipe = load_recipe("r3-sums.toml")
+    assert (recipe.task.question, recipe.task.answer) == ("Problem", "Result")
+    done = typed("r3", "countdown", "tiny", "self", flags=("--answer-type", "number"))
+    assert done.code == 0, done.err
+    done = typed("r3", flags=("--strategy", "ppo"))  # a flag is not asked for again
+    assert done.code == 2 and "--strategy ppo" in done.err
+
+
+def test_a_method_that_asks_no_critic_needs_none(shell: Shell) -> None:
+    shell.works("init", "--strategy", "reflectevo", "--task", "gsm8k", "--model", "tiny",
+                "--critic", "self")  # fmt: skip
+    assert asked_tiers(load_recipe("reflectevo-gsm8k.toml")) == []
+    usual = load_recipe("reflectevo")
+    assert [offer.critic for offer in find_offers(True, usual)] == ["self", "solver"]
+    error, _ = shell.mistake("init", "--strategy", "preflexor", "--task", "gsm8k", "--model",
+                             "tiny", "--critic", "self")  # fmt: skip
+    assert "cannot do without a critic" in error
+
+
+def test_the_solver_gives_no_marks(shell: Shell) -> None:
+    shell.works("init", "--strategy", "traces", "--task", "countdown", "--yes")
+    assert load_recipe("traces-countdown.toml").traces.scorer == "rules"
+    error, hint = shell.mistake("init", "--strategy", "traces", "--task", "countdown", "--yes",
+                                "--critic", "solver", "--force")  # fmt: skip
+    assert "gives none" in error and "--critic self (marks by rules)" in hint
+
+
+@pytest.mark.slow
+def test_a_format_that_the_policy_does_not_know_is_said(shell: Shell) -> None:
+    shell.works("init", *FLAGS)
+    run = ("run", "r3-countdown.toml", "--set", "task.limit=8", "--set", "r3.epochs=1",
+           "--set", "eval.limit=8")  # fmt: skip
+    assert "warning" not in shell.works(*run).out
+    said = shell.works(*run, "--set", "prompt.tags=reasoning").out
+    assert "none of 8 attempts keeps the format <reasoning>…</reasoning>" in said
+    assert "--set prompt.tags=think" in said
 
 
 @pytest.mark.slow
@@ -247,11 +320,11 @@ def test_a_recipe_of_every_method_validates(method: str, critic: str, tmp_path: 
 
 def test_a_profile_on_another_task_goes_where_the_data_are_ones_own(tmp_path: Path) -> None:
     """It would read those data as its own; a judge's temperature stays, its model goes."""
-    own = Choices("r3", "tiny", "jsonl", "ollama:m", source="d.jsonl")
+    own = Choices("r3", "m", "jsonl", "ollama:m", source="d.jsonl")
     text = draft(own)
     assert [*tomllib.loads(text)["profiles"]] == ["look"]
     assert "offline" not in text and "--set profile=look" in text
-    assert "quick" in tomllib.loads(draft(Choices("r3", "tiny", "svamp", "ollama:m")))["profiles"]
+    assert "quick" in tomllib.loads(draft(Choices("r3", "m", "svamp", "ollama:m")))["profiles"]
     judge = '[critic.judge]\ntemperature = 0.0\nmodel = "other"\n'
     assert edit(judge, {"critic.judge.model": None}) == "[critic.judge]\ntemperature = 0.0\n"
 

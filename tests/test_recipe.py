@@ -242,7 +242,7 @@ def test_wrong_type_is_named_with_key_value_and_line(key: str, tmp_path: Path) -
     path = write(tmp_path, f"{header}\n\n{leaf} = {wrong}\n")
     error = refused(path)
     assert error.message.startswith(f"{path}, line 3: {key} = {shown}: input should be ")
-    assert error.hint == f"correct {key}"
+    assert error.hint.startswith(f"correct {key}")
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,13 @@ def shown(result: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize(
-    "question", ["numbers 3 5 7, target 22", "3 5 7 22", '{"numbers": [3, 5, 7], "target": 22}']
+    "question",
+    [
+        "numbers 3 5 7, target 22",
+        "3 5 7 22",
+        "Numbers: 3 5 7\nTarget: 22",
+        '{"numbers": [3, 5, 7], "target": 22}',
+    ],
 )
 def test_a_countdown_question_is_read_in_words_or_fields(question: str) -> None:
     assert read_question(question, TASK).fields == {"numbers": [3, 5, 7], "target": 22}
@@ -208,12 +214,20 @@ def test_a_countdown_question_is_read_in_words_or_fields(question: str) -> None:
 
 @pytest.mark.parametrize(
     ("question", "task"),
-    [("", ""), ("no numbers", "countdown"), ("{bad", "countdown"), ('{"words": 3}', "last_letter"),
+    [("", ""), ("no numbers", "countdown"), ("what is 2 plus 2", "countdown"), ("2 2", "countdown"),
+     ("{bad", "countdown"), ('{"words": 3}', "last_letter"),
      ("[" * 99999, "countdown"), ('{"question": ' + "[" * 99999, "gsm8k")],
 )  # fmt: skip
 def test_what_a_task_cannot_ask_is_a_users_mistake(question: str, task: str) -> None:
     with pytest.raises(UserError):
         read_question(question, find_task(task))
+
+
+def test_the_solver_criticises_no_question_in_words() -> None:
+    for task in ("", "gsm8k"):
+        with pytest.raises(UserError, match="no exact solver") as caught:
+            solve_spec(find_task(task), "solver", 2, False, [])
+        assert "--task countdown or arithmetic" in caught.value.hint
 
 
 def test_a_question_with_a_checkable_answer_stops_at_the_right_one(policy: Policy) -> None:

@@ -390,7 +390,7 @@ MISTAKES: dict[str, tuple[list[str], str, str]] = {
         "train.reference = 'base' needs LoRA", "train.reference to stage",
     ),
     "more held out than there is": (
-        ["dpo", "--set", "data.held_out=24"], "24 of 24 examples", "hold out fewer",
+        ["dpo", "--set", "data.held_out=24"], "24 of 24 examples", "data.held_out=0 holds out none",
     ),
     "a cache that is none": (
         ["dpo", "--set", "train.reference_cache=dpo.jsonl"], "dpo.jsonl: the reference cache is",

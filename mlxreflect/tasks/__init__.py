@@ -20,7 +20,7 @@ from mlxreflect.tasks import (
     math500,
     svamp,
 )
-from mlxreflect.tasks.base import Grader, Task
+from mlxreflect.tasks.base import Grader, Task, check_limit
 from mlxreflect.tasks.kinds import KINDS
 
 MODULES = (countdown, arithmetic, last_letter, gsm8k, svamp, aime, math500, logiqa, jsonl)
@@ -69,8 +69,11 @@ def find_rules(task: Task, name: str, kind: str = "") -> tuple[str, Grader]:
 
 
 def check_exam(spec: EvalSpec) -> None:
-    """Raises UserError for a spec whose task, or whose grading rules, there are not."""
-    find_rules(get_task(spec.task.name), spec.rules, spec.task.answer_type)
+    """Raises UserError for a spec whose task, grading rules or so many problems there are not."""
+    task = get_task(spec.task.name)
+    find_rules(task, spec.rules, spec.task.answer_type)
+    if task.generated and not spec.task.source:
+        check_limit(task.name, spec.limit)
 
 
 def training_problems(recipe: Recipe, held_out: Sequence[Problem]) -> dict[str, Problem]:

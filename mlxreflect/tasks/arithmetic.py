@@ -13,7 +13,7 @@ from mlxreflect.records import Problem, make_problem
 from mlxreflect.seeds import rng_for
 from mlxreflect.tables import TaskConfig
 from mlxreflect.tasks.arithmetic_solver import compute, finish, review
-from mlxreflect.tasks.base import Solver, Task
+from mlxreflect.tasks.base import Solver, Task, check_limit
 from mlxreflect.tasks.number_rules import NUMBER_RULES
 from mlxreflect.tasks.numbers import row_gold
 
@@ -60,6 +60,7 @@ def load(config: TaskConfig, part: str, seed: int) -> list[Problem]:
             f"task.source = {config.source!r}: arithmetic makes its own problems",
             'remove task.source, or set task.name = "jsonl"',
         )
+    check_limit("arithmetic", config.limit)
     rng = rng_for("arithmetic", part, seed if part == "train" else 0)
     found: dict[str, int] = {}
     while len(found) < (config.limit or DEFAULT_PROBLEMS):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
+from mlxreflect.errors import UserError
 from mlxreflect.records import Problem, Verdict
 from mlxreflect.tables import TaskConfig
 
@@ -86,3 +87,15 @@ class Task:
     solver: Solver | None = None
     generated: bool = False
     checkable: bool = False
+
+
+MOST = 100_000  # problems that are generated of a part; more would take minutes before a run begins
+
+
+def check_limit(name: str, limit: int) -> None:
+    """Raises UserError for more problems than are generated."""
+    if limit > MOST:
+        raise UserError(
+            f"limit = {limit}: {name} makes at most {MOST} problems of a part",
+            f"set task.limit, eval.limit or limit to at most {MOST}",
+        )

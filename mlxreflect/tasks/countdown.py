@@ -10,7 +10,7 @@ import random
 from mlxreflect.records import Problem, make_problem
 from mlxreflect.seeds import rng_for
 from mlxreflect.tables import TaskConfig
-from mlxreflect.tasks.base import Solver, Task
+from mlxreflect.tasks.base import Solver, Task, check_limit
 from mlxreflect.tasks.countdown_data import part_of, problem_of, problems_of_data
 from mlxreflect.tasks.countdown_rules import COUNTDOWN_RULES
 from mlxreflect.tasks.countdown_solver import finish, review
@@ -43,6 +43,7 @@ def load(config: TaskConfig, part: str, seed: int) -> list[Problem]:
     """
     if config.source:
         return problems_of_data(config, part)
+    check_limit("countdown", config.limit)
     rng = rng_for("countdown", part, 0 if part == "heldout" else seed)
     problems: list[Problem] = []
     seen: set[tuple[tuple[int, ...], int]] = set()

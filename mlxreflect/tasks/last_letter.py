@@ -15,7 +15,7 @@ from mlxreflect.prompts import parse_response
 from mlxreflect.records import Problem, Verdict, make_problem
 from mlxreflect.seeds import rng_for
 from mlxreflect.tables import TaskConfig
-from mlxreflect.tasks.base import Grade, Grader, Task
+from mlxreflect.tasks.base import Grade, Grader, Task, check_limit
 from mlxreflect.tasks.markers import answer_block, box, phrases
 from mlxreflect.tasks.strict import strict
 from mlxreflect.tasks.text import final_part
@@ -43,6 +43,7 @@ def load(config: TaskConfig, part: str, seed: int) -> list[Problem]:
             f"task.source = {config.source!r}: last_letter makes its own problems",
             'remove task.source, or set task.name = "jsonl"',
         )
+    check_limit("last_letter", config.limit)
     rng = rng_for("last_letter", part, seed if part == "train" else 0)
     found: dict[tuple[str, ...], Problem] = {}
     misses = 0

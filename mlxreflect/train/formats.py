@@ -77,7 +77,7 @@ def read_examples(
             found += examples_of(row, OBJECTIVES[objective], columns, turns, known)
         except Fault as fault:
             if bad_row == "fatal" and str(fault) != TORN:
-                hint = "correct or delete that row, or have bad rows skipped"
+                hint = "correct or delete that row, or set data.bad_row=skip"
                 raise UserError(f"{row.where}: {fault}", hint) from None
             bad.append(BadRow(row.where, str(fault)))
             causes.append(fault)
@@ -243,7 +243,7 @@ def split_examples(
         raise UserError(
             f"{wanted} of {len(examples)} examples, with {len(sizes)} different prompts, "
             "cannot be held out",
-            "hold out fewer or more, add rows, or hold out none",
+            "add rows, or set data.held_out to another number; data.held_out=0 holds out none",
         )
     sides: tuple[list[Example], list[Example]] = ([], [])
     for example, key in zip(examples, keys, strict=True):

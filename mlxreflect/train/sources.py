@@ -49,10 +49,13 @@ def file_of_split(folder: Path, split: str) -> Path:
     for ending in READERS:
         if (path := folder / f"{split}{ending}").is_file():
             return path
+    held = sorted(folder.iterdir())
+    files = [path for path in held if path.suffix in READERS and path.name.isprintable()]
+    such = f", such as {' or '.join(map(str, files[:3]))}" if files else ""
     raise UserError(
         f"{folder}: no {split}.jsonl in this folder; "
-        f"it holds: {listed(sorted(path.name for path in folder.iterdir()))}",
-        "give the path of a data file, or a split that has one",
+        f"it holds: {listed(path.name for path in held)}",
+        f"give the path of a data file{such}, or a split that has one",
     )
 
 
