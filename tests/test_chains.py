@@ -266,6 +266,7 @@ def test_too_many_failures_stop_a_wave_from_any_thread():
         play(strategy)
 
 
+@pytest.mark.slow
 def test_counts_are_those_of_all_threads():
     strategy = make(Remote(), problems=40, critic={"concurrency": 16}, policy={"batch": 64})
     (played,) = play(strategy)
@@ -308,6 +309,7 @@ def test_chains_take_turns():
     assert steps == sorted(steps)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_middle_of_a_wave(tmp_path):
     """A real process: half of the replies have come, the others never will."""
     answered = [None] * 8

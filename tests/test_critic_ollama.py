@@ -128,6 +128,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["close", "leave"])
 def test_ctrl_c_ends_the_process_promptly(end: str) -> None:
     """Two calls are out, four queue, and the server says nothing."""

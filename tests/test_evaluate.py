@@ -49,6 +49,7 @@ def test_a_cut_samples_file_is_completed_to_the_same_bytes(policy, tmp_path, cut
     assert path.read_bytes() == (tmp_path / "whole" / "samples.jsonl").read_bytes() == data
 
 
+@pytest.mark.slow
 def test_another_evaluation_in_the_same_folder_is_refused_by_the_key(policy, tmp_path):
     run(policy, tmp_path)
     with pytest.raises(UserError, match="decoding"):
@@ -270,6 +271,7 @@ def test_kept_answers_are_those_that_would_be_generated(policy, tmp_path, genera
     assert answers.report() == []
 
 
+@pytest.mark.slow
 def test_only_answers_to_the_same_are_reused(policy, load_random, tmp_path, generated):
     answers = Answers(tmp_path / "kept")
     keep(policy, tmp_path / "first", answers)

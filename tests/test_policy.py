@@ -416,6 +416,7 @@ def window_model() -> nn.Module:
     ))  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [mamba_model, hybrid_model, window_model])
 @pytest.mark.parametrize("samples", [1, 3])
 def test_other_kinds_of_cache(policy: Policy, make: Callable[[], nn.Module], samples: int) -> None:

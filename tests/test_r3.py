@@ -140,6 +140,7 @@ def test_verifications_open_further_cycles_with_the_failed_sample_as_rejected():
             assert turn.verdict.passed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted,status", [(1, "solved"), (4, "bucket")])
 def test_verify_pass_of_verify_samples(wanted, status):
     """Of four samples at temperature 1 rarely all are right, and often one is."""
@@ -155,6 +156,7 @@ def test_verify_pass_of_verify_samples(wanted, status):
         assert (episode.outcome.status == "solved") == (right >= wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode,expected", [(0, []), (1, ["winner"]), (2, ["verified"]),
                                            (3, ["winner", "verified"])])  # fmt: skip
 def test_sft_modes(mode, expected):
@@ -212,6 +214,7 @@ def test_the_bucket_list_is_for_the_advanced_critic():
     assert all(attempt.startswith("bucket/") for attempt in attempts)
 
 
+@pytest.mark.slow
 def test_forced_sft_trains_each_problem_on_its_own_winner():
     strategy = make(problems=5, policy={"max_new_tokens": 3}, train={"sft": {"lr": 1e-4}},
                     r3={"wave": 5, "verifications": 1, "bucket_every": 0, "sft_mode": 0,

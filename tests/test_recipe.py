@@ -327,7 +327,8 @@ def test_a_whole_number_is_a_float_too(tmp_path: Path) -> None:
         ("train.lr=1", 1.0),
         (" train.lr = 3e-4 ", 3e-4),
         ("train.lora.rank=4", 4),
-        ("seed=-1", -1),
+        ("seed=7", 7),
+        ("train.lora.layers=-1", -1),
         ('critic.advanced={model = "big"}', {"model": "big"}),
     ],
 )

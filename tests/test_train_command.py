@@ -163,6 +163,7 @@ def log_prob(model: Any, tokenizer: Any, prompt: str, text: str) -> float:
     return float(mx.take_along_axis(found, targets, axis=-1)[len(asked) - 1 :].sum().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", DEFAULTS)
 @pytest.mark.parametrize("name", ["tiny", "random"])
 def test_an_objective_trains_and_its_adapter_loads_in_mlx_lm(
@@ -613,6 +614,7 @@ def test_the_adapter_is_that_of_the_best_look(command: Command, noise: Path, key
     assert command.weights("out") != command.weights("out", "last")
 
 
+@pytest.mark.slow
 def test_patience_stops(command: Command, noise: Path) -> None:
     summary = command.train("sft", "out", *OVERFITTED, "train.patience=2", data=noise)
     looks = held_out(command.folder / "out")
@@ -625,6 +627,7 @@ def test_patience_stops(command: Command, noise: Path) -> None:
     assert "patience ended" in command.works("show", "out").out
 
 
+@pytest.mark.slow
 def test_patience_that_ends_with_the_last_step_stopped_nothing(
     command: Command, noise: Path
 ) -> None:
@@ -634,6 +637,7 @@ def test_patience_that_ends_with_the_last_step_stopped_nothing(
     assert command.train("dpo", "one", *OVERFITTED, "train.patience=1", data=noise)["steps"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("kept")
 def test_checkpoints_and_looks_are_made_when_asked(command: Command) -> None:
     command.train("dpo", "out", "train.batch=2", "train.eval_every=5", "train.save_every=4")
@@ -663,6 +667,7 @@ def test_nothing_held_out(command: Command) -> None:
 # ---- seeds ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["sft", "dpo", "grpo"])
 def test_a_seed_decides_every_byte(command: Command, objective: str) -> None:
     runs = {
@@ -696,6 +701,7 @@ def test_all_weights_are_trained(command: Command, make_model: Callable[..., Pat
         assert objective == "dpo" or gain > 0
 
 
+@pytest.mark.slow
 def test_the_reference_of_all_weights_is_no_second_copy(
     command: Command, make_model: Callable[..., Path]
 ) -> None:
