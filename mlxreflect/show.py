@@ -228,7 +228,7 @@ def show_training(summary: dict[str, Any]) -> RenderableType:
         f"{summary['skipped']} skipped",
     }
     if summary.get("decontaminated"):
-        shown["left out"] = told(summary["decontaminated"], "row")
+        shown["decontaminated"] = told(summary["decontaminated"], "row")
     before, after = summary["held_out_before"], summary["held_out_after"]
     moves = (
         (before, after, "held-out ") if before else (summary["first"], summary["last"], "step's ")

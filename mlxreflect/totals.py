@@ -25,7 +25,7 @@ def totals(run_dir: Path, summary: dict[str, Any], recipe: Recipe | None) -> dic
     named = {
         "problems": f"{summary.get('problems', 0)}{by}",
         **{f"  {name}": value for name, value in statuses.items()},
-        "left out": summary.get("decontaminated") and told(summary["decontaminated"]),
+        "decontaminated": summary.get("decontaminated") and told(summary["decontaminated"]),
         "trained on": ", ".join(trained) or None,
         **critic_lines(summary.get("critic") or {}, who),
         "errors of first attempts": ", ".join(kinds) or None,
