@@ -157,13 +157,13 @@ def test_samples_of_different_shards_are_different():
     strategy = make(Remote(), wrong=False, r3={"shard": 1})
     wave = strategy.next_wave()
     seeds = []
-    original = strategy.policy.generate
+    original = strategy.learning.policy.generate
 
     def generate(prompts, *, seed, **rest):
         seeds.append(seed)
         return original(prompts, seed=seed, **rest)
 
-    strategy.policy.generate = generate
+    strategy.learning.policy.generate = generate
     strategy.play(wave)
     assert len(set(seeds)) == len(seeds) == 5
 

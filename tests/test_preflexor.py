@@ -364,7 +364,7 @@ def test_phase_two_trains_answers_against_the_policy_of_phase_one():
     held = strategy.learning.held["reference"]
     assert lists(held) == after_one
     assert two.steps[0].margin == pytest.approx(0, abs=1e-4)
-    encoder, policy = strategy.learning.encoder, strategy.policy
+    encoder, policy = strategy.learning.encoder, strategy.learning.policy
     for example in two.examples:
         pair = encoder.encode(example)
         assert isinstance(pair, Pair)

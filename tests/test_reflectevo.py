@@ -440,22 +440,33 @@ def test_training_prompts_are_those_of_the_evaluation(tmp_path):
         recipe = strategy.recipe.model_copy(update={
             "prompt": strategy.recipe.prompt.model_copy(update={"templates": templates})
         })  # fmt: skip
-        mine = ReflectEvo(Hands(recipe, COUNTDOWN, strategy.policy, strategy.learning.trainer,
-                          strategy.exchange.critics, strategy.problems))  # fmt: skip
+        learning = strategy.learning
+        mine = ReflectEvo(Hands(recipe, COUNTDOWN, learning.policy, learning.trainer,
+                                strategy.exchange.critics, strategy.problems))  # fmt: skip
         wave, _ = play(mine)
         episode = next(e for e in wave.episodes if pairs.trials(e))
         trial = pairs.trials(episode)[0]
         spec = EvalSpec.model_validate({"task": {"name": "countdown"}, "max_new_tokens": 40})
-        retries = Retries(recipe, tmp_path, (mine.policy, COUNTDOWN, []), spec, Ui(quiet=True))
+        retries = Retries(
+            recipe, tmp_path, (mine.learning.policy, COUNTDOWN, []), spec, Ui(quiet=True)
+        )
         chain = Chain(episode.problem)
         chain.add(trial.attempt)
         two = Rounds(
-            mine.policy, COUNTDOWN, retries.spec_of("reflection", "base"), COUNTDOWN.grade, None
+            mine.learning.policy,
+            COUNTDOWN,
+            retries.spec_of("reflection", "base"),
+            COUNTDOWN.grade,
+            None,
         )
         asked = two.call(chain, "critique", (0,), 2)
         assert asked.messages == mine.reflect_prompt(episode.problem, trial.attempt.text)
         one = Rounds(
-            mine.policy, COUNTDOWN, retries.spec_of("reflection", "trained"), COUNTDOWN.grade, None
+            mine.learning.policy,
+            COUNTDOWN,
+            retries.spec_of("reflection", "trained"),
+            COUNTDOWN.grade,
+            None,
         )
         both = one.next_ask(chain, 2).messages
         assert both == mine.both_prompt(episode.problem, trial.attempt.text)

@@ -58,7 +58,7 @@ class Preflexor:
 
     def __init__(self, hands: Hands) -> None:
         recipe, task, policy, trainer, critics, problems = hands
-        self.recipe, self.problems, self.policy = recipe, problems, policy
+        self.recipe, self.problems = recipe, problems
         self.attempts = Attempts(recipe, task, policy)
         self.exchange = Exchange(recipe, task, critics)
         self.learning = Learning(recipe, policy, trainer)

@@ -77,8 +77,8 @@ class ReflectEvo:
 
     def __init__(self, hands: Hands) -> None:
         recipe, task, policy, trainer, critics, problems = hands
-        self.recipe, self.config, self.task = recipe, recipe.reflectevo, task
-        self.policy, self.problems = policy, problems
+        self.recipe, self.config = recipe, recipe.reflectevo
+        self.task, self.problems = task, problems
         self.attempts = Attempts(recipe, task, policy)
         self.exchange = Exchange(recipe, task, critics)
         self.learning = Learning(recipe, policy, trainer)

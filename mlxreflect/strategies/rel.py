@@ -64,7 +64,7 @@ class Rel:
 
     def __init__(self, hands: Hands) -> None:
         recipe, task, policy, trainer, critics, problems = hands
-        self.recipe, self.problems, self.policy, self.task = recipe, problems, policy, task
+        self.recipe, self.problems, self.task = recipe, problems, task
         self.attempts = Attempts(recipe, task, policy, "explore")
         self.exchange = Exchange(recipe, task, critics)
         self.learning = Learning(recipe, policy, trainer)
