@@ -149,7 +149,7 @@ def test_a_run_leaves_them_out_and_says_so(data: Path, shell: Shell) -> None:  #
     episodes = list(read_rows(data / "run" / "episodes.jsonl"))
     assert {row["problem"]["id"] for row in episodes} == set(expected.problems)
     shown = " ".join(shell.works("show", "run").out.split())
-    assert f"left out {expected.sentence()}" in shown
+    assert f"decontaminated {expected.sentence()}" in shown
     # Taken up again it lists the same, once.
     before = (data / "run" / "decontamination.jsonl").read_bytes()
     (data / "run" / "summary.json").unlink()
