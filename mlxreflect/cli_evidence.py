@@ -105,8 +105,8 @@ def eval_(
     check_quick(stops, quick=quick, other="--aa" if aa else "--cache" if cache else "")
     require_mlx()
     from mlxreflect.evaluate import find_spec
+    from mlxreflect.evidence.scoreboard import show_arms
     from mlxreflect.lineup import answer_all, line_up
-    from mlxreflect.scoreboard import show_arms
     from mlxreflect.served import ServedModel
 
     ui, found = make_ui(as_json), find_spec(spec, limit, source, [*(set_ or []), *stops])
@@ -164,9 +164,9 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare with the first on the same problems: paired difference, interval, exact test."""
-    from mlxreflect.compare import Options, compare_all
-    from mlxreflect.comparison_view import render_comparison
-    from mlxreflect.unpaired import compare_counts
+    from mlxreflect.evidence.compare import Options, compare_all
+    from mlxreflect.evidence.unpaired import compare_counts
+    from mlxreflect.evidence.view import render_comparison
 
     ui = make_ui(as_json)
     options = Options(alpha, tuple(differ or ()), all_pairs, plan)
@@ -262,7 +262,7 @@ def grade(
     if as_json:
         ui.result(results)
         return
-    from mlxreflect.scoreboard import figures
+    from mlxreflect.evidence.scoreboard import figures
 
     ui.table(figures([results]))
     ui.line(f"rules: {results['rules']}; {results['changed']} verdicts changed: {results['out']}")

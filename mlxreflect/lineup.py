@@ -17,9 +17,9 @@ import mlx.core as mx
 
 from mlxreflect.answers import Answers
 from mlxreflect.chains_eval import check_chain, evaluate_chains
-from mlxreflect.compare import compare_all
 from mlxreflect.errors import UserError
 from mlxreflect.evaluate import eval_problems, evaluate, fingerprint
+from mlxreflect.evidence.compare import compare_all
 from mlxreflect.exports.report import write_outputs
 from mlxreflect.loading import missing_model
 from mlxreflect.policy import Policy, adapted, load_policy

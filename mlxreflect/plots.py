@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from mlxreflect.arms import read_arms, read_results
 from mlxreflect.errors import UserError
+from mlxreflect.evidence.arms import read_arms, read_results
 from mlxreflect.fields import Objective
 from mlxreflect.records import read_rows
 from mlxreflect.stats import wilson

@@ -29,11 +29,11 @@ from mlxreflect.evaluate import (
     short_hash,
     whole_chunks,
 )
+from mlxreflect.evidence.sentences import level, points
+from mlxreflect.evidence.sequential import anytime_interval, evidence
 from mlxreflect.lineup import Entry, replaces_weights
 from mlxreflect.policy import Completion, Policy, adapted, load_policy
 from mlxreflect.records import Problem, append_rows, read_rows, write_atomic
-from mlxreflect.sentences import level, points
-from mlxreflect.sequential import anytime_interval, evidence
 from mlxreflect.tables import EvalSpec, PolicyConfig
 from mlxreflect.tasks import check_exam, find_rules, get_task
 from mlxreflect.tasks.base import Task

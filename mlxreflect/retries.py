@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from mlxreflect.chains_eval import evaluate_chains
+from mlxreflect.evidence.sentences import sentence
 from mlxreflect.policy import Policy, weights_hash
 from mlxreflect.records import Problem, episode_from_row, read_rows
 from mlxreflect.recursion import Chain, chain_of, correct, satisfied
 from mlxreflect.rounds import self_critic
-from mlxreflect.sentences import sentence
 from mlxreflect.stats import paired
 from mlxreflect.tables import ChainConfig, EvalSpec, Recipe
 from mlxreflect.tasks.base import Task

@@ -13,12 +13,12 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mlxreflect.arms import read_arms, read_results
 from mlxreflect.asked import asked_names
 from mlxreflect.decontaminate import told
 from mlxreflect.errors import UserError
+from mlxreflect.evidence.arms import read_arms, read_results
+from mlxreflect.evidence.scoreboard import chain_line, comparisons, second_answers
 from mlxreflect.records import Episode, Example, episode_from_row, flat_from_row, read_rows
-from mlxreflect.scoreboard import chain_line, comparisons, second_answers
 from mlxreflect.settings import read_toml, validate
 from mlxreflect.standing import STATUSES, solved_word
 from mlxreflect.story import STATUS_STYLE, plain, tell_story

@@ -5,9 +5,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxreflect.arms import arms_within
-from mlxreflect.compare import Options, compare, compare_all
 from mlxreflect.critics.tally import total
+from mlxreflect.evidence.arms import arms_within
+from mlxreflect.evidence.compare import Options, compare, compare_all
 from mlxreflect.exports.report import write_outputs
 from mlxreflect.records import read_rows
 from mlxreflect.run import Run

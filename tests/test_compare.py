@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mlxreflect.alike import hint_for
-from mlxreflect.arms import load_arm
-from mlxreflect.compare import compare
-from mlxreflect.comparison_view import render_comparison
 from mlxreflect.errors import UserError
+from mlxreflect.evidence.alike import hint_for
+from mlxreflect.evidence.arms import load_arm
+from mlxreflect.evidence.compare import compare
+from mlxreflect.evidence.view import render_comparison
 from mlxreflect.records import Sample, append_rows, to_row
 from mlxreflect.stats import mcnemar_exact, newcombe_paired
 

@@ -15,11 +15,11 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep, proportions_ztest
 from test_compare import DECODING, RESULTS, changed, evaluation, repeated, row, write
 
-from mlxreflect.compare import Options, compare, compare_all
-from mlxreflect.comparison_view import render_comparison
 from mlxreflect.errors import UserError
+from mlxreflect.evidence.compare import Options, compare, compare_all
+from mlxreflect.evidence.unpaired import compare_counts
+from mlxreflect.evidence.view import render_comparison
 from mlxreflect.records import append_rows, make_problem, to_row
-from mlxreflect.unpaired import compare_counts
 
 THINKING = {"task": {"name": "countdown"}, "prompt": {"style": "thinking"}, "limit": 20}
 DIRECT = {**THINKING, "prompt": {"style": "direct"}}

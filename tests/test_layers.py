@@ -30,8 +30,8 @@ LAYERS: list[set[str]] = [
     {"train.cpu"},
     {"stats", "characters"},
     {"banned"},
-    {"pairs", "sentences", "sequential", "ui", "chat", "loading", "decontaminate", "mathworker"},
-    {"train.losses", "train.batches", "train.prefix"},
+    {"pairs", "ui", "chat", "loading", "decontaminate", "mathworker"},
+    {"evidence", "train.losses", "train.batches", "train.prefix"},
     {"tasks", "train.objectives", "results"},
     {"job", "commits", "train.sources", "train.steps", "worked"},
     {"train.messages"},
@@ -45,15 +45,13 @@ LAYERS: list[set[str]] = [
     {"train.encode", "train.merge", "train.memory", "train.scoring"},
     {"train.trainer", "answers"},
     {"critics", "train"},
-    {"arms"},
-    {"alike"},
     {"recursion"},
     {"rounds"},
     {"evaluate"},
     {"exams"},
-    {"strategies", "compare", "tiny", "fuse"},
-    {"unpaired", "served", "chains_eval"},
-    {"plots", "story", "totals", "comparison_view", "rescore", "scoreboard"},
+    {"strategies", "tiny", "fuse"},
+    {"served", "chains_eval"},
+    {"plots", "story", "totals", "rescore"},
     {"exports"},
     {"lineup", "retries"},
     {"quick", "solve", "summary", "measuring"},
@@ -64,10 +62,10 @@ LAYERS: list[set[str]] = [
     {"cli"},
     {"__main__"},
 ]
-# Nothing but data in, data out: no model, no network, no run directory.
+# Nothing but data in, data out: no model, no network; and evidence, which only reads folders.
 PURE = ("records", "settings", "tables", "recipe", "plans", "seeds", "prompts", "templates",
-        "wording", "pairs", "quality", "stats", "sentences", "sequential", "tasks", "errors", "job",
-        "decontaminate", "reflections", "standing")  # fmt: skip
+        "wording", "pairs", "quality", "stats", "evidence", "tasks", "errors",
+        "job", "decontaminate", "reflections", "standing")  # fmt: skip
 HEAVY = {"mlx", "mlx_lm", "transformers", "pydantic", "matplotlib", "numpy", "scipy", "datasets",
          "huggingface_hub", "ollama", "httpx", "tenacity", "boto3", "botocore",
          "bm25s"}  # fmt: skip

@@ -8,8 +8,8 @@ import pytest
 from adapters import write_adapter
 from test_cli import Shell, answered, rows, sets, shell, snapshot  # noqa: F401  (a fixture)
 
-from mlxreflect.compare import compare_all
 from mlxreflect.errors import UserError
+from mlxreflect.evidence.compare import compare_all
 from mlxreflect.lineup import line_up, pair, slug
 from mlxreflect.served import ServedModel
 from mlxreflect.stats import holm

@@ -18,13 +18,13 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxreflect import cli_evidence
-from mlxreflect.compare import compare
 from mlxreflect.errors import UserError
 from mlxreflect.evaluate import ask_all, eval_problems, evaluate
+from mlxreflect.evidence.compare import compare
+from mlxreflect.evidence.sequential import anytime_interval, evidence
 from mlxreflect.lineup import line_up
 from mlxreflect.policy import load_policy
 from mlxreflect.quick import Answerer, ask_until_decided, load_answerers, quick_eval
-from mlxreflect.sequential import anytime_interval, evidence
 from mlxreflect.stats import e_value
 from mlxreflect.tables import EvalSpec, LoraConfig, PolicyConfig, QuickConfig
 from mlxreflect.tasks import TASKS

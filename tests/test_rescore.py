@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from mlxreflect.compare import compare
 from mlxreflect.errors import UserError
+from mlxreflect.evidence.compare import compare
 from mlxreflect.records import Sample, append_rows, make_problem, to_row
 from mlxreflect.rescore import rescore
 from mlxreflect.tables import EvalSpec

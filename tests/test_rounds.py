@@ -11,11 +11,11 @@ from fake_server import Body, http
 from rich.console import Console
 
 from mlxreflect.chains_eval import check_chain, evaluate_chains
-from mlxreflect.compare import Options, compare_all
 from mlxreflect.critics.base import Critic
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.errors import UserError
 from mlxreflect.evaluate import eval_problems, evaluate, find_spec
+from mlxreflect.evidence.compare import Options, compare_all
 from mlxreflect.policy import Policy, load_policy
 from mlxreflect.records import Problem, make_problem, read_rows
 from mlxreflect.recursion import GIVEN, Chain

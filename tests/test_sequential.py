@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
-from mlxreflect.sequential import anytime_interval, evidence, log_capital
+from mlxreflect.evidence.sequential import anytime_interval, evidence, log_capital
 from mlxreflect.stats import e_value
 
 BENCH = Path(__file__).parent / "bench" / "evidence.py"

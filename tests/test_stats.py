@@ -17,7 +17,8 @@ from statsmodels.stats.proportion import (
     proportions_ztest,
 )
 
-from mlxreflect import sentences, stats
+from mlxreflect import stats
+from mlxreflect.evidence import sentences
 
 TABLES = [  # both right, gains, losses, both wrong; exact p, mid-p, Newcombe's interval
     ((550, 124, 77, 249), 0.00112338, 0.00089781, (0.0192708, 0.0746201)),

@@ -14,10 +14,10 @@ from run_outputs import outputs_of_run
 from teacher import Teacher
 from test_resume import DRIVER, command, finish
 
-from mlxreflect.arms import arm_order
 from mlxreflect.asked import asked_tiers
 from mlxreflect.critics.base import Reply
 from mlxreflect.errors import UserError
+from mlxreflect.evidence.arms import arm_order
 from mlxreflect.methods import TracesConfig
 from mlxreflect.pairs import reward, traces_group, traces_kept
 from mlxreflect.plans import traces_plan

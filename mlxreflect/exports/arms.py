@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mlxreflect.arms import arm_order, refuse_quick
 from mlxreflect.errors import UserError
+from mlxreflect.evidence.arms import arm_order, refuse_quick
 from mlxreflect.records import Messages, Problem, Sample, flat_from_row, read_json, read_rows
 from mlxreflect.stats import mean_interval, wilson
 from mlxreflect.tables import EvalSpec

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Sequence
 
+from mlxreflect.evidence.sentences import points
 from mlxreflect.exports.arms import Arm, arm_interval
 from mlxreflect.exports.pairs import Pair
-from mlxreflect.sentences import points
 from mlxreflect.ui import safe_text
 
 LONGEST = 80  # characters of a name

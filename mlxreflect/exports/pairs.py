@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlxreflect.compare import compare
 from mlxreflect.errors import UserError
+from mlxreflect.evidence.compare import compare
 from mlxreflect.exports.arms import Arm
 from mlxreflect.stats import holm
 

@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from mlxreflect.evidence.sentences import points
 from mlxreflect.exports.arms import Arm, arm_interval, interval
 from mlxreflect.exports.difficulty import difficulty
 from mlxreflect.exports.pairs import Pair, by_task
 from mlxreflect.plots import BLUE, GREY, ORANGE
-from mlxreflect.sentences import points
 from mlxreflect.ui import safe_text
 
 # Okabe and Ito's palette; with as many markers, so that nobody needs the colours.

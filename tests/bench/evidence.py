@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from scipy.special import bdtr, gammaln
 from scipy.stats import binom
 
-from mlxreflect import sequential, stats
+from mlxreflect import stats
+from mlxreflect.evidence import sequential
 
 Array = NDArray[Any]
 Table = tuple[float, float, float, float]  # both right, gained, lost, both wrong: shares

@@ -16,8 +16,8 @@ import time
 from itertools import groupby
 from pathlib import Path
 
-from mlxreflect.compare import compare
 from mlxreflect.evaluate import eval_problems, evaluate
+from mlxreflect.evidence.compare import compare
 from mlxreflect.policy import load_policy
 from mlxreflect.recipe import eval_spec, load_recipe
 from mlxreflect.records import Example, flat_from_row, read_rows

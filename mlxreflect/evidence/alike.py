@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from mlxreflect.arms import Arm, Evaluation
 from mlxreflect.errors import UserError
+from mlxreflect.evidence.arms import Arm, Evaluation
 from mlxreflect.settings import flatten
 
 # Keys of results.json that both sides must share; what tells a person most comes first.

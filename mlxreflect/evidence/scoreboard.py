@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mlxreflect.sentences import points, verdict
+from mlxreflect.evidence.sentences import points, verdict
 from mlxreflect.ui import safe_text
 
 

@@ -11,10 +11,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from mlxreflect.alike import check_alike, check_keys, pair_tasks, unchecked
-from mlxreflect.arms import Arm, Evaluation, Key, load_arms
 from mlxreflect.errors import UserError
-from mlxreflect.sentences import sentence, verdict
+from mlxreflect.evidence.alike import check_alike, check_keys, pair_tasks, unchecked
+from mlxreflect.evidence.arms import Arm, Evaluation, Key, load_arms
+from mlxreflect.evidence.sentences import sentence, verdict
 from mlxreflect.stats import (
     Comparison,
     clustered,

@@ -8,9 +8,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mlxreflect.sentences import level, points
+from mlxreflect.evidence.sentences import level, points
+from mlxreflect.evidence.unpaired import SHARPER
 from mlxreflect.ui import safe_text
-from mlxreflect.unpaired import SHARPER
 
 FEW = 5  # problems shown of each list, unless all are asked for
 FEWER = 2  # where there are several comparisons

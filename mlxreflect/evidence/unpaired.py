@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from scipy.stats import fisher_exact
 
-from mlxreflect.arms import evaluations_within, read_answers, read_results, refuse_quick
-from mlxreflect.compare import Options, check_options, chosen_pairs, gathered
 from mlxreflect.errors import UserError
-from mlxreflect.sentences import level, points, verdict
+from mlxreflect.evidence.arms import evaluations_within, read_answers, read_results, refuse_quick
+from mlxreflect.evidence.compare import Options, check_options, chosen_pairs, gathered
+from mlxreflect.evidence.sentences import level, points, verdict
 from mlxreflect.stats import holm, newcombe_unpaired, two_proportion, wilson
 
 COUNT = re.compile(r"([0-9]{1,12})/([0-9]{1,12})")
