@@ -270,7 +270,11 @@ def compare_sft(trainer: Trainer) -> float:
 # ---- models that share ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SHARING)
+QUICK = ("llama", "qwen2", "qwen3", "gemma3_text", "phi3", "qwen3_moe")
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in SHARING if name not in QUICK]
+
+
+@pytest.mark.parametrize("name", [*QUICK, *OTHERS])
 def test_gradients_are_those_of_the_plain_formulation(name: str) -> None:
     trainer = Trainer(with_lora(build(*SHARING[name])))
     network = trainer.understood([])

@@ -237,6 +237,7 @@ JUDGE = '{provider = "ollama", model = "critic", cache = "off"}'
 PASSWORD, KEY = "hidden-pw-5up3r", "sk-planted-0123456789"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("secret", [PASSWORD, KEY])
 def test_a_secret_reaches_no_file_and_no_screen(
     secret: str,

@@ -82,6 +82,7 @@ def in_thread(work: Any) -> list[str]:
     return ["it hangs"] if thread.is_alive() else problems
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", WRAPS)
 @pytest.mark.parametrize("name", GRADERS)
 def test_a_megabyte_of_anything_is_wrong(name: str, wrap: str) -> None:

@@ -192,9 +192,10 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file
 """
 COMMANDS = ("run", "resume", "show", "eval", "compare", "report", "grade", "train", "fuse",
             "doctor", "decontaminate", "solve", "export", "init", "annotate")  # fmt: skip
+EACH = [pytest.param((c, "--help"), id=c, marks=pytest.mark.slow) for c in COMMANDS]
 
 
-@pytest.mark.parametrize("arguments", [(), ("--help",), *((c, "--help") for c in COMMANDS)])
+@pytest.mark.parametrize("arguments", [(), ("--help",), *EACH])
 def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LOADED, *arguments], capture_output=True, text=True, check=True

@@ -125,6 +125,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: repr(text[:24]))
 def test_hostile_text_ends_soon(text: str) -> None:
     """Work that grows with the square of a megabyte would take hours; this is a hang's bound."""
