@@ -78,6 +78,11 @@ class Data:
     decontaminated: dict[str, Any] | None = None
 
     @property
+    def cut_prompts(self) -> int:
+        """Rows whose prompt lost its beginning, to fit."""
+        return sum(row.cut > 0 for row in (*self.train, *self.held_out))
+
+    @property
     def digest(self) -> str:
         """Of all rows, in their order: a job goes on with the rows that it began with."""
         digest = hashlib.sha256()
@@ -254,6 +259,7 @@ class Course:
             "rows": len(self.data.train),
             "held_out": len(self.data.held_out),
             "skipped": len(self.data.bad),
+            "cut_prompts": self.data.cut_prompts,
             "decontaminated": self.data.decontaminated,
             "steps": len(steps),
             "stopped_early": self.done < self.total,

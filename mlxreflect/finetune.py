@@ -143,6 +143,11 @@ def describe(place: Place, data: Data, trainer: Trainer, ui: Ui) -> None:
          "trained": f"{trained / 1e6:.2f} million parameters ({job.train.tune})",
          "device": device_name(), "out": str(place.path)}
     )  # fmt: skip
+    if data.cut_prompts:
+        ui.line(
+            f"warning: {data.cut_prompts} prompts lose their beginning to fit "
+            f"train.max_length = {job.train.max_length}: raise it, where memory allows"
+        )
     if data.decontaminated:
         ui.line(told(data.decontaminated, "row"))
     for row in data.bad[:NAMED]:

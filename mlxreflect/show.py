@@ -227,6 +227,8 @@ def show_training(summary: dict[str, Any]) -> RenderableType:
         "rows": f"{summary['rows']} trained on, {summary['held_out']} held out, "
         f"{summary['skipped']} skipped",
     }
+    if summary.get("cut_prompts"):
+        shown["prompts cut to fit"] = summary["cut_prompts"]
     if summary.get("decontaminated"):
         shown["decontaminated"] = told(summary["decontaminated"], "row")
     before, after = summary["held_out_before"], summary["held_out_after"]

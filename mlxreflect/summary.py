@@ -47,11 +47,13 @@ def summarise_run(
     """Figures of a whole run, from what was committed; asked: the ledger's lines.
 
     statuses: problems as their last episodes left them. examples: what was trained on, by kind.
+    dropped: what could not be, by reason.
     """
     metrics = list(read_rows(run.path / "metrics.jsonl"))
     waves = [row for row in metrics if row["kind"] == "wave"]
     statuses = stand(read_rows(run.path / "episodes.jsonl"))
     examples = Counter(row["kind"] for row in read_rows(run.path / "examples.jsonl"))
+    dropped = sum((Counter(row.get("dropped", {})) for row in waves), Counter[str]())
     failures = sum((Counter(row["failures"]) for row in waves), Counter[str]())
     return {
         "schema": "summary/2",
@@ -63,6 +65,8 @@ def summarise_run(
         "problems": sum(statuses.values()),
         "statuses": statuses,
         "examples": dict(sorted(examples.items())),
+        "dropped": dict(dropped),
+        "cut_prompts": sum(row.get("cut_prompts", 0) for row in waves),
         "critic": total((row["critic"] for row in waves), asked),
         "failures": dict(failures),
         "base": {key: base[key] for key in MEASURED},

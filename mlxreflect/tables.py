@@ -135,7 +135,7 @@ class Fitting(Table):
     clip: Annotated[float, Field(ge=0)] = 1.0  # of the gradient's norm; 0: off
     warmup: Count = 0  # steps
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_length: Positive = 4096  # tokens of prompt and response
+    max_length: Positive = 4096  # tokens; a longer prompt loses its beginning
     grad_checkpoint: Literal["auto", "yes", "no"] = "auto"  # layers computed twice, to save memory
     memory_gb: Annotated[float, Field(ge=0)] = 0.0  # for activations; 0: a part of the device's
     reference_cache: str = ""  # "": the user's cache folder, "off", or a path

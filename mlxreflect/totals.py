@@ -20,6 +20,7 @@ def totals(run_dir: Path, summary: dict[str, Any], recipe: Recipe | None) -> dic
     kinds = [f"{n} {kind.replace('_', ' ')}" for kind, n in summary.get("failures", {}).items()]
     made = summary.get("examples", {})
     trained = [f"{made[kind]} {name}" for kind, name in EXAMPLES.items() if made.get(kind)]
+    dropped = [f"{n} ({reason})" for reason, n in summary.get("dropped", {}).items()]
     statuses = in_words(summary.get("statuses", {}), method)
     by = "; by what the last round of each came to:" if statuses else ""
     named = {
@@ -27,6 +28,8 @@ def totals(run_dir: Path, summary: dict[str, Any], recipe: Recipe | None) -> dic
         **{f"  {name}": value for name, value in statuses.items()},
         "decontaminated": summary.get("decontaminated") and told(summary["decontaminated"]),
         "trained on": ", ".join(trained) or None,
+        "not trained on": ", ".join(dropped) or None,
+        "prompts cut to fit": summary.get("cut_prompts") or None,
         **critic_lines(summary.get("critic") or {}, who),
         "errors of first attempts": ", ".join(kinds) or None,
         "wall time": minutes(summary.get("wall_seconds")),

@@ -88,8 +88,9 @@ def test_long_prompts_are_cut_from_the_left(policy: Policy) -> None:
     for short in (1, len(prompt) - 1):
         found = row(policy, sft(TEXT), whole.length - short)
         assert found.response == whole.response
-        assert found.prompt == prompt[short:]
+        assert (found.prompt, found.cut) == (prompt[short:], short)
     assert row(policy, sft(TEXT), whole.length) == whole
+    assert whole.cut == 0
 
 
 def test_both_responses_of_a_pair_answer_the_same_prompt(policy: Policy) -> None:
@@ -100,6 +101,7 @@ def test_both_responses_of_a_pair_answer_the_same_prompt(policy: Policy) -> None
     for example in (preference(TEXT, OTHER), preference(OTHER, TEXT)):
         cut = pair(policy, example, longest - 4)
         assert (cut.chosen.prompt, cut.rejected.prompt) == (prompt[4:], prompt[4:])
+        assert cut.cut == 4
 
 
 def test_long_responses_are_dropped_and_named(policy: Policy) -> None:

@@ -12,13 +12,15 @@ from mlxreflect.asked import asked_tiers
 from mlxreflect.errors import UserError
 from mlxreflect.estimate import estimate
 from mlxreflect.loop import execute
+from mlxreflect.policy import load_policy
 from mlxreflect.recipe import eval_spec, load_recipe
 from mlxreflect.records import read_json, read_rows
 from mlxreflect.run import Run
 from mlxreflect.settings import bundled
 from mlxreflect.strategies import STRATEGIES
-from mlxreflect.tables import METHODS
+from mlxreflect.tables import METHODS, PolicyConfig
 from mlxreflect.tasks import TASKS
+from mlxreflect.totals import totals
 from mlxreflect.ui import Ui
 
 # What makes each small: two waves, or as few as the method has.
@@ -157,3 +159,34 @@ def test_a_chain_that_cannot_be_played_is_refused_before_anything_is_learned(tmp
     with pytest.raises(UserError, match=r"prompt\.style = .direct."):
         outputs_of_run("quickstart", settings, tmp_path)
     assert not (tmp_path / "eval").exists()
+
+
+@pytest.mark.slow
+def test_what_train_max_length_cuts_and_drops_is_counted(tmp_path: Path) -> None:
+    """Against lengths computed here, of the pairs of a run in which all fit."""
+
+    def run(length: int) -> Path:
+        given = ["task.limit=60", "r3.wave=60", "r3.epochs=1", "eval.limit=4"]
+        recipe = load_recipe("quickstart", [*given, f"train.max_length={length}"])
+        path = tmp_path / str(length)
+        execute(Run.create(recipe, path), Ui())
+        return path
+
+    policy = load_policy(PolicyConfig(model="tiny"))
+    lengths = []  # of each pair: its prompt, its longest response
+    for row in read_rows(run(500) / "examples.jsonl"):
+        prompt = policy.encode(row["prompt"])
+        texts, ids = (row["chosen"], row["rejected"]), (row["chosen_ids"], row["rejected_ids"])
+        both = [i or policy.encode_response(prompt, t) for t, i in zip(texts, ids, strict=True)]
+        lengths.append((len(prompt), max(map(len, both))))
+    room = sorted(response for _, response in lengths)[len(lengths) // 2] + 1
+    dropped = sum(response >= room for _, response in lengths)
+    cut = sum(response < room < prompt + response for prompt, response in lengths)
+    assert dropped and cut
+    found = run(room)
+    summary = read_json(found / "summary.json")
+    assert summary["dropped"] == {f"a response is over {room} tokens": dropped}
+    assert (summary["cut_prompts"], summary["examples"]["preference"]) == (cut, cut)
+    shown = totals(found, summary, None)
+    assert shown["not trained on"] == f"{dropped} (a response is over {room} tokens)"
+    assert shown["prompts cut to fit"] == cut

@@ -505,6 +505,20 @@ def test_many_bad_rows_are_shown_in_part(command: Command) -> None:
     assert len(rows(command.folder / "out" / "bad_rows.jsonl")) == 9
 
 
+def test_prompts_that_lose_their_beginning_are_counted_and_told(command: Command) -> None:
+    long = [{"prompt": "Why, " * 40, "completion": "So."}] * 3
+    data = write(command.folder / "long.jsonl", [*ANSWERS, *long])
+    out = command.folder / "out"
+    done = command.works(*command.arguments("sft", "out", "train.max_length=90", data=data))
+    assert "warning: 3 prompts lose their beginning to fit train.max_length = 90" in done.out
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["cut_prompts"], summary["skipped"]) == (3, 0)
+    assert "prompts cut to fit 3" in " ".join(command.works("show", "out").out.split())
+    # Where they fit, nothing is said.
+    done = command.works(*command.arguments("sft", "whole", data=data))
+    assert "lose their beginning" not in done.out
+
+
 def test_a_loss_that_is_no_number_stops_the_training(command: Command) -> None:
     done = command(*command.arguments("sft", "out", "train.lr=1e30", "train.epochs=9"))
     assert done.code == 2

@@ -41,7 +41,8 @@ class Learning:
     was when the stage began; it lacks where there is no reference, or no stage has begun. Names
     that begin with ADAPTER are adapters, written beside the policy's when the run ends.
     start: parameters to begin from anew, kept where `keep_start` was told to.
-    examples, steps, dropped: of the wave under way. generated: tokens written before it.
+    examples, steps, dropped: of the wave under way, and how many prompts were cut to fit.
+    generated: tokens written before it.
     """
 
     def __init__(self, recipe: Recipe, policy: Policy, trainer: Trainer) -> None:
@@ -63,6 +64,7 @@ class Learning:
         self.examples: list[Example] = []
         self.steps: list[Step] = []
         self.dropped: Counter[str] = Counter()
+        self.cut = 0
         self.generated = self.policy.tokens_generated
         self.name_policy()
 
@@ -124,6 +126,7 @@ class Learning:
             else:
                 self.examples.append(example)
                 kept.append(row)
+                self.cut += row.cut > 0
         return kept
 
     def figures(self) -> dict[str, Any]:
@@ -131,6 +134,7 @@ class Learning:
         return {
             "pairs": sum(example.kind == "preference" for example in self.examples),
             "dropped": dict(self.dropped),
+            "cut_prompts": self.cut,
             "tokens_trained": sum(step.tokens for step in self.steps),
             "tokens_generated": self.policy.tokens_generated - self.generated,
         }

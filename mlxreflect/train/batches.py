@@ -6,7 +6,7 @@ once, as its prefix; the rows go on from there as suffixes.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -22,12 +22,14 @@ class Row:
     """One prompt and response as tokens; the loss sees the response only.
 
     mask: a flag a response token, False where the loss does not see it either; None: sees all.
+    cut: tokens that the prompt lost at its beginning, to fit; nothing depends on it.
     """
 
     prompt: list[int]
     response: list[int]
     weight: float = 1.0
     mask: tuple[bool, ...] | None = None
+    cut: int = field(default=0, repr=False, compare=False)
 
     @property
     def length(self) -> int:
@@ -46,6 +48,10 @@ class Pair:
     chosen: Row
     rejected: Row
 
+    @property
+    def cut(self) -> int:
+        return self.chosen.cut
+
 
 @dataclass(frozen=True)
 class Group:
@@ -53,6 +59,10 @@ class Group:
 
     rows: tuple[Row, ...]
     rewards: tuple[float, ...]
+
+    @property
+    def cut(self) -> int:
+        return self.rows[0].cut
 
 
 Item = tuple[Row, ...]

@@ -54,8 +54,9 @@ class Encoder:
         room = self.max_length - max(map(len, responses))
         if room < 1:
             return Dropped(example, f"a response is over {self.max_length} tokens")
-        prompt = prompt[-room:]  # cut for all to what the longest response leaves
-        rows = [Row(prompt, r, example.weight, self.flags(example, r)) for r in responses]
+        cut = max(0, len(prompt) - room)
+        prompt = prompt[cut:]  # for all to what the longest response leaves
+        rows = [Row(prompt, r, example.weight, self.flags(example, r), cut) for r in responses]
         if example.kind == "sft":
             return rows[0]
         if example.kind == "group":
