@@ -75,7 +75,8 @@ class Turn:
     spans: character spans [start, end) of `think` and `answer` inside `text`.
     token_ids: what the policy generated, end token included; None for texts of a critic.
     usage: tokens in and out, as {"prompt": n, "completion": n}.
-    error: why the call that should have written the text failed; then `text` is empty.
+    error: why the call that should have written the text failed, and `text` is empty; or why a
+        reply is of no use.
     """
 
     index: int
