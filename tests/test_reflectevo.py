@@ -421,6 +421,17 @@ def test_stored_reflections_are_replayed(tmp_path):
         play(again)
 
 
+def test_stored_reflections_on_other_problems_are_refused(tmp_path):
+    """And a last line that was cut off is no journal's: it is named."""
+    path = tmp_path / "kept.jsonl"
+    path.write_text('{"id": "of-no-run", "reflections": "x"}\n')
+    with pytest.raises(UserError, match="has no reflection on a problem of this run"):
+        make(problems=2, stored=str(path))
+    path.write_text(path.read_text() + '{"id": "b", "reflections": "x"')
+    with pytest.raises(UserError, match="line 2: not JSON"):
+        Stored(str(path))
+
+
 def replace_digest(stored):
     stored.digest = "another"
     return stored
