@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from mlxreflect import texts
-from mlxreflect.prompts import ANSWER, TAGS, parse_response
+from mlxreflect.prompts import ANSWER, TAGS, parse_response, without_tags
 from mlxreflect.records import Episode, Outcome, Problem, Turn
 from mlxreflect.tables import ChainConfig
 
@@ -55,14 +55,16 @@ def satisfied(said: str) -> bool:
 def opening_of(text: str, tags: str) -> str:
     """The thinking in a critic's text, from its tag on; where it is closed only the answer follows.
 
-    It ends in no white space: a tokenizer would join that with what follows.
+    It ends in no white space: a tokenizer would join that with what follows. No tag is inside it,
+    with which no answer could keep the format; where nothing is left there is no opening.
     """
     start, end = TAGS[tags]
     span = parse_response(text, tags).spans.get("think")
     if span:
-        return f"{start}\n{text[slice(*span)].strip()}\n{end}\n{ANSWER[0]}"
+        body = without_tags(text[slice(*span)], tags)
+        return f"{start}\n{body}\n{end}\n{ANSWER[0]}" if body else ""
     _, tag, thought = text.partition(start)
-    body = (thought if tag else text).partition(ANSWER[0])[0].strip()
+    body = without_tags((thought if tag else text).partition(ANSWER[0])[0], tags)
     return f"{start}\n{body}" if body else ""
 
 
@@ -110,6 +112,8 @@ def failed_steps(chain: Chain, opening: str, tags: str) -> list[str]:
     head = f"{opening or start}\n"
     thoughts = [turn.text[: turn.spans["think"][1]] for turn in chain.answers
                 if "think" in turn.spans]  # fmt: skip
+    # Where the prompt itself ends in the tag, answers begin after it.
+    thoughts = [text if start in text else f"{start}\n{text.lstrip()}" for text in thoughts]
     lines = [text[len(head) :].split("\n")[0] for text in thoughts if text.startswith(head)]
     stems = [line.partition("=")[0].rstrip() for line in lines]
     return [("\n" if opening else head) + stem for stem in dict.fromkeys(stems) if stem]

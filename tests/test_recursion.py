@@ -62,6 +62,12 @@ def chain(*turns: Turn) -> Chain:
         ("<think>\na\nb\n</think>\n<answer>1</answer>", "<think>\na\nb\n</think>\n<answer>"),
         ("<think>\na = 1\n", "<think>\na = 1"),
         ("no tag at all <answer>1</answer>", "<think>\nno tag at all"),
+        (
+            "<think>\na <answer>1</answer>\n</think>\nb\n</think>\n<answer>2</answer>",
+            "<think>\na 1\n\nb\n</think>\n<answer>",
+        ),
+        ("<think>\na\n<think>\nb", "<think>\na\n\nb"),
+        ("<think>\n\n</think>\n<answer>1</answer>", ""),
         ("<think>", ""),
         ("<answer>12</answer>", ""),
         ("", ""),
@@ -115,6 +121,12 @@ def test_failed_steps_stop_before_the_sign_and_belong_to_their_opening() -> None
     ]  # fmt: skip
     assert failed_steps(made, "<think>\nstep 1: 3 + 4 = 7", "think") == ["\nstep 2: 7 + 7"]
     assert failed_steps(made, "<think>\nstep 1: 3 * 4 = 12", "think") == []
+
+
+def test_a_failed_step_after_a_tag_that_the_prompt_ends_in() -> None:
+    text = "\nstep 1: 5 + 4 = 7\n</think>\n<answer> 7 </answer>"
+    bare = answer("x", text=text, spans=parse_response(text).spans)
+    assert failed_steps(chain(bare), "", "think") == ["<think>\nstep 1: 5 + 4"]
 
 
 @pytest.mark.parametrize(
