@@ -8,6 +8,7 @@ import pytest
 
 from mlxreflect.critics.base import Call, Move
 from mlxreflect.critics.solver import SolverCritic
+from mlxreflect.evidence.scoreboard import chain_line
 from mlxreflect.prompts import parse_response
 from mlxreflect.records import Problem, Turn, Verdict, Visibility, make_problem
 from mlxreflect.recursion import (
@@ -172,6 +173,9 @@ def test_figures_of_two_chains() -> None:
     assert (
         figures([lost], config(round="resample", feedback="none", gated=True))["name"] == "pass@3"
     )
+    kept, merged = config(stops=False, gated=True), config(integrate=True, round="resample")
+    assert chain_line("m", figures([lost], kept)).count("no grader ends a chain") == 1
+    assert figures([lost], merged)["name"] == "integrated"
     outcomes = [episode_of(c, config(), 0).outcome for c in (lost, won)]
     assert [(o.status, o.solved_turn, o.first_correct) for o in outcomes] == [
         ("discarded", None, True), ("solved", 3, False),
