@@ -31,7 +31,7 @@ from mlxreflect.strategies.moves import Moves, Round
 from mlxreflect.strategies.preflexor import Preflexor
 from mlxreflect.tables import CriticConfig, LoraConfig, PolicyConfig, Recipe
 from mlxreflect.tasks import TASKS
-from mlxreflect.tasks.corpus import read_corpus
+from mlxreflect.tasks.corpus import FEWEST, read_corpus
 from mlxreflect.texts import GRAPH
 from mlxreflect.train.batches import Pair
 from mlxreflect.train.lora import attach_lora
@@ -421,6 +421,7 @@ def test_phase_two_has_its_own_settings_and_the_others_of_train():
         (["preflexor.two.objective=ipo"], "does nothing for ipo"),
         (["train.tune=full"], "preflexor would need the weights"),
         (["preflexor.sections=[]"], "preflexor.sections"),
+        (["preflexor.chunk=39"], "greater than or equal to 40"),
         (["r3.wave=2"], "[r3] does nothing while strategy = 'preflexor'"),
     ],
 )
@@ -467,6 +468,10 @@ CHANGED_POSED = {
     "preflexor.retrieve": (0, {}),
     "preflexor.sections": (["hypothesis"], {}),
 }
+
+
+def test_the_smallest_passages_are_long_enough_to_be_kept():
+    assert PreflexorConfig(chunk=FEWEST).chunk == FEWEST == 40
 
 
 def test_no_key_is_forgotten():
