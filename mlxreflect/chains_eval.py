@@ -43,6 +43,7 @@ from mlxreflect.tables import ChainConfig, EvalSpec
 from mlxreflect.tasks import find_rules
 from mlxreflect.tasks.base import Grader, Task
 
+ONE_ANSWER = {"samples": 1, "shots": 0, "form": "chat"}  # what a chain's answers have to be
 MANY = 0.5  # a larger share of a chunk's critic calls failed: then no chain has shown anything
 
 
@@ -51,8 +52,7 @@ def check_chain(spec: EvalSpec) -> None:
     config = spec.chain
     if config.rounds == 1:
         return
-    only = {"samples": 1, "shots": 0, "form": "chat"}
-    for key, value in only.items():
+    for key, value in ONE_ANSWER.items():
         if getattr(spec, key) != value:
             raise UserError(
                 f"[chain] with {key} = {getattr(spec, key)!r}: a chain is one answer to a chat",

@@ -43,9 +43,13 @@ def run(
 
     loaded = load_recipe(recipe, set_ or [])
     get_task(loaded.task.name)
-    check_exam(eval_spec(loaded))
+    spec = eval_spec(loaded)
+    check_exam(spec)
     ui = make_ui(as_json)
     require_mlx()
+    from mlxreflect.measuring import check_measured
+
+    check_measured(loaded, spec)
     if dry_run:
         from mlxreflect.dry import dry
         from mlxreflect.recipe import dump_recipe
@@ -271,6 +275,10 @@ def doctor(
         get_task(loaded.task.name)
         check_exam(eval_spec(loaded))
     require_mlx()
+    if loaded:
+        from mlxreflect.measuring import check_measured
+
+        check_measured(loaded, eval_spec(loaded))
     from mlxreflect.doctor import doctor as doctor_
     from mlxreflect.doctor import render_doctor
 

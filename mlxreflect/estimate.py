@@ -23,8 +23,8 @@ SECONDS_A_REPLY = 10.0  # a rule of thumb: 500 tokens at 50 a second
 # Texts of the policy, and of a critic, that a prompt of each role quotes.
 QUOTED = {"critique": (1, 0), "rewrite": (1, 1), "continue": (1, 1), "judge": (1, 0),
           "reflection": (1, 0), "prefer": (0, 2), "score": (1, 0),
-          "pose": (1, 0), "integrate": (2, 1), "answer": (0, 0), "extract": (0, 1),
-          "ground": (0, 2), "support": (1, 1)}  # fmt: skip
+          "pose": (0, 0), "integrate": (2, 1), "answer": (0, 0), "extract": (0, 0),
+          "ground": (0, 1), "support": (1, 0)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,18 @@ def spending(
     tokens_in = 0.0
     for role, times in asked.items():
         attempts, replies = QUOTED[role]
-        tokens_in += times * (sizes[role] + attempts * attempt + replies * reply)
+        passages = filled * passages_in(recipe, role) * recipe.preflexor.chunk / CHARACTERS_A_TOKEN
+        tokens_in += times * (sizes[role] + attempts * attempt + replies * reply + passages)
     tokens_out = calls * reply
     usd = (tokens_in * config.price_in + tokens_out * config.price_out) / 1e6
     side_by_side = min(config.concurrency, plan.side_by_side)
     return Spending(calls, tokens_in, tokens_out, usd, calls / side_by_side * SECONDS_A_REPLY)
+
+
+def passages_in(recipe: Recipe, role: str) -> int:
+    """How many passages of a corpus a prompt of a role quotes, at most."""
+    beside = recipe.preflexor.retrieve
+    return {"pose": 1}.get(role, 1 + beside if role in ("extract", "ground", "support") else 0)
 
 
 def prompt_tokens(

@@ -179,6 +179,7 @@ def answer_all(
     """
     check_exam(spec)
     check_chain(spec)
+    check_served(entries, spec)
     exam = Exam(task := TASKS[spec.task.name], spec, eval_problems(task, spec))
     root = out or default_folder(spec, entries)
     folders = [root if len(entries) == 1 else root / entry.name for entry in entries]
@@ -201,6 +202,16 @@ def answer_all(
                      {"name": entry.name, "folder": str(folder), **results})  # fmt: skip
     write_outputs(folders, root / "report", plots=len(entries) > 1)
     return found if len(entries) == 1 else compared(found, folders)
+
+
+def check_served(entries: Sequence[Entry], spec: EvalSpec) -> None:
+    """Raises UserError for a server that is to play chains, before any arm has been evaluated."""
+    served = [entry.name for entry in entries if isinstance(entry.model, ServedModel)]
+    if served and spec.chain.rounds > 1:
+        raise UserError(
+            f"{served[0]}: a spec with [chain] continues answers, which a server does not",
+            "give a --model in its place, or add --set chain.rounds=1",
+        )
 
 
 class Host:
@@ -242,11 +253,7 @@ class Host:
 
     def chain(self, entry: Entry, exam: Exam, folder: Path, label: str) -> dict[str, Any]:
         """An arm's results where each question is a chain of answers."""
-        if isinstance(entry.model, ServedModel):
-            raise UserError(
-                f"{entry.name}: a spec with [chain] continues answers, which a server does not",
-                "give a --model",
-            )
+        assert not isinstance(entry.model, ServedModel)  # check_served
         given = (exam.task, exam.problems, exam.spec, folder)
         with (
             self.ui.progress(label, len(exam.problems)) as bar,

@@ -57,6 +57,8 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
     exam = TASKS[spec.task.name]
     held_out = eval_problems(exam, spec)
     cleaned = clean(recipe, held_out)
+    source = recipe.preflexor.corpus or recipe.task.source or f"the task {recipe.task.name}"
+    run.keep_problems(cleaned.problems, source)
     with ExitStack() as stack:
         ledger = open_ledger(run)
         stack.callback(ledger.close)

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlxreflect.answers import Answers
-from mlxreflect.chains_eval import check_chain, evaluate_chains
+from mlxreflect.chains_eval import ONE_ANSWER, check_chain, evaluate_chains
+from mlxreflect.errors import UserError
 from mlxreflect.evaluate import evaluate
 from mlxreflect.policy import Policy
 from mlxreflect.records import Problem
 from mlxreflect.results import warnings
 from mlxreflect.retries import Retries
 from mlxreflect.run import Run
-from mlxreflect.tables import EvalSpec
+from mlxreflect.tables import EvalSpec, Recipe
 from mlxreflect.tasks.base import Task
 from mlxreflect.train.network import Arrays
 from mlxreflect.ui import Ui
@@ -26,8 +27,7 @@ class Measuring:
         self.run, self.exam, self.spec, self.ui = run, exam, spec, ui
         self.answers = Answers.open(run.recipe.eval.cache)
         self.retries = Retries(run.recipe, run.path / "retries", exam, spec, ui)
-        for asked in (spec, directly(spec)) if run.recipe.eval.direct else (spec,):
-            check_chain(asked)  # now, and not when all has been learned
+        check_measured(run.recipe, spec)  # now, and not when all has been learned
 
     def whole(self, arm: str, weights: str, reflector: Arrays | None = None) -> dict[str, Any]:
         """All that the recipe asks of base and trained; returns the results of their answers.
@@ -63,6 +63,21 @@ class Measuring:
         """Write what the retries of base and trained came to, where the recipe asks for it."""
         if self.retries.wanted:
             self.run.write_json("retries.json", self.retries.told())
+
+
+def check_measured(recipe: Recipe, spec: EvalSpec) -> None:
+    """Raises UserError for an evaluation that the recipe cannot end in."""
+    for asked in (spec, directly(spec)) if recipe.eval.direct else (spec,):
+        check_chain(asked)
+    if recipe.strategy != "reflectevo" or not recipe.reflectevo.retries:
+        return
+    for key, value in ONE_ANSWER.items():
+        if getattr(spec, key) != value:
+            raise UserError(
+                f"second answers are one to a chat each, and {recipe.eval.spec} has {key} = "
+                f"{getattr(spec, key)!r}",
+                "set reflectevo.retries = false, or eval.spec to another evaluation",
+            )
 
 
 def directly(spec: EvalSpec) -> EvalSpec:

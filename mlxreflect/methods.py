@@ -80,7 +80,8 @@ class PreflexorConfig(Table):
     only_wrong: bool = False  # pairs only where the policy's own answer did not pass
     corpus: str = ""  # folder or file of text, Markdown, JSONL; "": the task's own problems
     column: str = "text"  # of JSONL rows
-    chunk: Positive = 1500  # characters of a passage at most
+    # Characters of a passage at most; shorter ones than 40 are left out, so that is the least.
+    chunk: Annotated[int, Field(ge=40)] = 1500
     topics: Names = []  # what to ask about; empty: passages at random
     retrieve: Count = 2  # passages that a teacher is shown beside the one asked about
     sections: Annotated[Names, Field(min_length=1)] = [

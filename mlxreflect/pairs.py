@@ -156,15 +156,20 @@ def right_retries(episode: Episode) -> Iterator[Example]:
 
 def right_over_wrong(episode: Episode, ask: Ask) -> Iterator[Example]:
     """D±: of two reflections on a failure, that which led to a right answer over the other."""
+    for one, other in helped_and_not(episode):
+        yield reflection_pair(episode, ask, one, other)
+
+
+def helped_and_not(episode: Episode) -> list[tuple[Trial, Trial]]:
+    """On each failure, a reflection that led to a right answer and one that never did, once."""
     right = helpful(episode)
     led = {key_of(one) for one in right}
     others: dict[tuple[int, str], Trial] = {}
     for one in trials(episode):
         if key_of(one) not in led:
             others.setdefault(key_of(one), one)
-    for one, other in product(right, others.values()):
-        if one.attempt.index == other.attempt.index:
-            yield reflection_pair(episode, ask, one, other)
+    found = product(right, others.values())
+    return [(one, other) for one, other in found if one.attempt.index == other.attempt.index]
 
 
 def preferred_reflections(episode: Episode, ask: Ask) -> Iterator[Example]:

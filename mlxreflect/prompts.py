@@ -248,14 +248,15 @@ def thought_of(text: str, tags: str) -> str:
 
 
 def open_working(text: str, tags: str) -> str:
-    """A solution up to the end of its thought, which is left open; what `carried_on` goes on.
+    """A solution up to the end of its thought, which is left open; what `carried_on` goes on."""
+    return f"{TAGS[tags][0]}\n{without_tags(thought_of(text, tags), tags)}"
 
-    Tags that stand inside it are left out: no end could close them.
-    """
-    thought = thought_of(text, tags)
+
+def without_tags(thought: str, tags: str) -> str:
+    """A thought without tags that stand inside it: no end could close them."""
     for tag in (*TAGS[tags], *ANSWER):
         thought = thought.replace(tag, "")
-    return f"{TAGS[tags][0]}\n{thought.strip()}"
+    return thought.strip()
 
 
 def carried_on(working: str, reply: str, tags: str) -> str:

@@ -75,7 +75,8 @@ class Turn:
     spans: character spans [start, end) of `think` and `answer` inside `text`.
     token_ids: what the policy generated, end token included; None for texts of a critic.
     usage: tokens in and out, as {"prompt": n, "completion": n}.
-    error: why the call that should have written the text failed; then `text` is empty.
+    error: why the call that should have written the text failed, and `text` is empty; or why a
+        reply is of no use.
     """
 
     index: int
@@ -244,9 +245,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+def read_rows(path: Path, *, torn: bool = True) -> Iterator[dict[str, Any]]:
     """The objects of a JSONL file; an unfinished last line is left out.
 
+    torn: false, such a line is a fault too: a person wrote the file, and no run that was killed.
     Raises UserError naming the line for anything else that is not a JSON object.
     """
     with path.open("rb") as lines:
@@ -256,7 +258,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 alike
-                if not line.endswith(b"\n"):
+                if torn and not line.endswith(b"\n"):
                     return
                 raise UserError(
                     f"{path}, line {number}: not JSON ({error})", "correct or delete that line"

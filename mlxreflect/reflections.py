@@ -72,7 +72,7 @@ class Stored:
         file = Path(path).expanduser() if path.startswith("~/") else Path(path)
         try:
             data = file.read_bytes()
-            for number, row in enumerate(read_rows(file), 1):
+            for number, row in enumerate(read_rows(file, torn=False), 1):
                 for key, texts in entries(row, f"{path}, row {number}"):
                     self.found.setdefault(key, []).extend(texts)
         except OSError as error:

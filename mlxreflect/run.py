@@ -4,10 +4,11 @@ A commit `checkpoints/wave-NNNNN` holds the adapter, the optimizers, the stage's
 strategy's state.
 """
 
+import hashlib
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -105,6 +106,20 @@ class Run:
     def id(self) -> str:
         name: str = read_json(self.path / "run.json")["id"]
         return name
+
+    def keep_problems(self, ids: Iterable[str], source: str) -> None:
+        """Remember what the run learns from. Raises UserError where it began with others.
+
+        source: where they come from, for a person.
+        """
+        identity = read_json(self.path / "run.json")
+        found = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
+        if identity.setdefault("problems", found) != found:
+            raise UserError(
+                f"{source} gives other problems than those that {self.path} began with",
+                "bring the data back as they were, or begin a new run",
+            )
+        self.write_json("run.json", identity)
 
     def close(self) -> None:
         self._lock.close()

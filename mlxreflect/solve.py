@@ -135,6 +135,11 @@ def solve_spec(
     fetch_templates(apply_settings(tree, settings), place)
     spec = validate(EvalSpec, tree, place, settings)
     check_chain(spec)
+    if spec.chain.gated and not task.checkable:
+        raise UserError(
+            "chain.gated = true: no grader can tell which answer to this question is right",
+            "leave it out: then the critic ends the chain where it finds nothing wrong",
+        )
     solves = spec.chain.feedback == "critic" and spec.chain.critic.provider == "solver"
     if solves and spec.chain.rounds > 1 and task.solver is None:
         what = "a question in words" if task is QUESTION else f"the task {task.name}"

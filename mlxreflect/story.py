@@ -107,7 +107,9 @@ def tell_turn(turn: Turn, turns: list[Turn]) -> list[RenderableType]:
         facts.append(f"shown: {turn.visibility.replace('_', ' ')}")
     parts: list[RenderableType] = [Text(), plain(", ".join(facts), "bold")]
     if turn.error is not None:
-        return [*parts, plain(f"  the call failed: {turn.error}", "red")]
+        text = [Padding(plain(turn.text), (0, 2))] if turn.text.strip() else []
+        what = "the reply is of no use" if text else "the call failed"
+        return [*parts, *text, plain(f"  {what}: {turn.error}", "red")]
     before = rewritten(turn, turns) if turn.role == "rewrite" else None
     body = plain(turn.text) if before is None else Rewriting(before.text, turn.text)
     parts.append(Padding(body, (0, 2)))

@@ -9,9 +9,11 @@ from mlxreflect.dry import dry
 from mlxreflect.estimate import WRONG, estimate
 from mlxreflect.plans import at_most, expected
 from mlxreflect.recipe import load_recipe
+from mlxreflect.strategies.moves import Moves, Round
 from mlxreflect.strategies.waves import State, next_wave
 from mlxreflect.tables import Recipe
 from mlxreflect.tasks import TASKS
+from mlxreflect.tasks.corpus import make_passage, make_question
 
 COUNTDOWN = TASKS["countdown"]
 PAID = {"provider": "openai", "model": "m", "price_in": 2.0, "price_out": 8.0, "max_tokens": 100}
@@ -128,3 +130,18 @@ def test_a_dry_run_says_its_rules_and_asks_nobody():
                  f"at most {shown['estimate']['at_most']['calls']} critic calls"):  # fmt: skip
         assert part in shown["text"]
     json.dumps(shown)
+
+
+def test_passages_of_a_corpus_count_with_their_length():
+    task, chunk = TASKS["jsonl"], 40_000
+    keys = {"corpus": "notes", "rounds": 1, "questions": 3, "retrieve": 2, "two": {"rounds": 0}}
+    made = recipe(strategy="preflexor", preflexor={**keys, "chunk": chunk}, critic=PAID)
+    moves, passages = Moves(made, task), ["x" * chunk] * 3
+    asked = make_question(make_passage("x" * 50, {}), "(a question)")
+    at = Round("basic", 1, "")
+    calls = [moves.pose(asked, passages[0], at), moves.extract(asked, passages, ["a"], at),
+             moves.ground(asked, passages, "", at)]  # fmt: skip
+    least = sum(len(m["content"]) for call in calls for m in call.messages) / 4
+    found = estimate(made, task, [asked])["critics"]["basic"]
+    assert 3 * least < found["at_most"]["tokens_in"] < 6 * least  # each extract may be asked twice
+    assert found["expected"]["tokens_in"] == pytest.approx(3 * least / 2, rel=0.05)

@@ -391,6 +391,20 @@ def test_reflectevo(tmp_path: Path) -> None:
     assert read_examples(str(out / "d_pref.jsonl"), "dpo")[0] == [PREFERRED]
 
 
+def test_d_plus_minus_pairs_reflections_as_the_run_does(tmp_path: Path) -> None:
+    """Words that led to a right answer once are no worse ones, and each pair is there once."""
+    told = [("so", RIGHT), ("so", WRONG), ("hm", WRONG), ("hm", WRONG), ("well", RIGHT)]
+    turns = [turn(0, None, "attempt", "41", verdict=WRONG)]
+    turns += [turn(i, 0, "reflection", said) for i, (said, _) in enumerate(told, 1)]
+    turns += [turn(i + 5, i, "retry", "4", verdict=v) for i, (_, v) in enumerate(told, 1)]
+    run = make_run(tmp_path / "run", [], [episode(*turns)])
+    out = Path(export(run, "reflectevo", None)["out"])
+    found = [(r["reflection_chosen"], r["reflection_rejected"])
+             for r in rows(out / "d_plus_minus.jsonl")]  # fmt: skip
+    assert found == [("so", "hm"), ("well", "hm")]
+    assert len(rows(out / "d_plus.jsonl")) == 2 and not (out / "d_pref.jsonl").exists()
+
+
 def test_a_prompt_that_showed_the_answer_is_not_exported(tmp_path: Path) -> None:
     told = [{"role": "user", "content": "The answer is GOLD. Reflect."}]
     turns = [turn(0, None, "attempt", "41", verdict=WRONG),

@@ -100,6 +100,14 @@ def test_what_is_not_there_is_said_before_anything_is_asked(shell: Shell) -> Non
 # ---- one table -----------------------------------------------------------------------------------
 
 
+def test_a_server_that_is_to_play_chains_is_refused_before_anything_is_answered(
+    shell: Shell,  # noqa: F811
+) -> None:
+    arms = ["--model", "tiny", "--server", "http://127.0.0.1:9", "--server-model", "m"]
+    error, _ = shell.mistake("eval", "countdown_chain", "--limit", 2, *arms, "--out", "out")
+    assert "m: a spec with [chain] continues answers" in error
+
+
 def test_one_command_one_table(
     shell: Shell, adapters: list[Path], tiny_random: Path  # noqa: F811
 ) -> None:  # fmt: skip

@@ -31,7 +31,7 @@ from mlxreflect.strategies.moves import Moves, Round
 from mlxreflect.strategies.preflexor import Preflexor
 from mlxreflect.tables import CriticConfig, LoraConfig, PolicyConfig, Recipe
 from mlxreflect.tasks import TASKS
-from mlxreflect.tasks.corpus import read_corpus
+from mlxreflect.tasks.corpus import FEWEST, read_corpus
 from mlxreflect.texts import GRAPH
 from mlxreflect.train.batches import Pair
 from mlxreflect.train.lora import attach_lora
@@ -155,6 +155,7 @@ def make(critic, corpus=None, **tables):
     if corpus:
         tree["preflexor"] = {**tree["preflexor"], "corpus": str(corpus)}
         tree["task"] = {"name": "jsonl"}
+        tree["eval"] = {"decontaminate": "off"}  # there is none
     for name, table in tables.items():
         tree[name] = {**tree.get(name, {}), **table}
     recipe = Recipe.model_validate(tree)
@@ -226,13 +227,13 @@ def test_from_a_passage_to_a_pair(corpus):
     [
         ("pose", None, ["pose"], "failed", "out of order"),
         ("pose", "  ", ["pose"], "failed", "no question"),
-        ("pose", "why? " * 1000, ["pose"], "failed", "over 2000 characters"),
-        ("pose", "Why?", ["pose"], "failed", "posed before"),
+        ("pose", "why? " * 1000, ["pose"], "discarded", "over 2000 characters"),
+        ("pose", "Why?", ["pose"], "discarded", "posed before"),
         ("extract", None, ["pose", "extract"], "failed", "out of order"),
         ("extract", "no JSON", ["pose", "extract"], "failed", "no verdict in the reply"),
-        ("extract", '{"sections": []}', ["pose", "extract"], "failed", "no section has any text"),
+        ("extract", '{"sections": []}', ["pose", "extract"], "discarded", "no section has any"),
         ("ground", None, ["pose", "extract", "ground"], "failed", "out of order"),
-        ("ground", "It is so.", ["pose", "extract", "ground"], "failed", "no answer"),
+        ("ground", "It is so.", ["pose", "extract", "ground"], "discarded", "no answer"),
         ("extract", HOSTILE, ["pose", "extract", "ground"], "discarded", None),
         ("support", None, ["pose", "extract", "ground", "support"], "failed", "out of order"),
         ("support", "right", ["pose", "extract", "ground", "support"], "failed", "no verdict"),
@@ -266,6 +267,26 @@ def test_a_question_is_posed_once_in_a_whole_run(corpus):
     played = play(make(Scripted(pose="Why is  that SO?"), corpus, preflexor=table))
     assert [len(p.examples) for p in played] == [1, 0, 0]
     assert "before" in played[2].episodes[0].turns[0].error
+
+
+def test_a_question_that_an_evaluation_asks_is_not_trained_on(corpus, tmp_path):
+    """Passages that say something else in other words are clean; the question is not."""
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text(json.dumps({"question": "What is said of number 2?", "answer": "x"}) + "\n")
+    critic = Scripted(pose=lambda call: f"what is said  of NUMBER {len(critic.calls)}")
+    known = {"spec": "countdown", "limit": 2, "against": [str(exam)], "decontaminate": "exact"}
+    (played,) = play(make(critic, corpus, eval=known))
+    assert [roles(e) for e in played.episodes if len(e.turns) == 1] == [["pose"]]
+    (asked,) = (e for e in played.episodes if len(e.turns) == 1)
+    assert asked.turns[0].error == f"it occurs in the evaluation {exam}"
+    assert asked.turns[0].text == "what is said  of NUMBER 2"
+    assert asked.outcome.status == "discarded" and len(played.examples) == 2
+    assert "NUMBER 2" not in str(played.examples)
+    assert played.figures["in_evaluation"] == 1
+    assert "1 left out that the evaluation asks" in played.figures["told"]
+    critic.calls.clear()
+    (played,) = play(make(critic, corpus))
+    assert len(played.examples) == 3 and played.figures["in_evaluation"] == 0
 
 
 def test_a_corpus_without_a_word_is_refused(tmp_path):
@@ -400,6 +421,7 @@ def test_phase_two_has_its_own_settings_and_the_others_of_train():
         (["preflexor.two.objective=ipo"], "does nothing for ipo"),
         (["train.tune=full"], "preflexor would need the weights"),
         (["preflexor.sections=[]"], "preflexor.sections"),
+        (["preflexor.chunk=39"], "greater than or equal to 40"),
         (["r3.wave=2"], "[r3] does nothing while strategy = 'preflexor'"),
     ],
 )
@@ -446,6 +468,10 @@ CHANGED_POSED = {
     "preflexor.retrieve": (0, {}),
     "preflexor.sections": (["hypothesis"], {}),
 }
+
+
+def test_the_smallest_passages_are_long_enough_to_be_kept():
+    assert PreflexorConfig(chunk=FEWEST).chunk == FEWEST == 40
 
 
 def test_no_key_is_forgotten():

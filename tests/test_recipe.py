@@ -445,7 +445,7 @@ def test_a_faulty_profile_is_refused_though_it_is_not_chosen(
 
 CANDIDATES: list[Any] = [
     True, False, 2, 4, 0.25, "other", "ollama", "yes", "base", "self", "direct", "reasoning",
-    "text", "sum", "orpo", "full", "exact", [2], ["x"], {"model": "m"},
+    "text", "sum", "orpo", "full", "exact", [2], ["x"], {"model": "m"}, 100,
 ]  # fmt: skip
 
 

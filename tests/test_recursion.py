@@ -8,6 +8,7 @@ import pytest
 
 from mlxreflect.critics.base import Call, Move
 from mlxreflect.critics.solver import SolverCritic
+from mlxreflect.evidence.scoreboard import chain_line
 from mlxreflect.prompts import parse_response
 from mlxreflect.records import Problem, Turn, Verdict, Visibility, make_problem
 from mlxreflect.recursion import (
@@ -62,6 +63,12 @@ def chain(*turns: Turn) -> Chain:
         ("<think>\na\nb\n</think>\n<answer>1</answer>", "<think>\na\nb\n</think>\n<answer>"),
         ("<think>\na = 1\n", "<think>\na = 1"),
         ("no tag at all <answer>1</answer>", "<think>\nno tag at all"),
+        (
+            "<think>\na <answer>1</answer>\n</think>\nb\n</think>\n<answer>2</answer>",
+            "<think>\na 1\n\nb\n</think>\n<answer>",
+        ),
+        ("<think>\na\n<think>\nb", "<think>\na\n\nb"),
+        ("<think>\n\n</think>\n<answer>1</answer>", ""),
         ("<think>", ""),
         ("<answer>12</answer>", ""),
         ("", ""),
@@ -117,6 +124,12 @@ def test_failed_steps_stop_before_the_sign_and_belong_to_their_opening() -> None
     assert failed_steps(made, "<think>\nstep 1: 3 * 4 = 12", "think") == []
 
 
+def test_a_failed_step_after_a_tag_that_the_prompt_ends_in() -> None:
+    text = "\nstep 1: 5 + 4 = 7\n</think>\n<answer> 7 </answer>"
+    bare = answer("x", text=text, spans=parse_response(text).spans)
+    assert failed_steps(chain(bare), "", "think") == ["<think>\nstep 1: 5 + 4"]
+
+
 @pytest.mark.parametrize(
     ("text", "fine"),
     [
@@ -160,6 +173,9 @@ def test_figures_of_two_chains() -> None:
     assert (
         figures([lost], config(round="resample", feedback="none", gated=True))["name"] == "pass@3"
     )
+    kept, merged = config(stops=False, gated=True), config(integrate=True, round="resample")
+    assert chain_line("m", figures([lost], kept)).count("no grader ends a chain") == 1
+    assert figures([lost], merged)["name"] == "integrated"
     outcomes = [episode_of(c, config(), 0).outcome for c in (lost, won)]
     assert [(o.status, o.solved_turn, o.first_correct) for o in outcomes] == [
         ("discarded", None, True), ("solved", 3, False),

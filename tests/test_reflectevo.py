@@ -18,10 +18,11 @@ from mlxreflect.asked import asked_tiers
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.local import SelfCritic
 from mlxreflect.errors import UserError
+from mlxreflect.measuring import check_measured
 from mlxreflect.methods import ReflectEvoConfig
 from mlxreflect.plans import PLANS
 from mlxreflect.policy import TINY, load_policy
-from mlxreflect.recipe import load_recipe
+from mlxreflect.recipe import eval_spec, load_recipe
 from mlxreflect.records import (
     Episode,
     Outcome,
@@ -421,6 +422,17 @@ def test_stored_reflections_are_replayed(tmp_path):
         play(again)
 
 
+def test_stored_reflections_on_other_problems_are_refused(tmp_path):
+    """And a last line that was cut off is no journal's: it is named."""
+    path = tmp_path / "kept.jsonl"
+    path.write_text('{"id": "of-no-run", "reflections": "x"}\n')
+    with pytest.raises(UserError, match="has no reflection on a problem of this run"):
+        make(problems=2, stored=str(path))
+    path.write_text(path.read_text() + '{"id": "b", "reflections": "x"')
+    with pytest.raises(UserError, match="line 2: not JSON"):
+        Stored(str(path))
+
+
 def replace_digest(stored):
     stored.digest = "another"
     return stored
@@ -493,6 +505,22 @@ def test_keys_that_contradict_each_other(settings, said):
     with pytest.raises(UserError, match=re.escape(said)) as caught:
         load_recipe("reflectevo", settings)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"), [("aime24", "aime24 has samples = 8"), ("gsm8k_5shot", "has shots = 5")]
+)
+def test_an_evaluation_without_second_answers_is_refused_before_a_run_begins(spec, said, tmp_path):
+    given = ["--set=profile=quick", f"--set=eval.spec={spec}", f"--run-dir={tmp_path / 'run'}"]
+    call = [sys.executable, "-m", "mlxreflect", "run", "reflectevo", *given]
+    done = subprocess.run(call, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert said in done.stderr and "set reflectevo.retries = false" in done.stderr
+    assert not (tmp_path / "run").exists()
+    recipe = load_recipe("reflectevo", [f"eval.spec={spec}", "reflectevo.retries=false"])
+    check_measured(recipe, eval_spec(recipe))
+    recipe = load_recipe("r3", [f"eval.spec={spec}"])
+    check_measured(recipe, eval_spec(recipe))
 
 
 def test_who_is_asked_and_how_often():

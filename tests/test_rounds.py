@@ -230,6 +230,13 @@ def test_the_solver_criticises_no_question_in_words() -> None:
         assert "--task countdown or arithmetic" in caught.value.hint
 
 
+def test_no_grader_stops_a_chain_where_nobody_knows_the_answer() -> None:
+    for task in ("", "gsm8k", "arithmetic"):
+        with pytest.raises(UserError, match=r"chain\.gated = true: no grader"):
+            solve_spec(find_task(task), "self", 2, False, ["chain.gated=true"])
+    assert solve_spec(TASK, "self", 2, False, []).chain.gated
+
+
 def test_a_question_with_a_checkable_answer_stops_at_the_right_one(policy: Policy) -> None:
     found = asked(policy, "3 4 5 60", "countdown", "chain.avoid=true", rounds=8)
     json.dumps(found)

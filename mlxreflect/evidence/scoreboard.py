@@ -124,7 +124,8 @@ def noise_line(name: str, noise: dict[str, Any]) -> str:
 def chain_line(name: str, chain: dict[str, Any]) -> str:
     """What the rounds of recursive inference gained and took."""
     first, last = chain["acc_at"][0], chain["acc_at"][-1]
-    ended = "the grader ends a chain" if chain["gated"] else "no grader ends a chain"
+    stops = chain["gated"] and chain.get("stops", True)
+    ended = "the grader ends a chain" if stops else "no grader ends a chain"
     said = (
         f"{name}: {percent(first)} at the first answer, {chain['name']} {percent(last)} "
         f"({points(last - first)}; {chain['right_to_wrong']} right became wrong, "

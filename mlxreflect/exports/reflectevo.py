@@ -1,13 +1,15 @@
 """Episodes as ReflectEvo's training rows (arXiv 2505.16475): D+, D± and Dpref.
 
 Each begins at a failed attempt, of which reflections were sampled, each with one retry. D+: a
-reflection whose retry is right. D±: one whose retry is right beside one whose retry is wrong.
+reflection whose retry is right. D±: one whose retry is right beside one whose retry is wrong, as
+the run pairs them.
 Dpref: two whose retries are right, of which the run preferred one (it trained on that pair).
 Names of the fields are those that the authors' training scripts read.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import permutations
 from typing import Any
 
 from mlxreflect import pairs
@@ -30,17 +32,15 @@ def reflectevo_rows(episode: Episode, examples: Sequence[Example]) -> Iterator[t
             told = (made_of(examples, "sft", *part) for part in (turns, turns[:1], turns[1:]))
             own = [example for example in told if example]
             yield "d_plus.jsonl", kept(episode, d_plus(episode, one), own, *turns)
-    for one in found:
-        for other in found:
-            same = one.reflection.text == other.reflection.text
-            if same or one.attempt != other.attempt or not one.right:
-                continue
-            turns = (one.reflection, other.reflection)
-            made = made_of(examples, "preference", *turns)
-            if made or not other.right:
-                file = "d_pref.jsonl" if other.right else "d_plus_minus.jsonl"
-                own = [made] if made else []
-                yield file, kept(episode, paired(episode, one, other), own, *turns)
+    for one, other in pairs.helped_and_not(episode):
+        turns = (one.reflection, other.reflection)
+        made = made_of(examples, "preference", *turns)
+        own = [made] if made else []
+        yield "d_plus_minus.jsonl", kept(episode, paired(episode, one, other), own, *turns)
+    for one, other in permutations([one for one in found if one.right], 2):
+        turns = (one.reflection, other.reflection)
+        if made := made_of(examples, "preference", *turns):
+            yield "d_pref.jsonl", kept(episode, paired(episode, one, other), [made], *turns)
 
 
 def begun(episode: Episode, one: Trial) -> Row:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from mlxreflect import pairs, prompts
 from mlxreflect.critics.verdicts import Judgement, Sections
+from mlxreflect.decontaminate import Index, find
 from mlxreflect.errors import UserError
 from mlxreflect.records import Problem, Turn, Verdict
 from mlxreflect.strategies.exchange import Exchange, turn_of
@@ -33,10 +34,19 @@ class Lesson(Story):
 
 
 class Teacher:
-    """Asks the critics. counts: of what a wave's passages came to."""
+    """Asks the critics. counts: of what a wave's passages came to.
 
-    def __init__(self, recipe: Recipe, exchange: Exchange, passages: Sequence[Problem]) -> None:
-        self.recipe, self.exchange = recipe, exchange
+    exams: what evaluations ask, which is not to be trained on; None: nobody looks.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        exchange: Exchange,
+        passages: Sequence[Problem],
+        exams: Index | None = None,
+    ) -> None:
+        self.recipe, self.exchange, self.exams = recipe, exchange, exams
         self.texts = [passage.fields["question"] for passage in passages]
         try:
             self.library = Library(self.texts)
@@ -66,7 +76,7 @@ class Teacher:
         asked, lessons = set(known), []
         for passage, turn in zip(passages, turns, strict=True):
             question = " ".join(turn.text.split())
-            fault = turn.error or question_fault(question, asked)
+            fault = turn.error or question_fault(question, asked) or self.examined(question)
             asked.add(question_id(question))
             lesson = Lesson(
                 problem=passage if fault else make_question(passage, question),
@@ -77,6 +87,12 @@ class Teacher:
             lessons.append(lesson)
         self.counts["posed"] = sum(map(fine, lessons))
         return lessons
+
+    def examined(self, question: str) -> str:
+        """Where an evaluation asks a question; empty where none does."""
+        found = find(self.exams, [question], [question]) if self.exams else None
+        self.counts["in_evaluation"] += found is not None
+        return f"it occurs in the evaluation {found.spec}" if found else ""
 
     def beside(self, passage: Problem, question: str) -> list[str]:
         """What else the corpus has to say on a question."""
@@ -96,8 +112,10 @@ class Teacher:
             if answer.value:
                 said = chosen_sections(answer.value, names)
                 self.counts["empty_sections"] += len(names) - len(said)
-                turn = replace(turn, text=thought_of(said))
-                turn = turn if said else replace(turn, error="no section has any text")
+                if said:
+                    turn = replace(turn, text=thought_of(said))
+                else:
+                    turn = replace(turn, error="no section has any text")
             lesson.add(turn)
 
     def ground(self, lessons: Sequence[Lesson], at: Round) -> None:

@@ -170,7 +170,7 @@ class Moves:
             "judge": lambda: self.judge(problem, text, at),
             "prefer": lambda: self.one_order(problem, text, feedback, at),
             "score": lambda: self.score(problem, text, at),
-            "pose": lambda: self.pose(problem, text, at),
+            "pose": lambda: self.pose(problem, "(a passage)", at),
             "integrate": lambda: self.integrate(problem, [text], at),
             "answer": lambda: self.answer(problem, at),
             "extract": lambda: self.extract(problem, ["(a passage)"], ["(a section)"], at),

@@ -16,6 +16,7 @@ from typing import Any
 from mlxreflect import pairs
 from mlxreflect.asked import phases
 from mlxreflect.errors import UserError
+from mlxreflect.exams import exam_index
 from mlxreflect.pairs import passed
 from mlxreflect.records import Episode, Example, Outcome, Problem
 from mlxreflect.seeds import rng_for
@@ -68,7 +69,9 @@ class Preflexor:
         self.teacher: Teacher | None = None
         self.on_topic: list[list[str]] = []
         if recipe.preflexor.corpus:
-            self.teacher = Teacher(recipe, self.exchange, list(problems.values()))
+            # Passages are clean of what evaluations ask; the teacher may still ask it.
+            exams = exam_index(recipe) if recipe.eval.decontaminate != "off" else None
+            self.teacher = Teacher(recipe, self.exchange, list(problems.values()), exams)
             self.on_topic = [self.passages_on(topic) for topic in recipe.preflexor.topics]
 
     def passages_on(self, topic: str) -> list[str]:
@@ -229,10 +232,11 @@ class Preflexor:
     def told(self) -> dict[str, Any]:
         if not self.teacher:
             return {}
-        counts = {
-            name: self.teacher.counts[name] for name in ("posed", "empty_sections", "grounded")
-        }
+        names = ("posed", "in_evaluation", "empty_sections", "grounded")
+        counts = {name: self.teacher.counts[name] for name in names}
         said = f"{counts['posed']} questions posed, {counts['grounded']} answered"
+        if known := counts["in_evaluation"]:
+            said += f", {known} left out that the evaluation asks"
         return {**counts, "told": said}
 
     def at(self, tier: Any) -> Round:
@@ -248,5 +252,6 @@ def outcome_of(episode: Episode, paired: bool) -> Outcome:
         return Outcome(True, attempt.index, "solved_first")
     if paired:
         return Outcome(False, None, "trained")
-    failed = any(turn.error for turn in episode.turns)
+    # A reply of no use has an error too, and its text; a call that failed has none.
+    failed = any(turn.error and not turn.text.strip() for turn in episode.turns)
     return Outcome(False, None, "failed" if failed else "discarded")

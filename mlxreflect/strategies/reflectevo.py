@@ -84,6 +84,13 @@ class ReflectEvo:
         self.learning = Learning(recipe, policy, trainer)
         self.learning.keep_start()  # what each training begins from
         self.stored = Stored(self.config.stored) if self.config.stored else None
+        if self.stored and not any(map(self.stored_of, problems.values())):
+            raise UserError(
+                f"reflectevo.stored = {self.config.stored!r} has no reflection on a problem of "
+                "this run",
+                "name problems by their id, or by their question as a prompt shows it: "
+                "--dry-run shows one",
+            )
         self.state = State()
         self.wave = Wave(0, 1, "problems", [])
         self.status: Callable[[str], None] = lambda text: None
@@ -173,13 +180,16 @@ class ReflectEvo:
     def replayed(self, stories: list[Story]) -> list[tuple[Story, Turn]]:
         """Each story with the reflections that the file has for it."""
         assert self.stored is not None
+        actor = f"stored:{self.stored.digest}"
         return [
-            (story, Turn(-1, 0, "reflection", f"stored:{self.stored.digest}", [], text))
+            (story, Turn(-1, 0, "reflection", actor, [], text))
             for story in stories
-            for text in self.stored.of(story.problem.id, self.task.show(story.problem))[
-                : self.config.reflections
-            ]
+            for text in self.stored_of(story.problem)[: self.config.reflections]
         ]
+
+    def stored_of(self, problem: Problem) -> list[str]:
+        assert self.stored is not None
+        return self.stored.of(problem.id, self.task.show(problem))
 
     def judged(self, turn: Turn) -> Turn:
         """The reflection; one of no use has a verdict that says why."""
