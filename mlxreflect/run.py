@@ -10,8 +10,10 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 from typing import Any, TextIO
 
+from mlxreflect.anchor import anchored
 from mlxreflect.commits import Commits, take_lock
 from mlxreflect.consistency import check_spending
 from mlxreflect.errors import UserError
@@ -32,6 +34,7 @@ class Run:
     def __init__(self, path: Path, recipe: Recipe, lock: TextIO) -> None:
         self.path = path
         self.recipe = recipe
+        self.data = ""  # what is learned from and tested on, as a hash; once that is loaded
         self._lock = lock
 
     # ---- opening --------------------------------------------------------------------------------
@@ -39,6 +42,7 @@ class Run:
     @classmethod
     def create(cls, recipe: Recipe, path: Path | None) -> "Run":
         """A new run directory. Raises UserError where one already is."""
+        recipe = anchored(recipe)
         if path is None:
             model = recipe.policy.model.rstrip("/").rsplit("/", 1)[-1]
             stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -49,7 +53,8 @@ class Run:
         ):
             raise UserError(
                 f"{path} is there already",
-                f"go on with it by: mlxreflect resume {path}, or give another --run-dir",
+                f"go on with it by: mlxreflect resume {quote(str(path))}, or give another "
+                "--run-dir",
             )
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -72,8 +77,8 @@ class Run:
                 f"{path} is no run directory",
                 "give the folder that `mlxreflect run` or `mlxreflect train` made",
             )
-        original = read_json(path / "run.json")["recipe"]
         tree = read_toml(path / "recipe.toml")
+        original = began_with(path / "run.json")
         now = resolved(validate(Recipe, tree, path / "recipe.toml"))
         old, new = flatten(original), flatten(now)
         changed = sorted(k for k in {**old, **new} if old.get(k) != new.get(k))
@@ -115,8 +120,45 @@ class Run:
     def commits(self) -> Commits:
         return Commits(self.path, "wave", JOURNALS)
 
+    def last_commit(self) -> tuple[Path, dict[str, Any]] | None:
+        """As `Commits.last`. Raises UserError where commits are lost, or the data are others."""
+        begun = [file for name in JOURNALS if is_filled(file := self.path / name)]
+        if begun and not self.commits.all():
+            raise UserError(
+                f"{begun[0]} has rows, and there is no commit to go on from",
+                f"bring {self.commits.folder} back, or begin a new run",
+            )
+        last = self.commits.last()
+        if last and last[1].get("data", self.data) != self.data:
+            raise UserError(
+                f"{self.path} began with other problems than its task and its evaluation give now",
+                "bring the data back as they were, or begin a new run",
+            )
+        return last
+
     def write_json(self, name: str, value: Any) -> None:
         write_atomic(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def began_with(file: Path) -> dict[str, Any]:
+    """The recipe in run.json, with this version's usual values of keys that it does not have.
+
+    Raises UserError where it is none, or one of a version with other keys.
+    """
+    recipe = read_json(file).get("recipe")
+    if not isinstance(recipe, dict):
+        raise UserError(f"{file}: no recipe in it", "restore that file, or begin a new run")
+    try:
+        return resolved(validate(Recipe, recipe, file))
+    except UserError as error:
+        raise UserError(
+            f"{file.parent} was made by another version of mlxreflect ({error.message})",
+            "go on with it by that version, or begin a new run; `mlxreflect show` reads it",
+        ) from None
+
+
+def is_filled(file: Path) -> bool:
+    return file.is_file() and file.stat().st_size > 0
 
 
 def describe(keys: list[str], old: dict[str, Any], new: dict[str, Any]) -> str:
