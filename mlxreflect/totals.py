@@ -21,12 +21,13 @@ def totals(run_dir: Path, summary: dict[str, Any], recipe: Recipe | None) -> dic
     made = summary.get("examples", {})
     trained = [f"{made[kind]} {name}" for kind, name in EXAMPLES.items() if made.get(kind)]
     statuses = in_words(summary.get("statuses", {}), method)
+    nothing = "nothing: the trained policy is the base" if "examples" in summary else None
     by = "; by what the last round of each came to:" if statuses else ""
     named = {
         "problems": f"{summary.get('problems', 0)}{by}",
         **{f"  {name}": value for name, value in statuses.items()},
         "decontaminated": summary.get("decontaminated") and told(summary["decontaminated"]),
-        "trained on": ", ".join(trained) or None,
+        "trained on": ", ".join(trained) or nothing,
         **critic_lines(summary.get("critic") or {}, who),
         "errors of first attempts": ", ".join(kinds) or None,
         "wall time": minutes(summary.get("wall_seconds")),
