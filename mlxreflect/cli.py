@@ -144,20 +144,21 @@ def resume(
 
 def carry_out(run: Any, ui: "Ui") -> None:
     """Execute a run; whatever stops it, say how to go on."""
+    again = f"mlxreflect resume {shlex.quote(str(run.path))}"
     try:
         from mlxreflect.loop import execute
 
         summary = execute(run, ui)
     except KeyboardInterrupt:
         if (run.path / "checkpoints").exists():
-            print(f"\nstopped; go on with: mlxreflect resume {run.path}", file=sys.stderr)
+            print(f"\nstopped; go on with: {again}", file=sys.stderr)
         else:
             run.take_back()
             print("\nstopped before it began; nothing is left of it", file=sys.stderr)
         raise typer.Exit(130) from None
     except (OSError, RuntimeError) as error:
         if is_full(error):
-            raise no_space(error, f"free some, then: mlxreflect resume {run.path}") from None
+            raise no_space(error, f"free some, then: {again}") from None
         raise
     finally:
         run.close()
@@ -186,7 +187,8 @@ def show(
 
         if not (run_dir / "summary.json").is_file():
             raise UserError(
-                f"{run_dir} is not finished", f"go on with it by: mlxreflect resume {run_dir}"
+                f"{run_dir} is not finished",
+                f"go on with it by: mlxreflect resume {shlex.quote(str(run_dir))}",
             )
         ui.table(show_training(read_json(run_dir / "summary.json")))
         return

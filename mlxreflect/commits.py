@@ -35,15 +35,16 @@ class Commits:
 
     def all(self) -> list[Path]:
         """Commits, the oldest first."""
-        found = self.folder.glob(f"{self.prefix}-*")
-        return sorted((p for p in found if p.suffix != ".tmp"), key=self.number)
+        found = self.folder.glob(f"{self.prefix}-*")  # a copy beside them has another name
+        named = (p for p in found if p.name.removeprefix(f"{self.prefix}-").isdecimal())
+        return sorted(named, key=self.number)
 
     def number(self, commit: Path) -> int:
         return int(commit.name.removeprefix(f"{self.prefix}-"))
 
     def last(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest commit and its JSON; cuts the journals back to it and removes leftovers."""
-        for leftover in self.folder.glob("*.tmp"):
+        for leftover in self.folder.glob("*.tmp/"):
             shutil.rmtree(leftover)
         commits = self.all()
         if not commits:

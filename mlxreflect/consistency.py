@@ -26,6 +26,8 @@ MODELS = {
     "local": "mlx-community/Qwen2.5-7B-Instruct-4bit", "ollama": "qwen2.5:7b",
     "openai": "gpt-4.1-mini", "bedrock": "us.amazon.nova-pro-v1:0",
 }  # fmt: skip
+# Methods whose examples are helped answers, and so have a thought whatever was asked for.
+THOUGHTFUL = ("r3", "rel", "preflexor")
 
 
 def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> None:
@@ -41,6 +43,12 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
             f"{path}: r3.verify_pass = {recipe.r3.verify_pass} can never be reached with "
             f"r3.verify_samples = {recipe.r3.verify_samples}",
             "lower r3.verify_pass or raise r3.verify_samples",
+        )
+    if recipe.prompt.style == "direct" and recipe.strategy in THOUGHTFUL:
+        raise UserError(
+            f"{path}: prompt.style = 'direct' asks for the answer alone, and {recipe.strategy} "
+            "teaches thoughts that others wrote",
+            "leave prompt.style out; eval.direct = true also asks for answers without a thought",
         )
     if recipe.train.dpo == 0 and recipe.train.nll == 0:
         raise UserError(
@@ -94,6 +102,12 @@ def check_traces(recipe: Recipe, path: Path) -> None:
         raise UserError(
             f"{path}: traces.reward_answer and traces.reward_format are both 0: no reward",
             "give one of them a weight above 0",
+        )
+    if config.rounds and not recipe.policy.temperature:
+        raise UserError(
+            f"{path}: policy.temperature = 0: a group of samples that are all the same teaches "
+            "nothing",
+            "set policy.temperature, for example to 1.0, or traces.rounds = 0",
         )
     if traces_tiers(recipe) and recipe.critic.tier("judge").provider == "solver":
         raise UserError(

@@ -1,6 +1,5 @@
 """One run from its first problem to its verdict: evaluate, strategy wave by wave, evaluate."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -21,13 +20,13 @@ from mlxreflect.commits import replace_folder
 from mlxreflect.critics import open_critics
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import SelfCritic
-from mlxreflect.evaluate import eval_problems
+from mlxreflect.evaluate import eval_problems, short_hash
 from mlxreflect.exams import clean, keep_rows
 from mlxreflect.measuring import Measuring
 from mlxreflect.policy import device_name, load_policy, weights_hash
 from mlxreflect.prompts import TAGS
 from mlxreflect.recipe import eval_spec
-from mlxreflect.records import read_rows, to_row
+from mlxreflect.records import read_json, read_rows, to_row
 from mlxreflect.run import Run
 from mlxreflect.standing import solved_word
 from mlxreflect.strategies import STRATEGIES
@@ -49,7 +48,7 @@ FEW = 4  # fewer attempts say nothing of whether the policy knows the format
 def execute(run: Run, ui: Ui) -> dict[str, Any]:
     """Do what is left of a run, and return its summary."""
     if (run.path / "summary.json").is_file():
-        done: dict[str, Any] = json.loads((run.path / "summary.json").read_text(encoding="utf-8"))
+        done = read_json(run.path / "summary.json")
         ui.line(f"{run.path} was finished already; this is what it came to")
         return done
     started = time.monotonic()
@@ -57,8 +56,7 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
     exam = TASKS[spec.task.name]
     held_out = eval_problems(exam, spec)
     cleaned = clean(recipe, held_out)
-    source = recipe.preflexor.corpus or recipe.task.source or f"the task {recipe.task.name}"
-    run.keep_problems(cleaned.problems, source)
+    run.keep_data(short_hash([list(cleaned.problems), [problem.id for problem in held_out]]))
     with ExitStack() as stack:
         ledger = open_ledger(run)
         stack.callback(ledger.close)
@@ -113,7 +111,7 @@ def open_ledger(run: Run) -> Ledger:
 
 def restore(run: Run, strategy: Strategy, trainer: Trainer, adapter: dict[str, Any]) -> float:
     """Go back to the last commit, or make the first; returns the seconds spent until it."""
-    last = run.commits.last()
+    last = run.last_commit()
     if last is None:
         commit(run, 0, strategy, trainer, adapter, {}, 0.0)
         return 0.0

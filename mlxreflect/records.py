@@ -235,9 +235,11 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError for a damaged file."""
+    """A JSON object. Raises UserError for a damaged file, and for one that is not there."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file", "restore that file, or begin anew") from None
     except ValueError as error:  # bad JSON and bad UTF-8 alike
         raise UserError(f"{path}: not JSON ({error})", "restore that file, or begin anew") from None
     if not isinstance(value, dict):

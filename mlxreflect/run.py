@@ -4,15 +4,16 @@ A commit `checkpoints/wave-NNNNN` holds the adapter, the optimizers, the stage's
 strategy's state.
 """
 
-import hashlib
 import json
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 from typing import Any, TextIO
 
+from mlxreflect.anchor import anchored
 from mlxreflect.commits import Commits, take_lock
 from mlxreflect.consistency import check_spending
 from mlxreflect.errors import UserError
@@ -40,6 +41,7 @@ class Run:
     @classmethod
     def create(cls, recipe: Recipe, path: Path | None) -> "Run":
         """A new run directory. Raises UserError where one already is."""
+        recipe = anchored(recipe)
         if path is None:
             model = recipe.policy.model.rstrip("/").rsplit("/", 1)[-1]
             stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -50,7 +52,8 @@ class Run:
         ):
             raise UserError(
                 f"{path} is there already",
-                f"go on with it by: mlxreflect resume {path}, or give another --run-dir",
+                f"go on with it by: mlxreflect resume {quote(str(path))}, or give another "
+                "--run-dir",
             )
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -73,8 +76,8 @@ class Run:
                 f"{path} is no run directory",
                 "give the folder that `mlxreflect run` or `mlxreflect train` made",
             )
-        original = read_json(path / "run.json")["recipe"]
         tree = read_toml(path / "recipe.toml")
+        original = began_with(path / "run.json")
         now = resolved(validate(Recipe, tree, path / "recipe.toml"))
         old, new = flatten(original), flatten(now)
         changed = sorted(k for k in {**old, **new} if old.get(k) != new.get(k))
@@ -107,16 +110,12 @@ class Run:
         name: str = read_json(self.path / "run.json")["id"]
         return name
 
-    def keep_problems(self, ids: Iterable[str], source: str) -> None:
-        """Remember what the run learns from. Raises UserError where it began with others.
-
-        source: where they come from, for a person.
-        """
+    def keep_data(self, digest: str) -> None:
+        """Remember what is learned from and tested on. Raises UserError where it was other data."""
         identity = read_json(self.path / "run.json")
-        found = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
-        if identity.setdefault("problems", found) != found:
+        if identity.setdefault("data", digest) != digest:
             raise UserError(
-                f"{source} gives other problems than those that {self.path} began with",
+                f"{self.path} began with other problems than its task and its evaluation give now",
                 "bring the data back as they were, or begin a new run",
             )
         self.write_json("run.json", identity)
@@ -130,8 +129,39 @@ class Run:
     def commits(self) -> Commits:
         return Commits(self.path, "wave", JOURNALS)
 
+    def last_commit(self) -> tuple[Path, dict[str, Any]] | None:
+        """As `Commits.last`. Raises UserError where commits are lost."""
+        begun = [file for name in JOURNALS if is_filled(file := self.path / name)]
+        if begun and not self.commits.all():
+            raise UserError(
+                f"{begun[0]} has rows, and there is no commit to go on from",
+                f"bring {self.commits.folder} back, or begin a new run",
+            )
+        return self.commits.last()
+
     def write_json(self, name: str, value: Any) -> None:
         write_atomic(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def began_with(file: Path) -> dict[str, Any]:
+    """The recipe in run.json, with this version's usual values of keys that it does not have.
+
+    Raises UserError where it is none, or one of a version with other keys.
+    """
+    recipe = read_json(file).get("recipe")
+    if not isinstance(recipe, dict):
+        raise UserError(f"{file}: no recipe in it", "restore that file, or begin a new run")
+    try:
+        return resolved(validate(Recipe, recipe, file))
+    except UserError as error:
+        raise UserError(
+            f"{file.parent} was made by another version of mlxreflect ({error.message})",
+            "go on with it by that version, or begin a new run; `mlxreflect show` reads it",
+        ) from None
+
+
+def is_filled(file: Path) -> bool:
+    return file.is_file() and file.stat().st_size > 0
 
 
 def describe(keys: list[str], old: dict[str, Any], new: dict[str, Any]) -> str:

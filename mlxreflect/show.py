@@ -6,6 +6,7 @@ A run that is under way or died shows as far as it got.
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from rich import box
@@ -113,14 +114,15 @@ def table(title: str, columns: Iterable[str]) -> Table:
 def show_header(run_dir: Path) -> Table:
     recipe = recipe_of(run_dir)
     summary = read_results(run_dir / "summary.json")
-    unfinished = f"not finished: under way, or go on with: mlxreflect resume {run_dir}"
+    unfinished = f"not finished: under way, or go on with: mlxreflect resume {quote(str(run_dir))}"
+    known = summary or {}  # a run of another version has names, if not a recipe that can be read
     return facts(
         {
             "run": run_dir,
-            "recipe": recipe.name or recipe.strategy if recipe else "unknown",
-            "policy": recipe.policy.model if recipe else "unknown",
+            "recipe": recipe.name or recipe.strategy if recipe else known.get("recipe", "unknown"),
+            "policy": recipe.policy.model if recipe else known.get("policy", "unknown"),
             "critic": asked_names(recipe) if recipe else "unknown",
-            "status": (summary or {}).get("status", unfinished),
+            "status": known.get("status", unfinished),
         }
     )
 

@@ -22,12 +22,13 @@ def totals(run_dir: Path, summary: dict[str, Any], recipe: Recipe | None) -> dic
     trained = [f"{made[kind]} {name}" for kind, name in EXAMPLES.items() if made.get(kind)]
     dropped = [f"{n} ({reason})" for reason, n in summary.get("dropped", {}).items()]
     statuses = in_words(summary.get("statuses", {}), method)
+    nothing = "nothing: the trained policy is the base" if "examples" in summary else None
     by = "; by what the last round of each came to:" if statuses else ""
     named = {
         "problems": f"{summary.get('problems', 0)}{by}",
         **{f"  {name}": value for name, value in statuses.items()},
         "decontaminated": summary.get("decontaminated") and told(summary["decontaminated"]),
-        "trained on": ", ".join(trained) or None,
+        "trained on": ", ".join(trained) or nothing,
         "not trained on": ", ".join(dropped) or None,
         "prompts cut to fit": summary.get("cut_prompts") or None,
         **critic_lines(summary.get("critic") or {}, who),

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
-from critic_runs import arguments, figures, resume, run, same, solving, words, written
+from critic_runs import arguments, do, figures, flags, resume, run, same, solving, words, written
 from fake_ollama import Body, FakeOllama, Fault, http
 from test_resume import DRIVER, command
 
@@ -22,6 +22,7 @@ from mlxreflect.critics.ledger import BudgetReached, Ledger
 from mlxreflect.errors import UserError
 from mlxreflect.recipe import load_recipe
 from mlxreflect.records import read_rows
+from mlxreflect.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,42 @@ def test_show_has_the_figures_of_a_finished_run(whole: Path) -> None:
     text = " ".join(shown(whole).split())
     assert f"{counts['calls']} calls, 0 failed, 0 unknown" in text
     assert f"{counts['tokens_in']} tokens in, {counts['tokens_out']} out, $" in text
+
+
+# ---- replies without a verdict -------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_critic_that_was_mended_is_heard(tmp_path: Path) -> None:
+    """What it said before stopped the run, and is not held against it for ever."""
+    mended: list[bool] = []
+    marks = json.dumps({"why": "", "depth": 5, "coherence": 5, "verification": 5,
+                        "completeness": 5})  # fmt: skip
+    settings = {
+        "traces.scorer": "critic", "traces.warm_up": 12, "traces.wave": 12, "traces.rounds": 0,
+        "task.limit": 12, "eval.limit": 4, "eval.direct": False, "critic.provider": "ollama",
+        "critic.model": "critic", "critic.cache": str(tmp_path / "cache.sqlite"),
+    }  # fmt: skip
+    with FakeOllama(reply=lambda body: marks if mended else "I cannot say.") as server:
+        chosen = ["profile=quick", *flags(settings | {"critic.base_url": server.url})]
+        for _ in range(2):  # also the second time: its last words are forgotten, not asked less
+            before = len(server.chats)
+            with pytest.raises(UserError, match="no verdict in the reply: 'I cannot say") as stop:
+                if before:
+                    resume(tmp_path / "run")
+                else:
+                    do(Run.create(load_recipe("traces", chosen), tmp_path / "run"))
+            assert "then resume the run" in stop.value.hint
+            assert len(server.chats) - before > 10
+        mended.append(True)
+        summary = resume(tmp_path / "run")
+        assert summary["examples"]["sft"] > 0
+        calls = summary["critic"]["calls"]
+        assert (summary["critic"]["answered"], summary["critic"]["unknown"]) == (calls, 0)
+        asked = len(server.chats)
+        again = do(Run.create(load_recipe("traces", chosen), tmp_path / "again"))
+        assert again["critic"]["cached"] == calls
+        assert len(server.chats) == asked
 
 
 # ---- kills ---------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ LAYERS: list[set[str]] = [
     {"pairs", "ui", "chat", "loading", "decontaminate", "mathworker"},
     {"evidence", "train.losses", "train.batches", "train.prefix"},
     {"tasks", "train.objectives", "results"},
-    {"job", "commits", "train.sources", "train.steps", "worked"},
+    {"job", "anchor", "commits", "train.sources", "train.steps", "worked"},
     {"train.messages"},
     {"train.methods"},
     {"train.forms"},

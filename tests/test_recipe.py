@@ -106,7 +106,8 @@ def test_dump_and_load_keep_every_changed_key(clashing: dict[str, Any], tmp_path
     for table, changes in clashing.items():
         tree[table] |= changes
     tree["critic"] |= {"model": 'a "quoted" \\ model', "key_env": "A_KEY"}
-    tree["prompt"] |= {"file": "", "templates": {"critique": "„Mind“ {open}…{close},\n{{so}}\\"}}
+    tree["prompt"] |= {"style": "graph", "file": ""}
+    tree["prompt"] |= {"templates": {"critique": "„Mind“ {open}…{close},\n{{so}}\\"}}
     tree["critic"]["advanced"] = {"model": "größer", "temperature": 0.5, "num_ctx": 4096}
     recipe = Recipe.model_validate(tree)
     again = load_recipe(write(tmp_path, dump_recipe(recipe)))
@@ -509,6 +510,8 @@ OLLAMA = ["critic.provider=ollama", "critic.model=m"]
     [
         (["r3.verify_samples=2", "r3.verify_pass=3"], "r3.verify_pass = 3 can never", "r3.verify"),
         (["r3.verify_pass=2"], "r3.verify_pass = 2 can never be reached", "raise r3.verify_samp"),
+        (["prompt.style=direct"], "'direct' asks for the answer alone, and r3", "eval.direct"),
+        (["strategy=rel", "prompt.style=direct"], "and rel teaches thoughts", "eval.direct"),
         (["train.dpo=0", "train.nll=0"], "train.dpo and train.nll are both 0", "above 0"),
         (["train.objective=exo_pair"], "exo_pair needs train.smoothing above 0", "0.005"),
         (["train.objective=ipo", "train.smoothing=0.1"], "does nothing for ipo", "leave it out"),
@@ -557,6 +560,9 @@ def test_what_only_looks_like_a_contradiction(tmp_path: Path) -> None:
     path = write(tmp_path, "")
     assert load_recipe(path, ["r3.verify_samples=2", "r3.verify_pass=2"]).r3.verify_pass == 2
     assert load_recipe(path, ["train.dpo=0", "train.nll=1"]).train.dpo == 0
+    for method in ("traces", "reflectevo"):  # learn from samples of the style they ask for
+        found = load_recipe(path, [f"strategy={method}", "prompt.style=direct"])
+        assert found.prompt.style == "direct"
     assert load_recipe(path, ["train.dpo=1", "train.nll=0"]).train.nll == 0
     assert load_recipe(path, ["train.objective=ipo", "train.nll=1"]).train.nll == 1
     for name, smoothing in (("exo_pair", 0.005), ("dpo", 0.1), ("ipo", 0.0), ("orpo", 0.0)):
@@ -626,7 +632,7 @@ def test_the_run_decides_seed_batch_and_what_the_spec_leaves_open(tmp_path: Path
     spec = with_spec(tmp_path, text, "eval.limit=0", "eval.seed=9", "policy.batch=4")
     assert (spec.limit, spec.seed, spec.batch, spec.part) == (7, 9, 4, "heldout")
     assert with_spec(tmp_path, text, "eval.limit=2").limit == 2
-    assert with_spec(tmp_path, text, "prompt.style=direct").prompt.style == "direct"
+    assert with_spec(tmp_path, text, "prompt.style=graph").prompt.style == "graph"
     source = with_spec(tmp_path, "[task]\nname = 'jsonl'\n", "eval.source=a.jsonl")
     assert (source.task.source, source.part) == ("a.jsonl", "all")
 

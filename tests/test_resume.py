@@ -11,13 +11,6 @@ from pathlib import Path
 import pytest
 from kill_driver import POINTS
 
-from mlxreflect.errors import UserError
-from mlxreflect.exams import clean
-from mlxreflect.loop import execute
-from mlxreflect.recipe import load_recipe
-from mlxreflect.run import Run
-from mlxreflect.ui import Ui
-
 DRIVER = str(Path(__file__).with_name("kill_driver.py"))
 SHORT = {
     "task.limit": 12, "r3.wave": 4, "r3.epochs": 1, "r3.verifications": 2, "r3.sft_mode": 3,
@@ -148,19 +141,3 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, uninterrupted):
     assert contents(run_dir) == before
     assert (run_dir / "checkpoints" / "epoch-1" / "adapters.safetensors").read_bytes() == epoch
     assert len(list((run_dir / "plots").glob("*.png"))) == 5
-
-
-def test_a_run_goes_on_with_the_problems_it_began_with(tmp_path):
-    rows = [{"question": f"{n} + 1?", "answer": n + 1} for n in range(40)]
-    data = tmp_path / "problems.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    keys = ["task.name=jsonl", f"task.source={data}", "task.limit=0", "eval.spec=countdown"]
-    recipe = load_recipe("quickstart", [*keys, "eval.limit=2"])
-    run = Run.create(recipe, tmp_path / "run")
-    begun = clean(recipe).problems
-    run.keep_problems(begun, str(data))
-    run.keep_problems(begun, str(data))
-    data.write_text(data.read_text().replace("7 + 1?", "7 + 2?"))
-    with pytest.raises(UserError, match=r"problems.jsonl gives other problems than those"):
-        execute(run, Ui(quiet=True))
-    assert not (run.path / "checkpoints").exists()

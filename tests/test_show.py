@@ -234,6 +234,8 @@ def test_what_a_run_never_had_is_not_listed(tmp_path: Path) -> None:
     assert "trained on" in text and "7 groups of answers" in text
     for absent in ("bucket", "pairs", "rewrites", "verify", "calls"):
         assert absent not in text, absent
+    (run / "summary.json").write_text(json.dumps({**summary, "examples": {}}), encoding="utf-8")
+    assert "nothing: the trained policy is the base" in draw(show.show_summary(run))
 
 
 @pytest.mark.parametrize(

@@ -359,11 +359,17 @@ def test_arms_stand_in_the_order_they_came_in():
         (["r3.wave=3"], r"\[r3\] does nothing"),
         (["traces.group=1"], "group"),
         (["traces.grpo.clip_ratio=0"], "clip_ratio"),
+        (["policy.temperature=0"], "policy.temperature = 0: a group of samples"),
     ],
 )
 def test_contradictions_are_refused(settings, said):
     with pytest.raises(UserError, match=said):
         load_recipe("traces", settings)
+
+
+def test_a_warm_up_alone_may_be_greedy():
+    recipe = load_recipe("traces", ["policy.temperature=0", "traces.rounds=0"])
+    assert recipe.policy.temperature == 0
 
 
 def test_who_is_asked_and_how_often():

@@ -194,6 +194,19 @@ def test_a_reply_without_a_verdict_is_asked_again_once_and_then_unknown() -> Non
     assert last.error is not None and "right, I said" in last.error
 
 
+def test_a_verdict_that_was_cut_off_says_what_to_raise() -> None:
+    with FakeOllama(reply=lambda body: SAID) as server:
+        config = CriticConfig(
+            provider="ollama", model="critic", base_url=server.url, cache="off", max_tokens=4
+        )
+        critic = OllamaCritic(config, "run")
+        [answer] = ask_structured(critic, [call("x")], Judgement)
+        critic.close()
+    assert answer.value is None
+    assert (answer.replies[-1].error or "").endswith("(cut off: raise critic.max_tokens)")
+    assert [one.attempt for one in answer.unread()] == ["1/0", "1/0/again"]
+
+
 class Failing:
     """Every call fails; which calls came is recorded."""
 

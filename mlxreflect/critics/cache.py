@@ -8,6 +8,7 @@ import hashlib
 import json
 import sqlite3
 import threading
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mlxreflect.cachedir import cache_path
@@ -52,6 +53,13 @@ def open_cache(config: CriticConfig, run_id: str) -> "Cache | None":
     return Cache(path, run_id, f"{config.provider}:{config.model}") if path else None
 
 
+def forget(config: CriticConfig, calls: Sequence[Call]) -> None:
+    """Keep no reply to these calls any more: the next run asks again."""
+    if calls and (cache := open_cache(config, "")):
+        cache.delete(cache_key(config, call) for call in calls)
+        cache.close()
+
+
 class Cache:
     """The replies of one file, seen from one run. Raises UserError for a file it cannot use."""
 
@@ -75,6 +83,12 @@ class Cache:
                 return reply
             self.connection.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?)", row)
             return self.read(self.connection, key) or reply
+
+    def delete(self, keys: Iterable[str]) -> None:
+        with self.lock, explained(self.path, KIND):
+            if self.connection:
+                rows = [(key,) for key in keys]
+                self.connection.executemany("DELETE FROM replies WHERE key = ?", rows)
 
     def read(self, connection: sqlite3.Connection, key: str) -> Reply | None:
         query = "SELECT run_id, reply FROM replies WHERE key = ?"

@@ -6,6 +6,7 @@ reply came first.
 """
 
 import json
+import shlex
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -121,7 +122,7 @@ class Client:
             return job
 
     def missing(self, call: Call) -> UserError:
-        run = self.ledger.path.parent if self.ledger.path else "RUN"
+        run = shlex.quote(str(self.ledger.path.parent)) if self.ledger.path else "RUN"
         return UserError(
             f"critic.replay: no reply on disk for problem {call.problem.id}, {call.role}, epoch "
             f"{call.epoch}, attempt {call.attempt} ({self.actor})",

@@ -133,10 +133,19 @@ def compact(text: str) -> str:
 
 @dataclass(frozen=True)
 class Answer(Generic[M]):
-    """value: None where no verdict came. replies: all there were, to be counted; the last is it."""
+    """value: None where no verdict came. replies: all there were, to be counted; the last is it.
+
+    calls: what each of them replied to.
+    """
 
     value: M | None
     replies: list[Reply]
+    calls: list[Call]
+
+    def unread(self) -> list[Call]:
+        """Calls that were answered, but with no verdict."""
+        both = zip(self.calls, self.replies, strict=True)
+        return [call for call, reply in both if reply.kind == "unknown"]
 
 
 def ask_structured(critic: Critic, calls: Sequence[Call], model: type[M]) -> list[Answer[M]]:
@@ -155,17 +164,20 @@ def ask_structured(critic: Critic, calls: Sequence[Call], model: type[M]) -> lis
     if doubtful:
         retold = critic.ask([again[i] for i in doubtful])
         for i, reply in zip(doubtful, retold, strict=True):
-            second = read(again[i], reply, model)
-            answers[i] = replace(second, replies=answers[i].replies + second.replies)
+            one, second = answers[i], read(again[i], reply, model)
+            answers[i] = Answer(
+                second.value, one.replies + second.replies, one.calls + second.calls
+            )
     return answers
 
 
 def read(call: Call, reply: Reply, model: type[M]) -> Answer[M]:
     if reply.error is not None:
-        return Answer(None, [reply])
+        return Answer(None, [reply], [call])
     shown = "\n".join(m["content"] for m in call.messages if m["role"] != "system")
     value = parse(reply.text, model, f"{call.text}\n{shown}")
     if value is None:
         said = f"no verdict in the reply: {' '.join(reply.text[:400].split())[:100]!r}"
+        said += " (cut off: raise critic.max_tokens)" if reply.finish_reason == "length" else ""
         reply = replace(reply, text="", error=said, kind="unknown")
-    return Answer(value, [reply])
+    return Answer(value, [reply], [call])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mlxreflect.critics.base import Call, Critic, Reply
+from mlxreflect.critics.cache import forget
 from mlxreflect.critics.tally import Tally
 from mlxreflect.critics.verdicts import (
     Answer,
@@ -19,7 +20,7 @@ from mlxreflect.errors import UserError
 from mlxreflect.quality import written
 from mlxreflect.records import Problem, Turn, Verdict
 from mlxreflect.strategies.moves import Moves, Round, judged, marked
-from mlxreflect.tables import Recipe
+from mlxreflect.tables import REMOTE, Recipe, Tier
 from mlxreflect.tasks.base import Task
 
 ANSWERS = (
@@ -40,7 +41,12 @@ class Exchange:
         self.moves = Moves(recipe, task)
         self.counts = Tally()
         self.recent: deque[bool] = deque(maxlen=RECENT)  # whether the last calls failed
-        self.lock = threading.Lock()  # of both
+        self.unread: list[tuple[Tier, Call]] = []  # of the wave, with replies without a verdict
+        self.lock = threading.Lock()  # of all three
+
+    def begin_wave(self) -> None:
+        self.counts.clear()
+        self.unread.clear()
 
     def critique(
         self,
@@ -147,6 +153,8 @@ class Exchange:
         """A structured reply a call, counted."""
         answers = ask_structured(self.critics[at.tier], calls, model)
         with self.lock:
+            if at.tier != "self":
+                self.unread += [(at.tier, call) for one in answers for call in one.unread()]
             self.count([reply for answer in answers for reply in answer.replies])
         return answers
 
@@ -168,11 +176,20 @@ class Exchange:
         self.recent.extend(reply.error is not None for reply in replies)
         limit, lost = self.recipe.critic.max_failed, sum(self.recent)
         if failed and lost >= FEW and lost > limit * len(self.recent):
+            self.forget_unread()
             raise UserError(
                 f"{lost} of the last {len(self.recent)} critic calls failed, more than "
                 f"critic.max_failed = {limit:g}; the last: {failed[-1].error}",
-                "see that the critic answers, then resume the run; this wave will be done again",
+                "see that the critic answers as it is asked to, then resume the run; this wave "
+                "will be done again",
             )
+
+    def forget_unread(self) -> None:
+        """What could not be read is on disk, too: a critic that was mended is to be heard."""
+        for tier in {tier for tier, _ in self.unread}:
+            config = self.recipe.critic.tier(tier)
+            if config.provider in REMOTE and not config.replay:
+                forget(config, [call for one, call in self.unread if one == tier])
 
 
 def unless_right(turn: Turn, judgement: Judgement | None, judge: str) -> Turn:

@@ -141,7 +141,7 @@ class Preflexor:
     def play(self, wave: Wave) -> Played:
         """Questions, the teacher's answers and the policy's own, the filter, training."""
         self.wave = wave
-        self.exchange.counts.clear()
+        self.exchange.begin_wave()
         self.learning.use(phases(self.recipe)[wave.epoch - 1])
         self.learning.begin_wave()
         if wave.new_epoch:

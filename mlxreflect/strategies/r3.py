@@ -56,7 +56,7 @@ class R3:
     def play(self, wave: Wave) -> Played:
         """Attempt, improve, train, verify; moves the bucket list on."""
         self.wave = wave
-        self.exchange.counts.clear()
+        self.exchange.begin_wave()
         self.learning.begin_wave()
         if wave.new_epoch:
             self.learning.begin_stage()

@@ -111,7 +111,7 @@ class ReflectEvo:
 
     def play(self, wave: Wave) -> Played:
         self.wave = wave
-        self.exchange.counts.clear()
+        self.exchange.begin_wave()
         self.learning.begin_wave()
         stories = [Story(self.problems[pid]) for pid in wave.problems]
         if wave.stage == "problems":

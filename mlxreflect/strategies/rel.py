@@ -95,7 +95,7 @@ class Rel:
 
     def play(self, wave: Wave) -> Played:
         self.wave = wave
-        self.exchange.counts.clear()
+        self.exchange.begin_wave()
         self.learning.begin_wave()
         episodes = [] if wave.stage == "train" else self.try_all()
         examples = self.train() if wave.stage == "train" else []

@@ -91,7 +91,7 @@ class Traces:
 
     def play(self, wave: Wave) -> Played:
         """Sample, score or reward, train."""
-        self.exchange.counts.clear()
+        self.exchange.begin_wave()
         self.learning.begin_wave()
         if wave.new_epoch:
             self.learning.begin_stage()

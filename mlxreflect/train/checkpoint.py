@@ -6,6 +6,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
+from mlxreflect.errors import UserError
 from mlxreflect.train.network import Arrays
 from mlxreflect.train.trainer import Trainer
 
@@ -33,6 +34,14 @@ def load_parameters(path: Path, trainer: Trainer) -> None:
 
 
 def load_arrays(path: Path) -> Arrays:
-    arrays = mx.load(str(path))
+    """The arrays of a file. Raises UserError where it is damaged or not there."""
+    try:
+        arrays = mx.load(str(path))
+    except RuntimeError as error:
+        raise UserError(
+            f"{path} cannot be read: {str(error).removeprefix('[load_safetensors] ')}",
+            "restore that file; or delete the folder that it is in, to go on from the commit "
+            "before it, where there is one",
+        ) from None
     assert isinstance(arrays, dict)  # a safetensors file always is one
     return arrays

@@ -1,0 +1,216 @@
+"""Run folders that were moved, copied, damaged, or made by another version; data that changed."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlxreflect.anchor import anchored
+from mlxreflect.commits import Commits
+from mlxreflect.errors import UserError
+from mlxreflect.loop import execute
+from mlxreflect.recipe import load_recipe, resolved
+from mlxreflect.run import Run
+from mlxreflect.show import show_header
+from mlxreflect.ui import Ui
+
+SMALL = (
+    "task.source=rows.jsonl", "r3.wave=6", "r3.epochs=1", "eval.limit=4", "eval.spec=",
+    "eval.max_new_tokens=26", "policy.max_new_tokens=26", "policy.batch=12",
+)  # fmt: skip
+ROWS = [{"nums": [a, a + 3, 7], "target": 2 * a - 4} for a in range(10, 40)]
+OUTPUTS = ("episodes.jsonl", "examples.jsonl", "adapter/adapters.safetensors",
+           "eval/base/samples.jsonl", "eval/trained/samples.jsonl")  # fmt: skip
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def finish(folder: Path) -> None:
+    run = Run.open(folder)
+    try:
+        execute(run, Ui(quiet=True))
+    finally:
+        run.close()
+
+
+def refused(folder: Path) -> UserError:
+    with pytest.raises(UserError) as caught:
+        finish(folder)
+    return caught.value
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with rows.jsonl and a run on it, begun from there by a relative name."""
+    place = tmp_path_factory.mktemp("made")
+    write(place / "rows.jsonl", list(ROWS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        run = Run.create(load_recipe("quickstart", SMALL), Path("run"))
+        try:
+            execute(run, Ui(quiet=True))
+        finally:
+            run.close()
+    return place
+
+
+@pytest.fixture
+def stopped(made: Path, tmp_path: Path) -> Path:
+    """A copy of that run as a kill after its last wave leaves it, in another folder."""
+    folder = tmp_path / "my run"
+    shutil.copytree(made / "run", folder)
+    (folder / "summary.json").unlink()
+    shutil.rmtree(folder / "adapter")
+    shutil.rmtree(folder / "eval" / "trained")
+    return folder
+
+
+def test_a_copied_run_is_resumed_from_another_folder(
+    made: Path, stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(stopped)
+    last = max((stopped / "checkpoints").glob("wave-*"))
+    shutil.rmtree(last)  # the last wave is done again, too
+    shutil.copytree(stopped / "checkpoints" / "epoch-1", stopped / "checkpoints" / "wave-00009 2")
+    finish(stopped)
+    for name in OUTPUTS:
+        assert (stopped / name).read_bytes() == (made / "run" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("file", ["episodes.jsonl", "eval/base/problems.jsonl"])
+def test_other_problems_than_it_began_with(made: Path, stopped: Path, file: str) -> None:
+    """One less to learn, or one less held out: a run would look for what is gone, or mix both."""
+    before = (made / "rows.jsonl").read_bytes()
+    first = json.loads((stopped / file).read_text().partition("\n")[0])
+    fields = first.get("problem", first)["fields"]
+    gone = {"nums": fields["numbers"], "target": fields["target"]}
+    assert gone in ROWS
+    write(made / "rows.jsonl", [row for row in ROWS if row != gone])
+    try:
+        error = refused(stopped)
+    finally:
+        (made / "rows.jsonl").write_bytes(before)
+    assert error.message == (
+        f"{stopped} began with other problems than its task and its evaluation give now"
+    )
+    assert "bring the data back" in error.hint
+    finish(stopped)
+
+
+def damage(folder: Path) -> dict[str, Callable[[], object]]:
+    newest = max((folder / "checkpoints").glob("wave-*"))
+    adapter = newest / "adapters.safetensors"
+    return {
+        "adapters.safetensors cannot be read": lambda: adapter.write_bytes(b"1234567890"),
+        "adapters.safetensors cannot be read: Failed": adapter.unlink,
+        "commit.json: no such file": (newest / "commit.json").unlink,
+        "has rows, and there is no commit to go on from": lambda: shutil.rmtree(newest.parent),
+        "no recipe in it": lambda: (folder / "run.json").write_text("{}"),
+        "summary.json: not JSON": lambda: (folder / "summary.json").write_text("{"),
+    }
+
+
+@pytest.mark.parametrize("said", [
+    "adapters.safetensors cannot be read", "adapters.safetensors cannot be read: Failed",
+    "commit.json: no such file", "has rows, and there is no commit to go on from",
+    "no recipe in it", "summary.json: not JSON",
+])  # fmt: skip
+def test_a_damaged_run_is_refused_and_left_as_it_is(stopped: Path, said: str) -> None:
+    rows = (stopped / "episodes.jsonl").read_bytes()
+    damage(stopped)[said]()
+    assert said in refused(stopped).message
+    assert (stopped / "episodes.jsonl").read_bytes() == rows
+
+
+def test_the_commit_before_a_damaged_one_goes_on(made: Path, stopped: Path) -> None:
+    """As the hint says."""
+    newest = max((stopped / "checkpoints").glob("wave-*"))
+    (newest / "optimizer-dpo.safetensors").unlink()
+    assert "delete the folder that it is in" in refused(stopped).hint
+    shutil.rmtree(newest)
+    finish(stopped)
+    for name in OUTPUTS:
+        assert (stopped / name).read_bytes() == (made / "run" / name).read_bytes(), name
+
+
+def test_a_file_among_the_commits_is_left_alone(tmp_path: Path) -> None:
+    commits = Commits(tmp_path, "wave", ())
+    commits.add(0, {}, {}, lambda folder: None)
+    (commits.folder / "notes.tmp").write_text("mine")
+    assert commits.last() is not None
+    assert (commits.folder / "notes.tmp").read_text() == "mine"
+
+
+# ---- another version -----------------------------------------------------------------------------
+
+
+def edit(folder: Path, change: Callable[[dict[str, object]], object]) -> None:
+    """Change the recipe in run.json and, alike, in recipe.toml, as another version wrote them."""
+    identity = json.loads((folder / "run.json").read_text())
+    change(identity["recipe"])
+    (folder / "run.json").write_text(json.dumps(identity))
+
+
+def test_a_key_that_an_earlier_version_did_not_have_takes_its_usual_value(stopped: Path) -> None:
+    edit(stopped, lambda recipe: recipe.pop("limits"))
+    lines = (stopped / "recipe.toml").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not line.startswith("limits.")]
+    assert len(kept) == len(lines) - 3
+    (stopped / "recipe.toml").write_text("".join(kept))
+    finish(stopped)
+
+
+def test_a_key_that_only_an_earlier_version_had_is_named(stopped: Path) -> None:
+    edit(stopped, lambda recipe: recipe.update(patience=1))
+    with (stopped / "recipe.toml").open("a") as recipe:
+        recipe.write("patience = 1\n")
+    error = refused(stopped)
+    assert error.message.startswith(f"{stopped} was made by another version of mlxreflect (")
+    assert "unknown key patience" in error.message
+    assert "begin a new run" in error.hint
+
+
+def test_how_to_go_on_is_a_command_also_where_the_path_has_a_space(stopped: Path) -> None:
+    status = str(list(show_header(stopped).columns[1].cells)[-1])
+    assert status.endswith(f"mlxreflect resume '{stopped}'")
+    with pytest.raises(UserError, match="is there already") as caught:
+        Run.create(load_recipe("quickstart"), stopped)
+    assert f"mlxreflect resume '{stopped}'," in caught.value.hint
+
+
+def test_show_names_what_a_run_of_another_version_was(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "run", tmp_path / "run")
+    with (tmp_path / "run" / "recipe.toml").open("a") as recipe:
+        recipe.write("patience = 1\n")
+    cells = [list(column.cells) for column in show_header(tmp_path / "run").columns]
+    told = dict(zip(map(str, cells[0]), map(str, cells[1]), strict=True))
+    assert (told["recipe"], told["policy"]) == ("quickstart", "tiny")
+
+
+# ---- names in a recipe ---------------------------------------------------------------------------
+
+
+def test_names_of_files_become_whole_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("rows.jsonl", "exam.jsonl", "mine.toml"):
+        (tmp_path / name).write_text("")
+    for name in ("gsm8k", "tiny", "critic"):  # folders that happen to be called so
+        (tmp_path / name).mkdir()
+    (tmp_path / "mine.toml").write_text('task = { name = "countdown" }\n')
+    recipe = anchored(load_recipe("quickstart", (
+        "task.source=rows.jsonl", 'eval.against=["exam.jsonl", "gsm8k"]', "eval.spec=mine.toml",
+        "critic.cache=new.sqlite", "eval.cache=off", "critic.advanced.provider=local",
+        "critic.advanced.model=critic", 'critic.judge={ provider = "local", model = "org/name" }',
+    )))  # fmt: skip
+    assert recipe.task.source == str(tmp_path / "rows.jsonl")
+    assert recipe.eval.against == [str(tmp_path / "exam.jsonl"), "gsm8k"]
+    assert recipe.eval.spec == str(tmp_path / "mine.toml")
+    assert (recipe.critic.cache, recipe.eval.cache) == (str(tmp_path / "new.sqlite"), "off")
+    assert recipe.critic.advanced["model"] == str(tmp_path / "critic")
+    assert recipe.critic.judge["model"] == "org/name"
+    assert (recipe.policy.model, recipe.train.reference_cache) == ("tiny", "")
+    assert resolved(anchored(recipe)) == resolved(recipe)
