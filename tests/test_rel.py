@@ -127,6 +127,22 @@ def test_mistakes_are_shown_and_not_imitated():
     assert encoded.trained == len(trained) < len(encoded.response)
 
 
+@pytest.mark.parametrize("attempt", [
+    "<think>\n3 + 4 = 8\n</think>\n<answer>8</answer>",
+    "<think>3 + 4 = 8</think><answer>8</answer>",
+    " <think> 3 + 4 = 8", "Sure!\n<think>\n3 + 4 = 8</think>", "3 + 4 = 8 <answer>8</answer>",
+])  # fmt: skip
+def test_a_mistake_is_not_imitated_however_the_attempt_opens(attempt):
+    (row,) = [r for r in read_rows(EPISODES) if r["problem"]["id"] == "continued"]
+    end = "No, 7.\n7 * 5 = 35\n</think>\n<answer>35</answer>"
+    whole = prompts.carried_on(prompts.open_working(attempt, "think"), end, "think")
+    for text in (whole, f"<think> 3 + 4  = 8 {end}"):  # the latter repeats the working itself
+        row["turns"][0]["text"], row["turns"][2]["text"] = attempt, text
+        (example,) = rel_worked(episode_from_row(row), PROMPT, "working", mistakes=False)
+        begin = int(example.mask.removeprefix("from "))
+        assert text[begin:].strip() == end and not text[:begin].endswith("\n")
+
+
 def test_the_expected_answer_is_taken_out_of_hints():
     assert withheld("it is 42, not 36", "42") == "it is …, not 36"
     assert withheld("142 and 4.42 and 42.5 and 42,000 and x42", "42") == (

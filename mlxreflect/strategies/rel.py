@@ -259,7 +259,10 @@ class Rel:
         known = {(e["source"]["problem"], e["completion"]) for e in self.state.made}
         for episode in episodes:
             prompt = self.attempts.prompt(episode.problem)
-            worked = pairs.rel_worked(episode, prompt, config.target, mistakes=config.mistakes)
+            worked = pairs.rel_worked(
+                episode, prompt, config.target,
+                tags=self.recipe.prompt.tags, mistakes=config.mistakes,
+            )  # fmt: skip
             for example in worked:
                 if (episode.problem.id, example.completion) not in known:
                     self.state.made.append(asdict(replace(example, weight=config.weight)))
