@@ -13,10 +13,11 @@ from typing import Any
 
 from mlxreflect.errors import UserError
 from mlxreflect.prompts import parse_response
-from mlxreflect.records import append_rows, write_atomic
+from mlxreflect.records import dump_line, write_atomic
 from mlxreflect.tasks.rows import explained, read_file
 
 MARKDOWN = (".md", ".markdown")
+ADDED_TO = (*MARKDOWN, ".jsonl")  # endings; of tables and lists nothing can be put at the end
 HEADING = re.compile(r"#{1,6}[ \t]+(question|answer)[ \t]*:?[ \t]*", re.IGNORECASE)
 TYPES = {"problem": str, "ground_truth": str, "working_out": str, "final_solution": str,
          "is_correct": bool}  # fmt: skip
@@ -65,7 +66,9 @@ def worked_of(values: dict[str, Any], where: str) -> Worked:
 
 def read_markdown(path: Path) -> Iterator[Worked]:
     with explained(path):
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    if not any(map(str.strip, lines)):
+        return
     heads = [(n, found[1].lower()) for n, line in enumerate(lines)
              if (found := HEADING.fullmatch(line.strip()))]  # fmt: skip
     kinds = [kind for _, kind in heads]
@@ -91,16 +94,25 @@ def read_markdown(path: Path) -> Iterator[Worked]:
 
 
 def add_worked(path: Path, worked: Worked) -> None:
-    """Put one at a file's end: a whole line of JSONL, or a block of Markdown at once."""
-    if path.suffix.lower() not in MARKDOWN:
-        append_rows(path, [reasonset_row(worked)])
-        return
-    before = path.read_text(encoding="utf-8").rstrip() + "\n\n" if path.exists() else ""
+    """Put one at a file's end: a line of JSONL, or a block of Markdown. Raises UserError."""
+    try:
+        before = path.read_bytes().decode() if path.exists() else ""
+        write_atomic(path, before + added(before, worked, path.suffix.lower() in MARKDOWN))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}", "give another file") from None
+
+
+def added(before: str, worked: Worked, markdown: bool) -> str:
+    """What is written behind a file's text, whether or not that ends its last line."""
+    ends = not before or before.endswith("\n")
+    if not markdown:
+        return ("" if ends else "\n") + dump_line(reasonset_row(worked))
     body = worked.working.strip()
     if worked.gold is not None and parse_response(body, style="direct").answer is None:
         body += f"\n<answer>{worked.gold}</answer>"
+    gap = "" if not before.strip("\ufeff\r\n") else "\n" if ends else "\n\n"
     question = escaped(worked.question.strip())
-    write_atomic(path, f"{before}### Question\n{question}\n\n### Answer\n{escaped(body)}\n")
+    return f"{gap}### Question\n{question}\n\n### Answer\n{escaped(body)}\n"
 
 
 def escaped(text: str) -> str:

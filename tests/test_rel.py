@@ -430,6 +430,17 @@ None.
     assert found.left_out == {"the grader calls it wrong": 1, "it has no answer": 1}
 
 
+def test_a_question_of_the_run_is_known_whatever_its_spacing(tmp_path):
+    """And is asked as an evaluation asks it; its grader decides."""
+    asked = "\ufeff### Question\r\nNUMBERS: 3  4 5 \r\nTarget: 35\r\n### Answer\r\n"
+    found = people(tmp_path / "w.md", f"{asked}{GOOD}\r\n<answer>(3 + 4) * 5</answer>\r\n")
+    (example,) = found.examples
+    assert example.source["problem"] and found.left_out == {}
+    assert example.prompt[-1]["content"] == "Numbers: 3 4 5\nTarget: 35"
+    wrong = people(tmp_path / "w.md", f"{asked}{GOOD}\r\n<answer>(3 + 5) * 4</answer>\r\n")
+    assert wrong.left_out == {"the grader calls it wrong": 1}
+
+
 def test_reasonset_rows_of_people(tmp_path):
     (tmp_path / "exam.jsonl").write_text('{"question": "Asked?", "answer": 1}\n')
     base = {"problem": "Q?", "ground_truth": "1", "working_out": "It is 1.", "final_solution": "1!"}
@@ -481,6 +492,8 @@ def test_what_people_have_wrong_is_not_mended_and_not_trained_on(tmp_path):
     ("w.md", "### Answer\na", "w.md, line 1: a second answer"),
     ("w.md", "### Question\na\n", "w.md, line 1: a question without an answer"),
     ("w.md", "nothing", "w.md: no question"),
+    ("w.md", " \n", "w.md: no worked solution is in it"),
+    ("w.jsonl", "", "w.jsonl: no worked solution is in it"),
     ("w.jsonl", '{"problem": "a"}\n', "w.jsonl, line 1: no problem or no working_out"),
     ("w.jsonl", '{"problem": 1, "working_out": "b"}\n', "w.jsonl, line 1: problem is no str"),
 ])  # fmt: skip

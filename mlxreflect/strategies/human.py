@@ -3,15 +3,17 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from mlxreflect import pairs, prompts, texts
 from mlxreflect.decontaminate import Index, find, normal_words, whole_key
+from mlxreflect.errors import UserError
 from mlxreflect.exams import exam_index
 from mlxreflect.records import Example, Problem
 from mlxreflect.strategies.attempts import attempt_prompt
 from mlxreflect.tables import Recipe
 from mlxreflect.tasks.base import Task
-from mlxreflect.tasks.rows import local_path
+from mlxreflect.tasks.rows import fold, local_path
 from mlxreflect.tasks.stated import agrees
 from mlxreflect.worked import Worked, read_worked
 
@@ -32,12 +34,12 @@ def human_examples(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> H
     if not recipe.rel.human:
         return Human([], {})
     exams = exam_index(recipe) if recipe.eval.decontaminate != "off" else None
-    known = {task.show(problem).strip(): problem for problem in problems}
+    known = {fold(task.show(problem)): problem for problem in problems}
     templates = texts.BUNDLED.replaced(recipe.prompt.templates)
     examples: dict[tuple[str, str], Example] = {}
     left_out: Counter[str] = Counter()
-    for worked in read_worked(local_path(recipe.rel.human)):
-        problem = known.get(worked.question.strip())
+    for worked in read_some(local_path(recipe.rel.human)):
+        problem = known.get(fold(worked.question))
         if worked.gold is None and problem:
             worked = replace(worked, gold=task.gold(problem))
         text = solution(worked, recipe)
@@ -50,8 +52,9 @@ def human_examples(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> H
         if reason:
             left_out[reason] += 1
             continue
-        asked = attempt_prompt(recipe, task, problem or problems[0], templates)
-        prompt = [*asked[:-1], {**asked[-1], "content": worked.question.strip()}]
+        prompt = attempt_prompt(recipe, task, problem or problems[0], templates)
+        if problem is None:
+            prompt = [*prompt[:-1], {**prompt[-1], "content": worked.question.strip()}]
         examples[key] = Example(
             kind="sft",
             prompt=prompt,
@@ -60,6 +63,17 @@ def human_examples(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> H
             source={"human": worked.where, "problem": problem.id if problem else None},
         )
     return Human(list(examples.values()), dict(left_out))
+
+
+def read_some(path: Path) -> list[Worked]:
+    """The worked solutions of a file. Raises UserError where there is none."""
+    found = read_worked(path)
+    if not found:
+        raise UserError(
+            f"{path}: no worked solution is in it",
+            "write one with `mlxreflect annotate`, or leave rel.human out",
+        )
+    return found
 
 
 def solution(worked: Worked, recipe: Recipe) -> str:
