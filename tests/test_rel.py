@@ -17,6 +17,7 @@ from mlxreflect.asked import asked_tiers
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.cache import cache_key
 from mlxreflect.critics.solver import SolverCritic
+from mlxreflect.dry import dry
 from mlxreflect.errors import UserError
 from mlxreflect.estimate import estimate
 from mlxreflect.loop import execute
@@ -428,6 +429,12 @@ None.
     assert first.source["human"].endswith("w.md, line 2") and first.source["problem"]
     assert second.prompt[-1]["content"] == "Another one?" and second.source["problem"] is None
     assert found.left_out == {"the grader calls it wrong": 1, "it has no answer": 1}
+    why = "(2 left out; the grader calls it wrong: 1, it has no answer: 1)"
+    assert found.sentence() == f"worked solutions: 2 by people {why}"
+    strategy = make(human=str(tmp_path / "w.md"))  # none of its questions is one of this run
+    counted = "3 by people (1 left out; it has no answer: 1)"
+    assert play(strategy)[1].figures["told"] == f"trained on 3 workings and {counted}"
+    assert f"--- worked solutions: {counted}" in dry(strategy.recipe)["text"]
 
 
 def test_a_question_of_the_run_is_known_whatever_its_spacing(tmp_path):

@@ -1,7 +1,7 @@
 """People's worked solutions as training examples, and what of them is left out."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,15 @@ class Human:
 
     examples: list[Example]
     left_out: dict[str, int]
+
+    def sentence(self) -> str:
+        return f"worked solutions: {by_people(len(self.examples), self.left_out)}"
+
+
+def by_people(kept: int, left_out: Mapping[str, int]) -> str:
+    """So many worked solutions, and why others are none of them."""
+    why = ", ".join(f"{reason}: {count}" for reason, count in left_out.items())
+    return f"{kept} by people" + (f" ({sum(left_out.values())} left out; {why})" if why else "")
 
 
 def human_examples(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> Human:
