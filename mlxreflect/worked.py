@@ -15,6 +15,7 @@ from mlxreflect.errors import UserError
 from mlxreflect.prompts import parse_response
 from mlxreflect.records import dump_line, write_atomic
 from mlxreflect.tasks.rows import explained, read_file
+from mlxreflect.tasks.stated import stated
 
 MARKDOWN = (".md", ".markdown")
 ADDED_TO = (*MARKDOWN, ".jsonl")  # endings; of tables and lists nothing can be put at the end
@@ -88,7 +89,7 @@ def read_markdown(path: Path) -> Iterator[Worked]:
              for (number, _), end in zip(heads, ends, strict=True)]  # fmt: skip
     for (number, _), question, answer in zip(heads[::2], texts[::2], texts[1::2], strict=True):
         yield Worked(
-            question, answer, parse_response(answer, style="direct").answer or None,
+            question, answer, stated(answer) or None,
             f"{path}, line {number + 1}",
         )  # fmt: skip
 

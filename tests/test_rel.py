@@ -32,7 +32,7 @@ from mlxreflect.strategies.moves import Moves, Round
 from mlxreflect.strategies.rel import Rel
 from mlxreflect.tables import CriticConfig, Recipe
 from mlxreflect.tasks import TASKS
-from mlxreflect.tasks.stated import agrees, withheld
+from mlxreflect.tasks.stated import agrees, stated, withheld
 from mlxreflect.train.encode import Encoder
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer
@@ -167,8 +167,20 @@ def test_the_expected_answer_is_taken_out_however_it_is_written(gold, text):
     assert not any(character.isdigit() for character in said)
 
 
+def test_the_answer_that_a_worked_solution_gives():
+    assert stated(r"no \boxed{1}, \boxed{\text{Ann}}") == "Ann"
+    assert stated(r"<answer> 2 </answer> not \boxed{1}") == "2"
+    assert stated("the answer is 7") is None
+
+
 def test_answers_that_agree():
-    same = [("1,234", "1234"), ("0.5", "1/2"), ("Paris.", "paris"), (" 42 ", "42.0")]
+    same = [
+        ("(1,2)", "(1, 2)"),
+        ("1,234", "1234"),
+        ("0.5", "1/2"),
+        ("Paris.", "paris"),
+        (" 42 ", "42.0"),
+    ]
     assert all(agrees(*both) for both in same)
     other = [("45", "44"), ("Rome", "Paris"), ("", "42"), ("17 or 18", "18"), ("x", "y" * 10**6)]
     assert not any(agrees(*both) for both in other)
@@ -481,15 +493,19 @@ def test_what_people_have_wrong_is_not_mended_and_not_trained_on(tmp_path):
         "According to the feedback it is 44. <answer>44</answer>",
         "40 + 4 <answer>44.0</answer>",
         "40  +  4\n<answer>44.0</answer>",
+        r"40 + 4 is \boxed{45}",
+        r"40 + 4 is \boxed{44\text{ cm}}",
     ]
     rows = [{**base, "working_out": text} for text in workings]
-    rows.append({**rows[-1], "problem": "what is  40 + 4? "})
+    rows.append({**rows[5], "problem": "what is  40 + 4? "})
     text = "".join(json.dumps(r) + "\n" for r in rows)
     found = people(tmp_path / "w.jsonl", text)
-    (kept,) = found.examples
-    assert kept.completion == "<think>\n40 + 4\n</think>\n<answer>44.0</answer>"
+    assert [e.completion for e in found.examples] == [
+        "<think>\n40 + 4\n</think>\n<answer>44.0</answer>",
+        "<think>\n40 + 4 is \\boxed{44\\text{ cm}}\n</think>\n<answer>44</answer>",
+    ]
     assert found.left_out == {
-        "its answer is not its ground_truth": 2, "it does not fit the format": 1,
+        "its answer is not its ground_truth": 3, "it does not fit the format": 1,
         "it says 'according to the feedback'": 1, "it is there twice": 2,
     }  # fmt: skip
 

@@ -14,7 +14,7 @@ from mlxreflect.strategies.attempts import attempt_prompt
 from mlxreflect.tables import Recipe
 from mlxreflect.tasks.base import Task
 from mlxreflect.tasks.rows import fold, local_path
-from mlxreflect.tasks.stated import agrees
+from mlxreflect.tasks.stated import agrees, stated
 from mlxreflect.worked import Worked, read_worked
 
 
@@ -93,9 +93,10 @@ def solution(worked: Worked, recipe: Recipe) -> str:
         return text
     (start, end), (opening, closing) = prompts.TAGS[tags], prompts.ANSWER
     thought = text.rpartition(opening)[0] if opening in text else text
-    own = prompts.parse_response(text, style="direct").answer  # right or wrong, it is what was said
-    answer = (worked.gold or "") if opening not in text else own or ""
-    return f"{start}\n{thought.strip()}\n{end}\n{opening}{answer}{closing}"
+    own = stated(text)  # right or wrong, it is what was said
+    if opening not in text and (own is None or agrees(own, worked.gold or "")):
+        own = worked.gold
+    return f"{start}\n{thought.strip()}\n{end}\n{opening}{own or ''}{closing}"
 
 
 def fault(worked: Worked, text: str, recipe: Recipe, exams: Index | None) -> str:
