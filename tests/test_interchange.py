@@ -451,6 +451,10 @@ def test_the_command(shell: Shell, run: Path) -> None:
     assert "parquet: no such form" in error and "trl, sharegpt, mlx-chat" in hint
     for folder in (shell.folder / "none", out):
         assert "no run directory" in shell.mistake("export", folder, "--format", "trl")[0]
+    error, hint = shell.mistake("export", run, "--format", "trl", "--out", "rows.csv")
+    assert "rows.csv: rows are written as JSONL" in error and "NAME.jsonl" in hint
+    shell.works("export", run, "--format", "trl", "--out", "rows.JSONL")
+    assert (shell.folder / "rows.JSONL").is_file()
     error, hint = shell.mistake("export", run, "--format", "trl", "--out", run / "run.json" / "x")
     assert "run.json" in error and "--out" in hint
 
