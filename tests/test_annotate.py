@@ -136,6 +136,19 @@ def test_a_file_that_others_wrote_is_added_to(tmp_path: Path, name: str, change:
     assert found == [("1 + 1?", "It is 2.", "2"), ("2 + 2?", "It is 4.", "4")]
 
 
+def test_headings_with_numbers_and_texts(tmp_path: Path) -> None:
+    """None of them becomes part of the answer before it."""
+    (tmp_path / "w.md").write_text(
+        "### Question\nA?\n### Answer\n<answer>1</answer>\n"
+        "### Question 2\nB?\n### Answer #2:\n<answer>2</answer>\n"
+        "## Question: C?\nOr so?\n## Answer: Well.\n<answer>3</answer>\n## Questions are hard\n"
+    )
+    assert [(w.question, w.working, w.gold) for w in read_worked(tmp_path / "w.md")] == [
+        ("A?", "<answer>1</answer>", "1"), ("B?", "<answer>2</answer>", "2"),
+        ("C?\nOr so?", "Well.\n<answer>3</answer>\n## Questions are hard", "3"),
+    ]  # fmt: skip
+
+
 def test_an_empty_file_is_begun(tmp_path: Path) -> None:
     (tmp_path / "w.md").write_bytes(b"\xef\xbb\xbf\r\n")
     assert read_worked(tmp_path / "w.md") == []
@@ -145,7 +158,7 @@ def test_an_empty_file_is_begun(tmp_path: Path) -> None:
 
 LINE = st.sampled_from(
     ["", "a", "### Answer", "  # question:", "\\### Question", "\\\\###### ANSWER ",
-     " \\### Answer", "\\a", "### Answers", "### Answer\u2028b"]
+     " \\### Answer", "\\a", "### Answers", "### Answer\u2028b", "### Question 2: a", "## answer. "]
 )  # fmt: skip
 TEXT = st.lists(LINE, min_size=1).map(lambda lines: "\n".join(lines).strip() or "x")
 

@@ -515,6 +515,7 @@ def test_what_people_have_wrong_is_not_mended_and_not_trained_on(tmp_path):
     ("w.md", "### Answer\na", "w.md, line 1: a second answer"),
     ("w.md", "### Question\na\n", "w.md, line 1: a question without an answer"),
     ("w.md", "nothing", "w.md: no question"),
+    ("w.md", "### Question\na\n### Answer\n \n", "w.md, line 3: nothing stands below this answer"),
     ("w.md", " \n", "w.md: no worked solution is in it"),
     ("w.jsonl", "", "w.jsonl: no worked solution is in it"),
     ("w.jsonl", '{"problem": "a"}\n', "w.jsonl, line 1: no problem or no working_out"),
