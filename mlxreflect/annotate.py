@@ -3,7 +3,6 @@
 import os
 import shlex
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,19 +42,29 @@ def annotate(
     from mlxreflect.exams import clean
     from mlxreflect.recipe import load_recipe
     from mlxreflect.tasks import get_task
+    from mlxreflect.tasks.rows import fold
     from mlxreflect.worked import add_worked, read_worked
 
     ui = make_ui(as_json)
     loaded = load_recipe(recipe, set_ or [])
     task = get_task(loaded.task.name)
+    make_place(file)
     known = read_worked(file) if file.exists() else []
-    done = {worked.question.strip() for worked in known}
+    done = {fold(worked.question) for worked in known}
     found = choose(list(clean(loaded).problems.values()), problem, done, task.show)
-    notes = read_notes(working) if working else write_notes(task.show(found))
-    turn = written_out(loaded, found, notes, not no_expand)
-    kept = bool(turn.verdict and turn.verdict.passed)
-    if kept:
-        add_worked(file, worked_of(turn, loaded, task.show(found), task.gold(found)))
+    draft = None if working else file.with_name(f"{file.stem}-{found.id}.txt")
+    kept = False
+    try:
+        notes = write_notes(task.show(found), draft) if draft else read_notes(working or file)
+        turn = written_out(loaded, found, notes, not no_expand)
+        if turn.verdict and turn.verdict.passed:
+            add_worked(file, worked_of(turn, loaded, task.show(found), task.gold(found)))
+            kept = True
+    finally:  # whatever became of it, a person wrote it
+        if draft and kept:
+            draft.unlink(missing_ok=True)
+        elif draft and draft.exists():
+            ui.line(f"your working is in {draft}; the same command opens it again")
     reason = turn.error or (turn.verdict.reason if turn.verdict else "")
     ui.result({"problem": found.id, "file": str(file), "kept": kept, "reason": reason,
                "text": turn.text})  # fmt: skip
@@ -66,8 +75,25 @@ def annotate(
         raise typer.Exit(1)
 
 
+def make_place(file: Path) -> None:
+    """See that the file can be added to, before anyone writes a line for it. Raises UserError."""
+    from mlxreflect.worked import ADDED_TO
+
+    if file.suffix.lower() not in ADDED_TO:
+        raise UserError(
+            f"{file}: worked solutions are added to Markdown and JSONL alone",
+            "give a file that ends in .md or .jsonl",
+        )
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}", "give another file") from None
+
+
 def choose(problems: list["Problem"], asked: str, done: set[str], show: Any) -> "Problem":
-    """The problem of an id, or the first that is not worked yet."""
+    """The problem of an id, or the first that is not worked yet. done: folded questions."""
+    from mlxreflect.tasks.rows import fold
+
     if asked:
         named = [p for p in problems if p.id.startswith(asked)]
         if len(named) == 1:
@@ -78,7 +104,7 @@ def choose(problems: list["Problem"], asked: str, done: set[str], show: Any) -> 
             f"give one in full, such as {problems[0].id}, or leave it out for the next",
         )
     for problem in problems:
-        if show(problem).strip() not in done:
+        if fold(show(problem)) not in done:
             return problem
     raise UserError(
         "every training problem of this recipe is worked already",
@@ -87,29 +113,40 @@ def choose(problems: list["Problem"], asked: str, done: set[str], show: Any) -> 
 
 
 def read_notes(path: Path) -> str:
+    """What a file says, or what stands in it above the line. Raises UserError for nothing."""
     try:
-        return path.read_text(encoding="utf-8")
+        notes = path.read_text(encoding="utf-8-sig").partition(CUT)[0].strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"--working {path}: cannot be read ({error})", "give a file of UTF-8 text"
         ) from None
-
-
-def write_notes(question: str) -> str:
-    """What a person writes in $VISUAL or $EDITOR. Raises UserError where nothing was written."""
-    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "working.md"
-        path.write_text(f"\n\n{CUT}\n{question}\n", encoding="utf-8")
-        try:
-            subprocess.run([*shlex.split(editor), str(path)], check=True)
-        except (OSError, ValueError, subprocess.CalledProcessError) as error:
-            raise UserError(
-                f"the editor {editor!r} could not be used ({error})",
-                "set EDITOR to one that is there, or give --working FILE",
-            ) from None
-        notes = read_notes(path).partition(CUT)[0].strip()
     if not notes:
+        raise UserError(f"--working {path}: nothing is written in it", "write your working there")
+    return notes
+
+
+def write_notes(question: str, draft: Path) -> str:
+    """What a person writes in $VISUAL or $EDITOR, which stays in `draft`.
+
+    A draft that is there is opened again. Raises UserError where nothing was written.
+    """
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    blank = f"\n\n{CUT}\n{question}\n"
+    try:
+        if not draft.exists():
+            draft.write_text(blank, encoding="utf-8")
+        subprocess.run([*shlex.split(editor), str(draft)], check=True)
+        notes = draft.read_text(encoding="utf-8-sig").partition(CUT)[0].strip()
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        raise UserError(
+            f"the editor {editor!r} could not be used ({error})",
+            "set EDITOR to one that is there, or give --working FILE",
+        ) from None
+    finally:
+        if draft.exists() and draft.read_bytes() == blank.encode():
+            draft.unlink()
+    if not notes:
+        draft.unlink(missing_ok=True)
         raise UserError(
             "no working was written", "write it above the line and save, or give --working FILE"
         )

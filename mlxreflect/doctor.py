@@ -32,9 +32,11 @@ from mlxreflect.evaluate import eval_problems
 from mlxreflect.exams import clean, further_specs
 from mlxreflect.policy import device_name, on_cpu
 from mlxreflect.recipe import eval_spec
+from mlxreflect.records import Problem
+from mlxreflect.strategies.human import human_examples, read_some
 from mlxreflect.tables import Recipe, TaskConfig
 from mlxreflect.tasks import TASKS, training_problems
-from mlxreflect.tasks.rows import is_path
+from mlxreflect.tasks.rows import is_path, local_path
 from mlxreflect.train.memory import memory_limit
 from mlxreflect.ui import Ui, safe_text
 
@@ -169,6 +171,17 @@ def check_data(recipe: Recipe) -> Iterator[Check]:
     elif not sources[0]:
         found = len(training_problems(recipe, held_out))
         yield Check("data", "ok", f"{found} problems to learn from")
+    if recipe.strategy == "rel" and recipe.rel.human:
+        yield check_people(recipe, [] if any(sources) else list(cleaned.problems.values()))
+
+
+def check_people(recipe: Recipe, problems: list[Problem]) -> Check:
+    """Worked solutions by people; without problems they are read, and not looked at."""
+    if not problems:
+        found = read_some(local_path(recipe.rel.human))
+        return Check("data", "ok", f"worked solutions: {len(found)} by people")
+    human = human_examples(recipe, TASKS[recipe.task.name], problems)
+    return Check("data", "ok" if human.examples else "note", human.sentence())
 
 
 def check_hub_data(name: str) -> Check:

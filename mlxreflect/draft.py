@@ -33,7 +33,8 @@ KEY = re.compile(r"\s*([\w.-]+)\s*=")
 class Choices:
     """What a person chose. critic: "solver", "self", or "PROVIDER:MODEL".
 
-    task: a bundled one, or "jsonl" with the data in `source` and its columns.
+    task: a bundled one, or "jsonl" with the data in `source` and its columns; "countdown" has them
+    too.
     """
 
     strategy: str
@@ -90,13 +91,15 @@ def task_keys(choices: Choices, tree: dict[str, Any]) -> Keys:
         return {}
     keys: Keys = {f"task.{name}": None for name in OF_TASK}
     keys |= {"task.name": choices.task, "eval.source": None}
+    spec = choices.task if choices.task in bundled("evals") and choices.task != "jsonl" else ""
+    keys["eval.spec"] = spec  # asks the held-out part of the person's own data where it can
     if not choices.source:
-        return keys | {"eval.spec": choices.task if choices.task in bundled("evals") else ""}
+        return keys
     for name, part in tree.get("profiles", {}).items():
         if "name" in part.get("task", {}):  # on another task, which would read these data
             keys[f"profiles.{name}"] = None
     given = {name: getattr(choices, name) for name in ("source", *COLUMNS)}
-    return keys | {f"task.{k}": value for k, value in given.items() if value} | {"eval.spec": ""}
+    return keys | {f"task.{k}": value for k, value in given.items() if value}
 
 
 def critic_keys(choices: Choices) -> Keys:

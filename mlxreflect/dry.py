@@ -11,6 +11,7 @@ from mlxreflect.prompts import rewrite_messages
 from mlxreflect.recipe import resolved
 from mlxreflect.records import Messages, Problem
 from mlxreflect.strategies.attempts import attempt_prompt
+from mlxreflect.strategies.human import human_examples
 from mlxreflect.strategies.moves import Moves
 from mlxreflect.tables import Recipe
 from mlxreflect.tasks import TASKS
@@ -32,6 +33,8 @@ def dry(recipe: Recipe) -> dict[str, Any]:
         text.append(f"--- {role}")
         text += [f"[{m['role']}]\n{m['content']}" for m in messages]
     text += [f"--- {cleaned.sentence()}"] if cleaned.counts else []
+    if recipe.strategy == "rel" and recipe.rel.human:
+        text.append(f"--- {human_examples(recipe, task, problems).sentence()}")
     text += told(recipe, found)
     return {
         "recipe": resolved(recipe), "prompts": roles, "estimate": found,

@@ -11,22 +11,24 @@ from itertools import combinations, product
 from typing import NamedTuple
 
 from mlxreflect.methods import TracesConfig
+from mlxreflect.prompts import open_working
 from mlxreflect.quality import fits, quality_of
 from mlxreflect.records import Episode, Example, Messages, Problem, Turn
 
 LEAKS = (
     "expected answer", "the answer was given", "answer given above", "as provided",
-    "given answer", "provided answer", "previous attempt", "according to the feedback",
-    "the hint",
+    "given answer", "provided answer", "reference answer", "provided solution",
+    "reference solution", "previous attempt", "according to the feedback", "based on the feedback",
+    "the feedback says", "the hint",
 )  # fmt: skip
 MIN_WORKING = 2  # characters of thought; less only restates the answer
 
 
 def leak(text: str, spans: dict[str, list[int]], style: str) -> str:
     """Why a text gives away that it was helped, or has no working; empty when it does not."""
-    lowered = text.lower()
-    for phrase in LEAKS:
-        if re.search(rf"\b{phrase}\b", lowered):  # not "has provided"
+    lowered = " ".join(text.lower().split())  # also where a line breaks inside a phrase
+    for phrase in LEAKS:  # not in "has provided", "given answer choices"
+        if re.search(rf"\b{phrase}\b(?! (choice|option)s)", lowered):
             return f"it says {phrase!r}"
     start, end = spans.get("think", [0, 0])
     if style != "direct" and len(text[start:end].strip()) < MIN_WORKING:
@@ -205,13 +207,14 @@ def reflection_pair(episode: Episode, ask: Ask, chosen: Trial, rejected: Trial) 
 
 
 def rel_worked(
-    episode: Episode, prompt: Messages, target: str, *, mistakes: bool = True
+    episode: Episode, prompt: Messages, target: str, *, tags: str = "think", mistakes: bool = True
 ) -> Iterator[Example]:
     """REL: the accepted working of a problem, to be imitated as an answer to `prompt`.
 
     prompt: as an evaluation asks; that of the attempts is another. target: "working", with the
     errors that it found and mended; "tidied", the review's clean solution of it, where one passed.
-    mistakes: false, what a continued working begins with is shown and not imitated.
+    mistakes: false, what a continued working begins with is shown and not imitated. tags: of a
+    thought.
     """
     solved = episode.outcome.solved_turn
     for turn in episode.turns:
@@ -219,16 +222,22 @@ def rel_worked(
         wanted = tidied if target == "tidied" else turn.index == solved
         if solved is not None and wanted and passed(turn):
             went_on = turn.role == "continue" and not mistakes
-            before = len(shared(episode.turns[0].text, turn.text).rstrip())
+            before = repeated(open_working(episode.turns[0].text, tags), turn.text)
             mask = f"from {before}" if went_on else "response"
             yield replace(completion(episode, turn), prompt=prompt, mask=mask)
             return  # one working a problem, however often it was tidied
 
 
-def shared(one: str, other: str) -> str:
-    """What two texts begin with."""
-    pairs = zip(one, other, strict=False)
-    return one[: next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))]
+def repeated(working: str, text: str) -> int:
+    """How many characters of a text repeat what a working begins with, spacing aside."""
+    left = (c for c in working if not c.isspace())
+    end, wanted = 0, next(left, "")
+    for i, character in enumerate(text):
+        if character == wanted:
+            end, wanted = i + 1, next(left, "")
+        elif not character.isspace():
+            break
+    return end
 
 
 def preflexor_pairs(episode: Episode, only_wrong: bool) -> Iterator[Example]:

@@ -4,6 +4,7 @@ Without a terminal nothing is asked: what is not given is an error, or with --ye
 """
 
 import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +21,7 @@ from mlxreflect.records import write_atomic
 from mlxreflect.settings import bundled, read_toml
 from mlxreflect.tables import Recipe
 from mlxreflect.tasks import TASKS, get_task
+from mlxreflect.tasks.countdown_data import problem_of
 from mlxreflect.tasks.jsonl import HINT
 from mlxreflect.tasks.kinds import KINDS, build, options_of
 from mlxreflect.tasks.rows import Row, column, is_path, rows_of_source
@@ -32,7 +34,8 @@ NEEDED = ("strategy", "task", "model", "critic")
 EXAMS = ("aime", "math500")  # evaluations alone: nothing to train on
 LOOKED_AT = 20  # rows of one's own data
 QUESTIONS = ("question", "problem", "query", "prompt", "input", "instruction", "text")
-ANSWERS = ("answer", "gold", "target", "solution", "label", "output", "response")
+ANSWERS = ("answer", "gold", "ground_truth", "target", "solution", "label", "output", "response",
+           "completion")  # fmt: skip
 
 
 class Offer(NamedTuple):
@@ -82,6 +85,9 @@ def settle(asker: Asker) -> Choices:
     label = "model (hub name or folder)"
     model = asker.choose("model", label, usual.policy.model, read_model)
     critic = settle_critic(task["task"], usual, asker)
+    if critic.critic in ("solver", "self") and asker.given["critic"] and asker.given["base_url"]:
+        url = f"--critic-url {asker.given['base_url']}"
+        raise UserError(f"{url}: the critic {critic.critic} is no server", "leave it out")
     return Choices(strategy, model, critic=critic.critic, base_url=critic.base_url, **task)
 
 
@@ -123,16 +129,30 @@ def read_task(named: str) -> tuple[str, list[Row]]:
 
 def settle_data(source: str, rows: list[Row], asker: Asker) -> dict[str, str]:
     """What [task] has to say about data of one's own."""
+    if not asker.given["question"] and are_puzzles(rows):
+        return {"task": "countdown", "source": source}
     data = {"task": "jsonl", "source": source}
     data["question"] = settle_column("question", QUESTIONS, source, rows, asker)
     puzzles = all({"numbers", "target"} <= row.values.keys() for row in rows)
     if puzzles and not asker.given["answer"]:
         likely = "countdown"
     else:
-        data["answer"] = settle_column("answer", ANSWERS, source, rows, asker)
+        data["answer"] = settle_column(
+            "answer", ANSWERS, source, rows, asker, taken=data["question"]
+        )
         likely = kind_of(rows, data["answer"])
     label = f"answers are ({', '.join(KINDS)})"
     return {**data, "answer_type": asker.choose("answer_type", label, likely, read_kind)}
+
+
+def are_puzzles(rows: list[Row]) -> bool:
+    """Whether they are Countdown's numbers and targets, without a question in words."""
+    if any(str(name).casefold() in QUESTIONS for row in rows for name in row.values):
+        return False
+    try:
+        return bool([problem_of(row.values) for row in rows])
+    except UserError:
+        return False
 
 
 def read_kind(kind: str) -> str:
@@ -142,13 +162,17 @@ def read_kind(kind: str) -> str:
 
 
 def settle_column(
-    name: str, likely: Iterable[str], source: str, rows: list[Row], asker: Asker
+    name: str, likely: Iterable[str], source: str, rows: list[Row], asker: Asker, taken: str = ""
 ) -> str:
-    """The column that holds the question or the answer: as given, or called so, or asked for."""
+    """The column that holds the question or the answer: as given, or called so, or asked for.
+
+    taken: a column that holds something else.
+    """
     names = list(dict.fromkeys(str(key) for row in rows for key in row.values))
     shown = f"{source}: its columns are: {', '.join(names)}"
-    by_fold = {key.casefold(): key for key in names}
+    by_fold = {key.casefold(): key for key in names if key != taken}
     guess = next((by_fold[one] for one in likely if one in by_fold), "")
+    other = next((key for key in names if key != taken), names[0])
 
     def read(chosen: str) -> str:
         for row in rows:
@@ -161,10 +185,10 @@ def settle_column(
     if guess and (guess == name or asker.yes) and not asker.given[name]:
         return read(guess)
     if not asker.given[name] and not asker.ask:
-        hint = f"add --{name} with one of them, such as --{name} {guess or names[0]}"
+        hint = f"add --{name} with one of them, such as --{name} {shlex.quote(guess or other)}"
         raise UserError(f"{shown}; none is called {name}", hint)
     label = f"{shown}\nthe column that holds the {name}"
-    return asker.choose(name, label, guess or names[0], read)
+    return asker.choose(name, label, guess or other, read)
 
 
 def kind_of(rows: list[Row], answer: str) -> str:
@@ -296,7 +320,7 @@ def check(path: Path) -> None:
     """What `run` would refuse; data of one's own are read."""
     try:
         recipe = load_recipe(str(path))
-        if recipe.task.name == "jsonl":
-            TASKS["jsonl"].load(recipe.task, "train", recipe.seed)
+        if recipe.task.source:
+            TASKS[recipe.task.name].load(recipe.task, "train", recipe.seed)
     except UserError as error:
         raise UserError(error.message.replace(f"{path}: ", ""), error.hint) from None

@@ -1,8 +1,9 @@
 """Worked solutions by people: files of them, read and added to.
 
-Markdown has blocks of `### Question` and `### Answer`, the final answer as <answer>…</answer> at
-the end of the latter; a line of a text that reads like such a heading begins with a backslash,
-which is no part of it. JSONL has ReasonSet's fields: problem, ground_truth, working_out and others.
+Markdown has blocks of `### Question` and `### Answer`, which may have a number and, after a colon,
+begin the text; the final answer is <answer>…</answer> at the end of the latter. A line of a text
+that reads like such a heading begins with a backslash, which is no part of it. JSONL has
+ReasonSet's fields: problem, ground_truth, working_out and others.
 """
 
 import re
@@ -13,11 +14,15 @@ from typing import Any
 
 from mlxreflect.errors import UserError
 from mlxreflect.prompts import parse_response
-from mlxreflect.records import append_rows, write_atomic
+from mlxreflect.records import dump_line, write_atomic
 from mlxreflect.tasks.rows import explained, read_file
+from mlxreflect.tasks.stated import stated
 
 MARKDOWN = (".md", ".markdown")
-HEADING = re.compile(r"#{1,6}[ \t]+(question|answer)[ \t]*:?[ \t]*", re.IGNORECASE)
+ADDED_TO = (*MARKDOWN, ".jsonl")  # endings; of tables and lists nothing can be put at the end
+HEADING = re.compile(
+    r"#{1,6}[ \t]+(question|answer)(?:[ \t]+#?[0-9]+)?[ \t]*(?:[:.][ \t]*(.*))?", re.IGNORECASE
+)
 TYPES = {"problem": str, "ground_truth": str, "working_out": str, "final_solution": str,
          "is_correct": bool}  # fmt: skip
 
@@ -65,9 +70,30 @@ def worked_of(values: dict[str, Any], where: str) -> Worked:
 
 def read_markdown(path: Path) -> Iterator[Worked]:
     with explained(path):
-        lines = path.read_text(encoding="utf-8").splitlines()
-    heads = [(n, found[1].lower()) for n, line in enumerate(lines)
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    if not any(map(str.strip, lines)):
+        return
+    heads = [(n, found[1].lower(), found[2] or "") for n, line in enumerate(lines)
              if (found := HEADING.fullmatch(line.strip()))]  # fmt: skip
+    check_turns(path, [(n, kind) for n, kind, _ in heads])
+    ends = [number for number, _, _ in heads[1:]] + [len(lines)]
+    texts = ["\n".join([begun, *map(unescaped, lines[number + 1 : end])]).strip()
+             for (number, _, begun), end in zip(heads, ends, strict=True)]  # fmt: skip
+    for (number, kind, _), text in zip(heads, texts, strict=True):
+        if not text:
+            raise UserError(
+                f"{path}, line {number + 1}: nothing stands below this {kind}",
+                "write its text there, or delete the question with its answer",
+            )
+    for (number, _, _), question, answer in zip(heads[::2], texts[::2], texts[1::2], strict=True):
+        yield Worked(
+            question, answer, stated(answer) or None,
+            f"{path}, line {number + 1}",
+        )  # fmt: skip
+
+
+def check_turns(path: Path, heads: list[tuple[int, str]]) -> None:
+    """Raises UserError where headings are not questions and answers by turns. heads: line, kind."""
     kinds = [kind for _, kind in heads]
     for place, (number, kind) in enumerate(heads):
         if kind != ("question", "answer")[place % 2]:
@@ -80,27 +106,28 @@ def read_markdown(path: Path) -> Iterator[Worked]:
             f", line {heads[-1][0] + 1}: a question without an answer" if kinds else ": no question"
         )
         raise UserError(f"{path}{at}", "write `### Question` and `### Answer` above the two texts")
-    ends = [number for number, _ in heads[1:]] + [len(lines)]
-    texts = ["\n".join(map(unescaped, lines[number + 1 : end])).strip()
-             for (number, _), end in zip(heads, ends, strict=True)]  # fmt: skip
-    for (number, _), question, answer in zip(heads[::2], texts[::2], texts[1::2], strict=True):
-        yield Worked(
-            question, answer, parse_response(answer, style="direct").answer or None,
-            f"{path}, line {number + 1}",
-        )  # fmt: skip
 
 
 def add_worked(path: Path, worked: Worked) -> None:
-    """Put one at a file's end: a whole line of JSONL, or a block of Markdown at once."""
-    if path.suffix.lower() not in MARKDOWN:
-        append_rows(path, [reasonset_row(worked)])
-        return
-    before = path.read_text(encoding="utf-8").rstrip() + "\n\n" if path.exists() else ""
+    """Put one at a file's end: a line of JSONL, or a block of Markdown. Raises UserError."""
+    try:
+        before = path.read_bytes().decode() if path.exists() else ""
+        write_atomic(path, before + added(before, worked, path.suffix.lower() in MARKDOWN))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}", "give another file") from None
+
+
+def added(before: str, worked: Worked, markdown: bool) -> str:
+    """What is written behind a file's text, whether or not that ends its last line."""
+    ends = not before or before.endswith("\n")
+    if not markdown:
+        return ("" if ends else "\n") + dump_line(reasonset_row(worked))
     body = worked.working.strip()
     if worked.gold is not None and parse_response(body, style="direct").answer is None:
         body += f"\n<answer>{worked.gold}</answer>"
+    gap = "" if not before.strip("\ufeff\r\n") else "\n" if ends else "\n\n"
     question = escaped(worked.question.strip())
-    write_atomic(path, f"{before}### Question\n{question}\n\n### Answer\n{escaped(body)}\n")
+    return f"{gap}### Question\n{question}\n\n### Answer\n{escaped(body)}\n"
 
 
 def escaped(text: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fake_ollama import FakeOllama
+from fake_server import free_port
 from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import Done, Shell
@@ -71,11 +72,93 @@ def test_right_workings_are_added_and_wrong_ones_are_not(tmp_path: Path) -> None
     shell.env["EDITOR"] = "true"  # writes nothing
     done = asked(shell, "w.md", "--no-expand")
     assert done.code == 2 and "no working was written" in done.err
+    assert not list(shell.folder.glob("w-*"))
+
+
+@pytest.mark.slow
+def test_what_a_person_wrote_is_not_lost(tmp_path: Path) -> None:
+    """The critic is not there: the working stays, and the editor opens it again."""
+    shell = Shell(tmp_path, tmp_path)
+    right = next_sum(shell)
+    (shell.folder / "editor.py").write_text(
+        "import sys\npath = sys.argv[1]\ntext = open(path).read()\n"
+        f"open(path, 'w').write('Hm.\\n<answer>{right}</answer>' + text)\n"
+    )
+    shell.env |= {"VISUAL": "", "EDITOR": f"{sys.executable} editor.py"}
+    done = asked(shell, "w.md", f"--set=critic.base_url=http://127.0.0.1:{free_port()}")
+    assert done.code == 2 and not (shell.folder / "w.md").exists()
+    (draft,) = shell.folder.glob("w-*.txt")
+    assert f"your working is in {draft.name}" in done.out
+    assert draft.read_text().startswith(f"Hm.\n<answer>{right}</answer>\n\n---")
+    assert f"{right - 2} + 2?" in draft.read_text()
+    shell.env["EDITOR"] = "true"  # leaves it as it is
+    done = asked(shell, "w.md", "--no-expand")
+    assert done.code == 0, done.err
+    assert [w.working for w in read_worked(shell.folder / "w.md")] == [
+        f"Hm.\n<answer>{right}</answer>"
+    ]
+    assert not draft.exists()
+
+
+@pytest.mark.slow
+def test_where_nothing_can_be_added_is_said_before_anyone_writes(tmp_path: Path) -> None:
+    shell = Shell(tmp_path, tmp_path)
+    shell.env |= {"VISUAL": "", "EDITOR": "touch opened"}
+    for name in ("w.csv", "w.json", "w"):
+        (shell.folder / name).write_text("[]")
+        done = asked(shell, name, "--no-expand")
+        assert done.code == 2 and "give a file that ends in .md or .jsonl" in done.err
+        assert (shell.folder / name).read_text() == "[]"
+    done = asked(shell, "w.csv/w.md", "--no-expand")
+    assert done.code == 2 and "give another file" in done.err
+    assert not (shell.folder / "opened").exists()
+    (shell.folder / "none.txt").write_text(" \n")
+    done = asked(shell, "new/w.md", "--working", "none.txt")
+    assert done.code == 2 and "nothing is written in it" in done.err
+
+
+ONE, TWO = Worked("1 + 1?", "It is 2.", "2", ""), Worked("2 + 2?", "It is 4.", "4", "")
+
+
+@pytest.mark.parametrize("name", ["w.md", "w.jsonl"])
+@pytest.mark.parametrize("change", [
+    lambda data: data.rstrip(b"\n"), lambda data: b"\xef\xbb\xbf" + data,
+    lambda data: data.replace(b"\n", b"\r\n"), lambda data: data + b"\n\n",
+])  # fmt: skip
+def test_a_file_that_others_wrote_is_added_to(tmp_path: Path, name: str, change: Any) -> None:
+    """Without a newline at its end, with a byte order mark, with the line ends of Windows."""
+    path = tmp_path / name
+    add_worked(path, ONE)
+    path.write_bytes(before := change(path.read_bytes()))
+    add_worked(path, TWO)
+    assert path.read_bytes().startswith(before)
+    found = [(w.question, w.working.partition("\n")[0], w.gold) for w in read_worked(path)]
+    assert found == [("1 + 1?", "It is 2.", "2"), ("2 + 2?", "It is 4.", "4")]
+
+
+def test_headings_with_numbers_and_texts(tmp_path: Path) -> None:
+    """None of them becomes part of the answer before it."""
+    (tmp_path / "w.md").write_text(
+        "### Question\nA?\n### Answer\n<answer>1</answer>\n"
+        "### Question 2\nB?\n### Answer #2:\n<answer>2</answer>\n"
+        "## Question: C?\nOr so?\n## Answer: Well.\n<answer>3</answer>\n## Questions are hard\n"
+    )
+    assert [(w.question, w.working, w.gold) for w in read_worked(tmp_path / "w.md")] == [
+        ("A?", "<answer>1</answer>", "1"), ("B?", "<answer>2</answer>", "2"),
+        ("C?\nOr so?", "Well.\n<answer>3</answer>\n## Questions are hard", "3"),
+    ]  # fmt: skip
+
+
+def test_an_empty_file_is_begun(tmp_path: Path) -> None:
+    (tmp_path / "w.md").write_bytes(b"\xef\xbb\xbf\r\n")
+    assert read_worked(tmp_path / "w.md") == []
+    add_worked(tmp_path / "w.md", ONE)
+    assert [w.question for w in read_worked(tmp_path / "w.md")] == ["1 + 1?"]
 
 
 LINE = st.sampled_from(
     ["", "a", "### Answer", "  # question:", "\\### Question", "\\\\###### ANSWER ",
-     " \\### Answer", "\\a", "### Answers", "### Answer\u2028b"]
+     " \\### Answer", "\\a", "### Answers", "### Answer\u2028b", "### Question 2: a", "## answer. "]
 )  # fmt: skip
 TEXT = st.lists(LINE, min_size=1).map(lambda lines: "\n".join(lines).strip() or "x")
 

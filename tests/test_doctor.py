@@ -341,6 +341,21 @@ def test_data_of_ones_own(tmp_path: Path) -> None:
     assert "no column 'answer'" in failure.detail and "task.answer" in failure.hint
 
 
+def test_worked_solutions_by_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "w.md"
+    path.write_text("### Question\nQ?\n### Answer\n<answer>1</answer>\n### Question\nR?\n"
+                    "### Answer\nIt is 1.\n<answer>1</answer>\n")  # fmt: skip
+    human = f"rel.human={path}"
+    assert "worked solutions: 1 by people (1 left out; it only restates the answer: 1)" in [
+        check.detail for check in look("profile=quick", human, recipe="rel").checks
+    ]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    path.write_text(path.read_text() + "### Question\nAnd?\n")
+    assert any("a question without an answer" in check.detail
+               for check in look("critic.provider=solver", human, recipe="rel").checks
+               if check.status == "fail")  # fmt: skip
+
+
 def test_data_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path))
     settings = ["task.name=gsm8k", "eval.spec=gsm8k", "r3.feedback=self", "r3.rewriter=self"]

@@ -22,9 +22,11 @@ from test_cli import shell as shell
 from mlxreflect.asked import asked_tiers
 from mlxreflect.draft import Choices, draft, edit
 from mlxreflect.dry import dry
-from mlxreflect.recipe import load_recipe
+from mlxreflect.evaluate import eval_problems
+from mlxreflect.recipe import eval_spec, load_recipe
 from mlxreflect.settings import apply_settings, bundled, flatten
 from mlxreflect.tables import Critics
+from mlxreflect.tasks import TASKS
 from mlxreflect.wizard import find_offers, recipes
 
 FLAGS = ("--strategy", "r3", "--task", "countdown", "--model", "tiny", "--critic", "solver")
@@ -142,7 +144,8 @@ def test_nothing_is_replaced_unasked(shell: Shell) -> None:
      ({"--task": "aime"}, "an evaluation alone"), ({"--task": "none.jsonl"}, "no such file"),
      ({"--task": "jsonl"}, "no data"), ({"--critic": "gpt"}, "--critic gpt: no such critic"),
      ({"--task": "gsm8k"}, "has no exact solver"), ({"--model": "./none"}, "--model = './none'"),
-     ({"--critic": "openai:m", "--critic-url": "http://me:pw@h"}, "user name or password")],
+     ({"--critic": "openai:m", "--critic-url": "http://me:pw@h"}, "user name or password"),
+     ({"--critic-url": "http://h"}, "--critic-url http://h: the critic solver is no server")],
 )  # fmt: skip
 def test_mistakes(shell: Shell, changes: dict[str, str], said: str) -> None:
     flags = dict(zip(FLAGS[::2], FLAGS[1::2], strict=True)) | changes
@@ -188,6 +191,31 @@ def test_the_kind_of_answer_is_seen(shell: Shell, row: dict[str, Any], kind: str
     shell.works("init", "--task", "d.jsonl", "--answer-type", "f1", "--answer", "question",
                 "--yes", "--out", "y.toml")  # fmt: skip
     assert load_recipe("y.toml").task.answer_type == "f1"
+
+
+@pytest.mark.parametrize("name", ["numbers", "nums"])
+def test_puzzles_without_a_question_are_countdown(shell: Shell, name: str) -> None:
+    """As published: the task's own solver can be the critic, and their held-out part is asked."""
+    rows = [{name: [3, 4, i], "target": 12 + i} for i in range(1, 60)]
+    (shell.folder / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shell.works("init", "--strategy", "rel", "--task", "d.jsonl", "--critic", "solver", "--yes",
+                "--model", "tiny", "--out", "x.toml")  # fmt: skip
+    recipe = load_recipe("x.toml")
+    assert (recipe.task.name, recipe.task.source) == ("countdown", "d.jsonl")
+    asked = eval_problems(TASKS["countdown"], eval_spec(recipe))
+    held_out = TASKS["countdown"].load(recipe.task, "heldout", 0)
+    assert {p.id for p in asked} == {p.id for p in held_out} and len(asked) > 2
+    assert {p.fields["numbers"][0] for p in asked} == {3}
+    (shell.folder / "d.jsonl").write_text(json.dumps({name: [3, 4], "target": "7"}) + "\n")
+    error, _ = shell.mistake("init", "--task", "d.jsonl", "--yes")
+    assert "none is called question" in error
+
+
+def test_no_column_is_suggested_twice(shell: Shell) -> None:
+    """And it is quoted where the shell wants it."""
+    (shell.folder / "d.jsonl").write_text(json.dumps({"prompt": "1?", "what it is": 1}) + "\n")
+    _, hint = shell.mistake("init", "--task", "d.jsonl", "--yes", "--model", "tiny")
+    assert "such as --answer 'what it is'" in hint
 
 
 def test_a_bad_row_is_told_before_anything_is_written(shell: Shell) -> None:

@@ -312,14 +312,21 @@ def test_what_the_published_reasonset_should_not_have(tmp_path: Path) -> None:
     faults = [
         ({"ground_truth": None}, "there is no ground_truth"),
         ({"ground_truth": " "}, "there is no ground_truth"),
+        ({"ground_truth": float("nan")}, "there is no ground_truth"),  # pandas' empty cell
         ({"working_out": "So.<answer>41</answer>"}, "its answer is not its ground_truth"),
+        ({"working_out": r"So \boxed{41}"}, "its answer is not its ground_truth"),
+        ({"working_out": "So.\r\n <answer>42.0</answer>"}, None),
+        ({"problem": "6  · 7? ", "working_out": "So. <answer>42.0</answer>"}, "it is there twice"),
         ({"working_out": "The expected answer is 42."}, "it says 'expected answer'"),
-        ({"is_correct": False}, "is_correct is false, so its working is none to imitate"),
-    ]
+        *(({"is_correct": no}, "is_correct is false, so its working is none to imitate")
+          for no in (False, "FALSE", 0)),
+    ]  # fmt: skip
     append_rows(path, [row, *({**row, **change} for change, _ in faults)])
     found, bad = read_examples(str(path), "sft")
-    assert [e.completion for e in found] == ["So.<answer>42.0</answer>"]
-    assert [b.reason for b in bad] == [reason for _, reason in faults]
+    assert [e.completion for e in found] == [
+        "So.<answer>42.0</answer>", "So.\r\n <answer>42.0</answer>",
+    ]  # fmt: skip
+    assert [b.reason for b in bad] == [reason for _, reason in faults if reason]
 
 
 def test_reasonset_gives_back_all_that_a_run_trained_on(tmp_path: Path) -> None:
@@ -458,6 +465,10 @@ def test_the_command(shell: Shell, run: Path) -> None:
     assert "parquet: no such form" in error and "trl, sharegpt, mlx-chat" in hint
     for folder in (shell.folder / "none", out):
         assert "no run directory" in shell.mistake("export", folder, "--format", "trl")[0]
+    error, hint = shell.mistake("export", run, "--format", "trl", "--out", "rows.csv")
+    assert "rows.csv: rows are written as JSONL" in error and "NAME.jsonl" in hint
+    shell.works("export", run, "--format", "trl", "--out", "rows.JSONL")
+    assert (shell.folder / "rows.JSONL").is_file()
     error, hint = shell.mistake("export", run, "--format", "trl", "--out", run / "run.json" / "x")
     assert "run.json" in error and "--out" in hint
 

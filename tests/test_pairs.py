@@ -153,7 +153,8 @@ def leaked(text: str, style: str = "thinking") -> str:
 
 @pytest.mark.parametrize("phrase", LEAKS)
 def test_a_rewrite_that_says_it_was_helped(phrase: str) -> None:
-    for said in (phrase, phrase.capitalize(), phrase.upper()):
+    broken = phrase.replace(" ", "\n ")  # where a line breaks
+    for said in (phrase, phrase.capitalize(), phrase.upper(), broken):
         assert repr(phrase) in leaked(f"<think>6 * 7, {said}, is 42</think><answer>42</answer>")
         assert leaked(f"<think>6 * 7 is 42</think><answer>42</answer> {said}")
 
@@ -173,6 +174,7 @@ def test_a_rewrite_without_working() -> None:
         "<think>6 * 7 = 42</think><answer>42</answer>",
         "6 * 7 = 42</think><answer>42</answer>",
         "<think>The problem has provided two numbers: 6 * 7 = 42</think><answer>42</answer>",
+        "<think>Of the given answer choices,\nB is 42</think><answer>B</answer>",
         "<think>\nWait, 6 * 6 is 36. The answer must be 42.\n</think>\n<answer>42</answer>",
     ],
 )

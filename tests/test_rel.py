@@ -17,6 +17,7 @@ from mlxreflect.asked import asked_tiers
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.cache import cache_key
 from mlxreflect.critics.solver import SolverCritic
+from mlxreflect.dry import dry
 from mlxreflect.errors import UserError
 from mlxreflect.estimate import estimate
 from mlxreflect.loop import execute
@@ -31,7 +32,7 @@ from mlxreflect.strategies.moves import Moves, Round
 from mlxreflect.strategies.rel import Rel
 from mlxreflect.tables import CriticConfig, Recipe
 from mlxreflect.tasks import TASKS
-from mlxreflect.tasks.stated import agrees, withheld
+from mlxreflect.tasks.stated import agrees, stated, withheld
 from mlxreflect.train.encode import Encoder
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer
@@ -127,6 +128,22 @@ def test_mistakes_are_shown_and_not_imitated():
     assert encoded.trained == len(trained) < len(encoded.response)
 
 
+@pytest.mark.parametrize("attempt", [
+    "<think>\n3 + 4 = 8\n</think>\n<answer>8</answer>",
+    "<think>3 + 4 = 8</think><answer>8</answer>",
+    " <think> 3 + 4 = 8", "Sure!\n<think>\n3 + 4 = 8</think>", "3 + 4 = 8 <answer>8</answer>",
+])  # fmt: skip
+def test_a_mistake_is_not_imitated_however_the_attempt_opens(attempt):
+    (row,) = [r for r in read_rows(EPISODES) if r["problem"]["id"] == "continued"]
+    end = "No, 7.\n7 * 5 = 35\n</think>\n<answer>35</answer>"
+    whole = prompts.carried_on(prompts.open_working(attempt, "think"), end, "think")
+    for text in (whole, f"<think> 3 + 4  = 8 {end}"):  # the latter repeats the working itself
+        row["turns"][0]["text"], row["turns"][2]["text"] = attempt, text
+        (example,) = rel_worked(episode_from_row(row), PROMPT, "working", mistakes=False)
+        begin = int(example.mask.removeprefix("from "))
+        assert text[begin:].strip() == end and not text[:begin].endswith("\n")
+
+
 def test_the_expected_answer_is_taken_out_of_hints():
     assert withheld("it is 42, not 36", "42") == "it is …, not 36"
     assert withheld("142 and 4.42 and 42.5 and 42,000 and x42", "42") == (
@@ -150,8 +167,20 @@ def test_the_expected_answer_is_taken_out_however_it_is_written(gold, text):
     assert not any(character.isdigit() for character in said)
 
 
+def test_the_answer_that_a_worked_solution_gives():
+    assert stated(r"no \boxed{1}, \boxed{\text{Ann}}") == "Ann"
+    assert stated(r"<answer> 2 </answer> not \boxed{1}") == "2"
+    assert stated("the answer is 7") is None
+
+
 def test_answers_that_agree():
-    same = [("1,234", "1234"), ("0.5", "1/2"), ("Paris.", "paris"), (" 42 ", "42.0")]
+    same = [
+        ("(1,2)", "(1, 2)"),
+        ("1,234", "1234"),
+        ("0.5", "1/2"),
+        ("Paris.", "paris"),
+        (" 42 ", "42.0"),
+    ]
     assert all(agrees(*both) for both in same)
     other = [("45", "44"), ("Rome", "Paris"), ("", "42"), ("17 or 18", "18"), ("x", "y" * 10**6)]
     assert not any(agrees(*both) for both in other)
@@ -412,6 +441,23 @@ None.
     assert first.source["human"].endswith("w.md, line 2") and first.source["problem"]
     assert second.prompt[-1]["content"] == "Another one?" and second.source["problem"] is None
     assert found.left_out == {"the grader calls it wrong": 1, "it has no answer": 1}
+    why = "(2 left out; the grader calls it wrong: 1, it has no answer: 1)"
+    assert found.sentence() == f"worked solutions: 2 by people {why}"
+    strategy = make(human=str(tmp_path / "w.md"))  # none of its questions is one of this run
+    counted = "3 by people (1 left out; it has no answer: 1)"
+    assert play(strategy)[1].figures["told"] == f"trained on 3 workings and {counted}"
+    assert f"--- worked solutions: {counted}" in dry(strategy.recipe)["text"]
+
+
+def test_a_question_of_the_run_is_known_whatever_its_spacing(tmp_path):
+    """And is asked as an evaluation asks it; its grader decides."""
+    asked = "\ufeff### Question\r\nNUMBERS: 3  4 5 \r\nTarget: 35\r\n### Answer\r\n"
+    found = people(tmp_path / "w.md", f"{asked}{GOOD}\r\n<answer>(3 + 4) * 5</answer>\r\n")
+    (example,) = found.examples
+    assert example.source["problem"] and found.left_out == {}
+    assert example.prompt[-1]["content"] == "Numbers: 3 4 5\nTarget: 35"
+    wrong = people(tmp_path / "w.md", f"{asked}{GOOD}\r\n<answer>(3 + 5) * 4</answer>\r\n")
+    assert wrong.left_out == {"the grader calls it wrong": 1}
 
 
 def test_reasonset_rows_of_people(tmp_path):
@@ -447,15 +493,19 @@ def test_what_people_have_wrong_is_not_mended_and_not_trained_on(tmp_path):
         "According to the feedback it is 44. <answer>44</answer>",
         "40 + 4 <answer>44.0</answer>",
         "40  +  4\n<answer>44.0</answer>",
+        r"40 + 4 is \boxed{45}",
+        r"40 + 4 is \boxed{44\text{ cm}}",
     ]
     rows = [{**base, "working_out": text} for text in workings]
-    rows.append({**rows[-1], "problem": "what is  40 + 4? "})
+    rows.append({**rows[5], "problem": "what is  40 + 4? "})
     text = "".join(json.dumps(r) + "\n" for r in rows)
     found = people(tmp_path / "w.jsonl", text)
-    (kept,) = found.examples
-    assert kept.completion == "<think>\n40 + 4\n</think>\n<answer>44.0</answer>"
+    assert [e.completion for e in found.examples] == [
+        "<think>\n40 + 4\n</think>\n<answer>44.0</answer>",
+        "<think>\n40 + 4 is \\boxed{44\\text{ cm}}\n</think>\n<answer>44</answer>",
+    ]
     assert found.left_out == {
-        "its answer is not its ground_truth": 2, "it does not fit the format": 1,
+        "its answer is not its ground_truth": 3, "it does not fit the format": 1,
         "it says 'according to the feedback'": 1, "it is there twice": 2,
     }  # fmt: skip
 
@@ -465,6 +515,9 @@ def test_what_people_have_wrong_is_not_mended_and_not_trained_on(tmp_path):
     ("w.md", "### Answer\na", "w.md, line 1: a second answer"),
     ("w.md", "### Question\na\n", "w.md, line 1: a question without an answer"),
     ("w.md", "nothing", "w.md: no question"),
+    ("w.md", "### Question\na\n### Answer\n \n", "w.md, line 3: nothing stands below this answer"),
+    ("w.md", " \n", "w.md: no worked solution is in it"),
+    ("w.jsonl", "", "w.jsonl: no worked solution is in it"),
     ("w.jsonl", '{"problem": "a"}\n', "w.jsonl, line 1: no problem or no working_out"),
     ("w.jsonl", '{"problem": 1, "working_out": "b"}\n', "w.jsonl, line 1: problem is no str"),
 ])  # fmt: skip

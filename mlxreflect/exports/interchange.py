@@ -38,6 +38,7 @@ T = TypeVar("T")
 VALID = 0.1  # of a chat form is for mlx_lm.lora's validation
 BATCH = 4  # rows that it asks for at least: its default batch
 INFO = "dataset_info.json"
+OTHERS = (".json", ".csv", ".tsv", ".parquet", ".txt")  # endings of files that it does not write
 
 
 def export(run: Path, form: str, out: Path | None) -> dict[str, Any]:
@@ -49,6 +50,8 @@ def export(run: Path, form: str, out: Path | None) -> dict[str, Any]:
     if form not in FORMS:
         raise UserError(f"--format {form}: no such form", f"choose from: {', '.join(FORMS)}")
     final = out or run / "export" / form
+    if out is not None and out.suffix.lower() in OTHERS:
+        raise UserError(f"--out {out}: rows are written as JSONL", "give a folder, or NAME.jsonl")
     if out is not None and out.exists():
         raise UserError(f"{out} is there already", "give another --out, or remove it")
     rows = FORMS[form](run)
@@ -75,7 +78,7 @@ def nothing(run: Path, form: str) -> UserError:
 
 def write(first: tuple[str, Row], rest: Rows, final: Path, form: str) -> Counter[str]:
     """All rows beside their place first: it is there whole or not at all."""
-    one = final.suffix == ".jsonl"
+    one = final.suffix.lower() == ".jsonl"
     counts: Counter[str] = Counter()
     there = next(folder for folder in final.absolute().parents if folder.is_dir())
     with TemporaryDirectory(prefix=f".{final.name}-", dir=there) as folder:

@@ -1,18 +1,20 @@
 """People's worked solutions as training examples, and what of them is left out."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from mlxreflect import pairs, prompts, texts
 from mlxreflect.decontaminate import Index, find, normal_words, whole_key
+from mlxreflect.errors import UserError
 from mlxreflect.exams import exam_index
 from mlxreflect.records import Example, Problem
 from mlxreflect.strategies.attempts import attempt_prompt
 from mlxreflect.tables import Recipe
 from mlxreflect.tasks.base import Task
-from mlxreflect.tasks.rows import local_path
-from mlxreflect.tasks.stated import agrees
+from mlxreflect.tasks.rows import fold, local_path
+from mlxreflect.tasks.stated import agrees, stated
 from mlxreflect.worked import Worked, read_worked
 
 
@@ -23,6 +25,15 @@ class Human:
     examples: list[Example]
     left_out: dict[str, int]
 
+    def sentence(self) -> str:
+        return f"worked solutions: {by_people(len(self.examples), self.left_out)}"
+
+
+def by_people(kept: int, left_out: Mapping[str, int]) -> str:
+    """So many worked solutions, and why others are none of them."""
+    why = ", ".join(f"{reason}: {count}" for reason, count in left_out.items())
+    return f"{kept} by people" + (f" ({sum(left_out.values())} left out; {why})" if why else "")
+
 
 def human_examples(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> Human:
     """What `rel.human` holds, asked as an evaluation asks. problems: the run's, at least one.
@@ -32,12 +43,12 @@ def human_examples(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> H
     if not recipe.rel.human:
         return Human([], {})
     exams = exam_index(recipe) if recipe.eval.decontaminate != "off" else None
-    known = {task.show(problem).strip(): problem for problem in problems}
+    known = {fold(task.show(problem)): problem for problem in problems}
     templates = texts.BUNDLED.replaced(recipe.prompt.templates)
     examples: dict[tuple[str, str], Example] = {}
     left_out: Counter[str] = Counter()
-    for worked in read_worked(local_path(recipe.rel.human)):
-        problem = known.get(worked.question.strip())
+    for worked in read_some(local_path(recipe.rel.human)):
+        problem = known.get(fold(worked.question))
         if worked.gold is None and problem:
             worked = replace(worked, gold=task.gold(problem))
         text = solution(worked, recipe)
@@ -50,8 +61,9 @@ def human_examples(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> H
         if reason:
             left_out[reason] += 1
             continue
-        asked = attempt_prompt(recipe, task, problem or problems[0], templates)
-        prompt = [*asked[:-1], {**asked[-1], "content": worked.question.strip()}]
+        prompt = attempt_prompt(recipe, task, problem or problems[0], templates)
+        if problem is None:
+            prompt = [*prompt[:-1], {**prompt[-1], "content": worked.question.strip()}]
         examples[key] = Example(
             kind="sft",
             prompt=prompt,
@@ -62,6 +74,17 @@ def human_examples(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> H
     return Human(list(examples.values()), dict(left_out))
 
 
+def read_some(path: Path) -> list[Worked]:
+    """The worked solutions of a file. Raises UserError where there is none."""
+    found = read_worked(path)
+    if not found:
+        raise UserError(
+            f"{path}: no worked solution is in it",
+            "write one with `mlxreflect annotate`, or leave rel.human out",
+        )
+    return found
+
+
 def solution(worked: Worked, recipe: Recipe) -> str:
     """The text to imitate in the format asked for, as it is where it has that format."""
     tags, style, config = recipe.prompt.tags, recipe.prompt.style, recipe.rel
@@ -70,9 +93,10 @@ def solution(worked: Worked, recipe: Recipe) -> str:
         return text
     (start, end), (opening, closing) = prompts.TAGS[tags], prompts.ANSWER
     thought = text.rpartition(opening)[0] if opening in text else text
-    own = prompts.parse_response(text, style="direct").answer  # right or wrong, it is what was said
-    answer = (worked.gold or "") if opening not in text else own or ""
-    return f"{start}\n{thought.strip()}\n{end}\n{opening}{answer}{closing}"
+    own = stated(text)  # right or wrong, it is what was said
+    if opening not in text and (own is None or agrees(own, worked.gold or "")):
+        own = worked.gold
+    return f"{start}\n{thought.strip()}\n{end}\n{opening}{own or ''}{closing}"
 
 
 def fault(worked: Worked, text: str, recipe: Recipe, exams: Index | None) -> str:

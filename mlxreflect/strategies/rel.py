@@ -22,7 +22,7 @@ from mlxreflect.strategies.attempts import Attempts
 from mlxreflect.strategies.base import Hands, Played
 from mlxreflect.strategies.exchange import Exchange, unless_right
 from mlxreflect.strategies.figures import count_wave
-from mlxreflect.strategies.human import human_examples
+from mlxreflect.strategies.human import by_people, human_examples
 from mlxreflect.strategies.learning import Learning
 from mlxreflect.strategies.moves import Round, judged
 from mlxreflect.strategies.stories import Story, index
@@ -119,7 +119,8 @@ class Rel:
         made, human = len(self.state.made), len(self.state.human)
         if self.wave.stage == "problems":
             return f"{made} different workings so far"
-        return f"trained on {made} workings" + (f" and {human} by people" if human else "")
+        people = by_people(human, self.state.left_out) if self.recipe.rel.human else ""
+        return f"trained on {made} workings" + (f" and {people}" if people else "")
 
     # ---- tries ----------------------------------------------------------------------------------
 
@@ -259,7 +260,10 @@ class Rel:
         known = {(e["source"]["problem"], e["completion"]) for e in self.state.made}
         for episode in episodes:
             prompt = self.attempts.prompt(episode.problem)
-            worked = pairs.rel_worked(episode, prompt, config.target, mistakes=config.mistakes)
+            worked = pairs.rel_worked(
+                episode, prompt, config.target,
+                tags=self.recipe.prompt.tags, mistakes=config.mistakes,
+            )  # fmt: skip
             for example in worked:
                 if (episode.problem.id, example.completion) not in known:
                     self.state.made.append(asdict(replace(example, weight=config.weight)))

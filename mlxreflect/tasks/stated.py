@@ -5,14 +5,26 @@ import unicodedata
 from importlib.util import find_spec
 
 from mlxreflect.errors import UserError
+from mlxreflect.prompts import parse_response
+from mlxreflect.tasks.choices import WRAPPED
 from mlxreflect.tasks.kinds import KINDS, build
+from mlxreflect.tasks.markers import box
 from mlxreflect.tasks.numbers import find_numbers, read_gold, read_number, tidy
 
 LONGEST = 20_000  # characters of what is said; no reply of a critic has more to say
 
 
+def stated(text: str) -> str | None:
+    r"""The answer that a worked solution gives: its <answer> block, else its last `\boxed{}`."""
+    answer = parse_response(text, style="direct").answer
+    boxed = box(text) if answer is None else None
+    return WRAPPED.sub(r"\1", boxed.text).strip() if boxed else answer
+
+
 def agrees(answer: str, gold: str) -> bool:
     """Whether an answer is the one that a row of data gives: as a number, in LaTeX or as text."""
+    if answer.split() and "".join(answer.split()) == "".join(gold.split()):
+        return True
     kind = "number" if read_gold(gold) is not None else "text"
     if kind == "text" and "\\" in gold and find_spec("math_verify"):
         kind = "math"

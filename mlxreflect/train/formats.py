@@ -199,11 +199,17 @@ def examples_of(
     form = form_of(values, kind)
     made = form.make(values, turns)
     if form.once:
-        said = digest(json.dumps([[e.prompt, e.completion, e.chosen, e.rejected] for e in made]))
+        said = digest(json.dumps([[" ".join(t.split()) for t in texts_of(e)] for e in made]))
         if said in known:
             raise Fault("it is there twice")
         known.add(said)
     return [replace(e, weight=weight, source={"row": row.where, **e.source}) for e in made]
+
+
+def texts_of(example: Example) -> list[str]:
+    """What is asked, and the answers."""
+    texts = [example.completion, example.chosen, example.rejected]
+    return [*(message["content"] for message in example.prompt), *filter(None, texts)]
 
 
 def weight_of(values: Values) -> float:

@@ -9,9 +9,8 @@ or the same inside trail1 and trail2 as its examples have them.
 from typing import Any
 
 from mlxreflect.pairs import leak
-from mlxreflect.prompts import parse_response
 from mlxreflect.records import Example, Messages
-from mlxreflect.tasks.stated import agrees
+from mlxreflect.tasks.stated import agrees, stated
 from mlxreflect.texts import REFLECT, REFLECT_AND_RETRY
 from mlxreflect.train.messages import Fault, Values, answer, asked, messages_of, spoken, text_of
 
@@ -24,15 +23,16 @@ def worked(values: Values) -> Example:
     Left out is what the published data have much of: no gold answer, another answer than the gold
     one, and words that tell of an answer that was given.
     """
-    if values.get("is_correct") in (False, "False", "false"):
+    if str(values.get("is_correct")).strip().lower() in ("false", "0", "0.0"):
         raise Fault("is_correct is false, so its working is none to imitate")
     prompt = asked(values, messages_of(values["problem"], "problem", "user"))
     text = written(values["working_out"], "working_out")
     golds = [values.get(name) for name in ("ground_truth", "provided_solution")]
-    gold = next((str(one).strip() for one in golds if one is not None and str(one).strip()), "")
+    told = [str(one).strip() for one in golds if one is not None and one == one]  # not NaN
+    gold = next(filter(None, told), "")
     if not gold:
         raise Fault("there is no ground_truth")
-    said = parse_response(text, style="direct").answer
+    said = stated(text)
     if said is not None and values.get("ground_truth") and not agrees(said, gold):
         raise Fault("its answer is not its ground_truth")
     if reason := leak(text, {}, "direct"):
