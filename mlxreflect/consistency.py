@@ -26,8 +26,8 @@ MODELS = {
     "local": "mlx-community/Qwen2.5-7B-Instruct-4bit", "ollama": "qwen2.5:7b",
     "openai": "gpt-4.1-mini", "bedrock": "us.amazon.nova-pro-v1:0",
 }  # fmt: skip
-# Methods whose examples are helped answers, and so have a thought whatever was asked for.
-THOUGHTFUL = ("r3", "rel", "preflexor")
+# Methods that teach workings and thoughts, and so have nothing for those asked for answers alone.
+THOUGHTFUL = ("rel", "preflexor")
 
 
 def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> None:

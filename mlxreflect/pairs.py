@@ -11,7 +11,7 @@ from itertools import combinations, product
 from typing import NamedTuple
 
 from mlxreflect.methods import TracesConfig
-from mlxreflect.prompts import open_working
+from mlxreflect.prompts import ANSWER, open_working
 from mlxreflect.quality import fits, quality_of
 from mlxreflect.records import Episode, Example, Messages, Problem, Turn
 
@@ -34,6 +34,15 @@ def leak(text: str, spans: dict[str, list[int]], style: str) -> str:
     if style != "direct" and len(text[start:end].strip()) < MIN_WORKING:
         return "it only restates the answer"
     return ""
+
+
+def as_asked(turn: Turn, style: str) -> Turn:
+    """A helped text as an attempt is asked for: in the style "direct" its answer alone."""
+    span = turn.spans.get("answer")
+    if style != "direct" or span is None:
+        return turn
+    alone = "".join((ANSWER[0], turn.text[slice(*span)].strip(), ANSWER[1]))
+    return turn if alone == turn.text else replace(turn, text=alone, token_ids=None)
 
 
 def preference(episode: Episode, chosen: Turn, rejected: Turn) -> Example:
@@ -70,12 +79,12 @@ def source(episode: Episode, *turns: Turn) -> dict[str, object]:
     }
 
 
-def r3_pairs(episode: Episode) -> Iterator[Example]:
+def r3_pairs(episode: Episode, style: str = "thinking") -> Iterator[Example]:
     """R³: each rewrite that passed, against the sample that opened its cycle."""
     by_index = {turn.index: turn for turn in episode.turns}
     for turn in episode.turns:
         if turn.role == "rewrite" and passed(turn):
-            yield preference(episode, turn, opener(by_index, turn))
+            yield preference(episode, as_asked(turn, style), opener(by_index, turn))
 
 
 # ---- ReflectEvo (arXiv 2505.16475) ---------------------------------------------------------------

@@ -48,7 +48,7 @@ CHANGED = {
     "policy.max_new_tokens": (8, {}),
     "policy.batch": (2, {}),
     "prompt.tags": ("reasoning", {}),
-    "prompt.style": ("graph", {}),
+    "prompt.style": ("direct", {}),
     "task.name": ("arithmetic", {}),
     "task.limit": (4, {}),
     "task.numbers": ([4], {}),

@@ -1,6 +1,7 @@
 """R³ as it is played: the embedded policy, real training, a critic that does as the test says."""
 
 import math
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -103,6 +104,31 @@ def test_the_first_rewrite_that_passes_ends_the_cycle_and_makes_the_pair():
         assert episode.outcome.status == "trained"
     first = next(step for step in played.steps if step.objective == "dpo")
     assert first.margin == pytest.approx(0, abs=1e-4)  # the reference is the policy itself yet
+
+
+def test_asked_for_answers_alone_it_learns_answers_alone():
+    """What the critic thought stays in the records: such a prompt wants nothing beside the answer.
+
+    That holds of pairs, of what is imitated after them, and of what the bucket list keeps.
+    """
+    strategy = make(
+        r3={"wave": 6, "verifications": 1, "bucket_every": 0},
+        prompt={"style": "direct"}, train={"sft": {"scale_failed": 1.0}},
+    )  # fmt: skip
+    (played,) = play(strategy)
+    assert {example.kind for example in played.examples} == {"preference", "sft"}
+    for example in played.examples:
+        assert "and nothing else" in example.prompt[0]["content"]
+        taught = example.chosen or example.completion
+        assert re.fullmatch(r"<answer>[^<\s][^<]*</answer>", taught), taught
+    rewrites = [turn for e in played.episodes for turn in e.turns if turn.role == "rewrite"]
+    assert rewrites and all("<think>" in turn.text for turn in rewrites)
+    kept = [winner for winner in strategy.state.bucket.values() if winner]
+    assert all("<think>" not in winner["completion"] for winner in kept)
+    for episode in played.episodes:
+        for pair in r3_pairs(episode, "direct"):
+            found = [replace(e, source=pair.source) for e in played.examples]
+            assert pair in found
 
 
 def test_no_rewrite_that_passes_is_the_bucket_list_without_training():

@@ -510,7 +510,7 @@ OLLAMA = ["critic.provider=ollama", "critic.model=m"]
     [
         (["r3.verify_samples=2", "r3.verify_pass=3"], "r3.verify_pass = 3 can never", "r3.verify"),
         (["r3.verify_pass=2"], "r3.verify_pass = 2 can never be reached", "raise r3.verify_samp"),
-        (["prompt.style=direct"], "'direct' asks for the answer alone, and r3", "eval.direct"),
+        (["strategy=preflexor", "prompt.style=direct"], "and preflexor teaches", "eval.direct"),
         (["strategy=rel", "prompt.style=direct"], "and rel teaches thoughts", "eval.direct"),
         (["train.dpo=0", "train.nll=0"], "train.dpo and train.nll are both 0", "above 0"),
         (["train.objective=exo_pair"], "exo_pair needs train.smoothing above 0", "0.005"),
@@ -560,7 +560,7 @@ def test_what_only_looks_like_a_contradiction(tmp_path: Path) -> None:
     path = write(tmp_path, "")
     assert load_recipe(path, ["r3.verify_samples=2", "r3.verify_pass=2"]).r3.verify_pass == 2
     assert load_recipe(path, ["train.dpo=0", "train.nll=1"]).train.dpo == 0
-    for method in ("traces", "reflectevo"):  # learn from samples of the style they ask for
+    for method in ("r3", "traces", "reflectevo"):  # learn from what the style asks for
         found = load_recipe(path, [f"strategy={method}", "prompt.style=direct"])
         assert found.prompt.style == "direct"
     assert load_recipe(path, ["train.dpo=1", "train.nll=0"]).train.nll == 0

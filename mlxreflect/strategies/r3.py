@@ -211,7 +211,8 @@ class R3:
                 story.add(replace(judgement, parent=turn.index))
             story.tries = number
             story.current = turn if turn.error is None else story.current
-            story.won = turn if passed(turn) else None
+            style = self.recipe.prompt.style
+            story.won = pairs.as_asked(turn, style) if passed(turn) else None
         yield
 
     # ---- verification ---------------------------------------------------------------------------
