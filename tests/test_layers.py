@@ -31,7 +31,7 @@ LAYERS: list[set[str]] = [
     {"stats", "characters"},
     {"banned"},
     {"pairs", "ui", "chat", "loading", "decontaminate", "mathworker"},
-    {"evidence", "train.losses", "train.batches", "train.prefix"},
+    {"evidence", "reflected", "train.losses", "train.batches", "train.prefix"},
     {"tasks", "train.objectives", "results"},
     {"job", "anchor", "commits", "train.sources", "train.steps", "worked"},
     {"train.messages"},
@@ -64,7 +64,7 @@ LAYERS: list[set[str]] = [
 ]
 # Nothing but data in, data out: no model, no network; and evidence, which only reads folders.
 PURE = ("records", "settings", "tables", "recipe", "plans", "seeds", "prompts", "templates",
-        "wording", "pairs", "quality", "stats", "evidence", "tasks", "errors",
+        "wording", "pairs", "reflected", "quality", "stats", "evidence", "tasks", "errors",
         "job", "decontaminate", "reflections", "standing")  # fmt: skip
 HEAVY = {"mlx", "mlx_lm", "transformers", "pydantic", "matplotlib", "numpy", "scipy", "datasets",
          "huggingface_hub", "ollama", "httpx", "tenacity", "boto3", "botocore",

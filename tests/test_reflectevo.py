@@ -13,7 +13,7 @@ from kill_driver import REFLECTING
 from run_outputs import outputs_of_run
 from test_r3 import COUNTDOWN, Critic, play
 
-from mlxreflect import pairs, prompts
+from mlxreflect import prompts, reflected
 from mlxreflect.asked import asked_tiers
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.local import SelfCritic
@@ -163,7 +163,7 @@ WRONG_36, WRONG_35 = "aaaa: what is wrong with 36?", "cccc: what is wrong with 3
 
 
 def test_d_plus_in_one_stage():
-    assert [sft(e) for e in made(lambda e: pairs.reflect_and_retry(e, ask))] == [
+    assert [sft(e) for e in made(lambda e: reflected.reflect_and_retry(e, ask))] == [
         (WRONG_36, "reflection 1\nforty-two (6)", None, at("aaaa", 1, 6)),
         (WRONG_36, "reflection 5\nforty-two (8)", None, at("aaaa", 5, 8)),
         (WRONG_35, "reflection 1\nforty-two (3)", None, at("cccc", 1, 3)),
@@ -172,14 +172,14 @@ def test_d_plus_in_one_stage():
 
 
 def test_d_plus_in_two_stages():
-    assert [sft(e) for e in made(lambda e: pairs.right_reflections(e, ask))] == [
+    assert [sft(e) for e in made(lambda e: reflected.right_reflections(e, ask))] == [
         (WRONG_36, "reflection 1", [1, 9], at("aaaa", 1)),
         (WRONG_36, "reflection 5", [5, 9], at("aaaa", 5)),
         (WRONG_35, "reflection 1", [1, 9], at("cccc", 1)),
         (WRONG_35, "reflection 2", [2, 9], at("cccc", 2)),
     ]
     heard = "6 * 7? your attempt; <feedback>\nreflection {}\n</feedback>"
-    assert [sft(e) for e in made(pairs.right_retries)] == [
+    assert [sft(e) for e in made(reflected.right_retries)] == [
         (heard.format(1), "forty-two (6)", [6, 9], at("aaaa", 6)),
         (heard.format(5), "forty-two (8)", [8, 9], at("aaaa", 8)),
         (heard.format(1), "forty-two (3)", [3, 9], at("cccc", 3)),
@@ -188,7 +188,7 @@ def test_d_plus_in_two_stages():
 
 
 def test_d_plus_minus_compares_reflections_alone():
-    assert [pair(e) for e in made(lambda e: pairs.right_over_wrong(e, ask))] == [
+    assert [pair(e) for e in made(lambda e: reflected.right_over_wrong(e, ask))] == [
         (WRONG_36, "reflection 1", "reflection 2", [1, 9], [2, 9], at("aaaa", 1, 2)),
         (WRONG_36, "reflection 5", "reflection 2", [5, 9], [2, 9], at("aaaa", 5, 2)),
     ]
@@ -196,10 +196,10 @@ def test_d_plus_minus_compares_reflections_alone():
 
 def test_d_pref_takes_what_both_orders_say():
     """B when it came second and A when it came first; where A is said twice there is a tie."""
-    assert [pair(e) for e in made(lambda e: pairs.preferred_reflections(e, ask))] == [
+    assert [pair(e) for e in made(lambda e: reflected.preferred_reflections(e, ask))] == [
         (WRONG_36, "reflection 5", "reflection 1", [5, 9], [1, 9], at("aaaa", 5, 1)),
     ]
-    compared = [[turn.text for turn in both] for both in made(pairs.comparisons)]
+    compared = [[turn.text for turn in both] for both in made(reflected.comparisons)]
     assert compared == [["reflection 1", "reflection 5"], ["reflection 1", "reflection 2"]]
 
 
@@ -225,10 +225,10 @@ def test_a_reflection_with_a_right_and_a_wrong_retry_led_to_a_right_answer():
     episode = odd(FAILED, ("reflection", 0, "r1", None), ("retry", 1, "4", True),
                   ("retry", 1, "6", False), ("retry", 1, "four", True),
                   ("reflection", 0, "r2", None), ("retry", 5, "7", False))  # fmt: skip
-    assert texts(pairs.right_over_wrong(episode, ask)) == [("r1", "r2")]
-    assert texts(pairs.right_reflections(episode, ask)) == ["r1"]
-    assert texts(pairs.reflect_and_retry(episode, ask)) == ["r1\n4", "r1\nfour"]
-    assert pairs.comparisons(episode) == []
+    assert texts(reflected.right_over_wrong(episode, ask)) == [("r1", "r2")]
+    assert texts(reflected.right_reflections(episode, ask)) == ["r1"]
+    assert texts(reflected.reflect_and_retry(episode, ask)) == ["r1\n4", "r1\nfour"]
+    assert reflected.comparisons(episode) == []
 
 
 def test_reflections_of_the_same_words_are_not_compared():
@@ -236,10 +236,10 @@ def test_reflections_of_the_same_words_are_not_compared():
                   ("reflection", 0, "same", None), ("retry", 3, "6", False),
                   ("reflection", 0, "same", None), ("retry", 5, "4", True),
                   ("prefer", 1, "", "A"), ("prefer", 5, "", "B"))  # fmt: skip
-    assert texts(pairs.right_over_wrong(episode, ask)) == []
-    assert pairs.comparisons(episode) == []
-    assert texts(pairs.preferred_reflections(episode, ask)) == []
-    assert texts(pairs.right_reflections(episode, ask)) == ["same"]
+    assert texts(reflected.right_over_wrong(episode, ask)) == []
+    assert reflected.comparisons(episode) == []
+    assert texts(reflected.preferred_reflections(episode, ask)) == []
+    assert texts(reflected.right_reflections(episode, ask)) == ["same"]
 
 
 def test_only_reflections_on_one_failure_are_compared():
@@ -247,8 +247,8 @@ def test_only_reflections_on_one_failure_are_compared():
                   ("attempt", None, "9", False), ("reflection", 3, "r2", None),
                   ("retry", 4, "7", False), ("reflection", 3, "r3", None),
                   ("retry", 6, "4", True))  # fmt: skip
-    assert texts(pairs.right_over_wrong(episode, ask)) == [("r3", "r2")]
-    assert pairs.comparisons(episode) == []
+    assert texts(reflected.right_over_wrong(episode, ask)) == [("r3", "r2")]
+    assert reflected.comparisons(episode) == []
 
 
 def test_what_is_of_no_use_is_in_no_data_set():
@@ -262,15 +262,24 @@ def test_what_is_of_no_use_is_in_no_data_set():
                ("reflection", 0, "r2", None), ("retry", 3, "7", False), ("prefer", 1, "", "A"),
                ("prefer", 3, "", "B"), ("prefer", 1, "", "A"))  # fmt: skip
     for episode in (nothing, praised):
-        for builder in (pairs.reflect_and_retry, pairs.right_reflections, pairs.right_over_wrong):
+        for builder in (
+            reflected.reflect_and_retry,
+            reflected.right_reflections,
+            reflected.right_over_wrong,
+        ):
             assert texts(builder(episode, ask)) == []
-        assert texts(pairs.right_retries(episode)) == []
-    assert texts(pairs.preferred_reflections(once, ask)) == []
+        assert texts(reflected.right_retries(episode)) == []
+    assert texts(reflected.preferred_reflections(once, ask)) == []
 
 
 def test_no_data_set_holds_the_answer():
-    builders = (pairs.reflect_and_retry, pairs.right_reflections, pairs.right_over_wrong,
-                pairs.preferred_reflections, lambda e, _: pairs.right_retries(e))  # fmt: skip
+    builders = (
+        reflected.reflect_and_retry,
+        reflected.right_reflections,
+        reflected.right_over_wrong,
+        reflected.preferred_reflections,
+        lambda e, _: reflected.right_retries(e),
+    )
     found = [example for b in builders for example in made(lambda e, b=b: b(e, ask))]
     assert len(found) == 15
     assert not [e for e in found if "GOLD-42" in str(e) or "an instruction of the pool" in str(e)]
@@ -456,8 +465,8 @@ def test_training_prompts_are_those_of_the_evaluation(tmp_path):
         mine = ReflectEvo(Hands(recipe, COUNTDOWN, learning.policy, learning.trainer,
                                 strategy.exchange.critics, strategy.problems))  # fmt: skip
         wave, _ = play(mine)
-        episode = next(e for e in wave.episodes if pairs.trials(e))
-        trial = pairs.trials(episode)[0]
+        episode = next(e for e in wave.episodes if reflected.trials(e))
+        trial = reflected.trials(episode)[0]
         spec = EvalSpec.model_validate({"task": {"name": "countdown"}, "max_new_tokens": 40})
         retries = Retries(
             recipe, tmp_path, (mine.learning.policy, COUNTDOWN, []), spec, Ui(quiet=True)

@@ -14,8 +14,9 @@ from typing import Any
 
 from mlxreflect import pairs
 from mlxreflect.exports.reasonset import made_of
-from mlxreflect.pairs import Trial, trials, whole
+from mlxreflect.pairs import whole
 from mlxreflect.records import Episode, Example, Turn
+from mlxreflect.reflected import Trial, helped_and_not, trials
 from mlxreflect.tasks import get_task
 from mlxreflect.train.kept import bare_example, keep
 
@@ -32,7 +33,7 @@ def reflectevo_rows(episode: Episode, examples: Sequence[Example]) -> Iterator[t
             told = (made_of(examples, "sft", *part) for part in (turns, turns[:1], turns[1:]))
             own = [example for example in told if example]
             yield "d_plus.jsonl", kept(episode, d_plus(episode, one), own, *turns)
-    for one, other in pairs.helped_and_not(episode):
+    for one, other in helped_and_not(episode):
         turns = (one.reflection, other.reflection)
         made = made_of(examples, "preference", *turns)
         own = [made] if made else []

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from mlxreflect import pairs, prompts
+from mlxreflect import prompts, reflected
 from mlxreflect.errors import UserError
 from mlxreflect.pairs import passed
 from mlxreflect.records import (
@@ -198,7 +198,7 @@ class ReflectEvo:
 
     def compare(self, stories: list[Story]) -> None:
         """The judge's preference between the reflections on a failure that led to right answers."""
-        found = [(s, both) for s in stories for both in pairs.comparisons(self.episode(s))]
+        found = [(s, both) for s in stories for both in reflected.comparisons(self.episode(s))]
         if not found:
             return
         at = replace(self.round(), tier="judge")
@@ -218,13 +218,12 @@ class ReflectEvo:
 
     def builders(self) -> dict[str, Callable[[Episode], Any]]:
         """For each training, episode → examples."""
-        chosen = (
-            pairs.preferred_reflections if self.config.training == "IV" else pairs.right_over_wrong
-        )
+        by_judge = self.config.training == "IV"
+        chosen = reflected.preferred_reflections if by_judge else reflected.right_over_wrong
         return {
-            "both": partial(pairs.reflect_and_retry, ask=self.both_prompt),
-            "reflection": partial(pairs.right_reflections, ask=self.reflect_prompt),
-            "answer": pairs.right_retries,
+            "both": partial(reflected.reflect_and_retry, ask=self.both_prompt),
+            "reflection": partial(reflected.right_reflections, ask=self.reflect_prompt),
+            "answer": reflected.right_retries,
             "pairs": partial(chosen, ask=self.reflect_prompt),
         }
 
@@ -301,7 +300,7 @@ class ReflectEvo:
 
     def counted(self, episodes: Sequence[Episode]) -> dict[str, Any]:
         """Of the method's own: retries, and how many are right."""
-        found = [one for episode in episodes for one in pairs.trials(episode)]
+        found = [one for episode in episodes for one in reflected.trials(episode)]
         right = sum(one.right for one in found)
         kept = {name: len(rows) for name, rows in self.state.kept.items()}
         examples = " and ".join(str(count) for count in kept.values())
