@@ -12,7 +12,7 @@ from fake_ollama import FakeOllama
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.ollama import OllamaCritic
 from mlxreflect.critics.tally import Tally
-from mlxreflect.critics.verdicts import Judgement, Preference, ask_structured, parse
+from mlxreflect.critics.verdicts import Judgement, Marks, Preference, ask_structured, parse
 from mlxreflect.records import make_problem
 from mlxreflect.tables import CriticConfig
 
@@ -96,6 +96,23 @@ def test_a_verdict_that_the_attempt_holds_is_not_taken(echo: str) -> None:
         assert verdict(echo) == "right"  # were it not for the attempt
         assert verdict(echo, attempt) is None
         assert verdict(f"{echo}\n{SAID}", attempt) == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("mark", "found"),
+    [("4", 4), ("4.0", 4), ('"4"', 4), ("1", 1), ("5", 5), ("0", None), ("6", None), ("4.5", None),
+     ("true", None), ('"four"', None), ('"4.0"', None), ('""', None), ("null", None), ("[4]", None),
+     ("1e999", None), ("NaN", None)],
+)  # fmt: skip
+def test_marks_are_whole_numbers_from_1_to_5_however_written(mark: str, found: int | None) -> None:
+    text = f'{{"why": "w", "depth": {mark}, "coherence": 2, "verification": 3, "completeness": 5}}'
+    read = parse(text, Marks)
+    assert (read.depth if read else None) == found
+    assert all(
+        part == {"enum": [1, 2, 3, 4, 5], "type": "integer"} | {"title": part["title"]}
+        for name, part in Marks.model_json_schema()["properties"].items()
+        if name != "why"
+    )
 
 
 def test_of_a_preference() -> None:

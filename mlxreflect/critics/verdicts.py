@@ -9,9 +9,9 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from mlxreflect.critics.base import Call, Critic, Reply
 
@@ -40,7 +40,17 @@ class Preference(Structured):
     better: Literal["A", "B", "tie"]
 
 
-Mark = Literal[1, 2, 3, 4, 5]  # not at all … throughout
+def as_mark(value: object) -> object:
+    """4.0 and "4" are 4, as models write that no server holds to the schema; true is no mark."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return int(value) if isinstance(value, str) and value in ("1", "2", "3", "4", "5") else value
+
+
+# not at all … throughout
+Mark = Annotated[Literal[1, 2, 3, 4, 5], BeforeValidator(as_mark)]
 
 
 class Marks(Structured):
