@@ -3,19 +3,18 @@
 Without a terminal nothing is asked: what is not given is an error, or with --yes what is suggested.
 """
 
-import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from mlxreflect.checks import find_model, ollama_models
-from mlxreflect.consistency import MODELS
-from mlxreflect.draft import HOSTS, Choices, critic_keys, draft, self_keys
+from mlxreflect.checks import find_model
+from mlxreflect.draft import Choices, critic_keys, draft, self_keys
 from mlxreflect.errors import UserError
+from mlxreflect.offers import Offer, find_offers, key_offers
 from mlxreflect.recipe import load_recipe
 from mlxreflect.records import write_atomic
 from mlxreflect.settings import bundled, read_toml
@@ -36,12 +35,6 @@ LOOKED_AT = 20  # rows of one's own data
 QUESTIONS = ("question", "problem", "query", "prompt", "input", "instruction", "text")
 ANSWERS = ("answer", "gold", "ground_truth", "target", "solution", "label", "output", "response",
            "completion")  # fmt: skip
-
-
-class Offer(NamedTuple):
-    critic: str
-    found: str
-    base_url: str = ""
 
 
 @dataclass(frozen=True)
@@ -249,43 +242,6 @@ def no_solver(task: str, strategy: str) -> UserError:
     able = {"traces": " (marks by rules)"}.get(strategy, "")
     alone = f", or --critic self{able}" if self_keys(strategy) is not None else ""
     return UserError(f"--critic solver: {fault}", f"give another: --critic ollama:NAME{alone}")
-
-
-def find_offers(solver: bool, usual: Recipe) -> list[Offer]:
-    """The critics that are here, the most likely first; the last of them need nothing."""
-    offers = [*ollama_offers(usual.critic.model), *key_offers()]
-    if is_aws():
-        offers.append(Offer(f"bedrock:{MODELS['bedrock']}", "AWS credentials are here"))
-    if solver:
-        offers.append(Offer("solver", "the task's exact solver, in this process"))
-    alone = self_keys(usual.strategy)
-    if alone == {}:
-        return [Offer("self", "this method asks no critic"), *offers]
-    if alone:
-        offers.append(Offer("self", f"no critic: {', '.join(f'{k} = {alone[k]}' for k in alone)}"))
-    return offers
-
-
-def ollama_offers(usual: str) -> list[Offer]:
-    url, models = ollama_models()
-    ordered = sorted(models or [], key=lambda name: name != usual)
-    return [Offer(f"ollama:{name}", f"Ollama has it at {url}") for name in ordered if name]
-
-
-def key_offers() -> list[Offer]:
-    prefixes = {"OPENAI_API_KEY": "", "OPENROUTER_API_KEY": "openai/"}
-    return [
-        Offer(f"openai:{prefixes[name]}{MODELS['openai']}", f"{name} is set", address)
-        for name, address in HOSTS.items()
-        if os.environ.get(name, "").strip()
-    ]
-
-
-def is_aws() -> bool:
-    """Whether AWS credentials are set; nothing is asked over the network."""
-    names = ("AWS_BEARER_TOKEN_BEDROCK", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
-    file = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"))
-    return any(os.environ.get(name) for name in names) or file.expanduser().is_file()
 
 
 # ---- the file ------------------------------------------------------------------------------------

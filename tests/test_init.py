@@ -23,11 +23,12 @@ from mlxreflect.asked import asked_tiers
 from mlxreflect.draft import Choices, draft, edit
 from mlxreflect.dry import dry
 from mlxreflect.evaluate import eval_problems
+from mlxreflect.offers import find_offers
 from mlxreflect.recipe import eval_spec, load_recipe
 from mlxreflect.settings import apply_settings, bundled, flatten
 from mlxreflect.tables import Critics
 from mlxreflect.tasks import TASKS
-from mlxreflect.wizard import find_offers, recipes
+from mlxreflect.wizard import recipes
 
 FLAGS = ("--strategy", "r3", "--task", "countdown", "--model", "tiny", "--critic", "solver")
 OWN = "".join(json.dumps({"Problem": f"{i} + 1?", "Result": i + 1}) + "\n" for i in range(40))

@@ -56,6 +56,7 @@ LAYERS: list[set[str]] = [
     {"lineup", "retries"},
     {"quick", "solve", "summary", "measuring"},
     {"loop", "show", "course", "checks", "estimate"},
+    {"offers"},
     {"dry", "finetune", "doctor", "wizard"},
     {"cli_parts"},
     {"cli_evidence", "cli_files", "annotate"},
