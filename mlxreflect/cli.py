@@ -14,6 +14,7 @@ from mlxreflect.cli_parts import Json, Set, make_ui, require_mlx
 from mlxreflect.errors import UserError
 
 if TYPE_CHECKING:
+    from mlxreflect.tables import Recipe
     from mlxreflect.ui import Ui
 
 app = typer.Typer(
@@ -38,18 +39,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a recipe: learn from its problems, then compare base and trained."""
-    from mlxreflect.recipe import eval_spec, load_recipe
-    from mlxreflect.tasks import check_exam, get_task
-
-    loaded = load_recipe(recipe, set_ or [])
-    get_task(loaded.task.name)
-    spec = eval_spec(loaded)
-    check_exam(spec)
-    ui = make_ui(as_json)
-    require_mlx()
-    from mlxreflect.measuring import check_measured
-
-    check_measured(loaded, spec)
+    loaded, ui = checked_recipe(recipe, set_), make_ui(as_json)
     if dry_run:
         from mlxreflect.dry import dry
         from mlxreflect.recipe import dump_recipe
@@ -68,6 +58,22 @@ def run(
     except UserError:
         begun.take_back()
         raise
+
+
+def checked_recipe(name: str, set_: list[str] | None) -> "Recipe":
+    """A recipe whose task and evaluation are there, and fit it."""
+    from mlxreflect.recipe import eval_spec, load_recipe
+    from mlxreflect.tasks import check_exam, get_task
+
+    recipe = load_recipe(name, set_ or [])
+    get_task(recipe.task.name)
+    spec = eval_spec(recipe)
+    check_exam(spec)
+    require_mlx()
+    from mlxreflect.measuring import check_measured
+
+    check_measured(recipe, spec)
+    return recipe
 
 
 @app.command()
@@ -237,50 +243,18 @@ def solve(
 
 
 @app.command()
-def fuse(
-    model: Annotated[str, typer.Option(help="Hub name, path, or tiny.")],
-    out: Annotated[Path, typer.Option(help="Where to; a folder that is not there yet.")],
-    adapter: Annotated[str, typer.Option(help="An adapter's folder; none: only dequantise.")] = "",
-    quantize: Annotated[int, typer.Option(help="Bits: 4 or 8; 0: plain weights.")] = 0,
-    prompt: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="One more prompt to compare.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Merge an adapter into its model, and check that the new model answers as both did."""
-    require_mlx()
-    from mlxreflect.fuse import fuse as fuse_
-    from mlxreflect.fuse import render_fused
-
-    ui = make_ui(as_json)
-    result = fuse_(model, adapter, out, quantize, prompt or [], ui)
-    ui.result(result)
-    ui.table(render_fused(result))
-
-
-@app.command()
 def doctor(
     recipe: Annotated[str, typer.Argument(help="A TOML file or a bundled name.")] = "",
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
     """Check that a run has what it needs: memory, disk, model, data, and a token of each critic."""
-    from mlxreflect.recipe import eval_spec, load_recipe
-    from mlxreflect.tasks import check_exam, get_task
-
     if set_ and not recipe:
         raise UserError(
             f"--set {set_[0]}: no recipe to set it in", "give one: mlxreflect doctor r3"
         )
-    loaded = load_recipe(recipe, set_ or []) if recipe else None
-    if loaded:
-        get_task(loaded.task.name)
-        check_exam(eval_spec(loaded))
+    loaded = checked_recipe(recipe, set_) if recipe else None
     require_mlx()
-    if loaded:
-        from mlxreflect.measuring import check_measured
-
-        check_measured(loaded, eval_spec(loaded))
     from mlxreflect.doctor import doctor as doctor_
     from mlxreflect.doctor import render_doctor
 
@@ -293,7 +267,7 @@ def doctor(
 
 
 app.add_typer(cli_evidence.app)  # eval, compare, report, grade, decontaminate
-app.add_typer(cli_files.app)  # export, init
+app.add_typer(cli_files.app)  # export, fuse, init
 app.add_typer(annotate.app)
 
 

@@ -1,4 +1,4 @@
-"""The commands that write files: export, init."""
+"""The commands that write files: export, fuse, init."""
 
 import shlex
 import sys
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mlxreflect.cli_parts import Json, make_ui
+from mlxreflect.cli_parts import Json, make_ui, require_mlx
 
 app = typer.Typer()
 
@@ -32,6 +32,28 @@ def export(
     if not as_json:
         rows = {name: f"{count} rows" for name, count in result["files"].items()}
         ui.header({**rows, "written to": result["out"]})
+
+
+@app.command()
+def fuse(
+    model: Annotated[str, typer.Option(help="Hub name, path, or tiny.")],
+    out: Annotated[Path, typer.Option(help="Where to; a folder that is not there yet.")],
+    adapter: Annotated[str, typer.Option(help="An adapter's folder; none: only dequantise.")] = "",
+    quantize: Annotated[int, typer.Option(help="Bits: 4 or 8; 0: plain weights.")] = 0,
+    prompt: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="One more prompt to compare.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Merge an adapter into its model, and check that the new model answers as both did."""
+    require_mlx()
+    from mlxreflect.fuse import fuse as fuse_
+    from mlxreflect.fuse import render_fused
+
+    ui = make_ui(as_json)
+    result = fuse_(model, adapter, out, quantize, prompt or [], ui)
+    ui.result(result)
+    ui.table(render_fused(result))
 
 
 @app.command()
