@@ -104,9 +104,10 @@ def eval_(
     check_server(server, server_model)
     check_quick(stops, quick=quick, other="--aa" if aa else "--cache" if cache else "")
     require_mlx()
+    from mlxreflect.answering import answer_all
     from mlxreflect.evaluate import find_spec
     from mlxreflect.evidence.scoreboard import show_arms
-    from mlxreflect.lineup import answer_all, line_up
+    from mlxreflect.lineup import line_up
     from mlxreflect.served import ServedModel
 
     ui, found = make_ui(as_json), find_spec(spec, limit, source, [*(set_ or []), *stops])

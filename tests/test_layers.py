@@ -54,6 +54,7 @@ LAYERS: list[set[str]] = [
     {"plots", "story", "totals", "rescore"},
     {"exports"},
     {"lineup", "retries"},
+    {"answering"},
     {"quick", "solve", "summary", "measuring"},
     {"loop", "show", "course", "checks", "estimate"},
     {"offers"},

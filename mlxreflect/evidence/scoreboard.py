@@ -13,7 +13,7 @@ from mlxreflect.ui import safe_text
 
 
 def show_arms(arms: Sequence[dict[str, Any]]) -> Iterator[RenderableType]:
-    """arms: as `lineup.answer_all` returns them, one or several."""
+    """arms: as `answering.answer_all` returns them, one or several."""
     yield figures(arms)
     for arm in arms:
         if chain := arm.get("chain"):
