@@ -1,6 +1,7 @@
 """The commands of evidence: eval, compare, report, grade, decontaminate. They belong to `cli`."""
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -118,13 +119,17 @@ def eval_(
     entries = line_up(model or [], adapter or [], quantize or [], served, base=base or quick)
     if quick or aa:
         check_single("--quick" if quick else "--aa", found)
-    if quick:
-        from mlxreflect.quick import quick_eval
+    try:
+        if quick:
+            from mlxreflect.quick import quick_eval
 
-        decided = quick_eval(found, entries, out, ui)
-        ui.result(decided) if as_json else ui.line(decided["sentence"])
-        return
-    arms = answer_all(entries, found, out, cache, ui, twice=aa)
+            decided = quick_eval(found, entries, out, ui)
+            ui.result(decided) if as_json else ui.line(decided["sentence"])
+            return
+        arms = answer_all(entries, found, out, cache, ui, twice=aa)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(130) from None
     ui.result(arms if len(entries) > 1 else arms[0])
     for part in show_arms(arms):
         ui.table(part)

@@ -221,5 +221,7 @@ def render_doctor(result: dict[str, Any]) -> "Group":
         table.add_row(mark, Text(check["name"]), Text(safe_text(check["detail"])))
         if check["hint"]:
             hints.append(Text(safe_text(f"{check['name']}: {check['hint']}")))
-    verdict = "all is there" if result["ok"] else "something is missing"
+    later = any("is to be downloaded" in check["detail"] for check in result["checks"])
+    there = "all but what is to be downloaded is there" if later else "all is there"
+    verdict = there if result["ok"] else "something is missing"
     return Group(table, Text(), *hints, Text(verdict, "bold"))

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mlxreflect.decontaminate import (
@@ -241,6 +242,11 @@ def writing(out: Path | None) -> Iterator[TextIO | None]:
     if out is None:
         yield None
         return
+    if out.suffix.lower() not in ("", ".jsonl"):
+        raise UserError(
+            f"{out}: rows are written as JSON lines",
+            f"give --out {quote(str(out.with_suffix('.jsonl')))}",
+        )
     if out.exists():
         raise UserError(f"{out} is there already", "give another --out")
     part = out.with_name(out.name + ".tmp")

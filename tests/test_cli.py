@@ -492,6 +492,32 @@ def start(shell: Shell, *arguments: object) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
+def test_ctrl_c_in_an_evaluation(shell: Shell, tiny_random: Path) -> None:
+    """The hint holds: the same command again keeps what was answered and asks the rest."""
+    command = ["eval", "countdown", "--limit", "64", "--model", tiny_random, "--out", "out",
+               *sets("max_new_tokens=8", "batch=1", "temperature=1")]  # fmt: skip
+    samples, total = shell.folder / "out" / "samples.jsonl", 64
+    running = start(shell, *command)
+    try:
+        until = time.monotonic() + TIMEOUT
+        while not (samples.is_file() and samples.stat().st_size):
+            assert running.poll() is None, running.communicate()
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=TIMEOUT)
+    finally:
+        running.kill()
+    assert running.returncode == 130
+    assert err.splitlines()[-1] == "stopped; the same command goes on from there"
+    kept = samples.read_bytes()
+    assert 0 < kept.count(b"\n") < total
+    shell.works(*command)
+    whole = samples.read_bytes()
+    assert whole.startswith(kept) and whole.count(b"\n") == total
+
+
+@pytest.mark.slow
 def test_ctrl_c_and_resume(process: Shell, shell: Shell) -> None:
     """The process that is stopped is one of its own."""
     path, total = process.folder / "run", 8

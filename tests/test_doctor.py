@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -377,13 +378,26 @@ def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert found["disk"].status == "fail"
 
 
+def test_what_is_to_be_downloaded_is_not_said_to_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path))
+    for settings, said in (
+        (["task.name=gsm8k", "eval.spec=gsm8k", "r3.feedback=self", "r3.rewriter=self"],
+         "all but what is to be downloaded is there"),
+        ([], "all is there"),
+    ):  # fmt: skip
+        result = doctor(load_recipe("quickstart", [*FEW, *settings]), Ui(quiet=True))
+        assert result["ok"]
+        console(sys.stdout).print(render_doctor(result))
+        assert capsys.readouterr().out.rstrip().endswith(f"\n{said}")
+
+
 def test_what_a_server_says_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with FakeOpenAI(models=["\x1b[2Jevil\u202e", "[bold]b"]) as server:
         result = doctor(
             load_recipe("quickstart", [*FEW, *served("openai", server.url)]), Ui(quiet=True)
         )
-    import sys
-
     console(sys.stdout).print(render_doctor(result))
     shown = capsys.readouterr().out
     assert "\x1b[2J" not in shown and "\u202e" not in shown

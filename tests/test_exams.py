@@ -225,6 +225,9 @@ def test_mistakes_of_the_command(data: Path, shell: Shell) -> None:  # noqa: F81
     assert "is there already" in shell.mistake(*common, "exam.jsonl", "--out", "mine.jsonl")[0]
     said = shell.mistake(*common, "exam.jsonl", "--out", "no/where.jsonl")[0]
     assert said == "no/where.jsonl: No such file or directory"
+    said, hint = shell.mistake(*common, "exam.jsonl", "--out", "clean rows.csv")
+    assert said == "clean rows.csv: rows are written as JSON lines"
+    assert hint == "give --out 'clean rows.jsonl'"
     said = shell.mistake("decontaminate", "missing.jsonl", "--against", "exam.jsonl")[0]
     assert said == "missing.jsonl: No such file or directory"
 

@@ -94,7 +94,7 @@ def tidy(task: Task, call: Call) -> Reply:
         body = "\n".join(lines[first:])
         if answer is not None and not task.solver.review(call.problem, body, False).fault:
             return Reply(f"{TAGS[call.tags][0]}\n{body}\n{closing(answer, call.tags)}")
-    return Reply("no lines of the thought lead to its end")
+    return Reply('no lines like "step 1: 60 + 35 = 95" lead to the answer by themselves')
 
 
 def finished(task: Task, call: Call) -> tuple[list[str], str, str] | None:
