@@ -76,10 +76,11 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
         strategy = STRATEGIES[recipe.strategy](hands)
         before = restore(run, strategy, trainer, adapter)
         keep_rows(run.path, cleaned.rows)
+        of = "" if exam is task else f" of the task {exam.name}"
         ui.header(
             {"recipe": recipe.name, "policy": recipe.policy.model,
              "critic": asked_names(recipe),
-             "problems": len(problems), "held out": len(held_out), "device": device_name(),
+             "problems": len(problems), "held out": f"{len(held_out)}{of}", "device": device_name(),
              "decontaminated": cleaned.sentence(), "run": str(run.path)}
         )  # fmt: skip
         measuring = Measuring(run, (policy, exam, held_out), spec, ui)
