@@ -113,12 +113,13 @@ class Run:
     def keep_data(self, digest: str) -> None:
         """Remember what is learned from and tested on. Raises UserError where it was other data."""
         identity = read_json(self.path / "run.json")
-        if identity.setdefault("data", digest) != digest:
+        if "data" not in identity:
+            self.write_json("run.json", {**identity, "data": digest})
+        elif identity["data"] != digest:
             raise UserError(
                 f"{self.path} began with other problems than its task and its evaluation give now",
                 "bring the data back as they were, or begin a new run",
             )
-        self.write_json("run.json", identity)
 
     def close(self) -> None:
         self._lock.close()

@@ -491,6 +491,22 @@ def start(shell: Shell, *arguments: object) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def interrupted(running: subprocess.Popen[str], ready: Callable[[], bool]) -> tuple[str, str]:
+    """What a process says that gets Ctrl-C once it is ready; it ends with 130."""
+    try:
+        until = time.monotonic() + TIMEOUT
+        while not ready():
+            assert running.poll() is None, running.communicate()
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=TIMEOUT)
+    finally:
+        running.kill()
+    assert running.returncode == 130
+    return out, err
+
+
 @pytest.mark.slow
 def test_ctrl_c_in_an_evaluation(shell: Shell, tiny_random: Path) -> None:
     """The hint holds: the same command again keeps what was answered and asks the rest."""
@@ -498,17 +514,7 @@ def test_ctrl_c_in_an_evaluation(shell: Shell, tiny_random: Path) -> None:
                *sets("max_new_tokens=8", "batch=1", "temperature=1")]  # fmt: skip
     samples, total = shell.folder / "out" / "samples.jsonl", 64
     running = start(shell, *command)
-    try:
-        until = time.monotonic() + TIMEOUT
-        while not (samples.is_file() and samples.stat().st_size):
-            assert running.poll() is None, running.communicate()
-            assert time.monotonic() < until
-            time.sleep(0.005)
-        running.send_signal(signal.SIGINT)
-        _, err = running.communicate(timeout=TIMEOUT)
-    finally:
-        running.kill()
-    assert running.returncode == 130
+    _, err = interrupted(running, lambda: samples.is_file() and samples.stat().st_size > 0)
     assert err.splitlines()[-1] == "stopped; the same command goes on from there"
     kept = samples.read_bytes()
     assert 0 < kept.count(b"\n") < total
@@ -523,17 +529,7 @@ def test_ctrl_c_and_resume(process: Shell, shell: Shell) -> None:
     path, total = process.folder / "run", 8
     long = [*process.small, *sets(f"task.limit={total}", "r3.wave=1")]
     running = start(process, "run", "quickstart", *long, "--run-dir", path, "--json")
-    try:
-        until = time.monotonic() + TIMEOUT
-        while not (path / "checkpoints" / "wave-00002").exists():
-            assert running.poll() is None, running.communicate()
-            assert time.monotonic() < until
-            time.sleep(0.005)
-        running.send_signal(signal.SIGINT)
-        out, err = running.communicate(timeout=TIMEOUT)
-    finally:
-        running.kill()
-    assert running.returncode == 130
+    out, err = interrupted(running, (path / "checkpoints" / "wave-00002").exists)
     assert out == ""
     assert "Traceback" not in err
     assert err.splitlines()[-1] == f"stopped; go on with: mlxreflect resume {path}"
