@@ -1,5 +1,5 @@
 """`python -m mlxreflect`."""
 
-from mlxreflect.cli import main
+from mlxreflect.cli.main import main
 
 main()

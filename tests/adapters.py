@@ -5,8 +5,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlxreflect.policy import load_policy
-from mlxreflect.tables import LoraConfig, PolicyConfig
+from mlxreflect.config.schema import LoraConfig, PolicyConfig
+from mlxreflect.models.policy import load_policy
 from mlxreflect.train.lora import attach_lora, save_adapter
 from mlxreflect.train.trainer import Trainer
 

@@ -7,8 +7,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from mlxreflect.records import Problem, Sample, append_rows, make_problem, to_row
-from mlxreflect.tables import EvalSpec
+from mlxreflect.config.schema import EvalSpec
+from mlxreflect.core.journal import append_rows
+from mlxreflect.core.records import Problem, Sample, make_problem, to_row
 from mlxreflect.tasks import TASKS
 
 RIGHT = "<think>\nstep 1\n</think>\n<answer>{}</answer>"

@@ -32,7 +32,7 @@ def write_model(folder: Path, **changes: Any) -> Path:
     """A random 4-bit Qwen2 of two layers as an mlx-lm folder, always the same weights."""
     from mlx_lm.models import qwen2
 
-    from mlxreflect.tiny.tokenizer import build_tokenizer
+    from mlxreflect.models.tiny.tokenizer import build_tokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(folder)
@@ -79,8 +79,8 @@ def load_random(tiny_random: Path) -> Callable[..., Any]:
     """Loads the random model afresh, as a Policy: `load_random(dequantize="yes")`."""
 
     def load(**changes: Any) -> Any:
-        from mlxreflect.policy import load_policy
-        from mlxreflect.tables import PolicyConfig
+        from mlxreflect.config.schema import PolicyConfig
+        from mlxreflect.models.policy import load_policy
 
         return load_policy(PolicyConfig(model=str(tiny_random), **changes))
 

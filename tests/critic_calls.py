@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
+from mlxreflect.core.records import make_problem
 from mlxreflect.critics.base import Call
 from mlxreflect.critics.client import RETRIES
-from mlxreflect.records import make_problem
 
 TRIES = RETRIES + 1
 PROBLEM = make_problem("countdown", {"numbers": [1, 2, 3], "target": 6})

@@ -15,14 +15,15 @@ from typing import Any
 from fake_ollama import Body, Fault
 from test_resume import contents
 
+from mlxreflect.config.recipe import load_recipe
+from mlxreflect.config.schema import CriticConfig
+from mlxreflect.core.journal import read_rows
+from mlxreflect.core.records import make_problem
+from mlxreflect.core.ui import Ui
 from mlxreflect.critics.base import Call
 from mlxreflect.critics.solver import SolverCritic
-from mlxreflect.loop import execute
-from mlxreflect.recipe import load_recipe
-from mlxreflect.records import make_problem, read_rows
-from mlxreflect.run import Run
-from mlxreflect.tables import CriticConfig
-from mlxreflect.ui import Ui
+from mlxreflect.runs.folder import Run
+from mlxreflect.runs.run import execute
 
 # Two waves, bucket passes with them, cycles after failed verifications: some 50 calls.
 SETTINGS = {

@@ -8,10 +8,17 @@ import signal
 import sys
 from pathlib import Path
 
-from mlxreflect import chains_eval, cli, commits, course, evaluate, finetune, loop, records, summary
-from mlxreflect.strategies.exchange import Exchange
-from mlxreflect.strategies.r3 import R3
-from mlxreflect.strategies.reflectevo import ReflectEvo
+from mlxreflect.cli import main as cli
+from mlxreflect.core import journal as commits
+from mlxreflect.core import records
+from mlxreflect.evaluation import chains_eval, evaluate
+from mlxreflect.methods.r3 import R3
+from mlxreflect.methods.reflectevo import ReflectEvo
+from mlxreflect.methods.session import Exchange
+from mlxreflect.runs import fit as course
+from mlxreflect.runs import fit as finetune
+from mlxreflect.runs import run as loop
+from mlxreflect.runs import summary
 from mlxreflect.train.references import References
 from mlxreflect.train.trainer import Trainer
 

@@ -4,10 +4,10 @@ import hashlib
 import json
 from pathlib import Path
 
-from mlxreflect.loop import execute
-from mlxreflect.recipe import load_recipe
-from mlxreflect.run import Run
-from mlxreflect.ui import Ui
+from mlxreflect.config.recipe import load_recipe
+from mlxreflect.core.ui import Ui
+from mlxreflect.runs.folder import Run
+from mlxreflect.runs.run import execute
 
 
 def outputs_of_run(recipe, settings, folder):

@@ -12,8 +12,8 @@ import re
 import time
 from typing import Any
 
-from mlxreflect.records import make_problem
-from mlxreflect.seeds import rng_for
+from mlxreflect.core.records import make_problem
+from mlxreflect.core.seeds import rng_for
 from mlxreflect.tasks import TASKS
 
 WRONG = "<think>\nstep 1: 1 + 1 = 2\n</think>\n<answer> 1 + 1 </answer>"

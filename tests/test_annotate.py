@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import Done, Shell
 
-from mlxreflect.worked import Worked, add_worked, read_worked
+from mlxreflect.methods.worked import Worked, add_worked, read_worked
 
 
 def asked(shell: Shell, *more: str) -> Done:

@@ -15,7 +15,7 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import qwen2
 
-from mlxreflect.tables import LoraConfig
+from mlxreflect.config.schema import LoraConfig
 from mlxreflect.train.batches import Batch, Pair, Row
 from mlxreflect.train.lora import attach_full, attach_lora, base_reference
 from mlxreflect.train.network import Network, parameters

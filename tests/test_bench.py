@@ -8,7 +8,7 @@ from statistics import stdev
 
 import pytest
 
-from mlxreflect.records import dump_line
+from mlxreflect.core.journal import dump_line
 
 BENCH = Path(__file__).parent / "bench"
 

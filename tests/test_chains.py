@@ -11,25 +11,25 @@ from fake_ollama import STALL, FakeOllama
 from teacher import Teacher
 from test_r3 import COUNTDOWN, Critic, play
 
+from mlxreflect.config.recipe import load_recipe
+from mlxreflect.config.schema import Recipe
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import to_row
+from mlxreflect.core.ui import Ui
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.bedrock import BedrockCritic
 from mlxreflect.critics.local import LocalCritic, SelfCritic
 from mlxreflect.critics.ollama import OllamaCritic
 from mlxreflect.critics.openai import OpenAICritic
 from mlxreflect.critics.solver import SolverCritic
-from mlxreflect.errors import UserError
-from mlxreflect.loop import execute
-from mlxreflect.policy import load_policy
-from mlxreflect.recipe import load_recipe
-from mlxreflect.records import to_row
-from mlxreflect.run import Run
-from mlxreflect.strategies.base import Hands
-from mlxreflect.strategies.chains import Chains
-from mlxreflect.strategies.r3 import R3
-from mlxreflect.tables import Recipe
+from mlxreflect.methods.base import Hands
+from mlxreflect.methods.r3 import R3
+from mlxreflect.methods.workers import Chains
+from mlxreflect.models.policy import load_policy
+from mlxreflect.runs.folder import Run
+from mlxreflect.runs.run import execute
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer
-from mlxreflect.ui import Ui
 
 
 class Remote(Critic):

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from mlxreflect import cli
-from mlxreflect.recipe import load_recipe, resolved
-from mlxreflect.run import Run
+from mlxreflect.cli import main as cli
+from mlxreflect.config.recipe import load_recipe, resolved
+from mlxreflect.runs.folder import Run
 
 TIMEOUT = 120.0  # a guard against hanging only
 

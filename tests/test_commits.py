@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from mlxreflect import commits as module
-from mlxreflect.commits import KEEP, Commits, replace_folder, take_lock
-from mlxreflect.errors import UserError
+from mlxreflect.core import journal as module
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import KEEP, Commits, replace_folder, take_lock
 
 NAMES = ("a.jsonl", "b.jsonl")
 
@@ -166,7 +166,7 @@ def test_a_lock_is_of_one_process_until_it_closes(tmp_path: Path) -> None:
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from mlxreflect.commits import take_lock;"
+        "import sys, time; from pathlib import Path; from mlxreflect.core.journal import take_lock;"
         "lock = take_lock(Path(sys.argv[1])); print('locked', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen(

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mlxreflect.errors import UserError
-from mlxreflect.evidence.alike import hint_for
-from mlxreflect.evidence.arms import load_arm
-from mlxreflect.evidence.compare import compare
-from mlxreflect.evidence.view import render_comparison
-from mlxreflect.records import Sample, append_rows, to_row
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import append_rows
+from mlxreflect.core.records import Sample, to_row
+from mlxreflect.evaluation.arms import load_arm
+from mlxreflect.evaluation.comparability import hint_for
+from mlxreflect.evaluation.compare import compare
+from mlxreflect.report.view import render_comparison
 from mlxreflect.stats import mcnemar_exact, newcombe_paired
 
 DECODING = {"temperature": 0.0, "top_p": 1.0, "max_new_tokens": 64, "seed": 0, "batch": 8}

@@ -15,11 +15,12 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep, proportions_ztest
 from test_compare import DECODING, RESULTS, changed, evaluation, repeated, row, write
 
-from mlxreflect.errors import UserError
-from mlxreflect.evidence.compare import Options, compare, compare_all
-from mlxreflect.evidence.unpaired import compare_counts
-from mlxreflect.evidence.view import render_comparison
-from mlxreflect.records import append_rows, make_problem, to_row
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import append_rows
+from mlxreflect.core.records import make_problem, to_row
+from mlxreflect.evaluation.compare import Options, compare, compare_all
+from mlxreflect.evaluation.unpaired import compare_counts
+from mlxreflect.report.view import render_comparison
 
 THINKING = {"task": {"name": "countdown"}, "prompt": {"style": "thinking"}, "limit": 20}
 DIRECT = {**THINKING, "prompt": {"style": "direct"}}

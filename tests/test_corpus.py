@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxreflect.decontaminate import Question, build_index
-from mlxreflect.errors import UserError
-from mlxreflect.tables import Recipe
-from mlxreflect.tasks import clean_problems, corpus
-from mlxreflect.tasks.corpus import FEWEST, make_question, passages_of, read_corpus, split
+from mlxreflect.config.schema import Recipe
+from mlxreflect.core.errors import UserError
+from mlxreflect.data.contamination import Question, build_index
+from mlxreflect.methods import corpus
+from mlxreflect.methods.corpus import FEWEST, make_question, passages_of, read_corpus, split
+from mlxreflect.tasks import clean_problems
 
 LONG = "Bees gather nectar from flowers and make honey of it, all summer long."
 OTHER = "Rain falls on the hills, runs down in brooks, and ends in the grey sea."

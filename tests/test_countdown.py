@@ -10,13 +10,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mlxreflect.errors import UserError
-from mlxreflect.records import Problem
-from mlxreflect.tables import TaskConfig
-from mlxreflect.tasks.countdown import TASK
-from mlxreflect.tasks.countdown_data import part_of
-from mlxreflect.tasks.countdown_rules import check
-from mlxreflect.tasks.expression import MAX_DEPTH, NotAnExpression, parse_expression
+from mlxreflect.config.schema import TaskConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Problem
+from mlxreflect.graders.countdown import check
+from mlxreflect.graders.expression import MAX_DEPTH, NotAnExpression, parse_expression
+from mlxreflect.tasks.countdown import TASK, part_of
 
 # ---- expressions --------------------------------------------------------------------------------
 

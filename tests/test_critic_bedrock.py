@@ -12,10 +12,10 @@ from critic_calls import call
 from fake_bedrock import SECRET, FakeBedrock, aws
 from fake_server import Body, Fault
 
+from mlxreflect.config.schema import CriticConfig
+from mlxreflect.core.errors import UserError
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.bedrock import BedrockCritic
-from mlxreflect.errors import UserError
-from mlxreflect.tables import CriticConfig
 
 TOKEN, BEARER = "session//token==", "bedrock-api-key-abc=="
 ARN = "arn:aws:bedrock:us-east-1:123456789012:inference-profile/us.amazon.nova-pro-v1:0"

@@ -15,13 +15,13 @@ import platformdirs
 import pytest
 from fake_ollama import STALL, Body, FakeOllama, Fault, http
 
-from mlxreflect.cachedir import cache_path
+from mlxreflect.config.schema import CriticConfig
+from mlxreflect.core.cache import cache_path
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import make_problem
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.cache import FILE, Cache, cache_key
 from mlxreflect.critics.ollama import OllamaCritic
-from mlxreflect.errors import UserError
-from mlxreflect.records import make_problem
-from mlxreflect.tables import CriticConfig
 
 CALL = Call(
     role="critique",

@@ -16,11 +16,11 @@ from critic_runs import Faulty, figures, run, same, solving
 from fake_ollama import Body, FakeOllama, Fault, http
 from test_critic_ollama import ask, call, critic_at
 
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import read_rows
 from mlxreflect.critics import client
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.faults import CallError
-from mlxreflect.errors import UserError
-from mlxreflect.records import read_rows
+from mlxreflect.critics.http import CallError
 
 
 @pytest.fixture(autouse=True)

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
+from mlxreflect.config.schema import CriticConfig, PolicyConfig, TaskConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Problem
 from mlxreflect.critics import CRITICS
 from mlxreflect.critics.base import Call
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import LocalCritic, SelfCritic
-from mlxreflect.errors import UserError
-from mlxreflect.policy import Policy, load_policy
-from mlxreflect.prompts import attempt_messages
-from mlxreflect.records import Problem
-from mlxreflect.tables import CriticConfig, PolicyConfig, TaskConfig
+from mlxreflect.models.policy import Policy, load_policy
+from mlxreflect.prompts.messages import attempt_messages
 from mlxreflect.tasks import TASKS, countdown
 
 PROBLEMS = TASKS["countdown"].load(TaskConfig(limit=5), "dev", 0)

@@ -13,11 +13,11 @@ from critic_calls import call
 from fake_ollama import Body, FakeOllama, Fault, http
 from fake_server import free_port
 
+from mlxreflect.config.schema import CriticConfig
+from mlxreflect.core.errors import UserError
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.client import Client
 from mlxreflect.critics.ollama import OllamaCritic, estimate_tokens
-from mlxreflect.errors import UserError
-from mlxreflect.tables import CriticConfig
 
 
 def critic_at(url: str, **settings: Any) -> OllamaCritic:

@@ -16,12 +16,12 @@ from fake_openai import FakeOpenAI, refusal
 from fake_server import Body, Fault, free_port, http
 from mlx_server import serving
 
+from mlxreflect.config.schema import CriticConfig, PolicyConfig, TaskConfig
+from mlxreflect.core.errors import UserError
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.openai import OpenAICritic, parse_base
-from mlxreflect.errors import UserError
-from mlxreflect.policy import TINY, load_policy
-from mlxreflect.prompts import attempt_messages, parse_response
-from mlxreflect.tables import CriticConfig, PolicyConfig, TaskConfig
+from mlxreflect.models.policy import TINY, load_policy
+from mlxreflect.prompts.messages import attempt_messages, parse_response
 from mlxreflect.tasks import TASKS, countdown
 
 KEY = "sk-secret/0123456789+abc"

@@ -16,13 +16,14 @@ from critic_runs import arguments, do, figures, flags, resume, run, same, solvin
 from fake_ollama import Body, FakeOllama, Fault, http
 from test_resume import DRIVER, command
 
-from mlxreflect import cli, show
+from mlxreflect.cli import main as cli
+from mlxreflect.config.recipe import load_recipe
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import read_rows
 from mlxreflect.critics import client, open_critics
 from mlxreflect.critics.ledger import BudgetReached, Ledger
-from mlxreflect.errors import UserError
-from mlxreflect.recipe import load_recipe
-from mlxreflect.records import read_rows
-from mlxreflect.run import Run
+from mlxreflect.report import show
+from mlxreflect.runs.folder import Run
 
 
 @pytest.fixture(scope="module")

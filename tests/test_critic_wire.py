@@ -23,7 +23,7 @@ from fake_openai import FakeOpenAI, refusal
 from fake_server import Body, Fault, free_port, http
 
 from mlxreflect.critics.base import Reply
-from mlxreflect.critics.faults import http_error, retry_after
+from mlxreflect.critics.http import http_error, retry_after
 
 DEEP = b"[" * 100_000
 

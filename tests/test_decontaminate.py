@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxreflect.decontaminate import (
+from mlxreflect.core.records import make_problem
+from mlxreflect.data.contamination import (
     WORDING,
     Index,
     Question,
@@ -20,7 +21,6 @@ from mlxreflect.decontaminate import (
     told,
     whole_key,
 )
-from mlxreflect.records import make_problem
 from mlxreflect.tasks import question_of
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "gsm8k"

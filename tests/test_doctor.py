@@ -16,13 +16,13 @@ from fake_server import Fault, free_port, http
 from test_cli import Shell, sets, two_lines
 from test_cli import shell as shell
 
-from mlxreflect import checks
-from mlxreflect import doctor as module
-from mlxreflect.checks import Check, memory_of
-from mlxreflect.doctor import doctor, render_doctor
-from mlxreflect.policy import TINY
-from mlxreflect.recipe import load_recipe
-from mlxreflect.ui import Ui, console
+from mlxreflect.config.recipe import load_recipe
+from mlxreflect.core.ui import Ui, console
+from mlxreflect.models.policy import TINY
+from mlxreflect.setup import checks
+from mlxreflect.setup import doctor as module
+from mlxreflect.setup.checks import Check, memory_of
+from mlxreflect.setup.doctor import doctor, render_doctor
 
 KEY = "sk-very-secret"
 

@@ -3,12 +3,11 @@
 import pytest
 from jinja2 import TemplateError
 
-from mlxreflect.policy import Policy
-from mlxreflect.prompts import attempt_messages
-from mlxreflect.records import Example
+from mlxreflect.core.records import Example
+from mlxreflect.models.policy import Policy
+from mlxreflect.prompts.messages import attempt_messages
 from mlxreflect.train.batches import Group, Pair, Row
-from mlxreflect.train.encode import Dropped, Encoder, NothingTrained
-from mlxreflect.train.masks import Mask
+from mlxreflect.train.encode import Dropped, Encoder, Mask, NothingTrained
 
 MESSAGES = attempt_messages("Do it.", "Numbers: 3 4 5\nTarget: 35", "think", "thinking")
 TEXT = "<think>\nstep 1: 3 + 4 = 7\nstep 2: 7 * 5 = 35\n</think>\n<answer> ( 3 + 4 ) * 5 </answer>"
@@ -17,8 +16,8 @@ OTHER = "<think>\nstep 1: 3 + 5 = 8\n</think>\n<answer> 3 + 5 </answer>"
 
 @pytest.fixture(scope="module")
 def policy(tiny_random: object) -> Policy:
-    from mlxreflect.policy import load_policy
-    from mlxreflect.tables import PolicyConfig
+    from mlxreflect.config.schema import PolicyConfig
+    from mlxreflect.models.policy import load_policy
 
     return load_policy(PolicyConfig(model=str(tiny_random)))
 

@@ -5,15 +5,15 @@ from dataclasses import asdict
 
 import pytest
 
-from mlxreflect.dry import dry
-from mlxreflect.estimate import WRONG, estimate
-from mlxreflect.plans import at_most, expected
-from mlxreflect.recipe import load_recipe
-from mlxreflect.strategies.moves import Moves, Round
-from mlxreflect.strategies.waves import State, next_wave
-from mlxreflect.tables import Recipe
+from mlxreflect.config.recipe import load_recipe
+from mlxreflect.config.schema import Recipe
+from mlxreflect.methods.corpus import make_passage, make_question
+from mlxreflect.methods.plans import at_most, expected
+from mlxreflect.methods.roles import Moves, Round
+from mlxreflect.methods.waves import State, next_wave
+from mlxreflect.setup.dry_run import dry
+from mlxreflect.setup.estimate import WRONG, estimate
 from mlxreflect.tasks import TASKS
-from mlxreflect.tasks.corpus import make_passage, make_question
 
 COUNTDOWN = TASKS["countdown"]
 PAID = {"provider": "openai", "model": "m", "price_in": 2.0, "price_out": 8.0, "max_tokens": 100}

@@ -4,9 +4,12 @@ import json
 
 import pytest
 
-from mlxreflect.answers import Answers, policy_identity
-from mlxreflect.errors import UserError
-from mlxreflect.evaluate import (
+from mlxreflect.config.recipe import eval_spec
+from mlxreflect.config.schema import EvalSpec, LoraConfig, PolicyConfig, Recipe
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Problem, flat_from_row
+from mlxreflect.evaluation.answers import Answers, policy_identity
+from mlxreflect.evaluation.evaluate import (
     eval_problems,
     evaluate,
     find_spec,
@@ -14,10 +17,7 @@ from mlxreflect.evaluate import (
     summarise,
     whole_chunks,
 )
-from mlxreflect.policy import Policy, load_policy
-from mlxreflect.recipe import eval_spec
-from mlxreflect.records import Problem, flat_from_row
-from mlxreflect.tables import EvalSpec, LoraConfig, PolicyConfig, Recipe
+from mlxreflect.models.policy import Policy, load_policy
 from mlxreflect.tasks import TASKS, training_problems
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer

@@ -9,11 +9,11 @@ from test_cli import Shell, rows, sets, shell  # noqa: F401
 from test_decontaminate import LONG, SHORT, WORDS, around
 from test_train_command import said, user, write
 
-from mlxreflect.errors import UserError
-from mlxreflect.exams import clean
-from mlxreflect.recipe import load_recipe
-from mlxreflect.records import read_rows
-from mlxreflect.tables import Recipe
+from mlxreflect.config.recipe import load_recipe
+from mlxreflect.config.schema import Recipe
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import read_rows
+from mlxreflect.evaluation.contamination import clean
 
 # What is planted, and how it is found.
 PLANTED = [(SHORT.upper(), "exact"), (f"“{LONG}”", "exact"), (around(WORDS[3:16]), "ngram")]

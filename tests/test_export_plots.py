@@ -9,9 +9,9 @@ from arm_folders import RIGHT, gsm8k, write_arm
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from mlxreflect.exports import plots
-from mlxreflect.exports.arms import Arm, load_arms
-from mlxreflect.exports.pairs import by_task, pair_up
+from mlxreflect.evaluation.export_arms import Arm, load_arms
+from mlxreflect.report import report_plots as plots
+from mlxreflect.report.pairs import by_task, pair_up
 from mlxreflect.stats import wilson
 
 

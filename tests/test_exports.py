@@ -10,16 +10,16 @@ import pytest
 from arm_folders import RIGHT, gsm8k, write_arm
 from markdown_it import MarkdownIt
 
-from mlxreflect.cli import main
-from mlxreflect.errors import UserError
-from mlxreflect.exports.arms import arm_interval, asked, interval, load_arms
-from mlxreflect.exports.difficulty import difficulty
-from mlxreflect.exports.inspect_log import write_inspect
-from mlxreflect.exports.lm_eval import write_lm_eval
-from mlxreflect.exports.markdown import cell, markdown
-from mlxreflect.exports.pairs import pair_up
-from mlxreflect.exports.report import file_names, write_outputs
-from mlxreflect.records import Problem, make_problem
+from mlxreflect.cli.main import main
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Problem, make_problem
+from mlxreflect.evaluation.export_arms import arm_interval, asked, interval, load_arms
+from mlxreflect.report.difficulty import difficulty
+from mlxreflect.report.inspect_log import write_inspect
+from mlxreflect.report.lm_eval import write_lm_eval
+from mlxreflect.report.markdown import cell, markdown
+from mlxreflect.report.pairs import pair_up
+from mlxreflect.report.report import file_names, write_outputs
 from mlxreflect.stats import wilson
 
 HOSTILE = {

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxreflect.errors import UserError
-from mlxreflect.pairs import trl_preference, trl_sft
-from mlxreflect.records import Example, append_rows, to_row
-from mlxreflect.train.formats import BadRow, read_examples, split_examples
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import append_rows
+from mlxreflect.core.records import Example, to_row
+from mlxreflect.data.examples import BadRow, read_examples, split_examples
+from mlxreflect.methods.examples import trl_preference, trl_sft
 
 Rows = list[Any]
 

@@ -23,14 +23,14 @@ from rich.console import Console
 from test_cli import Shell
 from test_lora import logits_of, store, train
 
-import mlxreflect.fuse as module
-import mlxreflect.train.merge as weights
-from mlxreflect.errors import UserError
-from mlxreflect.fuse import PROMPTS, fuse
-from mlxreflect.policy import Policy, load_policy
-from mlxreflect.tables import LoraConfig, PolicyConfig
+import mlxreflect.models.fuse as module
+import mlxreflect.models.fuse as weights
+from mlxreflect.config.schema import LoraConfig, PolicyConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.ui import Ui
+from mlxreflect.models.fuse import PROMPTS, fuse
+from mlxreflect.models.policy import Policy, load_policy
 from mlxreflect.train.lora import attach_full, attach_lora, linear_keys, save_adapter
-from mlxreflect.ui import Ui
 
 Make = Callable[..., Path]
 MOE: dict[str, Any] = {

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from mlxreflect.errors import UserError
+from mlxreflect.core.errors import UserError
+from mlxreflect.evaluation.grade import grade_file
 from mlxreflect.tasks import TASKS, get_task
-from mlxreflect.tasks.grade import grade_file
 
 
 def save(path: Path, rows: list[Any]) -> Path:

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxreflect.tasks import TASKS, tinyzero
-from mlxreflect.tasks.countdown_data import solvable
-from mlxreflect.tasks.countdown_rules import check
+from mlxreflect.graders import tinyzero
+from mlxreflect.graders.countdown import check
+from mlxreflect.tasks import TASKS
+from mlxreflect.tasks.countdown import solvable
 
 MANY = 10_000
 COUNTDOWN = TASKS["countdown"]

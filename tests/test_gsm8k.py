@@ -9,11 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxreflect.errors import UserError
-from mlxreflect.tables import TaskConfig
+from mlxreflect.config.schema import TaskConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.graders.number import (
+    extract_answer,
+    last_number,
+    read_gold,
+    read_number,
+    show_number,
+)
 from mlxreflect.tasks.gsm8k import TASK
-from mlxreflect.tasks.number_rules import extract_answer
-from mlxreflect.tasks.numbers import last_number, read_gold, read_number, show_number
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "gsm8k"
 with_data = pytest.mark.skipif(not DATA.is_dir(), reason="the GSM8K rows are not there")

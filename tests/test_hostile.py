@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from mlxreflect.graders.base import Grade
 from mlxreflect.tasks import TASKS
-from mlxreflect.tasks.base import Grade
 
 SIZE = 1_000_000
 SMALLER = {"arithmetic": 50_000, "number": 50_000, "letter": 50_000}  # share code with others

@@ -9,10 +9,10 @@ from importlib.util import find_spec
 import pytest
 from hostile import CORPORA, Corpus
 
-from mlxreflect.errors import UserError
-from mlxreflect.mathworker import equal
+from mlxreflect.core.errors import UserError
+from mlxreflect.graders.base import Grader
+from mlxreflect.graders.latex_worker import equal
 from mlxreflect.tasks import TASKS, find_rules
-from mlxreflect.tasks.base import Grader
 
 FAST = [n if n != "math" else pytest.param(n, marks=pytest.mark.slow) for n in CORPORA]
 SHORT = 20_000  # characters of a case that the fast tests grade

@@ -19,16 +19,16 @@ from hypothesis import strategies as st
 from test_cli import Shell
 from test_cli import shell as shell
 
-from mlxreflect.asked import asked_tiers
-from mlxreflect.draft import Choices, draft, edit
-from mlxreflect.dry import dry
-from mlxreflect.evaluate import eval_problems
-from mlxreflect.offers import find_offers
-from mlxreflect.recipe import eval_spec, load_recipe
-from mlxreflect.settings import apply_settings, bundled, flatten
-from mlxreflect.tables import Critics
+from mlxreflect.config.recipe import eval_spec, load_recipe
+from mlxreflect.config.schema import Critics
+from mlxreflect.config.toml import apply_settings, bundled, flatten
+from mlxreflect.evaluation.evaluate import eval_problems
+from mlxreflect.methods.asked import asked_tiers
+from mlxreflect.setup.discovery import find_offers
+from mlxreflect.setup.dry_run import dry
+from mlxreflect.setup.init import recipes
+from mlxreflect.setup.recipe_template import Choices, draft, edit
 from mlxreflect.tasks import TASKS
-from mlxreflect.wizard import recipes
 
 FLAGS = ("--strategy", "r3", "--task", "countdown", "--model", "tiny", "--critic", "solver")
 OWN = "".join(json.dumps({"Problem": f"{i} + 1?", "Result": i + 1}) + "\n" for i in range(40))

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from arm_folders import RIGHT, gsm8k, write_arm
 
-from mlxreflect.exports.arms import asked, load_arms
-from mlxreflect.exports.inspect_log import write_inspect
+from mlxreflect.evaluation.export_arms import asked, load_arms
+from mlxreflect.report.inspect_log import write_inspect
 
 reader = pytest.importorskip("inspect_ai.log")
 

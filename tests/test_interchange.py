@@ -12,23 +12,14 @@ from hypothesis import strategies as st
 from test_cli import Shell, rows
 from test_cli import shell as shell
 
-from mlxreflect.exports.chats import mlx_row, sharegpt_row, trl_row
-from mlxreflect.exports.interchange import FORMS, export
-from mlxreflect.records import (
-    Episode,
-    Example,
-    Outcome,
-    Turn,
-    Verdict,
-    append_rows,
-    dump_line,
-    make_problem,
-    to_row,
-)
-from mlxreflect.texts import REFLECT, REFLECT_AND_RETRY
-from mlxreflect.train.formats import read_examples
-from mlxreflect.train.kept import COLUMN, restored
-from mlxreflect.train.messages import Fault
+from mlxreflect.core.journal import append_rows, dump_line
+from mlxreflect.core.records import Episode, Example, Outcome, Turn, Verdict, make_problem, to_row
+from mlxreflect.data.chats import mlx_row, sharegpt_row, trl_row
+from mlxreflect.data.examples import read_examples
+from mlxreflect.data.kept import COLUMN, restored
+from mlxreflect.data.messages import Fault
+from mlxreflect.prompts.templates import REFLECT, REFLECT_AND_RETRY
+from mlxreflect.report.export import FORMS, export
 
 Row = dict[str, Any]
 ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "6 · 7?"}]

@@ -10,12 +10,12 @@ import mlx.core as mx
 import pytest
 from test_train_command import ANSWERS, GROUPS, PAIRS, Data, good, poor, question, said, user, write
 
-from mlxreflect.decontaminate import FILE
-from mlxreflect.errors import UserError
-from mlxreflect.finetune import create, train
-from mlxreflect.job import DEFAULTS, IDLE, Job, load_job
-from mlxreflect.settings import flatten
-from mlxreflect.ui import Ui
+from mlxreflect.config.job import DEFAULTS, IDLE, Job, load_job
+from mlxreflect.config.toml import flatten
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.ui import Ui
+from mlxreflect.data.contamination import FILE
+from mlxreflect.runs.fit import create, train
 
 # Two epochs of several steps, with looks, a thought in each answer and answers of many lengths.
 BASE = {"train.batch": 2, "train.epochs": 2, "train.lr": 1e-3, "data.limit": 8,
@@ -233,7 +233,7 @@ def test_an_idle_key_is_refused_and_would_change_nothing(
         with pytest.raises(UserError, match=f"{key}.* does nothing for {objective}"):
             load_job(objective, "tiny", "x.jsonl", [f"{key}={json.dumps(VALUES[key])}"])
     together = {key: VALUES[key] for key in keys if key != "data.held_out"}
-    monkeypatch.setattr("mlxreflect.job.check_job", lambda job: None)
+    monkeypatch.setattr("mlxreflect.config.job.check_job", lambda job: None)
     expected, found = outputs_of(objective, {}), outputs_of(objective, together)
     for name in ("adapter", "last"):
         file = f"{name}/adapters.safetensors"
@@ -356,7 +356,7 @@ def test_the_reference_cache_is_where_the_job_says(
     outputs_of: Outputs, shelf: Path, tiny_random: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    from mlxreflect.train import scoring
+    from mlxreflect.train import references as scoring
 
     monkeypatch.setenv("MLXREFLECT_CACHE", str(tmp_path / "usual"))
     mine = tmp_path / "mine.sqlite"

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from mlxreflect.errors import UserError
-from mlxreflect.records import Problem
-from mlxreflect.tables import TaskConfig
+from mlxreflect.config.schema import TaskConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Problem
 from mlxreflect.tasks.jsonl import TASK
 
 ROWS = [{"question": f"Question number {i}", "answer": str(i)} for i in range(300)]

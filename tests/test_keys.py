@@ -12,22 +12,22 @@ from fake_openai import FakeOpenAI
 from run_outputs import outputs_of_run
 from teacher import Teacher
 
-from mlxreflect import policy as policy_module
-from mlxreflect.answers import Answers
-from mlxreflect.cachedir import cache_path
+from mlxreflect.config.recipe import load_recipe, resolved
+from mlxreflect.config.schema import Recipe
+from mlxreflect.config.toml import flatten
+from mlxreflect.core.cache import cache_path
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import read_rows
+from mlxreflect.core.ui import Ui
 from mlxreflect.critics.cache import FILE as CACHE
 from mlxreflect.critics.ledger import BudgetReached
-from mlxreflect.decontaminate import FILE
-from mlxreflect.errors import UserError
-from mlxreflect.fuse import write_folder
-from mlxreflect.loop import execute
-from mlxreflect.recipe import load_recipe, resolved
-from mlxreflect.records import read_rows
-from mlxreflect.run import Run
-from mlxreflect.settings import flatten
-from mlxreflect.tables import Recipe
+from mlxreflect.data.contamination import FILE
+from mlxreflect.evaluation.answers import Answers
+from mlxreflect.models import policy as policy_module
+from mlxreflect.models.fuse import write_folder
+from mlxreflect.runs.folder import Run
+from mlxreflect.runs.run import execute
 from mlxreflect.train.network import Network
-from mlxreflect.ui import Ui
 
 # Two waves and a second epoch, with failures, bucket passes, verifications and SFT in them.
 BASE = {

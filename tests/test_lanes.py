@@ -7,8 +7,8 @@ import threading
 import mlx.core as mx
 import pytest
 
-from mlxreflect.train import lanes
-from mlxreflect.train.lanes import LANES, side_by_side
+from mlxreflect.train import cpu as lanes
+from mlxreflect.train.cpu import LANES, side_by_side
 
 
 def work(seed: int) -> mx.array:
@@ -75,7 +75,7 @@ def test_stopping_early_leaves_nothing_under_way() -> None:
 
 def test_a_process_that_used_lanes_exits_cleanly() -> None:
     code = (
-        "import mlx.core as mx; from mlxreflect.train.lanes import side_by_side\n"
+        "import mlx.core as mx; from mlxreflect.train.cpu import side_by_side\n"
         "mx.set_default_device(mx.cpu)\n"
         "for _, x in side_by_side(lambda i: mx.exp(mx.ones((200, 200)) * i), range(6)): pass\n"
     )

@@ -14,14 +14,13 @@ from typing import Any
 
 import pytest
 
+from mlxreflect.config.schema import BudgetConfig, CriticConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import make_problem
 from mlxreflect.critics.base import Call, Cost, Reply
 from mlxreflect.critics.client import Client
-from mlxreflect.critics.faults import CallError
-from mlxreflect.critics.ledger import BudgetReached, Ledger
-from mlxreflect.critics.tally import Tally, quantiles, total
-from mlxreflect.errors import UserError
-from mlxreflect.records import make_problem
-from mlxreflect.tables import BudgetConfig, CriticConfig
+from mlxreflect.critics.http import CallError
+from mlxreflect.critics.ledger import BudgetReached, Ledger, Tally, quantiles, total
 
 NOW = threading.Event()  # nobody gives up here
 CALL = Call(
@@ -368,7 +367,7 @@ from test_ledger import CALL, calls
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.client import Client
 from mlxreflect.critics.ledger import Ledger
-from mlxreflect.tables import CriticConfig
+from mlxreflect.config.schema import CriticConfig
 folder = Path(sys.argv[2])
 def send(call, timeout):
     with (folder / "sent").open("a") as out:

@@ -8,10 +8,10 @@ import pytest
 from adapters import write_adapter
 from test_cli import Shell, answered, rows, sets, shell, snapshot  # noqa: F401  (a fixture)
 
-from mlxreflect.errors import UserError
-from mlxreflect.evidence.compare import compare_all
-from mlxreflect.lineup import line_up, pair, slug
-from mlxreflect.served import ServedModel
+from mlxreflect.core.errors import UserError
+from mlxreflect.evaluation.compare import compare_all
+from mlxreflect.evaluation.runner import line_up, pair, slug
+from mlxreflect.evaluation.served import ServedModel
 from mlxreflect.stats import holm
 
 SHORT = ["countdown", "--limit", "8", *sets("max_new_tokens=8", "batch=8")]

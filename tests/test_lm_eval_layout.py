@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from arm_folders import BEGAN, ENDED, RIGHT, gsm8k, write_arm
 
-from mlxreflect.exports.arms import load_arms
-from mlxreflect.exports.lm_eval import prompt_text, write_lm_eval
+from mlxreflect.evaluation.export_arms import load_arms
+from mlxreflect.report.lm_eval import prompt_text, write_lm_eval
 
 schema = pytest.importorskip("lm_eval.result_schema")
 utils = pytest.importorskip("lm_eval.utils")

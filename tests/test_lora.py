@@ -16,9 +16,9 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import lfm2
 from safetensors.numpy import load_file
 
-from mlxreflect.errors import UserError
-from mlxreflect.policy import Policy, load_policy, weights_hash
-from mlxreflect.tables import LoraConfig, PolicyConfig
+from mlxreflect.config.schema import LoraConfig, PolicyConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.models.policy import Policy, load_policy, weights_hash
 from mlxreflect.train.lora import (
     Arrays,
     attach_full,

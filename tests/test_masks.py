@@ -21,9 +21,9 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from mlxreflect.policy import Policy
-from mlxreflect.prompts import TAGS
-from mlxreflect.train.masks import Mask, growing_cuts, prefix_cuts, response_mask, token_spans
+from mlxreflect.models.policy import Policy
+from mlxreflect.prompts.messages import TAGS
+from mlxreflect.train.encode import Mask, growing_cuts, prefix_cuts, response_mask, token_spans
 
 CORPUS = [
     "<think>\nstep 1: 12 + 3 = 15, so the answer is 15.\n</think>\n<answer>15</answer>",
@@ -112,7 +112,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Policy:
     """The embedded policy's tokenizer: single bytes, and whole words added."""
     from mlx_lm.utils import load_tokenizer
 
-    from mlxreflect.tiny.tokenizer import build_tokenizer
+    from mlxreflect.models.tiny.tokenizer import build_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny")
     build_tokenizer(folder)

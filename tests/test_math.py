@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxreflect import mathworker
-from mlxreflect.errors import UserError
-from mlxreflect.mathworker import WORKER, Worker, equal
-from mlxreflect.tables import TaskConfig
+from mlxreflect.config.schema import TaskConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.graders import latex_worker as mathworker
+from mlxreflect.graders.latex import decided, harmless, normal, rational
+from mlxreflect.graders.latex_worker import WORKER, Worker, equal
 from mlxreflect.tasks import TASKS
-from mlxreflect.tasks.latex import decided, harmless, normal, rational
 
 TASK = TASKS["math500"]
 pytestmark = pytest.mark.skipif(

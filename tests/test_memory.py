@@ -20,10 +20,10 @@ from test_architectures import (
     with_lora,
 )
 
-from mlxreflect.seeds import seed_mlx
+from mlxreflect.core.seeds import seed_mlx
 from mlxreflect.train import memory
 from mlxreflect.train.batches import Item, Pair, Row, collate, shape_of
-from mlxreflect.train.lanes import LANES
+from mlxreflect.train.cpu import LANES
 from mlxreflect.train.memory import Footprint, memory_limit, plan, recomputed_layers
 from mlxreflect.train.network import Network, parameters
 from mlxreflect.train.objectives import Objective, Settings, preference

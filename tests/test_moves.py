@@ -10,15 +10,15 @@ import pytest
 from test_chains import Remote, make, rows
 from test_r3 import Critic, play
 
-from mlxreflect import texts
+from mlxreflect.config.schema import CriticConfig, Recipe
+from mlxreflect.core.records import make_problem
 from mlxreflect.critics.base import Move, Reply
 from mlxreflect.critics.cache import cache_key
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.critics.verdicts import Judgement, Preference
-from mlxreflect.pairs import r3_pairs
-from mlxreflect.records import make_problem
-from mlxreflect.strategies.moves import Moves, Round, judged, preferred
-from mlxreflect.tables import CriticConfig, Recipe
+from mlxreflect.methods.examples import r3_pairs
+from mlxreflect.methods.roles import Moves, Round, judged, preferred
+from mlxreflect.prompts import templates as texts
 from mlxreflect.tasks import TASKS
 
 PROBLEM = make_problem("jsonl", {"question": "What is 1 + 2?", "answer_type": "number"}, "3")

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from mlxreflect.pairs import (
+from mlxreflect.core.records import Episode, Outcome, Turn, Verdict, make_problem
+from mlxreflect.methods.examples import (
     LEAKS,
     completion,
     leak,
@@ -16,14 +17,13 @@ from mlxreflect.pairs import (
     trl_preference,
     trl_sft,
 )
-from mlxreflect.prompts import (
+from mlxreflect.prompts.messages import (
     attempt_messages,
     critique_messages,
     parse_response,
     quote,
     rewrite_messages,
 )
-from mlxreflect.records import Episode, Outcome, Turn, Verdict, make_problem
 
 QUESTION, GOLD = "What is six times seven?", "GOLD-42"
 PROMPT = attempt_messages("Multiply.", QUESTION, "think", "thinking")

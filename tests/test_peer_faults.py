@@ -40,23 +40,22 @@ from test_trainer import (
     pair_scores,
 )
 
-from mlxreflect.errors import UserError
-from mlxreflect.fuse import write_folder
-from mlxreflect.policy import Policy
-from mlxreflect.prompts import attempt_messages
-from mlxreflect.recipe import load_recipe
-from mlxreflect.records import Example
-from mlxreflect.tables import LoraConfig
+from mlxreflect.config.recipe import load_recipe
+from mlxreflect.config.schema import LoraConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Example
+from mlxreflect.models.fuse import write_folder
+from mlxreflect.models.policy import Policy
+from mlxreflect.prompts.messages import attempt_messages
 from mlxreflect.train import memory
 from mlxreflect.train import trainer as trainer_module
 from mlxreflect.train.batches import Batch, Pair, Row, collate, padded
-from mlxreflect.train.checkpoint import load_parameters, load_trainer, save_trainer
 from mlxreflect.train.encode import Dropped, Encoder
 from mlxreflect.train.lora import attach_lora, base_reference, save_adapter
 from mlxreflect.train.network import Network
 from mlxreflect.train.objectives import Settings, imitation
 from mlxreflect.train.references import References
-from mlxreflect.train.trainer import Trainer
+from mlxreflect.train.trainer import Trainer, load_parameters, load_trainer, save_trainer
 
 Gradient = dict[str, np.ndarray]
 MESSAGES = attempt_messages("Do it.", "Numbers: 3 4 5\nTarget: 35", "think", "thinking")
@@ -65,8 +64,8 @@ TEXT = "<think>\nstep 1: 3 + 4 = 7\nstep 2: 7 * 5 = 35\n</think>\n<answer> ( 3 +
 
 @pytest.fixture(scope="module")
 def policy(tiny_random: Path) -> Policy:
-    from mlxreflect.policy import load_policy
-    from mlxreflect.tables import PolicyConfig
+    from mlxreflect.config.schema import PolicyConfig
+    from mlxreflect.models.policy import load_policy
 
     return load_policy(PolicyConfig(model=str(tiny_random)))
 
@@ -482,8 +481,8 @@ def test_fusing_that_loses_a_small_change(
     for bits in (0, 4):
         out = tmp_path / f"out-{bits}"
         write_folder(str(tiny_random), str(tmp_path / "adapter"), out, bits)
-        from mlxreflect.policy import load_policy
-        from mlxreflect.tables import PolicyConfig
+        from mlxreflect.config.schema import PolicyConfig
+        from mlxreflect.models.policy import load_policy
 
         fused = load_policy(PolicyConfig(model=str(out), dequantize="no")).model
         left = np.array(fused(ids), np.float64) - plain

@@ -11,9 +11,9 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from mlxreflect import plots
-from mlxreflect.errors import UserError
-from mlxreflect.records import append_rows
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import append_rows
+from mlxreflect.report import plots
 
 NAMES = ["accuracy", "loss", "margin", "bucket", "comparison"]
 
@@ -119,7 +119,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_pyplot_and_its_global_figures_are_not_used() -> None:
-    code = "import mlxreflect.plots, sys; print('matplotlib.pyplot' in sys.modules)"
+    code = "import mlxreflect.report.plots, sys; print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -15,10 +15,10 @@ from adapters import write_adapter
 from mlx.utils import tree_map
 from mlx_lm import stream_generate
 
-from mlxreflect.errors import UserError
-from mlxreflect.policy import Completion, Policy, adapted, load_policy
-from mlxreflect.prompts import attempt_messages
-from mlxreflect.tables import LoraConfig, PolicyConfig
+from mlxreflect.config.schema import LoraConfig, PolicyConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.models.policy import Completion, Policy, adapted, load_policy
+from mlxreflect.prompts.messages import attempt_messages
 from mlxreflect.train.lora import attach_lora, save_adapter
 from mlxreflect.train.trainer import Trainer
 

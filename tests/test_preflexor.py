@@ -13,26 +13,27 @@ from kill_driver import POINTS
 from run_outputs import outputs_of_run
 from test_resume import DRIVER, command, contents, finish
 
-from mlxreflect.asked import phases
+from mlxreflect.config.methods import PreflexorConfig
+from mlxreflect.config.recipe import load_recipe
+from mlxreflect.config.schema import CriticConfig, LoraConfig, PolicyConfig, Recipe
+from mlxreflect.config.toml import flatten
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import read_rows
+from mlxreflect.core.records import Example, episode_from_row
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.critics.verdicts import Section, Sections
-from mlxreflect.errors import UserError
-from mlxreflect.methods import PreflexorConfig
-from mlxreflect.pairs import preflexor_pairs
-from mlxreflect.policy import load_policy
-from mlxreflect.prompts import parse_response
-from mlxreflect.recipe import load_recipe
-from mlxreflect.records import Example, episode_from_row, read_rows
-from mlxreflect.settings import flatten
-from mlxreflect.strategies.base import Hands
-from mlxreflect.strategies.grounding import chosen_sections
-from mlxreflect.strategies.moves import Moves, Round
-from mlxreflect.strategies.preflexor import Preflexor
-from mlxreflect.tables import CriticConfig, LoraConfig, PolicyConfig, Recipe
+from mlxreflect.methods.asked import phases
+from mlxreflect.methods.base import Hands
+from mlxreflect.methods.corpus import FEWEST, read_corpus
+from mlxreflect.methods.examples import preflexor_pairs
+from mlxreflect.methods.grounding import chosen_sections
+from mlxreflect.methods.preflexor import Preflexor
+from mlxreflect.methods.roles import Moves, Round
+from mlxreflect.models.policy import load_policy
+from mlxreflect.prompts.messages import parse_response
+from mlxreflect.prompts.templates import GRAPH
 from mlxreflect.tasks import TASKS
-from mlxreflect.tasks.corpus import FEWEST, read_corpus
-from mlxreflect.texts import GRAPH
 from mlxreflect.train.batches import Pair
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxreflect.prompts import (
+from mlxreflect.prompts.messages import (
     ANSWER,
     TAGS,
     Parsed,

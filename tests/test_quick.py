@@ -17,19 +17,19 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxreflect import cli_evidence
-from mlxreflect.errors import UserError
-from mlxreflect.evaluate import ask_all, eval_problems, evaluate
-from mlxreflect.evidence.compare import compare
-from mlxreflect.evidence.sequential import anytime_interval, evidence
-from mlxreflect.lineup import line_up
-from mlxreflect.policy import load_policy
-from mlxreflect.quick import Answerer, ask_until_decided, load_answerers, quick_eval
+from mlxreflect.cli import evaluate as cli_evidence
+from mlxreflect.config.schema import EvalSpec, LoraConfig, PolicyConfig, QuickConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.ui import Ui
+from mlxreflect.evaluation.compare import compare
+from mlxreflect.evaluation.evaluate import ask_all, eval_problems, evaluate
+from mlxreflect.evaluation.quick import Answerer, ask_until_decided, load_answerers, quick_eval
+from mlxreflect.evaluation.runner import line_up
+from mlxreflect.models.policy import load_policy
 from mlxreflect.stats import e_value
-from mlxreflect.tables import EvalSpec, LoraConfig, PolicyConfig, QuickConfig
+from mlxreflect.stats.sequential import anytime_interval, evidence
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.lora import attach_lora, save_adapter
-from mlxreflect.ui import Ui
 
 SPEC = EvalSpec.model_validate(
     {"task": {"name": "countdown"}, "limit": 60, "max_new_tokens": 26, "batch": 8}

@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import pytest
 
+from mlxreflect.config.schema import CriticConfig, Recipe
+from mlxreflect.core.errors import UserError
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.solver import SolverCritic
-from mlxreflect.errors import UserError
-from mlxreflect.pairs import r3_pairs
-from mlxreflect.policy import load_policy
-from mlxreflect.prompts import quote
-from mlxreflect.strategies.base import Hands
-from mlxreflect.strategies.r3 import R3
-from mlxreflect.tables import CriticConfig, Recipe
+from mlxreflect.methods.base import Hands
+from mlxreflect.methods.examples import r3_pairs
+from mlxreflect.methods.r3 import R3
+from mlxreflect.models.policy import load_policy
+from mlxreflect.prompts.messages import quote
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer

@@ -13,12 +13,12 @@ import pytest
 import typer
 from test_cli import Done, Shell, sets
 
-from mlxreflect.cli import app
-from mlxreflect.evaluate import find_spec
-from mlxreflect.job import Job, load_job
-from mlxreflect.recipe import eval_spec, load_recipe
-from mlxreflect.settings import apply_settings, bundled, find_toml, validate
-from mlxreflect.tables import Recipe
+from mlxreflect.cli.main import app
+from mlxreflect.config.job import Job, load_job
+from mlxreflect.config.recipe import eval_spec, load_recipe
+from mlxreflect.config.schema import Recipe
+from mlxreflect.config.toml import apply_settings, bundled, find_toml, validate
+from mlxreflect.evaluation.evaluate import find_spec
 from mlxreflect.tasks import TASKS, find_rules, get_task
 
 ROOT = Path(__file__).parent.parent

@@ -9,11 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxreflect.errors import UserError
-from mlxreflect.fields import Table
-from mlxreflect.recipe import RESUMABLE, digest, dump_recipe, eval_spec, load_recipe, resolved
-from mlxreflect.settings import bundled, flatten, read_toml, validate
-from mlxreflect.tables import METHODS, CriticConfig, EvalSpec, Recipe
+from mlxreflect.config.fields import Table
+from mlxreflect.config.recipe import (
+    RESUMABLE,
+    digest,
+    dump_recipe,
+    eval_spec,
+    load_recipe,
+    resolved,
+)
+from mlxreflect.config.schema import METHODS, CriticConfig, EvalSpec, Recipe
+from mlxreflect.config.toml import bundled, flatten, read_toml, validate
+from mlxreflect.core.errors import UserError
 
 DEFAULTS = flatten(Recipe().model_dump())
 LEAVES = sorted(set(DEFAULTS) - {"critic.advanced", "critic.judge"})

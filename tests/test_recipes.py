@@ -8,20 +8,20 @@ from pathlib import Path
 import pytest
 from run_outputs import outputs_in, outputs_of_run
 
-from mlxreflect.asked import asked_tiers
-from mlxreflect.errors import UserError
-from mlxreflect.estimate import estimate
-from mlxreflect.loop import execute
-from mlxreflect.policy import load_policy
-from mlxreflect.recipe import eval_spec, load_recipe
-from mlxreflect.records import read_json, read_rows
-from mlxreflect.run import Run
-from mlxreflect.settings import bundled
-from mlxreflect.strategies import STRATEGIES
-from mlxreflect.tables import METHODS, PolicyConfig
+from mlxreflect.config.recipe import eval_spec, load_recipe
+from mlxreflect.config.schema import METHODS, PolicyConfig
+from mlxreflect.config.toml import bundled
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import read_json, read_rows
+from mlxreflect.core.ui import Ui
+from mlxreflect.methods.asked import asked_tiers
+from mlxreflect.methods.registry import STRATEGIES
+from mlxreflect.models.policy import load_policy
+from mlxreflect.report.totals import totals
+from mlxreflect.runs.folder import Run
+from mlxreflect.runs.run import execute
+from mlxreflect.setup.estimate import estimate
 from mlxreflect.tasks import TASKS
-from mlxreflect.totals import totals
-from mlxreflect.ui import Ui
 
 # What makes each small: two waves, or as few as the method has.
 SMALL = {

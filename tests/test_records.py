@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxreflect.errors import UserError
-from mlxreflect.records import (
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import append_rows, dump_line, read_rows, write_atomic
+from mlxreflect.core.records import (
     Episode,
     Example,
     Outcome,
@@ -19,14 +20,10 @@ from mlxreflect.records import (
     Sample,
     Turn,
     Verdict,
-    append_rows,
-    dump_line,
     episode_from_row,
     flat_from_row,
     make_problem,
-    read_rows,
     to_row,
-    write_atomic,
 )
 
 HALF = "half an emoji: \ud83d, and its other half: \ude00"

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
+from mlxreflect.config.schema import ChainConfig, CriticConfig
+from mlxreflect.core.records import Problem, Turn, Verdict, Visibility, make_problem
 from mlxreflect.critics.base import Call, Move
 from mlxreflect.critics.solver import SolverCritic
-from mlxreflect.evidence.scoreboard import chain_line
-from mlxreflect.prompts import parse_response
-from mlxreflect.records import Problem, Turn, Verdict, Visibility, make_problem
-from mlxreflect.recursion import (
+from mlxreflect.evaluation.chains import (
     GIVEN,
     Chain,
     answer_of,
@@ -22,9 +21,10 @@ from mlxreflect.recursion import (
     opening_of,
     satisfied,
 )
-from mlxreflect.tables import ChainConfig, CriticConfig
+from mlxreflect.prompts.messages import parse_response
+from mlxreflect.prompts.templates import PRAISE
+from mlxreflect.report.scoreboard import chain_line
 from mlxreflect.tasks import arithmetic_solver, countdown_solver
-from mlxreflect.texts import PRAISE
 
 GAME = make_problem("countdown", {"numbers": [3, 4, 5], "target": 35})
 

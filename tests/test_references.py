@@ -18,8 +18,8 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from mlxreflect import cachefile
-from mlxreflect.errors import UserError
+from mlxreflect.core import cache as cachefile
+from mlxreflect.core.errors import UserError
 from mlxreflect.train.batches import Row
 from mlxreflect.train.references import References, model_key, reference_key
 

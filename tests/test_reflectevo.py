@@ -13,27 +13,24 @@ from kill_driver import REFLECTING
 from run_outputs import outputs_of_run
 from test_r3 import COUNTDOWN, Critic, play
 
-from mlxreflect import prompts, reflected
-from mlxreflect.asked import asked_tiers
+from mlxreflect.config.methods import ReflectEvoConfig
+from mlxreflect.config.recipe import eval_spec, load_recipe
+from mlxreflect.config.schema import EvalSpec, Recipe
+from mlxreflect.config.toml import flatten
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import read_rows
+from mlxreflect.core.records import Episode, Outcome, Turn, Verdict, episode_from_row, make_problem
+from mlxreflect.core.seeds import rng_for
+from mlxreflect.core.ui import Ui
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.local import SelfCritic
-from mlxreflect.errors import UserError
-from mlxreflect.measuring import check_measured
-from mlxreflect.methods import ReflectEvoConfig
-from mlxreflect.plans import PLANS
-from mlxreflect.policy import TINY, load_policy
-from mlxreflect.recipe import eval_spec, load_recipe
-from mlxreflect.records import (
-    Episode,
-    Outcome,
-    Turn,
-    Verdict,
-    episode_from_row,
-    make_problem,
-    read_rows,
-)
-from mlxreflect.recursion import Chain
-from mlxreflect.reflections import (
+from mlxreflect.evaluation.chains import Chain, Rounds
+from mlxreflect.methods import reflected
+from mlxreflect.methods.asked import asked_tiers
+from mlxreflect.methods.base import Hands
+from mlxreflect.methods.plans import PLANS
+from mlxreflect.methods.reflectevo import ReflectEvo
+from mlxreflect.methods.reflections import (
     CLOSINGS,
     DEPTHS,
     ERRORS,
@@ -42,16 +39,12 @@ from mlxreflect.reflections import (
     draw_instructions,
     fault,
 )
-from mlxreflect.retries import ARMS, RETRIES, Retries, counted, seconds
-from mlxreflect.rounds import Rounds
-from mlxreflect.seeds import rng_for
-from mlxreflect.settings import flatten
-from mlxreflect.strategies.base import Hands
-from mlxreflect.strategies.reflectevo import ReflectEvo
-from mlxreflect.tables import EvalSpec, Recipe
+from mlxreflect.methods.retries import ARMS, RETRIES, Retries, counted, seconds
+from mlxreflect.models.policy import TINY, load_policy
+from mlxreflect.prompts import messages as prompts
+from mlxreflect.runs.measuring import check_measured
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer
-from mlxreflect.ui import Ui
 
 # ---- the pool, and reflections in a file ---------------------------------------------------------
 

@@ -12,31 +12,32 @@ import pytest
 from run_outputs import outputs_in, outputs_of_run
 from test_r3 import COUNTDOWN, NONSENSE, Critic, play, roles
 
-from mlxreflect import prompts
-from mlxreflect.asked import asked_tiers
+from mlxreflect.config.methods import RelConfig
+from mlxreflect.config.recipe import load_recipe
+from mlxreflect.config.schema import CriticConfig, Recipe
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import read_rows
+from mlxreflect.core.records import episode_from_row, make_problem, to_row
+from mlxreflect.core.ui import Ui
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.cache import cache_key
 from mlxreflect.critics.solver import SolverCritic
-from mlxreflect.dry import dry
-from mlxreflect.errors import UserError
-from mlxreflect.estimate import estimate
-from mlxreflect.loop import execute
-from mlxreflect.methods import RelConfig
-from mlxreflect.pairs import rel_worked
-from mlxreflect.policy import load_policy
-from mlxreflect.recipe import load_recipe
-from mlxreflect.records import episode_from_row, make_problem, read_rows, to_row
-from mlxreflect.run import Run
-from mlxreflect.strategies.base import Hands
-from mlxreflect.strategies.moves import Moves, Round
-from mlxreflect.strategies.rel import Rel
-from mlxreflect.tables import CriticConfig, Recipe
+from mlxreflect.graders.stated import agrees, stated, withheld
+from mlxreflect.methods.asked import asked_tiers
+from mlxreflect.methods.base import Hands
+from mlxreflect.methods.examples import rel_worked
+from mlxreflect.methods.rel import Rel
+from mlxreflect.methods.roles import Moves, Round
+from mlxreflect.models.policy import load_policy
+from mlxreflect.prompts import messages as prompts
+from mlxreflect.runs.folder import Run
+from mlxreflect.runs.run import execute
+from mlxreflect.setup.dry_run import dry
+from mlxreflect.setup.estimate import estimate
 from mlxreflect.tasks import TASKS
-from mlxreflect.tasks.stated import agrees, stated, withheld
 from mlxreflect.train.encode import Encoder
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer
-from mlxreflect.ui import Ui
 
 DRIVER = str(Path(__file__).with_name("kill_driver.py"))
 EPISODES = Path(__file__).with_name("rel_episodes.jsonl")
@@ -397,7 +398,7 @@ def people(path, text, **tables):
     rel = {"human": str(path), **tables.pop("rel", {})}
     tree = {"strategy": "rel", "rel": rel, "eval": {"decontaminate": "off"}, **tables}
     recipe = Recipe.model_validate(tree)
-    from mlxreflect.strategies.human import human_examples
+    from mlxreflect.methods.human import human_examples
 
     known = make_problem("countdown", {"numbers": [3, 4, 5], "target": 35})
     return human_examples(recipe, COUNTDOWN, [known])

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from mlxreflect.errors import UserError
-from mlxreflect.evidence.compare import compare
-from mlxreflect.records import Sample, append_rows, make_problem, to_row
-from mlxreflect.rescore import rescore
-from mlxreflect.tables import EvalSpec
+from mlxreflect.config.schema import EvalSpec
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import append_rows
+from mlxreflect.core.records import Sample, make_problem, to_row
+from mlxreflect.evaluation.compare import compare
+from mlxreflect.evaluation.grade import rescore
 
 TEXTS = [
     "<think>9 * 2</think><answer>18</answer>",

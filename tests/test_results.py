@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlxreflect.records import append_rows
-from mlxreflect.results import summarise, warnings
+from mlxreflect.core.journal import append_rows
+from mlxreflect.evaluation.results import summarise, warnings
 from mlxreflect.stats import mean_interval
 
 
@@ -115,8 +115,8 @@ def test_a_mean_over_questions_stays_between_0_and_1() -> None:
 
 
 def test_rows_of_local_models_have_no_empty_key(tmp_path: Path) -> None:
-    from mlxreflect.evaluate import sample_row
-    from mlxreflect.records import Sample, flat_from_row
+    from mlxreflect.core.records import Sample, flat_from_row
+    from mlxreflect.evaluation.evaluate import sample_row
 
     path = tmp_path / "s.jsonl"
     append_rows(path, [row("a", 0, "1", True)])

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from mlxreflect.strategies.retrieval import Library, words
+from mlxreflect.methods.retrieval import Library, words
 
 VOCABULARY = ["bee", "honey", "rain", "sea", "hill", "Brücke", "iron", "the", "of", "7"]
 

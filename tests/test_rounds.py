@@ -10,18 +10,18 @@ from fake_openai import FakeOpenAI
 from fake_server import Body, http
 from rich.console import Console
 
-from mlxreflect.chains_eval import check_chain, evaluate_chains
+from mlxreflect.config.schema import CriticConfig, EvalSpec, PolicyConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import read_rows
+from mlxreflect.core.records import Problem, make_problem
 from mlxreflect.critics.base import Critic
 from mlxreflect.critics.solver import SolverCritic
-from mlxreflect.errors import UserError
-from mlxreflect.evaluate import eval_problems, evaluate, find_spec
-from mlxreflect.evidence.compare import Options, compare_all
-from mlxreflect.policy import Policy, load_policy
-from mlxreflect.records import Problem, make_problem, read_rows
-from mlxreflect.recursion import GIVEN, Chain
-from mlxreflect.rounds import Rounds, self_critic
-from mlxreflect.solve import find_task, read_question, render_solved, solve, solve_spec
-from mlxreflect.tables import CriticConfig, EvalSpec, PolicyConfig
+from mlxreflect.evaluation.chains import GIVEN, Chain, Rounds, self_critic
+from mlxreflect.evaluation.chains_eval import check_chain, evaluate_chains
+from mlxreflect.evaluation.compare import Options, compare_all
+from mlxreflect.evaluation.evaluate import eval_problems, evaluate, find_spec
+from mlxreflect.evaluation.solve import find_task, read_question, render_solved, solve, solve_spec
+from mlxreflect.models.policy import Policy, load_policy
 from mlxreflect.tasks import TASKS
 
 TASK = TASKS["countdown"]

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxreflect.errors import UserError
-from mlxreflect.records import make_problem
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import make_problem
+from mlxreflect.evaluation.grade import grade_file
+from mlxreflect.graders.number import flexible_extract, response_of, strict_match
+from mlxreflect.graders.text import token_f1
 from mlxreflect.tasks import TASKS, find_rules
-from mlxreflect.tasks.grade import grade_file
 from mlxreflect.tasks.kinds import KINDS
-from mlxreflect.tasks.lm_eval import flexible_extract, response_of, strict_match
-from mlxreflect.tasks.squad import token_f1
 
 GSM8K = TASKS["gsm8k"]
 

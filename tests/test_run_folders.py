@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from mlxreflect.anchor import anchored
-from mlxreflect.commits import Commits
-from mlxreflect.errors import UserError
-from mlxreflect.loop import execute
-from mlxreflect.recipe import load_recipe, resolved
-from mlxreflect.run import Run
-from mlxreflect.show import show_header
-from mlxreflect.ui import Ui
+from mlxreflect.config.recipe import load_recipe, resolved
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import Commits
+from mlxreflect.core.ui import Ui
+from mlxreflect.report.show import show_header
+from mlxreflect.runs.folder import Run, anchored
+from mlxreflect.runs.run import execute
 
 SMALL = (
     "task.source=rows.jsonl", "r3.wave=6", "r3.epochs=1", "eval.limit=4", "eval.spec=",

@@ -20,14 +20,13 @@ from test_trainer import (
     pair_scores,
 )
 
-from mlxreflect.train import scoring
+from mlxreflect.train import references as scoring
 from mlxreflect.train.batches import Item, Pair, Row
-from mlxreflect.train.lanes import LANES
+from mlxreflect.train.cpu import LANES
 from mlxreflect.train.lora import base_reference
 from mlxreflect.train.network import Arrays, Network
 from mlxreflect.train.objectives import Settings
-from mlxreflect.train.references import References
-from mlxreflect.train.scoring import What, longest, score, scoring_batches
+from mlxreflect.train.references import References, What, longest, score, scoring_batches
 from mlxreflect.train.trainer import Trainer
 
 SETTINGS = Settings(lr=1e-3, batch=2)

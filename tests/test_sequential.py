@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
-from mlxreflect.evidence.sequential import anytime_interval, evidence, log_capital
 from mlxreflect.stats import e_value
+from mlxreflect.stats.sequential import anytime_interval, evidence, log_capital
 
 BENCH = Path(__file__).parent / "bench" / "evidence.py"
 

@@ -16,11 +16,11 @@ from fake_openai import BAD_JSON, FakeOpenAI, refusal
 from fake_server import HANG_UP, RESET, SHORT, Body, Fault, http, ok
 from mlx_server import serving
 
+from mlxreflect.config.schema import EvalSpec
+from mlxreflect.core.errors import UserError
 from mlxreflect.critics import client
-from mlxreflect.errors import UserError
-from mlxreflect.evaluate import eval_problems, evaluate, find_spec
-from mlxreflect.served import ServedModel, evaluate_served, is_ollama
-from mlxreflect.tables import EvalSpec
+from mlxreflect.evaluation.evaluate import eval_problems, evaluate, find_spec
+from mlxreflect.evaluation.served import ServedModel, evaluate_served, is_ollama
 from mlxreflect.tasks import get_task
 
 KEY = "sk-very-secret-9876"
@@ -184,7 +184,9 @@ def test_a_call_that_fails_for_good_stops_and_is_continued(
     assert not (tmp_path / "results.json").exists()
     assert len(samples(tmp_path)) == 5
     with FakeOpenAI(answer, models=["m"], key=KEY) as mended:
-        monkeypatch.setattr("mlxreflect.served.shown_address", lambda config: server.url + "/v1")
+        monkeypatch.setattr(
+            "mlxreflect.evaluation.served.shown_address", lambda config: server.url + "/v1"
+        )
         run(ServedModel(mended.url, "m", "MY_KEY"), tmp_path)
         assert len(mended.chats) <= 7
     with FakeOpenAI(answer, models=["m"]) as server:
@@ -287,8 +289,8 @@ def test_served_and_local_in_one_table_and_killed_in_between(
 def test_mlx_lm_server_gives_the_greedy_answers_of_the_local_evaluation(
     tmp_path: Path, form: str
 ) -> None:
-    from mlxreflect.policy import TINY, load_policy
-    from mlxreflect.tables import PolicyConfig
+    from mlxreflect.config.schema import PolicyConfig
+    from mlxreflect.models.policy import TINY, load_policy
 
     spec = find_spec("countdown", 10, "", ["max_new_tokens=40", f"form={form}"])
     task = get_task("countdown")

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from mlxreflect.errors import UserError
-from mlxreflect.evaluate import eval_problems, find_spec
-from mlxreflect.prompts import attempt_messages
-from mlxreflect.tables import EvalSpec, TaskConfig
+from mlxreflect.config.schema import EvalSpec, TaskConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.evaluation.evaluate import eval_problems, find_spec
+from mlxreflect.prompts.messages import attempt_messages
 from mlxreflect.tasks import TASKS
 from mlxreflect.tasks.shots import ask, load_shots
 

@@ -10,22 +10,23 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from mlxreflect import show, standing, story
-from mlxreflect.asked import asked_names
-from mlxreflect.errors import UserError
-from mlxreflect.prompts import attempt_messages
-from mlxreflect.recipe import load_recipe
-from mlxreflect.records import (
+from mlxreflect.config.recipe import load_recipe
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import append_rows
+from mlxreflect.core.records import (
     Episode,
     Example,
     Outcome,
     Problem,
     Turn,
     Verdict,
-    append_rows,
     make_problem,
     to_row,
 )
+from mlxreflect.methods import standing
+from mlxreflect.methods.asked import asked_names
+from mlxreflect.prompts.messages import attempt_messages
+from mlxreflect.report import show, story
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J[bold red]not bold[/bold red] [link=http://x]y[/link] \u202e\r"
 FIRST = make_problem("countdown", {"numbers": [3, 4, 5], "target": 35})

@@ -5,12 +5,12 @@ from fractions import Fraction
 
 import pytest
 
+from mlxreflect.config.schema import CriticConfig, TaskConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Problem, Visibility, make_problem
 from mlxreflect.critics.base import Call
 from mlxreflect.critics.solver import SolverCritic
-from mlxreflect.errors import UserError
-from mlxreflect.prompts import TAGS
-from mlxreflect.records import Problem, Visibility, make_problem
-from mlxreflect.tables import CriticConfig, TaskConfig
+from mlxreflect.prompts.messages import TAGS
 from mlxreflect.tasks import TASKS
 from mlxreflect.tasks.countdown import TASK
 from mlxreflect.tasks.countdown_solver import finish, review

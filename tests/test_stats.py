@@ -18,7 +18,7 @@ from statsmodels.stats.proportion import (
 )
 
 from mlxreflect import stats
-from mlxreflect.evidence import sentences
+from mlxreflect.stats import sentences
 
 TABLES = [  # both right, gains, losses, both wrong; exact p, mid-p, Newcombe's interval
     ((550, 124, 77, 249), 0.00112338, 0.00089781, (0.0192708, 0.0746201)),

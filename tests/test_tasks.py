@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from mlxreflect.errors import UserError
-from mlxreflect.evaluate import eval_problems, find_spec
-from mlxreflect.records import Problem
-from mlxreflect.settings import bundled
-from mlxreflect.tables import Recipe, TaskConfig
+from mlxreflect.config.schema import Recipe, TaskConfig
+from mlxreflect.config.toml import bundled
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Problem
+from mlxreflect.evaluation.evaluate import eval_problems, find_spec
 from mlxreflect.tasks import TASKS, question_of, training_problems
-from mlxreflect.tasks.countdown_data import part_of
+from mlxreflect.tasks.countdown import part_of
 
 SVAMP = [
     {"ID": f"chal-{i}", "Body": f"Ann has {i} eggs ", "Question": "How many eggs and one more?",

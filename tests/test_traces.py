@@ -14,32 +14,31 @@ from run_outputs import outputs_of_run
 from teacher import Teacher
 from test_resume import DRIVER, command, finish
 
-from mlxreflect.asked import asked_tiers
-from mlxreflect.critics.base import Reply
-from mlxreflect.errors import UserError
-from mlxreflect.evidence.arms import arm_order
-from mlxreflect.methods import TracesConfig
-from mlxreflect.pairs import reward, traces_group, traces_kept
-from mlxreflect.plans import traces_plan
-from mlxreflect.policy import load_policy
-from mlxreflect.quality import Quality, by_rules, fits, written
-from mlxreflect.recipe import load_recipe
-from mlxreflect.records import (
+from mlxreflect.config.methods import TracesConfig
+from mlxreflect.config.recipe import load_recipe
+from mlxreflect.config.schema import Recipe
+from mlxreflect.config.toml import flatten
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import append_rows, read_rows
+from mlxreflect.core.records import (
     Episode,
     Outcome,
     Turn,
     Verdict,
-    append_rows,
     episode_from_row,
     make_problem,
-    read_rows,
     to_row,
 )
-from mlxreflect.settings import flatten
-from mlxreflect.story import tell_story
-from mlxreflect.strategies.base import Hands
-from mlxreflect.strategies.traces import Traces
-from mlxreflect.tables import Recipe
+from mlxreflect.critics.base import Reply
+from mlxreflect.evaluation.arms import arm_order
+from mlxreflect.methods.asked import asked_tiers
+from mlxreflect.methods.base import Hands
+from mlxreflect.methods.examples import reward, traces_group, traces_kept
+from mlxreflect.methods.plans import traces_plan
+from mlxreflect.methods.quality import Quality, by_rules, fits, written
+from mlxreflect.methods.traces import Traces
+from mlxreflect.models.policy import load_policy
+from mlxreflect.report.story import tell_story
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.losses import group_advantages

@@ -21,10 +21,13 @@ from kill_driver import TRAINING
 from mlx.utils import tree_flatten
 from test_cli import Done, Shell, last_two_lines, listing, rows, sets, two_lines
 
-from mlxreflect import cli, commits, finetune, ui
-from mlxreflect.commits import take_lock
-from mlxreflect.job import DEFAULTS
-from mlxreflect.policy import TINY
+from mlxreflect.cli import main as cli
+from mlxreflect.config.job import DEFAULTS
+from mlxreflect.core import journal as commits
+from mlxreflect.core import ui
+from mlxreflect.core.journal import take_lock
+from mlxreflect.models.policy import TINY
+from mlxreflect.runs import fit as finetune
 
 DRIVER = str(Path(__file__).with_name("kill_driver.py"))
 Data = list[dict[str, Any]]

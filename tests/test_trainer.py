@@ -13,14 +13,13 @@ import pytest
 from mlx.utils import tree_flatten
 from test_losses import SHAPES, log_probabilities, long_pairs, rows, small_model, softplus
 
-from mlxreflect.tables import LoraConfig
+from mlxreflect.config.schema import LoraConfig
 from mlxreflect.train.batches import Group, Pair, Row
-from mlxreflect.train.checkpoint import load_parameters, load_trainer, save_trainer
 from mlxreflect.train.lora import attach_lora, base_reference, save_adapter
 from mlxreflect.train.memory import recomputed_layers
 from mlxreflect.train.network import Arrays, parameters
 from mlxreflect.train.objectives import Settings, imitation, preference
-from mlxreflect.train.trainer import Trainer
+from mlxreflect.train.trainer import Trainer, load_parameters, load_trainer, save_trainer
 
 Load = Callable[..., Any]
 # The bias of k_proj is left out: its gradient is zero but for rounding, which Adam would blow up.

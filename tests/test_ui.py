@@ -10,8 +10,8 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from mlxreflect import ui as ui_module
-from mlxreflect.ui import PlainBar, Ui, safe_text
+from mlxreflect.core import ui as ui_module
+from mlxreflect.core.ui import PlainBar, Ui, safe_text
 
 HOSTILE = "\x1b[31mred\x1b[0m \x9b2J \x07 \r \u202eback \u200bwidth \ud83d [bold]b[/bold]"
 
@@ -22,7 +22,8 @@ class Terminal(io.StringIO):
 
 
 def test_importing_it_does_not_import_rich() -> None:
-    code = "import mlxreflect.ui, sys; print([m for m in sys.modules if m.split('.')[0] == 'rich'])"
+    found = "[m for m in sys.modules if m.split('.')[0] == 'rich']"
+    code = f"import mlxreflect.core.ui, sys; print({found})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -158,7 +159,7 @@ def test_threads_may_advance_together() -> None:
 
 
 def test_a_terminal_that_knows_only_ascii_is_no_crash() -> None:
-    code = "from mlxreflect.ui import Ui; Ui().line('a → b'); Ui(json=True).line('é')"
+    code = "from mlxreflect.core.ui import Ui; Ui().line('a → b'); Ui(json=True).line('é')"
     env = {"PYTHONIOENCODING": "ascii", "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env

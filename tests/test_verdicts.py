@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from fake_ollama import FakeOllama
 
+from mlxreflect.config.schema import CriticConfig
+from mlxreflect.core.records import make_problem
 from mlxreflect.critics.base import Call, Reply
+from mlxreflect.critics.ledger import Tally
 from mlxreflect.critics.ollama import OllamaCritic
-from mlxreflect.critics.tally import Tally
 from mlxreflect.critics.verdicts import Judgement, Marks, Preference, ask_structured, parse
-from mlxreflect.records import make_problem
-from mlxreflect.tables import CriticConfig
 
 WRONG = {"step": "2 + 2 = 5", "why": "it is 4", "verdict": "wrong"}
 RIGHT = {"step": "", "why": "all of it holds", "verdict": "right"}

@@ -3,8 +3,8 @@
 import json
 from dataclasses import asdict
 
-from mlxreflect.strategies.waves import State, next_wave
-from mlxreflect.tables import Recipe
+from mlxreflect.config.schema import Recipe
+from mlxreflect.methods.waves import State, next_wave
 
 
 def recipe(**r3):

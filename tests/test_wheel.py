@@ -85,8 +85,8 @@ sys.meta_path = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
 sys.path = [site, *(p for p in sys.path if p not in ("", root))]
 sys.argv = ["mlxreflect", *sys.argv[3:]]
 import mlxreflect
-from mlxreflect.cli import main
-from mlxreflect.settings import (bundled)
+from mlxreflect.cli.main import main
+from mlxreflect.config.toml import (bundled)
 came = [mlxreflect.__file__, *map(str, [*bundled("recipes").values(), *bundled("evals").values()])]
 if "--which" in sys.argv:
     print(json.dumps(came))

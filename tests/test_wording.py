@@ -5,16 +5,16 @@ import re
 
 import pytest
 
-from mlxreflect.errors import UserError
-from mlxreflect.evaluate import find_spec
-from mlxreflect.prompts import attempt_messages
-from mlxreflect.recipe import digest, eval_spec, load_recipe
-from mlxreflect.run import Run
-from mlxreflect.strategies.attempts import Attempts
-from mlxreflect.strategies.moves import Moves, Round
-from mlxreflect.tables import Recipe
+from mlxreflect.config.recipe import digest, eval_spec, load_recipe
+from mlxreflect.config.schema import Recipe
+from mlxreflect.core.errors import UserError
+from mlxreflect.evaluation.evaluate import find_spec
+from mlxreflect.methods.roles import Moves, Round
+from mlxreflect.methods.rollouts import Attempts
+from mlxreflect.prompts.messages import attempt_messages
+from mlxreflect.prompts.templates import BUNDLED
+from mlxreflect.runs.folder import Run
 from mlxreflect.tasks import TASKS
-from mlxreflect.texts import BUNDLED
 
 MINE = {"critique": "Find the fault. {open} {close} {{json}}",
         "attempt_thinking": "{instruction} Think in {open}{close}."}  # fmt: skip

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from mlxreflect.asked import asked_tiers
+from mlxreflect.config.schema import REMOTE, CriticConfig, Recipe
 from mlxreflect.critics.base import Critic
 from mlxreflect.critics.bedrock import BedrockCritic
 from mlxreflect.critics.ledger import Ledger
@@ -11,7 +11,7 @@ from mlxreflect.critics.local import LocalCritic
 from mlxreflect.critics.ollama import OllamaCritic
 from mlxreflect.critics.openai import OpenAICritic
 from mlxreflect.critics.solver import SolverCritic
-from mlxreflect.tables import REMOTE, CriticConfig, Recipe
+from mlxreflect.methods.asked import asked_tiers
 
 # config, name of the task, id of the run, its ledger → critic
 CRITICS: dict[str, Callable[[CriticConfig, str, str, Ledger], Critic]] = {

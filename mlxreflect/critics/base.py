@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from mlxreflect.records import Messages, Problem, Visibility
+from mlxreflect.core.records import Messages, Problem, Visibility
 
 NANO = 10**9  # dollars are added as whole billionths: sums do not depend on their order
 # attempt: the model behind the server is not a critic, but evaluated.

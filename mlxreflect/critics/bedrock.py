@@ -13,15 +13,21 @@ from typing import Any
 
 import httpx
 
+from mlxreflect.config.schema import CriticConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Messages
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.client import Client
-from mlxreflect.critics.faults import NOTHING, CallError, invalid, refusal
+from mlxreflect.critics.http import (
+    NOTHING,
+    CallError,
+    Wire,
+    encodable,
+    invalid,
+    refusal,
+    strip_thought,
+)
 from mlxreflect.critics.ledger import Ledger
-from mlxreflect.critics.text import encodable, strip_thought
-from mlxreflect.critics.wire import Wire
-from mlxreflect.errors import UserError
-from mlxreflect.records import Messages
-from mlxreflect.tables import CriticConfig
 
 BEARER = "AWS_BEARER_TOKEN_BEDROCK"  # read by boto3 itself
 REASONS = {

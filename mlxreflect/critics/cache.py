@@ -11,10 +11,9 @@ import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mlxreflect.cachedir import cache_path
-from mlxreflect.cachefile import Kind, connect, explained
+from mlxreflect.config.schema import CriticConfig
+from mlxreflect.core.cache import Kind, cache_path, connect, explained
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.tables import CriticConfig
 
 FILE = "critic.sqlite"  # in the user's cache folder
 KEPT = ("text", "finish_reason", "usage", "tries", "seconds")  # of a reply

@@ -22,12 +22,12 @@ from tenacity import (
     wait_random,
 )
 
+from mlxreflect.config.schema import CriticConfig
+from mlxreflect.core.errors import UserError
 from mlxreflect.critics.base import Call, Cost, Reply
 from mlxreflect.critics.cache import cache_key, open_cache
-from mlxreflect.critics.faults import CallError
+from mlxreflect.critics.http import CallError
 from mlxreflect.critics.ledger import Ledger
-from mlxreflect.errors import UserError
-from mlxreflect.tables import CriticConfig
 
 RETRIES = 5  # of 30 % failing requests one call in 1400 is lost; half a minute covers a restart
 BACKOFF_S = 1.0

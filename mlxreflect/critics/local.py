@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from mlxreflect.config.schema import CriticConfig, PolicyConfig
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.text import strip_thought
-from mlxreflect.policy import Completion, Policy, load_policy
-from mlxreflect.tables import CriticConfig, PolicyConfig
+from mlxreflect.critics.http import strip_thought
+from mlxreflect.models.policy import Completion, Policy, load_policy
 from mlxreflect.train.network import Arrays, parameters
 
 

@@ -12,15 +12,25 @@ from urllib.parse import unquote
 import httpx
 import ollama
 
+from mlxreflect.config.schema import CriticConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Messages
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.client import Client
-from mlxreflect.critics.faults import Body, CallError, http_error, invalid, typed
+from mlxreflect.critics.http import (
+    PREFLIGHT_S,
+    SEED_BITS,
+    Body,
+    CallError,
+    encodable,
+    http_error,
+    invalid,
+    limit,
+    put_back,
+    strip_thought,
+    typed,
+)
 from mlxreflect.critics.ledger import Ledger
-from mlxreflect.critics.text import encodable, put_back, strip_thought
-from mlxreflect.critics.wire import PREFLIGHT_S, SEED_BITS, limit
-from mlxreflect.errors import UserError
-from mlxreflect.records import Messages
-from mlxreflect.tables import CriticConfig
 
 ADDRESS = re.compile(r"(\w+://)?(?:([^/]*)@)?(.*)", re.DOTALL)  # matches everything
 CHARS_PER_TOKEN = 6  # more than any usual text has, so the estimate errs towards too few tokens

@@ -15,14 +15,24 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from mlxreflect.config.schema import CriticConfig
+from mlxreflect.core.errors import UserError
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.client import Client
-from mlxreflect.critics.faults import CallError, http_error, invalid, refusal
+from mlxreflect.critics.http import (
+    PREFLIGHT_S,
+    SEED_BITS,
+    CallError,
+    Wire,
+    encodable,
+    fold_system,
+    http_error,
+    invalid,
+    put_back,
+    refusal,
+    strip_thought,
+)
 from mlxreflect.critics.ledger import Ledger
-from mlxreflect.critics.text import encodable, fold_system, put_back, strip_thought
-from mlxreflect.critics.wire import PREFLIGHT_S, SEED_BITS, Wire
-from mlxreflect.errors import UserError
-from mlxreflect.tables import CriticConfig
 
 HOME = "https://api.openai.com/v1"
 MOST_STOPS = 4  # stop strings that OpenAI takes

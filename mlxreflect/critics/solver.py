@@ -3,13 +3,13 @@
 import json
 from collections.abc import Sequence
 
+from mlxreflect.config.schema import CriticConfig
+from mlxreflect.core.errors import UserError
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.errors import UserError
-from mlxreflect.prompts import ANSWER, TAGS, parse_response, thought_of
-from mlxreflect.tables import CriticConfig
+from mlxreflect.prompts.messages import ANSWER, TAGS, parse_response, thought_of
+from mlxreflect.prompts.templates import PRAISE
 from mlxreflect.tasks import TASKS
 from mlxreflect.tasks.base import Task
-from mlxreflect.texts import PRAISE
 
 MOST_LINES = 100  # of a thought that is looked at to tidy it
 UNSOLVED = Reply("", error="the solver found no way to finish", kind="unsolved")

@@ -4,14 +4,15 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mlxreflect.decontaminate import Index, Match, Question, build_index, find
-from mlxreflect.errors import UserError
-from mlxreflect.records import Problem
-from mlxreflect.tables import EvalSpec, Recipe
+from mlxreflect.config.schema import EvalSpec, Recipe
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Problem
+from mlxreflect.data.contamination import Index, Match, Question, build_index, find
+from mlxreflect.graders.base import Grader
+from mlxreflect.methods import corpus
 from mlxreflect.tasks import (
     aime,
     arithmetic,
-    corpus,
     countdown,
     gsm8k,
     jsonl,
@@ -20,7 +21,7 @@ from mlxreflect.tasks import (
     math500,
     svamp,
 )
-from mlxreflect.tasks.base import Grader, Task, check_limit
+from mlxreflect.tasks.base import Task, check_limit
 from mlxreflect.tasks.kinds import KINDS
 
 MODULES = (countdown, arithmetic, last_letter, gsm8k, svamp, aime, math500, logiqa, jsonl)

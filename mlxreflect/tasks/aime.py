@@ -6,14 +6,13 @@ learn from here: the problems are an evaluation alone. With so few of them, draw
 
 from dataclasses import replace
 
-from mlxreflect.errors import UserError
-from mlxreflect.records import Problem, make_problem
-from mlxreflect.tables import TaskConfig
+from mlxreflect.config.schema import TaskConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Problem, make_problem
+from mlxreflect.data.rows import Row, column, is_path, question_text
+from mlxreflect.graders.number import NUMBER_RULES, read_gold
 from mlxreflect.tasks.base import Task
 from mlxreflect.tasks.gsm8k import show
-from mlxreflect.tasks.number_rules import NUMBER_RULES
-from mlxreflect.tasks.numbers import read_gold
-from mlxreflect.tasks.rows import Row, column, is_path, question_text
 from mlxreflect.tasks.table import Benchmark, column_of, row_reader
 
 LARGEST = 999

@@ -8,14 +8,13 @@ import hashlib
 import random
 from typing import Any
 
-from mlxreflect.errors import UserError
-from mlxreflect.records import Problem, make_problem
-from mlxreflect.seeds import rng_for
-from mlxreflect.tables import TaskConfig
+from mlxreflect.config.schema import TaskConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Problem, make_problem
+from mlxreflect.core.seeds import rng_for
+from mlxreflect.graders.number import NUMBER_RULES, row_gold
 from mlxreflect.tasks.arithmetic_solver import compute, finish, review
 from mlxreflect.tasks.base import Solver, Task, check_limit
-from mlxreflect.tasks.number_rules import NUMBER_RULES
-from mlxreflect.tasks.numbers import row_gold
 
 DEFAULT_PROBLEMS = 1000
 LARGEST = 99_999  # of operands and of every result on the way

@@ -8,7 +8,7 @@ the right of a `-` that the `-` does not reach.
 import re
 from dataclasses import dataclass, field
 
-from mlxreflect.records import Problem
+from mlxreflect.core.records import Problem
 from mlxreflect.tasks.base import Review
 
 Tokens = list[int | str]

@@ -5,27 +5,12 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
-from mlxreflect.errors import UserError
-from mlxreflect.records import Problem, Verdict
-from mlxreflect.tables import TaskConfig
+from mlxreflect.config.schema import TaskConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Problem
+from mlxreflect.graders.base import Grader
 
 PARTS = ("train", "dev", "heldout")
-
-
-@dataclass(frozen=True)
-class Grade:
-    """parsed: the answer read from the text (normalised), None when there is none to read.
-
-    score: how near an answer comes, 0 to 1 (token F1), where the rules have such a measure.
-    """
-
-    parsed: str | None
-    verdict: Verdict
-    score: float | None = None
-
-
-# (problem, text, tags, style) → Grade; never raises, linear in len(text).
-Grader = Callable[[Problem, str, str, str], Grade]
 
 
 @dataclass(frozen=True)

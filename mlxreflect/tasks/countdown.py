@@ -1,19 +1,165 @@
-"""Countdown: combine the given numbers, each exactly once, with + - * / so that they make a target.
+"""Countdown problems of other people: a file, or a hub data set such as Countdown-Tasks-3to4.
+
+Jiayi-Pan/Countdown-Tasks-3to4 has 490,364 rows {"nums": [44, 19, 35], "target": 98} and one split.
+Its parts are made by the same hash as those of generated problems, so that a generated training
+problem is never a held-out one of the data set. A row that has no solution is left out.
+
+Countdown: combine the given numbers, each exactly once, with + - * / so that they make a target.
 
 Problems: n numbers from 1 to 99 and a target from 10 to 100, made by applying random operations to
 random pairs, every result whole, positive and at most 200. A problem belongs to a part by a hash of
 (sorted numbers, target), so the parts are disjoint whatever seeds made them.
 """
 
+import hashlib
 import random
+from collections.abc import Iterable, Iterator
+from math import gcd
+from typing import Any
 
-from mlxreflect.records import Problem, make_problem
-from mlxreflect.seeds import rng_for
-from mlxreflect.tables import TaskConfig
+from mlxreflect.config.schema import TaskConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Problem, make_problem
+from mlxreflect.core.seeds import rng_for
+from mlxreflect.data.rows import Row, rows_of_source
+from mlxreflect.graders.countdown import COUNTDOWN_RULES
 from mlxreflect.tasks.base import Solver, Task, check_limit
-from mlxreflect.tasks.countdown_data import part_of, problem_of, problems_of_data
-from mlxreflect.tasks.countdown_rules import COUNTDOWN_RULES
 from mlxreflect.tasks.countdown_solver import finish, review
+
+MAX_NUMBERS = 20
+MAX_SOLVED = 6  # numbers of a problem that is still searched for a solution
+Ratio = tuple[int, int]  # reduced, the denominator above 0
+HINT = (
+    "connect to the internet once so that `datasets` can cache it, or set task.source to a file "
+    'with rows such as {"nums": [44, 19, 35], "target": 98}'
+)
+
+
+def part_of(numbers: list[int], target: int) -> str:
+    """One tenth each is held out and kept for development, the rest is for training."""
+    key = f"{sorted(numbers)}={target}"
+    bucket = hashlib.sha256(key.encode()).digest()[0] % 10
+    return {0: "heldout", 1: "dev"}.get(bucket, "train")
+
+
+def problems_of_data(config: TaskConfig, part: str) -> list[Problem]:
+    """The first `config.limit` different problems of a part (0: all), in the order of the rows.
+
+    Rows are read and verified only as far as they are needed.
+    """
+    rows = rows_of_source(config.source, config.config, config.split, HINT)
+    found: dict[tuple[tuple[int, ...], int], Problem] = {}
+    for problem in read_problems(rows):
+        numbers, target = problem.fields["numbers"], problem.fields["target"]
+        key = (tuple(sorted(numbers)), target)
+        mine = part == "all" or part_of(numbers, target) == part
+        if key not in found and mine and solvable(numbers, target):
+            found[key] = problem
+            if len(found) == config.limit:
+                break
+    if not found:
+        raise UserError(
+            f"{config.source}: no problem with a solution in the part {part!r}",
+            'give more rows, or an evaluation with part = "all"',
+        )
+    return list(found.values())
+
+
+def read_problems(rows: Iterable[Row]) -> Iterator[Problem]:
+    for row in rows:
+        try:
+            problem = problem_of(row.values)
+        except UserError as error:
+            raise UserError(f"{row.where}: {error.message}", error.hint) from None
+        if len(problem.fields["numbers"]) > MAX_SOLVED:
+            raise UserError(
+                f"{row.where}: more than {MAX_SOLVED} numbers", "leave out rows with so many"
+            )
+        yield problem
+
+
+def problem_of(row: dict[str, Any]) -> Problem:
+    """A problem of a row's numbers (or nums) and target. Raises UserError."""
+    numbers, target = row.get("numbers", row.get("nums")), row.get("target")
+    fine = isinstance(numbers, list) and 1 <= len(numbers) <= MAX_NUMBERS
+    if not fine or not all(type(n) is int and n >= 0 for n in numbers or []):
+        raise UserError(
+            f"numbers = {str(numbers)[:60]}: not a list of whole numbers",
+            'write "numbers": [3, 4, 5], "target": 35',
+        )
+    if type(target) is not int:
+        raise UserError(
+            f"target = {str(target)[:60]}: not a whole number",
+            'write "numbers": [3, 4, 5], "target": 35',
+        )
+    return make_problem("countdown", {"numbers": numbers, "target": target})
+
+
+def solvable(numbers: list[int], target: int) -> bool:
+    """Whether the numbers, each used once, make the target: exact, over all subsets.
+
+    Every subset's values are collected from its two halves; of all numbers together only the half
+    that would be missing is looked up. About half a millisecond for four numbers.
+    """
+    values: dict[int, set[Ratio]] = {1 << i: {(n, 1)} for i, n in enumerate(numbers)}
+    whole = (1 << len(numbers)) - 1
+    if whole in values:
+        return (target, 1) in values[whole]
+    for mask in range(3, whole):
+        if mask not in values:
+            values[mask] = {v for one, other in halves(mask) for a in values[one]
+                            for b in values[other] for v in results(a, b)}  # fmt: skip
+    return any(
+        a[0] == target == 0 or not values[other].isdisjoint(missing(a, (target, 1)))
+        for one, other in halves(whole)
+        for a in values[one]
+    )
+
+
+def halves(mask: int) -> Iterator[tuple[int, int]]:
+    """Each way to split a set of bits in two, once; the smaller number first."""
+    one = (mask - 1) & mask
+    while one:
+        if one < mask ^ one:
+            yield one, mask ^ one
+        one = (one - 1) & mask
+
+
+def reduced(top: int, bottom: int) -> Ratio:
+    if bottom < 0:
+        top, bottom = -top, -bottom
+    divisor = gcd(top, bottom)
+    return top // divisor, bottom // divisor
+
+
+def results(a: Ratio, b: Ratio) -> Iterator[Ratio]:
+    """a + b, a - b, b - a, a * b, a / b, b / a."""
+    cross, back, bottom = a[0] * b[1], b[0] * a[1], a[1] * b[1]
+    yield reduced(cross + back, bottom)
+    yield reduced(cross - back, bottom)
+    yield reduced(back - cross, bottom)
+    yield reduced(a[0] * b[0], bottom)
+    if back:
+        yield reduced(cross, back)
+    if cross:
+        yield reduced(back, cross)
+
+
+def missing(a: Ratio, target: Ratio) -> list[Ratio]:
+    """Every b for which one of `results(a, b)` is the target (but all, for 0 = 0 * b)."""
+    plus, times = (a[0] * target[1], target[0] * a[1]), a[1] * target[1]
+    found = [
+        reduced(plus[1] - plus[0], times),  # a + b
+        reduced(plus[0] - plus[1], times),  # a - b
+        reduced(plus[1] + plus[0], times),  # b - a
+    ]
+    if plus[0]:
+        found.append(reduced(plus[1], plus[0]))  # a * b: t / a
+        found.append(reduced(a[0] * target[0], times))  # b / a: t * a
+    if target[0] and a[0]:
+        found.append(reduced(plus[0], plus[1]))  # a / b: a / t
+    return found
+
 
 DEFAULT_PROBLEMS = 1000
 LARGEST = 200

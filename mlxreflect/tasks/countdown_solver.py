@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from mlxreflect.records import Problem
-from mlxreflect.seeds import rng_for
+from mlxreflect.core.records import Problem
+from mlxreflect.core.seeds import rng_for
+from mlxreflect.graders.expression import NotAnExpression, combine, parse_expression
 from mlxreflect.tasks.base import Review
-from mlxreflect.tasks.expression import NotAnExpression, combine, parse_expression
 
 MAX_LINES = 200
 MAX_LINE = 300

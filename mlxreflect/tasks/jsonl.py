@@ -8,21 +8,10 @@ tokens, "choice" the letter, "math" LaTeX, "countdown" an expression of the row'
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from mlxreflect.errors import UserError
-from mlxreflect.records import Problem
-from mlxreflect.tables import TaskConfig
-from mlxreflect.tasks.base import Grader, Task
-from mlxreflect.tasks.kinds import (
-    KINDS,
-    build,
-    build_countdown,
-    by_kind,
-    instruction,
-    options_of,
-    problem_of_row,
-    show,
-)
-from mlxreflect.tasks.rows import (
+from mlxreflect.config.schema import TaskConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Problem
+from mlxreflect.data.rows import (
     Row,
     choose_part,
     column,
@@ -32,6 +21,18 @@ from mlxreflect.tasks.rows import (
     read_file,
     read_hub,
     unique,
+)
+from mlxreflect.graders.base import Grader
+from mlxreflect.tasks.base import Task
+from mlxreflect.tasks.kinds import (
+    KINDS,
+    build,
+    build_countdown,
+    by_kind,
+    instruction,
+    options_of,
+    problem_of_row,
+    show,
 )
 from mlxreflect.tasks.table import key_of
 

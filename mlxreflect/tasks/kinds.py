@@ -4,19 +4,16 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
-from mlxreflect.errors import UserError
-from mlxreflect.prompts import parse_response
-from mlxreflect.records import Problem, Verdict, make_problem
-from mlxreflect.tasks.base import Grade, Grader
-from mlxreflect.tasks.choice_rules import CHOICE_RULES
-from mlxreflect.tasks.choices import CHOICE_COLUMNS, gold_letter, read_choices
-from mlxreflect.tasks.countdown_data import problem_of
-from mlxreflect.tasks.countdown_rules import COUNTDOWN_RULES
-from mlxreflect.tasks.latex_rules import MATH_RULES, MAX_LATEX
-from mlxreflect.tasks.number_rules import NUMBER_RULES
-from mlxreflect.tasks.numbers import read_gold
-from mlxreflect.tasks.text import MAX_TEXT
-from mlxreflect.tasks.text_rules import F1_RULES, TEXT_RULES
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Problem, Verdict, make_problem
+from mlxreflect.graders.base import MAX_TEXT, Grade, Grader
+from mlxreflect.graders.choice import CHOICE_COLUMNS, CHOICE_RULES, gold_letter, read_choices
+from mlxreflect.graders.countdown import COUNTDOWN_RULES
+from mlxreflect.graders.latex import MATH_RULES, MAX_LATEX
+from mlxreflect.graders.number import NUMBER_RULES, read_gold
+from mlxreflect.graders.text import F1_RULES, TEXT_RULES
+from mlxreflect.prompts.messages import parse_response
+from mlxreflect.tasks.countdown import problem_of
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""Last letters (Wei et al. 2022): join the last letter of each of k words.
+"""Common English words for `last_letter`: nouns of three to eight letters, each one once.
+
+Last letters (Wei et al. 2022): join the last letter of each of k words.
 
 The words are common English ones, drawn by a seed; `task.words` says how many. A problem belongs to
 a part by a hash of its words in alphabetical order, so no part holds another's words reordered.
@@ -10,16 +12,42 @@ import re
 import string
 from typing import Any
 
-from mlxreflect.errors import UserError
-from mlxreflect.prompts import parse_response
-from mlxreflect.records import Problem, Verdict, make_problem
-from mlxreflect.seeds import rng_for
-from mlxreflect.tables import TaskConfig
-from mlxreflect.tasks.base import Grade, Grader, Task, check_limit
-from mlxreflect.tasks.markers import answer_block, box, phrases
-from mlxreflect.tasks.strict import strict
-from mlxreflect.tasks.text import final_part
-from mlxreflect.tasks.words import WORDS
+from mlxreflect.config.schema import TaskConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Problem, Verdict, make_problem
+from mlxreflect.core.seeds import rng_for
+from mlxreflect.graders.base import Grade, Grader, answer_block, box, final_part, phrases, strict
+from mlxreflect.prompts.messages import parse_response
+from mlxreflect.tasks.base import Task, check_limit
+
+TEXT = (
+    "apple arrow atlas autumn badge baker bamboo banana barrel basket beach beard bench berry "
+    "bishop blanket board bottle branch bread breeze brick bridge brother bucket bundle butter "
+    "button cabin cable cactus camel camera candle canyon carbon carpet castle cattle ceiling "
+    "cellar chain chair chalk cheese cherry chess chief church circle citizen clock cloud "
+    "clover coast cobweb coffee comet copper coral corner cotton cousin cradle cricket crown "
+    "cube curtain daisy dance dawn desert diamond dinner doctor dolphin donkey dragon dream "
+    "drum eagle earth echo edge elbow engine evening fabric falcon farmer feather fence fiddle "
+    "field finger fire flame flock flute forest fossil fountain friend frog fruit garden garlic "
+    "gate giant ginger glass globe glove goat grape grass guitar hammer harbor harvest hazel "
+    "helmet hill honey horizon horse hotel hunter iceberg igloo index insect iron island ivory "
+    "jacket jaguar jewel journal judge jungle kettle key kidney king kitchen kite kiwi knight "
+    "ladder lagoon lake lamp lantern lawn leader leaf lemon lentil letter lion lizard lunch "
+    "magnet mango maple marble market meadow melody menu metal minute mirror mitten monkey moon "
+    "motor mountain muffin museum music napkin nature needle nephew nest night north novel "
+    "number ocean office olive onion opera orange orbit orchid otter oven owl oxygen oyster "
+    "paddle palace panda paper parrot pasta peach pencil pepper piano picnic pigeon pillow "
+    "pirate planet plum pocket poem pond potato prince pumpkin puppet purse puzzle quarry queen "
+    "quilt rabbit radio rain ranch ribbon rice ring river robin rocket roof rope rose ruby "
+    "saddle sailor salad salmon sandal school scissors season shadow sheep shell ship shirt "
+    "shoulder silver sister ski sky sleeve snail snow soap sofa spider spoon spring squirrel "
+    "stamp star statue stone storm street sugar summer sun swan table tango teacher temple "
+    "tennis thread thunder tiger timber toast tomato torch towel tower train treasure tree "
+    "trumpet tulip tunnel turtle umbrella uncle valley vanilla velvet village violin volcano "
+    "wagon walnut water wheat whistle willow window winter wizard wolf wool yacht yard zebra "
+    "zinc zipper"
+)
+WORDS = TEXT.split()
 
 DEFAULT_PROBLEMS = 1000
 MISSES = 20_000  # draws without a new problem after which there is none left

@@ -6,13 +6,13 @@ letter). The hub's own copy as Parquet is read: the data set itself is a script.
 
 from typing import Any
 
-from mlxreflect.errors import UserError
-from mlxreflect.records import Problem
-from mlxreflect.tables import TaskConfig
+from mlxreflect.config.schema import TaskConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Problem
+from mlxreflect.data.rows import Row, column, question_text
+from mlxreflect.graders.choice import CHOICE_RULES
 from mlxreflect.tasks.base import Task
-from mlxreflect.tasks.choice_rules import CHOICE_RULES
 from mlxreflect.tasks.kinds import build, instruction, options_of, problem_of_row, show
-from mlxreflect.tasks.rows import Row, column, question_text
 from mlxreflect.tasks.table import Benchmark, column_of
 
 

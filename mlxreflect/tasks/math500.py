@@ -6,13 +6,13 @@ learn from here: the problems are an evaluation alone.
 
 from typing import Any
 
-from mlxreflect.errors import UserError
-from mlxreflect.records import Problem
-from mlxreflect.tables import TaskConfig
+from mlxreflect.config.schema import TaskConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Problem
+from mlxreflect.data.rows import Row, column, question_text
+from mlxreflect.graders.latex import MATH_RULES
 from mlxreflect.tasks.base import Task
 from mlxreflect.tasks.kinds import build, instruction, need_math, problem_of_row, show
-from mlxreflect.tasks.latex_rules import MATH_RULES
-from mlxreflect.tasks.rows import Row, column, question_text
 from mlxreflect.tasks.table import Benchmark, column_of
 
 META = ("subject", "level", "unique_id")

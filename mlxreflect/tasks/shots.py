@@ -1,4 +1,4 @@
-r"""How an evaluation asks: as a chat or as raw text, with or without worked examples before it.
+"""How an evaluation asks: as a chat or as raw text, with or without worked examples before it.
 
 Completion form is that of lm-evaluation-harness for GSM8K: `Question: …\nAnswer:`, after examples
 of `Question: …\nAnswer: worked solution` with an empty line between them. The examples are the
@@ -10,12 +10,12 @@ questions, and what they share is computed once.
 import re
 from collections.abc import Sequence
 
-from mlxreflect.errors import UserError
-from mlxreflect.prompts import ANSWER, TAGS, attempt_messages
-from mlxreflect.records import Messages, Problem
-from mlxreflect.tables import EvalSpec
+from mlxreflect.config.schema import EvalSpec
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Messages, Problem
+from mlxreflect.prompts.messages import ANSWER, TAGS, attempt_messages
+from mlxreflect.prompts.templates import BUNDLED
 from mlxreflect.tasks.base import Task
-from mlxreflect.texts import BUNDLED
 
 ANNOTATION = re.compile(r"<<[^<>\n]{0,200}>>")  # GSM8K's notes for a calculator
 

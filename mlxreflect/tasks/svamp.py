@@ -3,14 +3,13 @@
 A row has Body, Question, Equation and Answer; the question asked is body and question.
 """
 
-from mlxreflect.errors import UserError
-from mlxreflect.records import Problem, make_problem
-from mlxreflect.tables import TaskConfig
+from mlxreflect.config.schema import TaskConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Problem, make_problem
+from mlxreflect.data.rows import Row, column, question_text
+from mlxreflect.graders.number import NUMBER_RULES, read_gold
 from mlxreflect.tasks.base import Task
 from mlxreflect.tasks.gsm8k import instruction, show
-from mlxreflect.tasks.number_rules import NUMBER_RULES
-from mlxreflect.tasks.numbers import read_gold
-from mlxreflect.tasks.rows import Row, column, question_text
 from mlxreflect.tasks.table import Benchmark, column_of, row_reader
 
 

@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mlxreflect.errors import UserError
-from mlxreflect.records import Problem, make_problem
-from mlxreflect.tables import TaskConfig
-from mlxreflect.tasks.numbers import row_gold
-from mlxreflect.tasks.rows import (
+from mlxreflect.config.schema import TaskConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Problem, make_problem
+from mlxreflect.data.rows import (
     Row,
     choose_part,
     fold,
@@ -24,6 +23,7 @@ from mlxreflect.tasks.rows import (
     share,
     unique,
 )
+from mlxreflect.graders.number import row_gold
 
 DEV_PERCENT = 5
 DEFAULTS = TaskConfig()

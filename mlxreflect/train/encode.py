@@ -1,18 +1,166 @@
-"""Examples → rows of tokens. What the policy wrote keeps the tokens it generated."""
+"""Which response tokens are trained: masks by character span, for a plain-text tag is many tokens.
+
+PRefLexOR (Buehler 2024, arXiv 2410.12375) hides a random share of the thought, or compares the
+answers alone; the think tags may stay in the loss either way.
+
+Examples → rows of tokens. What the policy wrote keeps the tokens it generated.
+"""
 
 import hashlib
 import json
+import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jinja2 import TemplateError
 
-from mlxreflect.errors import UserError
-from mlxreflect.policy import Policy
-from mlxreflect.records import Example
-from mlxreflect.seeds import rng_for
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Example
+from mlxreflect.core.seeds import rng_for
+from mlxreflect.models.policy import Policy
+from mlxreflect.prompts.messages import TAGS
 from mlxreflect.train.batches import Group, Pair, Row
-from mlxreflect.train.masks import Mask, response_mask, token_spans
+
+OUTSIDE, THINK, MARKER = 0, 1, 2  # what a character is part of
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What to leave out of the loss.
+
+    answer_only: everything up to and with the last closing think tag, and an unclosed thought.
+    think_fraction: the share, 0 to 1, of the tokens inside thoughts that is left out at random.
+    markers: with either of these, whether the think tags themselves stay in.
+    """
+
+    answer_only: bool = False
+    think_fraction: float = 0.0
+    markers: bool = True
+
+
+def response_mask(
+    policy: Policy, token_ids: Sequence[int], tags: str, mask: Mask, rng: random.Random
+) -> list[bool]:
+    """Whether each token of a response is trained; the token that ends the turn always is.
+
+    tags: a name in TAGS. rng: seeded afresh for each example; one number is drawn a token, in
+    order, so that two responses with the same opening and seed lose the same tokens of it. A token
+    that overlaps a tag at all counts as the tag's. Nothing trained is an answer too: a list that
+    is False throughout.
+    """
+    draws = [rng.random() for _ in token_ids]
+    if not (mask.answer_only or mask.think_fraction > 0):
+        return [True] * len(token_ids)
+    ids = without_end(policy, token_ids)
+    text = policy.decode(ids)
+    end = TAGS[tags][1]
+    kinds = character_kinds(text, *TAGS[tags])
+    answer = text.rfind(end) + len(end) if mask.answer_only and end in text else 0
+    share = 1.0 if mask.answer_only else mask.think_fraction
+
+    def trained(span: tuple[int, int], draw: float) -> bool:
+        kind = token_kind(kinds, span)
+        if kind == MARKER:
+            return mask.markers
+        return draw >= share if kind == THINK else span[0] >= answer
+
+    body = list(map(trained, token_spans(policy, token_ids), draws))[: len(ids)]
+    return body + [True] * (len(token_ids) - len(ids))
+
+
+def character_kinds(text: str, start: str, end: str) -> bytearray:
+    """OUTSIDE, THINK or MARKER: for what comes before the text, each character, what comes after.
+
+    start, end: the think tags. A thought runs from an opening tag to the next closing one. A
+    closing tag that finds none open ends a thought that began in the prompt, or at the closing tag
+    before it; an unclosed thought runs to the end of the text.
+    """
+    kinds = bytearray(len(text) + 2)
+    since, thinking = 0, False
+    for tag in re.finditer(f"{re.escape(start)}|{re.escape(end)}", text):
+        at = tag.start() + 1
+        if thinking or tag[0] == end:
+            kinds[since:at] = bytes([THINK]) * (at - since)
+        since, thinking = at + len(tag[0]), tag[0] == start
+        kinds[at:since] = bytes([MARKER]) * (since - at)
+    if thinking:
+        kinds[since:] = bytes([THINK]) * (len(kinds) - since)
+    return kinds
+
+
+def token_kind(kinds: bytearray, span: tuple[int, int]) -> int:
+    """What a token is part of: any overlap with a tag makes it the tag's."""
+    start, end = span
+    if start < end:
+        return MARKER if MARKER in kinds[start + 1 : end + 1] else kinds[start + 1]
+    # A token of no character (the first bytes of an emoji) is what it touches, a tag last of all.
+    around = kinds[start : start + 2]
+    return next((kind for kind in (THINK, OUTSIDE) if kind in around), MARKER)
+
+
+# ---- where tokens lie in the text ----------------------------------------------------------------
+
+
+def token_spans(policy: Policy, token_ids: Sequence[int]) -> list[tuple[int, int]]:
+    """The characters [start, end) of each token in `policy.decode(token_ids)`, one after another.
+
+    A character of several tokens is the span of the token that completes it; the others are empty.
+    A last token that ends the turn is empty at the end: the text is that of the tokens before it.
+    Time linear in the tokens, but for runs of bytes that are no characters. mlx-lm's streaming
+    detokenizers are not used: they drop leading spaces, and NUL.
+    """
+    ids = list(without_end(policy, token_ids))
+    text = policy.decode(ids)
+    cuts = growing_cuts(policy, ids, text)
+    if cuts is None:
+        cuts = prefix_cuts(policy, ids, text)
+    cuts += [len(text)] * (len(token_ids) - len(ids))
+    return list(zip([0, *cuts], cuts, strict=False))
+
+
+def without_end(policy: Policy, token_ids: Sequence[int]) -> Sequence[int]:
+    return token_ids[:-1] if token_ids and token_ids[-1] in policy.eos else token_ids
+
+
+def growing_cuts(policy: Policy, ids: list[int], text: str) -> list[int] | None:
+    """Where each token ends, from the text of a few tokens at a time.
+
+    None where the pieces do not make up the text (a decoder that takes back what it has given).
+    The tokens before the new ones are decoded with them: some decoders strip a leading space.
+    """
+    cuts: list[int] = []
+    before = begin = at = 0  # ids[before:begin] are the context, text[:at] is settled
+    head = ""
+    for i in range(len(ids)):
+        piece = policy.decode(ids[before : i + 1])[len(head) :]
+        same = common(piece, text, at)
+        cuts.append(max(at + same, cuts[-1] if cuts else 0))
+        if piece and not piece.endswith("\ufffd"):  # else perhaps half a character
+            if same < len(piece):
+                return None
+            at += same
+            before, begin = begin, i + 1
+            head = policy.decode(ids[before:begin])
+    return cuts if not cuts or cuts[-1] == len(text) else None
+
+
+def prefix_cuts(policy: Policy, ids: list[int], text: str) -> list[int]:
+    """The same from the text of every prefix: right for any decoder, in quadratic time."""
+    cuts: list[int] = []
+    for i in range(1, len(ids) + 1):
+        same = common(policy.decode(ids[:i]), text, 0)
+        cuts.append(max(same, cuts[-1] if cuts else 0))
+    return cuts
+
+
+def common(piece: str, text: str, at: int) -> int:
+    """How many characters a piece shares with the text from `at` on, counted from the front."""
+    if text.startswith(piece, at):
+        return len(piece)
+    pairs = zip(piece, text[at : at + len(piece)], strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(piece), len(text) - at))
+
 
 NO_MASK = Mask()
 

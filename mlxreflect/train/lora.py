@@ -11,11 +11,11 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from mlxreflect.errors import UserError
-from mlxreflect.policy import TINY
-from mlxreflect.records import read_json
-from mlxreflect.seeds import seed_mlx
-from mlxreflect.tables import Fitting, LoraConfig
+from mlxreflect.config.schema import Fitting, LoraConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import read_json
+from mlxreflect.core.seeds import seed_mlx
+from mlxreflect.models.policy import TINY
 
 LINEAR = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
 Arrays = dict[str, mx.array]

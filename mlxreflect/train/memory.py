@@ -15,18 +15,21 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
-from mlxreflect.seeds import seed_mlx
+from mlxreflect.core.seeds import seed_mlx
 from mlxreflect.train.batches import WORTH, Item, Shape, shape_of
-from mlxreflect.train.lanes import LANES, unmarked
+from mlxreflect.train.cpu import LANES, unmarked
 from mlxreflect.train.network import (
     Arrays,
+    Cache,
+    Extension,
+    Recorder,
     chunk_rows,
     default_stride,
+    find_cache,
     has_plain_caches,
     parameters,
 )
 from mlxreflect.train.objectives import Settings
-from mlxreflect.train.prefix import Cache, Extension, Recorder, find_cache
 
 # Measured on models of 5 to 41 million parameters, of ten kinds, within a factor of 1.7. For the
 # backward pass a layer keeps so many times the outputs of its linear parts, and attention's scores;

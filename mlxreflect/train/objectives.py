@@ -11,13 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxreflect.train.batches import Batch, Group, Item, Pair, Row
-from mlxreflect.train.losses import (
-    PREFERENCE,
-    group_advantages,
-    grpo_loss,
-    nll_loss,
-    orpo_loss,
-)
+from mlxreflect.train.losses import PREFERENCE, group_advantages, grpo_loss, nll_loss, orpo_loss
 
 Metrics = dict[str, mx.array]  # one value an item
 Loss = Callable[[mx.array, Batch, list[int]], tuple[mx.array, Metrics]]

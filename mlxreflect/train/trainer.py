@@ -1,27 +1,33 @@
-"""The one training loop: preferences, responses or groups, on LoRA or on all weights.
+"""One optimizer step as figures, and the learning rate's course over steps.
+
+The one training loop: preferences, responses or groups, on LoRA or on all weights.
 
 A step is `batch × accumulate` items. Gradients are of the sum of the items' losses, divided once by
 the step's number of pairs, response tokens or rows, so neither the batch size nor the accumulation
 changes the loss. A batch that would not fit into memory is taken in parts.
+
+What a trainer must remember between two processes: parameters, moments, step counts.
 """
 
 import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from mlxreflect.seeds import rng_for, seed_mlx
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.seeds import rng_for, seed_mlx
 from mlxreflect.train.batches import Group, Item, Pair, Row, collate
-from mlxreflect.train.cpu import faster_on_cpu
-from mlxreflect.train.lanes import side_by_side
+from mlxreflect.train.cpu import faster_on_cpu, side_by_side
 from mlxreflect.train.memory import Footprint, plan, recomputed_layers
 from mlxreflect.train.network import Arrays, Network, parameters
 from mlxreflect.train.objectives import (
@@ -33,9 +39,65 @@ from mlxreflect.train.objectives import (
     preference,
     reinforcement,
 )
-from mlxreflect.train.references import References
-from mlxreflect.train.scoring import Kept, What, score
-from mlxreflect.train.steps import Step, gather, mean, ranking, schedule
+from mlxreflect.train.references import Kept, References, What, score
+
+TIE = 1e-5  # margins below it are rounding
+
+
+@dataclass(frozen=True)
+class Step:
+    """Metrics of one optimizer step.
+
+    loss: mean an item (or a token: sft). margin, accuracy: over its pairs, None without.
+    tokens: response tokens trained. seconds: wall time. kl, clipped: grpo's, a token.
+    """
+
+    objective: str
+    step: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: int
+    seconds: float
+    margin: float | None = None
+    accuracy: float | None = None
+    kl: float | None = None
+    clipped: float | None = None
+
+    def row(self) -> dict[str, Any]:
+        return {
+            k: v for k, v in asdict(self).items() if v is not None or k in ("margin", "accuracy")
+        }
+
+
+def schedule(settings: Settings, number: int, total: int) -> float:
+    """Share of the learning rate in step `number` (from 0) of `total`, warm-up aside."""
+    begun = max(0, number - settings.warmup) / max(1, total - settings.warmup)
+    if settings.schedule == "linear":
+        return 1 - begun
+    return 0.5 * (1 + math.cos(math.pi * begun)) if settings.schedule == "cosine" else 1.0
+
+
+def gather(value: mx.array, found: Metrics, metrics: dict[str, list[float]]) -> float:
+    """A part's loss; its items' metrics join those of the parts before."""
+    for name, values in found.items():
+        metrics[name] += np.array(values).tolist()
+    return float(np.array(value))
+
+
+def mean(values: Sequence[float] | None) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def ranking(metrics: dict[str, list[float]]) -> dict[str, float | None]:
+    """Mean margin, and the share of pairs ranked right; None where there are no pairs.
+
+    A tie, as of a policy that still is its reference, is right by half.
+    """
+    margins = metrics.get("margin", [])
+    right = [0.5 if abs(margin) < TIE else float(margin > 0) for margin in margins]
+    return {"margin": mean(margins), "accuracy": mean(right)}
+
 
 Seed = tuple[int | str, ...]
 OnStep = Callable[["Step"], None]
@@ -301,3 +363,39 @@ def loss_of(
     rows = [objective.items[i] for i in members]
     batch = collate(rows, share=network.shares, keep_shared=objective.keep_shared)
     return objective.loss(network.logps(batch, training=training), batch, members)
+
+
+def save_trainer(folder: Path, trainer: Trainer) -> dict[str, Any]:
+    """Optimizer states as safetensors; returns what goes into the commit's JSON."""
+    for name, optimizer in trainer.optimizers.items():
+        arrays = dict(tree_flatten(optimizer.state))
+        mx.save_safetensors(str(folder / f"optimizer-{name}.safetensors"), arrays)
+    decay = {name: one.weight_decay for name, one in trainer.optimizers.items()}
+    return {"steps": dict(trainer.steps), "weight_decay": decay}
+
+
+def load_trainer(folder: Path, trainer: Trainer, saved: dict[str, Any]) -> None:
+    for name, decay in saved["weight_decay"].items():
+        optimizer = trainer.optimizer(name, decay)
+        arrays = load_arrays(folder / f"optimizer-{name}.safetensors")
+        optimizer.state = tree_unflatten(list(arrays.items()))
+        trainer.steps[name] = saved["steps"][name]
+
+
+def load_parameters(path: Path, trainer: Trainer) -> None:
+    trainer.model.update(tree_unflatten(list(load_arrays(path).items())))
+    mx.eval(trainer.model.trainable_parameters())
+
+
+def load_arrays(path: Path) -> Arrays:
+    """The arrays of a file. Raises UserError where it is damaged or not there."""
+    try:
+        arrays = mx.load(str(path))
+    except RuntimeError as error:
+        raise UserError(
+            f"{path} cannot be read: {str(error).removeprefix('[load_safetensors] ')}",
+            "restore that file; or delete the folder that it is in, to go on from the commit "
+            "before it, where there is one",
+        ) from None
+    assert isinstance(arrays, dict)  # a safetensors file always is one
+    return arrays

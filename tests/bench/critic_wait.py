@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fake_ollama import FakeOllama  # noqa: E402
 from teacher import WRONG, solution  # noqa: E402
 
+from mlxreflect.config.recipe import Recipe  # noqa: E402
+from mlxreflect.core.seeds import rng_for  # noqa: E402
 from mlxreflect.critics.ollama import OllamaCritic  # noqa: E402
-from mlxreflect.policy import load_policy  # noqa: E402
-from mlxreflect.recipe import Recipe  # noqa: E402
-from mlxreflect.seeds import rng_for  # noqa: E402
-from mlxreflect.strategies.base import Hands  # noqa: E402
-from mlxreflect.strategies.r3 import R3  # noqa: E402
+from mlxreflect.methods.base import Hands  # noqa: E402
+from mlxreflect.methods.r3 import R3  # noqa: E402
+from mlxreflect.models.policy import load_policy  # noqa: E402
 from mlxreflect.tasks import TASKS  # noqa: E402
 from mlxreflect.train.lora import attach_lora  # noqa: E402
 from mlxreflect.train.trainer import Trainer  # noqa: E402

@@ -37,8 +37,8 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm import load
 from workload import CLOCKS, gemm_peak, random_model, random_pairs, useful_flops, with_lora
 
-from mlxreflect.policy import dequantize
-from mlxreflect.seeds import rng_for
+from mlxreflect.core.seeds import rng_for
+from mlxreflect.models.policy import dequantize
 from mlxreflect.train.batches import Pair, Row
 from mlxreflect.train.objectives import Settings
 from mlxreflect.train.trainer import Trainer

@@ -21,9 +21,9 @@ import mlx.core as mx
 from mlx_lm import generate, load
 from workload import CLOCKS
 
-from mlxreflect.evaluate import ask_all, eval_problems, evaluate
-from mlxreflect.policy import encode_chat, load_policy
-from mlxreflect.tables import EvalSpec, PolicyConfig
+from mlxreflect.config.schema import EvalSpec, PolicyConfig
+from mlxreflect.evaluation.evaluate import ask_all, eval_problems, evaluate
+from mlxreflect.models.policy import encode_chat, load_policy
 from mlxreflect.tasks import get_task
 
 PART = 16

@@ -20,7 +20,7 @@ from scipy.special import bdtr, gammaln
 from scipy.stats import binom
 
 from mlxreflect import stats
-from mlxreflect.evidence import sequential
+from mlxreflect.stats import sequential
 
 Array = NDArray[Any]
 Table = tuple[float, float, float, float]  # both right, gained, lost, both wrong: shares

@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from mlxreflect.records import read_json, read_rows
+from mlxreflect.core.journal import read_json, read_rows
 from mlxreflect.stats import clustered, holm
 
 Right = dict[str, float]  # problem → share of its samples that are right

@@ -16,13 +16,14 @@ import time
 from itertools import groupby
 from pathlib import Path
 
-from mlxreflect.evaluate import eval_problems, evaluate
-from mlxreflect.evidence.compare import compare
-from mlxreflect.policy import load_policy
-from mlxreflect.recipe import eval_spec, load_recipe
-from mlxreflect.records import Example, flat_from_row, read_rows
-from mlxreflect.strategies.learning import Learning
-from mlxreflect.tables import Recipe
+from mlxreflect.config.recipe import eval_spec, load_recipe
+from mlxreflect.config.schema import Recipe
+from mlxreflect.core.journal import read_rows
+from mlxreflect.core.records import Example, flat_from_row
+from mlxreflect.evaluation.compare import compare
+from mlxreflect.evaluation.evaluate import eval_problems, evaluate
+from mlxreflect.methods.learning import Learning
+from mlxreflect.models.policy import load_policy
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer

@@ -22,9 +22,9 @@ from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from workload import CLOCKS, random_model
 
-from mlxreflect.policy import Policy, lay_out_for_blas, load_policy
-from mlxreflect.prompts import attempt_messages
-from mlxreflect.tables import EvalSpec, PolicyConfig, TaskConfig
+from mlxreflect.config.schema import EvalSpec, PolicyConfig, TaskConfig
+from mlxreflect.models.policy import Policy, lay_out_for_blas, load_policy
+from mlxreflect.prompts.messages import attempt_messages
 from mlxreflect.tasks import get_task
 
 Tokens = list[list[int]]

@@ -1,0 +1,252 @@
+"""The tables of a recipe: every key with its type, its default and what it means."""
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field
+
+from mlxreflect.config.fields import Count, Fraction, Names, Objective, Positive, Rate, Table
+from mlxreflect.config.methods import (
+    PreflexorConfig,
+    R3Config,
+    ReflectEvoConfig,
+    RelConfig,
+    TracesConfig,
+)
+
+Tier = Literal["basic", "advanced", "judge"]  # of critics
+TIERS: tuple[Tier, ...] = ("basic", "advanced", "judge")
+REMOTE = ("ollama", "openai", "bedrock")  # providers that are asked over a network
+
+
+class PolicyConfig(Table):
+    """The model that learns."""
+
+    model: str = "tiny"  # hub name, path, or the embedded "tiny"
+    adapter: str = ""  # a LoRA folder to start from
+    quantize: Literal[0, 4, 8] = 0  # bits, on load
+    dequantize: Literal["auto", "yes", "no"] = "auto"  # auto: only on the CPU, where it is faster
+    temperature: Annotated[float, Field(ge=0)] = 0.7
+    top_p: Fraction = 0.9
+    max_new_tokens: Positive = 1024
+    batch: Positive = 32  # sequences in flight
+
+
+class PromptConfig(Table):
+    tags: Literal["think", "reasoning", "preflexor"] = "think"
+    style: Literal["thinking", "graph", "direct"] = "thinking"
+    file: str = ""  # TOML file with wording of your own: template = "text"
+    templates: dict[str, str] = {}  # that wording, as the run keeps it
+
+
+class TaskConfig(Table):
+    """Where problems come from. Column names map foreign data onto question and answer."""
+
+    name: str = "countdown"
+    source: str = ""  # path or hub data set; empty: the task's own
+    config: str = ""  # configuration of a hub data set
+    split: str = "train"  # split of a hub data set that the run's problems come from
+    limit: Count = 0  # problems of one epoch; 0: all there are
+    question: str = "question"
+    answer: str = "answer"
+    answer_type: Literal["number", "text", "f1", "choice", "math", "countdown"] = "number"
+    numbers: list[Annotated[int, Field(ge=2, le=6)]] = [3]  # countdown: how many, one or several
+    words: list[Annotated[int, Field(ge=1, le=20)]] = [4]  # last_letter: how many, one or several
+
+
+class CriticConfig(Table):
+    provider: Literal["solver", "local", "ollama", "openai", "bedrock"] = "solver"
+    model: str = ""
+    base_url: str = ""
+    key_env: str = ""  # openai: the environment variable that holds the key; never the key itself
+    region: str = ""  # bedrock; "": as boto3 finds it
+    profile: str = ""  # bedrock: of ~/.aws/config
+    temperature: Annotated[float, Field(ge=0)] = 0.99
+    max_tokens: Positive = 2000
+    num_ctx: Positive = 8192
+    concurrency: Positive = 4
+    deadline_s: Rate = 600.0
+    price_in: Annotated[float, Field(ge=0)] = 0.0  # dollars a million tokens of prompt
+    price_out: Annotated[float, Field(ge=0)] = 0.0  # and of reply
+    cache: str = ""  # "": the user's cache folder, "off", or a path
+    replay: bool = False  # answer from the cache alone; what is not there is an error
+
+
+class BudgetConfig(Table):
+    """What all critics of a run together may spend; 0: no limit."""
+
+    max_calls: Count = 0
+    max_tokens: Count = 0  # of prompts and replies
+    max_usd: Annotated[float, Field(ge=0)] = 0.0  # by critic.price_in and price_out
+
+
+class Critics(CriticConfig):
+    """[critic]; [critic.advanced] and [critic.judge] override it key by key.
+
+    advanced: takes up the bucket list. judge: gives verdicts.
+    """
+
+    max_failed: Fraction = 0.5  # a larger share of the last calls failed: the run stops
+    budget: BudgetConfig = BudgetConfig()
+    advanced: dict[str, Any] = {}
+    judge: dict[str, Any] = {}
+
+    def tier(self, name: Tier) -> CriticConfig:
+        base = self.model_dump(exclude={"max_failed", "budget", "advanced", "judge"})
+        return CriticConfig(**{**base, **({} if name == "basic" else getattr(self, name))})
+
+
+class LoraConfig(Table):
+    rank: Positive = 16
+    scale: Rate = 2.0  # = alpha / rank of other libraries
+    alpha: Annotated[float, Field(ge=0)] = 0.0  # above 0: scale = alpha / rank
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    layers: Annotated[int, Field(ge=-1)] = -1  # last n layers; -1: all
+    keys: list[str] = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
+                       "self_attn.o_proj"]  # empty: every linear layer  # fmt: skip
+
+
+class SftConfig(Table):
+    lr: Rate = 2e-5
+    scale_verified: Annotated[float, Field(ge=0)] = 0.1  # × lr: the verified answer
+    scale_failed: Annotated[float, Field(ge=0)] = 0.01  # × lr: last winner after a failed verify
+
+
+class MaskConfig(Table):
+    """Which tokens of a response the loss sees."""
+
+    answer_only: bool = False  # nothing up to the end of the last thought
+    think_fraction: Fraction = 0.0  # share of the thought's tokens left out at random
+    markers: bool = True  # with either of these: the think tags themselves stay in
+
+
+class Fitting(Table):
+    """What every training has; `run` and `train` add keys of their own."""
+
+    lr: Rate = 1e-5
+    beta: Rate = 0.1
+    smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # of labels: dpo; exo_pair's ε
+    logps: Literal["sum", "mean"] = "mean"
+    nll: Annotated[float, Field(ge=0)] = 0.0  # weight of the chosen answer's NLL per token
+    dpo: Annotated[float, Field(ge=0)] = 1.0  # weight of the preference term; 0: the NLL alone
+    reference: Literal["stage", "base", "none"] = "stage"
+    batch: Positive = 8
+    accumulate: Positive = 1
+    epochs: Positive = 1  # passes over the pairs of a wave
+    clip: Annotated[float, Field(ge=0)] = 1.0  # of the gradient's norm; 0: off
+    warmup: Count = 0  # steps
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_length: Positive = 4096  # tokens; a longer prompt loses its beginning
+    grad_checkpoint: Literal["auto", "yes", "no"] = "auto"  # layers computed twice, to save memory
+    memory_gb: Annotated[float, Field(ge=0)] = 0.0  # for activations; 0: a part of the device's
+    reference_cache: str = ""  # "": the user's cache folder, "off", or a path
+    mask: MaskConfig = MaskConfig()
+    tune: Literal["lora", "full"] = "lora"  # full: all weights, of a model that is not quantised
+    lora: LoraConfig = LoraConfig()
+
+
+class TrainConfig(Fitting):
+    """[train] of a recipe; [train.sft] is for the answers that a strategy imitates."""
+
+    objective: Objective = "dpo"
+    sft: SftConfig = SftConfig()
+
+
+class EvalConfig(Table):
+    """The evaluation of a run: base and trained on the same problems, none of them trained on."""
+
+    spec: str = ""  # file or bundled name; empty: the task's own held-out problems
+    source: str = ""  # other data for the spec, all of it
+    limit: Count = 0  # 0: the spec's own
+    seed: Count = 0  # order of the problems, and so which ones a limit takes
+    max_new_tokens: Count = 0  # 0: the policy's own
+    direct: bool = False  # base and trained are also asked for the answer alone, without a thought
+    # Training problems that occur in the evaluation are left out: by words in a row, too, or only
+    # where the whole question is the same.
+    decontaminate: Literal["overlap", "exact", "off"] = "overlap"
+    ngram: Positive = 13  # words in a row that make an overlap
+    against: Names = []  # further specs, tasks or data files to keep clean of
+    cache: str = ""  # of answers: "" the user's cache folder, "off", or a folder
+
+
+class Limits(Table):
+    """What a run may spend on learning; 0: no limit.
+
+    A wave that has begun is played to its end, and what was collected is trained on.
+    """
+
+    policy_tokens: Count = 0  # that the policy writes
+    critic_calls: Count = 0
+    training_tokens: Count = 0  # that a loss is taken of
+
+
+Method = Literal["r3", "rel", "preflexor", "reflectevo", "traces"]
+METHODS: tuple[Method, ...] = get_args(Method)  # each has a table of its name
+
+
+class Recipe(Table):
+    strategy: Method = "r3"
+    name: str = ""
+    seed: Count = 0
+    limits: Limits = Limits()
+    policy: PolicyConfig = PolicyConfig()
+    prompt: PromptConfig = PromptConfig()
+    task: TaskConfig = TaskConfig()
+    critic: Critics = Critics()
+    r3: R3Config = R3Config()
+    rel: RelConfig = RelConfig()
+    reflectevo: ReflectEvoConfig = ReflectEvoConfig()
+    traces: TracesConfig = TracesConfig()
+    preflexor: PreflexorConfig = PreflexorConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+
+class QuickConfig(Table):
+    """When `eval --quick` stops."""
+
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05  # how often it may decide between equals
+    max_n: Count = 0  # questions at most; 0: all of the spec's
+
+
+class ChainConfig(Table):
+    """[chain] of an evaluation: questions are answered again, round by round.
+
+    feedback: who looks at an answer; none: nobody does. gated: the grader stops a chain at the
+    first right answer; else the critic (or the policy) does where it finds nothing wrong.
+    """
+
+    rounds: Positive = 1  # answers at most, the first one among them; 1: no chain
+    # How it is answered again; reflect: a reflection and the answer in one response.
+    round: Literal["prefill", "retry", "reflect", "resample"] = "prefill"
+    feedback: Literal["critic", "self", "none"] = "critic"
+    gated: bool = False
+    stops: bool = True  # false: rounds are used up, whoever is satisfied
+    fresh: Positive = 1  # of the answers, the first so many are from scratch, before any prefill
+    tries: Positive = 1  # answers that go on from the same prefilled thinking
+    avoid: bool = False  # with feedback, no answer goes on as one that failed did before
+    integrate: bool = False  # at the end the answers of a chain become one
+    temperature: Annotated[float, Field(ge=0)] = 0.0  # of the policy's own critiques
+    max_tokens: Positive = 200  # of such a critique
+    critic: CriticConfig = CriticConfig()
+
+
+class EvalSpec(Table):
+    """What an evaluation asks and how; `evals/*.toml` hold the bundled ones."""
+
+    task: TaskConfig
+    name: str = ""  # what its table is called; of a file, the file's name
+    prompt: PromptConfig = PromptConfig()
+    quick: QuickConfig = QuickConfig()
+    part: Literal["heldout", "dev", "train", "all"] = "heldout"
+    limit: Count = 0
+    seed: Count = 0
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    top_p: Fraction = 1.0
+    max_new_tokens: Positive = 1024
+    samples: Positive = 1
+    batch: Positive = 32
+    form: Literal["chat", "completion"] = "chat"  # completion: raw text, as base models continue it
+    shots: Count = 0  # worked examples from the training part before each question
+    stop: list[Annotated[str, Field(min_length=1)]] = []  # an answer ends before any of these
+    rules: str = ""  # how answers are graded; "": the task's own headline rules
+    chain: ChainConfig = ChainConfig()

@@ -1,0 +1,192 @@
+"""TOML in: find a file, read it, put `a.b=value` into it, check it against a schema.
+
+Every fault is a UserError that names file, line, key and value.
+"""
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from mlxreflect.core.errors import UserError
+
+PACKAGE = Path(__file__).parent.parent
+T = TypeVar("T", bound=BaseModel)
+
+
+def bundled(folder: Literal["recipes", "evals"]) -> dict[str, Path]:
+    """Name → path of the TOML files shipped in the wheel (or standing in the checkout)."""
+    inside, beside = PACKAGE / folder, PACKAGE.parent / folder
+    return {p.stem: p for p in sorted((inside if inside.is_dir() else beside).glob("*.toml"))}
+
+
+def find_toml(name: str, folder: Literal["recipes", "evals"]) -> Path:
+    """A path as given, else a bundled name. Raises UserError with the nearest names."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = bundled(folder)
+    stem = path.stem if path.suffix == ".toml" else name
+    if stem in known and (name == stem or path.parent.name in ("", folder)):
+        return known[stem]
+    kind = folder[:-1]
+    fault = f"{name} is a folder, no {kind} file" if path.is_dir() else f"no {kind} {name!r}"
+    raise UserError(fault, f"give a file, or one of: {', '.join(known)}")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}", "give a readable TOML file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason})", "save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not TOML: {error}", "correct that line") from None
+
+
+def merge(tree: dict[str, Any], over: dict[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            merge(tree[key], value)
+        else:
+            tree[key] = value
+
+
+def apply_settings(tree: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """Put `a.b=value` into the tree; values are TOML, and bare words are strings."""
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set {setting}: no key=value", "write --set train.lr=2e-4")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        *tables, leaf = key.strip().split(".")
+        node = tree
+        for table in tables:
+            node = node.setdefault(table, {})
+            if not isinstance(node, dict):
+                raise UserError(f"--set {setting}: {table} is no table", "check the key's name")
+        node[leaf] = value
+    return tree
+
+
+def validate(
+    model: type[T],
+    tree: dict[str, Any],
+    path: Path,
+    settings: Sequence[str] = (),
+    prefix: str = "",
+) -> T:
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise explain(error, model, path, settings, prefix) from None
+
+
+def explain(
+    error: ValidationError, model: type[BaseModel], path: Path, settings: Sequence[str], prefix: str
+) -> UserError:
+    """The first fault of a validation, with its line or --set, and the nearest known key."""
+    fault = error.errors()[0]
+    parts = [str(p) for p in fault["loc"]]
+    key = ".".join([prefix, *parts] if prefix else parts)
+    given = [s for s in settings if overlap(s.partition("=")[0].strip(), key)]
+    where = f"{path}, line {line}" if (line := line_of(path, key)) else str(path)
+    where = f"--set {given[-1]}" if given else where
+    if fault["type"] == "extra_forbidden":
+        table: Any = model
+        for part in parts[:-1]:
+            table = table.model_fields[part].annotation
+        if homes := [name for name in all_keys(model) if name.rpartition(".")[2] == parts[-1]]:
+            known = " or ".join(f"{prefix}.{name}".lstrip(".") for name in homes)
+            return UserError(f"{where}: unknown key {key}", f"did you mean {known}?")
+        names = list(table.model_fields)
+        near = difflib.get_close_matches(parts[-1], names, 1, cutoff=0.5)
+        full = ".".join([*([prefix] if prefix else []), *parts[:-1], *near])
+        hint = f"did you mean {full}?" if near else f"known keys here: {', '.join(names)}"
+        return UserError(f"{where}: unknown key {key}", hint)
+    if fault["type"] == "missing":
+        return UserError(f"{where}: no {key}", f"give {key}")
+    if fault["type"] == "model_type":  # pydantic names a class of ours
+        return UserError(f"{where}: {key} = {repr(fault['input'])[:80]}: it is a table",
+                         f"set one of its keys: {key}.KEY")  # fmt: skip
+    reason = fault["msg"][0].lower() + fault["msg"][1:]
+    hint = value_hint(key, parts, model, fault)
+    return UserError(f"{where}: {key} = {repr(fault['input'])[:80]}: {reason}", hint)
+
+
+def value_hint(key: str, parts: Sequence[str], model: type[BaseModel], fault: Any) -> str:
+    """The nearest of the values there are, or the usual value as an example."""
+    if fault["type"] == "literal_error":
+        values = re.findall("'([^']*)'", fault["ctx"]["expected"])
+        near = difflib.get_close_matches(str(fault["input"]), values, 1, cutoff=0.5)
+        return f'did you mean {key} = "{near[0]}"?' if near else f"correct {key}"
+    usual = all_keys(model).get(".".join(parts))
+    example = f", for example {key}={toml_value(usual)}" if usual not in (None, "", [], {}) else ""
+    return f"correct {key}{example}"
+
+
+def all_keys(model: type[BaseModel]) -> dict[str, Any]:
+    """Each key of a table and of the tables in it, dotted, with its usual value; None: a table."""
+    keys: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        inner: Any = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys |= {name: None} | {f"{name}.{key}": v for key, v in all_keys(inner).items()}
+        else:
+            keys[name] = (
+                None if field.is_required() else field.get_default(call_default_factory=True)
+            )
+    return keys
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether one of two dotted keys is the other, or a table that holds it."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+
+
+def line_of(path: Path, key: str) -> int | None:
+    """The line of a TOML file where a dotted key, or the inline table or list it is in, stands."""
+    *tables, leaf = key.split(".")
+    current: list[str] = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    for number, line in enumerate(lines, 1):
+        if header := re.match(r"\s*\[([^\[\]]+)\]", line):
+            current = header[1].strip().split(".")
+            if current == [*tables, leaf]:
+                return number
+        elif (found := re.match(r"\s*([\w.-]+)\s*=", line)) and [
+            *current,
+            *found[1].split("."),
+        ] == [*tables, leaf]:
+            return number
+    return line_of(path, ".".join(tables)) if tables else None
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} → {"a.b": 1}; an empty table is a value."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def toml_value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k} = {toml_value(v)}" for k, v in value.items()) + "}"
+    # JSON's strings, numbers, booleans and lists are TOML's too.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML bans it raw

@@ -1,0 +1,1 @@
+"""Records, errors, journal, caches, seeds and the terminal: what every room stands on."""

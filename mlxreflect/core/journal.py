@@ -1,0 +1,202 @@
+"""Commits of a folder that grows: journals and checkpoints, never half-written.
+
+A commit is one folder `checkpoints/PREFIX-NNNNN`, made beside and renamed into place; its
+commit.json holds the state and the length of every journal. Rows are appended and flushed before
+the rename, so a journal is never shorter than a commit says; what a crash left behind it is cut
+off when the last commit is read.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from mlxreflect.core.errors import UserError
+
+
+def dump_line(row: dict[str, Any]) -> str:
+    """One line of JSONL. Lone surrogates (a model's half emoji) are escaped: the file is UTF-8."""
+    text = json.dumps(row, ensure_ascii=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(row, ensure_ascii=True)
+    return text + "\n"
+
+
+def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Append whole lines and flush them to the disk; returns the file's length in bytes."""
+    data = "".join(dump_line(row) for row in rows).encode("utf-8")
+    with path.open("ab") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+        return out.tell()
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, never half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises UserError for a damaged file, and for one that is not there."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file", "restore that file, or begin anew") from None
+    except ValueError as error:  # bad JSON and bad UTF-8 alike
+        raise UserError(f"{path}: not JSON ({error})", "restore that file, or begin anew") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object", "restore that file, or begin anew")
+    return value
+
+
+def read_rows(path: Path, *, torn: bool = True) -> Iterator[dict[str, Any]]:
+    """The objects of a JSONL file; an unfinished last line is left out.
+
+    torn: false, such a line is a fault too: a person wrote the file, and no run that was killed.
+    Raises UserError naming the line for anything else that is not a JSON object.
+    """
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 alike
+                if torn and not line.endswith(b"\n"):
+                    return
+                raise UserError(
+                    f"{path}, line {number}: not JSON ({error})", "correct or delete that line"
+                ) from None
+            if not isinstance(row, dict):
+                raise UserError(
+                    f"{path}, line {number}: a JSON object was expected, not {line[:40]!r}",
+                    "each line holds one object in braces",
+                )
+            yield row
+
+
+KEEP = 2  # commits
+
+
+@dataclass(frozen=True)
+class Commits:
+    """root: the folder; prefix: of the commits' names; journals: JSONL files in the root."""
+
+    root: Path
+    prefix: str
+    journals: Sequence[str]
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "checkpoints"
+
+    def all(self) -> list[Path]:
+        """Commits, the oldest first."""
+        found = self.folder.glob(f"{self.prefix}-*")  # a copy beside them has another name
+        named = (p for p in found if p.name.removeprefix(f"{self.prefix}-").isdecimal())
+        return sorted(named, key=self.number)
+
+    def number(self, commit: Path) -> int:
+        return int(commit.name.removeprefix(f"{self.prefix}-"))
+
+    def last(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest commit and its JSON; cuts the journals back to it and removes leftovers."""
+        for leftover in self.folder.glob("*.tmp/"):
+            shutil.rmtree(leftover)
+        commits = self.all()
+        if not commits:
+            for name in self.journals:
+                (self.root / name).unlink(missing_ok=True)
+            return None
+        commit: dict[str, Any] = read_json(commits[-1] / "commit.json")
+        for name, length in commit["journals"].items():
+            journal = self.root / name
+            if not journal.is_file() or journal.stat().st_size < length:
+                raise UserError(
+                    f"{journal} is shorter than its last commit says",
+                    "restore that file, or begin anew in another folder",
+                )
+            os.truncate(journal, length)
+        return commits[-1], commit
+
+    def add(
+        self,
+        number: int,
+        rows: Mapping[str, list[dict[str, Any]]],
+        state: dict[str, Any],
+        save: Callable[[Path], None],
+    ) -> Path:
+        """Append rows to the journals, then commit `state` and what `save` writes, at once."""
+        lengths = {
+            name: append_rows(self.root / name, rows.get(name, [])) for name in self.journals
+        }
+        final = self.folder / f"{self.prefix}-{number:05d}"
+        temporary = final.with_suffix(".tmp")
+        temporary.mkdir(parents=True)
+        save(temporary)
+        text = json.dumps({"schema": "commit/1", "journals": lengths, **state}, ensure_ascii=True)
+        (temporary / "commit.json").write_text(text + "\n", encoding="utf-8")
+        place(temporary, final)
+        for old in self.all()[:-KEEP]:
+            shutil.rmtree(old)
+        return final
+
+
+def replace_folder(final: Path, fill: Callable[[Path], None]) -> None:
+    """A folder that is there whole or not at all."""
+    temporary = final.with_suffix(".tmp")
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    temporary.mkdir(parents=True)
+    fill(temporary)
+    if final.exists():
+        shutil.rmtree(final)
+    place(temporary, final)
+
+
+def place(temporary: Path, final: Path) -> None:
+    """Rename a folder whose files have reached the disk."""
+    for file in temporary.iterdir():
+        sync(file)
+    sync(temporary)
+    temporary.rename(final)
+    sync(final.parent)
+
+
+def take_lock(path: Path) -> TextIO:
+    """An exclusive lock that ends with the process, however it ends."""
+    lock = (path / ".lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        owner = lock.read().strip() or "unknown"
+        lock.close()
+        raise UserError(
+            f"{path} is in use by process {owner}", "wait for it, or stop that process"
+        ) from None
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,151 @@
+"""What a command shows while it works: a header, progress with ETA, lines, tables, one JSON object.
+
+Progress goes to stderr: bars on a terminal, else a plain line every few seconds and a final one.
+With json the only thing on stdout is the result.
+"""
+
+import io
+import json
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, NamedTuple, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.progress import Progress, TaskID
+
+
+EVERY_S = 5.0  # seconds between plain progress lines
+PLAIN_WIDTH = 100  # columns of a table in a file or pipe
+# Control characters but tab and newline, what reorders or hides text, and lone surrogates.
+UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def safe_text(text: str) -> str:
+    """Text of a model or a critic made fit for a terminal: what could steer it becomes visible."""
+    return UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class LiveBar(NamedTuple):
+    """A bar on a terminal. Its methods may be called from any thread."""
+
+    live: "Progress"
+    task: "TaskID"
+
+    def advance(self, n: int = 1) -> None:
+        self.live.advance(self.task, n)
+
+    def update_text(self, text: str) -> None:
+        self.live.update(self.task, text=safe_text(text))
+
+
+class PlainBar:
+    """Lines in a log: one every EVERY_S seconds at most, and one at the end; out None: none."""
+
+    def __init__(self, label: str, total: int | None, out: TextIO | None) -> None:
+        self.label, self.total, self.out, self.done, self.text = label, total, out, 0, ""
+        self.began = self.said = time.monotonic()
+        self.lock = threading.Lock()
+
+    def advance(self, n: int = 1) -> None:
+        with self.lock:
+            self.done += n
+            if time.monotonic() - self.said >= EVERY_S and self.done != self.total:
+                self.say()
+
+    def update_text(self, text: str) -> None:
+        self.text = safe_text(text)
+
+    def say(self, *, last: bool = False) -> None:
+        self.said = time.monotonic()
+        spent, total = timedelta(seconds=round(self.said - self.began)), self.total or 0
+        parts = [f"{self.label}: {self.done}" + (f"/{total}" if total else ""), self.text]
+        if last or not self.done or not total:
+            parts.append(f"took {spent}")
+        else:
+            left = spent.total_seconds() * max(0, total - self.done) / self.done
+            parts.append(f"{timedelta(seconds=round(left))} left")
+        if self.out:
+            print(", ".join(part for part in parts if part), file=self.out, flush=True)
+
+
+class Ui:
+    """How a command speaks. json: stdout is for `result` alone. quiet: results and tables only."""
+
+    def __init__(self, json: bool = False, quiet: bool = False) -> None:
+        self.json, self.quiet = json, quiet
+        self.live: Progress | None = None
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a terminal in ASCII shows ? for →
+                stream.reconfigure(errors="replace")
+
+    def header(self, facts: Mapping[str, object]) -> None:
+        width = max(map(len, facts), default=0)
+        for name, value in facts.items():
+            self.line(f"{name:<{width}}  {value}")
+
+    def line(self, text: str) -> None:
+        out = sys.stderr if self.json else sys.stdout
+        if self.live and out.isatty() and not self.quiet:  # above the bars, not through them
+            self.live.console.print(safe_text(text), markup=False, soft_wrap=True)
+        elif not self.quiet:
+            print(safe_text(text), file=out, flush=True)
+
+    @contextmanager
+    def progress(self, label: str, total: int | None = None) -> "Iterator[LiveBar | PlainBar]":
+        """Shows the label until the block ends; progress inside progress adds a bar."""
+        label = safe_text(label)
+        if self.quiet or not sys.stderr.isatty():
+            plain = PlainBar(label, total, None if self.quiet else sys.stderr)
+            try:
+                yield plain
+            finally:
+                plain.say(last=True)
+            return
+        outer, live = self.live, self.live or bars()
+        self.live, task = live, live.add_task(label, total=total, text="")
+        try:
+            live.start()
+            yield LiveBar(live, task)
+        finally:
+            self.live = outer
+            live.remove_task(task) if outer else live.stop()
+
+    def result(self, value: object) -> None:
+        """The command's result as one line of JSON, nan as null; without json nothing."""
+        if self.json:
+            clean = json.loads(json.dumps(value), parse_constant=lambda _: None)
+            print(json.dumps(clean), flush=True)
+
+    def table(self, renderable: "RenderableType") -> None:
+        """A table, or anything else that rich draws; with json nothing."""
+        from rich.text import Text
+
+        if not self.json:  # running text is left whole: a pipe wants lines, a terminal wraps
+            console(sys.stdout).print(renderable, soft_wrap=isinstance(renderable, Text))
+
+
+def console(file: TextIO) -> "Console":
+    from rich.console import Console
+
+    wide = file.isatty() or "COLUMNS" in os.environ
+    return Console(file=file, width=None if wide else PLAIN_WIDTH, highlight=False)
+
+
+def bars() -> "Progress":
+    from rich import progress as p
+
+    label, text = p.TextColumn("{task.description}"), p.TextColumn("{task.fields[text]}")
+    label.markup = text.markup = False
+    columns = label, p.BarColumn(), p.MofNCompleteColumn(), p.TimeRemainingColumn(), text
+    out = console(sys.stderr)
+    return p.Progress(*columns, console=out, redirect_stdout=False, redirect_stderr=False)

@@ -1,0 +1,287 @@
+"""What goes wrong with a critic's request, as CallError: in one kind of words, without a secret.
+
+One HTTP request of a remote critic: it ends in time and in size, and its errors hold no key.
+
+What critics of all providers do to text: make it fit to send, leave out a thought before it.
+"""
+
+import base64
+import email.utils
+import json
+import math
+import ssl
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import httpx
+
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Messages
+from mlxreflect.critics.base import Call
+from mlxreflect.prompts.messages import TAGS
+
+RETRIED = {408, 409, 429}  # and 5xx: the statuses that may be gone a moment later
+REPLY_BYTES = 32 * 2**20  # a longer body is no critique
+SECRET_HEADERS = ("authorization", "proxy-authorization", "api-key", "x-api-key")
+NOTHING = {"prompt": 0, "completion": 0}  # usage of a request that no model worked on
+
+
+class CallError(Exception):
+    """Why a call gave no usable text.
+
+    kind: one word, as Reply records it: connect, timeout, reset (broke before the reply's end),
+        http_NNN, empty, invalid (not in the provider's format), too_large, truncated_prompt.
+    retry: the same call may succeed a moment later.
+    retry_after: seconds the server asked us to wait.
+    usage: what the request took, where that is known: as Reply.usage.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        message: str,
+        *,
+        retry: bool = False,
+        retry_after: float | None = None,
+        usage: dict[str, int] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.retry = retry
+        self.retry_after = retry_after
+        free = kind == "connect" or kind.startswith("http_")  # refused, so not worked on
+        self.usage = NOTHING if usage is None and free else usage
+
+
+# ---- no reply ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def typed(shown: str) -> Iterator[None]:
+    """What httpx raises comes out as CallError. shown: the server's address, without a password."""
+    try:
+        yield
+    except httpx.ConnectTimeout:
+        said = f"no connection to {shown} in time"
+        raise CallError("timeout", said, retry=True, usage=NOTHING) from None
+    except httpx.TimeoutException:
+        raise CallError("timeout", f"no reply from {shown} in time", retry=True) from None
+    except (httpx.ConnectError, ConnectionError):  # ollama makes the second of refusals
+        raise CallError("connect", f"cannot reach {shown}", retry=True) from None
+    except httpx.TransportError:  # it was sent, so a model may have worked on it
+        raise CallError("reset", f"{shown} hung up without a reply", retry=True) from None
+    except httpx.RequestError as error:  # compressed in a way it is not; endless redirects
+        raise invalid(error) from None
+
+
+class Body(httpx.SyncByteStream):
+    """A response's body with an end: in time (a server may drip), in size, and by a typed error."""
+
+    def __init__(self, stream: httpx.SyncByteStream, deadline: float) -> None:
+        self.stream, self.deadline = stream, deadline
+
+    def __iter__(self) -> Iterator[bytes]:
+        size = 0
+        try:
+            for chunk in self.stream:
+                size += len(chunk)
+                if size > REPLY_BYTES:
+                    raise CallError("too_large", f"a reply of more than {REPLY_BYTES} bytes")
+                if time.monotonic() > self.deadline:
+                    raise httpx.ReadTimeout("the deadline passed while the reply came in")
+                yield chunk
+        except httpx.TimeoutException:
+            raise
+        except httpx.TransportError as error:
+            said = f"the connection broke inside the reply ({error})"
+            raise CallError("reset", said, retry=True) from None
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+def invalid(error: Exception) -> CallError:
+    """A reply in no known format. Asked again: servers send such while they start or stop."""
+    return CallError(
+        "invalid", f"not a reply in the provider's format ({type(error).__name__})", retry=True
+    )
+
+
+# ---- refused -------------------------------------------------------------------------------------
+
+
+def http_error(response: httpx.Response, secrets: Iterable[str] = ()) -> CallError:
+    """A refused request; `response` has been read. secrets: besides those of the request itself."""
+    try:
+        said = json.loads(response.content)
+    except (ValueError, RecursionError):
+        said = response.text
+    asked = response.headers.get("retry-after", "")
+    return refusal(response.status_code, said, {*secrets, *secrets_of(response)}, asked)
+
+
+def refusal(status: int, said: Any, secrets: Iterable[str] = (), asked: str = "") -> CallError:
+    """A refusal in the server's own words, cut to one short line; secrets go before that.
+
+    said: the body, or what it holds as JSON. asked: the header Retry-After.
+    """
+    text = " ".join(blotted(words(said), secrets).split())[:200]
+    return CallError(
+        f"http_{status}",
+        f"HTTP {status}: {text}" if text else f"HTTP {status}",
+        retry=status in RETRIED or status >= 500,
+        retry_after=retry_after(asked),
+    )
+
+
+def blotted(text: str, secrets: Iterable[str]) -> str:
+    for secret in sorted(secrets, key=len, reverse=True):  # one may be a part of another
+        text = text.replace(secret, "[key]")
+    return text
+
+
+def words(said: Any) -> str:
+    """What a refused request was told: {"error": {"message": …}}, {"detail": …} or plain text."""
+    for key in ("error", "message", "detail"):
+        if isinstance(said, dict) and said.get(key):
+            said = said[key]
+    try:
+        return said if isinstance(said, str) else json.dumps(said)
+    except RecursionError:  # nested just so deep that reading it went well
+        return ""
+
+
+def secrets_of(response: httpx.Response) -> set[str]:
+    """What of the request must not be repeated: some servers repeat the key they refuse."""
+    try:
+        request = response.request
+    except RuntimeError:  # made without one
+        return set()
+    found = [request.url.password, request.url.userinfo.decode("ascii", "replace")]
+    for name in SECRET_HEADERS:
+        value = request.headers.get(name, "")
+        scheme, _, token = value.partition(" ")
+        found += [value, token]
+        if scheme.lower() == "basic":
+            with suppress(ValueError):
+                plain = base64.b64decode(token).decode("utf-8", "replace")
+                found += [plain, plain.partition(":")[2]]
+    return {secret for secret in found if len(secret) >= 4}
+
+
+def retry_after(value: str) -> float | None:
+    """Seconds that a Retry-After header asks for: a number or an HTTP date; None for neither."""
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+CONNECT_S = 10.0
+PREFLIGHT_S = 30.0
+SEED_BITS = 0x7FFFFFFF  # some servers, Ollama among them, keep the seed in 32 bits, signed
+
+
+class Wire:
+    """Connections to one server, for any number of threads.
+
+    shown: the server's address in errors. secrets: what no error or text may hold, though the
+    server wrote it there. certificates: a file of those to trust; "": the usual ones.
+    """
+
+    def __init__(self, shown: str, secrets: Iterable[str] = (), certificates: str = "") -> None:
+        self.shown = shown
+        self.secrets = frozenset(secret for secret in secrets if secret)
+        self.http = httpx.Client(verify=trusted(certificates))
+
+    def fetch(self, request: httpx.Request, deadline: float) -> httpx.Response:
+        """The whole response, whatever its status. Raises CallError where there is none.
+
+        deadline: by time.monotonic().
+        """
+        limit(request, deadline)
+        with typed(self.shown):
+            response = self.http.send(request, stream=True)
+            try:
+                assert isinstance(response.stream, httpx.SyncByteStream)
+                response.stream = Body(response.stream, deadline)
+                response.read()
+            finally:
+                response.close()
+        return response
+
+    def clean(self, text: str) -> str:
+        return blotted(text, self.secrets)
+
+    def close(self) -> None:
+        self.http.close()
+
+
+def limit(request: httpx.Request, deadline: float) -> None:
+    """No wait of this request, for a connection or a byte, goes beyond the deadline."""
+    left = max(deadline - time.monotonic(), 0.001)
+    request.extensions["timeout"] = httpx.Timeout(left, connect=min(left, CONNECT_S)).as_dict()
+
+
+def trusted(certificates: str) -> ssl.SSLContext | bool:
+    if not certificates:
+        return True
+    try:
+        return ssl.create_default_context(cafile=certificates)
+    except OSError:  # also what ssl says of a file without any
+        raise UserError(
+            f"{certificates} is no file of certificates", "correct or unset AWS_CA_BUNDLE"
+        ) from None
+
+
+def encodable(messages: Messages) -> Messages:
+    """Half an emoji, as a policy's last token may leave it, has no UTF-8 form: send a "?"."""
+    return [
+        {key: value.encode("utf-8", "replace").decode("utf-8") for key, value in message.items()}
+        for message in messages
+    ]
+
+
+def strip_thought(text: str, call: Call) -> str:
+    """The text without a leading <think>…</think> that the critic wrote for itself.
+
+    In a solution whose own tags are `think`, a single block is its reasoning and stays; the first
+    of two is the critic's. One that has nothing but its thought to say is heard, but for verdicts.
+    An attempt is left as it is.
+    """
+    start, end = TAGS["think"]
+    head = text.lstrip()
+    solution = call.role in ("rewrite", "continue", "integrate", "answer")
+    own = solution and call.tags == "think" and text.count(end) < 2
+    if call.role == "attempt" or own or not head.startswith(start) or end not in head:
+        return text
+    thought, _, said = head.removeprefix(start).partition(end)
+    return said.lstrip() or ("" if call.schema else thought.strip())
+
+
+def fold_system(messages: Messages) -> Messages:
+    """The system message as the opening of the user's, for models that know no such role."""
+    if len(messages) < 2 or messages[0]["role"] != "system":
+        return messages
+    text = f"{messages[0]['content']}\n\n{messages[1]['content']}"
+    return [{**messages[1], "content": text}, *messages[2:]]
+
+
+def put_back(thought: str, text: str, unfinished: bool = False) -> str:
+    """A reply as it was written, before the server took the thought apart from the text.
+
+    Of a rewrite that thought may be the solution's own; what is to stay, `strip_thought` decides.
+    unfinished: the thought was cut off, so that nothing follows it.
+    """
+    start, end = TAGS["think"]
+    if end in text:
+        return text
+    # Where the prompt speaks of tags, mlx_lm.server leaves the opening one in the thought.
+    opened = ("" if thought.lstrip().startswith(start) else start) + thought
+    return opened if unfinished else opened + end + text

@@ -1,0 +1,1 @@
+"""Anyone's rows, and training data in the forms of others."""

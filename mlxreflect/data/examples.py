@@ -1,0 +1,284 @@
+"""Anyone's training data → Examples: what fits an objective, and what is held out of training.
+
+A row's form is told by its columns; of several, the one that the objective trains is taken.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Example, flat_from_row
+from mlxreflect.data.forms import FORMS, KINDS, Misfit, Turns, Unknown, form_of, group
+from mlxreflect.data.kept import COLUMN, restored
+from mlxreflect.data.messages import (
+    Fault,
+    Values,
+    answer,
+    asked,
+    messages_of,
+    number,
+    spoken,
+    text_of,
+)
+from mlxreflect.data.rows import Row, fold
+from mlxreflect.data.sources import TORN, BadRow, listed, rows_of
+
+OBJECTIVES = {
+    "sft": "sft", "dpo": "preference", "ipo": "preference", "exo_pair": "preference",
+    "orpo": "preference", "grpo": "group",
+}  # fmt: skip
+NAMES = (
+    "prompt", "chosen", "rejected", "completion", "completions", "rewards", "messages",
+    "conversations", "text", "system", "weight", "label",
+)  # fmt: skip
+# The texts of our own rows; those of a group are checked as anyone's.
+NATIVE = {"sft": ("completion",), "preference": ("chosen", "rejected"), "group": ()}
+
+
+def read_examples(
+    source: str,
+    objective: str,
+    *,
+    config: str = "",
+    split: str = "train",
+    columns: Mapping[str, str] | None = None,
+    turns: Turns = "all",
+    bad_row: Literal["skip", "fatal"] = "skip",
+    limit: int = 0,
+) -> tuple[list[Example], list[BadRow]]:
+    """The examples of a data set for an objective, and the rows that give none, in their order.
+
+    source: a .jsonl, .json, .csv, .tsv or .parquet file, a folder with one a split (train.jsonl),
+        or the name of a hub data set, of which `config` is taken.
+    columns: our name of a column → theirs. limit: at most so many examples; 0: all.
+    turns: what is trained of a conversation, "all" of the assistant's turns or the "last".
+    bad_row: "fatal" stops at the first; a torn last line of JSONL never does.
+
+    Raises UserError where the source cannot be read, nothing in it can be trained on, or a bad
+    row is fatal.
+    """
+    columns = dict(columns or {})
+    check_names(objective, columns)
+    found: list[Example] = []
+    bad: list[BadRow] = []
+    causes: list[Fault] = []
+    seen: dict[str, None] = {}
+    known: set[str] = set()
+    for row in rows_of(source, config, split):
+        try:
+            if isinstance(row, BadRow):
+                raise Fault(row.reason)
+            seen |= dict.fromkeys(row.values)
+            found += examples_of(row, OBJECTIVES[objective], columns, turns, known)
+        except Fault as fault:
+            if bad_row == "fatal" and str(fault) != TORN:
+                hint = "correct or delete that row, or set data.bad_row=skip"
+                raise UserError(f"{row.where}: {fault}", hint) from None
+            bad.append(BadRow(row.where, str(fault)))
+            causes.append(fault)
+        if 0 < limit <= len(found):
+            break
+    check_columns(source, columns, seen)
+    if not found:
+        raise nothing_left(source, objective, bad, causes)
+    return found[: limit if limit > 0 else None], bad
+
+
+def check_names(objective: str, columns: Mapping[str, str]) -> None:
+    """Raises UserError for an objective or a column of ours that there is not."""
+    if objective not in OBJECTIVES:
+        raise UserError(f"no objective {objective!r}", f"train one of: {', '.join(OBJECTIVES)}")
+    for name in columns:
+        if name not in NAMES:
+            raise UserError(
+                f"columns: {name!r} is no column that is read",
+                f"name theirs for one of ours: {', '.join(NAMES)}",
+            )
+
+
+def check_columns(source: str, columns: Mapping[str, str], seen: Mapping[str, None]) -> None:
+    """Raises UserError for a column that is asked for and in no row."""
+    for ours, its in columns.items():
+        if seen and its not in seen:
+            near = get_close_matches(its, seen, 1, cutoff=0.4) or [*seen][:1]
+            raise UserError(
+                f"{source}: no column {its!r} to take as {ours}; the columns are: {listed(seen)}",
+                f"name the column that holds {ours}, for example {listed(near)}",
+            )
+
+
+def nothing_left(
+    source: str, objective: str, bad: Sequence[BadRow], causes: Sequence[Fault]
+) -> UserError:
+    """Why there is nothing to train on: what is wrong with most rows."""
+    if not bad:
+        return UserError(f"{source}: no rows", "give a data file that holds examples")
+    worst = Counter(type(cause) for cause in causes).most_common(1)[0][0]
+    first = next(row for row, cause in zip(bad, causes, strict=True) if type(cause) is worst)
+    known = [", ".join(form.columns) for form in FORMS]
+    if worst is Unknown:
+        return UserError(
+            f"{source}: {first.reason}",
+            f"rename columns, or name theirs for ours; the forms known are: {'; '.join(known)}",
+        )
+    fit = [c for form, c in zip(FORMS, known, strict=True) if form.kind == OBJECTIVES[objective]]
+    if worst is Misfit:
+        return UserError(
+            f"{source}: nothing here fits {objective}; {first.reason}",
+            f"train one of these, or give rows for {objective}: {'; '.join(fit)}",
+        )
+    return UserError(
+        f"{source}: no row can be used; the first of {len(bad)} is {bad[0].where}: {bad[0].reason}",
+        f"correct the rows; {objective} trains on the columns: {'; '.join(fit)}",
+    )
+
+
+# ---- one row -------------------------------------------------------------------------------------
+
+
+def native(values: Values, kind: str) -> Example:
+    """A row of our examples.jsonl. Its token ids are kept."""
+    own = values.get("kind")
+    if not isinstance(own, str) or own not in KINDS:
+        raise Fault(f"kind is none of {', '.join(KINDS)}")
+    if own != kind:
+        raise Misfit(f"rows of the kind {own} are {KINDS[own]}")
+    given = {name: value for name, value in values.items() if value is not None}
+    example: Example = flat_from_row(Example, {"prompt": None, **given})
+    if not isinstance(example.source, dict) or not isinstance(example.mask, str):
+        raise Fault("source is no object, or mask is no text")
+    for name in NATIVE[kind]:
+        check_written(getattr(example, name), getattr(example, f"{name}_ids"), name)
+    same = (example.chosen, example.chosen_ids) == (example.rejected, example.rejected_ids)
+    if kind == "preference" and same:
+        raise Fault("chosen and rejected are the same")
+    if kind == "sft" and example.prompt == []:  # raw text
+        return example
+    prompt = asked({}, messages_of(example.prompt, "prompt"))
+    if kind != "group":
+        return replace(example, prompt=prompt)
+    texts = given.get("completions")
+    said = [spoken(text) for text in texts] if isinstance(texts, list) else texts
+    made = group({**given, "prompt": prompt, "completions": said}, "all")[0]
+    return replace(example, prompt=prompt, completions=made.completions, rewards=made.rewards)
+
+
+def check_written(text: Any, ids: Any, at: str) -> None:
+    """A text of our own; one with the tokens that the policy generated may be empty."""
+    if ids is None:
+        answer(spoken(text_of(text, at)), at)
+    elif not isinstance(text, str):
+        raise Fault(f"{at} is no text")
+    elif not isinstance(ids, list) or not ids or any(type(i) is not int or i < 0 for i in ids):
+        raise Fault(f"{at}_ids is no list of token ids")
+
+
+def examples_of(
+    row: Row, kind: str, columns: Mapping[str, str], turns: Turns, known: set[str]
+) -> list[Example]:
+    """The examples of a row, whose source names it. known: rows of a form that says each but once.
+
+    Raises Fault.
+    """
+    values = {name: value for name, value in row.values.items() if name not in columns.values()}
+    values |= {ours: row.values[its] for ours, its in columns.items() if its in row.values}
+    if values.get(COLUMN) is not None:
+        kept = restored(values)
+        if own := [one for one in kept if one.get("kind") == kind]:
+            return [replace(native(one, kind), weight=weight_of(one)) for one in own]
+        # They are of another kind: the row is what its columns say, and one example.
+        values, turns = {**values, "weight": kept[0]["weight"]}, "last"
+    weight = weight_of(values)
+    if values.get("schema") == Example.SCHEMA:
+        return [replace(native(values, kind), weight=weight)]
+    form = form_of(values, kind)
+    made = form.make(values, turns)
+    if form.once:
+        said = digest(json.dumps([[" ".join(t.split()) for t in texts_of(e)] for e in made]))
+        if said in known:
+            raise Fault("it is there twice")
+        known.add(said)
+    return [replace(e, weight=weight, source={"row": row.where, **e.source}) for e in made]
+
+
+def texts_of(example: Example) -> list[str]:
+    """What is asked, and the answers."""
+    texts = [example.completion, example.chosen, example.rejected]
+    return [*(message["content"] for message in example.prompt), *filter(None, texts)]
+
+
+def weight_of(values: Values) -> float:
+    weight = number(1 if values.get("weight") is None else values["weight"], "weight")
+    if weight <= 0:
+        raise Fault("weight is not above 0")
+    return weight
+
+
+# ---- held out ------------------------------------------------------------------------------------
+
+
+def split_examples(
+    examples: Sequence[Example], fraction_or_count: float, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """Examples to train on and examples held out, both in their order.
+
+    fraction_or_count: below 1 a share of the examples, else how many; never more are held out, and
+        fewer where prompts have several rows. Which ones depends on the prompts and the seed only.
+    Rows with one prompt, and the turns of one conversation, are all on one side.
+
+    Raises UserError where so many cannot be held out.
+    """
+    part = fraction_or_count
+    wanted = max(1, round(len(examples) * part)) if 0 < part < 1 else int(part)
+    if wanted == 0:
+        return list(examples), []
+    keys = group_keys(examples)
+    sizes = Counter(keys)
+    held: set[str] = set()
+    count = 0
+    for key in sorted(sizes, key=lambda key: digest(f"{seed} {key}")):
+        if count + sizes[key] <= wanted:
+            held.add(key)
+            count += sizes[key]
+    if not 0 < count < len(examples):
+        raise UserError(
+            f"{wanted} of {len(examples)} examples, with {len(sizes)} different prompts, "
+            "cannot be held out",
+            "add rows, or set data.held_out to another number; data.held_out=0 holds out none",
+        )
+    sides: tuple[list[Example], list[Example]] = ([], [])
+    for example, key in zip(examples, keys, strict=True):
+        sides[key in held].append(example)
+    return sides
+
+
+def group_keys(examples: Sequence[Example]) -> list[str]:
+    """What must stay together: the least digest of the prompts that rows connect."""
+    above: dict[str, str] = {}
+
+    def top(key: str) -> str:
+        while above.setdefault(key, key) != key:
+            above[key] = key = above[above[key]]
+        return key
+
+    keys = [prompt_key(example) for example in examples]
+    for example, key in zip(examples, keys, strict=True):
+        # "row …" comes after every hexadecimal digest, so where a row stands does not matter.
+        least, other = sorted((top(key), top(f"row {example.source.get('row', key)}")))
+        above[other] = least
+    return [top(key) for key in keys]
+
+
+def prompt_key(example: Example) -> str:
+    """A digest of the prompt without differences of case and spacing; of raw text, of the text."""
+    shown = [[m["role"], fold(m["content"])] for m in example.prompt]
+    return digest(json.dumps(shown or fold(example.completion or "")))
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

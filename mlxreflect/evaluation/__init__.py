@@ -1,0 +1,1 @@
+"""Evaluations: asked, kept in folders, compared, kept clean of training data."""

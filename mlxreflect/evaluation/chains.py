@@ -1,0 +1,469 @@
+"""Recursive inference, its pure part: what a chain asks next, when it stops, what it answers.
+
+A chain is attempt → critique → improved thinking, prefilled (or a retry prompt) → answer, and so on
+up to N answers: PRefLexOR's phase III (arXiv 2410.12375), and with two answers ReflectEvo's retry
+(arXiv 2505.16475). Nobody in it is shown the expected answer: every turn's visibility is "none".
+
+Rounds of recursive inference: the policy answers, a critic looks, all chains in lock-step.
+
+Every answer of a round is generated in one batch. What is asked next and when a chain stops stands
+in `recursion`.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+from typing import Any, Literal
+
+from mlxreflect.config.schema import ChainConfig, CriticConfig, EvalSpec
+from mlxreflect.core.records import Episode, Messages, Outcome, Problem, Turn
+from mlxreflect.core.seeds import seed_for
+from mlxreflect.critics.base import Call, Critic, Reply
+from mlxreflect.critics.local import SelfCritic
+from mlxreflect.graders.base import Grader
+from mlxreflect.models.policy import Completion, Policy
+from mlxreflect.prompts import messages as prompts
+from mlxreflect.prompts import templates as texts
+from mlxreflect.prompts.messages import ANSWER, TAGS, parse_response, without_tags
+from mlxreflect.tasks.base import Task
+from mlxreflect.train.network import Arrays
+
+ANSWERS = ("attempt", "continue", "retry", "integrate")  # roles whose text answers the question
+SELF = "self"  # the policy, as the critic of its own answers
+GIVEN = "given"  # the span of an answer that was prefilled
+Stop = Literal["", "grader", "critic"]
+
+
+@dataclass(eq=False)
+class Chain:
+    """An episode in the making. stopped: who was satisfied before the rounds were used up."""
+
+    problem: Problem
+    turns: list[Turn] = field(default_factory=list)
+    stopped: Stop = ""
+
+    def add(self, turn: Turn) -> Turn:
+        turn = replace(turn, index=len(self.turns))
+        self.turns.append(turn)
+        return turn
+
+    @property
+    def answers(self) -> list[Turn]:
+        return [turn for turn in self.turns if turn.role in ANSWERS]
+
+
+def correct(turn: Turn) -> bool:
+    return turn.verdict is not None and turn.verdict.correct
+
+
+def satisfied(said: str) -> bool:
+    """Whether a critique finds nothing wrong, in the words that it was asked to say so."""
+    return said.strip().strip("\"'.*").casefold().startswith(texts.PRAISE)
+
+
+# ---- what is asked next --------------------------------------------------------------------------
+
+
+def opening_of(text: str, tags: str) -> str:
+    """The thinking in a critic's text, from its tag on; where it is closed only the answer follows.
+
+    It ends in no white space: a tokenizer would join that with what follows. No tag is inside it,
+    with which no answer could keep the format; where nothing is left there is no opening.
+    """
+    start, end = TAGS[tags]
+    span = parse_response(text, tags).spans.get("think")
+    if span:
+        body = without_tags(text[slice(*span)], tags)
+        return f"{start}\n{body}\n{end}\n{ANSWER[0]}" if body else ""
+    _, tag, thought = text.partition(start)
+    body = without_tags((thought if tag else text).partition(ANSWER[0])[0], tags)
+    return f"{start}\n{body}" if body else ""
+
+
+def next_opening(chain: Chain, config: ChainConfig, tags: str) -> str:
+    """Improved thinking to prefill: of all that critics wrote what failed least; or "".
+
+    Thinking that has failed `config.tries` times, or that an answer ended in, loses its last line
+    until what is left has not; where nothing is left there is nothing to prefill.
+    """
+    start, end = TAGS[tags]
+    failed = failures(chain, config.tries, tags)
+    found: list[str] = []
+    for turn in chain.turns:
+        lines = opening_of(turn.text, tags).split("\n") if turn.role == "rewrite" else []
+        while lines and (failed["\n".join(lines)] >= config.tries or lines[-1] == end):
+            lines.pop()
+        if lines not in ([], [""], [start]):
+            found.append("\n".join(lines))
+    return min(found, key=failed.__getitem__, default="")
+
+
+def failures(chain: Chain, tries: int, tags: str) -> Counter[str]:
+    """How often what was prefilled led to no good answer; whole thoughts count as given up."""
+    start, _ = TAGS[tags]
+    found: Counter[str] = Counter()
+    for turn in chain.answers:
+        found[given(turn)] += 1
+        if span := turn.spans.get("think"):
+            found[f"{start}\n{turn.text[slice(*span)].strip()}"] += tries
+    return found
+
+
+def given(turn: Turn) -> str:
+    """What an answer was given to begin with."""
+    return turn.text[slice(*turn.spans.get(GIVEN, [0, 0]))]
+
+
+def failed_steps(chain: Chain, opening: str, tags: str) -> list[str]:
+    """How answers that failed went on after an opening ("": how they began), without repeats.
+
+    Each up to its line's equals sign, or the whole line. What stands after that sign is not left
+    open: a model that may not write 5 + 4 = 7 again will write 5 + 4 = 8.
+    """
+    start, _ = TAGS[tags]
+    head = f"{opening or start}\n"
+    thoughts = [turn.text[: turn.spans["think"][1]] for turn in chain.answers
+                if "think" in turn.spans]  # fmt: skip
+    # Where the prompt itself ends in the tag, answers begin after it.
+    thoughts = [text if start in text else f"{start}\n{text.lstrip()}" for text in thoughts]
+    lines = [text[len(head) :].split("\n")[0] for text in thoughts if text.startswith(head)]
+    stems = [line.partition("=")[0].rstrip() for line in lines]
+    return [("\n" if opening else head) + stem for stem in dict.fromkeys(stems) if stem]
+
+
+# ---- what a chain answers ------------------------------------------------------------------------
+
+
+def answer_of(chain: Chain, config: ChainConfig, rounds: int | None = None) -> Turn:
+    """A chain's answer after its first rounds (all of them): the last one.
+
+    Of fresh samples that nobody looks at the most frequent one, the first given of equals.
+    """
+    answers = chain.answers[:rounds]
+    if config.gated or config.round != "resample" or config.feedback != "none":
+        return answers[-1]
+    if answers[-1].role == "integrate":
+        return answers[-1]
+    votes = Counter(turn.parsed for turn in answers if turn.parsed is not None)
+    winner = max(votes, key=votes.__getitem__) if votes else answers[0].parsed
+    return next(turn for turn in answers if turn.parsed == winner)
+
+
+def episode_of(chain: Chain, config: ChainConfig, wave: int) -> Episode:
+    final, first = answer_of(chain, config), correct(chain.answers[0])
+    right = correct(final)
+    status: Literal["solved_first", "solved", "discarded"] = (
+        ("solved_first" if final is chain.answers[0] else "solved") if right else "discarded"
+    )
+    outcome = Outcome(first, final.index if right else None, status)
+    return Episode("chain", 0, wave, chain.problem, list(chain.turns), outcome)
+
+
+def chain_of(episode: Episode, stopped: Stop) -> Chain:
+    return Chain(episode.problem, list(episode.turns), stopped)
+
+
+# ---- figures -------------------------------------------------------------------------------------
+
+
+def figures(chains: Sequence[Chain], config: ChainConfig) -> dict[str, Any]:
+    """What rounds gained and took, over all chains.
+
+    name: what the last of acc_at is usually called. acc_at: accuracy of what chains answer after
+    round 1, 2, … (a chain that has stopped keeps its answer), and after they were integrated.
+    right_to_wrong, wrong_to_right: of the last answer against the first; a grader that stops chains
+    keeps what is right. samples: solutions drawn from the policy. tokens, a question's: generated
+    by the policy (its critiques of itself too), prefilled (put into its mouth), of the critic.
+    failed: critic calls.
+    """
+    most = max(len(chain.answers) for chain in chains)
+    acc = [
+        fmean(correct(answer_of(chain, config, k)) for chain in chains)
+        for k in range(1, most + 1)
+    ]  # fmt: skip
+    moved = Counter(
+        (correct(chain.answers[0]), correct(answer_of(chain, config))) for chain in chains
+    )
+    answers = [turn for chain in chains for turn in chain.answers]
+    others = [turn for chain in chains for turn in chain.turns if turn.role not in ANSWERS]
+    own = [turn for turn in others if turn.actor == SELF]
+    each = len(chains)
+    return {
+        "name": name_of(config), "rounds": config.rounds, "round": config.round,
+        "feedback": config.feedback,
+        "gated": config.gated, "stops": config.stops, "acc_at": acc, "delta": acc[-1] - acc[0],
+        "right_to_wrong": moved[True, False], "wrong_to_right": moved[False, True],
+        "samples_mean": (len(answers) + sum(turn.role == "rewrite" for turn in own)) / each,
+        "tokens_generated": generated(chains) / each,
+        "tokens_prefilled": sum(turn.usage.get("prefilled", 0) for turn in answers) / each,
+        "tokens_critic": (written(others) - written(own)) / each,
+        "stopped": dict(Counter(chain.stopped or "rounds" for chain in chains)),
+        "failed": sum(turn.error is not None for turn in others),
+    }  # fmt: skip
+
+
+def name_of(config: ChainConfig) -> str:
+    """pass@N: one of N samples is right, as the grader sees; maj@N: what most of N say is."""
+    if config.integrate:
+        return "integrated"
+    if config.round == "resample" and config.feedback == "none":
+        return f"{'pass' if config.gated else 'maj'}@{config.rounds}"
+    return f"Acc@t{config.rounds}"
+
+
+def generated(chains: Sequence[Chain]) -> int:
+    """Tokens that the policy generated: answers, and what it said of them itself."""
+    turns = [turn for chain in chains for turn in chain.turns]
+    return written([turn for turn in turns if turn.role in ANSWERS or turn.actor == SELF])
+
+
+def written(turns: Sequence[Turn]) -> int:
+    return sum(turn.usage.get("completion", 0) for turn in turns)
+
+
+Seed = tuple[int | str, ...]
+AnswerRole = Literal["attempt", "continue", "retry", "integrate"]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What the policy is to answer. opening: of its answer. banned: texts that do not follow it."""
+
+    chain: Chain
+    role: AnswerRole
+    messages: Messages
+    opening: str = ""
+    banned: tuple[str, ...] = ()
+
+
+class Rounds:
+    """Plays chains of an evaluation's `[chain]`.
+
+    critic: whose feedback it is; None where nobody gives any. grader: by its verdict gated chains
+    stop, and it is nobody's feedback.
+    """
+
+    def __init__(
+        self, policy: Policy, task: Task, spec: EvalSpec, grader: Grader, critic: Critic | None
+    ) -> None:
+        self.policy, self.task, self.spec, self.grader = policy, task, spec, grader
+        self.config: ChainConfig = spec.chain
+        self.critic = critic
+        self.tags = spec.prompt.tags
+        self.templates = texts.BUNDLED.replaced(spec.prompt.templates)
+
+    def play(
+        self,
+        problems: Sequence[Problem],
+        seed: Seed,
+        told: Callable[[str], None] | None = None,
+    ) -> list[Chain]:
+        """Chains of these problems, in their order. told: which round is under way."""
+        chains = [Chain(problem) for problem in problems]
+        self.answer([Ask(c, "attempt", self.attempt(c.problem)) for c in chains], (*seed, 1))
+        for number in range(2, self.config.rounds + 1):
+            if not open_chains(chains):
+                break
+            if told:
+                told(f"round {number}: {len(open_chains(chains))} open")
+            self.look(open_chains(chains), seed, number)
+            asks = [self.next_ask(chain, number) for chain in open_chains(chains)]
+            self.answer(asks, (*seed, number))
+        if self.config.integrate:
+            several = [c for c in open_chains(chains) if len(c.answers) > 1]
+            self.answer([self.merge(chain) for chain in several], (*seed, "integrate"))
+        return chains
+
+    # ---- the policy -----------------------------------------------------------------------------
+
+    def attempt(self, problem: Problem) -> Messages:
+        asked, shown = self.task.instruction(problem), self.task.show(problem)
+        style = self.spec.prompt.style
+        return prompts.attempt_messages(asked, shown, self.tags, style, self.templates)
+
+    def next_ask(self, chain: Chain, number: int) -> Ask:
+        """The prompt of a further answer."""
+        config, problem, last = self.config, chain.problem, chain.answers[-1]
+        if config.round == "retry":
+            asked, shown = self.task.instruction(problem), self.task.show(problem)
+            said = chain.turns[-1]
+            heard = (
+                said.text if said.role in ("critique", "reflection") and not said.error else None
+            )
+            messages = prompts.rewrite_messages(
+                asked, shown, last.text, heard, self.tags, None, self.templates
+            )
+            return Ask(chain, "retry", messages)
+        if config.round == "reflect":
+            asked, shown = self.task.instruction(problem), self.task.show(problem)
+            return Ask(
+                chain,
+                "retry",
+                prompts.reflect_and_retry_messages(
+                    asked, shown, last.text, self.tags, self.templates
+                ),
+            )
+        prefills = config.round == "prefill" and number > config.fresh
+        opening = next_opening(chain, config, self.tags) if prefills else ""
+        known = config.avoid and config.feedback != "none"  # else nobody has said what failed
+        banned = failed_steps(chain, opening, self.tags) if known else []
+        role: AnswerRole = "continue" if opening else "attempt"
+        return Ask(chain, role, self.attempt(problem), opening, tuple(banned))
+
+    def merge(self, chain: Chain) -> Ask:
+        asked, shown = self.task.instruction(chain.problem), self.task.show(chain.problem)
+        texts = [turn.text for turn in chain.answers]
+        messages = prompts.integrate_messages(asked, shown, texts, self.tags, self.templates)
+        return Ask(chain, "integrate", messages)
+
+    def answer(self, asks: Sequence[Ask], seed: Seed) -> None:
+        """Generate and grade; a right answer stops a gated chain."""
+        encoded = [self.policy.encode(ask.messages) for ask in asks]
+        openings = [
+            self.encode_opening(ids, ask.opening) for ids, ask in zip(encoded, asks, strict=True)
+        ]
+        reflects = self.config.round == "reflect" and asks and asks[0].role == "retry"
+        completions = self.policy.generate(
+            [ids + more for ids, more in zip(encoded, openings, strict=True)],
+            temperature=self.spec.temperature,
+            top_p=self.spec.top_p,
+            max_new_tokens=self.spec.max_new_tokens + (self.config.max_tokens if reflects else 0),
+            batch=self.spec.batch,
+            seed=("chain", *seed),
+            stop=self.spec.stop,
+            banned=[self.encode_banned(ids, a) for ids, a in zip(encoded, asks, strict=True)],
+        ) if asks else []  # fmt: skip
+        for ask, more, completion in zip(asks, openings, completions, strict=True):
+            turn = ask.chain.add(self.turn(ask, len(more), completion))
+            if self.config.stops and self.config.gated and correct(turn):
+                ask.chain.stopped = "grader"
+
+    def encode_opening(self, prompt: list[int], opening: str) -> list[int]:
+        """Tokens of a prefilled opening, less the tag that the prompt itself ends in."""
+        start, _ = TAGS[self.tags]
+        if opening and self.policy.decode(prompt[-8:]).rstrip().endswith(start):
+            opening = opening.removeprefix(start).removeprefix("\n")
+        return self.policy.encode_response(prompt, opening)[:-1] if opening else []
+
+    def encode_banned(self, prompt: list[int], ask: Ask) -> list[list[int]]:
+        """Token sequences that must not open what is generated."""
+        whole = [self.encode_opening(prompt, ask.opening + text) for text in ask.banned]
+        skip = len(self.encode_opening(prompt, ask.opening))
+        return [ids[skip:] for ids in whole]
+
+    def turn(self, ask: Ask, prefilled: int, completion: Completion) -> Turn:
+        text = ask.opening + completion.text
+        grade = self.grader(ask.chain.problem, text, self.tags, self.spec.prompt.style)
+        spans = parse_response(text, self.tags, self.spec.prompt.style).spans
+        used = {"prompt": completion.prompt_tokens, "completion": len(completion.token_ids)}
+        return Turn(
+            index=-1,
+            parent=ask.chain.turns[-1].index if ask.chain.turns else None,
+            role=ask.role,
+            actor=f"policy:{self.policy.name}",
+            messages=ask.messages,
+            text=text,
+            spans=spans | ({GIVEN: [0, len(ask.opening)]} if ask.opening else {}),
+            parsed=grade.parsed,
+            verdict=grade.verdict,
+            finish_reason=completion.finish_reason,
+            token_ids=completion.token_ids,
+            usage=used | ({"prefilled": prefilled} if prefilled else {}),
+        )
+
+    # ---- the critic -----------------------------------------------------------------------------
+
+    def look(self, chains: Sequence[Chain], seed: Seed, number: int) -> None:
+        """A critique of each chain's last answer; where that is praised an ungated chain stops.
+
+        With round = "prefill" the critic also writes the thinking again that it finds fault with.
+        """
+        if self.critic is None:
+            return
+        for chain, turn in self.ask(chains, "critique", seed, number):
+            chain.add(turn)
+            if (
+                self.config.stops
+                and not self.config.gated
+                and turn.error is None
+                and satisfied(turn.text)
+            ):
+                chain.stopped = "critic"
+        if self.config.round != "prefill":
+            return
+        faulty = [c for c in open_chains(chains)
+                  if c.turns[-1].error is None and not satisfied(c.turns[-1].text)]  # fmt: skip
+        for chain, turn in self.ask(faulty, "rewrite", seed, number):
+            chain.add(turn)
+
+    def ask(
+        self, chains: Sequence[Chain], role: Literal["critique", "rewrite"], seed: Seed, number: int
+    ) -> list[tuple[Chain, Turn]]:
+        assert self.critic is not None
+        calls = [self.call(chain, role, seed, number) for chain in chains]
+        replies = self.critic.ask(calls)
+        return [
+            (chain, heard(chain, call, reply, self.critic.actor))
+            for chain, call, reply in zip(chains, calls, replies, strict=True)
+        ]
+
+    def call(
+        self, chain: Chain, role: Literal["critique", "rewrite"], seed: Seed, number: int
+    ) -> Call:
+        """A request that shows no answer and no verdict of the grader."""
+        problem, last = chain.problem, chain.answers[-1]
+        shown = self.task.show(problem)
+        if role == "critique":
+            messages = prompts.check_messages(shown, last.text, self.tags, self.templates)
+            said, template = "", "check"
+        else:
+            said, template = chain.turns[-1].text, "rewrite"
+            messages = prompts.rewrite_messages(
+                self.task.instruction(problem), shown, last.text, said, self.tags, None,
+                self.templates,
+            )  # fmt: skip
+        return Call(
+            role=role,
+            problem=problem,
+            messages=messages,
+            text=last.text,
+            feedback=said,
+            visibility="none",
+            template=self.templates.version(template),
+            tags=self.tags,
+            attempt=f"chain/{number}",
+            seed=seed_for("chain", *seed, number, role, problem.id),
+        )
+
+
+def open_chains(chains: Sequence[Chain]) -> list[Chain]:
+    return [chain for chain in chains if not chain.stopped]
+
+
+def heard(chain: Chain, call: Call, reply: Reply, actor: str) -> Turn:
+    """A critic's turn; what the policy says of its own answer is a reflection."""
+    role: Literal["critique", "reflection", "rewrite"] = (
+        "rewrite" if call.role == "rewrite" else "reflection" if actor == SELF else "critique"
+    )
+    return Turn(
+        index=-1,
+        parent=chain.turns[-1].index,
+        role=role,
+        actor=actor,
+        messages=call.messages,
+        text=reply.text,
+        visibility=call.visibility,
+        finish_reason=reply.finish_reason,
+        token_ids=reply.token_ids,
+        usage=reply.usage,
+        error=reply.error,
+    )
+
+
+def self_critic(policy: Policy, spec: EvalSpec, weights: Arrays | None = None) -> SelfCritic:
+    """The policy as the critic of its own answers. weights: that it has then, if others."""
+    config = CriticConfig(
+        temperature=spec.chain.temperature, max_tokens=spec.chain.max_tokens, model=policy.name
+    )
+    return SelfCritic(policy, config, spec.batch, weights)

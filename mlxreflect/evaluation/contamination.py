@@ -1,0 +1,288 @@
+"""What evaluations ask, and what of it occurs in data that is to be trained on.
+
+Evaluations are named by their spec, by a task, or by a file whose rows have a question each.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Any, TextIO
+
+from mlxreflect.config.job import DataConfig
+from mlxreflect.config.recipe import eval_spec
+from mlxreflect.config.schema import EvalSpec, Recipe
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import dump_line, write_atomic
+from mlxreflect.core.records import Example, Problem
+from mlxreflect.core.ui import Ui, safe_text
+from mlxreflect.data.contamination import (
+    FILE,
+    Index,
+    Match,
+    Question,
+    build_index,
+    count,
+    find,
+    in_words,
+    told,
+)
+from mlxreflect.data.rows import local_path
+from mlxreflect.data.sources import READERS, BadRow, listed, rows_of
+from mlxreflect.evaluation.evaluate import eval_problems, find_spec
+from mlxreflect.tasks import clean_problems, get_task, question_of
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+
+QUESTIONS = ("question", "problem", "prompt")  # columns of a file that is named as an evaluation
+SHOWN = 20  # rows of a table
+MOST_TEXT = 200  # characters of a cell
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What is left to train on, a row for each problem left out, and the counts of these.
+
+    counts: None where nobody looked.
+    """
+
+    problems: dict[str, Problem]
+    rows: list[dict[str, Any]]
+    counts: dict[str, Any] | None
+
+    def sentence(self) -> str:
+        return told(self.counts) if self.counts else "off"
+
+
+# ---- what is asked -------------------------------------------------------------------------------
+
+
+def questions_of_spec(
+    name: str, spec: EvalSpec, asked: Sequence[Problem] | None = None
+) -> list[Question]:
+    """All that a spec may ask: its limit may be another the next time.
+
+    asked: what it asks this time; all there is of a task that makes its problems, which takes a
+        second.
+    """
+    task = get_task(spec.task.name)
+    if asked is None or not task.generated:
+        whole = spec if task.generated else spec.model_copy(update={"limit": 0})
+        asked = eval_problems(task, whole)
+    return [question_of(problem, name) for problem in asked]
+
+
+def is_file(name: str) -> bool:
+    """Whether an evaluation is named by a data file, not by a spec or a task."""
+    return local_path(name).suffix.lower() in READERS
+
+
+def further_specs(recipe: Recipe) -> list[EvalSpec]:
+    """Those that a recipe keeps clean of beside its own evaluation, data files left out."""
+    return [find_spec(name, 0, "", []) for name in recipe.eval.against if not is_file(name)]
+
+
+def questions_of_file(name: str) -> Iterator[Question]:
+    """The questions of a file's rows, whose ids are their own or where they stand."""
+    for row in rows_of(name, "", "train"):
+        if isinstance(row, BadRow):
+            raise UserError(f"{row.where}: {row.reason}", "correct or delete that row")
+        found = [row.values[key] for key in QUESTIONS if isinstance(row.values.get(key), str)]
+        if not found:
+            raise UserError(
+                f"{row.where}: no {', '.join(QUESTIONS)}; its columns are: {listed(row.values)}",
+                "name the column question, or give an eval spec that maps it",
+            )
+        at = str(row.values.get("id") or row.where.rpartition(", ")[2])
+        yield Question(name, at, found[:1], found[0])
+
+
+def index_of(names: Iterable[str], n: int, first: Sequence[Question] = ()) -> Index:
+    """Evaluations by name, to be looked up in; n: words in a row that count, 0: none."""
+    asked = list(first)
+    for name in names:
+        found = (
+            list(questions_of_file(name)) if is_file(name)
+            else questions_of_spec(name, find_spec(name, 0, "", []))
+        )  # fmt: skip
+        if not found:
+            raise UserError(f"{name}: no questions in it", "give an evaluation that has some")
+        asked += found
+    return build_index(asked, n)
+
+
+# ---- a recipe's problems -------------------------------------------------------------------------
+
+
+def clean(recipe: Recipe, held_out: Sequence[Problem] | None = None) -> Cleaned:
+    """The problems a recipe learns from, without those that its evaluations ask.
+
+    held_out: what its own evaluation asks, where that is known already.
+    """
+    config = recipe.eval
+    if config.decontaminate == "off":
+        return Cleaned(clean_problems(recipe, None)[0], [], None)
+    index = exam_index(recipe, held_out)
+    problems, left_out = clean_problems(recipe, index)
+    rows = [record(problem.id, match) for problem, match in left_out]
+    return Cleaned(problems, rows, count([match for _, match in left_out], index))
+
+
+def exam_index(recipe: Recipe, held_out: Sequence[Problem] | None = None) -> Index:
+    """What a recipe's training data are kept clean of, to be looked up in."""
+    config = recipe.eval
+    own = questions_of_spec(config.spec or recipe.task.name, eval_spec(recipe), held_out)
+    n = config.ngram if config.decontaminate == "overlap" else 0
+    return index_of(config.against, n, own)
+
+
+def record(name: str, match: Match) -> dict[str, Any]:
+    """A line of decontamination.jsonl: what was left out, and where it occurs."""
+    return {
+        "schema": "collision/1", "id": name, "question": match.text, "spec": match.spec,
+        "eval_id": match.id, "how": match.how, "shared": match.shared,
+    }  # fmt: skip
+
+
+def keep_rows(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """The rows as a file, whole or as it was; no row, no file."""
+    if rows:
+        write_atomic(folder / FILE, "".join(map(dump_line, rows)))
+
+
+# ---- anyone's training data ----------------------------------------------------------------------
+
+
+def clean_examples(
+    examples: Sequence[Example], data: DataConfig
+) -> tuple[list[Example], list[dict[str, Any]], dict[str, Any] | None]:
+    """Examples whose row occurs in no evaluation, a record for each row that does, and the counts.
+
+    Everything in a row is looked at, also what is only shown: prompts, answers, earlier turns.
+    Raises UserError where nothing is left.
+    """
+    if not data.against:
+        return list(examples), [], None
+    index = index_of(data.against, data.ngram)
+    found: dict[str, Match] = {}
+    names = [str(e.source.get("row") or f"example {i}") for i, e in enumerate(examples, 1)]
+    for name, example in zip(names, examples, strict=True):
+        texts = texts_of(example)
+        if name not in found and (match := find(index, texts, texts)):
+            found[name] = match
+    if len(found) == len(set(names)):
+        raise UserError(
+            f"nothing to train on: all {len(found)} rows occur in {', '.join(data.against)}",
+            "give other data, or set data.ngram=0 where they only share words",
+        )
+    kept = [e for name, e in zip(names, examples, strict=True) if name not in found]
+    rows = [record(name, match) for name, match in found.items()]
+    return kept, rows, count(list(found.values()), index)
+
+
+def texts_of(example: Example) -> list[str]:
+    said = [example.completion, example.chosen, example.rejected, *(example.completions or [])]
+    return [*(m["content"] for m in example.prompt), *(text for text in said if text)]
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def decontaminate(data: DataConfig, out: Path | None, ui: Ui) -> dict[str, Any]:
+    """`mlxreflect decontaminate`: what of a data set occurs in evaluations; the rest goes to `out`.
+
+    All texts of a row are looked at. Raises UserError where `out` is there or cannot be written.
+    """
+    index = index_of(data.against, data.ngram)
+    bad: list[BadRow] = []
+    found: list[tuple[str, Match]] = []
+    read = 0
+    rows = rows_of(data.source, data.config, data.split)
+    first = list(islice(rows, 1))  # what cannot be read is told before the bar begins
+    with writing(out) as file, ui.progress("reading") as bar:
+        for row in chain(first, rows):
+            bar.advance(1)
+            if isinstance(row, BadRow):
+                bad.append(row)
+                continue
+            read += 1
+            texts = strings(row.values)
+            if match := find(index, texts, texts):
+                found.append((row.where, match))
+            elif file:
+                file.write(json.dumps(row.values, default=str) + "\n")
+    return {
+        "data": data.source, "against": data.against, "rows": read, "clean": read - len(found),
+        **count([match for _, match in found], index),
+        "unreadable": [{"where": row.where, "reason": row.reason} for row in bad],
+        "out": str(out) if out else None,
+        "collisions": [record(where, match) for where, match in found],
+    }  # fmt: skip
+
+
+def strings(value: Any) -> list[str]:
+    """All texts in a row of data, however deep, in their order."""
+    found: list[str] = []
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            found.append(one)
+        elif isinstance(one, (dict, list)):
+            left += reversed(list(one.values()) if isinstance(one, dict) else one)
+    return found
+
+
+@contextmanager
+def writing(out: Path | None) -> Iterator[TextIO | None]:
+    """A new file that is there once all of it is; None where none is wanted."""
+    if out is None:
+        yield None
+        return
+    if out.suffix.lower() not in ("", ".jsonl"):
+        raise UserError(
+            f"{out}: rows are written as JSON lines",
+            f"give --out {quote(str(out.with_suffix('.jsonl')))}",
+        )
+    if out.exists():
+        raise UserError(f"{out} is there already", "give another --out")
+    part = out.with_name(out.name + ".tmp")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            yield file
+        part.replace(out)
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror}", "give another --out") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def render_decontaminated(result: dict[str, Any]) -> "Group":
+    """Counts and the first rows as a table, and a sentence."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    parts: list[Any] = []
+    shown = result["collisions"][:SHOWN]
+    if shown:
+        title = "" if len(shown) == result["dropped"] else f"The first {len(shown)}"
+        table = Table(title=title or None, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for column in ("row", "occurs in", "as", "what they share"):
+            table.add_column(column, overflow="fold")
+        for row in shown:
+            cells = row["id"], f"{row['spec']} {row['eval_id']}", row["how"], row["shared"]
+            table.add_row(*(Text(safe_text(cell[:MOST_TEXT])) for cell in cells))
+        parts += [table, Text()]
+    said = [in_words(result, "row"), f"{result['clean']} of {result['rows']} rows are clean"]
+    if result["unreadable"]:
+        said.append(f"{len(result['unreadable'])} could not be read")
+    if result["out"]:
+        said.append(f"the clean ones are in {result['out']}")
+    return Group(*parts, Text(safe_text("; ".join(said)), "bold"))

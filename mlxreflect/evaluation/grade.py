@@ -1,0 +1,156 @@
+"""Grading other people's responses: rows in, verdicts out.
+
+Grading anew what an evaluation generated: an arm folder → another one under other rules.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mlxreflect.config.schema import EvalSpec
+from mlxreflect.config.toml import validate
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import dump_line, read_json, read_rows, write_atomic
+from mlxreflect.core.records import Problem, Sample, flat_from_row
+from mlxreflect.data.rows import Row, read_file
+from mlxreflect.evaluation.evaluate import continue_only, sample_row, write_results
+from mlxreflect.graders.base import Grader
+from mlxreflect.tasks import find_rules, get_task
+
+
+def grade_file(
+    task_name: str, path: Path, rules: str = "", tags: str = "think", style: str = "thinking"
+) -> Iterator[dict[str, Any]]:
+    """Grade the rows {"id", "response", …} of a JSONL file, one at a time.
+
+    What is expected stands in the row: "gold" (for the task jsonl with "answer_type" and
+    "choices"), or "numbers" and "target" for countdown. rules: a set of the task's. Yields {"id",
+    "correct", "format_ok", "parsed", "reason"}, and "score" where the rules have one. Raises
+    UserError naming file and line of a row that cannot be graded.
+    """
+    task = get_task(task_name)
+    find_rules(task, rules)
+    for row in read_file(Path(path)):
+        name, response = field(row, "id"), field(row, "response")
+        if not isinstance(response, str):
+            raise UserError(f"{row.where}: response is no text", 'write "response": "…"')
+        try:
+            problem = task.from_row(row.values)
+        except UserError as error:
+            raise UserError(f"{row.where}: {error.message}", error.hint) from None
+        _, grader = find_rules(task, rules, problem.fields.get("answer_type", ""))
+        grade = grader(problem, response, tags, style)
+        score = {} if grade.score is None else {"score": grade.score}
+        yield {
+            "id": name,
+            "correct": grade.verdict.correct,
+            "format_ok": grade.verdict.format_ok,
+            "parsed": grade.parsed,
+            "reason": grade.verdict.reason,
+            **score,
+        }
+
+
+def field(row: Row, name: str) -> Any:
+    if name not in row.values:
+        raise UserError(
+            f"{row.where}: no {name!r}; the row has: {', '.join(row.values) or 'nothing'}",
+            'each row holds "id", "response" and what is expected, such as "gold"',
+        )
+    return row.values[name]
+
+
+FILES = ("setup.json", "problems.jsonl", "samples.jsonl")
+AGAIN = "give an evaluation's folder, or evaluate again: mlxreflect eval SPEC --model M --out DIR"
+
+
+def rescore(folder: Path, rules: str = "", out: Path | None = None) -> dict[str, Any]:
+    """Grade a folder's samples under named rules ("": the headline ones) into another folder.
+
+    out: FOLDER/graded/RULES by default. The spec of the new folder names the rules, so that
+    `compare` refuses to mix two sets of them. Returns its results, and in "changed" how many
+    verdicts are others than before. Raises UserError for a folder that is no evaluation.
+    """
+    setup, problems, samples = read_arm(folder)
+    spec = validate(EvalSpec, setup["spec"], folder / "setup.json")
+    task = get_task(spec.task.name)
+    name, grader = find_rules(task, rules, spec.task.answer_type)
+    out = out or folder / "graded" / name
+    if out.resolve() == folder.resolve():
+        raise UserError(f"--out {out} is the evaluation itself", "give another --out")
+    # As an evaluation records it: the headline's name is left out.
+    headline, _ = find_rules(task, "", spec.task.answer_type)
+    named = {} if name == headline else {"rules": name}
+    setup["spec"] = {**{k: v for k, v in setup["spec"].items() if k != "rules"}, **named}
+    graded = [regraded(sample, problems[sample.problem_id], grader, spec) for sample in samples]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror}", "give another --out") from None
+    continue_only(out, setup)
+    for file in ("problems.jsonl", "shots.jsonl"):
+        if (folder / file).is_file():
+            write_atomic(out / file, (folder / file).read_text(encoding="utf-8"))
+    write_atomic(out / "samples.jsonl", lines_of([sample_row(s) for s in graded]))
+    results = write_results(out, setup, name)
+    changed = sum(a.correct != b.correct for a, b in zip(samples, graded, strict=True))
+    return {**results, "changed": changed, "out": str(out)}
+
+
+def read_arm(folder: Path) -> tuple[dict[str, Any], dict[str, Problem], list[Sample]]:
+    """Setup, problems by id and samples of an evaluation; a torn last line is left out."""
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: no such folder",
+            "give an evaluation's folder, or a task and a file: mlxreflect grade gsm8k FILE",
+        )
+    for name in FILES:
+        if not (folder / name).is_file():
+            inside = next(iter(sorted(folder.glob("eval/*/samples.jsonl"))), None)
+            hint = f"name one of its evaluations, such as {inside.parent}" if inside else AGAIN
+            raise UserError(f"{folder}: no {name} in it", hint)
+    setup = read_json(folder / "setup.json")
+    if not isinstance(setup.get("spec"), dict):
+        raise UserError(f"{folder / 'setup.json'}: no spec in it", AGAIN)
+    problems: dict[str, Problem] = {}
+    for row in rows_with(folder / "problems.jsonl", ("id", "task", "fields")):
+        problem: Problem = flat_from_row(Problem, row)
+        problems[problem.id] = problem
+    path = folder / "samples.jsonl"
+    needed = ("task", "problem_id", "sample", "text", "token_ids", "finish_reason", "parsed",
+              "correct", "format_ok")  # fmt: skip
+    samples: list[Sample] = [flat_from_row(Sample, row) for row in rows_with(path, needed)]
+    if not samples:
+        raise UserError(f"{path}: no samples in it", "evaluate first; this one did not get far")
+    for number, sample in enumerate(samples, 1):
+        if sample.problem_id not in problems:
+            raise UserError(
+                f"{path}, row {number}: problem {sample.problem_id} is not in problems.jsonl", AGAIN
+            )
+        if not isinstance(sample.text, str):
+            raise UserError(f"{path}, row {number}: text is no text", "restore that file")
+    return setup, problems, samples
+
+
+def rows_with(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    rows = list(read_rows(path))
+    for number, row in enumerate(rows, 1):
+        if missing := [key for key in keys if key not in row]:
+            raise UserError(f"{path}, row {number}: no {missing[0]!r}", "restore that file")
+    return rows
+
+
+def regraded(sample: Sample, problem: Problem, grader: Grader, spec: EvalSpec) -> Sample:
+    grade = grader(problem, sample.text, spec.prompt.tags, spec.prompt.style)
+    return replace(
+        sample,
+        parsed=grade.parsed,
+        correct=grade.verdict.correct,
+        format_ok=grade.verdict.format_ok,
+        score=grade.score,
+    )
+
+
+def lines_of(rows: list[dict[str, Any]]) -> str:
+    return "".join(map(dump_line, rows))

@@ -1,0 +1,1 @@
+"""One file a kind of answer: how it is read and when it is right."""

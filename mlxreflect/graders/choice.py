@@ -1,0 +1,213 @@
+"""Multiple choice: the forms in which data sets list the options, and how a letter is read.
+
+How the choice a response makes is found and graded.
+"""
+
+import json
+import re
+import string
+from collections.abc import Iterable
+from typing import Any
+
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Problem, Verdict
+from mlxreflect.graders.base import (
+    MAX_TEXT,
+    Grade,
+    Grader,
+    answer_block,
+    box,
+    final_part,
+    normal_text,
+    phrases,
+    strict,
+)
+from mlxreflect.prompts.messages import parse_response
+
+MAX_LINE = 400  # characters after "answer is" that are looked at
+LETTERS = string.ascii_uppercase
+DECORATION = " \t\r\n*`$_\"'"
+CHOICE_COLUMNS = ("choices", "options")
+WRAPPED = re.compile(r"\\(?:boxed|text|textbf|mathrm)\{([^{}]{0,200})\}")
+LEAD_IN = re.compile(
+    r"(?:(?:so|thus|hence|therefore),? )?(?:the |my )?(?:(?:correct|right|best|final) )*"
+    r"(?:answer|option|choice)(?: is| would be)?[: ] *",
+    re.IGNORECASE,
+)
+LETTER = re.compile(r"[(\[]?([A-Za-z])(?:[)\]][.:]?|[.:](?=\s|$)|\s{1,3}[-–—](?=\s)|$)\s*")
+HTML = re.compile(r"</?(?:b|i|em|strong)>")
+VERDICT = re.compile(r" is (?:the )?(?:correct|right|best)(?: answer| option| choice)?$")
+# "answer is B because …", "Answer: (B), as …": a letter in a sentence.
+SPOKEN = re.compile(
+    r"[\s:*_$`\"'\\]{0,8}(?:(?:[Oo]ption|[Cc]hoice)\s{1,3})?"
+    r"(?:[(\[]([A-Za-z])[)\]]|([A-Z])(?=[.,;:)*`$\"'}\]]|\s*$|\s*\n|\s+(?:because|since|as)\b))"
+)
+# What follows a letter when more than one is named: "A or B", "A) B) C)".
+ANOTHER = re.compile(r"(?:or\b|and\b|[/,&]|\(?[A-Z](?:[).:,]|$))", re.IGNORECASE)
+
+
+def read_choices(raw: Any) -> dict[str, str]:
+    """Options as letter → text, in order.
+
+    raw: a list of texts, a list of {"label", "text"}, {"label": [...], "text": [...]} or
+        {"A": "…", "B": "…"}; None or empty where the question itself lists them.
+    Raises UserError for anything else.
+    """
+    return dict(zip(LETTERS, (text for _, text in labelled(raw)), strict=False))
+
+
+def labelled(raw: Any) -> list[tuple[str, str]]:
+    """The options as (label as written, text)."""
+    if isinstance(raw, str) and raw.strip().startswith(("[", "{")):  # a cell of a CSV file
+        try:
+            raw = json.loads(raw)
+        except ValueError:
+            raw = [raw]  # told below what it should be
+    if raw is None or raw == [] or raw == {}:
+        return []
+    pairs: list[tuple[Any, Any]]
+    if isinstance(raw, dict) and isinstance(raw.get("text"), list):
+        texts = raw["text"]
+        labels = raw.get("label")
+        pairs = list(zip(labels if isinstance(labels, list) else LETTERS, texts, strict=False))
+    elif isinstance(raw, dict):
+        pairs = list(raw.items())
+    elif isinstance(raw, list) and all(isinstance(item, dict) for item in raw):
+        names = ("label", "key"), ("text", "value")
+        pairs = [(pick(item, names[0]), pick(item, names[1])) for item in raw]
+    elif isinstance(raw, list):
+        pairs = list(zip(LETTERS, raw, strict=False)) if len(raw) <= len(LETTERS) else []
+    else:
+        pairs = []
+    fine = 2 <= len(pairs) <= len(LETTERS) and all(
+        isinstance(t, (str, int, float)) for _, t in pairs
+    )
+    if not fine or not all(str(text).strip() for _, text in pairs):
+        raise UserError(
+            f"choices {str(raw)[:60]!r}: not a list of 2 to {len(LETTERS)} texts",
+            'write "choices": ["first", "second"] or {"A": "first", "B": "second"}',
+        )
+    return [(str(label).strip(), str(text).strip()) for label, text in pairs]
+
+
+def pick(item: dict[str, Any], names: Iterable[str]) -> Any:
+    return next((item[name] for name in names if name in item), None)
+
+
+def gold_letter(raw: object, options: Any) -> str | None:
+    """The letter of a row's answer: a label, the text of a choice, or (an integer) its index.
+
+    None where the answer names no choice.
+    """
+    if isinstance(raw, bool) or not isinstance(raw, (str, int, float)):
+        return None
+    text, pairs = str(raw).strip(), labelled(options)
+    labels = [label.casefold() for label, _ in pairs]
+    if text.casefold() in labels:
+        return LETTERS[labels.index(text.casefold())]
+    numeric = isinstance(options, list) and any(isinstance(o, (int, float)) for o in options)
+    if isinstance(raw, int) and pairs and not numeric:  # an index from 0, as in MMLU
+        return LETTERS[raw] if 0 <= raw < len(pairs) else None
+    return read_letter(text, dict(zip(LETTERS, (text for _, text in pairs), strict=False)))
+
+
+def read_letter(answer: str, choices: dict[str, str]) -> str | None:
+    """The choice an answer names: "A", "(A)", "a.", "A) text" or the full text of the choice.
+
+    None for no choice, for more than one, and for a letter beside the text of another choice.
+    """
+    if len(answer) > MAX_TEXT:
+        return None
+    answer = WRAPPED.sub(r"\1", WRAPPED.sub(r"\1", HTML.sub("", answer))).replace("**", "")
+    answer = answer.rstrip(",;! \t\r\n").strip(DECORATION)
+    bare = answer
+    for _ in range(2):  # "the answer is option B"
+        if lead := LEAD_IN.match(bare):
+            bare = bare[lead.end() :].strip(DECORATION)
+    bare = VERDICT.sub("", bare.rstrip(".!") if VERDICT.search(bare.rstrip(".!")) else bare)
+    match = LETTER.match(bare)
+    letter, rest = (match[1].upper(), bare[match.end() :]) if match else ("", "")
+    if not letter or rest:
+        named = {letter for text in (answer, bare) for letter in letters_of(text, choices)}
+        if len(named) == 1:
+            return named.pop()
+    if not letter or (choices and letter not in choices):
+        return None
+    others = letters_of(rest, choices) if rest else []
+    if (others and letter not in others) or (not others and ANOTHER.match(rest)):
+        return None
+    return letter
+
+
+def letters_of(text: str, choices: dict[str, str]) -> list[str]:
+    """The letters of the choices with this text."""
+    if len(text) > MAX_TEXT:
+        return []
+    wanted = normal_text(text)  # once, for a hostile text takes milliseconds
+    return [
+        letter
+        for letter, choice in choices.items()
+        if len(choice) <= MAX_TEXT and normal_text(choice) == wanted
+    ]
+
+
+def spoken_letter(after: str, choices: dict[str, str]) -> str | None:
+    """The choice that a text names right after "answer is" or "answer:"; None where it hedges."""
+    if len(after) > MAX_TEXT:
+        return None
+    if letter := read_letter(after.strip(), choices):
+        return letter
+    line = WRAPPED.sub(r"\1", WRAPPED.sub(r"\1", after.lstrip()[:MAX_LINE].split("\n", 1)[0]))
+    if letter := read_letter(line, choices):
+        return letter
+    match = SPOKEN.match(line)
+    rest = line[match.end() :].lstrip(" ,;:.)]*") if match else ""
+    if not match or ANOTHER.match(rest):
+        return None
+    letter = (match[1] or match[2]).upper()
+    others = letters_of(rest, choices)
+    wrong = (choices and letter not in choices) or (others and letter not in others)
+    return None if wrong else letter
+
+
+PHRASES = ("answer is", "answer:")
+MAX_BARE = 400  # characters of a response that is nothing but its answer
+
+
+def extract_choice(text: str, choices: dict[str, str]) -> tuple[str | None, str]:
+    """(letter, the text it was read from) of what counts of a response.
+
+    The last marker by position rules: an <answer> block, a box, "answer is" or "answer:" before a
+    letter. Without one, a short text that is itself an answer.
+    """
+    spots = [
+        (found.position, spoken_letter(found.text, choices), found.text)
+        for find in (answer_block, box)
+        if (found := find(text))
+    ]
+    for phrase in PHRASES:
+        for found in phrases(text, phrase):
+            if letter := spoken_letter(found.text, choices):
+                spots.append((found.position, letter, found.text))
+                break
+    if spots:
+        _, letter, source = max(spots, key=lambda spot: spot[0])
+        return letter, source
+    bare = text.strip()
+    return (read_letter(bare, choices), bare) if len(bare) <= MAX_BARE else (None, "")
+
+
+def grade_choice(
+    problem: Problem, text: str, tags: str = "think", style: str = "thinking"
+) -> Grade:
+    form = parse_response(text, tags, style)
+    letter, source = extract_choice(final_part(text, tags), problem.fields.get("choices", {}))
+    if letter is None:
+        reason = f"no single choice in {source[:80]!r}"
+        return Grade(None, Verdict(False, form.format_ok, reason))
+    correct = letter == problem.gold
+    reason = form.reason if correct else f"expected {problem.gold}, got {letter}"
+    return Grade(letter, Verdict(correct, form.format_ok, reason))
+
+
+CHOICE_RULES: dict[str, Grader] = {"flexible": grade_choice, "strict": strict(grade_choice)}

@@ -1,0 +1,1 @@
+"""One room a method: its keys, checks, waves and examples."""

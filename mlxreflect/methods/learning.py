@@ -1,0 +1,162 @@
+"""Examples of a wave → steps of the trainer, with the recipe's settings."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mlx.utils import tree_unflatten
+
+from mlxreflect.config.methods import GrpoConfig
+from mlxreflect.config.schema import Recipe, TrainConfig
+from mlxreflect.core.records import Example
+from mlxreflect.models.policy import Policy, weights_hash
+from mlxreflect.train.batches import Group, Pair, Row
+from mlxreflect.train.encode import Dropped, Encoder, Mask, NothingTrained
+from mlxreflect.train.lora import base_reference
+from mlxreflect.train.network import Arrays
+from mlxreflect.train.objectives import Settings
+from mlxreflect.train.trainer import Step, Trainer
+
+Seed = tuple[int | str, ...]
+ADAPTER = "adapter-"  # what is held under such a name becomes a folder of the run
+REFLECTOR = f"{ADAPTER}reflection"  # what the policy reflects with, where that is another
+
+
+@dataclass(frozen=True)
+class Course:
+    """The learning rate's course over one training. warmup: share of its steps."""
+
+    schedule: str = "constant"
+    warmup: float = 0.0
+
+
+class Learning:
+    """Trains the policy and remembers on what.
+
+    held: parameters that are committed beside the adapter, by name: "reference" is what the policy
+    was when the stage began; it lacks where there is no reference, or no stage has begun. Names
+    that begin with ADAPTER are adapters, written beside the policy's when the run ends.
+    start: parameters to begin from anew, kept where `keep_start` was told to.
+    examples, steps, dropped: of the wave under way, and how many prompts were cut to fit.
+    generated: tokens written before it.
+    """
+
+    def __init__(self, recipe: Recipe, policy: Policy, trainer: Trainer) -> None:
+        self.recipe, self.policy, self.trainer = recipe, policy, trainer
+        self.held: dict[str, Arrays] = {}
+        self.start: Arrays = {}
+        self.use(recipe.train)
+        self.begin_wave()
+
+    def use(self, train: TrainConfig) -> None:
+        """Train with these settings from now on, of a phase that has its own."""
+        self.train = train
+        self.encoder = Encoder(
+            self.policy, train.max_length, Mask(**train.mask.model_dump()),
+            self.recipe.prompt.tags, self.recipe.seed,
+        )  # fmt: skip
+
+    def begin_wave(self) -> None:
+        self.examples: list[Example] = []
+        self.steps: list[Step] = []
+        self.dropped: Counter[str] = Counter()
+        self.cut = 0
+        self.generated = self.policy.tokens_generated
+        self.name_policy()
+
+    def begin_stage(self) -> None:
+        """What the policy is now becomes the reference, or what it was without its adapter."""
+        if self.train.reference == "stage":
+            self.held["reference"] = dict(self.trainer.trainable())
+        elif self.train.reference == "base":
+            self.held["reference"] = base_reference(self.policy.model)
+
+    def keep_start(self) -> None:
+        """Remember what is trained as it is now, before any step, for `restart`."""
+        self.start = dict(self.trainer.trainable())
+
+    def restart(self) -> None:
+        """The policy, and its training, as they were when the run began."""
+        self.trainer.model.update(tree_unflatten(list(self.start.items())))
+        self.trainer.optimizers.clear()
+        self.trainer.steps.clear()
+        self.name_policy()
+
+    def name_policy(self) -> None:
+        self.actor = f"policy:{weights_hash(self.trainer.trainable())}"
+
+    def prefer(self, examples: Sequence[Example], seed: Seed, course: Course | None = None) -> None:
+        """DPO on preference pairs."""
+        encoded = [row for row in self.encode(examples) if isinstance(row, Pair)]
+        settings = self.settings(self.train.lr, course, len(encoded))
+        self.steps += self.trainer.fit_pairs(encoded, self.held.get("reference"), settings, seed)
+        self.name_policy()
+
+    def imitate(
+        self, examples: Sequence[Example], scale: float, seed: Seed, course: Course | None = None
+    ) -> None:
+        """SFT with a learning rate of train.sft.lr × scale."""
+        if not examples or scale == 0:
+            return
+        rows = [row for row in self.encode(examples) if isinstance(row, Row)]
+        settings = self.settings(self.train.sft.lr * scale, course, len(rows))
+        self.steps += self.trainer.fit_rows(rows, settings, seed)
+        self.name_policy()
+
+    def reinforce(self, examples: Sequence[Example], grpo: GrpoConfig, seed: Seed) -> None:
+        """GRPO on groups that the policy as it is has written."""
+        groups = [row for row in self.encode(examples) if isinstance(row, Group)]
+        settings = replace(self.settings(self.train.lr), **grpo.model_dump())
+        self.steps += self.trainer.fit_groups(groups, self.held.get("reference"), settings, seed)
+        self.name_policy()
+
+    def encode(self, examples: Sequence[Example]) -> list[Row | Pair | Group]:
+        kept: list[Row | Pair | Group] = []
+        for example in examples:
+            try:
+                row = self.encoder.encode(example)
+            except NothingTrained:  # one such answer of a weak policy does not end a night's run
+                row = Dropped(example, "the mask leaves nothing to train")
+            if isinstance(row, Dropped):
+                self.dropped[row.reason] += 1
+            else:
+                self.examples.append(example)
+                kept.append(row)
+                self.cut += row.cut > 0
+        return kept
+
+    def figures(self) -> dict[str, Any]:
+        """Of the wave's training and of what the policy wrote in it, for its row of metrics."""
+        return {
+            "pairs": sum(example.kind == "preference" for example in self.examples),
+            "dropped": dict(self.dropped),
+            "cut_prompts": self.cut,
+            "tokens_trained": sum(step.tokens for step in self.steps),
+            "tokens_generated": self.policy.tokens_generated - self.generated,
+        }
+
+    def settings(self, lr: float, course: Course | None = None, rows: int = 0) -> Settings:
+        """course: of the learning rate over a training of so many rows; None: constant."""
+        train = self.train
+        steps = train.epochs * -(-rows // (train.batch * train.accumulate))
+        course = course or Course()
+        return Settings(
+            schedule=course.schedule,
+            objective=train.objective,
+            lr=lr,
+            batch=train.batch,
+            accumulate=train.accumulate,
+            epochs=train.epochs,
+            beta=train.beta,
+            smoothing=train.smoothing,
+            logps=train.logps,
+            nll=train.nll,
+            dpo=train.dpo,
+            clip=train.clip,
+            warmup=max(train.warmup, math.ceil(course.warmup * steps)),
+            weight_decay=train.weight_decay,
+            grad_checkpoint=train.grad_checkpoint,
+            memory_gb=train.memory_gb,
+        )

@@ -1,0 +1,1 @@
+"""Loading, chat templates, generation, fusing; the embedded policy."""

@@ -1,0 +1,197 @@
+"""A run's data in the forms of others: `mlxreflect export`. `mlxreflect train` reads all of them.
+
+A form has one or more JSONL files; asked for a file, all of them are one. Nothing is lost on the
+way: what a form has no field for is in a column of ours, which other readers ignore.
+"""
+
+import json
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import dump_line, place, read_rows, write_atomic
+from mlxreflect.core.records import Episode, Example, episode_from_row, flat_from_row
+from mlxreflect.data import chats
+from mlxreflect.data.examples import split_examples
+from mlxreflect.methods.reasonset import FILE as REASONSET
+from mlxreflect.methods.reasonset import reasonset_rows, worked_row
+from mlxreflect.methods.reflectevo_export import reflectevo_rows
+
+Row = dict[str, Any]
+Rows = Iterator[tuple[str, Row]]  # file and row
+T = TypeVar("T")
+
+VALID = 0.1  # of a chat form is for mlx_lm.lora's validation
+BATCH = 4  # rows that it asks for at least: its default batch
+INFO = "dataset_info.json"
+OTHERS = (".json", ".csv", ".tsv", ".parquet", ".txt")  # endings of files that it does not write
+
+
+def export(run: Path, form: str, out: Path | None) -> dict[str, Any]:
+    """Write a run's data into a folder, or a file where `out` ends in .jsonl.
+
+    Returns the rows of each file. Raises UserError where the run has no such data, a row of it is
+    damaged, or `out` is there already; the default place, inside the run, is written anew.
+    """
+    if form not in FORMS:
+        raise UserError(f"--format {form}: no such form", f"choose from: {', '.join(FORMS)}")
+    final = out or run / "export" / form
+    if out is not None and out.suffix.lower() in OTHERS:
+        raise UserError(f"--out {out}: rows are written as JSONL", "give a folder, or NAME.jsonl")
+    if out is not None and out.exists():
+        raise UserError(f"{out} is there already", "give another --out, or remove it")
+    rows = FORMS[form](run)
+    try:
+        first = next(rows, None) if run.is_dir() else None
+        if first is None:
+            raise nothing(run, form)
+        counts = write(first, rows, final, form)
+    except OSError as error:
+        raise UserError(f"{final}: {error.strerror}", "give another --out") from None
+    return {
+        "schema": "export/1",
+        "format": form,
+        "out": str(final),
+        "files": dict(sorted(counts.items())),
+    }
+
+
+def nothing(run: Path, form: str) -> UserError:
+    if not (run / "run.json").is_file():
+        return UserError(f"{run} is no run directory", "give the folder that `mlxreflect run` made")
+    return UserError(f"{run} holds nothing for --format {form}", f"it writes {NEEDS[form]}")
+
+
+def write(first: tuple[str, Row], rest: Rows, final: Path, form: str) -> Counter[str]:
+    """All rows beside their place first: it is there whole or not at all."""
+    one = final.suffix.lower() == ".jsonl"
+    counts: Counter[str] = Counter()
+    there = next(folder for folder in final.absolute().parents if folder.is_dir())
+    with TemporaryDirectory(prefix=f".{final.name}-", dir=there) as folder:
+        made = Path(folder) / "made"
+        made.mkdir()
+        with ExitStack() as stack:
+            files = {}
+            for name, row in chain([first], rest):
+                name = final.name if one else name
+                if name not in files:
+                    files[name] = stack.enter_context((made / name).open("w", encoding="utf-8"))
+                files[name].write(dump_line(row))
+                counts[name] += 1
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if one:
+            (made / final.name).replace(final)
+            return counts
+        if form == "sharegpt":
+            known = {k: v for k, v in chats.SHAREGPT.items() if v["file_name"] in counts}
+            write_atomic(made / INFO, json.dumps(known, indent=2) + "\n")
+        if final.exists():
+            shutil.rmtree(final)
+        place(made, final)
+    return counts
+
+
+# ---- what a run holds ----------------------------------------------------------------------------
+
+
+def converted(path: Path, make: Callable[[Row], T]) -> Iterator[T]:
+    """What each row of a journal becomes. Raises UserError naming the line of a damaged one."""
+    if not path.is_file():
+        return
+    for number, row in enumerate(read_rows(path), 1):
+        try:
+            made = make(row)
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(
+                f"{path}, line {number}: not a row as this version writes it ({error!r:.80})",
+                "restore that file, or delete that line",
+            ) from None
+        yield made
+
+
+def examples(run: Path, to: Callable[[Example], T]) -> Iterator[tuple[Example, T]]:
+    """The examples that a run trained on, each with what `to` makes of it."""
+
+    def make(row: Row) -> tuple[Example, T]:
+        example: Example = flat_from_row(Example, row)
+        return example, to(example)
+
+    return converted(run / "examples.jsonl", make)
+
+
+def trl(run: Path) -> Rows:
+    for example, row in examples(run, chats.trl_row):
+        yield "text.jsonl" if "text" in row else chats.FILES[example.kind], row
+
+
+def sharegpt(run: Path) -> Rows:
+    for example, row in examples(run, chats.sharegpt_row):
+        yield chats.FILES[example.kind], row
+
+
+def mlx_chat(run: Path) -> Rows:
+    made = list(examples(run, chats.mlx_row))
+    texts = [example for example, _ in made if example.kind != "group"]
+    wanted = max(min(BATCH, len(texts) // 2), round(VALID * len(texts)))
+    try:
+        held = {id(example) for example in split_examples(texts, wanted, 0)[1]}
+    except UserError:  # all have one prompt: nothing would be held out of training
+        held = set()
+    for example, row in made:
+        ours = "valid.jsonl" if id(example) in held else "train.jsonl"
+        yield chats.FILES["group"] if example.kind == "group" else ours, row
+
+
+def reasonset(run: Path) -> Rows:
+    """An episode a row, and then what people have written of their own."""
+    yield from of_episodes(run, reasonset_rows)
+    for _, row in examples(run, lambda e: worked_row(e) if "human" in e.source else None):
+        if row is not None:
+            yield REASONSET, row
+
+
+def reflectevo(run: Path) -> Rows:
+    return of_episodes(run, reflectevo_rows)
+
+
+def of_episodes(run: Path, to_rows: Callable[[Episode, list[Example]], Rows]) -> Rows:
+    """The rows of each episode, made with the examples that the run made of it."""
+    made: dict[str, list[Example]] = defaultdict(list)
+    for example, at in examples(run, lambda e: key(*map(e.source.get, KEYS))):
+        made[at].append(example)
+
+    def make(row: Row) -> list[tuple[str, Row]]:
+        episode = episode_from_row(row)
+        own = made.get(key(episode.problem.id, episode.epoch, episode.wave), [])
+        return list(to_rows(episode, own))
+
+    for rows in converted(run / "episodes.jsonl", make):
+        yield from rows
+
+
+KEYS = ("problem", "epoch", "wave")  # of an example's source: the episode that it was made of
+
+
+def key(*parts: Any) -> str:
+    return json.dumps(parts)
+
+
+FORMS: dict[str, Callable[[Path], Rows]] = {
+    "trl": trl,
+    "sharegpt": sharegpt,
+    "mlx-chat": mlx_chat,
+    "reasonset": reasonset,
+    "reflectevo": reflectevo,
+}
+EXAMPLES = "the examples that a run trained on, and there are none yet"
+NEEDS = {
+    "trl": EXAMPLES, "sharegpt": EXAMPLES, "mlx-chat": EXAMPLES,
+    "reasonset": "a row an episode, and none has ended yet",
+    "reflectevo": "reflections on failed attempts with their retries (strategy reflectevo)",
+}  # fmt: skip

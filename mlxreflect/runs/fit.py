@@ -1,0 +1,443 @@
+"""The course of one training: steps, looks at held-out rows, checkpoints, the best adapter.
+
+`mlxreflect train`: anyone's data → rows → steps, watched on held-out rows, in one folder.
+
+The folder holds job.toml, metrics.jsonl, bad_rows.jsonl, decontamination.jsonl, checkpoints/,
+adapter/ (the best by what was held out, or the last), last/ and summary.json. It is resumed from
+its last checkpoint and ends with the same bytes as one that was never stopped.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+import mlx.core as mx
+from mlxreflect.core.journal import Commits, replace_folder
+from mlxreflect.data.contamination import FILE
+from mlxreflect.core.errors import UserError
+from mlxreflect.config.job import Job
+from mlxreflect.core.journal import read_rows, write_atomic
+from mlxreflect.train.batches import Group, Pair, Row
+from mlxreflect.train.trainer import load_parameters, load_trainer, save_trainer
+from mlxreflect.train.lora import base_reference, save_adapter
+from mlxreflect.train.network import Arrays
+from mlxreflect.train.objectives import Objective, Settings, imitation
+from mlxreflect.data.sources import BadRow
+from mlxreflect.train.trainer import Step
+from mlxreflect.train.trainer import Trainer
+from mlxreflect.core.ui import Ui
+import shlex
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+from mlxreflect.core.journal import take_lock
+from mlxreflect.data.contamination import told
+from mlxreflect.evaluation.contamination import clean_examples, keep_rows
+from mlxreflect.config.job import Job, dump_job
+from mlxreflect.models.policy import Policy, device_name, load_policy
+from mlxreflect.core.records import Example
+from mlxreflect.core.journal import append_rows, read_json, write_atomic
+from mlxreflect.config.toml import validate
+from mlxreflect.config.schema import PolicyConfig
+from mlxreflect.train.encode import Dropped, Encoder, NothingTrained
+from mlxreflect.data.examples import read_examples, split_examples
+from mlxreflect.train.lora import attach
+from mlxreflect.train.encode import Mask
+from mlxreflect.train.references import References
+
+
+JOURNALS = ("metrics.jsonl",)
+# What a process killed while it began may leave: not yet a job.
+FIRST = {".lock", "job.toml", "job.toml.tmp", "job.json.tmp"}
+ADAPTER, BEST, CONFIG = "adapters.safetensors", "best.safetensors", "adapter_config.json"
+MEASURED = ("loss", "margin", "accuracy")
+SHOWN = 20  # steps that the live figures are means of
+Rows = list[Row | Pair | Group]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A job's folder, locked by this process.
+
+    made: the folders that were made for it, the innermost first; None: it was there before.
+    """
+
+    path: Path
+    job: Job
+    lock: TextIO
+    made: Sequence[Path] | None = None
+
+    @property
+    def commits(self) -> Commits:
+        return Commits(self.path, "step", JOURNALS)
+
+    def take_back(self) -> bool:
+        """Remove a new job whose training has not begun; False where it can be resumed."""
+        if self.made is None or (self.path / "checkpoints").exists():
+            return False
+        for name in (*FIRST, "job.json", "bad_rows.jsonl", FILE, *JOURNALS):
+            (self.path / name).unlink(missing_ok=True)
+        with suppress(OSError):  # something else is in it
+            for folder in self.made:
+                folder.rmdir()
+        return True
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows to train on, rows held out, and what could not be used, by name.
+
+    decontaminated: counts of rows that occur in an evaluation; None where none was named.
+    """
+
+    train: Rows
+    held_out: Rows
+    bad: list[BadRow]
+    decontaminated: dict[str, Any] | None = None
+
+    @property
+    def cut_prompts(self) -> int:
+        """Rows whose prompt lost its beginning, to fit."""
+        return sum(row.cut > 0 for row in (*self.train, *self.held_out))
+
+    @property
+    def digest(self) -> str:
+        """Of all rows, in their order: a job goes on with the rows that it began with."""
+        digest = hashlib.sha256()
+        for row in (*self.train, None, *self.held_out):
+            digest.update(repr(row).encode())
+        return digest.hexdigest()
+
+
+def settings_of(job: Job) -> Settings:
+    train, grpo = job.train, job.grpo
+    return Settings(
+        objective=job.objective, lr=train.lr, batch=train.batch, accumulate=train.accumulate,
+        epochs=train.epochs, beta=train.beta, smoothing=train.smoothing, logps=train.logps,
+        nll=train.nll, dpo=train.dpo, clip=train.clip, warmup=train.warmup,
+        schedule=train.schedule, weight_decay=train.weight_decay,
+        grad_checkpoint=train.grad_checkpoint, memory_gb=train.memory_gb,
+        clip_ratio=grpo.clip_ratio, kl=grpo.kl, average=grpo.average,
+        scale_rewards=grpo.scale_rewards,
+    )  # fmt: skip
+
+
+class Course:
+    """Trains a job's model from its last checkpoint on.
+
+    done: steps made, of `total`. best: {"step": n, "value": held-out figure}. waited: looks since
+    the best.
+    """
+
+    def __init__(self, place: Place, trainer: Trainer, adapter: dict[str, Any], data: Data) -> None:
+        self.place, self.trainer, self.adapter, self.data = place, trainer, adapter, data
+        self.job, self.settings = place.job, settings_of(place.job)
+        self.per_step = self.settings.batch * self.settings.accumulate
+        self.began = time.monotonic()
+        self.done, self.total, self.waited = 0, 0, 0
+        self.best: dict[str, Any] | None = None
+        self.rows: list[dict[str, Any]] = []  # of metrics.jsonl, not yet committed
+
+    def run(self, ui: Ui) -> None:
+        """Train to the end, or to where patience ends."""
+        last = self.place.commits.last()
+        if last and last[1]["data"] != self.data.digest:
+            raise UserError(
+                f"{self.job.data.source} gives other rows than those this training began with",
+                "bring the data (and the model's tokenizer) back, or begin anew with another --out",
+            )
+        objective, held_out = self.objectives(ui)
+        an_epoch = -(-len(objective.items) // self.per_step)
+        self.total = an_epoch * self.job.train.epochs
+        looks = self.job.train.eval_every or an_epoch
+        if last:
+            self.restore(*last)
+        else:
+            self.look(held_out)
+            self.commit()
+        latest: list[Step] = []
+        steps = self.trainer.train(objective, self.settings, (self.job.seed,), self.done)
+        with ui.progress("training", self.total) as bar:
+            bar.advance(self.done)
+            while self.done < self.total and not self.impatient():
+                step = next(steps)
+                self.done += 1
+                check_finite(step, self.done)
+                latest = [*latest[1 - SHOWN :], step]
+                self.rows.append({"schema": "metrics/1", "kind": "step", **step.row()})
+                bar.update_text(live(latest))
+                bar.advance(1)
+                look = self.done % looks == 0 or self.done == self.total
+                if look:
+                    self.look(held_out)
+                if look or self.done % self.job.train.save_every == 0:
+                    self.commit()
+        steps.close()
+
+    def objectives(self, ui: Ui) -> tuple[Objective, Objective | None]:
+        """Those of the rows to train on and of the held-out ones, on the same reference.
+
+        The reference is the policy as it begins, so this comes before any checkpoint is loaded.
+        """
+        kind, reference = self.job.train.reference, None
+        if kind != "none":
+            policy = self.trainer.model
+            reference = base_reference(policy) if kind == "base" else self.trainer.trainable()
+        rows, apart = self.data.train, self.data.held_out
+        if self.job.objective in ("sft", "orpo"):
+            return self.objective(rows, None), self.objective(apart, None) if apart else None
+        with ui.progress("reference", len(rows) + len(apart)) as bar:
+            objective = self.objective(rows, reference)
+            bar.advance(len(rows))
+            held_out = self.objective(apart, reference) if apart else None
+            bar.advance(len(apart))
+        return objective, held_out
+
+    def objective(self, rows: Rows, reference: Arrays | None) -> Objective:
+        if self.job.objective == "sft":
+            return imitation([row for row in rows if isinstance(row, Row)])
+        if self.job.objective == "grpo":
+            groups = [row for row in rows if isinstance(row, Group)]
+            return self.trainer.group_objective(groups, reference, self.settings)
+        pairs = [row for row in rows if isinstance(row, Pair)]
+        return self.trainer.pair_objective(pairs, reference, self.settings)
+
+    # ---- held-out rows --------------------------------------------------------------------------
+
+    def look(self, held_out: Objective | None) -> None:
+        """Measure the held-out rows, and remember whether this is the best yet."""
+        if held_out is None:
+            return
+        found = self.trainer.measure(held_out, self.settings)
+        self.rows.append({"schema": "metrics/1", "kind": "held_out", "step": self.done, **found})
+        value = found[self.job.train.best_by]
+        assert value is not None  # `check_job` refuses a margin where there is none
+        better = self.best is None or (
+            value < self.best["value"] if self.job.train.best_by == "loss"
+            else value > self.best["value"]
+        )  # fmt: skip
+        self.best = {"step": self.done, "value": value} if better else self.best
+        self.waited = 0 if better else self.waited + 1
+
+    def impatient(self) -> bool:
+        return 0 < self.job.train.patience <= self.waited
+
+    # ---- checkpoints ----------------------------------------------------------------------------
+
+    def restore(self, folder: Path, saved: dict[str, Any]) -> None:
+        """Go back to a checkpoint."""
+        load_parameters(folder / ADAPTER, self.trainer)
+        load_trainer(folder, self.trainer, saved["trainer"])
+        self.done, self.best, self.waited = saved["step"], saved["best"], saved["waited"]
+        self.began -= saved["seconds"]
+
+    def commit(self) -> None:
+        """Adapter, optimizer, cursor and the best adapter so far, at once."""
+        before = self.place.commits.all()
+        state: dict[str, Any] = {
+            "step": self.done, "best": self.best, "waited": self.waited, "data": self.data.digest,
+            "seconds": time.monotonic() - self.began,
+        }  # fmt: skip
+
+        def save(folder: Path) -> None:
+            save_adapter(folder, self.trainer.trainable(), self.adapter, self.job.policy.model)
+            state["trainer"] = save_trainer(folder, self.trainer)
+            if self.best and self.best["step"] == self.done:
+                shutil.copyfile(folder / ADAPTER, folder / BEST)
+            elif self.best:
+                shutil.copyfile(before[-1] / BEST, folder / BEST)
+
+        self.place.commits.add(self.done, {"metrics.jsonl": self.rows}, state, save)
+        self.rows = []
+
+    def finish(self) -> dict[str, Any]:
+        """adapter/, last/ and summary.json, of what is committed."""
+        folder = self.place.commits.all()[-1]
+        for name, file in (("last", ADAPTER), ("adapter", BEST if self.best else ADAPTER)):
+
+            def fill(into: Path, file: str = file) -> None:
+                shutil.copyfile(folder / file, into / ADAPTER)
+                shutil.copyfile(folder / CONFIG, into / CONFIG)
+
+            replace_folder(self.place.path / name, fill)
+        summary = self.summary()
+        write_atomic(self.place.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        return summary
+
+    def summary(self) -> dict[str, Any]:
+        rows = list(read_rows(self.place.path / "metrics.jsonl"))
+        steps = [row for row in rows if row["kind"] == "step"]
+        looks = [row for row in rows if row["kind"] == "held_out"]
+        figures = [{key: look[key] for key in MEASURED} for look in looks]
+        tokens = sum(step["tokens"] for step in steps)
+        return {
+            "schema": "training/1",
+            "objective": self.job.objective,
+            "model": self.job.policy.model,
+            "rows": len(self.data.train),
+            "held_out": len(self.data.held_out),
+            "skipped": len(self.data.bad),
+            "cut_prompts": self.data.cut_prompts,
+            "decontaminated": self.data.decontaminated,
+            "steps": len(steps),
+            "stopped_early": self.done < self.total,
+            "first": {key: steps[0][key] for key in MEASURED},
+            "last": {key: steps[-1][key] for key in MEASURED},
+            "held_out_before": figures[0] if figures else None,
+            "held_out_after": figures[-1] if figures else None,
+            "best": self.best,
+            "tokens_trained": tokens,
+            "tokens_per_second": round(tokens / sum(step["seconds"] for step in steps), 1),
+            "wall_seconds": round(time.monotonic() - self.began, 1),
+            "peak_memory_bytes": mx.get_peak_memory(),
+            "adapter": str(self.place.path / "adapter"),
+        }
+
+
+def check_finite(step: Step, number: int) -> None:
+    """Raises UserError where training has come to nothing: all that follows would be nan."""
+    if not (math.isfinite(step.loss) and math.isfinite(step.grad_norm)):
+        raise UserError(
+            f"step {number}: the loss is {step.loss}, its gradient's norm {step.grad_norm}",
+            "begin anew with another --out and a lower train.lr, or a train.warmup",
+        )
+
+
+def live(steps: Sequence[Step]) -> str:
+    """Means over the latest steps, for the line beside the bar."""
+    n = len(steps)
+    parts = [f"loss {sum(step.loss for step in steps) / n:.4f}"]
+    margins = [step.margin for step in steps if step.margin is not None]
+    right = [step.accuracy for step in steps if step.accuracy is not None]
+    if margins and right:
+        parts.append(f"margin {sum(margins) / n:+.3f}, {sum(right) / n:.0%} ranked right")
+    rate = sum(step.tokens for step in steps) / sum(step.seconds for step in steps)
+    return ", ".join([*parts, f"{rate:.0f} tokens/s", f"{mx.get_peak_memory() / 1e9:.2f} GB"])
+
+NAMED = 5  # bad rows that are shown; all of them stand in bad_rows.jsonl
+
+
+def create(path: Path, job: Job) -> Place:
+    """A new folder. Raises UserError where something already is."""
+    try:
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
+        if not made and (not path.is_dir() or any(p.name not in FIRST for p in path.iterdir())):
+            begun = f"go on with it by: mlxreflect resume {shlex.quote(str(path))}, or "
+            hint = f"{begun if (path / 'job.json').is_file() else ''}give another --out"
+            raise UserError(f"{path} is there already", hint)
+        path.mkdir(parents=True, exist_ok=True)
+        lock = take_lock(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}", "give another --out") from None
+    write_atomic(path / "job.toml", dump_job(job))
+    text = json.dumps({"schema": "job/1", "job": job.model_dump()}, indent=1)
+    write_atomic(path / "job.json", text + "\n")
+    return Place(path, job, lock, made)
+
+
+def reopen(path: Path) -> Place:
+    """The folder of a job that was stopped."""
+    file = path / "job.json"
+    job = validate(Job, read_json(file).get("job", {}), file)
+    return Place(path, job, take_lock(path))
+
+
+def read_data(job: Job) -> tuple[list[Example], list[BadRow]]:
+    data = job.data
+    return read_examples(
+        data.source, job.objective, config=data.config, split=data.split, columns=data.columns,
+        turns=data.turns, bad_row=data.bad_row, limit=data.limit,
+    )  # fmt: skip
+
+
+def encode_data(job: Job, policy: Policy, examples: Sequence[Example], bad: list[BadRow]) -> Data:
+    """The examples as rows, some of them held out; those that give none join the bad rows."""
+    mask = Mask(**job.train.mask.model_dump())
+    encoder = Encoder(policy, job.train.max_length, mask, job.tags, job.seed)
+    rows = {id(example): encode(encoder, example, job.data.bad_row, bad) for example in examples}
+    used = [example for example in examples if rows[id(example)]]
+    if not used:
+        raise UserError(
+            f"nothing to train on: all {len(bad)} rows are bad, the first is {bad[0].where}: "
+            f"{bad[0].reason}",
+            "correct the data, or raise train.max_length where rows are too long",
+        )
+    part = job.data.held_out if len(used) > 1 else 0
+    sides = split_examples(used, part, job.seed)
+    train, held_out = ([row for e in side if (row := rows[id(e)])] for side in sides)
+    return Data(train, held_out, bad)
+
+
+def encode(
+    encoder: Encoder, example: Example, bad_row: str, bad: list[BadRow]
+) -> Row | Pair | Group | None:
+    """An example's row; one that has none joins the bad rows, or is fatal."""
+    try:
+        row = encoder.encode(example)
+        if not isinstance(row, Dropped):
+            return row
+        reason = row.reason
+    except NothingTrained as error:
+        reason = error.message
+    where = str(example.source.get("row") or example.source or "a row")
+    if bad_row == "fatal":
+        raise UserError(
+            f"{where}: {reason}", "correct or delete that row, or set data.bad_row=skip"
+        )
+    bad.append(BadRow(where, reason))
+    return None
+
+
+def train(place: Place, ui: Ui) -> dict[str, Any]:
+    """Do what is left of a job, and return its summary."""
+    if (place.path / "summary.json").is_file():
+        ui.line(f"{place.path} was finished already; this is what it came to")
+        return read_json(place.path / "summary.json")
+    job = place.job
+    with ExitStack() as stack:
+        examples, bad = read_data(job)  # first: a mistake in it is told at once
+        examples, left_out, counts = clean_examples(examples, job.data)
+        policy = load_policy(PolicyConfig(**job.policy.model_dump()))
+        data = replace(encode_data(job, policy, examples, bad), decontaminated=counts)
+        adapter = attach(policy.model, job.train, job.seed, job.policy.model, job.policy.adapter)
+        references = References.open(job.train.reference_cache)
+        if references:
+            stack.callback(references.close)
+        trainer = Trainer(policy.model, references, ui.line)
+        describe(place, data, trainer, ui)
+        keep_rows(place.path, left_out)
+        course = Course(place, trainer, adapter, data)
+        course.run(ui)
+        return course.finish()
+
+
+def describe(place: Place, data: Data, trainer: Trainer, ui: Ui) -> None:
+    job = place.job
+    bad = [{"schema": "bad_row/1", "where": b.where, "reason": b.reason} for b in data.bad]
+    (place.path / "bad_rows.jsonl").unlink(missing_ok=True)
+    append_rows(place.path / "bad_rows.jsonl", bad)
+    trained = sum(array.size for array in trainer.trainable().values())
+    ui.header(
+        {"objective": job.objective, "model": job.policy.model, "data": job.data.source,
+         "rows": f"{len(data.train)} to train on, {len(data.held_out)} held out, "
+                 f"{len(data.bad)} skipped",
+         "trained": f"{trained / 1e6:.2f} million parameters ({job.train.tune})",
+         "device": device_name(), "out": str(place.path)}
+    )  # fmt: skip
+    if data.cut_prompts:
+        ui.line(
+            f"warning: {data.cut_prompts} prompts lose their beginning to fit "
+            f"train.max_length = {job.train.max_length}: raise it, where memory allows"
+        )
+    if data.decontaminated:
+        ui.line(told(data.decontaminated, "row"))
+    for row in data.bad[:NAMED]:
+        ui.line(f"skipped {row.where}: {row.reason}")
+    if len(data.bad) > NAMED:
+        ui.line(f"skipped {len(data.bad) - NAMED} more, see {place.path / 'bad_rows.jsonl'}")

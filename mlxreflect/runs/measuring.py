@@ -1,0 +1,86 @@
+"""The arms of a run, each evaluated on the same held-out problems."""
+
+from collections.abc import Sequence
+from typing import Any
+from mlxreflect.evaluation.answers import Answers
+from mlxreflect.evaluation.chains_eval import ONE_ANSWER, check_chain, evaluate_chains
+from mlxreflect.core.errors import UserError
+from mlxreflect.evaluation.evaluate import evaluate
+from mlxreflect.models.policy import Policy
+from mlxreflect.core.records import Problem
+from mlxreflect.evaluation.results import warnings
+from mlxreflect.methods.retries import Retries
+from mlxreflect.runs.folder import Run
+from mlxreflect.config.schema import EvalSpec, Recipe
+from mlxreflect.tasks.base import Task
+from mlxreflect.train.network import Arrays
+from mlxreflect.core.ui import Ui
+
+
+
+class Measuring:
+    """Evaluates the policy as it is. spec: what every arm is asked."""
+
+    def __init__(
+        self, run: Run, exam: tuple[Policy, Task, Sequence[Problem]], spec: EvalSpec, ui: Ui
+    ) -> None:
+        self.run, self.exam, self.spec, self.ui = run, exam, spec, ui
+        self.answers = Answers.open(run.recipe.eval.cache)
+        self.retries = Retries(run.recipe, run.path / "retries", exam, spec, ui)
+        check_measured(run.recipe, spec)  # now, and not when all has been learned
+
+    def whole(self, arm: str, weights: str, reflector: Arrays | None = None) -> dict[str, Any]:
+        """All that the recipe asks of base and trained; returns the results of their answers.
+
+        weights: the adapter's hash, "" for none. reflector: what reflects, if not the policy.
+        """
+        results = self.arm(arm, weights)
+        if self.run.recipe.eval.direct:
+            self.arm(f"{arm}-direct", weights, directly(self.spec))
+        self.retries.measure(arm, weights, reflector)
+        return results
+
+    def arm(self, arm: str, weights: str, spec: EvalSpec | None = None) -> dict[str, Any]:
+        """One evaluation, below the run's eval/."""
+        policy, task, problems = self.exam
+        spec, out = spec or self.spec, self.run.path / "eval" / arm
+        with self.ui.progress(f"evaluating {arm}", len(problems) * spec.samples) as bar:
+            if spec.chain.rounds > 1:
+                results = evaluate_chains(
+                    policy, task, problems, spec, out,
+                    adapter=weights, advance=bar.advance, told=bar.update_text,
+                )  # fmt: skip
+            else:
+                results = evaluate(
+                    policy, task, problems, spec, out,
+                    adapter=weights, answers=self.answers, advance=bar.advance,
+                )  # fmt: skip
+        for said in [*(self.answers.report() if self.answers else []), *warnings(results)]:
+            self.ui.line(f"{arm}: {said}")
+        return results
+
+    def second_answers(self) -> None:
+        """Write what the retries of base and trained came to, where the recipe asks for it."""
+        if self.retries.wanted:
+            self.run.write_json("retries.json", self.retries.told())
+
+
+def check_measured(recipe: Recipe, spec: EvalSpec) -> None:
+    """Raises UserError for an evaluation that the recipe cannot end in."""
+    for asked in (spec, directly(spec)) if recipe.eval.direct else (spec,):
+        check_chain(asked)
+    if recipe.strategy != "reflectevo" or not recipe.reflectevo.retries:
+        return
+    for key, value in ONE_ANSWER.items():
+        if getattr(spec, key) != value:
+            raise UserError(
+                f"second answers are one to a chat each, and {recipe.eval.spec} has {key} = "
+                f"{getattr(spec, key)!r}",
+                "set reflectevo.retries = false, or eval.spec to another evaluation",
+            )
+
+
+def directly(spec: EvalSpec) -> EvalSpec:
+    """The same questions, asked for the answer alone."""
+    prompt = spec.prompt.model_copy(update={"style": "direct"})
+    return spec.model_copy(update={"prompt": prompt})
