@@ -7,8 +7,8 @@ import threading
 import time
 
 import pytest
-from fake_ollama import STALL, FakeOllama
-from teacher import Teacher
+from support.fake_ollama import STALL, FakeOllama
+from support.teacher import Teacher
 from test_r3 import COUNTDOWN, Critic, play
 
 from mlxreflect.config.recipe import load_recipe

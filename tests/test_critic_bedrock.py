@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import fake_bedrock as fake
 import pytest
-from critic_calls import call
-from fake_bedrock import SECRET, FakeBedrock, aws
-from fake_server import Body, Fault
+from support import fake_bedrock as fake
+from support.critic_calls import call
+from support.fake_bedrock import SECRET, FakeBedrock, aws
+from support.fake_server import Body, Fault
 
 from mlxreflect.config.schema import CriticConfig
 from mlxreflect.core.errors import UserError

@@ -13,7 +13,7 @@ from typing import Any
 
 import platformdirs
 import pytest
-from fake_ollama import STALL, Body, FakeOllama, Fault, http
+from support.fake_ollama import STALL, Body, FakeOllama, Fault, http
 
 from mlxreflect.config.schema import CriticConfig
 from mlxreflect.core.cache import cache_path

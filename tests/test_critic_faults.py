@@ -10,10 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import fake_ollama as fake
 import pytest
-from critic_runs import Faulty, figures, run, same, solving
-from fake_ollama import Body, FakeOllama, Fault, http
+from support import fake_ollama as fake
+from support.critic_runs import Faulty, figures, run, same, solving
+from support.fake_ollama import Body, FakeOllama, Fault, http
 from test_critic_ollama import ask, call, critic_at
 
 from mlxreflect.core.errors import UserError

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import fake_ollama as fake
 import pytest
-from critic_calls import call
-from fake_ollama import Body, FakeOllama, Fault, http
-from fake_server import free_port
+from support import fake_ollama as fake
+from support.critic_calls import call
+from support.fake_ollama import Body, FakeOllama, Fault, http
+from support.fake_server import free_port
 
 from mlxreflect.config.schema import CriticConfig
 from mlxreflect.core.errors import UserError

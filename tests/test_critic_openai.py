@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fake_openai as fake
-import fake_server as wire
 import pytest
-from critic_calls import TRIES, call
-from fake_openai import FakeOpenAI, refusal
-from fake_server import Body, Fault, free_port, http
-from mlx_server import serving
+from support import fake_openai as fake
+from support import fake_server as wire
+from support.critic_calls import TRIES, call
+from support.fake_openai import FakeOpenAI, refusal
+from support.fake_server import Body, Fault, free_port, http
+from support.mlx_server import serving
 
 from mlxreflect.config.schema import CriticConfig, PolicyConfig, TaskConfig
 from mlxreflect.core.errors import UserError

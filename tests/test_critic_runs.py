@@ -12,8 +12,19 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
-from critic_runs import arguments, do, figures, flags, resume, run, same, solving, words, written
-from fake_ollama import Body, FakeOllama, Fault, http
+from support.critic_runs import (
+    arguments,
+    do,
+    figures,
+    flags,
+    resume,
+    run,
+    same,
+    solving,
+    words,
+    written,
+)
+from support.fake_ollama import Body, FakeOllama, Fault, http
 from test_resume import DRIVER, command
 
 from mlxreflect.cli import main as cli

@@ -7,20 +7,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import fake_bedrock
-import fake_ollama
-import fake_openai
-import fake_server as wire
 import httpx
 import pytest
 import test_critic_bedrock
 import test_critic_ollama
 import test_critic_openai
-from critic_calls import TRIES, call
-from fake_bedrock import FakeBedrock, aws
-from fake_ollama import FakeOllama
-from fake_openai import FakeOpenAI, refusal
-from fake_server import Body, Fault, free_port, http
+from support import fake_bedrock, fake_ollama, fake_openai
+from support import fake_server as wire
+from support.critic_calls import TRIES, call
+from support.fake_bedrock import FakeBedrock, aws
+from support.fake_ollama import FakeOllama
+from support.fake_openai import FakeOpenAI, refusal
+from support.fake_server import Body, Fault, free_port, http
 
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.http import http_error, retry_after

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fake_server as wire
 import pytest
-from fake_bedrock import FakeBedrock, aws
-from fake_ollama import FakeOllama
-from fake_openai import FakeOpenAI, refusal
-from fake_server import Fault, free_port, http
+from support import fake_server as wire
+from support.fake_bedrock import FakeBedrock, aws
+from support.fake_ollama import FakeOllama
+from support.fake_openai import FakeOpenAI, refusal
+from support.fake_server import Fault, free_port, http
 from test_cli import Shell, sets, two_lines
 from test_cli import shell as shell
 

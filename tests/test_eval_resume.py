@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from adapters import write_adapter
+from support.adapters import write_adapter
 from test_resume import DRIVER
 
 FILES = ("samples.jsonl", "problems.jsonl", "setup.json", "results.json")

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from arm_folders import RIGHT, gsm8k, write_arm
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from support.arm_folders import RIGHT, gsm8k, write_arm
 
 from mlxreflect.evaluation.export_arms import Arm, load_arms
 from mlxreflect.report import report_plots as plots

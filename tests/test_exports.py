@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import NormalDist, fmean, stdev
 
 import pytest
-from arm_folders import RIGHT, gsm8k, write_arm
 from markdown_it import MarkdownIt
+from support.arm_folders import RIGHT, gsm8k, write_arm
 
 from mlxreflect.cli.main import main
 from mlxreflect.core.errors import UserError

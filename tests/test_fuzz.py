@@ -12,9 +12,9 @@ from importlib.util import find_spec
 from typing import Any
 
 import pytest
-from hostile import CORPORA, Corpus
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
+from support.hostile import CORPORA, Corpus
 
 from mlxreflect.tasks import TASKS
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 import pytest
-from hostile import CORPORA, Corpus
+from support.hostile import CORPORA, Corpus
 
 from mlxreflect.core.errors import UserError
 from mlxreflect.graders.base import Grader

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_ollama import FakeOllama
-from fake_server import free_port
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fake_ollama import FakeOllama
+from support.fake_server import free_port
 from test_cli import Shell
 from test_cli import shell as shell
 

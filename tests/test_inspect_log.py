@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from arm_folders import RIGHT, gsm8k, write_arm
+from support.arm_folders import RIGHT, gsm8k, write_arm
 
 from mlxreflect.evaluation.export_arms import asked, load_arms
 from mlxreflect.report.inspect_log import write_inspect

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from fake_bedrock import FakeBedrock
-from fake_ollama import FakeOllama
-from fake_openai import FakeOpenAI
-from run_outputs import outputs_of_run
-from teacher import Teacher
+from support.fake_bedrock import FakeBedrock
+from support.fake_ollama import FakeOllama
+from support.fake_openai import FakeOpenAI
+from support.run_outputs import outputs_of_run
+from support.teacher import Teacher
 
 from mlxreflect.config.recipe import load_recipe, resolved
 from mlxreflect.config.schema import Recipe

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adapters import write_adapter
+from support.adapters import write_adapter
 from test_cli import Shell, answered, rows, sets, shell, snapshot  # noqa: F401  (a fixture)
 
 from mlxreflect.core.errors import UserError

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from arm_folders import BEGAN, ENDED, RIGHT, gsm8k, write_arm
+from support.arm_folders import BEGAN, ENDED, RIGHT, gsm8k, write_arm
 
 from mlxreflect.evaluation.export_arms import load_arms
 from mlxreflect.report.lm_eval import prompt_text, write_lm_eval

@@ -11,9 +11,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from adapters import write_adapter
 from mlx.utils import tree_map
 from mlx_lm import stream_generate
+from support.adapters import write_adapter
 
 from mlxreflect.config.schema import LoraConfig, PolicyConfig
 from mlxreflect.core.errors import UserError

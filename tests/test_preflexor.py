@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from fake_ollama import FakeOllama
-from kill_driver import POINTS
-from run_outputs import outputs_of_run
+from support.fake_ollama import FakeOllama
+from support.kill_driver import POINTS
+from support.run_outputs import outputs_of_run
 from test_resume import DRIVER, command, contents, finish
 
 from mlxreflect.config.methods import PreflexorConfig
@@ -39,7 +39,8 @@ from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer
 
 EPISODES = [
-    episode_from_row(row) for row in read_rows(Path(__file__).with_name("preflexor_episodes.jsonl"))
+    episode_from_row(row)
+    for row in read_rows(Path(__file__).parent / "data" / "preflexor_episodes.jsonl")
 ]
 TEXTS = {
     "bees.md": "# Bees\n\nBees gather nectar from flowers and make honey of it in summer.",

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_ollama import FakeOllama
-from mlx_server import serving
+from support.fake_ollama import FakeOllama
+from support.mlx_server import serving
 from test_preflexor import TEXTS, teacher, write_corpus
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from run_outputs import outputs_in, outputs_of_run
+from support.run_outputs import outputs_in, outputs_of_run
 
 from mlxreflect.config.recipe import eval_spec, load_recipe
 from mlxreflect.config.schema import METHODS, PolicyConfig

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kill_driver import REFLECTING
-from run_outputs import outputs_of_run
+from support.kill_driver import REFLECTING
+from support.run_outputs import outputs_of_run
 from test_r3 import COUNTDOWN, Critic, play
 
 from mlxreflect.config.methods import ReflectEvoConfig
@@ -132,7 +132,7 @@ def ask(problem, text):
 
 
 def made(builder):
-    path = Path(__file__).with_name("reflectevo_episodes.jsonl")
+    path = Path(__file__).parent / "data" / "reflectevo_episodes.jsonl"
     return [e for row in read_rows(path) for e in builder(episode_from_row(row))]
 
 
@@ -548,7 +548,7 @@ CHANGED = {
     "reflector": ("critic", {}),
     "reflections": (2, {}),
     "instructions": (["skim-goal-steps"], {}),
-    "stored": (str(Path(__file__).with_name("reflectevo_episodes.jsonl")), {}),
+    "stored": (str(Path(__file__).parent / "data" / "reflectevo_episodes.jsonl"), {}),
     "words": (3, {}),
     "retry_temperature": (0.0, {}),
     "training": ("II", {}),
@@ -626,7 +626,7 @@ NTH = {"trained": 2, "wrote an adapter": 2, "evaluated half a chunk of retries":
 @pytest.mark.parametrize("point", REFLECTING)
 def test_killed_at_a_point(point, whole, tmp_path):
     run_dir = tmp_path / "run"
-    driver = str(Path(__file__).with_name("kill_driver.py"))
+    driver = str(Path(__file__).parent / "support" / "kill_driver.py")
     call = [sys.executable, driver, point, str(NTH[point]), *command(run_dir, SHORT)]
     killed = subprocess.run(call, capture_output=True)
     assert killed.returncode == -9, killed.stderr

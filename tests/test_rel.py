@@ -9,7 +9,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from run_outputs import outputs_in, outputs_of_run
+from support.run_outputs import outputs_in, outputs_of_run
 from test_r3 import COUNTDOWN, NONSENSE, Critic, play, roles
 
 from mlxreflect.config.methods import RelConfig
@@ -39,8 +39,8 @@ from mlxreflect.train.encode import Encoder
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer
 
-DRIVER = str(Path(__file__).with_name("kill_driver.py"))
-EPISODES = Path(__file__).with_name("rel_episodes.jsonl")
+DRIVER = str(Path(__file__).parent / "support" / "kill_driver.py")
+EPISODES = Path(__file__).parent / "data" / "rel_episodes.jsonl"
 
 
 class Helper(Critic):

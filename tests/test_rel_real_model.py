@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from fake_ollama import FakeOllama
+from support.fake_ollama import FakeOllama
 from test_real_model import SHARED, pytestmark, rows
 
 __all__ = ["pytestmark"]

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from kill_driver import POINTS
+from support.kill_driver import POINTS
 
-DRIVER = str(Path(__file__).with_name("kill_driver.py"))
+DRIVER = str(Path(__file__).parent / "support" / "kill_driver.py")
 SHORT = {
     "task.limit": 12, "r3.wave": 4, "r3.epochs": 1, "r3.verifications": 2, "r3.sft_mode": 3,
     "r3.bucket_every": 8, "train.batch": 4, "train.sft.scale_failed": 0.01,

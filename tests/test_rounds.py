@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_openai import FakeOpenAI
-from fake_server import Body, http
 from rich.console import Console
+from support.fake_openai import FakeOpenAI
+from support.fake_server import Body, http
 
 from mlxreflect.config.schema import CriticConfig, EvalSpec, PolicyConfig
 from mlxreflect.core.errors import UserError

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_ollama import FakeOllama
-from fake_openai import BAD_JSON, FakeOpenAI, refusal
-from fake_server import HANG_UP, RESET, SHORT, Body, Fault, http, ok
-from mlx_server import serving
+from support.fake_ollama import FakeOllama
+from support.fake_openai import BAD_JSON, FakeOpenAI, refusal
+from support.fake_server import HANG_UP, RESET, SHORT, Body, Fault, http, ok
+from support.mlx_server import serving
 
 from mlxreflect.config.schema import EvalSpec
 from mlxreflect.core.errors import UserError

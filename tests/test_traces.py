@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import mlx.core as mx
 import pytest
-from fake_ollama import FakeOllama
-from kill_driver import POINTS
 from rich.console import Console
-from run_outputs import outputs_of_run
-from teacher import Teacher
+from support.fake_ollama import FakeOllama
+from support.kill_driver import POINTS
+from support.run_outputs import outputs_of_run
+from support.teacher import Teacher
 from test_resume import DRIVER, command, finish
 
 from mlxreflect.config.methods import TracesConfig

@@ -17,8 +17,8 @@ import mlx.core as mx
 import mlx_lm
 import numpy as np
 import pytest
-from kill_driver import TRAINING
 from mlx.utils import tree_flatten
+from support.kill_driver import TRAINING
 from test_cli import Done, Shell, last_two_lines, listing, rows, sets, two_lines
 
 from mlxreflect.cli import main as cli
@@ -29,7 +29,7 @@ from mlxreflect.core.journal import take_lock
 from mlxreflect.models.policy import TINY
 from mlxreflect.runs import fit as finetune
 
-DRIVER = str(Path(__file__).with_name("kill_driver.py"))
+DRIVER = str(Path(__file__).parent / "support" / "kill_driver.py")
 Data = list[dict[str, Any]]
 MEASURED = ("wall_seconds", "tokens_per_second", "peak_memory_bytes", "adapter")
 

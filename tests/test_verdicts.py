@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from fake_ollama import FakeOllama
+from support.fake_ollama import FakeOllama
 
 from mlxreflect.config.schema import CriticConfig
 from mlxreflect.core.records import make_problem

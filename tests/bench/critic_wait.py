@@ -20,8 +20,8 @@ import mlx.core as mx
 mx.set_default_device(mx.cpu)
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fake_ollama import FakeOllama  # noqa: E402
-from teacher import WRONG, solution  # noqa: E402
+from support.fake_ollama import FakeOllama  # noqa: E402
+from support.teacher import WRONG, solution  # noqa: E402
 
 from mlxreflect.config.recipe import Recipe  # noqa: E402
 from mlxreflect.core.seeds import rng_for  # noqa: E402

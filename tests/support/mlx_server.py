@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-from fake_server import free_port
+
+from support.fake_server import free_port
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from fake_server import CHARS_PER_TOKEN, Body, Fault, Loopback, Scripted, Seen, ok
+
+from support.fake_server import CHARS_PER_TOKEN, Body, Fault, Loopback, Scripted, Seen, ok
 
 CONVERSE = re.compile("/model/([^/]+)/converse")
 STATUS = {

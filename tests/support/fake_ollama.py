@@ -11,15 +11,15 @@ cuts a reply at num_predict with done_reason "length". A token is four character
 
 from collections.abc import Callable, Sequence
 
-from fake_server import CHARS_PER_TOKEN as CHARS_PER_TOKEN
-from fake_server import DRIP as DRIP
-from fake_server import EMPTY_BODY as EMPTY_BODY
-from fake_server import HANG_UP as HANG_UP
-from fake_server import NOT_OBJECT as NOT_OBJECT
-from fake_server import RESET as RESET
-from fake_server import SHORT as SHORT
-from fake_server import STALL as STALL
-from fake_server import Body, Fault, Loopback, Scripted, Seen, http, ok
+from support.fake_server import CHARS_PER_TOKEN as CHARS_PER_TOKEN
+from support.fake_server import DRIP as DRIP
+from support.fake_server import EMPTY_BODY as EMPTY_BODY
+from support.fake_server import HANG_UP as HANG_UP
+from support.fake_server import NOT_OBJECT as NOT_OBJECT
+from support.fake_server import RESET as RESET
+from support.fake_server import SHORT as SHORT
+from support.fake_server import STALL as STALL
+from support.fake_server import Body, Fault, Loopback, Scripted, Seen, http, ok
 
 BAD_JSON = Fault(body=b'{"model": "critic", "message": {"role": "assist')
 WRONG_SCHEMA = Fault(body=b'{"choices": [{"message": {"content": "another API"}}]}')

@@ -12,7 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fake_ollama import Body, Fault
 from test_resume import contents
 
 from mlxreflect.config.recipe import load_recipe
@@ -24,6 +23,7 @@ from mlxreflect.critics.base import Call
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.runs.folder import Run
 from mlxreflect.runs.run import execute
+from support.fake_ollama import Body, Fault
 
 # Two waves, bucket passes with them, cycles after failed verifications: some 50 calls.
 SETTINGS = {

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fake_server import CHARS_PER_TOKEN, Body, Fault, Loopback, Scripted, Seen, http, ok
+from support.fake_server import CHARS_PER_TOKEN, Body, Fault, Loopback, Scripted, Seen, http, ok
 
 CHAT = "/v1/chat/completions"
 BAD_JSON = Fault(body=b'{"id": "1", "choices": [{"index": 0, "message": {"role": "assist')
