@@ -85,3 +85,22 @@ def load_random(tiny_random: Path) -> Callable[..., Any]:
         return load_policy(PolicyConfig(model=str(tiny_random), **changes))
 
     return load
+
+
+@pytest.fixture
+def shell(
+    tmp_path: Path, tiny_random: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Any:  # fmt: skip
+    """The command line in this process."""
+    from support.shell import shell_inside
+
+    return shell_inside(tmp_path, tiny_random, monkeypatch, capsys)
+
+
+@pytest.fixture
+def process(tmp_path: Path, tiny_random: Path) -> Any:
+    """The command line in processes of its own."""
+    from support.shell import Shell
+
+    return Shell(tmp_path, tiny_random)

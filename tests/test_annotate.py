@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.fake_ollama import FakeOllama
 from support.fake_server import free_port
-from test_cli import Done, Shell
+from support.shell import Done, Shell
 
 from mlxreflect.methods.worked import Worked, add_worked, read_worked
 

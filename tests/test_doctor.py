@@ -13,8 +13,7 @@ from support.fake_bedrock import FakeBedrock, aws
 from support.fake_ollama import FakeOllama
 from support.fake_openai import FakeOpenAI, refusal
 from support.fake_server import Fault, free_port, http
-from test_cli import Shell, sets, two_lines
-from test_cli import shell as shell
+from support.shell import Shell, sets, two_lines
 
 from mlxreflect.config.recipe import load_recipe
 from mlxreflect.core.ui import Ui, console

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import Shell, rows, sets, shell  # noqa: F401
+from support.shell import Shell, rows, sets
 from test_decontaminate import LONG, SHORT, WORDS, around
 from test_train_command import said, user, write
 
@@ -134,7 +134,7 @@ def test_generated_problems_are_not_mistaken_for_each_other() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_leaves_them_out_and_says_so(data: Path, shell: Shell) -> None:  # noqa: F811
+def test_a_run_leaves_them_out_and_says_so(data: Path, shell: Shell) -> None:
     given = [f"{key}={json.dumps(value)}" for key, value in own(data).items()]
     limits = sets("task.limit=0", "r3.wave=50", "r3.verifications=0", "r3.bucket_every=0",
                   "critic.max_tokens=12", "r3.rewrites=1")  # fmt: skip
@@ -175,7 +175,7 @@ FORMS: dict[str, Any] = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_command_finds_them_in_any_form(
-    data: Path, shell: Shell, form: str  # noqa: F811
+    data: Path, shell: Shell, form: str
 ) -> None:  # fmt: skip
     make = FORMS[form]
     clean_rows = [make(text) for text in [*map(plain, range(3)), *ALIKE]]
@@ -192,7 +192,7 @@ def test_the_command_finds_them_in_any_form(
     assert {row["eval_id"] for row in found["collisions"]} == {"line 1", "line 2"}
 
 
-def test_the_command_for_a_person(data: Path, shell: Shell) -> None:  # noqa: F811
+def test_the_command_for_a_person(data: Path, shell: Shell) -> None:
     (data / "rows.jsonl").write_text(
         json.dumps({"prompt": SHORT})
         + "\n{broken\n"
@@ -211,14 +211,14 @@ def test_the_command_for_a_person(data: Path, shell: Shell) -> None:  # noqa: F8
     assert said.startswith("no row occurs in the evaluation")
 
 
-def test_no_questions_are_no_assurance(shell: Shell) -> None:  # noqa: F811
+def test_no_questions_are_no_assurance(shell: Shell) -> None:
     (shell.folder / "empty.jsonl").write_text("")
     (shell.folder / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     error, _ = shell.mistake("decontaminate", "rows.jsonl", "--against", "empty.jsonl")
     assert "empty.jsonl: no questions in it" in error
 
 
-def test_mistakes_of_the_command(data: Path, shell: Shell) -> None:  # noqa: F811
+def test_mistakes_of_the_command(data: Path, shell: Shell) -> None:
     common = ["decontaminate", "mine.jsonl", "--against"]
     assert "no eval 'nothing'" in shell.mistake(*common, "nothing")[0]
     assert "missing.jsonl" in shell.mistake(*common, "missing.jsonl")[0]
@@ -232,7 +232,7 @@ def test_mistakes_of_the_command(data: Path, shell: Shell) -> None:  # noqa: F81
     assert said == "missing.jsonl: No such file or directory"
 
 
-def test_a_training_leaves_out_whole_rows(data: Path, shell: Shell) -> None:  # noqa: F811
+def test_a_training_leaves_out_whole_rows(data: Path, shell: Shell) -> None:
     """Also the turns of a conversation before the one that quotes the evaluation."""
     talks = [[user(plain(i)), said("7"), user(plain(i + 9)), said("8")] for i in range(8)]
     quoting = [user("Hello?"), said("Yes?"), user(LONG), said("72")]
@@ -254,7 +254,7 @@ def test_a_training_leaves_out_whole_rows(data: Path, shell: Shell) -> None:  # 
     assert "all 1 rows occur in" in shell.mistake(*arguments, "--out", "none")[0]
 
 
-def test_keys_of_a_training_that_would_do_nothing(shell: Shell) -> None:  # noqa: F811
+def test_keys_of_a_training_that_would_do_nothing(shell: Shell) -> None:
     said = shell.mistake("train", "sft", "--data", "x.jsonl", "--out", "o",
                          *sets("data.ngram=8"))  # fmt: skip
     assert said[0] == "data.ngram = 8 does nothing without data.against"

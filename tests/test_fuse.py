@@ -20,7 +20,7 @@ from mlx_lm.models import deepseek_v3, qwen3_moe
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import dequantize_model
 from rich.console import Console
-from test_cli import Shell
+from support.shell import Shell
 from test_lora import logits_of, store, train
 
 import mlxreflect.models.fuse as module

@@ -16,8 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.fake_ollama import FakeOllama
 from support.fake_server import free_port
-from test_cli import Shell
-from test_cli import shell as shell
+from support.shell import Shell
 
 from mlxreflect.config.recipe import eval_spec, load_recipe
 from mlxreflect.config.schema import Critics

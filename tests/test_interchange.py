@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_cli import Shell, rows
-from test_cli import shell as shell
+from support.shell import Shell, rows
 
 from mlxreflect.core.journal import append_rows, dump_line
 from mlxreflect.core.records import Episode, Example, Outcome, Turn, Verdict, make_problem, to_row

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from support.adapters import write_adapter
-from test_cli import Shell, answered, rows, sets, shell, snapshot  # noqa: F401  (a fixture)
+from support.shell import Shell, answered, rows, sets, snapshot
 
 from mlxreflect.core.errors import UserError
 from mlxreflect.evaluation.compare import compare_all
@@ -82,7 +82,7 @@ def test_names_of_folders_are_safe_and_their_own(tmp_path: Path) -> None:
     assert names(models, [], [], []) == ["Model", "model-2", "model-3"]
 
 
-def test_what_is_not_there_is_said_before_anything_is_asked(shell: Shell) -> None:  # noqa: F811
+def test_what_is_not_there_is_said_before_anything_is_asked(shell: Shell) -> None:
     for arguments, said in (
         (["--model", "tiny", "--model", "/none/such"], "'/none/such': no such folder"),
         (["--model", "tiny", "--adapter", "none", "--base"], "'none' is no adapter folder"),
@@ -101,7 +101,7 @@ def test_what_is_not_there_is_said_before_anything_is_asked(shell: Shell) -> Non
 
 
 def test_a_server_that_is_to_play_chains_is_refused_before_anything_is_answered(
-    shell: Shell,  # noqa: F811
+    shell: Shell,
 ) -> None:
     arms = ["--model", "tiny", "--server", "http://127.0.0.1:9", "--server-model", "m"]
     error, _ = shell.mistake("eval", "countdown_chain", "--limit", 2, *arms, "--out", "out")
@@ -109,7 +109,7 @@ def test_a_server_that_is_to_play_chains_is_refused_before_anything_is_answered(
 
 
 def test_one_command_one_table(
-    shell: Shell, adapters: list[Path], tiny_random: Path  # noqa: F811
+    shell: Shell, adapters: list[Path], tiny_random: Path
 ) -> None:  # fmt: skip
     arms = ["--model", tiny_random, "--adapter", adapters[0], "--adapter", adapters[1]]
     done = shell.works("eval", *SHORT, *arms, "--out", "out", "--json")
@@ -148,7 +148,7 @@ def test_one_command_one_table(
     assert single["adapter"].startswith(str(adapters[1]))
 
 
-def test_bits_in_one_table(shell: Shell, tiny_random: Path) -> None:  # noqa: F811
+def test_bits_in_one_table(shell: Shell, tiny_random: Path) -> None:
     bits = ["--model", tiny_random, "--quantize", "4", "--quantize", "8", "--out", "out", "--json"]
     found = json.loads(shell.works("eval", *SHORT, *bits).out)
     assert [arm["quantize"] for arm in found] == [4, 8]
@@ -157,7 +157,7 @@ def test_bits_in_one_table(shell: Shell, tiny_random: Path) -> None:  # noqa: F8
 
 
 def test_what_was_answered_before_is_reused_and_said(
-    shell: Shell, tiny_random: Path  # noqa: F811
+    shell: Shell, tiny_random: Path
 ) -> None:  # fmt: skip
     ask = ["eval", *SHORT, "--model", tiny_random, "--json", "--out"]
     assert "reused" not in shell.works(*ask, "a").err
@@ -168,7 +168,7 @@ def test_what_was_answered_before_is_reused_and_said(
 
 
 @pytest.mark.slow
-def test_a_run_reuses_its_base(shell: Shell) -> None:  # noqa: F811
+def test_a_run_reuses_its_base(shell: Shell) -> None:
     run = ["run", "quickstart", *shell.small, "--json", "--run-dir"]
     assert "reused" not in shell.works(*run, "first").err
     done = shell.works(*run, "second", *sets("train.lr=1e-3"))
@@ -177,7 +177,7 @@ def test_a_run_reuses_its_base(shell: Shell) -> None:  # noqa: F811
     assert one == other
 
 
-def test_the_noise_of_two_batch_sizes(shell: Shell, tiny_random: Path) -> None:  # noqa: F811
+def test_the_noise_of_two_batch_sizes(shell: Shell, tiny_random: Path) -> None:
     ask = ["eval", *SHORT, "--model", tiny_random, "--out", "out", "--aa"]
     noise = json.loads(shell.works(*ask, "--json").out)["noise"]
     one, other = (rows(shell.folder / "out" / name / "samples.jsonl") for name in (".", "noise"))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import typer
-from test_cli import Done, Shell, sets
+from support.shell import Done, Shell, sets
 
 from mlxreflect.cli.main import app
 from mlxreflect.config.job import Job, load_job

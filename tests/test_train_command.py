@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from support.kill_driver import TRAINING
-from test_cli import Done, Shell, last_two_lines, listing, rows, sets, two_lines
+from support.shell import Done, Shell, last_two_lines, listing, rows, sets, two_lines
 
 from mlxreflect.cli import main as cli
 from mlxreflect.config.job import DEFAULTS
