@@ -177,6 +177,35 @@ def test_tinyzero_passes_what_the_headline_does_not() -> None:
     assert COUNTDOWN.rules["tinyzero"](problem, first_line, "think", "direct").parsed is None
 
 
+def test_subset_lets_numbers_be_left_out() -> None:
+    problem = COUNTDOWN.from_row({"numbers": [2, 5, 8], "target": 40})
+    for answer, subset in (
+        ("5*8", True),
+        ("8*(2+5)-2*8", False),
+        ("2*5*4", False),
+        ("8*5+2", False),
+    ):
+        text = f"<think>x</think>\n<answer>{answer}</answer>"
+        for rules, right in (("subset", subset), ("exact", False), ("strict", False)):
+            found = COUNTDOWN.rules[rules](problem, text, "think", "thinking").verdict
+            assert (found.correct, found.format_ok) == (right, True), (rules, answer)
+
+
+def test_tinyzero_says_why_an_answer_is_wrong() -> None:
+    problem = COUNTDOWN.from_row({"numbers": [2, 5, 8], "target": 20})
+    for answer, reason in (
+        ("2*5+8", "the answer is 18, not 20"),
+        ("5*8", "not the given numbers"),
+        ("2*5+8)", "no expression that could be computed"),
+        ("2*5+x8", "other characters than digits, operators and parentheses"),
+        (" " * 401 + "2", "not the given numbers"),
+        ("2+" * 201, "longer than 400 characters"),
+    ):
+        text = f"<think>x</think><answer>{answer}</answer>"
+        found = COUNTDOWN.rules["tinyzero"](problem, text, "think", "thinking").verdict
+        assert (found.correct, found.format_ok, found.reason) == (False, True, reason)
+
+
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 40))
 @settings(max_examples=30)
 def test_what_is_solvable_is_what_brute_force_reaches(numbers: list[int], target: int) -> None:

@@ -153,6 +153,10 @@ ANSWERS: list[tuple[str, int | None]] = [
     ("#### 17\nno wait\n#### 18", 18),
     ("#### 18\nThat answer is correct.", 18),
     ("#### Step 3: add\nThat makes 18", 18),
+    ("#### 2. Add the eggs\nThat makes 18", 18),
+    ("#### In 3 days\nThat makes 18", 18),
+    ("the answer is" + " " * 199 + "18 of 20", 18),  # 200 characters are as far as it looks
+    ("the answer is" + " " * 200 + "18 of 20", 20),
     ("\\boxed{18}", 18),
     ("\\boxed{\\text{18 eggs}} in 3 days", 18),
     ("#### 17 \\boxed{18}", 18),
@@ -204,7 +208,10 @@ def test_extract_answer(text: str, value: int | None) -> None:
     [
         ("#### 18 000", None),
         ("That makes 70 000", None),
+        ("#### 18 000 apples", None),
         ("#### 18 thousand", 18000),
+        ("#### 18 Thousand", 18000),
+        ("<answer>18K</answer>", 18000),
         ("The answer is $1.5 million.", 1_500_000),
         ("<answer>18k</answer>", 18000),
         ("#### 18 km", 18),
