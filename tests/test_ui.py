@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlxreflect.core import ui as ui_module
-from mlxreflect.core.ui import PlainBar, Ui, safe_text
+from mlxreflect.core.ui import PlainBar, Ui, facts, safe_text, table
 
 HOSTILE = "\x1b[31mred\x1b[0m \x9b2J \x07 \r \u202eback \u200bwidth \ud83d [bold]b[/bold]"
 
@@ -165,3 +165,21 @@ def test_a_terminal_that_knows_only_ascii_is_no_crash() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
     )
     assert (done.stdout, done.stderr) == ("a ? b\n", "?\n")
+
+
+def test_a_table_sets_numbers_to_the_right_and_wraps_where_it_may(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    rows = [["first", 7, "two [bold]words[/bold]"], ["\x1b[1m", 12345, Text("and more " * 4)]]
+    Ui().table(table("Title \x07", ["", "|count", "problem"], rows, wraps="problem"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].strip() == "Title \\x07"
+    assert "7" in lines[3] and lines[3].index("7") == lines[1].index("count") + 4
+    shown = " ".join(" ".join(lines).split())
+    assert "\\x1b[1m" in shown and "[bold]words[/bold]" in shown and "12345" in shown
+    assert max(map(len, lines)) <= 40
+    Ui().table(facts({"name": "value", "long \x07": Text("x", "red")}))
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["name", "value"], ["long", "\\x07", "x"]
+    ]  # fmt: skip

@@ -1,11 +1,14 @@
-"""Where what is worth keeping between runs is kept.
+"""The one keyed cache: values that are worth keeping between runs, in an SQLite file.
 
-A cache as one SQLite file, that any number of runs and processes may use at once.
+Replies of critics, reference log-probabilities and kept answers each have such a file. Any number
+of runs, processes and threads may use one at once. A value is bytes under a key, a hash of all that
+the value depends on; the first writer of a key wins.
 """
 
 import os
 import sqlite3
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +20,9 @@ from mlxreflect.core.errors import UserError
 
 
 def cache_path(setting: str, name: str) -> Path | None:
-    """setting: of a recipe; "" is `name` in the user's cache folder, "off" None, else a path.
+    """Returns the path that a recipe's setting means, or None for "off".
 
+    setting: "" is the file `name` in the user's cache folder, anything else but "off" a path.
     The environment variable MLXREFLECT_CACHE replaces the user's cache folder.
     """
     if setting == "off":
@@ -40,6 +44,77 @@ class Kind(NamedTuple):
     setting: str
     version: int
     schema: str
+
+
+VERSION = 2
+SCHEMA = "CREATE TABLE kept (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
+# Version 1 had two kinds of tables; their rows are taken over. A reply is JSON, with its run.
+OLD = {
+    "replies": "SELECT key, CAST(json_object('run', run_id, 'actor', actor, 'reply', json(reply))"
+    " AS BLOB) FROM replies",
+    "logps": "SELECT key, value FROM logps",
+}
+
+
+class KeyedCache:
+    """The values of one file. Its methods may be called from any thread.
+
+    path: made with its folders where it is new. name: what a person calls it, "critic cache".
+    setting: the recipe's key that names it, "critic.cache". Raises UserError, from every method
+    too, for a file that cannot be used. Once closed it is empty and keeps nothing.
+    """
+
+    def __init__(self, path: Path, name: str, setting: str) -> None:
+        self.path, self.kind = path, Kind(name, setting, VERSION, SCHEMA)
+        self.lock = threading.RLock()
+        with explained(path, self.kind):
+            self.connection: sqlite3.Connection | None = connect(path, self.kind)
+
+    def get(self, key: str) -> bytes | None:
+        """Returns the value kept under a key, None where there is none."""
+        with self.lock, explained(self.path, self.kind):
+            if self.connection is None:
+                return None
+            query = "SELECT value FROM kept WHERE key = ?"
+            row = self.connection.execute(query, (key,)).fetchone()
+            if row is not None and not isinstance(row[0], bytes):
+                raise sqlite3.DatabaseError("a value that is not bytes")
+            return None if row is None else row[0]
+
+    def put(self, key: str, value: bytes) -> bytes:
+        """Keeps a value and returns what is kept: the first writer's, where two raced."""
+        with self.lock:
+            self.put_all({key: value})
+            return self.get(key) or value
+
+    def put_all(self, items: Mapping[str, bytes]) -> None:
+        """Keeps all items or, where the process dies or the disk fails, none of them.
+
+        A key that is there already keeps its value.
+        """
+        with self.lock, explained(self.path, self.kind):
+            if self.connection is not None:
+                self.connection.execute("BEGIN IMMEDIATE")
+                with self.connection:  # commits, or rolls back
+                    insert = "INSERT OR IGNORE INTO kept VALUES (?, ?)"
+                    self.connection.executemany(insert, items.items())
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Forgets the values of the keys."""
+        with self.lock, explained(self.path, self.kind):
+            if self.connection is not None:
+                rows = [(key,) for key in keys]
+                self.connection.executemany("DELETE FROM kept WHERE key = ?", rows)
+
+    def damaged(self, reason: object) -> UserError:
+        """Returns the error for a value that its reader cannot make sense of."""
+        return damage(self.path, self.kind, reason)
+
+    def close(self) -> None:
+        with self.lock:
+            if self.connection is not None:
+                self.connection.close()
+            self.connection = None
 
 
 def is_busy(error: BaseException) -> bool:
@@ -73,23 +148,32 @@ def connect(path: Path, kind: Kind) -> sqlite3.Connection:
 
 
 def prepare(connection: sqlite3.Connection, path: Path, kind: Kind) -> None:
+    """Makes or takes over the table of a file, unless it has it."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if version not in (0, kind.version) or (version == 0 and tables):
+    names = tables_of(connection)
+    older = kind.version == VERSION and version == 1 and names <= OLD.keys()
+    if (version not in (0, kind.version) and not older) or (version == 0 and names):
         raise UserError(
             f"{path}: not a {kind.name} of this version (schema {version}, {kind.version} "
             "expected)",
             f"delete {path}, or set {kind.setting} to another file",
         )
     connection.execute("PRAGMA journal_mode = WAL")
-    if version == 0:
+    if version != kind.version:
         connection.execute("BEGIN IMMEDIATE")
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if not tables:  # else another process was first
+        names = tables_of(connection)
+        if not names or (names <= OLD.keys() and older):  # else another process was first
             connection.execute(kind.schema)
+            for name in names:
+                connection.execute(f"INSERT INTO kept {OLD[name]}")
+                connection.execute(f"DROP TABLE {name}")
             connection.execute(f"PRAGMA user_version = {kind.version}")
         connection.execute("COMMIT")
     connection.execute(f"PRAGMA busy_timeout = {int(BUSY_S * 1000)}")
+
+
+def tables_of(connection: sqlite3.Connection) -> set[str]:
+    return {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
 
 
 @contextmanager
@@ -103,9 +187,13 @@ def explained(path: Path, kind: Kind) -> Iterator[None]:
     except sqlite3.OperationalError as error:  # full, locked, read-only, no such folder
         raise UserError(f"{path}: {error}", elsewhere) from None
     except sqlite3.DatabaseError as error:
-        raise UserError(
-            f"{path}: the {kind.name} is damaged ({error})",
-            f"delete {path} and, beside it, its -wal and -shm files",
-        ) from None
+        raise damage(path, kind, error) from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}", elsewhere) from None
+
+
+def damage(path: Path, kind: Kind, reason: object) -> UserError:
+    return UserError(
+        f"{path}: the {kind.name} is damaged ({reason})",
+        f"delete {path} and, beside it, its -wal and -shm files",
+    )

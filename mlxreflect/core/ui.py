@@ -11,7 +11,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple, TextIO
@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress, TaskID
+    from rich.table import Table
+    from rich.text import Text
 
 
 EVERY_S = 5.0  # seconds between plain progress lines
@@ -149,3 +151,47 @@ def bars() -> "Progress":
     columns = label, p.BarColumn(), p.MofNCompleteColumn(), p.TimeRemainingColumn(), text
     out = console(sys.stderr)
     return p.Progress(*columns, console=out, redirect_stdout=False, redirect_stderr=False)
+
+
+def plain(text: object, style: str = "") -> "Text":
+    """Returns text that rich shows as it is, without markup, made safe for a terminal."""
+    from rich.text import Text
+
+    return text if isinstance(text, Text) else Text(safe_text(str(text)), style=style)
+
+
+def table(
+    title: str, columns: Iterable[str], rows: Iterable[Iterable[object]] = (), *, wraps: str = ""
+) -> "Table":
+    """Returns a table; a column named `|name` holds numbers and is set to the right.
+
+    rows: cells as text, or as `Text`. wraps: the columns that give way on a narrow terminal,
+    beside those without a name: "problem reason" is two of them, "*" all.
+    """
+    from rich import box
+    from rich.table import Table
+
+    made = Table(
+        title=plain(title, "bold") if title else None, title_justify="left", header_style="bold",
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0),
+    )  # fmt: skip
+    for column in columns:
+        name, right = column.lstrip("|"), column.startswith("|")
+        gives_way = not name or wraps == "*" or name in wraps.split()
+        made.add_column(
+            plain(name), justify="right" if right else "left", no_wrap=not gives_way,
+            overflow="fold" if gives_way else "ellipsis",
+        )  # fmt: skip
+    for row in rows:
+        made.add_row(*map(plain, row))
+    return made
+
+
+def facts(pairs: Mapping[str, object]) -> "Table":
+    """Returns a table without a head: names in bold, and their values beside them."""
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    for name, value in pairs.items():
+        grid.add_row(plain(name, "bold"), plain(value))
+    return grid

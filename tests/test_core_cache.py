@@ -1,0 +1,169 @@
+"""The keyed cache: first writer, threads, processes, killed ones, old files and broken ones."""
+
+import json
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mlxreflect.core.cache import KeyedCache
+from mlxreflect.core.errors import UserError
+
+# Puts n values under keys that other processes put too.
+WRITER = """
+import sys
+from pathlib import Path
+from mlxreflect.core.cache import KeyedCache
+cache = KeyedCache(Path(sys.argv[1]), "critic cache", "critic.cache")
+kept = [cache.put(f"shared-{n}", f"{sys.argv[2]} {n}".encode()).decode() for n in range(50)]
+print(*kept, sep=",")
+"""
+# Dies in the middle of putting many.
+DIES = """
+import os, sys
+from pathlib import Path
+from mlxreflect.core.cache import KeyedCache
+class Dies(dict):
+    def items(self):
+        yield from list(super().items())[:500]
+        os._exit(9)
+cache = KeyedCache(Path(sys.argv[1]), "critic cache", "critic.cache")
+cache.put_all({f"before-{n}": b"1" for n in range(1000)})
+cache.put_all(Dies({f"during-{n}": b"2" for n in range(1000)}))
+"""
+
+
+def opened(path: Path) -> KeyedCache:
+    return KeyedCache(path, "critic cache", "critic.cache")
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[KeyedCache]:
+    found = opened(tmp_path / "new" / "folder" / "c.sqlite")
+    yield found
+    found.close()
+
+
+def test_the_first_writer_of_a_key_wins_until_it_is_deleted(cache: KeyedCache) -> None:
+    assert cache.get("k") is None
+    assert cache.put("k", b"\x00one") == b"\x00one"
+    other = opened(cache.path)
+    assert other.put("k", b"two") == other.get("k") == b"\x00one"
+    other.put_all({"k": b"three", "l": b""})
+    assert (cache.get("k"), cache.get("l")) == (b"\x00one", b"")
+    other.delete(["k", "never put"])
+    assert (cache.get("k"), cache.get("l")) == (None, b"")
+    other.close()
+
+
+def test_a_closed_cache_is_empty_and_keeps_nothing(cache: KeyedCache) -> None:
+    cache.put("k", b"one")
+    cache.close()
+    cache.close()
+    assert cache.get("k") is None
+    assert cache.put("k", b"two") == b"two"
+    cache.delete(["k"])
+    again = opened(cache.path)
+    assert again.get("k") == b"one"
+    again.close()
+
+
+def test_threads_share_one(cache: KeyedCache) -> None:
+    seen: list[bytes] = []
+
+    def work(own: int) -> None:
+        seen.extend(cache.put(f"{n}", f"{own}".encode()) for n in range(100))
+
+    threads = [threading.Thread(target=work, args=[own]) for own in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    kept = [cache.get(f"{n}") or b"" for n in range(100)]
+    assert sorted(seen) == sorted(kept * 4)  # every thread was given the first one's
+
+
+def test_processes_that_open_a_new_file_at_once_agree(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    command = [sys.executable, "-c", WRITER, str(path)]
+    writers = [
+        subprocess.Popen([*command, name], stdout=subprocess.PIPE, text=True) for name in "abc"
+    ]
+    said = {writer.communicate()[0] for writer in writers}
+    assert [writer.returncode for writer in writers] == [0, 0, 0]
+    assert len(said) == 1 and said.pop().count(",") == 49
+
+
+def test_a_process_that_dies_while_it_puts_many_leaves_none_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    assert subprocess.run([sys.executable, "-c", DIES, str(path)], check=False).returncode == 9
+    cache = opened(path)
+    assert [cache.get(f"before-{n}") for n in (0, 999)] == [b"1", b"1"]
+    assert [cache.get(f"during-{n}") for n in (0, 499, 999)] == [None] * 3
+    cache.close()
+
+
+def test_the_rows_of_older_files_are_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    with sqlite3.connect(path) as old:
+        old.execute("CREATE TABLE replies (key TEXT PRIMARY KEY, run_id TEXT NOT NULL, actor TEXT "
+                    "NOT NULL, reply TEXT NOT NULL) WITHOUT ROWID")  # fmt: skip
+        reply = json.dumps({"text": "a \ud83d ü", "usage": {"prompt": 3}, "seconds": 0.1})
+        old.execute("INSERT INTO replies VALUES ('k', 'run', 'ollama:x', ?)", (reply,))
+        old.execute("PRAGMA user_version = 1")
+    old.close()
+    for _ in range(2):
+        cache = opened(path)
+        kept = json.loads(cache.get("k") or b"")
+        cache.close()
+        assert kept == {"run": "run", "actor": "ollama:x", "reply": json.loads(reply)}
+    other = tmp_path / "r.sqlite"
+    with sqlite3.connect(other) as old:
+        old.execute("CREATE TABLE logps (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")
+        old.execute("INSERT INTO logps VALUES ('k', x'0000803f')")
+        old.execute("PRAGMA user_version = 1")
+    old.close()
+    cache = KeyedCache(other, "reference cache", "train.reference_cache")
+    assert cache.get("k") == b"\x00\x00\x80\x3f"
+    cache.close()
+
+
+def text_value(path: Path) -> None:
+    opened(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("INSERT INTO kept VALUES ('k', 'text')")
+
+
+def of_another_program(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE own (a)")
+
+
+def later_version(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 99")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message", "hint"),
+    [
+        (lambda p: p.write_bytes(b"no database, and longer than a header " * 9), "damaged", "-wal"),
+        (lambda p: p.mkdir(), "unable to open", "critic.cache"),
+        (of_another_program, "not a critic cache of this version (schema 0, 2", "delete"),
+        (later_version, "not a critic cache of this version (schema 99, 2", "delete"),
+        (text_value, "the critic cache is damaged (a value that is not bytes)", "-shm"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_with_what_to_do(
+    tmp_path: Path, spoil: Callable[[Path], object], message: str, hint: str
+) -> None:
+    path = tmp_path / "c.sqlite"
+    spoil(path)
+    with pytest.raises(UserError) as found:
+        opened(path).get("k")
+    assert str(path) in found.value.message and message in found.value.message
+    assert hint in found.value.hint
