@@ -13,7 +13,7 @@ from support.fake_ollama import FakeOllama
 from support.fake_server import free_port
 from support.shell import Done, Shell
 
-from mlxreflect.methods.worked import Worked, add_worked, read_worked
+from mlxreflect.methods.rel_worked import Worked, add_worked, read_worked
 
 
 def asked(shell: Shell, *more: str) -> Done:

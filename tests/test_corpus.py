@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from mlxreflect.config.schema import Recipe
 from mlxreflect.core.errors import UserError
 from mlxreflect.data.contamination import Question, build_index
-from mlxreflect.methods import corpus
-from mlxreflect.methods.corpus import FEWEST, make_question, passages_of, read_corpus, split
+from mlxreflect.methods import preflexor_corpus as corpus
+from mlxreflect.methods.preflexor_corpus import FEWEST, make_question, passages_of, read_corpus
+from mlxreflect.methods.preflexor_corpus import split_passages as split
 from mlxreflect.tasks import clean_problems
 
 LONG = "Bees gather nectar from flowers and make honey of it, all summer long."

@@ -7,8 +7,8 @@ import pytest
 
 from mlxreflect.config.recipe import load_recipe
 from mlxreflect.config.schema import Recipe
-from mlxreflect.methods.corpus import make_passage, make_question
 from mlxreflect.methods.plans import at_most, expected
+from mlxreflect.methods.preflexor_corpus import make_passage, make_question
 from mlxreflect.methods.roles import Moves, Round
 from mlxreflect.methods.waves import State, next_wave
 from mlxreflect.setup.dry_run import dry

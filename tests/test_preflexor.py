@@ -25,10 +25,9 @@ from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.critics.verdicts import Section, Sections
 from mlxreflect.methods.asked import phases
 from mlxreflect.methods.base import Hands
-from mlxreflect.methods.corpus import FEWEST, read_corpus
 from mlxreflect.methods.examples import preflexor_pairs
-from mlxreflect.methods.grounding import chosen_sections
 from mlxreflect.methods.preflexor import Preflexor
+from mlxreflect.methods.preflexor_corpus import FEWEST, chosen_sections, read_corpus
 from mlxreflect.methods.roles import Moves, Round
 from mlxreflect.models.policy import load_policy
 from mlxreflect.prompts.messages import parse_response

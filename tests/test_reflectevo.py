@@ -25,12 +25,12 @@ from mlxreflect.core.ui import Ui
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.local import SelfCritic
 from mlxreflect.evaluation.chains import Chain, Rounds
-from mlxreflect.methods import reflected
+from mlxreflect.methods import reflectevo_data as reflected
 from mlxreflect.methods.asked import asked_tiers
 from mlxreflect.methods.base import Hands
 from mlxreflect.methods.plans import PLANS
 from mlxreflect.methods.reflectevo import ReflectEvo
-from mlxreflect.methods.reflections import (
+from mlxreflect.methods.reflectevo_data import (
     CLOSINGS,
     DEPTHS,
     ERRORS,

@@ -398,7 +398,7 @@ def people(path, text, **tables):
     rel = {"human": str(path), **tables.pop("rel", {})}
     tree = {"strategy": "rel", "rel": rel, "eval": {"decontaminate": "off"}, **tables}
     recipe = Recipe.model_validate(tree)
-    from mlxreflect.methods.human import human_examples
+    from mlxreflect.methods.rel_worked import human_examples
 
     known = make_problem("countdown", {"numbers": [3, 4, 5], "target": 35})
     return human_examples(recipe, COUNTDOWN, [known])

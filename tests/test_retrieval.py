@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from mlxreflect.methods.retrieval import Library, words
+from mlxreflect.methods.preflexor_corpus import Library, words
 
 VOCABULARY = ["bee", "honey", "rain", "sea", "hill", "Brücke", "iron", "the", "of", "7"]
 

@@ -43,7 +43,7 @@ def annotate(
     from mlxreflect.config.recipe import load_recipe
     from mlxreflect.data.rows import fold
     from mlxreflect.evaluation.contamination import clean
-    from mlxreflect.methods.worked import add_worked, read_worked
+    from mlxreflect.methods.rel_worked import add_worked, read_worked
     from mlxreflect.tasks import get_task
 
     ui = make_ui(as_json)
@@ -78,7 +78,7 @@ def annotate(
 
 def make_place(file: Path) -> None:
     """See that the file can be added to, before anyone writes a line for it. Raises UserError."""
-    from mlxreflect.methods.worked import ADDED_TO
+    from mlxreflect.methods.rel_worked import ADDED_TO
 
     if file.suffix.lower() not in ADDED_TO:
         raise UserError(
@@ -206,7 +206,7 @@ def has_answer(notes: str, recipe: "Recipe") -> bool:
 
 
 def worked_of(turn: "Turn", recipe: "Recipe", question: str, gold: str | None) -> Any:
-    from mlxreflect.methods.worked import Worked
+    from mlxreflect.methods.rel_worked import Worked
     from mlxreflect.prompts.messages import thought_of
 
     thought = thought_of(turn.text, recipe.prompt.tags).strip()

@@ -19,7 +19,6 @@ from mlxreflect.config.schema import (
 from mlxreflect.config.toml import explain, flatten
 from mlxreflect.core.errors import UserError
 from mlxreflect.methods.asked import phases, traces_tiers
-from mlxreflect.methods.reflections import POOL
 
 # For each provider, what a critic.model may look like.
 MODELS = {
@@ -141,6 +140,8 @@ IDLE = {
 
 def check_reflectevo(recipe: Recipe, path: Path) -> None:
     """Keys of [reflectevo] that contradict each other, or the rest."""
+    from mlxreflect.methods.reflectevo_data import POOL
+
     config = recipe.reflectevo
     if config.stored and config.reflector == "critic":
         raise UserError(
@@ -151,7 +152,7 @@ def check_reflectevo(recipe: Recipe, path: Path) -> None:
     if strange := [name for name in config.instructions if name not in POOL]:
         raise UserError(
             f"{path}: reflectevo.instructions has no {strange[0]!r}",
-            f"such as: {', '.join(list(POOL)[:3])}; the pool is in mlxreflect/reflections.py",
+            f"such as: {', '.join(list(POOL)[:3])}; mlxreflect/methods/reflectevo_data.py has all",
         )
     if config.training == "IV" and recipe.critic.tier("judge").provider == "solver":
         raise UserError(

@@ -22,8 +22,8 @@ from mlxreflect.methods.asked import phases
 from mlxreflect.methods.base import Hands, Played
 from mlxreflect.methods.examples import passed
 from mlxreflect.methods.figures import count_wave
-from mlxreflect.methods.grounding import Lesson, Teacher, fine, question_id
 from mlxreflect.methods.learning import Learning
+from mlxreflect.methods.preflexor_corpus import Lesson, Teacher, fine, question_id
 from mlxreflect.methods.roles import Round
 from mlxreflect.methods.rollouts import Attempts
 from mlxreflect.methods.session import Exchange

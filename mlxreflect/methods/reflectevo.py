@@ -29,12 +29,12 @@ from mlxreflect.core.records import (
     to_row,
 )
 from mlxreflect.core.seeds import rng_for
-from mlxreflect.methods import reflected
+from mlxreflect.methods import reflectevo_data as reflected
 from mlxreflect.methods.base import Hands, Played
 from mlxreflect.methods.examples import passed
 from mlxreflect.methods.figures import count_wave
 from mlxreflect.methods.learning import REFLECTOR, Course, Learning
-from mlxreflect.methods.reflections import POOL, Stored, draw_instructions, fault
+from mlxreflect.methods.reflectevo_data import POOL, Stored, draw_instructions, fault
 from mlxreflect.methods.roles import Round
 from mlxreflect.methods.rollouts import Attempts
 from mlxreflect.methods.session import Exchange

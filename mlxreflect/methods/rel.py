@@ -21,8 +21,8 @@ from mlxreflect.methods import examples as pairs
 from mlxreflect.methods.base import Hands, Played
 from mlxreflect.methods.examples import passed
 from mlxreflect.methods.figures import count_wave
-from mlxreflect.methods.human import by_people, human_examples
 from mlxreflect.methods.learning import Learning
+from mlxreflect.methods.rel_worked import by_people, human_examples
 from mlxreflect.methods.roles import Round, judged
 from mlxreflect.methods.rollouts import Attempts
 from mlxreflect.methods.session import Exchange, unless_right

@@ -19,9 +19,8 @@ from mlxreflect.core.journal import dump_line, place, read_rows, write_atomic
 from mlxreflect.core.records import Episode, Example, episode_from_row, flat_from_row
 from mlxreflect.data import chats
 from mlxreflect.data.examples import split_examples
-from mlxreflect.methods.reasonset import FILE as REASONSET
-from mlxreflect.methods.reasonset import reasonset_rows, worked_row
-from mlxreflect.methods.reflectevo_export import reflectevo_rows
+from mlxreflect.methods.reflectevo_data import reflectevo_rows
+from mlxreflect.methods.rel_worked import REASONSET, reasonset_rows, worked_row
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Row]]  # file and row

@@ -25,7 +25,7 @@ from mlxreflect.data.contamination import in_words
 from mlxreflect.data.rows import is_path, local_path
 from mlxreflect.evaluation.contamination import clean, further_specs
 from mlxreflect.evaluation.evaluate import eval_problems
-from mlxreflect.methods.human import human_examples, read_some
+from mlxreflect.methods.rel_worked import human_examples, read_some
 from mlxreflect.models.policy import device_name, on_cpu
 from mlxreflect.setup.checks import (
     Check,

@@ -8,9 +8,9 @@ from mlxreflect.config.schema import Recipe
 from mlxreflect.core.records import Messages, Problem
 from mlxreflect.evaluation.contamination import clean
 from mlxreflect.methods.asked import asked_tiers
-from mlxreflect.methods.corpus import make_question
-from mlxreflect.methods.human import human_examples
 from mlxreflect.methods.plans import PLANS
+from mlxreflect.methods.preflexor_corpus import make_question
+from mlxreflect.methods.rel_worked import human_examples
 from mlxreflect.methods.roles import Moves
 from mlxreflect.methods.rollouts import attempt_prompt
 from mlxreflect.prompts.messages import rewrite_messages

@@ -9,7 +9,6 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem
 from mlxreflect.data.contamination import Index, Match, Question, build_index, find
 from mlxreflect.graders.base import Grader
-from mlxreflect.methods import corpus
 from mlxreflect.tasks import (
     aime,
     arithmetic,
@@ -87,7 +86,9 @@ def load_sources(recipe: Recipe) -> list[Problem]:
     """What a recipe learns from: its task's problems, or passages to pose questions from."""
     config = recipe.preflexor
     if config.corpus:
-        return corpus.read_corpus(config.corpus, config.chunk, config.column)
+        from mlxreflect.methods.preflexor_corpus import read_corpus
+
+        return read_corpus(config.corpus, config.chunk, config.column)
     return TASKS[recipe.task.name].load(recipe.task, "train", recipe.seed)
 
 
