@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from mlxreflect.config.schema import TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem
-from mlxreflect.graders.countdown import check
-from mlxreflect.graders.expression import MAX_DEPTH, NotAnExpression, parse_expression
+from mlxreflect.graders.countdown import MAX_DEPTH, NotAnExpression, check, parse_expression
 from mlxreflect.tasks.countdown import TASK, part_of
 
 # ---- expressions --------------------------------------------------------------------------------

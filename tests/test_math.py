@@ -151,7 +151,7 @@ def test_it_works_from_any_thread() -> None:
 @pytest.mark.slow
 def test_the_worker_ends_with_whoever_started_it(tmp_path: Path) -> None:
     code = (
-        "from mlxreflect.mathworker import WORKER, equal\n"
+        "from mlxreflect.graders.latex_worker import WORKER, equal\n"
         "print(equal('x+1', '1+x'), WORKER.process.pid, flush=True)\n"
     )
     done = subprocess.run(

@@ -22,7 +22,7 @@ from mlxreflect.core.ui import Ui
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.cache import cache_key
 from mlxreflect.critics.solver import SolverCritic
-from mlxreflect.graders.stated import agrees, stated, withheld
+from mlxreflect.graders.text import agrees, stated, withheld
 from mlxreflect.methods.asked import asked_tiers
 from mlxreflect.methods.base import Hands
 from mlxreflect.methods.examples import rel_worked

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlxreflect.core.records import Example, Messages
 from mlxreflect.data.messages import Fault, Values, answer, asked, messages_of, spoken, text_of
-from mlxreflect.graders.stated import agrees, stated
+from mlxreflect.graders.text import agrees, stated
 from mlxreflect.methods.examples import leak
 from mlxreflect.prompts.templates import REFLECT, REFLECT_AND_RETRY
 

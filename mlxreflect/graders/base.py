@@ -1,23 +1,20 @@
-"""Rules that count an answer only where the format asked for was kept.
-
-Where a response says what its answer is: blocks, boxes and phrases, searched from the end.
-
-What counts of a response, and short texts compared but for case, spacing and punctuation.
-"""
+"""What every grader shares: the grade, where a response says its answer, and how texts compare."""
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from mlxreflect.core.records import Problem, Verdict
 from mlxreflect.core.text import composed
-from mlxreflect.prompts.messages import ANSWER, TAGS
+from mlxreflect.prompts.messages import ANSWER, TAGS, Parsed, parse_response
 
 
 @dataclass(frozen=True)
 class Grade:
-    """parsed: the answer read from the text (normalised), None when there is none to read.
+    """A graded response.
 
+    parsed: the answer read from the text (normalised), None when there is none to read.
     score: how near an answer comes, 0 to 1 (token F1), where the rules have such a measure.
     """
 
@@ -30,8 +27,33 @@ class Grade:
 Grader = Callable[[Problem, str, str, str], Grade]
 
 
+class Judged(NamedTuple):
+    """An answer as it was read, and what is wrong with it; the format is looked at elsewhere."""
+
+    parsed: str | None
+    correct: bool
+    reason: str
+    score: float | None = None
+
+
+# (problem, text, tags, form) → Judged. form: the response as the prompt's format has it.
+Judge = Callable[[Problem, str, str, Parsed], Judged]
+
+
+def grader_of(judge: Judge) -> Grader:
+    """Returns the rules of a judge; whether the format was kept is graded beside its answer."""
+
+    def grade(problem: Problem, text: str, tags: str = "think", style: str = "thinking") -> Grade:
+        form = parse_response(text, tags, style)
+        parsed, correct, reason, score = judge(problem, text, tags, form)
+        reason = form.reason if correct else reason
+        return Grade(parsed, Verdict(correct, form.format_ok, reason), score)
+
+    return grade
+
+
 def strict(grade: Grader) -> Grader:
-    """The same rules, with an answer outside of the format being wrong."""
+    """Returns the same rules, under which an answer outside of the format is wrong."""
 
     def graded(problem: Problem, text: str, tags: str = "think", style: str = "thinking") -> Grade:
         found = grade(problem, text, tags, style)
@@ -43,14 +65,16 @@ def strict(grade: Grader) -> Grader:
     return graded
 
 
+# ---- where a response says what its answer is ----------------------------------------------------
+
 MAX_BOX = 1000  # characters in which a box must be closed
 MAX_TRIES = 16  # candidates looked at for each kind of marker, from the end
 AFTER_PHRASE = 200  # characters after "answer is" in which the answer must begin
 BRACE = re.compile(r"[{}]")
+WRAPPED = re.compile(r"\\(?:boxed|text|textbf|mathrm)\{([^{}]{0,200})\}")
 
 
-@dataclass(frozen=True)
-class Marked:
+class Marked(NamedTuple):
     """The text that a marker points at.
 
     position: of two markers the later one counts; a block's position is its end, so that it rules
@@ -62,7 +86,7 @@ class Marked:
 
 
 def answer_block(text: str) -> Marked | None:
-    """The last closed <answer> block that is not empty."""
+    """Returns the last closed <answer> block that is not empty."""
     close = len(text)
     for _ in range(MAX_TRIES):
         close = text.rfind(ANSWER[1], 0, close)
@@ -77,7 +101,7 @@ def answer_block(text: str) -> Marked | None:
 
 
 def box(text: str) -> Marked | None:
-    r"""The last closed `\boxed{}`."""
+    r"""Returns the last closed `\boxed{}`."""
     start = len(text)
     for _ in range(MAX_TRIES):
         start = text.rfind("\\boxed{", 0, start)
@@ -92,8 +116,13 @@ def box(text: str) -> Marked | None:
     return None
 
 
+def blocks(text: str) -> list[Marked]:
+    """Returns the last answer block and the last box, as far as there are any."""
+    return [found for find in (answer_block, box) if (found := find(text))]
+
+
 def phrases(text: str, phrase: str = "answer is") -> list[Marked]:
-    """What follows the phrase, in any case: its last occurrences, the last one first."""
+    """Returns what follows the phrase, in any case: its last occurrences, the last one first."""
     # İ is the one character whose lower case is longer; positions must stay.
     lower = text.replace("\u0130", "i").lower()
     found, at = [], len(text)
@@ -106,24 +135,16 @@ def phrases(text: str, phrase: str = "answer is") -> list[Marked]:
     return found
 
 
-MAX_TEXT = 4000  # characters
+# ---- what counts of a response -------------------------------------------------------------------
+
 MAX_QUESTIONS = 16  # occurrences of "Question:" looked at
 END_TOKENS = (
-    "<|im_end|>",
-    "</s>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<|eot_id|>",
-    "<end_of_turn>",
-)
-QUOTES = str.maketrans(
-    {"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "−": "-", "‐": "-", "…": "..."}
-)
-SPACE_BEFORE = re.compile(r" (?=[.,;:!?])")
+    "<|im_end|>", "</s>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<end_of_turn>",
+)  # fmt: skip
 
 
 def final_part(text: str, tags: str) -> str:
-    """What counts of a response: up to its end token or the next `Question:`, after the thought."""
+    """Returns a response up to its end token or the next `Question:`, without its thought."""
     ends = [at for token in END_TOKENS if (at := text.find(token)) >= 0]
     text = cut_at_question(text[: min(ends)] if ends else text, tags)
     _, _, after = text.rpartition(TAGS[tags][1])
@@ -131,7 +152,7 @@ def final_part(text: str, tags: str) -> str:
 
 
 def cut_at_question(text: str, tags: str) -> str:
-    """Leave out a next question that the model goes on to pose; a thought may quote one."""
+    """Leaves out a next question that the model goes on to pose; a thought may quote one."""
     opening, closing = TAGS[tags]
     at = -1
     for _ in range(MAX_QUESTIONS):
@@ -146,8 +167,17 @@ def cut_at_question(text: str, tags: str) -> str:
     return text
 
 
+# ---- short texts, but for case, spacing and punctuation ------------------------------------------
+
+MAX_TEXT = 4000  # characters
+QUOTES = str.maketrans(
+    {"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "−": "-", "‐": "-", "…": "..."}
+)
+SPACE_BEFORE = re.compile(r" (?=[.,;:!?])")
+
+
 def normal_text(text: str) -> str:
-    """NFC, case folded, single spaces, plain quotes; no quotes, marks or stops around it."""
+    """Returns NFC, case folded, single spaces, plain quotes; no quotes or stops around it."""
     text = composed(text).translate(QUOTES).casefold()
     text = " ".join(composed(text).split())
     text = SPACE_BEFORE.sub("", text)
@@ -155,7 +185,7 @@ def normal_text(text: str) -> str:
 
 
 def same_text(one: str, other: str) -> bool:
-    """Whether two texts are equal once normalised; a text over the cap equals none."""
+    """Tells whether two texts are equal once normalised; a text over the cap equals none."""
     if max(len(one), len(other)) > MAX_TEXT:
         return False
     return normal_text(one) == normal_text(other)

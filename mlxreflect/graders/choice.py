@@ -1,7 +1,4 @@
-"""Multiple choice: the forms in which data sets list the options, and how a letter is read.
-
-How the choice a response makes is found and graded.
-"""
+"""Multiple choice: the options of a row, the letter that a response names, and when it is right."""
 
 import json
 import re
@@ -10,25 +7,25 @@ from collections.abc import Iterable
 from typing import Any
 
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.records import Problem, Verdict
+from mlxreflect.core.records import Problem
 from mlxreflect.graders.base import (
     MAX_TEXT,
-    Grade,
+    WRAPPED,
     Grader,
-    answer_block,
-    box,
+    Judged,
+    blocks,
     final_part,
+    grader_of,
     normal_text,
     phrases,
     strict,
 )
-from mlxreflect.prompts.messages import parse_response
+from mlxreflect.prompts.messages import Parsed
 
 MAX_LINE = 400  # characters after "answer is" that are looked at
 LETTERS = string.ascii_uppercase
 DECORATION = " \t\r\n*`$_\"'"
 CHOICE_COLUMNS = ("choices", "options")
-WRAPPED = re.compile(r"\\(?:boxed|text|textbf|mathrm)\{([^{}]{0,200})\}")
 LEAD_IN = re.compile(
     r"(?:(?:so|thus|hence|therefore),? )?(?:the |my )?(?:(?:correct|right|best|final) )*"
     r"(?:answer|option|choice)(?: is| would be)?[: ] *",
@@ -47,7 +44,7 @@ ANOTHER = re.compile(r"(?:or\b|and\b|[/,&]|\(?[A-Z](?:[).:,]|$))", re.IGNORECASE
 
 
 def read_choices(raw: Any) -> dict[str, str]:
-    """Options as letter → text, in order.
+    """Returns the options as letter → text, in order.
 
     raw: a list of texts, a list of {"label", "text"}, {"label": [...], "text": [...]} or
         {"A": "…", "B": "…"}; None or empty where the question itself lists them.
@@ -57,7 +54,7 @@ def read_choices(raw: Any) -> dict[str, str]:
 
 
 def labelled(raw: Any) -> list[tuple[str, str]]:
-    """The options as (label as written, text)."""
+    """Returns the options as (label as written, text)."""
     if isinstance(raw, str) and raw.strip().startswith(("[", "{")):  # a cell of a CSV file
         try:
             raw = json.loads(raw)
@@ -95,9 +92,9 @@ def pick(item: dict[str, Any], names: Iterable[str]) -> Any:
 
 
 def gold_letter(raw: object, options: Any) -> str | None:
-    """The letter of a row's answer: a label, the text of a choice, or (an integer) its index.
+    """Reads a row's answer: a label, the text of a choice, or (an integer) its index.
 
-    None where the answer names no choice.
+    Returns the letter; None where the answer names no choice.
     """
     if isinstance(raw, bool) or not isinstance(raw, (str, int, float)):
         return None
@@ -112,7 +109,7 @@ def gold_letter(raw: object, options: Any) -> str | None:
 
 
 def read_letter(answer: str, choices: dict[str, str]) -> str | None:
-    """The choice an answer names: "A", "(A)", "a.", "A) text" or the full text of the choice.
+    """Reads the choice an answer names: "A", "(A)", "a.", "A) text" or the full text of the choice.
 
     None for no choice, for more than one, and for a letter beside the text of another choice.
     """
@@ -140,7 +137,7 @@ def read_letter(answer: str, choices: dict[str, str]) -> str | None:
 
 
 def letters_of(text: str, choices: dict[str, str]) -> list[str]:
-    """The letters of the choices with this text."""
+    """Returns the letters of the choices with this text."""
     if len(text) > MAX_TEXT:
         return []
     wanted = normal_text(text)  # once, for a hostile text takes milliseconds
@@ -152,7 +149,7 @@ def letters_of(text: str, choices: dict[str, str]) -> list[str]:
 
 
 def spoken_letter(after: str, choices: dict[str, str]) -> str | None:
-    """The choice that a text names right after "answer is" or "answer:"; None where it hedges."""
+    """Reads the choice named right after "answer is" or "answer:"; None where it hedges."""
     if len(after) > MAX_TEXT:
         return None
     if letter := read_letter(after.strip(), choices):
@@ -175,16 +172,12 @@ MAX_BARE = 400  # characters of a response that is nothing but its answer
 
 
 def extract_choice(text: str, choices: dict[str, str]) -> tuple[str | None, str]:
-    """(letter, the text it was read from) of what counts of a response.
+    """Returns (letter, the text it was read from) of what counts of a response.
 
     The last marker by position rules: an <answer> block, a box, "answer is" or "answer:" before a
     letter. Without one, a short text that is itself an answer.
     """
-    spots = [
-        (found.position, spoken_letter(found.text, choices), found.text)
-        for find in (answer_block, box)
-        if (found := find(text))
-    ]
+    spots = [(at, spoken_letter(found, choices), found) for at, found in blocks(text)]
     for phrase in PHRASES:
         for found in phrases(text, phrase):
             if letter := spoken_letter(found.text, choices):
@@ -197,17 +190,12 @@ def extract_choice(text: str, choices: dict[str, str]) -> tuple[str | None, str]
     return (read_letter(bare, choices), bare) if len(bare) <= MAX_BARE else (None, "")
 
 
-def grade_choice(
-    problem: Problem, text: str, tags: str = "think", style: str = "thinking"
-) -> Grade:
-    form = parse_response(text, tags, style)
+def judge_choice(problem: Problem, text: str, tags: str, form: Parsed) -> Judged:
     letter, source = extract_choice(final_part(text, tags), problem.fields.get("choices", {}))
     if letter is None:
-        reason = f"no single choice in {source[:80]!r}"
-        return Grade(None, Verdict(False, form.format_ok, reason))
-    correct = letter == problem.gold
-    reason = form.reason if correct else f"expected {problem.gold}, got {letter}"
-    return Grade(letter, Verdict(correct, form.format_ok, reason))
+        return Judged(None, False, f"no single choice in {source[:80]!r}")
+    return Judged(letter, letter == problem.gold, f"expected {problem.gold}, got {letter}")
 
 
+grade_choice = grader_of(judge_choice)
 CHOICE_RULES: dict[str, Grader] = {"flexible": grade_choice, "strict": strict(grade_choice)}

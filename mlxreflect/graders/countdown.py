@@ -1,18 +1,187 @@
-"""The rules by which a Countdown answer may be graded. The headline is `exact`."""
+r"""Countdown: arithmetic that a model wrote, read safely, and the rules by which it is right.
 
+One parser reads every expression: no eval, no recursion, linear time. The headline rules are
+`exact`. `tinyzero` is TinyZero's score (Jiayi-Pan/TinyZero, verl/utils/reward_score/countdown.py),
+which the original computes with `eval` of the model's text. Kept of it: the last line alone counts,
+`\d+` names the numbers (so that 2.5 uses a 2 and a 5), `**` and `//` are operators, and a result
+within 1e-5 of the target is right. What would take more than a moment to compute is wrong here,
+where the original hangs.
+"""
+
+import operator
+import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
+from typing import TypeVar
 
-from mlxreflect.core.records import Problem, Verdict
-from mlxreflect.graders import tinyzero
-from mlxreflect.graders.base import Grade, Grader, strict
-from mlxreflect.graders.expression import NotAnExpression, parse_expression
-from mlxreflect.prompts.messages import parse_response
+from mlxreflect.core.records import Problem
+from mlxreflect.graders.base import Grader, Judge, Judged, grader_of, strict
+from mlxreflect.prompts.messages import ANSWER, Parsed
+
+# ---- expressions ---------------------------------------------------------------------------------
+
+MAX_CHARACTERS = 400
+MAX_DEPTH = 50
+DIGITS = frozenset("0123456789")
+# Mapped one by one: NFKC would turn 5² into 52.
+SPELLINGS = {"×": "*", "÷": "/", "−": "-", "·": "*"}
+LEVELS = {"+": 1, "-": 1, "*": 2, "/": 2, "//": 2, "sign +": 3, "sign -": 3, "**": 4}
+OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
+              "//": operator.floordiv}  # fmt: skip
+
+
+class NotAnExpression(ValueError):
+    """The text is no arithmetic expression in the notation asked for, or has no value."""
+
+
+@dataclass(frozen=True)
+class Notation:
+    """What an expression may be made of.
+
+    token: matches one number, operator or parenthesis. signs: that may stand before a number.
+    digits: of a number at most. depth: of parentheses at most.
+    """
+
+    token: re.Pattern[str]
+    signs: str = "+-"
+    digits: int = 12
+    depth: int = MAX_DEPTH
+
+
+FRACTIONS = Notation(re.compile(r"[0-9]+|[-+*/()×÷−·]"))
+# Python has no 012, but 00, 012.5 and 1. are numbers.
+PYTHON = Notation(
+    re.compile(r"[0-9]+\.[0-9]*|\.[0-9]+|0+(?![0-9])|[1-9][0-9]*|\*\*|//|[-+*/()]"),
+    digits=MAX_CHARACTERS, depth=MAX_CHARACTERS,
+)  # fmt: skip
+
+
+def split(text: str, notation: Notation) -> list[str]:
+    """Returns the tokens of a text without space. Raises NotAnExpression for other characters."""
+    if len(text) > MAX_CHARACTERS:
+        raise NotAnExpression(f"longer than {MAX_CHARACTERS} characters")
+    tokens: list[str] = []
+    at = 0
+    while at < len(text):
+        found = notation.token.match(text, at)
+        if found:
+            if found[0][0] in DIGITS and len(found[0]) > notation.digits:
+                raise NotAnExpression(f"a number of more than {notation.digits} digits")
+            tokens.append(SPELLINGS.get(found[0], found[0]))
+        elif not text[at].isspace():
+            raise NotAnExpression(f"the character {text[at]!r}")
+        at = found.end() if found else at + 1
+    return tokens
+
+
+def read_tokens(text: str, notation: Notation) -> Iterator[str]:
+    """Yields the tokens of an expression, each once it may stand where it does.
+
+    A sign is told from an operator: it is "sign +" or "sign -". Raises NotAnExpression for other
+    characters, implicit multiplication, unbalanced or too deep parentheses, or a text over the
+    caps.
+    """
+    depth, operand_next = 0, True
+    for token in split(text, notation):
+        if token[0] in DIGITS or token[0] == ".":
+            if not operand_next:
+                raise NotAnExpression("two numbers without an operator between them")
+            operand_next = False
+        elif token == "(":
+            depth += 1
+            if not operand_next:
+                raise NotAnExpression("a parenthesis without an operator before it")
+            if depth > notation.depth:
+                raise NotAnExpression(f"nested deeper than {notation.depth}")
+        elif token == ")":
+            depth -= 1
+            if operand_next or depth < 0:
+                raise NotAnExpression("a parenthesis closed too early")
+        elif not operand_next:
+            operand_next = True
+        elif token in notation.signs:
+            token = f"sign {token}"
+        else:
+            raise NotAnExpression(f"{token} where a number was expected")
+        yield token
+    if operand_next or depth:
+        raise NotAnExpression("it ends too early")
+
+
+N = TypeVar("N", Fraction, int | float)
+
+
+def evaluate(
+    tokens: Iterable[str], number: Callable[[str], N], combine: Callable[[str, N, N], N]
+) -> N:
+    """Returns the value of an expression, by an iterative shunting-yard.
+
+    tokens: of `read_tokens`. number: reads one. combine(operator, left, right): their result.
+    """
+    values: list[N] = []
+    operators: list[str] = []
+
+    def apply() -> None:
+        token, right = operators.pop(), values.pop()
+        if token.startswith("sign"):
+            values.append(-right if token[-1] == "-" else right)
+        else:
+            values.append(combine(token, values.pop(), right))
+
+    for token in tokens:
+        if token == ")":
+            while operators[-1] != "(":
+                apply()
+            operators.pop()
+        elif token == "(" or token.startswith("sign"):
+            operators.append(token)
+        elif level := LEVELS.get(token):
+            while operators and LEVELS.get(operators[-1], 0) >= level + (token == "**"):
+                apply()
+            operators.append(token)
+        else:
+            values.append(number(token))
+    while operators:
+        apply()
+    return values[0]
+
+
+@dataclass(frozen=True)
+class Expression:
+    value: Fraction
+    literals: list[int]
+
+
+def parse_expression(text: str) -> Expression:
+    """Returns the exact value and the literals of an expression of integers with + - * / ( ).
+
+    Raises NotAnExpression for any other text, and for a division by zero.
+    """
+    literals: list[int] = []
+
+    def number(token: str) -> Fraction:
+        literals.append(int(token))
+        return Fraction(literals[-1])
+
+    return Expression(evaluate(read_tokens(text, FRACTIONS), number, combine), literals)
+
+
+def combine(token: str, left: Fraction, right: Fraction) -> Fraction:
+    """Returns the exact result of + - * or /. Raises NotAnExpression for a division by zero."""
+    try:
+        result: Fraction = OPERATIONS[token](left, right)
+    except ZeroDivisionError:
+        raise NotAnExpression("a division by zero") from None
+    return result
+
+
+# ---- the given numbers, and the target -----------------------------------------------------------
 
 
 def check(numbers: list[int], target: int, answer: str, every: bool = True) -> tuple[bool, str]:
-    """Whether an expression uses every number exactly once and is exactly the target, and why.
+    """Tells whether an expression uses every number once and is exactly the target, and why not.
 
     every: False lets numbers be left out (none is used more often than it is given).
     """
@@ -40,38 +209,95 @@ def show_value(value: Fraction) -> str:
     return text if len(text) <= 40 else f"a number of {len(text)} digits"
 
 
-def graded(judge: Callable[[list[int], int, str], tuple[bool, str]]) -> Grader:
-    """Rules on the last closed answer block after the thought."""
+def judge_by(every: bool) -> Judge:
+    """Returns the judge of the last closed answer block after the thought."""
 
-    def grade(problem: Problem, text: str, tags: str = "think", style: str = "thinking") -> Grade:
-        parsed = parse_response(text, tags, style)
-        if parsed.answer is None:
-            return Grade(None, Verdict(False, parsed.format_ok, parsed.reason))
-        fields = problem.fields
-        correct, reason = judge(fields["numbers"], fields["target"], parsed.answer)
-        reason = parsed.reason if correct else reason
-        return Grade(parsed.answer[:400], Verdict(correct, parsed.format_ok, reason))
+    def judge(problem: Problem, text: str, tags: str, form: Parsed) -> Judged:
+        if form.answer is None:
+            return Judged(None, False, form.reason)
+        numbers, target = problem.fields["numbers"], problem.fields["target"]
+        return Judged(form.answer[:400], *check(numbers, target, form.answer, every))
 
-    return grade
+    return judge
 
 
-def grade_tinyzero(
-    problem: Problem, text: str, tags: str = "think", style: str = "thinking"
-) -> Grade:
-    """TinyZero's own extraction and score; whether the format asked for was kept beside it."""
-    form, answer = parse_response(text, tags, style), tinyzero.extract(text)
+# ---- TinyZero's score ----------------------------------------------------------------------------
+
+MAX_BITS = 4096  # of any whole number on the way
+TOLERANCE = 1e-5
+ALLOWED = re.compile(r"[0-9+\-*/().\s]+")
+
+
+def judge_tinyzero(problem: Problem, text: str, tags: str, form: Parsed) -> Judged:
+    answer = last_line_block(text)
     if answer is None:
-        return Grade(None, Verdict(False, form.format_ok, "no answer block on the last line"))
-    correct, reason = tinyzero.score(problem.fields["numbers"], problem.fields["target"], answer)
-    reason = form.reason if correct else reason
-    return Grade(answer[:400], Verdict(correct, form.format_ok, reason))
+        return Judged(None, False, "no answer block on the last line")
+    numbers, target = problem.fields["numbers"], problem.fields["target"]
+    return Judged(answer[:400], *tinyzero_check(numbers, target, answer))
 
 
-grade_exact = graded(check)
+def last_line_block(text: str) -> str | None:
+    """Returns the last `<answer>…</answer>` of the last line, as `re.finditer` would find it."""
+    line = text.rpartition("\n")[2]
+    found, at = None, 0
+    while (start := line.find(ANSWER[0], at)) >= 0:
+        end = line.find(ANSWER[1], start)
+        if end < 0:
+            break
+        found = line[start + len(ANSWER[0]) : end].strip()
+        at = end + len(ANSWER[1])
+    return found
 
+
+def tinyzero_check(numbers: list[int], target: int, answer: str) -> tuple[bool, str]:
+    """Tells whether TinyZero would give the full score, and why not."""
+    if len(answer) > MAX_CHARACTERS:
+        return False, f"longer than {MAX_CHARACTERS} characters"
+    if not answer.isascii() or not ALLOWED.fullmatch(answer):
+        return False, "other characters than digits, operators and parentheses"
+    if sorted(int(n) for n in re.findall(r"[0-9]+", answer)) != sorted(numbers):
+        return False, "not the given numbers"
+    value = python_value(answer)
+    if value is None:
+        return False, "no expression that could be computed"
+    return abs(value - target) < TOLERANCE, f"the answer is {str(value)[:40]}, not {target}"
+
+
+def python_value(text: str) -> int | float | None:
+    """Returns Python's value of an expression; None where it has none, or one too large."""
+
+    def number(token: str) -> int | float:
+        return float(token) if "." in token else int(token)
+
+    try:
+        return evaluate(read_tokens(text, PYTHON), number, python_combine)
+    except (NotAnExpression, ArithmeticError):
+        return None
+
+
+def python_combine(token: str, left: int | float, right: int | float) -> int | float:
+    if token == "**":
+        return power(left, right)
+    if token == "*" and sum(n.bit_length() for n in (left, right) if isinstance(n, int)) > MAX_BITS:
+        raise NotAnExpression("a product that would take long to compute")
+    result: int | float = OPERATIONS[token](left, right)
+    return result
+
+
+def power(base: int | float, exponent: int | float) -> int | float:
+    if isinstance(base, int) and isinstance(exponent, int) and exponent >= 0:
+        if abs(base) > 1 and base.bit_length() * exponent > MAX_BITS:
+            raise NotAnExpression("a power that would take long to compute")
+        return int(base**exponent)
+    if base < 0 and not float(exponent).is_integer():
+        raise NotAnExpression("a complex number")
+    return float(float(base) ** float(exponent))
+
+
+grade_exact = grader_of(judge_by(every=True))
 COUNTDOWN_RULES: dict[str, Grader] = {
     "exact": grade_exact,
     "strict": strict(grade_exact),
-    "subset": graded(lambda numbers, target, answer: check(numbers, target, answer, False)),
-    "tinyzero": grade_tinyzero,
+    "subset": grader_of(judge_by(every=False)),
+    "tinyzero": grader_of(judge_tinyzero),
 }

@@ -1,22 +1,19 @@
-"""Answers in LaTeX: read from a response, brought to one spelling, and what may be left to sympy.
+"""LaTeX: one spelling for many, the answer of a response, and what is left to Math-Verify.
 
 Most answers are decided here, exactly: the same spelling, two rational numbers, or plain words.
-Only what is short, harmless and still open goes to the worker process (see mathworker.py).
-
-How a LaTeX answer is found and graded.
-
-A check that Math-Verify does not finish is recorded as wrong, with the answer as `parsed` and a
-reason that begins with "not decided": it stays in the denominator, and can be counted.
+Only what is short, harmless and still open goes to the worker process (latex_worker.py). A check
+that it does not finish is recorded as wrong, with a reason that begins with "not decided": it stays
+in the denominator, and can be counted.
 """
 
 import re
 from fractions import Fraction
 
-from mlxreflect.core.records import Problem, Verdict
-from mlxreflect.graders.base import Grade, Grader, answer_block, box, final_part, phrases, strict
+from mlxreflect.core.records import Problem
+from mlxreflect.graders.base import Grader, Judged, blocks, final_part, grader_of, phrases, strict
 from mlxreflect.graders.latex_worker import equal
 from mlxreflect.graders.number import decimal
-from mlxreflect.prompts.messages import parse_response
+from mlxreflect.prompts.messages import Parsed
 
 MAX_LATEX = 300  # characters of an answer; MATH-500's longest gold has 80
 MAX_DEPTH = 12
@@ -59,7 +56,7 @@ COMMANDS = frozenset(COMMAND_NAMES.split())
 
 
 def normal(text: str) -> str:
-    """One spelling of what LaTeX can write in many: no spacing, sizes, units or dollar signs."""
+    """Returns one spelling of what LaTeX can write in many: no spacing, sizes, units, dollars."""
     text = text.strip(" \t\r\n*`")
     if boxed := BOXED.fullmatch(text.strip("$ .")):
         text = boxed[1]
@@ -87,7 +84,7 @@ def full_frac(found: re.Match[str]) -> str:
 
 
 def rational(text: str) -> Fraction | None:
-    """The value of a normal text that is one integer, decimal or fraction of two; else None."""
+    """Reads a normal text that is one integer, decimal or fraction of two; else None."""
     found = RATIONAL.fullmatch(text)
     if not found:
         return None
@@ -105,7 +102,7 @@ def signed(text: str) -> Fraction | None:
 
 
 def without_unit(text: str) -> str:
-    """ "5.4cents" → "5.4": letters after a plain number, where nothing else is."""
+    """Takes off letters after a plain number, where nothing else is: "5.4cents" → "5.4"."""
     found = re.fullmatch(
         r"(-?[0-9.]+(?:/[0-9.]+)?|-?\\frac\{[0-9]+\}\{[0-9]+\})[a-zA-Z]{2,20}", text
     )
@@ -113,7 +110,7 @@ def without_unit(text: str) -> str:
 
 
 def decided(gold: str, answer: str) -> bool | None:
-    """Whether two normal texts are equal, where that can be told exactly; None where it is open."""
+    """Tells whether two normal texts are equal; None where that cannot be told exactly."""
     if gold == answer:
         return True
     gold, answer = without_unit(gold), without_unit(answer)
@@ -127,7 +124,7 @@ def decided(gold: str, answer: str) -> bool | None:
 
 
 def harmless(text: str) -> str:
-    """Why a normal text must not reach sympy; "" where it may."""
+    """Says why a normal text must not reach sympy; "" where it may."""
     if len(text) > MAX_LATEX:
         return f"longer than {MAX_LATEX} characters"
     if not ALLOWED.fullmatch(text):
@@ -148,7 +145,7 @@ def harmless(text: str) -> str:
 
 
 def balanced(text: str) -> bool:
-    """As many opening as closing ones: of braces, and of the brackets that intervals mix."""
+    """Counts as many opening as closing ones: braces, and the brackets that intervals mix."""
     braces = text.count("{") == text.count("}")
     return braces and sum(map(text.count, "([")) == sum(map(text.count, ")]"))
 
@@ -162,7 +159,7 @@ def deepest(text: str) -> int:
 
 
 def power_fault(text: str) -> str:
-    """Powers that are too many, too high, or on top of each other."""
+    """Says what is wrong with powers: too many, too high, or on top of each other."""
     if text.count("^") > MAX_POWERS:
         return f"more than {MAX_POWERS} powers"
     for at in (i for i, character in enumerate(text) if character == "^"):
@@ -176,17 +173,13 @@ def power_fault(text: str) -> str:
     return ""
 
 
-__all__ = ["MATH_RULES", "MAX_LATEX"]
-
-
 def extract_latex(text: str) -> str | None:
-    """The answer of what counts of a response: the last block or box, else the last "answer is".
+    """Finds the answer of a response: the last block or box, else the last "answer is".
 
-    Without any, a short text that is itself an answer.
+    Without any, it is a short text that is itself an answer.
     """
-    spots = [(found.position, found.text) for find in (answer_block, box) if (found := find(text))]
-    if spots:
-        return max(spots)[1].strip() or None
+    if spots := blocks(text):
+        return max(spots).text.strip() or None
     if said := phrases(text):
         return first_line(said[0].text) or None
     bare = text.strip()
@@ -194,13 +187,13 @@ def extract_latex(text: str) -> str | None:
 
 
 def first_line(text: str) -> str:
-    """What follows "answer is" on its line, up to the end of the sentence."""
+    """Returns the line after "answer is", up to the end of the sentence."""
     line = text.lstrip(" :\n*").split("\n", 1)[0]
     return line.split(". ", 1)[0].strip(" *")
 
 
-def judge(gold: str, answer: str, worker: bool) -> tuple[bool, str]:
-    """Whether an answer equals the gold, and why not."""
+def compare(gold: str, answer: str, worker: bool) -> tuple[bool, str]:
+    """Tells whether an answer equals the gold, and why not. worker: Math-Verify may be asked."""
     if len(answer) > MAX_LATEX:
         return False, f"an answer of more than {MAX_LATEX} characters"
     one, other = normal(gold), normal(answer)
@@ -212,19 +205,17 @@ def judge(gold: str, answer: str, worker: bool) -> tuple[bool, str]:
         same, undecided = equal(one, other)
         if undecided:
             return False, f"not decided: {undecided}"
-    return bool(same), "" if same else f"expected {gold[:80]}, got {answer[:80]}"
+    return bool(same), f"expected {gold[:80]}, got {answer[:80]}"
 
 
 def rules(worker: bool) -> Grader:
-    def grade(problem: Problem, text: str, tags: str = "think", style: str = "thinking") -> Grade:
-        form = parse_response(text, tags, style)
+    def judge(problem: Problem, text: str, tags: str, form: Parsed) -> Judged:
         answer = extract_latex(final_part(text, tags))
         if answer is None:
-            return Grade(None, Verdict(False, form.format_ok, "no answer found"))
-        correct, reason = judge(problem.gold or "", answer, worker)
-        return Grade(answer[:MAX_LATEX], Verdict(correct, form.format_ok, reason or form.reason))
+            return Judged(None, False, "no answer found")
+        return Judged(answer[:MAX_LATEX], *compare(problem.gold or "", answer, worker))
 
-    return grade
+    return grader_of(judge)
 
 
 MATH_RULES: dict[str, Grader] = {

@@ -1,18 +1,12 @@
-"""Exact numbers from untrusted text: no tolerance, no eval, linear in the text's length.
+"""Numbers: read exactly from untrusted text, and the rules by which a number is right.
 
-Only ASCII digits count. Every search is a `find` over the whole text or a regular expression over
-a window of bounded length, so that hostile text cannot make a grade slow.
-
-GSM8K's two scores as lm-evaluation-harness 0.4 computes them (tasks/gsm8k/gsm8k.yaml).
-
-Its filters and its `exact_match` compare texts, not numbers: "18.00" is not "18". They are here so
-that a figure can be put beside published ones; neither is a headline of this project.
-
-How a response's number is found and graded, under each set of rules there is for numbers.
+No tolerance, no eval, linear in the text's length: only ASCII digits count, and every search is a
+`find` over the whole text or a regular expression over a window of bounded length.
 """
 
 import re
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -24,13 +18,14 @@ from mlxreflect.graders.base import (
     MAX_TRIES,
     Grade,
     Grader,
-    answer_block,
-    box,
+    Judged,
+    blocks,
     final_part,
+    grader_of,
     phrases,
     strict,
 )
-from mlxreflect.prompts.messages import parse_response
+from mlxreflect.prompts.messages import Parsed
 
 MAX_DIGITS = 40
 MAX_EXPONENT = 30
@@ -79,14 +74,14 @@ class Found:
 
 
 def tidy(text: str) -> str:
-    """Typographic and LaTeX ways of writing a number, as plain characters."""
+    """Writes typographic and LaTeX ways of writing a number as plain characters."""
     for written, plain in LATEX.items():
         text = text.replace(written, plain)
     return SHORT_FRAC.sub(r" \1/\2", FRAC.sub(r" \1/\2", text.translate(CHARACTERS)))
 
 
 def decimal(text: str) -> Fraction | None:
-    """One numeral: digits, thousands in threes, a decimal part, an exponent."""
+    """Reads one numeral: digits, thousands in threes, a decimal part, an exponent."""
     if len(text) > 2 * MAX_DIGITS or not (parts := DECIMAL.fullmatch(text)):
         return None
     whole, after = parts[1].replace(",", ""), parts[2] or ""
@@ -97,7 +92,7 @@ def decimal(text: str) -> Fraction | None:
 
 
 def ratio(token: str) -> Fraction | None:
-    """A numeral, or two with a slash between them."""
+    """Reads a numeral, or two with a slash between them."""
     values = [decimal(part.strip()) for part in token.split("/", 2)]
     if values[0] is None or len(values) > 2:
         return None
@@ -107,7 +102,7 @@ def ratio(token: str) -> Fraction | None:
 
 
 def is_negative(text: str, start: int) -> bool:
-    """Whether a minus before the number at `start` is its sign, not a subtraction or a bullet."""
+    """Tells a sign before the number at `start` from a subtraction or a bullet."""
     head = text[max(0, start - 12) : start]
     bare = head.rstrip(CURRENCY + " ")
     if SIGN_WORD.search(text, max(0, start - 30), start):
@@ -128,12 +123,12 @@ def is_other_digit(character: str) -> bool:
 
 
 def is_invisible(character: str) -> bool:
-    """Whether it joins what stands around it without being seen: zero-width, combining."""
+    """Tells whether it joins what is around it without being seen: zero-width, combining."""
     return character != "" and unicodedata.category(character) in ("Cf", "Mn", "Me")
 
 
 def is_name(text: str, start: int) -> bool:
-    """Whether the digits at `start` end a name (H2, x_1) or a group (the 000 of 1_000)."""
+    """Tells whether the digits at `start` end a name (H2, x_1) or a group (000 of 1_000)."""
     before = text[start - 1 : start] if start else ""
     if before == "_":
         return text[max(0, start - 2) : start - 1].isalnum()
@@ -141,7 +136,7 @@ def is_name(text: str, start: int) -> bool:
 
 
 def find_numbers(text: str) -> list[Found]:
-    """Every number of a short text, in order. `text` has been through `tidy`."""
+    """Finds every number of a short text, in order. `text` has been through `tidy`."""
     found = []
     for match in TOKEN.finditer(text):
         start, end = match.span()
@@ -173,7 +168,7 @@ def find_numbers(text: str) -> list[Found]:
 
 
 def unspaced(text: str, found: list[Found]) -> list[Found]:
-    """Thousands behind a space, "18 000": no number is read there, neither 18 nor 0."""
+    """Reads no number where thousands stand behind a space: "18 000" is neither 18 nor 0."""
     groups = {
         i
         for i in range(1, len(found))
@@ -184,7 +179,7 @@ def unspaced(text: str, found: list[Found]) -> list[Found]:
 
 
 def read_number(text: str) -> Fraction | None:
-    """A text that is one number: "$1,234.50", "18 dollars.", "−3/4", "9 * 2 = 18", "50\\%".
+    """Reads a text that is one number: "$1,234.50", "18 dollars.", "−3/4", "9 * 2 = 18", "50\\%".
 
     Units and words are dropped (a percentage is its number), and of an equation the right side
     counts. None where there is no number, one still to be computed ("9 * 2", "√18"), or more than
@@ -198,7 +193,7 @@ def read_number(text: str) -> Fraction | None:
 
 
 def side_values(text: str) -> set[Fraction | None]:
-    """The values right of the last equals sign that has one there; None for a calculation."""
+    """Reads what is right of the last equals sign that has a number there; None: calculation."""
     right = text[text.rfind("=") + 1 :]
     found = find_numbers(right)
     if not found:
@@ -207,7 +202,7 @@ def side_values(text: str) -> set[Fraction | None]:
 
 
 def last_number(text: str) -> Fraction | None:
-    """The last number of a text; None where there is none or it cannot be read exactly."""
+    """Reads the last number of a text; None where there is none or it is not exact."""
     end = max(text.rfind(digit) for digit in "0123456789")
     if end < 0:
         return None
@@ -216,9 +211,9 @@ def last_number(text: str) -> Fraction | None:
 
 
 def read_gold(raw: object) -> str | None:
-    """A row's expected number (int, float or text, after `####` if there is one), normalised.
+    """Reads a row's expected number: int, float or text (after `####` if there is one).
 
-    None where it is no number, or a sentence. "1,234" → "1234", 6706.0 → "6706", 0 → "0".
+    Returns it normalised, None for no number or a sentence. "1,234" → "1234", 6706.0 → "6706".
     """
     if isinstance(raw, bool) or not isinstance(raw, (int, float, str)):
         return None
@@ -232,7 +227,7 @@ def read_gold(raw: object) -> str | None:
 
 
 def show_number(value: Fraction) -> str:
-    """An exact text: whole numbers as such, decimals where they end, else a/b."""
+    """Writes it exactly: whole numbers as such, decimals where they end, else a/b."""
     places, rest = 0, value.denominator
     for prime in (2, 5):
         power = 0
@@ -248,12 +243,89 @@ def show_number(value: Fraction) -> str:
 
 
 def row_gold(row: dict[str, Any]) -> str:
-    """The gold of a row of `mlxreflect grade`. Raises UserError where it is no number."""
+    """Reads the gold of a row of `mlxreflect grade`. Raises UserError for no number."""
     gold = read_gold(row.get("gold"))
     if gold is None:
         raise UserError(f"gold = {str(row.get('gold'))[:60]!r}: not a number", 'write "gold": 42')
     return gold
 
+
+# ---- the number that a response answers with ----------------------------------------------------
+
+# What may stand between #### and its number; a heading ("#### Step 2", "#### 2. Add") is no answer.
+HASHED = re.compile(r"[\s$€£¥*_`\\(\[{:=+-]*\.?[0-9]")
+HEADING = re.compile(r"[.):][ \t]+[A-Za-z]")
+# "18 or 20", "18 dollars or 20 dollars": two answers are none.
+HEDGE = re.compile(r"[\s*_$`)}\],]{0,4}(?:[A-Za-z]{1,20}\s{1,3}){0,3}or\s[^0-9\n.]{0,40}[0-9]")
+NOT = re.compile(r"\s{1,3}not\b", re.IGNORECASE)  # "the answer is not 17"
+Spot = tuple[int, Fraction | None]  # of a marker: its position, and the number it points at
+
+
+def after_hashes(text: str) -> Spot | None:
+    """Finds the last `####` that a number follows at once."""
+    at = len(text)
+    for _ in range(MAX_TRIES):
+        at = text.rfind("####", 0, at)
+        if at < 0:
+            return None
+        window = tidy(text[at + 4 : at + 4 + 2 * AFTER_PHRASE])
+        found = find_numbers(window) if HASHED.match(window[:AFTER_PHRASE]) else []
+        if found and not HEADING.match(window, found[0].end):
+            return at, first_result(window, found[0])
+    return None
+
+
+def after_phrase(text: str) -> Spot | None:
+    """Finds the last "answer is" that a number follows."""
+    for marked in phrases(text):
+        if NOT.match(marked.text):
+            continue
+        window = tidy(marked.text)
+        if (found := find_numbers(window)) and found[0].start < AFTER_PHRASE:
+            return marked.position, first_result(window, found[0])
+    return None
+
+
+def first_result(window: str, first: Found) -> Fraction | None:
+    """Reads the number a marker points at; of a calculation its result, None without one."""
+    if HEDGE.match(window, first.end):
+        return None
+    if not CALCULATION.match(window, first.end):
+        return first.value
+    line = window[first.end :].split("\n", 1)[0]
+    _, equals, right = line.rpartition("=")
+    results = find_numbers(right) if equals else []
+    return results[0].value if results else None
+
+
+def extract_answer(text: str, tags: str = "think") -> Fraction | None:
+    """Reads the number a response answers with, whatever its format ("flexible").
+
+    The last explicit marker by position counts, `####`, `\\boxed{}`, `<answer>` or "answer is".
+    Without a marker the last number counts. Never raises; linear in len(text).
+    """
+    text = final_part(text, tags)
+    spots: list[Spot] = [(found.position, read_number(found.text)) for found in blocks(text)]
+    spots += [spot for find in (after_hashes, after_phrase) if (spot := find(text))]
+    if spots:
+        return max(spots, key=lambda spot: spot[0])[1]
+    return last_number(text)
+
+
+def judge_number(problem: Problem, text: str, tags: str, form: Parsed) -> Judged:
+    """Compares a response's number with the expected one, as exact rationals."""
+    value = extract_answer(text, tags)
+    if value is None:
+        return Judged(None, False, "no number found")
+    parsed = show_number(value)
+    correct = value == read_number(problem.gold or "")
+    return Judged(parsed, correct, f"expected {problem.gold}, got {parsed}")
+
+
+# ---- lm-evaluation-harness -----------------------------------------------------------------------
+# GSM8K's two scores as version 0.4 computes them (tasks/gsm8k/gsm8k.yaml). Its filters and its
+# `exact_match` compare texts, not numbers: "18.00" is not "18". They are here so that a figure can
+# be put beside published ones; neither is a headline of this project.
 
 UNTIL = ("Question:", "</s>", "<|im_end|>")  # generation_kwargs.until
 INVALID = "[invalid]"  # the filters' fallback
@@ -265,7 +337,7 @@ MAX_SHOWN = 80
 
 
 def response_of(text: str) -> str:
-    """What lm-eval would have kept: nothing from a stop string on."""
+    """Returns what lm-eval would have kept: nothing from a stop string on."""
     for stop in UNTIL:
         text = text.partition(stop)[0]
     return text
@@ -281,115 +353,35 @@ def flexible_extract(text: str) -> str:
     return found[0][::-1].strip() if found else INVALID
 
 
-def normal(text: str) -> str:
-    """exact_match's regexes_to_ignore, in their order, and ignore_case."""
+def compared(text: str) -> str:
+    """Returns a text after exact_match's regexes_to_ignore, in their order, and ignore_case."""
     text = text.replace(",", "").replace("$", "")
     return re.sub(r"\.$", "", text.rpartition("#### ")[2]).lower()
 
 
-def target(problem: Problem) -> str:
-    """lm-eval's target is the whole worked answer; other tasks have the number alone."""
-    solution = problem.meta.get("solution")
-    return solution if isinstance(solution, str) and "#### " in solution else problem.gold or ""
-
-
-def grader(extract: str) -> Grader:
-    """extract: "strict" or "flexible". The format obeyed is a line `#### number`."""
+def lm_eval(extract: Callable[[str], str]) -> Grader:
+    """Returns the rules of a filter. The format obeyed is a line `#### number`."""
 
     def grade(problem: Problem, text: str, tags: str = "think", style: str = "thinking") -> Grade:
         text = response_of(text)
-        obeyed = STRICT.search(text) is not None
-        found = strict_match(text) if extract == "strict" else flexible_extract(text)
-        parsed = None if found == INVALID else found[:MAX_SHOWN]
-        correct = normal(found) == normal(target(problem))
+        obeyed, found = STRICT.search(text) is not None, extract(text)
+        # lm-eval's target is the whole worked answer; other tasks have the number alone.
+        solution = problem.meta.get("solution")
+        worked = isinstance(solution, str) and "#### " in solution
+        correct = compared(found) == compared(str(solution) if worked else problem.gold or "")
         reason = "" if obeyed else 'no "#### number"'
         if not correct:
             reason = f"expected {problem.gold}, got {found[:MAX_SHOWN]}"
+        parsed = None if found == INVALID else found[:MAX_SHOWN]
         return Grade(parsed, Verdict(correct, obeyed, reason))
 
     return grade
 
 
-def lm_eval_rules() -> dict[str, Grader]:
-    return {"lm-eval-strict": grader("strict"), "lm-eval-flexible": grader("flexible")}
-
-
-# What may stand between #### and its number; a heading ("#### Step 2", "#### 2. Add") is no answer.
-HASHED = re.compile(r"[\s$€£¥*_`\\(\[{:=+-]*\.?[0-9]")
-HEADING = re.compile(r"[.):][ \t]+[A-Za-z]")
-# "18 or 20", "18 dollars or 20 dollars": two answers are none.
-HEDGE = re.compile(r"[\s*_$`)}\],]{0,4}(?:[A-Za-z]{1,20}\s{1,3}){0,3}or\s[^0-9\n.]{0,40}[0-9]")
-NOT = re.compile(r"\s{1,3}not\b", re.IGNORECASE)  # "the answer is not 17"
-Spot = tuple[int, Fraction | None]  # of a marker: its position, and the number it points at
-
-
-def after_hashes(text: str) -> Spot | None:
-    """The last `####` that a number follows at once."""
-    at = len(text)
-    for _ in range(MAX_TRIES):
-        at = text.rfind("####", 0, at)
-        if at < 0:
-            return None
-        window = tidy(text[at + 4 : at + 4 + 2 * AFTER_PHRASE])
-        found = find_numbers(window) if HASHED.match(window[:AFTER_PHRASE]) else []
-        if found and not HEADING.match(window, found[0].end):
-            return at, first_result(window, found[0])
-    return None
-
-
-def after_phrase(text: str) -> Spot | None:
-    """The last "answer is" that a number follows."""
-    for marked in phrases(text):
-        if NOT.match(marked.text):
-            continue
-        window = tidy(marked.text)
-        if (found := find_numbers(window)) and found[0].start < AFTER_PHRASE:
-            return marked.position, first_result(window, found[0])
-    return None
-
-
-def first_result(window: str, first: Found) -> Fraction | None:
-    """The number a marker points at; of a calculation its result, None where it has none."""
-    if HEDGE.match(window, first.end):
-        return None
-    if not CALCULATION.match(window, first.end):
-        return first.value
-    line = window[first.end :].split("\n", 1)[0]
-    _, equals, right = line.rpartition("=")
-    results = find_numbers(right) if equals else []
-    return results[0].value if results else None
-
-
-def extract_answer(text: str, tags: str = "think") -> Fraction | None:
-    """The number a response answers with, whatever its format ("flexible" extraction).
-
-    The last explicit marker by position counts, `####`, `\\boxed{}`, `<answer>` or "answer is".
-    Without a marker the last number counts. Never raises; linear in len(text).
-    """
-    text = final_part(text, tags)
-    blocks = [found for find in (answer_block, box) if (found := find(text))]
-    spots: list[Spot] = [(found.position, read_number(found.text)) for found in blocks]
-    spots += [spot for find in (after_hashes, after_phrase) if (spot := find(text))]
-    if spots:
-        return max(spots, key=lambda spot: spot[0])[1]
-    return last_number(text)
-
-
-def grade_number(
-    problem: Problem, text: str, tags: str = "think", style: str = "thinking"
-) -> Grade:
-    """Compare a response's number with the expected one, as exact rationals."""
-    value, expected = extract_answer(text, tags), read_number(problem.gold or "")
-    form = parse_response(text, tags, style)
-    if value is None:
-        return Grade(None, Verdict(False, form.format_ok, "no number found"))
-    correct, parsed = value == expected, show_number(value)
-    reason = form.reason if correct else f"expected {problem.gold}, got {parsed}"
-    return Grade(parsed, Verdict(correct, form.format_ok, reason))
-
-
+grade_number = grader_of(judge_number)
 NUMBER_RULES: dict[str, Grader] = {
     "flexible": grade_number,
     "strict": strict(grade_number),
-    **lm_eval_rules(),
+    "lm-eval-strict": lm_eval(strict_match),
+    "lm-eval-flexible": lm_eval(flexible_extract),
 }

@@ -1,22 +1,35 @@
-"""Free text against one or several expected texts, as SQuAD 1.1's evaluation script compares them.
+"""Free text, graded as a whole or by its tokens, and answers that a text only states.
 
-Exact match and token F1 after lower case, without punctuation and articles (Rajpurkar et al. 2016);
-of several expected texts the best one counts.
-
-How a text in an <answer> block is graded: as a whole, or by its tokens.
+Token F1 and exact match are those of SQuAD 1.1's evaluation script (Rajpurkar et al. 2016): lower
+case, without punctuation and articles; of several expected texts the best one counts.
 """
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from importlib.util import find_spec
 
-from mlxreflect.core.records import Problem, Verdict
-from mlxreflect.graders.base import MAX_TEXT, Grade, Grader, final_part, same_text, strict
-from mlxreflect.prompts.messages import parse_response
+from mlxreflect.core.records import Problem, make_problem
+from mlxreflect.graders.base import (
+    MAX_TEXT,
+    WRAPPED,
+    Grader,
+    Judged,
+    box,
+    final_part,
+    grader_of,
+    same_text,
+    strict,
+)
+from mlxreflect.graders.latex import MATH_RULES, MAX_LATEX
+from mlxreflect.graders.number import NUMBER_RULES, find_numbers, read_gold, read_number, tidy
+from mlxreflect.prompts.messages import Parsed, parse_response
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+MISSING = "no answer in an <answer> block"
 
 
 def tokens(text: str) -> list[str]:
@@ -24,7 +37,7 @@ def tokens(text: str) -> list[str]:
 
 
 def token_f1(answer: str, gold: str) -> float:
-    """2PR/(P+R) over the multisets of tokens; without any token on a side, 1 if both have none."""
+    """Returns 2PR/(P+R) over the multisets of tokens; with an empty side, 1 if both are empty."""
     one, other = tokens(answer), tokens(gold)
     if not one or not other:
         return float(one == other)
@@ -33,50 +46,107 @@ def token_f1(answer: str, gold: str) -> float:
 
 
 def squad(answer: str, golds: Sequence[str]) -> tuple[bool, float]:
-    """(exact match, F1) against the best of the golds; a text over the cap matches none."""
+    """Returns (exact match, F1) with the best of the golds; a text over the cap matches none."""
     if len(answer) > MAX_TEXT:
         return False, 0.0
     exact = any(tokens(answer) == tokens(gold) for gold in golds)
     return exact, max((token_f1(answer, gold) for gold in golds), default=0.0)
 
 
-MISSING = "no answer in an <answer> block"
-
-
 def answer_of(text: str, tags: str) -> str | None:
-    """The last closed answer block after the thought; None where it is empty or there is none."""
+    """Returns the last closed answer block after the thought; None where it is empty or missing."""
     # final_part has left the thought behind, so no think tag is due there any more.
     return parse_response(final_part(text, tags), tags, "direct").answer or None
 
 
 def golds_of(problem: Problem) -> list[str]:
-    """Every text that is right: `meta["golds"]` where a row gave several."""
+    """Returns every text that is right: `meta["golds"]` where a row gave several."""
     golds = problem.meta.get("golds")
     return [str(gold) for gold in golds] if isinstance(golds, list) else [problem.gold or ""]
 
 
-def grade_text(problem: Problem, text: str, tags: str = "think", style: str = "thinking") -> Grade:
-    """Right is one of the expected texts but for case, spacing, quotes and a full stop."""
-    form, answer = parse_response(text, tags, style), answer_of(text, tags)
+def judge_text(problem: Problem, text: str, tags: str, form: Parsed) -> Judged:
+    """Finds an answer right that is an expected text but for case, spacing, quotes and a stop."""
+    answer = answer_of(text, tags)
     if answer is None:
-        return Grade(None, Verdict(False, form.format_ok, MISSING))
+        return Judged(None, False, MISSING)
     correct = any(same_text(answer, gold) for gold in golds_of(problem))
-    reason = form.reason if correct else f"expected {(problem.gold or '')[:80]}, got {answer[:80]}"
-    return Grade(answer[:MAX_TEXT], Verdict(correct, form.format_ok, reason))
+    reason = f"expected {(problem.gold or '')[:80]}, got {answer[:80]}"
+    return Judged(answer[:MAX_TEXT], correct, reason)
 
 
-def grade_f1(problem: Problem, text: str, tags: str = "think", style: str = "thinking") -> Grade:
-    """SQuAD's exact match, and its token F1 as `score`."""
-    form, answer = parse_response(text, tags, style), answer_of(text, tags)
+def judge_f1(problem: Problem, text: str, tags: str, form: Parsed) -> Judged:
+    """Finds an answer right by SQuAD's exact match; the score is its token F1."""
+    answer = answer_of(text, tags)
     if answer is None:
-        return Grade(None, Verdict(False, form.format_ok, MISSING), 0.0)
+        return Judged(None, False, MISSING, 0.0)
     correct, score = squad(answer, golds_of(problem))
-    wrong = f"expected {(problem.gold or '')[:80]}, got {answer[:80]} (F1 {score:.2f})"
-    verdict = Verdict(correct, form.format_ok, form.reason if correct else wrong)
-    return Grade(answer[:MAX_TEXT], verdict, score)
+    reason = f"expected {(problem.gold or '')[:80]}, got {answer[:80]} (F1 {score:.2f})"
+    return Judged(answer[:MAX_TEXT], correct, reason, score)
 
 
+grade_text, grade_f1 = grader_of(judge_text), grader_of(judge_f1)
 TEXT_RULES: dict[str, Grader] = {
     "flexible": grade_text, "strict": strict(grade_text), "f1": grade_f1,
 }  # fmt: skip
 F1_RULES: dict[str, Grader] = {"flexible": grade_f1, "strict": strict(grade_f1)}
+
+
+# ---- answers that are only stated ----------------------------------------------------------------
+
+MAX_SAID = 20_000  # characters of what is said; no reply of a critic has more to say
+
+
+def stated(text: str) -> str | None:
+    r"""Returns the answer of a worked solution: its <answer> block, else its last `\boxed{}`."""
+    answer = parse_response(text, style="direct").answer
+    boxed = box(text) if answer is None else None
+    return WRAPPED.sub(r"\1", boxed.text).strip() if boxed else answer
+
+
+def agrees(answer: str, gold: str) -> bool:
+    """Tells whether an answer is the one that a row of data gives: a number, LaTeX or text."""
+    if answer.split() and "".join(answer.split()) == "".join(gold.split()):
+        return True
+    rules, most = TEXT_RULES, MAX_TEXT
+    if number := read_gold(gold):
+        rules = NUMBER_RULES
+    elif "\\" in gold and find_spec("math_verify"):
+        rules, most = MATH_RULES, MAX_LATEX
+    if not gold.strip() or (not number and len(gold) > most):  # too long to be an answer
+        return False
+    problem = make_problem("jsonl", {}, number or gold.strip())
+    said = f"<answer>{answer}</answer>"
+    return rules["flexible"](problem, said, "think", "direct").verdict.correct
+
+
+def withheld(said: str, *golds: str | None) -> str:
+    """Returns what a critic says of an error without the expected answers that stand alone in it.
+
+    A number goes however it is written: 1,234 and 1234.0, 1/2 and 0.5, with either sign.
+    """
+    said = said[:MAX_SAID]
+    for gold in golds:
+        if gold and gold.strip():
+            said = without_number(without_text(said, gold), gold)
+    return said
+
+
+def without_text(said: str, gold: str) -> str:
+    """Takes out a text. Letters of one choice keep their case: "a" is an article."""
+    words = r"\s+".join(map(re.escape, gold.split()))
+    case = re.IGNORECASE if len(gold.strip()) > 1 else re.NOFLAG
+    return re.sub(rf"(?<![\w.,]){words}(?![\w]|[.,]\d)", "…", said, flags=case)
+
+
+def without_number(said: str, gold: str) -> str:
+    value = read_number(gold)
+    if value is None:
+        return said
+    plain = tidy(unicodedata.normalize("NFKC", said.replace("…", "\0")).replace("\u2044", "/"))
+    found = [n for n in find_numbers(plain) if n.value is not None and abs(n.value) == abs(value)]
+    if not found:
+        return said
+    for number in reversed(found):
+        plain = f"{plain[: number.start]}…{plain[number.end :]}"
+    return plain.replace("\0", "…")

@@ -16,7 +16,7 @@ from typing import Any
 from mlxreflect.core.records import Episode, Example, Outcome, Problem, Turn
 from mlxreflect.core.seeds import rng_for
 from mlxreflect.critics.base import Call
-from mlxreflect.graders.stated import withheld
+from mlxreflect.graders.text import withheld
 from mlxreflect.methods import examples as pairs
 from mlxreflect.methods.base import Hands, Played
 from mlxreflect.methods.examples import passed

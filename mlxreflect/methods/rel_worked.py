@@ -29,7 +29,7 @@ from mlxreflect.data.contamination import Index, find, normal_words, whole_key
 from mlxreflect.data.kept import keep
 from mlxreflect.data.rows import explained, fold, local_path, read_file
 from mlxreflect.evaluation.contamination import exam_index
-from mlxreflect.graders.stated import agrees, stated
+from mlxreflect.graders.text import agrees, stated
 from mlxreflect.methods import examples as pairs
 from mlxreflect.methods.examples import passed, whole
 from mlxreflect.methods.rollouts import attempt_prompt

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from mlxreflect.core.records import Problem
 from mlxreflect.core.seeds import rng_for
-from mlxreflect.graders.expression import NotAnExpression, combine, parse_expression
+from mlxreflect.graders.countdown import NotAnExpression, combine, parse_expression
 from mlxreflect.tasks.base import Review
 
 MAX_LINES = 200
