@@ -90,6 +90,18 @@ def test_problems_do_not_depend_on_the_limit_beyond_their_number():
     assert len({p.id for p in few}) == 20
 
 
+def test_a_limit_of_the_task_stands_beside_the_limit_of_the_spec():
+    """The task's says how many are generated, the spec's how many of those are asked."""
+    tree = {"task": {"name": "countdown", "limit": 30}, "limit": 10}
+    ids = {p.id for p in eval_problems(TASKS["countdown"], EvalSpec.model_validate(tree))}
+    assert len(ids) == 10
+    both = EvalSpec.model_validate({"task": {"name": "countdown", "limit": 30}})
+    alone = eval_problems(TASKS["countdown"], both)
+    assert len(alone) == 30 and ids == {p.id for p in alone[:10]}
+    few = EvalSpec.model_validate({"task": {"name": "countdown"}, "limit": 10})
+    assert ids != {p.id for p in eval_problems(TASKS["countdown"], few)}  # 10 were generated
+
+
 @pytest.mark.slow
 def test_no_held_out_problem_is_trained_on():
     """For every generated task and any training seed, by content and not by luck."""
@@ -112,6 +124,21 @@ def test_a_kill_loses_four_batches_at_most(policy, tmp_path):
     run(policy, tmp_path, spec)
     again = [len(json.loads(line)["token_ids"]) for line in lines[4:]]
     assert policy.tokens_generated == sum(again)
+
+
+def test_a_kill_with_several_samples_a_problem_skips_none(policy, tmp_path):
+    changes = {"samples": 2, "temperature": 1.0, "limit": 6, "batch": 1, "max_new_tokens": 8}
+    spec = SPEC.model_copy(update=changes)
+    run(policy, tmp_path / "whole", spec)
+    whole = (tmp_path / "whole" / "samples.jsonl").read_bytes()
+    lines = whole.splitlines(keepends=True)
+    assert len(lines) == 12
+    for rows in (2, 4, 7, 11):  # chunks hold two problems, four rows
+        run(policy, tmp_path / "cut", spec)
+        cut = tmp_path / "cut" / "samples.jsonl"
+        cut.write_bytes(b"".join(lines[:rows]))
+        run(policy, tmp_path / "cut", spec)
+        assert cut.read_bytes() == whole
 
 
 def test_several_samples_a_question(policy, tmp_path):
