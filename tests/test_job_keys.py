@@ -10,7 +10,8 @@ import mlx.core as mx
 import pytest
 from test_train_command import ANSWERS, GROUPS, PAIRS, Data, good, poor, question, said, user, write
 
-from mlxreflect.config.job import DEFAULTS, IDLE, Job, load_job
+from mlxreflect.config.fields import idle_keys
+from mlxreflect.config.job import DEFAULTS, Job, load_job
 from mlxreflect.config.toml import flatten
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.ui import Ui
@@ -222,12 +223,13 @@ VALUES["train.logps"] = "sum"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", IDLE)
+@pytest.mark.parametrize("objective", DEFAULTS)
 def test_an_idle_key_is_refused_and_would_change_nothing(
     objective: str, outputs_of: Outputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = flatten(Job().model_dump())
-    keys = [key for key in known for idle in IDLE[objective] if f"{key}.".startswith(f"{idle}.")]
+    idle_ones = list(idle_keys(Job, objective))
+    keys = [key for key in known for idle in idle_ones if f"{key}.".startswith(f"{idle}.")]
     assert len(keys) > 1
     for key in keys:
         with pytest.raises(UserError, match=f"{key}.* does nothing for {objective}"):

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from mlxreflect.config.recipe import load_recipe, resolved
+from mlxreflect.config.recipe import load_recipe, resolved, with_whole_paths
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import Commits
 from mlxreflect.core.ui import Ui
 from mlxreflect.report.show import show_header
-from mlxreflect.runs.folder import Run, anchored
+from mlxreflect.runs.folder import Run
 from mlxreflect.runs.run import execute
 
 SMALL = (
@@ -200,7 +200,7 @@ def test_names_of_files_become_whole_paths(tmp_path: Path, monkeypatch: pytest.M
     for name in ("gsm8k", "tiny", "critic"):  # folders that happen to be called so
         (tmp_path / name).mkdir()
     (tmp_path / "mine.toml").write_text('task = { name = "countdown" }\n')
-    recipe = anchored(load_recipe("quickstart", (
+    recipe = with_whole_paths(load_recipe("quickstart", (
         "task.source=rows.jsonl", 'eval.against=["exam.jsonl", "gsm8k"]', "eval.spec=mine.toml",
         "critic.cache=new.sqlite", "eval.cache=off", "critic.advanced.provider=local",
         "critic.advanced.model=critic", 'critic.judge={ provider = "local", model = "org/name" }',
@@ -212,4 +212,4 @@ def test_names_of_files_become_whole_paths(tmp_path: Path, monkeypatch: pytest.M
     assert recipe.critic.advanced["model"] == str(tmp_path / "critic")
     assert recipe.critic.judge["model"] == "org/name"
     assert (recipe.policy.model, recipe.train.reference_cache) == ("tiny", "")
-    assert resolved(anchored(recipe)) == resolved(recipe)
+    assert resolved(with_whole_paths(recipe)) == resolved(recipe)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from mlxreflect.config.fields import changed_below, idle_keys
 from mlxreflect.config.schema import (
     METHODS,
     REMOTE,
@@ -16,7 +17,7 @@ from mlxreflect.config.schema import (
     Tier,
     TrainConfig,
 )
-from mlxreflect.config.toml import explain, flatten
+from mlxreflect.config.toml import explain
 from mlxreflect.core.errors import UserError
 from mlxreflect.methods.asked import phases, traces_tiers
 
@@ -117,25 +118,11 @@ def check_traces(recipe: Recipe, path: Path) -> None:
 
 def check_idle(recipe: Recipe, path: Path) -> None:
     """Raises UserError for a key of [train] that the method has no use for."""
-    usual = flatten(TrainConfig().model_dump())
-    for key, value in flatten(recipe.train.model_dump()).items():
-        if key in IDLE.get(recipe.strategy, ()) and value != usual[key]:
-            raise UserError(
-                f"{path}: train.{key} = {value!r} does nothing for {recipe.strategy}",
-                "leave that key out",
-            )
-
-
-# Keys of [train] by the methods that do nothing with them. ReflectEvo's trainings need now these,
-# now those, and a recipe may have both.
-OF_PAIRS = ("objective", "beta", "smoothing", "logps", "nll", "dpo")
-SCALES = ("sft.scale_verified", "sft.scale_failed")  # of R³'s verifications
-IDLE = {
-    "traces": (*OF_PAIRS, *SCALES),
-    "rel": ("lr", "reference", *OF_PAIRS, *SCALES),
-    "preflexor": ("sft.lr", *SCALES),
-    "reflectevo": SCALES,
-}
+    idle = dict.fromkeys(idle_keys(TrainConfig, recipe.strategy), recipe.strategy)
+    for key, value, method in changed_below(recipe.train, TrainConfig(), idle):
+        raise UserError(
+            f"{path}: train.{key} = {value!r} does nothing for {method}", "leave that key out"
+        )
 
 
 def check_reflectevo(recipe: Recipe, path: Path) -> None:

@@ -1,8 +1,18 @@
-"""What the tables of a recipe are made of: kinds of values."""
+"""What the tables of a recipe are made of: kinds of values, and marks that say more of a key.
 
-from typing import Annotated, Literal
+A mark stands in the key's type. `Local` is on a key that may name something on this machine;
+`Idle` names the methods and objectives that do nothing with a key.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+from mlxreflect.config.toml import flatten, local_path
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -18,3 +28,92 @@ Objective = Literal["dpo", "ipo", "exo_pair", "orpo"]  # of preference pairs
 class Table(BaseModel):
     # strict: "8" is no number and 1 no boolean; infinity could not be written back as TOML.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Local:
+    """Marks a value, or a list of them, that may be a path on this machine.
+
+    is_path: whether a path is meant. names: values that are none. only: other keys of the table
+    with the values that they must have.
+    """
+
+    is_path: Callable[[Path], bool]
+    names: tuple[str, ...] = ()
+    only: Mapping[str, object] = field(default_factory=dict)
+
+
+class Overrides:
+    """Marks a table that holds other values for the keys of the table that it stands in."""
+
+
+class Idle:
+    """Marks a key, or a whole table, that does nothing for these methods and objectives."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+
+LocalPath = Annotated[str, Local(Path.exists)]  # a file or folder, or else a name of the hub
+LocalFile = Annotated[str, Local(Path.is_file)]  # a file, or else a bundled name
+LocalModel = Annotated[str, Local(Path.exists, names=("tiny",))]
+CachePath = Annotated[str, Local(lambda path: True, names=("off",))]  # made where it is not there
+
+
+def mark_of(info: FieldInfo, kind: type[T]) -> T | None:
+    return next((mark for mark in info.metadata if isinstance(mark, kind)), None)
+
+
+def table_of(info: FieldInfo) -> type[BaseModel] | None:
+    """Returns the model of a key that is itself a table."""
+    kind = info.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def make_paths_whole(tree: dict[str, Any], model: type[BaseModel], over: Any = None) -> None:
+    """Replaces relative paths in a tree of `model` by whole ones, so that it holds in any folder.
+
+    over: what the tree overrides, where it is not the whole table.
+    """
+    values = {**(over or {}), **tree}
+    for name, info in model.model_fields.items():
+        if name not in tree:
+            continue
+        if inner := table_of(info):
+            make_paths_whole(tree[name], inner)
+        elif mark_of(info, Overrides):
+            make_paths_whole(tree[name], model, values)
+        elif (mark := mark_of(info, Local)) and mark.only.items() <= values.items():
+            tree[name] = whole(tree[name], mark)
+
+
+def whole(value: Any, mark: Local) -> Any:
+    """Returns the whole path that a name stands for, also in a list; other names stay."""
+    if isinstance(value, list):
+        return [whole(one, mark) for one in value]
+    named = value and value not in mark.names
+    return str(path.absolute()) if named and mark.is_path(path := local_path(value)) else value
+
+
+def idle_keys(model: type[BaseModel], name: str, prefix: str = "") -> Iterator[str]:
+    """Yields the dotted keys and tables of `model` that do nothing for a method or objective."""
+    for key, info in model.model_fields.items():
+        mark = mark_of(info, Idle)
+        if mark and name in mark.names:
+            yield prefix + key
+        elif inner := table_of(info):
+            yield from idle_keys(inner, name, f"{prefix}{key}.")
+
+
+def changed_below(
+    table: BaseModel, usual: BaseModel, keys: Mapping[str, str]
+) -> Iterator[tuple[str, Any, str]]:
+    """Yields each key at or below `keys` with another value than usual: key, value, its reason."""
+    plain = flatten(usual.model_dump())
+    for key, value in flatten(table.model_dump()).items():
+        for name, reason in keys.items():
+            if f"{key}.".startswith(f"{name}.") and value != plain.get(key):
+                yield key, value, reason

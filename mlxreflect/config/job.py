@@ -8,12 +8,23 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from mlxreflect.config.checks import check_objective
-from mlxreflect.config.fields import Count, Names, Positive, Table
+from mlxreflect.config.fields import (
+    Count,
+    Idle,
+    Local,
+    LocalModel,
+    LocalPath,
+    Names,
+    Positive,
+    Table,
+    changed_below,
+    idle_keys,
+    make_paths_whole,
+)
 from mlxreflect.config.methods import GrpoConfig
 from mlxreflect.config.schema import Fitting
-from mlxreflect.config.toml import apply_settings, flatten, merge, toml_value, validate
+from mlxreflect.config.toml import apply_settings, dump_toml, merge, validate
 from mlxreflect.core.errors import UserError
-from mlxreflect.data.rows import local_path
 
 # Where an objective wants another value than the tables say; --set comes after.
 DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -24,38 +35,31 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "orpo": {"train": {"lr": 2e-5}},
     "grpo": {"data": {"held_out": 0.0}},
 }
-# Keys, or whole tables, that do nothing for an objective; another value of one is refused.
-PAIRED = ("train.logps", "train.nll", "train.dpo")
-IDLE: dict[str, tuple[str, ...]] = {
-    "sft": ("train.beta", *PAIRED, "train.reference", "grpo"),
-    "dpo": ("data.turns", "grpo"),
-    "ipo": ("data.turns", "grpo"),
-    "exo_pair": ("data.turns", "grpo"),
-    "orpo": (*PAIRED, "train.reference", "data.turns", "grpo"),
-    "grpo": ("train.beta", *PAIRED, "train.eval_every", "train.patience", "train.best_by",
-             "data.held_out", "data.turns"),
-}  # fmt: skip
+PAIRED = ("dpo", "ipo", "exo_pair", "orpo")
 
 
 class ModelConfig(Table):
     """The model to train; the keys are those of a recipe's [policy]."""
 
-    model: str = "tiny"
-    adapter: str = ""
+    model: LocalModel = "tiny"
+    adapter: LocalPath = ""
     quantize: Literal[0, 4, 8] = 0
     dequantize: Literal["auto", "yes", "no"] = "auto"
 
 
 class DataConfig(Table):
-    source: str = ""  # file, folder with train.jsonl, or hub data set
+    source: LocalPath = ""  # file, folder with train.jsonl, or hub data set
     config: str = ""  # of a hub data set
     split: str = "train"
     columns: dict[str, str] = Field(default_factory=dict)  # our name of a column = theirs
-    turns: Literal["all", "last"] = "all"  # of a conversation: which of the assistant's are trained
+    # Of a conversation: which of the assistant's turns are trained.
+    turns: Annotated[Literal["all", "last"], Idle(*PAIRED, "grpo")] = "all"
     bad_row: Literal["skip", "fatal"] = "skip"
     limit: Count = 0  # examples; 0: all
-    held_out: Annotated[float, Field(ge=0)] = 0.05  # a share below 1, or how many; 0: none
-    against: Names = Field(default_factory=list)  # evals, tasks, files: rows in them are left out
+    # A share below 1, or how many; 0: none.
+    held_out: Annotated[float, Field(ge=0), Idle("grpo")] = 0.05
+    # Evaluations, tasks, files: rows that occur in them are left out.
+    against: Annotated[Names, Local(Path.is_file)] = Field(default_factory=list)
     ngram: Count = 13  # words in a row that such a row shares; 0: only whole questions count
 
 
@@ -63,10 +67,13 @@ class JobTrain(Fitting):
     """[train] of a job: a training whose number of steps is known, watched on held-out examples."""
 
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # after the warm-up
-    eval_every: Count = 0  # steps between looks at the held-out examples; 0: each epoch
+    # Steps between looks at the held-out examples; 0: each epoch.
+    eval_every: Annotated[Count, Idle("grpo")] = 0
     save_every: Positive = 100  # steps between checkpoints
-    best_by: Literal["loss", "margin"] = "loss"  # which checkpoint becomes the adapter
-    patience: Count = 0  # looks without a better one before training stops; 0: never
+    # Which checkpoint becomes the adapter.
+    best_by: Annotated[Literal["loss", "margin"], Idle("grpo")] = "loss"
+    # Looks without a better one before training stops; 0: never.
+    patience: Annotated[Count, Idle("grpo")] = 0
 
 
 class Job(Table):
@@ -76,11 +83,10 @@ class Job(Table):
     policy: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: JobTrain = JobTrain()
-    grpo: GrpoConfig = GrpoConfig()
+    grpo: Annotated[GrpoConfig, Idle("sft", *PAIRED)] = GrpoConfig()
 
 
 COMMAND = Path("mlxreflect train")  # where a key stands that no file holds
-PATHS = (("policy", "model"), ("policy", "adapter"), ("data", "source"))
 
 
 def load_job(objective: str, model: str, data: str, settings: Sequence[str] = ()) -> Job:
@@ -96,7 +102,9 @@ def load_job(objective: str, model: str, data: str, settings: Sequence[str] = ()
             f"give one of them: mlxreflect train {job.objective} …",
         )
     check_job(job)
-    return anchored(job)
+    tree = job.model_dump()  # it may be resumed from any folder
+    make_paths_whole(tree, Job)
+    return Job.model_validate(tree)
 
 
 def plain(objective: str) -> dict[str, Any]:
@@ -104,33 +112,17 @@ def plain(objective: str) -> dict[str, Any]:
     return {"objective": objective, **deepcopy(DEFAULTS[objective])}
 
 
-def anchored(job: Job) -> Job:
-    """The job with whole paths in place of relative ones: it may be resumed from anywhere."""
-    tree = job.model_dump()
-    for table, key in PATHS:
-        name = tree[table][key]
-        if name and (key, name) != ("model", "tiny") and (path := local_path(name)).exists():
-            tree[table][key] = str(path.absolute())
-    tree["data"]["against"] = [
-        str(path.absolute()) if (path := local_path(name)).is_file() else name
-        for name in job.data.against
-    ]
-    return Job.model_validate(tree)
-
-
 def check_job(job: Job) -> None:
     """What the types cannot say: keys that contradict each other, or do nothing."""
     check_objective(job.objective, job.train, job.policy.quantize, COMMAND)
-    usual = flatten(Job.model_validate(plain(job.objective)).model_dump())
-    idle: dict[str, str] = dict.fromkeys(IDLE[job.objective], job.objective)
+    usual = Job.model_validate(plain(job.objective))
+    idle: dict[str, str] = dict.fromkeys(idle_keys(Job, job.objective), job.objective)
     if job.train.tune == "full":
         idle["train.lora"] = "full fine-tuning"
     elif job.policy.adapter:
         idle["train.lora"] = "an adapter that brings its own layers"
-    for key, value in flatten(job.model_dump()).items():
-        for name, what in idle.items():
-            if f"{key}.".startswith(f"{name}.") and value != usual[key]:
-                raise UserError(f"{key} = {value!r} does nothing for {what}", "leave that key out")
+    for key, value, what in changed_below(job, usual, idle):
+        raise UserError(f"{key} = {value!r} does nothing for {what}", "leave that key out")
     if job.train.best_by == "margin" and job.objective == "sft":
         raise UserError("train.best_by = 'margin': sft has no margin", "leave it at loss")
     if job.train.tune == "full" and job.train.reference == "base":
@@ -143,7 +135,7 @@ def check_job(job: Job) -> None:
             "train.dpo and train.nll are both 0, nothing would be trained",
             "give one of them a weight above 0",
         )
-    if not job.data.against and job.data.ngram != usual["data.ngram"]:
+    if not job.data.against and job.data.ngram != usual.data.ngram:
         raise UserError(
             f"data.ngram = {job.data.ngram} does nothing without data.against",
             "name what to keep clean of, for example --set data.against=gsm8k",
@@ -156,6 +148,5 @@ def check_job(job: Job) -> None:
 
 
 def dump_job(job: Job) -> str:
-    """The resolved job as TOML, one `table.key = value` a line."""
-    lines = [f"{key} = {toml_value(value)}" for key, value in flatten(job.model_dump()).items()]
-    return "\n".join(lines) + "\n"
+    """Returns the resolved job as TOML, one `table.key = value` a line."""
+    return dump_toml(job.model_dump())

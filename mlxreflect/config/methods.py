@@ -4,7 +4,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mlxreflect.config.fields import Count, Fraction, Names, Objective, Positive, Rate, Table
+from mlxreflect.config.fields import (
+    Count,
+    Fraction,
+    LocalFile,
+    LocalPath,
+    Names,
+    Objective,
+    Positive,
+    Rate,
+    Table,
+)
 
 
 class R3Config(Table):
@@ -31,7 +41,7 @@ class ReflectEvoConfig(Table):
     reflector: Literal["self", "critic"] = "self"
     reflections: Positive = 2  # on each wrong attempt, each with one retry
     instructions: Names = []  # ids of the pool to draw from; empty: all 32
-    stored: str = ""  # JSONL file with reflections to replay, in place of new ones
+    stored: LocalFile = ""  # JSONL file with reflections to replay, in place of new ones
     words: Positive = 100  # a longer reflection gets no retry
     retry_temperature: Annotated[float, Field(ge=0)] = 0.0
     # I: SFT on reflection and answer in one; II: on each by itself, two adapters; III: DPO on
@@ -55,7 +65,7 @@ class RelConfig(Table):
     target: Literal["working", "tidied"] = "working"  # what is imitated
     mistakes: bool = True  # false: what went wrong before its mending is shown, not imitated
     weight: Rate = 1.0  # of what the loop made
-    human: str = ""  # worked solutions by people: a Markdown or JSONL file
+    human: LocalFile = ""  # worked solutions by people: a Markdown or JSONL file
     human_weight: Rate = 2.0
     restart: bool = True  # each round trains from the start; false: from the round before
     measure: bool = False  # an evaluation after each round, beside base and trained
@@ -78,7 +88,7 @@ class PreflexorConfig(Table):
     rounds: Count = 10  # of Phase I; 0: none
     questions: Positive = 50  # new ones each round; with topics, for each of them
     only_wrong: bool = False  # pairs only where the policy's own answer did not pass
-    corpus: str = ""  # folder or file of text, Markdown, JSONL; "": the task's own problems
+    corpus: LocalPath = ""  # folder or file of text, Markdown, JSONL; "": the task's own problems
     column: str = "text"  # of JSONL rows
     # Characters of a passage at most; shorter ones than 40 are left out, so that is the least.
     chunk: Annotated[int, Field(ge=40)] = 1500

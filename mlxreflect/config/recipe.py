@@ -2,23 +2,24 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlxreflect.config.checks import check_recipe, validate_tier
+from mlxreflect.config.fields import make_paths_whole
 from mlxreflect.config.schema import METHODS, EvalSpec, Recipe
 from mlxreflect.config.toml import (
     apply_settings,
+    dump_toml,
     find_toml,
     flatten,
     merge,
     read_toml,
-    toml_value,
     validate,
 )
-from mlxreflect.config.wording import fetch_templates
 from mlxreflect.core.errors import UserError
+from mlxreflect.prompts.templates import BUNDLED
 
 # A stopped run may be resumed with other values of these, and of no other key.
 RESUMABLE = (
@@ -69,6 +70,13 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(exclude=unused)
 
 
+def with_whole_paths(recipe: Recipe) -> Recipe:
+    """Returns the recipe with whole paths, so that its run may be resumed from any folder."""
+    tree = resolved(recipe)
+    make_paths_whole(tree, Recipe)
+    return Recipe.model_validate(tree)
+
+
 def digest(recipe: Recipe) -> str:
     """Eight hex digits over every key that decides what a run computes."""
     flat = {k: v for k, v in flatten(resolved(recipe)).items() if k not in RESUMABLE}
@@ -76,11 +84,9 @@ def digest(recipe: Recipe) -> str:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as TOML, one `table.key = value` a line."""
-    lines = ["# The resolved recipe of this run; `mlxreflect resume` refuses it when it changed."]
-    for key, value in flatten(resolved(recipe)).items():
-        lines.append(f"{key} = {toml_value(value)}")
-    return "\n".join(lines) + "\n"
+    """Returns the resolved recipe as TOML, one `table.key = value` a line."""
+    head = "# The resolved recipe of this run; `mlxreflect resume` refuses it when it changed.\n"
+    return head + dump_toml(resolved(recipe))
 
 
 def eval_spec(recipe: Recipe) -> EvalSpec:
@@ -111,3 +117,46 @@ def eval_spec(recipe: Recipe) -> EvalSpec:
     if config.max_new_tokens or "max_new_tokens" not in tree:
         tree["max_new_tokens"] = config.max_new_tokens or recipe.policy.max_new_tokens
     return validate(EvalSpec, tree, path)
+
+
+# ---- a person's own wording of prompts -----------------------------------------------------------
+
+
+def fetch_templates(tree: dict[str, Any], path: Path) -> None:
+    """Copy what prompt.file says into prompt.templates: a run keeps the wording it began with.
+
+    tree: of a recipe or an eval spec, as read from `path`. Raises UserError for a template that is
+    none, and where file and templates are both given and differ.
+    """
+    prompt = tree.get("prompt")
+    if not isinstance(prompt, dict):
+        return  # a fault that validation names
+    given, file = prompt.get("templates"), prompt.get("file")
+    if isinstance(given, dict):
+        BUNDLED.check(given, f"{path}: prompt.templates")
+    if not file or not isinstance(file, str):
+        return
+    source = Path(file).expanduser()
+    if given and not source.exists():
+        return  # a run's own recipe, given to another run
+    wording = BUNDLED.check(read_toml(source), file)
+    if given and given != wording:
+        raise UserError(
+            f"{file}: {first_difference(given, wording)} is not as in prompt.templates of {path}",
+            "take out one of prompt.file and prompt.templates",
+        )
+    prompt["templates"] = wording
+
+
+def check_kept(file: str, kept: Mapping[str, str]) -> None:
+    """A resumed run goes on with its own wording. Raises UserError where its file has another."""
+    path = Path(file).expanduser()
+    if file and path.is_file() and (now := read_toml(path)) != kept:
+        raise UserError(
+            f"{file} was changed: {first_difference(kept, now)} is not what the run began with",
+            "change it back, or begin a new run",
+        )
+
+
+def first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    return min(key for key in {**one, **other} if one.get(key) != other.get(key))

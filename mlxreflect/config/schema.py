@@ -1,10 +1,26 @@
 """The tables of a recipe: every key with its type, its default and what it means."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
-from mlxreflect.config.fields import Count, Fraction, Names, Objective, Positive, Rate, Table
+from mlxreflect.config.fields import (
+    CachePath,
+    Count,
+    Fraction,
+    Idle,
+    Local,
+    LocalFile,
+    LocalModel,
+    LocalPath,
+    Names,
+    Objective,
+    Overrides,
+    Positive,
+    Rate,
+    Table,
+)
 from mlxreflect.config.methods import (
     PreflexorConfig,
     R3Config,
@@ -21,8 +37,8 @@ REMOTE = ("ollama", "openai", "bedrock")  # providers that are asked over a netw
 class PolicyConfig(Table):
     """The model that learns."""
 
-    model: str = "tiny"  # hub name, path, or the embedded "tiny"
-    adapter: str = ""  # a LoRA folder to start from
+    model: LocalModel = "tiny"  # hub name, path, or the embedded "tiny"
+    adapter: LocalPath = ""  # a LoRA folder to start from
     quantize: Literal[0, 4, 8] = 0  # bits, on load
     dequantize: Literal["auto", "yes", "no"] = "auto"  # auto: only on the CPU, where it is faster
     temperature: Annotated[float, Field(ge=0)] = 0.7
@@ -34,7 +50,7 @@ class PolicyConfig(Table):
 class PromptConfig(Table):
     tags: Literal["think", "reasoning", "preflexor"] = "think"
     style: Literal["thinking", "graph", "direct"] = "thinking"
-    file: str = ""  # TOML file with wording of your own: template = "text"
+    file: LocalFile = ""  # TOML file with wording of your own: template = "text"
     templates: dict[str, str] = {}  # that wording, as the run keeps it
 
 
@@ -42,7 +58,7 @@ class TaskConfig(Table):
     """Where problems come from. Column names map foreign data onto question and answer."""
 
     name: str = "countdown"
-    source: str = ""  # path or hub data set; empty: the task's own
+    source: LocalPath = ""  # path or hub data set; empty: the task's own
     config: str = ""  # configuration of a hub data set
     split: str = "train"  # split of a hub data set that the run's problems come from
     limit: Count = 0  # problems of one epoch; 0: all there are
@@ -55,7 +71,7 @@ class TaskConfig(Table):
 
 class CriticConfig(Table):
     provider: Literal["solver", "local", "ollama", "openai", "bedrock"] = "solver"
-    model: str = ""
+    model: Annotated[str, Local(Path.exists, names=("tiny",), only={"provider": "local"})] = ""
     base_url: str = ""
     key_env: str = ""  # openai: the environment variable that holds the key; never the key itself
     region: str = ""  # bedrock; "": as boto3 finds it
@@ -67,7 +83,7 @@ class CriticConfig(Table):
     deadline_s: Rate = 600.0
     price_in: Annotated[float, Field(ge=0)] = 0.0  # dollars a million tokens of prompt
     price_out: Annotated[float, Field(ge=0)] = 0.0  # and of reply
-    cache: str = ""  # "": the user's cache folder, "off", or a path
+    cache: CachePath = ""  # "": the user's cache folder, "off", or a path
     replay: bool = False  # answer from the cache alone; what is not there is an error
 
 
@@ -87,8 +103,8 @@ class Critics(CriticConfig):
 
     max_failed: Fraction = 0.5  # a larger share of the last calls failed: the run stops
     budget: BudgetConfig = BudgetConfig()
-    advanced: dict[str, Any] = {}
-    judge: dict[str, Any] = {}
+    advanced: Annotated[dict[str, Any], Overrides()] = {}
+    judge: Annotated[dict[str, Any], Overrides()] = {}
 
     def tier(self, name: Tier) -> CriticConfig:
         base = self.model_dump(exclude={"max_failed", "budget", "advanced", "judge"})
@@ -105,10 +121,19 @@ class LoraConfig(Table):
                        "self_attn.o_proj"]  # empty: every linear layer  # fmt: skip
 
 
+# Idle for what trains no preference pairs, and for what verifies nothing.
+Unpaired = Idle("sft", "grpo", "rel", "traces")
+Unverified = Idle("rel", "preflexor", "reflectevo", "traces")
+# ORPO is a loss of pairs without a reference, and with the chosen answer's NLL in it.
+Unweighed = Idle("orpo", *Unpaired.names)
+Unreferred = Idle("sft", "orpo", "rel")
+
+
 class SftConfig(Table):
-    lr: Rate = 2e-5
-    scale_verified: Annotated[float, Field(ge=0)] = 0.1  # × lr: the verified answer
-    scale_failed: Annotated[float, Field(ge=0)] = 0.01  # × lr: last winner after a failed verify
+    lr: Annotated[Rate, Idle("preflexor")] = 2e-5
+    # × lr: the verified answer, and the last winner after a failed verification.
+    scale_verified: Annotated[float, Field(ge=0), Unverified] = 0.1
+    scale_failed: Annotated[float, Field(ge=0), Unverified] = 0.01
 
 
 class MaskConfig(Table):
@@ -122,13 +147,14 @@ class MaskConfig(Table):
 class Fitting(Table):
     """What every training has; `run` and `train` add keys of their own."""
 
-    lr: Rate = 1e-5
-    beta: Rate = 0.1
-    smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # of labels: dpo; exo_pair's ε
-    logps: Literal["sum", "mean"] = "mean"
-    nll: Annotated[float, Field(ge=0)] = 0.0  # weight of the chosen answer's NLL per token
-    dpo: Annotated[float, Field(ge=0)] = 1.0  # weight of the preference term; 0: the NLL alone
-    reference: Literal["stage", "base", "none"] = "stage"
+    lr: Annotated[Rate, Idle("rel")] = 1e-5
+    beta: Annotated[Rate, Unpaired] = 0.1
+    # Of labels: dpo's; exo_pair's ε.
+    smoothing: Annotated[float, Field(ge=0, lt=0.5), Idle("rel", "traces")] = 0.0
+    logps: Annotated[Literal["sum", "mean"], Unweighed] = "mean"
+    nll: Annotated[float, Field(ge=0), Unweighed] = 0.0  # weight of the chosen answer's NLL
+    dpo: Annotated[float, Field(ge=0), Unweighed] = 1.0  # of the preference term; 0: NLL alone
+    reference: Annotated[Literal["stage", "base", "none"], Unreferred] = "stage"
     batch: Positive = 8
     accumulate: Positive = 1
     epochs: Positive = 1  # passes over the pairs of a wave
@@ -138,7 +164,7 @@ class Fitting(Table):
     max_length: Positive = 4096  # tokens; a longer prompt loses its beginning
     grad_checkpoint: Literal["auto", "yes", "no"] = "auto"  # layers computed twice, to save memory
     memory_gb: Annotated[float, Field(ge=0)] = 0.0  # for activations; 0: a part of the device's
-    reference_cache: str = ""  # "": the user's cache folder, "off", or a path
+    reference_cache: CachePath = ""  # "": the user's cache folder, "off", or a path
     mask: MaskConfig = MaskConfig()
     tune: Literal["lora", "full"] = "lora"  # full: all weights, of a model that is not quantised
     lora: LoraConfig = LoraConfig()
@@ -147,15 +173,15 @@ class Fitting(Table):
 class TrainConfig(Fitting):
     """[train] of a recipe; [train.sft] is for the answers that a strategy imitates."""
 
-    objective: Objective = "dpo"
+    objective: Annotated[Objective, Unpaired] = "dpo"
     sft: SftConfig = SftConfig()
 
 
 class EvalConfig(Table):
     """The evaluation of a run: base and trained on the same problems, none of them trained on."""
 
-    spec: str = ""  # file or bundled name; empty: the task's own held-out problems
-    source: str = ""  # other data for the spec, all of it
+    spec: LocalFile = ""  # file or bundled name; empty: the task's own held-out problems
+    source: LocalPath = ""  # other data for the spec, all of it
     limit: Count = 0  # 0: the spec's own
     seed: Count = 0  # order of the problems, and so which ones a limit takes
     max_new_tokens: Count = 0  # 0: the policy's own
@@ -164,8 +190,9 @@ class EvalConfig(Table):
     # where the whole question is the same.
     decontaminate: Literal["overlap", "exact", "off"] = "overlap"
     ngram: Positive = 13  # words in a row that make an overlap
-    against: Names = []  # further specs, tasks or data files to keep clean of
-    cache: str = ""  # of answers: "" the user's cache folder, "off", or a folder
+    # Further specs, tasks or data files to keep clean of.
+    against: Annotated[Names, Local(Path.is_file)] = []
+    cache: CachePath = ""  # of answers: "" the user's cache folder, "off", or a folder
 
 
 class Limits(Table):

@@ -4,19 +4,31 @@ Every fault is a UserError that names file, line, key and value.
 """
 
 import difflib
-import json
 import re
 import tomllib
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import tomlkit
 from pydantic import BaseModel, ValidationError
+from tomlkit.exceptions import TOMLKitError
+from tomlkit.items import AoT, InlineTable, Table
 
 from mlxreflect.core.errors import UserError
 
 PACKAGE = Path(__file__).parent.parent
+MARK = "\u2063"  # stands in no TOML file of a person
 T = TypeVar("T", bound=BaseModel)
+
+
+def local_path(source: str) -> Path:
+    """Returns a source as a path, ~ replaced by the home folder where there is one."""
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:
+        return Path(source)
 
 
 def bundled(folder: Literal["recipes", "evals"]) -> dict[str, Path]:
@@ -154,24 +166,39 @@ def overlap(one: str, other: str) -> bool:
 
 
 def line_of(path: Path, key: str) -> int | None:
-    """The line of a TOML file where a dotted key, or the inline table or list it is in, stands."""
-    *tables, leaf = key.split(".")
-    current: list[str] = []
+    """Returns the line where a dotted key, or the innermost table or list around it, stands.
+
+    It is the first line that differs once another value, or a table's comment, is written there.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
+        text = path.read_text(encoding="utf-8")
+        document: Any = tomlkit.parse(text)
+        leaf: Any = ""
+        holder: Any = None
+        node: Any = document
+        for name in key.split("."):
+            if not isinstance(node, dict) or name not in node:
+                break
+            holder, node, leaf = node, node[name], name
+        if holder is None:
+            return None
+        while isinstance(node, (AoT, dict)) and node and not stands_alone(node):
+            holder, leaf = node, 0 if isinstance(node, AoT) else next(iter(node))
+            node = holder[leaf]
+        if isinstance(node, Table):
+            node.comment(MARK)
+        else:
+            holder[leaf] = MARK
+        marked = document.as_string()
+    except (OSError, ValueError, TOMLKitError):
         return None
-    for number, line in enumerate(lines, 1):
-        if header := re.match(r"\s*\[([^\[\]]+)\]", line):
-            current = header[1].strip().split(".")
-            if current == [*tables, leaf]:
-                return number
-        elif (found := re.match(r"\s*([\w.-]+)\s*=", line)) and [
-            *current,
-            *found[1].split("."),
-        ] == [*tables, leaf]:
-            return number
-    return line_of(path, ".".join(tables)) if tables else None
+    pairs = enumerate(zip_longest(text.splitlines(), marked.splitlines()), 1)
+    return next((number for number, (old, new) in pairs if old != new), None)
+
+
+def stands_alone(node: Any) -> bool:
+    """Tells a table with a line of its own from one that only other tables' names mention."""
+    return isinstance(node, InlineTable) or (isinstance(node, Table) and not node.is_super_table())
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -186,7 +213,13 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def toml_value(value: Any) -> str:
+    """Returns a value as TOML, a table in braces."""
+    item: Any = tomlkit.inline_table() if isinstance(value, dict) else tomlkit.item(value)
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{k} = {toml_value(v)}" for k, v in value.items()) + "}"
-    # JSON's strings, numbers, booleans and lists are TOML's too.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML bans it raw
+        item.update(value)
+    return str(item.as_string())
+
+
+def dump_toml(tree: dict[str, Any]) -> str:
+    """Returns a tree as TOML, one `table.key = value` a line."""
+    return "".join(f"{key} = {toml_value(value)}\n" for key, value in flatten(tree).items())

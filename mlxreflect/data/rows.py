@@ -11,6 +11,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+from mlxreflect.config.toml import local_path as local_path
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem
 from mlxreflect.core.text import composed
@@ -25,14 +26,6 @@ class Row:
 
     values: dict[str, Any]
     where: str
-
-
-def local_path(source: str) -> Path:
-    """A source as a path, ~ replaced by the home folder where there is one."""
-    try:
-        return Path(source).expanduser()
-    except RuntimeError:
-        return Path(source)
 
 
 def is_path(source: str) -> bool:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from mlxreflect.config.recipe import fetch_templates
 from mlxreflect.config.schema import EvalSpec
 from mlxreflect.config.toml import apply_settings, bundled, find_toml, flatten, read_toml, validate
-from mlxreflect.config.wording import fetch_templates
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import append_rows, dump_line, read_json, write_atomic
 from mlxreflect.core.records import Messages, Problem, Sample, to_row

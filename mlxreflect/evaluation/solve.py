@@ -13,10 +13,9 @@ from rich.padding import Padding
 from rich.rule import Rule
 from rich.text import Text
 
-from mlxreflect.config.recipe import load_recipe
+from mlxreflect.config.recipe import fetch_templates, load_recipe
 from mlxreflect.config.schema import EvalSpec
 from mlxreflect.config.toml import apply_settings, bundled, validate
-from mlxreflect.config.wording import fetch_templates
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, Verdict, make_problem
 from mlxreflect.core.ui import safe_text
