@@ -55,7 +55,6 @@ SOLVED = episode(
     turn(3, 2, "rewrite", "41? No: 42 \ud83d", verdict=RIGHT, parsed="42", token_ids=[4, 2, 9]),
     turn(4, 3, "integrate", "6 · 7 = 42", verdict=RIGHT, parsed="42"),
 )
-AT_SOLVED = {"problem": SOLVED.problem.id, "epoch": 1, "wave": 0}
 UNSOLVED = episode(turn(0, None, "attempt", "", verdict=WRONG), FAILED, gold=None, number=1)
 SILENT = episode(turn(0, None, "attempt", "", error="timed out"), number=2)
 # Two reflections whose retries are right, one whose retry is wrong, one whose retry failed.
@@ -248,7 +247,7 @@ def test_llama_factorys_own_rows_are_read(tmp_path: Path) -> None:
 def test_reasonset(run: Path, tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     export(run, "reasonset", path)
-    solved, unsolved, reflected = map(without, rows(path))
+    solved, unsolved, reflected = rows(path)
     assert solved == {
         "problem": "6 · 7? (0)", "ground_truth": "42", "working_out": "41? No: 42 �",
         "final_solution": "6 · 7 = 42", "is_correct": True, "iterations": 2,
@@ -261,28 +260,35 @@ def test_reasonset(run: Path, tmp_path: Path) -> None:
     assert (reflected["iterations"], reflected["error_description"]) == (2, "I miscounted.")
     found, bad = read_examples(str(path), "sft")
     assert found[0] == Example(
-        "sft", ASKED, completion="41? No: 42 \ud83d", completion_ids=[4, 2, 9],
-        source={"problem": SOLVED.problem.id, "epoch": 1, "wave": 0, "turns": [3]},
+        "sft", [{"role": "user", "content": "6 · 7? (0)"}], completion="41? No: 42 �",
+        source={"row": f"{path}, line 1"},
     )  # fmt: skip
     assert found[1].completion == "42" and len(found) == 2
     assert [b.where for b in bad] == [f"{path}, line 2"] and "is_correct is false" in bad[0].reason
 
 
-def test_reasonset_keeps_how_the_run_trained_on_a_working(tmp_path: Path) -> None:
-    """REL asks for it in other words than it explores in, and may mask the mistake."""
+def test_reasonset_of_a_judged_working_and_of_a_person(tmp_path: Path) -> None:
+    """An episode is one row, whatever the run trained on; a person's working is another."""
     judged = episode(
         turn(0, None, "attempt", "41", verdict=WRONG, parsed="41"),
         turn(1, 0, "judge", '{"verdict": "wrong"}', parsed="one too few"),
         turn(2, 1, "continue", "41? No: 42.", verdict=RIGHT, parsed="42"),
     )
-    made = Example("sft", TALK, completion="41? No: 42.", weight=0.5, mask="from 2",
-                   source={"problem": judged.problem.id, "epoch": 1, "wave": 0,
-                           "turns": [2]})  # fmt: skip
-    run = make_run(tmp_path / "run", [made], [judged])
+    at = {"problem": judged.problem.id, "epoch": 1, "wave": 0, "turns": [2]}
+    made = [
+        Example("sft", TALK, completion="41? No: 42.", source=at),
+        Example("preference", TALK, chosen="42", rejected="41", source=at),
+        Example("sft", TALK, completion="By hand: <answer>42</answer>", weight=2.0,
+                source={"human": "w.md, line 3", "problem": None}),
+    ]  # fmt: skip
+    run = make_run(tmp_path / "run", made, [judged])
     export(run, "reasonset", tmp_path / "r.jsonl")
-    (row,) = rows(tmp_path / "r.jsonl")
-    assert (row["error_description"], row["iterations"]) == ("one too few", 2)
-    assert read_examples(str(tmp_path / "r.jsonl"), "sft")[0] == [made]
+    worked, human = rows(tmp_path / "r.jsonl")
+    assert (worked["error_description"], worked["iterations"]) == ("one too few", 2)
+    assert human == {
+        "problem": "Again.", "ground_truth": "42", "working_out": "By hand: <answer>42</answer>",
+        "final_solution": None, "is_correct": True, "iterations": 1, "error_description": None,
+    }  # fmt: skip
 
 
 def test_the_published_reasonset_is_read(tmp_path: Path) -> None:
@@ -319,33 +325,6 @@ def test_what_the_published_reasonset_should_not_have(tmp_path: Path) -> None:
     assert [b.reason for b in bad] == [reason for _, reason in faults if reason]
 
 
-def test_reasonset_gives_back_all_that_a_run_trained_on(tmp_path: Path) -> None:
-    """Tidied workings, what people wrote, and pairs of the same episode."""
-    made = [
-        Example("sft", TALK, completion="6 · 7 = 42", source={**AT_SOLVED, "turns": [4]}),
-        Example("preference", TALK, chosen="42", rejected="41", source={**AT_SOLVED, "turns": [3]}),
-        Example("sft", TALK, completion="By hand: 42", weight=2.0,
-                source={"human": "w.md, line 3", "problem": None}),
-    ]  # fmt: skip
-    run = make_run(tmp_path / "run", made, [SOLVED])
-    export(run, "reasonset", tmp_path / "r.jsonl")
-    worked, human = map(without, rows(tmp_path / "r.jsonl"))
-    assert worked["working_out"].startswith("41? No") and human["working_out"] == "By hand: 42"
-    assert read_examples(str(tmp_path / "r.jsonl"), "sft")[0] == [made[0], made[2]]
-    assert read_examples(str(tmp_path / "r.jsonl"), "dpo")[0] == [made[1]]
-
-
-def test_two_stages_come_back_from_one_row(tmp_path: Path) -> None:
-    """ReflectEvo's training II: the reflection, and with it the answer."""
-    at = {"problem": REFLECTED.problem.id, "epoch": 1, "wave": 0}
-    made = [Example("sft", TALK, completion="I miscounted.", source={**at, "turns": [1]}),
-            Example("sft", ASKED, completion="42", source={**at, "turns": [2]})]  # fmt: skip
-    run = make_run(tmp_path / "run", made, [REFLECTED])
-    out = Path(export(run, "reflectevo", None)["out"])
-    found, _ = read_examples(str(out / "d_plus.jsonl"), "sft")
-    assert found[:2] == made and len(found) == 3  # the other row has no example of the run
-
-
 # ---- ReflectEvo ----------------------------------------------------------------------------------
 
 BEGUN = {"id": REFLECTED.problem.id, "question": "6 · 7? (3)", "answer": "42",
@@ -360,14 +339,14 @@ REFLECTING = [
 def test_reflectevo(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [*EXAMPLES, PREFERRED], [SOLVED, REFLECTED])
     out = Path(export(run, "reflectevo", None)["out"])
-    first, second = map(without, rows(out / "d_plus.jsonl"))
+    first, second = rows(out / "d_plus.jsonl")
     prompt = "\n\n".join(m["content"] for m in TALK)
     assert first == BEGUN | {
         "second_trial_reasoning": "42", "second_trial_answer": "42", "reflections": "I miscounted.",
         "reason_prompt": ["Be brief.", "6 · 7?"], "reflect_prompt": prompt,
     }  # fmt: skip
     assert second["reflections"] == "I guessed."
-    pair, _ = map(without, rows(out / "d_plus_minus.jsonl"))
+    pair, _ = rows(out / "d_plus_minus.jsonl")
     assert pair == BEGUN | {
         "second_trial_reasoning_chosen": "42", "second_trial_answer_chosen": "42",
         "reflection_chosen": "I miscounted.", "second_trial_reasoning_rejected": "43",
@@ -379,13 +358,11 @@ def test_reflectevo(tmp_path: Path) -> None:
         "I guessed.", "I miscounted.")  # fmt: skip
     found, _ = read_examples(str(out / "d_plus.jsonl"), "sft")
     assert found[0].prompt == REFLECTING and found[0].completion == "I miscounted.\n\n42"
-    assert found[0].source == {"problem": REFLECTED.problem.id, "epoch": 1, "wave": 0,
-                               "turns": [1, 2]}  # fmt: skip
     found, _ = read_examples(str(out / "d_plus_minus.jsonl"), "dpo")
     assert (found[0].prompt, found[0].chosen) == (
         [{"role": "user", "content": prompt}], "I miscounted.")  # fmt: skip
-    assert found[0].source["turns"] == [1, 5]
-    assert read_examples(str(out / "d_pref.jsonl"), "dpo")[0] == [PREFERRED]
+    (found_one,) = read_examples(str(out / "d_pref.jsonl"), "dpo")[0]
+    assert (found_one.chosen, found_one.rejected) == (PREFERRED.chosen, PREFERRED.rejected)
 
 
 def test_d_plus_minus_pairs_reflections_as_the_run_does(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_stored_reflections_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "kept.jsonl").write_text('{"id": "a", "reflections": "one"}\n')
     assert Stored("~/kept.jsonl").of("a", "") == ["one"]
-    with pytest.raises(UserError, match="~/none"):
+    with pytest.raises(UserError, match=f"{tmp_path}/none.jsonl: no such file"):
         Stored("~/none.jsonl")
 
 
@@ -118,10 +118,8 @@ def test_stored_reflections_in_the_home_folder(tmp_path, monkeypatch):
 def test_a_row_that_holds_no_reflection_is_named(row, tmp_path):
     path = tmp_path / "kept.jsonl"
     path.write_text('{"id": "a", "reflections": "x"}\n' + json.dumps(row) + "\n")
-    with pytest.raises(UserError, match="row 2: no problem with reflections"):
+    with pytest.raises(UserError, match="line 2: no problem with reflections"):
         Stored(str(path))
-    with pytest.raises(UserError, match=r"reflectevo\.stored = .* cannot be read"):
-        Stored(str(tmp_path / "none.jsonl"))
 
 
 # ---- the data sets, from one hand-made file ------------------------------------------------------

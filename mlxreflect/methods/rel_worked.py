@@ -1,22 +1,17 @@
-"""Worked solutions by people: files of them, read and added to.
+"""People's worked solutions for REL: read and written, checked, trained on, and exported.
 
 Markdown has blocks of `### Question` and `### Answer`, which may have a number and, after a colon,
-begin the text; the final answer is <answer>…</answer> at the end of the latter. A line of a text
-that reads like such a heading begins with a backslash, which is no part of it. JSONL has
-ReasonSet's fields: problem, ground_truth, working_out and others.
-
-People's worked solutions as training examples, and what of them is left out.
-
-Episodes as rows of REL's ReasonSet (arXiv 2412.04645): a problem and its working, messy and all.
-
-working_out: the first text that was right, as it was written; of an unsolved problem the last one.
-final_solution: its tidied form where someone made one, else its answer. iterations: texts it took.
-error_description: the first critique, or what a judge said was wrong.
+begin the text; the answer's text ends in <answer>…</answer>. A line that would read as such a
+heading begins with a backslash, which is no part of it. JSONL has the fields of ReasonSet
+(arXiv 2412.04645): problem, ground_truth, working_out and others.
 """
 
+import os
 import re
+import shlex
+import subprocess
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,34 +21,38 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import dump_line, write_atomic
 from mlxreflect.core.records import Episode, Example, Problem, Turn
 from mlxreflect.data.contamination import Index, find, normal_words, whole_key
-from mlxreflect.data.kept import keep
 from mlxreflect.data.rows import explained, fold, local_path, read_file
-from mlxreflect.evaluation.contamination import exam_index
 from mlxreflect.graders.text import agrees, stated
 from mlxreflect.methods import examples as pairs
 from mlxreflect.methods.examples import passed, whole
-from mlxreflect.methods.rollouts import attempt_prompt
+from mlxreflect.methods.rollouts import attempt_prompt, graded
 from mlxreflect.prompts import messages as prompts
 from mlxreflect.prompts import templates as texts
 from mlxreflect.prompts.messages import parse_response
 from mlxreflect.tasks import get_task
 from mlxreflect.tasks.base import Task
 
+Row = dict[str, Any]
+
 MARKDOWN = (".md", ".markdown")
-ADDED_TO = (*MARKDOWN, ".jsonl")  # endings; of tables and lists nothing can be put at the end
+KINDS = ("question", "answer")
 HEADING = re.compile(
     r"#{1,6}[ \t]+(question|answer)(?:[ \t]+#?[0-9]+)?[ \t]*(?:[:.][ \t]*(.*))?", re.IGNORECASE
 )
 TYPES = {"problem": str, "ground_truth": str, "working_out": str, "final_solution": str,
          "is_correct": bool}  # fmt: skip
+REASONSET = "reasonset.jsonl"
+TRIES = ("attempt", "continue", "rewrite", "retry")
+REVIEWS = ("critique", "reflection")
+CUT = "------ >8 ------ your working stands above this line; below it is the problem ------"
 
 
 @dataclass(frozen=True)
 class Worked:
-    """One worked solution. gold: the final answer, None where there is none; where: it stands.
+    """One worked solution. gold: the final answer, or None. where: its file and line.
 
-    working: as it was found, with errors and their mending. tidied: a clean solution, or empty.
-    right: whether it leads to the answer, as far as the file says.
+    working: the text as it was found, with errors and their mending. tidied: a clean solution, or
+    empty. right: false where the file itself says that it is wrong.
     """
 
     question: str
@@ -64,14 +63,20 @@ class Worked:
     right: bool = True
 
 
+# ---- files ---------------------------------------------------------------------------------------
+
+
 def read_worked(path: Path) -> list[Worked]:
-    """All of a file, in its order. Raises UserError naming the line that cannot be read."""
+    """Returns all worked solutions of a file, in its order.
+
+    Raises UserError naming the line that cannot be read.
+    """
     if path.suffix.lower() in MARKDOWN:
         return list(read_markdown(path))
-    return [worked_of(row.values, row.where) for row in read_file(path)]
+    return [from_row(row.values, row.where) for row in read_file(path)]
 
 
-def worked_of(values: dict[str, Any], where: str) -> Worked:
+def from_row(values: Row, where: str) -> Worked:
     given = {name: value for name, value in values.items() if value is not None}
     if isinstance(given.get("ground_truth"), (int, float)):
         given["ground_truth"] = str(given["ground_truth"])
@@ -90,47 +95,36 @@ def worked_of(values: dict[str, Any], where: str) -> Worked:
 
 
 def read_markdown(path: Path) -> Iterator[Worked]:
+    """Yields each question with its answer. Raises UserError where they do not take turns."""
     with explained(path):
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    if not any(map(str.strip, lines)):
-        return
-    heads = [(n, found[1].lower(), found[2] or "") for n, line in enumerate(lines)
-             if (found := HEADING.fullmatch(line.strip()))]  # fmt: skip
-    check_turns(path, [(n, kind) for n, kind, _ in heads])
-    ends = [number for number, _, _ in heads[1:]] + [len(lines)]
-    texts = ["\n".join([begun, *map(unescaped, lines[number + 1 : end])]).strip()
-             for (number, _, begun), end in zip(heads, ends, strict=True)]  # fmt: skip
-    for (number, kind, _), text in zip(heads, texts, strict=True):
+    blocks: list[tuple[str, str, list[str]]] = []  # kind, place and lines
+    for number, line in enumerate(lines, 1):
+        if head := HEADING.fullmatch(line.strip()):
+            blocks.append((head[1].lower(), f"{path}, line {number}", [head[2] or ""]))
+        elif blocks:
+            blocks[-1][2].append(unescaped(line))
+    by_turns = "write one `### Question` and one `### Answer` by turns"
+    for place, (kind, where, _) in enumerate(blocks):
+        if kind != KINDS[place % 2]:
+            raise UserError(f"{where}: a second {kind} in a row", by_turns)
+    if len(blocks) % 2:
+        raise UserError(f"{blocks[-1][1]}: a question without an answer", by_turns)
+    if not blocks and any(map(str.strip, lines)):
+        raise UserError(f"{path}: no question", by_turns)
+    said = ["\n".join(held).strip() for _, _, held in blocks]
+    for (kind, where, _), text in zip(blocks, said, strict=True):
         if not text:
             raise UserError(
-                f"{path}, line {number + 1}: nothing stands below this {kind}",
+                f"{where}: nothing stands below this {kind}",
                 "write its text there, or delete the question with its answer",
             )
-    for (number, _, _), question, answer in zip(heads[::2], texts[::2], texts[1::2], strict=True):
-        yield Worked(
-            question, answer, stated(answer) or None,
-            f"{path}, line {number + 1}",
-        )  # fmt: skip
-
-
-def check_turns(path: Path, heads: list[tuple[int, str]]) -> None:
-    """Raises UserError where headings are not questions and answers by turns. heads: line, kind."""
-    kinds = [kind for _, kind in heads]
-    for place, (number, kind) in enumerate(heads):
-        if kind != ("question", "answer")[place % 2]:
-            raise UserError(
-                f"{path}, line {number + 1}: a second {kind} in a row",
-                "write one `### Question` and one `### Answer` by turns",
-            )
-    if not kinds or len(kinds) % 2:
-        at = (
-            f", line {heads[-1][0] + 1}: a question without an answer" if kinds else ": no question"
-        )
-        raise UserError(f"{path}{at}", "write `### Question` and `### Answer` above the two texts")
+    for (_, where, _), question, answer in zip(blocks[::2], said[::2], said[1::2], strict=True):
+        yield Worked(question, answer, stated(answer) or None, where)
 
 
 def add_worked(path: Path, worked: Worked) -> None:
-    """Put one at a file's end: a line of JSONL, or a block of Markdown. Raises UserError."""
+    """Puts one at a file's end: a line of JSONL, or a block of Markdown. Raises UserError."""
     try:
         before = path.read_bytes().decode() if path.exists() else ""
         write_atomic(path, before + appended(before, worked, path.suffix.lower() in MARKDOWN))
@@ -139,10 +133,12 @@ def add_worked(path: Path, worked: Worked) -> None:
 
 
 def appended(before: str, worked: Worked, markdown: bool) -> str:
-    """What is written behind a file's text, whether or not that ends its last line."""
+    """Returns what is written behind a file's text, whether or not that ends its last line."""
     ends = not before or before.endswith("\n")
     if not markdown:
-        return ("" if ends else "\n") + dump_line(reasonset_row(worked))
+        row = reasonset_row(worked.question, worked.gold, worked.working, worked.tidied,
+                            right=worked.right, error="")  # fmt: skip
+        return ("" if ends else "\n") + dump_line(row)
     body = worked.working.strip()
     if worked.gold is not None and parse_response(body, style="direct").answer is None:
         body += f"\n<answer>{worked.gold}</answer>"
@@ -152,7 +148,7 @@ def appended(before: str, worked: Worked, markdown: bool) -> str:
 
 
 def escaped(text: str) -> str:
-    """A text no line of which is a heading."""
+    """Returns a text no line of which is a heading."""
     return "\n".join(f"\\{line}" if is_like_heading(line) else line for line in text.splitlines())
 
 
@@ -161,21 +157,16 @@ def unescaped(line: str) -> str:
 
 
 def is_like_heading(line: str) -> bool:
-    """Whether it is a heading, or would be one without the backslashes that it begins with."""
+    """Returns true for a heading, and for one behind backslashes."""
     return HEADING.fullmatch(line.lstrip("\\").strip()) is not None
 
 
-def reasonset_row(worked: Worked) -> dict[str, Any]:
-    return {
-        "problem": worked.question, "ground_truth": worked.gold, "working_out": worked.working,
-        "final_solution": worked.tidied, "is_correct": worked.right, "iterations": 1,
-        "error_description": "",
-    }  # fmt: skip
+# ---- training examples ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Human:
-    """left_out: why → how many."""
+    """People's worked solutions as examples. left_out: reason → how many."""
 
     examples: list[Example]
     left_out: dict[str, int]
@@ -184,17 +175,19 @@ class Human:
         return f"worked solutions: {by_people(len(self.examples), self.left_out)}"
 
 
-def by_people(kept: int, left_out: Mapping[str, int]) -> str:
-    """So many worked solutions, and why others are none of them."""
+def by_people(used: int, left_out: Mapping[str, int]) -> str:
+    """Returns how many worked solutions are used, and why others are not."""
     why = ", ".join(f"{reason}: {count}" for reason, count in left_out.items())
-    return f"{kept} by people" + (f" ({sum(left_out.values())} left out; {why})" if why else "")
+    return f"{used} by people" + (f" ({sum(left_out.values())} left out; {why})" if why else "")
 
 
 def human_examples(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> Human:
-    """What `rel.human` holds, asked as an evaluation asks. problems: the run's, at least one.
+    """Returns examples of `rel.human`, prompted as an evaluation prompts.
 
-    Raises UserError for a file that cannot be read.
+    problems: the run's, at least one. Raises UserError for a file that cannot be read.
     """
+    from mlxreflect.evaluation.contamination import exam_index
+
     if not recipe.rel.human:
         return Human([], {})
     exams = exam_index(recipe) if recipe.eval.decontaminate != "off" else None
@@ -207,10 +200,8 @@ def human_examples(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> H
         if worked.gold is None and problem:
             worked = replace(worked, gold=task.gold(problem))
         text = solution(worked, recipe)
-        reason = "" if worked.gold or problem else "it has no answer"
-        reason = reason or fault(worked, text, recipe, exams)
-        reason = reason or wrong(worked, text, task, problem, recipe)
         key = whole_key(normal_words(worked.question)), " ".join(text.split())
+        reason = fault(worked, problem, text, recipe, exams)
         if not reason and key in examples:
             reason = "it is there twice"
         if reason:
@@ -219,18 +210,15 @@ def human_examples(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> H
         prompt = attempt_prompt(recipe, task, problem or problems[0], templates)
         if problem is None:
             prompt = [*prompt[:-1], {**prompt[-1], "content": worked.question.strip()}]
+        source = {"human": worked.where, "problem": problem.id if problem else None}
         examples[key] = Example(
-            kind="sft",
-            prompt=prompt,
-            completion=text,
-            weight=recipe.rel.human_weight,
-            source={"human": worked.where, "problem": problem.id if problem else None},
+            "sft", prompt, completion=text, weight=recipe.rel.human_weight, source=source
         )
     return Human(list(examples.values()), dict(left_out))
 
 
 def read_some(path: Path) -> list[Worked]:
-    """The worked solutions of a file. Raises UserError where there is none."""
+    """Returns the worked solutions of a file. Raises UserError where there is none."""
     found = read_worked(path)
     if not found:
         raise UserError(
@@ -241,110 +229,245 @@ def read_some(path: Path) -> list[Worked]:
 
 
 def solution(worked: Worked, recipe: Recipe) -> str:
-    """The text to imitate in the format asked for, as it is where it has that format."""
-    tags, style, config = recipe.prompt.tags, recipe.prompt.style, recipe.rel
-    text = (worked.tidied if config.target == "tidied" else "") or worked.working
-    if prompts.parse_response(text, tags, style).format_ok:
+    """Returns the text to imitate, unchanged where it has the format asked for."""
+    text = (worked.tidied if recipe.rel.target == "tidied" else "") or worked.working
+    if parse_response(text, recipe.prompt.tags, recipe.prompt.style).format_ok:
         return text
-    (start, end), (opening, closing) = prompts.TAGS[tags], prompts.ANSWER
-    thought = text.rpartition(opening)[0] if opening in text else text
+    opening, closing = prompts.ANSWER
     own = stated(text)  # right or wrong, it is what was said
     if opening not in text and (own is None or agrees(own, worked.gold or "")):
         own = worked.gold
-    return f"{start}\n{thought.strip()}\n{end}\n{opening}{own or ''}{closing}"
+    thought = text.rpartition(opening)[0] if opening in text else text
+    return thought_and_answer(thought, f"{opening}{own or ''}{closing}", recipe)
 
 
-def fault(worked: Worked, text: str, recipe: Recipe, exams: Index | None) -> str:
-    """Why a worked solution is not trained on; empty where it is."""
+def thought_and_answer(thought: str, answer: str, recipe: Recipe) -> str:
+    start, end = prompts.TAGS[recipe.prompt.tags]
+    return f"{start}\n{thought.strip()}\n{end}\n{answer}"
+
+
+def fault(
+    worked: Worked, problem: Problem | None, text: str, recipe: Recipe, exams: Index | None
+) -> str:
+    """Returns why a worked solution is not trained on; empty where it is.
+
+    problem: the run's with this question, whose grader decides. Where there is none, the answer
+    has to be the ground truth beside it.
+    """
+    tags, style = recipe.prompt.tags, recipe.prompt.style
+    if worked.gold is None and problem is None:
+        return "it has no answer"
     if not worked.right:
         return "it says itself that it is wrong"
-    parsed = prompts.parse_response(text, recipe.prompt.tags, recipe.prompt.style)
+    parsed = parse_response(text, tags, style)
     if not parsed.format_ok:
         return "it does not fit the format"
-    if reason := pairs.leak(text, parsed.spans, recipe.prompt.style):
+    if reason := pairs.leak(text, parsed.spans, style):
         return reason
     if exams and find(exams, [worked.question], [worked.question]):
         return "its question occurs in the evaluation"
-    return ""
-
-
-def wrong(worked: Worked, text: str, task: Task, problem: Problem | None, recipe: Recipe) -> str:
-    """Why its answer does not count: by the grader, or of a problem that only it has, by its own
-    ground truth. Empty where it does."""
-    tags, style = recipe.prompt.tags, recipe.prompt.style
     if problem:
-        verdict = task.grade(problem, text, tags, style).verdict
+        verdict = get_task(problem.task).grade(problem, text, tags, style).verdict
         return "" if verdict.passed else "the grader calls it wrong"
-    answer = prompts.parse_response(text, tags, style).answer or ""
-    return "" if agrees(answer, worked.gold or "") else "its answer is not its ground_truth"
+    right = agrees(parsed.answer or "", worked.gold or "")
+    return "" if right else "its answer is not its ground_truth"
 
 
-REASONSET = "reasonset.jsonl"
-TRIES = ("attempt", "continue", "rewrite", "retry")
-REVIEWS = ("critique", "reflection")
+# ---- annotate ------------------------------------------------------------------------------------
+
+
+def annotate_problem(
+    recipe: Recipe, file: Path, problem_id: str, notes_file: Path | None, *, expand: bool,
+    tell: Callable[[str], None],
+) -> Row:  # fmt: skip
+    """Has a person work a problem out, and adds what is right to `file`; returns what came of it.
+
+    problem_id: its first characters; empty for the next that is not worked. notes_file: holds the
+    working; None opens an editor. expand: the critic writes the working out. tell: is told where
+    a working is that was not added. Raises UserError.
+    """
+    from mlxreflect.evaluation.contamination import clean
+
+    task = get_task(recipe.task.name)
+    make_place(file)
+    done = {fold(worked.question) for worked in (read_worked(file) if file.exists() else [])}
+    problem = choose(list(clean(recipe).problems.values()), problem_id, done, task)
+    draft = None if notes_file else file.with_name(f"{file.stem}-{problem.id}.txt")
+    added = False
+    try:
+        notes = write_notes(task.show(problem), draft) if draft else read_notes(notes_file or file)
+        turn = written_out(recipe, task, problem, notes, expand)
+        if passed(turn):
+            thought = prompts.thought_of(turn.text, recipe.prompt.tags).strip()
+            gold = task.gold(problem) or turn.parsed
+            add_worked(file, Worked(task.show(problem), thought, gold, "annotate"))
+            added = True
+    finally:  # whatever became of it, a person wrote it
+        if draft and added:
+            draft.unlink(missing_ok=True)
+        elif draft and draft.exists():
+            tell(f"your working is in {draft}; the same command opens it again")
+    reason = turn.error or (turn.verdict.reason if turn.verdict else "")
+    return {"problem": problem.id, "file": str(file), "kept": added, "reason": reason,
+            "text": turn.text}  # fmt: skip
+
+
+def make_place(file: Path) -> None:
+    """Raises UserError where the file cannot be added to, before anyone writes a line for it."""
+    if file.suffix.lower() not in (*MARKDOWN, ".jsonl"):
+        raise UserError(
+            f"{file}: worked solutions are added to Markdown and JSONL alone",
+            "give a file that ends in .md or .jsonl",
+        )
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}", "give another file") from None
+
+
+def choose(problems: list[Problem], problem_id: str, done: set[str], task: Task) -> Problem:
+    """Returns the problem of an id, or the first that is not worked yet. done: folded questions."""
+    if problem_id:
+        named = [p for p in problems if p.id.startswith(problem_id)]
+        if len(named) == 1:
+            return named[0]
+        how = "no training problem" if not named else f"{len(named)} training problems"
+        raise UserError(
+            f"--problem {problem_id}: {how} of this recipe with such an id",
+            f"give one in full, such as {problems[0].id}, or leave it out for the next",
+        )
+    for problem in problems:
+        if fold(task.show(problem)) not in done:
+            return problem
+    raise UserError(
+        "every training problem of this recipe is worked already",
+        "raise task.limit, or give one again by its --problem",
+    )
+
+
+def read_notes(path: Path) -> str:
+    """Returns a file's text above the line. Raises UserError where there is none."""
+    try:
+        notes = above_line(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--working {path}: cannot be read ({error})", "give a file of UTF-8 text"
+        ) from None
+    if not notes:
+        raise UserError(f"--working {path}: nothing is written in it", "write your working there")
+    return notes
+
+
+def above_line(path: Path) -> str:
+    return path.read_text(encoding="utf-8-sig").partition(CUT)[0].strip()
+
+
+def write_notes(question: str, draft: Path) -> str:
+    """Returns what a person writes in $VISUAL or $EDITOR, which stays in `draft`.
+
+    A draft that is there is opened again. Raises UserError where nothing was written.
+    """
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    blank = f"\n\n{CUT}\n{question}\n"
+    try:
+        if not draft.exists():
+            draft.write_text(blank, encoding="utf-8")
+        subprocess.run([*shlex.split(editor), str(draft)], check=True)
+        notes = above_line(draft)
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        raise UserError(
+            f"the editor {editor!r} could not be used ({error})",
+            "set EDITOR to one that is there, or give --working FILE",
+        ) from None
+    finally:
+        if draft.exists() and draft.read_bytes() == blank.encode():
+            draft.unlink()
+    if not notes:
+        draft.unlink(missing_ok=True)
+        raise UserError(
+            "no working was written", "write it above the line and save, or give --working FILE"
+        )
+    return notes
+
+
+def written_out(recipe: Recipe, task: Task, problem: Problem, notes: str, expand: bool) -> Turn:
+    """Returns the notes as a graded solution, by the critic or as they are."""
+    if expand:
+        turn = expanded(recipe, task, problem, notes)
+        return turn if turn.error else graded(recipe, task, problem, turn)
+    parsed = parse_response(notes, recipe.prompt.tags, recipe.prompt.style)
+    text = notes
+    if not parsed.format_ok and prompts.ANSWER[0] in notes:
+        thought, opening, answer = notes.rpartition(prompts.ANSWER[0])
+        text = thought_and_answer(thought, opening + answer.strip(), recipe)
+    fault = "no <answer>…</answer> at its end" if parsed.answer is None else None
+    turn = Turn(-1, None, "attempt", "human", [], text, error=fault)
+    return turn if turn.error else graded(recipe, task, problem, turn)
+
+
+def expanded(recipe: Recipe, task: Task, problem: Problem, notes: str) -> Turn:
+    """Returns the critic's text of the notes."""
+    from mlxreflect.critics import CRITICS
+    from mlxreflect.critics.ledger import Ledger
+    from mlxreflect.methods.roles import Moves, Round
+    from mlxreflect.methods.session import turn_of
+
+    config = recipe.critic.tier("basic")
+    critic = CRITICS[config.provider](config, recipe.task.name, "annotate", Ledger())
+    try:
+        critic.preflight()
+        call = Moves(recipe, task).expand(problem, notes, Round("basic", 0, "annotate"))
+        (reply,) = critic.ask([call])
+    finally:
+        critic.close()
+    return turn_of(call, reply, critic.actor, None)
+
+
+# ---- ReasonSet -----------------------------------------------------------------------------------
 
 
 def reasonset_rows(
-    episode: Episode, examples: Sequence[Example]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file, row), none where not one text was written. examples: made of this episode."""
+    episode: Episode, examples: Sequence[Example] = ()
+) -> Iterator[tuple[str, Row]]:  # fmt: skip
+    """Yields (file, row) of an episode: a problem and its working, messy and all.
+
+    working_out is the first text that was right, as it was written; of an unsolved problem the last
+    one. final_solution is its tidied form where someone made one, else its answer. iterations are
+    the texts it took. error_description is the first critique, or what a judge said was wrong.
+    Nothing is yielded where not one text was written.
+    """
     written = [turn for turn in episode.turns if turn.error is None]
     tries = [turn for turn in written if turn.role in TRIES]
     if not tries:
         return
-    right = next((turn for turn in tries if passed(turn)), None)
+    right = next(filter(passed, tries), None)
     shown = right or tries[-1]
     tidied = next((t for t in reversed(written) if t.role == "integrate" and passed(t)), None)
     reviews = (t.text if t.role in REVIEWS else t.parsed for t in written
                if t.role in (*REVIEWS, "judge"))  # fmt: skip
-    row = {
-        "problem": whole(get_task(episode.problem.task).show(episode.problem)),
-        "ground_truth": optional(episode.problem.gold),
-        "working_out": whole(shown.text),
-        "final_solution": whole(tidied.text) if tidied else optional(shown.parsed),
-        "is_correct": right is not None,
-        "iterations": tries.index(shown) + 1,
-        "error_description": optional(next(filter(None, reviews), None)),
-    }
-    own = example_of(episode, examples, right)
-    if own is not None:
-        row = keep(own, row, [example for example in examples if example is not own])
-    yield REASONSET, row
+    yield REASONSET, reasonset_row(
+        get_task(episode.problem.task).show(episode.problem), episode.problem.gold, shown.text,
+        tidied.text if tidied else shown.parsed, right=right is not None,
+        tries=tries.index(shown) + 1, error=next(filter(None, reviews), None),
+    )  # fmt: skip
 
 
-def example_of(episode: Episode, examples: Sequence[Example], right: Turn | None) -> Example | None:
-    """What the row's working is to a trainer: the run's own example of it, or one made of it."""
-    texts = [example for example in examples if example.kind == "sft"]
-    if right is not None and (own := made_of(texts, "sft", right)):
-        return own
-    if texts:  # of another turn, such as the tidied one
-        return texts[0]
-    # REL explores under another prompt than its evaluation's.
-    if right is not None and episode.recipe != "rel":
-        return pairs.completion(episode, right)
-    return next(iter(examples), None)
+def worked_rows(example: Example) -> Iterator[tuple[str, Row]]:
+    """Yields the row of a person's worked solution, which no episode has."""
+    if "human" in example.source and example.kind == "sft" and example.prompt:
+        text = example.completion or ""
+        gold = parse_response(text, style="direct").answer
+        yield REASONSET, reasonset_row(example.prompt[-1]["content"], gold, text, None)
 
 
-def worked_row(example: Example) -> dict[str, Any] | None:
-    """The row of an example that no episode has: a person's worked solution."""
-    if example.kind != "sft" or not example.prompt:
-        return None
-    text = example.completion or ""
-    row = {
-        "problem": whole(example.prompt[-1]["content"]),
-        "ground_truth": optional(parse_response(text, style="direct").answer),
-        "working_out": whole(text), "final_solution": None, "is_correct": True, "iterations": 1,
-        "error_description": None,
+def reasonset_row(
+    problem: str, gold: str | None, working: str, tidied: str | None, *, right: bool = True,
+    tries: int = 1, error: str | None = None,
+) -> Row:  # fmt: skip
+    texts = {"problem": problem, "ground_truth": gold, "working_out": working,
+             "final_solution": tidied}  # fmt: skip
+    return {
+        **{name: None if text is None else whole(text) for name, text in texts.items()},
+        "is_correct": right, "iterations": tries,
+        "error_description": None if error is None else whole(error),
     }  # fmt: skip
-    return keep(example, row)
-
-
-def made_of(examples: Sequence[Example], kind: str, *turns: Turn) -> Example | None:
-    """The run's own example of some turns: as it was asked, masked and weighted there."""
-    indices = [turn.index for turn in turns]
-    found = (e for e in examples if e.kind == kind and e.source.get("turns") == indices)
-    return next(found, None)
-
-
-def optional(text: str | None) -> str | None:
-    return None if text is None else whole(text)

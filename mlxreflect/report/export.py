@@ -20,7 +20,7 @@ from mlxreflect.core.records import Episode, Example, episode_from_row, flat_fro
 from mlxreflect.data import chats
 from mlxreflect.data.examples import split_examples
 from mlxreflect.methods.reflectevo_data import reflectevo_rows
-from mlxreflect.methods.rel_worked import REASONSET, reasonset_rows, worked_row
+from mlxreflect.methods.rel_worked import reasonset_rows, worked_rows
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Row]]  # file and row
@@ -150,9 +150,8 @@ def mlx_chat(run: Path) -> Rows:
 def reasonset(run: Path) -> Rows:
     """An episode a row, and then what people have written of their own."""
     yield from of_episodes(run, reasonset_rows)
-    for _, row in examples(run, lambda e: worked_row(e) if "human" in e.source else None):
-        if row is not None:
-            yield REASONSET, row
+    for _, loose in examples(run, worked_rows):
+        yield from loose
 
 
 def reflectevo(run: Path) -> Rows:
