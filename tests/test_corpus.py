@@ -62,7 +62,7 @@ def test_encodings(encoding: str, tmp_path: Path) -> None:
         ("a.txt", LONG.replace("honey", "Größe").encode("latin-1"), "not UTF-8"),
         ("a.md", b"\xff\xfe" + b"\x00\xd8\x00", "not UTF-8"),
         ("a.txt", LONG.encode() + b"\0", "NUL"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": ', "line 2: not JSON"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": ', "line 2: cut off in the middle"),
         ("a.jsonl", b'{"body": "a"}\n', "no column 'text'; the columns are: body"),
         ("a.jsonl", b'{"text": 7}\n', "line 1: column 'text' is no text"),
         ("a.txt", b" \n\n ", "no text in it"),

@@ -408,8 +408,8 @@ def test_a_folder_as_mlx_lm_has_it(tmp_path: Path) -> None:
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     for name in ("none.jsonl", "none.parquet", "none.csv"):
-        assert "No such file" in fault(tmp_path / name).message
-        assert "No such file" in fault(name).message
+        assert "no such file" in fault(tmp_path / name).message
+        assert "no such file" in fault(name).message
     (tmp_path / "d.parquet").write_bytes(b"garbage" * 99)
     assert "not Parquet" in fault(tmp_path / "d.parquet").message
 

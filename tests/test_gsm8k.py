@@ -376,7 +376,7 @@ def test_bad_data_is_named_by_file_and_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         TASK.load(config(tmp_path / "none.jsonl"), "all", 0)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"test\.jsonl: no such file"):
+    with pytest.raises(UserError, match=r"no test\.jsonl in this folder; it holds: none"):
         TASK.load(config(tmp_path / "empty"), "heldout", 0)
 
 

@@ -25,8 +25,7 @@ from mlxreflect.data.messages import (
     spoken,
     text_of,
 )
-from mlxreflect.data.rows import Row, fold
-from mlxreflect.data.sources import TORN, BadRow, listed, rows_of
+from mlxreflect.data.rows import TORN, BadRow, Row, fold, listed, rows_of
 
 OBJECTIVES = {
     "sft": "sft", "dpo": "preference", "ipo": "preference", "exo_pair": "preference",

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from mlxreflect.core.records import Example, Messages
 from mlxreflect.data import foreign as methods
 from mlxreflect.data.messages import Fault, Values, answer, asked, messages_of, number, text_of
-from mlxreflect.data.sources import listed
+from mlxreflect.data.rows import listed
 
 Turns = Literal["all", "last"]
 

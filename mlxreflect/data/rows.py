@@ -1,12 +1,12 @@
-"""Rows of other people's data: files and hub data sets, and how they are split into parts."""
+"""Rows of anyone's data: files, folders and hub data sets; and the parts they are split into."""
 
 import csv
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,10 @@ from mlxreflect.core.text import composed
 
 TABLES = {".csv": ",", ".tsv": "\t"}
 ENDINGS = (".jsonl", ".json", *TABLES, ".parquet")  # of files that hold rows
+TORN = "cut off in the middle, as by a crash"
+MAX_CELL = 2**31 - 1  # characters of a CSV cell; Python's own limit is below a long text
+HINT = "check the name, or connect to the internet once so that `datasets` can cache it"
+QUOTES = "put cells that hold commas, quotes or line breaks in double quotes"
 
 
 @dataclass(frozen=True)
@@ -28,125 +32,196 @@ class Row:
     where: str
 
 
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be used: where it stands, as in "pairs.jsonl, line 7", and why."""
+
+    where: str
+    reason: str
+    hint: str = field(default="correct or delete that row", compare=False)
+
+
+Rows = Iterator[Row | BadRow]
+
+
+# ---- sources -------------------------------------------------------------------------------------
+
+
 def is_path(source: str) -> bool:
-    """Whether a source names a file or folder rather than a hub data set (owner/name)."""
+    """Tells a file or folder from a hub data set (owner/name)."""
     path = local_path(source)
     hub_like = source.count("/") <= 1 and not source.startswith((".", "/", "~"))
-    return path.exists() or path.suffix in (".txt", *ENDINGS) or not hub_like
+    return path.exists() or path.suffix.lower() in (".txt", *ENDINGS) or not hub_like
 
 
-def rows_of_source(
-    source: str, config: str, split: str, hint: str, revision: str = ""
-) -> Iterable[Row]:
-    """The rows of a file, of a folder's file for the split, or of a hub data set, as they come."""
-    if is_path(source):
-        path = local_path(source)
-        return read_file(file_of_split(path, split) if path.is_dir() else path)
-    return hub_rows(source, config, split, hint, revision)
+def rows_of(
+    source: str,
+    config: str = "",
+    split: str = "train",
+    hint: str = HINT,
+    revision: str = "",
+    empty: str | None = None,
+) -> Rows:
+    """Yields the rows of a file, of a folder's file for the split, or of a hub data set.
+
+    config, revision, hint: of a hub data set, and what to do where it cannot be had.
+    empty: the value of an empty cell of a table. Raises UserError for what cannot be read at all.
+    """
+    if not is_path(source):
+        yield from hub_rows(source, config, split, hint, revision)
+        return
+    path = local_path(source)
+    yield from file_rows(file_of_split(path, split) if path.is_dir() else path, empty)
 
 
-def file_of_split(folder: Path, split: str) -> Path:
-    """test.jsonl of a folder, or that name with another known ending."""
-    paths = [folder / f"{split}{ending}" for ending in ENDINGS]
-    return next((path for path in paths if path.is_file()), paths[0])
+def good_rows(rows: Iterable[Row | BadRow]) -> Iterator[Row]:
+    """Yields the rows. Raises UserError for the first bad one."""
+    for row in rows:
+        if isinstance(row, BadRow):
+            raise UserError(f"{row.where}: {row.reason}", row.hint)
+        yield row
 
 
 def read_file(path: Path) -> Iterator[Row]:
-    """The rows of a JSONL, JSON, CSV, TSV or Parquet file. Raises UserError naming the row."""
+    """Yields the rows of a file. Raises UserError naming the first bad one."""
+    return good_rows(file_rows(path, empty=""))
+
+
+def file_of_split(folder: Path, split: str) -> Path:
+    """Returns train.jsonl of a folder, or that name with another known ending.
+
+    Raises UserError with what the folder holds.
+    """
+    paths = (folder / f"{split}{ending}" for ending in ENDINGS)
+    if found := next(filter(Path.is_file, paths), None):
+        return found
+    with explained(folder):
+        held = sorted(folder.iterdir())
+    files = [path for path in held if path.suffix in ENDINGS and path.name.isprintable()]
+    such = f", such as {' or '.join(map(str, files[:3]))}" if files else ""
+    raise UserError(
+        f"{folder}: no {split}.jsonl in this folder; "
+        f"it holds: {listed(path.name for path in held)}",
+        f"give the path of a data file{such}, or a split that has one",
+    )
+
+
+def listed(names: Iterable[str]) -> str:
+    """Returns names on one line for a person, whatever they hold, the first 20 of them."""
+    shown = [name[:40] if name.isprintable() else ascii(name[:40]) for name in names]
+    return ", ".join([*shown[:20], *["…"][: len(shown) > 20]]) or "none"
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def file_rows(path: Path, empty: str | None) -> Rows:
+    """Yields the rows of a JSONL, JSON, CSV, TSV or Parquet file, the bad ones as BadRow.
+
+    empty: the value of an empty cell of a table. Raises UserError for what cannot be read at all.
+    """
+    ending = path.suffix.lower()
     with explained(path):
-        if path.suffix.lower() in TABLES:
-            yield from read_table(path, TABLES[path.suffix.lower()])
-        elif path.suffix.lower() == ".json":
-            yield from read_json(path)
-        elif path.suffix.lower() == ".parquet":
-            yield from read_parquet(path)
+        if ending in TABLES:
+            yield from table_rows(path, TABLES[ending], empty)
+        elif ending == ".json":
+            yield from json_rows(path)
+        elif ending == ".parquet":
+            yield from parquet_rows(path)
         else:
             with path.open("rb") as lines:
-                yield from read_lines(path, lines)
+                yield from line_rows(path, lines)
 
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """What keeps a file from being read, as a UserError."""
+    """Raises UserError for what keeps a file from being read."""
     try:
         yield
     except FileNotFoundError:
         raise UserError(f"{path}: no such file", "give the path of your data file") from None
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}", "give a readable data file") from None
+        reason = error.strerror or brief(error)
+        raise UserError(f"{path}: {reason}", "give a readable data file") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason})", "save it as UTF-8") from None
 
 
-def read_lines(path: Path, lines: Iterable[bytes]) -> Iterator[Row]:
-    """JSONL: one object a line, blank lines left out."""
+def line_rows(path: Path, lines: Iterable[bytes]) -> Rows:
+    """Yields one object a line, blank lines left out; after a bad line, reading goes on."""
     for number, line in enumerate(lines, 1):
-        where = f"{path}, line {number}"
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
-            values = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            values = json.loads(line.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 alike
-            raise UserError(
-                f"{where}: not JSON ({brief(error)})", "each line holds one JSON object in braces"
-            ) from None
-        if not isinstance(values, dict):
-            kind = "a JSON list" if isinstance(values, list) else repr(values)[:40]
-            raise UserError(
-                f"{where}: a JSON object was expected, not {kind}",
-                "write one object in braces a line; a file that is one list is named .json",
-            )
-        yield Row(values, where)
+            reason = f"not JSON ({brief(error)})" if line.endswith(b"\n") else TORN
+            yield BadRow(where, reason, "each line holds one JSON object in braces")
+        else:
+            yield object_row(values, where)
 
 
-def read_json(path: Path) -> Iterator[Row]:
-    """A list of objects, or one object that holds one such list; else lines, as in JSONL."""
+def object_row(values: Any, where: str) -> Row | BadRow:
+    if isinstance(values, dict):
+        return Row(values, where)
+    hint = "write one object in braces a line; a file that is one list is named .json"
+    return BadRow(where, "no JSON object", hint)
+
+
+def json_rows(path: Path) -> Rows:
+    """Yields a list of objects, an object that holds one such list, a single row, or lines."""
     data = path.read_bytes()
     try:
         tree = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        first = data.lstrip()[:1]
-        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data" and first == b"{":
-            yield from read_lines(path, data.splitlines())
-            return
-        raise UserError(
-            f"{path}: not JSON ({brief(error)})", "write a list of objects, or use JSONL"
-        ) from None
-    if isinstance(tree, dict):
-        lists = [value for value in tree.values() if isinstance(value, list)]
-        tree = lists[0] if len(lists) == 1 else None
-    if not isinstance(tree, list):
-        raise UserError(
-            f"{path}: neither a list of objects nor an object with one list",
-            "write [{...}, {...}], or one object a line in a .jsonl file",
-        )
-    for number, values in enumerate(tree, 1):
-        where = f"{path}, item {number}"
-        if not isinstance(values, dict):
-            raise UserError(f"{where}: a JSON object was expected", "write each item in braces")
-        yield Row(values, where)
-
-
-def read_table(path: Path, delimiter: str) -> Iterator[Row]:
-    """CSV or TSV with a header; a row must have as many cells as the header."""
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
-        try:
-            for values in reader:
-                where = f"{path}, line {reader.line_num}"
-                if None in values or None in values.values():
-                    raise UserError(
-                        f"{where}: not as many cells as the header has columns",
-                        "put cells that hold commas, quotes or line breaks in double quotes",
-                    )
-                yield Row(dict(values), where)
-        except csv.Error as error:
+        if data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"{":
             raise UserError(
-                f"{path}, line {reader.line_num}: not CSV ({brief(error)})", "correct that line"
+                f"{path}: not JSON ({brief(error)})", "write a list of objects, or use JSONL"
             ) from None
+        yield from line_rows(path, data.splitlines(keepends=True))  # as Dataset.to_json writes it
+        return
+    items = tree if isinstance(tree, list) else held_rows(tree)
+    yield from (object_row(item, f"{path}, item {i}") for i, item in enumerate(items, 1))
 
 
-def read_parquet(path: Path) -> Iterator[Row]:
+def held_rows(tree: Any) -> list[Any]:
+    """Returns the one list of rows that an object holds; else the object is a row itself."""
+    lists = [v for v in tree.values() if isinstance(v, list)] if isinstance(tree, dict) else []
+    rows = lists[0] if len(lists) == 1 else []
+    # A list of messages is no list of rows.
+    is_rows = bool(rows) and isinstance(rows[0], dict) and not rows[0].keys() & {"role", "from"}
+    return rows if is_rows else [tree]
+
+
+def table_rows(path: Path, delimiter: str, empty: str | None) -> Rows:
+    """Yields the rows of CSV or TSV below a header, each by its first line."""
+    limit = csv.field_size_limit(MAX_CELL)
+    try:  # all at once: the limit is one for the whole process
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            rows = list(cells_of(path, csv.reader(lines, delimiter=delimiter, strict=True), empty))
+    finally:
+        csv.field_size_limit(limit)
+    yield from rows
+
+
+def cells_of(path: Path, reader: Any, empty: str | None) -> Rows:
+    """Yields the rows of a reader of csv. After broken quotes no row's beginning can be trusted."""
+    try:
+        header: list[str] = next(reader, [])
+        begin = reader.line_num + 1
+        for cells in reader:
+            where, begin = f"{path}, line {begin}", reader.line_num + 1
+            if cells and len(cells) != len(header):
+                yield BadRow(where, f"{len(cells)} cells under {len(header)} columns", QUOTES)
+            elif cells:
+                yield Row({k: v or empty for k, v in zip(header, cells, strict=True)}, where)
+    except csv.Error as error:
+        where = f"{path}, line {reader.line_num}"
+        raise UserError(f"{where}: not CSV ({brief(error)})", QUOTES) from None
+
+
+def parquet_rows(path: Path) -> Rows:
     from datasets import load_dataset
 
     path.open("rb").close()  # a missing file is told as any other
@@ -157,16 +232,11 @@ def read_parquet(path: Path) -> Iterator[Row]:
         raise UserError(f"{path}: not Parquet ({brief(error)})", "write that file anew") from None
 
 
-def read_hub(name: str, config: str, split: str, hint: str) -> list[Row]:
-    """All rows of a hub data set, from the network or the cache of `datasets`.
-
-    Raises UserError with `hint` where it cannot be had.
-    """
-    return list(hub_rows(name, config, split, hint))
-
-
 def hub_rows(name: str, config: str, split: str, hint: str, revision: str = "") -> Iterator[Row]:
-    """The rows of a hub data set one at a time; nothing is asked for before the first one."""
+    """Yields the rows of a hub data set, from the network or the cache of `datasets`.
+
+    Nothing is asked for before the first one. Raises UserError with `hint` where it cannot be had.
+    """
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
@@ -185,12 +255,15 @@ def hub_rows(name: str, config: str, split: str, hint: str, revision: str = "") 
 
 
 def brief(error: BaseException) -> str:
-    """An error's text on one short line."""
+    """Returns an error's text on one short line."""
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
+# ---- columns -------------------------------------------------------------------------------------
+
+
 def column(row: Row, name: str, key: str) -> Any:
-    """A row's value by column name; "a.b" looks inside nested objects.
+    """Returns a row's value by column name; "a.b" looks inside nested objects.
 
     key: the recipe key that names the column, for the hint of the UserError.
     """
@@ -210,7 +283,7 @@ def column(row: Row, name: str, key: str) -> Any:
 
 
 def question_text(row: Row, name: str) -> str:
-    """The question of a row. Raises UserError where it is empty or no text."""
+    """Returns the question of a row. Raises UserError where it is empty or no text."""
     value = column(row, name, "task.question")
     if isinstance(value, str) and value.strip():
         return value.strip()
@@ -222,36 +295,47 @@ def question_text(row: Row, name: str) -> str:
 
 
 def fold(text: str) -> str:
-    """A text without differences of case and spacing: what makes two questions the same."""
+    """Returns a text without differences of case and spacing, as two of the same problem have."""
     return " ".join(composed(text).casefold().split())
 
 
-def share(key: str) -> int:
-    """0 to 99, a hash of the content alone: the same in every file, order and run."""
-    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") % 100
+# ---- parts ---------------------------------------------------------------------------------------
+
+OWN_PARTS = {"train": 70, "dev": 10, "heldout": 20}  # of a file of one's own
 
 
-def unique(items: Iterable[tuple[str, Problem]]) -> dict[str, Problem]:
-    """One problem a key, in the order of first appearance.
+def part_of(key: str, shares: Mapping[str, int] = OWN_PARTS, size: int = 8) -> str:
+    """Returns the part of a problem, by a hash of its text alone: the same in every file and run.
+
+    shares: how much of all is in each part. size: bytes of the hash that decide.
+    """
+    at = int.from_bytes(hash_of(key)[:size], "big") % sum(shares.values())
+    for part, share in shares.items():
+        if at < share:
+            return part
+        at -= share
+    raise AssertionError("shares are above 0")
+
+
+def hash_of(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+
+
+def unique(problems: Iterable[Problem], key_of: Callable[[Problem], str]) -> dict[str, Problem]:
+    """Returns one problem a key, in the order of first appearance.
 
     Of different problems with one key the smallest id stays, whatever the order of the rows.
     """
     kept: dict[str, Problem] = {}
-    for key, problem in items:
+    for problem in problems:
+        key = key_of(problem)
         if key not in kept or problem.id < kept[key].id:
             kept[key] = problem
     return kept
 
 
-def part_of(key: str) -> str:
-    """70 % train, 10 % dev, 20 % heldout."""
-    at = share(key)
-    return "train" if at < 70 else "dev" if at < 80 else "heldout"
-
-
 def choose_part(problems: dict[str, Problem], part: str, source: str) -> list[Problem]:
-    """The problems of a part: "all" in the order of the file, else in an order of their hashes."""
+    """Returns a part of the problems: "all" in the file's order, else in that of their hashes."""
     if not problems:
         raise UserError(f"{source}: no rows", "give a data file that holds problems")
     if part == "all":
@@ -264,5 +348,4 @@ def choose_part(problems: dict[str, Problem], part: str, source: str) -> list[Pr
             "(70 % train, 10 % dev, 20 % heldout, by a hash of the question)",
             "add rows, or keep an evaluation file of your own and set eval.source to it",
         )
-    keys.sort(key=lambda key: hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest())
-    return [problems[key] for key in keys]
+    return [problems[key] for key in sorted(keys, key=hash_of)]

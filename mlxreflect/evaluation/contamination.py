@@ -30,8 +30,7 @@ from mlxreflect.data.contamination import (
     in_words,
     told,
 )
-from mlxreflect.data.rows import local_path
-from mlxreflect.data.sources import READERS, BadRow, listed, rows_of
+from mlxreflect.data.rows import ENDINGS, BadRow, good_rows, listed, local_path, rows_of
 from mlxreflect.evaluation.evaluate import eval_problems, find_spec
 from mlxreflect.tasks import clean_problems, get_task, question_of
 
@@ -79,7 +78,7 @@ def questions_of_spec(
 
 def is_file(name: str) -> bool:
     """Whether an evaluation is named by a data file, not by a spec or a task."""
-    return local_path(name).suffix.lower() in READERS
+    return local_path(name).suffix.lower() in ENDINGS
 
 
 def further_specs(recipe: Recipe) -> list[EvalSpec]:
@@ -89,9 +88,7 @@ def further_specs(recipe: Recipe) -> list[EvalSpec]:
 
 def questions_of_file(name: str) -> Iterator[Question]:
     """The questions of a file's rows, whose ids are their own or where they stand."""
-    for row in rows_of(name, "", "train"):
-        if isinstance(row, BadRow):
-            raise UserError(f"{row.where}: {row.reason}", "correct or delete that row")
+    for row in good_rows(rows_of(name)):
         found = [row.values[key] for key in QUESTIONS if isinstance(row.values.get(key), str)]
         if not found:
             raise UserError(

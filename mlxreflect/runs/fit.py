@@ -28,7 +28,7 @@ from mlxreflect.train.trainer import load_parameters, load_trainer, save_trainer
 from mlxreflect.train.lora import base_reference, save_adapter
 from mlxreflect.train.network import Arrays
 from mlxreflect.train.objectives import Objective, Settings, imitation
-from mlxreflect.data.sources import BadRow
+from mlxreflect.data.rows import BadRow
 from mlxreflect.train.trainer import Step
 from mlxreflect.train.trainer import Trainer
 from mlxreflect.core.ui import Ui

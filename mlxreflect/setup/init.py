@@ -16,13 +16,12 @@ from mlxreflect.config.schema import Recipe
 from mlxreflect.config.toml import bundled, read_toml
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import write_atomic
-from mlxreflect.data.rows import Row, column, is_path, rows_of_source
+from mlxreflect.data.rows import Row, column, good_rows, is_path, rows_of
 from mlxreflect.setup.checks import find_model
 from mlxreflect.setup.discovery import Offer, find_offers, key_offers
 from mlxreflect.setup.recipe_template import Choices, critic_keys, draft, self_keys
 from mlxreflect.tasks import TASKS, get_task
 from mlxreflect.tasks.countdown import problem_of
-from mlxreflect.tasks.jsonl import HINT
 from mlxreflect.tasks.kinds import KINDS, build, options_of
 
 Ask = Callable[[str, str], str]  # (what, suggestion) → reply
@@ -114,7 +113,7 @@ def read_task(named: str) -> tuple[str, list[Row]]:
         if named == "jsonl":
             raise UserError("--task jsonl: no data", "give the file itself: --task FILE")
         return named, []
-    rows = list(islice(rows_of_source(named, "", "train", HINT), LOOKED_AT))
+    rows = list(islice(good_rows(rows_of(named, empty="")), LOOKED_AT))
     if not rows:
         raise UserError(f"{named}: no rows", "give a data file that holds problems")
     return named, rows

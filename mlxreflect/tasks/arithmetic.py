@@ -4,7 +4,6 @@ A problem belongs to a part by a hash of its expression, so the parts are disjoi
 made them. Steps are written one a line, as in "step 1: 345 * 6 = 2070".
 """
 
-import hashlib
 import random
 from typing import Any
 
@@ -12,19 +11,14 @@ from mlxreflect.config.schema import TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, make_problem
 from mlxreflect.core.seeds import rng_for
+from mlxreflect.data.rows import part_of
 from mlxreflect.graders.number import NUMBER_RULES, row_gold
 from mlxreflect.tasks.arithmetic_solver import compute, finish, review
-from mlxreflect.tasks.base import Solver, Task, check_limit
+from mlxreflect.tasks.base import GENERATED_PARTS, Solver, Task, check_limit
 
 DEFAULT_PROBLEMS = 1000
 LARGEST = 99_999  # of operands and of every result on the way
 DIGITS = (1, 2, 2, 2, 3, 3, 4, 5)  # how long operands are: short ones are more frequent
-
-
-def part_of(expression: str) -> str:
-    """80 % train, 10 % dev, 10 % heldout."""
-    bucket = int.from_bytes(hashlib.sha256(expression.encode()).digest()[:8], "big") % 10
-    return {0: "heldout", 1: "dev"}.get(bucket, "train")
 
 
 def draw(rng: random.Random) -> tuple[str, int] | None:
@@ -64,7 +58,7 @@ def load(config: TaskConfig, part: str, seed: int) -> list[Problem]:
     found: dict[str, int] = {}
     while len(found) < (config.limit or DEFAULT_PROBLEMS):
         drawn = draw(rng)
-        if drawn and part in ("all", part_of(drawn[0])):
+        if drawn and part in ("all", part_of(drawn[0], GENERATED_PARTS)):
             found[drawn[0]] = drawn[1]
     return [make_problem("arithmetic", {"expression": e}, str(v)) for e, v in found.items()]
 

@@ -10,7 +10,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem
 from mlxreflect.graders.base import Grader
 
-PARTS = ("train", "dev", "heldout")
+GENERATED_PARTS = {"heldout": 1, "dev": 1, "train": 8}
 
 
 @dataclass(frozen=True)

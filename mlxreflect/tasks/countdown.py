@@ -11,7 +11,6 @@ random pairs, every result whole, positive and at most 200. A problem belongs to
 (sorted numbers, target), so the parts are disjoint whatever seeds made them.
 """
 
-import hashlib
 import random
 from collections.abc import Iterable, Iterator
 from math import gcd
@@ -21,9 +20,10 @@ from mlxreflect.config.schema import TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, make_problem
 from mlxreflect.core.seeds import rng_for
-from mlxreflect.data.rows import Row, rows_of_source
+from mlxreflect.data.rows import Row, good_rows, rows_of
+from mlxreflect.data.rows import part_of as part_of_text
 from mlxreflect.graders.countdown import COUNTDOWN_RULES
-from mlxreflect.tasks.base import Solver, Task, check_limit
+from mlxreflect.tasks.base import GENERATED_PARTS, Solver, Task, check_limit
 from mlxreflect.tasks.countdown_solver import finish, review
 
 MAX_NUMBERS = 20
@@ -37,9 +37,7 @@ HINT = (
 
 def part_of(numbers: list[int], target: int) -> str:
     """One tenth each is held out and kept for development, the rest is for training."""
-    key = f"{sorted(numbers)}={target}"
-    bucket = hashlib.sha256(key.encode()).digest()[0] % 10
-    return {0: "heldout", 1: "dev"}.get(bucket, "train")
+    return part_of_text(f"{sorted(numbers)}={target}", GENERATED_PARTS, size=1)
 
 
 def problems_of_data(config: TaskConfig, part: str) -> list[Problem]:
@@ -47,7 +45,7 @@ def problems_of_data(config: TaskConfig, part: str) -> list[Problem]:
 
     Rows are read and verified only as far as they are needed.
     """
-    rows = rows_of_source(config.source, config.config, config.split, HINT)
+    rows = good_rows(rows_of(config.source, config.config, config.split, HINT))
     found: dict[tuple[tuple[int, ...], int], Problem] = {}
     for problem in read_problems(rows):
         numbers, target = problem.fields["numbers"], problem.fields["target"]

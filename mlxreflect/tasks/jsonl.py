@@ -5,21 +5,22 @@ tokens, "choice" the letter, "math" LaTeX, "countdown" an expression of the row'
 70 % train, 10 % dev and 20 % heldout, by a hash of what is asked.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from mlxreflect.config.schema import TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem
 from mlxreflect.data.rows import (
+    HINT,
     Row,
     choose_part,
     column,
+    hub_rows,
     is_path,
     local_path,
     question_text,
     read_file,
-    read_hub,
     unique,
 )
 from mlxreflect.graders.base import Grader
@@ -35,14 +36,6 @@ from mlxreflect.tasks.kinds import (
     show,
 )
 from mlxreflect.tasks.table import key_of
-
-HINT = "check the name, or connect to the internet once so that `datasets` can cache it"
-
-
-def problems_of(rows: Iterable[Row], config: TaskConfig) -> Iterator[tuple[str, Problem]]:
-    for row in rows:
-        problem = read(row, config)
-        yield key_of(problem), problem
 
 
 def read(row: Row, config: TaskConfig) -> Problem:
@@ -69,8 +62,8 @@ def load(config: TaskConfig, part: str, seed: int) -> list[Problem]:
     if is_path(config.source):
         rows: Iterable[Row] = read_file(local_path(config.source))
     else:
-        rows = read_hub(config.source, config.config, config.split, HINT)
-    found = choose_part(unique(problems_of(rows, config)), part, config.source)
+        rows = hub_rows(config.source, config.config, config.split, HINT)
+    found = choose_part(unique((read(row, config) for row in rows), key_of), part, config.source)
     return found[: config.limit or None]
 
 

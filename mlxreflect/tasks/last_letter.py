@@ -6,7 +6,6 @@ The words are common English ones, drawn by a seed; `task.words` says how many. 
 a part by a hash of its words in alphabetical order, so no part holds another's words reordered.
 """
 
-import hashlib
 import random
 import re
 import string
@@ -16,9 +15,10 @@ from mlxreflect.config.schema import TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, Verdict, make_problem
 from mlxreflect.core.seeds import rng_for
+from mlxreflect.data.rows import part_of as part_of_text
 from mlxreflect.graders.base import Grade, Grader, answer_block, box, final_part, phrases, strict
 from mlxreflect.prompts.messages import parse_response
-from mlxreflect.tasks.base import Task, check_limit
+from mlxreflect.tasks.base import GENERATED_PARTS, Task, check_limit
 
 TEXT = (
     "apple arrow atlas autumn badge baker bamboo banana barrel basket beach beard bench berry "
@@ -59,9 +59,7 @@ QUOTES = "\"'`“”‘’*$_ \t\r\n"
 
 
 def part_of(words: list[str]) -> str:
-    """80 % train, 10 % dev, 10 % heldout."""
-    digest = hashlib.sha256(" ".join(sorted(words)).encode()).digest()
-    return {0: "heldout", 1: "dev"}.get(int.from_bytes(digest[:8], "big") % 10, "train")
+    return part_of_text(" ".join(sorted(words)), GENERATED_PARTS)
 
 
 def load(config: TaskConfig, part: str, seed: int) -> list[Problem]:

@@ -5,7 +5,7 @@ split by a hash of the question, "train" the rest; a single file is split by tha
 benchmark without a training split has no other part than its questions.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,16 +16,17 @@ from mlxreflect.data.rows import (
     Row,
     choose_part,
     fold,
+    good_rows,
     is_path,
     local_path,
+    part_of,
     read_file,
-    rows_of_source,
-    share,
+    rows_of,
     unique,
 )
 from mlxreflect.graders.number import row_gold
 
-DEV_PERCENT = 5
+TRAINING_PARTS = {"dev": 5, "train": 95}  # of an official training split
 DEFAULTS = TaskConfig()
 
 
@@ -73,24 +74,19 @@ class Benchmark:
         return [
             problem
             for key, problem in self.official(config, self.train).items()
-            if key not in test and (share(key) < DEV_PERCENT) == (part == "dev")
+            if key not in test and part_of(key, TRAINING_PARTS) == part
         ]
 
     def official(self, config: TaskConfig, split: str) -> dict[str, Problem]:
         """The problems of an official split, of a folder or the hub."""
         source, name = config.source or self.hub, config.config or self.config
         revision = "" if config.source else self.revision
-        return self.problems(rows_of_source(source, name, split, self.hint, revision), config)
+        rows = rows_of(source, name, split, self.hint, revision, empty="")
+        return self.problems(good_rows(rows), config)
 
     def problems(self, rows: Iterable[Row], config: TaskConfig) -> dict[str, Problem]:
         """The problems of rows by normalised question, duplicates dropped."""
-
-        def each() -> Iterator[tuple[str, Problem]]:
-            for row in rows:
-                problem = self.read(row, config)
-                yield key_of(problem), problem
-
-        return unique(each())
+        return unique((self.read(row, config) for row in rows), key_of)
 
 
 def key_of(problem: Problem) -> str:
