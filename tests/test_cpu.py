@@ -7,7 +7,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx_lm.models import activations, qwen2
-from test_architectures import SHARING, build, furthest, plainly, with_lora
+from support.architectures import SHARING, build, furthest, plainly, with_lora
 
 from mlxreflect.train import cpu
 from mlxreflect.train.cpu import attention, exp, faster_on_cpu, swiglu

@@ -8,91 +8,31 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
-from mlx_lm.models import qwen2
+from support.training import (
+    SHAPES,
+    fitting,
+    log_probabilities,
+    log_softmax,
+    long_pairs,
+    mixed_pairs,
+    rows,
+    small_model,
+    softplus,
+)
 
-from mlxreflect.train.batches import Group, Pair, Row, collate
+from mlxreflect.config.methods import GrpoConfig
+from mlxreflect.train.batches import Group, Pair, collate
 from mlxreflect.train.losses import dpo_loss, nll_loss, sequence_logps, token_logps
 from mlxreflect.train.network import Network
 from mlxreflect.train.objectives import (
     Objective,
-    Settings,
     imitation,
     odds_ratio,
     preference,
     reinforcement,
 )
 
-VOCABULARY = 29
 Loss = Callable[[nn.Module], mx.array]
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    top = logits.max(-1, keepdims=True)
-    return logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
-
-
-def softplus(x: np.ndarray) -> np.ndarray:
-    """log(1 + e^x) in float64."""
-    return np.where(x > 0, x + np.log1p(np.exp(-np.abs(x))), np.log1p(np.exp(-np.abs(x))))
-
-
-def log_probabilities(model: nn.Module, row: Row) -> np.ndarray:
-    """Of the response's tokens, each row by itself and without padding, in float64."""
-    tokens = np.array(row.prompt + row.response)
-    logits = np.array(model(mx.array(tokens[None, :-1])).astype(mx.float32), np.float64)[0]
-    every = log_softmax(logits)[np.arange(len(tokens) - 1), tokens[1:]]
-    return every[len(row.prompt) - 1 :]
-
-
-def small_model(seed: int = 0) -> nn.Module:
-    mx.random.seed(seed)
-    model = qwen2.Model(
-        qwen2.ModelArgs(
-            model_type="qwen2", hidden_size=16, num_hidden_layers=2, intermediate_size=24,
-            num_attention_heads=2, num_key_value_heads=1, rms_norm_eps=1e-6, vocab_size=VOCABULARY,
-            tie_word_embeddings=False,
-        )
-    )  # fmt: skip
-    mx.eval(model.parameters())
-    return model
-
-
-def rows(seed: int, shapes: list[tuple[int, int]]) -> list[Row]:
-    rng = np.random.default_rng(seed)
-
-    def some(n: int) -> list[int]:
-        return [int(t) for t in rng.integers(0, VOCABULARY, n)]
-
-    return [Row(some(prompt), some(response)) for prompt, response in shapes]
-
-
-SHAPES = [(5, 4), (3, 9), (7, 1), (5, 6), (3, 2), (7, 12)]
-
-
-def long_pairs(seed: int) -> list[Pair]:
-    """Pairs whose rows begin alike for so long that it is worth sharing: prompt and an opening."""
-    found = []
-    for i, (prompt, opening, chosen, rejected) in enumerate(
-        [(30, 4, 3, 6), (26, 0, 5, 2), (33, 2, 1, 7)]
-    ):
-        (begin,), (one, other) = (
-            rows(seed + 10 * i, [(prompt, opening + 1)]),
-            rows(seed + 10 * i + 1, [(1, chosen), (1, rejected)]),
-        )
-        shared = begin.response[:opening]
-        found.append(
-            Pair(
-                Row(begin.prompt, shared + one.response),
-                Row(begin.prompt, shared + other.response),
-            )
-        )
-    return found
-
-
-def mixed_pairs(seed: int) -> list[Pair]:
-    """Pairs that share their prompts alone."""
-    chosen, rejected = rows(seed, SHAPES[:3]), rows(seed + 1, SHAPES[3:])
-    return [Pair(c, Row(c.prompt, r.response)) for c, r in zip(chosen, rejected, strict=True)]
 
 
 def loss_of(network: Network, objective: Objective, share: bool = True) -> mx.array:
@@ -193,8 +133,11 @@ def test_pair_loss_of_a_model(
         ratio = c.sum() / per_c - reference[i, 0] / per_c - r.sum() / per_r
         margins.append(0.3 * (ratio + reference[i, 1] / per_r))
         expected += dpo * softplus(np.array(-margins[-1])) + nll * -c.mean()
-    settings = Settings(lr=1, batch=3, beta=0.3, logps=logps, dpo=dpo, nll=nll)
-    objective, network = preference(pairs, list(reference), settings), Network(model)
+    settings = fitting(lr=1.0, batch=3, beta=0.3, logps=logps, dpo=dpo, nll=nll)
+    objective, network = (
+        preference(pairs, list(reference), settings, settings.objective),
+        Network(model),
+    )
     assert objective.keep_shared == (logps == "mean" or nll > 0)
     assert network.splits and network.shares
     batch = collate(objective.items, share=share, keep_shared=objective.keep_shared)
@@ -240,9 +183,9 @@ def test_gradient_of_the_pair_loss(logps: str, seed: int) -> None:
     """Of all weights: whole rows and shared prefixes by turns, the head's among them."""
     pairs = (mixed_pairs if seed % 2 else long_pairs)(7)
     reference = [np.array(r) for r in ([-14.0, -25.0], [-30.0, -8.0], [-4.0, -38.0])]
-    settings = Settings(lr=1, batch=3, beta=0.5, logps=logps, nll=0.5)
+    settings = fitting(lr=1.0, batch=3, beta=0.5, logps=logps, nll=0.5)
     model = small_model(seed)
-    objective, network = preference(pairs, reference, settings), Network(model)
+    objective, network = preference(pairs, reference, settings, settings.objective), Network(model)
     found, difference = directional(lambda model: loss_of(network, objective), model, seed)
     assert found == pytest.approx(difference, rel=1e-3, abs=0.01)
     assert abs(difference) > 1
@@ -254,13 +197,13 @@ def test_gradient_of_every_objective(name: str, share: bool) -> None:
     """Of parts of the layers alone: the head is frozen, its logits are not kept."""
     pairs, model = long_pairs(21), frozen_head(small_model(2))
     network = Network(model)
-    settings = Settings(lr=1, batch=3, beta=0.4, objective=name, smoothing=0.1 * (name != "ipo"))
+    settings = fitting(lr=1.0, batch=3, beta=0.4, objective=name, smoothing=0.1 * (name != "ipo"))
     scores = [np.array([log_probabilities(model, row).sum() for row in (p.chosen, p.rejected)])
               for p in pairs]  # fmt: skip
     if name == "sft":
         objective = imitation([row for p in pairs for row in (p.chosen, p.rejected)])
     elif name == "orpo":
-        objective = odds_ratio(pairs, settings)
+        objective = odds_ratio(pairs, settings.beta)
     elif name == "grpo":
         groups = [Group((p.chosen, p.rejected), (1.0, 0.2)) for p in pairs]
         rng = np.random.default_rng(22)
@@ -270,10 +213,10 @@ def test_gradient_of_every_objective(name: str, share: bool) -> None:
         )
         old = [o + rng.normal(0, 0.02, len(o)) for o in old]  # no ratio near the clip
         reference = [r + rng.normal(0, 0.5, len(r)) for r in reference]
-        objective = reinforcement(groups, old, reference, Settings(lr=1, batch=3, kl=0.5))
+        objective = reinforcement(groups, old, reference, GrpoConfig(kl=0.5))
     else:
         near = [s - np.array([1.0, -2.0]) for s in scores]
-        objective = preference(pairs, near, settings)
+        objective = preference(pairs, near, settings, settings.objective)
     if share and name != "sft":
         assert collate(objective.items, share=True).prefix is not None
     found, difference = directional(lambda m: loss_of(network, objective, share), model, 5)

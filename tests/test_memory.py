@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.models import qwen2
-from test_architectures import (
+from support.architectures import (
     PAIRS,
     RECURRENT,
     SHARING,
@@ -19,14 +19,16 @@ from test_architectures import (
     trained,
     with_lora,
 )
+from support.training import fitting
 
+from mlxreflect.config.schema import TrainConfig
 from mlxreflect.core.seeds import seed_mlx
 from mlxreflect.train import memory
 from mlxreflect.train.batches import Item, Pair, Row, collate, shape_of
 from mlxreflect.train.cpu import LANES
 from mlxreflect.train.memory import Footprint, memory_limit, plan, recomputed_layers
 from mlxreflect.train.network import Network, parameters
-from mlxreflect.train.objectives import Objective, Settings, preference
+from mlxreflect.train.objectives import Objective, preference
 from mlxreflect.train.trainer import Trainer
 
 FIVE: dict[str, Any] = {
@@ -150,7 +152,7 @@ def test_estimates_grow_with_what_they_are_of() -> None:
 
 def planned(model: nn.Module, items: list[Item], **changes: Any) -> tuple[list[list[int]], int]:
     footprint = Footprint(model, 40)
-    return plan(dict(enumerate(items)), True, footprint, Settings(lr=1.0, batch=8, **changes))
+    return plan(dict(enumerate(items)), True, footprint, fitting(lr=1.0, batch=8, **changes))
 
 
 def test_a_small_batch_is_left_alone() -> None:
@@ -194,8 +196,8 @@ def test_a_limit_changes_no_gradient(pairs: int, recomputed: int, parts: int) ->
     shape = shape_of(longest[-pairs:], True)
     limit = Footprint(model, trainer.understood([]).vocabulary).bytes(shape, recomputed) + 1
     limit *= LANES
-    settings = Settings(lr=1e-3, batch=4, beta=0.3, logps="mean", nll=0.4, memory_gb=limit / 1e9)
-    objective = preference(PAIRS, None, settings)
+    settings = fitting(lr=1e-3, batch=4, beta=0.3, logps="mean", nll=0.4, memory_gb=limit / 1e9)
+    objective = preference(PAIRS, None, settings, settings.objective)
     planned = trainer.plan(trainer.understood([]), objective, everything, settings)
     assert (len(planned[0]), planned[1]) == (parts, recomputed)
     value, expected = plainly(model, plain_dpo([[0.0, 0.0]] * 4, settings))
@@ -212,10 +214,10 @@ def test_memory_falls_with_the_limit() -> None:
     network = trainer.understood(items)
     limits, peaks = (0.3, 0.06, 0.03), []
     for memory_gb in limits:
-        settings = Settings(lr=1e-3, batch=4, memory_gb=memory_gb)
-        objective = preference([Pair(*item) for item in items], None, settings)
+        settings = fitting(lr=1e-3, batch=4, memory_gb=memory_gb)
+        objective = preference([Pair(*item) for item in items], None, settings, settings.objective)
 
-        def go(objective: Objective = objective, settings: Settings = settings) -> None:
+        def go(objective: Objective = objective, settings: TrainConfig = settings) -> None:
             trainer.gradients(network, objective, everything, settings, (1,))
             mx.synchronize()
 
@@ -236,8 +238,8 @@ def test_any_number_of_layers_can_be_recomputed(name: str) -> None:
                             {**changes, "num_hidden_layers": 3}))  # fmt: skip
     trainer = Trainer(model)
     trainer.understood([]).stride = 16
-    settings = Settings(lr=1e-3, batch=4, beta=0.3, logps="mean", nll=0.4)
-    objective = preference(PAIRS, None, settings)
+    settings = fitting(lr=1e-3, batch=4, beta=0.3, logps="mean", nll=0.4)
+    objective = preference(PAIRS, None, settings, settings.objective)
     value, expected = plainly(model, plain_dpo([[0.0, 0.0]] * 4, settings))
     for count in range(len(model.layers) + 1):
         with pytest.MonkeyPatch.context() as patch:

@@ -11,15 +11,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from test_architectures import (
-    SHARING,
-    Gradients,
-    build,
-    furthest,
-    plain_sum,
-    plainly,
-    with_lora,
-)
+from support.architectures import SHARING, Gradients, build, furthest, plain_sum, plainly, with_lora
 
 from mlxreflect.train import network as network_module
 from mlxreflect.train.batches import Batch, Row, collate

@@ -19,25 +19,27 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models import qwen2
 from mlx_lm.tuner.trainer import default_loss, grad_checkpoint
 from mlx_lm.tuner.utils import linear_to_lora_layers
-from test_losses import (
-    SHAPES,
-    log_softmax,
-    long_pairs,
-    rows,
-    small_model,
-    softplus,
-)
-from test_trainer import (
+from support.training import (
     KEYS,
+    SHAPES,
     all_bytes,
     first_gradient,
+    fit_groups,
+    fit_pairs,
+    fit_rows,
+    fitting,
     kinds,
+    log_softmax,
+    long_pairs,
     lora_bytes,
     lora_trainer,
     make_groups,
     make_pairs,
     margins_of,
     pair_scores,
+    rows,
+    small_model,
+    softplus,
 )
 
 from mlxreflect.config.recipe import load_recipe
@@ -53,9 +55,15 @@ from mlxreflect.train.batches import Batch, Pair, Row, collate, padded
 from mlxreflect.train.encode import Dropped, Encoder
 from mlxreflect.train.lora import attach_lora, base_reference, save_adapter
 from mlxreflect.train.network import Network
-from mlxreflect.train.objectives import Settings, imitation
+from mlxreflect.train.objectives import imitation
 from mlxreflect.train.references import References
-from mlxreflect.train.trainer import Trainer, load_parameters, load_trainer, save_trainer
+from mlxreflect.train.trainer import (
+    LRSchedule,
+    Trainer,
+    load_parameters,
+    load_trainer,
+    save_trainer,
+)
 
 Gradient = dict[str, np.ndarray]
 MESSAGES = attempt_messages("Do it.", "Numbers: 3 4 5\nTarget: 35", "think", "thinking")
@@ -86,8 +94,8 @@ def test_ipo_asked_for_and_sigmoid_trained() -> None:
     for name in ("ipo", "dpo"):
         trainer = lora_trainer()
         scores = pair_scores(trainer.model, [pair]), pair_scores(small_model(), [pair])
-        settings = Settings(lr=1e-3, batch=1, objective=name, beta=0.3, clip=0.0)
-        (step,) = trainer.fit_pairs([pair], base_reference(trainer.model), settings, (1,))
+        settings = fitting(lr=1e-3, batch=1, objective=name, beta=0.3, clip=0.0)
+        (step,) = fit_pairs(trainer, [pair], base_reference(trainer.model), settings, (1,))
         results[name] = step.loss, first_gradient(trainer, name)
     (h,) = margins_of(*scores, [pair], "sum", 1.0)
     target = 1 / (2 * 0.3)
@@ -108,8 +116,8 @@ def test_orpo_without_its_other_terms() -> None:
     whole = mean - np.log1p(-np.exp(mean))
     losses = {name: (0.5 * softplus(odds[:, 1] - odds[:, 0]) - mean[:, 0]).mean()
               for name, odds in (("right", whole), ("faulty", mean))}  # fmt: skip
-    settings = Settings(lr=1e-3, batch=5, objective="orpo", beta=0.5)
-    (step,) = trainer.fit_pairs(pairs, None, settings, (1,))
+    settings = fitting(lr=1e-3, batch=5, objective="orpo", beta=0.5)
+    (step,) = fit_pairs(trainer, pairs, None, settings, (1,))
     assert step.loss == pytest.approx(losses["right"], rel=2e-6)
     assert abs(step.loss - losses["faulty"]) > 1e-4
 
@@ -119,12 +127,12 @@ def test_a_loss_that_depends_on_the_batch_size() -> None:
     pairs, data = make_pairs(3, 4), rows(3, SHAPES)
     for copies in (1, 3):
         for batch in (1, 4, 99):
-            settings = Settings(lr=1e-3, batch=batch, accumulate=99)
+            settings = fitting(lr=1e-3, batch=batch, accumulate=99)
             trainer = lora_trainer()
-            (step,) = trainer.fit_pairs(pairs * copies, base_reference(trainer.model), settings,
+            (step,) = fit_pairs(trainer, pairs * copies, base_reference(trainer.model), settings,
                                         (1,))  # fmt: skip
-            (sft,) = lora_trainer().fit_rows(data * copies, settings, (1,), dropout=False)
-            (group,) = lora_trainer().fit_groups(make_groups(3) * copies, None, settings, (1,))
+            (sft,) = fit_rows(lora_trainer(), data * copies, settings, (1,), dropout=False)
+            (group,) = fit_groups(lora_trainer(), make_groups(3) * copies, None, settings, (1,))
             found = (step.loss, step.grad_norm, sft.loss, sft.grad_norm, group.grad_norm)
             if copies == batch == 1:
                 expected = found
@@ -143,7 +151,7 @@ def test_log_probabilities_summed_in_bf16() -> None:
     expected = log_softmax(each)[np.arange(602), tokens[0, 1:]][2:].sum()
     assert expected < -1900
     trainer = Trainer(model)
-    ((found,),) = trainer.score([(row,)], trainer.trainable(), Settings(lr=1, batch=1), "sums")
+    ((found,),) = trainer.score([(row,)], trainer.trainable(), "sums")
     # Padded to another length, bfloat16 states differ by themselves; nothing like a sum's step.
     assert found == pytest.approx(expected, abs=0.5)
     whole = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
@@ -158,9 +166,9 @@ def test_log_probabilities_summed_in_bf16() -> None:
 # Eight steps of two pairs each where two of eight were asked for.
 def test_accumulation_read_and_ignored() -> None:
     pairs = make_pairs(5, 16)
-    steps = lora_trainer().fit_pairs(pairs, None, Settings(lr=1e-4, batch=2, accumulate=4), (1,))
-    ignored = lora_trainer().fit_pairs(pairs, None, Settings(lr=1e-4, batch=2), (1,))
-    whole = lora_trainer().fit_pairs(pairs, None, Settings(lr=1e-4, batch=8), (1,))
+    steps = fit_pairs(lora_trainer(), pairs, None, fitting(lr=1e-4, batch=2, accumulate=4), (1,))
+    ignored = fit_pairs(lora_trainer(), pairs, None, fitting(lr=1e-4, batch=2), (1,))
+    whole = fit_pairs(lora_trainer(), pairs, None, fitting(lr=1e-4, batch=8), (1,))
     assert (len(steps), len(ignored)) == (2, 8)
     assert [s.tokens for s in steps] == [s.tokens for s in whole]
     assert [s.grad_norm for s in steps] == pytest.approx([s.grad_norm for s in whole], rel=1e-4)
@@ -171,10 +179,10 @@ def test_accumulation_read_and_ignored() -> None:
 def test_sampling_with_replacement(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = make_pairs(6, 24)
     sizes = sorted(len(p.chosen.response + p.rejected.response) for p in pairs)
-    settings = Settings(lr=1e-4, batch=1)
+    settings = fitting(lr=1e-4, batch=1)
 
     def once_each() -> bool:
-        steps = lora_trainer().fit_pairs(pairs, None, settings, (1,))
+        steps = fit_pairs(lora_trainer(), pairs, None, settings, (1,))
         return sorted(s.tokens for s in steps) == sizes
 
     assert len(set(sizes)) == len(sizes)  # a step of one pair is known by its tokens
@@ -192,8 +200,8 @@ def test_sampling_with_replacement(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_equal_batches_everywhere() -> None:
     pairs = make_pairs(7, 12)
     orders = [
-        tuple(s.tokens for s in lora_trainer().fit_pairs(pairs, None, settings, seed))
-        for settings in (Settings(lr=1e-4, batch=1),)
+        tuple(s.tokens for s in fit_pairs(lora_trainer(), pairs, None, settings, seed))
+        for settings in (fitting(lr=1e-4, batch=1),)
         for seed in ((0, "wave", 1), (0, "wave", 2), (1, "wave", 1), (0, "wave", 1))
     ]
     assert orders[0] == orders[3]
@@ -211,7 +219,7 @@ def test_accuracy_of_batch_means() -> None:
     )
     batches = [np.mean([right[i] for i in by_length[s : s + 2]]) for s in (0, 2, 4)]
     assert np.mean(batches) != pytest.approx(np.mean(right))  # else this test shows nothing
-    (step,) = trainer.fit_pairs(pairs, base, Settings(lr=1e-3, batch=2, accumulate=3), (1,))
+    (step,) = fit_pairs(trainer, pairs, base, fitting(lr=1e-3, batch=2, accumulate=3), (1,))
     assert step.accuracy == pytest.approx(np.mean(right), abs=1e-9)
 
 
@@ -220,7 +228,7 @@ def by_hand(trainer: Trainer, parts: list[list[Row]]) -> Gradient:
     found: list[Gradient] = []
     for part in parts:
         one = lora_trainer()
-        one.fit_rows(part, Settings(lr=1e-3, batch=99, clip=0.0), (1,), dropout=False)
+        fit_rows(one, part, fitting(lr=1e-3, batch=99, clip=0.0), (1,), dropout=False)
         found.append(first_gradient(one, "sft"))
     return {k: np.mean([g[k] for g in found], axis=0) for k in found[0]}
 
@@ -232,8 +240,8 @@ def test_accumulation_that_averages_means_of_batches() -> None:
     results = []
     for batch, accumulate in ((6, 1), (2, 3)):
         trainer = lora_trainer()
-        settings = Settings(lr=1e-3, batch=batch, accumulate=accumulate, clip=0.0)
-        (step,) = trainer.fit_rows(data, settings, (1,), dropout=False)
+        settings = fitting(lr=1e-3, batch=batch, accumulate=accumulate, clip=0.0)
+        (step,) = fit_rows(trainer, data, settings, (1,), dropout=False)
         results.append((step.loss, first_gradient(trainer, "sft")))
     faulty = by_hand(trainer, [data[0:2], data[2:4], data[4:6]])
     assert results[1][0] == pytest.approx(results[0][0], rel=1e-6)
@@ -246,7 +254,7 @@ def test_a_length_sort_that_measures_something_else() -> None:
     rng = np.random.default_rng(9)
     data = rows(9, [(int(p), int(r)) for p, r in rng.integers(4, 200, (128, 2))])
     real = sum(row.length - 1 for row in data)
-    trainer, settings = lora_trainer(), Settings(lr=1, batch=8, accumulate=16)
+    trainer, settings = lora_trainer(), fitting(lr=1.0, batch=8, accumulate=16)
     objective = imitation(data)
     network = trainer.understood(objective.items)
 
@@ -348,14 +356,14 @@ def test_truncation_that_empties_a_mask(load_random: Callable[..., Any]) -> None
             kept.append(found)
     assert dropped and kept
     attach_lora(policy.model, LoraConfig(rank=2), 0)
-    for settings in (Settings(lr=1e-3, batch=1), Settings(lr=1e-3, batch=9)):
-        steps = Trainer(policy.model).fit_rows(kept, settings, (1,))
+    for settings in (fitting(lr=1e-3, batch=1), fitting(lr=1e-3, batch=9)):
+        steps = fit_rows(Trainer(policy.model), kept, settings, (1,))
         assert all(math.isfinite(s.loss) and math.isfinite(s.grad_norm) for s in steps)
     # What truncation from the right would have made is NaN in mlx-lm, and refused here.
     cut = mx.array([whole.prompt[:20]])
     assert math.isnan(default_loss(policy.model, cut, mx.array([[40, 20]]))[0].item())
     with pytest.raises((ZeroDivisionError, ValueError)):
-        Trainer(policy.model).fit_rows([Row(whole.prompt, [])], Settings(lr=1, batch=1), (1,))
+        fit_rows(Trainer(policy.model), [Row(whole.prompt, [])], fitting(lr=1.0, batch=1), (1,))
 
 
 # ---- weights ------------------------------------------------------------------------------------
@@ -368,10 +376,10 @@ def test_frozen_weights_that_change() -> None:
         lora = set(trainer.trainable())
         if thawed:
             trainer.model.layers[0].mlp.unfreeze()
-        before, settings = all_bytes(trainer.model), Settings(lr=1e-2, batch=2)
-        trainer.fit_pairs(make_pairs(11, 4), base_reference(trainer.model), settings, (1,))
-        trainer.fit_rows(rows(11, SHAPES), settings, (1,))
-        trainer.fit_groups(make_groups(11), None, settings, (1,))
+        before, settings = all_bytes(trainer.model), fitting(lr=1e-2, batch=2)
+        fit_pairs(trainer, make_pairs(11, 4), base_reference(trainer.model), settings, (1,))
+        fit_rows(trainer, rows(11, SHAPES), settings, (1,))
+        fit_groups(trainer, make_groups(11), None, settings, (1,))
         after = all_bytes(trainer.model)
         changed = {name for name, data in after.items() if data != before[name]}
         assert before.keys() == after.keys()
@@ -430,17 +438,17 @@ def test_a_second_copy_of_the_model_as_reference(tmp_path: Path) -> None:
     attach_lora(model, LoraConfig(rank=2, keys=["self_attn.q_proj"]), 0)
     weights, pairs, found = nbytes(model), make_pairs(12, 2), []
     assert weights > 18e6
-    settings = Settings(lr=1e-3, batch=1)
+    settings = fitting(lr=1e-3, batch=1)
     references = References(tmp_path / "references.sqlite")
     for cache in (None, references):
         trainer = Trainer(model, cache)
         for reference in (trainer.trainable(), base_reference(model)):
             with counted(found):
-                trainer.fit_pairs(pairs, reference, settings, (1,))
+                fit_pairs(trainer, pairs, reference, settings, (1,))
     assert max(found) < 0.4 * weights
     with counted(found):
         copy = large_model()
-        trainer.fit_pairs(pairs, trainer.trainable(), settings, (1,))
+        fit_pairs(trainer, pairs, trainer.trainable(), settings, (1,))
     assert nbytes(copy) > 18e6
     assert found[-1] > 0.9 * weights
     references.close()
@@ -448,14 +456,14 @@ def test_a_second_copy_of_the_model_as_reference(tmp_path: Path) -> None:
 
 # With all weights trained, what the reference holds on to is a whole model once a step is made.
 def test_no_second_copy_with_all_weights_trained(tmp_path: Path) -> None:
-    model, pairs, settings = large_model(), make_pairs(12, 2), Settings(lr=1e-3, batch=2)
+    model, pairs, settings = large_model(), make_pairs(12, 2), fitting(lr=1e-3, batch=2)
     references = References(tmp_path / "references.sqlite")
     trainer, before = Trainer(model, references), mx.get_active_memory()
     trainer.optimizer("dpo", 0.0)
     mx.eval(trainer.optimizers["dpo"].state)
     moments = mx.get_active_memory() - before
     assert moments > 1.9 * nbytes(model)
-    objective = trainer.pair_objective(pairs, trainer.trainable(), settings)
+    objective = trainer.pair_objective(pairs, trainer.trainable(), settings, settings.objective)
     trainer.fit(objective, settings, (1,))
     mx.clear_cache()
     held = mx.get_active_memory() - before - moments
@@ -501,11 +509,11 @@ def test_shared_prefixes_with_recomputed_layers(monkeypatch: pytest.MonkeyPatch)
         if name == "faulty":
             monkeypatch.setattr(memory, "find_cache", lambda args, kwargs: None)
         trainer = lora_trainer()
-        settings = Settings(lr=1e-3, batch=3, clip=0.0, nll=0.2,
+        settings = fitting(lr=1e-3, batch=3, clip=0.0, nll=0.2,
                             grad_checkpoint="no" if name == "no" else "yes")  # fmt: skip
         items = [(p.chosen, p.rejected) for p in pairs]
         assert collate(items, share=trainer.understood(items).shares).prefix is not None
-        (step,) = trainer.fit_pairs(pairs, base_reference(trainer.model), settings, (1,))
+        (step,) = fit_pairs(trainer, pairs, base_reference(trainer.model), settings, (1,))
         results[name] = step.loss, first_gradient(trainer, "dpo")
     losses = [loss for loss, _ in results.values()]
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-6)
@@ -520,8 +528,8 @@ def test_a_patch_for_ever_or_nested(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, data = lora_trainer(), rows(14, SHAPES)
     before, counts = kinds(trainer.model), []
     for recomputed in ("yes", "yes", "no"):
-        settings = Settings(lr=1e-3, batch=6, grad_checkpoint=recomputed)
-        trainer.fit_rows(data, settings, (1,))
+        settings = fitting(lr=1e-3, batch=6, grad_checkpoint=recomputed)
+        fit_rows(trainer, data, settings, (1,))
         assert kinds(trainer.model) == before
         counts.append(len(calls))
         calls.clear()
@@ -530,7 +538,7 @@ def test_a_patch_for_ever_or_nested(monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(2):  # mlx-lm's
             grad_checkpoint(trainer.model.layers[0])
         assert kinds(trainer.model) != before
-        trainer.fit_rows(data, Settings(lr=1e-3, batch=6, grad_checkpoint="no"), (1,))
+        fit_rows(trainer, data, fitting(lr=1e-3, batch=6, grad_checkpoint="no"), (1,))
         assert len(calls) > 2
     finally:
         type(trainer.model.layers[0]).__call__ = before[0]
@@ -538,7 +546,7 @@ def test_a_patch_for_ever_or_nested(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # Masks drawn anew in the backward pass: gradients of another function than the loss.
 def test_dropout_drawn_anew_where_layers_are_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
-    objective, settings = imitation(rows(15, SHAPES)), Settings(lr=1, batch=3, accumulate=2)
+    objective, settings = imitation(rows(15, SHAPES)), fitting(lr=1.0, batch=3, accumulate=2)
     everything = list(range(len(SHAPES)))
 
     def off(recomputed: str) -> float:
@@ -546,7 +554,7 @@ def test_dropout_drawn_anew_where_layers_are_recomputed(monkeypatch: pytest.Monk
         trainer = lora_trainer(dropout=0.3)
         trainer.model.train()
         network = trainer.understood(objective.items)
-        chosen = Settings(lr=1, batch=3, accumulate=2, grad_checkpoint=recomputed)
+        chosen = fitting(lr=1.0, batch=3, accumulate=2, grad_checkpoint=recomputed)
         start, rng = trainer.trainable(), np.random.default_rng(1)
         way = {k: mx.array(rng.normal(size=v.shape).astype(np.float32)) for k, v in start.items()}
 
@@ -560,7 +568,7 @@ def test_dropout_drawn_anew_where_layers_are_recomputed(monkeypatch: pytest.Monk
         assert at(0.0)[0] == loss
         found = sum((g * way[k]).sum().item() for k, g in tree_flatten(grads))
         difference = (8 * (at(h)[0] - at(-h)[0]) - (at(2 * h)[0] - at(-2 * h)[0])) / (12 * h)
-        assert abs(difference) > 1
+        assert abs(difference) > 0.1
         return abs(found / difference - 1)
 
     assert settings.grad_checkpoint == "auto"
@@ -577,18 +585,17 @@ def test_dropout_drawn_anew_where_layers_are_recomputed(monkeypatch: pytest.Monk
 def test_resuming_with_the_weights_only(tmp_path: Path) -> None:
     data = rows(16, [*SHAPES, (4, 5), (2, 8)])
     objective = imitation(data)
-    settings = Settings(
-        lr=1e-2, batch=1, accumulate=2, epochs=2, warmup=3, schedule="cosine", weight_decay=0.1
-    )
+    settings = fitting(lr=1e-2, batch=1, accumulate=2, epochs=2, warmup=3, weight_decay=0.1)
+    cosine = LRSchedule("cosine")
 
     def begun(seed: int) -> Trainer:
         return lora_trainer(seed, dropout=0.2)
 
     whole = begun(0)
-    steps = list(whole.train(objective, settings, (1,)))
+    steps = whole.fit(objective, settings, (1,), schedule=cosine)
     assert len(steps) == 8
     first = begun(0)
-    course = first.train(objective, settings, (1,))
+    course = first.train(objective, settings, (1,), schedule=cosine)
     half = [next(course) for _ in range(3)]  # in the middle of an epoch
     course.close()
     mx.save_safetensors(str(tmp_path / "adapters.safetensors"), first.trainable())
@@ -600,7 +607,8 @@ def test_resuming_with_the_weights_only(tmp_path: Path) -> None:
         load_parameters(tmp_path / "adapters.safetensors", second)
         if keeps:
             load_trainer(tmp_path, second, saved)
-        rest = list(second.train(objective, settings, (1,), 3 if keeps else 0))
+        start = 3 if keeps else 0
+        rest = list(second.train(objective, settings, (1,), schedule=cosine, start=start))
         results.append(lora_bytes(second) == lora_bytes(whole))
         if keeps:
             found = [(s.step, s.loss, s.lr, s.grad_norm, s.tokens) for s in half + rest]
@@ -617,4 +625,6 @@ def test_kto_is_refused() -> None:
         load_recipe("quickstart", ["train.objective=kto"])
     assert "'dpo', 'ipo', 'exo_pair' or 'orpo'" in caught.value.message
     with pytest.raises(KeyError):
-        lora_trainer().fit_pairs(make_pairs(17, 1), None, Settings(1e-3, 1, "kto"), (1,))
+        lora_trainer().pair_objective(make_pairs(17, 1), None, fitting(), "kto").loss(
+            mx.zeros((2, 3)), collate([(row,) for row in rows(17, SHAPES[:2])]), [0]
+        )

@@ -165,11 +165,10 @@ def test_preferences_of_a_four_bit_model_fit_into_little_memory(smollm2):
     import numpy as np
     from mlx.utils import tree_flatten
 
-    from mlxreflect.config.schema import LoraConfig, PolicyConfig
+    from mlxreflect.config.schema import LoraConfig, PolicyConfig, TrainConfig
     from mlxreflect.models.policy import load_policy
     from mlxreflect.train.batches import Pair, Row
     from mlxreflect.train.lora import attach_lora, base_reference
-    from mlxreflect.train.objectives import Settings
     from mlxreflect.train.trainer import Trainer
 
     rng = np.random.default_rng(0)
@@ -187,9 +186,9 @@ def test_preferences_of_a_four_bit_model_fit_into_little_memory(smollm2):
     mx.clear_cache()
     mx.reset_peak_memory()
     weights = mx.get_active_memory() - others
-    steps = Trainer(model).fit_pairs(
-        pairs, base_reference(model), Settings(lr=1e-3, batch=2, logps="mean"), (0,)
-    )
+    trainer, config = Trainer(model), TrainConfig(lr=1e-3, batch=2)
+    objective = trainer.pair_objective(pairs, base_reference(model), config, "dpo")
+    steps = trainer.fit(objective, config, (0,))
     peak = mx.get_peak_memory() - others
     print(f"weights {weights / 1e6:.0f} MB, peak {peak / 1e6:.0f} MB; of others {others / 1e6:.0f}")
     assert len(steps) == 3

@@ -9,15 +9,21 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from test_losses import SHAPES, log_probabilities, long_pairs, rows, small_model
-from test_trainer import (
+from support.training import (
+    SHAPES,
     copied,
+    fit_pairs,
+    fitting,
     kept,
+    log_probabilities,
+    long_pairs,
     lora_bytes,
     lora_trainer,
     make_groups,
     make_pairs,
     pair_scores,
+    rows,
+    small_model,
 )
 
 from mlxreflect.train import references as scoring
@@ -25,11 +31,10 @@ from mlxreflect.train.batches import Item, Pair, Row
 from mlxreflect.train.cpu import LANES
 from mlxreflect.train.lora import base_reference
 from mlxreflect.train.network import Arrays, Network
-from mlxreflect.train.objectives import Settings
 from mlxreflect.train.references import References, What, longest, score, scoring_batches
 from mlxreflect.train.trainer import Trainer
 
-SETTINGS = Settings(lr=1e-3, batch=2)
+SETTINGS = fitting(lr=1e-3, batch=2)
 
 
 @pytest.fixture
@@ -100,8 +105,8 @@ def test_sums_are_a_number_a_row_and_tokens_one_a_token() -> None:
         [group.rows for group in make_groups(4)],
     ):
         every = [[kept(trainer.model, row) for row in item] for item in items]
-        sums = trainer.score(items, trainer.trainable(), SETTINGS, "sums")
-        tokens = trainer.score(items, trainer.trainable(), SETTINGS, "tokens")
+        sums = trainer.score(items, trainer.trainable(), "sums")
+        tokens = trainer.score(items, trainer.trainable(), "tokens")
         for logps, one, each in zip(every, sums, tokens, strict=True):
             assert one.dtype == each.dtype == np.float32
             np.testing.assert_allclose(one, [x.sum() for x in logps], atol=2e-5)
@@ -111,7 +116,7 @@ def test_sums_are_a_number_a_row_and_tokens_one_a_token() -> None:
 def test_without_what_rows_share_differences_stay() -> None:
     trainer, pairs = lora_trainer(), long_pairs(5)
     expected = pair_scores(trainer.model, pairs)
-    found = np.stack(trainer.score(items_of(pairs), trainer.trainable(), SETTINGS, "sums", False))
+    found = np.stack(trainer.score(items_of(pairs), trainer.trainable(), "sums", False))
     np.testing.assert_allclose(found[:, 0] - found[:, 1], expected[:, 0] - expected[:, 1],
                                atol=2e-5)  # fmt: skip
     assert np.abs(found - expected).max() > 1  # some were left out
@@ -120,7 +125,7 @@ def test_without_what_rows_share_differences_stay() -> None:
 def test_long_sums_are_as_exact_as_float32_can_be() -> None:
     (row,) = rows(6, [(3, 900)])
     trainer = lora_trainer()
-    ((found,),) = trainer.score([(row,)], trainer.trainable(), SETTINGS, "sums")
+    ((found,),) = trainer.score([(row,)], trainer.trainable(), "sums")
     expected = log_probabilities(trainer.model, row).sum()
     assert expected < -2000
     assert found == pytest.approx(expected, abs=0.002)
@@ -149,12 +154,12 @@ def test_batches_are_as_large_as_so_many_tokens_allow(
     assert list(scoring_batches([])) == []
 
 
-def test_batches_change_no_value() -> None:
+def test_batches_change_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, items = lora_trainer(), items_of(long_pairs(9) + make_pairs(10, 6))
     results = []
-    for batch in (1, 4, 20):
-        settings = Settings(lr=1, batch=batch)
-        results.append(np.stack(trainer.score(items, trainer.trainable(), settings, "sums")))
+    for tokens in (1, 200, 10**6):
+        monkeypatch.setitem(scoring.SCORED_TOKENS, "cpu", tokens)
+        results.append(np.stack(trainer.score(items, trainer.trainable(), "sums")))
     np.testing.assert_allclose(results[1], results[0], atol=2e-5)
     np.testing.assert_allclose(results[2], results[0], atol=2e-5)
 
@@ -166,15 +171,15 @@ def test_batches_change_no_value() -> None:
 def test_the_second_pass_computes_nothing(cache: References, spy: Spy, what: What) -> None:
     items = items_of(long_pairs(11) + make_pairs(12, 4))
     first = trainer_with(cache)
-    plain = trainer_with(None).score(items, first.trainable(), SETTINGS, what)
+    plain = trainer_with(None).score(items, first.trainable(), what)
     assert spy.take() == 4
-    found = first.score(items, first.trainable(), SETTINGS, what)
+    found = first.score(items, first.trainable(), what)
     assert spy.take() == 4
     assert same(found, plain)
-    assert same(first.score(items, first.trainable(), SETTINGS, what), plain)
+    assert same(first.score(items, first.trainable(), what), plain)
     # Another process, and items in another order: the same weights are the same policy.
     second = trainer_with(cache)
-    assert same(second.score(items[::-1], second.trainable(), SETTINGS, what), plain[::-1])
+    assert same(second.score(items[::-1], second.trainable(), what), plain[::-1])
     assert spy.take() == 0
 
 
@@ -183,14 +188,14 @@ def test_items_that_are_there_twice(cache: References, spy: Spy) -> None:
     some = items_of(make_pairs(14, 3))
     items = [item for item in some for _ in range(5)]
     first = trainer_with(cache)
-    found = first.score(items, first.trainable(), SETTINGS, "sums")
+    found = first.score(items, first.trainable(), "sums")
     assert spy.take() > 1
-    plain = trainer_with(None).score(some, first.trainable(), SETTINGS, "sums")
+    plain = trainer_with(None).score(some, first.trainable(), "sums")
     for each, copies in zip(plain, [found[i : i + 5] for i in (0, 5, 10)], strict=True):
         assert same(copies, [copies[0]] * 5)
         np.testing.assert_allclose(copies[0], each, rtol=1e-6)
     spy.take()
-    assert same(first.score(items, first.trainable(), SETTINGS, "sums"), found)
+    assert same(first.score(items, first.trainable(), "sums"), found)
     assert spy.take() == 0
 
 
@@ -198,8 +203,12 @@ def test_training_with_and_without_a_cache_is_the_same(cache: References, spy: S
     results = []
     for references in (None, cache, cache):
         trainer = trainer_with(references)
-        steps = trainer.fit_pairs(
-            make_pairs(13, 6), base_reference(trainer.model), Settings(lr=1e-2, batch=2), (1,)
+        steps = fit_pairs(
+            trainer,
+            make_pairs(13, 6),
+            base_reference(trainer.model),
+            fitting(lr=1e-2, batch=2),
+            (1,),
         )
         results.append(([s.loss for s in steps], lora_bytes(trainer), spy.take() > 0))
     assert results[0] == results[1]
@@ -248,7 +257,7 @@ def test_a_change_is_computed_anew(cache: References, spy: Spy, name: str) -> No
     (pair,) = make_pairs(14, 3)[2:]
     items = items_of([pair])
     first = trainer_with(cache)
-    plain = first.score(items, first.trainable(), SETTINGS, "sums")
+    plain = first.score(items, first.trainable(), "sums")
     trainer = trainer_with(cache)
     if model:
         model(trainer)
@@ -258,28 +267,28 @@ def test_a_change_is_computed_anew(cache: References, spy: Spy, name: str) -> No
     if row:
         items = [(pair.chosen, row(pair.rejected))]
     spy.take()
-    found = trainer.score(items, reference, SETTINGS, what)
+    found = trainer.score(items, reference, what)
     assert spy.take() == 1
     assert not same(found, plain)
     trainer.references = None
-    assert same(trainer.score(items, reference, SETTINGS, what), found)
+    assert same(trainer.score(items, reference, what), found)
 
 
 def test_sums_without_what_is_shared_are_not_taken_for_whole_ones(cache: References) -> None:
     items = items_of(long_pairs(23))
     trainer, plain = trainer_with(cache), trainer_with(None)
     for keep_shared in (False, True):
-        arguments = (items, trainer.trainable(), SETTINGS, "sums", keep_shared)
+        arguments = (items, trainer.trainable(), "sums", keep_shared)
         assert same(trainer.score(*arguments), plain.score(*arguments))
 
 
 def test_the_weight_of_an_example_is_no_change(cache: References, spy: Spy) -> None:
     (pair,) = make_pairs(15, 3)[2:]
     trainer = trainer_with(cache)
-    plain = trainer.score(items_of([pair]), trainer.trainable(), SETTINGS, "sums")
+    plain = trainer.score(items_of([pair]), trainer.trainable(), "sums")
     spy.take()
     heavy = [tuple(Row(r.prompt, r.response, 3.0) for r in (pair.chosen, pair.rejected))]
-    assert same(trainer.score(heavy, trainer.trainable(), SETTINGS, "sums"), plain)
+    assert same(trainer.score(heavy, trainer.trainable(), "sums"), plain)
     assert spy.take() == 0
 
 
@@ -290,10 +299,10 @@ def test_the_policy_that_has_learned_is_another(cache: References, spy: Spy) -> 
         spy.take()
         now = copied(trainer)
         scores = pair_scores(trainer.model, pairs)
-        found = trainer.score(items_of(pairs), trainer.trainable(), SETTINGS, "sums")
+        found = trainer.score(items_of(pairs), trainer.trainable(), "sums")
         assert spy.take() == 2
         np.testing.assert_allclose(np.stack(found), scores, atol=2e-5)
-        trainer.fit_pairs(pairs, trainer.trainable(), Settings(lr=1e-2, batch=4), (1,))
+        fit_pairs(trainer, pairs, trainer.trainable(), fitting(lr=1e-2, batch=4), (1,))
         assert any((copied(trainer)[k] != v).any() for k, v in now.items())
 
 
@@ -308,7 +317,7 @@ def test_the_reference_is_hashed_once_and_may_be_forgotten(
     trainer = trainer_with(cache)
     reference = trainer.trainable()
     for number in range(3):
-        trainer.fit_pairs(make_pairs(17 + number, 2), reference, SETTINGS, (1,))
+        fit_pairs(trainer, make_pairs(17 + number, 2), reference, SETTINGS, (1,))
     assert len(calls) == 1
 
 
@@ -322,18 +331,18 @@ def test_a_stopped_pass_goes_on_to_the_same_bits(
 ) -> None:
     items = items_of(long_pairs(18) + make_pairs(19, 5))
     fresh = trainer_with(None)
-    plain = fresh.score(items, fresh.trainable(), SETTINGS, "sums", keep_shared)
+    plain = fresh.score(items, fresh.trainable(), "sums", keep_shared)
     assert spy.take() == 4
     first = trainer_with(cache)
     before = lora_bytes(first)
     spy.stop_after = done
     with pytest.raises(KeyboardInterrupt):
-        first.score(items, first.trainable(), SETTINGS, "sums", keep_shared)
+        first.score(items, first.trainable(), "sums", keep_shared)
     assert lora_bytes(first) == before
     assert spy.take() == done
     spy.stop_after = -1
     second = trainer_with(cache)
-    assert same(second.score(items, second.trainable(), SETTINGS, "sums", keep_shared), plain)
+    assert same(second.score(items, second.trainable(), "sums", keep_shared), plain)
     # What was under way beside the one that stopped is done again.
     assert spy.take() == 4 - max(0, done - LANES + 1)
 
@@ -354,19 +363,19 @@ def test_a_pass_stopped_among_values_that_others_left(cache: References, spy: Sp
         with sqlite3.connect(cache.path) as file:
             file.execute("DELETE FROM logps")
         other = trainer_with(cache)
-        other.score(items[::3], other.trainable(), SETTINGS, "sums")
+        other.score(items[::3], other.trainable(), "sums")
         next_float(cache.path)
         trainer = trainer_with(cache)
         if stopped:
             spy.take()
             spy.stop_after = 2
             with pytest.raises(KeyboardInterrupt):
-                trainer.score(items, trainer.trainable(), SETTINGS, "sums")
+                trainer.score(items, trainer.trainable(), "sums")
             spy.stop_after = -1
-        results.append(trainer.score(items, trainer.trainable(), SETTINGS, "sums"))
+        results.append(trainer.score(items, trainer.trainable(), "sums"))
     assert same(results[0], results[1])
     trainer.references = None
-    assert not same(results[0], trainer.score(items, trainer.trainable(), SETTINGS, "sums"))
+    assert not same(results[0], trainer.score(items, trainer.trainable(), "sums"))
 
 
 def test_a_batch_is_kept_whole_or_not_at_all(
@@ -379,7 +388,7 @@ def test_a_batch_is_kept_whole_or_not_at_all(
 
     monkeypatch.setattr(References, "put", fail)
     with pytest.raises(OSError, match="gone"):
-        trainer.score(items, trainer.trainable(), SETTINGS, "sums")
+        trainer.score(items, trainer.trainable(), "sums")
     monkeypatch.undo()
     with sqlite3.connect(cache.path) as file:
         assert file.execute("SELECT count(*) FROM logps").fetchone() == (0,)

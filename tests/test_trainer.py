@@ -11,84 +11,48 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from test_losses import SHAPES, log_probabilities, long_pairs, rows, small_model, softplus
+from support.training import (
+    SHAPES,
+    all_bytes,
+    copied,
+    first_gradient,
+    fit_groups,
+    fit_pairs,
+    fit_rows,
+    fitting,
+    flagged,
+    kept,
+    kinds,
+    log_probabilities,
+    long_pairs,
+    lora_bytes,
+    lora_trainer,
+    make_groups,
+    make_pairs,
+    margins_of,
+    near,
+    pair_scores,
+    rows,
+    small_model,
+    softplus,
+)
 
+from mlxreflect.config.methods import GrpoConfig
 from mlxreflect.config.schema import LoraConfig
-from mlxreflect.train.batches import Group, Pair, Row
+from mlxreflect.train.batches import Pair, Row
 from mlxreflect.train.lora import attach_lora, base_reference, save_adapter
 from mlxreflect.train.memory import recomputed_layers
 from mlxreflect.train.network import Arrays, parameters
-from mlxreflect.train.objectives import Settings, imitation, preference
-from mlxreflect.train.trainer import Trainer, load_parameters, load_trainer, save_trainer
+from mlxreflect.train.objectives import imitation, preference
+from mlxreflect.train.trainer import (
+    LRSchedule,
+    Trainer,
+    load_parameters,
+    load_trainer,
+    save_trainer,
+)
 
 Load = Callable[..., Any]
-# The bias of k_proj is left out: its gradient is zero but for rounding, which Adam would blow up.
-KEYS = ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"]
-
-
-def make_pairs(seed: int, count: int) -> list[Pair]:
-    """Pairs with shared prompts; no two have the same number of response tokens."""
-    rng = np.random.default_rng(seed)
-    lengths = [(1 + i, 3 + (5 * i) % 11) for i in range(count)]
-    prompts = rows(seed, [(int(n), 1) for n in rng.integers(2, 9, count)])
-    answers = rows(seed + 1, [(1, n) for both in lengths for n in both])
-    return [
-        Pair(Row(p.prompt, answers[2 * i].response), Row(p.prompt, answers[2 * i + 1].response))
-        for i, p in enumerate(prompts)
-    ]
-
-
-def lora_trainer(seed: int = 0, *, grown: bool = True, dropout: float = 0.0) -> Trainer:
-    """A small float32 model with LoRA; grown: lora_b is random, as if it had been trained."""
-    model = small_model()
-    attach_lora(model, LoraConfig(rank=4, scale=2.0, dropout=dropout, keys=KEYS), seed)
-    if grown:
-        mx.random.seed(1000 + seed)
-        for _, module in model.named_modules():
-            if "lora_b" in module:
-                module.lora_b = 0.3 * mx.random.normal(module.lora_b.shape)
-    mx.eval(model.parameters())
-    return Trainer(model)
-
-
-def copied(trainer: Trainer) -> dict[str, np.ndarray]:
-    return {k: np.array(v) for k, v in trainer.trainable().items()}
-
-
-def all_bytes(model: nn.Module) -> dict[str, bytes]:
-    return {k: bytes(memoryview(v)) for k, v in tree_flatten(model.parameters())}
-
-
-def lora_bytes(trainer: Trainer) -> dict[str, bytes]:
-    return {k: v.tobytes() for k, v in copied(trainer).items()}
-
-
-def first_gradient(trainer: Trainer, objective: str) -> dict[str, np.ndarray]:
-    """The gradient of the first step, as the optimizer saw it: m = (1 − 0.9) · gradient."""
-    state = dict(tree_flatten(trainer.optimizers[objective].state))
-    return {k[:-2]: np.array(v) * 10 for k, v in state.items() if k.endswith(".m")}
-
-
-def pair_scores(model: nn.Module, pairs: list[Pair]) -> np.ndarray:
-    """[pairs, 2] summed log-probabilities, each sequence by itself, in float64."""
-    return np.array(
-        [[log_probabilities(model, row).sum() for row in (p.chosen, p.rejected)] for p in pairs]
-    )
-
-
-def margins_of(
-    policy: np.ndarray, reference: np.ndarray, pairs: list[Pair], logps: str, beta: float
-) -> np.ndarray:
-    ratio = policy - reference
-    if logps == "mean":
-        ratio = ratio / [[len(p.chosen.response), len(p.rejected.response)] for p in pairs]
-    return beta * (ratio[:, 0] - ratio[:, 1])
-
-
-def near(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float) -> None:
-    assert found.keys() == expected.keys()
-    for name, array in found.items():
-        np.testing.assert_allclose(array, expected[name], atol=tolerance, rtol=0, err_msg=name)
 
 
 # ---- values -------------------------------------------------------------------------------------
@@ -98,14 +62,14 @@ def near(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], toleranc
 def test_stage_reference_is_a_snapshot_of_the_policy(logps: str) -> None:
     """Exactly ln 2 at first; later what float64 makes of both policies, and not ln 2."""
     trainer, pairs = lora_trainer(), make_pairs(1, 6)
-    settings = Settings(lr=0.02, batch=2, accumulate=3, beta=0.3, logps=logps)
+    settings = fitting(lr=0.02, batch=2, accumulate=3, beta=0.3, logps=logps)
     reference, before = trainer.trainable(), pair_scores(trainer.model, pairs)
-    (first,) = trainer.fit_pairs(pairs, reference, settings, (1,))
+    (first,) = fit_pairs(trainer, pairs, reference, settings, (1,))
     assert first.loss == pytest.approx(math.log(2), abs=1e-6)
     assert first.margin == pytest.approx(0, abs=1e-5)
     for number in range(3):
         now = pair_scores(trainer.model, pairs)
-        (step,) = trainer.fit_pairs(pairs, reference, settings, (2, number))
+        (step,) = fit_pairs(trainer, pairs, reference, settings, (2, number))
         margins = margins_of(now, before, pairs, logps, 0.3)
         assert step.loss == pytest.approx(softplus(-margins).mean(), abs=2e-6)
         assert step.margin == pytest.approx(margins.mean(), abs=5e-6)
@@ -117,8 +81,8 @@ def test_base_reference_is_the_model_without_lora() -> None:
     trainer, pairs = lora_trainer(), make_pairs(2, 4)
     base = pair_scores(small_model(), pairs)
     margins = margins_of(pair_scores(trainer.model, pairs), base, pairs, "sum", 0.1)
-    settings = Settings(lr=1e-3, batch=4)
-    (step,) = trainer.fit_pairs(pairs, base_reference(trainer.model), settings, (1,))
+    settings = fitting(lr=1e-3, batch=4)
+    (step,) = fit_pairs(trainer, pairs, base_reference(trainer.model), settings, (1,))
     assert step.loss == pytest.approx(softplus(-margins).mean(), abs=2e-6)
     assert np.abs(margins).max() > 0.01
 
@@ -128,8 +92,8 @@ def test_no_reference_means_zeros_and_nll_is_added() -> None:
     scores = pair_scores(trainer.model, pairs)
     margins = margins_of(scores, np.zeros((4, 2)), pairs, "sum", 0.05)
     nll = np.mean([-s / len(p.chosen.response) for s, p in zip(scores[:, 0], pairs, strict=True)])
-    settings = Settings(lr=1e-3, batch=4, beta=0.05, nll=0.4, dpo=2.0)
-    (step,) = trainer.fit_pairs(pairs, None, settings, (1,))
+    settings = fitting(lr=1e-3, batch=4, beta=0.05, nll=0.4, dpo=2.0)
+    (step,) = fit_pairs(trainer, pairs, None, settings, (1,))
     assert step.loss == pytest.approx(2 * softplus(-margins).mean() + 0.4 * nll, rel=2e-6)
 
 
@@ -141,7 +105,7 @@ def test_sft_loss_is_a_token_mean() -> None:
     logps = [log_probabilities(trainer.model, row) for row in data]
     total = -sum(row.weight * one.sum() for row, one in zip(data, logps, strict=True))
     tokens = sum(row.weight * len(one) for row, one in zip(data, logps, strict=True))
-    (step,) = trainer.fit_rows(data, Settings(lr=1e-3, batch=2, accumulate=3), (1,), dropout=False)
+    (step,) = fit_rows(trainer, data, fitting(lr=1e-3, batch=2, accumulate=3), (1,), dropout=False)
     assert step.loss == pytest.approx(total / tokens, rel=1e-6)
     assert step.tokens == sum(len(row.response) for row in data)
     assert (step.margin, step.accuracy) == (None, None)
@@ -158,7 +122,7 @@ def test_accuracy_is_over_pairs_and_not_over_batches() -> None:
     )
     batches = [np.mean([right[i] for i in by_length[s : s + 2]]) for s in (0, 2, 4)]
     assert np.mean(batches) != pytest.approx(np.mean(right))  # else this test shows nothing
-    (step,) = trainer.fit_pairs(pairs, reference, Settings(lr=1e-3, batch=2, accumulate=3), (1,))
+    (step,) = fit_pairs(trainer, pairs, reference, fitting(lr=1e-3, batch=2, accumulate=3), (1,))
     assert step.accuracy == pytest.approx(np.mean(right), abs=1e-9)
 
 
@@ -168,7 +132,7 @@ def test_each_objective_on_pairs_is_float64s(name: str, logps: str) -> None:
     """Through the whole trainer, with shared prefixes, over two steps and several batches."""
     trainer, pairs = lora_trainer(), long_pairs(60) + make_pairs(61, 3)
     smoothing = {"dpo": 0.1, "exo_pair": 0.05}.get(name, 0.0)
-    settings = Settings(
+    settings = fitting(
         lr=0.01, batch=2, accumulate=3, epochs=2, objective=name, beta=0.3, smoothing=smoothing,
         logps=logps,
     )  # fmt: skip
@@ -196,8 +160,8 @@ def test_each_objective_on_pairs_is_float64s(name: str, logps: str) -> None:
         return loss.mean(), z.mean()
 
     want = [expected()]
-    steps = trainer.fit_pairs(
-        pairs, reference, settings, (1,), lambda step: want.append(expected())
+    steps = fit_pairs(
+        trainer, pairs, reference, settings, (1,), lambda step: want.append(expected())
     )
     assert [s.objective for s in steps] == [name] * 2
     assert [s.loss for s in steps] == pytest.approx([loss for loss, _ in want[:2]], rel=3e-6)
@@ -206,25 +170,12 @@ def test_each_objective_on_pairs_is_float64s(name: str, logps: str) -> None:
     assert set(trainer.optimizers) == {name}
 
 
-def flagged(row: Row, seed: int) -> Row:
-    """About half of the response hidden from the loss, never all of it."""
-    flags = np.random.default_rng(seed).random(len(row.response)) < 0.5
-    flags[seed % len(flags)] = True
-    return Row(row.prompt, row.response, row.weight, tuple(flags.tolist()))
-
-
-def kept(model: nn.Module, row: Row) -> np.ndarray:
-    """Log-probabilities of the tokens that the loss sees, in float64."""
-    every = log_probabilities(model, row)
-    return every if row.mask is None else every[np.array(row.mask)]
-
-
 def test_masked_tokens_are_no_part_of_the_sft_loss() -> None:
     trainer, data = lora_trainer(), [flagged(row, i) for i, row in enumerate(rows(62, SHAPES))]
     logps = [kept(trainer.model, row) for row in data]
     tokens = sum(map(len, logps))
     assert tokens < sum(len(row.response) for row in data)
-    (step,) = trainer.fit_rows(data, Settings(lr=1e-3, batch=2, accumulate=3), (1,), dropout=False)
+    (step,) = fit_rows(trainer, data, fitting(lr=1e-3, batch=2, accumulate=3), (1,), dropout=False)
     assert step.loss == pytest.approx(-sum(one.sum() for one in logps) / tokens, rel=1e-6)
     assert step.tokens == tokens
     # A masked token that nothing comes after could be any other.
@@ -234,7 +185,7 @@ def test_masked_tokens_are_no_part_of_the_sft_loss() -> None:
     results = []
     for rows_ in (other, another):
         trainer = lora_trainer()
-        (step,) = trainer.fit_rows(rows_, Settings(lr=1e-3, batch=9), (1,), dropout=False)
+        (step,) = fit_rows(trainer, rows_, fitting(lr=1e-3, batch=9), (1,), dropout=False)
         results.append((step.loss, step.grad_norm, lora_bytes(trainer)))
     assert results[0] == results[1]
 
@@ -259,11 +210,11 @@ def test_masked_tokens_are_no_part_of_a_pair(name: str, logps: str) -> None:
             odds = [np.log(np.exp(x) / (1 - np.exp(x))) for x in (c.mean(), r.mean())]
             margins.append(0.2 * (odds[0] - odds[1]))
             losses.append(0.2 * softplus(-margins[-1] / 0.2) - c.mean())
-    settings = Settings(
+    settings = fitting(
         lr=1e-3, batch=2, accumulate=3, objective=name, beta=0.2, logps=logps,
         nll=0.3 * (logps == "mean"),
     )  # fmt: skip
-    (step,) = trainer.fit_pairs(pairs, base_reference(trainer.model), settings, (1,))
+    (step,) = fit_pairs(trainer, pairs, base_reference(trainer.model), settings, (1,))
     assert step.loss == pytest.approx(np.mean(losses), rel=2e-6)
     assert step.margin == pytest.approx(np.mean(margins), abs=1e-5)
     assert step.tokens == tokens
@@ -272,35 +223,22 @@ def test_masked_tokens_are_no_part_of_a_pair(name: str, logps: str) -> None:
 # ---- groups -------------------------------------------------------------------------------------
 
 
-def make_groups(seed: int) -> list[Group]:
-    """Of two to four answers to one prompt, some that begin alike, some with tokens hidden."""
-    rng, groups = np.random.default_rng(seed), []
-    for i, k in enumerate((3, 2, 4, 3, 2)):
-        (begin,) = rows(seed + i, [(6 + 5 * i, 3)])
-        ends = rows(seed + 50 + i, [(1, int(n)) for n in rng.integers(2, 9, k)])
-        answers = [Row(begin.prompt, begin.response[: i % 3] + end.response) for end in ends]
-        answers[0] = flagged(answers[0], i)
-        rewards = rng.normal(0, 1, k).round(2) if i else np.array([0.5, 0.5, 0.5])
-        groups.append(Group(tuple(answers), tuple(rewards.tolist())))
-    return groups
-
-
 def grpo_terms(
     logps: list[np.ndarray], old: list[np.ndarray], reference: list[np.ndarray] | None,
-    rewards: tuple[float, ...], settings: Settings,
+    rewards: tuple[float, ...], config: GrpoConfig,
 ) -> list[np.ndarray]:  # fmt: skip
     """[3, tokens] of each answer in float64: loss, KL, clipped; DeepSeekMath, equation 3."""
-    spread = np.std(rewards, ddof=1) + 1e-4 if settings.scale_rewards else 1.0
+    spread = np.std(rewards, ddof=1) + 1e-4 if config.scale_rewards else 1.0
     found = []
     for i, now in enumerate(logps):
         advantage = (rewards[i] - np.mean(rewards)) / spread
         ratio = np.exp(now - old[i])
-        limited = np.clip(ratio, 1 - settings.clip_ratio, 1 + settings.clip_ratio)
+        limited = np.clip(ratio, 1 - config.clip_ratio, 1 + config.clip_ratio)
         gain = np.minimum(ratio * advantage, limited * advantage)
         apart = np.zeros_like(now) if reference is None else reference[i] - now
         kl = np.exp(apart) - apart - 1
         held = limited * advantage < ratio * advantage
-        found.append(np.stack([settings.kl * kl - gain, kl, held]))
+        found.append(np.stack([config.kl * kl - gain, kl, held]))
     return found
 
 
@@ -312,23 +250,21 @@ def test_grpo_is_float64s_over_several_updates(average: str, scale: bool, kl: fl
     One that followed the policy would never clip.
     """
     trainer, base, groups = lora_trainer(), small_model(), make_groups(70)
-    settings = Settings(
-        lr=0.02, batch=2, accumulate=3, epochs=3, average=average, scale_rewards=scale, kl=kl,
-        clip_ratio=0.1, clip=0.0,
-    )  # fmt: skip
+    settings = fitting(lr=0.02, batch=2, accumulate=3, epochs=3, clip=0.0)
+    grpo = GrpoConfig(average=average, scale_rewards=scale, kl=kl, clip_ratio=0.1)
 
     def all_logps(model: nn.Module) -> list[list[np.ndarray]]:
         return [[kept(model, row) for row in group.rows] for group in groups]
 
     old, reference = all_logps(trainer.model), all_logps(base) if kl else [None] * len(groups)
     states = [old]
-    steps = trainer.fit_groups(
+    steps = fit_groups(trainer,
         groups, base_reference(trainer.model), settings, (1,),
-        lambda step: states.append(all_logps(trainer.model)),
+        lambda step: states.append(all_logps(trainer.model)), grpo=grpo,
     )  # fmt: skip
     assert len(steps) == 3
     for number, (step, now) in enumerate(zip(steps, states, strict=False)):
-        terms = [grpo_terms(now[i], old[i], reference[i], g.rewards, settings)
+        terms = [grpo_terms(now[i], old[i], reference[i], g.rewards, grpo)
                  for i, g in enumerate(groups)]  # fmt: skip
         each = [one[0] for group in terms for one in group]
         expected = (
@@ -367,9 +303,9 @@ def test_the_first_update_of_groups_is_the_policy_gradient() -> None:
     largest = max(np.abs(v).max() for v in expected.values())
     for epochs in (1, 2):
         trainer = lora_trainer()
-        settings = Settings(lr=1e-30, batch=2, accumulate=3, epochs=epochs, clip=0.0)
+        settings = fitting(lr=1e-30, batch=2, accumulate=3, epochs=epochs, clip=0.0)
         first = []
-        trainer.fit_groups(
+        fit_groups(trainer,
             groups, None, settings, (1,),
             lambda step, first=first, trainer=trainer: first.append(
                 first_gradient(trainer, "grpo")
@@ -383,8 +319,11 @@ def test_the_first_update_of_groups_is_the_policy_gradient() -> None:
 
 def test_measuring_is_the_loss_of_a_step_and_changes_nothing() -> None:
     trainer, pairs, data = lora_trainer(dropout=0.5), make_pairs(65, 6), rows(65, SHAPES)
-    settings = Settings(lr=1e-3, batch=2, accumulate=3, nll=0.2)
-    for objective in (preference(pairs, None, settings), imitation(data, dropout=False)):
+    settings = fitting(lr=1e-3, batch=2, accumulate=3, nll=0.2)
+    for objective in (
+        preference(pairs, None, settings, settings.objective),
+        imitation(data, dropout=False),
+    ):
         before = lora_bytes(trainer)
         found = trainer.measure(objective, settings)
         assert lora_bytes(trainer) == before
@@ -404,10 +343,10 @@ def step_with(
     batch: int, accumulate: int, seed: tuple[int, ...], grad_checkpoint: str = "no"
 ) -> Any:
     trainer, pairs = lora_trainer(), make_pairs(6, 8)
-    settings = Settings(
+    settings = fitting(
         lr=1e-3, batch=batch, accumulate=accumulate, nll=0.3, grad_checkpoint=grad_checkpoint
     )
-    (step,) = trainer.fit_pairs(pairs, base_reference(trainer.model), settings, seed)
+    (step,) = fit_pairs(trainer, pairs, base_reference(trainer.model), settings, seed)
     return step, trainer
 
 
@@ -433,8 +372,8 @@ def test_sft_batches_are_token_exact() -> None:
     data, results = rows(7, SHAPES), []
     for batch, accumulate in ((6, 1), (1, 6), (4, 2)):
         trainer = lora_trainer()
-        settings = Settings(lr=1e-3, batch=batch, accumulate=accumulate)
-        (step,) = trainer.fit_rows(data, settings, (1,), dropout=False)
+        settings = fitting(lr=1e-3, batch=batch, accumulate=accumulate)
+        (step,) = fit_rows(trainer, data, settings, (1,), dropout=False)
         results.append((step, first_gradient(trainer, "sft"), copied(trainer)))
     for step, gradient, moved in results[1:]:
         assert step.loss == pytest.approx(results[0][0].loss, abs=1e-6)
@@ -448,7 +387,7 @@ def test_padding_does_not_reach_the_loss() -> None:
     losses = {}
     for name, data in (("short", [short]), ("long", [long]), ("both", [short, long])):
         trainer = lora_trainer()
-        (step,) = trainer.fit_rows(data, Settings(lr=1e-3, batch=2), (1,), dropout=False)
+        (step,) = fit_rows(trainer, data, fitting(lr=1e-3, batch=2), (1,), dropout=False)
         losses[name] = step.loss
     assert losses["both"] * 112 == pytest.approx(
         2 * losses["short"] + 110 * losses["long"], rel=1e-6
@@ -459,8 +398,10 @@ def test_too_little_memory_makes_small_parts_and_changes_nothing() -> None:
     results, plans = [], []
     for gigabytes in (0.0, 1e-9):
         trainer, pairs = lora_trainer(), long_pairs(66) + make_pairs(67, 5)
-        settings = Settings(lr=1e-3, batch=8, nll=0.3, memory_gb=gigabytes)
-        objective = trainer.pair_objective(pairs, base_reference(trainer.model), settings)
+        settings = fitting(lr=1e-3, batch=8, nll=0.3, memory_gb=gigabytes)
+        objective = trainer.pair_objective(
+            pairs, base_reference(trainer.model), settings, settings.objective
+        )
         network = trainer.understood(objective.items)
         plans.append(trainer.plan(network, objective, list(range(8)), settings))
         (step,) = trainer.fit(objective, settings, (1,))
@@ -481,20 +422,25 @@ def test_every_epoch_visits_every_pair_once() -> None:
     trainer, pairs = lora_trainer(), make_pairs(10, 11)
     sizes = [len(p.chosen.response + p.rejected.response) for p in pairs]
     assert len(set(sizes)) == len(sizes)  # a step of one pair is known by its tokens
-    steps = trainer.fit_pairs(pairs, None, Settings(lr=1e-4, batch=1, epochs=3), (1,))
+    steps = fit_pairs(trainer, pairs, None, fitting(lr=1e-4, batch=1, epochs=3), (1,))
     seen = [[s.tokens for s in steps[i : i + 11]] for i in (0, 11, 22)]
     assert all(sorted(epoch) == sorted(sizes) for epoch in seen)
     assert len({tuple(epoch) for epoch in seen}) == 3  # another order each time
-    again = lora_trainer().fit_pairs(pairs, None, Settings(lr=1e-4, batch=1, epochs=3), (1,))
-    other = lora_trainer().fit_pairs(pairs, None, Settings(lr=1e-4, batch=1, epochs=3), (2,))
+    again = fit_pairs(lora_trainer(), pairs, None, fitting(lr=1e-4, batch=1, epochs=3), (1,))
+    other = fit_pairs(lora_trainer(), pairs, None, fitting(lr=1e-4, batch=1, epochs=3), (2,))
     assert [s.tokens for s in again] == [s.tokens for s in steps]
     assert [s.tokens for s in other] != [s.tokens for s in steps]
 
 
 def test_a_step_is_batch_times_accumulate_and_the_last_may_be_short() -> None:
     pairs, seen = make_pairs(11, 7), []
-    steps = lora_trainer().fit_pairs(
-        pairs, None, Settings(lr=1e-4, batch=2, accumulate=2, epochs=2), (1,), seen.append
+    steps = fit_pairs(
+        lora_trainer(),
+        pairs,
+        None,
+        fitting(lr=1e-4, batch=2, accumulate=2, epochs=2),
+        (1,),
+        seen.append,
     )
     assert [s.step for s in steps] == [1, 2, 3, 4]
     assert seen == steps
@@ -505,20 +451,20 @@ def test_a_step_is_batch_times_accumulate_and_the_last_may_be_short() -> None:
 def test_nothing_to_train_is_no_step() -> None:
     trainer = lora_trainer()
     before = lora_bytes(trainer)
-    assert trainer.fit_pairs([], trainer.trainable(), Settings(lr=1, batch=1), (1,)) == []
-    assert trainer.fit_rows([], Settings(lr=1, batch=1), (1,)) == []
+    assert fit_pairs(trainer, [], trainer.trainable(), fitting(lr=1.0, batch=1), (1,)) == []
+    assert fit_rows(trainer, [], fitting(lr=1.0, batch=1), (1,)) == []
     assert lora_bytes(trainer) == before
 
 
 def test_warmup_counts_over_calls_and_is_an_objectives_own() -> None:
     trainer, pairs, data = lora_trainer(), make_pairs(12, 3), rows(12, SHAPES[:2])
-    settings = Settings(lr=8e-4, batch=1, warmup=4)
-    rates = [s.lr for s in trainer.fit_pairs(pairs, None, settings, (1,))]
-    sft = [s.lr for s in trainer.fit_rows(data, settings, (1,))]
-    rates += [s.lr for s in trainer.fit_pairs(pairs, None, settings, (2,))]
+    settings = fitting(lr=8e-4, batch=1, warmup=4)
+    rates = [s.lr for s in fit_pairs(trainer, pairs, None, settings, (1,))]
+    sft = [s.lr for s in fit_rows(trainer, data, settings, (1,))]
+    rates += [s.lr for s in fit_pairs(trainer, pairs, None, settings, (2,))]
     assert rates == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4, 8e-4, 8e-4])
     assert sft == pytest.approx([2e-4, 4e-4])
-    assert lora_trainer().fit_rows(data, Settings(lr=3e-4, batch=2), (1,))[0].lr == pytest.approx(
+    assert fit_rows(lora_trainer(), data, fitting(lr=3e-4, batch=2), (1,))[0].lr == pytest.approx(
         3e-4
     )
 
@@ -530,9 +476,12 @@ def test_the_rate_goes_down_as_the_schedule_says() -> None:
         "linear": [1, 2, 2, 1.5, 1, 0.5],
         "cosine": [1, 2, 2, 1 + math.sqrt(0.5), 1, 1 - math.sqrt(0.5)],
     }.items():
-        settings = Settings(lr=2e-4, batch=2, epochs=2, warmup=2, schedule=schedule)
-        found = [s.lr for s in lora_trainer().fit_rows(data, settings, (1,))]
-        assert found == pytest.approx([1e-4 * e for e in expected], rel=1e-5)
+        for warmup, share in ((2, 0.0), (0, 0.33), (1, 0.3)):
+            settings = fitting(lr=1.0, batch=2, epochs=2, warmup=warmup)
+            steps = lora_trainer().fit(
+                imitation(data), settings, (1,), lr=2e-4, schedule=LRSchedule(schedule, share)
+            )
+            assert [s.lr for s in steps] == pytest.approx([1e-4 * e for e in expected], rel=1e-5)
 
 
 def test_the_learning_rate_has_effect_though_the_optimizer_stays() -> None:
@@ -540,10 +489,10 @@ def test_the_learning_rate_has_effect_though_the_optimizer_stays() -> None:
     moves = []
     for scale in (1.0, 0.1, 0.01):
         trainer = lora_trainer()
-        trainer.fit_rows(rows(13, SHAPES), Settings(lr=1e-3, batch=6), (1,), dropout=False)
+        fit_rows(trainer, rows(13, SHAPES), fitting(lr=1e-3, batch=6), (1,), dropout=False)
         before = copied(trainer)
-        settings = Settings(lr=1e-3 * scale, batch=6)
-        trainer.fit_rows(rows(14, SHAPES), settings, (2,), dropout=False)
+        settings = fitting(lr=1e-3 * scale, batch=6)
+        fit_rows(trainer, rows(14, SHAPES), settings, (2,), dropout=False)
         after = copied(trainer)
         moves.append(math.sqrt(sum(((after[k] - before[k]) ** 2).sum() for k in after)))
     assert moves[1] / moves[0] == pytest.approx(0.1, rel=1e-3)
@@ -552,11 +501,11 @@ def test_the_learning_rate_has_effect_though_the_optimizer_stays() -> None:
 
 def test_each_objective_has_its_own_optimizer() -> None:
     trainer, pairs, data = lora_trainer(), make_pairs(15, 4), rows(15, SHAPES)
-    settings = Settings(lr=1e-3, batch=8)
-    trainer.fit_pairs(pairs, None, settings, (1,))
+    settings = fitting(lr=1e-3, batch=8)
+    fit_pairs(trainer, pairs, None, settings, (1,))
     moments = {k: v.copy() for k, v in first_gradient(trainer, "dpo").items()}
     before = copied(trainer)
-    (step,) = trainer.fit_rows(data, settings, (2,), dropout=False)
+    (step,) = fit_rows(trainer, data, settings, (2,), dropout=False)
     near(first_gradient(trainer, "dpo"), moments, 0)
     assert trainer.steps == {"dpo": 1, "sft": 1}
     # A first step of Adam moves by the learning rate, whatever DPO's moments are.
@@ -593,8 +542,8 @@ def test_updates_are_adamw_on_the_clipped_gradient(clip: float, decay: float) ->
             m_hat, v_hat = m[k] / (1 - 0.9**step), v[k] / (1 - 0.999**step)
             values[k] -= lr * (m_hat / (np.sqrt(v_hat) + 1e-8) + decay * values[k])
         model.load_weights([(k, mx.array(a.astype(np.float32))) for k, a in values.items()], False)
-    settings = Settings(lr=0.02, batch=6, epochs=4, warmup=2, clip=clip, weight_decay=decay)
-    steps = trainer.fit_rows(data, settings, (1,), dropout=False)
+    settings = fitting(lr=0.02, batch=6, epochs=4, warmup=2, clip=clip, weight_decay=decay)
+    steps = fit_rows(trainer, data, settings, (1,), dropout=False)
     assert [s.grad_norm for s in steps] == pytest.approx(norms, rel=1e-3)
     near(copied(trainer), {k: a.astype(np.float32) for k, a in values.items()}, 1e-4)
 
@@ -603,7 +552,7 @@ def test_clipping_caps_the_norm_that_is_used() -> None:
     data = rows(17, SHAPES)
     for clip, capped in ((0.05, True), (1e6, False), (0.0, False)):
         trainer = lora_trainer()
-        (step,) = trainer.fit_rows(data, Settings(lr=1e-3, batch=6, clip=clip), (1,), dropout=False)
+        (step,) = fit_rows(trainer, data, fitting(lr=1e-3, batch=6, clip=clip), (1,), dropout=False)
         used = math.sqrt(sum((g**2).sum() for g in first_gradient(trainer, "sft").values()))
         assert step.grad_norm > 0.1
         assert used == pytest.approx(0.05 if capped else step.grad_norm, rel=1e-4)
@@ -618,8 +567,8 @@ def test_only_lora_changes(load_random: Load, dequantize: str) -> None:
     attach_lora(policy.model, LoraConfig(rank=4, layers=1), 0)
     trainer = Trainer(policy.model)
     before = all_bytes(policy.model)
-    trainer.fit_pairs(make_pairs(18, 4), trainer.trainable(), Settings(lr=1e-2, batch=2), (1,))
-    trainer.fit_rows(rows(18, SHAPES), Settings(lr=1e-2, batch=3), (1,))
+    fit_pairs(trainer, make_pairs(18, 4), trainer.trainable(), fitting(lr=1e-2, batch=2), (1,))
+    fit_rows(trainer, rows(18, SHAPES), fitting(lr=1e-2, batch=3), (1,))
     after = all_bytes(policy.model)
     changed = {name for name, data in after.items() if data != before[name]}
     assert before.keys() == after.keys()
@@ -635,7 +584,7 @@ def test_the_reference_pass_leaves_the_policy_alone(load_random: Load) -> None:
     trainer, data = Trainer(policy.model), rows(19, SHAPES)
     other = {k: v + 0.05 for k, v in trainer.trainable().items()}
     before, plain = all_bytes(policy.model), [log_probabilities(policy.model, r) for r in data]
-    found = trainer.score([(row,) for row in data], other, Settings(lr=1, batch=2), "sums")
+    found = trainer.score([(row,) for row in data], other, "sums")
     scores = np.concatenate(found)
     assert all_bytes(policy.model) == before
     policy.model.load_weights(list(other.items()), strict=False)
@@ -658,7 +607,7 @@ def test_training_does_not_change_the_reference() -> None:
     trainer, pairs = lora_trainer(), make_pairs(20, 6)
     reference = trainer.trainable()
     before = {k: np.array(v) for k, v in reference.items()}
-    trainer.fit_pairs(pairs, reference, Settings(lr=1e-2, batch=2, epochs=2), (1,))
+    fit_pairs(trainer, pairs, reference, fitting(lr=1e-2, batch=2, epochs=2), (1,))
     near({k: np.array(v) for k, v in reference.items()}, before, 0)
 
 
@@ -674,8 +623,8 @@ def test_dropout_is_off_in_preference_training() -> None:
     for dropout, seed in ((0.0, 1), (0.5, 1), (0.5, 2)):
         trainer, during = lora_trainer(dropout=dropout), []
         trainer.model.train()
-        (step,) = trainer.fit_pairs(
-            pairs, base_reference(trainer.model), Settings(lr=1e-3, batch=4), (seed,),
+        (step,) = fit_pairs(trainer,
+            pairs, base_reference(trainer.model), fitting(lr=1e-3, batch=4), (seed,),
             lambda step, trainer=trainer, during=during: during.append(modes(trainer)),
         )  # fmt: skip
         losses.append(step.loss)
@@ -686,10 +635,10 @@ def test_dropout_is_off_in_preference_training() -> None:
 
 def test_dropout_is_off_in_the_reference_pass() -> None:
     """Else the policy would differ from itself, and the first loss from ln 2."""
-    for settings in (Settings(lr=1e-3, batch=4), Settings(lr=1e-3, batch=2, accumulate=2, nll=0.0)):
+    for settings in (fitting(lr=1e-3, batch=4), fitting(lr=1e-3, batch=2, accumulate=2, nll=0.0)):
         trainer = lora_trainer(dropout=0.5)
         trainer.model.train()
-        (step,) = trainer.fit_pairs(make_pairs(26, 4), trainer.trainable(), settings, (1,))
+        (step,) = fit_pairs(trainer, make_pairs(26, 4), trainer.trainable(), settings, (1,))
         assert step.loss == pytest.approx(math.log(2), abs=1e-6)
 
 
@@ -699,7 +648,7 @@ def test_dropout_is_off_after_an_error() -> None:
 
     trainer = lora_trainer(dropout=0.5)
     with pytest.raises(KeyboardInterrupt):
-        trainer.fit_rows(rows(27, SHAPES), Settings(lr=1e-3, batch=2), (1,), stop)
+        fit_rows(trainer, rows(27, SHAPES), fitting(lr=1e-3, batch=2), (1,), stop)
     assert modes(trainer) == {False}
 
 
@@ -708,8 +657,8 @@ def test_dropout_is_on_in_sft_and_off_afterwards() -> None:
     for dropout, seed, on in ((0.5, 1, True), (0.5, 1, True), (0.5, 2, True), (0.5, 1, False),
                               (0.0, 1, True)):  # fmt: skip
         trainer, during = lora_trainer(dropout=dropout), []
-        (step,) = trainer.fit_rows(
-            data, Settings(lr=1e-3, batch=6), (seed,),
+        (step,) = fit_rows(trainer,
+            data, fitting(lr=1e-3, batch=6), (seed,),
             lambda step, trainer=trainer, during=during: during.append(modes(trainer)), dropout=on,
         )  # fmt: skip
         losses.append(step.loss)
@@ -728,9 +677,9 @@ def one_run(load_random: Load, seed: int, dropout: float = 0.1) -> dict[str, byt
     policy = load_random(dequantize="no")
     attach_lora(policy.model, LoraConfig(rank=4, dropout=dropout), seed)
     trainer = Trainer(policy.model)
-    settings = Settings(lr=1e-2, batch=2)
-    trainer.fit_pairs(make_pairs(23, 4), trainer.trainable(), settings, (seed, "a"))
-    trainer.fit_rows(rows(23, SHAPES), settings, (seed, "b"))
+    settings = fitting(lr=1e-2, batch=2)
+    fit_pairs(trainer, make_pairs(23, 4), trainer.trainable(), settings, (seed, "a"))
+    fit_rows(trainer, rows(23, SHAPES), settings, (seed, "b"))
     return lora_bytes(trainer)
 
 
@@ -745,10 +694,10 @@ def test_a_seed_decides_every_byte(load_random: Load) -> None:
 
 def waves(trainer: Trainer, reference: Arrays, numbers: range) -> None:
     """A step of each objective a wave, as a run makes them."""
-    settings = Settings(lr=5e-3, batch=2, accumulate=2, warmup=4, weight_decay=0.01)
+    settings = fitting(lr=5e-3, batch=2, accumulate=2, warmup=4, weight_decay=0.01)
     for number in numbers:
-        trainer.fit_pairs(make_pairs(30 + number, 4), reference, settings, (1, number))
-        trainer.fit_rows(rows(30 + number, SHAPES[:4]), settings, (1, number))
+        fit_pairs(trainer, make_pairs(30 + number, 4), reference, settings, (1, number))
+        fit_rows(trainer, rows(30 + number, SHAPES[:4]), settings, (1, number))
 
 
 @pytest.mark.parametrize("layers", [-1, 1])
@@ -794,10 +743,6 @@ def test_a_trainer_that_has_not_trained_is_saved_too(tmp_path: Path) -> None:
 # ---- gradient checkpointing ---------------------------------------------------------------------
 
 
-def kinds(model: nn.Module) -> list[Any]:
-    return [type(layer).__call__ for layer in model.layers]
-
-
 def test_checkpointed_gradients_are_the_same() -> None:
     expected, plain = step_with(3, 3, (1,))
     before = kinds(plain.model)
@@ -814,8 +759,8 @@ def test_checkpointed_gradients_of_four_bit_models(load_random: Load) -> None:
         policy = load_random(dequantize="no")
         attach_lora(policy.model, LoraConfig(rank=4, dropout=0.0), 0)
         trainer = Trainer(policy.model)
-        settings = Settings(lr=1e-3, batch=2, accumulate=2, epochs=2, grad_checkpoint=on)
-        steps = trainer.fit_rows(rows(24, SHAPES[:4]), settings, (1,))
+        settings = fitting(lr=1e-3, batch=2, accumulate=2, epochs=2, grad_checkpoint=on)
+        steps = fit_rows(trainer, rows(24, SHAPES[:4]), settings, (1,))
         gradients.append(([s.loss for s in steps], first_gradient(trainer, "sft")))
     assert gradients[1][0] == pytest.approx(gradients[0][0], abs=1e-5)
     near(gradients[1][1], gradients[0][1], 1e-5)
@@ -849,8 +794,8 @@ def test_an_error_in_the_middle_of_a_step_leaves_no_patch_behind() -> None:
         if next(counter) == 1:
             raise KeyboardInterrupt
 
-    settings = Settings(lr=1e-3, batch=1, grad_checkpoint="yes")
+    settings = fitting(lr=1e-3, batch=1, grad_checkpoint="yes")
     with pytest.raises(KeyboardInterrupt):
-        trainer.fit_pairs(pairs, None, settings, (1,), stop)
+        fit_pairs(trainer, pairs, None, settings, (1,), stop)
     assert kinds(trainer.model) == before
     assert trainer.steps == {"dpo": 2}

@@ -1,9 +1,7 @@
-"""Examples of a wave → steps of the trainer, with the recipe's settings."""
+"""Examples of a wave → steps of the trainer, with the recipe's [train]."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 from mlx.utils import tree_unflatten
@@ -16,20 +14,12 @@ from mlxreflect.train.batches import Group, Pair, Row
 from mlxreflect.train.encode import Dropped, Encoder, Mask, NothingTrained
 from mlxreflect.train.lora import base_reference
 from mlxreflect.train.network import Arrays
-from mlxreflect.train.objectives import Settings
-from mlxreflect.train.trainer import Step, Trainer
+from mlxreflect.train.objectives import Objective, imitation
+from mlxreflect.train.trainer import CONSTANT, LRSchedule, Step, Trainer
 
 Seed = tuple[int | str, ...]
 ADAPTER = "adapter-"  # what is held under such a name becomes a folder of the run
 REFLECTOR = f"{ADAPTER}reflection"  # what the policy reflects with, where that is another
-
-
-@dataclass(frozen=True)
-class Course:
-    """The learning rate's course over one training. warmup: share of its steps."""
-
-    schedule: str = "constant"
-    warmup: float = 0.0
 
 
 class Learning:
@@ -87,29 +77,35 @@ class Learning:
     def name_policy(self) -> None:
         self.actor = f"policy:{weights_hash(self.trainer.trainable())}"
 
-    def prefer(self, examples: Sequence[Example], seed: Seed, course: Course | None = None) -> None:
-        """DPO on preference pairs."""
-        encoded = [row for row in self.encode(examples) if isinstance(row, Pair)]
-        settings = self.settings(self.train.lr, course, len(encoded))
-        self.steps += self.trainer.fit_pairs(encoded, self.held.get("reference"), settings, seed)
-        self.name_policy()
+    def prefer(
+        self, examples: Sequence[Example], seed: Seed, schedule: LRSchedule = CONSTANT
+    ) -> None:
+        """DPO, or what train.objective says, on preference pairs."""
+        pairs = [row for row in self.encode(examples) if isinstance(row, Pair)]
+        reference, train = self.held.get("reference"), self.train
+        objective = self.trainer.pair_objective(pairs, reference, train, train.objective)
+        self.fit(objective, seed, train.lr, schedule)
 
     def imitate(
-        self, examples: Sequence[Example], scale: float, seed: Seed, course: Course | None = None
+        self, examples: Sequence[Example], scale: float, seed: Seed, schedule: LRSchedule = CONSTANT
     ) -> None:
         """SFT with a learning rate of train.sft.lr × scale."""
         if not examples or scale == 0:
             return
         rows = [row for row in self.encode(examples) if isinstance(row, Row)]
-        settings = self.settings(self.train.sft.lr * scale, course, len(rows))
-        self.steps += self.trainer.fit_rows(rows, settings, seed)
-        self.name_policy()
+        self.fit(imitation(rows), seed, self.train.sft.lr * scale, schedule)
 
     def reinforce(self, examples: Sequence[Example], grpo: GrpoConfig, seed: Seed) -> None:
         """GRPO on groups that the policy as it is has written."""
         groups = [row for row in self.encode(examples) if isinstance(row, Group)]
-        settings = replace(self.settings(self.train.lr), **grpo.model_dump())
-        self.steps += self.trainer.fit_groups(groups, self.held.get("reference"), settings, seed)
+        reference = self.held.get("reference")
+        objective = self.trainer.group_objective(groups, reference, self.train, grpo)
+        self.fit(objective, seed, self.train.lr)
+
+    def fit(
+        self, objective: Objective, seed: Seed, lr: float, schedule: LRSchedule = CONSTANT
+    ) -> None:
+        self.steps += self.trainer.fit(objective, self.train, seed, lr, schedule)
         self.name_policy()
 
     def encode(self, examples: Sequence[Example]) -> list[Row | Pair | Group]:
@@ -136,27 +132,3 @@ class Learning:
             "tokens_trained": sum(step.tokens for step in self.steps),
             "tokens_generated": self.policy.tokens_generated - self.generated,
         }
-
-    def settings(self, lr: float, course: Course | None = None, rows: int = 0) -> Settings:
-        """course: of the learning rate over a training of so many rows; None: constant."""
-        train = self.train
-        steps = train.epochs * -(-rows // (train.batch * train.accumulate))
-        course = course or Course()
-        return Settings(
-            schedule=course.schedule,
-            objective=train.objective,
-            lr=lr,
-            batch=train.batch,
-            accumulate=train.accumulate,
-            epochs=train.epochs,
-            beta=train.beta,
-            smoothing=train.smoothing,
-            logps=train.logps,
-            nll=train.nll,
-            dpo=train.dpo,
-            clip=train.clip,
-            warmup=max(train.warmup, math.ceil(course.warmup * steps)),
-            weight_decay=train.weight_decay,
-            grad_checkpoint=train.grad_checkpoint,
-            memory_gb=train.memory_gb,
-        )

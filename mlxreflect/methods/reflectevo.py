@@ -33,13 +33,14 @@ from mlxreflect.methods import reflectevo_data as reflected
 from mlxreflect.methods.base import Hands, Played
 from mlxreflect.methods.examples import passed
 from mlxreflect.methods.figures import count_wave
-from mlxreflect.methods.learning import REFLECTOR, Course, Learning
+from mlxreflect.methods.learning import REFLECTOR, Learning
 from mlxreflect.methods.reflectevo_data import POOL, Stored, draw_instructions, fault
 from mlxreflect.methods.roles import Round
 from mlxreflect.methods.rollouts import Attempts
 from mlxreflect.methods.session import Exchange
 from mlxreflect.methods.trajectories import Story
 from mlxreflect.prompts import messages as prompts
+from mlxreflect.train.trainer import LRSchedule
 
 # The trainings of each kind, one after the other.
 TRAININGS = {"I": ["both"], "II": ["reflection", "answer"], "III": ["pairs"], "IV": ["pairs"]}
@@ -232,15 +233,15 @@ class ReflectEvo:
         """One training, from where the run began."""
         examples = [flat_from_row(Example, row) for row in self.state.kept.pop(name)]
         self.status(f"training on {len(examples)} examples ({name})")
-        course = Course(self.config.schedule, self.config.warmup)
+        schedule = LRSchedule(self.config.schedule, self.config.warmup)
         if name == "answer":  # the reflector's adapter is done
             self.learning.held[REFLECTOR] = dict(self.learning.trainer.trainable())
             self.learning.restart()
         if name == "pairs":
             self.learning.begin_stage()
-            self.learning.prefer(examples, self.seed("train"), course)
+            self.learning.prefer(examples, self.seed("train"), schedule)
         else:
-            self.learning.imitate(examples, 1.0, self.seed("train"), course)
+            self.learning.imitate(examples, 1.0, self.seed("train"), schedule)
         self.state.trained += 1
 
     # ---- prompts --------------------------------------------------------------------------------

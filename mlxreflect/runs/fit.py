@@ -27,9 +27,9 @@ from mlxreflect.train.batches import Group, Pair, Row
 from mlxreflect.train.trainer import load_parameters, load_trainer, save_trainer
 from mlxreflect.train.lora import base_reference, save_adapter
 from mlxreflect.train.network import Arrays
-from mlxreflect.train.objectives import Objective, Settings, imitation
+from mlxreflect.train.objectives import Objective, imitation
 from mlxreflect.data.rows import BadRow
-from mlxreflect.train.trainer import Step
+from mlxreflect.train.trainer import LRSchedule, Step
 from mlxreflect.train.trainer import Trainer
 from mlxreflect.core.ui import Ui
 import shlex
@@ -115,19 +115,6 @@ class Data:
         return digest.hexdigest()
 
 
-def settings_of(job: Job) -> Settings:
-    train, grpo = job.train, job.grpo
-    return Settings(
-        objective=job.objective, lr=train.lr, batch=train.batch, accumulate=train.accumulate,
-        epochs=train.epochs, beta=train.beta, smoothing=train.smoothing, logps=train.logps,
-        nll=train.nll, dpo=train.dpo, clip=train.clip, warmup=train.warmup,
-        schedule=train.schedule, weight_decay=train.weight_decay,
-        grad_checkpoint=train.grad_checkpoint, memory_gb=train.memory_gb,
-        clip_ratio=grpo.clip_ratio, kl=grpo.kl, average=grpo.average,
-        scale_rewards=grpo.scale_rewards,
-    )  # fmt: skip
-
-
 class Course:
     """Trains a job's model from its last checkpoint on.
 
@@ -137,8 +124,8 @@ class Course:
 
     def __init__(self, place: Place, trainer: Trainer, adapter: dict[str, Any], data: Data) -> None:
         self.place, self.trainer, self.adapter, self.data = place, trainer, adapter, data
-        self.job, self.settings = place.job, settings_of(place.job)
-        self.per_step = self.settings.batch * self.settings.accumulate
+        self.job = place.job
+        self.per_step = self.job.train.batch * self.job.train.accumulate
         self.began = time.monotonic()
         self.done, self.total, self.waited = 0, 0, 0
         self.best: dict[str, Any] | None = None
@@ -162,7 +149,10 @@ class Course:
             self.look(held_out)
             self.commit()
         latest: list[Step] = []
-        steps = self.trainer.train(objective, self.settings, (self.job.seed,), self.done)
+        steps = self.trainer.train(
+            objective, self.job.train, (self.job.seed,),
+            schedule=LRSchedule(self.job.train.schedule), start=self.done,
+        )  # fmt: skip
         with ui.progress("training", self.total) as bar:
             bar.advance(self.done)
             while self.done < self.total and not self.impatient():
@@ -204,9 +194,11 @@ class Course:
             return imitation([row for row in rows if isinstance(row, Row)])
         if self.job.objective == "grpo":
             groups = [row for row in rows if isinstance(row, Group)]
-            return self.trainer.group_objective(groups, reference, self.settings)
+            return self.trainer.group_objective(groups, reference, self.job.train, self.job.grpo)
         pairs = [row for row in rows if isinstance(row, Pair)]
-        return self.trainer.pair_objective(pairs, reference, self.settings)
+        return self.trainer.pair_objective(
+            pairs, reference, self.job.train, self.job.objective
+        )
 
     # ---- held-out rows --------------------------------------------------------------------------
 
@@ -214,7 +206,7 @@ class Course:
         """Measure the held-out rows, and remember whether this is the best yet."""
         if held_out is None:
             return
-        found = self.trainer.measure(held_out, self.settings)
+        found = self.trainer.measure(held_out, self.job.train)
         self.rows.append({"schema": "metrics/1", "kind": "held_out", "step": self.done, **found})
         value = found[self.job.train.best_by]
         assert value is not None  # `check_job` refuses a margin where there is none

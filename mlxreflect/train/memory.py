@@ -15,6 +15,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
+from mlxreflect.config.schema import Fitting
 from mlxreflect.core.seeds import seed_mlx
 from mlxreflect.train.batches import WORTH, Item, Shape, shape_of
 from mlxreflect.train.cpu import LANES, unmarked
@@ -29,7 +30,6 @@ from mlxreflect.train.network import (
     has_plain_caches,
     parameters,
 )
-from mlxreflect.train.objectives import Settings
 
 # Measured on models of 5 to 41 million parameters, of ten kinds, within a factor of 1.7. For the
 # backward pass a layer keeps so many times the outputs of its linear parts, and attention's scores;
@@ -127,7 +127,7 @@ def memory_limit(gigabytes: float) -> int:
 
 
 def plan(
-    items: Mapping[int, Item], shares: bool, footprint: Footprint, settings: Settings
+    items: Mapping[int, Item], shares: bool, footprint: Footprint, config: Fitting
 ) -> tuple[list[list[int]], int]:
     """A step's items in parts of at most `batch`, and how many layers are recomputed.
 
@@ -137,7 +137,7 @@ def plan(
     are recomputed where one item alone takes too much, or the recipe says so.
     """
     cpu = mx.default_device().type == mx.DeviceType.cpu
-    limit = memory_limit(settings.memory_gb) // (LANES if cpu else 1)
+    limit = memory_limit(config.memory_gb) // (LANES if cpu else 1)
 
     def shape(members: list[int]) -> Shape:
         return shape_of([items[i] for i in members], shares)
@@ -152,11 +152,11 @@ def plan(
         return large and (cpu or sum(shape(half).tokens for half in halves) < WORTH * whole)
 
     order = sorted(items, key=lambda i: max(row.length for row in items[i]))
-    recompute = 0 if settings.grad_checkpoint == "no" else footprint.layers
-    if settings.grad_checkpoint == "auto":
+    recompute = 0 if config.grad_checkpoint == "no" else footprint.layers
+    if config.grad_checkpoint == "auto":
         recompute = footprint.layers_to_recompute(shape(order[-1:]), limit)
     parts: list[list[int]] = []
-    waiting = [order[at : at + settings.batch] for at in range(0, len(order), settings.batch)]
+    waiting = [order[at : at + config.batch] for at in range(0, len(order), config.batch)]
     while waiting:
         part = waiting.pop(0)
         halves = [part[: len(part) // 2], part[len(part) // 2 :]]

@@ -10,37 +10,13 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import numpy as np
 
+from mlxreflect.config.methods import GrpoConfig
+from mlxreflect.config.schema import Fitting
 from mlxreflect.train.batches import Batch, Group, Item, Pair, Row
 from mlxreflect.train.losses import PREFERENCE, group_advantages, grpo_loss, nll_loss, orpo_loss
 
 Metrics = dict[str, mx.array]  # one value an item
 Loss = Callable[[mx.array, Batch, list[int]], tuple[mx.array, Metrics]]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What one fit needs; see [train] of the recipe for the keys' meaning."""
-
-    lr: float
-    batch: int
-    objective: str = "dpo"
-    accumulate: int = 1
-    epochs: int = 1
-    beta: float = 0.1
-    smoothing: float = 0.0
-    logps: str = "sum"
-    nll: float = 0.0
-    dpo: float = 1.0
-    clip: float = 1.0
-    warmup: int = 0
-    schedule: str = "constant"
-    weight_decay: float = 0.0
-    grad_checkpoint: str = "auto"
-    memory_gb: float = 0.0
-    clip_ratio: float = 0.2
-    kl: float = 0.0
-    average: str = "sequence"
-    scale_rewards: bool = True
 
 
 @dataclass(frozen=True)
@@ -75,43 +51,42 @@ def imitation(rows: Sequence[Row], *, dropout: bool = True) -> Objective:
 
 
 def preference(
-    pairs: Sequence[Pair], references: Sequence[np.ndarray] | None, settings: Settings
+    pairs: Sequence[Pair], references: Sequence[np.ndarray] | None, config: Fitting, name: str
 ) -> Objective:
     """Chosen over rejected, averaged over a step's pairs.
 
-    references: summed log-probabilities [2] of each pair under the reference policy; None: zeros.
+    name: "dpo", "ipo" or "exo_pair". references: summed log-probabilities [2] of each pair under
+    the reference policy; None: zeros.
     """
     items: list[Item] = [(pair.chosen, pair.rejected) for pair in pairs]
     known = np.stack(references) if references else np.zeros((len(pairs), 2))
-    mean = settings.logps == "mean"
+    mean = config.logps == "mean"
 
     def loss(logps: mx.array, batch: Batch, members: list[int]) -> tuple[mx.array, Metrics]:
         sums = logps.sum(axis=-1)
         lengths = batch.lengths if mean else mx.ones_like(batch.lengths)
         reference = mx.array(known[members].reshape(-1).astype(np.float32))
         policy, reference = sums / lengths, reference / lengths
-        each, margin = PREFERENCE[settings.objective](
+        each, margin = PREFERENCE[name](
             policy[0::2], policy[1::2], reference[0::2], reference[1::2],
-            settings.beta, settings.smoothing,
+            config.beta, config.smoothing,
         )  # fmt: skip
-        each = settings.dpo * each
-        if settings.nll:
-            each = each + settings.nll * nll_loss(sums[0::2], batch.lengths[0::2])
+        each = config.dpo * each
+        if config.nll:
+            each = each + config.nll * nll_loss(sums[0::2], batch.lengths[0::2])
         return (each * batch.weights[0::2]).sum(), {"margin": margin}
 
-    return Objective(
-        settings.objective, items, [1.0] * len(items), loss, keep_shared=mean or settings.nll > 0
-    )
+    return Objective(name, items, [1.0] * len(items), loss, keep_shared=mean or config.nll > 0)
 
 
-def odds_ratio(pairs: Sequence[Pair], settings: Settings) -> Objective:
+def odds_ratio(pairs: Sequence[Pair], beta: float) -> Objective:
     """ORPO: NLL of the chosen response and the odds ratio of mean log-probabilities."""
 
     def loss(logps: mx.array, batch: Batch, members: list[int]) -> tuple[mx.array, Metrics]:
         means = logps.sum(axis=-1) / batch.lengths
-        ratio, log_odds = orpo_loss(means[0::2], means[1::2], settings.beta)
+        ratio, log_odds = orpo_loss(means[0::2], means[1::2], beta)
         each = ratio - means[0::2]
-        return (each * batch.weights[0::2]).sum(), {"margin": settings.beta * log_odds}
+        return (each * batch.weights[0::2]).sum(), {"margin": beta * log_odds}
 
     items: list[Item] = [(pair.chosen, pair.rejected) for pair in pairs]
     return Objective("orpo", items, [1.0] * len(items), loss)
@@ -121,21 +96,21 @@ def reinforcement(
     groups: Sequence[Group],
     old: Sequence[np.ndarray] | None,
     references: Sequence[np.ndarray] | None,
-    settings: Settings,
+    config: GrpoConfig,
 ) -> Objective:
     """GRPO: clipped ratios weighted by advantages within the group, and a KL term.
 
     old, references: token log-probabilities of each group's rows, one after the other, under the
     policy that wrote them and the reference; old None: the policy as it is in each step.
     """
-    advantages = [group_advantages(group.rewards, settings.scale_rewards) for group in groups]
-    by_token = settings.average == "token"
+    advantages = [group_advantages(group.rewards, config.scale_rewards) for group in groups]
+    by_token = config.average == "token"
 
     def loss(logps: mx.array, batch: Batch, members: list[int]) -> tuple[mx.array, Metrics]:
         before = mx.stop_gradient(logps) if old is None else in_slots(old, members, batch)
         fixed = None if references is None else in_slots(references, members, batch)
         mine = mx.array([a for i in members for a in advantages[i]])
-        each, metrics = grpo_loss(logps, before, fixed, mine, settings.clip_ratio, settings.kl)
+        each, metrics = grpo_loss(logps, before, fixed, mine, config.clip_ratio, config.kl)
         share = batch.mask if by_token else batch.mask / batch.lengths[:, None]
         counts = [len(groups[i].rows) for i in members]
         found = {

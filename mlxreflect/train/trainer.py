@@ -1,12 +1,10 @@
-"""One optimizer step as figures, and the learning rate's course over steps.
+"""The one training loop: preferences, responses or groups, on LoRA or on all weights.
 
-The one training loop: preferences, responses or groups, on LoRA or on all weights.
+A step is `batch × accumulate` items. Its gradient is that of the sum of the items' losses, divided
+once by the step's number of pairs, response tokens or rows, so neither the batch size nor the
+accumulation changes the loss. A batch that would not fit into memory is taken in parts.
 
-A step is `batch × accumulate` items. Gradients are of the sum of the items' losses, divided once by
-the step's number of pairs, response tokens or rows, so neither the batch size nor the accumulation
-changes the loss. A batch that would not fit into memory is taken in parts.
-
-What a trainer must remember between two processes: parameters, moments, step counts.
+`config` is [train] of a recipe or a job, as it is; see `config.schema.Fitting` for its keys.
 """
 
 import math
@@ -24,32 +22,53 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
+from mlxreflect.config.methods import GrpoConfig
+from mlxreflect.config.schema import Fitting
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.seeds import rng_for, seed_mlx
-from mlxreflect.train.batches import Group, Item, Pair, Row, collate
+from mlxreflect.train.batches import Group, Item, Pair, collate
 from mlxreflect.train.cpu import faster_on_cpu, side_by_side
 from mlxreflect.train.memory import Footprint, plan, recomputed_layers
 from mlxreflect.train.network import Arrays, Network, parameters
-from mlxreflect.train.objectives import (
-    Metrics,
-    Objective,
-    Settings,
-    imitation,
-    odds_ratio,
-    preference,
-    reinforcement,
-)
+from mlxreflect.train.objectives import Metrics, Objective, odds_ratio, preference, reinforcement
 from mlxreflect.train.references import Kept, References, What, score
 
 TIE = 1e-5  # margins below it are rounding
+Seed = tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class LRSchedule:
+    """The course of the learning rate over the steps of one fit.
+
+    shape: "constant", "linear" or "cosine" (both fall to 0), after the warm-up. warmup: share of
+    the fit's steps; `train.warmup` counts where that is more of them.
+    """
+
+    shape: str = "constant"
+    warmup: float = 0.0
+
+    def rate(self, lr: float, number: int, total: int, made: int, warmup: int) -> float:
+        """Returns the learning rate of step `number` (from 0) of a fit's `total`.
+
+        lr: the highest. made: steps that the objective's optimizer has made with this one, over
+        which the rate rises. warmup: the least number of steps that it takes.
+        """
+        warmup = max(warmup, math.ceil(self.warmup * total))
+        begun = max(0, number - warmup) / max(1, total - warmup)
+        share = {"linear": 1 - begun, "cosine": 0.5 * (1 + math.cos(math.pi * begun))}
+        return lr * share.get(self.shape, 1.0) * min(1.0, made / max(1, warmup))
+
+
+CONSTANT = LRSchedule()
 
 
 @dataclass(frozen=True)
 class Step:
     """Metrics of one optimizer step.
 
-    loss: mean an item (or a token: sft). margin, accuracy: over its pairs, None without.
-    tokens: response tokens trained. seconds: wall time. kl, clipped: grpo's, a token.
+    loss: mean of an item (of a token: sft). margin, accuracy: over its pairs, None without.
+    tokens: response tokens trained. seconds: wall time. kl, clipped: of grpo, mean of a token.
     """
 
     objective: str
@@ -70,45 +89,12 @@ class Step:
         }
 
 
-def schedule(settings: Settings, number: int, total: int) -> float:
-    """Share of the learning rate in step `number` (from 0) of `total`, warm-up aside."""
-    begun = max(0, number - settings.warmup) / max(1, total - settings.warmup)
-    if settings.schedule == "linear":
-        return 1 - begun
-    return 0.5 * (1 + math.cos(math.pi * begun)) if settings.schedule == "cosine" else 1.0
-
-
-def gather(value: mx.array, found: Metrics, metrics: dict[str, list[float]]) -> float:
-    """A part's loss; its items' metrics join those of the parts before."""
-    for name, values in found.items():
-        metrics[name] += np.array(values).tolist()
-    return float(np.array(value))
-
-
-def mean(values: Sequence[float] | None) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def ranking(metrics: dict[str, list[float]]) -> dict[str, float | None]:
-    """Mean margin, and the share of pairs ranked right; None where there are no pairs.
-
-    A tie, as of a policy that still is its reference, is right by half.
-    """
-    margins = metrics.get("margin", [])
-    right = [0.5 if abs(margin) < TIE else float(margin > 0) for margin in margins]
-    return {"margin": mean(margins), "accuracy": mean(right)}
-
-
-Seed = tuple[int | str, ...]
-OnStep = Callable[["Step"], None]
-
-
 class Trainer:
-    """Trains the model's trainable parameters; one AdamW an objective, whose state is kept.
+    """Trains the model's trainable parameters; one AdamW an objective, whose state stays.
 
     Two optimizers, because the moments of one loss are no estimate of the other's gradients.
-    references: where log-probabilities of the reference are kept, if they are. say: told once what
-    a person should know about the model.
+    references: keeps log-probabilities of the reference on disk; None: nothing is kept. say: is
+    called once with what a person should know about the model.
     """
 
     def __init__(
@@ -119,7 +105,7 @@ class Trainer:
     ) -> None:
         self.model, self.references, self.say = model, references, say
         self.network: Network | None = None
-        self.told = False
+        self.noted = False
         self.optimizers: dict[str, optim.AdamW] = {}
         self.steps: dict[str, int] = {}
 
@@ -133,188 +119,89 @@ class Trainer:
             self.optimizers[name], self.steps[name] = optimizer, 0
         return self.optimizers[name]
 
-    # ---- objectives -----------------------------------------------------------------------------
-
-    def fit_pairs(
-        self,
-        pairs: Sequence[Pair],
-        reference: Arrays | None,
-        settings: Settings,
-        seed: Seed,
-        on_step: OnStep | None = None,
-    ) -> list[Step]:
-        """Preference training over all pairs, `epochs` times in a seeded order.
-
-        reference: trainable parameters of the reference policy; None: no reference (zeros).
-        """
-        return self.fit(self.pair_objective(pairs, reference, settings), settings, seed, on_step)
-
-    def fit_rows(
-        self,
-        rows: Sequence[Row],
-        settings: Settings,
-        seed: Seed,
-        on_step: OnStep | None = None,
-        *,
-        dropout: bool = True,
-    ) -> list[Step]:
-        """SFT on responses: mean NLL a token over each step."""
-        return self.fit(imitation(rows, dropout=dropout), settings, seed, on_step)
-
-    def fit_groups(
-        self,
-        groups: Sequence[Group],
-        reference: Arrays | None,
-        settings: Settings,
-        seed: Seed,
-        on_step: OnStep | None = None,
-    ) -> list[Step]:
-        """GRPO on groups that the policy as it is has written; `epochs` updates of each group."""
-        return self.fit(self.group_objective(groups, reference, settings), settings, seed, on_step)
-
-    def pair_objective(
-        self, pairs: Sequence[Pair], reference: Arrays | None, settings: Settings
-    ) -> Objective:
-        """The objective on pairs, the reference's log-probabilities computed."""
-        if settings.objective == "orpo":
-            return odds_ratio(pairs, settings)
-        plain = preference(pairs, None, settings)
-        if reference is None or not settings.dpo:  # the NLL alone needs no reference
-            return plain
-        known = self.score(plain.items, reference, settings, "sums", plain.keep_shared)
-        return preference(pairs, known, settings)
-
-    def group_objective(
-        self, groups: Sequence[Group], reference: Arrays | None, settings: Settings
-    ) -> Objective:
-        items: list[Item] = [group.rows for group in groups]
-        alone = settings.epochs == 1 and len(items) <= settings.batch * settings.accumulate
-        old = None if alone else self.score(items, self.trainable(), settings, "tokens", keep=False)
-        fixed = None
-        if reference is not None and settings.kl:
-            fixed = self.score(items, reference, settings, "tokens")
-        return reinforcement(groups, old, fixed, settings)
-
-    def score(
-        self,
-        items: Sequence[Item],
-        arrays: Arrays,
-        settings: Settings,
-        what: What,
-        keep_shared: bool = True,
-        *,
-        keep: bool = True,
-    ) -> list[np.ndarray]:
-        """Log-probabilities of items under other trainable parameters; see `scoring.score`.
-
-        keep: on disk, for a policy that will be asked again.
-        """
-        network, kept = self.understood(items), None
-        if self.references and keep:
-            kept = Kept(self.references, self.references.key_of(self.model, arrays))
-        with parameters(self.model, arrays):
-            return score(network, items, what, keep_shared, kept)
-
-    def understood(self, items: Sequence[Item]) -> Network:
-        """The network, found out once, and what a person should know of it, said once."""
-        if self.network is None:
-            with faster_on_cpu(self.model):
-                self.network = Network(self.model)
-        if not self.network.shares and not self.told and any(len(item) > 1 for item in items):
-            self.told = True
-            self.say(
-                "note: this model cannot run the shared beginning of chosen and rejected once; "
-                "each is run whole, which takes longer"
-            )
-        return self.network
-
     # ---- the loop -------------------------------------------------------------------------------
 
     def fit(
-        self, objective: Objective, settings: Settings, seed: Seed, on_step: OnStep | None = None
+        self,
+        objective: Objective,
+        config: Fitting,
+        seed: Seed,
+        lr: float | None = None,
+        schedule: LRSchedule = CONSTANT,
     ) -> list[Step]:
-        steps = []
-        for step in self.train(objective, settings, seed):
-            steps.append(step)
-            if on_step:
-                on_step(step)
-        return steps
+        """Makes all steps of `train`."""
+        return list(self.train(objective, config, seed, lr, schedule))
 
     def train(
-        self, objective: Objective, settings: Settings, seed: Seed, start: int = 0
+        self,
+        objective: Objective,
+        config: Fitting,
+        seed: Seed,
+        lr: float | None = None,
+        schedule: LRSchedule = CONSTANT,
+        start: int = 0,
     ) -> Generator[Step, None, None]:
-        """One optimizer step after another, from step `start` on of those that the data give.
+        """Makes one optimizer step after another: all items in a seeded order, `epochs` times.
 
-        Each step's order, dropout and learning rate follow from seed and number alone, so a
-        trainer restored after step n and started at n goes on as if it had never stopped.
+        lr: the highest learning rate; None: `config.lr`. start: steps already made. Each step's
+        order, dropout and learning rate follow from seed and number alone, so a trainer restored
+        after step n and started at n goes on as if it had never stopped.
         """
-        items = objective.items
+        items, name = objective.items, objective.name
         if not items:
             return
         network = self.understood(items)
-        self.optimizer(objective.name, settings.weight_decay)
-        per_step = settings.batch * settings.accumulate
+        optimizer = self.optimizer(name, config.weight_decay)
+        per_step = config.batch * config.accumulate
         per_epoch = -(-len(items) // per_step)
+        total = config.epochs * per_epoch
         try:
-            for number in range(start, settings.epochs * per_epoch):
+            for number in range(start, total):
+                started = time.perf_counter()
                 epoch, at = divmod(number, per_epoch)
                 order = list(range(len(items)))
-                rng_for(*seed, objective.name, "order", epoch).shuffle(order)
-                group = order[at * per_step : (at + 1) * per_step]
-                rate = settings.lr * schedule(settings, number, settings.epochs * per_epoch)
+                rng_for(*seed, name, "order", epoch).shuffle(order)
+                members = order[at * per_step : (at + 1) * per_step]
+
                 # Dropout would make policy and reference differ from themselves.
                 self.model.train(objective.dropout)
-                stream = (*seed, objective.name, "dropout", number)
-                yield self.step(network, objective, group, settings, rate, stream)
+                stream = (*seed, name, "dropout", number)
+                loss, grads, metrics = self.gradients(network, objective, members, config, stream)
+                grads, norm = optim.clip_grad_norm(grads, config.clip or math.inf)
+
+                self.steps[name] += 1
+                optimizer.learning_rate = schedule.rate(
+                    config.lr if lr is None else lr, number, total, self.steps[name], config.warmup
+                )
+                optimizer.update(self.model, grads)
+                mx.eval(self.model.trainable_parameters(), optimizer.state, norm)
+                yield Step(
+                    name,
+                    self.steps[name],
+                    loss,
+                    float(optimizer.learning_rate.item()),
+                    norm.item(),
+                    sum(row.trained for i in members for row in items[i]),
+                    time.perf_counter() - started,
+                    **ranking(metrics),
+                    kl=mean(metrics.get("kl")),
+                    clipped=mean(metrics.get("clipped")),
+                )
         finally:
             self.model.eval()
             mx.clear_cache()
-
-    def step(
-        self,
-        network: Network,
-        objective: Objective,
-        group: list[int],
-        settings: Settings,
-        rate: float,
-        stream: Seed,
-    ) -> Step:
-        """One update, on the items of a group."""
-        started = time.perf_counter()
-        loss, grads, metrics = self.gradients(network, objective, group, settings, stream)
-        scale = 1 / sum(objective.sizes[i] for i in group)
-        grads = tree_map(lambda g: g * scale, grads)
-        grads, norm = optim.clip_grad_norm(grads, settings.clip or math.inf)
-        optimizer = self.optimizer(objective.name, settings.weight_decay)
-        self.steps[objective.name] += 1
-        warm = self.steps[objective.name] / max(1, settings.warmup)
-        optimizer.learning_rate = rate * min(1.0, warm)
-        optimizer.update(self.model, grads)
-        mx.eval(self.model.trainable_parameters(), optimizer.state, norm)
-        return Step(
-            objective.name,
-            self.steps[objective.name],
-            loss * scale,
-            float(optimizer.learning_rate.item()),
-            norm.item(),
-            sum(row.trained for i in group for row in objective.items[i]),
-            time.perf_counter() - started,
-            **ranking(metrics),
-            kl=mean(metrics.get("kl")),
-            clipped=mean(metrics.get("clipped")),
-        )
 
     def gradients(
         self,
         network: Network,
         objective: Objective,
-        group: list[int],
-        settings: Settings,
+        members: list[int],
+        config: Fitting,
         stream: Seed,
     ) -> tuple[float, Any, dict[str, list[float]]]:
-        """Summed loss, its gradients and each item's metrics; one part of the group at a time."""
+        """Returns a step's loss, its gradients and each item's metrics; one part at a time."""
         loss = partial(loss_of, network, objective, training=True)
-        parts, recompute = self.plan(network, objective, group, settings)
+        parts, recompute = self.plan(network, objective, members, config)
         arrays = self.trainable()
         mx.eval(self.model.parameters())  # here, where they were made
 
@@ -333,14 +220,15 @@ class Trainer:
                 grads = gradient if grads is None else tree_map(mx.add, grads, gradient)
                 mx.eval(grads)
                 total += gather(value, found, metrics)
-        return total, grads, metrics
+        scale = 1 / sum(objective.sizes[i] for i in members)
+        return total * scale, tree_map(lambda g: g * scale, grads), metrics
 
-    def measure(self, objective: Objective, settings: Settings) -> dict[str, float | None]:
-        """Loss, margin and accuracy over all items, without training on them."""
+    def measure(self, objective: Objective, config: Fitting) -> dict[str, float | None]:
+        """Returns loss, margin and accuracy over all items, without training on them."""
         network = self.understood(objective.items)
         total = 0.0
         metrics: dict[str, list[float]] = defaultdict(list)
-        parts, _ = self.plan(network, objective, list(range(len(objective.items))), settings)
+        parts, _ = self.plan(network, objective, list(range(len(objective.items))), config)
         self.model.eval()
         loss = partial(loss_of, network, objective)
         with faster_on_cpu(self.model):
@@ -349,20 +237,109 @@ class Trainer:
         return {"loss": total / sum(objective.sizes), **ranking(metrics)}
 
     def plan(
-        self, network: Network, objective: Objective, group: list[int], settings: Settings
+        self, network: Network, objective: Objective, members: list[int], config: Fitting
     ) -> tuple[list[list[int]], int]:
-        """The group in parts, and how many layers are recomputed; see `memory.plan`."""
-        items = {i: objective.items[i] for i in group}
-        return plan(items, network.shares, Footprint(self.model, network.vocabulary), settings)
+        """Returns the members in parts, and how many layers are recomputed; see `memory.plan`."""
+        items = {i: objective.items[i] for i in members}
+        return plan(items, network.shares, Footprint(self.model, network.vocabulary), config)
+
+    # ---- objectives -----------------------------------------------------------------------------
+
+    def pair_objective(
+        self, pairs: Sequence[Pair], reference: Arrays | None, config: Fitting, name: str
+    ) -> Objective:
+        """Returns the objective `name` on pairs, with the reference's log-probabilities.
+
+        reference: trainable parameters of the reference policy; None: no reference (zeros).
+        """
+        if name == "orpo":
+            return odds_ratio(pairs, config.beta)
+        plain = preference(pairs, None, config, name)
+        if reference is None or not config.dpo:  # the NLL alone needs no reference
+            return plain
+        known = self.score(plain.items, reference, "sums", plain.keep_shared)
+        return preference(pairs, known, config, name)
+
+    def group_objective(
+        self,
+        groups: Sequence[Group],
+        reference: Arrays | None,
+        config: Fitting,
+        grpo: GrpoConfig,
+    ) -> Objective:
+        """Returns GRPO on groups that the policy as it is has written."""
+        items: list[Item] = [group.rows for group in groups]
+        alone = config.epochs == 1 and len(items) <= config.batch * config.accumulate
+        old = None if alone else self.score(items, self.trainable(), "tokens", keep=False)
+        fixed = None
+        if reference is not None and grpo.kl:
+            fixed = self.score(items, reference, "tokens")
+        return reinforcement(groups, old, fixed, grpo)
+
+    def score(
+        self,
+        items: Sequence[Item],
+        arrays: Arrays,
+        what: What,
+        keep_shared: bool = True,
+        *,
+        keep: bool = True,
+    ) -> list[np.ndarray]:
+        """Returns log-probabilities of items under other parameters; see `references.score`.
+
+        keep: on disk, for a policy that will be asked again.
+        """
+        network, kept = self.understood(items), None
+        if self.references and keep:
+            kept = Kept(self.references, self.references.key_of(self.model, arrays))
+        with parameters(self.model, arrays):
+            return score(network, items, what, keep_shared, kept)
+
+    def understood(self, items: Sequence[Item]) -> Network:
+        """Returns the network, tried once; what a person should know of it is said once."""
+        if self.network is None:
+            with faster_on_cpu(self.model):
+                self.network = Network(self.model)
+        if not self.network.shares and not self.noted and any(len(item) > 1 for item in items):
+            self.noted = True
+            self.say(
+                "note: this model cannot run the shared beginning of chosen and rejected once; "
+                "each is run whole, which takes longer"
+            )
+        return self.network
 
 
 def loss_of(
     network: Network, objective: Objective, members: list[int], *, training: bool = False
 ) -> tuple[mx.array, Metrics]:
-    """Summed loss and metrics of some items."""
+    """Returns summed loss and metrics of some items."""
     rows = [objective.items[i] for i in members]
     batch = collate(rows, share=network.shares, keep_shared=objective.keep_shared)
     return objective.loss(network.logps(batch, training=training), batch, members)
+
+
+def gather(value: mx.array, found: Metrics, metrics: dict[str, list[float]]) -> float:
+    """Returns a part's loss; its items' metrics join those of the parts before."""
+    for name, values in found.items():
+        metrics[name] += np.array(values).tolist()
+    return float(np.array(value))
+
+
+def mean(values: Sequence[float] | None) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def ranking(metrics: dict[str, list[float]]) -> dict[str, float | None]:
+    """Returns the mean margin and the share of pairs ranked right; None without pairs.
+
+    A tie, as of a policy that still is its reference, is right by half.
+    """
+    margins = metrics.get("margin", [])
+    right = [0.5 if abs(margin) < TIE else float(margin > 0) for margin in margins]
+    return {"margin": mean(margins), "accuracy": mean(right)}
+
+
+# ---- what a trainer keeps between two processes ------------------------------------------------
 
 
 def save_trainer(folder: Path, trainer: Trainer) -> dict[str, Any]:

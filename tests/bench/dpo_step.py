@@ -37,10 +37,10 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm import load
 from workload import CLOCKS, gemm_peak, random_model, random_pairs, useful_flops, with_lora
 
+from mlxreflect.config.schema import Fitting
 from mlxreflect.core.seeds import rng_for
 from mlxreflect.models.policy import dequantize
 from mlxreflect.train.batches import Pair, Row
-from mlxreflect.train.objectives import Settings
 from mlxreflect.train.trainer import Trainer
 
 Arrays = dict[str, mx.array]
@@ -144,9 +144,9 @@ def our_batches(pairs: list[Pair], batch: int) -> list[list[Pair]]:
 def ours(case: Case, pairs: list[Pair], batch: int, clock: Callable[[], float]) -> Run:
     model = with_lora(case.base())
     reference, trainer = base_arrays(model), Trainer(model)
-    settings = Settings(lr=RATE, batch=batch, beta=BETA, clip=0.0)
+    config = Fitting(lr=RATE, batch=batch, beta=BETA, clip=0.0, logps="sum")
     with measured(clock) as run:
-        trainer.fit_pairs(pairs, reference, settings, SEED)
+        trainer.fit(trainer.pair_objective(pairs, reference, config, "dpo"), config, SEED)
     run.moments = moments(trainer.optimizers["dpo"])
     return run
 

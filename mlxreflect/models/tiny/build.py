@@ -15,12 +15,13 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import qwen2
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 
+from mlxreflect.config.schema import Fitting
 from mlxreflect.core.seeds import rng_for, seed_mlx
 from mlxreflect.models.policy import GROUP_SIZE, Policy
 from mlxreflect.models.tiny.data import example
 from mlxreflect.models.tiny.tokenizer import build_tokenizer
 from mlxreflect.train.batches import Row
-from mlxreflect.train.objectives import Settings
+from mlxreflect.train.objectives import imitation
 from mlxreflect.train.trainer import Trainer
 
 SEED = 0
@@ -52,7 +53,7 @@ def config(vocabulary: int, end: int) -> dict[str, object]:
 def train(policy: Policy, steps: int) -> None:
     trainer = Trainer(policy.model)
     rng = rng_for("tiny", SEED, "data")
-    accumulate = BATCH // MICRO_BATCH
+    settings = Fitting(batch=MICRO_BATCH, accumulate=BATCH // MICRO_BATCH, weight_decay=0.01)
     seconds = loss = 0.0
     for number in range(1, steps + 1):
         rows = []
@@ -61,8 +62,7 @@ def train(policy: Policy, steps: int) -> None:
             prompt = policy.encode(messages)
             rows.append(Row(prompt, policy.encode_response(prompt, text)))
         lr = LR * min(1.0, number / WARMUP)
-        settings = Settings(lr=lr, batch=MICRO_BATCH, accumulate=accumulate, weight_decay=0.01)
-        (step,) = trainer.fit_rows(rows, settings, ("tiny", SEED, number))
+        (step,) = trainer.fit(imitation(rows), settings, ("tiny", SEED, number), lr)
         seconds += step.seconds
         loss += step.loss
         if number % 50 == 0:
