@@ -17,10 +17,8 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import to_row
 from mlxreflect.core.ui import Ui
 from mlxreflect.critics.base import Reply
-from mlxreflect.critics.bedrock import BedrockCritic
+from mlxreflect.critics.client import Client
 from mlxreflect.critics.local import LocalCritic, SelfCritic
-from mlxreflect.critics.ollama import OllamaCritic
-from mlxreflect.critics.openai import OpenAICritic
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.methods.base import Hands
 from mlxreflect.methods.r3 import R3
@@ -372,7 +370,7 @@ def test_a_wave_that_was_stopped_ends_with_the_same_bytes(tmp_path):
 
 
 def test_critics_on_servers_are_waited_for_and_those_of_this_process_are_not():
-    assert OllamaCritic.waits and OpenAICritic.waits and BedrockCritic.waits
+    assert Client.waits
     assert not (SolverCritic.waits or LocalCritic.waits or SelfCritic.waits)
     with make(Critic()).threads() as chains:
         assert chains is None

@@ -1,4 +1,4 @@
-"""The Bedrock critic: the real boto3 client against a loopback server."""
+"""What the Bedrock critic alone does: the real boto3 client against a loopback server."""
 
 import shutil
 import subprocess
@@ -8,16 +8,15 @@ from typing import Any
 
 import pytest
 from support import fake_bedrock as fake
-from support.critic_calls import call
-from support.fake_bedrock import SECRET, FakeBedrock, aws
+from support.critics import ask, call, critic_at
+from support.fake_bedrock import FakeBedrock, aws
 from support.fake_server import Body, Fault
 
-from mlxreflect.config.schema import CriticConfig
 from mlxreflect.core.errors import UserError
-from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.bedrock import BedrockCritic
+from mlxreflect.critics.base import Reply
 
 TOKEN, BEARER = "session//token==", "bedrock-api-key-abc=="
+AWS = ("bedrock", "")  # its own endpoint
 ARN = "arn:aws:bedrock:us-east-1:123456789012:inference-profile/us.amazon.nova-pro-v1:0"
 
 
@@ -26,31 +25,7 @@ def nothing_of_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     fake.credentials(monkeypatch, tmp_path)
 
 
-def critic_at(url: str, **settings: Any) -> BedrockCritic:
-    defaults: dict[str, Any] = {
-        "deadline_s": 10.0, "cache": "off", "model": "critic", "region": "us-east-1",
-    }  # fmt: skip
-    config = CriticConfig(provider="bedrock", base_url=url, **defaults | settings)
-    return BedrockCritic(config, "run", backoff_s=0.01)
-
-
-def ask(server: FakeBedrock, *calls: Call, **settings: Any) -> list[Reply]:
-    critic = critic_at(server.url, **settings)
-    try:
-        return critic.ask(calls or [call()])
-    finally:
-        critic.close()
-
-
 # ---- what is sent and what comes back ------------------------------------------------------------
-
-
-def test_a_reply_with_its_usage() -> None:
-    with FakeBedrock() as server:
-        [reply] = ask(server)
-    assert reply == Reply(
-        "reply to hello", finish_reason="stop", usage={"prompt": 9, "completion": 4}
-    )
 
 
 @pytest.mark.parametrize(
@@ -120,7 +95,7 @@ def test_why_it_stopped(stop: str, expected: str) -> None:
 
 
 def fields(body: Body, **changed: Any) -> Body:
-    return fake.converse_response(body, "fine") | changed
+    return FakeBedrock().written(body, "fine") | changed
 
 
 def test_usage_may_be_missing() -> None:
@@ -163,7 +138,7 @@ def test_errors_in_plain_words(fault: Fault, meaning: str) -> None:
 def test_a_refused_temperature_is_left_out_from_then_on(words: str) -> None:
     def reply(body: Body) -> str | Fault:
         refused = "temperature" in body["inferenceConfig"]
-        return aws("ValidationException", words) if refused else fake.echo(body)
+        return aws("ValidationException", words) if refused else FakeBedrock.echo(body)
 
     with FakeBedrock(reply=reply) as server:
         replies = ask(server, call("a"), call("b"), concurrency=1)
@@ -206,30 +181,11 @@ def test_a_bearer_token_is_used_and_kept_secret(
     monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate.with_name("public.pem")))
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     with FakeBedrock(reply=lambda body: f"you sent {BEARER}", certificate=certificate) as server:
-        critic = critic_at(server.url)
+        critic = critic_at(server)
         critic.preflight()
         assert critic.ask([call()])[0].text == "you sent [key]"
         critic.close()
         assert server.requests[0].headers["authorization"] == f"Bearer {BEARER}"
-
-
-def test_no_secret_gets_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("AWS_SESSION_TOKEN", TOKEN)
-
-    def leaky(body: Body) -> str | Fault:
-        text = f"x-amz-security-token:{TOKEN}"
-        return text if fake.said(body) == "reply" else aws("AccessDeniedException", text)
-
-    with FakeBedrock(reply=leaky) as server:
-        critic = critic_at(server.url, cache=str(tmp_path / "cache.sqlite"))
-        replies = critic.ask([call("reply"), call("refuse")])
-        critic.close()
-        assert server.requests[0].headers["x-amz-security-token"] == TOKEN
-    assert replies[0].text == "x-amz-security-token:[key]"
-    assert replies[1].kind == "http_403"
-    assert TOKEN not in repr(replies) and SECRET not in repr(replies)
-    kept = b"".join(path.read_bytes() for path in tmp_path.glob("cache.sqlite*"))
-    assert b"[key]" in kept and TOKEN.encode() not in kept and SECRET.encode() not in kept
 
 
 def mistake(action: Any) -> tuple[str, str]:
@@ -238,17 +194,9 @@ def mistake(action: Any) -> tuple[str, str]:
     return caught.value.message, caught.value.hint
 
 
-def test_preflight_makes_no_call() -> None:
-    with FakeBedrock() as server:
-        critic = critic_at(server.url)
-        critic.preflight()
-        critic.close()
-        assert server.requests == []
-
-
 def test_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    critic = critic_at("")
+    critic = critic_at(AWS)
     message, hint = mistake(critic.preflight)
     assert message == "no AWS credentials were found"
     assert "aws configure" in hint and "AWS_BEARER_TOKEN_BEDROCK" in hint
@@ -258,7 +206,7 @@ def test_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_credentials_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    message, hint = mistake(lambda: critic_at(""))
+    message, hint = mistake(lambda: critic_at(AWS))
     assert "AWS credentials cannot be used: Partial credentials" in message
     assert "critic.profile" in hint
 
@@ -267,7 +215,7 @@ def test_certificates_that_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     (tmp_path / "empty.pem").write_text("")
     for name in ("missing.pem", "empty.pem"):
         monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / name))
-        message, hint = mistake(lambda: critic_at(""))
+        message, hint = mistake(lambda: critic_at(AWS))
         assert message == f"{tmp_path / name} is no file of certificates"
         assert "AWS_CA_BUNDLE" in hint
 
@@ -279,7 +227,7 @@ def test_a_profile_and_its_region(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "aws_secret_access_key = b\n"
     )
     with FakeBedrock() as server:
-        critic = critic_at(server.url, profile="mine", region="")
+        critic = critic_at(server, profile="mine", region="")
         critic.preflight()
         critic.ask([call()])
         critic.close()
@@ -288,13 +236,13 @@ def test_a_profile_and_its_region(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_profile_that_is_not_there() -> None:
-    message, hint = mistake(lambda: critic_at("", profile="mine"))
+    message, hint = mistake(lambda: critic_at(AWS, profile="mine"))
     assert "(mine) could not be found" in message
     assert "critic.profile" in hint
 
 
 def test_no_region() -> None:
-    message, hint = mistake(lambda: critic_at("", region=""))
+    message, hint = mistake(lambda: critic_at(AWS, region=""))
     assert message == "no AWS region is set"
     assert "critic.region=us-east-1" in hint
 
@@ -302,19 +250,19 @@ def test_no_region() -> None:
 @pytest.mark.parametrize("changes", [{"region": "us east"}, {"base_url": "nowhere"}])
 def test_a_region_or_endpoint_that_is_none(changes: dict[str, str]) -> None:
     settings = {"base_url": "", **changes}
-    _, hint = mistake(lambda: critic_at(settings.pop("base_url"), **settings))
+    _, hint = mistake(lambda: critic_at(("bedrock", settings.pop("base_url")), **settings))
     assert hint == "correct critic.region or critic.base_url"
 
 
 def test_boto3_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
-    message, hint = mistake(lambda: critic_at(""))
+    message, hint = mistake(lambda: critic_at(AWS))
     assert "needs boto3" in message
     assert hint == "run: pip install 'mlxreflect[bedrock]'"
 
 
 def test_a_replay_needs_neither_boto3_nor_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
-    critic = critic_at("", replay=True)
+    critic = critic_at(AWS, replay=True)
     critic.preflight()
     critic.close()

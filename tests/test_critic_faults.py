@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from support import fake_ollama as fake
 from support.critic_runs import Faulty, figures, run, same, solving
+from support.critics import call, critic_at
 from support.fake_ollama import Body, FakeOllama, Fault, http
-from test_critic_ollama import ask, call, critic_at
 
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_rows
@@ -127,27 +127,17 @@ def test_a_server_that_fails_for_everyone_stops_the_run(tmp_path: Path) -> None:
 # ---- one call ------------------------------------------------------------------------------------
 
 
-def test_a_text_far_beyond_max_tokens_is_no_critique() -> None:
-    """It would fill the next prompts; asked again, the server would send as much again."""
-    long = {"message": {"role": "assistant", "content": "on and on " * 100_000}}
-    with FakeOllama(reply=lambda body: long) as server:
-        [reply] = ask(server, max_tokens=50)
-        assert len(server.chats) == 1
-    assert (reply.kind, reply.text) == ("too_large", "")
-    with FakeOllama(reply=lambda body: "x" * 15_000) as server:
-        assert len(ask(server, max_tokens=4000)[0].text) == 15_000
-
-
 def test_a_server_that_was_away_is_asked_again() -> None:
     """It restarts: connections are refused, then it is there again at the same address."""
     refused: list[str] = []
     with FakeOllama() as server, socket.socket() as away:
         away.bind(("127.0.0.1", 0))  # bound, and not listening: refuses
-        critic = critic_at(f"http://127.0.0.1:{away.getsockname()[1]}")
+        critic = critic_at(("ollama", f"http://127.0.0.1:{away.getsockname()[1]}"))
+        really = critic.send
 
-        def send(one: Call, timeout: float) -> Reply:
+        def send(one: Call, seconds: float) -> Reply:
             try:
-                return critic.send(one, timeout)
+                return really(one, seconds)
             except CallError as error:
                 refused.append(error.kind)
                 if len(refused) == 2:
@@ -155,7 +145,7 @@ def test_a_server_that_was_away_is_asked_again() -> None:
                     threading.Thread(target=forward, args=(away, server.url), daemon=True).start()
                 raise
 
-        critic.client.send = send
+        critic.send = send  # type: ignore[method-assign]
         [reply] = critic.ask([call()])
         critic.close()
     assert (reply.text, reply.tries) == ("reply to hello", 3)

@@ -10,9 +10,8 @@ import pytest
 from mlxreflect.config.schema import CriticConfig, PolicyConfig, TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem
-from mlxreflect.critics import CRITICS
+from mlxreflect.critics import open_critic
 from mlxreflect.critics.base import Call
-from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import LocalCritic, SelfCritic
 from mlxreflect.models.policy import Policy, load_policy
 from mlxreflect.prompts.messages import attempt_messages
@@ -30,7 +29,7 @@ def ask_about(problem: Problem, **changes: Any) -> Call:
 def local(**settings: Any) -> LocalCritic:
     defaults: dict[str, Any] = {"model": "tiny", "max_tokens": 60, "temperature": 0.0}
     config = CriticConfig(provider="local", **defaults | settings)
-    critic = CRITICS["local"](config, "", "run", Ledger())
+    critic = open_critic(config, "", "run")
     assert isinstance(critic, LocalCritic)
     return critic
 

@@ -19,7 +19,7 @@ from mlxreflect.core.cache import cache_path
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_rows
 from mlxreflect.core.ui import Ui
-from mlxreflect.critics.cache import FILE as CACHE
+from mlxreflect.critics.client import FILE as CACHE
 from mlxreflect.critics.ledger import BudgetReached
 from mlxreflect.data.contamination import FILE
 from mlxreflect.evaluation.answers import Answers

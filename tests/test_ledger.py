@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.critics import Scripted
 
 from mlxreflect.config.schema import BudgetConfig, CriticConfig
 from mlxreflect.core.errors import UserError
@@ -257,7 +258,9 @@ def test_dollars_add_up_without_rounding() -> None:
 def client(send: Any, budget: dict[str, Any], **settings: Any) -> Client:
     defaults: dict[str, Any] = {"cache": "off", "model": "m", "max_tokens": 100, "price_in": 1.0}
     config = CriticConfig(provider="openai", **defaults | settings)
-    return Client(config, "run", send, Ledger(None, BudgetConfig(**budget)), backoff_s=0.001)
+    return Client(
+        config, "run", Scripted(send), Ledger(None, BudgetConfig(**budget)), backoff_s=0.001
+    )
 
 
 def calls(count: int) -> list[Call]:
@@ -267,7 +270,7 @@ def calls(count: int) -> list[Call]:
 def test_retries_are_requests_too() -> None:
     sent: list[str] = []
 
-    def send(call: Call, timeout: float) -> Reply:
+    def send(call: Call) -> Reply:
         sent.append(call.attempt)
         raise CallError("http_503", "busy", retry=True)
 
@@ -290,7 +293,7 @@ def test_retries_are_requests_too() -> None:
 def test_tokens_that_were_not_reported_count_as_the_most_they_can_be(
     usage: dict[str, int], tokens: tuple[int, int], estimated: bool
 ) -> None:
-    one = client(lambda call, timeout: Reply("fine", usage=usage), {})
+    one = client(lambda call: Reply("fine", usage=usage), {})
     [reply] = one.ask([CALL])
     one.close()
     assert (reply.cost.tokens_in, reply.cost.tokens_out) == tokens
@@ -310,7 +313,7 @@ def test_tokens_that_were_not_reported_count_as_the_most_they_can_be(
     ids=lambda value: value.kind if isinstance(value, CallError) else "",
 )
 def test_what_a_failed_request_counts(error: CallError, spent: tuple[int, int]) -> None:
-    def send(call: Call, timeout: float) -> Reply:
+    def send(call: Call) -> Reply:
         raise error
 
     one = client(send, {})
@@ -320,7 +323,7 @@ def test_what_a_failed_request_counts(error: CallError, spent: tuple[int, int]) 
 
 
 def test_a_bug_leaves_nothing_set_aside() -> None:
-    def send(call: Call, timeout: float) -> Reply:
+    def send(call: Call) -> Reply:
         raise ZeroDivisionError
 
     one = client(send, {"max_calls": 5})
@@ -333,8 +336,8 @@ def test_a_bug_leaves_nothing_set_aside() -> None:
 def test_waiting_for_the_budget_takes_nothing_from_a_calls_deadline() -> None:
     """The second call waits longer for the first than its own deadline, and is answered."""
 
-    def send(call: Call, timeout: float) -> Reply:
-        assert timeout > 0.2
+    def send(call: Call) -> Reply:
+        assert one.provider.wire.local.deadline - time.monotonic() > 0.2
         time.sleep(0.4)
         return Reply("fine", usage={"prompt": 1, "completion": 1})
 
@@ -346,7 +349,7 @@ def test_waiting_for_the_budget_takes_nothing_from_a_calls_deadline() -> None:
 def test_threads_that_ask_for_the_same_send_it_once(tmp_path: Path) -> None:
     sent: list[str] = []
 
-    def send(call: Call, timeout: float) -> Reply:
+    def send(call: Call) -> Reply:
         sent.append(call.attempt)
         time.sleep(0.01)
         return Reply(call.attempt, usage={"prompt": 1, "completion": 1})
@@ -363,13 +366,13 @@ KILLED = """
 import os, sys, threading
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_ledger import CALL, calls
+from support.critics import Scripted, call
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.client import Client
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.config.schema import CriticConfig
 folder = Path(sys.argv[2])
-def send(call, timeout):
+def send(call):
     with (folder / "sent").open("a") as out:
         out.write(call.attempt + "\\n")
     if call.attempt == "4":
@@ -377,7 +380,8 @@ def send(call, timeout):
         threading.Event().wait()
     return Reply("fine", usage={"prompt": 1, "completion": 1})
 config = CriticConfig(provider="openai", model="m", cache=str(folder / "c.sqlite"), concurrency=1)
-Client(config, "run", send, Ledger(folder / "critic.jsonl")).ask(calls(9))
+Client(config, "run", Scripted(send), Ledger(folder / "critic.jsonl")).ask(
+    [call(attempt=str(n)) for n in range(9)])
 """
 
 

@@ -13,7 +13,7 @@ from test_r3 import Critic, play
 from mlxreflect.config.schema import CriticConfig, Recipe
 from mlxreflect.core.records import make_problem
 from mlxreflect.critics.base import Move, Reply
-from mlxreflect.critics.cache import cache_key
+from mlxreflect.critics.client import cache_key
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.critics.verdicts import Judgement, Preference
 from mlxreflect.methods.examples import r3_pairs

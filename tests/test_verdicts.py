@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from support.critics import critic_at
 from support.fake_ollama import FakeOllama
 
-from mlxreflect.config.schema import CriticConfig
 from mlxreflect.core.records import make_problem
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.ledger import Tally
-from mlxreflect.critics.ollama import OllamaCritic
 from mlxreflect.critics.verdicts import Judgement, Marks, Preference, ask_structured, parse
 
 WRONG = {"step": "2 + 2 = 5", "why": "it is 4", "verdict": "wrong"}
@@ -188,8 +187,7 @@ def test_a_reply_without_a_verdict_is_asked_again_once_and_then_unknown() -> Non
         return told[name].pop(0)
 
     with FakeOllama(reply=reply) as server:
-        config = CriticConfig(provider="ollama", model="critic", base_url=server.url, cache="off")
-        critic = OllamaCritic(config, "run", backoff_s=0.01)
+        critic = critic_at(server)
         answers = ask_structured(critic, list(attempts.values()), Judgement)
         critic.close()
         assert all(body["format"] == Judgement.model_json_schema() for body in server.chats)
@@ -213,10 +211,7 @@ def test_a_reply_without_a_verdict_is_asked_again_once_and_then_unknown() -> Non
 
 def test_a_verdict_that_was_cut_off_says_what_to_raise() -> None:
     with FakeOllama(reply=lambda body: SAID) as server:
-        config = CriticConfig(
-            provider="ollama", model="critic", base_url=server.url, cache="off", max_tokens=4
-        )
-        critic = OllamaCritic(config, "run")
+        critic = critic_at(server, max_tokens=4)
         [answer] = ask_structured(critic, [call("x")], Judgement)
         critic.close()
     assert answer.value is None

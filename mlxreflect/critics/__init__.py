@@ -1,44 +1,52 @@
 """The critics by provider, and those of a run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 
-from mlxreflect.config.schema import REMOTE, CriticConfig, Recipe
+from mlxreflect.config.schema import CriticConfig, Recipe, Tier
 from mlxreflect.critics.base import Critic
-from mlxreflect.critics.bedrock import BedrockCritic
+from mlxreflect.critics.bedrock import Bedrock
+from mlxreflect.critics.client import Client, Provider
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import LocalCritic
-from mlxreflect.critics.ollama import OllamaCritic
-from mlxreflect.critics.openai import OpenAICritic
+from mlxreflect.critics.ollama import Ollama
+from mlxreflect.critics.openai import OpenAI
 from mlxreflect.critics.solver import SolverCritic
-from mlxreflect.methods.asked import asked_tiers
 
-# config, name of the task, id of the run, its ledger → critic
-CRITICS: dict[str, Callable[[CriticConfig, str, str, Ledger], Critic]] = {
-    "solver": lambda config, task, run_id, ledger: SolverCritic(config, task),
-    "local": lambda config, task, run_id, ledger: LocalCritic(config),
-    "ollama": lambda config, task, run_id, ledger: OllamaCritic(config, run_id, ledger),
-    "openai": lambda config, task, run_id, ledger: OpenAICritic(config, run_id, ledger),
-    "bedrock": lambda config, task, run_id, ledger: BedrockCritic(config, run_id, ledger),
-}
+REMOTE: dict[str, Callable[[CriticConfig], Provider]] = {
+    "ollama": Ollama, "openai": OpenAI, "bedrock": Bedrock,
+}  # fmt: skip
+CRITICS = ("solver", "local", *REMOTE)
+
+
+def open_critic(
+    config: CriticConfig, task: str, run_id: str, ledger: Ledger | None = None
+) -> Critic:
+    """Returns the critic of a provider. Raises UserError for settings it cannot be made with.
+
+    task: the name of the task whose solver is asked. run_id: under which replies are kept.
+    """
+    if config.provider == "solver":
+        return SolverCritic(config, task)
+    if config.provider == "local":
+        return LocalCritic(config)
+    return Client(config, run_id, REMOTE[config.provider](config), ledger)
 
 
 def open_critics(
-    recipe: Recipe, run_id: str, ledger: Ledger, stack: ExitStack
+    recipe: Recipe, tiers: Iterable[Tier], run_id: str, ledger: Ledger, stack: ExitStack
 ) -> dict[str, Critic]:
-    """The critics that a run asks, each known to answer; one where settings are the same.
+    """Returns the critics of a run, each known to answer; tiers with the same settings share one.
 
-    A replay asks nobody, so there is nobody who would have to answer.
+    stack: closes them. Raises UserError for one that cannot be reached.
     """
-    wanted = asked_tiers(recipe)
     opened: dict[CriticConfig, Critic] = {}
-    for tier in wanted:
+    found: dict[str, Critic] = {}
+    for tier in tiers:
         config = recipe.critic.tier(tier)
-        if config in opened:
-            continue
-        critic = CRITICS[config.provider](config, recipe.task.name, run_id, ledger)
-        stack.callback(critic.close)
-        if not (config.replay and config.provider in REMOTE):
+        if config not in opened:
+            critic = opened[config] = open_critic(config, recipe.task.name, run_id, ledger)
+            stack.callback(critic.close)
             critic.preflight()
-        opened[config] = critic
-    return {tier: opened[recipe.critic.tier(tier)] for tier in wanted}
+        found[tier] = opened[config]
+    return found

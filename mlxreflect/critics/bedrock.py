@@ -1,13 +1,11 @@
-"""A critic on Amazon Bedrock, through boto3's Converse (extra `bedrock`): any model or profile.
+"""Critics on Amazon Bedrock, through boto3's Converse (extra `bedrock`): any model or profile.
 
 boto3 finds the credentials, signs and reads. The request itself goes over our own wire, because
 boto3's has an end for a server that says nothing, but none for one that never stops.
 """
 
 import os
-import threading
-import time
-from collections.abc import Sequence
+import ssl
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,17 +15,7 @@ from mlxreflect.config.schema import CriticConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Messages
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.client import Client
-from mlxreflect.critics.http import (
-    NOTHING,
-    CallError,
-    Wire,
-    encodable,
-    invalid,
-    refusal,
-    strip_thought,
-)
-from mlxreflect.critics.ledger import Ledger
+from mlxreflect.critics.http import NOTHING, CallError, Wire, encodable, invalid, refusal, typed
 
 BEARER = "AWS_BEARER_TOKEN_BEDROCK"  # read by boto3 itself
 REASONS = {
@@ -38,40 +26,30 @@ EXPIRED = ("ExpiredTokenException", "UnrecognizedClientException", "InvalidSigna
 REPEATED = ("ModelErrorException",)  # 424: the model failed, and may not the next time
 
 
-class BedrockCritic:
-    """Asks one model or inference profile. `base_url` replaces the endpoint of the region.
+class Bedrock:
+    """One model or inference profile. `base_url` replaces the endpoint of the region.
 
-    Raises UserError where boto3, the profile or the region is missing, and for a cache that cannot
-    be used.
+    Raises UserError where boto3, the profile or the region is missing.
     """
 
-    waits = True
+    silent = "Bedrock does not answer"
+    start = "try again, or set critic.region"
 
-    def __init__(
-        self,
-        config: CriticConfig,
-        run_id: str,
-        ledger: Ledger | None = None,
-        *,
-        backoff_s: float | None = None,
-    ) -> None:
+    def __init__(self, config: CriticConfig) -> None:
         self.config = config
-        self.actor = f"bedrock:{config.model}"
-        self.refused: frozenset[str] = frozenset()  # "temperature", where the model takes none
-        self.local = threading.local()  # .deadline of the call this thread is making
         self.session: Any = None
         self.runtime: Any = None
         if not config.replay:
             self.session, self.runtime = open_runtime(config)
             self.runtime.meta.events.register("before-send.bedrock-runtime.Converse", self.deliver)
         shown = self.runtime.meta.endpoint_url if self.runtime else "Bedrock"
-        certificates = os.environ.get("AWS_CA_BUNDLE", "")
-        self.wire = Wire(shown, (os.environ.get(BEARER, ""),), certificates)
-        self.client = Client(config, run_id, self.send, ledger, backoff_s=backoff_s)
+        self.wire = Wire(shown, (os.environ.get(BEARER, ""),))
+        verify = trusted(os.environ.get("AWS_CA_BUNDLE", ""))
+        self.http = httpx.Client(event_hooks=self.wire.hooks, verify=verify)
 
     def preflight(self) -> None:
-        """Are there credentials? Whether they open this model is known at the first call."""
-        if self.config.replay or os.environ.get(BEARER):
+        """Looks for credentials. Whether they open this model is known at the first call."""
+        if os.environ.get(BEARER):
             return
         from botocore.exceptions import BotoCoreError, ClientError
 
@@ -87,33 +65,15 @@ class BedrockCritic:
                 f"run `aws configure`, set critic.profile, or export {BEARER}",
             )
 
-    def ask(self, calls: Sequence[Call]) -> list[Reply]:
-        return self.client.ask(calls)
-
-    def close(self) -> None:
-        self.client.close()
-        self.wire.close()
-
-    def send(self, call: Call, timeout: float) -> Reply:
-        self.local.deadline = time.monotonic() + timeout
-        tempered = "temperature" not in self.refused
-        try:
-            answer = self.converse(call, tempered)
-        except CallError as error:
-            if not tempered or error.kind != "http_400" or "temperature" not in str(error):
-                raise
-            answer = self.converse(call, tempered=False)
-            self.refused |= {"temperature"}
-        return self.read(answer, call)
-
-    def converse(self, call: Call, tempered: bool) -> dict[str, Any]:
+    def send(self, call: Call, refused: frozenset[str]) -> Reply:
         from botocore.exceptions import BotoCoreError, ClientError
         from botocore.parsers import ResponseParserError
 
         system, messages = divide(encodable(call.messages))
-        limits: dict[str, Any] = {"maxTokens": self.config.max_tokens}
-        if tempered:
-            limits["temperature"] = call.heat(self.config.temperature)
+        limits = {
+            "maxTokens": self.config.max_tokens, "temperature": call.heat(self.config.temperature),
+        }  # fmt: skip
+        limits = {name: value for name, value in limits.items() if name not in refused}
         given = {"system": system} if system else {}
         try:
             answer: dict[str, Any] = self.runtime.converse(
@@ -124,11 +84,9 @@ class BedrockCritic:
         except BotoCoreError as error:  # credentials that ended meanwhile, an id that is none
             said = self.wire.clean(one_line(error))
             raise CallError("refused", said, usage=NOTHING) from None
-        except (
-            ResponseParserError, ValueError, LookupError, TypeError, AttributeError, RecursionError
-        ) as error:  # fmt: skip
+        except ResponseParserError as error:
             raise invalid(error) from None
-        return answer
+        return self.read(answer)
 
     def deliver(self, request: Any, **_: Any) -> Any:
         """What boto3 has signed goes out and its response comes back; called by boto3."""
@@ -138,7 +96,8 @@ class BedrockCritic:
         if token := headers.get("X-Amz-Security-Token"):
             self.wire.secrets |= {token}
         sent = httpx.Request(request.method, request.url, headers=headers, content=request.body)
-        response = self.wire.fetch(sent, self.local.deadline)
+        with typed(self.wire.shown):
+            response = self.http.send(sent)
         raw = SimpleNamespace(stream=lambda: [response.content])
         return AWSResponse(request.url, response.status_code, dict(response.headers), raw)
 
@@ -152,23 +111,25 @@ class BedrockCritic:
         error = refusal(status, said or code, self.wire.secrets, asked)
         meaning = explain(code, said, self.config.model, self.runtime.meta.region_name)
         return CallError(
-            error.kind, f"{meaning} ({error})" if meaning else str(error),
-            retry=error.retry or code in REPEATED, retry_after=error.retry_after,
-        )  # fmt: skip
+            error.kind,
+            f"{meaning} ({error})" if meaning else str(error),
+            retry=error.retry or code in REPEATED,
+            retry_after=error.retry_after,
+            blame="temperature" if status == 400 and "temperature" in str(error) else None,
+        )
 
-    def read(self, answer: dict[str, Any], call: Call) -> Reply:
-        try:
-            blocks = answer["output"]["message"]["content"]
-            text = "".join(block["text"] for block in blocks if "text" in block)
-            usage, reason = answer.get("usage") or {}, answer.get("stopReason")
-        except (LookupError, TypeError) as error:
-            raise invalid(error) from None
+    def read(self, answer: dict[str, Any]) -> Reply:
+        blocks = answer["output"]["message"]["content"]
+        usage, reason = answer.get("usage") or {}, answer.get("stopReason")
         counts = {"prompt": usage.get("inputTokens"), "completion": usage.get("outputTokens")}
         return Reply(
-            strip_thought(self.wire.clean(text), call),
+            "".join(block["text"] for block in blocks if "text" in block),
             finish_reason=REASONS.get(reason, reason) if isinstance(reason, str) else None,
             usage={name: count for name, count in counts.items() if isinstance(count, int)},
         )
+
+    def close(self) -> None:
+        self.http.close()
 
 
 def open_runtime(config: CriticConfig) -> tuple[Any, Any]:
@@ -202,6 +163,18 @@ def open_runtime(config: CriticConfig) -> tuple[Any, Any]:
         raise UserError(one_line(error), "correct critic.region or critic.base_url") from None
     except BotoCoreError as error:
         raise unusable(error) from None
+
+
+def trusted(certificates: str) -> ssl.SSLContext | bool:
+    """Returns whom TLS trusts. certificates: a file of them; "": the usual ones."""
+    if not certificates:
+        return True
+    try:
+        return ssl.create_default_context(cafile=certificates)
+    except OSError:  # also what ssl says of a file without any
+        raise UserError(
+            f"{certificates} is no file of certificates", "correct or unset AWS_CA_BUNDLE"
+        ) from None
 
 
 def unusable(error: Exception) -> UserError:

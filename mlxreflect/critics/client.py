@@ -1,17 +1,20 @@
-"""The client every remote critic shares: threads, deadline, retries, cache and budget round `send`.
+"""The frame of every remote critic: threads, deadlines, retries, cache and budget round a provider.
 
-A provider writes one function, `send(call, timeout) -> Reply`, which raises CallError for whatever
-went wrong. What `Client.ask` returns is in the order of the calls and does not depend on which
-reply came first.
+A provider is a small object that knows one kind of server: how to put a request, how to read a
+reply and what to look at before a run. Everything else stands here. What `Client.ask` returns is in
+the order of the calls and does not depend on which reply came first.
 """
 
+import hashlib
 import json
 import shlex
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.pool import AsyncResult, ThreadPool
+from pathlib import Path
+from typing import Protocol
 
 from tenacity import (
     RetryCallState,
@@ -23,10 +26,10 @@ from tenacity import (
 )
 
 from mlxreflect.config.schema import CriticConfig
+from mlxreflect.core.cache import KeyedCache, cache_path
 from mlxreflect.core.errors import UserError
 from mlxreflect.critics.base import Call, Cost, Reply
-from mlxreflect.critics.cache import cache_key, open_cache
-from mlxreflect.critics.http import CallError
+from mlxreflect.critics.http import PREFLIGHT_S, CallError, Wire, strip_thought
 from mlxreflect.critics.ledger import Ledger
 
 RETRIES = 5  # of 30 % failing requests one call in 1400 is lost; half a minute covers a restart
@@ -36,7 +39,35 @@ BACKOFF_MAX_S = 60.0
 # fill the next prompts with rubbish.
 TEXT_CHARS, CHARS_A_TOKEN = 20_000, 16
 
-Send = Callable[[Call, float], Reply]
+
+class Provider(Protocol):
+    """One kind of server.
+
+    wire: of its server. silent, start: what a person reads where no server answers, and what mends
+    it; `silent` is followed by the address.
+    """
+
+    wire: Wire
+    silent: str
+    start: str
+
+    def preflight(self) -> None:
+        """Look for the server and the model, and generate nothing.
+
+        Raises UserError for what a person can mend, CallError where the server does not answer.
+        """
+        ...
+
+    def send(self, call: Call, refused: frozenset[str]) -> Reply:
+        """Return the text as the server wrote it, with a thought that belongs to it.
+
+        refused: parameters to leave out, because the server does not take them. Raises CallError,
+        with `blame` where the server names a parameter; whatever a parser raises of a strange reply
+        becomes one.
+        """
+        ...
+
+    def close(self) -> None: ...
 
 
 @dataclass
@@ -53,35 +84,53 @@ class Pace:
 
 
 class Client:
-    """Asks calls side by side, at most `concurrency` at once. A failure is a Reply with an error.
+    """A critic behind a server. Asks calls side by side, at most `concurrency` at once.
 
-    ledger: of the run; counts every request and keeps the budget. None: one of its own.
-    backoff_s: the first pause before a retry; it doubles, with as much jitter again.
+    A failure is a Reply with an error. ledger: of the run; counts every request and keeps the
+    budget; None: one of its own. backoff_s: the first pause before a retry; it doubles, with as
+    much jitter again. refused: the parameters that the server was seen not to take.
     Raises UserError for a cache that cannot be used, a reply missing in a replay and a budget that
     is reached, and for nothing else.
     """
+
+    waits = True
 
     def __init__(
         self,
         config: CriticConfig,
         run_id: str,
-        send: Send,
+        provider: Provider,
         ledger: Ledger | None = None,
         *,
         backoff_s: float | None = None,
     ) -> None:
-        self.config, self.send, self.ledger = config, send, ledger or Ledger()
+        self.config, self.provider, self.ledger = config, provider, ledger or Ledger()
         self.actor = f"{config.provider}:{config.model}"
+        self.refused: frozenset[str] = frozenset()
         backoff_s = BACKOFF_S if backoff_s is None else backoff_s
         self.backoff = wait_exponential(multiplier=backoff_s, max=BACKOFF_MAX_S)
         self.jitter = wait_random(0, backoff_s)
-        self.cache = open_cache(config, run_id)
+        self.cache = open_replies(config, run_id)
         # Not concurrent.futures: its threads are joined at exit, so a stalled server would keep
         # an interrupted process alive. These are daemons.
         self.pool = ThreadPool(config.concurrency)
         self.out: dict[str, AsyncResult[Reply]] = {}  # calls under way, by their keys
         self.asking: set[threading.Event] = set()  # set, once nobody waits
         self.lock = threading.Lock()
+
+    def preflight(self) -> None:
+        """Raises UserError where the server or the model is not there. A replay asks nobody."""
+        if self.config.replay:
+            return
+        wire = self.provider.wire
+        try:
+            with wire.within(PREFLIGHT_S):
+                self.provider.preflight()
+        except CallError as error:
+            why = "" if error.kind == "connect" else f" ({error})"
+            raise UserError(
+                f"{self.provider.silent} at {wire.shown}{why}", self.provider.start
+            ) from None
 
     def ask(self, calls: Sequence[Call]) -> list[Reply]:
         """One reply a call, in the order of the calls; from any thread. Equal calls are sent once.
@@ -105,6 +154,7 @@ class Client:
         self.pool.terminate()
         if self.cache:
             self.cache.close()
+        self.provider.close()
 
     def find(self, call: Call, given_up: threading.Event) -> "Reply | AsyncResult[Reply]":
         """The reply on disk, or the job that fetches it: one that is under way, or a new one."""
@@ -174,6 +224,29 @@ class Client:
         finally:
             self.ledger.settle(number, kind, time.monotonic() - sent, cost)
 
+    def send(self, call: Call, seconds: float) -> Reply:
+        """One reply of the server, its secrets and the critic's own thought taken out.
+
+        A parameter that the server refuses is left out, and from then on once that has helped.
+        """
+        refused, wire = self.refused, self.provider.wire
+        with wire.within(seconds):
+            while True:
+                try:
+                    reply = self.provider.send(call, refused)
+                    break
+                except CallError as error:
+                    if error.blame is None or error.blame in refused:
+                        raise
+                    refused |= {error.blame}
+        self.refused |= refused
+        reason = reply.finish_reason
+        return replace(
+            reply,
+            text=strip_thought(wire.clean(reply.text), call),
+            finish_reason=wire.clean(reason) if isinstance(reason, str) else None,
+        )
+
     def checked(self, reply: Reply, call: Call) -> Reply:
         """Raises CallError for a text that is none, or more than was asked for.
 
@@ -229,3 +302,76 @@ class Client:
 
 def failed(error: CallError, tries: int) -> Reply:
     return Reply("", error=str(error), kind=error.kind, tries=tries)
+
+
+# ---- replies on disk -----------------------------------------------------------------------------
+
+FILE = "critic.sqlite"  # in the user's cache folder
+KEPT = ("text", "finish_reason", "usage", "tries", "seconds")  # of a reply
+
+
+def cache_key(config: CriticConfig, call: Call) -> str:
+    """Returns the SHA-256 over everything that makes one call another than the next."""
+    parts = {
+        "provider": config.provider,
+        "model": config.model,
+        "messages": call.messages,
+        "sampling": {
+            "temperature": call.heat(config.temperature),
+            "max_tokens": config.max_tokens,
+            "num_ctx": config.num_ctx,
+            "seed": call.seed,
+        },
+        "template": call.template,
+        "schema": call.schema,
+        "call": [call.problem.id, call.epoch, call.role, call.attempt],
+    }
+    if call.role == "attempt":
+        parts["attempt"] = [call.top_p, call.stop, call.raw]
+    # ASCII: a model's half emoji (a lone surrogate) has no UTF-8 form.
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("ascii")).hexdigest()
+
+
+class Replies:
+    """The kept replies of one file, seen from one run.
+
+    A value holds what came back and the run that fetched it; never a key, a header or the messages
+    themselves. Raises UserError for a file that cannot be used.
+    """
+
+    def __init__(self, path: Path, run_id: str, actor: str = "") -> None:
+        self.cache = KeyedCache(path, "critic cache", "critic.cache")
+        self.run_id, self.actor = run_id, actor
+
+    def get(self, key: str) -> Reply | None:
+        """Returns the reply under a key; it is `cached` unless this same run fetched it."""
+        kept = self.cache.get(key)
+        return self.read(kept) if kept is not None else None
+
+    def put(self, key: str, reply: Reply) -> Reply:
+        """Keeps a reply and returns what is kept: the first writer's, where two raced."""
+        kept = {name: getattr(reply, name) for name in KEPT}
+        value = {"run": self.run_id, "actor": self.actor, "reply": kept}
+        return self.read(self.cache.put(key, json.dumps(value).encode("ascii")))
+
+    def read(self, kept: bytes) -> Reply:
+        try:
+            value = json.loads(kept)
+            return Reply(**value["reply"], cached=value["run"] != self.run_id)
+        except (ValueError, TypeError, LookupError) as error:
+            raise self.cache.damaged(f"unreadable row: {error}") from None
+
+    def close(self) -> None:
+        self.cache.close()
+
+
+def open_replies(config: CriticConfig, run_id: str) -> Replies | None:
+    path = cache_path(config.cache, FILE)
+    return Replies(path, run_id, f"{config.provider}:{config.model}") if path else None
+
+
+def forget(config: CriticConfig, calls: Sequence[Call]) -> None:
+    """Keeps no reply to these calls any more: the next run asks again."""
+    if calls and (replies := open_replies(config, "")):
+        replies.cache.delete(cache_key(config, call) for call in calls)
+        replies.close()

@@ -1,30 +1,30 @@
-"""What goes wrong with a critic's request, as CallError: in one kind of words, without a secret.
+"""HTTP as every remote critic uses it: requests end in time and in size, errors hold no key.
 
-One HTTP request of a remote critic: it ends in time and in size, and its errors hold no key.
-
-What critics of all providers do to text: make it fit to send, leave out a thought before it.
+Whatever goes wrong with a request is a CallError. Below that stands what all providers do to text:
+make it fit to send, and leave out the critic's own thought before it.
 """
 
 import base64
 import email.utils
 import json
 import math
-import ssl
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx
 
-from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Messages
 from mlxreflect.critics.base import Call
 from mlxreflect.prompts.messages import TAGS
 
 RETRIED = {408, 409, 429}  # and 5xx: the statuses that may be gone a moment later
 REPLY_BYTES = 32 * 2**20  # a longer body is no critique
+SECRET_CHARS = 4  # what is shorter stands in any text, and is no secret
 SECRET_HEADERS = ("authorization", "proxy-authorization", "api-key", "x-api-key")
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)  # of a parser
 NOTHING = {"prompt": 0, "completion": 0}  # usage of a request that no model worked on
 
 
@@ -36,6 +36,7 @@ class CallError(Exception):
     retry: the same call may succeed a moment later.
     retry_after: seconds the server asked us to wait.
     usage: what the request took, where that is known: as Reply.usage.
+    blame: the parameter of the request that the server does not take; without it, it may answer.
     """
 
     def __init__(
@@ -46,9 +47,10 @@ class CallError(Exception):
         retry: bool = False,
         retry_after: float | None = None,
         usage: dict[str, int] | None = None,
+        blame: str | None = None,
     ) -> None:
         super().__init__(message)
-        self.kind = kind
+        self.kind, self.blame = kind, blame
         self.retry = retry
         self.retry_after = retry_after
         free = kind == "connect" or kind.startswith("http_")  # refused, so not worked on
@@ -60,7 +62,10 @@ class CallError(Exception):
 
 @contextmanager
 def typed(shown: str) -> Iterator[None]:
-    """What httpx raises comes out as CallError. shown: the server's address, without a password."""
+    """Turns what httpx and a parser raise into CallError.
+
+    shown: the server's address, without a password.
+    """
     try:
         yield
     except httpx.ConnectTimeout:
@@ -72,7 +77,9 @@ def typed(shown: str) -> Iterator[None]:
         raise CallError("connect", f"cannot reach {shown}", retry=True) from None
     except httpx.TransportError:  # it was sent, so a model may have worked on it
         raise CallError("reset", f"{shown} hung up without a reply", retry=True) from None
-    except httpx.RequestError as error:  # compressed in a way it is not; endless redirects
+    except (httpx.RequestError, *UNREADABLE) as error:
+        # Compressed in a way it is not, endless redirects; not JSON, not UTF-8, no object, not the
+        # fields of a reply.
         raise invalid(error) from None
 
 
@@ -168,7 +175,7 @@ def secrets_of(response: httpx.Response) -> set[str]:
             with suppress(ValueError):
                 plain = base64.b64decode(token).decode("utf-8", "replace")
                 found += [plain, plain.partition(":")[2]]
-    return {secret for secret in found if len(secret) >= 4}
+    return {secret for secret in found if len(secret) >= SECRET_CHARS}
 
 
 def retry_after(value: str) -> float | None:
@@ -183,61 +190,54 @@ def retry_after(value: str) -> float | None:
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
+# ---- one server ----------------------------------------------------------------------------------
+
 CONNECT_S = 10.0
 PREFLIGHT_S = 30.0
 SEED_BITS = 0x7FFFFFFF  # some servers, Ollama among them, keep the seed in 32 bits, signed
 
 
 class Wire:
-    """Connections to one server, for any number of threads.
+    """Limits and secrets of the requests to one server, for any number of threads.
 
-    shown: the server's address in errors. secrets: what no error or text may hold, though the
-    server wrote it there. certificates: a file of those to trust; "": the usual ones.
+    An httpx client that is made with `hooks` ends each request in time and in size.
+    shown: the server's address in errors. secrets: no error and no text may hold them, though the
+    server wrote them there.
     """
 
-    def __init__(self, shown: str, secrets: Iterable[str] = (), certificates: str = "") -> None:
+    def __init__(self, shown: str, secrets: Iterable[str] = ()) -> None:
         self.shown = shown
-        self.secrets = frozenset(secret for secret in secrets if secret)
-        self.http = httpx.Client(verify=trusted(certificates))
+        self.secrets = frozenset(secret for secret in secrets if len(secret) >= SECRET_CHARS)
+        self.local = threading.local()  # .deadline of the request that this thread is making
+        self.hooks: dict[str, list[Callable[..., Any]]] = {
+            "request": [self.limit], "response": [self.bound],
+        }  # fmt: skip
 
-    def fetch(self, request: httpx.Request, deadline: float) -> httpx.Response:
-        """The whole response, whatever its status. Raises CallError where there is none.
-
-        deadline: by time.monotonic().
-        """
-        limit(request, deadline)
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Gives this thread's requests so many seconds in all; errors come out as CallError."""
+        self.local.deadline = time.monotonic() + seconds
         with typed(self.shown):
-            response = self.http.send(request, stream=True)
-            try:
-                assert isinstance(response.stream, httpx.SyncByteStream)
-                response.stream = Body(response.stream, deadline)
-                response.read()
-            finally:
-                response.close()
-        return response
+            yield
+
+    def limit(self, request: httpx.Request) -> None:
+        """No wait of this request, for a connection or a byte, goes beyond the deadline."""
+        left = max(self.local.deadline - time.monotonic(), 0.001)
+        request.extensions["timeout"] = httpx.Timeout(left, connect=min(left, CONNECT_S)).as_dict()
+
+    def bound(self, response: httpx.Response) -> None:
+        if isinstance(response.stream, httpx.SyncByteStream):
+            response.stream = Body(response.stream, self.local.deadline)
+
+    def error(self, response: httpx.Response) -> CallError:
+        """Returns the CallError of a refused request. `response` has been read."""
+        return http_error(response, self.secrets)
 
     def clean(self, text: str) -> str:
         return blotted(text, self.secrets)
 
-    def close(self) -> None:
-        self.http.close()
 
-
-def limit(request: httpx.Request, deadline: float) -> None:
-    """No wait of this request, for a connection or a byte, goes beyond the deadline."""
-    left = max(deadline - time.monotonic(), 0.001)
-    request.extensions["timeout"] = httpx.Timeout(left, connect=min(left, CONNECT_S)).as_dict()
-
-
-def trusted(certificates: str) -> ssl.SSLContext | bool:
-    if not certificates:
-        return True
-    try:
-        return ssl.create_default_context(cafile=certificates)
-    except OSError:  # also what ssl says of a file without any
-        raise UserError(
-            f"{certificates} is no file of certificates", "correct or unset AWS_CA_BUNDLE"
-        ) from None
+# ---- text ----------------------------------------------------------------------------------------
 
 
 def encodable(messages: Messages) -> Messages:
@@ -263,14 +263,6 @@ def strip_thought(text: str, call: Call) -> str:
         return text
     thought, _, said = head.removeprefix(start).partition(end)
     return said.lstrip() or ("" if call.schema else thought.strip())
-
-
-def fold_system(messages: Messages) -> Messages:
-    """The system message as the opening of the user's, for models that know no such role."""
-    if len(messages) < 2 or messages[0]["role"] != "system":
-        return messages
-    text = f"{messages[0]['content']}\n\n{messages[1]['content']}"
-    return [{**messages[1], "content": text}, *messages[2:]]
 
 
 def put_back(thought: str, text: str, unfinished: bool = False) -> str:

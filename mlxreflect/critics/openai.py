@@ -1,4 +1,4 @@
-"""A critic behind any server that speaks OpenAI's chat completions, on this machine or another.
+"""Critics behind any server that speaks OpenAI's chat completions, on this machine or another.
 
 Servers differ in what they refuse: what one refuses is left out from then on.
 """
@@ -7,8 +7,6 @@ import difflib
 import json
 import os
 import re
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,22 +15,17 @@ import httpx
 
 from mlxreflect.config.schema import CriticConfig
 from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Messages
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.client import Client
 from mlxreflect.critics.http import (
-    PREFLIGHT_S,
     SEED_BITS,
+    UNREADABLE,
     CallError,
     Wire,
     encodable,
-    fold_system,
-    http_error,
-    invalid,
     put_back,
     refusal,
-    strip_thought,
 )
-from mlxreflect.critics.ledger import Ledger
 
 HOME = "https://api.openai.com/v1"
 MOST_STOPS = 4  # stop strings that OpenAI takes
@@ -41,52 +34,34 @@ LENIENT = ("BaseHTTP", "llama.cpp")  # the first is mlx_lm.server
 NEEDS_NO_SYSTEM = re.compile(r"system role|roles must alternate", re.IGNORECASE)
 
 
-class OpenAICritic:
-    """Asks one model of one server. An empty `base_url` means OpenAI itself.
+class OpenAI:
+    """One model of one server. An empty `base_url` means OpenAI itself.
 
-    Raises UserError for an address that is none, a key that is not there, and a cache that cannot
-    be used.
+    Raises UserError for an address that is none, and for a key that is not there.
     """
 
-    waits = True
+    silent = "no server answers"
+    start = "start it, for example with `mlx_lm.server --model NAME`, or set critic.base_url"
 
-    def __init__(
-        self,
-        config: CriticConfig,
-        run_id: str,
-        ledger: Ledger | None = None,
-        *,
-        backoff_s: float | None = None,
-    ) -> None:
+    def __init__(self, config: CriticConfig) -> None:
         self.config = config
-        self.actor = f"openai:{config.model}"
         self.base = parse_base(config.base_url)
-        self.url = re.sub(r"//[^/]*@", "//", str(self.base))  # shown to people: without a password
         needs_key = config.key_env and not config.replay
-        self.key = read_key(config.key_env) if needs_key else ""
-        self.wire = Wire(self.url, (self.key, self.base.password))
-        self.refused: frozenset[str] = frozenset()  # what this server does not take
-        self.client = Client(config, run_id, self.send, ledger, backoff_s=backoff_s)
+        key = read_key(config.key_env) if needs_key else ""
+        self.wire = Wire(re.sub(r"//[^/]*@", "//", str(self.base)), (key, self.base.password))
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.http = httpx.Client(event_hooks=self.wire.hooks, headers=headers)
 
     def preflight(self) -> None:
-        """Is the server up, does it take the key, does it have the model? Generates nothing."""
-        if self.config.replay:
-            return
-        try:
-            found = self.request("GET", "/models", None, time.monotonic() + PREFLIGHT_S)
-        except CallError as error:
-            why = "" if error.kind == "connect" else f" ({error})"
-            raise UserError(
-                f"no server answers at {self.url}{why}",
-                "start it, for example with `mlx_lm.server --model NAME`, or set critic.base_url",
-            ) from None
+        """Does the server take the key, and does it have the model?"""
+        shown, found = self.wire.shown, self.request("GET", "/models")
         if found.status_code in (401, 403) and "scope" not in found.text.lower():
             raise self.locked_out(found.status_code)  # a key's scopes may leave out the list alone
         if found.status_code in (401, 403, 404, 405, 429):
             return  # it keeps no list, or none for us: the first call will tell
         if not found.is_success:
             raise UserError(
-                f"{self.url} does not answer as it should: {http_error(found, self.wire.secrets)}",
+                f"{shown} does not answer as it should: {self.wire.error(found)}",
                 "look at the server's own messages, or set critic.base_url",
             )
         if not found.headers.get("server", "").startswith(LENIENT):
@@ -96,11 +71,11 @@ class OpenAICritic:
         name = self.config.key_env
         if name:
             return UserError(
-                f"{self.url} does not accept the key in {name} (HTTP {status})",
+                f"{self.wire.shown} does not accept the key in {name} (HTTP {status})",
                 f"export {name} with a valid key, or set critic.key_env to another variable",
             )
         return UserError(
-            f"{self.url} wants a key (HTTP {status})",
+            f"{self.wire.shown} wants a key (HTTP {status})",
             "set critic.key_env to the name of the environment variable that holds it",
         )
 
@@ -112,34 +87,19 @@ class OpenAICritic:
             return
         near = difflib.get_close_matches(model, names, 5, cutoff=0.0)
         raise UserError(
-            f"{self.url} has no model {model}",
+            f"{self.wire.shown} has no model {model}",
             f"set critic.model to one that it has: {', '.join(name[:80] for name in near)}",
         )
 
-    def ask(self, calls: Sequence[Call]) -> list[Reply]:
-        return self.client.ask(calls)
-
-    def close(self) -> None:
-        self.client.close()
-        self.wire.close()
-
-    def send(self, call: Call, timeout: float) -> Reply:
-        """Ask, without what the server refuses; remember that once it has answered without it."""
-        deadline = time.monotonic() + timeout
-        refused = self.refused
-        while True:
-            body = self.body(call, refused)
-            path = "/completions" if call.raw else "/chat/completions"
-            response = self.request("POST", path, body, deadline)
-            if response.is_success:
-                break
-            blame = blamed(response, body)
-            if blame is None or blame in refused:
-                raise http_error(response, self.wire.secrets)
-            refused |= {blame}
-        reply = self.read(response, call)
-        self.refused |= refused
-        return reply
+    def send(self, call: Call, refused: frozenset[str]) -> Reply:
+        body = self.body(call, refused)
+        path = "/completions" if call.raw else "/chat/completions"
+        response = self.request("POST", path, body)
+        if not response.is_success:
+            error = self.wire.error(response)
+            error.blame = blamed(response, body)
+            raise error
+        return self.read(response, call)
 
     def body(self, call: Call, refused: frozenset[str]) -> dict[str, Any]:
         messages = encodable(call.messages)
@@ -162,46 +122,44 @@ class OpenAICritic:
             body["response_format"] = {"type": "json_schema", "json_schema": shape}
         return {name: value for name, value in body.items() if name not in refused}
 
-    def request(
-        self, method: str, path: str, body: dict[str, Any] | None, deadline: float
-    ) -> httpx.Response:
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+    def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         url = self.base.copy_with(path=self.base.path + path)
-        sent = self.wire.http.build_request(method, url, json=body, headers=headers)
-        return self.wire.fetch(sent, deadline)
+        return self.http.request(method, url, json=body)
 
     def read(self, response: httpx.Response, call: Call) -> Reply:
-        try:
-            answer = json.loads(response.content)
-            if answer.get("error") and not answer.get("choices"):
-                raise self.late_refusal(answer["error"])
-            choice = answer["choices"][0]
-            reason = choice.get("finish_reason")
-            message = {"content": choice["text"]} if call.raw else choice["message"]
-            text = self.wire.clean(text_of(message.get("content")))
-            thought = text_of(message.get("reasoning_content") or message.get("reasoning"))
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise invalid(error) from None
-        usage = counts(answer.get("usage"))
+        answer = json.loads(response.content)
+        if answer.get("error") and not answer.get("choices"):
+            raise self.late_refusal(answer["error"])
+        choice, usage = answer["choices"][0], counts(answer.get("usage"))
+        reason = choice.get("finish_reason")
+        message = {"content": choice["text"]} if call.raw else choice["message"]
+        text = text_of(message.get("content"))
+        thought = text_of(message.get("reasoning_content") or message.get("reasoning"))
         unfinished = bool(thought and not text.strip() and reason == "length")
         if unfinished and call.role != "attempt":
-            said = (
-                f"all {self.config.max_tokens} tokens went into thinking: raise critic.max_tokens"
-            )
+            most = self.config.max_tokens
+            said = f"all {most} tokens went into thinking: raise critic.max_tokens"
             raise CallError("empty", said, usage=usage)
         if thought:
-            text = put_back(self.wire.clean(thought), text, unfinished)
-        return Reply(
-            strip_thought(text, call),
-            finish_reason=self.wire.clean(reason) if isinstance(reason, str) else None,
-            usage=usage,
-        )
+            text = put_back(thought, text, unfinished)
+        return Reply(text, finish_reason=reason, usage=usage)
 
     def late_refusal(self, error: Any) -> CallError:
         """A gateway had begun to answer (HTTP 200) when the model behind it failed."""
         code = error.get("code") if isinstance(error, dict) else None
         status = code if isinstance(code, int) and 400 <= code < 600 else 502
         return refusal(status, error, self.wire.secrets)
+
+    def close(self) -> None:
+        self.http.close()
+
+
+def fold_system(messages: Messages) -> Messages:
+    """Returns the system message as the opening of the user's, for models without such a role."""
+    if len(messages) < 2 or messages[0]["role"] != "system":
+        return messages
+    text = f"{messages[0]['content']}\n\n{messages[1]['content']}"
+    return [{**messages[1], "content": text}, *messages[2:]]
 
 
 def parse_base(setting: str) -> httpx.URL:
@@ -255,7 +213,7 @@ def listed(response: httpx.Response) -> list[str]:
         found = json.loads(response.content)
         rows = found["data"] if isinstance(found, dict) else found
         return [row["id"] for row in rows if isinstance(row["id"], str)]
-    except (ValueError, LookupError, TypeError, RecursionError):
+    except UNREADABLE:
         return []
 
 

@@ -15,7 +15,7 @@ from mlxreflect.config.schema import ChainConfig, EvalSpec
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import append_rows, dump_line, read_rows, write_atomic
 from mlxreflect.core.records import Problem, Sample, episode_from_row, to_row
-from mlxreflect.critics import CRITICS
+from mlxreflect.critics import open_critic as open_one
 from mlxreflect.critics.base import Critic
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.evaluation.chains import (
@@ -90,7 +90,7 @@ def open_critic(
     if config.feedback == "self":
         return self_critic(policy, spec)
     with renamed():
-        critic = CRITICS[config.critic.provider](config.critic, task, "chain", ledger)
+        critic = open_one(config.critic, task, "chain", ledger)
         stack.callback(critic.close)
         critic.preflight()
     return critic

@@ -22,9 +22,11 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import append_rows
 from mlxreflect.core.records import Messages, Problem, Sample
 from mlxreflect.core.seeds import seed_for
+from mlxreflect.critics import REMOTE
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.ollama import OllamaCritic, without_password
-from mlxreflect.critics.openai import OpenAICritic, parse_base
+from mlxreflect.critics.client import Client
+from mlxreflect.critics.ollama import without_password
+from mlxreflect.critics.openai import parse_base
 from mlxreflect.evaluation.evaluate import (
     ask_all,
     describe_setup,
@@ -49,7 +51,6 @@ KEYS = {  # as a critic's messages name them → as `eval` does
     "critic.max_tokens": "max_new_tokens", "critic.num_ctx": "the server's context",
 }  # fmt: skip
 CHANGING = {"temperature", "top_p", "seed"}  # what a server may refuse and decides its answers
-Server = OpenAICritic | OllamaCritic
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def evaluate_served(
             append_rows(path, [sample_row(served_sample(grader, problems[i], j, reply, spec))])
             if advance:
                 advance(1)
-        refused = sorted(CHANGING & set(getattr(server, "refused", ())))
+        refused = sorted(CHANGING & server.refused)
     if refused and note:
         note(f"{setup['server']} does not take {', '.join(refused)}: it answered without")
     for left in out.glob("replies.sqlite*"):
@@ -174,8 +175,8 @@ def shown_address(config: CriticConfig) -> str:
     return re.sub(r"//[^/]*@", "//", str(parse_base(config.base_url)))
 
 
-def connect(config: CriticConfig) -> Server:
-    return (OllamaCritic if config.provider == "ollama" else OpenAICritic)(config, "eval")
+def connect(config: CriticConfig) -> Client:
+    return Client(config, "eval", REMOTE[config.provider](config))
 
 
 def attempt_call(problem: Problem, index: int, asked: Messages | str, spec: EvalSpec) -> Call:
@@ -193,7 +194,7 @@ def attempt_call(problem: Problem, index: int, asked: Messages | str, spec: Eval
     )
 
 
-def in_order(server: Server, calls: Sequence[Call], concurrency: int) -> Generator[Reply]:
+def in_order(server: Client, calls: Sequence[Call], concurrency: int) -> Generator[Reply]:
     """The replies in the order of the calls, as they come; `concurrency` calls are out at once."""
     # Not concurrent.futures: its threads would keep an interrupted process alive.
     pool = ThreadPool(concurrency)

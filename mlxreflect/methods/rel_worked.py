@@ -407,13 +407,12 @@ def written_out(recipe: Recipe, task: Task, problem: Problem, notes: str, expand
 
 def expanded(recipe: Recipe, task: Task, problem: Problem, notes: str) -> Turn:
     """Returns the critic's text of the notes."""
-    from mlxreflect.critics import CRITICS
-    from mlxreflect.critics.ledger import Ledger
+    from mlxreflect.critics import open_critic
     from mlxreflect.methods.roles import Moves, Round
     from mlxreflect.methods.session import turn_of
 
     config = recipe.critic.tier("basic")
-    critic = CRITICS[config.provider](config, recipe.task.name, "annotate", Ledger())
+    critic = open_critic(config, recipe.task.name, "annotate")
     try:
         critic.preflight()
         call = Moves(recipe, task).expand(problem, notes, Round("basic", 0, "annotate"))

@@ -9,7 +9,7 @@ from mlxreflect.config.schema import REMOTE, Recipe, Tier
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, Turn, Verdict
 from mlxreflect.critics.base import Call, Critic, Reply
-from mlxreflect.critics.cache import forget
+from mlxreflect.critics.client import forget
 from mlxreflect.critics.ledger import Tally
 from mlxreflect.critics.verdicts import Answer, Judgement, M, Marks, Preference, ask_structured
 from mlxreflect.methods.quality import written

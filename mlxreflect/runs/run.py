@@ -16,6 +16,7 @@ from mlxreflect.methods import examples as pairs
 from mlxreflect.methods.asked import asked_names
 from mlxreflect.core.journal import replace_folder
 from mlxreflect.critics import open_critics
+from mlxreflect.methods.asked import asked_tiers
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import SelfCritic
 from mlxreflect.evaluation.evaluate import eval_problems, short_hash
@@ -60,7 +61,7 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
     with ExitStack() as stack:
         ledger = open_ledger(run)
         stack.callback(ledger.close)
-        critics = open_critics(recipe, run.id, ledger, stack)
+        critics = open_critics(recipe, asked_tiers(recipe), run.id, ledger, stack)
         policy = load_policy(recipe.policy)
         critics["self"] = SelfCritic(policy, recipe.critic.tier("basic"), recipe.policy.batch)
         adapter = attach(

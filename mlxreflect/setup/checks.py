@@ -20,15 +20,11 @@ from mlxreflect.core.cache import cache_path
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json
 from mlxreflect.core.records import make_problem
-from mlxreflect.critics import CRITICS
+from mlxreflect.critics import open_critic
 from mlxreflect.critics.base import Call, Critic, Reply
-from mlxreflect.critics.bedrock import BedrockCritic
-from mlxreflect.critics.cache import FILE
-from mlxreflect.critics.client import failed
+from mlxreflect.critics.client import FILE, Client, failed
 from mlxreflect.critics.http import CallError
-from mlxreflect.critics.ledger import Ledger
-from mlxreflect.critics.ollama import OllamaCritic
-from mlxreflect.critics.openai import OpenAICritic
+from mlxreflect.critics.ollama import Ollama
 from mlxreflect.methods.asked import asked_tiers
 from mlxreflect.models.policy import TINY, on_cpu
 
@@ -147,7 +143,7 @@ def check_critic(name: str, config: CriticConfig, task: str, sizes: Sizes) -> It
 
 def ask_critic(name: str, config: CriticConfig, task: str, sizes: Sizes) -> Iterator[Check]:
     tried = config.model_copy(update={"max_tokens": 1, "cache": "off", "replay": False})
-    critic = CRITICS[config.provider](tried, task, "doctor", Ledger())
+    critic = open_critic(tried, task, "doctor")
     try:
         critic.preflight()
         if config.provider == "solver":
@@ -156,8 +152,8 @@ def ask_critic(name: str, config: CriticConfig, task: str, sizes: Sizes) -> Iter
         begun = time.monotonic()
         reply = one_token(critic)
         seconds = time.monotonic() - begun
-        if isinstance(critic, OllamaCritic):
-            sizes |= ollama_size(name, critic)
+        if isinstance(critic, Client) and isinstance(critic.provider, Ollama):
+            sizes |= ollama_size(name, critic.provider)
     finally:
         critic.close()
     if reply.error is None or reply.kind == "empty":
@@ -171,7 +167,7 @@ def ask_critic(name: str, config: CriticConfig, task: str, sizes: Sizes) -> Iter
 
 def one_token(critic: Critic) -> Reply:
     """One request, without retries. Some models cannot say a word in it: they are there."""
-    if not isinstance(critic, OllamaCritic | OpenAICritic | BedrockCritic):
+    if not isinstance(critic, Client):
         return critic.ask([ASK])[0]
     try:
         return critic.send(ASK, CALL_S)
@@ -180,13 +176,13 @@ def one_token(critic: Critic) -> Reply:
         return Reply("", kind="empty") if short else failed(error, 1)
 
 
-def ollama_size(name: str, critic: OllamaCritic) -> Sizes:
+def ollama_size(name: str, critic: Ollama) -> Sizes:
     """What Ollama's model takes of this machine's memory, where Ollama is on this machine."""
-    if split_address(critic.url).hostname not in LOOPBACK:
+    if split_address(critic.wire.shown).hostname not in LOOPBACK:
         return {}
     wanted = (critic.config.model, f"{critic.config.model}:latest")
     try:
-        with critic.typed(LOOK_S):
+        with critic.wire.within(LOOK_S):
             rows = critic.server.list().models
     except CallError:
         rows = []
@@ -213,12 +209,12 @@ def is_ollama(base_url: str) -> bool:
 def ollama_models() -> tuple[str, list[str] | None]:
     """Ollama's address and its models; None where it does not answer. Raises UserError for an
     address that is none."""
-    critic = OllamaCritic(CriticConfig(provider="ollama", model="", cache="off"), "doctor")
+    critic = Ollama(CriticConfig(provider="ollama", model=""))
     try:
-        with critic.typed(LOOK_S):
-            return critic.url, sorted(row.model or "" for row in critic.server.list().models)
+        with critic.wire.within(LOOK_S):
+            return critic.wire.shown, sorted(row.model or "" for row in critic.server.list().models)
     except CallError:
-        return critic.url, None
+        return critic.wire.shown, None
     finally:
         critic.close()
 

@@ -20,7 +20,7 @@ from mlxreflect.core.cache import cache_path
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem
 from mlxreflect.core.ui import Ui, safe_text
-from mlxreflect.critics.cache import FILE
+from mlxreflect.critics.client import FILE
 from mlxreflect.data.contamination import in_words
 from mlxreflect.data.rows import is_path, local_path
 from mlxreflect.evaluation.contamination import clean, further_specs

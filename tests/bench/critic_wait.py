@@ -25,7 +25,7 @@ from support.teacher import WRONG, solution  # noqa: E402
 
 from mlxreflect.config.recipe import Recipe  # noqa: E402
 from mlxreflect.core.seeds import rng_for  # noqa: E402
-from mlxreflect.critics.ollama import OllamaCritic  # noqa: E402
+from mlxreflect.critics import open_critic  # noqa: E402
 from mlxreflect.methods.base import Hands  # noqa: E402
 from mlxreflect.methods.r3 import R3  # noqa: E402
 from mlxreflect.models.policy import load_policy  # noqa: E402
@@ -77,7 +77,7 @@ def strategy(server: FakeOllama, attempts: int, room: int) -> R3:
     policy = load_policy(recipe.policy)
     attach_lora(policy.model, recipe.train.lora, recipe.seed)
     loaded = task.load(recipe.task.model_copy(update={"limit": attempts}), "train", 0)
-    critic = OllamaCritic(recipe.critic.tier("basic"), "bench")
+    critic = open_critic(recipe.critic.tier("basic"), "countdown", "bench")
     problems = {p.id: p for p in loaded}
     return R3(Hands(recipe, task, policy, Trainer(policy.model), {"basic": critic}, problems))
 

@@ -1,21 +1,15 @@
 """A loopback HTTP server that speaks Bedrock's Converse, with scripted replies and faults.
 
-    with FakeBedrock(reply=lambda body: "…", faults=[aws("ThrottlingException")]) as server:
-        critic = BedrockCritic(CriticConfig(model="m", base_url=server.url, …), "run")
-        …
-        server.chats  # the bodies of the requests, in the order they came
-
-It cuts a reply at maxTokens with stopReason "max_tokens"; a token is four characters here.
+It cuts a reply at maxTokens with stopReason "max_tokens".
 """
 
 import json
 import re
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from support.fake_server import CHARS_PER_TOKEN, Body, Fault, Loopback, Scripted, Seen, ok
+from support.fake_server import CHARS_PER_TOKEN, Body, Fault, Loopback, Seen, cut
 
 CONVERSE = re.compile("/model/([^/]+)/converse")
 STATUS = {
@@ -40,15 +34,6 @@ def aws(code: str, message: str = "scripted fault", retry_after: str | float = "
     return Fault(STATUS[code], json.dumps({"message": message}).encode(), headers)
 
 
-def said(body: Body) -> str:
-    """The text of the last message."""
-    return "".join(block["text"] for block in body["messages"][-1]["content"])
-
-
-def echo(body: Body) -> str:
-    return f"reply to {said(body)}"
-
-
 def credentials(patch: pytest.MonkeyPatch, folder: Path) -> None:
     """Those of a user who has nothing else set; folder: of boto3's files, which are not there."""
     for name in ("AWS_PROFILE", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_CA_BUNDLE",
@@ -62,17 +47,7 @@ def credentials(patch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 class FakeBedrock(Loopback):
-    """reply: from the body of a request to its answer: a text, fields of the answer, a fault."""
-
-    def __init__(
-        self,
-        reply: Callable[[Body], Scripted] = echo,
-        faults: Sequence[Fault | None] = (),
-        *,
-        certificate: Path | None = None,
-    ) -> None:
-        super().__init__(faults, certificate)
-        self.reply = reply
+    name = "bedrock"
 
     def is_chat(self, path: str) -> bool:
         return CONVERSE.fullmatch(path) is not None
@@ -80,18 +55,20 @@ class FakeBedrock(Loopback):
     def answer(self, seen: Seen) -> Fault:
         if not self.is_chat(seen.path):
             return aws("ResourceNotFoundException", "no such page")
-        answer = self.reply(seen.body)
-        return answer if isinstance(answer, Fault) else ok(converse_response(seen.body, answer))
+        return self.chat(seen.body)
 
+    @classmethod
+    def said(cls, body: Body) -> str:
+        return "".join(block["text"] for block in body["messages"][-1]["content"])
 
-def converse_response(body: Body, answer: str | Body) -> Body:
-    text = answer if isinstance(answer, str) else ""
-    room = body["inferenceConfig"]["maxTokens"] * CHARS_PER_TOKEN
-    sent, written = len(said(body)) // CHARS_PER_TOKEN + 8, len(text[:room]) // CHARS_PER_TOKEN + 1
-    response = {
-        "output": {"message": {"role": "assistant", "content": [{"text": text[:room]}]}},
-        "stopReason": "max_tokens" if len(text) > room else "end_turn",
-        "usage": {"inputTokens": sent, "outputTokens": written, "totalTokens": sent + written},
-        "metrics": {"latencyMs": 1},
-    }
-    return response | (answer if isinstance(answer, dict) else {})
+    def written(self, body: Body, answer: str | Body) -> Body:
+        said = answer if isinstance(answer, str) else ""
+        text, tokens, was_cut = cut(said, body["inferenceConfig"]["maxTokens"])
+        sent = len(self.said(body)) // CHARS_PER_TOKEN + 8
+        response = {
+            "output": {"message": {"role": "assistant", "content": [{"text": text}]}},
+            "stopReason": "max_tokens" if was_cut else "end_turn",
+            "usage": {"inputTokens": sent, "outputTokens": tokens, "totalTokens": sent + tokens},
+            "metrics": {"latencyMs": 1},
+        }
+        return response | (answer if isinstance(answer, dict) else {})

@@ -1,11 +1,6 @@
 """A loopback HTTP server that speaks OpenAI's chat completions, with scripted replies and faults.
 
-    with FakeOpenAI(reply=lambda body: "…", faults=[http(503), None, RESET]) as server:
-        critic = OpenAICritic(CriticConfig(model="critic", base_url=server.url, …), "run")
-        …
-        server.chats  # the bodies of the /v1/chat/completions requests, in the order they came
-
-It cuts a reply at max_tokens with finish_reason "length"; a token is four characters here.
+It cuts a reply at max_tokens with finish_reason "length".
 """
 
 import json
@@ -13,7 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from support.fake_server import CHARS_PER_TOKEN, Body, Fault, Loopback, Scripted, Seen, http, ok
+from support.fake_server import (
+    CHARS_PER_TOKEN,
+    Body,
+    Fault,
+    Loopback,
+    Scripted,
+    Seen,
+    cut,
+    http,
+    ok,
+)
 
 CHAT = "/v1/chat/completions"
 BAD_JSON = Fault(body=b'{"id": "1", "choices": [{"index": 0, "message": {"role": "assist')
@@ -28,19 +33,16 @@ def refusal(status: int, message: str, **fields: Any) -> Fault:
     return Fault(status, json.dumps({"error": {"message": message, **fields}}).encode())
 
 
-def echo(body: Body) -> str:
-    return f"reply to {body['messages'][-1]['content']}"
-
-
 class FakeOpenAI(Loopback):
-    """reply: from the body of a chat request to its answer: a text, fields of the choice, a fault.
-    models: the list of /v1/models, or the answer to it. key: the only one that is let in.
+    """models: the list of /v1/models, or the answer to it. key: the only one that is let in.
     refuses: parameters that are answered with 400. software: the Server header.
     """
 
+    name = "openai"
+
     def __init__(
         self,
-        reply: Callable[[Body], Scripted] = echo,
+        reply: Callable[[Body], Scripted] | None = None,
         faults: Sequence[Fault | None] = (),
         *,
         models: Sequence[str] | Fault = ("critic",),
@@ -48,8 +50,8 @@ class FakeOpenAI(Loopback):
         refuses: Sequence[str] = (),
         software: str = "",
     ) -> None:
-        super().__init__(faults)
-        self.reply, self.models, self.key, self.refuses = reply, models, key, refuses
+        super().__init__(reply, faults)
+        self.models, self.key, self.refuses = models, key, refuses
         self.software = software
 
     def is_chat(self, path: str) -> bool:
@@ -78,23 +80,21 @@ class FakeOpenAI(Loopback):
             if name in body:
                 said = f"Unsupported parameter: '{name}' is not supported with this model."
                 return refusal(400, said, param=name, code="unsupported_parameter")
-        answer = self.reply(body)
-        return answer if isinstance(answer, Fault) else ok(completion(body, answer))
+        return super().chat(body)
 
-
-def completion(body: Body, answer: str | Body) -> Body:
-    sent = sum(len(m["content"]) for m in body["messages"]) // CHARS_PER_TOKEN + 8
-    text = answer if isinstance(answer, str) else ""
-    room = (body.get("max_tokens") or body["max_completion_tokens"]) * CHARS_PER_TOKEN
-    written = len(text[:room]) // CHARS_PER_TOKEN + 1
-    choice = {
-        "index": 0,
-        "message": {"role": "assistant", "content": text[:room]},
-        "finish_reason": "length" if len(text) > room else "stop",
-    }
-    return {
-        "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": body["model"],
-        "choices": [choice | (answer if isinstance(answer, dict) else {})],
-        "usage": {"prompt_tokens": sent, "completion_tokens": written,
-                  "total_tokens": sent + written},
-    }  # fmt: skip
+    def written(self, body: Body, answer: str | Body) -> Body:
+        sent = sum(len(m["content"]) for m in body["messages"]) // CHARS_PER_TOKEN + 8
+        said = answer if isinstance(answer, str) else ""
+        most = body.get("max_tokens") or body["max_completion_tokens"]
+        text, tokens, was_cut = cut(said, most)
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": text},
+            "finish_reason": "length" if was_cut else "stop",
+        }
+        return {
+            "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": body["model"],
+            "choices": [choice | (answer if isinstance(answer, dict) else {})],
+            "usage": {"prompt_tokens": sent, "completion_tokens": tokens,
+                      "total_tokens": sent + tokens},
+        }  # fmt: skip

@@ -7,7 +7,7 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -72,16 +72,34 @@ class Seen:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-class Loopback:
-    """A provider's fake says which paths are chats, and answers every request.
+def cut(body_text: str, tokens: int) -> tuple[str, int, bool]:
+    """Returns a reply as far as it may go, its tokens, and whether it was cut."""
+    text = body_text[: tokens * CHARS_PER_TOKEN]
+    return text, len(text) // CHARS_PER_TOKEN + 1, len(text) < len(body_text)
 
+
+class Loopback:
+    """A provider's fake: it says which paths are chats and how a reply is written.
+
+        with FakeOllama(reply=lambda body: "…", faults=[http(503), None, RESET]) as server:
+            critic = critic_at(server)
+            …
+            server.chats  # the bodies of the chat requests, in the order they came
+
+    reply: from the body of a chat request to its answer: a text, fields of the response, a fault.
     faults: what happens to the first chat requests, in the order they come; None answers normally.
-    certificate: for TLS, with its key in the same file.
+    certificate: for TLS, with its key in the same file. A token is four characters.
     """
 
+    name = ""  # of the provider
+
     def __init__(
-        self, faults: Sequence[Fault | None] = (), certificate: Path | None = None
+        self,
+        reply: Callable[[Body], Scripted] | None = None,
+        faults: Sequence[Fault | None] = (),
+        certificate: Path | None = None,
     ) -> None:
+        self.reply: Callable[[Body], Scripted] = reply or self.echo
         self.faults, self.certificate = list(faults), certificate
         self.requests: list[Seen] = []
         self.most_at_once = 0  # chat requests in flight
@@ -95,6 +113,23 @@ class Loopback:
     def answer(self, seen: Seen) -> Fault:
         """The answer to a request that no scripted fault takes."""
         raise NotImplementedError
+
+    def written(self, body: Body, answer: str | Body) -> Body:
+        """A reply in the provider's format; answer: its text, or fields to replace."""
+        raise NotImplementedError
+
+    @classmethod
+    def said(cls, body: Body) -> str:
+        """The text of a request's last message."""
+        return str(body["messages"][-1]["content"])
+
+    @classmethod
+    def echo(cls, body: Body) -> str:
+        return f"reply to {cls.said(body)}"
+
+    def chat(self, body: Body) -> Fault:
+        answer = self.reply(body)
+        return answer if isinstance(answer, Fault) else ok(self.written(body, answer))
 
     @property
     def chats(self) -> list[Body]:
