@@ -14,7 +14,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import append_rows
 from mlxreflect.core.records import Example, to_row
 from mlxreflect.data.examples import BadRow, read_examples, split_examples
-from mlxreflect.methods.examples import trl_preference, trl_sft
+from mlxreflect.data.forms import trl_row
 
 Rows = list[Any]
 
@@ -442,8 +442,7 @@ def test_files_of_ours_and_of_datasets(tmp_path: Path, objective: str) -> None:
     """What a run writes loads in `datasets`; what `datasets` writes of it loads here."""
     import datasets
 
-    form = trl_preference if objective == "dpo" else trl_sft
-    written = [form(example) for example in OWN[objective]]
+    written = [trl_row(example) for example in OWN[objective]]
     path = tmp_path / f"{objective}.jsonl"
     append_rows(path, written)
     data = datasets.load_dataset(
@@ -458,7 +457,7 @@ def test_files_of_ours_and_of_datasets(tmp_path: Path, objective: str) -> None:
     data.to_parquet(str(paths[4]))
     for each in paths:
         found, bad = read_examples(str(each), objective)
-        assert [form(example) for example in found] == written and not bad, each.name
+        assert [trl_row(example) for example in found] == written and not bad, each.name
 
 
 def test_mixed_forms_through_datasets(tmp_path: Path) -> None:
@@ -495,7 +494,7 @@ def test_conversational_preferences_come_back(
     path.unlink(missing_ok=True)
     prompt = [*[system("s")][:instructed], *talk, user(question)]
     written = Example("preference", prompt, chosen=chosen, rejected=rejected)
-    row = trl_preference(written)
+    row = trl_row(written)
     if implicit:
         row = {k: [*prompt, *row[k]] for k in ("chosen", "rejected")}  # type: ignore[misc]
     append_rows(path, [row])

@@ -2,21 +2,17 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support.shell import Shell, rows
 
+from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import append_rows, dump_line
 from mlxreflect.core.records import Episode, Example, Outcome, Turn, Verdict, make_problem, to_row
-from mlxreflect.data.chats import mlx_row, sharegpt_row, trl_row
 from mlxreflect.data.examples import read_examples
-from mlxreflect.data.kept import COLUMN, restored
-from mlxreflect.data.messages import Fault
+from mlxreflect.data.forms import mlx_row, sharegpt_row, trl_row
 from mlxreflect.prompts.templates import REFLECT, REFLECT_AND_RETRY
 from mlxreflect.report.export import FORMS, export
 
@@ -88,91 +84,42 @@ def run(tmp_path: Path) -> Path:
     return make_run(tmp_path / "run", EXAMPLES, [SOLVED, UNSOLVED, SILENT, REFLECTED])
 
 
-def without(row: Row) -> Row:
-    return {name: value for name, value in row.items() if name != COLUMN}
-
-
 # ---- round trips ---------------------------------------------------------------------------------
 
-ANY = st.text(st.characters(), max_size=20)  # lone surrogates too
-IDS = st.none() | st.lists(st.integers(0, 99), max_size=3)
-MESSAGES = st.lists(
-    st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant", "tool"]),
-                           "content": ANY}), max_size=4)  # fmt: skip
-LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | ANY
-ANYTHING = st.dictionaries(ANY, st.recursive(LEAVES, lambda v: st.lists(v, max_size=2)), max_size=3)
-EXAMPLE = st.builds(
-    Example, st.sampled_from(["sft", "preference", "group"]), MESSAGES,
-    chosen=st.none() | ANY, rejected=st.none() | ANY, completion=st.none() | ANY,
-    chosen_ids=IDS, rejected_ids=IDS, completion_ids=IDS,
-    completions=st.none() | st.lists(ANY, max_size=3),
-    rewards=st.none() | st.lists(st.floats(allow_nan=False), max_size=3),
-    weight=st.floats(allow_nan=False), mask=ANY, source=ANYTHING,
-)  # fmt: skip
 
-
-@pytest.mark.parametrize("to_form", [trl_row, sharegpt_row, mlx_row])
-@settings(max_examples=40)
-@given(example=EXAMPLE)
-def test_every_example_comes_back_whole(to_form: Any, example: Example) -> None:
-    line = dump_line(to_form(example))
-    line.encode()
-    (back,) = restored(json.loads(line))
-    assert {k: v for k, v in back.items() if k != "schema"} == asdict(example)
+def texts(example: Example) -> list[Any]:
+    """The prompt and the answers, with half a character as other programs have to write it."""
+    said = [example.prompt, example.chosen, example.rejected, example.completion]
+    return json.loads(json.dumps([*said, example.completions]).replace("\\ud83d", "\ufffd"))
 
 
 @pytest.mark.parametrize("objective", ["sft", "dpo", "grpo"])
 @pytest.mark.parametrize("form", ["trl", "sharegpt", "mlx-chat"])
-def test_training_on_an_export_is_training_on_the_run(
-    run: Path, tmp_path: Path, form: str, objective: str
-) -> None:
+def test_an_export_has_the_runs_texts(run: Path, tmp_path: Path, form: str, objective: str) -> None:
     """Also where another program has read and written the rows."""
     out = tmp_path / "all.jsonl"
     export(run, form, out)
-    ours, bad = read_examples(str(run / "examples.jsonl"), objective)
-    found, faults = read_examples(str(out), objective)
-    if (form, objective) == ("mlx-chat", "sft"):  # there, a chosen answer is a text to imitate
-        kept = [e for e in found if not str(e.source.get("row")).startswith(str(out))]
-        assert kept == ours and len(found) == len(ours) + 2
-        assert [e.completion for e in found][:2] == ["<think>\né\n</think> 42", "42"]
-        assert found[0].weight == 0.5
-    else:
-        assert found == ours and len(faults) == len(bad)
+    kind = {"sft": "sft", "dpo": "preference", "grpo": "group"}[objective]
+    # A pair whose rejected answer is empty, and raw text as a chat without a prompt, give no row.
+    ours = [
+        e for e in EXAMPLES if e.kind == kind and e.rejected != "" and (e.prompt or form == "trl")
+    ]
+    if form == "mlx-chat" and kind != "group":  # a chosen answer there is a text to imitate
+        chosen = [Example("sft", e.prompt, completion=e.chosen) for e in EXAMPLES[:2]]
+        ours = [*chosen, *ours] if kind == "sft" else []
+    if not ours:
+        with pytest.raises(UserError, match="nothing here fits dpo"):
+            read_examples(str(out), objective)
+        return
     import datasets
 
     data = datasets.load_dataset("json", data_files=str(out), split="train",
                                  cache_dir=str(tmp_path / "hf"))  # fmt: skip
     assert len(data) == len(EXAMPLES)
     data.to_json(str(tmp_path / "again.jsonl"))
-    again, _ = read_examples(str(tmp_path / "again.jsonl"), objective)
-    assert [e for e in again if e in ours] == ours and len(again) == len(found)
-
-
-def test_a_text_that_was_changed_since_is_not_trained_with_old_tokens(tmp_path: Path) -> None:
-    row = trl_row(EXAMPLES[0])
-    row["rejected"][0]["content"] = "40"
-    with pytest.raises(Fault, match="changed since the export"):
-        restored(row)
-    path = tmp_path / "d.jsonl"
-    append_rows(path, [trl_row(EXAMPLES[0]), row, {**row, COLUMN: "["}, without(row)])
-    found, bad = read_examples(str(path), "dpo")
-    assert [b.where for b in bad] == [f"{path}, line 2", f"{path}, line 3"]
-    assert "no JSON object" in bad[1].reason
-    assert (found[0], found[1].rejected, found[1].rejected_ids) == (EXAMPLES[0], "40", None)
-    append_rows(path, [{**trl_row(EXAMPLES[0]), "weight": 3}])
-    assert read_examples(str(path), "dpo")[0][-1].weight == 3.0
-
-
-@pytest.mark.parametrize(
-    ("held", "reason"),
-    [({"weight": 0}, "weight is not above 0"), ({"rejected_ids": [-1]}, "no list of token ids"),
-     ({"source": 1}, "source is no object"), ({"prompt": []}, "prompt is no list")],
-)  # fmt: skip
-def test_our_column_is_checked_as_our_own_rows_are(tmp_path: Path, held: Row, reason: str) -> None:
-    row = trl_row(EXAMPLES[0])
-    row[COLUMN] = json.dumps(json.loads(row[COLUMN]) | held)
-    append_rows(tmp_path / "d.jsonl", [row, trl_row(EXAMPLES[0])])
-    assert reason in read_examples(str(tmp_path / "d.jsonl"), "dpo")[1][0].reason
+    for path in (out, tmp_path / "again.jsonl"):
+        found, _ = read_examples(str(path), objective, turns="last")
+        assert [texts(e) for e in found] == [texts(e) for e in ours]
 
 
 # ---- what others read ----------------------------------------------------------------------------
@@ -181,12 +128,12 @@ def test_our_column_is_checked_as_our_own_rows_are(tmp_path: Path, held: Row, re
 def test_the_rows_that_others_know(run: Path, tmp_path: Path) -> None:
     said = [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "6 · 7?"}]
     answer = "<think>\né\n</think> 42"
-    assert without(sharegpt_row(EXAMPLES[0])) == {
+    assert sharegpt_row(EXAMPLES[0]) == {
         "conversations": said, "chosen": {"from": "gpt", "value": answer},
         "rejected": {"from": "gpt", "value": "41"},
     }  # fmt: skip
-    assert without(trl_row(EXAMPLES[4])) == {"text": "raw text"}
-    assert without(mlx_row(EXAMPLES[3])) == {
+    assert trl_row(EXAMPLES[4]) == {"text": "raw text"}
+    assert mlx_row(EXAMPLES[3]) == {
         "messages": [*ASKED, {"role": "assistant", "content": "half �"}]
     }
     files = {form: export(run, form, None)["files"] for form in FORMS}

@@ -7,15 +7,12 @@ from typing import Any
 import pytest
 
 from mlxreflect.core.records import Episode, Outcome, Turn, Verdict, make_problem
+from mlxreflect.data.forms import LEAKS, leak, trl_row
 from mlxreflect.methods.examples import (
-    LEAKS,
     completion,
-    leak,
     opener,
     preference,
     r3_pairs,
-    trl_preference,
-    trl_sft,
 )
 from mlxreflect.prompts.messages import (
     attempt_messages,
@@ -120,7 +117,7 @@ def test_a_training_prompt_is_the_attempts_own() -> None:
     ]
     for example in examples:
         assert example.prompt == PROMPT
-        text = json.dumps([example.prompt, trl_sft(example), trl_preference(example)])
+        text = json.dumps([example.prompt, trl_row(example)])
         assert GOLD not in text
         assert "SECRET" not in text
     assert GOLD in json.dumps([SHOWN, REWRITING])  # it was there to be leaked
@@ -136,12 +133,12 @@ def test_completions_carry_their_weight_and_source() -> None:
 
 def test_trls_forms() -> None:
     first, _ = r3_pairs(WHOLE)
-    assert trl_preference(first) == {
+    assert trl_row(first) == {
         "prompt": PROMPT,
         "chosen": [{"role": "assistant", "content": "text 4"}],
         "rejected": [{"role": "assistant", "content": "text 0"}],
     }
-    assert trl_sft(completion(WHOLE, WHOLE.turns[4])) == {
+    assert trl_row(completion(WHOLE, WHOLE.turns[4])) == {
         "prompt": PROMPT,
         "completion": [{"role": "assistant", "content": "text 4"}],
     }

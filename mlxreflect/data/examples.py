@@ -13,13 +13,18 @@ from typing import Any, Literal
 
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Example, flat_from_row
-from mlxreflect.data.forms import FORMS, KINDS, Misfit, Turns, Unknown, form_of, group
-from mlxreflect.data.kept import COLUMN, restored
-from mlxreflect.data.messages import (
+from mlxreflect.data.forms import (
+    FORMS,
+    KINDS,
     Fault,
+    Misfit,
+    Turns,
+    Unknown,
     Values,
     answer,
     asked,
+    form_of,
+    group,
     messages_of,
     number,
     spoken,
@@ -186,12 +191,6 @@ def examples_of(
     """
     values = {name: value for name, value in row.values.items() if name not in columns.values()}
     values |= {ours: row.values[its] for ours, its in columns.items() if its in row.values}
-    if values.get(COLUMN) is not None:
-        kept = restored(values)
-        if own := [one for one in kept if one.get("kind") == kind]:
-            return [replace(native(one, kind), weight=weight_of(one)) for one in own]
-        # They are of another kind: the row is what its columns say, and one example.
-        values, turns = {**values, "weight": kept[0]["weight"]}, "last"
     weight = weight_of(values)
     if values.get("schema") == Example.SCHEMA:
         return [replace(native(values, kind), weight=weight)]

@@ -1,15 +1,23 @@
-"""One row → Examples, by its columns: the forms of TRL and mlx-lm, ShareGPT, groups, our own.
+"""Foreign forms ⇄ Examples: TRL's, mlx-lm's, ShareGPT's, raw text, groups; two methods' data read.
 
-A row that cannot be trained on is a Fault with its reason, never mended by a guess.
+A row's form is told by its columns. A row that cannot be trained on is a Fault with its reason,
+never mended by a guess.
+
+ReasonSet (arXiv 2412.04645): problem, ground_truth, working_out, final_solution, is_correct,
+iterations, error_description; the data set on the hub has problem, working_out, provided_solution.
+ReflectEvo (arXiv 2505.16475): question, answer, first_trial_reasoning and so on, one name a field,
+or the same inside trail1 and trail2 as its examples have them.
 """
 
+import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from mlxreflect.core.records import Example, Messages
-from mlxreflect.data import foreign as methods
-from mlxreflect.data.messages import Fault, Values, answer, asked, messages_of, number, text_of
 from mlxreflect.data.rows import listed
+from mlxreflect.graders.text import agrees, stated
+from mlxreflect.prompts.templates import REFLECT, REFLECT_AND_RETRY
 
 Turns = Literal["all", "last"]
 
@@ -20,12 +28,108 @@ KINDS = {
 }
 
 
+Values = dict[str, Any]
+
+ROLES = {
+    "system": "system", "user": "user", "human": "user", "assistant": "assistant",
+    "gpt": "assistant",
+}  # fmt: skip
+WRITTEN_OUT = re.compile(r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Fault(ValueError):
+    """Why a row is bad."""
+
+
 class Misfit(Fault):
     """A row of a kind that the objective does not train."""
 
 
 class Unknown(Fault):
     """A row without the columns of any form."""
+
+
+def text_of(value: Any, at: str) -> str:
+    """A content: a string, or text parts, joined. `at` names it in a Fault."""
+    if isinstance(value, list):
+        if not all(isinstance(p, dict) and p.get("type") == "text" for p in value):
+            raise Fault(f"{at} has content other than text")
+        texts = [part.get("text") for part in value]
+        value = "".join(texts) if all(isinstance(text, str) for text in texts) else None
+    if not isinstance(value, str):
+        raise Fault(f"{at} is no text")
+    if SURROGATE.search(value):
+        raise Fault(f"{at} has half a surrogate pair, which no tokenizer takes")
+    return value
+
+
+def messages_of(value: Any, at: str, role: str = "") -> Messages:
+    """Messages as TRL or ShareGPT write them; where `role` is given, a string is one of it."""
+    if isinstance(value, str) and role:
+        if WRITTEN_OUT.match(value):
+            raise Fault(f"{at} is a list of messages written out as text; save the data as JSONL")
+        return [{"role": role, "content": text_of(value, at)}]
+    if not isinstance(value, list) or not value:
+        raise Fault(f"{at} is no list of messages")
+    return [message_of(message, f"{at}, message {i},") for i, message in enumerate(value, 1)]
+
+
+def message_of(value: Any, at: str) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise Fault(f"{at} is no object with role and content")
+    if value.get("tool_calls") or value.get("function_call"):
+        raise Fault(f"{at} calls a tool, which is not supported")
+    role = value.get("role") or value.get("from")
+    if not isinstance(role, str) or role not in ROLES:
+        raise Fault(f"{at} has no role out of {', '.join(ROLES)}")
+    content = value.get("value") if value.get("content") is None else value["content"]
+    return {"role": ROLES[role], "content": text_of(content, at)}
+
+
+def spoken(text: str) -> Messages:
+    return [{"role": "assistant", "content": text}]
+
+
+def asked(values: Values, prompt: Messages) -> Messages:
+    """A prompt that an answer can follow, the row's system text before it."""
+    if isinstance(system := values.get("system"), str) and system.strip():
+        first = {"role": "system", "content": text_of(system, "system")}
+        prompt = prompt if prompt[:1] == [first] else [first, *prompt]
+    if any(message["role"] == "system" for message in prompt[1:]):
+        raise Fault("a system message stands behind another message")
+    if not prompt:
+        raise Fault("there is no prompt")
+    if prompt[-1]["role"] != "user":
+        raise Fault("the prompt does not end in a user's message")
+    if not prompt[-1]["content"].strip():
+        raise Fault("the prompt is empty")
+    return prompt
+
+
+def answer(messages: Messages, at: str) -> str:
+    """The text of the one message that is left after the prompt."""
+    if not messages or messages[-1]["role"] != "assistant":
+        raise Fault(f"the last message of {at} is not the assistant's")
+    if len(messages) > 1:
+        raise Fault(f"{at} goes on for {len(messages)} messages; only one answer can be trained")
+    if not messages[0]["content"].strip():
+        raise Fault(f"{at} is empty")
+    return messages[0]["content"]
+
+
+def number(value: Any, at: str) -> float:
+    """A finite number; a numeral, as a table has it, is one too."""
+    try:
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise Fault(f"{at} is no finite number")
+    return found
+
+
+# ---- read ----------------------------------------------------------------------------------------
 
 
 def shared(one: Sequence[Any], other: Sequence[Any]) -> int:
@@ -133,6 +237,109 @@ def group(values: Values, turns: Turns) -> list[Example]:
     return [Example("group", prompt, completions=texts, rewards=worth)]
 
 
+# ---- of two methods ------------------------------------------------------------------------------
+
+LEAKS = (
+    "expected answer", "the answer was given", "answer given above", "as provided",
+    "given answer", "provided answer", "reference answer", "provided solution",
+    "reference solution", "previous attempt", "according to the feedback", "based on the feedback",
+    "the feedback says", "the hint",
+)  # fmt: skip
+MIN_WORKING = 2  # characters of thought; less only restates the answer
+
+
+def leak(text: str, spans: dict[str, list[int]], style: str) -> str:
+    """Why a text gives away that it was helped, or has no working; empty when it does not."""
+    lowered = " ".join(text.lower().split())  # also where a line breaks inside a phrase
+    for phrase in LEAKS:  # not in "has provided", "given answer choices"
+        if re.search(rf"\b{phrase}\b(?! (choice|option)s)", lowered):
+            return f"it says {phrase!r}"
+    start, end = spans.get("think", [0, 0])
+    if style != "direct" and len(text[start:end].strip()) < MIN_WORKING:
+        return "it only restates the answer"
+    return ""
+
+
+SIDES = ("chosen", "rejected")
+
+
+def worked(values: Values) -> Example:
+    """ReasonSet: the working that found and mended its error, and not the tidied solution.
+
+    Left out is what the published data have much of: no gold answer, another answer than the gold
+    one, and words that tell of an answer that was given.
+    """
+    if str(values.get("is_correct")).strip().lower() in ("false", "0", "0.0"):
+        raise Fault("is_correct is false, so its working is none to imitate")
+    prompt = asked(values, messages_of(values["problem"], "problem", "user"))
+    text = written(values["working_out"], "working_out")
+    golds = [values.get(name) for name in ("ground_truth", "provided_solution")]
+    told = [str(one).strip() for one in golds if one is not None and one == one]  # not NaN
+    gold = next(filter(None, told), "")
+    if not gold:
+        raise Fault("there is no ground_truth")
+    said = stated(text)
+    if said is not None and values.get("ground_truth") and not agrees(said, gold):
+        raise Fault("its answer is not its ground_truth")
+    if reason := leak(text, {}, "direct"):
+        raise Fault(reason)
+    return Example("sft", prompt, completion=text)
+
+
+def reflected(values: Values) -> Example:
+    """D+: question and failed attempt → reflection and right answer (its one-stage training)."""
+    flat = flattened(values, {"": "trail2"})
+    parts = [written(flat[name], name) for name in ("reflections", "second_trial_reasoning")]
+    return Example("sft", reflecting(flat, REFLECT_AND_RETRY), completion="\n\n".join(parts))
+
+
+def reflections(values: Values) -> Example:
+    """D± and Dpref: two reflections on one failed attempt; their retries are not compared."""
+    flat = flattened(values, {"_chosen": "trail2_true", "_rejected": "trail2_false"})
+    given = flat.get("reflection_prompt") or flat.get("reflect_prompt")
+    prompt = messages_of(given, "reflection_prompt", "user") if given else reflecting(flat, REFLECT)
+    chosen, rejected = (written(flat[f"reflection_{s}"], f"reflection_{s}") for s in SIDES)
+    if chosen == rejected:
+        raise Fault("reflection_chosen and reflection_rejected are the same")
+    return Example("preference", asked({}, prompt), chosen=chosen, rejected=rejected)
+
+
+def reflecting(flat: Values, request: str) -> Messages:
+    """The question, the attempt that failed, and the request to reflect."""
+    question = messages_of(flat["question"], "question", "user")
+    attempt = written(flat["first_trial_reasoning"], "first_trial_reasoning")
+    return asked({}, [*question, *spoken(attempt), {"role": "user", "content": request}])
+
+
+def written(value: Any, at: str) -> str:
+    """A text, or a list of them; without what their environment said at its end."""
+    if isinstance(value, list):
+        value = "\n".join(text_of(part, at) for part in value)
+    return answer(spoken(text_of(value, at).partition("\nObservation:")[0]), at)
+
+
+def flattened(values: Values, trails: dict[str, str]) -> Values:
+    """One name a field, whichever way a row has them. trails: name's ending → its second trial."""
+    if "trail1" not in values:
+        return values
+    flat = {**values, "first_trial_reasoning": trail(values, "trail1").get("scratchpad")}
+    for ending, name in trails.items():
+        second = trail(values, name)
+        flat[f"second_trial_reasoning{ending}"] = second.get("scratchpad")
+        flat[f"reflection{ending}" if ending else "reflections"] = second.get("reflections")
+    return flat
+
+
+def trail(values: Values, name: str) -> Values:
+    found = values[name]
+    if not isinstance(found, dict):
+        raise Fault(f"{name} is no object")
+    return found
+
+
+# ---- which form ----------------------------------------------------------------------------------
+
+
 class Form(NamedTuple):
     """Columns that a row must have, the kind of its examples, and what makes them.
 
@@ -166,28 +373,17 @@ COMMON = (
     Form(("text",), "sft", raw_text),
 )
 PUBLISHED = (  # data sets of methods
-    Form(("problem", "working_out"), "sft", one(methods.worked), once=True),
-    *(Form(columns, "sft", one(methods.reflected), once=True) for columns in REFLECTED),
-    *(Form(columns, "preference", one(methods.reflections), once=True) for columns in REFLECTIONS),
+    Form(("problem", "working_out"), "sft", one(worked), once=True),
+    *(Form(columns, "sft", one(reflected), once=True) for columns in REFLECTED),
+    *(Form(columns, "preference", one(reflections), once=True) for columns in REFLECTIONS),
 )
 FORMS = (*COMMON, *PUBLISHED)
 
 
-def forms_of(values: Values) -> list[Form]:
-    """The forms whose columns a row has."""
-    given = {name for name, value in values.items() if value is not None}
-    return [form for form in FORMS if given.issuperset(form.columns)]
-
-
-def plain_form(values: Values) -> Form:
-    """The first form of a row, whatever it trains. Raises Fault."""
-    whole = forms_of(values)
-    return whole[0] if whole else form_of(values, "")
-
-
 def form_of(values: Values, kind: str) -> Form:
-    """The form of a row's columns, one of `kind` where there are several. Raises Fault."""
-    whole = forms_of(values)
+    """Returns the form of a row's columns, one of `kind` where there are several. Raises Fault."""
+    given = {name for name, value in values.items() if value is not None}
+    whole = [form for form in FORMS if given.issuperset(form.columns)]
     for form in whole:
         if form.kind == kind:
             return form
@@ -200,3 +396,67 @@ def form_of(values: Values, kind: str) -> Form:
             raise Fault(f"{next(n for n in form.columns if values[n] is None)} has no value")
     wanted = " or ".join(", ".join(form.columns) for form in COMMON if form.kind == kind)
     raise Unknown(f"its columns are: {listed(values)}; it should have {wanted}")
+
+
+# ---- written -------------------------------------------------------------------------------------
+
+NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
+FILES = {"sft": "sft.jsonl", "preference": "preference.jsonl", "group": "group.jsonl"}
+# What LLaMA-Factory wants to be told of the two files.
+SHAREGPT: Values = {
+    "sft": {"file_name": FILES["sft"], "formatting": "sharegpt",
+            "columns": {"messages": "conversations"}},
+    "preference": {"file_name": FILES["preference"], "formatting": "sharegpt", "ranking": True,
+                   "columns": {"messages": "conversations", "chosen": "chosen",
+                               "rejected": "rejected"}},
+}  # fmt: skip
+
+
+def trl_row(example: Example) -> Values:
+    """Returns TRL's conversational form: of a pair, a text to imitate or a group; or its `text`."""
+    prompt = chat_of(example.prompt)
+    if example.kind == "group":
+        answers = [answered(text) for text in example.completions or []]
+        return {"prompt": prompt, "completions": answers, "rewards": example.rewards or []}
+    if example.kind == "preference":
+        chosen, rejected = answered(example.chosen), answered(example.rejected)
+        return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    if not prompt:
+        return {"text": whole(example.completion or "")}
+    return {"prompt": prompt, "completion": answered(example.completion)}
+
+
+def sharegpt_row(example: Example) -> Values:
+    """Returns conversations of {from, value}; a pair's answers are one such message each."""
+
+    def said(role: str, text: str | None) -> dict[str, str]:
+        return {"from": NAMES.get(role, role), "value": whole(text or "")}
+
+    if example.kind == "group":
+        return trl_row(example)
+    talk = [said(message["role"], message["content"]) for message in example.prompt]
+    if example.kind == "sft":
+        return {"conversations": [*talk, said("assistant", example.completion)]}
+    answers = {s: said("assistant", getattr(example, s)) for s in SIDES}
+    return {"conversations": talk, **answers}
+
+
+def mlx_row(example: Example) -> Values:
+    """Returns mlx-lm's messages, all that it trains on: of a pair, the chosen answer."""
+    if example.kind == "group":
+        return trl_row(example)
+    text = example.chosen if example.kind == "preference" else example.completion
+    return {"messages": [*chat_of(example.prompt), *answered(text)]}
+
+
+def answered(text: str | None) -> Messages:
+    return spoken(whole(text or ""))
+
+
+def chat_of(messages: Messages) -> Messages:
+    return [{"role": m["role"], "content": whole(m["content"])} for m in messages]
+
+
+def whole(text: str) -> str:
+    """Half a character (a lone surrogate) becomes �: for one, other readers give a file up."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

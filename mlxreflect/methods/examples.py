@@ -4,7 +4,6 @@ A training prompt is the attempt's own prompt: nothing a critic was shown gets i
 builders stand in `reflected`.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -13,26 +12,6 @@ from mlxreflect.config.methods import TracesConfig
 from mlxreflect.core.records import Episode, Example, Messages, Turn
 from mlxreflect.methods.quality import fits, quality_of
 from mlxreflect.prompts.messages import ANSWER, open_working
-
-LEAKS = (
-    "expected answer", "the answer was given", "answer given above", "as provided",
-    "given answer", "provided answer", "reference answer", "provided solution",
-    "reference solution", "previous attempt", "according to the feedback", "based on the feedback",
-    "the feedback says", "the hint",
-)  # fmt: skip
-MIN_WORKING = 2  # characters of thought; less only restates the answer
-
-
-def leak(text: str, spans: dict[str, list[int]], style: str) -> str:
-    """Why a text gives away that it was helped, or has no working; empty when it does not."""
-    lowered = " ".join(text.lower().split())  # also where a line breaks inside a phrase
-    for phrase in LEAKS:  # not in "has provided", "given answer choices"
-        if re.search(rf"\b{phrase}\b(?! (choice|option)s)", lowered):
-            return f"it says {phrase!r}"
-    start, end = spans.get("think", [0, 0])
-    if style != "direct" and len(text[start:end].strip()) < MIN_WORKING:
-        return "it only restates the answer"
-    return ""
 
 
 def as_asked(turn: Turn, style: str) -> Turn:
@@ -180,30 +159,3 @@ def reward(turn: Turn, config: TracesConfig) -> float:
         return 0.0
     right, kept = turn.verdict.correct, turn.verdict.format_ok
     return config.reward_answer * right + config.reward_format * kept
-
-
-def trl_preference(example: Example) -> dict[str, object]:
-    """TRL's conversational preference form."""
-    return {
-        "prompt": example.prompt,
-        "chosen": answer(example.chosen),
-        "rejected": answer(example.rejected),
-    }
-
-
-def trl_sft(example: Example) -> dict[str, object]:
-    """TRL's conversational prompt-completion form."""
-    return {
-        "prompt": example.prompt,
-        "completion": answer(example.completion),
-    }
-
-
-def answer(text: str | None) -> Messages:
-    """An assistant's message."""
-    return [{"role": "assistant", "content": whole(text or "")}]
-
-
-def whole(text: str) -> str:
-    """Half a character (a lone surrogate) becomes �: for one, other readers give a file up."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

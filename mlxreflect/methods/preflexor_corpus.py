@@ -26,8 +26,8 @@ from mlxreflect.core.records import Problem, Turn, Verdict, make_problem
 from mlxreflect.core.text import composed
 from mlxreflect.critics.verdicts import Judgement, Sections
 from mlxreflect.data.contamination import Index, find
+from mlxreflect.data.forms import leak
 from mlxreflect.data.rows import column, fold, local_path, read_file
-from mlxreflect.methods import examples as pairs
 from mlxreflect.methods.roles import Round, judged
 from mlxreflect.methods.session import Exchange, turn_of
 from mlxreflect.methods.trajectories import Story
@@ -314,7 +314,7 @@ class Teacher:
         start, end = prompts.TAGS[prompt.tags]
         text = f"{start}\n{thought}\n{end}\n<answer>{answer}</answer>"
         parsed = prompts.parse_response(text, prompt.tags, prompt.style)
-        reason = parsed.reason or pairs.leak(text, parsed.spans, prompt.style)
+        reason = parsed.reason or leak(text, parsed.spans, prompt.style)
         return replace(
             turn, text=text, parsed=parsed.answer, spans=parsed.spans,
             verdict=Verdict(False, not reason, reason or "not judged yet", "format"),

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Episode, Example, Messages, Problem, Turn
+from mlxreflect.data.forms import whole
 from mlxreflect.data.rows import Row, local_path, read_file
-from mlxreflect.methods.examples import completion, passed, preference, source, whole
+from mlxreflect.methods.examples import completion, passed, preference, source
 from mlxreflect.tasks import get_task
 
 # Problem and attempt → the prompt that asks to look at it, as an evaluation words it.

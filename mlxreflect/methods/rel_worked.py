@@ -21,10 +21,10 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import dump_line, write_atomic
 from mlxreflect.core.records import Episode, Example, Problem, Turn
 from mlxreflect.data.contamination import Index, find, normal_words, whole_key
+from mlxreflect.data.forms import leak, whole
 from mlxreflect.data.rows import explained, fold, local_path, read_file
 from mlxreflect.graders.text import agrees, stated
-from mlxreflect.methods import examples as pairs
-from mlxreflect.methods.examples import passed, whole
+from mlxreflect.methods.examples import passed
 from mlxreflect.methods.rollouts import attempt_prompt, graded
 from mlxreflect.prompts import messages as prompts
 from mlxreflect.prompts import templates as texts
@@ -262,7 +262,7 @@ def fault(
     parsed = parse_response(text, tags, style)
     if not parsed.format_ok:
         return "it does not fit the format"
-    if reason := pairs.leak(text, parsed.spans, style):
+    if reason := leak(text, parsed.spans, style):
         return reason
     if exams and find(exams, [worked.question], [worked.question]):
         return "its question occurs in the evaluation"

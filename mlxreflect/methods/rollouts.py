@@ -6,7 +6,7 @@ from typing import Literal
 
 from mlxreflect.config.schema import Recipe
 from mlxreflect.core.records import Messages, Problem, Turn, Verdict
-from mlxreflect.methods import examples as pairs
+from mlxreflect.data.forms import leak
 from mlxreflect.models.policy import Completion, Policy
 from mlxreflect.prompts import messages as prompts
 from mlxreflect.prompts import templates as texts
@@ -105,7 +105,7 @@ def graded(recipe: Recipe, task: Task, problem: Problem, turn: Turn) -> Turn:
     spans = prompts.parse_response(turn.text, tags, style).spans
     verdict = grade.verdict
     if turn.role in HELPED and verdict.passed:
-        reason = pairs.leak(turn.text, spans, style)
+        reason = leak(turn.text, spans, style)
         if reason:
             verdict = Verdict(False, verdict.format_ok, reason, "leak filter")
     return replace(turn, spans=spans, parsed=grade.parsed, verdict=verdict)

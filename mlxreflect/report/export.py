@@ -1,7 +1,6 @@
 """A run's data in the forms of others: `mlxreflect export`. `mlxreflect train` reads all of them.
 
-A form has one or more JSONL files; asked for a file, all of them are one. Nothing is lost on the
-way: what a form has no field for is in a column of ours, which other readers ignore.
+A form has one or more JSONL files; asked for a file, all of them are one.
 """
 
 import json
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import dump_line, place, read_rows, write_atomic
 from mlxreflect.core.records import Episode, Example, episode_from_row, flat_from_row
-from mlxreflect.data import chats
+from mlxreflect.data import forms
 from mlxreflect.data.examples import split_examples
 from mlxreflect.methods.reflectevo_data import reflectevo_rows
 from mlxreflect.methods.rel_worked import reasonset_rows, worked_rows
@@ -88,7 +87,7 @@ def write(first: tuple[str, Row], rest: Rows, final: Path, form: str) -> Counter
             (made / final.name).replace(final)
             return counts
         if form == "sharegpt":
-            known = {k: v for k, v in chats.SHAREGPT.items() if v["file_name"] in counts}
+            known = {k: v for k, v in forms.SHAREGPT.items() if v["file_name"] in counts}
             write_atomic(made / INFO, json.dumps(known, indent=2) + "\n")
         if final.exists():
             shutil.rmtree(final)
@@ -125,17 +124,17 @@ def examples(run: Path, to: Callable[[Example], T]) -> Iterator[tuple[Example, T
 
 
 def trl(run: Path) -> Rows:
-    for example, row in examples(run, chats.trl_row):
-        yield "text.jsonl" if "text" in row else chats.FILES[example.kind], row
+    for example, row in examples(run, forms.trl_row):
+        yield "text.jsonl" if "text" in row else forms.FILES[example.kind], row
 
 
 def sharegpt(run: Path) -> Rows:
-    for example, row in examples(run, chats.sharegpt_row):
-        yield chats.FILES[example.kind], row
+    for example, row in examples(run, forms.sharegpt_row):
+        yield forms.FILES[example.kind], row
 
 
 def mlx_chat(run: Path) -> Rows:
-    made = list(examples(run, chats.mlx_row))
+    made = list(examples(run, forms.mlx_row))
     texts = [example for example, _ in made if example.kind != "group"]
     wanted = max(min(BATCH, len(texts) // 2), round(VALID * len(texts)))
     try:
@@ -144,7 +143,7 @@ def mlx_chat(run: Path) -> Rows:
         held = set()
     for example, row in made:
         ours = "valid.jsonl" if id(example) in held else "train.jsonl"
-        yield chats.FILES["group"] if example.kind == "group" else ours, row
+        yield forms.FILES["group"] if example.kind == "group" else ours, row
 
 
 def reasonset(run: Path) -> Rows:

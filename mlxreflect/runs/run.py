@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 import mlx.core as mx
-from mlxreflect.methods import examples as pairs
+from mlxreflect.data.forms import trl_row
 from mlxreflect.methods.asked import asked_names
 from mlxreflect.core.journal import replace_folder
 from mlxreflect.critics import open_critics
@@ -225,8 +225,8 @@ def journal_rows(wave: Wave, played: Played, figures: dict[str, Any]) -> dict[st
     return {
         "episodes.jsonl": [to_row(episode) for episode in played.episodes],
         "examples.jsonl": [to_row(example) for example in played.examples],
-        "preference.jsonl": [pairs.trl_preference(example) for example in preference],
-        "sft.jsonl": [pairs.trl_sft(example) for example in imitation],
+        "preference.jsonl": [trl_row(example) for example in preference],
+        "sft.jsonl": [trl_row(example) for example in imitation],
         "metrics.jsonl": [*metrics, {**at, "kind": "wave", **figures}],
     }
 
