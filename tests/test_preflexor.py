@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from support.corpus import TEXTS, teacher, write_corpus
 from support.fake_ollama import FakeOllama
 from support.kill_driver import POINTS
 from support.run_outputs import outputs_of_run
@@ -41,19 +42,6 @@ EPISODES = [
     episode_from_row(row)
     for row in read_rows(Path(__file__).parent / "data" / "preflexor_episodes.jsonl")
 ]
-TEXTS = {
-    "bees.md": "# Bees\n\nBees gather nectar from flowers and make honey of it in summer.",
-    "rain.txt": "Rain falls on the hills, runs down in brooks and ends in the grey sea.",
-    "iron.txt": "Iron rusts in wet air, and a coat of paint keeps water away from it for years.",
-}
-
-
-def write_corpus(folder: Path) -> Path:
-    folder.mkdir()
-    for name, text in TEXTS.items():
-        (folder / name).write_text(text)
-    return folder
-
 
 # ---- episodes to pairs ---------------------------------------------------------------------------
 
@@ -501,21 +489,6 @@ def outputs_of(tmp_path_factory):
 def test_a_changed_key_changes_an_output(key, outputs_of):
     value, needed = CHANGED[key]
     assert outputs_of({**BASE, **needed, key: value}) != outputs_of({**BASE, **needed})
-
-
-def teacher(body):
-    """Over the socket: what depends on nothing but what was asked."""
-    asked = body["messages"]
-    said = asked[-1]["content"]
-    if said.endswith("Question:"):
-        return f"What follows from {body['options']['seed'] % 10_000} and {len(said)}?"
-    if said.endswith("Sections:"):
-        names = asked[0]["content"].partition("sections: ")[2].partition(". Each")[0].split("; ")
-        return json.dumps({"sections": [{"name": n, "text": f"On {n}."} for n in names]})
-    if said.endswith("Answer:"):
-        return f"<answer>{len(said)} of them</answer>"
-    verdict = "right" if "of them</answer>" in said else "wrong"
-    return json.dumps({"step": "", "why": "looked", "verdict": verdict})
 
 
 @pytest.mark.slow

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.corpus import TEXTS, teacher, write_corpus
 from support.fake_ollama import FakeOllama
 from support.mlx_server import serving
-from test_preflexor import TEXTS, teacher, write_corpus
 
 SHARED = Path(__file__).parents[2] / "shared"
 pytestmark = [

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from support.fake_ollama import FakeOllama
 from support.run_outputs import outputs_in, outputs_of_run
 from test_r3 import COUNTDOWN, NONSENSE, Critic, play, roles
 
@@ -41,6 +42,7 @@ from mlxreflect.train.trainer import Trainer
 
 DRIVER = str(Path(__file__).parent / "support" / "kill_driver.py")
 EPISODES = Path(__file__).parent / "data" / "rel_episodes.jsonl"
+SHARED = Path(__file__).parents[2] / "shared"
 
 
 class Helper(Critic):
@@ -390,144 +392,18 @@ def test_the_same_text_of_a_problem_counts_once():
     assert strategy.state.made == before and len(before) == 3
 
 
-# ---- worked solutions by people ------------------------------------------------------------------
-
-GOOD = "step 1: 3 + 4 = 7\nstep 2: 7 * 5 = 35"
-
-
-def people(path, text, **tables):
-    path.write_text(text)
-    rel = {"human": str(path), **tables.pop("rel", {})}
-    tree = {"strategy": "rel", "rel": rel, "eval": {"decontaminate": "off"}, **tables}
-    recipe = Recipe.model_validate(tree)
-    from mlxreflect.methods.rel_worked import human_examples
-
-    known = make_problem("countdown", {"numbers": [3, 4, 5], "target": 35})
-    return human_examples(recipe, COUNTDOWN, [known])
-
-
-def test_markdown_of_people(tmp_path):
-    asked = "Numbers: 3 4 5\nTarget: 35"
-    found = people(
-        tmp_path / "w.md",
-        f"""# Ours
-### Question
-{asked}
-### Answer
-Hm. 3 * 4 = 12? No.
-{GOOD}
-<answer>(3 + 4) * 5</answer>
-
-### question:
-Another one?
-#### Answer
-Yes.
-<answer>yes</answer>
-
-### Question
-{asked}
-### Answer
-{GOOD}
-<answer>3 + 4 + 5</answer>
-
-### Question
-No answer here
-### Answer
-None.
-""",
+def test_what_people_wrote_is_trained_on_and_counted(tmp_path):
+    path = tmp_path / "w.md"
+    path.write_text(
+        "### Question\nA?\n### Answer\nWell.\n<answer>yes</answer>\n"
+        "### Question\nB?\n### Answer\nNone.\n"
     )
-    first, second = found.examples
-    assert first.completion == (
-        f"<think>\nHm. 3 * 4 = 12? No.\n{GOOD}\n</think>\n<answer>(3 + 4) * 5</answer>"
-    )
-    assert first.weight == 2.0 and first.prompt[-1]["content"] == asked
-    assert first.source["human"].endswith("w.md, line 2") and first.source["problem"]
-    assert second.prompt[-1]["content"] == "Another one?" and second.source["problem"] is None
-    assert found.left_out == {"the grader calls it wrong": 1, "it has no answer": 1}
-    why = "(2 left out; the grader calls it wrong: 1, it has no answer: 1)"
-    assert found.sentence() == f"worked solutions: 2 by people {why}"
-    strategy = make(human=str(tmp_path / "w.md"))  # none of its questions is one of this run
-    counted = "3 by people (1 left out; it has no answer: 1)"
-    assert play(strategy)[1].figures["told"] == f"trained on 3 workings and {counted}"
+    strategy = make(human=str(path))
+    counted = "1 by people (1 left out; it has no answer: 1)"
+    training = play(strategy)[1]
+    assert training.figures["told"] == f"trained on 3 workings and {counted}"
+    assert [e.weight for e in training.examples if "human" in e.source] == [2.0]
     assert f"--- worked solutions: {counted}" in dry(strategy.recipe)["text"]
-
-
-def test_a_question_of_the_run_is_known_whatever_its_spacing(tmp_path):
-    """And is asked as an evaluation asks it; its grader decides."""
-    asked = "\ufeff### Question\r\nNUMBERS: 3  4 5 \r\nTarget: 35\r\n### Answer\r\n"
-    found = people(tmp_path / "w.md", f"{asked}{GOOD}\r\n<answer>(3 + 4) * 5</answer>\r\n")
-    (example,) = found.examples
-    assert example.source["problem"] and found.left_out == {}
-    assert example.prompt[-1]["content"] == "Numbers: 3 4 5\nTarget: 35"
-    wrong = people(tmp_path / "w.md", f"{asked}{GOOD}\r\n<answer>(3 + 5) * 4</answer>\r\n")
-    assert wrong.left_out == {"the grader calls it wrong": 1}
-
-
-def test_reasonset_rows_of_people(tmp_path):
-    (tmp_path / "exam.jsonl").write_text('{"question": "Asked?", "answer": 1}\n')
-    base = {"problem": "Q?", "ground_truth": "1", "working_out": "It is 1.", "final_solution": "1!"}
-    rows = [base, base, {**base, "working_out": "It is 2.", "is_correct": False},
-            {**base, "ground_truth": None}, {**base, "problem": "Asked ?"},
-            {**base, "working_out": "<think>so</think><answer>1</answer>",
-             "ground_truth": 1}]  # fmt: skip
-    text = "".join(json.dumps(r) + "\n" for r in rows)
-    found = people(tmp_path / "w.jsonl", text,
-                   eval={"spec": "jsonl", "source": str(tmp_path / "exam.jsonl")})  # fmt: skip
-    assert [e.completion for e in found.examples] == [
-        "<think>\nIt is 1.\n</think>\n<answer>1</answer>", "<think>so</think><answer>1</answer>",
-    ]  # fmt: skip
-    assert found.left_out == {
-        "it is there twice": 1, "it says itself that it is wrong": 1, "it has no answer": 1,
-        "its question occurs in the evaluation": 1,
-    }  # fmt: skip
-    tidied = people(
-        tmp_path / "w.jsonl", json.dumps(base), rel={"target": "tidied", "review": True}
-    )
-    assert tidied.examples[0].completion == "<think>\n1!\n</think>\n<answer>1</answer>"
-
-
-def test_what_people_have_wrong_is_not_mended_and_not_trained_on(tmp_path):
-    """Of problems that only their file has: by the ground truth beside them."""
-    base = {"problem": "What is 40 + 4?", "ground_truth": "44"}
-    workings = [
-        "I think 40 + 4 <answer>45</answer>",
-        "<think>40 + 4 = 45</think><answer>45</answer>",
-        "40 + 4, <answer>44",  # never closed
-        "According to the feedback it is 44. <answer>44</answer>",
-        "40 + 4 <answer>44.0</answer>",
-        "40  +  4\n<answer>44.0</answer>",
-        r"40 + 4 is \boxed{45}",
-        r"40 + 4 is \boxed{44\text{ cm}}",
-    ]
-    rows = [{**base, "working_out": text} for text in workings]
-    rows.append({**rows[5], "problem": "what is  40 + 4? "})
-    text = "".join(json.dumps(r) + "\n" for r in rows)
-    found = people(tmp_path / "w.jsonl", text)
-    assert [e.completion for e in found.examples] == [
-        "<think>\n40 + 4\n</think>\n<answer>44.0</answer>",
-        "<think>\n40 + 4 is \\boxed{44\\text{ cm}}\n</think>\n<answer>44</answer>",
-    ]
-    assert found.left_out == {
-        "its answer is not its ground_truth": 3, "it does not fit the format": 1,
-        "it says 'according to the feedback'": 1, "it is there twice": 2,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("name,text,said", [
-    ("w.md", "### Question\na\n### Question\nb", "w.md, line 3: a second question"),
-    ("w.md", "### Answer\na", "w.md, line 1: a second answer"),
-    ("w.md", "### Question\na\n", "w.md, line 1: a question without an answer"),
-    ("w.md", "nothing", "w.md: no question"),
-    ("w.md", "### Question\na\n### Answer\n \n", "w.md, line 3: nothing stands below this answer"),
-    ("w.md", " \n", "w.md: no worked solution is in it"),
-    ("w.jsonl", "", "w.jsonl: no worked solution is in it"),
-    ("w.jsonl", '{"problem": "a"}\n', "w.jsonl, line 1: no problem or no working_out"),
-    ("w.jsonl", '{"problem": 1, "working_out": "b"}\n', "w.jsonl, line 1: problem is no str"),
-])  # fmt: skip
-def test_what_cannot_be_read_is_named(tmp_path, name, text, said):
-    with pytest.raises(UserError) as caught:
-        people(tmp_path / name, text)
-    assert said in caught.value.message
 
 
 # ---- recipe --------------------------------------------------------------------------------------
@@ -634,3 +510,66 @@ def test_a_killed_run_ends_with_the_same_bytes(point, nth, tmp_path, outputs_of)
     # Moments that were read from a file are written in another order.
     assert {Path(name).name for name in different} <= {"optimizer-sft.safetensors"}
     assert (folder / "eval" / "round-1" / "results.json").is_file()
+
+
+# ---- a real model --------------------------------------------------------------------------------
+
+
+def critic(body):
+    """Marks all as wrong, continues to a wrong answer, and rewrites to the one it is shown."""
+    asked = body["messages"][-1]["content"]
+    if asked.endswith("Verdict:"):
+        return json.dumps({"step": "step 2", "why": "it multiplies", "verdict": "wrong"})
+    if asked.endswith("Continue:"):
+        return "Wait, that multiplies.\n</think>\n<answer>-1</answer>"
+    assert asked.endswith("Retry:")
+    solution = asked.split("<expected>\n")[1].split("\n</expected>")[0]
+    answer = solution.rpartition("#### ")[2]
+    return f"<think>\nThe parts add up to {answer}.\n</think>\n<answer>{answer}</answer>"
+
+
+@pytest.mark.real_model
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the model's converter is not here")
+def test_two_waves_of_each_round_of_a_real_model(smollm2, tmp_path):
+    """At REL's own settings, smallest sizes: a 4-bit model, GSM8K's rows, a critic over HTTP."""
+    run_dir = tmp_path / "run"
+    human = tmp_path / "worked.md"
+    human.write_text("### Question\nAnn has 2 pens, Bob 3. How many?\n### Answer\n"
+                     "2 * 3? No, together: 2 + 3 = 5.\n<answer>5</answer>\n")  # fmt: skip
+    with FakeOllama(reply=critic, models=["critic"]) as server:
+        settings = {
+            "policy.model": smollm2, "policy.max_new_tokens": 24, "policy.batch": 4,
+            "task.source": SHARED / "data" / "gsm8k" / "train.jsonl", "task.limit": 3,
+            "eval.source": SHARED / "data" / "gsm8k" / "test.jsonl", "eval.limit": 2,
+            "eval.max_new_tokens": 24, "critic.model": "critic", "critic.base_url": server.url,
+            "critic.cache": "off", "rel.wave": 2, "rel.human": human, "train.epochs": 1,
+            "train.accumulate": 1,
+        }  # fmt: skip
+        flags = [f"--set={key}={value}" for key, value in settings.items()]
+        call = [sys.executable, "-m", "mlxreflect", "run", "rel", "--run-dir", str(run_dir)]
+        done = subprocess.run([*call, "--json", *flags], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        asked = Counter(chat["messages"][-1]["content"].split()[-1] for chat in server.chats)
+        heats = {chat["messages"][-1]["content"].split()[-1]: chat["options"]["temperature"]
+                 for chat in server.chats}  # fmt: skip
+    assert asked == {"Verdict:": 12, "Continue:": 6, "Retry:": 6}
+    assert heats == {
+        "Verdict:": 0.0,
+        "Continue:": pytest.approx(0.9),
+        "Retry:": pytest.approx(0.81),
+    }
+    summary = json.loads(done.stdout)
+    assert (summary["status"], summary["problems"]) == ("finished", 3)
+    for episode in read_rows(run_dir / "episodes.jsonl"):
+        seen = {turn["role"]: turn["visibility"] for turn in episode["turns"]}
+        assert seen == {"attempt": "none", "judge": "gold_answer", "continue": "verdict",
+                        "rewrite": "gold_solution"}  # fmt: skip
+        assert episode["outcome"]["status"] == "solved"
+    waves = [row for row in read_rows(run_dir / "metrics.jsonl") if row["kind"] == "wave"]
+    assert [row["problems"] for row in waves] == [2, 1, 0] * 2
+    examples = list(read_rows(run_dir / "examples.jsonl"))
+    assert len(examples) == 4  # of two rounds that say the same, each once; and a person's
+    assert [e["weight"] for e in examples] == [2.0, 1.0, 1.0, 1.0]
+    for row in examples:
+        assert "scratch paper" not in json.dumps(row["prompt"])  # as an evaluation asks
+        assert "<expected>" not in json.dumps(row["prompt"])
