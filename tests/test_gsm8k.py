@@ -18,8 +18,9 @@ from mlxreflect.graders.number import (
     read_number,
     show_number,
 )
-from mlxreflect.tasks.gsm8k import TASK
+from mlxreflect.tasks import TASKS
 
+TASK = TASKS["gsm8k"]
 DATA = Path(__file__).parents[2] / "shared" / "data" / "gsm8k"
 with_data = pytest.mark.skipif(not DATA.is_dir(), reason="the GSM8K rows are not there")
 

@@ -24,7 +24,7 @@ from mlxreflect.evaluation.chains import (
 from mlxreflect.prompts.messages import parse_response
 from mlxreflect.prompts.templates import PRAISE
 from mlxreflect.report.scoreboard import chain_line
-from mlxreflect.tasks import arithmetic_solver, countdown_solver
+from mlxreflect.tasks import arithmetic, countdown_solver
 
 GAME = make_problem("countdown", {"numbers": [3, 4, 5], "target": 35})
 
@@ -237,4 +237,4 @@ def test_what_only_the_answer_shows_is_not_said() -> None:
     assert look("critique", problem, text) == PRAISE
     assert look("critique", problem, text, "gold_answer") != PRAISE
     assert "is wrong" in look("critique", problem, answer("step 1: 3 + 4 = 8", "8").text)
-    assert arithmetic_solver.review(problem, "step 1: 3 + 4 = 7", False).fault == ""
+    assert arithmetic.review(problem, "step 1: 3 + 4 = 7", False).fault == ""

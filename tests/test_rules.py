@@ -14,7 +14,7 @@ from mlxreflect.evaluation.grade import grade_file
 from mlxreflect.graders.number import flexible_extract, response_of, strict_match
 from mlxreflect.graders.text import token_f1
 from mlxreflect.tasks import TASKS, find_rules
-from mlxreflect.tasks.kinds import KINDS
+from mlxreflect.tasks.jsonl import KINDS
 
 GSM8K = TASKS["gsm8k"]
 

@@ -11,7 +11,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.evaluation.evaluate import eval_problems, find_spec
 from mlxreflect.prompts.messages import attempt_messages
 from mlxreflect.tasks import TASKS
-from mlxreflect.tasks.shots import ask, load_shots
+from mlxreflect.tasks.base import ask, load_shots
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "gsm8k"
 with_data = pytest.mark.skipif(not DATA.is_dir(), reason="the GSM8K rows are not there")

@@ -51,8 +51,8 @@ def load(name: str, part: str = "heldout", seed: int = 0, **keys: Any) -> list[P
 @pytest.fixture(autouse=True)
 def with_math(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loading and showing MATH-500 does not depend on what compares its answers."""
-    monkeypatch.setattr("mlxreflect.tasks.kinds.need_math", lambda: None)
-    monkeypatch.setattr("mlxreflect.tasks.math500.need_math", lambda: None)
+    monkeypatch.setattr("mlxreflect.tasks.jsonl.need_math", lambda: None)
+    monkeypatch.setattr("mlxreflect.tasks.benchmarks.need_math", lambda: None)
 
 
 # ---- benchmarks ----------------------------------------------------------------------------------

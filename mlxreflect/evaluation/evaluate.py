@@ -24,8 +24,7 @@ from mlxreflect.evaluation.results import summarise
 from mlxreflect.graders.base import Grader
 from mlxreflect.models.policy import Completion, Policy
 from mlxreflect.tasks import TASKS, find_rules
-from mlxreflect.tasks.base import Task
-from mlxreflect.tasks.shots import ask, load_shots
+from mlxreflect.tasks.base import Task, ask, load_shots
 
 # Times the batch: what is generated together, and so the most that a kill loses. Fewer would lose
 # less, but leave more places empty while a chunk's longest answers are finished.

@@ -18,7 +18,7 @@ from mlxreflect.core.records import Messages, Problem, Sample, flat_from_row
 from mlxreflect.evaluation.arms import arm_order, refuse_quick
 from mlxreflect.stats import mean_interval, wilson
 from mlxreflect.tasks import TASKS
-from mlxreflect.tasks.shots import ask
+from mlxreflect.tasks.base import ask
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,7 @@ from mlxreflect.models.policy import Completion, Policy, adapted, load_policy
 from mlxreflect.stats.sentences import level, points
 from mlxreflect.stats.sequential import anytime_interval, evidence
 from mlxreflect.tasks import check_exam, find_rules, get_task
-from mlxreflect.tasks.base import Task
-from mlxreflect.tasks.shots import load_shots
+from mlxreflect.tasks.base import Task, load_shots
 
 LARGEST = 1e300  # of the evidence that is written down: JSON has no infinity
 

@@ -40,8 +40,7 @@ from mlxreflect.evaluation.results import FAILED
 from mlxreflect.graders.base import Grader
 from mlxreflect.models.policy import Completion, cut_at
 from mlxreflect.tasks import find_rules
-from mlxreflect.tasks.base import Task
-from mlxreflect.tasks.shots import load_shots
+from mlxreflect.tasks.base import Task, load_shots
 
 LOOK_S = 5.0  # seconds to find out what kind of server it is
 LEAST_WINDOW = 4096  # tokens of Ollama's num_ctx

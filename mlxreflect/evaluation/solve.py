@@ -49,7 +49,7 @@ QUESTION = Task(
     instruction=lambda problem: "Answer the question.",
     show=lambda problem: str(problem.fields["question"]),
     gold=lambda problem: None,
-    grade=ungraded,
+    rules={"none": ungraded},
     from_row=lambda row: make_problem("question", {"question": str(row.get("question", ""))}),
 )
 

@@ -22,7 +22,7 @@ from mlxreflect.setup.discovery import Offer, find_offers, key_offers
 from mlxreflect.setup.recipe_template import Choices, critic_keys, draft, self_keys
 from mlxreflect.tasks import TASKS, get_task
 from mlxreflect.tasks.countdown import problem_of
-from mlxreflect.tasks.kinds import KINDS, build, options_of
+from mlxreflect.tasks.jsonl import KINDS, build, options_of
 
 Ask = Callable[[str, str], str]  # (what, suggestion) → reply
 Say = Callable[[str], None]

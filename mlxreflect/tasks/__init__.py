@@ -9,22 +9,18 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem
 from mlxreflect.data.contamination import Index, Match, Question, build_index, find
 from mlxreflect.graders.base import Grader
-from mlxreflect.tasks import (
-    aime,
-    arithmetic,
-    countdown,
-    gsm8k,
-    jsonl,
-    last_letter,
-    logiqa,
-    math500,
-    svamp,
-)
+from mlxreflect.tasks import arithmetic, countdown, jsonl, last_letter
 from mlxreflect.tasks.base import Task, check_limit
-from mlxreflect.tasks.kinds import KINDS
+from mlxreflect.tasks.benchmarks import BENCHMARKS
+from mlxreflect.tasks.jsonl import KINDS
 
-MODULES = (countdown, arithmetic, last_letter, gsm8k, svamp, aime, math500, logiqa, jsonl)
-TASKS: dict[str, Task] = {module.TASK.name: module.TASK for module in MODULES}
+TASKS: dict[str, Task] = {
+    "countdown": countdown.TASK,
+    "arithmetic": arithmetic.TASK,
+    "last_letter": last_letter.TASK,
+    **BENCHMARKS,
+    "jsonl": jsonl.TASK,
+}
 
 
 def get_task(name: str) -> Task:

@@ -1,14 +1,11 @@
-"""Countdown problems of other people: a file, or a hub data set such as Countdown-Tasks-3to4.
+"""Countdown: combine the given numbers, each exactly once, with + - * / so that they make a target.
 
-Jiayi-Pan/Countdown-Tasks-3to4 has 490,364 rows {"nums": [44, 19, 35], "target": 98} and one split.
-Its parts are made by the same hash as those of generated problems, so that a generated training
-problem is never a held-out one of the data set. A row that has no solution is left out.
-
-Countdown: combine the given numbers, each exactly once, with + - * / so that they make a target.
-
-Problems: n numbers from 1 to 99 and a target from 10 to 100, made by applying random operations to
-random pairs, every result whole, positive and at most 200. A problem belongs to a part by a hash of
-(sorted numbers, target), so the parts are disjoint whatever seeds made them.
+Generated problems have n numbers from 1 to 99 and a target from 10 to 100, made by applying random
+operations to random pairs, every result whole, positive and at most 200. Those of other people come
+from a file or a hub data set: Jiayi-Pan/Countdown-Tasks-3to4 has 490,364 rows {"nums": [44, 19,
+35], "target": 98} and one split; a row that has no solution is left out. A problem belongs to a
+part by a hash of (sorted numbers, target), so that a generated training problem is never a held-out
+one of a data set, whatever seeds made it.
 """
 
 import random
@@ -20,39 +17,79 @@ from mlxreflect.config.schema import TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, make_problem
 from mlxreflect.core.seeds import rng_for
+from mlxreflect.data import rows as data
 from mlxreflect.data.rows import Row, good_rows, rows_of
-from mlxreflect.data.rows import part_of as part_of_text
 from mlxreflect.graders.countdown import COUNTDOWN_RULES
-from mlxreflect.tasks.base import GENERATED_PARTS, Solver, Task, check_limit
+from mlxreflect.tasks.base import GENERATED_PARTS, Solver, Task, generate
 from mlxreflect.tasks.countdown_solver import finish, review
 
+LARGEST = 200
 MAX_NUMBERS = 20
 MAX_SOLVED = 6  # numbers of a problem that is still searched for a solution
+Drawn = tuple[list[int], int]  # numbers and target
 Ratio = tuple[int, int]  # reduced, the denominator above 0
 HINT = (
     "connect to the internet once so that `datasets` can cache it, or set task.source to a file "
     'with rows such as {"nums": [44, 19, 35], "target": 98}'
 )
+EXAMPLE = 'write "numbers": [3, 4, 5], "target": 35'
 
 
 def part_of(numbers: list[int], target: int) -> str:
-    """One tenth each is held out and kept for development, the rest is for training."""
-    return part_of_text(f"{sorted(numbers)}={target}", GENERATED_PARTS, size=1)
+    """Returns a problem's part: one tenth each is held out and for development."""
+    return data.part_of(f"{sorted(numbers)}={target}", GENERATED_PARTS, size=1)
+
+
+def key_of(drawn: Drawn) -> tuple[tuple[int, ...], int]:
+    return tuple(sorted(drawn[0])), drawn[1]
+
+
+def load(config: TaskConfig, part: str, seed: int) -> list[Problem]:
+    """Returns the problems of a part; the held-out ones ignore the seed.
+
+    `config.source` names problems of other people: a file with the columns nums and target, or a
+    hub data set such as Jiayi-Pan/Countdown-Tasks-3to4.
+    """
+    if config.source:
+        return problems_of_data(config, part)
+    rng = rng_for("countdown", part, 0 if part == "heldout" else seed)
+    drawn = generate(
+        "countdown", config, part, lambda: draw(rng, rng.choice(config.numbers)),
+        lambda one: part_of(*one), key_of,
+    )  # fmt: skip
+    return [make_problem("countdown", {"numbers": n, "target": target}) for n, target in drawn]
+
+
+def draw(rng: random.Random, count: int) -> Drawn | None:
+    """Tries to make a problem; None where the operations gave no target from 10 to 100."""
+    numbers = [rng.randint(1, 99) for _ in range(count)]
+    values = list(numbers)
+    while len(values) > 1:
+        a, b = sorted(rng.sample(range(len(values)), 2))
+        high, low = max(values[a], values[b]), min(values[a], values[b])
+        results = [high + low, high - low, high * low, high // low if high % low == 0 else 0]
+        value = rng.choice(results)
+        if not 0 < value <= LARGEST:
+            return None
+        values = [v for i, v in enumerate(values) if i not in (a, b)] + [value]
+    return (numbers, values[0]) if 10 <= values[0] <= 100 else None
+
+
+# ---- problems of other people --------------------------------------------------------------------
 
 
 def problems_of_data(config: TaskConfig, part: str) -> list[Problem]:
-    """The first `config.limit` different problems of a part (0: all), in the order of the rows.
+    """Returns the first `config.limit` different problems of a part (0: all), in the rows' order.
 
     Rows are read and verified only as far as they are needed.
     """
     rows = good_rows(rows_of(config.source, config.config, config.split, HINT))
     found: dict[tuple[tuple[int, ...], int], Problem] = {}
     for problem in read_problems(rows):
-        numbers, target = problem.fields["numbers"], problem.fields["target"]
-        key = (tuple(sorted(numbers)), target)
-        mine = part == "all" or part_of(numbers, target) == part
-        if key not in found and mine and solvable(numbers, target):
-            found[key] = problem
+        drawn = problem.fields["numbers"], problem.fields["target"]
+        mine = part == "all" or part_of(*drawn) == part
+        if key_of(drawn) not in found and mine and solvable(*drawn):
+            found[key_of(drawn)] = problem
             if len(found) == config.limit:
                 break
     if not found:
@@ -77,24 +114,18 @@ def read_problems(rows: Iterable[Row]) -> Iterator[Problem]:
 
 
 def problem_of(row: dict[str, Any]) -> Problem:
-    """A problem of a row's numbers (or nums) and target. Raises UserError."""
+    """Returns a problem of a row's numbers (or nums) and target. Raises UserError."""
     numbers, target = row.get("numbers", row.get("nums")), row.get("target")
     fine = isinstance(numbers, list) and 1 <= len(numbers) <= MAX_NUMBERS
     if not fine or not all(type(n) is int and n >= 0 for n in numbers or []):
-        raise UserError(
-            f"numbers = {str(numbers)[:60]}: not a list of whole numbers",
-            'write "numbers": [3, 4, 5], "target": 35',
-        )
+        raise UserError(f"numbers = {str(numbers)[:60]}: not a list of whole numbers", EXAMPLE)
     if type(target) is not int:
-        raise UserError(
-            f"target = {str(target)[:60]}: not a whole number",
-            'write "numbers": [3, 4, 5], "target": 35',
-        )
+        raise UserError(f"target = {str(target)[:60]}: not a whole number", EXAMPLE)
     return make_problem("countdown", {"numbers": numbers, "target": target})
 
 
 def solvable(numbers: list[int], target: int) -> bool:
-    """Whether the numbers, each used once, make the target: exact, over all subsets.
+    """Tells whether the numbers, each used once, make the target: exact, over all subsets.
 
     Every subset's values are collected from its two halves; of all numbers together only the half
     that would be missing is looked up. About half a millisecond for four numbers.
@@ -115,7 +146,7 @@ def solvable(numbers: list[int], target: int) -> bool:
 
 
 def halves(mask: int) -> Iterator[tuple[int, int]]:
-    """Each way to split a set of bits in two, once; the smaller number first."""
+    """Yields each way to split a set of bits in two, once; the smaller number first."""
     one = (mask - 1) & mask
     while one:
         if one < mask ^ one:
@@ -131,7 +162,7 @@ def reduced(top: int, bottom: int) -> Ratio:
 
 
 def results(a: Ratio, b: Ratio) -> Iterator[Ratio]:
-    """a + b, a - b, b - a, a * b, a / b, b / a."""
+    """Yields a + b, a - b, b - a, a * b, a / b, b / a."""
     cross, back, bottom = a[0] * b[1], b[0] * a[1], a[1] * b[1]
     yield reduced(cross + back, bottom)
     yield reduced(cross - back, bottom)
@@ -144,7 +175,7 @@ def results(a: Ratio, b: Ratio) -> Iterator[Ratio]:
 
 
 def missing(a: Ratio, target: Ratio) -> list[Ratio]:
-    """Every b for which one of `results(a, b)` is the target (but all, for 0 = 0 * b)."""
+    """Returns every b for which one of `results(a, b)` is the target (but all, for 0 = 0 * b)."""
     plus, times = (a[0] * target[1], target[0] * a[1]), a[1] * target[1]
     found = [
         reduced(plus[1] - plus[0], times),  # a + b
@@ -159,52 +190,7 @@ def missing(a: Ratio, target: Ratio) -> list[Ratio]:
     return found
 
 
-DEFAULT_PROBLEMS = 1000
-LARGEST = 200
-MISSES = 200_000  # draws without a new problem after which there is none left
-
-
-def draw(rng: random.Random, count: int) -> tuple[list[int], int] | None:
-    """One try at a problem; None where the operations gave no target from 10 to 100."""
-    numbers = [rng.randint(1, 99) for _ in range(count)]
-    values = list(numbers)
-    while len(values) > 1:
-        a, b = sorted(rng.sample(range(len(values)), 2))
-        high, low = max(values[a], values[b]), min(values[a], values[b])
-        results = [high + low, high - low, high * low, high // low if high % low == 0 else 0]
-        value = rng.choice(results)
-        if not 0 < value <= LARGEST:
-            return None
-        values = [v for i, v in enumerate(values) if i not in (a, b)] + [value]
-    return (numbers, values[0]) if 10 <= values[0] <= 100 else None
-
-
-def load(config: TaskConfig, part: str, seed: int) -> list[Problem]:
-    """`config.limit` (1000 when 0) different problems of a part, or all it has.
-
-    The held-out ones ignore the seed. `config.source` names foreign problems instead: a file with
-    the columns nums and target, or a hub data set such as Jiayi-Pan/Countdown-Tasks-3to4.
-    """
-    if config.source:
-        return problems_of_data(config, part)
-    check_limit("countdown", config.limit)
-    rng = rng_for("countdown", part, 0 if part == "heldout" else seed)
-    problems: list[Problem] = []
-    seen: set[tuple[tuple[int, ...], int]] = set()
-    misses = 0
-    while len(problems) < (config.limit or DEFAULT_PROBLEMS) and misses < MISSES:
-        misses += 1
-        drawn = draw(rng, rng.choice(config.numbers))
-        if drawn is None:
-            continue
-        numbers, target = drawn
-        key = (tuple(sorted(numbers)), target)
-        if key in seen or part not in ("all", part_of(numbers, target)):
-            continue
-        seen.add(key)
-        misses = 0
-        problems.append(make_problem("countdown", {"numbers": numbers, "target": target}))
-    return problems
+# ---- the task ------------------------------------------------------------------------------------
 
 
 def instruction(problem: Problem) -> str:
@@ -226,7 +212,6 @@ TASK = Task(
     instruction=instruction,
     show=show,
     gold=lambda problem: None,
-    grade=COUNTDOWN_RULES["exact"],
     from_row=problem_of,
     rules=COUNTDOWN_RULES,
     solver=Solver(review, finish),

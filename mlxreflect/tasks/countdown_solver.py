@@ -34,7 +34,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Step:
-    """One step a solver may take: left operator right = value."""
+    """A step a solver may take: left operator right = value."""
 
     operator: str
     left: Term
@@ -58,13 +58,13 @@ def given(problem: Problem) -> list[Term]:
 
 
 def equation(line: str) -> tuple[str, str] | None:
-    """The (expression, result) a line states first; None for a line of prose."""
+    """Returns the (expression, result) a line states first; None for a line of prose."""
     found = EQUATION.search(LABEL.sub("", line[:MAX_LINE].replace("−", "-")))
     return (found[1].strip(), found[2]) if found else None
 
 
 def steps_from(terms: list[Term]) -> Iterator[tuple[Step, list[Term]]]:
-    """Every step from the numbers at hand, with what is at hand after it."""
+    """Yields every step from the numbers at hand, with what is at hand after it."""
     for i, a in enumerate(terms):
         for j in range(i + 1, len(terms)):
             high, low = (a, terms[j]) if a.value >= terms[j].value else (terms[j], a)
@@ -80,7 +80,7 @@ def steps_from(terms: list[Term]) -> Iterator[tuple[Step, list[Term]]]:
 
 
 def reachable(values: tuple[Fraction, ...], target: Fraction, seen: set[object]) -> bool:
-    """Whether the numbers, all used, can make the target; `seen` remembers the dead ends."""
+    """Tells whether the numbers, all used, can make the target; `seen` remembers the dead ends."""
     if len(values) == 1:
         return values[0] == target
     if values in seen:
@@ -93,7 +93,7 @@ def reachable(values: tuple[Fraction, ...], target: Fraction, seen: set[object])
 
 
 def take(terms: list[Term], expression: str, result: str) -> tuple[list[Term] | None, str]:
-    """Apply a written step: (numbers at hand after it, "") or (None, what is wrong with it)."""
+    """Applies a written step: returns (numbers at hand after it, "") or (None, its fault)."""
     try:
         pieces, found = read_step(expression, {t.value for t in terms})
         if found != parse_fraction(result):
@@ -115,7 +115,7 @@ def take(terms: list[Term], expression: str, result: str) -> tuple[list[Term] | 
 
 
 def read_step(expression: str, there: set[Fraction]) -> tuple[list[Fraction | str], Fraction]:
-    """A written step as numbers and other characters, and its value."""
+    """Reads a written step as numbers and other characters, and its value."""
     if binary := BINARY.fullmatch(expression):
         left, right = parse_fraction(binary[1]), parse_fraction(binary[3])
         if {left, right} <= there:  # else 8/4 + 3 may be three numbers
@@ -131,7 +131,7 @@ def parse_fraction(text: str) -> Fraction:
 
 
 def walk(problem: Problem, lines: list[str], search: bool) -> tuple[list[Term], int, int, str]:
-    """Follow the steps of a thought: (numbers at hand, valid lines, valid steps, first fault)."""
+    """Follows a thought: returns (numbers at hand, valid lines, valid steps, first fault)."""
     terms, steps = given(problem), 0
     target = Fraction(problem.fields["target"])
     seen: set[object] = set()
@@ -151,7 +151,7 @@ def walk(problem: Problem, lines: list[str], search: bool) -> tuple[list[Term], 
 
 
 def review(problem: Problem, thought: str, search: bool) -> Review:
-    """Find the first line of a thought that is wrong, or (searching) that leads nowhere."""
+    """Finds the first line of a thought that is wrong, or (searching) that leads nowhere."""
     lines = thought.strip("\n").split("\n") if thought.strip() else []
     terms, valid, _, fault = walk(problem, lines, search)
     if not fault and len(terms) > 1:
@@ -162,7 +162,7 @@ def review(problem: Problem, thought: str, search: bool) -> Review:
 
 
 def mend(terms: list[Term], line: str) -> str:
-    """A step with its result computed again; "" where more is wrong, or it would be the last."""
+    """Computes a step's result again; returns "" where more is wrong, or it would be the last."""
     written = equation(line)
     if written is None:
         return ""
@@ -177,7 +177,7 @@ def mend(terms: list[Term], line: str) -> str:
 
 
 def finish(problem: Problem, kept: list[str], seed: int) -> tuple[str, str] | None:
-    """Continue the kept lines to the target: (thought, answer), None where they lead nowhere.
+    """Continues the kept lines to the target: (thought, answer), None where they lead nowhere.
 
     Prefers steps with whole, positive results of at most 200, as a person would.
     """
@@ -195,7 +195,7 @@ def finish(problem: Problem, kept: list[str], seed: int) -> tuple[str, str] | No
 
 
 def search_path(terms: list[Term], target: Fraction, plain: bool, seed: int) -> list[Step] | None:
-    """Steps to the target, depth first in an order that the seed shuffles."""
+    """Returns steps to the target, depth first in an order that the seed shuffles."""
     if len(terms) == 1:
         return [] if terms[0].value == target else None
     options = list(steps_from(terms))

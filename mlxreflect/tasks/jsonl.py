@@ -1,60 +1,198 @@
-"""The user's own problems: a file or any hub data set, with a question and an answer.
+"""A person's own problems: a file or any hub data set, with a question and an answer.
 
 answer_type: "number" compares exact rationals, "text" the words of the <answer> block, "f1" its
 tokens, "choice" the letter, "math" LaTeX, "countdown" an expression of the row's numbers. Parts are
 70 % train, 10 % dev and 20 % heldout, by a hash of what is asked.
 """
 
+import importlib.util
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mlxreflect.config.schema import TaskConfig
+from mlxreflect.config.toml import local_path
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.records import Problem
+from mlxreflect.core.records import Problem, Verdict, make_problem
 from mlxreflect.data.rows import (
     HINT,
     Row,
     choose_part,
     column,
+    fold,
     hub_rows,
     is_path,
-    local_path,
     question_text,
     read_file,
     unique,
 )
-from mlxreflect.graders.base import Grader
+from mlxreflect.graders.base import MAX_TEXT, Grade, Grader
+from mlxreflect.graders.choice import CHOICE_COLUMNS, CHOICE_RULES, gold_letter, read_choices
+from mlxreflect.graders.countdown import COUNTDOWN_RULES
+from mlxreflect.graders.latex import MATH_RULES, MAX_LATEX
+from mlxreflect.graders.number import NUMBER_RULES, read_gold
+from mlxreflect.graders.text import F1_RULES, TEXT_RULES
+from mlxreflect.prompts.messages import parse_response
 from mlxreflect.tasks.base import Task
-from mlxreflect.tasks.kinds import (
-    KINDS,
-    build,
-    build_countdown,
-    by_kind,
-    instruction,
-    options_of,
-    problem_of_row,
-    show,
-)
-from mlxreflect.tasks.table import key_of
+from mlxreflect.tasks.countdown import problem_of
+
+# ---- the kinds of answer that a row can have ----------------------------------------------------
 
 
-def read(row: Row, config: TaskConfig) -> Problem:
-    question = question_text(row, config.question)
-    if config.answer_type == "countdown":
-        try:
-            return build_countdown(question, row.values)
-        except UserError as error:
-            raise UserError(f"{row.where}: {error.message}", error.hint) from None
-    raw = column(row, config.answer, "task.answer")
+@dataclass(frozen=True)
+class Kind:
+    """One kind of answer.
+
+    instruction: what the system prompt asks for. fault: what is wrong with a gold of another kind.
+    example: how a row of `mlxreflect grade` may write its gold. rules: by name, the first one
+    the headline, called "flexible" for every kind.
+    """
+
+    instruction: str
+    fault: str
+    example: str
+    rules: dict[str, Grader]
+
+
+KINDS = {
+    "number": Kind(
+        "Answer the question. The final answer is a number only, without units or commas.",
+        "is no number", '"gold": 42', NUMBER_RULES,
+    ),
+    "text": Kind(
+        "Answer the question. The final answer is as short as it can be, without explanation.",
+        "is no text", '"gold": "Paris"', TEXT_RULES,
+    ),
+    "f1": Kind(
+        "Answer the question. The final answer is as short as it can be, without explanation.",
+        "is no text", '"gold": "Paris"', F1_RULES,
+    ),
+    "choice": Kind(
+        "Choose the right option. The final answer is its letter only.",
+        "names no choice", '"gold": "B"', CHOICE_RULES,
+    ),
+    "math": Kind(
+        "Solve the problem. The final answer is a number or an expression in LaTeX.",
+        "is no short text", '"gold": "\\\\frac{1}{2}"', MATH_RULES,
+    ),
+    "countdown": Kind(
+        "Combine the given numbers, each exactly once, with + - * / and parentheses so that the "
+        "result is the target. The final answer is the expression alone.",
+        "is no target", '"numbers": [3, 4, 5], "target": 35',
+        {"flexible": COUNTDOWN_RULES["exact"], **COUNTDOWN_RULES},
+    ),
+}  # fmt: skip
+
+
+def read_gold_of(kind: str, raw: Any, options: Any) -> str | None:
+    """Returns a row's expected answer, normalised; None where it is none of its kind."""
+    if kind == "number":
+        return read_gold(raw)
+    if kind == "choice":
+        return gold_letter(raw, options)
+    most = MAX_LATEX if kind == "math" else MAX_TEXT
+    fine = isinstance(raw, (str, int, float)) and not isinstance(raw, bool)
+    return (str(raw).strip() or None) if fine and len(str(raw)) <= most else None
+
+
+def all_golds(raw: Any) -> list[Any]:
+    """Returns the right answers: a list of them, or SQuAD's {"text": [...]}; else the one."""
+    if isinstance(raw, dict) and isinstance(raw.get("text"), list):
+        raw = raw["text"]
+    return raw if isinstance(raw, list) else [raw]
+
+
+def build(
+    task: str,
+    question: str,
+    raw: Any,
+    kind: str,
+    *,
+    options: Any = None,
+    meta: dict[str, Any] | None = None,
+) -> Problem:
+    """Returns a problem of its parts. Raises UserError, without file and line, for a bad answer."""
+    if kind == "math":
+        need_math()
+    fields: dict[str, Any] = {"question": question}
+    meta = dict(meta or {})
+    if task == "jsonl":
+        fields["answer_type"] = kind
+    if kind in ("text", "f1"):
+        golds = [read_gold_of(kind, one, None) for one in all_golds(raw)]
+        gold = golds[0] if golds and None not in golds else None
+        if len(golds) > 1:
+            meta["golds"] = golds
+    else:
+        gold = read_gold_of(kind, raw, options)
+    if kind == "choice" and (choices := read_choices(options)):
+        fields["choices"] = choices
+    if gold is None:
+        raise UserError(
+            f"the answer {str(raw)[:60]!r} {KINDS[kind].fault}",
+            "correct that row, or set task.answer to the column that holds the answer, or "
+            f"task.answer_type to another kind than {kind!r}",
+        )
+    if isinstance(raw, str) and kind == "number" and "####" in raw:
+        meta["solution"] = raw
+    return make_problem(task, fields, gold, meta)
+
+
+def build_countdown(question: str, row: dict[str, Any]) -> Problem:
+    """Returns a Countdown problem in the words of a row. Raises UserError."""
+    fields = problem_of(row).fields
+    return make_problem("jsonl", {"question": question, "answer_type": "countdown", **fields})
+
+
+def options_of(values: dict[str, Any]) -> Any:
+    return next((values[name] for name in CHOICE_COLUMNS if name in values), None)
+
+
+def problem_of_row(task: str, row: dict[str, Any]) -> Problem:
+    """Returns a problem of a row of `mlxreflect grade`. Raises UserError."""
+    kind = row.get("answer_type", "number")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise UserError(f"answer_type = {kind!r}", f"write one of: {', '.join(KINDS)}")
+    question = str(row.get("question", ""))
+    if kind == "countdown":
+        return build_countdown(question, row)
+    if kind == "math":
+        need_math()
     try:
-        return build("jsonl", question, raw, config.answer_type, options=options_of(row.values))
+        return build(task, question, row.get("gold"), kind, options=options_of(row))
     except UserError as error:
-        where = f"{row.where}, column {config.answer!r}"
-        raise UserError(f"{where}: {error.message}", error.hint) from None
+        raise UserError(f"gold: {error.message}", f"write {KINDS[kind].example}") from None
+
+
+def need_math() -> None:
+    """Raises UserError without the extra that compares LaTeX."""
+    if importlib.util.find_spec("math_verify") is None:
+        raise UserError(
+            "answers in LaTeX are compared by Math-Verify, which is not installed",
+            "pip install 'mlxreflect[math]'",
+        )
+
+
+def by_kind(name: str) -> Grader:
+    """Returns the rules of a name for whatever kind of answer the problem has."""
+
+    def grade(problem: Problem, text: str, tags: str = "think", style: str = "thinking") -> Grade:
+        kind = problem.fields["answer_type"]
+        rules = KINDS[kind].rules.get(name)
+        if rules is not None:
+            return rules(problem, text, tags, style)
+        form = parse_response(text, tags, style)
+        return Grade(None, Verdict(False, form.format_ok, f"no rules {name!r} for a {kind}"))
+
+    return grade
+
+
+# ---- the task ------------------------------------------------------------------------------------
 
 
 def load(config: TaskConfig, part: str, seed: int) -> list[Problem]:
-    """The problems of a part, at most `config.limit`; the seed changes nothing."""
+    """Returns the problems of a part, at most `config.limit`; the seed changes nothing."""
     if not config.source:
         raise UserError(
             'task.name = "jsonl" needs data', "set task.source to a file or a hub data set"
@@ -63,27 +201,49 @@ def load(config: TaskConfig, part: str, seed: int) -> list[Problem]:
         rows: Iterable[Row] = read_file(local_path(config.source))
     else:
         rows = hub_rows(config.source, config.config, config.split, HINT)
-    found = choose_part(unique((read(row, config) for row in rows), key_of), part, config.source)
-    return found[: config.limit or None]
+    problems = unique((read(row, config) for row in rows), key_of)
+    return choose_part(problems, part, config.source)[: config.limit or None]
 
 
-def from_row(row: dict[str, Any]) -> Problem:
-    return problem_of_row("jsonl", row)
+def read(row: Row, config: TaskConfig) -> Problem:
+    """Returns the problem of a row. Raises UserError naming the row."""
+    question = question_text(row, config.question)
+    if config.answer_type == "countdown":
+        where, made = row.where, partial(build_countdown, question, row.values)
+    else:
+        raw = column(row, config.answer, "task.answer")
+        where = f"{row.where}, column {config.answer!r}"
+        options = options_of(row.values)
+        made = partial(build, "jsonl", question, raw, config.answer_type, options=options)
+    try:
+        return made()
+    except UserError as error:
+        raise UserError(f"{where}: {error.message}", error.hint) from None
 
 
-def rules() -> dict[str, Grader]:
-    """Every name that some kind of answer has; "flexible", which all have, is the first."""
-    names = dict.fromkeys(name for kind in KINDS.values() for name in kind.rules)
-    return {name: by_kind(name) for name in names}
+def key_of(problem: Problem) -> str:
+    """Returns what is asked, without differences of case, spacing and the order of options."""
+    choices = sorted(fold(text) for text in problem.fields.get("choices", {}).values())
+    return "\n".join([fold(problem.fields["question"]), *choices])
 
 
-RULES = rules()
+def instruction(problem: Problem) -> str:
+    return KINDS[problem.fields["answer_type"]].instruction
+
+
+def show(problem: Problem) -> str:
+    choices = problem.fields.get("choices", {})
+    lines = [f"{letter}. {text}" for letter, text in choices.items()]
+    return "\n".join([problem.fields["question"], *lines])
+
+
+# Every name that some kind of answer has; "flexible", which all have, is the first.
+NAMES = dict.fromkeys(name for kind in KINDS.values() for name in kind.rules)
 TASK = Task(
     name="jsonl",
     load=load,
     instruction=instruction,
     show=show,
-    grade=RULES["flexible"],
-    from_row=from_row,
-    rules=RULES,
+    from_row=partial(problem_of_row, "jsonl"),
+    rules={name: by_kind(name) for name in NAMES},
 )

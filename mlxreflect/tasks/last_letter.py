@@ -1,25 +1,23 @@
-"""Common English words for `last_letter`: nouns of three to eight letters, each one once.
-
-Last letters (Wei et al. 2022): join the last letter of each of k words.
+"""Last letters (Wei et al. 2022): join the last letter of each of k words.
 
 The words are common English ones, drawn by a seed; `task.words` says how many. A problem belongs to
 a part by a hash of its words in alphabetical order, so no part holds another's words reordered.
 """
 
-import random
 import re
 import string
 from typing import Any
 
 from mlxreflect.config.schema import TaskConfig
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.records import Problem, Verdict, make_problem
+from mlxreflect.core.records import Problem, make_problem
 from mlxreflect.core.seeds import rng_for
-from mlxreflect.data.rows import part_of as part_of_text
-from mlxreflect.graders.base import Grade, Grader, answer_block, box, final_part, phrases, strict
-from mlxreflect.prompts.messages import parse_response
-from mlxreflect.tasks.base import GENERATED_PARTS, Task, check_limit
+from mlxreflect.data.rows import part_of
+from mlxreflect.graders.base import Judged, blocks, final_part, grader_of, phrases, strict
+from mlxreflect.prompts.messages import Parsed
+from mlxreflect.tasks.base import GENERATED_PARTS, Task, generate
 
+# Nouns of three to eight letters, each one once.
 TEXT = (
     "apple arrow atlas autumn badge baker bamboo banana barrel basket beach beard bench berry "
     "bishop blanket board bottle branch bread breeze brick bridge brother bucket bundle butter "
@@ -49,7 +47,6 @@ TEXT = (
 )
 WORDS = TEXT.split()
 
-DEFAULT_PROBLEMS = 1000
 MISSES = 20_000  # draws without a new problem after which there is none left
 MAX_ANSWER = 200  # characters
 WRAPPED = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\{([^{}]*)\}")
@@ -58,32 +55,14 @@ LEAD_IN = re.compile(r"(?:the )?(?:final )?answer(?: is)?[: ] *")
 QUOTES = "\"'`“”‘’*$_ \t\r\n"
 
 
-def part_of(words: list[str]) -> str:
-    return part_of_text(" ".join(sorted(words)), GENERATED_PARTS)
-
-
 def load(config: TaskConfig, part: str, seed: int) -> list[Problem]:
-    """`config.limit` different problems (1000 when 0) of a part; only training uses the seed."""
-    if config.source:
-        raise UserError(
-            f"task.source = {config.source!r}: last_letter makes its own problems",
-            'remove task.source, or set task.name = "jsonl"',
-        )
-    check_limit("last_letter", config.limit)
+    """Returns `config.limit` different problems (1000 when 0); only training uses the seed."""
     rng = rng_for("last_letter", part, seed if part == "train" else 0)
-    found: dict[tuple[str, ...], Problem] = {}
-    misses = 0
-    while len(found) < (config.limit or DEFAULT_PROBLEMS) and misses < MISSES:
-        words = draw(rng, rng.choice(config.words))
-        misses += 1
-        if tuple(words) not in found and part in ("all", part_of(words)):
-            found[tuple(words)] = problem_of(words)
-            misses = 0
-    return list(found.values())
-
-
-def draw(rng: random.Random, count: int) -> list[str]:
-    return rng.sample(WORDS, count)
+    drawn = generate(
+        "last_letter", config, part, lambda: rng.sample(WORDS, rng.choice(config.words)),
+        lambda words: part_of(" ".join(sorted(words)), GENERATED_PARTS), tuple, MISSES,
+    )  # fmt: skip
+    return [problem_of(words) for words in drawn]
 
 
 def problem_of(words: list[str]) -> Problem:
@@ -104,7 +83,7 @@ def show(problem: Problem) -> str:
 
 
 def read_letters(text: str) -> str | None:
-    """The letters of "nesd", "NESD.", "n-e-s-d", "n, e, s, d"; None for anything else."""
+    """Reads "nesd", "NESD.", "n-e-s-d", "n, e, s, d"; None for anything else."""
     if len(text) > MAX_ANSWER:
         return None
     text = WRAPPED.sub(r"\1", text).replace("**", "").strip(QUOTES).lower()
@@ -118,14 +97,9 @@ def read_letters(text: str) -> str | None:
 
 
 def extract_letters(text: str) -> str | None:
-    """The last block or box, else the last "answer is", else a short text that is an answer."""
-    spots = [
-        (found.position, read_letters(found.text))
-        for find in (answer_block, box)
-        if (found := find(text))
-    ]
-    if spots:
-        return max(spots, key=lambda spot: spot[0])[1]
+    """Reads the last block or box, else the last "answer is", else a short text as a whole."""
+    if spots := blocks(text):
+        return read_letters(max(spots).text)
     for found in phrases(text):
         line = found.text.lstrip().split("\n", 1)[0].split(". ", 1)[0]
         if letters := read_letters(line) or read_letters(line.split(",", 1)[0]):
@@ -133,13 +107,11 @@ def extract_letters(text: str) -> str | None:
     return read_letters(text.strip())
 
 
-def grade(problem: Problem, text: str, tags: str = "think", style: str = "thinking") -> Grade:
-    form, letters = parse_response(text, tags, style), extract_letters(final_part(text, tags))
+def judge(problem: Problem, text: str, tags: str, form: Parsed) -> Judged:
+    letters = extract_letters(final_part(text, tags))
     if letters is None:
-        return Grade(None, Verdict(False, form.format_ok, "no letters found"))
-    correct = letters == problem.gold
-    reason = form.reason if correct else f"expected {problem.gold}, got {letters}"
-    return Grade(letters, Verdict(correct, form.format_ok, reason))
+        return Judged(None, False, "no letters found")
+    return Judged(letters, letters == problem.gold, f"expected {problem.gold}, got {letters}")
 
 
 def from_row(row: dict[str, Any]) -> Problem:
@@ -154,14 +126,13 @@ def from_row(row: dict[str, Any]) -> Problem:
     return make_problem("last_letter", {"words": []}, gold.lower())
 
 
-RULES: dict[str, Grader] = {"flexible": grade, "strict": strict(grade)}
+grade = grader_of(judge)
 TASK = Task(
     name="last_letter",
     load=load,
     instruction=instruction,
     show=show,
-    grade=grade,
     from_row=from_row,
-    rules=RULES,
+    rules={"flexible": grade, "strict": strict(grade)},
     generated=True,
 )

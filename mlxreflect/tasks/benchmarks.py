@@ -1,0 +1,262 @@
+"""Benchmarks: tables of problems with their official splits, or a file of the same columns.
+
+Of the hub and of a folder "heldout" and "all" are the test split, "dev" is 5 % of the training
+split by a hash of the problem, "train" the rest; a single file is split by that hash alone. A
+benchmark without a training split has no other part than its problems.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from mlxreflect.config.schema import TaskConfig
+from mlxreflect.config.toml import local_path
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Problem, make_problem
+from mlxreflect.data.rows import (
+    Row,
+    choose_part,
+    column,
+    good_rows,
+    is_path,
+    part_of,
+    question_text,
+    read_file,
+    rows_of,
+    unique,
+)
+from mlxreflect.graders.number import read_gold, row_gold
+from mlxreflect.tasks.base import Task
+from mlxreflect.tasks.jsonl import (
+    KINDS,
+    build,
+    key_of,
+    need_math,
+    options_of,
+    problem_of_row,
+    show,
+)
+
+TRAINING_PARTS = {"dev": 5, "train": 95}  # of an official training split
+DEFAULTS = TaskConfig()
+Meta = dict[str, Any]
+
+
+def no_meta(row: Row, raw: Any) -> Meta:
+    return {}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark: where its rows are, and how one is read.
+
+    kind: of its answers, one of KINDS. config, revision: of the hub data set. train: the split to
+    learn from, "" where there is none. questions, answers: names that its columns have; a recipe
+    may give others. text(row, column): the problem's text. meta(row, answer): what is kept beside
+    it. most: the largest number that is an answer, 0 for any.
+    """
+
+    name: str
+    hub: str
+    kind: str
+    config: str = ""
+    revision: str = ""
+    train: str = "train"
+    test: str = "test"
+    questions: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    text: Callable[[Row, str], str] = question_text
+    meta: Callable[[Row, Any], Meta] = no_meta
+    most: int = 0
+
+    def load(self, config: TaskConfig, part: str, seed: int) -> list[Problem]:
+        """Returns the problems of a part, at most `config.limit`; the seed changes nothing."""
+        if self.kind == "math":
+            need_math()
+        return self.part(config, part)[: config.limit or None]
+
+    def part(self, config: TaskConfig, part: str) -> list[Problem]:
+        if not self.train and part in ("train", "dev"):
+            raise UserError(
+                f"the task {self.name} is an evaluation alone: it has no part {part!r}",
+                "train on another task, and name this one in eval.spec",
+            )
+        path = local_path(config.source)
+        if config.source and is_path(config.source) and not path.is_dir():
+            found = self.problems(read_file(path), config)
+            return choose_part(found, part if self.train else "all", config.source)
+        test = self.official(config, self.test)
+        if part in ("heldout", "all"):
+            return list(test.values())
+        return [
+            problem
+            for key, problem in self.official(config, self.train).items()
+            if key not in test and part_of(key, TRAINING_PARTS) == part
+        ]
+
+    def official(self, config: TaskConfig, split: str) -> dict[str, Problem]:
+        """Returns the problems of an official split, of a folder or the hub."""
+        files = " and ".join(f"{split}.jsonl" for split in (self.train, self.test) if split)
+        hint = (
+            "connect to the internet once so that it is cached, or set task.source to a folder "
+            f"that holds {files}"
+        )
+        source, name = config.source or self.hub, config.config or self.config
+        revision = "" if config.source else self.revision
+        rows = rows_of(source, name, split, hint, revision, empty="")
+        return self.problems(good_rows(rows), config)
+
+    def problems(self, rows: Iterable[Row], config: TaskConfig) -> dict[str, Problem]:
+        """Returns the problems of rows by normalised text, duplicates dropped."""
+        return unique((self.read(row, config) for row in rows), key_of)
+
+    def read(self, row: Row, config: TaskConfig) -> Problem:
+        """Returns the problem of a row. Raises UserError naming the row."""
+        question = self.text(row, column_of(row, config, "question", self.questions))
+        answer = column_of(row, config, "answer", self.answers)
+        raw = column(row, answer, "task.answer")
+        try:
+            if self.most and not self.is_answer(read_gold(raw)):
+                fault = f"the answer {str(raw)[:60]!r} is no whole number from 0 to {self.most}"
+                raise UserError(fault, "")
+            if self.kind == "choice" and isinstance(raw, str) and raw.strip().isdecimal():
+                raw = int(raw)
+            options, meta = options_of(row.values), self.meta(row, raw)
+            return build(self.name, question, raw, self.kind, options=options, meta=meta)
+        except UserError as error:
+            raise UserError(
+                f"{row.where}, column {answer!r}: {error.message}",
+                "correct that row, or set task.answer to the column that holds the answer",
+            ) from None
+
+    def is_answer(self, gold: str | None) -> bool:
+        return gold is not None and gold.isdigit() and int(gold) <= self.most
+
+    def from_row(self, row: dict[str, Any]) -> Problem:
+        """Returns a problem of a row of `mlxreflect grade`. Raises UserError."""
+        if self.kind == "number":
+            return make_problem(
+                self.name, {"question": str(row.get("question", ""))}, row_gold(row)
+            )
+        return problem_of_row(self.name, {**row, "answer_type": self.kind})
+
+
+def column_of(row: Row, config: TaskConfig, key: str, names: Iterable[str]) -> str:
+    """Returns the column of the "question" or "answer": the recipe's, else a known one."""
+    wanted: str = getattr(config, key)
+    if wanted != getattr(DEFAULTS, key):
+        return wanted
+    return next((name for name in names if name in row.values), wanted)
+
+
+# ---- the benchmarks ------------------------------------------------------------------------------
+
+
+def solution_meta(row: Row, raw: Any) -> Meta:
+    return {"solution": str(raw)}
+
+
+def svamp_text(row: Row, name: str) -> str:
+    text = question_text(row, name)
+    if name == "Question" and isinstance(body := row.values.get("Body"), str):
+        text = f"{body.strip()} {text}"
+    return " ".join(text.split())
+
+
+def svamp_meta(row: Row, raw: Any) -> Meta:
+    equation = row.values.get("Equation")
+    return {"solution": f"{equation} = {read_gold(raw)}"} if isinstance(equation, str) else {}
+
+
+def logiqa_text(row: Row, name: str) -> str:
+    text = question_text(row, name)
+    if isinstance(context := row.values.get("context"), str) and context.strip():
+        return f"{context.strip()}\n{text}"
+    return text
+
+
+def aime_meta(row: Row, raw: Any) -> Meta:
+    names = [name for name in ("ID", "id", "year", "url") if name in row.values]
+    return {name.lower(): str(row.values[name]) for name in names}
+
+
+def math_meta(row: Row, raw: Any) -> Meta:
+    names = ("subject", "level", "unique_id")
+    return {name: row.values[name] for name in names if name in row.values}
+
+
+WORD_PROBLEM = (
+    "Solve the math word problem. The final answer is a number only, without units and without "
+    "commas."
+)
+# Cobbe et al. 2021: grade-school word problems, 7473 to learn from and 1319 held out.
+GSM8K = Benchmark("gsm8k", "openai/gsm8k", "number", config="main", meta=solution_meta)
+# Patel et al. 2021: elementary word problems in varied wording, 700 and 300 held out.
+SVAMP = Benchmark(
+    "svamp", "ChilleD/SVAMP", "number", questions=("question_concat", "Question"),
+    answers=("Answer",), text=svamp_text, meta=svamp_meta,
+)  # fmt: skip
+# Competition problems, 30 a year; with so few of them, draw several samples. These two are the data
+# sets that lm-evaluation-harness reads; in 2024's, wrong problems were mended.
+AIME24 = Benchmark(
+    "aime", "Maxwell-Jia/AIME_2024", "number", train="", test="train",
+    questions=("Problem", "problem"), answers=("Answer",), meta=aime_meta, most=999,
+)  # fmt: skip
+YEARS = {"2024": AIME24, "2025": replace(AIME24, hub="math-ai/aime25", test="test")}
+# Hendrycks et al. 2021, Lightman et al. 2023: competition problems with answers in LaTeX.
+MATH500 = Benchmark(
+    "math500", "HuggingFaceH4/MATH-500", "math", train="", questions=("problem",), meta=math_meta
+)
+# Liu et al. 2020: logical reading, 7376 to learn from and 651 held out. correct_option is an index
+# from 0, label a letter. The data set itself is a script, so the hub's copy as Parquet is read.
+LOGIQA = Benchmark(
+    "logiqa", "lucasmccabe/logiqa", "choice", revision="refs/convert/parquet",
+    questions=("query",), answers=("correct_option", "label"), text=logiqa_text,
+)  # fmt: skip
+
+
+def load_aime(config: TaskConfig, part: str, seed: int) -> list[Problem]:
+    """Returns the problems of one year or, of the hub, of both; `config.source` names a file."""
+    if config.source:
+        split = "test" if is_path(config.source) else config.split
+        return replace(YEARS["2025"], test=split).load(config, part, seed)
+    years = [config.config] if config.config else list(YEARS)
+    if not set(years) <= set(YEARS):
+        raise UserError(
+            f"task.config = {config.config!r}: no year of the task aime",
+            f"set task.config to one of: {', '.join(YEARS)}; or leave it out for both",
+        )
+    plain = config.model_copy(update={"config": "", "limit": 0})
+    found = [problem for year in years for problem in YEARS[year].load(plain, part, seed)]
+    return found[: config.limit or None]
+
+
+def said(instruction: str, problem: Problem) -> str:
+    return instruction
+
+
+def task_of(benchmark: Benchmark, instruction: str = "") -> Task:
+    """Returns the task of a benchmark. instruction: that of its kind of answer where empty."""
+    kind = KINDS[benchmark.kind]
+    return Task(
+        name=benchmark.name,
+        load=benchmark.load,
+        instruction=partial(said, instruction or kind.instruction),
+        show=show,
+        from_row=benchmark.from_row,
+        rules=kind.rules,
+        hub=(benchmark.hub,),
+    )
+
+
+AIME_ASKED = "Solve the problem. The final answer is a whole number from 0 to 999."
+BENCHMARKS = {
+    "gsm8k": task_of(GSM8K, WORD_PROBLEM),
+    "svamp": task_of(SVAMP, WORD_PROBLEM),
+    "aime": replace(
+        task_of(AIME24, AIME_ASKED), load=load_aime, hub=tuple(year.hub for year in YEARS.values())
+    ),
+    "math500": task_of(MATH500),
+    "logiqa": task_of(LOGIQA),
+}
