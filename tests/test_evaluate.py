@@ -9,14 +9,9 @@ from mlxreflect.config.schema import EvalSpec, LoraConfig, PolicyConfig, Recipe
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, flat_from_row
 from mlxreflect.evaluation.answers import Answers, policy_identity
-from mlxreflect.evaluation.evaluate import (
-    eval_problems,
-    evaluate,
-    find_spec,
-    fingerprint,
-    summarise,
-    whole_chunks,
-)
+from mlxreflect.evaluation.arms import fingerprint, whole_chunks
+from mlxreflect.evaluation.evaluate import eval_problems, evaluate, find_spec
+from mlxreflect.evaluation.results import summarise
 from mlxreflect.models.policy import Policy, load_policy
 from mlxreflect.tasks import TASKS, training_problems
 from mlxreflect.train.lora import attach_lora

@@ -116,7 +116,7 @@ def test_a_mean_over_questions_stays_between_0_and_1() -> None:
 
 def test_rows_of_local_models_have_no_empty_key(tmp_path: Path) -> None:
     from mlxreflect.core.records import Sample, flat_from_row
-    from mlxreflect.evaluation.evaluate import sample_row
+    from mlxreflect.evaluation.arms import sample_row
 
     path = tmp_path / "s.jsonl"
     append_rows(path, [row("a", 0, "1", True)])

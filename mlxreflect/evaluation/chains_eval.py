@@ -18,6 +18,14 @@ from mlxreflect.core.records import Problem, Sample, episode_from_row, to_row
 from mlxreflect.critics import open_critic as open_one
 from mlxreflect.critics.base import Critic
 from mlxreflect.critics.ledger import Ledger
+from mlxreflect.evaluation.arms import (
+    describe_setup,
+    open_arm,
+    sample_row,
+    short_hash,
+    whole_chunks,
+    write_results,
+)
 from mlxreflect.evaluation.chains import (
     Chain,
     Rounds,
@@ -28,17 +36,7 @@ from mlxreflect.evaluation.chains import (
     generated,
     self_critic,
 )
-from mlxreflect.evaluation.evaluate import (
-    CHUNK,
-    ask_all,
-    describe_setup,
-    grade_sample,
-    open_arm,
-    sample_row,
-    short_hash,
-    whole_chunks,
-    write_results,
-)
+from mlxreflect.evaluation.evaluate import CHUNK, ask_all, grade_sample
 from mlxreflect.graders.base import Grader
 from mlxreflect.models.policy import Completion, Policy
 from mlxreflect.tasks import find_rules

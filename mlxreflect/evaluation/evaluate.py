@@ -5,22 +5,26 @@ round otherwise, and a tie may fall the other way; because a chunk is always gen
 evaluation that was killed and continued gives the same bytes as one that was not.
 """
 
-import hashlib
-import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mlxreflect.config.recipe import fetch_templates
 from mlxreflect.config.schema import EvalSpec
-from mlxreflect.config.toml import apply_settings, bundled, find_toml, flatten, read_toml, validate
+from mlxreflect.config.toml import apply_settings, bundled, find_toml, read_toml, validate
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.journal import append_rows, dump_line, read_json, write_atomic
-from mlxreflect.core.records import Messages, Problem, Sample, to_row
+from mlxreflect.core.journal import append_rows
+from mlxreflect.core.records import Messages, Problem, Sample
 from mlxreflect.core.seeds import rng_for
 from mlxreflect.evaluation.answers import Answers, digest, policy_identity
-from mlxreflect.evaluation.results import summarise
+from mlxreflect.evaluation.arms import (
+    describe_setup,
+    open_arm,
+    sample_row,
+    short_hash,
+    whole_chunks,
+    write_results,
+)
 from mlxreflect.graders.base import Grader
 from mlxreflect.models.policy import Completion, Policy
 from mlxreflect.tasks import TASKS, find_rules
@@ -162,121 +166,6 @@ def grade_sample(
         score=grade.score,
         tokens=tokens,
     )
-
-
-def sample_row(sample: Sample) -> dict[str, Any]:
-    """A row of samples.jsonl; what few samples have stands in those alone."""
-    row = to_row(sample)
-    return {key: row[key] for key in row if key not in ("score", "tokens") or row[key] is not None}
-
-
-class Named(Protocol):
-    @property
-    def name(self) -> str: ...
-
-
-def describe_setup(
-    policy: Named,
-    spec: EvalSpec,
-    problems: Sequence[Problem],
-    asked: Sequence[Any],
-    adapter: str,
-) -> dict[str, Any]:
-    """What must be the same for two evaluations to be compared, and what was evaluated.
-
-    asked: each problem's prompt as it is before a model's own template and tokenizer, so that
-    different models can be compared.
-    """
-    told = spec.model_dump(
-        exclude={"task": {"source"}, "prompt": {"file"}, "quick": True, "name": True}
-    )
-    if not spec.prompt.templates:
-        del told["prompt"]["templates"]
-    for key in ("form", "shots", "stop", "rules", "chain"):
-        if getattr(spec, key) == EvalSpec.model_fields[key].default:
-            del told[key]  # as in evaluations made before there was such a key
-    return {
-        "prompt_hash": short_hash([[p.id for p in problems], asked]),
-        "decoding": {
-            "temperature": spec.temperature, "top_p": spec.top_p,
-            "max_new_tokens": spec.max_new_tokens, "seed": spec.seed, "batch": spec.batch,
-            "samples": spec.samples,
-        },
-        "spec": told,
-        "model": policy.name,
-        "adapter": adapter,
-    }  # fmt: skip
-
-
-def short_hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
-
-
-def open_arm(
-    out: Path, setup: dict[str, Any], problems: Sequence[Problem], shots: Sequence[Problem]
-) -> Path:
-    """Make an arm's folder, or check that it is this evaluation's; returns its samples file.
-
-    shots: the worked examples that stand before each question.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: {error.strerror}", "give another --out") from None
-    continue_only(out, setup)
-    for name, rows in (("problems.jsonl", problems), ("shots.jsonl", shots)):
-        if rows and not (out / name).is_file():
-            write_atomic(out / name, "".join(dump_line(to_row(row)) for row in rows))
-    return out / "samples.jsonl"
-
-
-def write_results(out: Path, setup: dict[str, Any], rules: str, **more: Any) -> dict[str, Any]:
-    results = {**summarise(out / "samples.jsonl"), "rules": rules, **setup, **more}
-    write_atomic(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    return results
-
-
-def continue_only(out: Path, setup: dict[str, Any]) -> None:
-    """Refuse to mix two evaluations in one folder."""
-    path = out / "setup.json"
-    if not path.is_file():
-        write_atomic(path, json.dumps(setup, indent=2) + "\n")
-        return
-    before, now = flatten(read_json(path)), flatten(setup)
-    for key in sorted({**before, **now}, key=is_hash):  # what they follow from first
-        if before.get(key) != now.get(key):
-            raise UserError(
-                f"{out} holds another evaluation: its {key} is {before.get(key)!r}, "
-                f"not {now.get(key)!r}",
-                "give another --out, or delete that folder",
-            )
-
-
-def is_hash(key: str) -> bool:
-    return key.endswith("_hash")
-
-
-def whole_chunks(path: Path, size: int, total: int) -> int:
-    """Keep the whole chunks of a samples file; returns how many rows they hold."""
-    if not path.is_file():
-        return 0
-    with path.open("rb+") as samples:
-        lengths = [0]
-        for line in samples:
-            if line.endswith(b"\n"):
-                lengths.append(lengths[-1] + len(line))
-        rows = len(lengths) - 1
-        kept = rows if rows >= total else rows // size * size
-        if lengths[kept] != samples.seek(0, os.SEEK_END):  # else it keeps its time, too
-            samples.truncate(lengths[kept])
-            os.fsync(samples.fileno())
-    return kept
-
-
-def fingerprint(adapter: Path) -> str:
-    """Path and content of an adapter: another training run into the same folder is another one."""
-    content = (adapter / "adapters.safetensors").read_bytes()
-    return f"{adapter} ({hashlib.sha256(content).hexdigest()[:8]})"
 
 
 def find_spec(name: str, limit: int, source: str, settings: Sequence[str]) -> EvalSpec:

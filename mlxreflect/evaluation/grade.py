@@ -14,7 +14,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import dump_line, read_json, read_rows, write_atomic
 from mlxreflect.core.records import Problem, Sample, flat_from_row
 from mlxreflect.data.rows import Row, read_file
-from mlxreflect.evaluation.evaluate import continue_only, sample_row, write_results
+from mlxreflect.evaluation.arms import continue_only, sample_row, write_results
 from mlxreflect.graders.base import Grader
 from mlxreflect.tasks import find_rules, get_task
 

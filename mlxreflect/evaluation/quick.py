@@ -22,17 +22,15 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import append_rows, read_rows, write_atomic
 from mlxreflect.core.records import Problem
 from mlxreflect.core.ui import Ui
-from mlxreflect.evaluation.evaluate import (
-    ask_all,
+from mlxreflect.evaluation.arms import (
     continue_only,
     describe_setup,
-    eval_problems,
     fingerprint,
-    grade_sample,
     sample_row,
     short_hash,
     whole_chunks,
 )
+from mlxreflect.evaluation.evaluate import ask_all, eval_problems, grade_sample
 from mlxreflect.evaluation.runner import Entry, replaces_weights
 from mlxreflect.models.policy import Completion, Policy, adapted, load_policy
 from mlxreflect.stats.sentences import level, points

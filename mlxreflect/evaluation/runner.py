@@ -23,9 +23,10 @@ from mlxreflect.core.journal import read_json, read_rows
 from mlxreflect.core.records import Problem
 from mlxreflect.core.ui import Ui
 from mlxreflect.evaluation.answers import Answers
+from mlxreflect.evaluation.arms import fingerprint
 from mlxreflect.evaluation.chains_eval import check_chain, evaluate_chains
 from mlxreflect.evaluation.compare import compare_all
-from mlxreflect.evaluation.evaluate import eval_problems, evaluate, fingerprint
+from mlxreflect.evaluation.evaluate import eval_problems, evaluate
 from mlxreflect.evaluation.results import warnings
 from mlxreflect.evaluation.served import ServedModel, evaluate_served
 from mlxreflect.models.policy import Policy, adapted, load_policy, missing_model

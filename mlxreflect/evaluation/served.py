@@ -27,15 +27,14 @@ from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.client import Client
 from mlxreflect.critics.ollama import without_password
 from mlxreflect.critics.openai import parse_base
-from mlxreflect.evaluation.evaluate import (
-    ask_all,
+from mlxreflect.evaluation.arms import (
     describe_setup,
-    grade_sample,
     open_arm,
     sample_row,
     whole_chunks,
     write_results,
 )
+from mlxreflect.evaluation.evaluate import ask_all, grade_sample
 from mlxreflect.evaluation.results import FAILED
 from mlxreflect.graders.base import Grader
 from mlxreflect.models.policy import Completion, cut_at

@@ -19,7 +19,8 @@ from mlxreflect.critics import open_critics
 from mlxreflect.methods.asked import asked_tiers
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import SelfCritic
-from mlxreflect.evaluation.evaluate import eval_problems, short_hash
+from mlxreflect.evaluation.arms import short_hash
+from mlxreflect.evaluation.evaluate import eval_problems
 from mlxreflect.evaluation.contamination import clean, keep_rows
 from mlxreflect.runs.measuring import Measuring
 from mlxreflect.models.policy import device_name, load_policy, weights_hash
