@@ -31,8 +31,7 @@ settings.load_profile("untimed")
 def write_model(folder: Path, **changes: Any) -> Path:
     """A random 4-bit Qwen2 of two layers as an mlx-lm folder, always the same weights."""
     from mlx_lm.models import qwen2
-
-    from mlxreflect.models.tiny.tokenizer import build_tokenizer
+    from support.tiny_tokenizer import build_tokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(folder)
@@ -80,7 +79,7 @@ def load_random(tiny_random: Path) -> Callable[..., Any]:
 
     def load(**changes: Any) -> Any:
         from mlxreflect.config.schema import PolicyConfig
-        from mlxreflect.models.policy import load_policy
+        from mlxreflect.models.load import load_policy
 
         return load_policy(PolicyConfig(model=str(tiny_random), **changes))
 

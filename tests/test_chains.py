@@ -23,7 +23,7 @@ from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.methods.base import Hands
 from mlxreflect.methods.r3 import R3
 from mlxreflect.methods.workers import Chains
-from mlxreflect.models.policy import load_policy
+from mlxreflect.models.load import load_policy
 from mlxreflect.runs.folder import Run
 from mlxreflect.runs.run import execute
 from mlxreflect.train.lora import attach_lora

@@ -13,7 +13,8 @@ from mlxreflect.core.records import Problem
 from mlxreflect.critics import open_critic
 from mlxreflect.critics.base import Call
 from mlxreflect.critics.local import LocalCritic, SelfCritic
-from mlxreflect.models.policy import Policy, load_policy
+from mlxreflect.models.load import load_policy
+from mlxreflect.models.policy import Policy
 from mlxreflect.prompts.messages import attempt_messages
 from mlxreflect.tasks import TASKS, countdown
 

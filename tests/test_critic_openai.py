@@ -18,7 +18,7 @@ from support.mlx_server import serving
 from mlxreflect.config.schema import PolicyConfig, TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.critics.openai import parse_base
-from mlxreflect.models.policy import TINY, load_policy
+from mlxreflect.models.load import TINY, load_policy
 from mlxreflect.prompts.messages import attempt_messages, parse_response
 from mlxreflect.tasks import TASKS, countdown
 

@@ -17,7 +17,7 @@ from support.shell import Shell, sets, two_lines
 
 from mlxreflect.config.recipe import load_recipe
 from mlxreflect.core.ui import Ui, console
-from mlxreflect.models.policy import TINY
+from mlxreflect.models.load import TINY
 from mlxreflect.setup import checks
 from mlxreflect.setup import doctor as module
 from mlxreflect.setup.checks import Check, memory_of

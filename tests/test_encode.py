@@ -17,7 +17,7 @@ OTHER = "<think>\nstep 1: 3 + 5 = 8\n</think>\n<answer> 3 + 5 </answer>"
 @pytest.fixture(scope="module")
 def policy(tiny_random: object) -> Policy:
     from mlxreflect.config.schema import PolicyConfig
-    from mlxreflect.models.policy import load_policy
+    from mlxreflect.models.load import load_policy
 
     return load_policy(PolicyConfig(model=str(tiny_random)))
 

@@ -12,7 +12,8 @@ from mlxreflect.evaluation.answers import Answers, policy_identity
 from mlxreflect.evaluation.arms import fingerprint, whole_chunks
 from mlxreflect.evaluation.evaluate import eval_problems, evaluate, find_spec
 from mlxreflect.evaluation.results import summarise
-from mlxreflect.models.policy import Policy, load_policy
+from mlxreflect.models.load import load_policy
+from mlxreflect.models.policy import Policy
 from mlxreflect.tasks import TASKS, training_problems
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer

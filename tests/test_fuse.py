@@ -29,7 +29,8 @@ from mlxreflect.config.schema import LoraConfig, PolicyConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.ui import Ui
 from mlxreflect.models.fuse import PROMPTS, fuse
-from mlxreflect.models.policy import Policy, load_policy
+from mlxreflect.models.load import load_policy
+from mlxreflect.models.policy import Policy
 from mlxreflect.train.lora import attach_full, attach_lora, linear_keys, save_adapter
 
 Make = Callable[..., Path]

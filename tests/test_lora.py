@@ -18,7 +18,8 @@ from safetensors.numpy import load_file
 
 from mlxreflect.config.schema import LoraConfig, PolicyConfig
 from mlxreflect.core.errors import UserError
-from mlxreflect.models.policy import Policy, load_policy, weights_hash
+from mlxreflect.models.load import load_policy, weights_hash
+from mlxreflect.models.policy import Policy
 from mlxreflect.train.lora import (
     Arrays,
     attach_full,

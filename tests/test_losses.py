@@ -24,13 +24,7 @@ from mlxreflect.config.methods import GrpoConfig
 from mlxreflect.train.batches import Group, Pair, collate
 from mlxreflect.train.losses import dpo_loss, nll_loss, sequence_logps, token_logps
 from mlxreflect.train.network import Network
-from mlxreflect.train.objectives import (
-    Objective,
-    imitation,
-    odds_ratio,
-    preference,
-    reinforcement,
-)
+from mlxreflect.train.objectives import Objective, imitation, odds_ratio, preference, reinforcement
 
 Loss = Callable[[nn.Module], mx.array]
 

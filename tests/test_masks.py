@@ -111,8 +111,7 @@ def policies() -> dict[str, Policy]:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Policy:
     """The embedded policy's tokenizer: single bytes, and whole words added."""
     from mlx_lm.utils import load_tokenizer
-
-    from mlxreflect.models.tiny.tokenizer import build_tokenizer
+    from support.tiny_tokenizer import build_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny")
     build_tokenizer(folder)

@@ -8,12 +8,7 @@ import pytest
 
 from mlxreflect.core.records import Episode, Outcome, Turn, Verdict, make_problem
 from mlxreflect.data.forms import LEAKS, leak, trl_row
-from mlxreflect.methods.examples import (
-    completion,
-    opener,
-    preference,
-    r3_pairs,
-)
+from mlxreflect.methods.examples import completion, opener, preference, r3_pairs
 from mlxreflect.prompts.messages import (
     attempt_messages,
     critique_messages,

@@ -73,7 +73,7 @@ TEXT = "<think>\nstep 1: 3 + 4 = 7\nstep 2: 7 * 5 = 35\n</think>\n<answer> ( 3 +
 @pytest.fixture(scope="module")
 def policy(tiny_random: Path) -> Policy:
     from mlxreflect.config.schema import PolicyConfig
-    from mlxreflect.models.policy import load_policy
+    from mlxreflect.models.load import load_policy
 
     return load_policy(PolicyConfig(model=str(tiny_random)))
 
@@ -490,7 +490,7 @@ def test_fusing_that_loses_a_small_change(
         out = tmp_path / f"out-{bits}"
         write_folder(str(tiny_random), str(tmp_path / "adapter"), out, bits)
         from mlxreflect.config.schema import PolicyConfig
-        from mlxreflect.models.policy import load_policy
+        from mlxreflect.models.load import load_policy
 
         fused = load_policy(PolicyConfig(model=str(out), dequantize="no")).model
         left = np.array(fused(ids), np.float64) - plain

@@ -17,7 +17,8 @@ from support.adapters import write_adapter
 
 from mlxreflect.config.schema import LoraConfig, PolicyConfig
 from mlxreflect.core.errors import UserError
-from mlxreflect.models.policy import Completion, Policy, adapted, load_policy
+from mlxreflect.models.load import adapted, load_policy
+from mlxreflect.models.policy import Completion, Policy
 from mlxreflect.prompts.messages import attempt_messages
 from mlxreflect.train.lora import attach_lora, save_adapter
 from mlxreflect.train.trainer import Trainer

@@ -30,7 +30,7 @@ from mlxreflect.methods.examples import preflexor_pairs
 from mlxreflect.methods.preflexor import Preflexor
 from mlxreflect.methods.preflexor_corpus import FEWEST, chosen_sections, read_corpus
 from mlxreflect.methods.roles import Moves, Round
-from mlxreflect.models.policy import load_policy
+from mlxreflect.models.load import load_policy
 from mlxreflect.prompts.messages import parse_response
 from mlxreflect.prompts.templates import GRAPH
 from mlxreflect.tasks import TASKS

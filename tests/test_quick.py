@@ -25,7 +25,7 @@ from mlxreflect.evaluation.compare import compare
 from mlxreflect.evaluation.evaluate import ask_all, eval_problems, evaluate
 from mlxreflect.evaluation.quick import Answerer, ask_until_decided, load_answerers, quick_eval
 from mlxreflect.evaluation.runner import line_up
-from mlxreflect.models.policy import load_policy
+from mlxreflect.models.load import load_policy
 from mlxreflect.stats import e_value
 from mlxreflect.stats.sequential import anytime_interval, evidence
 from mlxreflect.tasks import TASKS

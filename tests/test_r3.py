@@ -14,7 +14,7 @@ from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.methods.base import Hands
 from mlxreflect.methods.examples import r3_pairs
 from mlxreflect.methods.r3 import R3
-from mlxreflect.models.policy import load_policy
+from mlxreflect.models.load import load_policy
 from mlxreflect.prompts.messages import quote
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.lora import attach_lora

@@ -78,7 +78,7 @@ def test_the_chat_templates_tokens(finished, smollm2):
     """Prompts and responses, token by token, as the model's own template has them."""
     from mlxreflect.config.schema import PolicyConfig
     from mlxreflect.core.records import Example, flat_from_row
-    from mlxreflect.models.policy import load_policy
+    from mlxreflect.models.load import load_policy
     from mlxreflect.train.batches import Pair
     from mlxreflect.train.encode import Encoder, Mask
 
@@ -144,7 +144,7 @@ def write_plain(model: Path, folder: Path) -> None:
     """A copy of a model folder with float32 weights."""
     from mlx_lm.utils import load_config, load_model, save_config, save_model
 
-    from mlxreflect.models.policy import dequantize
+    from mlxreflect.models.load import dequantize
 
     loaded, _ = load_model(model)
     dequantize(loaded)
@@ -166,7 +166,7 @@ def test_preferences_of_a_four_bit_model_fit_into_little_memory(smollm2):
     from mlx.utils import tree_flatten
 
     from mlxreflect.config.schema import LoraConfig, PolicyConfig, TrainConfig
-    from mlxreflect.models.policy import load_policy
+    from mlxreflect.models.load import load_policy
     from mlxreflect.train.batches import Pair, Row
     from mlxreflect.train.lora import attach_lora, base_reference
     from mlxreflect.train.trainer import Trainer

@@ -16,7 +16,7 @@ from mlxreflect.core.journal import read_json, read_rows
 from mlxreflect.core.ui import Ui
 from mlxreflect.methods.asked import asked_tiers
 from mlxreflect.methods.registry import STRATEGIES
-from mlxreflect.models.policy import load_policy
+from mlxreflect.models.load import load_policy
 from mlxreflect.report.totals import totals
 from mlxreflect.runs.folder import Run
 from mlxreflect.runs.run import execute

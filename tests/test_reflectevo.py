@@ -40,7 +40,7 @@ from mlxreflect.methods.reflectevo_data import (
     fault,
 )
 from mlxreflect.methods.retries import ARMS, RETRIES, Retries, counted, seconds
-from mlxreflect.models.policy import TINY, load_policy
+from mlxreflect.models.load import TINY, load_policy
 from mlxreflect.prompts import messages as prompts
 from mlxreflect.runs.measuring import check_measured
 from mlxreflect.train.lora import attach_lora

@@ -29,7 +29,7 @@ from mlxreflect.methods.base import Hands
 from mlxreflect.methods.examples import rel_worked
 from mlxreflect.methods.rel import Rel
 from mlxreflect.methods.roles import Moves, Round
-from mlxreflect.models.policy import load_policy
+from mlxreflect.models.load import load_policy
 from mlxreflect.prompts import messages as prompts
 from mlxreflect.runs.folder import Run
 from mlxreflect.runs.run import execute

@@ -21,7 +21,8 @@ from mlxreflect.evaluation.chains_eval import check_chain, evaluate_chains
 from mlxreflect.evaluation.compare import Options, compare_all
 from mlxreflect.evaluation.evaluate import eval_problems, evaluate, find_spec
 from mlxreflect.evaluation.solve import find_task, read_question, render_solved, solve, solve_spec
-from mlxreflect.models.policy import Policy, load_policy
+from mlxreflect.models.load import load_policy
+from mlxreflect.models.policy import Policy
 from mlxreflect.tasks import TASKS
 
 TASK = TASKS["countdown"]

@@ -290,7 +290,7 @@ def test_mlx_lm_server_gives_the_greedy_answers_of_the_local_evaluation(
     tmp_path: Path, form: str
 ) -> None:
     from mlxreflect.config.schema import PolicyConfig
-    from mlxreflect.models.policy import TINY, load_policy
+    from mlxreflect.models.load import TINY, load_policy
 
     spec = find_spec("countdown", 10, "", ["max_new_tokens=40", f"form={form}"])
     task = get_task("countdown")

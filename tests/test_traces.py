@@ -37,7 +37,7 @@ from mlxreflect.methods.examples import reward, traces_group, traces_kept
 from mlxreflect.methods.plans import traces_plan
 from mlxreflect.methods.quality import Quality, by_rules, fits, written
 from mlxreflect.methods.traces import Traces
-from mlxreflect.models.policy import load_policy
+from mlxreflect.models.load import load_policy
 from mlxreflect.report.story import tell_story
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.lora import attach_lora

@@ -26,7 +26,7 @@ from mlxreflect.config.job import DEFAULTS
 from mlxreflect.core import journal as commits
 from mlxreflect.core import ui
 from mlxreflect.core.journal import take_lock
-from mlxreflect.models.policy import TINY
+from mlxreflect.models.load import TINY
 from mlxreflect.runs import fit as finetune
 
 DRIVER = str(Path(__file__).parent / "support" / "kill_driver.py")

@@ -52,7 +52,7 @@ def test_the_wheel_holds_what_a_user_needs(wheel: Path) -> None:
         assert {n for n in names if n.startswith(f"mlxreflect/{folder}/")} == beside
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "mlxreflect").rglob("*.py")}
     assert {n for n in names if n.endswith(".py")} == modules
-    assert names >= {f"mlxreflect/tiny/{name}" for name in MODEL}
+    assert names >= {f"mlxreflect/models/tiny/{name}" for name in MODEL}
     assert "mlxreflect/py.typed" in names
     assert any(n.endswith("licenses/LICENSE") for n in names)
 

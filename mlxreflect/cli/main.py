@@ -228,7 +228,7 @@ def solve(
     require_mlx()
     from mlxreflect.config.schema import PolicyConfig
     from mlxreflect.evaluation import solve as solving
-    from mlxreflect.models.policy import load_policy
+    from mlxreflect.models.load import load_policy
 
     chosen = solving.find_task(task)
     spec = solving.solve_spec(chosen, critic, rounds, integrate, set_ or [])

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from mlxreflect.config.schema import CriticConfig, PolicyConfig
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.http import strip_thought
-from mlxreflect.models.policy import Completion, Policy, load_policy
+from mlxreflect.models.load import load_policy
+from mlxreflect.models.policy import Completion, Policy
 from mlxreflect.train.network import Arrays, parameters
 
 

@@ -21,7 +21,8 @@ from mlx.utils import tree_unflatten
 
 from mlxreflect.core.cache import cache_path
 from mlxreflect.core.errors import UserError
-from mlxreflect.models.policy import Completion, Policy, device_name
+from mlxreflect.models.load import device_name
+from mlxreflect.models.policy import Completion, Policy
 from mlxreflect.train.references import model_key
 
 VERSION = 1

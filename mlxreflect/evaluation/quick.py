@@ -32,7 +32,8 @@ from mlxreflect.evaluation.arms import (
 )
 from mlxreflect.evaluation.evaluate import ask_all, eval_problems, grade_sample
 from mlxreflect.evaluation.runner import Entry, replaces_weights
-from mlxreflect.models.policy import Completion, Policy, adapted, load_policy
+from mlxreflect.models.load import adapted, load_policy
+from mlxreflect.models.policy import Completion, Policy
 from mlxreflect.stats.sentences import level, points
 from mlxreflect.stats.sequential import anytime_interval, evidence
 from mlxreflect.tasks import check_exam, find_rules, get_task

@@ -29,7 +29,8 @@ from mlxreflect.evaluation.compare import compare_all
 from mlxreflect.evaluation.evaluate import eval_problems, evaluate
 from mlxreflect.evaluation.results import warnings
 from mlxreflect.evaluation.served import ServedModel, evaluate_served
-from mlxreflect.models.policy import Policy, adapted, load_policy, missing_model
+from mlxreflect.models.load import adapted, load_policy, missing_model
+from mlxreflect.models.policy import Policy
 from mlxreflect.report.report import write_outputs
 from mlxreflect.tasks import TASKS, check_exam
 from mlxreflect.tasks.base import Task

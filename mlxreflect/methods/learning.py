@@ -9,7 +9,8 @@ from mlx.utils import tree_unflatten
 from mlxreflect.config.methods import GrpoConfig
 from mlxreflect.config.schema import Recipe, TrainConfig
 from mlxreflect.core.records import Example
-from mlxreflect.models.policy import Policy, weights_hash
+from mlxreflect.models.load import weights_hash
+from mlxreflect.models.policy import Policy
 from mlxreflect.train.batches import Group, Pair, Row
 from mlxreflect.train.encode import Dropped, Encoder, Mask, NothingTrained
 from mlxreflect.train.lora import base_reference

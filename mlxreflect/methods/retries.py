@@ -18,7 +18,8 @@ from mlxreflect.core.records import Problem, episode_from_row
 from mlxreflect.core.ui import Ui
 from mlxreflect.evaluation.chains import Chain, chain_of, correct, satisfied, self_critic
 from mlxreflect.evaluation.chains_eval import evaluate_chains
-from mlxreflect.models.policy import Policy, weights_hash
+from mlxreflect.models.load import weights_hash
+from mlxreflect.models.policy import Policy
 from mlxreflect.stats import paired
 from mlxreflect.stats.sentences import sentence
 from mlxreflect.tasks.base import Task

@@ -1,12 +1,10 @@
-"""A whole model's weights: unpack them, merge an adapter into them, pack them.
-
-Everything but `share_kept` is computed lazily, when the weights are written.
-
-A model and its adapter as one model folder, shown to answer as the two did.
+"""A model and its adapter as one model folder, shown to answer as the two did.
 
 Written are plain weights: quantised again, SmolLM2-135M gave 1 of 50 of its adapters' answers.
 They are in the model's own float type where that keeps the adapter's change, else in float32: of
 8 steps with lr 1e-5 bfloat16 kept 4 %; of 16 with 1e-4 56 %, and 8 of 25 answers changed.
+Weights are unpacked, merged and packed lazily: everything but `share_kept` is computed when they
+are written.
 """
 
 import io
@@ -27,7 +25,6 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import (
     dequantize_model,
-    hf_repo_to_path,
     load_config,
     quantize_model,
     save_config,
@@ -36,24 +33,26 @@ from mlx_lm.utils import (
 
 from mlxreflect.config.schema import PolicyConfig
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.ui import Ui, safe_text
-from mlxreflect.models.policy import (
+from mlxreflect.core.ui import Ui, plain, table
+from mlxreflect.models.load import (
     GROUP_SIZE,
-    TINY,
-    Policy,
     dequantize,
+    floating,
     load_policy,
+    model_folder,
     on_cpu,
     one_line,
+    read_adapter,
     to_float32,
 )
-from mlxreflect.train.lora import Arrays, floating, read_adapter
+from mlxreflect.models.policy import Policy
 
 if TYPE_CHECKING:
     from rich.console import Group
 
 
 PACKED = (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear, QuantizedMultiLinear)
+Arrays = dict[str, mx.array]
 LEAST = 0.99  # share of an adapter's change that the model's own type must keep
 
 
@@ -253,6 +252,7 @@ def write_folder(model: str, adapter: str, folder: Path, quantize: int) -> dict[
     """
     policy, own = load_tuned(model, adapter)
     source = model_folder(model)
+    assert source is not None  # it has just been loaded
     config = load_config(source)
     base = config.get("quantization") or {}
     for part in (config, config.get("text_config") or {}):
@@ -277,13 +277,6 @@ def write_folder(model: str, adapter: str, folder: Path, quantize: int) -> dict[
     size = sizes.total()
     del sizes["packed"]
     return {"dtype": sizes.most_common(1)[0][0], "kept": kept, "bytes": size}
-
-
-def model_folder(name: str) -> Path:
-    """Where the files of a model are that was loaded before."""
-    if name == "tiny":
-        return TINY
-    return Path(name) if Path(name).exists() else Path(hf_repo_to_path(name))
 
 
 # ---- the answers ---------------------------------------------------------------------------------
@@ -339,16 +332,13 @@ def logps_of(model: nn.Module, one: Answer) -> list[float]:
 
 
 def render_fused(result: dict[str, Any]) -> "Group":
-    """The result of `fuse` as a table of prompts, and what follows from it."""
-    from rich import box
+    """Returns the result of `fuse` as a table of prompts, and what follows from it."""
     from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
 
-    table = Table("prompt", "same answer", "log-probabilities differ by", box=box.SIMPLE)
-    for sample in result["samples"]:
-        same = "yes" if sample["agrees"] else "no"
-        table.add_row(Text(safe_text(sample["prompt"])), same, f"{sample['logp_difference']:.2g}")
+    rows = [
+        (sample["prompt"], "yes" if sample["agrees"] else "no", f"{sample['logp_difference']:.2g}")
+        for sample in result["samples"]
+    ]
     kind = f"{result['quantize']} bits" if result["quantize"] else result["dtype"]
     lines = [
         f"{result['agree']} of {result['prompts']} answers (greedy, {result['tokens']} tokens) are "
@@ -358,4 +348,5 @@ def render_fused(result: dict[str, Any]) -> "Group":
         lines.append(f"The model's own type would keep {result['kept']:.0%} of what was trained.")
     if result["agree"] < result["prompts"]:
         lines.append(f"Rounding changed the others; measure with: --model {result['out']}")
-    return Group(table, Text(safe_text("\n".join(lines))))
+    head = ("prompt", "same answer", "log-probabilities differ by")
+    return Group(table("", head, rows), plain("\n".join(lines)))

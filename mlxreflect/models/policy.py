@@ -1,107 +1,22 @@
-"""Beginnings that a completion must not have.
+"""The model that learns: its tokens, and completions by continuous batching.
 
-Where a model's files are, and why one could not be loaded, in words.
-
-The model that learns: the only file that touches mlx-lm's loading and generation.
+The only file that touches mlx-lm's generation.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from mlx_lm.generate import BatchGenerator, PromptProcessingBatch
 from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
-from mlx_lm.tuner.utils import load_adapters
-from mlx_lm.utils import dequantize_model, load
 
-from mlxreflect.config.schema import PolicyConfig
-from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Messages
 from mlxreflect.core.seeds import seed_mlx
-from mlxreflect.models.chat import encode_chat, end_tokens, find_end_of_turn
-
-
-def avoid(unread: int, banned: list[list[int]]) -> list[Callable[[mx.array, mx.array], mx.array]]:
-    """A logits processor that keeps a completion from beginning with any of these tokens.
-
-    unread: tokens that the generator was given to read, which stand before the completion's.
-    """
-
-    longest = max(map(len, banned), default=0)
-
-    def limit(tokens: mx.array, logits: mx.array) -> mx.array:
-        if tokens.size - unread >= longest:
-            return logits  # without waiting for the tokens to be known
-        made = tokens[unread:].tolist()
-        last = [ids[-1] for ids in banned if ids[:-1] == made]
-        if last:
-            logits[..., mx.array(last)] = -mx.inf
-        return logits
-
-    return [limit] if longest else []
-
-
-# What loading raises for files that are not there, or are not as they should be.
-LOAD_ERRORS = (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError,
-               KeyError, TypeError, AttributeError, RuntimeError)  # fmt: skip
-
-
-def model_folder(path: str) -> Path | None:
-    """Where the files of a loaded model are: its folder, or the hub's cache."""
-    if Path(path).is_dir():
-        return Path(path)
-    found = try_to_load_from_cache(path, "config.json")
-    return Path(found).parent if isinstance(found, str) else None
-
-
-def load_fault(config: PolicyConfig, error: Exception, table: str) -> UserError:
-    """Why a model or its adapter could not be loaded, and what mends that."""
-    if isinstance(error, (HFValidationError, OSError)):  # the hub's errors are among the second
-        return missing_model(config, error, table)
-    return UserError(
-        f"{table}.model = {config.model!r} cannot be loaded: {one_line(error)}",
-        "give a model that mlx-lm supports (and an adapter made for it)",
-    )
-
-
-def missing_model(config: PolicyConfig, error: Exception, table: str) -> UserError:
-    if config.adapter and not (Path(config.adapter) / "adapter_config.json").is_file():
-        return UserError(
-            f"policy.adapter = {config.adapter!r} is no adapter folder",
-            "give a folder with adapter_config.json and adapters.safetensors",
-        )
-    if Path(config.model).is_dir():
-        return UserError(
-            f"{table}.model = {config.model!r} is no mlx-lm model folder: {one_line(error)}",
-            "make one with: mlx_lm.convert --hf-path NAME --mlx-path DIR -q",
-        )
-    if config.model.startswith(("/", ".", "~")):
-        return UserError(
-            f"{table}.model = {config.model!r}: no such folder", "give a folder, or a hub name"
-        )
-    return UserError(
-        f"{table}.model = {config.model!r}: no such folder, and the hub gave none "
-        f"({type(error).__name__})",
-        f"check the name and the connection, or run: hf download {config.model}",
-    )
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-TINY = Path(__file__).parent / "tiny"
-GROUP_SIZE = 64
+from mlxreflect.models.chat import encode_chat, find_end_of_turn
 
 
 @dataclass(frozen=True)
@@ -248,6 +163,26 @@ class Policy:
         return Completion(kept, token_ids, finish_reason if kept == text else "stop", prompt)
 
 
+def avoid(unread: int, banned: list[list[int]]) -> list[Callable[[mx.array, mx.array], mx.array]]:
+    """A logits processor that keeps a completion from beginning with any of these tokens.
+
+    unread: tokens that the generator was given to read, which stand before the completion's.
+    """
+
+    longest = max(map(len, banned), default=0)
+
+    def limit(tokens: mx.array, logits: mx.array) -> mx.array:
+        if tokens.size - unread >= longest:
+            return logits  # without waiting for the tokens to be known
+        made = tokens[unread:].tolist()
+        last = [ids[-1] for ids in banned if ids[:-1] == made]
+        if last:
+            logits[..., mx.array(last)] = -mx.inf
+        return logits
+
+    return [limit] if longest else []
+
+
 def holds(text: str, stop: Sequence[str]) -> bool:
     return any(end in text for end in stop)
 
@@ -277,111 +212,3 @@ def prefill(model: nn.Module, prompts: list[list[int]]) -> tuple[list[list[int]]
             caches[prompt] = rows.extract_cache(i)
             mx.eval([cache.state for cache in caches[prompt]])
     return [prompt[-1:] for prompt in prompts], [caches.get(tuple(prompt)) for prompt in prompts]
-
-
-def load_policy(config: PolicyConfig, table: str = "policy") -> Policy:
-    """Load a model by hub name, path, or "tiny". Raises UserError for what a person can mend.
-
-    table: of the recipe, that names the model.
-    """
-    path = str(TINY) if config.model == "tiny" else config.model
-    try:
-        model, tokenizer = load(
-            path,
-            tokenizer_config={"trust_remote_code": False},
-            adapter_path=config.adapter or None,
-        )
-    except LOAD_ERRORS as error:
-        raise load_fault(config, error, table) from None
-    if config.quantize:
-        quantize(model, config.quantize)
-    if is_dequantized(config):
-        dequantize(model)
-    model.eval()
-    mx.eval(model.parameters())
-    tokenizer.eos_token_ids = end_tokens(tokenizer, model_folder(path))
-    return Policy(model, tokenizer, config.model)
-
-
-@contextmanager
-def adapted(policy: Policy, config: PolicyConfig) -> Iterator[None]:
-    """A policy with the LoRA folder `config.adapter` on it while the block runs.
-
-    config: what the policy was loaded with, but for the adapter. It computes what a policy does
-    that was loaded with the adapter. Not for adapters of all weights, which replace the model's.
-    Raises UserError for an adapter that is none, or not of this model.
-    """
-    plain = dict(policy.model.named_modules())
-    try:
-        put_on(policy.model, config)
-        yield
-    finally:
-        names = [name for name, module in policy.model.named_modules() if "lora_a" in module]
-        policy.model.update_modules(tree_unflatten([(name, plain[name]) for name in names]))
-
-
-def put_on(model: nn.Module, config: PolicyConfig) -> None:
-    try:
-        load_adapters(model, config.adapter)
-    except LOAD_ERRORS as error:
-        raise load_fault(config, error, "policy") from None
-    if is_dequantized(config):
-        model.update(tree_map(to_float32, model.parameters()))
-    model.eval()
-    mx.eval(model.parameters())
-
-
-def is_dequantized(config: PolicyConfig) -> bool:
-    return config.dequantize == "yes" or (config.dequantize == "auto" and on_cpu())
-
-
-def on_cpu() -> bool:
-    return bool(mx.default_device().type == mx.DeviceType.cpu)
-
-
-def device_name() -> str:
-    """What MLX computes on, for a person."""
-    return f"{'CPU' if on_cpu() else 'GPU'}, {mx.device_info().get('device_name', 'unnamed')}"
-
-
-def quantize(model: nn.Module, bits: int) -> None:
-    """Quantise on load. A model that already is quantised is brought to `bits` by way of floats."""
-    if any(name.endswith("scales") for name, _ in tree_flatten(model.parameters())):
-        dequantize(model)
-
-    def fits(path: str, module: nn.Module) -> bool:
-        return hasattr(module, "to_quantized") and module.weight.shape[-1] % GROUP_SIZE == 0
-
-    nn.quantize(model, GROUP_SIZE, bits, class_predicate=fits)
-
-
-def dequantize(model: nn.Module) -> None:
-    """Plain float32 weights in place of packed ones: several times faster on the CPU."""
-    dequantize_model(model)
-    model.update(tree_map(to_float32, model.parameters()))
-    if on_cpu():
-        lay_out_for_blas(model)
-
-
-def lay_out_for_blas(model: nn.Module) -> None:
-    """Store linear weights column by column; their values and shapes stay.
-
-    The reference BLAS in mlx's Linux wheel does x @ W.T twice as fast then (measured: 5.9 against
-    3.1 GFLOP/s), and other libraries do not mind.
-    """
-    for _, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            module.weight = mx.contiguous(module.weight.T).T
-
-
-def to_float32(array: mx.array) -> mx.array:
-    return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
-
-
-def weights_hash(arrays: dict[str, mx.array]) -> str:
-    """Eight hex digits over names, shapes and bytes: which adapter wrote a text."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(f"{name}{arrays[name].shape}".encode())
-        digest.update(memoryview(arrays[name].astype(mx.float32)).tobytes())  # type: ignore[arg-type]
-    return digest.hexdigest()[:8]

@@ -40,7 +40,8 @@ from mlxreflect.core.journal import take_lock
 from mlxreflect.data.contamination import told
 from mlxreflect.evaluation.contamination import clean_examples, keep_rows
 from mlxreflect.config.job import Job, dump_job
-from mlxreflect.models.policy import Policy, device_name, load_policy
+from mlxreflect.models.policy import Policy
+from mlxreflect.models.load import device_name, load_policy
 from mlxreflect.core.records import Example
 from mlxreflect.core.journal import append_rows, read_json, write_atomic
 from mlxreflect.config.toml import validate
@@ -50,6 +51,7 @@ from mlxreflect.data.examples import read_examples, split_examples
 from mlxreflect.train.lora import attach
 from mlxreflect.train.encode import Mask
 from mlxreflect.train.references import References
+
 
 
 JOURNALS = ("metrics.jsonl",)

@@ -18,6 +18,7 @@ from mlxreflect.core.ui import Ui
 
 
 
+
 class Measuring:
     """Evaluates the policy as it is. spec: what every arm is asked."""
 

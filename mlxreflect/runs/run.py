@@ -23,7 +23,7 @@ from mlxreflect.evaluation.arms import short_hash
 from mlxreflect.evaluation.evaluate import eval_problems
 from mlxreflect.evaluation.contamination import clean, keep_rows
 from mlxreflect.runs.measuring import Measuring
-from mlxreflect.models.policy import device_name, load_policy, weights_hash
+from mlxreflect.models.load import device_name, load_policy, weights_hash
 from mlxreflect.prompts.messages import TAGS
 from mlxreflect.config.recipe import eval_spec
 from mlxreflect.core.journal import read_json, read_rows
@@ -42,6 +42,7 @@ from mlxreflect.train.network import parameters
 from mlxreflect.train.references import References
 from mlxreflect.train.trainer import Trainer
 from mlxreflect.core.ui import Ui
+
 
 
 FEW = 4  # fewer attempts say nothing of whether the policy knows the format

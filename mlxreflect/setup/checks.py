@@ -26,7 +26,7 @@ from mlxreflect.critics.client import FILE, Client, failed
 from mlxreflect.critics.http import CallError
 from mlxreflect.critics.ollama import Ollama
 from mlxreflect.methods.asked import asked_tiers
-from mlxreflect.models.policy import TINY, on_cpu
+from mlxreflect.models.load import TINY, on_cpu
 
 CALL_S = 120.0  # a server may have to load its model first
 LOOK_S = 5.0  # for a server that is there or not

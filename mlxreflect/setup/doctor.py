@@ -26,7 +26,7 @@ from mlxreflect.data.rows import is_path, local_path
 from mlxreflect.evaluation.contamination import clean, further_specs
 from mlxreflect.evaluation.evaluate import eval_problems
 from mlxreflect.methods.rel_worked import human_examples, read_some
-from mlxreflect.models.policy import device_name, on_cpu
+from mlxreflect.models.load import device_name, on_cpu
 from mlxreflect.setup.checks import (
     Check,
     Sizes,

@@ -1,12 +1,9 @@
-"""What is trained, LoRA layers or all weights, and adapters in files that mlx-lm loads."""
-
 import json
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from huggingface_hub import try_to_load_from_cache
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
@@ -15,7 +12,7 @@ from mlxreflect.config.schema import Fitting, LoraConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json
 from mlxreflect.core.seeds import seed_mlx
-from mlxreflect.models.policy import TINY
+from mlxreflect.models.load import floating, model_folder, read_adapter, to_float32
 
 LINEAR = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
 Arrays = dict[str, mx.array]
@@ -140,47 +137,16 @@ def is_packed(module: nn.Module) -> bool:
 
 def stored_packed(name: str) -> bool:
     """Whether a model's files are quantised, also where loading made plain weights of them."""
-    folder, file = TINY if name == "tiny" else Path(name), None
-    if folder.is_dir():
-        file = str(folder / "config.json")
-    elif name.count("/") == 1:
-        file = try_to_load_from_cache(name, "config.json")
-    if not isinstance(file, str) or not Path(file).is_file():
+    folder = model_folder(name)
+    if folder is None or not (folder / "config.json").is_file():
         return False
-    config = read_json(Path(file))
+    config = read_json(folder / "config.json")
     parts = (config, config.get("text_config") or {})
     return any(part.get(key) for part in parts for key in ("quantization", "quantization_config"))
 
 
-def floating(array: mx.array) -> bool:
-    return bool(mx.issubdtype(array.dtype, mx.floating))
-
-
 def plain_float32(array: mx.array) -> mx.array:
-    return mx.contiguous(array.astype(mx.float32)) if floating(array) else array
-
-
-# ---- files ---------------------------------------------------------------------------------------
-
-
-def read_adapter(folder: str, kind: str = "") -> dict[str, Any]:
-    """An adapter's config. Raises UserError where there is none, or one of another type."""
-    path = Path(folder)
-    if not all((path / n).is_file() for n in ("adapter_config.json", "adapters.safetensors")):
-        raise UserError(
-            f"adapter {folder!r} is no adapter folder",
-            "give a folder with adapter_config.json and adapters.safetensors",
-        )
-    config = read_json(path / "adapter_config.json")
-    found = config.get("fine_tune_type", "lora")
-    if kind and found != kind:
-        go_on = f'set train.tune = "{found}", or ' if found in ("lora", "full") else ""
-        raise UserError(
-            f"policy.adapter = {folder!r} is of type {found!r}, and train.tune is {kind!r}",
-            f"{go_on}give a model that holds it: "
-            f"mlxreflect fuse --model MODEL --adapter {folder} --out DIR",
-        )
-    return config
+    return mx.contiguous(to_float32(array)) if floating(array) else array
 
 
 def save_adapter(folder: Path, arrays: Arrays, config: dict[str, Any], model: str) -> None:

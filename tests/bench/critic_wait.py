@@ -28,7 +28,7 @@ from mlxreflect.core.seeds import rng_for  # noqa: E402
 from mlxreflect.critics import open_critic  # noqa: E402
 from mlxreflect.methods.base import Hands  # noqa: E402
 from mlxreflect.methods.r3 import R3  # noqa: E402
-from mlxreflect.models.policy import load_policy  # noqa: E402
+from mlxreflect.models.load import load_policy  # noqa: E402
 from mlxreflect.tasks import TASKS  # noqa: E402
 from mlxreflect.train.lora import attach_lora  # noqa: E402
 from mlxreflect.train.trainer import Trainer  # noqa: E402

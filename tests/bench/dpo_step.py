@@ -39,7 +39,7 @@ from workload import CLOCKS, gemm_peak, random_model, random_pairs, useful_flops
 
 from mlxreflect.config.schema import Fitting
 from mlxreflect.core.seeds import rng_for
-from mlxreflect.models.policy import dequantize
+from mlxreflect.models.load import dequantize
 from mlxreflect.train.batches import Pair, Row
 from mlxreflect.train.trainer import Trainer
 

@@ -23,7 +23,8 @@ from workload import CLOCKS
 
 from mlxreflect.config.schema import EvalSpec, PolicyConfig
 from mlxreflect.evaluation.evaluate import ask_all, eval_problems, evaluate
-from mlxreflect.models.policy import encode_chat, load_policy
+from mlxreflect.models.load import load_policy
+from mlxreflect.models.policy import encode_chat
 from mlxreflect.tasks import get_task
 
 PART = 16

@@ -23,7 +23,7 @@ from mlxreflect.core.records import Example, flat_from_row
 from mlxreflect.evaluation.compare import compare
 from mlxreflect.evaluation.evaluate import eval_problems, evaluate
 from mlxreflect.methods.learning import Learning
-from mlxreflect.models.policy import load_policy
+from mlxreflect.models.load import load_policy
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer

@@ -23,7 +23,8 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from workload import CLOCKS, random_model
 
 from mlxreflect.config.schema import EvalSpec, PolicyConfig, TaskConfig
-from mlxreflect.models.policy import Policy, lay_out_for_blas, load_policy
+from mlxreflect.models.load import lay_out_for_blas, load_policy
+from mlxreflect.models.policy import Policy
 from mlxreflect.prompts.messages import attempt_messages
 from mlxreflect.tasks import get_task
 

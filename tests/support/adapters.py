@@ -6,7 +6,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlxreflect.config.schema import LoraConfig, PolicyConfig
-from mlxreflect.models.policy import load_policy
+from mlxreflect.models.load import load_policy
 from mlxreflect.train.lora import attach_lora, save_adapter
 from mlxreflect.train.trainer import Trainer
 
