@@ -1,17 +1,20 @@
 """A recipe of one's own, made from the bundled one of a method: other values, the same comments."""
 
-import re
 import tomllib
 from dataclasses import dataclass
 from itertools import dropwhile
 from typing import Any, get_args
 
+import tomlkit
+from tomlkit.items import Comment, Item, Key, Table, Whitespace
+
 from mlxreflect.config.checks import MODELS
 from mlxreflect.config.recipe import load_recipe
-from mlxreflect.config.toml import bundled, flatten, toml_value
+from mlxreflect.config.toml import bundled, flatten
 from mlxreflect.core.errors import UserError
 from mlxreflect.methods.asked import asked_tiers
 
+Body = list[tuple[Key | None, Item]]
 Keys = dict[str, Any]  # dotted key → value; None takes the key out, and a table's keys with it
 
 # Of [task] and [critic], what belongs to the task or the model that the bundled recipe has.
@@ -25,8 +28,6 @@ CHOSEN = ("policy.model", "task.name", "task.numbers", "critic.provider", "criti
           "eval.spec")  # fmt: skip
 # Addresses that take OpenAI's requests ("": its own), by the variable that holds a key for them.
 HOSTS = {"OPENAI_API_KEY": "", "OPENROUTER_API_KEY": "https://openrouter.ai/api/v1"}
-HEADER = re.compile(r"\s*\[+([^\[\]]+)\]")
-KEY = re.compile(r"\s*([\w.-]+)\s*=")
 
 
 @dataclass(frozen=True)
@@ -148,65 +149,57 @@ def self_keys(strategy: str) -> Keys | None:
 
 
 def edit(text: str, keys: Keys) -> str:
-    """TOML with other values; comments stay. New keys follow the last one of their table."""
-    lines = text.splitlines()
-    left = {key: value for key, value in keys.items() if value is not None}
-    gone = tuple(f"{key}." for key, value in keys.items() if value is None)
-    out: list[str] = []
-    ends = {"": 0}  # table → where its last key ends in `out`
-    table, at, size = "", 0, 1
-    while at < len(lines):
-        line, size = lines[at], 1
-        header, found = HEADER.match(line), KEY.match(line)
-        if header:
-            table = header[1].strip()
-        if found:
-            size = value_lines(lines[at:])
-            key = f"{table}.{found[1]}".lstrip(".")
-            if key in left:
-                comment = comment_of(line) if size == 1 else ""
-                out.append(f"{found[1]} = {toml_value(left.pop(key))} {comment}".rstrip())
-            elif not f"{key}.".startswith(gone):
-                out += lines[at : at + size]
-        elif not (header and f"{table}.".startswith(gone)):
-            out.append(line)
-        else:  # with what was said above it
-            while out and out[-1].startswith("#"):
-                out.pop()
-        if header or found:
-            ends[table] = len(out)
-        at += size
-    return "\n".join(inserted(out, ends, left)).rstrip() + "\n"
+    """Returns TOML with other values; comments stay. New keys follow the last one of their table.
 
-
-def inserted(lines: list[str], ends: dict[str, int], keys: Keys) -> list[str]:
-    """The lines with further keys in their tables, made where they are not there."""
-    tables: dict[str, list[str]] = {}
+    What stands right above a table goes with it.
+    """
+    document = tomlkit.parse(text)
+    above = cut_comments(document)
     for key, value in keys.items():
-        table, _, leaf = key.rpartition(".")
-        tables.setdefault(table, []).append(f"{leaf} = {toml_value(value)}")
-    lines = list(lines)
-    for table in sorted(tables.keys() & ends.keys(), key=lambda name: -ends[name]):
-        lines[ends[table] : ends[table]] = tables[table]
-    for table in tables.keys() - ends.keys():
-        lines += ["", f"[{table}]", *tables[table]]
-    return lines
+        *tables, leaf = key.split(".")
+        node: Any = document
+        for name in tables:
+            if name not in node and value is not None:
+                node[name] = tomlkit.table()
+                above.append((node[name], "\n"))
+            node = node.get(name, {})
+        if value is not None:
+            node[leaf] = value
+        elif leaf in node:
+            del node[leaf]
+    for table, said in above:
+        table.trivia.indent = said
+    return tomlkit.dumps(document).rstrip() + "\n"
 
 
-def value_lines(lines: list[str]) -> int:
-    """How many lines a key and its value take."""
-    return next((n for n in range(1, len(lines)) if is_toml("\n".join(lines[:n]))), len(lines))
+def cut_comments(document: tomlkit.TOMLDocument) -> list[tuple[Table, str]]:
+    """Takes out what stands above each table: the parser leaves it at the end of the one before."""
+    above: list[tuple[Table, str]] = []
+    before: Body = document.body
+
+    def walk(body: Body) -> None:
+        nonlocal before
+        for at, (key, item) in enumerate(body):
+            if isinstance(item, Table) and key and not key.is_dotted():
+                if not item.is_super_table():
+                    end = at if before is body else len(before)
+                    above.append((item, cut_last(before, end)))
+                    before = item.value.body
+                walk(item.value.body)
+
+    walk(document.body)
+    return above
 
 
-def comment_of(line: str) -> str:
-    """What follows a value on its line."""
-    starts = (i for i, character in enumerate(line) if character == "#" and is_toml(line[:i]))
-    return line[start:] if (start := next(starts, 0)) else ""
-
-
-def is_toml(text: str) -> bool:
-    try:
-        tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
-        return False
-    return True
+def cut_last(body: Body, end: int) -> str:
+    """Cuts the comments that end a table's body, and the blank line above them."""
+    said = ""
+    for at in reversed(range(end)):
+        item = body[at][1]
+        if not isinstance(item, (Comment, Whitespace)):
+            break
+        said = item.as_string() + said
+        body[at] = (None, Whitespace(""))
+        if isinstance(item, Whitespace):
+            break
+    return said
