@@ -649,7 +649,7 @@ def test_eval_is_continued_and_ends_with_the_same_bytes(
     (out / "results.json").unlink()
     shell.works(*again)
     assert answered(out) == answers
-    assert len(list((out / "report" / "lm_eval").rglob("results_*.json"))) == 1
+    assert not (out / "report").exists()  # `mlxreflect report` writes that
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file but those of report/, which name the folder and the time."""
-    paths = sorted(p for p in folder.rglob("*") if p.is_file() and "report" not in p.parts)
+    paths = sorted(p for p in folder.rglob("*") if p.is_file())
     return {str(p.relative_to(folder)): p.read_bytes() for p in paths}
 
 

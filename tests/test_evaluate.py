@@ -1,8 +1,10 @@
 """Evaluations: the same bytes however they were interrupted, and figures that can be recounted."""
 
 import json
+import sqlite3
 
 import pytest
+from support.evaluations import evaluated
 
 from mlxreflect.config.recipe import eval_spec
 from mlxreflect.config.schema import EvalSpec, LoraConfig, PolicyConfig, Recipe
@@ -10,7 +12,13 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, flat_from_row
 from mlxreflect.evaluation.answers import Answers, policy_identity
 from mlxreflect.evaluation.arms import fingerprint, whole_chunks
-from mlxreflect.evaluation.evaluate import eval_problems, evaluate, find_spec
+from mlxreflect.evaluation.evaluate import (
+    eval_problems,
+    evaluate,
+    find_spec,
+    problem_set,
+)
+from mlxreflect.evaluation.generators import LocalGenerator, LocalModel
 from mlxreflect.evaluation.results import summarise
 from mlxreflect.models.load import load_policy
 from mlxreflect.models.policy import Policy
@@ -29,8 +37,7 @@ def policy():
 
 
 def run(policy, out, spec=SPEC):
-    task = TASKS[spec.task.name]
-    return evaluate(policy, task, eval_problems(task, spec), spec, out)
+    return evaluated(policy, spec, out)
 
 
 @pytest.mark.slow
@@ -276,8 +283,7 @@ FEW = SPEC.model_copy(update={"limit": 8, "batch": 1, "max_new_tokens": 8})  # t
 
 
 def keep(policy, out, answers, spec=FEW):
-    task = TASKS[spec.task.name]
-    evaluate(policy, task, eval_problems(task, spec), spec, out, answers=answers)
+    evaluated(policy, spec, out, answers=answers)
     return (out / "samples.jsonl").read_bytes()
 
 
@@ -288,9 +294,11 @@ def test_kept_answers_are_those_that_would_be_generated(policy, tmp_path, genera
     without = keep(policy, tmp_path / "a", None, spec)
     first = keep(policy, tmp_path / "b", answers, spec)
     asked = list(generated)
-    assert keep(policy, tmp_path / "c", answers, spec) == first == without
+    again = LocalGenerator(LocalModel(policy), problem_set(TASKS["countdown"], spec), answers)
+    evaluate(again, tmp_path / "c")
+    assert (tmp_path / "c" / "samples.jsonl").read_bytes() == first == without
     assert generated == asked  # nothing more
-    assert answers.report() == [f"{8 * spec.samples} answers were reused from the cache"]
+    assert again.notes == [f"{8 * spec.samples} answers were reused from the cache"]
     assert answers.report() == []
 
 
@@ -330,20 +338,33 @@ def test_lora_that_has_not_learned_yet_changes_no_key(load_random):
 def test_a_damaged_answer_is_generated_again(policy, tmp_path, generated, damage):
     answers = Answers(tmp_path / "kept")
     expected = keep(policy, tmp_path / "a", answers)
-    (first, *_) = sorted(p for p in (tmp_path / "kept").rglob("*") if p.is_file())
-    first.write_bytes(damage)
+    with sqlite3.connect(tmp_path / "kept") as file:
+        ((key, whole), *_) = file.execute("SELECT key, value FROM kept").fetchall()
+        file.execute("UPDATE kept SET value = ? WHERE key = ?", (damage, key))
     generated.clear()
     assert keep(policy, tmp_path / "b", answers) == expected
     assert len(generated) == 1
-    assert len(json.loads(first.read_bytes())) == 4  # mended
+    assert answers.cache.get(key) == whole  # mended
 
 
 def test_a_cache_that_cannot_be_used(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be kept there") as caught:
+    (tmp_path / "file").write_text("no database, but long enough to be told from a new one")
+    with pytest.raises(UserError, match="damaged"):
         Answers.open(str(tmp_path / "file"))
+    with pytest.raises(UserError) as caught:
+        Answers.open(str(tmp_path / "file" / "below"))
     assert "--cache" in caught.value.hint
     assert Answers.open("off") is None
+
+
+def test_a_folder_of_kept_answers_from_before_is_no_fault(policy, tmp_path, generated):
+    """Answers were files in such a folder once; now one file stands in it."""
+    (tmp_path / "kept" / "ab").mkdir(parents=True)
+    (tmp_path / "kept" / "ab" / "abcd").write_text("[]")
+    first = keep(policy, tmp_path / "a", Answers(tmp_path / "kept"))
+    generated.clear()
+    assert keep(policy, tmp_path / "b", Answers.open(str(tmp_path / "kept"))) == first
+    assert not generated
 
 
 def test_a_spec_names_its_grading_rules(policy, tmp_path):

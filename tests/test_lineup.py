@@ -10,8 +10,8 @@ from support.shell import Shell, answered, rows, sets, snapshot
 
 from mlxreflect.core.errors import UserError
 from mlxreflect.evaluation.compare import compare_all
+from mlxreflect.evaluation.generators import ServedModel
 from mlxreflect.evaluation.runner import line_up, pair, slug
-from mlxreflect.evaluation.served import ServedModel
 from mlxreflect.stats import holm
 
 SHORT = ["countdown", "--limit", "8", *sets("max_new_tokens=8", "batch=8")]

@@ -16,15 +16,17 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
+from support.evaluations import evaluated
 
 from mlxreflect.cli import evaluate as cli_evidence
 from mlxreflect.config.schema import EvalSpec, LoraConfig, PolicyConfig, QuickConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.ui import Ui
 from mlxreflect.evaluation.compare import compare
-from mlxreflect.evaluation.evaluate import ask_all, eval_problems, evaluate
-from mlxreflect.evaluation.quick import Answerer, ask_until_decided, load_answerers, quick_eval
-from mlxreflect.evaluation.runner import line_up
+from mlxreflect.evaluation.evaluate import SILENT, eval_problems, problem_set
+from mlxreflect.evaluation.generators import LocalGenerator, LocalModel
+from mlxreflect.evaluation.quick import ask_until_decided
+from mlxreflect.evaluation.runner import decide, line_up, load_pair
 from mlxreflect.models.load import load_policy
 from mlxreflect.stats import e_value
 from mlxreflect.stats.sequential import anytime_interval, evidence
@@ -37,6 +39,7 @@ SPEC = EvalSpec.model_validate(
 TASK = TASKS["countdown"]
 TRAINED = "tiny+spoilt"
 PROBLEMS = eval_problems(TASK, SPEC)
+Pair = dict[str, LocalModel]  # by the names of the arms
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +58,23 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pair(adapter: Path) -> list[Answerer]:
-    return load_answerers(line_up(["tiny"], [str(adapter)], [], [], base=True))
+def pair(adapter: Path) -> Pair:
+    return load_pair(line_up(["tiny"], [str(adapter)], [], [], base=True))
 
 
 def ask(
-    pair: list[Answerer], out: Path, spec: EvalSpec = SPEC, ui: Ui | None = None, **quick: Any
+    pair: Pair,
+    out: Path,
+    spec: EvalSpec = SPEC,
+    ui: Ui | None = None,
+    **quick: Any,
 ) -> dict[str, Any]:
     spec = spec.model_copy(update={"quick": QuickConfig(**quick)})
-    return ask_until_decided(pair, TASK, PROBLEMS, spec, out, ui=ui or Ui(quiet=True))
+    return ask_until_decided(pair, problem_set(TASK, spec, PROBLEMS), out, ui or Ui(quiet=True))
 
 
 @pytest.fixture(scope="module")
-def decided(pair: list[Answerer], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def decided(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("quick") / "out"
     ask(pair, out)
     return out
@@ -118,16 +125,14 @@ def test_its_words_say_what_stopping_does(decided: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_decides_for_the_better_side_too(pair: list[Answerer], tmp_path: Path) -> None:
-    found = ask(pair[::-1], tmp_path / "out")
+def test_it_decides_for_the_better_side_too(pair: Pair, tmp_path: Path) -> None:
+    found = ask(dict(reversed(pair.items())), tmp_path / "out")
     assert found["decision"] == "better" and found["ci_low"] > 0
     assert f"tiny is better than {TRAINED}" in found["sentence"]
 
 
-def test_equals_are_asked_everything(pair: list[Answerer], tmp_path: Path) -> None:
-    base, _ = pair
-    twin = Answerer("twin", base.policy, base.config, base.loaded)
-    found = ask([base, twin], tmp_path, max_n=8)
+def test_equals_are_asked_everything(pair: Pair, tmp_path: Path) -> None:
+    found = ask({"tiny": pair["tiny"], "twin": pair["tiny"]}, tmp_path, max_n=8)
     assert (found["decision"], found["n"], found["saved"], found["e_value"]) == (
         "undecided", 8, 0, 1.0,
     )  # fmt: skip
@@ -135,7 +140,7 @@ def test_equals_are_asked_everything(pair: list[Answerer], tmp_path: Path) -> No
 
 
 def test_interim_looks_show_an_estimate_and_no_p_value(
-    pair: list[Answerer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ask(pair, tmp_path / "out", max_n=8, ui=Ui())
     said = capsys.readouterr().err
@@ -144,7 +149,7 @@ def test_interim_looks_show_an_estimate_and_no_p_value(
 
 
 @pytest.mark.slow
-def test_several_samples_a_question(pair: list[Answerer], tmp_path: Path) -> None:
+def test_several_samples_a_question(pair: Pair, tmp_path: Path) -> None:
     spec = SPEC.model_copy(update={"samples": 4, "temperature": 1.0})
     found = ask(pair, tmp_path / "out", spec, max_n=6)
     shares: dict[str, Counter[int]] = {"tiny": Counter(), TRAINED: Counter()}
@@ -163,21 +168,23 @@ def test_both_sides_answer_as_if_loaded_alone(decided: Path, adapter: Path) -> N
     """The base that an adapter is put on and taken off is the base, token by token."""
     for name, config in (("tiny", PolicyConfig()), (TRAINED, PolicyConfig(adapter=str(adapter)))):
         policy = load_policy(config)
-        one = Answerer(name, policy, config, config)
-        prompts = [policy.encode(asked) for asked in ask_all(TASK, PROBLEMS[:8], SPEC, [])]
-        alone = [completion.token_ids for completion in one.generate(prompts, SPEC, 0)]
+        asked = problem_set(TASK, SPEC, PROBLEMS[:8])
+        one = LocalGenerator(LocalModel(policy), asked, purpose="quick")
+        alone = [completion.token_ids for completion in one.complete(0, 8, SILENT)]
         assert alone == [row["token_ids"] for row in rows(decided)[:16] if row["arm"] == name]
 
 
-def test_a_model_with_and_without_its_adapter_is_in_memory_once(pair: list[Answerer]) -> None:
-    assert pair[0].policy is pair[1].policy
+def test_a_model_with_and_without_its_adapter_is_in_memory_once(
+    pair: Pair,
+) -> None:
+    assert pair["tiny"].policy is pair[TRAINED].policy
 
 
 @pytest.mark.slow
 def test_two_models(tiny_random: Path, tmp_path: Path) -> None:
     spec = SPEC.model_copy(update={"batch": 16})
     entries = line_up([str(tiny_random), "tiny"], [], [], [])
-    found = quick_eval(spec, entries, tmp_path, Ui(quiet=True))
+    found = decide(spec, entries, tmp_path, Ui(quiet=True))
     assert (found["a"], found["b"]) == (tiny_random.name, "tiny")
     assert found["decision"] == "better" and found["accuracy_a"] == 0
     assert found["setup"]["a"]["model"] == str(tiny_random)
@@ -186,7 +193,7 @@ def test_two_models(tiny_random: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("models", [["m"], ["m", "n", "o"]])
 def test_what_is_not_two_sides_is_refused(models: list[str]) -> None:
     with pytest.raises(UserError, match=f"--quick sets two models side by side, not {len(models)}"):
-        load_answerers(line_up(models, [], [], []))
+        load_pair(line_up(models, [], [], []))
 
 
 # ---- stopped and continued -----------------------------------------------------------------------
@@ -197,7 +204,7 @@ def test_what_is_not_two_sides_is_refused(models: list[str]) -> None:
     [pytest.param(0.0, marks=pytest.mark.slow), 0.4, pytest.param(0.999, marks=pytest.mark.slow)],
 )
 def test_a_cut_file_is_completed_to_the_same_bytes(
-    pair: list[Answerer], decided: Path, tmp_path: Path, cut: float
+    pair: Pair, decided: Path, tmp_path: Path, cut: float
 ) -> None:
     whole = files(decided)
     (tmp_path / "quick.jsonl").write_bytes(whole[0][: int(len(whole[0]) * cut)])
@@ -207,7 +214,7 @@ def test_a_cut_file_is_completed_to_the_same_bytes(
 
 
 def test_a_larger_maximum_goes_on_and_ends_the_same(
-    pair: list[Answerer], decided: Path, tmp_path: Path
+    pair: Pair, decided: Path, tmp_path: Path
 ) -> None:
     first = ask(pair, tmp_path, max_n=10)  # the second chunk is cut short
     assert (first["n"], first["decision"]) == (10, "undecided")
@@ -217,12 +224,12 @@ def test_a_larger_maximum_goes_on_and_ends_the_same(
     assert (again["n"], again["e_value"]) == (10, first["e_value"])
 
 
-def test_a_folder_holds_one_evaluation(pair: list[Answerer], decided: Path, tmp_path: Path) -> None:
+def test_a_folder_holds_one_evaluation(pair: Pair, decided: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"its quick.alpha is 0.05, not 0.01"):
         ask(pair, decided, alpha=0.01)
     with pytest.raises(UserError, match="holds another evaluation"):
-        evaluate(pair[0].policy, TASK, PROBLEMS[:2], SPEC, decided)
-    evaluate(pair[0].policy, TASK, PROBLEMS[:2], SPEC, tmp_path)
+        evaluated(pair["tiny"], SPEC, decided, PROBLEMS[:2])
+    evaluated(pair["tiny"], SPEC, tmp_path, PROBLEMS[:2])
     with pytest.raises(UserError, match="holds another evaluation"):
         ask(pair, tmp_path)
     with pytest.raises(UserError, match="overstate the difference"):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from support.evaluations import evaluated
 from support.fake_openai import FakeOpenAI
 from support.fake_server import Body, http
 
@@ -16,10 +17,9 @@ from mlxreflect.core.journal import read_rows
 from mlxreflect.core.records import Problem, make_problem
 from mlxreflect.critics.base import Critic
 from mlxreflect.critics.solver import SolverCritic
-from mlxreflect.evaluation.chains import GIVEN, Chain, Rounds, self_critic
-from mlxreflect.evaluation.chains_eval import check_chain, evaluate_chains
+from mlxreflect.evaluation.chains import GIVEN, Chain, Rounds, check_chain, self_critic
 from mlxreflect.evaluation.compare import Options, compare_all
-from mlxreflect.evaluation.evaluate import eval_problems, evaluate, find_spec
+from mlxreflect.evaluation.evaluate import eval_problems, find_spec
 from mlxreflect.evaluation.solve import find_task, read_question, render_solved, solve, solve_spec
 from mlxreflect.models.load import load_policy
 from mlxreflect.models.policy import Policy
@@ -122,7 +122,7 @@ def test_a_ban_is_of_its_own_prompt_alone(policy: Policy) -> None:
 
 def assess(policy: Policy, out: Path, **chain: Any) -> dict[str, Any]:
     spec = spec_of({"gated": True} | chain, batch=1, temperature=0.7)
-    return evaluate_chains(policy, TASK, eval_problems(TASK, spec), spec, out)
+    return evaluated(policy, spec, out)
 
 
 @pytest.mark.slow
@@ -175,9 +175,7 @@ def test_contradictions_are_refused(chain: dict[str, Any], keys: dict[str, Any],
     check_chain(spec_of({}))
 
 
-def test_an_evaluation_that_cannot_play_chains_refuses_them(policy: Policy, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="chain"):
-        evaluate(policy, TASK, [], spec_of({}), tmp_path)
+def test_keys_of_a_chain_are_set_like_others() -> None:
     assert find_spec("countdown_chain", 0, "", ["chain.gated=false"]).chain.gated is False
     with pytest.raises(UserError, match=r"unknown key chain\.round_"):
         find_spec("countdown_chain", 0, "", ["chain.round_=1"])

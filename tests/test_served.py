@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.evaluations import evaluated, samples_of
 from support.fake_ollama import FakeOllama
 from support.fake_openai import BAD_JSON, FakeOpenAI, refusal
 from support.fake_server import HANG_UP, RESET, SHORT, Body, Fault, http, ok
@@ -19,8 +20,8 @@ from support.mlx_server import serving
 from mlxreflect.config.schema import EvalSpec
 from mlxreflect.core.errors import UserError
 from mlxreflect.critics import client
-from mlxreflect.evaluation.evaluate import eval_problems, evaluate, find_spec
-from mlxreflect.evaluation.served import ServedModel, evaluate_served, is_ollama
+from mlxreflect.evaluation.evaluate import eval_problems, evaluate, find_spec, problem_set
+from mlxreflect.evaluation.generators import ServedModel, ServerGenerator, is_ollama
 from mlxreflect.tasks import get_task
 
 KEY = "sk-very-secret-9876"
@@ -44,13 +45,7 @@ def answer(body: Body) -> str:
 
 
 def run(model: ServedModel, out: Path, **changes: Any) -> dict[str, Any]:
-    spec = SPEC.model_copy(update=changes)
-    task = get_task(spec.task.name)
-    return evaluate_served(model, task, eval_problems(task, spec), spec, out)
-
-
-def samples(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    return evaluated(model, SPEC.model_copy(update=changes), out)
 
 
 # ---- what is asked and recorded ------------------------------------------------------------------
@@ -65,7 +60,7 @@ def test_a_server_answers_the_same_questions(tmp_path: Path) -> None:
     assert (found["n"], found["accuracy"], found["format_rate"]) == (12, 0.5, 1.0)
     assert (found["model"], found["adapter"]) == ("m", "")
     assert found["server"] == server.url + "/v1"
-    rows = samples(tmp_path)
+    rows = samples_of(tmp_path)
     assert [row["problem_id"] for row in rows] == [p.id for p in PROBLEMS]
     assert [row["correct"] for row in rows] == [True, False] * 6
     assert {(*row["token_ids"], row["finish_reason"]) for row in rows} == {("stop",)}
@@ -84,7 +79,7 @@ def test_decoding_reaches_the_server(tmp_path: Path) -> None:
     assert sent == [{"temperature": 0.7, "top_p": 0.9, "stop": ["<end>"], "max_tokens": 50}] * 12
     assert len({body["seed"] for body in server.chats}) == 12
     assert found["samples"] == 3 and "pass_at" in found
-    assert {(row["finish_reason"], "<end>" in row["text"]) for row in samples(tmp_path)} == {
+    assert {(row["finish_reason"], "<end>" in row["text"]) for row in samples_of(tmp_path)} == {
         ("stop", False)
     }
 
@@ -105,7 +100,7 @@ def test_a_cut_answer_and_an_empty_one_are_answers(tmp_path: Path) -> None:
     with FakeOpenAI(reply, models=["m"]) as server:
         found = run(ServedModel(server.url, "m"), tmp_path)
         assert len(server.chats) == 12
-    texts = [row["text"] for row in samples(tmp_path)]
+    texts = [row["text"] for row in samples_of(tmp_path)]
     assert texts[:3] == ["", "<think>" + "hm " * 9, "<think>one</think><answer>1</answer>"]
     assert found["truncated"] == 10 and found["parse_failures"] >= 2
 
@@ -125,7 +120,7 @@ def test_a_raw_prompt_goes_to_completions(tmp_path: Path) -> None:
         changes = {"form": "completion", "stop": ["\n\n"], "limit": 3}
         found = run(ServedModel(server.url, "m"), tmp_path, **changes)
     assert len(asked) == 3 and all(isinstance(text, str) for text in asked)
-    assert [row["text"] for row in samples(tmp_path)] == [" 7"] * 3
+    assert [row["text"] for row in samples_of(tmp_path)] == [" 7"] * 3
     assert found["tokens_mean"] == 5
 
 
@@ -141,7 +136,7 @@ def test_ollama_is_asked_its_own_way_with_room_for_the_prompt(tmp_path: Path) ->
         assert is_ollama(server.url)
     assert (found["provider"], found["server"]) == ("ollama", server.url)
     assert found["accuracy"] == 0.5 and found["format_rate"] == 1.0
-    assert samples(tmp_path)[0]["text"].startswith("<think>so</think>")
+    assert samples_of(tmp_path)[0]["text"].startswith("<think>so</think>")
     (window,) = {body["options"]["num_ctx"] for body in server.chats}
     assert window == 8192
     assert {body.get("think") for body in server.chats} == {None}
@@ -182,10 +177,10 @@ def test_a_call_that_fails_for_good_stops_and_is_continued(
     assert PROBLEMS[5].id in caught.value.message and "same command" in caught.value.hint
     assert KEY not in caught.value.message + caught.value.hint
     assert not (tmp_path / "results.json").exists()
-    assert len(samples(tmp_path)) == 5
+    assert len(samples_of(tmp_path)) == 5
     with FakeOpenAI(answer, models=["m"], key=KEY) as mended:
         monkeypatch.setattr(
-            "mlxreflect.evaluation.served.shown_address", lambda config: server.url + "/v1"
+            "mlxreflect.evaluation.generators.shown_address", lambda config: server.url + "/v1"
         )
         run(ServedModel(mended.url, "m", "MY_KEY"), tmp_path)
         assert len(mended.chats) <= 7
@@ -201,17 +196,17 @@ def test_failed_calls_can_be_kept_as_such(tmp_path: Path) -> None:
     with FakeOpenAI(fails(4), models=["m"]) as server:
         found = run(ServedModel(server.url, "m", keep_failed=True), tmp_path)
     assert (found["failed"], found["accuracy"]) == (1, 5 / 12)
-    row = samples(tmp_path)[4]
+    row = samples_of(tmp_path)[4]
     assert (row["finish_reason"], row["text"], row["correct"]) == ("error", "", False)
 
 
 def test_what_a_server_does_not_take_is_said(tmp_path: Path) -> None:
-    said: list[str] = []
+    asked = problem_set(get_task("arithmetic"), SPEC)
     with FakeOpenAI(answer, models=["m"], refuses=["temperature", "max_tokens"]) as server:
-        found = evaluate_served(ServedModel(server.url, "m"), get_task("arithmetic"), PROBLEMS,
-                                SPEC, tmp_path, note=said.append)  # fmt: skip
+        generator = ServerGenerator(ServedModel(server.url, "m"), asked)
+        found = evaluate(generator, tmp_path)
     assert found["refused"] == ["temperature"]
-    assert said == [f"{server.url}/v1 does not take temperature: it answered without"]
+    assert generator.notes == [f"{server.url}/v1 does not take temperature: it answered without"]
 
 
 @pytest.mark.parametrize(
@@ -293,18 +288,14 @@ def test_mlx_lm_server_gives_the_greedy_answers_of_the_local_evaluation(
     from mlxreflect.models.load import TINY, load_policy
 
     spec = find_spec("countdown", 10, "", ["max_new_tokens=40", f"form={form}"])
-    task = get_task("countdown")
-    problems = eval_problems(task, spec)
     # As the server has it: weights stay in 4 bits.
     policy = load_policy(PolicyConfig(dequantize="no"))
-    local = evaluate(policy, task, problems, spec, tmp_path / "local")
+    local = evaluated(policy, spec, tmp_path / "local")
     (tmp_path / "log").mkdir()
     with serving(TINY, tmp_path / "log") as url:
-        served = evaluate_served(
-            ServedModel(url, str(TINY)), task, problems, spec, tmp_path / "served"
-        )
+        served = evaluated(ServedModel(url, str(TINY)), spec, tmp_path / "served")
     assert served["prompt_hash"] == local["prompt_hash"]
-    mine, theirs = samples(tmp_path / "local"), samples(tmp_path / "served")
+    mine, theirs = samples_of(tmp_path / "local"), samples_of(tmp_path / "served")
     # Of a raw completion that server leaves out the space in front.
     texts = [[row["text"].lstrip(" ") for row in rows] for rows in (mine, theirs)]
     assert texts[0] == texts[1]

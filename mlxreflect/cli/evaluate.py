@@ -79,7 +79,7 @@ def eval_(
     limit: Annotated[int, typer.Option(min=0, help="Problems; 0: all of the spec's.")] = 0,
     source: Annotated[str, typer.Option(help="Other data for the task, all of it.")] = "",
     out: Annotated[Path | None, typer.Option(help="Folder of the samples and results.")] = None,
-    cache: Annotated[str, typer.Option(help="Folder of answers kept for later, or off.")] = "",
+    cache: Annotated[str, typer.Option(help="File of answers kept for later, or off.")] = "",
     aa: Annotated[
         bool, typer.Option("--aa", help="Ask each model twice, at two batch sizes: the noise.")
     ] = False,
@@ -107,8 +107,8 @@ def eval_(
     check_quick(stops, quick=quick, other="--aa" if aa else "--cache" if cache else "")
     require_mlx()
     from mlxreflect.evaluation.evaluate import find_spec
-    from mlxreflect.evaluation.runner import answer_all, line_up
-    from mlxreflect.evaluation.served import ServedModel
+    from mlxreflect.evaluation.generators import ServedModel
+    from mlxreflect.evaluation.runner import decide, evaluate_arms, line_up
     from mlxreflect.report.scoreboard import show_arms
 
     ui, found = make_ui(as_json), find_spec(spec, limit, source, [*(set_ or []), *stops])
@@ -121,12 +121,10 @@ def eval_(
         check_single("--quick" if quick else "--aa", found)
     try:
         if quick:
-            from mlxreflect.evaluation.quick import quick_eval
-
-            decided = quick_eval(found, entries, out, ui)
+            decided = decide(found, entries, out, ui)
             ui.result(decided) if as_json else ui.line(decided["sentence"])
             return
-        arms = answer_all(entries, found, out, cache, ui, twice=aa)
+        arms = evaluate_arms(entries, found, out, cache, ui, twice=aa)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from there", file=sys.stderr)
         raise typer.Exit(130) from None

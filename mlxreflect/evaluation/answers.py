@@ -1,8 +1,8 @@
-"""Answers of evaluations on disk, so that no model answers again what it has answered alike.
+"""Answers that models gave, on disk, so that none answers again what it has answered alike.
 
-A file holds the tokens of one chunk, generated together, under a hash of everything they depend
-on: weights, prompts, decoding, batch and backend. So what comes from here is, byte for byte, what
-generating it again would give. No text and no question is kept in readable form.
+A row of the cache holds the tokens of one chunk, generated together, under a hash of everything
+they depend on: weights, prompts, decoding, batch and backend. So what comes from here is, byte for
+byte, what generating it again would give. No text and no problem is kept in readable form.
 """
 
 import hashlib
@@ -19,78 +19,64 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from mlxreflect.core.cache import cache_path
-from mlxreflect.core.errors import UserError
+from mlxreflect.core.cache import KeyedCache, cache_path
 from mlxreflect.models.load import device_name
 from mlxreflect.models.policy import Completion, Policy
-from mlxreflect.train.references import model_key
 
 VERSION = 1
+FILE = "answers.sqlite"
 # Another BLAS, or another number of its threads, rounds otherwise.
 BLAS = ("LD_PRELOAD", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
-Kept = list[tuple[list[int], str]]  # token ids and finish reason
 
 
 class Answers:
-    """A folder of kept answers. Raises UserError for one that cannot be used.
+    """The answers of one file. Raises UserError for one that cannot be used.
 
-    reused: how many answers came from it so far. A damaged file counts as none.
+    path: the file, or a folder that it stands in. reused: how many answers came from it so far. A
+    damaged row counts as none.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.reused = folder, 0
-        with explained(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: Path) -> None:
+        path = path / FILE if path.is_dir() else path
+        self.cache = KeyedCache(path, "answer cache", "--cache (of a run: eval.cache)")
+        self.reused = 0
 
     @staticmethod
     def open(setting: str) -> "Answers | None":
-        """As `cachedir.cache_path` reads the setting; None where it is off."""
-        path = cache_path(setting, "answers")
+        """Opens the file that the setting means, as `core.cache.cache_path` reads it."""
+        path = cache_path(setting, FILE)
         return Answers(path) if path else None
 
-    def get(self, key: str, count: int) -> Kept | None:
-        """The `count` answers kept under a key."""
-        try:
-            found = json.loads(self.place(key).read_bytes())
-            kept = [([int(i) for i in ids], str(reason)) for ids, reason in found]
-        except (OSError, ValueError, TypeError, RecursionError):
+    def get(self, key: str, count: int) -> list[tuple[list[int], str]] | None:
+        """Returns token ids and finish reason of each of the `count` answers kept under a key."""
+        value = self.cache.get(key)
+        if value is None:
             return None
-        if len(kept) != count:
+        try:
+            answers = [([int(i) for i in ids], str(why)) for ids, why in json.loads(value)]
+        except (ValueError, TypeError, RecursionError):
+            answers = []
+        if len(answers) != count:
+            self.cache.delete([key])
             return None
         self.reused += count
-        return kept
+        return answers
 
     def put(self, key: str, completions: Sequence[Completion]) -> None:
-        """Keep a chunk's answers whole or, where the process dies or the disk fails, not at all."""
-        place = self.place(key)
-        temporary = place.with_name(f"{key}.{os.getpid()}.tmp")
-        with explained(self.folder):
-            place.parent.mkdir(exist_ok=True)
-            temporary.write_text(json.dumps([(c.token_ids, c.finish_reason) for c in completions]))
-            temporary.replace(place)
+        """Keeps a chunk's answers whole or, where the process dies, not at all."""
+        answers = [(one.token_ids, one.finish_reason) for one in completions]
+        self.cache.put(key, json.dumps(answers).encode())
 
     def report(self) -> list[str]:
-        """A line for a person on what was reused since the last report; none for nothing."""
+        """Returns a line on what was reused since the last report, or none."""
         reused, self.reused = self.reused, 0
         return [f"{reused} answers were reused from the cache"] if reused else []
 
-    def place(self, key: str) -> Path:
-        return self.folder / key[:2] / key
-
-
-@contextmanager
-def explained(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{folder}: the answers cannot be kept there ({error.strerror})",
-            "set --cache (of a run: eval.cache) to a folder that can be written, or to off",
-        ) from None
-
 
 def policy_identity(policy: Policy) -> str:
-    """What of a policy and of this machine decides its tokens, as a hash of 64 hex digits."""
+    """Returns a hash, 64 hex digits, of what of a policy and of this machine decides its tokens."""
+    from mlxreflect.train.references import model_key
+
     with without_idle(policy.model):
         weights = model_key(policy.model, {})
     libraries = {name: version(name) for name in ("mlx", "mlx-lm")}

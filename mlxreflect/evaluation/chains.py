@@ -1,25 +1,28 @@
-"""Recursive inference, its pure part: what a chain asks next, when it stops, what it answers.
+"""Recursive inference: what a chain asks next, when it stops, and what it answers.
 
 A chain is attempt → critique → improved thinking, prefilled (or a retry prompt) → answer, and so on
 up to N answers: PRefLexOR's phase III (arXiv 2410.12375), and with two answers ReflectEvo's retry
 (arXiv 2505.16475). Nobody in it is shown the expected answer: every turn's visibility is "none".
 
-Rounds of recursive inference: the policy answers, a critic looks, all chains in lock-step.
-
-Every answer of a round is generated in one batch. What is asked next and when a chain stops stands
-in `recursion`.
+All chains go in lock-step: every answer of a round is generated in one batch.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+from mlxreflect.config.checks import check_critic
 from mlxreflect.config.schema import ChainConfig, CriticConfig, EvalSpec
-from mlxreflect.core.records import Episode, Messages, Outcome, Problem, Turn
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Episode, Messages, Outcome, Problem, Turn, to_row
 from mlxreflect.core.seeds import seed_for
+from mlxreflect.critics import open_critic as open_one
 from mlxreflect.critics.base import Call, Critic, Reply
+from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import SelfCritic
 from mlxreflect.graders.base import Grader
 from mlxreflect.models.policy import Completion, Policy
@@ -162,6 +165,12 @@ def episode_of(chain: Chain, config: ChainConfig, wave: int) -> Episode:
 
 def chain_of(episode: Episode, stopped: Stop) -> Chain:
     return Chain(episode.problem, list(episode.turns), stopped)
+
+
+def chain_row(chain: Chain, config: ChainConfig, wave: int) -> dict[str, Any]:
+    """Returns a line of chains.jsonl: an episode, the turn it answers with, who stopped it."""
+    episode = to_row(episode_of(chain, config, wave))
+    return {**episode, "answer": answer_of(chain, config).index, "stopped": chain.stopped}
 
 
 # ---- figures -------------------------------------------------------------------------------------
@@ -467,3 +476,56 @@ def self_critic(policy: Policy, spec: EvalSpec, weights: Arrays | None = None) -
         temperature=spec.chain.temperature, max_tokens=spec.chain.max_tokens, model=policy.name
     )
     return SelfCritic(policy, config, spec.batch, weights)
+
+
+def open_critic(
+    policy: Policy, spec: EvalSpec, task: str, ledger: Ledger, stack: ExitStack
+) -> Critic | None:
+    """Returns the critic that looks at the answers, known to reply. Raises UserError."""
+    config = spec.chain
+    if config.feedback == "none":
+        return None
+    if config.feedback == "self":
+        return self_critic(policy, spec)
+    with renamed():
+        critic = open_one(config.critic, task, "chain", ledger)
+        stack.callback(critic.close)
+        critic.preflight()
+    return critic
+
+
+# ---- the spec ------------------------------------------------------------------------------------
+
+ONE_ANSWER = {"samples": 1, "shots": 0, "form": "chat"}  # what a chain's answers have to be
+
+
+def check_chain(spec: EvalSpec) -> None:
+    """Raises UserError for keys that contradict `[chain]`, or each other."""
+    config = spec.chain
+    if config.rounds == 1:
+        return
+    for key, value in ONE_ANSWER.items():
+        if getattr(spec, key) != value:
+            raise UserError(
+                f"[chain] with {key} = {getattr(spec, key)!r}: a chain is one answer to a chat",
+                f"leave {key} out, or chain.rounds",
+            )
+    if config.round == "prefill" and (config.feedback == "none" or spec.prompt.style == "direct"):
+        what = "chain.feedback = 'none'" if config.feedback == "none" else "prompt.style = 'direct'"
+        raise UserError(
+            f"chain.round = 'prefill' with {what}: there is no improved thinking to prefill",
+            'set chain.round to "retry" or "resample"',
+        )
+    if config.feedback == "critic":
+        with renamed():
+            check_critic(config.critic, Path("[chain]"))
+
+
+@contextmanager
+def renamed() -> Iterator[None]:
+    """Says of a spec's keys what is said of a recipe's."""
+    try:
+        yield
+    except UserError as error:
+        message, hint = (t.replace("critic.", "chain.critic.") for t in (error.message, error.hint))
+        raise UserError(message, hint) from None

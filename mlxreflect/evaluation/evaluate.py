@@ -1,42 +1,99 @@
-"""Evaluation: a spec × a model → setup.json, problems.jsonl, samples.jsonl and results.json.
+"""Evaluation: the problems of a spec, answered by a generator, graded and counted.
 
-Problems are answered in fixed chunks, each appended whole. In another batch a sequence's numbers
-round otherwise, and a tie may fall the other way; because a chunk is always generated together, an
-evaluation that was killed and continued gives the same bytes as one that was not.
+There is one loop. A generator (a model in this process, a server, or a chain; see `generators`)
+gives the rows of chunk after chunk, each is appended whole, and the caller stops when it has seen
+enough: `evaluate` after all problems, `quick` when the evidence decides. In another batch a
+sequence's numbers round otherwise, and a tie may fall the other way; because a chunk is always
+generated together, an evaluation that was killed and continued gives the same bytes as one that was
+not.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Generator as Chunks
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mlxreflect.config.recipe import fetch_templates
 from mlxreflect.config.schema import EvalSpec
 from mlxreflect.config.toml import apply_settings, bundled, find_toml, read_toml, validate
-from mlxreflect.core.errors import UserError
-from mlxreflect.core.journal import append_rows
+from mlxreflect.core.journal import append_rows, read_rows
 from mlxreflect.core.records import Messages, Problem, Sample
 from mlxreflect.core.seeds import rng_for
-from mlxreflect.evaluation.answers import Answers, digest, policy_identity
-from mlxreflect.evaluation.arms import (
-    describe_setup,
-    open_arm,
-    sample_row,
-    short_hash,
-    whole_chunks,
-    write_results,
-)
+from mlxreflect.core.ui import LiveBar, PlainBar
+from mlxreflect.evaluation.arms import describe_setup, open_arm, whole_chunks, write_results
 from mlxreflect.graders.base import Grader
-from mlxreflect.models.policy import Completion, Policy
 from mlxreflect.tasks import TASKS, find_rules
 from mlxreflect.tasks.base import Task, ask, load_shots
 
-# Times the batch: what is generated together, and so the most that a kill loses. Fewer would lose
-# less, but leave more places empty while a chunk's longest answers are finished.
-CHUNK = 4
+Row = dict[str, Any]
+Bar = LiveBar | PlainBar
+SILENT = PlainBar("", None, None)
+
+
+@dataclass(frozen=True)
+class ProblemSet:
+    """The problems of a spec, as every model is asked them.
+
+    shots: worked examples that stand before each problem. prompts: each problem's messages, or raw
+    text to be completed. rules, grader: how answers are graded.
+    """
+
+    task: Task
+    spec: EvalSpec
+    problems: Sequence[Problem]
+    shots: Sequence[Problem]
+    prompts: Sequence[Messages | str]
+    rules: str
+    grader: Grader
+
+    @property
+    def total(self) -> int:
+        """Returns how many samples there will be."""
+        return len(self.problems) * self.spec.samples
+
+    def grade(
+        self,
+        problem: Problem,
+        index: int,
+        text: str,
+        token_ids: list[int],
+        finish_reason: str,
+        tokens: int | None = None,
+    ) -> Sample:
+        """Returns a graded sample. tokens: their number, where token_ids does not hold them."""
+        prompt = self.spec.prompt
+        grade = self.grader(problem, text, prompt.tags, prompt.style)
+        return Sample(
+            task=problem.task,
+            problem_id=problem.id,
+            sample=index,
+            text=text,
+            token_ids=token_ids,
+            finish_reason=finish_reason,
+            parsed=grade.parsed,
+            correct=grade.verdict.correct,
+            format_ok=grade.verdict.format_ok,
+            score=grade.score,
+            tokens=tokens,
+        )
+
+
+def problem_set(
+    task: Task, spec: EvalSpec, problems: Sequence[Problem] | None = None
+) -> ProblemSet:
+    """Returns the spec's problems, or the given ones, ready to be asked. Raises UserError."""
+    rules, grader = find_rules(task, spec.rules, spec.task.answer_type)
+    shots = load_shots(task, spec)
+    problems = eval_problems(task, spec) if problems is None else problems
+    prompts = [ask(task, problem, spec, shots) for problem in problems]
+    return ProblemSet(task, spec, problems, shots, prompts, rules, grader)
 
 
 def eval_problems(task: Task, spec: EvalSpec) -> list[Problem]:
-    """The spec's problems: its part of the task, in an order its seed shuffles, cut to limit.
+    """Returns the spec's part of the task, in an order that its seed shuffles, cut to its limit.
 
     The held-out problems of a generated task are the same for every seed, in another order.
     """
@@ -48,128 +105,71 @@ def eval_problems(task: Task, spec: EvalSpec) -> list[Problem]:
     return problems[: spec.limit] if spec.limit else problems
 
 
-def ask_all(
-    task: Task, problems: Sequence[Problem], spec: EvalSpec, shots: Sequence[Problem]
-) -> list[Messages | str]:
-    """What each problem's prompt says: messages of a chat, or raw text to be completed."""
-    return [ask(task, problem, spec, shots) for problem in problems]
+class Generator(Protocol):
+    """Answers problems, a chunk at a time.
 
-
-def evaluate(
-    policy: Policy,
-    task: Task,
-    problems: Sequence[Problem],
-    spec: EvalSpec,
-    out: Path,
-    *,
-    adapter: str = "",
-    quantize: int = 0,
-    answers: Answers | None = None,
-    advance: Callable[[int], None] | None = None,
-) -> dict[str, Any]:
-    """Answer and grade what is not yet in `out`; returns (and writes) the results.
-
-    adapter, quantize: as they are to be recorded; the policy has them already. answers: those kept
-    of other evaluations, where the same chunk need not be generated again.
-    Raises UserError where `out` holds samples of another evaluation, naming the changed key.
+    name: of the model. adapter: what its adapter is known by, or "". file: where rows are appended.
+    size: rows of a chunk; the last one may be shorter. total: rows of all problems. notes: lines
+    for a person, once it has answered.
     """
-    if spec.chain.rounds > 1:
-        raise UserError(
-            f"{spec.name or 'the spec'} has [chain], which only `mlxreflect eval` and `run` play",
-            "evaluate with another spec here",
-        )
-    rules, grader = find_rules(task, spec.rules, spec.task.answer_type)
-    shots = load_shots(task, spec)
-    asked = ask_all(task, problems, spec, shots)
-    prompts = [policy.encode(each) for each in asked]
-    setup = describe_setup(policy, spec, problems, asked, adapter)
-    setup |= {"quantize": quantize} if quantize else {}
-    path = open_arm(out, {**setup, "token_hash": short_hash(prompts)}, problems, shots)
-    size = max(1, spec.batch * CHUNK // spec.samples)
-    done = whole_chunks(path, size * spec.samples, len(problems) * spec.samples)
-    identity = policy_identity(policy) if answers and done < len(problems) * spec.samples else ""
-    if advance:
-        advance(done)
-    for start in range(done // spec.samples, len(problems), size):
-        chunk = slice(start, start + size)
-        seed = ("eval", spec.seed, start)
-        completions = answer(policy, prompts[chunk], spec, seed, identity, answers, advance)
-        pairs = [(p, j) for p in problems[chunk] for j in range(spec.samples)]
-        samples = [
-            grade_sample(grader, problem, j, completion, spec)
-            for (problem, j), completion in zip(pairs, completions, strict=True)
-        ]
-        append_rows(path, map(sample_row, samples))
-    return write_results(out, setup, rules, eval=spec.name or spec.task.name)
+
+    asked: ProblemSet
+    name: str
+    adapter: str
+    file: str
+    size: int
+    total: int
+    notes: list[str]
+
+    def setup(self) -> dict[str, Any]:
+        """Returns what else must be the same for an evaluation to be continued."""
+        ...
+
+    def chunks(self, first: int, out: Path, bar: Bar) -> Chunks[list[Row]]:
+        """Yields the rows of each chunk from row `first` on. out: the arm's folder."""
+        ...
+
+    def finish(self, out: Path) -> dict[str, Any]:
+        """Writes what follows from the rows; returns what the results say of it."""
+        ...
 
 
-def answer(
-    policy: Policy,
-    prompts: Sequence[list[int]],
-    spec: EvalSpec,
-    seed: tuple[str | int, ...],
-    identity: str,
-    answers: Answers | None,
-    advance: Callable[[int], None] | None,
-) -> list[Completion]:
-    """A chunk's completions, `spec.samples` of each prompt in turn: those kept, or new ones.
+def answer_chunks(out: Path, generator: Generator, bar: Bar) -> Chunks[list[Row]]:
+    """Yields the rows of each chunk: those that are in the folder, then new ones, once appended."""
+    path = out / generator.file
+    kept = whole_chunks(path, generator.size, generator.total)
+    known = islice(read_rows(path), min(kept, generator.total)) if kept else iter(())
+    while rows := list(islice(known, generator.size)):
+        bar.advance(len(rows))
+        yield rows
+    if kept < generator.total:
+        with closing(generator.chunks(kept, out, bar)) as chunks:
+            for rows in chunks:
+                append_rows(path, rows)
+                yield rows
 
-    identity: of the policy; with `answers` only.
+
+def evaluate(generator: Generator, out: Path, bar: Bar = SILENT) -> dict[str, Any]:
+    """Answers and grades what is not yet in `out`; returns (and writes) the results.
+
+    Raises UserError where `out` holds another evaluation, naming the key that differs.
     """
-    decoding = [spec.temperature, spec.top_p, spec.max_new_tokens, spec.batch, spec.samples]
-    key = digest([identity, decoding, spec.stop, seed, prompts])
-    if answers and (kept := answers.get(key, len(prompts) * spec.samples)):
-        if advance:
-            advance(len(kept))
-        lengths = [len(prompt) for prompt in prompts for _ in range(spec.samples)]
-        return [
-            policy.completion(ids, reason, length, spec.stop)
-            for (ids, reason), length in zip(kept, lengths, strict=True)
-        ]
-    completions = policy.generate(
-        prompts,
-        temperature=spec.temperature,
-        top_p=spec.top_p,
-        max_new_tokens=spec.max_new_tokens,
-        batch=spec.batch,
-        seed=seed,
-        samples=spec.samples,
-        stop=spec.stop,
-        advance=advance,
-    )
-    if answers:
-        answers.put(key, completions)
-    return completions
-
-
-def grade_sample(
-    grader: Grader,
-    problem: Problem,
-    index: int,
-    completion: Completion,
-    spec: EvalSpec,
-    *,
-    tokens: int | None = None,
-) -> Sample:
-    """tokens: how many there are, where the completion does not hold them."""
-    grade = grader(problem, completion.text, spec.prompt.tags, spec.prompt.style)
-    return Sample(
-        task=problem.task,
-        problem_id=problem.id,
-        sample=index,
-        text=completion.text,
-        token_ids=completion.token_ids,
-        finish_reason=completion.finish_reason,
-        parsed=grade.parsed,
-        correct=grade.verdict.correct,
-        format_ok=grade.verdict.format_ok,
-        score=grade.score,
-        tokens=tokens,
-    )
+    asked, spec = generator.asked, generator.asked.spec
+    common = describe_setup(generator, spec, asked.problems, asked.prompts, generator.adapter)
+    setup = common | generator.setup()
+    open_arm(out, setup, asked.problems, asked.shots)
+    for _ in answer_chunks(out, generator, bar):
+        pass
+    more = {"eval": spec.name or spec.task.name, **generator.finish(out)}
+    setup.pop("token_hash", None)  # of one tokenizer, so nothing to compare models by
+    return write_results(out, setup, asked.rules, **more)
 
 
 def find_spec(name: str, limit: int, source: str, settings: Sequence[str]) -> EvalSpec:
-    """A bundled spec, a file, or a bare task; with the command line's settings on top."""
+    """Returns a bundled spec, a file's, or a bare task's, with the command line's settings on top.
+
+    limit, source: in place of the spec's; 0 and "" leave them. Raises UserError.
+    """
     tree: dict[str, Any]
     if name in TASKS and name not in bundled("evals"):
         path, tree = Path(name), {"task": {"name": name}}

@@ -1,76 +1,94 @@
 """`eval --quick`: two models side by side, until the evidence decides between them.
 
-Both answer the same questions in the same shuffled order, a chunk at a time. After each chunk the
-e-process of `sequential` is looked at; at 1/alpha or more the difference is real, however often one
-looked. Each chunk is appended whole, so a quick evaluation that was killed goes on with the same
-bytes and comes to the same end.
+Both answer the same problems in the same shuffled order, a chunk at a time, in the one loop of
+`evaluate`. After each chunk comes a look at the e-process of `stats.sequential`; at 1/alpha or more
+the difference is real, however often one looked.
 """
 
-import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Generator as Chunks
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from mlxreflect.config.schema import EvalSpec, PolicyConfig
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.journal import append_rows, read_rows, write_atomic
-from mlxreflect.core.records import Problem
+from mlxreflect.core.journal import write_atomic
 from mlxreflect.core.ui import Ui
-from mlxreflect.evaluation.arms import (
-    continue_only,
-    describe_setup,
-    fingerprint,
-    sample_row,
-    short_hash,
-    whole_chunks,
-)
-from mlxreflect.evaluation.evaluate import ask_all, eval_problems, grade_sample
-from mlxreflect.evaluation.runner import Entry, replaces_weights
-from mlxreflect.models.load import adapted, load_policy
-from mlxreflect.models.policy import Completion, Policy
+from mlxreflect.evaluation.arms import continue_only, describe_setup
+from mlxreflect.evaluation.evaluate import SILENT, Bar, ProblemSet, Row, answer_chunks
+from mlxreflect.evaluation.generators import LocalGenerator, LocalModel
 from mlxreflect.stats.sentences import level, points
 from mlxreflect.stats.sequential import anytime_interval, evidence
-from mlxreflect.tasks import check_exam, find_rules, get_task
-from mlxreflect.tasks.base import Task, load_shots
 
 LARGEST = 1e300  # of the evidence that is written down: JSON has no infinity
 
 
-@dataclass(frozen=True)
-class Answerer:
-    """One side. policy: loaded with what config says, but for a LoRA adapter."""
+class SideBySide:
+    """A generator of two: each chunk is a batch of one model, then a batch of the other.
 
-    name: str
-    policy: Policy
-    config: PolicyConfig
-    loaded: PolicyConfig
+    models: by the names of their arms, the baseline first. Looking more often than after a batch
+    would waste time, less often problems. What is answered does not depend on quick.max_n, but that
+    it may cut the last chunk.
+    """
 
-    def generate(
-        self, prompts: Sequence[list[int]], spec: EvalSpec, start: int
-    ) -> list[Completion]:
-        bare = self.config == self.loaded
-        with nullcontext() if bare else adapted(self.policy, self.config):
-            return self.policy.generate(
-                prompts,
-                temperature=spec.temperature,
-                top_p=spec.top_p,
-                max_new_tokens=spec.max_new_tokens,
-                batch=spec.batch,
-                seed=("quick", spec.seed, start),
-                samples=spec.samples,
-                stop=spec.stop,
+    file = "quick.jsonl"
+    name = adapter = ""
+
+    def __init__(self, models: dict[str, LocalModel], asked: ProblemSet) -> None:
+        spec = asked.spec
+        self.asked, self.names = asked, list(models)
+        self.at_once = -(-spec.batch // spec.samples)
+        self.sides = [
+            LocalGenerator(model, asked, at_once=self.at_once, purpose="quick")
+            for model in models.values()
+        ]
+        self.most = min(spec.quick.max_n or len(asked.problems), len(asked.problems))
+        self.rows = 2 * spec.samples  # of a problem
+        self.size, self.total = self.at_once * self.rows, self.most * self.rows
+        self.notes: list[str] = []
+
+    def setup(self) -> dict[str, Any]:
+        asked = self.asked
+        return {
+            letter: describe_setup(side, asked.spec, asked.problems, asked.prompts, side.adapter)
+            | side.setup()
+            for letter, side in zip("ab", self.sides, strict=True)
+        }
+
+    def chunks(self, first: int, out: Path, bar: Bar) -> Chunks[list[Row]]:
+        for start in range(first // self.rows, self.most, self.at_once):
+            stop = min(start + self.at_once, self.most)
+            rows = chain.from_iterable(
+                self.answer(name, side, start, stop)
+                for name, side in zip(self.names, self.sides, strict=True)
             )
+            yield sorted(rows, key=itemgetter("index"))  # a problem's rows together, of both sides
+
+    def answer(self, name: str, side: LocalGenerator, start: int, stop: int) -> list[Row]:
+        """Returns one side's samples, which say whose they are and of which problem."""
+        with side.model.weights():
+            rows = side.answer(start, stop, SILENT)
+        return [
+            {**row, "schema": "quick-sample/1", "arm": name,
+             "index": start + i // self.asked.spec.samples}
+            for i, row in enumerate(rows)
+        ]  # fmt: skip
+
+    def finish(self, out: Path) -> dict[str, Any]:
+        return {}
 
 
 @dataclass(frozen=True)
 class Look:
-    """What is known after some of the questions. means: of each question, of both sides."""
+    """The state of the evidence after some problems.
+
+    means: of each problem, the share of right samples, of both sides.
+    """
 
     means: list[tuple[float, float]]
     evidence: float
@@ -87,128 +105,44 @@ class Look:
         return self.accuracy(1) - self.accuracy(0)
 
 
-def quick_eval(
-    spec: EvalSpec, entries: Sequence[Entry], out: Path | None, ui: Ui
-) -> dict[str, Any]:
-    """`mlxreflect eval --quick`: load both, and ask until it is decided.
-
-    entries: of `lineup.line_up`, the baseline first. Raises UserError.
-    """
-    check_exam(spec)
-    task = get_task(spec.task.name)
-    problems = eval_problems(task, spec)
-    folder = out or default_folder(spec, entries)
-    pair = load_answerers(entries)
-    ui.header({"evaluating": spec.name or spec.task.name,
-               "base": pair[0].name, "trained": pair[1].name,
-               "questions": f"at most {at_most(spec, problems)}", "out": str(folder)})  # fmt: skip
-    return ask_until_decided(pair, task, problems, spec, folder, ui=ui)
-
-
-def at_most(spec: EvalSpec, problems: Sequence[Problem]) -> int:
-    return min(spec.quick.max_n or len(problems), len(problems))
-
-
-def load_answerers(entries: Sequence[Entry]) -> list[Answerer]:
-    """Both sides ready to answer; what differs by a LoRA adapter alone is in memory once."""
-    configs = [e.model for e in entries if isinstance(e.model, PolicyConfig)]
-    if len(configs) != 2 or len(entries) != 2:
-        raise UserError(
-            f"--quick sets two models side by side, not {len(entries)}, and none behind a server",
-            "give one --model and its --adapter, or two models",
-        )
-    policies: dict[PolicyConfig, Policy] = {}
-    answerers = []
-    for entry, config in zip(entries, configs, strict=True):
-        plain = config.model_copy(update={"adapter": ""})
-        loaded = config if replaces_weights(config) else plain
-        if loaded not in policies:
-            policies[loaded] = load_policy(loaded)
-        answerers.append(Answerer(entry.name, policies[loaded], config, loaded))
-    return answerers
-
-
 def ask_until_decided(
-    pair: Sequence[Answerer],
-    task: Task,
-    problems: Sequence[Problem],
-    spec: EvalSpec,
-    out: Path,
-    *,
-    ui: Ui,
+    models: dict[str, LocalModel], asked: ProblemSet, out: Path, ui: Ui
 ) -> dict[str, Any]:
-    """Ask chunk by chunk, going on with what is in `out`; returns (and writes) quick.json.
+    """Asks until it is decided, going on with what is in `out`; returns (and writes) quick.json.
 
-    A chunk is a batch of each side: looking more often would waste time, less often questions.
-    What is answered in it does not depend on quick.max_n, but that it may cut the last one.
+    models: by the names of their arms, the baseline first. Raises UserError.
     """
-    alpha, most = spec.quick.alpha, at_most(spec, problems)
+    alpha = asked.spec.quick.alpha
+    pair = SideBySide(models, asked)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out}: {error.strerror}", "give another --out") from None
-    asked = ask_all(task, problems, spec, load_shots(task, spec))
-    tokens = [[one.policy.encode(each) for each in asked] for one in pair]
-    setup = {
-        side: {**describe_setup(one.policy, spec, problems, asked, mark(one.config)),
-               "token_hash": short_hash(prompts)}
-        for side, one, prompts in zip("ab", pair, tokens, strict=True)
-    }  # fmt: skip
+    setup = pair.setup()
     continue_only(out, {"quick": {"alpha": alpha}, **setup})
-    path, size = out / "quick.jsonl", -(-spec.batch // spec.samples)
-    rows = 2 * spec.samples  # of a question
-    kept = whole_chunks(path, size * rows, most * rows)
-    known = list(islice(read_rows(path), kept)) if kept else []
-    look, n = Look([], 1.0), 0
-    with ui.progress("asking", most) as bar:
-        while n < most and look.evidence < 1 / alpha:
-            chunk = range(n, min(n + size, most))
-            if len(known) < chunk.stop * rows:
-                new = [
-                    row
-                    for one, prompts in zip(pair, tokens, strict=True)
-                    for row in answer(one, task, problems, prompts, spec, chunk)
-                ]
-                new.sort(key=itemgetter("index"))  # a question's rows together, of both sides
-                append_rows(path, new)
-                known += new
-            look, n = take_look(known[: chunk.stop * rows], pair), chunk.stop
+    known: list[Row] = []
+    with (
+        ui.progress("asking", pair.most) as bar,
+        closing(answer_chunks(out, pair, SILENT)) as chunks,
+    ):
+        for rows in chunks:
+            known += rows
+            look = take_look(known, pair.names)
             bar.update_text(interim(look))
-            bar.advance(len(chunk))
-    result = {**conclude(look, pair, alpha, most, len(problems)), "setup": setup}
+            bar.advance(len(rows) // pair.rows)
+            if look.evidence >= 1 / alpha:
+                break
+    result = {**conclude(look, pair.names, alpha, pair.most, len(asked.problems)), "setup": setup}
     write_atomic(out / "quick.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return result
 
 
-def answer(
-    one: Answerer,
-    task: Task,
-    problems: Sequence[Problem],
-    prompts: Sequence[list[int]],
-    spec: EvalSpec,
-    chunk: range,
-) -> Iterator[dict[str, Any]]:
-    """One side's rows of a chunk: samples that say whose they are and of which question."""
-    grader = find_rules(task, spec.rules, spec.task.answer_type)[1]
-    completions = one.generate(prompts[chunk.start : chunk.stop], spec, chunk.start)
-    for i, completion in enumerate(completions):
-        index = chunk.start + i // spec.samples
-        sample = grade_sample(grader, problems[index], i % spec.samples, completion, spec)
-        yield {**sample_row(sample), "schema": "quick-sample/1", "arm": one.name, "index": index}
-
-
-def mark(config: PolicyConfig) -> str:
-    """What an adapter is known by, and the bits that the model is quantised to."""
-    adapter = fingerprint(Path(config.adapter)) if config.adapter else ""
-    return f"{adapter} {config.quantize} bit".strip() if config.quantize else adapter
-
-
-def take_look(rows: Sequence[dict[str, Any]], pair: Sequence[Answerer]) -> Look:
-    """What these rows say: each question's share of right samples, and the evidence in them."""
+def take_look(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Look:
+    """Returns each problem's share of right samples, and the evidence in these rows."""
     right: dict[int, dict[str, list[bool]]] = {}
     for row in rows:
         right.setdefault(row["index"], {}).setdefault(row["arm"], []).append(row["correct"])
-    sides = ([sum(one[arm.name]) / len(one[arm.name]) for one in right.values()] for arm in pair)
+    sides = ([sum(one[name]) / len(one[name]) for one in right.values()] for name in names)
     means = list(zip(*sides, strict=True))
     return Look(means, evidence(Counter(b - a for a, b in means)))
 
@@ -222,11 +156,11 @@ def interim(look: Look) -> str:
 
 
 def conclude(
-    look: Look, pair: Sequence[Answerer], alpha: float, most: int, there: int
+    look: Look, names: Sequence[str], alpha: float, most: int, there: int
 ) -> dict[str, Any]:
-    """The record `quick/1`: what was decided, after how many questions, and how sure it is.
+    """Returns the record `quick/1`: the decision, after how many problems, and how sure it is.
 
-    most: questions that it might have asked; there: questions of the spec.
+    most: problems that it might have asked; there: problems of the spec.
     """
     counts, n = look.counts, len(look.means)
     low, high = anytime_interval(counts, alpha)
@@ -234,8 +168,8 @@ def conclude(
     decision = "undecided" if not decided else "better" if look.difference > 0 else "worse"
     result = {
         "schema": "quick/1",
-        "a": pair[0].name,
-        "b": pair[1].name,
+        "a": names[0],
+        "b": names[1],
         "n": n,
         "of": most,
         "saved": most - n,
@@ -273,11 +207,3 @@ def sentence(r: dict[str, Any], *, more: bool) -> str:
         f"looks. {r['saved']} of {r['of']} questions saved. Stopping early overstates the "
         "difference; for its true size evaluate all questions."
     )
-
-
-def default_folder(spec: EvalSpec, entries: Sequence[Entry]) -> Path:
-    """One folder for each quick evaluation, so that the same command again goes on with it."""
-    asked = [[str(entry.model), entry.name] for entry in entries]
-    what = json.dumps([spec.model_dump(exclude={"quick": {"max_n"}}), asked], sort_keys=True)
-    digest = hashlib.sha256(what.encode()).hexdigest()[:8]
-    return Path("runs") / "quick" / f"{spec.task.name}--{digest}"

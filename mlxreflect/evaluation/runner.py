@@ -1,17 +1,15 @@
 """The arms of one `mlxreflect eval`: models, adapters on them, models behind a server.
 
 With one model and one adapter the arm is the model with the adapter. With more of either every
-model is also asked without, and an adapter goes with the model that it was trained on.
-
-The arms of one `mlxreflect eval` answer, one after another; then they are compared.
+model is also asked without, and an adapter goes with the model that it was trained on. The arms
+answer one after another; then they are compared.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +18,20 @@ import mlx.core as mx
 from mlxreflect.config.schema import EvalSpec, PolicyConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json, read_rows
-from mlxreflect.core.records import Problem
 from mlxreflect.core.ui import Ui
 from mlxreflect.evaluation.answers import Answers
 from mlxreflect.evaluation.arms import fingerprint
-from mlxreflect.evaluation.chains_eval import check_chain, evaluate_chains
-from mlxreflect.evaluation.compare import compare_all
-from mlxreflect.evaluation.evaluate import eval_problems, evaluate
+from mlxreflect.evaluation.evaluate import Generator, ProblemSet, evaluate, problem_set
+from mlxreflect.evaluation.generators import (
+    ChainGenerator,
+    LocalGenerator,
+    LocalModel,
+    ServedModel,
+    ServerGenerator,
+)
 from mlxreflect.evaluation.results import warnings
-from mlxreflect.evaluation.served import ServedModel, evaluate_served
-from mlxreflect.models.load import adapted, load_policy, missing_model
-from mlxreflect.models.policy import Policy
-from mlxreflect.report.report import write_outputs
-from mlxreflect.tasks import TASKS, check_exam
-from mlxreflect.tasks.base import Task
+from mlxreflect.models.load import load_policy, missing_model
+from mlxreflect.tasks import check_exam, get_task
 
 ADAPTER_FILES = ("adapter_config.json", "adapters.safetensors")
 LONGEST_NAME = 60
@@ -41,7 +39,7 @@ LONGEST_NAME = 60
 
 @dataclass(frozen=True)
 class Entry:
-    """One arm. name: of its row in the table and, with several arms, of its folder."""
+    """An arm to be. name: of its row in the table and, with several arms, of its folder."""
 
     name: str
     model: PolicyConfig | ServedModel
@@ -55,7 +53,7 @@ def line_up(
     *,
     base: bool = False,
 ) -> list[Entry]:
-    """The arms in the order of the table; the first is what the others are compared with.
+    """Returns the arms in the order of the table; the others are compared with the first.
 
     bits: of each quantisation on load, 0 for none. base: also a single adapter's model without it.
     Raises UserError for a model or adapter that is not there.
@@ -77,7 +75,7 @@ def line_up(
 
 
 def pair(models: Sequence[str], adapters: Sequence[str], base: bool) -> list[tuple[str, str]]:
-    """Model and adapter ("" for none) of each arm."""
+    """Returns model and adapter ("" for none) of each arm."""
     models, adapters = list(dict.fromkeys(models)), list(dict.fromkeys(adapters))
     if adapters and not models:
         raise UserError(f"--adapter {adapters[0]}: no --model to put it on", "give its --model")
@@ -88,17 +86,17 @@ def pair(models: Sequence[str], adapters: Sequence[str], base: bool) -> list[tup
 
 
 def owner(adapter: str, models: Sequence[str]) -> str:
-    """The one of the models that an adapter was trained on; the first, where it does not say."""
+    """Returns the model that an adapter was trained on; the first, where it does not say."""
     check_adapter(adapter)
-    told = read_json(Path(adapter) / ADAPTER_FILES[0]).get("model")
-    if len(models) == 1 or not isinstance(told, str) or not told:
+    base = read_json(Path(adapter) / ADAPTER_FILES[0]).get("model")
+    if len(models) == 1 or not isinstance(base, str) or not base:
         return models[0]
     for model in models:
-        if model == told or Path(model).resolve() == Path(told).resolve():
+        if model == base or Path(model).resolve() == Path(base).resolve():
             return model
     raise UserError(
-        f"--adapter {adapter}: it was trained on {told}, which is none of the models",
-        f"evaluate it by itself, with the one --model it belongs to, or add --model {told}",
+        f"--adapter {adapter}: it was trained on {base}, which is none of the models",
+        f"evaluate it by itself, with the one --model it belongs to, or add --model {base}",
     )
 
 
@@ -111,7 +109,7 @@ def check_adapter(adapter: str) -> None:
 
 
 def check_files(config: PolicyConfig) -> None:
-    """Raise for what is plainly not there, before the first arm has taken its time."""
+    """Raises UserError for files that are missing, before the first arm has taken its time."""
     if config.adapter:
         check_adapter(config.adapter)
     if config.model.startswith(("/", ".", "~")) and not Path(config.model).is_dir():
@@ -132,12 +130,12 @@ def arm_name(config: PolicyConfig) -> str:
 
 
 def slug(text: str) -> str:
-    """A name as a folder's: no separators, no dot in front."""
+    """Returns a name that a folder can have: no separators, no dot in front."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:LONGEST_NAME] or "arm"
 
 
 def unique(entries: Sequence[Entry]) -> list[Entry]:
-    """Numbered where names are the same, also on a disk that ignores case."""
+    """Numbers names that are the same, also on a disk that ignores case."""
     seen: set[str] = set()
     found = []
     for entry in entries:
@@ -150,23 +148,35 @@ def unique(entries: Sequence[Entry]) -> list[Entry]:
     return found
 
 
-def replaces_weights(config: PolicyConfig) -> bool:
-    """Whether an adapter holds all weights, so that the model cannot be had back from under it."""
-    if not config.adapter:
-        return False
-    return read_json(Path(config.adapter) / ADAPTER_FILES[0]).get("fine_tune_type") == "full"
+# ---- answering -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Exam:
-    """What every arm answers."""
+def measure(
+    generator: Generator, out: Path, ui: Ui, label: str, prefix: str = ""
+) -> dict[str, Any]:
+    """Evaluates one arm with progress, and says what to know of its results; returns those.
 
-    task: Task
-    spec: EvalSpec
-    problems: list[Problem]
+    label: what is under way. prefix: what each line begins with, such as the arm's name.
+    """
+    with ui.progress(label, generator.total) as bar:
+        results = evaluate(generator, out, bar)
+    for line in [*generator.notes, *warnings(results)]:
+        ui.line(prefix + line)
+    return results
 
 
-def answer_all(
+def generator_of(
+    model: LocalModel | ServedModel, asked: ProblemSet, answers: Answers | None = None
+) -> Generator:
+    """Returns what answers the problems: `model`, in chains where the spec has [chain]."""
+    if isinstance(model, ServedModel):
+        return ServerGenerator(model, asked)
+    if asked.spec.chain.rounds > 1:
+        return ChainGenerator(model, asked)
+    return LocalGenerator(model, asked, answers)
+
+
+def evaluate_arms(
     entries: Sequence[Entry],
     spec: EvalSpec,
     out: Path | None,
@@ -175,124 +185,145 @@ def answer_all(
     *,
     twice: bool = False,
 ) -> list[dict[str, Any]]:
-    """Evaluate the arms one after another; each one's results, by name and with its comparison.
-
-    What others read of them (see `exports.report`) is written into the folder's report/.
+    """Evaluates the arms one after another; returns their results, and how they compare.
 
     out: the folder of a single arm, of several the folder of theirs; None: one under runs/. cache:
-    as of `answers.Answers.open`. twice: the A/A check. Raises UserError.
+    as of `Answers.open`. twice: the A/A check. Raises UserError.
     """
-    check_exam(spec)
-    check_chain(spec)
-    check_served(entries, spec)
-    exam = Exam(task := TASKS[spec.task.name], spec, eval_problems(task, spec))
+    check_spec(entries, spec)
+    asked = problem_set(get_task(spec.task.name), spec)
     root = out or default_folder(spec, entries)
-    folders = [root if len(entries) == 1 else root / entry.name for entry in entries]
-    host = Host(Answers.open(cache), ui)
-    ui_facts = {"evaluating": spec.name or spec.task.name,
-                "arms": ", ".join(entry.name for entry in entries),
-                "problems": len(exam.problems), "out": str(root)}  # fmt: skip
-    found: list[dict[str, Any]] = []
+    several = len(entries) > 1
+    folders = [root / entry.name if several else root for entry in entries]
+    weights, answers = Weights(), Answers.open(cache)
+    arms: list[dict[str, Any]] = []
     for entry, folder in zip(entries, folders, strict=True):
-        host.prepare(entry)
-        if not found:
-            ui.header(ui_facts)
-        label = f" {entry.name}" if len(entries) > 1 else ""
-        results = host.measure(entry, exam, folder, f"evaluating{label}")
-        for said in warnings(results):
-            ui.line(f"{entry.name}: {said}" if label else said)
+        model = weights.model_of(entry)
+        if not arms:
+            ui.header({"evaluating": spec.name or spec.task.name,
+                       "arms": ", ".join(entry.name for entry in entries),
+                       "problems": len(asked.problems), "out": str(root)})  # fmt: skip
+        name = f" {entry.name}" if several else ""
+        results = measure(
+            generator_of(model, asked, answers), folder, ui, f"evaluating{name}",
+            f"{entry.name}: " if several else "",
+        )  # fmt: skip
         if twice:
-            results["noise"] = check_noise(host, entry, exam, folder, label)
-        found.append(results if len(entries) == 1 else
-                     {"name": entry.name, "folder": str(folder), **results})  # fmt: skip
-    write_outputs(folders, root / "report", plots=len(entries) > 1)
-    return found if len(entries) == 1 else compared(found, folders)
+            results["noise"] = check_noise(model, asked, answers, folder, f"evaluating{name}", ui)
+        arms.append({"name": entry.name, "folder": str(folder), **results} if several else results)
+    return compared(arms, folders) if several else arms
 
 
-def check_served(entries: Sequence[Entry], spec: EvalSpec) -> None:
-    """Raises UserError for a server that is to play chains, before any arm has been evaluated."""
+def decide(spec: EvalSpec, entries: Sequence[Entry], out: Path | None, ui: Ui) -> dict[str, Any]:
+    """Runs `mlxreflect eval --quick`: asks both arms side by side until it is decided.
+
+    entries: the baseline first. Returns quick.json. Raises UserError.
+    """
+    from mlxreflect.evaluation.quick import ask_until_decided
+
+    check_spec(entries, spec)
+    models = load_pair(entries)
+    asked = problem_set(get_task(spec.task.name), spec)
+    folder = out or default_folder(spec, entries, "quick")
+    most = min(spec.quick.max_n or len(asked.problems), len(asked.problems))
+    base, trained = models
+    ui.header({"evaluating": spec.name or spec.task.name, "base": base, "trained": trained,
+               "questions": f"at most {most}", "out": str(folder)})  # fmt: skip
+    return ask_until_decided(models, asked, folder, ui)
+
+
+def check_spec(entries: Sequence[Entry], spec: EvalSpec) -> None:
+    """Raises UserError for a spec that the arms cannot answer, before any has been evaluated."""
+    check_exam(spec)
+    if spec.chain.rounds == 1:
+        return
+    from mlxreflect.evaluation.chains import check_chain
+
+    check_chain(spec)
     served = [entry.name for entry in entries if isinstance(entry.model, ServedModel)]
-    if served and spec.chain.rounds > 1:
+    if served:
         raise UserError(
             f"{served[0]}: a spec with [chain] continues answers, which a server does not",
             "give a --model in its place, or add --set chain.rounds=1",
         )
 
 
-class Host:
+class Weights:
     """Holds the weights of one arm at a time; arms that share them follow each other."""
 
-    def __init__(self, answers: Answers | None, ui: Ui) -> None:
-        self.answers, self.ui = answers, ui
+    def __init__(self) -> None:
         self.loaded: PolicyConfig | None = None
-        self.policy: Policy | None = None
+        self.model: LocalModel | None = None
 
-    def prepare(self, entry: Entry) -> None:
-        """Load what an arm needs and let go of what it does not."""
+    def model_of(self, entry: Entry) -> LocalModel | ServedModel:
+        """Loads what an arm needs and lets go of what it does not."""
         config = entry.model
-        if isinstance(config, PolicyConfig) and not replaces_weights(config):
-            config = config.model_copy(update={"adapter": ""})
-        if config == self.loaded:
-            return
-        self.loaded = self.policy = None
-        mx.clear_cache()
-        if isinstance(config, PolicyConfig):
-            self.policy, self.loaded = load_policy(config), config
-
-    def measure(self, entry: Entry, exam: Exam, folder: Path, label: str) -> dict[str, Any]:
-        """An arm's results. Says how many answers were kept from before."""
-        given = (exam.task, exam.problems, exam.spec, folder)
-        if exam.spec.chain.rounds > 1:
-            return self.chain(entry, exam, folder, label)
-        with self.ui.progress(label, len(exam.problems) * exam.spec.samples) as bar:
-            if isinstance(entry.model, ServedModel):
-                return evaluate_served(entry.model, *given, advance=bar.advance, note=self.ui.line)
-            with self.weights(entry.model) as policy:
-                results = evaluate(
-                    policy, *given, **recorded(entry.model), answers=self.answers,
-                    advance=bar.advance,
-                )  # fmt: skip
-        for said in self.answers.report() if self.answers else []:
-            self.ui.line(said)
-        return results
-
-    def chain(self, entry: Entry, exam: Exam, folder: Path, label: str) -> dict[str, Any]:
-        """An arm's results where each question is a chain of answers."""
-        assert not isinstance(entry.model, ServedModel)  # check_served
-        given = (exam.task, exam.problems, exam.spec, folder)
-        with (
-            self.ui.progress(label, len(exam.problems)) as bar,
-            self.weights(entry.model) as policy,
-        ):
-            return evaluate_chains(
-                policy, *given, **recorded(entry.model), advance=bar.advance, told=bar.update_text
-            )
-
-    @contextmanager
-    def weights(self, config: PolicyConfig) -> Iterator[Policy]:
-        """The policy that `prepare` has loaded, with the arm's adapter on it."""
-        assert self.policy is not None
-        bare = config.adapter == (self.loaded or config).adapter
-        with nullcontext() if bare else adapted(self.policy, config):
-            yield self.policy
+        wanted = None if isinstance(config, ServedModel) else loaded_with(config)
+        if wanted != self.loaded:
+            self.loaded = self.model = None
+            mx.clear_cache()
+        if isinstance(config, ServedModel):
+            return config
+        if self.model is None:
+            self.model, self.loaded = LocalModel(load_policy(loaded_with(config))), wanted
+        puts_on = None if config == wanted else config
+        adapter = fingerprint(Path(config.adapter)) if config.adapter else ""
+        return LocalModel(self.model.policy, adapter, config.quantize, puts_on)
 
 
-def recorded(config: PolicyConfig) -> dict[str, Any]:
-    """What of an arm's model an evaluation writes down."""
+def loaded_with(config: PolicyConfig) -> PolicyConfig:
+    """Returns what the weights are loaded with: all but a LoRA adapter, which is put on later.
+
+    An adapter that holds all weights replaces the model's, which could not be had back.
+    """
+    if config.adapter:
+        kind = read_json(Path(config.adapter) / ADAPTER_FILES[0]).get("fine_tune_type")
+        return config if kind == "full" else config.model_copy(update={"adapter": ""})
+    return config
+
+
+def load_pair(entries: Sequence[Entry]) -> dict[str, LocalModel]:
+    """Loads both sides of --quick; what differs by a LoRA adapter alone is in memory once."""
+    configs = [e.model for e in entries if isinstance(e.model, PolicyConfig)]
+    if len(configs) != 2 or len(entries) != 2:
+        raise UserError(
+            f"--quick sets two models side by side, not {len(entries)}, and none behind a server",
+            "give one --model and its --adapter, or two models",
+        )
+    bare = [loaded_with(config) for config in configs]
+    policies = {config: load_policy(config) for config in dict.fromkeys(bare)}
+    return {
+        entry.name: LocalModel(
+            policies[loaded], mark(config), puts_on=None if config == loaded else config
+        )
+        for entry, config, loaded in zip(entries, configs, bare, strict=True)
+    }
+
+
+def mark(config: PolicyConfig) -> str:
+    """Returns what an adapter is known by, and the bits that the model is quantised to."""
     adapter = fingerprint(Path(config.adapter)) if config.adapter else ""
-    return {"adapter": adapter, "quantize": config.quantize}
+    return f"{adapter} {config.quantize} bit".strip() if config.quantize else adapter
 
 
-def check_noise(host: Host, entry: Entry, exam: Exam, folder: Path, label: str) -> dict[str, Any]:
-    """The A/A check: the same model again, at half the batch (a server: asked again).
+def check_noise(
+    model: LocalModel | ServedModel,
+    asked: ProblemSet,
+    answers: Answers | None,
+    folder: Path,
+    label: str,
+    ui: Ui,
+) -> dict[str, Any]:
+    """Evaluates the same model again, at half the batch (a server: asked again): the A/A check.
 
     gains, losses: answers that became right or wrong by rounding alone. A difference of two models
     that is no larger is no difference.
     """
-    batch = exam.spec.batch // 2 or 2
-    spec = exam.spec.model_copy(update={"batch": batch})
-    again = Exam(exam.task, spec, exam.problems)
-    host.measure(entry, again, folder / "noise", f"evaluating{label} again, batch {batch}")
+    batch = asked.spec.batch // 2 or 2
+    again = replace(asked, spec=asked.spec.model_copy(update={"batch": batch}))
+    generator = generator_of(model, again, answers)
+    with ui.progress(f"{label} again, batch {batch}", generator.total) as bar:
+        evaluate(generator, folder / "noise", bar)
     rows = [list(read_rows(place / "samples.jsonl")) for place in (folder, folder / "noise")]
     both = list(zip(*rows, strict=True))
     return {
@@ -304,22 +335,24 @@ def check_noise(host: Host, entry: Entry, exam: Exam, folder: Path, label: str) 
     }
 
 
-def compared(found: list[dict[str, Any]], folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Each arm with its comparison with the first, Holm's adjustment being over all of them."""
+def compared(arms: list[dict[str, Any]], folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """Returns each arm with its comparison with the first, Holm-adjusted over all of them."""
+    from mlxreflect.evaluation.compare import compare_all
+
     result = compare_all(folders)
     against = result.get("comparisons", [result])
-    return [{**arm, "comparison": c} for arm, c in zip(found, [None, *against], strict=True)]
+    return [{**arm, "comparison": c} for arm, c in zip(arms, [None, *against], strict=True)]
 
 
-def default_folder(spec: EvalSpec, entries: Sequence[Entry]) -> Path:
-    """One folder for each evaluation, so that the same command again goes on with it."""
-    asked = [
+def default_folder(spec: EvalSpec, entries: Sequence[Entry], kind: str = "eval") -> Path:
+    """Returns a folder of its own for each evaluation: the same command again goes on with it."""
+    models = [
         [e.model.url, e.model.name] if isinstance(e.model, ServedModel)
         else [e.model.model, e.model.adapter, *([e.model.quantize] if e.model.quantize else [])]
         for e in entries
     ]  # fmt: skip
-    told = spec.model_dump(exclude={"quick"})
-    what = json.dumps([told, *(asked if len(asked) > 1 else asked[0])], sort_keys=True)
+    keys = spec.model_dump(exclude={"quick": {"max_n"} if kind == "quick" else True})
+    what = json.dumps([keys, *(models if len(models) > 1 else models[0])], sort_keys=True)
     digest = hashlib.sha256(what.encode()).hexdigest()[:8]
     name = entries[0].name if len(entries) == 1 else f"{len(entries)}-arms"
-    return Path("runs") / "eval" / f"{spec.task.name}--{name}--{digest}"
+    return Path("runs") / kind / f"{spec.task.name}--{name}--{digest}"

@@ -21,8 +21,14 @@ from mlxreflect.core.records import Problem, Verdict, make_problem
 from mlxreflect.core.ui import safe_text
 from mlxreflect.critics import CRITICS
 from mlxreflect.critics.ledger import Ledger
-from mlxreflect.evaluation.chains import GIVEN, Rounds, answer_of, figures
-from mlxreflect.evaluation.chains_eval import check_chain, open_critic
+from mlxreflect.evaluation.chains import (
+    GIVEN,
+    Rounds,
+    answer_of,
+    check_chain,
+    figures,
+    open_critic,
+)
 from mlxreflect.graders.base import Grade
 from mlxreflect.models.policy import Policy
 from mlxreflect.prompts.messages import parse_response

@@ -17,7 +17,8 @@ from mlxreflect.core.journal import read_rows
 from mlxreflect.core.records import Problem, episode_from_row
 from mlxreflect.core.ui import Ui
 from mlxreflect.evaluation.chains import Chain, chain_of, correct, satisfied, self_critic
-from mlxreflect.evaluation.chains_eval import evaluate_chains
+from mlxreflect.evaluation.evaluate import evaluate, problem_set
+from mlxreflect.evaluation.generators import ChainGenerator, LocalModel
 from mlxreflect.models.load import weights_hash
 from mlxreflect.models.policy import Policy
 from mlxreflect.stats import paired
@@ -52,11 +53,10 @@ class Retries:
             spec = self.spec_of(retry, arm)
             critic = self_critic(policy, spec, reflector) if spec.chain.feedback == "self" else None
             weights = f"{adapter} and {weights_hash(reflector)}" if reflector else adapter
+            asked = problem_set(task, spec, problems)
+            generator = ChainGenerator(LocalModel(policy, weights), asked, critic)
             with self.ui.progress(f"evaluating {arm}, {retry} retry", len(problems)) as bar:
-                evaluate_chains(
-                    policy, task, problems, spec, self.out / f"{arm}-{retry}",
-                    adapter=weights, advance=bar.advance, told=bar.update_text, critic=critic,
-                )  # fmt: skip
+                evaluate(generator, self.out / f"{arm}-{retry}", bar)
 
     def spec_of(self, retry: str, arm: str) -> EvalSpec:
         in_one = self.in_one and arm == "trained"

@@ -13,7 +13,7 @@ from mlxreflect.stats.sentences import points, verdict
 
 
 def show_arms(arms: Sequence[dict[str, Any]]) -> Iterator[RenderableType]:
-    """arms: as `answering.answer_all` returns them, one or several."""
+    """arms: as `evaluation.runner.evaluate_arms` returns them, one or several."""
     yield figures(arms)
     for arm in arms:
         if chain := arm.get("chain"):

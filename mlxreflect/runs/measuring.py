@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 from mlxreflect.evaluation.answers import Answers
-from mlxreflect.evaluation.chains_eval import ONE_ANSWER, check_chain, evaluate_chains
+from mlxreflect.evaluation.chains import ONE_ANSWER, check_chain
 from mlxreflect.core.errors import UserError
-from mlxreflect.evaluation.evaluate import evaluate
+from mlxreflect.evaluation.evaluate import problem_set
+from mlxreflect.evaluation.generators import LocalModel
+from mlxreflect.evaluation.runner import generator_of, measure
 from mlxreflect.models.policy import Policy
 from mlxreflect.core.records import Problem
-from mlxreflect.evaluation.results import warnings
 from mlxreflect.methods.retries import Retries
 from mlxreflect.runs.folder import Run
 from mlxreflect.config.schema import EvalSpec, Recipe
@@ -44,21 +45,10 @@ class Measuring:
     def arm(self, arm: str, weights: str, spec: EvalSpec | None = None) -> dict[str, Any]:
         """One evaluation, below the run's eval/."""
         policy, task, problems = self.exam
-        spec, out = spec or self.spec, self.run.path / "eval" / arm
-        with self.ui.progress(f"evaluating {arm}", len(problems) * spec.samples) as bar:
-            if spec.chain.rounds > 1:
-                results = evaluate_chains(
-                    policy, task, problems, spec, out,
-                    adapter=weights, advance=bar.advance, told=bar.update_text,
-                )  # fmt: skip
-            else:
-                results = evaluate(
-                    policy, task, problems, spec, out,
-                    adapter=weights, answers=self.answers, advance=bar.advance,
-                )  # fmt: skip
-        for said in [*(self.answers.report() if self.answers else []), *warnings(results)]:
-            self.ui.line(f"{arm}: {said}")
-        return results
+        asked = problem_set(task, spec or self.spec, problems)
+        generator = generator_of(LocalModel(policy, weights), asked, self.answers)
+        folder = self.run.path / "eval" / arm
+        return measure(generator, folder, self.ui, f"evaluating {arm}", f"{arm}: ")
 
     def second_answers(self) -> None:
         """Write what the retries of base and trained came to, where the recipe asks for it."""

@@ -22,7 +22,8 @@ from mlx_lm import generate, load
 from workload import CLOCKS
 
 from mlxreflect.config.schema import EvalSpec, PolicyConfig
-from mlxreflect.evaluation.evaluate import ask_all, eval_problems, evaluate
+from mlxreflect.evaluation.evaluate import evaluate, problem_set
+from mlxreflect.evaluation.generators import LocalGenerator, LocalModel
 from mlxreflect.models.load import load_policy
 from mlxreflect.models.policy import encode_chat
 from mlxreflect.tasks import get_task
@@ -46,12 +47,11 @@ def main() -> None:
         "task": {"name": "gsm8k", "source": given.data}, "part": "all", "limit": given.prompts,
         "max_new_tokens": given.tokens,
     })  # fmt: skip
-    problems = eval_problems(task, spec)
-    asked = ask_all(task, problems, spec, [])
+    asked = problem_set(task, spec)
 
     model, tokenizer = load(given.model)
     policy = load_policy(PolicyConfig(model=given.model))
-    prompts = [encode_chat(tokenizer, messages) for messages in asked]  # type: ignore[arg-type]
+    prompts = [encode_chat(tokenizer, messages) for messages in asked.prompts]  # type: ignore[arg-type]
     generate(model, tokenizer, prompts[0], max_tokens=4)  # what is compiled once, is by now
     ratios, speeds = [], []
     for _ in range(given.repeats):
@@ -62,7 +62,7 @@ def main() -> None:
         mx.clear_cache()
         with tempfile.TemporaryDirectory() as folder:
             started = clock()
-            evaluate(policy, task, problems, spec, Path(folder) / "out")
+            evaluate(LocalGenerator(LocalModel(policy), asked), Path(folder) / "out")
             ours = (clock() - started) / len(prompts)
         ratios.append(alone / ours)
         speeds.append((alone, ours))

@@ -21,7 +21,8 @@ from mlxreflect.config.schema import Recipe
 from mlxreflect.core.journal import read_rows
 from mlxreflect.core.records import Example, flat_from_row
 from mlxreflect.evaluation.compare import compare
-from mlxreflect.evaluation.evaluate import eval_problems, evaluate
+from mlxreflect.evaluation.evaluate import evaluate, problem_set
+from mlxreflect.evaluation.generators import LocalGenerator, LocalModel
 from mlxreflect.methods.learning import Learning
 from mlxreflect.models.load import load_policy
 from mlxreflect.tasks import TASKS
@@ -51,7 +52,7 @@ def replay(recipe: Recipe, run_dir: Path, out: Path) -> None:
         learning.prefer(examples, (recipe.seed, epoch, wave, "dpo", 0))
     spec = eval_spec(recipe)
     task = TASKS[spec.task.name]
-    evaluate(policy, task, eval_problems(task, spec), spec, out, adapter="control")
+    evaluate(LocalGenerator(LocalModel(policy, "control"), problem_set(task, spec)), out)
 
 
 def line(name: str, result: dict, seconds: float | None = None) -> str:

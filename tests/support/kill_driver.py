@@ -11,7 +11,7 @@ from pathlib import Path
 from mlxreflect.cli import main as cli
 from mlxreflect.core import journal as commits
 from mlxreflect.core import records
-from mlxreflect.evaluation import chains_eval, evaluate
+from mlxreflect.evaluation import evaluate
 from mlxreflect.methods.r3 import R3
 from mlxreflect.methods.reflectevo import ReflectEvo
 from mlxreflect.methods.session import Exchange
@@ -72,7 +72,7 @@ TRAINING = {
 REFLECTING = {
     "trained": (ReflectEvo, "train", "after"),
     "wrote an adapter": (loop, "replace_folder", "after"),
-    "evaluated half a chunk of retries": (chains_eval, "append_rows", torn_append),
+    "evaluated half a chunk of retries": (evaluate, "append_rows", torn_append),
 }
 
 

@@ -1,0 +1,415 @@
+"""Generators, which answer the problems of an evaluation: a local model, a server, or chains.
+
+`evaluate.Generator` is what they have in common.
+"""
+
+import json
+import re
+from collections.abc import Generator as Chunks
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from mlxreflect.config.schema import CriticConfig, EvalSpec, PolicyConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import dump_line, read_rows, write_atomic
+from mlxreflect.core.records import Messages, Problem, episode_from_row
+from mlxreflect.core.seeds import seed_for
+from mlxreflect.evaluation.answers import Answers, digest, policy_identity
+from mlxreflect.evaluation.arms import sample_row, short_hash
+from mlxreflect.evaluation.evaluate import Bar, ProblemSet, Row
+from mlxreflect.evaluation.evaluate import Generator as Generator
+from mlxreflect.evaluation.results import FAILED
+from mlxreflect.models.load import adapted
+from mlxreflect.models.policy import Completion, Policy, cut_at
+
+if TYPE_CHECKING:
+    from mlxreflect.critics.base import Call, Critic, Reply
+    from mlxreflect.critics.client import Client
+    from mlxreflect.evaluation.chains import Chain
+
+# Times the batch: what is generated together, and so the most that a kill loses. Fewer would lose
+# less, but leave more places empty while a chunk's longest answers are finished.
+CHUNK = 4
+
+
+# ---- a model in this process ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A loaded policy, and the LoRA adapter to put on it while it answers.
+
+    adapter: what the adapter is known by. quantize: the bits that it was quantised to on load.
+    puts_on: whose adapter is put on; None where the policy has its adapter, or has none.
+    """
+
+    policy: Policy
+    adapter: str = ""
+    quantize: int = 0
+    puts_on: PolicyConfig | None = None
+
+    def weights(self) -> AbstractContextManager[None]:
+        return adapted(self.policy, self.puts_on) if self.puts_on else nullcontext()
+
+
+class LocalGenerator:
+    """Answers with a local model, or with what it answered before, out of a cache.
+
+    at_once: problems of a chunk; default: four batches. purpose: names the random stream.
+    """
+
+    file = "samples.jsonl"
+
+    def __init__(
+        self,
+        model: LocalModel,
+        asked: ProblemSet,
+        answers: Answers | None = None,
+        *,
+        at_once: int = 0,
+        purpose: str = "eval",
+    ) -> None:
+        spec = asked.spec
+        self.model, self.asked, self.answers, self.purpose = model, asked, answers, purpose
+        self.name, self.adapter = model.policy.name, model.adapter
+        self.at_once = at_once or max(1, spec.batch * CHUNK // spec.samples)
+        self.size, self.total = self.at_once * spec.samples, asked.total
+        self.prompts = [model.policy.encode(prompt) for prompt in asked.prompts]
+        self.notes: list[str] = []
+
+    def setup(self) -> dict[str, Any]:
+        quantize = {"quantize": self.model.quantize} if self.model.quantize else {}
+        return {**quantize, "token_hash": short_hash(self.prompts)}
+
+    def chunks(self, first: int, out: Path, bar: Bar) -> Chunks[list[Row]]:
+        with self.model.weights():
+            for start in range(first // self.asked.spec.samples, len(self.prompts), self.at_once):
+                yield self.answer(start, start + self.at_once, bar)
+
+    def answer(self, start: int, stop: int, bar: Bar) -> list[Row]:
+        """Returns the rows of some problems, all samples of each in turn."""
+        problems, samples = self.asked.problems[start:stop], self.asked.spec.samples
+        pairs = [(problem, index) for problem in problems for index in range(samples)]
+        completions = self.complete(start, stop, bar)
+        return [
+            sample_row(self.asked.grade(problem, index, c.text, c.token_ids, c.finish_reason))
+            for (problem, index), c in zip(pairs, completions, strict=True)
+        ]
+
+    def complete(self, start: int, stop: int, bar: Bar) -> list[Completion]:
+        spec, prompts = self.asked.spec, self.prompts[start:stop]
+        seed = (self.purpose, spec.seed, start)
+        key = ""
+        if self.answers:
+            decoding = [spec.temperature, spec.top_p, spec.max_new_tokens, spec.batch, spec.samples]
+            key = digest([self.identity, decoding, spec.stop, seed, prompts])
+            if kept := self.answers.get(key, len(prompts) * spec.samples):
+                return self.again(kept, prompts, bar)
+        completions = self.model.policy.generate(
+            prompts,
+            temperature=spec.temperature,
+            top_p=spec.top_p,
+            max_new_tokens=spec.max_new_tokens,
+            batch=spec.batch,
+            seed=seed,
+            samples=spec.samples,
+            stop=spec.stop,
+            advance=bar.advance,
+        )
+        if self.answers:
+            self.answers.put(key, completions)
+        return completions
+
+    def again(
+        self, kept: list[tuple[list[int], str]], prompts: list[list[int]], bar: Bar
+    ) -> list[Completion]:
+        """Returns completions of the token ids and finish reasons that were kept."""
+        bar.advance(len(kept))
+        policy, spec = self.model.policy, self.asked.spec
+        lengths = [len(prompt) for prompt in prompts for _ in range(spec.samples)]
+        return [
+            policy.completion(ids, reason, length, spec.stop)
+            for (ids, reason), length in zip(kept, lengths, strict=True)
+        ]
+
+    @cached_property
+    def identity(self) -> str:
+        return policy_identity(self.model.policy)
+
+    def finish(self, out: Path) -> dict[str, Any]:
+        self.notes += self.answers.report() if self.answers else []
+        return {}
+
+
+# ---- chains --------------------------------------------------------------------------------------
+
+MANY = 0.5  # a larger share of a chunk's critic calls failed: then no chain has shown anything
+
+
+class ChainGenerator:
+    """Answers each problem by a chain of answers, as the spec's `[chain]` says.
+
+    chains.jsonl holds every turn of every chain, an episode a line with the index of its answer's
+    turn. samples.jsonl follows from it: a problem's one graded sample is what its chain answers,
+    and `tokens` is what the policy generated for the whole chain. So `compare` pairs chains as it
+    does answers. critic: whoever looks at answers, in place of the one that the spec names. Raises
+    UserError for keys that contradict each other, and where the critic cannot be asked.
+    """
+
+    file = "chains.jsonl"
+
+    def __init__(
+        self, model: LocalModel, asked: ProblemSet, critic: "Critic | None" = None
+    ) -> None:
+        from mlxreflect.evaluation.chains import check_chain
+
+        check_chain(asked.spec)
+        self.model, self.asked, self.critic = model, asked, critic
+        self.name, self.adapter = model.policy.name, model.adapter
+        self.size, self.total = asked.spec.batch * CHUNK, len(asked.problems)
+        self.setup = LocalGenerator(model, asked).setup
+        self.notes: list[str] = []
+
+    def chunks(self, first: int, out: Path, bar: Bar) -> Chunks[list[Row]]:
+        from mlxreflect.critics.ledger import Ledger
+        from mlxreflect.evaluation.chains import Rounds, chain_row, open_critic
+
+        asked, policy = self.asked, self.model.policy
+        with self.model.weights(), ExitStack() as stack:
+            ledger = Ledger(out / "critic.jsonl")
+            critic = self.critic or open_critic(policy, asked.spec, asked.task.name, ledger, stack)
+            rounds = Rounds(policy, asked.task, asked.spec, asked.grader, critic)
+            for start in range(first, self.total, self.size):
+                problems = asked.problems[start : start + self.size]
+                chains = rounds.play(problems, (asked.spec.seed, start), bar.update_text)
+                check_failures(chains, out)
+                yield [chain_row(chain, asked.spec.chain, start) for chain in chains]
+                bar.advance(len(chains))
+
+    def finish(self, out: Path) -> dict[str, Any]:
+        from mlxreflect.evaluation.chains import chain_of, figures
+
+        rows = read_rows(out / self.file)
+        chains = [chain_of(episode_from_row(row), row["stopped"]) for row in rows]
+        samples = map(dump_line, map(self.sample, chains))
+        write_atomic(out / LocalGenerator.file, "".join(samples))
+        return {"chain": figures(chains, self.asked.spec.chain)}
+
+    def sample(self, chain: "Chain") -> Row:
+        from mlxreflect.evaluation.chains import answer_of, generated
+
+        turn = answer_of(chain, self.asked.spec.chain)
+        ids, reason, tokens = turn.token_ids or [], turn.finish_reason or "", generated([chain])
+        return sample_row(self.asked.grade(chain.problem, 0, turn.text, ids, reason, tokens))
+
+
+def check_failures(chains: Sequence["Chain"], out: Path) -> None:
+    calls = [turn for chain in chains for turn in chain.turns if turn.verdict is None]
+    failed = [turn.error for turn in calls if turn.error is not None]
+    if len(failed) > MANY * len(calls):
+        raise UserError(
+            f"{len(failed)} of {len(calls)} critic calls failed; the last: {failed[-1]}",
+            f"see that the critic answers, then give the same command again; what was done is in "
+            f"{out}",
+        )
+
+
+# ---- a server ------------------------------------------------------------------------------------
+
+LOOK_S = 5.0  # seconds to find out what kind of server it is
+LEAST_WINDOW = 4096  # tokens of Ollama's num_ctx
+REPLIES = "replies.sqlite"
+KEYS = {  # as a critic's messages name them → as `eval` does
+    "critic.base_url (or OLLAMA_HOST)": "--server", "critic.base_url": "--server",
+    "critic.key_env": "--server-key-env", "critic.model": "--server-model",
+    "critic.max_tokens": "max_new_tokens", "critic.num_ctx": "the server's context",
+}  # fmt: skip
+CHANGING = {"temperature", "top_p", "seed"}  # what a server may refuse and decides its answers
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One model of one server. url: as given. key_env: the variable that holds the key, or "".
+
+    keep_failed: a call that fails for good is a wrong answer, counted as failed; else it stops the
+    evaluation, which the same command continues.
+    """
+
+    url: str
+    name: str
+    key_env: str = ""
+    concurrency: int = 4
+    deadline_s: float = 600.0
+    keep_failed: bool = False
+
+
+class ServerGenerator:
+    """Answers with a model behind a server: OpenAI's chat completions, or Ollama.
+
+    It goes over the critics' clients: retries, deadlines, `Retry-After`, keys that reach no file.
+    There are no token ids, and as many tokens as the server counts. Each reply is on disk
+    (replies.sqlite in the arm's folder) before the next one is waited for, so only calls that a
+    kill interrupts are made again. Raises UserError for a server that cannot be used.
+    """
+
+    file = "samples.jsonl"
+    adapter = ""
+    size = 1
+
+    def __init__(self, model: ServedModel, asked: ProblemSet) -> None:
+        self.model, self.asked, self.name = model, asked, model.name
+        self.total = asked.total
+        with reworded():
+            self.config = client_config(model, asked.spec, asked.prompts)
+            self.address = shown_address(self.config)
+        self.refused: list[str] = []
+        self.notes: list[str] = []
+
+    def setup(self) -> dict[str, Any]:
+        return {"server": self.address, "provider": self.config.provider}
+
+    def chunks(self, first: int, out: Path, bar: Bar) -> Chunks[list[Row]]:
+        asked, samples = self.asked, self.asked.spec.samples
+        pairs = [(i, j) for i in range(len(asked.problems)) for j in range(samples)][first:]
+        config = self.config.model_copy(update={"cache": str(out / REPLIES)})
+        with reworded(), closing(connect(config)) as server:
+            server.preflight()
+            calls = [
+                attempt_call(asked.problems[i], j, asked.prompts[i], asked.spec) for i, j in pairs
+            ]
+            with closing(in_order(server, calls, self.model.concurrency)) as replies:
+                for (i, j), reply in zip(pairs, replies, strict=True):
+                    if reply.error is not None and not self.model.keep_failed:
+                        raise given_up(asked.problems[i], reply, out)
+                    yield [self.row(asked.problems[i], j, reply)]
+                    bar.advance(1)
+            self.refused = sorted(CHANGING & server.refused)
+
+    def row(self, problem: Problem, index: int, reply: "Reply") -> Row:
+        text = cut_at(reply.text, self.asked.spec.stop)
+        reason = (reply.finish_reason or "stop") if text == reply.text else "stop"
+        reason = FAILED if reply.error is not None else reason
+        tokens = reply.usage.get("completion")
+        return sample_row(self.asked.grade(problem, index, text, [], reason, tokens))
+
+    def finish(self, out: Path) -> dict[str, Any]:
+        for left in out.glob(f"{REPLIES}*"):
+            left.unlink()
+        if not self.refused:
+            return {}
+        refused = ", ".join(self.refused)
+        self.notes.append(f"{self.address} does not take {refused}: it answered without")
+        return {"refused": self.refused}
+
+
+def client_config(
+    model: ServedModel, spec: EvalSpec, prompts: Sequence[Messages | str]
+) -> CriticConfig:
+    """How the critics' client asks it. Ollama's own interface takes a context; its /v1 has none."""
+    if not model.url.strip():
+        raise UserError("--server is empty", "give an address such as http://127.0.0.1:1234/v1")
+    ollama = is_ollama(model.url)
+    # A token for two bytes is more than texts have; a power of two, so that a few problems more do
+    # not make Ollama load the model again.
+    longest = max(len(json.dumps(p, ensure_ascii=False).encode("utf-8", "replace"))
+                  for p in prompts)  # fmt: skip
+    window = LEAST_WINDOW
+    while window < longest // 2 + spec.max_new_tokens:
+        window *= 2
+    return CriticConfig(
+        provider="ollama" if ollama else "openai",
+        model=model.name,
+        base_url=root_of(model.url) if ollama else model.url,
+        key_env="" if ollama else model.key_env,
+        temperature=spec.temperature,
+        max_tokens=spec.max_new_tokens,
+        num_ctx=window,
+        concurrency=model.concurrency,
+        deadline_s=model.deadline_s,
+    )
+
+
+def root_of(address: str) -> str:
+    """Returns an address without its path. Raises ValueError for what is no address."""
+    place = urlsplit(address if "://" in address else f"http://{address}")
+    return f"{place.scheme}://{place.netloc}"
+
+
+def is_ollama(address: str) -> bool:
+    """Tells if Ollama answers there, also where its OpenAI-compatible path is given."""
+    import httpx
+
+    try:
+        found = httpx.get(f"{root_of(address)}/api/version", timeout=LOOK_S).json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and isinstance(found.get("version"), str)
+
+
+def shown_address(config: CriticConfig) -> str:
+    """Returns the server's address as it is recorded: without a password."""
+    from mlxreflect.critics.ollama import without_password
+    from mlxreflect.critics.openai import parse_base
+
+    if config.provider == "ollama":
+        return without_password(config.base_url)[0]
+    return re.sub(r"//[^/]*@", "//", str(parse_base(config.base_url)))
+
+
+def connect(config: CriticConfig) -> "Client":
+    from mlxreflect.critics import REMOTE
+    from mlxreflect.critics.client import Client
+
+    return Client(config, "eval", REMOTE[config.provider](config))
+
+
+def attempt_call(problem: Problem, index: int, prompt: Messages | str, spec: EvalSpec) -> "Call":
+    from mlxreflect.critics.base import Call
+
+    return Call(
+        role="attempt",
+        problem=problem,
+        messages=[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt,
+        text="",
+        attempt=str(index),
+        seed=seed_for("eval", spec.seed, problem.id, index),
+        top_p=spec.top_p,
+        stop=tuple(spec.stop),
+        raw=isinstance(prompt, str),
+    )
+
+
+def in_order(server: "Client", calls: Sequence["Call"], concurrency: int) -> Chunks["Reply"]:
+    """Yields the replies in the order of the calls, as they come; `concurrency` are out at once."""
+    # Not concurrent.futures: its threads would keep an interrupted process alive.
+    pool = ThreadPool(concurrency)
+    try:
+        yield from pool.imap(lambda call: server.ask([call])[0], calls)
+    finally:
+        pool.terminate()
+
+
+def given_up(problem: Problem, reply: "Reply", out: Path) -> UserError:
+    return UserError(
+        f"no answer to problem {problem.id} in {reply.tries} tries: {reply.error}",
+        f"what was answered is kept in {out}: mend the server and give the same command again, or "
+        "add --keep-failed to count such a call as a wrong answer",
+    )
+
+
+@contextmanager
+def reworded() -> Iterator[None]:
+    """Says of the command's options what a client says of a recipe's keys."""
+    try:
+        yield
+    except UserError as error:
+        message, hint = error.message, error.hint
+        for key, option in KEYS.items():
+            message, hint = message.replace(key, option), hint.replace(key, option)
+        raise UserError(message, hint) from None
