@@ -12,7 +12,6 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem
 from mlxreflect.evaluation.evaluate import eval_problems, find_spec
 from mlxreflect.tasks import TASKS, question_of, training_problems
-from mlxreflect.tasks.countdown import part_of
 
 SVAMP = [
     {"ID": f"chal-{i}", "Body": f"Ann has {i} eggs ", "Question": "How many eggs and one more?",
@@ -30,7 +29,6 @@ MATH = [
      "subject": "Algebra", "unique_id": str(i)}
     for i in range(40)
 ]  # fmt: skip
-NUMS = [{"nums": [i % 60 + 1, i % 7 + 1, 5], "target": i % 60 + i % 7 + 7} for i in range(400)]
 ROWS: dict[str, list[dict[str, Any]]] = {
     "svamp": SVAMP,
     "logiqa": LOGIQA,
@@ -192,62 +190,6 @@ def test_a_year_of_aime(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no year of the task aime") as caught:
         load("aime", config="2023")
     assert "2024, 2025" in caught.value.hint
-
-
-# ---- Countdown-Tasks-3to4 ------------------------------------------------------------------------
-
-
-def test_countdown_rows_of_other_people(tmp_path: Path) -> None:
-    path = write(tmp_path / "c.jsonl", NUMS)
-    parts = {p: load("countdown", p, source=str(path)) for p in ("train", "dev", "heldout", "all")}
-    distinct = {(tuple(sorted(r["nums"])), r["target"]) for r in NUMS}
-    assert len(parts["all"]) == len(distinct)  # each can be solved: the numbers' sum
-    assert sum(len(parts[p]) for p in ("train", "dev", "heldout")) == len(distinct)
-    for part in ("train", "dev", "heldout"):
-        assert {part_of(p.fields["numbers"], p.fields["target"]) for p in parts[part]} == {part}
-        assert load("countdown", part, seed=9, source=str(path)) == parts[part]  # no seed moves it
-        assert load("countdown", part, source=str(path), limit=3) == parts[part][:3]
-
-
-def test_what_cannot_be_solved_is_left_out(tmp_path: Path) -> None:
-    rows = [{"nums": [3, 3, 8, 8], "target": 24}, {"nums": [1, 1, 1], "target": 90},
-            {"nums": [1, 1], "target": 2}]  # fmt: skip
-    found = load("countdown", "all", source=str(write(tmp_path / "c.jsonl", rows)))
-    assert [p.fields["numbers"] for p in found] == [[3, 3, 8, 8], [1, 1]]
-    with pytest.raises(UserError, match="no problem with a solution"):
-        load("countdown", "all", source=str(write(tmp_path / "d.jsonl", rows[1:2])))
-
-
-def test_rows_are_read_only_as_far_as_needed(monkeypatch: Any) -> None:
-    """490,364 rows: a limit must not wait for all of them."""
-    datasets = pytest.importorskip("datasets")
-    read = 0
-
-    def rows() -> Any:
-        nonlocal read
-        for row in NUMS * 100:
-            read += 1
-            yield row
-
-    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: rows())
-    found = load("countdown", source="Jiayi-Pan/Countdown-Tasks-3to4", limit=5)
-    assert len(found) == 5 and read < 400
-
-
-@pytest.mark.parametrize(
-    ("row", "said"),
-    [
-        ({"nums": [1, "2"], "target": 3}, "not a list of whole numbers"),
-        ({"target": 3}, "not a list of whole numbers"),
-        ({"nums": [1, 2], "target": 3.5}, "not a whole number"),
-        ({"nums": [1] * 7, "target": 7}, "more than 6 numbers"),
-    ],
-)
-def test_a_bad_countdown_row_is_named(tmp_path: Path, row: dict[str, Any], said: str) -> None:
-    path = write(tmp_path / "c.jsonl", [NUMS[0], row])
-    with pytest.raises(UserError, match=r"c\.jsonl, line 2") as caught:
-        load("countdown", "all", source=str(path))
-    assert said in caught.value.message
 
 
 # ---- last letters --------------------------------------------------------------------------------

@@ -377,3 +377,51 @@ CORPORA = {
     "countdown": COUNTDOWN, "number": NUMBER, "choice": CHOICE, "text": TEXT, "f1": F1,
     "last_letter": LETTERS, "math": MATH,
 }  # fmt: skip
+
+# ---- texts for every grader -----------------------------------------------------------------------
+
+PIECES = """
+\\boxed{ | \\boxed{} | \\boxed{1 | <answer> | </answer> | <answer></answer> | <answer>? | 9 | 0
+1, | 1,234, | , | - | -- | -1 | - 1 | + | . | .. | 1. | 1.1. | / | // | 1/ | 1/0 | 1 / | % | $
+$- | answer is | ANSWER IS | answer is - | answer is answer | final answer is $ | # | ####
+#### - | ####x | Question: | Question: a | Question:</think> | <think> | </think>
+<think></think> | <|im_end| | </s | { | } | {} | {{}} | {,} | 1{,} | \\frac{ | \\frac{1}{
+\\frac{1}{2} | \\, | 1\\, | \\text{ | ( | ) | (1 | 1e | 1e9 | e9 | 1E+ | _1 | 1_ | = | 1= | 1+1=
+1 + | * | ** | 9**9 | 9**9**9**9 | A) | (A | A or | A, B | step 1: | step 1: 1 + 1 = | x | nan
+inf | None | __import__('os') | &lt; | <| | <script>
+""".replace("\n", " | ").split(" | ")
+ODD = [
+    *("\x00", "\x01", "\n", "\r", " ", "\t", "\x1c", "\u2028", "\u2009", "1\u2009", "\u200b"),
+    *("\ud800", "\udfff", "\u202e", "\u0301", "a\u0301", "\uffff", "\u2212", "😀"),
+    *("٣", "５", "५", "²", "½", "五", "İ", "ß", "ſ"),
+]
+UNITS = [piece for piece in PIECES if piece] + ODD
+MIXED = [
+    "<answer>" * 3 + "1" + "</answer>",
+    "<answer></think></answer>",
+    "</answer><answer>",
+    "<answer>" + "{" * 1000 + "}" * 1000 + "</answer>",
+    "\\boxed{" * 500 + "7" + "}" * 500,
+    "#### " + "9" * 5000,
+    "answer is " + "9" * 5000,
+    "<answer>" + "9" * 41 + "</answer>",
+    "<answer>1" + ",000" * 5000 + "</answer>",
+    "<answer>1e999999999</answer>",
+    "<answer>1/" + "0" * 40 + "</answer>",
+    "<answer>0x1092</answer>",
+    "<answer>\u202e24.24\u202c</answer>",
+    "<answer>４２４２</answer>",
+    "<answer>\ud800\udc00</answer>",
+    "<answer>9**9**9**9</answer>",
+    "<answer>(lambda: 0)()</answer>",
+    "<answer>" + "(" * 5000 + "3" + ")" * 5000 + "</answer>",
+]
+# What random responses are put together from.
+FRAGMENTS = [
+    "<answer>", "</answer>", "<think>", "</think>", "\\boxed{", "}", "{", "#### ", "answer is ",
+    "Question: ", "<|im_end|>", "$", "**", "\n", "\r\n", " ", "\t", "=", "-", "+", "/", "*",
+    "(", ")", ".", ",", "%", "^", "_", "\\frac", "\\text{", "\\sqrt{", "or ", "e9", "0", "1",
+    "9", "18", "1,000", "A", "B)", "(C)", "a", "the ", "\u200b", "\u202e", "\ufeff", "\x00",
+    "\ud800", "²", "½", "٣", "８", "−", "×", "÷", "é", "e\u0301", "😀", "İ", "&lt;", "9**9**9",
+    "x" * 50, "(" * 60, "9" * 60,
+]  # fmt: skip

@@ -1,0 +1,410 @@
+"""Countdown's graders: expressions against Python's own parser, answers against built values."""
+
+import ast
+import random
+import re
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from mlxreflect.core.errors import UserError
+from mlxreflect.graders.countdown import (
+    MAX_DEPTH,
+    NotAnExpression,
+    check,
+    parse_expression,
+    python_value,
+)
+from mlxreflect.tasks import TASKS
+
+TASK = TASKS["countdown"]
+
+# ---- expressions --------------------------------------------------------------------------------
+
+
+class Refused(Exception):
+    pass
+
+
+def evaluate(node: ast.AST) -> Fraction:
+    """Python's syntax tree on exact fractions; anything but + - * / on integers is refused."""
+    match node:
+        case ast.Expression():
+            return evaluate(node.body)
+        case ast.Constant(value=int()):
+            return Fraction(node.value)
+        case ast.UnaryOp(op=ast.USub()):
+            return -evaluate(node.operand)
+        case ast.UnaryOp(op=ast.UAdd()):
+            return evaluate(node.operand)
+        case ast.BinOp(op=ast.Add()):
+            return evaluate(node.left) + evaluate(node.right)
+        case ast.BinOp(op=ast.Sub()):
+            return evaluate(node.left) - evaluate(node.right)
+        case ast.BinOp(op=ast.Mult()):
+            return evaluate(node.left) * evaluate(node.right)
+        case ast.BinOp(op=ast.Div()):
+            return evaluate(node.left) / evaluate(node.right)
+    raise Refused
+
+
+def ast_value(text: str) -> Fraction | None:
+    """None for what is no expression of integers, + - * / and parentheses."""
+    plain = re.sub(r"(?<!\d)0+(?=\d)", "", text).strip()  # 007 is no integer in Python
+    try:
+        return evaluate(ast.parse(plain, mode="eval"))
+    except (SyntaxError, Refused, ZeroDivisionError):
+        return None
+
+
+def our_value(text: str) -> Fraction | None:
+    try:
+        return parse_expression(text).value
+    except NotAnExpression:
+        return None
+
+
+GAPS = st.sampled_from(["", "", " ", "  "])
+LITERALS = st.integers(0, 10**6).map(str)
+
+
+def grown(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    binary = st.tuples(inner, GAPS, st.sampled_from("+-*/"), GAPS, inner).map("".join)
+    unary = st.tuples(st.sampled_from("+-"), GAPS, inner).map("".join)
+    wrapped = st.tuples(st.just("("), GAPS, inner, GAPS, st.just(")")).map("".join)
+    return binary | unary | wrapped
+
+
+@given(st.recursive(LITERALS, grown, max_leaves=14).filter(lambda text: len(text) <= 400))
+@example("-2*-3--4/+5")
+@example("8-4-2*3/4/5")
+@example("2/-3*4")
+@example("-(-(-7))")
+@example("1/(2-2)")
+@example("1/(1/3)*3")
+def test_written_expressions_are_what_python_reads(text: str) -> None:
+    if "//" in text or "**" in text:
+        return
+    assert our_value(text) == ast_value(text)
+    if our_value(text) is not None:
+        assert parse_expression(text).literals == [int(n) for n in re.findall(r"\d+", text)]
+
+
+@given(st.text(alphabet="0123456789+-*/() ", max_size=12))
+@example("2(3)")
+@example("(2)(3)")
+@example("2 3")
+@example("()")
+@example("1+()")
+@example("9**9")
+@example("8//3")
+@example(")1(")
+@example("-")
+@example("* 3")
+def test_any_characters_are_what_python_reads_or_nothing(text: str) -> None:
+    assert our_value(text) == ast_value(text)
+
+
+def test_other_signs_of_the_same_operators() -> None:
+    assert parse_expression("3 × 4 ÷ 2 − 1 · 5").value == 1
+    assert parse_expression("\u00a03\u2009+\t4\n").value == 7
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", " ", "9**9**9", "9 ** 9", "8//2", "2.5*8", "2,5", "2(3)", "(2)3", "2 3", "5²", "½",
+        "5!", "5%3", "３+４", "٣+٤", "3 + x", "x", "abs(3)", "1e3", "0x10", "1_000", "nan", "inf",
+        "3 if 1 else 4", "3 # 4", "3;4", "3=3", "3==3", "3<4", "[3]", "{3}", "√9", "3^4", "3&4",
+        "~3", "π", "None", "True", "__import__('os').system('true')", "(lambda: 3)()", "3\x00",
+        "\ud800", "3 +", "+", "(3", "3)", "((3)", ")(", "1/0", "1/(3-3)", "3 + + ", "3 */ 4",
+        "(1+)", "()", "1+()2", "(1+2)+()3", "-()", "9" * 13, "1+" * 200 + "1",
+        "(" * 51 + "1" + ")" * 51,
+    ],
+)  # fmt: skip
+def test_everything_else_is_no_expression(text: str) -> None:
+    with pytest.raises(NotAnExpression):
+        parse_expression(text)
+
+
+def test_up_to_the_caps() -> None:
+    assert parse_expression("9" * 12).value == 10**12 - 1
+    assert parse_expression("(" * MAX_DEPTH + "7" + ")" * MAX_DEPTH).value == 7
+    assert parse_expression("-" * 399 + "7").value == -7
+    assert parse_expression("1+" * 199 + "1 ").value == 200
+    value = parse_expression("999999999999*" * 30 + "1").value
+    assert value == Fraction(999999999999) ** 30
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(" * 500_000 + "1" + ")" * 500_000, "-" * 1_000_000, "9" * 1_000_000, "1+" * 500_000,
+        " " * 1_000_000, "9**" * 300_000 + "9", "(1)" * 300_000,
+    ],
+    ids=lambda text: text[:6],
+)  # fmt: skip
+def test_a_megabyte_is_no_answer(text: str) -> None:
+    with pytest.raises(NotAnExpression):
+        parse_expression(text)
+    for answer in (text, f"3 = {text}", f"{text} = 3"):
+        correct, reason = check([3], 3, answer)
+        assert not correct
+        assert 0 < len(reason) < 200
+
+
+# ---- grading ------------------------------------------------------------------------------------
+
+
+# (numbers, target): what is right, what is wrong
+GRADED: dict[tuple[tuple[int, ...], int], tuple[list[str], list[str]]] = {
+    ((3, 4, 5), 35): (
+        ["(3 + 4) * 5", "5*(4+3)", "(3 + 4) * 5 = 35", "(3 + 4) * 5 = 7 * 5", "(3 + 4) × 5"],
+        [
+            "(3 + 4) * 5 = 36",
+            "(3 + 4) * 5 =",
+            "(3 + 4) * 5 = 35 = 35",
+            "(3 + 4) * 5 = x",
+            "35",
+            "35 = (3 + 4) * 5",
+            "3 * 4 + 5",
+            "7 * 5",
+            "34 + 5 / 5",
+            "(3 + 4) * 5 + 3 - 3",
+        ],
+    ),
+    ((5, 3, 4), 35): (["5*(4+3)"], []),
+    ((3, 4, 5), 12): ([], ["3 * 4"]),  # a number left over
+    ((5, 5, 2), 20): (["(5 + 5) * 2"], []),
+    ((5, 5, 2), 10): ([], ["5 * 2"]),
+    ((5, 2, 2), 20): ([], ["(5 + 5) * 2"]),
+    ((1, 12), 13): (["1 + 12"], []),
+    ((1, 1, 2), 13): ([], ["1 + 12"]),  # the same digits are not the same numbers
+    ((3, 3, 8, 8), 24): (["8 / (3 - 8 / 3)"], ["8 / (3 - 8 // 3)"]),
+    ((1, 3), 1): ([], ["1 / 3 * 3"]),
+    ((10, 3), 3): ([], ["10 / 3"]),  # exact: 3.33 is not 3
+    ((3, 5), -2): (["3 - 5"], []),
+    ((3, 5), 2): (["-(3 - 5)"], []),
+    ((2, 3), 6): ([], ["2(3)"]),
+    ((9, 9, 9), 9): ([], ["9**9**9"]),
+    ((5, 2), 25): ([], ["5²"]),
+    ((3, 4), 7): ([], ["３ + ４"]),
+    ((8,), 20): ([], ["2.5 * 8"]),
+}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "target", "answer", "correct"),
+    [(list(numbers), target, answer, correct)
+     for (numbers, target), sides in GRADED.items()
+     for correct, answers in zip((True, False), sides, strict=True) for answer in answers],
+)  # fmt: skip
+def test_every_number_exactly_once_and_exactly_the_target(
+    numbers: list[int], target: int, answer: str, correct: bool
+) -> None:
+    found, reason = check(numbers, target, answer)
+    assert found is correct
+    assert bool(reason) is not correct
+    problem = TASK.from_row({"numbers": numbers, "target": target})
+    for tags, start, end in (("think", "<think>", "</think>"),
+                             ("preflexor", "<|thinking|>", "<|/thinking|>")):  # fmt: skip
+        text = f"{start}x{end}\n<answer> {answer} </answer>"
+        grade = TASK.grade(problem, text, tags, "thinking")
+        assert grade.parsed == answer
+        assert (grade.verdict.correct, grade.verdict.format_ok) == (correct, True)
+
+
+def test_grading_answers_in_the_wrong_format() -> None:
+    problem = TASK.from_row({"numbers": [3, 4, 5], "target": 35})
+    for text, correct, fine in (
+        ("<answer>(3 + 4) * 5</answer>", True, False),
+        ("<think>x<answer>(3 + 4) * 5</answer></think>", False, False),
+        ("<think>x</think>(3 + 4) * 5", False, False),
+        ("<think>x</think><answer></answer>", False, False),
+        ("", False, False),
+    ):
+        verdict = TASK.grade(problem, text, "think", "thinking").verdict
+        assert (verdict.correct, verdict.format_ok) == (correct, fine)
+        assert verdict.reason
+    assert TASK.grade(problem, "<answer>(3 + 4) * 5</answer>", "think", "direct").verdict.passed
+
+
+def test_there_is_no_gold_to_leak() -> None:
+    assert TASK.gold(TASK.from_row({"numbers": [3, 4, 5], "target": 35})) is None
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {}, {"numbers": [3, 4]}, {"target": 7}, {"numbers": "3 4", "target": 7},
+        {"numbers": [], "target": 7}, {"numbers": [3, "4"], "target": 7},
+        {"numbers": [3, 4.0], "target": 7}, {"numbers": [True, 4], "target": 5},
+        {"numbers": [-3, 4], "target": 1}, {"numbers": [1] * 21, "target": 21},
+        {"numbers": [3, 4], "target": "7"}, {"numbers": [3, 4], "target": 7.0},
+        {"numbers": [3, 4], "target": True}, {"numbers": None, "target": None},
+    ],
+)  # fmt: skip
+def test_bad_rows_are_named(row: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as caught:
+        TASK.from_row(row)
+    assert "numbers" in caught.value.message or "target" in caught.value.message
+    assert caught.value.hint
+
+
+# ---- answers whose value is built with them ------------------------------------------------------
+
+MANY = 10_000
+Built = tuple[str, Fraction | None, list[int]]  # text, exact value (None: divides by zero), numbers
+
+
+def build(rng: random.Random, leaves: int) -> Built:
+    """A random expression, and its value by exact arithmetic as it is put together."""
+    if leaves == 1:
+        number = rng.randint(0, 99)
+        built: Built = (str(number), Fraction(number), [number])
+    else:
+        left = build(rng, cut := rng.randint(1, leaves - 1))
+        built = join(rng.choice("+-*/"), left, build(rng, leaves - cut), rng)
+    if rng.random() < 0.15:
+        text, value, numbers = built
+        built = (f"-({text})", None if value is None else -value, numbers)
+    return built
+
+
+def join(operator: str, left: Built, right: Built, rng: random.Random) -> Built:
+    """Both sides in parentheses unless they are one number: nothing hangs on precedence here."""
+    signs = {"*": rng.choice("*×·"), "/": rng.choice("/÷"), "-": rng.choice("-−"), "+": "+"}
+    gap = rng.choice(["", " ", "  "])
+    sides = [t if t.isdigit() else f"({t})" for t in (left[0], right[0])]
+    text = f"{sides[0]}{gap}{signs[operator]}{gap}{sides[1]}"
+    a, b, value = left[1], right[1], None
+    if a is not None and b is not None:
+        value = {"+": a + b, "-": a - b, "*": a * b}.get(operator)
+        if operator == "/" and b != 0:
+            value = a / b
+    return text, value, left[2] + right[2]
+
+
+def judge_expression(seed: int) -> None:
+    rng = random.Random(seed)
+    text, value, numbers = build(rng, rng.randint(1, 6))
+    if len(text) > 400:
+        return
+    whole = value is not None and value.denominator == 1
+    target = int(value) if value is not None and whole else rng.randint(10, 100)
+    asked = rng.sample(numbers, len(numbers))
+    problem = TASK.from_row({"numbers": asked, "target": abs(target)})
+    expected = whole and target >= 0
+    said = f"<think>x</think>\n<answer>{text}</answer>"
+    assert TASK.grade(problem, said, "think", "thinking").verdict.correct is expected, text
+    # Exactly: not for another target, not with one number more, less or another.
+    assert not check(asked, target + 1, text)[0]
+    assert not check([*asked, 1], target, text)[0]
+    assert not check(asked[1:], target, text)[0]
+    assert not check([asked[0] + 1, *asked[1:]], target, text)[0]
+    # A part of more numbers is what `subset` takes, and nothing else does.
+    assert check([*asked, 7], target, text, every=False)[0] is whole
+    assert not check(asked[1:], target, text, every=False)[0]
+
+
+@given(st.integers(0, 2**64))
+@settings(max_examples=300)
+def test_countdown_is_exact(seed: int) -> None:
+    judge_expression(seed)
+
+
+@pytest.mark.slow
+@given(st.integers(0, 2**64))
+@settings(max_examples=MANY)
+def test_countdown_is_exact_on_ten_thousand(seed: int) -> None:
+    judge_expression(seed)
+
+
+# ---- TinyZero's arithmetic is Python's -----------------------------------------------------------
+
+Float = tuple[str, float | int | None]
+
+
+def build_python(rng: random.Random, leaves: int) -> Float:
+    if leaves == 1:
+        text = rng.choice(["{}", "{}.5", "{}.", ".{}"]).format(rng.randint(0, 30))
+        return text, float(text) if "." in text else int(text)
+    cut = rng.randint(1, leaves - 1)
+    (a, x), (b, y) = build_python(rng, cut), build_python(rng, leaves - cut)
+    operator = rng.choice(["+", "-", "*", "/", "//", "**"])
+    value: float | int | None = None
+    try:
+        if x is not None and y is not None and not (operator == "**" and (abs(y) > 9 or x < 0)):
+            value = {
+                "+": lambda: x + y, "-": lambda: x - y, "*": lambda: x * y, "/": lambda: x / y,
+                "//": lambda: x // y, "**": lambda: x**y,
+            }[operator]()  # fmt: skip
+    except ArithmeticError:
+        value = None
+    return f"({a}){operator}({b})", value
+
+
+@given(st.integers(0, 2**64))
+@settings(max_examples=200)
+def test_tinyzero_computes_as_python_does(seed: int) -> None:
+    text, value = build_python(random.Random(seed), random.Random(seed).randint(1, 5))
+    if value is None or len(text) > 400 or abs(value) > 1e100:
+        return
+    assert python_value(text) == pytest.approx(value, rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("2**3**2", 512), ("-2**2", -4), ("2**-1", 0.5), ("2*-3", -6), ("7//2*2", 6), ("1-2-3", -4),
+        ("8/4/2", 1.0), ("--3", 3), ("2+3*4", 14), ("00", 0), ("1.", 1.0), (".5", 0.5),
+        ("(3)(4)", None), ("3 4", None), ("012", None), ("()", None), ("1/0", None), ("3+", None),
+        ("9**9**9**9", None), ("(-8)**.5", None), ("3*/4", None), (")3(", None), ("1..5", None),
+    ],
+)  # fmt: skip
+def test_tinyzero_on_the_corners(text: str, value: float | None) -> None:
+    assert python_value(text) == value
+
+
+def test_tinyzero_passes_what_the_headline_does_not() -> None:
+    problem = TASK.from_row({"numbers": [2, 5, 8], "target": 20})
+    for answer, theirs in (("2.5*8", True), ("8*5//2", True), ("8*5/2", True), ("2*5+8", False)):
+        text = f"<think>x</think>\n<answer>{answer}</answer>"
+        assert TASK.rules["tinyzero"](problem, text, "think", "thinking").verdict.correct is theirs
+        ours = TASK.grade(problem, text, "think", "thinking").verdict.correct
+        assert ours is (answer == "8*5/2")
+    first_line = "<answer>8*5/2</answer>\nso"  # they look at the last line alone
+    assert TASK.grade(problem, first_line, "think", "direct").verdict.correct
+    assert TASK.rules["tinyzero"](problem, first_line, "think", "direct").parsed is None
+
+
+def test_subset_lets_numbers_be_left_out() -> None:
+    problem = TASK.from_row({"numbers": [2, 5, 8], "target": 40})
+    for answer, subset in (
+        ("5*8", True),
+        ("8*(2+5)-2*8", False),
+        ("2*5*4", False),
+        ("8*5+2", False),
+    ):
+        text = f"<think>x</think>\n<answer>{answer}</answer>"
+        for rules, right in (("subset", subset), ("exact", False), ("strict", False)):
+            found = TASK.rules[rules](problem, text, "think", "thinking").verdict
+            assert (found.correct, found.format_ok) == (right, True), (rules, answer)
+
+
+def test_tinyzero_says_why_an_answer_is_wrong() -> None:
+    problem = TASK.from_row({"numbers": [2, 5, 8], "target": 20})
+    for answer, reason in (
+        ("2*5+8", "the answer is 18, not 20"),
+        ("5*8", "not the given numbers"),
+        ("2*5+8)", "no expression that could be computed"),
+        ("2*5+x8", "other characters than digits, operators and parentheses"),
+        (" " * 401 + "2", "not the given numbers"),
+        ("2+" * 201, "longer than 400 characters"),
+    ):
+        text = f"<think>x</think><answer>{answer}</answer>"
+        found = TASK.rules["tinyzero"](problem, text, "think", "thinking").verdict
+        assert (found.correct, found.format_ok, found.reason) == (False, True, reason)
