@@ -24,7 +24,7 @@ from mlxreflect.methods.base import Hands
 from mlxreflect.methods.r3 import R3
 from mlxreflect.methods.workers import Chains
 from mlxreflect.models.load import load_policy
-from mlxreflect.runs.folder import Run
+from mlxreflect.runs.folder import create_run
 from mlxreflect.runs.run import execute
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer
@@ -213,7 +213,7 @@ def test_no_byte_depends_on_which_reply_came_first(tmp_path):
     for delays in (1, 2):
         with FakeOllama(reply=Teacher(delays, 0.05)) as server:
             flags = [f"{k}={v}" for k, v in {**RUN, "critic.base_url": server.url}.items()]
-            run = Run.create(load_recipe("quickstart", flags), tmp_path / str(delays))
+            run = create_run(load_recipe("quickstart", flags), tmp_path / str(delays))
             try:
                 execute(run, Ui(quiet=True))
             finally:

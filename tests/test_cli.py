@@ -27,7 +27,7 @@ from support.shell import (
 )
 
 from mlxreflect.config.recipe import load_recipe, resolved
-from mlxreflect.runs.folder import Run
+from mlxreflect.runs.folder import open_folder
 
 
 @pytest.fixture(scope="module")
@@ -325,7 +325,7 @@ def test_resume_without_its_recipe(shell: Shell, run_dir: Path) -> None:
 def test_resume_sets_two_keys_only(shell: Shell, run_dir: Path) -> None:
     for setting in ("train.lr=1", "profile=quick", "nope=1", "critic.concurrenc=1", "seed"):
         error, hint = shell.mistake("resume", run_dir, "--set", setting)
-        assert error.startswith(f"--set {setting}: a run is resumed with the recipe it began with")
+        assert error.startswith(f"--set {setting}: a run is resumed with the keys it began with")
         assert "critic.concurrency, critic.deadline_s" in hint
     for setting in ("critic.concurrency=many", "critic.concurrency=0", "critic.deadline_s="):
         error, _ = shell.mistake("resume", run_dir, "--set", setting)
@@ -335,7 +335,7 @@ def test_resume_sets_two_keys_only(shell: Shell, run_dir: Path) -> None:
 
 def test_resume_while_another_process_is_at_it_and_after(shell: Shell, run_dir: Path) -> None:
     before = snapshot(run_dir)
-    holder = Run.open(run_dir)  # this process
+    holder = open_folder(run_dir)  # this process
     try:
         error, hint = shell.mistake("resume", run_dir)
     finally:

@@ -25,7 +25,8 @@ from support.critic_runs import (
     written,
 )
 from support.fake_ollama import Body, FakeOllama, Fault, http
-from test_resume import DRIVER, command
+from support.kill_driver import DRIVER
+from support.whole_runs import command
 
 from mlxreflect.cli import main as cli
 from mlxreflect.config.recipe import load_recipe
@@ -35,7 +36,7 @@ from mlxreflect.critics import client, open_critics
 from mlxreflect.critics.ledger import BudgetReached, Ledger
 from mlxreflect.methods.asked import asked_tiers
 from mlxreflect.report import show
-from mlxreflect.runs.folder import Run
+from mlxreflect.runs.folder import create_run
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,7 @@ def test_a_critic_that_was_mended_is_heard(tmp_path: Path) -> None:
                 if before:
                     resume(tmp_path / "run")
                 else:
-                    do(Run.create(load_recipe("traces", chosen), tmp_path / "run"))
+                    do(create_run(load_recipe("traces", chosen), tmp_path / "run"))
             assert "then resume the run" in stop.value.hint
             assert len(server.chats) - before > 10
         mended.append(True)
@@ -157,7 +158,7 @@ def test_a_critic_that_was_mended_is_heard(tmp_path: Path) -> None:
         calls = summary["critic"]["calls"]
         assert (summary["critic"]["answered"], summary["critic"]["unknown"]) == (calls, 0)
         asked = len(server.chats)
-        again = do(Run.create(load_recipe("traces", chosen), tmp_path / "again"))
+        again = do(create_run(load_recipe("traces", chosen), tmp_path / "again"))
         assert again["critic"]["cached"] == calls
         assert len(server.chats) == asked
 

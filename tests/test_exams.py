@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from support.shell import Shell, rows, sets
+from support.trainings import said, user, write
 from test_decontaminate import LONG, SHORT, WORDS, around
-from test_train_command import said, user, write
 
 from mlxreflect.config.recipe import load_recipe
 from mlxreflect.config.schema import Recipe

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from test_train_command import ANSWERS, GROUPS, PAIRS, Data, good, poor, question, said, user, write
+from support.trainings import ANSWERS, GROUPS, PAIRS, Data, good, poor, question, said, user, write
 
 from mlxreflect.config.fields import idle_keys
 from mlxreflect.config.job import DEFAULTS, Job, load_job
@@ -16,7 +16,8 @@ from mlxreflect.config.toml import flatten
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.ui import Ui
 from mlxreflect.data.contamination import FILE
-from mlxreflect.runs.fit import create, train
+from mlxreflect.runs.fit import train
+from mlxreflect.runs.folder import create_job
 
 # Two epochs of several steps, with looks, a thought in each answer and answers of many lengths.
 BASE = {"train.batch": 2, "train.epochs": 2, "train.lr": 1e-3, "data.limit": 8,
@@ -136,7 +137,7 @@ def settings_of(objective: str, settings: dict[str, Any], shelf: Path, model: Pa
 
 def outputs(job: Job, folder: Path) -> dict[str, str]:
     """Train here; every output file but the job's own, times and paths left out, as hashes."""
-    place = create(folder, job)
+    place = create_job(job, folder)
     try:
         train(place, Ui(quiet=True))
     finally:

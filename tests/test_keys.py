@@ -25,7 +25,7 @@ from mlxreflect.data.contamination import FILE
 from mlxreflect.evaluation.answers import Answers
 from mlxreflect.models import load as policy_module
 from mlxreflect.models.fuse import write_folder
-from mlxreflect.runs.folder import Run
+from mlxreflect.runs.folder import open_folder
 from mlxreflect.runs.run import execute
 from mlxreflect.train.network import Network
 
@@ -168,7 +168,7 @@ def test_learning_ends_with_the_wave_that_reaches_a_limit(tmp_path):
     waves = [r for r in read_rows(folder / "metrics.jsonl") if r["kind"] == "wave"]
     assert len(waves) == 1 and waves[0]["tokens_generated"] > 1
     (folder / "summary.json").unlink()
-    run = Run.open(folder)
+    run = open_folder(folder)
     try:
         assert execute(run, Ui(quiet=True))["waves"] == 1
     finally:

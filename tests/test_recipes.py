@@ -18,7 +18,7 @@ from mlxreflect.methods.asked import asked_tiers
 from mlxreflect.methods.registry import STRATEGIES
 from mlxreflect.models.load import load_policy
 from mlxreflect.report.totals import totals
-from mlxreflect.runs.folder import Run
+from mlxreflect.runs.folder import create_run, open_folder
 from mlxreflect.runs.run import execute
 from mlxreflect.setup.estimate import estimate
 from mlxreflect.tasks import TASKS
@@ -128,7 +128,7 @@ def test_a_limit_lets_what_was_collected_be_trained_on(name: str, tmp_path: Path
     if name == "rel":
         assert waves[-1]["tokens_trained"] > 0
     (tmp_path / "summary.json").unlink()
-    run = Run.open(tmp_path)
+    run = open_folder(tmp_path)
     try:
         execute(run, Ui(quiet=True))
     finally:
@@ -169,7 +169,7 @@ def test_what_train_max_length_cuts_and_drops_is_counted(tmp_path: Path) -> None
         given = ["task.limit=60", "r3.wave=60", "r3.epochs=1", "eval.limit=4"]
         recipe = load_recipe("quickstart", [*given, f"train.max_length={length}"])
         path = tmp_path / str(length)
-        execute(Run.create(recipe, path), Ui())
+        execute(create_run(recipe, path), Ui())
         return path
 
     policy = load_policy(PolicyConfig(model="tiny"))

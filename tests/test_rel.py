@@ -31,7 +31,7 @@ from mlxreflect.methods.rel import Rel
 from mlxreflect.methods.roles import Moves, Round
 from mlxreflect.models.load import load_policy
 from mlxreflect.prompts import messages as prompts
-from mlxreflect.runs.folder import Run
+from mlxreflect.runs.folder import open_folder
 from mlxreflect.runs.run import execute
 from mlxreflect.setup.dry_run import dry
 from mlxreflect.setup.estimate import estimate
@@ -500,7 +500,7 @@ def test_a_killed_run_ends_with_the_same_bytes(point, nth, tmp_path, outputs_of)
     assert killed.returncode == -9, killed.stderr
     assert {row["epoch"] for row in read_rows(folder / "metrics.jsonl")} >= {1, 2}
     assert not (folder / "summary.json").exists()
-    run = Run.open(folder, [])
+    run = open_folder(folder, [])
     try:
         execute(run, Ui(quiet=True))
     finally:

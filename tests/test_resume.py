@@ -1,66 +1,20 @@
 """A run killed with SIGKILL and resumed ends with the same bytes as one never stopped."""
 
-import json
 import random
 import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from support.kill_driver import POINTS
+from support.kill_driver import DRIVER, POINTS
+from support.whole_runs import arguments, assert_same, command, contents, finish
 
-DRIVER = str(Path(__file__).parent / "support" / "kill_driver.py")
 SHORT = {
     "task.limit": 12, "r3.wave": 4, "r3.epochs": 1, "r3.verifications": 2, "r3.sft_mode": 3,
     "r3.bucket_every": 8, "train.batch": 4, "train.sft.scale_failed": 0.01,
     "train.lora.dropout": 0.1, "eval.limit": 40, "policy.batch": 2,
 }  # fmt: skip
-MEASUREMENTS = ("wall_seconds", "peak_memory_bytes")
-
-
-def arguments(run_dir, settings):
-    flags = [f"--set={key}={value}" for key, value in settings.items()]
-    return ["run", "quickstart", "--run-dir", str(run_dir), "--json", *flags]
-
-
-def command(*args):
-    return [sys.executable, "-m", "mlxreflect", *map(str, args)]
-
-
-def finish(run_dir):
-    done = subprocess.run(command("resume", run_dir, "--json"), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def contents(run_dir):
-    """Every file that must not depend on interruptions; times and memory are left out."""
-    exact = ["episodes.jsonl", "examples.jsonl", "preference.jsonl", "sft.jsonl",
-             "adapter/adapters.safetensors", "adapter/adapter_config.json",
-             "eval/base/samples.jsonl", "eval/trained/samples.jsonl",
-             "eval/base/results.json", "eval/trained/results.json", "comparison.json"]  # fmt: skip
-    found = {name: (run_dir / name).read_bytes() for name in exact}
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    found["metrics"] = [without_times(row, ("seconds",)) for row in rows]
-    summary = json.loads((run_dir / "summary.json").read_text())
-    found["summary"] = without_times(summary, MEASUREMENTS)
-    return found
-
-
-def without_times(row, measured):
-    """A row without what depends on times and on retries."""
-    kept = {k: v for k, v in row.items() if k not in measured}
-    if "critic" in kept:
-        kept["critic"] = {k: v for k, v in kept["critic"].items() if k != "wire"}
-    return kept
-
-
-def assert_same(run_dir, expected):
-    found = contents(run_dir)
-    different = [name for name in expected if found[name] != expected[name]]
-    assert not different
 
 
 @pytest.fixture(scope="module")

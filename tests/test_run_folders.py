@@ -1,5 +1,6 @@
 """Run folders that were moved, copied, damaged, or made by another version; data that changed."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -8,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from mlxreflect.config.recipe import load_recipe, resolved, with_whole_paths
+from mlxreflect.config.schema import Recipe
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import Commits
 from mlxreflect.core.ui import Ui
 from mlxreflect.report.show import show_header
-from mlxreflect.runs.folder import Run
+from mlxreflect.runs.folder import RunFolder, carried_out, create_run, open_folder
 from mlxreflect.runs.run import execute
 
 SMALL = (
@@ -29,7 +31,7 @@ def write(path: Path, rows: list[dict[str, object]]) -> None:
 
 
 def finish(folder: Path) -> None:
-    run = Run.open(folder)
+    run = open_folder(folder)
     try:
         execute(run, Ui(quiet=True))
     finally:
@@ -49,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(place / "rows.jsonl", list(ROWS))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        run = Run.create(load_recipe("quickstart", SMALL), Path("run"))
+        run = create_run(load_recipe("quickstart", SMALL), Path("run"))
         try:
             execute(run, Ui(quiet=True))
         finally:
@@ -177,7 +179,7 @@ def test_how_to_go_on_is_a_command_also_where_the_path_has_a_space(stopped: Path
     status = str(list(show_header(stopped).columns[1].cells)[-1])
     assert status.endswith(f"mlxreflect resume '{stopped}'")
     with pytest.raises(UserError, match="is there already") as caught:
-        Run.create(load_recipe("quickstart"), stopped)
+        create_run(load_recipe("quickstart"), stopped)
     assert f"mlxreflect resume '{stopped}'," in caught.value.hint
 
 
@@ -213,3 +215,77 @@ def test_names_of_files_become_whole_paths(tmp_path: Path, monkeypatch: pytest.M
     assert recipe.critic.judge["model"] == "org/name"
     assert (recipe.policy.model, recipe.train.reference_cache) == ("tiny", "")
     assert resolved(with_whole_paths(recipe)) == resolved(recipe)
+
+
+def test_a_folder_made_by_an_older_version_is_named(stopped: Path) -> None:
+    identity = json.loads((stopped / "run.json").read_text())
+    for maker, said in (("", "an older version of mlxreflect"), ("99.1.0", "version 99.1.0 of")):
+        changed = {**identity, "version": maker} if maker else {**identity}
+        if not maker:
+            del changed["version"]
+        (stopped / "run.json").write_text(json.dumps(changed))
+        error = refused(stopped)
+        assert error.message.startswith(f"{stopped} was made by {said}")
+        assert "mlxreflect show" in error.hint
+
+
+# ---- the newest ----------------------------------------------------------------------------------
+
+
+def begun(folder: RunFolder[Recipe]) -> RunFolder[Recipe]:
+    folder.commit(0, {}, {}, lambda path: None)
+    folder.close()
+    return folder
+
+
+def test_latest_names_the_newest_run_that_has_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    link = tmp_path / "runs" / "latest"
+    first = begun(create_run(load_recipe("quickstart")))
+    assert link.readlink() == Path(first.path.name)
+    other = create_run(load_recipe("quickstart", ["name=other"]))
+    assert link.resolve() == first.path.resolve()  # it has no commit yet
+    begun(create_run(load_recipe("quickstart"), tmp_path / "runs" / "mine"))
+    assert link.resolve() == first.path.resolve()  # a folder of one's own choice
+    begun(other)
+    assert link.readlink() == Path(other.path.name)
+    opened = open_folder(link)
+    assert opened.path == other.path.resolve()  # also when the link names another one later
+    opened.close()
+    link.unlink()
+    link.mkdir()  # somebody's own: left alone
+    begun(create_run(load_recipe("quickstart", ["name=third"])))
+    assert link.is_dir() and not link.is_symlink() and not list(link.iterdir())
+    assert not list((tmp_path / "runs").glob(".latest*"))
+
+
+# ---- what stops it -------------------------------------------------------------------------------
+
+STOPS = {
+    "Ctrl-C": (KeyboardInterrupt(), "stopped before it began", "go on with: mlxreflect resume"),
+    "a full disk": (OSError(errno.ENOSPC, "No space left"), "give the same command", "then: mlxr"),
+    "a mistake": (UserError("wrong", "mend it"), "mend it", "mend it"),
+    "a fault of ours": (ValueError("bug"), None, None),
+}
+
+
+@pytest.mark.parametrize("name", STOPS)
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_whatever_stops_a_run_says_how_to_go_on(tmp_path: Path, name: str, has_begun: bool) -> None:
+    error, before, after = STOPS[name]
+    folder = create_run(load_recipe("quickstart"), tmp_path / "new" / "run")
+    with pytest.raises(BaseException) as caught, carried_out(folder):
+        if has_begun:
+            folder.commit(0, {}, {}, lambda path: None)
+        raise error
+    said = caught.value.hint if isinstance(caught.value, UserError) else str(caught.value)
+    if before is None:
+        assert caught.value is error
+        assert folder.path.is_dir()
+    else:
+        assert (after if has_begun else before) in said
+        assert folder.path.parent.exists() is has_begun
+    assert isinstance(caught.value, (type(error), UserError))
+    assert folder.lock.closed

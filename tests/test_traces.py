@@ -9,10 +9,10 @@ import mlx.core as mx
 import pytest
 from rich.console import Console
 from support.fake_ollama import FakeOllama
-from support.kill_driver import POINTS
+from support.kill_driver import DRIVER, POINTS
 from support.run_outputs import outputs_of_run
 from support.teacher import Teacher
-from test_resume import DRIVER, command, finish
+from support.whole_runs import command, finish
 
 from mlxreflect.config.methods import TracesConfig
 from mlxreflect.config.recipe import load_recipe

@@ -18,10 +18,24 @@ import mlx_lm
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from support.kill_driver import TRAINING
-from support.shell import Done, Shell, last_two_lines, listing, rows, sets, two_lines
+from support.kill_driver import DRIVER, TRAINING
+from support.shell import Shell, last_two_lines, listing, rows, sets
+from support.trainings import (
+    ANSWERS,
+    COUNT,
+    GROUPS,
+    OF,
+    PAIRS,
+    Command,
+    Data,
+    good,
+    poor,
+    question,
+    said,
+    user,
+    write,
+)
 
-from mlxreflect.cli import main as cli
 from mlxreflect.config.job import DEFAULTS
 from mlxreflect.core import journal as commits
 from mlxreflect.core import ui
@@ -29,113 +43,7 @@ from mlxreflect.core.journal import take_lock
 from mlxreflect.models.load import TINY
 from mlxreflect.runs import fit as finetune
 
-DRIVER = str(Path(__file__).parent / "support" / "kill_driver.py")
-Data = list[dict[str, Any]]
 MEASURED = ("wall_seconds", "tokens_per_second", "peak_memory_bytes", "adapter")
-
-
-# ---- data ----------------------------------------------------------------------------------------
-
-
-def question(i: int) -> str:
-    return f"What is {i} plus {i}?"
-
-
-def good(i: int) -> str:
-    return f"<think>\n{i} + {i} = {2 * i}\n</think>\n<answer> {2 * i} </answer>"
-
-
-def poor(i: int) -> str:
-    return f"<think>\nperhaps {i} - 1\n</think>\n<answer> {i - 1} </answer>"
-
-
-def user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
-
-
-def said(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
-
-
-COUNT = range(3, 27)
-PAIRS: Data = [{"prompt": question(i), "chosen": good(i), "rejected": poor(i)} for i in COUNT]
-ANSWERS: Data = [{"prompt": question(i), "completion": good(i)} for i in COUNT]
-GROUPS: Data = [
-    {"prompt": question(i), "completions": [good(i), poor(i), "No."], "rewards": [1.0, 0.0, 0.5]}
-    for i in COUNT
-]
-OF = {"sft": ANSWERS, "grpo": GROUPS}  # else PAIRS
-
-
-def write(path: Path, data: Data) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        from datasets import Dataset
-
-        Dataset.from_list(data).to_parquet(str(path))
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(data))
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in data))
-    return path
-
-
-# ---- the command, in this process ----------------------------------------------------------------
-
-
-class Command:
-    """`mlxreflect …` inside the tests' process: the models' libraries are loaded once."""
-
-    def __init__(self, folder: Path, model: Path, patch: Any, capture: Any) -> None:
-        self.folder, self.model, self.patch, self.capture = folder, model, patch, capture
-
-    def __call__(self, *arguments: object) -> Done:
-        self.patch.setattr(sys, "argv", ["mlxreflect", *map(str, arguments)])
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as stopped:
-            code = stopped.code or 0
-        said = self.capture.readouterr()
-        return Done(code, said.out, said.err)
-
-    def works(self, *arguments: object) -> Done:
-        done = self(*arguments)
-        assert done.code == 0, done.err
-        return done
-
-    def mistake(self, *arguments: object) -> tuple[str, str]:
-        """The error and the hint: two lines on stderr, nothing else anywhere, exit code 2."""
-        before = listing(self.folder)
-        done = self(*arguments)
-        assert (done.code, done.out) == (2, ""), done.err
-        assert listing(self.folder) == before
-        return two_lines(done.err)
-
-    def data(self, objective: str, name: str = "data.jsonl") -> Path:
-        return write(self.folder / name, OF.get(objective, PAIRS))
-
-    def arguments(
-        self, objective: str, out: str, *settings: str, data: Any = None, model: Any = None
-    ) -> list[str]:
-        data = data or self.data(objective, f"{objective}.jsonl")
-        model = model or self.model
-        return ["train", objective, "--model", str(model), "--data", str(data), "--out", out,
-                *sets(*settings)]  # fmt: skip
-
-    def train(
-        self, objective: str, out: str, *settings: str, data: Any = None, model: Any = None
-    ) -> dict[str, Any]:
-        """The summary of a training that succeeds: the one line on stdout."""
-        arguments = self.arguments(objective, out, *settings, data=data, model=model)
-        done = self.works(*arguments, "--json")
-        assert done.out.count("\n") == 1
-        summary: dict[str, Any] = json.loads(done.out)
-        assert summary == json.loads((self.folder / out / "summary.json").read_text())
-        return summary
-
-    def weights(self, out: str, folder: str = "adapter") -> bytes:
-        return (self.folder / out / folder / "adapters.safetensors").read_bytes()
 
 
 @pytest.fixture
@@ -302,8 +210,8 @@ MISTAKES: dict[str, tuple[list[str], str, str]] = {
         ["dpo", "--set", "objective=ipo"], "--set objective=ipo: the command says dpo",
         "mlxreflect train ipo",
     ),
-    "no such file": (["dpo", "--data", "nope.jsonl"], "nope.jsonl: No such file", "data file"),
-    "no such folder": (["dpo", "--data", "./nope"], "nope: No such file", "data file"),
+    "no such file": (["dpo", "--data", "nope.jsonl"], "nope.jsonl: no such file", "data file"),
+    "no such folder": (["dpo", "--data", "./nope"], "nope: no such file", "data file"),
     "a folder without data": (["dpo", "--data", "empty"], "empty: no train.jsonl", "give the path"),
     "rows for sft": (
         ["dpo", "--data", "sft.jsonl"], "nothing here fits dpo; rows with prompt, completion",
@@ -470,7 +378,7 @@ def test_an_empty_folder_of_the_users_stays(command: Command) -> None:
 
 def test_the_data_is_read_before_the_model(command: Command) -> None:
     error, _ = command.mistake(*command.arguments("dpo", "out", data="nope.jsonl", model="no"))
-    assert error == "nope.jsonl: No such file or directory"
+    assert error.startswith("nope.jsonl: no such file")
 
 
 def test_bad_rows_are_skipped_and_named(command: Command) -> None:
@@ -939,7 +847,7 @@ def test_resume_refuses_other_rows(command: Command) -> None:
     done = command("resume", "out")
     error, hint = last_two_lines(done.err)
     assert (done.code, error) == (
-        2, f"{data} gives other rows than those this training began with"
+        2, f"out began with other rows than {data} gives now"
     )  # fmt: skip
     assert "bring the data" in hint
     write(data, PAIRS)
@@ -962,7 +870,7 @@ def test_resume_refuses_what_is_damaged(command: Command) -> None:
     job["job"]["train"]["later"] = 1
     (out / "job.json").write_text(json.dumps(job))
     error, _ = command.mistake("resume", "out")
-    assert error == "out/job.json: unknown key train.later"
+    assert error.endswith("(out/job.json: unknown key train.later)")
     (out / "job.json").write_text("{")
     error, _ = command.mistake("resume", "out")
     assert error.startswith("out/job.json: not JSON")
@@ -992,7 +900,7 @@ def test_interrupted_before_the_first_step(
         before = listing(command.folder) | {"dpo.jsonl"}
         done = command(*command.arguments("dpo", "new/out"))
         assert done.code == 130
-        assert "stopped before its first step; nothing is left of it" in done.err
+        assert "stopped before it began; nothing is left of it" in done.err
         assert listing(command.folder) == before
     command.train("dpo", "new/out", *BRIEF)
 

@@ -13,7 +13,7 @@ from mlxreflect.methods.roles import Moves, Round
 from mlxreflect.methods.rollouts import Attempts
 from mlxreflect.prompts.messages import attempt_messages
 from mlxreflect.prompts.templates import BUNDLED
-from mlxreflect.runs.folder import Run
+from mlxreflect.runs.folder import create_run, open_folder
 from mlxreflect.tasks import TASKS
 
 MINE = {"critique": "Find the fault. {open} {close} {{json}}",
@@ -122,22 +122,22 @@ def test_an_eval_spec_may_have_wording_too(tmp_path):
 
 def test_a_run_keeps_its_wording_and_notices_another(tmp_path):
     file = write(tmp_path / "mine.toml", MINE)
-    run = Run.create(load(file), tmp_path / "run")
+    run = create_run(load(file), tmp_path / "run")
     run.close()
-    again = Run.open(tmp_path / "run")
-    assert again.recipe.prompt.templates == MINE
+    again = open_folder(tmp_path / "run")
+    assert again.config.prompt.templates == MINE
     again.close()
     write(tmp_path / "mine.toml", {**MINE, "critique": "Other. {open} {close}"})
     with pytest.raises(UserError, match=r"mine\.toml was changed: critique") as caught:
-        Run.open(tmp_path / "run")
+        open_folder(tmp_path / "run")
     assert caught.value.hint == "change it back, or begin a new run"
     (tmp_path / "mine.toml").unlink()  # the run has its own copy
-    Run.open(tmp_path / "run").close()
+    open_folder(tmp_path / "run").close()
 
 
 def test_file_and_templates_may_both_stand_only_where_they_agree(tmp_path):
     file = write(tmp_path / "mine.toml", MINE)
-    Run.create(load(file), tmp_path / "run").close()
+    create_run(load(file), tmp_path / "run").close()
     kept = str(tmp_path / "run" / "recipe.toml")
     assert load_recipe(kept).prompt.templates == MINE
     with pytest.raises(UserError, match="critique is not as in"):

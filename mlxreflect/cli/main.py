@@ -1,6 +1,5 @@
 """The command line: parse, call, exit code. Heavy imports stand inside the commands."""
 
-import errno
 import os
 import shlex
 import sys
@@ -13,11 +12,12 @@ from mlxreflect.cli import annotate
 from mlxreflect.cli import evaluate as cli_evidence
 from mlxreflect.cli import files as cli_files
 from mlxreflect.cli.options import Json, Set, make_ui, require_mlx
-from mlxreflect.core.errors import UserError
+from mlxreflect.core.errors import UserError, is_full, no_space
 
 if TYPE_CHECKING:
     from mlxreflect.config.schema import Recipe
     from mlxreflect.core.ui import Ui
+    from mlxreflect.runs.folder import RunFolder
 
 
 app = typer.Typer(
@@ -53,14 +53,9 @@ def run(
             ui.line(dump_recipe(loaded))  # also where the data cannot be loaded
             ui.line(dry(loaded)["text"])
         return
-    from mlxreflect.runs.folder import Run
+    from mlxreflect.runs.folder import create_run
 
-    begun = Run.create(loaded, run_dir)
-    try:
-        carry_out(begun, ui)
-    except UserError:
-        begun.take_back()
-        raise
+    carry_out(create_run(loaded, run_dir), ui)
 
 
 def checked_recipe(name: str, set_: list[str] | None) -> "Recipe":
@@ -93,39 +88,9 @@ def train(
 
     job = load_job(objective, model, data, set_ or [])
     require_mlx()
-    from mlxreflect.runs.fit import create
+    from mlxreflect.runs.folder import create_job
 
-    carry_out_training(create(out, job), make_ui(as_json))
-
-
-def carry_out_training(place: Any, ui: "Ui") -> None:
-    """Do a job; whatever stops it, say how to go on."""
-    from mlxreflect.runs.fit import train as train_
-
-    again = f"mlxreflect resume {shlex.quote(str(place.path))}"
-    try:
-        summary = train_(place, ui)
-    except KeyboardInterrupt:
-        gone = place.take_back()
-        said = "before its first step; nothing is left of it" if gone else f"go on with: {again}"
-        print(f"\nstopped{' ' if gone else '; '}{said}", file=sys.stderr)
-        raise typer.Exit(130) from None
-    except UserError:
-        place.take_back()
-        raise
-    except (OSError, RuntimeError) as error:
-        if is_full(error):
-            again = "give the same command again" if place.take_back() else again
-            raise no_space(error, f"free some, then: {again}") from None
-        raise
-    finally:
-        place.lock.close()
-    if ui.json:
-        ui.result(summary)
-    else:
-        from mlxreflect.report.show import show_training
-
-        ui.table(show_training(summary))
+    carry_out(create_job(job, out), make_ui(as_json))
 
 
 @app.command()
@@ -136,48 +101,36 @@ def resume(
 ) -> None:
     """Go on with a run or a training that was stopped, from its last commit."""
     require_mlx()
-    if (run_dir / "job.json").is_file():
-        from mlxreflect.runs.fit import reopen
+    from mlxreflect.runs.folder import open_folder
 
-        if set_:
-            raise UserError(
-                f"--set {set_[0]}: a training is resumed with the keys it began with",
-                "leave --set out, or begin anew with another --out",
-            )
-        carry_out_training(reopen(run_dir), make_ui(as_json))
-        return
-    from mlxreflect.runs.folder import Run
-
-    carry_out(Run.open(run_dir, set_ or []), make_ui(as_json))
+    carry_out(open_folder(run_dir, set_ or []), make_ui(as_json))
 
 
-def carry_out(run: Any, ui: "Ui") -> None:
-    """Execute a run; whatever stops it, say how to go on."""
-    again = f"mlxreflect resume {shlex.quote(str(run.path))}"
+def carry_out(folder: "RunFolder[Any]", ui: "Ui") -> None:
+    """Does what is left of a run or a training, and shows what it came to."""
+    from mlxreflect.runs.folder import JOB, Stopped, carried_out
+
+    is_training = folder.kind is JOB
     try:
-        from mlxreflect.runs.run import execute
+        with carried_out(folder):
+            if is_training:
+                from mlxreflect.runs.fit import train as fit
 
-        summary = execute(run, ui)
-    except KeyboardInterrupt:
-        if (run.path / "checkpoints").exists():
-            print(f"\nstopped; go on with: {again}", file=sys.stderr)
-        else:
-            run.take_back()
-            print("\nstopped before it began; nothing is left of it", file=sys.stderr)
+                summary = fit(folder, ui)
+            else:
+                from mlxreflect.runs.run import execute
+
+                summary = execute(folder, ui)
+    except Stopped as stopped:
+        print(f"\n{stopped}", file=sys.stderr)
         raise typer.Exit(130) from None
-    except (OSError, RuntimeError) as error:
-        if is_full(error):
-            raise no_space(error, f"free some, then: {again}") from None
-        raise
-    finally:
-        run.close()
     if ui.json:
         ui.result(summary)
-    else:
-        from mlxreflect.report.show import show_summary
+        return
+    from mlxreflect.report.show import show_summary, show_training
 
-        for part in show_summary(run.path):
-            ui.table(part)
+    for part in [show_training(summary)] if is_training else show_summary(folder.path):
+        ui.table(part)
 
 
 @app.command()
@@ -290,16 +243,6 @@ def main() -> None:
             raise
         full = no_space(error, "free some, then give the same command again")
         fail(full.message, full.hint)
-
-
-def is_full(error: Exception) -> bool:
-    """Whether the disk is full: as the system says it, or mlx where it saves arrays."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or "Unable to write" in str(error)
-
-
-def no_space(error: Exception, hint: str) -> UserError:
-    return UserError(f"{getattr(error, 'filename', None) or 'the disk'}: no space left", hint)
 
 
 def fail(message: str, hint: str) -> None:

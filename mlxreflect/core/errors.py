@@ -1,5 +1,7 @@
 """The one error a person can mend themselves; the CLI prints it in two lines and exits with 2."""
 
+import errno
+
 
 class UserError(Exception):
     """What a person did wrong, and the command or edit that mends it.
@@ -12,3 +14,14 @@ class UserError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+def is_full(error: Exception) -> bool:
+    """Returns true where the disk is full, as the system says it, or mlx where it saves arrays."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or "Unable to write" in str(error)
+
+
+def no_space(error: Exception, hint: str) -> UserError:
+    """Returns the error of a full disk, naming the file where the system does."""
+    return UserError(f"{getattr(error, 'filename', None) or 'the disk'}: no space left", hint)

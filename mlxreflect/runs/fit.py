@@ -8,87 +8,54 @@ its last checkpoint and ends with the same bytes as one that was never stopped.
 """
 
 import hashlib
-import json
 import math
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+
 import mlx.core as mx
-from mlxreflect.core.journal import Commits, replace_folder
-from mlxreflect.data.contamination import FILE
-from mlxreflect.core.errors import UserError
+
 from mlxreflect.config.job import Job
-from mlxreflect.core.journal import read_rows, write_atomic
+from mlxreflect.config.schema import PolicyConfig
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import (
+    append_rows,
+    read_json,
+    read_rows,
+    replace_folder,
+)
+from mlxreflect.core.records import Example
+from mlxreflect.core.ui import Ui
+from mlxreflect.data.contamination import told
+from mlxreflect.data.examples import read_examples, split_examples
+from mlxreflect.data.rows import BadRow
+from mlxreflect.evaluation.contamination import clean_examples, keep_rows
+from mlxreflect.models.load import device_name, load_policy
+from mlxreflect.models.policy import Policy
+from mlxreflect.runs.folder import RunFolder
 from mlxreflect.train.batches import Group, Pair, Row
-from mlxreflect.train.trainer import load_parameters, load_trainer, save_trainer
-from mlxreflect.train.lora import base_reference, save_adapter
+from mlxreflect.train.encode import Dropped, Encoder, Mask, NothingTrained
+from mlxreflect.train.lora import attach, base_reference, save_adapter
 from mlxreflect.train.network import Arrays
 from mlxreflect.train.objectives import Objective, imitation
-from mlxreflect.data.rows import BadRow
-from mlxreflect.train.trainer import LRSchedule, Step
-from mlxreflect.train.trainer import Trainer
-from mlxreflect.core.ui import Ui
-import shlex
-from contextlib import ExitStack
-from dataclasses import replace
-from typing import Any
-from mlxreflect.core.journal import take_lock
-from mlxreflect.data.contamination import told
-from mlxreflect.evaluation.contamination import clean_examples, keep_rows
-from mlxreflect.config.job import Job, dump_job
-from mlxreflect.models.policy import Policy
-from mlxreflect.models.load import device_name, load_policy
-from mlxreflect.core.records import Example
-from mlxreflect.core.journal import append_rows, read_json, write_atomic
-from mlxreflect.config.toml import validate
-from mlxreflect.config.schema import PolicyConfig
-from mlxreflect.train.encode import Dropped, Encoder, NothingTrained
-from mlxreflect.data.examples import read_examples, split_examples
-from mlxreflect.train.lora import attach
-from mlxreflect.train.encode import Mask
 from mlxreflect.train.references import References
+from mlxreflect.train.trainer import (
+    LRSchedule,
+    Step,
+    Trainer,
+    load_parameters,
+    load_trainer,
+    save_trainer,
+)
 
-
-
-JOURNALS = ("metrics.jsonl",)
-# What a process killed while it began may leave: not yet a job.
-FIRST = {".lock", "job.toml", "job.toml.tmp", "job.json.tmp"}
 ADAPTER, BEST, CONFIG = "adapters.safetensors", "best.safetensors", "adapter_config.json"
 MEASURED = ("loss", "margin", "accuracy")
 SHOWN = 20  # steps that the live figures are means of
 Rows = list[Row | Pair | Group]
-
-
-@dataclass(frozen=True)
-class Place:
-    """A job's folder, locked by this process.
-
-    made: the folders that were made for it, the innermost first; None: it was there before.
-    """
-
-    path: Path
-    job: Job
-    lock: TextIO
-    made: Sequence[Path] | None = None
-
-    @property
-    def commits(self) -> Commits:
-        return Commits(self.path, "step", JOURNALS)
-
-    def take_back(self) -> bool:
-        """Remove a new job whose training has not begun; False where it can be resumed."""
-        if self.made is None or (self.path / "checkpoints").exists():
-            return False
-        for name in (*FIRST, "job.json", "bad_rows.jsonl", FILE, *JOURNALS):
-            (self.path / name).unlink(missing_ok=True)
-        with suppress(OSError):  # something else is in it
-            for folder in self.made:
-                folder.rmdir()
-        return True
 
 
 @dataclass(frozen=True)
@@ -124,9 +91,11 @@ class Course:
     the best.
     """
 
-    def __init__(self, place: Place, trainer: Trainer, adapter: dict[str, Any], data: Data) -> None:
+    def __init__(
+        self, place: RunFolder[Job], trainer: Trainer, adapter: dict[str, Any], data: Data
+    ) -> None:
         self.place, self.trainer, self.adapter, self.data = place, trainer, adapter, data
-        self.job = place.job
+        self.job = place.config
         self.per_step = self.job.train.batch * self.job.train.accumulate
         self.began = time.monotonic()
         self.done, self.total, self.waited = 0, 0, 0
@@ -135,12 +104,8 @@ class Course:
 
     def run(self, ui: Ui) -> None:
         """Train to the end, or to where patience ends."""
-        last = self.place.commits.last()
-        if last and last[1]["data"] != self.data.digest:
-            raise UserError(
-                f"{self.job.data.source} gives other rows than those this training began with",
-                "bring the data (and the model's tokenizer) back, or begin anew with another --out",
-            )
+        last = self.place.last_commit()
+        self.place.keep_data(self.data.digest, f"rows than {self.job.data.source} gives")
         objective, held_out = self.objectives(ui)
         an_epoch = -(-len(objective.items) // self.per_step)
         self.total = an_epoch * self.job.train.epochs
@@ -198,9 +163,7 @@ class Course:
             groups = [row for row in rows if isinstance(row, Group)]
             return self.trainer.group_objective(groups, reference, self.job.train, self.job.grpo)
         pairs = [row for row in rows if isinstance(row, Pair)]
-        return self.trainer.pair_objective(
-            pairs, reference, self.job.train, self.job.objective
-        )
+        return self.trainer.pair_objective(pairs, reference, self.job.train, self.job.objective)
 
     # ---- held-out rows --------------------------------------------------------------------------
 
@@ -235,7 +198,7 @@ class Course:
         """Adapter, optimizer, cursor and the best adapter so far, at once."""
         before = self.place.commits.all()
         state: dict[str, Any] = {
-            "step": self.done, "best": self.best, "waited": self.waited, "data": self.data.digest,
+            "step": self.done, "best": self.best, "waited": self.waited,
             "seconds": time.monotonic() - self.began,
         }  # fmt: skip
 
@@ -247,7 +210,7 @@ class Course:
             elif self.best:
                 shutil.copyfile(before[-1] / BEST, folder / BEST)
 
-        self.place.commits.add(self.done, {"metrics.jsonl": self.rows}, state, save)
+        self.place.commit(self.done, {"metrics.jsonl": self.rows}, state, save)
         self.rows = []
 
     def finish(self) -> dict[str, Any]:
@@ -261,7 +224,7 @@ class Course:
 
             replace_folder(self.place.path / name, fill)
         summary = self.summary()
-        write_atomic(self.place.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        self.place.write_json("summary.json", summary)
         return summary
 
     def summary(self) -> dict[str, Any]:
@@ -314,32 +277,8 @@ def live(steps: Sequence[Step]) -> str:
     rate = sum(step.tokens for step in steps) / sum(step.seconds for step in steps)
     return ", ".join([*parts, f"{rate:.0f} tokens/s", f"{mx.get_peak_memory() / 1e9:.2f} GB"])
 
+
 NAMED = 5  # bad rows that are shown; all of them stand in bad_rows.jsonl
-
-
-def create(path: Path, job: Job) -> Place:
-    """A new folder. Raises UserError where something already is."""
-    try:
-        made = [folder for folder in (path, *path.parents) if not folder.exists()]
-        if not made and (not path.is_dir() or any(p.name not in FIRST for p in path.iterdir())):
-            begun = f"go on with it by: mlxreflect resume {shlex.quote(str(path))}, or "
-            hint = f"{begun if (path / 'job.json').is_file() else ''}give another --out"
-            raise UserError(f"{path} is there already", hint)
-        path.mkdir(parents=True, exist_ok=True)
-        lock = take_lock(path)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}", "give another --out") from None
-    write_atomic(path / "job.toml", dump_job(job))
-    text = json.dumps({"schema": "job/1", "job": job.model_dump()}, indent=1)
-    write_atomic(path / "job.json", text + "\n")
-    return Place(path, job, lock, made)
-
-
-def reopen(path: Path) -> Place:
-    """The folder of a job that was stopped."""
-    file = path / "job.json"
-    job = validate(Job, read_json(file).get("job", {}), file)
-    return Place(path, job, take_lock(path))
 
 
 def read_data(job: Job) -> tuple[list[Example], list[BadRow]]:
@@ -388,12 +327,12 @@ def encode(
     return None
 
 
-def train(place: Place, ui: Ui) -> dict[str, Any]:
+def train(place: RunFolder[Job], ui: Ui) -> dict[str, Any]:
     """Do what is left of a job, and return its summary."""
     if (place.path / "summary.json").is_file():
         ui.line(f"{place.path} was finished already; this is what it came to")
         return read_json(place.path / "summary.json")
-    job = place.job
+    job = place.config
     with ExitStack() as stack:
         examples, bad = read_data(job)  # first: a mistake in it is told at once
         examples, left_out, counts = clean_examples(examples, job.data)
@@ -411,8 +350,8 @@ def train(place: Place, ui: Ui) -> dict[str, Any]:
         return course.finish()
 
 
-def describe(place: Place, data: Data, trainer: Trainer, ui: Ui) -> None:
-    job = place.job
+def describe(place: RunFolder[Job], data: Data, trainer: Trainer, ui: Ui) -> None:
+    job = place.config
     bad = [{"schema": "bad_row/1", "where": b.where, "reason": b.reason} for b in data.bad]
     (place.path / "bad_rows.jsonl").unlink(missing_ok=True)
     append_rows(place.path / "bad_rows.jsonl", bad)

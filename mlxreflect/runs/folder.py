@@ -1,175 +1,334 @@
-"""Whole paths in place of relative ones, so that a run may be resumed from any folder.
+"""The folder of a run or of a training: create, lock, journal, commit, take back, resume.
 
-The run directory: create, lock, journal, commit, resume.
-
-A commit `checkpoints/wave-NNNNN` holds the adapter, the optimizers, the stage's reference and the
-strategy's state.
+A run begins with recipe.toml and run.json, a training with job.toml and job.json. Both have
+journals and `checkpoints/`: a commit `wave-NNNNN` or `step-NNNNN` holds the adapter, the
+optimizers, the reference and the state. Whatever stops the work, it goes on from the last commit.
 """
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-from mlxreflect.config.recipe import resolved
-from mlxreflect.config.schema import TIERS, Recipe
-from mlxreflect.data.rows import local_path
 import json
+import os
 import re
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
 from shlex import quote
-from typing import Any, TextIO
-from mlxreflect.core.journal import Commits, take_lock
+from typing import Any, Generic, TextIO, TypeVar
+
 from mlxreflect.config.checks import check_spending
-from mlxreflect.core.errors import UserError
-from mlxreflect.config.recipe import (RESUMABLE, digest, dump_recipe, resolved, with_whole_paths)
-from mlxreflect.core.journal import read_json, write_atomic
-from mlxreflect.config.toml import (apply_settings, flatten, read_toml, validate)
+from mlxreflect.config.job import Job, dump_job
+from mlxreflect.config.recipe import (
+    RESUMABLE,
+    check_kept,
+    digest,
+    dump_recipe,
+    resolved,
+    with_whole_paths,
+)
 from mlxreflect.config.schema import Recipe
-from mlxreflect.config.recipe import check_kept
+from mlxreflect.config.toml import apply_settings, flatten, read_toml, validate
+from mlxreflect.core.errors import UserError, is_full, no_space
+from mlxreflect.core.journal import Commits, read_json, take_lock, write_atomic
+from mlxreflect.data.contamination import FILE
+
+C = TypeVar("C", bound=Recipe | Job)
 
 
-JOURNALS = ("episodes.jsonl", "examples.jsonl", "preference.jsonl", "sft.jsonl", "metrics.jsonl")
-# What a process killed while it began may leave: not yet a run.
-FIRST = {".lock", "recipe.toml", "recipe.toml.tmp", "run.json.tmp"}
+@dataclass(frozen=True)
+class Kind(Generic[C]):
+    """What a run and a training differ in.
+
+    word: of its folder. identity: the JSON file that says what it began with, under `key`; text:
+    the same as TOML. option: that names the folder. resumable: keys that may change on resume.
+    """
+
+    word: str
+    model: type[C]
+    key: str
+    text: str
+    identity: str
+    option: str
+    prefix: str
+    journals: tuple[str, ...]
+    tree: Callable[[C], dict[str, Any]]
+    dump: Callable[[C], str]
+    check: Callable[[C, Path], None]
+    resumable: tuple[str, ...] = ()
+
+    @property
+    def first(self) -> set[str]:
+        """Files that a process killed while it began may leave: not yet a run."""
+        return {".lock", self.text, f"{self.text}.tmp", f"{self.identity}.tmp"}
 
 
-class Run:
-    """One run directory, locked by this process while it is open."""
+def check_resumed(recipe: Recipe, path: Path) -> None:
+    check_spending(recipe, path)
+    check_kept(recipe.prompt.file, recipe.prompt.templates)
 
-    def __init__(self, path: Path, recipe: Recipe, lock: TextIO) -> None:
-        self.path = path
-        self.recipe = recipe
-        self._lock = lock
 
-    # ---- opening --------------------------------------------------------------------------------
+RUN = Kind(
+    "run", Recipe, "recipe", "recipe.toml", "run.json", "--run-dir", "wave",
+    ("episodes.jsonl", "examples.jsonl", "preference.jsonl", "sft.jsonl", "metrics.jsonl"),
+    resolved, dump_recipe, check_resumed, RESUMABLE,
+)  # fmt: skip
+JOB = Kind(
+    "training", Job, "job", "job.toml", "job.json", "--out", "step", ("metrics.jsonl",),
+    Job.model_dump, dump_job, lambda job, path: None,
+)  # fmt: skip
 
-    @classmethod
-    def create(cls, recipe: Recipe, path: Path | None) -> "Run":
-        """A new run directory. Raises UserError where one already is."""
-        recipe = with_whole_paths(recipe)
-        if path is None:
-            model = recipe.policy.model.rstrip("/").rsplit("/", 1)[-1]
-            stamp = time.strftime("%Y%m%d-%H%M%S")
-            name = f"{recipe.name}--{model}--{stamp}-{digest(recipe)[:4]}"
-            path = Path("runs") / re.sub(r"[^\w.-]+", "-", name).lstrip(".")
-        if path.exists() and (
-            not path.is_dir() or any(p.name not in FIRST for p in path.iterdir())
-        ):
-            raise UserError(
-                f"{path} is there already",
-                f"go on with it by: mlxreflect resume {quote(str(path))}, or give another "
-                "--run-dir",
-            )
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}", "give another --run-dir") from None
-        lock = take_lock(path)
-        write_atomic(path / "recipe.toml", dump_recipe(recipe))
-        identity = {
-            "schema": "run/1", "id": f"{path.name}-{time.time_ns():x}", "digest": digest(recipe),
-            "recipe": resolved(recipe),
-        }  # fmt: skip
-        write_atomic(path / "run.json", json.dumps(identity, indent=1) + "\n")
-        return cls(path, recipe, lock)
 
-    @classmethod
-    def open(cls, path: Path, settings: Sequence[str] = ()) -> "Run":
-        """A run directory to go on with. Refuses a changed recipe, naming the changed keys."""
-        if not (path / "run.json").is_file():
-            raise UserError(
-                f"{path} is no run directory",
-                "give the folder that `mlxreflect run` or `mlxreflect train` made",
-            )
-        tree = read_toml(path / "recipe.toml")
-        original = began_with(path / "run.json")
-        now = resolved(validate(Recipe, tree, path / "recipe.toml"))
-        old, new = flatten(original), flatten(now)
-        changed = sorted(k for k in {**old, **new} if old.get(k) != new.get(k))
-        if refused := [k for k in changed if k not in RESUMABLE]:
-            raise UserError(
-                f"{path / 'recipe.toml'} was changed: {describe(refused, old, new)}",
-                f"set {refused[0]} back, or begin a new run",
-            )
-        for setting in settings:
-            if setting.partition("=")[0].strip() not in RESUMABLE:
-                raise UserError(
-                    f"--set {setting}: a run is resumed with the recipe it began with",
-                    f"only these can change: {', '.join(RESUMABLE)}; or begin a new run",
-                )
-        recipe = validate(Recipe, apply_settings(now, settings), path / "recipe.toml", settings)
-        check_spending(recipe, path / "recipe.toml")
-        check_kept(recipe.prompt.file, recipe.prompt.templates)
-        return cls(path, recipe, take_lock(path))
+@dataclass(frozen=True)
+class RunFolder(Generic[C]):
+    """A folder, locked by this process while it is open.
 
-    def take_back(self) -> None:
-        """Remove a run that never began, so that the same command works once it is mended."""
-        if not (self.path / "checkpoints").exists():
-            for name in ("recipe.toml", "run.json", ".lock"):
-                (self.path / name).unlink(missing_ok=True)
-            with suppress(OSError):  # something else is in it
-                self.path.rmdir()
+    made: the folders that were made for it, the innermost first; None: it is resumed. latest: a
+    link beside it is to name it, once it has begun.
+    """
+
+    path: Path
+    config: C
+    kind: Kind[C]
+    lock: TextIO
+    made: Sequence[Path] | None = None
+    latest: bool = False
 
     @property
     def id(self) -> str:
-        name: str = read_json(self.path / "run.json")["id"]
+        name: str = read_json(self.path / self.kind.identity)["id"]
         return name
 
-    def keep_data(self, digest: str) -> None:
-        """Remember what is learned from and tested on. Raises UserError where it was other data."""
-        identity = read_json(self.path / "run.json")
+    def write_json(self, name: str, value: Any) -> None:
+        write_atomic(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def keep_data(self, digest: str, given: str) -> None:
+        """Remembers what is learned from and tested on. Raises UserError where it was other data.
+
+        given: the data and what gives them, as "rows than x.jsonl gives".
+        """
+        identity = read_json(self.path / self.kind.identity)
         if "data" not in identity:
-            self.write_json("run.json", {**identity, "data": digest})
+            self.write_json(self.kind.identity, {**identity, "data": digest})
         elif identity["data"] != digest:
             raise UserError(
-                f"{self.path} began with other problems than its task and its evaluation give now",
-                "bring the data back as they were, or begin a new run",
+                f"{self.path} began with other {given} now",
+                f"bring the data back as they were, or begin a new {self.kind.word}",
             )
-
-    def close(self) -> None:
-        self._lock.close()
 
     # ---- commits --------------------------------------------------------------------------------
 
     @property
     def commits(self) -> Commits:
-        return Commits(self.path, "wave", JOURNALS)
+        return Commits(self.path, self.kind.prefix, self.kind.journals)
 
     def last_commit(self) -> tuple[Path, dict[str, Any]] | None:
-        """As `Commits.last`. Raises UserError where commits are lost."""
-        begun = [file for name in JOURNALS if is_filled(file := self.path / name)]
+        """Returns what `Commits.last` does. Raises UserError where commits are lost."""
+        begun = [file for name in self.kind.journals if is_filled(file := self.path / name)]
         if begun and not self.commits.all():
             raise UserError(
                 f"{begun[0]} has rows, and there is no commit to go on from",
-                f"bring {self.commits.folder} back, or begin a new run",
+                f"bring {self.commits.folder} back, or begin a new {self.kind.word}",
             )
         return self.commits.last()
 
-    def write_json(self, name: str, value: Any) -> None:
-        write_atomic(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    def commit(
+        self,
+        number: int,
+        rows: Mapping[str, list[dict[str, Any]]],
+        state: dict[str, Any],
+        save: Callable[[Path], None],
+    ) -> None:
+        """Appends rows and commits, as `Commits.add` does; the first commit begins the run."""
+        self.commits.add(number, rows, state, save)
+        if self.latest and not number:
+            point_latest(self.path)
+
+    # ---- the end --------------------------------------------------------------------------------
+
+    def take_back(self) -> bool:
+        """Removes a new folder whose work has not begun; False where it can be resumed."""
+        if self.made is None or self.commits.folder.exists():
+            return False
+        known = {*self.kind.first, self.kind.identity, "bad_rows.jsonl", FILE, *self.kind.journals}
+        for name in known:
+            (self.path / name).unlink(missing_ok=True)
+        with suppress(OSError):  # something else is in it
+            for folder in self.made:
+                folder.rmdir()
+        return True
+
+    def close(self) -> None:
+        self.lock.close()
 
 
-def began_with(file: Path) -> dict[str, Any]:
-    """The recipe in run.json, with this version's usual values of keys that it does not have.
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C while a folder was being worked on; its text says how to go on."""
 
-    Raises UserError where it is none, or one of a version with other keys.
+
+@contextmanager
+def carried_out(folder: RunFolder[C]) -> Iterator[None]:
+    """Work in a folder that is closed afterwards; whatever stops it, the error says how to go on.
+
+    A Mac does not sleep meanwhile. A new folder whose work has not begun is taken back.
     """
-    recipe = read_json(file).get("recipe")
-    if not isinstance(recipe, dict):
-        raise UserError(f"{file}: no recipe in it", "restore that file, or begin a new run")
+    again = f"mlxreflect resume {quote(str(folder.path))}"
     try:
-        return resolved(validate(Recipe, recipe, file))
-    except UserError as error:
+        with awake():
+            yield
+    except KeyboardInterrupt:
+        gone = folder.take_back()
+        said = " before it began; nothing is left of it" if gone else f"; go on with: {again}"
+        raise Stopped(f"stopped{said}") from None
+    except UserError:
+        folder.take_back()
+        raise
+    except (OSError, RuntimeError) as error:
+        if not is_full(error):
+            raise
+        again = "give the same command again" if folder.take_back() else again
+        raise no_space(error, f"free some, then: {again}") from None
+    finally:
+        folder.close()
+
+
+@contextmanager
+def awake() -> Iterator[None]:
+    """Keeps a Mac from sleeping."""
+    if sys.platform != "darwin":
+        yield
+        return
+    keeper = subprocess.Popen(["/usr/bin/caffeinate", "-i"])
+    try:
+        yield
+    finally:
+        keeper.terminate()
+        keeper.wait()
+
+
+# ---- a new folder --------------------------------------------------------------------------------
+
+
+def create_run(recipe: Recipe, path: Path | None = None) -> RunFolder[Recipe]:
+    """Makes the folder of a run; without a path below runs/, where `latest` then names it.
+
+    Raises UserError where something already is.
+    """
+    recipe = with_whole_paths(recipe)
+    if path:
+        return create(RUN, recipe, path)
+    model = recipe.policy.model.rstrip("/").rsplit("/", 1)[-1]
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = f"{recipe.name}--{model}--{stamp}-{digest(recipe)[:4]}"
+    folder = create(RUN, recipe, Path("runs") / re.sub(r"[^\w.-]+", "-", name).lstrip("."))
+    return replace(folder, latest=True)
+
+
+def create_job(job: Job, path: Path) -> RunFolder[Job]:
+    """Makes the folder of a training. Raises UserError where something already is."""
+    return create(JOB, job, path)
+
+
+def create(kind: Kind[C], config: C, path: Path) -> RunFolder[C]:
+    try:
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
+        if not made and (
+            not path.is_dir() or any(p.name not in kind.first for p in path.iterdir())
+        ):
+            begun = f"go on with it by: mlxreflect resume {quote(str(path))}, or "
+            hint = f"{begun if (path / kind.identity).is_file() else ''}give another {kind.option}"
+            raise UserError(f"{path} is there already", hint)
+        path.mkdir(parents=True, exist_ok=True)
+        lock = take_lock(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}", f"give another {kind.option}") from None
+    write_atomic(path / kind.text, kind.dump(config))
+    identity = {
+        "schema": kind.identity.replace(".json", "/1"),
+        "id": f"{path.name}-{time.time_ns():x}", "version": version("mlxreflect"),
+        **({"digest": digest(config)} if isinstance(config, Recipe) else {}),
+        kind.key: kind.tree(config),
+    }  # fmt: skip
+    write_atomic(path / kind.identity, json.dumps(identity, indent=1) + "\n")
+    return RunFolder(path, config, kind, lock, made)
+
+
+def point_latest(path: Path) -> None:
+    """Makes the link `latest` beside a folder name it, where the file system has links."""
+    link = path.with_name("latest")
+    temporary = path.with_name(f".latest-{os.getpid()}")
+    with suppress(OSError):
+        if link.is_symlink() or not link.exists():
+            temporary.symlink_to(path.name)
+            temporary.replace(link)
+
+
+# ---- one to go on with ---------------------------------------------------------------------------
+
+
+def open_folder(path: Path, settings: Sequence[str] = ()) -> RunFolder[Any]:
+    """Opens the folder of a run or a training that was stopped.
+
+    settings: `key=value` of the keys that may change. Raises UserError for a changed recipe, naming
+    the changed keys, and for a folder of another version.
+    """
+    path = path.resolve() if path.is_symlink() else path  # `latest` may name another one soon
+    kinds: tuple[Kind[Any], ...] = (RUN, JOB)
+    kind = next((kind for kind in kinds if (path / kind.identity).is_file()), None)
+    if kind is None:
         raise UserError(
-            f"{file.parent} was made by another version of mlxreflect ({error.message})",
-            "go on with it by that version, or begin a new run; `mlxreflect show` reads it",
-        ) from None
+            f"{path} is no run directory",
+            "give the folder that `mlxreflect run` or `mlxreflect train` made",
+        )
+    text = path / kind.text
+    tree = read_toml(text)
+    old = flatten(began_with(kind, path))
+    now = kind.tree(validate(kind.model, tree, text))
+    new = flatten(now)
+    changed = sorted(k for k in {**old, **new} if old.get(k) != new.get(k))
+    if refused := [k for k in changed if k not in kind.resumable]:
+        were = ", ".join(f"{k} (was {old.get(k)!r}, is {new.get(k)!r})" for k in refused)
+        raise UserError(
+            f"{text} was changed: {were}", f"set {refused[0]} back, or begin a new {kind.word}"
+        )
+    for setting in settings:
+        if setting.partition("=")[0].strip() not in kind.resumable:
+            some = f"only these can change: {', '.join(kind.resumable)}"
+            raise UserError(
+                f"--set {setting}: a {kind.word} is resumed with the keys it began with",
+                f"{some if kind.resumable else 'leave --set out'}; or begin a new {kind.word}",
+            )
+    config = validate(kind.model, apply_settings(now, settings), text, settings)
+    kind.check(config, text)
+    return RunFolder(path, config, kind, take_lock(path))
+
+
+def began_with(kind: Kind[C], path: Path) -> dict[str, Any]:
+    """Returns the keys in the identity, with this version's usual values of keys it has not.
+
+    Raises UserError where there are none, or those of another version.
+    """
+    file = path / kind.identity
+    identity = read_json(file)
+    keys, made_by = identity.get(kind.key), str(identity.get("version", ""))
+    if not isinstance(keys, dict):
+        raise UserError(
+            f"{file}: no {kind.key} in it", f"restore that file, or begin a new {kind.word}"
+        )
+    same = made_by.split(".")[:2] == version("mlxreflect").split(".")[:2]
+    maker, fault = f"version {made_by}" if made_by else "an older version", ""
+    if same:
+        try:
+            return kind.tree(validate(kind.model, keys, file))
+        except UserError as error:
+            maker, fault = "another version", f" ({error.message})"
+    raise UserError(
+        f"{path} was made by {maker} of mlxreflect{fault}",
+        f"go on with it by that version, or begin a new {kind.word}; `mlxreflect show` reads it",
+    )
 
 
 def is_filled(file: Path) -> bool:
     return file.is_file() and file.stat().st_size > 0
-
-
-def describe(keys: list[str], old: dict[str, Any], new: dict[str, Any]) -> str:
-    return ", ".join(f"{k} (was {old.get(k)!r}, is {new.get(k)!r})" for k in keys)

@@ -2,34 +2,37 @@
 
 from collections.abc import Sequence
 from typing import Any
+
+from mlxreflect.config.schema import EvalSpec, Recipe
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Problem
+from mlxreflect.core.ui import Ui
 from mlxreflect.evaluation.answers import Answers
 from mlxreflect.evaluation.chains import ONE_ANSWER, check_chain
-from mlxreflect.core.errors import UserError
 from mlxreflect.evaluation.evaluate import problem_set
 from mlxreflect.evaluation.generators import LocalModel
 from mlxreflect.evaluation.runner import generator_of, measure
-from mlxreflect.models.policy import Policy
-from mlxreflect.core.records import Problem
 from mlxreflect.methods.retries import Retries
-from mlxreflect.runs.folder import Run
-from mlxreflect.config.schema import EvalSpec, Recipe
+from mlxreflect.models.policy import Policy
+from mlxreflect.runs.folder import RunFolder
 from mlxreflect.tasks.base import Task
 from mlxreflect.train.network import Arrays
-from mlxreflect.core.ui import Ui
-
-
 
 
 class Measuring:
     """Evaluates the policy as it is. spec: what every arm is asked."""
 
     def __init__(
-        self, run: Run, exam: tuple[Policy, Task, Sequence[Problem]], spec: EvalSpec, ui: Ui
+        self,
+        run: RunFolder[Recipe],
+        exam: tuple[Policy, Task, Sequence[Problem]],
+        spec: EvalSpec,
+        ui: Ui,
     ) -> None:
         self.run, self.exam, self.spec, self.ui = run, exam, spec, ui
-        self.answers = Answers.open(run.recipe.eval.cache)
-        self.retries = Retries(run.recipe, run.path / "retries", exam, spec, ui)
-        check_measured(run.recipe, spec)  # now, and not when all has been learned
+        self.answers = Answers.open(run.config.eval.cache)
+        self.retries = Retries(run.config, run.path / "retries", exam, spec, ui)
+        check_measured(run.config, spec)  # now, and not when all has been learned
 
     def whole(self, arm: str, weights: str, reflector: Arrays | None = None) -> dict[str, Any]:
         """All that the recipe asks of base and trained; returns the results of their answers.
@@ -37,7 +40,7 @@ class Measuring:
         weights: the adapter's hash, "" for none. reflector: what reflects, if not the policy.
         """
         results = self.arm(arm, weights)
-        if self.run.recipe.eval.direct:
+        if self.run.config.eval.direct:
             self.arm(f"{arm}-direct", weights, directly(self.spec))
         self.retries.measure(arm, weights, reflector)
         return results

@@ -1,65 +1,69 @@
 """One run from its first problem to its verdict: evaluate, strategy wave by wave, evaluate."""
 
 import shutil
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
+
 import mlx.core as mx
-from mlxreflect.data.forms import trl_row
-from mlxreflect.methods.asked import asked_names
-from mlxreflect.core.journal import replace_folder
+
+from mlxreflect.config.recipe import eval_spec
+from mlxreflect.config.schema import Limits, Recipe
+from mlxreflect.core.journal import read_json, read_rows, replace_folder
+from mlxreflect.core.records import to_row
+from mlxreflect.core.ui import Ui
 from mlxreflect.critics import open_critics
-from mlxreflect.methods.asked import asked_tiers
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import SelfCritic
+from mlxreflect.data.forms import trl_row
 from mlxreflect.evaluation.arms import short_hash
-from mlxreflect.evaluation.evaluate import eval_problems
 from mlxreflect.evaluation.contamination import clean, keep_rows
-from mlxreflect.runs.measuring import Measuring
+from mlxreflect.evaluation.evaluate import eval_problems
+from mlxreflect.methods.asked import asked_names, asked_tiers
+from mlxreflect.methods.base import Hands, Played, Strategy, Wave
+from mlxreflect.methods.learning import ADAPTER, REFLECTOR, Learning
+from mlxreflect.methods.registry import STRATEGIES
+from mlxreflect.methods.standing import solved_word
 from mlxreflect.models.load import device_name, load_policy, weights_hash
 from mlxreflect.prompts.messages import TAGS
-from mlxreflect.config.recipe import eval_spec
-from mlxreflect.core.journal import read_json, read_rows
-from mlxreflect.core.records import to_row
-from mlxreflect.runs.folder import Run
-from mlxreflect.methods.standing import solved_word
-from mlxreflect.methods.registry import STRATEGIES
-from mlxreflect.methods.base import (Hands, Played, Strategy, Wave)
-from mlxreflect.methods.learning import ADAPTER, REFLECTOR, Learning
+from mlxreflect.runs.folder import RunFolder
+from mlxreflect.runs.measuring import Measuring
 from mlxreflect.runs.summary import conclude
-from mlxreflect.config.schema import Limits
 from mlxreflect.tasks import TASKS
-from mlxreflect.train.trainer import (load_arrays, load_parameters, load_trainer, save_trainer)
 from mlxreflect.train.lora import attach, save_adapter
 from mlxreflect.train.network import parameters
 from mlxreflect.train.references import References
-from mlxreflect.train.trainer import Trainer
-from mlxreflect.core.ui import Ui
-
-
+from mlxreflect.train.trainer import (
+    Trainer,
+    load_arrays,
+    load_parameters,
+    load_trainer,
+    save_trainer,
+)
 
 FEW = 4  # fewer attempts say nothing of whether the policy knows the format
 
 
-def execute(run: Run, ui: Ui) -> dict[str, Any]:
+def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
     """Do what is left of a run, and return its summary."""
     if (run.path / "summary.json").is_file():
         done = read_json(run.path / "summary.json")
         ui.line(f"{run.path} was finished already; this is what it came to")
         return done
     started = time.monotonic()
-    recipe, spec = run.recipe, eval_spec(run.recipe)
+    recipe, spec = run.config, eval_spec(run.config)
     exam = TASKS[spec.task.name]
     held_out = eval_problems(exam, spec)
     cleaned = clean(recipe, held_out)
-    run.keep_data(short_hash([list(cleaned.problems), [problem.id for problem in held_out]]))
+    run.keep_data(
+        short_hash([list(cleaned.problems), [problem.id for problem in held_out]]),
+        "problems than its task and its evaluation give",
+    )
     with ExitStack() as stack:
         ledger = open_ledger(run)
         stack.callback(ledger.close)
@@ -87,7 +91,6 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
              "decontaminated": cleaned.sentence(), "run": str(run.path)}
         )  # fmt: skip
         measuring = Measuring(run, (policy, exam, held_out), spec, ui)
-        stack.enter_context(awake())
         with parameters(policy.model, initial):  # also when a resumed run has to do it again
             base = measuring.whole("base", "")
         del initial  # where all weights are trained it would be a second copy
@@ -107,13 +110,15 @@ def execute(run: Run, ui: Ui) -> dict[str, Any]:
     return summary
 
 
-def open_ledger(run: Run) -> Ledger:
+def open_ledger(run: RunFolder[Recipe]) -> Ledger:
     """What the critics of a run were asked and what it took, also before it was stopped."""
-    critic = run.recipe.critic
+    critic = run.config.critic
     return Ledger(run.path / "critic.jsonl", critic.budget, kept=critic.cache != "off")
 
 
-def restore(run: Run, strategy: Strategy, trainer: Trainer, adapter: dict[str, Any]) -> float:
+def restore(
+    run: RunFolder[Recipe], strategy: Strategy, trainer: Trainer, adapter: dict[str, Any]
+) -> float:
     """Go back to the last commit, or make the first; returns the seconds spent until it."""
     last = run.last_commit()
     if last is None:
@@ -130,14 +135,14 @@ def restore(run: Run, strategy: Strategy, trainer: Trainer, adapter: dict[str, A
 
 
 def commit(
-    run: Run,
+    run: RunFolder[Recipe],
     number: int,
     strategy: Strategy,
     trainer: Trainer,
     adapter: dict[str, Any],
     rows: dict[str, list[dict[str, Any]]],
     seconds: float,
-) -> Path:
+) -> None:
     """Commit a wave: rows, adapter, optimizers, reference and the strategy's state at once.
 
     Names in `held` are the method's own, and files of the commit.
@@ -148,16 +153,16 @@ def commit(
     }  # fmt: skip
 
     def save(folder: Path) -> None:
-        save_adapter(folder, trainer.trainable(), adapter, run.recipe.policy.model)
+        save_adapter(folder, trainer.trainable(), adapter, run.config.policy.model)
         state["trainer"] = save_trainer(folder, trainer)
         for name, arrays in held.items():
             mx.save_safetensors(str(folder / f"{name}.safetensors"), arrays)
 
-    return run.commits.add(number, rows, state, save)
+    run.commit(number, rows, state, save)
 
 
 def play_waves(
-    run: Run,
+    run: RunFolder[Recipe],
     strategy: Strategy,
     trainer: Trainer,
     adapter: dict[str, Any],
@@ -172,15 +177,15 @@ def play_waves(
     with ui.progress("learning", total) as bar:
         bar.advance(done)
         strategy.status = bar.update_text
-        ending = reached(spent, run.recipe.limits, ui)
+        ending = reached(spent, run.config.limits, ui)
         while (wave := strategy.next_wave(ending=ending)) is not None:
             if wave.new_epoch and wave.number:
                 keep_epoch(run, wave.epoch - 1)
             begun = time.monotonic()
             played = strategy.play(wave)
             figures = {**played.figures, "seconds": round(time.monotonic() - begun, 3)}
-            ui.line(describe_wave(figures, solved_word(run.recipe.strategy)))
-            if fault := no_format(figures, run.recipe.prompt.tags):
+            ui.line(describe_wave(figures, solved_word(run.config.strategy)))
+            if fault := no_format(figures, run.config.prompt.tags):
                 ui.line(fault)
             if played.arm:  # before the commit: a run stopped in it does the wave again
                 measure(played.arm)
@@ -191,12 +196,12 @@ def play_waves(
             spent += spending(figures)
             before, (done, _) = done, strategy.progress()
             bar.advance(done - before)
-            ending = ending or reached(spent, run.recipe.limits, ui)
+            ending = ending or reached(spent, run.config.limits, ui)
         keep_epoch(run, strategy.state.epoch)
         bar.update_text("")  # not of its last step alone
 
 
-def spent_so_far(run: Run) -> Counter[str]:
+def spent_so_far(run: RunFolder[Recipe]) -> Counter[str]:
     rows = read_rows(run.path / "metrics.jsonl")
     return sum((spending(row) for row in rows if row["kind"] == "wave"), Counter[str]())
 
@@ -260,7 +265,7 @@ def no_format(figures: dict[str, Any], tags: str) -> str:
     )
 
 
-def keep_epoch(run: Run, epoch: int) -> None:
+def keep_epoch(run: RunFolder[Recipe], epoch: int) -> None:
     """A copy of the last commit's adapter, as it is at an epoch's end, for good."""
     last = run.commits.last()
     assert last is not None  # a run has at least its first commit
@@ -273,26 +278,12 @@ def keep_epoch(run: Run, epoch: int) -> None:
     replace_folder(final, copy)
 
 
-def finish_adapter(run: Run, learning: Learning, adapter: dict[str, Any]) -> None:
+def finish_adapter(run: RunFolder[Recipe], learning: Learning, adapter: dict[str, Any]) -> None:
     """The policy's adapter, and those that the method holds beside it."""
     held = {name: arrays for name, arrays in learning.held.items() if name.startswith(ADAPTER)}
     for name, found in {"adapter": learning.trainer.trainable(), **held}.items():
         arrays = dict(sorted(found.items()))  # in one order, also where they were read from a file
         save = partial(
-            save_adapter, arrays=arrays, config=adapter, model=run.recipe.policy.model
+            save_adapter, arrays=arrays, config=adapter, model=run.config.policy.model
         )  # fmt: skip
         replace_folder(run.path / name, save)
-
-
-@contextmanager
-def awake() -> Iterator[None]:
-    """Keep a Mac from sleeping while a run is under way."""
-    if sys.platform != "darwin":
-        yield
-        return
-    keeper = subprocess.Popen(["/usr/bin/caffeinate", "-i"])
-    try:
-        yield
-    finally:
-        keeper.terminate()
-        keeper.wait()

@@ -2,15 +2,17 @@
 
 from collections import Counter
 from typing import Any
+
 import mlx.core as mx
+
+from mlxreflect.config.schema import Recipe
+from mlxreflect.core.journal import read_rows
 from mlxreflect.critics.ledger import total
 from mlxreflect.evaluation.arms import arms_within
 from mlxreflect.evaluation.compare import Options, compare, compare_all
-from mlxreflect.report.report import write_outputs
-from mlxreflect.core.journal import read_rows
-from mlxreflect.runs.folder import Run
 from mlxreflect.methods.standing import solved_word, stand
-
+from mlxreflect.report.report import write_outputs
+from mlxreflect.runs.folder import RunFolder
 
 COMPARED = ("n", "accuracy_a", "accuracy_b", "gains", "losses", "difference", "ci_low", "ci_high",
             "p_exact", "p_mid")  # fmt: skip
@@ -18,7 +20,10 @@ MEASURED = ("n", "accuracy", "ci_low", "ci_high", "format_rate", "parse_failures
 
 
 def conclude(
-    run: Run, base: dict[str, Any], trained: dict[str, Any], asked: list[dict[str, Any]]
+    run: RunFolder[Recipe],
+    base: dict[str, Any],
+    trained: dict[str, Any],
+    asked: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """Write the comparisons, plots and report of a run whose arms are evaluated; its summary.
 
@@ -27,17 +32,17 @@ def conclude(
     comparison = compare(run.path / "eval" / "base", run.path / "eval" / "trained")
     run.write_json("comparison.json", comparison)
     if len(arms_within(run.path)) > 2:
-        differ = ("prompt.style",) if run.recipe.eval.direct else ()
+        differ = ("prompt.style",) if run.config.eval.direct else ()
         run.write_json("comparisons.json", compare_all([run.path], Options(differ=differ)))
     from mlxreflect.report.plots import draw_plots
 
-    draw_plots(run.path, solved_word(run.recipe.strategy))
+    draw_plots(run.path, solved_word(run.config.strategy))
     write_outputs([run.path], plots=False)
     return summarise_run(run, base, trained, comparison, asked)
 
 
 def summarise_run(
-    run: Run,
+    run: RunFolder[Recipe],
     base: dict[str, Any],
     trained: dict[str, Any],
     comparison: dict[str, Any],
@@ -57,8 +62,8 @@ def summarise_run(
     return {
         "schema": "summary/2",
         "status": "finished",
-        "recipe": run.recipe.name,
-        "policy": run.recipe.policy.model,
+        "recipe": run.config.name,
+        "policy": run.config.policy.model,
         "wall_seconds": 0.0,
         "waves": len(waves),
         "problems": sum(statuses.values()),

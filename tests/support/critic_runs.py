@@ -12,18 +12,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from test_resume import contents
-
 from mlxreflect.config.recipe import load_recipe
-from mlxreflect.config.schema import CriticConfig
+from mlxreflect.config.schema import CriticConfig, Recipe
 from mlxreflect.core.journal import read_rows
 from mlxreflect.core.records import make_problem
 from mlxreflect.core.ui import Ui
 from mlxreflect.critics.base import Call
 from mlxreflect.critics.solver import SolverCritic
-from mlxreflect.runs.folder import Run
+from mlxreflect.runs.folder import RunFolder, create_run, open_folder
 from mlxreflect.runs.run import execute
 from support.fake_ollama import Body, Fault
+from support.whole_runs import contents
 
 # Two waves, bucket passes with them, cycles after failed verifications: some 50 calls.
 SETTINGS = {
@@ -43,11 +42,11 @@ def flags(settings: dict[str, Any]) -> list[str]:
 def run(folder: Path, url: str, **settings: Any) -> dict[str, Any]:
     """Begin a run here and do it; its summary. Names of settings have _ for the critic's dots."""
     chosen = SETTINGS | {"critic.base_url": url} | keys(settings)
-    return do(Run.create(load_recipe("quickstart", flags(chosen)), folder))
+    return do(create_run(load_recipe("quickstart", flags(chosen)), folder))
 
 
 def resume(folder: Path, **settings: Any) -> dict[str, Any]:
-    return do(Run.open(folder, flags(keys(settings))))
+    return do(open_folder(folder, flags(keys(settings))))
 
 
 def keys(settings: dict[str, Any]) -> dict[str, Any]:
@@ -67,7 +66,7 @@ def arguments(folder: Path, url: str, **settings: Any) -> list[str]:
     return ["run", "quickstart", "--run-dir", str(folder), *(f"--set={flag}" for flag in chosen)]
 
 
-def do(one: Run) -> dict[str, Any]:
+def do(one: RunFolder[Recipe]) -> dict[str, Any]:
     try:
         return execute(one, Ui(quiet=True))
     finally:

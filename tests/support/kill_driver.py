@@ -10,17 +10,17 @@ from pathlib import Path
 
 from mlxreflect.cli import main as cli
 from mlxreflect.core import journal as commits
-from mlxreflect.core import records
 from mlxreflect.evaluation import evaluate
 from mlxreflect.methods.r3 import R3
 from mlxreflect.methods.reflectevo import ReflectEvo
 from mlxreflect.methods.session import Exchange
 from mlxreflect.runs import fit as course
-from mlxreflect.runs import fit as finetune
+from mlxreflect.runs import folder, summary
 from mlxreflect.runs import run as loop
-from mlxreflect.runs import summary
 from mlxreflect.train.references import References
 from mlxreflect.train.trainer import Trainer
+
+DRIVER = str(Path(__file__))  # the file to run
 
 
 def die():
@@ -29,7 +29,7 @@ def die():
 
 def torn_append(path, rows):
     """Half of the rows' bytes reach the disk, the last line torn."""
-    data = "".join(records.dump_line(row) for row in rows).encode()
+    data = "".join(commits.dump_line(row) for row in rows).encode()
     if data:
         with path.open("ab") as out:
             out.write(data[: len(data) // 2 + 1])
@@ -57,7 +57,7 @@ POINTS = {
 }
 # Of `mlxreflect train`:
 TRAINING = {
-    "before it is a job": (finetune, "write_atomic", "after"),
+    "before it is a job": (folder, "write_atomic", "after"),
     "scored some of the reference": (References, "put", "after"),
     "took a training step": (Trainer, "step", "after"),
     "appended half a journal": (commits, "append_rows", torn_append),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mlxreflect.config.recipe import load_recipe
 from mlxreflect.core.ui import Ui
-from mlxreflect.runs.folder import Run
+from mlxreflect.runs.folder import create_run
 from mlxreflect.runs.run import execute
 
 
@@ -17,7 +17,7 @@ def outputs_of_run(recipe, settings, folder):
     """
     flags = [f"{key}={value if key == 'profile' else json.dumps(value)}"
              for key, value in settings.items()]  # fmt: skip
-    run = Run.create(load_recipe(recipe, flags), folder)
+    run = create_run(load_recipe(recipe, flags), folder)
     try:
         execute(run, Ui(quiet=True))
     finally:
