@@ -30,7 +30,7 @@ from mlxreflect.config.schema import BudgetConfig, CriticConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.client import Client, forget
-from mlxreflect.critics.http import CallError, http_error, retry_after
+from mlxreflect.critics.http import CallError, Wire, retry_after
 from mlxreflect.critics.ledger import Ledger
 
 DEEP = b"[" * 100_000
@@ -685,7 +685,7 @@ def test_retry_after_forms() -> None:
 
 
 def test_an_error_keeps_one_short_line_of_the_servers_words() -> None:
-    error = http_error(httpx.Response(400, text="a\nb " * 1000))
+    error = Wire("host").error(httpx.Response(400, text="a\nb " * 1000))
     assert str(error).startswith("HTTP 400: a b a b")
     assert len(str(error)) < 250
 
@@ -702,16 +702,18 @@ def test_an_error_keeps_one_short_line_of_the_servers_words() -> None:
     ],
 )
 def test_a_refusal_says_what_the_server_said(body: Any, said: str) -> None:
-    assert str(http_error(httpx.Response(400, json=body))) == f"HTTP 400: {said}"
+    assert str(Wire("host").error(httpx.Response(400, json=body))) == f"HTTP 400: {said}"
 
 
 def test_secrets_go_before_the_words_are_cut() -> None:
     headers = {"Authorization": "Bearer sk-own-secret", "X-Api-Key": "sk-own"}
     request = httpx.Request("GET", "http://me:pass%2Fword@host/", headers=headers)
     said = "sk-own-secret, sk-own, pass/word, planted " + "x" * 146 + " planted-longer"
-    error = http_error(
-        httpx.Response(401, text=said, request=request), ("planted", "planted-longer")
-    )
+    server = Wire("host")
+    with server.within(1):
+        server.prepare(request)
+    server.secrets |= {"planted", "planted-longer"}
+    error = server.error(httpx.Response(401, text=said))
     assert str(error).startswith("HTTP 401: [key], [key], [key], [key] xxx")
     assert str(error).endswith("xxx [key]")
 
@@ -720,4 +722,4 @@ def test_a_body_nested_to_the_limit_of_recursion_is_a_refusal() -> None:
     """Just below it the body can be read and what it says cannot be written."""
     for depth in range(900, 1010):
         body = b'{"error": ' + b"[" * depth + b"]" * depth + b"}"
-        assert http_error(httpx.Response(500, content=body)).kind == "http_500"
+        assert Wire("host").error(httpx.Response(500, content=body)).kind == "http_500"

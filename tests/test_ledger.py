@@ -20,7 +20,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import make_problem
 from mlxreflect.critics.base import Call, Cost, Reply
 from mlxreflect.critics.client import Client
-from mlxreflect.critics.http import CallError
+from mlxreflect.critics.http import CallError, token_counts
 from mlxreflect.critics.ledger import BudgetReached, Ledger, Tally, quantiles, total
 
 NOW = threading.Event()  # nobody gives up here
@@ -287,7 +287,7 @@ def test_retries_are_requests_too() -> None:
         ({"prompt": 7, "completion": 3}, (7, 3), False),
         ({"completion": 3}, (22 + 16 + 32, 3), True),
         ({}, (22 + 16 + 32, 100), True),
-        ({"prompt": -5, "completion": 3}, (0, 3), False),
+        (token_counts(-5, 3), (22 + 16 + 32, 3), True),
     ],
 )
 def test_tokens_that_were_not_reported_count_as_the_most_they_can_be(

@@ -15,7 +15,7 @@ from mlxreflect.config.schema import CriticConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Messages
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.http import NOTHING, CallError, Wire, encodable, invalid, refusal, typed
+from mlxreflect.critics.http import NOTHING, CallError, Wire, invalid, token_counts, typed
 
 BEARER = "AWS_BEARER_TOKEN_BEDROCK"  # read by boto3 itself
 REASONS = {
@@ -43,7 +43,7 @@ class Bedrock:
             self.session, self.runtime = open_runtime(config)
             self.runtime.meta.events.register("before-send.bedrock-runtime.Converse", self.deliver)
         shown = self.runtime.meta.endpoint_url if self.runtime else "Bedrock"
-        self.wire = Wire(shown, (os.environ.get(BEARER, ""),))
+        self.wire = Wire(shown)
         verify = trusted(os.environ.get("AWS_CA_BUNDLE", ""))
         self.http = httpx.Client(event_hooks=self.wire.hooks, verify=verify)
 
@@ -69,7 +69,7 @@ class Bedrock:
         from botocore.exceptions import BotoCoreError, ClientError
         from botocore.parsers import ResponseParserError
 
-        system, messages = divide(encodable(call.messages))
+        system, messages = divide(call.messages)
         limits = {
             "maxTokens": self.config.max_tokens, "temperature": call.heat(self.config.temperature),
         }  # fmt: skip
@@ -93,8 +93,6 @@ class Bedrock:
         from botocore.awsrequest import AWSResponse
 
         headers = {name: plain(value) for name, value in request.headers.items()}
-        if token := headers.get("X-Amz-Security-Token"):
-            self.wire.secrets |= {token}
         sent = httpx.Request(request.method, request.url, headers=headers, content=request.body)
         with typed(self.wire.shown):
             response = self.http.send(sent)
@@ -108,7 +106,7 @@ class Bedrock:
         code, said = str(fault.get("Code", "")), str(fault.get("Message", ""))
         status = meta.get("HTTPStatusCode", 500)
         asked = meta.get("HTTPHeaders", {}).get("retry-after", "")
-        error = refusal(status, said or code, self.wire.secrets, asked)
+        error = self.wire.refusal(status, said or code, asked)
         meaning = explain(code, said, self.config.model, self.runtime.meta.region_name)
         return CallError(
             error.kind,
@@ -121,11 +119,10 @@ class Bedrock:
     def read(self, answer: dict[str, Any]) -> Reply:
         blocks = answer["output"]["message"]["content"]
         usage, reason = answer.get("usage") or {}, answer.get("stopReason")
-        counts = {"prompt": usage.get("inputTokens"), "completion": usage.get("outputTokens")}
         return Reply(
             "".join(block["text"] for block in blocks if "text" in block),
             finish_reason=REASONS.get(reason, reason) if isinstance(reason, str) else None,
-            usage={name: count for name, count in counts.items() if isinstance(count, int)},
+            usage=token_counts(usage.get("inputTokens"), usage.get("outputTokens")),
         )
 
     def close(self) -> None:
@@ -144,25 +141,20 @@ def open_runtime(config: CriticConfig) -> tuple[Any, Any]:
             "run: pip install 'mlxreflect[bedrock]'",
         ) from None
     once = Config(retries={"total_max_attempts": 1, "mode": "standard"})  # our client repeats
+    place, profile = config.region or None, config.profile or None
     try:
-        session = boto3.Session(
-            profile_name=config.profile or None, region_name=config.region or None
-        )
-        return session, session.client(
-            "bedrock-runtime", endpoint_url=config.base_url or None, config=once
-        )
+        session = boto3.Session(profile_name=profile, region_name=place)
+        url = config.base_url or None
+        return session, session.client("bedrock-runtime", endpoint_url=url, config=once)
     except ProfileNotFound as error:
-        raise UserError(
-            one_line(error), "correct critic.profile (or AWS_PROFILE), or run `aws configure`"
-        ) from None
+        fault, hint = one_line(error), "correct critic.profile or AWS_PROFILE, or `aws configure`"
     except NoRegionError:
-        raise UserError(
-            "no AWS region is set", "set critic.region, for example --set critic.region=us-east-1"
-        ) from None
+        fault, hint = "no AWS region is set", "add --set critic.region=us-east-1, or another"
     except ValueError as error:
-        raise UserError(one_line(error), "correct critic.region or critic.base_url") from None
+        fault, hint = one_line(error), "correct critic.region or critic.base_url"
     except BotoCoreError as error:
         raise unusable(error) from None
+    raise UserError(fault, hint)
 
 
 def trusted(certificates: str) -> ssl.SSLContext | bool:

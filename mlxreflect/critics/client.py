@@ -29,7 +29,7 @@ from mlxreflect.config.schema import CriticConfig
 from mlxreflect.core.cache import KeyedCache, cache_path
 from mlxreflect.core.errors import UserError
 from mlxreflect.critics.base import Call, Cost, Reply
-from mlxreflect.critics.http import PREFLIGHT_S, CallError, Wire, strip_thought
+from mlxreflect.critics.http import PREFLIGHT_S, CallError, Wire, encodable, strip_thought
 from mlxreflect.critics.ledger import Ledger
 
 RETRIES = 5  # of 30 % failing requests one call in 1400 is lost; half a minute covers a restart
@@ -38,6 +38,7 @@ BACKOFF_MAX_S = 60.0
 # No text of max_tokens tokens is longer (four characters a token are usual); a text that is would
 # fill the next prompts with rubbish.
 TEXT_CHARS, CHARS_A_TOKEN = 20_000, 16
+SEED_BITS = 0x7FFFFFFF  # some servers, Ollama among them, keep the seed in 32 bits, signed
 
 
 class Provider(Protocol):
@@ -61,6 +62,7 @@ class Provider(Protocol):
     def send(self, call: Call, refused: frozenset[str]) -> Reply:
         """Return the text as the server wrote it, with a thought that belongs to it.
 
+        call: with messages and a seed that can be sent.
         refused: parameters to leave out, because the server does not take them. Raises CallError,
         with `blame` where the server names a parameter; whatever a parser raises of a strange reply
         becomes one.
@@ -210,7 +212,8 @@ class Client:
         kind, cost = "broken", most  # as a bug in `send` leaves it
         try:
             # Of the same seed, a server that is exact would say nothing once more.
-            asked = replace(call, seed=call.seed + pace.empty)
+            seed = (call.seed + pace.empty) & SEED_BITS
+            asked = replace(call, seed=seed, messages=encodable(call.messages))
             reply = self.checked(self.send(asked, pace.deadline - sent), call)
             kind, cost = "ok", self.cost(call, reply.usage)
             seconds = round(time.monotonic() - sent, 3)
@@ -274,7 +277,6 @@ class Client:
             most = len(text.encode("utf-8", "replace")) + 16 * len(call.messages) + 32
             prompt = most if prompt is None else prompt
             completion = self.config.max_tokens if completion is None else completion
-        prompt, completion = max(0, prompt), max(0, completion)
         dollars = prompt * self.config.price_in + completion * self.config.price_out
         return Cost(prompt, completion, round(dollars / 1e6, 9), estimated)
 

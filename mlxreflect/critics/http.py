@@ -10,7 +10,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -23,7 +23,7 @@ from mlxreflect.prompts.messages import TAGS
 RETRIED = {408, 409, 429}  # and 5xx: the statuses that may be gone a moment later
 REPLY_BYTES = 32 * 2**20  # a longer body is no critique
 SECRET_CHARS = 4  # what is shorter stands in any text, and is no secret
-SECRET_HEADERS = ("authorization", "proxy-authorization", "api-key", "x-api-key")
+SECRET_HEADERS = ("authorization", "api-key", "x-api-key", "x-amz-security-token")
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)  # of a parser
 NOTHING = {"prompt": 0, "completion": 0}  # usage of a request that no model worked on
 
@@ -119,38 +119,8 @@ def invalid(error: Exception) -> CallError:
 # ---- refused -------------------------------------------------------------------------------------
 
 
-def http_error(response: httpx.Response, secrets: Iterable[str] = ()) -> CallError:
-    """A refused request; `response` has been read. secrets: besides those of the request itself."""
-    try:
-        said = json.loads(response.content)
-    except (ValueError, RecursionError):
-        said = response.text
-    asked = response.headers.get("retry-after", "")
-    return refusal(response.status_code, said, {*secrets, *secrets_of(response)}, asked)
-
-
-def refusal(status: int, said: Any, secrets: Iterable[str] = (), asked: str = "") -> CallError:
-    """A refusal in the server's own words, cut to one short line; secrets go before that.
-
-    said: the body, or what it holds as JSON. asked: the header Retry-After.
-    """
-    text = " ".join(blotted(words(said), secrets).split())[:200]
-    return CallError(
-        f"http_{status}",
-        f"HTTP {status}: {text}" if text else f"HTTP {status}",
-        retry=status in RETRIED or status >= 500,
-        retry_after=retry_after(asked),
-    )
-
-
-def blotted(text: str, secrets: Iterable[str]) -> str:
-    for secret in sorted(secrets, key=len, reverse=True):  # one may be a part of another
-        text = text.replace(secret, "[key]")
-    return text
-
-
 def words(said: Any) -> str:
-    """What a refused request was told: {"error": {"message": …}}, {"detail": …} or plain text."""
+    """Returns the server's words: {"error": {"message": …}}, {"detail": …} or plain text."""
     for key in ("error", "message", "detail"):
         if isinstance(said, dict) and said.get(key):
             said = said[key]
@@ -160,12 +130,8 @@ def words(said: Any) -> str:
         return ""
 
 
-def secrets_of(response: httpx.Response) -> set[str]:
-    """What of the request must not be repeated: some servers repeat the key they refuse."""
-    try:
-        request = response.request
-    except RuntimeError:  # made without one
-        return set()
+def secrets_of(request: httpx.Request) -> set[str]:
+    """Returns what must not be repeated of a request: some servers repeat the key they refuse."""
     found = [request.url.password, request.url.userinfo.decode("ascii", "replace")]
     for name in SECRET_HEADERS:
         value = request.headers.get(name, "")
@@ -179,7 +145,7 @@ def secrets_of(response: httpx.Response) -> set[str]:
 
 
 def retry_after(value: str) -> float | None:
-    """Seconds that a Retry-After header asks for: a number or an HTTP date; None for neither."""
+    """Returns the seconds that a Retry-After header asks for: a number or an HTTP date."""
     try:
         seconds = float(value)
     except ValueError:
@@ -194,23 +160,22 @@ def retry_after(value: str) -> float | None:
 
 CONNECT_S = 10.0
 PREFLIGHT_S = 30.0
-SEED_BITS = 0x7FFFFFFF  # some servers, Ollama among them, keep the seed in 32 bits, signed
 
 
 class Wire:
     """Limits and secrets of the requests to one server, for any number of threads.
 
     An httpx client that is made with `hooks` ends each request in time and in size.
-    shown: the server's address in errors. secrets: no error and no text may hold them, though the
-    server wrote them there.
+    shown: the server's address in errors. secrets: of the requests so far; no error and no text may
+    hold them, though the server wrote them there.
     """
 
-    def __init__(self, shown: str, secrets: Iterable[str] = ()) -> None:
+    def __init__(self, shown: str) -> None:
         self.shown = shown
-        self.secrets = frozenset(secret for secret in secrets if len(secret) >= SECRET_CHARS)
+        self.secrets: set[str] = set()
         self.local = threading.local()  # .deadline of the request that this thread is making
         self.hooks: dict[str, list[Callable[..., Any]]] = {
-            "request": [self.limit], "response": [self.bound],
+            "request": [self.prepare], "response": [self.bound],
         }  # fmt: skip
 
     @contextmanager
@@ -220,8 +185,9 @@ class Wire:
         with typed(self.shown):
             yield
 
-    def limit(self, request: httpx.Request) -> None:
+    def prepare(self, request: httpx.Request) -> None:
         """No wait of this request, for a connection or a byte, goes beyond the deadline."""
+        self.secrets |= secrets_of(request)
         left = max(self.local.deadline - time.monotonic(), 0.001)
         request.extensions["timeout"] = httpx.Timeout(left, connect=min(left, CONNECT_S)).as_dict()
 
@@ -231,10 +197,30 @@ class Wire:
 
     def error(self, response: httpx.Response) -> CallError:
         """Returns the CallError of a refused request. `response` has been read."""
-        return http_error(response, self.secrets)
+        try:
+            said = json.loads(response.content)
+        except (ValueError, RecursionError):
+            said = response.text
+        return self.refusal(response.status_code, said, response.headers.get("retry-after", ""))
+
+    def refusal(self, status: int, said: Any, asked: str = "") -> CallError:
+        """Returns a refusal in the server's own words, cut to one short line.
+
+        said: the body, or what it holds as JSON. asked: the header Retry-After.
+        """
+        text = " ".join(self.clean(words(said)).split())[:200]
+        return CallError(
+            f"http_{status}",
+            f"HTTP {status}: {text}" if text else f"HTTP {status}",
+            retry=status in RETRIED or status >= 500,
+            retry_after=retry_after(asked),
+        )
 
     def clean(self, text: str) -> str:
-        return blotted(text, self.secrets)
+        """Returns a text without the secrets."""
+        for secret in sorted(self.secrets.copy(), key=len, reverse=True):  # one may hold another
+            text = text.replace(secret, "[key]")
+        return text
 
 
 # ---- text ----------------------------------------------------------------------------------------
@@ -277,3 +263,9 @@ def put_back(thought: str, text: str, unfinished: bool = False) -> str:
     # Where the prompt speaks of tags, mlx_lm.server leaves the opening one in the thought.
     opened = ("" if thought.lstrip().startswith(start) else start) + thought
     return opened if unfinished else opened + end + text
+
+
+def token_counts(prompt: Any, completion: Any) -> dict[str, int]:
+    """Returns the usage of a Reply; a server may leave out either count, or both."""
+    counts = {"prompt": prompt, "completion": completion}
+    return {name: count for name, count in counts.items() if type(count) is int and count >= 0}

@@ -12,7 +12,7 @@ from mlxreflect.config.schema import CriticConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Messages
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.http import SEED_BITS, CallError, Wire, encodable, put_back, typed
+from mlxreflect.critics.http import CallError, Wire, put_back, token_counts, typed
 
 ADDRESS = re.compile(r"(\w+://)?(?:([^/]*)@)?(.*)", re.DOTALL)  # matches everything
 CHARS_PER_TOKEN = 6  # more than any usual text has, so the estimate errs towards too few tokens
@@ -32,7 +32,7 @@ class Ollama:
         self.config = config
         host = config.base_url or os.environ.get("OLLAMA_HOST") or "http://127.0.0.1:11434"
         shown, login = without_password(host)
-        self.wire = Wire(shown, [os.environ.get("OLLAMA_API_KEY", ""), *(login or ())[1:]])
+        self.wire = Wire(shown)
         self.think: bool | None = None
         self.window = config.num_ctx
         hooks = {**self.wire.hooks, "response": [*self.wire.hooks["response"], self.check]}
@@ -69,15 +69,14 @@ class Ollama:
             "temperature": call.heat(self.config.temperature),
             "num_predict": self.config.max_tokens,
             "num_ctx": self.config.num_ctx,
-            "seed": call.seed & SEED_BITS,
+            "seed": call.seed,
         }
         if call.top_p < 1:
             options["top_p"] = call.top_p
         if call.stop:
             options["stop"] = list(call.stop)
         text, response = self.complete(call, options) if call.raw else self.chat(call, options)
-        counts = {"prompt": response.prompt_eval_count, "completion": response.eval_count}
-        usage = {name: count for name, count in counts.items() if count is not None}
+        usage = token_counts(response.prompt_eval_count, response.eval_count)
         self.check_prompt(call.messages, usage)
         return Reply(text, finish_reason=response.done_reason, usage=usage)
 
@@ -85,7 +84,7 @@ class Ollama:
         """A model that is evaluated thinks as it does by itself, and its thought is in its text."""
         response = self.server.chat(
             model=self.config.model,
-            messages=encodable(call.messages),
+            messages=call.messages,
             options=options,
             think=None if call.role == "attempt" else self.think,
             format=call.schema,
@@ -97,7 +96,7 @@ class Ollama:
         return text, response
 
     def complete(self, call: Call, options: dict[str, Any]) -> tuple[str, ollama.GenerateResponse]:
-        prompt = encodable(call.messages)[0]["content"]
+        prompt = call.messages[0]["content"]
         response = self.server.generate(self.config.model, prompt, raw=True, options=options)
         return response.response or "", response
 

@@ -17,15 +17,7 @@ from mlxreflect.config.schema import CriticConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Messages
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.http import (
-    SEED_BITS,
-    UNREADABLE,
-    CallError,
-    Wire,
-    encodable,
-    put_back,
-    refusal,
-)
+from mlxreflect.critics.http import UNREADABLE, CallError, Wire, put_back, token_counts
 
 HOME = "https://api.openai.com/v1"
 MOST_STOPS = 4  # stop strings that OpenAI takes
@@ -48,7 +40,7 @@ class OpenAI:
         self.base = parse_base(config.base_url)
         needs_key = config.key_env and not config.replay
         key = read_key(config.key_env) if needs_key else ""
-        self.wire = Wire(re.sub(r"//[^/]*@", "//", str(self.base)), (key, self.base.password))
+        self.wire = Wire(re.sub(r"//[^/]*@", "//", str(self.base)))
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.http = httpx.Client(event_hooks=self.wire.hooks, headers=headers)
 
@@ -102,7 +94,7 @@ class OpenAI:
         return self.read(response, call)
 
     def body(self, call: Call, refused: frozenset[str]) -> dict[str, Any]:
-        messages = encodable(call.messages)
+        messages = call.messages
         length = "max_completion_tokens" if "max_tokens" in refused else "max_tokens"
         asked = {"messages": fold_system(messages) if "system" in refused else messages}
         body: dict[str, Any] = {
@@ -111,7 +103,7 @@ class OpenAI:
             "stream": False,
             length: self.config.max_tokens,
             "temperature": call.heat(self.config.temperature),
-            "seed": call.seed & SEED_BITS,
+            "seed": call.seed,
         }
         if call.top_p < 1:
             body["top_p"] = call.top_p
@@ -130,7 +122,9 @@ class OpenAI:
         answer = json.loads(response.content)
         if answer.get("error") and not answer.get("choices"):
             raise self.late_refusal(answer["error"])
-        choice, usage = answer["choices"][0], counts(answer.get("usage"))
+        choice, counts = answer["choices"][0], answer.get("usage")
+        counts = counts if isinstance(counts, dict) else {}
+        usage = token_counts(counts.get("prompt_tokens"), counts.get("completion_tokens"))
         reason = choice.get("finish_reason")
         message = {"content": choice["text"]} if call.raw else choice["message"]
         text = text_of(message.get("content"))
@@ -148,7 +142,7 @@ class OpenAI:
         """A gateway had begun to answer (HTTP 200) when the model behind it failed."""
         code = error.get("code") if isinstance(error, dict) else None
         status = code if isinstance(code, int) and 400 <= code < 600 else 502
-        return refusal(status, error, self.wire.secrets)
+        return self.wire.refusal(status, error)
 
     def close(self) -> None:
         self.http.close()
@@ -224,10 +218,3 @@ def text_of(content: Any) -> str:
     if content is not None and not isinstance(content, str):
         raise TypeError("content is neither text nor parts")
     return content or ""
-
-
-def counts(usage: Any) -> dict[str, int]:
-    """Tokens as Reply counts them; a server may leave out either, or both."""
-    found = usage if isinstance(usage, dict) else {}
-    named = {"prompt": found.get("prompt_tokens"), "completion": found.get("completion_tokens")}
-    return {name: count for name, count in named.items() if type(count) is int and count >= 0}
