@@ -1,195 +1,123 @@
-"""The tasks of tables and generators: where rows come from, how they are split, what is refused."""
+"""The tasks by name: their rules, the problems that they make, and the bundled specs."""
 
-import json
-from pathlib import Path
+import hashlib
+import itertools
 from typing import Any
 
 import pytest
 
-from mlxreflect.config.schema import Recipe, TaskConfig
+from mlxreflect.config.schema import TaskConfig
 from mlxreflect.config.toml import bundled
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem
 from mlxreflect.evaluation.evaluate import eval_problems, find_spec
-from mlxreflect.tasks import TASKS, question_of, training_problems
-
-SVAMP = [
-    {"ID": f"chal-{i}", "Body": f"Ann has {i} eggs ", "Question": "How many eggs and one more?",
-     "Equation": f"( {i}.0 + 1.0 )", "Answer": f"{i + 1}.0", "Type": "Addition"}
-    for i in range(60)
-]  # fmt: skip
-LOGIQA = [
-    {"context": f"All {i} are even.", "query": "Which follows?", "correct_option": i % 4,
-     "options": [f"{i} is odd", f"{i} is even", "neither", f"both of {i}"]}
-    for i in range(60)
-]  # fmt: skip
-AIME = [{"ID": f"2024-I-{i}", "Problem": f"Find {i}.", "Answer": i} for i in range(30)]
-MATH = [
-    {"problem": f"Halve {i}.", "solution": "…", "answer": f"\\frac{{{i}}}{{2}}", "level": 1 + i % 5,
-     "subject": "Algebra", "unique_id": str(i)}
-    for i in range(40)
-]  # fmt: skip
-ROWS: dict[str, list[dict[str, Any]]] = {
-    "svamp": SVAMP,
-    "logiqa": LOGIQA,
-    "aime": AIME,
-    "math500": MATH,
-}
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+from mlxreflect.tasks import TASKS, find_rules
+from mlxreflect.tasks.jsonl import KINDS
 
 
 def load(name: str, part: str = "heldout", seed: int = 0, **keys: Any) -> list[Problem]:
     return TASKS[name].load(TaskConfig(name=name, **keys), part, seed)
 
 
-@pytest.fixture(autouse=True)
-def with_math(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loading and showing MATH-500 does not depend on what compares its answers."""
-    monkeypatch.setattr("mlxreflect.tasks.jsonl.need_math", lambda: None)
-    monkeypatch.setattr("mlxreflect.tasks.benchmarks.need_math", lambda: None)
-
-
-# ---- benchmarks ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["svamp", "logiqa"])
-@pytest.mark.parametrize("ending", [".jsonl", ".parquet", ".json"])
-def test_official_splits_of_a_folder(tmp_path: Path, name: str, ending: str) -> None:
-    for split, rows in (("train", ROWS[name]), ("test", ROWS[name][:20])):
-        path = tmp_path / f"{split}{ending}"
-        if ending == ".parquet":
-            datasets = pytest.importorskip("datasets")
-            datasets.Dataset.from_list(rows).to_parquet(str(path))
-        elif ending == ".json":
-            path.write_text(json.dumps(rows))
-        else:
-            write(path, rows)
-    parts = {p: load(name, p, source=str(tmp_path)) for p in ("train", "dev", "heldout")}
-    keys = {part: {question_of(p).wholes[0] for p in problems} for part, problems in parts.items()}
-    assert len(keys["heldout"]) == 20
-    assert not keys["train"] & keys["heldout"] and not keys["train"] & keys["dev"]
-    assert len(keys["train"] | keys["dev"] | keys["heldout"]) == 60
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_a_file_of_the_same_columns(tmp_path: Path, name: str) -> None:
-    path = write(tmp_path / "mine.jsonl", ROWS[name])
-    problems = load(name, "all", source=str(path))
-    assert len(problems) == len(ROWS[name])
-    assert load(name, "all", source=str(path), limit=3) == problems[:3]
-    first = problems[1]
+@pytest.mark.parametrize("name", TASKS)
+def test_the_first_rules_are_the_headline(name: str) -> None:
     task = TASKS[name]
-    answer = {"svamp": "2", "logiqa": "B", "aime": "1", "math500": "\\frac{1}{2}"}[name]
-    assert first.gold == answer
-    text = f"<think>x</think><answer>{answer}</answer>"
-    assert task.grade(first, text, "think", "thinking").verdict.passed
-    wrong = text.replace(answer, "C" if name == "logiqa" else "99")
-    assert not task.grade(first, wrong, "think", "thinking").verdict.correct
-    assert task.instruction(first) and task.show(first)
-
-
-def test_what_is_shown(tmp_path: Path) -> None:
-    [svamp, *_] = load("svamp", "all", source=str(write(tmp_path / "s.jsonl", SVAMP)))
-    assert TASKS["svamp"].show(svamp) == "Ann has 0 eggs How many eggs and one more?"
-    [logiqa, *_] = load("logiqa", "all", source=str(write(tmp_path / "l.jsonl", LOGIQA)))
-    assert TASKS["logiqa"].show(logiqa) == (
-        "All 0 are even.\nWhich follows?\nA. 0 is odd\nB. 0 is even\nC. neither\nD. both of 0"
-    )
-    [math, *_] = load("math500", "all", source=str(write(tmp_path / "m.jsonl", MATH)))
-    assert math.meta == {"subject": "Algebra", "level": 1, "unique_id": "0"}
-    assert "frac" not in TASKS["math500"].show(math)
-
-
-def test_other_columns_are_named_by_the_recipe(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.jsonl", [{"q": "1 and 1?", "a": 2, "Question": "no", "Answer": 7}])
-    [problem] = load("svamp", "all", source=str(path), question="q", answer="a")
-    assert (problem.fields["question"], problem.gold) == ("1 and 1?", "2")
-    with pytest.raises(UserError, match="no column 'nope'"):
-        load("svamp", "all", source=str(path), question="nope")
-
-
-@pytest.mark.parametrize(
-    ("name", "row", "said"),
-    [
-        ("svamp", {"Body": "a", "Question": "b", "Answer": "many"}, "is no number"),
-        ("svamp", {"Body": "a", "Question": "", "Answer": "1"}, "is empty"),
-        ("svamp", {"Body": "a", "Answer": "1"}, "no column 'question'"),
-        ("aime", {"Problem": "a", "Answer": "1000"}, "no whole number from 0 to 999"),
-        ("aime", {"Problem": "a", "Answer": "-1"}, "no whole number from 0 to 999"),
-        ("aime", {"Problem": "a", "Answer": "1/2"}, "no whole number from 0 to 999"),
-        ("logiqa", {"query": "a", "options": ["x", "y"], "correct_option": 2}, "names no choice"),
-        ("logiqa", {"query": "a", "options": "x", "correct_option": 0}, "not a list of"),
-        ("math500", {"problem": "a", "answer": ""}, "is no short text"),
-        ("math500", {"problem": "a", "answer": "x" * 301}, "is no short text"),
-    ],
-)
-def test_a_bad_row_is_named(tmp_path: Path, name: str, row: dict[str, Any], said: str) -> None:
-    path = write(tmp_path / "bad.jsonl", [ROWS[name][0], row])
+    assert next(iter(task.rules.values())) is task.grade
+    assert find_rules(task, "") == (next(iter(task.rules)), task.grade)
+    for rules in task.rules:
+        assert find_rules(task, rules) == (rules, task.rules[rules])
     with pytest.raises(UserError) as caught:
-        load(name, "all", source=str(path))
-    assert "bad.jsonl, line 2" in caught.value.message and said in caught.value.message
-    assert caught.value.hint and "\n" not in caught.value.message + caught.value.hint
+        find_rules(task, "flexibel")
+    assert all(rules in caught.value.message for rules in task.rules)
 
 
-@pytest.mark.parametrize("name", ["aime", "math500"])
-@pytest.mark.parametrize("part", ["train", "dev"])
-def test_an_evaluation_alone_is_not_trained_on(tmp_path: Path, name: str, part: str) -> None:
-    for source in ("", str(write(tmp_path / "mine.jsonl", ROWS[name]))):
-        with pytest.raises(UserError, match=f"the task {name} is an evaluation alone") as caught:
-            load(name, part, source=source)
-        assert "eval.spec" in caught.value.hint
-    recipe = Recipe.model_validate({"task": {"name": name}})
-    with pytest.raises(UserError, match="evaluation alone"):
-        training_problems(recipe, [])
+def test_rules_of_another_kind_of_answer_are_refused() -> None:
+    assert find_rules(TASKS["jsonl"], "lm-eval-strict", "number")[0] == "lm-eval-strict"
+    with pytest.raises(UserError, match="no rules 'lm-eval-strict'; the task jsonl with answers"):
+        find_rules(TASKS["jsonl"], "lm-eval-strict", "choice")
+    with pytest.raises(UserError, match="exact, strict, subset, tinyzero") as caught:
+        find_rules(TASKS["countdown"], "tinyzer")
+    assert caught.value.hint == "did you mean tinyzero?"
+    for kind, rules in KINDS.items():
+        assert next(iter(rules.rules)) == "flexible", kind
 
 
-@pytest.mark.parametrize(
-    ("name", "asked"),
-    [
-        ("svamp", [("ChilleD/SVAMP", None, "test", None)]),
-        ("logiqa", [("lucasmccabe/logiqa", None, "test", "refs/convert/parquet")]),
-        ("math500", [("HuggingFaceH4/MATH-500", None, "test", None)]),
-        ("aime", [("Maxwell-Jia/AIME_2024", None, "train", None),
-                  ("math-ai/aime25", None, "test", None)]),
-    ],
-)  # fmt: skip
-def test_what_the_hub_is_asked_for(monkeypatch: Any, name: str, asked: list[Any]) -> None:
-    datasets = pytest.importorskip("datasets")
-    calls = []
+# ---- generated problems --------------------------------------------------------------------------
 
-    def load_dataset(name_: str, config: str | None, split: str, revision: Any = None) -> Any:
-        calls.append((name_, config, split, revision))
-        return datasets.Dataset.from_list(ROWS[name][: 10 + len(calls)])
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert load(name)
-    assert calls == asked
-    assert TASKS[name].hub == tuple(call[0] for call in asked)
+# What makes two problems the same.
+KEYS: dict[str, Any] = {
+    "countdown": lambda fields: (tuple(sorted(fields["numbers"])), fields["target"]),
+    "arithmetic": lambda fields: fields["expression"],
+    "last_letter": lambda fields: tuple(sorted(fields["words"])),
+}
+# Few numbers and words: there the parts can only be told apart by their hash.
+SMALL: dict[str, list[dict[str, Any]]] = {
+    "countdown": [{"numbers": [2]}, {"numbers": [3]}, {"numbers": [3, 4]}],
+    "arithmetic": [{}],
+    "last_letter": [{"words": [1, 2, 3]}, {"words": [1]}],
+}
+PART_OF: dict[str, Any] = {
+    "countdown": lambda fields: bucket(f"{sorted(fields['numbers'])}={fields['target']}", 1),
+    "arithmetic": lambda fields: bucket(fields["expression"], 8),
+    "last_letter": lambda fields: bucket(" ".join(sorted(fields["words"])), 8),
+}
 
 
-@pytest.mark.parametrize("name", [*ROWS, "gsm8k", "countdown"])
-def test_without_data_two_lines_say_how_to_get_it(monkeypatch: Any, name: str) -> None:
-    datasets = pytest.importorskip("datasets")
-
-    def offline(*args: Any, **keys: Any) -> None:
-        raise ConnectionError("Couldn't reach the Hub\n(offline)")
-
-    monkeypatch.setattr(datasets, "load_dataset", offline)
-    source = "Jiayi-Pan/Countdown-Tasks-3to4" if name == "countdown" else ""
-    with pytest.raises(UserError, match="could not be loaded") as caught:
-        load(name, source=source)
-    assert "task.source" in caught.value.hint and "internet" in caught.value.hint
-    assert "\n" not in caught.value.message + caught.value.hint
+def bucket(text: str, size: int) -> str:
+    """The part of a text, by the first bytes of its hash."""
+    number = int(hashlib.sha256(text.encode()).hexdigest()[: 2 * size], 16)
+    return {0: "heldout", 1: "dev"}.get(number % 10, "train")
 
 
-def test_a_year_of_aime(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no year of the task aime") as caught:
-        load("aime", config="2023")
-    assert "2024, 2025" in caught.value.hint
+def keys_of(name: str, part: str, seed: int, **keys: Any) -> set[Any]:
+    return {KEYS[name](p.fields) for p in load(name, part, seed, **keys)}
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_parts_share_no_problem_whatever_made_them(name: str) -> None:
+    seen: dict[str, set[Any]] = {"train": set(), "dev": set(), "heldout": set()}
+    for seed, config in itertools.product((0, 1, 5), SMALL[name]):
+        for part, found in seen.items():
+            found |= keys_of(name, part, seed, limit=150, **config)
+    for one, other in itertools.combinations(seen.values(), 2):
+        assert not one & other
+    assert min(map(len, seen.values())) >= 150
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_the_seed_makes_other_problems_to_train_on_alone(name: str) -> None:
+    limit = {"limit": 150}
+    assert load(name, "heldout", 0, **limit) == load(name, "heldout", 9, **limit)
+    assert (load(name, "dev", 0, **limit) == load(name, "dev", 9, **limit)) is (name != "countdown")
+    assert load(name, "train", 0, **limit) != load(name, "train", 9, **limit)
+    assert load(name, "train", 9, **limit) == load(name, "train", 9, **limit)
+
+
+@pytest.mark.parametrize("part", ["train", "dev", "heldout", "all"])
+@pytest.mark.parametrize("name", KEYS)
+def test_fewer_problems_are_the_first_of_more(name: str, part: str) -> None:
+    problems = load(name, part, 3, limit=60)
+    assert load(name, part, 3, limit=20) == problems[:20]
+    assert len({p.id for p in problems}) == 60
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_the_number_of_problems(name: str) -> None:
+    every = load(name, "all", 0)
+    assert len({p.id for p in every}) == len(every) == 1000
+    assert len({p.id for p in load(name, "train", 0)}) == 1000
+    parts = [PART_OF[name](p.fields) for p in every]
+    assert all(70 < parts.count(part) < 140 for part in ("dev", "heldout"))  # a tenth each
+    for part in ("train", "dev", "heldout"):
+        assert {PART_OF[name](p.fields) for p in load(name, part, limit=50)} == {part}
+    with pytest.raises(UserError, match="at most 100000 problems"):
+        load(name, limit=100_001)
+
+
+@pytest.mark.parametrize("name", ["arithmetic", "last_letter"])
+def test_a_source_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} makes its own problems"):
+        load(name, source="x.jsonl")
 
 
 # ---- last letters --------------------------------------------------------------------------------
@@ -206,20 +134,6 @@ def test_last_letters_of_as_many_words_as_asked() -> None:
     assert {len(p.fields["words"]) for p in mixed} == {2, 5}
 
 
-def test_last_letter_parts_share_nothing_whatever_made_them() -> None:
-    parts: dict[str, set[Any]] = {"train": set(), "dev": set(), "heldout": set()}
-    for part, seen in parts.items():
-        for seed in (0, 1, 2):
-            for problem in load("last_letter", part, seed, words=[1, 2, 3], limit=300):
-                seen.add(tuple(sorted(problem.fields["words"])))
-    assert not parts["train"] & parts["heldout"]
-    assert not parts["train"] & parts["dev"] and not parts["dev"] & parts["heldout"]
-    assert load("last_letter", "heldout", 0) == load("last_letter", "heldout", 5)
-    assert load("last_letter", "train", 0) != load("last_letter", "train", 5)
-    assert len({p.id for p in load("last_letter", "train", 0)}) == 1000
-    assert 0 < len(load("last_letter", "heldout", words=[1], limit=900)) < 100  # all there are
-
-
 def test_last_letter_rows() -> None:
     from_row = TASKS["last_letter"].from_row
     assert from_row({"words": ["Sun", "Apple"]}).gold == "ne"
@@ -227,26 +141,13 @@ def test_last_letter_rows() -> None:
     for row in ({}, {"gold": 5}, {"gold": "n e"}, {"words": ["a1"]}, {"words": []}):
         with pytest.raises(UserError, match="no letters"):
             from_row(row)
-    with pytest.raises(UserError, match="makes its own"):
-        load("last_letter", source="x.jsonl")
 
 
-# ---- kinds of answers ----------------------------------------------------------------------------
+def test_one_word_makes_few_problems_to_hold_out() -> None:
+    assert 0 < len(load("last_letter", "heldout", words=[1], limit=900)) < 100  # all there are
 
 
-def test_countdown_problems_in_a_file_of_ones_own(tmp_path: Path) -> None:
-    row = {"question": "Make 35 of 3, 4 and 5.", "numbers": [3, 4, 5], "target": 35}
-    [problem] = load("jsonl", "all", source=str(write(tmp_path / "c.jsonl", [row])),
-                     answer_type="countdown")  # fmt: skip
-    task = TASKS["jsonl"]
-    text = "<think>x</think><answer>(3 + 4) * 5</answer>"
-    assert task.grade(problem, text, "think", "thinking").verdict.passed
-    assert not task.grade(problem, text.replace("5<", "4<"), "think", "thinking").verdict.correct
-    assert task.rules["subset"](problem, text, "think", "thinking").verdict.correct
-    assert task.show(problem) == row["question"] and "35" not in task.instruction(problem)
-    with pytest.raises(UserError, match=r"c\.jsonl, line 1: target"):
-        bad = write(tmp_path / "c.jsonl", [{**row, "target": "35"}])
-        load("jsonl", "all", source=str(bad), answer_type="countdown")
+# ---- bundled specs -------------------------------------------------------------------------------
 
 
 def test_every_spec_of_the_issue_is_bundled() -> None:

@@ -87,32 +87,6 @@ def test_the_solver_solves_and_stays_within_five_digits() -> None:
         assert found.fault == "" and found.kept == thought.split("\n")
 
 
-def test_parts_are_disjoint_whatever_the_seed() -> None:
-    def expressions(part: str, seed: int) -> set[str]:
-        return {p.fields["expression"] for p in some(part, 300, seed)}
-
-    train, dev, heldout = (
-        expressions(p, 0) | expressions(p, 5) for p in ("train", "dev", "heldout")
-    )
-    assert not train & dev and not train & heldout and not dev & heldout
-    assert expressions("heldout", 0) == expressions("heldout", 9)
-    assert expressions("train", 0) != expressions("train", 9)
-    assert some("train", 50, 3) == some("train", 50, 3)
-    assert some("heldout", 10) == some("heldout", 20)[:10]
-    shares = [sum(e in part for e in expressions("all", 0)) for part in (dev, heldout)]
-    assert len(expressions("all", 0)) == 300 and max(shares) < 60
-
-
-def test_the_default_is_a_thousand_different_problems() -> None:
-    problems = load(TaskConfig(name="arithmetic"), "train", 0)
-    assert len({p.id for p in problems}) == len(problems) == 1000
-
-
-def test_a_source_is_refused() -> None:
-    with pytest.raises(UserError, match="makes its own problems"):
-        load(TaskConfig(name="arithmetic", source="x.jsonl"), "train", 0)
-
-
 E = "12 + 345 * 6 - 78"
 FIRST = "step 1: 345 * 6 = 2070"
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.rows import write_rows
 
 from mlxreflect.config.schema import EvalSpec, TaskConfig
 from mlxreflect.core.errors import UserError
@@ -22,11 +23,6 @@ def rows(count: int) -> list[dict[str, str]]:
              f"#### {i + 1}"} for i in range(count)]  # fmt: skip
 
 
-def write(path: Path, found: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
-    return str(path)
-
-
 def spec_of(name: str, source: str = "", **keys: Any) -> EvalSpec:
     task = {"name": name} | ({"source": source} if source else {})
     return EvalSpec.model_validate({"task": task | keys.pop("task", {}), **keys})
@@ -34,8 +30,8 @@ def spec_of(name: str, source: str = "", **keys: Any) -> EvalSpec:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> str:
-    write(tmp_path / "train.jsonl", rows(40))
-    write(tmp_path / "test.jsonl", rows(60)[40:])
+    write_rows(tmp_path / "train.jsonl", rows(40))
+    write_rows(tmp_path / "test.jsonl", rows(60)[40:])
     return str(tmp_path)
 
 
@@ -151,7 +147,7 @@ def test_what_contradicts_itself_is_refused(folder: str, tmp_path: Path) -> None
     there = len(TASKS["gsm8k"].load(TaskConfig(source=folder), "train", 0))
     assert error.message == f"shots = 500: the training part of gsm8k has {there}"
     rows_ = [{"question": f"{i}?", "choices": ["a", "b"], "answer": i % 2} for i in range(40)]
-    source = write(tmp_path / "c.jsonl", rows_)
+    source = str(write_rows(tmp_path / "c.jsonl", rows_))
     choice = {"task": {"answer_type": "choice"}, "shots": 2}
     assert "without worked solutions" in fault("jsonl", source, **choice).message
     spec = spec_of("jsonl", source, **choice, prompt={"style": "direct"})
