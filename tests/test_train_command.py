@@ -41,7 +41,7 @@ from mlxreflect.core import journal as commits
 from mlxreflect.core import ui
 from mlxreflect.core.journal import take_lock
 from mlxreflect.models.load import TINY
-from mlxreflect.runs import fit as finetune
+from mlxreflect.runs import fit
 
 MEASURED = ("wall_seconds", "tokens_per_second", "peak_memory_bytes", "adapter")
 
@@ -411,7 +411,7 @@ def test_bad_rows_are_skipped_and_named(command: Command) -> None:
 def test_many_bad_rows_are_shown_in_part(command: Command) -> None:
     data = write(command.folder / "many.jsonl", [*PAIRS, *[{"prompt": "?"}] * 9])
     done = command.works(*command.arguments("dpo", "out", data=data))
-    assert done.out.count("\nskipped ") == finetune.NAMED + 1
+    assert done.out.count("\nskipped ") == fit.NAMED + 1
     assert f"skipped 4 more, see {Path('out', 'bad_rows.jsonl')}" in done.out
     assert len(rows(command.folder / "out" / "bad_rows.jsonl")) == 9
 
@@ -896,7 +896,7 @@ def test_interrupted_before_the_first_step(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(finetune, "load_policy", stop)
+        patch.setattr(fit, "load_policy", stop)
         before = listing(command.folder) | {"dpo.jsonl"}
         done = command(*command.arguments("dpo", "new/out"))
         assert done.code == 130

@@ -1,6 +1,6 @@
-"""The course of one training: steps, looks at held-out rows, checkpoints, the best adapter.
+"""`mlxreflect train`: a run without a method.
 
-`mlxreflect train`: anyone's data → rows → steps, watched on held-out rows, in one folder.
+Anyone's data → rows → steps, watched on held-out rows → the best adapter, in one folder.
 
 The folder holds job.toml, metrics.jsonl, bad_rows.jsonl, decontamination.jsonl, checkpoints/,
 adapter/ (the best by what was held out, or the last), last/ and summary.json. It is resumed from
@@ -24,7 +24,6 @@ from mlxreflect.config.schema import PolicyConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import (
     append_rows,
-    read_json,
     read_rows,
     replace_folder,
 )
@@ -56,6 +55,7 @@ ADAPTER, BEST, CONFIG = "adapters.safetensors", "best.safetensors", "adapter_con
 MEASURED = ("loss", "margin", "accuracy")
 SHOWN = 20  # steps that the live figures are means of
 Rows = list[Row | Pair | Group]
+NAMED = 5  # bad rows that are shown; all of them stand in bad_rows.jsonl
 
 
 @dataclass(frozen=True)
@@ -77,25 +77,127 @@ class Data:
 
     @property
     def digest(self) -> str:
-        """Of all rows, in their order: a job goes on with the rows that it began with."""
+        """SHA-256 of all rows, in their order: a job goes on with the rows that it began with."""
         digest = hashlib.sha256()
         for row in (*self.train, None, *self.held_out):
             digest.update(repr(row).encode())
         return digest.hexdigest()
 
 
-class Course:
-    """Trains a job's model from its last checkpoint on.
+def train(folder: RunFolder[Job], ui: Ui) -> dict[str, Any]:
+    """Does what is left of a training, and returns its summary."""
+    if done := folder.finished(ui):
+        return done
+    job = folder.config
+    with ExitStack() as stack:
+        examples, bad = read_data(job)  # first: a mistake in it is told at once
+        examples, left_out, counts = clean_examples(examples, job.data)
+        policy = load_policy(PolicyConfig(**job.policy.model_dump()))
+        data = replace(encode_data(job, policy, examples, bad), decontaminated=counts)
+        adapter = attach(policy.model, job.train, job.seed, job.policy.model, job.policy.adapter)
+        references = References.open(job.train.reference_cache)
+        if references:
+            stack.callback(references.close)
+        trainer = Trainer(policy.model, references, ui.line)
+        describe(folder, data, trainer, ui)
+        keep_rows(folder.path, left_out)
+        loop = FitLoop(folder, trainer, adapter, data)
+        loop.run(ui)
+        return loop.finish()
+
+
+def describe(folder: RunFolder[Job], data: Data, trainer: Trainer, ui: Ui) -> None:
+    """Says what is trained on what, and writes down the bad rows."""
+    job = folder.config
+    bad = [{"schema": "bad_row/1", "where": b.where, "reason": b.reason} for b in data.bad]
+    (folder.path / "bad_rows.jsonl").unlink(missing_ok=True)
+    append_rows(folder.path / "bad_rows.jsonl", bad)
+    trained = sum(array.size for array in trainer.trainable().values())
+    ui.header(
+        {"objective": job.objective, "model": job.policy.model, "data": job.data.source,
+         "rows": f"{len(data.train)} to train on, {len(data.held_out)} held out, "
+                 f"{len(data.bad)} skipped",
+         "trained": f"{trained / 1e6:.2f} million parameters ({job.train.tune})",
+         "device": device_name(), "out": str(folder.path)}
+    )  # fmt: skip
+    if data.cut_prompts:
+        ui.line(
+            f"warning: {data.cut_prompts} prompts lose their beginning to fit "
+            f"train.max_length = {job.train.max_length}: raise it, where memory allows"
+        )
+    if data.decontaminated:
+        ui.line(told(data.decontaminated, "row"))
+    for row in data.bad[:NAMED]:
+        ui.line(f"skipped {row.where}: {row.reason}")
+    if len(data.bad) > NAMED:
+        ui.line(f"skipped {len(data.bad) - NAMED} more, see {folder.path / 'bad_rows.jsonl'}")
+
+
+# ---- data ----------------------------------------------------------------------------------------
+
+
+def read_data(job: Job) -> tuple[list[Example], list[BadRow]]:
+    """Returns the examples of the job's data set, and the rows that are none."""
+    data = job.data
+    return read_examples(
+        data.source, job.objective, config=data.config, split=data.split, columns=data.columns,
+        turns=data.turns, bad_row=data.bad_row, limit=data.limit,
+    )  # fmt: skip
+
+
+def encode_data(job: Job, policy: Policy, examples: Sequence[Example], bad: list[BadRow]) -> Data:
+    """Returns the examples as rows, some of them held out; the others join the bad rows."""
+    mask = Mask(**job.train.mask.model_dump())
+    encoder = Encoder(policy, job.train.max_length, mask, job.tags, job.seed)
+    rows = {id(example): encode(encoder, example, job.data.bad_row, bad) for example in examples}
+    used = [example for example in examples if rows[id(example)]]
+    if not used:
+        raise UserError(
+            f"nothing to train on: all {len(bad)} rows are bad, the first is {bad[0].where}: "
+            f"{bad[0].reason}",
+            "correct the data, or raise train.max_length where rows are too long",
+        )
+    part = job.data.held_out if len(used) > 1 else 0
+    sides = split_examples(used, part, job.seed)
+    train, held_out = ([row for e in side if (row := rows[id(e)])] for side in sides)
+    return Data(train, held_out, bad)
+
+
+def encode(
+    encoder: Encoder, example: Example, bad_row: str, bad: list[BadRow]
+) -> Row | Pair | Group | None:
+    """Returns an example's row; one that has none joins the bad rows, or is fatal."""
+    try:
+        row = encoder.encode(example)
+        if not isinstance(row, Dropped):
+            return row
+        reason = row.reason
+    except NothingTrained as error:
+        reason = error.message
+    where = str(example.source.get("row") or example.source or "a row")
+    if bad_row == "fatal":
+        raise UserError(
+            f"{where}: {reason}", "correct or delete that row, or set data.bad_row=skip"
+        )
+    bad.append(BadRow(where, reason))
+    return None
+
+
+# ---- steps ---------------------------------------------------------------------------------------
+
+
+class FitLoop:
+    """Trains a job's model from its last checkpoint on, and keeps the best adapter.
 
     done: steps made, of `total`. best: {"step": n, "value": held-out figure}. waited: looks since
     the best.
     """
 
     def __init__(
-        self, place: RunFolder[Job], trainer: Trainer, adapter: dict[str, Any], data: Data
+        self, folder: RunFolder[Job], trainer: Trainer, adapter: dict[str, Any], data: Data
     ) -> None:
-        self.place, self.trainer, self.adapter, self.data = place, trainer, adapter, data
-        self.job = place.config
+        self.folder, self.trainer, self.adapter, self.data = folder, trainer, adapter, data
+        self.job = folder.config
         self.per_step = self.job.train.batch * self.job.train.accumulate
         self.began = time.monotonic()
         self.done, self.total, self.waited = 0, 0, 0
@@ -103,9 +205,9 @@ class Course:
         self.rows: list[dict[str, Any]] = []  # of metrics.jsonl, not yet committed
 
     def run(self, ui: Ui) -> None:
-        """Train to the end, or to where patience ends."""
-        last = self.place.last_commit()
-        self.place.keep_data(self.data.digest, f"rows than {self.job.data.source} gives")
+        """Trains to the end, or to where patience ends."""
+        last = self.folder.last_commit()
+        self.folder.keep_data(self.data.digest, f"rows than {self.job.data.source} gives")
         objective, held_out = self.objectives(ui)
         an_epoch = -(-len(objective.items) // self.per_step)
         self.total = an_epoch * self.job.train.epochs
@@ -138,7 +240,7 @@ class Course:
         steps.close()
 
     def objectives(self, ui: Ui) -> tuple[Objective, Objective | None]:
-        """Those of the rows to train on and of the held-out ones, on the same reference.
+        """Returns those of the rows to train on and of the held-out ones, on one reference.
 
         The reference is the policy as it begins, so this comes before any checkpoint is loaded.
         """
@@ -168,7 +270,7 @@ class Course:
     # ---- held-out rows --------------------------------------------------------------------------
 
     def look(self, held_out: Objective | None) -> None:
-        """Measure the held-out rows, and remember whether this is the best yet."""
+        """Measures the held-out rows, and remembers whether this is the best yet."""
         if held_out is None:
             return
         found = self.trainer.measure(held_out, self.job.train)
@@ -188,15 +290,15 @@ class Course:
     # ---- checkpoints ----------------------------------------------------------------------------
 
     def restore(self, folder: Path, saved: dict[str, Any]) -> None:
-        """Go back to a checkpoint."""
+        """Goes back to a checkpoint."""
         load_parameters(folder / ADAPTER, self.trainer)
         load_trainer(folder, self.trainer, saved["trainer"])
         self.done, self.best, self.waited = saved["step"], saved["best"], saved["waited"]
         self.began -= saved["seconds"]
 
     def commit(self) -> None:
-        """Adapter, optimizer, cursor and the best adapter so far, at once."""
-        before = self.place.commits.all()
+        """Commits adapter, optimizer, cursor and the best adapter so far, at once."""
+        before = self.folder.commits.all()
         state: dict[str, Any] = {
             "step": self.done, "best": self.best, "waited": self.waited,
             "seconds": time.monotonic() - self.began,
@@ -210,25 +312,25 @@ class Course:
             elif self.best:
                 shutil.copyfile(before[-1] / BEST, folder / BEST)
 
-        self.place.commit(self.done, {"metrics.jsonl": self.rows}, state, save)
+        self.folder.commit(self.done, {"metrics.jsonl": self.rows}, state, save)
         self.rows = []
 
     def finish(self) -> dict[str, Any]:
-        """adapter/, last/ and summary.json, of what is committed."""
-        folder = self.place.commits.all()[-1]
+        """Writes adapter/, last/ and summary.json from what is committed; returns the summary."""
+        folder = self.folder.commits.all()[-1]
         for name, file in (("last", ADAPTER), ("adapter", BEST if self.best else ADAPTER)):
 
             def fill(into: Path, file: str = file) -> None:
                 shutil.copyfile(folder / file, into / ADAPTER)
                 shutil.copyfile(folder / CONFIG, into / CONFIG)
 
-            replace_folder(self.place.path / name, fill)
+            replace_folder(self.folder.path / name, fill)
         summary = self.summary()
-        self.place.write_json("summary.json", summary)
+        self.folder.write_json("summary.json", summary)
         return summary
 
     def summary(self) -> dict[str, Any]:
-        rows = list(read_rows(self.place.path / "metrics.jsonl"))
+        rows = list(read_rows(self.folder.path / "metrics.jsonl"))
         steps = [row for row in rows if row["kind"] == "step"]
         looks = [row for row in rows if row["kind"] == "held_out"]
         figures = [{key: look[key] for key in MEASURED} for look in looks]
@@ -253,7 +355,7 @@ class Course:
             "tokens_per_second": round(tokens / sum(step["seconds"] for step in steps), 1),
             "wall_seconds": round(time.monotonic() - self.began, 1),
             "peak_memory_bytes": mx.get_peak_memory(),
-            "adapter": str(self.place.path / "adapter"),
+            "adapter": str(self.folder.path / "adapter"),
         }
 
 
@@ -267,7 +369,7 @@ def check_finite(step: Step, number: int) -> None:
 
 
 def live(steps: Sequence[Step]) -> str:
-    """Means over the latest steps, for the line beside the bar."""
+    """Returns means over the latest steps, for the line beside the bar."""
     n = len(steps)
     parts = [f"loss {sum(step.loss for step in steps) / n:.4f}"]
     margins = [step.margin for step in steps if step.margin is not None]
@@ -276,101 +378,3 @@ def live(steps: Sequence[Step]) -> str:
         parts.append(f"margin {sum(margins) / n:+.3f}, {sum(right) / n:.0%} ranked right")
     rate = sum(step.tokens for step in steps) / sum(step.seconds for step in steps)
     return ", ".join([*parts, f"{rate:.0f} tokens/s", f"{mx.get_peak_memory() / 1e9:.2f} GB"])
-
-
-NAMED = 5  # bad rows that are shown; all of them stand in bad_rows.jsonl
-
-
-def read_data(job: Job) -> tuple[list[Example], list[BadRow]]:
-    data = job.data
-    return read_examples(
-        data.source, job.objective, config=data.config, split=data.split, columns=data.columns,
-        turns=data.turns, bad_row=data.bad_row, limit=data.limit,
-    )  # fmt: skip
-
-
-def encode_data(job: Job, policy: Policy, examples: Sequence[Example], bad: list[BadRow]) -> Data:
-    """The examples as rows, some of them held out; those that give none join the bad rows."""
-    mask = Mask(**job.train.mask.model_dump())
-    encoder = Encoder(policy, job.train.max_length, mask, job.tags, job.seed)
-    rows = {id(example): encode(encoder, example, job.data.bad_row, bad) for example in examples}
-    used = [example for example in examples if rows[id(example)]]
-    if not used:
-        raise UserError(
-            f"nothing to train on: all {len(bad)} rows are bad, the first is {bad[0].where}: "
-            f"{bad[0].reason}",
-            "correct the data, or raise train.max_length where rows are too long",
-        )
-    part = job.data.held_out if len(used) > 1 else 0
-    sides = split_examples(used, part, job.seed)
-    train, held_out = ([row for e in side if (row := rows[id(e)])] for side in sides)
-    return Data(train, held_out, bad)
-
-
-def encode(
-    encoder: Encoder, example: Example, bad_row: str, bad: list[BadRow]
-) -> Row | Pair | Group | None:
-    """An example's row; one that has none joins the bad rows, or is fatal."""
-    try:
-        row = encoder.encode(example)
-        if not isinstance(row, Dropped):
-            return row
-        reason = row.reason
-    except NothingTrained as error:
-        reason = error.message
-    where = str(example.source.get("row") or example.source or "a row")
-    if bad_row == "fatal":
-        raise UserError(
-            f"{where}: {reason}", "correct or delete that row, or set data.bad_row=skip"
-        )
-    bad.append(BadRow(where, reason))
-    return None
-
-
-def train(place: RunFolder[Job], ui: Ui) -> dict[str, Any]:
-    """Do what is left of a job, and return its summary."""
-    if (place.path / "summary.json").is_file():
-        ui.line(f"{place.path} was finished already; this is what it came to")
-        return read_json(place.path / "summary.json")
-    job = place.config
-    with ExitStack() as stack:
-        examples, bad = read_data(job)  # first: a mistake in it is told at once
-        examples, left_out, counts = clean_examples(examples, job.data)
-        policy = load_policy(PolicyConfig(**job.policy.model_dump()))
-        data = replace(encode_data(job, policy, examples, bad), decontaminated=counts)
-        adapter = attach(policy.model, job.train, job.seed, job.policy.model, job.policy.adapter)
-        references = References.open(job.train.reference_cache)
-        if references:
-            stack.callback(references.close)
-        trainer = Trainer(policy.model, references, ui.line)
-        describe(place, data, trainer, ui)
-        keep_rows(place.path, left_out)
-        course = Course(place, trainer, adapter, data)
-        course.run(ui)
-        return course.finish()
-
-
-def describe(place: RunFolder[Job], data: Data, trainer: Trainer, ui: Ui) -> None:
-    job = place.config
-    bad = [{"schema": "bad_row/1", "where": b.where, "reason": b.reason} for b in data.bad]
-    (place.path / "bad_rows.jsonl").unlink(missing_ok=True)
-    append_rows(place.path / "bad_rows.jsonl", bad)
-    trained = sum(array.size for array in trainer.trainable().values())
-    ui.header(
-        {"objective": job.objective, "model": job.policy.model, "data": job.data.source,
-         "rows": f"{len(data.train)} to train on, {len(data.held_out)} held out, "
-                 f"{len(data.bad)} skipped",
-         "trained": f"{trained / 1e6:.2f} million parameters ({job.train.tune})",
-         "device": device_name(), "out": str(place.path)}
-    )  # fmt: skip
-    if data.cut_prompts:
-        ui.line(
-            f"warning: {data.cut_prompts} prompts lose their beginning to fit "
-            f"train.max_length = {job.train.max_length}: raise it, where memory allows"
-        )
-    if data.decontaminated:
-        ui.line(told(data.decontaminated, "row"))
-    for row in data.bad[:NAMED]:
-        ui.line(f"skipped {row.where}: {row.reason}")
-    if len(data.bad) > NAMED:
-        ui.line(f"skipped {len(data.bad) - NAMED} more, see {place.path / 'bad_rows.jsonl'}")

@@ -33,6 +33,7 @@ from mlxreflect.config.schema import Recipe
 from mlxreflect.config.toml import apply_settings, flatten, read_toml, validate
 from mlxreflect.core.errors import UserError, is_full, no_space
 from mlxreflect.core.journal import Commits, read_json, take_lock, write_atomic
+from mlxreflect.core.ui import Ui
 from mlxreflect.data.contamination import FILE
 
 C = TypeVar("C", bound=Recipe | Job)
@@ -103,6 +104,14 @@ class RunFolder(Generic[C]):
 
     def write_json(self, name: str, value: Any) -> None:
         write_atomic(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def finished(self, ui: Ui) -> dict[str, Any] | None:
+        """Returns the summary of what is finished, and says so; None where there is work left."""
+        file = self.path / "summary.json"
+        if not file.is_file():
+            return None
+        ui.line(f"{self.path} was finished already; this is what it came to")
+        return read_json(file)
 
     def keep_data(self, digest: str, given: str) -> None:
         """Remembers what is learned from and tested on. Raises UserError where it was other data.

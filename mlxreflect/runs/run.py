@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from mlxreflect.config.recipe import eval_spec
 from mlxreflect.config.schema import Limits, Recipe
-from mlxreflect.core.journal import read_json, read_rows, replace_folder
+from mlxreflect.core.journal import read_rows, replace_folder
 from mlxreflect.core.records import to_row
 from mlxreflect.core.ui import Ui
 from mlxreflect.critics import open_critics
@@ -51,9 +51,7 @@ FEW = 4  # fewer attempts say nothing of whether the policy knows the format
 
 def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
     """Do what is left of a run, and return its summary."""
-    if (run.path / "summary.json").is_file():
-        done = read_json(run.path / "summary.json")
-        ui.line(f"{run.path} was finished already; this is what it came to")
+    if done := run.finished(ui):
         return done
     started = time.monotonic()
     recipe, spec = run.config, eval_spec(run.config)

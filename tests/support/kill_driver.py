@@ -14,8 +14,7 @@ from mlxreflect.evaluation import evaluate
 from mlxreflect.methods.r3 import R3
 from mlxreflect.methods.reflectevo import ReflectEvo
 from mlxreflect.methods.session import Exchange
-from mlxreflect.runs import fit as course
-from mlxreflect.runs import folder, summary
+from mlxreflect.runs import fit, folder, summary
 from mlxreflect.runs import run as loop
 from mlxreflect.train.references import References
 from mlxreflect.train.trainer import Trainer
@@ -62,11 +61,11 @@ TRAINING = {
     "took a training step": (Trainer, "step", "after"),
     "appended half a journal": (commits, "append_rows", torn_append),
     "appended a journal": (commits, "append_rows", "after"),
-    "wrote half a checkpoint": (course, "save_trainer", "before"),
+    "wrote half a checkpoint": (fit, "save_trainer", "before"),
     "before a commit's rename": (Path, "rename", "before"),
     "after a commit's rename": (Path, "rename", "after"),
-    "while finishing": (course, "replace_folder", "after"),
-    "before a training's summary": (course.Course, "summary", "before"),
+    "while finishing": (fit, "replace_folder", "after"),
+    "before a training's summary": (fit.FitLoop, "summary", "before"),
 }
 # Of `mlxreflect run` with ReflectEvo:
 REFLECTING = {
