@@ -5,11 +5,13 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from mlxreflect.core import cache as core_cache
 from mlxreflect.core.cache import KeyedCache
 from mlxreflect.core.errors import UserError
 
@@ -34,6 +36,18 @@ class Dies(dict):
 cache = KeyedCache(Path(sys.argv[1]), "critic cache", "critic.cache")
 cache.put_all({f"before-{n}": b"1" for n in range(1000)})
 cache.put_all(Dies({f"during-{n}": b"2" for n in range(1000)}))
+"""
+
+# Puts batch after batch and prints the number of each before and after.
+BUSY = """
+import sys
+from pathlib import Path
+from mlxreflect.core.cache import KeyedCache
+cache = KeyedCache(Path(sys.argv[1]), "critic cache", "critic.cache")
+for b in range(100000):
+    print("put", b, flush=True)
+    cache.put_all({f"{b}-{n}": b"1" * 200 for n in range(200)})
+    print("kept", b, flush=True)
 """
 
 
@@ -167,3 +181,77 @@ def test_a_file_that_cannot_be_used_is_named_with_what_to_do(
         opened(path).get("k")
     assert str(path) in found.value.message and message in found.value.message
     assert hint in found.value.hint
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.013, 0.04])
+def test_a_process_killed_at_any_instant(tmp_path: Path, delay: float) -> None:
+    path = tmp_path / "c.sqlite"
+    command = [sys.executable, "-c", BUSY, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        lines = [process.stdout.readline() for _ in range(5)]
+        time.sleep(delay)
+        process.kill()
+        lines += process.stdout.readlines()
+    kept = {int(line.split()[1]) for line in lines if line.startswith("kept")}
+    with sqlite3.connect(path) as file:
+        keys = [key.split("-")[0] for (key,) in file.execute("SELECT key FROM kept")]
+    assert {keys.count(batch) for batch in set(keys)} == {200}  # whole, or not there
+    assert kept <= set(map(int, keys))
+    cache = opened(path)  # and the lock has died with it
+    cache.put("after", b"1")
+    cache.close()
+
+
+def test_damage_found_later(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    cache = opened(path)
+    cache.put_all({f"{n:064d}": b"1" * 1200 for n in range(200)})
+    cache.close()
+    data = bytearray(path.read_bytes())
+    data[4096:] = b"\xee" * (len(data) - 4096)
+    path.write_bytes(data)
+    cache = opened(path)
+    for go in (lambda: cache.get(f"{7:064d}"), lambda: cache.put("k", b"1")):
+        with pytest.raises(UserError, match=r"c\.sqlite.*damaged") as caught:
+            go()
+        assert str(path) in caught.value.hint
+    cache.close()
+
+
+@pytest.mark.parametrize(
+    ("pragma", "message"), [("max_page_count = {}", "full"), ("query_only = 1", "readonly")]
+)
+def test_a_disk_that_takes_no_more_keeps_what_was_there(
+    cache: KeyedCache, pragma: str, message: str
+) -> None:
+    cache.put("before", b"1")
+    assert cache.connection is not None
+    (pages,) = cache.connection.execute("PRAGMA page_count").fetchone()
+    cache.connection.execute(f"PRAGMA {pragma.format(pages + 5)}")
+    with pytest.raises(UserError, match=message) as caught:
+        cache.put_all({f"{n}": b"1" * 4000 for n in range(100)})
+    assert str(cache.path) in caught.value.message and '"off"' in caught.value.hint
+    assert [cache.get(key) for key in ("before", "0", "99")] == [b"1", None, None]
+    cache.connection.execute("PRAGMA query_only = 0")
+    cache.put("after", b"2")  # nothing is left open
+    assert cache.get("after") == b"2"
+
+
+def test_it_waits_for_another_writer_then_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "c.sqlite"
+    monkeypatch.setattr(core_cache, "BUSY_S", 0.3)
+    cache, other = opened(path), sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    started = time.monotonic()
+    with pytest.raises(UserError, match="locked") as caught:
+        cache.put("k", b"1")
+    assert 0.25 < time.monotonic() - started < 10
+    assert str(path) in caught.value.message
+    assert cache.get("k") is None  # reading needs no lock
+    other.execute("COMMIT")
+    assert cache.put("k", b"1") == b"1"
+    other.close()
+    cache.close()

@@ -1,95 +1,336 @@
-"""The cache of reference log-probabilities: keys, exactness, and files that fail."""
+"""Log-probabilities of a reference: values, batches, what is kept on disk, and its keys."""
 
 import sqlite3
-import struct
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-import platformdirs
 import pytest
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.tuner.utils import linear_to_lora_layers
+from support.training import (
+    SHAPES,
+    copied,
+    fit_pairs,
+    fitting,
+    kept,
+    log_probabilities,
+    long_pairs,
+    lora_bytes,
+    lora_trainer,
+    make_groups,
+    make_pairs,
+    pair_scores,
+    rows,
+    small_model,
+)
 
-from mlxreflect.core import cache as cachefile
 from mlxreflect.core.errors import UserError
-from mlxreflect.train.batches import Row
-from mlxreflect.train.references import References, model_key, reference_key
+from mlxreflect.train import references as scoring
+from mlxreflect.train.batches import Item, Pair, Row
+from mlxreflect.train.cpu import LANES
+from mlxreflect.train.lora import base_reference
+from mlxreflect.train.network import Arrays, Network
+from mlxreflect.train.references import (
+    References,
+    What,
+    longest,
+    model_key,
+    reference_key,
+    score,
+    scoring_batches,
+)
+from mlxreflect.train.trainer import Trainer
 
 PAIR = [Row([1, 2, 3], [4, 5]), Row([1, 2, 3], [6], mask=(True,))]
-# Puts n times two items: one of its own and one that another process puts too.
-WRITER = """
-import sys
-from pathlib import Path
-from mlxreflect.train.references import References
-name, number = sys.argv[2], float(sys.argv[3])
-cache = References(Path(sys.argv[1]))
-for n in range(int(sys.argv[4])):
-    cache.put({f"{name}-{n}": [number, n], f"shared-{n}": [number, n]})
-"""
-# Puts items, says when half of them are in the transaction, and waits to be killed there.
-HALFWAY = """
-import sys, time
-from pathlib import Path
-from mlxreflect.train.references import References
-
-class Slow(dict):
-    def items(self):
-        for n, item in enumerate(super().items()):
-            if n == len(self) // 2:
-                print("halfway", flush=True)
-                time.sleep(60)
-            yield item
-
-cache = References(Path(sys.argv[1]))
-cache.put({f"before-{n}": [1.0] * 100 for n in range(1000)})
-cache.put(Slow({f"during-{n}": [2.0] * 100 for n in range(1000)}))
-"""
-# Puts batch after batch and prints the number of each before and after.
-BUSY = """
-import sys
-from pathlib import Path
-from mlxreflect.train.references import References
-cache = References(Path(sys.argv[1]))
-for b in range(100000):
-    print("put", b, flush=True)
-    cache.put({f"{b}-{n}": [float(n)] * 50 for n in range(200)})
-    print("kept", b, flush=True)
-"""
+SETTINGS = fitting(lr=1e-3, batch=2)
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Iterator[References]:
-    found = References(tmp_path / "r.sqlite")
-    yield found
-    found.close()
+    references = References(tmp_path / "references.sqlite")
+    yield references
+    references.close()
 
 
-def stored(path: Path) -> set[str]:
-    connection = sqlite3.connect(path)
-    try:
-        return {key for (key,) in connection.execute("SELECT key FROM logps")}
-    finally:
-        connection.close()
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few items each, so that there are several."""
+    monkeypatch.setattr(scoring, "SCORED_TOKENS", {"cpu": 0})
 
 
-# ---- values --------------------------------------------------------------------------------------
+class Spy:
+    """Counts the batches that a network computes, and may stop after some of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows: list[int] = []
+        self.stop_after = -1
+        original = Network.logps
+
+        def logps(network: Network, batch: Any, **options: Any) -> mx.array:
+            if len(self.rows) == self.stop_after:
+                raise KeyboardInterrupt
+            if not options.get("training"):
+                self.rows.append(batch.inputs.shape[0])
+            return original(network, batch, **options)
+
+        monkeypatch.setattr(Network, "logps", logps)
+
+    def take(self) -> int:
+        """Batches computed since the last time."""
+        found, self.rows = len(self.rows), []
+        return found
 
 
-def test_values_come_back_in_order(cache: References) -> None:
-    cache.put({"a": [-1.5, -2.25], "b": [], "c": [-0.5] * 5000})
-    assert cache.get(["c", "x", "a", "b", "a"]) == [
-        [-0.5] * 5000, None, [-1.5, -2.25], [], [-1.5, -2.25]
-    ]  # fmt: skip
-    assert cache.get([]) == []
-    cache.put({})
+@pytest.fixture
+def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
+    return Spy(monkeypatch)
+
+
+def trainer_with(cache: References | None, **options: Any) -> Trainer:
+    trainer = lora_trainer(**options)
+    trainer.references = cache
+    return trainer
+
+
+def items_of(pairs: list[Pair]) -> list[Item]:
+    return [(pair.chosen, pair.rejected) for pair in pairs]
+
+
+def same(found: list[np.ndarray], expected: list[np.ndarray]) -> bool:
+    return all(a.dtype == b.dtype == np.float32 and a.tobytes() == b.tobytes()
+               for a, b in zip(found, expected, strict=True))  # fmt: skip
+
+
+# ---- values -------------------------------------------------------------------------------------
+
+
+def test_sums_are_a_number_a_row_and_tokens_one_a_token() -> None:
+    """In the items' own order, whatever the batches'; only of tokens that the loss sees."""
+    trainer = lora_trainer()
+    for items in (
+        items_of(long_pairs(1) + make_pairs(2, 4)),
+        [(row,) for row in rows(3, SHAPES)],
+        [group.rows for group in make_groups(4)],
+    ):
+        every = [[kept(trainer.model, row) for row in item] for item in items]
+        sums = trainer.score(items, trainer.trainable(), "sums")
+        tokens = trainer.score(items, trainer.trainable(), "tokens")
+        for logps, one, each in zip(every, sums, tokens, strict=True):
+            assert one.dtype == each.dtype == np.float32
+            np.testing.assert_allclose(one, [x.sum() for x in logps], atol=2e-5)
+            np.testing.assert_allclose(each, np.concatenate(logps), atol=5e-6)
+
+
+def test_without_what_rows_share_differences_stay() -> None:
+    trainer, pairs = lora_trainer(), long_pairs(5)
+    expected = pair_scores(trainer.model, pairs)
+    found = np.stack(trainer.score(items_of(pairs), trainer.trainable(), "sums", False))
+    np.testing.assert_allclose(found[:, 0] - found[:, 1], expected[:, 0] - expected[:, 1],
+                               atol=2e-5)  # fmt: skip
+    assert np.abs(found - expected).max() > 1  # some were left out
+
+
+def test_long_sums_are_as_exact_as_float32_can_be() -> None:
+    (row,) = rows(6, [(3, 900)])
+    trainer = lora_trainer()
+    ((found,),) = trainer.score([(row,)], trainer.trainable(), "sums")
+    expected = log_probabilities(trainer.model, row).sum()
+    assert expected < -2000
+    assert found == pytest.approx(expected, abs=0.002)
+
+
+# ---- batches ------------------------------------------------------------------------------------
+
+
+def test_batches_are_as_large_as_so_many_tokens_allow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    items = items_of(make_pairs(7, 20)) + [(row,) for row in rows(8, [(2, 300), (90, 10)])]
+    order = sorted(range(len(items)), key=lambda i: longest(items[i]))
+    for limit in (0, 100, 2000, 10**6):
+        monkeypatch.setattr(scoring, "SCORED_TOKENS", {"cpu": limit})
+        parts = list(scoring_batches(items))
+        assert [i for part in parts for i in part] == order
+        sizes = [sum(len(items[i]) for i in part) * longest(items[part[-1]]) for part in parts]
+        for part, size in zip(parts, sizes, strict=True):
+            assert sum(len(items[i]) for i in part) <= scoring.LEAST_ROWS or size <= limit
+        for part, after in pairwise(parts):
+            rows_ = sum(len(items[i]) for i in [*part, after[0]])
+            assert rows_ * longest(items[after[0]]) > limit
+            assert rows_ > scoring.LEAST_ROWS
+        assert limit < 10**6 or len(parts) == 1
+    assert list(scoring_batches([])) == []
+
+
+def test_batches_change_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, items = lora_trainer(), items_of(long_pairs(9) + make_pairs(10, 6))
+    results = []
+    for tokens in (1, 200, 10**6):
+        monkeypatch.setitem(scoring.SCORED_TOKENS, "cpu", tokens)
+        results.append(np.stack(trainer.score(items, trainer.trainable(), "sums")))
+    np.testing.assert_allclose(results[1], results[0], atol=2e-5)
+    np.testing.assert_allclose(results[2], results[0], atol=2e-5)
+
+
+# ---- kept on disk -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["sums", "tokens"])
+def test_the_second_pass_computes_nothing(cache: References, spy: Spy, what: What) -> None:
+    items = items_of(long_pairs(11) + make_pairs(12, 4))
+    first = trainer_with(cache)
+    plain = trainer_with(None).score(items, first.trainable(), what)
+    assert spy.take() == 4
+    found = first.score(items, first.trainable(), what)
+    assert spy.take() == 4
+    assert same(found, plain)
+    assert same(first.score(items, first.trainable(), what), plain)
+    # Another process, and items in another order: the same weights are the same policy.
+    second = trainer_with(cache)
+    assert same(second.score(items[::-1], second.trainable(), what), plain[::-1])
+    assert spy.take() == 0
+
+
+def test_items_that_are_there_twice(cache: References, spy: Spy) -> None:
+    """In one batch and in several."""
+    some = items_of(make_pairs(14, 3))
+    items = [item for item in some for _ in range(5)]
+    first = trainer_with(cache)
+    found = first.score(items, first.trainable(), "sums")
+    assert spy.take() > 1
+    plain = trainer_with(None).score(some, first.trainable(), "sums")
+    for each, copies in zip(plain, [found[i : i + 5] for i in (0, 5, 10)], strict=True):
+        assert same(copies, [copies[0]] * 5)
+        np.testing.assert_allclose(copies[0], each, rtol=1e-6)
+    spy.take()
+    assert same(first.score(items, first.trainable(), "sums"), found)
+    assert spy.take() == 0
+
+
+def test_training_with_and_without_a_cache_is_the_same(cache: References, spy: Spy) -> None:
+    results = []
+    for references in (None, cache, cache):
+        trainer = trainer_with(references)
+        steps = fit_pairs(
+            trainer,
+            make_pairs(13, 6),
+            base_reference(trainer.model),
+            fitting(lr=1e-2, batch=2),
+            (1,),
+        )
+        results.append(([s.loss for s in steps], lora_bytes(trainer), spy.take() > 0))
+    assert results[0] == results[1]
+    assert results[2] == (*results[0][:2], False)
+
+
+def changes() -> dict[str, Any]:
+    """What a reference depends on, each changed in turn: (trainer, items, reference, what)."""
+
+    def scaled(trainer: Trainer) -> None:
+        for _, module in trainer.model.named_modules():
+            if "lora_b" in module:
+                module.scale *= 2
+
+    def frozen(trainer: Trainer) -> None:
+        norm = trainer.model.model.norm
+        norm.weight = norm.weight.at[0].add(0.5)
+
+    def adapter(arrays: Arrays) -> Arrays:
+        name = next(n for n in sorted(arrays) if n.endswith("lora_a"))
+        return {**arrays, name: arrays[name].at[0, 0].add(1e-3)}
+
+    def token(row: Row) -> Row:
+        return Row(row.prompt, [*row.response[:-1], (row.response[-1] + 1) % 29])
+
+    def prompt(row: Row) -> Row:
+        return Row([(row.prompt[0] + 1) % 29, *row.prompt[1:]], row.response)
+
+    def masked(row: Row) -> Row:
+        return Row(row.prompt, row.response, mask=(*[True] * (len(row.response) - 1), False))
+
+    return {
+        "LoRA's scale": (scaled, None, None, "sums"),
+        "a frozen weight": (frozen, None, None, "sums"),
+        "the adapter": (None, adapter, None, "sums"),
+        "a token": (None, None, token, "sums"),
+        "the prompt": (None, None, prompt, "sums"),
+        "the mask": (None, None, masked, "sums"),
+        "what is kept": (None, None, None, "tokens"),
+    }
+
+
+@pytest.mark.parametrize("name", changes())
+def test_a_change_is_computed_anew(cache: References, spy: Spy, name: str) -> None:
+    model, arrays, row, what = changes()[name]
+    (pair,) = make_pairs(14, 3)[2:]
+    items = items_of([pair])
+    first = trainer_with(cache)
+    plain = first.score(items, first.trainable(), "sums")
+    trainer = trainer_with(cache)
+    if model:
+        model(trainer)
+    reference = trainer.trainable()
+    if arrays:
+        reference = arrays(reference)
+    if row:
+        items = [(pair.chosen, row(pair.rejected))]
+    spy.take()
+    found = trainer.score(items, reference, what)
+    assert spy.take() == 1
+    assert not same(found, plain)
+    trainer.references = None
+    assert same(trainer.score(items, reference, what), found)
+
+
+def test_sums_without_what_is_shared_are_not_taken_for_whole_ones(cache: References) -> None:
+    items = items_of(long_pairs(23))
+    trainer, plain = trainer_with(cache), trainer_with(None)
+    for keep_shared in (False, True):
+        arguments = (items, trainer.trainable(), "sums", keep_shared)
+        assert same(trainer.score(*arguments), plain.score(*arguments))
+
+
+def test_the_weight_of_an_example_is_no_change(cache: References, spy: Spy) -> None:
+    (pair,) = make_pairs(15, 3)[2:]
+    trainer = trainer_with(cache)
+    plain = trainer.score(items_of([pair]), trainer.trainable(), "sums")
+    spy.take()
+    heavy = [tuple(Row(r.prompt, r.response, 3.0) for r in (pair.chosen, pair.rejected))]
+    assert same(trainer.score(heavy, trainer.trainable(), "sums"), plain)
+    assert spy.take() == 0
+
+
+def test_the_policy_that_has_learned_is_another(cache: References, spy: Spy) -> None:
+    """A stage reference of the next stage must not be found under the last one's key."""
+    trainer, pairs = trainer_with(cache), make_pairs(16, 4)
+    for _ in range(2):
+        spy.take()
+        now = copied(trainer)
+        scores = pair_scores(trainer.model, pairs)
+        found = trainer.score(items_of(pairs), trainer.trainable(), "sums")
+        assert spy.take() == 2
+        np.testing.assert_allclose(np.stack(found), scores, atol=2e-5)
+        fit_pairs(trainer, pairs, trainer.trainable(), fitting(lr=1e-2, batch=4), (1,))
+        assert any((copied(trainer)[k] != v).any() for k, v in now.items())
+
+
+def test_the_reference_is_hashed_once_and_may_be_forgotten(
+    cache: References, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    original = scoring.model_key
+    monkeypatch.setattr(scoring, "model_key", lambda *a: calls.append(1) or original(*a))
+    trainer = trainer_with(cache)
+    reference = trainer.trainable()
+    for number in range(3):
+        fit_pairs(trainer, make_pairs(17 + number, 2), reference, SETTINGS, (1,))
+    assert len(calls) == 1
 
 
 def test_float32_comes_back_bit_for_bit(cache: References) -> None:
@@ -97,202 +338,122 @@ def test_float32_comes_back_bit_for_bit(cache: References) -> None:
     patterns = rng.integers(0, 2**32, 5000, dtype=np.uint32).view(np.float32)
     special = [0.0, -0.0, np.finfo(np.float32).max, np.finfo(np.float32).tiny, np.inf, -np.inf]
     subnormal = np.array([1, 2, 0x007FFFFF, 0x80000001], np.uint32).view(np.float32)
-    for numbers in (patterns[~np.isnan(patterns)], np.array(special, np.float32), subnormal):
-        cache.put({str(len(numbers)): numbers.tolist()})
-        [found] = cache.get([str(len(numbers))])
-        assert found is not None
-        assert struct.pack(f"<{len(found)}f", *found) == numbers.tobytes()
-    assert np.signbit(cache.get(["6"])[0][1])  # type: ignore[index]
-
-
-def test_another_process_reads_the_same(cache: References) -> None:
-    numbers = mx.random.normal((100,)).tolist()
-    cache.put({"k": numbers})
-    again = References(cache.path)
-    assert again.get(["k"]) == [numbers]
-    again.close()
+    for numbers in (patterns[~np.isnan(patterns)], np.array(special, np.float32), subnormal,
+                    np.array([], np.float32)):  # fmt: skip
+        key = f"{len(numbers)}"
+        kept = cache.put({key: numbers})
+        for found in (kept[key], cache.get(key)):
+            assert found is not None and found.dtype == np.float32
+            assert found.tobytes() == numbers.tobytes()
+    assert cache.get("x") is None and cache.put({}) == {}
 
 
 def test_the_first_writers_value_stays(cache: References) -> None:
-    cache.put({"k": [-1.0]})
-    cache.put({"k": [-2.0], "l": [-3.0]})
-    assert cache.get(["k", "l"]) == [[-1.0], [-3.0]]
+    one, other = np.array([-1.0], np.float32), np.array([-2.0], np.float32)
+    cache.put({"k": one})
+    found = cache.put({"k": other, "l": other})
+    assert (found["k"], found["l"]) == (one, other)
 
 
-def test_the_settings_say_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("MLXREFLECT_CACHE", str(tmp_path / "elsewhere"))
+def test_a_row_that_is_no_list_of_numbers(cache: References) -> None:
+    cache.cache.put("k", b"abc")
+    with pytest.raises(UserError, match="the reference cache is damaged"):
+        cache.get("k")
+
+
+def test_the_setting_says_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLXREFLECT_CACHE", str(tmp_path))
     assert References.open("off") is None
-    assert not (tmp_path / "elsewhere").exists()
-    places = {"": tmp_path / "elsewhere" / "references.sqlite", "~/r.sqlite": tmp_path / "r.sqlite",
-              str(tmp_path / "a" / "b.sqlite"): tmp_path / "a" / "b.sqlite"}  # fmt: skip
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for setting, path in places.items():
+    for setting, path in (("", "references.sqlite"), (str(tmp_path / "a" / "b"), "a/b")):
         found = References.open(setting)
-        assert found and found.path == path and path.is_file()
+        assert found and found.cache.path == tmp_path / path and (tmp_path / path).is_file()
         found.close()
-    monkeypatch.delenv("MLXREFLECT_CACHE")
-    monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
-    found = References.open("")
-    assert found and found.path == tmp_path / "mlxreflect" / "references.sqlite"
-    found.close()
 
 
-# ---- processes -----------------------------------------------------------------------------------
+# ---- stopped ------------------------------------------------------------------------------------
 
 
-def test_processes_write_at_once(tmp_path: Path) -> None:
-    path, count = tmp_path / "new" / "r.sqlite", 100
-    processes = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(path), name, number, str(count)])
-        for name, number in (("a", "1"), ("b", "2"))
-    ]
-    assert [process.wait(timeout=60) for process in processes] == [0, 0]
-    cache = References(path)
-    for n in range(count):
-        [a, b, shared] = cache.get([f"a-{n}", f"b-{n}", f"shared-{n}"])
-        assert (a, b) == ([1.0, n], [2.0, n])
-        assert shared in (a, b)
-    cache.close()
-    assert len(stored(path)) == 3 * count
-
-
-def test_a_process_killed_in_the_middle_of_a_put(tmp_path: Path) -> None:
-    path = tmp_path / "r.sqlite"
-    command = [sys.executable, "-c", HALFWAY, str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout and process.stdout.readline() == "halfway\n"
-        process.kill()
-    assert stored(path) == {f"before-{n}" for n in range(1000)}
-    cache = References(path)  # and the lock has died with it
-    cache.put({"during-0": [3.0]})
-    assert cache.get(["during-0", "during-1"]) == [[3.0], None]
-    cache.close()
-
-
-@pytest.mark.parametrize("delay", [0.0, 0.013, 0.04])
-def test_a_process_killed_at_any_instant(tmp_path: Path, delay: float) -> None:
-    path = tmp_path / "r.sqlite"
-    command = [sys.executable, "-c", BUSY, str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        lines = [process.stdout.readline() for _ in range(5)]
-        time.sleep(delay)
-        process.kill()
-        lines += process.stdout.readlines()
-    kept = {int(line.split()[1]) for line in lines if line.startswith("kept")}
-    batches: dict[int, int] = {}
-    for key in stored(path):
-        batch = int(key.split("-")[0])
-        batches[batch] = batches.get(batch, 0) + 1
-    assert set(batches.values()) == {200}  # whole, or not there
-    assert kept <= set(batches)
-
-
-# ---- files that fail -----------------------------------------------------------------------------
-
-
-def test_a_file_that_is_no_database(tmp_path: Path) -> None:
-    path = tmp_path / "r.sqlite"
-    path.write_bytes(b"not a database, whatever its name says " * 200)
-    with pytest.raises(UserError, match=r"r\.sqlite.*damaged") as caught:
-        References(path)
-    assert str(path) in caught.value.hint and "delete" in caught.value.hint
-
-
-def test_damage_found_later(tmp_path: Path) -> None:
-    path = tmp_path / "r.sqlite"
-    cache = References(path)
-    cache.put({f"{n:064d}": [1.0] * 300 for n in range(200)})
-    cache.close()
-    data = bytearray(path.read_bytes())
-    data[4096:] = b"\xee" * (len(data) - 4096)
-    path.write_bytes(data)
-    cache = References(path)
-    with pytest.raises(UserError, match=r"r\.sqlite.*damaged") as caught:
-        cache.get([f"{7:064d}"])
-    assert str(path) in caught.value.hint
-    with pytest.raises(UserError, match=r"r\.sqlite.*damaged"):
-        cache.put({"k": [1.0]})
-    cache.close()
-
-
-@pytest.mark.parametrize("value", [b"abc", "text", 7])
-def test_a_row_that_is_no_list_of_numbers(cache: References, value: object) -> None:
-    cache.connection.execute("INSERT INTO logps VALUES ('k', ?)", (value,))
-    with pytest.raises(UserError, match="damaged"):
-        cache.get(["k"])
-
-
-def test_another_schema_is_refused(tmp_path: Path) -> None:
-    for name, statement in (("later", "PRAGMA user_version = 2"), ("foreign", "CREATE TABLE t(a)")):
-        connection = sqlite3.connect(tmp_path / name)
-        connection.execute(statement)
-        connection.close()
-        with pytest.raises(UserError, match="not a reference cache of this version") as caught:
-            References(tmp_path / name)
-        assert str(tmp_path / name) in caught.value.hint
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    for path in (tmp_path, tmp_path / "file" / "r.sqlite", Path("/proc/none/r.sqlite")):
-        with pytest.raises(UserError, match=str(path)) as caught:
-            References(path)
-        assert '"off"' in caught.value.hint
-
-
-def test_a_full_disk_keeps_what_was_there(cache: References) -> None:
-    cache.put({"before": [1.0]})
-    (pages,) = cache.connection.execute("PRAGMA page_count").fetchone()
-    cache.connection.execute(f"PRAGMA max_page_count = {pages + 5}")
-    with pytest.raises(UserError, match="full") as caught:
-        cache.put({f"{n}": [1.0] * 1000 for n in range(100)})
-    assert str(cache.path) in caught.value.message and '"off"' in caught.value.hint
-    assert stored(cache.path) == {"before"}
-    cache.put({"after": [2.0]})  # nothing is left open
-    assert cache.get(["before", "after"]) == [[1.0], [2.0]]
-
-
-def test_a_read_only_file_is_named(cache: References) -> None:
-    cache.put({"k": [1.0]})
-    cache.connection.execute("PRAGMA query_only = 1")
-    with pytest.raises(UserError, match="readonly"):
-        cache.put({"l": [1.0]})
-    assert cache.get(["k", "l"]) == [[1.0], None]
-
-
-def test_a_value_that_is_no_number_keeps_nothing(cache: References) -> None:
-    with pytest.raises(ValueError, match="float"):
-        cache.put({"a": [1.0], "b": ["x"]})  # type: ignore[list-item]
-    assert cache.get(["a", "b"]) == [None, None]
-    cache.put({"a": [1.0]})
-
-
-def test_it_waits_for_another_writer_then_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("done", range(4))
+@pytest.mark.parametrize("keep_shared", [True, False])
+def test_a_stopped_pass_goes_on_to_the_same_bits(
+    cache: References, spy: Spy, done: int, keep_shared: bool
 ) -> None:
-    path = tmp_path / "r.sqlite"
-    monkeypatch.setattr(cachefile, "BUSY_S", 0.3)
-    cache, other = References(path), sqlite3.connect(path, isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    started = time.monotonic()
-    with pytest.raises(UserError, match="locked") as caught:
-        cache.put({"k": [1.0]})
-    assert 0.25 < time.monotonic() - started < 10
-    assert str(path) in caught.value.message
-    assert cache.get(["k"]) == [None]  # reading needs no lock
-    other.execute("COMMIT")
-    cache.put({"k": [1.0]})
-    assert cache.get(["k"]) == [[1.0]]
-    other.close()
-    cache.close()
+    items = items_of(long_pairs(18) + make_pairs(19, 5))
+    fresh = trainer_with(None)
+    plain = fresh.score(items, fresh.trainable(), "sums", keep_shared)
+    assert spy.take() == 4
+    first = trainer_with(cache)
+    before = lora_bytes(first)
+    spy.stop_after = done
+    with pytest.raises(KeyboardInterrupt):
+        first.score(items, first.trainable(), "sums", keep_shared)
+    assert lora_bytes(first) == before
+    assert spy.take() == done
+    spy.stop_after = -1
+    second = trainer_with(cache)
+    assert same(second.score(items, second.trainable(), "sums", keep_shared), plain)
+    # What was under way beside the one that stopped is done again.
+    assert spy.take() == 4 - max(0, done - LANES + 1)
 
 
-def test_a_closed_cache_is_our_fault_and_not_the_files(cache: References) -> None:
-    cache.close()
-    cache.close()
-    with pytest.raises(sqlite3.ProgrammingError):
-        cache.get(["k"])
+def next_float(path: Path) -> None:
+    """Moves each number by a unit in the last place, as if it came from a batch of another size."""
+    with sqlite3.connect(path) as file:
+        for key, value in file.execute("SELECT key, value FROM kept").fetchall():
+            moved = np.nextafter(np.frombuffer(value, "<f4"), np.float32(0)).tobytes()
+            file.execute("UPDATE kept SET value = ? WHERE key = ?", (moved, key))
+
+
+def test_a_pass_stopped_among_values_that_others_left(cache: References, spy: Spy) -> None:
+    """Some of a batch known from other data, in other batches: stopped or not, the same bits."""
+    items = items_of(make_pairs(20, 8))
+    results = []
+    for stopped in (False, True):
+        with sqlite3.connect(cache.cache.path) as file:
+            file.execute("DELETE FROM kept")
+        other = trainer_with(cache)
+        other.score(items[::3], other.trainable(), "sums")
+        next_float(cache.cache.path)
+        trainer = trainer_with(cache)
+        if stopped:
+            spy.take()
+            spy.stop_after = 2
+            with pytest.raises(KeyboardInterrupt):
+                trainer.score(items, trainer.trainable(), "sums")
+            spy.stop_after = -1
+        results.append(trainer.score(items, trainer.trainable(), "sums"))
+    assert same(results[0], results[1])
+    trainer.references = None
+    assert not same(results[0], trainer.score(items, trainer.trainable(), "sums"))
+
+
+def test_a_batch_is_kept_whole_or_not_at_all(
+    cache: References, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items, trainer = items_of(make_pairs(21, 4)), trainer_with(cache)
+
+    def fail(*arguments: Any) -> None:
+        raise OSError("gone")
+
+    monkeypatch.setattr(References, "put", fail)
+    with pytest.raises(OSError, match="gone"):
+        trainer.score(items, trainer.trainable(), "sums")
+    monkeypatch.undo()
+    with sqlite3.connect(cache.cache.path) as file:
+        assert file.execute("SELECT count(*) FROM kept").fetchone() == (0,)
+
+
+def test_a_model_that_is_in_training_is_scored_without_dropout() -> None:
+    trainer = lora_trainer(dropout=0.5)
+    items, network = items_of(make_pairs(22, 4)), Network(trainer.model)
+    expected = score(network, items, "sums", True, None)
+    trainer.model.train()
+    assert same(score(network, items, "sums", True, None), expected)
+    assert trainer.model.training
+
+
+def test_nothing_to_score() -> None:
+    assert score(Network(small_model()), [], "sums", True, None) == []
 
 
 # ---- keys ----------------------------------------------------------------------------------------

@@ -1,13 +1,14 @@
-"""Parts of a batch side by side on the CPU, where MLX computes a stream on one core.
+"""What stands in for MLX's own functions while a model trains or is scored on the CPU.
 
-MLX lets at most about a hundred operations wait, of all streams together, so a large graph would
-keep another stream idle. A graph is therefore computed piece by piece, from mark to mark.
-
-What stands in for MLX's own functions while a model trains or is scored on the CPU.
+Everything comes in by `faster_on_cpu`, for the moment in which a graph is made; no other file
+knows of it. `in_parts` computes graphs side by side, for MLX computes a stream on one core. On a
+GPU neither does anything.
 
 Measured with MLX 0.32 on x86: an exponential takes 17 to 25 ns (in softmax, silu and logsumexp as
 well), a `where` 5, a power 7 to 9. A product with 4-bit weights, of 512 rows, takes 40 times as
-long as with weights made float32 first, and in bfloat16 300 times. On a GPU nothing of this holds.
+long as with weights made float32 first, and in bfloat16 300 times. MLX lets at most about a
+hundred operations wait, of all streams together, so a large graph would keep another stream idle:
+it is computed piece by piece, from mark to mark.
 """
 
 import math
@@ -16,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 from unittest import mock
 
@@ -24,22 +25,66 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models import activations
 
+from mlxreflect.train import losses
+from mlxreflect.train.network import Logps, Network
+
 LANES = 2  # a constant: what a part may take of the memory must not depend on the machine's cores
+LOG2E = math.log2(math.e)
+LOWEST = -1e30  # added to a masked score: its power is 0, and a row of such scores no NaN
+LEAST_ROWS = 4  # of a product with quantised weights that making them float32 is worth it for
+# Weights at a time that are made so; MLX needs about three times their 16 MB for it.
+BLOCK = 1 << 22
+theirs, their_product = mx.fast.scaled_dot_product_attention, mx.quantized_matmul
+plain_chunks = Network.chunks
 Work = TypeVar("Work")
 Result = TypeVar("Result")
 
 
-def side_by_side(
-    trace: Callable[[Work], Result], work: Sequence[Work]
+def on_cpu() -> bool:
+    return bool(mx.default_device().type == mx.DeviceType.cpu)
+
+
+def slow_exponentials() -> bool:
+    return on_cpu() and sys.platform != "darwin"
+
+
+@contextmanager
+def faster_on_cpu(model: nn.Module) -> Iterator[None]:
+    """The model with what this file has, for the duration, where that is faster."""
+    with ExitStack() as stack:
+
+        def put(place: Any, name: str, function: Any) -> None:
+            stack.enter_context(mock.patch.object(place, name, function))
+
+        if on_cpu():
+            put(mx, "quantized_matmul", quantized_matmul)
+            put(mx, "checkpoint", partial(checkpoint, mx.checkpoint))
+            put(Network, "chunks", marked_chunks)
+        if slow_exponentials():
+            put(losses, "exp", exp)
+            put(mx.fast, "scaled_dot_product_attention", attention)
+            for module in {sys.modules[type(part).__module__] for part in model.modules()}:
+                if getattr(module, "swiglu", None) is activations.swiglu:
+                    put(module, "swiglu", swiglu)
+        yield
+
+
+# ---- streams side by side ------------------------------------------------------------------------
+
+
+def in_parts(
+    model: nn.Module, trace: Callable[[Work], Result], work: Sequence[Work]
 ) -> Iterator[tuple[Work, Result]]:
-    """Each piece of work with its result, computed, in the order of the work.
+    """Yields each piece of work with its result, computed, in the order of the work.
 
     trace: makes a tree of arrays from what is computed already, and seeds what it draws at random.
     It runs in this thread, the computation in others. On a GPU one piece follows the other.
     """
-    if len(work) < 2 or mx.default_device().type != mx.DeviceType.cpu:
+    mx.eval(model.parameters())  # here, where they were made
+    if len(work) < 2 or not on_cpu():
         for piece in work:
-            result = trace(piece)
+            with faster_on_cpu(model):
+                result = trace(piece)
             mx.eval(result)
             yield piece, result
         return
@@ -49,7 +94,7 @@ def side_by_side(
         while waiting or running:
             while waiting and free:
                 piece, stream = waiting.popleft(), free.popleft()
-                with mx.stream(stream), marking() as marks:
+                with mx.stream(stream), faster_on_cpu(model), marking() as marks:
                     result = trace(piece)
                 marks.append(result)
                 computed = threads().submit(compute, marks)
@@ -78,7 +123,7 @@ def marking() -> Iterator[list[Any]]:
 
 @contextmanager
 def unmarked() -> Iterator[None]:
-    """Nothing inside is marked: what a recomputed layer makes would be kept by its marks."""
+    """Nothing inside is marked."""
     outer, marked[:] = marked[:], []
     try:
         yield
@@ -128,40 +173,22 @@ def threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(LANES, thread_name_prefix="lane")
 
 
-LOG2E = math.log2(math.e)
-LOWEST = -1e30  # added to a masked score: its power is 0, and a row of such scores no NaN
-LEAST_ROWS = 4  # of a product with quantised weights that making them float32 is worth it for
-BLOCK = (
-    1 << 22
-)  # weights at a time that are made so; MLX needs about three times their 16 MB for it
-theirs, their_product = mx.fast.scaled_dot_product_attention, mx.quantized_matmul
+def checkpoint(theirs: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """mx.checkpoint; what it computes again is not marked, for its marks would keep it."""
+
+    def without_marks(*given: Any) -> Any:
+        with unmarked():
+            return function(*given)
+
+    recomputed: Callable[..., Any] = theirs(without_marks)
+    return recomputed
 
 
-def slow_exponentials() -> bool:
-    return mx.default_device().type == mx.DeviceType.cpu and sys.platform != "darwin"
-
-
-def exp(x: mx.array) -> mx.array:
-    """e to the x; float32 keeps its accuracy where |x| is below 100."""
-    return mx.power(2.0, LOG2E * x) if slow_exponentials() else mx.exp(x)
-
-
-@contextmanager
-def faster_on_cpu(model: nn.Module) -> Iterator[None]:
-    """The model with what this file has, for the duration, where that is faster."""
-    with ExitStack() as stack:
-
-        def put(place: Any, name: str, function: Any) -> None:
-            stack.enter_context(mock.patch.object(place, name, function))
-
-        if mx.default_device().type == mx.DeviceType.cpu:
-            put(mx, "quantized_matmul", quantized_matmul)
-        if slow_exponentials():
-            put(mx.fast, "scaled_dot_product_attention", attention)
-            for module in {sys.modules[type(part).__module__] for part in model.modules()}:
-                if getattr(module, "swiglu", None) is activations.swiglu:
-                    put(module, "swiglu", swiglu)
-        yield
+def marked_chunks(
+    network: Network, score: Logps, hidden: mx.array, targets: mx.array
+) -> Iterator[mx.array]:
+    """Network.chunks, each a place at which the computation may pause."""
+    return plain_chunks(network, lambda *given: mark(score(*given)), hidden, targets)
 
 
 # ---- products with quantised weights -------------------------------------------------------------
@@ -212,6 +239,11 @@ def quantized_matmul(
 
 
 # ---- exponentials --------------------------------------------------------------------------------
+
+
+def exp(x: mx.array) -> mx.array:
+    """e to the x; float32 keeps its accuracy where |x| is below 100."""
+    return mx.power(2.0, LOG2E * x)
 
 
 def attention(

@@ -18,7 +18,7 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlxreflect.config.schema import Fitting
 from mlxreflect.core.seeds import seed_mlx
 from mlxreflect.train.batches import WORTH, Item, Shape, shape_of
-from mlxreflect.train.cpu import LANES, unmarked
+from mlxreflect.train.cpu import LANES
 from mlxreflect.train.network import (
     Arrays,
     Cache,
@@ -207,7 +207,7 @@ def recomputing(
             own = again(cache, held)
             args = [own if a is cache else a for a in args]
             kwargs = {k: own if a is cache else a for k, a in kwargs.items()}
-            with parameters(layer, arrays), unmarked():
+            with parameters(layer, arrays):
                 out = original(layer, *args, **kwargs)
             kept: Any = (own.keys, own.values) if isinstance(own, Recorder) else ()
             # As arrays of their own, for gemma4's layers return them too: of an array that leaves

@@ -19,7 +19,6 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.cache import KVCache, RotatingKVCache, create_attention_mask, make_prompt_cache
 
 from mlxreflect.train.batches import Batch, Row, collate
-from mlxreflect.train.cpu import mark
 from mlxreflect.train.losses import token_logps
 
 
@@ -228,7 +227,7 @@ class Network:
         for start in range(0, targets.shape[0], rows):
             # One chunk after the other: MLX would begin with all of them at once.
             part = mx.depends(hidden[start : start + rows], logps)
-            logps = mark(score(part, targets[start : start + rows]))
+            logps = score(part, targets[start : start + rows])
             yield logps
 
     def head_parameters(self) -> Arrays:

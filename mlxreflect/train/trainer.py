@@ -27,7 +27,7 @@ from mlxreflect.config.schema import Fitting
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.seeds import rng_for, seed_mlx
 from mlxreflect.train.batches import Group, Item, Pair, collate
-from mlxreflect.train.cpu import faster_on_cpu, side_by_side
+from mlxreflect.train.cpu import faster_on_cpu, in_parts
 from mlxreflect.train.memory import Footprint, plan, recomputed_layers
 from mlxreflect.train.network import Arrays, Network, parameters
 from mlxreflect.train.objectives import Metrics, Objective, odds_ratio, preference, reinforcement
@@ -203,7 +203,6 @@ class Trainer:
         loss = partial(loss_of, network, objective, training=True)
         parts, recompute = self.plan(network, objective, members, config)
         arrays = self.trainable()
-        mx.eval(self.model.parameters())  # here, where they were made
 
         def part(members: list[int]) -> tuple[mx.array, Metrics, Any]:
             drawn = (*stream, members[0])
@@ -215,11 +214,10 @@ class Trainer:
 
         total, grads = 0.0, None
         metrics: dict[str, list[float]] = defaultdict(list)
-        with faster_on_cpu(self.model):
-            for _, (value, found, gradient) in side_by_side(part, parts):
-                grads = gradient if grads is None else tree_map(mx.add, grads, gradient)
-                mx.eval(grads)
-                total += gather(value, found, metrics)
+        for _, (value, found, gradient) in in_parts(self.model, part, parts):
+            grads = gradient if grads is None else tree_map(mx.add, grads, gradient)
+            mx.eval(grads)
+            total += gather(value, found, metrics)
         scale = 1 / sum(objective.sizes[i] for i in members)
         return total * scale, tree_map(lambda g: g * scale, grads), metrics
 
@@ -231,9 +229,8 @@ class Trainer:
         parts, _ = self.plan(network, objective, list(range(len(objective.items))), config)
         self.model.eval()
         loss = partial(loss_of, network, objective)
-        with faster_on_cpu(self.model):
-            for _, (value, found) in side_by_side(loss, parts):
-                total += gather(value, found, metrics)
+        for _, (value, found) in in_parts(self.model, loss, parts):
+            total += gather(value, found, metrics)
         return {"loss": total / sum(objective.sizes), **ranking(metrics)}
 
     def plan(
