@@ -26,7 +26,6 @@ from mlxreflect.tasks import TASKS
 
 TASK = TASKS["gsm8k"]
 DATA = Path(__file__).parents[2] / "shared" / "data" / "gsm8k"
-MANY = 10_000
 
 
 def pairs_of(table: dict[Any, list[Any]]) -> list[tuple[Any, Any]]:
@@ -81,6 +80,7 @@ def test_any_text_is_read_without_an_error(text: str) -> None:
 
 def judge_number(whole: int, digits: str, dress: str) -> None:
     """A number as a person would write it is read as the rational that its digits are."""
+    digits = digits if whole else ""
     value = Fraction(f"{whole}.{digits}") if digits else Fraction(whole)  # Python's own reading
     written = f"{whole:,}" + (f".{digits}" if digits else "")
     text = dress.replace("@", written)
@@ -101,17 +101,9 @@ WHOLES = st.integers(-(10**15), 10**15)
 DECIMALS = st.text("0123456789", max_size=9)
 
 
-@given(WHOLES, DECIMALS, DRESSES)
-@settings(max_examples=150)
-def test_numbers_are_exact(whole: int, digits: str, dress: str) -> None:
-    judge_number(whole, digits if whole else "", dress)
-
-
-@pytest.mark.slow
-@given(WHOLES, DECIMALS, DRESSES)
-@settings(max_examples=MANY)
-def test_numbers_are_exact_ten_thousand_times(whole: int, digits: str, dress: str) -> None:
-    judge_number(whole, digits if whole else "", dress)
+@pytest.mark.parametrize("examples", [150, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_numbers_are_exact(examples: int) -> None:
+    settings(max_examples=examples)(given(WHOLES, DECIMALS, DRESSES)(judge_number))()
 
 
 ANSWERS: dict[int | None, list[str]] = {
