@@ -198,7 +198,7 @@ def test_without_the_answer_the_solver_never_searches(
     def searched(*_: object) -> Any:
         raise AssertionError("a search")
 
-    for name in ("reachable", "search_path", "steps_from"):
+    for name in ("solvable", "search_path", "steps_from"):
         monkeypatch.setattr(countdown_solver, name, searched)
     # 3 * 4 = 12 is a dead end for 35: only a search knows.
     texts = [answer(thought).text for thought in

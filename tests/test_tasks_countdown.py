@@ -13,8 +13,8 @@ from support.rows import write_rows
 from mlxreflect.config.schema import TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, make_problem
-from mlxreflect.tasks.countdown import TASK, part_of, solvable
-from mlxreflect.tasks.countdown_solver import finish, review
+from mlxreflect.tasks.countdown import TASK, part_of
+from mlxreflect.tasks.countdown_solver import finish, review, solvable
 
 
 def reached(values: tuple[Fraction, ...], plain: bool = False) -> set[Fraction]:

@@ -10,7 +10,6 @@ one of a data set, whatever seeds made it.
 
 import random
 from collections.abc import Iterable, Iterator
-from math import gcd
 from typing import Any
 
 from mlxreflect.config.schema import TaskConfig
@@ -21,13 +20,12 @@ from mlxreflect.data import rows as data
 from mlxreflect.data.rows import Row, good_rows, rows_of
 from mlxreflect.graders.countdown import COUNTDOWN_RULES
 from mlxreflect.tasks.base import GENERATED_PARTS, Solver, Task, generate
-from mlxreflect.tasks.countdown_solver import finish, review
+from mlxreflect.tasks.countdown_solver import finish, review, solvable
 
 LARGEST = 200
 MAX_NUMBERS = 20
 MAX_SOLVED = 6  # numbers of a problem that is still searched for a solution
 Drawn = tuple[list[int], int]  # numbers and target
-Ratio = tuple[int, int]  # reduced, the denominator above 0
 HINT = (
     "connect to the internet once so that `datasets` can cache it, or set task.source to a file "
     'with rows such as {"nums": [44, 19, 35], "target": 98}'
@@ -122,72 +120,6 @@ def problem_of(row: dict[str, Any]) -> Problem:
     if type(target) is not int:
         raise UserError(f"target = {str(target)[:60]}: not a whole number", EXAMPLE)
     return make_problem("countdown", {"numbers": numbers, "target": target})
-
-
-def solvable(numbers: list[int], target: int) -> bool:
-    """Tells whether the numbers, each used once, make the target: exact, over all subsets.
-
-    Every subset's values are collected from its two halves; of all numbers together only the half
-    that would be missing is looked up. About half a millisecond for four numbers.
-    """
-    values: dict[int, set[Ratio]] = {1 << i: {(n, 1)} for i, n in enumerate(numbers)}
-    whole = (1 << len(numbers)) - 1
-    if whole in values:
-        return (target, 1) in values[whole]
-    for mask in range(3, whole):
-        if mask not in values:
-            values[mask] = {v for one, other in halves(mask) for a in values[one]
-                            for b in values[other] for v in results(a, b)}  # fmt: skip
-    return any(
-        a[0] == target == 0 or not values[other].isdisjoint(missing(a, (target, 1)))
-        for one, other in halves(whole)
-        for a in values[one]
-    )
-
-
-def halves(mask: int) -> Iterator[tuple[int, int]]:
-    """Yields each way to split a set of bits in two, once; the smaller number first."""
-    one = (mask - 1) & mask
-    while one:
-        if one < mask ^ one:
-            yield one, mask ^ one
-        one = (one - 1) & mask
-
-
-def reduced(top: int, bottom: int) -> Ratio:
-    if bottom < 0:
-        top, bottom = -top, -bottom
-    divisor = gcd(top, bottom)
-    return top // divisor, bottom // divisor
-
-
-def results(a: Ratio, b: Ratio) -> Iterator[Ratio]:
-    """Yields a + b, a - b, b - a, a * b, a / b, b / a."""
-    cross, back, bottom = a[0] * b[1], b[0] * a[1], a[1] * b[1]
-    yield reduced(cross + back, bottom)
-    yield reduced(cross - back, bottom)
-    yield reduced(back - cross, bottom)
-    yield reduced(a[0] * b[0], bottom)
-    if back:
-        yield reduced(cross, back)
-    if cross:
-        yield reduced(back, cross)
-
-
-def missing(a: Ratio, target: Ratio) -> list[Ratio]:
-    """Returns every b for which one of `results(a, b)` is the target (but all, for 0 = 0 * b)."""
-    plus, times = (a[0] * target[1], target[0] * a[1]), a[1] * target[1]
-    found = [
-        reduced(plus[1] - plus[0], times),  # a + b
-        reduced(plus[0] - plus[1], times),  # a - b
-        reduced(plus[1] + plus[0], times),  # b - a
-    ]
-    if plus[0]:
-        found.append(reduced(plus[1], plus[0]))  # a * b: t / a
-        found.append(reduced(a[0] * target[0], times))  # b / a: t * a
-    if target[0] and a[0]:
-        found.append(reduced(plus[0], plus[1]))  # a / b: a / t
-    return found
 
 
 # ---- the task ------------------------------------------------------------------------------------
