@@ -119,7 +119,7 @@ def test_a_bad_row_is_named(tmp_path: Path, line: str, said: str) -> None:
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert "no such file" in fault(tmp_path / "none.jsonl").message
-    assert "directory" in fault(tmp_path).message
+    assert "no train.jsonl in this folder" in fault(tmp_path).message
     (tmp_path / "empty.jsonl").write_text("")
     assert "no rows" in fault(tmp_path / "empty.jsonl").message
     (tmp_path / "two.json").write_text('{"a": [], "b": []}')

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from glob import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -195,30 +196,27 @@ def held_rows(tree: Any) -> list[Any]:
 
 
 def table_rows(path: Path, delimiter: str, empty: str | None) -> Rows:
-    """Yields the rows of CSV or TSV below a header, each by its first line."""
+    """Yields the rows of CSV or TSV below a header, each by its first line.
+
+    Raises UserError for broken quotes, after which no row's beginning can be trusted.
+    """
     limit = csv.field_size_limit(MAX_CELL)
     try:  # all at once: the limit is one for the whole process
         with path.open(encoding="utf-8-sig", newline="") as lines:
-            rows = list(cells_of(path, csv.reader(lines, delimiter=delimiter, strict=True), empty))
-    finally:
-        csv.field_size_limit(limit)
-    yield from rows
-
-
-def cells_of(path: Path, reader: Any, empty: str | None) -> Rows:
-    """Yields the rows of a reader of csv. After broken quotes no row's beginning can be trusted."""
-    try:
-        header: list[str] = next(reader, [])
-        begin = reader.line_num + 1
-        for cells in reader:
-            where, begin = f"{path}, line {begin}", reader.line_num + 1
-            if cells and len(cells) != len(header):
-                yield BadRow(where, f"{len(cells)} cells under {len(header)} columns", QUOTES)
-            elif cells:
-                yield Row({k: v or empty for k, v in zip(header, cells, strict=True)}, where)
+            reader = csv.reader(lines, delimiter=delimiter, strict=True)
+            ends = [(cells, reader.line_num) for cells in reader]
     except csv.Error as error:
         where = f"{path}, line {reader.line_num}"
         raise UserError(f"{where}: not CSV ({brief(error)})", QUOTES) from None
+    finally:
+        csv.field_size_limit(limit)
+    header = ends[0][0] if ends else []
+    for (_, before), (cells, _) in pairwise(ends):
+        where = f"{path}, line {before + 1}"
+        if cells and len(cells) != len(header):
+            yield BadRow(where, f"{len(cells)} cells under {len(header)} columns", QUOTES)
+        elif cells:
+            yield Row({k: v or empty for k, v in zip(header, cells, strict=True)}, where)
 
 
 def parquet_rows(path: Path) -> Rows:

@@ -6,25 +6,21 @@ tokens, "choice" the letter, "math" LaTeX, "countdown" an expression of the row'
 """
 
 import importlib.util
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from mlxreflect.config.schema import TaskConfig
-from mlxreflect.config.toml import local_path
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, Verdict, make_problem
 from mlxreflect.data.rows import (
-    HINT,
     Row,
     choose_part,
     column,
     fold,
-    hub_rows,
-    is_path,
+    good_rows,
     question_text,
-    read_file,
+    rows_of,
     unique,
 )
 from mlxreflect.graders.base import MAX_TEXT, Grade, Grader
@@ -197,10 +193,7 @@ def load(config: TaskConfig, part: str, seed: int) -> list[Problem]:
         raise UserError(
             'task.name = "jsonl" needs data', "set task.source to a file or a hub data set"
         )
-    if is_path(config.source):
-        rows: Iterable[Row] = read_file(local_path(config.source))
-    else:
-        rows = hub_rows(config.source, config.config, config.split, HINT)
+    rows = good_rows(rows_of(config.source, config.config, config.split, empty=""))
     problems = unique((read(row, config) for row in rows), key_of)
     return choose_part(problems, part, config.source)[: config.limit or None]
 
