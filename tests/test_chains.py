@@ -8,78 +8,32 @@ import time
 
 import pytest
 from support.fake_ollama import STALL, FakeOllama
+from support.methods import Critic, Remote, play, rows
+from support.methods import make_remote as make
 from support.teacher import Teacher
-from test_r3 import COUNTDOWN, Critic, play
 
 from mlxreflect.config.recipe import load_recipe
-from mlxreflect.config.schema import Recipe
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.records import to_row
 from mlxreflect.core.ui import Ui
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.client import Client
 from mlxreflect.critics.local import LocalCritic, SelfCritic
 from mlxreflect.critics.solver import SolverCritic
-from mlxreflect.methods.base import Hands
-from mlxreflect.methods.r3 import R3
-from mlxreflect.methods.workers import Chains
-from mlxreflect.models.load import load_policy
+from mlxreflect.methods.workers import Workers
 from mlxreflect.runs.folder import create_run
 from mlxreflect.runs.run import execute
-from mlxreflect.train.lora import attach_lora
-from mlxreflect.train.trainer import Trainer
-
-
-class Remote(Critic):
-    """A critic that is waited for; `gate` is called with every call before it is answered."""
-
-    waits = True
-
-    def __init__(self, gate=lambda call: None, **kwargs):
-        super().__init__(**kwargs)
-        self.gate, self.lock = gate, threading.Lock()
-
-    def ask(self, calls):
-        for call in calls:
-            self.gate(call)
-        with self.lock:
-            return super().ask(calls)
-
-
-def make(reviewer, problems=5, wrong=True, **tables):
-    """wrong: three tokens an attempt, so that none is ever right."""
-    tree = {
-        "policy": {"temperature": 1.0, "max_new_tokens": 3 if wrong else 30, "batch": 2},
-        "critic": {"provider": "ollama", "model": "critic", "concurrency": 3},
-        "train": {"lr": 1e-3, "nll": 1.0, "logps": "sum", "batch": 4, "lora": {"keys": []}},
-        "r3": {"wave": problems, "verifications": 0, "bucket_every": 0},
-    }
-    for name, table in tables.items():
-        tree[name] = {**tree.get(name, {}), **table}
-    recipe = Recipe.model_validate(tree)
-    policy = load_policy(recipe.policy)
-    attach_lora(policy.model, recipe.train.lora, recipe.seed)
-    loaded = COUNTDOWN.load(recipe.task.model_copy(update={"limit": problems}), "train", 0)
-    critics = {"basic": reviewer, "advanced": reviewer, "self": Critic()}
-    problems = {p.id: p for p in loaded}
-    return R3(Hands(recipe, COUNTDOWN, policy, Trainer(policy.model), critics, problems))
 
 
 def watch_samples(strategy, events):
     """Add ("sampled", role, how many) to events after each shard."""
-    original = strategy.attempts.sample
+    original = strategy.rollouts.sample
 
     def sample(problems, role, n, seed, actor):
         drawn = original(problems, role, n, seed, actor)
         events.append(("sampled", role, len(problems)))
         return drawn
 
-    strategy.attempts.sample = sample
-
-
-def rows(played):
-    """Records of waves, without names that depend on the address of a server."""
-    return [[to_row(record) for record in (*one.episodes, *one.examples)] for one in played]
+    strategy.rollouts.sample = sample
 
 
 # ---- overlap -------------------------------------------------------------------------------------
@@ -89,7 +43,7 @@ def test_the_critic_is_asked_while_the_next_shard_is_sampled():
     """Sampling of the second shard only ends when the critic has been asked about the first."""
     asked, events = threading.Event(), []
     strategy = make(Remote(lambda call: asked.set()), problems=4)
-    original = strategy.attempts.sample
+    original = strategy.rollouts.sample
 
     def sample(problems, *rest):
         if events:
@@ -97,7 +51,7 @@ def test_the_critic_is_asked_while_the_next_shard_is_sampled():
         events.append(len(problems))
         return original(problems, *rest)
 
-    strategy.attempts.sample = sample
+    strategy.rollouts.sample = sample
     play(strategy)
     assert events == [2, 2]
 
@@ -178,7 +132,7 @@ def test_chains_and_lock_step_make_the_same_of_a_wave():
         tables = {"policy": {"batch": 16}, "r3": {"wave": 6, "verifications": 2, "sft_mode": 3}}
         strategy = make(critic, problems=12, wrong=False, **tables)
         played = play(strategy)
-        assert bool(strategy.chains is None) == (not waits)
+        assert bool(strategy.running.workers is None) == (not waits)
         assert any(e.outcome.status == "solved" for one in played for e in one.episodes)
         losses = [(step.objective, step.loss) for one in played for step in one.steps]
         made.append((rows(played), losses, strategy.state))
@@ -189,9 +143,9 @@ def test_chains_and_lock_step_make_the_same_of_a_wave():
 def test_where_the_policy_takes_part_rounds_stay_in_lock_step(side):
     critic = Remote()
     strategy = make(critic, r3={side: "self"})
-    own = strategy.exchange.critics["self"]
+    own = strategy.session.critics["self"]
     play(strategy)
-    assert strategy.chains is None
+    assert strategy.running.workers is None
     assert {len(critic.calls), len(own.calls)} == {5}
     assert {call.role for call in own.calls} == {"critique" if side == "feedback" else "rewrite"}
 
@@ -242,7 +196,7 @@ def test_a_failure_of_one_chain_stops_the_others():
             failed.set()
             raise UserError("the budget is spent", "raise it")
         failed.wait(30)
-        while not strategy.chains.stopped.is_set():
+        while not strategy.running.workers.stopped.is_set():
             time.sleep(0.001)
 
     lock = threading.Lock()
@@ -281,7 +235,7 @@ def test_leaving_early_ends_the_chains():
             steps.append(1)
             yield
 
-    with pytest.raises(KeyboardInterrupt), Chains(1) as chains:
+    with pytest.raises(KeyboardInterrupt), Workers(1) as chains:
         for _ in range(3):
             chains.start(chain())
         began.wait(30)
@@ -300,7 +254,7 @@ def test_chains_take_turns():
             steps.append((number, name))
             yield
 
-    with Chains(1) as chains:
+    with Workers(1) as chains:
         for name in "abc":
             chains.start(chain(name))
         chains.wait(lambda text: None)
@@ -372,5 +326,7 @@ def test_a_wave_that_was_stopped_ends_with_the_same_bytes(tmp_path):
 def test_critics_on_servers_are_waited_for_and_those_of_this_process_are_not():
     assert Client.waits
     assert not (SolverCritic.waits or LocalCritic.waits or SelfCritic.waits)
-    with make(Critic()).threads() as chains:
+    frame = make(Critic())
+    frame.wave = frame.next_wave()
+    with frame.running.threads() as chains:
         assert chains is None

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.methods import attempt_messages
 
 from mlxreflect.config.schema import CriticConfig, PolicyConfig, TaskConfig
 from mlxreflect.core.errors import UserError
@@ -15,7 +16,6 @@ from mlxreflect.critics.base import Call
 from mlxreflect.critics.local import LocalCritic, SelfCritic
 from mlxreflect.models.load import load_policy
 from mlxreflect.models.policy import Policy
-from mlxreflect.prompts.messages import attempt_messages
 from mlxreflect.tasks import TASKS, countdown
 
 PROBLEMS = TASKS["countdown"].load(TaskConfig(limit=5), "dev", 0)

@@ -13,13 +13,14 @@ from support import fake_server as wire
 from support.critics import TRIES, ask, call, critic_at, preflight
 from support.fake_openai import FakeOpenAI, refusal
 from support.fake_server import Body, Fault, http
+from support.methods import attempt_messages
 from support.mlx_server import serving
 
 from mlxreflect.config.schema import PolicyConfig, TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.critics.openai import parse_base
 from mlxreflect.models.load import TINY, load_policy
-from mlxreflect.prompts.messages import attempt_messages, parse_response
+from mlxreflect.prompts.parsing import parse_response
 from mlxreflect.tasks import TASKS, countdown
 
 KEY = "sk-secret/0123456789+abc"

@@ -29,12 +29,12 @@ from support.kill_driver import DRIVER
 from support.whole_runs import command
 
 from mlxreflect.cli import main as cli
+from mlxreflect.config.methods import method_of
 from mlxreflect.config.recipe import load_recipe
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_rows
 from mlxreflect.critics import client, open_critics
 from mlxreflect.critics.ledger import BudgetReached, Ledger
-from mlxreflect.methods.asked import asked_tiers
 from mlxreflect.report import show
 from mlxreflect.runs.folder import create_run
 
@@ -273,7 +273,7 @@ def test_a_critic_is_opened_only_where_something_asks_it(
         judged = recipe.critic.judge | {"base_url": server.url}
         critic = recipe.critic.model_copy(update={"judge": judged})
         recipe = recipe.model_copy(update={"critic": critic})
-        critics = open_critics(recipe, asked_tiers(recipe), "run", Ledger(), stack)
+        critics = open_critics(recipe, method_of(recipe).tiers(recipe), "run", Ledger(), stack)
         assert bool(server.requests) is judge  # looked for before the run begins
     assert set(critics) == tiers
     assert critics.get("advanced", critics["basic"]) is critics["basic"]

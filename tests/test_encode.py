@@ -2,10 +2,10 @@
 
 import pytest
 from jinja2 import TemplateError
+from support.methods import attempt_messages
 
 from mlxreflect.core.records import Example
 from mlxreflect.models.policy import Policy
-from mlxreflect.prompts.messages import attempt_messages
 from mlxreflect.train.batches import Group, Pair, Row
 from mlxreflect.train.encode import Dropped, Encoder, Mask, NothingTrained
 

@@ -4,13 +4,13 @@ import json
 from dataclasses import asdict
 
 import pytest
+from support.methods import call_of
 
 from mlxreflect.config.recipe import load_recipe
 from mlxreflect.config.schema import Recipe
-from mlxreflect.methods.plans import at_most, expected
+from mlxreflect.methods.base import Try
 from mlxreflect.methods.preflexor_corpus import make_passage, make_question
-from mlxreflect.methods.roles import Moves, Round
-from mlxreflect.methods.waves import State, next_wave
+from mlxreflect.methods.r3 import State, at_most, expected, next_wave
 from mlxreflect.setup.dry_run import dry
 from mlxreflect.setup.estimate import WRONG, estimate
 from mlxreflect.tasks import TASKS
@@ -37,7 +37,7 @@ def test_visits_at_most_are_those_of_a_run_that_never_solves_anything(n, every, 
     names = [str(i) for i in range(n)]
     state, seen = State(), {"basic": 0, "advanced": 0}
     while (taken := next_wave(state, names, made)) is not None:
-        seen[taken.tier] += len(taken.problems)
+        seen[taken.own["tier"]] += len(taken.problems)
         for name in taken.problems:
             state.bucket.setdefault(name, None)
         state.wave += 1
@@ -136,11 +136,14 @@ def test_passages_of_a_corpus_count_with_their_length():
     task, chunk = TASKS["jsonl"], 40_000
     keys = {"corpus": "notes", "rounds": 1, "questions": 3, "retrieve": 2, "two": {"rounds": 0}}
     made = recipe(strategy="preflexor", preflexor={**keys, "chunk": chunk}, critic=PAID)
-    moves, passages = Moves(made, task), ["x" * chunk] * 3
+    passages = ["x" * chunk] * 3
     asked = make_question(make_passage("x" * 50, {}), "(a question)")
-    at = Round("basic", 1, "")
-    calls = [moves.pose(asked, passages[0], at), moves.extract(asked, passages, ["a"], at),
-             moves.ground(asked, passages, "", at)]  # fmt: skip
+    at = Try("basic", 1, "")
+    shown = {
+        "pose": {"passage": passages[0]}, "extract": {"passage": passages, "sections": "a"},
+        "ground": {"passage": passages, "sections": ""},
+    }  # fmt: skip
+    calls = [call_of(role, asked, at, made, task, **data) for role, data in shown.items()]
     least = sum(len(m["content"]) for call in calls for m in call.messages) / 4
     found = estimate(made, task, [asked])["critics"]["basic"]
     assert 3 * least < found["at_most"]["tokens_in"] < 6 * least  # each extract may be asked twice

@@ -18,11 +18,11 @@ from support.fake_ollama import FakeOllama
 from support.fake_server import free_port
 from support.shell import Shell
 
+from mlxreflect.config.methods import method_of
 from mlxreflect.config.recipe import eval_spec, load_recipe
 from mlxreflect.config.schema import Critics
 from mlxreflect.config.toml import apply_settings, bundled, flatten
 from mlxreflect.evaluation.evaluate import eval_problems
-from mlxreflect.methods.asked import asked_tiers
 from mlxreflect.setup.discovery import find_offers
 from mlxreflect.setup.dry_run import dry
 from mlxreflect.setup.init import recipes
@@ -283,7 +283,8 @@ def test_a_mistyped_reply_is_asked_for_again(typed: Any, shell: Shell) -> None:
 def test_a_method_that_asks_no_critic_needs_none(shell: Shell) -> None:
     shell.works("init", "--strategy", "reflectevo", "--task", "gsm8k", "--model", "tiny",
                 "--critic", "self")  # fmt: skip
-    assert asked_tiers(load_recipe("reflectevo-gsm8k.toml")) == []
+    recipe = load_recipe("reflectevo-gsm8k.toml")
+    assert method_of(recipe).tiers(recipe) == []
     usual = load_recipe("reflectevo")
     assert [offer.critic for offer in find_offers(True, usual)] == ["self", "solver"]
     error, _ = shell.mistake("init", "--strategy", "preflexor", "--task", "gsm8k", "--model",

@@ -20,7 +20,7 @@ from support.training import (
     softplus,
 )
 
-from mlxreflect.config.methods import GrpoConfig
+from mlxreflect.config.fields import GrpoConfig
 from mlxreflect.train.batches import Group, Pair, collate
 from mlxreflect.train.losses import dpo_loss, nll_loss, token_logps
 from mlxreflect.train.network import Network

@@ -22,7 +22,7 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from mlxreflect.models.policy import Policy
-from mlxreflect.prompts.messages import TAGS
+from mlxreflect.prompts.parsing import TAGS
 from mlxreflect.train.encode import Mask, growing_cuts, prefix_cuts, response_mask, token_spans
 
 CORPUS = [

@@ -8,19 +8,18 @@ import pytest
 
 from mlxreflect.core.records import Episode, Outcome, Turn, Verdict, make_problem
 from mlxreflect.data.forms import LEAKS, leak, trl_row
-from mlxreflect.methods.examples import completion, opener, preference, r3_pairs
-from mlxreflect.prompts.messages import (
-    attempt_messages,
-    critique_messages,
-    parse_response,
-    quote,
-    rewrite_messages,
+from mlxreflect.methods.examples import (
+    completion,
+    preference,
 )
+from mlxreflect.prompts.parsing import parse_response
+from mlxreflect.prompts.roles import quote, role_messages
 
 QUESTION, GOLD = "What is six times seven?", "GOLD-42"
-PROMPT = attempt_messages("Multiply.", QUESTION, "think", "thinking")
-SHOWN = critique_messages(QUESTION, "x", "think", GOLD)
-REWRITING = rewrite_messages("Multiply.", QUESTION, "x", "feedback: SECRET", "think", GOLD)
+DATA = {"instruction": "Multiply.", "question": QUESTION, "attempt": "x", "expected": GOLD}
+PROMPT = role_messages("attempt_thinking", "think", **DATA)
+SHOWN = role_messages("critique", "think", **DATA)
+REWRITING = role_messages("rewrite", "think", **DATA, feedback="feedback: SECRET")
 RIGHT, WRONG = Verdict(True, True, ""), Verdict(False, True, "the answer is 36")
 
 
@@ -53,36 +52,8 @@ WHOLE = episode(
 )
 
 
-def test_each_winner_is_paired_with_the_sample_that_opened_its_cycle() -> None:
-    first, second = r3_pairs(WHOLE)
-    assert (first.chosen, first.rejected) == ("text 4", "text 0")
-    assert (second.chosen, second.rejected) == ("text 7", "text 5")
-    assert first.source == {
-        "problem": WHOLE.problem.id, "epoch": 2, "wave": 5, "turns": [4, 0],
-    }  # fmt: skip
-    assert second.source["turns"] == [7, 5]
-    for pair in (first, second):
-        assert pair.kind == "preference"
-        assert pair.weight == 1.0
-
-
-def test_only_rewrites_that_passed_are_chosen() -> None:
-    failed = Verdict(True, False, "unclosed")
-    turns = [
-        turn(0, None, "attempt", WRONG),
-        turn(1, 0, "critique", None),
-        turn(2, 1, "rewrite", failed),
-        turn(3, 1, "rewrite", Verdict(False, True, "wrong")),
-        turn(4, 1, "rewrite", None, error="timed out"),
-        turn(5, 0, "retry", RIGHT),
-    ]
-    assert list(r3_pairs(episode(*turns))) == []
-    assert list(r3_pairs(episode(turn(0, None, "attempt", RIGHT)))) == []
-    assert list(r3_pairs(episode())) == []
-
-
 def test_tokens_of_the_policy_are_kept_and_a_critics_are_not_invented() -> None:
-    first, _ = r3_pairs(WHOLE)
+    first = preference(WHOLE, WHOLE.turns[4], WHOLE.turns[0])
     assert (first.chosen_ids, first.rejected_ids) == (None, [0, 9])
     own = replace(WHOLE.turns[4], token_ids=[4, 4, 9])  # the policy was its own critic
     pair = preference(WHOLE, own, WHOLE.turns[0])
@@ -91,22 +62,10 @@ def test_tokens_of_the_policy_are_kept_and_a_critics_are_not_invented() -> None:
     assert completion(WHOLE, WHOLE.turns[4]).completion_ids is None
 
 
-@pytest.mark.parametrize("role", ["attempt", "verify"])
-def test_a_chain_begins_at_a_sample(role: str) -> None:
-    turns = {
-        0: turn(0, None, role, WRONG),
-        1: turn(1, 0, "critique", None),
-        2: turn(2, 1, "rewrite", WRONG),
-        3: turn(3, 2, "critique", None),
-        4: turn(4, 3, "rewrite", RIGHT),
-    }
-    assert [opener(turns, turns[i]).index for i in range(5)] == [0] * 5
-
-
 def test_a_training_prompt_is_the_attempts_own() -> None:
     """Never a rewrite's: that one shows the attempt, the feedback and the gold answer."""
     examples = [
-        *r3_pairs(WHOLE),
+        preference(WHOLE, WHOLE.turns[7], WHOLE.turns[5]),
         completion(WHOLE, WHOLE.turns[4]),
         completion(WHOLE, WHOLE.turns[8]),
     ]
@@ -127,7 +86,7 @@ def test_completions_carry_their_weight_and_source() -> None:
 
 
 def test_trls_forms() -> None:
-    first, _ = r3_pairs(WHOLE)
+    first = preference(WHOLE, WHOLE.turns[4], WHOLE.turns[0])
     assert trl_row(first) == {
         "prompt": PROMPT,
         "chosen": [{"role": "assistant", "content": "text 4"}],

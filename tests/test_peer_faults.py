@@ -19,6 +19,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models import qwen2
 from mlx_lm.tuner.trainer import default_loss, grad_checkpoint
 from mlx_lm.tuner.utils import linear_to_lora_layers
+from support.methods import attempt_messages
 from support.training import (
     KEYS,
     SHAPES,
@@ -48,7 +49,6 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Example
 from mlxreflect.models.fuse import write_folder
 from mlxreflect.models.policy import Policy
-from mlxreflect.prompts.messages import attempt_messages
 from mlxreflect.train import memory
 from mlxreflect.train import trainer as trainer_module
 from mlxreflect.train.batches import Batch, Pair, Row, collate, padded

@@ -14,12 +14,12 @@ import pytest
 from mlx.utils import tree_map
 from mlx_lm import stream_generate
 from support.adapters import write_adapter
+from support.methods import attempt_messages
 
 from mlxreflect.config.schema import LoraConfig, PolicyConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.models.load import adapted, load_policy
 from mlxreflect.models.policy import Completion, Policy
-from mlxreflect.prompts.messages import attempt_messages
 from mlxreflect.train.lora import attach_lora, save_adapter
 from mlxreflect.train.trainer import Trainer
 

@@ -11,10 +11,10 @@ import pytest
 from support.corpus import TEXTS, teacher, write_corpus
 from support.fake_ollama import FakeOllama
 from support.kill_driver import POINTS
+from support.methods import call_of, frame_of
 from support.run_outputs import outputs_of_run
 from test_resume import DRIVER, command, contents, finish
 
-from mlxreflect.config.methods import PreflexorConfig
 from mlxreflect.config.recipe import load_recipe
 from mlxreflect.config.schema import CriticConfig, LoraConfig, PolicyConfig, Recipe
 from mlxreflect.config.toml import flatten
@@ -24,14 +24,11 @@ from mlxreflect.core.records import Example, episode_from_row
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.critics.verdicts import Section, Sections
-from mlxreflect.methods.asked import phases
-from mlxreflect.methods.base import Hands
-from mlxreflect.methods.examples import preflexor_pairs
-from mlxreflect.methods.preflexor import Preflexor
+from mlxreflect.methods.base import Try
+from mlxreflect.methods.preflexor import PreflexorConfig, phases, taught_pairs
 from mlxreflect.methods.preflexor_corpus import FEWEST, chosen_sections, read_corpus
-from mlxreflect.methods.roles import Moves, Round
 from mlxreflect.models.load import load_policy
-from mlxreflect.prompts.messages import parse_response
+from mlxreflect.prompts.parsing import parse_response
 from mlxreflect.prompts.templates import GRAPH
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.batches import Pair
@@ -76,7 +73,7 @@ KEEPER = {  # whose attempt nobody could judge
     [(True, [ONE_AND_TWO, BEES]), (False, [ONE_AND_TWO, TWO_AND_TWO, BEES, KEEPER])],
 )
 def test_the_pairs_of_a_file_of_episodes(only_wrong, rows):
-    made = [pair for episode in EPISODES for pair in preflexor_pairs(episode, only_wrong)]
+    made = [pair for episode in EPISODES for pair in taught_pairs(episode, only_wrong)]
     assert made == [Example(kind="preference", **row) for row in rows]
 
 
@@ -157,7 +154,7 @@ def make(critic, corpus=None, **tables):
         problems = task.load(recipe.task.model_copy(update={"limit": 8}), "train", 0)
     critics = {"basic": critic, "judge": critic}
     by_id = {problem.id: problem for problem in problems}
-    return Preflexor(Hands(recipe, task, policy, Trainer(policy.model), critics, by_id))
+    return frame_of(recipe, policy, Trainer(policy.model), critics, by_id, task)
 
 
 def play(strategy):
@@ -310,8 +307,9 @@ def test_a_graph_in_the_thought(corpus):
     # Without a thought the format is broken, as in the style "thinking".
     assert not parse_response("<answer>1</answer>", "think", "graph").format_ok
     problem = TASKS["gsm8k"].from_row({"question": "1 + 1?", "gold": "2"})
-    moves = Moves(Recipe.model_validate({"prompt": {"style": "graph"}}), TASKS["gsm8k"])
-    assert GRAPH in moves.answer(problem, Round("basic", 1, "")).messages[0]["content"]
+    recipe, at = Recipe.model_validate({"prompt": {"style": "graph"}}), Try("basic", 1, "")
+    call = call_of("answer", problem, at, recipe, TASKS["gsm8k"])
+    assert GRAPH in call.messages[0]["content"]
 
 
 def test_sections_are_those_asked_for_each_once():
@@ -346,7 +344,7 @@ def test_rounds_go_through_all_problems_before_any_comes_again():
     drawn = [pid for wave in waves for pid in wave.problems]
     assert len(drawn) == 20 and len(set(drawn[:8])) == len(set(drawn[8:16])) == 8
     assert drawn[:8] != drawn[8:16]
-    assert [(w.epoch, w.stage, w.new_epoch, w.arm) for w in waves] == [
+    assert [(w.epoch, w.stage, w.new_epoch, w.own["arm"]) for w in waves] == [
         (1, "phase-1", True, ""), (1, "phase-1", False, "phase-1"),
         (2, "phase-2", True, ""), (2, "phase-2", False, ""),
     ]  # fmt: skip

@@ -6,81 +6,10 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from support.methods import COUNTDOWN, Critic, make, pairs_of, play, roles
 
-from mlxreflect.config.schema import CriticConfig, Recipe
 from mlxreflect.core.errors import UserError
-from mlxreflect.critics.base import Reply
-from mlxreflect.critics.solver import SolverCritic
-from mlxreflect.methods.base import Hands
-from mlxreflect.methods.examples import r3_pairs
-from mlxreflect.methods.r3 import R3
-from mlxreflect.models.load import load_policy
-from mlxreflect.prompts.messages import quote
-from mlxreflect.tasks import TASKS
-from mlxreflect.train.lora import attach_lora
-from mlxreflect.train.trainer import Trainer
-
-COUNTDOWN = TASKS["countdown"]
-NONSENSE = "<think>\nstep 1: 1 + 1 = 2\n</think>\n<answer> 1 + 1 </answer>"
-
-
-class Critic:
-    """The solver, but its rewrites fail, or its calls do, as often as the test says."""
-
-    waits = False
-
-    def __init__(self, actor="solver", bad_rewrites=0, errors=()):
-        self.solver = SolverCritic(CriticConfig(), "countdown")
-        self.actor, self.bad_rewrites, self.errors, self.calls = actor, bad_rewrites, errors, []
-
-    def preflight(self):
-        self.solver.preflight()
-
-    def ask(self, calls):
-        replies = []
-        for call in calls:
-            self.calls.append(call)
-            before = sum(c.problem.id == call.problem.id and c.role == call.role
-                         for c in self.calls)  # fmt: skip
-            if call.role in self.errors:
-                replies.append(Reply("", error="out of order", kind="http_500"))
-            elif call.role == "rewrite" and before <= self.bad_rewrites:
-                replies.append(Reply(NONSENSE))
-            else:
-                replies += self.solver.ask([call])
-        return replies
-
-    def close(self):
-        pass
-
-
-def make(critic=None, advanced=None, problems=6, critic_table=None, **tables):
-    tree = {
-        "policy": {"temperature": 1.0, "max_new_tokens": 30, "batch": 16},
-        "train": {"lr": 1e-3, "nll": 1.0, "logps": "sum", "batch": 4, "lora": {"keys": []}},
-        "critic": critic_table or {},
-    }
-    for name, table in tables.items():
-        tree[name] = {**tree.get(name, {}), **table}
-    recipe = Recipe.model_validate(tree)
-    policy = load_policy(recipe.policy)
-    attach_lora(policy.model, recipe.train.lora, recipe.seed)
-    critic = critic or Critic()
-    loaded = COUNTDOWN.load(recipe.task.model_copy(update={"limit": problems}), "train", 0)
-    critics = {"basic": critic, "advanced": advanced or critic, "self": critic}
-    problems = {p.id: p for p in loaded}
-    return R3(Hands(recipe, COUNTDOWN, policy, Trainer(policy.model), critics, problems))
-
-
-def play(strategy, waves=100):
-    played = []
-    while len(played) < waves and (wave := strategy.next_wave()) is not None:
-        played.append(strategy.play(wave))
-    return played
-
-
-def roles(episode):
-    return [turn.role for turn in episode.turns]
+from mlxreflect.prompts.roles import quote
 
 
 def test_the_first_rewrite_that_passes_ends_the_cycle_and_makes_the_pair():
@@ -96,7 +25,7 @@ def test_the_first_rewrite_that_passes_ends_the_cycle_and_makes_the_pair():
         # The second try works on the first rewrite, from fresh feedback on it.
         assert quote("attempt", bad.text) in again.messages[-1]["content"]
         assert again.parent == bad.index
-        (example,) = r3_pairs(episode)
+        (example,) = pairs_of(episode)
         assert (example.chosen, example.rejected) == (good.text, attempt.text)
         assert example.rejected_ids == attempt.token_ids
         assert example.prompt == attempt.messages
@@ -126,7 +55,7 @@ def test_asked_for_answers_alone_it_learns_answers_alone():
     kept = [winner for winner in strategy.state.bucket.values() if winner]
     assert all("<think>" not in winner["completion"] for winner in kept)
     for episode in played.episodes:
-        for pair in r3_pairs(episode, "direct"):
+        for pair in pairs_of(episode, "direct"):
             found = [replace(e, source=pair.source) for e in played.examples]
             assert pair in found
 
@@ -150,7 +79,7 @@ def test_verifications_open_further_cycles_with_the_failed_sample_as_rejected():
     again = [e for e in played.episodes if roles(e).count("verify") > 1]
     assert again
     for episode in again:
-        examples = list(r3_pairs(episode))
+        examples = list(pairs_of(episode))
         verified = [turn for turn in episode.turns if turn.role == "verify"]
         openers = [episode.turns[e.source["turns"][1]] for e in examples]
         assert openers[0].role == "attempt"

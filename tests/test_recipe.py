@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxreflect.config.fields import Table
+from mlxreflect.config.methods import METHODS
 from mlxreflect.config.recipe import (
     RESUMABLE,
     digest,
@@ -18,7 +19,7 @@ from mlxreflect.config.recipe import (
     load_recipe,
     resolved,
 )
-from mlxreflect.config.schema import METHODS, CriticConfig, EvalSpec, Recipe
+from mlxreflect.config.schema import CriticConfig, EvalSpec, Recipe
 from mlxreflect.config.toml import bundled, flatten, read_toml, validate
 from mlxreflect.core.errors import UserError
 

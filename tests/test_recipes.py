@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 from support.run_outputs import outputs_in, outputs_of_run
 
+from mlxreflect.config.methods import METHODS, method_of
 from mlxreflect.config.recipe import eval_spec, load_recipe
-from mlxreflect.config.schema import METHODS, PolicyConfig
+from mlxreflect.config.schema import PolicyConfig
 from mlxreflect.config.toml import bundled
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json, read_rows
 from mlxreflect.core.ui import Ui
-from mlxreflect.methods.asked import asked_tiers
-from mlxreflect.methods.registry import STRATEGIES
 from mlxreflect.models.load import load_policy
 from mlxreflect.report.totals import totals
 from mlxreflect.runs.folder import create_run, open_folder
@@ -40,7 +39,7 @@ def quick(name: str) -> list[str]:
 
 def test_every_method_has_a_recipe_of_its_name() -> None:
     assert set(SMALL) == set(bundled("recipes")) == {"quickstart", *METHODS}
-    assert set(STRATEGIES) == set(METHODS)
+    assert all(method.name == name for name, method in METHODS.items())
     for name in METHODS:
         assert load_recipe(name).strategy == name
 
@@ -49,7 +48,9 @@ def test_every_method_has_a_recipe_of_its_name() -> None:
 def test_quick_profiles_need_nothing_but_this_package(name: str) -> None:
     recipe = load_recipe(name, quick(name))
     assert recipe.policy.model == "tiny"
-    assert {recipe.critic.tier(tier).provider for tier in asked_tiers(recipe)} <= {"solver"}
+    assert {recipe.critic.tier(tier).provider for tier in method_of(recipe).tiers(recipe)} <= {
+        "solver"
+    }
     assert recipe.task.name == "countdown" and not recipe.task.source
     spec = eval_spec(recipe)
     assert spec.part == "heldout" and spec.limit >= 500
@@ -59,7 +60,7 @@ def test_quick_profiles_need_nothing_but_this_package(name: str) -> None:
 def test_full_settings_ask_a_model_of_ollama(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.policy.model.startswith("mlx-community/")
-    asked = asked_tiers(recipe)
+    asked = method_of(recipe).tiers(recipe)
     assert {recipe.critic.tier(tier).provider for tier in asked} <= {"ollama"}
     task = TASKS["countdown"]
     problems = task.load(recipe.task.model_copy(update={"limit": 4, "source": ""}), "train", 0)

@@ -21,7 +21,7 @@ from mlxreflect.evaluation.chains import (
     opening_of,
     satisfied,
 )
-from mlxreflect.prompts.messages import parse_response
+from mlxreflect.prompts.parsing import parse_response
 from mlxreflect.prompts.templates import PRAISE
 from mlxreflect.report.scoreboard import chain_line
 from mlxreflect.tasks import arithmetic, countdown_solver

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from support.kill_driver import REFLECTING
+from support.methods import COUNTDOWN, Critic, frame_of, play
 from support.run_outputs import outputs_of_run
-from test_r3 import COUNTDOWN, Critic, play
 
-from mlxreflect.config.methods import ReflectEvoConfig
+from mlxreflect.config.methods import method_of
 from mlxreflect.config.recipe import eval_spec, load_recipe
 from mlxreflect.config.schema import EvalSpec, Recipe
 from mlxreflect.config.toml import flatten
@@ -26,10 +26,7 @@ from mlxreflect.critics.base import Reply
 from mlxreflect.critics.local import SelfCritic
 from mlxreflect.evaluation.chains import Chain, Rounds
 from mlxreflect.methods import reflectevo_data as reflected
-from mlxreflect.methods.asked import asked_tiers
-from mlxreflect.methods.base import Hands
-from mlxreflect.methods.plans import PLANS
-from mlxreflect.methods.reflectevo import ReflectEvo
+from mlxreflect.methods.reflectevo import METHOD, ReflectEvoConfig
 from mlxreflect.methods.reflectevo_data import (
     CLOSINGS,
     DEPTHS,
@@ -41,7 +38,7 @@ from mlxreflect.methods.reflectevo_data import (
 )
 from mlxreflect.methods.retries import ARMS, RETRIES, Retries, counted, seconds
 from mlxreflect.models.load import TINY, load_policy
-from mlxreflect.prompts import messages as prompts
+from mlxreflect.prompts.roles import quote
 from mlxreflect.runs.measuring import check_measured
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer
@@ -294,7 +291,7 @@ def make(critic=None, problems=24, training="I", judge=None, **keys):
     critics = {"self": mine, "basic": mine, "judge": judge or mine}
     loaded = COUNTDOWN.load(recipe.task.model_copy(update={"limit": problems}), "train", 0)
     trainer = Trainer(policy.model)
-    return ReflectEvo(Hands(recipe, COUNTDOWN, policy, trainer, critics, {p.id: p for p in loaded}))
+    return frame_of(recipe, policy, trainer, critics, {p.id: p for p in loaded})
 
 
 @pytest.mark.slow
@@ -318,7 +315,7 @@ def test_each_failure_has_k_reflections_by_different_instructions():
         assert [turn.parent for turn in retries] == useful
         for turn in retries:
             assert turn.role == "retry" and turn.visibility == "verdict" and turn.verdict
-            said = prompts.quote("feedback", episode.turns[turn.parent].text)
+            said = quote("feedback", episode.turns[turn.parent].text)
             assert said in turn.messages[-1]["content"]
         solved = [turn.index for turn in retries if turn.verdict.passed]
         assert episode.outcome.solved_turn == (solved[0] if solved else None)
@@ -414,10 +411,10 @@ def test_stored_reflections_are_replayed(tmp_path):
     for one, other in zip(played.episodes, replayed.episodes, strict=True):
         assert [t.text for t in one.turns] == [t.text for t in other.turns]
         assert {t.actor for t in other.turns if t.role == "reflection"} <= {
-            f"stored:{again.stored.digest}"
+            f"stored:{again.running.stored.digest}"
         }
     again.state.cursor, again.state.trained = 0, 0
-    again.stored = replace_digest(again.stored)
+    again.running.stored = replace_digest(again.running.stored)
     with pytest.raises(UserError, match="has changed since the run began"):
         play(again)
 
@@ -453,8 +450,9 @@ def test_training_prompts_are_those_of_the_evaluation(tmp_path):
             "prompt": strategy.recipe.prompt.model_copy(update={"templates": templates})
         })  # fmt: skip
         learning = strategy.learning
-        mine = ReflectEvo(Hands(recipe, COUNTDOWN, learning.policy, learning.trainer,
-                                strategy.exchange.critics, strategy.problems))  # fmt: skip
+        mine = frame_of(
+            recipe, learning.policy, learning.trainer, strategy.session.critics, strategy.problems
+        )
         wave, _ = play(mine)
         episode = next(e for e in wave.episodes if reflected.trials(e))
         trial = reflected.trials(episode)[0]
@@ -525,10 +523,10 @@ def test_an_evaluation_without_second_answers_is_refused_before_a_run_begins(spe
 
 def test_who_is_asked_and_how_often():
     recipe = load_recipe("reflectevo")
-    assert asked_tiers(recipe) == [] and PLANS["reflectevo"](recipe, 100, 0.5).asked == {}
+    assert method_of(recipe).tiers(recipe) == [] and METHOD.plan(recipe, 100, 0.5).calls == {}
     recipe = load_recipe("reflectevo", ["reflectevo.training=IV", "reflectevo.reflector=critic"])
-    assert asked_tiers(recipe) == ["basic", "judge"]
-    likely, most = (PLANS["reflectevo"](recipe, 100, wrong).asked for wrong in (0.5, 1.0))
+    assert method_of(recipe).tiers(recipe) == ["basic", "judge"]
+    likely, most = (METHOD.plan(recipe, 100, wrong).calls for wrong in (0.5, 1.0))
     assert likely == {("basic", "reflection"): 100, ("judge", "prefer"): 25}
     assert most == {("basic", "reflection"): 200, ("judge", "prefer"): 200}  # k (k − 1) a problem
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from support.fake_ollama import FakeOllama
+from support.methods import COUNTDOWN, NONSENSE, Critic, call_of, frame_of, play, roles
 from support.run_outputs import outputs_in, outputs_of_run
-from test_r3 import COUNTDOWN, NONSENSE, Critic, play, roles
 
-from mlxreflect.config.methods import RelConfig
+from mlxreflect.config.methods import method_of
 from mlxreflect.config.recipe import load_recipe
 from mlxreflect.config.schema import CriticConfig, Recipe
 from mlxreflect.core.errors import UserError
@@ -24,13 +24,11 @@ from mlxreflect.critics.base import Reply
 from mlxreflect.critics.client import cache_key
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.graders.text import agrees, stated, withheld
-from mlxreflect.methods.asked import asked_tiers
-from mlxreflect.methods.base import Hands
-from mlxreflect.methods.examples import rel_worked
-from mlxreflect.methods.rel import Rel
-from mlxreflect.methods.roles import Moves, Round
+from mlxreflect.methods.base import Try
+from mlxreflect.methods.rel import RelConfig, worked_examples
 from mlxreflect.models.load import load_policy
-from mlxreflect.prompts import messages as prompts
+from mlxreflect.prompts import parsing as prompts
+from mlxreflect.prompts.roles import quote
 from mlxreflect.runs.folder import open_folder
 from mlxreflect.runs.run import execute
 from mlxreflect.setup.dry_run import dry
@@ -77,7 +75,7 @@ def make(critic=None, problems=3, tokens=3, **rel):
     loaded = COUNTDOWN.load(recipe.task.model_copy(update={"limit": problems}), "train", 0)
     critics = dict.fromkeys(("basic", "judge", "self"), critic)
     known = {p.id: p for p in loaded}
-    return Rel(Hands(recipe, COUNTDOWN, policy, Trainer(policy.model), critics, known))
+    return frame_of(recipe, policy, Trainer(policy.model), critics, known)
 
 
 # ---- builders ------------------------------------------------------------------------------------
@@ -112,7 +110,7 @@ def test_examples_of_a_hand_made_file(target):
     assert Counter(e.outcome.status for e in episodes) == {
         "solved_first": 1, "solved": 2, "discarded": 2, "failed": 1,
     }  # fmt: skip
-    made = [e for episode in episodes for e in rel_worked(episode, PROMPT, target)]
+    made = [e for episode in episodes for e in worked_examples(episode, PROMPT, target)]
     found = [{k: v for k, v in to_row(e).items() if v is not None} for e in made]
     assert found == EXPECTED[target]
 
@@ -120,7 +118,7 @@ def test_examples_of_a_hand_made_file(target):
 def test_mistakes_are_shown_and_not_imitated():
     """The loss begins where the working turned: after the part that attempt and text share."""
     (episode,) = [e for r in read_rows(EPISODES) if (e := episode_from_row(r)).problem.id[0] == "c"]
-    (example,) = rel_worked(episode, PROMPT, "working", mistakes=False)
+    (example,) = worked_examples(episode, PROMPT, "working", mistakes=False)
     shown = "<think>\nstep 1: 3 + 4 = 8"
     assert example.mask == f"from {len(shown)}"
     policy = load_policy(Recipe().policy)
@@ -142,7 +140,7 @@ def test_a_mistake_is_not_imitated_however_the_attempt_opens(attempt):
     whole = prompts.carried_on(prompts.open_working(attempt, "think"), end, "think")
     for text in (whole, f"<think> 3 + 4  = 8 {end}"):  # the latter repeats the working itself
         row["turns"][0]["text"], row["turns"][2]["text"] = attempt, text
-        (example,) = rel_worked(episode_from_row(row), PROMPT, "working", mistakes=False)
+        (example,) = worked_examples(episode_from_row(row), PROMPT, "working", mistakes=False)
         begin = int(example.mask.removeprefix("from "))
         assert text[begin:].strip() == end and not text[:begin].endswith("\n")
 
@@ -196,7 +194,7 @@ def test_the_first_failure_is_continued_from_a_hint():
     critic = Helper()
     strategy = make(critic)
     tries, training = play(strategy)
-    evaluated = strategy.attempts.prompt
+    evaluated = strategy.rollouts.prompt
     for episode in tries.episodes:
         assert roles(episode) == ["attempt", "judge", "continue"]
         attempt, said, text = episode.turns
@@ -220,10 +218,7 @@ def test_the_second_failure_is_rewritten_and_the_third_discarded():
     critic = Helper(wrong=["continue"])
     for episode in play(make(critic))[0].episodes:
         assert roles(episode) == ["attempt", "judge", "continue", "judge", "rewrite"]
-        assert (
-            prompts.quote("attempt", episode.turns[2].text)
-            in (episode.turns[4].messages[-1]["content"])
-        )
+        assert quote("attempt", episode.turns[2].text) in (episode.turns[4].messages[-1]["content"])
         assert episode.outcome.solved_turn == 4
     heats = [c.temperature for c in critic.calls if c.role != "judge"]
     assert heats == pytest.approx([0.45] * 3 + [0.405] * 3)
@@ -238,12 +233,15 @@ def test_a_rewrite_is_shown_the_solution_where_the_data_have_one():
     problem = make_problem(
         "gsm8k", {"question": "6 * 7?"}, "42", {"solution": "6 * 7 = 42 #### 42"}
     )
-    m, at = Moves(Recipe(), TASKS["gsm8k"]), Round("basic", 1, "0/3")
-    call = m.rewrite(problem, "an attempt", "a hint", at, solution=problem.meta["solution"])
+    at, task = Try("basic", 1, "0/3"), TASKS["gsm8k"]
+    told = {"attempt": "an attempt", "feedback": "a hint"}
+    solved = {**told, "expected": problem.meta["solution"], "seen": "gold_solution"}
+    call = call_of("rewrite", problem, at, task=task, **solved)
     assert call.visibility == "gold_solution"
-    assert prompts.quote("expected", "6 * 7 = 42 #### 42") in call.messages[-1]["content"]
-    assert m.rewrite(problem, "an attempt", "a hint", at).visibility == "gold_answer"
-    assert "42" not in json.dumps(m.go_on(problem, "an attempt", "a hint", at).messages)
+    assert "<expected>\n6 * 7 = 42 #### 42\n</expected>" in call.messages[-1]["content"]
+    assert call_of("rewrite", problem, at, task=task, **told).visibility == "gold_answer"
+    going_on = call_of("continue", problem, at, task=task, working="an attempt", hint="a hint")
+    assert "42" not in json.dumps(going_on.messages)
 
 
 @pytest.mark.parametrize("says", ["INACCURATE", "ACCURATE", '{"verdict": "right"}'])
@@ -317,24 +315,25 @@ def test_a_limit_ends_a_round_with_its_training():
 
 def test_the_solver_goes_on_and_tidies():
     problem = make_problem("countdown", {"numbers": [3, 4, 5], "target": 35})
-    solver, m = SolverCritic(CriticConfig(), "countdown"), Moves(Recipe(), COUNTDOWN)
-    at = Round("basic", 1, "0/2")
+    solver, at = SolverCritic(CriticConfig(), "countdown"), Try("basic", 1, "0/2")
     working = "<think>\nstep 1: 3 + 4 = 7\nstep 2: 7 + 5 = 12"
-    (reply,) = solver.ask([m.go_on(problem, working, "12 is not 35", at)])
+    shown = {"working": working, "hint": "12 is not 35"}
+    (reply,) = solver.ask([call_of("continue", problem, at, **shown)])
     end = "\n</think>\n<answer> 5 * ( 3 + 4 ) </answer>"
     assert reply.text == f"12 is not 35\nstep 2: 5 * 7 = 35{end}"
     whole = prompts.carried_on(working, reply.text, "think")
     assert whole == f"{working}\n{reply.text}"
-    (tidied,) = solver.ask([m.integrate(problem, [f"<think>\nWell.\n3 * 4 = 12\n3 + 4 = 7\n"
-                                                  f"7 * 5 = 35{end}"], at)])  # fmt: skip
+    text = f"<think>\nWell.\n3 * 4 = 12\n3 + 4 = 7\n7 * 5 = 35{end}"
+    (tidied,) = solver.ask([call_of("integrate", problem, at, text=text)])
     assert tidied.text == f"<think>\n3 + 4 = 7\n7 * 5 = 35{end}"
-    (lost,) = solver.ask([m.integrate(problem, [f"<think>\n3 * 4 = 12{end}"], at)])
+    (lost,) = solver.ask([call_of("integrate", problem, at, text=f"<think>\n3 * 4 = 12{end}")])
     assert not COUNTDOWN.grade(problem, lost.text, "think", "thinking").verdict.passed
 
 
 def test_a_calls_own_temperature_is_part_of_what_is_asked():
     problem = make_problem("countdown", {"numbers": [3, 4, 5], "target": 35})
-    call = Moves(Recipe(), COUNTDOWN).go_on(problem, "<think>", "", Round("basic", 1, "0/2"))
+    at = Try("basic", 1, "0/2")
+    call = call_of("continue", problem, at, working="<think>", hint="")
     config = CriticConfig(temperature=0.5)
     same, other = replace(call, temperature=0.5), replace(call, temperature=0.25)
     assert cache_key(config, same) == cache_key(config, call) != cache_key(config, other)
@@ -388,7 +387,7 @@ def test_the_same_text_of_a_problem_counts_once():
     strategy = make()
     tries, _ = play(strategy)
     before = [dict(r) for r in strategy.state.made]
-    strategy.keep(tries.episodes)
+    strategy.running.keep(tries.episodes)
     assert strategy.state.made == before and len(before) == 3
 
 
@@ -413,7 +412,7 @@ def test_who_is_asked_and_how_often():
     def asked(**rel):
         recipe = load_recipe("rel", [f"rel.{k}={json.dumps(v)}" for k, v in rel.items()])
         problems = [make_problem("gsm8k", {"question": "?"}, "1")] * 8
-        return asked_tiers(recipe), estimate(recipe, TASKS["gsm8k"], problems)
+        return method_of(recipe).tiers(recipe), estimate(recipe, TASKS["gsm8k"], problems)
 
     tiers, found = asked(rounds=1)
     assert tiers == ["basic", "judge"]

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 from rich.console import Console, RenderableType
+from support.methods import attempt_messages
 
+from mlxreflect.config.methods import METHODS, method_of
 from mlxreflect.config.recipe import load_recipe
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import append_rows
@@ -23,9 +25,7 @@ from mlxreflect.core.records import (
     make_problem,
     to_row,
 )
-from mlxreflect.methods import standing
-from mlxreflect.methods.asked import asked_names
-from mlxreflect.prompts.messages import attempt_messages
+from mlxreflect.methods.base import STATUSES, count_statuses, status_words
 from mlxreflect.report import show, story
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J[bold red]not bold[/bold red] [link=http://x]y[/link] \u202e\r"
@@ -152,9 +152,9 @@ def test_problems_are_counted_as_their_last_episode_left_them() -> None:
         at_once(FIRST, "bucket"), at_once(SECOND), learned(FIRST, 1, 1), at_once(SECOND, "bucket"),
         at_once(SECOND, wave=3),
     ]  # fmt: skip
-    counts = standing.stand(map(to_row, episodes))
+    counts = count_statuses(map(to_row, episodes))
     assert counts == {"solved_first": 1, "solved": 1}
-    for status in standing.STATUSES:
+    for status in STATUSES:
         rows = [draw([show.show_problems(episodes, status)])]
         assert sum(p.id in rows[0] for p in (FIRST, SECOND)) == counts.get(status, 0)
 
@@ -168,7 +168,7 @@ def test_problems_are_counted_as_their_last_episode_left_them() -> None:
     ],
 )
 def test_what_came_out_right_says_who_wrote_it(method: str, said: dict[str, str]) -> None:
-    words = standing.in_words({"solved": 5, "trained": 3}, method)
+    words = status_words({"solved": 5, "trained": 3}, METHODS[method].words)
     assert said.items() <= words.items() and len(words) == 2
 
 
@@ -255,7 +255,8 @@ def test_what_a_run_never_had_is_not_listed(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_the_header_names_who_is_asked(method: str, settings: list[str], who: str) -> None:
     ollama = ["critic.provider=ollama", "critic.model=qwen2.5:7b"]
-    assert asked_names(load_recipe(method, [*ollama, *settings])) == who
+    recipe = load_recipe(method, [*ollama, *settings])
+    assert method_of(recipe).critic_names(recipe) == who
 
 
 def test_a_run_that_died_shows_as_far_as_it_got(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, Visibility, make_problem
 from mlxreflect.critics.base import Call
 from mlxreflect.critics.solver import SolverCritic
-from mlxreflect.prompts.messages import TAGS
+from mlxreflect.prompts.parsing import TAGS
 from mlxreflect.tasks import TASKS
 from mlxreflect.tasks.countdown import TASK
 

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.methods import attempt_messages
 from support.rows import write_rows
 
 from mlxreflect.config.schema import EvalSpec, TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.evaluation.evaluate import eval_problems, find_spec
-from mlxreflect.prompts.messages import attempt_messages
 from mlxreflect.tasks import TASKS
 from mlxreflect.tasks.base import ask, load_shots
 

@@ -10,11 +10,11 @@ import pytest
 from rich.console import Console
 from support.fake_ollama import FakeOllama
 from support.kill_driver import DRIVER, POINTS
+from support.methods import frame_of
 from support.run_outputs import outputs_of_run
 from support.teacher import Teacher
 from support.whole_runs import command, finish
 
-from mlxreflect.config.methods import TracesConfig
 from mlxreflect.config.recipe import load_recipe
 from mlxreflect.config.schema import Recipe
 from mlxreflect.config.toml import flatten
@@ -31,12 +31,17 @@ from mlxreflect.core.records import (
 )
 from mlxreflect.critics.base import Reply
 from mlxreflect.evaluation.arms import arm_order
-from mlxreflect.methods.asked import asked_tiers
-from mlxreflect.methods.base import Hands
-from mlxreflect.methods.examples import reward, traces_group, traces_kept
-from mlxreflect.methods.plans import traces_plan
-from mlxreflect.methods.quality import Quality, by_rules, fits, written
-from mlxreflect.methods.traces import Traces
+from mlxreflect.methods.traces import (
+    Quality,
+    TracesConfig,
+    best_traces,
+    by_rules,
+    fits,
+    group_of,
+    plan,
+    reward,
+    tiers,
+)
 from mlxreflect.models.load import load_policy
 from mlxreflect.report.story import tell_story
 from mlxreflect.tasks import TASKS
@@ -57,7 +62,7 @@ def trace(index, text, verdict=RIGHT, finish_reason="stop", thought=None):
 
 
 def marks(index, parent, quality, error=None):
-    parsed = None if quality is None else written(quality)
+    parsed = None if quality is None else quality.written()
     return Turn(index, parent, "score", "critic", [], parsed or "", parsed=parsed, error=error)
 
 
@@ -82,7 +87,7 @@ def marks(index, parent, quality, error=None):
 )  # fmt: skip
 def test_rules_give_marks(text, changes, expected):
     found = by_rules(trace(0, text, **changes))
-    assert json.loads(written(found)) == json.loads(written(expected))
+    assert json.loads(found.written()) == json.loads(expected.written())
 
 
 EVEN, ODD = Quality(0.5, 0.5, 0.5, 0.5), Quality(1.0, 1.0, 0.25, 1.0)
@@ -140,7 +145,7 @@ def row(turn):
 def test_an_episode_file_gives_the_traces_to_imitate(config, expected, tmp_path):
     append_rows(tmp_path / "episodes.jsonl", [to_row(EPISODE)])
     (episode,) = map(episode_from_row, read_rows(tmp_path / "episodes.jsonl"))
-    found = traces_kept(episode, TracesConfig(**config))
+    found = best_traces(episode, TracesConfig(**config))
     assert [(e.kind, e.prompt, e.completion, e.completion_ids, e.source) for e in found] == [
         row(turn) for turn in expected
     ]
@@ -149,7 +154,7 @@ def test_an_episode_file_gives_the_traces_to_imitate(config, expected, tmp_path)
 def test_an_episode_file_gives_the_group():
     turns = [trace(0, "a"), trace(1, "b", WRONG), trace(2, "c", UNTIDY), trace(3, "d", NEITHER)]
     episode = replace(EPISODE, turns=turns)
-    found = traces_group(episode, TracesConfig(reward_answer=1.0, reward_format=0.25))
+    found = group_of(episode, TracesConfig(reward_answer=1.0, reward_format=0.25))
     assert found is not None
     assert (found.kind, found.prompt, found.completions) == ("group", PROMPT, ["a", "b", "c", "d"])
     assert found.completions_ids == [[0, 7], [1, 7], [2, 7], [3, 7]]
@@ -164,17 +169,17 @@ def test_an_episode_file_gives_the_group():
 
 def test_a_group_whose_rewards_are_equal_is_none():
     alike = replace(EPISODE, turns=[trace(0, "a", WRONG), trace(1, "b", WRONG)])
-    assert traces_group(alike, TracesConfig()) is None
+    assert group_of(alike, TracesConfig()) is None
     by_format = replace(EPISODE, turns=[trace(0, "a", WRONG), trace(1, "b", NEITHER)])
-    assert traces_group(by_format, TracesConfig()) is not None
-    assert traces_group(by_format, TracesConfig(reward_format=0.0)) is None
+    assert group_of(by_format, TracesConfig()) is not None
+    assert group_of(by_format, TracesConfig(reward_format=0.0)) is None
     assert reward(trace(0, "a", None), TracesConfig()) == 0.0
 
 
 def test_the_story_tells_marks_and_worth():
     turns = [trace(0, "a"), trace(1, "b", WRONG), marks(2, 0, EVEN)]
     episode = replace(EPISODE, turns=turns)
-    group = traces_group(replace(episode, epoch=0), TracesConfig())
+    group = group_of(replace(episode, epoch=0), TracesConfig())
     console = Console(width=200)
     with console.capture() as said:
         console.print(*tell_story([episode], [group]))
@@ -218,7 +223,7 @@ def make(marker=None, problems=6, train=None, **traces):
     loaded = task.load(recipe.task.model_copy(update={"limit": problems}), "train", 0)
     critics = {"judge": marker} if marker else {}
     trainer = Trainer(policy.model)
-    return Traces(Hands(recipe, task, policy, trainer, critics, {p.id: p for p in loaded}))
+    return frame_of(recipe, policy, trainer, critics, {p.id: p for p in loaded}, task)
 
 
 def test_waves_go_through_the_warm_up_and_every_round():
@@ -226,7 +231,7 @@ def test_waves_go_through_the_warm_up_and_every_round():
     waves = []
     while (wave := strategy.next_wave()) is not None:
         strategy.state.wave += 1
-        waves.append((wave, strategy.arm(wave), strategy.progress()))
+        waves.append((wave, strategy.running.arm(wave), strategy.progress()))
     told = [(w.number, w.epoch, w.stage, len(w.problems), w.new_epoch, arm, at)
             for w, arm, at in waves]  # fmt: skip
     assert told == [
@@ -289,7 +294,7 @@ def test_a_trace_without_marks_is_not_imitated(reply, counted):
     scored = [e for e in played.episodes if any(turn.role == "score" for turn in e.turns)]
     assert {e.outcome.status for e in scored} <= {"failed", "solved_first"}
     name, times = counted
-    asked = len(strategy.exchange.critics["judge"].calls)
+    asked = len(strategy.session.critics["judge"].calls)
     assert asked == times * len(scores)
     assert played.figures["critic"][name] == played.figures["critic"]["calls"] == asked
 
@@ -373,13 +378,13 @@ def test_a_warm_up_alone_may_be_greedy():
 
 def test_who_is_asked_and_how_often():
     full, quick = load_recipe("traces"), load_recipe("traces", ["profile=quick"])
-    assert (asked_tiers(full), asked_tiers(quick)) == (["judge"], [])
-    assert asked_tiers(load_recipe("traces", ["traces.warm_up=0"])) == []
-    plan = traces_plan(full, 1000, 0.5)
-    assert plan.attempts == 256 * 4 + 3 * 256 * 8
-    assert plan.asked == {("judge", "score"): 512}
-    assert traces_plan(full, 100, 1.0).asked == {("judge", "score"): 800}
-    assert traces_plan(quick, 1000, 0.5).asked == {}
+    assert (tiers(full), tiers(quick)) == (["judge"], [])
+    assert tiers(load_recipe("traces", ["traces.warm_up=0"])) == []
+    planned = plan(full, 1000, 0.5)
+    assert planned.attempts == 256 * 4 + 3 * 256 * 8
+    assert planned.calls == {("judge", "score"): 512}
+    assert plan(full, 100, 1.0).calls == {("judge", "score"): 800}
+    assert plan(quick, 1000, 0.5).calls == {}
 
 
 # ---- whole runs ----------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from support.training import (
     softplus,
 )
 
-from mlxreflect.config.methods import GrpoConfig
+from mlxreflect.config.fields import GrpoConfig
 from mlxreflect.config.schema import LoraConfig
 from mlxreflect.train.batches import Pair, Row
 from mlxreflect.train.lora import attach_lora, base_reference, save_adapter

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 
 from mlxreflect.config.schema import Recipe
-from mlxreflect.methods.waves import State, next_wave
+from mlxreflect.methods.r3 import State, next_wave
 
 
 def recipe(**r3):
@@ -55,7 +55,7 @@ def test_the_bucket_is_visited_after_every_chunk_and_carried_on():
         ("problems", 4), ("problems", 1), ("bucket", 4), ("bucket", 1),
         ("problems", 4), ("problems", 1), ("bucket", 4), ("bucket", 4), ("bucket", 2),
     ]  # fmt: skip
-    assert all(wave.tier == ("basic" if stage == "problems" else "advanced")
+    assert all(wave.own["tier"] == ("basic" if stage == "problems" else "advanced")
                for stage, _, _, wave in seen)  # fmt: skip
 
 
@@ -82,14 +82,18 @@ def test_mastery_goes_on_while_the_bucket_shrinks_then_forces_sft_once():
         return NAMES.index(name) >= size
 
     seen = play(recipe(wave=10, epochs=1, bucket_every=0, until_mastered=True), NAMES, solve)
-    mastery = [(len(ps), wave.force_sft) for stage, _, ps, wave in seen if stage == "mastery"]
+    mastery = [
+        (len(ps), wave.own["force_sft"]) for stage, _, ps, wave in seen if stage == "mastery"
+    ]
     assert mastery == [(4, False), (3, False), (3, True), (2, False), (2, True)]
 
 
 def test_a_mastery_round_of_several_waves_forces_sft_once():
     seen = play(recipe(wave=3, epochs=1, bucket_every=0, until_mastered=True), NAMES[:5],
                 lambda wave, name: False)  # fmt: skip
-    mastery = [(len(ps), wave.force_sft) for stage, _, ps, wave in seen if stage == "mastery"]
+    mastery = [
+        (len(ps), wave.own["force_sft"]) for stage, _, ps, wave in seen if stage == "mastery"
+    ]
     assert mastery == [(3, False), (2, False), (3, True), (2, False)]
 
 

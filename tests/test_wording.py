@@ -4,14 +4,13 @@ import json
 import re
 
 import pytest
+from support.methods import attempt_messages, call_of
 
 from mlxreflect.config.recipe import digest, eval_spec, load_recipe
-from mlxreflect.config.schema import Recipe
 from mlxreflect.core.errors import UserError
 from mlxreflect.evaluation.evaluate import find_spec
-from mlxreflect.methods.roles import Moves, Round
-from mlxreflect.methods.rollouts import Attempts
-from mlxreflect.prompts.messages import attempt_messages
+from mlxreflect.methods.base import Try
+from mlxreflect.methods.rollouts import attempt_prompt
 from mlxreflect.prompts.templates import BUNDLED
 from mlxreflect.runs.folder import create_run, open_folder
 from mlxreflect.tasks import TASKS
@@ -77,16 +76,15 @@ def test_it_is_what_attempts_and_critics_are_told(tmp_path):
     recipe = load(write(tmp_path / "mine.toml", MINE))
     task = TASKS["countdown"]
     (problem,) = task.load(recipe.task.model_copy(update={"limit": 1}), "train", 0)
-    said = Attempts(recipe, task, None).prompt(problem)[0]["content"]
+    said = attempt_prompt(recipe, task, problem)[0]["content"]
     assert said == f"{task.instruction(problem)} Think in <think></think>."
-    moves, at = Moves(recipe, task), Round("basic", 1, "x")
-    critique = moves.critique(problem, "a", at)
+    at = Try("basic", 1, "x")
+    critique = call_of("critique", problem, at, recipe, attempt="a")
     assert critique.messages[0]["content"] == "Find the fault. <think> </think> {json}"
     assert critique.template == BUNDLED.replaced(MINE).version("critique")
     # What was not replaced stays as it is.
-    assert moves.rewrite(problem, "a", "b", at) == Moves(Recipe(), task).rewrite(
-        problem, "a", "b", at
-    )
+    both = [call_of("rewrite", problem, at, r, attempt="a", feedback="b") for r in (recipe, None)]
+    assert both[0] == both[1]
 
 
 def test_its_content_counts_in_the_digest(tmp_path):

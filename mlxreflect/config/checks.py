@@ -7,8 +7,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from mlxreflect.config.fields import changed_below, idle_keys
+from mlxreflect.config.methods import METHODS, method_of
 from mlxreflect.config.schema import (
-    METHODS,
     REMOTE,
     TIERS,
     CriticConfig,
@@ -19,15 +19,12 @@ from mlxreflect.config.schema import (
 )
 from mlxreflect.config.toml import explain
 from mlxreflect.core.errors import UserError
-from mlxreflect.methods.asked import phases, traces_tiers
 
 # For each provider, what a critic.model may look like.
 MODELS = {
     "local": "mlx-community/Qwen2.5-7B-Instruct-4bit", "ollama": "qwen2.5:7b",
     "openai": "gpt-4.1-mini", "bedrock": "us.amazon.nova-pro-v1:0",
 }  # fmt: skip
-# Methods that teach workings and thoughts, and so have nothing for those asked for answers alone.
-THOUGHTFUL = ("rel", "preflexor")
 
 
 def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> None:
@@ -38,39 +35,19 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
                 f"{path}: [{name}] does nothing while strategy = {recipe.strategy!r}",
                 f"leave that table out, or set strategy = {name!r}",
             )
-    if recipe.r3.verify_pass > recipe.r3.verify_samples:
-        raise UserError(
-            f"{path}: r3.verify_pass = {recipe.r3.verify_pass} can never be reached with "
-            f"r3.verify_samples = {recipe.r3.verify_samples}",
-            "lower r3.verify_pass or raise r3.verify_samples",
-        )
-    if recipe.prompt.style == "direct" and recipe.strategy in THOUGHTFUL:
-        raise UserError(
-            f"{path}: prompt.style = 'direct' asks for the answer alone, and {recipe.strategy} "
-            "teaches thoughts that others wrote",
-            "leave prompt.style out; eval.direct = true also asks for answers without a thought",
-        )
+    method = method_of(recipe)
+    method.check(recipe, path)
     if recipe.train.dpo == 0 and recipe.train.nll == 0:
         raise UserError(
             f"{path}: train.dpo and train.nll are both 0, nothing would be trained",
             "give one of them a weight above 0",
         )
-    if recipe.strategy == "traces":
-        check_traces(recipe, path)
     check_idle(recipe, path)
-    for train in phases(recipe):
+    phases = method.phases(recipe)
+    for train in phases:
         check_objective(train.objective, train, recipe.policy.quantize, path)
-    if recipe.strategy == "reflectevo":
-        check_reflectevo(recipe, path)
-    if recipe.rel.target == "tidied" and not recipe.rel.review:
-        raise UserError(
-            f"{path}: rel.target = 'tidied' while rel.review = false, which tidies nothing",
-            'set rel.review = true, or rel.target = "working"',
-        )
-    imitates = recipe.strategy == "reflectevo" and recipe.reflectevo.training in ("I", "II")
-    pairs = recipe.strategy != "rel" and not imitates
-    compared = any(train.objective != "orpo" for train in phases(recipe))
-    refers = pairs and compared and recipe.train.dpo > 0
+    compared = any(train.objective != "orpo" for train in phases)
+    refers = method.compares(recipe) and compared and recipe.train.dpo > 0
     if recipe.train.tune == "full" and refers and recipe.train.reference != "none":
         raise UserError(
             f"{path}: with train.tune = 'full', {recipe.strategy} would need the weights of the "
@@ -86,34 +63,7 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
     for tier in TIERS:
         critic = validate_tier(recipe, tier, path, settings)
         check_critic(critic, path)
-    if recipe.strategy == "preflexor":
-        check_preflexor(recipe, path)
     check_spending(recipe, path)
-
-
-def check_traces(recipe: Recipe, path: Path) -> None:
-    config = recipe.traces
-    if not config.rounds and not config.warm_up:
-        raise UserError(
-            f"{path}: traces.rounds and traces.warm_up are both 0, nothing would be trained",
-            "give one of them a number",
-        )
-    if config.rounds and not config.reward_answer and not config.reward_format:
-        raise UserError(
-            f"{path}: traces.reward_answer and traces.reward_format are both 0: no reward",
-            "give one of them a weight above 0",
-        )
-    if config.rounds and not recipe.policy.temperature:
-        raise UserError(
-            f"{path}: policy.temperature = 0: a group of samples that are all the same teaches "
-            "nothing",
-            "set policy.temperature, for example to 1.0, or traces.rounds = 0",
-        )
-    if traces_tiers(recipe) and recipe.critic.tier("judge").provider == "solver":
-        raise UserError(
-            f'{path}: traces.scorer = "critic" needs a model, and the solver gives no marks',
-            'set critic.provider, or traces.scorer = "rules"',
-        )
 
 
 def check_idle(recipe: Recipe, path: Path) -> None:
@@ -122,60 +72,6 @@ def check_idle(recipe: Recipe, path: Path) -> None:
     for key, value, method in changed_below(recipe.train, TrainConfig(), idle):
         raise UserError(
             f"{path}: train.{key} = {value!r} does nothing for {method}", "leave that key out"
-        )
-
-
-def check_reflectevo(recipe: Recipe, path: Path) -> None:
-    """Keys of [reflectevo] that contradict each other, or the rest."""
-    from mlxreflect.methods.reflectevo_data import POOL
-
-    config = recipe.reflectevo
-    if config.stored and config.reflector == "critic":
-        raise UserError(
-            f"{path}: reflectevo.reflector = 'critic' does nothing: reflections come from "
-            f"reflectevo.stored = {config.stored!r}",
-            "leave one of them out",
-        )
-    if strange := [name for name in config.instructions if name not in POOL]:
-        raise UserError(
-            f"{path}: reflectevo.instructions has no {strange[0]!r}",
-            f"such as: {', '.join(list(POOL)[:3])}; mlxreflect/methods/reflectevo_data.py has all",
-        )
-    if config.training == "IV" and recipe.critic.tier("judge").provider == "solver":
-        raise UserError(
-            f"{path}: reflectevo.training = 'IV' asks the judge which reflection is better, and "
-            "the solver cannot say",
-            'set critic.judge.provider = "ollama" and critic.judge.model, or another training',
-        )
-    if config.training == "II" and recipe.train.tune == "full":
-        raise UserError(
-            f"{path}: reflectevo.training = 'II' trains two adapters, and train.tune = 'full' none",
-            'leave out train.tune, or set reflectevo.training = "I"',
-        )
-
-
-def check_preflexor(recipe: Recipe, path: Path) -> None:
-    config = recipe.preflexor
-    if not config.rounds and not config.two.rounds:
-        raise UserError(
-            f"{path}: preflexor.rounds and preflexor.two.rounds are both 0, nothing would be done",
-            "give one of the phases a round",
-        )
-    if config.topics and not config.corpus:
-        raise UserError(
-            f"{path}: preflexor.topics are looked for in a corpus, and preflexor.corpus is empty",
-            "set preflexor.corpus to a folder of texts, or leave the topics out",
-        )
-    if config.corpus and recipe.task.name != "jsonl":
-        raise UserError(
-            f"{path}: questions posed from preflexor.corpus are no problems of the task "
-            f"{recipe.task.name}",
-            'set task.name = "jsonl", and task.source or eval.spec to what the model is tested on',
-        )
-    if config.corpus and "solver" in (critic.provider for critic in map(recipe.critic.tier, TIERS)):
-        raise UserError(
-            f'{path}: critic.provider = "solver" cannot pose questions from preflexor.corpus',
-            'set critic.provider = "ollama", or another one that reads texts',
         )
 
 

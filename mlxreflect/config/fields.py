@@ -117,3 +117,10 @@ def changed_below(
         for name, reason in keys.items():
             if f"{key}.".startswith(f"{name}.") and value != plain.get(key):
                 yield key, value, reason
+
+
+class GrpoConfig(Table):
+    clip_ratio: Annotated[float, Field(gt=0)] = 0.2
+    kl: Annotated[float, Field(ge=0)] = 0.0  # weight of the distance from the reference
+    average: Literal["sequence", "token"] = "sequence"  # each response, or each token, counts alike
+    scale_rewards: bool = True  # by the group's standard deviation

@@ -10,6 +10,7 @@ from pydantic import Field
 from mlxreflect.config.checks import check_objective
 from mlxreflect.config.fields import (
     Count,
+    GrpoConfig,
     Idle,
     Local,
     LocalModel,
@@ -21,7 +22,6 @@ from mlxreflect.config.fields import (
     idle_keys,
     make_paths_whole,
 )
-from mlxreflect.config.methods import GrpoConfig
 from mlxreflect.config.schema import Fitting
 from mlxreflect.config.toml import apply_settings, dump_toml, merge, validate
 from mlxreflect.core.errors import UserError

@@ -8,7 +8,8 @@ from typing import Any
 
 from mlxreflect.config.checks import check_recipe, validate_tier
 from mlxreflect.config.fields import make_paths_whole
-from mlxreflect.config.schema import METHODS, EvalSpec, Recipe
+from mlxreflect.config.methods import METHODS
+from mlxreflect.config.schema import EvalSpec, Recipe
 from mlxreflect.config.toml import (
     apply_settings,
     dump_toml,

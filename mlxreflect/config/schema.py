@@ -1,7 +1,7 @@
 """The tables of a recipe: every key with its type, its default and what it means."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -22,6 +22,7 @@ from mlxreflect.config.fields import (
     Table,
 )
 from mlxreflect.config.methods import (
+    MethodName,
     PreflexorConfig,
     R3Config,
     ReflectEvoConfig,
@@ -206,12 +207,8 @@ class Limits(Table):
     training_tokens: Count = 0  # that a loss is taken of
 
 
-Method = Literal["r3", "rel", "preflexor", "reflectevo", "traces"]
-METHODS: tuple[Method, ...] = get_args(Method)  # each has a table of its name
-
-
 class Recipe(Table):
-    strategy: Method = "r3"
+    strategy: MethodName = "r3"
     name: str = ""
     seed: Count = 0
     limits: Limits = Limits()

@@ -18,7 +18,7 @@ import httpx
 
 from mlxreflect.core.records import Messages
 from mlxreflect.critics.base import Call
-from mlxreflect.prompts.messages import TAGS
+from mlxreflect.prompts.parsing import TAGS
 
 RETRIED = {408, 409, 429}  # and 5xx: the statuses that may be gone a moment later
 REPLY_BYTES = 32 * 2**20  # a longer body is no critique

@@ -26,9 +26,9 @@ from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import SelfCritic
 from mlxreflect.graders.base import Grader
 from mlxreflect.models.policy import Completion, Policy
-from mlxreflect.prompts import messages as prompts
 from mlxreflect.prompts import templates as texts
-from mlxreflect.prompts.messages import ANSWER, TAGS, parse_response, without_tags
+from mlxreflect.prompts.parsing import ANSWER, TAGS, parse_response, without_tags
+from mlxreflect.prompts.roles import Data, role_messages
 from mlxreflect.tasks.base import Task
 from mlxreflect.train.network import Arrays
 
@@ -287,32 +287,28 @@ class Rounds:
     # ---- the policy -----------------------------------------------------------------------------
 
     def attempt(self, problem: Problem) -> Messages:
+        return self.messages(f"attempt_{self.spec.prompt.style}", problem)
+
+    def messages(self, role: str, problem: Problem, **data: Data) -> Messages:
+        """The prompt of a role; nobody is shown the expected answer."""
         asked, shown = self.task.instruction(problem), self.task.show(problem)
-        style = self.spec.prompt.style
-        return prompts.attempt_messages(asked, shown, self.tags, style, self.templates)
+        return role_messages(
+            role, self.tags, self.templates, instruction=asked, question=shown, **data
+        )
 
     def next_ask(self, chain: Chain, number: int) -> Ask:
         """The prompt of a further answer."""
         config, problem, last = self.config, chain.problem, chain.answers[-1]
         if config.round == "retry":
-            asked, shown = self.task.instruction(problem), self.task.show(problem)
             said = chain.turns[-1]
             heard = (
                 said.text if said.role in ("critique", "reflection") and not said.error else None
             )
-            messages = prompts.rewrite_messages(
-                asked, shown, last.text, heard, self.tags, None, self.templates
-            )
+            messages = self.messages("rewrite", problem, attempt=last.text, feedback=heard)
             return Ask(chain, "retry", messages)
         if config.round == "reflect":
-            asked, shown = self.task.instruction(problem), self.task.show(problem)
-            return Ask(
-                chain,
-                "retry",
-                prompts.reflect_and_retry_messages(
-                    asked, shown, last.text, self.tags, self.templates
-                ),
-            )
+            messages = self.messages("reflect_and_retry", problem, attempt=last.text)
+            return Ask(chain, "retry", messages)
         prefills = config.round == "prefill" and number > config.fresh
         opening = next_opening(chain, config, self.tags) if prefills else ""
         known = config.avoid and config.feedback != "none"  # else nobody has said what failed
@@ -321,9 +317,8 @@ class Rounds:
         return Ask(chain, role, self.attempt(problem), opening, tuple(banned))
 
     def merge(self, chain: Chain) -> Ask:
-        asked, shown = self.task.instruction(chain.problem), self.task.show(chain.problem)
-        texts = [turn.text for turn in chain.answers]
-        messages = prompts.integrate_messages(asked, shown, texts, self.tags, self.templates)
+        answers = [turn.text for turn in chain.answers]
+        messages = self.messages("integrate", chain.problem, text=answers)
         return Ask(chain, "integrate", messages)
 
     def answer(self, asks: Sequence[Ask], seed: Seed) -> None:
@@ -422,16 +417,12 @@ class Rounds:
     ) -> Call:
         """A request that shows no answer and no verdict of the grader."""
         problem, last = chain.problem, chain.answers[-1]
-        shown = self.task.show(problem)
         if role == "critique":
-            messages = prompts.check_messages(shown, last.text, self.tags, self.templates)
-            said, template = "", "check"
+            template, said = "check", ""
+            messages = self.messages("check", problem, attempt=last.text)
         else:
-            said, template = chain.turns[-1].text, "rewrite"
-            messages = prompts.rewrite_messages(
-                self.task.instruction(problem), shown, last.text, said, self.tags, None,
-                self.templates,
-            )  # fmt: skip
+            template, said = "rewrite", chain.turns[-1].text
+            messages = self.messages("rewrite", problem, attempt=last.text, feedback=said)
         return Call(
             role=role,
             problem=problem,

@@ -31,7 +31,7 @@ from mlxreflect.evaluation.chains import (
 )
 from mlxreflect.graders.base import Grade
 from mlxreflect.models.policy import Policy
-from mlxreflect.prompts.messages import parse_response
+from mlxreflect.prompts.parsing import parse_response
 from mlxreflect.tasks import TASKS, find_rules, get_task
 from mlxreflect.tasks.base import Task
 

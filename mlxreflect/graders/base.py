@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mlxreflect.core.records import Problem, Verdict
 from mlxreflect.core.text import composed
-from mlxreflect.prompts.messages import ANSWER, TAGS, Parsed, parse_response
+from mlxreflect.prompts.parsing import ANSWER, TAGS, Parsed, parse_response
 
 
 @dataclass(frozen=True)

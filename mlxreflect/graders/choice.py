@@ -20,7 +20,7 @@ from mlxreflect.graders.base import (
     phrases,
     strict,
 )
-from mlxreflect.prompts.messages import Parsed
+from mlxreflect.prompts.parsing import Parsed
 
 MAX_LINE = 400  # characters after "answer is" that are looked at
 LETTERS = string.ascii_uppercase

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from mlxreflect.core.records import Problem
 from mlxreflect.graders.base import Grader, Judge, Judged, grader_of, strict
-from mlxreflect.prompts.messages import ANSWER, Parsed
+from mlxreflect.prompts.parsing import ANSWER, Parsed
 
 # ---- expressions ---------------------------------------------------------------------------------
 

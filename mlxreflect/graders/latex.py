@@ -13,7 +13,7 @@ from mlxreflect.core.records import Problem
 from mlxreflect.graders.base import Grader, Judged, blocks, final_part, grader_of, phrases, strict
 from mlxreflect.graders.latex_worker import equal
 from mlxreflect.graders.number import decimal
-from mlxreflect.prompts.messages import Parsed
+from mlxreflect.prompts.parsing import Parsed
 
 MAX_LATEX = 300  # characters of an answer; MATH-500's longest gold has 80
 MAX_DEPTH = 12

@@ -25,7 +25,7 @@ from mlxreflect.graders.base import (
     phrases,
     strict,
 )
-from mlxreflect.prompts.messages import Parsed
+from mlxreflect.prompts.parsing import Parsed
 
 MAX_DIGITS = 40
 MAX_EXPONENT = 30

@@ -25,7 +25,7 @@ from mlxreflect.graders.base import (
 )
 from mlxreflect.graders.latex import MATH_RULES, MAX_LATEX
 from mlxreflect.graders.number import NUMBER_RULES, find_numbers, read_gold, read_number, tidy
-from mlxreflect.prompts.messages import Parsed, parse_response
+from mlxreflect.prompts.parsing import Parsed, parse_response
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")

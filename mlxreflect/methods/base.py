@@ -1,81 +1,425 @@
-"""What a method is to the loop: waves, one after the other, and a state that is committed."""
+"""What a method is: a light record of plain functions, and the frame that plays its waves.
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+A method's file is light to import: `config.methods` names all of them, and `--help` loads those.
+The heavy parts (samples, critics, training) are made by the frame and handed to `Method.start`.
+"""
 
-from mlxreflect.config.schema import Recipe
-from mlxreflect.core.records import Episode, Example, Problem
-from mlxreflect.critics.base import Critic
-from mlxreflect.methods.learning import Learning
-from mlxreflect.models.policy import Policy
-from mlxreflect.tasks.base import Task
-from mlxreflect.train.trainer import Step, Trainer
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args, get_type_hints
+
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Episode, Example, Messages, Outcome, Problem, Turn, Verdict
+from mlxreflect.core.seeds import rng_for
+
+if TYPE_CHECKING:
+    from mlxreflect.config.fields import Table
+    from mlxreflect.config.schema import EvalSpec, Recipe, Tier, TrainConfig
+    from mlxreflect.core.ui import Ui
+    from mlxreflect.critics.base import Critic
+    from mlxreflect.critics.verdicts import Judgement
+    from mlxreflect.models.policy import Policy
+    from mlxreflect.tasks.base import Task
+    from mlxreflect.train.network import Arrays
+    from mlxreflect.train.trainer import Step, Trainer
+
+Seed = tuple[int | str, ...]
+STATUSES: tuple[str, ...] = get_args(get_type_hints(Outcome)["status"])
+WORDS = {
+    "solved_first": "right at the first try",
+    "solved": "right later",
+    "trained": "trained on, not verified",
+    "bucket": "on the bucket list",
+    "discarded": "not solved",
+    "failed": "no call to the critic got through",
+}
 
 
-class Hands(NamedTuple):
-    """What the loop hands to a method. problems: by id."""
-
-    recipe: Recipe
-    task: Task
-    policy: Policy
-    trainer: Trainer
-    critics: dict[str, Critic]
-    problems: dict[str, Problem]
+# ---- what a method is ----------------------------------------------------------------------------
 
 
-class Wave(Protocol):
-    """What is played and committed together. A method's own class may hold more.
+@dataclass(frozen=True)
+class Plan:
+    """Calls of each kind that a run makes of its critics.
 
-    epoch: from 1, 0 for a warm-up; a round, where a method has rounds. new_epoch: another epoch
-    begins with it, so the adapter is kept as it is at the end of the one before.
+    attempts: first samples of the policy. side_by_side: problems at a time. calls: by critic and
+    role. roles: of all prompts, also those that the policy answers itself. quoted: for a role, the
+    characters of other texts (passages) that its prompt quotes at most.
     """
 
-    @property
-    def number(self) -> int: ...
-    @property
-    def epoch(self) -> int: ...
-    @property
-    def stage(self) -> str: ...
-    @property
-    def new_epoch(self) -> bool: ...
+    attempts: int
+    side_by_side: int
+    calls: dict[tuple[Tier, str], float]
+    roles: tuple[str, ...]
+    quoted: Mapping[str, int] = field(default_factory=dict)
+
+
+class Note(NamedTuple):
+    """A line about a recipe's own data. fine: false where a person had better look at it."""
+
+    text: str
+    fine: bool = True
+
+
+Rows = Iterator[tuple[str, dict[str, Any]]]  # file and row
+
+
+class ExportForm(NamedTuple):
+    """A form that `export` writes: rows of an episode and the examples that were made of it.
+
+    needs: what a run must hold for it. loose: the row of an example that no episode has.
+    """
+
+    rows: Callable[[Episode, Sequence[Example]], Rows]
+    needs: str
+    loose: Callable[[Example], Rows] | None = None
+
+
+class SecondAnswers(Protocol):
+    """An evaluation of base and trained beside the run's own."""
+
+    def measure(self, arm: str, adapter: str, reflector: Arrays | None = None) -> None:
+        """Evaluates the policy as it is. reflector: what it reflects with, if not that."""
+
+    def told(self) -> dict[str, Any]:
+        """Returns the figures of both arms, written beside the summary."""
+        ...
+
+
+Exam = tuple["Policy", "Task", Sequence[Problem]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method. Every function is pure but `start` and `second`.
+
+    keys: its table of the recipe. tiers: the critics that a run asks. plan: recipe, number of
+    problems and assumed share that is wrong (1: the most that can be asked) → calls. start: the
+    running method, in a frame.
+    check: raises UserError for keys that contradict each other; check_evaluation: for an evaluation
+    that a run cannot end in. asks_itself: the policy writes what a critic would write otherwise.
+    phases: the settings of each phase of training. compares: it
+    trains on preference pairs.
+    wording: of attempts, where it is not that of the style. words: of statuses, where they are its
+    own. solved: what a wave's `solved` problems are called; "" where they are those right at once.
+    escalates: problems change critics. unsolvable: why a task's solver cannot be its critic.
+    alone: a remark on doing without a critic.
+    sources: what it learns from, None for the task's own problems. questions: sources as prompts
+    show them. notes: about its own data; without problems it only reads them. prompts: of roles
+    that the policy alone plays. exports: forms of `export`. second: an evaluation of its own.
+    """
+
+    name: str
+    keys: type[Table]
+    tiers: Callable[[Recipe], list[Tier]]
+    plan: Callable[[Recipe, int, float], Plan]
+    start: Callable[[Frame], Running]
+    check: Callable[[Recipe, Path], None] = lambda recipe, path: None
+    check_evaluation: Callable[[Recipe, EvalSpec], None] = lambda recipe, spec: None
+    asks_itself: Callable[[Recipe], bool] = lambda recipe: False
+    phases: Callable[[Recipe], tuple[TrainConfig, ...]] = lambda recipe: (recipe.train,)
+    compares: Callable[[Recipe], bool] = lambda recipe: True
+    wording: str = ""
+    words: Mapping[str, str] = field(default_factory=dict)
+    solved: str = "solved"
+    escalates: bool = False
+    unsolvable: str = ""
+    alone: str = ""
+    sources: Callable[[Recipe], list[Problem] | None] = lambda recipe: None
+    questions: Callable[[Recipe, list[Problem]], list[Problem]] = lambda recipe, sources: sources
+    notes: Callable[[Recipe, list[Problem]], list[Note]] = lambda recipe, problems: []
+    prompts: Callable[[Recipe, Task, Problem], dict[str, Messages]] = lambda recipe, task, one: {}
+    exports: Mapping[str, ExportForm] = field(default_factory=dict)
+    second: Callable[[Recipe, Path, Exam, EvalSpec, Ui], SecondAnswers | None] = (
+        lambda recipe, out, exam, spec, ui: None
+    )
+
+    def critic_names(self, recipe: Recipe) -> str:
+        """Returns who is asked while a run learns: critics, the policy itself, or none.
+
+        A critic is provider and model, with its tiers where more than one critic is asked.
+        """
+        found: dict[str, list[str]] = {}
+        for tier in self.tiers(recipe):
+            config = recipe.critic.tier(tier)
+            found.setdefault(f"{config.provider}:{config.model}".rstrip(":"), []).append(tier)
+        several = len(found) > 1
+        names = [f"{n} ({', '.join(t)})" for n, t in found.items()] if several else list(found)
+        return " and ".join([*names, *["the policy itself"] * self.asks_itself(recipe)]) or "none"
+
+
+def status_words(statuses: Mapping[str, int], own: Mapping[str, str]) -> dict[str, str]:
+    """Returns statuses in words, with their counts and what `--status` calls them.
+
+    own: a method's words, where they are not the usual ones.
+    """
+    words = {**WORDS, **own}
+    return {words.get(status, status): f"{n} ({status})" for status, n in statuses.items()}
+
+
+def refuse_direct(recipe: Recipe, path: Path) -> None:
+    """Raises UserError where answers alone are asked for and thoughts are taught."""
+    if recipe.prompt.style == "direct":
+        raise UserError(
+            f"{path}: prompt.style = 'direct' asks for the answer alone, and {recipe.strategy} "
+            "teaches thoughts that others wrote",
+            "leave prompt.style out; eval.direct = true also asks for answers without a thought",
+        )
+
+
+# ---- a method under way --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Wave:
+    """Problems that are played and committed together.
+
+    epoch: from 1, 0 for a warm-up; a round, where a method has rounds. new_epoch: another epoch
+    begins with it, so the adapter is kept as it is at the end of the one before. own: what else the
+    method says of it.
+    """
+
+    number: int
+    epoch: int
+    stage: str
+    problems: list[str]
+    new_epoch: bool = False
+    own: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Played:
-    """What a wave leaves behind: records and figures, to be committed together.
+    """What a wave leaves behind, to be committed together.
 
-    arm: the policy is evaluated after the wave, beside base and trained, under this name.
+    A method gives episodes, figures of its own, and the name of an arm where the policy is to be
+    evaluated after the wave; the frame adds the rest. examples: those to be kept, where that is not
+    all that was trained on.
     """
 
     episodes: list[Episode]
-    examples: list[Example]
-    steps: list[Step]
-    figures: dict[str, Any]
+    figures: dict[str, Any] = field(default_factory=dict)
     arm: str = ""
+    examples: list[Example] | None = None
+    steps: list[Step] = field(default_factory=list)
 
 
-class Strategy(Protocol):
-    """One method.
+class Running(Protocol):
+    """What differs between methods.
 
-    state: a dataclass of JSON values, `epoch` among them; with the adapter, the optimizers and what
-    `learning` holds it says all that a resumed run needs. status: told what is under way.
+    state: a dataclass of JSON values, with `epoch` and `wave` in it. Beside the adapter, the
+    optimizers and what `learning` holds it is all that a resumed run needs.
     """
 
     state: Any
-    learning: Learning
-    status: Callable[[str], None]
 
-    def next_wave(self, *, ending: bool = False) -> Any | None:
-        """The wave that follows the state, which is moved on; None at the end.
+    def next_wave(self, *, ending: bool = False) -> Wave | None:
+        """Returns the wave that follows the state, which is moved on; None at the end.
 
         ending: a limit of the recipe is reached. Only the training of what was collected follows.
         """
 
-    def play(self, wave: Any) -> Played:
-        """Attempts, critics, training."""
+    def play(self, wave: Wave) -> Played:
+        """Plays a wave: attempts, critics, training."""
         ...
 
     def progress(self) -> tuple[int, int]:
-        """Problems done and problems in all, for the bar."""
+        """Returns problems done and problems in all, for the bar."""
         ...
+
+
+class Frame:
+    """A method under way, with all that it is handed. problems: by id.
+
+    status: is told what is under way. wave: the present one.
+    """
+
+    def __init__(
+        self, method: Method, recipe: Recipe, task: Task, policy: Policy, trainer: Trainer,
+        critics: dict[str, Critic], problems: dict[str, Problem],
+    ) -> None:  # fmt: skip
+        from mlxreflect.methods.learning import Learning
+        from mlxreflect.methods.rollouts import Rollouts
+        from mlxreflect.methods.session import Session
+
+        self.recipe, self.task, self.problems = recipe, task, problems
+        self.rollouts = Rollouts(recipe, task, policy, method.wording)
+        self.session = Session(recipe, task, critics)
+        self.learning = Learning(recipe, policy, trainer)
+        self.status: Callable[[str], None] = lambda text: None
+        self.wave = Wave(0, 1, "problems", [])
+        self.running = method.start(self)
+
+    def next_wave(self, *, ending: bool = False) -> Wave | None:
+        return self.running.next_wave(ending=ending)
+
+    def play(self, wave: Wave) -> Played:
+        """Plays a wave, and counts what came of it."""
+        self.wave = wave
+        self.session.begin_wave()
+        self.learning.begin_wave()
+        played = self.running.play(wave)
+        self.running.state.wave += 1
+        of_wave = asdict(wave)
+        figures = {
+            **{key: value for key, value in of_wave.items() if key != "own"},
+            **wave.own,
+            **count_wave(played.episodes),
+            **played.figures,
+            **self.learning.figures(),
+            "critic": dict(self.session.counts),
+        }
+        examples = self.learning.examples if played.examples is None else played.examples
+        return replace(played, figures=figures, examples=examples, steps=self.learning.steps)
+
+    def progress(self) -> tuple[int, int]:
+        return self.running.progress()
+
+    @property
+    def state(self) -> Any:
+        """The state of the method."""
+        return self.running.state
+
+    def saved(self) -> dict[str, Any]:
+        """Returns what a commit keeps of the method."""
+        return asdict(self.running.state)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes back to the state of a commit."""
+        self.running.state = type(self.running.state)(**state)
+
+    # ---- what every method does the same way ----------------------------------------------------
+
+    def order(self, number: int) -> list[str]:
+        """Returns the ids of all problems in the order of an epoch."""
+        ids = list(self.problems)
+        rng_for(self.recipe.seed, "order", number).shuffle(ids)
+        return ids
+
+    def seed(self, *role: int | str) -> Seed:
+        return (self.recipe.seed, self.wave.epoch, self.wave.number, *role)
+
+    def trajectories(self) -> list[Trajectory]:
+        """Returns a new trajectory for each problem of the wave."""
+        return [Trajectory(self.problems[pid]) for pid in self.wave.problems]
+
+    def sample(
+        self, problems: Sequence[Problem], n: int, seed: Seed,
+        role: Literal["attempt", "verify"] = "attempt",
+    ) -> list[list[Turn]]:  # fmt: skip
+        """Returns n graded samples of each problem, from the policy as it is now."""
+        return self.rollouts.sample(problems, role, n, seed, self.learning.actor)
+
+    def episode(self, problem: Problem, turns: Sequence[Turn], outcome: Outcome) -> Episode:
+        wave = self.wave
+        method = self.recipe.strategy
+        return Episode(method, wave.epoch, wave.number, problem, list(turns), outcome)
+
+
+@dataclass(eq=False)
+class Trajectory:
+    """An episode in the making; only one thread at a time writes to it.
+
+    current: the text to improve. solved: the turn that solved it. A cycle of R³ has more. opened:
+    the sample that opened it. tries: rounds of it. won: its rewrite that passed. winner: the last
+    rewrite that passed in any cycle.
+    """
+
+    problem: Problem
+    turns: list[Turn] = field(default_factory=list)
+    opened: Turn | None = None
+    current: Turn | None = None
+    tries: int = 0
+    won: Turn | None = None
+    winner: Turn | None = None
+    solved: Turn | None = None
+
+    def add(self, turn: Turn) -> Turn:
+        """Appends a turn, and returns it with its index."""
+        turn = replace(turn, index=len(self.turns))
+        self.turns.append(turn)
+        return turn
+
+    def open(self, turn: Turn) -> None:
+        """Begins a cycle with a sample."""
+        self.opened = self.current = turn
+        self.tries, self.won = 0, None
+
+
+@dataclass(frozen=True)
+class Try:
+    """Which try a call belongs to. tier: the critic that answers; "self" is the policy.
+
+    attempt: together with problem, epoch and role it tells the call from every other.
+    """
+
+    tier: Literal["basic", "advanced", "judge", "self"]
+    epoch: int
+    attempt: str
+
+
+# ---- figures -------------------------------------------------------------------------------------
+
+
+def count_statuses(episodes: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Returns problems by the status that their last episode left them with.
+
+    episodes: rows of episodes.jsonl, in their order. Each problem is counted once.
+    """
+    last = {row["problem"]["id"]: row["outcome"]["status"] for row in episodes}
+    counts = Counter(last.values())
+    return {status: counts[status] for status in STATUSES if counts[status]}
+
+
+def count_wave(episodes: list[Episode]) -> dict[str, Any]:
+    """Returns counts over a wave's episodes; first_correct and format_ok are of first attempts."""
+    roles = Counter(turn.role for e in episodes for turn in e.turns)
+    attempts = ([turn for turn in e.turns if turn.role == "attempt"] for e in episodes)
+    first = [turns[0] for turns in attempts if turns]
+    return {
+        "problems": len(episodes),
+        "first_correct": sum(bool(t.verdict and t.verdict.correct) for t in first),
+        "format_ok": sum(bool(t.verdict and t.verdict.format_ok) for t in first),
+        "passed": sum(e.outcome.first_correct for e in episodes),
+        "solved": sum(e.outcome.status in ("solved_first", "solved") for e in episodes),
+        "rewrites": roles["rewrite"] + roles["continue"],
+        "verifications": roles["verify"],
+        "failures": dict(Counter(filter(None, map(failure, first)))),
+    }
+
+
+def failure(turn: Turn) -> str | None:
+    """Returns the kind of error that an attempt made; None when it made none."""
+    verdict = turn.verdict
+    if verdict is None or verdict.passed:
+        return None
+    if turn.finish_reason == "length":
+        return "truncated"
+    if turn.parsed is None:
+        return "no_answer"
+    if verdict.correct:
+        return "format"
+    return "wrong_answer" if verdict.format_ok else "wrong_answer_and_format"
+
+
+# ---- what a judge says ---------------------------------------------------------------------------
+
+
+def judged(judgement: Judgement | None) -> tuple[Literal["right", "wrong", "unknown"], str]:
+    """Returns a verdict and why, in one line. No verdict is unknown, and never a pass."""
+    if judgement is None:
+        return "unknown", "the judge gave no verdict"
+    said = ": ".join(filter(None, (judgement.step.strip(), judgement.why.strip())))
+    return judgement.verdict, " ".join(said.split())[:300] or f"the judge says {judgement.verdict}"
+
+
+def unless_right(turn: Turn, judgement: Judgement | None, judge: str) -> Turn:
+    """Returns the turn, its verdict taken back where the judge does not call it right."""
+    verdict, why = judged(judgement)
+    if verdict == "right" or turn.verdict is None:
+        return turn
+    refused = Verdict(False, turn.verdict.format_ok, f"{verdict}: {why}", judge)
+    return replace(turn, verdict=refused)

@@ -6,9 +6,10 @@ from typing import Any
 
 from mlx.utils import tree_unflatten
 
-from mlxreflect.config.methods import GrpoConfig
+from mlxreflect.config.fields import GrpoConfig
 from mlxreflect.config.schema import Recipe, TrainConfig
 from mlxreflect.core.records import Example
+from mlxreflect.methods.base import Seed
 from mlxreflect.models.load import weights_hash
 from mlxreflect.models.policy import Policy
 from mlxreflect.train.batches import Group, Pair, Row
@@ -18,7 +19,6 @@ from mlxreflect.train.network import Arrays
 from mlxreflect.train.objectives import Objective, imitation
 from mlxreflect.train.trainer import CONSTANT, LRSchedule, Step, Trainer
 
-Seed = tuple[int | str, ...]
 ADAPTER = "adapter-"  # what is held under such a name becomes a folder of the run
 REFLECTOR = f"{ADAPTER}reflection"  # what the policy reflects with, where that is another
 

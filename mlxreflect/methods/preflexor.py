@@ -9,25 +9,165 @@ Phase I (ORPO) teaches to think in structure before answering; Phase II (EXO) co
 with the policy of Phase I as the reference. Phase III, recursive inference, trains nothing.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from mlxreflect.config.fields import (
+    Count,
+    Fraction,
+    LocalPath,
+    Names,
+    Objective,
+    Positive,
+    Rate,
+    Table,
+)
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Episode, Example, Outcome, Problem
-from mlxreflect.core.seeds import rng_for
-from mlxreflect.evaluation.contamination import exam_index
-from mlxreflect.methods import examples as pairs
-from mlxreflect.methods.asked import phases
-from mlxreflect.methods.base import Hands, Played
-from mlxreflect.methods.examples import passed
-from mlxreflect.methods.figures import count_wave
-from mlxreflect.methods.learning import Learning
-from mlxreflect.methods.preflexor_corpus import Lesson, Teacher, fine, question_id
-from mlxreflect.methods.roles import Round
-from mlxreflect.methods.rollouts import Attempts
-from mlxreflect.methods.session import Exchange
-from mlxreflect.methods.trajectories import Story
+from mlxreflect.methods.base import (
+    Frame,
+    Method,
+    Plan,
+    Played,
+    Seed,
+    Trajectory,
+    Try,
+    Wave,
+    refuse_direct,
+)
+from mlxreflect.methods.examples import passed, preference
+from mlxreflect.methods.preflexor_corpus import (
+    Lesson,
+    Teacher,
+    fine,
+    make_question,
+    question_id,
+    read_corpus,
+)
+
+if TYPE_CHECKING:
+    from mlxreflect.config.schema import Recipe, Tier, TrainConfig
+
+
+class PhaseTwoConfig(Table):
+    """Phase II: what it has of its own; all else is [train]'s, which are Phase I's settings."""
+
+    rounds: Count = 10  # 0: no Phase II
+    objective: Objective = "exo_pair"
+    lr: Rate = 1e-6
+    beta: Rate = 0.1
+    smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 5e-3
+    clip: Annotated[float, Field(ge=0)] = 0.3
+    answer_only: bool = True  # answers are compared without what was thought before them
+    think_fraction: Fraction = 0.0
+
+
+class PreflexorConfig(Table):
+    rounds: Count = 10  # of Phase I; 0: none
+    questions: Positive = 50  # new ones each round; with topics, for each of them
+    only_wrong: bool = False  # pairs only where the policy's own answer did not pass
+    corpus: LocalPath = ""  # folder or file of text, Markdown, JSONL; "": the task's own problems
+    column: str = "text"  # of JSONL rows
+    # Characters of a passage at most; shorter ones than 40 are left out, so that is the least.
+    chunk: Annotated[int, Field(ge=40)] = 1500
+    topics: Names = []  # what to ask about; empty: passages at random
+    retrieve: Count = 2  # passages that a teacher is shown beside the one asked about
+    sections: Annotated[Names, Field(min_length=1)] = [
+        "reasoning steps", "relevant concepts", "hypothesis",
+    ]  # of the thought  # fmt: skip
+    two: PhaseTwoConfig = PhaseTwoConfig()
+
+
+def check(recipe: Recipe, path: Path) -> None:
+    refuse_direct(recipe, path)
+    config = recipe.preflexor
+    if not config.rounds and not config.two.rounds:
+        raise UserError(
+            f"{path}: preflexor.rounds and preflexor.two.rounds are both 0, nothing would be done",
+            "give one of the phases a round",
+        )
+    if config.topics and not config.corpus:
+        raise UserError(
+            f"{path}: preflexor.topics are looked for in a corpus, and preflexor.corpus is empty",
+            "set preflexor.corpus to a folder of texts, or leave the topics out",
+        )
+    if config.corpus and recipe.task.name != "jsonl":
+        raise UserError(
+            f"{path}: questions posed from preflexor.corpus are no problems of the task "
+            f"{recipe.task.name}",
+            'set task.name = "jsonl", and task.source or eval.spec to what the model is tested on',
+        )
+    from mlxreflect.config.schema import TIERS
+
+    if config.corpus and "solver" in (recipe.critic.tier(tier).provider for tier in TIERS):
+        raise UserError(
+            f'{path}: critic.provider = "solver" cannot pose questions from preflexor.corpus',
+            'set critic.provider = "ollama", or another one that reads texts',
+        )
+
+
+def tiers(recipe: Recipe) -> list[Tier]:
+    return ["basic", "judge"] if recipe.preflexor.corpus else ["basic"]
+
+
+def phases(recipe: Recipe) -> tuple[TrainConfig, ...]:
+    """The settings of Phase I, and of Phase II, which has some of its own."""
+    two = recipe.preflexor.two.model_dump(exclude={"rounds"})
+    shown = {name: two.pop(name) for name in ("answer_only", "think_fraction")}
+    mask = recipe.train.mask.model_copy(update=shown)
+    return recipe.train, recipe.train.model_copy(update={**two, "mask": mask})
+
+
+def plan(recipe: Recipe, n: int, wrong: float) -> Plan:
+    """n says nothing: there are as many questions as rounds ask for."""
+    config = recipe.preflexor
+    each = config.questions * max(1, len(config.topics))
+    asked = float(each * (config.rounds + config.two.rounds))
+    if not config.corpus:
+        taught = asked * (wrong if config.only_wrong else 1)
+        return Plan(round(asked), each, {("basic", "answer"): taught}, ("answer",))
+    # What is no JSON is asked for once more.
+    again, judged = (2, 4) if wrong == 1 else (1, 2)
+    calls: dict[tuple[Tier, str], float] = {
+        ("basic", "pose"): asked, ("basic", "extract"): asked * again, ("basic", "ground"): asked,
+        ("judge", "support"): asked * judged,
+    }  # fmt: skip
+    shown = (1 + config.retrieve) * config.chunk
+    quoted = {"pose": config.chunk, "extract": shown, "ground": shown, "support": shown}
+    return Plan(round(asked), each, calls, ("pose", "extract", "ground", "support"), quoted)
+
+
+def sources(recipe: Recipe) -> list[Problem] | None:
+    """Passages to pose questions from, where there is a corpus."""
+    config = recipe.preflexor
+    return read_corpus(config.corpus, config.chunk, config.column) if config.corpus else None
+
+
+def questions(recipe: Recipe, sources: list[Problem]) -> list[Problem]:
+    if not recipe.preflexor.corpus:
+        return sources
+    return [make_question(passage, "(a question)") for passage in sources]
+
+
+def taught_pairs(episode: Episode, only_wrong: bool) -> Iterator[Example]:
+    """PRefLexOR: a teacher's solution that passed, against the policy's own attempt.
+
+    only_wrong: not where the attempt passed too, or nobody could say whether it did.
+    """
+    attempts = [turn for turn in episode.turns if turn.role == "attempt"]
+    taught = [turn for turn in episode.turns if turn.role in ("answer", "ground")]
+    for rejected, chosen in product(attempts, taught):
+        wrong = rejected.verdict is not None and not rejected.verdict.passed
+        differ = chosen.text != rejected.text
+        if passed(chosen) and differ and (wrong or not only_wrong):
+            yield replace(preference(episode, chosen, rejected), prompt=rejected.messages)
 
 
 @dataclass
@@ -42,37 +182,27 @@ class State:
     asked: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Wave:
-    """A round. problems: ids of problems, or of the passages that questions are posed from."""
-
-    number: int
-    epoch: int
-    stage: str
-    problems: list[str]
-    new_epoch: bool
-    arm: str = ""
-
-
 class Preflexor:
     """Plays rounds. Everything it needs is handed in; what it makes goes out in `Played`."""
 
-    def __init__(self, hands: Hands) -> None:
-        recipe, task, policy, trainer, critics, problems = hands
-        self.recipe, self.problems = recipe, problems
-        self.attempts = Attempts(recipe, task, policy)
-        self.exchange = Exchange(recipe, task, critics)
-        self.learning = Learning(recipe, policy, trainer)
+    def __init__(self, frame: Frame) -> None:
+        self.frame, self.recipe, self.problems = frame, frame.recipe, frame.problems
+        self.session, self.learning = frame.session, frame.learning
         self.state = State()
-        self.wave = Wave(0, 1, "phase-1", [], True)
-        self.status: Callable[[str], None] = lambda text: None
         self.teacher: Teacher | None = None
         self.on_topic: list[list[str]] = []
+        recipe = self.recipe
         if recipe.preflexor.corpus:
+            from mlxreflect.evaluation.contamination import exam_index
+
             # Passages are clean of what evaluations ask; the teacher may still ask it.
             exams = exam_index(recipe) if recipe.eval.decontaminate != "off" else None
-            self.teacher = Teacher(recipe, self.exchange, list(problems.values()), exams)
+            self.teacher = Teacher(recipe, self.session, list(self.problems.values()), exams)
             self.on_topic = [self.passages_on(topic) for topic in recipe.preflexor.topics]
+
+    @property
+    def wave(self) -> Wave:
+        return self.frame.wave
 
     def passages_on(self, topic: str) -> list[str]:
         """Ids of the passages on a topic, the most telling ones first."""
@@ -90,7 +220,7 @@ class Preflexor:
     # ---- which questions ------------------------------------------------------------------------
 
     def rounds(self) -> dict[int, int]:
-        """Rounds of each phase."""
+        """Trys of each phase."""
         config = self.recipe.preflexor
         return {1: config.rounds, 2: config.two.rounds}
 
@@ -107,7 +237,7 @@ class Preflexor:
         state.round += 1
         ends = state.epoch == 1 and state.round == rounds[1] and rounds[2] > 0
         stage = f"phase-{state.epoch}"
-        return Wave(state.wave, state.epoch, stage, taken, begins, stage if ends else "")
+        return Wave(state.wave, state.epoch, stage, taken, begins, {"arm": stage if ends else ""})
 
     def size(self) -> int:
         """Questions a round (on each topic). A passage may have several, a problem is one."""
@@ -125,9 +255,7 @@ class Preflexor:
         first, last = begin // len(ids), (begin + n - 1) // len(ids)
         drawn: list[str] = []
         for number in range(first, last + 1):
-            order = list(ids)
-            rng_for(self.recipe.seed, "order", number).shuffle(order)
-            drawn += order
+            drawn += self.frame.order(number)
         return drawn[begin - first * len(ids) :][:n]
 
     def progress(self) -> tuple[int, int]:
@@ -140,42 +268,30 @@ class Preflexor:
 
     def play(self, wave: Wave) -> Played:
         """Questions, the teacher's answers and the policy's own, the filter, training."""
-        self.wave = wave
-        self.exchange.begin_wave()
         self.learning.use(phases(self.recipe)[wave.epoch - 1])
-        self.learning.begin_wave()
         if wave.new_epoch:
             self.learning.begin_stage()
         sources = [self.problems[pid] for pid in wave.problems]
         stories = self.learn_from(self.teacher, sources) if self.teacher else self.solve(sources)
         episodes = [self.episode(story) for story in stories]
         only_wrong = self.recipe.preflexor.only_wrong
-        made = [pair for e in episodes for pair in pairs.preflexor_pairs(e, only_wrong)]
-        self.train(made)
-        self.state.wave += 1
-        figures = {
-            **asdict(wave),
-            **count_wave(episodes),
-            **self.learning.figures(),
-            **self.told(),
-            "critic": dict(self.exchange.counts),
-        }
-        return Played(episodes, self.learning.examples, self.learning.steps, figures, wave.arm)
+        self.train([pair for e in episodes for pair in taught_pairs(e, only_wrong)])
+        return Played(episodes, self.told(), wave.own["arm"])
 
-    def solve(self, problems: Sequence[Problem]) -> list[Story]:
+    def solve(self, problems: Sequence[Problem]) -> list[Trajectory]:
         """Problems of a task: the policy attempts, the teacher writes a solution."""
-        stories = [Story(problem) for problem in problems]
+        stories = [Trajectory(problem) for problem in problems]
         self.attempt(stories)
         if self.recipe.preflexor.only_wrong:
             taught = [story for story in stories if not passed(story.turns[0])]
         else:
             taught = stories
-        self.status(f"{len(taught)} solutions")
+        self.frame.status(f"{len(taught)} solutions")
         at = self.at("basic")
-        calls = [self.exchange.moves.answer(story.problem, at) for story in taught]
+        calls = [self.session.call("answer", story.problem, at) for story in taught]
         parents = [story.turns[0] for story in taught]
-        for story, turn in zip(taught, self.exchange.ask(calls, parents, at), strict=True):
-            story.add(turn if turn.error else self.attempts.graded(story.problem, turn))
+        for story, turn in zip(taught, self.session.ask(calls, parents, at), strict=True):
+            story.add(turn if turn.error else self.frame.rollouts.graded(story.problem, turn))
         return stories
 
     def learn_from(self, teacher: Teacher, passages: Sequence[Problem]) -> list[Lesson]:
@@ -186,48 +302,42 @@ class Preflexor:
         """
         at = self.at("basic")
         teacher.counts.clear()
-        self.status(f"posing {len(passages)} questions")
+        self.frame.status(f"posing {len(passages)} questions")
         lessons = teacher.pose(passages, self.state.asked, at)
         under_way = list(filter(fine, lessons))
         self.state.asked += [question_id(s.problem.fields["question"]) for s in under_way]
         for step in (teacher.extract, teacher.ground):
-            self.status(f"answering {len(under_way)} questions")
+            self.frame.status(f"answering {len(under_way)} questions")
             step(under_way, at)
             under_way = list(filter(fine, under_way))
         under_way = [s for s in under_way if s.turns[-1].verdict and s.turns[-1].verdict.format_ok]
-        self.status(f"judging {len(under_way)} answers")
+        self.frame.status(f"judging {len(under_way)} answers")
         teacher.judge(under_way, self.at("judge"))
         under_way = [lesson for lesson in under_way if passed(lesson.turns[-2])]
         self.attempt(under_way)
         # The words of the teacher's answer are right without a judge.
         doubtful = [s for s in under_way if not (v := s.turns[-1].verdict) or not v.correct]
-        self.status(f"judging {len(doubtful)} attempts")
+        self.frame.status(f"judging {len(doubtful)} attempts")
         teacher.judge(doubtful, self.at("judge"))
         return lessons
 
-    def attempt(self, stories: Sequence[Story]) -> None:
+    def attempt(self, stories: Sequence[Trajectory]) -> None:
         """A sample of the policy as it is now, for each."""
-        self.status(f"{len(stories)} attempts")
-        drawn = self.attempts.sample(
-            [story.problem for story in stories], "attempt", 1, self.seed(), self.learning.actor
-        )
+        self.frame.status(f"{len(stories)} attempts")
+        drawn = self.frame.sample([story.problem for story in stories], 1, self.seed())
         for story, (turn,) in zip(stories, drawn, strict=True):
             story.add(turn)
 
     def train(self, examples: Sequence[Example]) -> None:
-        self.status(f"training on {len(examples)} pairs")
+        self.frame.status(f"training on {len(examples)} pairs")
         self.learning.prefer(examples, (*self.seed(), "pairs"))
 
     # ---- records --------------------------------------------------------------------------------
 
-    def episode(self, story: Story) -> Episode:
-        wave, only_wrong = self.wave, self.recipe.preflexor.only_wrong
-        made = Episode(
-            self.recipe.strategy, wave.epoch, wave.number, story.problem, list(story.turns),
-            Outcome(False, None, "discarded"),
-        )  # fmt: skip
-        outcome = outcome_of(made, bool(list(pairs.preflexor_pairs(made, only_wrong))))
-        return Episode(made.recipe, made.epoch, made.wave, made.problem, made.turns, outcome)
+    def episode(self, story: Trajectory) -> Episode:
+        made = self.frame.episode(story.problem, story.turns, Outcome(False, None, "discarded"))
+        paired = any(taught_pairs(made, self.recipe.preflexor.only_wrong))
+        return replace(made, outcome=outcome_of(made, paired))
 
     def told(self) -> dict[str, Any]:
         if not self.teacher:
@@ -239,10 +349,10 @@ class Preflexor:
             said += f", {known} left out that the evaluation asks"
         return {**counts, "told": said}
 
-    def at(self, tier: Any) -> Round:
-        return Round(tier, self.wave.epoch, f"{self.wave.stage}/{self.wave.number}")
+    def at(self, tier: Any) -> Try:
+        return Try(tier, self.wave.epoch, f"{self.wave.stage}/{self.wave.number}")
 
-    def seed(self) -> tuple[int | str, ...]:
+    def seed(self) -> Seed:
         return self.recipe.seed, self.wave.epoch, self.wave.stage, self.wave.number
 
 
@@ -255,3 +365,18 @@ def outcome_of(episode: Episode, paired: bool) -> Outcome:
     # A reply of no use has an error too, and its text; a call that failed has none.
     failed = any(turn.error and not turn.text.strip() for turn in episode.turns)
     return Outcome(False, None, "failed" if failed else "discarded")
+
+
+METHOD = Method(
+    name="preflexor",
+    keys=PreflexorConfig,
+    check=check,
+    tiers=tiers,
+    phases=phases,
+    plan=plan,
+    start=Preflexor,
+    words={"trained": "taught by the teacher", "discarded": "nothing to learn from"},
+    solved="",
+    sources=sources,
+    questions=questions,
+)

@@ -11,27 +11,29 @@ Everything is asked in lock-step, a call a question at each step; what fails end
 its turn says why.
 """
 
+from __future__ import annotations
+
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from mlxreflect.config.schema import Recipe
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, Turn, Verdict, make_problem
 from mlxreflect.core.text import composed
-from mlxreflect.critics.verdicts import Judgement, Sections
 from mlxreflect.data.contamination import Index, find
 from mlxreflect.data.forms import leak
 from mlxreflect.data.rows import column, fold, local_path, read_file
-from mlxreflect.methods.roles import Round, judged
-from mlxreflect.methods.session import Exchange, turn_of
-from mlxreflect.methods.trajectories import Story
-from mlxreflect.prompts import messages as prompts
+from mlxreflect.methods.base import Trajectory, Try, judged
+from mlxreflect.prompts.parsing import TAGS, parse_response
+
+if TYPE_CHECKING:
+    from mlxreflect.config.schema import Recipe
+    from mlxreflect.critics.verdicts import Sections
+    from mlxreflect.methods.session import Session
 
 TEXTS, ROWS = (".txt", ".md", ".markdown"), (".jsonl",)
 MOST_BYTES = 100 * 2**20  # of one file, which is read whole
@@ -183,6 +185,8 @@ class Library:
 
     def related(self, text: str, most: int | None = None) -> list[int]:
         """Numbers of the passages that share a word with the text, the most telling ones first."""
+        import numpy as np
+
         asked = words(text)
         if not asked:
             return []
@@ -196,8 +200,8 @@ GRAPH_SECTIONS = ("knowledge graph", "abstracted pattern")
 
 
 @dataclass(eq=False, kw_only=True)
-class Lesson(Story):
-    """A story that begins with a passage, source. passages: texts that the teacher is shown."""
+class Lesson(Trajectory):
+    """A trajectory that begins with a passage (source). passages: shown to the teacher."""
 
     source: Problem
     passages: list[str]
@@ -212,11 +216,11 @@ class Teacher:
     def __init__(
         self,
         recipe: Recipe,
-        exchange: Exchange,
+        session: Session,
         passages: Sequence[Problem],
         exams: Index | None = None,
     ) -> None:
-        self.recipe, self.exchange, self.exams = recipe, exchange, exams
+        self.recipe, self.session, self.exams = recipe, session, exams
         self.texts = [passage.fields["question"] for passage in passages]
         try:
             self.library = Library(self.texts)
@@ -234,15 +238,15 @@ class Teacher:
 
     # ---- the steps ------------------------------------------------------------------------------
 
-    def pose(self, passages: Sequence[Problem], known: Sequence[str], at: Round) -> list[Lesson]:
+    def pose(self, passages: Sequence[Problem], known: Sequence[str], at: Try) -> list[Lesson]:
         """A question from each passage. known: ids of what was asked before, not to be again."""
         calls = [
-            self.exchange.moves.pose(
-                p, p.fields["question"], replace(at, attempt=f"{at.attempt}/{i}")
+            self.session.call(
+                "pose", p, replace(at, attempt=f"{at.attempt}/{i}"), passage=p.fields["question"]
             )
             for i, p in enumerate(passages)
         ]
-        turns = self.exchange.ask(calls, [None] * len(calls), at)
+        turns = self.session.ask(calls, [None] * len(calls), at)
         asked, lessons = set(known), []
         for passage, turn in zip(passages, turns, strict=True):
             question = " ".join(turn.text.split())
@@ -271,16 +275,19 @@ class Teacher:
         texts = [self.texts[i] for i in found]
         return [text for text in texts if text != passage.fields["question"]][:most]
 
-    def extract(self, lessons: Sequence[Lesson], at: Round) -> None:
+    def extract(self, lessons: Sequence[Lesson], at: Try) -> None:
         """The sections of each question's thought, as one text."""
         names = self.sections()
-        calls = [self.exchange.moves.extract(s.problem, s.passages, names, at) for s in lessons]
-        answers = self.exchange.structured(calls, Sections, at)
-        actor = self.exchange.critics[at.tier].actor
-        for lesson, call, answer in zip(lessons, calls, answers, strict=True):
-            turn = turn_of(call, answer.replies[-1], actor, 0)
-            if answer.value:
-                said = chosen_sections(answer.value, names)
+        calls = [
+            self.session.call(
+                "extract", s.problem, at, passage=s.passages, sections="; ".join(names)
+            )
+            for s in lessons
+        ]
+        answers = self.session.structured(calls, [lesson.turns[0] for lesson in lessons], at)
+        for lesson, (value, turn) in zip(lessons, answers, strict=True):
+            if value:
+                said = chosen_sections(value, names)
                 self.counts["empty_sections"] += len(names) - len(said)
                 if said:
                     turn = replace(turn, text=thought_of(said))
@@ -288,15 +295,17 @@ class Teacher:
                     turn = replace(turn, error="no section has any text")
             lesson.add(turn)
 
-    def ground(self, lessons: Sequence[Lesson], at: Round) -> None:
+    def ground(self, lessons: Sequence[Lesson], at: Try) -> None:
         """The answer to each question; with the sections before it, a whole solution."""
         thoughts = [lesson.turns[-1] for lesson in lessons]
         calls = [
-            self.exchange.moves.ground(lesson.problem, lesson.passages, thought.text, at)
+            self.session.call(
+                "ground", lesson.problem, at, passage=lesson.passages, sections=thought.text
+            )
             for lesson, thought in zip(lessons, thoughts, strict=True)
         ]
         for lesson, thought, turn in zip(
-            lessons, thoughts, self.exchange.ask(calls, thoughts, at), strict=True
+            lessons, thoughts, self.session.ask(calls, thoughts, at), strict=True
         ):
             turn = turn if turn.error else self.solution(thought.text, turn)
             turn = lesson.add(turn)
@@ -308,42 +317,41 @@ class Teacher:
     def solution(self, thought: str, turn: Turn) -> Turn:
         """A reply that holds an answer, as the answer to a thought."""
         prompt = self.recipe.prompt
-        answer = prompts.parse_response(turn.text, prompt.tags, "direct").answer
+        answer = parse_response(turn.text, prompt.tags, "direct").answer
         if not answer:
             return replace(turn, error="no answer in an <answer> block")
-        start, end = prompts.TAGS[prompt.tags]
+        start, end = TAGS[prompt.tags]
         text = f"{start}\n{thought}\n{end}\n<answer>{answer}</answer>"
-        parsed = prompts.parse_response(text, prompt.tags, prompt.style)
+        parsed = parse_response(text, prompt.tags, prompt.style)
         reason = parsed.reason or leak(text, parsed.spans, prompt.style)
         return replace(
             turn, text=text, parsed=parsed.answer, spans=parsed.spans,
             verdict=Verdict(False, not reason, reason or "not judged yet", "format"),
         )  # fmt: skip
 
-    def judge(self, lessons: Sequence[Lesson], at: Round) -> None:
+    def judge(self, lessons: Sequence[Lesson], at: Try) -> None:
         """Whether the passages support each lesson's last turn; its verdict becomes the judge's.
 
         Where no verdict comes, a taught solution has not passed, and of an attempt none is known.
         """
         shown = [lesson.turns[-1] for lesson in lessons]
         calls = [
-            self.exchange.moves.support(
-                lesson.problem, lesson.passages, turn.text,
-                replace(at, attempt=f"{at.attempt}/{turn.role}"),
+            self.session.call(
+                "support", lesson.problem, replace(at, attempt=f"{at.attempt}/{turn.role}"),
+                passage=lesson.passages, attempt=turn.text,
             )
             for lesson, turn in zip(lessons, shown, strict=True)
         ]  # fmt: skip
-        critic = self.exchange.critics[at.tier]
-        answers = self.exchange.structured(calls, Judgement, at)
-        for lesson, turn, call, answer in zip(lessons, shown, calls, answers, strict=True):
-            said, why = judged(answer.value)
+        answers = self.session.structured(calls, shown, at)
+        for lesson, turn, (value, said_turn) in zip(lessons, shown, answers, strict=True):
+            said, why = judged(value)
             form = bool(turn.verdict and turn.verdict.format_ok)
             reason = turn.verdict.reason if turn.verdict and not form else f"{said}: {why}"
-            verdict: Verdict | None = Verdict(said == "right", form, reason, critic.actor)
+            verdict: Verdict | None = Verdict(said == "right", form, reason, said_turn.actor)
             if said == "unknown" and turn.role == "attempt":
                 verdict = None
             lesson.turns[-1] = replace(turn, verdict=verdict)
-            lesson.add(turn_of(call, answer.replies[-1], critic.actor, turn.index))
+            lesson.add(said_turn)
 
 
 def fine(lesson: Lesson) -> bool:

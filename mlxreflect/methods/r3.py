@@ -8,257 +8,453 @@ the rejected one. What stays unsolved goes to the bucket list, which the advance
 after every `bucket_every` problems. `wave = 1` is the paper's sequential order.
 
 The rounds go in lock-step where critiques are computed in this process. Where a critic is waited
-for, each story has a chain of its own, and the policy goes on sampling meanwhile.
+for, each trajectory goes its own way, and the policy goes on sampling meanwhile.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
-from typing import Literal
+from __future__ import annotations
 
-from mlxreflect.core.records import Episode, Example, Turn
-from mlxreflect.methods import examples as pairs
-from mlxreflect.methods.base import Hands, Played
-from mlxreflect.methods.examples import passed
-from mlxreflect.methods.figures import count_wave
-from mlxreflect.methods.learning import Learning
-from mlxreflect.methods.roles import Round
-from mlxreflect.methods.rollouts import Attempts
-from mlxreflect.methods.session import Exchange
-from mlxreflect.methods.trajectories import Story, episode_of, index, keep_bucket
-from mlxreflect.methods.waves import State, Wave, next_wave
-from mlxreflect.methods.workers import Chains
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mlxreflect.config.fields import Count, Positive, Table
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Episode, Example, Outcome, Turn
+from mlxreflect.core.seeds import rng_for
+from mlxreflect.methods.base import (
+    Frame,
+    Method,
+    Plan,
+    Played,
+    Seed,
+    Trajectory,
+    Try,
+    Wave,
+    unless_right,
+)
+from mlxreflect.methods.examples import as_asked, completion, passed, preference
+from mlxreflect.methods.workers import Workers
+
+if TYPE_CHECKING:
+    from mlxreflect.config.schema import Recipe, Tier
+
+MAX_MASTERY_ROUNDS = 100
+
+
+class R3Config(Table):
+    wave: Positive = 1
+    shard: Count = 0  # samples drawn while a remote critic reviews those before; 0: policy.batch
+    epochs: Positive = 1
+    rewrites: Positive = 3
+    verifications: Count = 5
+    verify_samples: Positive = 1
+    verify_pass: Positive = 1
+    feedback: Literal["critic", "self"] = "critic"
+    rewriter: Literal["critic", "self"] = "critic"
+    judge: bool = False  # rewrites that pass the grader must also convince the judge
+    sft_mode: Literal[0, 1, 2, 3] = 1  # once verified: 0 none, 1 last winner, 2 verified, 3 both
+    sft_correct: bool = False  # SFT on attempts that were right at once
+    bucket_every: Count = 100  # problems between passes over the bucket list; 0: never
+    until_mastered: bool = False
+
+
+def check(recipe: Recipe, path: Path) -> None:
+    if recipe.r3.verify_pass > recipe.r3.verify_samples:
+        raise UserError(
+            f"{path}: r3.verify_pass = {recipe.r3.verify_pass} can never be reached with "
+            f"r3.verify_samples = {recipe.r3.verify_samples}",
+            "lower r3.verify_pass or raise r3.verify_samples",
+        )
+
+
+# ---- the critics that it asks, and how often -----------------------------------------------------
+
+
+def tiers(recipe: Recipe) -> list[Tier]:
+    found: list[Tier] = []
+    if not recipe.r3.feedback == recipe.r3.rewriter == "self":
+        found += ["basic", "advanced"] if keeps_bucket(recipe) else ["basic"]
+    return [*found, "judge"] if recipe.r3.judge else found
+
+
+def keeps_bucket(recipe: Recipe) -> bool:
+    """Returns true where the bucket list is ever taken up."""
+    return recipe.r3.bucket_every > 0 or recipe.r3.until_mastered
+
+
+@dataclass(frozen=True)
+class Visits:
+    """Problems shown to a critic, by its tier. tries: critiques and rewrites a visit.
+
+    judged: calls of the judge a try.
+    """
+
+    visits: dict[Tier, float]
+    tries: float
+    judged: float
+
+
+def plan(recipe: Recipe, n: int, wrong: float) -> Plan:
+    config = recipe.r3
+    found = at_most(recipe, n) if wrong == 1 else expected(recipe, n, wrong)
+    calls: dict[tuple[Tier, str], float] = {}
+    for tier, visits in found.visits.items():
+        for role, who in (("critique", config.feedback), ("rewrite", config.rewriter)):
+            if who == "critic":
+                calls[tier, role] = visits * found.tries
+    roles: tuple[str, ...] = ("critique", "rewrite")
+    if config.judge:
+        calls["judge", "judge"] = sum(found.visits.values()) * found.tries * found.judged
+        roles += ("judge",)
+    return Plan(n * config.epochs, config.wave, calls, roles)
+
+
+def at_most(recipe: Recipe, n: int) -> Visits:
+    """Nothing is ever right, and the bucket list only grows; in mastery it loses one a round."""
+    config = recipe.r3
+    advanced = 0
+    if every := config.bucket_every:
+        passes = -(-n // every)  # an epoch
+        advanced = sum(min(k * every, n) for k in range(1, passes + 1))
+        advanced += (config.epochs - 1) * passes * n
+    if config.until_mastered:
+        advanced += sum(range(n, max(0, n - MAX_MASTERY_ROUNDS), -1)) + n
+    visits: dict[Tier, float] = {"basic": n * config.epochs, "advanced": advanced}
+    return Visits(visits, config.rewrites * max(1, config.verifications), 2)
+
+
+def expected(recipe: Recipe, n: int, wrong: float) -> Visits:
+    """A share of everything is wrong, and what stays unsolved is on the bucket list once."""
+    config = recipe.r3
+    lost = wrong**config.rewrites  # a cycle without a winner
+    tries = sum(wrong**i for i in range(config.rewrites))
+    cycles = 1 + (1 - lost) * sum(wrong**i for i in range(1, config.verifications))
+    unsolved = lost + (1 - lost) * (wrong**config.verifications if config.verifications else 0)
+    first = n * config.epochs * wrong
+    again = first * unsolved * wrong if keeps_bucket(recipe) else 0.0
+    visits: dict[Tier, float] = {"basic": first, "advanced": again}
+    return Visits(visits, tries * cycles, 1 - wrong)
+
+
+# ---- which problems come next --------------------------------------------------------------------
+
+
+@dataclass
+class State:
+    """What is committed with the adapter between two waves.
+
+    bucket: problem id → its last winning rewrite, or None. queue: what is left of the pass over
+    the bucket under way. since_bucket: problems since the last pass. first_correct: of this epoch.
+    before: size of the bucket when the mastery round began; -1: no round under way. force: the
+    round begins with forced SFT; forced: it began so.
+    """
+
+    epoch: int = 1
+    cursor: int = 0
+    wave: int = 0
+    stage: str = "problems"
+    bucket: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    queue: list[str] = field(default_factory=list)
+    since_bucket: int = 0
+    first_correct: int = 0
+    round: int = 0
+    before: int = -1
+    force: bool = False
+    forced: bool = False
+    last_winner: str | None = None
+
+
+def next_wave(state: State, problems: Sequence[str], recipe: Recipe) -> Wave | None:
+    """Returns the wave that follows `state`, whose bookkeeping it moves on; None at the end.
+
+    Epochs over all problems, passes over the bucket list, then mastery rounds. A resumed run takes
+    the same waves as one never stopped.
+    """
+    config, size = recipe.r3, recipe.r3.wave
+    new_epoch = state.cursor == 0 and state.wave == 0
+    while True:
+        if state.queue:
+            taken, state.queue = state.queue[:size], state.queue[size:]
+            force, state.force = state.force, False
+            return wave_of(state, taken, new_epoch, force)
+        if state.stage == "mastery":
+            if not (config.until_mastered and begin_mastery_round(state)):
+                return None
+            continue
+        ended = state.cursor >= len(problems)
+        full = state.since_bucket >= config.bucket_every
+        if config.bucket_every and state.since_bucket and (full or ended):
+            state.stage, state.queue, state.since_bucket = "bucket", list(state.bucket), 0
+            continue
+        state.stage = "problems"
+        if not ended:
+            # A wave ends where a pass over the bucket is due.
+            room = config.bucket_every - state.since_bucket if config.bucket_every else size
+            order = list(problems)
+            rng_for(recipe.seed, "order", state.epoch).shuffle(order)
+            taken = order[state.cursor : state.cursor + min(size, room)]
+            state.cursor += len(taken)
+            state.since_bucket += len(taken)
+            return wave_of(state, taken, new_epoch)
+        mastered = state.first_correct == len(problems) and not state.bucket
+        if mastered or state.epoch >= config.epochs:
+            state.stage = "mastery"
+        else:
+            state.epoch, state.cursor, state.first_correct = state.epoch + 1, 0, 0
+            new_epoch = True
+
+
+def wave_of(state: State, problems: list[str], new_epoch: bool, force: bool = False) -> Wave:
+    tier = "basic" if state.stage == "problems" else "advanced"
+    own = {"tier": tier, "force_sft": force}
+    return Wave(state.wave, state.epoch, state.stage, problems, new_epoch, own)
+
+
+def begin_mastery_round(state: State) -> bool:
+    """A pass over the bucket, while it shrinks; a round without progress forces SFT, once."""
+    stuck = state.before >= 0 and len(state.bucket) >= state.before
+    if not state.bucket or state.round >= MAX_MASTERY_ROUNDS or (stuck and state.forced):
+        return False
+    state.force = state.forced = stuck
+    state.round, state.before, state.queue = state.round + 1, len(state.bucket), list(state.bucket)
+    return True
+
+
+# ---- the method under way ------------------------------------------------------------------------
 
 
 class R3:
-    """Plays waves. Everything it needs is handed in; what it makes goes out in `Played`."""
+    """Plays waves in a frame."""
 
-    def __init__(self, hands: Hands) -> None:
-        recipe, task, policy, trainer, critics, problems = hands
-        self.recipe, self.problems = recipe, problems
-        self.attempts = Attempts(recipe, task, policy)
-        self.exchange = Exchange(recipe, task, critics)
-        self.learning = Learning(recipe, policy, trainer)
+    def __init__(self, frame: Frame) -> None:
+        self.frame, self.recipe = frame, frame.recipe
+        self.session, self.learning = frame.session, frame.learning
         self.state = State()
-        self.wave = Wave(0, 1, "problems", "basic", [])
-        self.chains: Chains | None = None  # None: lock-step
-        self.status: Callable[[str], None] = lambda text: None
+        self.workers: Workers | None = None  # None: lock-step
 
     def next_wave(self, *, ending: bool = False) -> Wave | None:
-        return None if ending else next_wave(self.state, list(self.problems), self.recipe)
+        return None if ending else next_wave(self.state, list(self.frame.problems), self.recipe)
 
     def progress(self) -> tuple[int, int]:
-        state, n = self.state, len(self.problems)
-        return n * (state.epoch - 1) + state.cursor, n * self.recipe.r3.epochs
-
-    # ---- one wave -------------------------------------------------------------------------------
+        n = len(self.frame.problems)
+        return n * (self.state.epoch - 1) + self.state.cursor, n * self.recipe.r3.epochs
 
     def play(self, wave: Wave) -> Played:
         """Attempt, improve, train, verify; moves the bucket list on."""
-        self.wave = wave
-        self.exchange.begin_wave()
-        self.learning.begin_wave()
         if wave.new_epoch:
             self.learning.begin_stage()
-        if wave.force_sft:
+        if wave.own["force_sft"]:
             self.force_sft()
-        stories = [Story(self.problems[pid]) for pid in wave.problems]
-        with self.threads() as self.chains:
-            wrong = self.attempt(stories)
+        trajectories = self.frame.trajectories()
+        with self.threads() as self.workers:
+            wrong = self.attempt(trajectories)
             self.improve(wrong, 0)
-            unverified = [s for s in wrong if s.winner]
+            unverified = [t for t in wrong if t.winner]
             for number in range(1, self.recipe.r3.verifications + 1):
                 unverified = self.verify(unverified, number)
                 if number < self.recipe.r3.verifications:
                     self.improve(unverified, number)
-        episodes = [self.episode(story) for story in stories]
-        for story, episode in zip(stories, episodes, strict=True):
-            keep_bucket(self.state, wave, story, episode)
-        self.state.wave += 1
-        figures = {
-            **asdict(wave),
-            **count_wave(episodes),
-            "bucket": len(self.state.bucket),
-            **self.learning.figures(),
-            "critic": dict(self.exchange.counts),
-        }
-        return Played(episodes, self.learning.examples, self.learning.steps, figures)
+        episodes = [self.episode(t) for t in trajectories]
+        for trajectory, episode in zip(trajectories, episodes, strict=True):
+            self.keep_bucket(trajectory, episode)
+        return Played(episodes, {"bucket": len(self.state.bucket)})
 
-    def threads(self) -> AbstractContextManager[Chains | None]:
-        """Chains where every critic of the wave is waited for, else none."""
-        if not all(self.exchange.critics[tier].waits for tier in self.tiers()):
+    @property
+    def tier(self) -> Literal["basic", "advanced"]:
+        """The critic of the wave."""
+        tier: Literal["basic", "advanced"] = self.frame.wave.own["tier"]
+        return tier
+
+    def threads(self) -> AbstractContextManager[Workers | None]:
+        """Returns workers where every critic of the wave is waited for, else none."""
+        config = self.recipe.r3
+        writers = (config.feedback, config.rewriter)
+        asked: set[str] = {self.tier if who == "critic" else who for who in writers}
+        asked |= {"judge"} if config.judge else set()
+        if not all(self.session.critics[tier].waits for tier in asked):
             return nullcontext()
-        return Chains(self.recipe.critic.tier(self.wave.tier).concurrency)
+        return Workers(self.recipe.critic.tier(self.tier).concurrency)
 
-    def tiers(self) -> set[str]:
-        """The critics that take part in the wave."""
-        config, tier = self.recipe.r3, self.wave.tier
-        taking: set[str] = {
-            tier if who == "critic" else who for who in (config.feedback, config.rewriter)
-        }
-        return taking | {"judge"} if config.judge else taking
+    # ---- samples --------------------------------------------------------------------------------
 
-    def shards(self, stories: list[Story]) -> Iterator[tuple[int, list[Story]]]:
-        """Parts whose samples are drawn together; the chains of one run while the next is drawn."""
-        size = self.recipe.r3.shard or self.recipe.policy.batch
-        if self.chains is None:
-            size = max(1, len(stories))
-        for shard, begin in enumerate(range(0, len(stories), size)):
-            yield shard, stories[begin : begin + size]
-
-    def attempt(self, stories: list[Story]) -> list[Story]:
-        """The first samples, and chains for what is wrong, which is returned."""
-        for shard, part in self.shards(stories):
-            self.status(f"{len(part)} attempts")
-            for story, (turn,) in zip(part, self.sample(part, "attempt", 0, 1, shard), strict=True):
-                story.open(story.add(turn))
+    def attempt(self, trajectories: list[Trajectory]) -> list[Trajectory]:
+        """Draws the first samples; what is wrong is returned, and under way where it can be."""
+        for shard, part in self.shards(trajectories):
+            self.frame.status(f"{len(part)} attempts")
+            for trajectory, (turn,) in self.sample(part, "attempt", 0, 1, shard):
+                trajectory.open(trajectory.add(turn))
                 if passed(turn):
-                    story.solved = story.opened
-            self.begin([s for s in part if not s.solved], 0)
+                    trajectory.solved = trajectory.opened
+            self.begin([t for t in part if not t.solved], 0)
         if self.recipe.r3.sft_correct:
-            right = ((s, s.solved) for s in stories)
+            right = ((t, t.solved) for t in trajectories)
             self.imitate(right, self.recipe.train.sft.scale_verified, "correct")
-        return [s for s in stories if not s.solved]
+        return [t for t in trajectories if not t.solved]
+
+    def verify(self, trajectories: list[Trajectory], number: int) -> list[Trajectory]:
+        """Draws fresh samples of the updated policy; returns the trajectories that failed.
+
+        Where another cycle follows, those that failed are under way from here on.
+        """
+        config, sft = self.recipe.r3, self.recipe.train.sft
+        for shard, part in self.shards(trajectories):
+            self.frame.status(f"verification {number}, {len(part)} problems")
+            for trajectory, samples in self.sample(
+                part, "verify", number, config.verify_samples, shard
+            ):
+                parent = trajectory.winner.index if trajectory.winner else None
+                turns = [trajectory.add(replace(turn, parent=parent)) for turn in samples]
+                right = [turn for turn in turns if passed(turn)]
+                if len(right) >= config.verify_pass:
+                    trajectory.solved = right[0]
+                else:
+                    trajectory.open(next(turn for turn in turns if turn not in right))
+            if number < config.verifications:
+                self.begin([t for t in part if not t.solved], number)
+        done = [t for t in trajectories if t.solved]
+        failed = [t for t in trajectories if not t.solved]
+        if config.sft_mode in (1, 3):
+            self.imitate(((t, t.winner) for t in done), 1.0, f"winner {number}")
+        if config.sft_mode in (2, 3):
+            verified = ((t, t.solved) for t in done)
+            self.imitate(verified, sft.scale_verified, f"verified {number}")
+        self.imitate(((t, t.winner) for t in failed), sft.scale_failed, f"failed {number}")
+        return failed
+
+    def shards(self, trajectories: list[Trajectory]) -> Iterator[tuple[int, list[Trajectory]]]:
+        """Parts whose samples are drawn together; critics look at one while the next is drawn."""
+        size = self.recipe.r3.shard or self.recipe.policy.batch
+        if self.workers is None:
+            size = max(1, len(trajectories))
+        for shard, begin in enumerate(range(0, len(trajectories), size)):
+            yield shard, trajectories[begin : begin + size]
+
+    def sample(
+        self, part: list[Trajectory], role: Literal["attempt", "verify"], number: int, n: int,
+        shard: int,
+    ) -> Iterator[tuple[Trajectory, list[Turn]]]:  # fmt: skip
+        seed = self.seed("sample", number) + ((shard,) if shard else ())
+        drawn = self.frame.sample([t.problem for t in part], n, seed, role)
+        return zip(part, drawn, strict=True)
 
     # ---- a cycle --------------------------------------------------------------------------------
 
-    def begin(self, stories: list[Story], cycle: int) -> None:
-        """Let each of these go its own way from here on, where there are chains."""
-        for story in stories:
-            if self.chains:
-                self.chains.start(self.rounds([story], cycle))
+    def begin(self, trajectories: list[Trajectory], cycle: int) -> None:
+        """Lets each of these go its own way from here on, where there are workers."""
+        for trajectory in trajectories:
+            if self.workers:
+                self.workers.start(self.rounds([trajectory], cycle))
 
-    def improve(self, stories: list[Story], cycle: int) -> None:
+    def improve(self, trajectories: list[Trajectory], cycle: int) -> None:
         """Critique and rewrite until each has a winner or K tries; then DPO on the winners."""
-        if self.chains:
-            self.chains.wait(self.status)
+        if self.workers:
+            self.workers.wait(self.frame.status)
         else:
-            for _ in self.rounds(stories, cycle):
+            for _ in self.rounds(trajectories, cycle):
                 pass
-        winners = self.remember(stories)
-        for story in winners:
-            story.winner = story.won
-        examples = [
-            pairs.preference(self.episode(s), s.won, s.opened)
-            for s in winners
-            if s.won and s.opened
-        ]
-        self.status(f"training on {len(examples)} pairs")
+        examples = []
+        for trajectory in self.remember(trajectories):
+            trajectory.winner = trajectory.won
+            if trajectory.won and trajectory.opened:
+                episode = self.episode(trajectory)
+                examples.append(preference(episode, trajectory.won, trajectory.opened))
+        self.frame.status(f"training on {len(examples)} pairs")
         self.learning.prefer(examples, self.seed("dpo", cycle))
 
-    def rounds(self, stories: list[Story], cycle: int) -> Iterator[None]:
-        """All of these in lock-step; a chain is this with one story. Yields between calls."""
-        unsolved = list(stories)
+    def rounds(self, trajectories: list[Trajectory], cycle: int) -> Iterator[None]:
+        """All of these in lock-step, or one of them in a worker. Yields between calls."""
+        unsolved = list(trajectories)
         for number in range(1, self.recipe.r3.rewrites + 1):
             if not unsolved:
                 break
-            if self.chains is None:
-                self.status(f"critique and rewrite {number}, {len(unsolved)} problems")
+            if self.workers is None:
+                self.frame.status(f"critique and rewrite {number}, {len(unsolved)} problems")
             yield from self.critique_and_rewrite(unsolved, cycle, number)
-            unsolved = [s for s in unsolved if not s.won]
+            unsolved = [t for t in unsolved if not t.won]
             if self.recipe.r3.feedback == "self":  # its next round sees the last winner
-                self.remember(stories)
+                self.remember(trajectories)
 
-    def remember(self, stories: list[Story]) -> list[Story]:
+    def remember(self, trajectories: list[Trajectory]) -> list[Trajectory]:
         """The winners of a cycle, those of its first round first; the last one's text is kept."""
-        winners = sorted((s for s in stories if s.won), key=lambda s: s.tries)
+        winners = sorted((t for t in trajectories if t.won), key=lambda t: t.tries)
         if winners and winners[-1].won:
             self.state.last_winner = winners[-1].won.text
         return winners
 
-    def critique_and_rewrite(self, stories: list[Story], cycle: int, number: int) -> Iterator[None]:
-        """One critique, then one graded rewrite, of each story's current text.
+    def critique_and_rewrite(
+        self, trajectories: list[Trajectory], cycle: int, number: int
+    ) -> Iterator[None]:
+        """One critique, then one graded rewrite, of each trajectory's current text.
 
-        A story whose critique failed gets no rewrite: what failed is no feedback.
+        Where the critique failed there is no rewrite: what failed is no feedback.
         """
-        config = self.recipe.r3
-        attempt = f"{self.wave.stage}/{self.wave.number}/{cycle}/{number}"
-        critic = Round(
-            "self" if config.feedback == "self" else self.wave.tier, self.wave.epoch, attempt
-        )
-        writer = replace(critic, tier="self" if config.rewriter == "self" else self.wave.tier)
-        texts = [s.current for s in stories if s.current]  # every story has one
-        critiques = self.exchange.critique(
-            [s.problem for s in stories],
-            texts,
-            critic,
-            self.state.last_winner if config.feedback == "self" else None,
-        )
-        ready = [
-            (story, text, story.add(critique))
-            for story, text, critique in zip(stories, texts, critiques, strict=True)
-        ]
-        ready = [one for one in ready if one[2].error is None]
+        config, wave = self.recipe.r3, self.frame.wave
+        key = f"{wave.stage}/{wave.number}/{cycle}/{number}"
+        critic = Try("self" if config.feedback == "self" else self.tier, wave.epoch, key)
+        writer = Try("self" if config.rewriter == "self" else self.tier, wave.epoch, key)
+        critiques = self.critique(trajectories, critic)
         yield
-        rewrites = self.exchange.rewrite(
-            [s.problem for s, _, _ in ready],
-            [text for _, text, _ in ready],
-            [critique for _, _, critique in ready],
-            writer,
-        )
-        graded = [
-            turn if turn.error else self.attempts.graded(story.problem, turn)
-            for (story, _, _), turn in zip(ready, rewrites, strict=True)
-        ]
-        judged: list[tuple[Turn, Turn | None]] = [(turn, None) for turn in graded]
+        both = zip(trajectories, critiques, strict=True)
+        ready = [(trajectory, said) for trajectory, said in both if not said.error]
+        rewrites = self.rewrite(ready, writer)
+        verdicts: list[Turn | None] = [None] * len(ready)
         if config.judge:
             yield
-            judge = replace(critic, tier="judge")
-            judged = self.exchange.judge([s.problem for s, _, _ in ready], graded, judge)
-        for (story, _, _), (turn, judgement) in zip(ready, judged, strict=True):
-            turn = story.add(turn)
-            if judgement:
-                story.add(replace(judgement, parent=turn.index))
-            story.tries = number
-            story.current = turn if turn.error is None else story.current
-            style = self.recipe.prompt.style
-            story.won = pairs.as_asked(turn, style) if passed(turn) else None
+            rewrites, verdicts = self.convince(ready, rewrites, replace(critic, tier="judge"))
+        for (trajectory, _), rewrite, verdict in zip(ready, rewrites, verdicts, strict=True):
+            turn = trajectory.add(rewrite)
+            if verdict:
+                trajectory.add(replace(verdict, parent=turn.index))
+            trajectory.tries = number
+            trajectory.current = turn if turn.error is None else trajectory.current
+            trajectory.won = as_asked(turn, self.recipe.prompt.style) if passed(turn) else None
         yield
 
-    # ---- verification ---------------------------------------------------------------------------
+    def critique(self, trajectories: list[Trajectory], at: Try) -> list[Turn]:
+        """A critique of each current text. The policy as its own critic sees the last winner."""
+        example = self.state.last_winner if at.tier == "self" else None
+        texts = [t.current for t in trajectories if t.current]  # all have one
+        calls = [
+            self.session.call("critique", t.problem, at, attempt=text.text, example=example)
+            for t, text in zip(trajectories, texts, strict=True)
+        ]
+        turns = self.session.ask(calls, texts, at)
+        return [t.add(turn) for t, turn in zip(trajectories, turns, strict=True)]
 
-    def verify(self, stories: list[Story], number: int) -> list[Story]:
-        """Fresh samples of the updated policy; returns the stories that failed.
+    def rewrite(self, ready: list[tuple[Trajectory, Turn]], at: Try) -> list[Turn]:
+        """A graded rewrite of each current text, which is told what its critique says."""
+        calls = [
+            self.session.call("rewrite", t.problem, at, attempt=t.current.text, feedback=said.text)
+            for t, said in ready
+            if t.current
+        ]
+        turns = self.session.ask(calls, [said for _, said in ready], at)
+        return [
+            turn if turn.error else self.frame.rollouts.graded(t.problem, turn)
+            for (t, _), turn in zip(ready, turns, strict=True)
+        ]
 
-        Where another cycle follows, the chains of those that failed begin here.
-        """
-        config, sft = self.recipe.r3, self.recipe.train.sft
-        for shard, part in self.shards(stories):
-            self.status(f"verification {number}, {len(part)} problems")
-            drawn = self.sample(part, "verify", number, config.verify_samples, shard)
-            for story, samples in zip(part, drawn, strict=True):
-                turns = [story.add(replace(turn, parent=index(story.winner))) for turn in samples]
-                right = [turn for turn in turns if passed(turn)]
-                if len(right) >= config.verify_pass:
-                    story.solved = right[0]
-                else:
-                    story.open(next(turn for turn in turns if turn not in right))
-            if number < config.verifications:
-                self.begin([s for s in part if not s.solved], number)
-        done = [s for s in stories if s.solved]
-        failed = [s for s in stories if not s.solved]
-        if config.sft_mode in (1, 3):
-            self.imitate(((s, s.winner) for s in done), 1.0, f"winner {number}")
-        if config.sft_mode in (2, 3):
-            verified = ((s, s.solved) for s in done)
-            self.imitate(verified, sft.scale_verified, f"verified {number}")
-        self.imitate(((s, s.winner) for s in failed), sft.scale_failed, f"failed {number}")
-        return failed
+    def convince(
+        self, ready: list[tuple[Trajectory, Turn]], rewrites: list[Turn], at: Try
+    ) -> tuple[list[Turn], list[Turn | None]]:
+        """The judge looks at rewrites that passed; those that it does not call right fail."""
+        shown = [i for i, turn in enumerate(rewrites) if passed(turn)]
+        problems, texts = [ready[i][0].problem for i in shown], [rewrites[i] for i in shown]
+        verdicts: list[Turn | None] = [None] * len(ready)
+        found = self.session.judge(problems, texts, at)
+        for i, (judgement, said) in zip(shown, found, strict=True):
+            rewrites[i] = unless_right(rewrites[i], judgement, said.actor)
+            verdicts[i] = said
+        return rewrites, verdicts
 
-    def sample(
-        self,
-        stories: list[Story],
-        role: Literal["attempt", "verify"],
-        number: int,
-        n: int,
-        shard: int,
-    ) -> list[list[Turn]]:
-        seed = self.seed("sample", number) + ((shard,) if shard else ())
-        problems = [s.problem for s in stories]
-        return self.attempts.sample(problems, role, n, seed, self.learning.actor)
+    # ---- training and records -------------------------------------------------------------------
 
-    def imitate(self, chosen: Iterable[tuple[Story, Turn | None]], scale: float, role: str) -> None:
-        examples = [pairs.completion(self.episode(s), turn) for s, turn in chosen if turn]
+    def imitate(
+        self, chosen: Iterable[tuple[Trajectory, Turn | None]], scale: float, role: str
+    ) -> None:
+        examples = [completion(self.episode(t), turn) for t, turn in chosen if turn]
         self.learning.imitate(examples, scale, self.seed(f"sft {role}", 0))
 
     def force_sft(self) -> None:
@@ -270,8 +466,51 @@ class R3:
         ]
         self.learning.imitate(examples, 1.0, self.seed("sft forced", 0))
 
-    def seed(self, role: str, number: int) -> tuple[int | str, ...]:
-        return (self.recipe.seed, self.wave.epoch, self.wave.number, role, number)
+    def seed(self, role: str, number: int) -> Seed:
+        return self.frame.seed(role, number)
 
-    def episode(self, story: Story) -> Episode:
-        return episode_of(story, self.wave, self.recipe)
+    def episode(self, trajectory: Trajectory) -> Episode:
+        outcome = self.outcome(trajectory)
+        return self.frame.episode(trajectory.problem, trajectory.turns, outcome)
+
+    def outcome(self, trajectory: Trajectory) -> Outcome:
+        critiques = [turn for turn in trajectory.turns if turn.role == "critique"]
+        if trajectory.turns and passed(trajectory.turns[0]):
+            return Outcome(True, 0, "solved_first", self.tier)
+        if trajectory.solved:
+            return Outcome(False, trajectory.solved.index, "solved", self.tier)
+        if trajectory.winner and self.recipe.r3.verifications == 0:
+            return Outcome(False, None, "trained", self.tier)
+        if critiques and all(turn.error for turn in critiques):
+            return Outcome(False, None, "failed", self.tier)
+        return Outcome(False, None, "bucket", self.tier)
+
+    def keep_bucket(self, trajectory: Trajectory, episode: Episode) -> None:
+        """Moves the bucket list on; a problem keeps the last winner it ever had."""
+        bucket, pid = self.state.bucket, trajectory.problem.id
+        if self.frame.wave.stage == "problems":
+            self.state.first_correct += episode.outcome.first_correct
+        if episode.outcome.status not in ("bucket", "failed"):
+            bucket.pop(pid, None)
+        elif trajectory.winner:
+            won = completion(episode, trajectory.winner)
+            bucket[pid] = {
+                "prompt": won.prompt,
+                "completion": won.completion,
+                "completion_ids": won.completion_ids,
+            }
+        else:
+            bucket.setdefault(pid, None)
+
+
+METHOD = Method(
+    name="r3",
+    keys=R3Config,
+    check=check,
+    tiers=tiers,
+    asks_itself=lambda recipe: "self" in (recipe.r3.feedback, recipe.r3.rewriter),
+    plan=plan,
+    start=R3,
+    words={"solved": "right after training"},
+    escalates=True,
+)

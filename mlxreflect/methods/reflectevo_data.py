@@ -21,7 +21,6 @@ from mlxreflect.core.records import Episode, Example, Messages, Problem, Turn
 from mlxreflect.data.forms import whole
 from mlxreflect.data.rows import Row, local_path, read_file
 from mlxreflect.methods.examples import completion, passed, preference, source
-from mlxreflect.tasks import get_task
 
 # Problem and attempt → the prompt that asks to look at it, as an evaluation words it.
 Ask = Callable[[Problem, str], Messages]
@@ -251,6 +250,8 @@ def reflectevo_rows(
 
 
 def begun(episode: Episode, one: Trial) -> dict[str, Any]:
+    from mlxreflect.tasks import get_task
+
     return {
         "id": episode.problem.id,
         "question": whole(get_task(episode.problem.task).show(episode.problem)),

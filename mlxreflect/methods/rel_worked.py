@@ -24,11 +24,11 @@ from mlxreflect.data.contamination import Index, find, normal_words, whole_key
 from mlxreflect.data.forms import leak, whole
 from mlxreflect.data.rows import explained, fold, local_path, read_file
 from mlxreflect.graders.text import agrees, stated
+from mlxreflect.methods.base import Try
 from mlxreflect.methods.examples import passed
 from mlxreflect.methods.rollouts import attempt_prompt, graded
-from mlxreflect.prompts import messages as prompts
-from mlxreflect.prompts import templates as texts
-from mlxreflect.prompts.messages import parse_response
+from mlxreflect.prompts import parsing as prompts
+from mlxreflect.prompts.parsing import parse_response
 from mlxreflect.tasks import get_task
 from mlxreflect.tasks.base import Task
 
@@ -192,7 +192,6 @@ def human_examples(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> H
         return Human([], {})
     exams = exam_index(recipe) if recipe.eval.decontaminate != "off" else None
     known = {fold(task.show(problem)): problem for problem in problems}
-    templates = texts.BUNDLED.replaced(recipe.prompt.templates)
     examples: dict[tuple[str, str], Example] = {}
     left_out: Counter[str] = Counter()
     for worked in read_some(local_path(recipe.rel.human)):
@@ -207,7 +206,7 @@ def human_examples(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> H
         if reason:
             left_out[reason] += 1
             continue
-        prompt = attempt_prompt(recipe, task, problem or problems[0], templates)
+        prompt = attempt_prompt(recipe, task, problem or problems[0])
         if problem is None:
             prompt = [*prompt[:-1], {**prompt[-1], "content": worked.question.strip()}]
         source = {"human": worked.where, "problem": problem.id if problem else None}
@@ -408,14 +407,13 @@ def written_out(recipe: Recipe, task: Task, problem: Problem, notes: str, expand
 def expanded(recipe: Recipe, task: Task, problem: Problem, notes: str) -> Turn:
     """Returns the critic's text of the notes."""
     from mlxreflect.critics import open_critic
-    from mlxreflect.methods.roles import Moves, Round
-    from mlxreflect.methods.session import turn_of
+    from mlxreflect.methods.session import make_call, turn_of
 
     config = recipe.critic.tier("basic")
     critic = open_critic(config, recipe.task.name, "annotate")
     try:
         critic.preflight()
-        call = Moves(recipe, task).expand(problem, notes, Round("basic", 0, "annotate"))
+        call = make_call(recipe, task, "expand", problem, Try("basic", 0, "annotate"), notes=notes)
         (reply,) = critic.ask([call])
     finally:
         critic.close()

@@ -31,7 +31,7 @@ ARMS = ("base", "trained")
 
 
 class Retries:
-    """Measures both arms of a run. wanted: whether the recipe asks for it at all."""
+    """Measures both arms of a run."""
 
     def __init__(
         self, recipe: Recipe, out: Path, exam: tuple[Policy, Task, Sequence[Problem]],
@@ -42,14 +42,13 @@ class Retries:
         worded = {**recipe.prompt.templates, **spec.prompt.templates}
         prompt = spec.prompt.model_copy(update={"templates": worded})
         self.spec = spec.model_copy(update={"prompt": prompt})
-        self.wanted = recipe.strategy == "reflectevo" and recipe.reflectevo.retries
         self.in_one = recipe.reflectevo.training == "I"  # reflection and answer, once trained
         self.tokens = recipe.critic.max_tokens  # of a reflection
 
     def measure(self, arm: str, adapter: str, reflector: Arrays | None = None) -> None:
         """Both answers of the policy as it is. reflector: what it reflects with, if not that."""
         policy, task, problems = self.exam
-        for retry in RETRIES if self.wanted else ():
+        for retry in RETRIES:
             spec = self.spec_of(retry, arm)
             critic = self_critic(policy, spec, reflector) if spec.chain.feedback == "self" else None
             weights = f"{adapter} and {weights_hash(reflector)}" if reflector else adapter

@@ -8,22 +8,209 @@ differ. The reference of the KL term is the policy as the round began. After the
 each round but the last, whose policy is the trained one, the policy is evaluated as an arm.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from statistics import fmean
-from typing import Any
+from __future__ import annotations
 
-from mlxreflect.core.records import Episode, Outcome, Turn
-from mlxreflect.core.seeds import rng_for
-from mlxreflect.methods import examples as pairs
-from mlxreflect.methods.base import Hands, Played
-from mlxreflect.methods.examples import passed
-from mlxreflect.methods.figures import count_wave
-from mlxreflect.methods.learning import Learning
-from mlxreflect.methods.quality import by_rules, written
-from mlxreflect.methods.roles import Round
-from mlxreflect.methods.rollouts import Attempts
-from mlxreflect.methods.session import Exchange
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from mlxreflect.config.fields import Count, Fraction, GrpoConfig, Positive, Table
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Episode, Example, Outcome, Turn
+from mlxreflect.methods.base import Frame, Method, Plan, Played, Seed, Try, Wave
+from mlxreflect.methods.examples import completion, passed, source
+
+if TYPE_CHECKING:
+    from mlxreflect.config.schema import Recipe, Tier
+    from mlxreflect.critics.verdicts import Marks
+
+
+class TracesConfig(Table):
+    """[traces]: SFT on filtered traces of the policy, then rounds of GRPO on fresh groups."""
+
+    wave: Positive = 16  # problems taken and committed together
+    warm_up: Count = 0  # problems of the warm-up; 0: none, the rounds begin at once
+    samples: Positive = 4  # traces of a problem in the warm-up
+    scorer: Literal["rules", "critic"] = "rules"  # who marks a right trace
+    filter: Literal["strict", "lenient"] = "strict"  # each mark, or their mean, and strict: format
+    threshold: Fraction = 0.5  # what marks, from 0 to 1, must reach
+    keep: Count = 1  # best traces of a problem; 0: all that pass
+    rounds: Count = 3
+    problems: Count = 0  # of a round; 0: all there are
+    group: Annotated[int, Field(ge=2)] = 8  # samples of a problem in a round
+    reward_answer: Annotated[float, Field(ge=0)] = 1.0
+    reward_format: Annotated[float, Field(ge=0)] = 0.2
+    grpo: GrpoConfig = GrpoConfig()
+
+
+def check(recipe: Recipe, path: Path) -> None:
+    config = recipe.traces
+    if not config.rounds and not config.warm_up:
+        raise UserError(
+            f"{path}: traces.rounds and traces.warm_up are both 0, nothing would be trained",
+            "give one of them a number",
+        )
+    if config.rounds and not config.reward_answer and not config.reward_format:
+        raise UserError(
+            f"{path}: traces.reward_answer and traces.reward_format are both 0: no reward",
+            "give one of them a weight above 0",
+        )
+    if config.rounds and not recipe.policy.temperature:
+        raise UserError(
+            f"{path}: policy.temperature = 0: a group of samples that are all the same teaches "
+            "nothing",
+            "set policy.temperature, for example to 1.0, or traces.rounds = 0",
+        )
+    if tiers(recipe) and recipe.critic.tier("judge").provider == "solver":
+        raise UserError(
+            f'{path}: traces.scorer = "critic" needs a model, and the solver gives no marks',
+            'set critic.provider, or traces.scorer = "rules"',
+        )
+
+
+def tiers(recipe: Recipe) -> list[Tier]:
+    scored = recipe.traces.scorer == "critic" and recipe.traces.warm_up > 0
+    return ["judge"] if scored else []
+
+
+def plan(recipe: Recipe, n: int, wrong: float) -> Plan:
+    """At most: all traces of the warm-up are right, and each is asked about twice."""
+    config = recipe.traces
+    warm = min(n, config.warm_up)
+    in_round = min(n, config.problems) if config.problems else n
+    attempts = warm * config.samples + config.rounds * in_round * config.group
+    side_by_side = min(n, config.wave) * config.samples
+    if config.scorer == "rules" or not warm:
+        return Plan(attempts, side_by_side, {}, ())
+    share = 2.0 if wrong == 1 else 1 - wrong
+    calls: dict[tuple[Tier, str], float] = {("judge", "score"): warm * config.samples * share}
+    return Plan(attempts, side_by_side, calls, ("score",))
+
+
+# ---- how good a trace is -------------------------------------------------------------------------
+
+STEPS, WORDS = 3, 12  # a thought of so many steps and words is as deep as rules can tell
+# Words of somebody who looks at his own work again.
+CHECKS = ("check", "verif", "confirm", "wait", "actually", "let me see", "indeed", "makes sense",
+          "substitut", "recompute", "mistake")  # fmt: skip
+SENTENCE = re.compile(r"\n|(?<=[.!?;])\s")
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Marks from 0 to 1. Neither says whether the answer is right: that is the grader's.
+
+    depth: worked out in steps. coherence: each follows from those before. verification: it looks at
+    its own work again. completeness: it covers everything and ends in an answer.
+    """
+
+    depth: float
+    coherence: float
+    verification: float
+    completeness: float
+
+    @property
+    def mean(self) -> float:
+        return fmean(astuple(self))
+
+    @property
+    def least(self) -> float:
+        least: float = min(astuple(self))
+        return least
+
+    def written(self) -> str:
+        """Returns the marks as a turn keeps them, in `parsed`."""
+        return json.dumps({name: round(mark, 4) for name, mark in asdict(self).items()})
+
+
+def by_rules(turn: Turn) -> Quality:
+    """Marks of a graded trace: its steps and words, what it says twice, words of self-checking,
+    its format and whether it ended by itself. Linear in its length."""
+    start, end = turn.spans.get("think", [0, 0])
+    thought = turn.text[start:end]
+    steps = [" ".join(step.split()) for step in SENTENCE.split(thought) if step.strip()]
+    lowered = thought.lower()
+    whole = turn.verdict is not None and turn.verdict.format_ok
+    return Quality(
+        depth=(min(1, len(steps) / STEPS) + min(1, len(thought.split()) / WORDS)) / 2,
+        coherence=len(set(steps)) / len(steps) if steps else 0.0,
+        verification=float(any(word in lowered for word in CHECKS)),
+        completeness=(whole + (turn.finish_reason != "length")) / 2,
+    )
+
+
+def by_critic(marks: Marks | None) -> Quality | None:
+    """A critic's marks, 1 to 5, from 0 to 1; no marks stay none, and never pass."""
+    if marks is None:
+        return None
+    given = (marks.depth, marks.coherence, marks.verification, marks.completeness)
+    return Quality(*((mark - 1) / 4 for mark in given))
+
+
+def quality_of(turn: Turn) -> Quality | None:
+    """The marks that a `score` turn gave; None where its call failed."""
+    return None if turn.parsed is None else Quality(**json.loads(turn.parsed))
+
+
+def fits(turn: Turn, quality: Quality | None, config: TracesConfig) -> bool:
+    """Returns true for a trace that the filter lets through. One without marks never passes.
+
+    strict: right in the format asked for, and no mark below the threshold. lenient: right, and the
+    mean of its marks not below.
+    """
+    if quality is None or turn.verdict is None or not turn.verdict.correct:
+        return False
+    if config.filter == "strict":
+        return turn.verdict.format_ok and quality.least >= config.threshold
+    return quality.mean >= config.threshold
+
+
+# ---- examples ------------------------------------------------------------------------------------
+
+
+def best_traces(episode: Episode, config: TracesConfig) -> list[Example]:
+    """Warm-up: the best traces that pass the filter, each text once."""
+    marks = {turn.parent: quality_of(turn) for turn in episode.turns if turn.role == "score"}
+    found: dict[str, tuple[float, Turn]] = {}
+    for turn in episode.turns:
+        quality = marks.get(turn.index)
+        if turn.role == "attempt" and quality and fits(turn, quality, config):
+            found.setdefault(turn.text, (quality.mean, turn))
+    best = sorted(found.values(), key=lambda one: -one[0])[: config.keep or None]
+    return [completion(episode, turn) for _, turn in best]
+
+
+def group_of(episode: Episode, config: TracesConfig) -> Example | None:
+    """Rounds: all answers with their rewards; None where the rewards are equal."""
+    turns = [turn for turn in episode.turns if turn.role == "attempt"]
+    rewards = [reward(turn, config) for turn in turns]
+    if len(set(rewards)) < 2:
+        return None
+    return Example(
+        kind="group",
+        prompt=episode.turns[0].messages,
+        completions=[turn.text for turn in turns],
+        completions_ids=[turn.token_ids or [] for turn in turns],
+        rewards=rewards,
+        source=source(episode, *turns),
+    )
+
+
+def reward(turn: Turn, config: TracesConfig) -> float:
+    """What a sample is worth, verifiably: its answer's weight and its format's."""
+    if turn.verdict is None:
+        return 0.0
+    right, kept = turn.verdict.correct, turn.verdict.format_ok
+    return config.reward_answer * right + config.reward_format * kept
+
+
+# ---- the method under way ------------------------------------------------------------------------
 
 
 @dataclass
@@ -35,137 +222,117 @@ class State:
     wave: int = 0
 
 
-@dataclass(frozen=True)
-class Wave:
-    """last: the warm-up or the round ends with it."""
-
-    number: int
-    epoch: int
-    stage: str
-    problems: list[str]
-    new_epoch: bool
-    last: bool
-
-
 class Traces:
-    """Plays waves. Everything it needs is handed in; what it makes goes out in `Played`."""
+    """Plays waves in a frame."""
 
-    def __init__(self, hands: Hands) -> None:
-        recipe, task, policy, trainer, critics, problems = hands
-        self.recipe, self.problems = recipe, problems
-        self.attempts = Attempts(recipe, task, policy)
-        self.exchange = Exchange(recipe, task, critics)
-        self.learning = Learning(recipe, policy, trainer)
+    def __init__(self, frame: Frame) -> None:
+        self.frame, self.config = frame, frame.recipe.traces
+        self.learning = frame.learning
         self.state = State()
-        self.status: Callable[[str], None] = lambda text: None
 
     def size(self, epoch: int) -> int:
         """Problems of the warm-up, or of a round."""
-        config, n = self.recipe.traces, len(self.problems)
+        n = len(self.frame.problems)
         if epoch == 0:
-            return min(n, config.warm_up)
-        return min(n, config.problems) if config.problems else n
+            return min(n, self.config.warm_up)
+        return min(n, self.config.problems) if self.config.problems else n
 
     def next_wave(self, *, ending: bool = False) -> Wave | None:
+        state, config = self.state, self.config
         if ending:
             return None
-        state, config = self.state, self.recipe.traces
         if state.cursor >= self.size(state.epoch):
             if state.epoch >= config.rounds:
                 return None
             state.epoch, state.cursor = state.epoch + 1, 0
-        order = list(self.problems)
-        rng_for(self.recipe.seed, "order", state.epoch).shuffle(order)
         size, begun = self.size(state.epoch), state.cursor
         state.cursor = min(size, begun + config.wave)
         return Wave(
             state.wave, state.epoch, "round" if state.epoch else "warm-up",
-            order[begun : state.cursor], new_epoch=begun == 0, last=state.cursor == size,
+            self.frame.order(state.epoch)[begun : state.cursor],
+            new_epoch=begun == 0, own={"last": state.cursor == size},
         )  # fmt: skip
 
     def progress(self) -> tuple[int, int]:
-        sizes = [self.size(epoch) for epoch in range(self.recipe.traces.rounds + 1)]
+        sizes = [self.size(epoch) for epoch in range(self.config.rounds + 1)]
         return sum(sizes[: self.state.epoch]) + self.state.cursor, sum(sizes)
-
-    # ---- one wave -------------------------------------------------------------------------------
 
     def play(self, wave: Wave) -> Played:
         """Sample, score or reward, train."""
-        self.exchange.begin_wave()
-        self.learning.begin_wave()
         if wave.new_epoch:
             self.learning.begin_stage()
-        stage = self.round if wave.epoch else self.warm_up
-        episodes, more = stage(wave)
-        self.state.wave += 1
-        figures = {
-            **asdict(wave),
-            **count_wave(episodes),
-            **self.learning.figures(),
-            **more,
-            "critic": dict(self.exchange.counts),
-        }
-        steps = self.learning.steps
-        return Played(episodes, self.learning.examples, steps, figures, self.arm(wave))
+        played = self.round(wave) if wave.epoch else self.warm_up(wave)
+        return replace(played, arm=self.arm(wave))
 
     def arm(self, wave: Wave) -> str:
-        if not wave.last or wave.epoch == self.recipe.traces.rounds:
+        """The name under which the policy is evaluated after a wave; "" where it is not."""
+        if not wave.own["last"] or wave.epoch == self.config.rounds:
             return ""
         return f"round-{wave.epoch}" if wave.epoch else "warm-up"
 
-    def warm_up(self, wave: Wave) -> tuple[list[Episode], dict[str, Any]]:
+    def warm_up(self, wave: Wave) -> Played:
         """Traces, their marks, and SFT on those that pass the filter."""
-        config = self.recipe.traces
-        turns = self.sample(wave, config.samples)
+        turns = self.sample(wave, self.config.samples)
         traces = sum(map(len, turns))
         right = [(i, turn) for i, drawn in enumerate(turns) for turn in right_once(drawn)]
         for (i, _), scored in zip(right, self.score(wave, right), strict=True):
             turns[i].append(replace(scored, index=len(turns[i])))
         episodes = self.episodes(wave, turns)
-        examples = [example for e in episodes for example in pairs.traces_kept(e, config)]
-        self.status(f"training on {len(examples)} traces")
-        self.learning.imitate(examples, 1.0, self.seed(wave, "sft"))
+        examples = [example for e in episodes for example in best_traces(e, self.config)]
+        self.frame.status(f"training on {len(examples)} traces")
+        self.learning.imitate(examples, 1.0, self.seed("sft"))
         told = f"{len(examples)} of {traces} traces kept"
         counts = {"traces": traces, "right": len(right), "kept": len(examples)}
-        return episodes, {**counts, "told": told}
+        return Played(episodes, {**counts, "told": told})
 
     def score(self, wave: Wave, traces: list[tuple[int, Turn]]) -> list[Turn]:
         """A turn a trace with its marks, from the critic or by rules. traces: problem and trace."""
-        if self.recipe.traces.scorer == "rules":
-            return [scored_by_rules(turn) for _, turn in traces]
-        self.status(f"marks of {len(traces)} traces")
-        problems = [self.problems[wave.problems[i]] for i, _ in traces]
-        at = Round("judge", wave.epoch, f"{wave.stage}/{wave.number}")
-        return self.exchange.score(problems, [turn for _, turn in traces], at)
+        if self.config.scorer == "rules":
+            marks = [by_rules(turn).written() for _, turn in traces]
+            return [
+                Turn(-1, turn.index, "score", "rules", [], mark, parsed=mark)
+                for (_, turn), mark in zip(traces, marks, strict=True)
+            ]
+        self.frame.status(f"marks of {len(traces)} traces")
+        session, at = self.frame.session, Try("judge", wave.epoch, f"{wave.stage}/{wave.number}")
+        calls = [
+            # Its number tells a trace's call from those of the problem's others.
+            session.call(
+                "score", self.frame.problems[wave.problems[i]],
+                replace(at, attempt=f"{at.attempt}/{turn.index}"), attempt=turn.text,
+            )
+            for i, turn in traces
+        ]  # fmt: skip
+        answers = session.structured(calls, [turn for _, turn in traces], at)
+        found = [(by_critic(marks), turn) for marks, turn in answers]
+        return [replace(t, parsed=quality.written() if quality else None) for quality, t in found]
 
-    def round(self, wave: Wave) -> tuple[list[Episode], dict[str, Any]]:
+    def round(self, wave: Wave) -> Played:
         """Groups, their rewards, and GRPO on those whose rewards differ."""
-        config = self.recipe.traces
-        drawn = self.sample(wave, config.group)
+        drawn = self.sample(wave, self.config.group)
         episodes = self.episodes(wave, drawn)
-        groups = [pairs.traces_group(episode, config) for episode in episodes]
+        groups = [group_of(episode, self.config) for episode in episodes]
         examples = [group for group in groups if group]
-        self.status(f"training on {len(examples)} groups")
-        self.learning.reinforce(examples, config.grpo, self.seed(wave, "grpo"))
-        rewards = [pairs.reward(turn, config) for group in drawn for turn in group]
+        self.frame.status(f"training on {len(examples)} groups")
+        self.learning.reinforce(examples, self.config.grpo, self.seed("grpo"))
+        rewards = [reward(turn, self.config) for group in drawn for turn in group]
         flat = len(groups) - len(examples)
         told = f"mean reward {fmean(rewards):.2f}, {flat} of {len(groups)} groups all alike"
-        return episodes, {"reward": fmean(rewards), "flat": flat, "told": told}
+        return Played(episodes, {"reward": fmean(rewards), "flat": flat, "told": told})
 
     def sample(self, wave: Wave, n: int) -> list[list[Turn]]:
         """n graded samples of each problem, numbered."""
-        self.status(f"{n} samples of {len(wave.problems)} problems")
-        problems = [self.problems[pid] for pid in wave.problems]
-        seed = self.seed(wave, "sample")
-        drawn = self.attempts.sample(problems, "attempt", n, seed, self.learning.actor)
+        self.frame.status(f"{n} samples of {len(wave.problems)} problems")
+        problems = [self.frame.problems[pid] for pid in wave.problems]
+        drawn = self.frame.sample(problems, n, self.seed("sample"))
         return [[replace(turn, index=i) for i, turn in enumerate(one)] for one in drawn]
 
-    def seed(self, wave: Wave, role: str) -> tuple[int | str, ...]:
-        return (self.recipe.seed, wave.epoch, wave.number, role, 0)
+    def seed(self, role: str) -> Seed:
+        return self.frame.seed(role, 0)
 
     def episodes(self, wave: Wave, turns: list[list[Turn]]) -> list[Episode]:
         return [
-            Episode("traces", wave.epoch, wave.number, self.problems[pid], each, outcome_of(each))
+            self.frame.episode(self.frame.problems[pid], each, outcome_of(each))
             for pid, each in zip(wave.problems, turns, strict=True)
         ]
 
@@ -174,12 +341,6 @@ def right_once(traces: Sequence[Turn]) -> list[Turn]:
     """Those with a right answer, each text once: no filter lets others through."""
     right = {turn.text: turn for turn in reversed(traces) if turn.verdict and turn.verdict.correct}
     return [turn for turn in traces if right.get(turn.text) is turn]
-
-
-def scored_by_rules(turn: Turn) -> Turn:
-    """A turn with the marks that rules give a trace."""
-    marks = written(by_rules(turn))
-    return Turn(-1, turn.index, "score", "rules", [], marks, parsed=marks)
 
 
 def outcome_of(turns: Sequence[Turn]) -> Outcome:
@@ -193,3 +354,17 @@ def outcome_of(turns: Sequence[Turn]) -> Outcome:
     if won:
         return Outcome(False, won.index, "solved")
     return Outcome(False, None, "discarded")
+
+
+METHOD = Method(
+    name="traces",
+    keys=TracesConfig,
+    check=check,
+    tiers=tiers,
+    plan=plan,
+    start=Traces,
+    compares=lambda recipe: True,
+    words={"solved": "right in a later sample"},
+    unsolvable="asks for marks, and the solver gives none",
+    alone="marks by rules",
+)

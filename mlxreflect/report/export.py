@@ -6,20 +6,21 @@ A form has one or more JSONL files; asked for a file, all of them are one.
 import json
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+from mlxreflect.config.methods import METHODS
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import dump_line, place, read_rows, write_atomic
 from mlxreflect.core.records import Episode, Example, episode_from_row, flat_from_row
 from mlxreflect.data import forms
 from mlxreflect.data.examples import split_examples
-from mlxreflect.methods.reflectevo_data import reflectevo_rows
-from mlxreflect.methods.rel_worked import reasonset_rows, worked_rows
+from mlxreflect.methods.base import ExportForm
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Row]]  # file and row
@@ -146,18 +147,15 @@ def mlx_chat(run: Path) -> Rows:
         yield forms.FILES["group"] if example.kind == "group" else ours, row
 
 
-def reasonset(run: Path) -> Rows:
-    """An episode a row, and then what people have written of their own."""
-    yield from of_episodes(run, reasonset_rows)
-    for _, loose in examples(run, worked_rows):
-        yield from loose
+def of_method(form: ExportForm, run: Path) -> Rows:
+    """The rows of all episodes, then those of examples that no episode has."""
+    yield from of_episodes(run, form.rows)
+    if loose := form.loose:
+        for _, rows in examples(run, lambda example: list(loose(example))):
+            yield from rows
 
 
-def reflectevo(run: Path) -> Rows:
-    return of_episodes(run, reflectevo_rows)
-
-
-def of_episodes(run: Path, to_rows: Callable[[Episode, list[Example]], Rows]) -> Rows:
+def of_episodes(run: Path, to_rows: Callable[[Episode, Sequence[Example]], Rows]) -> Rows:
     """The rows of each episode, made with the examples that the run made of it."""
     made: dict[str, list[Example]] = defaultdict(list)
     for example, at in examples(run, lambda e: key(*map(e.source.get, KEYS))):
@@ -179,16 +177,15 @@ def key(*parts: Any) -> str:
     return json.dumps(parts)
 
 
+OF_METHODS = {name: form for method in METHODS.values() for name, form in method.exports.items()}
 FORMS: dict[str, Callable[[Path], Rows]] = {
     "trl": trl,
     "sharegpt": sharegpt,
     "mlx-chat": mlx_chat,
-    "reasonset": reasonset,
-    "reflectevo": reflectevo,
+    **{name: partial(of_method, form) for name, form in OF_METHODS.items()},
 }
 EXAMPLES = "the examples that a run trained on, and there are none yet"
 NEEDS = {
     "trl": EXAMPLES, "sharegpt": EXAMPLES, "mlx-chat": EXAMPLES,
-    "reasonset": "a row an episode, and none has ended yet",
-    "reflectevo": "reflections on failed attempts with their retries (strategy reflectevo)",
+    **{name: form.needs for name, form in OF_METHODS.items()},
 }  # fmt: skip

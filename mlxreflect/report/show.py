@@ -14,6 +14,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mlxreflect.config.methods import METHODS, method_of
 from mlxreflect.config.schema import Recipe
 from mlxreflect.config.toml import read_toml, validate
 from mlxreflect.core.errors import UserError
@@ -21,8 +22,7 @@ from mlxreflect.core.journal import read_rows
 from mlxreflect.core.records import Episode, Example, episode_from_row, flat_from_row
 from mlxreflect.data.contamination import told
 from mlxreflect.evaluation.arms import read_arms, read_results
-from mlxreflect.methods.asked import asked_names
-from mlxreflect.methods.standing import STATUSES, solved_word
+from mlxreflect.methods.base import STATUSES
 from mlxreflect.report.scoreboard import chain_line, comparisons, second_answers
 from mlxreflect.report.story import STATUS_STYLE, plain, tell_story
 from mlxreflect.report.totals import totals
@@ -122,7 +122,7 @@ def show_header(run_dir: Path) -> Table:
             "run": run_dir,
             "recipe": recipe.name or recipe.strategy if recipe else known.get("recipe", "unknown"),
             "policy": recipe.policy.model if recipe else known.get("policy", "unknown"),
-            "critic": asked_names(recipe) if recipe else "unknown",
+            "critic": method_of(recipe).critic_names(recipe) if recipe else "unknown",
             "status": known.get("status", unfinished),
         }
     )
@@ -144,7 +144,7 @@ def show_waves(run_dir: Path) -> RenderableType:
     waves = [row for row in rows if row.get("kind") == "wave"]
     if not waves:
         return Text("no wave is finished yet")
-    word = solved_word(recipe.strategy if recipe else "")
+    word = method_of(recipe).solved if recipe else "solved"
     some = {
         "|bucket": "bucket", "|pairs": "pairs", "|rewrites": "rewrites", "|verify": "verifications",
     }  # fmt: skip
@@ -176,7 +176,8 @@ def show_problems(episodes: list[Episode], status: str | None) -> RenderableType
     title = f"Problems ({status})" if status else "Problems"
     if len(shown) < len(rows):
         title += f" (the first {len(shown)} of {len(rows)}; --status shows all of one status)"
-    tiers = shown[0][0].recipe == "r3"  # the one method whose problems change critics
+    method = METHODS.get(shown[0][0].recipe)
+    tiers = method is not None and method.escalates
     columns = ["id", "problem", "|attempts", "|rewrites", "status"]
     made = table(title, [*columns, "critic"] if tiers else columns)
     for story in shown:

@@ -14,6 +14,7 @@ from rich.padding import Padding
 from rich.rule import Rule
 from rich.text import Text
 
+from mlxreflect.config.methods import METHODS
 from mlxreflect.core.records import Episode, Example, Turn
 from mlxreflect.core.ui import safe_text
 
@@ -58,7 +59,8 @@ def tell_story(episodes: list[Episode], examples: list[Example]) -> list[Rendera
 
 def tell_episode(episode: Episode, examples: list[Example]) -> list[RenderableType]:
     title = f"epoch {episode.epoch}, wave {episode.wave}"
-    title += f", {episode.outcome.tier} critic" if episode.recipe == "r3" else ""
+    method = METHODS.get(episode.recipe)
+    title += f", {episode.outcome.tier} critic" if method and method.escalates else ""
     parts: list[RenderableType] = [Text(), Rule(plain(title, "bold"), align="left", style="dim")]
     for turn in episode.turns:
         parts += tell_turn(turn, episode.turns)

@@ -3,25 +3,26 @@
 from pathlib import Path
 from typing import Any
 
+from mlxreflect.config.methods import method_of
 from mlxreflect.config.schema import Recipe
 from mlxreflect.core.journal import read_rows
 from mlxreflect.data.contamination import told
-from mlxreflect.methods.asked import asked_names
-from mlxreflect.methods.standing import in_words
+from mlxreflect.methods.base import status_words
 
 EXAMPLES = {"preference": "preference pairs", "sft": "SFT examples", "group": "groups of answers"}
 
 
 def totals(run_dir: Path, summary: dict[str, Any], recipe: Recipe | None) -> dict[str, object]:
     """Names and values. summary: {} of a run that is not finished. recipe: None if not known."""
-    who, method = (asked_names(recipe), recipe.strategy) if recipe else ("unknown", "")
+    method = method_of(recipe) if recipe else None
+    who = method.critic_names(recipe) if method and recipe else "unknown"
     if not summary:
         return critic_lines(asked_so_far(run_dir), who)
     kinds = [f"{n} {kind.replace('_', ' ')}" for kind, n in summary.get("failures", {}).items()]
     made = summary.get("examples", {})
     trained = [f"{made[kind]} {name}" for kind, name in EXAMPLES.items() if made.get(kind)]
     dropped = [f"{n} ({reason})" for reason, n in summary.get("dropped", {}).items()]
-    statuses = in_words(summary.get("statuses", {}), method)
+    statuses = status_words(summary.get("statuses", {}), method.words if method else {})
     nothing = "nothing: the trained policy is the base" if "examples" in summary else None
     by = "; by what the last round of each came to:" if statuses else ""
     named = {

@@ -3,16 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
+from mlxreflect.config.methods import method_of
 from mlxreflect.config.schema import EvalSpec, Recipe
-from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem
 from mlxreflect.core.ui import Ui
 from mlxreflect.evaluation.answers import Answers
-from mlxreflect.evaluation.chains import ONE_ANSWER, check_chain
+from mlxreflect.evaluation.chains import check_chain
 from mlxreflect.evaluation.evaluate import problem_set
 from mlxreflect.evaluation.generators import LocalModel
 from mlxreflect.evaluation.runner import generator_of, measure
-from mlxreflect.methods.retries import Retries
 from mlxreflect.models.policy import Policy
 from mlxreflect.runs.folder import RunFolder
 from mlxreflect.tasks.base import Task
@@ -31,8 +30,9 @@ class Measuring:
     ) -> None:
         self.run, self.exam, self.spec, self.ui = run, exam, spec, ui
         self.answers = Answers.open(run.config.eval.cache)
-        self.retries = Retries(run.config, run.path / "retries", exam, spec, ui)
         check_measured(run.config, spec)  # now, and not when all has been learned
+        out = run.path / "retries"
+        self.retries = method_of(run.config).second(run.config, out, exam, spec, ui)
 
     def whole(self, arm: str, weights: str, reflector: Arrays | None = None) -> dict[str, Any]:
         """All that the recipe asks of base and trained; returns the results of their answers.
@@ -42,7 +42,8 @@ class Measuring:
         results = self.arm(arm, weights)
         if self.run.config.eval.direct:
             self.arm(f"{arm}-direct", weights, directly(self.spec))
-        self.retries.measure(arm, weights, reflector)
+        if self.retries:
+            self.retries.measure(arm, weights, reflector)
         return results
 
     def arm(self, arm: str, weights: str, spec: EvalSpec | None = None) -> dict[str, Any]:
@@ -55,7 +56,7 @@ class Measuring:
 
     def second_answers(self) -> None:
         """Write what the retries of base and trained came to, where the recipe asks for it."""
-        if self.retries.wanted:
+        if self.retries:
             self.run.write_json("retries.json", self.retries.told())
 
 
@@ -63,15 +64,7 @@ def check_measured(recipe: Recipe, spec: EvalSpec) -> None:
     """Raises UserError for an evaluation that the recipe cannot end in."""
     for asked in (spec, directly(spec)) if recipe.eval.direct else (spec,):
         check_chain(asked)
-    if recipe.strategy != "reflectevo" or not recipe.reflectevo.retries:
-        return
-    for key, value in ONE_ANSWER.items():
-        if getattr(spec, key) != value:
-            raise UserError(
-                f"second answers are one to a chat each, and {recipe.eval.spec} has {key} = "
-                f"{getattr(spec, key)!r}",
-                "set reflectevo.retries = false, or eval.spec to another evaluation",
-            )
+    method_of(recipe).check_evaluation(recipe, spec)
 
 
 def directly(spec: EvalSpec) -> EvalSpec:

@@ -5,13 +5,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from mlxreflect.config.methods import method_of
 from mlxreflect.config.recipe import eval_spec
 from mlxreflect.config.schema import Limits, Recipe
 from mlxreflect.core.journal import read_rows, replace_folder
@@ -24,13 +24,10 @@ from mlxreflect.data.forms import trl_row
 from mlxreflect.evaluation.arms import short_hash
 from mlxreflect.evaluation.contamination import clean, keep_rows
 from mlxreflect.evaluation.evaluate import eval_problems
-from mlxreflect.methods.asked import asked_names, asked_tiers
-from mlxreflect.methods.base import Hands, Played, Strategy, Wave
+from mlxreflect.methods.base import Frame, Played, Wave
 from mlxreflect.methods.learning import ADAPTER, REFLECTOR, Learning
-from mlxreflect.methods.registry import STRATEGIES
-from mlxreflect.methods.standing import solved_word
 from mlxreflect.models.load import device_name, load_policy, weights_hash
-from mlxreflect.prompts.messages import TAGS
+from mlxreflect.prompts.parsing import TAGS
 from mlxreflect.runs.folder import RunFolder
 from mlxreflect.runs.measuring import Measuring
 from mlxreflect.runs.summary import conclude
@@ -55,6 +52,7 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
         return done
     started = time.monotonic()
     recipe, spec = run.config, eval_spec(run.config)
+    method = method_of(recipe)
     exam = TASKS[spec.task.name]
     held_out = eval_problems(exam, spec)
     cleaned = clean(recipe, held_out)
@@ -65,7 +63,7 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
     with ExitStack() as stack:
         ledger = open_ledger(run)
         stack.callback(ledger.close)
-        critics = open_critics(recipe, asked_tiers(recipe), run.id, ledger, stack)
+        critics = open_critics(recipe, method.tiers(recipe), run.id, ledger, stack)
         policy = load_policy(recipe.policy)
         critics["self"] = SelfCritic(policy, recipe.critic.tier("basic"), recipe.policy.batch)
         adapter = attach(
@@ -77,14 +75,13 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
         trainer = Trainer(policy.model, references, ui.line)
         initial = trainer.trainable()
         task, problems = TASKS[recipe.task.name], cleaned.problems
-        hands = Hands(recipe, task, policy, trainer, critics, problems)
-        strategy = STRATEGIES[recipe.strategy](hands)
-        before = restore(run, strategy, trainer, adapter)
+        frame = Frame(method, recipe, task, policy, trainer, critics, problems)
+        before = restore(run, frame, trainer, adapter)
         keep_rows(run.path, cleaned.rows)
         of = "" if exam is task else f" of the task {exam.name}"
         ui.header(
             {"recipe": recipe.name, "policy": recipe.policy.model,
-             "critic": asked_names(recipe),
+             "critic": method.critic_names(recipe),
              "problems": len(problems), "held out": f"{len(held_out)}{of}", "device": device_name(),
              "decontaminated": cleaned.sentence(), "run": str(run.path)}
         )  # fmt: skip
@@ -93,11 +90,11 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
             base = measuring.whole("base", "")
         del initial  # where all weights are trained it would be a second copy
         play_waves(
-            run, strategy, trainer, adapter, ui, before + time.monotonic() - started,
+            run, frame, trainer, adapter, ui, before + time.monotonic() - started,
             lambda arm: measuring.arm(arm, weights_hash(trainer.trainable())),
         )  # fmt: skip
-        finish_adapter(run, strategy.learning, adapter)
-        reflector = strategy.learning.held.get(REFLECTOR)
+        finish_adapter(run, frame.learning, adapter)
+        reflector = frame.learning.held.get(REFLECTOR)
         trained = measuring.whole("trained", weights_hash(trainer.trainable()), reflector)
         asked = list(ledger.rows())
     measuring.second_answers()
@@ -115,19 +112,19 @@ def open_ledger(run: RunFolder[Recipe]) -> Ledger:
 
 
 def restore(
-    run: RunFolder[Recipe], strategy: Strategy, trainer: Trainer, adapter: dict[str, Any]
+    run: RunFolder[Recipe], frame: Frame, trainer: Trainer, adapter: dict[str, Any]
 ) -> float:
     """Go back to the last commit, or make the first; returns the seconds spent until it."""
     last = run.last_commit()
     if last is None:
-        commit(run, 0, strategy, trainer, adapter, {}, 0.0)
+        commit(run, 0, frame, trainer, adapter, {}, 0.0)
         return 0.0
     folder, saved = last
     load_parameters(folder / "adapters.safetensors", trainer)
     load_trainer(folder, trainer, saved["trainer"])
-    strategy.state = type(strategy.state)(**saved["strategy"])
+    frame.restore(saved["strategy"])
     for name in saved["held"]:
-        strategy.learning.held[name] = load_arrays(folder / f"{name}.safetensors")
+        frame.learning.held[name] = load_arrays(folder / f"{name}.safetensors")
     seconds: float = saved["seconds"]
     return seconds
 
@@ -135,7 +132,7 @@ def restore(
 def commit(
     run: RunFolder[Recipe],
     number: int,
-    strategy: Strategy,
+    frame: Frame,
     trainer: Trainer,
     adapter: dict[str, Any],
     rows: dict[str, list[dict[str, Any]]],
@@ -145,9 +142,9 @@ def commit(
 
     Names in `held` are the method's own, and files of the commit.
     """
-    held = strategy.learning.held
+    held = frame.learning.held
     state: dict[str, Any] = {
-        "strategy": asdict(strategy.state), "held": list(held), "seconds": seconds,
+        "strategy": frame.saved(), "held": list(held), "seconds": seconds,
     }  # fmt: skip
 
     def save(folder: Path) -> None:
@@ -161,7 +158,7 @@ def commit(
 
 def play_waves(
     run: RunFolder[Recipe],
-    strategy: Strategy,
+    frame: Frame,
     trainer: Trainer,
     adapter: dict[str, Any],
     ui: Ui,
@@ -171,31 +168,31 @@ def play_waves(
     """Wave after wave, each committed. measure: evaluates the policy as it is, as an arm."""
     started = time.monotonic() - seconds
     spent = spent_so_far(run)
-    done, total = strategy.progress()
+    done, total = frame.progress()
     with ui.progress("learning", total) as bar:
         bar.advance(done)
-        strategy.status = bar.update_text
+        frame.status = bar.update_text
         ending = reached(spent, run.config.limits, ui)
-        while (wave := strategy.next_wave(ending=ending)) is not None:
+        while (wave := frame.next_wave(ending=ending)) is not None:
             if wave.new_epoch and wave.number:
                 keep_epoch(run, wave.epoch - 1)
             begun = time.monotonic()
-            played = strategy.play(wave)
+            played = frame.play(wave)
             figures = {**played.figures, "seconds": round(time.monotonic() - begun, 3)}
-            ui.line(describe_wave(figures, solved_word(run.config.strategy)))
+            ui.line(describe_wave(figures, method_of(run.config).solved))
             if fault := no_format(figures, run.config.prompt.tags):
                 ui.line(fault)
             if played.arm:  # before the commit: a run stopped in it does the wave again
                 measure(played.arm)
             commit(
-                run, wave.number + 1, strategy, trainer, adapter,
+                run, wave.number + 1, frame, trainer, adapter,
                 journal_rows(wave, played, figures), time.monotonic() - started,
             )  # fmt: skip
             spent += spending(figures)
-            before, (done, _) = done, strategy.progress()
+            before, (done, _) = done, frame.progress()
             bar.advance(done - before)
             ending = ending or reached(spent, run.config.limits, ui)
-        keep_epoch(run, strategy.state.epoch)
+        keep_epoch(run, frame.state.epoch)
         bar.update_text("")  # not of its last step alone
 
 
@@ -225,11 +222,11 @@ def reached(spent: Counter[str], limits: Limits, ui: Ui) -> bool:
 def journal_rows(wave: Wave, played: Played, figures: dict[str, Any]) -> dict[str, Any]:
     at = {"schema": "metrics/1", "epoch": wave.epoch, "wave": wave.number}
     metrics = [{**at, "kind": "step", **step.row()} for step in played.steps]
-    preference = [e for e in played.examples if e.kind == "preference"]
-    imitation = [e for e in played.examples if e.kind == "sft"]
+    preference = [e for e in played.examples or () if e.kind == "preference"]
+    imitation = [e for e in played.examples or () if e.kind == "sft"]
     return {
         "episodes.jsonl": [to_row(episode) for episode in played.episodes],
-        "examples.jsonl": [to_row(example) for example in played.examples],
+        "examples.jsonl": [to_row(example) for example in played.examples or ()],
         "preference.jsonl": [trl_row(example) for example in preference],
         "sft.jsonl": [trl_row(example) for example in imitation],
         "metrics.jsonl": [*metrics, {**at, "kind": "wave", **figures}],

@@ -5,12 +5,13 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxreflect.config.methods import method_of
 from mlxreflect.config.schema import Recipe
 from mlxreflect.core.journal import read_rows
 from mlxreflect.critics.ledger import total
 from mlxreflect.evaluation.arms import arms_within
 from mlxreflect.evaluation.compare import Options, compare, compare_all
-from mlxreflect.methods.standing import solved_word, stand
+from mlxreflect.methods.base import count_statuses
 from mlxreflect.report.report import write_outputs
 from mlxreflect.runs.folder import RunFolder
 
@@ -36,7 +37,7 @@ def conclude(
         run.write_json("comparisons.json", compare_all([run.path], Options(differ=differ)))
     from mlxreflect.report.plots import draw_plots
 
-    draw_plots(run.path, solved_word(run.config.strategy))
+    draw_plots(run.path, method_of(run.config).solved)
     write_outputs([run.path], plots=False)
     return summarise_run(run, base, trained, comparison, asked)
 
@@ -55,7 +56,7 @@ def summarise_run(
     """
     metrics = list(read_rows(run.path / "metrics.jsonl"))
     waves = [row for row in metrics if row["kind"] == "wave"]
-    statuses = stand(read_rows(run.path / "episodes.jsonl"))
+    statuses = count_statuses(read_rows(run.path / "episodes.jsonl"))
     examples = Counter(row["kind"] for row in read_rows(run.path / "examples.jsonl"))
     dropped = sum((Counter(row.get("dropped", {})) for row in waves), Counter[str]())
     failures = sum((Counter(row["failures"]) for row in waves), Counter[str]())

@@ -15,6 +15,7 @@ import httpx
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
+from mlxreflect.config.methods import method_of
 from mlxreflect.config.schema import REMOTE, CriticConfig, Recipe
 from mlxreflect.core.cache import cache_path
 from mlxreflect.core.errors import UserError
@@ -25,7 +26,6 @@ from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.critics.client import FILE, Client, failed
 from mlxreflect.critics.http import CallError
 from mlxreflect.critics.ollama import Ollama
-from mlxreflect.methods.asked import asked_tiers
 from mlxreflect.models.load import TINY, on_cpu
 
 CALL_S = 120.0  # a server may have to load its model first
@@ -108,7 +108,7 @@ def to_download(name: str, model: str) -> Check:
 def tiers(recipe: Recipe) -> dict[str, CriticConfig]:
     """The critics that a run asks, each once."""
     found: dict[CriticConfig, str] = {}
-    for name in asked_tiers(recipe):
+    for name in method_of(recipe).tiers(recipe):
         found.setdefault(
             recipe.critic.tier(name), "critic" if name == "basic" else f"{name} critic"
         )

@@ -14,18 +14,17 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 from huggingface_hub import constants
 
+from mlxreflect.config.methods import method_of
 from mlxreflect.config.recipe import eval_spec
 from mlxreflect.config.schema import Recipe, TaskConfig
 from mlxreflect.core.cache import cache_path
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.records import Problem
 from mlxreflect.core.ui import Ui, safe_text
 from mlxreflect.critics.client import FILE
 from mlxreflect.data.contamination import in_words
-from mlxreflect.data.rows import is_path, local_path
+from mlxreflect.data.rows import is_path
 from mlxreflect.evaluation.contamination import clean, further_specs
 from mlxreflect.evaluation.evaluate import eval_problems
-from mlxreflect.methods.rel_worked import human_examples, read_some
 from mlxreflect.models.load import device_name, on_cpu
 from mlxreflect.setup.checks import (
     Check,
@@ -172,17 +171,9 @@ def check_data(recipe: Recipe) -> Iterator[Check]:
     elif not sources[0]:
         found = len(training_problems(recipe, held_out))
         yield Check("data", "ok", f"{found} problems to learn from")
-    if recipe.strategy == "rel" and recipe.rel.human:
-        yield check_people(recipe, [] if any(sources) else list(cleaned.problems.values()))
-
-
-def check_people(recipe: Recipe, problems: list[Problem]) -> Check:
-    """Worked solutions by people; without problems they are read, and not looked at."""
-    if not problems:
-        found = read_some(local_path(recipe.rel.human))
-        return Check("data", "ok", f"worked solutions: {len(found)} by people")
-    human = human_examples(recipe, TASKS[recipe.task.name], problems)
-    return Check("data", "ok" if human.examples else "note", human.sentence())
+    problems = [] if any(sources) else list(cleaned.problems.values())
+    for note in method_of(recipe).notes(recipe, problems):
+        yield Check("data", "ok" if note.fine else "note", note.text)
 
 
 def check_hub_data(name: str) -> Check:

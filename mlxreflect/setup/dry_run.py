@@ -3,17 +3,13 @@
 from datetime import timedelta
 from typing import Any
 
+from mlxreflect.config.methods import method_of
 from mlxreflect.config.recipe import resolved
 from mlxreflect.config.schema import Recipe
 from mlxreflect.core.records import Messages, Problem
 from mlxreflect.evaluation.contamination import clean
-from mlxreflect.methods.asked import asked_tiers
-from mlxreflect.methods.plans import PLANS
-from mlxreflect.methods.preflexor_corpus import make_question
-from mlxreflect.methods.rel_worked import human_examples
-from mlxreflect.methods.roles import Moves
 from mlxreflect.methods.rollouts import attempt_prompt
-from mlxreflect.prompts.messages import rewrite_messages
+from mlxreflect.methods.session import example_call
 from mlxreflect.setup.estimate import estimate
 from mlxreflect.tasks import TASKS
 from mlxreflect.tasks.base import Task
@@ -23,9 +19,8 @@ def dry(recipe: Recipe) -> dict[str, Any]:
     """Spends nothing, loads no model and asks no critic. text: prompts and costs, for a person."""
     task = TASKS[recipe.task.name]
     cleaned = clean(recipe)
-    problems = list(cleaned.problems.values())
-    if recipe.preflexor.corpus:
-        problems = [make_question(passage, "(a question)") for passage in problems]
+    method, sources = method_of(recipe), list(cleaned.problems.values())
+    problems = method.questions(recipe, sources)
     roles = rendered(recipe, task, problems[0])
     found = estimate(recipe, task, problems)
     text: list[str] = []
@@ -33,8 +28,7 @@ def dry(recipe: Recipe) -> dict[str, Any]:
         text.append(f"--- {role}")
         text += [f"[{m['role']}]\n{m['content']}" for m in messages]
     text += [f"--- {cleaned.sentence()}"] if cleaned.counts else []
-    if recipe.strategy == "rel" and recipe.rel.human:
-        text.append(f"--- {human_examples(recipe, task, problems).sentence()}")
+    text += [f"--- {note.text}" for note in method.notes(recipe, sources)]
     text += told(recipe, found)
     return {
         "recipe": resolved(recipe), "prompts": roles, "estimate": found,
@@ -44,17 +38,12 @@ def dry(recipe: Recipe) -> dict[str, Any]:
 
 def rendered(recipe: Recipe, task: Task, problem: Problem) -> dict[str, Messages]:
     """The prompt of each role that the run has, for one problem."""
-    moves = Moves(recipe, task)
-    plan = PLANS[recipe.strategy](recipe, 1, 1.0)
-    roles = {"attempt": attempt_prompt(recipe, task, problem, moves.templates, plan.wording)}
-    for role in plan.roles:
-        roles[role] = moves.example(role, problem, "(an attempt)", "(feedback)").messages
-    if recipe.strategy == "reflectevo":  # of the policy, which no critic writes
-        roles["retry"] = rewrite_messages(
-            task.instruction(problem), task.show(problem), "(an attempt)", "(a reflection)",
-            recipe.prompt.tags, None, moves.templates,
-        )  # fmt: skip
-    return roles
+    method = method_of(recipe)
+    roles = {"attempt": attempt_prompt(recipe, task, problem, method.wording)}
+    for role in method.plan(recipe, 1, 1.0).roles:
+        call = example_call(recipe, task, role, problem, "(an attempt)", "(feedback)")
+        roles[role] = call.messages
+    return roles | method.prompts(recipe, task, problem)
 
 
 def told(recipe: Recipe, found: dict[str, Any]) -> list[str]:
@@ -64,7 +53,7 @@ def told(recipe: Recipe, found: dict[str, Any]) -> list[str]:
         f"--- {found['attempts']} attempts, at most {most['calls']} critic calls "
         f"(expected: {likely['calls']})"
     ]
-    for tier in asked_tiers(recipe):
+    for tier in method_of(recipe).tiers(recipe):
         one = found["critics"][tier]
         both = f"{one['expected']['calls']} calls expected, {one['at_most']['calls']} at most"
         lines.append(f"{tier} critic, {one['critic']}: {both}")

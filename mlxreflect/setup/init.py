@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+from mlxreflect.config.methods import METHODS
 from mlxreflect.config.recipe import load_recipe
 from mlxreflect.config.schema import Recipe
 from mlxreflect.config.toml import bundled, read_toml
@@ -68,7 +69,7 @@ def settle(asker: Asker) -> Choices:
             "give them, or --yes to take what is suggested",
         )
     methods = ", ".join(recipes())
-    strategy = asker.choose("strategy", f"method ({methods})", "r3", read_method)
+    strategy = asker.choose("strategy", f"method ({methods})", next(iter(METHODS)), read_method)
     usual = load_recipe(strategy)
     known = ", ".join(name for name in TASKS if name not in (*EXAMS, "jsonl"))
     label = f"task ({known}), or a file of yours"
@@ -229,16 +230,16 @@ def settle_critic(task: str, usual: Recipe, asker: Asker) -> Offer:
 
 
 def has_solver(task: str, strategy: str) -> bool:
-    """Whether the task's exact solver can be the critic: traces asks for marks, and it has none."""
-    return TASKS[task].solver is not None and strategy != "traces"
+    """Whether the task's exact solver can be the critic of a method."""
+    return TASKS[task].solver is not None and not METHODS[strategy].unsolvable
 
 
 def no_solver(task: str, strategy: str) -> UserError:
     if TASKS[task].solver is None:
         fault = f"the task {task} has no exact solver"
     else:
-        fault = f"{strategy} asks for marks, and the solver gives none"
-    able = {"traces": " (marks by rules)"}.get(strategy, "")
+        fault = f"{strategy} {METHODS[strategy].unsolvable}"
+    able = f" ({METHODS[strategy].alone})" if METHODS[strategy].alone else ""
     alone = f", or --critic self{able}" if self_keys(strategy) is not None else ""
     return UserError(f"--critic solver: {fault}", f"give another: --critic ollama:NAME{alone}")
 

@@ -9,10 +9,10 @@ import tomlkit
 from tomlkit.items import Comment, Item, Key, Table, Whitespace
 
 from mlxreflect.config.checks import MODELS
+from mlxreflect.config.methods import method_of
 from mlxreflect.config.recipe import load_recipe
 from mlxreflect.config.toml import bundled, flatten
 from mlxreflect.core.errors import UserError
-from mlxreflect.methods.asked import asked_tiers
 
 Body = list[tuple[Key | None, Item]]
 Keys = dict[str, Any]  # dotted key → value; None takes the key out, and a table's keys with it
@@ -142,7 +142,9 @@ def self_keys(strategy: str) -> Keys | None:
         if getattr(table, name) == "critic" and others:
             keys[name] = others[0]
     alone = usual.model_copy(update={strategy: table.model_copy(update=keys)})
-    return None if asked_tiers(alone) else {f"{strategy}.{name}": keys[name] for name in keys}
+    if method_of(alone).tiers(alone):
+        return None
+    return {f"{strategy}.{name}": keys[name] for name in keys}
 
 
 # ---- TOML with its comments ----------------------------------------------------------------------

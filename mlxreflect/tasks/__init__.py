@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 
+from mlxreflect.config.methods import method_of
 from mlxreflect.config.schema import EvalSpec, Recipe
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem
@@ -79,12 +80,10 @@ def training_problems(recipe: Recipe, held_out: Sequence[Problem]) -> dict[str, 
 
 
 def load_sources(recipe: Recipe) -> list[Problem]:
-    """What a recipe learns from: its task's problems, or passages to pose questions from."""
-    config = recipe.preflexor
-    if config.corpus:
-        from mlxreflect.methods.preflexor_corpus import read_corpus
-
-        return read_corpus(config.corpus, config.chunk, config.column)
+    """What a recipe learns from: its task's problems, or what its method has in their place."""
+    own = method_of(recipe).sources(recipe)
+    if own is not None:
+        return own
     return TASKS[recipe.task.name].load(recipe.task, "train", recipe.seed)
 
 

@@ -18,7 +18,8 @@ from mlxreflect.config.schema import EvalSpec, TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Messages, Problem
 from mlxreflect.graders.base import Grader
-from mlxreflect.prompts.messages import ANSWER, TAGS, attempt_messages
+from mlxreflect.prompts.parsing import ANSWER, TAGS
+from mlxreflect.prompts.roles import role_messages
 from mlxreflect.prompts.templates import BUNDLED
 
 
@@ -151,9 +152,10 @@ def ask(task: Task, problem: Problem, spec: EvalSpec, shots: Sequence[Problem]) 
         return "\n\n".join([*parts, raw_text(task, problem)])
     tags, style = spec.prompt.tags, spec.prompt.style
     wording = BUNDLED.replaced(spec.prompt.templates)
-    system, user = attempt_messages(
-        task.instruction(problem), task.show(problem), tags, style, wording
-    )
+    system, user = role_messages(
+        f"attempt_{style}", tags, wording,
+        instruction=task.instruction(problem), question=task.show(problem),
+    )  # fmt: skip
     turns: Messages = []
     for shot in shots:
         turns += [

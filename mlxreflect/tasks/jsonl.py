@@ -29,7 +29,7 @@ from mlxreflect.graders.countdown import COUNTDOWN_RULES
 from mlxreflect.graders.latex import MATH_RULES, MAX_LATEX
 from mlxreflect.graders.number import NUMBER_RULES, read_gold
 from mlxreflect.graders.text import F1_RULES, TEXT_RULES
-from mlxreflect.prompts.messages import parse_response
+from mlxreflect.prompts.parsing import parse_response
 from mlxreflect.tasks.base import Task
 from mlxreflect.tasks.countdown import problem_of
 

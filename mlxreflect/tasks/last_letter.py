@@ -14,7 +14,7 @@ from mlxreflect.core.records import Problem, make_problem
 from mlxreflect.core.seeds import rng_for
 from mlxreflect.data.rows import part_of
 from mlxreflect.graders.base import Judged, blocks, final_part, grader_of, phrases, strict
-from mlxreflect.prompts.messages import Parsed
+from mlxreflect.prompts.parsing import Parsed
 from mlxreflect.tasks.base import GENERATED_PARTS, Task, generate
 
 # Nouns of three to eight letters, each one once.

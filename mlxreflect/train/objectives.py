@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import numpy as np
 
-from mlxreflect.config.methods import GrpoConfig
+from mlxreflect.config.fields import GrpoConfig
 from mlxreflect.config.schema import Fitting
 from mlxreflect.train.batches import Batch, Group, Item, Pair, Row
 from mlxreflect.train.losses import PREFERENCE, group_advantages, grpo_loss, nll_loss, orpo_loss

@@ -22,7 +22,7 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from mlxreflect.config.methods import GrpoConfig
+from mlxreflect.config.fields import GrpoConfig
 from mlxreflect.config.schema import Fitting
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.seeds import rng_for, seed_mlx

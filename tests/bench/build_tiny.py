@@ -22,7 +22,7 @@ from mlx_lm.tokenizer_utils import load as load_tokenizer
 from mlxreflect.core.records import Messages, Problem, make_problem
 from mlxreflect.critics.base import Call
 from mlxreflect.critics.solver import critique, rewrite
-from mlxreflect.prompts.messages import attempt_messages, critique_messages, rewrite_messages
+from mlxreflect.prompts.roles import role_messages
 from mlxreflect.tasks.countdown import TASK, draw, part_of
 from mlxreflect.tasks.countdown_solver import Step, Term, finish, given, steps_from
 
@@ -126,23 +126,23 @@ def plain_step(terms: list[Term], rng: random.Random) -> tuple[Step, list[Term]]
 def example(rng: random.Random) -> tuple[Messages, str]:
     """One training example in one of the roles: (prompt, response)."""
     p = problem(rng)
-    question, ask = TASK.show(p), TASK.instruction(p)
+    shown = {"question": TASK.show(p), "instruction": TASK.instruction(p)}
     role = rng.random()
     if role < 0.56:
-        return attempt_messages(ask, question, "think", "thinking"), solution(p, rng)
+        return role_messages("attempt_thinking", "think", **shown), solution(p, rng)
     if role < 0.60:
         text = solution(p, rng)
         direct = text[text.index("<answer>") :]
-        return attempt_messages(ask, question, "think", "direct"), direct
+        return role_messages("attempt_direct", "think", **shown), direct
     text = attempt(p, rng)
     call = Call("critique", p, [], text, seed=rng.getrandbits(32))
     feedback = critique(TASK, call).text
     if role < 0.78:
-        return critique_messages(question, text, "think", None), feedback
+        return role_messages("critique", "think", **shown, attempt=text), feedback
     passed = TASK.grade(p, text, "think", "thinking").verdict.passed
     again = text if passed else rewrite(TASK, call).text
-    shown = None if rng.random() < 0.15 else feedback
-    return rewrite_messages(ask, question, text, shown, "think", None), again
+    said = None if rng.random() < 0.15 else feedback
+    return role_messages("rewrite", "think", **shown, attempt=text, feedback=said), again
 
 
 # ---- training ------------------------------------------------------------------------------------

@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.fake_ollama import FakeOllama  # noqa: E402
 from support.teacher import WRONG, solution  # noqa: E402
 
+from mlxreflect.config.methods import method_of  # noqa: E402
 from mlxreflect.config.recipe import Recipe  # noqa: E402
 from mlxreflect.core.seeds import rng_for  # noqa: E402
 from mlxreflect.critics import open_critic  # noqa: E402
-from mlxreflect.methods.base import Hands  # noqa: E402
-from mlxreflect.methods.r3 import R3  # noqa: E402
+from mlxreflect.methods.base import Frame  # noqa: E402
 from mlxreflect.models.load import load_policy  # noqa: E402
 from mlxreflect.tasks import TASKS  # noqa: E402
 from mlxreflect.train.lora import attach_lora  # noqa: E402
@@ -66,7 +66,7 @@ class Slow:
         return sum(s for s, n in spans if n >= least) / sum(s for s, _ in spans)
 
 
-def strategy(server: FakeOllama, attempts: int, room: int) -> R3:
+def strategy(server: FakeOllama, attempts: int, room: int) -> Frame:
     recipe = Recipe.model_validate({
         "policy": {"max_new_tokens": 3, "batch": attempts},
         "critic": {"provider": "ollama", "model": "critic", "concurrency": room, "cache": "off",
@@ -79,7 +79,9 @@ def strategy(server: FakeOllama, attempts: int, room: int) -> R3:
     loaded = task.load(recipe.task.model_copy(update={"limit": attempts}), "train", 0)
     critic = open_critic(recipe.critic.tier("basic"), "countdown", "bench")
     problems = {p.id: p for p in loaded}
-    return R3(Hands(recipe, task, policy, Trainer(policy.model), {"basic": critic}, problems))
+    return Frame(
+        method_of(recipe), recipe, task, policy, Trainer(policy.model), {"basic": critic}, problems
+    )
 
 
 def measure(attempts: int, room: int, jitter: float, draw: int, *, lock_step: bool) -> None:
@@ -87,11 +89,11 @@ def measure(attempts: int, room: int, jitter: float, draw: int, *, lock_step: bo
     with FakeOllama(reply=slow) as server:
         played = strategy(server, attempts, room)
         if lock_step:
-            played.exchange.critics["basic"].waits = False
+            played.session.critics["basic"].waits = False
         wave = played.next_wave()
         assert wave
         examples = played.play(wave).examples
-        played.exchange.critics["basic"].close()
+        played.session.critics["basic"].close()
     assert len(slow.log) == 4 * attempts and len(examples) == attempts, "not all were wrong"
     assert WRONG not in [example.chosen for example in examples]
     seconds, least = slow.log[-1][0] - slow.log[0][0], 2 * attempts * REPLY_S / room

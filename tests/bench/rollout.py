@@ -25,7 +25,7 @@ from workload import CLOCKS, random_model
 from mlxreflect.config.schema import EvalSpec, PolicyConfig, TaskConfig
 from mlxreflect.models.load import lay_out_for_blas, load_policy
 from mlxreflect.models.policy import Policy
-from mlxreflect.prompts.messages import attempt_messages
+from mlxreflect.prompts.roles import role_messages
 from mlxreflect.tasks import get_task
 
 Tokens = list[list[int]]
@@ -62,7 +62,11 @@ def countdown_prompts(policy: Policy, count: int) -> Tokens:
     problems = task.load(spec.task, "heldout", 0)[:count]
     tags, style = spec.prompt.tags, spec.prompt.style
     return [
-        policy.encode(attempt_messages(task.instruction(p), task.show(p), tags, style))
+        policy.encode(
+            role_messages(
+                f"attempt_{style}", tags, instruction=task.instruction(p), question=task.show(p)
+            )
+        )
         for p in problems
     ]
 

@@ -13,7 +13,6 @@ from mlxreflect.core import journal as commits
 from mlxreflect.evaluation import evaluate
 from mlxreflect.methods.r3 import R3
 from mlxreflect.methods.reflectevo import ReflectEvo
-from mlxreflect.methods.session import Exchange
 from mlxreflect.runs import fit, folder, summary
 from mlxreflect.runs import run as loop
 from mlxreflect.train.references import References
@@ -43,7 +42,7 @@ POINTS = {
     "evaluated a chunk": (evaluate, "append_rows", "after"),
     "evaluated half a chunk": (evaluate, "append_rows", torn_append),
     "attempted": (R3, "attempt", "after"),
-    "critiqued": (Exchange, "critique", "after"),
+    "critiqued": (R3, "critique", "after"),
     "took a training step": (Trainer, "step", "after"),
     "verified": (R3, "verify", "after"),
     "appended some journals": (commits, "append_rows", "after"),

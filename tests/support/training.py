@@ -9,7 +9,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.models import qwen2
 
-from mlxreflect.config.methods import GrpoConfig
+from mlxreflect.config.fields import GrpoConfig
 from mlxreflect.config.schema import LoraConfig, TrainConfig
 from mlxreflect.train.batches import Group, Pair, Row
 from mlxreflect.train.lora import attach_lora
