@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -9,10 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from support.shell import (
     TIMEOUT,
     Done,
@@ -26,6 +29,7 @@ from support.shell import (
     two_lines,
 )
 
+from mlxreflect.cli.main import app
 from mlxreflect.config.recipe import load_recipe, resolved
 from mlxreflect.runs.folder import open_folder
 
@@ -64,12 +68,87 @@ EVAL = ["countdown", "--limit", "16", *sets("max_new_tokens=8", "batch=1", "temp
 # ---- help and usage ------------------------------------------------------------------------------
 
 
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+GROUPS = {
+    "Prepare": {"init", "doctor", "annotate", "decontaminate"},
+    "Learn": {"run", "train", "resume", "show"},
+    "Evaluate": {"eval", "compare", "report", "grade"},
+    "Use the result": {"solve", "fuse", "export"},
+}
+
+
 @pytest.mark.parametrize("option", ["--help", "-h"])
-def test_help(process: Shell, option: str) -> None:
+def test_help_names_every_command_in_its_group(process: Shell, option: str) -> None:
     done = process.works(option)
-    for command in ("run", "train", "resume", "show", "eval", "compare", "report", "grade", "fuse"):
-        assert command in done.out
     assert done.err == ""
+    at = -1
+    for group, commands in GROUPS.items():
+        if group != "Use the result":
+            assert at < (at := done.out.index(f" {group} ─"))
+        for command in commands:
+            assert f"│ {command} " in done.out
+            assert COMMANDS[command].rich_help_panel == group
+    assert set(COMMANDS) == set().union(*GROUPS.values())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_an_example_that_it_takes(name: str) -> None:
+    """Its options are there and its values are of their kind; nothing is done."""
+    program, called, *rest = shlex.split(COMMANDS[name].epilog.removeprefix("Example: "))
+    assert (program, called) == ("mlxreflect", name)
+    COMMANDS[name].make_context(name, rest)
+
+
+def test_version(shell: Shell) -> None:
+    assert shell.works("--version").out == f"mlxreflect {version('mlxreflect')}\n"
+
+
+def completed(process: Shell, *words: str) -> tuple[list[str], float]:
+    """What a shell is offered for the last word, and the seconds it waited."""
+    process.env |= {
+        "_MLXREFLECT_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(("mlxreflect", *words)),
+        "COMP_CWORD": str(len(words)),
+    }  # fmt: skip
+    begun = time.monotonic()
+    done = process.works()
+    return done.out.split(), time.monotonic() - begun
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["re"], ["resume", "report"]),
+        (["run", "q"], ["quickstart"]),
+        (["doctor", "mi"], ["mine.toml"]),
+        (["run", "my/"], ["my/other.toml"]),
+        (["eval", "countdown_c"], ["countdown_chain"]),
+        (["run", "r3", "--set", "train.lr"], ["train.lr="]),
+        (["eval", "gsm8k", "--set", "prompt.ta"], ["prompt.tags="]),
+        (["train", "sft", "--set", "data.so"], ["data.source="]),
+        (["show", "runs/l"], ["runs/latest", "runs/latest/"]),
+        (["resume", "nothing/like/it"], []),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_completion(process: Shell, words: list[str], offered: list[str]) -> None:
+    folder = process.folder
+    (folder / "my").mkdir()
+    for path in ("mine.toml", "my/other.toml", "mine.txt", "my/.hidden.toml"):
+        (folder / path).write_text("")
+    (folder / "runs" / "first").mkdir(parents=True)
+    (folder / "runs" / "latest").symlink_to("first")
+    found, seconds = completed(process, *words)
+    assert sorted(found) == sorted(offered)
+    assert seconds < 10  # a second at most on a machine with nothing else to do
+
+
+def test_the_latest_run_is_one_by_its_own_name(shell: Shell, run_dir: Path) -> None:
+    """`runs/latest` may soon name another one."""
+    (shell.folder / "latest").symlink_to(run_dir.name)
+    problem = rows(run_dir / "episodes.jsonl")[0]["problem"]["id"]
+    assert problem in shell.works("show", "latest").out
+    done = shell.works("resume", "latest")
+    assert done.out.startswith(f"{run_dir.name} was finished already")
 
 
 @pytest.mark.parametrize(
@@ -229,7 +308,10 @@ def test_eval_with_an_adapter_that_is_none(shell: Shell) -> None:
 
 
 DATA = {
-    "bad row": ('{"question": "1+1?", "answer": 2}\n{"question": "2', "line 2: not JSON"),
+    "bad row": (
+        '{"question": "1+1?", "answer": 2}\n{"question": "2',
+        "line 2: cut off in the middle",
+    ),
     "missing column": ('{"question": "1+1?", "anser": 2}\n', "line 1: no column 'answer'"),
     "hostile": ('{"question": "a", "\\u001b[2J\\nerror: x": 1}\n', "line 1: no column 'answer'"),
 }
@@ -594,7 +676,7 @@ def test_grade(shell: Shell, task: str) -> None:
         ('{"id": 2, "response": "a", "numbers": "3", "target": 3}', "line 2: numbers = 3: not a"),
         ('{"id": 2, "response": "a", "numbers": [3]}', "line 2: target = None: not a whole"),
         ('{"id": 2,', "line 2: not JSON"),
-        ('"a"', "line 2: a JSON object was expected"),
+        ('"a"', "line 2: no JSON object"),
     ],
 )
 def test_grade_bad_row(shell: Shell, bad: str, said: str) -> None:

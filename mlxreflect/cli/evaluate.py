@@ -1,18 +1,14 @@
-"""The commands of evidence: eval, compare, report, grade, decontaminate. They belong to `cli`."""
+"""The commands that evaluate: eval, compare, report, grade."""
 
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from mlxreflect.cli.options import Json, Set, make_ui, require_mlx
+from mlxreflect.cli.options import EVALUATE, Json, SetSpec, Spec, make_ui, require_mlx
 from mlxreflect.core.errors import UserError
-
-if TYPE_CHECKING:
-    from mlxreflect.config.schema import EvalSpec
-
 
 app = typer.Typer()
 
@@ -24,87 +20,80 @@ def need_a_model(context: typer.Context, value: list[str] | None) -> list[str]:
     return value or []
 
 
-def check_server(server: str, models: list[str] | None) -> None:
-    if bool(server) != bool(models):
-        raise UserError(
-            f"{'--server' if server else '--server-model'} alone: a server needs its address and "
-            "a model",
-            "give both: --server http://127.0.0.1:1234/v1 --server-model NAME",
-        )
+def refuse(wrong: object, message: str, hint: str) -> None:
+    if wrong:
+        raise UserError(message, hint)
 
 
-def check_quick(stops: list[str], *, quick: bool, other: str) -> None:
-    """stops: what --quick is to end at, as settings; other: an option that it excludes."""
-    if stops and not quick:
-        name = stops[0].removeprefix("quick.").partition("=")[0].replace("_", "-")
-        raise UserError(
-            f"--{name} is of --quick, which is not asked for", "add --quick, or leave it out"
-        )
-    if quick and other:
-        raise UserError(f"--quick and {other} do not go together", "leave one of them out")
-
-
-def check_single(option: str, spec: "EvalSpec") -> None:
-    if spec.chain.rounds > 1:
-        raise UserError(
-            f"{option} and a spec with [chain] do not go together",
-            "leave it out, or add --set chain.rounds=1",
-        )
-
-
-@app.command(name="eval")
+@app.command(
+    name="eval",
+    rich_help_panel=EVALUATE,
+    epilog="Example: mlxreflect eval countdown --model tiny --adapter runs/latest/adapter --base",
+)
 def eval_(
-    spec: Annotated[str, typer.Argument(help="An eval spec (file or bundled name) or a task.")],
+    spec: Spec,
     model: Annotated[
         list[str] | None,
-        typer.Option(callback=need_a_model, help="Hub name, path, or tiny; one or several."),
+        typer.Option(callback=need_a_model, help="Hub name, folder, or tiny; repeatable."),
     ] = None,
     adapter: Annotated[
         list[str] | None,
-        typer.Option(help="A LoRA folder; one or several, each for the model it was trained on."),
+        typer.Option(help="A LoRA folder, evaluated on the model it was trained on; repeatable."),
     ] = None,
     base: Annotated[
-        bool, typer.Option("--base", help="Also the model without its one adapter.")
+        bool, typer.Option("--base", help="Also evaluate the model without its adapter.")
     ] = False,
     quantize: Annotated[
-        list[int] | None, typer.Option(metavar="BITS", help="4 or 8 on load; 0: as it is.")
+        list[int] | None,
+        typer.Option(metavar="BITS", help="4 or 8, on load; 0: as it is."),
     ] = None,
-    server: Annotated[str, typer.Option(help="Address of an OpenAI-like server, or Ollama.")] = "",
-    server_model: Annotated[list[str] | None, typer.Option(help="One or several of its.")] = None,
-    server_key_env: Annotated[str, typer.Option(help="Variable that holds the server's key.")] = "",
+    server: Annotated[str, typer.Option(help="An OpenAI-like server, or Ollama.")] = "",
+    server_model: Annotated[list[str] | None, typer.Option(help="Its model; repeatable.")] = None,
+    server_key_env: Annotated[str, typer.Option(help="Variable that holds its key.")] = "",
     concurrency: Annotated[int, typer.Option(min=1, help="Requests to the server at once.")] = 4,
     keep_failed: Annotated[
         bool, typer.Option("--keep-failed", help="Count a call that fails for good as wrong.")
     ] = False,
-    limit: Annotated[int, typer.Option(min=0, help="Problems; 0: all of the spec's.")] = 0,
-    source: Annotated[str, typer.Option(help="Other data for the task, all of it.")] = "",
-    out: Annotated[Path | None, typer.Option(help="Folder of the samples and results.")] = None,
-    cache: Annotated[str, typer.Option(help="File of answers kept for later, or off.")] = "",
+    limit: Annotated[int, typer.Option(min=0, help="How many problems; 0: all of the spec's.")] = 0,
+    source: Annotated[str, typer.Option(help="Other data for the task; all of it is used.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder for samples and results.")] = None,
+    cache: Annotated[str, typer.Option(help="File that keeps answers for later, or off.")] = "",
     aa: Annotated[
-        bool, typer.Option("--aa", help="Ask each model twice, at two batch sizes: the noise.")
+        bool,
+        typer.Option("--aa", help="Ask each model twice, to measure the noise."),
     ] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Base and trained side by side until it is decided.")
+        bool, typer.Option("--quick", help="Ask base and trained side by side until it is decided.")
     ] = False,
     alpha: Annotated[
-        float | None, typer.Option(help="With --quick: the level to decide at: quick.alpha.")
+        float | None, typer.Option(help="With --quick: the level to decide at (quick.alpha).")
     ] = None,
     max_n: Annotated[
-        int, typer.Option(min=0, help="With --quick: questions at most: quick.max_n.")
+        int, typer.Option(min=0, help="With --quick: the most problems (quick.max_n).")
     ] = 0,
-    set_: Set = None,
+    set_: SetSpec = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate models, adapters and models behind a server on the same problems, in one table.
 
-    One --model with one --adapter is evaluated as that, with --base also without it. Of several
-    models and adapters each model is evaluated, and each adapter on the model it was trained on;
-    all are compared with the first.
+    One --model with one --adapter is one arm; --base adds the model alone. With several models and
+    adapters, each model is evaluated, and each adapter on the model it was trained on. All are
+    compared with the first.
     """
     keys = {"alpha": alpha, "max_n": max_n or None}
     stops = [f"quick.{key}={value}" for key, value in keys.items() if value is not None]
-    check_server(server, server_model)
-    check_quick(stops, quick=quick, other="--aa" if aa else "--cache" if cache else "")
+    refuse(
+        bool(server) != bool(server_model),
+        f"{'--server' if server else '--server-model'} alone: a server needs its address and a "
+        "model",
+        "give both: --server http://127.0.0.1:1234/v1 --server-model NAME",
+    )
+    alone = "--alpha" if alpha is not None else "--max-n"
+    refuse(stops and not quick, f"{alone} is of --quick", "add --quick, or leave it out")
+    other = "--aa" if aa else "--cache"
+    refuse(
+        quick and (aa or cache), f"--quick and {other} do not go together", "leave one of them out"
+    )
     require_mlx()
     from mlxreflect.evaluation.evaluate import find_spec
     from mlxreflect.evaluation.generators import ServedModel
@@ -117,8 +106,11 @@ def eval_(
         for name in server_model or []
     ]
     entries = line_up(model or [], adapter or [], quantize or [], served, base=base or quick)
-    if quick or aa:
-        check_single("--quick" if quick else "--aa", found)
+    refuse(
+        (quick or aa) and found.chain.rounds > 1,
+        f"{'--quick' if quick else '--aa'} and a spec with [chain] do not go together",
+        "leave it out, or add --set chain.rounds=1",
+    )
     try:
         if quick:
             decided = decide(found, entries, out, ui)
@@ -140,7 +132,10 @@ def enough_arms(arms: list[str]) -> list[str]:
     return arms
 
 
-@app.command()
+@app.command(
+    rich_help_panel=EVALUATE,
+    epilog="Example: mlxreflect compare runs/latest/eval/base runs/latest/eval/trained",
+)
 def compare(
     arms: Annotated[
         list[str],
@@ -156,14 +151,16 @@ def compare(
         typer.Option(metavar="KEY", help="A key that is meant to differ: spec.prompt.style."),
     ] = None,
     all_pairs: Annotated[
-        bool, typer.Option("--all-pairs", help="Not only with the first.")
+        bool, typer.Option("--all-pairs", help="Compare all with all, not only with the first.")
     ] = False,
     list_: Annotated[bool, typer.Option("--list", help="All problems gained and lost.")] = False,
     unpaired: Annotated[
-        bool, typer.Option("--unpaired", help="By counts alone: results, or 627/1000 674/1000.")
+        bool,
+        typer.Option("--unpaired", help="By counts: results, or 627/1000 674/1000."),
     ] = False,
     plan: Annotated[
-        float, typer.Option(metavar="DIFFERENCE", help="How many questions show it, as 0.03.")
+        float,
+        typer.Option(metavar="DIFFERENCE", help="How many problems would show it."),
     ] = 0.0,
     as_json: Json = False,
 ) -> None:
@@ -183,34 +180,7 @@ def compare(
     ui.table(render_comparison(result, whole=list_))
 
 
-@app.command()
-def decontaminate(
-    data: Annotated[str, typer.Argument(help="A file, a folder, or a hub data set.")],
-    against: Annotated[
-        list[str],
-        typer.Option(metavar="SPEC", help="An eval spec, a task, or a file."),
-    ],
-    out: Annotated[Path | None, typer.Option(help="A JSONL file for the clean rows.")] = None,
-    ngram: Annotated[int, typer.Option(min=0, help="Words in a row; 0: whole texts only.")] = 13,
-    config: Annotated[str, typer.Option(help="Configuration of a hub data set.")] = "",
-    split: Annotated[str, typer.Option(help="Split of a folder or a hub data set.")] = "train",
-    as_json: Json = False,
-) -> None:
-    """Find the rows of training data that occur in an evaluation, and write the others."""
-    require_mlx()
-    from mlxreflect.config.job import DataConfig
-    from mlxreflect.evaluation.contamination import decontaminate as decontaminate_
-    from mlxreflect.evaluation.contamination import render_decontaminated
-
-    ui = make_ui(as_json)
-    names = [name for given in against for name in given.split(",") if name]
-    asked = DataConfig(source=data, config=config, split=split, against=names, ngram=ngram)
-    result = decontaminate_(asked, out, ui)
-    ui.result(result)
-    ui.table(render_decontaminated(result))
-
-
-@app.command()
+@app.command(rich_help_panel=EVALUATE, epilog="Example: mlxreflect report runs/latest --out report")
 def report(
     folders: Annotated[
         list[Path], typer.Argument(metavar="FOLDER…", help="Evaluations, folders of them, or runs.")
@@ -233,7 +203,7 @@ def report(
     ui.header({"table": written["table"], **folders_of})
 
 
-@app.command()
+@app.command(rich_help_panel=EVALUATE, epilog="Example: mlxreflect grade gsm8k answers.jsonl")
 def grade(
     task: Annotated[
         str, typer.Argument(metavar="TASK|FOLDER", help="A task, or an evaluation to grade anew.")

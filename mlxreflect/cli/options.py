@@ -1,19 +1,119 @@
-"""What the commands share: common options, and the machine that they need."""
+"""What the commands share: options, the completion of their values, and the machine they need."""
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mlxreflect.core.errors import UserError
 
 if TYPE_CHECKING:
+    from mlxreflect.config.schema import Recipe
     from mlxreflect.core.ui import Ui
 
+# The groups of commands in --help.
+LEARN, EVALUATE, PREPARE, USE = "Learn", "Evaluate", "Prepare", "Use the result"
 
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key.")
+
+# ---- completion ----------------------------------------------------------------------------------
+
+
+def matching(names: Iterable[str], incomplete: str) -> list[str]:
+    return sorted({name for name in names if name.startswith(incomplete)})
+
+
+def below(incomplete: str) -> list[Path]:
+    """Returns what stands in the folder that is being typed."""
+    folder = Path(incomplete if incomplete.endswith("/") else Path(incomplete).parent)
+    try:
+        return [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except OSError:
+        return []
+
+
+def files(incomplete: str, suffix: str) -> list[str]:
+    """Returns the files with a suffix and the folders, as a shell would complete them."""
+    found = below(incomplete)
+    folders = [f"{path}/" for path in found if path.is_dir()]
+    return [*folders, *(str(path) for path in found if path.suffix == suffix)]
+
+
+def recipe_names(incomplete: str) -> list[str]:
+    from mlxreflect.config.toml import bundled
+
+    return matching([*bundled("recipes"), *files(incomplete, ".toml")], incomplete)
+
+
+def spec_names(incomplete: str) -> list[str]:
+    from mlxreflect.config.toml import bundled
+
+    return matching([*bundled("evals"), *files(incomplete, ".toml")], incomplete)
+
+
+def run_folders(incomplete: str) -> list[str]:
+    """Returns the runs below runs/, `runs/latest` among them, and any other folder."""
+    runs = [path for path in below("runs/") if path.is_dir()]
+    folders = [path for path in below(incomplete) if path.is_dir()]
+    return matching([*map(str, runs), *(f"{path}/" for path in folders)], incomplete)
+
+
+def keys_of(table: str) -> Callable[[str], list[str]]:
+    """Returns the completion of `--set` for a recipe, an eval spec or a training."""
+
+    def complete(incomplete: str) -> list[str]:
+        from mlxreflect.config import job, schema
+        from mlxreflect.config.toml import all_keys
+
+        models: Any = {"recipe": schema.Recipe, "spec": schema.EvalSpec, "training": job.Job}
+        known = all_keys(models[table])
+        return matching(
+            (f"{key}=" for key, usual in known.items() if usual is not None), incomplete
+        )
+
+    return complete
+
+
+# ---- options -------------------------------------------------------------------------------------
+
+
+def setting(table: str) -> Any:
+    return typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help=f"Override a key of the {table}; repeatable.",
+        autocompletion=keys_of(table),
+    )
+
+
+def folder(path: Path) -> Path:
+    """Returns the run that `runs/latest` names now: it may soon name another one."""
+    return path.parent / path.readlink() if path.is_symlink() else path
+
+
+Set = Annotated[list[str] | None, setting("recipe")]
+SetSpec = Annotated[list[str] | None, setting("spec")]
+SetTraining = Annotated[list[str] | None, setting("training")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+RunFolder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN_DIR",
+        help="The folder of a run, such as runs/latest.",
+        callback=folder,
+        autocompletion=run_folders,
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+Spec = Annotated[
+    str,
+    typer.Argument(
+        help="An eval spec (file or bundled name) or a task.", autocompletion=spec_names
+    ),
+]
+Model = Annotated[str, typer.Option(help="Hub name, local folder, or tiny.")]
+
+
+# ---- what they do --------------------------------------------------------------------------------
 
 
 def make_ui(as_json: bool) -> "Ui":
@@ -23,7 +123,7 @@ def make_ui(as_json: bool) -> "Ui":
 
 
 def require_mlx() -> None:
-    """On Linux mlx comes without a backend unless an extra names one."""
+    """Raises UserError where mlx has no backend: on Linux an extra has to name one."""
     try:
         import mlx.core  # noqa: F401
     except ImportError as error:
@@ -31,3 +131,19 @@ def require_mlx() -> None:
             f"mlx has no backend here ({str(error).splitlines()[0]})",
             "install one: pip install 'mlxreflect[cpu]', or 'mlxreflect[cuda]' on an NVIDIA GPU",
         ) from None
+
+
+def checked_recipe(name: str, set_: list[str] | None) -> "Recipe":
+    """Returns a recipe whose task and evaluation are there and fit it."""
+    from mlxreflect.config.recipe import eval_spec, load_recipe
+    from mlxreflect.tasks import check_exam, get_task
+
+    recipe = load_recipe(name, set_ or [])
+    get_task(recipe.task.name)
+    spec = eval_spec(recipe)
+    check_exam(spec)
+    require_mlx()
+    from mlxreflect.runs.measuring import check_measured
+
+    check_measured(recipe, spec)
+    return recipe

@@ -1,0 +1,242 @@
+"""The commands that make a run or a training, and those that use what it made."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mlxreflect.cli.options import (
+    LEARN,
+    USE,
+    Json,
+    Model,
+    RunFolder,
+    Set,
+    SetSpec,
+    SetTraining,
+    checked_recipe,
+    make_ui,
+    recipe_names,
+    require_mlx,
+)
+from mlxreflect.core.errors import UserError
+
+if TYPE_CHECKING:
+    from mlxreflect.core.ui import Ui
+    from mlxreflect.runs.folder import RunFolder as Folder
+
+
+app = typer.Typer()
+RECIPES = "A TOML file, or quickstart, r3, rel, preflexor, reflectevo, traces."
+
+
+# ---- learn ---------------------------------------------------------------------------------------
+
+
+@app.command(
+    rich_help_panel=LEARN, epilog="Example: mlxreflect run r3 --set task.limit=64 --dry-run"
+)
+def run(
+    recipe: Annotated[str, typer.Argument(help=RECIPES, autocompletion=recipe_names)],
+    set_: Set = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="The folder to make; default: one under runs/.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Show recipe, prompts and costs; train nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe: learn from its problems, then compare base and trained."""
+    loaded, ui = checked_recipe(recipe, set_), make_ui(as_json)
+    if dry_run:
+        from mlxreflect.config.recipe import dump_recipe
+        from mlxreflect.setup.dry_run import dry
+
+        if as_json:
+            ui.result(dry(loaded))
+        else:
+            ui.line(dump_recipe(loaded))  # also where the data cannot be loaded
+            ui.line(dry(loaded)["text"])
+        return
+    from mlxreflect.runs.folder import create_run
+
+    carry_out(create_run(loaded, run_dir), ui)
+
+
+@app.command(
+    rich_help_panel=LEARN,
+    epilog="Example: mlxreflect train sft --data mine.jsonl --out adapter --model tiny",
+)
+def train(
+    objective: Annotated[str, typer.Argument(help="sft, dpo, ipo, exo_pair, orpo or grpo.")],
+    data: Annotated[str, typer.Option(help="A file, a folder with train.jsonl, a hub data set.")],
+    out: Annotated[Path, typer.Option(help="The folder to make.")],
+    model: Model = "tiny",
+    set_: SetTraining = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model on data of your own: LoRA or all weights, preferences, responses or groups."""
+    from mlxreflect.config.job import load_job
+
+    job = load_job(objective, model, data, set_ or [])
+    require_mlx()
+    from mlxreflect.runs.folder import create_job
+
+    carry_out(create_job(job, out), make_ui(as_json))
+
+
+@app.command(rich_help_panel=LEARN, epilog="Example: mlxreflect resume runs/latest")
+def resume(run_dir: RunFolder, set_: Set = None, as_json: Json = False) -> None:
+    """Continue a run or a training that was stopped, from its last commit."""
+    require_mlx()
+    from mlxreflect.runs.folder import open_folder
+
+    carry_out(open_folder(run_dir, set_ or []), make_ui(as_json))
+
+
+def carry_out(folder: "Folder[Any]", ui: "Ui") -> None:
+    """Does what is left of a run or a training, and shows what it came to."""
+    from mlxreflect.runs.folder import JOB, Stopped, carried_out
+
+    is_training = folder.kind is JOB
+    try:
+        with carried_out(folder):
+            if is_training:
+                from mlxreflect.runs.fit import train as fit
+
+                summary = fit(folder, ui)
+            else:
+                from mlxreflect.runs.run import execute
+
+                summary = execute(folder, ui)
+    except Stopped as stopped:
+        print(f"\n{stopped}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if ui.json:
+        ui.result(summary)
+        return
+    from mlxreflect.report.show import show_summary, show_training
+
+    for part in [show_training(summary)] if is_training else show_summary(folder.path):
+        ui.table(part)
+
+
+@app.command(rich_help_panel=LEARN, epilog="Example: mlxreflect show runs/latest --status bucket")
+def show(
+    run_dir: RunFolder,
+    problem: Annotated[str, typer.Option(help="A problem's id, or its first digits.")] = "",
+    status: Annotated[str, typer.Option(help="Only problems with this status.")] = "",
+) -> None:
+    """Show a run, or the whole story of one problem."""
+    from mlxreflect.report.show import show_problem, show_run
+
+    ui = make_ui(False)
+    if (run_dir / "job.json").is_file():
+        from mlxreflect.core.journal import read_json
+        from mlxreflect.report.show import show_training
+
+        if not (run_dir / "summary.json").is_file():
+            raise UserError(
+                f"{run_dir} is not finished",
+                f"continue it: mlxreflect resume {shlex.quote(str(run_dir))}",
+            )
+        ui.table(show_training(read_json(run_dir / "summary.json")))
+        return
+    parts = show_problem(run_dir, problem) if problem else show_run(run_dir, status or None)
+    for part in parts:
+        ui.table(part)
+
+
+# ---- use the result ------------------------------------------------------------------------------
+
+
+@app.command(
+    rich_help_panel=USE,
+    epilog="Example: mlxreflect solve 'numbers 3 4 5, target 35' --model tiny --task countdown",
+)
+def solve(
+    question: Annotated[
+        str, typer.Argument(help="In words, or a task's JSON; countdown: numbers 3 4 5, target 35.")
+    ],
+    model: Model,
+    adapter: Annotated[str, typer.Option(help="A LoRA folder to put on it.")] = "",
+    critic: Annotated[
+        str, typer.Option(help="none, self, solver, another provider, or the critic of a recipe.")
+    ] = "self",
+    rounds: Annotated[int, typer.Option(min=2, help="The most answers.")] = 4,
+    integrate: Annotated[
+        bool, typer.Option("--integrate", help="At the end, write one answer from them all.")
+    ] = False,
+    task: Annotated[str, typer.Option(help="A task, such as countdown; default: none.")] = "",
+    set_: SetSpec = None,
+    as_json: Json = False,
+) -> None:
+    """Answer one question in rounds: think, criticise, think better, answer again."""
+    require_mlx()
+    from mlxreflect.config.schema import PolicyConfig
+    from mlxreflect.evaluation import solve as solving
+    from mlxreflect.models.load import load_policy
+
+    chosen = solving.find_task(task)
+    spec = solving.solve_spec(chosen, critic, rounds, integrate, set_ or [])
+    problem, ui = solving.read_question(question, chosen), make_ui(as_json)
+    policy = load_policy(PolicyConfig(model=model, adapter=adapter))
+    with ui.progress("solving", 1) as bar:
+        result = solving.solve(policy, chosen, problem, spec, bar.update_text)
+        bar.advance()
+        given = result["took"]["samples"]
+        bar.update_text(f"answers given: {given:.0f}, rounds at most: {spec.chain.rounds}")
+    ui.result(result)
+    if not as_json:
+        for part in solving.render_solved(result):
+            ui.table(part)
+
+
+@app.command(
+    rich_help_panel=USE,
+    epilog="Example: mlxreflect fuse --model tiny --adapter runs/latest/adapter --out fused",
+)
+def fuse(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The folder to make.")],
+    adapter: Annotated[str, typer.Option(help="An adapter's folder; none: only dequantise.")] = "",
+    quantize: Annotated[int, typer.Option(help="Bits: 4 or 8; 0: plain weights.")] = 0,
+    prompt: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="One more prompt to compare.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Merge an adapter into its model, and check that the new model answers the same."""
+    require_mlx()
+    from mlxreflect.models.fuse import fuse as fuse_
+    from mlxreflect.models.fuse import render_fused
+
+    ui = make_ui(as_json)
+    result = fuse_(model, adapter, out, quantize, prompt or [], ui)
+    ui.result(result)
+    ui.table(render_fused(result))
+
+
+@app.command(rich_help_panel=USE, epilog="Example: mlxreflect export runs/latest --format trl")
+def export(
+    run_dir: RunFolder,
+    format_: Annotated[
+        str, typer.Option("--format", help="trl, sharegpt, mlx-chat, reasonset or reflectevo.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="A folder, or a .jsonl file; default: in the run.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a run's training data in a form that others read; `train` reads it back."""
+    from mlxreflect.report.export import export as export_
+
+    ui = make_ui(as_json)
+    result = export_(run_dir, format_, out)
+    ui.result(result)
+    if not as_json:
+        rows = {name: f"{count} rows" for name, count in result["files"].items()}
+        ui.header({**rows, "written to": result["out"]})

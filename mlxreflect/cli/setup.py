@@ -1,0 +1,168 @@
+"""The commands that prepare a run: init, doctor, annotate, decontaminate."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mlxreflect.cli.options import (
+    PREPARE,
+    Json,
+    Set,
+    checked_recipe,
+    make_ui,
+    recipe_names,
+    require_mlx,
+)
+from mlxreflect.core.errors import UserError
+
+app = typer.Typer()
+
+
+@app.command(
+    rich_help_panel=PREPARE,
+    epilog="Example: mlxreflect init --strategy r3 --task mine.jsonl --critic ollama:qwen2.5:7b",
+)
+def init(
+    strategy: Annotated[str, typer.Option(help="The method: a bundled recipe's name.")] = "",
+    task: Annotated[str, typer.Option(help="A task, or your own file or hub data set.")] = "",
+    question: Annotated[str, typer.Option(help="Column of your data with the question.")] = "",
+    answer: Annotated[str, typer.Option(help="Column of your data with the answer.")] = "",
+    answer_type: Annotated[str, typer.Option(help="The kind of answer your data has.")] = "",
+    model: Annotated[str, typer.Option(help="Hub name, local folder, or tiny.")] = "",
+    critic: Annotated[
+        str, typer.Option(metavar="PROVIDER:MODEL", help="As ollama:qwen2.5:7b; solver; self.")
+    ] = "",
+    critic_url: Annotated[str, typer.Option(help="Address of the critic's server.")] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; default: METHOD-TASK.toml.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: take what is found.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write your own recipe. It asks for what you do not give, and offers the critics it finds."""
+    from mlxreflect.core.ui import safe_text
+    from mlxreflect.setup.init import Asker, place_of, refuse_to_overwrite, settle, write_recipe
+
+    ui = make_ui(as_json)
+    if out:
+        refuse_to_overwrite(out, force)
+    given = {
+        "strategy": strategy, "task": task, "question": question, "answer": answer,
+        "answer_type": answer_type, "model": model, "critic": critic, "base_url": critic_url,
+    }  # fmt: skip
+    asks = sys.stdin.isatty() and not yes and not as_json
+
+    def ask(label: str, suggested: str) -> str:
+        reply: str = typer.prompt(safe_text(label), default=suggested)
+        return reply.strip()
+
+    choices = settle(Asker(given, ask if asks else None, yes, ui.line))
+    place = out or place_of(choices)
+    refuse_to_overwrite(place, force)
+    result = write_recipe(choices, place)
+    ui.result(result)
+    name = shlex.quote(result["recipe"])
+    ui.line(f"written: {result['recipe']}\nlook first: mlxreflect doctor {name}")
+    ui.line(f"dry run: mlxreflect run {name} --dry-run\nthen: mlxreflect run {name}")
+
+
+@app.command(rich_help_panel=PREPARE, epilog="Example: mlxreflect doctor r3")
+def doctor(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A TOML file or a bundled name; none: only this machine.",
+            autocompletion=recipe_names,
+        ),
+    ] = "",
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Check that a run has what it needs: memory, disk, model, data, and a token of each critic."""
+    if set_ and not recipe:
+        raise UserError(
+            f"--set {set_[0]}: no recipe to set it in", "give one: mlxreflect doctor r3"
+        )
+    loaded = checked_recipe(recipe, set_) if recipe else None
+    require_mlx()
+    from mlxreflect.setup.doctor import doctor as doctor_
+    from mlxreflect.setup.doctor import render_doctor
+
+    ui = make_ui(as_json)
+    result = doctor_(loaded, ui)
+    ui.result(result)
+    ui.table(render_doctor(result))
+    if not result["ok"]:
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=PREPARE, epilog="Example: mlxreflect annotate rel worked.md")
+def annotate(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A TOML file or a bundled name, such as rel.", autocompletion=recipe_names
+        ),
+    ],
+    file: Annotated[Path, typer.Argument(help="The .md or .jsonl that rel.human is to name.")],
+    problem: Annotated[str, typer.Option(help="Its id, or first digits; default: the next.")] = "",
+    working: Annotated[
+        Path | None, typer.Option(help="A file with your working; default: your editor.")
+    ] = None,
+    no_expand: Annotated[
+        bool, typer.Option("--no-expand", help="Keep your words; ask no critic.")
+    ] = False,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Solve a training problem in your editor; a right solution is added to your worked ones.
+
+    Write your working as it comes, with its wrong turns, and the final answer as
+    <answer>…</answer> at its end. The critic writes it out, or with --no-expand it stays in your
+    own words; the task's grader checks the answer.
+    """
+    from mlxreflect.config.recipe import load_recipe
+    from mlxreflect.methods.rel_worked import annotate_problem
+
+    ui = make_ui(as_json)
+    loaded = load_recipe(recipe, set_ or [])
+    found = annotate_problem(loaded, file, problem, working, expand=not no_expand, tell=ui.line)
+    ui.result(found)
+    ui.line(found["text"])
+    said = f"added to {file}" if found["kept"] else f"not kept: {found['reason']}"
+    ui.line(f"problem {found['problem']}: {said}")
+    if not found["kept"]:
+        raise typer.Exit(1)
+
+
+@app.command(
+    rich_help_panel=PREPARE,
+    epilog="Example: mlxreflect decontaminate mine.jsonl --against gsm8k --out clean.jsonl",
+)
+def decontaminate(
+    data: Annotated[str, typer.Argument(help="A file, a folder, or a hub data set.")],
+    against: Annotated[
+        list[str], typer.Option(metavar="SPEC", help="An eval spec, a task, or a file.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="A JSONL file for the clean rows.")] = None,
+    ngram: Annotated[int, typer.Option(min=0, help="Words in a row; 0: whole texts only.")] = 13,
+    config: Annotated[str, typer.Option(help="Configuration of a hub data set.")] = "",
+    split: Annotated[str, typer.Option(help="Split of a folder or a hub data set.")] = "train",
+    as_json: Json = False,
+) -> None:
+    """Find the rows of training data that occur in an evaluation, and write the others."""
+    require_mlx()
+    from mlxreflect.config.job import DataConfig
+    from mlxreflect.evaluation.contamination import decontaminate as decontaminate_
+    from mlxreflect.evaluation.contamination import render_decontaminated
+
+    ui = make_ui(as_json)
+    names = [name for given in against for name in given.split(",") if name]
+    asked = DataConfig(source=data, config=config, split=split, against=names, ngram=ngram)
+    result = decontaminate_(asked, out, ui)
+    ui.result(result)
+    ui.table(render_decontaminated(result))
