@@ -16,7 +16,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json, read_rows
 from mlxreflect.core.ui import Ui
 from mlxreflect.models.load import load_policy
-from mlxreflect.report.totals import totals
+from mlxreflect.report.show import totals
 from mlxreflect.runs.folder import create_run, open_folder
 from mlxreflect.runs.run import execute
 from mlxreflect.setup.estimate import estimate

@@ -23,7 +23,7 @@ from mlxreflect.evaluation.chains import (
 )
 from mlxreflect.prompts.parsing import parse_response
 from mlxreflect.prompts.templates import PRAISE
-from mlxreflect.report.scoreboard import chain_line
+from mlxreflect.report.tables import chain_line
 from mlxreflect.tasks import arithmetic, countdown_solver
 
 GAME = make_problem("countdown", {"numbers": [3, 4, 5], "target": 35})

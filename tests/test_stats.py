@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -323,7 +324,7 @@ def test_wilson_refuses_what_is_no_proportion(k: int, n: int) -> None:
     ],
 )
 def test_sentence(table: tuple[int, int, int, int], verdict: str) -> None:
-    text = sentences.sentence(stats.paired(*answers(*table)), "base", "trained")
+    text = worded(stats.paired(*answers(*table)), a="base", b="trained")
     assert verdict in text
     assert text.startswith("trained answers ")
     assert f"of {sum(table)} questions" in text
@@ -331,16 +332,20 @@ def test_sentence(table: tuple[int, int, int, int], verdict: str) -> None:
     assert ("4 times in 5" in text) == (verdict != ", significant")
 
 
+def worded(comparison: stats.Comparison, **more: Any) -> str:
+    return sentences.sentence({**asdict(comparison), "a": "A", "b": "B", "alpha": 0.05, **more})
+
+
 def test_sentence_follows_alpha_and_the_permutation_test() -> None:
     a, b = answers(550, 124, 77, 249)
-    strict = sentences.sentence(stats.paired(a, b, alpha=0.001), "A", "B", alpha=0.001)
+    strict = worded(stats.paired(a, b, alpha=0.001), alpha=0.001)
     assert "99.9% interval" in strict
     assert ", borderline (exact McNemar p = 0.0011). The interval leaves out 0, but" in strict
     c, p = stats.clustered([0.0, 0.5] * 40, [0.25, 0.5] * 40)
-    text = sentences.sentence(c, "A", "B", p_perm=p)
+    text = worded(c, p_perm=p)
     assert "significant (sign-flip p = 0.0001)" in text
     with pytest.raises(ValueError, match="p_perm"):
-        sentences.sentence(c, "A", "B")
+        worded(c)
 
 
 @pytest.mark.parametrize("moved", [0.0, 0.25])

@@ -98,7 +98,7 @@ def eval_(
     from mlxreflect.evaluation.evaluate import find_spec
     from mlxreflect.evaluation.generators import ServedModel
     from mlxreflect.evaluation.runner import decide, evaluate_arms, line_up
-    from mlxreflect.report.scoreboard import show_arms
+    from mlxreflect.report.tables import show_arms
 
     ui, found = make_ui(as_json), find_spec(spec, limit, source, [*(set_ or []), *stops])
     served = [
@@ -165,9 +165,8 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare with the first on the same problems: paired difference, interval, exact test."""
-    from mlxreflect.evaluation.compare import Options, compare_all
-    from mlxreflect.evaluation.unpaired import compare_counts
-    from mlxreflect.report.view import render_comparison
+    from mlxreflect.evaluation.compare import Options, compare_all, compare_counts
+    from mlxreflect.report.tables import render_comparison
 
     ui = make_ui(as_json)
     options = Options(alpha, tuple(differ or ()), all_pairs, plan)
@@ -190,7 +189,7 @@ def report(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write evaluations as others read them: lm-eval, inspect_ai, plots, a Markdown table."""
+    """Write evaluations as others read them: a Markdown table, plots, logs of inspect_ai."""
     from mlxreflect.report.report import write_outputs
 
     ui = make_ui(as_json)
@@ -199,8 +198,10 @@ def report(
         ui.result(written)
         return
     ui.line(written["markdown"])
-    folders_of = {name: f"{written['out']}/{name}/" for name in ("lm_eval", "inspect", "plots")}
-    ui.header({"table": written["table"], **folders_of})
+    made = {n: f"{written['out']}/{n}/" for n in ("inspect", "plots") if written[n]}
+    ui.header({"table": written["table"], **made})
+    for note in written["notes"]:
+        ui.line(note)
 
 
 @app.command(rich_help_panel=EVALUATE, epilog="Example: mlxreflect grade gsm8k answers.jsonl")
@@ -236,7 +237,7 @@ def grade(
     if as_json:
         ui.result(results)
         return
-    from mlxreflect.report.scoreboard import figures
+    from mlxreflect.report.tables import figures
 
     ui.table(figures([results]))
     ui.line(f"rules: {results['rules']}; {results['changed']} verdicts changed: {results['out']}")

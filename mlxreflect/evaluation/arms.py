@@ -1,98 +1,147 @@
-"""The arms of a comparison: read evaluations, pair them by task, and say what is not alike."""
+"""Evaluated arms: the one place that reads and writes their folders.
+
+An arm is a model that answered the problems of a task: samples.jsonl, and beside it problems.jsonl,
+shots.jsonl, setup.json (what was asked, and how) and results.json (the figures).
+"""
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from statistics import fmean
+from typing import Any, Protocol
+
+from pydantic import ValidationError
 
 from mlxreflect.config.schema import EvalSpec
 from mlxreflect.config.toml import flatten
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import dump_line, read_json, read_rows, write_atomic
-from mlxreflect.core.records import Problem, Sample, to_row
+from mlxreflect.core.records import Problem, Sample, flat_from_row, to_row
 from mlxreflect.evaluation.results import summarise
+from mlxreflect.stats import mean_interval, wilson
 
-Key = tuple[str, str]  # task, problem id
 COUNTS = re.compile(r"^[0-9]+/[0-9]+$|\.json$")  # what --unpaired takes
-QUESTION = 100  # characters of a question that is listed
-
-
-class Answer(NamedTuple):
-    correct: bool
-    parsed: str | None
+# Columns of a sample that a bare file may lack.
+ABSENT = {"task": "", "sample": 0, "text": "", "token_ids": (), "finish_reason": None,
+          "parsed": None, "format_ok": False}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """One model on one task: each question's samples, and what else its folder tells.
+class ProblemSamples:
+    """A problem's samples in their order. problem: None where the folder kept only its id."""
 
-    questions: problem id → the question, shortened; empty without a problems.jsonl.
+    id: str
+    problem: Problem | None
+    samples: list[Sample]
+
+    @property
+    def right(self) -> list[bool]:
+        return [sample.correct for sample in self.samples]
+
+    @property
+    def score(self) -> float:
+        """The share of its samples that are right."""
+        return fmean(self.right)
+
+    @property
+    def strict(self) -> float:
+        """The share of its samples that are right in the format asked for."""
+        return fmean(sample.correct and sample.format_ok for sample in self.samples)
+
+    @property
+    def parsed(self) -> list[str | None]:
+        return [sample.parsed for sample in self.samples]
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """One model on one task.
+
+    name: what tells it from the others. part: the task's name, or that of its folder where the
+    folder of an arm holds one a task. results, setup: the files of that name, {} without. shots:
+    the worked examples before each problem. problems: by id, in the order they were asked in.
     """
 
-    path: Path
+    name: str
     task: str
-    answers: dict[Key, dict[int, Answer]]
-    results: dict[str, Any] | None
-    questions: dict[str, str]
+    part: str
+    path: Path
+    file: Path
+    results: dict[str, Any]
+    setup: dict[str, Any]
+    problems: dict[str, ProblemSamples]
+    shots: list[Problem]
 
     @property
     def samples(self) -> int:
-        """Of each question; `read_answers` has seen to it that all have as many."""
-        return len(next(iter(self.answers.values())))
+        """Samples of each problem; the reader has seen to it that all have as many."""
+        return len(next(iter(self.problems.values())).samples)
 
-    def right(self, keys: Iterable[Key]) -> list[list[bool]]:
-        """Of each question its samples, by index: right or wrong."""
-        return [[found[i].correct for i in sorted(found)] for found in map(self.answers.get, keys)
-                if found]  # fmt: skip
+    @property
+    def model(self) -> str:
+        return str(self.setup.get("model", "unknown"))
 
-    def parsed(self, key: Key) -> list[str | None]:
-        return [self.answers[key][i].parsed for i in sorted(self.answers[key])]
+    @property
+    def adapter(self) -> str:
+        return str(self.setup.get("adapter", ""))
 
+    @cached_property
+    def spec(self) -> EvalSpec | None:
+        """The evaluation; None where another version wrote it."""
+        try:
+            return EvalSpec.model_validate(self.setup.get("spec"))
+        except ValidationError:
+            return None
 
-@dataclass(frozen=True)
-class Arm:
-    """What is compared: a model's evaluations, by the name of the task or of its folder."""
-
-    name: str
-    path: Path
-    evaluations: dict[str, Evaluation]
-
-
-# ---- finding and reading -------------------------------------------------------------------------
-
-
-def load_arms(paths: Sequence[Path]) -> list[Arm]:
-    """The arms of these paths, the baseline first, each with a name of its own.
-
-    A single path is a folder of several arms, or a run's. Raises UserError.
-    """
-    arms = [load_arm(path) for path in (paths if len(paths) > 1 else arms_within(paths[0]))]
-    names = [arm.name for arm in arms]
-    if len(set(names)) == len(names):
-        return arms
-    return [Arm(str(arm.path), arm.path, arm.evaluations) for arm in arms]
-
-
-def arms_within(folder: Path) -> list[Path]:
-    """The arms in a folder, the baseline first: without an adapter, named base, then by name."""
-    folder = folder / "eval" if (folder / "eval").is_dir() else folder
-    refuse_quick(folder)
-    found = [sub for sub in folder.iterdir() if evaluations_within(sub)] if folder.is_dir() else []
-    if len(found) < 2:
-        raise UserError(
-            f"{folder}: not two evaluations to compare",
-            "name two or more: mlxreflect compare BASE TRAINED",
+    @property
+    def accuracy(self) -> tuple[float, float, float]:
+        """(share of right samples, low, high): the interval that the evaluation wrote, if any."""
+        mean, low, high = interval([*self.problems.values()])
+        return (
+            mean,
+            float(self.results.get("ci_low", low)),
+            float(self.results.get("ci_high", high)),
         )
 
-    def order(path: Path) -> tuple[Any, ...]:
-        results = read_results(evaluations_within(path)[0].parent / "results.json")
+
+def interval(problems: Sequence[ProblemSamples]) -> tuple[float, float, float]:
+    """(accuracy, low, high): Wilson's interval, or with several samples the clustered one."""
+    scores = [problem.score for problem in problems]
+    if all(len(problem.samples) == 1 for problem in problems):
+        return fmean(scores), *wilson(round(sum(scores)), len(scores))
+    return fmean(scores), *mean_interval(scores)
+
+
+def by_task(arms: Sequence[Arm]) -> dict[str, list[Arm]]:
+    grouped: dict[str, list[Arm]] = {}
+    for arm in arms:
+        grouped.setdefault(arm.task, []).append(arm)
+    return grouped
+
+
+# ---- finding arms --------------------------------------------------------------------------------
+
+
+def find_arms(folder: Path) -> list[Path]:
+    """The folders of arms in a run or a folder, the baseline first.
+
+    Inside may stand a folder an arm, or a folder an arm with one a task in it. The baseline is
+    without an adapter and named base; see `arm_order` for the others.
+    """
+    folder = folder / "eval" if (folder / "eval").is_dir() else folder
+    refuse_quick(folder)
+    inside = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+
+    def rank(path: Path) -> tuple[Any, ...]:
+        results = read_results(sample_files(path)[0].parent / "results.json")
         return bool(results and results.get("adapter")), *arm_order(path.name)
 
-    return sorted(found, key=order)
+    return sorted(filter(sample_files, inside), key=rank)
 
 
 def arm_order(name: str) -> tuple[int, str, int, str]:
@@ -103,31 +152,100 @@ def arm_order(name: str) -> tuple[int, str, int, str]:
     return {"base": 0, "warm-up": 1, "trained": 3}.get(plain, 2), *counted, name
 
 
-def evaluations_within(path: Path) -> list[Path]:
-    """The samples files of an arm: the folder's own, else those of its subfolders."""
+def sample_files(path: Path) -> list[Path]:
+    """The samples files of an arm: the folder's own, else those of its subfolders; a bare file."""
+    if not path.is_dir():
+        return [path] if path.is_file() and path.suffix != ".json" else []
     own = path / "samples.jsonl"
     return [own] if own.is_file() else sorted(path.glob("*/samples.jsonl"))
 
 
-def load_arm(path: Path) -> Arm:
-    """An evaluation's folder, a folder of several (one a task), or a bare file of samples."""
+def refuse_quick(path: Path) -> None:
+    if path.name == "quick.jsonl" or (path.is_dir() and (path / "quick.jsonl").is_file()):
+        raise quick_fault(path)
+
+
+def quick_fault(path: Path) -> UserError:
+    return UserError(
+        f"{path} is of a quick evaluation, which stopped as soon as it could decide: its answers "
+        "overstate the difference, and no fixed-size test holds for them",
+        "read its own verdict in quick.json, or evaluate both on all problems without --quick",
+    )
+
+
+# ---- reading arms --------------------------------------------------------------------------------
+
+
+def load_arms(folders: Sequence[Path]) -> list[Arm]:
+    """The arms of these folders: each an arm's own, a run's, or one of several arms.
+
+    Raises UserError for a folder without a finished evaluation in it.
+    """
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        own = folder.is_file() or (folder / "samples.jsonl").is_file()
+        paths = [folder] if own else find_arms(folder)
+        if not paths:
+            raise UserError(
+                f"{folder}: no evaluation in it",
+                "give folders that `mlxreflect eval` or `run` made, or a folder of such",
+            )
+        found |= {path.resolve(): path for path in paths}
+    return [arm for arms in read_all([*found.values()]) for arm in arms]
+
+
+def read_all(paths: Sequence[Path]) -> list[list[Arm]]:
+    """Of each path its arms, one a task, by a name that no other arm of their task has."""
+    read = [read_arm(path) for path in paths]
+    owners = [(path, arm.task) for path, arms in zip(paths, read, strict=True) for arm in arms]
+    names: dict[tuple[Path, str], str] = {}
+    for task in {task for _, task in owners}:
+        mine = [path for path, of in owners if of == task]
+        names |= zip(((path, task) for path in mine), distinct_names(mine), strict=True)
+    return [
+        [replace(arm, name=names[path, arm.task]) for arm in arms]
+        for path, arms in zip(paths, read, strict=True)
+    ]
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """The shortest names that differ: of the folders, of those above, or of both together."""
+    parts = [name_parts(path) for path in paths]
+    depths = range(min(map(len, parts)))
+    single = ([whole[depth] for whole in parts] for depth in depths)
+    joined = (["/".join(whole[depth::-1]) for whole in parts] for depth in depths)
+    names = (names for names in (*single, *joined) if len(set(names)) == len(names))
+    return next(names, list(map(str, paths)))
+
+
+def name_parts(path: Path) -> tuple[str, ...]:
+    """The name of a folder, or of a bare file of samples, and those of the folders above it."""
+    path = path.resolve()
+    if path.is_file():
+        path = path.parent if path.stem == "samples" else path.with_suffix("")
+    return path.parts[::-1]
+
+
+def read_arm(path: Path) -> list[Arm]:
+    """An arm's folder, a folder of several (one a task), or a bare file of samples, by task.
+
+    Raises UserError for what is no evaluation, or not a finished one.
+    """
     refuse_quick(path)
-    if path.is_dir():
-        files = evaluations_within(path)
-        nested = bool(files) and files[0].parent != path
-    else:
-        files, nested = [path] if path.is_file() and path.suffix != ".json" else [], False
+    files = sample_files(path)
     if not files:
         raise no_samples(path)
-    bare = path.stem in ("", "samples")
-    name = path.resolve().parent.name if bare and not path.is_dir() else path.stem
-    evaluations: dict[str, Evaluation] = {}
-    for file in files:
-        for one in read_evaluations(file, whole=path.is_dir()):
-            label = file.parent.name if nested else one.task
-            evaluations[f"{label}/{one.task}" if label in evaluations else label] = one
-    refuse_arms(path, list(evaluations.values()))
-    return Arm(path.name if path.is_dir() else name, path, evaluations)
+    arms = [arm for file in files for arm in read_tasks(file, path)]
+    seen: dict[tuple[str, frozenset[str]], Arm] = {}
+    for arm in arms:
+        other = seen.setdefault((arm.task, frozenset(arm.problems)), arm)
+        if other is not arm:
+            raise UserError(
+                f"{path} holds two evaluations of the same problems: {other.path.name} and "
+                f"{arm.path.name}",
+                f"compare those: mlxreflect compare {path}; or name one of them",
+            )
+    return arms
 
 
 def no_samples(path: Path) -> UserError:
@@ -141,109 +259,101 @@ def no_samples(path: Path) -> UserError:
     return UserError(f"{path / 'samples.jsonl' if path.is_dir() else path}: no such file", hint)
 
 
-def refuse_quick(path: Path) -> None:
-    folder = path if path.is_dir() else path.parent
-    if path.name == "quick.jsonl" or (path.is_dir() and (folder / "quick.jsonl").is_file()):
-        raise quick_fault(path)
+def read_tasks(file: Path, given: Path) -> Iterator[Arm]:
+    """The arms that a samples file holds, one a task. given: what was named, the file or a folder.
 
-
-def quick_fault(path: Path) -> UserError:
-    return UserError(
-        f"{path} is of a quick evaluation, which stopped as soon as it could decide: its answers "
-        "overstate the difference, and no fixed-size test holds for them",
-        "read its own verdict in quick.json, or evaluate both on all questions without --quick",
-    )
-
-
-def refuse_arms(path: Path, evaluations: Sequence[Evaluation]) -> None:
-    """A folder of several arms is not one arm."""
-    seen: dict[frozenset[Key], Evaluation] = {}
-    for one in evaluations:
-        other = seen.setdefault(frozenset(one.answers), one)
-        if other is not one:
-            raise UserError(
-                f"{path} holds two evaluations of the same questions: {other.path.name} and "
-                f"{one.path.name}",
-                f"compare those: mlxreflect compare {path}; or name one of them",
-            )
-
-
-def read_evaluations(samples: Path, *, whole: bool) -> list[Evaluation]:
-    """What a samples file holds, by task. whole: it stands in an evaluation's folder."""
-    folder = samples.parent
+    A bare file tells nothing of its setup: another may have been copied to where it stands.
+    """
+    folder, whole = file.parent, given.is_dir()
     results = read_results(folder / "results.json") if whole else None
-    if whole and results is None and (folder / "setup.json").is_file():
+    setup = read_results(folder / "setup.json") if whole else None
+    if results is None and setup is not None:
         raise UserError(
             f"{folder} is an evaluation that is not finished",
             "give the command that began it again; it goes on where it stopped",
         )
-    answers = read_answers(samples)
-    named = whole or samples.name == "samples.jsonl"
-    questions = read_questions(folder / "problems.jsonl") if named else {}
-    return [
-        Evaluation(
-            path=folder if whole else samples,
+    samples = read_samples(file)
+    known = whole or file.name == "samples.jsonl"
+    problems = {p.id: p for p in records(folder / "problems.jsonl", Problem)} if known else {}
+    order = {id_: i for i, id_ in enumerate(problems)}
+    for task in dict.fromkeys(task for task, _ in samples):
+        ids = [id_ for of, id_ in samples if of == task]
+        ids.sort(key=lambda id_: order.get(id_, len(order)))
+        yield Arm(
+            name="",
             task=task,
-            answers={key: found for key, found in answers.items() if key[0] == task},
-            results=results,
-            questions=questions,
+            part=folder.name if whole and folder != given else task,
+            path=folder if whole else file,
+            file=file,
+            results=results or {},
+            setup=setup or results or {},
+            problems={
+                id_: ProblemSamples(id_, problems.get(id_), samples[task, id_]) for id_ in ids
+            },
+            shots=list(records(folder / "shots.jsonl", Problem)) if whole else [],
         )
-        for task in dict.fromkeys(task for task, _ in answers)
-    ]
 
 
-def read_answers(path: Path) -> dict[Key, dict[int, Answer]]:
-    """Question → sample index → its answer; each question has equally many samples."""
-    answers: dict[Key, dict[int, Answer]] = {}
-    for number, row in enumerate(read_rows(path), 1):
-        problem, sample, correct = row.get("problem_id"), row.get("sample", 0), row.get("correct")
-        if row.get("schema") == "quick-sample/1":
-            raise quick_fault(path)
-        fine = row.get("schema", "sample/1") == "sample/1" and isinstance(problem, str)
-        if not fine or type(sample) is not int or type(correct) is not bool:
+def read_samples(path: Path) -> dict[tuple[str, str], list[Sample]]:
+    """(task, problem id) → its samples by index; each problem of a task has equally many."""
+    found: dict[tuple[str, str], dict[int, Sample]] = {}
+    for sample in records(path, Sample):
+        mine = found.setdefault((sample.task, sample.problem_id), {})
+        if sample.sample in mine:
             raise UserError(
-                f"{path}, row {number}: not a sample (problem_id a string, sample a whole number, "
-                "correct true or false)",
-                "give the samples.jsonl of an evaluation",
+                f"{path}: problem {sample.problem_id} has sample {sample.sample} twice",
+                "remove one of the two",
             )
-        seen = answers.setdefault((str(row.get("task", "")), str(problem)), {})
-        if sample in seen:
-            raise UserError(
-                f"{path}: question {problem} has sample {sample} twice", "remove one of the two"
-            )
-        parsed = row.get("parsed")
-        seen[sample] = Answer(correct, None if parsed is None else str(parsed))
-    if not answers:
+        mine[sample.sample] = sample
+    if not found:
         raise UserError(f"{path}: no samples in it", "evaluate first; this one did not get far")
-    check_counts(path, answers)
-    return answers
-
-
-def check_counts(path: Path, answers: dict[Key, dict[int, Answer]]) -> None:
     most: dict[str, int] = {}
-    for (task, _), samples in answers.items():
+    for (task, _), samples in found.items():
         most[task] = max(most.get(task, 0), len(samples))
-    for (task, problem), samples in answers.items():
+    for (task, problem), samples in found.items():
         if len(samples) < most[task]:
             raise UserError(
-                f"{path}: question {problem} has {len(samples)} samples, others have {most[task]}",
+                f"{path}: problem {problem} has {len(samples)} samples, others have {most[task]}",
                 "finish that evaluation first",
             )
+    return {key: [samples[i] for i in sorted(samples)] for key, samples in found.items()}
 
 
-def read_questions(path: Path) -> dict[str, str]:
-    """Problem id → its question on one line, of an evaluation's problems.jsonl."""
-    questions: dict[str, str] = {}
-    for row in read_rows(path) if path.is_file() else ():
-        fields = row.get("fields")
-        if not isinstance(fields, dict):
-            continue
-        asked = fields.get("question") or ", ".join(f"{k} {v}" for k, v in fields.items())
-        text = " ".join(str(asked).split())
-        questions[str(row.get("id"))] = (
-            text if len(text) <= QUESTION else text[: QUESTION - 1] + "…"
-        )
-    return questions
+def records(path: Path, kind: type) -> Iterator[Any]:
+    """The rows of a file as samples or problems. Raises UserError naming a row that is none."""
+    for number, row in enumerate(read_rows(path) if path.is_file() else (), 1):
+        if row.get("schema") == "quick-sample/1":
+            raise quick_fault(path)
+        try:
+            row = readable(row)
+            yield as_sample(row) if kind is Sample else flat_from_row(kind, row)
+        except TypeError as error:
+            raise UserError(
+                f"{path}, row {number}: not a {kind.__name__.lower()} ({error})",
+                "give the files of an evaluation, or correct that line",
+            ) from None
+
+
+def as_sample(row: dict[str, Any]) -> Sample:
+    """The sample of a row, its tokens only counted. Raises TypeError for what is none."""
+    sample: Sample = flat_from_row(Sample, {**ABSENT, "schema": "sample/1", **row})
+    if type(sample.sample) is not int or type(sample.correct) is not bool:
+        raise TypeError("sample is a whole number, and correct is true or false")
+    if not isinstance(sample.problem_id, str) or row.get("schema", "sample/1") != "sample/1":
+        raise TypeError("problem_id is text, and schema is sample/1")
+    parsed = None if sample.parsed is None else str(sample.parsed)
+    tokens = len(sample.token_ids) if sample.tokens is None else sample.tokens
+    return replace(sample, parsed=parsed, token_ids=[], tokens=tokens)
+
+
+def readable(row: dict[str, Any]) -> dict[str, Any]:
+    """Lone surrogates, which UTF-8 cannot hold and other readers refuse, become U+FFFD."""
+    text = json.dumps(row, ensure_ascii=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        row = json.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
+    return row
 
 
 def read_results(path: Path) -> dict[str, Any] | None:
@@ -266,6 +376,9 @@ def read_arms(run_dir: Path) -> dict[str, dict[str, Any]]:
     )
     found = {n: read_results(run_dir / "eval" / n / "results.json") for n in names}
     return {name: arm for name, arm in found.items() if arm and arm.get("accuracy") is not None}
+
+
+# ---- writing an arm ------------------------------------------------------------------------------
 
 
 def sample_row(sample: Sample) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What two evaluations must share to be compared: tasks, questions, prompts, decoding, grading."""
+"""What two arms must share to be compared: tasks, problems, prompts, decoding, grading."""
 
 from collections.abc import Sequence
 from itertools import takewhile
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from mlxreflect.config.toml import flatten
 from mlxreflect.core.errors import UserError
-from mlxreflect.evaluation.arms import Arm, Evaluation
+from mlxreflect.evaluation.arms import Arm
 
 # Keys of results.json that both sides must share; what tells a person most comes first.
 SETUP = ("decoding", "spec", "rules", "prompt_hash")
@@ -23,22 +23,27 @@ class Difference(NamedTuple):
     b: Any
 
 
-def pair_tasks(arms: Sequence[Arm]) -> list[list[Evaluation]]:
-    """Of each task, each arm's evaluation. Raises UserError where the arms have other tasks."""
+def pair_tasks(arms: Sequence[Sequence[Arm]]) -> dict[str, list[Arm]]:
+    """Task → each one's arm of it, in the first one's order.
+
+    arms: of each folder its arms, one a task. Raises UserError where they are of other tasks.
+    """
     first = arms[0]
-    if all(len(arm.evaluations) == 1 for arm in arms):
-        return [[next(iter(arm.evaluations.values())) for arm in arms]]
-    for arm in arms[1:]:
-        if odd := sorted(set(first.evaluations) ^ set(arm.evaluations)):
-            only = first if odd[0] in first.evaluations else arm
+    if all(len(group) == 1 for group in arms):
+        return {first[0].task: [group[0] for group in arms]}
+    parts = [{arm.part: arm for arm in group} for group in arms]
+    for group, other in zip(parts[1:], arms[1:], strict=True):
+        if odd := sorted(set(parts[0]) ^ set(group)):
+            only = first if odd[0] in parts[0] else other
             raise UserError(
-                f"not the same tasks: {odd[0] or 'one without a name'} is only in {only.path}",
+                f"not the same tasks: {odd[0] or 'one without a name'} is only in "
+                f"{only[0].path.parent}",
                 "evaluate all arms on the same tasks, or name the folders of one task",
             )
-    return [[arm.evaluations[task] for arm in arms] for task in first.evaluations]
+    return {part: [group[part] for group in parts] for part in parts[0]}
 
 
-def check_alike(a: Evaluation, b: Evaluation, differ: Sequence[str]) -> list[Difference]:
+def check_alike(a: Arm, b: Arm, differ: Sequence[str]) -> list[Difference]:
     """Refuse what cannot be compared; returns the differences that are intended.
 
     differ: keys of the setup that may differ, such as spec.prompt.style. Raises UserError.
@@ -46,9 +51,9 @@ def check_alike(a: Evaluation, b: Evaluation, differ: Sequence[str]) -> list[Dif
     differences = setup_differences(a, b)
     refused = [d for d in differences if not intended(d.key, differ)]
     setup = setup_fault(a, b, refused)
-    if questions := question_fault(a, b):
+    if problems := problem_fault(a, b):
         raise UserError(
-            "; ".join(filter(None, [questions, setup])),
+            "; ".join(filter(None, [problems, setup])),
             "evaluate both on the same spec, limit and seed, and to the end",
         )
     if setup:
@@ -57,7 +62,7 @@ def check_alike(a: Evaluation, b: Evaluation, differ: Sequence[str]) -> list[Dif
 
 
 def hint_for(keys: Sequence[str]) -> str:
-    """keys: that differ. One table that holds all of them is named, or each of them."""
+    """The --differ that allows these keys. One table that holds all of them is named, or each."""
     asked = [key for key in keys if key != "prompt_hash"]
     if not asked:
         return (
@@ -74,32 +79,30 @@ def hint_for(keys: Sequence[str]) -> str:
     )
 
 
-def setup_differences(a: Evaluation, b: Evaluation) -> list[Difference]:
-    """Where two evaluations' setups differ, as far as both tell."""
-    found = []
+def setup_differences(a: Arm, b: Arm) -> list[Difference]:
+    """The keys of two arms' setups that differ, as far as both tell."""
+    found = {}
     if a.samples != b.samples:
-        found.append(Difference("decoding.samples", a.samples, b.samples))
+        found["decoding.samples"] = Difference("decoding.samples", a.samples, b.samples)
     for part in SETUP:
-        if a.results and b.results and part in a.results and part in b.results:
-            left, right = (flatten({part: one.results[part]}) for one in (a, b) if one.results)
-            found += [
-                Difference(key, left.get(key), right.get(key))
-                for key in {**left, **right}
-                if left.get(key) != right.get(key) and key not in [d.key for d in found]
-            ]
-    return found
+        if part in a.results and part in b.results:
+            left, right = (flatten({part: one.results[part]}) for one in (a, b))
+            for key in {**left, **right}:
+                if left.get(key) != right.get(key):
+                    found.setdefault(key, Difference(key, left.get(key), right.get(key)))
+    return list(found.values())
 
 
-def unchecked(a: Evaluation, b: Evaluation) -> list[str]:
-    """What of the setup one side does not tell."""
-    told = [one.results or {} for one in (a, b)]
+def unchecked(a: Arm, b: Arm) -> list[str]:
+    """The parts of the setup that one side does not tell."""
+    told = [a.results, b.results]
     # Results of before there were several rule sets name none.
     wanted = [part for part in SETUP if part != "rules" or any(part in one for one in told)]
     return [part for part in wanted if not all(part in one for one in told)]
 
 
 def intended(key: str, differ: Sequence[str]) -> bool:
-    """Whether a key, or a table it is in, is among those that may differ.
+    """True where a key, or a table it is in, is among those that may differ.
 
     decoding and spec share keys, and both prefixes may be left out. Where anything of the spec
     differs, so do the prompts that follow from it.
@@ -118,15 +121,12 @@ def bare(key: str) -> str:
     return rest if head in ("spec", "decoding") and rest else key
 
 
-def check_keys(evaluations: Sequence[Evaluation], differ: Sequence[str]) -> None:
+def check_keys(arms: Sequence[Arm], differ: Sequence[str]) -> None:
     """Refuse a --differ that no setup has: a slip there would look like a check that was made."""
     known = [
-        key
-        for one in evaluations
-        for part in SETUP
-        if one.results and part in one.results
-        for key in flatten({part: one.results[part]})
-    ]
+        key for arm in arms for part in SETUP if part in arm.results
+        for key in flatten({part: arm.results[part]})
+    ]  # fmt: skip
     settable = {"decoding.samples", *known} - {"prompt_hash"}
     for given in differ:
         fits = given in SETUP or any(intended(key, [given]) for key in settable)
@@ -137,28 +137,24 @@ def check_keys(evaluations: Sequence[Evaluation], differ: Sequence[str]) -> None
             )
 
 
-def setup_fault(a: Evaluation, b: Evaluation, differences: Sequence[Difference]) -> str:
-    """What differs in prompt, decoding, spec or grading, in words."""
+def setup_fault(a: Arm, b: Arm, differences: Sequence[Difference]) -> str:
+    """The first key that differs with both values, and the names of the others."""
     if not differences:
         return ""
     first, *more = differences
-    return f"{first.key} differs: {show(first.a)} in {a.path}, {show(first.b)} in {b.path}" + (
-        f" (also: {', '.join(d.key for d in more)})" if more else ""
-    )
+    left, right = (text if len(text) <= 60 else text[:59] + "…" for text in map(repr, first[1:]))
+    said = f"{first.key} differs: {left} in {a.path}, {right} in {b.path}"
+    return said + (f" (also: {', '.join(d.key for d in more)})" if more else "")
 
 
-def show(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:59] + "…"
-
-
-def question_fault(a: Evaluation, b: Evaluation) -> str:
-    """Which questions only one side answered, in words."""
-    only_a = [key for key in a.answers if key not in b.answers]
-    only_b = [key for key in b.answers if key not in a.answers]
+def problem_fault(a: Arm, b: Arm) -> str:
+    """How many problems only one side answered, and which is the first of them."""
+    same_task = a.task == b.task
+    only_a = [id_ for id_ in a.problems if not same_task or id_ not in b.problems]
+    only_b = [id_ for id_ in b.problems if not same_task or id_ not in a.problems]
     if not only_a and not only_b:
         return ""
-    task, problem = (only_a or only_b)[0]
+    task, problem = (a.task, only_a[0]) if only_a else (b.task, only_b[0])
     return (
         f"not the same questions: {len(only_a)} only in {a.path}, {len(only_b)} only in {b.path}, "
         f"such as {f'{task} ' if task else ''}{problem}"

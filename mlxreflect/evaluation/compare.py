@@ -1,32 +1,50 @@
-"""Compare evaluations of the same questions: pair them, refuse what is not alike, test.
+"""The one place that compares evaluations: pairs them, tests them, words the verdict.
 
 The first arm is the baseline. Where several tasks or arms make several tests, Holm's adjustment
-over all of them decides.
+over all of them decides. What may be compared at all is in comparability.py.
 """
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from scipy.stats import fisher_exact
 
 from mlxreflect.core.errors import UserError
-from mlxreflect.evaluation.arms import Arm, Evaluation, Key, load_arms
+from mlxreflect.evaluation.arms import (
+    Arm,
+    ProblemSamples,
+    by_task,
+    find_arms,
+    quick_fault,
+    read_all,
+    read_arm,
+    read_results,
+    refuse_quick,
+)
 from mlxreflect.evaluation.comparability import check_alike, check_keys, pair_tasks, unchecked
 from mlxreflect.stats import (
-    Comparison,
     clustered,
     holm,
     majority,
     mean_interval,
+    newcombe_unpaired,
     paired,
     pass_at_k,
     questions_needed,
+    two_proportion,
     variances,
     wilson,
 )
-from mlxreflect.stats.sentences import sentence, verdict
+from mlxreflect.stats.sentences import sentence, unpaired_sentence, verdict
+
+COUNT = re.compile(r"([0-9]{1,12})/([0-9]{1,12})")
+FEW = 5  # a smaller expected count is too small for the z test
+LISTED = 100  # characters of a problem that is listed
 
 
 @dataclass(frozen=True)
@@ -34,7 +52,7 @@ class Options:
     """alpha: of the tests and intervals. differ: keys of the setup that are meant to differ.
 
     all_pairs: each arm against each other, not only against the first. plan: a difference, as a
-    fraction; the questions that would show it are reckoned. 0: not asked.
+    fraction; the number of problems that would show it is computed. 0: not asked for.
     """
 
     alpha: float = 0.05
@@ -52,24 +70,48 @@ def compare_all(paths: Sequence[Path], options: Options | None = None) -> dict[s
     """Every arm against the first, task by task; a single path is a folder of several arms.
 
     Two arms of one task give one object: the keys of `stats.Comparison`, a, b, task, p_perm,
-    p_holm, verdict, sentence, unchecked, and so on (see `tested`). More of them give
+    p_holm, verdict, sentence, unchecked, and so on (see `compare_arms`). More of them give
     {"schema": "comparisons/1", "alpha", "arms", "tasks", "tests", "comparisons": [such objects]}.
     Raises UserError for what cannot be compared.
     """
     options = options or Options()
     check_options(options)
-    arms = load_arms(paths)
+    if len(paths) < 2 and len(paths := find_arms(folder := paths[0])) < 2:
+        raise UserError(
+            f"{folder}: not two evaluations to compare",
+            "name two or more: mlxreflect compare BASE TRAINED",
+        )
+    arms = read_all(paths)
     tasks = pair_tasks(arms)
-    check_keys([one for task in tasks for one in task], options.differ)
-    found = [
-        (task[i], task[j], arms[i].name, arms[j].name, name)
-        for i, j in chosen_pairs(len(arms), all_pairs=options.all_pairs)
-        for name, task in zip(task_names(arms), tasks, strict=True)
+    check_keys([arm for group in arms for arm in group], options.differ)
+    results = [
+        compare_arms(task[i], task[j], name, options)
+        for i, j in chosen_pairs(len(arms), options)
+        for name, task in tasks.items()
     ]
-    results = [tested(a, b, (name_a, name_b, task), options)
-               for a, b, name_a, name_b, task in found]  # fmt: skip
     decide(results, options.alpha, name_tasks=len(tasks) > 1)
-    return gathered(results, options.alpha, [arm.name for arm in arms], task_names(arms))
+    return gather(results, options.alpha, [group[0].name for group in arms], [*tasks])
+
+
+def compare_report(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """Each arm against the first of its task, as `compare_arms` gives it.
+
+    What cannot be compared has task, a, b and why ("fault"), and stops nothing. p_holm is adjusted
+    for all pairs, over tasks and arms alike; each sentence is of its own test.
+    """
+    found: list[dict[str, Any]] = []
+    for task, group in by_task(arms).items():
+        for arm in group[1:]:
+            try:
+                one = compare_arms(group[0], arm, task, Options())
+                decide([one], one["alpha"], name_tasks=False)
+            except UserError as error:
+                one = {"task": task, "a": group[0].name, "b": arm.name, "fault": error.message}
+            found.append(one)
+    tested = [one for one in found if "fault" not in one]
+    for one, p in zip(tested, holm([deciding_p(one) for one in tested]), strict=True):
+        one["p_holm"] = p
+    return found
 
 
 def check_options(options: Options) -> None:
@@ -84,165 +126,12 @@ def check_options(options: Options) -> None:
         )
 
 
-def chosen_pairs(arms: int, *, all_pairs: bool) -> list[tuple[int, int]]:
-    """Which arms are compared, by number: each with the first, or each with each."""
-    return [(i, j) for i, j in combinations(range(arms), 2) if all_pairs or i == 0]
+def chosen_pairs(arms: int, options: Options) -> list[tuple[int, int]]:
+    """The pairs of arms to compare, by number: each with the first, or each with each."""
+    return [(i, j) for i, j in combinations(range(arms), 2) if options.all_pairs or i == 0]
 
 
-def task_names(arms: Sequence[Arm]) -> list[str]:
-    """Of the first arm, in whose order `pair_tasks` gives them."""
-    evaluations = arms[0].evaluations
-    return [one.task for one in evaluations.values()] if len(evaluations) == 1 else [*evaluations]
-
-
-def tested(
-    a: Evaluation, b: Evaluation, names: tuple[str, str, str], options: Options
-) -> dict[str, Any]:
-    """One test, still without its verdict. names: of both arms and of the task.
-
-    samples: a question's. p_exact and p_mid are None, and p_perm is not, where that is more than
-    one; pass_at and maj_at are there then. ci_a, ci_b: each arm's own interval. gained, lost: the
-    problems (see `listed`). differs: what is meant to differ. unchecked: what of the setup could
-    not be checked to be the same.
-    """
-    differs = check_alike(a, b, options.differ)
-    keys = list(a.answers)
-    right_a, right_b = a.right(keys), b.right(keys)
-    means_a, means_b = ([sum(one) / len(one) for one in arm] for arm in (right_a, right_b))
-    single = a.samples == b.samples == 1
-    p_perm = None
-    if single:
-        comparison = paired([m == 1 for m in means_a], [m == 1 for m in means_b], options.alpha)
-    else:
-        comparison, p_perm = clustered(means_a, means_b, alpha=options.alpha)
-    moved = dict(zip(keys, zip(means_a, means_b, strict=True), strict=True))
-    return {
-        "task": names[2],
-        "a": names[0],
-        "b": names[1],
-        "samples": max(a.samples, b.samples),
-        "alpha": options.alpha,
-        **asdict(comparison),
-        "p_perm": p_perm,
-        "ci_a": own_interval(means_a, single, options.alpha),
-        "ci_b": own_interval(means_b, single, options.alpha),
-        **({} if single else {"pass_at": pass_at(right_a, right_b, options.alpha),
-                              "maj_at": maj_at(a, b, keys, options.alpha)}),
-        **({"plan": plan(right_a, right_b, options)} if options.plan else {}),
-        "gained": [listed(a, b, key) for key, (x, y) in moved.items() if y > x],
-        "lost": [listed(a, b, key) for key, (x, y) in moved.items() if y < x],
-        "differs": [d._asdict() for d in differs],
-        "unchecked": unchecked(a, b),
-    }  # fmt: skip
-
-
-def own_interval(means: Sequence[float], single: bool, alpha: float) -> list[float]:
-    """Wilson's of single answers, clustered by question of several samples."""
-    if single:
-        return list(wilson(round(sum(means)), len(means), alpha))
-    return list(mean_interval(means, alpha))
-
-
-def decide(results: list[dict[str, Any]], alpha: float, *, name_tasks: bool) -> None:
-    """Put p_holm, tests, verdict and sentence into each result."""
-    adjusted = holm([r["p_exact"] if r["p_perm"] is None else r["p_perm"] for r in results])
-    fields = Comparison.__dataclass_fields__
-    for result, p in zip(results, adjusted, strict=True):
-        comparison = Comparison(**{name: result[name] for name in fields})
-        result["p_holm"], result["tests"] = p, len(results)
-        result["verdict"] = verdict(p, comparison.ci_low, comparison.ci_high, alpha)
-        result["sentence"] = sentence(
-            comparison,
-            result["a"],
-            result["b"],
-            alpha=alpha,
-            p_perm=result["p_perm"],
-            p_holm=p,
-            tests=len(results),
-            task=result["task"] if name_tasks else "",
-        )
-
-
-def listed(a: Evaluation, b: Evaluation, key: Key) -> dict[str, Any]:
-    """A problem that one side got right and the other did not (or more often than the other).
-
-    question: None where neither folder has a problems.jsonl. right_a, right_b: shares of samples.
-    answer_a, answer_b: what was parsed, of single samples.
-    """
-    (right_a,), (right_b,) = a.right([key]), b.right([key])
-    told: dict[str, Any] = {
-        "id": key[1],
-        "question": a.questions.get(key[1]) or b.questions.get(key[1]),
-        "right_a": sum(right_a) / len(right_a),
-        "right_b": sum(right_b) / len(right_b),
-    }
-    if len(right_a) == len(right_b) == 1:
-        told |= {"answer_a": a.parsed(key)[0], "answer_b": b.parsed(key)[0]}
-    return told
-
-
-def secondary(a: Sequence[float], b: Sequence[float], alpha: float) -> dict[str, float]:
-    """Another score of several samples, compared as the means are; Holm does not count it."""
-    comparison, p = clustered(a, b, alpha=alpha)
-    named = ("accuracy_a", "accuracy_b", "difference", "ci_low", "ci_high")
-    return {**{name: getattr(comparison, name) for name in named}, "p_perm": p}
-
-
-def pass_at(
-    a: Sequence[Sequence[bool]], b: Sequence[Sequence[bool]], alpha: float
-) -> dict[str, dict[str, float]]:
-    """k → unbiased pass@k compared, for k = 1, 2, 4, … and the number of samples itself."""
-    most = min(len(a[0]), len(b[0]))
-    counts = sorted({*(2**i for i in range(most.bit_length())), most})
-
-    def scores(arm: Sequence[Sequence[bool]], k: int) -> list[float]:
-        return [pass_at_k(len(one), sum(one), k) for one in arm]
-
-    return {str(k): secondary(scores(a, k), scores(b, k), alpha) for k in counts}
-
-
-def maj_at(
-    a: Evaluation, b: Evaluation, keys: Sequence[Key], alpha: float
-) -> dict[str, dict[str, float]]:
-    """k → maj@k compared, k the number of samples; a tie goes to the answer given first."""
-    if a.samples != b.samples:
-        return {}
-
-    def votes(arm: Evaluation) -> list[float]:
-        right = arm.right(keys)
-        return [float(majority(arm.parsed(k), r)) for k, r in zip(keys, right, strict=True)]
-
-    return {str(a.samples): secondary(votes(a), votes(b), alpha)}
-
-
-def plan(
-    a: Sequence[Sequence[bool]], b: Sequence[Sequence[bool]], options: Options
-) -> dict[str, Any]:
-    """How many questions like these show the planned difference 4 times in 5 (Miller 2024)."""
-    delta = options.plan
-    if len(a) < 2:
-        raise UserError(
-            "--plan: one question says nothing of how much questions differ",
-            "evaluate a few dozen questions first",
-        )
-    omega2, noise_a, noise_b = variances(a, b)
-    if len(a[0]) == len(b[0]) == 1:  # single answers that differ by δ on average vary by δ − δ²
-        omega2 = max(omega2, delta - delta**2)
-    needed = questions_needed(
-        delta, omega2=omega2, noise_a=noise_a, noise_b=noise_b, alpha=options.alpha
-    )
-    return {
-        "difference": delta,
-        "questions": math.ceil(needed),
-        "omega2": omega2,
-        "noise_a": noise_a,
-        "noise_b": noise_b,
-        "sentence": f"About {math.ceil(needed)} questions like these show a true difference of "
-        f"{100 * delta:.3g} points 4 times in 5.",
-    }
-
-
-def gathered(
+def gather(
     results: list[dict[str, Any]], alpha: float, arms: list[str], tasks: list[str]
 ) -> dict[str, Any]:
     """One comparison as it is; several as one object."""
@@ -252,3 +141,263 @@ def gathered(
         "schema": "comparisons/1", "alpha": alpha, "arms": arms, "tasks": tasks,
         "tests": len(results), "comparisons": results,
     }  # fmt: skip
+
+
+# ---- one test ------------------------------------------------------------------------------------
+
+
+def compare_arms(a: Arm, b: Arm, task: str, options: Options) -> dict[str, Any]:
+    """B against A, problem by problem, still without the verdict, which `decide` adds.
+
+    samples: of a problem. p_exact and p_mid are None, and p_perm is not, where that is more than
+    one; pass_at and maj_at are there then. ci_a, ci_b: each arm's own interval. gained, lost: the
+    problems (see `list_problem`). differs: what is meant to differ. unchecked: what of the setup
+    could not be checked to be the same. Raises UserError where they are not alike.
+    """
+    differs, alpha = check_alike(a, b, options.differ), options.alpha
+    pairs = [(a.problems[id_], b.problems[id_]) for id_ in a.problems]
+    means_a, means_b = [x.score for x, _ in pairs], [y.score for _, y in pairs]
+    single, p_perm = a.samples == b.samples == 1, None
+    if single:
+        comparison = paired([m == 1 for m in means_a], [m == 1 for m in means_b], alpha)
+    else:
+        comparison, p_perm = clustered(means_a, means_b, alpha=alpha)
+    several = {} if single else {"pass_at": pass_at(pairs, alpha), "maj_at": maj_at(pairs, alpha)}
+    return {
+        "task": task,
+        "a": a.name,
+        "b": b.name,
+        "samples": max(a.samples, b.samples),
+        "alpha": alpha,
+        **asdict(comparison),
+        "p_perm": p_perm,
+        "ci_a": own_interval(means_a, single, alpha),
+        "ci_b": own_interval(means_b, single, alpha),
+        **several,
+        **({"plan": plan(pairs, options)} if options.plan else {}),
+        "gained": [list_problem(x, y) for x, y in pairs if y.score > x.score],
+        "lost": [list_problem(x, y) for x, y in pairs if y.score < x.score],
+        "differs": [d._asdict() for d in differs],
+        "unchecked": unchecked(a, b),
+    }
+
+
+def own_interval(means: Sequence[float], single: bool, alpha: float) -> list[float]:
+    """Wilson's of single answers, clustered by problem of several samples."""
+    if single:
+        return list(wilson(round(sum(means)), len(means), alpha))
+    return list(mean_interval(means, alpha))
+
+
+def deciding_p(result: Mapping[str, Any]) -> float:
+    """The p-value of a comparison's test: exact, by sign flips, or the z test's."""
+    p: float = next(result[k] for k in ("p_exact", "p_perm", "p") if result.get(k) is not None)
+    return p
+
+
+def decide(results: list[dict[str, Any]], alpha: float, *, name_tasks: bool) -> None:
+    """Put p_holm, tests, verdict and sentence into each result."""
+    adjusted = holm([deciding_p(result) for result in results])
+    for result, p in zip(results, adjusted, strict=True):
+        result["p_holm"], result["tests"] = p, len(results)
+        result["verdict"] = verdict(p, result["ci_low"], result["ci_high"], alpha)
+        result["sentence"] = (
+            unpaired_sentence(result) if "unpaired" in result
+            else sentence(result, task=result["task"] if name_tasks else "")
+        )  # fmt: skip
+
+
+def list_problem(a: ProblemSamples, b: ProblemSamples) -> dict[str, Any]:
+    """A problem that one side got right and the other did not (or more often than the other).
+
+    question: None where neither folder has a problems.jsonl. right_a, right_b: shares of samples.
+    answer_a, answer_b: what was parsed, of single samples.
+    """
+    found = a.problem or b.problem
+    text = None
+    if found is not None:
+        listed = ", ".join(f"{key} {value}" for key, value in found.fields.items())
+        text = " ".join(str(found.fields.get("question") or listed).split())
+        text = text if len(text) <= LISTED else text[: LISTED - 1] + "…"
+    row = {"id": a.id, "question": text, "right_a": a.score, "right_b": b.score}
+    if len(a.samples) == len(b.samples) == 1:
+        row |= {"answer_a": a.parsed[0], "answer_b": b.parsed[0]}
+    return row
+
+
+Pairs = Sequence[tuple[ProblemSamples, ProblemSamples]]
+
+
+def secondary(a: Sequence[float], b: Sequence[float], alpha: float) -> dict[str, float]:
+    """Another score of several samples, compared as the means are; Holm does not count it."""
+    comparison, p = clustered(a, b, alpha=alpha)
+    named = ("accuracy_a", "accuracy_b", "difference", "ci_low", "ci_high")
+    return {**{name: getattr(comparison, name) for name in named}, "p_perm": p}
+
+
+def pass_at(pairs: Pairs, alpha: float) -> dict[str, dict[str, float]]:
+    """k → unbiased pass@k compared, for k = 1, 2, 4, … and the number of samples itself."""
+    most = min(len(one.samples) for one in pairs[0])
+    counts = sorted({*(2**i for i in range(most.bit_length())), most})
+
+    def scores(side: int, k: int) -> list[float]:
+        return [pass_at_k(len(pair[side].samples), sum(pair[side].right), k) for pair in pairs]
+
+    return {str(k): secondary(scores(0, k), scores(1, k), alpha) for k in counts}
+
+
+def maj_at(pairs: Pairs, alpha: float) -> dict[str, dict[str, float]]:
+    """k → maj@k compared, k the number of samples; a tie goes to the answer given first."""
+    n, other = (len(one.samples) for one in pairs[0])
+    if n != other:
+        return {}
+    a, b = ([float(majority(pair[i].parsed, pair[i].right)) for pair in pairs] for i in (0, 1))
+    return {str(n): secondary(a, b, alpha)}
+
+
+def plan(pairs: Pairs, options: Options) -> dict[str, Any]:
+    """The problems that show the planned difference 4 times in 5 (Miller 2024, 2411.00640)."""
+    delta = options.plan
+    if len(pairs) < 2:
+        raise UserError(
+            "--plan: one problem says nothing of how much problems differ",
+            "evaluate a few dozen problems first",
+        )
+    omega2, noise_a, noise_b = variances([x.right for x, _ in pairs], [y.right for _, y in pairs])
+    if all(len(one.samples) == 1 for one in pairs[0]):
+        # single answers that differ by δ on average vary by δ − δ²
+        omega2 = max(omega2, delta - delta**2)
+    needed = math.ceil(
+        questions_needed(
+            delta, omega2=omega2, noise_a=noise_a, noise_b=noise_b, alpha=options.alpha
+        )
+    )
+    return {
+        "difference": delta,
+        "questions": needed,
+        "omega2": omega2,
+        "noise_a": noise_a,
+        "noise_b": noise_b,
+        "sentence": f"About {needed} questions like these show a true difference of "
+        f"{100 * delta:.3g} points 4 times in 5.",
+    }
+
+
+# ---- counts alone --------------------------------------------------------------------------------
+
+
+class Counted(NamedTuple):
+    """right of n problems, one sample each."""
+
+    name: str
+    right: int
+    n: int
+
+
+def compare_counts(given: Sequence[str], options: Options) -> dict[str, Any]:
+    """Each arm against the first where the problems are unknown, or not the same ones.
+
+    The z test of two proportions (z, p) decides, or where a count is small Fisher's exact one
+    (p_exact, else None); the interval is Newcombe's.
+
+    given: counts such as 627/1000, results.json files, evaluation folders, or files of samples.
+    The result has the form of `compare_all`. Raises UserError.
+    """
+    check_options(options)
+    if len(given) < 2:
+        raise UserError(
+            f"{given[0]}: nothing to compare it with",
+            "give two or more: mlxreflect compare --unpaired 627/1000 674/1000",
+        )
+    if options.differ or options.plan:
+        raise UserError(
+            f"--{'differ' if options.differ else 'plan'} needs the answers to each question",
+            "leave it out, or leave --unpaired out",
+        )
+    arms = [count(one) for one in given]
+    if len({arm.name for arm in arms}) < len(arms):
+        arms = [arm._replace(name=one) for arm, one in zip(arms, given, strict=True)]
+    chosen = chosen_pairs(len(arms), options)
+    results = [compare_pair_of_counts(arms[i], arms[j], options.alpha) for i, j in chosen]
+    decide(results, options.alpha, name_tasks=False)
+    return gather(results, options.alpha, [arm.name for arm in arms], [])
+
+
+def compare_pair_of_counts(a: Counted, b: Counted, alpha: float) -> dict[str, Any]:
+    z, p = two_proportion(a.right, a.n, b.right, b.n)
+    right, n = a.right + b.right, a.n + b.n
+    few = min(a.n, b.n) * min(right, n - right) / n < FEW  # of the counts expected of equals
+    table = [[a.right, a.n - a.right], [b.right, b.n - b.right]]
+    low, high = newcombe_unpaired(a.right, a.n, b.right, b.n, alpha=alpha)
+    return {
+        "unpaired": True,
+        "a": a.name,
+        "b": b.name,
+        "alpha": alpha,
+        "n_a": a.n,
+        "n_b": b.n,
+        "right_a": a.right,
+        "right_b": b.right,
+        "accuracy_a": a.right / a.n,
+        "accuracy_b": b.right / b.n,
+        "ci_a": list(wilson(a.right, a.n, alpha)),
+        "ci_b": list(wilson(b.right, b.n, alpha)),
+        "difference": b.right / b.n - a.right / a.n,
+        "ci_low": low,
+        "ci_high": high,
+        "test": "Fisher's exact test" if few else "two-proportion z",
+        "z": z,
+        "p": p,
+        "p_exact": float(fisher_exact(table).pvalue) if few else None,
+    }
+
+
+def count(given: str) -> Counted:
+    """One arm's counts. Raises UserError for what has none."""
+    if found := COUNT.fullmatch(given.strip()):
+        right, n = int(found[1]), int(found[2])
+        if not 0 <= right <= n or not n:
+            raise UserError(f"{given}: not so many right of so many", "write RIGHT/QUESTIONS")
+        return Counted(given.strip(), right, n)
+    path = Path(given)
+    refuse_quick(path)
+    results = path / "results.json" if path.is_dir() else path
+    if results.is_file() and results.suffix == ".json":
+        return count_results(path, results)
+    arms = read_arm(path) if path.exists() else []
+    if len(arms) != 1:
+        raise UserError(
+            f"{given}: no counts there",
+            "give counts such as 627/1000, a results.json, an evaluation's folder or its samples",
+        )
+    refuse_repeated(given, arms[0].samples)
+    right = sum(one.score == 1 for one in arms[0].problems.values())
+    name = path.stem if path.is_file() else path.name
+    return Counted(name, right, len(arms[0].problems))
+
+
+def count_results(path: Path, file: Path) -> Counted:
+    results = read_results(file) or {}
+    accuracy, n, samples = (results.get(key, -1) for key in ("accuracy", "n", "samples"))
+    if results.get("schema") == "quick/1":
+        raise quick_fault(file)
+    if type(n) is not int or n < 1 or type(accuracy) not in (int, float) or not 0 <= accuracy <= 1:
+        raise UserError(
+            f"{file}: no accuracy and n of an evaluation in it", "give the results.json of one"
+        )
+    refuse_repeated(str(path), samples if type(samples) is int else 1)
+    right = round(accuracy * n)
+    if abs(accuracy * n - right) > 1e-6 * n:
+        raise UserError(
+            f"{file}: an accuracy of {accuracy} is no whole number of {n} questions",
+            "write the counts themselves: RIGHT/QUESTIONS",
+        )
+    return Counted(path.name if path.is_dir() else path.resolve().parent.name, right, n)
+
+
+def refuse_repeated(given: str, samples: int) -> None:
+    if samples > 1:
+        raise UserError(
+            f"{given} has {samples} samples a question: counts do not tell how they go together",
+            "leave --unpaired out and give the folders with their samples",
+        )

@@ -77,8 +77,9 @@ class Retries:
             for arm, found in answers.items():
                 figures.append({"arm": arm, **named, **counted(self.chains(arm, retry), found)})
             comparison = paired(answers["base"], answers["trained"])
-            said = sentence(comparison, "base", "trained")
-            tests.append({**named, **asdict(comparison), "sentence": said})
+            test = asdict(comparison)
+            said = sentence({**test, "a": "base", "b": "trained", "alpha": 0.05})
+            tests.append({**named, **test, "sentence": said})
         return {"schema": "retries/1", "arms": figures, "comparisons": tests}
 
     def chains(self, arm: str, retry: str) -> list[Chain]:

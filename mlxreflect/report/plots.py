@@ -1,9 +1,13 @@
-"""Plots of a run: how accuracy, loss, margin and bucket list went, and what came of it."""
+"""Plots: a run's accuracy, loss, margin and bucket list; arms beside each other; difficulty."""
 
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
+from statistics import quantiles
 from typing import Any, get_args
 
 from matplotlib.axes import Axes
@@ -13,20 +17,35 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from mlxreflect.config.fields import Objective
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_rows
-from mlxreflect.evaluation.arms import read_arms, read_results
+from mlxreflect.core.records import Problem
+from mlxreflect.core.ui import safe_text
+from mlxreflect.evaluation.arms import Arm, by_task, interval, read_arms, read_results
+from mlxreflect.evaluation.compare import deciding_p
 from mlxreflect.stats import wilson
+from mlxreflect.stats.sentences import points
+from mlxreflect.tasks import TASKS
 
 Rows = list[dict[str, Any]]
+Comparisons = Sequence[Mapping[str, Any]]
 Points = list[tuple[int, float]]
 AGAIN = ("bucket", "mastery")  # stages that take up problems a second time
-# From Okabe and Ito's palette: told apart with every kind of colour vision.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 PAIRS: tuple[str, ...] = get_args(Objective)  # objectives of preference pairs
 LOSSES = {
     "dpo": "DPO loss + NLL term\nper pair", "ipo": "IPO loss\nper pair",
     "exo_pair": "EXO loss\nper pair", "orpo": "ORPO loss\nper pair",
     "grpo": "GRPO loss\nper answer", "sft": "SFT loss\nper token",
 }  # fmt: skip
+# Okabe and Ito's palette, told apart with every kind of colour vision; with as many markers.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
+COLORS = (GREY, BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+ROW = 0.34  # inches of an arm's row
+LONGEST = 34  # characters of a name
+MOST_NUMBERS = 6  # whose signs are tried, 2^n of them
+MOST_LEVELS = 8  # levels beyond are drawn as one, "8 or more"
+
+
+# ---- a run ---------------------------------------------------------------------------------------
 
 
 def draw_plots(run_dir: Path, solved: str = "solved") -> list[Path]:
@@ -70,16 +89,9 @@ def listed(wave: dict[str, Any]) -> bool:
     return bool(wave.get("bucket") or wave.get("verifications"))
 
 
-def save(draw: Callable[[Figure], None], path: Path) -> Path:
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    draw(figure)
-    figure.savefig(path, metadata={"Software": None})  # the same run gives the same bytes
-    return path
-
-
 def panels(figure: Figure, title: str, labels: Sequence[str], x_label: str) -> list[Axes]:
     """Panels below each other with one x axis of whole numbers; labels are their y labels."""
-    figure.suptitle(title, fontsize=12, x=0.01, ha="left")
+    headline(figure, title)
     axes: list[Axes] = list(figure.subplots(len(labels), 1, sharex=True, squeeze=False)[:, 0])
     for axis, label in zip(axes, labels, strict=True):
         axis.set_ylabel(label)
@@ -225,21 +237,299 @@ def draw_comparison(figure: Figure, arms: dict[str, dict[str, Any]], sentence: s
     x_label = f"{counts} answers graded; whiskers: 95% Wilson intervals"
     (axis,) = panels(figure, title, ["answers right"], x_label)
     for x, (name, arm) in enumerate(arms.items()):
-        right, (low, high) = arm["accuracy"], interval(arm)
+        right, (low, high) = arm["accuracy"], whiskers(arm)
         axis.bar(x, right, width=0.5, color=GREY if name == "base" else BLUE)
         axis.errorbar(x, right, [[right - low], [high - right]], color="black", capsize=6)
         axis.annotate(f"{right:.1%}", (x, high), (0, 4), textcoords="offset points", ha="center")
     axis.grid(visible=False, axis="x")
     axis.set_xlim(-0.6, len(arms) - 0.4)
-    axis.set_ylim(0, 1.2 * max(interval(arm)[1] for arm in arms.values()))
+    axis.set_ylim(0, 1.2 * max(whiskers(arm)[1] for arm in arms.values()))
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axis.set_xticks(range(len(arms)), list(arms))
     if sentence:
         figure.supxlabel(textwrap.fill(sentence, 105), fontsize=9, parse_math=False)
 
 
-def interval(arm: dict[str, Any]) -> tuple[float, float]:
+def whiskers(arm: dict[str, Any]) -> tuple[float, float]:
     """The interval that the evaluation wrote, else Wilson's."""
     if arm.get("ci_low") is not None and arm.get("ci_high") is not None:
         return arm["ci_low"], arm["ci_high"]
     return wilson(round(arm["accuracy"] * arm["n"]), arm["n"])
+
+
+# ---- arms beside each other ----------------------------------------------------------------------
+
+
+def draw_report(arms: Sequence[Arm], found: Comparisons, folder: Path) -> list[Path]:
+    """Writes the PNGs and returns their paths. found: as `compare_report` gives it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tasks = by_task(arms)
+    compared = [one for one in found if "fault" not in one]
+    drawings: dict[str, tuple[float, Callable[[Figure], None]]] = {
+        "accuracy": (
+            1.1 + 0.75 * len(tasks) + ROW * len(arms),
+            lambda figure: draw_accuracies(figure, tasks),
+        ),
+        "difficulty": (1.4 + 3.0 * len(tasks), lambda figure: draw_difficulty(figure, tasks)),
+    }
+    if compared:
+        height = 1.7 + 1.6 * ROW * len(compared)
+        drawings["changes"] = height, lambda figure: draw_changes(figure, compared)
+    return [save(draw, folder / f"{name}.png", height) for name, (height, draw) in drawings.items()]
+
+
+def save(draw: Callable[[Figure], None], path: Path, height: float = 4.5) -> Path:
+    figure = Figure(figsize=(8, height), dpi=120, layout="constrained")
+    draw(figure)
+    with warnings.catch_warnings():  # a name in a script that the font lacks is shown as boxes
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
+        figure.savefig(path, metadata={"Software": None})  # the same data give the same bytes
+    return path
+
+
+def short(name: str) -> str:
+    """A name in one line, its end kept: there model names differ."""
+    line = safe_text(" ".join(name.split()))
+    return line if len(line) <= LONGEST else f"{line[:10]}…{line[-(LONGEST - 11) :]}"
+
+
+def headline(figure: Figure, text: str) -> None:
+    figure.suptitle(text, fontsize=12, x=0.01, ha="left", parse_math=False)
+
+
+def heading(axis: Axes, text: str) -> None:
+    axis.set_title(text, fontsize=10, loc="left", parse_math=False)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def styles(tasks: dict[str, list[Arm]]) -> dict[str, dict[str, Any]]:
+    """Colour and marker of each name, the same in every panel; no two alike up to 64 names."""
+    names = dict.fromkeys(arm.name for arms in tasks.values() for arm in arms)
+    many = len(COLORS)
+    return {
+        name: {"color": COLORS[i % many], "marker": MARKERS[(i + i // many) % many]}
+        for i, name in enumerate(names)
+    }
+
+
+def name_rows(axis: Axes, names: Sequence[str]) -> None:
+    """One row a name, the first at the top."""
+    axis.set_yticks(range(len(names)), names)
+    for text in axis.get_yticklabels():
+        text.set_parse_math(False)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.tick_params(axis="y", length=0)
+
+
+# ---- accuracy ------------------------------------------------------------------------------------
+
+
+def draw_accuracies(figure: Figure, tasks: dict[str, list[Arm]]) -> None:
+    """A panel a task, a row an arm: the share right with its interval."""
+    headline(figure, "Answers right, with 95% intervals")
+    sizes = [len(arms) + 0.6 for arms in tasks.values()]
+    axes = figure.subplots(len(tasks), 1, sharex=True, squeeze=False, height_ratios=sizes)[:, 0]
+    looks = styles(tasks)
+    measured = {arm: arm.accuracy for group in tasks.values() for arm in group}
+    for axis, (task, arms) in zip(axes, tasks.items(), strict=True):
+        for y, arm in enumerate(arms):
+            right, low, high = measured[arm]
+            errors = [[max(0.0, right - low)], [max(0.0, high - right)]]
+            axis.errorbar(right, y, xerr=errors, capsize=4, markersize=6, **looks[arm.name])
+            axis.annotate(
+                f"{right:.1%}", (high, y), (6, 0), textcoords="offset points", va="center",
+                fontsize=9,
+            )  # fmt: skip
+        heading(axis, f"{safe_text(task)}: {counted(arms)}")
+        name_rows(axis, [short(arm.name) for arm in arms])
+        axis.grid(axis="x", alpha=0.25, linewidth=0.6)
+    top = max(high for _, _, high in measured.values())
+    axes[-1].set_xlim(0, min(1.12, 1.15 * top + 0.03))
+    axes[-1].xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if top > 0.1 else 1))
+
+
+def counted(arms: Sequence[Arm]) -> str:
+    counts = sorted({len(arm.problems) for arm in arms})
+    samples = sorted({arm.samples for arm in arms})
+    many = f", {' or '.join(map(str, samples))} samples each" if samples != [1] else ""
+    return f"{' or '.join(map(str, counts))} questions{many}"
+
+
+# ---- gains and losses ----------------------------------------------------------------------------
+
+
+def draw_changes(figure: Figure, found: Comparisons) -> None:
+    """Problems that B got right and A wrong, to the right; the reverse, to the left."""
+    headline(figure, "Questions gained and lost")
+    axis = figure.subplots()
+    most = max(1, *(one[key] for one in found for key in ("gains", "losses")))
+    draw_bars(axis, [one["gains"] for one in found], most, BLUE, "gained")
+    draw_bars(axis, [-one["losses"] for one in found], most, ORANGE, "lost")
+    several = len({one["task"] for one in found}) > 1
+    names = [f"{short(one['b'])}\nagainst {short(one['a'])}" for one in found]
+    tasks = [f" ({safe_text(one['task'])})" if several else "" for one in found]
+    name_rows(axis, [name + task for name, task in zip(names, tasks, strict=True)])
+    for y, one in enumerate(found):
+        text = f"{points(one['difference'])} points\np = {deciding_p(one):.2g}"
+        axis.text(1.02, y, text, va="center", fontsize=9, transform=axis.get_yaxis_transform())
+    heading(axis, "")
+    axis.axvline(0, color="black", linewidth=1)
+    axis.set_xlim(-1.12 * most, 1.12 * most)
+    axis.xaxis.set_major_locator(MaxNLocator(9, integer=True))
+    axis.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
+    axis.set_xlabel("questions answered better, and worse")
+    figure.legend(loc="outside lower center", frameon=False, fontsize=9, ncols=2)
+
+
+def draw_bars(axis: Axes, values: Sequence[int], most: int, color: str, label: str) -> None:
+    """Bars from the middle outwards with their numbers: inside where there is room for them."""
+    axis.barh(range(len(values)), values, 0.6, color=color, label=label)
+    for y, value in enumerate(values):
+        inside = abs(value) > most / 10
+        outwards = 1 if label == "gained" else -1
+        x = value + outwards * (-most if inside else most) / 50
+        side = "right" if (outwards > 0) == inside else "left"
+        shade = "white" if inside else "black"
+        axis.text(x, y, f"{abs(value)}", ha=side, va="center", color=shade, fontsize=9)
+
+
+# ---- difficulty ----------------------------------------------------------------------------------
+
+
+def draw_difficulty(figure: Figure, tasks: dict[str, list[Arm]]) -> None:
+    """A panel a task: accuracy over what makes its questions harder."""
+    headline(figure, "Answers right by difficulty, with 95% intervals")
+    axes = figure.subplots(len(tasks), 1, squeeze=False)[:, 0]
+    looks = styles(tasks)
+    for axis, (task, arms) in zip(axes, tasks.items(), strict=True):
+        heading(axis, safe_text(task))
+        problems = {
+            id_: one.problem for arm in arms for id_, one in arm.problems.items() if one.problem
+        }
+        if problems:
+            draw_levels(axis, arms, *difficulty(list(problems.values())), looks)
+        else:
+            axis.set_axis_off()
+            reason = "the evaluation kept no problems (problems.jsonl)"
+            axis.text(0.5, 0.5, reason, ha="center", transform=axis.transAxes, color=GREY)
+    drawn = {c.get_label(): c for axis in axes for c in axis.containers}
+    made = figure.legend(
+        list(drawn.values()), list(drawn), loc="outside lower center", frameon=False, fontsize=9,
+        ncols=3 if max(map(len, drawn), default=0) < 20 else 2,
+    )  # fmt: skip
+    for text in made.get_texts():
+        text.set_parse_math(False)
+
+
+def asked_at(arms: Sequence[Arm], levels: dict[str, str], at: str) -> str:
+    """How many questions of a level the arms were asked: one number, or from which to which."""
+    numbers = {sum(levels.get(id_) == at for id_ in arm.problems) for arm in arms}
+    return " to ".join(map(str, sorted({min(numbers), max(numbers)})))
+
+
+def draw_levels(
+    axis: Axes,
+    arms: Sequence[Arm],
+    name: str,
+    levels: dict[str, str],
+    looks: dict[str, dict[str, Any]],
+) -> None:
+    """levels: problem id → level, in the order of the axis; name: what they are."""
+    counts = Counter(levels.values())
+    for i, arm in enumerate(arms):
+        groups = {
+            at: [one for id_, one in arm.problems.items() if levels.get(id_) == at] for at in counts
+        }
+        found = {at: interval(group) for at, group in groups.items() if group}
+        shift = 0.5 * ((i + 0.5) / len(arms) - 0.5)
+        xs = [x + shift for x, at in enumerate(counts) if at in found]
+        below = [max(0.0, right - low) for right, low, _ in found.values()]
+        above = [max(0.0, high - right) for right, _, high in found.values()]
+        axis.errorbar(
+            xs, [right for right, _, _ in found.values()], [below, above], capsize=3,
+            markersize=6, linestyle="none", label=short(arm.name), **looks[arm.name],
+        )  # fmt: skip
+    axis.set_xticks(
+        range(len(counts)), [f"{at}\n(n = {asked_at(arms, levels, at)})" for at in counts]
+    )
+    axis.set_xlim(-0.6, len(counts) - 0.4)
+    axis.set_xlabel(name)
+    axis.set_ylim(-0.03, 1.03)
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.set_ylabel("answers right")
+    axis.grid(axis="y", alpha=0.25, linewidth=0.6)
+
+
+def difficulty(problems: Sequence[Problem]) -> tuple[str, dict[str, str]]:
+    """(what the levels are, problem id → level) of one task's problems.
+
+    Levels sort as they are in the dict. Countdown: how many numbers, and where all have as many,
+    whether + and − suffice. Arithmetic: operations. GSM8K and other worked solutions: their steps.
+    Anything else: the question's length, in quarters.
+    """
+    for name, levels in (
+        ("numbers given", {p.id: count(p, "numbers") for p in problems}),
+        ("operations in the expression", {p.id: operations(p) for p in problems}),
+        ("steps of the worked solution", {p.id: steps(p) for p in problems}),
+    ):
+        known = {id_: level for id_, level in levels.items() if level is not None}
+        if len(known) == len(problems) and len(set(known.values())) > 1:
+            return name, in_order(known)
+    if problems and all(0 < (count(p, "numbers") or 0) <= MOST_NUMBERS for p in problems):
+        signs = {p.id: reached_by_signs(p) for p in problems}
+        if len(set(signs.values())) > 1:
+            named = {True: "+ and − suffice", False: "needs × or ÷"}
+            return "what a solution takes", {
+                id_: named[plain] for plain in (True, False) for id_ in signs if signs[id_] == plain
+            }
+    return "length of the question, in quarters", quarters(problems)
+
+
+def in_order(levels: dict[str, int]) -> dict[str, str]:
+    named = {
+        level: f"{level}" if level < MOST_LEVELS else f"{MOST_LEVELS} or more"
+        for level in sorted(set(levels.values()))
+    }
+    return {id_: named[levels[id_]] for id_ in sorted(levels, key=lambda id_: levels[id_])}
+
+
+def count(problem: Problem, field: str) -> int | None:
+    value = problem.fields.get(field)
+    return len(value) if isinstance(value, list) else None
+
+
+def operations(problem: Problem) -> int | None:
+    """Operations between the numbers of an expression; a leading sign is none."""
+    text = problem.fields.get("expression")
+    return sum(text[1:].count(f" {sign} ") for sign in "+-*/") if isinstance(text, str) else None
+
+
+def steps(problem: Problem) -> int | None:
+    """Calculations noted as <<…>> in the worked solution, else its lines before the answer."""
+    solution = problem.meta.get("solution")
+    if not isinstance(solution, str):
+        return None
+    lines = [line for line in solution.splitlines() if line.strip() and "####" not in line]
+    return max(1, solution.count("<<") or len(lines))
+
+
+def reached_by_signs(problem: Problem) -> bool:
+    numbers, target = problem.fields["numbers"], problem.fields.get("target")
+    return any(
+        sum(sign * n for sign, n in zip(signs, numbers, strict=True)) == target
+        for signs in product((1, -1), repeat=len(numbers))
+    )
+
+
+def quarters(problems: Sequence[Problem]) -> dict[str, str]:
+    """Shortest to longest questions, by characters."""
+    lengths = {p.id: len(TASKS[p.task].show(p)) for p in problems}
+    if len(lengths) < 2:
+        return dict.fromkeys(lengths, "all")
+    cuts = quantiles(lengths.values(), n=4, method="inclusive")
+    quarter = {id_: sum(length > cut for cut in cuts) for id_, length in lengths.items()}
+    ends = {q: [lengths[id_] for id_ in quarter if quarter[id_] == q] for q in range(4)}
+    return {
+        id_: f"{min(ends[q])}–{max(ends[q])}\ncharacters"
+        for q in range(4) for id_ in quarter if quarter[id_] == q
+    }  # fmt: skip

@@ -1,81 +1,320 @@
-"""`mlxreflect report`: what others read, out of evaluation folders."""
+"""`mlxreflect report`: a Markdown table, plots and logs of inspect_ai of evaluation folders."""
 
+import hashlib
+import importlib.util
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import write_atomic
-from mlxreflect.evaluation.export_arms import Arm, arm_interval, load_arms
-from mlxreflect.report.inspect_log import write_inspect
-from mlxreflect.report.lm_eval import write_lm_eval
-from mlxreflect.report.markdown import markdown
-from mlxreflect.report.pairs import Pair, pair_up
+from mlxreflect.core.records import Messages, Problem, Sample
+from mlxreflect.core.ui import safe_text
+from mlxreflect.evaluation.arms import Arm, ProblemSamples, load_arms
+from mlxreflect.evaluation.compare import compare_report, deciding_p
+from mlxreflect.stats.sentences import points
+from mlxreflect.tasks import TASKS
+from mlxreflect.tasks.base import ask
+
+if TYPE_CHECKING:
+    from inspect_ai.log import EvalLog, EvalSample, EvalSpec
+    from inspect_ai.model import ChatMessage
+
+LONGEST = 80  # characters of a name
+# What Markdown, or HTML in it, takes for markup; an underscore inside a word is none.
+MARKUP = re.compile(
+    r"[\\`*\[\]<>#|~$&@]|(?<![^\W_])_|_(?![^\W_])|(?<=:)/|(?<=www)\.", re.IGNORECASE
+)
+GET_INSPECT = (
+    "no log for inspect_ai; to get one: pip install 'mlxreflect[inspect]', then this again"
+)
+STOPS = {"stop": "stop", "length": "max_tokens", "content_filter": "content_filter"}
 
 
 def write_outputs(
-    folders: Sequence[Path], out: Path | None = None, *, plots: bool = True
+    folders: Sequence[Path], out: Path | None = None, *, table_only: bool = False
 ) -> dict[str, Any]:
-    """Write `lm_eval/<arm>/`, `inspect/`, `plots/` and `table.md` into `out`.
+    """Writes `table.md`, `plots/` and `inspect/` into `out`, and returns where everything is.
 
-    plots: whether to draw them, which takes longer than all else.
     folders: arm folders, folders of arms, or run directories. out: default `report` in the first.
-    Returns where everything is, and the figures of each arm and comparison. The same folders give
-    the same files. Raises UserError for a folder without a finished evaluation.
+    table_only: leave plots and logs out, which take longer than all else. The result also has the
+    figures of each arm and comparison, and `notes`. The same folders give the same files. Raises
+    UserError for a folder without a finished evaluation.
     """
     arms = load_arms(folders)
-    pairs = pair_up(arms)
+    found = compare_report(arms)
     place = out or folders[0] / "report"
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{place}: {error.strerror}", "give another --out") from None
-    table = markdown(arms, pairs)
+    table = markdown(arms, found)
     write_atomic(place / "table.md", table)
-    names = file_names(arms)
-    lm_eval = [write_lm_eval(arm, place / "lm_eval" / names[i]) for i, arm in enumerate(arms)]
-    logs = [write_inspect(arm, place / "inspect") for arm in arms]
+    plots: list[Path] = []
+    logs: list[Path] = []
+    inspects = importlib.util.find_spec("inspect_ai") is not None
+    if not table_only:
+        from mlxreflect.report.plots import draw_report
+
+        plots = draw_report(arms, found, place / "plots")
+        logs = [write_inspect(arm, place / "inspect") for arm in arms] if inspects else []
     return {
         "out": str(place),
         "table": str(place / "table.md"),
-        "lm_eval": [str(path) for written in lm_eval for path in written],
         "inspect": list(map(str, logs)),
-        "plots": list(map(str, draw(arms, pairs, place / "plots") if plots else [])),
+        "plots": list(map(str, plots)),
+        "notes": [] if inspects or table_only else [GET_INSPECT],
         "arms": [describe_arm(arm) for arm in arms],
-        "comparisons": [describe_pair(pair) for pair in pairs],
+        "comparisons": found,
         "markdown": table,
     }
 
 
-def draw(arms: Sequence[Arm], pairs: Sequence[Pair], folder: Path) -> list[Path]:
-    from mlxreflect.report.report_plots import draw_report
-
-    return draw_report(arms, pairs, folder)
-
-
-def file_names(arms: Sequence[Arm]) -> list[str]:
-    """A folder's name for each arm: letters, digits and -._, no two alike, also on a Mac's disk."""
-    several = len({arm.task for arm in arms}) > 1
-    names: list[str] = []
-    for arm in arms:
-        whole = f"{arm.task}-{arm.name}" if several else arm.name
-        name = re.sub(r"[^\w.-]+", "_", whole).strip("._")[:80] or "arm"
-        taken = name.casefold() in {other.casefold() for other in names}
-        names.append(f"{name}-{len(names) + 1}" if taken else name)
-    return names
-
-
 def describe_arm(arm: Arm) -> dict[str, Any]:
-    accuracy, low, high = arm_interval(arm)
+    accuracy, low, high = arm.accuracy
     return {
         "name": arm.name, "folder": str(arm.path), "task": arm.task, "model": arm.model,
-        "adapter": arm.adapter, "n": len(arm.questions), "samples": arm.samples,
+        "adapter": arm.adapter, "n": len(arm.problems), "samples": arm.samples,
         "accuracy": accuracy, "ci_low": low, "ci_high": high,
     }  # fmt: skip
 
 
-def describe_pair(pair: Pair) -> dict[str, Any]:
-    """The comparison, or why there is none."""
-    found = {"fault": pair.fault} if pair.result is None else pair.result
-    return {**found, "task": pair.task, "a": pair.a, "b": pair.b, "p_holm": pair.p_holm}
+# ---- the table in Markdown, as it goes into a model card -----------------------------------------
+
+
+def markdown(arms: Sequence[Arm], found: Sequence[Mapping[str, Any]]) -> str:
+    """A row an arm and task, the sentences of the comparisons, and what could not be compared.
+
+    found: as `compare_report` gives it.
+    """
+    head = ["task", "model", "questions", "right", "95 % interval", "right in the format"]
+    align = [":--", ":--", "--:", "--:", ":-:", "--:"]
+    if found:
+        head += ["difference", "95 % interval", "gained, lost", "p"]
+        align += ["--:", ":-:", "--:", "--:"]
+    several = sum("fault" not in one for one in found) > 1
+    if several:
+        head, align = [*head, "p (Holm)"], [*align, "--:"]
+    against = {(one["task"], one["b"]): one for one in found}
+    rows = [head, align]
+    for arm in arms:
+        compared = difference(against.get((arm.task, arm.name)), several) if found else []
+        rows.append([*measured(arm), *compared])
+    lines = [f"| {' | '.join(cells)} |\n" for cells in rows]
+    return "".join(lines + [f"\n{note(one)}\n" for one in found])
+
+
+def measured(arm: Arm) -> list[str]:
+    accuracy, low, high = arm.accuracy
+    strict = sum(one.strict for one in arm.problems.values()) / len(arm.problems)
+    right = f"{accuracy:.1%}" + (f" (avg@{arm.samples})" if arm.samples > 1 else "")
+    between = f"{100 * low:.1f} to {100 * high:.1f}"
+    return [cell(arm.task), cell(arm.name), str(len(arm.problems)), right, between, f"{strict:.1%}"]
+
+
+def difference(one: Mapping[str, Any] | None, several: bool) -> list[str]:
+    """The cells of a comparison; empty in the row that others are compared with."""
+    if one is None or "fault" in one:
+        return ["" if one is None else "–"] * (5 if several else 4)
+    cells = [
+        points(one["difference"]),
+        f"{points(one['ci_low'])} to {points(one['ci_high'])}",
+        f"{one['gains']}, {one['losses']}",
+        f"{deciding_p(one):.2g}",
+    ]
+    return [*cells, f"{one['p_holm']:.2g}"] if several else cells
+
+
+def note(one: Mapping[str, Any]) -> str:
+    if "fault" in one:
+        return prose(f"{one['task']}: {one['b']} is not compared with {one['a']}: {one['fault']}.")
+    return prose(f"{one['task']}: {one['sentence']}")
+
+
+def cell(text: str) -> str:
+    """One line of text that stays text in a table of Markdown, however it is rendered."""
+    line = safe_text(" ".join(text.split()))
+    return prose(line if len(line) <= LONGEST else line[: LONGEST - 1] + "…")
+
+
+def prose(text: str) -> str:
+    """The same for a whole sentence."""
+    return MARKUP.sub(lambda found: f"&#{ord(found[0])};", safe_text(" ".join(text.split())))
+
+
+# ---- a log of inspect_ai, by its own writer ------------------------------------------------------
+
+
+def write_inspect(arm: Arm, folder: Path) -> Path:
+    """Writes the log of an arm, for `inspect view`, under the name that inspect would give it.
+
+    Two scores a sample: `correct`, right by the rules of the evaluation, and `strict`, right and in
+    the format asked for. Several samples of a problem are epochs. The same arm, the same file.
+    """
+    from inspect_ai.log import recompute_metrics, write_eval_log
+
+    folder.mkdir(parents=True, exist_ok=True)
+    log = inspect_log(arm)
+    recompute_metrics(log)
+    task = re.sub(r"[^\w.]", "-", arm.task).replace("_", "-")
+    begun = log.eval.created.replace(":", "-").replace("+", "-")
+    path = folder / f"{begun}_{task}_{log.eval.task_id}.json"
+    write_eval_log(log, str(path), format="json")
+    return path
+
+
+def inspect_log(arm: Arm) -> "EvalLog":
+    from inspect_ai.log import EvalLog, EvalPlan, EvalStats
+    from inspect_ai.model import GenerateConfig, ModelUsage
+
+    decoding = arm.setup.get("decoding", {})
+    config = GenerateConfig(
+        max_tokens=decoding.get("max_new_tokens"), temperature=decoding.get("temperature"),
+        top_p=decoding.get("top_p"), seed=decoding.get("seed"),
+    )  # fmt: skip
+    tokens = sum(s.tokens or 0 for one in arm.problems.values() for s in one.samples)
+    usage = ModelUsage(output_tokens=tokens, total_tokens=tokens)
+    spec = inspect_spec(arm)
+    spec.model_generate_config = config
+    return EvalLog(
+        status="success",
+        eval=spec,
+        plan=EvalPlan(config=config),
+        stats=EvalStats(
+            started_at=spec.created,
+            completed_at=moment(arm.file),
+            model_usage={arm.model: usage},
+        ),
+        samples=[
+            inspect_sample(arm, one, sample)
+            for one in arm.problems.values() for sample in one.samples
+        ],
+    )  # fmt: skip
+
+
+def inspect_spec(arm: Arm) -> "EvalSpec":
+    from inspect_ai.log import EvalConfig, EvalDataset, EvalSpec
+
+    given = {"adapter": arm.adapter, "server": arm.setup.get("server")}
+    metrics = [{"name": f"inspect_ai/{name}", "options": {}} for name in ("accuracy", "stderr")]
+    scorers = [{"name": name, "metrics": metrics} for name in ("correct", "strict")]
+    return EvalSpec.model_validate(
+        {
+            "eval_id": identifier(arm, "eval"),
+            "run_id": identifier(arm, "run"),
+            "created": created(arm),
+            "task": arm.task,
+            "task_id": identifier(arm, "task"),
+            "task_version": 1,
+            "task_display_name": f"{arm.task} ({arm.name})",
+            "tags": [arm.name],
+            "dataset": EvalDataset(
+                name=arm.task, samples=len(arm.problems), sample_ids=[*arm.problems], shuffled=True
+            ),
+            "model": arm.model,
+            "model_args": {key: value for key, value in given.items() if value},
+            "config": EvalConfig(
+                epochs=arm.samples, limit=(arm.spec.limit if arm.spec else 0) or None
+            ),
+            "packages": {"mlxreflect": version("mlxreflect")},
+            "metadata": {
+                "arm": arm.name,
+                "rules": arm.results.get("rules", ""),
+                **{key: arm.setup[key] for key in ("prompt_hash", "spec") if key in arm.setup},
+            },
+            "scorers": scorers,
+        }
+    )
+
+
+def inspect_sample(arm: Arm, one: ProblemSamples, sample: Sample) -> "EvalSample":
+    from inspect_ai.log import EvalSample
+    from inspect_ai.model import (
+        ChatCompletionChoice,
+        ChatMessageAssistant,
+        ModelOutput,
+        ModelUsage,
+    )
+    from inspect_ai.scorer import Score
+
+    at, problem = (one.id, sample.sample), one.problem
+    sent = inspect_prompt(arm, one, sample)
+    reply = ChatMessageAssistant(
+        id=identifier(arm, *at, "reply"), content=sample.text, source="generate", model=arm.model
+    )
+    stop: Any = STOPS.get(sample.finish_reason or "", "unknown")
+    usage = ModelUsage(output_tokens=sample.tokens or 0, total_tokens=sample.tokens or 0)
+    said = "no answer could be read" if sample.parsed is None else "an answer was read"
+    form = "the format was kept" if sample.format_ok else "the format was not kept"
+    right = {"correct": sample.correct, "strict": sample.correct and sample.format_ok}
+    return EvalSample(
+        id=one.id,
+        epoch=sample.sample + 1,
+        input=sent,
+        target=expected(problem),
+        messages=[*sent, reply],
+        output=ModelOutput(
+            model=arm.model,
+            choices=[ChatCompletionChoice(message=reply, stop_reason=stop)],
+            usage=usage,
+        ),
+        scores={
+            name: Score(
+                value="C" if fine else "I",
+                answer=sample.parsed,
+                explanation=f"{'Right' if fine else 'Not right'}: {said}, {form}.",
+            )
+            for name, fine in right.items()
+        },
+        metadata={} if problem is None else {**problem.meta, **problem.fields},
+        model_usage={arm.model: usage},
+        uuid=identifier(arm, *at),
+    )
+
+
+def inspect_prompt(arm: Arm, one: ProblemSamples, sample: Sample) -> "list[ChatMessage]":
+    """The messages that were sent; a folder that kept only ids has the id in their place."""
+    from inspect_ai.model import ChatMessage
+    from pydantic import TypeAdapter
+
+    found = one.id if one.problem is None else prompt_of(arm, one.problem)
+    turns: Sequence[Mapping[str, str]] = (
+        [{"role": "user", "content": found}] if isinstance(found, str) else found
+    )
+    named = [
+        {"id": identifier(arm, one.id, sample.sample, i), **turn} for i, turn in enumerate(turns)
+    ]
+    return TypeAdapter(list[ChatMessage]).validate_python(named)
+
+
+def prompt_of(arm: Arm, problem: Problem) -> Messages | str:
+    """The prompt of a problem, as the model got it before its chat template."""
+    task = TASKS[problem.task]
+    return task.show(problem) if arm.spec is None else ask(task, problem, arm.spec, arm.shots)
+
+
+def expected(problem: Problem | None) -> str:
+    """The right answer; of a Countdown problem the target, which many answers reach."""
+    if problem is None:
+        return ""
+    return str(problem.fields.get("target", "")) if problem.gold is None else problem.gold
+
+
+def created(arm: Arm) -> str:
+    setup = arm.path / "setup.json"
+    return moment(setup if setup.is_file() else arm.file)
+
+
+def moment(file: Path) -> str:
+    """When a file was last written, to the second."""
+    return datetime.fromtimestamp(int(file.stat().st_mtime), UTC).isoformat()
+
+
+def identifier(arm: Arm, *what: object) -> str:
+    """22 letters and digits that are the same whenever the log is written again."""
+    content = json.dumps([arm.name, arm.setup, created(arm), *map(str, what)], sort_keys=True)
+    return hashlib.sha256(content.encode("utf-8", "replace")).hexdigest()[:22]

@@ -3,15 +3,12 @@
 A run that is under way or died shows as far as it got.
 """
 
-from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from rich import box
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from mlxreflect.config.methods import METHODS, method_of
@@ -20,13 +17,14 @@ from mlxreflect.config.toml import read_toml, validate
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_rows
 from mlxreflect.core.records import Episode, Example, episode_from_row, flat_from_row
+from mlxreflect.core.ui import facts, plain, table
 from mlxreflect.data.contamination import told
 from mlxreflect.evaluation.arms import read_arms, read_results
-from mlxreflect.methods.base import STATUSES
-from mlxreflect.report.scoreboard import chain_line, comparisons, second_answers
-from mlxreflect.report.story import STATUS_STYLE, plain, tell_story
-from mlxreflect.report.totals import totals
+from mlxreflect.methods.base import STATUSES, status_words
+from mlxreflect.report.story import STATUS_STYLE, tell_story
+from mlxreflect.report.tables import chain_line, comparisons, percent, second_answers
 
+EXAMPLES = {"preference": "preference pairs", "sft": "SFT examples", "group": "groups of answers"}
 LAST_WAVES = 30  # rows of the table of waves
 MOST_PROBLEMS = 40  # rows of the table of problems, unless a status is asked for
 
@@ -91,28 +89,7 @@ def load_episodes(run_dir: Path) -> list[Episode]:
     return episodes
 
 
-def facts(pairs: dict[str, object]) -> Table:
-    """Names and values below each other."""
-    grid = Table.grid(padding=(0, 2))
-    for name, value in pairs.items():
-        grid.add_row(plain(name, "bold"), value if isinstance(value, Text) else plain(value))
-    return grid
-
-
-def table(title: str, columns: Iterable[str]) -> Table:
-    """A table; a column named `|name` holds numbers and is set to the right."""
-    made = Table(
-        title=Text(title, "bold"), title_justify="left", header_style="bold",
-        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0),
-    )  # fmt: skip
-    for column in columns:
-        name, right = column.lstrip("|"), column.startswith("|")
-        # On a narrow terminal only a problem's text gives way.
-        made.add_column(name, justify="right" if right else "left", no_wrap=name != "problem")
-    return made
-
-
-def show_header(run_dir: Path) -> Table:
+def show_header(run_dir: Path) -> RenderableType:
     recipe = recipe_of(run_dir)
     summary = read_results(run_dir / "summary.json")
     unfinished = f"not finished: under way, or go on with: mlxreflect resume {quote(str(run_dir))}"
@@ -140,8 +117,8 @@ def recipe_of(run_dir: Path) -> Recipe | None:
 def show_waves(run_dir: Path) -> RenderableType:
     """Columns of what no wave has had are left out."""
     path, recipe = run_dir / "metrics.jsonl", recipe_of(run_dir)
-    rows = read_rows(path) if path.is_file() else iter(())
-    waves = [row for row in rows if row.get("kind") == "wave"]
+    metrics = read_rows(path) if path.is_file() else iter(())
+    waves = [row for row in metrics if row.get("kind") == "wave"]
     if not waves:
         return Text("no wave is finished yet")
     word = method_of(recipe).solved if recipe else "solved"
@@ -157,11 +134,12 @@ def show_waves(run_dir: Path) -> RenderableType:
     title = "Waves"
     if len(waves) > LAST_WAVES:
         title = f"Waves (the last {LAST_WAVES} of {len(waves)}; all are in {path.name})"
-    made = table(title, [*columns, "|secs"])
-    for row in waves[-LAST_WAVES:]:
-        seconds = f"{row['seconds']:.1f}" if "seconds" in row else ""
-        made.add_row(*(plain(row.get(key, "")) for key in columns.values()), plain(seconds))
-    return made
+    rows = [
+        [*(row.get(key, "") for key in columns.values()),
+         f"{row['seconds']:.1f}" if "seconds" in row else ""]
+        for row in waves[-LAST_WAVES:]
+    ]  # fmt: skip
+    return table(title, [*columns, "|secs"], rows)
 
 
 def show_problems(episodes: list[Episode], status: str | None) -> RenderableType:
@@ -179,18 +157,18 @@ def show_problems(episodes: list[Episode], status: str | None) -> RenderableType
     method = METHODS.get(shown[0][0].recipe)
     tiers = method is not None and method.escalates
     columns = ["id", "problem", "|attempts", "|rewrites", "status"]
-    made = table(title, [*columns, "critic"] if tiers else columns)
+    cells: list[list[object]] = []
     for story in shown:
         roles = [turn.role for episode in story for turn in episode.turns]
         outcome, problem = story[-1].outcome, story[-1].problem
         attempts = roles.count("attempt") + roles.count("verify")
-        made.add_row(
-            plain(problem.id), plain(shorten(problem.fields)), plain(attempts),
-            plain(roles.count("rewrite") + roles.count("continue")),
+        cells.append([
+            problem.id, shorten(problem.fields), attempts,
+            roles.count("rewrite") + roles.count("continue"),
             plain(outcome.status, STATUS_STYLE.get(outcome.status, "")),
-            *([plain(outcome.tier)] if tiers else []),
-        )  # fmt: skip
-    return made
+            *([outcome.tier] if tiers else []),
+        ])  # fmt: skip
+    return table(title, [*columns, "critic"] if tiers else columns, cells, wraps="problem")
 
 
 def shorten(fields: dict[str, Any], width: int = 44) -> str:
@@ -260,18 +238,82 @@ def show_training(summary: dict[str, Any]) -> RenderableType:
     return facts(shown)
 
 
-def show_arms(arms: dict[str, dict[str, Any]]) -> Table:
+def show_arms(arms: dict[str, dict[str, Any]]) -> RenderableType:
     columns = ["", "|answers", "|right", "|95% interval", "|format kept", "|unparsed", "|cut off"]
-    made = table("Held-out problems", columns)
-    for name, arm in arms.items():
-        low, high = arm.get("ci_low"), arm.get("ci_high")
-        made.add_row(
-            plain(name), plain(arm.get("n", "")), plain(percent(arm.get("accuracy"))),
-            plain(f"{percent(low)} to {percent(high)}"), plain(percent(arm.get("format_rate"))),
-            plain(arm.get("parse_failures", "")), plain(arm.get("truncated", "")),
-        )  # fmt: skip
-    return made
+    rows = [
+        [
+            name, arm.get("n", ""), percent(arm.get("accuracy")),
+            f"{percent(arm.get('ci_low'))} to {percent(arm.get('ci_high'))}",
+            percent(arm.get("format_rate")), arm.get("parse_failures", ""),
+            arm.get("truncated", ""),
+        ]
+        for name, arm in arms.items()
+    ]  # fmt: skip
+    return table("Held-out problems", columns, rows)
 
 
-def percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.1%}"
+# ---- figures of a whole run ----------------------------------------------------------------------
+
+
+def totals(run_dir: Path, summary: dict[str, Any], recipe: Recipe | None) -> dict[str, object]:
+    """Names and values. summary: {} of a run that is not finished. recipe: None if not known."""
+    method = method_of(recipe) if recipe else None
+    who = method.critic_names(recipe) if method and recipe else "unknown"
+    if not summary:
+        return critic_lines(asked_so_far(run_dir), who)
+    kinds = [f"{n} {kind.replace('_', ' ')}" for kind, n in summary.get("failures", {}).items()]
+    made = summary.get("examples", {})
+    trained = [f"{made[kind]} {name}" for kind, name in EXAMPLES.items() if made.get(kind)]
+    dropped = [f"{n} ({reason})" for reason, n in summary.get("dropped", {}).items()]
+    statuses = status_words(summary.get("statuses", {}), method.words if method else {})
+    nothing = "nothing: the trained policy is the base" if "examples" in summary else None
+    by = "; by what the last round of each came to:" if statuses else ""
+    named = {
+        "problems": f"{summary.get('problems', 0)}{by}",
+        **{f"  {name}": value for name, value in statuses.items()},
+        "decontaminated": summary.get("decontaminated") and told(summary["decontaminated"]),
+        "trained on": ", ".join(trained) or nothing,
+        "not trained on": ", ".join(dropped) or None,
+        "prompts cut to fit": summary.get("cut_prompts") or None,
+        **critic_lines(summary.get("critic") or {}, who),
+        "errors of first attempts": ", ".join(kinds) or None,
+        "wall time": minutes(summary.get("wall_seconds")),
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def asked_so_far(run_dir: Path) -> dict[str, Any]:
+    """The critic's figures of a run that is not finished; {} where none was asked remotely."""
+    ledger, metrics = run_dir / "critic.jsonl", run_dir / "metrics.jsonl"
+    if not ledger.is_file():
+        return {}
+    from mlxreflect.critics.ledger import total
+
+    rows = read_rows(metrics) if metrics.is_file() else iter(())
+    waves = (row["critic"] for row in rows if row.get("kind") == "wave" and "critic" in row)
+    return total(waves, read_rows(ledger))
+
+
+def critic_lines(critic: dict[str, Any], who: str) -> dict[str, object]:
+    """What was asked of whom; and where something was sent, what that took. {}: nobody was."""
+    wire = critic.get("wire") or {}
+    if not critic.get("calls") and not wire.get("requests"):
+        return {}
+    kinds = [f"{n} {kind.replace('_', ' ')}" for kind, n in critic.get("kinds", {}).items()]
+    failed = f"{critic.get('failed', 0)} failed" + (f" ({', '.join(kinds)})" if kinds else "")
+    cached = [f"{critic['cached']} of them from the cache"] if critic.get("cached") else []
+    counts = [f"{critic.get('calls', 0)} calls", *cached, failed]
+    counts.append(f"{critic.get('unknown', 0)} unknown")
+    named = {"critic": f"{who}: {', '.join(counts)}"}
+    if wire.get("requests"):
+        median, p95 = wire.get("median_s"), wire.get("p95_s")
+        took = f", a reply took {median:.1f} s (95 % within {p95:.1f} s)" if median else ""
+        named["requests to it"] = (
+            f"{wire['requests']}, {wire['retried']} of them retries; {wire['tokens_in']} tokens "
+            f"in, {wire['tokens_out']} out, ${wire['usd']:.4f}{took}"
+        )
+    return dict(named)
+
+
+def minutes(seconds: float | None) -> str | None:
+    return None if seconds is None else f"{seconds / 60:.1f} min"

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from mlxreflect.config.methods import METHODS
 from mlxreflect.core.records import Episode, Example, Turn
-from mlxreflect.core.ui import safe_text
+from mlxreflect.core.ui import plain
 
 ANSWERS = ("attempt", "rewrite", "continue", "retry", "verify", "integrate", "answer", "ground")
 MOST_WORDS = 10_000  # and spaces, in a difference; beyond, comparing would take seconds
@@ -32,11 +32,6 @@ ENDED = {
     "discarded": "given up: it is not trained on",
     "failed": "no call to the critic got through",
 }
-
-
-def plain(value: object, style: str = "") -> Text:
-    """Untrusted text for the terminal, every character shown as itself or as its code."""
-    return Text(safe_text(str(value)), style=style)
 
 
 def tell_story(episodes: list[Episode], examples: list[Example]) -> list[RenderableType]:

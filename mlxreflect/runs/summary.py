@@ -9,7 +9,7 @@ from mlxreflect.config.methods import method_of
 from mlxreflect.config.schema import Recipe
 from mlxreflect.core.journal import read_rows
 from mlxreflect.critics.ledger import total
-from mlxreflect.evaluation.arms import arms_within
+from mlxreflect.evaluation.arms import find_arms
 from mlxreflect.evaluation.compare import Options, compare, compare_all
 from mlxreflect.methods.base import count_statuses
 from mlxreflect.report.report import write_outputs
@@ -32,13 +32,13 @@ def conclude(
     """
     comparison = compare(run.path / "eval" / "base", run.path / "eval" / "trained")
     run.write_json("comparison.json", comparison)
-    if len(arms_within(run.path)) > 2:
+    if len(find_arms(run.path)) > 2:
         differ = ("prompt.style",) if run.config.eval.direct else ()
         run.write_json("comparisons.json", compare_all([run.path], Options(differ=differ)))
     from mlxreflect.report.plots import draw_plots
 
     draw_plots(run.path, method_of(run.config).solved)
-    write_outputs([run.path], plots=False)
+    write_outputs([run.path], table_only=True)
     return summarise_run(run, base, trained, comparison, asked)
 
 

@@ -1,10 +1,18 @@
 """Reports out of evaluation folders: arms, table, difficulty, hostile text, the command."""
 
 import json
+import os
 import re
+import socket
+import subprocess
 import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
 from pathlib import Path
 from statistics import NormalDist, fmean, stdev
+from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
@@ -13,14 +21,13 @@ from support.arm_folders import RIGHT, gsm8k, write_arm
 from mlxreflect.cli.main import main
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, make_problem
-from mlxreflect.evaluation.export_arms import arm_interval, asked, interval, load_arms
-from mlxreflect.report.difficulty import difficulty
-from mlxreflect.report.inspect_log import write_inspect
-from mlxreflect.report.lm_eval import write_lm_eval
-from mlxreflect.report.markdown import cell, markdown
-from mlxreflect.report.pairs import pair_up
-from mlxreflect.report.report import file_names, write_outputs
+from mlxreflect.evaluation.arms import interval, load_arms
+from mlxreflect.evaluation.compare import compare_report
+from mlxreflect.report.plots import difficulty
+from mlxreflect.report.report import cell, markdown, prompt_of, write_inspect, write_outputs
 from mlxreflect.stats import wilson
+
+reader = pytest.importorskip("inspect_ai.log")
 
 HOSTILE = {
     "surrogates": "half \ud83d of one, \udc4d of another",
@@ -88,9 +95,9 @@ def test_questions_keep_their_order_and_samples(tmp_path: Path) -> None:
     problems = gsm8k(6)
     texts = [[RIGHT.format(i + 1), "nothing", RIGHT.format(i)] for i in range(6)]
     (arm,) = load_arms([write_arm(tmp_path / "a", problems, texts)])
-    assert [q.id for q in arm.questions] == [p.id for p in problems]
-    assert [s.text for s in arm.questions[2].samples] == texts[2]
-    assert [q.score for q in arm.questions] == pytest.approx([1 / 3] * 6)
+    assert [*arm.problems] == [p.id for p in problems]
+    assert [s.text for s in arm.problems[problems[2].id].samples] == texts[2]
+    assert [one.score for one in arm.problems.values()] == pytest.approx([1 / 3] * 6)
 
 
 def test_the_prompt_is_the_one_that_was_sent(tmp_path: Path) -> None:
@@ -98,7 +105,7 @@ def test_the_prompt_is_the_one_that_was_sent(tmp_path: Path) -> None:
     templates = {"attempt_direct": "{instruction} In short."}
     prompt = {"style": "direct", "templates": templates}
     (arm,) = load_arms([write_arm(tmp_path / "a", problems, right(problems, {0}), prompt=prompt)])
-    system, user = asked(arm, problems[1])
+    system, user = prompt_of(arm, problems[1])
     assert isinstance(system, dict) and isinstance(user, dict)
     assert system["content"].endswith("and without commas. In short.")
     assert user == {"role": "user", "content": problems[1].fields["question"]}
@@ -107,13 +114,13 @@ def test_the_prompt_is_the_one_that_was_sent(tmp_path: Path) -> None:
 def test_intervals_are_wilsons_or_clustered(tmp_path: Path) -> None:
     problems = gsm8k(20)
     (one,) = load_arms([write_arm(tmp_path / "one", problems, right(problems, set(range(13))))])
-    assert interval(one.questions) == (0.65, *wilson(13, 20))
+    assert interval([*one.problems.values()]) == (0.65, *wilson(13, 20))
     texts = [[RIGHT.format(p.gold if i % 4 <= j else 0) for j in range(3)]
              for i, p in enumerate(problems)]  # fmt: skip
     (many,) = load_arms([write_arm(tmp_path / "many", problems, texts)])
     scores = [max(0, 3 - i % 4) / 3 for i in range(20)]
     half = NormalDist().inv_cdf(0.975) * stdev(scores) / 20**0.5
-    assert interval(many.questions) == pytest.approx(
+    assert interval([*many.problems.values()]) == pytest.approx(
         (fmean(scores), fmean(scores) - half, fmean(scores) + half)
     )
 
@@ -121,15 +128,15 @@ def test_intervals_are_wilsons_or_clustered(tmp_path: Path) -> None:
 def test_an_interval_of_the_evaluation_itself_is_kept(tmp_path: Path) -> None:
     folder = write_arm(tmp_path / "a", gsm8k(4), right(gsm8k(4), {0}))
     (arm,) = load_arms([folder])
-    assert arm_interval(arm) == (0.25, *wilson(1, 4))
+    assert arm.accuracy == (0.25, *wilson(1, 4))
     results = json.loads((folder / "results.json").read_text())
     (folder / "results.json").write_text(json.dumps(results | {"ci_low": 0.1, "ci_high": 0.6}))
-    assert arm_interval(load_arms([folder])[0]) == (0.25, 0.1, 0.6)
+    assert load_arms([folder])[0].accuracy == (0.25, 0.1, 0.6)
 
 
 def test_scores_that_are_all_alike_have_an_interval(tmp_path: Path) -> None:
     (arm,) = load_arms([write_arm(tmp_path / "a", gsm8k(10), [["no", "no"]] * 10)])
-    assert interval(arm.questions) == (0.0, *wilson(0, 10))
+    assert interval([*arm.problems.values()]) == (0.0, *wilson(0, 10))
 
 
 # ---- the table -----------------------------------------------------------------------------------
@@ -143,7 +150,7 @@ def html_cells(table: str) -> list[list[str]]:
 
 def test_the_table_holds_accuracy_interval_difference_and_p(tmp_path: Path) -> None:
     arms = load_arms([run_dir(tmp_path)])
-    table = markdown(arms, pair_up(arms))
+    table = markdown(arms, compare_report(arms))
     head, base, trained = html_cells(table)
     assert base[:4] == ["gsm8k", "base", "40", "40.0%"]
     low, high = wilson(30, 40)
@@ -160,10 +167,10 @@ def test_holm_is_over_all_comparisons_of_the_report(tmp_path: Path) -> None:
     problems = gsm8k(40)
     for name, ids in (("a", range(20)), ("b", range(26)), ("c", range(31))):
         write_arm(tmp_path / name, problems, right(problems, set(ids)))
-    pairs = pair_up(load_arms([tmp_path]))
+    pairs = compare_report(load_arms([tmp_path]))
     first, second = 2 * 0.5**6, 2 * 0.5**11
-    assert [pair.p for pair in pairs] == pytest.approx([first, second])
-    assert [pair.p_holm for pair in pairs] == pytest.approx([first, 2 * second])
+    assert [one["p_exact"] for one in pairs] == pytest.approx([first, second])
+    assert [one["p_holm"] for one in pairs] == pytest.approx([first, 2 * second])
 
 
 def test_what_cannot_be_compared_says_so(tmp_path: Path) -> None:
@@ -171,8 +178,8 @@ def test_what_cannot_be_compared_says_so(tmp_path: Path) -> None:
     write_arm(tmp_path / "base", problems, right(problems, {1}))
     write_arm(tmp_path / "other", problems[:9], right(problems[:9], {1}))
     arms = load_arms([tmp_path])
-    pairs = pair_up(arms)
-    assert pairs[0].fault.startswith("not the same questions")
+    pairs = compare_report(arms)
+    assert pairs[0]["fault"].startswith("not the same questions")
     table = markdown(arms, pairs)
     assert "other is not compared with base: not the same questions" in table
     assert [len(cells) for cells in html_cells(table)] == [10, 10, 10]
@@ -240,17 +247,12 @@ def test_hostile_text_breaks_no_file(kind: str, tmp_path: Path) -> None:
     log = json.loads(write_inspect(arm, tmp_path).read_text("utf-8"))
     (answer,) = [s["output"]["completion"] for s in log["samples"] if s["id"] == problems[0].id]
     assert answer == re.sub("[\ud800-\udfff]", "\ufffd", text)
-    results, samples = write_lm_eval(arm, tmp_path)
-    assert json.loads(results.read_text("utf-8"))["n-samples"]["gsm8k"]["effective"] == 4
-    rows = [json.loads(line) for line in samples.read_bytes().splitlines()]
-    assert len(rows) == 8
-    assert rows[0]["resps"] == [[answer]]
 
 
 def test_two_half_characters_beside_each_other_are_one(tmp_path: Path) -> None:
     problems = gsm8k(1)
     (arm,) = load_arms([write_arm(tmp_path / "a", problems, [["\ud83d\ude00"]])])
-    assert arm.questions[0].samples[0].text == "\U0001f600"
+    assert arm.problems[problems[0].id].samples[0].text == "\U0001f600"
 
 
 def test_folders_without_problems_have_ids_instead(tmp_path: Path) -> None:
@@ -258,20 +260,23 @@ def test_folders_without_problems_have_ids_instead(tmp_path: Path) -> None:
     texts = right(problems, {0, 1})
     (arm,) = load_arms([write_arm(tmp_path / "a", problems, texts, keep_problems=False)])
     log = json.loads(write_inspect(arm, tmp_path).read_text())
-    assert [s["input"][0]["content"] for s in log["samples"]] == [p.id for p in problems]
-    rows = write_lm_eval(arm, tmp_path)[1].read_text().splitlines()
-    assert [json.loads(row)["doc"] for row in rows[:5]] == [{"id": p.id} for p in problems]
+    assert {s["input"][0]["content"] for s in log["samples"]} == {p.id for p in problems}
 
 
-def test_files_of_arms_have_names_of_their_own(tmp_path: Path) -> None:
-    problems = gsm8k(2)
+def test_each_arm_has_a_log_of_its_own(tmp_path: Path) -> None:
     for name in ("..a", "A b", "a_b", "a b"):
-        write_arm(tmp_path / "arms" / name, problems, right(problems, {0}))
-    arms = load_arms([tmp_path / "arms"])
-    names = file_names(arms)
-    assert len({name.casefold() for name in names}) == 4
-    assert all(re.fullmatch(r"[A-Za-z_][\w.-]*", name) for name in names)
-    assert len({write_inspect(arm, tmp_path) for arm in arms}) == 4
+        write_arm(tmp_path / "arms" / name, gsm8k(2), right(gsm8k(2), {0}))
+    assert len({write_inspect(arm, tmp_path) for arm in load_arms([tmp_path / "arms"])}) == 4
+
+
+def test_without_inspect_a_line_says_how_to_get_its_logs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    written = write_outputs([run_dir(tmp_path)])
+    assert written["inspect"] == [] and len(written["plots"]) == 3
+    assert "pip install 'mlxreflect[inspect]'" in written["notes"][0]
+    assert not (tmp_path / "report" / "inspect").exists()
 
 
 def test_a_report_again_is_the_same_files(tmp_path: Path) -> None:
@@ -283,16 +288,8 @@ def test_a_report_again_is_the_same_files(tmp_path: Path) -> None:
         return {str(path): path.read_bytes() for path in found if path.is_file()}
 
     first = files()
-    assert len(first) == 1 + 2 * 2 + 2 + 3
+    assert len(first) == 1 + 2 + 3
     assert files() == first
-
-
-def test_the_time_in_a_name_is_when_the_last_answer_came(tmp_path: Path) -> None:
-    problems = gsm8k(2)
-    (arm,) = load_arms([write_arm(tmp_path / "a", problems, right(problems, {0}))])
-    results, samples = write_lm_eval(arm, tmp_path)
-    assert re.fullmatch(r"results_2026-09-\d\dT\d\d-\d\d-\d1\.500000\.json", results.name)
-    assert samples.name == results.name.replace("results", "samples_gsm8k") + "l"
 
 
 def test_the_command_prints_the_table_and_where_things_are(
@@ -313,10 +310,170 @@ def test_the_command_prints_the_table_and_where_things_are(
         ("base", 0.4), ("trained", 0.75)
     ]  # fmt: skip
     assert (code, found["comparisons"][0]["gains"]) == (0, 14)
-    for path in (found["table"], *found["lm_eval"], *found["inspect"], *found["plots"]):
+    for path in (found["table"], *found["inspect"], *found["plots"]):
         assert (tmp_path / path).is_file() and path.startswith("there/")
     code, out, _ = report("run/eval/base")
     assert out.startswith("| task | model |") and "run/eval/base/report/table.md" in out
     code, _, error = report("missing")
     assert code == 2
     assert error.startswith("error: missing: no evaluation in it\nhint: ")
+
+
+# ---- the log, as inspect_ai itself reads it: its loader, its scoring, its command ----------------
+
+
+WRONG_FORM = "It is <answer>{}</answer>"
+SURROGATE = "\ud83d</script>\x00"
+
+
+def forms_of(samples: int) -> list[list[str]]:
+    """Of ten questions: right and in the format, right only, wrong, cut off."""
+    forms = [RIGHT, WRONG_FORM, RIGHT.format("-1"), "no end, cut"]
+    return [[forms[(i + i * j) % 4].format(i + 1) for j in range(samples)] for i in range(10)]
+
+
+@pytest.fixture(scope="module", params=[1, 4])
+def arm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("arms") / "base"
+    more = {"adapter": "a/b (12ab)", "max_new_tokens": 64, "limit": 10}
+    return write_arm(folder, gsm8k(10), forms_of(request.param), temperature=0.5, **more)
+
+
+@pytest.fixture(scope="module")
+def path(arm: Path) -> Path:
+    return write_inspect(load_arms([arm])[0], arm.parent / "logs")
+
+
+@pytest.fixture(scope="module")
+def log(path: Path) -> Any:
+    return reader.read_eval_log(str(path))
+
+
+def test_inspect_loads_the_log(log: Any, arm: Path) -> None:
+    results = json.loads((arm / "results.json").read_text())
+    assert (log.version, log.status) == (2, "success")
+    assert (log.eval.task, log.eval.model, log.eval.dataset.samples) == ("gsm8k", "tiny", 10)
+    assert log.eval.model_args == {"adapter": "a/b (12ab)"}
+    config = log.eval.model_generate_config
+    assert (config.max_tokens, config.temperature, config.seed) == (64, 0.5, 0)
+    assert (log.eval.config.epochs, log.eval.config.limit) == (results["samples"], 10)
+    assert log.results.total_samples == len(log.samples) == 10 * results["samples"]
+    assert log.eval.metadata["prompt_hash"] == "0123456789abcdef"
+    assert log.stats.completed_at > log.stats.started_at == log.eval.created
+
+
+def test_accuracies_are_those_of_results_json(log: Any, arm: Path) -> None:
+    results = json.loads((arm / "results.json").read_text())
+    for name, key in (("correct", "accuracy"), ("strict", "strict_accuracy")):
+        (score,) = [s for s in log.results.scores if s.name == name]
+        marks = [sample.scores[name].value == "C" for sample in log.samples]
+        assert fmean(marks) == pytest.approx(results[key])
+        assert score.metrics["accuracy"].value == pytest.approx(results[key])
+
+
+def test_several_samples_are_reduced_by_their_mean(log: Any, arm: Path) -> None:
+    (loaded,) = load_arms([arm])
+    means = [fmean(s.correct for s in one.samples) for one in loaded.problems.values()]
+    error = stdev(means) / len(means) ** 0.5
+    metrics = {s.name: s.metrics for s in log.results.scores}["correct"]
+    assert metrics["stderr"].value == pytest.approx(error)
+    reduced = {r.scorer: r.samples for r in log.reductions}["correct"]
+    assert [s.value for s in reduced] == pytest.approx(means)
+
+
+def test_a_sample_is_prompt_reply_and_verdict(log: Any, arm: Path) -> None:
+    (loaded,) = load_arms([arm])
+    for question in loaded.problems.values():
+        mine = [s for s in log.samples if s.id == question.id]
+        assert [s.epoch for s in mine] == list(range(1, len(question.samples) + 1))
+        for sample, told in zip(question.samples, mine, strict=True):
+            assert question.problem
+            sent = prompt_of(loaded, question.problem)
+            assert [{"role": m.role, "content": m.content} for m in told.input] == sent
+            assert told.messages[-1].role == "assistant"
+            assert told.messages[-1].text == told.output.completion == sample.text
+            assert told.target == question.problem.gold
+            cut = sample.finish_reason == "length"
+            assert told.output.stop_reason == ("max_tokens" if cut else "stop")
+            assert told.output.usage.output_tokens == sample.tokens
+            assert told.scores["correct"].answer == sample.parsed
+            assert told.metadata["question"] == question.problem.fields["question"]
+    ids = [m.id for s in log.samples for m in s.messages]
+    assert len(ids) == len(set(ids))
+
+
+def test_hostile_text_is_read_back(tmp_path: Path) -> None:
+    folder = write_arm(tmp_path / "x|y", gsm8k(2), [[SURROGATE], ["<answer>" * 100_000]])
+    log = reader.read_eval_log(str(write_inspect(load_arms([folder])[0], tmp_path)))
+    assert log.samples[0].output.completion == "\ufffd</script>\x00"
+    assert len(log.samples[1].output.completion) == 800_000
+
+
+def test_headers_and_summaries_are_read_without_the_samples(path: Path) -> None:
+    header = reader.read_eval_log(str(path), header_only=True)
+    assert header.samples is None
+    assert header.results.scores[0].metrics["accuracy"].value > 0
+    assert [reader.read_eval_log(i).eval.task for i in reader.list_eval_logs(str(path.parent))] == [
+        "gsm8k"
+    ]
+    first = reader.read_eval_log_sample_summaries(str(path))[0]
+    assert first.scores["correct"].value in ("C", "I")
+
+
+def test_each_sample_is_read_by_its_id(path: Path, log: Any) -> None:
+    count = sum(1 for _ in reader.read_eval_log_samples(str(path)))
+    assert count == len(log.samples)
+    last = log.samples[-1]
+    assert reader.read_eval_log_sample(str(path), last.id, last.epoch).uuid == last.uuid
+
+
+@pytest.mark.slow
+def test_the_inspect_command_shows_it(tmp_path: Path) -> None:
+    inspect = Path(sys.executable).parent / "inspect"
+    if not inspect.is_file():
+        pytest.skip("the inspect command is not beside this Python")
+    (arm,) = load_arms([write_arm(tmp_path / "base", gsm8k(10), forms_of(1))])
+    path = write_inspect(arm, tmp_path / "logs")
+
+    def run(*arguments: str) -> str:
+        env = os.environ | {"INSPECT_LOG_DIR": str(tmp_path / "logs")}
+        done = subprocess.run(
+            [str(inspect), *arguments], capture_output=True, text=True, env=env, check=True
+        )
+        return done.stdout
+
+    (listed,) = json.loads(run("log", "list", "--json"))
+    assert listed["task"] == "gsm8k"
+    dumped = json.loads(run("log", "dump", str(path)))
+    assert dumped["results"]["scores"][0]["name"] == "correct"
+    port = free_port()
+    view = subprocess.Popen([str(inspect), "view", "start", "--port", str(port), "--log-dir",
+                             str(tmp_path / "logs")])  # fmt: skip
+    try:
+        (seen,) = fetch(f"http://127.0.0.1:{port}/api/logs", view)["files"]
+        assert seen["task"] == "gsm8k"
+        name = urllib.parse.quote(seen["name"], safe="")
+        opened = fetch(f"http://127.0.0.1:{port}/api/logs/{name}", view)
+        assert opened["samples"][3]["output"]["completion"] == "no end, cut"
+    finally:
+        view.terminate()
+        view.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def fetch(url: str, server: subprocess.Popen[bytes]) -> Any:
+    """What the server answers, once it is up."""
+    while True:
+        try:
+            with urllib.request.urlopen(url) as reply:
+                return json.load(reply)
+        except urllib.error.HTTPError:
+            raise
+        except urllib.error.URLError:
+            assert server.poll() is None, "the viewer ended"
+            time.sleep(0.2)
