@@ -483,7 +483,7 @@ def test_show_of_a_training_that_is_not_finished(command: Command) -> None:
     command.train("dpo", "out", *BRIEF)
     (command.folder / "out" / "summary.json").unlink()
     error, hint = command.mistake("show", "out")
-    assert (error, hint) == ("out is not finished", "go on with it by: mlxreflect resume out")
+    assert (error, hint) == ("out is not finished", "continue it: mlxreflect resume out")
 
 
 # ---- the best, the last, and patience ------------------------------------------------------------
