@@ -6,9 +6,11 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from support.methods import COUNTDOWN, Critic, make, pairs_of, play, roles
+from support.methods import COUNTDOWN, Critic, Remote, make, make_remote, pairs_of, play, roles
 
 from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Verdict
+from mlxreflect.critics.base import Reply
 from mlxreflect.prompts.roles import quote
 
 
@@ -73,26 +75,108 @@ def test_no_rewrite_that_passes_is_the_bucket_list_without_training():
     assert not played.steps
 
 
-def test_verifications_open_further_cycles_with_the_failed_sample_as_rejected():
-    strategy = make(problems=8, r3={"wave": 8, "verifications": 3, "bucket_every": 0})
+def test_a_failed_verification_opens_a_cycle_of_its_own():
+    """Of three tokens no sample is ever right, so all verifications fail and each but the last is
+    criticised, rewritten and trained on in its turn."""
+    strategy = make(
+        problems=2, policy={"max_new_tokens": 3},
+        r3={"wave": 2, "verifications": 3, "bucket_every": 0},
+    )  # fmt: skip
     (played,) = play(strategy)
-    again = [e for e in played.episodes if roles(e).count("verify") > 1]
-    assert again
-    for episode in again:
-        examples = list(pairs_of(episode))
-        verified = [turn for turn in episode.turns if turn.role == "verify"]
-        openers = [episode.turns[e.source["turns"][1]] for e in examples]
-        assert openers[0].role == "attempt"
-        assert openers[1:] == verified[: len(openers) - 1]
     for episode in played.episodes:
-        count = roles(episode).count("verify")
-        if episode.outcome.status == "bucket":
-            assert count == 3
-            assert roles(episode)[-1] == "verify"  # no cycle that nothing would verify
-        if episode.outcome.status == "solved":
-            turn = episode.turns[episode.outcome.solved_turn]
-            assert turn.role == "verify"
-            assert turn.verdict.passed
+        cycle = ["critique", "rewrite", "verify"]
+        assert roles(episode) == ["attempt", *cycle * 3]
+        assert episode.outcome.status == "bucket"
+        assert [turn.parent for turn in episode.turns] == [None, *range(9)]
+        texts = [turn.text for turn in episode.turns]
+        pairs = [
+            e for e in played.examples if e.chosen and e.source["problem"] == episode.problem.id
+        ]
+        assert [e.source["turns"] for e in pairs] == [[2, 0], [5, 3], [8, 6]]
+        assert [e.chosen for e in pairs] == [texts[2], texts[5], texts[8]]
+        assert [e.rejected for e in pairs] == [texts[0], texts[3], texts[6]]
+    assert sum(step.objective == "dpo" for step in played.steps) == 3
+
+
+def pass_verifications(strategy, solved):
+    """Let the first `solved` problems pass their verification, whatever the policy says."""
+    draw = strategy.rollouts.sample
+
+    def sample(problems, role, n, seed, actor):
+        drawn = draw(problems, role, n, seed, actor)
+        for problem, turns in zip(problems, drawn, strict=True):
+            if role == "verify" and problem.id in solved:
+                turns[:] = [replace(turn, verdict=Verdict(True, True, "")) for turn in turns]
+        return drawn
+
+    strategy.rollouts.sample = sample
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_what_is_solved_is_criticised_no_more(waits):
+    critic = Remote()
+    critic.waits = waits
+    strategy = make_remote(critic, problems=4, r3={"verifications": 3})
+    solved = set(list(strategy.problems)[:2])
+    pass_verifications(strategy, solved)
+    (played,) = play(strategy)
+    for episode in played.episodes:
+        first = episode.problem.id in solved
+        assert episode.outcome.status == ("solved" if first else "bucket")
+        cycles = [c.attempt.split("/")[2] for c in critic.calls
+                  if c.problem.id == episode.problem.id and c.role == "critique"]  # fmt: skip
+        assert cycles == (["0"] if first else ["0", "1", "2"])
+
+
+def test_after_a_failed_rewrite_the_old_text_is_criticised_again():
+    class Failing(Critic):
+        def ask(self, calls):
+            failed = Reply("", error="out of order", kind="http_500")
+            replies = super().ask(calls)
+            return [failed if c.role == "rewrite" and c.attempt.endswith("/1") else r
+                    for c, r in zip(calls, replies, strict=True)]  # fmt: skip
+
+    strategy = make(
+        Failing(), problems=2, policy={"max_new_tokens": 3}, critic_table={"max_failed": 1.0},
+        r3={"wave": 2, "rewrites": 2, "verifications": 0, "bucket_every": 0},
+    )  # fmt: skip
+    (played,) = play(strategy)
+    for episode in played.episodes:
+        assert roles(episode) == ["attempt", "critique", "rewrite", "critique", "rewrite"]
+        attempt, _, failed, again, won = episode.turns
+        assert failed.error and again.parent == attempt.index
+        assert quote("attempt", attempt.text) in again.messages[-1]["content"]
+        assert won.verdict.passed and episode.outcome.status == "trained"
+
+
+def test_attempts_that_are_right_at_once_are_imitated_where_the_recipe_says_so():
+    train = {"sft": {"lr": 1e-3, "scale_verified": 0.1}}
+    config = {"wave": 12, "rewrites": 1, "verifications": 0, "bucket_every": 0}
+    strategy = make(Critic(bad_rewrites=9), problems=12, train=train,
+                    r3={**config, "sft_correct": True})  # fmt: skip
+    (played,) = play(strategy)
+    right = {e.problem.id: e.turns[0].text for e in played.episodes if e.outcome.first_correct}
+    assert 0 < len(right) < 12
+    assert {e.source["problem"]: e.completion for e in played.examples} == right
+    assert {round(step.lr, 8) for step in played.steps} == {1e-4}
+
+
+def test_forced_sft_has_the_whole_rate_of_sft():
+    strategy = make(
+        Critic(bad_rewrites=9), problems=1, policy={"max_new_tokens": 3},
+        train={"sft": {"lr": 2e-4}}, r3={"rewrites": 1, "until_mastered": True, "bucket_every": 0},
+    )  # fmt: skip
+    (pid,) = strategy.problems
+    prompt = [{"role": "user", "content": "Numbers: 3 4"}]
+    won = {"prompt": prompt, "completion": "<answer>7</answer>", "completion_ids": None}
+    state = strategy.state
+    state.stage, state.cursor, state.queue = "mastery", 1, [pid]
+    state.bucket, state.force = {pid: won}, True
+    played = strategy.play(strategy.next_wave())
+    (example,) = played.examples
+    assert example.source == {"problem": pid, "forced": True}
+    assert (example.prompt, example.completion) == (prompt, "<answer>7</answer>")
+    assert [round(step.lr, 8) for step in played.steps] == [2e-4]
 
 
 @pytest.mark.slow

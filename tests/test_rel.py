@@ -115,6 +115,16 @@ def test_examples_of_a_hand_made_file(target):
     assert found == EXPECTED[target]
 
 
+def test_a_tidied_text_of_another_turn_is_not_imitated():
+    """Nor any other child of the turn that solved the problem."""
+    (row,) = [r for r in read_rows(EPISODES) if r["problem"]["id"] == "continued"]
+    tidied = row["turns"][3]
+    assert (tidied["role"], tidied["parent"]) == ("integrate", row["outcome"]["solved_turn"])
+    for change in ({"parent": 0}, {"role": "rewrite"}):
+        row["turns"][3] = {**tidied, **change}
+        assert not list(worked_examples(episode_from_row(row), PROMPT, "tidied"))
+
+
 def test_mistakes_are_shown_and_not_imitated():
     """The loss begins where the working turned: after the part that attempt and text share."""
     (episode,) = [e for r in read_rows(EPISODES) if (e := episode_from_row(r)).problem.id[0] == "c"]
