@@ -10,17 +10,16 @@ from mlxreflect.config.recipe import eval_spec
 from mlxreflect.config.schema import EvalSpec, LoraConfig, PolicyConfig, Recipe
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, flat_from_row
-from mlxreflect.evaluation.answers import Answers, policy_identity
 from mlxreflect.evaluation.arms import fingerprint, whole_chunks
 from mlxreflect.evaluation.evaluate import (
     eval_problems,
     evaluate,
     find_spec,
     problem_set,
+    summarise,
 )
-from mlxreflect.evaluation.generators import LocalGenerator, LocalModel
-from mlxreflect.evaluation.results import summarise
-from mlxreflect.models.load import load_policy
+from mlxreflect.evaluation.generators import Answers, LocalGenerator, LocalModel
+from mlxreflect.models.load import load_policy, policy_identity
 from mlxreflect.models.policy import Policy
 from mlxreflect.tasks import TASKS, training_problems
 from mlxreflect.train.lora import attach_lora

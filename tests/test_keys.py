@@ -22,7 +22,7 @@ from mlxreflect.core.ui import Ui
 from mlxreflect.critics.client import FILE as CACHE
 from mlxreflect.critics.ledger import BudgetReached
 from mlxreflect.data.contamination import FILE
-from mlxreflect.evaluation.answers import Answers
+from mlxreflect.evaluation.generators import Answers
 from mlxreflect.models import load as policy_module
 from mlxreflect.models.fuse import write_folder
 from mlxreflect.runs.folder import open_folder

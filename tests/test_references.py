@@ -31,6 +31,7 @@ from support.training import (
 )
 
 from mlxreflect.core.errors import UserError
+from mlxreflect.models.load import model_key
 from mlxreflect.train import references as scoring
 from mlxreflect.train.batches import Item, Pair, Row
 from mlxreflect.train.cpu import LANES
@@ -40,7 +41,6 @@ from mlxreflect.train.references import (
     References,
     What,
     longest,
-    model_key,
     reference_key,
     score,
     scoring_batches,

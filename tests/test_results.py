@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mlxreflect.core.journal import append_rows
-from mlxreflect.evaluation.results import summarise, warnings
+from mlxreflect.evaluation.evaluate import summarise, warnings
 from mlxreflect.stats import mean_interval
 
 

@@ -22,7 +22,6 @@ from mlxreflect.config.toml import flatten
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import dump_line, read_json, read_rows, write_atomic
 from mlxreflect.core.records import Problem, Sample, flat_from_row, to_row
-from mlxreflect.evaluation.results import summarise
 from mlxreflect.stats import mean_interval, wilson
 
 COUNTS = re.compile(r"^[0-9]+/[0-9]+$|\.json$")  # what --unpaired takes
@@ -447,10 +446,8 @@ def open_arm(
     return out / "samples.jsonl"
 
 
-def write_results(out: Path, setup: dict[str, Any], rules: str, **more: Any) -> dict[str, Any]:
-    results = {**summarise(out / "samples.jsonl"), "rules": rules, **setup, **more}
+def write_results(out: Path, results: dict[str, Any]) -> None:
     write_atomic(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    return results
 
 
 def continue_only(out: Path, setup: dict[str, Any]) -> None:

@@ -12,25 +12,29 @@ from collections.abc import Generator as Chunks
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Protocol
 
 from mlxreflect.config.recipe import fetch_templates
 from mlxreflect.config.schema import EvalSpec
 from mlxreflect.config.toml import apply_settings, bundled, find_toml, read_toml, validate
 from mlxreflect.core.journal import append_rows, read_rows
-from mlxreflect.core.records import Messages, Problem, Sample
+from mlxreflect.core.records import Messages, Problem, Sample, flat_from_row
 from mlxreflect.core.seeds import rng_for
 from mlxreflect.core.ui import LiveBar, PlainBar
 from mlxreflect.evaluation.arms import describe_setup, open_arm, whole_chunks, write_results
 from mlxreflect.graders.base import Grader
+from mlxreflect.stats import majority, mean_interval, pass_at_k, wilson
 from mlxreflect.tasks import TASKS, find_rules
 from mlxreflect.tasks.base import Task, ask, load_shots
 
 Row = dict[str, Any]
 Bar = LiveBar | PlainBar
 SILENT = PlainBar("", None, None)
+MUCH = 0.05  # of the answers cut off: then a figure says more of max_new_tokens than of the model
+FAILED = "error"  # finish reason of a call that was given up
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,7 @@ def evaluate(generator: Generator, out: Path, bar: Bar = SILENT) -> dict[str, An
         pass
     more = {"eval": spec.name or spec.task.name, **generator.finish(out)}
     setup.pop("token_hash", None)  # of one tokenizer, so nothing to compare models by
-    return write_results(out, setup, asked.rules, **more)
+    return finish(out, setup, asked.rules, more)
 
 
 def find_spec(name: str, limit: int, source: str, settings: Sequence[str]) -> EvalSpec:
@@ -183,3 +187,76 @@ def find_spec(name: str, limit: int, source: str, settings: Sequence[str]) -> Ev
     tree.setdefault("name", path.stem)
     fetch_templates(apply_settings(tree, settings), path)
     return validate(EvalSpec, tree, path, settings)
+
+
+# ---- figures -------------------------------------------------------------------------------------
+
+
+def finish(out: Path, setup: dict[str, Any], rules: str, more: dict[str, Any]) -> dict[str, Any]:
+    """Writes and returns the results of an arm's samples, with the setup and `more` in them."""
+    results = {**summarise(out / "samples.jsonl"), "rules": rules, **setup, **more}
+    write_results(out, results)
+    return results
+
+
+def summarise(path: Path) -> dict[str, Any]:
+    """Returns the keys of results.json that follow from the samples alone.
+
+    What could not be parsed is wrong and stays in the denominator. With several samples a problem,
+    problems are the units: accuracy is the mean over problems of the mean over samples (avg@k), and
+    there are pass_at and maj_at. failed: only where calls were given up.
+    """
+    samples: list[Sample] = [flat_from_row(Sample, row) for row in read_rows(path)]
+    problems = [list(group) for _, group in groupby(samples, key=lambda s: s.problem_id)]
+    means = [fmean(s.correct for s in problem) for problem in problems]
+    each = len(problems[0])
+    right = sum(s.correct for s in samples)
+    low, high = wilson(right, len(samples)) if each == 1 else mean_interval(means)
+    failed = sum(s.finish_reason == FAILED for s in samples)
+    scores = [s.score for s in samples if s.score is not None]
+    # Of those whose number is known: a server may not count them.
+    tokens = [len(s.token_ids) if s.tokens is None else s.tokens for s in samples
+              if s.token_ids or s.tokens is not None]  # fmt: skip
+    return {
+        "schema": "results/1",
+        "task": samples[0].task,
+        "n": len(problems),
+        "samples": each,
+        "accuracy": right / len(samples),
+        "ci_low": low,
+        "ci_high": high,
+        "strict_accuracy": fmean(s.correct and s.format_ok for s in samples),
+        "format_rate": fmean(s.format_ok for s in samples),
+        "parse_failures": sum(s.parsed is None for s in samples) - failed,
+        "truncated": sum(s.finish_reason == "length" for s in samples),
+        "tokens_mean": fmean(tokens) if tokens else None,
+        **({"f1": sum(scores) / len(samples)} if scores else {}),
+        **({"failed": failed} if failed else {}),
+        **(several(problems) if each > 1 else {}),
+    }
+
+
+def several(problems: Sequence[Sequence[Sample]]) -> dict[str, Any]:
+    """Returns pass@k for k = 1, 2, 4, … and all samples, and maj@k of all; means over problems."""
+    n = len(problems[0])
+    ks = [*(2**i for i in range(n.bit_length()) if 2**i < n), n]
+    right = [sum(s.correct for s in problem) for problem in problems]
+    voted = [majority([s.parsed for s in p], [s.correct for s in p]) for p in problems]
+    return {
+        "pass_at": {str(k): fmean(pass_at_k(n, c, k) for c in right) for k in ks},
+        "maj_at": {str(n): fmean(voted)},
+    }
+
+
+def warnings(results: dict[str, Any]) -> list[str]:
+    """Returns lines that a person should read before believing the figures."""
+    total, cut = results["n"] * results["samples"], results["truncated"]
+    most, lines = results["decoding"]["max_new_tokens"], []
+    if cut > MUCH * total:
+        lines.append(
+            f"warning: {cut} of {total} answers ({cut / total:.1%}) were cut off at "
+            f"max_new_tokens = {most}; what they would have ended in is not known: raise it"
+        )
+    if failed := results.get("failed"):
+        lines.append(f"warning: {failed} of {total} answers are failed calls, counted as wrong")
+    return lines

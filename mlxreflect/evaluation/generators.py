@@ -3,6 +3,7 @@
 `evaluate.Generator` is what they have in common.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Generator as Chunks
@@ -16,16 +17,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from mlxreflect.config.schema import CriticConfig, EvalSpec, PolicyConfig
+from mlxreflect.core.cache import KeyedCache, cache_path
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import dump_line, read_rows, write_atomic
 from mlxreflect.core.records import Messages, Problem, episode_from_row
 from mlxreflect.core.seeds import seed_for
-from mlxreflect.evaluation.answers import Answers, digest, policy_identity
 from mlxreflect.evaluation.arms import sample_row, short_hash
-from mlxreflect.evaluation.evaluate import Bar, ProblemSet, Row
+from mlxreflect.evaluation.evaluate import FAILED, Bar, ProblemSet, Row
 from mlxreflect.evaluation.evaluate import Generator as Generator
-from mlxreflect.evaluation.results import FAILED
-from mlxreflect.models.load import adapted
+from mlxreflect.models.load import adapted, policy_identity
 from mlxreflect.models.policy import Completion, Policy, cut_at
 
 if TYPE_CHECKING:
@@ -36,6 +36,60 @@ if TYPE_CHECKING:
 # Times the batch: what is generated together, and so the most that a kill loses. Fewer would lose
 # less, but leave more places empty while a chunk's longest answers are finished.
 CHUNK = 4
+
+
+ANSWERS = "answers.sqlite"
+
+
+class Answers:
+    """Answers on disk, so that no model answers again what it has answered alike.
+
+    A row of the cache holds the tokens of one chunk, generated together, under a hash of everything
+    they depend on: weights, prompts, decoding, batch and backend. So what comes from here is, byte
+    for byte, what generating it again would give. No text is kept in readable form. path: the file,
+    or a folder that it stands in. reused: how many answers came from it so far. A damaged row
+    counts as none. Raises UserError for a file that cannot be used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path = path / ANSWERS if path.is_dir() else path
+        self.cache = KeyedCache(path, "answer cache", "--cache (of a run: eval.cache)")
+        self.reused = 0
+
+    @staticmethod
+    def open(setting: str) -> "Answers | None":
+        """Opens the file that the setting means, as `core.cache.cache_path` reads it."""
+        path = cache_path(setting, ANSWERS)
+        return Answers(path) if path else None
+
+    def get(self, key: str, count: int) -> list[tuple[list[int], str]] | None:
+        """Returns token ids and finish reason of each of the `count` answers kept under a key."""
+        value = self.cache.get(key)
+        if value is None:
+            return None
+        try:
+            answers = [([int(i) for i in ids], str(why)) for ids, why in json.loads(value)]
+        except (ValueError, TypeError, RecursionError):
+            answers = []
+        if len(answers) != count:
+            self.cache.delete([key])
+            return None
+        self.reused += count
+        return answers
+
+    def put(self, key: str, completions: Sequence[Completion]) -> None:
+        """Keeps a chunk's answers whole or, where the process dies, not at all."""
+        answers = [(one.token_ids, one.finish_reason) for one in completions]
+        self.cache.put(key, json.dumps(answers).encode())
+
+    def report(self) -> list[str]:
+        """Returns a line on what was reused since the last report, or none."""
+        reused, self.reused = self.reused, 0
+        return [f"{reused} answers were reused from the cache"] if reused else []
+
+
+def digest(parts: Any) -> str:
+    return hashlib.sha256(json.dumps([1, parts], sort_keys=True).encode()).hexdigest()
 
 
 # ---- a model in this process ---------------------------------------------------------------------

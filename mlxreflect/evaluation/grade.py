@@ -14,7 +14,8 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import dump_line, read_json, read_rows, write_atomic
 from mlxreflect.core.records import Problem, Sample, flat_from_row
 from mlxreflect.data.rows import Row, read_file
-from mlxreflect.evaluation.arms import continue_only, sample_row, write_results
+from mlxreflect.evaluation.arms import continue_only, sample_row
+from mlxreflect.evaluation.evaluate import finish
 from mlxreflect.graders.base import Grader
 from mlxreflect.tasks import find_rules, get_task
 
@@ -93,7 +94,7 @@ def rescore(folder: Path, rules: str = "", out: Path | None = None) -> dict[str,
         if (folder / file).is_file():
             write_atomic(out / file, (folder / file).read_text(encoding="utf-8"))
     write_atomic(out / "samples.jsonl", lines_of([sample_row(s) for s in graded]))
-    results = write_results(out, setup, name)
+    results = finish(out, setup, name, {})
     changed = sum(a.correct != b.correct for a, b in zip(samples, graded, strict=True))
     return {**results, "changed": changed, "out": str(out)}
 

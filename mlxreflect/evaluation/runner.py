@@ -19,17 +19,16 @@ from mlxreflect.config.schema import EvalSpec, PolicyConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json, read_rows
 from mlxreflect.core.ui import Ui
-from mlxreflect.evaluation.answers import Answers
 from mlxreflect.evaluation.arms import fingerprint
-from mlxreflect.evaluation.evaluate import Generator, ProblemSet, evaluate, problem_set
+from mlxreflect.evaluation.evaluate import Generator, ProblemSet, evaluate, problem_set, warnings
 from mlxreflect.evaluation.generators import (
+    Answers,
     ChainGenerator,
     LocalGenerator,
     LocalModel,
     ServedModel,
     ServerGenerator,
 )
-from mlxreflect.evaluation.results import warnings
 from mlxreflect.models.load import load_policy, missing_model
 from mlxreflect.tasks import check_exam, get_task
 

@@ -1,8 +1,13 @@
 """Loading a model and its adapter: quantised or not, put on and taken off, faults in words."""
 
 import hashlib
-from collections.abc import Iterator
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +174,69 @@ def weights_hash(arrays: dict[str, mx.array]) -> str:
         digest.update(f"{name}{arrays[name].shape}".encode())
         digest.update(memoryview(arrays[name].astype(mx.float32)).tobytes())  # type: ignore[arg-type]
     return digest.hexdigest()[:8]
+
+
+# ---- hashes --------------------------------------------------------------------------------------
+
+# Another BLAS, or another number of its threads, rounds otherwise.
+BLAS = ("LD_PRELOAD", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+
+
+def model_key(model: nn.Module, adapter: Mapping[str, mx.array]) -> str:
+    """Returns the SHA-256, 64 hex digits, of every parameter's bytes and every layer's settings.
+
+    adapter: arrays that count in place of the model's own of the same name. The layers' settings
+    (LoRA's scale, RoPE's base, the bits) are in no array and change the numbers as weights do.
+    """
+    digest = hashlib.sha256()
+    arrays = dict(tree_flatten(model.parameters())) | dict(adapter)
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        # One array at a time: at most one is copied, where its layout is not that of its shape.
+        digest.update(memoryview(array.reshape(-1).view(mx.uint8)))
+    for name, layer in sorted(model.named_modules(), key=lambda item: item[0]):
+        digest.update(f"{name} {type(layer).__qualname__} {layer_settings(layer)}\n".encode())
+    return digest.hexdigest()
+
+
+def layer_settings(layer: nn.Module) -> list[tuple[str, object]]:
+    """Returns what a layer was made with, other than arrays and layers."""
+    return sorted(
+        (name, value)
+        for name, value in vars(layer).items()
+        if not name.startswith("_")
+        and (isinstance(value, (bool, int, float, str)) or is_dataclass(value))
+    )
+
+
+def policy_identity(policy: Policy) -> str:
+    """Returns a hash, 64 hex digits, of what of a policy and of this machine decides its tokens."""
+    with without_idle(policy.model):
+        weights = model_key(policy.model, {})
+    libraries = {name: version(name) for name in ("mlx", "mlx-lm")}
+    blas = [os.environ.get(name, "") for name in BLAS]
+    parts = [weights, sorted(policy.eos), libraries, device_name(), platform.platform(), blas]
+    return hashlib.sha256(json.dumps([1, parts], sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def without_idle(model: nn.Module) -> Iterator[None]:
+    """The model without LoRA layers that add nothing, as a run attaches them before it trains.
+
+    Their second factor is zero, so with them every number is the same to the last bit.
+    """
+    idle = [
+        (name, layer)
+        for name, layer in model.named_modules()
+        if "lora_b" in layer and "linear" in layer and "m" not in layer  # m: DoRA's
+        and not mx.any(layer.lora_b).item()
+    ]  # fmt: skip
+    model.update_modules(tree_unflatten([(name, layer.linear) for name, layer in idle]))
+    try:
+        yield
+    finally:
+        model.update_modules(tree_unflatten(idle))
 
 
 # ---- faults --------------------------------------------------------------------------------------

@@ -7,10 +7,9 @@ from mlxreflect.config.methods import method_of
 from mlxreflect.config.schema import EvalSpec, Recipe
 from mlxreflect.core.records import Problem
 from mlxreflect.core.ui import Ui
-from mlxreflect.evaluation.answers import Answers
 from mlxreflect.evaluation.chains import check_chain
 from mlxreflect.evaluation.evaluate import problem_set
-from mlxreflect.evaluation.generators import LocalModel
+from mlxreflect.evaluation.generators import Answers, LocalModel
 from mlxreflect.evaluation.runner import generator_of, measure
 from mlxreflect.models.policy import Policy
 from mlxreflect.runs.folder import RunFolder

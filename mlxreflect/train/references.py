@@ -6,16 +6,15 @@ Kept are numbers under a hash of everything they depend on; never a text or a to
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
 from mlxreflect.core.cache import KeyedCache, cache_path
+from mlxreflect.models.load import model_key
 from mlxreflect.train.batches import Item, Row, collate
 from mlxreflect.train.cpu import in_parts
 from mlxreflect.train.network import Network, evaluating
@@ -159,31 +158,3 @@ def reference_key(policy_key: str, rows: Sequence[Row], what: str) -> str:
     """SHA-256, 64 hex digits, over the policy, each row's tokens and mask, and what is kept."""
     tokens = [[row.prompt, row.response, row.mask] for row in rows]
     return hashlib.sha256(json.dumps([policy_key, tokens, what]).encode()).hexdigest()
-
-
-def model_key(model: nn.Module, adapter: Mapping[str, mx.array]) -> str:
-    """SHA-256, 64 hex digits, over the bytes of every parameter and the settings of every layer.
-
-    adapter: arrays that count in place of the model's own of the same name. The layers' settings
-    (LoRA's scale, RoPE's base, the bits) are in no array and change the numbers as weights do.
-    """
-    digest = hashlib.sha256()
-    arrays = dict(tree_flatten(model.parameters())) | dict(adapter)
-    for name in sorted(arrays):
-        array = arrays[name]
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        # One array at a time: at most one is copied, where its layout is not that of its shape.
-        digest.update(memoryview(array.reshape(-1).view(mx.uint8)))
-    for name, layer in sorted(model.named_modules(), key=lambda item: item[0]):
-        digest.update(f"{name} {type(layer).__qualname__} {layer_settings(layer)}\n".encode())
-    return digest.hexdigest()
-
-
-def layer_settings(layer: nn.Module) -> list[tuple[str, object]]:
-    """What a layer was made with, other than arrays and layers."""
-    return sorted(
-        (name, value)
-        for name, value in vars(layer).items()
-        if not name.startswith("_")
-        and (isinstance(value, (bool, int, float, str)) or is_dataclass(value))
-    )

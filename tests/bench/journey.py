@@ -4,8 +4,8 @@
     python tests/bench/journey.py --files train dpo --data pairs.jsonl
 
 It runs the command in this process, threads included, and prints two numbers: the files of
-mlxreflect that had a function called, and those functions. Module and class bodies do not count: a
-reader skips what is only imported. --files lists the files with the functions entered in each,
+mlxreflect that had a function called, and those functions. What runs while a module is imported
+does not count: a reader skips it. --files lists the files with the functions entered in each,
 --functions names them too.
 """
 
@@ -28,8 +28,10 @@ def journey(arguments: list[str]) -> dict[str, set[str]]:
     seen: set[CodeType] = set()
 
     def profile(frame: FrameType, event: str, _: Any) -> None:
-        if event == "call":
-            seen.add(frame.f_code)
+        code = frame.f_code
+        ours = event == "call" and code.co_filename.startswith(PACKAGE)
+        if ours and code not in seen and not importing(frame):
+            seen.add(code)
 
     from mlxreflect.cli.main import main
 
@@ -47,12 +49,20 @@ def journey(arguments: list[str]) -> dict[str, set[str]]:
     return by_file(seen)
 
 
+def importing(frame: FrameType | None) -> bool:
+    """Tells if a module of the package is being imported: a table made there is no journey."""
+    while frame:
+        if frame.f_code.co_name == "<module>" and frame.f_code.co_filename.startswith(PACKAGE):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def by_file(seen: set[CodeType]) -> dict[str, set[str]]:
     entered: dict[str, set[str]] = defaultdict(set)
     for code in seen:
         # Bodies of modules and classes have no fast locals; functions do.
-        function = code.co_flags & 0x2 and code.co_name not in INLINED
-        if function and code.co_filename.startswith(PACKAGE):
+        if code.co_flags & 0x2 and code.co_name not in INLINED:
             entered[code.co_filename.removeprefix(PACKAGE + "/")].add(code.co_qualname)
     return entered
 

@@ -7,9 +7,8 @@ from typing import Any
 
 from mlxreflect.config.schema import EvalSpec
 from mlxreflect.core.records import Problem
-from mlxreflect.evaluation.answers import Answers
 from mlxreflect.evaluation.evaluate import evaluate, problem_set
-from mlxreflect.evaluation.generators import LocalModel, ServedModel
+from mlxreflect.evaluation.generators import Answers, LocalModel, ServedModel
 from mlxreflect.evaluation.runner import generator_of
 from mlxreflect.models.policy import Policy
 from mlxreflect.tasks import get_task
