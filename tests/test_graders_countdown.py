@@ -1,6 +1,5 @@
 """Countdown's graders: expressions against Python's own parser, answers against built values."""
 
-import ast
 import random
 import re
 from fractions import Fraction
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.expressions import ast_value
 
 from mlxreflect.core.errors import UserError
 from mlxreflect.graders.countdown import (
@@ -23,41 +23,6 @@ from mlxreflect.tasks import TASKS
 TASK = TASKS["countdown"]
 
 # ---- expressions --------------------------------------------------------------------------------
-
-
-class Refused(Exception):
-    pass
-
-
-def evaluate(node: ast.AST) -> Fraction:
-    """Python's syntax tree on exact fractions; anything but + - * / on integers is refused."""
-    match node:
-        case ast.Expression():
-            return evaluate(node.body)
-        case ast.Constant(value=int()):
-            return Fraction(node.value)
-        case ast.UnaryOp(op=ast.USub()):
-            return -evaluate(node.operand)
-        case ast.UnaryOp(op=ast.UAdd()):
-            return evaluate(node.operand)
-        case ast.BinOp(op=ast.Add()):
-            return evaluate(node.left) + evaluate(node.right)
-        case ast.BinOp(op=ast.Sub()):
-            return evaluate(node.left) - evaluate(node.right)
-        case ast.BinOp(op=ast.Mult()):
-            return evaluate(node.left) * evaluate(node.right)
-        case ast.BinOp(op=ast.Div()):
-            return evaluate(node.left) / evaluate(node.right)
-    raise Refused
-
-
-def ast_value(text: str) -> Fraction | None:
-    """None for what is no expression of integers, + - * / and parentheses."""
-    plain = re.sub(r"(?<!\d)0+(?=\d)", "", text).strip()  # 007 is no integer in Python
-    try:
-        return evaluate(ast.parse(plain, mode="eval"))
-    except (SyntaxError, Refused, ZeroDivisionError):
-        return None
 
 
 def our_value(text: str) -> Fraction | None:

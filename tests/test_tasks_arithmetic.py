@@ -1,34 +1,18 @@
 """Arithmetic: generated problems, and the solver's view of written steps."""
 
-import ast
-import operator
 import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.expressions import ast_value
 
 from mlxreflect.config.schema import TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, make_problem
 from mlxreflect.tasks.arithmetic import TASK, load
 
-OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 STEP = re.compile(r"step (\d+): (-?\d+) ([-+*]) (-?\d+) = (-?\d+)")
-
-
-def value_of(expression: str) -> int:
-    """The value by Python's own parser, independent of the solver."""
-
-    def walk(node: ast.expr) -> int:
-        if isinstance(node, ast.BinOp):
-            return int(OPERATORS[type(node.op)](walk(node.left), walk(node.right)))
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            return -walk(node.operand)
-        assert isinstance(node, ast.Constant) and isinstance(node.value, int)
-        return node.value
-
-    return walk(ast.parse(expression, mode="eval").body)
 
 
 def some(part: str, limit: int, seed: int = 0) -> list[Problem]:
@@ -36,7 +20,7 @@ def some(part: str, limit: int, seed: int = 0) -> list[Problem]:
 
 
 def problem(expression: str) -> Problem:
-    return make_problem("arithmetic", {"expression": expression}, str(value_of(expression)))
+    return make_problem("arithmetic", {"expression": expression}, str(ast_value(expression)))
 
 
 def review(expression: str, thought: str) -> tuple[list[str], str]:
@@ -53,7 +37,7 @@ def finish(expression: str, kept: list[str]) -> tuple[str, str] | None:
 
 def test_golds_are_the_values() -> None:
     for p in some("all", 500):
-        assert p.gold == str(value_of(p.fields["expression"]))
+        assert p.gold == str(ast_value(p.fields["expression"]))
         assert TASK.show(p) == f"Compute: {p.fields['expression']}"
 
 
@@ -65,7 +49,7 @@ def test_the_shape_of_the_problems() -> None:
     assert {len(str(n)) for n in operands} == {1, 2, 3, 4, 5}
     assert any("(" in e for e in expressions) and any("(" not in e for e in expressions)
     assert any(e.lstrip("(").startswith("-") for e in expressions)
-    assert any(value_of(e) < 0 for e in expressions)
+    assert any((ast_value(e) or 0) < 0 for e in expressions)
 
 
 def test_the_solver_solves_and_stays_within_five_digits() -> None:

@@ -136,12 +136,12 @@ def require_mlx() -> None:
 def checked_recipe(name: str, set_: list[str] | None) -> "Recipe":
     """Returns a recipe whose task and evaluation are there and fit it."""
     from mlxreflect.config.recipe import eval_spec, load_recipe
-    from mlxreflect.tasks import check_exam, get_task
+    from mlxreflect.tasks import check_eval, get_task
 
     recipe = load_recipe(name, set_ or [])
     get_task(recipe.task.name)
     spec = eval_spec(recipe)
-    check_exam(spec)
+    check_eval(spec)
     require_mlx()
     from mlxreflect.runs.measuring import check_measured
 

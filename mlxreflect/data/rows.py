@@ -4,7 +4,7 @@ import csv
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from glob import escape
@@ -14,7 +14,6 @@ from typing import Any
 
 from mlxreflect.config.toml import local_path as local_path
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.records import Problem
 from mlxreflect.core.text import composed
 
 TABLES = {".csv": ",", ".tsv": "\t"}
@@ -317,33 +316,3 @@ def part_of(key: str, shares: Mapping[str, int] = OWN_PARTS, size: int = 8) -> s
 
 def hash_of(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
-
-
-def unique(problems: Iterable[Problem], key_of: Callable[[Problem], str]) -> dict[str, Problem]:
-    """Returns one problem a key, in the order of first appearance.
-
-    Of different problems with one key the smallest id stays, whatever the order of the rows.
-    """
-    kept: dict[str, Problem] = {}
-    for problem in problems:
-        key = key_of(problem)
-        if key not in kept or problem.id < kept[key].id:
-            kept[key] = problem
-    return kept
-
-
-def choose_part(problems: dict[str, Problem], part: str, source: str) -> list[Problem]:
-    """Returns a part of the problems: "all" in the file's order, else in that of their hashes."""
-    if not problems:
-        raise UserError(f"{source}: no rows", "give a data file that holds problems")
-    if part == "all":
-        return list(problems.values())
-    keys = [key for key in problems if part_of(key) == part]
-    if not keys:
-        rows = "row leaves" if len(problems) == 1 else "rows leave"
-        raise UserError(
-            f"{source}: its {len(problems)} {rows} none for the part {part!r} "
-            "(70 % train, 10 % dev, 20 % heldout, by a hash of the question)",
-            "add rows, or keep an evaluation file of your own and set eval.source to it",
-        )
-    return [problems[key] for key in sorted(keys, key=hash_of)]

@@ -30,7 +30,7 @@ from mlxreflect.evaluation.generators import (
     ServerGenerator,
 )
 from mlxreflect.models.load import load_policy, missing_model
-from mlxreflect.tasks import check_exam, get_task
+from mlxreflect.tasks import check_eval, get_task
 
 ADAPTER_FILES = ("adapter_config.json", "adapters.safetensors")
 LONGEST_NAME = 60
@@ -233,7 +233,7 @@ def decide(spec: EvalSpec, entries: Sequence[Entry], out: Path | None, ui: Ui) -
 
 def check_spec(entries: Sequence[Entry], spec: EvalSpec) -> None:
     """Raises UserError for a spec that the arms cannot answer, before any has been evaluated."""
-    check_exam(spec)
+    check_eval(spec)
     if spec.chain.rounds == 1:
         return
     from mlxreflect.evaluation.chains import check_chain

@@ -25,7 +25,7 @@ TASKS: dict[str, Task] = {
 
 
 def get_task(name: str) -> Task:
-    """The task of a name. Raises UserError with the names there are."""
+    """Returns the task of a name. Raises UserError with the names there are."""
     if name in TASKS:
         return TASKS[name]
     near = difflib.get_close_matches(name, TASKS, 1, cutoff=0.5)
@@ -34,9 +34,9 @@ def get_task(name: str) -> Task:
 
 
 def question_of(problem: Problem, spec: str = "") -> Question:
-    """What a problem asks, to be looked for in other texts.
+    """Returns what a problem asks, to be looked for in other texts.
 
-    The order of numbers and of options makes no other question. Generated problems differ in a few
+    The order of numbers and of options makes no other problem. Generated problems differ in a few
     words among many that are the same, so they are compared as a whole only.
     """
     task, fields = TASKS[problem.task], dict(problem.fields)
@@ -49,7 +49,7 @@ def question_of(problem: Problem, spec: str = "") -> Question:
 
 
 def find_rules(task: Task, name: str, kind: str = "") -> tuple[str, Grader]:
-    """The grading rules of a name, "" for the headline ones: (their name, the grader).
+    """Returns the grading rules of a name, "" for the headline's, as (their name, the grader).
 
     kind: the kind of answer that will be graded, of a task that has several (jsonl). Raises
     UserError with the rules there are.
@@ -65,7 +65,7 @@ def find_rules(task: Task, name: str, kind: str = "") -> tuple[str, Grader]:
     raise UserError(f"no rules {name!r}; {what} has: {', '.join(known)}", hint)
 
 
-def check_exam(spec: EvalSpec) -> None:
+def check_eval(spec: EvalSpec) -> None:
     """Raises UserError for a spec whose task, grading rules or so many problems there are not."""
     task = get_task(spec.task.name)
     find_rules(task, spec.rules, spec.task.answer_type)

@@ -16,7 +16,6 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, make_problem
 from mlxreflect.data.rows import (
     Row,
-    choose_part,
     column,
     good_rows,
     is_path,
@@ -24,18 +23,19 @@ from mlxreflect.data.rows import (
     question_text,
     read_file,
     rows_of,
-    unique,
 )
 from mlxreflect.graders.number import read_gold, row_gold
 from mlxreflect.tasks.base import Task
 from mlxreflect.tasks.jsonl import (
     KINDS,
     build,
+    choose_part,
     key_of,
     need_math,
     options_of,
     problem_of_row,
     show,
+    unique,
 )
 
 TRAINING_PARTS = {"dev": 5, "train": 95}  # of an official training split

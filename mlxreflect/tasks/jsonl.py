@@ -6,6 +6,7 @@ tokens, "choice" the letter, "math" LaTeX, "countdown" an expression of the row'
 """
 
 import importlib.util
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,13 +16,13 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, Verdict, make_problem
 from mlxreflect.data.rows import (
     Row,
-    choose_part,
     column,
     fold,
     good_rows,
+    hash_of,
+    part_of,
     question_text,
     rows_of,
-    unique,
 )
 from mlxreflect.graders.base import MAX_TEXT, Grade, Grader
 from mlxreflect.graders.choice import CHOICE_COLUMNS, CHOICE_RULES, gold_letter, read_choices
@@ -182,6 +183,39 @@ def by_kind(name: str) -> Grader:
         return Grade(None, Verdict(False, form.format_ok, f"no rules {name!r} for a {kind}"))
 
     return grade
+
+
+# ---- parts ---------------------------------------------------------------------------------------
+
+
+def unique(problems: Iterable[Problem], key_of: Callable[[Problem], str]) -> dict[str, Problem]:
+    """Returns one problem a key, in the order of first appearance.
+
+    Of different problems with one key the smallest id stays, whatever the order of the rows.
+    """
+    kept: dict[str, Problem] = {}
+    for problem in problems:
+        key = key_of(problem)
+        if key not in kept or problem.id < kept[key].id:
+            kept[key] = problem
+    return kept
+
+
+def choose_part(problems: dict[str, Problem], part: str, source: str) -> list[Problem]:
+    """Returns a part of the problems: "all" in the file's order, else in that of their hashes."""
+    if not problems:
+        raise UserError(f"{source}: no rows", "give a data file that holds problems")
+    if part == "all":
+        return list(problems.values())
+    keys = [key for key in problems if part_of(key) == part]
+    if not keys:
+        rows = "row leaves" if len(problems) == 1 else "rows leave"
+        raise UserError(
+            f"{source}: its {len(problems)} {rows} none for the part {part!r} "
+            "(70 % train, 10 % dev, 20 % heldout, by a hash of the question)",
+            "add rows, or keep an evaluation file of your own and set eval.source to it",
+        )
+    return [problems[key] for key in sorted(keys, key=hash_of)]
 
 
 # ---- the task ------------------------------------------------------------------------------------
