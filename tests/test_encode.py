@@ -1,13 +1,16 @@
 """Examples as tokens: what the policy wrote as it is, one end token, nothing cut silently."""
 
+from dataclasses import replace
+
 import pytest
 from jinja2 import TemplateError
 from support.methods import attempt_messages
 
+from mlxreflect.config.schema import MaskConfig
 from mlxreflect.core.records import Example
 from mlxreflect.models.policy import Policy
 from mlxreflect.train.batches import Group, Pair, Row
-from mlxreflect.train.encode import Dropped, Encoder, Mask, NothingTrained
+from mlxreflect.train.encode import Dropped, Encoder, NothingTrained
 
 MESSAGES = attempt_messages("Do it.", "Numbers: 3 4 5\nTarget: 35", "think", "thinking")
 TEXT = "<think>\nstep 1: 3 + 4 = 7\nstep 2: 7 * 5 = 35\n</think>\n<answer> ( 3 + 4 ) * 5 </answer>"
@@ -192,7 +195,7 @@ def test_a_prompt_that_the_template_refuses_is_dropped(
 
 # ---- masks --------------------------------------------------------------------------------------
 
-ANSWERS = Mask(answer_only=True, markers=False)
+ANSWERS = MaskConfig(answer_only=True, markers=False)
 
 
 def seen(policy: Policy, found: Row) -> str:
@@ -226,7 +229,7 @@ def test_the_mask_goes_by_the_tags_asked_for(policy: Policy) -> None:
 
 def test_rows_of_one_prompt_lose_the_same_tokens_of_what_they_share(policy: Policy) -> None:
     """Else the tokens that chosen and rejected share would not cancel."""
-    mask = Mask(think_fraction=0.5)
+    mask = MaskConfig(think_fraction=0.5)
     other = TEXT.replace("7 * 5 = 35", "7 - 5 = 2")
     masks = []
     for seed in (0, 0, 1):
@@ -256,3 +259,15 @@ def test_a_mask_that_leaves_nothing_is_refused_and_names_the_answer(policy: Poli
         assert "Target: 35" in caught.value.message
         assert "train.mask" in caught.value.hint
         assert not isinstance(Encoder(policy, 500).encode(example), Dropped)
+
+
+def test_an_examples_own_mask_joins_that_of_the_recipe(policy: Policy) -> None:
+    """Trained is what both leave in: neither what the example only shows, nor the thought."""
+    end = policy.decode([policy.end_of_turn])
+    answer, inside = TEXT.index("\n<answer>"), TEXT.index(" ( 3 + 4 ) *")
+    for mask, start, first in (
+        (ANSWERS, 8, answer), (ANSWERS, inside, inside), (MaskConfig(), answer, answer),
+    ):  # fmt: skip
+        found = Encoder(policy, 500, mask).encode(replace(sft(TEXT), mask=f"from {start}"))
+        assert isinstance(found, Row)
+        assert seen(policy, found) == TEXT[first:] + end

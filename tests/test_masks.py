@@ -21,9 +21,10 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
+from mlxreflect.config.schema import MaskConfig
 from mlxreflect.models.policy import Policy
 from mlxreflect.prompts.parsing import TAGS
-from mlxreflect.train.encode import Mask, growing_cuts, prefix_cuts, response_mask, token_spans
+from mlxreflect.train.encode import growing_cuts, prefix_cuts, response_mask, token_spans
 
 CORPUS = [
     "<think>\nstep 1: 12 + 3 = 15, so the answer is 15.\n</think>\n<answer>15</answer>",
@@ -137,7 +138,9 @@ def brute_spans(policy: Policy, ids: list[int]) -> list[tuple[int, int]]:
     return list(itertools.pairwise(cuts))
 
 
-def brute_mask(policy: Policy, ids: list[int], tags: str, mask: Mask, seed: int) -> list[bool]:
+def brute_mask(
+    policy: Policy, ids: list[int], tags: str, mask: MaskConfig, seed: int
+) -> list[bool]:
     """Each character asks which tag comes before and which after it; each token its characters."""
     start, end = TAGS[tags]
     rng = random.Random(seed)
@@ -190,7 +193,12 @@ PIECES = st.one_of(
                      " 17", "\nstep 1:", "<answer>", "</answer>"]),
 )  # fmt: skip
 RESPONSES = st.lists(PIECES, max_size=8).map("".join)
-MASKS = st.builds(Mask, st.booleans(), st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.booleans())
+MASKS = st.builds(
+    MaskConfig,
+    answer_only=st.booleans(),
+    think_fraction=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    markers=st.booleans(),
+)
 
 
 # ---- spans ---------------------------------------------------------------------------------------
@@ -274,7 +282,7 @@ def test_the_end_of_the_turn_is_empty(tiny: Policy) -> None:
 @given(text=RESPONSES, ended=st.booleans(), tags=st.sampled_from(sorted(TAGS)), mask=MASKS,
        seed=st.integers(0, 9))  # fmt: skip
 def test_masks_of_any_text(
-    policies: dict[str, Policy], kind: str, text: str, ended: bool, tags: str, mask: Mask,
+    policies: dict[str, Policy], kind: str, text: str, ended: bool, tags: str, mask: MaskConfig,
     seed: int,
 ) -> None:  # fmt: skip
     policy = policies[kind]
@@ -285,7 +293,7 @@ def test_masks_of_any_text(
 
 @given(text=RESPONSES, mask=MASKS, seed=st.integers(0, 9), data=st.data())
 def test_masks_of_the_embedded_policy(
-    tiny: Policy, text: str, mask: Mask, seed: int, data: Any
+    tiny: Policy, text: str, mask: MaskConfig, seed: int, data: Any
 ) -> None:
     any_ids = data.draw(st.lists(st.integers(0, len(tiny.tokenizer) - 1), max_size=30))
     for ids in (tiny.encode_response([], text), any_ids):
@@ -293,7 +301,7 @@ def test_masks_of_the_embedded_policy(
         assert found == brute_mask(tiny, ids, "think", mask, seed)
 
 
-def trained(policy: Policy, text: str, mask: Mask, tags: str = "think", seed: int = 0) -> str:
+def trained(policy: Policy, text: str, mask: MaskConfig, tags: str = "think", seed: int = 0) -> str:
     """The trained part of a response, where nothing is half a character."""
     ids = encode(policy, text)
     spans = token_spans(policy, ids)
@@ -301,15 +309,15 @@ def trained(policy: Policy, text: str, mask: Mask, tags: str = "think", seed: in
     return "".join(text[a:b] for (a, b), kept in zip(spans, mask_, strict=True) if kept)
 
 
-ANSWER, BARE = Mask(answer_only=True), Mask(answer_only=True, markers=False)
-THOUGHT, NO_TAGS = Mask(think_fraction=1.0), Mask(think_fraction=1.0, markers=False)
+ANSWER, BARE = MaskConfig(answer_only=True), MaskConfig(answer_only=True, markers=False)
+THOUGHT, NO_TAGS = MaskConfig(think_fraction=1.0), MaskConfig(think_fraction=1.0, markers=False)
 
 
 @pytest.mark.parametrize(
     ("text", "mask", "expected"),
     [
-        ("x<think>a</think>b", Mask(), "x<think>a</think>b"),
-        ("x<think>a</think>b", Mask(markers=False), "x<think>a</think>b"),
+        ("x<think>a</think>b", MaskConfig(), "x<think>a</think>b"),
+        ("x<think>a</think>b", MaskConfig(markers=False), "x<think>a</think>b"),
         ("x<think>a</think>b", ANSWER, "<think></think>b"),
         ("x<think>a</think>b", BARE, "b"),
         ("x<think>a</think>b", THOUGHT, "x<think></think>b"),
@@ -335,7 +343,7 @@ THOUGHT, NO_TAGS = Mask(think_fraction=1.0), Mask(think_fraction=1.0, markers=Fa
         ("<reasoning>a</reasoning>b", NO_TAGS, "<reasoning>a</reasoning>b"),
     ],
 )
-def test_what_stays_in_the_loss(tiny: Policy, text: str, mask: Mask, expected: str) -> None:
+def test_what_stays_in_the_loss(tiny: Policy, text: str, mask: MaskConfig, expected: str) -> None:
     assert trained(tiny, text, mask) == expected
 
 
@@ -379,7 +387,7 @@ def test_the_end_of_the_turn_is_always_trained(tiny: Policy) -> None:
 def test_the_share_left_out(tiny: Policy) -> None:
     text = f"<think>{'a' * 4000}</think>{'b' * 4000}"
     for share in (0.1, 0.5, 0.9):
-        kept = trained(tiny, text, Mask(think_fraction=share))
+        kept = trained(tiny, text, MaskConfig(think_fraction=share))
         assert kept.count("a") / 4000 == pytest.approx(1 - share, abs=0.03)
         assert kept.count("b") == 4000
 
@@ -394,7 +402,7 @@ def test_the_share_left_out(tiny: Policy) -> None:
 def test_the_same_opening_loses_the_same_tokens(tiny: Policy, one: str, two: str) -> None:
     ids = encode(tiny, one), encode(tiny, two)
     shared = next(i for i, (a, b) in enumerate(zip(*ids, strict=False)) if a != b)
-    half = Mask(think_fraction=0.5)
+    half = MaskConfig(think_fraction=0.5)
     seen = set()
     for seed in range(20):
         first, second = (
@@ -405,8 +413,8 @@ def test_the_same_opening_loses_the_same_tokens(tiny: Policy, one: str, two: str
     assert len(seen) > 10  # and the seed decides which
 
 
-@pytest.mark.parametrize("mask", [Mask(), ANSWER, THOUGHT])
-def test_one_draw_a_token_whatever_the_mask(tiny: Policy, mask: Mask) -> None:
+@pytest.mark.parametrize("mask", [MaskConfig(), ANSWER, THOUGHT])
+def test_one_draw_a_token_whatever_the_mask(tiny: Policy, mask: MaskConfig) -> None:
     rng, other = random.Random(3), random.Random(3)
     ids = [*encode(tiny, "<think>a</think>b"), tiny.end_of_turn]
     response_mask(tiny, ids, "think", mask, rng)

@@ -80,13 +80,13 @@ def test_the_chat_templates_tokens(finished, smollm2):
     from mlxreflect.core.records import Example, flat_from_row
     from mlxreflect.models.load import load_policy
     from mlxreflect.train.batches import Pair
-    from mlxreflect.train.encode import Encoder, Mask
+    from mlxreflect.train.encode import Encoder
 
     run_dir, _, _ = finished
     policy = load_policy(PolicyConfig(model=str(smollm2)))
     end = policy.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert policy.end_of_turn == end
-    encoder = Encoder(policy, 4096, Mask())
+    encoder = Encoder(policy, 4096)
     pairs = [r for r in rows(run_dir / "examples.jsonl") if r["kind"] == "preference"]
     for row in pairs:
         example = flat_from_row(Example, row)

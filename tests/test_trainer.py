@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.models import qwen2
 from support.training import (
     SHAPES,
     all_bytes,
@@ -39,11 +41,13 @@ from support.training import (
 
 from mlxreflect.config.fields import GrpoConfig
 from mlxreflect.config.schema import LoraConfig
-from mlxreflect.train.batches import Pair, Row
+from mlxreflect.train import memory
+from mlxreflect.train.batches import Batch, Pair, Row, collate, padded
 from mlxreflect.train.lora import attach_lora, base_reference, save_adapter
 from mlxreflect.train.memory import recomputed_layers
-from mlxreflect.train.network import Arrays, parameters
+from mlxreflect.train.network import Arrays, Network, parameters
 from mlxreflect.train.objectives import imitation, preference
+from mlxreflect.train.references import References
 from mlxreflect.train.trainer import (
     LRSchedule,
     Trainer,
@@ -799,3 +803,210 @@ def test_an_error_in_the_middle_of_a_step_leaves_no_patch_behind() -> None:
         fit_pairs(trainer, pairs, None, settings, (1,), stop)
     assert kinds(trainer.model) == before
     assert trainer.steps == {"dpo": 2}
+
+
+def test_a_row_without_a_trained_token_is_refused() -> None:
+    with pytest.raises(ValueError, match="no token for the loss"):
+        imitation([Row([1, 2], [])])
+
+
+# Rows in the order of anything but their length, such as their number of keys, are mostly padding.
+def test_rows_are_sorted_by_length() -> None:
+    rng = np.random.default_rng(9)
+    data = rows(9, [(int(p), int(r)) for p, r in rng.integers(4, 200, (128, 2))])
+    real = sum(row.length - 1 for row in data)
+    trainer, settings = lora_trainer(), fitting(lr=1.0, batch=8, accumulate=16)
+    objective = imitation(data)
+    network = trainer.understood(objective.items)
+
+    def padding() -> float:
+        parts, _ = trainer.plan(network, objective, list(range(128)), settings)
+        tokens = sum(collate([objective.items[i] for i in part]).inputs.size for part in parts)
+        return 1 - real / tokens
+
+    lengths = sorted(row.length - 1 for row in data)
+    possible = 1 - real / sum(8 * padded(max(lengths[i : i + 8])) for i in range(0, 128, 8))
+    assert possible < 0.06
+    assert padding() <= possible + 1e-9
+
+
+def scribbled(batch: Batch, token: int) -> Batch:
+    """The batch with another token wherever there is padding."""
+    inputs = np.array(batch.inputs)
+    rows_ = np.arange(len(inputs))[:, None]
+    real = np.zeros(inputs.shape, bool)
+    used = np.array(batch.from_rows)
+    last = np.full(len(inputs), -1)
+    for index in used:
+        last[index // inputs.shape[1]] = max(last[index // inputs.shape[1]],
+                                             index % inputs.shape[1])  # fmt: skip
+    real = np.arange(inputs.shape[1])[None] <= last[rows_]
+    prefix = None
+    if batch.prefix is not None:
+        prefix = np.array(batch.prefix)
+        ends = np.array(batch.prefix_lengths)[:, None]
+        prefix = mx.array(np.where(np.arange(prefix.shape[1])[None] < ends, prefix, token))
+    inputs = np.where(real, inputs, token).astype(np.int32)
+    return batch._replace(prefix=prefix, inputs=mx.array(inputs))
+
+
+# A mask one too long scores a pad token: one target more a row, and a loss that padding changes.
+def test_padding_is_not_scored() -> None:
+    network = Network(lora_trainer().model)
+    items = [(row,) for row in rows(10, SHAPES)]
+    pairs = [(p.chosen, p.rejected) for p in long_pairs(10)]
+    for some, share in ((items, False), (pairs, False), (pairs, True)):
+        batch = collate(some, share=share)
+        assert (batch.prefix is not None) == share
+        assert batch.mask.sum().item() == sum(len(row.response) for item in some for row in item)
+        expected = np.array(network.logps(batch))
+        other = scribbled(batch, 17)
+        assert (np.array(other.inputs) != np.array(batch.inputs)).any()
+        np.testing.assert_allclose(np.array(network.logps(other)), expected, atol=1e-6)
+
+
+def large_model() -> nn.Module:
+    """About 21 MB of float32 weights."""
+    mx.random.seed(0)
+    model = qwen2.Model(
+        qwen2.ModelArgs(
+            model_type="qwen2", hidden_size=256, num_hidden_layers=8, intermediate_size=512,
+            num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-6, vocab_size=800,
+            tie_word_embeddings=True,
+        )
+    )  # fmt: skip
+    mx.eval(model.parameters())
+    return model
+
+
+def nbytes(model: nn.Module) -> int:
+    return sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+
+
+@contextmanager
+def counted(found: list[int]) -> Iterator[None]:
+    """Appends the most bytes held at once beyond what was held at first."""
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    yield
+    found.append(mx.get_peak_memory() - before)
+
+
+# A reference model of its own is as many bytes as the policy, from the first step on.
+def test_the_reference_is_no_second_copy_of_the_model(tmp_path: Path) -> None:
+    model = large_model()
+    attach_lora(model, LoraConfig(rank=2, keys=["self_attn.q_proj"]), 0)
+    weights, pairs, found = nbytes(model), make_pairs(12, 2), []
+    assert weights > 18e6
+    settings = fitting(lr=1e-3, batch=1)
+    references = References(tmp_path / "references.sqlite")
+    for cache in (None, references):
+        trainer = Trainer(model, cache)
+        for reference in (trainer.trainable(), base_reference(model)):
+            with counted(found):
+                fit_pairs(trainer, pairs, reference, settings, (1,))
+    assert max(found) < 0.4 * weights
+    with counted(found):
+        copy = large_model()
+        fit_pairs(trainer, pairs, trainer.trainable(), settings, (1,))
+    assert nbytes(copy) > 18e6
+    assert found[-1] > 0.9 * weights
+    references.close()
+
+
+# With all weights trained, what the reference holds on to is a whole model once a step is made.
+def test_no_second_copy_with_all_weights_trained(tmp_path: Path) -> None:
+    model, pairs, settings = large_model(), make_pairs(12, 2), fitting(lr=1e-3, batch=2)
+    references = References(tmp_path / "references.sqlite")
+    trainer, before = Trainer(model, references), mx.get_active_memory()
+    trainer.optimizer("dpo", 0.0)
+    mx.eval(trainer.optimizers["dpo"].state)
+    moments = mx.get_active_memory() - before
+    assert moments > 1.9 * nbytes(model)
+    objective = trainer.pair_objective(pairs, trainer.trainable(), settings, settings.objective)
+    trainer.fit(objective, settings, (1,))
+    mx.clear_cache()
+    held = mx.get_active_memory() - before - moments
+    assert held < 0.1 * nbytes(model)
+    references.close()
+
+
+# A patch that stays recomputes where nothing was asked for; on top of itself it does so twice.
+def test_layers_are_recomputed_once_and_only_where_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls, original = [], mx.checkpoint
+    monkeypatch.setattr(mx, "checkpoint", lambda f: calls.append(1) or original(f))
+    trainer, data = lora_trainer(), rows(14, SHAPES)
+    before, counts = kinds(trainer.model), []
+    for recomputed in ("yes", "yes", "no"):
+        settings = fitting(lr=1e-3, batch=6, grad_checkpoint=recomputed)
+        fit_rows(trainer, data, settings, (1,))
+        assert kinds(trainer.model) == before
+        counts.append(len(calls))
+        calls.clear()
+    assert counts == [4, 4, 0]  # once a layer and part
+
+
+# Masks drawn anew in the backward pass: gradients of another function than the loss.
+def test_recomputed_layers_draw_the_same_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, settings = imitation(rows(15, SHAPES)), fitting(lr=1.0, batch=3, accumulate=2)
+    everything = list(range(len(SHAPES)))
+
+    def off(recomputed: str) -> float:
+        """How far the gradient along a direction is from central differences of the loss."""
+        trainer = lora_trainer(dropout=0.3)
+        trainer.model.train()
+        network = trainer.understood(objective.items)
+        chosen = fitting(lr=1.0, batch=3, accumulate=2, grad_checkpoint=recomputed)
+        start, rng = trainer.trainable(), np.random.default_rng(1)
+        way = {k: mx.array(rng.normal(size=v.shape).astype(np.float32)) for k, v in start.items()}
+
+        def at(step: float) -> tuple[float, Any]:
+            moved = [(k, v + step * way[k]) for k, v in start.items()]
+            trainer.model.update(tree_unflatten(moved))
+            loss, grads, _ = trainer.gradients(network, objective, everything, chosen, (1, "a"))
+            return loss, grads
+
+        (loss, grads), h = at(0.0), 2e-3
+        assert at(0.0)[0] == loss
+        found = sum((g * way[k]).sum().item() for k, g in tree_flatten(grads))
+        difference = (8 * (at(h)[0] - at(-h)[0]) - (at(2 * h)[0] - at(-2 * h)[0])) / (12 * h)
+        assert abs(difference) > 0.1
+        return abs(found / difference - 1)
+
+    assert settings.grad_checkpoint == "auto"
+    assert off("no") < 2e-3
+    assert off("yes") < 2e-3
+    monkeypatch.setattr(memory, "seed_mlx", lambda *names: None)
+    assert off("yes") > 0.02
+
+
+# Weights alone: moments from zero, the first batches once more, other dropout, a new warm-up.
+def test_training_goes_on_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
+    data = rows(16, [*SHAPES, (4, 5), (2, 8)])
+    objective = imitation(data)
+    settings = fitting(lr=1e-2, batch=1, accumulate=2, epochs=2, warmup=3, weight_decay=0.1)
+    cosine = LRSchedule("cosine")
+
+    def begun(seed: int) -> Trainer:
+        return lora_trainer(seed, dropout=0.2)
+
+    whole = begun(0)
+    steps = whole.fit(objective, settings, (1,), schedule=cosine)
+    assert len(steps) == 8
+    first = begun(0)
+    course = first.train(objective, settings, (1,), schedule=cosine)
+    half = [next(course) for _ in range(3)]  # in the middle of an epoch
+    course.close()
+    mx.save_safetensors(str(tmp_path / "adapters.safetensors"), first.trainable())
+    saved = save_trainer(tmp_path, first)
+
+    second = begun(9)
+    load_parameters(tmp_path / "adapters.safetensors", second)
+    load_trainer(tmp_path, second, saved)
+    rest = list(second.train(objective, settings, (1,), schedule=cosine, start=3))
+    assert lora_bytes(second) == lora_bytes(whole)
+    found = [(s.step, s.loss, s.lr, s.grad_norm, s.tokens) for s in half + rest]
+    assert found == [(s.step, s.loss, s.lr, s.grad_norm, s.tokens) for s in steps]

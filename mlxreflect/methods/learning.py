@@ -13,7 +13,7 @@ from mlxreflect.methods.base import Seed
 from mlxreflect.models.load import weights_hash
 from mlxreflect.models.policy import Policy
 from mlxreflect.train.batches import Group, Pair, Row
-from mlxreflect.train.encode import Dropped, Encoder, Mask, NothingTrained
+from mlxreflect.train.encode import Dropped, Encoder, NothingTrained
 from mlxreflect.train.lora import base_reference
 from mlxreflect.train.network import Arrays
 from mlxreflect.train.objectives import Objective, imitation
@@ -45,7 +45,7 @@ class Learning:
         """Train with these settings from now on, of a phase that has its own."""
         self.train = train
         self.encoder = Encoder(
-            self.policy, train.max_length, Mask(**train.mask.model_dump()),
+            self.policy, train.max_length, train.mask,
             self.recipe.prompt.tags, self.recipe.seed,
         )  # fmt: skip
 

@@ -37,7 +37,7 @@ from mlxreflect.models.load import device_name, load_policy
 from mlxreflect.models.policy import Policy
 from mlxreflect.runs.folder import RunFolder
 from mlxreflect.train.batches import Group, Pair, Row
-from mlxreflect.train.encode import Dropped, Encoder, Mask, NothingTrained
+from mlxreflect.train.encode import Dropped, Encoder, NothingTrained
 from mlxreflect.train.lora import attach, base_reference, save_adapter
 from mlxreflect.train.network import Arrays
 from mlxreflect.train.objectives import Objective, imitation
@@ -147,7 +147,7 @@ def read_data(job: Job) -> tuple[list[Example], list[BadRow]]:
 
 def encode_data(job: Job, policy: Policy, examples: Sequence[Example], bad: list[BadRow]) -> Data:
     """Returns the examples as rows, some of them held out; the others join the bad rows."""
-    mask = Mask(**job.train.mask.model_dump())
+    mask = job.train.mask
     encoder = Encoder(policy, job.train.max_length, mask, job.tags, job.seed)
     rows = {id(example): encode(encoder, example, job.data.bad_row, bad) for example in examples}
     used = [example for example in examples if rows[id(example)]]

@@ -45,11 +45,6 @@ def token_logps(logits: mx.array, targets: mx.array) -> mx.array:
     return logps
 
 
-def nll_loss(logps: mx.array, lengths: mx.array) -> mx.array:
-    """Negative log-likelihood a token, [B], from summed log-probabilities and lengths [B]."""
-    return -logps / lengths
-
-
 # ---- preference pairs ----------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from mlxreflect.config.fields import GrpoConfig
 from mlxreflect.config.schema import Fitting
 from mlxreflect.train.batches import Batch, Group, Item, Pair, Row
-from mlxreflect.train.losses import PREFERENCE, group_advantages, grpo_loss, nll_loss, orpo_loss
+from mlxreflect.train.losses import PREFERENCE, group_advantages, grpo_loss, orpo_loss
 
 Metrics = dict[str, mx.array]  # one value an item
 Loss = Callable[[mx.array, Batch, list[int]], tuple[mx.array, Metrics]]
@@ -73,7 +73,7 @@ def preference(
         )  # fmt: skip
         each = config.dpo * each
         if config.nll:
-            each = each + config.nll * nll_loss(sums[0::2], batch.lengths[0::2])
+            each = each - config.nll * (sums[0::2] / batch.lengths[0::2])
         return (each * batch.weights[0::2]).sum(), {"margin": margin}
 
     return Objective(name, items, [1.0] * len(items), loss, keep_shared=mean or config.nll > 0)
