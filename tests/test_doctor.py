@@ -17,11 +17,10 @@ from support.shell import Shell, sets, two_lines
 
 from mlxreflect.config.recipe import load_recipe
 from mlxreflect.core.ui import Ui, console
+from mlxreflect.critics.ollama import is_ollama
 from mlxreflect.models.load import TINY
-from mlxreflect.setup import checks
 from mlxreflect.setup import doctor as module
-from mlxreflect.setup.checks import Check, memory_of
-from mlxreflect.setup.doctor import doctor, render_doctor
+from mlxreflect.setup.doctor import Check, doctor, memory_of, render_doctor
 
 KEY = "sk-very-secret"
 
@@ -180,12 +179,12 @@ def test_an_openai_address_that_is_ollamas() -> None:
      ("http://[half", False), ("http://h:port", False), ("http://127.0.0.1:1/v1", False)],
 )  # fmt: skip
 def test_what_is_ollama(url: str, expected: bool) -> None:
-    assert checks.is_ollama(url) == expected
+    assert is_ollama(url) == expected
 
 
 def test_other_servers_are_not_ollama() -> None:
     with FakeOpenAI() as server:
-        assert not checks.is_ollama(server.url)
+        assert not is_ollama(server.url)
 
 
 def test_one_token_of_ollama_and_its_memory() -> None:
@@ -383,8 +382,8 @@ def test_what_is_to_be_downloaded_is_not_said_to_be_there(
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path))
     for settings, said in (
         (["task.name=gsm8k", "eval.spec=gsm8k", "r3.feedback=self", "r3.rewriter=self"],
-         "all but what is to be downloaded is there"),
-        ([], "all is there"),
+         "everything but the downloads is there"),
+        ([], "everything is there"),
     ):  # fmt: skip
         result = doctor(load_recipe("quickstart", [*FEW, *settings]), Ui(quiet=True))
         assert result["ok"]

@@ -11,8 +11,7 @@ from mlxreflect.config.schema import Recipe
 from mlxreflect.methods.base import Try
 from mlxreflect.methods.preflexor_corpus import make_passage, make_question
 from mlxreflect.methods.r3 import State, at_most, expected, next_wave
-from mlxreflect.setup.dry_run import dry
-from mlxreflect.setup.estimate import WRONG, estimate
+from mlxreflect.setup.dry_run import WRONG, dry, estimate
 from mlxreflect.tasks import TASKS
 
 COUNTDOWN = TASKS["countdown"]

@@ -23,10 +23,8 @@ from mlxreflect.config.recipe import eval_spec, load_recipe
 from mlxreflect.config.schema import Critics
 from mlxreflect.config.toml import apply_settings, bundled, flatten
 from mlxreflect.evaluation.evaluate import eval_problems
-from mlxreflect.setup.discovery import find_offers
 from mlxreflect.setup.dry_run import dry
-from mlxreflect.setup.init import recipes
-from mlxreflect.setup.recipe_template import Choices, draft, edit
+from mlxreflect.setup.init import Choices, draft, edit, find_offers, recipes
 from mlxreflect.tasks import TASKS
 
 FLAGS = ("--strategy", "r3", "--task", "countdown", "--model", "tiny", "--critic", "solver")

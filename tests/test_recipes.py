@@ -19,7 +19,7 @@ from mlxreflect.models.load import load_policy
 from mlxreflect.report.show import totals
 from mlxreflect.runs.folder import create_run, open_folder
 from mlxreflect.runs.run import execute
-from mlxreflect.setup.estimate import estimate
+from mlxreflect.setup.dry_run import estimate
 from mlxreflect.tasks import TASKS
 
 # What makes each small: two waves, or as few as the method has.

@@ -31,8 +31,7 @@ from mlxreflect.prompts import parsing as prompts
 from mlxreflect.prompts.roles import quote
 from mlxreflect.runs.folder import open_folder
 from mlxreflect.runs.run import execute
-from mlxreflect.setup.dry_run import dry
-from mlxreflect.setup.estimate import estimate
+from mlxreflect.setup.dry_run import dry, estimate
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.encode import Encoder
 from mlxreflect.train.lora import attach_lora

@@ -20,8 +20,9 @@ from support.mlx_server import serving
 from mlxreflect.config.schema import EvalSpec
 from mlxreflect.core.errors import UserError
 from mlxreflect.critics import client
+from mlxreflect.critics.ollama import is_ollama
 from mlxreflect.evaluation.evaluate import eval_problems, evaluate, find_spec, problem_set
-from mlxreflect.evaluation.generators import ServedModel, ServerGenerator, is_ollama
+from mlxreflect.evaluation.generators import ServedModel, ServerGenerator
 from mlxreflect.tasks import get_task
 
 KEY = "sk-very-secret-9876"

@@ -3,7 +3,7 @@
 import os
 import re
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import httpx
 import ollama
@@ -15,6 +15,7 @@ from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.http import CallError, Wire, put_back, token_counts, typed
 
 ADDRESS = re.compile(r"(\w+://)?(?:([^/]*)@)?(.*)", re.DOTALL)  # matches everything
+PORT, LOOK_S = 11434, 5.0  # seconds to find out if a server is there
 CHARS_PER_TOKEN = 6  # more than any usual text has, so the estimate errs towards too few tokens
 
 
@@ -139,3 +140,21 @@ def estimate_tokens(messages: Messages) -> int:
     """At least how many tokens a prompt has. Runs of one character count once: they merge."""
     text = "\n".join(message["content"] for message in messages)
     return len(re.sub(r"(.)\1+", r"\1", text, flags=re.DOTALL)) // CHARS_PER_TOKEN
+
+
+def root_of(address: str) -> str:
+    """Returns an address without its path. Raises ValueError for what is no address."""
+    place = urlsplit(address if "://" in address else f"http://{address}")
+    return f"{place.scheme}://{place.netloc}"
+
+
+def is_ollama(address: str) -> bool:
+    """Tells if Ollama answers there, also at its OpenAI-compatible path; or would, by its port."""
+    try:
+        root = root_of(address)
+        found = httpx.get(f"{root}/api/version", timeout=LOOK_S).json()
+    except httpx.TransportError:
+        return urlsplit(root).port == PORT
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and isinstance(found.get("version"), str)

@@ -14,7 +14,6 @@ from functools import cached_property
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from mlxreflect.config.schema import CriticConfig, EvalSpec, PolicyConfig
 from mlxreflect.core.cache import KeyedCache, cache_path
@@ -276,7 +275,6 @@ def check_failures(chains: Sequence["Chain"], out: Path) -> None:
 
 # ---- a server ------------------------------------------------------------------------------------
 
-LOOK_S = 5.0  # seconds to find out what kind of server it is
 LEAST_WINDOW = 4096  # tokens of Ollama's num_ctx
 REPLIES = "replies.sqlite"
 KEYS = {  # as a critic's messages name them → as `eval` does
@@ -366,6 +364,8 @@ def client_config(
     model: ServedModel, spec: EvalSpec, prompts: Sequence[Messages | str]
 ) -> CriticConfig:
     """How the critics' client asks it. Ollama's own interface takes a context; its /v1 has none."""
+    from mlxreflect.critics.ollama import is_ollama, root_of
+
     if not model.url.strip():
         raise UserError("--server is empty", "give an address such as http://127.0.0.1:1234/v1")
     ollama = is_ollama(model.url)
@@ -387,23 +387,6 @@ def client_config(
         concurrency=model.concurrency,
         deadline_s=model.deadline_s,
     )
-
-
-def root_of(address: str) -> str:
-    """Returns an address without its path. Raises ValueError for what is no address."""
-    place = urlsplit(address if "://" in address else f"http://{address}")
-    return f"{place.scheme}://{place.netloc}"
-
-
-def is_ollama(address: str) -> bool:
-    """Tells if Ollama answers there, also where its OpenAI-compatible path is given."""
-    import httpx
-
-    try:
-        found = httpx.get(f"{root_of(address)}/api/version", timeout=LOOK_S).json()
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, RecursionError):
-        return False
-    return isinstance(found, dict) and isinstance(found.get("version"), str)
 
 
 def shown_address(config: CriticConfig) -> str:

@@ -1,54 +1,68 @@
-"""What a run needs, looked at before the night it is meant for; `mlxreflect doctor` shows it.
+"""`mlxreflect doctor`: looks at what a run needs before the night it is meant for.
 
 Nothing is downloaded, and each critic is asked for one token.
 """
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 import mlx.core as mx
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import HFValidationError
 
 from mlxreflect.config.methods import method_of
 from mlxreflect.config.recipe import eval_spec
-from mlxreflect.config.schema import Recipe, TaskConfig
+from mlxreflect.config.schema import REMOTE, CriticConfig, Recipe, TaskConfig
 from mlxreflect.core.cache import cache_path
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.ui import Ui, safe_text
-from mlxreflect.critics.client import FILE
+from mlxreflect.core.journal import read_json
+from mlxreflect.core.records import make_problem
+from mlxreflect.core.ui import Ui, plain, table
+from mlxreflect.critics import open_critic
+from mlxreflect.critics.base import Call, Critic, Reply
+from mlxreflect.critics.client import FILE, Client, failed
+from mlxreflect.critics.http import CallError
+from mlxreflect.critics.ollama import LOOK_S, Ollama, is_ollama, root_of
 from mlxreflect.data.contamination import in_words
 from mlxreflect.data.rows import is_path
 from mlxreflect.evaluation.contamination import clean, further_specs
 from mlxreflect.evaluation.evaluate import eval_problems
-from mlxreflect.models.load import device_name, on_cpu
-from mlxreflect.setup.checks import (
-    Check,
-    Sizes,
-    check_critic,
-    check_ollama,
-    find_model,
-    memory_of,
-    tiers,
-    to_download,
-)
+from mlxreflect.models.load import TINY, device_name, on_cpu
 from mlxreflect.tasks import TASKS, training_problems
 from mlxreflect.train.memory import memory_limit
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-
+CALL_S = 120.0  # a server may have to load its model first
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
+ASK = Call("critique", make_problem("doctor", {}), [{"role": "user", "content": "Say ok."}], "")
 GB = 1e9
 DISK_GB = 1.0  # less than this is no place for a run
 
 
+@dataclass(frozen=True)
+class Check:
+    """note: no fault, but worth knowing. hint: what mends a failure."""
+
+    name: str
+    status: Literal["ok", "note", "fail"]
+    detail: str
+    hint: str = ""
+
+
+Sizes = dict[str, int | None]  # what will lie in this machine's memory → bytes; None: not known
+
+
 def doctor(recipe: Recipe | None, ui: Ui) -> dict[str, Any]:
-    """All checks, in the order of a run; ok: none of them fails."""
+    """Carries out all checks, in the order of a run. ok: none of them fails."""
     sizes: Sizes = {}
     steps: list[tuple[str, Callable[[], Iterable[Check]]]] = [("device", check_device)]
     if recipe is None:
@@ -96,7 +110,7 @@ def check_caches() -> Iterator[Check]:
 
 
 def check_disk() -> Iterator[Check]:
-    """Where `run` puts its folders: below runs/ in the folder it is started in."""
+    """Looks at the place where `run` puts its folders: runs/ in the folder it is started in."""
     place = next(p for p in (Path("runs").resolve(), *Path("runs").resolve().parents) if p.exists())
     free = shutil.disk_usage(place).free / GB
     if not os.access(place, os.W_OK):
@@ -109,14 +123,14 @@ def check_disk() -> Iterator[Check]:
 
 
 def device_memory() -> int:
-    """Bytes that models can have here: what the GPU recommends, or all of the machine's."""
+    """Returns the bytes that models can have: what the GPU recommends, or all of the machine's."""
     found = {} if on_cpu() else mx.device_info()
     whole = found.get("max_recommended_working_set_size") or found.get("memory_size")
     return int(whole) if whole else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def check_memory(recipe: Recipe | None, sizes: Sizes) -> Iterator[Check]:
-    """The weights in memory and what training may take, beside what there is."""
+    """Compares the weights in memory and what training may take with what there is."""
     there = device_memory() / GB
     if recipe is None:
         yield Check("memory", "ok", f"{there:.1f} GB")
@@ -155,7 +169,7 @@ def check_policy(recipe: Recipe, sizes: Sizes) -> Iterator[Check]:
 
 
 def check_data(recipe: Recipe) -> Iterator[Check]:
-    """Problems of this machine are read; those of the hub are only looked for in the cache."""
+    """Reads the problems of this machine; looks for those of the hub in the cache only."""
     spec = eval_spec(recipe)
     others = [hub_data(other.task) for other in further_specs(recipe)]
     sources = [hub_data(recipe.task), hub_data(spec.task), *others]
@@ -190,30 +204,186 @@ def check_hub_data(name: str) -> Check:
 
 
 def hub_data(config: TaskConfig) -> tuple[str, ...]:
-    """The hub data sets that a task reads."""
+    """Returns the hub data sets that a task reads."""
     if not config.source:
         return TASKS[config.name].hub
     return () if is_path(config.source) else (config.source,)
 
 
+# ---- models --------------------------------------------------------------------------------------
+
+
+def find_model(name: str, key: str) -> Path | None:
+    """Returns the folder of a model that is here, or None where the hub would be asked for it.
+
+    Raises UserError for what is neither.
+    """
+    if name == "tiny":
+        return TINY
+    path = Path(name)
+    if path.exists():
+        if not (path / "config.json").is_file() or not is_complete(path):
+            hint = "make one with: mlx_lm.convert --hf-path NAME --mlx-path DIR -q"
+            raise UserError(f"{key} = {name!r} is no mlx-lm model folder", hint)
+        return path
+    try:
+        patterns = ["*.json", "*.safetensors"]
+        path = Path(snapshot_download(name, local_files_only=True, allow_patterns=patterns))
+    except HFValidationError:
+        raise UserError(
+            f"{key} = {name!r}: no such folder", "give a folder or a hub name"
+        ) from None
+    except OSError:
+        return None
+    return path if is_complete(path) else None
+
+
+def is_complete(folder: Path) -> bool:
+    """Tells if all weights are there: a download may have been broken off."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return any(folder.glob("model*.safetensors"))
+    shards = set(read_json(index).get("weight_map", {}).values())
+    return all((folder / shard).is_file() for shard in shards)
+
+
+def memory_of(folder: Path, quantize: int = 0, dequantize: str = "auto") -> int:
+    """Returns the bytes of a model's weights once they are loaded, estimated from its files."""
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    config = read_json(folder / "config.json")
+    plain = 32 if "float32" in (config.get("dtype"), config.get("torch_dtype")) else 16
+    bits = (config.get("quantization") or {}).get("bits", plain)
+    whole = dequantize == "yes" or (dequantize == "auto" and on_cpu())
+    return int(size * (32 if whole else quantize or bits) // bits)
+
+
+def to_download(name: str, model: str) -> Check:
+    if constants.HF_HUB_OFFLINE:
+        hint = f"without HF_HUB_OFFLINE, run: hf download {model}"
+        return Check(name, "fail", f"{model} is not here, and HF_HUB_OFFLINE is set", hint)
+    return Check(name, "note", f"{model} is to be downloaded; its size is not known")
+
+
+# ---- critics -------------------------------------------------------------------------------------
+
+
+def tiers(recipe: Recipe) -> dict[str, CriticConfig]:
+    """Returns the critics that a run asks, each once."""
+    found: dict[CriticConfig, str] = {}
+    for name in method_of(recipe).tiers(recipe):
+        found.setdefault(
+            recipe.critic.tier(name), "critic" if name == "basic" else f"{name} critic"
+        )
+    return {name: config for config, name in found.items()}
+
+
+def check_critic(name: str, config: CriticConfig, task: str, sizes: Sizes) -> Iterator[Check]:
+    """Checks a critic's key, its server and its model, and asks for one token."""
+    if config.provider in REMOTE and config.replay:
+        path = cache_path(config.cache, FILE)
+        there = path is not None and path.is_file()
+        hint = "" if there else "set critic.cache to the file of the run to repeat"
+        found = f"replays what is in {path}" if there else f"{path}, to be replayed, is not there"
+        yield Check(name, "ok" if there else "fail", found, hint)
+        return
+    if config.provider == "openai" and config.key_env:
+        there = bool(os.environ.get(config.key_env, "").strip())
+        hint = "" if there else f"export {config.key_env}=KEY"
+        found = "set" if there else "not set"
+        yield Check(f"key {config.key_env}", "ok" if there else "fail", found, hint)
+    if config.provider == "openai" and is_ollama(config.base_url):
+        found = f"{config.base_url} is Ollama, whose /v1 ignores critic.num_ctx and cuts prompts"
+        yield Check(name, "note", found, 'set critic.provider = "ollama" and leave /v1 out')
+    if config.provider == "local":
+        folder = find_model(config.model, "critic.model")
+        sizes[name] = memory_of(folder) if folder else None
+        if folder is None:
+            yield to_download(name, config.model)
+            return
+    yield from ask_critic(name, config, task, sizes)
+
+
+def ask_critic(name: str, config: CriticConfig, task: str, sizes: Sizes) -> Iterator[Check]:
+    tried = config.model_copy(update={"max_tokens": 1, "cache": "off", "replay": False})
+    critic = open_critic(tried, task, "doctor")
+    try:
+        critic.preflight()
+        if config.provider == "solver":
+            yield Check(name, "ok", "the exact solver, in this process")
+            return
+        begun = time.monotonic()
+        reply = one_token(critic)
+        seconds = time.monotonic() - begun
+        if isinstance(critic, Client) and isinstance(critic.provider, Ollama):
+            sizes |= ollama_size(name, critic.provider)
+    finally:
+        critic.close()
+    if reply.error is None or reply.kind == "empty":
+        lacking = ", ".join(sorted(getattr(critic, "refused", ())))
+        without = f"; it takes no {lacking}" if lacking else ""
+        yield Check(name, "ok", f"{critic.actor} answers, after {seconds:.1f} s{without}")
+    else:
+        hint = "correct the keys of [critic] that it names, or look at the server's own messages"
+        yield Check(name, "fail", f"{critic.actor}: {reply.error}", hint)
+
+
+def one_token(critic: Critic) -> Reply:
+    """Sends one request, without retries. A model that cannot say a word in it is there, too."""
+    if not isinstance(critic, Client):
+        return critic.ask([ASK])[0]
+    try:
+        return critic.send(ASK, CALL_S)
+    except CallError as error:
+        short = error.kind == "http_400" and "output limit" in str(error)
+        return Reply("", kind="empty") if short else failed(error, 1)
+
+
+def ollama_size(name: str, critic: Ollama) -> Sizes:
+    """Returns the memory that Ollama's model takes, where Ollama is on this machine."""
+    if urlsplit(root_of(critic.wire.shown)).hostname not in LOOPBACK:
+        return {}
+    wanted = (critic.config.model, f"{critic.config.model}:latest")
+    try:
+        with critic.wire.within(LOOK_S):
+            rows = critic.server.list().models
+    except CallError:
+        rows = []
+    return {name: next((row.size for row in rows if row.model in wanted), None)}
+
+
+def ollama_models() -> tuple[str, list[str] | None]:
+    """Returns Ollama's address and its models, or None where it does not answer.
+
+    Raises UserError for an address that is none.
+    """
+    critic = Ollama(CriticConfig(provider="ollama", model=""))
+    try:
+        with critic.wire.within(LOOK_S):
+            return critic.wire.shown, sorted(row.model or "" for row in critic.server.list().models)
+    except CallError:
+        return critic.wire.shown, None
+    finally:
+        critic.close()
+
+
+def check_ollama() -> Iterator[Check]:
+    url, models = ollama_models()
+    if models is None:
+        yield Check("ollama", "note", f"none at {url}; only a critic served by it needs it")
+    else:
+        names = ", ".join(models) or "none; `ollama pull NAME`"
+        yield Check("ollama", "ok", f"answers at {url}; its models: {names}")
+
+
 def render_doctor(result: dict[str, Any]) -> "Group":
-    """The checks as a table, and below it what mends those that fail."""
-    from rich import box
+    """Returns the checks as a table, and below it what mends those that fail."""
     from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
 
     style = {"ok": "green", "note": "yellow", "fail": "bold red"}
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for column in ("", "what", "found"):
-        table.add_column(column, overflow="fold")
-    hints = []
-    for check in result["checks"]:
-        mark = Text(check["status"], style[check["status"]])
-        table.add_row(mark, Text(check["name"]), Text(safe_text(check["detail"])))
-        if check["hint"]:
-            hints.append(Text(safe_text(f"{check['name']}: {check['hint']}")))
-    later = any("is to be downloaded" in check["detail"] for check in result["checks"])
-    there = "all but what is to be downloaded is there" if later else "all is there"
-    verdict = there if result["ok"] else "something is missing"
-    return Group(table, Text(), *hints, Text(verdict, "bold"))
+    checks = result["checks"]
+    rows = [(plain(c["status"], style[c["status"]]), c["name"], c["detail"]) for c in checks]
+    hints = [plain(f"{check['name']}: {check['hint']}") for check in checks if check["hint"]]
+    later = any("is to be downloaded" in check["detail"] for check in checks)
+    there = "everything but the downloads is there" if later else "everything is there"
+    verdict = plain(there if result["ok"] else "something is missing", "bold")
+    return Group(table("", ("", "what", "found"), rows, wraps="*"), plain(""), *hints, verdict)

@@ -1,18 +1,32 @@
-"""What `--dry-run` shows: the resolved recipe, a prompt of each role, what critics will cost."""
+"""`--dry-run`: the resolved recipe, a prompt of each role, and what critics will cost.
 
+The costs are expected and at most, by stated rules. Expected: half of all attempts, rewrites and
+verifications are wrong, replies fill half of what they may, and what stays unsolved is on the
+bucket list once. At most: nothing is ever right, and every text is as long as it may be. Requests
+that fail and are sent again are in neither.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
 from mlxreflect.config.methods import method_of
 from mlxreflect.config.recipe import resolved
-from mlxreflect.config.schema import Recipe
+from mlxreflect.config.schema import Recipe, Tier
 from mlxreflect.core.records import Messages, Problem
 from mlxreflect.evaluation.contamination import clean
+from mlxreflect.methods.base import Plan
 from mlxreflect.methods.rollouts import attempt_prompt
 from mlxreflect.methods.session import example_call
-from mlxreflect.setup.estimate import estimate
+from mlxreflect.prompts.roles import ROLES
 from mlxreflect.tasks import TASKS
 from mlxreflect.tasks.base import Task
+
+WRONG = 0.5  # assumed share of what is tried
+FILLED = 0.5  # assumed share of what a text may have in tokens
+CHARACTERS_A_TOKEN = 4
+SECONDS_A_REPLY = 10.0  # a rule of thumb: 500 tokens at 50 a second
 
 
 def dry(recipe: Recipe) -> dict[str, Any]:
@@ -80,3 +94,90 @@ def told(recipe: Recipe, found: dict[str, Any]) -> list[str]:
         if limit
     ]
     return lines
+
+
+# ---- the estimate --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spending:
+    """seconds: of waiting, all of a critic's places taken; the policy's own time is not in it."""
+
+    calls: float = 0.0
+    tokens_in: float = 0.0
+    tokens_out: float = 0.0
+    usd: float = 0.0
+    seconds: float = 0.0
+
+    def __add__(self, other: "Spending") -> "Spending":
+        mine, theirs = asdict(self), asdict(other)
+        return Spending(**{name: mine[name] + theirs[name] for name in mine})
+
+    def rounded(self) -> dict[str, float]:
+        return {
+            **{name: round(value) for name, value in asdict(self).items()},
+            "usd": round(self.usd, 4),
+        }
+
+
+def estimate(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> dict[str, Any]:
+    """Figures of the whole run and of each critic in it; rules: what was assumed."""
+    tiers: dict[str, dict[str, Any]] = {}
+    totals: dict[str, Any] = {}
+    method = method_of(recipe)
+    for name, wrong, filled in (("expected", WRONG, FILLED), ("at_most", 1.0, 1.0)):
+        plan = method.plan(recipe, len(problems), wrong)
+        sizes = prompt_tokens(recipe, task, problems, plan.roles, longest=filled == 1)
+        spent = {tier: spending(recipe, plan, sizes, filled, tier) for tier in method.tiers(recipe)}
+        totals[name] = sum(spent.values(), Spending()).rounded()
+        for tier, one in spent.items():
+            config = recipe.critic.tier(tier)
+            tiers.setdefault(tier, {"critic": f"{config.provider}:{config.model}".rstrip(":")})
+            tiers[tier][name] = one.rounded()
+    return {
+        "attempts": plan.attempts,
+        "critic_calls_at_most": totals["at_most"]["calls"],
+        **totals,
+        "critics": tiers,
+        "rules": {
+            "wrong": WRONG, "filled": FILLED, "characters_a_token": CHARACTERS_A_TOKEN,
+            "seconds_a_reply": SECONDS_A_REPLY,
+        },
+    }  # fmt: skip
+
+
+def spending(
+    recipe: Recipe, plan: Plan, sizes: dict[str, float], filled: float, tier: Tier
+) -> Spending:
+    """What one critic is asked in all. filled: share of its limit that a text has."""
+    config = recipe.critic.tier(tier)
+    attempt = filled * max(recipe.policy.max_new_tokens, config.max_tokens)
+    reply = filled * config.max_tokens
+    asked = {role: calls for (who, role), calls in plan.calls.items() if who == tier}
+    calls = sum(asked.values())
+    if config.provider == "solver":  # reads no tokens, and nobody waits for it
+        return Spending(calls)
+    tokens_in = 0.0
+    for role, times in asked.items():
+        attempts, replies = ROLES[role].quotes
+        passages = filled * plan.quoted.get(role, 0) / CHARACTERS_A_TOKEN
+        tokens_in += times * (sizes[role] + attempts * attempt + replies * reply + passages)
+    tokens_out = calls * reply
+    usd = (tokens_in * config.price_in + tokens_out * config.price_out) / 1e6
+    side_by_side = min(config.concurrency, plan.side_by_side)
+    return Spending(calls, tokens_in, tokens_out, usd, calls / side_by_side * SECONDS_A_REPLY)
+
+
+def prompt_tokens(
+    recipe: Recipe, task: Task, problems: Sequence[Problem], roles: Sequence[str], *, longest: bool
+) -> dict[str, float]:
+    """Tokens of each role's prompt around the texts quoted in it: the longest, or the mean."""
+
+    def size(role: str, problem: Problem) -> int:
+        return sum(len(m["content"]) for m in example_call(recipe, task, role, problem).messages)
+
+    sizes = {role: [size(role, problem) for problem in problems] for role in roles}
+    return {
+        role: (max(found) if longest else sum(found) / len(found)) / CHARACTERS_A_TOKEN
+        for role, found in sizes.items()
+    }
