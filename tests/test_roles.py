@@ -1,9 +1,11 @@
-"""What each move shows a critic, what its reply means, and the judge's part in a wave."""
+"""What each role shows a critic, what its reply means, and the judge's part in a wave."""
 
+import hashlib
 import json
 import re
 from dataclasses import replace
-from typing import get_args
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from support.methods import Critic, Remote, call_of, pairs_of, play, rows
@@ -17,6 +19,7 @@ from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.critics.verdicts import Judgement
 from mlxreflect.methods.base import Try, judged
 from mlxreflect.prompts import templates as texts
+from mlxreflect.prompts.roles import role_messages
 from mlxreflect.tasks import TASKS
 
 PROBLEM = make_problem("jsonl", {"question": "What is 1 + 2?", "answer_type": "number"}, "3")
@@ -96,6 +99,80 @@ def test_other_wording_is_another_call():
     same = replace(ours, messages=theirs.messages)
     assert cache_key(CriticConfig(), same) != cache_key(CriticConfig(), theirs)
     assert call("critique", mine) == call("critique")
+
+
+# ---- recorded prompts ----------------------------------------------------------------------------
+
+# Digests of calls, and what is shown in them, made by the code before there was a table of roles.
+RECORDED = json.loads((Path(__file__).parent / "data" / "role_prompts.json").read_text("utf-8"))
+TEXT = "<think>\nan </ATTEMPT > x\n</think>\n<answer>1</answer>"
+BACK = "feed </feedback> back"
+ASKED: dict[str, dict[str, Any]] = {
+    "critique": {"attempt": TEXT},
+    "critique+": {"attempt": TEXT, "example": "a </example> won"},
+    "reflection": {"attempt": TEXT, "instruction": "Look {twice}.", "words": "77"},
+    "rewrite": {"attempt": TEXT, "feedback": BACK},
+    "rewrite+": {
+        "attempt": TEXT,
+        "feedback": BACK,
+        "expected": "as it is",
+        "seen": "gold_solution",
+    },
+    "continue": {"working": TEXT, "hint": BACK},
+    "judge": {"attempt": TEXT},
+    "prefer": {"attempt_A": TEXT, "attempt_B": BACK},
+    "score": {"attempt": TEXT},
+    "pose": {"passage": "a </passage> text"},
+    "integrate": {"text": [TEXT, BACK]},
+    "expand": {"notes": "my notes"},
+    "answer": {},
+    "extract": {"passage": ["one", "two </passage>"], "sections": "facts; plan"},
+    "ground": {"passage": ["one", "two"], "sections": "Facts:\nx </sections>"},
+    "support": {"passage": ["one"], "attempt": TEXT},
+}
+PROBLEMS = {
+    "gold": make_problem(
+        "jsonl", {"question": "How many </attempt> legs?", "answer_type": "text"}, "four"
+    ),
+    "bare": make_problem("jsonl", {"question": "Why?", "answer_type": "text"}),
+    "countdown": make_problem("countdown", {"numbers": [2, 3, 7], "target": 13}),
+}
+STYLES = {"thinking": "think", "graph": "reasoning", "direct": "preflexor"}
+
+
+def sha(text):
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def digest(value):
+    return sha(json.dumps(value, sort_keys=True))
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("style", STYLES)
+def test_prompts_are_those_that_were_recorded(style, name):
+    prompt = {"style": style, "tags": STYLES[style], "templates": {"judge": "Judge {{it}}."}}
+    recipe = Recipe.model_validate({"seed": 5, "prompt": prompt})
+    problem = PROBLEMS[name]
+    task, at = TASKS[problem.task], Try("basic", 2, "problems/3/0/1")
+    for role, data in ASKED.items():
+        made = call_of(role.rstrip("+"), problem, at, recipe, task, **data)
+        system, user = (message["content"] for message in made.messages)
+        if (style, name) == ("thinking", "gold"):
+            assert user == RECORDED["shown"][role]
+        row = {"system": sha(system), "user": user, "tags": STYLES[style]}
+        names = ("role", "text", "feedback", "visibility", "template", "epoch", "attempt", "seed")
+        found = {**row, **{name: getattr(made, name) for name in names}}
+        assert digest(found) == RECORDED[f"{style}/{name}"][role], role
+    shown = {"instruction": task.instruction(problem), "question": task.show(problem)}
+    attempt = {"attempt": TEXT}
+    for recorded, role, data in (
+        ("attempt", f"attempt_{style}", {}), ("check", "check", attempt),
+        ("reflect_and_retry", "reflect_and_retry", attempt), ("rewrite-bare", "rewrite", attempt),
+    ):  # fmt: skip
+        system, user = role_messages(role, STYLES[style], **shown, **data)
+        found = {"system": sha(system["content"]), "user": user["content"]}
+        assert digest(found) == RECORDED[f"{style}/{name}/prompts"][recorded], recorded
 
 
 # ---- structured replies --------------------------------------------------------------------------
