@@ -1,7 +1,4 @@
-"""Grading other people's responses: rows in, verdicts out.
-
-Grading anew what an evaluation generated: an arm folder → another one under other rules.
-"""
+"""Grading without a model: other people's responses, and an evaluation's under other rules."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,9 +11,8 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import dump_line, read_json, read_rows, write_atomic
 from mlxreflect.core.records import Problem, Sample, flat_from_row
 from mlxreflect.data.rows import Row, read_file
-from mlxreflect.evaluation.arms import continue_only, sample_row
+from mlxreflect.evaluation.arms import open_arm, sample_row
 from mlxreflect.evaluation.evaluate import finish
-from mlxreflect.graders.base import Grader
 from mlxreflect.tasks import find_rules, get_task
 
 
@@ -67,13 +63,13 @@ AGAIN = "give an evaluation's folder, or evaluate again: mlxreflect eval SPEC --
 
 
 def rescore(folder: Path, rules: str = "", out: Path | None = None) -> dict[str, Any]:
-    """Grade a folder's samples under named rules ("": the headline ones) into another folder.
+    """Grades a folder's samples under named rules ("": the headline ones) into another folder.
 
     out: FOLDER/graded/RULES by default. The spec of the new folder names the rules, so that
     `compare` refuses to mix two sets of them. Returns its results, and in "changed" how many
     verdicts are others than before. Raises UserError for a folder that is no evaluation.
     """
-    setup, problems, samples = read_arm(folder)
+    setup, problems, samples = read_whole(folder)
     spec = validate(EvalSpec, setup["spec"], folder / "setup.json")
     task = get_task(spec.task.name)
     name, grader = find_rules(task, rules, spec.task.answer_type)
@@ -84,23 +80,23 @@ def rescore(folder: Path, rules: str = "", out: Path | None = None) -> dict[str,
     headline, _ = find_rules(task, "", spec.task.answer_type)
     named = {} if name == headline else {"rules": name}
     setup["spec"] = {**{k: v for k, v in setup["spec"].items() if k != "rules"}, **named}
-    graded = [regraded(sample, problems[sample.problem_id], grader, spec) for sample in samples]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: {error.strerror}", "give another --out") from None
-    continue_only(out, setup)
-    for file in ("problems.jsonl", "shots.jsonl"):
-        if (folder / file).is_file():
-            write_atomic(out / file, (folder / file).read_text(encoding="utf-8"))
-    write_atomic(out / "samples.jsonl", lines_of([sample_row(s) for s in graded]))
+    graded: list[Sample] = []
+    for old in samples:
+        grade = grader(problems[old.problem_id], old.text, spec.prompt.tags, spec.prompt.style)
+        correct, kept = grade.verdict.correct, grade.verdict.format_ok
+        graded.append(
+            replace(old, parsed=grade.parsed, correct=correct, format_ok=kept, score=grade.score)
+        )
+    shots: list[Problem] = [flat_from_row(Problem, row) for row in rows_of(folder / "shots.jsonl")]
+    open_arm(out, setup, list(problems.values()), shots)
+    write_atomic(out / "samples.jsonl", "".join(dump_line(sample_row(s)) for s in graded))
     results = finish(out, setup, name, {})
     changed = sum(a.correct != b.correct for a, b in zip(samples, graded, strict=True))
     return {**results, "changed": changed, "out": str(out)}
 
 
-def read_arm(folder: Path) -> tuple[dict[str, Any], dict[str, Problem], list[Sample]]:
-    """Setup, problems by id and samples of an evaluation; a torn last line is left out."""
+def read_whole(folder: Path) -> tuple[dict[str, Any], dict[str, Problem], list[Sample]]:
+    """Returns setup, problems by id and samples of an evaluation, less a torn last line."""
     if not folder.is_dir():
         raise UserError(
             f"{folder}: no such folder",
@@ -114,44 +110,27 @@ def read_arm(folder: Path) -> tuple[dict[str, Any], dict[str, Problem], list[Sam
     setup = read_json(folder / "setup.json")
     if not isinstance(setup.get("spec"), dict):
         raise UserError(f"{folder / 'setup.json'}: no spec in it", AGAIN)
-    problems: dict[str, Problem] = {}
-    for row in rows_with(folder / "problems.jsonl", ("id", "task", "fields")):
-        problem: Problem = flat_from_row(Problem, row)
-        problems[problem.id] = problem
+    rows = rows_of(folder / "problems.jsonl", "id", "task", "fields")
+    problems = {row["id"]: flat_from_row(Problem, row) for row in rows}
     path = folder / "samples.jsonl"
-    needed = ("task", "problem_id", "sample", "text", "token_ids", "finish_reason", "parsed",
-              "correct", "format_ok")  # fmt: skip
-    samples: list[Sample] = [flat_from_row(Sample, row) for row in rows_with(path, needed)]
+    samples: list[Sample] = []
+    columns = ("task", "problem_id", "sample", "text", "token_ids", "finish_reason", "parsed",
+               "correct", "format_ok")  # fmt: skip
+    for number, row in enumerate(rows_of(path, *columns), 1):
+        if row["problem_id"] not in problems:
+            fault = f"problem {row['problem_id']} is not in problems.jsonl"
+            raise UserError(f"{path}, row {number}: {fault}", AGAIN)
+        if not isinstance(row["text"], str):
+            raise UserError(f"{path}, row {number}: text is no text", "restore that file")
+        samples.append(flat_from_row(Sample, row))
     if not samples:
         raise UserError(f"{path}: no samples in it", "evaluate first; this one did not get far")
-    for number, sample in enumerate(samples, 1):
-        if sample.problem_id not in problems:
-            raise UserError(
-                f"{path}, row {number}: problem {sample.problem_id} is not in problems.jsonl", AGAIN
-            )
-        if not isinstance(sample.text, str):
-            raise UserError(f"{path}, row {number}: text is no text", "restore that file")
     return setup, problems, samples
 
 
-def rows_with(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
-    rows = list(read_rows(path))
-    for number, row in enumerate(rows, 1):
-        if missing := [key for key in keys if key not in row]:
+def rows_of(path: Path, *columns: str) -> Iterator[dict[str, Any]]:
+    """Yields a file's rows, none where it is missing. Raises UserError for a lacking column."""
+    for number, row in enumerate(read_rows(path) if path.is_file() else (), 1):
+        if missing := [name for name in columns if name not in row]:
             raise UserError(f"{path}, row {number}: no {missing[0]!r}", "restore that file")
-    return rows
-
-
-def regraded(sample: Sample, problem: Problem, grader: Grader, spec: EvalSpec) -> Sample:
-    grade = grader(problem, sample.text, spec.prompt.tags, spec.prompt.style)
-    return replace(
-        sample,
-        parsed=grade.parsed,
-        correct=grade.verdict.correct,
-        format_ok=grade.verdict.format_ok,
-        score=grade.score,
-    )
-
-
-def lines_of(rows: list[dict[str, Any]]) -> str:
-    return "".join(map(dump_line, rows))
+        yield row

@@ -11,14 +11,13 @@ from typing import Any
 from rich.console import RenderableType
 from rich.padding import Padding
 from rich.rule import Rule
-from rich.text import Text
 
 from mlxreflect.config.recipe import fetch_templates, load_recipe
 from mlxreflect.config.schema import EvalSpec
 from mlxreflect.config.toml import apply_settings, bundled, validate
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, Verdict, make_problem
-from mlxreflect.core.ui import safe_text
+from mlxreflect.core.ui import plain
 from mlxreflect.critics import CRITICS
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.evaluation.chains import (
@@ -229,8 +228,3 @@ def render_turn(turn: dict[str, Any], *, graded: bool) -> Iterator[RenderableTyp
     if graded and (verdict := turn["verdict"]):
         right = verdict["correct"]
         yield plain("right" if right else verdict["reason"], "green" if right else "yellow")
-
-
-def plain(text: object, style: str = "") -> Text:
-    """Untrusted text, every character shown as itself or as its code."""
-    return Text(safe_text(str(text)), style=style)
