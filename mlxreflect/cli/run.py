@@ -63,7 +63,7 @@ def run(
         return
     from mlxreflect.runs.folder import create_run
 
-    carry_out(create_run(loaded, run_dir), ui)
+    finish(create_run(loaded, run_dir), ui)
 
 
 @app.command(
@@ -85,7 +85,7 @@ def train(
     require_mlx()
     from mlxreflect.runs.folder import create_job
 
-    carry_out(create_job(job, out), make_ui(as_json))
+    finish(create_job(job, out), make_ui(as_json))
 
 
 @app.command(rich_help_panel=LEARN, epilog="Example: mlxreflect resume runs/latest")
@@ -94,24 +94,15 @@ def resume(run_dir: RunFolder, set_: Set = None, as_json: Json = False) -> None:
     require_mlx()
     from mlxreflect.runs.folder import open_folder
 
-    carry_out(open_folder(run_dir, set_ or []), make_ui(as_json))
+    finish(open_folder(run_dir, set_ or []), make_ui(as_json))
 
 
-def carry_out(folder: "Folder[Any]", ui: "Ui") -> None:
+def finish(folder: "Folder[Any]", ui: "Ui") -> None:
     """Does what is left of a run or a training, and shows what it came to."""
-    from mlxreflect.runs.folder import JOB, Stopped, carried_out
+    from mlxreflect.runs.folder import JOB, Stopped, carry_out
 
-    is_training = folder.kind is JOB
     try:
-        with carried_out(folder):
-            if is_training:
-                from mlxreflect.runs.fit import train as fit
-
-                summary = fit(folder, ui)
-            else:
-                from mlxreflect.runs.run import execute
-
-                summary = execute(folder, ui)
+        summary = carry_out(folder, ui)
     except Stopped as stopped:
         print(f"\n{stopped}", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -120,7 +111,7 @@ def carry_out(folder: "Folder[Any]", ui: "Ui") -> None:
         return
     from mlxreflect.report.show import show_summary, show_training
 
-    for part in [show_training(summary)] if is_training else show_summary(folder.path):
+    for part in [show_training(summary)] if folder.kind is JOB else show_summary(folder.path):
         ui.table(part)
 
 

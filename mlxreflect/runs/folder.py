@@ -203,6 +203,23 @@ def carried_out(folder: RunFolder[C]) -> Iterator[None]:
         folder.close()
 
 
+def carry_out(
+    folder: RunFolder[Any], ui: Ui | None = None, *, named: bool = False
+) -> dict[str, Any]:
+    """Does what is left of a run or a training, as `carried_out` says, and returns its summary.
+
+    ui: by default a quiet one. named: the summary has the `folder`, too.
+    """
+    ui = ui or Ui(quiet=True)
+    with carried_out(folder):
+        if folder.kind is JOB:
+            from mlxreflect.runs.fit import train as work
+        else:
+            from mlxreflect.runs.run import execute as work  # type: ignore[assignment]
+        summary = work(folder, ui)
+    return {**summary, "folder": str(folder.path)} if named else summary
+
+
 @contextmanager
 def awake() -> Iterator[None]:
     """Keeps a Mac from sleeping."""

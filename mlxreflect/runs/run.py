@@ -29,9 +29,9 @@ from mlxreflect.methods.learning import ADAPTER, REFLECTOR, Learning
 from mlxreflect.models.load import device_name, load_policy, weights_hash
 from mlxreflect.prompts.parsing import TAGS
 from mlxreflect.runs.folder import RunFolder
-from mlxreflect.runs.measuring import Measuring
+from mlxreflect.runs.measuring import Measuring, check_measured
 from mlxreflect.runs.summary import conclude
-from mlxreflect.tasks import TASKS
+from mlxreflect.tasks import TASKS, check_eval, get_task
 from mlxreflect.train.lora import attach, save_adapter
 from mlxreflect.train.network import parameters
 from mlxreflect.train.references import References
@@ -103,6 +103,14 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
     summary["wall_seconds"] = round(before + time.monotonic() - started, 1)
     run.write_json("summary.json", summary)  # last: a run that has it is finished
     return summary
+
+
+def check_run(recipe: Recipe) -> None:
+    """Raises UserError for a task or an evaluation that is not there, or that cannot be."""
+    get_task(recipe.task.name)
+    spec = eval_spec(recipe)
+    check_eval(spec)
+    check_measured(recipe, spec)
 
 
 def open_ledger(run: RunFolder[Recipe]) -> Ledger:
