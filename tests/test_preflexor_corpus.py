@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import sys
 import time
 from collections import Counter
 from itertools import pairwise
@@ -161,9 +162,9 @@ def test_a_passage_that_an_evaluation_asks_about_is_left_out(tmp_path: Path) -> 
 
 def test_a_question_knows_its_passage() -> None:
     passage = corpus.make_passage(LONG, {"file": "a.txt", "part": 2})
-    question = make_question(passage, "What do bees make?", "honey")
+    question = make_question(passage, "What do bees make?")
     assert question.fields == {"question": "What do bees make?", "answer_type": "text"}
-    assert question.gold == "honey"
+    assert question.gold is None
     assert question.meta == {"file": "a.txt", "part": 2, "passage": passage.id}
 
 
@@ -207,6 +208,22 @@ def test_of_equals_the_first_is_first() -> None:
 @pytest.mark.parametrize("text", ["", "?!", "unheard", "zz yy"])
 def test_nothing_is_related_to_what_is_not_there(text: str) -> None:
     assert Library(["rain and sea", "bees"]).related(text) == []
+
+
+def test_a_corpus_without_bm25s_names_the_command_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a model is loaded; a run without a corpus does not miss it."""
+    (tmp_path / "a.txt").write_text(LONG)
+    monkeypatch.setitem(sys.modules, "bm25s", None)
+    table = {"corpus": str(tmp_path)}
+    recipe = Recipe.model_validate(
+        {"strategy": "preflexor", "task": {"name": "jsonl"}, "preflexor": table}
+    )
+    with pytest.raises(UserError, match="the package bm25s, which is missing") as caught:
+        clean_problems(recipe, None)
+    assert caught.value.hint == "pip install 'mlxreflect[corpus]'"
+    assert clean_problems(Recipe.model_validate({"strategy": "preflexor"}), None)[0]
 
 
 def test_words_are_the_same_in_any_spelling() -> None:

@@ -36,7 +36,7 @@ from mlxreflect.methods.reflectevo_data import (
     draw_instructions,
     fault,
 )
-from mlxreflect.methods.retries import ARMS, RETRIES, Retries, counted, seconds
+from mlxreflect.methods.reflectevo_retries import ARMS, RETRIES, Retries, counted, seconds
 from mlxreflect.models.load import TINY, load_policy
 from mlxreflect.prompts.roles import quote
 from mlxreflect.runs.measuring import check_measured
@@ -426,7 +426,7 @@ def test_stored_reflections_on_other_problems_are_refused(tmp_path):
     with pytest.raises(UserError, match="has no reflection on a problem of this run"):
         make(problems=2, stored=str(path))
     path.write_text(path.read_text() + '{"id": "b", "reflections": "x"')
-    with pytest.raises(UserError, match="line 2: not JSON"):
+    with pytest.raises(UserError, match="line 2: cut off"):
         Stored(str(path))
 
 

@@ -97,7 +97,7 @@ def people(path: Path, text: str, **tables: Any) -> Human:
     tree = {"strategy": "rel", "rel": rel, "eval": {"decontaminate": "off"}, **tables}
     recipe = Recipe.model_validate(tree)
     known = make_problem("countdown", {"numbers": [3, 4, 5], "target": 35})
-    return human_examples(recipe, COUNTDOWN, [known])
+    return human_examples(recipe, [known])
 
 
 def test_markdown_of_people(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ None.
     assert second.prompt[-1]["content"] == "Another one?" and second.source["problem"] is None
     assert found.left_out == {"the grader calls it wrong": 1, "it has no answer": 1}
     why = "(2 left out; the grader calls it wrong: 1, it has no answer: 1)"
-    assert found.sentence() == f"worked solutions: 2 by people {why}"
+    assert found.count() == f"2 by people {why}"
 
 
 def test_a_question_of_the_run_is_known_whatever_its_spacing(tmp_path: Path) -> None:

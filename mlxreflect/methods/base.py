@@ -85,7 +85,7 @@ class SecondAnswers(Protocol):
     def measure(self, arm: str, adapter: str, reflector: Arrays | None = None) -> None:
         """Evaluates the policy as it is. reflector: what it reflects with, if not that."""
 
-    def told(self) -> dict[str, Any]:
+    def results(self) -> dict[str, Any]:
         """Returns the figures of both arms, written beside the summary."""
         ...
 

@@ -43,14 +43,7 @@ from mlxreflect.methods.base import (
     refuse_direct,
 )
 from mlxreflect.methods.examples import passed, preference
-from mlxreflect.methods.preflexor_corpus import (
-    Lesson,
-    Teacher,
-    fine,
-    make_question,
-    question_id,
-    read_corpus,
-)
+from mlxreflect.methods.preflexor_corpus import Teacher, came_about, make_question, read_corpus
 
 if TYPE_CHECKING:
     from mlxreflect.config.schema import Recipe, Tier, TrainConfig
@@ -118,7 +111,7 @@ def tiers(recipe: Recipe) -> list[Tier]:
 
 
 def phases(recipe: Recipe) -> tuple[TrainConfig, ...]:
-    """The settings of Phase I, and of Phase II, which has some of its own."""
+    """Returns the settings of Phase I, and of Phase II, which has some of its own."""
     two = recipe.preflexor.two.model_dump(exclude={"rounds"})
     shown = {name: two.pop(name) for name in ("answer_only", "think_fraction")}
     mask = recipe.train.mask.model_copy(update=shown)
@@ -126,26 +119,26 @@ def phases(recipe: Recipe) -> tuple[TrainConfig, ...]:
 
 
 def plan(recipe: Recipe, n: int, wrong: float) -> Plan:
-    """n says nothing: there are as many questions as rounds ask for."""
+    """Returns the calls of all rounds; n does not count, for rounds say how many questions."""
     config = recipe.preflexor
     each = config.questions * max(1, len(config.topics))
-    asked = float(each * (config.rounds + config.two.rounds))
+    posed = float(each * (config.rounds + config.two.rounds))
     if not config.corpus:
-        taught = asked * (wrong if config.only_wrong else 1)
-        return Plan(round(asked), each, {("basic", "answer"): taught}, ("answer",))
+        taught = posed * (wrong if config.only_wrong else 1)
+        return Plan(round(posed), each, {("basic", "answer"): taught}, ("answer",))
     # What is no JSON is asked for once more.
     again, judged = (2, 4) if wrong == 1 else (1, 2)
     calls: dict[tuple[Tier, str], float] = {
-        ("basic", "pose"): asked, ("basic", "extract"): asked * again, ("basic", "ground"): asked,
-        ("judge", "support"): asked * judged,
+        ("basic", "pose"): posed, ("basic", "extract"): posed * again, ("basic", "ground"): posed,
+        ("judge", "support"): posed * judged,
     }  # fmt: skip
     shown = (1 + config.retrieve) * config.chunk
     quoted = {"pose": config.chunk, "extract": shown, "ground": shown, "support": shown}
-    return Plan(round(asked), each, calls, ("pose", "extract", "ground", "support"), quoted)
+    return Plan(round(posed), each, calls, ("pose", "extract", "ground", "support"), quoted)
 
 
 def sources(recipe: Recipe) -> list[Problem] | None:
-    """Passages to pose questions from, where there is a corpus."""
+    """Returns passages to pose questions from, where there is a corpus."""
     config = recipe.preflexor
     return read_corpus(config.corpus, config.chunk, config.column) if config.corpus else None
 
@@ -157,9 +150,9 @@ def questions(recipe: Recipe, sources: list[Problem]) -> list[Problem]:
 
 
 def taught_pairs(episode: Episode, only_wrong: bool) -> Iterator[Example]:
-    """PRefLexOR: a teacher's solution that passed, against the policy's own attempt.
+    """Yields a teacher's solution that passed, against the policy's own attempt.
 
-    only_wrong: not where the attempt passed too, or nobody could say whether it did.
+    only_wrong: not where the attempt passed too, or nobody could say that it did not.
     """
     attempts = [turn for turn in episode.turns if turn.role == "attempt"]
     taught = [turn for turn in episode.turns if turn.role in ("answer", "ground")]
@@ -183,163 +176,142 @@ class State:
 
 
 class Preflexor:
-    """Plays rounds. Everything it needs is handed in; what it makes goes out in `Played`."""
+    """Plays rounds. The problems of its frame are a task's own, or passages of a corpus."""
 
     def __init__(self, frame: Frame) -> None:
-        self.frame, self.recipe, self.problems = frame, frame.recipe, frame.problems
-        self.session, self.learning = frame.session, frame.learning
-        self.state = State()
+        self.frame, self.config, self.state = frame, frame.recipe.preflexor, State()
         self.teacher: Teacher | None = None
         self.on_topic: list[list[str]] = []
-        recipe = self.recipe
-        if recipe.preflexor.corpus:
+        self.rounds = {1: self.config.rounds, 2: self.config.two.rounds}  # of each phase
+        if self.config.corpus:
             from mlxreflect.evaluation.contamination import exam_index
 
             # Passages are clean of what evaluations ask; the teacher may still ask it.
-            exams = exam_index(recipe) if recipe.eval.decontaminate != "off" else None
-            self.teacher = Teacher(recipe, self.session, list(self.problems.values()), exams)
-            self.on_topic = [self.passages_on(topic) for topic in recipe.preflexor.topics]
+            clean = frame.recipe.eval.decontaminate == "off"
+            self.teacher = Teacher(frame, None if clean else exam_index(frame.recipe))
+            self.on_topic = [self.passages_on(topic, self.teacher) for topic in self.config.topics]
 
-    @property
-    def wave(self) -> Wave:
-        return self.frame.wave
-
-    def passages_on(self, topic: str) -> list[str]:
-        """Ids of the passages on a topic, the most telling ones first."""
-        assert self.teacher is not None
-        found = self.teacher.library.related(topic)
+    def passages_on(self, topic: str, teacher: Teacher) -> list[str]:
+        """Returns ids of the passages on a topic, the best first."""
+        found = teacher.library.related(topic)
         if not found:
             raise UserError(
-                f"preflexor.topics: no passage of {self.recipe.preflexor.corpus} has a word of "
-                f"{topic!r}",
+                f"preflexor.topics: no passage of {self.config.corpus} has a word of {topic!r}",
                 "leave that topic out, or write it as the texts do",
             )
-        ids = list(self.problems)
+        ids = list(self.frame.problems)
         return [ids[i] for i in found]
 
     # ---- which questions ------------------------------------------------------------------------
 
-    def rounds(self) -> dict[int, int]:
-        """Trys of each phase."""
-        config = self.recipe.preflexor
-        return {1: config.rounds, 2: config.two.rounds}
-
     def next_wave(self, *, ending: bool = False) -> Wave | None:
         if ending:
             return None
-        state, rounds = self.state, self.rounds()
+        state, rounds = self.state, self.rounds
         if state.epoch == 1 and state.round >= rounds[1] and rounds[2]:
             state.epoch, state.round = 2, 0
         if state.round >= rounds[state.epoch]:
             return None
-        begins = state.round == 0
         taken = self.take()
         state.round += 1
         ends = state.epoch == 1 and state.round == rounds[1] and rounds[2] > 0
         stage = f"phase-{state.epoch}"
-        return Wave(state.wave, state.epoch, stage, taken, begins, {"arm": stage if ends else ""})
+        own = {"arm": stage if ends else ""}
+        return Wave(state.wave, state.epoch, stage, taken, state.round == 1, own)
 
     def size(self) -> int:
-        """Questions a round (on each topic). A passage may have several, a problem is one."""
-        asked = self.recipe.preflexor.questions
-        return asked if self.teacher else min(asked, len(self.problems))
+        """Returns the questions of a round (on each topic); a passage may have several."""
+        asked = self.config.questions
+        return asked if self.teacher else min(asked, len(self.frame.problems))
 
     def take(self) -> list[str]:
-        """The next sources: down the list of each topic, or all in an order drawn anew each time
-        all of them have been taken."""
+        """Returns the next sources: down the list of each topic, or all in an order drawn anew each
+        time all of them have been taken."""
         begin, n = self.state.cursor, self.size()
         self.state.cursor += n
+        places = range(begin, begin + n)
         if self.on_topic:
-            return [ids[i % len(ids)] for ids in self.on_topic for i in range(begin, begin + n)]
-        ids = list(self.problems)
-        first, last = begin // len(ids), (begin + n - 1) // len(ids)
-        drawn: list[str] = []
-        for number in range(first, last + 1):
-            drawn += self.frame.order(number)
-        return drawn[begin - first * len(ids) :][:n]
+            return [ids[i % len(ids)] for ids in self.on_topic for i in places]
+        each = len(self.frame.problems)
+        orders = {number: self.frame.order(number) for number in {i // each for i in places}}
+        return [orders[i // each][i % each] for i in places]
 
     def progress(self) -> tuple[int, int]:
-        rounds, state = self.rounds(), self.state
         each = self.size() * max(1, len(self.on_topic))
-        done = state.round + (rounds[1] if state.epoch == 2 else 0)
-        return done * each, sum(rounds.values()) * each
+        done = self.state.round + (self.rounds[1] if self.state.epoch == 2 else 0)
+        return done * each, sum(self.rounds.values()) * each
 
     # ---- one round ------------------------------------------------------------------------------
 
     def play(self, wave: Wave) -> Played:
         """Questions, the teacher's answers and the policy's own, the filter, training."""
-        self.learning.use(phases(self.recipe)[wave.epoch - 1])
+        learning = self.frame.learning
+        learning.use(phases(self.frame.recipe)[wave.epoch - 1])
         if wave.new_epoch:
-            self.learning.begin_stage()
-        sources = [self.problems[pid] for pid in wave.problems]
-        stories = self.learn_from(self.teacher, sources) if self.teacher else self.solve(sources)
-        episodes = [self.episode(story) for story in stories]
-        only_wrong = self.recipe.preflexor.only_wrong
-        self.train([pair for e in episodes for pair in taught_pairs(e, only_wrong)])
-        return Played(episodes, self.told(), wave.own["arm"])
+            learning.begin_stage()
+        sources = self.frame.trajectories()
+        lessons = self.learn_from(self.teacher, sources) if self.teacher else self.solve(sources)
+        episodes = [self.episode(lesson) for lesson in lessons]
+        made = [pair for e in episodes for pair in taught_pairs(e, self.config.only_wrong)]
+        self.frame.status(f"training on {len(made)} pairs")
+        learning.prefer(made, (*self.seed(), "pairs"))
+        return Played(episodes, self.counted(), wave.own["arm"])
 
-    def solve(self, problems: Sequence[Problem]) -> list[Trajectory]:
+    def solve(self, lessons: list[Trajectory]) -> list[Trajectory]:
         """Problems of a task: the policy attempts, the teacher writes a solution."""
-        stories = [Trajectory(problem) for problem in problems]
-        self.attempt(stories)
-        if self.recipe.preflexor.only_wrong:
-            taught = [story for story in stories if not passed(story.turns[0])]
-        else:
-            taught = stories
+        session, at = self.frame.session, self.at("basic")
+        self.attempt(lessons)
+        every = not self.config.only_wrong
+        taught = [lesson for lesson in lessons if every or not passed(lesson.turns[0])]
         self.frame.status(f"{len(taught)} solutions")
-        at = self.at("basic")
-        calls = [self.session.call("answer", story.problem, at) for story in taught]
-        parents = [story.turns[0] for story in taught]
-        for story, turn in zip(taught, self.session.ask(calls, parents, at), strict=True):
-            story.add(turn if turn.error else self.frame.rollouts.graded(story.problem, turn))
-        return stories
+        calls = [session.call("answer", lesson.problem, at) for lesson in taught]
+        turns = session.ask(calls, [lesson.turns[0] for lesson in taught], at)
+        for lesson, turn in zip(taught, turns, strict=True):
+            graded = self.frame.rollouts.graded
+            lesson.add(turn if turn.error else graded(lesson.problem, turn))
+        return lessons
 
-    def learn_from(self, teacher: Teacher, passages: Sequence[Problem]) -> list[Lesson]:
+    def learn_from(self, teacher: Teacher, passages: list[Trajectory]) -> list[Trajectory]:
         """Passages of a corpus: the teacher poses and answers questions, the policy attempts them.
 
         A question goes on only while each step comes about, and is attempted only where the
         teacher's own solution has passed.
         """
-        at = self.at("basic")
-        teacher.counts.clear()
-        self.frame.status(f"posing {len(passages)} questions")
-        lessons = teacher.pose(passages, self.state.asked, at)
-        under_way = list(filter(fine, lessons))
-        self.state.asked += [question_id(s.problem.fields["question"]) for s in under_way]
+        at, status = self.at("basic"), self.frame.status
+        teacher.begin_wave()
+        status(f"posing {len(passages)} questions")
+        lessons = teacher.pose([s.problem for s in passages], self.state.asked, at)
+        going = came_about(lessons)
         for step in (teacher.extract, teacher.ground):
-            self.frame.status(f"answering {len(under_way)} questions")
-            step(under_way, at)
-            under_way = list(filter(fine, under_way))
-        under_way = [s for s in under_way if s.turns[-1].verdict and s.turns[-1].verdict.format_ok]
-        self.frame.status(f"judging {len(under_way)} answers")
-        teacher.judge(under_way, self.at("judge"))
-        under_way = [lesson for lesson in under_way if passed(lesson.turns[-2])]
-        self.attempt(under_way)
+            status(f"answering {len(going)} questions")
+            step(going, at)
+            going = came_about(going)
+        going = [s for s in going if s.turns[-1].verdict and s.turns[-1].verdict.format_ok]
+        status(f"judging {len(going)} answers")
+        teacher.judge(going, self.at("judge"))
+        going = [lesson for lesson in going if passed(lesson.turns[-2])]
+        self.attempt(going)
         # The words of the teacher's answer are right without a judge.
-        doubtful = [s for s in under_way if not (v := s.turns[-1].verdict) or not v.correct]
-        self.frame.status(f"judging {len(doubtful)} attempts")
+        doubtful = [s for s in going if not (v := s.turns[-1].verdict) or not v.correct]
+        status(f"judging {len(doubtful)} attempts")
         teacher.judge(doubtful, self.at("judge"))
         return lessons
 
-    def attempt(self, stories: Sequence[Trajectory]) -> None:
-        """A sample of the policy as it is now, for each."""
-        self.frame.status(f"{len(stories)} attempts")
-        drawn = self.frame.sample([story.problem for story in stories], 1, self.seed())
-        for story, (turn,) in zip(stories, drawn, strict=True):
-            story.add(turn)
-
-    def train(self, examples: Sequence[Example]) -> None:
-        self.frame.status(f"training on {len(examples)} pairs")
-        self.learning.prefer(examples, (*self.seed(), "pairs"))
+    def attempt(self, lessons: Sequence[Trajectory]) -> None:
+        """Adds a sample of the policy as it is now to each."""
+        self.frame.status(f"{len(lessons)} attempts")
+        drawn = self.frame.sample([lesson.problem for lesson in lessons], 1, self.seed())
+        for lesson, (turn,) in zip(lessons, drawn, strict=True):
+            lesson.add(turn)
 
     # ---- records --------------------------------------------------------------------------------
 
-    def episode(self, story: Trajectory) -> Episode:
-        made = self.frame.episode(story.problem, story.turns, Outcome(False, None, "discarded"))
-        paired = any(taught_pairs(made, self.recipe.preflexor.only_wrong))
+    def episode(self, lesson: Trajectory) -> Episode:
+        made = self.frame.episode(lesson.problem, lesson.turns, Outcome(False, None, "discarded"))
+        paired = any(taught_pairs(made, self.config.only_wrong))
         return replace(made, outcome=outcome_of(made, paired))
 
-    def told(self) -> dict[str, Any]:
+    def counted(self) -> dict[str, Any]:
         if not self.teacher:
             return {}
         names = ("posed", "in_evaluation", "empty_sections", "grounded")
@@ -350,10 +322,12 @@ class Preflexor:
         return {**counts, "told": said}
 
     def at(self, tier: Any) -> Try:
-        return Try(tier, self.wave.epoch, f"{self.wave.stage}/{self.wave.number}")
+        wave = self.frame.wave
+        return Try(tier, wave.epoch, f"{wave.stage}/{wave.number}")
 
     def seed(self) -> Seed:
-        return self.recipe.seed, self.wave.epoch, self.wave.stage, self.wave.number
+        wave = self.frame.wave
+        return self.frame.recipe.seed, wave.epoch, wave.stage, wave.number
 
 
 def outcome_of(episode: Episode, paired: bool) -> Outcome:

@@ -1,14 +1,8 @@
-"""Passages of a person's own texts: what questions are posed from.
+"""PRefLexOR's corpus: passages of a person's own texts, their retrieval, and the teacher.
 
 A passage is a Problem whose question is its text, so that records, evaluations to keep clean of and
-estimates know it like any other.
-
-Which passages a text is about: BM25 over their words (Robertson & Zaragoza 2009, by bm25s).
-
-PRefLexOR's teacher: from a passage to a question, its sections of thinking and its answer.
-
-Everything is asked in lock-step, a call a question at each step; what fails ends its question, and
-its turn says why.
+estimates know it like any other. From it the teacher poses a question, extracts sections of
+thinking, and grounds the answer; a judge who sees the passages decides what is trained on.
 """
 
 from __future__ import annotations
@@ -17,9 +11,9 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, Turn, Verdict, make_problem
@@ -27,27 +21,32 @@ from mlxreflect.core.text import composed
 from mlxreflect.data.contamination import Index, find
 from mlxreflect.data.forms import leak
 from mlxreflect.data.rows import column, fold, local_path, read_file
-from mlxreflect.methods.base import Trajectory, Try, judged
+from mlxreflect.methods.base import Frame, Trajectory, Try, judged
 from mlxreflect.prompts.parsing import TAGS, parse_response
 
 if TYPE_CHECKING:
-    from mlxreflect.config.schema import Recipe
     from mlxreflect.critics.verdicts import Sections
-    from mlxreflect.methods.session import Session
 
 TEXTS, ROWS = (".txt", ".md", ".markdown"), (".jsonl",)
 MOST_BYTES = 100 * 2**20  # of one file, which is read whole
 FEWEST = 40  # characters; a shorter passage (a heading alone) says nothing to ask about
+MOST_QUESTION = 2000  # characters
 PARAGRAPH = re.compile(r"\n[ \t]*\n")
+WORD = re.compile(r"\w+")
+GRAPH_SECTIONS = ("knowledge graph", "abstracted pattern")
+
+
+# ---- passages ------------------------------------------------------------------------------------
 
 
 def read_corpus(source: str, size: int, text_column: str) -> list[Problem]:
-    """The passages of a file, or of all files of a folder and those in it, each once.
+    """Returns the passages of a file, or of all files in a folder and below, each once.
 
     size: characters of a passage at most. In the order of the files' names; hidden files and other
     kinds than text, Markdown and JSONL are passed over. Raises UserError for what cannot be read,
-    and where nothing is left.
+    where nothing is left, and where passages could not be looked up.
     """
+    bm25()
     root = local_path(source)
     found: dict[str, Problem] = {}
     for path in files_of(root):
@@ -66,10 +65,10 @@ def make_passage(text: str, meta: dict[str, str | int]) -> Problem:
     return make_problem("jsonl", {"question": text, "answer_type": "text"}, meta=meta)
 
 
-def make_question(passage: Problem, question: str, gold: str | None = None) -> Problem:
-    """A question that was posed from a passage."""
+def make_question(passage: Problem, question: str) -> Problem:
+    """Returns a question that was posed from a passage."""
     fields = {"question": question, "answer_type": "text"}
-    return make_problem("jsonl", fields, gold, {**passage.meta, "passage": passage.id})
+    return make_problem("jsonl", fields, None, {**passage.meta, "passage": passage.id})
 
 
 def files_of(root: Path) -> list[Path]:
@@ -81,7 +80,7 @@ def files_of(root: Path) -> list[Path]:
         )
     found = []
     for folder, folders, names in os.walk(root):  # follows no link to a folder
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in folders if not name.startswith(".")]
         paths = (Path(folder, name) for name in names if not name.startswith("."))
         # No device and no pipe, which would never end.
         found += [p for p in paths if p.suffix.lower() in TEXTS + ROWS and p.is_file()]
@@ -103,16 +102,15 @@ def passages_of(path: Path, size: int, text_column: str) -> Iterator[str]:
 
 
 def read_text(path: Path) -> str:
-    """UTF-8, or UTF-16 with its mark. Raises UserError for anything else."""
+    """Returns the text of UTF-8, or UTF-16 with its mark. Raises UserError for anything else."""
     try:
         if path.stat().st_size > MOST_BYTES:
             raise UserError(f"{path}: over {MOST_BYTES // 2**20} MB", "split it into several files")
         data = path.read_bytes()
+        wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+        text = data.decode("utf-16" if wide else "utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}", "make it readable, or take it out") from None
-    wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-    try:
-        text = data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: not UTF-8 ({error.reason})", "save it as UTF-8, or take it out"
@@ -122,12 +120,11 @@ def read_text(path: Path) -> str:
     return text
 
 
-# ---- passages ------------------------------------------------------------------------------------
-
-
 def split_passages(text: str, size: int) -> Iterator[str]:
-    """Passages of at most `size` characters: whole paragraphs where they fit, a Markdown heading
-    with what follows it. Linear in the text's length."""
+    """Yields passages of at most `size` characters, in time linear in the text's length.
+
+    Paragraphs stay whole where they fit, and a Markdown heading goes with what follows it.
+    """
     held: list[str] = []
     length, bare = 0, True  # bare: headings alone are held
     for piece in pieces_of(text, size):
@@ -148,7 +145,7 @@ def worth_it(held: list[str]) -> Iterator[str]:
 
 
 def pieces_of(text: str, size: int) -> Iterator[str]:
-    """Paragraphs; one that is too long, in parts that end with a word where there is one."""
+    """Yields paragraphs; one that is too long in parts, which end with a word where they can."""
     for paragraph in PARAGRAPH.split(text.replace("\r\n", "\n").replace("\r", "\n")):
         rest = paragraph.strip()
         begin = 0
@@ -161,209 +158,205 @@ def pieces_of(text: str, size: int) -> Iterator[str]:
             yield rest[begin:].strip()
 
 
-WORD = re.compile(r"\w+")
+# ---- retrieval -----------------------------------------------------------------------------------
 
 
 def words(text: str) -> list[str]:
     return WORD.findall(composed(text).casefold())
 
 
-class Library:
-    """Passages that can be looked up. Ranks do not depend on chance: of equals the first is first.
+def bm25() -> Any:
+    """Returns the package bm25s. Raises UserError where it is not installed."""
+    try:
+        import bm25s  # takes half a second, which runs without a corpus are spared
+    except ImportError:
+        raise UserError(
+            "preflexor.corpus: questions from a corpus need the package bm25s, which is missing",
+            "pip install 'mlxreflect[corpus]'",
+        ) from None
+    return bm25s
 
-    Lucene's BM25 with k1 = 1.5, b = 0.75. Raises ValueError where no passage has a word.
+
+class Library:
+    """Passages that can be looked up by BM25 over their words (Robertson & Zaragoza 2009).
+
+    Lucene's variant with k1 = 1.5, b = 0.75. Ranks do not depend on chance: of equals the first is
+    first. Raises ValueError where no passage has a word.
     """
 
     def __init__(self, passages: Sequence[str]) -> None:
-        import bm25s  # takes half a second, which runs without a corpus are spared
-
-        self.index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
+        self.index = bm25().BM25(method="lucene", k1=1.5, b=0.75)
         spoken = [words(passage) for passage in passages]
         if not any(spoken):
             raise ValueError("no passage has a word")
         self.index.index(spoken, show_progress=False)
 
     def related(self, text: str, most: int | None = None) -> list[int]:
-        """Numbers of the passages that share a word with the text, the most telling ones first."""
-        import numpy as np
-
+        """Returns numbers of the passages that share a word with the text, the best first."""
         asked = words(text)
         if not asked:
             return []
         scores = self.index.get_scores(asked)
-        order = np.argsort(-scores, kind="stable")[:most]
+        order = (-scores).argsort(kind="stable")[:most]
         return [int(i) for i in order if scores[i] > 0]
 
 
-MOST_QUESTION = 2000  # characters
-GRAPH_SECTIONS = ("knowledge graph", "abstracted pattern")
-
-
-@dataclass(eq=False, kw_only=True)
-class Lesson(Trajectory):
-    """A trajectory that begins with a passage (source). passages: shown to the teacher."""
-
-    source: Problem
-    passages: list[str]
+# ---- the teacher ---------------------------------------------------------------------------------
 
 
 class Teacher:
-    """Asks the critics. counts: of what a wave's passages came to.
+    """Asks the critics in lock-step, a call a question at each step.
 
-    exams: what evaluations ask, which is not to be trained on; None: nobody looks.
+    What fails ends its question, and its turn says why. counts: of what a wave's passages came to.
+    shown: the passages that a question's calls quote. exams: what evaluations ask, which is not to
+    be trained on; None where nobody looks.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        session: Session,
-        passages: Sequence[Problem],
-        exams: Index | None = None,
-    ) -> None:
-        self.recipe, self.session, self.exams = recipe, session, exams
-        self.texts = [passage.fields["question"] for passage in passages]
+    def __init__(self, frame: Frame, exams: Index | None) -> None:
+        self.recipe, self.session, self.exams = frame.recipe, frame.session, exams
+        self.texts = [passage.fields["question"] for passage in frame.problems.values()]
         try:
             self.library = Library(self.texts)
         except ValueError as error:
             raise UserError(
-                f"preflexor.corpus = {recipe.preflexor.corpus!r}: {error}",
+                f"preflexor.corpus = {self.recipe.preflexor.corpus!r}: {error}",
                 "set preflexor.corpus to a folder of texts",
             ) from None
+        self.begin_wave()
+
+    def begin_wave(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.shown: dict[Trajectory, list[str]] = {}
 
-    def sections(self) -> list[str]:
-        """The names asked for, in their order in a thought; a graph comes first."""
-        graph = GRAPH_SECTIONS if self.recipe.prompt.style == "graph" else ()
-        return [*graph, *self.recipe.preflexor.sections]
+    def pose(self, passages: Sequence[Problem], known: list[str], at: Try) -> list[Trajectory]:
+        """Returns a question of each passage. known: ids of those posed before, which is added to.
 
-    # ---- the steps ------------------------------------------------------------------------------
-
-    def pose(self, passages: Sequence[Problem], known: Sequence[str], at: Try) -> list[Lesson]:
-        """A question from each passage. known: ids of what was asked before, not to be again."""
+        A trajectory without a question is about its passage.
+        """
         calls = [
             self.session.call(
                 "pose", p, replace(at, attempt=f"{at.attempt}/{i}"), passage=p.fields["question"]
             )
             for i, p in enumerate(passages)
         ]
-        turns = self.session.ask(calls, [None] * len(calls), at)
-        asked, lessons = set(known), []
-        for passage, turn in zip(passages, turns, strict=True):
+        lessons, posed = [], set(known)
+        for passage, turn in zip(
+            passages, self.session.ask(calls, [None] * len(calls), at), strict=True
+        ):
             question = " ".join(turn.text.split())
-            fault = turn.error or question_fault(question, asked) or self.examined(question)
-            asked.add(question_id(question))
-            lesson = Lesson(
-                problem=passage if fault else make_question(passage, question),
-                source=passage,
-                passages=[passage.fields["question"], *self.beside(passage, question)],
-            )
-            lesson.add(turn if turn.error else replace(turn, error=fault or None))
+            lesson = Trajectory(passage)
+            fault = turn.error or question_fault(question, posed) or self.examined(question)
+            posed.add(question_id(question))
+            if not fault:
+                self.counts["posed"] += 1
+                known.append(question_id(question))
+                lesson.problem = make_question(passage, question)
+                text = passage.fields["question"]
+                self.shown[lesson] = [text, *self.beside(text, question)]
+            lesson.add(replace(turn, error=fault or None))
             lessons.append(lesson)
-        self.counts["posed"] = sum(map(fine, lessons))
         return lessons
 
     def examined(self, question: str) -> str:
-        """Where an evaluation asks a question; empty where none does."""
+        """Returns where an evaluation asks a question; empty where none does."""
         found = find(self.exams, [question], [question]) if self.exams else None
         self.counts["in_evaluation"] += found is not None
         return f"it occurs in the evaluation {found.spec}" if found else ""
 
-    def beside(self, passage: Problem, question: str) -> list[str]:
-        """What else the corpus has to say on a question."""
+    def beside(self, passage: str, question: str) -> list[str]:
+        """Returns other passages on a question."""
         most = self.recipe.preflexor.retrieve
         found = self.library.related(question, most + 1) if most else []
-        texts = [self.texts[i] for i in found]
-        return [text for text in texts if text != passage.fields["question"]][:most]
+        return [text for text in (self.texts[i] for i in found) if text != passage][:most]
 
-    def extract(self, lessons: Sequence[Lesson], at: Try) -> None:
-        """The sections of each question's thought, as one text."""
+    def sections(self) -> list[str]:
+        """Returns the names asked for, in their order in a thought; a graph comes first."""
+        graph = GRAPH_SECTIONS if self.recipe.prompt.style == "graph" else ()
+        return [*graph, *self.recipe.preflexor.sections]
+
+    def extract(self, lessons: Sequence[Trajectory], at: Try) -> None:
+        """Adds the sections of each question's thought, as one text."""
         names = self.sections()
         calls = [
             self.session.call(
-                "extract", s.problem, at, passage=s.passages, sections="; ".join(names)
+                "extract", s.problem, at, passage=self.shown[s], sections="; ".join(names)
             )
             for s in lessons
         ]
-        answers = self.session.structured(calls, [lesson.turns[0] for lesson in lessons], at)
-        for lesson, (value, turn) in zip(lessons, answers, strict=True):
-            if value:
-                said = chosen_sections(value, names)
-                self.counts["empty_sections"] += len(names) - len(said)
-                if said:
-                    turn = replace(turn, text=thought_of(said))
-                else:
-                    turn = replace(turn, error="no section has any text")
+        replies = self.session.structured(calls, [s.turns[0] for s in lessons], at)
+        for lesson, (sections, turn) in zip(lessons, replies, strict=True):
+            if sections:
+                found = chosen_sections(sections, names)
+                self.counts["empty_sections"] += len(names) - len(found)
+                thought = "\n\n".join(f"{name.capitalize()}:\n{found[name]}" for name in found)
+                turn = replace(turn, text=thought or turn.text)
+                turn = turn if found else replace(turn, error="no section has any text")
             lesson.add(turn)
 
-    def ground(self, lessons: Sequence[Lesson], at: Try) -> None:
-        """The answer to each question; with the sections before it, a whole solution."""
+    def ground(self, lessons: Sequence[Trajectory], at: Try) -> None:
+        """Adds the answer to each question; with the sections before it, a whole solution."""
         thoughts = [lesson.turns[-1] for lesson in lessons]
         calls = [
             self.session.call(
-                "ground", lesson.problem, at, passage=lesson.passages, sections=thought.text
+                "ground", lesson.problem, at, passage=self.shown[lesson], sections=thought.text
             )
             for lesson, thought in zip(lessons, thoughts, strict=True)
         ]
         for lesson, thought, turn in zip(
             lessons, thoughts, self.session.ask(calls, thoughts, at), strict=True
         ):
-            turn = turn if turn.error else self.solution(thought.text, turn)
-            turn = lesson.add(turn)
+            turn = lesson.add(turn if turn.error else self.solution(thought.text, turn))
+            self.counts["grounded"] += turn.error is None
             if turn.parsed:
-                question = lesson.problem.fields["question"]
-                lesson.problem = make_question(lesson.source, question, turn.parsed)
-        self.counts["grounded"] = sum(map(fine, lessons))
+                posed = lesson.problem
+                lesson.problem = make_problem("jsonl", posed.fields, turn.parsed, posed.meta)
 
     def solution(self, thought: str, turn: Turn) -> Turn:
-        """A reply that holds an answer, as the answer to a thought."""
-        prompt = self.recipe.prompt
-        answer = parse_response(turn.text, prompt.tags, "direct").answer
+        """Returns a reply that holds an answer, as the answer to a thought."""
+        tags, style = self.recipe.prompt.tags, self.recipe.prompt.style
+        answer = parse_response(turn.text, tags, "direct").answer
         if not answer:
             return replace(turn, error="no answer in an <answer> block")
-        start, end = TAGS[prompt.tags]
+        start, end = TAGS[tags]
         text = f"{start}\n{thought}\n{end}\n<answer>{answer}</answer>"
-        parsed = parse_response(text, prompt.tags, prompt.style)
-        reason = parsed.reason or leak(text, parsed.spans, prompt.style)
+        parsed = parse_response(text, tags, style)
+        reason = parsed.reason or leak(text, parsed.spans, style)
         return replace(
             turn, text=text, parsed=parsed.answer, spans=parsed.spans,
             verdict=Verdict(False, not reason, reason or "not judged yet", "format"),
         )  # fmt: skip
 
-    def judge(self, lessons: Sequence[Lesson], at: Try) -> None:
-        """Whether the passages support each lesson's last turn; its verdict becomes the judge's.
+    def judge(self, lessons: Sequence[Trajectory], at: Try) -> None:
+        """Adds the judge's word on each last turn, whose verdict becomes the judge's.
 
         Where no verdict comes, a taught solution has not passed, and of an attempt none is known.
         """
-        shown = [lesson.turns[-1] for lesson in lessons]
+        texts = [lesson.turns[-1] for lesson in lessons]
         calls = [
             self.session.call(
                 "support", lesson.problem, replace(at, attempt=f"{at.attempt}/{turn.role}"),
-                passage=lesson.passages, attempt=turn.text,
+                passage=self.shown[lesson], attempt=turn.text,
             )
-            for lesson, turn in zip(lessons, shown, strict=True)
+            for lesson, turn in zip(lessons, texts, strict=True)
         ]  # fmt: skip
-        answers = self.session.structured(calls, shown, at)
-        for lesson, turn, (value, said_turn) in zip(lessons, shown, answers, strict=True):
-            said, why = judged(value)
+        replies = self.session.structured(calls, texts, at)
+        for lesson, turn, (judgement, said) in zip(lessons, texts, replies, strict=True):
+            word, why = judged(judgement)
             form = bool(turn.verdict and turn.verdict.format_ok)
-            reason = turn.verdict.reason if turn.verdict and not form else f"{said}: {why}"
-            verdict: Verdict | None = Verdict(said == "right", form, reason, said_turn.actor)
-            if said == "unknown" and turn.role == "attempt":
-                verdict = None
+            reason = turn.verdict.reason if turn.verdict and not form else f"{word}: {why}"
+            unknown = word == "unknown" and turn.role == "attempt"
+            verdict = None if unknown else Verdict(word == "right", form, reason, said.actor)
             lesson.turns[-1] = replace(turn, verdict=verdict)
-            lesson.add(said_turn)
+            lesson.add(said)
 
 
-def fine(lesson: Lesson) -> bool:
-    """Whether its last turn came about."""
-    return lesson.turns[-1].error is None
-
-
-# ---- questions and sections ----------------------------------------------------------------------
+def came_about(lessons: Sequence[Trajectory]) -> list[Trajectory]:
+    """Returns those whose last turn has no error."""
+    return [lesson for lesson in lessons if lesson.turns[-1].error is None]
 
 
 def question_fault(question: str, known: set[str]) -> str:
-    """Why a reply is no question to go on with; empty where it is one."""
+    """Returns why a reply is no question to go on with; empty where it is one."""
     if not question:
         return "no question"
     if len(question) > MOST_QUESTION:
@@ -375,14 +368,10 @@ def question_id(question: str) -> str:
     return make_question(Problem("", "jsonl", {}), fold(question)).id
 
 
-def chosen_sections(said: Sections, names: Sequence[str]) -> dict[str, str]:
-    """The sections asked for that have a text, each once and in their order."""
+def chosen_sections(reply: Sections, names: Sequence[str]) -> dict[str, str]:
+    """Returns the sections asked for that have a text, each once and in their order."""
     texts: dict[str, str] = {}
-    for section in said.sections:
+    for section in reply.sections:
         if section.text.strip():
             texts.setdefault(fold(section.name), section.text.strip())
     return {name: texts[fold(name)] for name in names if fold(name) in texts}
-
-
-def thought_of(sections: dict[str, str]) -> str:
-    return "\n\n".join(f"{name.capitalize()}:\n{text}" for name, text in sections.items())

@@ -13,9 +13,8 @@ IV   DPO on Dpref: both led to a right answer, and the judge prefers one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -35,7 +34,7 @@ from mlxreflect.core.records import (
     to_row,
 )
 from mlxreflect.core.seeds import rng_for
-from mlxreflect.methods import reflectevo_data as reflected
+from mlxreflect.methods import reflectevo_data as data
 from mlxreflect.methods.base import (
     Exam,
     ExportForm,
@@ -43,9 +42,7 @@ from mlxreflect.methods.base import (
     Method,
     Plan,
     Played,
-    Rows,
     SecondAnswers,
-    Seed,
     Trajectory,
     Try,
     Wave,
@@ -134,26 +131,22 @@ def plan(recipe: Recipe, n: int, wrong: float) -> Plan:
     return Plan(n, config.wave, calls, roles)
 
 
-def prompts(recipe: Recipe, task: Task, problem: Problem) -> dict[str, Messages]:
-    """The retry, which no critic writes."""
-    return {"retry": retry_prompt(recipe, task, problem, "(an attempt)", "(a reflection)")}
-
-
-def retry_prompt(
-    recipe: Recipe, task: Task, problem: Problem, attempt: str, reflection: str
-) -> Messages:
-    """What asks for another answer after a reflection; the expected one is not shown."""
+def role_prompt(
+    role: str, recipe: Recipe, task: Task, problem: Problem, attempt: str,
+    feedback: str | None = None,
+) -> Messages:  # fmt: skip
+    """Returns the prompt of a role, word for word as an evaluation asks it; it shows no answer."""
     return role_messages(
-        "rewrite", recipe.prompt.tags, BUNDLED.replaced(recipe.prompt.templates),
-        instruction=task.instruction(problem), question=task.show(problem),
-        attempt=attempt, feedback=reflection,
+        role, recipe.prompt.tags, BUNDLED.replaced(recipe.prompt.templates),
+        instruction=task.instruction(problem), question=task.show(problem), attempt=attempt,
+        feedback=feedback,
     )  # fmt: skip
 
 
-def export_rows(episode: Episode, examples: Sequence[Example]) -> Rows:
-    from mlxreflect.methods.reflectevo_data import reflectevo_rows
-
-    return reflectevo_rows(episode, examples)
+def dry_run_prompts(recipe: Recipe, task: Task, problem: Problem) -> dict[str, Messages]:
+    """Returns the prompt of a retry, which no critic writes."""
+    texts = ("(an attempt)", "(a reflection)")
+    return {"retry": role_prompt("rewrite", recipe, task, problem, *texts)}
 
 
 def check_evaluation(recipe: Recipe, spec: EvalSpec) -> None:
@@ -173,7 +166,7 @@ def check_evaluation(recipe: Recipe, spec: EvalSpec) -> None:
 def second(recipe: Recipe, out: Path, exam: Exam, spec: EvalSpec, ui: Ui) -> SecondAnswers | None:
     if not recipe.reflectevo.retries:
         return None
-    from mlxreflect.methods.retries import Retries
+    from mlxreflect.methods.reflectevo_retries import Retries
 
     return Retries(recipe, out, exam, spec, ui)
 
@@ -184,7 +177,7 @@ TRAININGS = {"I": ["both"], "II": ["reflection", "answer"], "III": ["pairs"], "I
 
 @dataclass
 class State:
-    """Where the strategy stands between two waves; committed with the adapter.
+    """What is known between two waves; committed with the adapter.
 
     kept: training → its examples as rows, until it is done. trained: trainings done. stored: the
     digest of the file that reflections are replayed from.
@@ -199,210 +192,114 @@ class State:
 
 
 class ReflectEvo:
-    """Plays waves. Everything it needs is handed in; what it makes goes out in `Played`."""
+    """Plays waves of problems, then the trainings."""
 
     def __init__(self, frame: Frame) -> None:
-        self.frame, self.recipe, self.problems = frame, frame.recipe, frame.problems
-        self.config, self.task = frame.recipe.reflectevo, frame.task
-        self.session, self.learning = frame.session, frame.learning
-        self.learning.keep_start()  # what each training begins from
+        self.frame, self.config, self.state = frame, frame.recipe.reflectevo, State()
+        frame.learning.keep_start()  # what each training begins from
         self.stored = Stored(self.config.stored) if self.config.stored else None
-        if self.stored and not any(map(self.stored_of, self.problems.values())):
+        if self.stored and not any(map(self.stored_of, frame.problems.values())):
             raise UserError(
                 f"reflectevo.stored = {self.config.stored!r} has no reflection on a problem of "
                 "this run",
                 "name problems by their id, or by their question as a prompt shows it: "
                 "--dry-run shows one",
             )
-        self.state = State()
-
-    @property
-    def wave(self) -> Wave:
-        return self.frame.wave
 
     def next_wave(self, *, ending: bool = False) -> Wave | None:
         """Problems until there are no more, then one training after the other."""
-        state = self.state
-        order = self.frame.order(state.epoch)
+        state, order = self.state, self.frame.order(self.state.epoch)
         taken = [] if ending else order[state.cursor : state.cursor + self.config.wave]
         if taken:
             state.cursor += len(taken)
-            first, own = state.wave == 0, {"training": ""}
-            return Wave(state.wave, state.epoch, "problems", taken, first, own)
-        left = TRAININGS[self.config.training][state.trained :]
-        own = {"training": left[0] if left else ""}
-        return Wave(state.wave, state.epoch, "training", [], own=own) if left else None
+            own = {"training": ""}
+            return Wave(state.wave, state.epoch, "problems", taken, state.wave == 0, own)
+        for training in TRAININGS[self.config.training][state.trained :]:
+            return Wave(state.wave, state.epoch, "training", [], own={"training": training})
+        return None
 
     def progress(self) -> tuple[int, int]:
-        return self.state.cursor, len(self.problems)
+        return self.state.cursor, len(self.frame.problems)
 
     def play(self, wave: Wave) -> Played:
-        stories = self.frame.trajectories()
-        if wave.stage == "problems":
-            self.check_stored()
-            self.reflect(self.attempt(stories))
-            if self.config.training == "IV":
-                self.compare(stories)
-            self.keep(stories)
-        else:
+        found = self.frame.trajectories()
+        if wave.stage == "training":
             self.train(wave.own["training"])
-        episodes = [self.episode(story) for story in stories]
+        else:
+            self.check_stored()
+            self.reflect(self.attempt(found))
+            if self.config.training == "IV":
+                self.compare(found)
+        episodes = [self.episode(one) for one in found]
+        if wave.stage == "problems":
+            self.keep(episodes)
         return Played(episodes, self.counted(episodes))
 
     # ---- a wave of problems ---------------------------------------------------------------------
 
-    def attempt(self, stories: list[Trajectory]) -> list[Trajectory]:
-        """A first answer to each; those that are wrong are returned."""
-        self.frame.status(f"{len(stories)} attempts")
-        problems = [story.problem for story in stories]
-        drawn = self.frame.sample(problems, 1, self.seed("sample"))
-        for story, (turn,) in zip(stories, drawn, strict=True):
-            story.open(story.add(turn))
-        return [s for s in stories if s.opened and not passed(s.opened)]
+    def attempt(self, found: list[Trajectory]) -> list[Trajectory]:
+        """Adds a first answer to each, and returns those that are wrong."""
+        self.frame.status(f"{len(found)} attempts")
+        drawn = self.frame.sample([one.problem for one in found], 1, self.frame.seed("sample"))
+        turns = [one.add(turn) for one, (turn,) in zip(found, drawn, strict=True)]
+        return [one for one, turn in zip(found, turns, strict=True) if not passed(turn)]
 
-    def reflect(self, stories: list[Trajectory]) -> None:
-        """k reflections on each failure, and a retry on each that is of use."""
+    def reflect(self, wrong: list[Trajectory]) -> None:
+        """Adds k reflections to each failure, and a retry to each that is of use."""
         self.frame.status(
-            f"{self.config.reflections} reflections on each of {len(stories)} wrong answers"
+            f"{self.config.reflections} reflections on each of {len(wrong)} wrong answers"
         )
-        made = self.replayed(stories) if self.stored else self.reflections(stories)
-        added = [(s, s.add(self.judged(turn))) for s, turn in made]
-        useful = [(s, turn) for s, turn in added if turn.error is None and turn.verdict is None]
+        made = self.replayed(wrong) if self.stored else self.reflections(wrong)
+        added = [(one, one.add(self.judged(turn))) for one, turn in made]
+        useful = [(one, turn) for one, turn in added if not turn.error and turn.verdict is None]
         self.frame.status(f"{len(useful)} retries")
-        recipe, task = self.recipe, self.task
-        asked = [
-            (s.problem, retry_prompt(recipe, task, s.problem, text_of(s), turn.text))
-            for s, turn in useful
-        ]
+        prompts = [(s.problem, self.prompt("rewrite", s, turn.text)) for s, turn in useful]
         retries = self.frame.rollouts.draw(
-            asked, "retry", self.seed("sample"), self.learning.actor,
+            prompts, "retry", self.frame.seed("sample"), self.frame.learning.actor,
             temperature=self.config.retry_temperature,
         )  # fmt: skip
-        for (story, reflection), turn in zip(useful, retries, strict=True):
+        for (one, reflection), turn in zip(useful, retries, strict=True):
             # It is said to be wrong; what is right is not shown.
-            story.add(replace(turn, parent=reflection.index, visibility="verdict"))
+            one.add(replace(turn, parent=reflection.index, visibility="verdict"))
 
-    def reflections(self, stories: list[Trajectory]) -> list[tuple[Trajectory, Turn]]:
-        """Each story with its reflections, written now."""
-        who = self.round()
+    def reflections(self, wrong: list[Trajectory]) -> list[tuple[Trajectory, Turn]]:
+        """Returns each trajectory with its reflections, written now."""
+        at = self.at()
         asked = [
-            (story, POOL[name], replace(who, attempt=f"{who.attempt}/{number}"))
-            for story in stories
-            for number, name in enumerate(self.instructions(story.problem))
+            (one, POOL[name], replace(at, attempt=f"{at.attempt}/{number}"))
+            for one in wrong
+            for number, name in enumerate(self.instructions(one.problem))
         ]
         calls = [
-            self.session.call(
+            self.frame.session.call(
                 "reflection",
-                s.problem,
-                at,
-                attempt=text_of(s),
+                one.problem,
+                which,
+                attempt=one.turns[0].text,
                 instruction=how,
                 words=str(self.config.words),
             )
-            for s, how, at in asked
+            for one, how, which in asked
         ]
-        turns = self.session.ask(calls, [s.turns[0] for s, _, _ in asked], who) if asked else []
-        return [(s, turn) for (s, _, _), turn in zip(asked, turns, strict=True)]
+        if not calls:
+            return []
+        turns = self.frame.session.ask(calls, [one.turns[0] for one, _, _ in asked], at)
+        return [(one, turn) for (one, _, _), turn in zip(asked, turns, strict=True)]
 
-    def replayed(self, stories: list[Trajectory]) -> list[tuple[Trajectory, Turn]]:
-        """Each story with the reflections that the file has for it."""
-        assert self.stored is not None
-        actor = f"stored:{self.stored.digest}"
+    def instructions(self, problem: Problem) -> list[str]:
+        rng = rng_for(self.frame.recipe.seed, "instructions", problem.id)
+        return draw_instructions(self.config.instructions, self.config.reflections, rng)
+
+    def replayed(self, wrong: list[Trajectory]) -> list[tuple[Trajectory, Turn]]:
+        """Returns each trajectory with the reflections that the file has for it."""
         return [
-            (story, Turn(-1, 0, "reflection", actor, [], text))
-            for story in stories
-            for text in self.stored_of(story.problem)[: self.config.reflections]
+            (one, Turn(-1, 0, "reflection", f"stored:{self.state.stored}", [], text))
+            for one in wrong
+            for text in self.stored_of(one.problem)[: self.config.reflections]
         ]
 
     def stored_of(self, problem: Problem) -> list[str]:
-        assert self.stored is not None
-        return self.stored.of(problem.id, self.task.show(problem))
-
-    def judged(self, turn: Turn) -> Turn:
-        """The reflection; one of no use has a verdict that says why."""
-        reason = "" if turn.error else fault(turn.text, self.config.words, turn.finish_reason)
-        return replace(turn, verdict=Verdict(False, False, reason, "filter")) if reason else turn
-
-    def compare(self, stories: list[Trajectory]) -> None:
-        """The judge's preference between the reflections on a failure that led to right answers.
-
-        Two are compared in both orders: a turn each, whose parent is the reflection shown first and
-        whose `parsed` says which is better, "A", "B" or "tie"; None: no word.
-        """
-        at = replace(self.round(), tier="judge")
-        shown = [
-            (s, a, b, replace(at, attempt=f"{at.attempt}/{one.index}/{other.index}/{order}"))
-            for s in stories
-            for one, other in reflected.comparisons(self.episode(s))
-            for a, b, order in ((one, other, "AB"), (other, one, "BA"))
-        ]
-        calls = [
-            self.session.call("prefer", s.problem, key, attempt_A=a.text, attempt_B=b.text)
-            for s, a, b, key in shown
-        ]
-        answers = self.session.structured(calls, [a for _, a, _, _ in shown], at)
-        for (story, *_), (preference, turn) in zip(shown, answers, strict=True):
-            story.add(replace(turn, parsed=preference.better if preference else None))
-
-    # ---- training -------------------------------------------------------------------------------
-
-    def keep(self, stories: Sequence[Trajectory]) -> None:
-        """What the trainings will need of these."""
-        builders, episodes = self.builders(), [self.episode(story) for story in stories]
-        for name in TRAININGS[self.config.training]:
-            rows = self.state.kept.setdefault(name, [])
-            rows += [to_row(example) for e in episodes for example in builders[name](e)]
-
-    def builders(self) -> dict[str, Callable[[Episode], Any]]:
-        """For each training, episode → examples."""
-        by_judge = self.config.training == "IV"
-        chosen = reflected.preferred_reflections if by_judge else reflected.right_over_wrong
-        return {
-            "both": partial(reflected.reflect_and_retry, ask=self.both_prompt),
-            "reflection": partial(reflected.right_reflections, ask=self.reflect_prompt),
-            "answer": reflected.right_retries,
-            "pairs": partial(chosen, ask=self.reflect_prompt),
-        }
-
-    def train(self, name: str) -> None:
-        """One training, from where the run began."""
-        examples = [flat_from_row(Example, row) for row in self.state.kept.pop(name)]
-        self.frame.status(f"training on {len(examples)} examples ({name})")
-        from mlxreflect.methods.learning import REFLECTOR
-        from mlxreflect.train.trainer import LRSchedule
-
-        schedule = LRSchedule(self.config.schedule, self.config.warmup)
-        if name == "answer":  # the reflector's adapter is done
-            self.learning.held[REFLECTOR] = dict(self.learning.trainer.trainable())
-            self.learning.restart()
-        if name == "pairs":
-            self.learning.begin_stage()
-            self.learning.prefer(examples, self.seed("train"), schedule)
-        else:
-            self.learning.imitate(examples, 1.0, self.seed("train"), schedule)
-        self.state.trained += 1
-
-    # ---- prompts --------------------------------------------------------------------------------
-    # Those of an evaluation, word for word: see `rounds`.
-
-    def reflect_prompt(self, problem: Problem, text: str) -> Messages:
-        return self.prompt("check", problem, text)
-
-    def both_prompt(self, problem: Problem, text: str) -> Messages:
-        return self.prompt("reflect_and_retry", problem, text)
-
-    def prompt(self, role: str, problem: Problem, text: str) -> Messages:
-        return role_messages(
-            role, self.recipe.prompt.tags, BUNDLED.replaced(self.recipe.prompt.templates),
-            instruction=self.task.instruction(problem), question=self.task.show(problem),
-            attempt=text,
-        )  # fmt: skip
-
-    # ---- bookkeeping ----------------------------------------------------------------------------
-
-    def instructions(self, problem: Problem) -> list[str]:
-        rng = rng_for(self.recipe.seed, "instructions", problem.id)
-        return draw_instructions(self.config.instructions, self.config.reflections, rng)
+        return self.stored.of(problem.id, self.frame.task.show(problem)) if self.stored else []
 
     def check_stored(self) -> None:
         """Raises UserError where the file of reflections is another than when the run began."""
@@ -414,46 +311,111 @@ class ReflectEvo:
             )
         self.state.stored = found
 
-    def round(self) -> Try:
-        return Try(
-            "basic" if self.config.reflector == "critic" else "self",
-            self.wave.epoch,
-            str(self.wave.number),
-        )
+    def judged(self, turn: Turn) -> Turn:
+        """Returns the reflection; one of no use has a verdict that says why."""
+        reason = "" if turn.error else fault(turn.text, self.config.words, turn.finish_reason)
+        return replace(turn, verdict=Verdict(False, False, reason, "filter")) if reason else turn
 
-    def seed(self, role: str) -> Seed:
-        return self.frame.seed(role)
+    def compare(self, found: list[Trajectory]) -> None:
+        """Adds the judge's preference between the reflections that led to right answers.
 
-    def episode(self, story: Trajectory) -> Episode:
-        return self.frame.episode(story.problem, story.turns, outcome_of(story))
+        Two on one failure are compared in both orders: a turn each, whose parent is the reflection
+        shown first and whose `parsed` says which is better, "A", "B" or "tie"; None: no word.
+        """
+        at, session = replace(self.at(), tier="judge"), self.frame.session
+        shown = [
+            (one, a, b, replace(at, attempt=f"{at.attempt}/{first.index}/{second.index}/{order}"))
+            for one in found
+            for first, second in data.comparisons(self.episode(one))
+            for a, b, order in ((first, second, "AB"), (second, first, "BA"))
+        ]
+        calls = [
+            session.call("prefer", one.problem, key, attempt_A=a.text, attempt_B=b.text)
+            for one, a, b, key in shown
+        ]
+        replies = session.structured(calls, [a for _, a, _, _ in shown], at)
+        for (one, *_), (preference, turn) in zip(shown, replies, strict=True):
+            one.add(replace(turn, parsed=preference.better if preference else None))
+
+    def prompt(self, role: str, one: Trajectory, feedback: str | None = None) -> Messages:
+        frame = self.frame
+        attempt = one.turns[0].text
+        return role_prompt(role, frame.recipe, frame.task, one.problem, attempt, feedback)
+
+    # ---- training -------------------------------------------------------------------------------
+
+    def keep(self, episodes: Sequence[Episode]) -> None:
+        """Remembers what the trainings will need of these."""
+        for name in TRAININGS[self.config.training]:
+            rows = self.state.kept.setdefault(name, [])
+            rows += [to_row(example) for e in episodes for example in self.examples(name, e)]
+
+    def examples(self, training: str, episode: Episode) -> Iterator[Example]:
+        def ask(role: str) -> data.Ask:
+            return lambda problem, attempt: role_prompt(
+                role, self.frame.recipe, self.frame.task, problem, attempt
+            )
+
+        if training == "both":
+            return data.reflect_and_retry(episode, ask("reflect_and_retry"))
+        if training == "reflection":
+            return data.right_reflections(episode, ask("check"))
+        if training == "answer":
+            return data.right_retries(episode)
+        by_judge = self.config.training == "IV"
+        chosen = data.preferred_reflections if by_judge else data.right_over_wrong
+        return chosen(episode, ask("check"))
+
+    def train(self, name: str) -> None:
+        """One training, from where the run began."""
+        from mlxreflect.methods.learning import REFLECTOR
+        from mlxreflect.train.trainer import LRSchedule
+
+        learning, seed = self.frame.learning, self.frame.seed("train")
+        examples = [flat_from_row(Example, row) for row in self.state.kept.pop(name)]
+        self.frame.status(f"training on {len(examples)} examples ({name})")
+        schedule = LRSchedule(self.config.schedule, self.config.warmup)
+        if name == "answer":  # the reflector's adapter is done
+            learning.held[REFLECTOR] = dict(learning.trainer.trainable())
+            learning.restart()
+        if name == "pairs":
+            learning.begin_stage()
+            learning.prefer(examples, seed, schedule)
+        else:
+            learning.imitate(examples, 1.0, seed, schedule)
+        self.state.trained += 1
+
+    # ---- records --------------------------------------------------------------------------------
+
+    def at(self) -> Try:
+        wave = self.frame.wave
+        tier: Any = "basic" if self.config.reflector == "critic" else "self"
+        return Try(tier, wave.epoch, str(wave.number))
+
+    def episode(self, one: Trajectory) -> Episode:
+        return self.frame.episode(one.problem, one.turns, outcome_of(one))
 
     def counted(self, episodes: Sequence[Episode]) -> dict[str, Any]:
-        """Of the method's own: retries, and how many are right."""
-        found = [one for episode in episodes for one in reflected.trials(episode)]
-        right = sum(one.right for one in found)
+        """Returns figures of its own: retries, and how many are right."""
+        found = [one for episode in episodes for one in data.trials(episode)]
+        right, wave = sum(one.right for one in found), self.frame.wave
         kept = {name: len(rows) for name, rows in self.state.kept.items()}
-        examples = " and ".join(str(count) for count in kept.values())
+        examples = " and ".join(map(str, kept.values()))
         told = f"{right} of {len(found)} retries right, {examples} examples so far"
-        if self.wave.stage == "training":
-            told = (
-                f"trained on {len(self.learning.examples)} examples ({self.wave.own['training']})"
-            )
+        if wave.stage == "training":
+            count = len(self.frame.learning.examples)
+            told = f"trained on {count} examples ({wave.own['training']})"
         return {"retries": len(found), "retries_right": right, "kept": kept, "told": told}
 
 
-def text_of(story: Trajectory) -> str:
-    assert story.opened is not None  # every story begins with an attempt
-    return story.opened.text
-
-
-def outcome_of(story: Trajectory) -> Outcome:
+def outcome_of(one: Trajectory) -> Outcome:
     """Solved by the first retry that is right; failed where no reflection was written."""
-    first, *rest = story.turns
+    first, *rest = one.turns
     if passed(first):
         return Outcome(True, 0, "solved_first")
-    right = next((turn for turn in rest if turn.role == "retry" and passed(turn)), None)
-    if right:
-        return Outcome(False, right.index, "solved")
+    for turn in rest:
+        if turn.role == "retry" and passed(turn):
+            return Outcome(False, turn.index, "solved")
     failed = all(turn.error for turn in rest) and bool(rest)
     return Outcome(False, None, "failed" if failed else "discarded")
 
@@ -468,12 +430,13 @@ METHOD = Method(
     plan=plan,
     start=ReflectEvo,
     words={"solved": "right at a retry"},
-    prompts=prompts,
+    prompts=dry_run_prompts,
     check_evaluation=check_evaluation,
     second=second,
     exports={
         "reflectevo": ExportForm(
-            export_rows, "reflections on failed attempts with their retries (strategy reflectevo)"
+            data.reflectevo_rows,
+            "reflections on failed attempts with their retries (strategy reflectevo)",
         )
     },
 )

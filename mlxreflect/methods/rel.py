@@ -29,7 +29,6 @@ from mlxreflect.methods.base import (
     Plan,
     Played,
     Rows,
-    Seed,
     Trajectory,
     Try,
     Wave,
@@ -105,56 +104,36 @@ def plan(recipe: Recipe, n: int, wrong: float) -> Plan:
 
 
 def notes(recipe: Recipe, problems: list[Problem]) -> list[Note]:
-    """What is in the file of worked solutions by people, where there is one."""
+    """Returns what is in the file of worked solutions by people; unchecked without problems."""
     if not recipe.rel.human:
         return []
-    from mlxreflect.data.rows import local_path
-    from mlxreflect.methods.rel_worked import human_examples, read_some
-    from mlxreflect.tasks import TASKS
+    from mlxreflect.methods.rel_worked import human_examples, read_human
 
     if not problems:
-        found = read_some(local_path(recipe.rel.human))
-        return [Note(f"worked solutions: {len(found)} by people")]
-    human = human_examples(recipe, TASKS[recipe.task.name], problems)
-    return [Note(human.sentence(), fine=bool(human.examples))]
+        return [Note(f"worked solutions: {len(read_human(recipe))} by people")]
+    human = human_examples(recipe, problems)
+    return [Note(f"worked solutions: {human.count()}", fine=bool(human.examples))]
 
 
 def reasonset(episode: Episode, examples: Sequence[Example]) -> Rows:
     from mlxreflect.methods.rel_worked import reasonset_rows
 
-    return reasonset_rows(episode, examples)
+    return reasonset_rows(episode)
 
 
-def loose_rows(example: Example) -> Rows:
+def of_people(example: Example) -> Rows:
     from mlxreflect.methods.rel_worked import worked_rows
 
-    return iter(worked_rows(example))
+    return worked_rows(example)
 
 
-Hinted = list[tuple[Trajectory, str]]  # what may be tried again, and what is wrong with it
-
-
-@dataclass
-class State:
-    """Where the strategy stands between two waves. epoch: the round.
-
-    made: examples that the loop made, in this round and those before. human: people's, and what of
-    them was left out and why.
-    """
-
-    epoch: int = 1
-    cursor: int = 0
-    wave: int = 0
-    stage: str = "problems"
-    made: list[dict[str, Any]] = field(default_factory=list)
-    human: list[dict[str, Any]] = field(default_factory=list)
-    left_out: dict[str, int] = field(default_factory=dict)
+# ---- examples ------------------------------------------------------------------------------------
 
 
 def worked_examples(
     episode: Episode, prompt: Messages, target: str, *, tags: str = "think", mistakes: bool = True
 ) -> Iterator[Example]:
-    """REL: the accepted working of a problem, to be imitated as an answer to `prompt`.
+    """Yields the accepted working of a problem, to be imitated as an answer to `prompt`.
 
     prompt: as an evaluation asks; that of the attempts is another. target: "working", with the
     errors that it found and mended; "tidied", the review's clean solution of it, where one passed.
@@ -174,7 +153,7 @@ def worked_examples(
 
 
 def repeated(working: str, text: str) -> int:
-    """How many characters of a text repeat what a working begins with, spacing aside."""
+    """Returns how many characters of a text repeat a working's beginning, spacing aside."""
     left = (c for c in working if not c.isspace())
     end, wanted = 0, next(left, "")
     for i, character in enumerate(text):
@@ -185,27 +164,44 @@ def repeated(working: str, text: str) -> int:
     return end
 
 
+# ---- waves ---------------------------------------------------------------------------------------
+
+Hinted = list[tuple[Trajectory, str]]  # what may be tried again, and what is wrong with it
+
+
+@dataclass
+class State:
+    """What is known between two waves. epoch: the round.
+
+    made: examples that the loop made, in this round and those before. human: people's, and what of
+    them was left out and why.
+    """
+
+    epoch: int = 1
+    cursor: int = 0
+    wave: int = 0
+    stage: str = "problems"
+    made: list[dict[str, Any]] = field(default_factory=list)
+    human: list[dict[str, Any]] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
 class Rel:
-    """Plays waves. Everything it needs is handed in; what it makes goes out in `Played`."""
+    """Plays waves of tries, and at a round's end the training."""
 
     def __init__(self, frame: Frame) -> None:
         from mlxreflect.methods.rel_worked import human_examples
 
-        self.frame, self.recipe, self.problems = frame, frame.recipe, frame.problems
-        self.task, self.rollouts = frame.task, frame.rollouts
-        self.session, self.learning = frame.session, frame.learning
-        if self.recipe.rel.restart:
-            self.learning.keep_start()
-        human = human_examples(self.recipe, self.task, list(self.problems.values()))
+        self.frame, self.config = frame, frame.recipe.rel
+        if self.config.restart:
+            frame.learning.keep_start()
+        human = human_examples(frame.recipe, list(frame.problems.values()))
         self.state = State(human=[asdict(e) for e in human.examples], left_out=human.left_out)
-
-    @property
-    def wave(self) -> Wave:
-        return self.frame.wave
+        self.tier: Any = "self" if self.config.writer == "self" else "basic"
 
     def next_wave(self, *, ending: bool = False) -> Wave | None:
         """Problems in an order of the round's own, then the training that ends the round."""
-        state, config = self.state, self.recipe.rel
+        state, config = self.state, self.config
         if state.stage == "train":
             if ending or state.epoch >= config.rounds:
                 return None
@@ -217,194 +213,177 @@ class Rel:
         return Wave(state.wave, state.epoch, state.stage, taken, new)
 
     def progress(self) -> tuple[int, int]:
-        n = len(self.problems)
-        return n * (self.state.epoch - 1) + self.state.cursor, n * self.recipe.rel.rounds
+        n = len(self.frame.problems)
+        return n * (self.state.epoch - 1) + self.state.cursor, n * self.config.rounds
 
     def play(self, wave: Wave) -> Played:
-        episodes = [] if wave.stage == "train" else self.try_all()
-        examples = self.train() if wave.stage == "train" else []
+        trains = wave.stage == "train"
+        episodes = [] if trains else self.try_all()
+        examples = self.train() if trains else []
         self.keep(episodes)
+        made = len(self.state.made)
+        told = f"{made} different workings so far"
+        if trains:
+            told = f"trained on {made} workings{self.and_people()}"
         figures = {
-            "accepted": len(self.state.made),
-            "human": len(self.state.human),
-            "left_out": self.state.left_out,
-            "told": self.told(),
-        }
-        measured = wave.stage == "train" and wave.epoch < self.recipe.rel.rounds
-        arm = f"round-{wave.epoch}" if measured and self.recipe.rel.measure else ""
-        return Played(episodes, figures, arm, examples)
+            "accepted": made, "human": len(self.state.human), "left_out": self.state.left_out,
+            "told": told,
+        }  # fmt: skip
+        measured = trains and wave.epoch < self.config.rounds and self.config.measure
+        return Played(episodes, figures, f"round-{wave.epoch}" if measured else "", examples)
 
-    def told(self) -> str:
-        made, human = len(self.state.made), len(self.state.human)
-        if self.wave.stage == "problems":
-            return f"{made} different workings so far"
+    def and_people(self) -> str:
         from mlxreflect.methods.rel_worked import by_people
 
-        people = by_people(human, self.state.left_out) if self.recipe.rel.human else ""
-        return f"trained on {made} workings" + (f" and {people}" if people else "")
+        if not self.config.human:
+            return ""
+        return f" and {by_people(len(self.state.human), self.state.left_out)}"
 
     # ---- tries ----------------------------------------------------------------------------------
 
     def try_all(self) -> list[Episode]:
         """Attempt, continue, rewrite; then tidy what was accepted, where a review is asked for."""
-        stories = self.frame.trajectories()
-        self.frame.status(f"{len(stories)} attempts")
-        problems = [s.problem for s in stories]
-        drawn = self.frame.sample(problems, 1, self.seed("sample"))
-        for story, (turn,) in zip(stories, drawn, strict=True):
-            story.current = story.add(turn)
-        hinted = self.mark(stories, 1)
-        for number in range(2, self.recipe.rel.tries + 1):
-            self.frame.status(f"try {number}, {len(hinted)} problems")
-            written = self.write(hinted, number)
-            hinted = self.mark(written, number)
-        if self.recipe.rel.review:
-            self.tidy([s for s in stories if s.solved])
-        return [self.episode(story) for story in stories]
+        frame, tried = self.frame, self.frame.trajectories()
+        frame.status(f"{len(tried)} attempts")
+        drawn = frame.sample([one.problem for one in tried], 1, frame.seed("sample"))
+        for one, (turn,) in zip(tried, drawn, strict=True):
+            one.current = one.add(turn)
+        hinted = self.mark(tried, 1)
+        for number in range(2, self.config.tries + 1):
+            frame.status(f"try {number}, {len(hinted)} problems")
+            hinted = self.mark(self.write(hinted, number), number)
+        if self.config.review:
+            self.tidy([one for one in tried if one.solved])
+        return [frame.episode(one.problem, one.turns, outcome_of(one)) for one in tried]
 
-    def mark(self, stories: list[Trajectory], number: int) -> Hinted:
-        """Accept what is right; of all else that may be tried again, say what is wrong.
+    def mark(self, tried: list[Trajectory], number: int) -> Hinted:
+        """Accepts what is right, and returns all else that may be tried again, with a hint.
 
         Where the judge gave no verdict, nothing is accepted that must convince it, and there is no
         hint to go on from.
         """
-        judge, more = self.recipe.rel.judge, number < self.recipe.rel.tries
-        shown = [s for s in stories if s.current and (judge if passed(s.current) else more)]
-        found = self.session.judge(
-            [s.problem for s in shown],
-            [s.current for s in shown if s.current],
-            self.at("judge", number),
-            temperature=0.0,
-        )
+        judge, more = self.config.judge, number < self.config.tries
+        shown = [one for one in tried if (judge if passed(current(one)) else more)]
+        texts = [current(one) for one in shown]
+        at = self.at("judge", number)
+        said = self.frame.session.judge([s.problem for s in shown], texts, at, temperature=0.0)
         hinted: Hinted = []
-        for story, (judgement, said) in zip(shown, found, strict=True):
-            assert story.current is not None  # of all that are shown
-            hint = self.hint(story, *judged(judgement)) if judgement else None
-            marked = unless_right(story.current, judgement, said.actor)
-            if passed(story.current):  # else the grader's reason stays
-                story.current = story.turns[marked.index] = marked
-            story.add(replace(said, parsed=hint))
-            if hint and more and not passed(story.current):
-                hinted.append((story, hint))
-        for story in stories:
-            if story.current and passed(story.current):
-                story.solved = story.current
+        for one, text, (judgement, turn) in zip(shown, texts, said, strict=True):
+            hint = self.hint(one, *judged(judgement)) if judgement else None
+            if passed(text):  # else the grader's reason stays
+                text = unless_right(text, judgement, turn.actor)
+                one.current = one.turns[text.index] = text
+            one.add(replace(turn, parsed=hint))
+            if hint and more and not passed(text):
+                hinted.append((one, hint))
+        for one in tried:
+            if passed(current(one)):
+                one.solved = one.current
         return hinted
 
-    def hint(self, story: Trajectory, verdict: str, why: str) -> str:
-        """What is wrong, without the expected answer; never the grader's reason, which names it."""
-        assert story.current and story.current.verdict
+    def hint(self, one: Trajectory, word: str, why: str) -> str:
+        """Returns what is wrong, without the expected answer, which a grader's reason may name."""
         from mlxreflect.graders.text import withheld
 
-        if verdict == "wrong":
-            problem = story.problem
-            gold = self.task.gold(problem)
+        if word == "wrong":
+            problem, gold = one.problem, self.frame.task.gold(one.problem)
             option = problem.fields.get("choices", {}).get(gold)
             return withheld(why, gold, option, *problem.meta.get("golds", []))
-        if story.current.verdict.correct:
-            return story.current.verdict.reason or why  # the format alone
+        verdict = current(one).verdict
+        if verdict and verdict.correct:
+            return verdict.reason or why  # the format alone
         return "the answer does not come out right"
 
     def write(self, hinted: Hinted, number: int) -> list[Trajectory]:
-        """The second try goes on from the hint, the third is shown the solution.
-
-        A failed call ends the story: what failed is no try to be judged.
-        """
-        at = self.at("self" if self.recipe.rel.writer == "self" else "basic", number)
-        move = self.continuation if number == 2 else self.rewrite
-        calls = [replace(move(s, hint, at), temperature=self.heat(number)) for s, hint in hinted]
-        told = [story.turns[-1] for story, _ in hinted]
+        """Adds another try to each, and returns those that have it; a failed call is no try."""
+        at = self.at(self.tier, number)
+        config = self.frame.recipe.policy if self.tier == "self" else self.frame.recipe.critic
+        heat = config.temperature * self.config.decay ** (number - 1)
+        calls = [
+            replace(self.call(one, hint, at, number), temperature=heat) for one, hint in hinted
+        ]
+        turns = self.frame.session.ask(calls, [one.turns[-1] for one, _ in hinted], at)
         written = []
-        turns = self.session.ask(calls, told, at)
-        for (story, _), call, turn in zip(hinted, calls, turns, strict=True):
+        for (one, _), call, turn in zip(hinted, calls, turns, strict=True):
+            turn = one.add(self.graded(one.problem, turn, call))
             if turn.error is None:
-                story.current = story.add(self.graded(story.problem, turn, call))
-                written.append(story)
-            else:
-                story.add(turn)
+                one.current = turn
+                written.append(one)
         return written
 
-    def continuation(self, story: Trajectory, hint: str, at: Try) -> Call:
-        working = open_working(self.text(story), self.recipe.prompt.tags)
-        return self.session.call("continue", story.problem, at, working=working, hint=hint)
-
-    def rewrite(self, story: Trajectory, hint: str, at: Try) -> Call:
-        """The solution is shown where the data have one, else the answer alone."""
-        solution = story.problem.meta.get("solution")
-        shown: dict[str, Any] = {"attempt": self.text(story), "feedback": hint}
-        if solution:
-            shown |= {"expected": solution, "seen": "gold_solution"}
-        return self.session.call("rewrite", story.problem, at, **shown)
-
-    def text(self, story: Trajectory) -> str:
-        return story.current.text if story.current else ""
+    def call(self, one: Trajectory, hint: str, at: Try, number: int) -> Call:
+        """The second try goes on from the hint; the third is shown the solution, or the answer."""
+        text, session = current(one).text, self.frame.session
+        if number == 2:
+            working = open_working(text, self.frame.recipe.prompt.tags)
+            return session.call("continue", one.problem, at, working=working, hint=hint)
+        shown = {"attempt": text, "feedback": hint}
+        if solution := one.problem.meta.get("solution"):
+            shown["expected"] = solution
+        seen: Any = "gold_solution" if solution else None
+        return session.call("rewrite", one.problem, at, seen=seen, **shown)
 
     def graded(self, problem: Problem, turn: Turn, call: Call) -> Turn:
-        """A turn with its verdict; what goes on from a working is put behind it."""
+        """Returns a turn with its verdict; what goes on from a working is put behind it."""
+        if turn.error:
+            return turn
         if turn.role == "continue":
-            whole = carried_on(call.text, turn.text, self.recipe.prompt.tags)
+            whole = carried_on(call.text, turn.text, self.frame.recipe.prompt.tags)
             if whole != turn.text:  # no longer the tokens that were generated
                 turn = replace(turn, text=whole, token_ids=None)
-        return self.rollouts.graded(problem, turn)
+        return self.frame.rollouts.graded(problem, turn)
 
-    def tidy(self, stories: list[Trajectory]) -> None:
-        """A clean solution of each accepted working, kept beside it."""
-        self.frame.status(f"tidying {len(stories)} workings")
-        at = self.at("self" if self.recipe.rel.writer == "self" else "basic", 0)
-        calls = [self.session.call("integrate", s.problem, at, text=self.text(s)) for s in stories]
-        turns = self.session.ask(calls, [s.solved for s in stories if s.solved], at)
-        for story, call, turn in zip(stories, calls, turns, strict=True):
-            story.add(turn if turn.error else self.graded(story.problem, turn, call))
+    def tidy(self, solved: list[Trajectory]) -> None:
+        """Adds a clean solution of each accepted working."""
+        self.frame.status(f"tidying {len(solved)} workings")
+        session, at = self.frame.session, self.at(self.tier, 0)
+        texts = [current(one) for one in solved]
+        calls = [session.call("integrate", one.problem, at, text=text.text)
+                 for one, text in zip(solved, texts, strict=True)]  # fmt: skip
+        turns = session.ask(calls, texts, at)
+        for one, call, turn in zip(solved, calls, turns, strict=True):
+            one.add(self.graded(one.problem, turn, call))
 
     def at(self, tier: Any, number: int) -> Try:
-        return Try(tier, self.wave.epoch, f"{self.wave.number}/{number}")
-
-    def heat(self, number: int) -> float:
-        """The writer's temperature, lower with each try."""
-        own = self.recipe.critic.temperature
-        if self.recipe.rel.writer == "self":
-            own = self.recipe.policy.temperature
-        return own * self.recipe.rel.decay ** (number - 1)
-
-    def episode(self, story: Trajectory) -> Episode:
-        return self.frame.episode(story.problem, story.turns, outcome_of(story))
+        return Try(tier, self.frame.wave.epoch, f"{self.frame.wave.number}/{number}")
 
     # ---- training -------------------------------------------------------------------------------
 
     def keep(self, episodes: list[Episode]) -> None:
-        """Remember what was accepted, no text of a problem twice."""
-        config = self.recipe.rel
+        """Remembers what was accepted, no text of a problem twice."""
+        config, tags = self.config, self.frame.recipe.prompt.tags
         known = {(e["source"]["problem"], e["completion"]) for e in self.state.made}
         for episode in episodes:
-            prompt = self.rollouts.prompt(episode.problem)
-            worked = worked_examples(
-                episode, prompt, config.target,
-                tags=self.recipe.prompt.tags, mistakes=config.mistakes,
-            )  # fmt: skip
-            for example in worked:
+            prompt = self.frame.rollouts.prompt(episode.problem)
+            for example in worked_examples(
+                episode, prompt, config.target, tags=tags, mistakes=config.mistakes
+            ):
                 if (episode.problem.id, example.completion) not in known:
                     self.state.made.append(asdict(replace(example, weight=config.weight)))
 
     def train(self) -> list[Example]:
         """SFT on all there is, from the start; returns what was not trained on before."""
-        if self.recipe.rel.restart:
-            self.learning.restart()
+        learning = self.frame.learning
+        if self.config.restart:
+            learning.restart()
         examples = [Example(**row) for row in [*self.state.human, *self.state.made]]
         self.frame.status(f"training on {len(examples)} worked solutions")
-        self.learning.imitate(examples, 1.0, self.seed("sft"))
-        now = self.wave.epoch
-        return [e for e in self.learning.examples if e.source.get("epoch", 1) == now]
-
-    def seed(self, role: str) -> Seed:
-        return self.frame.seed(role)
+        learning.imitate(examples, 1.0, self.frame.seed("sft"))
+        now = self.frame.wave.epoch
+        return [e for e in learning.examples if e.source.get("epoch", 1) == now]
 
 
-def outcome_of(story: Trajectory) -> Outcome:
+def current(one: Trajectory) -> Turn:
+    assert one.current is not None  # every trajectory begins with an attempt
+    return one.current
+
+
+def outcome_of(one: Trajectory) -> Outcome:
     """failed: each call to a critic that might have helped was lost."""
-    if story.solved:
-        first = story.solved.index == 0
-        return Outcome(first, story.solved.index, "solved_first" if first else "solved")
-    asked = [turn for turn in story.turns if turn.role != "attempt"]
+    if one.solved:
+        first = one.solved.index == 0
+        return Outcome(first, one.solved.index, "solved_first" if first else "solved")
+    asked = [turn for turn in one.turns if turn.role != "attempt"]
     lost = bool(asked) and all(turn.error for turn in asked)
     return Outcome(False, None, "failed" if lost else "discarded")
 
@@ -423,6 +402,6 @@ METHOD = Method(
     solved="accepted",
     notes=notes,
     exports={
-        "reasonset": ExportForm(reasonset, "a row an episode, and none has ended yet", loose_rows)
+        "reasonset": ExportForm(reasonset, "a row an episode, and none has ended yet", of_people)
     },
 )

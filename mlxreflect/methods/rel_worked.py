@@ -6,6 +6,8 @@ heading begins with a backslash, which is no part of it. JSONL has the fields of
 (arXiv 2412.04645): problem, ground_truth, working_out and others.
 """
 
+from __future__ import annotations
+
 import os
 import re
 import shlex
@@ -14,9 +16,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlxreflect.config.schema import Recipe
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import dump_line, write_atomic
 from mlxreflect.core.records import Episode, Example, Problem, Turn
@@ -24,13 +25,14 @@ from mlxreflect.data.contamination import Index, find, normal_words, whole_key
 from mlxreflect.data.forms import leak, whole
 from mlxreflect.data.rows import explained, fold, local_path, read_file
 from mlxreflect.graders.text import agrees, stated
-from mlxreflect.methods.base import Try
+from mlxreflect.methods.base import Rows, Try
 from mlxreflect.methods.examples import passed
-from mlxreflect.methods.rollouts import attempt_prompt, graded
-from mlxreflect.prompts import parsing as prompts
-from mlxreflect.prompts.parsing import parse_response
+from mlxreflect.prompts.parsing import ANSWER, TAGS, parse_response, thought_of
 from mlxreflect.tasks import get_task
-from mlxreflect.tasks.base import Task
+
+if TYPE_CHECKING:
+    from mlxreflect.config.schema import Recipe
+    from mlxreflect.tasks.base import Task
 
 Row = dict[str, Any]
 
@@ -171,8 +173,8 @@ class Human:
     examples: list[Example]
     left_out: dict[str, int]
 
-    def sentence(self) -> str:
-        return f"worked solutions: {by_people(len(self.examples), self.left_out)}"
+    def count(self) -> str:
+        return by_people(len(self.examples), self.left_out)
 
 
 def by_people(used: int, left_out: Mapping[str, int]) -> str:
@@ -181,20 +183,22 @@ def by_people(used: int, left_out: Mapping[str, int]) -> str:
     return f"{used} by people" + (f" ({sum(left_out.values())} left out; {why})" if why else "")
 
 
-def human_examples(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> Human:
+def human_examples(recipe: Recipe, problems: Sequence[Problem]) -> Human:
     """Returns examples of `rel.human`, prompted as an evaluation prompts.
 
     problems: the run's, at least one. Raises UserError for a file that cannot be read.
     """
     from mlxreflect.evaluation.contamination import exam_index
+    from mlxreflect.methods.rollouts import attempt_prompt
 
     if not recipe.rel.human:
         return Human([], {})
     exams = exam_index(recipe) if recipe.eval.decontaminate != "off" else None
+    task = get_task(recipe.task.name)
     known = {fold(task.show(problem)): problem for problem in problems}
     examples: dict[tuple[str, str], Example] = {}
     left_out: Counter[str] = Counter()
-    for worked in read_some(local_path(recipe.rel.human)):
+    for worked in read_human(recipe):
         problem = known.get(fold(worked.question))
         if worked.gold is None and problem:
             worked = replace(worked, gold=task.gold(problem))
@@ -216,8 +220,9 @@ def human_examples(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> H
     return Human(list(examples.values()), dict(left_out))
 
 
-def read_some(path: Path) -> list[Worked]:
-    """Returns the worked solutions of a file. Raises UserError where there is none."""
+def read_human(recipe: Recipe) -> list[Worked]:
+    """Returns the worked solutions of `rel.human`. Raises UserError where there is none."""
+    path = local_path(recipe.rel.human)
     found = read_worked(path)
     if not found:
         raise UserError(
@@ -232,7 +237,7 @@ def solution(worked: Worked, recipe: Recipe) -> str:
     text = (worked.tidied if recipe.rel.target == "tidied" else "") or worked.working
     if parse_response(text, recipe.prompt.tags, recipe.prompt.style).format_ok:
         return text
-    opening, closing = prompts.ANSWER
+    opening, closing = ANSWER
     own = stated(text)  # right or wrong, it is what was said
     if opening not in text and (own is None or agrees(own, worked.gold or "")):
         own = worked.gold
@@ -241,7 +246,7 @@ def solution(worked: Worked, recipe: Recipe) -> str:
 
 
 def thought_and_answer(thought: str, answer: str, recipe: Recipe) -> str:
-    start, end = prompts.TAGS[recipe.prompt.tags]
+    start, end = TAGS[recipe.prompt.tags]
     return f"{start}\n{thought.strip()}\n{end}\n{answer}"
 
 
@@ -297,7 +302,7 @@ def annotate_problem(
         notes = write_notes(task.show(problem), draft) if draft else read_notes(notes_file or file)
         turn = written_out(recipe, task, problem, notes, expand)
         if passed(turn):
-            thought = prompts.thought_of(turn.text, recipe.prompt.tags).strip()
+            thought = thought_of(turn.text, recipe.prompt.tags).strip()
             gold = task.gold(problem) or turn.parsed
             add_worked(file, Worked(task.show(problem), thought, gold, "annotate"))
             added = True
@@ -391,13 +396,15 @@ def write_notes(question: str, draft: Path) -> str:
 
 def written_out(recipe: Recipe, task: Task, problem: Problem, notes: str, expand: bool) -> Turn:
     """Returns the notes as a graded solution, by the critic or as they are."""
+    from mlxreflect.methods.rollouts import graded
+
     if expand:
         turn = expanded(recipe, task, problem, notes)
         return turn if turn.error else graded(recipe, task, problem, turn)
     parsed = parse_response(notes, recipe.prompt.tags, recipe.prompt.style)
     text = notes
-    if not parsed.format_ok and prompts.ANSWER[0] in notes:
-        thought, opening, answer = notes.rpartition(prompts.ANSWER[0])
+    if not parsed.format_ok and ANSWER[0] in notes:
+        thought, opening, answer = notes.rpartition(ANSWER[0])
         text = thought_and_answer(thought, opening + answer.strip(), recipe)
     fault = "no <answer>…</answer> at its end" if parsed.answer is None else None
     turn = Turn(-1, None, "attempt", "human", [], text, error=fault)
@@ -413,7 +420,8 @@ def expanded(recipe: Recipe, task: Task, problem: Problem, notes: str) -> Turn:
     critic = open_critic(config, recipe.task.name, "annotate")
     try:
         critic.preflight()
-        call = make_call(recipe, task, "expand", problem, Try("basic", 0, "annotate"), notes=notes)
+        at = Try("basic", 0, "annotate")
+        call = make_call(recipe, task, "expand", problem, at, notes=notes)
         (reply,) = critic.ask([call])
     finally:
         critic.close()
@@ -423,9 +431,7 @@ def expanded(recipe: Recipe, task: Task, problem: Problem, notes: str) -> Turn:
 # ---- ReasonSet -----------------------------------------------------------------------------------
 
 
-def reasonset_rows(
-    episode: Episode, examples: Sequence[Example] = ()
-) -> Iterator[tuple[str, Row]]:  # fmt: skip
+def reasonset_rows(episode: Episode) -> Rows:
     """Yields (file, row) of an episode: a problem and its working, messy and all.
 
     working_out is the first text that was right, as it was written; of an unsolved problem the last
@@ -449,7 +455,7 @@ def reasonset_rows(
     )  # fmt: skip
 
 
-def worked_rows(example: Example) -> Iterator[tuple[str, Row]]:
+def worked_rows(example: Example) -> Rows:
     """Yields the row of a person's worked solution, which no episode has."""
     if "human" in example.source and example.kind == "sft" and example.prompt:
         text = example.completion or ""

@@ -56,7 +56,7 @@ class Measuring:
     def second_answers(self) -> None:
         """Write what the retries of base and trained came to, where the recipe asks for it."""
         if self.retries:
-            self.run.write_json("retries.json", self.retries.told())
+            self.run.write_json("retries.json", self.retries.results())
 
 
 def check_measured(recipe: Recipe, spec: EvalSpec) -> None:

@@ -46,7 +46,7 @@ class Retries:
         self.tokens = recipe.critic.max_tokens  # of a reflection
 
     def measure(self, arm: str, adapter: str, reflector: Arrays | None = None) -> None:
-        """Both answers of the policy as it is. reflector: what it reflects with, if not that."""
+        """Evaluates the policy as it is. reflector: what it reflects with, if not that."""
         policy, task, problems = self.exam
         for retry in RETRIES:
             spec = self.spec_of(retry, arm)
@@ -68,8 +68,8 @@ class Retries:
         )
         return self.spec.model_copy(update={"chain": chain})
 
-    def told(self) -> dict[str, Any]:
-        """Figures of both arms, and the second answers of trained against those of base."""
+    def results(self) -> dict[str, Any]:
+        """Returns figures of both arms, and tests of trained against base."""
         figures, tests = [], []
         for retry, gated in product(RETRIES, (False, True)):
             answers = {arm: seconds(self.chains(arm, retry), gated=gated) for arm in ARMS}
@@ -88,7 +88,7 @@ class Retries:
 
 
 def seconds(chains: Sequence[Chain], *, gated: bool) -> list[bool]:
-    """Whether what stands in the end is right, a chain. gated: the grader says what to retry."""
+    """Returns whether each chain ends right. gated: only wrong first answers are tried again."""
     return [
         correct(chain.answers[0] if keeps(chain, gated=gated) else chain.answers[-1])
         for chain in chains
@@ -96,14 +96,14 @@ def seconds(chains: Sequence[Chain], *, gated: bool) -> list[bool]:
 
 
 def keeps(chain: Chain, *, gated: bool) -> bool:
-    """Whether the first answer stands."""
+    """Returns true where the first answer stands."""
     if gated:
         return correct(chain.answers[0])
     return any(turn.role == "reflection" and satisfied(turn.text) for turn in chain.turns)
 
 
 def counted(chains: Sequence[Chain], second: Sequence[bool]) -> dict[str, Any]:
-    """failed: reflections that were not written, whose retry is bare."""
+    """Returns a row of figures. failed: reflections that were not written, whose retry is bare."""
     first = [correct(chain.answers[0]) for chain in chains]
     moved = list(zip(first, second, strict=True))
     n = len(chains)
