@@ -1,8 +1,6 @@
 """PRefLexOR: rounds, the teacher and its failures, the filter, pairs, phases, keys and kills."""
 
 import json
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import ClassVar
@@ -12,8 +10,8 @@ from support.corpus import TEXTS, teacher, write_corpus
 from support.fake_ollama import FakeOllama
 from support.kill_driver import POINTS
 from support.methods import call_of, frame_of
-from support.run_outputs import outputs_of_run
-from test_resume import DRIVER, command, contents, finish
+from support.run_outputs import outputs_by_settings, run_process
+from support.whole_runs import contents, finish
 
 from mlxreflect.config.recipe import load_recipe
 from mlxreflect.config.schema import CriticConfig, LoraConfig, PolicyConfig, Recipe
@@ -468,25 +466,14 @@ def test_no_key_is_forgotten():
 
 @pytest.fixture(scope="module")
 def outputs_of(tmp_path_factory):
-    """Runs with settings, each made once."""
-    made = {}
-
-    def get(settings):
-        key = json.dumps(settings, sort_keys=True)
-        if key not in made:
-            made[key] = outputs_of_run(
-                "preflexor", settings, tmp_path_factory.mktemp("run") / "run"
-            )
-        return made[key]
-
-    return get
+    return outputs_by_settings(tmp_path_factory, "preflexor", BASE)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("key", CHANGED)
 def test_a_changed_key_changes_an_output(key, outputs_of):
     value, needed = CHANGED[key]
-    assert outputs_of({**BASE, **needed, key: value}) != outputs_of({**BASE, **needed})
+    assert outputs_of({**needed, key: value}) != outputs_of(needed)
 
 
 @pytest.mark.slow
@@ -503,7 +490,7 @@ def test_a_changed_key_of_a_corpus_changes_an_output(key, outputs_of, tmp_path_f
         write_corpus(other)
     value, needed = CHANGED_POSED[key]
     with FakeOllama(reply=teacher) as server:
-        posed = {**BASE, **POSED, **needed, "critic.base_url": server.url,
+        posed = {**POSED, **needed, "critic.base_url": server.url,
                  "preflexor.corpus": str(folder)}  # fmt: skip
         changed = {**posed, key: str(other) if key == "preflexor.corpus" else value}
         runs = [outputs_of(settings)["episodes.jsonl"] for settings in (posed, changed)]
@@ -513,18 +500,10 @@ def test_a_changed_key_of_a_corpus_changes_an_output(key, outputs_of, tmp_path_f
 # ---- a run ---------------------------------------------------------------------------------------
 
 
-def arguments(run_dir, settings):
-    flags = [
-        f"--set={key}={value if key == 'profile' else json.dumps(value)}"
-        for key, value in settings.items()
-    ]
-    return ["run", "preflexor", "--run-dir", str(run_dir), "--json", *flags]
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("whole") / "run"
-    subprocess.run(command(*arguments(run_dir, BASE)), check=True, capture_output=True)
+    run_process("preflexor", BASE, run_dir)
     return run_dir
 
 
@@ -551,10 +530,7 @@ KILLS = {"took a training step": 5, "after a commit's rename": 4}
 def test_killed_and_resumed_ends_with_the_same_bytes(point, tmp_path, uninterrupted):
     assert point in POINTS
     run_dir = tmp_path / "run"
-    call = [sys.executable, DRIVER, point, str(KILLS[point]), *arguments(run_dir, BASE)]
-    killed = subprocess.run(call, capture_output=True)
-    assert killed.returncode == -9, killed.stderr
-    assert not (run_dir / "summary.json").exists()
+    run_process("preflexor", BASE, run_dir, point, KILLS[point])
     finish(run_dir)
     expected, found = contents(uninterrupted), contents(run_dir)
     assert not [name for name in expected if found[name] != expected[name]]

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from support.kill_driver import REFLECTING
 from support.methods import COUNTDOWN, Critic, frame_of, play
-from support.run_outputs import outputs_of_run
+from support.run_outputs import outputs_by_settings, run_process
+from support.whole_runs import finish
 
 from mlxreflect.config.methods import method_of
 from mlxreflect.config.recipe import eval_spec, load_recipe
@@ -80,7 +81,7 @@ def test_reflections_of_no_use(text, ended, said):
     assert fault(text, 3, ended) == said
 
 
-def test_stored_reflections_by_id_or_question(tmp_path):
+def test_stored_reflections_by_id_or_question(tmp_path, monkeypatch):
     path = tmp_path / "kept.jsonl"
     rows = [{"id": "a", "reflections": "one"}, {"id": "a", "reflections": ["two", "three"]},
             {"question": " What? ", "reflections": ["four"], "more": 1}]  # fmt: skip
@@ -92,12 +93,8 @@ def test_stored_reflections_by_id_or_question(tmp_path):
     before = stored.digest
     path.write_text(path.read_text().replace("four", "five"))
     assert Stored(str(path)).digest != before
-
-
-def test_stored_reflections_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "kept.jsonl").write_text('{"id": "a", "reflections": "one"}\n')
-    assert Stored("~/kept.jsonl").of("a", "") == ["one"]
+    assert Stored("~/kept.jsonl").of("a", "") == ["one", "two", "three"]
     with pytest.raises(UserError, match=f"{tmp_path}/none.jsonl: no such file"):
         Stored("~/none.jsonl")
 
@@ -560,17 +557,8 @@ def test_no_key_is_forgotten():
 
 @pytest.fixture(scope="module")
 def outputs_of(tmp_path_factory):
-    kept = {}
-
-    def get(settings):
-        key = json.dumps(settings, sort_keys=True)
-        if key not in kept:
-            given = {**SHORT, "reflectevo.training": "I", "reflectevo.retries": False,
-                     "reflectevo.warmup": 0.0, **settings}  # fmt: skip
-            kept[key] = outputs_of_run("reflectevo", given, tmp_path_factory.mktemp("run") / "run")
-        return kept[key]
-
-    return get
+    base = {"reflectevo.training": "I", "reflectevo.retries": False, "reflectevo.warmup": 0.0}
+    return outputs_by_settings(tmp_path_factory, "reflectevo", {**SHORT, **base})
 
 
 @pytest.mark.slow
@@ -584,11 +572,6 @@ def test_a_changed_key_changes_an_output(key, outputs_of, tmp_path):
         Path(value).write_text("".join(json.dumps(row) + "\n" for row in rows))
     before = {"reflectevo.retries": True, **needed} if key == "retries" else needed
     assert outputs_of({**before, f"reflectevo.{key}": value}) != outputs_of(before)
-
-
-def command(run_dir, settings):
-    flags = [f"--set={k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in settings.items()]
-    return ["run", "reflectevo", "--run-dir", str(run_dir), "--json", *flags]
 
 
 def contents(run_dir):
@@ -608,9 +591,7 @@ def contents(run_dir):
 def whole(tmp_path_factory):
     """A run of two waves and two trainings that was never stopped."""
     run_dir = tmp_path_factory.mktemp("whole") / "run"
-    call = [sys.executable, "-m", "mlxreflect", *command(run_dir, SHORT)]
-    done = subprocess.run(call, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_process("reflectevo", SHORT, run_dir)
     return run_dir
 
 
@@ -622,14 +603,8 @@ NTH = {"trained": 2, "wrote an adapter": 2, "evaluated half a chunk of retries":
 @pytest.mark.parametrize("point", REFLECTING)
 def test_killed_at_a_point(point, whole, tmp_path):
     run_dir = tmp_path / "run"
-    driver = str(Path(__file__).parent / "support" / "kill_driver.py")
-    call = [sys.executable, driver, point, str(NTH[point]), *command(run_dir, SHORT)]
-    killed = subprocess.run(call, capture_output=True)
-    assert killed.returncode == -9, killed.stderr
-    assert not (run_dir / "summary.json").exists()
-    call = [sys.executable, "-m", "mlxreflect", "resume", str(run_dir), "--json"]
-    done = subprocess.run(call, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_process("reflectevo", SHORT, run_dir, point, NTH[point])
+    finish(run_dir)
     found, expected = contents(run_dir), contents(whole)
     assert [name for name in expected if found[name] != expected[name]] == []
 

@@ -11,7 +11,7 @@ import mlx.core as mx
 import pytest
 from support.fake_ollama import FakeOllama
 from support.methods import COUNTDOWN, NONSENSE, Critic, call_of, frame_of, play, roles
-from support.run_outputs import outputs_in, outputs_of_run
+from support.run_outputs import outputs_by_settings, outputs_in, run_process
 
 from mlxreflect.config.methods import method_of
 from mlxreflect.config.recipe import load_recipe
@@ -37,7 +37,6 @@ from mlxreflect.train.encode import Encoder
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer
 
-DRIVER = str(Path(__file__).parent / "support" / "kill_driver.py")
 EPISODES = Path(__file__).parent / "data" / "rel_episodes.jsonl"
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -473,19 +472,11 @@ def test_no_key_is_forgotten():
 
 @pytest.fixture(scope="module")
 def outputs_of(tmp_path_factory):
-    """What runs of the quick profile leave behind, each made once."""
-    made, people = {}, tmp_path_factory.mktemp("people") / "w.md"
+    """Outputs of the quick profile. PEOPLE stands for a file of a worked solution."""
+    people = tmp_path_factory.mktemp("people") / "w.md"
     people.write_text("### Question\nQ?\n### Answer\nstep 1: 1 + 1 = 2\n<answer> 1 + 1 </answer>\n")
-
-    def get(settings):
-        key = json.dumps(settings, sort_keys=True)
-        if key not in made:
-            real = {k: str(people) if v == "PEOPLE" else v for k, v in settings.items()}
-            folder = tmp_path_factory.mktemp("run") / "run"
-            made[key] = outputs_of_run("rel", {**SMALL, **real}, folder)
-        return made[key]
-
-    return get
+    get = outputs_by_settings(tmp_path_factory, "rel", SMALL)
+    return lambda new: get({k: str(people) if v == "PEOPLE" else v for k, v in new.items()})
 
 
 @pytest.mark.slow
@@ -501,13 +492,8 @@ def test_a_killed_run_ends_with_the_same_bytes(point, nth, tmp_path, outputs_of)
     """In the second round: what it began from is known again, and what the first one accepted."""
     settings = {"rel.rounds": 2, "rel.measure": True}
     whole, folder = outputs_of(settings), tmp_path / "run"
-    flags = [f"--set={key}={value if key == 'profile' else json.dumps(value)}"
-             for key, value in {**SMALL, **settings}.items()]  # fmt: skip
-    call = [sys.executable, DRIVER, point, str(nth), "run", "rel", "--run-dir", str(folder)]
-    killed = subprocess.run([*call, *flags], capture_output=True)
-    assert killed.returncode == -9, killed.stderr
+    run_process("rel", {**SMALL, **settings}, folder, point, nth)
     assert {row["epoch"] for row in read_rows(folder / "metrics.jsonl")} >= {1, 2}
-    assert not (folder / "summary.json").exists()
     run = open_folder(folder, [])
     try:
         execute(run, Ui(quiet=True))

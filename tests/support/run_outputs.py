@@ -1,28 +1,60 @@
-"""A run in this process, and hashes of what it leaves behind."""
+"""Whole runs of a recipe, here or in a process that kills itself, and what they leave behind.
+
+Settings are dotted key → value, but a profile's name as it is.
+"""
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 from mlxreflect.config.recipe import load_recipe
 from mlxreflect.core.ui import Ui
 from mlxreflect.runs.folder import create_run
 from mlxreflect.runs.run import execute
+from support.kill_driver import DRIVER
 
 
 def outputs_of_run(recipe, settings, folder):
-    """Run a recipe here; every output file but the recipe, times and paths left out, as hashes.
-
-    settings: dotted key → value, but a profile's name as it is.
-    """
-    flags = [f"{key}={value if key == 'profile' else json.dumps(value)}"
-             for key, value in settings.items()]  # fmt: skip
-    run = create_run(load_recipe(recipe, flags), folder)
+    """Run a recipe here; every output file but the recipe, times and paths left out, as hashes."""
+    run = create_run(load_recipe(recipe, written(settings)), folder)
     try:
         execute(run, Ui(quiet=True))
     finally:
         run.close()
     return outputs_in(folder)
+
+
+def written(settings):
+    return [
+        f"{key}={value if key == 'profile' else json.dumps(value)}"
+        for key, value in settings.items()
+    ]
+
+
+def outputs_by_settings(tmp_path_factory, recipe, base):
+    """Returns settings → `outputs_of_run` of base and them; each run is made once."""
+    made = {}
+
+    def get(settings):
+        key = json.dumps(settings, sort_keys=True)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("run") / "run"
+            made[key] = outputs_of_run(recipe, {**base, **settings}, folder)
+        return made[key]
+
+    return get
+
+
+def run_process(recipe, settings, folder, *driver):
+    """Run a recipe in a process of its own. driver: the point of kill_driver that ends it, nth."""
+    start = [DRIVER, *map(str, driver)] if driver else ["-m", "mlxreflect"]
+    sets = [f"--set={one}" for one in written(settings)]
+    call = [sys.executable, *start, "run", recipe, "--run-dir", str(folder), "--json", *sets]
+    done = subprocess.run(call, capture_output=True, text=True)
+    assert done.returncode == (-9 if driver else 0), done.stderr
+    assert (folder / "summary.json").exists() != bool(driver)
 
 
 def outputs_in(folder):
