@@ -9,7 +9,7 @@ import pytest
 
 from mlxreflect.core.errors import UserError
 from mlxreflect.evaluation.grade import grade_file
-from mlxreflect.graders.text import token_f1
+from mlxreflect.graders.text import agrees, stated, token_f1, withheld
 from mlxreflect.tasks import TASKS
 
 TASK = TASKS["jsonl"]
@@ -166,3 +166,48 @@ def test_a_text_can_be_scored_by_tokens_too() -> None:
     assert not TASKS["jsonl"].grade(problem, text, "think", "direct").verdict.correct
     found = TASKS["jsonl"].rules["f1"](problem, text, "think", "direct")
     assert (found.verdict.correct, found.score) == (True, 1.0)
+
+
+# ---- worked solutions and hints ------------------------------------------------------------------
+
+
+def test_the_expected_answer_is_taken_out_of_hints() -> None:
+    assert withheld("it is 42, not 36", "42") == "it is …, not 36"
+    assert withheld("142 and 4.42 and 42.5 and 42,000 and x42", "42") == (
+        "142 and 4.42 and 42.5 and 42,000 and x42"
+    )
+    assert withheld("so 42. And 42", "42") == "so …. And …"
+    assert withheld("a (b+ c", "(b+") == "a … c"
+    assert withheld("nothing is known", None) == withheld("nothing is known", " ")
+    assert withheld("it is B, not a lion", "B", "a lion") == "it is …, not …"
+
+
+@pytest.mark.parametrize(
+    ("gold", "text"),
+    [("72", "72.0"), ("72", "72.00"), ("1234", "1,234"), ("1,234", "1234"), ("72", "072"),
+     ("Paris", "PARIS"), ("paris", "Paris"), ("New York", "new  york"), ("1/2", "0.5"),
+     ("1/2", r"\frac{1}{2}"), ("0.5", "1/2"), ("-5", "\u22125"), ("72", "\uff17\uff12")],
+)  # fmt: skip
+def test_the_expected_answer_is_taken_out_however_it_is_written(gold: str, text: str) -> None:
+    said = withheld(f"it should be {text} in the end", gold)
+    assert text not in said and "…" in said and said.endswith("in the end")
+    assert not any(character.isdigit() for character in said)
+
+
+def test_the_answer_that_a_worked_solution_gives() -> None:
+    assert stated(r"no \boxed{1}, \boxed{\text{Ann}}") == "Ann"
+    assert stated(r"<answer> 2 </answer> not \boxed{1}") == "2"
+    assert stated("the answer is 7") is None
+
+
+def test_answers_that_agree() -> None:
+    same = [
+        ("(1,2)", "(1, 2)"),
+        ("1,234", "1234"),
+        ("0.5", "1/2"),
+        ("Paris.", "paris"),
+        (" 42 ", "42.0"),
+    ]
+    assert all(agrees(*both) for both in same)
+    other = [("45", "44"), ("Rome", "Paris"), ("", "42"), ("17 or 18", "18"), ("x", "y" * 10**6)]
+    assert not any(agrees(*both) for both in other)
