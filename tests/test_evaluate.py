@@ -11,6 +11,7 @@ from mlxreflect.config.schema import EvalSpec, LoraConfig, PolicyConfig, Recipe
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, flat_from_row
 from mlxreflect.evaluation.arms import fingerprint, whole_chunks
+from mlxreflect.evaluation.contamination import clean
 from mlxreflect.evaluation.evaluate import (
     eval_problems,
     evaluate,
@@ -21,7 +22,7 @@ from mlxreflect.evaluation.evaluate import (
 from mlxreflect.evaluation.generators import Answers, LocalGenerator, LocalModel
 from mlxreflect.models.load import load_policy, policy_identity
 from mlxreflect.models.policy import Policy
-from mlxreflect.tasks import TASKS, training_problems
+from mlxreflect.tasks import TASKS
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer
 
@@ -188,7 +189,7 @@ def test_a_training_question_in_other_spelling_is_not_trained_on(tmp_path):
                                     "eval": {"spec": "gsm8k", "source": str(exam)}})  # fmt: skip
     spec = eval_spec(recipe)
     held_out = eval_problems(TASKS[spec.task.name], spec)
-    kept = training_problems(recipe, held_out)
+    kept = clean(recipe, held_out).problems
     numbers = {int(p.fields["question"].split()[2]) for p in kept.values()}
     assert numbers
     assert min(numbers) >= 30

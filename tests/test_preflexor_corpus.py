@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from mlxreflect.config.schema import Recipe
 from mlxreflect.core.errors import UserError
 from mlxreflect.data.contamination import Question, build_index
+from mlxreflect.evaluation.contamination import clean_problems
 from mlxreflect.methods import preflexor_corpus as corpus
 from mlxreflect.methods.preflexor_corpus import (
     FEWEST,
@@ -27,7 +28,6 @@ from mlxreflect.methods.preflexor_corpus import (
     words,
 )
 from mlxreflect.methods.preflexor_corpus import split_passages as split
-from mlxreflect.tasks import clean_problems
 
 LONG = "Bees gather nectar from flowers and make honey of it, all summer long."
 OTHER = "Rain falls on the hills, runs down in brooks, and ends in the grey sea."

@@ -10,7 +10,8 @@ from support.rows import write_rows
 from mlxreflect.config.schema import Recipe, TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem
-from mlxreflect.tasks import TASKS, question_of, training_problems
+from mlxreflect.evaluation.contamination import clean_problems, question_of
+from mlxreflect.tasks import TASKS
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "gsm8k"
 PARTS = ("train", "dev", "heldout")
@@ -220,7 +221,7 @@ def test_an_evaluation_alone_is_not_trained_on(tmp_path: Path, name: str, part: 
         assert "eval.spec" in caught.value.hint
     recipe = Recipe.model_validate({"task": {"name": name}})
     with pytest.raises(UserError, match="evaluation alone"):
-        training_problems(recipe, [])
+        clean_problems(recipe, None)
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def count(matches: Sequence[Match], index: Index) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def in_words(counts: dict[str, Any], what: str = "training problem") -> str:
+def clause(counts: dict[str, Any], what: str = "training problem") -> str:
     """The counts as a clause: "12 training problems occur in the evaluation (…)"."""
     dropped = counts["dropped"]
     if not dropped:
@@ -154,8 +154,8 @@ def in_words(counts: dict[str, Any], what: str = "training problem") -> str:
     return f"{dropped} {what}{verb} in the evaluation ({how})"
 
 
-def told(counts: dict[str, Any], what: str = "training problem") -> str:
+def sentence(counts: dict[str, Any], what: str = "training problem") -> str:
     """In words, and where to look."""
-    found = in_words(counts, what)
+    found = clause(counts, what)
     verb = "were" if counts["dropped"] > 1 else "was"
     return f"{found} and {verb} left out; see {FILE}" if counts["dropped"] else found

@@ -1,64 +1,64 @@
-"""What evaluations ask, and what of it occurs in data that is to be trained on.
+"""Contamination: training data that an evaluation asks is left out, listed and counted.
 
-Evaluations are named by their spec, by a task, or by a file whose rows have a question each.
+Evaluations are named by their spec, by a task, or by a file whose rows have a question each. The
+matching itself is data/contamination.py.
 """
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from mlxreflect.config.job import DataConfig
+from mlxreflect.config.methods import method_of
 from mlxreflect.config.recipe import eval_spec
 from mlxreflect.config.schema import EvalSpec, Recipe
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import dump_line, write_atomic
 from mlxreflect.core.records import Example, Problem
-from mlxreflect.core.ui import Ui, safe_text
+from mlxreflect.core.ui import Ui, plain, table
 from mlxreflect.data.contamination import (
     FILE,
     Index,
     Match,
     Question,
     build_index,
+    clause,
     count,
     find,
-    in_words,
-    told,
+    sentence,
 )
 from mlxreflect.data.rows import ENDINGS, BadRow, good_rows, listed, local_path, rows_of
 from mlxreflect.evaluation.evaluate import eval_problems, find_spec
-from mlxreflect.tasks import clean_problems, get_task, question_of
+from mlxreflect.tasks import TASKS, get_task
 
 if TYPE_CHECKING:
     from rich.console import Group
-
 
 QUESTIONS = ("question", "problem", "prompt")  # columns of a file that is named as an evaluation
 SHOWN = 20  # rows of a table
 MOST_TEXT = 200  # characters of a cell
 
 
-@dataclass(frozen=True)
-class Cleaned:
-    """What is left to train on, a row for each problem left out, and the counts of these.
+# ---- what evaluations ask ------------------------------------------------------------------------
 
-    counts: None where nobody looked.
+
+def question_of(problem: Problem, spec: str = "") -> Question:
+    """What a problem asks, to be looked for in other texts.
+
+    The order of numbers and of options makes no other question. Generated problems differ in a few
+    words among many that are the same, so they are compared as a whole only.
     """
-
-    problems: dict[str, Problem]
-    rows: list[dict[str, Any]]
-    counts: dict[str, Any] | None
-
-    def sentence(self) -> str:
-        return told(self.counts) if self.counts else "off"
-
-
-# ---- what is asked -------------------------------------------------------------------------------
+    task, fields = TASKS[problem.task], dict(problem.fields)
+    if isinstance(fields.get("numbers"), list):
+        fields["numbers"] = sorted(fields["numbers"])
+    options = fields.get("choices") or {}
+    body = task.show(replace(problem, fields={**fields, "choices": {}} if options else fields))
+    wholes = [task.show(problem), "\n".join([body, *sorted(map(str, options.values()))])]
+    return Question(spec, problem.id, wholes, "" if task.generated else body)
 
 
 def questions_of_spec(
@@ -116,26 +116,65 @@ def index_of(names: Iterable[str], n: int, first: Sequence[Question] = ()) -> In
 # ---- a recipe's problems -------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Cleaned:
+    """The problems left to train on, a row for each one left out, and the counts of these.
+
+    counts: None where nobody looked.
+    """
+
+    problems: dict[str, Problem]
+    rows: list[dict[str, Any]]
+    counts: dict[str, Any] | None
+
+    def sentence(self) -> str:
+        return sentence(self.counts) if self.counts else "off"
+
+
 def clean(recipe: Recipe, held_out: Sequence[Problem] | None = None) -> Cleaned:
     """The problems a recipe learns from, without those that its evaluations ask.
 
     held_out: what its own evaluation asks, where that is known already.
     """
-    config = recipe.eval
-    if config.decontaminate == "off":
-        return Cleaned(clean_problems(recipe, None)[0], [], None)
-    index = exam_index(recipe, held_out)
+    index = index_for(recipe, held_out)
     problems, left_out = clean_problems(recipe, index)
     rows = [record(problem.id, match) for problem, match in left_out]
-    return Cleaned(problems, rows, count([match for _, match in left_out], index))
+    return Cleaned(problems, rows, count([m for _, m in left_out], index) if index else None)
 
 
-def exam_index(recipe: Recipe, held_out: Sequence[Problem] | None = None) -> Index:
-    """What a recipe's training data are kept clean of, to be looked up in."""
+def index_for(recipe: Recipe, held_out: Sequence[Problem] | None = None) -> Index | None:
+    """The evaluations that a recipe's training data are kept clean of; None where of none."""
     config = recipe.eval
+    if config.decontaminate == "off":
+        return None
     own = questions_of_spec(config.spec or recipe.task.name, eval_spec(recipe), held_out)
     n = config.ngram if config.decontaminate == "overlap" else 0
     return index_of(config.against, n, own)
+
+
+def clean_problems(
+    recipe: Recipe, index: Index | None
+) -> tuple[dict[str, Problem], list[tuple[Problem, Match]]]:
+    """The recipe's training problems by id, and those left out, for they occur in the index."""
+    sources = method_of(recipe).sources(recipe)
+    if sources is None:
+        sources = TASKS[recipe.task.name].load(recipe.task, "train", recipe.seed)
+    problems = {problem.id: problem for problem in sources}
+    left_out: list[tuple[Problem, Match]] = []
+    for problem in list(problems.values()) if index else ():
+        question = question_of(problem)
+        if index and (match := find(index, question.wholes, [question.body])):
+            left_out.append((problems.pop(problem.id), match))
+    if recipe.task.limit:
+        problems = dict(islice(problems.items(), recipe.task.limit))
+    if not problems:
+        why = f": all {len(left_out)} occur in the evaluation" if left_out else ""
+        raise UserError(
+            f"task {recipe.task.name}: no problem is left to train on{why}",
+            "give more problems, or an evaluation with other ones"
+            + ('; or set eval.decontaminate = "exact" where they only share words' if why else ""),
+        )
+    return problems, left_out
 
 
 def record(name: str, match: Match) -> dict[str, Any]:
@@ -191,35 +230,52 @@ def texts_of(example: Example) -> list[str]:
 
 
 def decontaminate(data: DataConfig, out: Path | None, ui: Ui) -> dict[str, Any]:
-    """`mlxreflect decontaminate`: what of a data set occurs in evaluations; the rest goes to `out`.
+    """`mlxreflect decontaminate`: finds rows that evaluations ask; the others go to `out`.
 
     All texts of a row are looked at. Raises UserError where `out` is there or cannot be written.
     """
+    check_out(out)
     index = index_of(data.against, data.ngram)
     bad: list[BadRow] = []
     found: list[tuple[str, Match]] = []
-    read = 0
+    clean_rows: list[str] = []
     rows = rows_of(data.source, data.config, data.split)
     first = list(islice(rows, 1))  # what cannot be read is told before the bar begins
-    with writing(out) as file, ui.progress("reading") as bar:
+    with ui.progress("reading") as bar:
         for row in chain(first, rows):
             bar.advance(1)
             if isinstance(row, BadRow):
                 bad.append(row)
                 continue
-            read += 1
             texts = strings(row.values)
             if match := find(index, texts, texts):
                 found.append((row.where, match))
-            elif file:
-                file.write(json.dumps(row.values, default=str) + "\n")
+            else:
+                clean_rows.append(json.dumps(row.values, default=str) + "\n" if out else "")
+    if out:
+        try:
+            write_atomic(out, "".join(clean_rows))
+        except OSError as error:
+            raise UserError(f"{out}: {error.strerror}", "give another --out") from None
     return {
-        "data": data.source, "against": data.against, "rows": read, "clean": read - len(found),
-        **count([match for _, match in found], index),
+        "data": data.source, "against": data.against, "rows": len(found) + len(clean_rows),
+        "clean": len(clean_rows), **count([match for _, match in found], index),
         "unreadable": [{"where": row.where, "reason": row.reason} for row in bad],
         "out": str(out) if out else None,
         "collisions": [record(where, match) for where, match in found],
     }  # fmt: skip
+
+
+def check_out(out: Path | None) -> None:
+    if out and out.suffix.lower() not in ("", ".jsonl"):
+        raise UserError(
+            f"{out}: rows are written as JSON lines",
+            f"give --out {quote(str(out.with_suffix('.jsonl')))}",
+        )
+    if out and out.exists():
+        raise UserError(f"{out} is there already", "give another --out")
+    if out and not out.absolute().parent.is_dir():
+        raise UserError(f"{out}: No such file or directory", "give another --out")
 
 
 def strings(value: Any) -> list[str]:
@@ -235,51 +291,24 @@ def strings(value: Any) -> list[str]:
     return found
 
 
-@contextmanager
-def writing(out: Path | None) -> Iterator[TextIO | None]:
-    """A new file that is there once all of it is; None where none is wanted."""
-    if out is None:
-        yield None
-        return
-    if out.suffix.lower() not in ("", ".jsonl"):
-        raise UserError(
-            f"{out}: rows are written as JSON lines",
-            f"give --out {quote(str(out.with_suffix('.jsonl')))}",
-        )
-    if out.exists():
-        raise UserError(f"{out} is there already", "give another --out")
-    part = out.with_name(out.name + ".tmp")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            yield file
-        part.replace(out)
-    except OSError as error:
-        raise UserError(f"{out}: {error.strerror}", "give another --out") from None
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def render_decontaminated(result: dict[str, Any]) -> "Group":
     """Counts and the first rows as a table, and a sentence."""
-    from rich import box
     from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
 
     parts: list[Any] = []
     shown = result["collisions"][:SHOWN]
     if shown:
+        cells = [
+            [text[:MOST_TEXT] for text in
+             (row["id"], f"{row['spec']} {row['eval_id']}", row["how"], row["shared"])]
+            for row in shown
+        ]  # fmt: skip
         title = "" if len(shown) == result["dropped"] else f"The first {len(shown)}"
-        table = Table(title=title or None, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for column in ("row", "occurs in", "as", "what they share"):
-            table.add_column(column, overflow="fold")
-        for row in shown:
-            cells = row["id"], f"{row['spec']} {row['eval_id']}", row["how"], row["shared"]
-            table.add_row(*(Text(safe_text(cell[:MOST_TEXT])) for cell in cells))
-        parts += [table, Text()]
-    said = [in_words(result, "row"), f"{result['clean']} of {result['rows']} rows are clean"]
+        columns = ["row", "occurs in", "as", "what they share"]
+        parts = [table(title, columns, cells, wraps="*"), plain("")]
+    said = [clause(result, "row"), f"{result['clean']} of {result['rows']} rows are clean"]
     if result["unreadable"]:
         said.append(f"{len(result['unreadable'])} could not be read")
     if result["out"]:
         said.append(f"the clean ones are in {result['out']}")
-    return Group(*parts, Text(safe_text("; ".join(said)), "bold"))
+    return Group(*parts, plain("; ".join(said), "bold"))

@@ -184,11 +184,10 @@ class Preflexor:
         self.on_topic: list[list[str]] = []
         self.rounds = {1: self.config.rounds, 2: self.config.two.rounds}  # of each phase
         if self.config.corpus:
-            from mlxreflect.evaluation.contamination import exam_index
+            from mlxreflect.evaluation.contamination import index_for
 
             # Passages are clean of what evaluations ask; the teacher may still ask it.
-            clean = frame.recipe.eval.decontaminate == "off"
-            self.teacher = Teacher(frame, None if clean else exam_index(frame.recipe))
+            self.teacher = Teacher(frame, index_for(frame.recipe))
             self.on_topic = [self.passages_on(topic, self.teacher) for topic in self.config.topics]
 
     def passages_on(self, topic: str, teacher: Teacher) -> list[str]:

@@ -188,12 +188,12 @@ def human_examples(recipe: Recipe, problems: Sequence[Problem]) -> Human:
 
     problems: the run's, at least one. Raises UserError for a file that cannot be read.
     """
-    from mlxreflect.evaluation.contamination import exam_index
+    from mlxreflect.evaluation.contamination import index_for
     from mlxreflect.methods.rollouts import attempt_prompt
 
     if not recipe.rel.human:
         return Human([], {})
-    exams = exam_index(recipe) if recipe.eval.decontaminate != "off" else None
+    exams = index_for(recipe)
     task = get_task(recipe.task.name)
     known = {fold(task.show(problem)): problem for problem in problems}
     examples: dict[tuple[str, str], Example] = {}

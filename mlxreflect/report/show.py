@@ -18,7 +18,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_rows
 from mlxreflect.core.records import Episode, Example, episode_from_row, flat_from_row
 from mlxreflect.core.ui import facts, plain, table
-from mlxreflect.data.contamination import told
+from mlxreflect.data.contamination import sentence
 from mlxreflect.evaluation.arms import read_arms, read_results
 from mlxreflect.methods.base import STATUSES, status_words
 from mlxreflect.report.story import STATUS_STYLE, tell_story
@@ -212,7 +212,7 @@ def show_training(summary: dict[str, Any]) -> RenderableType:
     if summary.get("cut_prompts"):
         shown["prompts cut to fit"] = summary["cut_prompts"]
     if summary.get("decontaminated"):
-        shown["decontaminated"] = told(summary["decontaminated"], "row")
+        shown["decontaminated"] = sentence(summary["decontaminated"], "row")
     before, after = summary["held_out_before"], summary["held_out_after"]
     moves = (
         (before, after, "held-out ") if before else (summary["first"], summary["last"], "step's ")
@@ -271,7 +271,7 @@ def totals(run_dir: Path, summary: dict[str, Any], recipe: Recipe | None) -> dic
     named = {
         "problems": f"{summary.get('problems', 0)}{by}",
         **{f"  {name}": value for name, value in statuses.items()},
-        "decontaminated": summary.get("decontaminated") and told(summary["decontaminated"]),
+        "decontaminated": summary.get("decontaminated") and sentence(summary["decontaminated"]),
         "trained on": ", ".join(trained) or nothing,
         "not trained on": ", ".join(dropped) or None,
         "prompts cut to fit": summary.get("cut_prompts") or None,

@@ -29,7 +29,7 @@ from mlxreflect.core.journal import (
 )
 from mlxreflect.core.records import Example
 from mlxreflect.core.ui import Ui
-from mlxreflect.data.contamination import told
+from mlxreflect.data.contamination import sentence
 from mlxreflect.data.examples import read_examples, split_examples
 from mlxreflect.data.rows import BadRow
 from mlxreflect.evaluation.contamination import clean_examples, keep_rows
@@ -126,7 +126,7 @@ def describe(folder: RunFolder[Job], data: Data, trainer: Trainer, ui: Ui) -> No
             f"train.max_length = {job.train.max_length}: raise it, where memory allows"
         )
     if data.decontaminated:
-        ui.line(told(data.decontaminated, "row"))
+        ui.line(sentence(data.decontaminated, "row"))
     for row in data.bad[:NAMED]:
         ui.line(f"skipped {row.where}: {row.reason}")
     if len(data.bad) > NAMED:

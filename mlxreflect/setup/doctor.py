@@ -30,12 +30,12 @@ from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.critics.client import FILE, Client, failed
 from mlxreflect.critics.http import CallError
 from mlxreflect.critics.ollama import LOOK_S, Ollama, is_ollama, root_of
-from mlxreflect.data.contamination import in_words
+from mlxreflect.data.contamination import build_index, clause
 from mlxreflect.data.rows import is_path
-from mlxreflect.evaluation.contamination import clean, further_specs
+from mlxreflect.evaluation.contamination import clean, clean_problems, further_specs, question_of
 from mlxreflect.evaluation.evaluate import eval_problems
 from mlxreflect.models.load import TINY, device_name, on_cpu
-from mlxreflect.tasks import TASKS, training_problems
+from mlxreflect.tasks import TASKS
 from mlxreflect.train.memory import memory_limit
 
 if TYPE_CHECKING:
@@ -180,10 +180,11 @@ def check_data(recipe: Recipe) -> Iterator[Check]:
         yield Check("data", "ok", f"{len(held_out)} problems held out")
     if not any(sources):
         cleaned = clean(recipe, held_out)
-        left_out = f"; {in_words(cleaned.counts)}" if cleaned.counts else ""
+        left_out = f"; {clause(cleaned.counts)}" if cleaned.counts else ""
         yield Check("data", "ok", f"{len(cleaned.problems)} problems to learn from{left_out}")
     elif not sources[0]:
-        found = len(training_problems(recipe, held_out))
+        index = build_index(map(question_of, held_out), recipe.eval.ngram)
+        found = len(clean_problems(recipe, index)[0])
         yield Check("data", "ok", f"{found} problems to learn from")
     problems = [] if any(sources) else list(cleaned.problems.values())
     for note in method_of(recipe).notes(recipe, problems):
