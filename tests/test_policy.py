@@ -100,28 +100,8 @@ def test_greedy_batches_are_mlx_lms_own_greedy_tokens(policy: Policy, batch: int
     assert len({tuple(c.token_ids) for c in found}) == 9
 
 
-def test_completions_are_in_the_order_of_the_prompts(policy: Policy) -> None:
-    asked = prompts(7)
-    forwards, backwards = generate(policy, asked), generate(policy, asked[::-1])
-    assert [c.token_ids for c in backwards[::-1]] == [c.token_ids for c in forwards]
-    assert [c.prompt_tokens for c in forwards] == [len(p) for p in asked]
-
-
 def test_no_prompt_no_completion(policy: Policy) -> None:
     assert generate(policy, []) == []
-
-
-def test_a_seed_decides_the_samples(policy: Policy) -> None:
-    def sample(*seed: int | str) -> list[list[int]]:
-        found = generate(policy, [prompts(3)[2]] * 6, temperature=1.0, seed=seed)
-        return [c.token_ids for c in found]
-
-    first = sample(1, "attempt")
-    mx.random.uniform(shape=(10,))
-    assert sample(1, "attempt") == first
-    assert sample(2, "attempt") != first
-    assert sample(1, "verify") != first
-    assert len({tuple(ids) for ids in first}) == 6
 
 
 def test_top_p_and_temperature_reach_the_sampler(policy: Policy) -> None:
@@ -365,22 +345,6 @@ def test_equal_prompts_apart_are_sampled_apart(policy: Policy) -> None:
     greedy = [c.token_ids for c in generate(policy, [a, b, a, a], samples=2, batch=3)]
     assert greedy[:2] == greedy[4:6] == greedy[6:]
     assert greedy[0] == greedy[1] != greedy[2] == greedy[3]
-
-
-def test_samples_are_counted_and_told(copy: Path) -> None:
-    """Some of them stop early, so that others take their place."""
-    stops = [256, *range(60, 99)]
-    policy = load_policy(PolicyConfig(model=str(change_config(copy, eos_token_id=stops))))
-    told: list[int] = []
-    options = {"temperature": 1.0, "max_new_tokens": 20, "batch": 5, "samples": 6}
-    found = generate(policy, prompts(8), advance=told.append, **options)
-    assert sum(told) == len(found) == 48
-    assert {c.finish_reason for c in found} == {"stop", "length"}
-    assert policy.tokens_generated == sum(len(c.token_ids) for c in found)
-    for prompt, completion in zip([p for p in prompts(8) for _ in range(6)], found, strict=True):
-        assert completion.prompt_tokens == len(prompt)
-        ids = completion.token_ids
-        assert completion.text == policy.decode(ids[: len(ids) - (ids[-1] in policy.eos)])
 
 
 def mamba_model() -> nn.Module:

@@ -81,16 +81,6 @@ def test_stage_reference_is_a_snapshot_of_the_policy(logps: str) -> None:
         assert step.loss < first.loss
 
 
-def test_base_reference_is_the_model_without_lora() -> None:
-    trainer, pairs = lora_trainer(), make_pairs(2, 4)
-    base = pair_scores(small_model(), pairs)
-    margins = margins_of(pair_scores(trainer.model, pairs), base, pairs, "sum", 0.1)
-    settings = fitting(lr=1e-3, batch=4)
-    (step,) = fit_pairs(trainer, pairs, base_reference(trainer.model), settings, (1,))
-    assert step.loss == pytest.approx(softplus(-margins).mean(), abs=2e-6)
-    assert np.abs(margins).max() > 0.01
-
-
 def test_no_reference_means_zeros_and_nll_is_added() -> None:
     trainer, pairs = lora_trainer(), make_pairs(3, 4)
     scores = pair_scores(trainer.model, pairs)
@@ -385,40 +375,6 @@ def test_sft_batches_are_token_exact() -> None:
         near(moved, results[0][2], 1e-5)
 
 
-def test_padding_does_not_reach_the_loss() -> None:
-    """A short row costs the same beside a row of 200 tokens as alone."""
-    (short,), (long,) = rows(8, [(3, 2)]), rows(9, [(90, 110)])
-    losses = {}
-    for name, data in (("short", [short]), ("long", [long]), ("both", [short, long])):
-        trainer = lora_trainer()
-        (step,) = fit_rows(trainer, data, fitting(lr=1e-3, batch=2), (1,), dropout=False)
-        losses[name] = step.loss
-    assert losses["both"] * 112 == pytest.approx(
-        2 * losses["short"] + 110 * losses["long"], rel=1e-6
-    )
-
-
-def test_too_little_memory_makes_small_parts_and_changes_nothing() -> None:
-    results, plans = [], []
-    for gigabytes in (0.0, 1e-9):
-        trainer, pairs = lora_trainer(), long_pairs(66) + make_pairs(67, 5)
-        settings = fitting(lr=1e-3, batch=8, nll=0.3, memory_gb=gigabytes)
-        objective = trainer.pair_objective(
-            pairs, base_reference(trainer.model), settings, settings.objective
-        )
-        network = trainer.understood(objective.items)
-        plans.append(trainer.plan(network, objective, list(range(8)), settings))
-        (step,) = trainer.fit(objective, settings, (1,))
-        results.append((step, first_gradient(trainer, "dpo")))
-    (whole, none), (parts, every) = plans
-    assert sorted(i for part in whole for i in part) == list(range(8))
-    assert (len(whole) <= 2, none) == (True, 0)
-    assert (list(map(len, parts)), every) == ([1] * 8, 2)
-    assert sorted(i for part in parts for i in part) == list(range(8))
-    assert results[1][0].loss == pytest.approx(results[0][0].loss, abs=1e-6)
-    near(results[1][1], results[0][1], 1e-6)
-
-
 # ---- epochs and steps ---------------------------------------------------------------------------
 
 
@@ -488,21 +444,6 @@ def test_the_rate_goes_down_as_the_schedule_says() -> None:
             assert [s.lr for s in steps] == pytest.approx([1e-4 * e for e in expected], rel=1e-5)
 
 
-def test_the_learning_rate_has_effect_though_the_optimizer_stays() -> None:
-    """Two trainers with the same moments: a tenth of the rate moves a tenth as far."""
-    moves = []
-    for scale in (1.0, 0.1, 0.01):
-        trainer = lora_trainer()
-        fit_rows(trainer, rows(13, SHAPES), fitting(lr=1e-3, batch=6), (1,), dropout=False)
-        before = copied(trainer)
-        settings = fitting(lr=1e-3 * scale, batch=6)
-        fit_rows(trainer, rows(14, SHAPES), settings, (2,), dropout=False)
-        after = copied(trainer)
-        moves.append(math.sqrt(sum(((after[k] - before[k]) ** 2).sum() for k in after)))
-    assert moves[1] / moves[0] == pytest.approx(0.1, rel=1e-3)
-    assert moves[2] / moves[0] == pytest.approx(0.01, rel=1e-2)
-
-
 def test_each_objective_has_its_own_optimizer() -> None:
     trainer, pairs, data = lora_trainer(), make_pairs(15, 4), rows(15, SHAPES)
     settings = fitting(lr=1e-3, batch=8)
@@ -550,16 +491,6 @@ def test_updates_are_adamw_on_the_clipped_gradient(clip: float, decay: float) ->
     steps = fit_rows(trainer, data, settings, (1,), dropout=False)
     assert [s.grad_norm for s in steps] == pytest.approx(norms, rel=1e-3)
     near(copied(trainer), {k: a.astype(np.float32) for k, a in values.items()}, 1e-4)
-
-
-def test_clipping_caps_the_norm_that_is_used() -> None:
-    data = rows(17, SHAPES)
-    for clip, capped in ((0.05, True), (1e6, False), (0.0, False)):
-        trainer = lora_trainer()
-        (step,) = fit_rows(trainer, data, fitting(lr=1e-3, batch=6, clip=clip), (1,), dropout=False)
-        used = math.sqrt(sum((g**2).sum() for g in first_gradient(trainer, "sft").values()))
-        assert step.grad_norm > 0.1
-        assert used == pytest.approx(0.05 if capped else step.grad_norm, rel=1e-4)
 
 
 # ---- what must stay as it is --------------------------------------------------------------------
@@ -745,29 +676,6 @@ def test_a_trainer_that_has_not_trained_is_saved_too(tmp_path: Path) -> None:
 
 
 # ---- gradient checkpointing ---------------------------------------------------------------------
-
-
-def test_checkpointed_gradients_are_the_same() -> None:
-    expected, plain = step_with(3, 3, (1,))
-    before = kinds(plain.model)
-    step, trainer = step_with(3, 3, (1,), grad_checkpoint="yes")
-    assert kinds(trainer.model) == before
-    assert step.loss == pytest.approx(expected.loss, abs=1e-6)
-    near(first_gradient(trainer, "dpo"), first_gradient(plain, "dpo"), 1e-6)
-    near(copied(trainer), copied(plain), 1e-5)
-
-
-def test_checkpointed_gradients_of_four_bit_models(load_random: Load) -> None:
-    gradients = []
-    for on in ("no", "yes"):
-        policy = load_random(dequantize="no")
-        attach_lora(policy.model, LoraConfig(rank=4, dropout=0.0), 0)
-        trainer = Trainer(policy.model)
-        settings = fitting(lr=1e-3, batch=2, accumulate=2, epochs=2, grad_checkpoint=on)
-        steps = fit_rows(trainer, rows(24, SHAPES[:4]), settings, (1,))
-        gradients.append(([s.loss for s in steps], first_gradient(trainer, "sft")))
-    assert gradients[1][0] == pytest.approx(gradients[0][0], abs=1e-5)
-    near(gradients[1][1], gradients[0][1], 1e-5)
 
 
 def test_checkpointing_ends_with_its_context_however_it_ends() -> None:
