@@ -22,12 +22,12 @@ from mlxreflect.data.forms import (
     Unknown,
     Values,
     answer,
-    asked,
+    as_assistant,
     form_of,
     group,
     messages_of,
     number,
-    spoken,
+    prompt_of,
     text_of,
 )
 from mlxreflect.data.rows import TORN, BadRow, Row, fold, listed, rows_of
@@ -163,11 +163,11 @@ def native(values: Values, kind: str) -> Example:
         raise Fault("chosen and rejected are the same")
     if kind == "sft" and example.prompt == []:  # raw text
         return example
-    prompt = asked({}, messages_of(example.prompt, "prompt"))
+    prompt = prompt_of({}, messages_of(example.prompt, "prompt"))
     if kind != "group":
         return replace(example, prompt=prompt)
     texts = given.get("completions")
-    said = [spoken(text) for text in texts] if isinstance(texts, list) else texts
+    said = [as_assistant(text) for text in texts] if isinstance(texts, list) else texts
     made = group({**given, "prompt": prompt, "completions": said}, "all")[0]
     return replace(example, prompt=prompt, completions=made.completions, rewards=made.rewards)
 
@@ -175,7 +175,7 @@ def native(values: Values, kind: str) -> Example:
 def check_written(text: Any, ids: Any, at: str) -> None:
     """A text of our own; one with the tokens that the policy generated may be empty."""
     if ids is None:
-        answer(spoken(text_of(text, at)), at)
+        answer(as_assistant(text_of(text, at)), at)
     elif not isinstance(text, str):
         raise Fault(f"{at} is no text")
     elif not isinstance(ids, list) or not ids or any(type(i) is not int or i < 0 for i in ids):
@@ -205,7 +205,7 @@ def examples_of(
 
 
 def texts_of(example: Example) -> list[str]:
-    """What is asked, and the answers."""
+    """Returns the texts of the prompt and of the answers."""
     texts = [example.completion, example.chosen, example.rejected]
     return [*(message["content"] for message in example.prompt), *filter(None, texts)]
 
@@ -256,7 +256,7 @@ def split_examples(
 
 
 def group_keys(examples: Sequence[Example]) -> list[str]:
-    """What must stay together: the least digest of the prompts that rows connect."""
+    """Returns a key for each, equal for those that stay together: their prompts' least digest."""
     above: dict[str, str] = {}
 
     def top(key: str) -> str:

@@ -87,11 +87,11 @@ def message_of(value: Any, at: str) -> dict[str, str]:
     return {"role": ROLES[role], "content": text_of(content, at)}
 
 
-def spoken(text: str) -> Messages:
+def as_assistant(text: str) -> Messages:
     return [{"role": "assistant", "content": text}]
 
 
-def asked(values: Values, prompt: Messages) -> Messages:
+def prompt_of(values: Values, prompt: Messages) -> Messages:
     """A prompt that an answer can follow, the row's system text before it."""
     if isinstance(system := values.get("system"), str) and system.strip():
         first = {"role": "system", "content": text_of(system, "system")}
@@ -139,7 +139,7 @@ def shared(one: Sequence[Any], other: Sequence[Any]) -> int:
 
 
 def shared_words(chosen: str, rejected: str) -> int:
-    """Where two texts part, cut back to the end of a word; what follows keeps its space."""
+    """Returns where two texts part, cut back to the end of a word; what follows keeps its space."""
     at = shared(chosen, rejected)
     if any(at < len(text) and not text[at].isspace() for text in (chosen, rejected)):
         while at and not chosen[at - 1].isspace():
@@ -175,7 +175,7 @@ def preference(values: Values, turns: Turns) -> list[Example]:
     if good == poor:
         raise Fault("chosen and rejected are the same")
     size = shared(good, poor)
-    asking = asked(values, joined(asking, good[:size]))
+    asking = prompt_of(values, joined(asking, good[:size]))
     chosen, rejected = answer(good[size:], "chosen"), answer(poor[size:], "rejected")
     return [Example("preference", asking, chosen=chosen, rejected=rejected)]
 
@@ -187,7 +187,7 @@ def completion(values: Values, turns: Turns) -> list[Example]:
         raise Fault("prompt, completion and label are unpaired preferences, which nothing trains")
     said = messages_of(values["completion"], "completion", "assistant")
     prompt = joined(messages_of(values["prompt"], "prompt", "user"), said[:-1])
-    return [Example("sft", asked(values, prompt), completion=answer(said[-1:], "completion"))]
+    return [Example("sft", prompt_of(values, prompt), completion=answer(said[-1:], "completion"))]
 
 
 def chat(values: Values, turns: Turns) -> list[Example]:
@@ -205,7 +205,7 @@ def chat(values: Values, turns: Turns) -> list[Example]:
     return [
         Example(
             "sft",
-            asked(values, talk[:end]),
+            prompt_of(values, talk[:end]),
             completion=answer([talk[end]], f"{name}, message {end + 1},"),
             source={"message": end + 1},
         )
@@ -231,7 +231,7 @@ def group(values: Values, turns: Turns) -> list[Example]:
     said = [messages_of(a, f"completion {i}", "assistant") for i, a in enumerate(answers, 1)]
     if any([message["role"] for message in messages] != ["assistant"] for messages in said):
         raise Fault("each completion must be one message of the assistant")
-    prompt = asked(values, messages_of(values["prompt"], "prompt", "user"))
+    prompt = prompt_of(values, messages_of(values["prompt"], "prompt", "user"))
     worth = [number(reward, f"reward {i}") for i, reward in enumerate(rewards, 1)]
     texts = [messages[0]["content"] for messages in said]
     return [Example("group", prompt, completions=texts, rewards=worth)]
@@ -263,7 +263,7 @@ def leak(text: str, spans: dict[str, list[int]], style: str) -> str:
 SIDES = ("chosen", "rejected")
 
 
-def worked(values: Values) -> Example:
+def read_reasonset(values: Values) -> Example:
     """ReasonSet: the working that found and mended its error, and not the tidied solution.
 
     Left out is what the published data have much of: no gold answer, another answer than the gold
@@ -271,7 +271,7 @@ def worked(values: Values) -> Example:
     """
     if str(values.get("is_correct")).strip().lower() in ("false", "0", "0.0"):
         raise Fault("is_correct is false, so its working is none to imitate")
-    prompt = asked(values, messages_of(values["problem"], "problem", "user"))
+    prompt = prompt_of(values, messages_of(values["problem"], "problem", "user"))
     text = written(values["working_out"], "working_out")
     golds = [values.get(name) for name in ("ground_truth", "provided_solution")]
     told = [str(one).strip() for one in golds if one is not None and one == one]  # not NaN
@@ -286,14 +286,14 @@ def worked(values: Values) -> Example:
     return Example("sft", prompt, completion=text)
 
 
-def reflected(values: Values) -> Example:
+def read_d_plus(values: Values) -> Example:
     """D+: question and failed attempt → reflection and right answer (its one-stage training)."""
     flat = flattened(values, {"": "trail2"})
     parts = [written(flat[name], name) for name in ("reflections", "second_trial_reasoning")]
     return Example("sft", reflecting(flat, REFLECT_AND_RETRY), completion="\n\n".join(parts))
 
 
-def reflections(values: Values) -> Example:
+def read_reflections(values: Values) -> Example:
     """D± and Dpref: two reflections on one failed attempt; their retries are not compared."""
     flat = flattened(values, {"_chosen": "trail2_true", "_rejected": "trail2_false"})
     given = flat.get("reflection_prompt") or flat.get("reflect_prompt")
@@ -301,21 +301,21 @@ def reflections(values: Values) -> Example:
     chosen, rejected = (written(flat[f"reflection_{s}"], f"reflection_{s}") for s in SIDES)
     if chosen == rejected:
         raise Fault("reflection_chosen and reflection_rejected are the same")
-    return Example("preference", asked({}, prompt), chosen=chosen, rejected=rejected)
+    return Example("preference", prompt_of({}, prompt), chosen=chosen, rejected=rejected)
 
 
 def reflecting(flat: Values, request: str) -> Messages:
     """The question, the attempt that failed, and the request to reflect."""
     question = messages_of(flat["question"], "question", "user")
     attempt = written(flat["first_trial_reasoning"], "first_trial_reasoning")
-    return asked({}, [*question, *spoken(attempt), {"role": "user", "content": request}])
+    return prompt_of({}, [*question, *as_assistant(attempt), {"role": "user", "content": request}])
 
 
 def written(value: Any, at: str) -> str:
     """A text, or a list of them; without what their environment said at its end."""
     if isinstance(value, list):
         value = "\n".join(text_of(part, at) for part in value)
-    return answer(spoken(text_of(value, at).partition("\nObservation:")[0]), at)
+    return answer(as_assistant(text_of(value, at).partition("\nObservation:")[0]), at)
 
 
 def flattened(values: Values, trails: dict[str, str]) -> Values:
@@ -373,9 +373,9 @@ COMMON = (
     Form(("text",), "sft", raw_text),
 )
 PUBLISHED = (  # data sets of methods
-    Form(("problem", "working_out"), "sft", one(worked), once=True),
-    *(Form(columns, "sft", one(reflected), once=True) for columns in REFLECTED),
-    *(Form(columns, "preference", one(reflections), once=True) for columns in REFLECTIONS),
+    Form(("problem", "working_out"), "sft", one(read_reasonset), once=True),
+    *(Form(columns, "sft", one(read_d_plus), once=True) for columns in REFLECTED),
+    *(Form(columns, "preference", one(read_reflections), once=True) for columns in REFLECTIONS),
 )
 FORMS = (*COMMON, *PUBLISHED)
 
@@ -450,7 +450,7 @@ def mlx_row(example: Example) -> Values:
 
 
 def answered(text: str | None) -> Messages:
-    return spoken(whole(text or ""))
+    return as_assistant(whole(text or ""))
 
 
 def chat_of(messages: Messages) -> Messages:

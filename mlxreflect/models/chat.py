@@ -24,7 +24,7 @@ def encode_chat(tokenizer: Any, messages: Messages) -> list[int]:
 
 
 def knows_system(tokenizer: Any) -> bool:
-    """Whether the chat template takes a system message (Gemma's, for one, raises)."""
+    """Returns whether the chat template takes a system message (Gemma's, for one, raises)."""
     from jinja2 import TemplateError
 
     try:
@@ -57,11 +57,11 @@ def end_tokens(tokenizer: Any, folder: Path | None) -> set[int]:
     found = {i for i in tokenizer.eos_token_ids if type(i) is int}  # a file may say "x"
     for name in ("config.json", "generation_config.json"):
         if folder and (folder / name).is_file():
-            found |= told_ends((folder / name).read_bytes())
+            found |= config_ends((folder / name).read_bytes())
     return found
 
 
-def told_ends(config: bytes) -> set[int]:
+def config_ends(config: bytes) -> set[int]:
     """The end tokens a config file names, also for the text part of a model of several parts."""
     try:
         tree = json.loads(config)

@@ -285,7 +285,7 @@ def write_folder(model: str, adapter: str, folder: Path, quantize: int) -> dict[
 def answers_before(
     model: str, adapter: str, asked: Sequence[str], ui: Ui
 ) -> list[tuple[Answer, list[float]]]:
-    """What model and adapter answer, computed as in a run, and the answers' `logps_of`."""
+    """Returns the answers of model and adapter, computed as in a run, each with its `logps_of`."""
     policy = load_tuned(model, adapter)[0]
     if on_cpu():
         dequantize(policy.model)

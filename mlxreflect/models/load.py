@@ -155,7 +155,7 @@ def on_cpu() -> bool:
 
 
 def device_name() -> str:
-    """What MLX computes on, for a person."""
+    """Returns the name of the device that MLX computes on."""
     return f"{'CPU' if on_cpu() else 'GPU'}, {mx.device_info().get('device_name', 'unnamed')}"
 
 

@@ -194,7 +194,7 @@ def cut_at(text: str, stop: Sequence[str]) -> str:
 
 
 def prefill(model: nn.Module, prompts: list[list[int]]) -> tuple[list[list[int]], list[Any] | None]:
-    """What is left to read of each prompt, and caches of what was read: one for equal prompts."""
+    """Returns what is left to read of each prompt, and caches of the rest: one for equal ones."""
     maskable = can_trim_prompt_cache(make_prompt_cache(model))
     groups: dict[int, list[tuple[int, ...]]] = {}
     for prompt in dict.fromkeys(map(tuple, prompts)):

@@ -95,7 +95,7 @@ class Batch(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What a batch costs. prefix: [G, P], rows: [R, S], as padded."""
+    """The cost of a batch. prefix: [G, P], rows: [R, S], as padded."""
 
     groups: int
     prefix: int
@@ -112,7 +112,7 @@ def padded(length: int) -> int:
 
 
 def common_prefix(item: Item) -> int:
-    """How many input tokens all rows of an item begin with (a row's last token is no input)."""
+    """Returns with how many input tokens all rows begin (a row's last token is no input)."""
     wholes = [[*row.prompt, *row.response][:-1] for row in item]
     return sum(1 for _ in takewhile(lambda at: len(set(at)) == 1, zip(*wholes, strict=False)))
 

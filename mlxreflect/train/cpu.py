@@ -1,4 +1,4 @@
-"""What stands in for MLX's own functions while a model trains or is scored on the CPU.
+"""Functions that stand in for MLX's own while a model trains or is scored on the CPU.
 
 Everything comes in by `faster_on_cpu`, for the moment in which a graph is made; no other file
 knows of it. `in_parts` computes graphs side by side, for MLX computes a stream on one core. On a
@@ -25,6 +25,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models import activations
 
+from mlxreflect.models.load import on_cpu
 from mlxreflect.train import losses
 from mlxreflect.train.network import Logps, Network
 
@@ -38,10 +39,6 @@ theirs, their_product = mx.fast.scaled_dot_product_attention, mx.quantized_matmu
 plain_chunks = Network.chunks
 Work = TypeVar("Work")
 Result = TypeVar("Result")
-
-
-def on_cpu() -> bool:
-    return bool(mx.default_device().type == mx.DeviceType.cpu)
 
 
 def slow_exponentials() -> bool:

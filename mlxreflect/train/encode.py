@@ -42,7 +42,7 @@ class NothingTrained(UserError):
 
 @dataclass(frozen=True)
 class Encoder:
-    """How examples become rows.
+    """Makes rows of examples.
 
     max_length: tokens of prompt and response; a prompt too long is cut from the left, a response
     never. tags: the tag set that masks go by. seed: of masks drawn at random.
@@ -130,7 +130,7 @@ def last_words(example: Example) -> str:
 def response_mask(
     policy: Policy, token_ids: Sequence[int], tags: str, mask: MaskConfig, rng: random.Random
 ) -> list[bool]:
-    """Whether each token of a response is trained; the token that ends the turn always is.
+    """Returns whether each token of a response is trained; the end of the turn always is.
 
     tags: a name in TAGS. rng: seeded afresh for each example; one number is drawn a token, in
     order, so that two responses with the same opening and seed lose the same tokens of it. A token
@@ -178,7 +178,7 @@ def character_kinds(text: str, start: str, end: str) -> bytearray:
 
 
 def token_kind(kinds: bytearray, span: tuple[int, int]) -> int:
-    """What a token is part of: any overlap with a tag makes it the tag's."""
+    """Returns the kind of a token: any overlap with a tag makes it the tag's."""
     start, end = span
     if start < end:
         return MARKER if MARKER in kinds[start + 1 : end + 1] else kinds[start + 1]
@@ -212,7 +212,7 @@ def without_end(policy: Policy, token_ids: Sequence[int]) -> Sequence[int]:
 
 
 def growing_cuts(policy: Policy, ids: list[int], text: str) -> list[int] | None:
-    """Where each token ends, from the text of a few tokens at a time.
+    """Returns the end of each token, from the text of a few tokens at a time.
 
     None where the pieces do not make up the text (a decoder that takes back what it has given).
     The tokens before the new ones are decoded with them: some decoders strip a leading space.
@@ -243,7 +243,7 @@ def prefix_cuts(policy: Policy, ids: list[int], text: str) -> list[int]:
 
 
 def common(piece: str, text: str, at: int) -> int:
-    """How many characters a piece shares with the text from `at` on, counted from the front."""
+    """Returns how many characters a piece shares with the text from `at` on."""
     if text.startswith(piece, at):
         return len(piece)
     pairs = zip(piece, text[at : at + len(piece)], strict=False)

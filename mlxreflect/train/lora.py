@@ -29,7 +29,7 @@ def linear_keys(model: nn.Module, last: int = 0) -> list[str]:
 
 
 def lora_scale(config: LoraConfig) -> float:
-    """What LoRA layers multiply by: alpha / rank where an alpha is given, else the scale."""
+    """Returns the factor of LoRA layers: alpha / rank where an alpha is given, else the scale."""
     return config.alpha / config.rank if config.alpha else config.scale
 
 
@@ -62,7 +62,7 @@ def attach_lora(
 
 
 def choose_layers(model: nn.Module, config: LoraConfig) -> int:
-    """How many of the last blocks are trained; refuses what would train nothing, or not exist.
+    """Returns the number of last blocks to train; refuses what would train nothing, or not exist.
 
     In a hybrid model a key may be of some blocks only.
     """
@@ -131,12 +131,12 @@ def attach_full(model: nn.Module, name: str = "", adapter: str = "") -> dict[str
 
 
 def is_packed(module: nn.Module) -> bool:
-    """Whether a module itself holds quantised weights."""
+    """Returns whether a module itself holds quantised weights."""
     return "scales" in module and hasattr(module, "bits")
 
 
 def stored_packed(name: str) -> bool:
-    """Whether a model's files are quantised, also where loading made plain weights of them."""
+    """Returns whether a model's files are quantised, whatever loading made of them."""
     folder = model_folder(name)
     if folder is None or not (folder / "config.json").is_file():
         return False

@@ -1,4 +1,4 @@
-"""What a training step holds in memory: an estimate of it, and layers that keep nothing.
+"""The memory of a training step: an estimate of it, and layers that keep nothing.
 
 Recomputed layers keep their input alone; in the backward pass they run again. Keys and values that
 a layer hands on through a cache of `prefix` enter and leave the recomputed function as values, or
@@ -109,7 +109,7 @@ def linear_outputs(module: nn.Module, active: int) -> int:
 
 
 def any_half(model: nn.Module) -> bool:
-    """Whether activations have two bytes: norms keep the type that a model computes in."""
+    """Returns whether activations have two bytes: norms keep the type that a model computes in."""
     kinds = {m.weight.dtype for _, m in model.layers[0].named_modules()
              if "weight" in m and "norm" in type(m).__name__.lower()}  # fmt: skip
     return bool(kinds & {mx.float16, mx.bfloat16})

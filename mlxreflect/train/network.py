@@ -1,12 +1,11 @@
-"""A shared beginning, run once: caches in mlx-lm's protocol that carry gradients.
+"""A causal language model taken apart: hidden states, shared beginnings, and a head in chunks.
 
-`Recorder` keeps the keys and values that a layer makes of the prefixes; `Extension` hands them to
-the rows that go on from there. Model code stays untouched, and gradients flow through both.
+A way to run a model is tried on a few tokens, whatever the model's name: one that does not come out
+equal to the plain forward pass is not used.
 
-A causal language model taken apart: hidden states, shared beginnings, and a head in chunks.
-
-What a model allows is found out by trying it on a few tokens, not by its name: what does not come
-out equal to the plain forward pass is not used.
+A shared beginning is run once, by caches in mlx-lm's protocol that carry gradients: `Recorder`
+keeps the keys and values that a layer makes of the prefixes, `Extension` hands them to the rows
+that go on from there. Model code stays untouched.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +17,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.cache import KVCache, RotatingKVCache, create_attention_mask, make_prompt_cache
 
+from mlxreflect.models.load import on_cpu
 from mlxreflect.train.batches import Batch, Row, collate
 from mlxreflect.train.losses import token_logps
 
@@ -240,7 +240,7 @@ class Network:
     # ---- what the model allows ------------------------------------------------------------------
 
     def agrees(self, axes: int) -> bool:
-        """Whether running it apart gives what the plain forward pass gives, on a few tokens.
+        """Returns whether running it apart gives what the plain forward pass does, on a few tokens.
 
         axes: of heads, in the masks of rows that go on from a prefix; 0: rows are whole.
         """
@@ -265,17 +265,17 @@ class Network:
 
 def default_stride() -> int:
     """Tokens of a prefix that are run at a time on this device."""
-    return STRIDE["cpu" if mx.default_device().type == mx.DeviceType.cpu else "gpu"]
+    return STRIDE["cpu" if on_cpu() else "gpu"]
 
 
 def chunk_rows(vocabulary: int) -> int:
-    """How many hidden states go through the head at a time."""
+    """Returns the number of hidden states that go through the head at a time."""
     least, most = CHUNK_ROWS
     return min(most, max(least, CHUNK_ELEMENTS // vocabulary))
 
 
 def find_backbone(model: nn.Module) -> Place | None:
-    """Where the module that owns the layers stands: its owner, and its name there."""
+    """Returns the owner of the module that holds the layers, and its name there."""
     first, count = model.layers[0], len(model.layers)
     for path, module in model.named_modules():
         lists = [value for value in module.values() if isinstance(value, list)]

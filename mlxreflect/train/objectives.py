@@ -1,4 +1,4 @@
-"""What one fit minimises: items of rows, and the loss of some of them from log-probabilities.
+"""An objective of one fit: items of rows, and their loss from log-probabilities.
 
 Losses are sums over items; the trainer divides once, by the sizes of a step's items, so neither
 batch size nor accumulation changes a loss.

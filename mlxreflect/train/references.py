@@ -14,7 +14,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlxreflect.core.cache import KeyedCache, cache_path
-from mlxreflect.models.load import model_key
+from mlxreflect.models.load import model_key, on_cpu
 from mlxreflect.train.batches import Item, Row, collate
 from mlxreflect.train.cpu import in_parts
 from mlxreflect.train.network import Network, evaluating
@@ -69,7 +69,7 @@ class References:
 
 
 class Kept(NamedTuple):
-    """Where log-probabilities are kept, and the key of the policy that they are of."""
+    """The place that log-probabilities are kept in, and the key of the policy that they are of."""
 
     references: References
     policy_key: str
@@ -134,7 +134,7 @@ def split(
 
 def scoring_batches(items: Sequence[Item]) -> Iterator[list[int]]:
     """The items in order of length, as many at a time as fit into so many tokens."""
-    most = SCORED_TOKENS["cpu" if mx.default_device().type == mx.DeviceType.cpu else "gpu"]
+    most = SCORED_TOKENS["cpu" if on_cpu() else "gpu"]
     part: list[int] = []
     rows = 0
     for i in sorted(range(len(items)), key=lambda i: longest(items[i])):
@@ -155,6 +155,6 @@ def longest(item: Item) -> int:
 
 
 def reference_key(policy_key: str, rows: Sequence[Row], what: str) -> str:
-    """SHA-256, 64 hex digits, over the policy, each row's tokens and mask, and what is kept."""
+    """Returns SHA-256, 64 hex digits, over the policy, the rows' tokens and masks, and `what`."""
     tokens = [[row.prompt, row.response, row.mask] for row in rows]
     return hashlib.sha256(json.dumps([policy_key, tokens, what]).encode()).hexdigest()
