@@ -1,4 +1,4 @@
-"""What a method is: a light record of plain functions, and the frame that plays its waves.
+"""A method: a light record of plain functions, and the frame that plays its waves.
 
 A method's file is light to import: `config.methods` names all of them, and `--help` loads those.
 The heavy parts (samples, critics, training) are made by the frame and handed to `Method.start`.
@@ -95,45 +95,38 @@ Exam = tuple["Policy", "Task", Sequence[Problem]]
 
 @dataclass(frozen=True)
 class Method:
-    """One method. Every function is pure but `start` and `second`.
-
-    keys: its table of the recipe. tiers: the critics that a run asks. plan: recipe, number of
-    problems and assumed share that is wrong (1: the most that can be asked) → calls. start: the
-    running method, in a frame.
-    check: raises UserError for keys that contradict each other; check_evaluation: for an evaluation
-    that a run cannot end in. asks_itself: the policy writes what a critic would write otherwise.
-    phases: the settings of each phase of training. compares: it
-    trains on preference pairs.
-    wording: of attempts, where it is not that of the style. words: of statuses, where they are its
-    own. solved: what a wave's `solved` problems are called; "" where they are those right at once.
-    escalates: problems change critics. unsolvable: why a task's solver cannot be its critic.
-    alone: a remark on doing without a critic.
-    sources: what it learns from, None for the task's own problems. questions: sources as prompts
-    show them. notes: about its own data; without problems it only reads them. prompts: of roles
-    that the policy alone plays. exports: forms of `export`. second: an evaluation of its own.
-    """
+    """One method. Every function is pure but `start` and `second`."""
 
     name: str
-    keys: type[Table]
-    tiers: Callable[[Recipe], list[Tier]]
+    keys: type[Table]  # its table of the recipe
+    tiers: Callable[[Recipe], list[Tier]]  # the critics that a run asks
+    # Recipe, number of problems, assumed share that is wrong (1: the most that can be asked).
     plan: Callable[[Recipe, int, float], Plan]
     start: Callable[[Frame], Running]
+    # Both raise UserError: for keys that contradict each other, for an evaluation that cannot be.
     check: Callable[[Recipe, Path], None] = lambda recipe, path: None
     check_evaluation: Callable[[Recipe, EvalSpec], None] = lambda recipe, spec: None
+    # True where the policy writes what a critic would write otherwise.
     asks_itself: Callable[[Recipe], bool] = lambda recipe: False
+    # The settings of each phase of training.
     phases: Callable[[Recipe], tuple[TrainConfig, ...]] = lambda recipe: (recipe.train,)
-    compares: Callable[[Recipe], bool] = lambda recipe: True
-    wording: str = ""
-    words: Mapping[str, str] = field(default_factory=dict)
-    solved: str = "solved"
-    escalates: bool = False
-    unsolvable: str = ""
-    alone: str = ""
+    compares: Callable[[Recipe], bool] = lambda recipe: True  # trains on preference pairs
+    wording: str = ""  # of attempts, where it is not that of the style
+    words: Mapping[str, str] = field(default_factory=dict)  # of statuses, where they are its own
+    solved: str = "solved"  # a wave's problems that are; "" where they are those right at once
+    escalates: bool = False  # problems change critics
+    unsolvable: str = ""  # why a task's solver cannot be its critic
+    alone: str = ""  # a remark on doing without a critic
+    # Where it learns from; None for the task's own problems.
     sources: Callable[[Recipe], list[Problem] | None] = lambda recipe: None
+    # Its sources as prompts show them.
     questions: Callable[[Recipe, list[Problem]], list[Problem]] = lambda recipe, sources: sources
+    # About its own data, which without problems are only read.
     notes: Callable[[Recipe, list[Problem]], list[Note]] = lambda recipe, problems: []
+    # Of roles that the policy alone plays, for the dry run.
     prompts: Callable[[Recipe, Task, Problem], dict[str, Messages]] = lambda recipe, task, one: {}
     exports: Mapping[str, ExportForm] = field(default_factory=dict)
+    # An evaluation of base and trained beside the run's own.
     second: Callable[[Recipe, Path, Exam, EvalSpec, Ui], SecondAnswers | None] = (
         lambda recipe, out, exam, spec, ui: None
     )
@@ -193,7 +186,7 @@ class Wave:
 
 @dataclass(frozen=True)
 class Played:
-    """What a wave leaves behind, to be committed together.
+    """The records and figures of a wave, to be committed together.
 
     A method gives episodes, figures of its own, and the name of an arm where the policy is to be
     evaluated after the wave; the frame adds the rest. examples: those to be kept, where that is not
@@ -208,7 +201,7 @@ class Played:
 
 
 class Running(Protocol):
-    """What differs between methods.
+    """The part of a method under way that is its own.
 
     state: a dataclass of JSON values, with `epoch` and `wave` in it. Beside the adapter, the
     optimizers and what `learning` holds it is all that a resumed run needs.
@@ -264,9 +257,10 @@ class Frame:
         played = self.running.play(wave)
         self.running.state.wave += 1
         of_wave = asdict(wave)
+        own = of_wave.pop("own")
         figures = {
-            **{key: value for key, value in of_wave.items() if key != "own"},
-            **wave.own,
+            **of_wave,
+            **own,
             **count_wave(played.episodes),
             **played.figures,
             **self.learning.figures(),
@@ -314,9 +308,8 @@ class Frame:
         return self.rollouts.sample(problems, role, n, seed, self.learning.actor)
 
     def episode(self, problem: Problem, turns: Sequence[Turn], outcome: Outcome) -> Episode:
-        wave = self.wave
-        method = self.recipe.strategy
-        return Episode(method, wave.epoch, wave.number, problem, list(turns), outcome)
+        name, wave = self.recipe.strategy, self.wave
+        return Episode(name, wave.epoch, wave.number, problem, list(turns), outcome)
 
 
 @dataclass(eq=False)
@@ -351,7 +344,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Try:
-    """Which try a call belongs to. tier: the critic that answers; "self" is the policy.
+    """The try that a call belongs to. tier: the critic that answers; "self" is the policy.
 
     attempt: together with problem, epoch and role it tells the call from every other.
     """

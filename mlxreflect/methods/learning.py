@@ -42,7 +42,7 @@ class Learning:
         self.begin_wave()
 
     def use(self, train: TrainConfig) -> None:
-        """Train with these settings from now on, of a phase that has its own."""
+        """Trains with these settings from now on, of a phase that has its own."""
         self.train = train
         self.encoder = Encoder(
             self.policy, train.max_length, train.mask,
@@ -58,18 +58,18 @@ class Learning:
         self.name_policy()
 
     def begin_stage(self) -> None:
-        """What the policy is now becomes the reference, or what it was without its adapter."""
+        """Makes the policy as it is the reference, or as it was without its adapter."""
         if self.train.reference == "stage":
             self.held["reference"] = dict(self.trainer.trainable())
         elif self.train.reference == "base":
             self.held["reference"] = base_reference(self.policy.model)
 
     def keep_start(self) -> None:
-        """Remember what is trained as it is now, before any step, for `restart`."""
+        """Remembers what is trained as it is now, before any step, for `restart`."""
         self.start = dict(self.trainer.trainable())
 
     def restart(self) -> None:
-        """The policy, and its training, as they were when the run began."""
+        """Puts the policy and its training back to where the run began."""
         self.trainer.model.update(tree_unflatten(list(self.start.items())))
         self.trainer.optimizers.clear()
         self.trainer.steps.clear()
@@ -81,7 +81,7 @@ class Learning:
     def prefer(
         self, examples: Sequence[Example], seed: Seed, schedule: LRSchedule = CONSTANT
     ) -> None:
-        """DPO, or what train.objective says, on preference pairs."""
+        """Trains on preference pairs with DPO, or what train.objective says."""
         pairs = [row for row in self.encode(examples) if isinstance(row, Pair)]
         reference, train = self.held.get("reference"), self.train
         objective = self.trainer.pair_objective(pairs, reference, train, train.objective)
@@ -90,14 +90,14 @@ class Learning:
     def imitate(
         self, examples: Sequence[Example], scale: float, seed: Seed, schedule: LRSchedule = CONSTANT
     ) -> None:
-        """SFT with a learning rate of train.sft.lr × scale."""
+        """Trains by SFT with a learning rate of train.sft.lr × scale."""
         if not examples or scale == 0:
             return
         rows = [row for row in self.encode(examples) if isinstance(row, Row)]
         self.fit(imitation(rows), seed, self.train.sft.lr * scale, schedule)
 
     def reinforce(self, examples: Sequence[Example], grpo: GrpoConfig, seed: Seed) -> None:
-        """GRPO on groups that the policy as it is has written."""
+        """Trains by GRPO on groups that the policy as it is has written."""
         groups = [row for row in self.encode(examples) if isinstance(row, Group)]
         reference = self.held.get("reference")
         objective = self.trainer.group_objective(groups, reference, self.train, grpo)
@@ -125,7 +125,7 @@ class Learning:
         return kept
 
     def figures(self) -> dict[str, Any]:
-        """Of the wave's training and of what the policy wrote in it, for its row of metrics."""
+        """Returns figures of the wave's training and of what the policy wrote in it."""
         return {
             "pairs": sum(example.kind == "preference" for example in self.examples),
             "dropped": dict(self.dropped),

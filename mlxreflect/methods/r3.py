@@ -23,17 +23,7 @@ from mlxreflect.config.fields import Count, Positive, Table
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Episode, Example, Outcome, Turn
 from mlxreflect.core.seeds import rng_for
-from mlxreflect.methods.base import (
-    Frame,
-    Method,
-    Plan,
-    Played,
-    Seed,
-    Trajectory,
-    Try,
-    Wave,
-    unless_right,
-)
+from mlxreflect.methods.base import Frame, Method, Plan, Played, Trajectory, Try, Wave, unless_right
 from mlxreflect.methods.examples import as_asked, completion, passed, preference
 from mlxreflect.methods.workers import Workers
 
@@ -143,7 +133,7 @@ def expected(recipe: Recipe, n: int, wrong: float) -> Visits:
 
 @dataclass
 class State:
-    """What is committed with the adapter between two waves.
+    """The state that is committed with the adapter between two waves.
 
     bucket: problem id → its last winning rewrite, or None. queue: what is left of the pass over
     the bucket under way. since_bucket: problems since the last pass. first_correct: of this epoch.
@@ -232,6 +222,7 @@ class R3:
         self.frame, self.recipe = frame, frame.recipe
         self.session, self.learning = frame.session, frame.learning
         self.state = State()
+        self.tier: Literal["basic", "advanced"] = "basic"  # the critic of the wave
         self.workers: Workers | None = None  # None: lock-step
 
     def next_wave(self, *, ending: bool = False) -> Wave | None:
@@ -242,7 +233,8 @@ class R3:
         return n * (self.state.epoch - 1) + self.state.cursor, n * self.recipe.r3.epochs
 
     def play(self, wave: Wave) -> Played:
-        """Attempt, improve, train, verify; moves the bucket list on."""
+        """Attempts, improves, trains and verifies; moves the bucket list on."""
+        self.tier = wave.own["tier"]
         if wave.new_epoch:
             self.learning.begin_stage()
         if wave.own["force_sft"]:
@@ -260,12 +252,6 @@ class R3:
         for trajectory, episode in zip(trajectories, episodes, strict=True):
             self.keep_bucket(trajectory, episode)
         return Played(episodes, {"bucket": len(self.state.bucket)})
-
-    @property
-    def tier(self) -> Literal["basic", "advanced"]:
-        """The critic of the wave."""
-        tier: Literal["basic", "advanced"] = self.frame.wave.own["tier"]
-        return tier
 
     def threads(self) -> AbstractContextManager[Workers | None]:
         """Returns workers where every critic of the wave is waited for, else none."""
@@ -335,7 +321,7 @@ class R3:
         self, part: list[Trajectory], role: Literal["attempt", "verify"], number: int, n: int,
         shard: int,
     ) -> Iterator[tuple[Trajectory, list[Turn]]]:  # fmt: skip
-        seed = self.seed("sample", number) + ((shard,) if shard else ())
+        seed = self.frame.seed("sample", number) + ((shard,) if shard else ())
         drawn = self.frame.sample([t.problem for t in part], n, seed, role)
         return zip(part, drawn, strict=True)
 
@@ -361,7 +347,7 @@ class R3:
                 episode = self.episode(trajectory)
                 examples.append(preference(episode, trajectory.won, trajectory.opened))
         self.frame.status(f"training on {len(examples)} pairs")
-        self.learning.prefer(examples, self.seed("dpo", cycle))
+        self.learning.prefer(examples, self.frame.seed("dpo", cycle))
 
     def rounds(self, trajectories: list[Trajectory], cycle: int) -> Iterator[None]:
         """All of these in lock-step, or one of them in a worker. Yields between calls."""
@@ -455,7 +441,7 @@ class R3:
         self, chosen: Iterable[tuple[Trajectory, Turn | None]], scale: float, role: str
     ) -> None:
         examples = [completion(self.episode(t), turn) for t, turn in chosen if turn]
-        self.learning.imitate(examples, scale, self.seed(f"sft {role}", 0))
+        self.learning.imitate(examples, scale, self.frame.seed(f"sft {role}", 0))
 
     def force_sft(self) -> None:
         """A mastery round without progress: SFT on what is left, each on its own winner."""
@@ -464,10 +450,7 @@ class R3:
             for pid, winner in self.state.bucket.items()
             if winner
         ]
-        self.learning.imitate(examples, 1.0, self.seed("sft forced", 0))
-
-    def seed(self, role: str, number: int) -> Seed:
-        return self.frame.seed(role, number)
+        self.learning.imitate(examples, 1.0, self.frame.seed("sft forced", 0))
 
     def episode(self, trajectory: Trajectory) -> Episode:
         outcome = self.outcome(trajectory)
@@ -494,11 +477,8 @@ class R3:
             bucket.pop(pid, None)
         elif trajectory.winner:
             won = completion(episode, trajectory.winner)
-            bucket[pid] = {
-                "prompt": won.prompt,
-                "completion": won.completion,
-                "completion_ids": won.completion_ids,
-            }
+            kept = ("prompt", "completion", "completion_ids")
+            bucket[pid] = {name: getattr(won, name) for name in kept}
         else:
             bucket.setdefault(pid, None)
 

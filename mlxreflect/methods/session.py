@@ -1,4 +1,4 @@
-"""What goes to a critic and comes back as turns; failed calls are turns with an error."""
+"""Calls to the critics of a run, and their replies as turns; a failed one has an error."""
 
 import threading
 from collections import deque

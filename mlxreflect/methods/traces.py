@@ -23,7 +23,7 @@ from pydantic import Field
 from mlxreflect.config.fields import Count, Fraction, GrpoConfig, Positive, Table
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Episode, Example, Outcome, Turn
-from mlxreflect.methods.base import Frame, Method, Plan, Played, Seed, Try, Wave
+from mlxreflect.methods.base import Frame, Method, Plan, Played, Try, Wave
 from mlxreflect.methods.examples import completion, passed, source
 
 if TYPE_CHECKING:
@@ -119,19 +119,14 @@ class Quality:
     def mean(self) -> float:
         return fmean(astuple(self))
 
-    @property
-    def least(self) -> float:
-        least: float = min(astuple(self))
-        return least
-
     def written(self) -> str:
         """Returns the marks as a turn keeps them, in `parsed`."""
         return json.dumps({name: round(mark, 4) for name, mark in asdict(self).items()})
 
 
 def by_rules(turn: Turn) -> Quality:
-    """Marks of a graded trace: its steps and words, what it says twice, words of self-checking,
-    its format and whether it ended by itself. Linear in its length."""
+    """Marks a graded trace by its steps and words, what it says twice, words of self-checking,
+    its format and the way it ended. Linear in its length."""
     start, end = turn.spans.get("think", [0, 0])
     thought = turn.text[start:end]
     steps = [" ".join(step.split()) for step in SENTENCE.split(thought) if step.strip()]
@@ -146,7 +141,7 @@ def by_rules(turn: Turn) -> Quality:
 
 
 def by_critic(marks: Marks | None) -> Quality | None:
-    """A critic's marks, 1 to 5, from 0 to 1; no marks stay none, and never pass."""
+    """Returns a critic's marks, 1 to 5, from 0 to 1; no marks stay none, and never pass."""
     if marks is None:
         return None
     given = (marks.depth, marks.coherence, marks.verification, marks.completeness)
@@ -154,7 +149,7 @@ def by_critic(marks: Marks | None) -> Quality | None:
 
 
 def quality_of(turn: Turn) -> Quality | None:
-    """The marks that a `score` turn gave; None where its call failed."""
+    """Returns the marks that a `score` turn gave; None where its call failed."""
     return None if turn.parsed is None else Quality(**json.loads(turn.parsed))
 
 
@@ -167,7 +162,7 @@ def fits(turn: Turn, quality: Quality | None, config: TracesConfig) -> bool:
     if quality is None or turn.verdict is None or not turn.verdict.correct:
         return False
     if config.filter == "strict":
-        return turn.verdict.format_ok and quality.least >= config.threshold
+        return turn.verdict.format_ok and min(astuple(quality)) >= config.threshold
     return quality.mean >= config.threshold
 
 
@@ -175,7 +170,7 @@ def fits(turn: Turn, quality: Quality | None, config: TracesConfig) -> bool:
 
 
 def best_traces(episode: Episode, config: TracesConfig) -> list[Example]:
-    """Warm-up: the best traces that pass the filter, each text once."""
+    """Returns the best traces of the warm-up that pass the filter, each text once."""
     marks = {turn.parent: quality_of(turn) for turn in episode.turns if turn.role == "score"}
     found: dict[str, tuple[float, Turn]] = {}
     for turn in episode.turns:
@@ -187,7 +182,7 @@ def best_traces(episode: Episode, config: TracesConfig) -> list[Example]:
 
 
 def group_of(episode: Episode, config: TracesConfig) -> Example | None:
-    """Rounds: all answers with their rewards; None where the rewards are equal."""
+    """Returns all answers of a round with their rewards; None where the rewards are equal."""
     turns = [turn for turn in episode.turns if turn.role == "attempt"]
     rewards = [reward(turn, config) for turn in turns]
     if len(set(rewards)) < 2:
@@ -203,7 +198,7 @@ def group_of(episode: Episode, config: TracesConfig) -> Example | None:
 
 
 def reward(turn: Turn, config: TracesConfig) -> float:
-    """What a sample is worth, verifiably: its answer's weight and its format's."""
+    """Returns what a sample is worth, verifiably: its answer's weight and its format's."""
     if turn.verdict is None:
         return 0.0
     right, kept = turn.verdict.correct, turn.verdict.format_ok
@@ -280,13 +275,13 @@ class Traces:
         episodes = self.episodes(wave, turns)
         examples = [example for e in episodes for example in best_traces(e, self.config)]
         self.frame.status(f"training on {len(examples)} traces")
-        self.learning.imitate(examples, 1.0, self.seed("sft"))
+        self.learning.imitate(examples, 1.0, self.frame.seed("sft", 0))
         told = f"{len(examples)} of {traces} traces kept"
         counts = {"traces": traces, "right": len(right), "kept": len(examples)}
         return Played(episodes, {**counts, "told": told})
 
     def score(self, wave: Wave, traces: list[tuple[int, Turn]]) -> list[Turn]:
-        """A turn a trace with its marks, from the critic or by rules. traces: problem and trace."""
+        """Returns a turn with marks, of the critic or of rules, for each (problem, trace)."""
         if self.config.scorer == "rules":
             marks = [by_rules(turn).written() for _, turn in traces]
             return [
@@ -314,7 +309,7 @@ class Traces:
         groups = [group_of(episode, self.config) for episode in episodes]
         examples = [group for group in groups if group]
         self.frame.status(f"training on {len(examples)} groups")
-        self.learning.reinforce(examples, self.config.grpo, self.seed("grpo"))
+        self.learning.reinforce(examples, self.config.grpo, self.frame.seed("grpo", 0))
         rewards = [reward(turn, self.config) for group in drawn for turn in group]
         flat = len(groups) - len(examples)
         told = f"mean reward {fmean(rewards):.2f}, {flat} of {len(groups)} groups all alike"
@@ -324,11 +319,8 @@ class Traces:
         """n graded samples of each problem, numbered."""
         self.frame.status(f"{n} samples of {len(wave.problems)} problems")
         problems = [self.frame.problems[pid] for pid in wave.problems]
-        drawn = self.frame.sample(problems, n, self.seed("sample"))
+        drawn = self.frame.sample(problems, n, self.frame.seed("sample", 0))
         return [[replace(turn, index=i) for i, turn in enumerate(one)] for one in drawn]
-
-    def seed(self, role: str) -> Seed:
-        return self.frame.seed(role, 0)
 
     def episodes(self, wave: Wave, turns: list[list[Turn]]) -> list[Episode]:
         return [
@@ -338,13 +330,13 @@ class Traces:
 
 
 def right_once(traces: Sequence[Turn]) -> list[Turn]:
-    """Those with a right answer, each text once: no filter lets others through."""
+    """Returns those with a right answer, each text once: no filter lets others through."""
     right = {turn.text: turn for turn in reversed(traces) if turn.verdict and turn.verdict.correct}
     return [turn for turn in traces if right.get(turn.text) is turn]
 
 
 def outcome_of(turns: Sequence[Turn]) -> Outcome:
-    """Of samples side by side: the first one, else another that passed."""
+    """Returns the outcome of samples side by side: the first one's, else another's that passed."""
     won = next((turn for turn in turns if turn.role == "attempt" and passed(turn)), None)
     scores = [turn for turn in turns if turn.role == "score"]
     if won and won.index == 0:
@@ -363,7 +355,6 @@ METHOD = Method(
     tiers=tiers,
     plan=plan,
     start=Traces,
-    compares=lambda recipe: True,
     words={"solved": "right in a later sample"},
     unsolvable="asks for marks, and the solver gives none",
     alone="marks by rules",

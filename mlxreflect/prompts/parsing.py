@@ -1,4 +1,4 @@
-"""How a response is read: the tags of a thought and of an answer, and what stands between them."""
+"""Reading responses: the tags of a thought and of an answer, and what stands between them."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class Parsed:
 
 
 def parse_response(text: str, tags: str = "think", style: str = "thinking") -> Parsed:
-    """Find the thought and the last closed <answer> after the last closing think tag.
+    """Finds the thought and the last closed <answer> after the last closing think tag.
 
     Linear in the text's length: only `find`, `rfind` and `count`. A closing think tag without an
     opening one ends a thought that began in the prompt; an unclosed thought is a format fault.
@@ -47,7 +47,7 @@ def parse_response(text: str, tags: str = "think", style: str = "thinking") -> P
 
 
 def thought_of(text: str, tags: str) -> str:
-    """The thought in a text; one never closed goes up to the answer."""
+    """Returns the thought in a text; one never closed goes up to the answer."""
     start, _ = TAGS[tags]
     span = parse_response(text, tags).spans.get("think")
     if span is None:
@@ -59,25 +59,25 @@ def thought_of(text: str, tags: str) -> str:
 
 
 def open_working(text: str, tags: str) -> str:
-    """A solution up to the end of its thought, which is left open; what `carried_on` goes on."""
+    """Returns a solution up to the end of its thought, left open for `carried_on`."""
     return f"{TAGS[tags][0]}\n{without_tags(thought_of(text, tags), tags)}"
 
 
 def without_tags(thought: str, tags: str) -> str:
-    """A thought without tags that stand inside it: no end could close them."""
+    """Returns a thought without tags that stand inside it: no end could close them."""
     for tag in (*TAGS[tags], *ANSWER):
         thought = thought.replace(tag, "")
     return thought.strip()
 
 
 def carried_on(working: str, reply: str, tags: str) -> str:
-    """A working with what was written after it; a reply that opens a thought is whole already."""
+    """Returns a working with its continuation; a reply that opens a thought is whole already."""
     written = reply.strip()
     return written if written.startswith(TAGS[tags][0]) else f"{working}\n{written}"
 
 
 def format_fault(text: str, tags: str, style: str) -> str:
-    """What breaks the format asked for, in words; empty when nothing does."""
+    """Returns what breaks the format asked for, in words; empty when nothing does."""
     start, end = TAGS[tags]
     opened, closed = text.count(start), text.count(end)
     answers, answers_closed = text.count(ANSWER[0]), text.count(ANSWER[1])
