@@ -18,13 +18,13 @@ from support.fake_ollama import FakeOllama
 from support.fake_server import free_port
 from support.shell import Shell
 
-from mlxreflect.config.methods import method_of
+from mlxreflect.config.methods import METHODS, method_of
 from mlxreflect.config.recipe import eval_spec, load_recipe
 from mlxreflect.config.schema import Critics
 from mlxreflect.config.toml import apply_settings, bundled, flatten
 from mlxreflect.evaluation.evaluate import eval_problems
 from mlxreflect.setup.dry_run import dry
-from mlxreflect.setup.init import Choices, draft, edit, find_offers, recipes
+from mlxreflect.setup.init import Choices, draft, edit, find_offers
 from mlxreflect.tasks import TASKS
 
 FLAGS = ("--strategy", "r3", "--task", "countdown", "--model", "tiny", "--critic", "solver")
@@ -93,7 +93,7 @@ def test_every_comment_of_a_key_and_every_other_key_stays() -> None:
     assert changed == {"policy.model", "task.name", "critic.provider", "critic.model", "eval.spec"}
 
 
-@pytest.mark.parametrize("method", recipes())
+@pytest.mark.parametrize("method", METHODS)
 def test_the_embedded_policy_gets_the_quick_profiles_values(method: str, tmp_path: Path) -> None:
     """With those of a 1.5B model, and a format that it does not know, it would learn nothing."""
     path = tmp_path / "x.toml"
@@ -333,7 +333,7 @@ def test_at_a_real_terminal(tmp_path: Path) -> None:
 CRITICS = ("ollama:qwen2.5:7b", "openai:gpt-4.1-mini", "bedrock:m", "local:m")
 
 
-@pytest.mark.parametrize(("method", "critic"), list(product(recipes(), CRITICS)))
+@pytest.mark.parametrize(("method", "critic"), list(product(METHODS, CRITICS)))
 def test_a_recipe_of_every_method_validates(method: str, critic: str, tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     data = {"source": "d.jsonl", "question": "q", "answer": "a", "answer_type": "text"}

@@ -12,7 +12,7 @@ from support.fake_ollama import FakeOllama
 
 from mlxreflect.core.records import make_problem
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.ledger import Tally
+from mlxreflect.critics.ledger import tally
 from mlxreflect.critics.verdicts import Judgement, Marks, Preference, ask_structured, parse
 
 WRONG = {"step": "2 + 2 = 5", "why": "it is 4", "verdict": "wrong"}
@@ -194,10 +194,7 @@ def test_a_reply_without_a_verdict_is_asked_again_once_and_then_unknown() -> Non
         assert {body["options"]["seed"] for body in server.chats} == {4, 5}
         assert len(server.chats) == 7
     assert [a.value.verdict if a.value else None for a in answers] == ["wrong", "wrong", None, None]
-    tally = Tally()
-    for answer in answers:
-        tally.add(answer.replies)
-    counts = dict(tally)
+    counts = tally([reply for answer in answers for reply in answer.replies])
     assert (counts["calls"], counts["answered"], counts["unknown"], counts["failed"]) == (
         7,
         2,

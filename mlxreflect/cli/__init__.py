@@ -1,1 +1,1 @@
-"""The command line."""
+"""Commands of `mlxreflect`, one file a group."""

@@ -14,7 +14,7 @@ app = typer.Typer()
 
 
 def need_a_model(context: typer.Context, value: list[str] | None) -> list[str]:
-    """What is not given is looked at last, so --server-model is known here."""
+    """Typer calls this last for an option that is not given, so --server-model is known here."""
     if not value and not context.params.get("server_model") and not context.params.get("server"):
         raise typer.BadParameter("give a --model, or a --server and its --server-model")
     return value or []

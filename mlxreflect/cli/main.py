@@ -39,7 +39,7 @@ def options(
 
 
 def main() -> None:
-    """A person's mistake is two lines and exit code 2; anything else keeps its traceback."""
+    """Runs a command. A person's mistake is two lines and exit code 2; a bug is a traceback."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")

@@ -1,4 +1,4 @@
-"""What the commands share: options, the completion of their values, and the machine they need."""
+"""Options that commands share, the completion of their values, and the machine they need."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The critics by provider, and those of a run."""
+"""Opens critics by provider, and all those of a run."""
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack

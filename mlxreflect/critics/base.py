@@ -1,4 +1,4 @@
-"""What a critic is: it answers calls with text, in order, and never raises for a failed call."""
+"""A critic answers calls with text, in order, and never raises for a failed call."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -44,13 +44,13 @@ class Call:
     raw: bool = False
 
     def heat(self, own: float) -> float:
-        """The temperature to ask at. own: the critic's."""
+        """Returns the temperature to ask at. own: the critic's."""
         return own if self.temperature is None else self.temperature
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a request, or a call, took. usd: dollars, to the billionth.
+    """Tokens and dollars (usd, to the billionth) that a request or a call took.
 
     estimated: the server did not say; then these are the most it can have been.
     """
@@ -98,7 +98,7 @@ class Critic(Protocol):
         ...
 
     def ask(self, calls: Sequence[Call]) -> list[Reply]:
-        """One reply a call, in the order of the calls."""
+        """Return one reply a call, in the order of the calls."""
         ...
 
     def close(self) -> None: ...

@@ -89,7 +89,7 @@ class Bedrock:
         return self.read(answer)
 
     def deliver(self, request: Any, **_: Any) -> Any:
-        """What boto3 has signed goes out and its response comes back; called by boto3."""
+        """Sends what boto3 has signed and hands its response back; called by boto3."""
         from botocore.awsrequest import AWSResponse
 
         headers = {name: plain(value) for name, value in request.headers.items()}
@@ -100,7 +100,7 @@ class Bedrock:
         return AWSResponse(request.url, response.status_code, dict(response.headers), raw)
 
     def refusal(self, response: dict[str, Any]) -> CallError:
-        """A refused call: what it means in plain words where that is known, then AWS's own."""
+        """Returns the error of a refused call: plain words where there are some, then AWS's own."""
         meta = response.get("ResponseMetadata") or {}
         fault = response.get("Error") or {}
         code, said = str(fault.get("Code", "")), str(fault.get("Message", ""))
@@ -190,7 +190,7 @@ def divide(messages: Messages) -> tuple[list[dict[str, str]], list[dict[str, Any
 
 
 def explain(code: str, said: str, model: str, region: str) -> str:
-    """What a person can do about an error of AWS; empty where its own words have to do."""
+    """Says what a person can do about an error of AWS; empty where its own words have to do."""
     if "on-demand throughput" in said:
         return (
             f"{model} is served through inference profiles only: set critic.model to the id of "

@@ -74,7 +74,7 @@ class Provider(Protocol):
 
 @dataclass
 class Pace:
-    """How a call goes. deadline: on the monotonic clock; given_up: nobody waits for it any more.
+    """The course of one call. deadline: on the monotonic clock; given_up: nobody waits for it now.
 
     empty: replies without a word so far.
     """
@@ -135,7 +135,7 @@ class Client:
             ) from None
 
     def ask(self, calls: Sequence[Call]) -> list[Reply]:
-        """One reply a call, in the order of the calls; from any thread. Equal calls are sent once.
+        """Returns a reply a call, in their order; from any thread. Equal calls are sent once.
 
         A call's deadline begins when a worker takes it up, so a long wave does not time out by its
         own length; what queues inside the server counts.
@@ -159,7 +159,7 @@ class Client:
         self.provider.close()
 
     def find(self, call: Call, given_up: threading.Event) -> "Reply | AsyncResult[Reply]":
-        """The reply on disk, or the job that fetches it: one that is under way, or a new one."""
+        """Returns the reply on disk, or the job that fetches it: one under way, or a new one."""
         key = cache_key(self.config, call)
         with self.lock:
             if key in self.out:
@@ -198,7 +198,7 @@ class Client:
                 self.out.pop(key, None)
 
     def attempt(self, key: str, call: Call, pace: Pace) -> Reply:
-        """One request, with its line in the ledger whatever comes of it."""
+        """Makes one request, with its line in the ledger whatever comes of it."""
         begun = time.monotonic()
         if begun >= pace.deadline or pace.given_up.is_set():
             raise self.late()
@@ -228,7 +228,7 @@ class Client:
             self.ledger.settle(number, kind, time.monotonic() - sent, cost)
 
     def send(self, call: Call, seconds: float) -> Reply:
-        """One reply of the server, its secrets and the critic's own thought taken out.
+        """Returns one reply of the server, without its secrets and the critic's own thought.
 
         A parameter that the server refuses is left out, and from then on once that has helped.
         """
@@ -265,7 +265,7 @@ class Client:
         return reply
 
     def cost(self, call: Call, usage: dict[str, int]) -> Cost:
-        """What a request took. What the server did not report counts as the most it can be.
+        """Returns what a request took. A count that the server left out is the most it can be.
 
         That is a token for each UTF-8 byte of the prompt (and of a schema, which may be shown to
         the model) with some for the chat template, and max_tokens for the reply.

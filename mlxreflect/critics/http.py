@@ -84,7 +84,7 @@ def typed(shown: str) -> Iterator[None]:
 
 
 class Body(httpx.SyncByteStream):
-    """A response's body with an end: in time (a server may drip), in size, and by a typed error."""
+    """A response's body that ends in time (a server may drip), in size, and by a typed error."""
 
     def __init__(self, stream: httpx.SyncByteStream, deadline: float) -> None:
         self.stream, self.deadline = stream, deadline
@@ -110,7 +110,7 @@ class Body(httpx.SyncByteStream):
 
 
 def invalid(error: Exception) -> CallError:
-    """A reply in no known format. Asked again: servers send such while they start or stop."""
+    """Returns the error of a reply in no known format, as servers send while they start or stop."""
     return CallError(
         "invalid", f"not a reply in the provider's format ({type(error).__name__})", retry=True
     )
@@ -235,7 +235,7 @@ def encodable(messages: Messages) -> Messages:
 
 
 def strip_thought(text: str, call: Call) -> str:
-    """The text without a leading <think>…</think> that the critic wrote for itself.
+    """Returns the text without a leading <think>…</think> that the critic wrote for itself.
 
     In a solution whose own tags are `think`, a single block is its reasoning and stays; the first
     of two is the critic's. One that has nothing but its thought to say is heard, but for verdicts.
@@ -252,7 +252,7 @@ def strip_thought(text: str, call: Call) -> str:
 
 
 def put_back(thought: str, text: str, unfinished: bool = False) -> str:
-    """A reply as it was written, before the server took the thought apart from the text.
+    """Returns a reply as it was written, before the server took the thought out of the text.
 
     Of a rewrite that thought may be the solution's own; what is to stay, `strip_thought` decides.
     unfinished: the thought was cut off, so that nothing follows it.

@@ -1,9 +1,8 @@
-"""What critic calls came to: of a wave, of a run. Times and retries stand apart, under `wire`.
+"""Counts of critic calls, of a wave and of a run, and the ledger of requests with its budget.
 
-Everything else of a row depends on the replies alone, so a run that was stopped and resumed, or
-whose failing requests succeeded later, has the same as one that went straight through.
-
-What a run's critics were asked and what it took: a line a request, and the budget over all.
+Times and retries stand apart, under `wire`. Everything else of a row depends on the replies alone,
+so a run that was stopped and resumed, or whose failing requests succeeded later, has the same as
+one that went straight through.
 
 Every request that was sent is a line of RUN_DIR/critic.jsonl, without a word of what was said in
 it; the sums are read back when a run is resumed. A request that is out stands in critic.open.json
@@ -15,9 +14,8 @@ import json
 import os
 import shlex
 import threading
-from bisect import insort
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,51 +28,29 @@ from mlxreflect.critics.base import NANO, Call, Cost, Reply, nano
 OUTCOMES = ("cached", "answered", "failed", "unknown")
 
 
-class Tally:
-    """Counts a wave's replies, in any order; `dict(tally)` is what metrics.jsonl has of them.
+def tally(replies: Sequence[Reply]) -> dict[str, Any]:
+    """Returns the counts of a wave's replies, as metrics.jsonl has them; their order is no matter.
 
     calls = cached + answered + failed + unknown. unknown: answered, but with no verdict in it.
     tokens_in, tokens_out, usd: of the replies that were not cached; requests that failed before
     them are in critic.jsonl.
     """
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.kinds: Counter[str] = Counter()  # of failures
-        self.seconds: list[float] = []  # of answered requests, sorted
-
-    def add(self, replies: Iterable[Reply]) -> None:
-        for reply in replies:
-            outcome = outcome_of(reply)
-            self.counts.update({"calls": 1, outcome: 1, "retried": max(0, reply.tries - 1)})
-            self.counts["tokens_in"] += reply.cost.tokens_in
-            self.counts["tokens_out"] += reply.cost.tokens_out
-            self.counts["nano"] += nano(reply.cost.usd)
-            if outcome == "failed":
-                self.kinds[reply.kind or "error"] += 1
-            elif reply.tries:
-                insort(self.seconds, reply.seconds)
-
-    def keys(self) -> list[str]:
-        return list(self.row())
-
-    def __getitem__(self, key: str) -> Any:
-        return self.row()[key]
-
-    def row(self) -> dict[str, Any]:
-        names = ("calls", *OUTCOMES)
-        wire = {"retried": self.counts["retried"], **quantiles(self.seconds)}
-        return {
-            **{name: self.counts[name] for name in names},
-            "kinds": dict(sorted(self.kinds.items())),
-            "tokens_in": self.counts["tokens_in"],
-            "tokens_out": self.counts["tokens_out"],
-            "usd": self.counts["nano"] / NANO,
-            "wire": wire,
-        }
+    outcomes = [outcome_of(reply) for reply in replies]
+    both = list(zip(replies, outcomes, strict=True))
+    kinds = Counter(reply.kind or "error" for reply, outcome in both if outcome == "failed")
+    seconds = [reply.seconds for reply, outcome in both if outcome != "failed" and reply.tries]
+    return {
+        "calls": len(replies),
+        **{name: outcomes.count(name) for name in OUTCOMES},
+        "kinds": dict(sorted(kinds.items())),
+        "tokens_in": sum(reply.cost.tokens_in for reply in replies),
+        "tokens_out": sum(reply.cost.tokens_out for reply in replies),
+        "usd": sum(nano(reply.cost.usd) for reply in replies) / NANO,
+        "wire": {
+            "retried": sum(max(0, reply.tries - 1) for reply in replies),
+            **quantiles(sorted(seconds)),
+        },
+    }
 
 
 def outcome_of(reply: Reply) -> str:
@@ -84,7 +60,7 @@ def outcome_of(reply: Reply) -> str:
 
 
 def total(waves: Iterable[dict[str, Any]], requests: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """A whole run's counts, from its waves' rows and the ledger's lines.
+    """Returns a whole run's counts, from its waves' rows and the ledger's lines.
 
     wire: every request that was sent, also those that failed, were given up or belong to a wave
     that was done again; so its tokens and dollars are at least those of the replies.
@@ -110,7 +86,7 @@ def total(waves: Iterable[dict[str, Any]], requests: Iterable[dict[str, Any]]) -
 
 
 def quantiles(ordered: list[float]) -> dict[str, float | None]:
-    """Median and 95th percentile, each one of the values (the nearest rank)."""
+    """Returns median and 95th percentile, each one of the values (the nearest rank)."""
     if not ordered:
         return {"median_s": None, "p95_s": None}
     ranks = {"median_s": 0.5, "p95_s": 0.95}
@@ -204,7 +180,7 @@ class Ledger:
     # ---- the budget -----------------------------------------------------------------------------
 
     def passed(self, most: Cost) -> str:
-        """The limit that a request could pass, with all that is out taking its most; "": none."""
+        """Returns the limit that a request could pass with all that is out at its most, or ""."""
         would = add(self.spent, amounts(most))
         for _, held in self.out.values():
             would = add(would, amounts(held))
@@ -250,7 +226,7 @@ class Ledger:
         temporary.replace(path)
 
     def read_back(self, path: Path) -> None:
-        """The sums of what was sent before, with what a killed process had out."""
+        """Reads the sums of what was sent before, with what a killed process had out."""
         cut_torn_line(path)
         seen = {self.take(row) for row in self.rows()}
         left: list[dict[str, Any]] = []
@@ -278,7 +254,7 @@ class Ledger:
         return number
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The lines written so far."""
+        """Yields the lines written so far."""
         if self.path and self.path.is_file():
             yield from read_rows(self.path)
 
@@ -299,7 +275,7 @@ def add(one: Amounts, other: Amounts) -> Amounts:
 
 
 def cut_torn_line(path: Path) -> None:
-    """A kill in the middle of a write leaves half a line, which the next one would be glued to."""
+    """Cuts half a line, as a kill leaves it: the next one would be glued to it."""
     if path.is_file():
         data = path.read_bytes()
         os.truncate(path, data.rfind(b"\n") + 1)

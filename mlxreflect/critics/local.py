@@ -75,7 +75,7 @@ class LocalCritic:
 def complete(
     model: Policy, config: CriticConfig, calls: Sequence[Call], batch: int, name: str
 ) -> list[Completion]:
-    """A completion a call, in order; name and the first call's seed name the random stream.
+    """Returns a completion a call; name and the first call's seed name the random stream.
 
     Calls that are asked together have one temperature.
     """

@@ -45,7 +45,7 @@ class OpenAI:
         self.http = httpx.Client(event_hooks=self.wire.hooks, headers=headers)
 
     def preflight(self) -> None:
-        """Does the server take the key, and does it have the model?"""
+        """Looks whether the server takes the key and has the model."""
         shown, found = self.wire.shown, self.request("GET", "/models")
         if found.status_code in (401, 403) and "scope" not in found.text.lower():
             raise self.locked_out(found.status_code)  # a key's scopes may leave out the list alone
@@ -72,7 +72,7 @@ class OpenAI:
         )
 
     def look_up(self, names: list[str]) -> None:
-        """Is the model among the names? Servers accept some of them in a shorter or longer form."""
+        """Looks for the model among the names; servers take shorter and longer forms too."""
         model = self.config.model
         same = {model, f"{model}:latest", model.rpartition(":")[0], str(Path(model).resolve())}
         if not names or same & set(names) or any(name.endswith(f"/{model}") for name in names):
@@ -139,7 +139,7 @@ class OpenAI:
         return Reply(text, finish_reason=reason, usage=usage)
 
     def late_refusal(self, error: Any) -> CallError:
-        """A gateway had begun to answer (HTTP 200) when the model behind it failed."""
+        """Returns the error of a gateway that answered HTTP 200 before its model failed."""
         code = error.get("code") if isinstance(error, dict) else None
         status = code if isinstance(code, int) and 400 <= code < 600 else 502
         return self.wire.refusal(status, error)
@@ -157,7 +157,7 @@ def fold_system(messages: Messages) -> Messages:
 
 
 def parse_base(setting: str) -> httpx.URL:
-    """The address that paths are put behind: with /v1 where only a host is given."""
+    """Returns the address that paths are put behind: with /v1 where only a host is given."""
     text = setting.strip() or HOME
     text = text if "://" in text else f"http://{text}"
     try:
@@ -175,7 +175,7 @@ def parse_base(setting: str) -> httpx.URL:
 
 
 def read_key(name: str) -> str:
-    """The key in an environment variable. Raises UserError, which does not show it."""
+    """Returns the key in an environment variable. Raises UserError, which does not show it."""
     key = os.environ.get(name, "").strip()
     if key and key.isascii() and key.isprintable():
         return key
@@ -187,7 +187,7 @@ def read_key(name: str) -> str:
 
 
 def blamed(response: httpx.Response, body: dict[str, Any]) -> str | None:
-    """What of a refused request its server names and can be left out (or put otherwise)."""
+    """Returns the part of a refused request that the server names and that can be left out."""
     said, status = response.text, response.status_code
     first = body["messages"][0]["role"] if "messages" in body else ""
     system = first == "system" and NEEDS_NO_SYSTEM.search(said)
@@ -202,7 +202,7 @@ def blamed(response: httpx.Response, body: dict[str, Any]) -> str | None:
 
 
 def listed(response: httpx.Response) -> list[str]:
-    """The names of a list of models; none where it cannot be read."""
+    """Returns the names of a list of models; none where it cannot be read."""
     try:
         found = json.loads(response.content)
         rows = found["data"] if isinstance(found, dict) else found
@@ -212,7 +212,7 @@ def listed(response: httpx.Response) -> list[str]:
 
 
 def text_of(content: Any) -> str:
-    """The text of a message: as it is, or in parts, of which some are no text."""
+    """Returns the text of a message: as it is, or in parts, of which some are no text."""
     if isinstance(content, list):
         return "".join(part["text"] for part in content if part.get("type") == "text")
     if content is not None and not isinstance(content, str):

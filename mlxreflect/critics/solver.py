@@ -73,7 +73,7 @@ def rewrite(task: Task, call: Call) -> Reply:
 
 
 def go_on(task: Task, call: Call) -> Reply:
-    """What follows a working: what is wrong with it, and the steps from the last that holds."""
+    """Continues a working: what is wrong with it, and the steps from the last that holds."""
     solved = finished(task, call)
     if solved is None:
         return UNSOLVED
@@ -84,7 +84,7 @@ def go_on(task: Task, call: Call) -> Reply:
 
 
 def tidy(task: Task, call: Call) -> Reply:
-    """The last lines of a thought that alone lead to its end: what came before is left out.
+    """Keeps the last lines of a thought that lead to its end by themselves.
 
     Where none do, that is the answer: the call has not failed.
     """
@@ -98,7 +98,7 @@ def tidy(task: Task, call: Call) -> Reply:
 
 
 def finished(task: Task, call: Call) -> tuple[list[str], str, str] | None:
-    """The lines that hold, the thought that goes on from them, and its answer; None: no way."""
+    """Returns the lines that hold, the thought that goes on from them, and its answer."""
     assert task.solver is not None  # preflight
     kept = task.solver.review(call.problem, thought_of(call.text, call.tags), True).kept
     solved = task.solver.finish(call.problem, kept, call.seed)
@@ -114,7 +114,7 @@ def closing(answer: str, tags: str) -> str:
 
 
 def opening(task: Task, call: Call) -> Reply:
-    """The thinking as far as its steps hold, its first wrong sum computed again; left open."""
+    """Returns the thinking as far as its steps hold, its first wrong sum computed again."""
     assert task.solver is not None  # preflight
     review = task.solver.review(call.problem, thought_of(call.text, call.tags), False)
     lines = [*review.kept, *([review.mended] if review.mended else [])]

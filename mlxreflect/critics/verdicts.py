@@ -54,7 +54,7 @@ Mark = Annotated[Literal[1, 2, 3, 4, 5], BeforeValidator(as_mark)]
 
 
 class Marks(Structured):
-    """One solution's reasoning rated. Which marks there are is said in the prompt."""
+    """Marks of one solution's reasoning. The prompt says which there are."""
 
     why: str
     depth: Mark
@@ -71,7 +71,7 @@ class Section(Structured):
 
 
 class Sections(Structured):
-    """What was drawn from passages."""
+    """Notes drawn from passages."""
 
     sections: list[Section]
 
@@ -85,7 +85,7 @@ OBJECT = re.compile(r'{\s*"')
 
 
 def parse(text: str, model: type[M], shown: str = "") -> M | None:
-    """The verdict in a reply, or None where there is none, more than one, or some doubt.
+    """Returns the verdict in a reply; None where there is none, more than one, or some doubt.
 
     shown: what the critic was given to read; a verdict that stands in it is not taken.
     Linear in the length of both.
@@ -96,7 +96,7 @@ def parse(text: str, model: type[M], shown: str = "") -> M | None:
 
 
 def verdicts(text: str, model: type[M]) -> Iterator[tuple[str, M]]:
-    """The outermost objects of a schema, each as it is written and as it was read.
+    """Yields the outermost objects of a schema, each as it is written and as it was read.
 
     What looks like an object and is none (a set, a cut-off object) hides what stands inside it.
     """
@@ -159,7 +159,7 @@ class Answer(Generic[M]):
 
 
 def ask_structured(critic: Critic, calls: Sequence[Call], model: type[M]) -> list[Answer[M]]:
-    """A verdict a call, in their order. A reply without one is asked again once, as another call.
+    """Returns a verdict a call. A reply without one is asked again once, as another call.
 
     One that has none then either is unknown: an error, and never a pass.
     """

@@ -264,7 +264,7 @@ class Frame:
             **count_wave(played.episodes),
             **played.figures,
             **self.learning.figures(),
-            "critic": dict(self.session.counts),
+            "critic": self.session.figures(),
         }
         examples = self.learning.examples if played.examples is None else played.examples
         return replace(played, figures=figures, examples=examples, steps=self.learning.steps)

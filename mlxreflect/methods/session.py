@@ -12,7 +12,7 @@ from mlxreflect.core.records import Problem, Turn, Visibility
 from mlxreflect.core.seeds import seed_for
 from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.critics.client import forget
-from mlxreflect.critics.ledger import Tally
+from mlxreflect.critics.ledger import tally
 from mlxreflect.critics.verdicts import (
     Answer,
     Judgement,
@@ -41,13 +41,17 @@ class Session:
 
     def __init__(self, recipe: Recipe, task: Task, critics: dict[str, Critic]) -> None:
         self.recipe, self.task, self.critics = recipe, task, critics
-        self.counts = Tally()
+        self.replies: list[Reply] = []  # of the wave
         self.recent: deque[bool] = deque(maxlen=RECENT)  # true for each of the last that failed
         self.unread: list[tuple[Tier, Call]] = []  # of the wave, with replies without a verdict
         self.lock = threading.Lock()  # of all three
 
+    def figures(self) -> dict[str, Any]:
+        """Returns the counts of the wave's calls."""
+        return tally(self.replies)
+
     def begin_wave(self) -> None:
-        self.counts.clear()
+        self.replies.clear()
         self.unread.clear()
 
     def call(
@@ -102,7 +106,7 @@ class Session:
     def count(self, replies: list[Reply]) -> None:
         """Keeps the counts. Raises UserError when too many of the last calls failed."""
         failed = [reply for reply in replies if reply.error is not None]
-        self.counts.add(replies)
+        self.replies += replies
         self.recent.extend(reply.error is not None for reply in replies)
         limit, lost = self.recipe.critic.max_failed, sum(self.recent)
         if failed and lost >= FEW and lost > limit * len(self.recent):

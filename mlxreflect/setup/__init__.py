@@ -1,1 +1,1 @@
-"""What a person does before a run: init, doctor, dry run."""
+"""Steps before a run: init, doctor, dry run."""

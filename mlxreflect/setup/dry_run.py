@@ -51,7 +51,7 @@ def dry(recipe: Recipe) -> dict[str, Any]:
 
 
 def rendered(recipe: Recipe, task: Task, problem: Problem) -> dict[str, Messages]:
-    """The prompt of each role that the run has, for one problem."""
+    """Returns the prompt of each role that the run has, for one problem."""
     method = method_of(recipe)
     roles = {"attempt": attempt_prompt(recipe, task, problem, method.wording)}
     for role in method.plan(recipe, 1, 1.0).roles:
@@ -61,7 +61,7 @@ def rendered(recipe: Recipe, task: Task, problem: Problem) -> dict[str, Messages
 
 
 def told(recipe: Recipe, found: dict[str, Any]) -> list[str]:
-    """The estimate in words."""
+    """Returns the estimate in words."""
     most, likely, rules = found["at_most"], found["expected"], found["rules"]
     lines = [
         f"--- {found['attempts']} attempts, at most {most['calls']} critic calls "
@@ -149,7 +149,7 @@ def estimate(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> dict[st
 def spending(
     recipe: Recipe, plan: Plan, sizes: dict[str, float], filled: float, tier: Tier
 ) -> Spending:
-    """What one critic is asked in all. filled: share of its limit that a text has."""
+    """Returns all that one critic is asked. filled: share of its limit that a text has."""
     config = recipe.critic.tier(tier)
     attempt = filled * max(recipe.policy.max_new_tokens, config.max_tokens)
     reply = filled * config.max_tokens

@@ -21,7 +21,7 @@ from mlxreflect.config.checks import MODELS
 from mlxreflect.config.methods import METHODS, method_of
 from mlxreflect.config.recipe import load_recipe
 from mlxreflect.config.schema import Recipe
-from mlxreflect.config.toml import bundled, flatten, read_toml
+from mlxreflect.config.toml import bundled, flatten
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import write_atomic
 from mlxreflect.data.rows import Row, column, good_rows, is_path, rows_of
@@ -58,7 +58,7 @@ HOSTS = {"OPENAI_API_KEY": "", "OPENROUTER_API_KEY": "https://openrouter.ai/api/
 
 @dataclass(frozen=True)
 class Choices:
-    """What a person chose. critic: "solver", "self", or "PROVIDER:MODEL".
+    """The choices of a person. critic: "solver", "self", or "PROVIDER:MODEL".
 
     task: a bundled one, or "jsonl" with the data in `source` and its columns; "countdown" has them
     too.
@@ -85,7 +85,7 @@ class Asker:
     say: Say
 
     def choose(self, name: str, label: str, suggested: str, read: Callable[[str], T]) -> T:
-        """What `read` makes of what is given, replied or suggested.
+        """Returns what `read` makes of what is given, replied or suggested.
 
         A reply that it refuses is asked for again. Raises UserError for a flag that it refuses.
         """
@@ -99,14 +99,14 @@ class Asker:
 
 
 def settle(asker: Asker) -> Choices:
-    """All choices: as given, else as replied, else as suggested. Raises UserError."""
+    """Returns all choices: as given, else as replied, else as suggested. Raises UserError."""
     missing = [f"--{name}" for name in NEEDED if not asker.given[name]]
     if missing and asker.ask is None and not asker.yes:
         raise UserError(
             f"no terminal to ask in, and not given: {', '.join(missing)}",
             "give them, or --yes to take what is suggested",
         )
-    methods = ", ".join(recipes())
+    methods = ", ".join(sorted(METHODS))
     strategy = asker.choose("strategy", f"method ({methods})", next(iter(METHODS)), read_method)
     usual = load_recipe(strategy)
     known = ", ".join(name for name in TASKS if name not in (*EXAMS, "jsonl"))
@@ -123,9 +123,9 @@ def settle(asker: Asker) -> Choices:
 
 
 def read_method(name: str) -> str:
-    known = recipes()
-    if name not in known:
-        raise UserError(f"--strategy {name}: no such method", f"choose from: {', '.join(known)}")
+    if name not in METHODS:
+        known = ", ".join(sorted(METHODS))
+        raise UserError(f"--strategy {name}: no such method", f"choose from: {known}")
     return name
 
 
@@ -134,17 +134,11 @@ def read_model(name: str) -> str:
     return name
 
 
-def recipes() -> list[str]:
-    """The methods: bundled recipes that are called as their strategy."""
-    found = bundled("recipes").items()
-    return [name for name, path in found if read_toml(path).get("strategy") == name]
-
-
 # ---- the task ------------------------------------------------------------------------------------
 
 
 def read_task(named: str) -> tuple[str, list[Row]]:
-    """A bundled task's name without rows, or the first rows of data of one's own."""
+    """Returns a bundled task's name without rows, or your own file with its first rows."""
     if named in EXAMS:
         raise UserError(f"--task {named} is an evaluation alone", "give another task, or a file")
     if named in TASKS or not (is_path(named) or "/" in named):
@@ -159,7 +153,7 @@ def read_task(named: str) -> tuple[str, list[Row]]:
 
 
 def settle_data(source: str, rows: list[Row], asker: Asker) -> dict[str, str]:
-    """What [task] has to say about data of one's own."""
+    """Returns the keys of [task] for your own data."""
     if not asker.given["question"] and are_puzzles(rows):
         return {"task": "countdown", "source": source}
     data = {"task": "jsonl", "source": source}
@@ -177,7 +171,7 @@ def settle_data(source: str, rows: list[Row], asker: Asker) -> dict[str, str]:
 
 
 def are_puzzles(rows: list[Row]) -> bool:
-    """Whether they are Countdown's numbers and targets, without a question in words."""
+    """Tells if they are Countdown's numbers and targets, without a question in words."""
     if any(str(name).casefold() in QUESTIONS for row in rows for name in row.values):
         return False
     try:
@@ -195,7 +189,7 @@ def read_kind(kind: str) -> str:
 def settle_column(
     name: str, likely: Iterable[str], source: str, rows: list[Row], asker: Asker, taken: str = ""
 ) -> str:
-    """The column that holds the question or the answer: as given, or called so, or asked for.
+    """Returns the column of the question or the answer: as given, or called so, or asked for.
 
     taken: a column that holds something else.
     """
@@ -223,7 +217,7 @@ def settle_column(
 
 
 def kind_of(rows: list[Row], answer: str) -> str:
-    """The first kind of answer that all rows have."""
+    """Returns the first kind of answer that all rows have."""
     kinds = ["choice"] if options_of(rows[0].values) is not None else ["number"]
     return next((kind for kind in kinds if all(fits(row, answer, kind) for row in rows)), "text")
 
@@ -247,7 +241,7 @@ class Offer(NamedTuple):
 
 
 def find_offers(solver: bool, usual: Recipe) -> list[Offer]:
-    """The critics that are here, the most likely first; the last of them need nothing."""
+    """Returns the critics that are here, the most likely first; the last of them need nothing."""
     offers = [*ollama_offers(usual.critic.model), *key_offers()]
     if is_aws():
         offers.append(Offer(f"bedrock:{MODELS['bedrock']}", "AWS credentials are here"))
@@ -277,14 +271,14 @@ def key_offers() -> list[Offer]:
 
 
 def is_aws() -> bool:
-    """Whether AWS credentials are set; nothing is asked over the network."""
+    """Tells if AWS credentials are set; nothing is asked over the network."""
     names = ("AWS_BEARER_TOKEN_BEDROCK", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
     file = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"))
     return any(os.environ.get(name) for name in names) or file.expanduser().is_file()
 
 
 def settle_critic(task: str, usual: Recipe, asker: Asker) -> Offer:
-    """One of the critics that are here, by its number, or any other by its name."""
+    """Returns one of the critics that are here, by its number, or any other by its name."""
     solver = has_solver(task, usual.strategy)
     offers = find_offers(solver, usual) if not asker.given["critic"] else key_offers()
 
@@ -311,7 +305,7 @@ def settle_critic(task: str, usual: Recipe, asker: Asker) -> Offer:
 
 
 def has_solver(task: str, strategy: str) -> bool:
-    """Whether the task's exact solver can be the critic of a method."""
+    """Tells if the task's exact solver can be the critic of a method."""
     return TASKS[task].solver is not None and not METHODS[strategy].unsolvable
 
 
@@ -354,7 +348,7 @@ def write_recipe(choices: Choices, out: Path) -> dict[str, Any]:
 
 
 def check(path: Path) -> None:
-    """What `run` would refuse; data of one's own are read."""
+    """Raises UserError for a recipe that `run` would refuse; your own data are read."""
     try:
         recipe = load_recipe(str(path))
         if recipe.task.source:
@@ -367,7 +361,7 @@ def check(path: Path) -> None:
 
 
 def draft(choices: Choices) -> str:
-    """The text of the recipe. Raises UserError where the method has no such critic."""
+    """Returns the text of the recipe. Raises UserError where the method has no such critic."""
     text = bundled("recipes")[choices.strategy].read_text(encoding="utf-8")
     tree = tomllib.loads(text)
     keys = {
@@ -378,7 +372,7 @@ def draft(choices: Choices) -> str:
 
 
 def heading(choices: Choices, tree: dict[str, Any]) -> str:
-    """Where the recipe is from. What the bundled one says of itself holds for its choices alone."""
+    """Says where the recipe is from: the bundled one's own heading holds for its choices alone."""
     said = f"# Written by `mlxreflect init` from the bundled recipe {choices.strategy}"
     if choices.model == "tiny":
         return f"{said}, with the values of its\n# quick profile. The comments are that one's.\n"
@@ -391,7 +385,7 @@ def without_heading(text: str) -> str:
 
 
 def quick_keys(choices: Choices, tree: dict[str, Any]) -> Keys:
-    """What the embedded policy wants: the quick profile's values, and then no profile is left."""
+    """Returns the values of the quick profile, as the embedded policy wants them."""
     if choices.model != "tiny":
         return {}
     usual = flatten(tree)
@@ -450,7 +444,7 @@ def critic_keys(choices: Choices) -> Keys:
 
 
 def self_keys(strategy: str) -> Keys | None:
-    """What makes a method do without a critic: {} where it asks none, None where it cannot."""
+    """Returns the keys that make a method do without a critic; None: it cannot."""
     usual = load_recipe(strategy)
     table = getattr(usual, strategy)
     keys = {}
