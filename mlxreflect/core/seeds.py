@@ -1,7 +1,11 @@
-"""Randomness: every stream is named by what it is for, and this is the one place that seeds."""
+"""Randomness: every stream is named by what it is for, and this is the one place that seeds.
+
+A hash decides, too, which part of a task a problem is in.
+"""
 
 import hashlib
 import random
+from collections.abc import Mapping
 
 
 def seed_for(*parts: int | str) -> int:
@@ -20,3 +24,25 @@ def seed_mlx(*parts: int | str) -> None:
     import mlx.core as mx
 
     mx.random.seed(seed_for(*parts))
+
+
+# ---- parts ---------------------------------------------------------------------------------------
+
+OWN_PARTS = {"train": 70, "dev": 10, "heldout": 20}  # of a file of one's own
+
+
+def part_of(key: str, shares: Mapping[str, int] = OWN_PARTS, size: int = 8) -> str:
+    """Returns the part of a problem, by a hash of its text alone: the same in every file and run.
+
+    shares: how much of all is in each part. size: bytes of the hash that decide.
+    """
+    at = int.from_bytes(hash_of(key)[:size], "big") % sum(shares.values())
+    for part, share in shares.items():
+        if at < share:
+            return part
+        at -= share
+    raise AssertionError("shares are above 0")
+
+
+def hash_of(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

@@ -2,9 +2,8 @@
 
 import csv
 import difflib
-import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from glob import escape
@@ -294,25 +293,3 @@ def question_text(row: Row, name: str) -> str:
 def fold(text: str) -> str:
     """Returns a text without differences of case and spacing, as two of the same problem have."""
     return " ".join(composed(text).casefold().split())
-
-
-# ---- parts ---------------------------------------------------------------------------------------
-
-OWN_PARTS = {"train": 70, "dev": 10, "heldout": 20}  # of a file of one's own
-
-
-def part_of(key: str, shares: Mapping[str, int] = OWN_PARTS, size: int = 8) -> str:
-    """Returns the part of a problem, by a hash of its text alone: the same in every file and run.
-
-    shares: how much of all is in each part. size: bytes of the hash that decide.
-    """
-    at = int.from_bytes(hash_of(key)[:size], "big") % sum(shares.values())
-    for part, share in shares.items():
-        if at < share:
-            return part
-        at -= share
-    raise AssertionError("shares are above 0")
-
-
-def hash_of(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

@@ -17,7 +17,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
 
-from mlxreflect.config.recipe import fetch_templates
 from mlxreflect.config.schema import EvalSpec
 from mlxreflect.config.toml import apply_settings, bundled, find_toml, read_toml, validate
 from mlxreflect.core.journal import append_rows, read_rows
@@ -185,7 +184,11 @@ def find_spec(name: str, limit: int, source: str, settings: Sequence[str]) -> Ev
     if limit:
         tree["limit"] = limit
     tree.setdefault("name", path.stem)
-    fetch_templates(apply_settings(tree, settings), path)
+    tree = apply_settings(tree, settings)
+    if tree.get("prompt"):
+        from mlxreflect.config.recipe import fetch_templates
+
+        fetch_templates(tree, path)
     return validate(EvalSpec, tree, path, settings)
 
 

@@ -14,8 +14,7 @@ from typing import Any
 
 from mlxreflect.config.schema import TaskConfig
 from mlxreflect.core.records import Problem, make_problem
-from mlxreflect.core.seeds import rng_for
-from mlxreflect.data.rows import part_of
+from mlxreflect.core.seeds import part_of, rng_for
 from mlxreflect.graders.countdown import (
     MAX_CHARACTERS,
     OPERATIONS,

@@ -14,12 +14,12 @@ from mlxreflect.config.schema import TaskConfig
 from mlxreflect.config.toml import local_path
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, make_problem
+from mlxreflect.core.seeds import part_of
 from mlxreflect.data.rows import (
     Row,
     column,
     good_rows,
     is_path,
-    part_of,
     question_text,
     read_file,
     rows_of,

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mlxreflect.config.schema import TaskConfig
+from mlxreflect.core import seeds
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, make_problem
 from mlxreflect.core.seeds import rng_for
-from mlxreflect.data import rows as data
 from mlxreflect.data.rows import Row, good_rows, rows_of
 from mlxreflect.graders.countdown import COUNTDOWN_RULES
 from mlxreflect.tasks.base import GENERATED_PARTS, Solver, Task, generate
@@ -35,7 +35,7 @@ EXAMPLE = 'write "numbers": [3, 4, 5], "target": 35'
 
 def part_of(numbers: list[int], target: int) -> str:
     """Returns a problem's part: one tenth each is held out and for development."""
-    return data.part_of(f"{sorted(numbers)}={target}", GENERATED_PARTS, size=1)
+    return seeds.part_of(f"{sorted(numbers)}={target}", GENERATED_PARTS, size=1)
 
 
 def key_of(drawn: Drawn) -> tuple[tuple[int, ...], int]:

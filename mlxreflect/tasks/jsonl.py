@@ -14,13 +14,12 @@ from typing import Any
 from mlxreflect.config.schema import TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, Verdict, make_problem
+from mlxreflect.core.seeds import hash_of, part_of
 from mlxreflect.data.rows import (
     Row,
     column,
     fold,
     good_rows,
-    hash_of,
-    part_of,
     question_text,
     rows_of,
 )

@@ -11,8 +11,7 @@ from typing import Any
 from mlxreflect.config.schema import TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, make_problem
-from mlxreflect.core.seeds import rng_for
-from mlxreflect.data.rows import part_of
+from mlxreflect.core.seeds import part_of, rng_for
 from mlxreflect.graders.base import Judged, blocks, final_part, grader_of, phrases, strict
 from mlxreflect.prompts.parsing import Parsed
 from mlxreflect.tasks.base import GENERATED_PARTS, Task, generate
