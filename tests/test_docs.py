@@ -1,4 +1,4 @@
-"""Everything the README says to type exists, and what can be tried here is tried."""
+"""Everything the documentation says to type exists, and what can be tried here is tried."""
 
 import re
 import shlex
@@ -11,18 +11,24 @@ from typing import Any, NamedTuple
 
 import pytest
 import typer
+from support.key_table import PLACE, key_tables
+from support.key_table import rows as key_rows
 from support.shell import Done, Shell, sets
 
 from mlxreflect.cli.main import app
 from mlxreflect.config.job import Job, load_job
 from mlxreflect.config.recipe import eval_spec, load_recipe
-from mlxreflect.config.schema import Recipe
+from mlxreflect.config.schema import EvalSpec, Recipe
 from mlxreflect.config.toml import apply_settings, bundled, find_toml, validate
 from mlxreflect.evaluation.evaluate import find_spec
 from mlxreflect.tasks import TASKS, find_rules, get_task
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(
+    f"{folder}/README.md" for folder in ("recipes", "evals", "mlxreflect", "tests", "tests/bench")
+))  # fmt: skip
+DOCS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 SHELLS = ("bash", "console", "sh", "shell", "zsh")
 GROUP: Any = typer.main.get_command(app)
 UsageError = typer.BadParameter.__mro__[1]  # click's, or the copy inside typer
@@ -49,6 +55,9 @@ OWN_FILES = {
     "exam.jsonl": '{"question": "5 + 1?"}\n{"question": "6 + 1 ?"}\n',
     "responses.jsonl": '{"id": 1, "response": "a", "numbers": [3, 4], "target": 7, "gold": 7}\n',
 }
+
+
+MINE = "mine.toml"  # the recipe that the README writes with `init`
 
 
 class Block(NamedTuple):
@@ -164,24 +173,29 @@ def test_a_wrong_command_would_be_noticed(line: str) -> None:
 
 # ---- what the README says ------------------------------------------------------------------------
 
-COMMANDS = found_commands(README)
-SPANS = spans(README)
+COMMANDS = [one for text in DOCS.values() for one in found_commands(text)]
+SPANS = list(dict.fromkeys(span for text in DOCS.values() for span in spans(text)))
 
 
 def shown(one: Command) -> str:
     return shlex.join([one.name, *one.arguments])[:60]
 
 
-def test_the_readme_shows_every_subcommand() -> None:
+def test_every_subcommand_is_shown() -> None:
     assert {one.name for one in COMMANDS} == set(GROUP.commands) == set(HOW)
+    assert set(re.findall(r"`mlxreflect (\w+)`", README)) == set(GROUP.commands)
 
 
 @pytest.mark.parametrize("one", COMMANDS, ids=shown)
-def test_command_is_what_the_parser_takes(one: Command) -> None:
+def test_command_is_what_the_parser_takes(
+    one: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs" / "latest").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     assert one.name in GROUP.commands
     parameters = one.parsed
     settings = parameters.get("set_") or []
-    if one.name == "run":
+    if one.name == "run" and parameters["recipe"] != MINE:
         file = find_toml(str(parameters["recipe"]), "recipes")
         assert file.resolve() in bundled("recipes").values()
         recipe = load_recipe(parameters["recipe"], settings)
@@ -212,25 +226,29 @@ def test_commands_in_sentences_exist() -> None:
 @pytest.mark.parametrize("span", [s for s in SPANS if s.startswith("--")])
 def test_option_in_a_sentence_exists(span: str) -> None:
     option, _, value = span.partition(" ")
-    known = {o for c in GROUP.commands.values() for p in c.params for o in p.opts}
-    assert option in known | {"--help"}
-    if option == "--set" and value != "KEY=VALUE":
+    everywhere = [*GROUP.params, *(p for c in GROUP.commands.values() for p in c.params)]
+    assert option in {o for p in everywhere for o in p.opts} | {"--help"}
+    if option == "--set" and value not in ("", "KEY=VALUE") and "profile=" not in value:
         schema = schema_of(value.partition("=")[0])
         validate(schema, apply_settings({}, [value]), Path("README.md"), [value])
 
 
-def schema_of(key: str) -> type[Recipe] | type[Job]:
-    """Whose key it is: a recipe's where both have it."""
-    node: Any = Recipe()
+def schema_of(key: str) -> type[Recipe] | type[Job] | type[EvalSpec]:
+    """Whose key it is: a recipe's where several have it."""
+    return next((s for s in (Recipe, Job, EvalSpec) if holds(s, key)), Recipe)
+
+
+def holds(schema: Any, key: str) -> bool:
     for part in key.split("."):
-        if part not in type(node).model_fields:
-            return Job
-        node = getattr(node, part)
-    return Recipe
+        fields = getattr(schema, "model_fields", {})
+        if part not in fields:
+            return False
+        schema = fields[part].annotation
+    return True
 
 
 def is_key(span: str) -> bool:
-    file = span.endswith(".jsonl")
+    file = span.endswith((".json", ".jsonl"))
     return bool(re.match(r"[a-z_0-9]+\.[a-z_0-9.]+( = .+)?$", span)) and (
         not file and span.partition(".")[0] in {**Recipe.model_fields, **Job.model_fields}
     )
@@ -240,31 +258,52 @@ def is_key(span: str) -> bool:
 def test_key_in_a_sentence_exists(span: str) -> None:
     key, equals, value = span.partition(" = ")
     schema = schema_of(key)
-    node: Any = schema()
-    for part in key.split("."):
-        assert part in type(node).model_fields, f"{key} is no key of a recipe or a training"
-        node = getattr(node, part)
+    assert holds(schema, key), f"{key} is no key of a recipe, a training or a spec"
     if equals:
         settings = [f"{key}={value}"]
         validate(schema, apply_settings({}, settings), Path("README.md"), settings)
 
 
 def test_every_bundled_file_that_is_named_exists() -> None:
-    named = re.findall(r"\b(recipes|evals)/([\w-]+)\.toml", README)
-    assert {name for folder, name in named if folder == "recipes"} >= {"quickstart", "r3"}
+    named = re.findall(r"\b(recipes|evals)/([\w-]+)\.toml", "\n".join(DOCS.values()))
+    assert ("recipes", "quickstart") in named
     for folder, name in named:
         assert name in bundled("recipes" if folder == "recipes" else "evals")
 
 
-def test_every_link_into_the_repository_leads_somewhere() -> None:
-    targets = re.findall(r"\]\((?!https?://|#)([^)\s#]+)", README)
-    assert targets
-    for target in targets:
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_into_the_repository_leads_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\((?!https?://)([^)\s]+)", DOCS[page]):
+        file, _, place = target.partition("#")
+        there = (ROOT / page).parent / file if file else ROOT / page
+        assert there.exists(), target
+        if place:
+            assert place in places(there.read_text(encoding="utf-8")), target
 
 
-def test_toml_in_the_readme_is_of_a_recipe() -> None:
-    for block in blocks(README):
+def places(markdown: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", markdown, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_table_of_keys_is_what_the_schema_says() -> None:
+    (shown,) = PLACE.findall(DOCS["recipes/README.md"])
+    assert shown == key_tables(), "run: python tests/support/key_table.py"
+
+
+def test_every_key_has_a_meaning() -> None:
+    for schema in (Recipe, Job):
+        for key, _, _, meaning in key_rows(schema):
+            assert meaning, f"{key}: say in a comment what it means"
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 250
+
+
+def test_toml_is_of_a_recipe() -> None:
+    for block in (block for text in DOCS.values() for block in blocks(text)):
         if block.language == "toml":
             validate(Recipe, tomllib.loads(block.text), Path("README.md"))
 
@@ -297,7 +336,8 @@ def test_the_run_command_is_one_line_and_runs_offline() -> None:
 def test_the_test_command_is_one_line_and_holds_the_pinned_versions() -> None:
     line = marked("tests")
     words = shlex.split(line)
-    constraints = words[words.index("-c") + 1]
+    constraints = words[words.index("install") + 3]
+    assert words[words.index("install") + 2] == "-c"
     assert (ROOT / constraints).is_file()
     assert "pytest" in " ".join(words[-3:])
 
@@ -327,6 +367,10 @@ def shell(tmp_path_factory: pytest.TempPathFactory, tiny_random: Path) -> Shell:
     """A folder with a finished run in it as RUN_DIR, and the files that a user would have."""
     shell = Shell(tmp_path_factory.mktemp("readme"), tiny_random)
     shell.works("run", "quickstart", *shell.small, "--run-dir", "RUN_DIR")
+    (shell.folder / "runs").mkdir(exist_ok=True)
+    latest = shell.folder / "runs" / "latest"
+    latest.unlink(missing_ok=True)
+    latest.symlink_to(shell.folder / "RUN_DIR")
     for name, text in OWN_FILES.items():
         (shell.folder / name).parent.mkdir(exist_ok=True)
         (shell.folder / name).write_text(text)
@@ -337,7 +381,10 @@ def try_out(shell: Shell, one: Command) -> Done | None:
     """Run a command with the placeholders filled in; None where it needs the network."""
     parameters, arguments = one.parsed, list(one.arguments)
     if one.name == "run":
-        recipe = load_recipe(parameters["recipe"], parameters["set_"] or [])
+        name = parameters["recipe"]
+        recipe = load_recipe(
+            str(shell.folder / MINE) if name == MINE else name, parameters["set_"] or []
+        )
         if TASKS[recipe.task.name].hub and not recipe.task.source:
             return None
         return shell.works("run", *arguments, *([] if "--dry-run" in arguments else ["--dry-run"]))
@@ -382,7 +429,7 @@ def try_out(shell: Shell, one: Command) -> Done | None:
 
 
 @pytest.mark.slow
-def test_commands_of_the_readme_work(shell: Shell) -> None:
+def test_commands_of_the_documentation_work(shell: Shell) -> None:
     tried = {}
     for one in COMMANDS:
         assert one.name in HOW, f"say in HOW how to try: mlxreflect {one.name}"
