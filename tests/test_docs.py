@@ -230,7 +230,8 @@ def test_option_in_a_sentence_exists(span: str) -> None:
     assert option in {o for p in everywhere for o in p.opts} | {"--help"}
     if option == "--set" and value not in ("", "KEY=VALUE") and "profile=" not in value:
         schema = schema_of(value.partition("=")[0])
-        validate(schema, apply_settings({}, [value]), Path("README.md"), [value])
+        tree: dict[str, Any] = {"task": {}} if schema is EvalSpec else {}
+        validate(schema, apply_settings(tree, [value]), Path("README.md"), [value])
 
 
 def schema_of(key: str) -> type[Recipe] | type[Job] | type[EvalSpec]:
