@@ -1,0 +1,1 @@
+"""A run from its first problem to its verdict, in a folder that can be resumed."""
