@@ -120,7 +120,7 @@ def changed_below(
 
 
 class GrpoConfig(Table):
-    clip_ratio: Annotated[float, Field(gt=0)] = 0.2
+    clip_ratio: Annotated[float, Field(gt=0)] = 0.2  # how far a probability ratio may leave 1
     kl: Annotated[float, Field(ge=0)] = 0.0  # weight of the distance from the reference
     average: Literal["sequence", "token"] = "sequence"  # each response, or each token, counts alike
     scale_rewards: bool = True  # by the group's standard deviation

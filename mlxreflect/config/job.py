@@ -50,11 +50,11 @@ class ModelConfig(Table):
 class DataConfig(Table):
     source: LocalPath = ""  # file, folder with train.jsonl, or hub data set
     config: str = ""  # of a hub data set
-    split: str = "train"
+    split: str = "train"  # split of a hub data set
     columns: dict[str, str] = Field(default_factory=dict)  # our name of a column = theirs
     # Of a conversation: which of the assistant's turns are trained.
     turns: Annotated[Literal["all", "last"], Idle(*PAIRED, "grpo")] = "all"
-    bad_row: Literal["skip", "fatal"] = "skip"
+    bad_row: Literal["skip", "fatal"] = "skip"  # skip and name a row that cannot be used, or stop
     limit: Count = 0  # examples; 0: all
     # A share below 1, or how many; 0: none.
     held_out: Annotated[float, Field(ge=0), Idle("grpo")] = 0.05
@@ -77,8 +77,9 @@ class JobTrain(Fitting):
 
 
 class Job(Table):
+    # what is trained; the command says it
     objective: Literal["sft", "dpo", "ipo", "exo_pair", "orpo", "grpo"] = "sft"
-    seed: Count = 0
+    seed: Count = 0  # of the order of rows and LoRA weights
     tags: Literal["think", "reasoning", "preflexor"] = "think"  # what train.mask goes by
     policy: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

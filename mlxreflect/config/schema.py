@@ -42,14 +42,15 @@ class PolicyConfig(Table):
     adapter: LocalPath = ""  # a LoRA folder to start from
     quantize: Literal[0, 4, 8] = 0  # bits, on load
     dequantize: Literal["auto", "yes", "no"] = "auto"  # auto: only on the CPU, where it is faster
-    temperature: Annotated[float, Field(ge=0)] = 0.7
-    top_p: Fraction = 0.9
-    max_new_tokens: Positive = 1024
+    temperature: Annotated[float, Field(ge=0)] = 0.7  # of attempts and verifications
+    top_p: Fraction = 0.9  # of attempts and verifications
+    max_new_tokens: Positive = 1024  # of a response
     batch: Positive = 32  # sequences in flight
 
 
 class PromptConfig(Table):
-    tags: Literal["think", "reasoning", "preflexor"] = "think"
+    tags: Literal["think", "reasoning", "preflexor"] = "think"  # what a thought stands between
+    # graph: a thought begins with a small knowledge graph; direct: the answer alone
     style: Literal["thinking", "graph", "direct"] = "thinking"
     file: LocalFile = ""  # TOML file with wording of your own: template = "text"
     templates: dict[str, str] = {}  # that wording, as the run keeps it
@@ -58,30 +59,34 @@ class PromptConfig(Table):
 class TaskConfig(Table):
     """Where problems come from. Column names map foreign data onto question and answer."""
 
-    name: str = "countdown"
+    name: str = "countdown"  # a bundled task, or jsonl for your own problems
     source: LocalPath = ""  # path or hub data set; empty: the task's own
     config: str = ""  # configuration of a hub data set
     split: str = "train"  # split of a hub data set that the run's problems come from
     limit: Count = 0  # problems of one epoch; 0: all there are
-    question: str = "question"
-    answer: str = "answer"
+    question: str = "question"  # your column with the question
+    answer: str = "answer"  # your column with the answer
+    # jsonl: how answers are read and compared
     answer_type: Literal["number", "text", "f1", "choice", "math", "countdown"] = "number"
     numbers: list[Annotated[int, Field(ge=2, le=6)]] = [3]  # countdown: how many, one or several
     words: list[Annotated[int, Field(ge=1, le=20)]] = [4]  # last_letter: how many, one or several
 
 
 class CriticConfig(Table):
+    # what answers: exact solver, mlx-lm model, Ollama, a server, Bedrock
     provider: Literal["solver", "local", "ollama", "openai", "bedrock"] = "solver"
+    # as the provider names it
     model: Annotated[str, Local(Path.exists, names=("tiny",), only={"provider": "local"})] = ""
-    base_url: str = ""
+    base_url: str = ""  # the server's address; empty: the provider's usual one
     key_env: str = ""  # openai: the environment variable that holds the key; never the key itself
     region: str = ""  # bedrock; "": as boto3 finds it
     profile: str = ""  # bedrock: of ~/.aws/config
+    # of critiques and rewrites; verdicts of REL's judge are at 0
     temperature: Annotated[float, Field(ge=0)] = 0.99
-    max_tokens: Positive = 2000
-    num_ctx: Positive = 8192
-    concurrency: Positive = 4
-    deadline_s: Rate = 600.0
+    max_tokens: Positive = 2000  # of a reply
+    num_ctx: Positive = 8192  # ollama: tokens of prompt and reply together
+    concurrency: Positive = 4  # requests at once; local: the batch
+    deadline_s: Rate = 600.0  # seconds for a call, its retries included
     price_in: Annotated[float, Field(ge=0)] = 0.0  # dollars a million tokens of prompt
     price_out: Annotated[float, Field(ge=0)] = 0.0  # and of reply
     cache: CachePath = ""  # "": the user's cache folder, "off", or a path
@@ -91,7 +96,7 @@ class CriticConfig(Table):
 class BudgetConfig(Table):
     """What all critics of a run together may spend; 0: no limit."""
 
-    max_calls: Count = 0
+    max_calls: Count = 0  # requests that are sent
     max_tokens: Count = 0  # of prompts and replies
     max_usd: Annotated[float, Field(ge=0)] = 0.0  # by critic.price_in and price_out
 
@@ -104,7 +109,9 @@ class Critics(CriticConfig):
 
     max_failed: Fraction = 0.5  # a larger share of the last calls failed: the run stops
     budget: BudgetConfig = BudgetConfig()
+    # keys of the critic for the bucket list, over those of [critic]
     advanced: Annotated[dict[str, Any], Overrides()] = {}
+    # keys of the critic for verdicts, over those of [critic]
     judge: Annotated[dict[str, Any], Overrides()] = {}
 
     def tier(self, name: Tier) -> CriticConfig:
@@ -113,10 +120,10 @@ class Critics(CriticConfig):
 
 
 class LoraConfig(Table):
-    rank: Positive = 16
+    rank: Positive = 16  # of each LoRA layer
     scale: Rate = 2.0  # = alpha / rank of other libraries
     alpha: Annotated[float, Field(ge=0)] = 0.0  # above 0: scale = alpha / rank
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05  # in SFT; preference losses have none
     layers: Annotated[int, Field(ge=-1)] = -1  # last n layers; -1: all
     keys: list[str] = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
                        "self_attn.o_proj"]  # empty: every linear layer  # fmt: skip
@@ -131,9 +138,9 @@ Unreferred = Idle("sft", "orpo", "rel")
 
 
 class SftConfig(Table):
-    lr: Annotated[Rate, Idle("preflexor")] = 2e-5
-    # × lr: the verified answer, and the last winner after a failed verification.
-    scale_verified: Annotated[float, Field(ge=0), Unverified] = 0.1
+    lr: Annotated[Rate, Idle("preflexor")] = 2e-5  # learning rate of imitation
+    scale_verified: Annotated[float, Field(ge=0), Unverified] = 0.1  # × lr: the verified answer
+    # × lr: the last winner, after a failed verification
     scale_failed: Annotated[float, Field(ge=0), Unverified] = 0.01
 
 
@@ -148,20 +155,22 @@ class MaskConfig(Table):
 class Fitting(Table):
     """What every training has; `run` and `train` add keys of their own."""
 
-    lr: Annotated[Rate, Idle("rel")] = 1e-5
-    beta: Annotated[Rate, Unpaired] = 0.1
+    lr: Annotated[Rate, Idle("rel")] = 1e-5  # learning rate
+    beta: Annotated[Rate, Unpaired] = 0.1  # strength of the preference loss
     # Of labels: dpo's; exo_pair's ε.
     smoothing: Annotated[float, Field(ge=0, lt=0.5), Idle("rel", "traces")] = 0.0
+    # of a response: summed, or per token
     logps: Annotated[Literal["sum", "mean"], Unweighed] = "mean"
     nll: Annotated[float, Field(ge=0), Unweighed] = 0.0  # weight of the chosen answer's NLL
     dpo: Annotated[float, Field(ge=0), Unweighed] = 1.0  # of the preference term; 0: NLL alone
+    # the policy as its stage began, the base, or none
     reference: Annotated[Literal["stage", "base", "none"], Unreferred] = "stage"
-    batch: Positive = 8
-    accumulate: Positive = 1
+    batch: Positive = 8  # rows taken at once
+    accumulate: Positive = 1  # batches of a step
     epochs: Positive = 1  # passes over the pairs of a wave
     clip: Annotated[float, Field(ge=0)] = 1.0  # of the gradient's norm; 0: off
     warmup: Count = 0  # steps
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # of AdamW
     max_length: Positive = 4096  # tokens; a longer prompt loses its beginning
     grad_checkpoint: Literal["auto", "yes", "no"] = "auto"  # layers computed twice, to save memory
     memory_gb: Annotated[float, Field(ge=0)] = 0.0  # for activations; 0: a part of the device's
@@ -174,7 +183,7 @@ class Fitting(Table):
 class TrainConfig(Fitting):
     """[train] of a recipe; [train.sft] is for the answers that a strategy imitates."""
 
-    objective: Annotated[Objective, Unpaired] = "dpo"
+    objective: Annotated[Objective, Unpaired] = "dpo"  # loss of preference pairs
     sft: SftConfig = SftConfig()
 
 
@@ -203,14 +212,14 @@ class Limits(Table):
     """
 
     policy_tokens: Count = 0  # that the policy writes
-    critic_calls: Count = 0
+    critic_calls: Count = 0  # that were made, cached ones too
     training_tokens: Count = 0  # that a loss is taken of
 
 
 class Recipe(Table):
-    strategy: MethodName = "r3"
-    name: str = ""
-    seed: Count = 0
+    strategy: MethodName = "r3"  # the method
+    name: str = ""  # what the run is called; of a file, the file's name
+    seed: Count = 0  # of problems' order, samples and LoRA weights
     limits: Limits = Limits()
     policy: PolicyConfig = PolicyConfig()
     prompt: PromptConfig = PromptConfig()

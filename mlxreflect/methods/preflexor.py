@@ -53,13 +53,13 @@ class PhaseTwoConfig(Table):
     """Phase II: what it has of its own; all else is [train]'s, which are Phase I's settings."""
 
     rounds: Count = 10  # 0: no Phase II
-    objective: Objective = "exo_pair"
-    lr: Rate = 1e-6
-    beta: Rate = 0.1
-    smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 5e-3
-    clip: Annotated[float, Field(ge=0)] = 0.3
+    objective: Objective = "exo_pair"  # loss of Phase II
+    lr: Rate = 1e-6  # learning rate of Phase II
+    beta: Rate = 0.1  # strength of its loss
+    smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 5e-3  # its label smoothing; exo_pair's ε
+    clip: Annotated[float, Field(ge=0)] = 0.3  # of its gradient's norm
     answer_only: bool = True  # answers are compared without what was thought before them
-    think_fraction: Fraction = 0.0
+    think_fraction: Fraction = 0.0  # share of the thought's tokens left out at random
 
 
 class PreflexorConfig(Table):

@@ -34,20 +34,21 @@ MAX_MASTERY_ROUNDS = 100
 
 
 class R3Config(Table):
-    wave: Positive = 1
+    wave: Positive = 1  # problems taken and committed together; 1: the paper's sequential order
     shard: Count = 0  # samples drawn while a remote critic reviews those before; 0: policy.batch
-    epochs: Positive = 1
-    rewrites: Positive = 3
-    verifications: Count = 5
-    verify_samples: Positive = 1
-    verify_pass: Positive = 1
+    epochs: Positive = 1  # passes over all problems
+    rewrites: Positive = 3  # rewrites of an attempt at most
+    verifications: Count = 5  # fresh samples after training, at most
+    verify_samples: Positive = 1  # samples of a verification
+    verify_pass: Positive = 1  # samples of them that must be right
+    # who critiques: the critic, or the policy itself
     feedback: Literal["critic", "self"] = "critic"
-    rewriter: Literal["critic", "self"] = "critic"
+    rewriter: Literal["critic", "self"] = "critic"  # who rewrites
     judge: bool = False  # rewrites that pass the grader must also convince the judge
     sft_mode: Literal[0, 1, 2, 3] = 1  # once verified: 0 none, 1 last winner, 2 verified, 3 both
     sft_correct: bool = False  # SFT on attempts that were right at once
     bucket_every: Count = 100  # problems between passes over the bucket list; 0: never
-    until_mastered: bool = False
+    until_mastered: bool = False  # go on over the bucket list while it shrinks
 
 
 def check(recipe: Recipe, path: Path) -> None:

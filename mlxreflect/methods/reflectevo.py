@@ -62,15 +62,16 @@ class ReflectEvoConfig(Table):
     """Attempts are drawn at policy.temperature, reflections at critic.temperature."""
 
     wave: Positive = 100  # problems taken and committed together
-    reflector: Literal["self", "critic"] = "self"
+    reflector: Literal["self", "critic"] = "self"  # who reflects: the policy itself, or the critic
     reflections: Positive = 2  # on each wrong attempt, each with one retry
     instructions: Names = []  # ids of the pool to draw from; empty: all 32
     stored: LocalFile = ""  # JSONL file with reflections to replay, in place of new ones
     words: Positive = 100  # a longer reflection gets no retry
-    retry_temperature: Annotated[float, Field(ge=0)] = 0.0
+    retry_temperature: Annotated[float, Field(ge=0)] = 0.0  # of the answer after a reflection
     # I: SFT on reflection and answer in one; II: on each by itself, two adapters; III: DPO on
     # reflections that led to a right and a wrong answer; IV: on those of which the judge likes one.
     training: Literal["I", "II", "III", "IV"] = "I"
+    # of the learning rate over a training
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup: Fraction = 0.0  # of a training's steps
     retries: bool = True  # evaluate second answers, beside retries without a reflection

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 class RelConfig(Table):
     """Attempts are asked at policy.temperature, the judge marks at 0."""
 
-    rounds: Positive = 2
+    rounds: Positive = 2  # passes over all problems, each ending in training
     wave: Positive = 10  # problems taken and committed together
     tries: Literal[1, 2, 3] = 3  # the attempt, its continuation, a rewrite shown the solution
     decay: Annotated[float, Field(gt=0, le=1)] = 0.9  # of the temperature, each further try
@@ -58,7 +58,7 @@ class RelConfig(Table):
     mistakes: bool = True  # false: what went wrong before its mending is shown, not imitated
     weight: Rate = 1.0  # of what the loop made
     human: LocalFile = ""  # worked solutions by people: a Markdown or JSONL file
-    human_weight: Rate = 2.0
+    human_weight: Rate = 2.0  # of people's worked solutions
     restart: bool = True  # each round trains from the start; false: from the round before
     measure: bool = False  # an evaluation after each round, beside base and trained
 

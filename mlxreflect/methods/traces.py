@@ -41,11 +41,11 @@ class TracesConfig(Table):
     filter: Literal["strict", "lenient"] = "strict"  # each mark, or their mean, and strict: format
     threshold: Fraction = 0.5  # what marks, from 0 to 1, must reach
     keep: Count = 1  # best traces of a problem; 0: all that pass
-    rounds: Count = 3
+    rounds: Count = 3  # of GRPO, after the warm-up
     problems: Count = 0  # of a round; 0: all there are
     group: Annotated[int, Field(ge=2)] = 8  # samples of a problem in a round
-    reward_answer: Annotated[float, Field(ge=0)] = 1.0
-    reward_format: Annotated[float, Field(ge=0)] = 0.2
+    reward_answer: Annotated[float, Field(ge=0)] = 1.0  # what a right answer is worth
+    reward_format: Annotated[float, Field(ge=0)] = 0.2  # what the right format is worth
     grpo: GrpoConfig = GrpoConfig()
 
 
