@@ -1,4 +1,4 @@
-"""What every grader shares: the grade, where a response says its answer, and how texts compare."""
+"""The grade, and the parts every grader shares: finding an answer, comparing short texts."""
 
 import re
 from collections.abc import Callable

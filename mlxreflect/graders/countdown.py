@@ -38,7 +38,7 @@ class NotAnExpression(ValueError):
 
 @dataclass(frozen=True)
 class Notation:
-    """What an expression may be made of.
+    """The characters that an expression may be made of.
 
     token: matches one number, operator or parenthesis. signs: that may stand before a number.
     digits: of a number at most. depth: of parentheses at most.

@@ -1,4 +1,4 @@
-r"""What a task is, how its problems are made, and how an evaluation asks one of them.
+r"""Tasks: how their problems are made, and how an evaluation asks one of them.
 
 An evaluation asks as a chat or as raw text, with or without worked examples before it. Completion
 form is that of lm-evaluation-harness for GSM8K: `Question: …\nAnswer:`, after examples of
@@ -25,7 +25,7 @@ from mlxreflect.prompts.templates import BUNDLED
 
 @dataclass(frozen=True)
 class Review:
-    """What an exact solver says of a thought.
+    """The judgement of an exact solver on a thought.
 
     kept: the opening lines of the thought that are valid (and, when searching, from which a right
         answer can still be reached). fault: what is wrong with the first other line, as one short
