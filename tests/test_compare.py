@@ -369,6 +369,28 @@ def test_a_file_with_two_tasks_is_two_comparisons(tmp_path: Path) -> None:
     assert [one["task"] for one in compare_all(files)["comparisons"]] == ["x", "y"]
 
 
+def test_tasks_keep_the_order_of_the_first_arm(tmp_path: Path) -> None:
+    """Each test is of one task, though the second arm answered them the other way round."""
+    files = []
+    for name, tasks in (("a", "xy"), ("b", "yx")):
+        rows = [row(i, name == "b" and task == "y", task=task) for task in tasks for i in range(4)]
+        files.append(write(tmp_path / name, rows) / "samples.jsonl")
+    result = compare_all(files)
+    assert result["tasks"] == ["x", "y"]
+    found = [(one["task"], one["gains"]) for one in result["comparisons"]]
+    assert found == [("x", 0), ("y", 4)]
+
+
+@pytest.mark.parametrize("keeper", ["a", "b"])
+def test_problems_are_told_where_only_one_folder_kept_them(tmp_path: Path, keeper: str) -> None:
+    problem = make_problem("gsm8k", {"question": "How many?"}, "1")
+    for name, right in (("a", False), ("b", True)):
+        write(tmp_path / name, [{**row(0, right), "problem_id": problem.id}])
+    append_rows(tmp_path / keeper / "problems.jsonl", [to_row(problem)])
+    (gained,) = compare(tmp_path / "a", tmp_path / "b")["gained"]
+    assert gained["question"] == "How many?"
+
+
 def test_two_evaluations_of_the_same_questions_are_not_one_arm(tmp_path: Path) -> None:
     for arm in ("m1", "m2"):
         evaluation(tmp_path / "out" / arm, "1010")

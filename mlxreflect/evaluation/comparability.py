@@ -35,9 +35,9 @@ def pair_tasks(arms: Sequence[Sequence[Arm]]) -> dict[str, list[Arm]]:
     for group, other in zip(parts[1:], arms[1:], strict=True):
         if odd := sorted(set(parts[0]) ^ set(group)):
             only = first if odd[0] in parts[0] else other
+            place = only[0].path.parent if len({a.path for a in only}) > 1 else only[0].path
             raise UserError(
-                f"not the same tasks: {odd[0] or 'one without a name'} is only in "
-                f"{only[0].path.parent}",
+                f"not the same tasks: {odd[0] or 'one without a name'} is only in {place}",
                 "evaluate all arms on the same tasks, or name the folders of one task",
             )
     return {part: [group[part] for group in parts] for part in parts[0]}
