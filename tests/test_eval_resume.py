@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.adapters import write_adapter
-from test_resume import DRIVER
+from support.kill_driver import DRIVER
 
 FILES = ("samples.jsonl", "problems.jsonl", "setup.json", "results.json")
 SILENT = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
