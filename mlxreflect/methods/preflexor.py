@@ -243,7 +243,7 @@ class Preflexor:
     # ---- one round ------------------------------------------------------------------------------
 
     def play(self, wave: Wave) -> Played:
-        """Questions, the teacher's answers and the policy's own, the filter, training."""
+        """Plays a round: questions, answers of teacher and policy, the filter, training."""
         learning = self.frame.learning
         learning.use(phases(self.frame.recipe)[wave.epoch - 1])
         if wave.new_epoch:
@@ -257,7 +257,7 @@ class Preflexor:
         return Played(episodes, self.counted(), wave.own["arm"])
 
     def solve(self, lessons: list[Trajectory]) -> list[Trajectory]:
-        """Problems of a task: the policy attempts, the teacher writes a solution."""
+        """Has the policy attempt problems of a task, and the teacher write solutions."""
         session, at = self.frame.session, self.at("basic")
         self.attempt(lessons)
         every = not self.config.only_wrong
@@ -271,7 +271,7 @@ class Preflexor:
         return lessons
 
     def learn_from(self, teacher: Teacher, passages: list[Trajectory]) -> list[Trajectory]:
-        """Passages of a corpus: the teacher poses and answers questions, the policy attempts them.
+        """Has the teacher pose and answer questions from passages, and the policy attempt them.
 
         A question goes on only while each step comes about, and is attempted only where the
         teacher's own solution has passed.

@@ -208,12 +208,12 @@ class Teacher:
     """Asks the critics in lock-step, a call a question at each step.
 
     What fails ends its question, and its turn says why. counts: of what a wave's passages came to.
-    shown: the passages that a question's calls quote. exams: what evaluations ask, which is not to
+    shown: the passages that a question's calls quote. asked: what evaluations ask, which is not to
     be trained on; None where nobody looks.
     """
 
-    def __init__(self, frame: Frame, exams: Index | None) -> None:
-        self.recipe, self.session, self.exams = frame.recipe, frame.session, exams
+    def __init__(self, frame: Frame, asked: Index | None) -> None:
+        self.recipe, self.session, self.asked = frame.recipe, frame.session, asked
         self.texts = [passage.fields["question"] for passage in frame.problems.values()]
         try:
             self.library = Library(self.texts)
@@ -245,7 +245,7 @@ class Teacher:
         ):
             question = " ".join(turn.text.split())
             lesson = Trajectory(passage)
-            fault = turn.error or question_fault(question, posed) or self.examined(question)
+            fault = turn.error or question_fault(question, posed) or self.evaluation_of(question)
             posed.add(question_id(question))
             if not fault:
                 self.counts["posed"] += 1
@@ -257,9 +257,9 @@ class Teacher:
             lessons.append(lesson)
         return lessons
 
-    def examined(self, question: str) -> str:
+    def evaluation_of(self, question: str) -> str:
         """Returns where an evaluation asks a question; empty where none does."""
-        found = find(self.exams, [question], [question]) if self.exams else None
+        found = find(self.asked, [question], [question]) if self.asked else None
         self.counts["in_evaluation"] += found is not None
         return f"it occurs in the evaluation {found.spec}" if found else ""
 

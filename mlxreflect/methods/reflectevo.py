@@ -78,7 +78,7 @@ class ReflectEvoConfig(Table):
 
 
 def check(recipe: Recipe, path: Path) -> None:
-    """Keys of [reflectevo] that contradict each other, or the rest."""
+    """Raises UserError for keys of [reflectevo] that contradict each other, or the rest."""
     config = recipe.reflectevo
     if config.stored and config.reflector == "critic":
         raise UserError(
@@ -178,7 +178,7 @@ TRAININGS = {"I": ["both"], "II": ["reflection", "answer"], "III": ["pairs"], "I
 
 @dataclass
 class State:
-    """What is known between two waves; committed with the adapter.
+    """The state between two waves; committed with the adapter.
 
     kept: training → its examples as rows, until it is done. trained: trainings done. stored: the
     digest of the file that reflections are replayed from.
@@ -208,7 +208,7 @@ class ReflectEvo:
             )
 
     def next_wave(self, *, ending: bool = False) -> Wave | None:
-        """Problems until there are no more, then one training after the other."""
+        """Takes problems until there are no more, then one training after the other."""
         state, order = self.state, self.frame.order(self.state.epoch)
         taken = [] if ending else order[state.cursor : state.cursor + self.config.wave]
         if taken:
@@ -368,7 +368,7 @@ class ReflectEvo:
         return chosen(episode, ask("check"))
 
     def train(self, name: str) -> None:
-        """One training, from where the run began."""
+        """Makes one training, from where the run began."""
         from mlxreflect.methods.learning import REFLECTOR
         from mlxreflect.train.trainer import LRSchedule
 
@@ -410,7 +410,7 @@ class ReflectEvo:
 
 
 def outcome_of(one: Trajectory) -> Outcome:
-    """Solved by the first retry that is right; failed where no reflection was written."""
+    """Returns solved for a first retry that is right, failed where no reflection was written."""
     first, *rest = one.turns
     if passed(first):
         return Outcome(True, 0, "solved_first")

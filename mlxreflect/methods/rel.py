@@ -171,7 +171,7 @@ Hinted = list[tuple[Trajectory, str]]  # what may be tried again, and what is wr
 
 @dataclass
 class State:
-    """What is known between two waves. epoch: the round.
+    """The state between two waves. epoch: the round.
 
     made: examples that the loop made, in this round and those before. human: people's, and what of
     them was left out and why.
@@ -200,7 +200,7 @@ class Rel:
         self.tier: Any = "self" if self.config.writer == "self" else "basic"
 
     def next_wave(self, *, ending: bool = False) -> Wave | None:
-        """Problems in an order of the round's own, then the training that ends the round."""
+        """Takes problems in an order of the round's own, then the training that ends it."""
         state, config = self.state, self.config
         if state.stage == "train":
             if ending or state.epoch >= config.rounds:
@@ -242,7 +242,7 @@ class Rel:
     # ---- tries ----------------------------------------------------------------------------------
 
     def try_all(self) -> list[Episode]:
-        """Attempt, continue, rewrite; then tidy what was accepted, where a review is asked for."""
+        """Attempts, continues and rewrites; tidies what was accepted, with a review."""
         frame, tried = self.frame, self.frame.trajectories()
         frame.status(f"{len(tried)} attempts")
         drawn = frame.sample([one.problem for one in tried], 1, frame.seed("sample"))
@@ -312,7 +312,7 @@ class Rel:
         return written
 
     def call(self, one: Trajectory, hint: str, at: Try, number: int) -> Call:
-        """The second try goes on from the hint; the third is shown the solution, or the answer."""
+        """Returns the second try's call with a hint, the third's with the solution or answer."""
         text, session = current(one).text, self.frame.session
         if number == 2:
             working = open_working(text, self.frame.recipe.prompt.tags)

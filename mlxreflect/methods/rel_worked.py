@@ -193,7 +193,7 @@ def human_examples(recipe: Recipe, problems: Sequence[Problem]) -> Human:
 
     if not recipe.rel.human:
         return Human([], {})
-    exams = index_for(recipe)
+    evaluations = index_for(recipe)
     task = get_task(recipe.task.name)
     known = {fold(task.show(problem)): problem for problem in problems}
     examples: dict[tuple[str, str], Example] = {}
@@ -204,7 +204,7 @@ def human_examples(recipe: Recipe, problems: Sequence[Problem]) -> Human:
             worked = replace(worked, gold=task.gold(problem))
         text = solution(worked, recipe)
         key = whole_key(normal_words(worked.question)), " ".join(text.split())
-        reason = fault(worked, problem, text, recipe, exams)
+        reason = fault(worked, problem, text, recipe, evaluations)
         if not reason and key in examples:
             reason = "it is there twice"
         if reason:
@@ -251,7 +251,7 @@ def thought_and_answer(thought: str, answer: str, recipe: Recipe) -> str:
 
 
 def fault(
-    worked: Worked, problem: Problem | None, text: str, recipe: Recipe, exams: Index | None
+    worked: Worked, problem: Problem | None, text: str, recipe: Recipe, evaluations: Index | None
 ) -> str:
     """Returns why a worked solution is not trained on; empty where it is.
 
@@ -268,7 +268,7 @@ def fault(
         return "it does not fit the format"
     if reason := leak(text, parsed.spans, style):
         return reason
-    if exams and find(exams, [worked.question], [worked.question]):
+    if evaluations and find(evaluations, [worked.question], [worked.question]):
         return "its question occurs in the evaluation"
     if problem:
         verdict = get_task(problem.task).grade(problem, text, tags, style).verdict
