@@ -41,10 +41,10 @@ PAIRED = ("dpo", "ipo", "exo_pair", "orpo")
 class ModelConfig(Table):
     """The model to train; the keys are those of a recipe's [policy]."""
 
-    model: LocalModel = "tiny"
-    adapter: LocalPath = ""
-    quantize: Literal[0, 4, 8] = 0
-    dequantize: Literal["auto", "yes", "no"] = "auto"
+    model: LocalModel = "tiny"  # hub name, path, or the embedded "tiny"
+    adapter: LocalPath = ""  # a LoRA folder to start from
+    quantize: Literal[0, 4, 8] = 0  # bits, on load
+    dequantize: Literal["auto", "yes", "no"] = "auto"  # auto: only on the CPU, where it is faster
 
 
 class DataConfig(Table):
