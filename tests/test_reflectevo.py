@@ -40,7 +40,7 @@ from mlxreflect.methods.reflectevo_data import (
 from mlxreflect.methods.reflectevo_retries import ARMS, RETRIES, Retries, counted, seconds
 from mlxreflect.models.load import TINY, load_policy
 from mlxreflect.prompts.roles import quote
-from mlxreflect.runs.measuring import check_measured
+from mlxreflect.runs.figures import check_arms
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer
 
@@ -513,9 +513,9 @@ def test_an_evaluation_without_second_answers_is_refused_before_a_run_begins(spe
     assert said in done.stderr and "set reflectevo.retries = false" in done.stderr
     assert not (tmp_path / "run").exists()
     recipe = load_recipe("reflectevo", [f"eval.spec={spec}", "reflectevo.retries=false"])
-    check_measured(recipe, eval_spec(recipe))
+    check_arms(recipe, eval_spec(recipe))
     recipe = load_recipe("r3", [f"eval.spec={spec}"])
-    check_measured(recipe, eval_spec(recipe))
+    check_arms(recipe, eval_spec(recipe))
 
 
 def test_who_is_asked_and_how_often():

@@ -13,7 +13,7 @@ from mlxreflect.core import journal as commits
 from mlxreflect.evaluation import evaluate
 from mlxreflect.methods.r3 import R3
 from mlxreflect.methods.reflectevo import ReflectEvo
-from mlxreflect.runs import fit, folder, summary
+from mlxreflect.runs import figures, fit, folder
 from mlxreflect.runs import run as loop
 from mlxreflect.train.references import References
 from mlxreflect.train.trainer import Trainer
@@ -51,7 +51,7 @@ POINTS = {
     "before a commit's rename": (Path, "rename", "before"),
     "after a commit's rename": (Path, "rename", "after"),
     "wrote the adapter": (loop, "finish_adapter", "after"),
-    "before the summary": (summary, "summarise_run", "before"),
+    "before the summary": (figures, "summarise_run", "before"),
 }
 # Of `mlxreflect train`:
 TRAINING = {

@@ -1,0 +1,212 @@
+"""What is measured of a run and said of it: its arms, its waves, its limits, its summary."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from mlxreflect.config.methods import method_of
+from mlxreflect.config.schema import EvalSpec, Limits, Recipe
+from mlxreflect.core.journal import read_rows
+from mlxreflect.core.records import Problem
+from mlxreflect.core.ui import Ui
+from mlxreflect.critics.ledger import total
+from mlxreflect.evaluation.arms import find_arms
+from mlxreflect.evaluation.chains import check_chain
+from mlxreflect.evaluation.compare import Options, compare, compare_all
+from mlxreflect.evaluation.evaluate import problem_set
+from mlxreflect.evaluation.generators import Answers, LocalModel
+from mlxreflect.evaluation.runner import generator_of, measure
+from mlxreflect.methods.base import count_statuses
+from mlxreflect.models.policy import Policy
+from mlxreflect.prompts.parsing import TAGS
+from mlxreflect.report.report import write_outputs
+from mlxreflect.runs.folder import RunFolder
+from mlxreflect.tasks.base import Task
+from mlxreflect.train.network import Arrays
+
+COMPARED = ("n", "accuracy_a", "accuracy_b", "gains", "losses", "difference", "ci_low", "ci_high",
+            "p_exact", "p_mid")  # fmt: skip
+MEASURED = ("n", "accuracy", "ci_low", "ci_high", "format_rate", "parse_failures", "truncated")
+FEW = 4  # fewer attempts say nothing of whether the policy knows the format
+
+
+# ---- arms ----------------------------------------------------------------------------------------
+
+
+class RunArms:
+    """Evaluates the policy as it is, as an arm of a run. spec: what every arm is asked."""
+
+    def __init__(
+        self,
+        run: RunFolder[Recipe],
+        exam: tuple[Policy, Task, Sequence[Problem]],
+        spec: EvalSpec,
+        ui: Ui,
+    ) -> None:
+        self.run, self.exam, self.spec, self.ui = run, exam, spec, ui
+        self.answers = Answers.open(run.config.eval.cache)
+        check_arms(run.config, spec)  # now, and not when all has been learned
+        out = run.path / "retries"
+        self.retries = method_of(run.config).second(run.config, out, exam, spec, ui)
+
+    def evaluate_all(
+        self, arm: str, weights: str, reflector: Arrays | None = None
+    ) -> dict[str, Any]:
+        """Does all that the recipe asks of base and trained; returns the answers' results.
+
+        weights: the adapter's hash, "" for none. reflector: what reflects, if not the policy.
+        """
+        results = self.evaluate(arm, weights)
+        if self.run.config.eval.direct:
+            self.evaluate(f"{arm}-direct", weights, directly(self.spec))
+        if self.retries:
+            self.retries.measure(arm, weights, reflector)
+        return results
+
+    def evaluate(self, arm: str, weights: str, spec: EvalSpec | None = None) -> dict[str, Any]:
+        """Makes one evaluation, below the run's eval/, and returns its results."""
+        policy, task, problems = self.exam
+        asked = problem_set(task, spec or self.spec, problems)
+        generator = generator_of(LocalModel(policy, weights), asked, self.answers)
+        folder = self.run.path / "eval" / arm
+        return measure(generator, folder, self.ui, f"evaluating {arm}", f"{arm}: ")
+
+    def write_second_answers(self) -> None:
+        """Writes what the retries of base and trained came to, where the recipe asks for it."""
+        if self.retries:
+            self.run.write_json("retries.json", self.retries.results())
+
+
+def check_arms(recipe: Recipe, spec: EvalSpec) -> None:
+    """Raises UserError for an evaluation that the recipe cannot end in."""
+    for asked in (spec, directly(spec)) if recipe.eval.direct else (spec,):
+        check_chain(asked)
+    method_of(recipe).check_evaluation(recipe, spec)
+
+
+def directly(spec: EvalSpec) -> EvalSpec:
+    """Returns the spec with the same problems, asked for the answer alone."""
+    prompt = spec.prompt.model_copy(update={"style": "direct"})
+    return spec.model_copy(update={"prompt": prompt})
+
+
+# ---- waves ---------------------------------------------------------------------------------------
+
+
+def describe_wave(figures: dict[str, Any], solved: str) -> str:
+    """Returns a wave in one line. solved: the method's word for solved problems, or ""."""
+    parts = []
+    if n := figures["problems"]:  # some waves are training alone
+        right = f"{figures['passed'] / n:.1%} right at once"
+        parts += [f"{n} problems", right, *([f"{figures['solved']} {solved}"] if solved else [])]
+    parts += [f"{figures['pairs']} pairs"] if figures["pairs"] else []
+    parts += [f"bucket {figures['bucket']}"] if "bucket" in figures else []
+    parts += [figures["told"]] if figures.get("told") else []
+    parts += [f"{figures['seconds']:.1f} s"]
+    at = f"epoch {figures['epoch']}, wave {figures['number']} ({figures['stage']})"
+    return f"{at}: {', '.join(parts)}"
+
+
+def no_format(figures: dict[str, Any], tags: str) -> str:
+    """Returns what to do where no attempt of the first wave keeps the format, else ""."""
+    attempts = sum(figures["failures"].values())  # all of them, where none keeps it
+    if figures["number"] or figures["format_ok"] or attempts < FEW:
+        return ""
+    start, end = TAGS[tags]
+    other = next(name for name in TAGS if name != tags)
+    return (
+        f"warning: none of {attempts} attempts keeps the format {start}…{end}, and so the policy "
+        f"can hardly learn: try --set prompt.tags={other}, or a larger policy.max_new_tokens"
+    )
+
+
+def spent_so_far(run: RunFolder[Recipe]) -> Counter[str]:
+    """Returns what the committed waves took, under the names of [limits]."""
+    rows = read_rows(run.path / "metrics.jsonl")
+    return sum((spending(row) for row in rows if row["kind"] == "wave"), Counter[str]())
+
+
+def spending(figures: dict[str, Any]) -> Counter[str]:
+    """Returns what a wave took, under the names of [limits]."""
+    return Counter(
+        policy_tokens=figures["tokens_generated"],
+        critic_calls=figures["critic"].get("calls", 0),
+        training_tokens=figures["tokens_trained"],
+    )
+
+
+def reached(spent: Counter[str], limits: Limits, ui: Ui) -> bool:
+    """Returns true where a limit is reached, and says so."""
+    for name, limit in limits:
+        if limit and spent[name] >= limit:
+            ui.line(f"no more problems: {spent[name]} {name} reach limits.{name} = {limit}")
+            return True
+    return False
+
+
+# ---- the whole run -------------------------------------------------------------------------------
+
+
+def conclude(
+    run: RunFolder[Recipe],
+    base: dict[str, Any],
+    trained: dict[str, Any],
+    calls: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Writes comparisons, plots and report of a run whose arms are evaluated; returns its summary.
+
+    base, trained: their results. calls: the ledger's lines.
+    """
+    comparison = compare(run.path / "eval" / "base", run.path / "eval" / "trained")
+    run.write_json("comparison.json", comparison)
+    if len(find_arms(run.path)) > 2:
+        differ = ("prompt.style",) if run.config.eval.direct else ()
+        run.write_json("comparisons.json", compare_all([run.path], Options(differ=differ)))
+    from mlxreflect.report.plots import draw_plots
+
+    draw_plots(run.path, method_of(run.config).solved)
+    write_outputs([run.path], table_only=True)
+    return summarise_run(run, base, trained, comparison, calls)
+
+
+def summarise_run(
+    run: RunFolder[Recipe],
+    base: dict[str, Any],
+    trained: dict[str, Any],
+    comparison: dict[str, Any],
+    calls: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Returns the figures of a whole run, from what was committed. calls: the ledger's lines.
+
+    statuses: problems as their last episodes left them. examples: what was trained on, by kind.
+    dropped: what could not be, by reason.
+    """
+    metrics = list(read_rows(run.path / "metrics.jsonl"))
+    waves = [row for row in metrics if row["kind"] == "wave"]
+    statuses = count_statuses(read_rows(run.path / "episodes.jsonl"))
+    examples = Counter(row["kind"] for row in read_rows(run.path / "examples.jsonl"))
+    dropped = sum((Counter(row.get("dropped", {})) for row in waves), Counter[str]())
+    failures = sum((Counter(row["failures"]) for row in waves), Counter[str]())
+    return {
+        "schema": "summary/2",
+        "status": "finished",
+        "recipe": run.config.name,
+        "policy": run.config.policy.model,
+        "wall_seconds": 0.0,
+        "waves": len(waves),
+        "problems": sum(statuses.values()),
+        "statuses": statuses,
+        "examples": dict(sorted(examples.items())),
+        "dropped": dict(dropped),
+        "cut_prompts": sum(row.get("cut_prompts", 0) for row in waves),
+        "critic": total((row["critic"] for row in waves), calls),
+        "failures": dict(failures),
+        "base": {key: base[key] for key in MEASURED},
+        "trained": {key: trained[key] for key in MEASURED},
+        "comparison": {key: comparison.get(key) for key in COMPARED},
+        "peak_memory_bytes": mx.get_peak_memory(),
+        "tokens_generated": sum(row["tokens_generated"] for row in waves),
+        "tokens_trained": sum(row["tokens_trained"] for row in waves),
+    }
