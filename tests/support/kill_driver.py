@@ -8,6 +8,8 @@ import signal
 import sys
 from pathlib import Path
 
+from mlx.optimizers import AdamW
+
 from mlxreflect.cli import main as cli
 from mlxreflect.core import journal as commits
 from mlxreflect.evaluation import evaluate
@@ -16,7 +18,6 @@ from mlxreflect.methods.reflectevo import ReflectEvo
 from mlxreflect.runs import figures, fit, folder
 from mlxreflect.runs import run as loop
 from mlxreflect.train.references import References
-from mlxreflect.train.trainer import Trainer
 
 DRIVER = str(Path(__file__))  # the file to run
 
@@ -43,7 +44,7 @@ POINTS = {
     "evaluated half a chunk": (evaluate, "append_rows", torn_append),
     "attempted": (R3, "attempt", "after"),
     "critiqued": (R3, "critique", "after"),
-    "took a training step": (Trainer, "step", "after"),
+    "took a training step": (AdamW, "update", "after"),
     "verified": (R3, "verify", "after"),
     "appended some journals": (commits, "append_rows", "after"),
     "appended half a journal": (commits, "append_rows", torn_append),
@@ -57,7 +58,7 @@ POINTS = {
 TRAINING = {
     "before it is a job": (folder, "write_atomic", "after"),
     "scored some of the reference": (References, "put", "after"),
-    "took a training step": (Trainer, "step", "after"),
+    "took a training step": (AdamW, "update", "after"),
     "appended half a journal": (commits, "append_rows", torn_append),
     "appended a journal": (commits, "append_rows", "after"),
     "wrote half a checkpoint": (fit, "save_trainer", "before"),
