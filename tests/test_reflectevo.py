@@ -27,7 +27,7 @@ from mlxreflect.critics.base import Reply
 from mlxreflect.critics.local import SelfCritic
 from mlxreflect.evaluation.chains import Chain, Rounds
 from mlxreflect.methods import reflectevo_data as reflected
-from mlxreflect.methods.reflectevo import METHOD, ReflectEvoConfig
+from mlxreflect.methods.reflectevo import METHOD, ReflectEvoConfig, role_prompt
 from mlxreflect.methods.reflectevo_data import (
     CLOSINGS,
     DEPTHS,
@@ -467,7 +467,8 @@ def test_training_prompts_are_those_of_the_evaluation(tmp_path):
             None,
         )
         asked = two.call(chain, "critique", (0,), 2)
-        assert asked.messages == mine.reflect_prompt(episode.problem, trial.attempt.text)
+        problem, attempt = episode.problem, trial.attempt.text
+        assert asked.messages == role_prompt("check", recipe, COUNTDOWN, problem, attempt)
         one = Rounds(
             mine.learning.policy,
             COUNTDOWN,
@@ -476,7 +477,7 @@ def test_training_prompts_are_those_of_the_evaluation(tmp_path):
             None,
         )
         both = one.next_ask(chain, 2).messages
-        assert both == mine.both_prompt(episode.problem, trial.attempt.text)
+        assert both == role_prompt("reflect_and_retry", recipe, COUNTDOWN, problem, attempt)
         chain.add(replace(trial.reflection, role="reflection"))
         assert two.next_ask(chain, 2).messages == trial.retry.messages
         if templates:
