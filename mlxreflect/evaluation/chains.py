@@ -61,7 +61,7 @@ def correct(turn: Turn) -> bool:
 
 
 def satisfied(said: str) -> bool:
-    """Whether a critique finds nothing wrong, in the words that it was asked to say so."""
+    """Tells if a critique finds nothing wrong, in the words that it was asked to say so."""
     return said.strip().strip("\"'.*").casefold().startswith(texts.PRAISE)
 
 
@@ -69,7 +69,7 @@ def satisfied(said: str) -> bool:
 
 
 def opening_of(text: str, tags: str) -> str:
-    """The thinking in a critic's text, from its tag on; where it is closed only the answer follows.
+    """Returns the thinking in a critic's text from its tag on; closed, only the answer follows.
 
     It ends in no white space: a tokenizer would join that with what follows. No tag is inside it,
     with which no answer could keep the format; where nothing is left there is no opening.
@@ -85,7 +85,7 @@ def opening_of(text: str, tags: str) -> str:
 
 
 def next_opening(chain: Chain, config: ChainConfig, tags: str) -> str:
-    """Improved thinking to prefill: of all that critics wrote what failed least; or "".
+    """Returns improved thinking to prefill: of all that critics wrote the least failed; or "".
 
     Thinking that has failed `config.tries` times, or that an answer ended in, loses its last line
     until what is left has not; where nothing is left there is nothing to prefill.
@@ -103,7 +103,7 @@ def next_opening(chain: Chain, config: ChainConfig, tags: str) -> str:
 
 
 def failures(chain: Chain, tries: int, tags: str) -> Counter[str]:
-    """How often what was prefilled led to no good answer; whole thoughts count as given up."""
+    """Counts how often a prefilled opening led to no good answer; whole thoughts are given up."""
     start, _ = TAGS[tags]
     found: Counter[str] = Counter()
     for turn in chain.answers:
@@ -114,12 +114,12 @@ def failures(chain: Chain, tries: int, tags: str) -> Counter[str]:
 
 
 def given(turn: Turn) -> str:
-    """What an answer was given to begin with."""
+    """Returns the opening that an answer was given."""
     return turn.text[slice(*turn.spans.get(GIVEN, [0, 0]))]
 
 
 def failed_steps(chain: Chain, opening: str, tags: str) -> list[str]:
-    """How answers that failed went on after an opening ("": how they began), without repeats.
+    """Returns how failed answers went on after an opening ("": how they began), without repeats.
 
     Each up to its line's equals sign, or the whole line. What stands after that sign is not left
     open: a model that may not write 5 + 4 = 7 again will write 5 + 4 = 8.
@@ -139,7 +139,7 @@ def failed_steps(chain: Chain, opening: str, tags: str) -> list[str]:
 
 
 def answer_of(chain: Chain, config: ChainConfig, rounds: int | None = None) -> Turn:
-    """A chain's answer after its first rounds (all of them): the last one.
+    """Returns a chain's answer after its first rounds (default: all): the last one.
 
     Of fresh samples that nobody looks at the most frequent one, the first given of equals.
     """
@@ -177,7 +177,7 @@ def chain_row(chain: Chain, config: ChainConfig, wave: int) -> dict[str, Any]:
 
 
 def figures(chains: Sequence[Chain], config: ChainConfig) -> dict[str, Any]:
-    """What rounds gained and took, over all chains.
+    """Returns what the rounds gained and took, over all chains.
 
     name: what the last of acc_at is usually called. acc_at: accuracy of what chains answer after
     round 1, 2, … (a chain that has stopped keeps its answer), and after they were integrated.
@@ -222,7 +222,7 @@ def name_of(config: ChainConfig) -> str:
 
 
 def generated(chains: Sequence[Chain]) -> int:
-    """Tokens that the policy generated: answers, and what it said of them itself."""
+    """Counts tokens that the policy generated: answers, and what it said of them itself."""
     turns = [turn for chain in chains for turn in chain.turns]
     return written([turn for turn in turns if turn.role in ANSWERS or turn.actor == SELF])
 
@@ -237,7 +237,7 @@ AnswerRole = Literal["attempt", "continue", "retry", "integrate"]
 
 @dataclass(frozen=True)
 class Ask:
-    """What the policy is to answer. opening: of its answer. banned: texts that do not follow it."""
+    """A prompt for the policy. opening: of its answer. banned: texts that must not follow it."""
 
     chain: Chain
     role: AnswerRole
@@ -268,7 +268,7 @@ class Rounds:
         seed: Seed,
         told: Callable[[str], None] | None = None,
     ) -> list[Chain]:
-        """Chains of these problems, in their order. told: which round is under way."""
+        """Plays chains of these problems, in their order. told: called with the open round."""
         chains = [Chain(problem) for problem in problems]
         self.answer([Ask(c, "attempt", self.attempt(c.problem)) for c in chains], (*seed, 1))
         for number in range(2, self.config.rounds + 1):
@@ -290,14 +290,14 @@ class Rounds:
         return self.messages(f"attempt_{self.spec.prompt.style}", problem)
 
     def messages(self, role: str, problem: Problem, **data: Data) -> Messages:
-        """The prompt of a role; nobody is shown the expected answer."""
+        """Returns the prompt of a role; nobody is shown the expected answer."""
         asked, shown = self.task.instruction(problem), self.task.show(problem)
         return role_messages(
             role, self.tags, self.templates, instruction=asked, question=shown, **data
         )
 
     def next_ask(self, chain: Chain, number: int) -> Ask:
-        """The prompt of a further answer."""
+        """Returns the prompt of a further answer."""
         config, problem, last = self.config, chain.problem, chain.answers[-1]
         if config.round == "retry":
             said = chain.turns[-1]
@@ -322,7 +322,7 @@ class Rounds:
         return Ask(chain, "integrate", messages)
 
     def answer(self, asks: Sequence[Ask], seed: Seed) -> None:
-        """Generate and grade; a right answer stops a gated chain."""
+        """Generates and grades; a right answer stops a gated chain."""
         encoded = [self.policy.encode(ask.messages) for ask in asks]
         openings = [
             self.encode_opening(ids, ask.opening) for ids, ask in zip(encoded, asks, strict=True)
@@ -344,14 +344,14 @@ class Rounds:
                 ask.chain.stopped = "grader"
 
     def encode_opening(self, prompt: list[int], opening: str) -> list[int]:
-        """Tokens of a prefilled opening, less the tag that the prompt itself ends in."""
+        """Returns a prefilled opening's token ids, less the tag that the prompt itself ends in."""
         start, _ = TAGS[self.tags]
         if opening and self.policy.decode(prompt[-8:]).rstrip().endswith(start):
             opening = opening.removeprefix(start).removeprefix("\n")
         return self.policy.encode_response(prompt, opening)[:-1] if opening else []
 
     def encode_banned(self, prompt: list[int], ask: Ask) -> list[list[int]]:
-        """Token sequences that must not open what is generated."""
+        """Returns token sequences that must not open what is generated."""
         whole = [self.encode_opening(prompt, ask.opening + text) for text in ask.banned]
         skip = len(self.encode_opening(prompt, ask.opening))
         return [ids[skip:] for ids in whole]
@@ -379,7 +379,7 @@ class Rounds:
     # ---- the critic -----------------------------------------------------------------------------
 
     def look(self, chains: Sequence[Chain], seed: Seed, number: int) -> None:
-        """A critique of each chain's last answer; where that is praised an ungated chain stops.
+        """Asks for a critique of each last answer; where it praises, an ungated chain stops.
 
         With round = "prefill" the critic also writes the thinking again that it finds fault with.
         """
@@ -415,7 +415,7 @@ class Rounds:
     def call(
         self, chain: Chain, role: Literal["critique", "rewrite"], seed: Seed, number: int
     ) -> Call:
-        """A request that shows no answer and no verdict of the grader."""
+        """Returns a request that shows no expected answer and no verdict of the grader."""
         problem, last = chain.problem, chain.answers[-1]
         if role == "critique":
             template, said = "check", ""
@@ -442,7 +442,7 @@ def open_chains(chains: Sequence[Chain]) -> list[Chain]:
 
 
 def heard(chain: Chain, call: Call, reply: Reply, actor: str) -> Turn:
-    """A critic's turn; what the policy says of its own answer is a reflection."""
+    """Returns a critic's turn; what the policy says of its own answer is a reflection."""
     role: Literal["critique", "reflection", "rewrite"] = (
         "rewrite" if call.role == "rewrite" else "reflection" if actor == SELF else "critique"
     )
@@ -462,7 +462,7 @@ def heard(chain: Chain, call: Call, reply: Reply, actor: str) -> Turn:
 
 
 def self_critic(policy: Policy, spec: EvalSpec, weights: Arrays | None = None) -> SelfCritic:
-    """The policy as the critic of its own answers. weights: that it has then, if others."""
+    """Returns the policy as its own critic. weights: those it has in that role, if others."""
     config = CriticConfig(
         temperature=spec.chain.temperature, max_tokens=spec.chain.max_tokens, model=policy.name
     )

@@ -42,7 +42,7 @@ PUZZLE = re.compile(
 
 
 def ungraded(problem: Problem, text: str, tags: str = "think", style: str = "thinking") -> Grade:
-    """Where nobody knows what is right: the answer, and whether the format was kept."""
+    """Grades the format alone: nobody knows which answer is right."""
     parsed = parse_response(text, tags, style)
     return Grade(parsed.answer, Verdict(False, parsed.format_ok, parsed.reason, "nobody"))
 
@@ -87,7 +87,7 @@ FIELDS: dict[str, Callable[[str], dict[str, Any]]] = {
 
 
 def read_question(text: str, task: Task) -> Problem:
-    """A problem of what was typed: words, or a JSON object with the task's own fields.
+    """Returns the problem that was typed: words, or a JSON object with the task's own fields.
 
     Raises UserError for what the task cannot ask.
     """
@@ -120,7 +120,7 @@ def read_question(text: str, task: Task) -> Problem:
 def solve_spec(
     task: Task, critic: str, rounds: int, integrate: bool, settings: Sequence[str]
 ) -> EvalSpec:
-    """How a question is asked: defaults for a sample by a person's model, and any key over them.
+    """Returns the spec of a question: defaults for one sample, and any key over them.
 
     critic: none, self, a provider's name, or a recipe whose [critic] it is. Raises UserError.
     """
@@ -170,7 +170,7 @@ def recipe_critic(name: str) -> dict[str, Any]:
 def solve(
     policy: Policy, task: Task, problem: Problem, spec: EvalSpec, told: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The chain of one question. correct: None where nobody can tell."""
+    """Returns the chain of one question. correct: None where nobody can tell."""
     grader = find_rules(task, spec.rules)[1] if task.checkable else ungraded
     with ExitStack() as stack:
         critic = open_critic(policy, spec, task.name, Ledger(), stack)
@@ -200,7 +200,7 @@ def find_task(name: str) -> Task:
 
 
 def render_solved(result: dict[str, Any]) -> Iterator[RenderableType]:
-    """The chain turn by turn, and the answer; every text escaped."""
+    """Yields the chain turn by turn, then the answer; every text is escaped."""
     yield Padding(plain(result["question"]), (0, 2))
     for row in result["turns"]:
         yield from render_turn(row, graded=result["correct"] is not None)
