@@ -363,7 +363,7 @@ class ServerGenerator:
 def client_config(
     model: ServedModel, spec: EvalSpec, prompts: Sequence[Messages | str]
 ) -> CriticConfig:
-    """Returns a client's configuration. Only Ollama's own interface, not its /v1, takes a context."""
+    """Returns a client's configuration. Ollama's own interface takes a context, its /v1 none."""
     from mlxreflect.critics.ollama import is_ollama, root_of
 
     if not model.url.strip():
