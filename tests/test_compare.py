@@ -258,13 +258,6 @@ def test_rendered_comparison(tmp_path: Path) -> None:
     assert "sign-flip" not in text
 
 
-def test_rendered_comparison_of_several_samples(tmp_path: Path) -> None:
-    a, b = repeated(tmp_path / "a", [0, 2, 4, 1]), repeated(tmp_path / "b", [2, 3, 4, 0])
-    text = shown(compare(a, b))
-    assert "sign-flip p" in text
-    assert "mid-p" not in text
-
-
 def test_the_hint_names_what_mends_it_at_once() -> None:
     for keys, given in (
         (["spec.chain.round", "spec.chain.feedback", "prompt_hash"], "--differ spec.chain;"),
@@ -465,7 +458,8 @@ def test_pass_at_k_is_compared_by_question(tmp_path: Path) -> None:
         assert found["ci_high"] == pytest.approx(min(1, difference.mean() + half))
     assert result["pass_at"]["1"]["p_perm"] == result["p_perm"]
     assert result["samples"] == 4
-    assert "pass@4" in shown(result) and "maj@4" in shown(result)
+    text = shown(result)
+    assert "pass@4" in text and "maj@4" in text and "sign-flip p" in text and "mid-p" not in text
 
 
 def test_majorities_are_compared_with_a_tie_for_the_first(tmp_path: Path) -> None:

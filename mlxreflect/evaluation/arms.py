@@ -357,15 +357,7 @@ def readable(row: dict[str, Any]) -> dict[str, Any]:
 
 def read_results(path: Path) -> dict[str, Any] | None:
     """The object in a results.json or comparison.json; None where there is no such file."""
-    if not path.is_file():
-        return None
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})", "remove it and make it anew") from None
-    if not isinstance(results, dict):
-        raise UserError(f"{path}: not a JSON object", "remove it and make it anew")
-    return results
+    return read_json(path) if path.is_file() else None
 
 
 def read_arms(run_dir: Path) -> dict[str, dict[str, Any]]:

@@ -21,8 +21,7 @@ from mlxreflect.tasks import TASKS
 from mlxreflect.tasks.base import ask
 
 if TYPE_CHECKING:
-    from inspect_ai.log import EvalLog, EvalSample, EvalSpec
-    from inspect_ai.model import ChatMessage
+    from inspect_ai.log import EvalLog
 
 LONGEST = 80  # characters of a name
 # What Markdown, or HTML in it, takes for markup; an underscore inside a word is none.
@@ -168,127 +167,85 @@ def write_inspect(arm: Arm, folder: Path) -> Path:
 
 
 def inspect_log(arm: Arm) -> "EvalLog":
-    from inspect_ai.log import EvalLog, EvalPlan, EvalStats
-    from inspect_ai.model import GenerateConfig, ModelUsage
+    """Returns the log without the figures, which inspect_ai computes of its samples."""
+    from inspect_ai.log import EvalLog
 
     decoding = arm.setup.get("decoding", {})
-    config = GenerateConfig(
-        max_tokens=decoding.get("max_new_tokens"), temperature=decoding.get("temperature"),
-        top_p=decoding.get("top_p"), seed=decoding.get("seed"),
-    )  # fmt: skip
-    tokens = sum(s.tokens or 0 for one in arm.problems.values() for s in one.samples)
-    usage = ModelUsage(output_tokens=tokens, total_tokens=tokens)
-    spec = inspect_spec(arm)
-    spec.model_generate_config = config
-    return EvalLog(
-        status="success",
-        eval=spec,
-        plan=EvalPlan(config=config),
-        stats=EvalStats(
-            started_at=spec.created,
-            completed_at=moment(arm.file),
-            model_usage={arm.model: usage},
-        ),
-        samples=[
-            inspect_sample(arm, one, sample)
-            for one in arm.problems.values() for sample in one.samples
-        ],
-    )  # fmt: skip
-
-
-def inspect_spec(arm: Arm) -> "EvalSpec":
-    from inspect_ai.log import EvalConfig, EvalDataset, EvalSpec
-
+    names = {"max_tokens": "max_new_tokens", "temperature": "temperature", "top_p": "top_p",
+             "seed": "seed"}  # fmt: skip
+    config = {ours: decoding[theirs] for ours, theirs in names.items() if theirs in decoding}
     given = {"adapter": arm.adapter, "server": arm.setup.get("server")}
     metrics = [{"name": f"inspect_ai/{name}", "options": {}} for name in ("accuracy", "stderr")]
-    scorers = [{"name": name, "metrics": metrics} for name in ("correct", "strict")]
-    return EvalSpec.model_validate(
-        {
+    samples = [(one, sample) for one in arm.problems.values() for sample in one.samples]
+    limit = arm.spec.limit if arm.spec else 0
+    begun = arm.path / "setup.json"
+    created = moment(begun if begun.is_file() else arm.file)
+    log: dict[str, Any] = {
+        "status": "success",
+        "eval": {
             "eval_id": identifier(arm, "eval"),
             "run_id": identifier(arm, "run"),
-            "created": created(arm),
+            "created": created,
             "task": arm.task,
             "task_id": identifier(arm, "task"),
-            "task_version": 1,
             "task_display_name": f"{arm.task} ({arm.name})",
             "tags": [arm.name],
-            "dataset": EvalDataset(
-                name=arm.task, samples=len(arm.problems), sample_ids=[*arm.problems], shuffled=True
-            ),
+            "dataset": {"name": arm.task, "samples": len(arm.problems),
+                        "sample_ids": [*arm.problems], "shuffled": True},
             "model": arm.model,
+            "model_generate_config": config,
             "model_args": {key: value for key, value in given.items() if value},
-            "config": EvalConfig(
-                epochs=arm.samples, limit=(arm.spec.limit if arm.spec else 0) or None
-            ),
+            "config": {"epochs": arm.samples, "limit": limit or None},
             "packages": {"mlxreflect": version("mlxreflect")},
-            "metadata": {
-                "arm": arm.name,
-                "rules": arm.results.get("rules", ""),
-                **{key: arm.setup[key] for key in ("prompt_hash", "spec") if key in arm.setup},
-            },
-            "scorers": scorers,
-        }
-    )
+            "metadata": {"arm": arm.name, "rules": arm.results.get("rules", ""),
+                         **{k: arm.setup[k] for k in ("prompt_hash", "spec") if k in arm.setup}},
+            "scorers": [{"name": name, "metrics": metrics} for name in ("correct", "strict")],
+        },
+        "plan": {"config": config},
+        "stats": {
+            "started_at": created,
+            "completed_at": moment(arm.file),
+            "model_usage": {arm.model: usage(sum(sample.tokens or 0 for _, sample in samples))},
+        },
+        "samples": [inspect_sample(arm, one, sample) for one, sample in samples],
+    }  # fmt: skip
+    return EvalLog.model_validate(log)
 
 
-def inspect_sample(arm: Arm, one: ProblemSamples, sample: Sample) -> "EvalSample":
-    from inspect_ai.log import EvalSample
-    from inspect_ai.model import (
-        ChatCompletionChoice,
-        ChatMessageAssistant,
-        ModelOutput,
-        ModelUsage,
-    )
-    from inspect_ai.scorer import Score
-
+def inspect_sample(arm: Arm, one: ProblemSamples, sample: Sample) -> dict[str, Any]:
+    """A sample's prompt, reply and verdict; a folder that kept only ids has them as prompts."""
     at, problem = (one.id, sample.sample), one.problem
-    sent = inspect_prompt(arm, one, sample)
-    reply = ChatMessageAssistant(
-        id=identifier(arm, *at, "reply"), content=sample.text, source="generate", model=arm.model
-    )
-    stop: Any = STOPS.get(sample.finish_reason or "", "unknown")
-    usage = ModelUsage(output_tokens=sample.tokens or 0, total_tokens=sample.tokens or 0)
+    found = one.id if problem is None else prompt_of(arm, problem)
+    turns = [{"role": "user", "content": found}] if isinstance(found, str) else found
+    sent = [{"id": identifier(arm, *at, i), **turn} for i, turn in enumerate(turns)]
+    reply = {"id": identifier(arm, *at, "reply"), "role": "assistant", "content": sample.text,
+             "source": "generate", "model": arm.model}  # fmt: skip
+    stop = STOPS.get(sample.finish_reason or "", "unknown")
     said = "no answer could be read" if sample.parsed is None else "an answer was read"
     form = "the format was kept" if sample.format_ok else "the format was not kept"
     right = {"correct": sample.correct, "strict": sample.correct and sample.format_ok}
-    return EvalSample(
-        id=one.id,
-        epoch=sample.sample + 1,
-        input=sent,
-        target=expected(problem),
-        messages=[*sent, reply],
-        output=ModelOutput(
-            model=arm.model,
-            choices=[ChatCompletionChoice(message=reply, stop_reason=stop)],
-            usage=usage,
-        ),
-        scores={
-            name: Score(
-                value="C" if fine else "I",
-                answer=sample.parsed,
-                explanation=f"{'Right' if fine else 'Not right'}: {said}, {form}.",
-            )
+    return {
+        "id": one.id,
+        "epoch": sample.sample + 1,
+        "input": sent,
+        "target": expected(problem),
+        "messages": [*sent, reply],
+        "output": {"model": arm.model, "choices": [{"message": reply, "stop_reason": stop}],
+                   "completion": sample.text, "usage": usage(sample.tokens or 0)},
+        "scores": {
+            name: {"value": "C" if fine else "I", "answer": sample.parsed,
+                   "explanation": f"{'Right' if fine else 'Not right'}: {said}, {form}."}
             for name, fine in right.items()
         },
-        metadata={} if problem is None else {**problem.meta, **problem.fields},
-        model_usage={arm.model: usage},
-        uuid=identifier(arm, *at),
-    )
+        "metadata": {} if problem is None else {**problem.meta, **problem.fields},
+        "model_usage": {arm.model: usage(sample.tokens or 0)},
+        "uuid": identifier(arm, *at),
+    }  # fmt: skip
 
 
-def inspect_prompt(arm: Arm, one: ProblemSamples, sample: Sample) -> "list[ChatMessage]":
-    """The messages that were sent; a folder that kept only ids has the id in their place."""
-    from inspect_ai.model import ChatMessage
-    from pydantic import TypeAdapter
-
-    found = one.id if one.problem is None else prompt_of(arm, one.problem)
-    turns: Sequence[Mapping[str, str]] = (
-        [{"role": "user", "content": found}] if isinstance(found, str) else found
-    )
-    named = [
-        {"id": identifier(arm, one.id, sample.sample, i), **turn} for i, turn in enumerate(turns)
-    ]
-    return TypeAdapter(list[ChatMessage]).validate_python(named)
+def usage(tokens: int) -> dict[str, int]:
+    """Tokens of replies; those of prompts are not kept in a folder."""
+    return {"output_tokens": tokens, "total_tokens": tokens}
 
 
 def prompt_of(arm: Arm, problem: Problem) -> Messages | str:
@@ -304,11 +261,6 @@ def expected(problem: Problem | None) -> str:
     return str(problem.fields.get("target", "")) if problem.gold is None else problem.gold
 
 
-def created(arm: Arm) -> str:
-    setup = arm.path / "setup.json"
-    return moment(setup if setup.is_file() else arm.file)
-
-
 def moment(file: Path) -> str:
     """When a file was last written, to the second."""
     return datetime.fromtimestamp(int(file.stat().st_mtime), UTC).isoformat()
@@ -316,5 +268,5 @@ def moment(file: Path) -> str:
 
 def identifier(arm: Arm, *what: object) -> str:
     """22 letters and digits that are the same whenever the log is written again."""
-    content = json.dumps([arm.name, arm.setup, created(arm), *map(str, what)], sort_keys=True)
+    content = json.dumps([arm.name, arm.setup, moment(arm.file), *map(str, what)], sort_keys=True)
     return hashlib.sha256(content.encode("utf-8", "replace")).hexdigest()[:22]
