@@ -178,3 +178,11 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.communicate()
     take_lock(tmp_path).close()
+
+
+def test_half_an_emoji_in_the_state_is_committed(commits: Commits) -> None:
+    """A lone surrogate has no UTF-8 form; a model's text may end in one."""
+    commits.add(1, {"a.jsonl": [{"n": "\ud83d"}]}, {"last": "ü \ud83d"}, lambda folder: None)
+    found = commits.last()
+    assert found is not None and found[1]["last"] == "ü \ud83d"
+    assert journal(commits) == ["\ud83d"]

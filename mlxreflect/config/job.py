@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from mlxreflect.config.checks import check_objective
 from mlxreflect.config.fields import (
     Count,
     GrpoConfig,
@@ -22,6 +21,7 @@ from mlxreflect.config.fields import (
     idle_keys,
     make_paths_whole,
 )
+from mlxreflect.config.recipe import check_objective
 from mlxreflect.config.schema import Fitting
 from mlxreflect.config.toml import apply_settings, dump_toml, merge, validate
 from mlxreflect.core.errors import UserError

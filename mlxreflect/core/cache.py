@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import platformdirs
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_random
@@ -34,19 +33,7 @@ def cache_path(setting: str, name: str) -> Path | None:
 
 
 BUSY_S = 30.0  # how long a writer waits for the others
-
-
-class Kind(NamedTuple):
-    """name: what a person calls it. setting: the recipe's key, for hints. version: of the schema,
-    kept in the file's user_version. schema: the statement that makes its one table."""
-
-    name: str
-    setting: str
-    version: int
-    schema: str
-
-
-VERSION = 2
+VERSION = 2  # of the table, kept in the file's user_version
 SCHEMA = "CREATE TABLE kept (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
 # Version 1 had two kinds of tables; their rows are taken over. A reply is JSON, with its run.
 OLD = {
@@ -54,6 +41,13 @@ OLD = {
     " AS BLOB) FROM replies",
     "logps": "SELECT key, value FROM logps",
 }
+
+
+def is_busy(error: BaseException) -> bool:
+    return (
+        isinstance(error, sqlite3.OperationalError)
+        and error.sqlite_errorcode == sqlite3.SQLITE_BUSY
+    )
 
 
 class KeyedCache:
@@ -65,14 +59,15 @@ class KeyedCache:
     """
 
     def __init__(self, path: Path, name: str, setting: str) -> None:
-        self.path, self.kind = path, Kind(name, setting, VERSION, SCHEMA)
+        self.path, self.name, self.setting = path, name, setting
         self.lock = threading.RLock()
-        with explained(path, self.kind):
-            self.connection: sqlite3.Connection | None = connect(path, self.kind)
+        with self.explained():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.connection: sqlite3.Connection | None = self.connect()
 
     def get(self, key: str) -> bytes | None:
         """Returns the value kept under a key, None where there is none."""
-        with self.lock, explained(self.path, self.kind):
+        with self.lock, self.explained():
             if self.connection is None:
                 return None
             query = "SELECT value FROM kept WHERE key = ?"
@@ -92,7 +87,7 @@ class KeyedCache:
 
         A key that is there already keeps its value.
         """
-        with self.lock, explained(self.path, self.kind):
+        with self.lock, self.explained():
             if self.connection is not None:
                 self.connection.execute("BEGIN IMMEDIATE")
                 with self.connection:  # commits, or rolls back
@@ -101,14 +96,17 @@ class KeyedCache:
 
     def delete(self, keys: Iterable[str]) -> None:
         """Forgets the values of the keys."""
-        with self.lock, explained(self.path, self.kind):
+        with self.lock, self.explained():
             if self.connection is not None:
                 rows = [(key,) for key in keys]
                 self.connection.executemany("DELETE FROM kept WHERE key = ?", rows)
 
     def damaged(self, reason: object) -> UserError:
         """Returns the error for a value that its reader cannot make sense of."""
-        return damage(self.path, self.kind, reason)
+        return UserError(
+            f"{self.path}: the {self.name} is damaged ({reason})",
+            f"delete {self.path} and, beside it, its -wal and -shm files",
+        )
 
     def close(self) -> None:
         with self.lock:
@@ -116,84 +114,70 @@ class KeyedCache:
                 self.connection.close()
             self.connection = None
 
+    # ---- the file -------------------------------------------------------------------------------
 
-def is_busy(error: BaseException) -> bool:
-    return (
-        isinstance(error, sqlite3.OperationalError)
-        and error.sqlite_errorcode == sqlite3.SQLITE_BUSY
+    # SQLite does not wait by itself while another process switches a new file to WAL.
+    @retry(
+        retry=retry_if_exception(is_busy),
+        stop=stop_after_delay(BUSY_S),
+        wait=wait_random(0.01, 0.05),
+        reraise=True,
     )
+    def connect(self) -> sqlite3.Connection:
+        """Opens or makes the file. Each statement is its own transaction, on the disk at its end.
 
-
-# SQLite does not wait by itself while another process switches a new file to WAL.
-@retry(
-    retry=retry_if_exception(is_busy),
-    stop=stop_after_delay(BUSY_S),
-    wait=wait_random(0.01, 0.05),
-    reraise=True,
-)
-def connect(path: Path, kind: Kind) -> sqlite3.Connection:
-    """Open or create the file. Each statement is its own transaction, on the disk when it ends.
-
-    Threads may share the connection, one at a time. Raises UserError for a file of another kind.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Transactions by hand; a short timeout, since this is repeated as a whole.
-    connection = sqlite3.connect(path, timeout=1, isolation_level=None, check_same_thread=False)
-    try:
-        prepare(connection, path, kind)
-    except (sqlite3.Error, UserError):
-        connection.close()
-        raise
-    return connection
-
-
-def prepare(connection: sqlite3.Connection, path: Path, kind: Kind) -> None:
-    """Makes or takes over the table of a file, unless it has it."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    names = tables_of(connection)
-    older = kind.version == VERSION and version == 1 and names <= OLD.keys()
-    if (version not in (0, kind.version) and not older) or (version == 0 and names):
-        raise UserError(
-            f"{path}: not a {kind.name} of this version (schema {version}, {kind.version} "
-            "expected)",
-            f"delete {path}, or set {kind.setting} to another file",
+        Threads may share the connection, one at a time.
+        """
+        # Transactions by hand; a short timeout, since this is repeated as a whole.
+        connection = sqlite3.connect(
+            self.path, timeout=1, isolation_level=None, check_same_thread=False
         )
-    connection.execute("PRAGMA journal_mode = WAL")
-    if version != kind.version:
-        connection.execute("BEGIN IMMEDIATE")
+        try:
+            self.prepare(connection)
+        except (sqlite3.Error, UserError):
+            connection.close()
+            raise
+        return connection
+
+    def prepare(self, connection: sqlite3.Connection) -> None:
+        """Makes the table, or takes an older one over. Raises UserError for any other file."""
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
         names = tables_of(connection)
-        if not names or (names <= OLD.keys() and older):  # else another process was first
-            connection.execute(kind.schema)
-            for name in names:
-                connection.execute(f"INSERT INTO kept {OLD[name]}")
-                connection.execute(f"DROP TABLE {name}")
-            connection.execute(f"PRAGMA user_version = {kind.version}")
-        connection.execute("COMMIT")
-    connection.execute(f"PRAGMA busy_timeout = {int(BUSY_S * 1000)}")
+        known = not names if version == 0 else names <= OLD.keys() if version == 1 else False
+        if version != VERSION and not known:
+            raise UserError(
+                f"{self.path}: not a {self.name} of this version (schema {version}, {VERSION} "
+                "expected)",
+                f"delete {self.path}, or set {self.setting} to another file",
+            )
+        connection.execute("PRAGMA journal_mode = WAL")
+        if version != VERSION:
+            connection.execute("BEGIN IMMEDIATE")
+            names = tables_of(connection)
+            if names <= OLD.keys():  # else another process was first
+                connection.execute(SCHEMA)
+                for name in names:
+                    connection.execute(f"INSERT INTO kept {OLD[name]}")
+                    connection.execute(f"DROP TABLE {name}")
+                connection.execute(f"PRAGMA user_version = {VERSION}")
+            connection.execute("COMMIT")
+        connection.execute(f"PRAGMA busy_timeout = {int(BUSY_S * 1000)}")
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turns what SQLite and the file system report into what a person can do about it."""
+        elsewhere = f'set {self.setting} to a file that can be written, or to "off"'
+        try:
+            yield
+        except sqlite3.ProgrammingError:  # ours, not the file's: used after close
+            raise
+        except sqlite3.OperationalError as error:  # full, locked, read-only, no such folder
+            raise UserError(f"{self.path}: {error}", elsewhere) from None
+        except sqlite3.DatabaseError as error:
+            raise self.damaged(error) from None
+        except OSError as error:
+            raise UserError(f"{self.path}: {error.strerror}", elsewhere) from None
 
 
 def tables_of(connection: sqlite3.Connection) -> set[str]:
     return {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
-
-
-@contextmanager
-def explained(path: Path, kind: Kind) -> Iterator[None]:
-    """Turn what SQLite and the file system report into what a person can do about it."""
-    elsewhere = f'set {kind.setting} to a file that can be written, or to "off"'
-    try:
-        yield
-    except sqlite3.ProgrammingError:  # ours, not the file's: used after close
-        raise
-    except sqlite3.OperationalError as error:  # full, locked, read-only, no such folder
-        raise UserError(f"{path}: {error}", elsewhere) from None
-    except sqlite3.DatabaseError as error:
-        raise damage(path, kind, error) from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}", elsewhere) from None
-
-
-def damage(path: Path, kind: Kind, reason: object) -> UserError:
-    return UserError(
-        f"{path}: the {kind.name} is damaged ({reason})",
-        f"delete {path} and, beside it, its -wal and -shm files",
-    )

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from mlxreflect.config.checks import check_critic
+from mlxreflect.config.recipe import check_critic
 from mlxreflect.config.schema import ChainConfig, CriticConfig, EvalSpec
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Episode, Messages, Outcome, Problem, Turn, to_row

@@ -19,11 +19,11 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Generic, TextIO, TypeVar
 
-from mlxreflect.config.checks import check_spending
 from mlxreflect.config.job import Job, dump_job
 from mlxreflect.config.recipe import (
     RESUMABLE,
     check_kept,
+    check_spending,
     digest,
     dump_recipe,
     resolved,
