@@ -3,7 +3,7 @@
 The functions here do what the commands do. They are quiet, return what `--json` prints, and raise
 `UserError` for what you can mend; its `hint` says how. `settings` are those of `--set`.
 
-    recipe = mlxreflect.load_recipe("r3", ["profile=quick"])
+    recipe = mlxreflect.load_recipe("quickstart", ["seed=1"])
     summary = mlxreflect.run(recipe, "runs/first")
     print(summary["comparison"]["difference"], summary["comparison"]["p_exact"])
 """

@@ -19,7 +19,7 @@ from mlxreflect.critics.base import Reply
 from mlxreflect.critics.client import Client
 from mlxreflect.critics.local import LocalCritic, SelfCritic
 from mlxreflect.critics.solver import SolverCritic
-from mlxreflect.methods.workers import Workers
+from mlxreflect.methods.session import Workers
 from mlxreflect.runs.folder import create_run
 from mlxreflect.runs.run import execute
 

@@ -8,7 +8,7 @@ import pytest
 
 from mlxreflect.core.records import Episode, Outcome, Turn, Verdict, make_problem
 from mlxreflect.data.forms import LEAKS, leak, trl_row
-from mlxreflect.methods.examples import (
+from mlxreflect.methods.base import (
     completion,
     preference,
 )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer()
-RECIPES = "A TOML file, or quickstart, r3, rel, preflexor, reflectevo, traces."
+RECIPES = "A TOML file, or the name of a bundled recipe, such as quickstart."
 
 
 # ---- learn ---------------------------------------------------------------------------------------
@@ -215,7 +215,8 @@ def fuse(
 def export(
     run_dir: RunFolder,
     format_: Annotated[
-        str, typer.Option("--format", help="trl, sharegpt, mlx-chat, reasonset or reflectevo.")
+        str,
+        typer.Option("--format", help="trl, sharegpt, mlx-chat, or a form of the method."),
     ],
     out: Annotated[
         Path | None, typer.Option(help="A folder, or a .jsonl file; default: in the run.")

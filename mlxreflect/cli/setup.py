@@ -23,7 +23,7 @@ app = typer.Typer()
 
 @app.command(
     rich_help_panel=PREPARE,
-    epilog="Example: mlxreflect init --strategy r3 --task mine.jsonl --critic ollama:qwen2.5:7b",
+    epilog="Example: mlxreflect init --task mine.jsonl --critic ollama:qwen2.5:7b",
 )
 def init(
     strategy: Annotated[str, typer.Option(help="The method: a bundled recipe's name.")] = "",
@@ -70,7 +70,7 @@ def init(
     ui.line(f"dry run: mlxreflect run {name} --dry-run\nthen: mlxreflect run {name}")
 
 
-@app.command(rich_help_panel=PREPARE, epilog="Example: mlxreflect doctor r3")
+@app.command(rich_help_panel=PREPARE, epilog="Example: mlxreflect doctor quickstart")
 def doctor(
     recipe: Annotated[
         str,
@@ -85,7 +85,7 @@ def doctor(
     """Check that a run has what it needs: memory, disk, model, data, and a token of each critic."""
     if set_ and not recipe:
         raise UserError(
-            f"--set {set_[0]}: no recipe to set it in", "give one: mlxreflect doctor r3"
+            f"--set {set_[0]}: no recipe to set it in", "give one: mlxreflect doctor quickstart"
         )
     loaded = checked_recipe(recipe, set_) if recipe else None
     require_mlx()
@@ -100,15 +100,15 @@ def doctor(
         raise typer.Exit(1)
 
 
-@app.command(rich_help_panel=PREPARE, epilog="Example: mlxreflect annotate rel worked.md")
+@app.command(rich_help_panel=PREPARE, epilog="Example: mlxreflect annotate mine.toml worked.md")
 def annotate(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="A TOML file or a bundled name, such as rel.", autocompletion=recipe_names
+            help="A TOML file, or the name of a bundled recipe.", autocompletion=recipe_names
         ),
     ],
-    file: Annotated[Path, typer.Argument(help="The .md or .jsonl that rel.human is to name.")],
+    file: Annotated[Path, typer.Argument(help="The .md or .jsonl of your worked solutions.")],
     problem: Annotated[str, typer.Option(help="Its id, or first digits; default: the next.")] = "",
     working: Annotated[
         Path | None, typer.Option(help="A file with your working; default: your editor.")

@@ -22,7 +22,7 @@ from mlxreflect.config.fields import (
     make_paths_whole,
 )
 from mlxreflect.config.recipe import check_objective
-from mlxreflect.config.schema import Fitting
+from mlxreflect.config.schema import Fitting, TagSet
 from mlxreflect.config.toml import apply_settings, dump_toml, merge, validate
 from mlxreflect.core.errors import UserError
 
@@ -80,7 +80,7 @@ class Job(Table):
     # what is trained; the command says it
     objective: Literal["sft", "dpo", "ipo", "exo_pair", "orpo", "grpo"] = "sft"
     seed: Count = 0  # of the order of rows and LoRA weights
-    tags: Literal["think", "reasoning", "preflexor"] = "think"  # what train.mask goes by
+    tags: TagSet = "think"  # what train.mask goes by
     policy: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: JobTrain = JobTrain()

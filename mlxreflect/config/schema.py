@@ -48,8 +48,11 @@ class PolicyConfig(Table):
     batch: Positive = 32  # sequences in flight
 
 
+TagSet = Literal["think", "reasoning", "preflexor"]
+
+
 class PromptConfig(Table):
-    tags: Literal["think", "reasoning", "preflexor"] = "think"  # what a thought stands between
+    tags: TagSet = "think"  # what a thought stands between
     # graph: a thought begins with a small knowledge graph; direct: the answer alone
     style: Literal["thinking", "graph", "direct"] = "thinking"
     file: LocalFile = ""  # TOML file with wording of your own: template = "text"
@@ -81,7 +84,7 @@ class CriticConfig(Table):
     key_env: str = ""  # openai: the environment variable that holds the key; never the key itself
     region: str = ""  # bedrock; "": as boto3 finds it
     profile: str = ""  # bedrock: of ~/.aws/config
-    # of critiques and rewrites; verdicts of REL's judge are at 0
+    # of critiques and rewrites; verdicts of a judge who gives hints are at 0
     temperature: Annotated[float, Field(ge=0)] = 0.99
     max_tokens: Positive = 2000  # of a reply
     num_ctx: Positive = 8192  # ollama: tokens of prompt and reply together

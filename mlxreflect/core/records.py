@@ -45,7 +45,7 @@ def make_problem(
 class Verdict:
     """How a text was judged.
 
-    score: 1.0 right answer in the right format, 0.5 one of the two, 0.0 neither (R³).
+    score: 1.0 right answer in the right format, 0.5 one of the two, 0.0 neither.
     source: "grader", or the critic that judged.
     """
 
@@ -94,10 +94,9 @@ class Turn:
 class Outcome:
     """How an episode ended.
 
-    status: solved_first; solved (by a later turn; with R³ trained, then verified; with REL whoever
-        wrote it); trained (nothing was verified: R³ with verifications = 0, PRefLexOR's pairs with
-        the teacher's answer); bucket (not yet); discarded (given up); failed (no call to the critic
-        got through).
+    status: solved_first; solved (by a later turn, whoever wrote it, or verified after training);
+        trained (and not verified); bucket (not yet); discarded (given up); failed (no call to the
+        critic got through).
     solved_turn: index of the turn that passed. tier: the critic used, basic or advanced.
     """
 

@@ -5,7 +5,7 @@ never mended by a guess.
 
 ReasonSet (arXiv 2412.04645): problem, ground_truth, working_out, final_solution, is_correct,
 iterations, error_description; the data set on the hub has problem, working_out, provided_solution.
-ReflectEvo (arXiv 2505.16475): question, answer, first_trial_reasoning and so on, one name a field,
+Reflections (arXiv 2505.16475): question, answer, first_trial_reasoning and so on, one name a field,
 or the same inside trail1 and trail2 as its examples have them.
 """
 

@@ -1,7 +1,7 @@
 """Recursive inference: what a chain asks next, when it stops, and what it answers.
 
 A chain is attempt → critique → improved thinking, prefilled (or a retry prompt) → answer, and so on
-up to N answers: PRefLexOR's phase III (arXiv 2410.12375), and with two answers ReflectEvo's retry
+up to N answers: recursive inference (arXiv 2410.12375), and with two answers one retry
 (arXiv 2505.16475). Nobody in it is shown the expected answer: every turn's visibility is "none".
 
 All chains go in lock-step: every answer of a round is generated in one batch.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args, 
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Episode, Example, Messages, Outcome, Problem, Turn, Verdict
 from mlxreflect.core.seeds import rng_for
+from mlxreflect.prompts.parsing import ANSWER
 
 if TYPE_CHECKING:
     from mlxreflect.config.fields import Table
@@ -307,6 +308,13 @@ class Frame:
         """Returns n graded samples of each problem, from the policy as it is now."""
         return self.rollouts.sample(problems, role, n, seed, self.learning.actor)
 
+    def attempt(self, trajectories: Sequence[Trajectory], seed: Seed) -> None:
+        """Adds a sample to each, which is the text to improve."""
+        self.status(f"{len(trajectories)} attempts")
+        drawn = self.sample([one.problem for one in trajectories], 1, seed)
+        for one, (turn,) in zip(trajectories, drawn, strict=True):
+            one.current = one.add(turn)
+
     def episode(self, problem: Problem, turns: Sequence[Turn], outcome: Outcome) -> Episode:
         name, wave = self.recipe.strategy, self.wave
         return Episode(name, wave.epoch, wave.number, problem, list(turns), outcome)
@@ -340,6 +348,15 @@ class Trajectory:
         """Begins a cycle with a sample."""
         self.opened = self.current = turn
         self.tries, self.won = 0, None
+
+
+def outcome_of(solved: Turn | None, calls: Sequence[Turn]) -> Outcome:
+    """Returns solved, by the first turn or a later one; failed where all these calls were lost."""
+    if solved:
+        first = solved.index == 0
+        return Outcome(first, solved.index, "solved_first" if first else "solved")
+    lost = bool(calls) and all(turn.error for turn in calls)
+    return Outcome(False, None, "failed" if lost else "discarded")
 
 
 @dataclass(frozen=True)
@@ -396,6 +413,57 @@ def failure(turn: Turn) -> str | None:
     if verdict.correct:
         return "format"
     return "wrong_answer" if verdict.format_ok else "wrong_answer_and_format"
+
+
+# ---- examples -----------------------------------------------------------------------------------
+# A training prompt is the attempt's own prompt: nothing a critic was shown gets into it.
+
+
+def as_asked(turn: Turn, style: str) -> Turn:
+    """Returns a helped text as an attempt is asked for: in the style "direct" its answer alone."""
+    span = turn.spans.get("answer")
+    if style != "direct" or span is None:
+        return turn
+    alone = "".join((ANSWER[0], turn.text[slice(*span)].strip(), ANSWER[1]))
+    return turn if alone == turn.text else replace(turn, text=alone, token_ids=None)
+
+
+def preference(episode: Episode, chosen: Turn, rejected: Turn) -> Example:
+    """Returns chosen ≻ rejected, both as answers to the first attempt's prompt."""
+    return Example(
+        kind="preference",
+        prompt=episode.turns[0].messages,
+        chosen=chosen.text,
+        rejected=rejected.text,
+        chosen_ids=chosen.token_ids,
+        rejected_ids=rejected.token_ids,
+        source=source(episode, chosen, rejected),
+    )
+
+
+def completion(episode: Episode, turn: Turn, weight: float = 1.0) -> Example:
+    """Returns a text to imitate, as an answer to the first attempt's prompt."""
+    return Example(
+        kind="sft",
+        prompt=episode.turns[0].messages,
+        completion=turn.text,
+        completion_ids=turn.token_ids,
+        weight=weight,
+        source=source(episode, turn),
+    )
+
+
+def source(episode: Episode, *turns: Turn) -> dict[str, object]:
+    return {
+        "problem": episode.problem.id,
+        "epoch": episode.epoch,
+        "wave": episode.wave,
+        "turns": [turn.index for turn in turns],
+    }
+
+
+def passed(turn: Turn) -> bool:
+    return turn.verdict is not None and turn.verdict.passed
 
 
 # ---- what a judge says ---------------------------------------------------------------------------

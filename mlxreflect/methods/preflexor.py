@@ -11,7 +11,7 @@ with the policy of Phase I as the reference. Phase III, recursive inference, tra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -40,9 +40,10 @@ from mlxreflect.methods.base import (
     Trajectory,
     Try,
     Wave,
+    passed,
+    preference,
     refuse_direct,
 )
-from mlxreflect.methods.examples import passed, preference
 from mlxreflect.methods.preflexor_corpus import Teacher, came_about, make_question, read_corpus
 
 if TYPE_CHECKING:
@@ -259,7 +260,7 @@ class Preflexor:
     def solve(self, lessons: list[Trajectory]) -> list[Trajectory]:
         """Has the policy attempt problems of a task, and the teacher write solutions."""
         session, at = self.frame.session, self.at("basic")
-        self.attempt(lessons)
+        self.frame.attempt(lessons, self.seed())
         every = not self.config.only_wrong
         taught = [lesson for lesson in lessons if every or not passed(lesson.turns[0])]
         self.frame.status(f"{len(taught)} solutions")
@@ -289,19 +290,12 @@ class Preflexor:
         status(f"judging {len(going)} answers")
         teacher.judge(going, self.at("judge"))
         going = [lesson for lesson in going if passed(lesson.turns[-2])]
-        self.attempt(going)
+        self.frame.attempt(going, self.seed())
         # The words of the teacher's answer are right without a judge.
         doubtful = [s for s in going if not (v := s.turns[-1].verdict) or not v.correct]
         status(f"judging {len(doubtful)} attempts")
         teacher.judge(doubtful, self.at("judge"))
         return lessons
-
-    def attempt(self, lessons: Sequence[Trajectory]) -> None:
-        """Adds a sample of the policy as it is now to each."""
-        self.frame.status(f"{len(lessons)} attempts")
-        drawn = self.frame.sample([lesson.problem for lesson in lessons], 1, self.seed())
-        for lesson, (turn,) in zip(lessons, drawn, strict=True):
-            lesson.add(turn)
 
     # ---- records --------------------------------------------------------------------------------
 

@@ -23,12 +23,24 @@ from mlxreflect.config.fields import Count, Positive, Table
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Episode, Example, Outcome, Turn
 from mlxreflect.core.seeds import rng_for
-from mlxreflect.methods.base import Frame, Method, Plan, Played, Trajectory, Try, Wave, unless_right
-from mlxreflect.methods.examples import as_asked, completion, passed, preference
-from mlxreflect.methods.workers import Workers
+from mlxreflect.methods.base import (
+    Frame,
+    Method,
+    Plan,
+    Played,
+    Trajectory,
+    Try,
+    Wave,
+    as_asked,
+    completion,
+    passed,
+    preference,
+    unless_right,
+)
 
 if TYPE_CHECKING:
     from mlxreflect.config.schema import Recipe, Tier
+    from mlxreflect.methods.session import Workers
 
 MAX_MASTERY_ROUNDS = 100
 
@@ -256,6 +268,8 @@ class R3:
 
     def threads(self) -> AbstractContextManager[Workers | None]:
         """Returns workers where every critic of the wave is waited for, else none."""
+        from mlxreflect.methods.session import Workers
+
         config = self.recipe.r3
         writers = (config.feedback, config.rewriter)
         asked: set[str] = {self.tier if who == "critic" else who for who in writers}

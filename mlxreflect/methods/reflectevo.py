@@ -26,7 +26,6 @@ from mlxreflect.core.records import (
     Episode,
     Example,
     Messages,
-    Outcome,
     Problem,
     Turn,
     Verdict,
@@ -46,8 +45,9 @@ from mlxreflect.methods.base import (
     Trajectory,
     Try,
     Wave,
+    outcome_of,
+    passed,
 )
-from mlxreflect.methods.examples import passed
 from mlxreflect.methods.reflectevo_data import POOL, Stored, draw_instructions, fault
 from mlxreflect.prompts.roles import role_messages
 from mlxreflect.prompts.templates import BUNDLED
@@ -228,7 +228,8 @@ class ReflectEvo:
             self.train(wave.own["training"])
         else:
             self.check_stored()
-            self.reflect(self.attempt(found))
+            self.frame.attempt(found, self.frame.seed("sample"))
+            self.reflect([one for one in found if not passed(one.turns[0])])
             if self.config.training == "IV":
                 self.compare(found)
         episodes = [self.episode(one) for one in found]
@@ -237,13 +238,6 @@ class ReflectEvo:
         return Played(episodes, self.counted(episodes))
 
     # ---- a wave of problems ---------------------------------------------------------------------
-
-    def attempt(self, found: list[Trajectory]) -> list[Trajectory]:
-        """Adds a first answer to each, and returns those that are wrong."""
-        self.frame.status(f"{len(found)} attempts")
-        drawn = self.frame.sample([one.problem for one in found], 1, self.frame.seed("sample"))
-        turns = [one.add(turn) for one, (turn,) in zip(found, drawn, strict=True)]
-        return [one for one, turn in zip(found, turns, strict=True) if not passed(turn)]
 
     def reflect(self, wrong: list[Trajectory]) -> None:
         """Adds k reflections to each failure, and a retry to each that is of use."""
@@ -254,7 +248,7 @@ class ReflectEvo:
         added = [(one, one.add(self.judged(turn))) for one, turn in made]
         useful = [(one, turn) for one, turn in added if not turn.error and turn.verdict is None]
         self.frame.status(f"{len(useful)} retries")
-        prompts = [(s.problem, self.prompt("rewrite", s, turn.text)) for s, turn in useful]
+        prompts = [(one.problem, self.prompt("rewrite", one, turn.text)) for one, turn in useful]
         retries = self.frame.rollouts.draw(
             prompts, "retry", self.frame.seed("sample"), self.frame.learning.actor,
             temperature=self.config.retry_temperature,
@@ -266,30 +260,22 @@ class ReflectEvo:
     def reflections(self, wrong: list[Trajectory]) -> list[tuple[Trajectory, Turn]]:
         """Returns each trajectory with its reflections, written now."""
         at = self.at()
-        asked = [
-            (one, POOL[name], replace(at, attempt=f"{at.attempt}/{number}"))
-            for one in wrong
-            for number, name in enumerate(self.instructions(one.problem))
-        ]
-        calls = [
-            self.frame.session.call(
-                "reflection",
-                one.problem,
-                which,
-                attempt=one.turns[0].text,
-                instruction=how,
-                words=str(self.config.words),
-            )
-            for one, how, which in asked
-        ]
+        reflecting, calls = [], []
+        for one in wrong:
+            rng = rng_for(self.frame.recipe.seed, "instructions", one.problem.id)
+            names = draw_instructions(self.config.instructions, self.config.reflections, rng)
+            for number, name in enumerate(names):
+                call = self.frame.session.call(
+                    "reflection", one.problem, replace(at, attempt=f"{at.attempt}/{number}"),
+                    attempt=one.turns[0].text, instruction=POOL[name],
+                    words=str(self.config.words),
+                )  # fmt: skip
+                reflecting.append(one)
+                calls.append(call)
         if not calls:
             return []
-        turns = self.frame.session.ask(calls, [one.turns[0] for one, _, _ in asked], at)
-        return [(one, turn) for (one, _, _), turn in zip(asked, turns, strict=True)]
-
-    def instructions(self, problem: Problem) -> list[str]:
-        rng = rng_for(self.frame.recipe.seed, "instructions", problem.id)
-        return draw_instructions(self.config.instructions, self.config.reflections, rng)
+        turns = self.frame.session.ask(calls, [one.turns[0] for one in reflecting], at)
+        return list(zip(reflecting, turns, strict=True))
 
     def replayed(self, wrong: list[Trajectory]) -> list[tuple[Trajectory, Turn]]:
         """Returns each trajectory with the reflections that the file has for it."""
@@ -394,7 +380,9 @@ class ReflectEvo:
         return Try(tier, wave.epoch, str(wave.number))
 
     def episode(self, one: Trajectory) -> Episode:
-        return self.frame.episode(one.problem, one.turns, outcome_of(one))
+        right = (turn for turn in one.turns if turn.role in ("attempt", "retry") and passed(turn))
+        outcome = outcome_of(next(right, None), one.turns[1:])
+        return self.frame.episode(one.problem, one.turns, outcome)
 
     def counted(self, episodes: Sequence[Episode]) -> dict[str, Any]:
         """Returns figures of its own: retries, and how many are right."""
@@ -407,18 +395,6 @@ class ReflectEvo:
             count = len(self.frame.learning.examples)
             told = f"trained on {count} examples ({wave.own['training']})"
         return {"retries": len(found), "retries_right": right, "kept": kept, "told": told}
-
-
-def outcome_of(one: Trajectory) -> Outcome:
-    """Returns solved for a first retry that is right, failed where no reflection was written."""
-    first, *rest = one.turns
-    if passed(first):
-        return Outcome(True, 0, "solved_first")
-    for turn in rest:
-        if turn.role == "retry" and passed(turn):
-            return Outcome(False, turn.index, "solved")
-    failed = all(turn.error for turn in rest) and bool(rest)
-    return Outcome(False, None, "failed" if failed else "discarded")
 
 
 METHOD = Method(

@@ -20,7 +20,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Episode, Example, Messages, Problem, Turn
 from mlxreflect.data.forms import whole
 from mlxreflect.data.rows import Row, local_path, read_file
-from mlxreflect.methods.examples import completion, passed, preference, source
+from mlxreflect.methods.base import completion, passed, preference, source
 
 # Problem and attempt → the prompt that asks to look at it, as an evaluation words it.
 Ask = Callable[[Problem, str], Messages]

@@ -11,7 +11,7 @@ one. The next round's attempts are those of the trained policy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,7 +20,8 @@ from pydantic import Field
 
 from mlxreflect.config.fields import LocalFile, Positive, Rate, Table
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.records import Episode, Example, Messages, Outcome, Problem, Turn
+from mlxreflect.core.records import Episode, Example, Messages, Problem, Turn
+from mlxreflect.graders.text import withheld
 from mlxreflect.methods.base import (
     ExportForm,
     Frame,
@@ -28,15 +29,23 @@ from mlxreflect.methods.base import (
     Note,
     Plan,
     Played,
-    Rows,
     Trajectory,
     Try,
     Wave,
+    completion,
     judged,
+    outcome_of,
+    passed,
     refuse_direct,
     unless_right,
 )
-from mlxreflect.methods.examples import completion, passed
+from mlxreflect.methods.rel_worked import (
+    by_people,
+    human_examples,
+    read_human,
+    reasonset_rows,
+    worked_rows,
+)
 from mlxreflect.prompts.parsing import carried_on, open_working
 
 if TYPE_CHECKING:
@@ -107,24 +116,10 @@ def notes(recipe: Recipe, problems: list[Problem]) -> list[Note]:
     """Returns what is in the file of worked solutions by people; unchecked without problems."""
     if not recipe.rel.human:
         return []
-    from mlxreflect.methods.rel_worked import human_examples, read_human
-
     if not problems:
         return [Note(f"worked solutions: {len(read_human(recipe))} by people")]
     human = human_examples(recipe, problems)
     return [Note(f"worked solutions: {human.count()}", fine=bool(human.examples))]
-
-
-def reasonset(episode: Episode, examples: Sequence[Example]) -> Rows:
-    from mlxreflect.methods.rel_worked import reasonset_rows
-
-    return reasonset_rows(episode)
-
-
-def of_people(example: Example) -> Rows:
-    from mlxreflect.methods.rel_worked import worked_rows
-
-    return worked_rows(example)
 
 
 # ---- examples ------------------------------------------------------------------------------------
@@ -190,8 +185,6 @@ class Rel:
     """Plays waves of tries, and at a round's end the training."""
 
     def __init__(self, frame: Frame) -> None:
-        from mlxreflect.methods.rel_worked import human_examples
-
         self.frame, self.config = frame, frame.recipe.rel
         if self.config.restart:
             frame.learning.keep_start()
@@ -222,9 +215,9 @@ class Rel:
         examples = self.train() if trains else []
         self.keep(episodes)
         made = len(self.state.made)
-        told = f"{made} different workings so far"
-        if trains:
-            told = f"trained on {made} workings{self.and_people()}"
+        told = f"trained on {made} workings" if trains else f"{made} different workings so far"
+        if trains and self.config.human:
+            told += f" and {by_people(len(self.state.human), self.state.left_out)}"
         figures = {
             "accepted": made, "human": len(self.state.human), "left_out": self.state.left_out,
             "told": told,
@@ -232,29 +225,22 @@ class Rel:
         measured = trains and wave.epoch < self.config.rounds and self.config.measure
         return Played(episodes, figures, f"round-{wave.epoch}" if measured else "", examples)
 
-    def and_people(self) -> str:
-        from mlxreflect.methods.rel_worked import by_people
-
-        if not self.config.human:
-            return ""
-        return f" and {by_people(len(self.state.human), self.state.left_out)}"
-
     # ---- tries ----------------------------------------------------------------------------------
 
     def try_all(self) -> list[Episode]:
         """Attempts, continues and rewrites; tidies what was accepted, with a review."""
         frame, tried = self.frame, self.frame.trajectories()
-        frame.status(f"{len(tried)} attempts")
-        drawn = frame.sample([one.problem for one in tried], 1, frame.seed("sample"))
-        for one, (turn,) in zip(tried, drawn, strict=True):
-            one.current = one.add(turn)
+        frame.attempt(tried, frame.seed("sample"))
         hinted = self.mark(tried, 1)
         for number in range(2, self.config.tries + 1):
             frame.status(f"try {number}, {len(hinted)} problems")
             hinted = self.mark(self.write(hinted, number), number)
         if self.config.review:
             self.tidy([one for one in tried if one.solved])
-        return [frame.episode(one.problem, one.turns, outcome_of(one)) for one in tried]
+        return [
+            frame.episode(one.problem, one.turns, outcome_of(one.solved, one.turns[1:]))
+            for one in tried
+        ]
 
     def mark(self, tried: list[Trajectory], number: int) -> Hinted:
         """Accepts what is right, and returns all else that may be tried again, with a hint.
@@ -283,8 +269,6 @@ class Rel:
 
     def hint(self, one: Trajectory, word: str, why: str) -> str:
         """Returns what is wrong, without the expected answer, which a grader's reason may name."""
-        from mlxreflect.graders.text import withheld
-
         if word == "wrong":
             problem, gold = one.problem, self.frame.task.gold(one.problem)
             option = problem.fields.get("choices", {}).get(gold)
@@ -378,16 +362,6 @@ def current(one: Trajectory) -> Turn:
     return one.current
 
 
-def outcome_of(one: Trajectory) -> Outcome:
-    """failed: each call to a critic that might have helped was lost."""
-    if one.solved:
-        first = one.solved.index == 0
-        return Outcome(first, one.solved.index, "solved_first" if first else "solved")
-    asked = [turn for turn in one.turns if turn.role != "attempt"]
-    lost = bool(asked) and all(turn.error for turn in asked)
-    return Outcome(False, None, "failed" if lost else "discarded")
-
-
 METHOD = Method(
     name="rel",
     keys=RelConfig,
@@ -402,6 +376,10 @@ METHOD = Method(
     solved="accepted",
     notes=notes,
     exports={
-        "reasonset": ExportForm(reasonset, "a row an episode, and none has ended yet", of_people)
+        "reasonset": ExportForm(
+            lambda episode, examples: reasonset_rows(episode),
+            "a row an episode, and none has ended yet",
+            worked_rows,
+        )
     },
 )

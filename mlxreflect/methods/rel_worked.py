@@ -25,10 +25,8 @@ from mlxreflect.data.contamination import Index, find, normal_words, whole_key
 from mlxreflect.data.forms import leak, whole
 from mlxreflect.data.rows import explained, fold, local_path, read_file
 from mlxreflect.graders.text import agrees, stated
-from mlxreflect.methods.base import Rows, Try
-from mlxreflect.methods.examples import passed
+from mlxreflect.methods.base import Rows, Try, passed
 from mlxreflect.prompts.parsing import ANSWER, TAGS, parse_response, thought_of
-from mlxreflect.tasks import get_task
 
 if TYPE_CHECKING:
     from mlxreflect.config.schema import Recipe
@@ -190,6 +188,7 @@ def human_examples(recipe: Recipe, problems: Sequence[Problem]) -> Human:
     """
     from mlxreflect.evaluation.contamination import index_for
     from mlxreflect.methods.rollouts import attempt_prompt
+    from mlxreflect.tasks import get_task
 
     if not recipe.rel.human:
         return Human([], {})
@@ -204,7 +203,7 @@ def human_examples(recipe: Recipe, problems: Sequence[Problem]) -> Human:
             worked = replace(worked, gold=task.gold(problem))
         text = solution(worked, recipe)
         key = whole_key(normal_words(worked.question)), " ".join(text.split())
-        reason = fault(worked, problem, text, recipe, evaluations)
+        reason = fault(worked, problem, text, recipe, task, evaluations)
         if not reason and key in examples:
             reason = "it is there twice"
         if reason:
@@ -251,8 +250,9 @@ def thought_and_answer(thought: str, answer: str, recipe: Recipe) -> str:
 
 
 def fault(
-    worked: Worked, problem: Problem | None, text: str, recipe: Recipe, evaluations: Index | None
-) -> str:
+    worked: Worked, problem: Problem | None, text: str, recipe: Recipe, task: Task,
+    evaluations: Index | None,
+) -> str:  # fmt: skip
     """Returns why a worked solution is not trained on; empty where it is.
 
     problem: the run's with this question, whose grader decides. Where there is none, the answer
@@ -271,7 +271,7 @@ def fault(
     if evaluations and find(evaluations, [worked.question], [worked.question]):
         return "its question occurs in the evaluation"
     if problem:
-        verdict = get_task(problem.task).grade(problem, text, tags, style).verdict
+        verdict = task.grade(problem, text, tags, style).verdict
         return "" if verdict.passed else "the grader calls it wrong"
     right = agrees(parsed.answer or "", worked.gold or "")
     return "" if right else "its answer is not its ground_truth"
@@ -291,6 +291,7 @@ def annotate_problem(
     a working is that was not added. Raises UserError.
     """
     from mlxreflect.evaluation.contamination import clean
+    from mlxreflect.tasks import get_task
 
     task = get_task(recipe.task.name)
     make_place(file)
@@ -439,6 +440,8 @@ def reasonset_rows(episode: Episode) -> Rows:
     the texts it took. error_description is the first critique, or what a judge said was wrong.
     Nothing is yielded where not one text was written.
     """
+    from mlxreflect.tasks import get_task
+
     written = [turn for turn in episode.turns if turn.error is None]
     tries = [turn for turn in written if turn.role in TRIES]
     if not tries:

@@ -23,8 +23,17 @@ from pydantic import Field
 from mlxreflect.config.fields import Count, Fraction, GrpoConfig, Positive, Table
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Episode, Example, Outcome, Turn
-from mlxreflect.methods.base import Frame, Method, Plan, Played, Try, Wave
-from mlxreflect.methods.examples import completion, passed, source
+from mlxreflect.methods.base import (
+    Frame,
+    Method,
+    Plan,
+    Played,
+    Try,
+    Wave,
+    completion,
+    passed,
+    source,
+)
 
 if TYPE_CHECKING:
     from mlxreflect.config.schema import Recipe, Tier

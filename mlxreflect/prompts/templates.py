@@ -83,7 +83,7 @@ BLOCKS = (
     "Reason in exactly one {open}…{close} block, then give exactly one <answer>…</answer> block "
     "that holds only the final answer. Write nothing outside the two blocks."
 )
-# What a thought begins with in the style "graph" (PRefLexOR's graph reasoning, arXiv 2501.08120).
+# What a thought begins with in the style "graph" (Buehler 2025, arXiv 2501.08120).
 GRAPH = (
     'First draw a small knowledge graph of what matters, one line "subject | relation | object" a '
     "triple. Then name the general pattern in it. Then reason from both, step by step."

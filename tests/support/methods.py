@@ -7,8 +7,7 @@ from mlxreflect.config.schema import CriticConfig, Recipe
 from mlxreflect.core.records import to_row
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.solver import SolverCritic
-from mlxreflect.methods.base import Frame
-from mlxreflect.methods.examples import as_asked, preference
+from mlxreflect.methods.base import Frame, as_asked, preference
 from mlxreflect.methods.session import make_call
 from mlxreflect.models.load import load_policy
 from mlxreflect.prompts.roles import role_messages
