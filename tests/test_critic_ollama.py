@@ -1,5 +1,7 @@
 """What the Ollama critic alone does; the rest is in test_critic_remote."""
 
+from typing import Any
+
 import pytest
 from support.critics import ask, call, critic_at, preflight
 from support.fake_ollama import Body, FakeOllama
@@ -22,30 +24,21 @@ def test_what_is_sent() -> None:
     assert not {"think", "keep_alive", "format"} & set(body)
 
 
+def counted(prompt: int | None, **more: Any) -> Body:
+    message = {"role": "assistant", "content": "fine"}
+    return {"message": message, "prompt_eval_count": prompt, **more}
+
+
 def test_a_prompt_that_was_cut_is_an_error() -> None:
     with FakeOllama() as server:
         [reply] = ask(server, call("a long prompt " * 1000), num_ctx=512)
     assert (reply.kind, reply.text) == ("truncated_prompt", "")
     assert "critic.num_ctx, now 512" in (reply.error or "")
-
-
-def test_far_fewer_tokens_than_sent_are_a_cut_too() -> None:
-    def counted(body: Body) -> Body:
-        message = {"role": "assistant", "content": "fine"}
-        return {"message": message, "prompt_eval_count": 300}
-
-    with FakeOllama(reply=counted) as server:
+    with FakeOllama(reply=lambda body: counted(300)) as server:  # far fewer tokens than were sent
         [short, long] = ask(server, call("word " * 200), call("word " * 2000))
     assert (short.text, long.kind) == ("fine", "truncated_prompt")
-
-
-def test_a_missing_count_says_nothing() -> None:
-    def uncounted(body: Body) -> Body:
-        message = {"role": "assistant", "content": "fine"}
-        return {"message": message, "prompt_eval_count": None, "eval_count": None}
-
-    with FakeOllama(reply=uncounted) as server:
-        [reply] = ask(server, call("word " * 5000))
+    with FakeOllama(reply=lambda body: counted(None, eval_count=None)) as server:
+        [reply] = ask(server, call("word " * 5000))  # a missing count says nothing
     assert (reply.text, reply.usage) == ("fine", {})
 
 
@@ -100,12 +93,8 @@ def test_thinking_is_turned_off_where_it_can_be(can: str, sent: bool | None) -> 
 
 
 def test_a_window_smaller_than_num_ctx_is_known() -> None:
-    with FakeOllama(context=256, reply=lambda body: counted_to(256)) as server:
+    with FakeOllama(context=256, reply=lambda body: counted(256)) as server:
         critic = critic_at(server)
         critic.preflight()
         assert critic.ask([call("word " * 300)])[0].kind == "truncated_prompt"
         critic.close()
-
-
-def counted_to(count: int) -> Body:
-    return {"message": {"role": "assistant", "content": "fine"}, "prompt_eval_count": count}

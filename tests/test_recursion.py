@@ -8,7 +8,7 @@ import pytest
 
 from mlxreflect.config.schema import ChainConfig, CriticConfig
 from mlxreflect.core.records import Problem, Turn, Verdict, Visibility, make_problem
-from mlxreflect.critics.base import Call, Move
+from mlxreflect.critics.base import Call, Role
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.evaluation.chains import (
     GIVEN,
@@ -185,7 +185,7 @@ def test_figures_of_two_chains() -> None:
 # ---- the solver, shown no answer -----------------------------------------------------------------
 
 
-def look(role: Move, problem: Problem, text: str, seen: Visibility = "none") -> str:
+def look(role: Role, problem: Problem, text: str, seen: Visibility = "none") -> str:
     return SolverCritic(CriticConfig(), problem.task).ask(
         [Call(role, problem, [], text, visibility=seen)]
     )[0].text  # fmt: skip
@@ -193,7 +193,7 @@ def look(role: Move, problem: Problem, text: str, seen: Visibility = "none") -> 
 
 @pytest.mark.parametrize("role", ["critique", "rewrite", "judge"])
 def test_without_the_answer_the_solver_never_searches(
-    role: Move, monkeypatch: pytest.MonkeyPatch
+    role: Role, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def searched(*_: object) -> Any:
         raise AssertionError("a search")

@@ -13,7 +13,7 @@ from support.methods import make_remote as make
 
 from mlxreflect.config.schema import CriticConfig, Recipe
 from mlxreflect.core.records import make_problem
-from mlxreflect.critics.base import Move, Reply
+from mlxreflect.critics.base import Reply, Role
 from mlxreflect.critics.client import cache_key
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.critics.verdicts import Judgement
@@ -56,10 +56,10 @@ def call(role, recipe=None, text="a", task="jsonl", problem=PROBLEM):
     return call_of(role, problem, AT, recipe, TASKS[task], **shown(text)[role])
 
 
-MOVES = sorted(set(texts.BUNDLED.wording) & set(get_args(Move)))
+ROLES = sorted(set(texts.BUNDLED.wording) & set(get_args(Role)))
 
 
-@pytest.mark.parametrize("role", sorted(set(MOVES) - {"answer"}))  # which shows no text
+@pytest.mark.parametrize("role", sorted(set(ROLES) - {"answer"}))  # which shows no text
 def test_what_a_text_says_stays_between_its_delimiters(role):
     system, user = call(role, text=HOSTILE).messages
     assert (system["role"], user["role"]) == ("system", "user")
@@ -77,14 +77,14 @@ def test_what_a_text_says_stays_between_its_delimiters(role):
 
 def test_every_move_has_its_own_template_and_role():
     made = {role: call(role) for role in shown("a")}
-    assert sorted(made) == MOVES
+    assert sorted(made) == ROLES
     assert all(call.role == role for role, call in made.items())
     assert all(call.template == texts.BUNDLED.version(role) for role, call in made.items())
     assert len({call.template for call in made.values()}) == len({c.seed for c in made.values()})
     assert len({cache_key(CriticConfig(), call) for call in made.values()}) == len(made)
 
 
-@pytest.mark.parametrize("role", MOVES)
+@pytest.mark.parametrize("role", ROLES)
 def test_the_answer_is_shown_where_it_is_said_to_be(role):
     made = call(role)
     told = "<expected>\n3\n</expected>" in made.messages[-1]["content"]

@@ -3,15 +3,14 @@
 import json
 import random
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from support.critics import critic_at
-from support.fake_ollama import FakeOllama
+from support.fake_ollama import FakeOllama, http
 
 from mlxreflect.core.records import make_problem
-from mlxreflect.critics.base import Call, Reply
+from mlxreflect.critics.base import Call
 from mlxreflect.critics.ledger import tally
 from mlxreflect.critics.verdicts import Judgement, Marks, Preference, ask_structured, parse
 
@@ -101,7 +100,7 @@ def test_a_verdict_that_the_attempt_holds_is_not_taken(echo: str) -> None:
     ("mark", "found"),
     [("4", 4), ("4.0", 4), ('"4"', 4), ("1", 1), ("5", 5), ("0", None), ("6", None), ("4.5", None),
      ("true", None), ('"four"', None), ('"4.0"', None), ('""', None), ("null", None), ("[4]", None),
-     ("1e999", None), ("NaN", None)],
+     ("1e999", None), ("NaN", None), ('"04"', None), ('" 4"', None), ('"٤"', None)],
 )  # fmt: skip
 def test_marks_are_whole_numbers_from_1_to_5_however_written(mark: str, found: int | None) -> None:
     text = f'{{"why": "w", "depth": {mark}, "coherence": 2, "verification": 3, "completeness": 5}}'
@@ -195,12 +194,7 @@ def test_a_reply_without_a_verdict_is_asked_again_once_and_then_unknown() -> Non
         assert len(server.chats) == 7
     assert [a.value.verdict if a.value else None for a in answers] == ["wrong", "wrong", None, None]
     counts = tally([reply for answer in answers for reply in answer.replies])
-    assert (counts["calls"], counts["answered"], counts["unknown"], counts["failed"]) == (
-        7,
-        2,
-        5,
-        0,
-    )
+    assert [counts[name] for name in ("calls", "answered", "unknown", "failed")] == [7, 2, 5, 0]
     last = answers[2].replies[-1]
     assert (last.text, last.kind) == ("", "unknown")
     assert last.error is not None and "right, I said" in last.error
@@ -216,28 +210,10 @@ def test_a_verdict_that_was_cut_off_says_what_to_raise() -> None:
     assert [one.attempt for one in answer.unread()] == ["1/0", "1/0/again"]
 
 
-class Failing:
-    """Every call fails; which calls came is recorded."""
-
-    actor = "failing"
-    waits = False
-
-    def __init__(self) -> None:
-        self.calls: list[Call] = []
-
-    def preflight(self) -> None:
-        pass
-
-    def ask(self, calls: Sequence[Call]) -> list[Reply]:
-        self.calls += calls
-        return [Reply("", error="out of order", kind="http_500") for _ in calls]
-
-    def close(self) -> None:
-        pass
-
-
 def test_a_call_that_failed_is_not_asked_again_here() -> None:
-    critic = Failing()
-    [answer] = ask_structured(critic, [call("x")], Judgement)
-    assert (answer.value, [reply.kind for reply in answer.replies]) == (None, ["http_500"])
-    assert [one.attempt for one in critic.calls] == ["1/0"]
+    with FakeOllama(reply=lambda body: http(400)) as server:
+        critic = critic_at(server)
+        [answer] = ask_structured(critic, [call("x")], Judgement)
+        critic.close()
+        assert [body["options"]["seed"] for body in server.chats] == [4]
+    assert (answer.value, [reply.kind for reply in answer.replies]) == (None, ["http_400"])

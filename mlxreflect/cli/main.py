@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def fail(message: str, hint: str) -> None:
-    """Exactly two lines, whatever the data quoted in them holds."""
+    """Prints exactly two lines, whatever the data quoted in them holds."""
     from mlxreflect.core.ui import safe_text
 
     for label, text in (("error", message), ("hint", hint)):

@@ -8,7 +8,7 @@ from mlxreflect.core.records import Messages, Problem, Visibility
 
 NANO = 10**9  # dollars are added as whole billionths: sums do not depend on their order
 # attempt: the model behind the server is not a critic, but evaluated.
-Move = Literal[
+Role = Literal[
     "critique", "reflection", "rewrite", "continue", "judge", "prefer", "pose",
     "integrate", "score", "answer", "extract", "ground", "support", "attempt",
 ]  # fmt: skip
@@ -26,7 +26,7 @@ class Call:
     top_p, stop: of an attempt's sampling. raw: the one message is text to be completed.
     """
 
-    role: Move
+    role: Role
     problem: Problem
     messages: Messages
     text: str
@@ -62,13 +62,15 @@ class Cost:
 
 
 def nano(dollars: float) -> int:
+    """Returns dollars as whole billionths."""
     return round(dollars * NANO)
 
 
 @dataclass(frozen=True)
 class Reply:
-    """error: why there is no usable text; a failed call is data and never passes for praise.
+    """An answer to a call; a failed call is data too, and never passes for praise.
 
+    error: why there is no usable text.
     kind: the kind of error, one word ("timeout", "http_500", "empty", "unknown", …).
     cached: the reply was on disk before this run began; then it took nothing.
     token_ids: as generated, where the policy itself is the critic.

@@ -15,7 +15,7 @@ from mlxreflect.config.schema import CriticConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Messages
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.http import NOTHING, CallError, Wire, invalid, token_counts, typed
+from mlxreflect.critics.http import NOTHING, CallError, Wire, invalid_reply, token_counts, typed
 
 BEARER = "AWS_BEARER_TOKEN_BEDROCK"  # read by boto3 itself
 REASONS = {
@@ -23,7 +23,6 @@ REASONS = {
     "model_context_window_exceeded": "length",
 }  # fmt: skip
 EXPIRED = ("ExpiredTokenException", "UnrecognizedClientException", "InvalidSignatureException")
-REPEATED = ("ModelErrorException",)  # 424: the model failed, and may not the next time
 
 
 class Bedrock:
@@ -44,7 +43,7 @@ class Bedrock:
             self.runtime.meta.events.register("before-send.bedrock-runtime.Converse", self.deliver)
         shown = self.runtime.meta.endpoint_url if self.runtime else "Bedrock"
         self.wire = Wire(shown)
-        verify = trusted(os.environ.get("AWS_CA_BUNDLE", ""))
+        verify = trusted_certificates(os.environ.get("AWS_CA_BUNDLE", ""))
         self.http = httpx.Client(event_hooks=self.wire.hooks, verify=verify)
 
     def preflight(self) -> None:
@@ -85,14 +84,17 @@ class Bedrock:
             said = self.wire.clean(one_line(error))
             raise CallError("refused", said, usage=NOTHING) from None
         except ResponseParserError as error:
-            raise invalid(error) from None
+            raise invalid_reply(error) from None
         return self.read(answer)
 
     def deliver(self, request: Any, **_: Any) -> Any:
         """Sends what boto3 has signed and hands its response back; called by boto3."""
         from botocore.awsrequest import AWSResponse
 
-        headers = {name: plain(value) for name, value in request.headers.items()}
+        headers = {
+            name: value.decode() if isinstance(value, bytes) else value
+            for name, value in request.headers.items()
+        }
         sent = httpx.Request(request.method, request.url, headers=headers, content=request.body)
         with typed(self.wire.shown):
             response = self.http.send(sent)
@@ -111,7 +113,8 @@ class Bedrock:
         return CallError(
             error.kind,
             f"{meaning} ({error})" if meaning else str(error),
-            retry=error.retry or code in REPEATED,
+            # 424: the model failed, and may not the next time.
+            retry=error.retry or code == "ModelErrorException",
             retry_after=error.retry_after,
             blame="temperature" if status == 400 and "temperature" in str(error) else None,
         )
@@ -130,7 +133,7 @@ class Bedrock:
 
 
 def open_runtime(config: CriticConfig) -> tuple[Any, Any]:
-    """boto3's session and its client. Raises UserError for what a person can mend."""
+    """Opens boto3's session and its client. Raises UserError for what a person can mend."""
     try:
         import boto3
         from botocore.config import Config
@@ -157,7 +160,7 @@ def open_runtime(config: CriticConfig) -> tuple[Any, Any]:
     raise UserError(fault, hint)
 
 
-def trusted(certificates: str) -> ssl.SSLContext | bool:
+def trusted_certificates(certificates: str) -> ssl.SSLContext | bool:
     """Returns whom TLS trusts. certificates: a file of them; "": the usual ones."""
     if not certificates:
         return True
@@ -177,7 +180,7 @@ def unusable(error: Exception) -> UserError:
 
 
 def divide(messages: Messages) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
-    """System texts, and the other messages with neighbours of one role as one."""
+    """Returns system texts, and the other messages with neighbours of one role as one."""
     system = [{"text": m["content"]} for m in messages if m["role"] == "system"]
     turns: list[dict[str, Any]] = []
     for message in messages:
@@ -206,10 +209,6 @@ def explain(code: str, said: str, model: str, region: str) -> str:
     if code == "ResourceNotFoundException" or "model identifier is invalid" in said:
         return f"Bedrock has no model {model} in {region}: correct critic.model or critic.region"
     return ""
-
-
-def plain(header: str | bytes) -> str:
-    return header.decode() if isinstance(header, bytes) else header
 
 
 def one_line(error: Exception) -> str:

@@ -169,11 +169,11 @@ class Client:
                     return replace(hit, tries=0, seconds=0.0)
                 return replace(hit, cost=self.cost(call, hit.usage))
             if self.config.replay:
-                raise self.missing(call)
+                raise self.missing_reply(call)
             job = self.out[key] = self.pool.apply_async(self.answer, (key, call, given_up))
             return job
 
-    def missing(self, call: Call) -> UserError:
+    def missing_reply(self, call: Call) -> UserError:
         run = shlex.quote(str(self.ledger.path.parent)) if self.ledger.path else "RUN"
         return UserError(
             f"critic.replay: no reply on disk for problem {call.problem.id}, {call.role}, epoch "
@@ -192,7 +192,7 @@ class Client:
         except CallError as error:
             # A timeout reads the same whichever thread noticed it first.
             late = time.monotonic() >= pace.deadline
-            return failed(self.late() if late else error, pace.tries)
+            return failed_reply(self.timeout() if late else error, pace.tries)
         finally:
             with self.lock:
                 self.out.pop(key, None)
@@ -201,11 +201,11 @@ class Client:
         """Makes one request, with its line in the ledger whatever comes of it."""
         begun = time.monotonic()
         if begun >= pace.deadline or pace.given_up.is_set():
-            raise self.late()
+            raise self.timeout()
         most = self.cost(call, {})
         number = self.ledger.reserve(call, self.actor, pace.tries + 1, most, pace.given_up)
         if number is None:
-            raise self.late()
+            raise self.timeout()
         sent = time.monotonic()
         pace.deadline += sent - begun  # waiting for the budget takes no time from the server
         pace.tries += 1
@@ -214,7 +214,7 @@ class Client:
             # Of the same seed, a server that is exact would say nothing once more.
             seed = (call.seed + pace.empty) & SEED_BITS
             asked = replace(call, seed=seed, messages=encodable(call.messages))
-            reply = self.checked(self.send(asked, pace.deadline - sent), call)
+            reply = self.check(self.send(asked, pace.deadline - sent), call)
             kind, cost = "ok", self.cost(call, reply.usage)
             seconds = round(time.monotonic() - sent, 3)
             reply = replace(reply, tries=pace.tries, seconds=seconds)
@@ -250,7 +250,7 @@ class Client:
             finish_reason=wire.clean(reason) if isinstance(reason, str) else None,
         )
 
-    def checked(self, reply: Reply, call: Call) -> Reply:
+    def check(self, reply: Reply, call: Call) -> Reply:
         """Raises CallError for a text that is none, or more than was asked for.
 
         An attempt may be without a word: then that is the answer.
@@ -298,11 +298,11 @@ class Client:
             reraise=True,
         )
 
-    def late(self) -> CallError:
+    def timeout(self) -> CallError:
         return CallError("timeout", f"no reply within {self.config.deadline_s:g} s")
 
 
-def failed(error: CallError, tries: int) -> Reply:
+def failed_reply(error: CallError, tries: int) -> Reply:
     return Reply("", error=str(error), kind=error.kind, tries=tries)
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import httpx
@@ -28,8 +29,9 @@ UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError
 NOTHING = {"prompt": 0, "completion": 0}  # usage of a request that no model worked on
 
 
+@dataclass(eq=False)
 class CallError(Exception):
-    """Why a call gave no usable text.
+    """A call gave no usable text.
 
     kind: one word, as Reply records it: connect, timeout, reset (broke before the reply's end),
         http_NNN, empty, invalid (not in the provider's format), too_large, truncated_prompt.
@@ -39,22 +41,19 @@ class CallError(Exception):
     blame: the parameter of the request that the server does not take; without it, it may answer.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        message: str,
-        *,
-        retry: bool = False,
-        retry_after: float | None = None,
-        usage: dict[str, int] | None = None,
-        blame: str | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.kind, self.blame = kind, blame
-        self.retry = retry
-        self.retry_after = retry_after
-        free = kind == "connect" or kind.startswith("http_")  # refused, so not worked on
-        self.usage = NOTHING if usage is None and free else usage
+    kind: str
+    message: str
+    _: KW_ONLY
+    retry: bool = False
+    retry_after: float | None = None
+    usage: dict[str, int] | None = None
+    blame: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__init__(self.message)
+        refused = self.kind == "connect" or self.kind.startswith("http_")
+        if self.usage is None and refused:
+            self.usage = NOTHING
 
 
 # ---- no reply ------------------------------------------------------------------------------------
@@ -80,7 +79,7 @@ def typed(shown: str) -> Iterator[None]:
     except (httpx.RequestError, *UNREADABLE) as error:
         # Compressed in a way it is not, endless redirects; not JSON, not UTF-8, no object, not the
         # fields of a reply.
-        raise invalid(error) from None
+        raise invalid_reply(error) from None
 
 
 class Body(httpx.SyncByteStream):
@@ -109,7 +108,7 @@ class Body(httpx.SyncByteStream):
         self.stream.close()
 
 
-def invalid(error: Exception) -> CallError:
+def invalid_reply(error: Exception) -> CallError:
     """Returns the error of a reply in no known format, as servers send while they start or stop."""
     return CallError(
         "invalid", f"not a reply in the provider's format ({type(error).__name__})", retry=True
@@ -186,7 +185,7 @@ class Wire:
             yield
 
     def prepare(self, request: httpx.Request) -> None:
-        """No wait of this request, for a connection or a byte, goes beyond the deadline."""
+        """Lets no wait of this request, for a connection or a byte, go beyond the deadline."""
         self.secrets |= secrets_of(request)
         left = max(self.local.deadline - time.monotonic(), 0.001)
         request.extensions["timeout"] = httpx.Timeout(left, connect=min(left, CONNECT_S)).as_dict()
@@ -227,7 +226,7 @@ class Wire:
 
 
 def encodable(messages: Messages) -> Messages:
-    """Half an emoji, as a policy's last token may leave it, has no UTF-8 form: send a "?"."""
+    """Puts a "?" for half an emoji, as a policy's last token may leave it: it has no UTF-8 form."""
     return [
         {key: value.encode("utf-8", "replace").decode("utf-8") for key, value in message.items()}
         for message in messages

@@ -138,9 +138,9 @@ class Ledger:
         Raises BudgetReached where it does not fit at all; from then on nothing else is let through.
         """
         with self.settled:
-            while limit := self.passed(most):
+            while limit := self.limit_passed(most):
                 if self.stopped is None and not self.out:
-                    self.stopped = self.reached(limit, most)
+                    self.stopped = self.budget_reached(limit, most)
                     self.settled.notify_all()
                 if self.stopped:
                     break
@@ -179,7 +179,7 @@ class Ledger:
 
     # ---- the budget -----------------------------------------------------------------------------
 
-    def passed(self, most: Cost) -> str:
+    def limit_passed(self, most: Cost) -> str:
         """Returns the limit that a request could pass with all that is out at its most, or ""."""
         would = add(self.spent, amounts(most))
         for _, held in self.out.values():
@@ -187,16 +187,14 @@ class Ledger:
         pairs = zip(LIMITS, self.limits, would, strict=True)
         return next((name for name, limit, sum_ in pairs if 0 < limit < sum_), "")
 
-    def reached(self, name: str, most: Cost) -> BudgetReached:
+    def budget_reached(self, name: str, most: Cost) -> BudgetReached:
         index = LIMITS.index(name)
         calls, tokens, dollars = self.spent
         limit = getattr(self.budget, name)
         more = ("1 call", f"{most.tokens_in + most.tokens_out} tokens", f"${most.usd:.6f}")[index]
         need = 2 * add(self.spent, amounts(most))[index]
-        if name == "max_usd":
-            enough = float(f"{max(2 * limit, need / NANO):.2g}")
-        else:
-            enough = max(2 * limit, need)
+        enough = max(2 * limit, need / NANO if name == "max_usd" else need)
+        enough = float(f"{enough:.2g}") if name == "max_usd" else enough
         kept = "what was answered is kept and not paid again"
         if not self.kept:
             kept = 'with critic.cache = "off" the open wave is asked and paid again'
@@ -214,7 +212,7 @@ class Ledger:
         return self.path.with_name("critic.open.json") if self.path else None
 
     def write_open(self) -> None:
-        """Not flushed to the disk: it is for a killed process, and a power cut may lose it."""
+        """Writes what is out, for when the process is killed; a power cut may lose it."""
         if (path := self.open_path) is None or self.closed:
             return
         if not self.out:
@@ -227,7 +225,8 @@ class Ledger:
 
     def read_back(self, path: Path) -> None:
         """Reads the sums of what was sent before, with what a killed process had out."""
-        cut_torn_line(path)
+        if path.is_file():  # the next line would be glued to half a line, as a kill leaves it
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
         seen = {self.take(row) for row in self.rows()}
         left: list[dict[str, Any]] = []
         if (open_path := self.open_path) and open_path.is_file():
@@ -272,10 +271,3 @@ def amounts(cost: Cost) -> Amounts:
 
 def add(one: Amounts, other: Amounts) -> Amounts:
     return one[0] + other[0], one[1] + other[1], one[2] + other[2]
-
-
-def cut_torn_line(path: Path) -> None:
-    """Cuts half a line, as a kill leaves it: the next one would be glued to it."""
-    if path.is_file():
-        data = path.read_bytes()
-        os.truncate(path, data.rfind(b"\n") + 1)

@@ -137,7 +137,7 @@ def without_password(host: str) -> tuple[str, tuple[str, str] | None]:
 
 
 def estimate_tokens(messages: Messages) -> int:
-    """At least how many tokens a prompt has. Runs of one character count once: they merge."""
+    """Returns the least tokens of a prompt. Runs of one character count once: they merge."""
     text = "\n".join(message["content"] for message in messages)
     return len(re.sub(r"(.)\1+", r"\1", text, flags=re.DOTALL)) // CHARS_PER_TOKEN
 

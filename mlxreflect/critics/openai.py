@@ -57,7 +57,7 @@ class OpenAI:
                 "look at the server's own messages, or set critic.base_url",
             )
         if not found.headers.get("server", "").startswith(LENIENT):
-            self.look_up(listed(found))
+            self.look_up(model_names(found))
 
     def locked_out(self, status: int) -> UserError:
         name = self.config.key_env
@@ -89,7 +89,7 @@ class OpenAI:
         response = self.request("POST", path, body)
         if not response.is_success:
             error = self.wire.error(response)
-            error.blame = blamed(response, body)
+            error.blame = refused_parameter(response, body)
             raise error
         return self.read(response, call)
 
@@ -186,7 +186,7 @@ def read_key(name: str) -> str:
     )
 
 
-def blamed(response: httpx.Response, body: dict[str, Any]) -> str | None:
+def refused_parameter(response: httpx.Response, body: dict[str, Any]) -> str | None:
     """Returns the part of a refused request that the server names and that can be left out."""
     said, status = response.text, response.status_code
     first = body["messages"][0]["role"] if "messages" in body else ""
@@ -201,7 +201,7 @@ def blamed(response: httpx.Response, body: dict[str, Any]) -> str | None:
     return "response_format" if "response_format" in body else None
 
 
-def listed(response: httpx.Response) -> list[str]:
+def model_names(response: httpx.Response) -> list[str]:
     """Returns the names of a list of models; none where it cannot be read."""
     try:
         found = json.loads(response.content)

@@ -48,7 +48,7 @@ def critique(task: Task, call: Call) -> Reply:
 
 
 def judge(task: Task, call: Call) -> Reply:
-    """Right: every step holds, and the grader says so of the answer."""
+    """Judges an attempt right where every step holds and the grader accepts its answer."""
     fault = fault_of(task, call)
     return Reply(json.dumps({"step": "", "why": fault, "verdict": "wrong" if fault else "right"}))
 
@@ -65,7 +65,7 @@ def fault_of(task: Task, call: Call) -> str:
 def rewrite(task: Task, call: Call) -> Reply:
     if call.visibility == "none":
         return opening(task, call)
-    solved = finished(task, call)
+    solved = solution_from(task, call)
     if solved is None:
         return UNSOLVED
     _, body, answer = solved
@@ -74,7 +74,7 @@ def rewrite(task: Task, call: Call) -> Reply:
 
 def go_on(task: Task, call: Call) -> Reply:
     """Continues a working: what is wrong with it, and the steps from the last that holds."""
-    solved = finished(task, call)
+    solved = solution_from(task, call)
     if solved is None:
         return UNSOLVED
     kept, body, answer = solved
@@ -97,7 +97,7 @@ def tidy(task: Task, call: Call) -> Reply:
     return Reply('no lines like "step 1: 60 + 35 = 95" lead to the answer by themselves')
 
 
-def finished(task: Task, call: Call) -> tuple[list[str], str, str] | None:
+def solution_from(task: Task, call: Call) -> tuple[list[str], str, str] | None:
     """Returns the lines that hold, the thought that goes on from them, and its answer."""
     assert task.solver is not None  # preflight
     kept = task.solver.review(call.problem, thought_of(call.text, call.tags), True).kept
@@ -122,7 +122,7 @@ def opening(task: Task, call: Call) -> Reply:
 
 
 def unable(task: Task, call: Call) -> Reply:
-    return Reply("", error=f"the solver has no move {call.role!r}", kind="unable")
+    return Reply("", error=f"the solver has no role {call.role!r}", kind="unable")
 
 
 ROLES = {"critique": critique, "reflection": critique, "rewrite": rewrite, "continue": go_on,

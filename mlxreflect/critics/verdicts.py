@@ -117,11 +117,11 @@ def verdicts(text: str, model: type[M]) -> Iterator[tuple[str, M]]:
             except (ValueError, RecursionError):
                 depth = 1
                 continue
-            if (one := validated(value, model)) is not None:
+            if (one := read_object(value, model)) is not None:
                 yield text[begin:position], one
 
 
-def validated(value: Any, model: type[M]) -> M | None:
+def read_object(value: Any, model: type[M]) -> M | None:
     try:
         return model.model_validate(value)
     except ValidationError:
@@ -137,15 +137,15 @@ def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def compact(text: str) -> str:
-    """Without space and backslashes: a quoted object is escaped and set anew."""
+    """Returns a text without space and backslashes: a quoted object is escaped and set anew."""
     return re.sub(r"[\s\\]+", "", text)
 
 
 @dataclass(frozen=True)
 class Answer(Generic[M]):
-    """value: None where no verdict came. replies: all there were, to be counted; the last is it.
+    """A verdict, or None as its value where none came.
 
-    calls: what each of them replied to.
+    replies: all there were, to be counted; the last one counts. calls: theirs, in the same order.
     """
 
     value: M | None

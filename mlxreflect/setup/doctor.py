@@ -6,7 +6,7 @@ Nothing is downloaded, and each critic is asked for one token.
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from mlxreflect.core.records import make_problem
 from mlxreflect.core.ui import Ui, plain, table
 from mlxreflect.critics import open_critic
 from mlxreflect.critics.base import Call, Critic, Reply
-from mlxreflect.critics.client import FILE, Client, failed
+from mlxreflect.critics.client import FILE, Client, failed_reply
 from mlxreflect.critics.http import CallError
 from mlxreflect.critics.ollama import LOOK_S, Ollama, is_ollama, root_of
 from mlxreflect.data.contamination import build_index, clause
@@ -78,7 +78,10 @@ def doctor(recipe: Recipe | None, ui: Ui) -> dict[str, Any]:
     with ui.progress("checking", len(steps)) as bar:
         for name, step in steps:
             bar.update_text(name)
-            checks += carried_out(name, step)
+            try:
+                checks.extend(step())
+            except UserError as error:  # what it found before it stays
+                checks.append(Check(name, "fail", error.message, error.hint))
             bar.advance(1)
     return {
         "schema": "doctor/1",
@@ -86,15 +89,6 @@ def doctor(recipe: Recipe | None, ui: Ui) -> dict[str, Any]:
         "ok": all(check.status != "fail" for check in checks),
         "checks": [asdict(check) for check in checks],
     }
-
-
-def carried_out(name: str, step: Callable[[], Iterable[Check]]) -> list[Check]:
-    found: list[Check] = []
-    try:
-        found.extend(step())
-    except UserError as error:
-        found.append(Check(name, "fail", error.message, error.hint))
-    return found
 
 
 # ---- this machine --------------------------------------------------------------------------------
@@ -336,7 +330,7 @@ def one_token(critic: Critic) -> Reply:
         return critic.send(ASK, CALL_S)
     except CallError as error:
         short = error.kind == "http_400" and "output limit" in str(error)
-        return Reply("", kind="empty") if short else failed(error, 1)
+        return Reply("", kind="empty") if short else failed_reply(error, 1)
 
 
 def ollama_size(name: str, critic: Ollama) -> Sizes:
@@ -344,11 +338,7 @@ def ollama_size(name: str, critic: Ollama) -> Sizes:
     if urlsplit(root_of(critic.wire.shown)).hostname not in LOOPBACK:
         return {}
     wanted = (critic.config.model, f"{critic.config.model}:latest")
-    try:
-        with critic.wire.within(LOOK_S):
-            rows = critic.server.list().models
-    except CallError:
-        rows = []
+    rows = pulled_models(critic) or []
     return {name: next((row.size for row in rows if row.model in wanted), None)}
 
 
@@ -358,13 +348,18 @@ def ollama_models() -> tuple[str, list[str] | None]:
     Raises UserError for an address that is none.
     """
     critic = Ollama(CriticConfig(provider="ollama", model=""))
+    rows = pulled_models(critic)
+    critic.close()
+    return critic.wire.shown, None if rows is None else sorted(row.model or "" for row in rows)
+
+
+def pulled_models(critic: Ollama) -> Sequence[Any] | None:
+    """Returns the rows of Ollama's models, or None where it does not answer."""
     try:
         with critic.wire.within(LOOK_S):
-            return critic.wire.shown, sorted(row.model or "" for row in critic.server.list().models)
+            return critic.server.list().models
     except CallError:
-        return critic.wire.shown, None
-    finally:
-        critic.close()
+        return None
 
 
 def check_ollama() -> Iterator[Check]:

@@ -35,7 +35,7 @@ def dry(recipe: Recipe) -> dict[str, Any]:
     cleaned = clean(recipe)
     method, sources = method_of(recipe), list(cleaned.problems.values())
     problems = method.questions(recipe, sources)
-    roles = rendered(recipe, task, problems[0])
+    roles = example_prompts(recipe, task, problems[0])
     found = estimate(recipe, task, problems)
     text: list[str] = []
     for role, messages in roles.items():
@@ -43,14 +43,14 @@ def dry(recipe: Recipe) -> dict[str, Any]:
         text += [f"[{m['role']}]\n{m['content']}" for m in messages]
     text += [f"--- {cleaned.sentence()}"] if cleaned.counts else []
     text += [f"--- {note.text}" for note in method.notes(recipe, sources)]
-    text += told(recipe, found)
+    text += estimate_lines(recipe, found)
     return {
         "recipe": resolved(recipe), "prompts": roles, "estimate": found,
         "decontaminated": cleaned.counts, "text": "\n".join(text),
     }  # fmt: skip
 
 
-def rendered(recipe: Recipe, task: Task, problem: Problem) -> dict[str, Messages]:
+def example_prompts(recipe: Recipe, task: Task, problem: Problem) -> dict[str, Messages]:
     """Returns the prompt of each role that the run has, for one problem."""
     method = method_of(recipe)
     roles = {"attempt": attempt_prompt(recipe, task, problem, method.wording)}
@@ -60,7 +60,7 @@ def rendered(recipe: Recipe, task: Task, problem: Problem) -> dict[str, Messages
     return roles | method.prompts(recipe, task, problem)
 
 
-def told(recipe: Recipe, found: dict[str, Any]) -> list[str]:
+def estimate_lines(recipe: Recipe, found: dict[str, Any]) -> list[str]:
     """Returns the estimate in words."""
     most, likely, rules = found["at_most"], found["expected"], found["rules"]
     lines = [
@@ -121,7 +121,7 @@ class Spending:
 
 
 def estimate(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> dict[str, Any]:
-    """Figures of the whole run and of each critic in it; rules: what was assumed."""
+    """Returns figures of the whole run and of each critic in it. rules: what was assumed."""
     tiers: dict[str, dict[str, Any]] = {}
     totals: dict[str, Any] = {}
     method = method_of(recipe)
@@ -171,7 +171,7 @@ def spending(
 def prompt_tokens(
     recipe: Recipe, task: Task, problems: Sequence[Problem], roles: Sequence[str], *, longest: bool
 ) -> dict[str, float]:
-    """Tokens of each role's prompt around the texts quoted in it: the longest, or the mean."""
+    """Returns the tokens of each role's prompt around its quotes: the longest, or the mean."""
 
     def size(role: str, problem: Problem) -> int:
         return sum(len(m["content"]) for m in example_call(recipe, task, role, problem).messages)

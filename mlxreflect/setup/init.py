@@ -367,7 +367,8 @@ def draft(choices: Choices) -> str:
         **quick_keys(choices, tree), "policy.model": choices.model, **task_keys(choices, tree),
         **critic_keys(choices),
     }  # fmt: skip
-    return heading(choices, tree) + edit(without_heading(text), keys)
+    body = dropwhile(lambda line: line.startswith("#"), text.splitlines(keepends=True))
+    return heading(choices, tree) + edit("".join(body), keys)
 
 
 def heading(choices: Choices, tree: dict[str, Any]) -> str:
@@ -376,11 +377,6 @@ def heading(choices: Choices, tree: dict[str, Any]) -> str:
     if choices.model == "tiny":
         return f"{said}, with the values of its\n# quick profile. The comments are that one's.\n"
     return f"{said}. The comments are that\n# one's; constants are for {tree['policy']['model']}.\n"
-
-
-def without_heading(text: str) -> str:
-    lines = text.splitlines(keepends=True)
-    return "".join(dropwhile(lambda line: line.startswith("#"), lines))
 
 
 def quick_keys(choices: Choices, tree: dict[str, Any]) -> Keys:
@@ -397,7 +393,7 @@ def quick_keys(choices: Choices, tree: dict[str, Any]) -> Keys:
 
 
 def task_keys(choices: Choices, tree: dict[str, Any]) -> Keys:
-    """[task] and the evaluation: the task's own spec, or what is held out of the person's data."""
+    """Returns the keys of [task] and [eval]: the task's spec, or what is held out of your data."""
     if choices.task == tree.get("task", {}).get("name") and not choices.source:
         return {}
     keys: Keys = {f"task.{name}": None for name in OF_TASK}
