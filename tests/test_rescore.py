@@ -135,7 +135,7 @@ def test_mistakes_are_two_lines(tmp_path: Path) -> None:
     assert "is not in problems.jsonl" in fault(arm).message
     (arm / "problems.jsonl").write_text("".join(lines))
     (arm / "samples.jsonl").write_text('{"task": "gsm8k"}\n')
-    assert "row 1: no 'problem_id'" in fault(arm).message
+    assert "row 1: not a sample" in fault(arm).message
     (arm / "samples.jsonl").write_text("")
     assert "no samples in it" in fault(arm).message
     (arm / "setup.json").write_text("{")

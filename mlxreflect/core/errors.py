@@ -1,6 +1,8 @@
 """The one error a person can mend themselves; the CLI prints it in two lines and exits with 2."""
 
 import errno
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -14,6 +16,18 @@ class UserError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+@contextmanager
+def reworded(words: Mapping[str, str]) -> Iterator[None]:
+    """Replaces words in a UserError: a recipe's keys by those that this person can change."""
+    try:
+        yield
+    except UserError as error:
+        message, hint = error.message, error.hint
+        for old, new in words.items():
+            message, hint = message.replace(old, new), hint.replace(old, new)
+        raise UserError(message, hint) from None
 
 
 def is_full(error: Exception) -> bool:

@@ -8,8 +8,8 @@ All chains go in lock-step: every answer of a round is generated in one batch.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 from mlxreflect.config.recipe import check_critic
 from mlxreflect.config.schema import ChainConfig, CriticConfig, EvalSpec
-from mlxreflect.core.errors import UserError
+from mlxreflect.core.errors import UserError, reworded
 from mlxreflect.core.records import Episode, Messages, Outcome, Problem, Turn, to_row
 from mlxreflect.core.seeds import seed_for
 from mlxreflect.critics import open_critic as open_one
-from mlxreflect.critics.base import Call, Critic, Reply
+from mlxreflect.critics.base import Call, Critic
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import SelfCritic
 from mlxreflect.graders.base import Grader
@@ -36,6 +36,10 @@ ANSWERS = ("attempt", "continue", "retry", "integrate")  # roles whose text answ
 SELF = "self"  # the policy, as the critic of its own answers
 GIVEN = "given"  # the span of an answer that was prefilled
 Stop = Literal["", "grader", "critic"]
+AnswerRole = Literal["attempt", "continue", "retry", "integrate"]
+CriticRole = Literal["critique", "rewrite"]
+Seed = tuple[int | str, ...]
+KEYS = {"critic.": "chain.critic."}  # a recipe's, as a spec names them
 
 
 @dataclass(eq=False)
@@ -107,15 +111,10 @@ def failures(chain: Chain, tries: int, tags: str) -> Counter[str]:
     start, _ = TAGS[tags]
     found: Counter[str] = Counter()
     for turn in chain.answers:
-        found[given(turn)] += 1
+        found[turn.text[slice(*turn.spans.get(GIVEN, [0, 0]))]] += 1
         if span := turn.spans.get("think"):
             found[f"{start}\n{turn.text[slice(*span)].strip()}"] += tries
     return found
-
-
-def given(turn: Turn) -> str:
-    """Returns the opening that an answer was given."""
-    return turn.text[slice(*turn.spans.get(GIVEN, [0, 0]))]
 
 
 def failed_steps(chain: Chain, opening: str, tags: str) -> list[str]:
@@ -231,8 +230,7 @@ def written(turns: Sequence[Turn]) -> int:
     return sum(turn.usage.get("completion", 0) for turn in turns)
 
 
-Seed = tuple[int | str, ...]
-AnswerRole = Literal["attempt", "continue", "retry", "integrate"]
+# ---- playing -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -266,17 +264,16 @@ class Rounds:
         self,
         problems: Sequence[Problem],
         seed: Seed,
-        told: Callable[[str], None] | None = None,
+        progress: Callable[[str], None] = lambda text: None,
     ) -> list[Chain]:
-        """Plays chains of these problems, in their order. told: called with the open round."""
+        """Plays chains of these problems, in their order. progress: is called each round."""
         chains = [Chain(problem) for problem in problems]
         self.answer([Ask(c, "attempt", self.attempt(c.problem)) for c in chains], (*seed, 1))
         for number in range(2, self.config.rounds + 1):
-            if not open_chains(chains):
+            if not (still := open_chains(chains)):
                 break
-            if told:
-                told(f"round {number}: {len(open_chains(chains))} open")
-            self.look(open_chains(chains), seed, number)
+            progress(f"round {number}: {len(still)} open")
+            self.look(still, seed, number)
             asks = [self.next_ask(chain, number) for chain in open_chains(chains)]
             self.answer(asks, (*seed, number))
         if self.config.integrate:
@@ -291,20 +288,20 @@ class Rounds:
 
     def messages(self, role: str, problem: Problem, **data: Data) -> Messages:
         """Returns the prompt of a role; nobody is shown the expected answer."""
-        asked, shown = self.task.instruction(problem), self.task.show(problem)
-        return role_messages(
-            role, self.tags, self.templates, instruction=asked, question=shown, **data
-        )
+        data |= {
+            "instruction": self.task.instruction(problem),
+            "question": self.task.show(problem),
+        }
+        return role_messages(role, self.tags, self.templates, **data)
 
     def next_ask(self, chain: Chain, number: int) -> Ask:
         """Returns the prompt of a further answer."""
         config, problem, last = self.config, chain.problem, chain.answers[-1]
         if config.round == "retry":
             said = chain.turns[-1]
-            heard = (
-                said.text if said.role in ("critique", "reflection") and not said.error else None
-            )
-            messages = self.messages("rewrite", problem, attempt=last.text, feedback=heard)
+            usable = said.role in ("critique", "reflection") and not said.error
+            feedback = said.text if usable else None
+            messages = self.messages("rewrite", problem, attempt=last.text, feedback=feedback)
             return Ask(chain, "retry", messages)
         if config.round == "reflect":
             messages = self.messages("reflect_and_retry", problem, attempt=last.text)
@@ -323,11 +320,13 @@ class Rounds:
 
     def answer(self, asks: Sequence[Ask], seed: Seed) -> None:
         """Generates and grades; a right answer stops a gated chain."""
+        if not asks:
+            return
         encoded = [self.policy.encode(ask.messages) for ask in asks]
         openings = [
             self.encode_opening(ids, ask.opening) for ids, ask in zip(encoded, asks, strict=True)
         ]
-        reflects = self.config.round == "reflect" and asks and asks[0].role == "retry"
+        reflects = self.config.round == "reflect" and asks[0].role == "retry"
         completions = self.policy.generate(
             [ids + more for ids, more in zip(encoded, openings, strict=True)],
             temperature=self.spec.temperature,
@@ -337,7 +336,7 @@ class Rounds:
             seed=("chain", *seed),
             stop=self.spec.stop,
             banned=[self.encode_banned(ids, a) for ids, a in zip(encoded, asks, strict=True)],
-        ) if asks else []  # fmt: skip
+        )
         for ask, more, completion in zip(asks, openings, completions, strict=True):
             turn = ask.chain.add(self.turn(ask, len(more), completion))
             if self.config.stops and self.config.gated and correct(turn):
@@ -385,50 +384,48 @@ class Rounds:
         """
         if self.critic is None:
             return
-        for chain, turn in self.ask(chains, "critique", seed, number):
-            chain.add(turn)
-            if (
-                self.config.stops
-                and not self.config.gated
-                and turn.error is None
-                and satisfied(turn.text)
-            ):
-                chain.stopped = "critic"
-        if self.config.round != "prefill":
-            return
-        faulty = [c for c in open_chains(chains)
-                  if c.turns[-1].error is None and not satisfied(c.turns[-1].text)]  # fmt: skip
-        for chain, turn in self.ask(faulty, "rewrite", seed, number):
-            chain.add(turn)
+        self.consult(self.critic, chains, "critique", seed, number)
+        looked_at = [chain for chain in chains if chain.turns[-1].error is None]
+        faulty = [chain for chain in looked_at if not satisfied(chain.turns[-1].text)]
+        if self.config.stops and not self.config.gated:
+            for chain in looked_at:
+                chain.stopped = "" if chain in faulty else "critic"
+        if self.config.round == "prefill":
+            self.consult(self.critic, faulty, "rewrite", seed, number)
 
-    def ask(
-        self, chains: Sequence[Chain], role: Literal["critique", "rewrite"], seed: Seed, number: int
-    ) -> list[tuple[Chain, Turn]]:
-        assert self.critic is not None
+    def consult(
+        self, critic: Critic, chains: Sequence[Chain], role: CriticRole, seed: Seed, number: int
+    ) -> None:
+        """Adds the critic's turn to each chain; what the policy says of itself is a reflection."""
         calls = [self.call(chain, role, seed, number) for chain in chains]
-        replies = self.critic.ask(calls)
-        return [
-            (chain, heard(chain, call, reply, self.critic.actor))
-            for chain, call, reply in zip(chains, calls, replies, strict=True)
-        ]
+        reflects = role == "critique" and critic.actor == SELF
+        for chain, call, reply in zip(chains, calls, critic.ask(calls), strict=True):
+            turn = Turn(
+                index=-1,
+                parent=chain.turns[-1].index,
+                role="reflection" if reflects else role,
+                actor=critic.actor,
+                messages=call.messages,
+                text=reply.text,
+                visibility=call.visibility,
+                finish_reason=reply.finish_reason,
+                token_ids=reply.token_ids,
+                usage=reply.usage,
+                error=reply.error,
+            )
+            chain.add(turn)
 
-    def call(
-        self, chain: Chain, role: Literal["critique", "rewrite"], seed: Seed, number: int
-    ) -> Call:
+    def call(self, chain: Chain, role: CriticRole, seed: Seed, number: int) -> Call:
         """Returns a request that shows no expected answer and no verdict of the grader."""
-        problem, last = chain.problem, chain.answers[-1]
-        if role == "critique":
-            template, said = "check", ""
-            messages = self.messages("check", problem, attempt=last.text)
-        else:
-            template, said = "rewrite", chain.turns[-1].text
-            messages = self.messages("rewrite", problem, attempt=last.text, feedback=said)
+        problem, text = chain.problem, chain.answers[-1].text
+        template = "check" if role == "critique" else "rewrite"
+        feedback = chain.turns[-1].text if role == "rewrite" else ""
         return Call(
             role=role,
             problem=problem,
-            messages=messages,
-            text=last.text,
-            feedback=said,
+            messages=self.messages(template, problem, attempt=text, feedback=feedback),
+            text=text,
+            feedback=feedback,
             visibility="none",
             template=self.templates.version(template),
             tags=self.tags,
@@ -439,26 +436,6 @@ class Rounds:
 
 def open_chains(chains: Sequence[Chain]) -> list[Chain]:
     return [chain for chain in chains if not chain.stopped]
-
-
-def heard(chain: Chain, call: Call, reply: Reply, actor: str) -> Turn:
-    """Returns a critic's turn; what the policy says of its own answer is a reflection."""
-    role: Literal["critique", "reflection", "rewrite"] = (
-        "rewrite" if call.role == "rewrite" else "reflection" if actor == SELF else "critique"
-    )
-    return Turn(
-        index=-1,
-        parent=chain.turns[-1].index,
-        role=role,
-        actor=actor,
-        messages=call.messages,
-        text=reply.text,
-        visibility=call.visibility,
-        finish_reason=reply.finish_reason,
-        token_ids=reply.token_ids,
-        usage=reply.usage,
-        error=reply.error,
-    )
 
 
 def self_critic(policy: Policy, spec: EvalSpec, weights: Arrays | None = None) -> SelfCritic:
@@ -478,7 +455,7 @@ def open_critic(
         return None
     if config.feedback == "self":
         return self_critic(policy, spec)
-    with renamed():
+    with reworded(KEYS):
         critic = open_one(config.critic, task, "chain", ledger)
         stack.callback(critic.close)
         critic.preflight()
@@ -508,15 +485,5 @@ def check_chain(spec: EvalSpec) -> None:
             'set chain.round to "retry" or "resample"',
         )
     if config.feedback == "critic":
-        with renamed():
+        with reworded(KEYS):
             check_critic(config.critic, Path("[chain]"))
-
-
-@contextmanager
-def renamed() -> Iterator[None]:
-    """Says of a spec's keys what is said of a recipe's."""
-    try:
-        yield
-    except UserError as error:
-        message, hint = (t.replace("critic.", "chain.critic.") for t in (error.message, error.hint))
-        raise UserError(message, hint) from None

@@ -63,7 +63,7 @@ class ProblemSet:
         index: int,
         text: str,
         token_ids: list[int],
-        finish_reason: str,
+        finish_reason: str | None,
         tokens: int | None = None,
     ) -> Sample:
         """Returns a graded sample. tokens: their number, where token_ids does not hold them."""

@@ -7,8 +7,8 @@ import hashlib
 import json
 import re
 from collections.abc import Generator as Chunks
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing.pool import ThreadPool
@@ -17,20 +17,30 @@ from typing import TYPE_CHECKING, Any
 
 from mlxreflect.config.schema import CriticConfig, EvalSpec, PolicyConfig
 from mlxreflect.core.cache import KeyedCache, cache_path
-from mlxreflect.core.errors import UserError
+from mlxreflect.core.errors import UserError, reworded
 from mlxreflect.core.journal import dump_line, read_rows, write_atomic
 from mlxreflect.core.records import Messages, Problem, episode_from_row
 from mlxreflect.core.seeds import seed_for
+from mlxreflect.critics.base import Call, Critic, Reply
+from mlxreflect.critics.ledger import Ledger
 from mlxreflect.evaluation.arms import sample_row, short_hash
+from mlxreflect.evaluation.chains import (
+    Chain,
+    Rounds,
+    answer_of,
+    chain_of,
+    chain_row,
+    check_chain,
+    figures,
+    generated,
+    open_critic,
+)
 from mlxreflect.evaluation.evaluate import FAILED, Bar, ProblemSet, Row
-from mlxreflect.evaluation.evaluate import Generator as Generator
 from mlxreflect.models.load import adapted, policy_identity
 from mlxreflect.models.policy import Completion, Policy, cut_at
 
 if TYPE_CHECKING:
-    from mlxreflect.critics.base import Call, Critic, Reply
     from mlxreflect.critics.client import Client
-    from mlxreflect.evaluation.chains import Chain
 
 # Times the batch: what is generated together, and so the most that a kill loses. Fewer would lose
 # less, but leave more places empty while a chunk's longest answers are finished.
@@ -217,11 +227,7 @@ class ChainGenerator:
 
     file = "chains.jsonl"
 
-    def __init__(
-        self, model: LocalModel, asked: ProblemSet, critic: "Critic | None" = None
-    ) -> None:
-        from mlxreflect.evaluation.chains import check_chain
-
+    def __init__(self, model: LocalModel, asked: ProblemSet, critic: Critic | None = None) -> None:
         check_chain(asked.spec)
         self.model, self.asked, self.critic = model, asked, critic
         self.name, self.adapter = model.policy.name, model.adapter
@@ -230,9 +236,6 @@ class ChainGenerator:
         self.notes: list[str] = []
 
     def chunks(self, first: int, out: Path, bar: Bar) -> Chunks[list[Row]]:
-        from mlxreflect.critics.ledger import Ledger
-        from mlxreflect.evaluation.chains import Rounds, chain_row, open_critic
-
         asked, policy = self.asked, self.model.policy
         with self.model.weights(), ExitStack() as stack:
             ledger = Ledger(out / "critic.jsonl")
@@ -246,23 +249,19 @@ class ChainGenerator:
                 bar.advance(len(chains))
 
     def finish(self, out: Path) -> dict[str, Any]:
-        from mlxreflect.evaluation.chains import chain_of, figures
-
         rows = read_rows(out / self.file)
         chains = [chain_of(episode_from_row(row), row["stopped"]) for row in rows]
         samples = map(dump_line, map(self.sample, chains))
         write_atomic(out / LocalGenerator.file, "".join(samples))
         return {"chain": figures(chains, self.asked.spec.chain)}
 
-    def sample(self, chain: "Chain") -> Row:
-        from mlxreflect.evaluation.chains import answer_of, generated
-
+    def sample(self, chain: Chain) -> Row:
         turn = answer_of(chain, self.asked.spec.chain)
         ids, reason, tokens = turn.token_ids or [], turn.finish_reason or "", generated([chain])
         return sample_row(self.asked.grade(chain.problem, 0, turn.text, ids, reason, tokens))
 
 
-def check_failures(chains: Sequence["Chain"], out: Path) -> None:
+def check_failures(chains: Sequence[Chain], out: Path) -> None:
     calls = [turn for chain in chains for turn in chain.turns if turn.verdict is None]
     failed = [turn.error for turn in calls if turn.error is not None]
     if len(failed) > MANY * len(calls):
@@ -277,7 +276,7 @@ def check_failures(chains: Sequence["Chain"], out: Path) -> None:
 
 LEAST_WINDOW = 4096  # tokens of Ollama's num_ctx
 REPLIES = "replies.sqlite"
-KEYS = {  # as a critic's messages name them → as `eval` does
+OPTIONS = {  # as a critic's messages name them → as `eval` does
     "critic.base_url (or OLLAMA_HOST)": "--server", "critic.base_url": "--server",
     "critic.key_env": "--server-key-env", "critic.model": "--server-model",
     "critic.max_tokens": "max_new_tokens", "critic.num_ctx": "the server's context",
@@ -317,7 +316,7 @@ class ServerGenerator:
     def __init__(self, model: ServedModel, asked: ProblemSet) -> None:
         self.model, self.asked, self.name = model, asked, model.name
         self.total = asked.total
-        with reworded():
+        with reworded(OPTIONS):
             self.config = client_config(model, asked.spec, asked.prompts)
             self.address = shown_address(self.config)
         self.refused: list[str] = []
@@ -330,7 +329,7 @@ class ServerGenerator:
         asked, samples = self.asked, self.asked.spec.samples
         pairs = [(i, j) for i in range(len(asked.problems)) for j in range(samples)][first:]
         config = self.config.model_copy(update={"cache": str(out / REPLIES)})
-        with reworded(), closing(connect(config)) as server:
+        with reworded(OPTIONS), closing(connect(config)) as server:
             server.preflight()
             calls = [
                 attempt_call(asked.problems[i], j, asked.prompts[i], asked.spec) for i, j in pairs
@@ -343,7 +342,7 @@ class ServerGenerator:
                     bar.advance(1)
             self.refused = sorted(CHANGING & server.refused)
 
-    def row(self, problem: Problem, index: int, reply: "Reply") -> Row:
+    def row(self, problem: Problem, index: int, reply: Reply) -> Row:
         text = cut_at(reply.text, self.asked.spec.stop)
         reason = (reply.finish_reason or "stop") if text == reply.text else "stop"
         reason = FAILED if reply.error is not None else reason
@@ -406,9 +405,7 @@ def connect(config: CriticConfig) -> "Client":
     return Client(config, "eval", REMOTE[config.provider](config))
 
 
-def attempt_call(problem: Problem, index: int, prompt: Messages | str, spec: EvalSpec) -> "Call":
-    from mlxreflect.critics.base import Call
-
+def attempt_call(problem: Problem, index: int, prompt: Messages | str, spec: EvalSpec) -> Call:
     return Call(
         role="attempt",
         problem=problem,
@@ -422,7 +419,7 @@ def attempt_call(problem: Problem, index: int, prompt: Messages | str, spec: Eva
     )
 
 
-def in_order(server: "Client", calls: Sequence["Call"], concurrency: int) -> Chunks["Reply"]:
+def in_order(server: "Client", calls: Sequence[Call], concurrency: int) -> Chunks[Reply]:
     """Yields the replies in the order of the calls, as they come; `concurrency` are out at once."""
     # Not concurrent.futures: its threads would keep an interrupted process alive.
     pool = ThreadPool(concurrency)
@@ -432,21 +429,9 @@ def in_order(server: "Client", calls: Sequence["Call"], concurrency: int) -> Chu
         pool.terminate()
 
 
-def given_up(problem: Problem, reply: "Reply", out: Path) -> UserError:
+def given_up(problem: Problem, reply: Reply, out: Path) -> UserError:
     return UserError(
         f"no answer to problem {problem.id} in {reply.tries} tries: {reply.error}",
         f"what was answered is kept in {out}: mend the server and give the same command again, or "
         "add --keep-failed to count such a call as a wrong answer",
     )
-
-
-@contextmanager
-def reworded() -> Iterator[None]:
-    """Says of the command's options what a client says of a recipe's keys."""
-    try:
-        yield
-    except UserError as error:
-        message, hint = error.message, error.hint
-        for key, option in KEYS.items():
-            message, hint = message.replace(key, option), hint.replace(key, option)
-        raise UserError(message, hint) from None

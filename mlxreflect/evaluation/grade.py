@@ -1,7 +1,6 @@
 """Grading without a model: other people's responses, and an evaluation's under other rules."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import dump_line, read_json, read_rows, write_atomic
 from mlxreflect.core.records import Problem, Sample, flat_from_row
 from mlxreflect.data.rows import Row, read_file
-from mlxreflect.evaluation.arms import open_arm, sample_row
-from mlxreflect.evaluation.evaluate import finish
+from mlxreflect.evaluation.arms import open_arm, records, sample_row
+from mlxreflect.evaluation.evaluate import ProblemSet, finish
 from mlxreflect.tasks import find_rules, get_task
 
 
@@ -80,15 +79,15 @@ def rescore(folder: Path, rules: str = "", out: Path | None = None) -> dict[str,
     headline, _ = find_rules(task, "", spec.task.answer_type)
     named = {} if name == headline else {"rules": name}
     setup["spec"] = {**{k: v for k, v in setup["spec"].items() if k != "rules"}, **named}
-    graded: list[Sample] = []
-    for old in samples:
-        grade = grader(problems[old.problem_id], old.text, spec.prompt.tags, spec.prompt.style)
-        correct, kept = grade.verdict.correct, grade.verdict.format_ok
-        graded.append(
-            replace(old, parsed=grade.parsed, correct=correct, format_ok=kept, score=grade.score)
+    shots = list(records(folder / "shots.jsonl", Problem))
+    asked = ProblemSet(task, spec, list(problems.values()), shots, [], name, grader)
+    graded = [
+        asked.grade(
+            problems[s.problem_id], s.sample, s.text, s.token_ids, s.finish_reason, s.tokens
         )
-    shots: list[Problem] = [flat_from_row(Problem, row) for row in rows_of(folder / "shots.jsonl")]
-    open_arm(out, setup, list(problems.values()), shots)
+        for s in samples
+    ]
+    open_arm(out, setup, asked.problems, shots)
     write_atomic(out / "samples.jsonl", "".join(dump_line(sample_row(s)) for s in graded))
     results = finish(out, setup, name, {})
     changed = sum(a.correct != b.correct for a, b in zip(samples, graded, strict=True))
@@ -110,27 +109,21 @@ def read_whole(folder: Path) -> tuple[dict[str, Any], dict[str, Problem], list[S
     setup = read_json(folder / "setup.json")
     if not isinstance(setup.get("spec"), dict):
         raise UserError(f"{folder / 'setup.json'}: no spec in it", AGAIN)
-    rows = rows_of(folder / "problems.jsonl", "id", "task", "fields")
-    problems = {row["id"]: flat_from_row(Problem, row) for row in rows}
+    problems = {problem.id: problem for problem in records(folder / "problems.jsonl", Problem)}
     path = folder / "samples.jsonl"
     samples: list[Sample] = []
-    columns = ("task", "problem_id", "sample", "text", "token_ids", "finish_reason", "parsed",
-               "correct", "format_ok")  # fmt: skip
-    for number, row in enumerate(rows_of(path, *columns), 1):
-        if row["problem_id"] not in problems:
-            fault = f"problem {row['problem_id']} is not in problems.jsonl"
+    for number, row in enumerate(read_rows(path), 1):
+        try:
+            sample = flat_from_row(Sample, row)
+        except TypeError as error:
+            fault = f"{path}, row {number}: not a sample ({error})"
+            raise UserError(fault, "restore that file") from None
+        if sample.problem_id not in problems:
+            fault = f"problem {sample.problem_id} is not in problems.jsonl"
             raise UserError(f"{path}, row {number}: {fault}", AGAIN)
-        if not isinstance(row["text"], str):
+        if not isinstance(sample.text, str):
             raise UserError(f"{path}, row {number}: text is no text", "restore that file")
-        samples.append(flat_from_row(Sample, row))
+        samples.append(sample)
     if not samples:
         raise UserError(f"{path}: no samples in it", "evaluate first; this one did not get far")
     return setup, problems, samples
-
-
-def rows_of(path: Path, *columns: str) -> Iterator[dict[str, Any]]:
-    """Yields a file's rows, none where it is missing. Raises UserError for a lacking column."""
-    for number, row in enumerate(read_rows(path) if path.is_file() else (), 1):
-        if missing := [name for name in columns if name not in row]:
-            raise UserError(f"{path}, row {number}: no {missing[0]!r}", "restore that file")
-        yield row

@@ -16,10 +16,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import write_atomic
 from mlxreflect.core.ui import Ui
-from mlxreflect.evaluation.arms import continue_only, describe_setup
+from mlxreflect.evaluation.arms import describe_setup, open_arm
 from mlxreflect.evaluation.evaluate import SILENT, Bar, ProblemSet, Row, answer_chunks
 from mlxreflect.evaluation.generators import LocalGenerator, LocalModel
 from mlxreflect.stats.sentences import level, points
@@ -114,12 +113,8 @@ def ask_until_decided(
     """
     alpha = asked.spec.quick.alpha
     pair = SideBySide(models, asked)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: {error.strerror}", "give another --out") from None
     setup = pair.setup()
-    continue_only(out, {"quick": {"alpha": alpha}, **setup})
+    open_arm(out, {"quick": {"alpha": alpha}, **setup}, [], [])  # its samples tell the problems
     known: list[Row] = []
     with (
         ui.progress("asking", pair.most) as bar,

@@ -20,6 +20,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json, read_rows
 from mlxreflect.core.ui import Ui
 from mlxreflect.evaluation.arms import fingerprint
+from mlxreflect.evaluation.chains import check_chain
 from mlxreflect.evaluation.evaluate import Generator, ProblemSet, evaluate, problem_set, warnings
 from mlxreflect.evaluation.generators import (
     Answers,
@@ -29,7 +30,9 @@ from mlxreflect.evaluation.generators import (
     ServedModel,
     ServerGenerator,
 )
+from mlxreflect.evaluation.quick import ask_until_decided
 from mlxreflect.models.load import load_policy, missing_model
+from mlxreflect.models.policy import Policy
 from mlxreflect.tasks import check_eval, get_task
 
 ADAPTER_FILES = ("adapter_config.json", "adapters.safetensors")
@@ -210,7 +213,13 @@ def evaluate_arms(
         if twice:
             results["noise"] = check_noise(model, asked, answers, folder, f"evaluating{name}", ui)
         arms.append({"name": entry.name, "folder": str(folder), **results} if several else results)
-    return compared(arms, folders) if several else arms
+    if not several:
+        return arms
+    from mlxreflect.evaluation.compare import compare_all
+
+    result = compare_all(folders)
+    against = result.get("comparisons", [result])
+    return [{**arm, "comparison": c} for arm, c in zip(arms, [None, *against], strict=True)]
 
 
 def decide(spec: EvalSpec, entries: Sequence[Entry], out: Path | None, ui: Ui) -> dict[str, Any]:
@@ -218,8 +227,6 @@ def decide(spec: EvalSpec, entries: Sequence[Entry], out: Path | None, ui: Ui) -
 
     entries: the baseline first. Returns quick.json. Raises UserError.
     """
-    from mlxreflect.evaluation.quick import ask_until_decided
-
     check_spec(entries, spec)
     models = load_pair(entries)
     asked = problem_set(get_task(spec.task.name), spec)
@@ -234,13 +241,9 @@ def decide(spec: EvalSpec, entries: Sequence[Entry], out: Path | None, ui: Ui) -
 def check_spec(entries: Sequence[Entry], spec: EvalSpec) -> None:
     """Raises UserError for a spec that the arms cannot answer, before any has been evaluated."""
     check_eval(spec)
-    if spec.chain.rounds == 1:
-        return
-    from mlxreflect.evaluation.chains import check_chain
-
     check_chain(spec)
     served = [entry.name for entry in entries if isinstance(entry.model, ServedModel)]
-    if served:
+    if served and spec.chain.rounds > 1:
         raise UserError(
             f"{served[0]}: a spec with [chain] continues answers, which a server does not",
             "give a --model in its place, or add --set chain.rounds=1",
@@ -252,22 +255,22 @@ class Weights:
 
     def __init__(self) -> None:
         self.loaded: PolicyConfig | None = None
-        self.model: LocalModel | None = None
+        self.policy: Policy | None = None
 
     def model_of(self, entry: Entry) -> LocalModel | ServedModel:
         """Loads what an arm needs and lets go of what it does not."""
         config = entry.model
         wanted = None if isinstance(config, ServedModel) else loaded_with(config)
         if wanted != self.loaded:
-            self.loaded = self.model = None
+            self.loaded = self.policy = None
             mx.clear_cache()
         if isinstance(config, ServedModel):
             return config
-        if self.model is None:
-            self.model, self.loaded = LocalModel(load_policy(loaded_with(config))), wanted
+        if self.policy is None:
+            self.policy, self.loaded = load_policy(loaded_with(config)), wanted
         puts_on = None if config == wanted else config
         adapter = fingerprint(Path(config.adapter)) if config.adapter else ""
-        return LocalModel(self.model.policy, adapter, config.quantize, puts_on)
+        return LocalModel(self.policy, adapter, config.quantize, puts_on)
 
 
 def loaded_with(config: PolicyConfig) -> PolicyConfig:
@@ -332,15 +335,6 @@ def check_noise(
         "losses": sum(b["correct"] < a["correct"] for a, b in both),
         "same_text": sum(a["text"] == b["text"] for a, b in both) / len(both),
     }
-
-
-def compared(arms: list[dict[str, Any]], folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Returns each arm with its comparison with the first, Holm-adjusted over all of them."""
-    from mlxreflect.evaluation.compare import compare_all
-
-    result = compare_all(folders)
-    against = result.get("comparisons", [result])
-    return [{**arm, "comparison": c} for arm, c in zip(arms, [None, *against], strict=True)]
 
 
 def default_folder(spec: EvalSpec, entries: Sequence[Entry], kind: str = "eval") -> Path:

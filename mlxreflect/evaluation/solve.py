@@ -74,10 +74,6 @@ def countdown_fields(text: str) -> dict[str, Any]:
     return {"numbers": numbers, "target": int(found[2])}
 
 
-def in_words(text: str) -> dict[str, Any]:
-    return {"question": text}
-
-
 # What the text of a question means to a task that asks for more than a text.
 FIELDS: dict[str, Callable[[str], dict[str, Any]]] = {
     "countdown": countdown_fields,
@@ -99,7 +95,8 @@ def read_question(text: str, task: Task) -> Problem:
         except (ValueError, RecursionError) as error:
             raise UserError(f"the question is no JSON object: {error}", "correct it") from None
     else:
-        fields = FIELDS.get(task.name, in_words)(text.strip())
+        read = FIELDS.get(task.name)
+        fields = read(text.strip()) if read else {"question": text.strip()}
     if task.checkable:
         return task.from_row(fields)
     problem = make_problem(task.name, fields)
@@ -168,13 +165,14 @@ def recipe_critic(name: str) -> dict[str, Any]:
 
 
 def solve(
-    policy: Policy, task: Task, problem: Problem, spec: EvalSpec, told: Callable[[str], None]
+    policy: Policy, task: Task, problem: Problem, spec: EvalSpec, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Returns the chain of one question. correct: None where nobody can tell."""
     grader = find_rules(task, spec.rules)[1] if task.checkable else ungraded
     with ExitStack() as stack:
         critic = open_critic(policy, spec, task.name, Ledger(), stack)
-        chain = Rounds(policy, task, spec, grader, critic).play([problem], (spec.seed,), told)[0]
+        rounds = Rounds(policy, task, spec, grader, critic)
+        (chain,) = rounds.play([problem], (spec.seed,), progress)
     final = answer_of(chain, spec.chain)
     right = final.verdict.correct if final.verdict and task.checkable else None
     took = figures([chain], spec.chain)
