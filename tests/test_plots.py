@@ -81,7 +81,7 @@ SHAPES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "not a number": ([step(1, loss=math.nan), step(2), unlisted(0, problems=0)], {}),
     "only the bucket": ([wave(0, stage="bucket")], {}),
     "all wrong": ([wave(0, first_correct=0, format_ok=0, solved=0, bucket=8)],
-                  {"base": {"n": 3, "accuracy": 0.0}}),
+                  {"base": {"n": 3, "accuracy": 0.0, "ci_low": 0.0, "ci_high": 0.56}}),
 }  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def test_a_run_gets_the_pictures_that_show_something(tmp_path: Path, shape: str)
     assert sorted(paths) == sorted((folder / "plots").iterdir())
     for path in paths:
         image = imread(path)
-        assert image.shape[:2] == (540, 960)
+        assert image.shape[1] == 960 and (image.shape[0] == 540) == (path.stem != "comparison")
         assert image[..., :3].min() < 0.6  # there is ink on it
 
 
@@ -204,24 +204,6 @@ def test_bucket_shows_size_passes_and_verifications() -> None:
     assert [bar.get_height() for bar in lower.patches] == [5, 2]
 
 
-def test_comparison_draws_bars_intervals_and_the_sentence(tmp_path: Path) -> None:
-    figure = figure_of(plots.draw_comparison, ARMS, "trained is $better$ than base")
-    (axis,) = figure.axes
-    assert [bar.get_height() for bar in axis.patches] == [0.4, 0.55]
-    assert [text.get_text() for text in axis.texts] == ["40.0%", "55.0%"]
-    whiskers = [c.get_segments()[0][:, 1] for c in axis.collections]
-    assert [list(w) for w in whiskers] == [
-        pytest.approx([0.335, 0.469]), pytest.approx([0.481, 0.617])
-    ]  # fmt: skip
-    assert axis.get_xlabel().startswith("200 answers")
-    assert "$better$" in figure.get_supxlabel()
-
-
-def test_an_interval_that_is_missing_is_wilsons() -> None:
-    low, high = plots.whiskers({"n": 10, "accuracy": 0.0})
-    assert (low, high) == pytest.approx((0.0, 0.2775328), abs=1e-6)
-
-
 # ---- evaluations beside each other ---------------------------------------------------------------
 
 
@@ -239,16 +221,21 @@ def ticks(axis: Any) -> list[str]:
 
 
 def test_accuracy_has_a_row_an_arm_with_its_interval(tmp_path: Path) -> None:
+    """In a report and, from the results alone and with the sentence, in a run's plots."""
     arms = arms_of(tmp_path, {"base": 10, "trained": 30})
-    (axis,) = figure_of(plots.draw_accuracies, by_task(arms)).axes
-    assert ticks(axis) == ["base", "trained"]
-    drawn = [(c.lines[0].get_xdata()[0], c.lines[2][0].get_segments()[0][:, 0])
-             for c in axis.containers]  # fmt: skip
-    for (right, whisker), k in zip(drawn, (10, 30), strict=True):
-        assert right == k / 40
-        assert list(whisker) == pytest.approx(wilson(k, 40))
-    assert [text.get_text() for text in axis.texts] == ["25.0%", "75.0%"]
-    assert axis.get_title(loc="left") == "gsm8k: 40 questions"
+    results = {arm.name: {**arm.results, "ci_low": 0.1, "ci_high": 0.9} for arm in arms}
+    compared = figure_of(plots.draw_comparison, results, "trained is $better$ than base")
+    assert "$better$" in compared.get_supxlabel()
+    report = figure_of(plots.draw_accuracies, by_task(arms))
+    for figure, ends in ((report, [wilson(10, 40), wilson(30, 40)]), (compared, [(0.1, 0.9)] * 2)):
+        (axis,) = figure.axes
+        assert ticks(axis) == ["base", "trained"]
+        drawn = [(c.lines[0].get_xdata()[0], c.lines[2][0].get_segments()[0][:, 0])
+                 for c in axis.containers]  # fmt: skip
+        assert [right for right, _ in drawn] == [0.25, 0.75]
+        assert [list(whisker) for _, whisker in drawn] == [pytest.approx(end) for end in ends]
+        assert [text.get_text() for text in axis.texts] == ["25.0%", "75.0%"]
+        assert axis.get_title(loc="left").endswith("40 questions")
 
 
 def test_changes_are_gains_to_the_right_and_losses_to_the_left(tmp_path: Path) -> None:
@@ -278,15 +265,9 @@ def test_a_folder_without_problems_says_so(tmp_path: Path) -> None:
     assert "no problems" in axis.texts[0].get_text()
 
 
-def test_a_name_looks_the_same_in_every_panel_and_like_no_other() -> None:
-    class Named:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-    many: Any = {"a": [Named(f"m{i}") for i in range(30)], "b": [Named("m7"), Named("new")]}
-    looks = plots.styles(many)
-    assert len(looks) == 31
-    assert len({tuple(look.values()) for look in looks.values()}) == 31
+def test_each_name_looks_like_no_other() -> None:
+    looks = plots.styles([*(f"m{i}" for i in range(30)), "m7", "new"])
+    assert len(looks) == len({tuple(look.values()) for look in looks.values()}) == 31
 
 
 def test_plots_are_pictures(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ import math
 import textwrap
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from itertools import product
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, product
 from pathlib import Path
 from statistics import quantiles
 from typing import Any, get_args
@@ -21,13 +21,16 @@ from mlxreflect.core.records import Problem
 from mlxreflect.core.ui import safe_text
 from mlxreflect.evaluation.arms import Arm, by_task, interval, read_arms, read_results
 from mlxreflect.evaluation.compare import deciding_p
-from mlxreflect.stats import wilson
 from mlxreflect.stats.sentences import points
 from mlxreflect.tasks import TASKS
 
 Rows = list[dict[str, Any]]
 Comparisons = Sequence[Mapping[str, Any]]
 Points = list[tuple[int, float]]
+# The height in inches of each plot, 0 where it has nothing to show, and how it is drawn.
+Drawings = Mapping[str, tuple[float, Callable[[Figure], None]]]
+# Heading of a panel → name of an arm → its share of right answers, and the interval's ends.
+Figures = Mapping[str, Mapping[str, tuple[float, float, float]]]
 AGAIN = ("bucket", "mastery")  # stages that take up problems a second time
 PAIRS: tuple[str, ...] = get_args(Objective)  # objectives of preference pairs
 LOSSES = {
@@ -65,17 +68,17 @@ def draw_plots(run_dir: Path, solved: str = "solved") -> list[Path]:
         raise UserError(f"{metrics}: no such file", "give the folder of a run")
     comparison = read_results(run_dir / "comparison.json") or {}
     sentence = comparison.get("sentence", "")
-    # For each plot, whether it has something to show, and how it is drawn.
-    drawings: dict[str, tuple[bool, Callable[[Figure], None]]] = {
-        "accuracy": (bool(fresh(waves)), lambda figure: draw_accuracy(figure, waves, solved)),
-        "loss": (bool(steps), lambda figure: draw_loss(figure, steps)),
-        "margin": (bool(paired(steps)), lambda figure: draw_margin(figure, steps)),
-        "bucket": (any(map(listed, waves)), lambda figure: draw_bucket(figure, waves)),
-        "comparison": (bool(arms), lambda figure: draw_comparison(figure, arms, sentence)),
+    drawings: Drawings = {
+        "accuracy": (4.5 * bool(fresh(waves)), lambda figure: draw_accuracy(figure, waves, solved)),
+        "loss": (4.5 * bool(steps), lambda figure: draw_loss(figure, steps)),
+        "margin": (4.5 * bool(paired(steps)), lambda figure: draw_margin(figure, steps)),
+        "bucket": (4.5 * any(map(listed, waves)), lambda figure: draw_bucket(figure, waves)),
+        "comparison": (
+            bool(arms) * (2.4 + ROW * len(arms)),
+            lambda figure: draw_comparison(figure, arms, sentence),
+        ),
     }
-    folder = run_dir / "plots"
-    folder.mkdir(exist_ok=True)
-    return [save(draw, folder / f"{name}.png") for name, (shows, draw) in drawings.items() if shows]
+    return save(drawings, run_dir / "plots")
 
 
 def fresh(waves: Rows) -> list[tuple[int, dict[str, Any]]]:
@@ -232,29 +235,11 @@ def draw_bucket(figure: Figure, waves: Rows) -> None:
 
 
 def draw_comparison(figure: Figure, arms: dict[str, dict[str, Any]], sentence: str) -> None:
-    title = "Held-out problems: base and trained"
-    counts = " and ".join(str(n) for n in sorted({arm["n"] for arm in arms.values()}))
-    x_label = f"{counts} answers graded; whiskers: 95% Wilson intervals"
-    (axis,) = panels(figure, title, ["answers right"], x_label)
-    for x, (name, arm) in enumerate(arms.items()):
-        right, (low, high) = arm["accuracy"], whiskers(arm)
-        axis.bar(x, right, width=0.5, color=GREY if name == "base" else BLUE)
-        axis.errorbar(x, right, [[right - low], [high - right]], color="black", capsize=6)
-        axis.annotate(f"{right:.1%}", (x, high), (0, 4), textcoords="offset points", ha="center")
-    axis.grid(visible=False, axis="x")
-    axis.set_xlim(-0.6, len(arms) - 0.4)
-    axis.set_ylim(0, 1.2 * max(whiskers(arm)[1] for arm in arms.values()))
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axis.set_xticks(range(len(arms)), list(arms))
-    if sentence:
-        figure.supxlabel(textwrap.fill(sentence, 105), fontsize=9, parse_math=False)
-
-
-def whiskers(arm: dict[str, Any]) -> tuple[float, float]:
-    """The interval that the evaluation wrote, else Wilson's."""
-    if arm.get("ci_low") is not None and arm.get("ci_high") is not None:
-        return arm["ci_low"], arm["ci_high"]
-    return wilson(round(arm["accuracy"] * arm["n"]), arm["n"])
+    """Draws a run's arms as a report's. arms: results.json of each."""
+    counts = sorted({arm["n"] for arm in arms.values()})
+    rows = {name: (arm["accuracy"], arm["ci_low"], arm["ci_high"]) for name, arm in arms.items()}
+    draw_rows(figure, "Held-out problems", {f"{' and '.join(map(str, counts))} questions": rows})
+    figure.supxlabel(textwrap.fill(sentence, 105), fontsize=9, parse_math=False)
 
 
 # ---- arms beside each other ----------------------------------------------------------------------
@@ -262,29 +247,36 @@ def whiskers(arm: dict[str, Any]) -> tuple[float, float]:
 
 def draw_report(arms: Sequence[Arm], found: Comparisons, folder: Path) -> list[Path]:
     """Writes the PNGs and returns their paths. found: as `compare_report` gives it."""
-    folder.mkdir(parents=True, exist_ok=True)
     tasks = by_task(arms)
     compared = [one for one in found if "fault" not in one]
-    drawings: dict[str, tuple[float, Callable[[Figure], None]]] = {
+    drawings: Drawings = {
         "accuracy": (
             1.1 + 0.75 * len(tasks) + ROW * len(arms),
             lambda figure: draw_accuracies(figure, tasks),
         ),
         "difficulty": (1.4 + 3.0 * len(tasks), lambda figure: draw_difficulty(figure, tasks)),
+        "changes": (
+            bool(compared) * (1.7 + 1.6 * ROW * len(compared)),
+            lambda figure: draw_changes(figure, compared),
+        ),
     }
-    if compared:
-        height = 1.7 + 1.6 * ROW * len(compared)
-        drawings["changes"] = height, lambda figure: draw_changes(figure, compared)
-    return [save(draw, folder / f"{name}.png", height) for name, (height, draw) in drawings.items()]
+    return save(drawings, folder)
 
 
-def save(draw: Callable[[Figure], None], path: Path, height: float = 4.5) -> Path:
-    figure = Figure(figsize=(8, height), dpi=120, layout="constrained")
-    draw(figure)
-    with warnings.catch_warnings():  # a name in a script that the font lacks is shown as boxes
-        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
-        figure.savefig(path, metadata={"Software": None})  # the same data give the same bytes
-    return path
+def save(drawings: Drawings, folder: Path) -> list[Path]:
+    """Writes the plots that have a height, and returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, (height, draw) in drawings.items():
+        if not height:
+            continue
+        figure = Figure(figsize=(8, height), dpi=120, layout="constrained")
+        draw(figure)
+        paths.append(folder / f"{name}.png")
+        with warnings.catch_warnings():  # a name in a script that the font lacks is shown as boxes
+            warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
+            figure.savefig(paths[-1], metadata={"Software": None})  # same data, same bytes
+    return paths
 
 
 def short(name: str) -> str:
@@ -302,13 +294,12 @@ def heading(axis: Axes, text: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def styles(tasks: dict[str, list[Arm]]) -> dict[str, dict[str, Any]]:
-    """Colour and marker of each name, the same in every panel; no two alike up to 64 names."""
-    names = dict.fromkeys(arm.name for arms in tasks.values() for arm in arms)
+def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Returns a colour and a marker for each name; no two are alike up to 64 names."""
     many = len(COLORS)
     return {
         name: {"color": COLORS[i % many], "marker": MARKERS[(i + i // many) % many]}
-        for i, name in enumerate(names)
+        for i, name in enumerate(dict.fromkeys(names))
     }
 
 
@@ -325,25 +316,31 @@ def name_rows(axis: Axes, names: Sequence[str]) -> None:
 
 
 def draw_accuracies(figure: Figure, tasks: dict[str, list[Arm]]) -> None:
-    """A panel a task, a row an arm: the share right with its interval."""
-    headline(figure, "Answers right, with 95% intervals")
-    sizes = [len(arms) + 0.6 for arms in tasks.values()]
-    axes = figure.subplots(len(tasks), 1, sharex=True, squeeze=False, height_ratios=sizes)[:, 0]
-    looks = styles(tasks)
-    measured = {arm: arm.accuracy for group in tasks.values() for arm in group}
-    for axis, (task, arms) in zip(axes, tasks.items(), strict=True):
-        for y, arm in enumerate(arms):
-            right, low, high = measured[arm]
+    panels = {
+        f"{safe_text(task)}: {counted(arms)}": {arm.name: arm.accuracy for arm in arms}
+        for task, arms in tasks.items()
+    }
+    draw_rows(figure, "Answers right", panels)
+
+
+def draw_rows(figure: Figure, title: str, panels: Figures) -> None:
+    """Draws a panel a task, a row an arm: the share right with its interval."""
+    headline(figure, f"{title}, with 95% intervals")
+    sizes = [len(rows) + 0.6 for rows in panels.values()]
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=sizes)[:, 0]
+    looks = styles(chain.from_iterable(panels.values()))
+    for axis, (name, rows) in zip(axes, panels.items(), strict=True):
+        for y, (arm, (right, low, high)) in enumerate(rows.items()):
             errors = [[max(0.0, right - low)], [max(0.0, high - right)]]
-            axis.errorbar(right, y, xerr=errors, capsize=4, markersize=6, **looks[arm.name])
+            axis.errorbar(right, y, xerr=errors, capsize=4, markersize=6, **looks[arm])
             axis.annotate(
                 f"{right:.1%}", (high, y), (6, 0), textcoords="offset points", va="center",
                 fontsize=9,
             )  # fmt: skip
-        heading(axis, f"{safe_text(task)}: {counted(arms)}")
-        name_rows(axis, [short(arm.name) for arm in arms])
+        heading(axis, name)
+        name_rows(axis, [short(arm) for arm in rows])
         axis.grid(axis="x", alpha=0.25, linewidth=0.6)
-    top = max(high for _, _, high in measured.values())
+    top = max(high for rows in panels.values() for _, _, high in rows.values())
     axes[-1].set_xlim(0, min(1.12, 1.15 * top + 0.03))
     axes[-1].xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if top > 0.1 else 1))
 
@@ -400,7 +397,7 @@ def draw_difficulty(figure: Figure, tasks: dict[str, list[Arm]]) -> None:
     """A panel a task: accuracy over what makes its questions harder."""
     headline(figure, "Answers right by difficulty, with 95% intervals")
     axes = figure.subplots(len(tasks), 1, squeeze=False)[:, 0]
-    looks = styles(tasks)
+    looks = styles(arm.name for arms in tasks.values() for arm in arms)
     for axis, (task, arms) in zip(axes, tasks.items(), strict=True):
         heading(axis, safe_text(task))
         problems = {
@@ -454,8 +451,7 @@ def draw_levels(
     )
     axis.set_xlim(-0.6, len(counts) - 0.4)
     axis.set_xlabel(name)
-    axis.set_ylim(-0.03, 1.03)
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    percent(axis)
     axis.set_ylabel("answers right")
     axis.grid(axis="y", alpha=0.25, linewidth=0.6)
 
