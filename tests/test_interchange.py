@@ -404,7 +404,7 @@ def test_a_damaged_row_is_named(
     damage(written[1])
     (run / file).write_text("".join(map(dump_line, written)))
     error, _ = shell.mistake("export", run, "--format", form)
-    assert f"{file}, line 2: not a row" in error
+    assert f"{file}, row 2: not an e" in error
     whole = (run / file).read_bytes()
     (run / file).write_bytes(whole[: whole.index(b"\n") + 20])  # torn: written until then
     if form in ("trl", "sharegpt", "mlx-chat"):

@@ -13,9 +13,11 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from mlxreflect.core.errors import UserError
+
+T = TypeVar("T")
 
 
 def dump_line(row: dict[str, Any]) -> str:
@@ -85,6 +87,22 @@ def read_rows(path: Path, *, torn: bool = True) -> Iterator[dict[str, Any]]:
                     "each line holds one object in braces",
                 )
             yield row
+
+
+def convert_rows(path: Path, make: Callable[[dict[str, Any]], T], name: str) -> Iterator[T]:
+    """Yields what `make` makes of each row, nothing where there is no such file.
+
+    name: what a row should be, with its article. Raises UserError naming a row that is none.
+    """
+    for number, row in enumerate(read_rows(path) if path.is_file() else (), 1):
+        try:
+            made = make(row)
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(
+                f"{path}, row {number}: not {name} ({error!r:.80})",
+                "restore that file, or correct or delete that line",
+            ) from None
+        yield made
 
 
 KEEP = 2  # commits

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from mlxreflect.config.schema import EvalSpec
 from mlxreflect.config.toml import flatten
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.journal import dump_line, read_json, read_rows, write_atomic
+from mlxreflect.core.journal import convert_rows, dump_line, read_json, write_atomic
 from mlxreflect.core.records import Problem, Sample, flat_from_row, to_row
 from mlxreflect.stats import mean_interval, wilson
 
@@ -273,7 +273,7 @@ def read_tasks(file: Path, given: Path) -> Iterator[Arm]:
         )
     samples = read_samples(file)
     known = whole or file.name == "samples.jsonl"
-    problems = {p.id: p for p in records(folder / "problems.jsonl", Problem)} if known else {}
+    problems = {p.id: p for p in problems_of(folder / "problems.jsonl")} if known else {}
     order = {id_: i for i, id_ in enumerate(problems)}
     for task in dict.fromkeys(task for task, _ in samples):
         ids = [id_ for of, id_ in samples if of == task]
@@ -289,14 +289,14 @@ def read_tasks(file: Path, given: Path) -> Iterator[Arm]:
             problems={
                 id_: ProblemSamples(id_, problems.get(id_), samples[task, id_]) for id_ in ids
             },
-            shots=list(records(folder / "shots.jsonl", Problem)) if whole else [],
+            shots=problems_of(folder / "shots.jsonl") if whole else [],
         )
 
 
 def read_samples(path: Path) -> dict[tuple[str, str], list[Sample]]:
     """(task, problem id) → its samples by index; each problem of a task has equally many."""
     found: dict[tuple[str, str], dict[int, Sample]] = {}
-    for sample in records(path, Sample):
+    for sample in convert_rows(path, partial(as_sample, path), "a sample"):
         mine = found.setdefault((sample.task, sample.problem_id), {})
         if sample.sample in mine:
             raise UserError(
@@ -318,23 +318,15 @@ def read_samples(path: Path) -> dict[tuple[str, str], list[Sample]]:
     return {key: [samples[i] for i in sorted(samples)] for key, samples in found.items()}
 
 
-def records(path: Path, kind: type) -> Iterator[Any]:
-    """The rows of a file as samples or problems. Raises UserError naming a row that is none."""
-    for number, row in enumerate(read_rows(path) if path.is_file() else (), 1):
-        if row.get("schema") == "quick-sample/1":
-            raise quick_fault(path)
-        try:
-            row = readable(row)
-            yield as_sample(row) if kind is Sample else flat_from_row(kind, row)
-        except TypeError as error:
-            raise UserError(
-                f"{path}, row {number}: not a {kind.__name__.lower()} ({error})",
-                "give the files of an evaluation, or correct that line",
-            ) from None
+def problems_of(path: Path) -> list[Problem]:
+    return list(convert_rows(path, lambda row: flat_from_row(Problem, readable(row)), "a problem"))
 
 
-def as_sample(row: dict[str, Any]) -> Sample:
-    """The sample of a row, its tokens only counted. Raises TypeError for what is none."""
+def as_sample(path: Path, row: dict[str, Any]) -> Sample:
+    """Returns the sample of a row, its tokens only counted. Raises TypeError for what is none."""
+    if row.get("schema") == "quick-sample/1":
+        raise quick_fault(path)
+    row = readable(row)
     sample: Sample = flat_from_row(Sample, {**ABSENT, "schema": "sample/1", **row})
     if type(sample.sample) is not int or type(sample.correct) is not bool:
         raise TypeError("sample is a whole number, and correct is true or false")

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from mlxreflect.config.methods import METHODS
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.journal import dump_line, place, read_rows, write_atomic
+from mlxreflect.core.journal import convert_rows, dump_line, place, write_atomic
 from mlxreflect.core.records import Episode, Example, episode_from_row, flat_from_row
 from mlxreflect.data import forms
 from mlxreflect.data.examples import split_examples
@@ -99,21 +99,6 @@ def write(first: tuple[str, Row], rest: Rows, final: Path, form: str) -> Counter
 # ---- what a run holds ----------------------------------------------------------------------------
 
 
-def converted(path: Path, make: Callable[[Row], T]) -> Iterator[T]:
-    """What each row of a journal becomes. Raises UserError naming the line of a damaged one."""
-    if not path.is_file():
-        return
-    for number, row in enumerate(read_rows(path), 1):
-        try:
-            made = make(row)
-        except (KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(
-                f"{path}, line {number}: not a row as this version writes it ({error!r:.80})",
-                "restore that file, or delete that line",
-            ) from None
-        yield made
-
-
 def examples(run: Path, to: Callable[[Example], T]) -> Iterator[tuple[Example, T]]:
     """The examples that a run trained on, each with what `to` makes of it."""
 
@@ -121,7 +106,7 @@ def examples(run: Path, to: Callable[[Example], T]) -> Iterator[tuple[Example, T
         example: Example = flat_from_row(Example, row)
         return example, to(example)
 
-    return converted(run / "examples.jsonl", make)
+    return convert_rows(run / "examples.jsonl", make, "an example")
 
 
 def trl(run: Path) -> Rows:
@@ -166,7 +151,7 @@ def of_episodes(run: Path, to_rows: Callable[[Episode, Sequence[Example]], Rows]
         own = made.get(key(episode.problem.id, episode.epoch, episode.wave), [])
         return list(to_rows(episode, own))
 
-    for rows in converted(run / "episodes.jsonl", make):
+    for rows in convert_rows(run / "episodes.jsonl", make, "an episode"):
         yield from rows
 
 

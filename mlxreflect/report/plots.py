@@ -238,7 +238,11 @@ def draw_comparison(figure: Figure, arms: dict[str, dict[str, Any]], sentence: s
     """Draws a run's arms as a report's. arms: results.json of each."""
     counts = sorted({arm["n"] for arm in arms.values()})
     rows = {name: (arm["accuracy"], arm["ci_low"], arm["ci_high"]) for name, arm in arms.items()}
-    draw_rows(figure, "Held-out problems", {f"{' and '.join(map(str, counts))} questions": rows})
+    draw_rows(
+        figure,
+        "Answers right on held-out problems",
+        {f"{' and '.join(map(str, counts))} questions": rows},
+    )
     figure.supxlabel(textwrap.fill(sentence, 105), fontsize=9, parse_math=False)
 
 

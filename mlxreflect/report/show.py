@@ -15,7 +15,7 @@ from mlxreflect.config.methods import METHODS, method_of
 from mlxreflect.config.schema import Recipe
 from mlxreflect.config.toml import read_toml, validate
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.journal import read_rows
+from mlxreflect.core.journal import convert_rows, read_rows
 from mlxreflect.core.records import Episode, Example, episode_from_row, flat_from_row
 from mlxreflect.core.ui import facts, plain, table
 from mlxreflect.data.contamination import sentence
@@ -61,11 +61,14 @@ def show_problem(run_dir: Path, problem_id: str) -> list[RenderableType]:
             f"{f'{len(found)} ' if found else ''}{fault} {problem_id!r}",
             f"give more digits: {some}" if found else f"some of its problems: {some}",
         )
-    path = run_dir / "examples.jsonl"
-    rows = read_rows(path) if path.is_file() else iter(())
-    mine = [row for row in rows if row.get("source", {}).get("problem") == found[0]]
-    examples: list[Example] = [flat_from_row(Example, row) for row in mine]
-    return tell_story([e for e in episodes if e.problem.id == found[0]], examples)
+    examples = convert_rows(run_dir / "examples.jsonl", example_from_row, "an example")
+    mine = [example for example in examples if example.source.get("problem") == found[0]]
+    return tell_story([e for e in episodes if e.problem.id == found[0]], mine)
+
+
+def example_from_row(row: dict[str, Any]) -> Example:
+    example: Example = flat_from_row(Example, row)
+    return example
 
 
 def check_run(run_dir: Path) -> None:
@@ -78,15 +81,7 @@ def check_run(run_dir: Path) -> None:
 
 
 def load_episodes(run_dir: Path) -> list[Episode]:
-    path, episodes = run_dir / "episodes.jsonl", []
-    for number, row in enumerate(read_rows(path) if path.is_file() else (), 1):
-        try:
-            episodes.append(episode_from_row(row))
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"{path}, row {number}: not an episode ({error})", "correct or delete that line"
-            ) from None
-    return episodes
+    return list(convert_rows(run_dir / "episodes.jsonl", episode_from_row, "an episode"))
 
 
 def show_header(run_dir: Path) -> RenderableType:
@@ -188,8 +183,8 @@ def show_summary(run_dir: Path) -> list[RenderableType]:
         chains = ((name, arm["chain"]) for name, arm in arms.items() if arm.get("chain"))
         parts += [*(plain(chain_line(name, chain)) for name, chain in chains), Text()]
     if further := read_results(run_dir / "comparisons.json"):
-        against = [{"name": c["b"], "comparison": c} for c in further["comparisons"]]
-        parts += [comparisons([{"name": further["arms"][0]}, *against]), Text()]
+        against = {c["b"]: c for c in further["comparisons"]}
+        parts += [comparisons(f"Against {further['arms'][0]}", against), Text()]
     comparison = read_results(run_dir / "comparison.json") or summary.get("comparison") or {}
     if comparison.get("sentence"):
         parts += [plain(comparison["sentence"], "bold"), Text()]

@@ -29,7 +29,8 @@ def show_arms(arms: Sequence[dict[str, Any]]) -> Iterator[RenderableType]:
             yield plain(noise_line(named(arm), noise))
     if len(arms) > 1:
         yield Text()
-        yield comparisons(arms)
+        compared = {named(arm): arm["comparison"] for arm in arms[1:]}
+        yield comparisons(f"Against {named(arms[0])}", compared)
         for arm in arms[1:]:
             yield plain(arm["comparison"]["sentence"])
 
@@ -61,17 +62,18 @@ def figures(arms: Sequence[dict[str, Any]]) -> Table:
     return table(title, ["", *headings], rows)
 
 
-def comparisons(arms: Sequence[dict[str, Any]]) -> Table:
-    """Each arm's `comparison` with the first."""
+def comparisons(title: str, compared: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Returns a table with a row a comparison, by name."""
     rows = [
         [
-            named(arm), points(c["difference"]), between(c), c["gains"], c["losses"],
+            name, points(c["difference"]), between(c), c.get("gains", ""), c.get("losses", ""),
             f"{deciding_p(c):.2g}", f"{c['p_holm']:.2g}", c["verdict"],
         ]
-        for arm in arms[1:] for c in [arm["comparison"]]
+        for name, c in compared.items()
     ]  # fmt: skip
-    columns = ["", "|difference", "|95% interval", "|gained", "|lost", "|p", "|p (Holm)", "verdict"]
-    return table(f"Against {named(arms[0])}", columns, rows)
+    interval = f"|{level(next(iter(compared.values()))['alpha'])} interval"
+    columns = ["", "|difference", interval, "|gained", "|lost", "|p", "|p (Holm)", "verdict"]
+    return table(title, columns, rows)
 
 
 def second_answers(found: dict[str, Any]) -> Iterator[RenderableType]:
@@ -150,7 +152,13 @@ def render_comparison(result: Mapping[str, Any], *, whole: bool = False) -> Grou
     """
     results = result.get("comparisons", [result])
     several = len(results) > 1
-    parts: list[RenderableType] = [many(result) if "comparisons" in result else single(result)]
+    tasks = len(result.get("tasks", ())) > 1
+    by_name = {
+        (f"{r['task']}: " if tasks else "") + f"{r['b']} against {r['a']}": r for r in results
+    }
+    parts: list[RenderableType] = [
+        comparisons(f"{len(results)} comparisons", by_name) if several else single(result)
+    ]
     for one in results:
         parts += [
             plain(one["sentence"]),
@@ -196,23 +204,6 @@ def single(r: Mapping[str, Any]) -> Table:
         if value:
             made.add_row(plain(name), plain(value))
     return made
-
-
-def many(result: Mapping[str, Any]) -> Table:
-    """Several comparisons, one a line."""
-    rows = [
-        [
-            (f"{r['task']}: " if len(result["tasks"]) > 1 else "") + f"{r['b']} against {r['a']}",
-            f"{r['accuracy_a']:.1%} → {r['accuracy_b']:.1%}",
-            f"{points(r['difference'])} ({between(r)})",
-            f"{r['gains']}, {r['losses']}" if "gains" in r else "",
-            number(r["p_holm"]),
-            r["verdict"],
-        ]
-        for r in result["comparisons"]
-    ]
-    columns = ["right", f"difference ({level(result['alpha'])})", "+, −", "Holm's p", "verdict"]
-    return table(f"{len(rows)} comparisons", ["", *columns], rows)
 
 
 def remarks(r: Mapping[str, Any]) -> Iterator[str]:
