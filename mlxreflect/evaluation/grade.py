@@ -10,7 +10,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import dump_line, read_json, read_rows, write_atomic
 from mlxreflect.core.records import Problem, Sample, flat_from_row
 from mlxreflect.data.rows import Row, read_file
-from mlxreflect.evaluation.arms import open_arm, records, sample_row
+from mlxreflect.evaluation.arms import open_arm, problems_of, sample_row
 from mlxreflect.evaluation.evaluate import ProblemSet, finish
 from mlxreflect.tasks import find_rules, get_task
 
@@ -79,7 +79,7 @@ def rescore(folder: Path, rules: str = "", out: Path | None = None) -> dict[str,
     headline, _ = find_rules(task, "", spec.task.answer_type)
     named = {} if name == headline else {"rules": name}
     setup["spec"] = {**{k: v for k, v in setup["spec"].items() if k != "rules"}, **named}
-    shots = list(records(folder / "shots.jsonl", Problem))
+    shots = problems_of(folder / "shots.jsonl")
     asked = ProblemSet(task, spec, list(problems.values()), shots, [], name, grader)
     graded = [
         asked.grade(
@@ -109,7 +109,7 @@ def read_whole(folder: Path) -> tuple[dict[str, Any], dict[str, Problem], list[S
     setup = read_json(folder / "setup.json")
     if not isinstance(setup.get("spec"), dict):
         raise UserError(f"{folder / 'setup.json'}: no spec in it", AGAIN)
-    problems = {problem.id: problem for problem in records(folder / "problems.jsonl", Problem)}
+    problems = {problem.id: problem for problem in problems_of(folder / "problems.jsonl")}
     path = folder / "samples.jsonl"
     samples: list[Sample] = []
     for number, row in enumerate(read_rows(path), 1):
