@@ -9,7 +9,7 @@ import pytest
 from support.corpus import TEXTS, teacher, write_corpus
 from support.fake_ollama import FakeOllama
 from support.kill_driver import POINTS
-from support.methods import call_of, frame_of
+from support.methods import call_of, frame_of, play, roles
 from support.run_outputs import outputs_by_settings, run_process
 from support.whole_runs import contents, finish
 
@@ -153,17 +153,6 @@ def make(critic, corpus=None, **tables):
     critics = {"basic": critic, "judge": critic}
     by_id = {problem.id: problem for problem in problems}
     return frame_of(recipe, policy, Trainer(policy.model), critics, by_id, task)
-
-
-def play(strategy):
-    played = []
-    while (wave := strategy.next_wave()) is not None:
-        played.append(strategy.play(wave))
-    return played
-
-
-def roles(episode):
-    return [turn.role for turn in episode.turns]
 
 
 @pytest.fixture
@@ -393,27 +382,6 @@ def test_phase_two_has_its_own_settings_and_the_others_of_train():
     assert (two.objective, two.lr, two.smoothing, two.clip) == ("exo_pair", 1e-6, 0.005, 0.3)
     assert two.accumulate == 4 and two.lora == one.lora
     assert (two.mask.answer_only, two.mask.markers) == (True, False)
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        (["preflexor.rounds=0", "preflexor.two.rounds=0"], "are both 0"),
-        (["preflexor.topics=bees"], "topics are looked for in a corpus"),
-        (["preflexor.corpus=c"], "are no problems of the task gsm8k"),
-        (["preflexor.corpus=c", "task.name=jsonl", "critic.provider=solver"], "cannot pose"),
-        (["preflexor.two.smoothing=0"], "exo_pair needs"),
-        (["preflexor.two.objective=ipo"], "does nothing for ipo"),
-        (["train.tune=full"], "preflexor would need the weights"),
-        (["preflexor.sections=[]"], "preflexor.sections"),
-        (["preflexor.chunk=39"], "greater than or equal to 40"),
-        (["r3.wave=2"], "[r3] does nothing while strategy = 'preflexor'"),
-    ],
-)
-def test_keys_that_contradict_each_other(settings, said):
-    with pytest.raises(UserError) as caught:
-        load_recipe("preflexor", settings)
-    assert said in caught.value.message and caught.value.hint
 
 
 # ---- every key changes something -----------------------------------------------------------------

@@ -558,6 +558,56 @@ def test_contradiction(settings: list[str], said: str, hint: str, tmp_path: Path
     assert hint in error.hint
 
 
+@pytest.mark.parametrize(
+    ("method", "settings", "said"),
+    [
+        ("preflexor", ["preflexor.rounds=0", "preflexor.two.rounds=0"], "are both 0"),
+        ("preflexor", ["preflexor.topics=bees"], "topics are looked for in a corpus"),
+        ("preflexor", ["preflexor.corpus=c"], "are no problems of the task gsm8k"),
+        (
+            "preflexor",
+            ["preflexor.corpus=c", "task.name=jsonl", "critic.provider=solver"],
+            "cannot pose",
+        ),
+        ("preflexor", ["preflexor.two.smoothing=0"], "exo_pair needs"),
+        ("preflexor", ["preflexor.two.objective=ipo"], "does nothing for ipo"),
+        ("preflexor", ["train.tune=full"], "preflexor would need the weights"),
+        ("preflexor", ["preflexor.sections=[]"], "preflexor.sections"),
+        ("preflexor", ["preflexor.chunk=39"], "greater than or equal to 40"),
+        ("preflexor", ["r3.wave=2"], "[r3] does nothing while strategy = 'preflexor'"),
+        ("rel", ["rel.target=tidied"], "rel.review = false, which tidies nothing"),
+        (
+            "reflectevo",
+            ["reflectevo.stored=a.jsonl", "reflectevo.reflector=critic"],
+            "reflector = 'critic' does",
+        ),
+        (
+            "reflectevo",
+            ["reflectevo.instructions=no-such-one"],
+            "instructions has no 'no-such-one'",
+        ),
+        (
+            "reflectevo",
+            ["reflectevo.training=IV", "critic.judge.provider=solver"],
+            "training = 'IV' asks",
+        ),
+        ("reflectevo", ["train.tune=full"], "trains two adapters"),
+        ("traces", ["traces.rounds=0", "traces.warm_up=0"], "nothing would be trained"),
+        ("traces", ["traces.reward_answer=0", "traces.reward_format=0"], "no reward"),
+        ("traces", ["critic.judge.provider=solver"], "gives no marks"),
+        ("traces", ["train.beta=0.5"], "train.beta = 0.5 does nothing for traces"),
+        ("traces", ["train.sft.scale_failed=0.5"], "does nothing"),
+        ("traces", ["r3.wave=3"], "[r3] does nothing"),
+        ("traces", ["traces.group=1"], "group"),
+        ("traces", ["traces.grpo.clip_ratio=0"], "clip_ratio"),
+        ("traces", ["policy.temperature=0"], "policy.temperature = 0: a group of samples"),
+    ],
+)
+def test_contradiction_within_a_method(method: str, settings: list[str], said: str) -> None:
+    error = refused(method, *settings)
+    assert said in error.message and error.hint
+
+
 @pytest.mark.parametrize("key", ["sk-proj-abc123", "gsk_abc123", "AIzaSyA1", "ABC 1", "1A"])
 def test_a_key_in_place_of_its_name_is_not_shown(key: str, tmp_path: Path) -> None:
     error = refused(write(tmp_path, ""), f"critic.key_env='{key}'")

@@ -489,21 +489,6 @@ def test_training_prompts_are_those_of_the_evaluation(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        (["reflectevo.stored=a.jsonl", "reflectevo.reflector=critic"], "reflector = 'critic' does"),
-        (["reflectevo.instructions=no-such-one"], "instructions has no 'no-such-one'"),
-        (["reflectevo.training=IV", "critic.judge.provider=solver"], "training = 'IV' asks"),
-        (["train.tune=full"], "trains two adapters"),
-    ],
-)
-def test_keys_that_contradict_each_other(settings, said):
-    with pytest.raises(UserError, match=re.escape(said)) as caught:
-        load_recipe("reflectevo", settings)
-    assert caught.value.hint
-
-
-@pytest.mark.parametrize(
     ("spec", "said"), [("aime24", "aime24 has samples = 8"), ("gsm8k_5shot", "has shots = 5")]
 )
 def test_an_evaluation_without_second_answers_is_refused_before_a_run_begins(spec, said, tmp_path):

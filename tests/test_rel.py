@@ -16,7 +16,6 @@ from support.run_outputs import outputs_by_settings, outputs_in, run_process
 from mlxreflect.config.methods import method_of
 from mlxreflect.config.recipe import load_recipe
 from mlxreflect.config.schema import CriticConfig, Recipe
-from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_rows
 from mlxreflect.core.records import episode_from_row, make_problem, to_row
 from mlxreflect.core.ui import Ui
@@ -389,12 +388,6 @@ def test_who_is_asked_and_how_often():
     assert tiers == ["judge"] and found["expected"]["calls"] == 2 * (8 + 4 + 1)
     assert asked(tries=1)[0] == [] and asked(tries=1)[1]["at_most"]["calls"] == 0
     assert asked(tries=1, judge=True, review=True)[0] == ["basic", "judge"]
-
-
-def test_tidied_needs_a_review():
-    with pytest.raises(UserError) as caught:
-        load_recipe("rel", ["rel.target=tidied"])
-    assert "rel.review = true" in caught.value.hint
 
 
 # ---- whole runs ----------------------------------------------------------------------------------

@@ -352,25 +352,6 @@ def test_arms_stand_in_the_order_they_came_in():
 # ---- recipes -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        (["traces.rounds=0", "traces.warm_up=0"], "nothing would be trained"),
-        (["traces.reward_answer=0", "traces.reward_format=0"], "no reward"),
-        (["critic.judge.provider=solver"], "gives no marks"),
-        (["train.beta=0.5"], "train.beta = 0.5 does nothing for traces"),
-        (["train.sft.scale_failed=0.5"], "does nothing"),
-        (["r3.wave=3"], r"\[r3\] does nothing"),
-        (["traces.group=1"], "group"),
-        (["traces.grpo.clip_ratio=0"], "clip_ratio"),
-        (["policy.temperature=0"], "policy.temperature = 0: a group of samples"),
-    ],
-)
-def test_contradictions_are_refused(settings, said):
-    with pytest.raises(UserError, match=said):
-        load_recipe("traces", settings)
-
-
 def test_a_warm_up_alone_may_be_greedy():
     recipe = load_recipe("traces", ["policy.temperature=0", "traces.rounds=0"])
     assert recipe.policy.temperature == 0

@@ -275,7 +275,7 @@ class Frame:
 
     @property
     def state(self) -> Any:
-        """The state of the method."""
+        """Returns the state of the method."""
         return self.running.state
 
     def saved(self) -> dict[str, Any]:

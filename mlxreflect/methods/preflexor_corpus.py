@@ -20,7 +20,7 @@ from mlxreflect.core.records import Problem, Turn, Verdict, make_problem
 from mlxreflect.core.text import composed
 from mlxreflect.data.contamination import Index, find
 from mlxreflect.data.forms import leak
-from mlxreflect.data.rows import column, fold, local_path, read_file
+from mlxreflect.data.rows import column, explained, fold, local_path, read_file
 from mlxreflect.methods.base import Frame, Trajectory, Try, judged
 from mlxreflect.prompts.parsing import TAGS, parse_response
 
@@ -103,18 +103,12 @@ def passages_of(path: Path, size: int, text_column: str) -> Iterator[str]:
 
 def read_text(path: Path) -> str:
     """Returns the text of UTF-8, or UTF-16 with its mark. Raises UserError for anything else."""
-    try:
+    with explained(path):
         if path.stat().st_size > MOST_BYTES:
             raise UserError(f"{path}: over {MOST_BYTES // 2**20} MB", "split it into several files")
         data = path.read_bytes()
         wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
         text = data.decode("utf-16" if wide else "utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}", "make it readable, or take it out") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not UTF-8 ({error.reason})", "save it as UTF-8, or take it out"
-        ) from None
     if "\0" in text:
         raise UserError(f"{path}: no text, it holds NUL bytes", "take it out of the corpus")
     return text

@@ -115,7 +115,7 @@ def plan(recipe: Recipe, n: int, wrong: float) -> Plan:
 
 
 def at_most(recipe: Recipe, n: int) -> Visits:
-    """Nothing is ever right, and the bucket list only grows; in mastery it loses one a round."""
+    """Returns visits where nothing is ever right; a round of mastery takes one off the bucket."""
     config = recipe.r3
     advanced = 0
     if every := config.bucket_every:
@@ -129,7 +129,7 @@ def at_most(recipe: Recipe, n: int) -> Visits:
 
 
 def expected(recipe: Recipe, n: int, wrong: float) -> Visits:
-    """A share of everything is wrong, and what stays unsolved is on the bucket list once."""
+    """Returns visits where a share of everything is wrong, and all unsolved is listed once."""
     config = recipe.r3
     lost = wrong**config.rewrites  # a cycle without a winner
     tries = sum(wrong**i for i in range(config.rewrites))
@@ -216,7 +216,7 @@ def wave_of(state: State, problems: list[str], new_epoch: bool, force: bool = Fa
 
 
 def begin_mastery_round(state: State) -> bool:
-    """A pass over the bucket, while it shrinks; a round without progress forces SFT, once."""
+    """Queues the bucket, while it shrinks; a round without progress forces SFT, once."""
     stuck = state.before >= 0 and len(state.bucket) >= state.before
     if not state.bucket or state.round >= MAX_MASTERY_ROUNDS or (stuck and state.forced):
         return False
@@ -325,7 +325,7 @@ class R3:
         return failed
 
     def shards(self, trajectories: list[Trajectory]) -> Iterator[tuple[int, list[Trajectory]]]:
-        """Parts whose samples are drawn together; critics look at one while the next is drawn."""
+        """Yields parts to be drawn together; critics look at one while the next is drawn."""
         size = self.recipe.r3.shard or self.recipe.policy.batch
         if self.workers is None:
             size = max(1, len(trajectories))
@@ -349,7 +349,7 @@ class R3:
                 self.workers.start(self.rounds([trajectory], cycle))
 
     def improve(self, trajectories: list[Trajectory], cycle: int) -> None:
-        """Critique and rewrite until each has a winner or K tries; then DPO on the winners."""
+        """Critiques and rewrites until each has a winner or K tries; then DPO on the winners."""
         if self.workers:
             self.workers.wait(self.frame.status)
         else:
@@ -365,7 +365,7 @@ class R3:
         self.learning.prefer(examples, self.frame.seed("dpo", cycle))
 
     def rounds(self, trajectories: list[Trajectory], cycle: int) -> Iterator[None]:
-        """All of these in lock-step, or one of them in a worker. Yields between calls."""
+        """Plays rounds: of all these in lock-step, or of one in a worker. Yields between calls."""
         unsolved = list(trajectories)
         for number in range(1, self.recipe.r3.rewrites + 1):
             if not unsolved:
@@ -378,7 +378,7 @@ class R3:
                 self.remember(trajectories)
 
     def remember(self, trajectories: list[Trajectory]) -> list[Trajectory]:
-        """The winners of a cycle, those of its first round first; the last one's text is kept."""
+        """Returns a cycle's winners, those of its first round first; keeps the last one's text."""
         winners = sorted((t for t in trajectories if t.won), key=lambda t: t.tries)
         if winners and winners[-1].won:
             self.state.last_winner = winners[-1].won.text
@@ -387,7 +387,7 @@ class R3:
     def critique_and_rewrite(
         self, trajectories: list[Trajectory], cycle: int, number: int
     ) -> Iterator[None]:
-        """One critique, then one graded rewrite, of each trajectory's current text.
+        """Adds a critique, then a graded rewrite, of each trajectory's current text.
 
         Where the critique failed there is no rewrite: what failed is no feedback.
         """
@@ -414,7 +414,7 @@ class R3:
         yield
 
     def critique(self, trajectories: list[Trajectory], at: Try) -> list[Turn]:
-        """A critique of each current text. The policy as its own critic sees the last winner."""
+        """Adds a critique of each current text. A policy that critiques sees the last winner."""
         example = self.state.last_winner if at.tier == "self" else None
         texts = [t.current for t in trajectories if t.current]  # all have one
         calls = [
@@ -425,7 +425,7 @@ class R3:
         return [t.add(turn) for t, turn in zip(trajectories, turns, strict=True)]
 
     def rewrite(self, ready: list[tuple[Trajectory, Turn]], at: Try) -> list[Turn]:
-        """A graded rewrite of each current text, which is told what its critique says."""
+        """Returns a graded rewrite of each current text, whose writer sees the critique."""
         calls = [
             self.session.call("rewrite", t.problem, at, attempt=t.current.text, feedback=said.text)
             for t, said in ready
@@ -440,7 +440,7 @@ class R3:
     def convince(
         self, ready: list[tuple[Trajectory, Turn]], rewrites: list[Turn], at: Try
     ) -> tuple[list[Turn], list[Turn | None]]:
-        """The judge looks at rewrites that passed; those that it does not call right fail."""
+        """Shows rewrites that passed to the judge; those that it does not call right fail."""
         shown = [i for i, turn in enumerate(rewrites) if passed(turn)]
         problems, texts = [ready[i][0].problem for i in shown], [rewrites[i] for i in shown]
         verdicts: list[Turn | None] = [None] * len(ready)
@@ -459,7 +459,7 @@ class R3:
         self.learning.imitate(examples, scale, self.frame.seed(f"sft {role}", 0))
 
     def force_sft(self) -> None:
-        """A mastery round without progress: SFT on what is left, each on its own winner."""
+        """Trains by SFT on what a mastery round left over, each problem on its own winner."""
         examples = [
             Example(kind="sft", source={"problem": pid, "forced": True}, **winner)
             for pid, winner in self.state.bucket.items()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -248,7 +249,10 @@ class ReflectEvo:
         added = [(one, one.add(self.judged(turn))) for one, turn in made]
         useful = [(one, turn) for one, turn in added if not turn.error and turn.verdict is None]
         self.frame.status(f"{len(useful)} retries")
-        prompts = [(one.problem, self.prompt("rewrite", one, turn.text)) for one, turn in useful]
+        prompts = [
+            (one.problem, self.prompt("rewrite", one.problem, one.turns[0].text, turn.text))
+            for one, turn in useful
+        ]
         retries = self.frame.rollouts.draw(
             prompts, "retry", self.frame.seed("sample"), self.frame.learning.actor,
             temperature=self.config.retry_temperature,
@@ -324,10 +328,11 @@ class ReflectEvo:
         for (one, *_), (preference, turn) in zip(shown, replies, strict=True):
             one.add(replace(turn, parsed=preference.better if preference else None))
 
-    def prompt(self, role: str, one: Trajectory, feedback: str | None = None) -> Messages:
-        frame = self.frame
-        attempt = one.turns[0].text
-        return role_prompt(role, frame.recipe, frame.task, one.problem, attempt, feedback)
+    def prompt(
+        self, role: str, problem: Problem, attempt: str, feedback: str | None = None
+    ) -> Messages:
+        recipe, task = self.frame.recipe, self.frame.task
+        return role_prompt(role, recipe, task, problem, attempt, feedback)
 
     # ---- training -------------------------------------------------------------------------------
 
@@ -338,20 +343,16 @@ class ReflectEvo:
             rows += [to_row(example) for e in episodes for example in self.examples(name, e)]
 
     def examples(self, training: str, episode: Episode) -> Iterator[Example]:
-        def ask(role: str) -> data.Ask:
-            return lambda problem, attempt: role_prompt(
-                role, self.frame.recipe, self.frame.task, problem, attempt
-            )
-
+        ask = partial(self.prompt, "check")
         if training == "both":
-            return data.reflect_and_retry(episode, ask("reflect_and_retry"))
+            return data.reflect_and_retry(episode, partial(self.prompt, "reflect_and_retry"))
         if training == "reflection":
-            return data.right_reflections(episode, ask("check"))
+            return data.right_reflections(episode, ask)
         if training == "answer":
             return data.right_retries(episode)
         by_judge = self.config.training == "IV"
         chosen = data.preferred_reflections if by_judge else data.right_over_wrong
-        return chosen(episode, ask("check"))
+        return chosen(episode, ask)
 
     def train(self, name: str) -> None:
         """Makes one training, from where the run began."""

@@ -120,7 +120,7 @@ class Trial(NamedTuple):
 
     @property
     def key(self) -> tuple[int, str]:
-        """The attempt's index and the reflection's words: the same words are one reflection."""
+        """Returns the attempt's index and the reflection's words, which make it one reflection."""
         return self.attempt.index, self.reflection.text
 
 

@@ -346,7 +346,7 @@ class Rel:
                     self.state.made.append(asdict(replace(example, weight=config.weight)))
 
     def train(self) -> list[Example]:
-        """SFT on all there is, from the start; returns what was not trained on before."""
+        """Trains on all there is, from the start; returns what was not trained on before."""
         learning = self.frame.learning
         if self.config.restart:
             learning.restart()

@@ -28,9 +28,11 @@ from mlxreflect.methods.base import (
     Method,
     Plan,
     Played,
+    Trajectory,
     Try,
     Wave,
     completion,
+    outcome_of,
     passed,
     source,
 )
@@ -89,7 +91,7 @@ def tiers(recipe: Recipe) -> list[Tier]:
 
 
 def plan(recipe: Recipe, n: int, wrong: float) -> Plan:
-    """At most: all traces of the warm-up are right, and each is asked about twice."""
+    """Returns the calls; at most, all traces of the warm-up are right and asked about twice."""
     config = recipe.traces
     warm = min(n, config.warm_up)
     in_round = min(n, config.problems) if config.problems else n
@@ -235,7 +237,7 @@ class Traces:
         self.state = State()
 
     def size(self, epoch: int) -> int:
-        """Problems of the warm-up, or of a round."""
+        """Returns the number of problems in the warm-up, or in a round."""
         n = len(self.frame.problems)
         if epoch == 0:
             return min(n, self.config.warm_up)
@@ -262,79 +264,78 @@ class Traces:
         return sum(sizes[: self.state.epoch]) + self.state.cursor, sum(sizes)
 
     def play(self, wave: Wave) -> Played:
-        """Sample, score or reward, train."""
+        """Samples, scores or rewards, and trains."""
         if wave.new_epoch:
             self.learning.begin_stage()
         played = self.round(wave) if wave.epoch else self.warm_up(wave)
         return replace(played, arm=self.arm(wave))
 
     def arm(self, wave: Wave) -> str:
-        """The name under which the policy is evaluated after a wave; "" where it is not."""
+        """Returns the arm as which the policy is evaluated after a wave; "" where it is not."""
         if not wave.own["last"] or wave.epoch == self.config.rounds:
             return ""
         return f"round-{wave.epoch}" if wave.epoch else "warm-up"
 
     def warm_up(self, wave: Wave) -> Played:
-        """Traces, their marks, and SFT on those that pass the filter."""
-        turns = self.sample(wave, self.config.samples)
-        traces = sum(map(len, turns))
-        right = [(i, turn) for i, drawn in enumerate(turns) for turn in right_once(drawn)]
-        for (i, _), scored in zip(right, self.score(wave, right), strict=True):
-            turns[i].append(replace(scored, index=len(turns[i])))
-        episodes = self.episodes(wave, turns)
+        """Plays traces, their marks, and SFT on those that pass the filter."""
+        drawn = self.sample(wave, self.config.samples)
+        traces = sum(len(one.turns) for one in drawn)
+        right = [(one, turn) for one in drawn for turn in right_once(one.turns)]
+        self.score(wave, right)
+        episodes = self.episodes(drawn)
         examples = [example for e in episodes for example in best_traces(e, self.config)]
         self.frame.status(f"training on {len(examples)} traces")
         self.learning.imitate(examples, 1.0, self.frame.seed("sft", 0))
-        told = f"{len(examples)} of {traces} traces kept"
         counts = {"traces": traces, "right": len(right), "kept": len(examples)}
-        return Played(episodes, {**counts, "told": told})
+        return Played(episodes, {**counts, "told": f"{len(examples)} of {traces} traces kept"})
 
-    def score(self, wave: Wave, traces: list[tuple[int, Turn]]) -> list[Turn]:
-        """Returns a turn with marks, of the critic or of rules, for each (problem, trace)."""
+    def score(self, wave: Wave, traces: list[tuple[Trajectory, Turn]]) -> None:
+        """Adds a turn with the marks of each trace, by the critic or by rules."""
         if self.config.scorer == "rules":
-            marks = [by_rules(turn).written() for _, turn in traces]
-            return [
-                Turn(-1, turn.index, "score", "rules", [], mark, parsed=mark)
-                for (_, turn), mark in zip(traces, marks, strict=True)
-            ]
+            for one, turn in traces:
+                marks = by_rules(turn).written()
+                one.add(Turn(-1, turn.index, "score", "rules", [], marks, parsed=marks))
+            return
         self.frame.status(f"marks of {len(traces)} traces")
         session, at = self.frame.session, Try("judge", wave.epoch, f"{wave.stage}/{wave.number}")
         calls = [
             # Its number tells a trace's call from those of the problem's others.
             session.call(
-                "score", self.frame.problems[wave.problems[i]],
-                replace(at, attempt=f"{at.attempt}/{turn.index}"), attempt=turn.text,
+                "score", one.problem, replace(at, attempt=f"{at.attempt}/{turn.index}"),
+                attempt=turn.text,
             )
-            for i, turn in traces
+            for one, turn in traces
         ]  # fmt: skip
-        answers = session.structured(calls, [turn for _, turn in traces], at)
-        found = [(by_critic(marks), turn) for marks, turn in answers]
-        return [replace(t, parsed=quality.written() if quality else None) for quality, t in found]
+        replies = session.structured(calls, [turn for _, turn in traces], at)
+        for (one, _), (given, turn) in zip(traces, replies, strict=True):
+            quality = by_critic(given)
+            one.add(replace(turn, parsed=quality.written() if quality else None))
 
     def round(self, wave: Wave) -> Played:
-        """Groups, their rewards, and GRPO on those whose rewards differ."""
-        drawn = self.sample(wave, self.config.group)
-        episodes = self.episodes(wave, drawn)
+        """Plays groups, their rewards, and GRPO on those whose rewards differ."""
+        episodes = self.episodes(self.sample(wave, self.config.group))
         groups = [group_of(episode, self.config) for episode in episodes]
         examples = [group for group in groups if group]
         self.frame.status(f"training on {len(examples)} groups")
         self.learning.reinforce(examples, self.config.grpo, self.frame.seed("grpo", 0))
-        rewards = [reward(turn, self.config) for group in drawn for turn in group]
+        mean = fmean(reward(turn, self.config) for episode in episodes for turn in episode.turns)
         flat = len(groups) - len(examples)
-        told = f"mean reward {fmean(rewards):.2f}, {flat} of {len(groups)} groups all alike"
-        return Played(episodes, {"reward": fmean(rewards), "flat": flat, "told": told})
+        said = f"mean reward {mean:.2f}, {flat} of {len(groups)} groups all alike"
+        return Played(episodes, {"reward": mean, "flat": flat, "told": said})
 
-    def sample(self, wave: Wave, n: int) -> list[list[Turn]]:
-        """n graded samples of each problem, numbered."""
+    def sample(self, wave: Wave, n: int) -> list[Trajectory]:
+        """Returns a trajectory of n graded samples for each problem."""
         self.frame.status(f"{n} samples of {len(wave.problems)} problems")
-        problems = [self.frame.problems[pid] for pid in wave.problems]
-        drawn = self.frame.sample(problems, n, self.frame.seed("sample", 0))
-        return [[replace(turn, index=i) for i, turn in enumerate(one)] for one in drawn]
+        found = self.frame.trajectories()
+        drawn = self.frame.sample([t.problem for t in found], n, self.frame.seed("sample", 0))
+        for one, turns in zip(found, drawn, strict=True):
+            for turn in turns:
+                one.add(turn)
+        return found
 
-    def episodes(self, wave: Wave, turns: list[list[Turn]]) -> list[Episode]:
+    def episodes(self, played: list[Trajectory]) -> list[Episode]:
         return [
-            self.frame.episode(self.frame.problems[pid], each, outcome_of(each))
-            for pid, each in zip(wave.problems, turns, strict=True)
+            self.frame.episode(one.problem, one.turns, samples_outcome(one.turns)) for one in played
         ]
 
 
@@ -344,17 +345,12 @@ def right_once(traces: Sequence[Turn]) -> list[Turn]:
     return [turn for turn in traces if right.get(turn.text) is turn]
 
 
-def outcome_of(turns: Sequence[Turn]) -> Outcome:
+def samples_outcome(turns: Sequence[Turn]) -> Outcome:
     """Returns the outcome of samples side by side: the first one's, else another's that passed."""
     won = next((turn for turn in turns if turn.role == "attempt" and passed(turn)), None)
     scores = [turn for turn in turns if turn.role == "score"]
-    if won and won.index == 0:
-        return Outcome(True, 0, "solved_first")
-    if scores and all(turn.error for turn in scores):
-        return Outcome(False, None, "failed")
-    if won:
-        return Outcome(False, won.index, "solved")
-    return Outcome(False, None, "discarded")
+    lost = bool(scores) and all(turn.error for turn in scores)
+    return outcome_of(None if won and won.index and lost else won, scores)
 
 
 METHOD = Method(
