@@ -249,7 +249,7 @@ def holds(schema: Any, key: str) -> bool:
 
 
 def is_key(span: str) -> bool:
-    file = span.endswith((".json", ".jsonl"))
+    file = span.endswith((".json", ".jsonl", ".py"))
     return bool(re.match(r"[a-z_0-9]+\.[a-z_0-9.]+( = .+)?$", span)) and (
         not file and span.partition(".")[0] in {**Recipe.model_fields, **Job.model_fields}
     )

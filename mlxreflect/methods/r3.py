@@ -87,35 +87,27 @@ def keeps_bucket(recipe: Recipe) -> bool:
     return recipe.r3.bucket_every > 0 or recipe.r3.until_mastered
 
 
-@dataclass(frozen=True)
-class Visits:
-    """Problems shown to a critic, by its tier. tries: critiques and rewrites a visit.
-
-    judged: calls of the judge a try.
-    """
-
-    visits: dict[Tier, float]
-    tries: float
-    judged: float
-
-
 def plan(recipe: Recipe, n: int, wrong: float) -> Plan:
     config = recipe.r3
-    found = at_most(recipe, n) if wrong == 1 else expected(recipe, n, wrong)
+    visits, tries = at_most(recipe, n) if wrong == 1 else expected(recipe, n, wrong)
     calls: dict[tuple[Tier, str], float] = {}
-    for tier, visits in found.visits.items():
+    for tier, shown in visits.items():
         for role, who in (("critique", config.feedback), ("rewrite", config.rewriter)):
             if who == "critic":
-                calls[tier, role] = visits * found.tries
+                calls[tier, role] = shown * tries
     roles: tuple[str, ...] = ("critique", "rewrite")
     if config.judge:
-        calls["judge", "judge"] = sum(found.visits.values()) * found.tries * found.judged
+        judged = 2 if wrong == 1 else 1 - wrong  # of a try; its reply may be asked for again
+        calls["judge", "judge"] = sum(visits.values()) * tries * judged
         roles += ("judge",)
     return Plan(n * config.epochs, config.wave, calls, roles)
 
 
-def at_most(recipe: Recipe, n: int) -> Visits:
-    """Returns visits where nothing is ever right; a round of mastery takes one off the bucket."""
+def at_most(recipe: Recipe, n: int) -> tuple[dict[Tier, float], float]:
+    """Returns problems shown to each critic, and tries at each, where nothing is ever right.
+
+    The bucket list only grows, and a round of mastery takes one off it.
+    """
     config = recipe.r3
     advanced = 0
     if every := config.bucket_every:
@@ -124,12 +116,12 @@ def at_most(recipe: Recipe, n: int) -> Visits:
         advanced += (config.epochs - 1) * passes * n
     if config.until_mastered:
         advanced += sum(range(n, max(0, n - MAX_MASTERY_ROUNDS), -1)) + n
-    visits: dict[Tier, float] = {"basic": n * config.epochs, "advanced": advanced}
-    return Visits(visits, config.rewrites * max(1, config.verifications), 2)
+    tries = config.rewrites * max(1, config.verifications)
+    return {"basic": n * config.epochs, "advanced": advanced}, tries
 
 
-def expected(recipe: Recipe, n: int, wrong: float) -> Visits:
-    """Returns visits where a share of everything is wrong, and all unsolved is listed once."""
+def expected(recipe: Recipe, n: int, wrong: float) -> tuple[dict[Tier, float], float]:
+    """Returns the same where a share of everything is wrong, and what is unsolved listed once."""
     config = recipe.r3
     lost = wrong**config.rewrites  # a cycle without a winner
     tries = sum(wrong**i for i in range(config.rewrites))
@@ -137,8 +129,7 @@ def expected(recipe: Recipe, n: int, wrong: float) -> Visits:
     unsolved = lost + (1 - lost) * (wrong**config.verifications if config.verifications else 0)
     first = n * config.epochs * wrong
     again = first * unsolved * wrong if keeps_bucket(recipe) else 0.0
-    visits: dict[Tier, float] = {"basic": first, "advanced": again}
-    return Visits(visits, tries * cycles, 1 - wrong)
+    return {"basic": first, "advanced": again}, tries * cycles
 
 
 # ---- which problems come next --------------------------------------------------------------------
@@ -344,8 +335,8 @@ class R3:
 
     def begin(self, trajectories: list[Trajectory], cycle: int) -> None:
         """Lets each of these go its own way from here on, where there are workers."""
-        for trajectory in trajectories:
-            if self.workers:
+        if self.workers:
+            for trajectory in trajectories:
                 self.workers.start(self.rounds([trajectory], cycle))
 
     def improve(self, trajectories: list[Trajectory], cycle: int) -> None:
