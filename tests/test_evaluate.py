@@ -1,16 +1,23 @@
 """Evaluations: the same bytes however they were interrupted, and figures that can be recounted."""
 
+import itertools
 import json
+import random
 import sqlite3
+from collections import Counter
+from pathlib import Path
 
+import numpy as np
 import pytest
-from support.evaluations import evaluated
+from support.evaluations import evaluated, samples_of
+from support.rows import write_rows
 
 from mlxreflect.config.recipe import eval_spec
 from mlxreflect.config.schema import EvalSpec, LoraConfig, PolicyConfig, Recipe
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.records import Problem, flat_from_row
-from mlxreflect.evaluation.arms import fingerprint, whole_chunks
+from mlxreflect.core.journal import append_rows
+from mlxreflect.core.records import Problem, Sample, flat_from_row
+from mlxreflect.evaluation.arms import fingerprint, sample_row, whole_chunks
 from mlxreflect.evaluation.contamination import clean
 from mlxreflect.evaluation.evaluate import (
     eval_problems,
@@ -18,10 +25,12 @@ from mlxreflect.evaluation.evaluate import (
     find_spec,
     problem_set,
     summarise,
+    warnings,
 )
 from mlxreflect.evaluation.generators import Answers, LocalGenerator, LocalModel
 from mlxreflect.models.load import load_policy, policy_identity
 from mlxreflect.models.policy import Policy
+from mlxreflect.stats import mean_interval
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer
@@ -68,23 +77,6 @@ def test_only_whole_chunks_are_kept(tmp_path):
     assert path.read_bytes().count(b"\n") == 6
     path.write_bytes(b"".join(b'{"i": %d}\n' % i for i in range(7)))
     assert whole_chunks(path, 3, 7) == 7  # the last chunk is short when all is there
-
-
-def test_figures_are_counted_from_the_samples(tmp_path):
-    rows = [("7", True, True, "stop"), (None, False, False, "length"), ("8", False, True, "stop"),
-            ("9", True, False, "stop")]  # fmt: skip
-    lines = [
-        {"schema": "sample/1", "task": "gsm8k", "problem_id": str(i), "sample": 0, "text": "",
-         "token_ids": [1] * (i + 1), "finish_reason": reason, "parsed": parsed,
-         "correct": correct, "format_ok": format_ok}
-        for i, (parsed, correct, format_ok, reason) in enumerate(rows)
-    ]  # fmt: skip
-    path = tmp_path / "samples.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = summarise(path)
-    assert (found["n"], found["accuracy"], found["strict_accuracy"]) == (4, 0.5, 0.25)
-    assert (found["format_rate"], found["parse_failures"], found["truncated"]) == (0.5, 1, 1)
-    assert found["tokens_mean"] == 2.5
 
 
 def test_problems_do_not_depend_on_the_limit_beyond_their_number():
@@ -147,7 +139,7 @@ def test_a_kill_with_several_samples_a_problem_skips_none(policy, tmp_path):
 def test_several_samples_a_question(policy, tmp_path):
     spec = SPEC.model_copy(update={"samples": 3, "temperature": 1.0, "limit": 4, "batch": 2})
     results = run(policy, tmp_path, spec)
-    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    rows = samples_of(tmp_path)
     assert [row["sample"] for row in rows] == [0, 1, 2] * 4
     assert results["samples"] == 3
     assert len({row["text"] for row in rows[:3]}) > 1
@@ -155,8 +147,7 @@ def test_several_samples_a_question(policy, tmp_path):
 
 def test_a_recipe_evaluates_the_data_it_names(tmp_path):
     rows = [{"question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(60)]
-    source = tmp_path / "mine.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = write_rows(tmp_path / "mine.jsonl", rows)
     recipe = Recipe.model_validate({"task": {"name": "gsm8k", "source": str(source)},
                                     "eval": {"spec": "gsm8k"}})  # fmt: skip
     spec = eval_spec(recipe)
@@ -181,10 +172,9 @@ def test_specs_by_name_task_and_setting():
 
 def test_a_training_question_in_other_spelling_is_not_trained_on(tmp_path):
     rows = [{"question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(60)]
-    mine, exam = tmp_path / "mine.jsonl", tmp_path / "exam.jsonl"
-    mine.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mine = write_rows(tmp_path / "mine.jsonl", rows)
     other = [{**row, "question": row["question"].replace("What is", "what  IS")} for row in rows]
-    exam.write_text("".join(json.dumps(row) + "\n" for row in other[:30]))
+    exam = write_rows(tmp_path / "exam.jsonl", other[:30])
     recipe = Recipe.model_validate({"task": {"name": "jsonl", "source": str(mine)},
                                     "eval": {"spec": "gsm8k", "source": str(exam)}})  # fmt: skip
     spec = eval_spec(recipe)
@@ -210,8 +200,7 @@ def test_problems_are_kept_as_they_were_asked(policy, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "problems.jsonl").read_text().splitlines()]
     asked = eval_problems(TASKS["countdown"], SPEC)
     assert [flat_from_row(Problem, row) for row in rows] == asked
-    samples = (tmp_path / "samples.jsonl").read_text().splitlines()
-    assert [json.loads(line)["problem_id"] for line in samples] == [p.id for p in asked]
+    assert [row["problem_id"] for row in samples_of(tmp_path)] == [p.id for p in asked]
 
 
 def test_prompts_are_the_same_for_every_tokenizer(policy, load_random, tmp_path):
@@ -233,16 +222,11 @@ def test_a_stop_string_ends_answers(policy, tmp_path):
     few = SPEC.model_copy(update={"limit": 6, "batch": 6})
     whole = run(policy, tmp_path / "whole", few)
     ended = run(policy, tmp_path / "ended", few.model_copy(update={"stop": ["= ", "\x00"]}))
-    texts = [read_texts(tmp_path / name) for name in ("whole", "ended")]
+    texts = [[row["text"] for row in samples_of(tmp_path / name)] for name in ("whole", "ended")]
     assert any("= " in text for text in texts[0])
     assert texts[1] == [text.partition("= ")[0] for text in texts[0]]
     assert ended["truncated"] == 0 < whole["tokens_mean"] - ended["tokens_mean"]
     assert ended["spec"]["stop"] == ["= ", "\x00"] and "stop" not in whole["spec"]
-
-
-def read_texts(folder):
-    rows = (folder / "samples.jsonl").read_text().splitlines()
-    return [json.loads(row)["text"] for row in rows]
 
 
 def test_a_raw_prompt_is_completed_without_a_chat_template(policy, tmp_path, monkeypatch):
@@ -374,7 +358,7 @@ def test_a_spec_names_its_grading_rules(policy, tmp_path):
     assert exact["rules"] == "exact" and "rules" not in exact["spec"]
     assert (strict["rules"], strict["spec"]["rules"]) == ("strict", "strict")
     assert exact["prompt_hash"] == strict["prompt_hash"]
-    rows = [json.loads(line) for line in (tmp_path / "b" / "samples.jsonl").open()]
+    rows = samples_of(tmp_path / "b")
     assert all(row["format_ok"] or not row["correct"] for row in rows)
     assert "score" not in rows[0] and "f1" not in strict
     asked = [json.loads(line)["id"] for line in (tmp_path / "b" / "problems.jsonl").open()]
@@ -382,3 +366,128 @@ def test_a_spec_names_its_grading_rules(policy, tmp_path):
     with pytest.raises(UserError, match="no rules 'lax'"):
         run(policy, tmp_path / "c", spec.model_copy(update={"rules": "lax"}))
     assert not (tmp_path / "c" / "samples.jsonl").exists()
+
+
+# ---- figures, recounted by hand or by brute force ------------------------------------------------
+
+
+def row(problem: str, sample: int, parsed: str | None, correct: bool, **changes: object) -> dict:
+    return {
+        "schema": "sample/1", "task": "gsm8k", "problem_id": problem, "sample": sample,
+        "text": "t", "token_ids": [1, 2], "finish_reason": "stop", "parsed": parsed,
+        "correct": correct, "format_ok": True,
+    } | changes  # fmt: skip
+
+
+def figures(path: Path, rows: list[dict]) -> dict:
+    path.unlink(missing_ok=True)
+    append_rows(path, rows)
+    return summarise(path)
+
+
+def test_figures_of_one_sample_a_problem(tmp_path: Path) -> None:
+    rows = [
+        row("a", 0, "7", True, token_ids=[1]),
+        row("b", 0, None, False, format_ok=False, finish_reason="length"),
+        row("c", 0, "8", False, token_ids=[1] * 3),
+        row("d", 0, "9", True, token_ids=[1] * 4, format_ok=False),
+    ]
+    found = figures(tmp_path / "s.jsonl", rows)
+    assert (found["n"], found["accuracy"], found["strict_accuracy"]) == (4, 0.5, 0.25)
+    assert (found["format_rate"], found["parse_failures"], found["truncated"]) == (0.5, 1, 1)
+    assert found["tokens_mean"] == 2.5
+
+
+def test_several_samples_by_hand(tmp_path: Path) -> None:
+    answers = {
+        "a": [("1", True), ("1", True), ("2", False), ("3", False)],  # majority right
+        "b": [("5", False), ("5", False), ("6", True), (None, False)],  # majority wrong
+        "c": [("7", False), ("8", True), ("8", True), ("7", False)],  # a tie: the first, wrong
+        "d": [(None, False)] * 4,
+    }
+    found = figures(
+        tmp_path / "s.jsonl",
+        [row(p, j, *answer) for p, given in answers.items() for j, answer in enumerate(given)],
+    )
+    assert (found["n"], found["samples"]) == (4, 4)
+    assert found["accuracy"] == 5 / 16
+    assert found["pass_at"] == {
+        "1": 5 / 16, "2": pytest.approx((5 / 6 + 1 / 2 + 5 / 6 + 0) / 4), "4": 3 / 4,
+    }  # fmt: skip
+    assert found["maj_at"] == {"4": 1 / 4}
+    assert found["parse_failures"] == 5
+    means = np.array([2 / 4, 1 / 4, 2 / 4, 0])
+    half = 1.959963984540054 * means.std(ddof=1) / 2
+    assert found["ci_low"] == pytest.approx(max(0, means.mean() - half))
+    assert found["ci_high"] == pytest.approx(means.mean() + half)
+
+
+@pytest.mark.parametrize("samples", [2, 3, 5, 6])
+def test_pass_and_majority_by_brute_force(tmp_path: Path, samples: int) -> None:
+    """pass@k as the mean over all subsets of k; maj@k by counting, ties to the first seen."""
+    rng = random.Random(samples)
+    right = {"4", "5"}  # several answers may be right
+    given = [[rng.choice(["3", "4", "5", "6", None]) for _ in range(samples)] for _ in range(30)]
+    rows = [row(str(q), j, a, a in right) for q, one in enumerate(given) for j, a in enumerate(one)]
+    found = figures(tmp_path / "s.jsonl", rows)
+    ks = {2: "12", 3: "123", 5: "1245", 6: "1246"}[samples]
+    assert list(found["pass_at"]) == list(ks)
+    for k, share in found["pass_at"].items():
+        chances = [
+            np.mean([bool(right & set(part)) for part in itertools.combinations(one, int(k))])
+            for one in given
+        ]
+        assert share == pytest.approx(np.mean(chances))
+    wins = 0
+    for one in given:
+        votes = Counter(a for a in one if a is not None)
+        most = max(votes.values(), default=0)
+        first = next((a for a in one if a is not None and votes[a] == most), None)
+        wins += first in right
+    assert found["maj_at"] == {str(samples): wins / 30}
+
+
+def test_what_one_sample_a_question_does_not_have(tmp_path: Path) -> None:
+    found = figures(tmp_path / "s.jsonl", [row(str(i), 0, "1", i < 3) for i in range(10)])
+    assert not {"pass_at", "maj_at", "failed"} & set(found)
+    assert found["ci_high"] == pytest.approx(0.6032, abs=1e-4)  # Wilson, 3 of 10
+
+
+def test_calls_that_failed_and_tokens_that_are_not_known(tmp_path: Path) -> None:
+    none = {"token_ids": [], "format_ok": False}
+    rows = [
+        row("a", 0, "1", True, **none, tokens=7),
+        row("b", 0, None, False, **none, finish_reason="error"),
+        row("c", 0, None, False, **none, finish_reason="length", tokens=9),
+        row("d", 0, "1", False, **none),
+    ]
+    found = figures(tmp_path / "s.jsonl", rows)
+    assert (found["failed"], found["parse_failures"], found["truncated"]) == (1, 1, 1)
+    assert (found["accuracy"], found["tokens_mean"]) == (0.25, 8)
+    assert figures(tmp_path / "s.jsonl", rows[3:])["tokens_mean"] is None
+
+
+def test_a_warning_names_what_cut_the_answers_off(tmp_path: Path) -> None:
+    decoding = {"decoding": {"max_new_tokens": 64}}
+    rows = [row(str(i), 0, "1", True) for i in range(40)]
+    for cut, said in ((2, False), (3, True)):  # 5.0 % and 7.5 %
+        for i in range(cut):
+            rows[i]["finish_reason"] = "length"
+        told = warnings(figures(tmp_path / "s.jsonl", rows) | decoding)
+        assert bool(told) == said
+    assert "3 of 40" in told[0] and "max_new_tokens = 64" in told[0]
+
+
+def test_a_mean_over_questions_stays_between_0_and_1() -> None:
+    assert mean_interval([0.5]) == (0.0, 1.0)
+    assert mean_interval([1.0, 1.0, 0.9])[1] == 1.0
+    assert mean_interval([0.0, 0.0, 0.1])[0] == 0.0
+
+
+def test_rows_of_local_models_have_no_empty_key(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    append_rows(path, [row("a", 0, "1", True)])
+    before = json.loads(path.read_text())
+    assert sample_row(flat_from_row(Sample, before)) == before
+    served = {**before, "tokens": 3}
+    assert sample_row(flat_from_row(Sample, served)) == served

@@ -1,19 +1,20 @@
-"""`mlxreflect grade`: rows in, verdicts out, and what is said of a row that cannot be graded."""
+"""`mlxreflect grade`: of a file's rows, and of a folder that an evaluation made."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.evaluations import samples_of
+from support.rows import write_rows
 
+from mlxreflect.config.schema import EvalSpec
 from mlxreflect.core.errors import UserError
-from mlxreflect.evaluation.grade import grade_file
+from mlxreflect.core.journal import append_rows
+from mlxreflect.core.records import Sample, make_problem, to_row
+from mlxreflect.evaluation.compare import compare
+from mlxreflect.evaluation.grade import grade_file, rescore
 from mlxreflect.tasks import TASKS, get_task
-
-
-def save(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def answer(text: str) -> str:
@@ -29,26 +30,15 @@ def test_numbers(tmp_path: Path, task: str) -> None:
         {"id": "d", "gold": 2.5, "response": answer("5/2")},
         {"id": "e", "gold": 18, "response": "no idea"},
     ]
-    out = list(grade_file(task, save(tmp_path / "r.jsonl", rows)))
+    out = list(grade_file(task, write_rows(tmp_path / "r.jsonl", rows)))
     assert out == [
         {"id": "a", "correct": True, "format_ok": True, "parsed": "0", "reason": ""},
-        {
-            "id": 2,
-            "correct": False,
-            "format_ok": True,
-            "parsed": "1",
-            "reason": "expected 0, got 1",
-        },
+        {**out[0], "id": 2, "correct": False, "parsed": "1", "reason": "expected 0, got 1"},
         {**out[2], "id": "c", "correct": True, "format_ok": False, "parsed": "1234"},
-        {"id": "d", "correct": True, "format_ok": True, "parsed": "2.5", "reason": ""},
-        {
-            "id": "e",
-            "correct": False,
-            "format_ok": False,
-            "parsed": None,
-            "reason": "no number found",
-        },
-    ]
+        {**out[0], "id": "d", "parsed": "2.5"},
+        {"id": "e", "correct": False, "format_ok": False, "parsed": None,
+         "reason": "no number found"},
+    ]  # fmt: skip
     assert all(list(row) == ["id", "correct", "format_ok", "parsed", "reason"] for row in out)
 
 
@@ -56,16 +46,11 @@ def test_the_other_answer_types(tmp_path: Path) -> None:
     rows = [
         {"id": 1, "gold": "Paris", "answer_type": "text", "response": answer("paris.")},
         {"id": 2, "gold": "B", "answer_type": "choice", "response": answer("(B)")},
-        {
-            "id": 3,
-            "gold": 1,
-            "answer_type": "choice",
-            "choices": ["Rome", "Paris"],
-            "response": answer("Paris"),
-        },
+        {"id": 3, "gold": 1, "answer_type": "choice", "choices": ["Rome", "Paris"],
+         "response": answer("Paris")},
         {"id": 4, "gold": "A", "answer_type": "choice", "response": answer("B")},
-    ]
-    out = list(grade_file("jsonl", save(tmp_path / "r.jsonl", rows)))
+    ]  # fmt: skip
+    out = list(grade_file("jsonl", write_rows(tmp_path / "r.jsonl", rows)))
     assert [row["correct"] for row in out] == [True, True, True, False]
     assert [row["parsed"] for row in out] == ["paris.", "B", "B", "B"]
 
@@ -75,16 +60,16 @@ def test_countdown(tmp_path: Path) -> None:
         {"id": 1, "numbers": [3, 4, 5], "target": 35, "response": answer("(3 + 4) * 5")},
         {"id": 2, "numbers": [3, 4, 5], "target": 35, "response": answer("3 + 4 * 5")},
     ]
-    out = list(grade_file("countdown", save(tmp_path / "r.jsonl", rows)))
+    out = list(grade_file("countdown", write_rows(tmp_path / "r.jsonl", rows)))
     assert [row["correct"] for row in out] == [True, False]
 
 
 def test_tags_and_style_are_the_callers(tmp_path: Path) -> None:
     row = {"id": 1, "gold": 5, "response": "<reasoning>x</reasoning><answer>5</answer>"}
-    path = save(tmp_path / "r.jsonl", [row])
+    path = write_rows(tmp_path / "r.jsonl", [row])
     assert not next(iter(grade_file("gsm8k", path)))["format_ok"]
     assert next(iter(grade_file("gsm8k", path, tags="reasoning")))["format_ok"]
-    direct = save(tmp_path / "d.jsonl", [{**row, "response": "<answer>5</answer>"}])
+    direct = write_rows(tmp_path / "d.jsonl", [{**row, "response": "<answer>5</answer>"}])
     assert next(iter(grade_file("gsm8k", direct, style="direct")))["format_ok"]
 
 
@@ -113,7 +98,7 @@ GOOD = {"id": 1, "gold": 5, "response": "5"}
 )
 def test_a_bad_row_is_named(tmp_path: Path, task: str, row: Any, said: str) -> None:
     first = {**GOOD, "numbers": [5], "target": 5}
-    rows = grade_file(task, save(tmp_path / "bad.jsonl", [first, row]))
+    rows = grade_file(task, write_rows(tmp_path / "bad.jsonl", [first, row]))
     next(rows)
     with pytest.raises(UserError) as caught:
         next(rows)
@@ -123,10 +108,139 @@ def test_a_bad_row_is_named(tmp_path: Path, task: str, row: Any, said: str) -> N
 
 def test_unknown_task_and_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the tasks are") as caught:
-        list(grade_file("gsm8", save(tmp_path / "r.jsonl", [])))
+        list(grade_file("gsm8", write_rows(tmp_path / "r.jsonl", [])))
     assert "gsm8k" in caught.value.hint
     with pytest.raises(UserError, match="no such file"):
         list(grade_file("gsm8k", tmp_path / "none.jsonl"))
     assert {"countdown", "arithmetic", "last_letter", "gsm8k", "svamp", "aime", "math500", "logiqa",
             "jsonl"} == set(TASKS)  # fmt: skip
     assert all(get_task(name).name == name for name in TASKS)
+
+
+# ---- a folder, under other rules -----------------------------------------------------------------
+
+TEXTS = [
+    "<think>9 * 2</think><answer>18</answer>",
+    "The answer is 18.",
+    "so\n#### 18",
+    "I do not know",
+]
+
+
+def write_arm(folder: Path, texts: list[str], task: dict[str, Any] | None = None) -> Path:
+    """An evaluation's folder, with verdicts that another grader gave."""
+    folder.mkdir()
+    spec = EvalSpec.model_validate({"task": {"name": "gsm8k", **(task or {})}, "limit": 4})
+    setup = {"prompt_hash": "0123", "decoding": {"temperature": 0.0}, "spec": spec.model_dump(),
+             "model": "m", "adapter": ""}  # fmt: skip
+    name = spec.task.name
+    fields = {"answer_type": spec.task.answer_type} if name == "jsonl" else {}
+    problems = [
+        make_problem(name, {"question": f"{i}?", **fields}, "18") for i in range(len(texts))
+    ]
+    samples = [
+        Sample(name, p.id, 0, text, [1, 2], "stop", None, False, False)
+        for p, text in zip(problems, texts, strict=True)
+    ]
+    (folder / "setup.json").write_text(json.dumps(setup))
+    append_rows(folder / "problems.jsonl", map(to_row, problems))
+    append_rows(folder / "samples.jsonl", map(to_row, samples))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("rules", "right", "kept", "unparsed"),
+    [
+        ("", [1, 1, 1, 0], 1, 1),
+        ("strict", [1, 0, 0, 0], 1, 1),
+        ("lm-eval-strict", [0, 0, 1, 0], 1, 3),
+        ("lm-eval-flexible", [1, 1, 1, 0], 1, 1),
+    ],
+)
+def test_the_verdicts_of_each_set_of_rules(
+    tmp_path: Path, rules: str, right: list[int], kept: int, unparsed: int
+) -> None:
+    arm = write_arm(tmp_path / "arm", TEXTS)
+    before = {path.name: path.read_bytes() for path in arm.iterdir()}
+    found = rescore(arm, rules)
+    out = Path(found["out"])
+    assert out == arm / "graded" / (rules or "flexible")
+    assert {p.name: p.read_bytes() for p in arm.iterdir() if p.is_file()} == before
+    assert [row["correct"] for row in samples_of(out)] == [bool(r) for r in right]
+    results = json.loads((out / "results.json").read_text())
+    assert (results["n"], results["accuracy"]) == (4, sum(right) / 4)
+    assert (results["format_rate"], results["parse_failures"]) == (kept / 4, unparsed)
+    assert results["rules"] == (rules or "flexible")
+    assert found["changed"] == sum(right)
+    assert (out / "problems.jsonl").read_bytes() == (arm / "problems.jsonl").read_bytes()
+    texts = [(row["text"], row["token_ids"]) for row in samples_of(out)]
+    assert texts == [(text, [1, 2]) for text in TEXTS]
+    again = {path.name: path.read_bytes() for path in out.iterdir()}
+    rescore(arm, rules)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == again
+
+
+def test_graded_folders_are_compared_and_never_mixed(tmp_path: Path) -> None:
+    a, b = write_arm(tmp_path / "a", TEXTS), write_arm(tmp_path / "b", TEXTS[:1] * 4)
+    flexible = [Path(rescore(arm)["out"]) for arm in (a, b)]
+    strict = [Path(rescore(arm, "strict", tmp_path / f"s-{arm.name}")["out"]) for arm in (a, b)]
+    assert compare(*flexible)["difference"] == pytest.approx(0.25)
+    assert compare(*strict)["difference"] == pytest.approx(0.75)
+    with pytest.raises(UserError, match=r"spec\.rules differs"):
+        compare(flexible[0], strict[1])
+    named = Path(rescore(a, "flexible", tmp_path / "named")["out"])  # the headline's own name
+    assert compare(flexible[0], named)["difference"] == 0
+
+
+def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
+    arm = write_arm(tmp_path / "arm", TEXTS)
+    data = (arm / "samples.jsonl").read_bytes()
+    (arm / "samples.jsonl").write_bytes(data[:-20])
+    assert rescore(arm)["n"] == 3
+
+
+def test_token_f1_is_reported(tmp_path: Path) -> None:
+    texts = ["<answer>18</answer>", "<answer>18 eggs</answer>", "<answer>x</answer>", "18"]
+    task = {"name": "jsonl", "answer_type": "f1", "source": "mine.jsonl"}
+    arm = write_arm(tmp_path / "arm", texts, task)
+    found = rescore(arm)
+    assert found["accuracy"] == 0.25
+    assert found["f1"] == pytest.approx((1 + 2 / 3) / 4)
+    assert [row["score"] for row in samples_of(Path(found["out"]))][::3] == [1.0, 0.0]
+
+
+def fault(*arguments: Any) -> UserError:
+    with pytest.raises(UserError) as caught:
+        rescore(*arguments)
+    assert caught.value.hint and "\n" not in caught.value.message + caught.value.hint
+    return caught.value
+
+
+@pytest.mark.parametrize("missing", ["problems.jsonl", "samples.jsonl", "setup.json"])
+def test_what_is_no_evaluation_is_refused(tmp_path: Path, missing: str) -> None:
+    arm = write_arm(tmp_path / "arm", TEXTS)
+    (arm / missing).unlink()
+    assert f"no {missing} in it" in fault(arm).message
+
+
+def test_mistakes_are_two_lines(tmp_path: Path) -> None:
+    arm = write_arm(tmp_path / "arm", TEXTS)
+    assert "no rules 'stric'" in fault(arm, "stric").message
+    assert "no such folder" in fault(tmp_path / "none").message
+    assert "is the evaluation itself" in fault(arm, "", arm).message
+    other = Path(rescore(arm, "strict", tmp_path / "out")["out"])
+    assert "spec.rules" in fault(arm, "", other).message  # that folder holds other verdicts
+    (tmp_path / "file").write_text("")
+    assert "--out" in fault(arm, "", tmp_path / "file" / "x").hint
+    lines = (arm / "problems.jsonl").read_text().splitlines(keepends=True)
+    (arm / "problems.jsonl").write_text("".join(lines[1:]))
+    assert "is not in problems.jsonl" in fault(arm).message
+    (arm / "problems.jsonl").write_text("".join(lines))
+    (arm / "samples.jsonl").write_text('{"task": "gsm8k"}\n')
+    assert "row 1: not a sample" in fault(arm).message
+    (arm / "samples.jsonl").write_text("")
+    assert "no samples in it" in fault(arm).message
+    (arm / "setup.json").write_text("{")
+    assert "not JSON" in fault(arm).message
+    choice = write_arm(tmp_path / "choice", TEXTS, {"name": "jsonl", "answer_type": "choice"})
+    assert "has: flexible, strict" in fault(choice, "lm-eval-strict").message

@@ -1,5 +1,7 @@
 """The exact critic on hand-made thoughts: the first fault, and rewrites that keep what holds."""
 
+from typing import Any
+
 import pytest
 
 from mlxreflect.config.schema import CriticConfig, TaskConfig
@@ -8,7 +10,8 @@ from mlxreflect.core.records import Problem, Visibility, make_problem
 from mlxreflect.critics.base import Call
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.prompts.parsing import TAGS
-from mlxreflect.tasks import TASKS
+from mlxreflect.prompts.templates import PRAISE
+from mlxreflect.tasks import TASKS, arithmetic, countdown_solver
 from mlxreflect.tasks.countdown import TASK
 
 CRITIC = SolverCritic(CriticConfig(), "countdown")
@@ -16,6 +19,9 @@ CRITIC = SolverCritic(CriticConfig(), "countdown")
 
 def game(numbers: list[int], target: int) -> Problem:
     return make_problem("countdown", {"numbers": numbers, "target": target})
+
+
+GAME = game([3, 4, 5], 35)
 
 
 def written(thought: str, answer: str, tags: str = "think") -> str:
@@ -28,7 +34,7 @@ def ask(
     tags: str = "think", seed: int = 0,
 ) -> str:  # fmt: skip
     call = Call(role, problem, [], text, visibility=visibility, tags=tags, seed=seed)  # type: ignore[arg-type]
-    (reply,) = CRITIC.ask([call])
+    (reply,) = SolverCritic(CriticConfig(), problem.task).ask([call])
     assert reply.error is None
     return reply.text
 
@@ -37,30 +43,28 @@ def ask(
 
 
 def test_critiques_name_the_fault() -> None:
-    problem = game([3, 4, 5], 35)
     dead = written("step 1: 3 * 4 = 12\nstep 2: 12 + 5 = 17", "3 * 4 + 5")
-    assert ask(problem, dead, "critique") == "step 1 leads nowhere: 3 * 4 = 12"
+    assert ask(GAME, dead, "critique") == "step 1 leads nowhere: 3 * 4 = 12"
     right = written("step 1: 3 + 4 = 7\nstep 2: 7 * 5 = 35", "( 3 + 4 ) * 5")
-    assert ask(problem, right, "critique") == "every step holds"
+    assert ask(GAME, right, "critique") == "every step holds"
     other = right.replace("( 3 + 4 ) * 5", "3 + 4 * 5")
-    assert "23" in ask(problem, other, "critique")  # the steps hold, the answer does not
+    assert "23" in ask(GAME, other, "critique")  # the steps hold, the answer does not
     twice = right + "<answer> ( 3 + 4 ) * 5 </answer>"
-    assert "2 closed <answer> blocks" in ask(problem, twice, "critique")
+    assert "2 closed <answer> blocks" in ask(GAME, twice, "critique")
 
 
 def test_without_visibility_nothing_is_searched() -> None:
-    problem = game([3, 4, 5], 35)
     for thought, answer in (
         ("step 1: 3 * 4 = 12", "3 * 4"),
         ("step 1: 3 * 4 = 12\nstep 2: 12 + 5 = 17", "3 * 4 + 5"),
     ):
         text = written(thought, answer)
-        assert "leads nowhere" in ask(problem, text, "critique", "verdict")
-        hidden = ask(problem, text, "critique", "none")
+        assert "leads nowhere" in ask(GAME, text, "critique", "verdict")
+        hidden = ask(GAME, text, "critique", "none")
         assert "leads nowhere" not in hidden
         assert hidden.startswith("the steps ")
     wrong = written("step 1: 3 + 4 = 8", "3")
-    assert ask(problem, wrong, "critique", "none") == "step 1 is wrong: 3 + 4 is 7, not 8"
+    assert ask(GAME, wrong, "critique", "none") == "step 1 is wrong: 3 + 4 is 7, not 8"
 
 
 OPENINGS = [
@@ -73,15 +77,14 @@ OPENINGS = [
 @pytest.mark.parametrize("tags", TAGS)
 @pytest.mark.parametrize("opening", OPENINGS)
 def test_a_rewrite_keeps_the_valid_opening_byte_for_byte(opening: str, tags: str) -> None:
-    problem = game([3, 4, 5], 35)
     for wrong in ("step 2: 7 * 5 = 36", "step 2: 9 + 5 = 14", "then 7 + 5 = 12\nand so 12"):
         text = written(f"{opening}\n{wrong}", "3 + 4 + 5", tags)
-        again = ask(problem, text, "rewrite", tags=tags)
+        again = ask(GAME, text, "rewrite", tags=tags)
         kept = f"{TAGS[tags][0]}\n{opening}\n"
         assert text.startswith(kept)
         assert again.startswith(kept)
         assert wrong not in again
-        assert TASK.grade(problem, again, tags, "thinking").verdict.passed
+        assert TASK.grade(GAME, again, tags, "thinking").verdict.passed
 
 
 @pytest.mark.parametrize(
@@ -96,10 +99,9 @@ def test_a_rewrite_keeps_the_valid_opening_byte_for_byte(opening: str, tags: str
     ids=lambda text: text[:30].encode("ascii", "replace").decode(),
 )  # fmt: skip
 def test_any_text_is_reviewed_and_rewritten(text: str) -> None:
-    problem = game([3, 4, 5], 35)
-    assert ask(problem, text, "critique") not in ("", "every step holds")
-    again = ask(problem, text, "rewrite")
-    assert TASK.grade(problem, again, "think", "thinking").verdict.passed
+    assert ask(GAME, text, "critique") not in ("", "every step holds")
+    again = ask(GAME, text, "rewrite")
+    assert TASK.grade(GAME, again, "think", "thinking").verdict.passed
     if "step 1: 3 + 4 = 7" in text:
         assert "step 1: 3 + 4 = 7\n" in again
 
@@ -134,3 +136,55 @@ def test_a_task_without_a_solver_is_refused_before_the_run() -> None:
         SolverCritic(CriticConfig(), without).preflight()
     assert without in caught.value.message
     assert "countdown" in caught.value.hint
+
+
+# ---- shown no answer -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["critique", "rewrite", "judge"])
+def test_without_the_answer_the_solver_never_searches(
+    role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def searched(*_: object) -> Any:
+        raise AssertionError("a search")
+
+    for name in ("solvable", "search_path", "steps_from"):
+        monkeypatch.setattr(countdown_solver, name, searched)
+    # 3 * 4 = 12 is a dead end for 35: only a search knows.
+    texts = [written(thought, "7") for thought in
+             ("step 1: 3 * 4 = 12\nstep 2: 12 + 5 = 18", "step 1: 3 * 4 = 12", "no idea",
+              "step 1: 3 + 4 = 8", "step 1: 3 + 4 = 7\nstep 2: 7 * 5 = 35")]  # fmt: skip
+    for text in texts:
+        ask(GAME, text, role, "none")
+    with pytest.raises(AssertionError, match="a search"):
+        ask(GAME, texts[0], role)
+
+
+def test_a_dead_end_is_kept_where_only_a_search_would_show_it() -> None:
+    text = written("step 1: 3 * 4 = 12\nstep 2: 12 + 5 = 18", "7")
+    assert ask(GAME, text, "critique", "none") == "step 2 is wrong: 12 + 5 is 17, not 18"
+    assert ask(GAME, text, "rewrite", "none") == "<think>\nstep 1: 3 * 4 = 12"
+    assert "leads nowhere" in ask(GAME, text, "critique")
+
+
+@pytest.mark.parametrize(
+    ("thought", "opening"),
+    [
+        ("step 1: 3 + 4 = 8\nstep 2: 8 * 5 = 35", "<think>\nstep 1: 3 + 4 = 7"),
+        ("Hm.\n- (3 + 4) = 9, so", "<think>\nHm.\n- (3 + 4) = 7"),
+        ("step 1: 3 + 6 = 8", "<think>"),  # 6 is not there: computing does not mend it
+        ("step 1: 3 / 0 = 8", "<think>"),
+        ("step 1: 3 + 4 = 7\nstep 2: 7 + 5 = 35", "<think>\nstep 1: 3 + 4 = 7"),  # nothing after it
+    ],
+)
+def test_a_sum_is_computed_again_where_something_follows(thought: str, opening: str) -> None:
+    assert ask(GAME, written(thought, "7"), "rewrite", "none") == opening
+
+
+def test_what_only_the_answer_shows_is_not_said() -> None:
+    problem = make_problem("arithmetic", {"expression": "3 + 4"}, "4711")
+    text = written("step 1: 3 + 4 = 7", "8")
+    assert ask(problem, text, "critique", "none") == PRAISE
+    assert ask(problem, text, "critique", "gold_answer") != PRAISE
+    assert "is wrong" in ask(problem, written("step 1: 3 + 4 = 8", "8"), "critique", "none")
+    assert arithmetic.review(problem, "step 1: 3 + 4 = 7", False).fault == ""

@@ -1,7 +1,8 @@
-"""Chains as the policy and a critic play them, as an evaluation, and by `mlxreflect solve`."""
+"""Chains: their openings, bans, answers and figures; as played, evaluated, and by `solve`."""
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,201 @@ from support.evaluations import evaluated
 from support.fake_openai import FakeOpenAI
 from support.fake_server import Body, http
 
-from mlxreflect.config.schema import CriticConfig, EvalSpec, PolicyConfig
+from mlxreflect.config.schema import ChainConfig, CriticConfig, EvalSpec, PolicyConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_rows
-from mlxreflect.core.records import Problem, make_problem
+from mlxreflect.core.records import Problem, Turn, Verdict, make_problem
 from mlxreflect.critics.base import Critic
 from mlxreflect.critics.solver import SolverCritic
-from mlxreflect.evaluation.chains import GIVEN, Chain, Rounds, check_chain, self_critic
+from mlxreflect.evaluation.chains import (
+    GIVEN,
+    Chain,
+    Rounds,
+    answer_of,
+    check_chain,
+    episode_of,
+    failed_steps,
+    figures,
+    next_opening,
+    opening_of,
+    satisfied,
+    self_critic,
+)
 from mlxreflect.evaluation.compare import Options, compare_all
 from mlxreflect.evaluation.evaluate import eval_problems, find_spec
 from mlxreflect.evaluation.solve import find_task, read_question, render_solved, solve, solve_spec
 from mlxreflect.models.load import load_policy
 from mlxreflect.models.policy import Policy
+from mlxreflect.prompts.parsing import parse_response
+from mlxreflect.prompts.templates import PRAISE
+from mlxreflect.report.tables import chain_line
 from mlxreflect.tasks import TASKS
 
 TASK = TASKS["countdown"]
+GAME = make_problem("countdown", {"numbers": [3, 4, 5], "target": 35})
+
+
+def config(**keys: Any) -> ChainConfig:
+    return ChainConfig.model_validate({"rounds": 3} | keys)
+
+
+def answer(
+    thought: str, said: str = "7", right: bool = False, given: str = "", **more: Any
+) -> Turn:
+    text = f"<think>\n{thought}\n</think>\n<answer> {said} </answer>"
+    spans = parse_response(text).spans | ({GIVEN: [0, len(given)]} if given else {})
+    turn = Turn(-1, None, "continue" if given else "attempt", "policy:m", [], text, spans, said,
+                Verdict(right, True, "" if right else "no"), usage={"completion": 10})  # fmt: skip
+    return replace(turn, **more)
+
+
+def said(text: str, role: Any = "rewrite", **more: Any) -> Turn:
+    return replace(Turn(-1, None, role, "solver", [], text), **more)
+
+
+def chain(*turns: Turn) -> Chain:
+    made = Chain(GAME)
+    for turn in turns:
+        made.add(turn)
+    return made
+
+
+# ---- the next opening ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "opening"),
+    [
+        ("<think>\na\nb\n</think>\n<answer>1</answer>", "<think>\na\nb\n</think>\n<answer>"),
+        ("<think>\na = 1\n", "<think>\na = 1"),
+        ("no tag at all <answer>1</answer>", "<think>\nno tag at all"),
+        (
+            "<think>\na <answer>1</answer>\n</think>\nb\n</think>\n<answer>2</answer>",
+            "<think>\na 1\n\nb\n</think>\n<answer>",
+        ),
+        ("<think>\na\n<think>\nb", "<think>\na\n\nb"),
+        ("<think>\n\n</think>\n<answer>1</answer>", ""),
+        ("<think>", ""),
+        ("<answer>12</answer>", ""),
+        ("", ""),
+    ],
+)
+def test_an_opening_is_the_thinking_alone(text: str, opening: str) -> None:
+    assert opening_of(text, "think") == opening
+
+
+TRIED = (answer("x"), said("<think>\na\nb"), answer("a\nb\nc", given="<think>\na\nb"))
+
+
+@pytest.mark.parametrize(
+    ("turns", "tries", "opening"),
+    [
+        (TRIED[:2], 1, "<think>\na\nb"),
+        (TRIED, 2, "<think>\na\nb"),
+        (TRIED, 1, "<think>\na"),  # what failed loses its last line
+        ((*TRIED, answer("a\nc", given="<think>\na")), 1, ""),
+        # The whole thought of an answer that failed is no opening, however often one may try.
+        ((answer("a\nb"), said("<think>\na\nb")), 5, "<think>\na"),
+        # Closed thinking that failed is opened again.
+        (
+            (
+                answer("x"),
+                said("<think>\na\nb\n</think>"),
+                answer("a\nb", given="<think>\na\nb\n</think>\n<answer>"),
+            ),
+            1,
+            "<think>\na",
+        ),
+        # Of several the one that failed least is next.
+        (
+            (
+                answer("x"),
+                said("<think>\na"),
+                answer("a\nc", given="<think>\na"),
+                said("<think>\nb"),
+            ),
+            2,
+            "<think>\nb",
+        ),
+    ],
+)
+def test_the_next_opening(turns: tuple[Turn, ...], tries: int, opening: str) -> None:
+    assert next_opening(chain(*turns), config(tries=tries), "think") == opening
+
+
+def test_failed_steps_stop_before_the_sign_and_belong_to_their_opening() -> None:
+    made = chain(
+        answer("step 1: 5 + 4 = 7\nstep 2: 7 * 5 = 35"),
+        answer("step 1: 5 + 4 = 8\nstep 2: 8 * 3 = 35"),
+        answer("step 1: 3 + 4 = 7\nstep 2: 7 + 7 = 35", given="<think>\nstep 1: 3 + 4 = 7"),
+        answer("I see no way"),
+    )
+    assert failed_steps(made, "", "think") == [
+        "<think>\nstep 1: 5 + 4", "<think>\nstep 1: 3 + 4", "<think>\nI see no way",
+    ]  # fmt: skip
+    assert failed_steps(made, "<think>\nstep 1: 3 + 4 = 7", "think") == ["\nstep 2: 7 + 7"]
+    assert failed_steps(made, "<think>\nstep 1: 3 * 4 = 12", "think") == []
+
+
+def test_a_failed_step_after_a_tag_that_the_prompt_ends_in() -> None:
+    text = "\nstep 1: 5 + 4 = 7\n</think>\n<answer> 7 </answer>"
+    bare = answer("x", text=text, spans=parse_response(text).spans)
+    assert failed_steps(chain(bare), "", "think") == ["<think>\nstep 1: 5 + 4"]
+
+
+@pytest.mark.parametrize(
+    ("text", "fine"),
+    [
+        (PRAISE, True), (" **Every step holds.**\n", True), ('"Every step holds', True),
+        ("not every step holds", False), ("Step 2 is wrong", False), ("", False),
+    ],
+)  # fmt: skip
+def test_praise_is_what_was_asked_for(text: str, fine: bool) -> None:
+    assert satisfied(text) is fine
+
+
+# ---- what is answered ----------------------------------------------------------------------------
+
+
+def test_fresh_samples_vote_and_all_others_answer_last() -> None:
+    made = chain(*(answer("x", each) for each in ("1", "2", "2", "1")))
+    bare = config(round="resample", feedback="none")
+    assert answer_of(made, bare).index == 0  # of equals the first
+    assert answer_of(made, bare, 3).parsed == "2"
+    silent = chain(answer("x", "9", parsed=None), answer("x", "4"))
+    assert answer_of(silent, bare).parsed == "4"
+    for other in (config(round="retry"), config(round="resample", feedback="none", gated=True)):
+        assert answer_of(made, other).index == 3
+
+
+def test_figures_of_two_chains() -> None:
+    lost = chain(answer("x", right=True), said("hm", "reflection", actor="self",
+                                                usage={"completion": 5}), answer("y"))  # fmt: skip
+    won = chain(
+        answer("x"), said("bad", "critique", usage={"completion": 7}), said("", error="gone"),
+        answer("y", right=True, given="<think>\n", usage={"completion": 4, "prefilled": 3}),
+    )  # fmt: skip
+    won.stopped = "critic"
+    found = figures([lost, won], config(round="retry"))
+    assert found["acc_at"] == [0.5, 0.5] and found["delta"] == 0
+    assert (found["right_to_wrong"], found["wrong_to_right"]) == (1, 1)
+    assert found["samples_mean"] == 2
+    assert found["tokens_generated"] == (10 + 5 + 10 + 10 + 4) / 2
+    assert found["tokens_prefilled"] == 1.5 and found["tokens_critic"] == 3.5
+    assert found["stopped"] == {"rounds": 1, "critic": 1} and found["failed"] == 1
+    assert (
+        figures([lost], config(round="resample", feedback="none", gated=True))["name"] == "pass@3"
+    )
+    kept, merged = config(stops=False, gated=True), config(integrate=True, round="resample")
+    assert chain_line("m", figures([lost], kept)).count("no grader ends a chain") == 1
+    assert figures([lost], merged)["name"] == "integrated"
+    outcomes = [episode_of(c, config(), 0).outcome for c in (lost, won)]
+    assert [(o.status, o.solved_turn, o.first_correct) for o in outcomes] == [
+        ("discarded", None, True), ("solved", 3, False),
+    ]  # fmt: skip
+
+
+# ---- rounds --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +226,6 @@ def play(
     task = TASKS[problems[0].task]
     chosen: Critic = SolverCritic(CriticConfig(), task.name) if critic == "solver" else critic
     return Rounds(policy, task, spec, task.grade, chosen).play(problems, (0,))
-
-
-# ---- rounds --------------------------------------------------------------------------------------
 
 
 def test_an_answer_goes_on_from_what_was_prefilled(policy: Policy) -> None:
@@ -253,11 +431,18 @@ def critic_says(body: Body) -> str:
     return HOSTILE
 
 
-def test_any_question_is_thought_over_with_a_server_as_the_critic(policy: Policy) -> None:
-    with FakeOpenAI(critic_says) as server:
+def asked_a_server(
+    policy: Policy, reply: Any, faults: Any = (), rounds: int = 3
+) -> tuple[dict[str, Any], FakeOpenAI]:
+    with FakeOpenAI(reply, faults) as server:
         keys = [f"chain.critic.base_url={server.url}", "chain.critic.model=critic",
                 "chain.critic.cache=off"]  # fmt: skip
-        found = asked(policy, "What is 2 + 3?", "", *keys, critic="openai", rounds=2)
+        found = asked(policy, "What is 2 + 3?", "", *keys, critic="openai", rounds=rounds)
+    return found, server
+
+
+def test_any_question_is_thought_over_with_a_server_as_the_critic(policy: Policy) -> None:
+    found, server = asked_a_server(policy, critic_says, rounds=2)
     roles = [turn["role"] for turn in found["turns"]]
     assert roles == ["attempt", "critique", "rewrite", "continue"]
     assert found["correct"] is None and found["stopped"] == "rounds"
@@ -270,15 +455,9 @@ def test_any_question_is_thought_over_with_a_server_as_the_critic(policy: Policy
 
 
 def test_a_server_that_praises_ends_the_chain_and_one_that_fails_does_not(policy: Policy) -> None:
-    with FakeOpenAI(lambda body: "Every step holds.") as server:
-        keys = [f"chain.critic.base_url={server.url}", "chain.critic.model=critic",
-                "chain.critic.cache=off"]  # fmt: skip
-        found = asked(policy, "What is 2 + 3?", "", *keys, critic="openai")
-        assert found["stopped"] == "critic" and len(found["turns"]) == 2
-    faults = [http(400), http(400)]
-    with FakeOpenAI(lambda body: "Every step holds.", faults) as server:
-        keys[0] = f"chain.critic.base_url={server.url}"
-        found = asked(policy, "What is 2 + 3?", "", *keys, critic="openai")
+    found, _ = asked_a_server(policy, lambda body: "Every step holds.")
+    assert found["stopped"] == "critic" and len(found["turns"]) == 2
+    found, _ = asked_a_server(policy, lambda body: "Every step holds.", [http(400), http(400)])
     assert [turn["role"] for turn in found["turns"]] == [
         "attempt", "critique", "attempt", "critique", "attempt",
     ]  # fmt: skip
