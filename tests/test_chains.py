@@ -7,7 +7,8 @@ import threading
 import time
 
 import pytest
-from support.fake_ollama import STALL, FakeOllama
+from support.fake_ollama import FakeOllama
+from support.fake_server import STALL
 from support.methods import Critic, Remote, play, rows
 from support.methods import make_remote as make
 from support.teacher import Teacher

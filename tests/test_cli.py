@@ -186,7 +186,6 @@ def test_mlx_without_a_backend_says_what_to_install(process: Shell) -> None:
 LIGHT: dict[str, tuple[list[str], str, str]] = {
     "no such recipe": (["run", "nope"], "no recipe 'nope'", "one of: preflexor, quickstart, r3"),
     "no such recipe file": (["run", "x/nope.toml"], "no recipe 'x/nope.toml'", "quickstart"),
-    "recipe is a folder": (["run", "."], ". is a folder, no recipe file", "quickstart"),
     "unknown key": (
         ["run", "quickstart", "--set", "train.lrr=1"],
         "--set train.lrr=1: unknown key train.lrr", "did you mean train.lr?",
@@ -216,10 +215,6 @@ LIGHT: dict[str, tuple[list[str], str, str]] = {
         ["run", "quickstart", "--set", "r3.wave=\n\n\x1b[2J"],
         "r3.wave = '\\n\\n\\x1b[2J'", "correct r3.wave",
     ),
-    "no value": (["run", "quickstart", "--set", "seed"], "--set seed: no key=value", "--set tr"),
-    "no such profile": (
-        ["run", "quickstart", "--set", "profile=zz"], "no profile 'zz'", "profiles are",
-    ),
     "unknown task": (
         ["run", "quickstart", "--set", "task.name=countdwn"],
         "no task 'countdwn'; the tasks are: countdown", "did you mean countdown?",
@@ -233,10 +228,8 @@ LIGHT: dict[str, tuple[list[str], str, str]] = {
     "resume of nothing": (["resume", "nope"], "nope is no run directory", "`mlxreflect run`"),
     "resume of another folder": (["resume", "."], ". is no run directory", "`mlxreflect run`"),
     "show nothing": (["show", "nope"], "nope: no such folder", "`mlxreflect run`"),
-    "show another folder": (["show", "."], ". is no run directory", "`mlxreflect run`"),
     "compare nothing": (["compare", "a", "b"], "a: no such file", "an evaluation's folder"),
     "compare at no level": (["compare", "a", "b", "--alpha", "2"], "--alpha 2: not", "0.05"),
-    "compare no counts": (["compare", "--unpaired", "1/2", "x"], "x: no counts", "627/1000"),
     "quick alone": (
         ["eval", "countdown", "--model", "tiny", "--quick"], "--quick sets two models", "--adapter",
     ),
@@ -247,8 +240,8 @@ LIGHT: dict[str, tuple[list[str], str, str]] = {
         ["eval", "countdown", "--model", "x", "--adapter", "y", "--quick", "--alpha", "1"],
         "--set quick.alpha=1.0: quick.alpha = 1.0: input should be less", "correct quick.alpha",
     ),
-    "quick with no adapter there": (
-        ["eval", "countdown", "--model", "tiny", "--adapter", "nope", "--quick"],
+    "eval with no adapter there": (
+        ["eval", "countdown", "--model", "tiny", "--adapter", "nope"],
         "--adapter 'nope' is no adapter folder", "adapter_config.json",
     ),
     "grade nothing": (["grade", "gsm8k", "no.jsonl"], "no.jsonl: no such file", "your data file"),
@@ -261,7 +254,6 @@ LIGHT: dict[str, tuple[list[str], str, str]] = {
     "grade a file into a folder": (
         ["grade", "countdown", "x", "--out", "y"], "--out y: the rows of a file", "leave --out out",
     ),
-    "grade an unknown task": (["grade", "gsm9k", "x"], "no task 'gsm9k'", "did you mean gsm8k?"),
     "unknown eval": (
         ["eval", "nope", "--model", "tiny"], "no eval 'nope'", "one of: aime, aime24",
     ),
@@ -300,26 +292,15 @@ def test_model_that_is_none(shell: Shell, name: str) -> None:
     assert said in error
 
 
-def test_eval_with_an_adapter_that_is_none(shell: Shell) -> None:
-    adapter = shell.model
-    error, hint = shell.mistake("eval", "countdown", "--model", shell.model, "--adapter", adapter)
-    assert error == f"--adapter '{adapter}' is no adapter folder"
-    assert "adapter_config.json" in hint
-
-
-DATA = {
-    "bad row": (
-        '{"question": "1+1?", "answer": 2}\n{"question": "2',
-        "line 2: cut off in the middle",
-    ),
-    "missing column": ('{"question": "1+1?", "anser": 2}\n', "line 1: no column 'answer'"),
-    "hostile": ('{"question": "a", "\\u001b[2J\\nerror: x": 1}\n', "line 1: no column 'answer'"),
-}
-
-
-@pytest.mark.parametrize("name", DATA)
-def test_data_that_cannot_be_read(shell: Shell, name: str) -> None:
-    text, said = DATA[name]
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"question": "1+1?", "answer": 2}\n{"question": "2', "line 2: cut off in the middle"),
+        ('{"question": "a", "\\u001b[2J\\nerror: x": 1}\n', "line 1: no column 'answer'"),
+    ],
+    ids=["torn", "hostile"],
+)
+def test_data_that_cannot_be_read(shell: Shell, text: str, said: str) -> None:
     path = shell.folder / "data.jsonl"
     path.write_text(text)
     jsonl = sets("task.name=jsonl", "eval.spec=", f"task.source={path}", "critic.provider=ollama",
@@ -383,25 +364,15 @@ def test_resume_refuses_a_changed_recipe(shell: Shell, run_dir: Path) -> None:
     assert "train.lr (was 0.0002, is 1e-05)" in error
 
 
-@pytest.mark.parametrize(
-    ("extra", "said"),
-    [
-        ("train.lrr = 1\n", "unknown key train.lrr"),
-        ("[train\n", "not TOML: "),
-        ("policy.batch = 'x'\n", "not TOML: "),  # there twice
-    ],
-)
-def test_resume_refuses_a_broken_recipe(shell: Shell, run_dir: Path, extra: str, said: str) -> None:
-    with (run_dir / "recipe.toml").open("a") as recipe:
-        recipe.write(extra)
+def test_resume_refuses_a_recipe_that_is_broken_or_gone(shell: Shell, run_dir: Path) -> None:
+    path = run_dir / "recipe.toml"
+    with path.open("a") as recipe:
+        recipe.write("train.lrr = 1\n")
     error, _ = shell.mistake("resume", run_dir)
-    assert said in error and "line " in error
-
-
-def test_resume_without_its_recipe(shell: Shell, run_dir: Path) -> None:
-    (run_dir / "recipe.toml").unlink()
+    assert "unknown key train.lrr" in error and "line " in error
+    path.unlink()
     error, _ = shell.mistake("resume", run_dir)
-    assert error == f"{run_dir / 'recipe.toml'}: No such file or directory"
+    assert error == f"{path}: No such file or directory"
 
 
 def test_resume_sets_two_keys_only(shell: Shell, run_dir: Path) -> None:
@@ -618,79 +589,38 @@ def test_dry_run_of_the_users_own_problems(shell: Shell) -> None:
 
 # ---- grade ---------------------------------------------------------------------------------------
 
-GRADED: dict[str, list[tuple[dict[str, Any], str, bool, bool, str | None]]] = {
-    # row without id and response; response; correct, format_ok, parsed
-    "countdown": [
-        ({"numbers": [3, 4, 5], "target": 35}, "<think>a</think><answer>(3+4)*5</answer>",
-         True, True, "(3+4)*5"),
-        ({"numbers": [3, 4, 5], "target": 35}, "<answer>(3+4)*5</answer>", True, False, "(3+4)*5"),
-        ({"numbers": [3, 4, 5], "target": 35}, "<think>a</think><answer>7*5</answer>",
-         False, True, "7*5"),
-        ({"numbers": [3, 4, 5], "target": 35}, "35", False, False, None),
-    ],
-    "arithmetic": [
-        ({"gold": -7, "expression": "1 - 8"}, "<think>a</think><answer>-7</answer>",
-         True, True, "-7"),
-        ({"gold": -7, "expression": "1 - 8"}, "<think>a</think><answer>7</answer>",
-         False, True, "7"),
-    ],
-    "gsm8k": [
-        ({"gold": "1,024"}, "<think>a</think><answer>$1024.00</answer>", True, True, "1024"),
-        ({"gold": 18}, "<think>a</think><answer>19</answer>", False, True, "19"),
-    ],
-    "jsonl": [
-        ({"gold": 0.5}, "<think>a</think><answer>1/2</answer>", True, True, "0.5"),
-        ({"gold": "Paris", "answer_type": "text"}, "<think>a</think><answer>paris</answer>",
-         True, True, "paris"),
-        ({"gold": "B", "answer_type": "choice"}, "<think>a</think><answer>(B)</answer>",
-         True, True, "B"),
-        ({"gold": "B", "answer_type": "choice"}, "<think>a</think><answer>C</answer>",
-         False, True, "C"),
-    ],
-}  # fmt: skip
+GRADED: list[tuple[str, bool, bool, str | None]] = [  # response; correct, format_ok, parsed
+    ("<think>a</think><answer>(3+4)*5</answer>", True, True, "(3+4)*5"),
+    ("<answer>(3+4)*5</answer>", True, False, "(3+4)*5"),
+    ("<think>a</think><answer>7*5</answer>", False, True, "7*5"),
+    ("35", False, False, None),
+]
 
 
-@pytest.mark.parametrize("task", GRADED)
-def test_grade(shell: Shell, task: str) -> None:
+def test_grade(shell: Shell) -> None:
     path = shell.folder / "rows.jsonl"
-    given = [
-        {"id": i, "response": response, **row} for i, (row, response, *_) in enumerate(GRADED[task])
-    ]
+    given = [{"id": i, "response": response, "numbers": [3, 4, 5], "target": 35}
+             for i, (response, *_) in enumerate(GRADED)]  # fmt: skip
     path.write_text("".join(json.dumps(row) + "\n" for row in given))
-    done = shell.works("grade", task, path)
+    done = shell.works("grade", "countdown", path)
     assert done.err == ""
     got = [json.loads(line) for line in done.out.splitlines()]
-    for i, (row, (_, _, *expected)) in enumerate(zip(got, GRADED[task], strict=True)):
+    for i, (row, (_, *expected)) in enumerate(zip(got, GRADED, strict=True)):
         assert list(row) == ["id", "correct", "format_ok", "parsed", "reason"]
-        assert row["id"] == i
-        assert [row["correct"], row["format_ok"], row["parsed"]] == expected
+        assert [row[name] for name in ("id", "correct", "format_ok", "parsed")] == [i, *expected]
         assert (row["reason"] == "") == (row["correct"] and row["format_ok"])
-    assert shell.works("grade", task, path, "--json").out == done.out
+    assert shell.works("grade", "countdown", path, "--json").out == done.out
 
 
-@pytest.mark.parametrize(
-    ("bad", "said"),
-    [
-        ('{"id": 2, "numbers": [3], "target": 3}', "line 2: no 'response'"),
-        ('{"id": 2, "response": 3, "numbers": [3], "target": 3}', "line 2: response is no text"),
-        ('{"id": 2, "response": "a", "numbers": "3", "target": 3}', "line 2: numbers = 3: not a"),
-        ('{"id": 2, "response": "a", "numbers": [3]}', "line 2: target = None: not a whole"),
-        ('{"id": 2,', "line 2: not JSON"),
-        ('"a"', "line 2: no JSON object"),
-    ],
-)
-def test_grade_bad_row(shell: Shell, bad: str, said: str) -> None:
+def test_grade_bad_row(shell: Shell) -> None:
     good = '{"id": 1, "response": "<answer>3</answer>", "numbers": [3], "target": 3}'
     path = shell.folder / "rows.jsonl"
-    path.write_text(f"{good}\n{bad}\n")
+    path.write_text(f'{good}\n{{"id": 2,\n')
     done = shell("grade", "countdown", path)
     assert done.code == 2
     assert json.loads(done.out)["id"] == 1  # what was graded before it
     error, _ = two_lines(done.err)
-    assert error.startswith(f"{path}, {said}")
-    path.write_text(f"{bad}\n{good}\n")
-    error, _ = shell.mistake("grade", "countdown", path)
-    assert error.startswith(f"{path}, {said.replace('line 2', 'line 1')}")
+    assert error.startswith(f"{path}, line 2: not JSON")
 
 
 def test_grade_by_named_rules(shell: Shell) -> None:
@@ -763,9 +693,8 @@ def test_eval_into_a_file(shell: Shell) -> None:
 
 def test_eval_of_a_spec_with_an_unknown_task(shell: Shell) -> None:
     (shell.folder / "spec.toml").write_text("[task]\nname = 'countdwn'\n")
-    error, hint = shell.mistake("eval", "spec.toml", "--model", shell.model)
+    error, _ = shell.mistake("eval", "spec.toml", "--model", shell.model)
     assert error.startswith("no task 'countdwn'")
-    assert hint == "did you mean countdown?"
 
 
 def test_compare_with_itself(shell: Shell, evaluated: tuple[Path, Done]) -> None:

@@ -3,18 +3,19 @@
 import json
 import random
 import re
-import socket
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import fake_ollama as fake
+from support import fake_server as wire
 from support.critic_runs import Faulty, figures, run, same, solving
 from support.critics import call, critic_at
-from support.fake_ollama import Body, FakeOllama, Fault, http
+from support.fake_ollama import FakeOllama
+from support.fake_server import Body, Fault, free_port, http
 
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_rows
@@ -39,8 +40,8 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 PASSING = [
-    http(429), http(429, retry_after=0.02), http(500), http(503), http(408), fake.RESET,
-    fake.SHORT, fake.HANG_UP, fake.EMPTY_BODY, fake.BAD_JSON, fake.WRONG_SCHEMA, fake.NOT_OBJECT,
+    http(429), http(429, retry_after=0.02), http(500), http(503), http(408), wire.RESET,
+    wire.SHORT, wire.HANG_UP, wire.EMPTY_BODY, fake.BAD_JSON, fake.WRONG_SCHEMA, wire.NOT_OBJECT,
     fake.NOT_UTF8, Fault(body=b"x" * 2**20),
     Fault(body=b'{"message": {"role": "assistant", "content": " \\n"}, "done": true}'),
 ]  # fmt: skip
@@ -76,7 +77,7 @@ def test_a_run_whose_failing_requests_succeed_later_ends_with_the_same_bytes(
 @pytest.mark.slow
 def test_what_fails_for_good_is_recorded_and_all_else_goes_on(tmp_path: Path) -> None:
     long: Body = {"message": {"role": "assistant", "content": "and so on " * 100_000}}
-    lock, waiting = threading.Lock(), [http(401), fake.NO_MODEL, fake.STALL, long]
+    lock, waiting = threading.Lock(), [http(401), fake.NO_MODEL, wire.STALL, long]
     faults: dict[str, Fault | Body | None] = {}  # by how the problem is shown
 
     def fault(words: str, before: int) -> Fault | Body | None:
@@ -130,10 +131,12 @@ def test_a_server_that_fails_for_everyone_stops_the_run(tmp_path: Path) -> None:
 def test_a_server_that_was_away_is_asked_again() -> None:
     """It restarts: connections are refused, then it is there again at the same address."""
     refused: list[str] = []
-    with FakeOllama() as server, socket.socket() as away:
-        away.bind(("127.0.0.1", 0))  # bound, and not listening: refuses
-        critic = critic_at(("ollama", f"http://127.0.0.1:{away.getsockname()[1]}"))
-        really = critic.send
+    server = FakeOllama()
+    server.port = free_port()
+    critic = critic_at(("ollama", f"http://127.0.0.1:{server.port}"))
+    really = critic.send
+
+    with ExitStack() as stack:
 
         def send(one: Call, seconds: float) -> Reply:
             try:
@@ -141,8 +144,7 @@ def test_a_server_that_was_away_is_asked_again() -> None:
             except CallError as error:
                 refused.append(error.kind)
                 if len(refused) == 2:
-                    away.listen()
-                    threading.Thread(target=forward, args=(away, server.url), daemon=True).start()
+                    stack.enter_context(server)
                 raise
 
         critic.send = send  # type: ignore[method-assign]
@@ -150,21 +152,3 @@ def test_a_server_that_was_away_is_asked_again() -> None:
         critic.close()
     assert (reply.text, reply.tries) == ("reply to hello", 3)
     assert refused == ["connect", "connect"]
-
-
-def forward(listening: socket.socket, url: str) -> None:
-    """One connection handed on to another server, both ways."""
-    host, _, port = url.removeprefix("http://").partition(":")
-    near, _ = listening.accept()
-    with near, socket.create_connection((host, int(port))) as server:
-        other = threading.Thread(target=pump, args=(server, near), daemon=True)
-        other.start()
-        pump(near, server)
-        other.join()
-
-
-def pump(source: socket.socket, sink: socket.socket) -> None:
-    with suppress(OSError):
-        while data := source.recv(65536):
-            sink.sendall(data)
-        sink.shutdown(socket.SHUT_WR)

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 from support.critics import ask, call, critic_at, preflight
-from support.fake_ollama import Body, FakeOllama
-from support.fake_server import free_port
+from support.fake_ollama import FakeOllama
+from support.fake_server import Body, free_port
 
 from mlxreflect.core.errors import UserError
 from mlxreflect.critics.ollama import estimate_tokens

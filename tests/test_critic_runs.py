@@ -24,7 +24,8 @@ from support.critic_runs import (
     words,
     written,
 )
-from support.fake_ollama import Body, FakeOllama, Fault, http
+from support.fake_ollama import FakeOllama
+from support.fake_server import Body, Fault, http
 from support.kill_driver import DRIVER
 from support.whole_runs import command
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from support import fake_server as wire
-from support.fake_bedrock import FakeBedrock, aws
+from support.fake_bedrock import SECRET, FakeBedrock, aws, credentials
 from support.fake_ollama import FakeOllama
 from support.fake_openai import FakeOpenAI, refusal
 from support.fake_server import Fault, free_port, http
@@ -41,8 +41,12 @@ class Found(NamedTuple):
 FEW = ("task.limit=4", "eval.limit=4")  # problems: to make a thousand takes a second
 
 
+def checked(*settings: str, recipe: str = "quickstart") -> dict[str, Any]:
+    return doctor(load_recipe(recipe, [*FEW, *settings]), Ui(quiet=True))
+
+
 def look(*settings: str, recipe: str = "quickstart") -> Found:
-    result = doctor(load_recipe(recipe, [*FEW, *settings]), Ui(quiet=True))
+    result = checked(*settings, recipe=recipe)
     assert json.loads(json.dumps(result)) == result
     return Found([Check(**check) for check in result["checks"]], result["ok"])
 
@@ -180,9 +184,6 @@ def test_an_openai_address_that_is_ollamas() -> None:
 )  # fmt: skip
 def test_what_is_ollama(url: str, expected: bool) -> None:
     assert is_ollama(url) == expected
-
-
-def test_other_servers_are_not_ollama() -> None:
     with FakeOpenAI() as server:
         assert not is_ollama(server.url)
 
@@ -202,18 +203,14 @@ def test_one_token_of_ollama_and_its_memory() -> None:
 
 
 def test_bedrock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("AWS_PROFILE", "AWS_BEARER_TOKEN_BEDROCK", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", KEY)
+    credentials(monkeypatch, tmp_path)
     with FakeBedrock(faults=[None, aws("AccessDeniedException")]) as server:
         settings = served("bedrock", server.url, region="us-east-1")
         assert look(*settings)["critic"].status == "ok"
         failure = look(*settings)["critic"]
         assert [body["inferenceConfig"]["maxTokens"] for body in server.chats] == [1, 1]
     assert "no access to critic in us-east-1" in failure.detail
-    assert KEY not in repr(failure)
+    assert SECRET not in repr(failure)
 
 
 def test_each_tier_is_asked_once() -> None:
@@ -385,7 +382,7 @@ def test_what_is_to_be_downloaded_is_not_said_to_be_there(
          "everything but the downloads is there"),
         ([], "everything is there"),
     ):  # fmt: skip
-        result = doctor(load_recipe("quickstart", [*FEW, *settings]), Ui(quiet=True))
+        result = checked(*settings)
         assert result["ok"]
         console(sys.stdout).print(render_doctor(result))
         assert capsys.readouterr().out.rstrip().endswith(f"\n{said}")
@@ -393,9 +390,7 @@ def test_what_is_to_be_downloaded_is_not_said_to_be_there(
 
 def test_what_a_server_says_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with FakeOpenAI(models=["\x1b[2Jevil\u202e", "[bold]b"]) as server:
-        result = doctor(
-            load_recipe("quickstart", [*FEW, *served("openai", server.url)]), Ui(quiet=True)
-        )
+        result = checked(*served("openai", server.url))
     console(sys.stdout).print(render_doctor(result))
     shown = capsys.readouterr().out
     assert "\x1b[2J" not in shown and "\u202e" not in shown

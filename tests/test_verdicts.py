@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from support.critics import critic_at
-from support.fake_ollama import FakeOllama, http
+from support.fake_ollama import FakeOllama
+from support.fake_server import http
 
 from mlxreflect.core.records import make_problem
 from mlxreflect.critics.base import Call

@@ -21,7 +21,7 @@ from mlxreflect.critics.base import Call
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.runs.folder import RunFolder, create_run, open_folder
 from mlxreflect.runs.run import execute
-from support.fake_ollama import Body, Fault
+from support.fake_server import Body, Fault
 from support.whole_runs import contents
 
 # Two waves, bucket passes with them, cycles after failed verifications: some 50 calls.

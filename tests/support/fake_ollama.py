@@ -6,15 +6,17 @@ cuts a reply at num_predict with done_reason "length".
 
 from collections.abc import Callable, Sequence
 
-from support.fake_server import CHARS_PER_TOKEN as CHARS_PER_TOKEN
-from support.fake_server import DRIP as DRIP
-from support.fake_server import EMPTY_BODY as EMPTY_BODY
-from support.fake_server import HANG_UP as HANG_UP
-from support.fake_server import NOT_OBJECT as NOT_OBJECT
-from support.fake_server import RESET as RESET
-from support.fake_server import SHORT as SHORT
-from support.fake_server import STALL as STALL
-from support.fake_server import Body, Fault, Loopback, Scripted, Seen, cut, http, ok
+from support.fake_server import (
+    CHARS_PER_TOKEN,
+    Body,
+    Fault,
+    Loopback,
+    Scripted,
+    Seen,
+    cut,
+    http,
+    ok,
+)
 
 BAD_JSON = Fault(body=b'{"model": "critic", "message": {"role": "assist')
 WRONG_SCHEMA = Fault(body=b'{"choices": [{"message": {"content": "another API"}}]}')

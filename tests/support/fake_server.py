@@ -92,6 +92,7 @@ class Loopback:
     """
 
     name = ""  # of the provider
+    port = 0  # to listen at; 0: any that is free
 
     def __init__(
         self,
@@ -137,7 +138,7 @@ class Loopback:
 
     def __enter__(self) -> Self:
         handler = type("BoundHandler", (Handler,), {"fake": self})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
         self.server.daemon_threads = True
         self.server.block_on_close = False
         scheme = "http"
