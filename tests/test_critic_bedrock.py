@@ -80,8 +80,7 @@ def test_reasoning_is_left_out_and_texts_are_joined() -> None:
     ]  # fmt: skip
     answer = {"output": {"message": {"role": "assistant", "content": blocks}}}
     with FakeBedrock(reply=lambda body: answer) as server:
-        [reply] = ask(server)
-    assert reply.text == "one, two"
+        assert ask(server)[0].text == "one, two"
 
 
 @pytest.mark.parametrize(
@@ -90,17 +89,11 @@ def test_reasoning_is_left_out_and_texts_are_joined() -> None:
      ("guardrail_intervened", "guardrail_intervened")],
 )  # fmt: skip
 def test_why_it_stopped(stop: str, expected: str) -> None:
-    with FakeBedrock(reply=lambda body: fields(body, stopReason=stop)) as server:
-        assert ask(server)[0].finish_reason == expected
+    def reply(body: Body) -> Body:
+        return FakeBedrock().written(body, "fine", {"stopReason": stop, "usage": None})
 
-
-def fields(body: Body, **changed: Any) -> Body:
-    return FakeBedrock().written(body, "fine") | changed
-
-
-def test_usage_may_be_missing() -> None:
-    with FakeBedrock(reply=lambda body: fields(body, usage=None)) as server:
-        assert ask(server)[0] == Reply("fine", finish_reason="stop")
+    with FakeBedrock(reply=reply) as server:  # usage may be missing
+        assert ask(server)[0] == Reply("fine", finish_reason=expected)
 
 
 # ---- faults --------------------------------------------------------------------------------------

@@ -108,25 +108,11 @@ def test_a_file_of_an_older_version_is_read(tmp_path: Path) -> None:
 def test_an_unreadable_row_is_damage(tmp_path: Path, value: bytes) -> None:
     path = tmp_path / "c.sqlite"
     kept = Replies(path, "run")
-    kept.cache.put("k", value)
-    with pytest.raises(UserError, match="critic cache is damaged") as caught:
-        kept.get("k")
-    assert str(path) in caught.value.message and str(path) in caught.value.hint
+    kept.cache.put(cache_key(CONFIG, CALL), value)
     kept.close()
-
-
-def test_damage_found_while_asking_is_named_too(tmp_path: Path) -> None:
-    path = tmp_path / "c.sqlite"
-    kept = Replies(path, "run")
-    for n in range(200):
-        kept.put(f"{n:064d}", Reply("x" * 500))
-    kept.close()
-    data = bytearray(path.read_bytes())
-    data[4096:] = b"\xee" * (len(data) - 4096)
-    path.write_bytes(data)
     config = CONFIG.model_copy(update={"cache": str(path)})
     critic = Client(config, "run", Scripted(lambda call: Reply("fine")))
-    with pytest.raises(UserError, match=r"c\.sqlite") as caught:
+    with pytest.raises(UserError, match="critic cache is damaged") as caught:
         critic.ask([CALL])
-    assert str(path) in caught.value.hint
+    assert str(path) in caught.value.message and str(path) in caught.value.hint
     critic.close()

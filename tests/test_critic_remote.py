@@ -8,7 +8,6 @@ import email.utils
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -21,7 +20,7 @@ import httpx
 import pytest
 from support import fake_bedrock, fake_ollama, fake_openai
 from support import fake_server as wire
-from support.critics import PROVIDERS, TRIES, Provider, Scripted, call, critic_at, preflight
+from support.critics import PROVIDERS, TRIES, Provider, Scripted, call, child, critic_at, preflight
 from support.fake_bedrock import aws
 from support.fake_openai import refusal
 from support.fake_server import Body, Fault, Loopback, free_port, http
@@ -349,15 +348,13 @@ def test_a_server_that_is_down_is_an_error_reply(at: Callable[..., Client]) -> N
 
 
 INTERRUPTED = """
-import sys
-sys.path.insert(0, sys.argv[1])
 from support.critics import call, critic_at
-critic = critic_at((sys.argv[2], sys.argv[3]), deadline_s=600.0, concurrency=2)
+critic = critic_at((sys.argv[1], sys.argv[2]), deadline_s=600.0, concurrency=2)
 try:
     critic.ask([call(str(n)) for n in range(6)])
 except KeyboardInterrupt:
     print("interrupted", flush=True)
-    if sys.argv[4] == "close":
+    if sys.argv[3] == "close":
         critic.close()
     sys.exit(7)
 """
@@ -369,9 +366,8 @@ def test_ctrl_c_ends_the_process_promptly(service: Service, end: str) -> None:
     """Two calls are out, four queue, and the server says nothing."""
     server = service.server
     server.faults[:] = [wire.STALL] * 6
-    command = [sys.executable, "-c", INTERRUPTED, str(Path(__file__).parent)]
     with subprocess.Popen(
-        [*command, service.name, server.url, end],
+        child(INTERRUPTED, service.name, server.url, end),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         while len(server.chats) < 2:
@@ -528,10 +524,8 @@ def test_a_closed_critic_holds_no_file(at: Callable[..., Client], tmp_path: Path
 
 # Asks n calls one by one and prints a line after each reply.
 ASKER = """
-import sys
-sys.path.insert(0, sys.argv[1])
 from support.critics import call, critic_at
-critic = critic_at((sys.argv[2], sys.argv[3]), cache=sys.argv[4])
+critic = critic_at((sys.argv[1], sys.argv[2]), cache=sys.argv[3])
 for n in range(5):
     [reply] = critic.ask([call(str(n))])
     print(reply.text, reply.cached, flush=True)
@@ -546,10 +540,7 @@ def test_a_killed_process_pays_for_nothing_twice(
     """SIGKILL right after a reply was seen, while the next call is out."""
     server = service.server
     server.faults[:] = [None] * replies + [wire.STALL]
-    command = [
-        sys.executable, "-c", ASKER, str(Path(__file__).parent), service.name, server.url,
-        str(tmp_path / "c.sqlite"),
-    ]  # fmt: skip
+    command = child(ASKER, service.name, server.url, tmp_path / "c.sqlite")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         first = [process.stdout.readline() for _ in range(replies)]

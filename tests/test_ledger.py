@@ -4,7 +4,6 @@ import json
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.critics import Scripted
+from support.critics import Scripted, child
 
 from mlxreflect.config.schema import BudgetConfig, CriticConfig
 from mlxreflect.core.errors import UserError
@@ -345,15 +344,14 @@ def test_threads_that_ask_for_the_same_send_it_once(tmp_path: Path) -> None:
 
 
 KILLED = """
-import os, sys, threading
+import threading
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
 from support.critics import Scripted, call
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.client import Client
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.config.schema import CriticConfig
-folder = Path(sys.argv[2])
+folder = Path(sys.argv[1])
 def send(call):
     with (folder / "sent").open("a") as out:
         out.write(call.attempt + "\\n")
@@ -368,8 +366,7 @@ Client(config, "run", Scripted(send), Ledger(folder / "critic.jsonl")).ask(
 
 
 def test_every_request_of_a_killed_process_has_its_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(child(KILLED, tmp_path), stdout=subprocess.PIPE) as process:
         assert process.stdout and process.stdout.readline()
         process.send_signal(signal.SIGKILL)
     ledger = Ledger(tmp_path / "critic.jsonl")

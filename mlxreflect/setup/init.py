@@ -241,7 +241,10 @@ class Offer(NamedTuple):
 
 def find_offers(solver: bool, usual: Recipe) -> list[Offer]:
     """Returns the critics that are here, the most likely first; the last of them need nothing."""
-    offers = [*ollama_offers(usual.critic.model), *key_offers()]
+    url, models = ollama_models()
+    ordered = sorted(models or [], key=lambda name: name != usual.critic.model)
+    offers = [Offer(f"ollama:{name}", f"Ollama has it at {url}") for name in ordered if name]
+    offers += key_offers()
     if is_aws():
         offers.append(Offer(f"bedrock:{MODELS['bedrock']}", "AWS credentials are here"))
     if solver:
@@ -252,12 +255,6 @@ def find_offers(solver: bool, usual: Recipe) -> list[Offer]:
     if alone:
         offers.append(Offer("self", f"no critic: {', '.join(f'{k} = {alone[k]}' for k in alone)}"))
     return offers
-
-
-def ollama_offers(usual: str) -> list[Offer]:
-    url, models = ollama_models()
-    ordered = sorted(models or [], key=lambda name: name != usual)
-    return [Offer(f"ollama:{name}", f"Ollama has it at {url}") for name in ordered if name]
 
 
 def key_offers() -> list[Offer]:

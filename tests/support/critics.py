@@ -1,7 +1,9 @@
 """Critics of the fake servers, and the calls that tests ask them."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from mlxreflect.config.schema import CriticConfig
@@ -46,6 +48,12 @@ def preflight(server: Loopback | tuple[str, str], **settings: Any) -> Client:
     finally:
         critic.close()
     return critic
+
+
+def child(code: str, *arguments: object) -> list[str]:
+    """The command of a process that runs code which imports from support."""
+    path = f"import sys\nsys.path.insert(0, {str(Path(__file__).parent.parent)!r})\n"
+    return [sys.executable, "-c", path + code, *map(str, arguments)]
 
 
 @dataclass

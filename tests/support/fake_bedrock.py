@@ -61,9 +61,8 @@ class FakeBedrock(Loopback):
     def said(cls, body: Body) -> str:
         return "".join(block["text"] for block in body["messages"][-1]["content"])
 
-    def written(self, body: Body, answer: str | Body) -> Body:
-        said = answer if isinstance(answer, str) else ""
-        text, tokens, was_cut = cut(said, body["inferenceConfig"]["maxTokens"])
+    def written(self, body: Body, text: str, fields: Body) -> Body:
+        text, tokens, was_cut = cut(text, body["inferenceConfig"]["maxTokens"])
         sent = len(self.said(body)) // CHARS_PER_TOKEN + 8
         response = {
             "output": {"message": {"role": "assistant", "content": [{"text": text}]}},
@@ -71,4 +70,4 @@ class FakeBedrock(Loopback):
             "usage": {"inputTokens": sent, "outputTokens": tokens, "totalTokens": sent + tokens},
             "metrics": {"latencyMs": 1},
         }
-        return response | (answer if isinstance(answer, dict) else {})
+        return response | fields

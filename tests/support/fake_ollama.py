@@ -65,11 +65,10 @@ class FakeOllama(Loopback):
                 return self.chat(seen.body)
         return http(404, "no such page")
 
-    def written(self, body: Body, answer: str | Body) -> Body:
+    def written(self, body: Body, text: str, fields: Body) -> Body:
         options = body.get("options") or {}
         sent = sum(len(message["content"]) for message in body["messages"]) // CHARS_PER_TOKEN + 8
-        said = answer if isinstance(answer, str) else ""
-        text, tokens, was_cut = cut(said, options.get("num_predict", 10**6))
+        text, tokens, was_cut = cut(text, options.get("num_predict", 10**6))
         response = {
             "model": body["model"], "created_at": WHEN, "done": True,
             "message": {"role": "assistant", "content": text},
@@ -77,7 +76,7 @@ class FakeOllama(Loopback):
             "total_duration": 3, "load_duration": 1, "prompt_eval_duration": 1, "eval_duration": 1,
             "prompt_eval_count": min(sent, options.get("num_ctx", 4096)), "eval_count": tokens,
         }  # fmt: skip
-        return response | (answer if isinstance(answer, dict) else {})
+        return response | fields
 
 
 def full_name(name: str) -> str:

@@ -82,11 +82,10 @@ class FakeOpenAI(Loopback):
                 return refusal(400, said, param=name, code="unsupported_parameter")
         return super().chat(body)
 
-    def written(self, body: Body, answer: str | Body) -> Body:
+    def written(self, body: Body, text: str, fields: Body) -> Body:
         sent = sum(len(m["content"]) for m in body["messages"]) // CHARS_PER_TOKEN + 8
-        said = answer if isinstance(answer, str) else ""
         most = body.get("max_tokens") or body["max_completion_tokens"]
-        text, tokens, was_cut = cut(said, most)
+        text, tokens, was_cut = cut(text, most)
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": text},
@@ -94,7 +93,7 @@ class FakeOpenAI(Loopback):
         }
         return {
             "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": body["model"],
-            "choices": [choice | (answer if isinstance(answer, dict) else {})],
+            "choices": [choice | fields],
             "usage": {"prompt_tokens": sent, "completion_tokens": tokens,
                       "total_tokens": sent + tokens},
         }  # fmt: skip

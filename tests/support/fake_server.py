@@ -115,8 +115,8 @@ class Loopback:
         """The answer to a request that no scripted fault takes."""
         raise NotImplementedError
 
-    def written(self, body: Body, answer: str | Body) -> Body:
-        """A reply in the provider's format; answer: its text, or fields to replace."""
+    def written(self, body: Body, text: str, fields: Body) -> Body:
+        """A reply with this text in the provider's format. fields: what it has instead."""
         raise NotImplementedError
 
     @classmethod
@@ -130,7 +130,10 @@ class Loopback:
 
     def chat(self, body: Body) -> Fault:
         answer = self.reply(body)
-        return answer if isinstance(answer, Fault) else ok(self.written(body, answer))
+        if isinstance(answer, Fault):
+            return answer
+        text, fields = (answer, {}) if isinstance(answer, str) else ("", answer)
+        return ok(self.written(body, text, fields))
 
     @property
     def chats(self) -> list[Body]:
