@@ -245,7 +245,7 @@ def test_answers_are_kept_where_the_recipe_says(tmp_path, monkeypatch):
     for number, path in enumerate((mine, mine, "off", "")):
         changed = {"task.limit": 5, "eval.cache": path, "train.reference_cache": "off"}
         results.append(outputs(changed, tmp_path / str(number)))
-        assert Path(mine).is_dir()
+        assert Path(mine).is_file()
         assert (tmp_path / "default").exists() == (path == "")
     assert results[0] == results[1] == results[2] == results[3]
     assert reused[0] == reused[1] == 0 and reused[2] > 0
