@@ -44,7 +44,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_random: Path) -> tup
     path = shell.folder / "a run"
     command = ["run", "quickstart", *shell.small, "--run-dir", path, "--json"]
     error, _ = shell.mistake(*command, *sets("policy.adapter=/none/such"))
-    assert "policy.adapter = '/none/such' is no adapter folder" in error
+    assert "policy.adapter = '/none/such' is not an adapter folder" in error
     return path, shell.works(*command)
 
 
@@ -225,8 +225,8 @@ LIGHT: dict[str, tuple[list[str], str, str]] = {
     "run directory under a file": (
         ["run", "quickstart", "--run-dir", "/dev/null/x"], "/dev/null/x: Not a", "--run-dir",
     ),
-    "resume of nothing": (["resume", "nope"], "nope is no run directory", "`mlxreflect run`"),
-    "resume of another folder": (["resume", "."], ". is no run directory", "`mlxreflect run`"),
+    "resume of nothing": (["resume", "nope"], "nope is not a run folder", "`mlxreflect run`"),
+    "resume of another folder": (["resume", "."], ". is not a run folder", "`mlxreflect run`"),
     "show nothing": (["show", "nope"], "nope: no such folder", "`mlxreflect run`"),
     "compare nothing": (["compare", "a", "b"], "a: no such file", "an evaluation's folder"),
     "compare at no level": (["compare", "a", "b", "--alpha", "2"], "--alpha 2: not", "0.05"),
@@ -242,7 +242,7 @@ LIGHT: dict[str, tuple[list[str], str, str]] = {
     ),
     "eval with no adapter there": (
         ["eval", "countdown", "--model", "tiny", "--adapter", "nope"],
-        "--adapter 'nope' is no adapter folder", "adapter_config.json",
+        "--adapter 'nope' is not an adapter folder", "adapter_config.json",
     ),
     "grade nothing": (["grade", "gsm8k", "no.jsonl"], "no.jsonl: no such file", "your data file"),
     "grade no folder": (["grade", "gsm8k"], "gsm8k: no such folder", "mlxreflect grade gsm8k FILE"),
@@ -279,7 +279,7 @@ def test_mistake(shell: Shell, name: str) -> None:
 MODELS = {
     "missing": ("policy.model=/none/such", "policy.model = '/none/such': no such folder"),
     "another folder": ("policy.model={folder}", "policy.model = '{folder}' is no mlx-lm model"),
-    "no adapter": ("policy.adapter={model}", "policy.adapter = '{model}' is no adapter folder"),
+    "no adapter": ("policy.adapter={model}", "policy.adapter = '{model}' is not an adapter folder"),
 }
 
 
@@ -345,7 +345,7 @@ def test_json_owns_stdout(finished: tuple[Path, Done]) -> None:
 
 def test_a_run_directory_is_never_written_over(shell: Shell, run_dir: Path) -> None:
     error, hint = shell.mistake("run", "quickstart", *shell.small, "--run-dir", run_dir)
-    assert error == f"{run_dir} is there already"
+    assert error == f"{run_dir} already exists"
     assert f"mlxreflect resume {run_dir}" in hint
 
 
@@ -396,7 +396,7 @@ def test_resume_while_another_process_is_at_it_and_after(shell: Shell, run_dir: 
     assert error == f"{run_dir} is in use by process {os.getpid()}"
     assert "stop that process" in hint
     done = shell.works("resume", run_dir, "--set", "critic.concurrency=9")
-    assert done.out.startswith(f"{run_dir} was finished already; this is what it came to\n")
+    assert done.out.startswith(f"{run_dir} is already finished; this is its result\n")
     assert "not significant" in done.out
     assert snapshot(run_dir) == before
 

@@ -489,7 +489,7 @@ def test_mistakes_of_the_command(data: Path, shell: Shell) -> None:
     common = ["decontaminate", "mine.jsonl", "--against"]
     assert "no eval 'nothing'" in shell.mistake(*common, "nothing")[0]
     assert "missing.jsonl" in shell.mistake(*common, "missing.jsonl")[0]
-    assert "is there already" in shell.mistake(*common, "exam.jsonl", "--out", "mine.jsonl")[0]
+    assert "already exists" in shell.mistake(*common, "exam.jsonl", "--out", "mine.jsonl")[0]
     said = shell.mistake(*common, "exam.jsonl", "--out", "no/where.jsonl")[0]
     assert said == "no/where.jsonl: No such file or directory"
     said, hint = shell.mistake(*common, "exam.jsonl", "--out", "clean rows.csv")

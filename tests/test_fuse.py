@@ -453,7 +453,7 @@ def test_the_command(tiny_random: Path, tmp_path: Path) -> None:
     assert len(done.out.splitlines()) == 1
     assert result["quantize"] == 4 and 0 <= result["agree"] <= result["prompts"] == len(PROMPTS)
     error, hint = shell.mistake(*call, "--out", "new")
-    assert "new is there already" in error and "--out" in hint
+    assert "new already exists" in error and "--out" in hint
 
 
 @pytest.mark.slow

@@ -128,7 +128,7 @@ def test_nothing_is_replaced_unasked(shell: Shell) -> None:
     mine.write_text("seed = 3\n")
     for flags in (FLAGS, (*FLAGS, "--out", str(mine))):
         error, hint = shell.mistake("init", *flags)
-        assert "is there already" in error and "--force" in hint
+        assert "already exists" in error and "--force" in hint
         assert mine.read_text() == "seed = 3\n"
     shell.works("init", *FLAGS, "--force")
     assert load_recipe(str(mine)).policy.model == "tiny"

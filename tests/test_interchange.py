@@ -373,7 +373,7 @@ def test_the_command(shell: Shell, run: Path) -> None:
     before = rows(out / "sft.jsonl")
     for place in (out, out / "sft.jsonl"):
         error, hint = shell.mistake("export", run, "--format", "trl", "--out", place)
-        assert "is there already" in error and "--out" in hint
+        assert "already exists" in error and "--out" in hint
     assert rows(out / "sft.jsonl") == before
     error, hint = shell.mistake("export", run, "--format", "parquet")
     assert "parquet: no such form" in error and "trl, sharegpt, mlx-chat" in hint

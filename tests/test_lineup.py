@@ -85,7 +85,7 @@ def test_names_of_folders_are_safe_and_their_own(tmp_path: Path) -> None:
 def test_what_is_not_there_is_said_before_anything_is_asked(shell: Shell) -> None:
     for arguments, said in (
         (["--model", "tiny", "--model", "/none/such"], "'/none/such': no such folder"),
-        (["--model", "tiny", "--adapter", "none", "--base"], "'none' is no adapter folder"),
+        (["--model", "tiny", "--adapter", "none", "--base"], "'none' is not an adapter folder"),
         (["--server", "http://127.0.0.1:9"], "--server alone"),
         (["--model", "tiny", "--server-model", "x"], "--server-model alone"),
         (["--model", "tiny", "--quantize", "3"], "--quantize 3"),

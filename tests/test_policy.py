@@ -223,7 +223,7 @@ def test_an_adapter_put_on_a_loaded_policy(tiny_random: Path, tmp_path: Path) ->
                 assert generate(policy, prompts(4)) == expected != bare
             assert generate(policy, prompts(4)) == bare
     config = PolicyConfig(model=name, adapter=str(tmp_path / "none"))
-    with pytest.raises(UserError, match="is no adapter folder"), adapted(policy, config):
+    with pytest.raises(UserError, match="is not an adapter folder"), adapted(policy, config):
         pass
     assert generate(policy, prompts(4)) == bare
 

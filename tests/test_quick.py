@@ -220,7 +220,7 @@ def test_a_larger_maximum_goes_on_and_ends_the_same(
     assert (first["n"], first["decision"]) == (10, "undecided")
     ask(pair, tmp_path)
     assert files(tmp_path) == files(decided)
-    again = ask(pair, tmp_path, max_n=10)  # what is there already is not asked again
+    again = ask(pair, tmp_path, max_n=10)  # what already exists is not asked again
     assert (again["n"], again["e_value"]) == (10, first["e_value"])
 
 

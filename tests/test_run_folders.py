@@ -178,7 +178,7 @@ def test_a_key_that_only_an_earlier_version_had_is_named(stopped: Path) -> None:
 def test_how_to_go_on_is_a_command_also_where_the_path_has_a_space(stopped: Path) -> None:
     status = str(list(show_header(stopped).columns[1].cells)[-1])
     assert status.endswith(f"mlxreflect resume '{stopped}'")
-    with pytest.raises(UserError, match="is there already") as caught:
+    with pytest.raises(UserError, match="already exists") as caught:
         create_run(load_recipe("quickstart"), stopped)
     assert f"mlxreflect resume '{stopped}'," in caught.value.hint
 

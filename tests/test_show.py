@@ -379,7 +379,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     for call in (lambda p: show.show_run(p), lambda p: show.show_problem(p, "a")):
         with pytest.raises(UserError, match="no such folder"):
             call(tmp_path / "nowhere")
-        with pytest.raises(UserError, match="is no run directory"):
+        with pytest.raises(UserError, match="is not a run folder"):
             call(tmp_path)
 
 

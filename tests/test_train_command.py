@@ -215,10 +215,10 @@ MISTAKES: dict[str, tuple[list[str], str, str]] = {
         ["dpo", "--model", "./nope"], "policy.model = './nope': no such folder", "give a folder",
     ),
     "a folder that is no model": (
-        ["dpo", "--model", "empty"], "is no mlx-lm model folder", "mlx_lm.convert",
+        ["dpo", "--model", "empty"], "is not an mlx-lm model folder", "mlx_lm.convert",
     ),
     "no such adapter": (
-        ["dpo", "--set", "policy.adapter=nope"], "policy.adapter = 'nope' is no adapter folder",
+        ["dpo", "--set", "policy.adapter=nope"], "policy.adapter = 'nope' is not an adapter folder",
         "give a folder with adapter_config.json",
     ),
     "exo_pair without smoothing": (
@@ -268,8 +268,8 @@ MISTAKES: dict[str, tuple[list[str], str, str]] = {
         ["dpo", "--set", "train.reference_cache=dpo.jsonl"], "dpo.jsonl: the reference cache is",
         "delete",
     ),
-    "out is there": (["dpo", "--out", "full"], "full is there already", "give another --out"),
-    "out is a file": (["dpo", "--out", "dpo.jsonl"], "dpo.jsonl is there already", "another --out"),
+    "out is there": (["dpo", "--out", "full"], "full already exists", "give another --out"),
+    "out is a file": (["dpo", "--out", "dpo.jsonl"], "dpo.jsonl already exists", "another --out"),
     "out inside a file": (["dpo", "--out", "dpo.jsonl/x"], "dpo.jsonl/x: Not a directory", "--out"),
     "out that cannot be made": (["dpo", "--out", "/proc/x"], "/proc/x: ", "--out"),
     "out with too long a name": (["dpo", "--out", "x" * 300], "x: File name too long", "--out"),
@@ -430,12 +430,12 @@ def test_json_is_one_object_of_a_real_process(shell: Shell, command: Command) ->
     assert "Traceback" not in done.err and "training: 3/3, loss" in done.err
     assert summary["adapter"] == "a folder/adapter"
     again = command.works("resume", "a folder", "--json")
-    told = "a folder was finished already; this is what it came to\n"
+    told = "a folder is already finished; this is its result\n"
     assert (again.out, again.err) == (done.out, told)
     error, hint = command.mistake(*made)
     assert (error, hint) == (
-        "a folder is there already",
-        "go on with it by: mlxreflect resume 'a folder', or give another --out",
+        "a folder already exists",
+        "continue it with: mlxreflect resume 'a folder', or give another --out",
     )
 
 
@@ -765,7 +765,7 @@ def test_resuming_what_is_finished_says_the_same(command: Command) -> None:
     done = command.works(*command.arguments("dpo", "out", *BRIEF))
     before = contents(command.folder / "out")
     again = command.works("resume", "out")
-    told = "out was finished already; this is what it came to\n"
+    told = "out is already finished; this is its result\n"
     assert again.out == told + done.out[done.out.index("steps") :]
     assert again.err == ""
     assert contents(command.folder / "out") == before
@@ -793,7 +793,7 @@ def test_resume_refuses_other_keys(command: Command) -> None:
     error, hint = command.mistake("resume", "out", *sets("train.lr=1e-3"))
     assert error.startswith("--set train.lr=1e-3: a training is resumed with the keys it began")
     assert "leave --set out" in hint
-    assert command.mistake("resume", "nope")[0] == "nope is no run directory"
+    assert command.mistake("resume", "nope")[0] == "nope is not a run folder"
 
 
 def test_resume_refuses_other_rows(command: Command) -> None:

@@ -21,7 +21,7 @@ MODEL = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
-    # pip fetches hatchling into an environment of its own, unless it is there already.
+    # pip fetches hatchling into an environment of its own, unless it already exists.
     alone = ["--no-isolation"] if importlib.util.find_spec("hatchling") else []
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", *alone, "--outdir", str(out), str(ROOT)],

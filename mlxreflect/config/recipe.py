@@ -98,7 +98,7 @@ def digest(recipe: Recipe) -> str:
 
 def dump_recipe(recipe: Recipe) -> str:
     """Returns the resolved recipe as TOML, one `table.key = value` a line."""
-    head = "# The resolved recipe of this run; `mlxreflect resume` refuses it when it changed.\n"
+    head = "# The resolved recipe of this run; `mlxreflect resume` refuses it if it has changed.\n"
     return head + dump_toml(resolved(recipe))
 
 

@@ -85,7 +85,7 @@ class KeyedCache:
     def put_all(self, items: Mapping[str, bytes]) -> None:
         """Keeps all items or, where the process dies or the disk fails, none of them.
 
-        A key that is there already keeps its value.
+        A key that already exists keeps its value.
         """
         with self.lock, self.explained():
             if self.connection is not None:

@@ -273,7 +273,7 @@ def check_out(out: Path | None) -> None:
             f"give --out {quote(str(out.with_suffix('.jsonl')))}",
         )
     if out and out.exists():
-        raise UserError(f"{out} is there already", "give another --out")
+        raise UserError(f"{out} already exists", "give another --out")
     if out and not out.absolute().parent.is_dir():
         raise UserError(f"{out}: No such file or directory", "give another --out")
 

@@ -258,7 +258,7 @@ def warnings(results: dict[str, Any]) -> list[str]:
     if cut > MUCH * total:
         lines.append(
             f"warning: {cut} of {total} answers ({cut / total:.1%}) were cut off at "
-            f"max_new_tokens = {most}; what they would have ended in is not known: raise it"
+            f"max_new_tokens = {most}; how they would have ended is not known: raise max_new_tokens"
         )
     if failed := results.get("failed"):
         lines.append(f"warning: {failed} of {total} answers are failed calls, counted as wrong")

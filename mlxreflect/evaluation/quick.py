@@ -198,7 +198,7 @@ def sentence(r: dict[str, Any], *, more: bool) -> str:
         )
     return (
         f"{begin} {r['b']} is {r['decision']} than {r['a']}: E reached {r['threshold']:g}, which "
-        f"between equals happens {100 * r['alpha']:.10g}% of the time at most, however often one "
-        f"looks. {r['saved']} of {r['of']} questions saved. Stopping early overstates the "
+        f"between equal models happens {100 * r['alpha']:.10g}% of the time at most, however often "
+        f"one looks. {r['saved']} of {r['of']} questions saved. Stopping early overstates the "
         "difference; for its true size evaluate all questions."
     )

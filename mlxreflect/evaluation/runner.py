@@ -105,7 +105,7 @@ def owner(adapter: str, models: Sequence[str]) -> str:
 def check_adapter(adapter: str) -> None:
     if not all((Path(adapter) / name).is_file() for name in ADAPTER_FILES):
         raise UserError(
-            f"--adapter {adapter!r} is no adapter folder",
+            f"--adapter {adapter!r} is not an adapter folder",
             "give a folder with adapter_config.json and adapters.safetensors",
         )
 

@@ -210,7 +210,7 @@ def render_solved(result: dict[str, Any]) -> Iterator[RenderableType]:
     yield plain(f"answer: {result['answer']}{known}", "bold")
     yield plain(
         f"{why}; {took['samples']:.0f} samples, {took['tokens_generated']:.0f} tokens generated, "
-        f"{took['tokens_prefilled']:.0f} prefilled, {took['tokens_critic']:.0f} of the critic"
+        f"{took['tokens_prefilled']:.0f} prefilled, {took['tokens_critic']:.0f} by the critic"
     )
 
 

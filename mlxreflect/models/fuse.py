@@ -200,7 +200,7 @@ def check_request(out: Path, quantize: int) -> None:
             "give 4 or 8, or leave it out for plain weights",
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there already", "give another --out, or delete it")
+        raise UserError(f"{out} already exists", "give another --out, or delete it")
     above = next(folder for folder in out.resolve().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"{out}: no folder can be made in {above}", "give another --out")

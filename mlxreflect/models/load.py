@@ -89,7 +89,7 @@ def read_adapter(folder: str, kind: str = "") -> dict[str, Any]:
     path = Path(folder)
     if not all((path / n).is_file() for n in ("adapter_config.json", "adapters.safetensors")):
         raise UserError(
-            f"adapter {folder!r} is no adapter folder",
+            f"adapter {folder!r} is not an adapter folder",
             "give a folder with adapter_config.json and adapters.safetensors",
         )
     config = read_json(path / "adapter_config.json")
@@ -255,12 +255,12 @@ def load_fault(config: PolicyConfig, error: Exception, table: str) -> UserError:
 def missing_model(config: PolicyConfig, error: Exception, table: str) -> UserError:
     if config.adapter and not (Path(config.adapter) / "adapter_config.json").is_file():
         return UserError(
-            f"policy.adapter = {config.adapter!r} is no adapter folder",
+            f"policy.adapter = {config.adapter!r} is not an adapter folder",
             "give a folder with adapter_config.json and adapters.safetensors",
         )
     if Path(config.model).is_dir():
         return UserError(
-            f"{table}.model = {config.model!r} is no mlx-lm model folder: {one_line(error)}",
+            f"{table}.model = {config.model!r} is not an mlx-lm model folder: {one_line(error)}",
             "make one with: mlx_lm.convert --hf-path NAME --mlx-path DIR -q",
         )
     if config.model.startswith(("/", ".", "~")):

@@ -36,7 +36,7 @@ def export(run: Path, form: str, out: Path | None) -> dict[str, Any]:
     """Write a run's data into a folder, or a file where `out` ends in .jsonl.
 
     Returns the rows of each file. Raises UserError where the run has no such data, a row of it is
-    damaged, or `out` is there already; the default place, inside the run, is written anew.
+    damaged, or `out` already exists; the default place, inside the run, is written anew.
     """
     if form not in FORMS:
         raise UserError(f"--format {form}: no such form", f"choose from: {', '.join(FORMS)}")
@@ -44,7 +44,7 @@ def export(run: Path, form: str, out: Path | None) -> dict[str, Any]:
     if out is not None and out.suffix.lower() in OTHERS:
         raise UserError(f"--out {out}: rows are written as JSONL", "give a folder, or NAME.jsonl")
     if out is not None and out.exists():
-        raise UserError(f"{out} is there already", "give another --out, or remove it")
+        raise UserError(f"{out} already exists", "give another --out, or remove it")
     rows = FORMS[form](run)
     try:
         first = next(rows, None) if run.is_dir() else None
@@ -63,7 +63,7 @@ def export(run: Path, form: str, out: Path | None) -> dict[str, Any]:
 
 def nothing(run: Path, form: str) -> UserError:
     if not (run / "run.json").is_file():
-        return UserError(f"{run} is no run directory", "give the folder that `mlxreflect run` made")
+        return UserError(f"{run} is not a run folder", "give the folder that `mlxreflect run` made")
     return UserError(f"{run} holds nothing for --format {form}", f"it writes {NEEDS[form]}")
 
 

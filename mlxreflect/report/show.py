@@ -76,7 +76,7 @@ def check_run(run_dir: Path) -> None:
         raise UserError(f"{run_dir}: no such folder", "give the folder that `mlxreflect run` made")
     if not any((run_dir / name).is_file() for name in ("recipe.toml", "episodes.jsonl")):
         raise UserError(
-            f"{run_dir} is no run directory", "give the folder that `mlxreflect run` made"
+            f"{run_dir} is not a run folder", "give the folder that `mlxreflect run` made"
         )
 
 

@@ -110,7 +110,7 @@ class RunFolder(Generic[C]):
         file = self.path / "summary.json"
         if not file.is_file():
             return None
-        ui.line(f"{self.path} was finished already; this is what it came to")
+        ui.line(f"{self.path} is already finished; this is its result")
         return read_json(file)
 
     def keep_data(self, digest: str, given: str) -> None:
@@ -263,9 +263,9 @@ def create(kind: Kind[C], config: C, path: Path) -> RunFolder[C]:
         if not made and (
             not path.is_dir() or any(p.name not in kind.first for p in path.iterdir())
         ):
-            begun = f"go on with it by: mlxreflect resume {quote(str(path))}, or "
+            begun = f"continue it with: mlxreflect resume {quote(str(path))}, or "
             hint = f"{begun if (path / kind.identity).is_file() else ''}give another {kind.option}"
-            raise UserError(f"{path} is there already", hint)
+            raise UserError(f"{path} already exists", hint)
         path.mkdir(parents=True, exist_ok=True)
         lock = take_lock(path)
     except OSError as error:
@@ -305,7 +305,7 @@ def open_folder(path: Path, settings: Sequence[str] = ()) -> RunFolder[Any]:
     kind = next((kind for kind in kinds if (path / kind.identity).is_file()), None)
     if kind is None:
         raise UserError(
-            f"{path} is no run directory",
+            f"{path} is not a run folder",
             "give the folder that `mlxreflect run` or `mlxreflect train` made",
         )
     text = path / kind.text

@@ -159,7 +159,7 @@ def check_policy(recipe: Recipe, sizes: Sizes) -> Iterator[Check]:
     files = ("adapter_config.json", "adapters.safetensors")
     if config.adapter and not all((Path(config.adapter) / name).is_file() for name in files):
         hint = f"give a folder with {' and '.join(files)}"
-        yield Check("adapter", "fail", f"{config.adapter} is no adapter folder", hint)
+        yield Check("adapter", "fail", f"{config.adapter} is not an adapter folder", hint)
 
 
 def check_data(recipe: Recipe) -> Iterator[Check]:
@@ -219,7 +219,7 @@ def find_model(name: str, key: str) -> Path | None:
     if path.exists():
         if not (path / "config.json").is_file() or not is_complete(path):
             hint = "make one with: mlx_lm.convert --hf-path NAME --mlx-path DIR -q"
-            raise UserError(f"{key} = {name!r} is no mlx-lm model folder", hint)
+            raise UserError(f"{key} = {name!r} is not an mlx-lm model folder", hint)
         return path
     try:
         patterns = ["*.json", "*.safetensors"]

@@ -325,7 +325,7 @@ def place_of(choices: Choices) -> Path:
 
 def refuse_to_overwrite(out: Path, force: bool) -> None:
     if out.exists() and not force:
-        raise UserError(f"{out} is there already", "give another --out, or --force to replace it")
+        raise UserError(f"{out} already exists", "give another --out, or --force to replace it")
 
 
 def write_recipe(choices: Choices, out: Path) -> dict[str, Any]:

@@ -42,7 +42,8 @@ def comments(model: type[BaseModel]) -> dict[str, str]:
                 above.insert(0, said[line])
                 line -= 1
             inside = [said[n] for n in range(node.lineno, (node.end_lineno or 0) + 1) if n in said]
-            found[node.target.id] = " ".join([*above, *inside])
+            meaning = " ".join([*above, *inside])
+            found[node.target.id] = meaning.removesuffix("# fmt: skip").rstrip()
     return found
 
 
