@@ -41,7 +41,7 @@ def test_a_run_from_recipe_to_verdict(
     assert mlxreflect.resume("runs/latest") == {**written, "folder": str(folder.resolve())}
     found = mlxreflect.compare(folder / "eval" / "base", folder / "eval" / "trained")
     assert found["n"] == 8 and found["p_exact"] == summary["comparison"]["p_exact"]
-    with pytest.raises(mlxreflect.UserError, match="there already"):
+    with pytest.raises(mlxreflect.UserError, match="already exists"):
         mlxreflect.run(recipe, folder)
     with pytest.raises(mlxreflect.UserError, match="nope"):
         mlxreflect.run(

@@ -148,7 +148,7 @@ def test_the_latest_run_is_one_by_its_own_name(shell: Shell, run_dir: Path) -> N
     problem = rows(run_dir / "episodes.jsonl")[0]["problem"]["id"]
     assert problem in shell.works("show", "latest").out
     done = shell.works("resume", "latest")
-    assert done.out.startswith(f"{run_dir.name} was finished already")
+    assert done.out.startswith(f"{run_dir.name} is already finished")
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_mistake(shell: Shell, name: str) -> None:
 
 MODELS = {
     "missing": ("policy.model=/none/such", "policy.model = '/none/such': no such folder"),
-    "another folder": ("policy.model={folder}", "policy.model = '{folder}' is no mlx-lm model"),
+    "another folder": ("policy.model={folder}", "policy.model = '{folder}' is not an mlx-lm model"),
     "no adapter": ("policy.adapter={model}", "policy.adapter = '{model}' is not an adapter folder"),
 }
 

@@ -371,11 +371,11 @@ def test_what_cannot_be_asked_for(tiny_random: Path, tmp_path: Path) -> None:
     (full / "x").touch()
     file.touch()
     for out in (full, file):
-        assert "there already" in refused(tmp_path, tiny_random, "", out)
+        assert "already exists" in refused(tmp_path, tiny_random, "", out)
     assert "no folder can be made" in refused(tmp_path, tiny_random, "", file / "out")
     assert "--quantize 5" in refused(tmp_path, tiny_random, "", tmp_path / "out", 5)
     assert "no such folder" in refused(tmp_path, "./none", "", tmp_path / "out")
-    assert "no adapter folder" in refused(tmp_path, tiny_random, full, tmp_path / "out")
+    assert "not an adapter folder" in refused(tmp_path, tiny_random, full, tmp_path / "out")
 
 
 def test_an_adapter_that_does_not_fit_names_the_first_array(

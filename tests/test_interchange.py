@@ -378,7 +378,7 @@ def test_the_command(shell: Shell, run: Path) -> None:
     error, hint = shell.mistake("export", run, "--format", "parquet")
     assert "parquet: no such form" in error and "trl, sharegpt, mlx-chat" in hint
     for folder in (shell.folder / "none", out):
-        assert "no run directory" in shell.mistake("export", folder, "--format", "trl")[0]
+        assert "not a run folder" in shell.mistake("export", folder, "--format", "trl")[0]
     error, hint = shell.mistake("export", run, "--format", "trl", "--out", "rows.csv")
     assert "rows.csv: rows are written as JSONL" in error and "NAME.jsonl" in hint
     shell.works("export", run, "--format", "trl", "--out", "rows.JSONL")

@@ -28,7 +28,7 @@ def imported_packages(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "path", PACKAGE.glob("*/**/*.py"), ids=lambda p: str(p.relative_to(PACKAGE))
+    "path", sorted(PACKAGE.glob("*/**/*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
 )
 def test_imports_point_down(path: Path) -> None:
     name = str(path.relative_to(PACKAGE))
