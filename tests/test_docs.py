@@ -398,7 +398,7 @@ def try_out(shell: Shell, one: Command) -> Done | None:
             "4",
             *sets("max_new_tokens=8"),
             "--out",
-            f"out{len(arguments)}{parameters['quick']}",
+            f"out-{len(list(shell.folder.glob('out-*')))}",
         ]
         return shell.works("eval", *arguments, *short)
     if one.name == "doctor":
@@ -430,7 +430,8 @@ def try_out(shell: Shell, one: Command) -> Done | None:
 
 
 @pytest.mark.slow
-def test_commands_of_the_documentation_work(shell: Shell) -> None:
+def test_commands_of_the_documentation_work(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shell.folder)  # the parser looks for RUN_DIR and runs/latest, too
     tried = {}
     for one in COMMANDS:
         assert one.name in HOW, f"say in HOW how to try: mlxreflect {one.name}"
