@@ -1,4 +1,4 @@
-"""What the tables of a recipe are made of: kinds of values, and marks that say more of a key.
+"""Fields of a recipe's tables: kinds of values, and marks that say more of a key.
 
 A mark stands in the key's type. `Local` is on a key that may name something on this machine;
 `Idle` names the methods and objectives that do nothing with a key.

@@ -1,4 +1,4 @@
-"""What `mlxreflect train` is told: an objective, a model, a data set, and keys for the rest."""
+"""A job of `mlxreflect train`: an objective, a model, a data set, and keys for the rest."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -114,7 +114,7 @@ def plain(objective: str) -> dict[str, Any]:
 
 
 def check_job(job: Job) -> None:
-    """What the types cannot say: keys that contradict each other, or do nothing."""
+    """Refuses keys that contradict each other, or do nothing. Raises UserError."""
     check_objective(job.objective, job.train, job.policy.quantize, COMMAND)
     usual = Job.model_validate(plain(job.objective))
     idle: dict[str, str] = dict.fromkeys(idle_keys(Job, job.objective), job.objective)

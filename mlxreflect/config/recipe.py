@@ -186,7 +186,7 @@ MODELS = {
 
 
 def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> None:
-    """What the types cannot say: keys that contradict each other."""
+    """Refuses keys that contradict each other, which the types cannot. Raises UserError."""
     for name in METHODS:
         if name != recipe.strategy and name in recipe.model_fields_set:
             raise UserError(

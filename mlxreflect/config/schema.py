@@ -60,7 +60,7 @@ class PromptConfig(Table):
 
 
 class TaskConfig(Table):
-    """Where problems come from. Column names map foreign data onto question and answer."""
+    """The source of the problems. Column names map foreign data onto question and answer."""
 
     name: str = "countdown"  # a bundled task, or jsonl for your own problems
     source: LocalPath = ""  # path or hub data set; empty: the task's own
@@ -97,7 +97,7 @@ class CriticConfig(Table):
 
 
 class BudgetConfig(Table):
-    """What all critics of a run together may spend; 0: no limit."""
+    """The budget of all critics of a run together; 0: no limit."""
 
     max_calls: Count = 0  # requests that are sent
     max_tokens: Count = 0  # of prompts and replies
@@ -148,7 +148,7 @@ class SftConfig(Table):
 
 
 class MaskConfig(Table):
-    """Which tokens of a response the loss sees."""
+    """The tokens of a response that the loss sees."""
 
     answer_only: bool = False  # nothing up to the end of the last thought
     think_fraction: Fraction = 0.0  # share of the thought's tokens left out at random
@@ -156,7 +156,7 @@ class MaskConfig(Table):
 
 
 class Fitting(Table):
-    """What every training has; `run` and `train` add keys of their own."""
+    """The keys of every training; `run` and `train` add keys of their own."""
 
     lr: Annotated[Rate, Idle("rel")] = 1e-5  # learning rate
     beta: Annotated[Rate, Unpaired] = 0.1  # strength of the preference loss
@@ -209,7 +209,7 @@ class EvalConfig(Table):
 
 
 class Limits(Table):
-    """What a run may spend on learning; 0: no limit.
+    """The most that a run may spend on learning; 0: no limit.
 
     A wave that has begun is played to its end, and what was collected is trained on.
     """
@@ -267,7 +267,7 @@ class ChainConfig(Table):
 
 
 class EvalSpec(Table):
-    """What an evaluation asks and how; `evals/*.toml` hold the bundled ones."""
+    """An evaluation: what is asked and how; `evals/*.toml` hold the bundled ones."""
 
     task: TaskConfig
     name: str = ""  # what its table is called; of a file, the file's name

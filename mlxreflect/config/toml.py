@@ -161,7 +161,7 @@ def all_keys(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether one of two dotted keys is the other, or a table that holds it."""
+    """Returns true where one of two dotted keys is the other, or a table that holds it."""
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 

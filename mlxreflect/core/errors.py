@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """What a person did wrong, and the command or edit that mends it.
+    """A person's mistake, and the command or edit that mends it.
 
     message: one line, naming the file, line, key or value at fault.
     hint: one line, the command or edit that mends it.

@@ -43,7 +43,7 @@ def make_problem(
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a text was judged.
+    """The judgement of a text.
 
     score: 1.0 right answer in the right format, 0.5 one of the two, 0.0 neither.
     source: "grader", or the critic that judged.
@@ -92,7 +92,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an episode ended.
+    """The end of an episode.
 
     status: solved_first; solved (by a later turn, whoever wrote it, or verified after training);
         trained (and not verified); bucket (not yet); discarded (given up); failed (no call to the

@@ -1,4 +1,4 @@
-"""What a command shows while it works: a header, progress with ETA, lines, tables, one JSON object.
+"""The terminal: a header, progress with ETA, lines, tables, or one JSON object.
 
 Progress goes to stderr: bars on a terminal, else a plain line every few seconds and a final one.
 With json the only thing on stdout is the result.
@@ -81,7 +81,10 @@ class PlainBar:
 
 
 class Ui:
-    """How a command speaks. json: stdout is for `result` alone. quiet: results and tables only."""
+    """The output of a command.
+
+    json: stdout is for `result` alone. quiet: results and tables only.
+    """
 
     def __init__(self, json: bool = False, quiet: bool = False) -> None:
         self.json, self.quiet = json, quiet

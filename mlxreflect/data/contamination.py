@@ -1,4 +1,4 @@
-"""Which training texts occur in an evaluation: the same text, or n words in a row.
+"""Contamination of training texts by an evaluation: the same text, or n words in a row.
 
 As Brown et al. 2020 (GPT-3), appendix C, and lm-evaluation-harness: words are what stands between
 spaces, folded in case, without punctuation. Unlike there, what makes another number or another
@@ -29,7 +29,7 @@ DIGITS_MEET = re.compile(r"(?<=\d) (?=\d)")
 
 
 class Question(NamedTuple):
-    """What an evaluation asks.
+    """A question of an evaluation.
 
     wholes: spellings of the whole question; a training text that equals one is the same question.
     body: the text whose runs of words count; "" where only whole questions are compared.
@@ -43,7 +43,7 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class Match:
-    """Where a training text occurs in an evaluation. shared: the n words, or all of them."""
+    """The place of a training text in an evaluation. shared: the n words, or all of them."""
 
     spec: str
     id: str
@@ -74,7 +74,7 @@ def normal_words(text: str) -> list[str]:
 
 
 def kept(found: re.Match[str]) -> str:
-    """What is left of symbols: those inside a number or between operands, and accents."""
+    """Returns what is left of symbols: those inside a number or between operands, and accents."""
     run, text = found[0], found.string
     start, end = found.span()
     before, after = text[max(0, start - 3) : start], text[end : end + 2]
@@ -135,7 +135,7 @@ def find(index: Index, wholes: Sequence[str], bodies: Sequence[str]) -> Match | 
 
 
 def count(matches: Sequence[Match], index: Index) -> dict[str, Any]:
-    """What was dropped: in all, by how it matched, by evaluation; and what was looked for."""
+    """Returns counts of what was dropped: in all, by kind of match, by evaluation."""
     how = Counter(match.how for match in matches)
     specs = Counter(match.spec for match in matches)
     return {

@@ -144,7 +144,7 @@ def find_arms(folder: Path) -> list[Path]:
 
 
 def arm_order(name: str) -> tuple[int, str, int, str]:
-    """Where a run's arm stands in a table: base, the warm-up, rounds by number, trained."""
+    """Returns the place of a run's arm in a table: base, the warm-up, rounds by number, trained."""
     plain = name.removesuffix("-direct")
     stem, _, number = plain.rpartition("-")
     counted = (stem, int(number)) if number.isdecimal() else (plain, 0)
@@ -382,7 +382,7 @@ def describe_setup(
     asked: Sequence[Any],
     adapter: str,
 ) -> dict[str, Any]:
-    """What must be the same for two evaluations to be compared, and what was evaluated.
+    """Returns what must be the same for two evaluations to be compared, and what was evaluated.
 
     asked: each problem's prompt as it is before a model's own template and tokenizer, so that
     different models can be compared.

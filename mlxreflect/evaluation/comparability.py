@@ -1,4 +1,4 @@
-"""What two arms must share to be compared: tasks, problems, prompts, decoding, grading."""
+"""Comparability: two arms must share tasks, problems, prompts, decoding and grading."""
 
 from collections.abc import Sequence
 from itertools import takewhile
@@ -148,7 +148,7 @@ def setup_fault(a: Arm, b: Arm, differences: Sequence[Difference]) -> str:
 
 
 def problem_fault(a: Arm, b: Arm) -> str:
-    """How many problems only one side answered, and which is the first of them."""
+    """Returns how many problems only one side answered, and names the first of them."""
     same_task = a.task == b.task
     only_a = [id_ for id_ in a.problems if not same_task or id_ not in b.problems]
     only_b = [id_ for id_ in b.problems if not same_task or id_ not in a.problems]

@@ -47,7 +47,7 @@ MOST_TEXT = 200  # characters of a cell
 
 
 def question_of(problem: Problem, spec: str = "") -> Question:
-    """What a problem asks, to be looked for in other texts.
+    """Returns a problem's question, to be looked for in other texts.
 
     The order of numbers and of options makes no other question. Generated problems differ in a few
     words among many that are the same, so they are compared as a whole only.
@@ -77,7 +77,7 @@ def questions_of_spec(
 
 
 def is_file(name: str) -> bool:
-    """Whether an evaluation is named by a data file, not by a spec or a task."""
+    """Returns true where an evaluation is named by a data file, not by a spec or a task."""
     return local_path(name).suffix.lower() in ENDINGS
 
 

@@ -1,1 +1,1 @@
-"""What a person reads of a run: tables, stories, plots, Markdown."""
+"""Reports for a person: tables, stories, plots, Markdown."""

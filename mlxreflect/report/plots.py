@@ -88,7 +88,7 @@ def fresh(waves: Rows) -> list[tuple[int, dict[str, Any]]]:
 
 
 def listed(wave: dict[str, Any]) -> bool:
-    """Whether it left something on the bucket list, or verified something."""
+    """Returns true where a wave left something on the bucket list, or verified something."""
     return bool(wave.get("bucket") or wave.get("verifications"))
 
 
@@ -423,7 +423,7 @@ def draw_difficulty(figure: Figure, tasks: dict[str, list[Arm]]) -> None:
 
 
 def asked_at(arms: Sequence[Arm], levels: dict[str, str], at: str) -> str:
-    """How many questions of a level the arms were asked: one number, or from which to which."""
+    """Returns the number of questions of a level that the arms were asked, or its range."""
     numbers = {sum(levels.get(id_) == at for id_ in arm.problems) for arm in arms}
     return " to ".join(map(str, sorted({min(numbers), max(numbers)})))
 

@@ -198,7 +198,7 @@ def show_summary(run_dir: Path) -> list[RenderableType]:
 
 
 def show_training(summary: dict[str, Any]) -> RenderableType:
-    """What `mlxreflect train` did: held-out figures before and after, speed, the adapter."""
+    """Returns the table of a training: held-out figures before and after, speed, the adapter."""
     shown: dict[str, object] = {
         "steps": f"{summary['steps']}" + (" (patience ended)" if summary["stopped_early"] else ""),
         "rows": f"{summary['rows']} trained on, {summary['held_out']} held out, "
@@ -290,7 +290,7 @@ def asked_so_far(run_dir: Path) -> dict[str, Any]:
 
 
 def critic_lines(critic: dict[str, Any], who: str) -> dict[str, object]:
-    """What was asked of whom; and where something was sent, what that took. {}: nobody was."""
+    """Returns who was asked how often, and what the requests took; {} where nobody was asked."""
     wire = critic.get("wire") or {}
     if not critic.get("calls") and not wire.get("requests"):
         return {}

@@ -148,8 +148,9 @@ class Rewriting:
 
 
 def word_diff(before: str, after: str, *, marks: bool = False) -> Text:
-    """What a rewrite kept of its opening is dim, what it removed red, what it added green.
+    """Returns a rewrite as a difference to what it rewrote.
 
+    The opening that it kept is dim, removed text is red, added text is green.
     marks: put [-…-] and {+…+} around what was removed and added, as git does.
     """
     old, new = split_words(before), split_words(after)
@@ -180,7 +181,7 @@ def split_words(text: str) -> list[str]:
 
 
 def shared(a: Iterable[str], b: Iterable[str]) -> int:
-    """How many items two sequences have in common at their start."""
+    """Returns how many items two sequences have in common at their start."""
     count = 0
     for x, y in zip(a, b, strict=False):
         if x != y:

@@ -1,4 +1,4 @@
-"""What is measured of a run and said of it: its arms, its waves, its limits, its summary."""
+"""Figures of a run: its arms, its waves, its limits, its summary."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -41,7 +41,7 @@ C = TypeVar("C", bound=Recipe | Job)
 
 @dataclass(frozen=True)
 class Kind(Generic[C]):
-    """What a run and a training differ in.
+    """The differences between the folder of a run and that of a training.
 
     word: of its folder. identity: the JSON file that says what it began with, under `key`; text:
     the same as TOML. option: that names the folder. resumable: keys that may change on resume.
