@@ -32,8 +32,8 @@ from mlxreflect.models.load import load_policy, policy_identity
 from mlxreflect.models.policy import Policy
 from mlxreflect.stats import mean_interval
 from mlxreflect.tasks import TASKS
-from mlxreflect.train.lora import attach_lora
-from mlxreflect.train.trainer import Trainer
+from mlxreflect.training.lora import attach_lora
+from mlxreflect.training.trainer import Trainer
 
 SPEC = EvalSpec.model_validate(
     {"task": {"name": "countdown"}, "limit": 20, "max_new_tokens": 30, "batch": 1, "seed": 3}

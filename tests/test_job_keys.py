@@ -337,7 +337,7 @@ def test_grad_checkpoint_recomputes(outputs_of: Outputs, monkeypatch: pytest.Mon
 
 @pytest.mark.slow
 def test_memory_gb_halves_batches(outputs_of: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlxreflect.train import trainer
+    from mlxreflect.training import trainer
 
     sizes: list[int] = []
     original = trainer.collate
@@ -359,7 +359,7 @@ def test_the_reference_cache_is_where_the_job_says(
     outputs_of: Outputs, shelf: Path, tiny_random: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    from mlxreflect.train import references as scoring
+    from mlxreflect.training import references as scoring
 
     monkeypatch.setenv("MLXREFLECT_CACHE", str(tmp_path / "usual"))
     mine = tmp_path / "mine.sqlite"

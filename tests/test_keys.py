@@ -27,7 +27,7 @@ from mlxreflect.models import load as policy_module
 from mlxreflect.models.fuse import write_folder
 from mlxreflect.runs.folder import open_folder
 from mlxreflect.runs.run import execute
-from mlxreflect.train.network import Network
+from mlxreflect.training.network import Network
 
 # Two waves and a second epoch, with failures, bucket passes, verifications and SFT in them.
 BASE = {

@@ -11,7 +11,7 @@ FLOORS = """
 cli setup
 runs
 report methods
-evaluation critics train
+evaluation critics training
 tasks data graders models stats
 config prompts
 core

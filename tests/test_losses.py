@@ -20,10 +20,16 @@ from support.training import (
 )
 
 from mlxreflect.config.fields import GrpoConfig
-from mlxreflect.train.batches import Group, Pair, collate
-from mlxreflect.train.losses import token_logps
-from mlxreflect.train.network import Network
-from mlxreflect.train.objectives import Objective, imitation, odds_ratio, preference, reinforcement
+from mlxreflect.training.batches import Group, Pair, collate
+from mlxreflect.training.losses import token_logps
+from mlxreflect.training.network import Network
+from mlxreflect.training.objectives import (
+    Objective,
+    imitation,
+    odds_ratio,
+    preference,
+    reinforcement,
+)
 
 Loss = Callable[[nn.Module], mx.array]
 

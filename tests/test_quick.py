@@ -31,7 +31,7 @@ from mlxreflect.models.load import load_policy
 from mlxreflect.stats import e_value
 from mlxreflect.stats.sequential import anytime_interval, evidence
 from mlxreflect.tasks import TASKS
-from mlxreflect.train.lora import attach_lora, save_adapter
+from mlxreflect.training.lora import attach_lora, save_adapter
 
 SPEC = EvalSpec.model_validate(
     {"task": {"name": "countdown"}, "limit": 60, "max_new_tokens": 26, "batch": 8}

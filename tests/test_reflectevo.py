@@ -41,8 +41,8 @@ from mlxreflect.methods.reflectevo_retries import ARMS, RETRIES, Retries, counte
 from mlxreflect.models.load import TINY, load_policy
 from mlxreflect.prompts.roles import quote
 from mlxreflect.runs.figures import check_arms
-from mlxreflect.train.lora import attach_lora
-from mlxreflect.train.trainer import Trainer
+from mlxreflect.training.lora import attach_lora
+from mlxreflect.training.trainer import Trainer
 
 # ---- the pool, and reflections in a file ---------------------------------------------------------
 

@@ -45,9 +45,9 @@ from mlxreflect.methods.traces import (
 from mlxreflect.models.load import load_policy
 from mlxreflect.report.story import tell_story
 from mlxreflect.tasks import TASKS
-from mlxreflect.train.lora import attach_lora
-from mlxreflect.train.losses import group_advantages
-from mlxreflect.train.trainer import Trainer
+from mlxreflect.training.lora import attach_lora
+from mlxreflect.training.losses import group_advantages
+from mlxreflect.training.trainer import Trainer
 
 PROMPT = [{"role": "user", "content": "Numbers: 2 3\nTarget: 5"}]
 PROBLEM = make_problem("countdown", {"numbers": [2, 3], "target": 5})

@@ -41,14 +41,14 @@ from support.training import (
 
 from mlxreflect.config.fields import GrpoConfig
 from mlxreflect.config.schema import LoraConfig
-from mlxreflect.train import memory
-from mlxreflect.train.batches import Batch, Pair, Row, collate, padded
-from mlxreflect.train.lora import attach_lora, base_reference, save_adapter
-from mlxreflect.train.memory import recomputed_layers
-from mlxreflect.train.network import Arrays, Network, parameters
-from mlxreflect.train.objectives import imitation, preference
-from mlxreflect.train.references import References
-from mlxreflect.train.trainer import (
+from mlxreflect.training import memory
+from mlxreflect.training.batches import Batch, Pair, Row, collate, padded
+from mlxreflect.training.lora import attach_lora, base_reference, save_adapter
+from mlxreflect.training.memory import recomputed_layers
+from mlxreflect.training.network import Arrays, Network, parameters
+from mlxreflect.training.objectives import imitation, preference
+from mlxreflect.training.references import References
+from mlxreflect.training.trainer import (
     LRSchedule,
     Trainer,
     load_parameters,

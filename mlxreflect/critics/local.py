@@ -7,7 +7,7 @@ from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.http import strip_thought
 from mlxreflect.models.load import load_policy
 from mlxreflect.models.policy import Completion, Policy
-from mlxreflect.train.network import Arrays, parameters
+from mlxreflect.training.network import Arrays, parameters
 
 
 class SelfCritic:

@@ -30,7 +30,7 @@ from mlxreflect.prompts import templates as texts
 from mlxreflect.prompts.parsing import ANSWER, TAGS, parse_response, without_tags
 from mlxreflect.prompts.roles import Data, role_messages
 from mlxreflect.tasks.base import Task
-from mlxreflect.train.network import Arrays
+from mlxreflect.training.network import Arrays
 
 ANSWERS = ("attempt", "continue", "retry", "integrate")  # roles whose text answers the question
 SELF = "self"  # the policy, as the critic of its own answers

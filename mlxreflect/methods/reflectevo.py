@@ -357,7 +357,7 @@ class ReflectEvo:
     def train(self, name: str) -> None:
         """Makes one training, from where the run began."""
         from mlxreflect.methods.learning import REFLECTOR
-        from mlxreflect.train.trainer import LRSchedule
+        from mlxreflect.training.trainer import LRSchedule
 
         learning, seed = self.frame.learning, self.frame.seed("train")
         examples = [flat_from_row(Example, row) for row in self.state.kept.pop(name)]

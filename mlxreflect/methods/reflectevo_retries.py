@@ -24,7 +24,7 @@ from mlxreflect.models.policy import Policy
 from mlxreflect.stats import paired
 from mlxreflect.stats.sentences import sentence
 from mlxreflect.tasks.base import Task
-from mlxreflect.train.network import Arrays
+from mlxreflect.training.network import Arrays
 
 RETRIES = ("reflection", "bare")
 ARMS = ("base", "trained")

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from importlib.metadata import version
@@ -22,7 +22,6 @@ from mlx_lm.utils import dequantize_model, load
 from mlxreflect.config.schema import PolicyConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json
-from mlxreflect.models.chat import end_tokens
 from mlxreflect.models.policy import Policy
 
 TINY = Path(__file__).parent / "tiny"  # the embedded model
@@ -111,6 +110,31 @@ def model_folder(name: str) -> Path | None:
         return folder
     found = try_to_load_from_cache(name, "config.json") if name.count("/") == 1 else None
     return Path(found).parent if isinstance(found, str) else None
+
+
+def end_tokens(tokenizer: Any, folder: Path | None) -> set[int]:
+    """Every token that ends an answer, by the tokenizer and by both of the model's config files.
+
+    mlx-lm takes generation_config.json's in place of config.json's, and models are published with
+    an end token in one of the two only. folder: the model's; None where it is not at hand.
+    """
+    found = {i for i in tokenizer.eos_token_ids if type(i) is int}  # a file may say "x"
+    for name in ("config.json", "generation_config.json"):
+        if folder and (folder / name).is_file():
+            found |= config_ends((folder / name).read_bytes())
+    return found
+
+
+def config_ends(config: bytes) -> set[int]:
+    """The end tokens a config file names, also for the text part of a model of several parts."""
+    try:
+        tree = json.loads(config)
+    except (ValueError, RecursionError):
+        return set()
+    tables = [tree, tree.get("text_config")] if isinstance(tree, dict) else []
+    told = [table.get("eos_token_id") for table in tables if isinstance(table, dict)]
+    ids: Iterable[Any] = [i for one in told for i in (one if isinstance(one, list) else [one])]
+    return {i for i in ids if type(i) is int and i >= 0}
 
 
 # ---- weights -------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from mlx_lm.sample_utils import make_sampler
 
 from mlxreflect.core.records import Messages
 from mlxreflect.core.seeds import seed_mlx
-from mlxreflect.models.chat import encode_chat, find_end_of_turn
 
 
 @dataclass(frozen=True)
@@ -212,3 +211,46 @@ def prefill(model: nn.Module, prompts: list[list[int]]) -> tuple[list[list[int]]
             caches[prompt] = rows.extract_cache(i)
             mx.eval([cache.state for cache in caches[prompt]])
     return [prompt[-1:] for prompt in prompts], [caches.get(tuple(prompt)) for prompt in prompts]
+
+
+# ---- chat templates ------------------------------------------------------------------------------
+
+
+def encode_chat(tokenizer: Any, messages: Messages) -> list[int]:
+    """Messages as prompt tokens; a system part is folded into the user's for models without one."""
+    if not tokenizer.has_chat_template:
+        text = "\n\n".join(m["content"] for m in messages) + "\n"
+        ids: list[int] = tokenizer.encode(text)
+        return ids
+    options = {"add_generation_prompt": True, "tokenize": True}
+    if messages[0]["role"] == "system" and not knows_system(tokenizer):
+        messages = [
+            {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"},
+            *messages[2:],
+        ]
+    return list(tokenizer.apply_chat_template(messages, **options))
+
+
+def knows_system(tokenizer: Any) -> bool:
+    """Returns whether the chat template takes a system message (Gemma's, for one, raises)."""
+    from jinja2 import TemplateError
+
+    try:
+        tokenizer.apply_chat_template(
+            [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}], tokenize=False
+        )
+    except TemplateError:
+        return False
+    return True
+
+
+def find_end_of_turn(tokenizer: Any, eos: set[int]) -> int:
+    """The token with which the chat template ends an assistant's turn, if it ends generation."""
+    if tokenizer.has_chat_template:
+        turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        closed = tokenizer.apply_chat_template(turn, tokenize=True)
+        opened = tokenizer.apply_chat_template(turn[:1], add_generation_prompt=True, tokenize=True)
+        for token in closed[len(opened) :]:
+            if token in eos:
+                return int(token)
+    return int(tokenizer.eos_token_id)

@@ -24,7 +24,7 @@ from mlxreflect.prompts.parsing import TAGS
 from mlxreflect.report.report import write_outputs
 from mlxreflect.runs.folder import RunFolder
 from mlxreflect.tasks.base import Task
-from mlxreflect.train.network import Arrays
+from mlxreflect.training.network import Arrays
 
 COMPARED = ("n", "accuracy_a", "accuracy_b", "gains", "losses", "difference", "ci_low", "ci_high",
             "p_exact", "p_mid")  # fmt: skip

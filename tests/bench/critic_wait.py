@@ -30,8 +30,8 @@ from mlxreflect.critics import open_critic  # noqa: E402
 from mlxreflect.methods.base import Frame  # noqa: E402
 from mlxreflect.models.load import load_policy  # noqa: E402
 from mlxreflect.tasks import TASKS  # noqa: E402
-from mlxreflect.train.lora import attach_lora  # noqa: E402
-from mlxreflect.train.trainer import Trainer  # noqa: E402
+from mlxreflect.training.lora import attach_lora  # noqa: E402
+from mlxreflect.training.trainer import Trainer  # noqa: E402
 
 REPLY_S = 1.0
 ThreadingHTTPServer.request_queue_size = 128  # 16 connections at once: no SYN is sent again

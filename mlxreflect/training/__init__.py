@@ -1,0 +1,1 @@
+"""Training: one trainer, the losses, batches, references and memory."""
