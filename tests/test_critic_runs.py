@@ -30,8 +30,8 @@ from support.kill_driver import DRIVER
 from support.whole_runs import command
 
 from mlxreflect.cli import main as cli
-from mlxreflect.config.methods import method_of
 from mlxreflect.config.recipe import load_recipe
+from mlxreflect.config.schema import method_of
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_rows
 from mlxreflect.critics import client, open_critics

@@ -38,7 +38,7 @@ from mlxreflect.evaluation.solve import find_task, read_question, render_solved,
 from mlxreflect.models.load import load_policy
 from mlxreflect.models.policy import Policy
 from mlxreflect.prompts.parsing import parse_response
-from mlxreflect.prompts.templates import PRAISE
+from mlxreflect.prompts.roles import PRAISE
 from mlxreflect.report.tables import chain_line
 from mlxreflect.tasks import TASKS
 

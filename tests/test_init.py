@@ -18,9 +18,8 @@ from support.fake_ollama import FakeOllama
 from support.fake_server import free_port
 from support.shell import Shell
 
-from mlxreflect.config.methods import METHODS, method_of
 from mlxreflect.config.recipe import eval_spec, load_recipe
-from mlxreflect.config.schema import Critics
+from mlxreflect.config.schema import METHODS, Critics, method_of
 from mlxreflect.config.toml import apply_settings, bundled, flatten
 from mlxreflect.evaluation.evaluate import eval_problems
 from mlxreflect.setup.dry_run import dry

@@ -13,7 +13,7 @@ from mlxreflect.core.journal import append_rows, dump_line
 from mlxreflect.core.records import Episode, Example, Outcome, Turn, Verdict, make_problem, to_row
 from mlxreflect.data.examples import read_examples
 from mlxreflect.data.forms import mlx_row, sharegpt_row, trl_row
-from mlxreflect.prompts.templates import REFLECT, REFLECT_AND_RETRY
+from mlxreflect.prompts.roles import REFLECT, REFLECT_AND_RETRY
 from mlxreflect.report.export import FORMS, export
 
 Row = dict[str, Any]

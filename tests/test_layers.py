@@ -17,8 +17,8 @@ config prompts
 core
 """
 ORDER = FLOORS.split()
-# The one place where a lower floor names the methods: the registry imports their pure parts.
-REGISTRY = ("config/methods.py", "methods")
+# The one place where a lower floor names the methods: the schema has their tables and records.
+REGISTRY = ("config/schema.py", "methods")
 
 
 def imported_packages(path: Path) -> set[str]:

@@ -27,7 +27,7 @@ from mlxreflect.methods.preflexor import PreflexorConfig, phases, taught_pairs
 from mlxreflect.methods.preflexor_corpus import FEWEST, chosen_sections, read_corpus
 from mlxreflect.models.load import load_policy
 from mlxreflect.prompts.parsing import parse_response
-from mlxreflect.prompts.templates import GRAPH
+from mlxreflect.prompts.roles import GRAPH
 from mlxreflect.tasks import TASKS
 from mlxreflect.training.batches import Pair
 from mlxreflect.training.lora import attach_lora

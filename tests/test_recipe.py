@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxreflect.config.fields import Table
-from mlxreflect.config.methods import METHODS
 from mlxreflect.config.recipe import (
     RESUMABLE,
     digest,
@@ -19,7 +18,7 @@ from mlxreflect.config.recipe import (
     load_recipe,
     resolved,
 )
-from mlxreflect.config.schema import CriticConfig, EvalSpec, Recipe
+from mlxreflect.config.schema import METHODS, CriticConfig, EvalSpec, Recipe
 from mlxreflect.config.toml import bundled, flatten, read_toml, validate
 from mlxreflect.core.errors import UserError
 

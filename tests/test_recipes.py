@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from support.run_outputs import outputs_in, outputs_of_run
 
-from mlxreflect.config.methods import METHODS, method_of
 from mlxreflect.config.recipe import eval_spec, load_recipe
-from mlxreflect.config.schema import PolicyConfig
+from mlxreflect.config.schema import METHODS, PolicyConfig, method_of
 from mlxreflect.config.toml import bundled
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json, read_rows

@@ -14,9 +14,8 @@ from support.methods import COUNTDOWN, Critic, frame_of, play
 from support.run_outputs import outputs_by_settings, run_process
 from support.whole_runs import finish
 
-from mlxreflect.config.methods import method_of
 from mlxreflect.config.recipe import eval_spec, load_recipe
-from mlxreflect.config.schema import EvalSpec, Recipe
+from mlxreflect.config.schema import EvalSpec, Recipe, method_of
 from mlxreflect.config.toml import flatten
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_rows

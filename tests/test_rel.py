@@ -13,9 +13,8 @@ from support.fake_ollama import FakeOllama
 from support.methods import COUNTDOWN, NONSENSE, Critic, call_of, frame_of, play, roles
 from support.run_outputs import outputs_by_settings, outputs_in, run_process
 
-from mlxreflect.config.methods import method_of
 from mlxreflect.config.recipe import load_recipe
-from mlxreflect.config.schema import CriticConfig, Recipe
+from mlxreflect.config.schema import CriticConfig, Recipe, method_of
 from mlxreflect.core.journal import read_rows
 from mlxreflect.core.records import episode_from_row, make_problem, to_row
 from mlxreflect.core.ui import Ui

@@ -18,8 +18,7 @@ from mlxreflect.critics.client import cache_key
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.critics.verdicts import Judgement
 from mlxreflect.methods.base import Try, judged
-from mlxreflect.prompts import templates as texts
-from mlxreflect.prompts.roles import role_messages
+from mlxreflect.prompts.roles import BUNDLED, role_messages
 from mlxreflect.tasks import TASKS
 
 PROBLEM = make_problem("jsonl", {"question": "What is 1 + 2?", "answer_type": "number"}, "3")
@@ -56,7 +55,7 @@ def call(role, recipe=None, text="a", task="jsonl", problem=PROBLEM):
     return call_of(role, problem, AT, recipe, TASKS[task], **shown(text)[role])
 
 
-ROLES = sorted(set(texts.BUNDLED.wording) & set(get_args(Role)))
+ROLES = sorted(set(BUNDLED.wording) & set(get_args(Role)))
 
 
 @pytest.mark.parametrize("role", sorted(set(ROLES) - {"answer"}))  # which shows no text
@@ -79,7 +78,7 @@ def test_every_move_has_its_own_template_and_role():
     made = {role: call(role) for role in shown("a")}
     assert sorted(made) == ROLES
     assert all(call.role == role for role, call in made.items())
-    assert all(call.template == texts.BUNDLED.version(role) for role, call in made.items())
+    assert all(call.template == BUNDLED.version(role) for role, call in made.items())
     assert len({call.template for call in made.values()}) == len({c.seed for c in made.values()})
     assert len({cache_key(CriticConfig(), call) for call in made.values()}) == len(made)
 

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console, RenderableType
 from support.methods import attempt_messages
 
-from mlxreflect.config.methods import METHODS, method_of
 from mlxreflect.config.recipe import load_recipe
+from mlxreflect.config.schema import METHODS, method_of
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import append_rows
 from mlxreflect.core.records import (

@@ -10,7 +10,7 @@ from mlxreflect.core.records import Problem, Visibility, make_problem
 from mlxreflect.critics.base import Call
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.prompts.parsing import TAGS
-from mlxreflect.prompts.templates import PRAISE
+from mlxreflect.prompts.roles import PRAISE
 from mlxreflect.tasks import TASKS, arithmetic, countdown_solver
 from mlxreflect.tasks.countdown import TASK
 

@@ -11,7 +11,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.evaluation.evaluate import find_spec
 from mlxreflect.methods.base import Try
 from mlxreflect.methods.rollouts import attempt_prompt
-from mlxreflect.prompts.templates import BUNDLED
+from mlxreflect.prompts.roles import BUNDLED
 from mlxreflect.runs.folder import create_run, open_folder
 from mlxreflect.tasks import TASKS
 

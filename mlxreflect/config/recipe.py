@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from mlxreflect.config.fields import changed_below, idle_keys, make_paths_whole
-from mlxreflect.config.methods import METHODS, method_of
 from mlxreflect.config.schema import (
+    METHODS,
     REMOTE,
     TIERS,
     CriticConfig,
@@ -20,6 +20,7 @@ from mlxreflect.config.schema import (
     Recipe,
     Tier,
     TrainConfig,
+    method_of,
 )
 from mlxreflect.config.toml import (
     apply_settings,
@@ -32,7 +33,7 @@ from mlxreflect.config.toml import (
     validate,
 )
 from mlxreflect.core.errors import UserError
-from mlxreflect.prompts.templates import BUNDLED
+from mlxreflect.prompts.roles import BUNDLED
 
 # A stopped run may be resumed with other values of these, and of no other key.
 RESUMABLE = (

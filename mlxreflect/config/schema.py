@@ -1,4 +1,7 @@
-"""The tables of a recipe: every key with its type, its default and what it means."""
+"""The tables of a recipe: every key with its type, its default and what it means; the methods.
+
+This is the one place, beside recipes and texts for people, where all methods are named.
+"""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,18 +24,21 @@ from mlxreflect.config.fields import (
     Rate,
     Table,
 )
-from mlxreflect.config.methods import (
-    MethodName,
-    PreflexorConfig,
-    R3Config,
-    ReflectEvoConfig,
-    RelConfig,
-    TracesConfig,
-)
+from mlxreflect.methods import preflexor, r3, reflectevo, rel, traces
+from mlxreflect.methods.base import Method
+from mlxreflect.methods.preflexor import PreflexorConfig
+from mlxreflect.methods.r3 import R3Config
+from mlxreflect.methods.reflectevo import ReflectEvoConfig
+from mlxreflect.methods.rel import RelConfig
+from mlxreflect.methods.traces import TracesConfig
 
 Tier = Literal["basic", "advanced", "judge"]  # of critics
 TIERS: tuple[Tier, ...] = ("basic", "advanced", "judge")
 REMOTE = ("ollama", "openai", "bedrock")  # providers that are asked over a network
+MethodName = Literal["r3", "rel", "preflexor", "reflectevo", "traces"]
+METHODS: dict[str, Method] = {
+    module.METHOD.name: module.METHOD for module in (r3, rel, preflexor, reflectevo, traces)
+}
 
 
 class PolicyConfig(Table):
@@ -235,6 +241,11 @@ class Recipe(Table):
     preflexor: PreflexorConfig = PreflexorConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+
+
+def method_of(recipe: Recipe) -> Method:
+    """Returns the method that a recipe names."""
+    return METHODS[recipe.strategy]
 
 
 class QuickConfig(Table):

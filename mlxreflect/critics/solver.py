@@ -7,7 +7,7 @@ from mlxreflect.config.schema import CriticConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.prompts.parsing import ANSWER, TAGS, parse_response, thought_of
-from mlxreflect.prompts.templates import PRAISE
+from mlxreflect.prompts.roles import PRAISE
 from mlxreflect.tasks import TASKS
 from mlxreflect.tasks.base import Task
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 from mlxreflect.core.records import Example, Messages
 from mlxreflect.data.rows import listed
 from mlxreflect.graders.text import agrees, stated
-from mlxreflect.prompts.templates import REFLECT, REFLECT_AND_RETRY
+from mlxreflect.prompts.roles import REFLECT, REFLECT_AND_RETRY
 
 Turns = Literal["all", "last"]
 

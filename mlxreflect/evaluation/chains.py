@@ -26,9 +26,8 @@ from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import SelfCritic
 from mlxreflect.graders.base import Grader
 from mlxreflect.models.policy import Completion, Policy
-from mlxreflect.prompts import templates as texts
 from mlxreflect.prompts.parsing import ANSWER, TAGS, parse_response, without_tags
-from mlxreflect.prompts.roles import Data, role_messages
+from mlxreflect.prompts.roles import BUNDLED, PRAISE, Data, role_messages
 from mlxreflect.tasks.base import Task
 from mlxreflect.training.network import Arrays
 
@@ -66,7 +65,7 @@ def correct(turn: Turn) -> bool:
 
 def satisfied(said: str) -> bool:
     """Tells if a critique finds nothing wrong, in the words that it was asked to say so."""
-    return said.strip().strip("\"'.*").casefold().startswith(texts.PRAISE)
+    return said.strip().strip("\"'.*").casefold().startswith(PRAISE)
 
 
 # ---- what is asked next --------------------------------------------------------------------------
@@ -258,7 +257,7 @@ class Rounds:
         self.config: ChainConfig = spec.chain
         self.critic = critic
         self.tags = spec.prompt.tags
-        self.templates = texts.BUNDLED.replaced(spec.prompt.templates)
+        self.templates = BUNDLED.replaced(spec.prompt.templates)
 
     def play(
         self,

@@ -1,6 +1,6 @@
 """A method: a light record of plain functions, and the frame that plays its waves.
 
-A method's file is light to import: `config.methods` names all of them, and `--help` loads those.
+A method's file is light to import: `config.schema` names all of them, and `--help` loads those.
 The heavy parts (samples, critics, training) are made by the frame and handed to `Method.start`.
 """
 

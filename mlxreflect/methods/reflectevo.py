@@ -50,8 +50,7 @@ from mlxreflect.methods.base import (
     passed,
 )
 from mlxreflect.methods.reflectevo_data import POOL, Stored, draw_instructions, fault
-from mlxreflect.prompts.roles import role_messages
-from mlxreflect.prompts.templates import BUNDLED
+from mlxreflect.prompts.roles import BUNDLED, role_messages
 
 if TYPE_CHECKING:
     from mlxreflect.config.schema import EvalSpec, Recipe, Tier

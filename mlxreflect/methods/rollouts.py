@@ -10,8 +10,7 @@ from mlxreflect.data.forms import leak
 from mlxreflect.methods.base import Seed
 from mlxreflect.models.policy import Completion, Policy
 from mlxreflect.prompts.parsing import parse_response
-from mlxreflect.prompts.roles import role_messages
-from mlxreflect.prompts.templates import BUNDLED
+from mlxreflect.prompts.roles import BUNDLED, role_messages
 from mlxreflect.tasks.base import Task
 
 SampleRole = Literal["attempt", "verify", "retry"]

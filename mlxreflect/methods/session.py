@@ -24,8 +24,7 @@ from mlxreflect.critics.verdicts import (
     ask_structured,
 )
 from mlxreflect.methods.base import Try
-from mlxreflect.prompts.roles import ROLES, Data, part, role_messages
-from mlxreflect.prompts.templates import BUNDLED, GRAPH
+from mlxreflect.prompts.roles import BUNDLED, GRAPH, ROLES, Data, part, role_messages
 from mlxreflect.tasks.base import Task
 
 # Roles whose text may become training data.

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from mlxreflect.config.methods import METHODS
+from mlxreflect.config.schema import METHODS
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import convert_rows, dump_line, place, write_atomic
 from mlxreflect.core.records import Episode, Example, episode_from_row, flat_from_row

@@ -11,8 +11,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from mlxreflect.config.methods import METHODS, method_of
-from mlxreflect.config.schema import Recipe
+from mlxreflect.config.schema import METHODS, Recipe, method_of
 from mlxreflect.config.toml import read_toml, validate
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import convert_rows, read_rows

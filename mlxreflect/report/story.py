@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.rule import Rule
 from rich.text import Text
 
-from mlxreflect.config.methods import METHODS
+from mlxreflect.config.schema import METHODS
 from mlxreflect.core.records import Episode, Example, Turn
 from mlxreflect.core.ui import plain
 

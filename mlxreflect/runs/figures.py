@@ -6,8 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxreflect.config.methods import method_of
-from mlxreflect.config.schema import EvalSpec, Limits, Recipe
+from mlxreflect.config.schema import EvalSpec, Limits, Recipe, method_of
 from mlxreflect.core.journal import read_rows
 from mlxreflect.core.records import Problem
 from mlxreflect.core.ui import Ui

@@ -15,9 +15,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxreflect.config.methods import method_of
 from mlxreflect.config.recipe import eval_spec
-from mlxreflect.config.schema import Recipe
+from mlxreflect.config.schema import Recipe, method_of
 from mlxreflect.core.journal import replace_folder
 from mlxreflect.core.records import to_row
 from mlxreflect.core.ui import Ui

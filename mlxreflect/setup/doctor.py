@@ -17,9 +17,8 @@ import mlx.core as mx
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
-from mlxreflect.config.methods import method_of
 from mlxreflect.config.recipe import eval_spec
-from mlxreflect.config.schema import REMOTE, CriticConfig, Recipe, TaskConfig
+from mlxreflect.config.schema import REMOTE, CriticConfig, Recipe, TaskConfig, method_of
 from mlxreflect.core.cache import cache_path
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json

@@ -11,9 +11,8 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
-from mlxreflect.config.methods import method_of
 from mlxreflect.config.recipe import resolved
-from mlxreflect.config.schema import Recipe, Tier
+from mlxreflect.config.schema import Recipe, Tier, method_of
 from mlxreflect.core.records import Messages, Problem
 from mlxreflect.evaluation.contamination import clean
 from mlxreflect.methods.base import Plan

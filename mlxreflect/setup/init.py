@@ -17,9 +17,8 @@ from typing import Any, NamedTuple, TypeVar, get_args
 import tomlkit
 from tomlkit.items import Comment, Item, Key, Table, Whitespace
 
-from mlxreflect.config.methods import METHODS, method_of
 from mlxreflect.config.recipe import MODELS, load_recipe
-from mlxreflect.config.schema import Recipe
+from mlxreflect.config.schema import METHODS, Recipe, method_of
 from mlxreflect.config.toml import bundled, flatten
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import write_atomic

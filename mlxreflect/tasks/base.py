@@ -19,8 +19,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Messages, Problem
 from mlxreflect.graders.base import Grader
 from mlxreflect.prompts.parsing import ANSWER, TAGS
-from mlxreflect.prompts.roles import role_messages
-from mlxreflect.prompts.templates import BUNDLED
+from mlxreflect.prompts.roles import BUNDLED, role_messages
 
 
 @dataclass(frozen=True)

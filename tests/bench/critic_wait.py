@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.fake_ollama import FakeOllama  # noqa: E402
 from support.teacher import WRONG, solution  # noqa: E402
 
-from mlxreflect.config.methods import method_of  # noqa: E402
 from mlxreflect.config.recipe import Recipe  # noqa: E402
+from mlxreflect.config.schema import method_of  # noqa: E402
 from mlxreflect.core.seeds import rng_for  # noqa: E402
 from mlxreflect.critics import open_critic  # noqa: E402
 from mlxreflect.methods.base import Frame  # noqa: E402

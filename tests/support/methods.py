@@ -2,16 +2,14 @@
 
 import threading
 
-from mlxreflect.config.methods import method_of
-from mlxreflect.config.schema import CriticConfig, Recipe
+from mlxreflect.config.schema import CriticConfig, Recipe, method_of
 from mlxreflect.core.records import to_row
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.methods.base import Frame, as_asked, preference
 from mlxreflect.methods.session import make_call
 from mlxreflect.models.load import load_policy
-from mlxreflect.prompts.roles import role_messages
-from mlxreflect.prompts.templates import BUNDLED
+from mlxreflect.prompts.roles import BUNDLED, role_messages
 from mlxreflect.tasks import TASKS
 from mlxreflect.training.lora import attach_lora
 from mlxreflect.training.trainer import Trainer
