@@ -18,8 +18,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import append_rows
 from mlxreflect.core.records import Sample, make_problem, to_row
 from mlxreflect.evaluation.arms import read_arm
-from mlxreflect.evaluation.comparability import hint_for
-from mlxreflect.evaluation.compare import Options, compare, compare_all, compare_counts
+from mlxreflect.evaluation.compare import Options, compare, compare_all, compare_counts, hint_for
 from mlxreflect.report.tables import render_comparison
 from mlxreflect.stats import mcnemar_exact, newcombe_paired
 

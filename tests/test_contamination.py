@@ -17,7 +17,7 @@ from mlxreflect.config.schema import Recipe
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_rows
 from mlxreflect.core.records import make_problem
-from mlxreflect.data.contamination import (
+from mlxreflect.data.matching import (
     WORDING,
     Index,
     Question,

@@ -13,7 +13,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import append_rows
 from mlxreflect.core.records import Sample, make_problem, to_row
 from mlxreflect.evaluation.compare import compare
-from mlxreflect.evaluation.grade import grade_file, rescore
+from mlxreflect.evaluation.evaluate import grade_file, rescore
 from mlxreflect.tasks import TASKS, get_task
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mlxreflect.core.errors import UserError
-from mlxreflect.evaluation.grade import grade_file
+from mlxreflect.evaluation.evaluate import grade_file
 from mlxreflect.graders.text import agrees, stated, token_f1, withheld
 from mlxreflect.tasks import TASKS
 

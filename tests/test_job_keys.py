@@ -15,7 +15,7 @@ from mlxreflect.config.job import DEFAULTS, Job, load_job
 from mlxreflect.config.toml import flatten
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.ui import Ui
-from mlxreflect.data.contamination import FILE
+from mlxreflect.data.matching import FILE
 from mlxreflect.runs.fit import train
 from mlxreflect.runs.folder import create_job
 

@@ -21,7 +21,7 @@ from mlxreflect.core.journal import read_rows
 from mlxreflect.core.ui import Ui
 from mlxreflect.critics.client import FILE as CACHE
 from mlxreflect.critics.ledger import BudgetReached
-from mlxreflect.data.contamination import FILE
+from mlxreflect.data.matching import FILE
 from mlxreflect.evaluation.generators import Answers
 from mlxreflect.models import load as policy_module
 from mlxreflect.models.fuse import write_folder

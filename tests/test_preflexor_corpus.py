@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mlxreflect.config.schema import Recipe
 from mlxreflect.core.errors import UserError
-from mlxreflect.data.contamination import Question, build_index
+from mlxreflect.data.matching import Question, build_index
 from mlxreflect.evaluation.contamination import clean_problems
 from mlxreflect.methods import preflexor_corpus as corpus
 from mlxreflect.methods.preflexor_corpus import (

@@ -28,8 +28,7 @@ from mlxreflect.evaluation.generators import LocalGenerator, LocalModel
 from mlxreflect.evaluation.quick import ask_until_decided
 from mlxreflect.evaluation.runner import decide, line_up, load_pair
 from mlxreflect.models.load import load_policy
-from mlxreflect.stats import e_value
-from mlxreflect.stats.sequential import anytime_interval, evidence
+from mlxreflect.stats import anytime_interval, e_value, evidence
 from mlxreflect.tasks import TASKS
 from mlxreflect.training.lora import attach_lora, save_adapter
 

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
-from mlxreflect.stats import e_value
-from mlxreflect.stats.sequential import anytime_interval, evidence, log_capital
+from mlxreflect.stats import anytime_interval, e_value, evidence, log_capital
 
 BENCH = Path(__file__).parent / "bench" / "evidence.py"
 

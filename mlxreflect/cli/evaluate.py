@@ -225,12 +225,12 @@ def grade(
                 f"--out {out}: the rows of a file are graded to stdout",
                 "leave --out out, or name an evaluation's folder alone: mlxreflect grade FOLDER",
             )
-        from mlxreflect.evaluation.grade import grade_file
+        from mlxreflect.evaluation.evaluate import grade_file
 
         for row in grade_file(task, file, rules):
             print(json.dumps(row, ensure_ascii=True))
         return
-    from mlxreflect.evaluation.grade import rescore
+    from mlxreflect.evaluation.evaluate import rescore
 
     ui = make_ui(as_json)
     results = rescore(Path(task), rules, out)

@@ -8,12 +8,13 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -22,9 +23,10 @@ from mlxreflect.config.toml import flatten
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import convert_rows, dump_line, read_json, write_atomic
 from mlxreflect.core.records import Problem, Sample, flat_from_row, to_row
-from mlxreflect.stats import mean_interval, wilson
+from mlxreflect.stats import mean_interval
 
 COUNTS = re.compile(r"^[0-9]+/[0-9]+$|\.json$")  # what --unpaired takes
+ENDS = ("ci_low", "ci_high")
 # Columns of a sample that a bare file may lack.
 ABSENT = {"task": "", "sample": 0, "text": "", "token_ids": (), "finish_reason": None,
           "parsed": None, "format_ok": False}  # fmt: skip
@@ -100,20 +102,16 @@ class Arm:
     @property
     def accuracy(self) -> tuple[float, float, float]:
         """(share of right samples, low, high): the interval that the evaluation wrote, if any."""
-        mean, low, high = interval([*self.problems.values()])
-        return (
-            mean,
-            float(self.results.get("ci_low", low)),
-            float(self.results.get("ci_high", high)),
-        )
+        mean, *ends = interval([*self.problems.values()])
+        low, high = (float(self.results.get(k, v)) for k, v in zip(ENDS, ends, strict=True))
+        return mean, low, high
 
 
 def interval(problems: Sequence[ProblemSamples]) -> tuple[float, float, float]:
     """(accuracy, low, high): Wilson's interval, or with several samples the clustered one."""
     scores = [problem.score for problem in problems]
-    if all(len(problem.samples) == 1 for problem in problems):
-        return fmean(scores), *wilson(round(sum(scores)), len(scores))
-    return fmean(scores), *mean_interval(scores)
+    single = all(len(problem.samples) == 1 for problem in problems)
+    return fmean(scores), *mean_interval(scores, single=single)
 
 
 def by_task(arms: Sequence[Arm]) -> dict[str, list[Arm]]:
@@ -207,6 +205,26 @@ def read_all(paths: Sequence[Path]) -> list[list[Arm]]:
     ]
 
 
+def pair_tasks(arms: Sequence[Sequence[Arm]]) -> dict[str, list[Arm]]:
+    """Task → each one's arm of it, in the first one's order.
+
+    arms: of each folder its arms, one a task. Raises UserError where they are of other tasks.
+    """
+    first = arms[0]
+    if all(len(group) == 1 for group in arms):
+        return {first[0].task: [group[0] for group in arms]}
+    parts = [{arm.part: arm for arm in group} for group in arms]
+    for group, other in zip(parts[1:], arms[1:], strict=True):
+        if odd := sorted(set(parts[0]) ^ set(group)):
+            only = first if odd[0] in parts[0] else other
+            place = only[0].path.parent if len({a.path for a in only}) > 1 else only[0].path
+            raise UserError(
+                f"not the same tasks: {odd[0] or 'one without a name'} is only in {place}",
+                "evaluate all arms on the same tasks, or name the folders of one task",
+            )
+    return {part: [group[part] for group in parts] for part in parts[0]}
+
+
 def distinct_names(paths: Sequence[Path]) -> list[str]:
     """The shortest names that differ: of the folders, of those above, or of both together."""
     parts = [name_parts(path) for path in paths]
@@ -296,6 +314,7 @@ def read_tasks(file: Path, given: Path) -> Iterator[Arm]:
 def read_samples(path: Path) -> dict[tuple[str, str], list[Sample]]:
     """(task, problem id) → its samples by index; each problem of a task has equally many."""
     found: dict[tuple[str, str], dict[int, Sample]] = {}
+    most: Counter[str] = Counter()
     for sample in convert_rows(path, partial(as_sample, path), "a sample"):
         mine = found.setdefault((sample.task, sample.problem_id), {})
         if sample.sample in mine:
@@ -304,11 +323,9 @@ def read_samples(path: Path) -> dict[tuple[str, str], list[Sample]]:
                 "remove one of the two",
             )
         mine[sample.sample] = sample
+        most[sample.task] = max(most[sample.task], len(mine))
     if not found:
         raise UserError(f"{path}: no samples in it", "evaluate first; this one did not get far")
-    most: dict[str, int] = {}
-    for (task, _), samples in found.items():
-        most[task] = max(most.get(task, 0), len(samples))
     for (task, problem), samples in found.items():
         if len(samples) < most[task]:
             raise UserError(
@@ -370,52 +387,14 @@ def sample_row(sample: Sample) -> dict[str, Any]:
     return {key: row[key] for key in row if key not in ("score", "tokens") or row[key] is not None}
 
 
-class Named(Protocol):
-    @property
-    def name(self) -> str: ...
-
-
-def describe_setup(
-    policy: Named,
-    spec: EvalSpec,
-    problems: Sequence[Problem],
-    asked: Sequence[Any],
-    adapter: str,
-) -> dict[str, Any]:
-    """Returns what must be the same for two evaluations to be compared, and what was evaluated.
-
-    asked: each problem's prompt as it is before a model's own template and tokenizer, so that
-    different models can be compared.
-    """
-    told = spec.model_dump(
-        exclude={"task": {"source"}, "prompt": {"file"}, "quick": True, "name": True}
-    )
-    if not spec.prompt.templates:
-        del told["prompt"]["templates"]
-    for key in ("form", "shots", "stop", "rules", "chain"):
-        if getattr(spec, key) == EvalSpec.model_fields[key].default:
-            del told[key]  # as in evaluations made before there was such a key
-    return {
-        "prompt_hash": short_hash([[p.id for p in problems], asked]),
-        "decoding": {
-            "temperature": spec.temperature, "top_p": spec.top_p,
-            "max_new_tokens": spec.max_new_tokens, "seed": spec.seed, "batch": spec.batch,
-            "samples": spec.samples,
-        },
-        "spec": told,
-        "model": policy.name,
-        "adapter": adapter,
-    }  # fmt: skip
-
-
 def short_hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def open_arm(
     out: Path, setup: dict[str, Any], problems: Sequence[Problem], shots: Sequence[Problem]
-) -> Path:
-    """Make an arm's folder, or check that it is this evaluation's; returns its samples file.
+) -> None:
+    """Makes an arm's folder. Raises UserError where another evaluation is in it.
 
     shots: the worked examples that stand before each question.
     """
@@ -423,35 +402,20 @@ def open_arm(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out}: {error.strerror}", "give another --out") from None
-    continue_only(out, setup)
-    for name, rows in (("problems.jsonl", problems), ("shots.jsonl", shots)):
-        if rows and not (out / name).is_file():
-            write_atomic(out / name, "".join(dump_line(to_row(row)) for row in rows))
-    return out / "samples.jsonl"
-
-
-def write_results(out: Path, results: dict[str, Any]) -> None:
-    write_atomic(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-
-
-def continue_only(out: Path, setup: dict[str, Any]) -> None:
-    """Refuse to mix two evaluations in one folder."""
     path = out / "setup.json"
-    if not path.is_file():
-        write_atomic(path, json.dumps(setup, indent=2) + "\n")
-        return
-    before, now = flatten(read_json(path)), flatten(setup)
-    for key in sorted({**before, **now}, key=is_hash):  # what they follow from first
+    before, now = flatten(read_json(path) if path.is_file() else setup), flatten(setup)
+    for key in sorted({**before, **now}, key=lambda key: key.endswith("_hash")):  # these last
         if before.get(key) != now.get(key):
             raise UserError(
                 f"{out} holds another evaluation: its {key} is {before.get(key)!r}, "
                 f"not {now.get(key)!r}",
                 "give another --out, or delete that folder",
             )
-
-
-def is_hash(key: str) -> bool:
-    return key.endswith("_hash")
+    if not path.is_file():
+        write_atomic(path, json.dumps(setup, indent=2) + "\n")
+    for name, rows in (("problems.jsonl", problems), ("shots.jsonl", shots)):
+        if rows and not (out / name).is_file():
+            write_atomic(out / name, "".join(dump_line(to_row(row)) for row in rows))
 
 
 def whole_chunks(path: Path, size: int, total: int) -> int:

@@ -1,50 +1,58 @@
 """The one place that compares evaluations: pairs them, tests them, words the verdict.
 
 The first arm is the baseline. Where several tasks or arms make several tests, Holm's adjustment
-over all of them decides. What may be compared at all is in comparability.py.
+over all of them decides. Two arms must share tasks, problems, prompts, decoding and grading.
 """
 
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
+from itertools import combinations, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from scipy.stats import fisher_exact
 
+from mlxreflect.config.toml import flatten
 from mlxreflect.core.errors import UserError
 from mlxreflect.evaluation.arms import (
     Arm,
     ProblemSamples,
     by_task,
     find_arms,
+    pair_tasks,
     quick_fault,
     read_all,
     read_arm,
     read_results,
     refuse_quick,
 )
-from mlxreflect.evaluation.comparability import check_alike, check_keys, pair_tasks, unchecked
 from mlxreflect.stats import (
     clustered,
     holm,
     majority,
     mean_interval,
-    newcombe_unpaired,
+    newcombe,
     paired,
     pass_at_k,
     questions_needed,
+    sentence,
     two_proportion,
+    unpaired_sentence,
     variances,
+    verdict,
     wilson,
 )
-from mlxreflect.stats.sentences import sentence, unpaired_sentence, verdict
 
 COUNT = re.compile(r"([0-9]{1,12})/([0-9]{1,12})")
 FEW = 5  # a smaller expected count is too small for the z test
 LISTED = 100  # characters of a problem that is listed
+# Keys of results.json that both sides must share; what tells a person most comes first.
+SETUP = ("decoding", "spec", "rules", "prompt_hash")
+# What may differ while the prompts stay as they are.
+AFTER_PROMPT = {"temperature", "top_p", "max_new_tokens", "batch", "samples", "stop", "rules",
+                "decoding"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,6 @@ def compare_all(paths: Sequence[Path], options: Options | None = None) -> dict[s
         for i, j in chosen_pairs(len(arms), options)
         for name, task in tasks.items()
     ]
-    decide(results, options.alpha, name_tasks=len(tasks) > 1)
     return gather(results, options.alpha, [group[0].name for group in arms], [*tasks])
 
 
@@ -104,7 +111,7 @@ def compare_report(arms: Sequence[Arm]) -> list[dict[str, Any]]:
         for arm in group[1:]:
             try:
                 one = compare_arms(group[0], arm, task, Options())
-                decide([one], one["alpha"], name_tasks=False)
+                decide([one], one["alpha"])
             except UserError as error:
                 one = {"task": task, "a": group[0].name, "b": arm.name, "fault": error.message}
             found.append(one)
@@ -134,7 +141,8 @@ def chosen_pairs(arms: int, options: Options) -> list[tuple[int, int]]:
 def gather(
     results: list[dict[str, Any]], alpha: float, arms: list[str], tasks: list[str]
 ) -> dict[str, Any]:
-    """One comparison as it is; several as one object."""
+    """One comparison, decided, as it is; several as one object."""
+    decide(results, alpha, name_tasks=len(tasks) > 1)
     if len(results) == 1:
         return results[0]
     return {
@@ -164,29 +172,17 @@ def compare_arms(a: Arm, b: Arm, task: str, options: Options) -> dict[str, Any]:
         comparison, p_perm = clustered(means_a, means_b, alpha=alpha)
     several = {} if single else {"pass_at": pass_at(pairs, alpha), "maj_at": maj_at(pairs, alpha)}
     return {
-        "task": task,
-        "a": a.name,
-        "b": b.name,
-        "samples": max(a.samples, b.samples),
-        "alpha": alpha,
-        **asdict(comparison),
-        "p_perm": p_perm,
-        "ci_a": own_interval(means_a, single, alpha),
-        "ci_b": own_interval(means_b, single, alpha),
+        "task": task, "a": a.name, "b": b.name, "samples": max(a.samples, b.samples),
+        "alpha": alpha, **asdict(comparison), "p_perm": p_perm,
+        "ci_a": list(mean_interval(means_a, alpha, single=single)),
+        "ci_b": list(mean_interval(means_b, alpha, single=single)),
         **several,
         **({"plan": plan(pairs, options)} if options.plan else {}),
         "gained": [list_problem(x, y) for x, y in pairs if y.score > x.score],
         "lost": [list_problem(x, y) for x, y in pairs if y.score < x.score],
-        "differs": [d._asdict() for d in differs],
+        "differs": differs,
         "unchecked": unchecked(a, b),
-    }
-
-
-def own_interval(means: Sequence[float], single: bool, alpha: float) -> list[float]:
-    """Wilson's of single answers, clustered by problem of several samples."""
-    if single:
-        return list(wilson(round(sum(means)), len(means), alpha))
-    return list(mean_interval(means, alpha))
+    }  # fmt: skip
 
 
 def deciding_p(result: Mapping[str, Any]) -> float:
@@ -195,7 +191,7 @@ def deciding_p(result: Mapping[str, Any]) -> float:
     return p
 
 
-def decide(results: list[dict[str, Any]], alpha: float, *, name_tasks: bool) -> None:
+def decide(results: list[dict[str, Any]], alpha: float, *, name_tasks: bool = False) -> None:
     """Put p_holm, tests, verdict and sentence into each result."""
     adjusted = holm([deciding_p(result) for result in results])
     for result, p in zip(results, adjusted, strict=True):
@@ -267,20 +263,135 @@ def plan(pairs: Pairs, options: Options) -> dict[str, Any]:
     if all(len(one.samples) == 1 for one in pairs[0]):
         # single answers that differ by δ on average vary by δ − δ²
         omega2 = max(omega2, delta - delta**2)
-    needed = math.ceil(
-        questions_needed(
-            delta, omega2=omega2, noise_a=noise_a, noise_b=noise_b, alpha=options.alpha
-        )
+    varies = {"omega2": omega2, "noise_a": noise_a, "noise_b": noise_b}
+    needed = math.ceil(questions_needed(delta, **varies, alpha=options.alpha))
+    said = (
+        f"About {needed} questions like these show a true difference of {100 * delta:.3g} points "
+        "4 times in 5."
     )
-    return {
-        "difference": delta,
-        "questions": needed,
-        "omega2": omega2,
-        "noise_a": noise_a,
-        "noise_b": noise_b,
-        "sentence": f"About {needed} questions like these show a true difference of "
-        f"{100 * delta:.3g} points 4 times in 5.",
-    }
+    return {"difference": delta, "questions": needed, **varies, "sentence": said}
+
+
+# ---- what may be compared ------------------------------------------------------------------------
+
+
+def check_alike(a: Arm, b: Arm, differ: Sequence[str]) -> list[dict[str, Any]]:
+    """Refuses what cannot be compared; returns the differences that are intended.
+
+    differ: keys of the setup that may differ, such as spec.prompt.style. Raises UserError.
+    """
+    differences = setup_differences(a, b)
+    refused = [d for d in differences if not intended(d["key"], differ)]
+    setup = setup_fault(a, b, refused)
+    if problems := problem_fault(a, b):
+        raise UserError(
+            "; ".join(filter(None, [problems, setup])),
+            "evaluate both on the same spec, limit and seed, and to the end",
+        )
+    if setup:
+        raise UserError(setup, hint_for([d["key"] for d in refused]))
+    return differences
+
+
+def hint_for(keys: Sequence[str]) -> str:
+    """The --differ that allows these keys. One table that holds all of them is named, or each."""
+    asked = [key for key in keys if key != "prompt_hash"]
+    if not asked:
+        return (
+            "evaluate both with the same prompts; where only the models' chat templates differ: "
+            "--differ prompt_hash"
+        )
+    levels = zip(*(key.split(".") for key in asked), strict=False)
+    shared = ".".join(parts[0] for parts in takewhile(lambda parts: len({*parts}) == 1, levels))
+    names = [shared] if "." in shared else {bare(key): key for key in asked}.values()
+    given = " ".join(f"--differ {name}" for name in names)
+    return (
+        f"evaluate both alike, or, where that is what you compare: {given}; "
+        "bare samples.jsonl files are compared regardless"
+    )
+
+
+def setup_differences(a: Arm, b: Arm) -> list[dict[str, Any]]:
+    """The keys of two arms' setups that differ, as far as both tell, and either side's value."""
+    found: dict[str, tuple[Any, Any]] = {}
+    if a.samples != b.samples:
+        found["decoding.samples"] = (a.samples, b.samples)
+    for part in SETUP:
+        if part in a.results and part in b.results:
+            left, right = (flatten({part: one.results[part]}) for one in (a, b))
+            for key in {**left, **right}:
+                if left.get(key) != right.get(key):
+                    found.setdefault(key, (left.get(key), right.get(key)))
+    return [{"key": key, "a": x, "b": y} for key, (x, y) in found.items()]
+
+
+def unchecked(a: Arm, b: Arm) -> list[str]:
+    """The parts of the setup that one side does not tell."""
+    told = [[part in one.results for one in (a, b)] for part in SETUP]
+    # Results of before there were several rule sets name none.
+    return [part for part, on in zip(SETUP, told, strict=True)
+            if not all(on) and (part != "rules" or any(on))]  # fmt: skip
+
+
+def intended(key: str, differ: Sequence[str]) -> bool:
+    """True where a key, or a table it is in, is among those that may differ.
+
+    decoding and spec share keys, and both prefixes may be left out. Where anything of the spec
+    differs, so do the prompts that follow from it.
+    """
+    if key == "prompt_hash":
+        return any(bare(given) not in AFTER_PROMPT for given in differ)
+    head, plain = key.partition(".")[0], bare(key)
+    return any(
+        given == head or plain == bare(given) or plain.startswith(f"{bare(given)}.")
+        for given in differ
+    )
+
+
+def bare(key: str) -> str:
+    head, _, rest = key.partition(".")
+    return rest if head in ("spec", "decoding") and rest else key
+
+
+def check_keys(arms: Sequence[Arm], differ: Sequence[str]) -> None:
+    """Refuse a --differ that no setup has: a slip there would look like a check that was made."""
+    known = [
+        key for arm in arms for part in SETUP if part in arm.results
+        for key in flatten({part: arm.results[part]})
+    ]  # fmt: skip
+    settable = {"decoding.samples", *known} - {"prompt_hash"}
+    for given in differ:
+        fits = given in SETUP or any(intended(key, [given]) for key in settable)
+        if known and not fits:
+            raise UserError(
+                f"--differ {given}: no such key in these evaluations",
+                f"keys are: {', '.join(dict.fromkeys(known))}",
+            )
+
+
+def setup_fault(a: Arm, b: Arm, differences: Sequence[dict[str, Any]]) -> str:
+    """The first key that differs with both values, and the names of the others."""
+    if not differences:
+        return ""
+    first, *more = differences
+    left, right = (repr(first[side]) for side in "ab")
+    left, right = (text if len(text) <= 60 else text[:59] + "…" for text in (left, right))
+    said = f"{first['key']} differs: {left} in {a.path}, {right} in {b.path}"
+    return said + (f" (also: {', '.join(d['key'] for d in more)})" if more else "")
+
+
+def problem_fault(a: Arm, b: Arm) -> str:
+    """Returns how many problems only one side answered, and names the first of them."""
+    same_task = a.task == b.task
+    only_a = [id_ for id_ in a.problems if not same_task or id_ not in b.problems]
+    only_b = [id_ for id_ in b.problems if not same_task or id_ not in a.problems]
+    if not only_a and not only_b:
+        return ""
+    task, problem = (a.task, only_a[0]) if only_a else (b.task, only_b[0])
+    return (
+        f"not the same questions: {len(only_a)} only in {a.path}, {len(only_b)} only in {b.path}, "
+        f"such as {f'{task} ' if task else ''}{problem}"
+    )
 
 
 # ---- counts alone --------------------------------------------------------------------------------
@@ -298,10 +409,8 @@ def compare_counts(given: Sequence[str], options: Options) -> dict[str, Any]:
     """Each arm against the first where the problems are unknown, or not the same ones.
 
     The z test of two proportions (z, p) decides, or where a count is small Fisher's exact one
-    (p_exact, else None); the interval is Newcombe's.
-
-    given: counts such as 627/1000, results.json files, evaluation folders, or files of samples.
-    The result has the form of `compare_all`. Raises UserError.
+    (p_exact, else None); the interval is Newcombe's. given: counts such as 627/1000, results.json
+    files, evaluation folders, or files of samples. As `compare_all`. Raises UserError.
     """
     check_options(options)
     if len(given) < 2:
@@ -319,7 +428,6 @@ def compare_counts(given: Sequence[str], options: Options) -> dict[str, Any]:
         arms = [arm._replace(name=one) for arm, one in zip(arms, given, strict=True)]
     chosen = chosen_pairs(len(arms), options)
     results = [compare_pair_of_counts(arms[i], arms[j], options.alpha) for i, j in chosen]
-    decide(results, options.alpha, name_tasks=False)
     return gather(results, options.alpha, [arm.name for arm in arms], [])
 
 
@@ -328,28 +436,16 @@ def compare_pair_of_counts(a: Counted, b: Counted, alpha: float) -> dict[str, An
     right, n = a.right + b.right, a.n + b.n
     few = min(a.n, b.n) * min(right, n - right) / n < FEW  # of the counts expected of equals
     table = [[a.right, a.n - a.right], [b.right, b.n - b.right]]
-    low, high = newcombe_unpaired(a.right, a.n, b.right, b.n, alpha=alpha)
+    low, high = newcombe(a.right, a.n, b.right, b.n, alpha=alpha)
     return {
-        "unpaired": True,
-        "a": a.name,
-        "b": b.name,
-        "alpha": alpha,
-        "n_a": a.n,
-        "n_b": b.n,
-        "right_a": a.right,
-        "right_b": b.right,
-        "accuracy_a": a.right / a.n,
-        "accuracy_b": b.right / b.n,
-        "ci_a": list(wilson(a.right, a.n, alpha)),
-        "ci_b": list(wilson(b.right, b.n, alpha)),
-        "difference": b.right / b.n - a.right / a.n,
-        "ci_low": low,
-        "ci_high": high,
-        "test": "Fisher's exact test" if few else "two-proportion z",
-        "z": z,
-        "p": p,
+        "unpaired": True, "a": a.name, "b": b.name, "alpha": alpha, "n_a": a.n, "n_b": b.n,
+        "right_a": a.right, "right_b": b.right,
+        "accuracy_a": a.right / a.n, "accuracy_b": b.right / b.n,
+        "ci_a": list(wilson(a.right, a.n, alpha)), "ci_b": list(wilson(b.right, b.n, alpha)),
+        "difference": b.right / b.n - a.right / a.n, "ci_low": low, "ci_high": high,
+        "test": "Fisher's exact test" if few else "two-proportion z", "z": z, "p": p,
         "p_exact": float(fisher_exact(table).pvalue) if few else None,
-    }
+    }  # fmt: skip
 
 
 def count(given: str) -> Counted:

@@ -1,7 +1,7 @@
 """Contamination: training data that an evaluation asks is left out, listed and counted.
 
 Evaluations are named by their spec, by a task, or by a file whose rows have a question each. The
-matching itself is data/contamination.py.
+matching itself is data/matching.py.
 """
 
 import json
@@ -19,7 +19,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import dump_line, write_atomic
 from mlxreflect.core.records import Example, Problem
 from mlxreflect.core.ui import Ui, plain, table
-from mlxreflect.data.contamination import (
+from mlxreflect.data.matching import (
     FILE,
     Index,
     Match,

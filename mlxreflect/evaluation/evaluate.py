@@ -8,8 +8,9 @@ generated together, an evaluation that was killed and continued gives the same b
 not.
 """
 
+import json
 from collections.abc import Generator as Chunks
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -19,14 +20,23 @@ from typing import Any, Protocol
 
 from mlxreflect.config.schema import EvalSpec
 from mlxreflect.config.toml import apply_settings, bundled, find_toml, read_toml, validate
-from mlxreflect.core.journal import append_rows, read_rows
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import (
+    append_rows,
+    convert_rows,
+    dump_line,
+    read_json,
+    read_rows,
+    write_atomic,
+)
 from mlxreflect.core.records import Messages, Problem, Sample, flat_from_row
 from mlxreflect.core.seeds import rng_for
 from mlxreflect.core.ui import LiveBar, PlainBar
-from mlxreflect.evaluation.arms import describe_setup, open_arm, whole_chunks, write_results
+from mlxreflect.data.rows import read_file
+from mlxreflect.evaluation.arms import open_arm, problems_of, sample_row, short_hash, whole_chunks
 from mlxreflect.graders.base import Grader
-from mlxreflect.stats import majority, mean_interval, pass_at_k, wilson
-from mlxreflect.tasks import TASKS, find_rules
+from mlxreflect.stats import majority, mean_interval, pass_at_k
+from mlxreflect.tasks import TASKS, find_rules, get_task
 from mlxreflect.tasks.base import Task, ask, load_shots
 
 Row = dict[str, Any]
@@ -34,6 +44,8 @@ Bar = LiveBar | PlainBar
 SILENT = PlainBar("", None, None)
 MUCH = 0.05  # of the answers cut off: then a figure says more of max_new_tokens than of the model
 FAILED = "error"  # finish reason of a call that was given up
+FILES = ("setup.json", "problems.jsonl", "samples.jsonl")  # of an evaluation that is graded anew
+AGAIN = "give an evaluation's folder, or evaluate again: mlxreflect eval SPEC --model M --out DIR"
 
 
 @dataclass(frozen=True)
@@ -108,6 +120,32 @@ def eval_problems(task: Task, spec: EvalSpec) -> list[Problem]:
     return problems[: spec.limit] if spec.limit else problems
 
 
+def describe_setup(generator: "Generator") -> dict[str, Any]:
+    """Returns what must be the same for two evaluations to be compared, and what was evaluated.
+
+    Prompts are as they were before a model's own template and tokenizer, so that different models
+    can be compared.
+    """
+    asked, spec = generator.asked, generator.asked.spec
+    told = spec.model_dump(
+        exclude={"task": {"source"}, "prompt": {"file"}, "quick": True, "name": True}
+    )
+    if not spec.prompt.templates:
+        del told["prompt"]["templates"]
+    for key in ("form", "shots", "stop", "rules", "chain"):
+        if getattr(spec, key) == EvalSpec.model_fields[key].default:
+            del told[key]  # as in evaluations made before there was such a key
+    keys = ("temperature", "top_p", "max_new_tokens", "seed", "batch", "samples")
+    return {
+        "prompt_hash": short_hash([[p.id for p in asked.problems], asked.prompts]),
+        "decoding": {key: getattr(spec, key) for key in keys},
+        "spec": told,
+        "model": generator.name,
+        "adapter": generator.adapter,
+        **generator.setup(),
+    }
+
+
 class Generator(Protocol):
     """Answers problems, a chunk at a time.
 
@@ -158,8 +196,7 @@ def evaluate(generator: Generator, out: Path, bar: Bar = SILENT) -> dict[str, An
     Raises UserError where `out` holds another evaluation, naming the key that differs.
     """
     asked, spec = generator.asked, generator.asked.spec
-    common = describe_setup(generator, spec, asked.problems, asked.prompts, generator.adapter)
-    setup = common | generator.setup()
+    setup = describe_setup(generator)
     open_arm(out, setup, asked.problems, asked.shots)
     for _ in answer_chunks(out, generator, bar):
         pass
@@ -198,7 +235,7 @@ def find_spec(name: str, limit: int, source: str, settings: Sequence[str]) -> Ev
 def finish(out: Path, setup: dict[str, Any], rules: str, more: dict[str, Any]) -> dict[str, Any]:
     """Writes and returns the results of an arm's samples, with the setup and `more` in them."""
     results = {**summarise(out / "samples.jsonl"), "rules": rules, **setup, **more}
-    write_results(out, results)
+    write_atomic(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     return results
 
 
@@ -214,7 +251,7 @@ def summarise(path: Path) -> dict[str, Any]:
     means = [fmean(s.correct for s in problem) for problem in problems]
     each = len(problems[0])
     right = sum(s.correct for s in samples)
-    low, high = wilson(right, len(samples)) if each == 1 else mean_interval(means)
+    low, high = mean_interval(means, single=each == 1)
     failed = sum(s.finish_reason == FAILED for s in samples)
     scores = [s.score for s in samples if s.score is not None]
     # Of those whose number is known: a server may not count them.
@@ -263,3 +300,109 @@ def warnings(results: dict[str, Any]) -> list[str]:
     if failed := results.get("failed"):
         lines.append(f"warning: {failed} of {total} answers are failed calls, counted as wrong")
     return lines
+
+
+# ---- graded without a model ----------------------------------------------------------------------
+
+
+def grade_file(
+    task_name: str, path: Path, rules: str = "", tags: str = "think", style: str = "thinking"
+) -> Iterator[dict[str, Any]]:
+    """Grade the rows {"id", "response", …} of a JSONL file, one at a time.
+
+    What is expected stands in the row: "gold" (for the task jsonl with "answer_type" and
+    "choices"), or "numbers" and "target" for countdown. rules: a set of the task's. Yields {"id",
+    "correct", "format_ok", "parsed", "reason"}, and "score" where the rules have one. Raises
+    UserError naming file and line of a row that cannot be graded.
+    """
+    task = get_task(task_name)
+    find_rules(task, rules)
+    for row in read_file(path):
+        for key in ("id", "response"):
+            if key not in row.values:
+                raise UserError(
+                    f"{row.where}: no {key!r}; the row has: {', '.join(row.values) or 'nothing'}",
+                    'each row holds "id", "response" and what is expected, such as "gold"',
+                )
+        response = row.values["response"]
+        if not isinstance(response, str):
+            raise UserError(f"{row.where}: response is no text", 'write "response": "…"')
+        try:
+            problem = task.from_row(row.values)
+        except UserError as error:
+            raise UserError(f"{row.where}: {error.message}", error.hint) from None
+        _, grader = find_rules(task, rules, problem.fields.get("answer_type", ""))
+        grade = grader(problem, response, tags, style)
+        yield {
+            "id": row.values["id"],
+            "correct": grade.verdict.correct,
+            "format_ok": grade.verdict.format_ok,
+            "parsed": grade.parsed,
+            "reason": grade.verdict.reason,
+            **({} if grade.score is None else {"score": grade.score}),
+        }
+
+
+def rescore(folder: Path, rules: str = "", out: Path | None = None) -> dict[str, Any]:
+    """Grades a folder's samples under named rules ("": the headline ones) into another folder.
+
+    out: FOLDER/graded/RULES by default. The spec of the new folder names the rules, so that
+    `compare` refuses to mix two sets of them. Returns its results, and in "changed" how many
+    verdicts are others than before. Raises UserError for a folder that is no evaluation.
+    """
+    setup, problems, samples = read_whole(folder)
+    spec = validate(EvalSpec, setup["spec"], folder / "setup.json")
+    task = get_task(spec.task.name)
+    name, grader = find_rules(task, rules, spec.task.answer_type)
+    out = out or folder / "graded" / name
+    if out.resolve() == folder.resolve():
+        raise UserError(f"--out {out} is the evaluation itself", "give another --out")
+    # As an evaluation records it: the headline's name is left out.
+    headline, _ = find_rules(task, "", spec.task.answer_type)
+    named = {} if name == headline else {"rules": name}
+    setup["spec"] = {**{k: v for k, v in setup["spec"].items() if k != "rules"}, **named}
+    shots = problems_of(folder / "shots.jsonl")
+    asked = ProblemSet(task, spec, list(problems.values()), shots, [], name, grader)
+    graded = [
+        asked.grade(
+            problems[s.problem_id], s.sample, s.text, s.token_ids, s.finish_reason, s.tokens
+        )
+        for s in samples
+    ]
+    open_arm(out, setup, asked.problems, shots)
+    write_atomic(out / "samples.jsonl", "".join(dump_line(sample_row(s)) for s in graded))
+    results = finish(out, setup, name, {})
+    changed = sum(a.correct != b.correct for a, b in zip(samples, graded, strict=True))
+    return {**results, "changed": changed, "out": str(out)}
+
+
+def read_whole(folder: Path) -> tuple[dict[str, Any], dict[str, Problem], list[Sample]]:
+    """Returns setup, problems by id and samples of an evaluation, less a torn last line."""
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: no such folder",
+            "give an evaluation's folder, or a task and a file: mlxreflect grade gsm8k FILE",
+        )
+    for name in FILES:
+        if not (folder / name).is_file():
+            inside = next(iter(sorted(folder.glob("eval/*/samples.jsonl"))), None)
+            hint = f"name one of its evaluations, such as {inside.parent}" if inside else AGAIN
+            raise UserError(f"{folder}: no {name} in it", hint)
+    setup = read_json(folder / "setup.json")
+    if not isinstance(setup.get("spec"), dict):
+        raise UserError(f"{folder / 'setup.json'}: no spec in it", AGAIN)
+    problems = {problem.id: problem for problem in problems_of(folder / "problems.jsonl")}
+
+    def sample_of(row: dict[str, Any]) -> Sample:
+        sample: Sample = flat_from_row(Sample, row)
+        if sample.problem_id not in problems:
+            raise TypeError(f"problem {sample.problem_id} is not in problems.jsonl")
+        if not isinstance(sample.text, str):
+            raise TypeError("text is no text")
+        return sample
+
+    path = folder / "samples.jsonl"
+    samples = list(convert_rows(path, sample_of, "a sample"))
+    if not samples:
+        raise UserError(f"{path}: no samples in it", "evaluate first; this one did not get far")
+    return setup, problems, samples

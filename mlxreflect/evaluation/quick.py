@@ -1,7 +1,7 @@
 """`eval --quick`: two models side by side, until the evidence decides between them.
 
 Both answer the same problems in the same shuffled order, a chunk at a time, in the one loop of
-`evaluate`. After each chunk comes a look at the e-process of `stats.sequential`; at 1/alpha or more
+`evaluate`. After each chunk comes a look at the e-process of `stats`; at 1/alpha or more
 the difference is real, however often one looked.
 """
 
@@ -18,11 +18,17 @@ from typing import Any
 
 from mlxreflect.core.journal import write_atomic
 from mlxreflect.core.ui import Ui
-from mlxreflect.evaluation.arms import describe_setup, open_arm
-from mlxreflect.evaluation.evaluate import SILENT, Bar, ProblemSet, Row, answer_chunks
+from mlxreflect.evaluation.arms import open_arm
+from mlxreflect.evaluation.evaluate import (
+    SILENT,
+    Bar,
+    ProblemSet,
+    Row,
+    answer_chunks,
+    describe_setup,
+)
 from mlxreflect.evaluation.generators import LocalGenerator, LocalModel
-from mlxreflect.stats.sentences import level, points
-from mlxreflect.stats.sequential import anytime_interval, evidence
+from mlxreflect.stats import anytime_interval, evidence, level, points
 
 LARGEST = 1e300  # of the evidence that is written down: JSON has no infinity
 
@@ -52,12 +58,7 @@ class SideBySide:
         self.notes: list[str] = []
 
     def setup(self) -> dict[str, Any]:
-        asked = self.asked
-        return {
-            letter: describe_setup(side, asked.spec, asked.problems, asked.prompts, side.adapter)
-            | side.setup()
-            for letter, side in zip("ab", self.sides, strict=True)
-        }
+        return {letter: describe_setup(one) for letter, one in zip("ab", self.sides, strict=True)}
 
     def chunks(self, first: int, out: Path, bar: Bar) -> Chunks[list[Row]]:
         for start in range(first // self.rows, self.most, self.at_once):

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, Turn, Verdict, make_problem
 from mlxreflect.core.text import composed
-from mlxreflect.data.contamination import Index, find
 from mlxreflect.data.forms import leak
+from mlxreflect.data.matching import Index, find
 from mlxreflect.data.rows import column, explained, fold, local_path, read_file
 from mlxreflect.methods.base import Frame, Trajectory, Try, judged
 from mlxreflect.prompts.parsing import TAGS, parse_response

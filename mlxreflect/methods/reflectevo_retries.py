@@ -21,8 +21,7 @@ from mlxreflect.evaluation.evaluate import evaluate, problem_set
 from mlxreflect.evaluation.generators import ChainGenerator, LocalModel
 from mlxreflect.models.load import weights_hash
 from mlxreflect.models.policy import Policy
-from mlxreflect.stats import paired
-from mlxreflect.stats.sentences import sentence
+from mlxreflect.stats import paired, sentence
 from mlxreflect.tasks.base import Task
 from mlxreflect.training.network import Arrays
 

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import dump_line, write_atomic
 from mlxreflect.core.records import Episode, Example, Problem, Turn
-from mlxreflect.data.contamination import Index, find, normal_words, whole_key
 from mlxreflect.data.forms import leak, whole
+from mlxreflect.data.matching import Index, find, normal_words, whole_key
 from mlxreflect.data.rows import explained, fold, local_path, read_file
 from mlxreflect.graders.text import agrees, stated
 from mlxreflect.methods.base import Rows, Try, passed

@@ -21,7 +21,7 @@ from mlxreflect.core.records import Problem
 from mlxreflect.core.ui import safe_text
 from mlxreflect.evaluation.arms import Arm, by_task, interval, read_arms, read_results
 from mlxreflect.evaluation.compare import deciding_p
-from mlxreflect.stats.sentences import points
+from mlxreflect.stats import points
 from mlxreflect.tasks import TASKS
 
 Rows = list[dict[str, Any]]

@@ -16,7 +16,7 @@ from mlxreflect.core.records import Messages, Problem, Sample
 from mlxreflect.core.ui import safe_text
 from mlxreflect.evaluation.arms import Arm, ProblemSamples, load_arms
 from mlxreflect.evaluation.compare import compare_report, deciding_p
-from mlxreflect.stats.sentences import points
+from mlxreflect.stats import points
 from mlxreflect.tasks import TASKS
 from mlxreflect.tasks.base import ask
 

@@ -17,7 +17,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import convert_rows, read_rows
 from mlxreflect.core.records import Episode, Example, episode_from_row, flat_from_row
 from mlxreflect.core.ui import facts, plain, table
-from mlxreflect.data.contamination import sentence
+from mlxreflect.data.matching import sentence
 from mlxreflect.evaluation.arms import read_arms, read_results
 from mlxreflect.methods.base import STATUSES, status_words
 from mlxreflect.report.story import STATUS_STYLE, tell_story

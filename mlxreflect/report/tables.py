@@ -10,7 +10,7 @@ from rich.text import Text
 
 from mlxreflect.core.ui import plain, table
 from mlxreflect.evaluation.compare import deciding_p
-from mlxreflect.stats.sentences import SHARPER, level, points, verdict
+from mlxreflect.stats import SHARPER, level, points, verdict
 
 FEW = 5  # problems shown of each list, unless all are asked for
 FEWER = 2  # where there are several comparisons

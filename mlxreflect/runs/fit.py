@@ -29,8 +29,8 @@ from mlxreflect.core.journal import (
 )
 from mlxreflect.core.records import Example
 from mlxreflect.core.ui import Ui
-from mlxreflect.data.contamination import sentence
 from mlxreflect.data.examples import read_examples, split_examples
+from mlxreflect.data.matching import sentence
 from mlxreflect.data.rows import BadRow
 from mlxreflect.evaluation.contamination import clean_examples, keep_rows
 from mlxreflect.models.load import device_name, load_policy

@@ -34,7 +34,7 @@ from mlxreflect.config.toml import apply_settings, flatten, read_toml, validate
 from mlxreflect.core.errors import UserError, is_full, no_space
 from mlxreflect.core.journal import Commits, read_json, take_lock, write_atomic
 from mlxreflect.core.ui import Ui
-from mlxreflect.data.contamination import FILE
+from mlxreflect.data.matching import FILE
 
 C = TypeVar("C", bound=Recipe | Job)
 

@@ -29,7 +29,7 @@ from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.critics.client import FILE, Client, failed_reply
 from mlxreflect.critics.http import CallError
 from mlxreflect.critics.ollama import LOOK_S, Ollama, is_ollama, root_of
-from mlxreflect.data.contamination import build_index, clause
+from mlxreflect.data.matching import build_index, clause
 from mlxreflect.data.rows import is_path
 from mlxreflect.evaluation.contamination import clean, clean_problems, further_specs, question_of
 from mlxreflect.evaluation.evaluate import eval_problems

@@ -1,4 +1,4 @@
-"""Statistics of right and wrong answers: intervals, exact paired tests, several samples, power.
+"""Statistics of right and wrong answers: intervals, exact paired tests, power; and their wording.
 
 A and B answer the same questions. A gain is a question that A got wrong and B right, a loss the
 reverse; differences are B − A. The verdict is the exact McNemar p against alpha.
@@ -6,9 +6,11 @@ reverse; differences are B − A. The verdict is the exact McNemar p against alp
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,10 @@ from mlxreflect.core.seeds import rng_for
 Interval = tuple[float, float]
 FLIPS = 10_000  # sign flips of the permutation test, where 2^questions is more than that
 BLOCK = 1000  # of them at a time
+POWER = 0.8  # with which a difference is shown: "4 times in 5"
+NODES = 512  # Gauss-Legendre: exact for polynomials of degree 1023, far closer than 1e-9 beyond
+EDGE = 1e-9  # of the means, where a division by 1 ± m would fail
+SHARPER = "Pairing the answers question by question, where both have them, is a sharper test."
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,13 @@ def wilson(k: int, n: int, alpha: float = 0.05) -> Interval:
     return (0.0 if k == 0 else centre - half), (1.0 if k == n else centre + half)
 
 
-def square_and_add(k_a: int, n_a: int, k_b: int, n_b: int, phi: float, alpha: float) -> Interval:
-    """Interval of p_B − p_A from both Wilson intervals and their correlation phi (Newcombe)."""
+def newcombe(
+    k_a: int, n_a: int, k_b: int, n_b: int, *, phi: float = 0.0, alpha: float = 0.05
+) -> Interval:
+    """Interval of p_B − p_A from both Wilson intervals (Newcombe 1998, Stat Med 17:873, method 10).
+
+    phi: the correlation of the answers; 0 of different questions.
+    """
     a, b = k_a / n_a, k_b / n_b
     (low_a, high_a), (low_b, high_b) = wilson(k_a, n_a, alpha), wilson(k_b, n_b, alpha)
 
@@ -69,11 +80,6 @@ def square_and_add(k_a: int, n_a: int, k_b: int, n_b: int, phi: float, alpha: fl
         return math.sqrt(max(0.0, x * x - 2 * phi * x * y + y * y))
 
     return b - a - distance(b - low_b, high_a - a), b - a + distance(high_b - b, a - low_a)
-
-
-def newcombe_unpaired(k_a: int, n_a: int, k_b: int, n_b: int, *, alpha: float = 0.05) -> Interval:
-    """Interval of p_B − p_A of different questions (Newcombe 1998, Stat Med 17:873, method 10)."""
-    return square_and_add(k_a, n_a, k_b, n_b, 0.0, alpha)
 
 
 def newcombe_paired(
@@ -91,7 +97,7 @@ def newcombe_paired(
     if excess > 0:
         excess = max(0.0, excess - n / 2)
     phi = excess / math.sqrt(margins) if margins else 0.0
-    return square_and_add(k_a, n, k_b, n, phi, alpha)
+    return newcombe(k_a, n, k_b, n, phi=phi, alpha=alpha)
 
 
 def mcnemar_exact(gains: int, losses: int) -> float:
@@ -127,25 +133,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def e_value(gains: int, losses: int) -> float:
-    """2^(g+l)·B(1+g, 1+l): evidence against "gains and losses are equally likely".
-
-    It may be looked at after every question; stop at 1/alpha or more (Ville's inequality).
-    """
-    n = gains + losses
-    log = n * math.log(2) + math.lgamma(1 + gains) + math.lgamma(1 + losses) - math.lgamma(2 + n)
-    return math.exp(log) if log < 700 else math.inf
-
-
-def minimum_detectable_effect(
-    discordance: float, n: int, alpha: float = 0.05, power: float = 0.8
-) -> float:
-    """The paired difference d that n questions show with this power (Connor 1987).
+def minimum_detectable_effect(discordance: float, n: int, alpha: float = 0.05) -> float:
+    """The paired difference d that n questions show 4 times out of 5 (Connor 1987).
 
     Solves z_α/2·√ψ + z_β·√(ψ − d²) = d·√n, with ψ the share of questions where the two differ;
     no less than d, for a difference of d takes that many. 1.0 where n is too small for any.
     """
-    z_alpha, z_beta = quantile(1 - alpha / 2), quantile(power)
+    z_alpha, z_beta = quantile(1 - alpha / 2), quantile(POWER)
 
     def surplus(d: float) -> float:
         psi = max(discordance, d)
@@ -161,14 +155,13 @@ def questions_needed(
     noise_a: float = 0.0,
     noise_b: float = 0.0,
     alpha: float = 0.05,
-    power: float = 0.8,
 ) -> float:
-    """Questions that show a paired difference with this power (Miller 2024, arXiv 2411.00640).
+    """Questions that show a paired difference 4 times out of 5 (Miller 2024, arXiv 2411.00640).
 
     omega2: variance over questions of the difference of the arms' expected scores.
     noise_a, noise_b: an arm's variance within a question over its number of samples, σ²/K.
     """
-    z = quantile(1 - alpha / 2) + quantile(power)
+    z = quantile(1 - alpha / 2) + quantile(POWER)
     return z * z * (omega2 + noise_a + noise_b) / difference**2
 
 
@@ -254,7 +247,7 @@ def clustered(
         ci_high=min(1.0, mean + half),
         p_exact=None,
         p_mid=None,
-        mde=min(1.0, half + quantile(0.8) * error),
+        mde=min(1.0, half + quantile(POWER) * error),
     )
     return comparison, sign_flip_p(differences, seed)
 
@@ -278,12 +271,17 @@ def sign_flip_p(differences: NDArray[np.float64], seed: int = 0) -> float:
     return extreme / (FLIPS + 1)
 
 
-def mean_interval(values: Sequence[float], alpha: float = 0.05) -> Interval:
+def mean_interval(
+    values: Sequence[float], alpha: float = 0.05, *, single: bool = False
+) -> Interval:
     """Normal interval of the mean of questions' scores in [0, 1] (Miller 2024, eq. 1).
 
-    Scores that are all the same show no spread; then it is Wilson's, of as many single answers.
+    single: each score is of one answer; then it is Wilson's. So it is of scores that are all the
+    same, which show no spread.
     """
     n = len(values)
+    if single:
+        return wilson(round(sum(values)), n, alpha)
     if n < 2:
         return 0.0, 1.0  # one question says nothing of the others
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(n)
@@ -304,3 +302,153 @@ def majority(parsed: Sequence[str | None], correct: Sequence[bool]) -> bool:
         return False
     winner = max(votes, key=votes.__getitem__)  # of equals the first one met
     return correct[parsed.index(winner)]
+
+
+# ---- evidence that may be looked at after every question -----------------------------------------
+
+# A gambler bets on the differences D_1, D_2, … in [−1, 1] of questions in random order. If their
+# mean were m, no bet would be worth more than its stake, so the chance that the capital ever
+# reaches 1/alpha is alpha at most (Ville 1939), however often one looks and whatever makes one
+# stop. The bet is the uniform mixture over u in [0, 1] of products of
+#
+#     (1 + D)/(1 + m)·u + (1 − D)/(1 − m)·(1 − u)
+#
+# (Waudby-Smith and Ramdas 2024, J. R. Stat. Soc. B 86:1, whose bet 1 + λ(D − m) this is with λ
+# uniform over all it may be). At m = 0 and D in {−1, 0, 1} it is `e_value`. The means with less
+# than 1/alpha are one interval, for each product is log-convex in m; the observed mean is in it.
+
+
+def e_value(gains: int, losses: int) -> float:
+    """2^(g+l)·B(1+g, 1+l): evidence against "gains and losses are equally likely".
+
+    It may be looked at after every question; stop at 1/alpha or more (Ville's inequality).
+    """
+    n = gains + losses
+    log = n * math.log(2) + math.lgamma(1 + gains) + math.lgamma(1 + losses) - math.lgamma(2 + n)
+    return math.exp(log) if log < 700 else math.inf
+
+
+@cache
+def bets() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The nodes u in [0, 1], and the logarithms of their weights; both (NODES,)."""
+    x, weights = np.polynomial.legendre.leggauss(NODES)
+    return (x + 1) / 2, np.log(weights / 2)
+
+
+def log_capital(counts: Mapping[float, int], mean: float) -> float:
+    """Logarithm of what betting against `mean` has made of 1. counts: difference → how often."""
+    u, log_weights = bets()
+    log = log_weights.copy()
+    with np.errstate(divide="ignore"):  # a bet that has lost all
+        for d, times in counts.items():
+            if times:
+                log += times * np.log((1 + d) / (1 + mean) * u + (1 - d) / (1 - mean) * (1 - u))
+    top = float(log.max())
+    return top + math.log(float(np.exp(log - top).sum())) if top > -math.inf else -math.inf
+
+
+def evidence(counts: Mapping[float, int]) -> float:
+    """E against "the mean difference is 0"; `e_value` where every difference is −1, 0 or 1."""
+    if set(counts) <= {-1.0, 0.0, 1.0}:
+        return e_value(counts.get(1.0, 0), counts.get(-1.0, 0))
+    log = log_capital(counts, 0.0)
+    return math.exp(log) if log < 700 else math.inf
+
+
+def anytime_interval(counts: Mapping[float, int], alpha: float = 0.05) -> Interval:
+    """The mean differences not yet ruled out; with probability 1 − alpha the true one always is.
+
+    It leaves out 0 just when `evidence` reaches 1/alpha. (−1, 1) before the first question.
+    """
+    n = sum(counts.values())
+    if not n:
+        return -1.0, 1.0
+    centre = sum(d * times for d, times in counts.items()) / n
+    centre = min(1 - EDGE, max(EDGE - 1, centre))
+
+    def surplus(mean: float) -> float:
+        return log_capital(counts, mean) + math.log(alpha)
+
+    low, high = EDGE - 1, 1 - EDGE
+    return (
+        float(brentq(surplus, low, centre)) if surplus(low) > 0 else -1.0,
+        float(brentq(surplus, centre, high)) if surplus(high) > 0 else 1.0,
+    )
+
+
+# ---- in words ------------------------------------------------------------------------------------
+
+
+def points(fraction: float) -> str:
+    """A signed difference in percentage points."""
+    text = f"{100 * fraction:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def level(alpha: float) -> str:
+    """The name of an interval: 95%."""
+    return f"{100 * (1 - alpha):.10g}%"
+
+
+def verdict(p: float, ci_low: float, ci_high: float, alpha: float = 0.05) -> str:
+    """The test decides; borderline is an interval without 0 whose test does not reach alpha."""
+    if p < alpha:
+        return "significant"
+    return "borderline" if ci_low > 0 or ci_high < 0 else "not significant"
+
+
+def sentence(r: Mapping[str, Any], *, task: str = "") -> str:
+    """Returns a paired comparison in words: significant, borderline or not significant.
+
+    r: the fields of `Comparison`, a and b (the names), alpha; p_perm where there is no exact p;
+    p_holm, which decides, and tests, where this is one of several. task: named where there are
+    several. Raises ValueError without a p-value.
+    """
+    exact = r["p_exact"] is not None
+    p, test = (r["p_exact"], "exact McNemar") if exact else (r.get("p_perm"), "sign-flip")
+    if p is None:
+        raise ValueError("a comparison of several samples a question needs its p_perm")
+    alpha = r["alpha"]
+    found = verdict(r.get("p_holm", p), r["ci_low"], r["ci_high"], alpha)
+    text = (
+        f"{f'{task}: ' if task else ''}{r['b']} answers {r['accuracy_b']:.1%} of {r['n']} "
+        f"questions right, {r['a']} {r['accuracy_a']:.1%}: {spread(r)}; "
+        f"{r['gains']} gained, {r['losses']} lost), {found} ({test} p = {p:.2g}{adjusted(r)})."
+    )
+    if found == "borderline":
+        text += f" The interval leaves out 0, but the test does not reach {alpha:g}."
+    if found != "significant" and r["mde"] < 1:
+        text += (
+            f" {r['n']} questions show a true difference of {100 * r['mde']:.1f} points 4 times "
+            "in 5."
+        )
+    elif found != "significant":
+        text += " So few questions cannot show any difference."
+    return text
+
+
+def unpaired_sentence(r: Mapping[str, Any]) -> str:
+    """Returns a comparison of counts in words. r: as `compare_counts` gives it."""
+    exact = r["p_exact"] is not None
+    found = verdict(r["p_holm"], r["ci_low"], r["ci_high"], r["alpha"])
+    told = f"p = {r['p_exact']:.2g}" if exact else f"= {r['z']:.2f}, p = {r['p']:.2g}"
+    return (
+        f"{r['b']} answers {r['right_b']} of {r['n_b']} questions right ({r['accuracy_b']:.1%}), "
+        f"{r['a']} {r['right_a']} of {r['n_a']} ({r['accuracy_a']:.1%}): {spread(r)}), {found} "
+        f"({r['test']}{', ' if exact else ' '}{told}{adjusted(r)})."
+        + (f" {SHARPER}" if r["tests"] == 1 else "")
+    )
+
+
+def spread(r: Mapping[str, Any]) -> str:
+    return (
+        f"a difference of {points(r['difference'])} points ({level(r['alpha'])} interval "
+        f"{points(r['ci_low'])} to {points(r['ci_high'])}"
+    )
+
+
+def adjusted(r: Mapping[str, Any]) -> str:
+    tests = r.get("tests", 1)
+    if tests == 1:
+        return ""
+    return f"; {r['p_holm']:.2g} with Holm's adjustment for {tests} comparisons"

@@ -20,7 +20,6 @@ from scipy.special import bdtr, gammaln
 from scipy.stats import binom
 
 from mlxreflect import stats
-from mlxreflect.stats import sequential
 
 Array = NDArray[Any]
 Table = tuple[float, float, float, float]  # both right, gained, lost, both wrong: shares
@@ -160,7 +159,7 @@ def anytime_coverage(share: tuple[float, float], count: int, nodes: int = 160) -
         log += bets[kind]
         held &= np.exp(log).sum(axis=1) < 1 / ALPHA
     seen = Counter({0.0: 0, 1.0: 0, -1.0: 0}) + Counter(float((0, 1, -1)[k]) for k in kinds[:, 0])
-    assert math.isclose(sequential.log_capital(seen, mean), math.log(np.exp(log[0]).sum()),
+    assert math.isclose(stats.log_capital(seen, mean), math.log(np.exp(log[0]).sum()),
                         abs_tol=1e-6)  # fmt: skip
     return {"gained": share[0], "lost": share[1], "runs": count, "coverage": float(held.mean())}
 
