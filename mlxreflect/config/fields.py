@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 from mlxreflect.config.toml import flatten, local_path
+from mlxreflect.core.errors import UserError
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -108,15 +109,14 @@ def idle_keys(model: type[BaseModel], name: str, prefix: str = "") -> Iterator[s
             yield from idle_keys(inner, name, f"{prefix}{key}.")
 
 
-def changed_below(
-    table: BaseModel, usual: BaseModel, keys: Mapping[str, str]
-) -> Iterator[tuple[str, Any, str]]:
-    """Yields each key at or below `keys` with another value than usual: key, value, its reason."""
+def refuse_idle(table: BaseModel, usual: BaseModel, keys: Mapping[str, str], prefix: str) -> None:
+    """Raises UserError for a key at or below `keys`, each with its reason, with another value."""
     plain = flatten(usual.model_dump())
     for key, value in flatten(table.model_dump()).items():
         for name, reason in keys.items():
             if f"{key}.".startswith(f"{name}.") and value != plain.get(key):
-                yield key, value, reason
+                fault = f"{prefix}{key} = {value!r} does nothing for {reason}"
+                raise UserError(fault, "leave that key out")
 
 
 class GrpoConfig(Table):

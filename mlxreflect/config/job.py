@@ -12,17 +12,16 @@ from mlxreflect.config.fields import (
     GrpoConfig,
     Idle,
     Local,
-    LocalModel,
     LocalPath,
     Names,
     Positive,
     Table,
-    changed_below,
     idle_keys,
     make_paths_whole,
+    refuse_idle,
 )
-from mlxreflect.config.recipe import check_objective
-from mlxreflect.config.schema import Fitting, TagSet
+from mlxreflect.config.recipe import check_objective, refuse
+from mlxreflect.config.schema import Fitting, ModelConfig, TagSet
 from mlxreflect.config.toml import apply_settings, dump_toml, merge, validate
 from mlxreflect.core.errors import UserError
 
@@ -36,15 +35,6 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "grpo": {"data": {"held_out": 0.0}},
 }
 PAIRED = ("dpo", "ipo", "exo_pair", "orpo")
-
-
-class ModelConfig(Table):
-    """The model to train; the keys are those of a recipe's [policy]."""
-
-    model: LocalModel = "tiny"  # hub name, path, or the embedded "tiny"
-    adapter: LocalPath = ""  # a LoRA folder to start from
-    quantize: Literal[0, 4, 8] = 0  # bits, on load
-    dequantize: Literal["auto", "yes", "no"] = "auto"  # auto: only on the CPU, where it is faster
 
 
 class DataConfig(Table):
@@ -115,37 +105,29 @@ def plain(objective: str) -> dict[str, Any]:
 
 def check_job(job: Job) -> None:
     """Refuses keys that contradict each other, or do nothing. Raises UserError."""
-    check_objective(job.objective, job.train, job.policy.quantize, COMMAND)
     usual = Job.model_validate(plain(job.objective))
+    train, data = job.train, job.data
     idle: dict[str, str] = dict.fromkeys(idle_keys(Job, job.objective), job.objective)
-    if job.train.tune == "full":
+    if train.tune == "full":
         idle["train.lora"] = "full fine-tuning"
     elif job.policy.adapter:
         idle["train.lora"] = "an adapter that brings its own layers"
-    for key, value, what in changed_below(job, usual, idle):
-        raise UserError(f"{key} = {value!r} does nothing for {what}", "leave that key out")
-    if job.train.best_by == "margin" and job.objective == "sft":
-        raise UserError("train.best_by = 'margin': sft has no margin", "leave it at loss")
-    if job.train.tune == "full" and job.train.reference == "base":
-        raise UserError(
-            "train.reference = 'base' needs LoRA: with all weights trained, the base is gone",
-            "set train.reference to stage or none",
-        )
-    if job.train.dpo == 0 and job.train.nll == 0:
-        raise UserError(
-            "train.dpo and train.nll are both 0, nothing would be trained",
-            "give one of them a weight above 0",
-        )
-    if not job.data.against and job.data.ngram != usual.data.ngram:
-        raise UserError(
-            f"data.ngram = {job.data.ngram} does nothing without data.against",
-            "name what to keep clean of, for example --set data.against=gsm8k",
-        )
-    if job.train.patience and not job.data.held_out:
-        raise UserError(
-            "train.patience counts looks at held-out examples, and data.held_out is 0",
-            "hold some out, for example --set data.held_out=0.05",
-        )
+    refuse_idle(job, usual, idle, f"{COMMAND}: ")
+    check_objective(job.objective, train, job.policy.quantize, COMMAND)
+    refuse(
+        COMMAND,
+        (train.best_by == "margin" and job.objective == "sft",
+         "train.best_by = 'margin': sft has no margin", "leave it at loss"),
+        (train.tune == "full" and train.reference == "base",
+         "train.reference = 'base' needs LoRA: with all weights trained, the base is gone",
+         "set train.reference to stage or none"),
+        (not data.against and data.ngram != usual.data.ngram,
+         f"data.ngram = {data.ngram} does nothing without data.against",
+         "name what to keep clean of, for example --set data.against=gsm8k"),
+        (train.patience > 0 and data.held_out == 0,
+         "train.patience counts looks at held-out examples, and data.held_out is 0",
+         "hold some out, for example --set data.held_out=0.05"),
+    )  # fmt: skip
 
 
 def dump_job(job: Job) -> str:

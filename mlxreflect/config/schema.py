@@ -41,13 +41,18 @@ METHODS: dict[str, Method] = {
 }
 
 
-class PolicyConfig(Table):
-    """The model that learns."""
+class ModelConfig(Table):
+    """[policy]: the model that learns. Of a job it is all."""
 
     model: LocalModel = "tiny"  # hub name, path, or the embedded "tiny"
     adapter: LocalPath = ""  # a LoRA folder to start from
     quantize: Literal[0, 4, 8] = 0  # bits, on load
     dequantize: Literal["auto", "yes", "no"] = "auto"  # auto: only on the CPU, where it is faster
+
+
+class PolicyConfig(ModelConfig):
+    """[policy] of a recipe, with how it answers."""
+
     temperature: Annotated[float, Field(ge=0)] = 0.7  # of attempts and verifications
     top_p: Fraction = 0.9  # of attempts and verifications
     max_new_tokens: Positive = 1024  # of a response
