@@ -373,7 +373,6 @@ def test_no_known_columns(tmp_path: Path) -> None:
     assert "no column 'instructions' to take as prompt" in error.message
     assert "instruction" in error.hint
     assert "'promt' is no column" in fault(path, columns={"promt": "a"}).message
-    assert "dpo, ipo" in fault(path, "kto").hint
 
 
 def test_columns_are_taken_for_nothing_else(read: Any) -> None:

@@ -9,26 +9,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Literal
 
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.records import Example, flat_from_row
+from mlxreflect.core.records import Example
 from mlxreflect.data.forms import (
     FORMS,
-    KINDS,
+    PUBLISHED,
     Fault,
     Misfit,
     Turns,
     Unknown,
-    Values,
-    answer,
-    as_assistant,
     form_of,
-    group,
-    messages_of,
+    native,
     number,
-    prompt_of,
-    text_of,
 )
 from mlxreflect.data.rows import TORN, BadRow, Row, fold, listed, rows_of
 
@@ -40,8 +34,6 @@ NAMES = (
     "prompt", "chosen", "rejected", "completion", "completions", "rewards", "messages",
     "conversations", "text", "system", "weight", "label",
 )  # fmt: skip
-# The texts of our own rows; those of a group are checked as anyone's.
-NATIVE = {"sft": ("completion",), "preference": ("chosen", "rejected"), "group": ()}
 
 
 def read_examples(
@@ -67,7 +59,7 @@ def read_examples(
     row is fatal.
     """
     columns = dict(columns or {})
-    check_names(objective, columns)
+    check_names(columns)
     found: list[Example] = []
     bad: list[BadRow] = []
     causes: list[Fault] = []
@@ -93,10 +85,8 @@ def read_examples(
     return found[: limit if limit > 0 else None], bad
 
 
-def check_names(objective: str, columns: Mapping[str, str]) -> None:
-    """Raises UserError for an objective or a column of ours that there is not."""
-    if objective not in OBJECTIVES:
-        raise UserError(f"no objective {objective!r}", f"train one of: {', '.join(OBJECTIVES)}")
+def check_names(columns: Mapping[str, str]) -> None:
+    """Raises UserError for a column of ours that there is not."""
     for name in columns:
         if name not in NAMES:
             raise UserError(
@@ -145,43 +135,6 @@ def nothing_left(
 # ---- one row -------------------------------------------------------------------------------------
 
 
-def native(values: Values, kind: str) -> Example:
-    """A row of our examples.jsonl. Its token ids are kept."""
-    own = values.get("kind")
-    if not isinstance(own, str) or own not in KINDS:
-        raise Fault(f"kind is none of {', '.join(KINDS)}")
-    if own != kind:
-        raise Misfit(f"rows of the kind {own} are {KINDS[own]}")
-    given = {name: value for name, value in values.items() if value is not None}
-    example: Example = flat_from_row(Example, {"prompt": None, **given})
-    if not isinstance(example.source, dict) or not isinstance(example.mask, str):
-        raise Fault("source is no object, or mask is no text")
-    for name in NATIVE[kind]:
-        check_written(getattr(example, name), getattr(example, f"{name}_ids"), name)
-    same = (example.chosen, example.chosen_ids) == (example.rejected, example.rejected_ids)
-    if kind == "preference" and same:
-        raise Fault("chosen and rejected are the same")
-    if kind == "sft" and example.prompt == []:  # raw text
-        return example
-    prompt = prompt_of({}, messages_of(example.prompt, "prompt"))
-    if kind != "group":
-        return replace(example, prompt=prompt)
-    texts = given.get("completions")
-    said = [as_assistant(text) for text in texts] if isinstance(texts, list) else texts
-    made = group({**given, "prompt": prompt, "completions": said}, "all")[0]
-    return replace(example, prompt=prompt, completions=made.completions, rewards=made.rewards)
-
-
-def check_written(text: Any, ids: Any, at: str) -> None:
-    """A text of our own; one with the tokens that the policy generated may be empty."""
-    if ids is None:
-        answer(as_assistant(text_of(text, at)), at)
-    elif not isinstance(text, str):
-        raise Fault(f"{at} is no text")
-    elif not isinstance(ids, list) or not ids or any(type(i) is not int or i < 0 for i in ids):
-        raise Fault(f"{at}_ids is no list of token ids")
-
-
 def examples_of(
     row: Row, kind: str, columns: Mapping[str, str], turns: Turns, known: set[str]
 ) -> list[Example]:
@@ -191,12 +144,14 @@ def examples_of(
     """
     values = {name: value for name, value in row.values.items() if name not in columns.values()}
     values |= {ours: row.values[its] for ours, its in columns.items() if its in row.values}
-    weight = weight_of(values)
+    weight = number(1 if values.get("weight") is None else values["weight"], "weight")
+    if weight <= 0:
+        raise Fault("weight is not above 0")
     if values.get("schema") == Example.SCHEMA:
         return [replace(native(values, kind), weight=weight)]
     form = form_of(values, kind)
     made = form.make(values, turns)
-    if form.once:
+    if form in PUBLISHED:
         said = digest(json.dumps([[" ".join(t.split()) for t in texts_of(e)] for e in made]))
         if said in known:
             raise Fault("it is there twice")
@@ -208,13 +163,6 @@ def texts_of(example: Example) -> list[str]:
     """Returns the texts of the prompt and of the answers."""
     texts = [example.completion, example.chosen, example.rejected]
     return [*(message["content"] for message in example.prompt), *filter(None, texts)]
-
-
-def weight_of(values: Values) -> float:
-    weight = number(1 if values.get("weight") is None else values["weight"], "weight")
-    if weight <= 0:
-        raise Fault("weight is not above 0")
-    return weight
 
 
 # ---- held out ------------------------------------------------------------------------------------

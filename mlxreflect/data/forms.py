@@ -12,9 +12,10 @@ or the same inside trail1 and trail2 as its examples have them.
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
-from mlxreflect.core.records import Example, Messages
+from mlxreflect.core.records import Example, Messages, flat_from_row
 from mlxreflect.data.rows import listed
 from mlxreflect.graders.text import agrees, stated
 from mlxreflect.prompts.roles import REFLECT, REFLECT_AND_RETRY
@@ -29,6 +30,7 @@ KINDS = {
 
 
 Values = dict[str, Any]
+SIDES = ("chosen", "rejected")
 
 ROLES = {
     "system": "system", "user": "user", "human": "user", "assistant": "assistant",
@@ -237,6 +239,43 @@ def group(values: Values, turns: Turns) -> list[Example]:
     return [Example("group", prompt, completions=texts, rewards=worth)]
 
 
+def native(values: Values, kind: str) -> Example:
+    """A row of our examples.jsonl. Its token ids are kept."""
+    own = values.get("kind")
+    if not isinstance(own, str) or own not in KINDS:
+        raise Fault(f"kind is none of {', '.join(KINDS)}")
+    if own != kind:
+        raise Misfit(f"rows of the kind {own} are {KINDS[own]}")
+    given = {name: value for name, value in values.items() if value is not None}
+    example: Example = flat_from_row(Example, {"prompt": None, **given})
+    if not isinstance(example.source, dict) or not isinstance(example.mask, str):
+        raise Fault("source is no object, or mask is no text")
+    for name in {"sft": ("completion",), "preference": SIDES, "group": ()}[kind]:
+        check_written(getattr(example, name), getattr(example, f"{name}_ids"), name)
+    same = (example.chosen, example.chosen_ids) == (example.rejected, example.rejected_ids)
+    if kind == "preference" and same:
+        raise Fault("chosen and rejected are the same")
+    if kind == "sft" and example.prompt == []:  # raw text
+        return example
+    prompt = prompt_of({}, messages_of(example.prompt, "prompt"))
+    if kind != "group":
+        return replace(example, prompt=prompt)
+    texts = given.get("completions")
+    said = [as_assistant(text) for text in texts] if isinstance(texts, list) else texts
+    made = group({**given, "prompt": prompt, "completions": said}, "all")[0]
+    return replace(example, prompt=prompt, completions=made.completions, rewards=made.rewards)
+
+
+def check_written(text: Any, ids: Any, at: str) -> None:
+    """A text of our own; one with the tokens that the policy generated may be empty."""
+    if ids is None:
+        answer(as_assistant(text_of(text, at)), at)
+    elif not isinstance(text, str):
+        raise Fault(f"{at} is no text")
+    elif not isinstance(ids, list) or not ids or any(type(i) is not int or i < 0 for i in ids):
+        raise Fault(f"{at}_ids is no list of token ids")
+
+
 # ---- of two methods ------------------------------------------------------------------------------
 
 LEAKS = (
@@ -260,10 +299,7 @@ def leak(text: str, spans: dict[str, list[int]], style: str) -> str:
     return ""
 
 
-SIDES = ("chosen", "rejected")
-
-
-def read_reasonset(values: Values) -> Example:
+def reasonset(values: Values, turns: Turns) -> list[Example]:
     """ReasonSet: the working that found and mended its error, and not the tidied solution.
 
     Left out is what the published data have much of: no gold answer, another answer than the gold
@@ -283,17 +319,17 @@ def read_reasonset(values: Values) -> Example:
         raise Fault("its answer is not its ground_truth")
     if reason := leak(text, {}, "direct"):
         raise Fault(reason)
-    return Example("sft", prompt, completion=text)
+    return [Example("sft", prompt, completion=text)]
 
 
-def read_d_plus(values: Values) -> Example:
+def d_plus(values: Values, turns: Turns) -> list[Example]:
     """D+: question and failed attempt → reflection and right answer (its one-stage training)."""
     flat = flattened(values, {"": "trail2"})
     parts = [written(flat[name], name) for name in ("reflections", "second_trial_reasoning")]
-    return Example("sft", reflecting(flat, REFLECT_AND_RETRY), completion="\n\n".join(parts))
+    return [Example("sft", reflecting(flat, REFLECT_AND_RETRY), completion="\n\n".join(parts))]
 
 
-def read_reflections(values: Values) -> Example:
+def reflections(values: Values, turns: Turns) -> list[Example]:
     """D± and Dpref: two reflections on one failed attempt; their retries are not compared."""
     flat = flattened(values, {"_chosen": "trail2_true", "_rejected": "trail2_false"})
     given = flat.get("reflection_prompt") or flat.get("reflect_prompt")
@@ -301,7 +337,7 @@ def read_reflections(values: Values) -> Example:
     chosen, rejected = (written(flat[f"reflection_{s}"], f"reflection_{s}") for s in SIDES)
     if chosen == rejected:
         raise Fault("reflection_chosen and reflection_rejected are the same")
-    return Example("preference", prompt_of({}, prompt), chosen=chosen, rejected=rejected)
+    return [Example("preference", prompt_of({}, prompt), chosen=chosen, rejected=rejected)]
 
 
 def reflecting(flat: Values, request: str) -> Messages:
@@ -320,50 +356,29 @@ def written(value: Any, at: str) -> str:
 
 def flattened(values: Values, trails: dict[str, str]) -> Values:
     """One name a field, whichever way a row has them. trails: name's ending → its second trial."""
-    if "trail1" not in values:
+    if values.get("trail1") is None:
         return values
-    flat = {**values, "first_trial_reasoning": trail(values, "trail1").get("scratchpad")}
+    for name in ("trail1", *trails.values()):
+        if not isinstance(values.get(name), dict):
+            raise Fault(f"{name} is no object")
+    flat = {**values, "first_trial_reasoning": values["trail1"].get("scratchpad")}
     for ending, name in trails.items():
-        second = trail(values, name)
-        flat[f"second_trial_reasoning{ending}"] = second.get("scratchpad")
-        flat[f"reflection{ending}" if ending else "reflections"] = second.get("reflections")
+        flat[f"second_trial_reasoning{ending}"] = values[name].get("scratchpad")
+        flat[f"reflection{ending}" if ending else "reflections"] = values[name].get("reflections")
     return flat
-
-
-def trail(values: Values, name: str) -> Values:
-    found = values[name]
-    if not isinstance(found, dict):
-        raise Fault(f"{name} is no object")
-    return found
 
 
 # ---- which form ----------------------------------------------------------------------------------
 
 
 class Form(NamedTuple):
-    """Columns that a row must have, the kind of its examples, and what makes them.
-
-    once: a row that says the same as one before is left out; published data are full of them.
-    """
+    """Columns that a row must have, the kind of its examples, and what makes them."""
 
     columns: tuple[str, ...]
     kind: str
     make: Callable[[Values, Turns], list[Example]]
-    once: bool = False
 
 
-def one(make: Callable[[Values], Example]) -> Callable[[Values, Turns], list[Example]]:
-    return lambda values, turns: [make(values)]
-
-
-REFLECTED = (
-    ("question", "first_trial_reasoning", "reflections", "second_trial_reasoning"),
-    ("question", "trail1", "trail2"),
-)
-REFLECTIONS = (
-    ("question", "first_trial_reasoning", "reflection_chosen", "reflection_rejected"),
-    ("question", "trail1", "trail2_true", "trail2_false"),
-)
 COMMON = (
     Form(("chosen", "rejected"), "preference", preference),
     Form(("prompt", "completions", "rewards"), "group", group),
@@ -372,10 +387,14 @@ COMMON = (
     Form(("conversations",), "sft", chat),
     Form(("text",), "sft", raw_text),
 )
-PUBLISHED = (  # data sets of methods
-    Form(("problem", "working_out"), "sft", one(read_reasonset), once=True),
-    *(Form(columns, "sft", one(read_d_plus), once=True) for columns in REFLECTED),
-    *(Form(columns, "preference", one(read_reflections), once=True) for columns in REFLECTIONS),
+BEGUN = ("question", "first_trial_reasoning")
+# Data sets of methods: a row that says the same as one before is left out, they are full of them.
+PUBLISHED = (
+    Form(("problem", "working_out"), "sft", reasonset),
+    Form((*BEGUN, "reflections", "second_trial_reasoning"), "sft", d_plus),
+    Form(("question", "trail1", "trail2"), "sft", d_plus),
+    Form((*BEGUN, "reflection_chosen", "reflection_rejected"), "preference", reflections),
+    Form(("question", "trail1", "trail2_true", "trail2_false"), "preference", reflections),
 )
 FORMS = (*COMMON, *PUBLISHED)
 
