@@ -53,7 +53,7 @@ def train(
     objective: str, data: str, out: Path | str, model: str = "tiny", settings: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Trains a model on your own data; returns the summary, with its `folder` and `adapter`."""
-    from mlxreflect.config.job import load_job
+    from mlxreflect.config.recipe import load_job
     from mlxreflect.runs.folder import carry_out, create_job
 
     job = load_job(objective, model, data, settings)

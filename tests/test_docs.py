@@ -16,9 +16,8 @@ from support.key_table import rows as key_rows
 from support.shell import Done, Shell, sets
 
 from mlxreflect.cli.main import app
-from mlxreflect.config.job import Job, load_job
-from mlxreflect.config.recipe import eval_spec, load_recipe
-from mlxreflect.config.schema import EvalSpec, Recipe
+from mlxreflect.config.recipe import eval_spec, load_job, load_recipe
+from mlxreflect.config.schema import EvalSpec, Job, Recipe
 from mlxreflect.config.toml import apply_settings, bundled, find_toml, validate
 from mlxreflect.evaluation.evaluate import find_spec
 from mlxreflect.tasks import TASKS, find_rules, get_task

@@ -11,7 +11,8 @@ import pytest
 from support.trainings import ANSWERS, GROUPS, PAIRS, Data, good, poor, question, said, user, write
 
 from mlxreflect.config.fields import idle_keys
-from mlxreflect.config.job import DEFAULTS, Job, load_job
+from mlxreflect.config.recipe import DEFAULTS, load_job
+from mlxreflect.config.schema import Job
 from mlxreflect.config.toml import flatten
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.ui import Ui
@@ -236,7 +237,7 @@ def test_an_idle_key_is_refused_and_would_change_nothing(
         with pytest.raises(UserError, match=f"{key}.* does nothing for {objective}"):
             load_job(objective, "tiny", "x.jsonl", [f"{key}={json.dumps(VALUES[key])}"])
     together = {key: VALUES[key] for key in keys if key != "data.held_out"}
-    monkeypatch.setattr("mlxreflect.config.job.check_job", lambda job: None)
+    monkeypatch.setattr("mlxreflect.config.recipe.check_job", lambda job: None)
     expected, found = outputs_of(objective, {}), outputs_of(objective, together)
     for name in ("adapter", "last"):
         file = f"{name}/adapters.safetensors"

@@ -36,7 +36,7 @@ from support.trainings import (
     write,
 )
 
-from mlxreflect.config.job import DEFAULTS
+from mlxreflect.config.recipe import DEFAULTS
 from mlxreflect.core import journal as commits
 from mlxreflect.core import ui
 from mlxreflect.core.journal import take_lock

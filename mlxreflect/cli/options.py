@@ -62,10 +62,10 @@ def keys_of(table: str) -> Callable[[str], list[str]]:
     """Returns the completion of `--set` for a recipe, an eval spec or a training."""
 
     def complete(incomplete: str) -> list[str]:
-        from mlxreflect.config import job, schema
+        from mlxreflect.config import schema
         from mlxreflect.config.toml import all_keys
 
-        models: Any = {"recipe": schema.Recipe, "spec": schema.EvalSpec, "training": job.Job}
+        models: Any = {"recipe": schema.Recipe, "spec": schema.EvalSpec, "training": schema.Job}
         known = all_keys(models[table])
         return matching(
             (f"{key}=" for key, usual in known.items() if usual is not None), incomplete

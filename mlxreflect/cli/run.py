@@ -79,7 +79,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a model on data of your own: LoRA or all weights, preferences, responses or groups."""
-    from mlxreflect.config.job import load_job
+    from mlxreflect.config.recipe import load_job
 
     job = load_job(objective, model, data, set_ or [])
     require_mlx()

@@ -156,7 +156,7 @@ def decontaminate(
 ) -> None:
     """Find the rows of training data that occur in an evaluation, and write the others."""
     require_mlx()
-    from mlxreflect.config.job import DataConfig
+    from mlxreflect.config.schema import DataConfig
     from mlxreflect.evaluation.contamination import decontaminate as decontaminate_
     from mlxreflect.evaluation.contamination import render_decontaminated
 

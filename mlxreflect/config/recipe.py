@@ -1,9 +1,13 @@
-"""A recipe: one TOML file that says everything about a run. Unknown keys are refused by name."""
+"""A recipe, one TOML file that says everything about a run, and the job of a `train`, loaded.
+
+Unknown keys are refused by name, and keys that contradict each other.
+"""
 
 import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from mlxreflect.config.schema import (
     CriticConfig,
     EvalSpec,
     Fitting,
+    Job,
     Recipe,
     Tier,
     TrainConfig,
@@ -131,6 +136,43 @@ def eval_spec(recipe: Recipe) -> EvalSpec:
     if config.max_new_tokens or "max_new_tokens" not in tree:
         tree["max_new_tokens"] = config.max_new_tokens or recipe.policy.max_new_tokens
     return validate(EvalSpec, tree, path)
+
+
+# ---- `train` -------------------------------------------------------------------------------------
+
+# Where an objective of `train` wants another value than the tables say; --set comes after.
+DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
+    "sft": {"train": {"lr": 1e-4}},
+    "dpo": {"train": {"logps": "sum"}},
+    "ipo": {"train": {"logps": "mean"}},
+    "exo_pair": {"train": {"logps": "sum", "smoothing": 5e-3}},
+    "orpo": {"train": {"lr": 2e-5}},
+    "grpo": {"data": {"held_out": 0.0}},
+}
+COMMAND = Path("mlxreflect train")  # where a key stands that no file holds
+
+
+def load_job(objective: str, model: str, data: str, settings: Sequence[str] = ()) -> Job:
+    """The job of a command line. Raises UserError for keys it does not know or that clash."""
+    if objective not in DEFAULTS:
+        raise UserError(f"no objective {objective!r}", f"choose from: {', '.join(DEFAULTS)}")
+    tree = plain(objective)
+    merge(tree, {"policy": {"model": model}, "data": {"source": data}})
+    job = validate(Job, apply_settings(tree, settings), COMMAND, settings)
+    if job.objective != objective:
+        raise UserError(
+            f"--set objective={job.objective}: the command says {objective}",
+            f"give one of them: mlxreflect train {job.objective} …",
+        )
+    check_job(job)
+    tree = job.model_dump()  # it may be resumed from any folder
+    make_paths_whole(tree, Job)
+    return Job.model_validate(tree)
+
+
+def plain(objective: str) -> dict[str, Any]:
+    """An objective's keys where they differ from the tables."""
+    return {"objective": objective, **deepcopy(DEFAULTS[objective])}
 
 
 # ---- a person's own wording of prompts -----------------------------------------------------------
@@ -282,6 +324,33 @@ def check_objective(objective: str, train: Fitting, quantize: int, path: Path) -
         (objective not in ("dpo", "exo_pair") and train.smoothing > 0,
          f"train.smoothing does nothing for {objective}",
          "leave it out, or train dpo or exo_pair"),
+    )  # fmt: skip
+
+
+def check_job(job: Job) -> None:
+    """Refuses keys that contradict each other, or do nothing. Raises UserError."""
+    usual = Job.model_validate(plain(job.objective))
+    train, data = job.train, job.data
+    idle: dict[str, str] = dict.fromkeys(idle_keys(Job, job.objective), job.objective)
+    if train.tune == "full":
+        idle["train.lora"] = "full fine-tuning"
+    elif job.policy.adapter:
+        idle["train.lora"] = "an adapter that brings its own layers"
+    refuse_idle(job, usual, idle, f"{COMMAND}: ")
+    check_objective(job.objective, train, job.policy.quantize, COMMAND)
+    refuse(
+        COMMAND,
+        (train.best_by == "margin" and job.objective == "sft",
+         "train.best_by = 'margin': sft has no margin", "leave it at loss"),
+        (train.tune == "full" and train.reference == "base",
+         "train.reference = 'base' needs LoRA: with all weights trained, the base is gone",
+         "set train.reference to stage or none"),
+        (not data.against and data.ngram != usual.data.ngram,
+         f"data.ngram = {data.ngram} does nothing without data.against",
+         "name what to keep clean of, for example --set data.against=gsm8k"),
+        (train.patience > 0 and data.held_out == 0,
+         "train.patience counts looks at held-out examples, and data.held_out is 0",
+         "hold some out, for example --set data.held_out=0.05"),
     )  # fmt: skip
 
 

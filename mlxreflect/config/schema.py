@@ -12,6 +12,7 @@ from mlxreflect.config.fields import (
     CachePath,
     Count,
     Fraction,
+    GrpoConfig,
     Idle,
     Local,
     LocalFile,
@@ -302,3 +303,48 @@ class EvalSpec(Table):
     stop: list[Annotated[str, Field(min_length=1)]] = []  # an answer ends before any of these
     rules: str = ""  # how answers are graded; "": the task's own headline rules
     chain: ChainConfig = ChainConfig()
+
+
+# ---- `train`: an objective, a model, a data set, and keys for the rest ---------------------------
+
+PAIRED = ("dpo", "ipo", "exo_pair", "orpo")
+
+
+class DataConfig(Table):
+    source: LocalPath = ""  # file, folder with train.jsonl, or hub data set
+    config: str = ""  # of a hub data set
+    split: str = "train"  # split of a hub data set
+    columns: dict[str, str] = {}  # our name of a column = theirs
+    # Of a conversation: which of the assistant's turns are trained.
+    turns: Annotated[Literal["all", "last"], Idle(*PAIRED, "grpo")] = "all"
+    bad_row: Literal["skip", "fatal"] = "skip"  # skip and name a row that cannot be used, or stop
+    limit: Count = 0  # examples; 0: all
+    # A share below 1, or how many; 0: none.
+    held_out: Annotated[float, Field(ge=0), Idle("grpo")] = 0.05
+    # Evaluations, tasks, files: rows that occur in them are left out.
+    against: Annotated[Names, Local(Path.is_file)] = []
+    ngram: Count = 13  # words in a row that such a row shares; 0: only whole questions count
+
+
+class JobTrain(Fitting):
+    """[train] of a job: a training whose number of steps is known, watched on held-out examples."""
+
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # after the warm-up
+    # Steps between looks at the held-out examples; 0: each epoch.
+    eval_every: Annotated[Count, Idle("grpo")] = 0
+    save_every: Positive = 100  # steps between checkpoints
+    # Which checkpoint becomes the adapter.
+    best_by: Annotated[Literal["loss", "margin"], Idle("grpo")] = "loss"
+    # Looks without a better one before training stops; 0: never.
+    patience: Annotated[Count, Idle("grpo")] = 0
+
+
+class Job(Table):
+    # what is trained; the command says it
+    objective: Literal["sft", "dpo", "ipo", "exo_pair", "orpo", "grpo"] = "sft"
+    seed: Count = 0  # of the order of rows and LoRA weights
+    tags: TagSet = "think"  # what train.mask goes by
+    policy: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: JobTrain = JobTrain()
+    grpo: Annotated[GrpoConfig, Idle("sft", *PAIRED)] = GrpoConfig()

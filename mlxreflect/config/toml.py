@@ -91,11 +91,7 @@ def apply_settings(tree: dict[str, Any], settings: Sequence[str]) -> dict[str, A
 
 
 def validate(
-    model: type[T],
-    tree: dict[str, Any],
-    path: Path,
-    settings: Sequence[str] = (),
-    prefix: str = "",
+    model: type[T], tree: dict[str, Any], path: Path, settings: Sequence[str] = (), prefix: str = ""
 ) -> T:
     try:
         return model.model_validate(tree)
@@ -109,10 +105,12 @@ def explain(
     """The first fault of a validation, with its line or --set, and the nearest known key."""
     fault = error.errors()[0]
     parts = [str(p) for p in fault["loc"]]
-    key = ".".join([prefix, *parts] if prefix else parts)
+    key = ".".join(filter(None, [prefix, *parts]))
     given = [s for s in settings if overlap(s.partition("=")[0].strip(), key)]
-    where = f"{path}, line {line}" if (line := line_of(path, key)) else str(path)
-    where = f"--set {given[-1]}" if given else where
+    line = line_of(path, key)
+    where = f"{path}, line {line}" if line else str(path)
+    if given:
+        where = f"--set {given[-1]}"
     if fault["type"] == "extra_forbidden":
         table: Any = model
         for part in parts[:-1]:
@@ -122,7 +120,7 @@ def explain(
             return UserError(f"{where}: unknown key {key}", f"did you mean {known}?")
         names = list(table.model_fields)
         near = difflib.get_close_matches(parts[-1], names, 1, cutoff=0.5)
-        full = ".".join([*([prefix] if prefix else []), *parts[:-1], *near])
+        full = ".".join(filter(None, [prefix, *parts[:-1], *near]))
         hint = f"did you mean {full}?" if near else f"known keys here: {', '.join(names)}"
         return UserError(f"{where}: unknown key {key}", hint)
     if fault["type"] == "missing":

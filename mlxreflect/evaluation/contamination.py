@@ -12,9 +12,8 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from mlxreflect.config.job import DataConfig
 from mlxreflect.config.recipe import eval_spec
-from mlxreflect.config.schema import EvalSpec, Recipe, method_of
+from mlxreflect.config.schema import DataConfig, EvalSpec, Recipe, method_of
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import dump_line, write_atomic
 from mlxreflect.core.records import Example, Problem

@@ -97,34 +97,27 @@ class Templates:
 
     def check(self, wording: Mapping[str, Any], where: str) -> dict[str, str]:
         """Replacements for these templates. Raises UserError naming `where` and the key."""
+        braces = "write {{ and }} for braces that are no place"
         for name, text in wording.items():
             if name not in self.wording:
-                raise UserError(
-                    f"{where}: there is no template {name!r}",
-                    f"known are: {', '.join(self.wording)}",
-                )
+                fault = f"{where}: there is no template {name!r}"
+                raise UserError(fault, f"known are: {', '.join(self.wording)}")
             if not isinstance(text, str):
                 raise UserError(f"{where}: {name} = {text!r} is no text", f'write {name} = """…"""')
-            self.check_places(name, text, where)
+            known = places(self.wording[name])
+            show = ", ".join(f"{{{place}}}" for place in sorted(known)) or "none"
+            try:
+                found = places(text)
+            except ValueError as error:
+                fault = f"{where}: {name}: {error}"
+                raise UserError(fault, f"{braces}; its places: {show}") from None
+            if strange := sorted(found - known):
+                fault = f"{where}: {name} has an unknown place {{{strange[0]}}}"
+                raise UserError(fault, f"its places: {show}; {braces}")
+            if missing := sorted(known - found):
+                fault = f"{where}: {name} has no {{{missing[0]}}}"
+                raise UserError(fault, f"put all of its places in: {show}")
         return dict(wording)
-
-    def check_places(self, name: str, text: str, where: str) -> None:
-        braces = "write {{ and }} for braces that are no place"
-        known = places(self.wording[name])
-        show = ", ".join(f"{{{place}}}" for place in sorted(known)) or "none"
-        try:
-            found = places(text)
-        except ValueError as error:
-            raise UserError(f"{where}: {name}: {error}", f"{braces}; its places: {show}") from None
-        if strange := sorted(found - known):
-            raise UserError(
-                f"{where}: {name} has an unknown place {{{strange[0]}}}",
-                f"its places: {show}; {braces}",
-            )
-        if missing := sorted(known - found):
-            raise UserError(
-                f"{where}: {name} has no {{{missing[0]}}}", f"put all of its places in: {show}"
-            )
 
 
 def places(text: str) -> set[str]:

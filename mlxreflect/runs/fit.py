@@ -19,8 +19,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxreflect.config.job import Job
-from mlxreflect.config.schema import PolicyConfig
+from mlxreflect.config.schema import Job, PolicyConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import (
     append_rows,

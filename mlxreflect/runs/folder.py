@@ -19,7 +19,6 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Generic, TextIO, TypeVar
 
-from mlxreflect.config.job import Job, dump_job
 from mlxreflect.config.recipe import (
     RESUMABLE,
     check_kept,
@@ -29,8 +28,8 @@ from mlxreflect.config.recipe import (
     resolved,
     with_whole_paths,
 )
-from mlxreflect.config.schema import Recipe
-from mlxreflect.config.toml import apply_settings, flatten, read_toml, validate
+from mlxreflect.config.schema import Job, Recipe
+from mlxreflect.config.toml import apply_settings, dump_toml, flatten, read_toml, validate
 from mlxreflect.core.errors import UserError, is_full, no_space
 from mlxreflect.core.journal import Commits, read_json, take_lock, write_atomic
 from mlxreflect.core.ui import Ui
@@ -78,7 +77,7 @@ RUN = Kind(
 )  # fmt: skip
 JOB = Kind(
     "training", Job, "job", "job.toml", "job.json", "--out", "step", ("metrics.jsonl",),
-    Job.model_dump, dump_job, lambda job, path: None,
+    Job.model_dump, lambda job: dump_toml(job.model_dump()), lambda job, path: None,
 )  # fmt: skip
 
 

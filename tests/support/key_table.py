@@ -15,8 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mlxreflect.config.job import Job
-from mlxreflect.config.schema import Recipe
+from mlxreflect.config.schema import Job, Recipe
 from mlxreflect.config.toml import toml_value
 
 README = Path(__file__).parents[2] / "recipes" / "README.md"
