@@ -185,6 +185,17 @@ def test_every_subcommand_is_shown() -> None:
     assert set(re.findall(r"`mlxreflect (\w+)`", README)) == set(GROUP.commands)
 
 
+def test_the_table_of_all_commands_has_the_groups_of_the_help() -> None:
+    lines = README.partition("## All commands\n\n")[2].partition("\n\n")[0].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    table = {group: [re.sub("`(mlxreflect )?", "", name) for name in names if name]
+             for group, _, *names in zip(*cells, strict=True)}  # fmt: skip
+    groups: dict[str, list[str]] = {}
+    for name, command in GROUP.commands.items():
+        groups.setdefault(str(command.rich_help_panel), []).append(name)
+    assert table == groups
+
+
 @pytest.mark.parametrize("one", COMMANDS, ids=shown)
 def test_command_is_what_the_parser_takes(
     one: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

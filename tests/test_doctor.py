@@ -296,6 +296,14 @@ def test_a_policy_that_is_none(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert found["policy"].detail.startswith(f"policy.model = {name!r}")
 
 
+@pytest.mark.parametrize("task", ["countdown", "arithmetic"])
+def test_the_embedded_policy_knows_countdown_only(task: str) -> None:
+    settings = [f"task.name={task}", f"eval.spec={task}", "r3.feedback=self", "r3.rewriter=self"]
+    notes = [check.detail for check in look(*settings).checks if check.status == "note"]
+    known = task == "countdown"
+    assert notes == [] if known else notes == [f"tiny knows Countdown only, and is asked {task}"]
+
+
 def test_an_adapter_that_is_none(tmp_path: Path) -> None:
     assert look(f"policy.adapter={tmp_path}")["adapter"].status == "fail"
 

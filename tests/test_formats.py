@@ -365,7 +365,10 @@ def test_no_known_columns(tmp_path: Path) -> None:
     path = save(tmp_path / "d.jsonl", [{"instruction": "q", "\x1b[2J": "", "output": "a"}] * 2)
     error = fault(path)
     assert "instruction, '\\x1b[2J', output" in error.message
-    assert "the forms known are: chosen, rejected; prompt, completions, rewards;" in error.hint
+    assert (
+        "the forms for sft are: prompt, completion; messages;" in error.hint
+        and "chosen" not in error.hint
+    )
     names = {"prompt": "instruction", "completion": "output"}
     found, _ = read_examples(str(path), "sft", columns=names)
     assert [(e.prompt, e.completion) for e in found] == [([user("q")], "a")] * 2

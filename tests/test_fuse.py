@@ -92,9 +92,12 @@ def same_answers(result: dict[str, Any], within: float = 1e-3) -> bool:
 
 
 def text_of(result: dict[str, Any]) -> str:
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(module.render_fused(result))
-    return console.export_text()
+    for width in (80, 100):  # headings are whole on a narrow terminal too
+        console = Console(width=width, record=True, file=io.StringIO())
+        console.print(module.render_fused(result))
+        text = console.export_text()
+        assert "…" not in text and all(word in text for word in ("same answer", "differ by"))
+    return text
 
 
 def test_a_quantised_model_with_lora_becomes_a_plain_one(

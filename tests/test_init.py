@@ -282,6 +282,12 @@ def test_a_method_that_asks_no_critic_needs_none(shell: Shell) -> None:
                 "--critic", "self")  # fmt: skip
     recipe = load_recipe("reflectevo-gsm8k.toml")
     assert method_of(recipe).tiers(recipe) == []
+    own = {"temperature", "max_tokens"}  # which hold for the policy's own reflections
+    for model, method in (("tiny", "reflectevo"), ("m", "reflectevo"), ("m", "r3")):
+        tree = tomllib.loads(draft(Choices(method, model, "gsm8k", "self")))
+        assert tree["critic"].keys() == own
+        parts = tree.get("profiles", {}).values()
+        assert all(part.get("critic", {"temperature": 0}).keys() <= own for part in parts)
     usual = load_recipe("reflectevo")
     assert [offer.critic for offer in find_offers(True, usual)] == ["self", "solver"]
     error, _ = shell.mistake("init", "--strategy", "preflexor", "--task", "gsm8k", "--model",

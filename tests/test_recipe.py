@@ -426,7 +426,9 @@ def test_unknown_profile_lists_the_known_ones(tmp_path: Path) -> None:
     error = refused(path, "profile=quik")
     assert error.message == f"{path}: no profile 'quik'"
     assert error.hint == "its profiles are: quick, slow"
-    assert refused(write(tmp_path, ""), "profile=x").hint == "its profiles are: none"
+    assert refused(write(tmp_path, ""), "profile=x").hint == (
+        "it has none: leave --set profile=x out"
+    )
 
 
 @pytest.mark.parametrize(

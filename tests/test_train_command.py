@@ -215,7 +215,8 @@ MISTAKES: dict[str, tuple[list[str], str, str]] = {
         ["dpo", "--model", "./nope"], "policy.model = './nope': no such folder", "give a folder",
     ),
     "a folder that is no model": (
-        ["dpo", "--model", "empty"], "is not an mlx-lm model folder", "mlx_lm.convert",
+        ["dpo", "--model", "empty"], "is not an mlx-lm model folder: no config.json in it",
+        "mlx_lm.convert",
     ),
     "no such adapter": (
         ["dpo", "--set", "policy.adapter=nope"], "policy.adapter = 'nope' is not an adapter folder",

@@ -104,10 +104,14 @@ def test_plain_lines_are_few_and_the_last_one_is_said(
 
 
 def test_progress_without_a_total_and_after_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(RuntimeError), Ui().progress("reading [x]") as bar:
-        bar.advance(7)
-        raise RuntimeError
-    assert capsys.readouterr().err == "reading [x]: 7, took 0:00:00\n"
+    for stop in (RuntimeError, KeyboardInterrupt):
+        with pytest.raises(stop), Ui().progress("reading [x]") as bar:
+            bar.advance(7)
+            raise stop
+        assert capsys.readouterr().err == "reading [x]: 7, stopped after 0:00:00\n"
+    with Ui().progress("reading") as bar:
+        bar.advance()
+    assert capsys.readouterr().err == "reading: 1, took 0:00:00\n"
 
 
 def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

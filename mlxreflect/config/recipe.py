@@ -59,7 +59,9 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
             if chosen not in profiles:
                 raise UserError(
                     f"{path}: no profile {chosen!r}",
-                    f"its profiles are: {', '.join(profiles) or 'none'}",
+                    f"its profiles are: {', '.join(profiles)}"
+                    if profiles
+                    else f"it has none: leave --set {setting} out",
                 )
             merge(tree, profiles[chosen])
         else:

@@ -67,12 +67,12 @@ class PlainBar:
     def update_text(self, text: str) -> None:
         self.text = safe_text(text)
 
-    def say(self, *, last: bool = False) -> None:
+    def say(self, ended: str = "") -> None:
         self.said = time.monotonic()
         spent, total = timedelta(seconds=round(self.said - self.began)), self.total or 0
         parts = [f"{self.label}: {self.done}" + (f"/{total}" if total else ""), self.text]
-        if last or not self.done or not total:
-            parts.append(f"took {spent}")
+        if ended or not self.done or not total:
+            parts.append(f"{ended or 'took'} {spent}")
         else:
             left = spent.total_seconds() * max(0, total - self.done) / self.done
             parts.append(f"{timedelta(seconds=round(left))} left")
@@ -111,10 +111,12 @@ class Ui:
         label = safe_text(label)
         if self.quiet or not sys.stderr.isatty():
             plain = PlainBar(label, total, None if self.quiet else sys.stderr)
+            ended = "stopped after"
             try:
                 yield plain
+                ended = "took"
             finally:
-                plain.say(last=True)
+                plain.say(ended)
             return
         outer, live = self.live, self.live or bars()
         self.live, task = live, live.add_task(label, total=total, text="")

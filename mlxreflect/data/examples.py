@@ -114,17 +114,17 @@ def nothing_left(
         return UserError(f"{source}: no rows", "give a data file that holds examples")
     worst = Counter(type(cause) for cause in causes).most_common(1)[0][0]
     first = next(row for row, cause in zip(bad, causes, strict=True) if type(cause) is worst)
-    known = [", ".join(form.columns) for form in FORMS]
+    kind = OBJECTIVES[objective]
+    fit = "; ".join(", ".join(form.columns) for form in FORMS if form.kind == kind)
     if worst is Unknown:
         return UserError(
             f"{source}: {first.reason}",
-            f"rename columns, or name theirs for ours; the forms known are: {'; '.join(known)}",
+            f"rename columns, or name theirs for ours; the forms for {objective} are: {fit}",
         )
-    fit = [c for form, c in zip(FORMS, known, strict=True) if form.kind == OBJECTIVES[objective]]
     if worst is Misfit:
         return UserError(
             f"{source}: nothing here fits {objective}; {first.reason}",
-            f"train one of these, or give rows for {objective}: {'; '.join(fit)}",
+            f"train one of these, or give rows for {objective}: {fit}",
         )
     return UserError(
         f"{source}: no row can be used; the first of {len(bad)} is {bad[0].where}: {bad[0].reason}",

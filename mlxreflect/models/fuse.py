@@ -348,5 +348,5 @@ def render_fused(result: dict[str, Any]) -> "Group":
         lines.append(f"The model's own type would keep {result['kept']:.0%} of what was trained.")
     if result["agree"] < result["prompts"]:
         lines.append(f"Rounding changed the others; measure with: --model {result['out']}")
-    head = ("prompt", "same answer", "log-probabilities differ by")
-    return Group(table("", head, rows), plain("\n".join(lines)))
+    head = ("prompt", "same answer", "|log-probabilities differ by")
+    return Group(table("", head, rows, wraps="*"), plain("\n".join(lines)))

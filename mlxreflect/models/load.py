@@ -283,8 +283,10 @@ def missing_model(config: PolicyConfig, error: Exception, table: str) -> UserErr
             "give a folder with adapter_config.json and adapters.safetensors",
         )
     if Path(config.model).is_dir():
+        name = error.filename if isinstance(error, FileNotFoundError) else None
+        reason = f"no {Path(name).name} in it" if name else one_line(error)
         return UserError(
-            f"{table}.model = {config.model!r} is not an mlx-lm model folder: {one_line(error)}",
+            f"{table}.model = {config.model!r} is not an mlx-lm model folder: {reason}",
             "make one with: mlx_lm.convert --hf-path NAME --mlx-path DIR -q",
         )
     if config.model.startswith(("/", ".", "~")):

@@ -155,6 +155,10 @@ def check_policy(recipe: Recipe, sizes: Sizes) -> Iterator[Check]:
     else:
         sizes["policy"] = size = memory_of(folder, config.quantize, config.dequantize)
         yield Check("policy", "ok", f"{config.model} is here, {size / GB:.2f} GB once loaded")
+    tasks = dict.fromkeys((recipe.task.name, eval_spec(recipe).task.name))
+    if config.model == "tiny" and (others := [name for name in tasks if name != "countdown"]):
+        found = f"tiny knows Countdown only, and is asked {' and '.join(others)}"
+        yield Check("policy", "note", found, "set policy.model to a model of the hub")
     files = ("adapter_config.json", "adapters.safetensors")
     if config.adapter and not all((Path(config.adapter) / name).is_file() for name in files):
         hint = f"give a folder with {' and '.join(files)}"

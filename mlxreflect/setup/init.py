@@ -46,6 +46,7 @@ COLUMNS = ("question", "answer", "answer_type")
 OF_TASK = ("source", "config", "split", *COLUMNS, "numbers", "words")
 OF_CRITIC = ("provider", "model", "base_url", "key_env", "region", "profile", "price_in",
              "price_out")  # fmt: skip
+TIERS = ("", ".advanced", ".judge")
 OF_SERVER = ("num_ctx", "concurrency")  # of [critic], what the solver has no use for
 # Of a quick profile, what a person chooses.
 CHOSEN = ("policy.model", "task.name", "task.numbers", "critic.provider", "critic.model",
@@ -287,7 +288,7 @@ def settle_critic(task: str, usual: Recipe, asker: Asker) -> Offer:
             )
         if chosen == "solver" and not solver:
             raise no_solver(task, usual.strategy)
-        critic_keys(Choices(usual.strategy, "", task, chosen))
+        critic_keys(Choices(usual.strategy, "", task, chosen), {})
         return chosen
 
     if asker.ask and not asker.given["critic"]:
@@ -361,7 +362,7 @@ def draft(choices: Choices) -> str:
     tree = tomllib.loads(text)
     keys = {
         **quick_keys(choices, tree), "policy.model": choices.model, **task_keys(choices, tree),
-        **critic_keys(choices),
+        **critic_keys(choices, tree),
     }  # fmt: skip
     body = dropwhile(lambda line: line.startswith("#"), text.splitlines(keepends=True))
     return heading(choices, tree) + edit("".join(body), keys)
@@ -405,7 +406,7 @@ def task_keys(choices: Choices, tree: dict[str, Any]) -> Keys:
     return keys | {f"task.{k}": value for k, value in given.items() if value}
 
 
-def critic_keys(choices: Choices) -> Keys:
+def critic_keys(choices: Choices, tree: dict[str, Any]) -> Keys:
     keys: Keys
     provider, _, model = choices.critic.partition(":")
     if provider == "self":
@@ -415,13 +416,14 @@ def critic_keys(choices: Choices) -> Keys:
                 f"--critic self: {choices.strategy} cannot do without a critic",
                 "give one: --critic ollama:NAME",
             )
-        return alone
+        # Its temperature and max_tokens stay: they also hold for what the policy says itself.
+        return alone | no_critic(tree)
     if provider not in ("solver", *MODELS):
         raise UserError(
             f"--critic {choices.critic}: no such critic",
             f"give solver, self, or one of {', '.join(MODELS)} with a model: ollama:qwen2.5:7b",
         )
-    keys = {f"critic{t}.{k}": None for t in ("", ".advanced", ".judge") for k in OF_CRITIC}
+    keys = {f"critic{t}.{k}": None for t in TIERS for k in OF_CRITIC}
     keys["critic.provider"] = provider
     if provider == "solver":
         return keys | {f"critic.{name}": None for name in OF_SERVER}
@@ -431,6 +433,19 @@ def critic_keys(choices: Choices) -> Keys:
     if provider == "openai":
         hosts = (name for name, address in HOSTS.items() if address == choices.base_url)
         keys["critic.key_env"] = next(hosts, None)
+    return keys
+
+
+def no_critic(tree: dict[str, Any]) -> Keys:
+    """Takes out who is asked; of a table that holds nothing else, the table."""
+    asked = {*OF_CRITIC, *OF_SERVER}
+    keys: Keys = {}
+    parts = {f"profiles.{name}.": part for name, part in tree.get("profiles", {}).items()}
+    for prefix, part in {"": tree, **parts}.items():
+        if asked >= part.get("critic", {}).keys():
+            keys[f"{prefix}critic"] = None
+        else:
+            keys |= {f"{prefix}critic{t}.{name}": None for t in TIERS for name in asked}
     return keys
 
 
