@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from support.hostile import CORPORA, FRAGMENTS, MIXED, UNITS, Corpus, flood
 
 from mlxreflect.core.errors import UserError
-from mlxreflect.graders.base import Grade
-from mlxreflect.graders.latex_worker import equal
+from mlxreflect.graders import Grade
+from mlxreflect.graders.latex import equal
 from mlxreflect.tasks import TASKS, find_rules
 
 FAST = [n if n != "math" else pytest.param(n, marks=pytest.mark.slow) for n in CORPORA]

@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 
 from mlxreflect.config.schema import TaskConfig
 from mlxreflect.core.errors import UserError
-from mlxreflect.graders import latex_worker as mathworker
-from mlxreflect.graders.latex import decided, harmless, normal, rational
-from mlxreflect.graders.latex_worker import WORKER, Worker, equal
+from mlxreflect.graders import latex
+from mlxreflect.graders.latex import WORKER, Worker, decided, equal, harmless, normal, rational
 from mlxreflect.tasks import TASKS
 
 TASK = TASKS["math500"]
@@ -101,7 +100,7 @@ def test_what_is_open_is_compared_by_math_verify() -> None:
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced() -> None:
-    assert Worker().ask({"gold": "x", "answer": "x"}) == {"equal": True}
+    assert Worker().ask("x", "x") is True
     equal.cache_clear()
     assert equal("x+1", "1+x") == (True, "")
     assert WORKER.process
@@ -121,8 +120,8 @@ def test_a_question_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPa
     found, undecided = equal("x", hard)
     assert not found
     if undecided:
-        assert time.monotonic() - start < mathworker.WALL_S
-    monkeypatch.setattr(mathworker, "WALL_S", 0.0)  # the other limit: whoever asks waits no longer
+        assert time.monotonic() - start < latex.WALL_S
+    monkeypatch.setattr(latex, "WALL_S", 0.0)  # the other limit: whoever asks waits no longer
     assert equal("x+4", "4+x")[1].startswith("the comparison took more than")
     problem = TASK.from_row({"gold": "x+5"})
     text = "<think>x</think><answer>5+x</answer>"
@@ -151,7 +150,7 @@ def test_it_works_from_any_thread() -> None:
 @pytest.mark.slow
 def test_the_worker_ends_with_whoever_started_it(tmp_path: Path) -> None:
     code = (
-        "from mlxreflect.graders.latex_worker import WORKER, equal\n"
+        "from mlxreflect.graders.latex import WORKER, equal\n"
         "print(equal('x+1', '1+x'), WORKER.process.pid, flush=True)\n"
     )
     done = subprocess.run(

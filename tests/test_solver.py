@@ -11,7 +11,7 @@ from mlxreflect.critics.base import Call
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.prompts.parsing import TAGS
 from mlxreflect.prompts.roles import PRAISE
-from mlxreflect.tasks import TASKS, arithmetic, countdown_solver
+from mlxreflect.tasks import TASKS, arithmetic, countdown
 from mlxreflect.tasks.countdown import TASK
 
 CRITIC = SolverCritic(CriticConfig(), "countdown")
@@ -149,7 +149,7 @@ def test_without_the_answer_the_solver_never_searches(
         raise AssertionError("a search")
 
     for name in ("solvable", "search_path", "steps_from"):
-        monkeypatch.setattr(countdown_solver, name, searched)
+        monkeypatch.setattr(countdown, name, searched)
     # 3 * 4 = 12 is a dead end for 35: only a search knows.
     texts = [written(thought, "7") for thought in
              ("step 1: 3 * 4 = 12\nstep 2: 12 + 5 = 18", "step 1: 3 * 4 = 12", "no idea",

@@ -13,8 +13,7 @@ from support.rows import write_rows
 from mlxreflect.config.schema import TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, make_problem
-from mlxreflect.tasks.countdown import TASK, part_of
-from mlxreflect.tasks.countdown_solver import finish, review, solvable
+from mlxreflect.tasks.countdown import TASK, finish, part_of, review, solvable
 
 
 def reached(values: tuple[Fraction, ...], plain: bool = False) -> set[Fraction]:

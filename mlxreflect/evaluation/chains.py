@@ -24,7 +24,7 @@ from mlxreflect.critics import open_critic as open_one
 from mlxreflect.critics.base import Call, Critic
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import SelfCritic
-from mlxreflect.graders.base import Grader
+from mlxreflect.graders import Grader
 from mlxreflect.models.policy import Completion, Policy
 from mlxreflect.prompts.parsing import ANSWER, TAGS, parse_response, without_tags
 from mlxreflect.prompts.roles import BUNDLED, PRAISE, Data, role_messages

@@ -34,7 +34,7 @@ from mlxreflect.core.seeds import rng_for
 from mlxreflect.core.ui import LiveBar, PlainBar
 from mlxreflect.data.rows import read_file
 from mlxreflect.evaluation.arms import open_arm, problems_of, sample_row, short_hash, whole_chunks
-from mlxreflect.graders.base import Grader
+from mlxreflect.graders import Grader
 from mlxreflect.stats import majority, mean_interval, pass_at_k
 from mlxreflect.tasks import TASKS, find_rules, get_task
 from mlxreflect.tasks.base import Task, ask, load_shots

@@ -28,7 +28,7 @@ from mlxreflect.evaluation.chains import (
     figures,
     open_critic,
 )
-from mlxreflect.graders.base import Grade
+from mlxreflect.graders import Grade
 from mlxreflect.models.policy import Policy
 from mlxreflect.prompts.parsing import parse_response
 from mlxreflect.tasks import TASKS, find_rules, get_task

@@ -3,22 +3,19 @@
 import json
 import re
 import string
-from collections.abc import Iterable
 from typing import Any
 
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem
-from mlxreflect.graders.base import (
+from mlxreflect.graders import (
     MAX_TEXT,
     WRAPPED,
-    Grader,
     Judged,
     blocks,
     final_part,
-    grader_of,
     normal_text,
     phrases,
-    strict,
+    rules_of,
 )
 from mlxreflect.prompts.parsing import Parsed
 
@@ -62,33 +59,27 @@ def labelled(raw: Any) -> list[tuple[str, str]]:
             raw = [raw]  # told below what it should be
     if raw is None or raw == [] or raw == {}:
         return []
-    pairs: list[tuple[Any, Any]]
+    pairs: list[tuple[Any, Any]] = []
     if isinstance(raw, dict) and isinstance(raw.get("text"), list):
-        texts = raw["text"]
         labels = raw.get("label")
-        pairs = list(zip(labels if isinstance(labels, list) else LETTERS, texts, strict=False))
+        labels = labels if isinstance(labels, list) else LETTERS
+        pairs = list(zip(labels, raw["text"], strict=False))
     elif isinstance(raw, dict):
         pairs = list(raw.items())
     elif isinstance(raw, list) and all(isinstance(item, dict) for item in raw):
-        names = ("label", "key"), ("text", "value")
-        pairs = [(pick(item, names[0]), pick(item, names[1])) for item in raw]
-    elif isinstance(raw, list):
-        pairs = list(zip(LETTERS, raw, strict=False)) if len(raw) <= len(LETTERS) else []
-    else:
-        pairs = []
-    fine = 2 <= len(pairs) <= len(LETTERS) and all(
-        isinstance(t, (str, int, float)) for _, t in pairs
-    )
-    if not fine or not all(str(text).strip() for _, text in pairs):
+        pairs = [
+            (item.get("label", item.get("key")), item.get("text", item.get("value")))
+            for item in raw
+        ]
+    elif isinstance(raw, list) and len(raw) <= len(LETTERS):
+        pairs = list(zip(LETTERS, raw, strict=False))
+    fine = all(isinstance(t, (str, int, float)) and str(t).strip() for _, t in pairs)
+    if not fine or not 2 <= len(pairs) <= len(LETTERS):
         raise UserError(
             f"choices {str(raw)[:60]!r}: not a list of 2 to {len(LETTERS)} texts",
             'write "choices": ["first", "second"] or {"A": "first", "B": "second"}',
         )
     return [(str(label).strip(), str(text).strip()) for label, text in pairs]
-
-
-def pick(item: dict[str, Any], names: Iterable[str]) -> Any:
-    return next((item[name] for name in names if name in item), None)
 
 
 def gold_letter(raw: object, options: Any) -> str | None:
@@ -197,5 +188,4 @@ def judge_choice(problem: Problem, text: str, tags: str, form: Parsed) -> Judged
     return Judged(letter, letter == problem.gold, f"expected {problem.gold}, got {letter}")
 
 
-grade_choice = grader_of(judge_choice)
-CHOICE_RULES: dict[str, Grader] = {"flexible": grade_choice, "strict": strict(grade_choice)}
+CHOICE_RULES = rules_of(judge_choice)

@@ -17,7 +17,7 @@ from fractions import Fraction
 from typing import TypeVar
 
 from mlxreflect.core.records import Problem
-from mlxreflect.graders.base import Grader, Judge, Judged, grader_of, strict
+from mlxreflect.graders import Judge, Judged, grader_of, rules_of
 from mlxreflect.prompts.parsing import ANSWER, Parsed
 
 # ---- expressions ---------------------------------------------------------------------------------
@@ -148,13 +148,7 @@ def evaluate(
     return values[0]
 
 
-@dataclass(frozen=True)
-class Expression:
-    value: Fraction
-    literals: list[int]
-
-
-def parse_expression(text: str) -> Expression:
+def parse_expression(text: str) -> tuple[Fraction, list[int]]:
     """Returns the exact value and the literals of an expression of integers with + - * / ( ).
 
     Raises NotAnExpression for any other text, and for a division by zero.
@@ -165,7 +159,7 @@ def parse_expression(text: str) -> Expression:
         literals.append(int(token))
         return Fraction(literals[-1])
 
-    return Expression(evaluate(read_tokens(text, FRACTIONS), number, combine), literals)
+    return evaluate(read_tokens(text, FRACTIONS), number, combine), literals
 
 
 def combine(token: str, left: Fraction, right: Fraction) -> Fraction:
@@ -187,26 +181,23 @@ def check(numbers: list[int], target: int, answer: str, every: bool = True) -> t
     """
     text, equals, right = answer.partition("=")
     try:
-        found = parse_expression(text)
-        if equals and parse_expression(right).value != found.value:
+        value, literals = parse_expression(text)
+        if equals and parse_expression(right)[0] != value:
             return False, f"{answer[:80]!r} is not true"
     except NotAnExpression as error:
         return False, f"not an expression of whole numbers: {error}"
-    used, given = Counter(found.literals), Counter(numbers)
+    used, given = Counter(literals), Counter(numbers)
     if used - given or (every and given - used):
-        return False, f"uses {show_numbers(found.literals)} instead of {show_numbers(numbers)}"
-    if found.value != target:
-        return False, f"the answer is {show_value(found.value)}, not {target}"
+        return False, f"uses {show_numbers(literals)} instead of {show_numbers(numbers)}"
+    if value != target:
+        shown = str(value)
+        shown = shown if len(shown) <= 40 else f"a number of {len(shown)} digits"
+        return False, f"the answer is {shown}, not {target}"
     return True, ""
 
 
 def show_numbers(numbers: list[int]) -> str:
     return " ".join(str(n) for n in sorted(numbers)[:20])
-
-
-def show_value(value: Fraction) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"a number of {len(text)} digits"
 
 
 def judge_by(every: bool) -> Judge:
@@ -229,11 +220,23 @@ ALLOWED = re.compile(r"[0-9+\-*/().\s]+")
 
 
 def judge_tinyzero(problem: Problem, text: str, tags: str, form: Parsed) -> Judged:
+    """Finds right what TinyZero would give the full score."""
     answer = last_line_block(text)
     if answer is None:
         return Judged(None, False, "no answer block on the last line")
-    numbers, target = problem.fields["numbers"], problem.fields["target"]
-    return Judged(answer[:400], *tinyzero_check(numbers, target, answer))
+    target, value = problem.fields["target"], None
+    if len(answer) > MAX_CHARACTERS:
+        reason = f"longer than {MAX_CHARACTERS} characters"
+    elif not answer.isascii() or not ALLOWED.fullmatch(answer):
+        reason = "other characters than digits, operators and parentheses"
+    elif sorted(map(int, re.findall(r"[0-9]+", answer))) != sorted(problem.fields["numbers"]):
+        reason = "not the given numbers"
+    elif (value := python_value(answer)) is None:
+        reason = "no expression that could be computed"
+    else:
+        reason = f"the answer is {str(value)[:40]}, not {target}"
+    correct = value is not None and abs(value - target) < TOLERANCE
+    return Judged(answer[:400], correct, reason)
 
 
 def last_line_block(text: str) -> str | None:
@@ -247,20 +250,6 @@ def last_line_block(text: str) -> str | None:
         found = line[start + len(ANSWER[0]) : end].strip()
         at = end + len(ANSWER[1])
     return found
-
-
-def tinyzero_check(numbers: list[int], target: int, answer: str) -> tuple[bool, str]:
-    """Tells whether TinyZero would give the full score, and why not."""
-    if len(answer) > MAX_CHARACTERS:
-        return False, f"longer than {MAX_CHARACTERS} characters"
-    if not answer.isascii() or not ALLOWED.fullmatch(answer):
-        return False, "other characters than digits, operators and parentheses"
-    if sorted(int(n) for n in re.findall(r"[0-9]+", answer)) != sorted(numbers):
-        return False, "not the given numbers"
-    value = python_value(answer)
-    if value is None:
-        return False, "no expression that could be computed"
-    return abs(value - target) < TOLERANCE, f"the answer is {str(value)[:40]}, not {target}"
 
 
 def python_value(text: str) -> int | float | None:
@@ -294,10 +283,8 @@ def power(base: int | float, exponent: int | float) -> int | float:
     return float(float(base) ** float(exponent))
 
 
-grade_exact = grader_of(judge_by(every=True))
-COUNTDOWN_RULES: dict[str, Grader] = {
-    "exact": grade_exact,
-    "strict": strict(grade_exact),
+COUNTDOWN_RULES = {
+    **rules_of(judge_by(every=True), "exact"),
     "subset": grader_of(judge_by(every=False)),
     "tinyzero": grader_of(judge_tinyzero),
 }

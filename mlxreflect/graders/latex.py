@@ -1,17 +1,36 @@
 """LaTeX: one spelling for many, the answer of a response, and what is left to Math-Verify.
 
 Most answers are decided here, exactly: the same spelling, two rational numbers, or plain words.
-Only what is short, harmless and still open goes to the worker process (latex_worker.py). A check
-that it does not finish is recorded as wrong, with a reason that begins with "not decided": it stays
-in the denominator, and can be counted.
+Only what is short, harmless and still open goes to the worker process. A check that it does not
+finish is recorded as wrong, with a reason that begins with "not decided": it stays in the
+denominator, and can be counted.
 """
 
+import contextlib
+import json
+import os
 import re
+import select
+import signal
+import subprocess
+import sys
+import threading
 from fractions import Fraction
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
 
 from mlxreflect.core.records import Problem
-from mlxreflect.graders.base import Grader, Judged, blocks, final_part, grader_of, phrases, strict
-from mlxreflect.graders.latex_worker import equal
+from mlxreflect.graders import (
+    Grader,
+    Judge,
+    Judged,
+    blocks,
+    final_part,
+    grader_of,
+    phrases,
+    rules_of,
+)
 from mlxreflect.graders.number import decimal
 from mlxreflect.prompts.parsing import Parsed
 
@@ -60,8 +79,7 @@ def normal(text: str) -> str:
     text = text.strip(" \t\r\n*`")
     if boxed := BOXED.fullmatch(text.strip("$ .")):
         text = boxed[1]
-    text = text.replace("\u2212", "-").replace("−", "-").replace("\\dfrac", "\\frac")
-    text = text.replace("\\tfrac", "\\frac").replace("{,}", ",").replace("\\cfrac", "\\frac")
+    text = re.sub(r"\\[dtc]frac", r"\\frac", text.replace("−", "-").replace("{,}", ","))
     text = UNITS.sub("", text)
     text = DROPPED.sub("", SPACES.sub(" ", THIN.sub("", text)))
     for _ in range(2):
@@ -74,13 +92,8 @@ def normal(text: str) -> str:
         text = text[named.end() :]
     if THOUSANDS.fullmatch(text):
         text = text.replace(",", "")
-    text = SHORT_FRAC.sub(full_frac, SHORT_SQRT.sub(r"\\sqrt{\1}", text))
+    text = SHORT_FRAC.sub(r"\\frac{\1\3\5}{\2\4\6}", SHORT_SQRT.sub(r"\\sqrt{\1}", text))
     return text.replace("\\leq", "\\le").replace("\\geq", "\\ge").replace("\\neq", "\\ne")
-
-
-def full_frac(found: re.Match[str]) -> str:
-    top, bottom = (group for group in found.groups() if group is not None)
-    return f"\\frac{{{top}}}{{{bottom}}}"
 
 
 def rational(text: str) -> Fraction | None:
@@ -131,7 +144,9 @@ def harmless(text: str) -> str:
         return "characters that no answer needs"
     if not SUBSTANCE.search(text):
         return "nothing but signs"
-    if not balanced(text):
+    # Braces match; of the brackets, which intervals mix, as many open as close.
+    round_or_square = sum(map(text.count, "([")) == sum(map(text.count, ")]"))
+    if text.count("{") != text.count("}") or not round_or_square:
         return "brackets that do not match"
     if PROSE.search(COMMAND.sub(" ", text)):
         return "words"
@@ -139,23 +154,9 @@ def harmless(text: str) -> str:
         return f"\\{strange[0][:20]} is no part of an answer"
     if any(len(numeral) > MAX_NUMERAL for numeral in NUMERAL.findall(text)):
         return f"a number of more than {MAX_NUMERAL} digits"
-    if deepest(text) > MAX_DEPTH:
+    if max(accumulate((c in "([{") - (c in ")]}") for c in text)) > MAX_DEPTH:
         return f"nested deeper than {MAX_DEPTH}"
     return power_fault(text)
-
-
-def balanced(text: str) -> bool:
-    """Counts as many opening as closing ones: braces, and the brackets that intervals mix."""
-    braces = text.count("{") == text.count("}")
-    return braces and sum(map(text.count, "([")) == sum(map(text.count, ")]"))
-
-
-def deepest(text: str) -> int:
-    depth = most = 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        most = max(most, depth)
-    return most
 
 
 def power_fault(text: str) -> str:
@@ -180,16 +181,11 @@ def extract_latex(text: str) -> str | None:
     """
     if spots := blocks(text):
         return max(spots).text.strip() or None
-    if said := phrases(text):
-        return first_line(said[0].text) or None
+    if said := phrases(text):  # up to the end of the line, and of the sentence
+        line = said[0].text.lstrip(" :\n*").split("\n", 1)[0]
+        return line.split(". ", 1)[0].strip(" *") or None
     bare = text.strip()
     return bare if 0 < len(bare) <= MAX_LATEX and "\n" not in bare else None
-
-
-def first_line(text: str) -> str:
-    """Returns the line after "answer is", up to the end of the sentence."""
-    line = text.lstrip(" :\n*").split("\n", 1)[0]
-    return line.split(". ", 1)[0].strip(" *")
 
 
 def compare(gold: str, answer: str, worker: bool) -> tuple[bool, str]:
@@ -208,18 +204,113 @@ def compare(gold: str, answer: str, worker: bool) -> tuple[bool, str]:
     return bool(same), f"expected {gold[:80]}, got {answer[:80]}"
 
 
-def rules(worker: bool) -> Grader:
+def judge_by(worker: bool) -> Judge:
     def judge(problem: Problem, text: str, tags: str, form: Parsed) -> Judged:
         answer = extract_latex(final_part(text, tags))
         if answer is None:
             return Judged(None, False, "no answer found")
         return Judged(answer[:MAX_LATEX], *compare(problem.gold or "", answer, worker))
 
-    return grader_of(judge)
+    return judge
 
 
 MATH_RULES: dict[str, Grader] = {
-    "flexible": rules(worker=True),
-    "strict": strict(rules(worker=True)),
-    "exact": rules(worker=False),  # the same spelling, or the same rational number
+    **rules_of(judge_by(worker=True)),
+    "exact": grader_of(judge_by(worker=False)),  # the same spelling, or the same rational number
 }
+
+
+# ---- the worker ----------------------------------------------------------------------------------
+# Math-Verify works on sympy, which can hang: it runs in a process of its own, which can be killed,
+# with a line of JSON in and out. The worker limits its processor time a question, so that a verdict
+# does not depend on what else the machine does; whoever asks waits a bounded time and kills it.
+# The next question starts another one.
+
+CPU_S = 4.0  # processor time of one question, in the worker
+WALL_S = 30.0  # until the worker is killed, whatever it does
+START_S = 120.0  # to import sympy, on a machine with much to do
+MEMORY = 4 << 30  # bytes of address space
+ROUNDING = 12  # decimal places that must agree; Math-Verify's own 6 pass 0.333333 for 1/3
+
+
+class Worker:
+    """The process and the lock that hands it to one thread at a time."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, gold: str, answer: str) -> bool | None:
+        """Returns the verdict; None where the worker died or had to be killed. For any thread."""
+        with self.lock:
+            if self.process is None and self.exchange("1", "1", START_S) is None:
+                return None
+            return self.exchange(gold, answer, WALL_S)
+
+    def exchange(self, gold: str, answer: str, seconds: float) -> bool | None:
+        process = self.process = self.process or start()
+        assert process.stdin and process.stdout
+        line = b""
+        # A line is shorter than what a pipe passes on at once, so it is there whole or not at all.
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps([gold, answer]).encode() + b"\n")
+            if select.select([process.stdout], [], [], seconds)[0]:
+                line = process.stdout.readline()
+        if line:
+            same: bool = json.loads(line)
+            return same
+        process.kill()
+        process.communicate()
+        self.process = None
+        return None
+
+
+def start() -> subprocess.Popen[bytes]:
+    """Starts this module with this interpreter and package, whatever the working folder is."""
+    paths = [str(Path(__file__).parent.parent.parent), os.environ.get("PYTHONPATH", "")]
+    return subprocess.Popen(
+        [sys.executable, "-m", "mlxreflect.graders.latex"],
+        bufsize=0,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+    )
+
+
+WORKER = Worker()
+
+
+@lru_cache(maxsize=4096)
+def equal(gold: str, answer: str) -> tuple[bool, str]:
+    """Returns (whether two LaTeX expressions are equal, why that is not decided or "").
+
+    Never raises; takes CPU_S at most where the machine is free, and WALL_S where it is not.
+    """
+    same = WORKER.ask(gold, answer)
+    if same is None:
+        return False, f"the comparison took more than {CPU_S:g} s or more memory than allowed"
+    return same, ""
+
+
+def main() -> None:
+    """Answers questions, in the worker, until its standard input ends."""
+    import resource
+
+    from math_verify import parse, verify
+
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard)
+    with contextlib.suppress(ValueError, OSError):  # macOS does not keep to it
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    for line in sys.stdin:
+        # Virtual time is the processor's; its signal ends the process.
+        signal.setitimer(signal.ITIMER_VIRTUAL, CPU_S)
+        gold, answer = (parse(f"${text}$", parsing_timeout=None) for text in json.loads(line))
+        same = verify(gold, answer, float_rounding=ROUNDING, timeout_seconds=None)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        print(json.dumps(bool(same)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -7,23 +7,20 @@ No tolerance, no eval, linear in the text's length: only ASCII digits count, and
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, Verdict
-from mlxreflect.graders.base import (
+from mlxreflect.graders import (
     AFTER_PHRASE,
-    MAX_TRIES,
     Grade,
     Grader,
     Judged,
     blocks,
     final_part,
-    grader_of,
     phrases,
-    strict,
+    rules_of,
 )
 from mlxreflect.prompts.parsing import Parsed
 
@@ -64,8 +61,7 @@ CHARACTERS = str.maketrans(
 LATEX = {"{,}": ",", "\\,": "", "\\!": "", "\\$": "$", "\\%": "%", "\\times": "*", "\\cdot": "*"}
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """A number in a text; value None: digits that cannot be read exactly (a date, 50 digits)."""
 
     start: int
@@ -93,12 +89,10 @@ def decimal(text: str) -> Fraction | None:
 
 def ratio(token: str) -> Fraction | None:
     """Reads a numeral, or two with a slash between them."""
-    values = [decimal(part.strip()) for part in token.split("/", 2)]
-    if values[0] is None or len(values) > 2:
-        return None
-    if len(values) == 1:
-        return values[0]
-    return values[0] / values[1] if values[1] else None
+    top, *below = [decimal(part.strip()) for part in token.split("/")]
+    if top is None or not below:
+        return top
+    return top / below[0] if len(below) == 1 and below[0] else None
 
 
 def is_negative(text: str, start: int) -> bool:
@@ -116,10 +110,6 @@ def is_negative(text: str, start: int) -> bool:
     if last.isdigit() or last in (")", "]", "}", "%", "-"):
         return False
     return not (last.isalpha() and before == bare[:-1])
-
-
-def is_other_digit(character: str) -> bool:
-    return not character.isascii() and character.isnumeric()
 
 
 def is_invisible(character: str) -> bool:
@@ -150,8 +140,7 @@ def find_numbers(text: str) -> list[Found]:
             value = int(match[1]) + value if value < 1 else None
         after = text[end : end + 2]
         if (
-            is_other_digit(before)
-            or is_other_digit(after[:1])
+            any(not c.isascii() and c.isnumeric() for c in (before, after[:1]))
             or ((after[:1] == "_" or is_invisible(after[:1])) and after[1:].isdigit())
             or (is_invisible(before) and text[start - 2 : start - 1].isdigit())
             or POWER.match(text, end)
@@ -175,7 +164,7 @@ def unspaced(text: str, found: list[Found]) -> list[Found]:
         if text[found[i - 1].end : found[i].end] == " 000" and text[found[i - 1].end - 1].isdigit()
     }
     groups |= {i - 1 for i in groups}
-    return [replace(one, value=None) if i in groups else one for i, one in enumerate(found)]
+    return [one._replace(value=None) if i in groups else one for i, one in enumerate(found)]
 
 
 def read_number(text: str) -> Fraction | None:
@@ -263,15 +252,11 @@ Spot = tuple[int, Fraction | None]  # of a marker: its position, and the number 
 
 def after_hashes(text: str) -> Spot | None:
     """Finds the last `####` that a number follows at once."""
-    at = len(text)
-    for _ in range(MAX_TRIES):
-        at = text.rfind("####", 0, at)
-        if at < 0:
-            return None
-        window = tidy(text[at + 4 : at + 4 + 2 * AFTER_PHRASE])
+    for marked in phrases(text, "####"):
+        window = tidy(marked.text)
         found = find_numbers(window) if HASHED.match(window[:AFTER_PHRASE]) else []
         if found and not HEADING.match(window, found[0].end):
-            return at, first_result(window, found[0])
+            return marked.position, first_result(window, found[0])
     return None
 
 
@@ -355,20 +340,20 @@ def flexible_extract(text: str) -> str:
 
 def compared(text: str) -> str:
     """Returns a text after exact_match's regexes_to_ignore, in their order, and ignore_case."""
-    text = text.replace(",", "").replace("$", "")
-    return re.sub(r"\.$", "", text.rpartition("#### ")[2]).lower()
+    text = text.replace(",", "").replace("$", "").rpartition("#### ")[2]
+    return re.sub(r"\.$", "", text).lower()
 
 
 def lm_eval(extract: Callable[[str], str]) -> Grader:
     """Returns the rules of a filter. The format obeyed is a line `#### number`."""
 
-    def grade(problem: Problem, text: str, tags: str = "think", style: str = "thinking") -> Grade:
+    def grade(problem: Problem, text: str, tags: str, style: str) -> Grade:
         text = response_of(text)
         obeyed, found = STRICT.search(text) is not None, extract(text)
         # lm-eval's target is the whole worked answer; other tasks have the number alone.
-        solution = problem.meta.get("solution")
-        worked = isinstance(solution, str) and "#### " in solution
-        correct = compared(found) == compared(str(solution) if worked else problem.gold or "")
+        solution = str(problem.meta.get("solution"))
+        target = solution if "#### " in solution else problem.gold or ""
+        correct = compared(found) == compared(target)
         reason = "" if obeyed else 'no "#### number"'
         if not correct:
             reason = f"expected {problem.gold}, got {found[:MAX_SHOWN]}"
@@ -378,10 +363,8 @@ def lm_eval(extract: Callable[[str], str]) -> Grader:
     return grade
 
 
-grade_number = grader_of(judge_number)
 NUMBER_RULES: dict[str, Grader] = {
-    "flexible": grade_number,
-    "strict": strict(grade_number),
+    **rules_of(judge_number),
     "lm-eval-strict": lm_eval(strict_match),
     "lm-eval-flexible": lm_eval(flexible_extract),
 }

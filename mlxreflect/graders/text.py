@@ -8,20 +8,18 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
 from importlib.util import find_spec
 
 from mlxreflect.core.records import Problem, make_problem
-from mlxreflect.graders.base import (
+from mlxreflect.graders import (
     MAX_TEXT,
     WRAPPED,
-    Grader,
     Judged,
     box,
     final_part,
     grader_of,
+    rules_of,
     same_text,
-    strict,
 )
 from mlxreflect.graders.latex import MATH_RULES, MAX_LATEX
 from mlxreflect.graders.number import NUMBER_RULES, find_numbers, read_gold, read_number, tidy
@@ -43,14 +41,6 @@ def token_f1(answer: str, gold: str) -> float:
         return float(one == other)
     common = sum((Counter(one) & Counter(other)).values())
     return 2 * common / (len(one) + len(other))
-
-
-def squad(answer: str, golds: Sequence[str]) -> tuple[bool, float]:
-    """Returns (exact match, F1) with the best of the golds; a text over the cap matches none."""
-    if len(answer) > MAX_TEXT:
-        return False, 0.0
-    exact = any(tokens(answer) == tokens(gold) for gold in golds)
-    return exact, max((token_f1(answer, gold) for gold in golds), default=0.0)
 
 
 def answer_of(text: str, tags: str) -> str | None:
@@ -80,16 +70,16 @@ def judge_f1(problem: Problem, text: str, tags: str, form: Parsed) -> Judged:
     answer = answer_of(text, tags)
     if answer is None:
         return Judged(None, False, MISSING, 0.0)
-    correct, score = squad(answer, golds_of(problem))
+    correct, score, golds = False, 0.0, golds_of(problem)
+    if len(answer) <= MAX_TEXT:
+        correct = any(tokens(answer) == tokens(gold) for gold in golds)
+        score = max((token_f1(answer, gold) for gold in golds), default=0.0)
     reason = f"expected {(problem.gold or '')[:80]}, got {answer[:80]} (F1 {score:.2f})"
     return Judged(answer[:MAX_TEXT], correct, reason, score)
 
 
-grade_text, grade_f1 = grader_of(judge_text), grader_of(judge_f1)
-TEXT_RULES: dict[str, Grader] = {
-    "flexible": grade_text, "strict": strict(grade_text), "f1": grade_f1,
-}  # fmt: skip
-F1_RULES: dict[str, Grader] = {"flexible": grade_f1, "strict": strict(grade_f1)}
+TEXT_RULES = {**rules_of(judge_text), "f1": grader_of(judge_f1)}
+F1_RULES = rules_of(judge_f1)
 
 
 # ---- answers that are only stated ----------------------------------------------------------------

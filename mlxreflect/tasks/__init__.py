@@ -4,7 +4,7 @@ import difflib
 
 from mlxreflect.config.schema import EvalSpec
 from mlxreflect.core.errors import UserError
-from mlxreflect.graders.base import Grader
+from mlxreflect.graders import Grader
 from mlxreflect.tasks import arithmetic, countdown, jsonl, last_letter
 from mlxreflect.tasks.base import Task, check_limit
 from mlxreflect.tasks.benchmarks import BENCHMARKS

@@ -42,7 +42,10 @@ def load(config: TaskConfig, part: str, seed: int) -> list[Problem]:
 
 def draw(rng: random.Random) -> tuple[str, int] | None:
     """Tries to make an expression, with its value; None where a result on the way is too large."""
-    operands = [draw_operand(rng) for _ in range(rng.randint(3, 5))]
+    operands = []
+    for _ in range(rng.randint(3, 5)):
+        digits = rng.choice(DIGITS)
+        operands.append(str(rng.randint(10 ** (digits - 1), 10**digits - 1)))
     if rng.random() < 0.1:
         operands[0] = f"-{operands[0]}"
     if rng.random() < 0.4:
@@ -54,15 +57,11 @@ def draw(rng: random.Random) -> tuple[str, int] | None:
     for operand in operands[1:]:
         pieces += [rng.choice("+-*"), operand]
     expression = " ".join(pieces)
-    results = compute(expression)
+    steps, _ = solve(parse(expression) or [])
+    results = [int(step.rpartition("= ")[2]) for step in steps]
     if any(abs(value) > LARGEST for value in results):
         return None
     return expression, results[-1]
-
-
-def draw_operand(rng: random.Random) -> str:
-    digits = rng.choice(DIGITS)
-    return str(rng.randint(10 ** (digits - 1), 10**digits - 1))
 
 
 # ---- the solver ----------------------------------------------------------------------------------
@@ -72,15 +71,8 @@ MAX_LINE = 300
 WHOLE_NUMBERS = Notation(re.compile(r"[0-9]+|[-+*()]"), signs="-", depth=MAX_CHARACTERS)
 LABEL = re.compile(r"^\s*(?:step\s{0,3}\d{1,4}\s{0,3}[:.)]?|\d{1,4}[.)]\s|-\s)\s*", re.IGNORECASE)
 SPELLINGS = {
-    "\\times": "*",
-    "\\cdot": "*",
-    "×": "*",
-    "·": "*",
-    "÷": "/",
-    "−": "-",
-    "(": "",
-    ")": "",
-}
+    "\\times": "*", "\\cdot": "*", "×": "*", "·": "*", "÷": "/", "−": "-", "(": "", ")": "",
+}  # fmt: skip
 NUMBER = r"-?[0-9]{1,12}"
 OPERATOR = r" {0,2}[-+*/] {0,2}"
 # A chain of operations and its result; a step is a chain of one, and not of a division.
@@ -184,15 +176,6 @@ def solve(tokens: Tokens) -> tuple[list[str], Tokens]:
     return steps, tokens
 
 
-def compute(expression: str) -> list[int]:
-    """Returns the result of every step of a well-formed expression; the last is its value."""
-    tokens = parse(expression)
-    if tokens is None:
-        raise ValueError(f"not an expression: {expression!r}")
-    steps, left = solve(tokens)
-    return [int(step.rpartition("= ")[2]) for step in steps] or [int(left[0])]
-
-
 def find_step(tokens: Tokens, left: int, operator: str, right: int) -> int | None:
     """Finds an operation among the legal next steps; of + and * the sides may be swapped."""
     orders = [(left, right)] if operator == "-" else [(left, right), (right, left)]
@@ -205,66 +188,52 @@ def find_step(tokens: Tokens, left: int, operator: str, right: int) -> int | Non
 
 def equations(line: str) -> list[tuple[str, str, int]]:
     """Returns each (equation as written, left side, right side) that a line states, in order."""
-    text = line[:MAX_LINE]
     for written, plain in SPELLINGS.items():
-        text = text.replace(written, plain)
-    text = COMMA.sub("", TIMES.sub(" * ", LABEL.sub("", text)))
-    return [(match[0], match[1], int(match[2])) for match in EQUATION.finditer(text)]
+        line = line.replace(written, plain)
+    line = COMMA.sub("", TIMES.sub(" * ", LABEL.sub("", line)))
+    return [(match[0], match[1], int(match[2])) for match in EQUATION.finditer(line)]
 
 
-def take(walk: Walk, written: str, chain: str, result: int) -> None:
-    """Applies one equation to the expression, or set the fault."""
+def take(tokens: Tokens, number: int, written: str, chain: str, result: int) -> tuple[Tokens, str]:
+    """Applies one equation: returns (what is left of the expression, "") or its fault."""
     operation = OPERATION.fullmatch(chain)
     if operation is None:
-        walk.fault = f"step {walk.steps + 1} is no single operation of + - *: {written}"
-        return
-    title = f"step {walk.steps + 1} is wrong: {written}"
+        return tokens, f"step {number} is no single operation of + - *: {written}"
+    title = f"step {number} is wrong: {written}"
     left, right = int(operation[1]), int(operation[3])
-    at = find_step(walk.tokens, left, operation[2], right)
     if OPERATIONS[operation[2]](left, right) != result:
-        walk.fault = title
-    elif at is None:
-        walk.fault = f"{title} is not a next step of {show_tokens(walk.tokens)}"
-    else:
-        walk.tokens = reduce(walk.tokens, at)[1]
-        walk.steps += 1
+        return tokens, title
+    at = find_step(tokens, left, operation[2], right)
+    if at is None:
+        return tokens, f"{title} is not a next step of {show_tokens(tokens)}"
+    return reduce(tokens, at)[1], ""
 
 
 def follow(tokens: Tokens, lines: list[str]) -> Walk:
     """Follows the steps of a thought up to its end or its first fault."""
     walk = Walk(tokens)
     for line in lines[:MAX_LINES]:
-        before = walk.tokens, walk.steps
-        written = equations(line)
+        steps, short = walk.steps, line[:MAX_LINE]
+        written = equations(short)
         for equation in written:
-            take(walk, *equation)
+            tokens, walk.fault = take(tokens, steps + 1, *equation)
             if walk.fault:
-                walk.tokens, walk.steps = before
                 return walk
+            steps += 1
+        labelled = short.lstrip()[:4].lower() == "step" and "=" in short
         if written:
-            walk.kept += [*walk.pending, line]
-            walk.pending = []
-        elif is_broken_step(line):
-            quoted = LABEL.sub("", line[:MAX_LINE]).strip()[:80]
-            walk.fault = f"step {walk.steps + 1} is no single operation of + - *: {quoted}"
+            walk = Walk(tokens, steps, [*walk.kept, *walk.pending, line])
+        elif labelled or STATEMENT.search(short):  # it means to be a step, and cannot be read
+            quoted = LABEL.sub("", short).strip()[:80]
+            walk.fault = f"step {steps + 1} is no single operation of + - *: {quoted}"
             return walk
         elif "<" not in line and len(line) <= MAX_LINE:  # no tag gets into a rewrite
             walk.pending.append(line)
     return walk
 
 
-def is_broken_step(line: str) -> bool:
-    """Tells a line that means to be a step, and cannot be read as one."""
-    line = line[:MAX_LINE]
-    labelled = line.lstrip()[:4].lower() == "step" and "=" in line
-    return labelled or STATEMENT.search(line) is not None
-
-
 def review(problem: Problem, thought: str, search: bool) -> Review:
-    """Finds the first wrong step of a thought. From any legal step the answer can be reached.
-
-    search: changes nothing, for that reason.
-    """
+    """Finds the first wrong step. From any legal one the answer can be reached: no search."""
     tokens = parse(str(problem.fields.get("expression", "")))
     if tokens is None:
         return Review([], "")
@@ -276,10 +245,7 @@ def review(problem: Problem, thought: str, search: bool) -> Review:
 
 
 def finish(problem: Problem, kept: list[str], seed: int) -> tuple[str, str] | None:
-    """Continues the kept lines to the value: (thought, answer); None where they hold a fault.
-
-    seed: changes nothing, there is one way a person would go on.
-    """
+    """Continues the kept lines as a person would: (thought, answer); None where one is wrong."""
     tokens = parse(str(problem.fields.get("expression", "")))
     walk = follow(tokens, kept) if tokens else None
     if walk is None or walk.fault or len(kept) > MAX_LINES:

@@ -1,11 +1,8 @@
 r"""Tasks: how their problems are made, and how an evaluation asks one of them.
 
-An evaluation asks as a chat or as raw text, with or without worked examples before it. Completion
-form is that of lm-evaluation-harness for GSM8K: `Question: …\nAnswer:`, after examples of
-`Question: …\nAnswer: worked solution` with an empty line between them. The examples are the first
-ones of the training part, the same for every problem (lm-eval calls that sampler `first_n`; by
-default it draws others for each): so the prompts do not depend on the order of the problems, and
-what they share is computed once.
+Completion form is that of lm-evaluation-harness for GSM8K: `Question: …\nAnswer:`, after worked
+examples with an empty line between them. The examples are the first ones of the training part, the
+same for every problem (lm-eval calls that `first_n`), so what prompts share is computed once.
 """
 
 import re
@@ -17,7 +14,7 @@ from typing import Any, TypeVar
 from mlxreflect.config.schema import EvalSpec, TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Messages, Problem
-from mlxreflect.graders.base import Grader
+from mlxreflect.graders import Grader
 from mlxreflect.prompts.parsing import ANSWER, TAGS
 from mlxreflect.prompts.roles import BUNDLED, role_messages
 
@@ -26,11 +23,10 @@ from mlxreflect.prompts.roles import BUNDLED, role_messages
 class Review:
     """The judgement of an exact solver on a thought.
 
-    kept: the opening lines of the thought that are valid (and, when searching, from which a right
-        answer can still be reached). fault: what is wrong with the first other line, as one short
-        sentence such as "step 2 is wrong: 4 + 13 = 17"; empty when every step holds.
-    mended: that line with its arithmetic computed again, where nothing else is wrong with it and
-        there is something to do after it; else empty.
+    kept: the opening lines that are valid (when searching: that a right answer can still follow).
+    fault: of the first other line, such as "step 2 is wrong: 4 + 13 = 17"; "" if every step holds.
+    mended: that line, its arithmetic computed again, where nothing else is wrong with it and there
+        is something to do after it; else "".
     """
 
     kept: list[str]

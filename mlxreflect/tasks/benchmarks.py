@@ -7,7 +7,6 @@ benchmark without a training split has no other part than its problems.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from mlxreflect.config.schema import TaskConfig
@@ -15,15 +14,7 @@ from mlxreflect.config.toml import local_path
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, make_problem
 from mlxreflect.core.seeds import part_of
-from mlxreflect.data.rows import (
-    Row,
-    column,
-    good_rows,
-    is_path,
-    question_text,
-    read_file,
-    rows_of,
-)
+from mlxreflect.data.rows import Row, column, good_rows, is_path, question_text, read_file, rows_of
 from mlxreflect.graders.number import read_gold, row_gold
 from mlxreflect.tasks.base import Task
 from mlxreflect.tasks.jsonl import (
@@ -41,10 +32,6 @@ from mlxreflect.tasks.jsonl import (
 TRAINING_PARTS = {"dev": 5, "train": 95}  # of an official training split
 DEFAULTS = TaskConfig()
 Meta = dict[str, Any]
-
-
-def no_meta(row: Row, raw: Any) -> Meta:
-    return {}
 
 
 @dataclass(frozen=True)
@@ -67,7 +54,7 @@ class Benchmark:
     questions: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
     text: Callable[[Row, str], str] = question_text
-    meta: Callable[[Row, Any], Meta] = no_meta
+    meta: Callable[[Row, Any], Meta] = lambda row, raw: {}
     most: int = 0
 
     def load(self, config: TaskConfig, part: str, seed: int) -> list[Problem]:
@@ -97,14 +84,15 @@ class Benchmark:
 
     def official(self, config: TaskConfig, split: str) -> dict[str, Problem]:
         """Returns the problems of an official split, of a folder or the hub."""
-        files = " and ".join(f"{split}.jsonl" for split in (self.train, self.test) if split)
+        files = " and ".join(f"{name}.jsonl" for name in (self.train, self.test) if name)
         hint = (
             "connect to the internet once so that it is cached, or set task.source to a folder "
             f"that holds {files}"
         )
-        source, name = config.source or self.hub, config.config or self.config
-        revision = "" if config.source else self.revision
-        rows = rows_of(source, name, split, hint, revision, empty="")
+        rows = rows_of(
+            config.source or self.hub, config.config or self.config, split, hint,
+            revision="" if config.source else self.revision, empty="",
+        )  # fmt: skip
         return self.problems(good_rows(rows), config)
 
     def problems(self, rows: Iterable[Row], config: TaskConfig) -> dict[str, Problem]:
@@ -117,7 +105,8 @@ class Benchmark:
         answer = column_of(row, config, "answer", self.answers)
         raw = column(row, answer, "task.answer")
         try:
-            if self.most and not self.is_answer(read_gold(raw)):
+            gold = (read_gold(raw) or "") if self.most else ""
+            if self.most and not (gold.isdigit() and int(gold) <= self.most):
                 fault = f"the answer {str(raw)[:60]!r} is no whole number from 0 to {self.most}"
                 raise UserError(fault, "")
             if self.kind == "choice" and isinstance(raw, str) and raw.strip().isdecimal():
@@ -129,9 +118,6 @@ class Benchmark:
                 f"{row.where}, column {answer!r}: {error.message}",
                 "correct that row, or set task.answer to the column that holds the answer",
             ) from None
-
-    def is_answer(self, gold: str | None) -> bool:
-        return gold is not None and gold.isdigit() and int(gold) <= self.most
 
     def from_row(self, row: dict[str, Any]) -> Problem:
         """Returns a problem of a row of `mlxreflect grade`. Raises UserError."""
@@ -153,7 +139,7 @@ def column_of(row: Row, config: TaskConfig, key: str, names: Iterable[str]) -> s
 # ---- the benchmarks ------------------------------------------------------------------------------
 
 
-def solution_meta(row: Row, raw: Any) -> Meta:
+def gsm8k_meta(row: Row, raw: Any) -> Meta:
     return {"solution": str(raw)}
 
 
@@ -191,7 +177,7 @@ WORD_PROBLEM = (
     "commas."
 )
 # Cobbe et al. 2021: grade-school word problems, 7473 to learn from and 1319 held out.
-GSM8K = Benchmark("gsm8k", "openai/gsm8k", "number", config="main", meta=solution_meta)
+GSM8K = Benchmark("gsm8k", "openai/gsm8k", "number", config="main", meta=gsm8k_meta)
 # Patel et al. 2021: elementary word problems in varied wording, 700 and 300 held out.
 SVAMP = Benchmark(
     "svamp", "ChilleD/SVAMP", "number", questions=("question_concat", "Question"),
@@ -232,17 +218,13 @@ def load_aime(config: TaskConfig, part: str, seed: int) -> list[Problem]:
     return found[: config.limit or None]
 
 
-def said(instruction: str, problem: Problem) -> str:
-    return instruction
-
-
 def task_of(benchmark: Benchmark, instruction: str = "") -> Task:
     """Returns the task of a benchmark. instruction: that of its kind of answer where empty."""
     kind = KINDS[benchmark.kind]
     return Task(
         name=benchmark.name,
         load=benchmark.load,
-        instruction=partial(said, instruction or kind.instruction),
+        instruction=lambda problem: instruction or kind.instruction,
         show=show,
         from_row=benchmark.from_row,
         rules=kind.rules,

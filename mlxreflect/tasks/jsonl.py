@@ -15,15 +15,8 @@ from mlxreflect.config.schema import TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, Verdict, make_problem
 from mlxreflect.core.seeds import hash_of, part_of
-from mlxreflect.data.rows import (
-    Row,
-    column,
-    fold,
-    good_rows,
-    question_text,
-    rows_of,
-)
-from mlxreflect.graders.base import MAX_TEXT, Grade, Grader
+from mlxreflect.data.rows import Row, column, fold, good_rows, question_text, rows_of
+from mlxreflect.graders import MAX_TEXT, Grade, Grader
 from mlxreflect.graders.choice import CHOICE_COLUMNS, CHOICE_RULES, gold_letter, read_choices
 from mlxreflect.graders.countdown import COUNTDOWN_RULES
 from mlxreflect.graders.latex import MATH_RULES, MAX_LATEX
@@ -81,22 +74,26 @@ KINDS = {
 }  # fmt: skip
 
 
-def read_gold_of(kind: str, raw: Any, options: Any) -> str | None:
-    """Returns a row's expected answer, normalised; None where it is none of its kind."""
+def golds_of(kind: str, raw: Any, options: Any) -> list[str]:
+    """Returns a row's right answers, normalised; none where one of them is not of its kind."""
+    found: list[str | None]
     if kind == "number":
-        return read_gold(raw)
-    if kind == "choice":
-        return gold_letter(raw, options)
-    most = MAX_LATEX if kind == "math" else MAX_TEXT
+        found = [read_gold(raw)]
+    elif kind == "choice":
+        found = [gold_letter(raw, options)]
+    elif kind == "math":
+        found = [short_text(raw, MAX_LATEX)]
+    else:
+        if isinstance(raw, dict) and isinstance(raw.get("text"), list):  # as in SQuAD
+            raw = raw["text"]
+        found = [short_text(one, MAX_TEXT) for one in (raw if isinstance(raw, list) else [raw])]
+    golds = [gold for gold in found if gold is not None]
+    return golds if len(golds) == len(found) else []
+
+
+def short_text(raw: Any, most: int) -> str | None:
     fine = isinstance(raw, (str, int, float)) and not isinstance(raw, bool)
     return (str(raw).strip() or None) if fine and len(str(raw)) <= most else None
-
-
-def all_golds(raw: Any) -> list[Any]:
-    """Returns the right answers: a list of them, or SQuAD's {"text": [...]}; else the one."""
-    if isinstance(raw, dict) and isinstance(raw.get("text"), list):
-        raw = raw["text"]
-    return raw if isinstance(raw, list) else [raw]
 
 
 def build(
@@ -115,16 +112,12 @@ def build(
     meta = dict(meta or {})
     if task == "jsonl":
         fields["answer_type"] = kind
-    if kind in ("text", "f1"):
-        golds = [read_gold_of(kind, one, None) for one in all_golds(raw)]
-        gold = golds[0] if golds and None not in golds else None
-        if len(golds) > 1:
-            meta["golds"] = golds
-    else:
-        gold = read_gold_of(kind, raw, options)
+    golds = golds_of(kind, raw, options)
+    if len(golds) > 1:
+        meta["golds"] = golds
     if kind == "choice" and (choices := read_choices(options)):
         fields["choices"] = choices
-    if gold is None:
+    if not golds:
         raise UserError(
             f"the answer {str(raw)[:60]!r} {KINDS[kind].fault}",
             "correct that row, or set task.answer to the column that holds the answer, or "
@@ -132,7 +125,7 @@ def build(
         )
     if isinstance(raw, str) and kind == "number" and "####" in raw:
         meta["solution"] = raw
-    return make_problem(task, fields, gold, meta)
+    return make_problem(task, fields, golds[0], meta)
 
 
 def build_countdown(question: str, row: dict[str, Any]) -> Problem:
@@ -173,7 +166,7 @@ def need_math() -> None:
 def by_kind(name: str) -> Grader:
     """Returns the rules of a name for whatever kind of answer the problem has."""
 
-    def grade(problem: Problem, text: str, tags: str = "think", style: str = "thinking") -> Grade:
+    def grade(problem: Problem, text: str, tags: str, style: str) -> Grade:
         kind = problem.fields["answer_type"]
         rules = KINDS[kind].rules.get(name)
         if rules is not None:
@@ -233,16 +226,15 @@ def load(config: TaskConfig, part: str, seed: int) -> list[Problem]:
 
 def read(row: Row, config: TaskConfig) -> Problem:
     """Returns the problem of a row. Raises UserError naming the row."""
-    question = question_text(row, config.question)
-    if config.answer_type == "countdown":
-        where, made = row.where, partial(build_countdown, question, row.values)
-    else:
+    question, kind = question_text(row, config.question), config.answer_type
+    raw, where = None, row.where
+    if kind != "countdown":
         raw = column(row, config.answer, "task.answer")
         where = f"{row.where}, column {config.answer!r}"
-        options = options_of(row.values)
-        made = partial(build, "jsonl", question, raw, config.answer_type, options=options)
     try:
-        return made()
+        if kind == "countdown":
+            return build_countdown(question, row.values)
+        return build("jsonl", question, raw, kind, options=options_of(row.values))
     except UserError as error:
         raise UserError(f"{where}: {error.message}", error.hint) from None
 

@@ -12,7 +12,7 @@ from mlxreflect.config.schema import TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, make_problem
 from mlxreflect.core.seeds import part_of, rng_for
-from mlxreflect.graders.base import Judged, blocks, final_part, grader_of, phrases, strict
+from mlxreflect.graders import Judged, blocks, final_part, phrases, rules_of
 from mlxreflect.prompts.parsing import Parsed
 from mlxreflect.tasks.base import GENERATED_PARTS, Task, generate
 
@@ -125,13 +125,12 @@ def from_row(row: dict[str, Any]) -> Problem:
     return make_problem("last_letter", {"words": []}, gold.lower())
 
 
-grade = grader_of(judge)
 TASK = Task(
     name="last_letter",
     load=load,
     instruction=instruction,
     show=show,
     from_row=from_row,
-    rules={"flexible": grade, "strict": strict(grade)},
+    rules=rules_of(judge),
     generated=True,
 )

@@ -23,8 +23,15 @@ from mlxreflect.core.records import Messages, Problem, make_problem
 from mlxreflect.critics.base import Call
 from mlxreflect.critics.solver import critique, rewrite
 from mlxreflect.prompts.roles import role_messages
-from mlxreflect.tasks.countdown import TASK, draw, part_of
-from mlxreflect.tasks.countdown_solver import Step, Term, finish, given, steps_from
+from mlxreflect.tasks.countdown import (
+    TASK,
+    Term,
+    draw,
+    finish,
+    given,
+    part_of,
+    steps_from,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.tiny_tokenizer import build_tokenizer
@@ -93,18 +100,18 @@ def attempt(p: Problem, rng: random.Random) -> str:
         return solution(p, rng)
     first, (other, made) = plain_step(given(p), rng)
     if kind < 0.55:  # the first step comes to what the second one needs, or nearly to the truth
-        near = [first.value + d for d in (-10, -3, -2, -1, 1, 2, 3, 10) if first.value + d > 0]
+        near = [made.value + d for d in (-10, -3, -2, -1, 1, 2, 3, 10) if made.value + d > 0]
         wanted = ways_to(target, other.value) if rng.random() < 0.5 else near
         made = Term(rng.choice(wanted), made.text, False)
     second, (last,) = plain_step([other, made], rng)
     if kind < 0.85:
-        last = Term(target, second.term.text, False)
+        last = Term(target, last.text, False)
     lines = [f"step 1: {left(first)} = {made.value}", f"step 2: {left(second)} = {last.value}"]
     return response("\n".join(lines), last.text)
 
 
-def left(step: Step) -> str:
-    return str(step).split(" = ")[0]
+def left(step: str) -> str:
+    return step.split(" = ")[0]
 
 
 def ways_to(target: Fraction, other: Fraction) -> list[Fraction]:
@@ -113,12 +120,12 @@ def ways_to(target: Fraction, other: Fraction) -> list[Fraction]:
     return [v for v in ways if v.denominator == 1 and 0 < v <= 200] or [target]
 
 
-def plain_step(terms: list[Term], rng: random.Random) -> tuple[Step, list[Term]]:
+def plain_step(terms: list[Term], rng: random.Random) -> tuple[str, list[Term]]:
     """A random step with a whole, positive result of at most 200."""
     options = [
         (step, after)
         for step, after in steps_from(terms)
-        if step.value.denominator == 1 and 0 < step.value <= 200
+        if after[-1].value.denominator == 1 and 0 < after[-1].value <= 200
     ]
     return rng.choice(options)
 
