@@ -227,20 +227,16 @@ def pair_tasks(arms: Sequence[Sequence[Arm]]) -> dict[str, list[Arm]]:
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
     """The shortest names that differ: of the folders, of those above, or of both together."""
-    parts = [name_parts(path) for path in paths]
+    parts: list[tuple[str, ...]] = []
+    for path in map(Path.resolve, paths):
+        if path.is_file():
+            path = path.parent if path.stem == "samples" else path.with_suffix("")
+        parts.append(path.parts[::-1])
     depths = range(min(map(len, parts)))
     single = ([whole[depth] for whole in parts] for depth in depths)
     joined = (["/".join(whole[depth::-1]) for whole in parts] for depth in depths)
     names = (names for names in (*single, *joined) if len(set(names)) == len(names))
     return next(names, list(map(str, paths)))
-
-
-def name_parts(path: Path) -> tuple[str, ...]:
-    """The name of a folder, or of a bare file of samples, and those of the folders above it."""
-    path = path.resolve()
-    if path.is_file():
-        path = path.parent if path.stem == "samples" else path.with_suffix("")
-    return path.parts[::-1]
 
 
 def read_arm(path: Path) -> list[Arm]:

@@ -3,7 +3,6 @@
 A chain is attempt → critique → improved thinking, prefilled (or a retry prompt) → answer, and so on
 up to N answers: recursive inference (arXiv 2410.12375), and with two answers one retry
 (arXiv 2505.16475). Nobody in it is shown the expected answer: every turn's visibility is "none".
-
 All chains go in lock-step: every answer of a round is generated in one batch.
 """
 
@@ -142,9 +141,8 @@ def answer_of(chain: Chain, config: ChainConfig, rounds: int | None = None) -> T
     Of fresh samples that nobody looks at the most frequent one, the first given of equals.
     """
     answers = chain.answers[:rounds]
-    if config.gated or config.round != "resample" or config.feedback != "none":
-        return answers[-1]
-    if answers[-1].role == "integrate":
+    fresh = config.round == "resample" and config.feedback == "none" and not config.gated
+    if not fresh or answers[-1].role == "integrate":
         return answers[-1]
     votes = Counter(turn.parsed for turn in answers if turn.parsed is not None)
     winner = max(votes, key=votes.__getitem__) if votes else answers[0].parsed
@@ -152,12 +150,11 @@ def answer_of(chain: Chain, config: ChainConfig, rounds: int | None = None) -> T
 
 
 def episode_of(chain: Chain, config: ChainConfig, wave: int) -> Episode:
-    final, first = answer_of(chain, config), correct(chain.answers[0])
-    right = correct(final)
-    status: Literal["solved_first", "solved", "discarded"] = (
-        ("solved_first" if final is chain.answers[0] else "solved") if right else "discarded"
-    )
-    outcome = Outcome(first, final.index if right else None, status)
+    final, first = answer_of(chain, config), chain.answers[0]
+    outcome = Outcome(correct(first), None, "discarded")
+    if correct(final):
+        status: Literal["solved_first", "solved"] = "solved_first" if final is first else "solved"
+        outcome = Outcome(correct(first), final.index, status)
     return Episode("chain", 0, wave, chain.problem, list(chain.turns), outcome)
 
 
@@ -184,14 +181,9 @@ def figures(chains: Sequence[Chain], config: ChainConfig) -> dict[str, Any]:
     by the policy (its critiques of itself too), prefilled (put into its mouth), of the critic.
     failed: critic calls.
     """
-    most = max(len(chain.answers) for chain in chains)
-    acc = [
-        fmean(correct(answer_of(chain, config, k)) for chain in chains)
-        for k in range(1, most + 1)
-    ]  # fmt: skip
-    moved = Counter(
-        (correct(chain.answers[0]), correct(answer_of(chain, config))) for chain in chains
-    )
+    ks = range(1, 1 + max(len(chain.answers) for chain in chains))
+    acc = [fmean(correct(answer_of(chain, config, k)) for chain in chains) for k in ks]
+    moved = Counter((correct(one.answers[0]), correct(answer_of(one, config))) for one in chains)
     answers = [turn for chain in chains for turn in chain.answers]
     others = [turn for chain in chains for turn in chain.turns if turn.role not in ANSWERS]
     own = [turn for turn in others if turn.actor == SELF]
@@ -246,8 +238,8 @@ class Ask:
 class Rounds:
     """Plays chains of an evaluation's `[chain]`.
 
-    critic: whose feedback it is; None where nobody gives any. grader: by its verdict gated chains
-    stop, and it is nobody's feedback.
+    critic: whose feedback it is; None where nobody gives any. grader: whose verdict stops gated
+    chains, and is nobody's feedback.
     """
 
     def __init__(
@@ -277,7 +269,12 @@ class Rounds:
             self.answer(asks, (*seed, number))
         if self.config.integrate:
             several = [c for c in open_chains(chains) if len(c.answers) > 1]
-            self.answer([self.merge(chain) for chain in several], (*seed, "integrate"))
+            texts = [[turn.text for turn in chain.answers] for chain in several]
+            asks = [
+                Ask(chain, "integrate", self.messages("integrate", chain.problem, text=each))
+                for chain, each in zip(several, texts, strict=True)
+            ]
+            self.answer(asks, (*seed, "integrate"))
         return chains
 
     # ---- the policy -----------------------------------------------------------------------------
@@ -287,11 +284,10 @@ class Rounds:
 
     def messages(self, role: str, problem: Problem, **data: Data) -> Messages:
         """Returns the prompt of a role; nobody is shown the expected answer."""
-        data |= {
-            "instruction": self.task.instruction(problem),
-            "question": self.task.show(problem),
-        }
-        return role_messages(role, self.tags, self.templates, **data)
+        instruction, question = self.task.instruction(problem), self.task.show(problem)
+        return role_messages(
+            role, self.tags, self.templates, instruction=instruction, question=question, **data
+        )
 
     def next_ask(self, chain: Chain, number: int) -> Ask:
         """Returns the prompt of a further answer."""
@@ -312,19 +308,13 @@ class Rounds:
         role: AnswerRole = "continue" if opening else "attempt"
         return Ask(chain, role, self.attempt(problem), opening, tuple(banned))
 
-    def merge(self, chain: Chain) -> Ask:
-        answers = [turn.text for turn in chain.answers]
-        messages = self.messages("integrate", chain.problem, text=answers)
-        return Ask(chain, "integrate", messages)
-
     def answer(self, asks: Sequence[Ask], seed: Seed) -> None:
         """Generates and grades; a right answer stops a gated chain."""
         if not asks:
             return
         encoded = [self.policy.encode(ask.messages) for ask in asks]
-        openings = [
-            self.encode_opening(ids, ask.opening) for ids, ask in zip(encoded, asks, strict=True)
-        ]
+        pairs = list(zip(encoded, asks, strict=True))
+        openings = [self.encode_opening(ids, ask.opening) for ids, ask in pairs]
         reflects = self.config.round == "reflect" and asks[0].role == "retry"
         completions = self.policy.generate(
             [ids + more for ids, more in zip(encoded, openings, strict=True)],
@@ -334,7 +324,7 @@ class Rounds:
             batch=self.spec.batch,
             seed=("chain", *seed),
             stop=self.spec.stop,
-            banned=[self.encode_banned(ids, a) for ids, a in zip(encoded, asks, strict=True)],
+            banned=[self.encode_banned(ids, ask) for ids, ask in pairs],
         )
         for ask, more, completion in zip(asks, openings, completions, strict=True):
             turn = ask.chain.add(self.turn(ask, len(more), completion))

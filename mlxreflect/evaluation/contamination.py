@@ -206,7 +206,8 @@ def clean_examples(
     found: dict[str, Match] = {}
     names = [str(e.source.get("row") or f"example {i}") for i, e in enumerate(examples, 1)]
     for name, example in zip(names, examples, strict=True):
-        texts = texts_of(example)
+        said = [example.completion, example.chosen, example.rejected, *(example.completions or [])]
+        texts = [*(m["content"] for m in example.prompt), *(text for text in said if text)]
         if name not in found and (match := find(index, texts, texts)):
             found[name] = match
     if len(found) == len(set(names)):
@@ -217,11 +218,6 @@ def clean_examples(
     kept = [e for name, e in zip(names, examples, strict=True) if name not in found]
     rows = [record(name, match) for name, match in found.items()]
     return kept, rows, count(list(found.values()), index)
-
-
-def texts_of(example: Example) -> list[str]:
-    said = [example.completion, example.chosen, example.rejected, *(example.completions or [])]
-    return [*(m["content"] for m in example.prompt), *(text for text in said if text)]
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -294,8 +290,7 @@ def render_decontaminated(result: dict[str, Any]) -> "Group":
     from rich.console import Group
 
     parts: list[Any] = []
-    shown = result["collisions"][:SHOWN]
-    if shown:
+    if shown := result["collisions"][:SHOWN]:
         cells = [
             [text[:MOST_TEXT] for text in
              (row["id"], f"{row['spec']} {row['eval_id']}", row["how"], row["shared"])]

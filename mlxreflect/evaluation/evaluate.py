@@ -1,11 +1,10 @@
 """Evaluation: the problems of a spec, answered by a generator, graded and counted.
 
-There is one loop. A generator (a model in this process, a server, or a chain; see `generators`)
-gives the rows of chunk after chunk, each is appended whole, and the caller stops when it has seen
-enough: `evaluate` after all problems, `quick` when the evidence decides. In another batch a
-sequence's numbers round otherwise, and a tie may fall the other way; because a chunk is always
-generated together, an evaluation that was killed and continued gives the same bytes as one that was
-not.
+There is one loop. A generator (see `generators`) gives the rows of chunk after chunk, each is
+appended whole, and the caller stops when it has seen enough: `evaluate` after all problems, `quick`
+when the evidence decides. In another batch a sequence's numbers round otherwise, and a tie may fall
+the other way; because a chunk is always generated together, an evaluation that was killed and
+continued gives the same bytes as one that was not.
 """
 
 import json
@@ -164,15 +163,12 @@ class Generator(Protocol):
 
     def setup(self) -> dict[str, Any]:
         """Returns what else must be the same for an evaluation to be continued."""
-        ...
 
     def chunks(self, first: int, out: Path, bar: Bar) -> Chunks[list[Row]]:
         """Yields the rows of each chunk from row `first` on. out: the arm's folder."""
-        ...
 
     def finish(self, out: Path) -> dict[str, Any]:
         """Writes what follows from the rows; returns what the results say of it."""
-        ...
 
 
 def answer_chunks(out: Path, generator: Generator, bar: Bar) -> Chunks[list[Row]]:

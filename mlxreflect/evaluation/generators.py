@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 # Times the batch: what is generated together, and so the most that a kill loses. Fewer would lose
 # less, but leave more places empty while a chunk's longest answers are finished.
 CHUNK = 4
-
-
 ANSWERS = "answers.sqlite"
 
 
@@ -55,9 +53,9 @@ class Answers:
 
     A row of the cache holds the tokens of one chunk, generated together, under a hash of everything
     they depend on: weights, prompts, decoding, batch and backend. So what comes from here is, byte
-    for byte, what generating it again would give. No text is kept in readable form. path: the file,
-    or a folder that it stands in. reused: how many answers came from it so far. A damaged row
-    counts as none. Raises UserError for a file that cannot be used.
+    for byte, what generating it again would give. path: the file, or a folder that it stands in.
+    reused: how many answers came from it so far. A damaged row counts as none. Raises UserError for
+    a file that cannot be used.
     """
 
     def __init__(self, path: Path) -> None:
@@ -95,10 +93,6 @@ class Answers:
         """Returns a line on what was reused since the last report, or none."""
         reused, self.reused = self.reused, 0
         return [f"{reused} answers were reused from the cache"] if reused else []
-
-
-def digest(parts: Any) -> str:
-    return hashlib.sha256(json.dumps([1, parts], sort_keys=True).encode()).hexdigest()
 
 
 # ---- a model in this process ---------------------------------------------------------------------
@@ -166,15 +160,21 @@ class LocalGenerator:
         ]
 
     def complete(self, start: int, stop: int, bar: Bar) -> list[Completion]:
-        spec, prompts = self.asked.spec, self.prompts[start:stop]
-        seed = (self.purpose, spec.seed, start)
-        key = ""
+        policy, spec, prompts = self.model.policy, self.asked.spec, self.prompts[start:stop]
+        seed, key, kept = (self.purpose, spec.seed, start), "", None
         if self.answers:
             decoding = [spec.temperature, spec.top_p, spec.max_new_tokens, spec.batch, spec.samples]
-            key = digest([self.identity, decoding, spec.stop, seed, prompts])
-            if kept := self.answers.get(key, len(prompts) * spec.samples):
-                return self.again(kept, prompts, bar)
-        completions = self.model.policy.generate(
+            parts = [1, [self.identity, decoding, spec.stop, seed, prompts]]
+            key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+            kept = self.answers.get(key, len(prompts) * spec.samples)
+        if kept:
+            bar.advance(len(kept))
+            lengths = [len(prompt) for prompt in prompts for _ in range(spec.samples)]
+            return [
+                policy.completion(ids, reason, length, spec.stop)
+                for (ids, reason), length in zip(kept, lengths, strict=True)
+            ]
+        completions = policy.generate(
             prompts,
             temperature=spec.temperature,
             top_p=spec.top_p,
@@ -188,18 +188,6 @@ class LocalGenerator:
         if self.answers:
             self.answers.put(key, completions)
         return completions
-
-    def again(
-        self, kept: list[tuple[list[int], str]], prompts: list[list[int]], bar: Bar
-    ) -> list[Completion]:
-        """Returns completions of the token ids and finish reasons that were kept."""
-        bar.advance(len(kept))
-        policy, spec = self.model.policy, self.asked.spec
-        lengths = [len(prompt) for prompt in prompts for _ in range(spec.samples)]
-        return [
-            policy.completion(ids, reason, length, spec.stop)
-            for (ids, reason), length in zip(kept, lengths, strict=True)
-        ]
 
     @cached_property
     def identity(self) -> str:
@@ -249,16 +237,16 @@ class ChainGenerator:
                 bar.advance(len(chains))
 
     def finish(self, out: Path) -> dict[str, Any]:
+        config, lines = self.asked.spec.chain, []
         rows = read_rows(out / self.file)
         chains = [chain_of(episode_from_row(row), row["stopped"]) for row in rows]
-        samples = map(dump_line, map(self.sample, chains))
-        write_atomic(out / LocalGenerator.file, "".join(samples))
-        return {"chain": figures(chains, self.asked.spec.chain)}
-
-    def sample(self, chain: Chain) -> Row:
-        turn = answer_of(chain, self.asked.spec.chain)
-        ids, reason, tokens = turn.token_ids or [], turn.finish_reason or "", generated([chain])
-        return sample_row(self.asked.grade(chain.problem, 0, turn.text, ids, reason, tokens))
+        for chain in chains:
+            turn, tokens = answer_of(chain, config), generated([chain])
+            ids, reason = turn.token_ids or [], turn.finish_reason or ""
+            sample = self.asked.grade(chain.problem, 0, turn.text, ids, reason, tokens)
+            lines.append(dump_line(sample_row(sample)))
+        write_atomic(out / LocalGenerator.file, "".join(lines))
+        return {"chain": figures(chains, config)}
 
 
 def check_failures(chains: Sequence[Chain], out: Path) -> None:
@@ -326,19 +314,32 @@ class ServerGenerator:
         return {"server": self.address, "provider": self.config.provider}
 
     def chunks(self, first: int, out: Path, bar: Bar) -> Chunks[list[Row]]:
+        from mlxreflect.critics import REMOTE
+        from mlxreflect.critics.client import Client
+
         asked, samples = self.asked, self.asked.spec.samples
         pairs = [(i, j) for i in range(len(asked.problems)) for j in range(samples)][first:]
         config = self.config.model_copy(update={"cache": str(out / REPLIES)})
-        with reworded(OPTIONS), closing(connect(config)) as server:
+        with (
+            reworded(OPTIONS),
+            closing(Client(config, "eval", REMOTE[config.provider](config))) as server,
+        ):
             server.preflight()
             calls = [
                 attempt_call(asked.problems[i], j, asked.prompts[i], asked.spec) for i, j in pairs
             ]
             with closing(in_order(server, calls, self.model.concurrency)) as replies:
                 for (i, j), reply in zip(pairs, replies, strict=True):
+                    problem = asked.problems[i]
                     if reply.error is not None and not self.model.keep_failed:
-                        raise given_up(asked.problems[i], reply, out)
-                    yield [self.row(asked.problems[i], j, reply)]
+                        raise UserError(
+                            f"no answer to problem {problem.id} in {reply.tries} tries: "
+                            f"{reply.error}",
+                            f"what was answered is kept in {out}: mend the server and give the "
+                            "same command again, or add --keep-failed to count such a call as a "
+                            "wrong answer",
+                        )
+                    yield [self.row(problem, j, reply)]
                     bar.advance(1)
             self.refused = sorted(CHANGING & server.refused)
 
@@ -398,13 +399,6 @@ def shown_address(config: CriticConfig) -> str:
     return re.sub(r"//[^/]*@", "//", str(parse_base(config.base_url)))
 
 
-def connect(config: CriticConfig) -> "Client":
-    from mlxreflect.critics import REMOTE
-    from mlxreflect.critics.client import Client
-
-    return Client(config, "eval", REMOTE[config.provider](config))
-
-
 def attempt_call(problem: Problem, index: int, prompt: Messages | str, spec: EvalSpec) -> Call:
     return Call(
         role="attempt",
@@ -427,11 +421,3 @@ def in_order(server: "Client", calls: Sequence[Call], concurrency: int) -> Chunk
         yield from pool.imap(lambda call: server.ask([call])[0], calls)
     finally:
         pool.terminate()
-
-
-def given_up(problem: Problem, reply: Reply, out: Path) -> UserError:
-    return UserError(
-        f"no answer to problem {problem.id} in {reply.tries} tries: {reply.error}",
-        f"what was answered is kept in {out}: mend the server and give the same command again, or "
-        "add --keep-failed to count such a call as a wrong answer",
-    )

@@ -37,8 +37,7 @@ class SideBySide:
     """A generator of two: each chunk is a batch of one model, then a batch of the other.
 
     models: by the names of their arms, the baseline first. Looking more often than after a batch
-    would waste time, less often problems. What is answered does not depend on quick.max_n, but that
-    it may cut the last chunk.
+    would waste time, less often problems. quick.max_n changes no answer; it may cut the last chunk.
     """
 
     file = "quick.jsonl"
@@ -85,10 +84,7 @@ class SideBySide:
 
 @dataclass(frozen=True)
 class Look:
-    """The state of the evidence after some problems.
-
-    means: of each problem, the share of right samples, of both sides.
-    """
+    """The evidence after some problems. means: each one's share of right samples, of both sides."""
 
     means: list[tuple[float, float]]
     evidence: float
@@ -124,7 +120,11 @@ def ask_until_decided(
         for rows in chunks:
             known += rows
             look = take_look(known, pair.names)
-            bar.update_text(interim(look))
+            # An estimate, and no p-value: that would be wrong for whoever stops at it.
+            bar.update_text(
+                f"{look.accuracy(0):.1%} and {look.accuracy(1):.1%} so far, "
+                f"{points(look.difference)} points, E = {look.evidence:.3g}"
+            )
             bar.advance(len(rows) // pair.rows)
             if look.evidence >= 1 / alpha:
                 break
@@ -143,14 +143,6 @@ def take_look(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Look:
     return Look(means, evidence(Counter(b - a for a, b in means)))
 
 
-def interim(look: Look) -> str:
-    """An estimate, and no p-value: that would be wrong for whoever stops at it."""
-    return (
-        f"{look.accuracy(0):.1%} and {look.accuracy(1):.1%} so far, {points(look.difference)} "
-        f"points, E = {look.evidence:.3g}"
-    )
-
-
 def conclude(
     look: Look, names: Sequence[str], alpha: float, most: int, there: int
 ) -> dict[str, Any]:
@@ -163,24 +155,13 @@ def conclude(
     decided = look.evidence >= 1 / alpha
     decision = "undecided" if not decided else "better" if look.difference > 0 else "worse"
     result = {
-        "schema": "quick/1",
-        "a": names[0],
-        "b": names[1],
-        "n": n,
-        "of": most,
-        "saved": most - n,
-        "decision": decision,
-        "e_value": min(look.evidence, LARGEST),
-        "threshold": 1 / alpha,
-        "alpha": alpha,
-        "accuracy_a": look.accuracy(0),
-        "accuracy_b": look.accuracy(1),
+        "schema": "quick/1", "a": names[0], "b": names[1], "n": n, "of": most, "saved": most - n,
+        "decision": decision, "e_value": min(look.evidence, LARGEST), "threshold": 1 / alpha,
+        "alpha": alpha, "accuracy_a": look.accuracy(0), "accuracy_b": look.accuracy(1),
         "gains": sum(times for d, times in counts.items() if d > 0),
         "losses": sum(times for d, times in counts.items() if d < 0),
-        "difference": look.difference,
-        "ci_low": low,
-        "ci_high": high,
-    }
+        "difference": look.difference, "ci_low": low, "ci_high": high,
+    }  # fmt: skip
     return {**result, "sentence": sentence(result, more=most < there)}
 
 

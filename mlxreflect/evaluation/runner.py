@@ -62,13 +62,21 @@ def line_up(
     """
     if wrong := set(bits) - {0, 4, 8}:
         raise UserError(f"--quantize {min(wrong)}: no such number of bits", "give 4, 8 or 0")
+    for adapter in adapters if models else ():
+        if not all((Path(adapter) / name).is_file() for name in ADAPTER_FILES):
+            raise UserError(
+                f"--adapter {adapter!r} is not an adapter folder",
+                "give a folder with adapter_config.json and adapters.safetensors",
+            )
     configs = [
         PolicyConfig.model_validate({"model": model, "adapter": adapter, "quantize": each})
         for model, adapter in pair(models, adapters, base)
         for each in dict.fromkeys(bits or [0])
     ]
-    for config in configs:
-        check_files(config)
+    for config in configs:  # before the first arm has taken its time
+        if config.model.startswith(("/", ".", "~")) and not Path(config.model).is_dir():
+            bare = config.model_copy(update={"adapter": ""})
+            raise missing_model(bare, FileNotFoundError(), "policy")
     # What shares its weights stands together, so that they are loaded once.
     order = {key: i for i, key in enumerate(dict.fromkeys((c.model, c.quantize) for c in configs))}
     configs.sort(key=lambda config: order[config.model, config.quantize])
@@ -89,7 +97,6 @@ def pair(models: Sequence[str], adapters: Sequence[str], base: bool) -> list[tup
 
 def owner(adapter: str, models: Sequence[str]) -> str:
     """Returns the model that an adapter was trained on; the first, where it does not say."""
-    check_adapter(adapter)
     base = read_json(Path(adapter) / ADAPTER_FILES[0]).get("model")
     if len(models) == 1 or not isinstance(base, str) or not base:
         return models[0]
@@ -100,24 +107,6 @@ def owner(adapter: str, models: Sequence[str]) -> str:
         f"--adapter {adapter}: it was trained on {base}, which is none of the models",
         f"evaluate it by itself, with the one --model it belongs to, or add --model {base}",
     )
-
-
-def check_adapter(adapter: str) -> None:
-    if not all((Path(adapter) / name).is_file() for name in ADAPTER_FILES):
-        raise UserError(
-            f"--adapter {adapter!r} is not an adapter folder",
-            "give a folder with adapter_config.json and adapters.safetensors",
-        )
-
-
-def check_files(config: PolicyConfig) -> None:
-    """Raises UserError for files that are missing, before the first arm has taken its time."""
-    if config.adapter:
-        check_adapter(config.adapter)
-    if config.model.startswith(("/", ".", "~")) and not Path(config.model).is_dir():
-        raise missing_model(
-            config.model_copy(update={"adapter": ""}), FileNotFoundError(), "policy"
-        )
 
 
 def arm_name(config: PolicyConfig) -> str:
@@ -269,8 +258,7 @@ class Weights:
         if self.policy is None:
             self.policy, self.loaded = load_policy(loaded_with(config)), wanted
         puts_on = None if config == wanted else config
-        adapter = fingerprint(Path(config.adapter)) if config.adapter else ""
-        return LocalModel(self.policy, adapter, config.quantize, puts_on)
+        return LocalModel(self.policy, known_by(config), config.quantize, puts_on)
 
 
 def loaded_with(config: PolicyConfig) -> PolicyConfig:
@@ -294,18 +282,20 @@ def load_pair(entries: Sequence[Entry]) -> dict[str, LocalModel]:
         )
     bare = [loaded_with(config) for config in configs]
     policies = {config: load_policy(config) for config in dict.fromkeys(bare)}
+    # A quick evaluation has the bits in the adapter's name.
+    bits = [f"{config.quantize} bit" if config.quantize else "" for config in configs]
     return {
         entry.name: LocalModel(
-            policies[loaded], mark(config), puts_on=None if config == loaded else config
+            policies[loaded],
+            f"{known_by(config)} {each}".strip(),
+            puts_on=None if config == loaded else config,
         )
-        for entry, config, loaded in zip(entries, configs, bare, strict=True)
+        for entry, config, loaded, each in zip(entries, configs, bare, bits, strict=True)
     }
 
 
-def mark(config: PolicyConfig) -> str:
-    """Returns what an adapter is known by, and the bits that the model is quantised to."""
-    adapter = fingerprint(Path(config.adapter)) if config.adapter else ""
-    return f"{adapter} {config.quantize} bit".strip() if config.quantize else adapter
+def known_by(config: PolicyConfig) -> str:
+    return fingerprint(Path(config.adapter)) if config.adapter else ""
 
 
 def check_noise(

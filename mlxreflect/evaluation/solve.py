@@ -62,8 +62,14 @@ QUESTION = Task(
 # ---- the question --------------------------------------------------------------------------------
 
 
-def countdown_fields(text: str) -> dict[str, Any]:
-    """Raises UserError for what is no Countdown question."""
+def fields_of(text: str, task: str) -> dict[str, Any]:
+    """Returns what the text of a question means to a task. Raises UserError."""
+    if task == "arithmetic":
+        return {"expression": text}
+    if task == "last_letter":
+        return {"words": text.split()}
+    if task != "countdown":
+        return {"question": text}
     found = PUZZLE.fullmatch(text)
     if not found:
         raise UserError(
@@ -72,14 +78,6 @@ def countdown_fields(text: str) -> dict[str, Any]:
         )
     numbers = [int(digits) for digits in re.findall("[0-9]+", found[1])]
     return {"numbers": numbers, "target": int(found[2])}
-
-
-# What the text of a question means to a task that asks for more than a text.
-FIELDS: dict[str, Callable[[str], dict[str, Any]]] = {
-    "countdown": countdown_fields,
-    "arithmetic": lambda text: {"expression": text},
-    "last_letter": lambda text: {"words": text.split()},
-}
 
 
 def read_question(text: str, task: Task) -> Problem:
@@ -95,8 +93,7 @@ def read_question(text: str, task: Task) -> Problem:
         except (ValueError, RecursionError) as error:
             raise UserError(f"the question is no JSON object: {error}", "correct it") from None
     else:
-        read = FIELDS.get(task.name)
-        fields = read(text.strip()) if read else {"question": text.strip()}
+        fields = fields_of(text.strip(), task.name)
     if task.checkable:
         return task.from_row(fields)
     problem = make_problem(task.name, fields)
@@ -126,15 +123,19 @@ def solve_spec(
         chain["feedback"] = critic
     elif critic in CRITICS:
         chain["critic"] = {"provider": critic}
+    elif critic in bundled("recipes") or critic.endswith(".toml"):
+        chain["critic"] = load_recipe(critic).critic.tier("basic").model_dump()
     else:
-        chain["critic"] = recipe_critic(critic)
+        raise UserError(
+            f"--critic {critic}: no critic of that name",
+            f"give none, self, {', '.join(CRITICS)}, or a recipe: {', '.join(bundled('recipes'))}",
+        )
     if critic == "none":
         chain["round"] = "resample"
     name = task.name if task.name != QUESTION.name else "jsonl"
     tree = {"task": {"name": name}, "temperature": 0.7, "chain": chain}
-    place = Path("solve")
-    fetch_templates(apply_settings(tree, settings), place)
-    spec = validate(EvalSpec, tree, place, settings)
+    fetch_templates(apply_settings(tree, settings), Path("solve"))
+    spec = validate(EvalSpec, tree, Path("solve"), settings)
     check_chain(spec)
     if spec.chain.gated and not task.checkable:
         raise UserError(
@@ -150,15 +151,6 @@ def solve_spec(
             f"add --task {able}, or give another critic: --critic self",
         )
     return spec
-
-
-def recipe_critic(name: str) -> dict[str, Any]:
-    if name not in bundled("recipes") and not name.endswith(".toml"):
-        raise UserError(
-            f"--critic {name}: no critic of that name",
-            f"give none, self, {', '.join(CRITICS)}, or a recipe: {', '.join(bundled('recipes'))}",
-        )
-    return load_recipe(name).critic.tier("basic").model_dump()
 
 
 # ---- the answer ----------------------------------------------------------------------------------
@@ -178,16 +170,12 @@ def solve(
     took = figures([chain], spec.chain)
     keys = ("samples_mean", "tokens_generated", "tokens_prefilled", "tokens_critic", "failed")
     return {
-        "schema": "solve/1",
-        "task": task.name,
-        "question": task.show(problem),
-        "answer": final.parsed,
-        "correct": right,
-        "stopped": chain.stopped or "rounds",
+        "schema": "solve/1", "task": task.name, "question": task.show(problem),
+        "answer": final.parsed, "correct": right, "stopped": chain.stopped or "rounds",
         "turn": final.index,
         "took": {key.removesuffix("_mean"): took[key] for key in keys},
         "turns": [asdict(turn) for turn in chain.turns],
-    }
+    }  # fmt: skip
 
 
 def find_task(name: str) -> Task:
