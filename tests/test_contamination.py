@@ -20,6 +20,7 @@ from mlxreflect.core.records import make_problem
 from mlxreflect.data.matching import (
     WORDING,
     Index,
+    Match,
     Question,
     build_index,
     count,
@@ -102,16 +103,12 @@ def test_punctuation_and_spaces_make_no_other_text(one, other):
         ("Add 3 45", "Add 34 5"),
         ("Add {3}{45}", "Add {34}{5}"),
         ("हिन्दी", "हनद"),
+        ("???", "… and so on"),
     ],
 )
 def test_another_number_or_calculation_is_another_text(one, other):
     assert whole_key(normal_words(one)) != whole_key(normal_words(other))
     assert how(one, other) is None
-
-
-def test_symbols_alone_are_no_text():
-    assert how("???", "…") is None
-    assert how("", "") is None
 
 
 # ---- words in a row ------------------------------------------------------------------------------
@@ -124,7 +121,7 @@ def around(words: list[str], before: int = 20, after: int = 20) -> str:
     return " ".join([*noise[:before], *words, *noise[before:]])
 
 
-@pytest.mark.parametrize("start", range(len(WORDS) - 12))
+@pytest.mark.parametrize("start", (0, 7, len(WORDS) - 13))
 def test_thirteen_words_in_a_row_are_an_overlap_and_twelve_are_not(start):
     assert how(around(WORDS[start : start + 13]), LONG) == "ngram"
     assert how(around(WORDS[start : start + 12]), LONG) is None
@@ -133,10 +130,9 @@ def test_thirteen_words_in_a_row_are_an_overlap_and_twelve_are_not(start):
 
 def test_the_words_shared_are_named():
     text = around(WORDS[5:18]).upper().replace(" ", "  ")
-    match = find(index("Something else entirely?", LONG), ["other", text], ["other", text])
-    assert match
-    assert (match.spec, match.id, match.how, match.text) == ("exam", "1", "ngram", text)
-    assert match.shared == "of her friends in april and then she sold half as many clips"
+    found = find(index("Something else entirely?", LONG), ["other", text], ["other", text])
+    shared = "of her friends in april and then she sold half as many clips"
+    assert found == Match("exam", "1", "ngram", shared, text)
 
 
 def test_a_changed_number_leaves_no_overlap_where_less_than_thirteen_words_are_left():
@@ -149,16 +145,18 @@ def test_a_changed_number_leaves_no_overlap_where_less_than_thirteen_words_are_l
 
 
 def test_a_short_question_must_be_the_whole_text():
-    assert how(f"Please tell me: {SHORT}", SHORT) is None
-    assert how(around(SHORT.split()), SHORT) is None
     twelve = " ".join(WORDS[:12])
-    assert how(twelve, twelve) == "exact"
-    assert how(around(WORDS[:12]), twelve) is None
-
-
-def test_zero_words_compare_whole_texts_only():
-    assert how(around(WORDS), LONG, n=0) is None
-    assert how(LONG.upper(), LONG, n=0) == "exact"
+    for text, asked, n, found in (
+        (f"Please tell me: {SHORT}", SHORT, 13, None),
+        (around(SHORT.split()), SHORT, 13, None),
+        (twelve, twelve, 13, "exact"),
+        (around(WORDS[:12]), twelve, 13, None),
+        (around(WORDS), LONG, 0, None),  # no words count: whole texts only
+        (LONG.upper(), LONG, 0, "exact"),
+        ("???", "…", 13, None),
+        ("", "", 13, None),
+    ):
+        assert how(text, asked, n=n) == found
 
 
 def test_words_that_many_questions_share_are_their_wording():
@@ -216,13 +214,8 @@ def test_options_belong_to_a_short_question_in_any_order():
     assert problem_match(choice("which is TRUE", "Fish sing", "Birds fly"), asked)
     assert problem_match(choice("Which is true?", "Birds sing.", "Fish fly."), asked) is None
     assert problem_match(choice(LONG, "1", "2"), choice(f"So: {LONG}", "3", "4"))
-
-
-def test_a_problem_of_another_task_is_found_by_its_text():
-    written = make_problem(
-        "jsonl", {"question": "numbers: 3, 4, 5; target: 35.", "answer_type": "text"}, "x"
-    )
-    assert problem_match(written, countdown([3, 4, 5], 35))
+    written = {"question": "numbers: 3, 4, 5; target: 35.", "answer_type": "text"}
+    assert problem_match(make_problem("jsonl", written, "x"), countdown([3, 4, 5], 35))
 
 
 # ---- figures -------------------------------------------------------------------------------------
@@ -232,15 +225,16 @@ def test_counts_and_what_is_said_of_them():
     exam = index(SHORT, LONG)
     texts = [SHORT, LONG, around(WORDS), "Nothing of it."]
     found = [match for text in texts if (match := find(exam, [text], [text]))]
-    counts = count(found, exam)
-    assert counts == {"dropped": 3, "exact": 2, "ngram": 1, "specs": {"exam": 3}, "n": 13,
-                      "wording": 0}  # fmt: skip
-    assert sentence(counts) == (
-        "3 training problems occur in the evaluation (2 as a whole, 1 by 13 words in a row) and "
-        "were left out; see decontamination.jsonl"
-    )
-    assert sentence(count(found[:1], exam)).startswith("1 training problem occurs in")
-    assert sentence(count([], exam), "row") == "no row occurs in the evaluation"
+    assert count(found, exam) == {
+        "dropped": 3, "exact": 2, "ngram": 1, "specs": {"exam": 3}, "n": 13, "wording": 0,
+    }  # fmt: skip
+    for matches, begins in (
+        (found, "3 training problems occur in the evaluation (2 as a whole, 1 by 13 words in a row)"
+                " and were left out; see decontamination.jsonl"),
+        (found[:1], "1 training problem occurs in"),
+        ([], "no training problem occurs in the evaluation"),
+    ):  # fmt: skip
+        assert sentence(count(matches, exam)).startswith(begins)
 
 
 @pytest.mark.slow
@@ -349,30 +343,23 @@ def test_exact_and_off_and_other_numbers_of_words(data: Path) -> None:
     assert dropped(**{"eval.decontaminate": "exact"}) == every - overlaps
     assert clean(recipe(data, **{"eval.decontaminate": "off"})).counts is None
     assert dropped(**{"eval.ngram": 14}) == every - overlaps
+    assert dropped(**{"eval.limit": 1}) == every  # all of the evaluation counts
     assert dropped(**{"eval.ngram": 12}) == every | ({ALIKE[2]} & set(trained(data)))
-
-
-def test_all_of_the_evaluation_counts_whatever_its_limit(data: Path) -> None:
-    assert clean(recipe(data, **{"eval.limit": 1})).rows == clean(recipe(data)).rows
 
 
 def test_further_evaluations(data: Path) -> None:
     asked = next(text for text in trained(data) if text.startswith("What is"))
-    write(data / "other.jsonl", [{"problem": f" {asked.upper()}", "id": "o1"}])
-    (data / "spec.toml").write_text(
-        f'part = "all"\n[task]\nname = "jsonl"\nsource = "{data / "other.jsonl"}"\n'
-        'question = "problem"\nanswer = "id"\nanswer_type = "text"\n'
-    )
-    few = str(data / "few.toml")
-    Path(few).write_text('limit = 4\n[task]\nname = "countdown"\n')
+    other = str(write(data / "other.jsonl", [{"problem": f" {asked.upper()}", "id": "o1"}]))
+    spec, few = data / "spec.toml", data / "few.toml"
+    spec.write_text(f'part = "all"\n[task]\nname = "jsonl"\nsource = "{other}"\n'
+                    'question = "problem"\nanswer = "id"\nanswer_type = "text"\n')  # fmt: skip
+    few.write_text('limit = 4\n[task]\nname = "countdown"\n')
     plainly = clean(recipe(data))
-    for name in ("other.jsonl", "spec.toml"):
-        name = str(data / name)
-        cleaned = clean(recipe(data, **{"eval.against": [name, few]}))
+    for name in (other, str(spec)):
+        cleaned = clean(recipe(data, **{"eval.against": [name, str(few)]}))
         (row,) = [row for row in cleaned.rows if row not in plainly.rows]
         assert (row["question"], row["spec"], row["how"]) == (asked, name, "exact")
-        if name.endswith("jsonl"):
-            assert row["eval_id"] == "o1"
+        assert row["eval_id"] == "o1" or name != other
 
 
 def test_names_may_be_one_word_on_the_command_line() -> None:
@@ -392,12 +379,6 @@ def test_mistakes(data: Path) -> None:
     same = {"eval.source": str(data / "mine.jsonl")}
     with pytest.raises(UserError, match=r"no problem is left to train on: all \d+ occur"):
         clean(recipe(data, **same))
-
-
-def test_generated_problems_are_not_mistaken_for_each_other() -> None:
-    cleaned = clean(load_recipe("quickstart", ["task.limit=200", "eval.limit=100"]))
-    assert len(cleaned.problems) == 200
-    assert cleaned.rows == []
 
 
 @pytest.mark.slow
@@ -426,24 +407,15 @@ def test_a_run_leaves_them_out_and_says_so(data: Path, shell: Shell) -> None:
 
 # ---- anyone's training data ----------------------------------------------------------------------
 
-FORMS: dict[str, Any] = {
-    "prompt": lambda text: {"prompt": text, "completion": "7"},
-    "completion": lambda text: {"prompt": "Repeat it.", "completion": text},
+FORMS: dict[str, Any] = {  # whatever holds them, at any depth
     "messages": lambda text: {"messages": [user("Hello?"), said("Yes?"), user(text), said("7")]},
-    "answered": lambda text: {"messages": [user("Which?"), said(text), user("So?"), said("7")]},
-    "conversations": lambda text: {"conversations": [{"from": "human", "value": text},
-                                                     {"from": "gpt", "value": "7"}]},
-    "text": lambda text: {"text": text},
-    "pair": lambda text: {"prompt": text, "chosen": "7", "rejected": "8"},
     "rejected": lambda text: {"prompt": "Which?", "chosen": "7", "rejected": text},
-    "group": lambda text: {"prompt": text, "completions": ["7", "8"], "rewards": [1, 0]},
-}  # fmt: skip
+    "group": lambda text: {"prompt": "?", "completions": ["7", text], "rewards": [1, 0]},
+}
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_command_finds_them_in_any_form(
-    data: Path, shell: Shell, form: str
-) -> None:  # fmt: skip
+def test_the_command_finds_them_in_any_form(data: Path, shell: Shell, form: str) -> None:
     make = FORMS[form]
     clean_rows = [make(text) for text in [*map(plain, range(3)), *ALIKE]]
     write(data / "rows.jsonl", [*clean_rows, *(make(text) for text, _ in PLANTED)])
@@ -460,43 +432,31 @@ def test_the_command_finds_them_in_any_form(
 
 
 def test_the_command_for_a_person(data: Path, shell: Shell) -> None:
-    (data / "rows.jsonl").write_text(
-        json.dumps({"prompt": SHORT})
-        + "\n{broken\n"
-        + json.dumps({"prompt": "\x1b[31mfine"})
-        + "\n"
-    )
+    lines = [json.dumps({"prompt": SHORT}), "{broken", json.dumps({"prompt": "\x1b[31mfine"})]
+    (data / "rows.jsonl").write_text("\n".join([*lines, ""]))
     done = shell.works("decontaminate", "rows.jsonl", "--against", "exam.jsonl")
     assert " ".join(done.out.split()).endswith(
         "1 row occurs in the evaluation (1 as a whole, 0 by 13 words in a row); 1 of 2 rows are "
         "clean; 1 could not be read"
     )
-    assert "what is 48 plus 17" in done.out
-    assert "rows.jsonl, line 1" in done.out
-    write(data / "other.jsonl", [{"question": plain(1)}])
-    said = shell.works("decontaminate", "rows.jsonl", "--against", "other.jsonl").out
-    assert said.startswith("no row occurs in the evaluation")
-
-
-def test_no_questions_are_no_assurance(shell: Shell) -> None:
-    (shell.folder / "empty.jsonl").write_text("")
-    (shell.folder / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
-    error, _ = shell.mistake("decontaminate", "rows.jsonl", "--against", "empty.jsonl")
-    assert "empty.jsonl: no questions in it" in error
+    assert "what is 48 plus 17" in done.out and "rows.jsonl, line 1" in done.out
 
 
 def test_mistakes_of_the_command(data: Path, shell: Shell) -> None:
-    common = ["decontaminate", "mine.jsonl", "--against"]
-    assert "no eval 'nothing'" in shell.mistake(*common, "nothing")[0]
-    assert "missing.jsonl" in shell.mistake(*common, "missing.jsonl")[0]
-    assert "already exists" in shell.mistake(*common, "exam.jsonl", "--out", "mine.jsonl")[0]
-    said = shell.mistake(*common, "exam.jsonl", "--out", "no/where.jsonl")[0]
-    assert said == "no/where.jsonl: No such file or directory"
-    said, hint = shell.mistake(*common, "exam.jsonl", "--out", "clean rows.csv")
-    assert said == "clean rows.csv: rows are written as JSON lines"
-    assert hint == "give --out 'clean rows.jsonl'"
-    said = shell.mistake("decontaminate", "missing.jsonl", "--against", "exam.jsonl")[0]
-    assert said == "missing.jsonl: no such file"
+    write(data / "empty.jsonl", [])
+    for rows_, exam, out, fault in (
+        ("mine.jsonl", "nothing", "", "no eval 'nothing'"),
+        ("mine.jsonl", "missing.jsonl", "", "missing.jsonl"),
+        ("mine.jsonl", "empty.jsonl", "", "empty.jsonl: no questions in it"),
+        ("mine.jsonl", "exam.jsonl", "mine.jsonl", "already exists"),
+        ("mine.jsonl", "exam.jsonl", "no/where.jsonl", "no/where.jsonl: No such file or directory"),
+        ("missing.jsonl", "exam.jsonl", "", "missing.jsonl: no such file"),
+        ("mine.jsonl", "exam.jsonl", "a b.csv", "a b.csv: rows are written as JSON lines"),
+    ):
+        given = ["--out", out] if out else []
+        error, hint = shell.mistake("decontaminate", rows_, "--against", exam, *given)
+        assert fault in error
+    assert hint == "give --out 'a b.jsonl'"
 
 
 def test_a_training_leaves_out_whole_rows(data: Path, shell: Shell) -> None:

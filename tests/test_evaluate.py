@@ -1,10 +1,7 @@
 """Evaluations: the same bytes however they were interrupted, and figures that can be recounted."""
 
-import itertools
 import json
-import random
 import sqlite3
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +15,6 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import append_rows
 from mlxreflect.core.records import Problem, Sample, flat_from_row
 from mlxreflect.evaluation.arms import fingerprint, sample_row, whole_chunks
-from mlxreflect.evaluation.contamination import clean
 from mlxreflect.evaluation.evaluate import (
     eval_problems,
     evaluate,
@@ -30,7 +26,7 @@ from mlxreflect.evaluation.evaluate import (
 from mlxreflect.evaluation.generators import Answers, LocalGenerator, LocalModel
 from mlxreflect.models.load import load_policy, policy_identity
 from mlxreflect.models.policy import Policy
-from mlxreflect.stats import mean_interval
+from mlxreflect.stats import wilson
 from mlxreflect.tasks import TASKS
 from mlxreflect.training.lora import attach_lora
 from mlxreflect.training.trainer import Trainer
@@ -49,27 +45,6 @@ def run(policy, out, spec=SPEC):
     return evaluated(policy, spec, out)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("cut", [0.1, 0.999])
-def test_a_cut_samples_file_is_completed_to_the_same_bytes(policy, tmp_path, cut):
-    whole = run(policy, tmp_path / "whole")
-    run(policy, tmp_path / "cut")
-    path = tmp_path / "cut" / "samples.jsonl"
-    data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * cut)])
-    assert run(policy, tmp_path / "cut") == whole
-    assert path.read_bytes() == (tmp_path / "whole" / "samples.jsonl").read_bytes() == data
-
-
-@pytest.mark.slow
-def test_another_evaluation_in_the_same_folder_is_refused_by_the_key(policy, tmp_path):
-    run(policy, tmp_path)
-    with pytest.raises(UserError, match="decoding"):
-        run(policy, tmp_path, SPEC.model_copy(update={"temperature": 0.5}))
-    with pytest.raises(UserError, match="limit"):
-        run(policy, tmp_path, SPEC.model_copy(update={"limit": 10}))
-
-
 def test_only_whole_chunks_are_kept(tmp_path):
     path = tmp_path / "samples.jsonl"
     path.write_bytes(b"".join(b'{"i": %d}\n' % i for i in range(7)) + b'{"i"')
@@ -77,12 +52,6 @@ def test_only_whole_chunks_are_kept(tmp_path):
     assert path.read_bytes().count(b"\n") == 6
     path.write_bytes(b"".join(b'{"i": %d}\n' % i for i in range(7)))
     assert whole_chunks(path, 3, 7) == 7  # the last chunk is short when all is there
-
-
-def test_problems_do_not_depend_on_the_limit_beyond_their_number():
-    few = eval_problems(TASKS["countdown"], SPEC)
-    assert len(few) == 20
-    assert len({p.id for p in few}) == 20
 
 
 def test_a_limit_of_the_task_stands_beside_the_limit_of_the_spec():
@@ -127,22 +96,14 @@ def test_a_kill_with_several_samples_a_problem_skips_none(policy, tmp_path):
     run(policy, tmp_path / "whole", spec)
     whole = (tmp_path / "whole" / "samples.jsonl").read_bytes()
     lines = whole.splitlines(keepends=True)
-    assert len(lines) == 12
+    assert [json.loads(line)["sample"] for line in lines] == [0, 1] * 6
+    assert len({json.loads(line)["text"] for line in lines[:2]}) > 1
     for rows in (2, 4, 7, 11):  # chunks hold two problems, four rows
         run(policy, tmp_path / "cut", spec)
         cut = tmp_path / "cut" / "samples.jsonl"
         cut.write_bytes(b"".join(lines[:rows]))
         run(policy, tmp_path / "cut", spec)
         assert cut.read_bytes() == whole
-
-
-def test_several_samples_a_question(policy, tmp_path):
-    spec = SPEC.model_copy(update={"samples": 3, "temperature": 1.0, "limit": 4, "batch": 2})
-    results = run(policy, tmp_path, spec)
-    rows = samples_of(tmp_path)
-    assert [row["sample"] for row in rows] == [0, 1, 2] * 4
-    assert results["samples"] == 3
-    assert len({row["text"] for row in rows[:3]}) > 1
 
 
 def test_a_recipe_evaluates_the_data_it_names(tmp_path):
@@ -168,21 +129,6 @@ def test_specs_by_name_task_and_setting():
         find_spec("nothing", 0, "", [])
     with pytest.raises(UserError, match="unknown key temprature"):
         find_spec("countdown", 0, "", ["temprature=1"])
-
-
-def test_a_training_question_in_other_spelling_is_not_trained_on(tmp_path):
-    rows = [{"question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(60)]
-    mine = write_rows(tmp_path / "mine.jsonl", rows)
-    other = [{**row, "question": row["question"].replace("What is", "what  IS")} for row in rows]
-    exam = write_rows(tmp_path / "exam.jsonl", other[:30])
-    recipe = Recipe.model_validate({"task": {"name": "jsonl", "source": str(mine)},
-                                    "eval": {"spec": "gsm8k", "source": str(exam)}})  # fmt: skip
-    spec = eval_spec(recipe)
-    held_out = eval_problems(TASKS[spec.task.name], spec)
-    kept = clean(recipe, held_out).problems
-    numbers = {int(p.fields["question"].split()[2]) for p in kept.values()}
-    assert numbers
-    assert min(numbers) >= 30
 
 
 def test_an_adapter_is_known_by_its_content(tmp_path):
@@ -274,6 +220,7 @@ def keep(policy, out, answers, spec=FEW):
 @pytest.mark.parametrize("changes", [{}, {"samples": 2, "temperature": 1.0}, {"stop": ["\n"]}])
 def test_kept_answers_are_those_that_would_be_generated(policy, tmp_path, generated, changes):
     spec = FEW.model_copy(update=changes)
+    (tmp_path / "kept").mkdir()  # a folder, in which one file stands
     answers = Answers(tmp_path / "kept")
     without = keep(policy, tmp_path / "a", None, spec)
     first = keep(policy, tmp_path / "b", answers, spec)
@@ -341,16 +288,6 @@ def test_a_cache_that_cannot_be_used(tmp_path):
     assert Answers.open("off") is None
 
 
-def test_a_folder_of_kept_answers_from_before_is_no_fault(policy, tmp_path, generated):
-    """Answers were files in such a folder once; now one file stands in it."""
-    (tmp_path / "kept" / "ab").mkdir(parents=True)
-    (tmp_path / "kept" / "ab" / "abcd").write_text("[]")
-    first = keep(policy, tmp_path / "a", Answers(tmp_path / "kept"))
-    generated.clear()
-    assert keep(policy, tmp_path / "b", Answers.open(str(tmp_path / "kept"))) == first
-    assert not generated
-
-
 def test_a_spec_names_its_grading_rules(policy, tmp_path):
     spec = SPEC.model_copy(update={"limit": 6})
     exact = run(policy, tmp_path / "a", spec)
@@ -396,6 +333,8 @@ def test_figures_of_one_sample_a_problem(tmp_path: Path) -> None:
     assert (found["n"], found["accuracy"], found["strict_accuracy"]) == (4, 0.5, 0.25)
     assert (found["format_rate"], found["parse_failures"], found["truncated"]) == (0.5, 1, 1)
     assert found["tokens_mean"] == 2.5
+    assert not {"pass_at", "maj_at", "failed"} & set(found)
+    assert (found["ci_low"], found["ci_high"]) == wilson(2, 4)
 
 
 def test_several_samples_by_hand(tmp_path: Path) -> None:
@@ -422,35 +361,15 @@ def test_several_samples_by_hand(tmp_path: Path) -> None:
     assert found["ci_high"] == pytest.approx(means.mean() + half)
 
 
-@pytest.mark.parametrize("samples", [2, 3, 5, 6])
-def test_pass_and_majority_by_brute_force(tmp_path: Path, samples: int) -> None:
-    """pass@k as the mean over all subsets of k; maj@k by counting, ties to the first seen."""
-    rng = random.Random(samples)
-    right = {"4", "5"}  # several answers may be right
-    given = [[rng.choice(["3", "4", "5", "6", None]) for _ in range(samples)] for _ in range(30)]
-    rows = [row(str(q), j, a, a in right) for q, one in enumerate(given) for j, a in enumerate(one)]
-    found = figures(tmp_path / "s.jsonl", rows)
-    ks = {2: "12", 3: "123", 5: "1245", 6: "1246"}[samples]
+@pytest.mark.parametrize(("samples", "ks"), [(2, "12"), (3, "123"), (5, "1245"), (6, "1246")])
+def test_pass_at_powers_of_two_and_all_samples(tmp_path: Path, samples: int, ks: str) -> None:
+    right = [[j < i for j in range(samples)] for i in range(samples + 1)]
+    found = figures(
+        tmp_path / "s.jsonl",
+        [row(str(i), j, str(c), c) for i, one in enumerate(right) for j, c in enumerate(one)],
+    )
     assert list(found["pass_at"]) == list(ks)
-    for k, share in found["pass_at"].items():
-        chances = [
-            np.mean([bool(right & set(part)) for part in itertools.combinations(one, int(k))])
-            for one in given
-        ]
-        assert share == pytest.approx(np.mean(chances))
-    wins = 0
-    for one in given:
-        votes = Counter(a for a in one if a is not None)
-        most = max(votes.values(), default=0)
-        first = next((a for a in one if a is not None and votes[a] == most), None)
-        wins += first in right
-    assert found["maj_at"] == {str(samples): wins / 30}
-
-
-def test_what_one_sample_a_question_does_not_have(tmp_path: Path) -> None:
-    found = figures(tmp_path / "s.jsonl", [row(str(i), 0, "1", i < 3) for i in range(10)])
-    assert not {"pass_at", "maj_at", "failed"} & set(found)
-    assert found["ci_high"] == pytest.approx(0.6032, abs=1e-4)  # Wilson, 3 of 10
+    assert found["pass_at"][str(samples)] == pytest.approx(samples / (samples + 1))
 
 
 def test_calls_that_failed_and_tokens_that_are_not_known(tmp_path: Path) -> None:
@@ -476,12 +395,6 @@ def test_a_warning_names_what_cut_the_answers_off(tmp_path: Path) -> None:
         told = warnings(figures(tmp_path / "s.jsonl", rows) | decoding)
         assert bool(told) == said
     assert "3 of 40" in told[0] and "max_new_tokens = 64" in told[0]
-
-
-def test_a_mean_over_questions_stays_between_0_and_1() -> None:
-    assert mean_interval([0.5]) == (0.0, 1.0)
-    assert mean_interval([1.0, 1.0, 0.9])[1] == 1.0
-    assert mean_interval([0.0, 0.0, 0.1])[0] == 0.0
 
 
 def test_rows_of_local_models_have_no_empty_key(tmp_path: Path) -> None:

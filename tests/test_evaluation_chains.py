@@ -32,8 +32,7 @@ from mlxreflect.evaluation.chains import (
     satisfied,
     self_critic,
 )
-from mlxreflect.evaluation.compare import Options, compare_all
-from mlxreflect.evaluation.evaluate import eval_problems, find_spec
+from mlxreflect.evaluation.evaluate import eval_problems
 from mlxreflect.evaluation.solve import find_task, read_question, render_solved, solve, solve_spec
 from mlxreflect.models.load import load_policy
 from mlxreflect.models.policy import Policy
@@ -96,6 +95,7 @@ def test_an_opening_is_the_thinking_alone(text: str, opening: str) -> None:
 
 
 TRIED = (answer("x"), said("<think>\na\nb"), answer("a\nb\nc", given="<think>\na\nb"))
+CLOSED = "<think>\na\nb\n</think>"
 
 
 @pytest.mark.parametrize(
@@ -108,28 +108,12 @@ TRIED = (answer("x"), said("<think>\na\nb"), answer("a\nb\nc", given="<think>\na
         # The whole thought of an answer that failed is no opening, however often one may try.
         ((answer("a\nb"), said("<think>\na\nb")), 5, "<think>\na"),
         # Closed thinking that failed is opened again.
-        (
-            (
-                answer("x"),
-                said("<think>\na\nb\n</think>"),
-                answer("a\nb", given="<think>\na\nb\n</think>\n<answer>"),
-            ),
-            1,
-            "<think>\na",
-        ),
+        ((answer("x"), said(CLOSED), answer("a\nb", given=f"{CLOSED}\n<answer>")), 1, "<think>\na"),
         # Of several the one that failed least is next.
-        (
-            (
-                answer("x"),
-                said("<think>\na"),
-                answer("a\nc", given="<think>\na"),
-                said("<think>\nb"),
-            ),
-            2,
-            "<think>\nb",
-        ),
+        ((answer("x"), said("<think>\na"), answer("a\nc", given="<think>\na"),
+          said("<think>\nb")), 2, "<think>\nb"),
     ],
-)
+)  # fmt: skip
 def test_the_next_opening(turns: tuple[Turn, ...], tries: int, opening: str) -> None:
     assert next_opening(chain(*turns), config(tries=tries), "think") == opening
 
@@ -147,8 +131,7 @@ def test_failed_steps_stop_before_the_sign_and_belong_to_their_opening() -> None
     assert failed_steps(made, "<think>\nstep 1: 3 + 4 = 7", "think") == ["\nstep 2: 7 + 7"]
     assert failed_steps(made, "<think>\nstep 1: 3 * 4 = 12", "think") == []
 
-
-def test_a_failed_step_after_a_tag_that_the_prompt_ends_in() -> None:
+    # After a tag that the prompt ends in.
     text = "\nstep 1: 5 + 4 = 7\n</think>\n<answer> 7 </answer>"
     bare = answer("x", text=text, spans=parse_response(text).spans)
     assert failed_steps(chain(bare), "", "think") == ["<think>\nstep 1: 5 + 4"]
@@ -326,18 +309,6 @@ def test_a_cut_journal_is_completed_to_the_same_bytes(policy: Policy, tmp_path: 
         assess(policy, tmp_path / "a", tries=2)
 
 
-@pytest.mark.slow
-def test_chains_are_compared_with_their_control(policy: Policy, tmp_path: Path) -> None:
-    a = assess(policy, tmp_path / "control", round="resample", feedback="none")
-    b = assess(policy, tmp_path / "chain")
-    folders = [tmp_path / "control", tmp_path / "chain"]
-    with pytest.raises(UserError, match=r"spec\.chain"):
-        compare_all(folders)
-    found = compare_all(folders, Options(differ=("spec.chain",)))
-    assert found["n"] == 6 and found["p_exact"] is not None
-    assert (found["accuracy_a"], found["accuracy_b"]) == (a["accuracy"], b["accuracy"])
-
-
 @pytest.mark.parametrize(
     ("chain", "keys", "said"),
     [
@@ -351,12 +322,6 @@ def test_contradictions_are_refused(chain: dict[str, Any], keys: dict[str, Any],
     with pytest.raises(UserError, match=said):
         check_chain(spec_of(chain, **keys))
     check_chain(spec_of({}))
-
-
-def test_keys_of_a_chain_are_set_like_others() -> None:
-    assert find_spec("countdown_chain", 0, "", ["chain.gated=false"]).chain.gated is False
-    with pytest.raises(UserError, match=r"unknown key chain\.round_"):
-        find_spec("countdown_chain", 0, "", ["chain.round_=1"])
 
 
 # ---- solve ---------------------------------------------------------------------------------------
@@ -376,17 +341,10 @@ def shown(result: dict[str, Any]) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
 
-@pytest.mark.parametrize(
-    "question",
-    [
-        "numbers 3 5 7, target 22",
-        "3 5 7 22",
-        "Numbers: 3 5 7\nTarget: 22",
-        '{"numbers": [3, 5, 7], "target": 22}',
-    ],
-)
-def test_a_countdown_question_is_read_in_words_or_fields(question: str) -> None:
-    assert read_question(question, TASK).fields == {"numbers": [3, 5, 7], "target": 22}
+def test_a_countdown_question_is_read_in_words_or_fields() -> None:
+    for question in ("numbers 3 5 7, target 22", "3 5 7 22", "Numbers: 3 5 7\nTarget: 22",
+                     '{"numbers": [3, 5, 7], "target": 22}'):  # fmt: skip
+        assert read_question(question, TASK).fields == {"numbers": [3, 5, 7], "target": 22}
 
 
 @pytest.mark.parametrize(
@@ -400,18 +358,22 @@ def test_what_a_task_cannot_ask_is_a_users_mistake(question: str, task: str) -> 
         read_question(question, find_task(task))
 
 
-def test_the_solver_criticises_no_question_in_words() -> None:
-    for task in ("", "gsm8k"):
-        with pytest.raises(UserError, match="no exact solver") as caught:
-            solve_spec(find_task(task), "solver", 2, False, [])
-        assert "--task countdown or arithmetic" in caught.value.hint
+@pytest.mark.parametrize(
+    ("task", "critic", "setting", "said"),
+    [("", "solver", "", "no exact solver"), ("gsm8k", "solver", "", "no exact solver"),
+     *((task, "self", "chain.gated=true", r"chain\.gated = true: no grader")
+       for task in ("", "gsm8k", "arithmetic")),
+     ("", "nobody", "", "--critic nobody: no critic"), ("", "x.toml", "", r"x\.toml")],
+)  # fmt: skip
+def test_what_solve_cannot_do_is_named(task: str, critic: str, setting: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        solve_spec(find_task(task), critic, 2, False, [setting] if setting else [])
+    assert critic != "solver" or "--task countdown or arithmetic" in caught.value.hint
 
 
-def test_no_grader_stops_a_chain_where_nobody_knows_the_answer() -> None:
-    for task in ("", "gsm8k", "arithmetic"):
-        with pytest.raises(UserError, match=r"chain\.gated = true: no grader"):
-            solve_spec(find_task(task), "self", 2, False, ["chain.gated=true"])
-    assert solve_spec(TASK, "self", 2, False, []).chain.gated
+def test_the_critic_may_be_a_recipes() -> None:
+    spec = solve_spec(TASK, "quickstart", 2, False, [])
+    assert spec.chain.critic.provider == "solver" and spec.chain.gated
 
 
 def test_a_question_with_a_checkable_answer_stops_at_the_right_one(policy: Policy) -> None:
@@ -422,13 +384,10 @@ def test_a_question_with_a_checkable_answer_stops_at_the_right_one(policy: Polic
     assert found["answer"] in shown(found) and "which is right" in shown(found)
 
 
-HOSTILE = "\x1b[31m[bold]wrong[/bold]"
-
-
 def critic_says(body: Body) -> str:
     if body["messages"][-1]["content"].endswith("Retry:"):
         return "<think>\nTwo and three\nare five. [red]\n</think>\n<answer>5</answer>"
-    return HOSTILE
+    return "\x1b[31m[bold]wrong[/bold]"
 
 
 def asked_a_server(
@@ -462,10 +421,3 @@ def test_a_server_that_praises_ends_the_chain_and_one_that_fails_does_not(policy
         "attempt", "critique", "attempt", "critique", "attempt",
     ]  # fmt: skip
     assert found["took"]["failed"] == 2 and "the call failed" in shown(found)
-
-
-def test_a_critic_that_is_none_is_named() -> None:
-    for name in ("nobody", "x.toml"):
-        with pytest.raises(UserError, match=name):
-            solve_spec(find_task(""), name, 2, False, [])
-    assert solve_spec(TASK, "quickstart", 2, False, []).chain.critic.provider == "solver"

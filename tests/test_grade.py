@@ -42,7 +42,7 @@ def test_numbers(tmp_path: Path, task: str) -> None:
     assert all(list(row) == ["id", "correct", "format_ok", "parsed", "reason"] for row in out)
 
 
-def test_the_other_answer_types(tmp_path: Path) -> None:
+def test_the_other_answer_types_and_countdown(tmp_path: Path) -> None:
     rows = [
         {"id": 1, "gold": "Paris", "answer_type": "text", "response": answer("paris.")},
         {"id": 2, "gold": "B", "answer_type": "choice", "response": answer("(B)")},
@@ -53,24 +53,24 @@ def test_the_other_answer_types(tmp_path: Path) -> None:
     out = list(grade_file("jsonl", write_rows(tmp_path / "r.jsonl", rows)))
     assert [row["correct"] for row in out] == [True, True, True, False]
     assert [row["parsed"] for row in out] == ["paris.", "B", "B", "B"]
-
-
-def test_countdown(tmp_path: Path) -> None:
-    rows = [
-        {"id": 1, "numbers": [3, 4, 5], "target": 35, "response": answer("(3 + 4) * 5")},
-        {"id": 2, "numbers": [3, 4, 5], "target": 35, "response": answer("3 + 4 * 5")},
-    ]
-    out = list(grade_file("countdown", write_rows(tmp_path / "r.jsonl", rows)))
+    game = {"id": 1, "numbers": [3, 4, 5], "target": 35}
+    rows = [{**game, "response": answer(text)} for text in ("(3 + 4) * 5", "3 + 4 * 5")]
+    out = list(grade_file("countdown", write_rows(tmp_path / "c.jsonl", rows)))
     assert [row["correct"] for row in out] == [True, False]
 
 
-def test_tags_and_style_are_the_callers(tmp_path: Path) -> None:
-    row = {"id": 1, "gold": 5, "response": "<reasoning>x</reasoning><answer>5</answer>"}
-    path = write_rows(tmp_path / "r.jsonl", [row])
-    assert not next(iter(grade_file("gsm8k", path)))["format_ok"]
-    assert next(iter(grade_file("gsm8k", path, tags="reasoning")))["format_ok"]
-    direct = write_rows(tmp_path / "d.jsonl", [{**row, "response": "<answer>5</answer>"}])
-    assert next(iter(grade_file("gsm8k", direct, style="direct")))["format_ok"]
+@pytest.mark.parametrize(
+    ("response", "options", "kept"),
+    [("<reasoning>x</reasoning><answer>5</answer>", {}, False),
+     ("<reasoning>x</reasoning><answer>5</answer>", {"tags": "reasoning"}, True),
+     ("<answer>5</answer>", {"style": "direct"}, True)],
+)  # fmt: skip
+def test_tags_and_style_are_the_callers(
+    tmp_path: Path, response: str, options: dict[str, str], kept: bool
+) -> None:
+    path = write_rows(tmp_path / "r.jsonl", [{"id": 1, "gold": 5, "response": response}])
+    (found,) = grade_file("gsm8k", path, **options)
+    assert found["format_ok"] is kept
 
 
 GOOD = {"id": 1, "gold": 5, "response": "5"}
@@ -192,13 +192,6 @@ def test_graded_folders_are_compared_and_never_mixed(tmp_path: Path) -> None:
     assert compare(flexible[0], named)["difference"] == 0
 
 
-def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
-    arm = write_arm(tmp_path / "arm", TEXTS)
-    data = (arm / "samples.jsonl").read_bytes()
-    (arm / "samples.jsonl").write_bytes(data[:-20])
-    assert rescore(arm)["n"] == 3
-
-
 def test_token_f1_is_reported(tmp_path: Path) -> None:
     texts = ["<answer>18</answer>", "<answer>18 eggs</answer>", "<answer>x</answer>", "18"]
     task = {"name": "jsonl", "answer_type": "f1", "source": "mine.jsonl"}
@@ -207,6 +200,9 @@ def test_token_f1_is_reported(tmp_path: Path) -> None:
     assert found["accuracy"] == 0.25
     assert found["f1"] == pytest.approx((1 + 2 / 3) / 4)
     assert [row["score"] for row in samples_of(Path(found["out"]))][::3] == [1.0, 0.0]
+    data = (arm / "samples.jsonl").read_bytes()
+    (arm / "samples.jsonl").write_bytes(data[:-20])  # a torn last line is left out
+    assert rescore(arm, out=tmp_path / "torn")["n"] == 3
 
 
 def fault(*arguments: Any) -> UserError:
@@ -214,13 +210,6 @@ def fault(*arguments: Any) -> UserError:
         rescore(*arguments)
     assert caught.value.hint and "\n" not in caught.value.message + caught.value.hint
     return caught.value
-
-
-@pytest.mark.parametrize("missing", ["problems.jsonl", "samples.jsonl", "setup.json"])
-def test_what_is_no_evaluation_is_refused(tmp_path: Path, missing: str) -> None:
-    arm = write_arm(tmp_path / "arm", TEXTS)
-    (arm / missing).unlink()
-    assert f"no {missing} in it" in fault(arm).message
 
 
 def test_mistakes_are_two_lines(tmp_path: Path) -> None:
@@ -242,5 +231,8 @@ def test_mistakes_are_two_lines(tmp_path: Path) -> None:
     assert "no samples in it" in fault(arm).message
     (arm / "setup.json").write_text("{")
     assert "not JSON" in fault(arm).message
+    for name in ("samples.jsonl", "problems.jsonl", "setup.json"):
+        (arm / name).unlink()
+        assert f"no {name} in it" in fault(arm).message
     choice = write_arm(tmp_path / "choice", TEXTS, {"name": "jsonl", "answer_type": "choice"})
     assert "has: flexible, strict" in fault(choice, "lm-eval-strict").message

@@ -82,35 +82,27 @@ def test_names_of_folders_are_safe_and_their_own(tmp_path: Path) -> None:
     assert names(models, [], [], []) == ["Model", "model-2", "model-3"]
 
 
-def test_what_is_not_there_is_said_before_anything_is_asked(shell: Shell) -> None:
-    for arguments, said in (
-        (["--model", "tiny", "--model", "/none/such"], "'/none/such': no such folder"),
-        (["--model", "tiny", "--adapter", "none", "--base"], "'none' is not an adapter folder"),
-        (["--server", "http://127.0.0.1:9"], "--server alone"),
-        (["--model", "tiny", "--server-model", "x"], "--server-model alone"),
-        (["--model", "tiny", "--quantize", "3"], "--quantize 3"),
-        (["--model", "tiny", "--set", "rules=nope"], "no rules 'nope'"),
-    ):
-        if "--server" in arguments:
-            arguments = ["--model", "tiny", *arguments]
-        error, _ = shell.mistake("eval", *SHORT, *arguments)
-        assert said in error
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--model", "/none/such"], "'/none/such': no such folder"),
+     (["--adapter", "none", "--base"], "'none' is not an adapter folder"),
+     (["--server", "http://127.0.0.1:9"], "--server alone"),
+     (["--server-model", "x"], "--server-model alone"),
+     (["--quantize", "3"], "--quantize 3"), (["--set", "rules=nope"], "no rules 'nope'"),
+     (["--server", "http://127.0.0.1:9", "--server-model", "m", "--set", "chain.rounds=2"],
+      "m: a spec with [chain] continues answers")],
+)  # fmt: skip
+def test_what_is_not_there_is_said_before_anything_is_asked(
+    shell: Shell, arguments: list[str], said: str
+) -> None:
+    error, _ = shell.mistake("eval", *SHORT, "--model", "tiny", *arguments, "--out", "out")
+    assert said in error
 
 
 # ---- one table -----------------------------------------------------------------------------------
 
 
-def test_a_server_that_is_to_play_chains_is_refused_before_anything_is_answered(
-    shell: Shell,
-) -> None:
-    arms = ["--model", "tiny", "--server", "http://127.0.0.1:9", "--server-model", "m"]
-    error, _ = shell.mistake("eval", "countdown_chain", "--limit", 2, *arms, "--out", "out")
-    assert "m: a spec with [chain] continues answers" in error
-
-
-def test_one_command_one_table(
-    shell: Shell, adapters: list[Path], tiny_random: Path
-) -> None:  # fmt: skip
+def test_one_command_one_table(shell: Shell, adapters: list[Path], tiny_random: Path) -> None:
     arms = ["--model", tiny_random, "--adapter", adapters[0], "--adapter", adapters[1]]
     done = shell.works("eval", *SHORT, *arms, "--out", "out", "--json")
     found = json.loads(done.out)
@@ -156,9 +148,7 @@ def test_bits_in_one_table(shell: Shell, tiny_random: Path) -> None:
     assert done.code == 2 and "its quantize is 4, not None" in done.err
 
 
-def test_what_was_answered_before_is_reused_and_said(
-    shell: Shell, tiny_random: Path
-) -> None:  # fmt: skip
+def test_what_was_answered_before_is_reused_and_said(shell: Shell, tiny_random: Path) -> None:
     ask = ["eval", *SHORT, "--model", tiny_random, "--json", "--out"]
     assert "reused" not in shell.works(*ask, "a").err
     assert "8 answers were reused from the cache" in shell.works(*ask, "b").err

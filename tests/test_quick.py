@@ -22,7 +22,6 @@ from mlxreflect.cli import evaluate as cli_evidence
 from mlxreflect.config.schema import EvalSpec, LoraConfig, PolicyConfig, QuickConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.ui import Ui
-from mlxreflect.evaluation.compare import compare
 from mlxreflect.evaluation.evaluate import SILENT, eval_problems, problem_set
 from mlxreflect.evaluation.generators import LocalGenerator, LocalModel
 from mlxreflect.evaluation.quick import ask_until_decided
@@ -62,11 +61,7 @@ def pair(adapter: Path) -> Pair:
 
 
 def ask(
-    pair: Pair,
-    out: Path,
-    spec: EvalSpec = SPEC,
-    ui: Ui | None = None,
-    **quick: Any,
+    pair: Pair, out: Path, spec: EvalSpec = SPEC, ui: Ui | None = None, **quick: Any
 ) -> dict[str, Any]:
     spec = spec.model_copy(update={"quick": QuickConfig(**quick)})
     return ask_until_decided(pair, problem_set(TASK, spec, PROBLEMS), out, ui or Ui(quiet=True))
@@ -108,15 +103,9 @@ def test_it_stops_at_the_first_look_that_decides(decided: Path) -> None:
     counts = {1.0: gains, -1.0: losses, 0.0: found["n"] - gains - losses}
     assert (found["ci_low"], found["ci_high"]) == pytest.approx(anytime_interval(counts))
     assert found["ci_high"] < 0
-
-
-def test_the_questions_are_those_of_the_evaluation_in_its_order(decided: Path) -> None:
     asked = [row["problem_id"] for row in rows(decided) if row["arm"] == "tiny"]
     assert asked == [problem.id for problem in PROBLEMS[: len(asked)]]
-
-
-def test_its_words_say_what_stopping_does(decided: Path) -> None:
-    text = json.loads((decided / "quick.json").read_text())["sentence"]
+    text = found["sentence"]
     for part in ("anytime-valid 95% interval", f"{TRAINED} is worse than tiny: E reached 20",
                  "of 60 questions saved", "overstates the difference"):  # fmt: skip
         assert part in text
@@ -130,18 +119,13 @@ def test_it_decides_for_the_better_side_too(pair: Pair, tmp_path: Path) -> None:
     assert f"tiny is better than {TRAINED}" in found["sentence"]
 
 
-def test_equals_are_asked_everything(pair: Pair, tmp_path: Path) -> None:
-    found = ask({"tiny": pair["tiny"], "twin": pair["tiny"]}, tmp_path, max_n=8)
-    assert (found["decision"], found["n"], found["saved"], found["e_value"]) == (
-        "undecided", 8, 0, 1.0,
-    )  # fmt: skip
-    assert "A larger --max-n goes on from here" in found["sentence"]
-
-
-def test_interim_looks_show_an_estimate_and_no_p_value(
+def test_equals_are_asked_everything_and_looks_show_no_p_value(
     pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ask(pair, tmp_path / "out", max_n=8, ui=Ui())
+    found = ask({"tiny": pair["tiny"], "twin": pair["tiny"]}, tmp_path, max_n=8, ui=Ui())
+    assert (found["decision"], found["n"], found["saved"]) == ("undecided", 8, 0)
+    assert found["e_value"] == 1.0
+    assert "A larger --max-n goes on from here" in found["sentence"]
     said = capsys.readouterr().err
     assert "so far" in said and "points" in said and "E = " in said
     assert "p =" not in said
@@ -163,20 +147,15 @@ def test_several_samples_a_question(pair: Pair, tmp_path: Path) -> None:
 # ---- one model in memory -------------------------------------------------------------------------
 
 
-def test_both_sides_answer_as_if_loaded_alone(decided: Path, adapter: Path) -> None:
+def test_both_sides_answer_as_if_loaded_alone(pair: Pair, decided: Path, adapter: Path) -> None:
     """The base that an adapter is put on and taken off is the base, token by token."""
+    assert pair["tiny"].policy is pair[TRAINED].policy  # in memory once
     for name, config in (("tiny", PolicyConfig()), (TRAINED, PolicyConfig(adapter=str(adapter)))):
         policy = load_policy(config)
         asked = problem_set(TASK, SPEC, PROBLEMS[:8])
         one = LocalGenerator(LocalModel(policy), asked, purpose="quick")
         alone = [completion.token_ids for completion in one.complete(0, 8, SILENT)]
         assert alone == [row["token_ids"] for row in rows(decided)[:16] if row["arm"] == name]
-
-
-def test_a_model_with_and_without_its_adapter_is_in_memory_once(
-    pair: Pair,
-) -> None:
-    assert pair["tiny"].policy is pair[TRAINED].policy
 
 
 @pytest.mark.slow
@@ -198,15 +177,11 @@ def test_what_is_not_two_sides_is_refused(models: list[str]) -> None:
 # ---- stopped and continued -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "cut",
-    [pytest.param(0.0, marks=pytest.mark.slow), 0.4, pytest.param(0.999, marks=pytest.mark.slow)],
-)
 def test_a_cut_file_is_completed_to_the_same_bytes(
-    pair: Pair, decided: Path, tmp_path: Path, cut: float
+    pair: Pair, decided: Path, tmp_path: Path
 ) -> None:
     whole = files(decided)
-    (tmp_path / "quick.jsonl").write_bytes(whole[0][: int(len(whole[0]) * cut)])
+    (tmp_path / "quick.jsonl").write_bytes(whole[0][: int(len(whole[0]) * 0.4)])
     (tmp_path / "setup.json").write_bytes((decided / "setup.json").read_bytes())
     ask(pair, tmp_path)
     assert files(tmp_path) == whole
@@ -231,8 +206,6 @@ def test_a_folder_holds_one_evaluation(pair: Pair, decided: Path, tmp_path: Path
     evaluated(pair["tiny"], SPEC, tmp_path, PROBLEMS[:2])
     with pytest.raises(UserError, match="holds another evaluation"):
         ask(pair, tmp_path)
-    with pytest.raises(UserError, match="overstate the difference"):
-        compare(tmp_path, decided)
 
 
 def command(adapter: Path, out: Path) -> list[str]:

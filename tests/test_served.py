@@ -53,11 +53,13 @@ def run(model: ServedModel, out: Path, **changes: Any) -> dict[str, Any]:
 
 
 def test_a_server_answers_the_same_questions(tmp_path: Path) -> None:
-    with FakeOpenAI(answer, models=["m"]) as server:
+    with FakeOpenAI(answer, models=["m", "n"]) as server:
         found = run(ServedModel(server.url, "m"), tmp_path)
         assert len(server.chats) == 12
         again = run(ServedModel(server.url, "m"), tmp_path)
         assert len(server.chats) == 12 and again == found
+        with pytest.raises(UserError, match="its model is 'm', not 'n'"):
+            run(ServedModel(server.url, "n"), tmp_path)
     assert (found["n"], found["accuracy"], found["format_rate"]) == (12, 0.5, 1.0)
     assert (found["model"], found["adapter"]) == ("m", "")
     assert found["server"] == server.url + "/v1"
@@ -86,17 +88,16 @@ def test_decoding_reaches_the_server(tmp_path: Path) -> None:
 
 
 def test_a_cut_answer_and_an_empty_one_are_answers(tmp_path: Path) -> None:
+    def thought(content: str, reasoning: str, reason: str) -> Any:
+        message = {"content": content, "reasoning_content": reasoning}
+        return {"message": message, "finish_reason": reason}
+
+    replies: list[Any] = ["", thought("", "hm " * 9, "length"),
+                          thought("<answer>1</answer>", "one", "stop")]  # fmt: skip
+
     def reply(body: Body) -> Any:
         place = list(GOLD).index(body["messages"][-1]["content"])
-        if place == 0:
-            return ""
-        if place == 1:  # all of it was thought
-            thought = {"content": "", "reasoning_content": "hm " * 9}
-            return {"message": thought, "finish_reason": "length"}
-        if place == 2:
-            thought = {"content": "<answer>1</answer>", "reasoning_content": "one"}
-            return {"message": thought, "finish_reason": "stop"}
-        return "<think>" + "so " * 100
+        return replies[place] if place < 3 else "<think>" + "so " * 100
 
     with FakeOpenAI(reply, models=["m"]) as server:
         found = run(ServedModel(server.url, "m"), tmp_path)
@@ -107,17 +108,17 @@ def test_a_cut_answer_and_an_empty_one_are_answers(tmp_path: Path) -> None:
 
 
 def test_a_raw_prompt_goes_to_completions(tmp_path: Path) -> None:
-    def handle(server: FakeOpenAI, seen: Any) -> Fault:
-        if seen.path == "/v1/completions":
+    asked: list[str] = []
+
+    class Completing(FakeOpenAI):
+        def answer(self, seen: Any) -> Fault:
+            if seen.path != "/v1/completions":
+                return super().answer(seen)
             asked.append(seen.body["prompt"])
             choice = {"index": 0, "text": " 7\n\nQuestion: next", "finish_reason": "stop"}
             return ok({"choices": [choice], "usage": {"completion_tokens": 5}})
-        return original(server, seen)
 
-    asked: list[str] = []
-    original = FakeOpenAI.answer
-    kind = type("Completing", (FakeOpenAI,), {"answer": handle})
-    with kind(models=["m"]) as server:
+    with Completing(models=["m"]) as server:
         changes = {"form": "completion", "stop": ["\n\n"], "limit": 3}
         found = run(ServedModel(server.url, "m"), tmp_path, **changes)
     assert len(asked) == 3 and all(isinstance(text, str) for text in asked)
@@ -225,15 +226,6 @@ def test_a_server_that_cannot_be_used(
         run(ServedModel(url.replace("{url}", server.url), name), tmp_path)
     assert said in caught.value.message
     assert hinted in caught.value.hint and "critic." not in caught.value.hint
-
-
-def test_another_server_is_another_evaluation(tmp_path: Path) -> None:
-    with FakeOpenAI(answer, models=["m", "n"]) as server:
-        run(ServedModel(server.url, "m"), tmp_path)
-        before = {p: p.read_bytes() for p in tmp_path.iterdir()}
-        with pytest.raises(UserError, match="its model is 'm', not 'n'"):
-            run(ServedModel(server.url, "n"), tmp_path)
-        assert before == {p: p.read_bytes() for p in tmp_path.iterdir()}
 
 
 # ---- the command ---------------------------------------------------------------------------------

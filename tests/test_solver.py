@@ -54,15 +54,10 @@ def test_critiques_name_the_fault() -> None:
 
 
 def test_without_visibility_nothing_is_searched() -> None:
-    for thought, answer in (
-        ("step 1: 3 * 4 = 12", "3 * 4"),
-        ("step 1: 3 * 4 = 12\nstep 2: 12 + 5 = 17", "3 * 4 + 5"),
-    ):
-        text = written(thought, answer)
+    for thought in ("step 1: 3 * 4 = 12", "step 1: 3 * 4 = 12\nstep 2: 12 + 5 = 17"):
+        text = written(thought, "3 * 4")
         assert "leads nowhere" in ask(GAME, text, "critique", "verdict")
-        hidden = ask(GAME, text, "critique", "none")
-        assert "leads nowhere" not in hidden
-        assert hidden.startswith("the steps ")
+        assert ask(GAME, text, "critique", "none").startswith("the steps ")
     wrong = written("step 1: 3 + 4 = 8", "3")
     assert ask(GAME, wrong, "critique", "none") == "step 1 is wrong: 3 + 4 is 7, not 8"
 
@@ -107,15 +102,13 @@ def test_any_text_is_reviewed_and_rewritten(text: str) -> None:
 
 
 def test_replies_are_in_the_order_of_the_calls() -> None:
-    problems = TASK.load(TaskConfig(limit=8), "train", 9)
-    calls = [
-        Call("critique" if i % 2 else "rewrite", p, [], written("", "1"), seed=i)
-        for i, p in enumerate(problems)
-    ]
+    problems = TASK.load(TaskConfig(limit=4), "train", 9)
+    roles: list[Any] = ["rewrite", "critique"] * 2
+    calls = [Call(role, p, [], written("", "1"), seed=i)
+             for i, (role, p) in enumerate(zip(roles, problems, strict=True))]  # fmt: skip
     replies = CRITIC.ask(calls)
-    assert len(replies) == 8
-    for i, (problem, reply) in enumerate(zip(problems, replies, strict=True)):
-        if i % 2:
+    for role, problem, reply in zip(roles, problems, replies, strict=True):
+        if role == "critique":
             assert reply.text == "the steps stop with 3 numbers left"
         else:
             assert TASK.grade(problem, reply.text, "think", "thinking").verdict.passed
@@ -124,9 +117,7 @@ def test_replies_are_in_the_order_of_the_calls() -> None:
 
 def test_what_cannot_be_solved_is_a_failed_call() -> None:
     (reply,) = CRITIC.ask([Call("rewrite", game([1, 1, 1], 100), [], written("", "1"))])
-    assert reply.error
-    assert reply.text == ""
-    assert reply.kind == "unsolved"
+    assert reply.error and (reply.text, reply.kind) == ("", "unsolved")
 
 
 def test_a_task_without_a_solver_is_refused_before_the_run() -> None:

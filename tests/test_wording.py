@@ -1,7 +1,7 @@
 """Wording of one's own: what is refused, what it changes, and that a run keeps it."""
 
 import json
-import re
+from contextlib import closing
 
 import pytest
 from support.methods import attempt_messages, call_of
@@ -57,11 +57,11 @@ def test_a_template_that_is_none_is_named(tmp_path, name, text, fault, hint):
 
 
 def test_a_file_that_is_none(tmp_path):
-    with pytest.raises(UserError, match=re.escape("no/such.toml")):
-        load("no/such.toml")
-    (tmp_path / "bad.toml").write_text("critique = ")
-    with pytest.raises(UserError, match="not TOML"):
-        load(str(tmp_path / "bad.toml"))
+    bad = tmp_path / "bad.toml"
+    bad.write_text("critique = ")
+    for name, said in (("no/such.toml", r"no/such\.toml"), (str(bad), "not TOML")):
+        with pytest.raises(UserError, match=said):
+            load(name)
 
 
 @pytest.mark.parametrize("name", BUNDLED.wording)
@@ -85,13 +85,9 @@ def test_it_is_what_attempts_and_critics_are_told(tmp_path):
     # What was not replaced stays as it is.
     both = [call_of("rewrite", problem, at, r, attempt="a", feedback="b") for r in (recipe, None)]
     assert both[0] == both[1]
-
-
-def test_its_content_counts_in_the_digest(tmp_path):
-    file = write(tmp_path / "mine.toml", MINE)
-    before = digest(load(file))
-    write(tmp_path / "mine.toml", {**MINE, "critique": "Other. {open} {close}"})
-    assert digest(load(file)) != before != digest(load_recipe("quickstart"))
+    # And it counts in the digest.
+    other = write(tmp_path / "other.toml", {**MINE, "critique": "Other. {open} {close}"})
+    assert len({digest(recipe), digest(load(other)), digest(load_recipe("quickstart"))}) == 3
 
 
 def test_the_evaluation_words_attempts_as_training_does(tmp_path):
@@ -120,11 +116,9 @@ def test_an_eval_spec_may_have_wording_too(tmp_path):
 
 def test_a_run_keeps_its_wording_and_notices_another(tmp_path):
     file = write(tmp_path / "mine.toml", MINE)
-    run = create_run(load(file), tmp_path / "run")
-    run.close()
-    again = open_folder(tmp_path / "run")
-    assert again.config.prompt.templates == MINE
-    again.close()
+    create_run(load(file), tmp_path / "run").close()
+    with closing(open_folder(tmp_path / "run")) as again:
+        assert again.config.prompt.templates == MINE
     write(tmp_path / "mine.toml", {**MINE, "critique": "Other. {open} {close}"})
     with pytest.raises(UserError, match=r"mine\.toml was changed: critique") as caught:
         open_folder(tmp_path / "run")
