@@ -26,7 +26,16 @@ from mlxreflect.critics.base import Reply
 from mlxreflect.critics.local import SelfCritic
 from mlxreflect.evaluation.chains import Chain, Rounds
 from mlxreflect.methods import reflectevo_data as reflected
-from mlxreflect.methods.reflectevo import METHOD, ReflectEvoConfig, role_prompt
+from mlxreflect.methods.reflectevo import (
+    ARMS,
+    METHOD,
+    RETRIES,
+    ReflectEvoConfig,
+    Retries,
+    counted,
+    role_prompt,
+    seconds,
+)
 from mlxreflect.methods.reflectevo_data import (
     CLOSINGS,
     DEPTHS,
@@ -36,7 +45,6 @@ from mlxreflect.methods.reflectevo_data import (
     draw_instructions,
     fault,
 )
-from mlxreflect.methods.reflectevo_retries import ARMS, RETRIES, Retries, counted, seconds
 from mlxreflect.models.load import TINY, load_policy
 from mlxreflect.prompts.roles import quote
 from mlxreflect.runs.figures import check_arms
@@ -163,7 +171,7 @@ def test_d_plus_in_two_stages():
         (WRONG_35, "reflection 2", [2, 9], at("cccc", 2)),
     ]
     heard = "6 * 7? your attempt; <feedback>\nreflection {}\n</feedback>"
-    assert [sft(e) for e in made(reflected.right_retries)] == [
+    assert [sft(e) for e in made(lambda e: reflected.right_retries(e, ask))] == [
         (heard.format(1), "forty-two (6)", [6, 9], at("aaaa", 6)),
         (heard.format(5), "forty-two (8)", [8, 9], at("aaaa", 8)),
         (heard.format(1), "forty-two (3)", [3, 9], at("cccc", 3)),
@@ -252,7 +260,7 @@ def test_what_is_of_no_use_is_in_no_data_set():
             reflected.right_over_wrong,
         ):
             assert texts(builder(episode, ask)) == []
-        assert texts(reflected.right_retries(episode)) == []
+        assert texts(reflected.right_retries(episode, ask)) == []
     assert texts(reflected.preferred_reflections(once, ask)) == []
 
 
@@ -262,7 +270,7 @@ def test_no_data_set_holds_the_answer():
         reflected.right_reflections,
         reflected.right_over_wrong,
         reflected.preferred_reflections,
-        lambda e, _: reflected.right_retries(e),
+        reflected.right_retries,
     )
     found = [example for b in builders for example in made(lambda e, b=b: b(e, ask))]
     assert len(found) == 15
@@ -467,7 +475,7 @@ def test_training_prompts_are_those_of_the_evaluation(tmp_path):
         )
         asked = two.call(chain, "critique", (0,), 2)
         problem, attempt = episode.problem, trial.attempt.text
-        assert asked.messages == role_prompt("check", recipe, COUNTDOWN, problem, attempt)
+        assert asked.messages == role_prompt(recipe, COUNTDOWN, "check", problem, attempt)
         one = Rounds(
             mine.learning.policy,
             COUNTDOWN,
@@ -476,7 +484,7 @@ def test_training_prompts_are_those_of_the_evaluation(tmp_path):
             None,
         )
         both = one.next_ask(chain, 2).messages
-        assert both == role_prompt("reflect_and_retry", recipe, COUNTDOWN, problem, attempt)
+        assert both == role_prompt(recipe, COUNTDOWN, "reflect_and_retry", problem, attempt)
         chain.add(replace(trial.reflection, role="reflection"))
         assert two.next_ask(chain, 2).messages == trial.retry.messages
         if templates:

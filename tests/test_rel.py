@@ -80,6 +80,10 @@ MESSY = "<think>\nstep 1: 3 + 4 = 8\nNo, 3 + 4 is 7.\n7 * 5 = 35\n</think>\n<ans
 CLEAN = "<think>\n3 + 4 = 7\n7 * 5 = 35\n</think>\n<answer>35</answer>"
 
 
+def imitated(episode, **keys):
+    return list(worked_examples(episode, PROMPT, RelConfig(**keys), "think"))
+
+
 def row(kind, completion, turn, **more):
     """What an example of the hand-made file is, but for what it lacks."""
     return {
@@ -105,7 +109,7 @@ def test_examples_of_a_hand_made_file(target):
     assert Counter(e.outcome.status for e in episodes) == {
         "solved_first": 1, "solved": 2, "discarded": 2, "failed": 1,
     }  # fmt: skip
-    made = [e for episode in episodes for e in worked_examples(episode, PROMPT, target)]
+    made = [e for episode in episodes for e in imitated(episode, target=target)]
     found = [{k: v for k, v in to_row(e).items() if v is not None} for e in made]
     assert found == EXPECTED[target]
 
@@ -117,13 +121,13 @@ def test_a_tidied_text_of_another_turn_is_not_imitated():
     assert (tidied["role"], tidied["parent"]) == ("integrate", row["outcome"]["solved_turn"])
     for change in ({"parent": 0}, {"role": "rewrite"}):
         row["turns"][3] = {**tidied, **change}
-        assert not list(worked_examples(episode_from_row(row), PROMPT, "tidied"))
+        assert not imitated(episode_from_row(row), target="tidied")
 
 
 def test_mistakes_are_shown_and_not_imitated():
     """The loss begins where the working turned: after the part that attempt and text share."""
     (episode,) = [e for r in read_rows(EPISODES) if (e := episode_from_row(r)).problem.id[0] == "c"]
-    (example,) = worked_examples(episode, PROMPT, "working", mistakes=False)
+    (example,) = imitated(episode, mistakes=False)
     shown = "<think>\nstep 1: 3 + 4 = 8"
     assert example.mask == f"from {len(shown)}"
     policy = load_policy(Recipe().policy)
@@ -145,7 +149,7 @@ def test_a_mistake_is_not_imitated_however_the_attempt_opens(attempt):
     whole = prompts.carried_on(prompts.open_working(attempt, "think"), end, "think")
     for text in (whole, f"<think> 3 + 4  = 8 {end}"):  # the latter repeats the working itself
         row["turns"][0]["text"], row["turns"][2]["text"] = attempt, text
-        (example,) = worked_examples(episode_from_row(row), PROMPT, "working", mistakes=False)
+        (example,) = imitated(episode_from_row(row), mistakes=False)
         begin = int(example.mask.removeprefix("from "))
         assert text[begin:].strip() == end and not text[:begin].endswith("\n")
 

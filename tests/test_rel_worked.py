@@ -15,11 +15,11 @@ from support.shell import Done, Shell
 
 from mlxreflect.config.schema import Recipe
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.records import make_problem
+from mlxreflect.core.records import Example, make_problem
 from mlxreflect.methods.rel_worked import (
-    Human,
     Worked,
     add_worked,
+    by_people,
     human_examples,
     read_worked,
 )
@@ -91,7 +91,7 @@ def test_whatever_a_text_says_the_file_can_be_read(texts: list[tuple[str, str]])
 GOOD = "step 1: 3 + 4 = 7\nstep 2: 7 * 5 = 35"
 
 
-def people(path: Path, text: str, **tables: Any) -> Human:
+def people(path: Path, text: str, **tables: Any) -> tuple[list[Example], dict[str, int]]:
     path.write_text(text)
     rel = {"human": str(path), **tables.pop("rel", {})}
     tree = {"strategy": "rel", "rel": rel, "eval": {"decontaminate": "off"}, **tables}
@@ -102,7 +102,7 @@ def people(path: Path, text: str, **tables: Any) -> Human:
 
 def test_markdown_of_people(tmp_path: Path) -> None:
     asked = "Numbers: 3 4 5\nTarget: 35"
-    found = people(
+    examples, left_out = people(
         tmp_path / "w.md",
         f"""# Ours
 ### Question
@@ -130,27 +130,29 @@ No answer here
 None.
 """,
     )
-    first, second = found.examples
+    first, second = examples
     assert first.completion == (
         f"<think>\nHm. 3 * 4 = 12? No.\n{GOOD}\n</think>\n<answer>(3 + 4) * 5</answer>"
     )
     assert first.weight == 2.0 and first.prompt[-1]["content"] == asked
     assert first.source["human"].endswith("w.md, line 2") and first.source["problem"]
     assert second.prompt[-1]["content"] == "Another one?" and second.source["problem"] is None
-    assert found.left_out == {"the grader calls it wrong": 1, "it has no answer": 1}
+    assert left_out == {"the grader calls it wrong": 1, "it has no answer": 1}
     why = "(2 left out; the grader calls it wrong: 1, it has no answer: 1)"
-    assert found.count() == f"2 by people {why}"
+    assert by_people(len(examples), left_out) == f"2 by people {why}"
 
 
 def test_a_question_of_the_run_is_known_whatever_its_spacing(tmp_path: Path) -> None:
     """And is asked as an evaluation asks it; its grader decides."""
     asked = "\ufeff### Question\r\nNUMBERS: 3  4 5 \r\nTarget: 35\r\n### Answer\r\n"
-    found = people(tmp_path / "w.md", f"{asked}{GOOD}\r\n<answer>(3 + 4) * 5</answer>\r\n")
-    (example,) = found.examples
-    assert example.source["problem"] and found.left_out == {}
+    examples, left_out = people(
+        tmp_path / "w.md", f"{asked}{GOOD}\r\n<answer>(3 + 4) * 5</answer>\r\n"
+    )
+    (example,) = examples
+    assert example.source["problem"] and left_out == {}
     assert example.prompt[-1]["content"] == "Numbers: 3 4 5\nTarget: 35"
-    wrong = people(tmp_path / "w.md", f"{asked}{GOOD}\r\n<answer>(3 + 5) * 4</answer>\r\n")
-    assert wrong.left_out == {"the grader calls it wrong": 1}
+    _, left_out = people(tmp_path / "w.md", f"{asked}{GOOD}\r\n<answer>(3 + 5) * 4</answer>\r\n")
+    assert left_out == {"the grader calls it wrong": 1}
 
 
 def test_reasonset_rows_of_people(tmp_path: Path) -> None:
@@ -161,19 +163,19 @@ def test_reasonset_rows_of_people(tmp_path: Path) -> None:
             {**base, "working_out": "<think>so</think><answer>1</answer>",
              "ground_truth": 1}]  # fmt: skip
     text = "".join(json.dumps(r) + "\n" for r in rows)
-    found = people(tmp_path / "w.jsonl", text,
+    examples, left_out = people(tmp_path / "w.jsonl", text,
                    eval={"spec": "jsonl", "source": str(tmp_path / "exam.jsonl")})  # fmt: skip
-    assert [e.completion for e in found.examples] == [
+    assert [e.completion for e in examples] == [
         "<think>\nIt is 1.\n</think>\n<answer>1</answer>", "<think>so</think><answer>1</answer>",
     ]  # fmt: skip
-    assert found.left_out == {
+    assert left_out == {
         "it is there twice": 1, "it says itself that it is wrong": 1, "it has no answer": 1,
         "its question occurs in the evaluation": 1,
     }  # fmt: skip
-    tidied = people(
+    (tidied,), _ = people(
         tmp_path / "w.jsonl", json.dumps(base), rel={"target": "tidied", "review": True}
     )
-    assert tidied.examples[0].completion == "<think>\n1!\n</think>\n<answer>1</answer>"
+    assert tidied.completion == "<think>\n1!\n</think>\n<answer>1</answer>"
 
 
 def test_what_people_have_wrong_is_not_mended_and_not_trained_on(tmp_path: Path) -> None:
@@ -192,12 +194,12 @@ def test_what_people_have_wrong_is_not_mended_and_not_trained_on(tmp_path: Path)
     rows = [{**base, "working_out": text} for text in workings]
     rows.append({**rows[5], "problem": "what is  40 + 4? "})
     text = "".join(json.dumps(r) + "\n" for r in rows)
-    found = people(tmp_path / "w.jsonl", text)
-    assert [e.completion for e in found.examples] == [
+    examples, left_out = people(tmp_path / "w.jsonl", text)
+    assert [e.completion for e in examples] == [
         "<think>\n40 + 4\n</think>\n<answer>44.0</answer>",
         "<think>\n40 + 4 is \\boxed{44\\text{ cm}}\n</think>\n<answer>44</answer>",
     ]
-    assert found.left_out == {
+    assert left_out == {
         "its answer is not its ground_truth": 3, "it does not fit the format": 1,
         "it says 'according to the feedback'": 1, "it is there twice": 2,
     }  # fmt: skip

@@ -139,15 +139,13 @@ def plan(recipe: Recipe, n: int, wrong: float) -> Plan:
 
 
 def sources(recipe: Recipe) -> list[Problem] | None:
-    """Returns passages to pose questions from, where there is a corpus."""
     config = recipe.preflexor
     return read_corpus(config.corpus, config.chunk, config.column) if config.corpus else None
 
 
 def questions(recipe: Recipe, sources: list[Problem]) -> list[Problem]:
-    if not recipe.preflexor.corpus:
-        return sources
-    return [make_question(passage, "(a question)") for passage in sources]
+    posed = bool(recipe.preflexor.corpus)
+    return [make_question(one, "(a question)") if posed else one for one in sources]
 
 
 def taught_pairs(episode: Episode, only_wrong: bool) -> Iterator[Example]:
@@ -182,25 +180,22 @@ class Preflexor:
     def __init__(self, frame: Frame) -> None:
         self.frame, self.config, self.state = frame, frame.recipe.preflexor, State()
         self.teacher: Teacher | None = None
-        self.on_topic: list[list[str]] = []
+        self.on_topic: list[list[str]] = []  # ids of the passages on each topic, the best first
         self.rounds = {1: self.config.rounds, 2: self.config.two.rounds}  # of each phase
-        if self.config.corpus:
-            from mlxreflect.evaluation.contamination import index_for
+        if not self.config.corpus:
+            return
+        from mlxreflect.evaluation.contamination import index_for
 
-            # Passages are clean of what evaluations ask; the teacher may still ask it.
-            self.teacher = Teacher(frame, index_for(frame.recipe))
-            self.on_topic = [self.passages_on(topic, self.teacher) for topic in self.config.topics]
-
-    def passages_on(self, topic: str, teacher: Teacher) -> list[str]:
-        """Returns ids of the passages on a topic, the best first."""
-        found = teacher.library.related(topic)
-        if not found:
-            raise UserError(
-                f"preflexor.topics: no passage of {self.config.corpus} has a word of {topic!r}",
-                "leave that topic out, or write it as the texts do",
-            )
-        ids = list(self.frame.problems)
-        return [ids[i] for i in found]
+        # Passages are clean of what evaluations ask; the teacher may still ask it.
+        self.teacher, ids = Teacher(frame, index_for(frame.recipe)), list(frame.problems)
+        for topic in self.config.topics:
+            found = self.teacher.library.related(topic)
+            if not found:
+                raise UserError(
+                    f"preflexor.topics: no passage of {self.config.corpus} has a word of {topic!r}",
+                    "leave that topic out, or write it as the texts do",
+                )
+            self.on_topic.append([ids[i] for i in found])
 
     # ---- which questions ------------------------------------------------------------------------
 
@@ -227,9 +222,8 @@ class Preflexor:
     def take(self) -> list[str]:
         """Returns the next sources: down the list of each topic, or all in an order drawn anew each
         time all of them have been taken."""
-        begin, n = self.state.cursor, self.size()
-        self.state.cursor += n
-        places = range(begin, begin + n)
+        places = range(self.state.cursor, self.state.cursor + self.size())
+        self.state.cursor = places.stop
         if self.on_topic:
             return [ids[i % len(ids)] for ids in self.on_topic for i in places]
         each = len(self.frame.problems)
@@ -301,8 +295,15 @@ class Preflexor:
 
     def episode(self, lesson: Trajectory) -> Episode:
         made = self.frame.episode(lesson.problem, lesson.turns, Outcome(False, None, "discarded"))
-        paired = any(taught_pairs(made, self.config.only_wrong))
-        return replace(made, outcome=outcome_of(made, paired))
+        attempt = next((turn for turn in made.turns if turn.role == "attempt"), None)
+        if attempt and passed(attempt):
+            return replace(made, outcome=Outcome(True, attempt.index, "solved_first"))
+        if any(taught_pairs(made, self.config.only_wrong)):
+            return replace(made, outcome=Outcome(False, None, "trained"))
+        # A reply of no use has an error too, and its text; a call that failed has none.
+        if any(turn.error and not turn.text.strip() for turn in made.turns):
+            return replace(made, outcome=Outcome(False, None, "failed"))
+        return made
 
     def counted(self) -> dict[str, Any]:
         if not self.teacher:
@@ -321,17 +322,6 @@ class Preflexor:
     def seed(self) -> Seed:
         wave = self.frame.wave
         return self.frame.recipe.seed, wave.epoch, wave.stage, wave.number
-
-
-def outcome_of(episode: Episode, paired: bool) -> Outcome:
-    attempt = next((turn for turn in episode.turns if turn.role == "attempt"), None)
-    if attempt and passed(attempt):
-        return Outcome(True, attempt.index, "solved_first")
-    if paired:
-        return Outcome(False, None, "trained")
-    # A reply of no use has an error too, and its text; a call that failed has none.
-    failed = any(turn.error and not turn.text.strip() for turn in episode.turns)
-    return Outcome(False, None, "failed" if failed else "discarded")
 
 
 METHOD = Method(

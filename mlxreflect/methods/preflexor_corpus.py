@@ -25,6 +25,7 @@ from mlxreflect.methods.base import Frame, Trajectory, Try, judged
 from mlxreflect.prompts.parsing import TAGS, parse_response
 
 if TYPE_CHECKING:
+    from mlxreflect.critics.base import Call
     from mlxreflect.critics.verdicts import Sections
 
 TEXTS, ROWS = (".txt", ".md", ".markdown"), (".jsonl",)
@@ -32,7 +33,6 @@ MOST_BYTES = 100 * 2**20  # of one file, which is read whole
 FEWEST = 40  # characters; a shorter passage (a heading alone) says nothing to ask about
 MOST_QUESTION = 2000  # characters
 PARAGRAPH = re.compile(r"\n[ \t]*\n")
-WORD = re.compile(r"\w+")
 GRAPH_SECTIONS = ("knowledge graph", "abstracted pattern")
 
 
@@ -114,28 +114,22 @@ def read_text(path: Path) -> str:
     return text
 
 
-def split_passages(text: str, size: int) -> Iterator[str]:
-    """Yields passages of at most `size` characters, in time linear in the text's length.
+def split_passages(text: str, size: int) -> list[str]:
+    """Returns passages of at most `size` characters, in time linear in the text's length.
 
     Paragraphs stay whole where they fit, and a Markdown heading goes with what follows it.
     """
-    held: list[str] = []
-    length, bare = 0, True  # bare: headings alone are held
+    held: list[list[str]] = [[]]
+    length, bare = 0, True  # bare: headings alone are held last
     for piece in pieces_of(text, size):
         heading = piece.startswith("#")
-        if held and (length + len(piece) > size or (heading and not bare)):
-            yield from worth_it(held)
-            held, length, bare = [], 0, True
-        held.append(piece)
+        if held[-1] and (length + len(piece) > size or (heading and not bare)):
+            held.append([])
+            length, bare = 0, True
+        held[-1].append(piece)
         bare = bare and heading and "\n" not in piece
         length += len(piece) + 2
-    yield from worth_it(held)
-
-
-def worth_it(held: list[str]) -> Iterator[str]:
-    text = "\n\n".join(held)
-    if len(text) >= FEWEST:
-        yield text
+    return [passage for passage in map("\n\n".join, held) if len(passage) >= FEWEST]
 
 
 def pieces_of(text: str, size: int) -> Iterator[str]:
@@ -156,7 +150,7 @@ def pieces_of(text: str, size: int) -> Iterator[str]:
 
 
 def words(text: str) -> list[str]:
-    return WORD.findall(composed(text).casefold())
+    return re.findall(r"\w+", composed(text).casefold())
 
 
 def bm25() -> Any:
@@ -227,16 +221,14 @@ class Teacher:
 
         A trajectory without a question is about its passage.
         """
+        texts = [passage.fields["question"] for passage in passages]
         calls = [
-            self.session.call(
-                "pose", p, replace(at, attempt=f"{at.attempt}/{i}"), passage=p.fields["question"]
-            )
-            for i, p in enumerate(passages)
+            self.session.call("pose", p, replace(at, attempt=f"{at.attempt}/{i}"), passage=text)
+            for i, (p, text) in enumerate(zip(passages, texts, strict=True))
         ]
+        turns = self.session.ask(calls, [None] * len(calls), at)
         lessons, posed = [], set(known)
-        for passage, turn in zip(
-            passages, self.session.ask(calls, [None] * len(calls), at), strict=True
-        ):
+        for passage, text, turn in zip(passages, texts, turns, strict=True):
             question = " ".join(turn.text.split())
             lesson = Trajectory(passage)
             fault = turn.error or question_fault(question, posed) or self.evaluation_of(question)
@@ -245,7 +237,6 @@ class Teacher:
                 self.counts["posed"] += 1
                 known.append(question_id(question))
                 lesson.problem = make_question(passage, question)
-                text = passage.fields["question"]
                 self.shown[lesson] = [text, *self.beside(text, question)]
             lesson.add(replace(turn, error=fault or None))
             lessons.append(lesson)
@@ -263,20 +254,15 @@ class Teacher:
         found = self.library.related(question, most + 1) if most else []
         return [text for text in (self.texts[i] for i in found) if text != passage][:most]
 
-    def sections(self) -> list[str]:
-        """Returns the names asked for, in their order in a thought; a graph comes first."""
-        graph = GRAPH_SECTIONS if self.recipe.prompt.style == "graph" else ()
-        return [*graph, *self.recipe.preflexor.sections]
+    def call(self, role: str, lesson: Trajectory, at: Try, **data: str) -> Call:
+        shown: dict[str, Any] = {"passage": self.shown[lesson], **data}
+        return self.session.call(role, lesson.problem, at, **shown)
 
     def extract(self, lessons: Sequence[Trajectory], at: Try) -> None:
-        """Adds the sections of each question's thought, as one text."""
-        names = self.sections()
-        calls = [
-            self.session.call(
-                "extract", s.problem, at, passage=self.shown[s], sections="; ".join(names)
-            )
-            for s in lessons
-        ]
+        """Adds the sections of each question's thought, as one text; a graph comes first."""
+        graph = GRAPH_SECTIONS if self.recipe.prompt.style == "graph" else ()
+        names = [*graph, *self.recipe.preflexor.sections]
+        calls = [self.call("extract", one, at, sections="; ".join(names)) for one in lessons]
         replies = self.session.structured(calls, [s.turns[0] for s in lessons], at)
         for lesson, (sections, turn) in zip(lessons, replies, strict=True):
             if sections:
@@ -290,15 +276,9 @@ class Teacher:
     def ground(self, lessons: Sequence[Trajectory], at: Try) -> None:
         """Adds the answer to each question; with the sections before it, a whole solution."""
         thoughts = [lesson.turns[-1] for lesson in lessons]
-        calls = [
-            self.session.call(
-                "ground", lesson.problem, at, passage=self.shown[lesson], sections=thought.text
-            )
-            for lesson, thought in zip(lessons, thoughts, strict=True)
-        ]
-        for lesson, thought, turn in zip(
-            lessons, thoughts, self.session.ask(calls, thoughts, at), strict=True
-        ):
+        calls = [self.call("ground", s, at, sections=s.turns[-1].text) for s in lessons]
+        turns = self.session.ask(calls, thoughts, at)
+        for lesson, thought, turn in zip(lessons, thoughts, turns, strict=True):
             turn = lesson.add(turn if turn.error else self.solution(thought.text, turn))
             self.counts["grounded"] += turn.error is None
             if turn.parsed:
@@ -326,13 +306,11 @@ class Teacher:
         Where no verdict comes, a taught solution has not passed, and of an attempt none is known.
         """
         texts = [lesson.turns[-1] for lesson in lessons]
+        asked = [replace(at, attempt=f"{at.attempt}/{turn.role}") for turn in texts]
         calls = [
-            self.session.call(
-                "support", lesson.problem, replace(at, attempt=f"{at.attempt}/{turn.role}"),
-                passage=self.shown[lesson], attempt=turn.text,
-            )
-            for lesson, turn in zip(lessons, texts, strict=True)
-        ]  # fmt: skip
+            self.call("support", lesson, key, attempt=turn.text)
+            for lesson, key, turn in zip(lessons, asked, texts, strict=True)
+        ]
         replies = self.session.structured(calls, texts, at)
         for lesson, turn, (judgement, said) in zip(lessons, texts, replies, strict=True):
             word, why = judged(judgement)

@@ -13,9 +13,10 @@ IV   DPO on Dpref: both led to a right answer, and the judge prefers one
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,6 +24,7 @@ from pydantic import Field
 
 from mlxreflect.config.fields import Fraction, LocalFile, Names, Positive, Table
 from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import read_rows
 from mlxreflect.core.records import (
     Episode,
     Example,
@@ -30,6 +32,7 @@ from mlxreflect.core.records import (
     Problem,
     Turn,
     Verdict,
+    episode_from_row,
     flat_from_row,
     to_row,
 )
@@ -42,7 +45,6 @@ from mlxreflect.methods.base import (
     Method,
     Plan,
     Played,
-    SecondAnswers,
     Trajectory,
     Try,
     Wave,
@@ -55,7 +57,9 @@ from mlxreflect.prompts.roles import BUNDLED, role_messages
 if TYPE_CHECKING:
     from mlxreflect.config.schema import EvalSpec, Recipe, Tier
     from mlxreflect.core.ui import Ui
+    from mlxreflect.evaluation.chains import Chain
     from mlxreflect.tasks.base import Task
+    from mlxreflect.training.network import Arrays
 
 
 class ReflectEvoConfig(Table):
@@ -110,14 +114,6 @@ def tiers(recipe: Recipe) -> list[Tier]:
     return [*found, "judge"] if config.training == "IV" else found
 
 
-def asks_itself(recipe: Recipe) -> bool:
-    return recipe.reflectevo.reflector == "self" and not recipe.reflectevo.stored
-
-
-def compares(recipe: Recipe) -> bool:
-    return recipe.reflectevo.training in ("III", "IV")
-
-
 def plan(recipe: Recipe, n: int, wrong: float) -> Plan:
     config = recipe.reflectevo
     made = n * wrong * config.reflections
@@ -133,7 +129,7 @@ def plan(recipe: Recipe, n: int, wrong: float) -> Plan:
 
 
 def role_prompt(
-    role: str, recipe: Recipe, task: Task, problem: Problem, attempt: str,
+    recipe: Recipe, task: Task, role: str, problem: Problem, attempt: str,
     feedback: str | None = None,
 ) -> Messages:  # fmt: skip
     """Returns the prompt of a role, word for word as an evaluation asks it; it shows no answer."""
@@ -147,7 +143,7 @@ def role_prompt(
 def dry_run_prompts(recipe: Recipe, task: Task, problem: Problem) -> dict[str, Messages]:
     """Returns the prompt of a retry, which no critic writes."""
     texts = ("(an attempt)", "(a reflection)")
-    return {"retry": role_prompt("rewrite", recipe, task, problem, *texts)}
+    return {"retry": role_prompt(recipe, task, "rewrite", problem, *texts)}
 
 
 def check_evaluation(recipe: Recipe, spec: EvalSpec) -> None:
@@ -164,24 +160,20 @@ def check_evaluation(recipe: Recipe, spec: EvalSpec) -> None:
             )
 
 
-def second(recipe: Recipe, out: Path, exam: Exam, spec: EvalSpec, ui: Ui) -> SecondAnswers | None:
-    if not recipe.reflectevo.retries:
-        return None
-    from mlxreflect.methods.reflectevo_retries import Retries
-
-    return Retries(recipe, out, exam, spec, ui)
-
-
-# The trainings of each kind, one after the other.
-TRAININGS = {"I": ["both"], "II": ["reflection", "answer"], "III": ["pairs"], "IV": ["pairs"]}
+# The trainings of each kind, one after the other, and what builds their examples.
+TRAININGS: dict[str, dict[str, data.Builder]] = {
+    "I": {"both": data.reflect_and_retry},
+    "II": {"reflection": data.right_reflections, "answer": data.right_retries},
+    "III": {"pairs": data.right_over_wrong},
+    "IV": {"pairs": data.preferred_reflections},
+}
 
 
 @dataclass
 class State:
-    """The state between two waves; committed with the adapter.
+    """The state between two waves. kept: training → its examples as rows, until it is done.
 
-    kept: training → its examples as rows, until it is done. trained: trainings done. stored: the
-    digest of the file that reflections are replayed from.
+    trained: trainings done. stored: the digest of the file that reflections are replayed from.
     """
 
     epoch: int = 1
@@ -197,6 +189,7 @@ class ReflectEvo:
 
     def __init__(self, frame: Frame) -> None:
         self.frame, self.config, self.state = frame, frame.recipe.reflectevo, State()
+        self.prompt = partial(role_prompt, frame.recipe, frame.task)
         frame.learning.keep_start()  # what each training begins from
         self.stored = Stored(self.config.stored) if self.config.stored else None
         if self.stored and not any(map(self.stored_of, frame.problems.values())):
@@ -215,7 +208,7 @@ class ReflectEvo:
             state.cursor += len(taken)
             own = {"training": ""}
             return Wave(state.wave, state.epoch, "problems", taken, state.wave == 0, own)
-        for training in TRAININGS[self.config.training][state.trained :]:
+        for training in list(TRAININGS[self.config.training])[state.trained :]:
             return Wave(state.wave, state.epoch, "training", [], own={"training": training})
         return None
 
@@ -327,31 +320,14 @@ class ReflectEvo:
         for (one, *_), (preference, turn) in zip(shown, replies, strict=True):
             one.add(replace(turn, parsed=preference.better if preference else None))
 
-    def prompt(
-        self, role: str, problem: Problem, attempt: str, feedback: str | None = None
-    ) -> Messages:
-        recipe, task = self.frame.recipe, self.frame.task
-        return role_prompt(role, recipe, task, problem, attempt, feedback)
-
     # ---- training -------------------------------------------------------------------------------
 
     def keep(self, episodes: Sequence[Episode]) -> None:
         """Remembers what the trainings will need of these."""
-        for name in TRAININGS[self.config.training]:
+        for name, build in TRAININGS[self.config.training].items():
+            ask = partial(self.prompt, "reflect_and_retry" if name == "both" else "check")
             rows = self.state.kept.setdefault(name, [])
-            rows += [to_row(example) for e in episodes for example in self.examples(name, e)]
-
-    def examples(self, training: str, episode: Episode) -> Iterator[Example]:
-        ask = partial(self.prompt, "check")
-        if training == "both":
-            return data.reflect_and_retry(episode, partial(self.prompt, "reflect_and_retry"))
-        if training == "reflection":
-            return data.right_reflections(episode, ask)
-        if training == "answer":
-            return data.right_retries(episode)
-        by_judge = self.config.training == "IV"
-        chosen = data.preferred_reflections if by_judge else data.right_over_wrong
-        return chosen(episode, ask)
+            rows += [to_row(example) for e in episodes for example in build(e, ask)]
 
     def train(self, name: str) -> None:
         """Makes one training, from where the run began."""
@@ -397,19 +373,128 @@ class ReflectEvo:
         return {"retries": len(found), "retries_right": right, "kept": kept, "told": told}
 
 
+# ---- second answers ------------------------------------------------------------------------------
+
+RETRIES = ("reflection", "bare")
+ARMS = ("base", "trained")
+
+
+class Retries:
+    """Measures second answers, base against trained: Acc@t1, Acc@t2 and what is between them.
+
+    A retry after the policy's own reflection stands beside the control, a bare retry without one.
+    Each is counted twice, from the same chains: ungated, where a reflection that finds no fault
+    keeps the first answer, and right ones can be lost; and gated, where only wrong ones are tried
+    again, so nothing can be lost by construction.
+    """
+
+    def __init__(self, recipe: Recipe, out: Path, exam: Exam, spec: EvalSpec, ui: Ui) -> None:
+        self.out, self.exam, self.ui = out, exam, ui
+        # What is said of an attempt is worded as in training, too.
+        worded = {**recipe.prompt.templates, **spec.prompt.templates}
+        prompt = spec.prompt.model_copy(update={"templates": worded})
+        self.spec = spec.model_copy(update={"prompt": prompt})
+        self.in_one = recipe.reflectevo.training == "I"  # reflection and answer, once trained
+        self.tokens = recipe.critic.max_tokens  # of a reflection
+
+    def measure(self, arm: str, adapter: str, reflector: Arrays | None = None) -> None:
+        """Evaluates the policy as it is. reflector: what it reflects with, if not that."""
+        from mlxreflect.evaluation.chains import self_critic
+        from mlxreflect.evaluation.evaluate import evaluate, problem_set
+        from mlxreflect.evaluation.generators import ChainGenerator, LocalModel
+        from mlxreflect.models.load import weights_hash
+
+        policy, task, problems = self.exam
+        weights = f"{adapter} and {weights_hash(reflector)}" if reflector else adapter
+        for retry in RETRIES:
+            spec = self.spec_of(retry, arm)
+            critic = self_critic(policy, spec, reflector) if spec.chain.feedback == "self" else None
+            asked = problem_set(task, spec, problems)
+            generator = ChainGenerator(LocalModel(policy, weights), asked, critic)
+            with self.ui.progress(f"evaluating {arm}, {retry} retry", len(problems)) as bar:
+                evaluate(generator, self.out / f"{arm}-{retry}", bar)
+
+    def spec_of(self, retry: str, arm: str) -> EvalSpec:
+        from mlxreflect.config.schema import ChainConfig
+
+        reflects = retry == "reflection"
+        in_one = reflects and self.in_one and arm == "trained"
+        chain = ChainConfig(
+            rounds=2,
+            round="reflect" if in_one else "retry",
+            feedback="self" if reflects and not in_one else "none",
+            stops=False,
+            max_tokens=self.tokens,
+        )
+        return self.spec.model_copy(update={"chain": chain})
+
+    def results(self) -> dict[str, Any]:
+        """Returns figures of both arms, and tests of trained against base."""
+        from mlxreflect.evaluation.chains import chain_of
+        from mlxreflect.stats import paired, sentence
+
+        figures, tests = [], []
+        for retry, gated in product(RETRIES, (False, True)):
+            named, ends = {"retry": retry, "gated": gated}, {}
+            for arm in ARMS:
+                rows = read_rows(self.out / f"{arm}-{retry}" / "chains.jsonl")
+                chains = [chain_of(episode_from_row(row), "") for row in rows]
+                ends[arm] = seconds(chains, gated=gated)
+                figures.append({"arm": arm, **named, **counted(chains, ends[arm])})
+            test = asdict(paired(ends["base"], ends["trained"]))
+            said = sentence({**test, "a": "base", "b": "trained", "alpha": 0.05})
+            tests.append({**named, **test, "sentence": said})
+        return {"schema": "retries/1", "arms": figures, "comparisons": tests}
+
+
+def second_answers(recipe: Recipe, out: Path, exam: Exam, spec: EvalSpec, ui: Ui) -> Retries | None:
+    return Retries(recipe, out, exam, spec, ui) if recipe.reflectevo.retries else None
+
+
+def seconds(chains: Sequence[Chain], *, gated: bool) -> list[bool]:
+    """Returns whether each chain ends right. gated: only wrong first answers are tried again."""
+    from mlxreflect.evaluation.chains import correct, satisfied
+
+    ended = []
+    for chain in chains:
+        first, last = correct(chain.answers[0]), correct(chain.answers[-1])
+        praised = any(t.role == "reflection" and satisfied(t.text) for t in chain.turns)
+        keeps = first if gated else praised
+        ended.append(first if keeps else last)
+    return ended
+
+
+def counted(chains: Sequence[Chain], second: Sequence[bool]) -> dict[str, Any]:
+    """Returns a row of figures. failed: reflections that were not written, whose retry is bare."""
+    from mlxreflect.evaluation.chains import correct
+
+    first = [correct(chain.answers[0]) for chain in chains]
+    moved = list(zip(first, second, strict=True))
+    n = len(chains)
+    return {
+        "n": n,
+        "acc_t1": sum(first) / n,
+        "acc_t2": sum(second) / n,
+        "delta": (sum(second) - sum(first)) / n,
+        "wrong_to_right": sum(b and not a for a, b in moved),
+        "right_to_wrong": sum(a and not b for a, b in moved),
+        "failed": sum(turn.error is not None for chain in chains for turn in chain.turns),
+    }
+
+
 METHOD = Method(
     name="reflectevo",
     keys=ReflectEvoConfig,
     check=check,
     tiers=tiers,
-    asks_itself=asks_itself,
-    compares=compares,
+    asks_itself=lambda r: r.reflectevo.reflector == "self" and not r.reflectevo.stored,
+    compares=lambda r: r.reflectevo.training in ("III", "IV"),
     plan=plan,
     start=ReflectEvo,
     words={"solved": "right at a retry"},
     prompts=dry_run_prompts,
     check_evaluation=check_evaluation,
-    second=second,
+    second=second_answers,
     exports={
         "reflectevo": ExportForm(
             data.reflectevo_rows,

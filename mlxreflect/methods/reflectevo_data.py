@@ -24,6 +24,7 @@ from mlxreflect.methods.base import completion, passed, preference, source
 
 # Problem and attempt → the prompt that asks to look at it, as an evaluation words it.
 Ask = Callable[[Problem, str], Messages]
+Builder = Callable[[Episode, Ask], Iterator[Example]]
 
 DEPTHS = {
     "skim": "Look through the attempt once and find the place where it goes astray.",
@@ -129,13 +130,13 @@ def trials(episode: Episode) -> list[Trial]:
 
     Those of no use are left out: a reflection that says nothing, one on an attempt that had passed.
     """
-    by_index = {turn.index: turn for turn in episode.turns if turn.error is None}
+    by_index: dict[int | None, Turn] = {t.index: t for t in episode.turns if t.error is None}
     found = []
     for turn in by_index.values():
-        reflection = by_index.get(-1 if turn.parent is None else turn.parent)
+        reflection = by_index.get(turn.parent)
         if turn.role != "retry" or reflection is None or reflection.role != "reflection":
             continue
-        attempt = by_index.get(-1 if reflection.parent is None else reflection.parent)
+        attempt = by_index.get(reflection.parent)
         if attempt is not None and reflection.text.strip() and not passed(attempt):
             found.append(Trial(attempt, reflection, turn))
     return found
@@ -162,17 +163,16 @@ def helped_and_not(episode: Episode) -> list[tuple[Trial, Trial]]:
     right = helpful(episode)
     led = {one.key for one in right}
     others = firsts([one for one in trials(episode) if one.key not in led])
-    return [both for both in product(right, others) if on_one_attempt(*both)]
+    return [(a, b) for a, b in product(right, others) if a.attempt.index == b.attempt.index]
 
 
 def comparisons(episode: Episode) -> list[tuple[Turn, Turn]]:
     """Returns reflections to be compared: every two on one failure whose retries are right."""
-    both = [pair for pair in combinations(helpful(episode), 2) if on_one_attempt(*pair)]
-    return [(one.reflection, other.reflection) for one, other in both]
-
-
-def on_one_attempt(one: Trial, other: Trial) -> bool:
-    return one.attempt.index == other.attempt.index
+    return [
+        (one.reflection, other.reflection)
+        for one, other in combinations(helpful(episode), 2)
+        if one.attempt.index == other.attempt.index
+    ]
 
 
 # ---- examples ------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def right_reflections(episode: Episode, ask: Ask) -> Iterator[Example]:
         yield replace(completion(episode, one.reflection), prompt=prompt)
 
 
-def right_retries(episode: Episode) -> Iterator[Example]:
+def right_retries(episode: Episode, ask: Ask) -> Iterator[Example]:
     """Yields D+ for the second of two stages: failed attempt and reflection → right answer."""
     for one in right_trials(episode):
         yield replace(completion(episode, one.retry), prompt=one.retry.messages)

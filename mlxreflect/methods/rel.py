@@ -89,10 +89,6 @@ def tiers(recipe: Recipe) -> list[Tier]:
     return [*found, "judge"] if config.tries > 1 or config.judge else found
 
 
-def asks_itself(recipe: Recipe) -> bool:
-    return recipe.rel.writer == "self" and (recipe.rel.tries > 1 or recipe.rel.review)
-
-
 def plan(recipe: Recipe, n: int, wrong: float) -> Plan:
     config = recipe.rel
     first = n * config.rounds
@@ -100,16 +96,14 @@ def plan(recipe: Recipe, n: int, wrong: float) -> Plan:
     most = wrong == 1  # what the judge refuses may have passed the grader, and no reply be read
     judged = sum(tried[:-1]) * (1.0 if config.judge else wrong)
     judged += tried[-1] * config.judge * (1.0 if most else 1 - wrong)
-    calls: dict[tuple[Tier, str], float] = {}
-    roles: tuple[str, ...] = ()
-    if judged:
-        calls["judge", "judge"], roles = judged * (2 if most else 1), ("judge",)
+    marked = {"judge": judged * (2 if most else 1)} if judged else {}
     written = dict(zip(("continue", "rewrite"), tried[1:], strict=False))
     if config.review:
         written["integrate"] = first * (1.0 if most else 1 - wrong**config.tries)
+    calls: dict[tuple[Tier, str], float] = {("judge", role): n for role, n in marked.items()}
     if config.writer == "critic":
         calls |= {("basic", role): times for role, times in written.items()}
-    return Plan(first, config.wave, calls, (*roles, *written))
+    return Plan(first, config.wave, calls, (*marked, *written))
 
 
 def notes(recipe: Recipe, problems: list[Problem]) -> list[Note]:
@@ -118,32 +112,31 @@ def notes(recipe: Recipe, problems: list[Problem]) -> list[Note]:
         return []
     if not problems:
         return [Note(f"worked solutions: {len(read_human(recipe))} by people")]
-    human = human_examples(recipe, problems)
-    return [Note(f"worked solutions: {human.count()}", fine=bool(human.examples))]
+    examples, left_out = human_examples(recipe, problems)
+    said = by_people(len(examples), left_out)
+    return [Note(f"worked solutions: {said}", fine=bool(examples))]
 
 
 # ---- examples ------------------------------------------------------------------------------------
 
 
 def worked_examples(
-    episode: Episode, prompt: Messages, target: str, *, tags: str = "think", mistakes: bool = True
+    episode: Episode, prompt: Messages, config: RelConfig, tags: str
 ) -> Iterator[Example]:
-    """Yields the accepted working of a problem, to be imitated as an answer to `prompt`.
+    """Yields what is imitated of a problem: its accepted working, or a review's tidied one.
 
-    prompt: as an evaluation asks; that of the attempts is another. target: "working", with the
-    errors that it found and mended; "tidied", the review's clean solution of it, where one passed.
-    mistakes: false, what a continued working begins with is shown and not imitated. tags: of a
-    thought.
+    prompt: as an evaluation asks; that of the attempts is another. tags: of a thought.
     """
     solved = episode.outcome.solved_turn
     for turn in episode.turns:
         tidied = turn.role == "integrate" and turn.parent == solved
-        wanted = tidied if target == "tidied" else turn.index == solved
+        wanted = tidied if config.target == "tidied" else turn.index == solved
         if solved is not None and wanted and passed(turn):
-            went_on = turn.role == "continue" and not mistakes
-            before = repeated(open_working(episode.turns[0].text, tags), turn.text)
-            mask = f"from {before}" if went_on else "response"
-            yield replace(completion(episode, turn), prompt=prompt, mask=mask)
+            example = replace(completion(episode, turn, config.weight), prompt=prompt)
+            if turn.role == "continue" and not config.mistakes:
+                before = repeated(open_working(episode.turns[0].text, tags), turn.text)
+                example = replace(example, mask=f"from {before}")
+            yield example
             return  # one working a problem, however often it was tidied
 
 
@@ -160,8 +153,6 @@ def repeated(working: str, text: str) -> int:
 
 
 # ---- waves ---------------------------------------------------------------------------------------
-
-Hinted = list[tuple[Trajectory, str]]  # what may be tried again, and what is wrong with it
 
 
 @dataclass
@@ -188,8 +179,8 @@ class Rel:
         self.frame, self.config = frame, frame.recipe.rel
         if self.config.restart:
             frame.learning.keep_start()
-        human = human_examples(frame.recipe, list(frame.problems.values()))
-        self.state = State(human=[asdict(e) for e in human.examples], left_out=human.left_out)
+        human, left_out = human_examples(frame.recipe, list(frame.problems.values()))
+        self.state = State(human=[asdict(example) for example in human], left_out=left_out)
         self.tier: Any = "self" if self.config.writer == "self" else "basic"
 
     def next_wave(self, *, ending: bool = False) -> Wave | None:
@@ -242,18 +233,18 @@ class Rel:
             for one in tried
         ]
 
-    def mark(self, tried: list[Trajectory], number: int) -> Hinted:
-        """Accepts what is right, and returns all else that may be tried again, with a hint.
+    def mark(self, tried: list[Trajectory], number: int) -> list[Trajectory]:
+        """Accepts what is right, and returns all else that may be tried again.
 
-        Where the judge gave no verdict, nothing is accepted that must convince it, and there is no
-        hint to go on from.
+        Their last turn is the judge's, with the hint as its `parsed`. Where the judge gave no
+        verdict, nothing is accepted that must convince it, and there is no hint to go on from.
         """
         judge, more = self.config.judge, number < self.config.tries
         shown = [one for one in tried if (judge if passed(current(one)) else more)]
         texts = [current(one) for one in shown]
         at = self.at("judge", number)
         said = self.frame.session.judge([s.problem for s in shown], texts, at, temperature=0.0)
-        hinted: Hinted = []
+        hinted = []
         for one, text, (judgement, turn) in zip(shown, texts, said, strict=True):
             hint = self.hint(one, *judged(judgement)) if judgement else None
             if passed(text):  # else the grader's reason stays
@@ -261,7 +252,7 @@ class Rel:
                 one.current = one.turns[text.index] = text
             one.add(replace(turn, parsed=hint))
             if hint and more and not passed(text):
-                hinted.append((one, hint))
+                hinted.append(one)
         for one in tried:
             if passed(current(one)):
                 one.solved = one.current
@@ -278,26 +269,21 @@ class Rel:
             return verdict.reason or why  # the format alone
         return "the answer does not come out right"
 
-    def write(self, hinted: Hinted, number: int) -> list[Trajectory]:
+    def write(self, tried: list[Trajectory], number: int) -> list[Trajectory]:
         """Adds another try to each, and returns those that have it; a failed call is no try."""
         at = self.at(self.tier, number)
         config = self.frame.recipe.policy if self.tier == "self" else self.frame.recipe.critic
         heat = config.temperature * self.config.decay ** (number - 1)
-        calls = [
-            replace(self.call(one, hint, at, number), temperature=heat) for one, hint in hinted
-        ]
-        turns = self.frame.session.ask(calls, [one.turns[-1] for one, _ in hinted], at)
-        written = []
-        for (one, _), call, turn in zip(hinted, calls, turns, strict=True):
-            turn = one.add(self.graded(one.problem, turn, call))
-            if turn.error is None:
-                one.current = turn
-                written.append(one)
+        calls = [replace(self.call(one, at, number), temperature=heat) for one in tried]
+        self.ask(tried, calls, [one.turns[-1] for one in tried], at)
+        written = [one for one in tried if one.turns[-1].error is None]
+        for one in written:
+            one.current = one.turns[-1]
         return written
 
-    def call(self, one: Trajectory, hint: str, at: Try, number: int) -> Call:
+    def call(self, one: Trajectory, at: Try, number: int) -> Call:
         """Returns the second try's call with a hint, the third's with the solution or answer."""
-        text, session = current(one).text, self.frame.session
+        text, hint, session = current(one).text, one.turns[-1].parsed, self.frame.session
         if number == 2:
             working = open_working(text, self.frame.recipe.prompt.tags)
             return session.call("continue", one.problem, at, working=working, hint=hint)
@@ -307,15 +293,15 @@ class Rel:
         seen: Any = "gold_solution" if solution else None
         return session.call("rewrite", one.problem, at, seen=seen, **shown)
 
-    def graded(self, problem: Problem, turn: Turn, call: Call) -> Turn:
-        """Returns a turn with its verdict; what goes on from a working is put behind it."""
-        if turn.error:
-            return turn
-        if turn.role == "continue":
-            whole = carried_on(call.text, turn.text, self.frame.recipe.prompt.tags)
-            if whole != turn.text:  # no longer the tokens that were generated
-                turn = replace(turn, text=whole, token_ids=None)
-        return self.frame.rollouts.graded(problem, turn)
+    def ask(self, tried: list[Trajectory], calls: list[Call], parents: list[Turn], at: Try) -> None:
+        """Adds a graded reply to each; what goes on from a working is put behind it."""
+        turns = self.frame.session.ask(calls, parents, at)
+        for one, call, turn in zip(tried, calls, turns, strict=True):
+            if turn.role == "continue" and not turn.error:
+                whole = carried_on(call.text, turn.text, self.frame.recipe.prompt.tags)
+                if whole != turn.text:  # no longer the tokens that were generated
+                    turn = replace(turn, text=whole, token_ids=None)
+            one.add(turn if turn.error else self.frame.rollouts.graded(one.problem, turn))
 
     def tidy(self, solved: list[Trajectory]) -> None:
         """Adds a clean solution of each accepted working."""
@@ -324,9 +310,7 @@ class Rel:
         texts = [current(one) for one in solved]
         calls = [session.call("integrate", one.problem, at, text=text.text)
                  for one, text in zip(solved, texts, strict=True)]  # fmt: skip
-        turns = session.ask(calls, texts, at)
-        for one, call, turn in zip(solved, calls, turns, strict=True):
-            one.add(self.graded(one.problem, turn, call))
+        self.ask(solved, calls, texts, at)
 
     def at(self, tier: Any, number: int) -> Try:
         return Try(tier, self.frame.wave.epoch, f"{self.frame.wave.number}/{number}")
@@ -335,15 +319,13 @@ class Rel:
 
     def keep(self, episodes: list[Episode]) -> None:
         """Remembers what was accepted, no text of a problem twice."""
-        config, tags = self.config, self.frame.recipe.prompt.tags
+        tags = self.frame.recipe.prompt.tags
         known = {(e["source"]["problem"], e["completion"]) for e in self.state.made}
         for episode in episodes:
             prompt = self.frame.rollouts.prompt(episode.problem)
-            for example in worked_examples(
-                episode, prompt, config.target, tags=tags, mistakes=config.mistakes
-            ):
+            for example in worked_examples(episode, prompt, self.config, tags):
                 if (episode.problem.id, example.completion) not in known:
-                    self.state.made.append(asdict(replace(example, weight=config.weight)))
+                    self.state.made.append(asdict(example))
 
     def train(self) -> list[Example]:
         """Trains on all there is, from the start; returns what was not trained on before."""
@@ -367,7 +349,7 @@ METHOD = Method(
     keys=RelConfig,
     check=check,
     tiers=tiers,
-    asks_itself=asks_itself,
+    asks_itself=lambda r: r.rel.writer == "self" and (r.rel.tries > 1 or r.rel.review),
     plan=plan,
     start=Rel,
     compares=lambda recipe: False,

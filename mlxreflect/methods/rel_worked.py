@@ -1,9 +1,8 @@
 """People's worked solutions for REL: read and written, checked, trained on, and exported.
 
 Markdown has blocks of `### Question` and `### Answer`, which may have a number and, after a colon,
-begin the text; the answer's text ends in <answer>…</answer>. A line that would read as such a
-heading begins with a backslash, which is no part of it. JSONL has the fields of ReasonSet
-(arXiv 2412.04645): problem, ground_truth, working_out and others.
+begin the text; the answer's text ends in <answer>…</answer>. A backslash before what would read as
+a heading is no part of the text. JSONL has the fields of ReasonSet (arXiv 2412.04645).
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import shlex
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,10 +67,7 @@ class Worked:
 
 
 def read_worked(path: Path) -> list[Worked]:
-    """Returns all worked solutions of a file, in its order.
-
-    Raises UserError naming the line that cannot be read.
-    """
+    """Returns all of a file, in its order. Raises UserError naming the line that is no such."""
     if path.suffix.lower() in MARKDOWN:
         return list(read_markdown(path))
     return [from_row(row.values, row.where) for row in read_file(path)]
@@ -103,7 +100,8 @@ def read_markdown(path: Path) -> Iterator[Worked]:
         if head := HEADING.fullmatch(line.strip()):
             blocks.append((head[1].lower(), f"{path}, line {number}", [head[2] or ""]))
         elif blocks:
-            blocks[-1][2].append(unescaped(line))
+            escaped = line.startswith("\\") and is_like_heading(line)
+            blocks[-1][2].append(line[1:] if escaped else line)
     by_turns = "write one `### Question` and one `### Answer` by turns"
     for place, (kind, where, _) in enumerate(blocks):
         if kind != KINDS[place % 2]:
@@ -152,10 +150,6 @@ def escaped(text: str) -> str:
     return "\n".join(f"\\{line}" if is_like_heading(line) else line for line in text.splitlines())
 
 
-def unescaped(line: str) -> str:
-    return line[1:] if line.startswith("\\") and is_like_heading(line) else line
-
-
 def is_like_heading(line: str) -> bool:
     """Returns true for a heading, and for one behind backslashes."""
     return HEADING.fullmatch(line.lstrip("\\").strip()) is not None
@@ -164,25 +158,16 @@ def is_like_heading(line: str) -> bool:
 # ---- training examples ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Human:
-    """People's worked solutions as examples. left_out: reason → how many."""
-
-    examples: list[Example]
-    left_out: dict[str, int]
-
-    def count(self) -> str:
-        return by_people(len(self.examples), self.left_out)
-
-
 def by_people(used: int, left_out: Mapping[str, int]) -> str:
     """Returns how many worked solutions are used, and why others are not."""
     why = ", ".join(f"{reason}: {count}" for reason, count in left_out.items())
     return f"{used} by people" + (f" ({sum(left_out.values())} left out; {why})" if why else "")
 
 
-def human_examples(recipe: Recipe, problems: Sequence[Problem]) -> Human:
-    """Returns examples of `rel.human`, prompted as an evaluation prompts.
+def human_examples(
+    recipe: Recipe, problems: Sequence[Problem]
+) -> tuple[list[Example], dict[str, int]]:
+    """Returns examples of `rel.human`, prompted as an evaluation prompts, and reason → left out.
 
     problems: the run's, at least one. Raises UserError for a file that cannot be read.
     """
@@ -191,7 +176,7 @@ def human_examples(recipe: Recipe, problems: Sequence[Problem]) -> Human:
     from mlxreflect.tasks import get_task
 
     if not recipe.rel.human:
-        return Human([], {})
+        return [], {}
     evaluations = index_for(recipe)
     task = get_task(recipe.task.name)
     known = {fold(task.show(problem)): problem for problem in problems}
@@ -216,7 +201,7 @@ def human_examples(recipe: Recipe, problems: Sequence[Problem]) -> Human:
         examples[key] = Example(
             "sft", prompt, completion=text, weight=recipe.rel.human_weight, source=source
         )
-    return Human(list(examples.values()), dict(left_out))
+    return list(examples.values()), dict(left_out)
 
 
 def read_human(recipe: Recipe) -> list[Worked]:
@@ -236,12 +221,12 @@ def solution(worked: Worked, recipe: Recipe) -> str:
     text = (worked.tidied if recipe.rel.target == "tidied" else "") or worked.working
     if parse_response(text, recipe.prompt.tags, recipe.prompt.style).format_ok:
         return text
-    opening, closing = ANSWER
+    start, end = ANSWER
     own = stated(text)  # right or wrong, it is what was said
-    if opening not in text and (own is None or agrees(own, worked.gold or "")):
+    if start not in text and (own is None or agrees(own, worked.gold or "")):
         own = worked.gold
-    thought = text.rpartition(opening)[0] if opening in text else text
-    return thought_and_answer(thought, f"{opening}{own or ''}{closing}", recipe)
+    thought = text.rpartition(start)[0] if start in text else text
+    return thought_and_answer(thought, f"{start}{own or ''}{end}", recipe)
 
 
 def thought_and_answer(thought: str, answer: str, recipe: Recipe) -> str:
@@ -271,8 +256,8 @@ def fault(
     if evaluations and find(evaluations, [worked.question], [worked.question]):
         return "its question occurs in the evaluation"
     if problem:
-        verdict = task.grade(problem, text, tags, style).verdict
-        return "" if verdict.passed else "the grader calls it wrong"
+        right = task.grade(problem, text, tags, style).verdict.passed
+        return "" if right else "the grader calls it wrong"
     right = agrees(parsed.answer or "", worked.gold or "")
     return "" if right else "its answer is not its ground_truth"
 
@@ -397,36 +382,26 @@ def write_notes(question: str, draft: Path) -> str:
 
 def written_out(recipe: Recipe, task: Task, problem: Problem, notes: str, expand: bool) -> Turn:
     """Returns the notes as a graded solution, by the critic or as they are."""
-    from mlxreflect.methods.rollouts import graded
-
-    if expand:
-        turn = expanded(recipe, task, problem, notes)
-        return turn if turn.error else graded(recipe, task, problem, turn)
-    parsed = parse_response(notes, recipe.prompt.tags, recipe.prompt.style)
-    text = notes
-    if not parsed.format_ok and ANSWER[0] in notes:
-        thought, opening, answer = notes.rpartition(ANSWER[0])
-        text = thought_and_answer(thought, opening + answer.strip(), recipe)
-    fault = "no <answer>…</answer> at its end" if parsed.answer is None else None
-    turn = Turn(-1, None, "attempt", "human", [], text, error=fault)
-    return turn if turn.error else graded(recipe, task, problem, turn)
-
-
-def expanded(recipe: Recipe, task: Task, problem: Problem, notes: str) -> Turn:
-    """Returns the critic's text of the notes."""
     from mlxreflect.critics import open_critic
+    from mlxreflect.methods.rollouts import graded
     from mlxreflect.methods.session import make_call, turn_of
 
-    config = recipe.critic.tier("basic")
-    critic = open_critic(config, recipe.task.name, "annotate")
-    try:
-        critic.preflight()
-        at = Try("basic", 0, "annotate")
-        call = make_call(recipe, task, "expand", problem, at, notes=notes)
-        (reply,) = critic.ask([call])
-    finally:
-        critic.close()
-    return turn_of(call, reply, critic.actor, None)
+    if expand:
+        at, config = Try("basic", 0, "annotate"), recipe.critic.tier("basic")
+        with closing(open_critic(config, recipe.task.name, "annotate")) as critic:
+            critic.preflight()
+            call = make_call(recipe, task, "expand", problem, at, notes=notes)
+            (reply,) = critic.ask([call])
+        turn = turn_of(call, reply, critic.actor, None)
+    else:
+        parsed = parse_response(notes, recipe.prompt.tags, recipe.prompt.style)
+        text = notes
+        if not parsed.format_ok and ANSWER[0] in notes:
+            thought, opening, answer = notes.rpartition(ANSWER[0])
+            text = thought_and_answer(thought, opening + answer.strip(), recipe)
+        fault = "no <answer>…</answer> at its end" if parsed.answer is None else None
+        turn = Turn(-1, None, "attempt", "human", [], text, error=fault)
+    return turn if turn.error else graded(recipe, task, problem, turn)
 
 
 # ---- ReasonSet -----------------------------------------------------------------------------------
