@@ -3,17 +3,29 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
-from mlxreflect.cli.options import EVALUATE, Json, SetSpec, Spec, make_ui, require_mlx
+from mlxreflect.cli import EVALUATE, Json, SetSpec, Spec, make_ui, require_mlx
 from mlxreflect.core.errors import UserError
 
+if TYPE_CHECKING:
+    from mlxreflect.config.schema import EvalSpec
+    from mlxreflect.core.ui import Ui
+    from mlxreflect.evaluation.runner import Entry
+
 app = typer.Typer()
+Many = list[str] | None
+ADAPTERS = "A LoRA folder, evaluated on the model it was trained on; repeatable."
+KEEP_FAILED = "Count a call that fails for good as wrong."
+QUICK = "Ask base and trained side by side until it is decided."
+ALPHA = "With --quick: the level to decide at (quick.alpha)."
+MAX_N = "With --quick: the most problems (quick.max_n)."
 
 
-def need_a_model(context: typer.Context, value: list[str] | None) -> list[str]:
+def need_a_model(context: typer.Context, value: Many) -> list[str]:
     """Typer calls this last for an option that is not given, so --server-model is known here."""
     if not value and not context.params.get("server_model") and not context.params.get("server"):
         raise typer.BadParameter("give a --model, or a --server and its --server-model")
@@ -25,6 +37,14 @@ def refuse(wrong: object, message: str, hint: str) -> None:
         raise UserError(message, hint)
 
 
+def refuse_clashes(quick: bool, aa: bool, cache: str, alpha: float | None, max_n: int) -> None:
+    alone = "--alpha" if alpha is not None else "--max-n"
+    of_quick = not quick and (alpha is not None or max_n)
+    refuse(of_quick, f"{alone} is of --quick", "add --quick, or leave it out")
+    both = f"--quick and {'--aa' if aa else '--cache'} do not go together"
+    refuse(quick and (aa or cache), both, "leave one of them out")
+
+
 @app.command(
     name="eval",
     rich_help_panel=EVALUATE,
@@ -33,44 +53,28 @@ def refuse(wrong: object, message: str, hint: str) -> None:
 def eval_(
     spec: Spec,
     model: Annotated[
-        list[str] | None,
-        typer.Option(callback=need_a_model, help="Hub name, folder, or tiny; repeatable."),
+        Many, Option(callback=need_a_model, help="Hub name, folder, or tiny; repeatable.")
     ] = None,
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option(help="A LoRA folder, evaluated on the model it was trained on; repeatable."),
-    ] = None,
+    adapter: Annotated[Many, Option(help=ADAPTERS)] = None,
     base: Annotated[
-        bool, typer.Option("--base", help="Also evaluate the model without its adapter.")
+        bool, Option("--base", help="Also evaluate the model without its adapter.")
     ] = False,
     quantize: Annotated[
-        list[int] | None,
-        typer.Option(metavar="BITS", help="4 or 8, on load; 0: as it is."),
+        list[int] | None, Option(metavar="BITS", help="4 or 8, on load; 0: as it is.")
     ] = None,
-    server: Annotated[str, typer.Option(help="An OpenAI-like server, or Ollama.")] = "",
-    server_model: Annotated[list[str] | None, typer.Option(help="Its model; repeatable.")] = None,
-    server_key_env: Annotated[str, typer.Option(help="Variable that holds its key.")] = "",
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests to the server at once.")] = 4,
-    keep_failed: Annotated[
-        bool, typer.Option("--keep-failed", help="Count a call that fails for good as wrong.")
-    ] = False,
-    limit: Annotated[int, typer.Option(min=0, help="How many problems; 0: all of the spec's.")] = 0,
-    source: Annotated[str, typer.Option(help="Other data for the task; all of it is used.")] = "",
-    out: Annotated[Path | None, typer.Option(help="Folder for samples and results.")] = None,
-    cache: Annotated[str, typer.Option(help="File that keeps answers for later, or off.")] = "",
-    aa: Annotated[
-        bool,
-        typer.Option("--aa", help="Ask each model twice, to measure the noise."),
-    ] = False,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Ask base and trained side by side until it is decided.")
-    ] = False,
-    alpha: Annotated[
-        float | None, typer.Option(help="With --quick: the level to decide at (quick.alpha).")
-    ] = None,
-    max_n: Annotated[
-        int, typer.Option(min=0, help="With --quick: the most problems (quick.max_n).")
-    ] = 0,
+    server: Annotated[str, Option(help="An OpenAI-like server, or Ollama.")] = "",
+    server_model: Annotated[Many, Option(help="Its model; repeatable.")] = None,
+    server_key_env: Annotated[str, Option(help="Variable that holds its key.")] = "",
+    concurrency: Annotated[int, Option(min=1, help="Requests to the server at once.")] = 4,
+    keep_failed: Annotated[bool, Option("--keep-failed", help=KEEP_FAILED)] = False,
+    limit: Annotated[int, Option(min=0, help="How many problems; 0: all of the spec's.")] = 0,
+    source: Annotated[str, Option(help="Other data for the task; all of it is used.")] = "",
+    out: Annotated[Path | None, Option(help="Folder for samples and results.")] = None,
+    cache: Annotated[str, Option(help="File that keeps answers for later, or off.")] = "",
+    aa: Annotated[bool, Option("--aa", help="Ask each model twice, to measure the noise.")] = False,
+    quick: Annotated[bool, Option("--quick", help=QUICK)] = False,
+    alpha: Annotated[float | None, Option(help=ALPHA)] = None,
+    max_n: Annotated[int, Option(min=0, help=MAX_N)] = 0,
     set_: SetSpec = None,
     as_json: Json = False,
 ) -> None:
@@ -80,49 +84,52 @@ def eval_(
     adapters, each model is evaluated, and each adapter on the model it was trained on. All are
     compared with the first.
     """
-    keys = {"alpha": alpha, "max_n": max_n or None}
-    stops = [f"quick.{key}={value}" for key, value in keys.items() if value is not None]
-    refuse(
-        bool(server) != bool(server_model),
-        f"{'--server' if server else '--server-model'} alone: a server needs its address and a "
-        "model",
-        "give both: --server http://127.0.0.1:1234/v1 --server-model NAME",
-    )
-    alone = "--alpha" if alpha is not None else "--max-n"
-    refuse(stops and not quick, f"{alone} is of --quick", "add --quick, or leave it out")
-    other = "--aa" if aa else "--cache"
-    refuse(
-        quick and (aa or cache), f"--quick and {other} do not go together", "leave one of them out"
-    )
+    lacks = f"{'--server' if server else '--server-model'} alone: a server needs its address and a "
+    give = "give both: --server http://127.0.0.1:1234/v1 --server-model NAME"
+    refuse(bool(server) != bool(server_model), f"{lacks}model", give)
+    refuse_clashes(quick, aa, cache, alpha, max_n)
     require_mlx()
     from mlxreflect.evaluation.evaluate import find_spec
     from mlxreflect.evaluation.generators import ServedModel
-    from mlxreflect.evaluation.runner import decide, evaluate_arms, line_up
-    from mlxreflect.report.tables import show_arms
+    from mlxreflect.evaluation.runner import line_up
 
-    ui, found = make_ui(as_json), find_spec(spec, limit, source, [*(set_ or []), *stops])
+    keys = {"quick.alpha": alpha, "quick.max_n": max_n or None}
+    stops = [f"{key}={value}" for key, value in keys.items() if value is not None]
+    found = find_spec(spec, limit, source, [*(set_ or []), *stops])
     served = [
         ServedModel(server, name, server_key_env, concurrency, keep_failed=keep_failed)
         for name in server_model or []
     ]
     entries = line_up(model or [], adapter or [], quantize or [], served, base=base or quick)
-    refuse(
-        (quick or aa) and found.chain.rounds > 1,
-        f"{'--quick' if quick else '--aa'} and a spec with [chain] do not go together",
-        "leave it out, or add --set chain.rounds=1",
-    )
+    chained = f"{'--quick' if quick else '--aa'} and a spec with [chain] do not go together"
+    mend = "leave it out, or add --set chain.rounds=1"
+    refuse((quick or aa) and found.chain.rounds > 1, chained, mend)
+    show_evaluated(found, entries, out, cache, make_ui(as_json), quick=quick, twice=aa)
+
+
+def show_evaluated(
+    spec: "EvalSpec", entries: "list[Entry]", out: Path | None, cache: str, ui: "Ui",
+    *, quick: bool, twice: bool,
+) -> None:  # fmt: skip
+    """Evaluates, and shows a table of the arms; of --quick, the decision."""
+    from mlxreflect.evaluation.runner import decide, evaluate_arms
+    from mlxreflect.report.tables import show_arms
+
     try:
         if quick:
-            decided = decide(found, entries, out, ui)
-            ui.result(decided) if as_json else ui.line(decided["sentence"])
+            decided = decide(spec, entries, out, ui)
+            ui.result(decided) if ui.json else ui.line(decided["sentence"])
             return
-        arms = evaluate_arms(entries, found, out, cache, ui, twice=aa)
+        arms = evaluate_arms(entries, spec, out, cache, ui, twice=twice)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from there", file=sys.stderr)
         raise typer.Exit(130) from None
     ui.result(arms if len(entries) > 1 else arms[0])
     for part in show_arms(arms):
         ui.table(part)
+
+
+ARMS = "Evaluation folders or samples files, or one folder of several."
 
 
 def enough_arms(arms: list[str]) -> list[str]:
@@ -137,30 +144,20 @@ def enough_arms(arms: list[str]) -> list[str]:
     epilog="Example: mlxreflect compare runs/latest/eval/base runs/latest/eval/trained",
 )
 def compare(
-    arms: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="BASE OTHER…",
-            callback=enough_arms,
-            help="Evaluation folders or samples files, or one folder of several.",
-        ),
-    ],
-    alpha: Annotated[float, typer.Option(help="Level of the tests and intervals.")] = 0.05,
+    arms: Annotated[list[str], Argument(metavar="BASE OTHER…", callback=enough_arms, help=ARMS)],
+    alpha: Annotated[float, Option(help="Level of the tests and intervals.")] = 0.05,
     differ: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY", help="A key that is meant to differ: spec.prompt.style."),
+        Many, Option(metavar="KEY", help="A key that is meant to differ: spec.prompt.style.")
     ] = None,
     all_pairs: Annotated[
-        bool, typer.Option("--all-pairs", help="Compare all with all, not only with the first.")
+        bool, Option("--all-pairs", help="Compare all with all, not only with the first.")
     ] = False,
-    list_: Annotated[bool, typer.Option("--list", help="All problems gained and lost.")] = False,
+    list_: Annotated[bool, Option("--list", help="All problems gained and lost.")] = False,
     unpaired: Annotated[
-        bool,
-        typer.Option("--unpaired", help="By counts: results, or 627/1000 674/1000."),
+        bool, Option("--unpaired", help="By counts: results, or 627/1000 674/1000.")
     ] = False,
     plan: Annotated[
-        float,
-        typer.Option(metavar="DIFFERENCE", help="How many problems would show it."),
+        float, Option(metavar="DIFFERENCE", help="How many problems would show it.")
     ] = 0.0,
     as_json: Json = False,
 ) -> None:
@@ -170,11 +167,8 @@ def compare(
 
     ui = make_ui(as_json)
     options = Options(alpha, tuple(differ or ()), all_pairs, plan)
-    result = (
-        compare_counts(arms, options)
-        if unpaired
-        else compare_all([Path(arm) for arm in arms], options)
-    )
+    paths = [Path(arm) for arm in arms]
+    result = compare_counts(arms, options) if unpaired else compare_all(paths, options)
     ui.result(result)
     ui.table(render_comparison(result, whole=list_))
 
@@ -182,10 +176,10 @@ def compare(
 @app.command(rich_help_panel=EVALUATE, epilog="Example: mlxreflect report runs/latest --out report")
 def report(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="FOLDER…", help="Evaluations, folders of them, or runs.")
+        list[Path], Argument(metavar="FOLDER…", help="Evaluations, folders of them, or runs.")
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Where to; default: report/ in the first folder.")
+        Path | None, Option(help="Where to; default: report/ in the first folder.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -194,8 +188,8 @@ def report(
 
     ui = make_ui(as_json)
     written = write_outputs(folders, out)
+    ui.result(written)
     if as_json:
-        ui.result(written)
         return
     ui.line(written["markdown"])
     made = {n: f"{written['out']}/{n}/" for n in ("inspect", "plots") if written[n]}
@@ -207,14 +201,14 @@ def report(
 @app.command(rich_help_panel=EVALUATE, epilog="Example: mlxreflect grade gsm8k answers.jsonl")
 def grade(
     task: Annotated[
-        str, typer.Argument(metavar="TASK|FOLDER", help="A task, or an evaluation to grade anew.")
+        str, Argument(metavar="TASK|FOLDER", help="A task, or an evaluation to grade anew.")
     ],
     file: Annotated[
-        Path | None, typer.Argument(help="JSONL rows with id, response and the gold.")
+        Path | None, Argument(help="JSONL rows with id, response and the gold.")
     ] = None,
-    rules: Annotated[str, typer.Option(help="A set of grading rules; default: the headline.")] = "",
+    rules: Annotated[str, Option(help="A set of grading rules; default: the headline.")] = "",
     out: Annotated[
-        Path | None, typer.Option(help="Of a folder: where to; default: FOLDER/graded/RULES.")
+        Path | None, Option(help="Of a folder: where to; default: FOLDER/graded/RULES.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -234,8 +228,8 @@ def grade(
 
     ui = make_ui(as_json)
     results = rescore(Path(task), rules, out)
+    ui.result(results)
     if as_json:
-        ui.result(results)
         return
     from mlxreflect.report.tables import figures
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
-from mlxreflect.cli.options import (
+from mlxreflect.cli import (
     LEARN,
     USE,
     Json,
@@ -18,7 +19,7 @@ from mlxreflect.cli.options import (
     SetTraining,
     checked_recipe,
     make_ui,
-    recipe_names,
+    recipe_argument,
     require_mlx,
 )
 from mlxreflect.core.errors import UserError
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer()
-RECIPES = "A TOML file, or the name of a bundled recipe, such as quickstart."
+RECIPE = "A TOML file, or the name of a bundled recipe, such as quickstart."
 
 
 # ---- learn ---------------------------------------------------------------------------------------
@@ -39,14 +40,12 @@ RECIPES = "A TOML file, or the name of a bundled recipe, such as quickstart."
     rich_help_panel=LEARN, epilog="Example: mlxreflect run r3 --set task.limit=64 --dry-run"
 )
 def run(
-    recipe: Annotated[str, typer.Argument(help=RECIPES, autocompletion=recipe_names)],
+    recipe: Annotated[str, recipe_argument(RECIPE)],
     set_: Set = None,
     run_dir: Annotated[
-        Path | None, typer.Option(help="The folder to make; default: one under runs/.")
+        Path | None, Option(help="The folder to make; default: one under runs/.")
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option(help="Show recipe, prompts and costs; train nothing.")
-    ] = False,
+    dry_run: Annotated[bool, Option(help="Show recipe, prompts and costs; train nothing.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run a recipe: learn from its problems, then compare base and trained."""
@@ -55,11 +54,10 @@ def run(
         from mlxreflect.config.recipe import dump_recipe
         from mlxreflect.setup.dry_run import dry
 
-        if as_json:
-            ui.result(dry(loaded))
-        else:
+        if not as_json:
             ui.line(dump_recipe(loaded))  # also where the data cannot be loaded
-            ui.line(dry(loaded)["text"])
+        found = dry(loaded)
+        ui.result(found) if as_json else ui.line(found["text"])
         return
     from mlxreflect.runs.folder import create_run
 
@@ -71,9 +69,9 @@ def run(
     epilog="Example: mlxreflect train sft --data mine.jsonl --out adapter --model tiny",
 )
 def train(
-    objective: Annotated[str, typer.Argument(help="sft, dpo, ipo, exo_pair, orpo or grpo.")],
-    data: Annotated[str, typer.Option(help="A file, a folder with train.jsonl, a hub data set.")],
-    out: Annotated[Path, typer.Option(help="The folder to make.")],
+    objective: Annotated[str, Argument(help="sft, dpo, ipo, exo_pair, orpo or grpo.")],
+    data: Annotated[str, Option(help="A file, a folder with train.jsonl, a hub data set.")],
+    out: Annotated[Path, Option(help="The folder to make.")],
     model: Model = "tiny",
     set_: SetTraining = None,
     as_json: Json = False,
@@ -118,8 +116,8 @@ def finish(folder: "Folder[Any]", ui: "Ui") -> None:
 @app.command(rich_help_panel=LEARN, epilog="Example: mlxreflect show runs/latest --status bucket")
 def show(
     run_dir: RunFolder,
-    problem: Annotated[str, typer.Option(help="A problem's id, or its first digits.")] = "",
-    status: Annotated[str, typer.Option(help="Only problems with this status.")] = "",
+    problem: Annotated[str, Option(help="A problem's id, or its first digits.")] = "",
+    status: Annotated[str, Option(help="Only problems with this status.")] = "",
 ) -> None:
     """Show a run, or the whole story of one problem."""
     from mlxreflect.report.show import show_problem, show_run
@@ -150,18 +148,18 @@ def show(
 )
 def solve(
     question: Annotated[
-        str, typer.Argument(help="In words, or a task's JSON; countdown: numbers 3 4 5, target 35.")
+        str, Argument(help="In words, or a task's JSON; countdown: numbers 3 4 5, target 35.")
     ],
     model: Model,
-    adapter: Annotated[str, typer.Option(help="A LoRA folder to put on it.")] = "",
+    adapter: Annotated[str, Option(help="A LoRA folder to put on it.")] = "",
     critic: Annotated[
-        str, typer.Option(help="none, self, solver, another provider, or the critic of a recipe.")
+        str, Option(help="none, self, solver, another provider, or the critic of a recipe.")
     ] = "self",
-    rounds: Annotated[int, typer.Option(min=2, help="The most answers.")] = 4,
+    rounds: Annotated[int, Option(min=2, help="The most answers.")] = 4,
     integrate: Annotated[
-        bool, typer.Option("--integrate", help="At the end, write one answer from them all.")
+        bool, Option("--integrate", help="At the end, write one answer from them all.")
     ] = False,
-    task: Annotated[str, typer.Option(help="A task, such as countdown; default: none.")] = "",
+    task: Annotated[str, Option(help="A task, such as countdown; default: none.")] = "",
     set_: SetSpec = None,
     as_json: Json = False,
 ) -> None:
@@ -192,11 +190,11 @@ def solve(
 )
 def fuse(
     model: Model,
-    out: Annotated[Path, typer.Option(help="The folder to make.")],
-    adapter: Annotated[str, typer.Option(help="An adapter's folder; none: only dequantise.")] = "",
-    quantize: Annotated[int, typer.Option(help="Bits: 4 or 8; 0: plain weights.")] = 0,
+    out: Annotated[Path, Option(help="The folder to make.")],
+    adapter: Annotated[str, Option(help="An adapter's folder; none: only dequantise.")] = "",
+    quantize: Annotated[int, Option(help="Bits: 4 or 8; 0: plain weights.")] = 0,
     prompt: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="One more prompt to compare.")
+        list[str] | None, Option(metavar="TEXT", help="One more prompt to compare.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -215,11 +213,10 @@ def fuse(
 def export(
     run_dir: RunFolder,
     format_: Annotated[
-        str,
-        typer.Option("--format", help="trl, sharegpt, mlx-chat, or a form of the method."),
+        str, Option("--format", help="trl, sharegpt, mlx-chat, or a form of the method.")
     ],
     out: Annotated[
-        Path | None, typer.Option(help="A folder, or a .jsonl file; default: in the run.")
+        Path | None, Option(help="A folder, or a .jsonl file; default: in the run.")
     ] = None,
     as_json: Json = False,
 ) -> None:

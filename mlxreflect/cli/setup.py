@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
-from mlxreflect.cli.options import (
+from mlxreflect.cli import (
     PREPARE,
     Json,
     Set,
     checked_recipe,
     make_ui,
-    recipe_names,
+    recipe_argument,
     require_mlx,
 )
 from mlxreflect.core.errors import UserError
@@ -26,21 +27,21 @@ app = typer.Typer()
     epilog="Example: mlxreflect init --task mine.jsonl --critic ollama:qwen2.5:7b",
 )
 def init(
-    strategy: Annotated[str, typer.Option(help="The method: a bundled recipe's name.")] = "",
-    task: Annotated[str, typer.Option(help="A task, or your own file or hub data set.")] = "",
-    question: Annotated[str, typer.Option(help="Column of your data with the question.")] = "",
-    answer: Annotated[str, typer.Option(help="Column of your data with the answer.")] = "",
-    answer_type: Annotated[str, typer.Option(help="The kind of answer your data has.")] = "",
-    model: Annotated[str, typer.Option(help="Hub name, local folder, or tiny.")] = "",
+    strategy: Annotated[str, Option(help="The method: a bundled recipe's name.")] = "",
+    task: Annotated[str, Option(help="A task, or your own file or hub data set.")] = "",
+    question: Annotated[str, Option(help="Column of your data with the question.")] = "",
+    answer: Annotated[str, Option(help="Column of your data with the answer.")] = "",
+    answer_type: Annotated[str, Option(help="The kind of answer your data has.")] = "",
+    model: Annotated[str, Option(help="Hub name, local folder, or tiny.")] = "",
     critic: Annotated[
-        str, typer.Option(metavar="PROVIDER:MODEL", help="As ollama:qwen2.5:7b; solver; self.")
+        str, Option(metavar="PROVIDER:MODEL", help="As ollama:qwen2.5:7b; solver; self.")
     ] = "",
-    critic_url: Annotated[str, typer.Option(help="Address of the critic's server.")] = "",
+    critic_url: Annotated[str, Option(help="Address of the critic's server.")] = "",
     out: Annotated[
-        Path | None, typer.Option(help="The file to write; default: METHOD-TASK.toml.")
+        Path | None, Option(help="The file to write; default: METHOD-TASK.toml.")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: take what is found.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+    yes: Annotated[bool, Option("--yes", help="Ask nothing: take what is found.")] = False,
+    force: Annotated[bool, Option("--force", help="Replace a file that exists.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write your own recipe. It asks for what you do not give, and offers the critics it finds."""
@@ -73,11 +74,7 @@ def init(
 @app.command(rich_help_panel=PREPARE, epilog="Example: mlxreflect doctor quickstart")
 def doctor(
     recipe: Annotated[
-        str,
-        typer.Argument(
-            help="A TOML file or a bundled name; none: only this machine.",
-            autocompletion=recipe_names,
-        ),
+        str, recipe_argument("A TOML file or a bundled name; none: only this machine.")
     ] = "",
     set_: Set = None,
     as_json: Json = False,
@@ -102,19 +99,14 @@ def doctor(
 
 @app.command(rich_help_panel=PREPARE, epilog="Example: mlxreflect annotate mine.toml worked.md")
 def annotate(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            help="A TOML file, or the name of a bundled recipe.", autocompletion=recipe_names
-        ),
-    ],
-    file: Annotated[Path, typer.Argument(help="The .md or .jsonl of your worked solutions.")],
-    problem: Annotated[str, typer.Option(help="Its id, or first digits; default: the next.")] = "",
+    recipe: Annotated[str, recipe_argument("A TOML file, or the name of a bundled recipe.")],
+    file: Annotated[Path, Argument(help="The .md or .jsonl of your worked solutions.")],
+    problem: Annotated[str, Option(help="Its id, or first digits; default: the next.")] = "",
     working: Annotated[
-        Path | None, typer.Option(help="A file with your working; default: your editor.")
+        Path | None, Option(help="A file with your working; default: your editor.")
     ] = None,
     no_expand: Annotated[
-        bool, typer.Option("--no-expand", help="Keep your words; ask no critic.")
+        bool, Option("--no-expand", help="Keep your words; ask no critic.")
     ] = False,
     set_: Set = None,
     as_json: Json = False,
@@ -144,14 +136,12 @@ def annotate(
     epilog="Example: mlxreflect decontaminate mine.jsonl --against gsm8k --out clean.jsonl",
 )
 def decontaminate(
-    data: Annotated[str, typer.Argument(help="A file, a folder, or a hub data set.")],
-    against: Annotated[
-        list[str], typer.Option(metavar="SPEC", help="An eval spec, a task, or a file.")
-    ],
-    out: Annotated[Path | None, typer.Option(help="A JSONL file for the clean rows.")] = None,
-    ngram: Annotated[int, typer.Option(min=0, help="Words in a row; 0: whole texts only.")] = 13,
-    config: Annotated[str, typer.Option(help="Configuration of a hub data set.")] = "",
-    split: Annotated[str, typer.Option(help="Split of a folder or a hub data set.")] = "train",
+    data: Annotated[str, Argument(help="A file, a folder, or a hub data set.")],
+    against: Annotated[list[str], Option(metavar="SPEC", help="An eval spec, a task, or a file.")],
+    out: Annotated[Path | None, Option(help="A JSONL file for the clean rows.")] = None,
+    ngram: Annotated[int, Option(min=0, help="Words in a row; 0: whole texts only.")] = 13,
+    config: Annotated[str, Option(help="Configuration of a hub data set.")] = "",
+    split: Annotated[str, Option(help="Split of a folder or a hub data set.")] = "train",
     as_json: Json = False,
 ) -> None:
     """Find the rows of training data that occur in an evaluation, and write the others."""
