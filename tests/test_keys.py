@@ -1,30 +1,26 @@
 """Every recipe key changes something: an output file other than the recipe, or a recorded call."""
 
 import json
-import re
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from support.fake_bedrock import FakeBedrock
 from support.fake_ollama import FakeOllama
-from support.fake_openai import FakeOpenAI
-from support.run_outputs import outputs_of_run
+from support.run_outputs import outputs_by_settings, outputs_of_run
 from support.teacher import Teacher
 
 from mlxreflect.config.recipe import load_recipe, resolved
 from mlxreflect.config.schema import Recipe
 from mlxreflect.config.toml import flatten
 from mlxreflect.core.cache import cache_path
-from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_rows
 from mlxreflect.core.ui import Ui
 from mlxreflect.critics.client import FILE as CACHE
 from mlxreflect.critics.ledger import BudgetReached
 from mlxreflect.data.matching import FILE
-from mlxreflect.evaluation.generators import Answers
 from mlxreflect.models import load as policy_module
 from mlxreflect.models.fuse import write_folder
+from mlxreflect.models.policy import Policy
 from mlxreflect.runs.folder import open_folder
 from mlxreflect.runs.run import execute
 from mlxreflect.training.network import Network
@@ -100,7 +96,8 @@ CHANGED = {
     "eval.max_new_tokens": (12, {}),
     "eval.direct": (True, {}),
 }  # fmt: skip
-# Keys that need data, a server or a look inside: a test of their own below.
+# Keys that need data, a server or a look inside: a test of their own below, in test_job_keys.py, or
+# in those of tasks and critics.
 APART = {
     "policy.dequantize",
     "policy.model", "policy.adapter", "task.source", "task.config", "task.split", "task.question",
@@ -137,15 +134,7 @@ def own_cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def outputs_of(tmp_path_factory):
     """Runs of the base recipe with settings, each made once."""
-    made = {}
-
-    def get(settings):
-        key = json.dumps(settings, sort_keys=True)
-        if key not in made:
-            made[key] = outputs(settings, tmp_path_factory.mktemp("run") / "run")
-        return made[key]
-
-    return get
+    return outputs_by_settings(tmp_path_factory, "quickstart", BASE)
 
 
 @pytest.mark.slow
@@ -182,74 +171,33 @@ def test_base_reference_differs_from_stage_in_a_second_epoch(outputs_of):
 
 
 @pytest.mark.slow
-def test_grad_checkpoint_and_too_little_memory_recompute(outputs_of, monkeypatch):
+@pytest.mark.parametrize(
+    ("key", "kind", "work"),
+    [("train.reference_cache", Network, "logps"), ("eval.cache", Policy, "generate")],
+)
+def test_what_is_computed_is_kept_where_the_recipe_says(key, kind, work, tmp_path, monkeypatch):
+    """And a run that finds it there computes less, and ends with the same bytes."""
     calls = 0
-    original = mx.checkpoint
+    original = getattr(kind, work)
 
-    def counted(function):
+    def counted(*args, **options):
         nonlocal calls
-        calls += 1
-        return original(function)
+        calls += not options.get("training")
+        return original(*args, **options)
 
-    monkeypatch.setattr(mx, "checkpoint", counted)
-    little = {"task.limit": 5, "train.memory_gb": 1e-6}
-    for settings in ({"task.limit": 5}, {**little, "train.grad_checkpoint": "no"}):
-        outputs_of(settings)
-        assert calls == 0
-    for settings in ({"task.limit": 5, "train.grad_checkpoint": "yes"}, little):
-        outputs_of(settings)
-        assert calls > 0
-        calls = 0
-
-
-@pytest.mark.slow
-def test_references_are_kept_where_the_recipe_says(tmp_path, monkeypatch):
-    """And the run that finds them there computes none, and ends with the same bytes."""
-    scored = 0
-    original = Network.logps
-
-    def counted(network, batch, *, training=False):
-        nonlocal scored
-        scored += not training
-        return original(network, batch, training=training)
-
-    monkeypatch.setattr(Network, "logps", counted)
+    monkeypatch.setattr(kind, work, counted)
     monkeypatch.setenv("MLXREFLECT_CACHE", str(tmp_path / "default"))
-    mine = str(tmp_path / "mine.sqlite")
+    off = {"task.limit": 5, "train.reference_cache": "off", "eval.cache": "off"}
+    mine = str(tmp_path / "mine")
     results, counts = [], []
     for number, path in enumerate((mine, mine, "off", "")):
-        changed = {"task.limit": 5, "train.reference_cache": path, "eval.cache": "off"}
-        made = outputs(changed, tmp_path / str(number))
-        results.append(made)
-        counts.append(scored)
-        scored = 0
+        results.append(outputs({**off, key: path}, tmp_path / str(number)))
+        counts.append(calls - sum(counts))
         assert Path(mine).is_file()
         assert (tmp_path / "default").exists() == (path == "")
     assert results[0] == results[1] == results[2] == results[3]
-    assert counts[0] > 0
-    assert counts == [counts[0], 0, counts[0], counts[0]]
-
-
-@pytest.mark.slow
-def test_answers_are_kept_where_the_recipe_says(tmp_path, monkeypatch):
-    """And the run that finds those of its base there ends with the same bytes."""
-    monkeypatch.setenv("MLXREFLECT_CACHE", str(tmp_path / "default"))
-    mine, results, reused = str(tmp_path / "mine"), [], []
-    original = Answers.report
-
-    def report(answers):
-        reused.append(answers.reused)
-        return original(answers)
-
-    monkeypatch.setattr(Answers, "report", report)
-    for number, path in enumerate((mine, mine, "off", "")):
-        changed = {"task.limit": 5, "eval.cache": path, "train.reference_cache": "off"}
-        results.append(outputs(changed, tmp_path / str(number)))
-        assert Path(mine).is_file()
-        assert (tmp_path / "default").exists() == (path == "")
-    assert results[0] == results[1] == results[2] == results[3]
-    assert reused[0] == reused[1] == 0 and reused[2] > 0
-    assert reused[-2:] == [0, 0] and len(reused) == 6
+    assert counts[1] < counts[0] == counts[2] == counts[3]
+    assert counts[1] == 0 or work == "generate"  # attempts are not kept
 
 
 @pytest.mark.slow
@@ -331,29 +279,6 @@ def test_keys_of_what_is_left_out(outputs_of, tmp_path):
     assert episodes[0] == episodes[1] == episodes[4]
 
 
-def test_config_and_split_name_the_hub_data(monkeypatch):
-    """The hub cannot be reached from a test: what is asked of it is recorded."""
-    import datasets
-
-    from mlxreflect.tasks import TASKS
-
-    asked = []
-
-    def load_dataset(*args, **kwargs):
-        asked.append((args, sorted(kwargs.items())))
-        return datasets.Dataset.from_list(
-            [{"question": f"{i} + {i}?", "answer": str(2 * i)} for i in range(40)]
-        )
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    base = {"task.name": "jsonl", "task.source": "someone/problems", "eval.spec": ""}
-    for extra in ({}, {"task.config": "hard"}, {"task.split": "validation"}):
-        flags = [f"{k}={v}" for k, v in {**base, **extra}.items()]
-        recipe = load_recipe("quickstart", flags)
-        TASKS["jsonl"].load(recipe.task, "train", 0)
-    assert len({str(call) for call in asked}) == 3
-
-
 # ---- the critic ---------------------------------------------------------------------------------
 
 
@@ -417,74 +342,16 @@ def test_wording_changes_what_is_asked(outputs_of, tmp_path):
 
 
 @pytest.mark.slow
-def test_provider_and_address_decide_who_is_asked(tmp_path):
-    with (
-        FakeOllama(reply=answering, models=["critic"]) as one,
-        FakeOllama(reply=answering, models=["critic"]) as two,
-    ):
-        for number, server in enumerate((one, two)):
-            outputs({"critic.provider": "ollama", "critic.model": "critic", "critic.cache": "off",
-                     "critic.base_url": server.url}, tmp_path / str(number))  # fmt: skip
-            assert server.chats
-            assert number or not two.chats
-        seen = len(one.chats)
-        outputs({"critic.base_url": one.url}, tmp_path / "solver")
-        assert len(one.chats) == seen
-
-
-@pytest.mark.slow
 def test_the_cache_is_where_the_recipe_says(tmp_path, monkeypatch):
+    """And the solver is asked nothing over a network."""
     monkeypatch.setenv("MLXREFLECT_CACHE", str(tmp_path / "default"))
     mine = str(tmp_path / "mine.sqlite")
     assert recorded({"critic.cache": mine}, tmp_path / "a")
     assert Path(mine).is_file()
     assert recorded({"critic.cache": mine}, tmp_path / "b") == []  # everything is known
+    assert recorded({"critic.provider": "solver"}, tmp_path / "c") == []
     default = cache_path("", CACHE)
     assert default is not None and not default.exists()
-
-
-def sent_to(server, settings, folder):
-    """The headers by which a run's critic made itself known; dates and signatures left out."""
-    outputs({"critic.model": "critic", "critic.cache": "off", "critic.base_url": server.url,
-             "task.limit": 4, **settings}, folder)  # fmt: skip
-    known = {seen.headers.get("authorization", "") for seen in server.requests}
-    server.requests.clear()
-    return {re.sub("/[0-9]{8}/|Signature=.*", "", one) for one in known}
-
-
-@pytest.mark.slow
-def test_keys_of_other_servers(tmp_path, monkeypatch):
-    monkeypatch.setenv("ONE_KEY", "one")
-    monkeypatch.setenv("OTHER_KEY", "other")
-    with FakeOpenAI(reply=answering) as server:
-        for number, (settings, header) in enumerate([
-            ({}, ""), ({"critic.key_env": "ONE_KEY"}, "Bearer one"),
-            ({"critic.key_env": "OTHER_KEY"}, "Bearer other"),
-        ]):  # fmt: skip
-            settings["critic.provider"] = "openai"
-            assert sent_to(server, settings, tmp_path / f"o{number}") == {header}
-    (tmp_path / "config").write_text("".join(
-        f"[profile {name}]\naws_access_key_id = {name}\naws_secret_access_key = s\n"
-        for name in ("ann", "bob")
-    ))  # fmt: skip
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_BEARER_TOKEN_BEDROCK", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    found = []
-    with FakeBedrock(reply=lambda body: answering(plain_messages(body))) as server:
-        for profile, region in (("ann", "us-east-1"), ("ann", "eu-west-3"), ("bob", "eu-west-3")):
-            settings = {"critic.provider": "bedrock", "critic.profile": profile,
-                        "critic.region": region}  # fmt: skip
-            [header] = sent_to(server, settings, tmp_path / f"{profile}-{region}")
-            assert f"Credential={profile}{region}" in header
-            found.append(header)
-    assert len(set(found)) == 3
-
-
-def plain_messages(body):
-    return {
-        "messages": [{"content": message["content"][0]["text"]} for message in body["messages"]]
-    }
 
 
 @pytest.mark.slow
@@ -520,16 +387,6 @@ def test_each_limit_of_the_budget_stops_the_run(tmp_path, limit):
     with pytest.raises(BudgetReached, match=rf"critic\.budget\.{limit} = {value} is reached"):
         recorded(settings, tmp_path / "run")
     assert ledger(tmp_path / "run")
-
-
-@pytest.mark.slow
-def test_a_replay_asks_nobody(tmp_path):
-    settings = {"critic.cache": str(tmp_path / "mine.sqlite")}
-    assert recorded(settings, tmp_path / "a")
-    assert recorded({**settings, "critic.replay": True}, tmp_path / "b") == []
-    elsewhere = {"critic.cache": str(tmp_path / "other.sqlite"), "critic.replay": True}
-    with pytest.raises(UserError, match=r"critic\.replay: no reply on disk"):
-        recorded(elsewhere, tmp_path / "c")
 
 
 @pytest.mark.parametrize(("value", "packed"), [("no", True), ("yes", False), ("auto", False)])

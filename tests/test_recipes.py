@@ -69,17 +69,6 @@ def test_full_settings_ask_a_model_of_ollama(name: str) -> None:
     assert found["expected"]["calls"] <= found["at_most"]["calls"]
 
 
-@pytest.mark.parametrize(
-    ("name", "key"),
-    [("rel", "lr"), ("rel", "reference"), ("preflexor", "sft.lr"), ("traces", "beta"),
-     ("reflectevo", "sft.scale_verified")],
-)  # fmt: skip
-def test_a_key_of_training_without_effect_is_refused(name: str, key: str) -> None:
-    value = "none" if key == "reference" else "0.5"
-    with pytest.raises(UserError, match=f"train.{key} = .* does nothing for {name}"):
-        load_recipe(name, [f"train.{key}={value}"])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_recipe_runs_in_small(name: str, tmp_path: Path) -> None:
