@@ -238,27 +238,19 @@ def test_reasonset_of_a_judged_working_and_of_a_person(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_the_published_reasonset_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "d.jsonl"
-    row = {"problem": "6 · 7?", "working_out": "41? No: 42.", "provided_solution": "42"}
-    append_rows(path, [row, {**row, "working_out": None}, {**row, "problem": " "}, row])
-    (found,), bad = read_examples(str(path), "sft")
-    assert (found.prompt, found.completion) == (ASKED[1:], "41? No: 42.")
-    assert [b.reason for b in bad] == [
-        "working_out has no value", "the prompt is empty", "it is there twice",
-    ]  # fmt: skip
-
-
-def test_what_the_published_reasonset_should_not_have(tmp_path: Path) -> None:
+def test_the_published_reasonset_is_read_without_what_it_should_not_have(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     row = {"problem": "6 · 7?", "ground_truth": "42", "working_out": "So.<answer>42.0</answer>"}
     faults = [
+        ({"working_out": None}, "working_out has no value"),
+        ({"problem": " "}, "the prompt is empty"),
         ({"ground_truth": None}, "there is no ground_truth"),
         ({"ground_truth": " "}, "there is no ground_truth"),
         ({"ground_truth": float("nan")}, "there is no ground_truth"),  # pandas' empty cell
         ({"working_out": "So.<answer>41</answer>"}, "its answer is not its ground_truth"),
         ({"working_out": r"So \boxed{41}"}, "its answer is not its ground_truth"),
         ({"working_out": "So.\r\n <answer>42.0</answer>"}, None),
+        ({"ground_truth": None, "provided_solution": "42", "working_out": "41? No: 42."}, None),
         ({"problem": "6  · 7? ", "working_out": "So. <answer>42.0</answer>"}, "it is there twice"),
         ({"working_out": "The expected answer is 42."}, "it says 'expected answer'"),
         *(({"is_correct": no}, "is_correct is false, so its working is none to imitate")
@@ -267,8 +259,9 @@ def test_what_the_published_reasonset_should_not_have(tmp_path: Path) -> None:
     append_rows(path, [row, *({**row, **change} for change, _ in faults)])
     found, bad = read_examples(str(path), "sft")
     assert [e.completion for e in found] == [
-        "So.<answer>42.0</answer>", "So.\r\n <answer>42.0</answer>",
+        "So.<answer>42.0</answer>", "So.\r\n <answer>42.0</answer>", "41? No: 42.",
     ]  # fmt: skip
+    assert found[2].prompt == ASKED[1:]
     assert [b.reason for b in bad] == [reason for _, reason in faults if reason]
 
 
@@ -350,6 +343,10 @@ def test_published_reflectevo_rows_are_read(tmp_path: Path) -> None:
                     "trail2_false": trial("C", False, "Bad.")}  # fmt: skip
     append_rows(tmp_path / "p.jsonl", [plus, plus | {"trail2": "A"},
                                        plus | {"trail2": trial("A", True)}])  # fmt: skip
+    flat = {"question": "q?", "first_trial_reasoning": "B", "reflections": "So.",
+            "second_trial_reasoning": "A", "trail1": None}  # fmt: skip
+    append_rows(tmp_path / "f.jsonl", [flat])
+    assert read_examples(str(tmp_path / "f.jsonl"), "sft")[0][0].completion == "So.\n\nA"
     append_rows(tmp_path / "b.jsonl", [both, both | {"trail2_false": both["trail2_true"]}])
     (example,), bad = read_examples(str(tmp_path / "p.jsonl"), "sft")
     assert example.prompt[1]["content"] == "\nThought: B?\nAction: Finish[B]"

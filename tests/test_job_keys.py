@@ -1,6 +1,5 @@
 """Every key of `mlxreflect train` changes something: an output file, or a recorded call."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from support.run_outputs import outputs_in
 from support.trainings import ANSWERS, GROUPS, PAIRS, Data, good, poor, question, said, user, write
 
 from mlxreflect.config.fields import idle_keys
@@ -143,21 +143,7 @@ def outputs(job: Job, folder: Path) -> dict[str, str]:
         train(place, Ui(quiet=True))
     finally:
         place.lock.close()
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(content(path)).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in ("job.toml", "job.json", ".lock")
-    }
-
-
-def content(path: Path) -> bytes:
-    if path.name not in ("metrics.jsonl", "summary.json", "commit.json", "adapter_config.json"):
-        return path.read_bytes()
-    drop = ("seconds", "wall_seconds", "peak_memory_bytes", "tokens_per_second", "journals",
-            "adapter", "model")  # fmt: skip
-    text = path.read_text()
-    rows = text.splitlines() if path.suffix == ".jsonl" else [text]
-    return repr([{k: v for k, v in json.loads(r).items() if k not in drop} for r in rows]).encode()
+    return outputs_in(folder)
 
 
 @pytest.fixture(scope="module")
@@ -284,8 +270,7 @@ def test_config_and_split_name_the_hub_data(
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     for extra in ({}, {"data.config": "hard"}, {"data.split": "validation"}):
-        found = outputs_of("dpo", {"data.source": "someone/pairs", **extra})
-        assert found == outputs_of("dpo", {})
+        assert outputs_of("dpo", {"data.source": "someone/pairs", **extra}) == outputs_of("dpo", {})
     assert len({str(call) for call in asked}) == 3
 
 
@@ -360,8 +345,6 @@ def test_the_reference_cache_is_where_the_job_says(
     outputs_of: Outputs, shelf: Path, tiny_random: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    from mlxreflect.training import references as scoring
-
     monkeypatch.setenv("MLXREFLECT_CACHE", str(tmp_path / "usual"))
     mine = tmp_path / "mine.sqlite"
     for number, setting in enumerate(("off", str(mine), "")):
@@ -369,10 +352,3 @@ def test_the_reference_cache_is_where_the_job_says(
         assert outputs(job, tmp_path / str(number)) == outputs_of("dpo", {})
         assert mine.exists() == (number > 0)
         assert (tmp_path / "usual" / "references.sqlite").exists() == (number > 1)
-
-    def refused(*arguments: Any, **options: Any) -> Any:
-        raise AssertionError("everything is known")
-
-    monkeypatch.setattr(scoring, "collate", refused)
-    job = settings_of("dpo", {"train.reference_cache": str(mine)}, shelf, tiny_random)
-    assert outputs(job, tmp_path / "again") == outputs_of("dpo", {})

@@ -15,6 +15,9 @@ from mlxreflect.runs.folder import create_run
 from mlxreflect.runs.run import execute
 from support.kill_driver import DRIVER
 
+# What a run or a training says of itself.
+OWN = ("recipe.toml", "run.json", "job.toml", "job.json", ".lock", "critic.jsonl")
+
 
 def outputs_of_run(recipe, settings, folder):
     """Run a recipe here; every output file but the recipe, times and paths left out, as hashes."""
@@ -58,13 +61,13 @@ def run_process(recipe, settings, folder, *driver):
 
 
 def outputs_in(folder):
-    """The same of a run that is done."""
+    """The same of a run, or of a training, that is done."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if name.startswith("report/"):  # the evaluations again, with times and paths in them
             continue
-        if path.is_file() and name not in ("recipe.toml", "run.json", ".lock", "critic.jsonl"):
+        if path.is_file() and name not in OWN:
             found[name] = hashlib.sha256(content(path)).hexdigest()
     return found
 
@@ -74,7 +77,8 @@ def content(path: Path) -> bytes:
         return b""
     if path.name in ("metrics.jsonl", "summary.json", "commit.json", "adapter_config.json"):
         # A journal's length depends on how many digits its times have.
-        drop = ("seconds", "wall_seconds", "peak_memory_bytes", "journals")
+        drop = ("seconds", "wall_seconds", "peak_memory_bytes", "tokens_per_second", "journals",
+                "adapter", "model")  # fmt: skip
         text = path.read_text()
         rows = text.splitlines() if path.suffix == ".jsonl" else [text]
         kept = [{k: v for k, v in json.loads(r).items() if k not in drop} for r in rows]
