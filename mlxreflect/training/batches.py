@@ -166,7 +166,9 @@ class Layout:
             self.prefix[number, :shared] = first[:shared]
             self.prefix_lengths.append(shared)
         scored: dict[int, int] = {}  # input index → index into from_prefix
-        left_out = set() if keep_shared else seen_by_all(item, shared)
+        left_out: set[int] = set()  # predict a shared token that the loss of every row sees
+        if not keep_shared:
+            left_out = set.intersection(*map(set, map(seen, item))) & set(range(shared - 1))
         for row in item:
             tokens = [*row.prompt, *row.response]
             at = len(self.group)
@@ -220,8 +222,3 @@ def seen(row: Row) -> Iterator[int]:
     for i in range(len(row.response)):
         if row.mask is None or row.mask[i]:
             yield first + i
-
-
-def seen_by_all(item: Item, shared: int) -> set[int]:
-    """Input indices that predict a shared token which the loss of every row sees."""
-    return set.intersection(*(set(seen(row)) for row in item)) & set(range(shared - 1))

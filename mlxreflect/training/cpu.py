@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from unittest import mock
 
 import mlx.core as mx
@@ -41,10 +41,6 @@ Work = TypeVar("Work")
 Result = TypeVar("Result")
 
 
-def slow_exponentials() -> bool:
-    return on_cpu() and sys.platform != "darwin"
-
-
 @contextmanager
 def faster_on_cpu(model: nn.Module) -> Iterator[None]:
     """The model with what this file has, for the duration, where that is faster."""
@@ -57,7 +53,7 @@ def faster_on_cpu(model: nn.Module) -> Iterator[None]:
             put(mx, "quantized_matmul", quantized_matmul)
             put(mx, "checkpoint", partial(checkpoint, mx.checkpoint))
             put(Network, "chunks", marked_chunks)
-        if slow_exponentials():
+        if on_cpu() and sys.platform != "darwin":  # whose exponentials are fast
             put(losses, "exp", exp)
             put(mx.fast, "scaled_dot_product_attention", attention)
             for module in {sys.modules[type(part).__module__] for part in model.modules()}:
@@ -85,16 +81,17 @@ def in_parts(
             mx.eval(result)
             yield piece, result
         return
-    free, running = deque(streams()), deque[tuple[Work, Result, mx.Stream, Future[None]]]()
-    waiting = deque(work)
+    streams, threads = lanes()
+    free, waiting = deque(streams), deque(work)
+    running = deque[tuple[Work, Result, mx.Stream, Future[None]]]()
     try:
         while waiting or running:
             while waiting and free:
-                piece, stream = waiting.popleft(), free.popleft()
-                with mx.stream(stream), faster_on_cpu(model), marking() as marks:
+                piece, stream, marks = waiting.popleft(), free.popleft(), list[Any]()
+                with mx.stream(stream), faster_on_cpu(model), marking(marks):
                     result = trace(piece)
                 marks.append(result)
-                computed = threads().submit(compute, marks)
+                computed = threads.submit(compute, marks)
                 running.append((piece, result, stream, computed))
             piece, result, stream, computed = running.popleft()
             computed.result()
@@ -105,34 +102,24 @@ def in_parts(
             computed.exception()
 
 
-marked: list[list[Any]] = []  # of the graph that is being traced, if one is
+marked: list[list[Any] | None] = [None]  # what `mark` adds to; the last counts
 
 
 @contextmanager
-def marking() -> Iterator[list[Any]]:
-    """The places that are marked inside, in the order of their computation."""
-    marked.append([])
+def marking(marks: list[Any] | None) -> Iterator[None]:
+    """Places that are marked inside come into `marks`, in the order of their computation."""
+    marked.append(marks)
     try:
-        yield marked[-1]
+        yield
     finally:
         marked.pop()
 
 
-@contextmanager
-def unmarked() -> Iterator[None]:
-    """Nothing inside is marked."""
-    outer, marked[:] = marked[:], []
-    try:
-        yield
-    finally:
-        marked[:] = outer
-
-
 def mark(x: mx.array) -> mx.array:
     """x, as a place at which the computation may pause; its gradient becomes one too."""
-    if not marked:
-        return x
     marks = marked[-1]
+    if marks is None:
+        return x
 
     @mx.custom_function
     def same(x: mx.array) -> mx.array:
@@ -141,13 +128,10 @@ def mark(x: mx.array) -> mx.array:
     @same.vjp
     def backward(primal: Any, cotangent: Any, output: Any) -> mx.array:
         marks.append(cotangent)
-        slope: mx.array = cotangent
-        return slope
+        return cast(mx.array, cotangent)
 
     marks.append(x)
-    out: Any = same(x)
-    passed: mx.array = out
-    return passed
+    return cast(mx.array, same(x))
 
 
 def compute(pieces: list[Any]) -> None:
@@ -161,24 +145,20 @@ def compute(pieces: list[Any]) -> None:
 
 
 @cache
-def streams() -> list[mx.Stream]:
-    return [mx.new_thread_unsafe_stream(mx.cpu) for _ in range(LANES)]
-
-
-@cache
-def threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(LANES, thread_name_prefix="lane")
+def lanes() -> tuple[list[mx.Stream], ThreadPoolExecutor]:
+    """The streams, and the threads that compute what is on them."""
+    streams = [mx.new_thread_unsafe_stream(mx.cpu) for _ in range(LANES)]
+    return streams, ThreadPoolExecutor(LANES, thread_name_prefix="lane")
 
 
 def checkpoint(theirs: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     """mx.checkpoint; what it computes again is not marked, for its marks would keep it."""
 
     def without_marks(*given: Any) -> Any:
-        with unmarked():
+        with marking(None):
             return function(*given)
 
-    recomputed: Callable[..., Any] = theirs(without_marks)
-    return recomputed
+    return cast(Callable[..., Any], theirs(without_marks))
 
 
 def marked_chunks(
@@ -200,8 +180,7 @@ def quantized_matmul(
     may be larger than the packed model.
     """
     if w.ndim > 2 or not how.get("transpose", True) or x.size < LEAST_ROWS * x.shape[-1]:
-        few: mx.array = their_product(x, w, scales, biases, **how)
-        return few
+        return their_product(x, w, scales, biases, **how)
     kind = {key: value for key, value in how.items() if key != "transpose"}
     rows = max(1, BLOCK // x.shape[-1])
     blocks = [slice(start, start + rows) for start in range(0, w.shape[0], rows)]
@@ -227,12 +206,9 @@ def quantized_matmul(
         found = wide[..., blocks[0]] @ weights(blocks[0], cotangent)
         for block in blocks[1:]:
             found = found + wide[..., block] @ weights(block, found)
-        slope: mx.array = found.astype(primal.dtype)
-        return slope
+        return cast(mx.array, found.astype(primal.dtype))
 
-    out: Any = product(x)
-    whole: mx.array = out
-    return whole
+    return cast(mx.array, product(x))
 
 
 # ---- exponentials --------------------------------------------------------------------------------
@@ -259,8 +235,7 @@ def attention(
     """
     kind = queries.dtype
     if any(value is not None for value in more.values()):
-        whole: mx.array = theirs(queries, keys, values, scale=scale, mask=mask, **more)
-        return whole
+        return theirs(queries, keys, values, scale=scale, mask=mask, **more)
     queries, keys, values = (a.astype(mx.float32) for a in (queries, keys, values))
     batch, heads, length, width = queries.shape
     groups = keys.shape[1]
@@ -270,13 +245,12 @@ def attention(
     )
     if mask is not None:
         scores = scores + added(mask, groups, length, keys.shape[2])
-    shares: Any = softmax_of_powers(scores)
-    weighted: mx.array = shares @ mx.expand_dims(values, 2)
+    weighted = cast(mx.array, softmax_of_powers(scores)) @ mx.expand_dims(values, 2)
     return mark(weighted.reshape(batch, heads, length, values.shape[-1]).astype(kind))
 
 
 def added(mask: mx.array | str, groups: int, length: int, keys: int) -> mx.array:
-    """A mask as what is added to scores [B, groups, heads a group, L, S] in powers of two."""
+    """A mask as what is added to scores [B, groups, heads a group, L, S], powers of two."""
     if isinstance(mask, str):
         mask = mx.arange(keys) <= mx.arange(keys - length, keys)[:, None]
     numbers = mx.where(mask, 0.0, LOWEST) if mask.dtype == mx.bool_ else LOG2E * mask
@@ -297,17 +271,15 @@ def softmax_of_powers(scores: mx.array) -> mx.array:
 @softmax_of_powers.vjp
 def softmax_backward(primal: Any, cotangent: Any, output: Any) -> mx.array:
     slope = output * cotangent
-    found: mx.array = math.log(2) * (slope - output * slope.sum(axis=-1, keepdims=True))
-    return found
+    found = math.log(2) * (slope - output * slope.sum(axis=-1, keepdims=True))
+    return cast(mx.array, found)
 
 
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """silu(gate) · x, as mlx-lm's models have it."""
     if gate.dtype != mx.float32:
-        found: mx.array = activations.swiglu(gate, x)
-        return found
-    gated: Any = gated_unit(gate, x)
-    return mark(gated[0])
+        return cast(mx.array, activations.swiglu(gate, x))
+    return mark(cast(list[mx.array], gated_unit(gate, x))[0])
 
 
 @mx.custom_function

@@ -28,11 +28,6 @@ def linear_keys(model: nn.Module, last: int = 0) -> list[str]:
     return list(names)
 
 
-def lora_scale(config: LoraConfig) -> float:
-    """Returns the factor of LoRA layers: alpha / rank where an alpha is given, else the scale."""
-    return config.alpha / config.rank if config.alpha else config.scale
-
-
 def attach_lora(
     model: nn.Module, config: LoraConfig, seed: int, adapter: str = ""
 ) -> dict[str, Any]:
@@ -50,8 +45,9 @@ def attach_lora(
                 module.unfreeze(keys=["lora_a", "lora_b"], recurse=False)
         return existing
     layers, keys = choose_layers(model, config), config.keys or linear_keys(model)
+    scale = config.alpha / config.rank if config.alpha else config.scale
     parameters = {
-        "rank": config.rank, "scale": lora_scale(config), "dropout": config.dropout, "keys": keys
+        "rank": config.rank, "scale": scale, "dropout": config.dropout, "keys": keys
     }  # fmt: skip
     seed_mlx(seed, "lora")
     model.freeze()
@@ -114,13 +110,14 @@ def attach_full(model: nn.Module, name: str = "", adapter: str = "") -> dict[str
     """
     if adapter:
         read_adapter(adapter, "full")
-    if any(is_packed(module) for module in model.modules()) or stored_packed(name):
+    packed = any("scales" in module and hasattr(module, "bits") for module in model.modules())
+    if packed or stored_packed(name):
         raise UserError(
             f"{name or 'the model'}: full fine-tuning needs weights that are not quantised",
             f"make such a folder: mlxreflect fuse --model {name or 'MODEL'} --out DIR",
         )
     # Row by row, as steps and files leave them: a resumed run then sums in the same order.
-    model.update(tree_map(plain_float32, model.parameters()))
+    model.update(tree_map(lambda a: mx.contiguous(to_float32(a)), model.parameters()))
     model.unfreeze()
     for module in model.modules():
         whole = [k for k, v in module.items() if isinstance(v, mx.array) and not floating(v)]
@@ -128,11 +125,6 @@ def attach_full(model: nn.Module, name: str = "", adapter: str = "") -> dict[str
     model.eval()
     mx.eval(model.parameters())
     return {"fine_tune_type": "full", "num_layers": len(model.layers)}
-
-
-def is_packed(module: nn.Module) -> bool:
-    """Returns whether a module itself holds quantised weights."""
-    return "scales" in module and hasattr(module, "bits")
 
 
 def stored_packed(name: str) -> bool:
@@ -143,10 +135,6 @@ def stored_packed(name: str) -> bool:
     config = read_json(folder / "config.json")
     parts = (config, config.get("text_config") or {})
     return any(part.get(key) for part in parts for key in ("quantization", "quantization_config"))
-
-
-def plain_float32(array: mx.array) -> mx.array:
-    return mx.contiguous(to_float32(array)) if floating(array) else array
 
 
 def save_adapter(folder: Path, arrays: Arrays, config: dict[str, Any], model: str) -> None:

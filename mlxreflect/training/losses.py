@@ -6,8 +6,8 @@ natural, summed over response tokens (or their mean a token, where the caller di
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -40,69 +40,45 @@ def token_logps(logits: mx.array, targets: mx.array) -> mx.array:
         own = slope - mx.take_along_axis(probabilities, at, axis=-1)
         return mx.put_along_axis(-probabilities, at, own, axis=-1)
 
-    found: Any = score(logits.astype(mx.float32))
-    logps: mx.array = found[0]
-    return logps
+    return cast(list[mx.array], score(logits.astype(mx.float32)))[0]
 
 
 # ---- preference pairs ----------------------------------------------------------------------------
 
 
-def dpo_loss(
-    chosen: mx.array,
-    rejected: mx.array,
-    ref_chosen: mx.array,
-    ref_rejected: mx.array,
-    beta: float,
-    smoothing: float = 0.0,
-) -> tuple[mx.array, mx.array]:
-    """DPO with the sigmoid link (Rafailov et al. 2023, eq. 7), arrays [B].
+def log_ratio(
+    chosen: mx.array, rejected: mx.array, ref_chosen: mx.array, ref_rejected: mx.array
+) -> mx.array:
+    """h = (chosen − ref_chosen) − (rejected − ref_rejected), all [B]."""
+    return (chosen - ref_chosen) - (rejected - ref_rejected)
 
-    margin = β((chosen − ref_chosen) − (rejected − ref_rejected))
-    loss = −(1−s)·log σ(margin) − s·log σ(−margin), where the smoothing s is the share of labels
-    taken to be flipped (conservative DPO: Mitchell 2023). Returns (loss, margin), both [B].
+
+def dpo_loss(h: mx.array, beta: float, smoothing: float = 0.0) -> tuple[mx.array, mx.array]:
+    """DPO with the sigmoid link (Rafailov et al. 2023, eq. 7), of the log-ratio h [B].
+
+    margin = β·h, loss = −(1−s)·log σ(margin) − s·log σ(−margin), where the smoothing s is the share
+    of labels taken to be flipped (conservative DPO: Mitchell 2023). Returns (loss, margin), [B].
     """
-    margin = beta * log_ratio(chosen, rejected, ref_chosen, ref_rejected)
+    margin = beta * h
     # log σ(x) − log σ(−x) = x, so both terms are one softplus and a line.
     return softplus(-margin) + smoothing * margin, margin
 
 
-def ipo_loss(
-    chosen: mx.array,
-    rejected: mx.array,
-    ref_chosen: mx.array,
-    ref_rejected: mx.array,
-    beta: float,
-    smoothing: float = 0.0,
-) -> tuple[mx.array, mx.array]:
-    """IPO (Azar et al. 2023, eq. 17, their τ is β here), arrays [B].
+def ipo_loss(h: mx.array, beta: float, smoothing: float = 0.0) -> tuple[mx.array, mx.array]:
+    """IPO (Azar et al. 2023, eq. 17, their τ is β here), of the log-ratio h [B].
 
-    loss = (h − 1/2β)², margin = β·h, h = (chosen − ref_chosen) − (rejected − ref_rejected).
-    Returns (loss, margin), both [B]. Raises ValueError for a smoothing other than 0: IPO has none.
+    loss = (h − 1/2β)², margin = β·h. Returns (loss, margin), both [B]. IPO has no smoothing.
     """
-    if smoothing:
-        raise ValueError(f"IPO knows no label smoothing, {smoothing} was given")
-    h = log_ratio(chosen, rejected, ref_chosen, ref_rejected)
     return mx.square(h - 1 / (2 * beta)), beta * h
 
 
-def exo_pair_loss(
-    chosen: mx.array,
-    rejected: mx.array,
-    ref_chosen: mx.array,
-    ref_rejected: mx.array,
-    beta: float,
-    smoothing: float,
-) -> tuple[mx.array, mx.array]:
-    """EXO on pairs (Ji et al. 2024, eq. 16), arrays [B]: the reverse KL of DPO's forward one.
+def exo_pair_loss(h: mx.array, beta: float, smoothing: float) -> tuple[mx.array, mx.array]:
+    """EXO on pairs (Ji et al. 2024, eq. 16), of the log-ratio h [B]: the reverse KL of DPO's.
 
-    loss = σ(z)(log σ(z) − log(1−ε)) + σ(−z)(log σ(−z) − log ε), with z the margin of `dpo_loss`
-    and ε the smoothing; least at z = log((1−ε)/ε). Returns (loss, margin), both [B]. Raises
-    ValueError for a smoothing outside (0, 1): the loss has no bound there.
+    loss = σ(z)(log σ(z) − log(1−ε)) + σ(−z)(log σ(−z) − log ε), with z = β·h and ε the smoothing,
+    in (0, 1); least at z = log((1−ε)/ε). Returns (loss, margin), both [B].
     """
-    if not 0 < smoothing < 1:
-        raise ValueError(f"exo_pair needs a smoothing between 0 and 1, not {smoothing}")
-    z = beta * log_ratio(chosen, rejected, ref_chosen, ref_rejected)
+    z = beta * h
     right = mx.sigmoid(z) * (-softplus(-z) - math.log1p(-smoothing))
     wrong = mx.sigmoid(-z) * (-softplus(z) - math.log(smoothing))
     return right + wrong, z
@@ -116,12 +92,6 @@ def orpo_loss(chosen: mx.array, rejected: mx.array, beta: float) -> tuple[mx.arr
     """
     log_odds = logit(chosen) - logit(rejected)
     return beta * softplus(-log_odds), log_odds
-
-
-def log_ratio(
-    chosen: mx.array, rejected: mx.array, ref_chosen: mx.array, ref_rejected: mx.array
-) -> mx.array:
-    return (chosen - ref_chosen) - (rejected - ref_rejected)
 
 
 def softplus(x: mx.array) -> mx.array:
@@ -143,6 +113,9 @@ def logit(logp: mx.array) -> mx.array:
     near, far = mx.where(is_near, logp, half), mx.where(is_near, half, logp)
     log_rest = mx.where(is_near, mx.log(-mx.expm1(near)), mx.log1p(-mx.exp(far)))
     return logp - log_rest
+
+
+PREFERENCE = {"dpo": dpo_loss, "ipo": ipo_loss, "exo_pair": exo_pair_loss}
 
 
 # ---- groups of responses -------------------------------------------------------------------------
@@ -194,13 +167,3 @@ def steep_exp(x: mx.array) -> mx.array:
     """e^x up to STEEP, then its tangent: no overflow, and a gradient that still pulls back."""
     touch = mx.stop_gradient(mx.minimum(x, STEEP))  # where the tangent touches: x itself, mostly
     return mx.exp(touch) * (1 + x - touch)
-
-
-Preference = Callable[
-    [mx.array, mx.array, mx.array, mx.array, float, float], tuple[mx.array, mx.array]
-]
-PREFERENCE: dict[str, Preference] = {
-    "dpo": dpo_loss,
-    "ipo": ipo_loss,
-    "exo_pair": exo_pair_loss,
-}

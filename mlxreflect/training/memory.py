@@ -17,16 +17,17 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlxreflect.config.schema import Fitting
 from mlxreflect.core.seeds import seed_mlx
+from mlxreflect.models.load import on_cpu
 from mlxreflect.training.batches import WORTH, Item, Shape, shape_of
 from mlxreflect.training.cpu import LANES
 from mlxreflect.training.network import (
     Arrays,
     Cache,
     Extension,
+    Held,
     Recorder,
     chunk_rows,
     default_stride,
-    find_cache,
     has_plain_caches,
     parameters,
 )
@@ -56,11 +57,14 @@ class Footprint:
         self.vocabulary = vocabulary
         self.layers = len(model.layers)
         self.heads = argument(model, *HEADS)
-        self.hidden = hidden_size(model)
         active = argument(model, "num_experts_per_tok")
         parts = [m for layer in model.layers for _, m in layer.named_modules()]
         self.width = sum(linear_outputs(part, active) for part in parts) / self.layers
-        self.itemsize = HALF if any_half(model) else 4
+        # Norms are as long as a layer's input, and keep the type that a model computes in.
+        norms = [m.weight for _, m in model.layers[0].named_modules()
+                 if "weight" in m and "norm" in type(m).__name__.lower()]  # fmt: skip
+        self.hidden = max((norm.size for norm in norms), default=1)
+        self.itemsize = HALF if any(norm.dtype.size == 2 for norm in norms) else 4
         self.stateful = not has_plain_caches(model)
 
     def bytes(self, shape: Shape, recomputed: int = 0) -> int:
@@ -92,14 +96,6 @@ def argument(model: nn.Module, *names: str) -> int:
     return next((int(known[name]) for name in names if known.get(name)), 1)
 
 
-def hidden_size(model: nn.Module) -> int:
-    """Of the first layer's input: the longest norm's weight is as long."""
-    norms = [m.weight.size for _, m in model.layers[0].named_modules()
-             if isinstance(m, nn.RMSNorm | nn.LayerNorm) or "norm" in type(m).__name__.lower()
-             if "weight" in m]  # fmt: skip
-    return max(norms, default=1)
-
-
 def linear_outputs(module: nn.Module, active: int) -> int:
     if isinstance(module, LINEAR):
         return int(module.weight.shape[0])
@@ -108,18 +104,11 @@ def linear_outputs(module: nn.Module, active: int) -> int:
     return 0
 
 
-def any_half(model: nn.Module) -> bool:
-    """Returns whether activations have two bytes: norms keep the type that a model computes in."""
-    kinds = {m.weight.dtype for _, m in model.layers[0].named_modules()
-             if "weight" in m and "norm" in type(m).__name__.lower()}  # fmt: skip
-    return bool(kinds & {mx.float16, mx.bfloat16})
-
-
 def memory_limit(gigabytes: float) -> int:
     """Bytes that activations may take: as asked for, or a share of what the device has."""
     if gigabytes:
         return int(gigabytes * 1e9)
-    if mx.default_device().type == mx.DeviceType.cpu:
+    if on_cpu():
         return CPU_BYTES
     found = mx.device_info()  # CUDA names its memory otherwise
     whole = found.get("max_recommended_working_set_size") or found.get("memory_size")
@@ -136,7 +125,7 @@ def plan(
     on the CPU, where several parts are under way, also where it is large or the only one. Layers
     are recomputed where one item alone takes too much, or the recipe says so.
     """
-    cpu = mx.default_device().type == mx.DeviceType.cpu
+    cpu = on_cpu()
     limit = memory_limit(config.memory_gb) // (LANES if cpu else 1)
 
     def shape(members: list[int]) -> Shape:
@@ -196,9 +185,8 @@ def recomputing(
     def call(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if id(layer) not in chosen:
             return original(layer, *args, **kwargs)
-        cache = find_cache(args, kwargs)
-        held = () if cache is None or cache.keys is None else (cache.keys, cache.values)
-
+        caches = [a for a in (*args, *kwargs.values()) if isinstance(a, Recorder | Extension)]
+        cache = caches[0] if caches else None
         draw = next(draws)
 
         def inner(arrays: Arrays, held: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -209,24 +197,24 @@ def recomputing(
             kwargs = {k: own if a is cache else a for k, a in kwargs.items()}
             with parameters(layer, arrays):
                 out = original(layer, *args, **kwargs)
-            kept: Any = (own.keys, own.values) if isinstance(own, Recorder) else ()
+            kept = own.held if isinstance(own, Recorder) else ()
             # As arrays of their own, for gemma4's layers return them too: of an array that leaves
             # twice, MLX loses the second gradient.
             return out, tuple(mx.expand_dims(array, 0) for array in kept)
 
         arrays = dict(tree_flatten(layer.trainable_parameters()))
+        held = cache.held if cache else ()
         out, kept = mx.checkpoint(inner)(arrays, held, args, kwargs)
         if isinstance(cache, Recorder):
-            cache.keys, cache.values = (mx.squeeze(array, 0) for array in kept)
+            cache.held = tuple(mx.squeeze(array, 0) for array in kept)
         return out
 
     call.recomputes = True  # type: ignore[attr-defined]
     return call
 
 
-def again(cache: Cache | None, held: tuple[mx.array, ...]) -> Cache | None:
+def again(cache: Cache | None, held: Held) -> Cache | None:
     """A cache of the same kind, on the arrays that entered the recomputed function."""
     if isinstance(cache, Extension):
-        keys, values = held
-        return Extension(keys, values, cache.group, cache.lengths, cache.axes)
-    return Recorder(*held) if isinstance(cache, Recorder) else None
+        return Extension(held, cache.group, cache.lengths, cache.axes)
+    return Recorder(held) if isinstance(cache, Recorder) else None

@@ -10,7 +10,7 @@ that go on from there. Model code stays untouched.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,48 +21,47 @@ from mlxreflect.models.load import on_cpu
 from mlxreflect.training.batches import Batch, Row, collate
 from mlxreflect.training.losses import token_logps
 
+Held = tuple[mx.array, ...]  # keys and values, or nothing yet
+
 
 class Recorder:
     """Cache of the prefixes' pass, a part of them at a time: keeps what the layer computes.
 
-    keys, values: [G, heads, P, D], of the parts so far, with the last once the layer has run.
-    offset: the length of the parts before.
+    held: keys and values [G, heads, P, D] of the parts so far, with the last once the layer has
+    run. offset: the length of the parts before.
     """
 
-    def __init__(self, keys: mx.array | None = None, values: mx.array | None = None) -> None:
-        self.keys, self.values = keys, values
-        self.offset = 0 if keys is None else keys.shape[2]
+    def __init__(self, held: Held = ()) -> None:
+        self.held = held
+        self.offset = held[0].shape[2] if held else 0
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        if self.keys is not None and self.values is not None:
-            keys = mx.concatenate([self.keys, keys], axis=2)
-            values = mx.concatenate([self.values, values], axis=2)
-        self.keys, self.values = keys, values
+        if self.held:
+            keys = mx.concatenate([self.held[0], keys], axis=2)
+            values = mx.concatenate([self.held[1], values], axis=2)
+        self.held = keys, values
         return keys, values
 
     def make_mask(
         self, N: int, return_array: bool = False, window_size: int | None = None
     ) -> mx.array | str | None:
         """Prefixes are padded on the right, where causality hides the padding by itself."""
-        mask: mx.array | str | None = create_attention_mask(
-            N, self.offset, return_array, window_size
-        )
-        return mask
+        mask = create_attention_mask(N, self.offset, return_array, window_size)
+        return cast(mx.array | str | None, mask)
 
 
 class Extension:
     """Cache of the rows' pass: each row's keys and values follow those of its prefix.
 
-    keys, values: [G, heads, P, D], the prefixes'; group: [R], the prefix of each row;
+    held: keys and values [G, heads, P, D] of the prefixes; group: [R], the prefix of each row;
     lengths: [G], real tokens of each prefix. axes: how many axes of heads attention scores have;
     most models leave them to MLX, which has one. offset: [R], where each row goes on.
+    Raises ValueError where the prefixes' pass has put nothing into its cache.
     """
 
-    def __init__(
-        self, keys: mx.array, values: mx.array, group: mx.array, lengths: mx.array, axes: int
-    ) -> None:
-        self.keys, self.values, self.group, self.lengths = keys, values, group, lengths
-        self.axes = axes
+    def __init__(self, held: Held, group: mx.array, lengths: mx.array, axes: int) -> None:
+        self.held, self.group, self.lengths, self.axes = held, group, lengths, axes
+        self.keys, self.values = held
         self.offset = lengths[group]
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
@@ -89,24 +88,6 @@ class Extension:
 
 
 Cache = Recorder | Extension
-
-
-def extend(
-    recorders: list[Recorder], group: mx.array, lengths: mx.array, axes: int
-) -> list[Extension]:
-    """The caches of the rows' pass, of those that the prefixes' pass has filled."""
-    caches = []
-    for recorder in recorders:
-        if recorder.keys is None or recorder.values is None:
-            raise ValueError("a layer has put nothing into its cache")
-        caches.append(Extension(recorder.keys, recorder.values, group, lengths, axes))
-    return caches
-
-
-def find_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cache | None:
-    """The cache among a layer's arguments."""
-    found = [a for a in (*args, *kwargs.values()) if isinstance(a, Recorder | Extension)]
-    return found[0] if found else None
 
 
 CHUNK_ELEMENTS = 1 << 20  # logits of one chunk: 8 MB of float32
@@ -168,11 +149,12 @@ class Network:
         recorders = [Recorder() for _ in make_prompt_cache(self.model)]
         hidden = []
         for start in range(0, batch.prefix.shape[1], self.stride):
-            recorders = [Recorder(before.keys, before.values) for before in recorders]
+            recorders = [Recorder(before.held) for before in recorders]
             part = batch.prefix[:, start : start + self.stride]
             hidden.append(backbone(part, cache=recorders))
         ahead = flat(mx.concatenate(hidden, axis=1))[batch.from_prefix]
-        caches = extend(recorders, batch.group, batch.prefix_lengths, self.axes)
+        caches = [Extension(recorder.held, batch.group, batch.prefix_lengths, self.axes)
+                  for recorder in recorders]  # fmt: skip
         return mx.concatenate([ahead, flat(backbone(batch.inputs, cache=caches))[batch.from_rows]])
 
     # ---- the head -------------------------------------------------------------------------------
@@ -181,8 +163,8 @@ class Network:
         """Logits [n, V] of hidden states [n, D], by the model's own code."""
         assert self.place is not None  # else `splits` is False
         with standing_in(self.place, hidden[None]):
-            logits: mx.array = self.model(mx.zeros((1, hidden.shape[0]), dtype=mx.int32))
-        return logits[0]
+            logits = self.model(mx.zeros((1, hidden.shape[0]), dtype=mx.int32))
+        return cast(mx.array, logits)[0]
 
     def head_logps(self, hidden: mx.array, targets: mx.array) -> mx.array:
         return token_logps(self.head(hidden), targets)
@@ -202,13 +184,10 @@ class Network:
 
         @score.vjp
         def backward(primal: Any, cotangents: Any, outputs: Any) -> mx.array:
-            slope: mx.array = outputs[1]
-            gradient: mx.array = (cotangents[0][:, None] * slope).astype(slope.dtype)
-            return gradient
+            gradient = (cotangents[0][:, None] * outputs[1]).astype(outputs[1].dtype)
+            return cast(mx.array, gradient)
 
-        scored: Any = score(hidden)
-        logps: mx.array = scored[0]
-        return logps
+        return cast(list[mx.array], score(hidden))[0]
 
     def recomputed(self, hidden: mx.array, targets: mx.array) -> mx.array:
         """head_logps whose logits are computed again in the backward pass: for a trained head."""
@@ -217,8 +196,7 @@ class Network:
             with parameters(self.model, arrays):
                 return self.head_logps(hidden, targets)
 
-        logps: mx.array = mx.checkpoint(score)(self.head_parameters(), hidden)
-        return logps
+        return mx.checkpoint(score)(self.head_parameters(), hidden)
 
     def chunks(self, score: Logps, hidden: mx.array, targets: mx.array) -> Iterator[mx.array]:
         """score, a few rows at a time."""

@@ -6,6 +6,7 @@ batch size nor accumulation changes a loss.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import mlx.core as mx
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from mlxreflect.config.fields import GrpoConfig
 from mlxreflect.config.schema import Fitting
 from mlxreflect.training.batches import Batch, Group, Item, Pair, Row
-from mlxreflect.training.losses import PREFERENCE, group_advantages, grpo_loss, orpo_loss
+from mlxreflect.training.losses import PREFERENCE, group_advantages, grpo_loss, log_ratio, orpo_loss
 
 Metrics = dict[str, mx.array]  # one value an item
 Loss = Callable[[mx.array, Batch, list[int]], tuple[mx.array, Metrics]]
@@ -67,10 +68,8 @@ def preference(
         lengths = batch.lengths if mean else mx.ones_like(batch.lengths)
         reference = mx.array(known[members].reshape(-1).astype(np.float32))
         policy, reference = sums / lengths, reference / lengths
-        each, margin = PREFERENCE[name](
-            policy[0::2], policy[1::2], reference[0::2], reference[1::2],
-            config.beta, config.smoothing,
-        )  # fmt: skip
+        ratio = log_ratio(policy[0::2], policy[1::2], reference[0::2], reference[1::2])
+        each, margin = PREFERENCE[name](ratio, config.beta, config.smoothing)
         each = config.dpo * each
         if config.nll:
             each = each - config.nll * (sums[0::2] / batch.lengths[0::2])
@@ -113,10 +112,12 @@ def reinforcement(
         each, metrics = grpo_loss(logps, before, fixed, mine, config.clip_ratio, config.kl)
         share = batch.mask if by_token else batch.mask / batch.lengths[:, None]
         counts = [len(groups[i].rows) for i in members]
-        found = {
-            name: means_of((array * batch.mask).sum(axis=-1) / batch.lengths, counts)
-            for name, array in metrics.items()
-        }
+        ends = list(accumulate(counts))
+        found = {}
+        for name, array in metrics.items():
+            rows = (array * batch.mask).sum(axis=-1) / batch.lengths
+            means = [rows[e - n : e].mean() for e, n in zip(ends, counts, strict=True)]
+            found[name] = mx.stack(means)
         return (each * share * batch.weights[:, None]).sum(), found
 
     items = [group.rows for group in groups]
@@ -130,9 +131,3 @@ def in_slots(known: Sequence[np.ndarray], members: list[int], batch: Batch) -> m
     out = np.zeros(mask.shape, dtype=np.float32)
     out[mask] = np.concatenate([known[i] for i in members])
     return mx.array(out)
-
-
-def means_of(values: mx.array, counts: list[int]) -> mx.array:
-    """Means [items] over each item's rows, of values [R]."""
-    ends = np.cumsum(counts)
-    return mx.stack([values[e - c : e].mean() for e, c in zip(ends.tolist(), counts, strict=True)])
