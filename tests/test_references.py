@@ -40,7 +40,6 @@ from mlxreflect.training.network import Arrays, Network
 from mlxreflect.training.references import (
     References,
     What,
-    longest,
     reference_key,
     score,
     scoring_batches,
@@ -152,6 +151,10 @@ def test_batches_are_as_large_as_so_many_tokens_allow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     items = items_of(make_pairs(7, 20)) + [(row,) for row in rows(8, [(2, 300), (90, 10)])]
+
+    def longest(item: Item) -> int:
+        return max(row.length for row in item)
+
     order = sorted(range(len(items)), key=lambda i: longest(items[i]))
     for limit in (0, 100, 2000, 10**6):
         monkeypatch.setattr(scoring, "SCORED_TOKENS", {"cpu": limit})
@@ -446,14 +449,14 @@ def test_a_batch_is_kept_whole_or_not_at_all(
 def test_a_model_that_is_in_training_is_scored_without_dropout() -> None:
     trainer = lora_trainer(dropout=0.5)
     items, network = items_of(make_pairs(22, 4)), Network(trainer.model)
-    expected = score(network, items, "sums", True, None)
+    expected = score(network, items, "sums", True, None, "")
     trainer.model.train()
-    assert same(score(network, items, "sums", True, None), expected)
+    assert same(score(network, items, "sums", True, None, ""), expected)
     assert trainer.model.training
 
 
 def test_nothing_to_score() -> None:
-    assert score(Network(small_model()), [], "sums", True, None) == []
+    assert score(Network(small_model()), [], "sums", True, None, "") == []
 
 
 # ---- keys ----------------------------------------------------------------------------------------

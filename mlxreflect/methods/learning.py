@@ -13,7 +13,7 @@ from mlxreflect.methods.base import Seed
 from mlxreflect.models.load import weights_hash
 from mlxreflect.models.policy import Policy
 from mlxreflect.training.batches import Group, Pair, Row
-from mlxreflect.training.encode import Dropped, Encoder, NothingTrained
+from mlxreflect.training.encode import Dropped, Encoder
 from mlxreflect.training.lora import base_reference
 from mlxreflect.training.network import Arrays
 from mlxreflect.training.objectives import Objective, imitation
@@ -112,10 +112,7 @@ class Learning:
     def encode(self, examples: Sequence[Example]) -> list[Row | Pair | Group]:
         kept: list[Row | Pair | Group] = []
         for example in examples:
-            try:
-                row = self.encoder.encode(example)
-            except NothingTrained:  # one such answer of a weak policy does not end a night's run
-                row = Dropped(example, "the mask leaves nothing to train")
+            row = self.encoder.encode(example)
             if isinstance(row, Dropped):
                 self.dropped[row.reason] += 1
             else:

@@ -220,47 +220,34 @@ def model_key(model: nn.Module, adapter: Mapping[str, mx.array]) -> str:
         # One array at a time: at most one is copied, where its layout is not that of its shape.
         digest.update(memoryview(array.reshape(-1).view(mx.uint8)))
     for name, layer in sorted(model.named_modules(), key=lambda item: item[0]):
-        digest.update(f"{name} {type(layer).__qualname__} {layer_settings(layer)}\n".encode())
+        settings = sorted(
+            (key, value) for key, value in vars(layer).items()
+            if not key.startswith("_")
+            and (isinstance(value, (bool, int, float, str)) or is_dataclass(value))
+        )  # fmt: skip
+        digest.update(f"{name} {type(layer).__qualname__} {settings}\n".encode())
     return digest.hexdigest()
-
-
-def layer_settings(layer: nn.Module) -> list[tuple[str, object]]:
-    """Returns what a layer was made with, other than arrays and layers."""
-    return sorted(
-        (name, value)
-        for name, value in vars(layer).items()
-        if not name.startswith("_")
-        and (isinstance(value, (bool, int, float, str)) or is_dataclass(value))
-    )
 
 
 def policy_identity(policy: Policy) -> str:
     """Returns a hash, 64 hex digits, of what of a policy and of this machine decides its tokens."""
-    with without_idle(policy.model):
+    # LoRA layers that add nothing, as a run attaches them before it trains, do not count: with a
+    # second factor of zero every number is the same to the last bit.
+    idle = [
+        (name, layer)
+        for name, layer in policy.model.named_modules()
+        if "lora_b" in layer and "linear" in layer and "m" not in layer  # m: DoRA's
+        and not mx.any(layer.lora_b).item()
+    ]  # fmt: skip
+    policy.model.update_modules(tree_unflatten([(name, layer.linear) for name, layer in idle]))
+    try:
         weights = model_key(policy.model, {})
+    finally:
+        policy.model.update_modules(tree_unflatten(idle))
     libraries = {name: version(name) for name in ("mlx", "mlx-lm")}
     blas = [os.environ.get(name, "") for name in BLAS]
     parts = [weights, sorted(policy.eos), libraries, device_name(), platform.platform(), blas]
     return hashlib.sha256(json.dumps([1, parts], sort_keys=True).encode()).hexdigest()
-
-
-@contextmanager
-def without_idle(model: nn.Module) -> Iterator[None]:
-    """The model without LoRA layers that add nothing, as a run attaches them before it trains.
-
-    Their second factor is zero, so with them every number is the same to the last bit.
-    """
-    idle = [
-        (name, layer)
-        for name, layer in model.named_modules()
-        if "lora_b" in layer and "linear" in layer and "m" not in layer  # m: DoRA's
-        and not mx.any(layer.lora_b).item()
-    ]  # fmt: skip
-    model.update_modules(tree_unflatten([(name, layer.linear) for name, layer in idle]))
-    try:
-        yield
-    finally:
-        model.update_modules(tree_unflatten(idle))
 
 
 # ---- faults --------------------------------------------------------------------------------------

@@ -48,8 +48,7 @@ class Policy:
         """The chat template's tokens, up to where the answer begins; or those of a raw text to be
         completed, after the tokenizer's begin token if it has one."""
         if isinstance(asked, str):
-            ids: list[int] = self.tokenizer.encode(asked)
-            return ids
+            return list(self.tokenizer.encode(asked))
         return encode_chat(self.tokenizer, asked)
 
     def encode_response(self, prompt: list[int], text: str) -> list[int]:
@@ -139,7 +138,8 @@ class Policy:
                 for r in generator.next_generated():
                     tokens[r.uid].append(r.token)
                     reason = r.finish_reason
-                    if stop and not reason and holds(self.decode(tokens[r.uid][-reach:]), stop):
+                    tail = self.decode(tokens[r.uid][-reach:]) if stop and not reason else ""
+                    if any(end in tail for end in stop):
                         reason = "stop"
                         with mx.stream(generator.stream):
                             generator.remove([r.uid])
@@ -167,7 +167,6 @@ def avoid(unread: int, banned: list[list[int]]) -> list[Callable[[mx.array, mx.a
 
     unread: tokens that the generator was given to read, which stand before the completion's.
     """
-
     longest = max(map(len, banned), default=0)
 
     def limit(tokens: mx.array, logits: mx.array) -> mx.array:
@@ -180,10 +179,6 @@ def avoid(unread: int, banned: list[list[int]]) -> list[Callable[[mx.array, mx.a
         return logits
 
     return [limit] if longest else []
-
-
-def holds(text: str, stop: Sequence[str]) -> bool:
-    return any(end in text for end in stop)
 
 
 def cut_at(text: str, stop: Sequence[str]) -> str:
@@ -220,8 +215,7 @@ def encode_chat(tokenizer: Any, messages: Messages) -> list[int]:
     """Messages as prompt tokens; a system part is folded into the user's for models without one."""
     if not tokenizer.has_chat_template:
         text = "\n\n".join(m["content"] for m in messages) + "\n"
-        ids: list[int] = tokenizer.encode(text)
-        return ids
+        return list(tokenizer.encode(text))
     options = {"add_generation_prompt": True, "tokenize": True}
     if messages[0]["role"] == "system" and not knows_system(tokenizer):
         messages = [

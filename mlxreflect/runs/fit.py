@@ -36,7 +36,7 @@ from mlxreflect.models.load import device_name, load_policy
 from mlxreflect.models.policy import Policy
 from mlxreflect.runs.folder import RunFolder
 from mlxreflect.training.batches import Group, Pair, Row
-from mlxreflect.training.encode import Dropped, Encoder, NothingTrained
+from mlxreflect.training.encode import Dropped, Encoder
 from mlxreflect.training.lora import attach, base_reference, save_adapter
 from mlxreflect.training.network import Arrays
 from mlxreflect.training.objectives import Objective, imitation
@@ -166,13 +166,10 @@ def encode(
     encoder: Encoder, example: Example, bad_row: str, bad: list[BadRow]
 ) -> Row | Pair | Group | None:
     """Returns an example's row; one that has none joins the bad rows, or is fatal."""
-    try:
-        row = encoder.encode(example)
-        if not isinstance(row, Dropped):
-            return row
-        reason = row.reason
-    except NothingTrained as error:
-        reason = error.message
+    row = encoder.encode(example)
+    if not isinstance(row, Dropped):
+        return row
+    reason = row.reason + row.detail
     where = str(example.source.get("row") or example.source or "a row")
     if bad_row == "fatal":
         raise UserError(

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from jinja2 import TemplateError
 
 from mlxreflect.config.schema import MaskConfig
-from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Example
 from mlxreflect.core.seeds import rng_for
 from mlxreflect.models.policy import Policy
@@ -23,21 +22,15 @@ from mlxreflect.prompts.parsing import TAGS
 from mlxreflect.training.batches import Group, Pair, Row
 
 OUTSIDE, THINK, MARKER = 0, 1, 2  # what a character is part of
-
-
 NO_MASK = MaskConfig()
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """An example that is not trained on, and why."""
+    """What becomes of an example that is not trained on. detail: what the reason is about."""
 
-    example: Example
     reason: str
-
-
-class NothingTrained(UserError):
-    """A mask that leaves a response without a token for the loss."""
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,25 +48,35 @@ class Encoder:
     seed: int = 0
 
     def encode(self, example: Example) -> Row | Pair | Group | Dropped:
-        """Tokens of an example. Raises NothingTrained where the mask leaves none to train."""
+        """Tokens of an example, or why it has none to train."""
         try:
             prompt, *responses = self.tokens(example)
         except TemplateError as error:
-            return Dropped(example, f"the model's chat template refuses it: {error}")
+            return Dropped(f"the model's chat template refuses it: {error}")
         if not all(responses) or not prompt:
-            return Dropped(example, "nothing to train")
+            return Dropped("nothing to train")
         room = self.max_length - max(map(len, responses))
         if room < 1:
-            return Dropped(example, f"a response is over {self.max_length} tokens")
+            return Dropped(f"a response is over {self.max_length} tokens")
         cut = max(0, len(prompt) - room)
         prompt = prompt[cut:]  # for all to what the longest response leaves
         rows = [Row(prompt, r, example.weight, self.flags(example, r), cut) for r in responses]
+        for row in rows:
+            # The end of the turn alone is nothing: it would be all that the policy learns.
+            if row.mask and not any(
+                f for f, token in zip(row.mask, row.response, strict=True)
+                if token not in self.policy.eos
+            ):  # fmt: skip
+                asked = example.prompt[-1]["content"][-60:] if example.prompt else ""
+                written = self.policy.decode(row.response)[:60]
+                detail = f" of {written!r} (an answer to {asked!r})"
+                return Dropped("the mask leaves nothing to train", detail)
         if example.kind == "sft":
             return rows[0]
         if example.kind == "group":
             return Group(tuple(rows), tuple(example.rewards or ()))
         if responses[0] == responses[1]:
-            return Dropped(example, "chosen and rejected are the same")
+            return Dropped("chosen and rejected are the same")
         return Pair(rows[0], rows[1])
 
     def tokens(self, example: Example) -> list[list[int]]:
@@ -95,7 +98,8 @@ class Encoder:
 
     def flags(self, example: Example, response: list[int]) -> tuple[bool, ...] | None:
         """The mask of a response. Responses of one prompt draw alike where they begin alike."""
-        begin = first_trained(example.mask)
+        rule = re.fullmatch(r"from ([0-9]{1,9})", example.mask)
+        begin = int(rule[1]) if rule else 0  # the character at which its own rule lets it begin
         if self.mask == NO_MASK and not begin:
             return None
         digest = hashlib.sha256(json.dumps(example.prompt).encode()).hexdigest()
@@ -104,24 +108,7 @@ class Encoder:
         if begin:
             spans = token_spans(self.policy, response)
             flags = [f and span[0] >= begin for f, span in zip(flags, spans, strict=True)]
-        end = self.policy.eos
-        if not any(f for f, token in zip(flags, response, strict=True) if token not in end):
-            raise NothingTrained(
-                f"the mask leaves nothing to train of {self.policy.decode(response)[:60]!r} "
-                f"(an answer to {last_words(example)!r})",
-                "give that example an answer after its thought, or change train.mask",
-            )
         return tuple(flags)
-
-
-def first_trained(rule: str) -> int:
-    """The character of a response at which an example's own mask rule lets the loss begin."""
-    found = re.fullmatch(r"from ([0-9]{1,9})", rule)
-    return int(found[1]) if found else 0
-
-
-def last_words(example: Example) -> str:
-    return example.prompt[-1]["content"][-60:] if example.prompt else ""
 
 
 # ---- masks ---------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -68,31 +68,26 @@ class References:
         self.cache.close()
 
 
-class Kept(NamedTuple):
-    """The place that log-probabilities are kept in, and the key of the policy that they are of."""
-
-    references: References
-    policy_key: str
-
-
 def score(
     network: Network,
     items: Sequence[Item],
     what: What,
     keep_shared: bool,
-    kept: Kept | None,
+    references: References | None,
+    policy_key: str,
 ) -> list[np.ndarray]:
     """Returns float32 log-probabilities of each item's rows under the network as it is.
 
     what: "sums", [rows], or "tokens", those of all its rows, one after the other.
     keep_shared: as for `collate`; without, only differences of sums mean something.
+    references: where they are kept; policy_key: of the policy that they are of.
     """
     found: list[np.ndarray] = [np.zeros(0)] * len(items)
-    keys = [reference_key(kept.policy_key, item, f"{what} {keep_shared}") if kept else ""
+    keys = [reference_key(policy_key, item, f"{what} {keep_shared}") if references else ""
             for item in items]  # fmt: skip
     owed: list[list[int]] = []
     for members in scoring_batches(items):
-        known = [kept.references.get(keys[i]) if kept else None for i in members]
+        known = [references.get(keys[i]) if references else None for i in members]
         whole = [values for values in known if values is not None]
         if len(whole) < len(members):
             # All of a batch: what a stopped run does again comes out the same to the last bit.
@@ -109,8 +104,8 @@ def score(
     with evaluating(network.model):  # dropout would make it another policy
         for members, (logps, mask) in in_parts(network.model, scored, owed):
             own = list(split(logps, mask, items, members, what))
-            if kept:  # what was kept first counts for all processes
-                first = kept.references.put({keys[i]: o for i, o in zip(members, own, strict=True)})
+            if references:  # what was kept first counts for all processes
+                first = references.put({keys[i]: o for i, o in zip(members, own, strict=True)})
                 own = [first[keys[i]] for i in members]
             for i, values in zip(members, own, strict=True):
                 found[i] = values
@@ -135,23 +130,17 @@ def split(
 def scoring_batches(items: Sequence[Item]) -> Iterator[list[int]]:
     """The items in order of length, as many at a time as fit into so many tokens."""
     most = SCORED_TOKENS["cpu" if on_cpu() else "gpu"]
+    lengths = [max(row.length for row in item) for item in items]
     part: list[int] = []
     rows = 0
-    for i in sorted(range(len(items)), key=lambda i: longest(items[i])):
+    for i in sorted(range(len(items)), key=lambda i: lengths[i]):
         rows += len(items[i])
-        if rows > LEAST_ROWS and rows * longest(items[i]) > most:
+        if rows > LEAST_ROWS and rows * lengths[i] > most:
             yield part
             part, rows = [], len(items[i])
         part.append(i)
     if part:
         yield part
-
-
-def longest(item: Item) -> int:
-    return max(row.length for row in item)
-
-
-# ---- keys ----------------------------------------------------------------------------------------
 
 
 def reference_key(policy_key: str, rows: Sequence[Row], what: str) -> str:

@@ -31,7 +31,7 @@ from mlxreflect.training.cpu import faster_on_cpu, in_parts
 from mlxreflect.training.memory import Footprint, plan, recomputed_layers
 from mlxreflect.training.network import Arrays, Network, parameters
 from mlxreflect.training.objectives import Metrics, Objective, odds_ratio, preference, reinforcement
-from mlxreflect.training.references import Kept, References, What, score
+from mlxreflect.training.references import References, What, score
 
 TIE = 1e-5  # margins below it are rounding
 Seed = tuple[int | str, ...]
@@ -286,11 +286,10 @@ class Trainer:
 
         keep: on disk, for a policy that will be asked again.
         """
-        network, kept = self.understood(items), None
-        if self.references and keep:
-            kept = Kept(self.references, self.references.key_of(self.model, arrays))
+        network, references = self.understood(items), self.references if keep else None
+        key = references.key_of(self.model, arrays) if references else ""
         with parameters(self.model, arrays):
-            return score(network, items, what, keep_shared, kept)
+            return score(network, items, what, keep_shared, references, key)
 
     def understood(self, items: Sequence[Item]) -> Network:
         """Returns the network, tried once; what a person should know of it is said once."""
