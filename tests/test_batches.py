@@ -1,6 +1,6 @@
 """Padded batches against brute force: what each scored state has read, and what it predicts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from unittest.mock import patch
 
 import mlx.core as mx
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxreflect.training import batches
-from mlxreflect.training.batches import PAD_TO, Batch, Item, Row, collate, common_prefix, shape_of
+from mlxreflect.training.batches import PAD_TO, Batch, Item, Row, collate, shape_of
 
 Scored = tuple[tuple[int, ...], int]  # all tokens that a state has read, and the one it predicts
 
@@ -201,26 +201,6 @@ def test_shared_tokens_may_be_left_out_and_still_count() -> None:
     assert batch.lengths.tolist() == [5, 3]
 
 
-def test_a_response_may_be_the_beginning_of_another() -> None:
-    prompt = list(range(10, 40))
-    batch = check([(Row(prompt, [1, 2]), Row(prompt, [1, 2, 3]))], share=True, keep_shared=False)
-    assert batch.prefix_lengths.tolist() == [31]
-    assert batch.targets.tolist() == [2, 2, 3]
-    same = (Row(prompt, [1, 2]),) * 3
-    assert check([same], share=True, keep_shared=True).prefix_lengths.tolist() == [31]
-
-
-def test_masked_tokens_are_not_scored() -> None:
-    rows = [Row([1, 2], [3, 4, 5], mask=(False, True, True)), Row([1], [2, 3], mask=(False,) * 2)]
-    batch = check([(row,) for row in rows], share=False, keep_shared=True)
-    assert batch.targets.tolist() == [4, 5]
-    assert batch.lengths.tolist() == [2, 0]
-    assert [row.trained for row in rows] == [2, 0]
-    assert Row([1], [2, 3]).trained == 2
-    (one,) = {common_prefix((Row([1], [2, 3]), Row([1], [2, 4])))}
-    assert one == 2  # the last token of a row is no input
-
-
 def test_prefixes_by_themselves_only_where_that_saves_work() -> None:
     long, short = list(range(100)), [1]
     answers = ([1, 2, 3], [4, 5, 6])
@@ -238,10 +218,6 @@ def test_prefixes_by_themselves_only_where_that_saves_work() -> None:
             assert (shape.groups, shape.prefix) == ahead
 
 
-def lengths() -> Iterator[int]:
-    for n in range(1, 81):
-        yield collate([(Row([1], [2] * n),)]).inputs.shape[1]
-
-
 def test_lengths_come_in_few_shapes() -> None:
-    assert set(lengths()) == set(range(PAD_TO, 81, PAD_TO))
+    lengths = {collate([(Row([1], [2] * n),)]).inputs.shape[1] for n in range(1, 81)}
+    assert lengths == set(range(PAD_TO, 81, PAD_TO))

@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 from support.training import (
-    SHAPES,
     fitting,
     log_probabilities,
     log_softmax,
     long_pairs,
     mixed_pairs,
-    rows,
     small_model,
     softplus,
 )
@@ -128,20 +126,6 @@ def frozen_head(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("seed", range(1, 5))
-@pytest.mark.parametrize("logps", ["sum", "mean"])
-def test_gradient_of_the_pair_loss(logps: str, seed: int) -> None:
-    """Of all weights: whole rows and shared prefixes by turns, the head's among them."""
-    pairs = (mixed_pairs if seed % 2 else long_pairs)(7)
-    reference = [np.array(r) for r in ([-14.0, -25.0], [-30.0, -8.0], [-4.0, -38.0])]
-    settings = fitting(lr=1.0, batch=3, beta=0.5, logps=logps, nll=0.5)
-    model = small_model(seed)
-    objective, network = preference(pairs, reference, settings, settings.objective), Network(model)
-    found, difference = directional(lambda model: loss_of(network, objective), model, seed)
-    assert found == pytest.approx(difference, rel=1e-3, abs=0.01)
-    assert abs(difference) > 1
-
-
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("name", ["dpo", "ipo", "exo_pair", "orpo", "sft", "grpo"])
 def test_gradient_of_every_objective(name: str, share: bool) -> None:
@@ -173,12 +157,3 @@ def test_gradient_of_every_objective(name: str, share: bool) -> None:
     found, difference = directional(lambda m: loss_of(network, objective, share), model, 5)
     assert found == pytest.approx(difference, rel=2e-3, abs=5e-4)
     assert abs(difference) > 0.1
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_gradient_of_the_token_loss(seed: int) -> None:
-    objective, model = imitation(rows(8, SHAPES)), small_model(seed)
-    network = Network(model)
-    found, difference = directional(lambda model: loss_of(network, objective), model, seed)
-    assert found == pytest.approx(difference, rel=1e-3, abs=0.01)
-    assert abs(difference) > 1

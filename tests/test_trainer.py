@@ -1,8 +1,7 @@
 """The training loop, on small random models: exact values, and the faults that peers have."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten
 from mlx_lm.models import qwen2
 from support.training import (
     SHAPES,
@@ -31,6 +30,7 @@ from support.training import (
     make_groups,
     make_pairs,
     margins_of,
+    most_bytes,
     near,
     pair_scores,
     rows,
@@ -40,10 +40,8 @@ from support.training import (
 
 from mlxreflect.config.fields import GrpoConfig
 from mlxreflect.config.schema import LoraConfig
-from mlxreflect.training import memory
-from mlxreflect.training.batches import Pair, Row, collate, padded
+from mlxreflect.training.batches import Pair, Row
 from mlxreflect.training.lora import attach_lora, base_reference
-from mlxreflect.training.memory import recomputed_layers
 from mlxreflect.training.network import parameters
 from mlxreflect.training.objectives import imitation, preference
 from mlxreflect.training.references import References
@@ -435,16 +433,6 @@ def test_only_lora_changes(load_random: Load, dequantize: str) -> None:
         assert sum(name.endswith("scales") for name in before) == 2 + 2 * 7
 
 
-def test_other_parameters_are_taken_back_even_after_an_error() -> None:
-    trainer = lora_trainer()
-    before = lora_bytes(trainer)
-    zero = {k: mx.zeros_like(v) for k, v in trainer.trainable().items()}
-    with pytest.raises(ZeroDivisionError), parameters(trainer.model, zero):
-        assert not any(np.array(v).any() for v in trainer.trainable().values())
-        raise ZeroDivisionError
-    assert lora_bytes(trainer) == before
-
-
 # ---- dropout ------------------------------------------------------------------------------------
 
 
@@ -555,48 +543,9 @@ def test_training_goes_on_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
 # ---- gradient checkpointing ---------------------------------------------------------------------
 
 
-def test_checkpointing_ends_with_its_context_however_it_ends() -> None:
-    model = small_model()
-    before = kinds(model)
-    ids = mx.array([[1, 2, 3, 4]])
-    logits = np.array(model(ids))
-    with recomputed_layers(model, 2, (1,)):
-        once = kinds(model)
-        with recomputed_layers(model, 2, (1,)):
-            assert kinds(model) == once != before
-            np.testing.assert_allclose(np.array(model(ids)), logits, atol=1e-6)
-        assert kinds(model) == once  # the inner block's end is not the outer's
-    assert kinds(model) == before
-    with pytest.raises(ZeroDivisionError), recomputed_layers(model, 2, (1,)):
-        raise ZeroDivisionError
-    assert kinds(model) == before
-    with recomputed_layers(model, 0, (1,)):
-        assert kinds(model) == before
-
-
 def test_a_row_without_a_trained_token_is_refused() -> None:
     with pytest.raises(ValueError, match="no token for the loss"):
         imitation([Row([1, 2], [])])
-
-
-# Rows in the order of anything but their length, such as their number of keys, are mostly padding.
-def test_rows_are_sorted_by_length() -> None:
-    rng = np.random.default_rng(9)
-    data = rows(9, [(int(p), int(r)) for p, r in rng.integers(4, 200, (128, 2))])
-    real = sum(row.length - 1 for row in data)
-    trainer, settings = lora_trainer(), fitting(lr=1.0, batch=8, accumulate=16)
-    objective = imitation(data)
-    network = trainer.understood(objective.items)
-
-    def padding() -> float:
-        parts, _ = trainer.plan(network, objective, list(range(128)), settings)
-        tokens = sum(collate([objective.items[i] for i in part]).inputs.size for part in parts)
-        return 1 - real / tokens
-
-    lengths = sorted(row.length - 1 for row in data)
-    possible = 1 - real / sum(8 * padded(max(lengths[i : i + 8])) for i in range(0, 128, 8))
-    assert possible < 0.06
-    assert padding() <= possible + 1e-9
 
 
 def large_model() -> nn.Module:
@@ -617,16 +566,6 @@ def nbytes(model: nn.Module) -> int:
     return sum(array.nbytes for _, array in tree_flatten(model.parameters()))
 
 
-@contextmanager
-def counted(found: list[int]) -> Iterator[None]:
-    """Appends the most bytes held at once beyond what was held at first."""
-    mx.clear_cache()
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
-    yield
-    found.append(mx.get_peak_memory() - before)
-
-
 # A reference model of its own is as many bytes as the policy, from the first step on.
 def test_the_reference_is_no_second_copy_of_the_model(tmp_path: Path) -> None:
     model = large_model()
@@ -638,14 +577,10 @@ def test_the_reference_is_no_second_copy_of_the_model(tmp_path: Path) -> None:
     for cache in (None, references):
         trainer = Trainer(model, cache)
         for reference in (trainer.trainable(), base_reference(model)):
-            with counted(found):
-                fit_pairs(trainer, pairs, reference, settings, (1,))
+            found.append(
+                most_bytes(lambda t=trainer, r=reference: fit_pairs(t, pairs, r, settings, (1,)))
+            )
     assert max(found) < 0.4 * weights
-    with counted(found):
-        copy = large_model()
-        fit_pairs(trainer, pairs, trainer.trainable(), settings, (1,))
-    assert nbytes(copy) > 18e6
-    assert found[-1] > 0.9 * weights
     references.close()
 
 
@@ -681,37 +616,3 @@ def test_layers_are_recomputed_once_and_only_where_asked_for(
         counts.append(len(calls))
         calls.clear()
     assert counts == [4, 4, 0]  # once a layer and part
-
-
-# Masks drawn anew in the backward pass: gradients of another function than the loss.
-def test_recomputed_layers_draw_the_same_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
-    objective, settings = imitation(rows(15, SHAPES)), fitting(lr=1.0, batch=3, accumulate=2)
-    everything = list(range(len(SHAPES)))
-
-    def off(recomputed: str) -> float:
-        """How far the gradient along a direction is from central differences of the loss."""
-        trainer = lora_trainer(dropout=0.3)
-        trainer.model.train()
-        network = trainer.understood(objective.items)
-        chosen = fitting(lr=1.0, batch=3, accumulate=2, grad_checkpoint=recomputed)
-        start, rng = trainer.trainable(), np.random.default_rng(1)
-        way = {k: mx.array(rng.normal(size=v.shape).astype(np.float32)) for k, v in start.items()}
-
-        def at(step: float) -> tuple[float, Any]:
-            moved = [(k, v + step * way[k]) for k, v in start.items()]
-            trainer.model.update(tree_unflatten(moved))
-            loss, grads, _ = trainer.gradients(network, objective, everything, chosen, (1, "a"))
-            return loss, grads
-
-        (loss, grads), h = at(0.0), 2e-3
-        assert at(0.0)[0] == loss
-        found = sum((g * way[k]).sum().item() for k, g in tree_flatten(grads))
-        difference = (8 * (at(h)[0] - at(-h)[0]) - (at(2 * h)[0] - at(-2 * h)[0])) / (12 * h)
-        assert abs(difference) > 0.1
-        return abs(found / difference - 1)
-
-    assert settings.grad_checkpoint == "auto"
-    assert off("no") < 2e-3
-    assert off("yes") < 2e-3
-    monkeypatch.setattr(memory, "seed_mlx", lambda *names: None)
-    assert off("yes") > 0.02

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -21,9 +22,7 @@ VOCABULARY = 40
 
 Gradients = dict[str, mx.array]
 
-
 Loss = Callable[[nn.Module], mx.array]
-
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48, "num_attention_heads": 4,
@@ -31,25 +30,18 @@ SMALL: dict[str, Any] = {
     "rope_theta": 10000.0, "max_position_embeddings": 512, "tie_word_embeddings": True,
 }  # fmt: skip
 
-
 WINDOW: dict[str, Any] = {
-    "sliding_window": 9,
-    "layer_types": ["sliding_attention", "full_attention"],
-}
-
+    "sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"],
+}  # fmt: skip
 
 GEMMA: dict[str, Any] = {
-    "query_pre_attn_scalar": 8.0,
-    "sliding_window": 9,
-    "sliding_window_pattern": 2,
-}
-
+    "query_pre_attn_scalar": 8.0, "sliding_window": 9, "sliding_window_pattern": 2,
+}  # fmt: skip
 
 EXPERTS: dict[str, Any] = {
     "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "decoder_sparse_step": 1,
     "mlp_only_layers": [], "moe_intermediate_size": 24, "norm_topk_prob": True,
 }  # fmt: skip
-
 
 LONG: dict[str, Any] = {
     "original_max_position_embeddings": 16,
@@ -57,12 +49,10 @@ LONG: dict[str, Any] = {
                      "long_factor": [1.0, 1.3, 2.0, 4.0]},
 }  # fmt: skip
 
-
 GRANITE: dict[str, Any] = {
     "logits_scaling": 3.0, "attention_multiplier": 0.3, "embedding_multiplier": 2.0,
     "residual_multiplier": 0.7, "attention_bias": False, "mlp_bias": False,
 }  # fmt: skip
-
 
 GEMMA4: dict[str, Any] = {
     **WINDOW, "num_hidden_layers": 4, "layer_types": WINDOW["layer_types"] * 2,
@@ -70,12 +60,10 @@ GEMMA4: dict[str, Any] = {
     "vocab_size_per_layer_input": VOCABULARY, "global_head_dim": 8,
 }  # fmt: skip
 
-
 GPT2: dict[str, Any] = {
     "n_embd": 32, "n_layer": 2, "n_head": 4, "n_ctx": 64, "n_positions": 64,
     "layer_norm_epsilon": 1e-5,
 }  # fmt: skip
-
 
 # What is shared where: a name, mlx-lm's file, and what it needs besides.
 SHARING: dict[str, tuple[str, dict[str, Any]]] = {
@@ -100,24 +88,20 @@ SHARING: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere2": ("cohere2", {"logit_scale": 0.3, **GEMMA}),
 }
 
-
 MAMBA: dict[str, Any] = {
     "state_size": 4, "conv_kernel": 3, "use_bias": False, "use_conv_bias": True,
     "time_step_rank": 4, "num_heads": 4, "n_groups": 1, "layer_norm_epsilon": 1e-5,
     "time_step_limit": (0.0, 100.0), "intermediate_size": 32,
 }  # fmt: skip
 
-
 JAMBA: dict[str, Any] = {
     **EXPERTS, "attn_layer_offset": 1, "attn_layer_period": 2, "expert_layer_offset": 1,
     "expert_layer_period": 2, "mamba_d_conv": 3, "mamba_d_state": 4, "mamba_expand": 2,
 }  # fmt: skip
 
-
 FALCON: dict[str, Any] = {
     "mamba_d_ssm": 32, "mamba_d_head": 8, "mamba_n_heads": 4, "mamba_d_state": 4, "mamba_d_conv": 3,
 }  # fmt: skip
-
 
 RECURRENT: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba": ("mamba", MAMBA),
@@ -171,15 +155,7 @@ def make_pairs() -> list[Pair]:
 
 
 PAIRS = make_pairs()
-
-
-WEIGHTS = (1, 2, 1, 0.5)
-
-
-ROWS = [
-    Row(pair.chosen.prompt, pair.chosen.response, weight)
-    for pair, weight in zip(PAIRS, WEIGHTS, strict=True)
-]
+ROWS = [replace(p.chosen, weight=w) for p, w in zip(PAIRS, (1, 2, 1, 0.5), strict=True)]
 
 
 def plain_sum(model: nn.Module, row: Row) -> mx.array:

@@ -188,6 +188,16 @@ def make_groups(seed: int) -> list[Group]:
     return groups
 
 
+def most_bytes(go: Callable[[], object]) -> int:
+    """The most bytes that are held at once, besides what was there before."""
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    go()
+    mx.synchronize()
+    return int(mx.get_peak_memory() - before)
+
+
 def kinds(model: nn.Module) -> list[Any]:
     return [type(layer).__call__ for layer in model.layers]
 
