@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.utils import load_tokenizer
+from support.tiny_tokenizer import build_tokenizer
 from tokenizers import (
     AddedToken,
     Tokenizer,
@@ -104,19 +106,17 @@ KINDS: dict[str, Callable[[], Policy]] = {
 
 
 @pytest.fixture(scope="module")
-def policies() -> dict[str, Policy]:
-    return {name: build() for name, build in KINDS.items()}
+def policies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Policy]:
+    """One of each kind; and the embedded policy's: single bytes, and whole words added."""
+    folder = tmp_path_factory.mktemp("tiny")
+    build_tokenizer(folder)
+    embedded = Policy(nn.Module(), load_tokenizer(folder), "tokens only")
+    return {name: build() for name, build in KINDS.items()} | {"embedded": embedded}
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Policy:
-    """The embedded policy's tokenizer: single bytes, and whole words added."""
-    from mlx_lm.utils import load_tokenizer
-    from support.tiny_tokenizer import build_tokenizer
-
-    folder = tmp_path_factory.mktemp("tiny")
-    build_tokenizer(folder)
-    return Policy(nn.Module(), load_tokenizer(folder), "tokens only")
+def tiny(policies: dict[str, Policy]) -> Policy:
+    return policies["embedded"]
 
 
 def encode(policy: Policy, text: str) -> list[int]:
@@ -204,26 +204,20 @@ MASKS = st.builds(
 # ---- spans ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "embedded"])
 @given(text=RESPONSES, ended=st.booleans())
 def test_spans_of_any_text(policies: dict[str, Policy], kind: str, text: str, ended: bool) -> None:
     policy = policies[kind]
     check_spans(policy, encode(policy, text) + [policy.end_of_turn] * ended)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "embedded"])
 @given(data=st.data())
 def test_spans_of_any_tokens(policies: dict[str, Policy], kind: str, data: Any) -> None:
     """What an untrained policy writes: halves of characters, specials, ids past the vocabulary."""
     policy = policies[kind]
     ids = data.draw(st.lists(st.integers(0, len(policy.tokenizer) + 2), max_size=30))
     check_spans(policy, ids)
-
-
-@given(text=RESPONSES, data=st.data())
-def test_spans_of_the_embedded_policy(tiny: Policy, text: str, data: Any) -> None:
-    check_spans(tiny, encode(tiny, text))
-    check_spans(tiny, data.draw(st.lists(st.integers(0, len(tiny.tokenizer)), max_size=30)))
 
 
 @pytest.mark.parametrize("kind", ["byte level", "SentencePiece", "metaspace"])
@@ -278,27 +272,19 @@ def test_the_end_of_the_turn_is_empty(tiny: Policy) -> None:
 # ---- masks ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "embedded"])
 @given(text=RESPONSES, ended=st.booleans(), tags=st.sampled_from(sorted(TAGS)), mask=MASKS,
-       seed=st.integers(0, 9))  # fmt: skip
+       seed=st.integers(0, 9), data=st.data())  # fmt: skip
 def test_masks_of_any_text(
     policies: dict[str, Policy], kind: str, text: str, ended: bool, tags: str, mask: MaskConfig,
-    seed: int,
+    seed: int, data: Any,
 ) -> None:  # fmt: skip
+    """Or of any tokens, as an untrained policy writes them."""
     policy = policies[kind]
-    ids = encode(policy, text) + [policy.end_of_turn] * ended
+    any_ids = st.lists(st.integers(0, len(policy.tokenizer) - 1), min_size=1, max_size=30)
+    ids = data.draw(st.just(encode(policy, text)) | any_ids) + [policy.end_of_turn] * ended
     found = response_mask(policy, ids, tags, mask, random.Random(seed))
     assert found == brute_mask(policy, ids, tags, mask, seed)
-
-
-@given(text=RESPONSES, mask=MASKS, seed=st.integers(0, 9), data=st.data())
-def test_masks_of_the_embedded_policy(
-    tiny: Policy, text: str, mask: MaskConfig, seed: int, data: Any
-) -> None:
-    any_ids = data.draw(st.lists(st.integers(0, len(tiny.tokenizer) - 1), max_size=30))
-    for ids in (tiny.encode_response([], text), any_ids):
-        found = response_mask(tiny, ids, "think", mask, random.Random(seed))
-        assert found == brute_mask(tiny, ids, "think", mask, seed)
 
 
 def trained(policy: Policy, text: str, mask: MaskConfig, tags: str = "think", seed: int = 0) -> str:
@@ -379,9 +365,7 @@ def test_the_end_of_the_turn_is_always_trained(tiny: Policy) -> None:
         for mask in (BARE, NO_TAGS):
             found = response_mask(tiny, ids, "think", mask, random.Random(0))
             assert found == [False] * (len(ids) - 1) + [True]
-    assert response_mask(tiny, encode(tiny, "<think>a"), "think", BARE, random.Random(0)) == [
-        False, False
-    ]  # fmt: skip
+    assert trained(tiny, "<think>a", BARE) == ""
 
 
 def test_the_share_left_out(tiny: Policy) -> None:
@@ -421,11 +405,3 @@ def test_one_draw_a_token_whatever_the_mask(tiny: Policy, mask: MaskConfig) -> N
     for _ in ids:
         other.random()
     assert rng.random() == other.random()
-
-
-def test_of_a_loaded_policy(load_random: Callable[..., Any]) -> None:
-    policy = load_random()
-    ids = policy.encode_response(policy.encode([{"role": "user", "content": "?"}]), "a</think>b")
-    assert response_mask(policy, ids, "think", BARE, random.Random(0)) == [
-        False, False, True, True
-    ]  # fmt: skip

@@ -14,6 +14,7 @@ import pytest
 from mlx.utils import tree_map
 from mlx_lm import stream_generate
 from support.adapters import write_adapter
+from support.architectures import RECURRENT, SHARING, build
 from support.methods import attempt_messages
 
 from mlxreflect.config.schema import LoraConfig, PolicyConfig
@@ -98,9 +99,6 @@ def test_greedy_batches_are_mlx_lms_own_greedy_tokens(policy: Policy, batch: int
         assert completion.token_ids == expected
         assert completion.prompt_tokens == len(prompt)
     assert len({tuple(c.token_ids) for c in found}) == 9
-
-
-def test_no_prompt_no_completion(policy: Policy) -> None:
     assert generate(policy, []) == []
 
 
@@ -290,16 +288,13 @@ def test_a_prompt_is_read_once_for_all_its_samples(
     assert len(calls) - 3 <= 3 * (8 + 1)
 
 
-def test_samples_beyond_the_batch_share_the_prefill_too(
-    policy: Policy, calls: list[tuple[int, int]]
-) -> None:
+def test_what_is_read_together(policy: Policy, calls: list[tuple[int, int]]) -> None:
+    """Samples beyond the batch share their prefill too; distinct prompts are read in batches."""
     found = generate(policy, alike(2), samples=7, batch=3, temperature=1.0)
     assert read(calls) == [(1, 29), (1, 29)]
     assert max(rows for rows, _ in calls) == 3
     assert len({tuple(c.token_ids) for c in found}) == 14
-
-
-def test_distinct_prompts_are_read_in_batches(policy: Policy, calls: list[tuple[int, int]]) -> None:
+    calls.clear()
     generate(policy, alike(8), batch=4)
     assert read(calls) == [(4, 29), (4, 29)]
 
@@ -347,47 +342,16 @@ def test_equal_prompts_apart_are_sampled_apart(policy: Policy) -> None:
     assert greedy[0] == greedy[1] != greedy[2] == greedy[3]
 
 
-def mamba_model() -> nn.Module:
-    from mlx_lm.models import mamba
-
-    return mamba.Model(mamba.ModelArgs(
-        model_type="mamba", vocab_size=500, hidden_size=64, intermediate_size=128, state_size=8,
-        num_hidden_layers=2, conv_kernel=4, use_bias=False, use_conv_bias=True, time_step_rank=4,
-        tie_word_embeddings=False,
-    ))  # fmt: skip
-
-
-def hybrid_model() -> nn.Module:
-    """Convolution states and attention, by layer."""
-    from mlx_lm.models import lfm2
-
-    return lfm2.Model(lfm2.ModelArgs(
-        model_type="lfm2", vocab_size=500, hidden_size=64, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, norm_eps=1e-5,
-        conv_bias=False, conv_L_cache=3, block_dim=64, block_ff_dim=128, block_multiple_of=8,
-        block_ffn_dim_multiplier=1.0, block_auto_adjust_ff_dim=False, full_attn_idxs=[1],
-        rope_theta=10000.0,
-    ))  # fmt: skip
-
-
-def window_model() -> nn.Module:
-    """Attention over the last 16 tokens in some layers."""
-    from mlx_lm.models import gemma3_text
-
-    return gemma3_text.Model(gemma3_text.ModelArgs(
-        model_type="gemma3_text", vocab_size=500, hidden_size=64, num_hidden_layers=4,
-        intermediate_size=128, num_attention_heads=4, head_dim=16, num_key_value_heads=2,
-        sliding_window=16, sliding_window_pattern=2,
-    ))  # fmt: skip
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [mamba_model, hybrid_model, window_model])
+@pytest.mark.parametrize(
+    ("kind", "options"), [RECURRENT["mamba"], RECURRENT["jamba"], SHARING["gemma3_text"]]
+)
 @pytest.mark.parametrize("samples", [1, 3])
-def test_other_kinds_of_cache(policy: Policy, make: Callable[[], nn.Module], samples: int) -> None:
+def test_other_kinds_of_cache(
+    policy: Policy, kind: str, options: dict[str, Any], samples: int
+) -> None:
     """Recurrent states and windows: batches of mixed lengths equal one prompt at a time."""
-    mx.random.seed(3)
-    model = make()
+    model = build(kind, {**options, "vocab_size": 500})
     model.update(tree_map(lambda a: a + 0.2 * mx.random.normal(a.shape), model.parameters()))
     other = Policy(model, policy.tokenizer, "other")
     asked = prompts(7)
