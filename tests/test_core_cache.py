@@ -1,6 +1,5 @@
-"""The keyed cache: first writer, threads, processes, killed ones, old files and broken ones."""
+"""The keyed cache: first writer, threads, processes, killed ones and broken files."""
 
-import json
 import sqlite3
 import subprocess
 import sys
@@ -15,40 +14,43 @@ from mlxreflect.core import cache as core_cache
 from mlxreflect.core.cache import KeyedCache
 from mlxreflect.core.errors import UserError
 
-# Puts n values under keys that other processes put too.
-WRITER = """
-import sys
-from pathlib import Path
-from mlxreflect.core.cache import KeyedCache
-cache = KeyedCache(Path(sys.argv[1]), "critic cache", "critic.cache")
-kept = [cache.put(f"shared-{n}", f"{sys.argv[2]} {n}".encode()).decode() for n in range(50)]
-print(*kept, sep=",")
-"""
-# Dies in the middle of putting many.
-DIES = """
+OPEN = """
 import os, sys
 from pathlib import Path
 from mlxreflect.core.cache import KeyedCache
+cache = KeyedCache(Path(sys.argv[1]), "critic cache", "critic.cache")
+"""
+# Puts n values under keys that other processes put too.
+WRITER = (
+    OPEN
+    + """
+kept = [cache.put(f"shared-{n}", f"{sys.argv[2]} {n}".encode()).decode() for n in range(50)]
+print(*kept, sep=",")
+"""
+)
+# Dies in the middle of putting many.
+DIES = (
+    OPEN
+    + """
 class Dies(dict):
     def items(self):
         yield from list(super().items())[:500]
         os._exit(9)
-cache = KeyedCache(Path(sys.argv[1]), "critic cache", "critic.cache")
 cache.put_all({f"before-{n}": b"1" for n in range(1000)})
 cache.put_all(Dies({f"during-{n}": b"2" for n in range(1000)}))
 """
+)
 
 # Puts batch after batch and prints the number of each before and after.
-BUSY = """
-import sys
-from pathlib import Path
-from mlxreflect.core.cache import KeyedCache
-cache = KeyedCache(Path(sys.argv[1]), "critic cache", "critic.cache")
+BUSY = (
+    OPEN
+    + """
 for b in range(100000):
     print("put", b, flush=True)
     cache.put_all({f"{b}-{n}": b"1" * 200 for n in range(200)})
     print("kept", b, flush=True)
 """
+)
 
 
 def opened(path: Path) -> KeyedCache:
@@ -121,45 +123,14 @@ def test_a_process_that_dies_while_it_puts_many_leaves_none_of_them(tmp_path: Pa
     cache.close()
 
 
-def test_the_rows_of_older_files_are_taken_over(tmp_path: Path) -> None:
-    path = tmp_path / "c.sqlite"
-    with sqlite3.connect(path) as old:
-        old.execute("CREATE TABLE replies (key TEXT PRIMARY KEY, run_id TEXT NOT NULL, actor TEXT "
-                    "NOT NULL, reply TEXT NOT NULL) WITHOUT ROWID")  # fmt: skip
-        reply = json.dumps({"text": "a \ud83d ü", "usage": {"prompt": 3}, "seconds": 0.1})
-        old.execute("INSERT INTO replies VALUES ('k', 'run', 'ollama:x', ?)", (reply,))
-        old.execute("PRAGMA user_version = 1")
-    old.close()
-    for _ in range(2):
-        cache = opened(path)
-        kept = json.loads(cache.get("k") or b"")
-        cache.close()
-        assert kept == {"run": "run", "actor": "ollama:x", "reply": json.loads(reply)}
-    other = tmp_path / "r.sqlite"
-    with sqlite3.connect(other) as old:
-        old.execute("CREATE TABLE logps (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")
-        old.execute("INSERT INTO logps VALUES ('k', x'0000803f')")
-        old.execute("PRAGMA user_version = 1")
-    old.close()
-    cache = KeyedCache(other, "reference cache", "train.reference_cache")
-    assert cache.get("k") == b"\x00\x00\x80\x3f"
-    cache.close()
-
-
 def text_value(path: Path) -> None:
     opened(path).close()
+    execute(path, "INSERT INTO kept VALUES ('k', 'text')")
+
+
+def execute(path: Path, statement: str) -> None:
     with sqlite3.connect(path) as connection:
-        connection.execute("INSERT INTO kept VALUES ('k', 'text')")
-
-
-def of_another_program(path: Path) -> None:
-    with sqlite3.connect(path) as connection:
-        connection.execute("CREATE TABLE own (a)")
-
-
-def later_version(path: Path) -> None:
-    with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 99")
+        connection.execute(statement)
 
 
 @pytest.mark.parametrize(
@@ -167,8 +138,8 @@ def later_version(path: Path) -> None:
     [
         (lambda p: p.write_bytes(b"no database, and longer than a header " * 9), "damaged", "-wal"),
         (lambda p: p.mkdir(), "unable to open", "critic.cache"),
-        (of_another_program, "not a critic cache of this version (schema 0, 2", "delete"),
-        (later_version, "not a critic cache of this version (schema 99, 2", "delete"),
+        (lambda p: execute(p, "CREATE TABLE own (a)"), "of this version (schema 0, 2", "delete"),
+        (lambda p: execute(p, "PRAGMA user_version = 1"), "of this version (schema 1, 2", "delete"),
         (text_value, "the critic cache is damaged (a value that is not bytes)", "-shm"),
     ],
 )

@@ -1,7 +1,5 @@
-"""Kept replies: what makes a call new, and how a file is read, also one of an older version."""
+"""Kept replies: what makes a call new, and how a file is read."""
 
-import json
-import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,32 +28,24 @@ CONFIG = CriticConfig(provider="ollama", model="critic")
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"epoch": 1}, {"attempt": "2"}, {"role": "rewrite"}, {"template": "efgh"}, {"seed": 8},
-     {"messages": [{"role": "user", "content": "other"}]},
-     {"problem": make_problem("countdown", {"numbers": [1, 2, 4], "target": 6})}],
-    ids=lambda change: next(iter(change)),
-)  # fmt: skip
-def test_each_part_of_a_call_makes_another_key(change: dict[str, Any]) -> None:
-    assert cache_key(CONFIG, replace(CALL, **change)) != cache_key(CONFIG, CALL)
-
-
-@pytest.mark.parametrize(
-    ("change", "same"),
+    ("call", "settings", "same"),
     [
-        ({"model": "other"}, False),
-        ({"provider": "solver"}, False),
-        ({"temperature": 0.5}, False),
-        ({"max_tokens": 100}, False),
-        ({"num_ctx": 4096}, False),
-        ({"concurrency": 9}, True),
-        ({"deadline_s": 9.0}, True),
-        ({"base_url": "http://elsewhere"}, True),
+        *(({name: value}, {}, False) for name, value in {
+            "epoch": 1, "attempt": "2", "role": "rewrite", "template": "efgh", "seed": 8,
+            "messages": [{"role": "user", "content": "other"}],
+            "problem": make_problem("countdown", {"numbers": [1, 2, 4], "target": 6}),
+        }.items()),
+        *(({}, {name: value}, False) for name, value in {
+            "model": "other", "provider": "solver", "temperature": 0.5, "max_tokens": 100,
+            "num_ctx": 4096,
+        }.items()),
+        ({}, {"concurrency": 9, "deadline_s": 9.0, "base_url": "http://elsewhere"}, True),
     ],
-)
-def test_the_sampling_is_part_of_the_key(change: dict[str, Any], same: bool) -> None:
-    changed = CONFIG.model_copy(update=change)
-    assert (cache_key(changed, CALL) == cache_key(CONFIG, CALL)) is same
+    ids=lambda change: "-".join(change) if isinstance(change, dict) else str(change),
+)  # fmt: skip
+def test_what_makes_another_key(call: dict[str, Any], settings: dict[str, Any], same: bool) -> None:
+    changed = cache_key(CONFIG.model_copy(update=settings), replace(CALL, **call))
+    assert (changed == cache_key(CONFIG, CALL)) is same
 
 
 def test_the_settings_say_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -80,28 +70,6 @@ def test_a_reply_comes_back_as_it_was(tmp_path: Path) -> None:
     kept.close()
     assert kept.get("k") is None
     assert kept.put("k", reply) == reply
-
-
-def test_a_file_of_an_older_version_is_read(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "c.sqlite") as old:
-        old.execute("CREATE TABLE replies (key TEXT PRIMARY KEY, run_id TEXT NOT NULL, actor TEXT "
-                    "NOT NULL, reply TEXT NOT NULL) WITHOUT ROWID")  # fmt: skip
-        said = {"text": "said \ud83d", "finish_reason": "stop", "usage": {}, "tries": 2,
-                "seconds": 0.5}  # fmt: skip
-        old.execute("INSERT INTO replies VALUES (?, 'run', 'ollama:critic', ?)",
-                    (cache_key(CONFIG, CALL), json.dumps(said)))  # fmt: skip
-        old.execute("PRAGMA user_version = 1")
-    old.close()
-
-    def nobody(call: Call) -> Reply:
-        raise AssertionError("it was asked before")
-
-    config = CONFIG.model_copy(update={"cache": str(tmp_path / "c.sqlite")})
-    for run_id, cached in (("run", False), ("another", True)):
-        critic = Client(config, run_id, Scripted(nobody))
-        [reply] = critic.ask([CALL])
-        assert (reply.text, reply.cached) == ("said \ud83d", cached)
-        critic.close()
 
 
 @pytest.mark.parametrize("value", [b"{", b"[]", b'{"body": 1}', b'{"run": "a", "reply": []}'])

@@ -12,8 +12,8 @@ from support.methods import Critic, Remote, call_of, pairs_of, play, rows
 from support.methods import make_remote as make
 
 from mlxreflect.config.schema import CriticConfig, Recipe
-from mlxreflect.core.records import make_problem
-from mlxreflect.critics.base import Reply, Role
+from mlxreflect.core.records import Role, make_problem
+from mlxreflect.critics.base import Reply
 from mlxreflect.critics.client import cache_key
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.critics.verdicts import Judgement

@@ -34,20 +34,7 @@ def cache_path(setting: str, name: str) -> Path | None:
 
 BUSY_S = 30.0  # how long a writer waits for the others
 VERSION = 2  # of the table, kept in the file's user_version
-SCHEMA = "CREATE TABLE kept (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
-# Version 1 had two kinds of tables; their rows are taken over. A reply is JSON, with its run.
-OLD = {
-    "replies": "SELECT key, CAST(json_object('run', run_id, 'actor', actor, 'reply', json(reply))"
-    " AS BLOB) FROM replies",
-    "logps": "SELECT key, value FROM logps",
-}
-
-
-def is_busy(error: BaseException) -> bool:
-    return (
-        isinstance(error, sqlite3.OperationalError)
-        and error.sqlite_errorcode == sqlite3.SQLITE_BUSY
-    )
+TABLE = "kept (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
 
 
 class KeyedCache:
@@ -118,17 +105,16 @@ class KeyedCache:
 
     # SQLite does not wait by itself while another process switches a new file to WAL.
     @retry(
-        retry=retry_if_exception(is_busy),
+        retry=retry_if_exception(
+            lambda error: getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+        ),
         stop=stop_after_delay(BUSY_S),
         wait=wait_random(0.01, 0.05),
         reraise=True,
     )
     def connect(self) -> sqlite3.Connection:
-        """Opens or makes the file. Each statement is its own transaction, on the disk at its end.
-
-        Threads may share the connection, one at a time.
-        """
-        # Transactions by hand; a short timeout, since this is repeated as a whole.
+        """Opens or makes the file. Each statement is a transaction, on the disk at its end."""
+        # Threads share it, one at a time; a short timeout, since this is repeated as a whole.
         connection = sqlite3.connect(
             self.path, timeout=1, isolation_level=None, check_same_thread=False
         )
@@ -140,11 +126,11 @@ class KeyedCache:
         return connection
 
     def prepare(self, connection: sqlite3.Connection) -> None:
-        """Makes the table, or takes an older one over. Raises UserError for any other file."""
+        """Makes the table in a new file. Raises UserError for a file of something else."""
+        # The tables first: another process may make ours in between, with the version at once.
+        tables = connection.execute("SELECT name FROM sqlite_master").fetchall()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        names = tables_of(connection)
-        known = not names if version == 0 else names <= OLD.keys() if version == 1 else False
-        if version != VERSION and not known:
+        if version != VERSION and (tables or version):
             raise UserError(
                 f"{self.path}: not a {self.name} of this version (schema {version}, {VERSION} "
                 "expected)",
@@ -153,13 +139,8 @@ class KeyedCache:
         connection.execute("PRAGMA journal_mode = WAL")
         if version != VERSION:
             connection.execute("BEGIN IMMEDIATE")
-            names = tables_of(connection)
-            if names <= OLD.keys():  # else another process was first
-                connection.execute(SCHEMA)
-                for name in names:
-                    connection.execute(f"INSERT INTO kept {OLD[name]}")
-                    connection.execute(f"DROP TABLE {name}")
-                connection.execute(f"PRAGMA user_version = {VERSION}")
+            connection.execute(f"CREATE TABLE IF NOT EXISTS {TABLE}")
+            connection.execute(f"PRAGMA user_version = {VERSION}")
             connection.execute("COMMIT")
         connection.execute(f"PRAGMA busy_timeout = {int(BUSY_S * 1000)}")
 
@@ -177,7 +158,3 @@ class KeyedCache:
             raise self.damaged(error) from None
         except OSError as error:
             raise UserError(f"{self.path}: {error.strerror}", elsewhere) from None
-
-
-def tables_of(connection: sqlite3.Connection) -> set[str]:
-    return {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """A person's mistake, and the command or edit that mends it.
+    """A person's mistake.
 
     message: one line, naming the file, line, key or value at fault.
     hint: one line, the command or edit that mends it.
@@ -14,8 +14,7 @@ class UserError(Exception):
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message, self.hint = message, hint
 
 
 @contextmanager

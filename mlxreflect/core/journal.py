@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar, cast
 
 from mlxreflect.core.errors import UserError
 
@@ -54,13 +54,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises UserError for a damaged file, and for one that is not there."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+        fault = "" if isinstance(value, dict) else "not a JSON object"
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file", "restore that file, or begin anew") from None
+        fault = "no such file"
     except ValueError as error:  # bad JSON and bad UTF-8 alike
-        raise UserError(f"{path}: not JSON ({error})", "restore that file, or begin anew") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object", "restore that file, or begin anew")
-    return value
+        fault = f"not JSON ({error})"
+    if fault:
+        raise UserError(f"{path}: {fault}", "restore that file, or begin anew")
+    return cast(dict[str, Any], value)
 
 
 def read_rows(path: Path, *, torn: bool = True) -> Iterator[dict[str, Any]]:
@@ -160,13 +161,14 @@ class Commits:
         lengths = {
             name: append_rows(self.root / name, rows.get(name, [])) for name in self.journals
         }
+
+        def fill(temporary: Path) -> None:
+            save(temporary)
+            text = json.dumps({"schema": "commit/1", "journals": lengths, **state})
+            (temporary / "commit.json").write_text(text + "\n", encoding="utf-8")
+
         final = self.folder / f"{self.prefix}-{number:05d}"
-        temporary = final.with_suffix(".tmp")
-        temporary.mkdir(parents=True)
-        save(temporary)
-        text = json.dumps({"schema": "commit/1", "journals": lengths, **state}, ensure_ascii=True)
-        (temporary / "commit.json").write_text(text + "\n", encoding="utf-8")
-        place(temporary, final)
+        replace_folder(final, fill)
         for old in self.all()[:-KEEP]:
             shutil.rmtree(old)
         return final
@@ -199,9 +201,9 @@ def take_lock(path: Path) -> TextIO:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        lock.seek(0)
-        owner = lock.read().strip() or "unknown"
-        lock.close()
+        with lock:
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
         raise UserError(
             f"{path} is in use by process {owner}", "wait for it, or stop that process"
         ) from None

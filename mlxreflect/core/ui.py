@@ -1,7 +1,7 @@
 """The terminal: a header, progress with ETA, lines, tables, or one JSON object.
 
 Progress goes to stderr: bars on a terminal, else a plain line every few seconds and a final one.
-With json the only thing on stdout is the result.
+With json the only thing on stdout is the result. Untrusted text comes in one safe form.
 """
 
 import io
@@ -11,6 +11,7 @@ import re
 import sys
 import threading
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-
+MAX_MARKS = 30  # combining marks in a row, as in Unicode's stream-safe format (UAX 15)
 EVERY_S = 5.0  # seconds between plain progress lines
 PLAIN_WIDTH = 100  # columns of a table in a file or pipe
 # Control characters but tab and newline, what reorders or hides text, and lone surrogates.
@@ -35,6 +36,19 @@ UNSAFE = re.compile(
 def safe_text(text: str) -> str:
     """Text of a model or a critic made fit for a terminal: what could steer it becomes visible."""
     return UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def composed(text: str) -> str:
+    """NFC; a text with more marks in a row than any language has is left as it is.
+
+    NFC sorts such a run in time quadratic in its length.
+    """
+    run = 0
+    for character in "" if text.isascii() else text:
+        run = run + 1 if unicodedata.combining(character) else 0
+        if run > MAX_MARKS:
+            return text
+    return unicodedata.normalize("NFC", text)
 
 
 class LiveBar(NamedTuple):

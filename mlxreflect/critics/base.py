@@ -2,22 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from mlxreflect.core.records import Messages, Problem, Visibility
+from mlxreflect.core.records import Messages, Problem, Role, Visibility
 
 NANO = 10**9  # dollars are added as whole billionths: sums do not depend on their order
-# attempt: the model behind the server is not a critic, but evaluated.
-Role = Literal[
-    "critique", "reflection", "rewrite", "continue", "judge", "prefer", "pose",
-    "integrate", "score", "answer", "extract", "ground", "support", "attempt",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Call:
     """One request to a critic.
 
+    role: that of the turn it makes; attempt: the model behind the server is evaluated, no critic.
     text: the attempt under review; feedback: what the rewrite is to act on.
     epoch, attempt: with problem and role, what makes this call another than the same words later
         (a retry from the bucket list is a new call, a resumed run's is not).
@@ -97,10 +93,8 @@ class Critic(Protocol):
 
     def preflight(self) -> None:
         """Raise UserError where the critic cannot be reached or its model is missing."""
-        ...
 
     def ask(self, calls: Sequence[Call]) -> list[Reply]:
         """Return one reply a call, in the order of the calls."""
-        ...
 
     def close(self) -> None: ...

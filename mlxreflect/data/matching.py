@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from mlxreflect.core.text import composed
+from mlxreflect.core.ui import composed
 
 FILE = "decontamination.jsonl"  # in the folder of a run or a training: a row for each left out
 WORDING = 10  # questions of an evaluation; words that more of them share tell none of them

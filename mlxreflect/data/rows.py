@@ -13,7 +13,7 @@ from typing import Any
 
 from mlxreflect.config.toml import local_path as local_path
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.text import composed
+from mlxreflect.core.ui import composed
 
 TABLES = {".csv": ",", ".tsv": "\t"}
 ENDINGS = (".jsonl", ".json", *TABLES, ".parquet")  # of files that hold rows

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from mlxreflect.core.records import Problem, Verdict
-from mlxreflect.core.text import composed
+from mlxreflect.core.ui import composed
 from mlxreflect.prompts.parsing import ANSWER, TAGS, Parsed, parse_response
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, Turn, Verdict, make_problem
-from mlxreflect.core.text import composed
+from mlxreflect.core.ui import composed
 from mlxreflect.data.forms import leak
 from mlxreflect.data.matching import Index, find
 from mlxreflect.data.rows import column, explained, fold, local_path, read_file

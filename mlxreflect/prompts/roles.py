@@ -24,8 +24,8 @@ Data = str | Sequence[str] | None
 
 
 @dataclass(frozen=True)
-class Role:
-    """A role is called as its template.
+class Brief:
+    """What a model is asked to do in a role, which is called as its template.
 
     shows: parts of the user message in their order. `question` stands as a task shows it; each
         other part is quoted between tags of its name, and `<question>` is the question in tags.
@@ -52,27 +52,27 @@ QUESTION = ("question",)
 ATTEMPT = ("question", "attempt")
 PASSAGES = ("<question>", "passage")
 # Passages hold the answer and how it comes about: whoever is shown them has seen the solution.
-ROLES: dict[str, Role] = {
-    **{f"attempt_{style}": Role(QUESTION) for style in ("thinking", "graph", "direct", "explore")},
-    "critique": Role((*ATTEMPT, "expected", "example"), "Reflect:", None, "attempt", "", (1, 0)),
-    "check": Role(ATTEMPT, "Reflect:", "none", "attempt", "", (1, 0)),
-    "reflection": Role(ATTEMPT, "Reflect:", "verdict", "attempt", "", (1, 0)),
-    "reflect_and_retry": Role(ATTEMPT, "Reflect:", "none", "attempt", "", (1, 0)),
-    "rewrite": Role((*ATTEMPT, "feedback", "expected"), "Retry:", None, "attempt", "feedback",
+ROLES: dict[str, Brief] = {
+    **{f"attempt_{style}": Brief(QUESTION) for style in ("thinking", "graph", "direct", "explore")},
+    "critique": Brief((*ATTEMPT, "expected", "example"), "Reflect:", None, "attempt", "", (1, 0)),
+    "check": Brief(ATTEMPT, "Reflect:", "none", "attempt", "", (1, 0)),
+    "reflection": Brief(ATTEMPT, "Reflect:", "verdict", "attempt", "", (1, 0)),
+    "reflect_and_retry": Brief(ATTEMPT, "Reflect:", "none", "attempt", "", (1, 0)),
+    "rewrite": Brief((*ATTEMPT, "feedback", "expected"), "Retry:", None, "attempt", "feedback",
                     (1, 1), graph=True),
-    "continue": Role(("question", "working", "hint"), "Continue:", "verdict", "working", "hint",
+    "continue": Brief(("question", "working", "hint"), "Continue:", "verdict", "working", "hint",
                      (1, 1), graph=True),
-    "integrate": Role(("question", "text"), "Solution:", "none", "text", "", (2, 1), graph=True),
-    "expand": Role(("question", "notes"), "Working:", "none", "notes", recorded="integrate"),
-    "judge": Role((*ATTEMPT, "expected"), "Verdict:", None, "attempt", "", (1, 0)),
-    "prefer": Role(("question", "attempt-A", "attempt-B"), "Better:", "none", "attempt-A",
+    "integrate": Brief(("question", "text"), "Solution:", "none", "text", "", (2, 1), graph=True),
+    "expand": Brief(("question", "notes"), "Working:", "none", "notes", recorded="integrate"),
+    "judge": Brief((*ATTEMPT, "expected"), "Verdict:", None, "attempt", "", (1, 0)),
+    "prefer": Brief(("question", "attempt-A", "attempt-B"), "Better:", "none", "attempt-A",
                    "attempt-B", (0, 2)),
-    "score": Role(ATTEMPT, "Marks:", "none", "attempt", "", (1, 0)),
-    "answer": Role(("question", "expected"), "Solution:", graph=True),
-    "pose": Role(("passage",), "Question:", "none", "passage"),
-    "extract": Role(PASSAGES, "Sections:", "gold_solution", "passage"),
-    "ground": Role((*PASSAGES, "sections"), "Answer:", "gold_solution", "sections", "", (0, 1)),
-    "support": Role((*PASSAGES, "attempt"), "Verdict:", "gold_solution", "attempt", "", (1, 0)),
+    "score": Brief(ATTEMPT, "Marks:", "none", "attempt", "", (1, 0)),
+    "answer": Brief(("question", "expected"), "Solution:", graph=True),
+    "pose": Brief(("passage",), "Question:", "none", "passage"),
+    "extract": Brief(PASSAGES, "Sections:", "gold_solution", "passage"),
+    "ground": Brief((*PASSAGES, "sections"), "Answer:", "gold_solution", "sections", "", (0, 1)),
+    "support": Brief((*PASSAGES, "attempt"), "Verdict:", "gold_solution", "attempt", "", (1, 0)),
 }  # fmt: skip
 
 
