@@ -57,6 +57,11 @@ def fault(source: Path | str, objective: str = "sft", **keys: Any) -> UserError:
 # ---- forms ---------------------------------------------------------------------------------------
 
 TWO = [user("q"), bot("a"), user("r")]
+SHAREGPT: dict[str, Any] = {
+    "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"},
+                      {"from": "human", "value": "r"}],
+    "chosen": {"from": "gpt", "value": "y"},
+}  # fmt: skip
 PAIRS: list[tuple[str, dict[str, Any], Rows, str, str]] = [
     ("standard", {"prompt": "q", "chosen": "y", "rejected": "n"}, [user("q")], "y", "n"),
     ("with system", {"system": "s", "prompt": "q", "chosen": "y", "rejected": "n"},
@@ -89,6 +94,7 @@ PAIRS: list[tuple[str, dict[str, Any], Rows, str, str]] = [
      {"type": "text", "text": "?"}])], "chosen": "y", "rejected": "n"}, [user("q?")], "y", "n"),
     ("nulls", {"prompt": [user("q") | {"tool_calls": None}], "chosen": "y", "rejected": "n",
      "messages": None, "weight": None}, [user("q")], "y", "n"),
+    ("LLaMA-Factory's", SHAREGPT | {"rejected": {"from": "gpt", "value": "n"}}, TWO, "y", "n"),
     ("more columns", {"prompt": "q", "chosen": "y", "rejected": "n", "score": [1, {}],
      "messages": [user("q"), bot("y")]}, [user("q")], "y", "n"),
 ]  # fmt: skip
@@ -192,6 +198,9 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("dpo", Q | {"chosen": "y", "rejected": "n", "weight": 10**400}, "no finite number"),
     ("dpo", Q | {"chosen": "y", "rejected": "n", "weight": True}, "no finite number"),
     ("dpo", Q | {"chosen": DEEP, "rejected": "n"}, "chosen, message 1, is no object"),
+    ("dpo", SHAREGPT | {"rejected": {"from": "human", "value": "n"}}, "is not the assistant's"),
+    ("dpo", SHAREGPT | {"rejected": {"from": "gpt", "value": "n"}, "conversations": None},
+     "there is no prompt"),
     ("sft", Q | {"completion": ""}, "completion is empty"),
     ("sft", Q | {"completion": "a", "label": False}, "unpaired preferences"),
     ("sft", {"messages": []}, "no list of messages"),

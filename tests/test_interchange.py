@@ -173,21 +173,6 @@ def test_mlx_lm_reads_its_folder(tmp_path: Path) -> None:
     assert export(one, "mlx-chat", None)["files"] == {"train.jsonl": 1}
 
 
-def test_llama_factorys_own_rows_are_read(tmp_path: Path) -> None:
-    said = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"},
-            {"from": "human", "value": "r"}]  # fmt: skip
-    row = {"conversations": said, "chosen": {"from": "gpt", "value": "y"},
-           "rejected": {"from": "gpt", "value": "n"}}  # fmt: skip
-    path = tmp_path / "d.jsonl"
-    append_rows(path, [row, {**row, "rejected": {"from": "human", "value": "n"}},
-                       {**row, "conversations": None}])  # fmt: skip
-    (found,), bad = read_examples(str(path), "dpo")
-    assert [m["content"] for m in found.prompt] == ["q", "a", "r"]
-    assert (found.chosen, found.rejected) == ("y", "n")
-    assert "rejected is not the assistant's" in bad[0].reason
-    assert bad[1].reason == "there is no prompt"
-
-
 # ---- ReasonSet -----------------------------------------------------------------------------------
 
 

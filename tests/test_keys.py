@@ -9,20 +9,18 @@ from support.fake_ollama import FakeOllama
 from support.run_outputs import outputs_by_settings, outputs_of_run
 from support.teacher import Teacher
 
+import mlxreflect
 from mlxreflect.config.recipe import load_recipe, resolved
 from mlxreflect.config.schema import Recipe
 from mlxreflect.config.toml import flatten
 from mlxreflect.core.cache import cache_path
 from mlxreflect.core.journal import read_rows
-from mlxreflect.core.ui import Ui
 from mlxreflect.critics.client import FILE as CACHE
 from mlxreflect.critics.ledger import BudgetReached
 from mlxreflect.data.matching import FILE
 from mlxreflect.models import load as policy_module
 from mlxreflect.models.fuse import write_folder
 from mlxreflect.models.policy import Policy
-from mlxreflect.runs.folder import open_folder
-from mlxreflect.runs.run import execute
 from mlxreflect.training.network import Network
 
 # Two waves and a second epoch, with failures, bucket passes, verifications and SFT in them.
@@ -157,11 +155,7 @@ def test_learning_ends_with_the_wave_that_reaches_a_limit(tmp_path):
     waves = [r for r in read_rows(folder / "metrics.jsonl") if r["kind"] == "wave"]
     assert len(waves) == 1 and waves[0]["tokens_generated"] > 1
     (folder / "summary.json").unlink()
-    run = open_folder(folder)
-    try:
-        assert execute(run, Ui(quiet=True))["waves"] == 1
-    finally:
-        run.close()
+    assert mlxreflect.resume(folder)["waves"] == 1
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from support.run_outputs import outputs_in, outputs_of_run
 
+import mlxreflect
 from mlxreflect.config.recipe import eval_spec, load_recipe
 from mlxreflect.config.schema import METHODS, PolicyConfig, method_of
 from mlxreflect.config.toml import bundled
@@ -16,7 +17,7 @@ from mlxreflect.core.journal import read_json, read_rows
 from mlxreflect.core.ui import Ui
 from mlxreflect.models.load import load_policy
 from mlxreflect.report.show import totals
-from mlxreflect.runs.folder import create_run, open_folder
+from mlxreflect.runs.folder import create_run
 from mlxreflect.runs.run import execute
 from mlxreflect.setup.dry_run import estimate
 from mlxreflect.tasks import TASKS
@@ -117,11 +118,7 @@ def test_a_limit_lets_what_was_collected_be_trained_on(name: str, tmp_path: Path
     if name == "rel":
         assert waves[-1]["tokens_trained"] > 0
     (tmp_path / "summary.json").unlink()
-    run = open_folder(tmp_path)
-    try:
-        execute(run, Ui(quiet=True))
-    finally:
-        run.close()
+    mlxreflect.resume(tmp_path)
     assert outputs_in(tmp_path) == before
 
 

@@ -12,13 +12,14 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
-from mlxreflect.config.toml import flatten, local_path
+from mlxreflect.config.toml import flatten, local_path, table_of
 from mlxreflect.core.errors import UserError
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
+Amount = Annotated[float, Field(ge=0)]
 # A list of names, or as on a command line the one or several with commas between them.
 Names = Annotated[
     list[str], BeforeValidator(lambda v: v.split(",") if isinstance(v, str) and v else v)
@@ -51,6 +52,9 @@ class Overrides:
     """Marks a table that holds other values for the keys of the table that it stands in."""
 
 
+Over = Annotated[dict[str, Any], Overrides()]
+
+
 class Idle:
     """Marks a key, or a whole table, that does nothing for these methods and objectives."""
 
@@ -66,12 +70,6 @@ CachePath = Annotated[str, Local(lambda path: True, names=("off",))]  # made whe
 
 def mark_of(info: FieldInfo, kind: type[T]) -> T | None:
     return next((mark for mark in info.metadata if isinstance(mark, kind)), None)
-
-
-def table_of(info: FieldInfo) -> type[BaseModel] | None:
-    """Returns the model of a key that is itself a table."""
-    kind = info.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def make_paths_whole(tree: dict[str, Any], model: type[BaseModel], over: Any = None) -> None:
@@ -120,7 +118,7 @@ def refuse_idle(table: BaseModel, usual: BaseModel, keys: Mapping[str, str], pre
 
 
 class GrpoConfig(Table):
-    clip_ratio: Annotated[float, Field(gt=0)] = 0.2  # how far a probability ratio may leave 1
-    kl: Annotated[float, Field(ge=0)] = 0.0  # weight of the distance from the reference
+    clip_ratio: Rate = 0.2  # how far a probability ratio may leave 1
+    kl: Amount = 0.0  # weight of the distance from the reference
     average: Literal["sequence", "token"] = "sequence"  # each response, or each token, counts alike
     scale_rewards: bool = True  # by the group's standard deviation

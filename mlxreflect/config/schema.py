@@ -4,11 +4,12 @@ This is the one place, beside recipes and texts for people, where all methods ar
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from mlxreflect.config.fields import (
+    Amount,
     CachePath,
     Count,
     Fraction,
@@ -20,7 +21,7 @@ from mlxreflect.config.fields import (
     LocalPath,
     Names,
     Objective,
-    Overrides,
+    Over,
     Positive,
     Rate,
     Table,
@@ -54,7 +55,7 @@ class ModelConfig(Table):
 class PolicyConfig(ModelConfig):
     """[policy] of a recipe, with how it answers."""
 
-    temperature: Annotated[float, Field(ge=0)] = 0.7  # of attempts and verifications
+    temperature: Amount = 0.7  # of attempts and verifications
     top_p: Fraction = 0.9  # of attempts and verifications
     max_new_tokens: Positive = 1024  # of a response
     batch: Positive = 32  # sequences in flight
@@ -97,13 +98,13 @@ class CriticConfig(Table):
     region: str = ""  # bedrock; "": as boto3 finds it
     profile: str = ""  # bedrock: of ~/.aws/config
     # of critiques and rewrites; verdicts of a judge who gives hints are at 0
-    temperature: Annotated[float, Field(ge=0)] = 0.99
+    temperature: Amount = 0.99
     max_tokens: Positive = 2000  # of a reply
     num_ctx: Positive = 8192  # ollama: tokens of prompt and reply together
     concurrency: Positive = 4  # requests at once; local: the batch
     deadline_s: Rate = 600.0  # seconds for a call, its retries included
-    price_in: Annotated[float, Field(ge=0)] = 0.0  # dollars a million tokens of prompt
-    price_out: Annotated[float, Field(ge=0)] = 0.0  # and of reply
+    price_in: Amount = 0.0  # dollars a million tokens of prompt
+    price_out: Amount = 0.0  # and of reply
     cache: CachePath = ""  # "": the user's cache folder, "off", or a path
     replay: bool = False  # answer from the cache alone; what is not there is an error
 
@@ -113,7 +114,7 @@ class BudgetConfig(Table):
 
     max_calls: Count = 0  # requests that are sent
     max_tokens: Count = 0  # of prompts and replies
-    max_usd: Annotated[float, Field(ge=0)] = 0.0  # by critic.price_in and price_out
+    max_usd: Amount = 0.0  # by critic.price_in and price_out
 
 
 class Critics(CriticConfig):
@@ -124,10 +125,8 @@ class Critics(CriticConfig):
 
     max_failed: Fraction = 0.5  # a larger share of the last calls failed: the run stops
     budget: BudgetConfig = BudgetConfig()
-    # keys of the critic for the bucket list, over those of [critic]
-    advanced: Annotated[dict[str, Any], Overrides()] = {}
-    # keys of the critic for verdicts, over those of [critic]
-    judge: Annotated[dict[str, Any], Overrides()] = {}
+    advanced: Over = {}  # keys of the critic for the bucket list, over those of [critic]
+    judge: Over = {}  # keys of the critic for verdicts, over those of [critic]
 
     def tier(self, name: Tier) -> CriticConfig:
         base = self.model_dump(exclude={"max_failed", "budget", "advanced", "judge"})
@@ -137,7 +136,7 @@ class Critics(CriticConfig):
 class LoraConfig(Table):
     rank: Positive = 16  # of each LoRA layer
     scale: Rate = 2.0  # = alpha / rank of other libraries
-    alpha: Annotated[float, Field(ge=0)] = 0.0  # above 0: scale = alpha / rank
+    alpha: Amount = 0.0  # above 0: scale = alpha / rank
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05  # in SFT; preference losses have none
     layers: Annotated[int, Field(ge=-1)] = -1  # last n layers; -1: all
     keys: list[str] = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
@@ -154,9 +153,9 @@ Unreferred = Idle("sft", "orpo", "rel")
 
 class SftConfig(Table):
     lr: Annotated[Rate, Idle("preflexor")] = 2e-5  # learning rate of imitation
-    scale_verified: Annotated[float, Field(ge=0), Unverified] = 0.1  # × lr: the verified answer
+    scale_verified: Annotated[Amount, Unverified] = 0.1  # × lr: the verified answer
     # × lr: the last winner, after a failed verification
-    scale_failed: Annotated[float, Field(ge=0), Unverified] = 0.01
+    scale_failed: Annotated[Amount, Unverified] = 0.01
 
 
 class MaskConfig(Table):
@@ -176,19 +175,19 @@ class Fitting(Table):
     smoothing: Annotated[float, Field(ge=0, lt=0.5), Idle("rel", "traces")] = 0.0
     # of a response: summed, or per token
     logps: Annotated[Literal["sum", "mean"], Unweighed] = "mean"
-    nll: Annotated[float, Field(ge=0), Unweighed] = 0.0  # weight of the chosen answer's NLL
-    dpo: Annotated[float, Field(ge=0), Unweighed] = 1.0  # of the preference term; 0: NLL alone
+    nll: Annotated[Amount, Unweighed] = 0.0  # weight of the chosen answer's NLL
+    dpo: Annotated[Amount, Unweighed] = 1.0  # of the preference term; 0: NLL alone
     # the policy as its stage began, the base, or none
     reference: Annotated[Literal["stage", "base", "none"], Unreferred] = "stage"
     batch: Positive = 8  # rows taken at once
     accumulate: Positive = 1  # batches of a step
     epochs: Positive = 1  # passes over the pairs of a wave
-    clip: Annotated[float, Field(ge=0)] = 1.0  # of the gradient's norm; 0: off
+    clip: Amount = 1.0  # of the gradient's norm; 0: off
     warmup: Count = 0  # steps
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # of AdamW
+    weight_decay: Amount = 0.0  # of AdamW
     max_length: Positive = 4096  # tokens; a longer prompt loses its beginning
     grad_checkpoint: Literal["auto", "yes", "no"] = "auto"  # layers computed twice, to save memory
-    memory_gb: Annotated[float, Field(ge=0)] = 0.0  # for activations; 0: a part of the device's
+    memory_gb: Amount = 0.0  # for activations; 0: a part of the device's
     reference_cache: CachePath = ""  # "": the user's cache folder, "off", or a path
     mask: MaskConfig = MaskConfig()
     tune: Literal["lora", "full"] = "lora"  # full: all weights, of a model that is not quantised
@@ -278,7 +277,7 @@ class ChainConfig(Table):
     tries: Positive = 1  # answers that go on from the same prefilled thinking
     avoid: bool = False  # with feedback, no answer goes on as one that failed did before
     integrate: bool = False  # at the end the answers of a chain become one
-    temperature: Annotated[float, Field(ge=0)] = 0.0  # of the policy's own critiques
+    temperature: Amount = 0.0  # of the policy's own critiques
     max_tokens: Positive = 200  # of such a critique
     critic: CriticConfig = CriticConfig()
 
@@ -293,7 +292,7 @@ class EvalSpec(Table):
     part: Literal["heldout", "dev", "train", "all"] = "heldout"
     limit: Count = 0
     seed: Count = 0
-    temperature: Annotated[float, Field(ge=0)] = 0.0
+    temperature: Amount = 0.0
     top_p: Fraction = 1.0
     max_new_tokens: Positive = 1024
     samples: Positive = 1
@@ -319,8 +318,7 @@ class DataConfig(Table):
     turns: Annotated[Literal["all", "last"], Idle(*PAIRED, "grpo")] = "all"
     bad_row: Literal["skip", "fatal"] = "skip"  # skip and name a row that cannot be used, or stop
     limit: Count = 0  # examples; 0: all
-    # A share below 1, or how many; 0: none.
-    held_out: Annotated[float, Field(ge=0), Idle("grpo")] = 0.05
+    held_out: Annotated[Amount, Idle("grpo")] = 0.05  # A share below 1, or how many; 0: none.
     # Evaluations, tasks, files: rows that occur in them are left out.
     against: Annotated[Names, Local(Path.is_file)] = []
     ngram: Count = 13  # words in a row that such a row shares; 0: only whole questions count

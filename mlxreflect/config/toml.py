@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import tomlkit
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import AoT, InlineTable, Table
 
@@ -144,12 +145,17 @@ def value_hint(key: str, parts: Sequence[str], model: type[BaseModel], fault: An
     return f"correct {key}{example}"
 
 
+def table_of(info: FieldInfo) -> type[BaseModel] | None:
+    """Returns the model of a key that is itself a table."""
+    kind = info.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
 def all_keys(model: type[BaseModel]) -> dict[str, Any]:
     """Each key of a table and of the tables in it, dotted, with its usual value; None: a table."""
     keys: dict[str, Any] = {}
     for name, field in model.model_fields.items():
-        inner: Any = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
+        if inner := table_of(field):
             keys |= {name: None} | {f"{name}.{key}": v for key, v in all_keys(inner).items()}
         else:
             keys[name] = (

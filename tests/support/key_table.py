@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from mlxreflect.config.schema import Job, Recipe
-from mlxreflect.config.toml import toml_value
+from mlxreflect.config.toml import table_of, toml_value
 
 README = Path(__file__).parents[2] / "recipes" / "README.md"
 PLACE = re.compile(r"(?<=<!-- keys -->\n).*?(?=<!-- end -->)", re.DOTALL)
@@ -60,13 +60,11 @@ def rows(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, s
     """Yields (key, kind, default, meaning) of a table and of the tables in it."""
     meaning = comments(model)
     for name, field in model.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
+        if inner := table_of(field):
             yield from rows(inner, f"{prefix}{name}.")
             continue
         usual = field.get_default(call_default_factory=True)
-        sort = kind(inner if field.annotation is not None else "")
-        yield f"{prefix}{name}", sort, toml_value(usual), meaning.get(name, "")
+        yield f"{prefix}{name}", kind(field.annotation), toml_value(usual), meaning.get(name, "")
 
 
 def table(found: list[tuple[str, str, str, str]]) -> str:
