@@ -138,10 +138,7 @@ def nothing_left(
 def examples_of(
     row: Row, kind: str, columns: Mapping[str, str], turns: Turns, known: set[str]
 ) -> list[Example]:
-    """The examples of a row, whose source names it. known: rows of a form that says each but once.
-
-    Raises Fault.
-    """
+    """The examples of a row, whose source names it. known: published rows seen. Raises Fault."""
     values = {name: value for name, value in row.values.items() if name not in columns.values()}
     values |= {ours: row.values[its] for ours, its in columns.items() if its in row.values}
     weight = number(1 if values.get("weight") is None else values["weight"], "weight")

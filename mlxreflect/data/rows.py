@@ -63,6 +63,7 @@ def rows_of(
 ) -> Rows:
     """Yields the rows of a file, of a folder's file for the split, or of a hub data set.
 
+    A bad row is a BadRow; after it, reading goes on.
     config, revision, hint: of a hub data set, and what to do where it cannot be had.
     empty: the value of an empty cell of a table. Raises UserError for what cannot be read at all.
     """
@@ -74,7 +75,7 @@ def rows_of(
 
 
 def good_rows(rows: Iterable[Row | BadRow]) -> Iterator[Row]:
-    """Yields the rows. Raises UserError for the first bad one."""
+    """Yields the rows; raises UserError for the first bad one."""
     for row in rows:
         if isinstance(row, BadRow):
             raise UserError(f"{row.where}: {row.reason}", row.hint)
@@ -87,10 +88,7 @@ def read_file(path: Path) -> Iterator[Row]:
 
 
 def file_of_split(folder: Path, split: str) -> Path:
-    """Returns train.jsonl of a folder, or that name with another known ending.
-
-    Raises UserError with what the folder holds.
-    """
+    """Returns train.jsonl of a folder, or that name with another known ending."""
     paths = (folder / f"{split}{ending}" for ending in ENDINGS)
     if found := next(filter(Path.is_file, paths), None):
         return found
@@ -115,10 +113,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def file_rows(path: Path, empty: str | None) -> Rows:
-    """Yields the rows of a JSONL, JSON, CSV, TSV or Parquet file, the bad ones as BadRow.
-
-    empty: the value of an empty cell of a table. Raises UserError for what cannot be read at all.
-    """
+    """Yields the rows of a JSONL, JSON, CSV, TSV or Parquet file, as `rows_of` does."""
     ending = path.suffix.lower()
     with explained(path):
         if ending in TABLES:
@@ -147,7 +142,7 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def line_rows(path: Path, lines: Iterable[bytes]) -> Rows:
-    """Yields one object a line, blank lines left out; after a bad line, reading goes on."""
+    """Yields one object a line, blank lines left out."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -229,10 +224,7 @@ def parquet_rows(path: Path) -> Rows:
 
 
 def hub_rows(name: str, config: str, split: str, hint: str, revision: str = "") -> Iterator[Row]:
-    """Yields the rows of a hub data set, from the network or the cache of `datasets`.
-
-    Nothing is asked for before the first one. Raises UserError with `hint` where it cannot be had.
-    """
+    """Yields the rows of a hub data set. Raises UserError with `hint` where it cannot be had."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
