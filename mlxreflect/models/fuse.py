@@ -1,10 +1,8 @@
 """A model and its adapter as one model folder, shown to answer as the two did.
 
-Written are plain weights: quantised again, SmolLM2-135M gave 1 of 50 of its adapters' answers.
-They are in the model's own float type where that keeps the adapter's change, else in float32: of
-8 steps with lr 1e-5 bfloat16 kept 4 %; of 16 with 1e-4 56 %, and 8 of 25 answers changed.
-Weights are unpacked, merged and packed lazily: everything but `share_kept` is computed when they
-are written.
+Written are plain weights, lazily: quantised again, SmolLM2-135M gave 1 of 50 of its adapters'
+answers. They are in the model's own float type where that keeps the adapter's change, else in
+float32: of 8 steps with lr 1e-5 bfloat16 kept 4 %; of 16 with 1e-4 56 %.
 """
 
 import io
@@ -14,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,13 +21,8 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 from mlx_lm.tuner.utils import load_adapters
-from mlx_lm.utils import (
-    dequantize_model,
-    load_config,
-    quantize_model,
-    save_config,
-    save_model,
-)
+from mlx_lm.utils import dequantize_model, load_config, quantize_model, save_config, save_model
+from rich.console import Group
 
 from mlxreflect.config.schema import PolicyConfig
 from mlxreflect.core.errors import UserError
@@ -46,10 +39,6 @@ from mlxreflect.models.load import (
     to_float32,
 )
 from mlxreflect.models.policy import Policy
-
-if TYPE_CHECKING:
-    from rich.console import Group
-
 
 PACKED = (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear, QuantizedMultiLinear)
 Arrays = dict[str, mx.array]
@@ -218,23 +207,20 @@ def load_tuned(model: str, adapter: str) -> tuple[Policy, Arrays]:
         read_adapter(adapter)
     policy = load_policy(PolicyConfig(model=model, dequantize="no"))
     own = dict(tree_flatten(policy.model.parameters()))
-    if adapter:
-        put_on(policy.model, adapter, model)
-    return policy, own
-
-
-def put_on(model: nn.Module, adapter: str, name: str) -> None:
+    if not adapter:
+        return policy, own
     try:
-        load_adapters(model, adapter)
+        load_adapters(policy.model, adapter)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         # mlx-lm's list of what does not fit has a line for each array, below a heading.
         lines = str(error).splitlines()
-        raise misfit(name, adapter, lines[1] if len(lines) > 1 else one_line(error)) from None
+        raise misfit(model, adapter, lines[1] if len(lines) > 1 else one_line(error)) from None
     written = mx.load(str(Path(adapter) / "adapters.safetensors"))
-    for key, _ in tree_flatten(model.parameters()):
+    for key, _ in tree_flatten(policy.model.parameters()):
         if key.endswith((".lora_a", ".lora_b")) and key not in written:
-            raise misfit(name, adapter, f"{key}: not in adapters.safetensors")
-    model.eval()
+            raise misfit(model, adapter, f"{key}: not in adapters.safetensors")
+    policy.model.eval()
+    return policy, own
 
 
 def misfit(model: str, adapter: str, fault: str) -> UserError:
@@ -331,10 +317,8 @@ def logps_of(model: nn.Module, one: Answer) -> list[float]:
     return [float(logp) for logp in np.array(own)]
 
 
-def render_fused(result: dict[str, Any]) -> "Group":
+def render_fused(result: dict[str, Any]) -> Group:
     """Returns the result of `fuse` as a table of prompts, and what follows from it."""
-    from rich.console import Group
-
     rows = [
         (sample["prompt"], "yes" if sample["agrees"] else "no", f"{sample['logp_difference']:.2g}")
         for sample in result["samples"]

@@ -1,14 +1,8 @@
 """Functions that stand in for MLX's own while a model trains or is scored on the CPU.
 
-Everything comes in by `faster_on_cpu`, for the moment in which a graph is made; no other file
-knows of it. `in_parts` computes graphs side by side, for MLX computes a stream on one core. On a
-GPU neither does anything.
-
-Measured with MLX 0.32 on x86: an exponential takes 17 to 25 ns (in softmax, silu and logsumexp as
-well), a `where` 5, a power 7 to 9. A product with 4-bit weights, of 512 rows, takes 40 times as
-long as with weights made float32 first, and in bfloat16 300 times. MLX lets at most about a
-hundred operations wait, of all streams together, so a large graph would keep another stream idle:
-it is computed piece by piece, from mark to mark.
+Everything comes in by `faster_on_cpu` and `in_parts`; on a GPU neither does anything. Measured with
+MLX 0.32 on x86: an exponential takes 17 to 25 ns, a power 7 to 9; a product with 4-bit weights, of
+512 rows, takes 40 times as long as with weights made float32 first, and in bfloat16 300 times.
 """
 
 import math
@@ -71,7 +65,9 @@ def in_parts(
     """Yields each piece of work with its result, computed, in the order of the work.
 
     trace: makes a tree of arrays from what is computed already, and seeds what it draws at random.
-    It runs in this thread, the computation in others. On a GPU one piece follows the other.
+    It runs in this thread, the computation in others, as MLX computes a stream on one core. MLX
+    lets about a hundred operations wait, of all streams together, so a large graph would keep
+    another stream idle: it is computed piece by piece, from mark to mark.
     """
     mx.eval(model.parameters())  # here, where they were made
     if len(work) < 2 or not on_cpu():

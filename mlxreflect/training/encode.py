@@ -1,8 +1,7 @@
 """Examples → rows of tokens, and which of a response's tokens are trained.
 
 What the policy wrote keeps the tokens it generated. Masks go by character span, for a plain-text
-tag is many tokens. Buehler (2024, arXiv 2410.12375) hides a random share of the thought, or
-compares the answers alone; the think tags may stay in the loss either way.
+tag is many tokens; what they hide follows Buehler (2024, arXiv 2410.12375).
 """
 
 import hashlib

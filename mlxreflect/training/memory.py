@@ -1,8 +1,7 @@
 """The memory of a training step: an estimate of it, and layers that keep nothing.
 
-Recomputed layers keep their input alone; in the backward pass they run again. Keys and values that
-a layer hands on through a cache of `prefix` enter and leave the recomputed function as values, or
-their gradients would silently be lost.
+Recomputed layers keep their input alone. Keys and values that one hands on through a cache of a
+prefix enter and leave it as values, or their gradients would silently be lost.
 """
 
 import itertools

@@ -1,11 +1,8 @@
 """A causal language model taken apart: hidden states, shared beginnings, and a head in chunks.
 
-A way to run a model is tried on a few tokens, whatever the model's name: one that does not come out
-equal to the plain forward pass is not used.
-
 A shared beginning is run once, by caches in mlx-lm's protocol that carry gradients: `Recorder`
-keeps the keys and values that a layer makes of the prefixes, `Extension` hands them to the rows
-that go on from there. Model code stays untouched.
+keeps the keys and values of the prefixes, `Extension` hands them to the rows that go on from there.
+Each way to run a model is tried on a few tokens, whatever the model's name, against the plain pass.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -73,9 +70,7 @@ class Extension:
     def make_mask(
         self, N: int, return_array: bool = False, window_size: int | None = None
     ) -> mx.array:
-        """[R, …, N, P + N], an axis of 1 for each of heads: the real tokens of the prefix and those
-        before, inside the window.
-        """
+        """[R, …, N, P + N], an axis of 1 for each of heads: what is real, before, in the window."""
         prefix = self.keys.shape[2]
         ahead = mx.broadcast_to(mx.arange(prefix), (self.offset.shape[0], prefix))
         own = self.offset[:, None] + mx.arange(N)
@@ -134,9 +129,8 @@ class Network:
         return in_rows([token_logps(logits, batch.targets)], batch.slots)
 
     def split_logps(self, batch: Batch, training: bool = False) -> mx.array:
-        if not training:
-            score = self.head_logps
-        else:
+        score = self.head_logps
+        if training:
             score = self.recomputed if self.head_parameters() else self.with_slope
         return in_rows(self.chunks(score, self.states(batch), batch.targets), batch.slots)
 

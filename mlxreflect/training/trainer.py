@@ -1,10 +1,8 @@
 """The one training loop: preferences, responses or groups, on LoRA or on all weights.
 
-A step is `batch × accumulate` items. Its gradient is that of the sum of the items' losses, divided
-once by the step's number of pairs, response tokens or rows, so neither the batch size nor the
-accumulation changes the loss. A batch that would not fit into memory is taken in parts.
-
-`config` is [train] of a recipe or a job, as it is; see `config.schema.Fitting` for its keys.
+A step is `batch × accumulate` items. Its gradient is that of the sum of their losses, divided once
+by its number of pairs, response tokens or rows, so neither the batch size nor the accumulation
+changes the loss. `config` is [train] of a recipe or a job; see `config.schema.Fitting`.
 """
 
 import math
@@ -84,9 +82,8 @@ class Step:
     clipped: float | None = None
 
     def row(self) -> dict[str, Any]:
-        return {
-            k: v for k, v in asdict(self).items() if v is not None or k in ("margin", "accuracy")
-        }
+        kept = ("margin", "accuracy")  # also where they are None
+        return {k: v for k, v in asdict(self).items() if v is not None or k in kept}
 
 
 class Trainer:
@@ -192,13 +189,9 @@ class Trainer:
             mx.clear_cache()
 
     def gradients(
-        self,
-        network: Network,
-        objective: Objective,
-        members: list[int],
-        config: Fitting,
+        self, network: Network, objective: Objective, members: list[int], config: Fitting,
         stream: Seed,
-    ) -> tuple[float, Any, dict[str, list[float]]]:
+    ) -> tuple[float, Any, dict[str, list[float]]]:  # fmt: skip
         """Returns a step's loss, its gradients and each item's metrics; one part at a time."""
         loss = partial(loss_of, network, objective, training=True)
         parts, recompute = self.plan(network, objective, members, config)
@@ -258,17 +251,13 @@ class Trainer:
         return preference(pairs, known, config, name)
 
     def group_objective(
-        self,
-        groups: Sequence[Group],
-        reference: Arrays | None,
-        config: Fitting,
-        grpo: GrpoConfig,
+        self, groups: Sequence[Group], reference: Arrays | None, config: Fitting, grpo: GrpoConfig
     ) -> Objective:
         """Returns GRPO on groups that the policy as it is has written."""
         items: list[Item] = [group.rows for group in groups]
-        alone = config.epochs == 1 and len(items) <= config.batch * config.accumulate
-        old = None if alone else self.score(items, self.trainable(), "tokens", keep=False)
-        fixed = None
+        old = fixed = None
+        if config.epochs > 1 or len(items) > config.batch * config.accumulate:  # several steps
+            old = self.score(items, self.trainable(), "tokens", keep=False)
         if reference is not None and grpo.kl:
             fixed = self.score(items, reference, "tokens")
         return reinforcement(groups, old, fixed, grpo)
@@ -282,10 +271,7 @@ class Trainer:
         *,
         keep: bool = True,
     ) -> list[np.ndarray]:
-        """Returns log-probabilities of items under other parameters; see `references.score`.
-
-        keep: on disk, for a policy that will be asked again.
-        """
+        """Returns log-probabilities under other parameters; see `references.score`. keep: on disk."""
         network, references = self.understood(items), self.references if keep else None
         key = references.key_of(self.model, arrays) if references else ""
         with parameters(self.model, arrays):
