@@ -1,6 +1,7 @@
 """Examples as tokens: what the policy wrote as it is, one end token, nothing cut silently."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from jinja2 import TemplateError
@@ -35,16 +36,23 @@ def preference(
     return Example("preference", MESSAGES, chosen, rejected, chosen_ids=ids, rejected_ids=others)
 
 
-def row(policy: Policy, example: Example, max_length: int = 500) -> Row:
-    encoded = Encoder(policy, max_length).encode(example)
+def row(policy: Policy, example: Example, max_length: int = 500, *more: Any) -> Row:
+    encoded = Encoder(policy, max_length, *more).encode(example)
     assert isinstance(encoded, Row)
     return encoded
 
 
-def pair(policy: Policy, example: Example, max_length: int = 500) -> Pair:
-    encoded = Encoder(policy, max_length).encode(example)
+def pair(policy: Policy, example: Example, max_length: int = 500, *more: Any) -> Pair:
+    encoded = Encoder(policy, max_length, *more).encode(example)
     assert isinstance(encoded, Pair)
     return encoded
+
+
+def dropped(policy: Policy, example: Example, max_length: int = 500, *more: Any) -> str:
+    """Why it is."""
+    encoded = Encoder(policy, max_length, *more).encode(example)
+    assert isinstance(encoded, Dropped)
+    return encoded.reason + encoded.detail
 
 
 @pytest.mark.parametrize("text", [TEXT, OTHER, "", "x", " 7", "\n</think>", "naïve ✓ 😀 ５²"])
@@ -109,32 +117,24 @@ def test_both_responses_of_a_pair_answer_the_same_prompt(policy: Policy) -> None
 def test_long_responses_are_dropped_and_named(policy: Policy) -> None:
     tokens = len(row(policy, sft(TEXT)).response)
     for limit in (1, tokens - 1, tokens):  # at least one token of the prompt is needed
-        example = sft(TEXT)
-        dropped = Encoder(policy, limit).encode(example)
-        assert isinstance(dropped, Dropped)
-        assert str(limit) in dropped.reason
-    assert isinstance(Encoder(policy, tokens + 1).encode(sft(TEXT)), Row)
+        assert f"over {limit} tokens" in dropped(policy, sft(TEXT), limit)
+    assert row(policy, sft(TEXT), tokens + 1).cut
     for example in (preference(TEXT, OTHER), preference(OTHER, TEXT)):
-        dropped = Encoder(policy, tokens).encode(example)
-        assert isinstance(dropped, Dropped)
-        assert str(tokens) in dropped.reason
-        assert isinstance(Encoder(policy, tokens + 1).encode(example), Pair)
+        assert f"over {tokens} tokens" in dropped(policy, example, tokens)
+        assert pair(policy, example, tokens + 1).cut
 
 
 def test_a_pair_without_a_difference_is_dropped(policy: Policy) -> None:
-    dropped = Encoder(policy, 500).encode(preference(TEXT, TEXT))
-    assert isinstance(dropped, Dropped)
-    assert "same" in dropped.reason
+    assert "same" in dropped(policy, preference(TEXT, TEXT))
     ids = row(policy, sft(TEXT)).response
-    assert isinstance(Encoder(policy, 500).encode(preference(TEXT, "x", None, ids)), Dropped)
+    assert "same" in dropped(policy, preference(TEXT, "x", None, ids))
     # The same words, one cut by length and one ended: to end there is the difference.
-    assert isinstance(Encoder(policy, 500).encode(preference(TEXT, TEXT, ids[:-1])), Pair)
+    assert pair(policy, preference(TEXT, TEXT, ids[:-1]))
 
 
 def test_weights_are_carried(policy: Policy) -> None:
     assert row(policy, sft(TEXT, weight=0.25)).weight == 0.25
-    example = Example("preference", MESSAGES, TEXT, OTHER, weight=3.0)
-    assert pair(policy, example).chosen.weight == 3.0
+    assert pair(policy, replace(preference(TEXT, OTHER), weight=3.0)).chosen.weight == 3.0
 
 
 # ---- groups, raw text, what cannot be trained ---------------------------------------------------
@@ -156,8 +156,7 @@ def test_a_group_has_one_prompt_and_its_rewards(policy: Policy) -> None:
     assert isinstance(cut, Group)
     assert [r.response for r in cut.rows] == [r.response for r in found.rows]
     assert [r.prompt for r in cut.rows] == [policy.encode(MESSAGES)[4:]] * 3
-    dropped = Encoder(policy, len(found.rows[0].response)).encode(group(*texts))
-    assert isinstance(dropped, Dropped)
+    assert dropped(policy, group(*texts), len(found.rows[0].response))
 
 
 def test_raw_text_is_trained_but_its_first_token(policy: Policy) -> None:
@@ -166,7 +165,7 @@ def test_raw_text_is_trained_but_its_first_token(policy: Policy) -> None:
     assert whole[-1] == policy.end_of_turn and whole.count(policy.end_of_turn) == 1
     assert row(policy, example) == Row(whole[:1], whole[1:])
     assert row(policy, example, len(whole)) == Row(whole[:1], whole[1:])
-    assert isinstance(Encoder(policy, len(whole) - 1).encode(example), Dropped)
+    assert dropped(policy, example, len(whole) - 1)
 
 
 def test_a_text_of_nothing_is_dropped(policy: Policy) -> None:
@@ -186,9 +185,7 @@ def test_a_prompt_that_the_template_refuses_is_dropped(
         raise TemplateError("roles must alternate")
 
     monkeypatch.setattr(Policy, "encode", refuse)
-    dropped = Encoder(policy, 500).encode(sft(TEXT))
-    assert isinstance(dropped, Dropped)
-    assert "roles must alternate" in dropped.reason
+    assert "roles must alternate" in dropped(policy, sft(TEXT))
 
 
 # ---- masks --------------------------------------------------------------------------------------
@@ -205,14 +202,12 @@ def seen(policy: Policy, found: Row) -> str:
 def test_a_mask_leaves_the_tokens_and_says_which_count(policy: Policy) -> None:
     plain = row(policy, sft(TEXT))
     assert plain.mask is None
-    found = Encoder(policy, 500, ANSWERS).encode(sft(TEXT))
-    assert isinstance(found, Row)
+    found = row(policy, sft(TEXT), 500, ANSWERS)
     assert (found.prompt, found.response) == (plain.prompt, plain.response)
     assert found.mask is not None and len(found.mask) == len(found.response)
     end = policy.decode([policy.end_of_turn])
     assert seen(policy, found) == "\n<answer> ( 3 + 4 ) * 5 </answer>" + end
-    both = Encoder(policy, 500, ANSWERS).encode(preference(TEXT, OTHER))
-    assert isinstance(both, Pair)
+    both = pair(policy, preference(TEXT, OTHER), 500, ANSWERS)
     assert both.chosen == found
     assert seen(policy, both.rejected) == "\n<answer> 3 + 5 </answer>" + end
 
@@ -220,8 +215,7 @@ def test_a_mask_leaves_the_tokens_and_says_which_count(policy: Policy) -> None:
 def test_the_mask_goes_by_the_tags_asked_for(policy: Policy) -> None:
     text = TEXT.replace("think>", "reasoning>")
     for tags, whole in (("reasoning", False), ("think", True)):
-        found = Encoder(policy, 500, ANSWERS, tags).encode(sft(text))
-        assert isinstance(found, Row)
+        found = row(policy, sft(text), 500, ANSWERS, tags)
         assert (found.trained == len(found.response)) == whole
 
 
@@ -231,8 +225,7 @@ def test_rows_of_one_prompt_lose_the_same_tokens_of_what_they_share(policy: Poli
     other = TEXT.replace("7 * 5 = 35", "7 - 5 = 2")
     masks = []
     for seed in (0, 0, 1):
-        found = Encoder(policy, 500, mask, seed=seed).encode(preference(TEXT, other))
-        assert isinstance(found, Pair)
+        found = pair(policy, preference(TEXT, other), 500, mask, "think", seed)
         assert found.chosen.mask is not None and found.rejected.mask is not None
         shared = next(i for i, (a, b) in enumerate(zip(found.chosen.response,
                       found.rejected.response, strict=False)) if a != b)  # fmt: skip
@@ -241,8 +234,7 @@ def test_rows_of_one_prompt_lose_the_same_tokens_of_what_they_share(policy: Poli
         masks.append(found.chosen.mask)
     assert masks[0] == masks[1] != masks[2]
     question = attempt_messages("Do it.", "Numbers: 1 2 3\nTarget: 6", "think", "thinking")
-    elsewhere = Encoder(policy, 500, mask).encode(Example("sft", question, completion=TEXT))
-    assert isinstance(elsewhere, Row)
+    elsewhere = row(policy, Example("sft", question, completion=TEXT), 500, mask)
     assert elsewhere.mask != masks[0]  # another prompt, another draw
 
 
@@ -251,9 +243,9 @@ def test_a_mask_that_leaves_nothing_is_refused_and_names_the_answer(policy: Poli
     thought = "<think>\nstep 1: 3 + 4 = 7\n"
     for example in (sft(thought), preference(TEXT, thought), preference(thought, TEXT),
                     group(TEXT, thought)):  # fmt: skip
-        found = Encoder(policy, 500, ANSWERS).encode(example)
-        assert isinstance(found, Dropped) and found.reason == "the mask leaves nothing to train"
-        assert "step 1: 3 + 4 = 7" in found.detail and "Target: 35" in found.detail
+        found = dropped(policy, example, 500, ANSWERS)
+        assert found.startswith("the mask leaves nothing to train of ")
+        assert "step 1: 3 + 4 = 7" in found and "Target: 35" in found
         assert not isinstance(Encoder(policy, 500).encode(example), Dropped)
 
 
@@ -264,6 +256,5 @@ def test_an_examples_own_mask_joins_that_of_the_recipe(policy: Policy) -> None:
     for mask, start, first in (
         (ANSWERS, 8, answer), (ANSWERS, inside, inside), (MaskConfig(), answer, answer),
     ):  # fmt: skip
-        found = Encoder(policy, 500, mask).encode(replace(sft(TEXT), mask=f"from {start}"))
-        assert isinstance(found, Row)
+        found = row(policy, replace(sft(TEXT), mask=f"from {start}"), 500, mask)
         assert seen(policy, found) == TEXT[first:] + end

@@ -24,7 +24,6 @@ from support.shell import Shell
 from test_lora import logits_of, store, train
 
 import mlxreflect.models.fuse as module
-import mlxreflect.models.fuse as weights
 from mlxreflect.config.schema import LoraConfig, PolicyConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.ui import Ui
@@ -222,10 +221,10 @@ def test_a_change_that_rounding_would_lose_is_kept_in_float32(
 def test_the_share_that_rounding_keeps() -> None:
     old = mx.array([1.0, 1.0, 2.0], dtype=mx.bfloat16)
     ulp = 2**-7  # of bfloat16 at 1
-    assert weights.share_kept([(old, old.astype(mx.float32))]) == 1
+    assert module.share_kept([(old, old.astype(mx.float32))]) == 1
     new = old.astype(mx.float32) + mx.array([0.4 * ulp, ulp, 0.0])
-    assert weights.share_kept([(old, new)]) == pytest.approx(1 / (1 + 0.4**2), rel=1e-5)
-    assert weights.share_kept([(old.astype(mx.float32), new)]) == 1
+    assert module.share_kept([(old, new)]) == pytest.approx(1 / (1 + 0.4**2), rel=1e-5)
+    assert module.share_kept([(old.astype(mx.float32), new)]) == 1
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -259,37 +258,29 @@ def test_latent_attention(tiny_random: Path, tmp_path: Path, ui: Ui) -> None:
     assert {t["dtype"] for t in header(out / "model.safetensors").values()} == {"F32"}
 
 
-@pytest.mark.parametrize("quantized", [False, True])
-def test_tied_embeddings_with_an_adapter_of_their_own(
-    make_model: Make, tmp_path: Path, ui: Ui, quantized: bool
+@pytest.mark.parametrize(
+    ("changes", "keys", "dora"),
+    [({"tie_word_embeddings": True}, ["model.embed_tokens", "mlp.up_proj"], False),
+     ({"tie_word_embeddings": True, "quantization": None}, ["model.embed_tokens"], False),
+     ({}, ["mlp.up_proj"], True)],
+    ids=["tied embeddings", "the same, not quantised", "DoRA"],
+)  # fmt: skip
+def test_other_adapters(
+    make_model: Make, tmp_path: Path, ui: Ui, changes: dict[str, Any], keys: list[str], dora: bool
 ) -> None:
-    changes = {} if quantized else {"quantization": None}
-    model = make_model(tie_word_embeddings=True, **changes)
+    model = make_model(**changes)
     tuned = load_one(model, dequantize="no").model
-    parameters = {"rank": 4, "scale": 2.0, "dropout": 0.0,
-                  "keys": ["model.embed_tokens", "mlp.up_proj"]}  # fmt: skip
+    parameters = {"rank": 4, "scale": 2.0, "dropout": 0.0, "keys": keys}
     tuned.freeze()
-    linear_to_lora_layers(tuned, 2, dict(parameters))
+    linear_to_lora_layers(tuned, 2, dict(parameters), use_dora=dora)
     tuned.eval()
-    config = {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": parameters}
+    config = {"fine_tune_type": "dora" if dora else "lora", "num_layers": 2,
+              "lora_parameters": parameters}  # fmt: skip
     save_adapter(tmp_path / "a", train(tuned), config, str(model))
     out = tmp_path / "out"
     assert same_answers(fuse(str(model), str(tmp_path / "a"), out, 0, [], ui))
     np.testing.assert_allclose(logits_of(mlx_lm.load(str(out))[0]), logits_of(tuned), atol=2e-4)
-    assert "lm_head.weight" not in header(out / "model.safetensors")
-
-
-def test_dora(tiny_random: Path, tmp_path: Path, ui: Ui) -> None:
-    tuned = load_one(tiny_random, dequantize="no").model
-    parameters = {"rank": 4, "scale": 2.0, "dropout": 0.0, "keys": ["mlp.up_proj"]}
-    tuned.freeze()
-    linear_to_lora_layers(tuned, 2, dict(parameters), use_dora=True)
-    tuned.eval()
-    config = {"fine_tune_type": "dora", "num_layers": 2, "lora_parameters": parameters}
-    save_adapter(tmp_path / "a", train(tuned), config, str(tiny_random))
-    out = tmp_path / "out"
-    assert same_answers(fuse(str(tiny_random), str(tmp_path / "a"), out, 0, [], ui))
-    np.testing.assert_allclose(logits_of(mlx_lm.load(str(out))[0]), logits_of(tuned), atol=2e-4)
+    assert ("lm_head.weight" in header(out / "model.safetensors")) == (not changes)
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
@@ -418,7 +409,7 @@ def test_a_full_adapter_of_plain_weights_does_not_fit_packed_ones(
 def test_layers_that_cannot_be_unpacked_are_refused(
     tiny_random: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "PACKED", (nn.QuantizedLinear,))
+    monkeypatch.setattr(module, "PACKED", (nn.QuantizedLinear,))
     message = refused(tmp_path, tiny_random, "", tmp_path / "out")
     assert "model.embed_tokens (QuantizedEmbedding)" in message
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from importlib.metadata import version
@@ -26,6 +26,7 @@ from mlxreflect.models.policy import Policy
 
 TINY = Path(__file__).parent / "tiny"  # the embedded model
 GROUP_SIZE = 64
+CONFIGS = ("config.json", "generation_config.json")
 # What loading raises for files that are not there, or are not as they should be.
 LOAD_ERRORS = (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError,
                KeyError, TypeError, AttributeError, RuntimeError)  # fmt: skip
@@ -118,23 +119,17 @@ def end_tokens(tokenizer: Any, folder: Path | None) -> set[int]:
     mlx-lm takes generation_config.json's in place of config.json's, and models are published with
     an end token in one of the two only. folder: the model's; None where it is not at hand.
     """
-    found = {i for i in tokenizer.eos_token_ids if type(i) is int}  # a file may say "x"
-    for name in ("config.json", "generation_config.json"):
-        if folder and (folder / name).is_file():
-            found |= config_ends((folder / name).read_bytes())
-    return found
-
-
-def config_ends(config: bytes) -> set[int]:
-    """The end tokens a config file names, also for the text part of a model of several parts."""
-    try:
-        tree = json.loads(config)
-    except (ValueError, RecursionError):
-        return set()
-    tables = [tree, tree.get("text_config")] if isinstance(tree, dict) else []
-    told = [table.get("eos_token_id") for table in tables if isinstance(table, dict)]
-    ids: Iterable[Any] = [i for one in told for i in (one if isinstance(one, list) else [one])]
-    return {i for i in ids if type(i) is int and i >= 0}
+    found: list[Any] = [*tokenizer.eos_token_ids]
+    for file in (folder / name for name in CONFIGS) if folder else ():
+        try:
+            tree = json.loads(file.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            continue
+        # A model of several parts has them with its text part.
+        tables = [tree, tree.get("text_config")] if isinstance(tree, dict) else []
+        for told in (table.get("eos_token_id") for table in tables if isinstance(table, dict)):
+            found += told if isinstance(told, list) else [told]
+    return {i for i in found if type(i) is int and i >= 0}  # a file may say "x"
 
 
 # ---- weights -------------------------------------------------------------------------------------

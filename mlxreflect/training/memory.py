@@ -43,7 +43,7 @@ PART_TOKENS = 512  # in a part that is left whole: products of fewer rows are sl
 LEAST_TOKENS = 64  # below that, a part of its own is not worth a thread
 GPU_SHARE = 0.25  # of the working set that the device recommends; a critic may want the rest
 Seed = tuple[int | str, ...]
-LINEAR = (nn.Linear, nn.QuantizedLinear)
+LINEAR, EXPERTS = (nn.Linear, nn.QuantizedLinear), (SwitchLinear, QuantizedSwitchLinear)
 
 
 class Footprint:
@@ -58,7 +58,9 @@ class Footprint:
         self.heads = argument(model, *HEADS)
         active = argument(model, "num_experts_per_tok")
         parts = [m for layer in model.layers for _, m in layer.named_modules()]
-        self.width = sum(linear_outputs(part, active) for part in parts) / self.layers
+        outputs = sum(m.weight.shape[0] for m in parts if isinstance(m, LINEAR))
+        experts = sum(m.weight.shape[1] for m in parts if isinstance(m, EXPERTS))
+        self.width = (outputs + active * experts) / self.layers
         # Norms are as long as a layer's input, and keep the type that a model computes in.
         norms = [m.weight for _, m in model.layers[0].named_modules()
                  if "weight" in m and "norm" in type(m).__name__.lower()]  # fmt: skip
@@ -93,14 +95,6 @@ def argument(model: nn.Module, *names: str) -> int:
     text = getattr(arguments, "text_config", None)
     known = {**getattr(arguments, "__dict__", {}), **(text if isinstance(text, dict) else {})}
     return next((int(known[name]) for name in names if known.get(name)), 1)
-
-
-def linear_outputs(module: nn.Module, active: int) -> int:
-    if isinstance(module, LINEAR):
-        return int(module.weight.shape[0])
-    if isinstance(module, SwitchLinear | QuantizedSwitchLinear):
-        return active * int(module.weight.shape[1])
-    return 0
 
 
 def memory_limit(gigabytes: float) -> int:

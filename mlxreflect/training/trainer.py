@@ -271,7 +271,7 @@ class Trainer:
         *,
         keep: bool = True,
     ) -> list[np.ndarray]:
-        """Returns log-probabilities under other parameters; see `references.score`. keep: on disk."""
+        """Returns `references.score` under other parameters. keep: on disk, to be asked again."""
         network, references = self.understood(items), self.references if keep else None
         key = references.key_of(self.model, arrays) if references else ""
         with parameters(self.model, arrays):

@@ -69,21 +69,12 @@ SHAPES = [(5, 4), (3, 9), (7, 1), (5, 6), (3, 2), (7, 12)]
 
 def long_pairs(seed: int) -> list[Pair]:
     """Pairs whose rows begin alike for so long that it is worth sharing: prompt and an opening."""
-    found = []
-    for i, (prompt, opening, chosen, rejected) in enumerate(
-        [(30, 4, 3, 6), (26, 0, 5, 2), (33, 2, 1, 7)]
-    ):
-        (begin,), (one, other) = (
-            rows(seed + 10 * i, [(prompt, opening + 1)]),
-            rows(seed + 10 * i + 1, [(1, chosen), (1, rejected)]),
-        )
+    found, shapes = [], [(30, 4, 3, 6), (26, 0, 5, 2), (33, 2, 1, 7)]
+    for i, (prompt, opening, chosen, rejected) in enumerate(shapes):
+        (begin,) = rows(seed + 10 * i, [(prompt, opening + 1)])
+        ends = rows(seed + 10 * i + 1, [(1, chosen), (1, rejected)])
         shared = begin.response[:opening]
-        found.append(
-            Pair(
-                Row(begin.prompt, shared + one.response),
-                Row(begin.prompt, shared + other.response),
-            )
-        )
+        found.append(Pair(*(Row(begin.prompt, shared + end.response) for end in ends)))
     return found
 
 
@@ -147,15 +138,6 @@ def pair_scores(model: nn.Module, pairs: list[Pair]) -> np.ndarray:
     )
 
 
-def margins_of(
-    policy: np.ndarray, reference: np.ndarray, pairs: list[Pair], logps: str, beta: float
-) -> np.ndarray:
-    ratio = policy - reference
-    if logps == "mean":
-        ratio = ratio / [[len(p.chosen.response), len(p.rejected.response)] for p in pairs]
-    return beta * (ratio[:, 0] - ratio[:, 1])
-
-
 def near(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float) -> None:
     assert found.keys() == expected.keys()
     for name, array in found.items():
@@ -196,10 +178,6 @@ def most_bytes(go: Callable[[], object]) -> int:
     go()
     mx.synchronize()
     return int(mx.get_peak_memory() - before)
-
-
-def kinds(model: nn.Module) -> list[Any]:
-    return [type(layer).__call__ for layer in model.layers]
 
 
 def fitting(**keys: Any) -> TrainConfig:
