@@ -12,7 +12,7 @@ from support.evaluations import evaluated
 from support.fake_openai import FakeOpenAI
 from support.fake_server import Body, http
 
-from mlxreflect.config.schema import ChainConfig, CriticConfig, EvalSpec, PolicyConfig
+from mlxreflect.config.schema import ChainConfig, EvalSpec, PolicyConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_rows
 from mlxreflect.core.records import Problem, Turn, Verdict, make_problem
@@ -207,7 +207,7 @@ def play(
 ) -> list[Chain]:
     problems = problems or eval_problems(TASK, spec)
     task = TASKS[problems[0].task]
-    chosen: Critic = SolverCritic(CriticConfig(), task.name) if critic == "solver" else critic
+    chosen: Critic = SolverCritic(task.name) if critic == "solver" else critic
     return Rounds(policy, task, spec, task.grade, chosen).play(problems, (0,))
 
 

@@ -14,7 +14,7 @@ from support.run_outputs import outputs_by_settings, run_process
 from support.whole_runs import contents, finish
 
 from mlxreflect.config.recipe import load_recipe
-from mlxreflect.config.schema import CriticConfig, LoraConfig, PolicyConfig, Recipe
+from mlxreflect.config.schema import LoraConfig, PolicyConfig, Recipe
 from mlxreflect.config.toml import flatten
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_rows
@@ -309,7 +309,7 @@ def test_sections_are_those_asked_for_each_once():
 
 
 def test_the_grader_filters_both_sides():
-    strategy = make(SolverCritic(CriticConfig(), "countdown"),
+    strategy = make(SolverCritic("countdown"),
                     preflexor={"questions": 8, "rounds": 1, "only_wrong": True,
                                "two": {"rounds": 0}})  # fmt: skip
     (played,) = play(strategy)
@@ -324,7 +324,7 @@ def test_the_grader_filters_both_sides():
 
 def test_rounds_go_through_all_problems_before_any_comes_again():
     table = {"questions": 5, "rounds": 2, "two": {"rounds": 2}}
-    strategy = make(SolverCritic(CriticConfig(), "countdown"), preflexor=table)
+    strategy = make(SolverCritic("countdown"), preflexor=table)
     waves = []
     while (wave := strategy.next_wave()) is not None:
         waves.append(wave)
@@ -346,7 +346,7 @@ def lists(arrays):
 
 
 def test_phase_two_trains_answers_against_the_policy_of_phase_one():
-    strategy = make(SolverCritic(CriticConfig(), "countdown"),
+    strategy = make(SolverCritic("countdown"),
                     preflexor={"questions": 4, "rounds": 1,
                                "two": {"rounds": 1, "lr": 1e-3}})  # fmt: skip
     one = strategy.play(strategy.next_wave())

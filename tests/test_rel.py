@@ -282,7 +282,7 @@ def test_a_limit_ends_a_round_with_its_training():
 
 def test_the_solver_goes_on_and_tidies():
     problem = make_problem("countdown", {"numbers": [3, 4, 5], "target": 35})
-    solver, at = SolverCritic(CriticConfig(), "countdown"), Try("basic", 1, "0/2")
+    solver, at = SolverCritic("countdown"), Try("basic", 1, "0/2")
     working = "<think>\nstep 1: 3 + 4 = 7\nstep 2: 7 + 5 = 12"
     shown = {"working": working, "hint": "12 is not 35"}
     (reply,) = solver.ask([call_of("continue", problem, at, **shown)])

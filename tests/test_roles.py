@@ -289,7 +289,7 @@ def test_the_judge_is_not_swayed_by_a_verdict_in_the_rewrite():
 def test_the_solver_judges_steps_and_answer():
     task = TASKS["countdown"]
     (problem,) = task.load(Recipe().task.model_copy(update={"limit": 1}), "train", 0)
-    solver = SolverCritic(CriticConfig(), "countdown")
+    solver = SolverCritic("countdown")
     told = {"attempt": "<think>\n</think>", "feedback": ""}
     [good] = solver.ask([call_of("rewrite", problem, AT, **told)])
     lucky = good.text.replace("<think>\n", "<think>\nstep 1: 2 + 2 = 5\n")

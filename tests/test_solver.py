@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mlxreflect.config.schema import CriticConfig, TaskConfig
+from mlxreflect.config.schema import TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, Visibility, make_problem
 from mlxreflect.critics.base import Call
@@ -14,7 +14,7 @@ from mlxreflect.prompts.roles import PRAISE
 from mlxreflect.tasks import TASKS, arithmetic, countdown
 from mlxreflect.tasks.countdown import TASK
 
-CRITIC = SolverCritic(CriticConfig(), "countdown")
+CRITIC = SolverCritic("countdown")
 
 
 def game(numbers: list[int], target: int) -> Problem:
@@ -34,7 +34,7 @@ def ask(
     tags: str = "think", seed: int = 0,
 ) -> str:  # fmt: skip
     call = Call(role, problem, [], text, visibility=visibility, tags=tags, seed=seed)  # type: ignore[arg-type]
-    (reply,) = SolverCritic(CriticConfig(), problem.task).ask([call])
+    (reply,) = SolverCritic(problem.task).ask([call])
     assert reply.error is None
     return reply.text
 
@@ -124,7 +124,7 @@ def test_a_task_without_a_solver_is_refused_before_the_run() -> None:
     CRITIC.preflight()
     without = next(name for name, task in TASKS.items() if task.solver is None)
     with pytest.raises(UserError) as caught:
-        SolverCritic(CriticConfig(), without).preflight()
+        SolverCritic(without).preflight()
     assert without in caught.value.message
     assert "countdown" in caught.value.hint
 

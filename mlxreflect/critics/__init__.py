@@ -27,7 +27,7 @@ def open_critic(
     task: the name of the task whose solver is asked. run_id: under which replies are kept.
     """
     if config.provider == "solver":
-        return SolverCritic(config, task)
+        return SolverCritic(task)
     if config.provider == "local":
         return LocalCritic(config)
     return Client(config, run_id, REMOTE[config.provider](config), ledger)

@@ -6,6 +6,8 @@ boto3's has an end for a server that says nothing, but none for one that never s
 
 import os
 import ssl
+from itertools import groupby
+from operator import itemgetter
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,8 +43,7 @@ class Bedrock:
         if not config.replay:
             self.session, self.runtime = open_runtime(config)
             self.runtime.meta.events.register("before-send.bedrock-runtime.Converse", self.deliver)
-        shown = self.runtime.meta.endpoint_url if self.runtime else "Bedrock"
-        self.wire = Wire(shown)
+        self.wire = Wire(self.runtime.meta.endpoint_url if self.runtime else "Bedrock")
         verify = trusted_certificates(os.environ.get("AWS_CA_BUNDLE", ""))
         self.http = httpx.Client(event_hooks=self.wire.hooks, verify=verify)
 
@@ -68,15 +69,12 @@ class Bedrock:
         from botocore.exceptions import BotoCoreError, ClientError
         from botocore.parsers import ResponseParserError
 
-        system, messages = divide(call.messages)
-        limits = {
-            "maxTokens": self.config.max_tokens, "temperature": call.heat(self.config.temperature),
-        }  # fmt: skip
-        limits = {name: value for name, value in limits.items() if name not in refused}
-        given = {"system": system} if system else {}
+        limits: dict[str, Any] = {"maxTokens": self.config.max_tokens}
+        if "temperature" not in refused:
+            limits["temperature"] = call.heat(self.config.temperature)
         try:
             answer: dict[str, Any] = self.runtime.converse(
-                modelId=self.config.model, messages=messages, inferenceConfig=limits, **given
+                modelId=self.config.model, inferenceConfig=limits, **divided(call.messages)
             )
         except ClientError as error:
             raise self.refusal(error.response) from None
@@ -85,7 +83,13 @@ class Bedrock:
             raise CallError("refused", said, usage=NOTHING) from None
         except ResponseParserError as error:
             raise invalid_reply(error) from None
-        return self.read(answer)
+        blocks = answer["output"]["message"]["content"]
+        usage, reason = answer.get("usage") or {}, answer.get("stopReason")
+        return Reply(
+            "".join(block["text"] for block in blocks if "text" in block),
+            finish_reason=REASONS.get(reason, reason) if isinstance(reason, str) else None,
+            usage=token_counts(usage.get("inputTokens"), usage.get("outputTokens")),
+        )
 
     def deliver(self, request: Any, **_: Any) -> Any:
         """Sends what boto3 has signed and hands its response back; called by boto3."""
@@ -117,15 +121,6 @@ class Bedrock:
             retry=error.retry or code == "ModelErrorException",
             retry_after=error.retry_after,
             blame="temperature" if status == 400 and "temperature" in str(error) else None,
-        )
-
-    def read(self, answer: dict[str, Any]) -> Reply:
-        blocks = answer["output"]["message"]["content"]
-        usage, reason = answer.get("usage") or {}, answer.get("stopReason")
-        return Reply(
-            "".join(block["text"] for block in blocks if "text" in block),
-            finish_reason=REASONS.get(reason, reason) if isinstance(reason, str) else None,
-            usage=token_counts(usage.get("inputTokens"), usage.get("outputTokens")),
         )
 
     def close(self) -> None:
@@ -179,33 +174,27 @@ def unusable(error: Exception) -> UserError:
     )
 
 
-def divide(messages: Messages) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
+def divided(messages: Messages) -> dict[str, list[Any]]:
     """Returns system texts, and the other messages with neighbours of one role as one."""
     system = [{"text": m["content"]} for m in messages if m["role"] == "system"]
-    turns: list[dict[str, Any]] = []
-    for message in messages:
-        if message["role"] == "system":
-            continue
-        if not turns or turns[-1]["role"] != message["role"]:
-            turns.append({"role": message["role"], "content": []})
-        turns[-1]["content"].append({"text": message["content"]})
-    return system, turns
+    others = [m for m in messages if m["role"] != "system"]
+    turns = [
+        {"role": role, "content": [{"text": m["content"]} for m in neighbours]}
+        for role, neighbours in groupby(others, key=itemgetter("role"))
+    ]
+    return {"messages": turns, **({"system": system} if system else {})}
 
 
 def explain(code: str, said: str, model: str, region: str) -> str:
     """Says what a person can do about an error of AWS; empty where its own words have to do."""
     if "on-demand throughput" in said:
-        return (
-            f"{model} is served through inference profiles only: set critic.model to the id of "
-            f"one, for example us.{model}"
-        )
+        profiles = f"{model} is served through inference profiles only"
+        return f"{profiles}: set critic.model to the id of one, for example us.{model}"
     if code in EXPIRED:
         return "AWS does not accept the credentials: renew them, for example with `aws sso login`"
     if code == "AccessDeniedException":
-        return (
-            f"no access to {model} in {region}: request it on the model access page of the Bedrock "
-            "console, and allow bedrock:InvokeModel"
-        )
+        page = "request it on the model access page of the Bedrock console"
+        return f"no access to {model} in {region}: {page}, and allow bedrock:InvokeModel"
     if code == "ResourceNotFoundException" or "model identifier is invalid" in said:
         return f"Bedrock has no model {model} in {region}: correct critic.model or critic.region"
     return ""

@@ -258,10 +258,10 @@ class Client:
         if not reply.text.strip() and call.role != "attempt":
             said = f"empty reply (finish reason {reply.finish_reason})"
             raise CallError("empty", said, retry=True, usage=reply.usage)
-        size = max(TEXT_CHARS, CHARS_A_TOKEN * self.config.max_tokens)
-        if len(reply.text) > size:
-            said = f"a text of {len(reply.text)} characters for critic.max_tokens = "
-            raise CallError("too_large", f"{said}{self.config.max_tokens}", usage=reply.usage)
+        most, size = self.config.max_tokens, len(reply.text)
+        if size > max(TEXT_CHARS, CHARS_A_TOKEN * most):
+            said = f"a text of {size} characters for critic.max_tokens = {most}"
+            raise CallError("too_large", said, usage=reply.usage)
         return reply
 
     def cost(self, call: Call, usage: dict[str, int]) -> Cost:

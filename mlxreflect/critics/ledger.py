@@ -116,6 +116,7 @@ class Ledger:
         self, path: Path | None = None, budget: BudgetConfig | None = None, *, kept: bool = True
     ) -> None:
         self.path, self.budget, self.kept = path, budget or BudgetConfig(), kept
+        self.open_path = path.with_name("critic.open.json") if path else None
         dollars = self.budget.max_usd
         self.limits = (self.budget.max_calls, self.budget.max_tokens,
                        max(nano(dollars), int(dollars > 0)))  # fmt: skip
@@ -206,10 +207,6 @@ class Ledger:
         )
 
     # ---- files ----------------------------------------------------------------------------------
-
-    @property
-    def open_path(self) -> Path | None:
-        return self.path.with_name("critic.open.json") if self.path else None
 
     def write_open(self) -> None:
         """Writes what is out, for when the process is killed; a power cut may lose it."""

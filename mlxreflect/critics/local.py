@@ -6,7 +6,7 @@ from mlxreflect.config.schema import CriticConfig, PolicyConfig
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.http import strip_thought
 from mlxreflect.models.load import load_policy
-from mlxreflect.models.policy import Completion, Policy
+from mlxreflect.models.policy import Policy
 from mlxreflect.training.network import Arrays, parameters
 
 
@@ -16,24 +16,20 @@ class SelfCritic:
     weights: trainable parameters that it has in this role; None: those that the policy has.
     """
 
+    actor = "self"
     waits = False
 
     def __init__(
         self, policy: Policy, config: CriticConfig, batch: int, weights: Arrays | None = None
     ) -> None:
-        self.policy = policy
-        self.config = config
-        self.batch = batch
-        self.weights = weights
-        self.actor = "self"
+        self.policy, self.config, self.batch, self.weights = policy, config, batch, weights
 
     def preflight(self) -> None:
         pass
 
     def ask(self, calls: Sequence[Call]) -> list[Reply]:
         with parameters(self.policy.model, self.weights or {}):
-            done = complete(self.policy, self.config, calls, self.batch, "self")
-        return [reply(one, one.text, one.token_ids) for one in done]
+            return replies(self.policy, self.config, calls, self.batch, own=True)
 
     def close(self) -> None:
         pass
@@ -54,49 +50,49 @@ class LocalCritic:
         self.model: Policy | None = None
 
     def preflight(self) -> None:
-        self.load()
-
-    def load(self) -> Policy:
         if self.model is None:
             self.model = load_policy(PolicyConfig(model=self.config.model), "critic")
-        return self.model
 
     def ask(self, calls: Sequence[Call]) -> list[Reply]:
         if not calls:
             return []
-        done = complete(self.load(), self.config, calls, self.config.concurrency, "local")
-        texts = [strip_thought(one.text, call) for one, call in zip(done, calls, strict=True)]
-        return [reply(one, text) for one, text in zip(done, texts, strict=True)]
+        self.preflight()
+        assert self.model is not None
+        return replies(self.model, self.config, calls, self.config.concurrency, own=False)
 
     def close(self) -> None:
         self.model = None
 
 
-def complete(
-    model: Policy, config: CriticConfig, calls: Sequence[Call], batch: int, name: str
-) -> list[Completion]:
-    """Returns a completion a call; name and the first call's seed name the random stream.
+def replies(
+    model: Policy, config: CriticConfig, calls: Sequence[Call], batch: int, own: bool
+) -> list[Reply]:
+    """Returns a reply a call; calls that are asked together have one temperature and one seed.
 
-    Calls that are asked together have one temperature.
+    own: the model is the policy, to which its thought and its tokens are of use.
     """
     if not calls:
         return []
-    return model.generate(
+    done = model.generate(
         [model.encode(call.messages) for call in calls],
         temperature=calls[0].heat(config.temperature),
         top_p=1.0,
         max_new_tokens=config.max_tokens,
         batch=batch,
-        seed=(name, calls[0].seed),
+        seed=("self" if own else "local", calls[0].seed),
     )
-
-
-def reply(done: Completion, text: str, token_ids: list[int] | None = None) -> Reply:
-    return Reply(
-        text,
-        error=None if text.strip() else "the model wrote nothing",
-        kind="" if text.strip() else "empty",
-        finish_reason=done.finish_reason,
-        usage={"prompt": done.prompt_tokens, "completion": len(done.token_ids)},
-        token_ids=token_ids,
-    )
+    made = []
+    for one, call in zip(done, calls, strict=True):
+        text = one.text if own else strip_thought(one.text, call)
+        empty = not text.strip()
+        made.append(
+            Reply(
+                text,
+                error="the model wrote nothing" if empty else None,
+                kind="empty" if empty else "",
+                finish_reason=one.finish_reason,
+                usage={"prompt": one.prompt_tokens, "completion": len(one.token_ids)},
+                token_ids=one.token_ids if own else None,
+            )
+        )
+    return made

@@ -53,12 +53,12 @@ class Ollama:
             with typed(self.wire.shown):
                 model = self.server.show(name)
         except CallError as error:
-            if error.kind == "http_404":
-                missing = UserError(f"Ollama has no model {name}", f"run: ollama pull {name}")
-                raise missing from None
             if error.kind == "invalid":  # an old server, which tells less about a model
                 return
-            raise
+            if error.kind != "http_404":
+                raise
+            missing = UserError(f"Ollama has no model {name}", f"run: ollama pull {name}")
+            raise missing from None
         # Thinking is on by default and would use up max_tokens. Other models do not know the key.
         self.think = False if "thinking" in (model.capabilities or []) else None
         for key, value in (model.modelinfo or {}).items():
@@ -76,7 +76,13 @@ class Ollama:
             options["top_p"] = call.top_p
         if call.stop:
             options["stop"] = list(call.stop)
-        text, response = self.complete(call, options) if call.raw else self.chat(call, options)
+        response: ollama.GenerateResponse | ollama.ChatResponse
+        if call.raw:
+            prompt = call.messages[0]["content"]
+            response = self.server.generate(self.config.model, prompt, raw=True, options=options)
+            text = response.response or ""
+        else:
+            text, response = self.chat(call, options)
         usage = token_counts(response.prompt_eval_count, response.eval_count)
         self.check_prompt(call.messages, usage)
         return Reply(text, finish_reason=response.done_reason, usage=usage)
@@ -95,11 +101,6 @@ class Ollama:
             unfinished = not text.strip() and response.done_reason == "length"
             text = put_back(thought, text, unfinished)
         return text, response
-
-    def complete(self, call: Call, options: dict[str, Any]) -> tuple[str, ollama.GenerateResponse]:
-        prompt = call.messages[0]["content"]
-        response = self.server.generate(self.config.model, prompt, raw=True, options=options)
-        return response.response or "", response
 
     def check_prompt(self, messages: Messages, usage: dict[str, int]) -> None:
         """Refuses a reply to a prompt that Ollama cut, which it does without a word.

@@ -47,8 +47,14 @@ class OpenAI:
     def preflight(self) -> None:
         """Looks whether the server takes the key and has the model."""
         shown, found = self.wire.shown, self.request("GET", "/models")
+        # A key's scopes may leave out the list alone.
         if found.status_code in (401, 403) and "scope" not in found.text.lower():
-            raise self.locked_out(found.status_code)  # a key's scopes may leave out the list alone
+            fault = "wants a key"
+            hint = "set critic.key_env to the name of the environment variable that holds it"
+            if name := self.config.key_env:
+                fault = f"does not accept the key in {name}"
+                hint = f"export {name} with a valid key, or set critic.key_env to another variable"
+            raise UserError(f"{shown} {fault} (HTTP {found.status_code})", hint)
         if found.status_code in (401, 403, 404, 405, 429):
             return  # it keeps no list, or none for us: the first call will tell
         if not found.is_success:
@@ -58,18 +64,6 @@ class OpenAI:
             )
         if not found.headers.get("server", "").startswith(LENIENT):
             self.look_up(model_names(found))
-
-    def locked_out(self, status: int) -> UserError:
-        name = self.config.key_env
-        if name:
-            return UserError(
-                f"{self.wire.shown} does not accept the key in {name} (HTTP {status})",
-                f"export {name} with a valid key, or set critic.key_env to another variable",
-            )
-        return UserError(
-            f"{self.wire.shown} wants a key (HTTP {status})",
-            "set critic.key_env to the name of the environment variable that holds it",
-        )
 
     def look_up(self, names: list[str]) -> None:
         """Looks for the model among the names; servers take shorter and longer forms too."""
@@ -120,8 +114,11 @@ class OpenAI:
 
     def read(self, response: httpx.Response, call: Call) -> Reply:
         answer = json.loads(response.content)
-        if answer.get("error") and not answer.get("choices"):
-            raise self.late_refusal(answer["error"])
+        if (error := answer.get("error")) and not answer.get("choices"):
+            # Of a gateway that answered HTTP 200 before its model failed.
+            code = error.get("code") if isinstance(error, dict) else None
+            status = code if isinstance(code, int) and 400 <= code < 600 else 502
+            raise self.wire.refusal(status, error)
         choice, counts = answer["choices"][0], answer.get("usage")
         counts = counts if isinstance(counts, dict) else {}
         usage = token_counts(counts.get("prompt_tokens"), counts.get("completion_tokens"))
@@ -131,18 +128,11 @@ class OpenAI:
         thought = text_of(message.get("reasoning_content") or message.get("reasoning"))
         unfinished = bool(thought and not text.strip() and reason == "length")
         if unfinished and call.role != "attempt":
-            most = self.config.max_tokens
-            said = f"all {most} tokens went into thinking: raise critic.max_tokens"
-            raise CallError("empty", said, usage=usage)
+            said = f"all {self.config.max_tokens} tokens went into thinking: "
+            raise CallError("empty", f"{said}raise critic.max_tokens", usage=usage)
         if thought:
             text = put_back(thought, text, unfinished)
         return Reply(text, finish_reason=reason, usage=usage)
-
-    def late_refusal(self, error: Any) -> CallError:
-        """Returns the error of a gateway that answered HTTP 200 before its model failed."""
-        code = error.get("code") if isinstance(error, dict) else None
-        status = code if isinstance(code, int) and 400 <= code < 600 else 502
-        return self.wire.refusal(status, error)
 
     def close(self) -> None:
         self.http.close()

@@ -8,6 +8,7 @@ must be none that the critic was shown.
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -117,15 +118,8 @@ def verdicts(text: str, model: type[M]) -> Iterator[tuple[str, M]]:
             except (ValueError, RecursionError):
                 depth = 1
                 continue
-            if (one := read_object(value, model)) is not None:
-                yield text[begin:position], one
-
-
-def read_object(value: Any, model: type[M]) -> M | None:
-    try:
-        return model.model_validate(value)
-    except ValidationError:
-        return None
+            with suppress(ValidationError):
+                yield text[begin:position], model.model_validate(value)
 
 
 def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

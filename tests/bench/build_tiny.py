@@ -10,6 +10,7 @@ a fixed seed, then 4 bits.
 import json
 import random
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from mlx_lm.tokenizer_utils import load as load_tokenizer
 
 from mlxreflect.core.records import Messages, Problem, make_problem
 from mlxreflect.critics.base import Call
-from mlxreflect.critics.solver import critique, rewrite
+from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.prompts.roles import role_messages
 from mlxreflect.tasks.countdown import (
     TASK,
@@ -143,11 +144,12 @@ def example(rng: random.Random) -> tuple[Messages, str]:
         return role_messages("attempt_direct", "think", **shown), direct
     text = attempt(p, rng)
     call = Call("critique", p, [], text, seed=rng.getrandbits(32))
-    feedback = critique(TASK, call).text
+    solver = SolverCritic(TASK.name)
+    feedback = solver.reply(call).text
     if role < 0.78:
         return role_messages("critique", "think", **shown, attempt=text), feedback
     passed = TASK.grade(p, text, "think", "thinking").verdict.passed
-    again = text if passed else rewrite(TASK, call).text
+    again = text if passed else solver.reply(replace(call, role="rewrite")).text
     said = None if rng.random() < 0.15 else feedback
     return role_messages("rewrite", "think", **shown, attempt=text, feedback=said), again
 

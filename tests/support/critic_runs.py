@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxreflect.config.recipe import load_recipe
-from mlxreflect.config.schema import CriticConfig, Recipe
+from mlxreflect.config.schema import Recipe
 from mlxreflect.core.journal import read_rows
 from mlxreflect.core.records import make_problem
 from mlxreflect.core.ui import Ui
@@ -32,7 +32,7 @@ SETTINGS = {
     "policy.max_new_tokens": 28, "train.lora.dropout": 0.1,
     "critic.provider": "ollama", "critic.model": "critic", "critic.concurrency": 4,
 }  # fmt: skip
-SOLVER = SolverCritic(CriticConfig(), "countdown")
+SOLVER = SolverCritic("countdown")
 
 
 def flags(settings: dict[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import threading
 
-from mlxreflect.config.schema import CriticConfig, Recipe, method_of
+from mlxreflect.config.schema import Recipe, method_of
 from mlxreflect.core.records import to_row
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.solver import SolverCritic
@@ -24,7 +24,7 @@ class Critic:
     waits = False
 
     def __init__(self, actor="solver", bad_rewrites=0, errors=()):
-        self.solver = SolverCritic(CriticConfig(), "countdown")
+        self.solver = SolverCritic("countdown")
         self.actor, self.bad_rewrites, self.errors, self.calls = actor, bad_rewrites, errors, []
 
     def preflight(self):
