@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.rows import write_rows
 
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import append_rows
@@ -31,17 +32,14 @@ def system(text: str) -> dict[str, Any]:
     return {"role": "system", "content": text}
 
 
-def save(path: Path, rows: Rows) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 @pytest.fixture
 def read(tmp_path: Path) -> Callable[..., Any]:
     """Writes rows as JSONL and reads them back: the examples, without weight and source."""
 
     def run(objective: str, *rows: Any, **keys: Any) -> tuple[list[Example], list[str]]:
-        found, bad = read_examples(str(save(tmp_path / "d.jsonl", [*rows])), objective, **keys)
+        found, bad = read_examples(
+            str(write_rows(tmp_path / "d.jsonl", [*rows])), objective, **keys
+        )
         return found, [row.reason for row in bad]
 
     return run
@@ -245,14 +243,14 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
 def test_bad_rows(tmp_path: Path, objective: str, row: dict[str, Any], reason: str) -> None:
     good = {"prompt": "q", "chosen": "y", "rejected": "n", "completion": "a",
             "completions": ["a", "b"], "rewards": [0, 1]}  # fmt: skip
-    path = save(tmp_path / "d.jsonl", [good, row, good])
+    path = write_rows(tmp_path / "d.jsonl", [good, row, good])
     found, (bad,) = read_examples(str(path), objective)
     assert len(found) == 2 and found[1].source["row"] == f"{path}, line 3"
     assert bad.where == f"{path}, line 2" and reason in bad.reason
     assert bad.reason.isprintable() and len(bad.reason) < 200
     message = fault(path, objective, bad_row="fatal").message
     assert message == f"{path}, line 2: {bad.reason}"
-    assert reason in fault(save(tmp_path / "only.jsonl", [row]), objective).message
+    assert reason in fault(write_rows(tmp_path / "only.jsonl", [row]), objective).message
 
 
 def test_bad_lines(tmp_path: Path) -> None:
@@ -271,7 +269,7 @@ def test_bad_lines(tmp_path: Path) -> None:
 
 
 def test_a_torn_last_line_is_named_and_never_fatal(tmp_path: Path) -> None:
-    path = save(tmp_path / "d.jsonl", [{"prompt": "q", "completion": "é"}] * 2)
+    path = write_rows(tmp_path / "d.jsonl", [{"prompt": "q", "completion": "é"}] * 2)
     whole = path.read_bytes()
     for cut in range(len(whole) // 2 + 1, len(whole) - 1):
         path.write_bytes(whole[:cut])
@@ -343,10 +341,10 @@ def test_hostile_texts_stay_as_they_are(tmp_path: Path) -> None:
     odd = "".join(map(chr, [*range(32), 127, 0x2028, 0x202E, 0xFFFF, 0x1F600])) + "<|im_end|>"
     texts = [odd, "x" * 1_000_000, odd * 20_000, "\\ud83d", "]}'\\\""]
     rows = [{"prompt": text, "chosen": "y" + text, "rejected": "n" + text} for text in texts]
-    found, bad = read_examples(str(save(tmp_path / "d.jsonl", rows)), "dpo")
+    found, bad = read_examples(str(write_rows(tmp_path / "d.jsonl", rows)), "dpo")
     assert [(e.prompt[0]["content"], e.chosen) for e in found] == [(t, "y" + t) for t in texts]
     same = [{"chosen": f"{text} y", "rejected": f"{text} n"} for text in texts[1:3]]
-    found, bad = read_examples(str(save(tmp_path / "d.jsonl", same)), "dpo")
+    found, bad = read_examples(str(write_rows(tmp_path / "d.jsonl", same)), "dpo")
     assert [e.prompt[0]["content"] for e in found] == texts[1:3] and not bad
 
 
@@ -355,15 +353,15 @@ def test_hostile_texts_stay_as_they_are(tmp_path: Path) -> None:
 
 def test_rows_that_do_not_fit(tmp_path: Path, read: Any) -> None:
     pair = {"prompt": "q", "chosen": "y", "rejected": "n"}
-    error = fault(save(tmp_path / "p.jsonl", [pair] * 3), "sft")
+    error = fault(write_rows(tmp_path / "p.jsonl", [pair] * 3), "sft")
     said = "rows with prompt, chosen, rejected are preference pairs: train dpo, ipo, exo_pair or"
     assert said in error.message and error.hint.startswith("train one of these")
     assert "messages" in error.hint and "chosen" not in error.hint
     talk = {"messages": [user("q"), bot("a")]}
-    error = fault(save(tmp_path / "m.jsonl", [talk, {"a": 1}, talk]), "orpo")
+    error = fault(write_rows(tmp_path / "m.jsonl", [talk, {"a": 1}, talk]), "orpo")
     assert "messages are texts to imitate: train sft" in error.message
     assert "chosen, rejected" in error.hint
-    assert "grpo" in fault(save(tmp_path / "g.jsonl", [
+    assert "grpo" in fault(write_rows(tmp_path / "g.jsonl", [
         {"prompt": "q", "completions": ["a", "b"], "rewards": [0, 1]}]), "dpo").message  # fmt: skip
     found, bad = read("sft", pair, talk, {"text": "t"}, {"a": 1})
     assert [e.completion for e in found] == ["a", "t"]
@@ -371,7 +369,9 @@ def test_rows_that_do_not_fit(tmp_path: Path, read: Any) -> None:
 
 
 def test_no_known_columns(tmp_path: Path) -> None:
-    path = save(tmp_path / "d.jsonl", [{"instruction": "q", "\x1b[2J": "", "output": "a"}] * 2)
+    path = write_rows(
+        tmp_path / "d.jsonl", [{"instruction": "q", "\x1b[2J": "", "output": "a"}] * 2
+    )
     error = fault(path)
     assert "instruction, '\\x1b[2J', output" in error.message
     assert (
@@ -409,7 +409,7 @@ def test_limit(read: Any) -> None:
 
 def test_a_folder_as_mlx_lm_has_it(tmp_path: Path) -> None:
     for part in ("train", "valid"):
-        save(tmp_path / f"{part}.jsonl", [{"prompt": "q", "completion": part}])
+        write_rows(tmp_path / f"{part}.jsonl", [{"prompt": "q", "completion": part}])
     for part in ("train", "valid"):
         found, _ = read_examples(str(tmp_path), "sft", split=part)
         assert [e.completion for e in found] == [part]
@@ -477,7 +477,7 @@ def test_mixed_forms_through_datasets(tmp_path: Path) -> None:
 
     rows = [{"prompt": "q", "completion": "a"}, {"text": "t"},
             {"messages": [user([{"type": "text", "text": "q"}]), bot("b")]}]  # fmt: skip
-    path = save(tmp_path / "mixed.jsonl", rows)
+    path = write_rows(tmp_path / "mixed.jsonl", rows)
     data = datasets.load_dataset(
         "json", data_files=str(path), split="train", cache_dir=str(tmp_path / "hf")
     )
@@ -522,7 +522,7 @@ def test_an_implicit_prompt_loses_no_character(
     tmp_path_factory: pytest.TempPathFactory, chosen: str, rejected: str
 ) -> None:
     rows = [{"chosen": chosen, "rejected": rejected}, Q | {"chosen": "y", "rejected": "n"}]
-    path = save(tmp_path_factory.getbasetemp() / "words.jsonl", rows)
+    path = write_rows(tmp_path_factory.getbasetemp() / "words.jsonl", rows)
     (example, *rest), _ = read_examples(str(path), "dpo")
     if rest:
         prompt = example.prompt[0]["content"]

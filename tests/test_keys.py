@@ -1,11 +1,13 @@
 """Every recipe key changes something: an output file other than the recipe, or a recorded call."""
 
 import json
+import shutil
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 from support.fake_ollama import FakeOllama
+from support.rows import write_rows
 from support.run_outputs import outputs_by_settings, outputs_of_run
 from support.teacher import Teacher
 
@@ -14,9 +16,8 @@ from mlxreflect.config.recipe import load_recipe, resolved
 from mlxreflect.config.schema import Recipe
 from mlxreflect.config.toml import flatten
 from mlxreflect.core.cache import cache_path
-from mlxreflect.core.journal import read_rows
+from mlxreflect.core.journal import read_json, read_rows
 from mlxreflect.critics.client import FILE as CACHE
-from mlxreflect.critics.ledger import BudgetReached
 from mlxreflect.data.matching import FILE
 from mlxreflect.models import load as policy_module
 from mlxreflect.models.fuse import write_folder
@@ -209,11 +210,7 @@ def test_model_and_adapter(outputs_of, tmp_path):
     adapter = str(tmp_path / "first" / "adapter")
     assert outputs_of({"policy.adapter": adapter}) != outputs_of({})
     copy = tmp_path / "another"
-    copy.mkdir()
-    for file in policy_module.TINY.glob("*.json*"):
-        (copy / file.name).write_bytes(file.read_bytes())
-    template = policy_module.TINY / "chat_template.jinja"
-    (copy / template.name).write_bytes(template.read_bytes())
+    shutil.copytree(policy_module.TINY, copy)
     weights = mx.load(str(policy_module.TINY / "model.safetensors"))
     weights["model.norm.weight"] = weights["model.norm.weight"] * 1.5
     mx.save_safetensors(str(copy / "model.safetensors"), weights, metadata={"format": "mlx"})
@@ -223,31 +220,20 @@ def test_model_and_adapter(outputs_of, tmp_path):
 # ---- data ---------------------------------------------------------------------------------------
 
 
-def write_rows(path, count, column="question", gold="answer", offset=0):
-    rows = [{column: f"What is {i} plus {i + offset}?", gold: str(2 * i + offset)}
-            for i in range(count)]  # fmt: skip
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 @pytest.mark.slow
 def test_keys_of_foreign_data(outputs_of, tmp_path):
+    row = {"question": "{i} + 0?", "answer": "{i}", "q2": "{i} + 1?", "a2": "{i}5"}
+    rows = [{key: text.format(i=i) for key, text in row.items()} for i in range(60)]
     with FakeOllama(reply=answering, models=["critic"]) as server:
         mine = {"task.name": "jsonl", "eval.spec": "", "critic.provider": "ollama",
                 "critic.model": "critic", "critic.base_url": server.url, "critic.cache": "off",
-                "task.source": write_rows(tmp_path / "a.jsonl", 40)}  # fmt: skip
-        plain = outputs_of(mine)
-        other = write_rows(tmp_path / "b.jsonl", 40, offset=1)
-        assert outputs_of({**mine, "task.source": other}) != plain
-        assert outputs_of({**mine, "eval.source": other}) != plain
-        assert outputs_of({**mine, "task.answer_type": "text"}) != plain
-        both = tmp_path / "c.jsonl"
-        row = {"question": "{i} + 0?", "answer": "{i}", "q2": "{i} + 1?", "a2": "{i}5"}
-        both.write_text("".join(json.dumps({k: v.format(i=i) for k, v in row.items()}) + "\n"
-                                for i in range(40)))  # fmt: skip
-        mapped = {**mine, "task.source": str(both)}
-        assert outputs_of({**mapped, "task.question": "q2"}) != outputs_of(mapped)
-        assert outputs_of({**mapped, "task.answer": "a2"}) != outputs_of(mapped)
+                "task.source": str(write_rows(tmp_path / "a.jsonl", rows[:40]))}  # fmt: skip
+        other = str(write_rows(tmp_path / "b.jsonl", rows[20:]))
+        for key, value in (
+            ("task.source", other), ("eval.source", other), ("task.answer_type", "text"),
+            ("task.question", "q2"), ("task.answer", "a2"),
+        ):  # fmt: skip
+            assert outputs_of({**mine, key: value}) != outputs_of(mine), key
 
 
 @pytest.mark.slow
@@ -255,20 +241,21 @@ def test_keys_of_what_is_left_out(outputs_of, tmp_path):
     """Some rows share five words with the evaluation's question, others are in a further one."""
     exam, further = "What is 77 plus 88?", [f"What is {i} plus {i}?" for i in range(6)]
     mine = [*further, *(f"Tell {name} what is 77 plus 88." for name in ("Ann", "Bob", "Cem", "Di"))]
+    files = {}
     for name, texts in (("mine", mine), ("exam", [exam]), ("further", further)):
-        lines = [json.dumps({"question": text, "answer": "7"}) + "\n" for text in texts]
-        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
-    base = {"task.name": "jsonl", "task.source": str(tmp_path / "mine.jsonl"), "eval.spec": "jsonl",
-            "eval.source": str(tmp_path / "exam.jsonl"), "r3.feedback": "self",
-            "r3.rewriter": "self", "critic.max_tokens": 12, "r3.verifications": 0,
-            "r3.bucket_every": 0, "policy.max_new_tokens": 12}  # fmt: skip
-    plain, off = outputs_of(base), outputs_of({**base, "eval.decontaminate": "off"})
-    five = outputs_of({**base, "eval.ngram": 5})
-    more = outputs_of({**base, "eval.against": [str(tmp_path / "further.jsonl")]})
-    exact = outputs_of({**base, "eval.ngram": 5, "eval.decontaminate": "exact"})
-    assert [FILE in one for one in (plain, off, five, more, exact)] == [0, 0, 1, 1, 0]
-    assert off["summary.json"] != plain["summary.json"]  # nobody looked
-    episodes = [one["episodes.jsonl"] for one in (plain, off, five, more, exact)]
+        rows = [{"question": text, "answer": "7"} for text in texts]
+        files[name] = str(write_rows(tmp_path / f"{name}.jsonl", rows))
+    base = {"task.name": "jsonl", "task.source": files["mine"], "eval.spec": "jsonl",
+            "eval.source": files["exam"], "r3.feedback": "self", "r3.rewriter": "self",
+            "critic.max_tokens": 12, "r3.verifications": 0, "r3.bucket_every": 0,
+            "policy.max_new_tokens": 12}  # fmt: skip
+    changes = ({}, {"eval.decontaminate": "off"}, {"eval.ngram": 5},
+               {"eval.against": [files["further"]]},
+               {"eval.ngram": 5, "eval.decontaminate": "exact"})  # fmt: skip
+    found = [outputs_of({**base, **change}) for change in changes]
+    assert [FILE in one for one in found] == [0, 0, 1, 1, 0]
+    assert found[0]["summary.json"] != found[1]["summary.json"]  # nobody looked
+    episodes = [one["episodes.jsonl"] for one in found]
     assert len(set(episodes)) == 3
     assert episodes[0] == episodes[1] == episodes[4]
 
@@ -298,12 +285,10 @@ def test_keys_of_the_critic(tmp_path):
     assert recorded({}, tmp_path / "again") == plain
     changes = {
         "critic.model": "other", "critic.temperature": 0.1, "critic.max_tokens": 77,
-        "critic.num_ctx": 2048, "critic.advanced": {"temperature": 0.2},
+        "critic.num_ctx": 2048, "critic.advanced.temperature": 0.2,
     }  # fmt: skip
-    for number, (key, value) in enumerate(changes.items()):
-        name = {"critic.advanced": "critic.advanced.temperature"}.get(key, key)
-        value = value["temperature"] if isinstance(value, dict) else value
-        assert recorded({name: value}, tmp_path / str(number)) != plain, key
+    for key, value in changes.items():
+        assert recorded({key: value}, tmp_path / key) != plain, key
 
 
 @pytest.mark.slow
@@ -349,38 +334,15 @@ def test_the_cache_is_where_the_recipe_says(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_prices_are_counted(tmp_path):
-    """In the figures of the run and on each line of its ledger."""
-    free = {"critic.cache": str(tmp_path / "free.sqlite")}
-    recorded(free, tmp_path / "run")
-    assert spent(tmp_path / "run") == (0, 0)
-    for number, key in enumerate(("critic.price_in", "critic.price_out")):
-        settings = {"critic.cache": str(tmp_path / f"{number}.sqlite"), key: 3.0}
-        recorded(settings, tmp_path / str(number))
-        counted, sent = spent(tmp_path / str(number))
-        assert counted == sent > 0
-        [row, *_] = [json.loads(line) for line in ledger(tmp_path / str(number))]
-        tokens = row[{0: "tokens_in", 1: "tokens_out"}[number]]
-        assert row["usd"] == pytest.approx(tokens * 3e-6)
-
-
-def spent(folder):
-    critic = json.loads((folder / "summary.json").read_text())["critic"]
-    return critic["usd"], critic["wire"]["usd"]
-
-
-def ledger(folder):
-    return (folder / "critic.jsonl").read_text().splitlines()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("limit", ["max_calls", "max_tokens", "max_usd"])
-def test_each_limit_of_the_budget_stops_the_run(tmp_path, limit):
-    value = {"max_calls": 3, "max_tokens": 5000, "max_usd": 0.01}[limit]
-    settings = {f"critic.budget.{limit}": value, "critic.price_in": 2.0, "critic.price_out": 2.0}
-    with pytest.raises(BudgetReached, match=rf"critic\.budget\.{limit} = {value} is reached"):
-        recorded(settings, tmp_path / "run")
-    assert ledger(tmp_path / "run")
+@pytest.mark.parametrize("way", ["in", "out"])
+def test_prices_are_counted(way, tmp_path):
+    """On each line of the ledger and in the figures of the run."""
+    recorded({f"critic.price_{way}": 3.0}, tmp_path / "run")
+    rows = list(read_rows(tmp_path / "run" / "critic.jsonl"))
+    assert [row["usd"] for row in rows] == pytest.approx([r[f"tokens_{way}"] * 3e-6 for r in rows])
+    critic = read_json(tmp_path / "run" / "summary.json")["critic"]
+    assert critic["usd"] == critic["wire"]["usd"] == pytest.approx(sum(r["usd"] for r in rows))
+    assert critic["usd"] > 0
 
 
 @pytest.mark.parametrize(("value", "packed"), [("no", True), ("yes", False), ("auto", False)])
