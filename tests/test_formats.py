@@ -369,15 +369,12 @@ def test_rows_that_do_not_fit(tmp_path: Path, read: Any) -> None:
 
 
 def test_no_known_columns(tmp_path: Path) -> None:
-    path = write_rows(
-        tmp_path / "d.jsonl", [{"instruction": "q", "\x1b[2J": "", "output": "a"}] * 2
-    )
+    row = {"instruction": "q", "\x1b[2J": "", "output": "a"}
+    path = write_rows(tmp_path / "d.jsonl", [row] * 2)
     error = fault(path)
     assert "instruction, '\\x1b[2J', output" in error.message
-    assert (
-        "the forms for sft are: prompt, completion; messages;" in error.hint
-        and "chosen" not in error.hint
-    )
+    assert "the forms for sft are: prompt, completion; messages;" in error.hint
+    assert "chosen" not in error.hint
     names = {"prompt": "instruction", "completion": "output"}
     found, _ = read_examples(str(path), "sft", columns=names)
     assert [(e.prompt, e.completion) for e in found] == [([user("q")], "a")] * 2

@@ -117,20 +117,19 @@ def ours(case: Case, in_flight: int) -> Tokens:
 
 
 def measure(case: Case, in_flight: int, repeats: int, clock: Callable[[], float]) -> dict[str, Any]:
-    sides: dict[str, Callable[[], Tokens]] = {
-        "sequential": lambda: sequential(case),
-        "batch_generate": lambda: batched(case, in_flight),
-        "policy": lambda: ours(case, in_flight),
+    sides: dict[str, Callable[[Case], Tokens]] = {
+        "sequential": sequential,
+        "batch_generate": lambda case: batched(case, in_flight),
+        "policy": lambda case: ours(case, in_flight),
     }
-    short = case._replace(prompts=case.prompts[:2], tokens=4)
-    for run in (sequential, lambda c: batched(c, in_flight), lambda c: ours(c, in_flight)):
-        run(short)
+    for run_side in sides.values():
+        run_side(case._replace(prompts=case.prompts[:2], tokens=4))
     speeds: dict[str, list[float]] = {name: [] for name in sides}
     found: dict[str, Tokens] = {}
     for _ in range(repeats):
         for name, run_side in sides.items():
             started = clock()
-            found[name] = run_side()
+            found[name] = run_side(case)
             seconds = clock() - started
             speeds[name].append(sum(map(len, found[name])) / seconds)
     rounds = {
