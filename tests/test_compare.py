@@ -518,10 +518,9 @@ def test_a_plan_without_discord_still_needs_questions(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="one problem says nothing"):
         one = evaluation(tmp_path / "one", "1")
         compare(one, one, Options(plan=0.03))
-    for options, said in ((Options(plan=3), "--plan 3"), (Options(alpha=0.0), "--alpha 0"),
-                          (Options(alpha=1.0), "--alpha 1")):  # fmt: skip
-        with pytest.raises(UserError, match=f"{said}: not"):
-            compare(a, a, options)
+    for key, value in (("plan", 3), ("alpha", 0), ("alpha", 1)):
+        with pytest.raises(UserError, match=f"--{key} {value}: not"):
+            Options(**{key: value})
 
 
 # ---- counts alone --------------------------------------------------------------------------------

@@ -484,4 +484,4 @@ def test_a_training_leaves_out_whole_rows(data: Path, shell: Shell) -> None:
 def test_keys_of_a_training_that_would_do_nothing(shell: Shell) -> None:
     said = shell.mistake("train", "sft", "--data", "x.jsonl", "--out", "o",
                          *sets("data.ngram=8"))  # fmt: skip
-    assert said[0] == "data.ngram = 8 does nothing without data.against"
+    assert said[0] == "mlxreflect train: data.ngram = 8 does nothing without data.against"

@@ -23,7 +23,8 @@ REGISTRY = ("config/schema.py", "methods")
 
 def imported_packages(path: Path) -> set[str]:
     nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-    modules = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    found = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    modules = {f"{node.module}.{name.name}" for node in found for name in node.names}
     return {m.split(".")[1] for m in modules if m.startswith("mlxreflect.")}
 
 

@@ -247,7 +247,15 @@ def read_arm(path: Path) -> list[Arm]:
     refuse_quick(path)
     files = sample_files(path)
     if not files:
-        raise no_samples(path)
+        hint = "give an evaluation's folder, or a JSONL file of its samples"
+        if (path / "eval").is_dir():
+            hint = f"name one of its evaluations, such as {path / 'eval' / 'base'}"
+        elif (path / "results.json").is_file() or COUNTS.search(str(path)):
+            hint += "; counts and results without answers: mlxreflect compare --unpaired A B"
+        if path.is_file():
+            raise UserError(f"{path}: not a JSONL file of samples", hint)
+        missing = path / "samples.jsonl" if path.is_dir() else path
+        raise UserError(f"{missing}: no such file", hint)
     arms = [arm for file in files for arm in read_tasks(file, path)]
     seen: dict[tuple[str, frozenset[str]], Arm] = {}
     for arm in arms:
@@ -259,17 +267,6 @@ def read_arm(path: Path) -> list[Arm]:
                 f"compare those: mlxreflect compare {path}; or name one of them",
             )
     return arms
-
-
-def no_samples(path: Path) -> UserError:
-    hint = "give an evaluation's folder, or a JSONL file of its samples"
-    if (path / "eval").is_dir():
-        hint = f"name one of its evaluations, such as {path / 'eval' / 'base'}"
-    elif (path / "results.json").is_file() or COUNTS.search(str(path)):
-        hint += "; counts and results without answers: mlxreflect compare --unpaired A B"
-    if path.is_file():
-        return UserError(f"{path}: not a JSONL file of samples", hint)
-    return UserError(f"{path / 'samples.jsonl' if path.is_dir() else path}: no such file", hint)
 
 
 def read_tasks(file: Path, given: Path) -> Iterator[Arm]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from scipy.stats import fisher_exact
 
+from mlxreflect import stats
 from mlxreflect.config.toml import flatten
 from mlxreflect.core.errors import UserError
 from mlxreflect.evaluation.arms import (
@@ -27,22 +28,6 @@ from mlxreflect.evaluation.arms import (
     read_arm,
     read_results,
     refuse_quick,
-)
-from mlxreflect.stats import (
-    clustered,
-    holm,
-    majority,
-    mean_interval,
-    newcombe,
-    paired,
-    pass_at_k,
-    questions_needed,
-    sentence,
-    two_proportion,
-    unpaired_sentence,
-    variances,
-    verdict,
-    wilson,
 )
 
 COUNT = re.compile(r"([0-9]{1,12})/([0-9]{1,12})")
@@ -60,13 +45,25 @@ class Options:
     """alpha: of the tests and intervals. differ: keys of the setup that are meant to differ.
 
     all_pairs: each arm against each other, not only against the first. plan: a difference, as a
-    fraction; the number of problems that would show it is computed. 0: not asked for.
+    fraction; the number of problems that would show it is computed. 0: not asked for. Raises
+    UserError for what cannot be.
     """
 
     alpha: float = 0.05
     differ: tuple[str, ...] = ()
     all_pairs: bool = False
     plan: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1:
+            raise UserError(
+                f"--alpha {self.alpha:g}: not between 0 and 1", "0.05 is the usual level"
+            )
+        if self.plan and not 0 < self.plan < 1:
+            raise UserError(
+                f"--plan {self.plan:g}: not a difference between 0 and 1",
+                "write three points as --plan 0.03",
+            )
 
 
 def compare(a: Path, b: Path, options: Options | None = None) -> dict[str, Any]:
@@ -83,7 +80,6 @@ def compare_all(paths: Sequence[Path], options: Options | None = None) -> dict[s
     Raises UserError for what cannot be compared.
     """
     options = options or Options()
-    check_options(options)
     if len(paths) < 2 and len(paths := find_arms(folder := paths[0])) < 2:
         raise UserError(
             f"{folder}: not two evaluations to compare",
@@ -116,21 +112,9 @@ def compare_report(arms: Sequence[Arm]) -> list[dict[str, Any]]:
                 one = {"task": task, "a": group[0].name, "b": arm.name, "fault": error.message}
             found.append(one)
     tested = [one for one in found if "fault" not in one]
-    for one, p in zip(tested, holm([deciding_p(one) for one in tested]), strict=True):
+    for one, p in zip(tested, stats.holm([deciding_p(one) for one in tested]), strict=True):
         one["p_holm"] = p
     return found
-
-
-def check_options(options: Options) -> None:
-    if not 0 < options.alpha < 1:
-        raise UserError(
-            f"--alpha {options.alpha:g}: not between 0 and 1", "0.05 is the usual level"
-        )
-    if options.plan and not 0 < options.plan < 1:
-        raise UserError(
-            f"--plan {options.plan:g}: not a difference between 0 and 1",
-            "write three points as --plan 0.03",
-        )
 
 
 def chosen_pairs(arms: int, options: Options) -> list[tuple[int, int]]:
@@ -167,15 +151,15 @@ def compare_arms(a: Arm, b: Arm, task: str, options: Options) -> dict[str, Any]:
     means_a, means_b = [x.score for x, _ in pairs], [y.score for _, y in pairs]
     single, p_perm = a.samples == b.samples == 1, None
     if single:
-        comparison = paired([m == 1 for m in means_a], [m == 1 for m in means_b], alpha)
+        comparison = stats.paired([m == 1 for m in means_a], [m == 1 for m in means_b], alpha)
     else:
-        comparison, p_perm = clustered(means_a, means_b, alpha=alpha)
+        comparison, p_perm = stats.clustered(means_a, means_b, alpha=alpha)
     several = {} if single else {"pass_at": pass_at(pairs, alpha), "maj_at": maj_at(pairs, alpha)}
     return {
         "task": task, "a": a.name, "b": b.name, "samples": max(a.samples, b.samples),
         "alpha": alpha, **asdict(comparison), "p_perm": p_perm,
-        "ci_a": list(mean_interval(means_a, alpha, single=single)),
-        "ci_b": list(mean_interval(means_b, alpha, single=single)),
+        "ci_a": list(stats.mean_interval(means_a, alpha, single=single)),
+        "ci_b": list(stats.mean_interval(means_b, alpha, single=single)),
         **several,
         **({"plan": plan(pairs, options)} if options.plan else {}),
         "gained": [list_problem(x, y) for x, y in pairs if y.score > x.score],
@@ -193,13 +177,13 @@ def deciding_p(result: Mapping[str, Any]) -> float:
 
 def decide(results: list[dict[str, Any]], alpha: float, *, name_tasks: bool = False) -> None:
     """Put p_holm, tests, verdict and sentence into each result."""
-    adjusted = holm([deciding_p(result) for result in results])
+    adjusted = stats.holm([deciding_p(result) for result in results])
     for result, p in zip(results, adjusted, strict=True):
         result["p_holm"], result["tests"] = p, len(results)
-        result["verdict"] = verdict(p, result["ci_low"], result["ci_high"], alpha)
+        result["verdict"] = stats.verdict(p, result["ci_low"], result["ci_high"], alpha)
         result["sentence"] = (
-            unpaired_sentence(result) if "unpaired" in result
-            else sentence(result, task=result["task"] if name_tasks else "")
+            stats.unpaired_sentence(result) if "unpaired" in result
+            else stats.sentence(result, task=result["task"] if name_tasks else "")
         )  # fmt: skip
 
 
@@ -226,7 +210,7 @@ Pairs = Sequence[tuple[ProblemSamples, ProblemSamples]]
 
 def secondary(a: Sequence[float], b: Sequence[float], alpha: float) -> dict[str, float]:
     """Another score of several samples, compared as the means are; Holm does not count it."""
-    comparison, p = clustered(a, b, alpha=alpha)
+    comparison, p = stats.clustered(a, b, alpha=alpha)
     named = ("accuracy_a", "accuracy_b", "difference", "ci_low", "ci_high")
     return {**{name: getattr(comparison, name) for name in named}, "p_perm": p}
 
@@ -237,7 +221,9 @@ def pass_at(pairs: Pairs, alpha: float) -> dict[str, dict[str, float]]:
     counts = sorted({*(2**i for i in range(most.bit_length())), most})
 
     def scores(side: int, k: int) -> list[float]:
-        return [pass_at_k(len(pair[side].samples), sum(pair[side].right), k) for pair in pairs]
+        return [
+            stats.pass_at_k(len(pair[side].samples), sum(pair[side].right), k) for pair in pairs
+        ]
 
     return {str(k): secondary(scores(0, k), scores(1, k), alpha) for k in counts}
 
@@ -247,7 +233,9 @@ def maj_at(pairs: Pairs, alpha: float) -> dict[str, dict[str, float]]:
     n, other = (len(one.samples) for one in pairs[0])
     if n != other:
         return {}
-    a, b = ([float(majority(pair[i].parsed, pair[i].right)) for pair in pairs] for i in (0, 1))
+    a, b = (
+        [float(stats.majority(pair[i].parsed, pair[i].right)) for pair in pairs] for i in (0, 1)
+    )
     return {str(n): secondary(a, b, alpha)}
 
 
@@ -259,12 +247,14 @@ def plan(pairs: Pairs, options: Options) -> dict[str, Any]:
             "--plan: one problem says nothing of how much problems differ",
             "evaluate a few dozen problems first",
         )
-    omega2, noise_a, noise_b = variances([x.right for x, _ in pairs], [y.right for _, y in pairs])
+    omega2, noise_a, noise_b = stats.variances(
+        [x.right for x, _ in pairs], [y.right for _, y in pairs]
+    )
     if all(len(one.samples) == 1 for one in pairs[0]):
         # single answers that differ by δ on average vary by δ − δ²
         omega2 = max(omega2, delta - delta**2)
     varies = {"omega2": omega2, "noise_a": noise_a, "noise_b": noise_b}
-    needed = math.ceil(questions_needed(delta, **varies, alpha=options.alpha))
+    needed = math.ceil(stats.questions_needed(delta, **varies, alpha=options.alpha))
     said = (
         f"About {needed} questions like these show a true difference of {100 * delta:.3g} points "
         "4 times in 5."
@@ -412,7 +402,6 @@ def compare_counts(given: Sequence[str], options: Options) -> dict[str, Any]:
     (p_exact, else None); the interval is Newcombe's. given: counts such as 627/1000, results.json
     files, evaluation folders, or files of samples. As `compare_all`. Raises UserError.
     """
-    check_options(options)
     if len(given) < 2:
         raise UserError(
             f"{given[0]}: nothing to compare it with",
@@ -432,16 +421,17 @@ def compare_counts(given: Sequence[str], options: Options) -> dict[str, Any]:
 
 
 def compare_pair_of_counts(a: Counted, b: Counted, alpha: float) -> dict[str, Any]:
-    z, p = two_proportion(a.right, a.n, b.right, b.n)
+    z, p = stats.two_proportion(a.right, a.n, b.right, b.n)
     right, n = a.right + b.right, a.n + b.n
     few = min(a.n, b.n) * min(right, n - right) / n < FEW  # of the counts expected of equals
     table = [[a.right, a.n - a.right], [b.right, b.n - b.right]]
-    low, high = newcombe(a.right, a.n, b.right, b.n, alpha=alpha)
+    low, high = stats.newcombe(a.right, a.n, b.right, b.n, alpha=alpha)
     return {
         "unpaired": True, "a": a.name, "b": b.name, "alpha": alpha, "n_a": a.n, "n_b": b.n,
         "right_a": a.right, "right_b": b.right,
         "accuracy_a": a.right / a.n, "accuracy_b": b.right / b.n,
-        "ci_a": list(wilson(a.right, a.n, alpha)), "ci_b": list(wilson(b.right, b.n, alpha)),
+        "ci_a": list(stats.wilson(a.right, a.n, alpha)),
+        "ci_b": list(stats.wilson(b.right, b.n, alpha)),
         "difference": b.right / b.n - a.right / a.n, "ci_low": low, "ci_high": high,
         "test": "Fisher's exact test" if few else "two-proportion z", "z": z, "p": p,
         "p_exact": float(fisher_exact(table).pvalue) if few else None,

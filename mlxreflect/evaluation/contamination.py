@@ -64,13 +64,13 @@ def questions_of_spec(
 ) -> list[Question]:
     """All that a spec may ask: its limit may be another the next time.
 
-    asked: what it asks this time; all there is of a task that makes its problems, which takes a
-        second.
+    asked: what it asks this time, which is all there is of a task that makes its problems.
     """
     task = get_task(spec.task.name)
-    if asked is None or not task.generated:
-        whole = spec if task.generated else spec.model_copy(update={"limit": 0})
-        asked = eval_problems(task, whole)
+    if not task.generated:
+        asked = eval_problems(task, spec.model_copy(update={"limit": 0}))
+    elif asked is None:
+        asked = eval_problems(task, spec)
     return [question_of(problem, name) for problem in asked]
 
 
@@ -116,10 +116,7 @@ def index_of(names: Iterable[str], n: int, first: Sequence[Question] = ()) -> In
 
 @dataclass(frozen=True)
 class Cleaned:
-    """The problems left to train on, a row for each one left out, and the counts of these.
-
-    counts: None where nobody looked.
-    """
+    """The problems left to train on, a row for each other one, their counts (None: not looked)."""
 
     problems: dict[str, Problem]
     rows: list[dict[str, Any]]

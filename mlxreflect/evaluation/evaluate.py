@@ -8,6 +8,7 @@ continued gives the same bytes as one that was not.
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Generator as Chunks
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 from mlxreflect.config.schema import EvalSpec
 from mlxreflect.config.toml import apply_settings, bundled, find_toml, read_toml, validate
@@ -145,7 +146,7 @@ def describe_setup(generator: "Generator") -> dict[str, Any]:
     }
 
 
-class Generator(Protocol):
+class Generator(ABC):
     """Answers problems, a chunk at a time.
 
     name: of the model. adapter: what its adapter is known by, or "". file: where rows are appended.
@@ -153,22 +154,24 @@ class Generator(Protocol):
     for a person, once it has answered.
     """
 
-    asked: ProblemSet
-    name: str
-    adapter: str
-    file: str
-    size: int
-    total: int
-    notes: list[str]
+    file = "samples.jsonl"
+    size = 1
 
+    def __init__(self, asked: ProblemSet, name: str = "", adapter: str = "") -> None:
+        self.asked, self.name, self.adapter, self.total = asked, name, adapter, asked.total
+        self.notes: list[str] = []
+
+    @abstractmethod
     def setup(self) -> dict[str, Any]:
         """Returns what else must be the same for an evaluation to be continued."""
 
+    @abstractmethod
     def chunks(self, first: int, out: Path, bar: Bar) -> Chunks[list[Row]]:
         """Yields the rows of each chunk from row `first` on. out: the arm's folder."""
 
     def finish(self, out: Path) -> dict[str, Any]:
         """Writes what follows from the rows; returns what the results say of it."""
+        return {}
 
 
 def answer_chunks(out: Path, generator: Generator, bar: Bar) -> Chunks[list[Row]]:
@@ -254,13 +257,8 @@ def summarise(path: Path) -> dict[str, Any]:
     tokens = [len(s.token_ids) if s.tokens is None else s.tokens for s in samples
               if s.token_ids or s.tokens is not None]  # fmt: skip
     return {
-        "schema": "results/1",
-        "task": samples[0].task,
-        "n": len(problems),
-        "samples": each,
-        "accuracy": right / len(samples),
-        "ci_low": low,
-        "ci_high": high,
+        "schema": "results/1", "task": samples[0].task, "n": len(problems), "samples": each,
+        "accuracy": right / len(samples), "ci_low": low, "ci_high": high,
         "strict_accuracy": fmean(s.correct and s.format_ok for s in samples),
         "format_rate": fmean(s.format_ok for s in samples),
         "parse_failures": sum(s.parsed is None for s in samples) - failed,
@@ -269,7 +267,7 @@ def summarise(path: Path) -> dict[str, Any]:
         **({"f1": sum(scores) / len(samples)} if scores else {}),
         **({"failed": failed} if failed else {}),
         **(several(problems) if each > 1 else {}),
-    }
+    }  # fmt: skip
 
 
 def several(problems: Sequence[Sequence[Sample]]) -> dict[str, Any]:
@@ -329,14 +327,12 @@ def grade_file(
             raise UserError(f"{row.where}: {error.message}", error.hint) from None
         _, grader = find_rules(task, rules, problem.fields.get("answer_type", ""))
         grade = grader(problem, response, tags, style)
+        verdict = grade.verdict
         yield {
-            "id": row.values["id"],
-            "correct": grade.verdict.correct,
-            "format_ok": grade.verdict.format_ok,
-            "parsed": grade.parsed,
-            "reason": grade.verdict.reason,
+            "id": row.values["id"], "correct": verdict.correct, "format_ok": verdict.format_ok,
+            "parsed": grade.parsed, "reason": verdict.reason,
             **({} if grade.score is None else {"score": grade.score}),
-        }
+        }  # fmt: skip
 
 
 def rescore(folder: Path, rules: str = "", out: Path | None = None) -> dict[str, Any]:

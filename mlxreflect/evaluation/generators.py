@@ -1,7 +1,4 @@
-"""Generators, which answer the problems of an evaluation: a local model, a server, or chains.
-
-`evaluate.Generator` is what they have in common.
-"""
+"""Generators, which answer the problems of an evaluation: a local model, a server, or chains."""
 
 import hashlib
 import json
@@ -35,7 +32,7 @@ from mlxreflect.evaluation.chains import (
     generated,
     open_critic,
 )
-from mlxreflect.evaluation.evaluate import FAILED, Bar, ProblemSet, Row
+from mlxreflect.evaluation.evaluate import FAILED, Bar, Generator, ProblemSet, Row
 from mlxreflect.models.load import adapted, policy_identity
 from mlxreflect.models.policy import Completion, Policy, cut_at
 
@@ -115,13 +112,11 @@ class LocalModel:
         return adapted(self.policy, self.puts_on) if self.puts_on else nullcontext()
 
 
-class LocalGenerator:
+class LocalGenerator(Generator):
     """Answers with a local model, or with what it answered before, out of a cache.
 
     at_once: problems of a chunk; default: four batches. purpose: names the random stream.
     """
-
-    file = "samples.jsonl"
 
     def __init__(
         self,
@@ -132,13 +127,11 @@ class LocalGenerator:
         at_once: int = 0,
         purpose: str = "eval",
     ) -> None:
-        spec = asked.spec
-        self.model, self.asked, self.answers, self.purpose = model, asked, answers, purpose
-        self.name, self.adapter = model.policy.name, model.adapter
-        self.at_once = at_once or max(1, spec.batch * CHUNK // spec.samples)
-        self.size, self.total = self.at_once * spec.samples, asked.total
+        super().__init__(asked, model.policy.name, model.adapter)
+        self.model, self.answers, self.purpose = model, answers, purpose
+        self.at_once = at_once or max(1, asked.spec.batch * CHUNK // asked.spec.samples)
+        self.size = self.at_once * asked.spec.samples
         self.prompts = [model.policy.encode(prompt) for prompt in asked.prompts]
-        self.notes: list[str] = []
 
     def setup(self) -> dict[str, Any]:
         quantize = {"quantize": self.model.quantize} if self.model.quantize else {}
@@ -203,7 +196,7 @@ class LocalGenerator:
 MANY = 0.5  # a larger share of a chunk's critic calls failed: then no chain has shown anything
 
 
-class ChainGenerator:
+class ChainGenerator(Generator):
     """Answers each problem by a chain of answers, as the spec's `[chain]` says.
 
     chains.jsonl holds every turn of every chain, an episode a line with the index of its answer's
@@ -217,11 +210,11 @@ class ChainGenerator:
 
     def __init__(self, model: LocalModel, asked: ProblemSet, critic: Critic | None = None) -> None:
         check_chain(asked.spec)
-        self.model, self.asked, self.critic = model, asked, critic
-        self.name, self.adapter = model.policy.name, model.adapter
-        self.size, self.total = asked.spec.batch * CHUNK, len(asked.problems)
-        self.setup = LocalGenerator(model, asked).setup
-        self.notes: list[str] = []
+        super().__init__(asked, model.policy.name, model.adapter)
+        self.model, self.critic, self.size = model, critic, asked.spec.batch * CHUNK
+
+    def setup(self) -> dict[str, Any]:
+        return LocalGenerator(self.model, self.asked).setup()
 
     def chunks(self, first: int, out: Path, bar: Bar) -> Chunks[list[Row]]:
         asked, policy = self.asked, self.model.policy
@@ -288,7 +281,7 @@ class ServedModel:
     keep_failed: bool = False
 
 
-class ServerGenerator:
+class ServerGenerator(Generator):
     """Answers with a model behind a server: OpenAI's chat completions, or Ollama.
 
     It goes over the critics' clients: retries, deadlines, `Retry-After`, keys that reach no file.
@@ -297,18 +290,13 @@ class ServerGenerator:
     kill interrupts are made again. Raises UserError for a server that cannot be used.
     """
 
-    file = "samples.jsonl"
-    adapter = ""
-    size = 1
-
     def __init__(self, model: ServedModel, asked: ProblemSet) -> None:
-        self.model, self.asked, self.name = model, asked, model.name
-        self.total = asked.total
+        super().__init__(asked, model.name)
+        self.model = model
         with reworded(OPTIONS):
             self.config = client_config(model, asked.spec, asked.prompts)
             self.address = shown_address(self.config)
         self.refused: list[str] = []
-        self.notes: list[str] = []
 
     def setup(self) -> dict[str, Any]:
         return {"server": self.address, "provider": self.config.provider}

@@ -22,6 +22,7 @@ from mlxreflect.evaluation.arms import open_arm
 from mlxreflect.evaluation.evaluate import (
     SILENT,
     Bar,
+    Generator,
     ProblemSet,
     Row,
     answer_chunks,
@@ -33,7 +34,7 @@ from mlxreflect.stats import anytime_interval, evidence, level, points
 LARGEST = 1e300  # of the evidence that is written down: JSON has no infinity
 
 
-class SideBySide:
+class SideBySide(Generator):
     """A generator of two: each chunk is a batch of one model, then a batch of the other.
 
     models: by the names of their arms, the baseline first. Looking more often than after a batch
@@ -41,11 +42,10 @@ class SideBySide:
     """
 
     file = "quick.jsonl"
-    name = adapter = ""
 
     def __init__(self, models: dict[str, LocalModel], asked: ProblemSet) -> None:
-        spec = asked.spec
-        self.asked, self.names = asked, list(models)
+        super().__init__(asked)
+        self.names, spec = list(models), asked.spec
         self.at_once = -(-spec.batch // spec.samples)
         self.sides = [
             LocalGenerator(model, asked, at_once=self.at_once, purpose="quick")
@@ -54,7 +54,6 @@ class SideBySide:
         self.most = min(spec.quick.max_n or len(asked.problems), len(asked.problems))
         self.rows = 2 * spec.samples  # of a problem
         self.size, self.total = self.at_once * self.rows, self.most * self.rows
-        self.notes: list[str] = []
 
     def setup(self) -> dict[str, Any]:
         return {letter: describe_setup(one) for letter, one in zip("ab", self.sides, strict=True)}
@@ -77,9 +76,6 @@ class SideBySide:
              "index": start + i // self.asked.spec.samples}
             for i, row in enumerate(rows)
         ]  # fmt: skip
-
-    def finish(self, out: Path) -> dict[str, Any]:
-        return {}
 
 
 @dataclass(frozen=True)

@@ -127,16 +127,14 @@ def slug(text: str) -> str:
 
 def unique(entries: Sequence[Entry]) -> list[Entry]:
     """Numbers names that are the same, also on a disk that ignores case."""
-    seen: set[str] = set()
-    found = []
+    found: dict[str, Entry] = {}
     for entry in entries:
         name, number = entry.name, 1
-        while name.lower() in seen:
+        while name.lower() in found:
             number += 1
             name = f"{entry.name}-{number}"
-        seen.add(name.lower())
-        found.append(Entry(name, entry.model))
-    return found
+        found[name.lower()] = Entry(name, entry.model)
+    return list(found.values())
 
 
 # ---- answering -----------------------------------------------------------------------------------
@@ -201,6 +199,7 @@ def evaluate_arms(
         )  # fmt: skip
         if twice:
             results["noise"] = check_noise(model, asked, answers, folder, f"evaluating{name}", ui)
+        del model  # else its weights would stay while the next ones are loaded
         arms.append({"name": entry.name, "folder": str(folder), **results} if several else results)
     if not several:
         return arms

@@ -203,18 +203,11 @@ def paired(a: Sequence[bool], b: Sequence[bool], alpha: float = 0.05) -> Compari
     losses, gains = sum(a) - both, sum(b) - both
     low, high = newcombe_paired(both, gains, losses, n - both - gains - losses, alpha=alpha)
     return Comparison(
-        n=n,
-        accuracy_a=sum(a) / n,
-        accuracy_b=sum(b) / n,
-        gains=gains,
-        losses=losses,
-        difference=(gains - losses) / n,
-        ci_low=low,
-        ci_high=high,
-        p_exact=mcnemar_exact(gains, losses),
-        p_mid=mcnemar_mid_p(gains, losses),
+        n=n, accuracy_a=sum(a) / n, accuracy_b=sum(b) / n, gains=gains, losses=losses,
+        difference=(gains - losses) / n, ci_low=low, ci_high=high,
+        p_exact=mcnemar_exact(gains, losses), p_mid=mcnemar_mid_p(gains, losses),
         mde=minimum_detectable_effect((gains + losses) / n, n, alpha),
-    )
+    )  # fmt: skip
 
 
 def clustered(
@@ -237,18 +230,11 @@ def clustered(
         error = wilson(0, n, alpha)[1] / quantile(1 - alpha / 2)
     half = quantile(1 - alpha / 2) * error
     comparison = Comparison(
-        n=n,
-        accuracy_a=sum(a) / n,
-        accuracy_b=sum(b) / n,
-        gains=int((differences > 0).sum()),
-        losses=int((differences < 0).sum()),
-        difference=mean,
-        ci_low=max(-1.0, mean - half),
-        ci_high=min(1.0, mean + half),
-        p_exact=None,
-        p_mid=None,
-        mde=min(1.0, half + quantile(POWER) * error),
-    )
+        n=n, accuracy_a=sum(a) / n, accuracy_b=sum(b) / n,
+        gains=int((differences > 0).sum()), losses=int((differences < 0).sum()),
+        difference=mean, ci_low=max(-1.0, mean - half), ci_high=min(1.0, mean + half),
+        p_exact=None, p_mid=None, mde=min(1.0, half + quantile(POWER) * error),
+    )  # fmt: skip
     return comparison, sign_flip_p(differences, seed)
 
 
