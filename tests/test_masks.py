@@ -262,13 +262,6 @@ def test_what_a_decoder_takes_back(policies: dict[str, Policy]) -> None:
     check_spans(policy, broken)
 
 
-def test_the_end_of_the_turn_is_empty(tiny: Policy) -> None:
-    ids = encode(tiny, "ab")
-    assert token_spans(tiny, [*ids, tiny.end_of_turn]) == [(0, 1), (1, 2), (2, 2)]
-    assert token_spans(tiny, [tiny.end_of_turn]) == [(0, 0)]
-    assert token_spans(tiny, []) == []
-
-
 # ---- masks ---------------------------------------------------------------------------------------
 
 
@@ -323,6 +316,9 @@ THOUGHT, NO_TAGS = MaskConfig(think_fraction=1.0), MaskConfig(think_fraction=1.0
         # a tag inside a thought
         ("<think>a<think>b</think>c", NO_TAGS, "c"),
         ("<think>a<think>b</think>c", THOUGHT, "<think><think></think>c"),
+        # a token across a border is the tag's: "\\n</think>" is one
+        ("<think>a\n</think>b", ANSWER, "<think>\n</think>b"),
+        ("<think>a\n</think>b", BARE, "b"),
         # no thought at all, and things that are no tags
         ("only an answer", BARE, "only an answer"),
         ("<think/>a< /think><THINK>", NO_TAGS, "<think/>a< /think><THINK>"),
@@ -331,24 +327,6 @@ THOUGHT, NO_TAGS = MaskConfig(think_fraction=1.0), MaskConfig(think_fraction=1.0
 )
 def test_what_stays_in_the_loss(tiny: Policy, text: str, mask: MaskConfig, expected: str) -> None:
     assert trained(tiny, text, mask) == expected
-
-
-@pytest.mark.parametrize("tags", TAGS)
-@pytest.mark.parametrize("kind", ["byte level", "SentencePiece"])
-def test_tags_of_many_tokens(policies: dict[str, Policy], kind: str, tags: str) -> None:
-    policy, (start, end) = policies[kind], TAGS[tags]
-    text = f"{start}thought{end}15"
-    assert len(encode(policy, start)) > 1 or kind == "byte level"
-    kept = trained(policy, text, BARE, tags)
-    assert kept and "15".endswith(kept)  # a token of "…>15" is the tag's
-    kept = trained(policy, text, ANSWER, tags)
-    assert kept.startswith(start) and kept.endswith(f"{end}15") and "hough" not in kept
-
-
-def test_a_token_across_a_border_is_the_tags(tiny: Policy) -> None:
-    """ "\\n</think>" is one token of the embedded policy."""
-    assert trained(tiny, "<think>a\n</think>b", ANSWER) == "<think>\n</think>b"
-    assert trained(tiny, "<think>a\n</think>b", BARE) == "b"
 
 
 def test_a_thought_that_ends_in_half_a_character_is_left_out(tiny: Policy) -> None:
@@ -366,14 +344,6 @@ def test_the_end_of_the_turn_is_always_trained(tiny: Policy) -> None:
             found = response_mask(tiny, ids, "think", mask, random.Random(0))
             assert found == [False] * (len(ids) - 1) + [True]
     assert trained(tiny, "<think>a", BARE) == ""
-
-
-def test_the_share_left_out(tiny: Policy) -> None:
-    text = f"<think>{'a' * 4000}</think>{'b' * 4000}"
-    for share in (0.1, 0.5, 0.9):
-        kept = trained(tiny, text, MaskConfig(think_fraction=share))
-        assert kept.count("a") / 4000 == pytest.approx(1 - share, abs=0.03)
-        assert kept.count("b") == 4000
 
 
 @pytest.mark.parametrize(
@@ -395,13 +365,3 @@ def test_the_same_opening_loses_the_same_tokens(tiny: Policy, one: str, two: str
         assert first == second
         seen.add(tuple(first))
     assert len(seen) > 10  # and the seed decides which
-
-
-@pytest.mark.parametrize("mask", [MaskConfig(), ANSWER, THOUGHT])
-def test_one_draw_a_token_whatever_the_mask(tiny: Policy, mask: MaskConfig) -> None:
-    rng, other = random.Random(3), random.Random(3)
-    ids = [*encode(tiny, "<think>a</think>b"), tiny.end_of_turn]
-    response_mask(tiny, ids, "think", mask, rng)
-    for _ in ids:
-        other.random()
-    assert rng.random() == other.random()

@@ -367,22 +367,6 @@ def test_a_pass_stopped_among_values_that_others_left(cache: References, spy: Sp
     assert not same(results[0], trainer.score(items, trainer.trainable(), "sums"))
 
 
-def test_a_batch_is_kept_whole_or_not_at_all(
-    cache: References, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    items, trainer = items_of(make_pairs(21, 4)), trainer_with(cache)
-
-    def fail(*arguments: Any) -> None:
-        raise OSError("gone")
-
-    monkeypatch.setattr(References, "put", fail)
-    with pytest.raises(OSError, match="gone"):
-        trainer.score(items, trainer.trainable(), "sums")
-    monkeypatch.undo()
-    with sqlite3.connect(cache.cache.path) as file:
-        assert file.execute("SELECT count(*) FROM kept").fetchone() == (0,)
-
-
 def test_a_model_that_is_in_training_is_scored_without_dropout() -> None:
     trainer = lora_trainer(dropout=0.5)
     items, network = items_of(make_pairs(22, 4)), Network(trainer.model)
