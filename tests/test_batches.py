@@ -133,25 +133,6 @@ def test_any_rows(items: list[Item], keep_shared: bool, worth: float) -> None:
         assert collate(items, share=False).prefix is None
 
 
-def worth_of(one: Scored) -> float:
-    """Some log-probability, the same for the same tokens."""
-    return -(hash(one) % 1009) / 100
-
-
-@given(items=st.lists(items(), min_size=1, max_size=4))
-def test_what_is_left_out_cancels(items: list[Item]) -> None:
-    """Sums differ between the rows of an item as they do with every token scored."""
-    with patch.object(batches, "WORTH", 1e9):
-        sums = [sum(map(worth_of, row)) for row in scored(collate(items, share=True,
-                                                                  keep_shared=False))]  # fmt: skip
-    whole = [sum(map(worth_of, brute(row))) for row in rows_of(items)]
-    at = 0
-    for item in items:
-        for i in range(at, at + len(item)):
-            assert sums[i] - sums[at] == pytest.approx(whole[i] - whole[at])
-        at += len(item)
-
-
 # ---- layouts -------------------------------------------------------------------------------------
 
 
@@ -184,21 +165,6 @@ def test_a_shared_beginning_is_laid_out_once() -> None:
     assert batch.targets.tolist() == [1, 2, 3, 7, 4, 5, 8]
     assert batch.slots.tolist() == [[0, 1, 2, 4, 5, 7, 7, 7], [0, 1, 3, 6, 7, 7, 7, 7]]
     assert batch.lengths.tolist() == [5, 4]
-
-
-def test_shared_tokens_may_be_left_out_and_still_count() -> None:
-    prompt = list(range(10, 30))
-    pair = (Row(prompt, [1, 2, 3, 4, 5]), Row(prompt, [1, 2, 7, 8]))
-    batch = check([pair], share=True, keep_shared=False)
-    assert batch.targets.tolist() == [3, 7, 4, 5, 8]
-    assert batch.slots[:, :4].tolist() == [[0, 2, 3, 5], [1, 4, 5, 5]]
-    assert batch.lengths.tolist() == [5, 4]
-    # A token that the loss of one row does not see is no longer every row's.
-    half = (pair[0], Row(prompt, [1, 2, 7, 8], mask=(False, True, True, True)))
-    batch = check([half], share=True, keep_shared=False)
-    assert batch.targets.tolist() == [1, 3, 7, 4, 5, 8]
-    assert batch.slots[:, :4].tolist() == [[0, 1, 3, 4], [2, 5, 6, 6]]
-    assert batch.lengths.tolist() == [5, 3]
 
 
 def test_prefixes_by_themselves_only_where_that_saves_work() -> None:

@@ -12,13 +12,11 @@ from support.training import (
     log_probabilities,
     log_softmax,
     long_pairs,
-    mixed_pairs,
     small_model,
-    softplus,
 )
 
 from mlxreflect.config.fields import GrpoConfig
-from mlxreflect.training.batches import Group, Pair, collate
+from mlxreflect.training.batches import Group, collate
 from mlxreflect.training.losses import token_logps
 from mlxreflect.training.network import Network
 from mlxreflect.training.objectives import (
@@ -63,37 +61,6 @@ def test_long_sums_of_bf16_logits_are_float32() -> None:
     found = token_logps(logits, mx.array(targets)).sum(axis=-1)
     assert expected < -2000
     assert found.item() == pytest.approx(expected, abs=0.005)
-
-
-@pytest.mark.parametrize(
-    ("make", "share"), [(mixed_pairs, False), (long_pairs, False), (long_pairs, True)]
-)
-@pytest.mark.parametrize("logps", ["sum", "mean"])
-@pytest.mark.parametrize(("dpo", "nll"), [(1.0, 0.0), (1.0, 0.7), (0.0, 1.0), (2.5, 0.2)])
-def test_pair_loss_of_a_model(
-    make: Callable[[int], list[Pair]], share: bool, logps: str, dpo: float, nll: float
-) -> None:
-    model, pairs = small_model(), make(4)
-    reference = np.random.default_rng(6).normal(-25, 8, (3, 2))
-    expected, margins = 0.0, []
-    for i, pair in enumerate(pairs):
-        c, r = log_probabilities(model, pair.chosen), log_probabilities(model, pair.rejected)
-        per_c, per_r = (len(c), len(r)) if logps == "mean" else (1, 1)
-        ratio = c.sum() / per_c - reference[i, 0] / per_c - r.sum() / per_r
-        margins.append(0.3 * (ratio + reference[i, 1] / per_r))
-        expected += dpo * softplus(np.array(-margins[-1])) + nll * -c.mean()
-    settings = fitting(lr=1.0, batch=3, beta=0.3, logps=logps, dpo=dpo, nll=nll)
-    objective, network = (
-        preference(pairs, list(reference), settings, settings.objective),
-        Network(model),
-    )
-    assert objective.keep_shared == (logps == "mean" or nll > 0)
-    assert network.splits and network.shares
-    batch = collate(objective.items, share=share, keep_shared=objective.keep_shared)
-    assert (batch.prefix is not None) == share
-    loss, metrics = objective.loss(network.logps(batch, training=True), batch, [0, 1, 2])
-    np.testing.assert_allclose(np.array(metrics["margin"]), margins, atol=2e-5)
-    assert loss.item() == pytest.approx(float(expected), rel=2e-6)
 
 
 def directional(loss: Loss, model: nn.Module, seed: int) -> tuple[float, float]:

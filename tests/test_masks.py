@@ -344,24 +344,3 @@ def test_the_end_of_the_turn_is_always_trained(tiny: Policy) -> None:
             found = response_mask(tiny, ids, "think", mask, random.Random(0))
             assert found == [False] * (len(ids) - 1) + [True]
     assert trained(tiny, "<think>a", BARE) == ""
-
-
-@pytest.mark.parametrize(
-    ("one", "two"),
-    [
-        ("<think>the same opening, then this</think>", "<think>the same opening, or that"),
-        ("<think>same</think>x<think>y</think>", "<think>same</think>x and no more"),
-    ],
-)
-def test_the_same_opening_loses_the_same_tokens(tiny: Policy, one: str, two: str) -> None:
-    ids = encode(tiny, one), encode(tiny, two)
-    shared = next(i for i, (a, b) in enumerate(zip(*ids, strict=False)) if a != b)
-    half = MaskConfig(think_fraction=0.5)
-    seen = set()
-    for seed in range(20):
-        first, second = (
-            response_mask(tiny, i, "think", half, random.Random(seed))[:shared] for i in ids
-        )
-        assert first == second
-        seen.add(tuple(first))
-    assert len(seen) > 10  # and the seed decides which

@@ -169,28 +169,6 @@ def test_limits_of_the_device() -> None:
     assert memory_limit(0) == memory.CPU_BYTES
 
 
-@pytest.mark.parametrize(
-    ("pairs", "recomputed", "parts"), [(2, 0, 2), (1, 0, 4), (1, 1, 4), (1, 3, 4)]
-)
-def test_a_limit_changes_no_gradient(pairs: int, recomputed: int, parts: int) -> None:
-    """Just enough memory for so many of the longest pairs, with so many layers recomputed."""
-    model = with_lora(build("qwen2", {"num_hidden_layers": 3}))
-    trainer, everything = Trainer(model), list(range(len(PAIRS)))
-    longest = sorted(((p.chosen, p.rejected) for p in PAIRS), key=lambda item: item[1].length)
-    shape = shape_of(longest[-pairs:], True)
-    limit = Footprint(model, trainer.understood([]).vocabulary).bytes(shape, recomputed) + 1
-    limit *= LANES
-    settings = fitting(lr=1e-3, batch=4, beta=0.3, logps="mean", nll=0.4, memory_gb=limit / 1e9)
-    objective = preference(PAIRS, None, settings, settings.objective)
-    planned = trainer.plan(trainer.understood([]), objective, everything, settings)
-    assert (len(planned[0]), planned[1]) == (parts, recomputed)
-    value, expected = plainly(model, plain_dpo([[0.0, 0.0]] * 4, settings))
-    found, gradients, batches = trained(trainer, objective, settings)
-    assert len(batches) == parts
-    assert found == pytest.approx(value, rel=1e-5)
-    assert furthest(gradients, expected) < 1e-4
-
-
 @pytest.mark.slow
 def test_memory_falls_with_the_limit() -> None:
     model, items = five_million(num_hidden_layers=4), some_items(4, 150, 40)

@@ -58,14 +58,15 @@ Load = Callable[..., Any]
 # ---- values -------------------------------------------------------------------------------------
 
 
-def test_no_reference_means_zeros_and_nll_is_added() -> None:
-    trainer, pairs = lora_trainer(), make_pairs(3, 4)
+@pytest.mark.parametrize(("dpo", "nll"), [(2.0, 0.4), (0.0, 1.0)])
+def test_no_reference_means_zeros_and_nll_is_added(dpo: float, nll: float) -> None:
+    trainer, pairs = lora_trainer(), long_pairs(3) + make_pairs(3, 4)
     scores = pair_scores(trainer.model, pairs)
-    margins = 0.05 * scores @ [1, -1]
-    nll = np.mean([-s / len(p.chosen.response) for s, p in zip(scores[:, 0], pairs, strict=True)])
-    settings = fitting(lr=1e-3, batch=4, beta=0.05, nll=0.4, dpo=2.0)
+    likely = [s / len(p.chosen.response) for s, p in zip(scores[:, 0], pairs, strict=True)]
+    settings = fitting(lr=1e-3, batch=7, beta=0.05, nll=nll, dpo=dpo)
     (step,) = fit_pairs(trainer, pairs, None, settings, (1,))
-    assert step.loss == pytest.approx(2 * softplus(-margins).mean() + 0.4 * nll, rel=2e-6)
+    expected = dpo * softplus(-0.05 * scores @ [1, -1]).mean() - nll * np.mean(likely)
+    assert step.loss == pytest.approx(expected, rel=2e-6)
 
 
 def test_accuracy_is_over_pairs_and_not_over_batches() -> None:

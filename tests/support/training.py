@@ -78,12 +78,6 @@ def long_pairs(seed: int) -> list[Pair]:
     return found
 
 
-def mixed_pairs(seed: int) -> list[Pair]:
-    """Pairs that share their prompts alone."""
-    chosen, rejected = rows(seed, SHAPES[:3]), rows(seed + 1, SHAPES[3:])
-    return [Pair(c, Row(c.prompt, r.response)) for c, r in zip(chosen, rejected, strict=True)]
-
-
 # The bias of k_proj is left out: its gradient is zero but for rounding, which Adam would blow up.
 KEYS = ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"]
 
