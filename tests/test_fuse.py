@@ -471,12 +471,13 @@ def test_a_model_of_the_hub(tiny_random: Path, tmp_path: Path) -> None:
     assert done.stdout == "True\n"
 
 
-def test_disagreement_is_said_plainly(tiny_random: Path, tmp_path: Path, ui: Ui) -> None:
-    adapter = adapt(tiny_random, tmp_path / "a", steps=3, scale=0.5)
-    result = fuse(str(tiny_random), str(adapter), tmp_path / "out", 4, [], ui)
-    result |= {"agree": 3}
-    result["samples"][1]["agrees"] = False
-    text = text_of(result)
-    assert "3 of 5 answers" in text and "4 bits" in text
-    assert re.search(r"equals 16\.|write an +no", text)
-    assert f"--model {tmp_path / 'out'}" in text.replace("\n", "")
+def test_disagreement_is_said_plainly() -> None:
+    samples = [{"prompt": prompt, "agrees": n > 1, "logp_difference": 0.1}
+               for n, prompt in enumerate(PROMPTS)]  # fmt: skip
+    text = text_of(
+        {"out": "some/out", "quantize": 4, "dtype": "float32", "kept": 1.0, "bytes": 10**6,
+         "tokens": 32, "prompts": 5, "agree": 3, "samples": samples}
+    )  # fmt: skip
+    assert "3 of 5 answers" in text and "1 MB of 4 bits" in text
+    assert re.search(r"write an.* no ", text) and re.search(r"three prime.* yes ", text)
+    assert "--model some/out" in text.replace("\n", " ")

@@ -11,8 +11,8 @@ import mlx_lm
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from mlx_lm.models import lfm2
 from safetensors.numpy import load_file
+from support.architectures import RECURRENT, build
 
 from mlxreflect.config.schema import LoraConfig, PolicyConfig
 from mlxreflect.core.errors import UserError
@@ -183,20 +183,15 @@ def test_the_scale_may_be_given_as_alpha(
 
 @pytest.fixture
 def hybrid() -> nn.Module:
-    """Attention in the first block, a convolution in the second."""
-    mx.random.seed(3)
-    return lfm2.Model(lfm2.ModelArgs.from_dict({
-        "model_type": "lfm2", "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
-        "norm_eps": 1e-5, "conv_bias": False, "conv_L_cache": 3, "block_dim": 64,
-        "block_ff_dim": 128, "block_multiple_of": 32, "block_ffn_dim_multiplier": 1.0,
-        "block_auto_adjust_ff_dim": False, "full_attn_idxs": [0],
-    }))  # fmt: skip
+    """A running state in the first block, attention in the second."""
+    return build(*RECURRENT["jamba"])
 
 
 def test_a_key_may_be_of_some_layers_only(hybrid: nn.Module) -> None:
-    config = attach_lora(hybrid, LoraConfig(keys=["self_attn.q_proj", "conv.in_proj"]), 0)
-    assert lora_layers(hybrid) == {"model.layers.0.self_attn.q_proj", "model.layers.1.conv.in_proj"}
+    config = attach_lora(hybrid, LoraConfig(keys=["self_attn.q_proj", "mamba.in_proj"]), 0)
+    assert lora_layers(hybrid) == {
+        "model.layers.0.mamba.in_proj", "model.layers.1.self_attn.q_proj"
+    }  # fmt: skip
     assert config["num_layers"] == 2
 
 
@@ -204,11 +199,11 @@ def test_a_key_may_be_of_some_layers_only(hybrid: nn.Module) -> None:
     ("keys", "layers", "message", "hint", "unsaid"),
     [
         # A key that no layer has: the known ones are named.
-        (["conv.in_proj", "self_attn.qkv"], -1, "self_attn.qkv", "self_attn.q_proj", "qkv"),
+        (["mamba.in_proj", "self_attn.qkv"], -1, "self_attn.qkv", "self_attn.q_proj", "qkv"),
         ([], 0, "train.lora.layers = 0: the model has 2 layers", "1 to 2, or -1", "0"),
         ([], 3, "train.lora.layers = 3: the model has 2 layers", "1 to 2, or -1", "3"),
         # Keys of none of the layers chosen would train nothing.
-        (["self_attn.q_proj"], 1, "the last 1 of 2 layers", "conv.in_proj", "self_attn"),
+        (["mamba.in_proj"], 1, "the last 1 of 2 layers", "self_attn.q_proj", "mamba"),
     ],
 )
 def test_layers_that_are_not_there_are_refused(

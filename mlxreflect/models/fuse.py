@@ -199,10 +199,7 @@ def check_request(out: Path, quantize: int) -> None:
 
 
 def load_tuned(model: str, adapter: str) -> tuple[Policy, Arrays]:
-    """The model as its files have it with the adapter on it, and the arrays it had without.
-
-    Raises UserError where they do not fit, naming the first array that does not.
-    """
+    """The model with the adapter on it, and its arrays without. Raises UserError on a misfit."""
     if adapter:
         read_adapter(adapter)
     policy = load_policy(PolicyConfig(model=model, dequantize="no"))
@@ -282,10 +279,7 @@ def answers_before(
 def answers_after(
     folder: Path, before: Sequence[tuple[Answer, list[float]]], asked: Sequence[str], ui: Ui
 ) -> list[dict[str, Any]]:
-    """For each prompt the new model's answer beside the old, and how its log-probabilities differ.
-
-    logp_difference: the largest over the tokens of the old answer, in nats.
-    """
+    """The new model's answers beside the old; logp_difference: the largest of a token, in nats."""
     policy = load_policy(PolicyConfig(model=str(folder)))
     after = answer(policy, asked, "answering as fused", ui)
     samples = []

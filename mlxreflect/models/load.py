@@ -33,10 +33,7 @@ LOAD_ERRORS = (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSErr
 
 
 def load_policy(config: PolicyConfig, table: str = "policy") -> Policy:
-    """Load a model by hub name, path, or "tiny". Raises UserError for what a person can mend.
-
-    table: of the recipe, that names the model.
-    """
+    """Loads a model by hub name, path or "tiny". table: of the recipe, to name in a UserError."""
     path = str(TINY) if config.model == "tiny" else config.model
     try:
         model, tokenizer = load(

@@ -131,10 +131,7 @@ def mark(x: mx.array) -> mx.array:
 
 
 def compute(pieces: list[Any]) -> None:
-    """In a thread of its own: each piece in turn, and none is kept longer than it is needed.
-
-    The list itself is emptied, for the graph refers to it, by `mark`, until its end.
-    """
+    """In another thread, each piece in turn; emptied, for the graph refers to it by `mark`."""
     pieces.reverse()
     while pieces:
         mx.eval(pieces.pop())

@@ -58,10 +58,7 @@ def attach_lora(
 
 
 def choose_layers(model: nn.Module, config: LoraConfig) -> int:
-    """Returns the number of last blocks to train; refuses what would train nothing, or not exist.
-
-    In a hybrid model a key may be of some blocks only.
-    """
+    """Returns how many last blocks to train; refuses what would train nothing, or is not there."""
     total, known = len(model.layers), linear_keys(model)
     if config.layers != -1 and not 1 <= config.layers <= total:
         raise UserError(
@@ -138,10 +135,7 @@ def stored_packed(name: str) -> bool:
 
 
 def save_adapter(folder: Path, arrays: Arrays, config: dict[str, Any], model: str) -> None:
-    """adapters.safetensors and adapter_config.json, as `mlx_lm.generate --adapter-path` loads.
-
-    arrays: the trainable parameters: of LoRA layers, or all weights.
-    """
+    """Writes what was trained and its config as `mlx_lm.generate --adapter-path` loads them."""
     folder.mkdir(parents=True, exist_ok=True)
     mx.save_safetensors(str(folder / "adapters.safetensors"), arrays)
     text = json.dumps({**config, "model": model}, indent=2)

@@ -212,10 +212,7 @@ class Network:
     # ---- what the model allows ------------------------------------------------------------------
 
     def agrees(self, axes: int) -> bool:
-        """Returns whether running it apart gives what the plain forward pass does, on a few tokens.
-
-        axes: of heads, in the masks of rows that go on from a prefix; 0: rows are whole.
-        """
+        """Returns whether it gives what the plain pass does. axes: of heads, 0 for whole rows."""
         self.axes = axes
         one, other = [1, 2, 3], [2, 3, 1, 5, 4, 1]
         items = [(Row(one, [4, 5, 6]), Row(one, [5, 6])),

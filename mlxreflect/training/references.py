@@ -26,10 +26,7 @@ What = Literal["sums", "tokens"]
 
 
 class References:
-    """The float32 log-probabilities of one file, as they were, bit for bit.
-
-    Raises UserError for a file that cannot be used.
-    """
+    """The float32 log-probabilities of one file. Raises UserError where it cannot be used."""
 
     def __init__(self, path: Path) -> None:
         self.cache = KeyedCache(path, "reference cache", "train.reference_cache")

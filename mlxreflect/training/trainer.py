@@ -312,10 +312,7 @@ def mean(values: Sequence[float] | None) -> float | None:
 
 
 def ranking(metrics: dict[str, list[float]]) -> dict[str, float | None]:
-    """Returns the mean margin and the share of pairs ranked right; None without pairs.
-
-    A tie, as of a policy that still is its reference, is right by half.
-    """
+    """Returns the mean margin and the share of pairs ranked right, of a tie half; None without."""
     margins = metrics.get("margin", [])
     right = [0.5 if abs(margin) < TIE else float(margin > 0) for margin in margins]
     return {"margin": mean(margins), "accuracy": mean(right)}
