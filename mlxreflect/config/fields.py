@@ -107,6 +107,13 @@ def idle_keys(model: type[BaseModel], name: str, prefix: str = "") -> Iterator[s
             yield from idle_keys(inner, name, f"{prefix}{key}.")
 
 
+def refuse(path: Path, *faults: tuple[bool, str, str]) -> None:
+    """Raises UserError for the first of (whether it is there, what is wrong, what mends it)."""
+    for there, wrong, hint in faults:
+        if there:
+            raise UserError(f"{path}: {wrong}", hint)
+
+
 def refuse_idle(table: BaseModel, usual: BaseModel, keys: Mapping[str, str], prefix: str) -> None:
     """Raises UserError for a key at or below `keys`, each with its reason, with another value."""
     plain = flatten(usual.model_dump())

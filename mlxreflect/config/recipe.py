@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mlxreflect.config.fields import idle_keys, make_paths_whole, refuse_idle
+from mlxreflect.config.fields import idle_keys, make_paths_whole, refuse, refuse_idle
 from mlxreflect.config.schema import (
     METHODS,
     REMOTE,
@@ -222,19 +222,11 @@ def first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 # ---- what the types cannot say -------------------------------------------------------------------
 
-Fault = tuple[bool, str, str]  # whether it is there, what is wrong, what mends it
 # For each provider, what a critic.model may look like.
 MODELS = {
     "local": "mlx-community/Qwen2.5-7B-Instruct-4bit", "ollama": "qwen2.5:7b",
     "openai": "gpt-4.1-mini", "bedrock": "us.amazon.nova-pro-v1:0",
 }  # fmt: skip
-
-
-def refuse(path: Path, *faults: Fault) -> None:
-    """Raises UserError for the first of the faults that is there."""
-    for there, wrong, hint in faults:
-        if there:
-            raise UserError(f"{path}: {wrong}", hint)
 
 
 def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> None:
