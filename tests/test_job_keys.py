@@ -19,6 +19,7 @@ from mlxreflect.core.ui import Ui
 from mlxreflect.data.matching import FILE
 from mlxreflect.runs.fit import train
 from mlxreflect.runs.folder import create_job
+from mlxreflect.training import trainer
 
 # Two epochs of several steps, with looks, a thought in each answer and answers of many lengths.
 BASE = {"train.batch": 2, "train.epochs": 2, "train.lr": 1e-3, "data.limit": 8,
@@ -298,23 +299,28 @@ def test_rows_of_an_evaluation_are_left_out(outputs_of: Outputs, shelf: Path) ->
 # ---- what the numbers do not show ----------------------------------------------------------------
 
 
+def watched(monkeypatch: pytest.MonkeyPatch, place: Any, name: str) -> list[Any]:
+    """What a function is given first, call by call."""
+    seen: list[Any] = []
+    original = getattr(place, name)
+
+    def spy(first: Any, *rest: Any, **options: Any) -> Any:
+        seen.append(first)
+        return original(first, *rest, **options)
+
+    monkeypatch.setattr(place, name, spy)
+    return seen
+
+
 @pytest.mark.slow
 def test_grad_checkpoint_recomputes(outputs_of: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = 0
-    original = mx.checkpoint
-
-    def counted(function: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return original(function)
+    seen = watched(monkeypatch, mx, "checkpoint")
 
     def counts(**settings: Any) -> int:
-        nonlocal calls
-        calls = 0
+        seen.clear()
         outputs_of("dpo", {f"train.{key}": value for key, value in settings.items()})
-        return calls
+        return len(seen)
 
-    monkeypatch.setattr(mx, "checkpoint", counted)
     plain = counts(grad_checkpoint="no")  # the head's chunks
     assert counts(grad_checkpoint="yes") > plain
     # Of very little memory nothing is left, and auto recomputes too.
@@ -323,21 +329,12 @@ def test_grad_checkpoint_recomputes(outputs_of: Outputs, monkeypatch: pytest.Mon
 
 @pytest.mark.slow
 def test_memory_gb_halves_batches(outputs_of: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlxreflect.training import trainer
-
-    sizes: list[int] = []
-    original = trainer.collate
-
-    def counted(items: Any, **options: Any) -> Any:
-        sizes.append(len(items))
-        return original(items, **options)
-
-    monkeypatch.setattr(trainer, "collate", counted)
+    batches = watched(monkeypatch, trainer, "collate")
     outputs_of("dpo", {"train.batch": 4, "train.memory_gb": 8.0})
-    assert max(sizes) == 2  # halves, side by side
-    sizes.clear()
+    assert max(map(len, batches)) == 2  # halves, side by side
+    batches.clear()
     outputs_of("dpo", {"train.batch": 4, "train.memory_gb": 1e-3})
-    assert max(sizes) == 1
+    assert max(map(len, batches)) == 1
 
 
 @pytest.mark.slow
