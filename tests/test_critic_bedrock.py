@@ -4,7 +4,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support import fake_bedrock as fake
@@ -139,15 +138,6 @@ def test_a_refused_temperature_is_left_out_from_then_on(words: str) -> None:
     assert [one.text for one in replies] == ["reply to a", "reply to b"]
 
 
-def test_a_call_that_fails_without_a_temperature_too_changes_nothing() -> None:
-    with FakeBedrock(
-        faults=[aws("ValidationException", "the word temperature in a long prompt")] * 2
-    ) as server:
-        long, short = ask(server, call("a"), call("b"), concurrency=1)
-        assert "temperature" in server.chats[-1]["inferenceConfig"]
-    assert (long.kind, short.text) == ("http_400", "reply to b")
-
-
 # ---- credentials ---------------------------------------------------------------------------------
 
 
@@ -181,36 +171,37 @@ def test_a_bearer_token_is_used_and_kept_secret(
         assert server.requests[0].headers["authorization"] == f"Bearer {BEARER}"
 
 
-def mistake(action: Any) -> tuple[str, str]:
+@pytest.mark.parametrize(
+    ("environment", "settings", "said", "mends"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": None}, {},
+         "the AWS credentials cannot be used: Partial credentials", "critic.profile"),
+        ({"AWS_CA_BUNDLE": "missing.pem"}, {}, "missing.pem is no file of cert", "AWS_CA_BUNDLE"),
+        ({"AWS_CA_BUNDLE": __file__}, {}, f"{__file__} is no file of cert", "AWS_CA_BUNDLE"),
+        ({}, {"profile": "mine"}, "(mine) could not be found", "correct critic.profile"),
+        ({}, {"region": ""}, "no AWS region is set", "critic.region=us-east-1"),
+        ({}, {"region": "us east"}, "us east", "correct critic.region or critic.base_url"),
+        ({}, {"base_url": "nowhere"}, "nowhere", "correct critic.region or critic.base_url"),
+        ({"AWS_ACCESS_KEY_ID": None}, {}, "no AWS credentials were found",
+         "run `aws configure`, set critic.profile, or export AWS_BEARER_TOKEN_BEDROCK"),
+    ],
+)  # fmt: skip
+def test_what_a_person_can_mend(
+    environment: dict[str, str | None], settings: dict[str, str], said: str, mends: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
     with pytest.raises(UserError) as caught:
-        action()
-    return caught.value.message, caught.value.hint
+        critic_at(AWS, **settings).preflight()
+    assert said in caught.value.message and mends in caught.value.hint
 
 
-def test_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_that_end_meanwhile_are_a_failed_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     critic = critic_at(AWS)
-    message, hint = mistake(critic.preflight)
-    assert message == "no AWS credentials were found"
-    assert "aws configure" in hint and "AWS_BEARER_TOKEN_BEDROCK" in hint
     assert critic.ask([call()])[0].kind == "refused"
     critic.close()
-
-
-def test_credentials_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    message, hint = mistake(lambda: critic_at(AWS))
-    assert "AWS credentials cannot be used: Partial credentials" in message
-    assert "critic.profile" in hint
-
-
-def test_certificates_that_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "empty.pem").write_text("")
-    for name in ("missing.pem", "empty.pem"):
-        monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / name))
-        message, hint = mistake(lambda: critic_at(AWS))
-        assert message == f"{tmp_path / name} is no file of certificates"
-        assert "AWS_CA_BUNDLE" in hint
 
 
 def test_a_profile_and_its_region(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,27 +219,11 @@ def test_a_profile_and_its_region(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert "/eu-west-3/" in server.requests[0].headers["authorization"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "said", "mends"),
-    [({"profile": "mine"}, "(mine) could not be found", "correct critic.profile"),
-     ({"region": ""}, "no AWS region is set", "critic.region=us-east-1"),
-     ({"region": "us east"}, "us east", "correct critic.region or critic.base_url"),
-     ({"base_url": "nowhere"}, "nowhere", "correct critic.region or critic.base_url")],
-)  # fmt: skip
-def test_a_setting_that_boto3_refuses(changes: dict[str, str], said: str, mends: str) -> None:
-    message, hint = mistake(lambda: critic_at(AWS, **changes))
-    assert said in message and mends in hint
-
-
-def test_boto3_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_replay_needs_no_boto3(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
-    message, hint = mistake(lambda: critic_at(AWS))
-    assert "needs boto3" in message
-    assert hint == "run: pip install 'mlxreflect[bedrock]'"
-
-
-def test_a_replay_needs_neither_boto3_nor_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "boto3", None)
+    with pytest.raises(UserError, match="needs boto3") as caught:
+        critic_at(AWS)
+    assert caught.value.hint == "run: pip install 'mlxreflect[bedrock]'"
     critic = critic_at(AWS, replay=True)
     critic.preflight()
     critic.close()

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -190,17 +191,6 @@ def test_each_fault_of_one_provider_has_a_kind(
     kind_of(services[owner], fault, kind, sent)
 
 
-@pytest.mark.parametrize(
-    "faults",
-    [[429], [500, 503, 408], [wire.HANG_UP], [wire.RESET, wire.SHORT],
-     [wire.EMPTY_BODY, "BAD_JSON", "NOT_UTF8"]],
-)  # fmt: skip
-def test_a_retried_call_succeeds(service: Service, faults: list[int | str | Fault]) -> None:
-    reply, sent = service.ask(*[made(service, fault) for fault in faults])
-    assert (reply.text, reply.error, reply.kind) == ("reply to hello", None, "")
-    assert sent == len(faults) + 1
-
-
 def test_retry_after_is_honoured(service: Service) -> None:
     refuse = service.provider.refuse
     reply, _ = service.ask(refuse(429, retry_after=0.3), refuse(503, retry_after=0.2))
@@ -272,12 +262,6 @@ def test_a_reply_cut_by_length_is_kept(service: Service, at: Callable[..., Clien
     assert (reply.text, reply.finish_reason, reply.error) == ("12345678", "length", None)
 
 
-def test_a_megabyte_of_text(service: Service, at: Callable[..., Client]) -> None:
-    service.server.reply = lambda body: "wrong " * 175_000
-    [reply] = at(max_tokens=10**6).ask([call()])
-    assert len(reply.text) == 6 * 175_000
-
-
 def test_a_text_far_beyond_max_tokens_is_no_critique(
     service: Service, at: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,8 +270,9 @@ def test_a_text_far_beyond_max_tokens_is_no_critique(
     service.server.reply = lambda body: "on and on " * 100_000
     [reply] = at(max_tokens=50).ask([call()])
     assert (reply.kind, reply.text, len(service.server.chats)) == ("too_large", "", 1)
-    service.server.reply = lambda body: "x" * 15_000
-    assert len(at(max_tokens=4000).ask([call()])[0].text) == 15_000
+    for most, size in ((4000, 15_000), (10**6, 2**20)):  # fewer may be few long words
+        service.server.reply = lambda body, size=size: "x" * size
+        assert len(at(max_tokens=most).ask([call()])[0].text) == size
 
 
 # ---- time and threads ----------------------------------------------------------------------------
@@ -310,16 +295,6 @@ def test_the_deadline_ends_a_call(
     assert time.monotonic() - start < 1  # the stalled server does not hold it up
 
 
-def test_the_deadline_ends_the_retries_of_a_call(
-    service: Service, at: Callable[..., Client]
-) -> None:
-    service.server.faults[:] = [service.provider.refuse(503, retry_after=0.1)] * 50
-    start = time.monotonic()
-    replies = at(deadline_s=0.5, concurrency=1).ask([call("a"), call("b")])
-    assert time.monotonic() - start < 5
-    assert {reply.kind for reply in replies} <= {"timeout", "http_503"}
-
-
 def test_the_order_is_that_of_the_calls(service: Service, at: Callable[..., Client]) -> None:
     answer = service.server.reply
 
@@ -332,15 +307,6 @@ def test_the_order_is_that_of_the_calls(service: Service, at: Callable[..., Clie
     replies = at(concurrency=8).ask([call(str(n)) for n in range(24)])
     assert [reply.text for reply in replies] == [f"reply to {n}" for n in range(24)]
     assert 1 < service.server.most_at_once <= 8
-
-
-def test_a_failed_call_leaves_the_others_alone(service: Service) -> None:
-    def reply(body: Body) -> str | Fault:
-        return service.provider.refuse(400) if service.server.said(body) == "1" else "fine"
-
-    service.server.reply = reply
-    replies = service.critic.ask([call(str(n)) for n in range(3)])
-    assert [reply.kind for reply in replies] == ["", "http_400", ""]
 
 
 def test_a_server_that_is_down_is_an_error_reply(at: Callable[..., Client]) -> None:
@@ -398,12 +364,13 @@ def test_what_still_queues_is_not_sent_once_asking_has_ended() -> None:
         time.sleep(0.1)
         return Reply("fine")
 
-    one = client(send)
+    one = client(send, Ledger(None, BudgetConfig(max_calls=5)))
     with pytest.raises(ZeroDivisionError):
         one.ask([call(str(n)) for n in range(6)])
     time.sleep(0.4)
     one.close()
     assert len(sent) <= 2  # the second may have been under way
+    assert not one.ledger.out  # the bug left nothing set aside
 
 
 def test_a_call_that_is_given_up_while_it_waits_for_the_budget_is_not_sent() -> None:
@@ -487,14 +454,6 @@ def test_what_is_asked_again_is_not_sent_again(
     for _ in range(2):
         at(cache="off").ask([one, one])  # equal calls of one batch are sent once
     assert len(service.server.chats) == 5
-
-
-def test_off_keeps_nothing(
-    at: Callable[..., Client], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLXREFLECT_CACHE", str(tmp_path))
-    at(cache="off").ask([call()])
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_failures_are_not_kept(service: Service, at: Callable[..., Client], tmp_path: Path) -> None:
@@ -606,8 +565,11 @@ def test_preflight_says_where_no_server_answers(name: str, path: str, word: str)
     assert word in caught.value.hint and "critic.base_url" in caught.value.hint
 
 
-@pytest.mark.parametrize("name", ["ollama", "openai"])
-@pytest.mark.parametrize("url", ["http://127.0.0.1:port", "http://[half"])
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [("openai", "ftp://host"), ("openai", "http://"),
+     *product(["ollama", "openai"], ["http://127.0.0.1:port", "http://[half"])],
+)  # fmt: skip
 def test_an_address_that_is_none(name: str, url: str) -> None:
     with pytest.raises(UserError, match="no address"):
         critic_at((name, url))

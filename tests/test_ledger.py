@@ -303,17 +303,6 @@ def test_what_a_failed_request_counts(error: CallError, spent: tuple[int, int]) 
     one.close()
 
 
-def test_a_bug_leaves_nothing_set_aside() -> None:
-    def send(call: Call) -> Reply:
-        raise ZeroDivisionError
-
-    one = client(send, {"max_calls": 5})
-    with pytest.raises(ZeroDivisionError):
-        one.ask([CALL])
-    assert not one.ledger.out
-    one.close()
-
-
 def test_waiting_for_the_budget_takes_nothing_from_a_calls_deadline() -> None:
     """The second call waits longer for the first than its own deadline, and is answered."""
 
