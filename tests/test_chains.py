@@ -327,5 +327,5 @@ def test_a_wave_that_was_stopped_ends_with_the_same_bytes(tmp_path):
 def test_critics_on_servers_are_waited_for_and_those_of_this_process_are_not():
     assert Client.waits
     assert not (SolverCritic.waits or LocalCritic.waits or SelfCritic.waits)
-    with make(Critic()).running.threads() as chains:
+    with make(Critic()).session.workers("basic", {"basic"}) as chains:
         assert chains is None

@@ -10,7 +10,7 @@ from mlxreflect.config.recipe import digest, eval_spec, load_recipe
 from mlxreflect.core.errors import UserError
 from mlxreflect.evaluation.evaluate import find_spec
 from mlxreflect.methods.base import Try
-from mlxreflect.methods.rollouts import attempt_prompt
+from mlxreflect.methods.session import attempt_prompt
 from mlxreflect.prompts.roles import BUNDLED
 from mlxreflect.runs.folder import create_run, open_folder
 from mlxreflect.tasks import TASKS

@@ -236,8 +236,7 @@ class Frame:
         critics: dict[str, Critic], problems: dict[str, Problem],
     ) -> None:  # fmt: skip
         from mlxreflect.methods.learning import Learning
-        from mlxreflect.methods.rollouts import Rollouts
-        from mlxreflect.methods.session import Session
+        from mlxreflect.methods.session import Rollouts, Session
 
         self.recipe, self.task, self.problems = recipe, task, problems
         self.rollouts = Rollouts(recipe, task, policy, method.wording)
@@ -246,9 +245,7 @@ class Frame:
         self.status: Callable[[str], None] = lambda text: None
         self.wave = Wave(0, 1, "problems", [])
         self.running = method.start(self)
-
-    def next_wave(self, *, ending: bool = False) -> Wave | None:
-        return self.running.next_wave(ending=ending)
+        self.next_wave, self.progress = self.running.next_wave, self.running.progress
 
     def play(self, wave: Wave) -> Played:
         """Plays a wave, and counts what came of it."""
@@ -269,9 +266,6 @@ class Frame:
         }
         examples = self.learning.examples if played.examples is None else played.examples
         return replace(played, figures=figures, examples=examples, steps=self.learning.steps)
-
-    def progress(self) -> tuple[int, int]:
-        return self.running.progress()
 
     @property
     def state(self) -> Any:
@@ -350,13 +344,17 @@ class Trajectory:
         self.tries, self.won = 0, None
 
 
-def outcome_of(solved: Turn | None, calls: Sequence[Turn]) -> Outcome:
+def outcome_of(
+    solved: Turn | None,
+    calls: Sequence[Turn],
+    otherwise: Literal["discarded", "bucket", "trained"] = "discarded",
+) -> Outcome:
     """Returns solved, by the first turn or a later one; failed where all these calls were lost."""
     if solved:
         first = solved.index == 0
         return Outcome(first, solved.index, "solved_first" if first else "solved")
     lost = bool(calls) and all(turn.error for turn in calls)
-    return Outcome(False, None, "failed" if lost else "discarded")
+    return Outcome(False, None, "failed" if lost else otherwise)
 
 
 @dataclass(frozen=True)

@@ -44,10 +44,8 @@ class Learning:
     def use(self, train: TrainConfig) -> None:
         """Trains with these settings from now on, of a phase that has its own."""
         self.train = train
-        self.encoder = Encoder(
-            self.policy, train.max_length, train.mask,
-            self.recipe.prompt.tags, self.recipe.seed,
-        )  # fmt: skip
+        tags, seed = self.recipe.prompt.tags, self.recipe.seed
+        self.encoder = Encoder(self.policy, train.max_length, train.mask, tags, seed)
 
     def begin_wave(self) -> None:
         self.examples: list[Example] = []

@@ -4,24 +4,20 @@ For a wave of problems: attempt; grade; for what is wrong up to K rounds of crit
 DPO on (winning rewrite ≻ the sample that opened its cycle); up to V verifications, each a fresh
 sample of the updated policy. A pass ends in SFT and "solved"; a failure in SFT on the last winner
 at a small learning rate and, while verifications are left, another cycle with the failed sample as
-the rejected one. What stays unsolved goes to the bucket list, which the advanced critic takes up
-after every `bucket_every` problems. `wave = 1` is the paper's sequential order.
-
-The rounds go in lock-step where critiques are computed in this process. Where a critic is waited
-for, each trajectory goes its own way, and the policy goes on sampling meanwhile.
+the rejected one. What stays unsolved goes to the bucket list, for the advanced critic. The rounds
+go in lock-step; where a critic is waited for, each trajectory goes its own way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlxreflect.config.fields import Count, Positive, Table
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.records import Episode, Example, Outcome, Turn
+from mlxreflect.core.records import Episode, Example, Turn
 from mlxreflect.core.seeds import rng_for
 from mlxreflect.methods.base import (
     Frame,
@@ -33,6 +29,7 @@ from mlxreflect.methods.base import (
     Wave,
     as_asked,
     completion,
+    outcome_of,
     passed,
     preference,
     unless_right,
@@ -40,6 +37,7 @@ from mlxreflect.methods.base import (
 
 if TYPE_CHECKING:
     from mlxreflect.config.schema import Recipe, Tier
+    from mlxreflect.critics.verdicts import Judgement
     from mlxreflect.methods.session import Workers
 
 MAX_MASTERY_ROUNDS = 100
@@ -62,6 +60,10 @@ class R3Config(Table):
     bucket_every: Count = 100  # problems between passes over the bucket list; 0: never
     until_mastered: bool = False  # go on over the bucket list while it shrinks
 
+    @property
+    def takes_up_bucket(self) -> bool:
+        return self.bucket_every > 0 or self.until_mastered
+
 
 def check(recipe: Recipe, path: Path) -> None:
     if recipe.r3.verify_pass > recipe.r3.verify_samples:
@@ -78,28 +80,24 @@ def check(recipe: Recipe, path: Path) -> None:
 def tiers(recipe: Recipe) -> list[Tier]:
     found: list[Tier] = []
     if not recipe.r3.feedback == recipe.r3.rewriter == "self":
-        found += ["basic", "advanced"] if keeps_bucket(recipe) else ["basic"]
+        found += ["basic", "advanced"] if recipe.r3.takes_up_bucket else ["basic"]
     return [*found, "judge"] if recipe.r3.judge else found
-
-
-def keeps_bucket(recipe: Recipe) -> bool:
-    """Returns true where the bucket list is ever taken up."""
-    return recipe.r3.bucket_every > 0 or recipe.r3.until_mastered
 
 
 def plan(recipe: Recipe, n: int, wrong: float) -> Plan:
     config = recipe.r3
     visits, tries = at_most(recipe, n) if wrong == 1 else expected(recipe, n, wrong)
-    calls: dict[tuple[Tier, str], float] = {}
-    for tier, shown in visits.items():
-        for role, who in (("critique", config.feedback), ("rewrite", config.rewriter)):
-            if who == "critic":
-                calls[tier, role] = shown * tries
-    roles: tuple[str, ...] = ("critique", "rewrite")
+    writers = {"critique": config.feedback, "rewrite": config.rewriter}
+    calls: dict[tuple[Tier, str], float] = {
+        (tier, role): shown * tries
+        for tier, shown in visits.items()
+        for role, who in writers.items()
+        if who == "critic"
+    }
     if config.judge:
         judged = 2 if wrong == 1 else 1 - wrong  # of a try; its reply may be asked for again
         calls["judge", "judge"] = sum(visits.values()) * tries * judged
-        roles += ("judge",)
+    roles = (*writers, "judge") if config.judge else (*writers,)
     return Plan(n * config.epochs, config.wave, calls, roles)
 
 
@@ -128,7 +126,7 @@ def expected(recipe: Recipe, n: int, wrong: float) -> tuple[dict[Tier, float], f
     cycles = 1 + (1 - lost) * sum(wrong**i for i in range(1, config.verifications))
     unsolved = lost + (1 - lost) * (wrong**config.verifications if config.verifications else 0)
     first = n * config.epochs * wrong
-    again = first * unsolved * wrong if keeps_bucket(recipe) else 0.0
+    again = first * unsolved * wrong if config.takes_up_bucket else 0.0
     return {"basic": first, "advanced": again}, tries * cycles
 
 
@@ -163,47 +161,38 @@ class State:
 def next_wave(state: State, problems: Sequence[str], recipe: Recipe) -> Wave | None:
     """Returns the wave that follows `state`, whose bookkeeping it moves on; None at the end.
 
-    Epochs over all problems, passes over the bucket list, then mastery rounds. A resumed run takes
-    the same waves as one never stopped.
+    Epochs over all problems, with passes over the bucket list, then mastery rounds.
     """
     config, size = recipe.r3, recipe.r3.wave
     new_epoch = state.cursor == 0 and state.wave == 0
-    while True:
-        if state.queue:
-            taken, state.queue = state.queue[:size], state.queue[size:]
-            force, state.force = state.force, False
-            return wave_of(state, taken, new_epoch, force)
+    while not state.queue:
+        ended = state.cursor >= len(problems)
+        full = state.since_bucket >= config.bucket_every
+        mastered = state.first_correct == len(problems) and not state.bucket
         if state.stage == "mastery":
             if not (config.until_mastered and begin_mastery_round(state)):
                 return None
-            continue
-        ended = state.cursor >= len(problems)
-        full = state.since_bucket >= config.bucket_every
-        if config.bucket_every and state.since_bucket and (full or ended):
+        elif config.bucket_every and state.since_bucket and (full or ended):
             state.stage, state.queue, state.since_bucket = "bucket", list(state.bucket), 0
-            continue
-        state.stage = "problems"
-        if not ended:
+        elif not ended:
             # A wave ends where a pass over the bucket is due.
             room = config.bucket_every - state.since_bucket if config.bucket_every else size
             order = list(problems)
             rng_for(recipe.seed, "order", state.epoch).shuffle(order)
-            taken = order[state.cursor : state.cursor + min(size, room)]
-            state.cursor += len(taken)
-            state.since_bucket += len(taken)
-            return wave_of(state, taken, new_epoch)
-        mastered = state.first_correct == len(problems) and not state.bucket
-        if mastered or state.epoch >= config.epochs:
+            state.stage = "problems"
+            state.queue = order[state.cursor : state.cursor + min(size, room)]
+            state.cursor += len(state.queue)
+            state.since_bucket += len(state.queue)
+        elif mastered or state.epoch >= config.epochs:
             state.stage = "mastery"
         else:
             state.epoch, state.cursor, state.first_correct = state.epoch + 1, 0, 0
             new_epoch = True
-
-
-def wave_of(state: State, problems: list[str], new_epoch: bool, force: bool = False) -> Wave:
+    taken, state.queue = state.queue[:size], state.queue[size:]
     tier = "basic" if state.stage == "problems" else "advanced"
-    own = {"tier": tier, "force_sft": force}
-    return Wave(state.wave, state.epoch, state.stage, problems, new_epoch, own)
+    own = {"tier": tier, "force_sft": state.force}
+    state.force = False
+    return Wave(state.wave, state.epoch, state.stage, taken, new_epoch, own)
 
 
 def begin_mastery_round(state: State) -> bool:
@@ -244,7 +233,10 @@ class R3:
         if wave.own["force_sft"]:
             self.force_sft()
         trajectories = self.frame.trajectories()
-        with self.threads() as self.workers:
+        writers = (self.recipe.r3.feedback, self.recipe.r3.rewriter)
+        asked: set[str] = {self.tier if who == "critic" else who for who in writers}
+        asked |= {"judge"} if self.recipe.r3.judge else set()
+        with self.session.workers(self.tier, asked) as self.workers:
             wrong = self.attempt(trajectories)
             self.improve(wrong, 0)
             unverified = [t for t in wrong if t.winner]
@@ -257,87 +249,66 @@ class R3:
             self.keep_bucket(trajectory, episode)
         return Played(episodes, {"bucket": len(self.state.bucket)})
 
-    def threads(self) -> AbstractContextManager[Workers | None]:
-        """Returns workers where every critic of the wave is waited for, else none."""
-        from mlxreflect.methods.session import Workers
-
-        config = self.recipe.r3
-        writers = (config.feedback, config.rewriter)
-        asked: set[str] = {self.tier if who == "critic" else who for who in writers}
-        asked |= {"judge"} if config.judge else set()
-        if not all(self.session.critics[tier].waits for tier in asked):
-            return nullcontext()
-        return Workers(self.recipe.critic.tier(self.tier).concurrency)
-
     # ---- samples --------------------------------------------------------------------------------
 
     def attempt(self, trajectories: list[Trajectory]) -> list[Trajectory]:
-        """Draws the first samples; what is wrong is returned, and under way where it can be."""
-        for shard, part in self.shards(trajectories):
-            self.frame.status(f"{len(part)} attempts")
-            for trajectory, (turn,) in self.sample(part, "attempt", 0, 1, shard):
+        """Draws the first samples; what is wrong is returned."""
+        for part, samples in self.sample(trajectories, 0):
+            for trajectory, (turn,) in zip(part, samples, strict=True):
                 trajectory.open(trajectory.add(turn))
                 if passed(turn):
                     trajectory.solved = trajectory.opened
-            self.begin([t for t in part if not t.solved], 0)
         if self.recipe.r3.sft_correct:
             right = ((t, t.solved) for t in trajectories)
             self.imitate(right, self.recipe.train.sft.scale_verified, "correct")
         return [t for t in trajectories if not t.solved]
 
     def verify(self, trajectories: list[Trajectory], number: int) -> list[Trajectory]:
-        """Draws fresh samples of the updated policy; returns the trajectories that failed.
-
-        Where another cycle follows, those that failed are under way from here on.
-        """
+        """Draws fresh samples of the updated policy; returns the trajectories that failed."""
         config, sft = self.recipe.r3, self.recipe.train.sft
-        for shard, part in self.shards(trajectories):
-            self.frame.status(f"verification {number}, {len(part)} problems")
-            for trajectory, samples in self.sample(
-                part, "verify", number, config.verify_samples, shard
-            ):
+        for part, samples in self.sample(trajectories, number):
+            for trajectory, drawn in zip(part, samples, strict=True):
                 parent = trajectory.winner.index if trajectory.winner else None
-                turns = [trajectory.add(replace(turn, parent=parent)) for turn in samples]
+                turns = [trajectory.add(replace(turn, parent=parent)) for turn in drawn]
                 right = [turn for turn in turns if passed(turn)]
                 if len(right) >= config.verify_pass:
                     trajectory.solved = right[0]
                 else:
                     trajectory.open(next(turn for turn in turns if turn not in right))
-            if number < config.verifications:
-                self.begin([t for t in part if not t.solved], number)
         done = [t for t in trajectories if t.solved]
         failed = [t for t in trajectories if not t.solved]
         if config.sft_mode in (1, 3):
             self.imitate(((t, t.winner) for t in done), 1.0, f"winner {number}")
         if config.sft_mode in (2, 3):
-            verified = ((t, t.solved) for t in done)
-            self.imitate(verified, sft.scale_verified, f"verified {number}")
+            self.imitate(((t, t.solved) for t in done), sft.scale_verified, f"verified {number}")
         self.imitate(((t, t.winner) for t in failed), sft.scale_failed, f"failed {number}")
         return failed
 
-    def shards(self, trajectories: list[Trajectory]) -> Iterator[tuple[int, list[Trajectory]]]:
-        """Yields parts to be drawn together; critics look at one while the next is drawn."""
-        size = self.recipe.r3.shard or self.recipe.policy.batch
+    def sample(
+        self, trajectories: list[Trajectory], number: int
+    ) -> Iterator[tuple[list[Trajectory], list[list[Turn]]]]:
+        """Yields parts with their samples. number: of the verification, 0 for attempts.
+
+        Where there are workers, those of a part that are unsolved and may have another cycle go
+        their own way from then on: critics look at one part while the next is drawn.
+        """
+        config = self.recipe.r3
+        role: Literal["attempt", "verify"] = "verify" if number else "attempt"
+        n = config.verify_samples if number else 1
+        told = f"verification {number}, {{}} problems" if number else "{} attempts"
+        size = config.shard or self.recipe.policy.batch
         if self.workers is None:
             size = max(1, len(trajectories))
         for shard, begin in enumerate(range(0, len(trajectories), size)):
-            yield shard, trajectories[begin : begin + size]
-
-    def sample(
-        self, part: list[Trajectory], role: Literal["attempt", "verify"], number: int, n: int,
-        shard: int,
-    ) -> Iterator[tuple[Trajectory, list[Turn]]]:  # fmt: skip
-        seed = self.frame.seed("sample", number) + ((shard,) if shard else ())
-        drawn = self.frame.sample([t.problem for t in part], n, seed, role)
-        return zip(part, drawn, strict=True)
+            part = trajectories[begin : begin + size]
+            self.frame.status(told.format(len(part)))
+            seed = self.frame.seed("sample", number) + ((shard,) if shard else ())
+            yield part, self.frame.sample([t.problem for t in part], n, seed, role)
+            if self.workers and (not number or number < config.verifications):
+                for trajectory in (t for t in part if not t.solved):
+                    self.workers.start(self.rounds([trajectory], number))
 
     # ---- a cycle --------------------------------------------------------------------------------
-
-    def begin(self, trajectories: list[Trajectory], cycle: int) -> None:
-        """Lets each of these go its own way from here on, where there are workers."""
-        if self.workers:
-            for trajectory in trajectories:
-                self.workers.start(self.rounds([trajectory], cycle))
 
     def improve(self, trajectories: list[Trajectory], cycle: int) -> None:
         """Critiques and rewrites until each has a winner or K tries; then DPO on the winners."""
@@ -346,12 +317,11 @@ class R3:
         else:
             for _ in self.rounds(trajectories, cycle):
                 pass
-        examples = []
-        for trajectory in self.remember(trajectories):
+        winners = self.remember(trajectories)
+        for trajectory in winners:
             trajectory.winner = trajectory.won
-            if trajectory.won and trajectory.opened:
-                episode = self.episode(trajectory)
-                examples.append(preference(episode, trajectory.won, trajectory.opened))
+        pairs = [(self.episode(t), t.won, t.opened) for t in winners]
+        examples = [preference(e, won, opened) for e, won, opened in pairs if won and opened]
         self.frame.status(f"training on {len(examples)} pairs")
         self.learning.prefer(examples, self.frame.seed("dpo", cycle))
 
@@ -363,7 +333,7 @@ class R3:
                 break
             if self.workers is None:
                 self.frame.status(f"critique and rewrite {number}, {len(unsolved)} problems")
-            yield from self.critique_and_rewrite(unsolved, cycle, number)
+            yield from self.one_round(unsolved, cycle, number)
             unsolved = [t for t in unsolved if not t.won]
             if self.recipe.r3.feedback == "self":  # its next round sees the last winner
                 self.remember(trajectories)
@@ -375,13 +345,8 @@ class R3:
             self.state.last_winner = winners[-1].won.text
         return winners
 
-    def critique_and_rewrite(
-        self, trajectories: list[Trajectory], cycle: int, number: int
-    ) -> Iterator[None]:
-        """Adds a critique, then a graded rewrite, of each trajectory's current text.
-
-        Where the critique failed there is no rewrite: what failed is no feedback.
-        """
+    def one_round(self, trajectories: list[Trajectory], cycle: int, number: int) -> Iterator[None]:
+        """Adds a critique, then a graded rewrite, of each; none after one that failed."""
         config, wave = self.recipe.r3, self.frame.wave
         key = f"{wave.stage}/{wave.number}/{cycle}/{number}"
         critic = Try("self" if config.feedback == "self" else self.tier, wave.epoch, key)
@@ -391,12 +356,17 @@ class R3:
         both = zip(trajectories, critiques, strict=True)
         ready = [(trajectory, said) for trajectory, said in both if not said.error]
         rewrites = self.rewrite(ready, writer)
-        verdicts: list[Turn | None] = [None] * len(ready)
-        if config.judge:
+        verdicts: dict[int, tuple[Judgement | None, Turn]] = {}
+        if config.judge:  # those that it does not call right fail
             yield
-            rewrites, verdicts = self.convince(ready, rewrites, replace(critic, tier="judge"))
-        for (trajectory, _), rewrite, verdict in zip(ready, rewrites, verdicts, strict=True):
-            turn = trajectory.add(rewrite)
+            shown = [i for i, turn in enumerate(rewrites) if passed(turn)]
+            problems = [ready[i][0].problem for i in shown]
+            texts = [rewrites[i] for i in shown]
+            found = self.session.judge(problems, texts, replace(critic, tier="judge"))
+            verdicts = dict(zip(shown, found, strict=True))
+        for i, ((trajectory, _), turn) in enumerate(zip(ready, rewrites, strict=True)):
+            judgement, verdict = verdicts.get(i, (None, None))
+            turn = trajectory.add(unless_right(turn, judgement, verdict.actor) if verdict else turn)
             if verdict:
                 trajectory.add(replace(verdict, parent=turn.index))
             trajectory.tries = number
@@ -407,12 +377,12 @@ class R3:
     def critique(self, trajectories: list[Trajectory], at: Try) -> list[Turn]:
         """Adds a critique of each current text. A policy that critiques sees the last winner."""
         example = self.state.last_winner if at.tier == "self" else None
-        texts = [t.current for t in trajectories if t.current]  # all have one
         calls = [
-            self.session.call("critique", t.problem, at, attempt=text.text, example=example)
-            for t, text in zip(trajectories, texts, strict=True)
+            self.session.call("critique", t.problem, at, attempt=t.current.text, example=example)
+            for t in trajectories
+            if t.current  # all have one
         ]
-        turns = self.session.ask(calls, texts, at)
+        turns = self.session.ask(calls, [t.current for t in trajectories], at)
         return [t.add(turn) for t, turn in zip(trajectories, turns, strict=True)]
 
     def rewrite(self, ready: list[tuple[Trajectory, Turn]], at: Try) -> list[Turn]:
@@ -423,23 +393,8 @@ class R3:
             if t.current
         ]
         turns = self.session.ask(calls, [said for _, said in ready], at)
-        return [
-            turn if turn.error else self.frame.rollouts.graded(t.problem, turn)
-            for (t, _), turn in zip(ready, turns, strict=True)
-        ]
-
-    def convince(
-        self, ready: list[tuple[Trajectory, Turn]], rewrites: list[Turn], at: Try
-    ) -> tuple[list[Turn], list[Turn | None]]:
-        """Shows rewrites that passed to the judge; those that it does not call right fail."""
-        shown = [i for i, turn in enumerate(rewrites) if passed(turn)]
-        problems, texts = [ready[i][0].problem for i in shown], [rewrites[i] for i in shown]
-        verdicts: list[Turn | None] = [None] * len(ready)
-        found = self.session.judge(problems, texts, at)
-        for i, (judgement, said) in zip(shown, found, strict=True):
-            rewrites[i] = unless_right(rewrites[i], judgement, said.actor)
-            verdicts[i] = said
-        return rewrites, verdicts
+        graded = self.frame.rollouts.graded
+        return [graded(t.problem, turn) for (t, _), turn in zip(ready, turns, strict=True)]
 
     # ---- training and records -------------------------------------------------------------------
 
@@ -459,20 +414,12 @@ class R3:
         self.learning.imitate(examples, 1.0, self.frame.seed("sft forced", 0))
 
     def episode(self, trajectory: Trajectory) -> Episode:
-        outcome = self.outcome(trajectory)
-        return self.frame.episode(trajectory.problem, trajectory.turns, outcome)
-
-    def outcome(self, trajectory: Trajectory) -> Outcome:
-        critiques = [turn for turn in trajectory.turns if turn.role == "critique"]
-        if trajectory.turns and passed(trajectory.turns[0]):
-            return Outcome(True, 0, "solved_first", self.tier)
-        if trajectory.solved:
-            return Outcome(False, trajectory.solved.index, "solved", self.tier)
-        if trajectory.winner and self.recipe.r3.verifications == 0:
-            return Outcome(False, None, "trained", self.tier)
-        if critiques and all(turn.error for turn in critiques):
-            return Outcome(False, None, "failed", self.tier)
-        return Outcome(False, None, "bucket", self.tier)
+        solved, turns = trajectory.solved, trajectory.turns
+        if trajectory.winner and not self.recipe.r3.verifications:
+            outcome = outcome_of(solved, [], "trained")
+        else:
+            outcome = outcome_of(solved, [t for t in turns if t.role == "critique"], "bucket")
+        return self.frame.episode(trajectory.problem, turns, replace(outcome, tier=self.tier))
 
     def keep_bucket(self, trajectory: Trajectory, episode: Episode) -> None:
         """Moves the bucket list on; a problem keeps the last winner it ever had."""

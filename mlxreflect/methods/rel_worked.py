@@ -172,7 +172,7 @@ def human_examples(
     problems: the run's, at least one. Raises UserError for a file that cannot be read.
     """
     from mlxreflect.evaluation.contamination import index_for
-    from mlxreflect.methods.rollouts import attempt_prompt
+    from mlxreflect.methods.session import attempt_prompt
     from mlxreflect.tasks import get_task
 
     if not recipe.rel.human:
@@ -383,8 +383,7 @@ def write_notes(question: str, draft: Path) -> str:
 def written_out(recipe: Recipe, task: Task, problem: Problem, notes: str, expand: bool) -> Turn:
     """Returns the notes as a graded solution, by the critic or as they are."""
     from mlxreflect.critics import open_critic
-    from mlxreflect.methods.rollouts import graded
-    from mlxreflect.methods.session import make_call, turn_of
+    from mlxreflect.methods.session import graded, make_call, turn_of
 
     if expand:
         at, config = Try("basic", 0, "annotate"), recipe.critic.tier("basic")
@@ -401,7 +400,7 @@ def written_out(recipe: Recipe, task: Task, problem: Problem, notes: str, expand
             text = thought_and_answer(thought, opening + answer.strip(), recipe)
         fault = "no <answer>…</answer> at its end" if parsed.answer is None else None
         turn = Turn(-1, None, "attempt", "human", [], text, error=fault)
-    return turn if turn.error else graded(recipe, task, problem, turn)
+    return graded(recipe, task, problem, turn)
 
 
 # ---- ReasonSet -----------------------------------------------------------------------------------

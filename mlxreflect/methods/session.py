@@ -1,16 +1,20 @@
-"""Calls to the critics of a run, and their replies as turns; a failed one has an error."""
+"""Who is asked in a run: the policy for samples, critics for texts about them; replies as turns.
+
+Samples come graded. A failed call of a critic is a turn with an error.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from multiprocessing.pool import ThreadPool
 from queue import SimpleQueue
 from threading import Event, Lock
-from typing import Any
+from typing import Any, Literal
 
 from mlxreflect.config.schema import REMOTE, Recipe, Tier
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.records import Problem, Turn, Visibility
+from mlxreflect.core.records import Messages, Problem, Turn, Verdict, Visibility
 from mlxreflect.core.seeds import seed_for
 from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.critics.client import forget
@@ -23,7 +27,10 @@ from mlxreflect.critics.verdicts import (
     Sections,
     ask_structured,
 )
-from mlxreflect.methods.base import Try
+from mlxreflect.data.forms import leak
+from mlxreflect.methods.base import Seed, Try
+from mlxreflect.models.policy import Policy
+from mlxreflect.prompts.parsing import parse_response
 from mlxreflect.prompts.roles import BUNDLED, GRAPH, ROLES, Data, part, role_messages
 from mlxreflect.tasks.base import Task
 
@@ -34,7 +41,91 @@ STRUCTURED: dict[str, type[Any]] = {
     "judge": Judgement, "support": Judgement, "score": Marks, "prefer": Preference,
     "extract": Sections,
 }  # fmt: skip
+HELPED = ("rewrite", "continue", "integrate", "answer")  # written seeing more than the problem
+SampleRole = Literal["attempt", "verify", "retry"]
 RECENT, FEW = 40, 10  # a run stops for many failures among its last calls, never for a few
+
+
+# ---- the policy ----------------------------------------------------------------------------------
+
+
+class Rollouts:
+    """Draws and grades; turns come without an index, which the episode gives them.
+
+    wording: the attempt_… template that samples are asked with, where it is not that of the style.
+    """
+
+    def __init__(self, recipe: Recipe, task: Task, policy: Policy, wording: str = "") -> None:
+        self.recipe, self.task, self.policy, self.wording = recipe, task, policy, wording
+
+    def prompt(self, problem: Problem) -> Messages:
+        """Returns the prompt that an evaluation asks with; every training example has it."""
+        return attempt_prompt(self.recipe, self.task, problem)
+
+    def sample(
+        self, problems: Sequence[Problem], role: SampleRole, n: int, seed: Seed, actor: str
+    ) -> list[list[Turn]]:
+        """Returns n graded samples a problem, all drawn in one batch."""
+        prompts = [(p, attempt_prompt(self.recipe, self.task, p, self.wording)) for p in problems]
+        turns = self.draw([one for one in prompts for _ in range(n)], role, seed, actor)
+        return [turns[i : i + n] for i in range(0, len(turns), n)]
+
+    def draw(
+        self, prompts: Sequence[tuple[Problem, Messages]], role: SampleRole, seed: Seed, actor: str,
+        *, temperature: float | None = None,
+    ) -> list[Turn]:  # fmt: skip
+        """Returns a graded sample of each prompt. temperature: None for the policy's own."""
+        config = self.recipe.policy
+        completions = self.policy.generate(
+            [self.policy.encode(messages) for _, messages in prompts],
+            temperature=config.temperature if temperature is None else temperature,
+            top_p=config.top_p,
+            max_new_tokens=config.max_new_tokens,
+            batch=config.batch,
+            seed=(*seed, role),
+        )
+        turns = []
+        for (problem, messages), one in zip(prompts, completions, strict=True):
+            usage = {"prompt": one.prompt_tokens, "completion": len(one.token_ids)}
+            turn = Turn(
+                -1, None, role, actor, messages, one.text, finish_reason=one.finish_reason,
+                token_ids=one.token_ids, usage=usage,
+            )  # fmt: skip
+            turns.append(self.graded(problem, turn))
+        return turns
+
+    def graded(self, problem: Problem, turn: Turn) -> Turn:
+        return graded(self.recipe, self.task, problem, turn)
+
+
+def graded(recipe: Recipe, task: Task, problem: Problem, turn: Turn) -> Turn:
+    """Returns the turn with its parsed answer and verdict; a helped one may not give that away.
+
+    Where its call failed it stays as it is.
+    """
+    if turn.error:
+        return turn
+    tags, style = recipe.prompt.tags, recipe.prompt.style
+    grade = task.grade(problem, turn.text, tags, style)
+    spans = parse_response(turn.text, tags, style).spans
+    verdict = grade.verdict
+    if turn.role in HELPED and verdict.passed and (reason := leak(turn.text, spans, style)):
+        verdict = Verdict(False, verdict.format_ok, reason, "leak filter")
+    return replace(turn, spans=spans, parsed=grade.parsed, verdict=verdict)
+
+
+def attempt_prompt(recipe: Recipe, task: Task, problem: Problem, wording: str = "") -> Messages:
+    """Returns the prompt of an attempt. wording: its template, where it is not the style's."""
+    return role_messages(
+        f"attempt_{wording or recipe.prompt.style}",
+        recipe.prompt.tags,
+        BUNDLED.replaced(recipe.prompt.templates),
+        instruction=task.instruction(problem),
+        question=task.show(problem),
+    )
+
+
+# ---- the critics ---------------------------------------------------------------------------------
 
 
 class Session:
@@ -50,6 +141,12 @@ class Session:
     def figures(self) -> dict[str, Any]:
         """Returns the counts of the wave's calls."""
         return tally(self.replies)
+
+    def workers(self, tier: Tier, asked: set[str]) -> "AbstractContextManager[Workers | None]":
+        """Returns as many workers as the tier is asked at once, where all of `asked` are waited
+        for; else none."""
+        waits = all(self.critics[name].waits for name in asked)
+        return Workers(self.recipe.critic.tier(tier).concurrency) if waits else nullcontext()
 
     def begin_wave(self) -> None:
         self.replies.clear()

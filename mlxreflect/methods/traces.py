@@ -1,11 +1,10 @@
 """ThinkingTraces: SFT on traces that were filtered for quality, then rounds of GRPO, in waves.
 
-Warm-up: n traces of a problem are sampled and graded; those that are right get marks for depth,
-coherence, verification and completeness, by a critic or by rules; the best that pass the filter
-are imitated. Rounds: a group of G fresh samples of each problem, from the policy as it is; each is
-rewarded for its answer and its format, which need no critic; GRPO on the groups whose rewards
-differ. The reference of the KL term is the policy as the round began. After the warm-up and after
-each round but the last, whose policy is the trained one, the policy is evaluated as an arm.
+Warm-up: n traces of a problem are sampled and graded; those that are right get marks, by rules or a
+critic; the best that pass the filter are imitated. Rounds: a group of G fresh samples of each
+problem is rewarded for answers and format, which needs no critic; GRPO on the groups whose rewards
+differ. The reference of the KL term is the policy as the round began. After the warm-up and each
+round but the last, whose policy is the trained one, the policy is evaluated as an arm.
 """
 
 from __future__ import annotations
@@ -39,7 +38,6 @@ from mlxreflect.methods.base import (
 
 if TYPE_CHECKING:
     from mlxreflect.config.schema import Recipe, Tier
-    from mlxreflect.critics.verdicts import Marks
 
 
 class TracesConfig(Table):
@@ -136,8 +134,7 @@ class Quality:
 
 
 def by_rules(turn: Turn) -> Quality:
-    """Marks a graded trace by its steps and words, what it says twice, words of self-checking,
-    its format and the way it ended. Linear in its length."""
+    """Marks a graded trace by its text, its format and the way it ended. Linear in its length."""
     start, end = turn.spans.get("think", [0, 0])
     thought = turn.text[start:end]
     steps = [" ".join(step.split()) for step in SENTENCE.split(thought) if step.strip()]
@@ -149,19 +146,6 @@ def by_rules(turn: Turn) -> Quality:
         verification=float(any(word in lowered for word in CHECKS)),
         completeness=(whole + (turn.finish_reason != "length")) / 2,
     )
-
-
-def by_critic(marks: Marks | None) -> Quality | None:
-    """Returns a critic's marks, 1 to 5, from 0 to 1; no marks stay none, and never pass."""
-    if marks is None:
-        return None
-    given = (marks.depth, marks.coherence, marks.verification, marks.completeness)
-    return Quality(*((mark - 1) / 4 for mark in given))
-
-
-def quality_of(turn: Turn) -> Quality | None:
-    """Returns the marks that a `score` turn gave; None where its call failed."""
-    return None if turn.parsed is None else Quality(**json.loads(turn.parsed))
 
 
 def fits(turn: Turn, quality: Quality | None, config: TracesConfig) -> bool:
@@ -182,7 +166,8 @@ def fits(turn: Turn, quality: Quality | None, config: TracesConfig) -> bool:
 
 def best_traces(episode: Episode, config: TracesConfig) -> list[Example]:
     """Returns the best traces of the warm-up that pass the filter, each text once."""
-    marks = {turn.parent: quality_of(turn) for turn in episode.turns if turn.role == "score"}
+    scores = [turn for turn in episode.turns if turn.role == "score" and turn.parsed is not None]
+    marks = {turn.parent: Quality(**json.loads(turn.parsed or "")) for turn in scores}
     found: dict[str, tuple[float, Turn]] = {}
     for turn in episode.turns:
         quality = marks.get(turn.index)
@@ -271,7 +256,7 @@ class Traces:
         return replace(played, arm=self.arm(wave))
 
     def arm(self, wave: Wave) -> str:
-        """Returns the arm as which the policy is evaluated after a wave; "" where it is not."""
+        """Returns the arm as which the policy is evaluated after a wave, or ""."""
         if not wave.own["last"] or wave.epoch == self.config.rounds:
             return ""
         return f"round-{wave.epoch}" if wave.epoch else "warm-up"
@@ -298,18 +283,19 @@ class Traces:
             return
         self.frame.status(f"marks of {len(traces)} traces")
         session, at = self.frame.session, Try("judge", wave.epoch, f"{wave.stage}/{wave.number}")
+        # Its number tells a trace's call from those of the problem's others.
+        keys = [replace(at, attempt=f"{at.attempt}/{turn.index}") for _, turn in traces]
         calls = [
-            # Its number tells a trace's call from those of the problem's others.
-            session.call(
-                "score", one.problem, replace(at, attempt=f"{at.attempt}/{turn.index}"),
-                attempt=turn.text,
-            )
-            for one, turn in traces
-        ]  # fmt: skip
+            session.call("score", one.problem, key, attempt=turn.text)
+            for (one, turn), key in zip(traces, keys, strict=True)
+        ]
         replies = session.structured(calls, [turn for _, turn in traces], at)
         for (one, _), (given, turn) in zip(traces, replies, strict=True):
-            quality = by_critic(given)
-            one.add(replace(turn, parsed=quality.written() if quality else None))
+            parsed = None  # no marks stay none, and never pass
+            if given:
+                of_five = given.depth, given.coherence, given.verification, given.completeness
+                parsed = Quality(*((mark - 1) / 4 for mark in of_five)).written()
+            one.add(replace(turn, parsed=parsed))
 
     def round(self, wave: Wave) -> Played:
         """Plays groups, their rewards, and GRPO on those whose rewards differ."""
@@ -334,9 +320,8 @@ class Traces:
         return found
 
     def episodes(self, played: list[Trajectory]) -> list[Episode]:
-        return [
-            self.frame.episode(one.problem, one.turns, samples_outcome(one.turns)) for one in played
-        ]
+        episode = self.frame.episode
+        return [episode(one.problem, one.turns, samples_outcome(one.turns)) for one in played]
 
 
 def right_once(traces: Sequence[Turn]) -> list[Turn]:

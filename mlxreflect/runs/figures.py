@@ -1,14 +1,12 @@
 """Figures of a run: its arms, its waves, its limits, its summary."""
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 
 from mlxreflect.config.schema import EvalSpec, Limits, Recipe, method_of
 from mlxreflect.core.journal import read_rows
-from mlxreflect.core.records import Problem
 from mlxreflect.core.ui import Ui
 from mlxreflect.critics.ledger import total
 from mlxreflect.evaluation.arms import find_arms
@@ -17,14 +15,13 @@ from mlxreflect.evaluation.compare import Options, compare, compare_all
 from mlxreflect.evaluation.evaluate import problem_set
 from mlxreflect.evaluation.generators import Answers, LocalModel
 from mlxreflect.evaluation.runner import generator_of, measure
-from mlxreflect.methods.base import count_statuses
-from mlxreflect.models.policy import Policy
+from mlxreflect.methods.base import Exam, count_statuses
 from mlxreflect.prompts.parsing import TAGS
 from mlxreflect.report.report import write_outputs
 from mlxreflect.runs.folder import RunFolder
-from mlxreflect.tasks.base import Task
 from mlxreflect.training.network import Arrays
 
+Figures = dict[str, Any]
 COMPARED = ("n", "accuracy_a", "accuracy_b", "gains", "losses", "difference", "ci_low", "ci_high",
             "p_exact", "p_mid")  # fmt: skip
 MEASURED = ("n", "accuracy", "ci_low", "ci_high", "format_rate", "parse_failures", "truncated")
@@ -37,22 +34,14 @@ FEW = 4  # fewer attempts say nothing of whether the policy knows the format
 class RunArms:
     """Evaluates the policy as it is, as an arm of a run. spec: what every arm is asked."""
 
-    def __init__(
-        self,
-        run: RunFolder[Recipe],
-        exam: tuple[Policy, Task, Sequence[Problem]],
-        spec: EvalSpec,
-        ui: Ui,
-    ) -> None:
+    def __init__(self, run: RunFolder[Recipe], exam: Exam, spec: EvalSpec, ui: Ui) -> None:
         self.run, self.exam, self.spec, self.ui = run, exam, spec, ui
         self.answers = Answers.open(run.config.eval.cache)
         check_arms(run.config, spec)  # now, and not when all has been learned
         out = run.path / "retries"
         self.retries = method_of(run.config).second(run.config, out, exam, spec, ui)
 
-    def evaluate_all(
-        self, arm: str, weights: str, reflector: Arrays | None = None
-    ) -> dict[str, Any]:
+    def evaluate_all(self, arm: str, weights: str, reflector: Arrays | None = None) -> Figures:
         """Does all that the recipe asks of base and trained; returns the answers' results.
 
         weights: the adapter's hash, "" for none. reflector: what reflects, if not the policy.
@@ -64,18 +53,13 @@ class RunArms:
             self.retries.measure(arm, weights, reflector)
         return results
 
-    def evaluate(self, arm: str, weights: str, spec: EvalSpec | None = None) -> dict[str, Any]:
+    def evaluate(self, arm: str, weights: str, spec: EvalSpec | None = None) -> Figures:
         """Makes one evaluation, below the run's eval/, and returns its results."""
         policy, task, problems = self.exam
         asked = problem_set(task, spec or self.spec, problems)
         generator = generator_of(LocalModel(policy, weights), asked, self.answers)
         folder = self.run.path / "eval" / arm
         return measure(generator, folder, self.ui, f"evaluating {arm}", f"{arm}: ")
-
-    def write_second_answers(self) -> None:
-        """Writes what the retries of base and trained came to, where the recipe asks for it."""
-        if self.retries:
-            self.run.write_json("retries.json", self.retries.results())
 
 
 def check_arms(recipe: Recipe, spec: EvalSpec) -> None:
@@ -94,21 +78,23 @@ def directly(spec: EvalSpec) -> EvalSpec:
 # ---- waves ---------------------------------------------------------------------------------------
 
 
-def describe_wave(figures: dict[str, Any], solved: str) -> str:
+def describe_wave(figures: Figures, solved: str) -> str:
     """Returns a wave in one line. solved: the method's word for solved problems, or ""."""
-    parts = []
-    if n := figures["problems"]:  # some waves are training alone
-        right = f"{figures['passed'] / n:.1%} right at once"
-        parts += [f"{n} problems", right, *([f"{figures['solved']} {solved}"] if solved else [])]
-    parts += [f"{figures['pairs']} pairs"] if figures["pairs"] else []
-    parts += [f"bucket {figures['bucket']}"] if "bucket" in figures else []
-    parts += [figures["told"]] if figures.get("told") else []
-    parts += [f"{figures['seconds']:.1f} s"]
+    n = figures["problems"]  # some waves are training alone
+    parts = [
+        f"{n} problems" if n else "",
+        f"{figures['passed'] / n:.1%} right at once" if n else "",
+        f"{figures['solved']} {solved}" if n and solved else "",
+        f"{figures['pairs']} pairs" if figures["pairs"] else "",
+        f"bucket {figures['bucket']}" if "bucket" in figures else "",
+        figures.get("told", ""),
+        f"{figures['seconds']:.1f} s",
+    ]
     at = f"epoch {figures['epoch']}, wave {figures['number']} ({figures['stage']})"
-    return f"{at}: {', '.join(parts)}"
+    return f"{at}: {', '.join(filter(None, parts))}"
 
 
-def no_format(figures: dict[str, Any], tags: str) -> str:
+def no_format(figures: Figures, tags: str) -> str:
     """Returns what to do where no attempt of the first wave keeps the format, else ""."""
     attempts = sum(figures["failures"].values())  # all of them, where none keeps it
     if figures["number"] or figures["format_ok"] or attempts < FEW:
@@ -121,13 +107,7 @@ def no_format(figures: dict[str, Any], tags: str) -> str:
     )
 
 
-def spent_so_far(run: RunFolder[Recipe]) -> Counter[str]:
-    """Returns what the committed waves took, under the names of [limits]."""
-    rows = read_rows(run.path / "metrics.jsonl")
-    return sum((spending(row) for row in rows if row["kind"] == "wave"), Counter[str]())
-
-
-def spending(figures: dict[str, Any]) -> Counter[str]:
+def spending(figures: Figures) -> Counter[str]:
     """Returns what a wave took, under the names of [limits]."""
     return Counter(
         policy_tokens=figures["tokens_generated"],
@@ -149,11 +129,8 @@ def reached(spent: Counter[str], limits: Limits, ui: Ui) -> bool:
 
 
 def conclude(
-    run: RunFolder[Recipe],
-    base: dict[str, Any],
-    trained: dict[str, Any],
-    calls: list[dict[str, Any]],
-) -> dict[str, Any]:
+    run: RunFolder[Recipe], base: Figures, trained: Figures, calls: list[Figures]
+) -> Figures:
     """Writes comparisons, plots and report of a run whose arms are evaluated; returns its summary.
 
     base, trained: their results. calls: the ledger's lines.
@@ -171,12 +148,9 @@ def conclude(
 
 
 def summarise_run(
-    run: RunFolder[Recipe],
-    base: dict[str, Any],
-    trained: dict[str, Any],
-    comparison: dict[str, Any],
-    calls: list[dict[str, Any]],
-) -> dict[str, Any]:
+    run: RunFolder[Recipe], base: Figures, trained: Figures, comparison: Figures,
+    calls: list[Figures],
+) -> Figures:  # fmt: skip
     """Returns the figures of a whole run, from what was committed. calls: the ledger's lines.
 
     statuses: problems as their last episodes left them. examples: what was trained on, by kind.

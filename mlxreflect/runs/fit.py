@@ -2,9 +2,8 @@
 
 Anyone's data → rows → steps, watched on held-out rows → the best adapter, in one folder.
 
-The folder holds job.toml, metrics.jsonl, bad_rows.jsonl, decontamination.jsonl, checkpoints/,
-adapter/ (the best by what was held out, or the last), last/ and summary.json. It is resumed from
-its last checkpoint and ends with the same bytes as one that was never stopped.
+The folder holds what `folder.py` says, adapter/ (the best by what was held out, or the last),
+last/, bad_rows.jsonl and summary.json. It is resumed from its last checkpoint, to the same bytes.
 """
 
 import hashlib
@@ -21,11 +20,7 @@ import mlx.core as mx
 
 from mlxreflect.config.schema import Job, PolicyConfig
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.journal import (
-    append_rows,
-    read_rows,
-    replace_folder,
-)
+from mlxreflect.core.journal import append_rows, read_rows, replace_folder
 from mlxreflect.core.records import Example
 from mlxreflect.core.ui import Ui
 from mlxreflect.data.examples import read_examples, split_examples
@@ -74,14 +69,6 @@ class Data:
         """Rows whose prompt lost its beginning, to fit."""
         return sum(row.cut > 0 for row in (*self.train, *self.held_out))
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of all rows, in their order: a job goes on with the rows that it began with."""
-        digest = hashlib.sha256()
-        for row in (*self.train, None, *self.held_out):
-            digest.update(repr(row).encode())
-        return digest.hexdigest()
-
 
 def train(folder: RunFolder[Job], ui: Ui) -> dict[str, Any]:
     """Does what is left of a training, and returns its summary."""
@@ -89,8 +76,12 @@ def train(folder: RunFolder[Job], ui: Ui) -> dict[str, Any]:
         return done
     job = folder.config
     with ExitStack() as stack:
-        examples, bad = read_data(job)  # first: a mistake in it is told at once
-        examples, left_out, counts = clean_examples(examples, job.data)
+        asked = job.data
+        examples, bad = read_examples(  # first: a mistake in it is told at once
+            asked.source, job.objective, config=asked.config, split=asked.split,
+            columns=asked.columns, turns=asked.turns, bad_row=asked.bad_row, limit=asked.limit,
+        )  # fmt: skip
+        examples, left_out, counts = clean_examples(examples, asked)
         policy = load_policy(PolicyConfig(**job.policy.model_dump()))
         data = replace(encode_data(job, policy, examples, bad), decontaminated=counts)
         adapter = attach(policy.model, job.train, job.seed, job.policy.model, job.policy.adapter)
@@ -133,15 +124,6 @@ def describe(folder: RunFolder[Job], data: Data, trainer: Trainer, ui: Ui) -> No
 
 
 # ---- data ----------------------------------------------------------------------------------------
-
-
-def read_data(job: Job) -> tuple[list[Example], list[BadRow]]:
-    """Returns the examples of the job's data set, and the rows that are none."""
-    data = job.data
-    return read_examples(
-        data.source, job.objective, config=data.config, split=data.split, columns=data.columns,
-        turns=data.turns, bad_row=data.bad_row, limit=data.limit,
-    )  # fmt: skip
 
 
 def encode_data(job: Job, policy: Policy, examples: Sequence[Example], bad: list[BadRow]) -> Data:
@@ -203,7 +185,10 @@ class FitLoop:
     def run(self, ui: Ui) -> None:
         """Trains to the end, or to where patience ends."""
         last = self.folder.last_commit()
-        self.folder.keep_data(self.data.digest, f"rows than {self.job.data.source} gives")
+        digest = hashlib.sha256()
+        for row in (*self.data.train, None, *self.data.held_out):
+            digest.update(repr(row).encode())
+        self.folder.keep_data(digest.hexdigest(), f"rows than {self.job.data.source} gives")
         objective, held_out = self.objectives(ui)
         an_epoch = -(-len(objective.items) // self.per_step)
         self.total = an_epoch * self.job.train.epochs
@@ -220,7 +205,8 @@ class FitLoop:
         )  # fmt: skip
         with ui.progress("training", self.total) as bar:
             bar.advance(self.done)
-            while self.done < self.total and not self.impatient():
+            patience = self.job.train.patience
+            while self.done < self.total and not 0 < patience <= self.waited:
                 step = next(steps)
                 self.done += 1
                 check_finite(step, self.done)
@@ -273,15 +259,10 @@ class FitLoop:
         self.rows.append({"schema": "metrics/1", "kind": "held_out", "step": self.done, **found})
         value = found[self.job.train.best_by]
         assert value is not None  # `check_job` refuses a margin where there is none
-        better = self.best is None or (
-            value < self.best["value"] if self.job.train.best_by == "loss"
-            else value > self.best["value"]
-        )  # fmt: skip
+        sign = 1 if self.job.train.best_by == "loss" else -1
+        better = self.best is None or sign * value < sign * self.best["value"]
         self.best = {"step": self.done, "value": value} if better else self.best
         self.waited = 0 if better else self.waited + 1
-
-    def impatient(self) -> bool:
-        return 0 < self.job.train.patience <= self.waited
 
     # ---- checkpoints ----------------------------------------------------------------------------
 
@@ -295,10 +276,8 @@ class FitLoop:
     def commit(self) -> None:
         """Commits adapter, optimizer, cursor and the best adapter so far, at once."""
         before = self.folder.commits.all()
-        state: dict[str, Any] = {
-            "step": self.done, "best": self.best, "waited": self.waited,
-            "seconds": time.monotonic() - self.began,
-        }  # fmt: skip
+        seconds = time.monotonic() - self.began
+        state = {"step": self.done, "best": self.best, "waited": self.waited, "seconds": seconds}
 
         def save(folder: Path) -> None:
             save_adapter(folder, self.trainer.trainable(), self.adapter, self.job.policy.model)

@@ -98,8 +98,7 @@ class RunFolder(Generic[C]):
 
     @property
     def id(self) -> str:
-        name: str = read_json(self.path / self.kind.identity)["id"]
-        return name
+        return str(read_json(self.path / self.kind.identity)["id"])
 
     def write_json(self, name: str, value: Any) -> None:
         write_atomic(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
@@ -134,7 +133,8 @@ class RunFolder(Generic[C]):
 
     def last_commit(self) -> tuple[Path, dict[str, Any]] | None:
         """Returns what `Commits.last` does. Raises UserError where commits are lost."""
-        begun = [file for name in self.kind.journals if is_filled(file := self.path / name)]
+        journals = [self.path / name for name in self.kind.journals]
+        begun = [file for file in journals if file.is_file() and file.stat().st_size]
         if begun and not self.commits.all():
             raise UserError(
                 f"{begun[0]} has rows, and there is no commit to go on from",
@@ -143,12 +143,9 @@ class RunFolder(Generic[C]):
         return self.commits.last()
 
     def commit(
-        self,
-        number: int,
-        rows: Mapping[str, list[dict[str, Any]]],
-        state: dict[str, Any],
+        self, number: int, rows: Mapping[str, list[dict[str, Any]]], state: dict[str, Any],
         save: Callable[[Path], None],
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Appends rows and commits, as `Commits.add` does; the first commit begins the run."""
         self.commits.add(number, rows, state, save)
         if self.latest and not number:
@@ -222,15 +219,14 @@ def carry_out(
 @contextmanager
 def awake() -> Iterator[None]:
     """Keeps a Mac from sleeping."""
-    if sys.platform != "darwin":
-        yield
-        return
-    keeper = subprocess.Popen(["/usr/bin/caffeinate", "-i"])
+    mac = sys.platform == "darwin"
+    keeper = subprocess.Popen(["/usr/bin/caffeinate", "-i"]) if mac else None
     try:
         yield
     finally:
-        keeper.terminate()
-        keeper.wait()
+        if keeper:
+            keeper.terminate()
+            keeper.wait()
 
 
 # ---- a new folder --------------------------------------------------------------------------------
@@ -308,10 +304,8 @@ def open_folder(path: Path, settings: Sequence[str] = ()) -> RunFolder[Any]:
             "give the folder that `mlxreflect run` or `mlxreflect train` made",
         )
     text = path / kind.text
-    tree = read_toml(text)
-    old = flatten(began_with(kind, path))
-    now = kind.tree(validate(kind.model, tree, text))
-    new = flatten(now)
+    now = kind.tree(validate(kind.model, read_toml(text), text))
+    old, new = flatten(began_with(kind, path)), flatten(now)
     changed = sorted(k for k in {**old, **new} if old.get(k) != new.get(k))
     if refused := [k for k in changed if k not in kind.resumable]:
         were = ", ".join(f"{k} (was {old.get(k)!r}, is {new.get(k)!r})" for k in refused)
@@ -342,9 +336,8 @@ def began_with(kind: Kind[C], path: Path) -> dict[str, Any]:
         raise UserError(
             f"{file}: no {kind.key} in it", f"restore that file, or begin a new {kind.word}"
         )
-    same = made_by.split(".")[:2] == version("mlxreflect").split(".")[:2]
     maker, fault = f"version {made_by}" if made_by else "an older version", ""
-    if same:
+    if made_by.split(".")[:2] == version("mlxreflect").split(".")[:2]:
         try:
             return kind.tree(validate(kind.model, keys, file))
         except UserError as error:
@@ -353,7 +346,3 @@ def began_with(kind: Kind[C], path: Path) -> dict[str, Any]:
         f"{path} was made by {maker} of mlxreflect{fault}",
         f"go on with it by that version, or begin a new {kind.word}; `mlxreflect show` reads it",
     )
-
-
-def is_filled(file: Path) -> bool:
-    return file.is_file() and file.stat().st_size > 0

@@ -7,6 +7,7 @@ commit and ends with the same bytes.
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -17,7 +18,7 @@ import mlx.core as mx
 
 from mlxreflect.config.recipe import eval_spec
 from mlxreflect.config.schema import Recipe, method_of
-from mlxreflect.core.journal import replace_folder
+from mlxreflect.core.journal import read_rows, replace_folder
 from mlxreflect.core.records import to_row
 from mlxreflect.core.ui import Ui
 from mlxreflect.critics import open_critics
@@ -38,7 +39,6 @@ from mlxreflect.runs.figures import (
     no_format,
     reached,
     spending,
-    spent_so_far,
 )
 from mlxreflect.runs.folder import RunFolder
 from mlxreflect.tasks import TASKS, check_eval, get_task
@@ -68,7 +68,8 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
         "problems than its task and its evaluation give",
     )
     with ExitStack() as stack:
-        ledger = open_ledger(run)
+        budget, kept = recipe.critic.budget, recipe.critic.cache != "off"
+        ledger = Ledger(run.path / "critic.jsonl", budget, kept=kept)  # also of before a stop
         stack.callback(ledger.close)
         critics = open_critics(recipe, method.tiers(recipe), run.id, ledger, stack)
         policy = load_policy(recipe.policy)
@@ -101,7 +102,8 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
         reflector = frame.learning.held.get(REFLECTOR)
         trained = arms.evaluate_all("trained", weights_hash(trainer.trainable()), reflector)
         calls = list(ledger.rows())
-    arms.write_second_answers()
+    if arms.retries:
+        run.write_json("retries.json", arms.retries.results())
     summary = conclude(run, base, trained, calls)
     summary["decontaminated"] = cleaned.counts
     summary["wall_seconds"] = round(loop.seconds(), 1)
@@ -115,12 +117,6 @@ def check_run(recipe: Recipe) -> None:
     spec = eval_spec(recipe)
     check_eval(spec)
     check_arms(recipe, spec)
-
-
-def open_ledger(run: RunFolder[Recipe]) -> Ledger:
-    """Opens the list of all that the critics of a run are asked, before it was stopped too."""
-    critic = run.config.critic
-    return Ledger(run.path / "critic.jsonl", critic.budget, kept=critic.cache != "off")
 
 
 class RunLoop:
@@ -161,9 +157,7 @@ class RunLoop:
         Names in `held` are the method's own, and files of the commit.
         """
         held = self.frame.learning.held
-        state: dict[str, Any] = {
-            "strategy": self.frame.saved(), "held": list(held), "seconds": seconds,
-        }  # fmt: skip
+        state = {"strategy": self.frame.saved(), "held": list(held), "seconds": seconds}
 
         def save(folder: Path) -> None:
             model = self.run.config.policy.model
@@ -177,7 +171,8 @@ class RunLoop:
     def play(self, measure: Callable[[str], Any]) -> None:
         """Plays wave after wave. measure: evaluates the policy as it is, as an arm."""
         run, frame, ui = self.run, self.frame, self.ui
-        spent = spent_so_far(run)
+        rows = read_rows(run.path / "metrics.jsonl")
+        spent = sum((spending(row) for row in rows if row["kind"] == "wave"), Counter[str]())
         done, total = frame.progress()
         with ui.progress("learning", total) as bar:
             bar.advance(done)
@@ -236,7 +231,6 @@ def finish_adapter(run: RunFolder[Recipe], learning: Learning, adapter: dict[str
     held = {name: arrays for name, arrays in learning.held.items() if name.startswith(ADAPTER)}
     for name, found in {"adapter": learning.trainer.trainable(), **held}.items():
         arrays = dict(sorted(found.items()))  # in one order, also where they were read from a file
-        save = partial(
-            save_adapter, arrays=arrays, config=adapter, model=run.config.policy.model
-        )  # fmt: skip
+        model = run.config.policy.model
+        save = partial(save_adapter, arrays=arrays, config=adapter, model=model)
         replace_folder(run.path / name, save)

@@ -16,8 +16,7 @@ from mlxreflect.config.schema import Recipe, Tier, method_of
 from mlxreflect.core.records import Messages, Problem
 from mlxreflect.evaluation.contamination import clean
 from mlxreflect.methods.base import Plan
-from mlxreflect.methods.rollouts import attempt_prompt
-from mlxreflect.methods.session import example_call
+from mlxreflect.methods.session import attempt_prompt, example_call
 from mlxreflect.prompts.roles import ROLES
 from mlxreflect.tasks import TASKS
 from mlxreflect.tasks.base import Task
