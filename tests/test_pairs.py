@@ -8,10 +8,7 @@ import pytest
 
 from mlxreflect.core.records import Episode, Outcome, Turn, Verdict, make_problem
 from mlxreflect.data.forms import LEAKS, leak, trl_row
-from mlxreflect.methods.base import (
-    completion,
-    preference,
-)
+from mlxreflect.methods.base import completion, preference
 from mlxreflect.prompts.parsing import parse_response
 from mlxreflect.prompts.roles import quote, role_messages
 
@@ -39,17 +36,11 @@ def episode(*turns: Turn) -> Episode:
 
 # Attempt, two rewrites (the second on feedback to the first), a failed verification, a rewrite of
 # that, and another verification: the whole course of an R³ problem.
-WHOLE = episode(
-    turn(0, None, "attempt", WRONG),
-    turn(1, 0, "critique", None),
-    turn(2, 1, "rewrite", WRONG),
-    turn(3, 2, "critique", None),
-    turn(4, 3, "rewrite", RIGHT),
-    turn(5, 4, "verify", WRONG),
-    turn(6, 5, "critique", None),
-    turn(7, 6, "rewrite", RIGHT),
-    turn(8, 7, "verify", RIGHT),
-)
+WHOLE = episode(*(turn(i, i - 1 if i else None, role, verdict) for i, (role, verdict) in enumerate([
+    ("attempt", WRONG), ("critique", None), ("rewrite", WRONG), ("critique", None),
+    ("rewrite", RIGHT), ("verify", WRONG), ("critique", None), ("rewrite", RIGHT),
+    ("verify", RIGHT),
+])))  # fmt: skip
 
 
 def test_tokens_of_the_policy_are_kept_and_a_critics_are_not_invented() -> None:
@@ -60,6 +51,10 @@ def test_tokens_of_the_policy_are_kept_and_a_critics_are_not_invented() -> None:
     assert pair.chosen_ids == [4, 4, 9]
     assert completion(WHOLE, WHOLE.turns[8]).completion_ids == [8, 9]
     assert completion(WHOLE, WHOLE.turns[4]).completion_ids is None
+    found = completion(WHOLE, WHOLE.turns[8], 0.25)
+    assert (found.kind, found.completion, found.weight) == ("sft", "text 8", 0.25)
+    assert found.source["turns"] == [8]
+    assert (found.chosen, found.rejected) == (None, None)
 
 
 def test_a_training_prompt_is_the_attempts_own() -> None:
@@ -76,13 +71,6 @@ def test_a_training_prompt_is_the_attempts_own() -> None:
         assert "SECRET" not in text
     assert GOLD in json.dumps([SHOWN, REWRITING])  # it was there to be leaked
     assert quote("expected", GOLD) in REWRITING[1]["content"]
-
-
-def test_completions_carry_their_weight_and_source() -> None:
-    found = completion(WHOLE, WHOLE.turns[8], 0.25)
-    assert (found.kind, found.completion, found.weight) == ("sft", "text 8", 0.25)
-    assert found.source["turns"] == [8]
-    assert (found.chosen, found.rejected) == (None, None)
 
 
 def test_trls_forms() -> None:
@@ -111,12 +99,11 @@ def test_a_rewrite_that_says_it_was_helped(phrase: str) -> None:
 
 
 def test_a_rewrite_without_working() -> None:
-    for thought in ("", " ", "\n \n", "7"):
-        text = f"<think>{thought}</think><answer>42</answer>"
+    for thought in ("<think></think>", "<think> </think>", "<think>\n \n</think>",
+                    "<think>7</think>", ""):  # fmt: skip
+        text = f"{thought}<answer>42</answer>"
         assert "restates" in leaked(text)
         assert leaked(text, "direct") == ""
-    assert "restates" in leaked("<answer>42</answer>")
-    assert leaked("<answer>42</answer>", "direct") == ""
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import asdict, replace
 
 import pytest
-from support.methods import COUNTDOWN, Critic, Remote, make, make_remote, pairs_of, play, roles
+from support.methods import Critic, Remote, make, make_remote, pairs_of, play, roles
 
 from mlxreflect.config.schema import Recipe
 from mlxreflect.core.errors import UserError
@@ -65,15 +65,20 @@ def test_asked_for_answers_alone_it_learns_answers_alone():
             assert pair in found
 
 
-def test_no_rewrite_that_passes_is_the_bucket_list_without_training():
-    critic = Critic(bad_rewrites=99)
-    strategy = make(critic, r3={"wave": 6, "rewrites": 2, "bucket_every": 0})
+@pytest.mark.parametrize(("critic", "turns", "status", "lost"), [
+    (Critic(bad_rewrites=99), ["critique", "rewrite"] * 2, "bucket", 0),
+    (Critic(errors=("critique",)), ["critique"] * 2, "failed", 2),  # is no feedback
+])  # fmt: skip
+def test_without_a_winner_it_is_the_bucket_list_without_training(critic, turns, status, lost):
+    strategy = make(critic, r3={"wave": 6, "rewrites": 2, "bucket_every": 0},
+                    critic_table={"max_failed": 1.0})  # fmt: skip
     (played,) = play(strategy)
     wrong = [e for e in played.episodes if not e.outcome.first_correct]
     assert wrong
-    assert {tuple(roles(e)) for e in wrong} == {("attempt", *("critique", "rewrite") * 2)}
-    assert {e.outcome.status for e in wrong} == {"bucket"}
+    assert all(roles(e) == ["attempt", *turns] for e in wrong)
+    assert {e.outcome.status for e in wrong} == {status}
     assert set(strategy.state.bucket) == {e.problem.id for e in wrong}
+    assert played.figures["critic"]["failed"] == lost * len(wrong)
     assert not played.examples
     assert not played.steps
 
@@ -92,9 +97,8 @@ def test_a_failed_verification_opens_a_cycle_of_its_own():
         assert episode.outcome.status == "bucket"
         assert [turn.parent for turn in episode.turns] == [None, *range(9)]
         texts = [turn.text for turn in episode.turns]
-        pairs = [
-            e for e in played.examples if e.chosen and e.source["problem"] == episode.problem.id
-        ]
+        pid = episode.problem.id
+        pairs = [e for e in played.examples if e.chosen and e.source["problem"] == pid]
         assert [e.source["turns"] for e in pairs] == [[2, 0], [5, 3], [8, 6]]
         assert [e.chosen for e in pairs] == [texts[2], texts[5], texts[8]]
         assert [e.rejected for e in pairs] == [texts[0], texts[3], texts[6]]
@@ -192,34 +196,32 @@ def test_verify_pass_of_verify_samples(wanted, status):
     tried = [e for e in played.episodes if "verify" in roles(e)]
     assert status in {e.outcome.status for e in tried}
     for episode in tried:
-        samples = [t for t in episode.turns if t.role == "verify"]
-        assert len(samples) == 4
-        right = sum(t.verdict.passed for t in samples)
-        assert (episode.outcome.status == "solved") == (right >= wanted)
+        right = [t.verdict.passed for t in episode.turns if t.role == "verify"]
+        assert len(right) == 4
+        assert (episode.outcome.status == "solved") == (sum(right) >= wanted)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode,expected", [(0, []), (1, ["winner"]), (2, ["verified"]),
-                                           (3, ["winner", "verified"])])  # fmt: skip
+@pytest.mark.parametrize("mode,expected", [
+    (0, {}), (1, {"rewrite": 1e-3}), (2, {"verify": 1e-4}), (3, {"rewrite": 1e-3, "verify": 1e-4}),
+])  # fmt: skip
 def test_sft_modes(mode, expected):
+    """Which text is imitated, and at which rate."""
     config = {"wave": 12, "verifications": 1, "verify_samples": 8, "sft_mode": mode,
               "bucket_every": 0}  # fmt: skip
     train = {"sft": {"lr": 1e-3, "scale_verified": 0.1, "scale_failed": 0.0}}
-    strategy = make(problems=12, r3=config, train=train)
-    (played,) = play(strategy)
-    solved = [e for e in played.episodes if e.outcome.status == "solved"]
+    (played,) = play(make(problems=12, r3=config, train=train))
+    solved = {e.problem.id: e for e in played.episodes if e.outcome.status == "solved"}
     assert solved
     made = Counter()
     for example in played.examples:
         if example.kind == "sft":
-            episode = next(e for e in solved if e.problem.id == example.source["problem"])
-            turn = episode.turns[example.source["turns"][0]]
+            turn = solved[example.source["problem"]].turns[example.source["turns"][0]]
             assert example.completion == turn.text
-            made["winner" if turn.role == "rewrite" else "verified"] += 1
-    assert made == Counter({kind: len(solved) for kind in expected})
+            made[turn.role] += 1
+    assert made == Counter({role: len(solved) for role in expected})
     rates = {round(step.lr, 8) for step in played.steps if step.objective == "sft"}
-    scale = {"winner": 1e-3, "verified": 1e-4}
-    assert rates == {round(scale[kind], 8) for kind in expected}
+    assert rates == {round(rate, 8) for rate in expected.values()}
 
 
 def test_after_a_failed_verification_the_last_winner_is_imitated_gently():
@@ -256,32 +258,7 @@ def test_the_bucket_list_is_for_the_advanced_critic():
     assert all(attempt.startswith("bucket/") for attempt in attempts)
 
 
-@pytest.mark.slow
-def test_forced_sft_trains_each_problem_on_its_own_winner():
-    strategy = make(problems=5, policy={"max_new_tokens": 3}, train={"sft": {"lr": 1e-4}},
-                    r3={"wave": 5, "verifications": 1, "bucket_every": 0, "sft_mode": 0,
-                        "until_mastered": True})  # fmt: skip
-    played = play(strategy)  # with three tokens no attempt can ever be right
-    forced = [e for one in played for e in one.examples if e.source.get("forced")]
-    assert {e.source["problem"] for e in forced} == set(strategy.problems)
-    for example in forced:
-        problem = strategy.problems[example.source["problem"]]
-        assert COUNTDOWN.grade(problem, example.completion, "think", "thinking").verdict.passed
-    assert played[-1].figures["force_sft"]  # once more without progress, and it ends
-
-
-def test_a_failed_critique_is_no_feedback_and_a_failed_wave_stops():
-    strategy = make(
-        Critic(errors=("critique",)),
-        r3={"wave": 6, "bucket_every": 0},
-        critic_table={"max_failed": 1.0},
-    )
-    (played,) = play(strategy)
-    wrong = [e for e in played.episodes if not e.outcome.first_correct]
-    assert {tuple(roles(e)) for e in wrong} == {("attempt", *("critique",) * 3)}
-    assert {e.outcome.status for e in wrong} == {"failed"}
-    assert set(strategy.state.bucket) == {e.problem.id for e in wrong}
-    assert played.figures["critic"]["failed"] == 3 * len(wrong)
+def test_a_wave_in_which_too_much_fails_stops():
     strategy = make(Critic(errors=("critique",)), r3={"wave": 6}, critic_table={"max_failed": 0.2})
     with pytest.raises(UserError, match="max_failed"):
         play(strategy)
@@ -313,11 +290,8 @@ def test_within_a_stage_the_reference_stays_and_the_loss_leaves_ln_2():
 def test_a_rewrite_that_gives_itself_away_is_a_failed_try():
     class Leaky(Critic):
         def ask(self, calls):
-            replies = super().ask(calls)
-            return [
-                replace(r, text=r.text.replace("<think>", "<think>\nAs provided, I know it."))
-                for r in replies
-            ]
+            told = "<think>\nAs provided, I know it."
+            return [replace(r, text=r.text.replace("<think>", told)) for r in super().ask(calls)]
 
     strategy = make(Leaky(), r3={"wave": 6, "rewrites": 1, "bucket_every": 0})
     (played,) = play(strategy)
@@ -329,17 +303,23 @@ def test_a_rewrite_that_gives_itself_away_is_a_failed_try():
 
 # ---- the order of waves, by hand -----------------------------------------------------------------
 
-
-def recipe_of(**r3):
-    return Recipe.model_validate({"r3": r3})
+NAMES = [f"p{i}" for i in range(10)]
 
 
-def walk(recipe, names, solve=lambda wave, name: True, first=lambda wave, name: False):
-    """Every wave as (stage, epoch, problems), with a bucket list moved on as R³ does."""
-    state, seen = State(), []
+def always(wave, name):
+    return True
+
+
+def never(wave, name):
+    return False
+
+
+def walk(r3, solve, names=NAMES, first=never):
+    """Every wave, with a bucket list moved on as R³ does."""
+    state, seen, recipe = State(), [], Recipe.model_validate({"r3": r3})
     while (wave := next_wave(state, names, recipe)) is not None:
         # A run may be killed here: the state on disk is the one before this wave.
-        seen.append((wave.stage, wave.epoch, list(wave.problems), wave))
+        seen.append(wave)
         for name in wave.problems:
             if wave.stage == "problems":
                 state.first_correct += first(wave, name)
@@ -353,78 +333,47 @@ def walk(recipe, names, solve=lambda wave, name: True, first=lambda wave, name: 
     return seen
 
 
-NAMES = [f"p{i}" for i in range(10)]
+MASTERY = {"epochs": 1, "bucket_every": 0, "until_mastered": True}
+# Settings, how many problems, what is solved; waves by stage and size, ! where SFT is forced.
+ORDERS = {
+    "one by one": ({"wave": 1, "bucket_every": 0}, 10, always, "p1 p1 p1 p1 p1 p1 p1 p1 p1 p1"),
+    "the bucket after every chunk, carried on": (
+        {"wave": 4, "bucket_every": 5}, 10, never, "p4 p1 b4 b1 p4 p1 b4 b4 b2"),
+    "what the bucket pass solves leaves it": (
+        {"wave": 5, "bucket_every": 5}, 10, lambda wave, name: wave.stage == "bucket",
+        "p5 b5 p5 b5"),
+    "an empty bucket is passed over": (
+        {"wave": 2, "bucket_every": 3}, 10, always, "p2 p1 p2 p1 p2 p1 p1"),
+    "no mastery where it is not asked for": ({"wave": 10, "bucket_every": 0}, 10, never, "p10"),
+    # Sizes after the mastery rounds: 4 → 3 → 3 (stuck) → forced → 2 → 2 (stuck) → forced → 2.
+    "mastery while the bucket shrinks, then SFT is forced once": (
+        {"wave": 10, **MASTERY}, 10,
+        lambda wave, name: NAMES.index(name) >= (4, 3, 3, 2, 2, 2)[wave.number],
+        "p10 m4 m3 m3! m2 m2!"),
+    "a mastery round of several waves": (
+        {"wave": 3, **MASTERY}, 5, never, "p3 p2 m3 m2 m3! m2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_the_order_of_waves(name):
+    r3, n, solve, expected = ORDERS[name]
+    seen = walk({"epochs": 1, **r3}, solve, NAMES[:n])
+    told = [f"{w.stage[0]}{len(w.problems)}{'!' * w.own['force_sft']}" for w in seen]
+    assert told == expected.split()
+    tiers = {"problems": "basic", "bucket": "advanced", "mastery": "advanced"}
+    assert all(w.own["tier"] == tiers[w.stage] for w in seen)
 
 
 def test_an_epoch_takes_every_problem_once_in_a_seeded_order():
-    seen = walk(recipe_of(wave=4, epochs=2, bucket_every=0), NAMES)
-    for epoch in (1, 2):
-        taken = [p for _, e, ps, _ in seen if e == epoch for p in ps]
-        assert sorted(taken) == NAMES
-    assert [len(ps) for _, _, ps, _ in seen] == [4, 4, 2, 4, 4, 2]
-    first, second = ([p for _, e, ps, _ in seen if e == n for p in ps] for n in (1, 2))
+    seen = walk({"wave": 4, "epochs": 2, "bucket_every": 0}, always)
+    first, second = ([p for w in seen if w.epoch == n for p in w.problems] for n in (1, 2))
+    assert sorted(first) == sorted(second) == NAMES
     assert first != second
-    assert [w.new_epoch for *_, w in seen] == [True, False, False, True, False, False]
-
-
-def test_a_wave_of_one_is_the_sequential_order():
-    assert [len(ps) for _, _, ps, _ in walk(recipe_of(wave=1, bucket_every=0), NAMES)] == [1] * 10
-
-
-def test_the_bucket_is_visited_after_every_chunk_and_carried_on():
-    seen = walk(recipe_of(wave=4, epochs=1, bucket_every=5), NAMES, solve=lambda wave, name: False)
-    stages = [(stage, len(ps)) for stage, _, ps, _ in seen]
-    assert stages == [
-        ("problems", 4), ("problems", 1), ("bucket", 4), ("bucket", 1),
-        ("problems", 4), ("problems", 1), ("bucket", 4), ("bucket", 4), ("bucket", 2),
-    ]  # fmt: skip
-    assert all(wave.own["tier"] == ("basic" if stage == "problems" else "advanced")
-               for stage, _, _, wave in seen)  # fmt: skip
-
-
-def test_what_the_bucket_pass_solves_leaves_the_bucket():
-    seen = walk(recipe_of(wave=5, epochs=1, bucket_every=5), NAMES,
-                solve=lambda wave, name: wave.stage == "bucket")  # fmt: skip
-    assert [len(ps) for stage, _, ps, _ in seen if stage == "bucket"] == [5, 5]
+    assert [len(w.problems) for w in seen] == [4, 4, 2, 4, 4, 2]
+    assert [w.new_epoch for w in seen] == [True, False, False, True, False, False]
 
 
 def test_it_stops_early_when_everything_is_right_at_once():
-    seen = walk(recipe_of(wave=5, epochs=7), NAMES, first=lambda wave, name: wave.epoch == 2)
-    assert {epoch for _, epoch, _, _ in seen} == {1, 2}
-
-
-def test_mastery_goes_on_while_the_bucket_shrinks_then_forces_sft_once():
-    """Sizes after the mastery rounds: 4 → 3 → 3 (stuck) → forced → 2 → 2 (stuck) → forced → 2."""
-    after = iter([3, 3, 2, 2, 2])
-    sizes = {}
-
-    def solve(wave, name):
-        if wave.stage != "mastery":
-            return name not in NAMES[:4]
-        size = sizes.setdefault(wave.number, next(after) if wave.number not in sizes else 0)
-        return NAMES.index(name) >= size
-
-    seen = walk(recipe_of(wave=10, epochs=1, bucket_every=0, until_mastered=True), NAMES, solve)
-    mastery = [
-        (len(ps), wave.own["force_sft"]) for stage, _, ps, wave in seen if stage == "mastery"
-    ]
-    assert mastery == [(4, False), (3, False), (3, True), (2, False), (2, True)]
-
-
-def test_a_mastery_round_of_several_waves_forces_sft_once():
-    seen = walk(recipe_of(wave=3, epochs=1, bucket_every=0, until_mastered=True), NAMES[:5],
-                lambda wave, name: False)  # fmt: skip
-    mastery = [
-        (len(ps), wave.own["force_sft"]) for stage, _, ps, wave in seen if stage == "mastery"
-    ]
-    assert mastery == [(3, False), (2, False), (3, True), (2, False)]
-
-
-def test_an_empty_bucket_is_passed_over():
-    seen = walk(recipe_of(wave=2, epochs=1, bucket_every=3), NAMES)
-    assert [len(ps) for _, _, ps, _ in seen] == [2, 1, 2, 1, 2, 1, 1]
-
-
-def test_without_until_mastered_there_is_no_mastery():
-    seen = walk(recipe_of(wave=10, epochs=1, bucket_every=0), NAMES, lambda wave, name: False)
-    assert {stage for stage, *_ in seen} == {"problems"}
+    seen = walk({"wave": 5, "epochs": 7}, always, first=lambda wave, name: wave.epoch == 2)
+    assert {wave.epoch for wave in seen} == {1, 2}

@@ -48,12 +48,6 @@ def test_killed_at_a_point(point, tmp_path, uninterrupted):
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_of_a_commit(tmp_path, uninterrupted):
-    """The fast tests' share of the above: journals longer than the commit, half a commit."""
-    test_killed_at_a_point("wrote half a commit", tmp_path, uninterrupted)
-
-
-@pytest.mark.slow
 def test_quickstart_killed_at_random_moments(tmp_path):
     settings = {"task.limit": 120, "r3.wave": 40, "eval.limit": 200, "policy.batch": 16}
     whole = tmp_path / "whole"

@@ -12,10 +12,8 @@ from mlxreflect.config.recipe import load_recipe, resolved, with_whole_paths
 from mlxreflect.config.schema import Recipe
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import Commits
-from mlxreflect.core.ui import Ui
 from mlxreflect.report.show import show_header
-from mlxreflect.runs.folder import RunFolder, carried_out, create_run, open_folder
-from mlxreflect.runs.run import execute
+from mlxreflect.runs.folder import RunFolder, carried_out, carry_out, create_run, open_folder
 
 SMALL = (
     "task.source=rows.jsonl", "r3.wave=6", "r3.epochs=1", "eval.limit=4", "eval.spec=",
@@ -31,11 +29,7 @@ def write(path: Path, rows: list[dict[str, object]]) -> None:
 
 
 def finish(folder: Path) -> None:
-    run = open_folder(folder)
-    try:
-        execute(run, Ui(quiet=True))
-    finally:
-        run.close()
+    carry_out(open_folder(folder))
 
 
 def refused(folder: Path) -> UserError:
@@ -51,11 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(place / "rows.jsonl", list(ROWS))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        run = create_run(load_recipe("quickstart", SMALL), Path("run"))
-        try:
-            execute(run, Ui(quiet=True))
-        finally:
-            run.close()
+        carry_out(create_run(load_recipe("quickstart", SMALL), Path("run")))
     return place
 
 
@@ -102,27 +92,23 @@ def test_other_problems_than_it_began_with(made: Path, stopped: Path, file: str)
     finish(stopped)
 
 
-def damage(folder: Path) -> dict[str, Callable[[], object]]:
-    newest = max((folder / "checkpoints").glob("wave-*"))
-    adapter = newest / "adapters.safetensors"
-    return {
-        "adapters.safetensors cannot be read": lambda: adapter.write_bytes(b"1234567890"),
-        "adapters.safetensors cannot be read: Failed": adapter.unlink,
-        "commit.json: no such file": (newest / "commit.json").unlink,
-        "has rows, and there is no commit to go on from": lambda: shutil.rmtree(newest.parent),
-        "no recipe in it": lambda: (folder / "run.json").write_text("{}"),
-        "summary.json: not JSON": lambda: (folder / "summary.json").write_text("{"),
-    }
+DAMAGED: dict[str, Callable[[Path, Path], object]] = {  # to the run and its newest commit
+    "adapters.safetensors cannot be read": lambda run, commit: (
+        (commit / "adapters.safetensors").write_bytes(b"1234567890")),
+    "adapters.safetensors cannot be read: Failed": lambda run, commit: (
+        (commit / "adapters.safetensors").unlink()),
+    "commit.json: no such file": lambda run, commit: (commit / "commit.json").unlink(),
+    "has rows, and there is no commit to go on from": lambda run, commit: (
+        shutil.rmtree(commit.parent)),
+    "no recipe in it": lambda run, commit: (run / "run.json").write_text("{}"),
+    "summary.json: not JSON": lambda run, commit: (run / "summary.json").write_text("{"),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("said", [
-    "adapters.safetensors cannot be read", "adapters.safetensors cannot be read: Failed",
-    "commit.json: no such file", "has rows, and there is no commit to go on from",
-    "no recipe in it", "summary.json: not JSON",
-])  # fmt: skip
+@pytest.mark.parametrize("said", DAMAGED)
 def test_a_damaged_run_is_refused_and_left_as_it_is(stopped: Path, said: str) -> None:
     rows = (stopped / "episodes.jsonl").read_bytes()
-    damage(stopped)[said]()
+    DAMAGED[said](stopped, max((stopped / "checkpoints").glob("wave-*")))
     assert said in refused(stopped).message
     assert (stopped / "episodes.jsonl").read_bytes() == rows
 
@@ -149,15 +135,10 @@ def test_a_file_among_the_commits_is_left_alone(tmp_path: Path) -> None:
 # ---- another version -----------------------------------------------------------------------------
 
 
-def edit(folder: Path, change: Callable[[dict[str, object]], object]) -> None:
-    """Change the recipe in run.json and, alike, in recipe.toml, as another version wrote them."""
-    identity = json.loads((folder / "run.json").read_text())
-    change(identity["recipe"])
-    (folder / "run.json").write_text(json.dumps(identity))
-
-
 def test_a_key_that_an_earlier_version_did_not_have_takes_its_usual_value(stopped: Path) -> None:
-    edit(stopped, lambda recipe: recipe.pop("limits"))
+    identity = json.loads((stopped / "run.json").read_text())
+    del identity["recipe"]["limits"]
+    (stopped / "run.json").write_text(json.dumps(identity))
     lines = (stopped / "recipe.toml").read_text().splitlines(keepends=True)
     kept = [line for line in lines if not line.startswith("limits.")]
     assert len(kept) == len(lines) - 3
@@ -166,7 +147,9 @@ def test_a_key_that_an_earlier_version_did_not_have_takes_its_usual_value(stoppe
 
 
 def test_a_key_that_only_an_earlier_version_had_is_named(stopped: Path) -> None:
-    edit(stopped, lambda recipe: recipe.update(patience=1))
+    identity = json.loads((stopped / "run.json").read_text())
+    identity["recipe"]["patience"] = 1
+    (stopped / "run.json").write_text(json.dumps(identity))
     with (stopped / "recipe.toml").open("a") as recipe:
         recipe.write("patience = 1\n")
     error = refused(stopped)
@@ -219,11 +202,9 @@ def test_names_of_files_become_whole_paths(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_folder_made_by_an_older_version_is_named(stopped: Path) -> None:
     identity = json.loads((stopped / "run.json").read_text())
-    for maker, said in (("", "an older version of mlxreflect"), ("99.1.0", "version 99.1.0 of")):
-        changed = {**identity, "version": maker} if maker else {**identity}
-        if not maker:
-            del changed["version"]
-        (stopped / "run.json").write_text(json.dumps(changed))
+    del identity["version"]
+    for maker, said in (({}, "an older version of"), ({"version": "99.1.0"}, "version 99.1.0 of")):
+        (stopped / "run.json").write_text(json.dumps({**identity, **maker}))
         error = refused(stopped)
         assert error.message.startswith(f"{stopped} was made by {said}")
         assert "mlxreflect show" in error.hint

@@ -4,12 +4,14 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from support.kill_driver import DRIVER, TRAINING
-from support.shell import Shell, last_two_lines, listing, rows, sets
+from support.shell import Shell, last_two_lines, rows, sets
 from support.trainings import (
     ANSWERS,
     COUNT,
@@ -74,25 +76,36 @@ def log_prob(model: Any, tokenizer: Any, prompt: str, text: str) -> float:
     return float(mx.take_along_axis(found, targets, axis=-1)[len(asked) - 1 :].sum().item())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("objective", DEFAULTS)
-@pytest.mark.parametrize("name", ["tiny", "random"])
+# All weights are trained in the fast tests, too.
+TRAINED = [
+    *(pytest.param(kind, name, marks=pytest.mark.slow) for kind in ("tiny", "random")
+      for name in DEFAULTS),
+    ("full", "sft"), ("full", "dpo"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "objective"), TRAINED)
 def test_an_objective_trains_and_its_adapter_loads_in_mlx_lm(
-    command: Command, objective: str, name: str
+    command: Command, make_model: Callable[..., Path], kind: str, objective: str
 ) -> None:
-    model = "tiny" if name == "tiny" else str(command.model)
-    summary = command.train(
-        objective, "out", "train.lr=1e-3", "train.epochs=3", "data.limit=20", model=model
-    )
+    own = {"tiny": "tiny", "full": str(make_model(quantization=None))}
+    model = own.get(kind, str(command.model))
+    settings = ["train.lr=1e-3", "train.epochs=3", "data.limit=20"]
+    settings += ["train.tune=full"] if kind == "full" else []
+    summary = command.train(objective, "out", *settings, model=model)
     assert summary["objective"] == objective
     assert summary["steps"] == 9
     assert summary["skipped"] == 0
-    path = str(TINY) if name == "tiny" else model
+    path = str(TINY) if kind == "tiny" else model
     base, tokenizer = mlx_lm.load(path)
     trained, _ = mlx_lm.load(path, adapter_path=summary["adapter"])
-    unseen = (2, 29, 31)
+    if kind == "full":
+        old, new = dict(tree_flatten(base.parameters())), dict(tree_flatten(trained.parameters()))
+        assert old.keys() == new.keys()
+        assert all(not np.array_equal(np.array(old[k]), np.array(new[k])) for k in old)
 
     def worth(model: Any) -> float:
+        unseen = (2, 29, 31)
         liked = sum(log_prob(model, tokenizer, question(i), good(i)) for i in unseen)
         other = sum(log_prob(model, tokenizer, question(i), poor(i)) for i in unseen)
         return liked if objective == "sft" else liked - other
@@ -115,21 +128,15 @@ def test_an_objective_trains_and_its_adapter_loads_in_mlx_lm(
 
 # form → (objective, rows, file). Those of a kind hold the same, and must give the same bytes; what
 # else a row may look like is in test_formats.
+TURNS = [{"prompt": [user(r["prompt"])], "chosen": [said(r["chosen"])],
+          "rejected": [said(r["rejected"])]} for r in PAIRS]  # fmt: skip
+MESSAGES = [{"messages": [user(r["prompt"]), said(r["completion"])]} for r in ANSWERS]
 SAME: dict[str, tuple[str, Data, str]] = {
-    "conversational preference in a JSON list": (
-        "dpo",
-        [{"prompt": [user(r["prompt"])], "chosen": [said(r["chosen"])],
-          "rejected": [said(r["rejected"])]} for r in PAIRS],
-        "data.json",
-    ),
+    "conversational preference in a JSON list": ("dpo", TURNS, "data.json"),
     "preference in a folder": ("dpo", PAIRS, "data/train.jsonl"),
-    "messages in a folder of parquet": (
-        "sft",
-        [{"messages": [user(r["prompt"]), said(r["completion"])]} for r in ANSWERS],
-        "data/train.parquet",
-    ),
+    "messages in a folder of parquet": ("sft", MESSAGES, "data/train.parquet"),
     "groups in parquet": ("grpo", GROUPS, "data.parquet"),
-}  # fmt: skip
+}
 BRIEF = ("data.limit=8", "data.held_out=0", "train.batch=8")
 
 
@@ -149,132 +156,55 @@ def test_raw_text_is_trained(command: Command) -> None:
     assert summary["held_out_after"]["loss"] < summary["held_out_before"]["loss"]
 
 
-def test_columns_of_another_name_and_turns(command: Command) -> None:
-    talk = [user(question(3)), said(good(3)), user(question(4)), said(good(4))]
-    data = write(command.folder / "talk.jsonl", [{"dialogue": talk}] * 4)
-    named = ("data.columns.messages=dialogue", "data.held_out=0")
-    assert command.train("sft", "all", *named, data=data)["rows"] == 8
-    assert command.train("sft", "last", *named, "data.turns=last", data=data)["rows"] == 4
-
-
 # ---- mistakes ------------------------------------------------------------------------------------
 
-MISTAKES: dict[str, tuple[list[str], str, str]] = {
-    "no such objective": (["dpoo"], "no objective 'dpoo'", "sft, dpo, ipo, exo_pair, orpo, grpo"),
-    "unknown key": (
-        ["dpo", "--set", "train.lrr=1"], "--set train.lrr=1: unknown key train.lrr",
-        "did you mean train.lr?",
-    ),
-    "wrong value": (["dpo", "--set", "train.batch=0"], "train.batch = 0: input should", "correct"),
-    "another objective": (
-        ["dpo", "--set", "objective=ipo"], "--set objective=ipo: the command says dpo",
-        "mlxreflect train ipo",
-    ),
-    "no such file": (["dpo", "--data", "nope.jsonl"], "nope.jsonl: no such file", "data file"),
-    "no such folder": (["dpo", "--data", "./nope"], "nope: no such file", "data file"),
-    "a folder without data": (["dpo", "--data", "empty"], "empty: no train.jsonl", "give the path"),
-    "rows for sft": (
-        ["dpo", "--data", "sft.jsonl"], "nothing here fits dpo; rows with prompt, completion",
-        "chosen, rejected",
-    ),
-    "rows for dpo": (
-        ["grpo", "--data", "dpo.jsonl"], "nothing here fits grpo", "prompt, completions, rewards",
-    ),
-    "only bad rows": (
-        ["dpo", "--data", "bad.jsonl"], "bad.jsonl: no row can be used; the first of 3 is",
-        "correct the rows",
-    ),
-    "only responses that are too long": (
-        ["dpo", "--set", "train.max_length=5"],
-        "all 24 rows are bad, the first is dpo.jsonl, line", "train.max_length",
-    ),
-    "a fatal row": (
-        ["dpo", "--data", "mixed.jsonl", "--set", "data.bad_row=fatal"],
-        "mixed.jsonl, line 3: chosen is empty", "correct or delete that row",
-    ),
-    "a fatal row without JSON": (
-        ["dpo", "--data", "torn.jsonl", "--set", "data.bad_row=fatal"],
-        "torn.jsonl, line 2: not JSON", "correct or delete that row",
-    ),
-    "a fatal row that is too long": (
-        ["dpo", "--data", "long.jsonl", "--set", "data.bad_row=fatal",
-         "--set", "train.max_length=60"],
-        "long.jsonl, line 2: a response is over 60 tokens", "correct or delete that row",
-    ),
-    "a fatal row of which the mask leaves nothing": (
-        ["sft", "--data", "thoughts.jsonl", "--set", "data.bad_row=fatal",
-         "--set", "train.mask.answer_only=true", "--set", "train.mask.markers=false"],
-        "thoughts.jsonl, line 2: the mask leaves nothing to train", "correct or delete that row",
-    ),
-    "a mask that leaves nothing of any row": (
-        ["sft", "--data", "only.jsonl", "--set", "train.mask.answer_only=true",
-         "--set", "train.mask.markers=false"],
-        "all 2 rows are bad, the first is only.jsonl, line 1: the mask leaves nothing", "correct",
-    ),
-    "no such model": (
-        ["dpo", "--model", "./nope"], "policy.model = './nope': no such folder", "give a folder",
-    ),
-    "a folder that is no model": (
-        ["dpo", "--model", "empty"], "is not an mlx-lm model folder: no config.json in it",
-        "mlx_lm.convert",
-    ),
-    "no such adapter": (
-        ["dpo", "--set", "policy.adapter=nope"], "policy.adapter = 'nope' is not an adapter folder",
-        "give a folder with adapter_config.json",
-    ),
-    "exo_pair without smoothing": (
-        ["exo_pair", "--set", "train.smoothing=0"], "exo_pair needs train.smoothing above 0",
-        "0.005",
-    ),
-    "smoothing without use": (
-        ["ipo", "--set", "train.smoothing=0.1"], "train.smoothing does nothing for ipo", "leave",
-    ),
-    "patience without held-out rows": (
-        ["dpo", "--set", "train.patience=2", "--set", "data.held_out=0"],
-        "train.patience counts looks at held-out examples", "--set data.held_out=0.05",
-    ),
-    "a margin of sft": (
-        ["sft", "--set", "train.best_by=margin"], "sft has no margin", "leave it at loss",
-    ),
-    "neither preference nor likelihood": (
-        ["dpo", "--set", "train.dpo=0"], "train.dpo and train.nll are both 0", "a weight above 0",
-    ),
-    "a key of grpo": (["dpo", "--set", "grpo.kl=0.1"], "grpo.kl = 0.1 does nothing", "leave"),
-    "beta for sft": (["sft", "--set", "train.beta=0.5"], "train.beta = 0.5 does nothing", "leave"),
-    "patience for grpo": (
-        ["grpo", "--set", "train.patience=1"], "train.patience = 1 does nothing for grpo", "leave",
-    ),
-    "rows held out of grpo": (
-        ["grpo", "--set", "data.held_out=0.1"], "data.held_out = 0.1 does nothing", "leave",
-    ),
-    "LoRA keys for all weights": (
-        ["sft", "--set", "train.tune=full", "--set", "train.lora.rank=4"],
-        "train.lora.rank = 4 does nothing for full fine-tuning", "leave that key out",
-    ),
-    "all weights of a 4-bit model": (
-        ["sft", "--set", "train.tune=full"], "needs weights that are not quantised",
-        "mlxreflect fuse --model",
-    ),
-    "no such layer": (
-        ["sft", "--set", 'train.lora.keys=["nope"]'], "the model has no layer 'nope'", "q_proj",
-    ),
-    "the base of all weights": (
-        ["dpo", "--model", "plain", "--set", "train.tune=full", "--set", "train.reference=base"],
-        "train.reference = 'base' needs LoRA", "train.reference to stage",
-    ),
-    "more held out than there is": (
-        ["dpo", "--set", "data.held_out=24"], "24 of 24 examples", "data.held_out=0 holds out none",
-    ),
-    "a cache that is none": (
-        ["dpo", "--set", "train.reference_cache=dpo.jsonl"], "dpo.jsonl: the reference cache is",
-        "delete",
-    ),
-    "out is there": (["dpo", "--out", "full"], "full already exists", "give another --out"),
-    "out is a file": (["dpo", "--out", "dpo.jsonl"], "dpo.jsonl already exists", "another --out"),
-    "out inside a file": (["dpo", "--out", "dpo.jsonl/x"], "dpo.jsonl/x: Not a directory", "--out"),
-    "out that cannot be made": (["dpo", "--out", "/proc/x"], "/proc/x: ", "--out"),
-    "out with too long a name": (["dpo", "--out", "x" * 300], "x: File name too long", "--out"),
-}  # fmt: skip
+FATAL, ALONE = "data.bad_row=fatal", "train.mask.answer_only=true train.mask.markers=false"
+# The command with its settings, what is wrong, what mends it.
+MISTAKES = [
+    ("dpoo", "no objective 'dpoo'", "sft, dpo, ipo, exo_pair, orpo, grpo"),
+    ("dpo train.lrr=1", "--set train.lrr=1: unknown key train.lrr", "did you mean train.lr?"),
+    ("dpo train.batch=0", "train.batch = 0: input should", "correct"),
+    ("dpo objective=ipo", "--set objective=ipo: the command says dpo", "mlxreflect train ipo"),
+    ("dpo --data nope.jsonl --model ./no", "nope.jsonl: no such file", "data file"),
+    ("dpo --data ./nope", "nope: no such file", "data file"),
+    ("dpo --data empty", "empty: no train.jsonl", "give the path"),
+    ("dpo --data sft.jsonl", "nothing here fits dpo; rows with prompt, c", "chosen, rejected"),
+    ("grpo --data dpo.jsonl", "nothing here fits grpo", "prompt, completions, rewards"),
+    ("dpo --data bad.jsonl", "bad.jsonl: no row can be used; the first of 3 is", "correct"),
+    ("dpo train.max_length=5", "all 24 rows are bad, the first is dpo.jsonl, line", "max_length"),
+    (f"dpo --data mixed.jsonl {FATAL}", "mixed.jsonl, line 3: chosen is empty", "delete that row"),
+    (f"dpo --data torn.jsonl {FATAL}", "torn.jsonl, line 2: not JSON", "or delete that row"),
+    (f"dpo --data long.jsonl {FATAL} train.max_length=60",
+     "long.jsonl, line 2: a response is over 60 tokens", "correct or delete that row"),
+    (f"sft --data thoughts.jsonl {FATAL} {ALONE}",
+     "thoughts.jsonl, line 2: the mask leaves nothing to train", "correct or delete that row"),
+    (f"sft --data only.jsonl {ALONE}",
+     "all 2 rows are bad, the first is only.jsonl, line 1: the mask leaves nothing", "correct"),
+    ("dpo --model ./nope", "policy.model = './nope': no such folder", "give a folder"),
+    ("dpo --model empty", "is not an mlx-lm model folder: no config.json in it", "mlx_lm.convert"),
+    ("dpo policy.adapter=nope", "policy.adapter = 'nope' is not an adapter folder",
+     "give a folder with adapter_config.json"),
+    ("exo_pair train.smoothing=0", "exo_pair needs train.smoothing above 0", "0.005"),
+    ("ipo train.smoothing=0.1", "train.smoothing does nothing for ipo", "leave"),
+    ("dpo train.patience=2 data.held_out=0", "train.patience counts looks at held-out examples",
+     "--set data.held_out=0.05"),
+    ("sft train.best_by=margin", "sft has no margin", "leave it at loss"),
+    ("dpo train.dpo=0", "train.dpo and train.nll are both 0", "a weight above 0"),
+    ("dpo grpo.kl=0.1", "grpo.kl = 0.1 does nothing", "leave"),
+    ("sft train.tune=full train.lora.rank=4",
+     "train.lora.rank = 4 does nothing for full fine-tuning", "leave that key out"),
+    ("sft train.tune=full", "needs weights that are not quantised", "mlxreflect fuse --model"),
+    ("sft 'train.lora.keys=[\"nope\"]'", "the model has no layer 'nope'", "q_proj"),
+    ("dpo --model plain train.tune=full train.reference=base",
+     "train.reference = 'base' needs LoRA", "train.reference to stage"),
+    ("dpo data.held_out=24", "24 of 24 examples", "data.held_out=0 holds out none"),
+    ("dpo train.reference_cache=dpo.jsonl", "dpo.jsonl: the reference cache is", "delete"),
+    ("dpo --out full", "full already exists", "give another --out"),
+    ("dpo --out dpo.jsonl", "dpo.jsonl already exists", "another --out"),
+    ("dpo --out dpo.jsonl/x", "dpo.jsonl/x: Not a directory", "--out"),
+    ("dpo --out /proc/x", "/proc/x: ", "--out"),
+    (f"dpo --out {'x' * 300}", "x: File name too long", "--out"),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -302,17 +232,18 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.parametrize(("line", "error", "hint"), MISTAKES, ids=[m[0][:50] for m in MISTAKES])
 def test_a_mistake_is_two_lines_and_leaves_nothing(
-    name: str, command: Command, shelf: Path, monkeypatch: pytest.MonkeyPatch
+    line: str, error: str, hint: str, command: Command, shelf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments, error, hint = MISTAKES[name]
+    objective, *more = shlex.split(line)
+    arguments = [part for word in more for part in (["--set", word] if "=" in word else [word])]
     monkeypatch.chdir(shelf)
     command.folder = shelf
-    objective = arguments[0] if arguments[0] in OF else "dpo"
-    usual = {"--model": str(command.model), "--data": f"{objective}.jsonl", "--out": "new/deep/out"}
+    data = f"{objective if objective in OF else 'dpo'}.jsonl"
+    usual = {"--model": str(command.model), "--data": data, "--out": "new/deep/out"}
     given = [part for k, v in usual.items() if k not in arguments for part in (k, v)]
-    said, advice = command.mistake("train", *arguments, *given)
+    said, advice = command.mistake("train", objective, *arguments, *given)
     assert error in said.replace(f"{shelf}/", "")
     assert hint in advice
 
@@ -323,9 +254,8 @@ def test_names_that_only_the_hub_could_know(shell: Shell) -> None:
     error, hint = shell.mistake("train", "dpo", "--data", "someone/pairs", "--out", "new/out")
     assert "the data set someone/pairs, split train, could not be loaded" in error
     assert "check the name, or connect to the internet" in hint
-    error, hint = shell.mistake(
-        "train", "dpo", "--data", data, "--out", "new/out", "--model", "no/body"
-    )
+    known = ("--data", data, "--out", "new/out")
+    error, hint = shell.mistake("train", "dpo", *known, "--model", "no/body")
     assert "policy.model = 'no/body': no such folder, and the hub gave none" in error
     assert "hf download no/body" in hint
 
@@ -337,18 +267,11 @@ def test_an_empty_folder_of_the_users_stays(command: Command) -> None:
     command.train("dpo", "mine", *BRIEF)
 
 
-def test_the_data_is_read_before_the_model(command: Command) -> None:
-    error, _ = command.mistake(*command.arguments("dpo", "out", data="nope.jsonl", model="no"))
-    assert error.startswith("nope.jsonl: no such file")
-
-
 def test_bad_rows_are_skipped_and_named(command: Command) -> None:
     thought = {"prompt": "Why?", "completion": "<think>\nno end"}
-    data = write(
-        command.folder / "mixed.jsonl",
-        [ANSWERS[0], {"prompt": "What?", "completion": ""}, thought,
-         {"prompt": "Long?", "completion": good(9) * 20}, {"prompt": "What?"}, *ANSWERS[1:]],
-    )  # fmt: skip
+    empty, long = ({"prompt": "?", "completion": text} for text in ("", good(9) * 20))
+    mixed = [ANSWERS[0], empty, thought, long, {"prompt": "What?"}, *ANSWERS[1:]]
+    data = write(command.folder / "mixed.jsonl", mixed)
     masked = ("train.mask.answer_only=true", "train.mask.markers=false", "train.max_length=90")
     done = command.works(*command.arguments("sft", "out", *masked, data=data))
     bad = rows(command.folder / "out" / "bad_rows.jsonl")
@@ -357,24 +280,18 @@ def test_bad_rows_are_skipped_and_named(command: Command) -> None:
     assert found["2"] == "completion is empty"
     assert found["3"].startswith("the mask leaves nothing to train of '<think>\\nno end")
     assert found["4"] == "a response is over 90 tokens"
-    assert found["5"] == (
-        "its columns are: prompt; it should have prompt, completion or messages or conversations "
-        "or text"
-    )
+    assert found["5"].startswith("its columns are: prompt; it should have prompt, completion or")
     assert "4 skipped" in done.out
     for row in bad:
         assert f"skipped {row['where']}: {row['reason']}" in done.out
     summary = json.loads((command.folder / "out" / "summary.json").read_text())
     assert summary["rows"] + summary["held_out"] == len(ANSWERS)
     assert summary["skipped"] == 4
-
-
-def test_many_bad_rows_are_shown_in_part(command: Command) -> None:
-    data = write(command.folder / "many.jsonl", [*PAIRS, *[{"prompt": "?"}] * 9])
-    done = command.works(*command.arguments("dpo", "out", data=data))
+    many = write(command.folder / "many.jsonl", [*PAIRS, *[{"prompt": "?"}] * 9])
+    done = command.works(*command.arguments("dpo", "many", data=many))
     assert done.out.count("\nskipped ") == fit.NAMED + 1
-    assert f"skipped 4 more, see {Path('out', 'bad_rows.jsonl')}" in done.out
-    assert len(rows(command.folder / "out" / "bad_rows.jsonl")) == 9
+    assert f"skipped 4 more, see {Path('many', 'bad_rows.jsonl')}" in done.out
+    assert len(rows(command.folder / "many" / "bad_rows.jsonl")) == 9
 
 
 def test_prompts_that_lose_their_beginning_are_counted_and_told(command: Command) -> None:
@@ -418,8 +335,13 @@ def test_plain_output(command: Command, monkeypatch: pytest.MonkeyPatch) -> None
     assert "reference: 24/24, took" in done.err
     for fact in ("held-out loss", "held-out margin", "ranked right", "tokens/s", "peak memory"):
         assert fact in done.out.partition("\nsteps")[2]
-    again = command.works("show", "out")
-    assert again.out == done.out[done.out.index("steps") :]
+    shown = command.works("show", "out").out
+    assert shown == done.out[done.out.index("steps") :]
+    before = contents(command.folder / "out")
+    again = command.works("resume", "out")
+    assert again.out == f"out is already finished; this is its result\n{shown}"
+    assert again.err == ""
+    assert contents(command.folder / "out") == before
 
 
 def test_json_is_one_object_of_a_real_process(shell: Shell, command: Command) -> None:
@@ -434,28 +356,17 @@ def test_json_is_one_object_of_a_real_process(shell: Shell, command: Command) ->
     told = "a folder is already finished; this is its result\n"
     assert (again.out, again.err) == (done.out, told)
     error, hint = command.mistake(*made)
-    assert (error, hint) == (
-        "a folder already exists",
-        "continue it with: mlxreflect resume 'a folder', or give another --out",
-    )
-
-
-def test_show_of_a_training_that_is_not_finished(command: Command) -> None:
-    command.train("dpo", "out", *BRIEF)
-    (command.folder / "out" / "summary.json").unlink()
-    error, hint = command.mistake("show", "out")
-    assert (error, hint) == ("out is not finished", "continue it: mlxreflect resume out")
+    assert error == "a folder already exists"
+    assert hint == "continue it with: mlxreflect resume 'a folder', or give another --out"
 
 
 # ---- the best, the last, and patience ------------------------------------------------------------
 
 # Noise: what is learned of its manner helps the held-out rows, what is learned by heart harms them.
 DRAWN = random.Random(0)
+NAMES = ("prompt", "completion", "chosen", "rejected")
 NOISE = [
-    {
-        name: " ".join(str(DRAWN.randrange(10)) for _ in range(12))
-        for name in ("prompt", "completion", "chosen", "rejected")
-    }
+    {name: " ".join(str(DRAWN.randrange(10)) for _ in range(12)) for name in NAMES}
     for _ in range(12)
 ]
 OVERFITTED = ("train.lr=1e-2", "data.held_out=4", "train.batch=4", "train.epochs=12",
@@ -485,8 +396,7 @@ def test_the_adapter_is_that_of_the_best_look(command: Command, noise: Path, key
     summary = command.train(objective, "out", *settings, data=noise)
     looks = held_out(command.folder / "out")
     assert list(looks) == list(range(0, 25, 2))
-    choose = max if key == "margin" else min
-    best = choose(looks, key=lambda step: looks[step][key])
+    best = (max if key == "margin" else min)(looks, key=lambda step: looks[step][key])
     assert best < 24  # else best and last would be the same
     assert best > 0 or objective == "dpo"
     assert summary["best"] == {"step": best, "value": looks[best][key]}
@@ -511,15 +421,9 @@ def test_patience_stops(command: Command, noise: Path) -> None:
     assert whole["stopped_early"] is False
     assert command.weights("out") == command.weights("whole")  # the best came before
     assert "patience ended" in command.works("show", "out").out
-
-
-@pytest.mark.slow
-def test_patience_that_ends_with_the_last_step_stopped_nothing(
-    command: Command, noise: Path
-) -> None:
-    summary = command.train("dpo", "out", *OVERFITTED, "train.patience=12", data=noise)
-    assert summary["best"]["step"] == 0
-    assert (summary["steps"], summary["stopped_early"]) == (24, False)
+    # That which ends with the last step stopped nothing.
+    last = command.train("dpo", "last", *OVERFITTED, "train.patience=12", data=noise)
+    assert (last["best"]["step"], last["steps"], last["stopped_early"]) == (0, 24, False)
     assert command.train("dpo", "one", *OVERFITTED, "train.patience=1", data=noise)["steps"] == 2
 
 
@@ -546,41 +450,7 @@ def test_nothing_held_out(command: Command) -> None:
     assert "step's margin" in command.works("show", "out").out
 
 
-# ---- seeds ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("objective", ["sft", "dpo", "grpo"])
-def test_a_seed_decides_every_byte(command: Command, objective: str) -> None:
-    runs = {
-        out: (command.train(objective, out, f"seed={seed}", "train.epochs=2"),
-              command.weights(out), command.weights(out, "last"))
-        for out, seed in (("one", 1), ("same", 1), ("other", 2))
-    }  # fmt: skip
-    assert unmeasured(runs["one"][0]) == unmeasured(runs["same"][0])
-    assert runs["one"][1:] == runs["same"][1:]
-    assert runs["one"][1] != runs["other"][1]
-    assert runs["one"][2] != runs["other"][2]
-
-
 # ---- all weights ---------------------------------------------------------------------------------
-
-
-def test_all_weights_are_trained(command: Command, make_model: Callable[..., Path]) -> None:
-    plain = make_model(quantization=None)
-    for objective in ("sft", "dpo"):
-        settings = ("train.tune=full", "train.lr=1e-3", "train.epochs=2")
-        summary = command.train(objective, objective, *settings, model=plain)
-        after, before = summary["held_out_after"], summary["held_out_before"]
-        assert after["loss"] < before["loss"]
-        base, tokenizer = mlx_lm.load(str(plain))
-        trained, _ = mlx_lm.load(str(plain), adapter_path=summary["adapter"])
-        old, new = dict(tree_flatten(base.parameters())), dict(tree_flatten(trained.parameters()))
-        assert old.keys() == new.keys()
-        assert all(not np.array_equal(np.array(old[k]), np.array(new[k])) for k in old)
-        gain = log_prob(trained, tokenizer, question(2), good(2))
-        gain -= log_prob(base, tokenizer, question(2), good(2))
-        assert objective == "dpo" or gain > 0
 
 
 @pytest.mark.slow
@@ -663,29 +533,21 @@ class Job:
     def finish(self, arguments: list[str]) -> dict[str, Any]:
         done = self.run("-m", "mlxreflect", *arguments)
         assert done.returncode == 0, done.stderr
-        assert unmeasured(json.loads(done.stdout)) == contents(self.out)["summary.json"]
-        return contents(self.out)
-
-    def killed(self, point: str, nth: int) -> None:
-        done = self.run(DRIVER, point, str(nth), *self.begin)
-        assert done.returncode == -signal.SIGKILL, done.stderr
-        assert not (self.out / "summary.json").exists()
+        found = contents(self.out)
+        assert unmeasured(json.loads(done.stdout)) == found["summary.json"]
+        return found
 
 
 @pytest.fixture(scope="module")
-def make_job(
-    tmp_path_factory: pytest.TempPathFactory, tiny_random: Path
-) -> Callable[..., Job]:  # fmt: skip
+def make_job(tmp_path_factory: pytest.TempPathFactory, tiny_random: Path) -> Callable[..., Job]:
     from conftest import write_model
 
     folder = tmp_path_factory.mktemp("killed")
     plain = write_model(folder / "plain", quantization=None)
 
     def make(kind: str, *more: str) -> Job:
-        data = folder / f"{kind}.jsonl"
-        if not data.exists():
-            bad = [{"prompt": "?", "nothing": None}]
-            write(data, [*bad, *OF.get(KILLED[kind][0], PAIRS)])
+        bad = [{"prompt": "?", "nothing": None}]
+        data = write(folder / f"{kind}.jsonl", [*bad, *OF.get(KILLED[kind][0], PAIRS)])
         model = plain if kind == "full" else tiny_random
         return Job(kind, tmp_path_factory.mktemp(kind), data, model, *more)
 
@@ -693,17 +555,16 @@ def make_job(
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(make_job: Callable[..., Job]) -> Callable[[str], dict[str, Any]]:
-    """What a job of a kind ends with when nothing stops it; made once."""
-    made: dict[str, dict[str, Any]] = {}
+def uninterrupted(make_job: Callable[..., Job]) -> Callable[..., dict[str, Any]]:
+    """What a job ends with when nothing stops it; made once."""
 
-    def get(kind: str) -> dict[str, Any]:
-        if kind not in made:
-            job = make_job(kind)
-            made[kind] = job.finish(job.begin)
-            assert made[kind]["summary.json"]["skipped"] == 1
-            assert made[kind]["summary.json"]["steps"] > 6
-        return made[kind]
+    @cache
+    def get(kind: str, *more: str) -> dict[str, Any]:
+        job = make_job(kind, *more)
+        made = job.finish(job.begin)
+        assert made["summary.json"]["skipped"] == 1
+        assert made["summary.json"]["steps"] > 6
+        return made
 
     return get
 
@@ -722,7 +583,9 @@ def test_killed_at_a_point(
     if point == "scored some of the reference" and kind == "sft":
         pytest.skip("sft has no reference")
     job = make_job(kind)
-    job.killed(point, NTH.get(point, 1))
+    done = job.run(DRIVER, point, str(NTH.get(point, 1)), *job.begin)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (job.out / "summary.json").exists()
     # A folder that is no job yet does for the same command.
     again = job.begin if point == "before it is a job" else job.go_on
     assert_same(job.finish(again), uninterrupted(kind))
@@ -730,11 +593,11 @@ def test_killed_at_a_point(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KILLED)
-def test_killed_at_random_moments(kind: str, make_job: Callable[..., Job]) -> None:
+def test_killed_at_random_moments(
+    kind: str, make_job: Callable[..., Job], uninterrupted: Callable[..., Any]
+) -> None:
     """Wherever it happens to be, a random time after it has come to one more step or several."""
     longer = ("train.epochs=12", "train.save_every=1")
-    whole = make_job(kind, *longer)
-    expected = whole.finish(whole.begin)
     job = make_job(kind, *longer)
     rng = random.Random(kind)
     died_at = []
@@ -753,23 +616,13 @@ def test_killed_at_random_moments(kind: str, make_job: Callable[..., Job]) -> No
         died_at.append(last_step(job.out))
     assert not (job.out / "summary.json").exists()  # so each of the kills was one
     assert died_at == sorted(set(died_at)), died_at
-    assert_same(job.finish(job.go_on), expected)
+    assert_same(job.finish(job.go_on), uninterrupted(kind, *longer))
 
 
 def last_step(out: Path) -> int:
     """Of the last checkpoint that was committed; 0 before the first."""
     found = [int(p.name.removeprefix("step-")) for p in out.glob("checkpoints/step-?????")]
     return max(found, default=0)
-
-
-def test_resuming_what_is_finished_says_the_same(command: Command) -> None:
-    done = command.works(*command.arguments("dpo", "out", *BRIEF))
-    before = contents(command.folder / "out")
-    again = command.works("resume", "out")
-    told = "out is already finished; this is its result\n"
-    assert again.out == told + done.out[done.out.index("steps") :]
-    assert again.err == ""
-    assert contents(command.folder / "out") == before
 
 
 def test_a_training_is_resumed_from_another_folder(
@@ -789,93 +642,24 @@ def test_a_training_is_resumed_from_another_folder(
     assert contents(command.folder / "out") == before
 
 
-def test_resume_refuses_other_keys(command: Command) -> None:
-    command.train("dpo", "out", *BRIEF)
+def test_what_cannot_be_resumed_is_refused(command: Command) -> None:
+    data, out = command.data("dpo"), command.folder / "out"
+    command.train("dpo", "out", *BRIEF, data=data)
     error, hint = command.mistake("resume", "out", *sets("train.lr=1e-3"))
     assert error.startswith("--set train.lr=1e-3: a training is resumed with the keys it began")
     assert "leave --set out" in hint
     assert command.mistake("resume", "nope")[0] == "nope is not a run folder"
-
-
-def test_resume_refuses_other_rows(command: Command) -> None:
-    data = command.data("dpo")
-    command.train("dpo", "out", *BRIEF, data=data)
-    (command.folder / "out" / "summary.json").unlink()
-    write(data, PAIRS[1:])
-    done = command("resume", "out")
-    error, hint = last_two_lines(done.err)
-    assert (done.code, error) == (
-        2, f"out began with other rows than {data} gives now"
-    )  # fmt: skip
-    assert "bring the data" in hint
-    write(data, PAIRS)
-    command.works("resume", "out")
-
-
-def test_resume_refuses_what_is_damaged(command: Command) -> None:
-    command.train("dpo", "out", *BRIEF)
-    out = command.folder / "out"
-    (out / "summary.json").unlink()
-    whole = (out / "metrics.jsonl").read_bytes()
-    (out / "metrics.jsonl").write_bytes(whole[:-9])
-    done = command("resume", "out")
-    assert last_two_lines(done.err)[0] == "out/metrics.jsonl is shorter than its last commit says"
-    (out / "metrics.jsonl").unlink()
-    assert last_two_lines(command("resume", "out").err)
-    assert not (out / "metrics.jsonl").exists()
-    (out / "metrics.jsonl").write_bytes(whole)
-    job = json.loads((out / "job.json").read_text())
-    job["job"]["train"]["later"] = 1
-    (out / "job.json").write_text(json.dumps(job))
-    error, _ = command.mistake("resume", "out")
-    assert error.endswith("(out/job.json: unknown key train.later)")
-    (out / "job.json").write_text("{")
-    error, _ = command.mistake("resume", "out")
-    assert error.startswith("out/job.json: not JSON")
-
-
-def test_a_job_in_use_is_refused(command: Command) -> None:
-    command.train("dpo", "out", *BRIEF)
-    with take_lock(command.folder / "out"):
+    with take_lock(out):
         error, hint = command.mistake("resume", "out")
     assert error == f"out is in use by process {os.getpid()}"
     assert "wait for it" in hint
-
-
-def test_interrupted_before_the_first_step(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(*arguments: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fit, "load_policy", stop)
-        before = listing(command.folder) | {"dpo.jsonl"}
-        done = command(*command.arguments("dpo", "new/out"))
-        assert done.code == 130
-        assert "stopped before it began; nothing is left of it" in done.err
-        assert listing(command.folder) == before
-    command.train("dpo", "new/out", *BRIEF)
-
-
-@pytest.mark.slow
-def test_interrupted_and_resumed(make_job: Callable[..., Job]) -> None:
-    """Ctrl-C in a real process, in the middle of the training."""
-    job = make_job("dpo", "train.epochs=6", "train.save_every=1")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlxreflect", *job.begin],
-        env=job.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # A shell starts what is in the background with Ctrl-C ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    while not list(job.out.glob("checkpoints/step-0000[2-9]")):
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (130, "")
-    assert "Traceback" not in err
-    assert f"stopped; go on with: mlxreflect resume {job.out}" in err
-    found = job.finish(job.go_on)
-    steps = [row["step"] for row in found["metrics.jsonl"] if row["kind"] == "step"]
-    assert steps == [*range(1, 6 * 7 + 1)]
+    (out / "summary.json").unlink()
+    error, hint = command.mistake("show", "out")
+    assert (error, hint) == ("out is not finished", "continue it: mlxreflect resume out")
+    write(data, PAIRS[1:])
+    done = command("resume", "out")
+    error, hint = last_two_lines(done.err)
+    assert (done.code, error) == (2, f"out began with other rows than {data} gives now")
+    assert "bring the data" in hint
+    write(data, PAIRS)
+    command.works("resume", "out")

@@ -304,8 +304,9 @@ def open_folder(path: Path, settings: Sequence[str] = ()) -> RunFolder[Any]:
             "give the folder that `mlxreflect run` or `mlxreflect train` made",
         )
     text = path / kind.text
+    old = flatten(began_with(kind, path))  # first: it says which version made the folder
     now = kind.tree(validate(kind.model, read_toml(text), text))
-    old, new = flatten(began_with(kind, path)), flatten(now)
+    new = flatten(now)
     changed = sorted(k for k in {**old, **new} if old.get(k) != new.get(k))
     if refused := [k for k in changed if k not in kind.resumable]:
         were = ", ".join(f"{k} (was {old.get(k)!r}, is {new.get(k)!r})" for k in refused)
