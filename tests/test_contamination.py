@@ -13,10 +13,10 @@ from support.shell import Shell, rows, sets
 from support.trainings import said, user, write
 
 from mlxreflect.config.recipe import load_recipe
-from mlxreflect.config.schema import Recipe
+from mlxreflect.config.schema import DataConfig, Recipe
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_rows
-from mlxreflect.core.records import make_problem
+from mlxreflect.core.records import Example, make_problem
 from mlxreflect.data.matching import (
     WORDING,
     Index,
@@ -29,7 +29,7 @@ from mlxreflect.data.matching import (
     sentence,
     whole_key,
 )
-from mlxreflect.evaluation.contamination import clean, question_of
+from mlxreflect.evaluation.contamination import clean, clean_examples, question_of
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "gsm8k"
 SHORT = "What is 48 plus 17?"
@@ -457,6 +457,16 @@ def test_mistakes_of_the_command(data: Path, shell: Shell) -> None:
         error, hint = shell.mistake("decontaminate", rows_, "--against", exam, *given)
         assert fault in error
     assert hint == "give --out 'a b.jsonl'"
+
+
+@pytest.mark.parametrize("place", ["prompt", "completion", "chosen", "rejected", "completions"])
+def test_every_text_of_an_example_is_looked_at(data: Path, place: str) -> None:
+    told: Any = {"prompt": [user(LONG)], "completions": ["7", LONG]}.get(place, LONG)
+    quoting = Example("sft", **{"prompt": [user("Which?")], place: told})
+    other = Example("sft", [user("Which?")], completion="7")
+    config = DataConfig(source="x", against=[str(data / "exam.jsonl")])
+    kept, found, _ = clean_examples([other, quoting], config)
+    assert kept == [other] and [row["question"] for row in found] == [LONG]
 
 
 def test_a_training_leaves_out_whole_rows(data: Path, shell: Shell) -> None:

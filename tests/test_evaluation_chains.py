@@ -158,6 +158,8 @@ def test_fresh_samples_vote_and_all_others_answer_last() -> None:
     assert answer_of(made, bare, 3).parsed == "2"
     silent = chain(answer("x", "9", parsed=None), answer("x", "4"))
     assert answer_of(silent, bare).parsed == "4"
+    merged = chain(answer("x", "1"), answer("x", "1"), answer("x", "2", role="integrate"))
+    assert answer_of(merged, bare).parsed == "2"
     for other in (config(round="retry"), config(round="resample", feedback="none", gated=True)):
         assert answer_of(made, other).index == 3
 

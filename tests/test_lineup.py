@@ -76,10 +76,10 @@ def test_names_of_folders_are_safe_and_their_own(tmp_path: Path) -> None:
         assert Path(made).name == made and made.isascii() and made.isprintable()
     served = [ServedModel("http://x", name) for name in ("org/Model", "other/model", "../../etc")]
     assert names([], [], [], served) == ["org-Model", "other-model", "etc"]
-    for folder in ("one/Model", "two/model", "three/model"):
+    for folder in ("one/Model", "two/model", "three/MODEL"):
         (tmp_path / folder).mkdir(parents=True)
-    models = [str(tmp_path / p) for p in ("one/Model", "two/model", "three/model")]
-    assert names(models, [], [], []) == ["Model", "model-2", "model-3"]
+    models = [str(tmp_path / p) for p in ("one/Model", "two/model", "three/MODEL")]
+    assert names(models, [], [], []) == ["Model", "model-2", "MODEL-3"]
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,9 @@ def test_equals_are_asked_everything_and_looks_show_no_p_value(
     assert (found["decision"], found["n"], found["saved"]) == ("undecided", 8, 0)
     assert found["e_value"] == 1.0
     assert "A larger --max-n goes on from here" in found["sentence"]
+    few, twins = problem_set(TASK, SPEC, PROBLEMS[:8]), {"tiny": pair["tiny"], "b": pair["tiny"]}
+    all_asked = ask_until_decided(twins, few, tmp_path / "few", Ui(quiet=True))
+    assert all_asked["sentence"].endswith("All questions were asked.")
     said = capsys.readouterr().err
     assert "so far" in said and "points" in said and "E = " in said
     assert "p =" not in said

@@ -140,17 +140,15 @@ def unique(entries: Sequence[Entry]) -> list[Entry]:
 # ---- answering -----------------------------------------------------------------------------------
 
 
-def measure(
-    generator: Generator, out: Path, ui: Ui, label: str, prefix: str = ""
-) -> dict[str, Any]:
+def measure(generator: Generator, out: Path, ui: Ui, name: str = "") -> dict[str, Any]:
     """Evaluates one arm with progress, and says what to know of its results; returns those.
 
-    label: what is under way. prefix: what each line begins with, such as the arm's name.
+    name: of the arm, where there are several.
     """
-    with ui.progress(label, generator.total) as bar:
+    with ui.progress(f"evaluating {name}".rstrip(), generator.total) as bar:
         results = evaluate(generator, out, bar)
     for line in [*generator.notes, *warnings(results)]:
-        ui.line(prefix + line)
+        ui.line(f"{name}: {line}" if name else line)
     return results
 
 
@@ -192,13 +190,10 @@ def evaluate_arms(
             ui.header({"evaluating": spec.name or spec.task.name,
                        "arms": ", ".join(entry.name for entry in entries),
                        "problems": len(asked.problems), "out": str(root)})  # fmt: skip
-        name = f" {entry.name}" if several else ""
-        results = measure(
-            generator_of(model, asked, answers), folder, ui, f"evaluating{name}",
-            f"{entry.name}: " if several else "",
-        )  # fmt: skip
+        name = entry.name if several else ""
+        results = measure(generator_of(model, asked, answers), folder, ui, name)
         if twice:
-            results["noise"] = check_noise(model, asked, answers, folder, f"evaluating{name}", ui)
+            results["noise"] = check_noise(model, asked, answers, folder, ui, name)
         del model  # else its weights would stay while the next ones are loaded
         arms.append({"name": entry.name, "folder": str(folder), **results} if several else results)
     if not several:
@@ -302,8 +297,8 @@ def check_noise(
     asked: ProblemSet,
     answers: Answers | None,
     folder: Path,
-    label: str,
     ui: Ui,
+    name: str = "",
 ) -> dict[str, Any]:
     """Evaluates the same model again, at half the batch (a server: asked again): the A/A check.
 
@@ -313,6 +308,7 @@ def check_noise(
     batch = asked.spec.batch // 2 or 2
     again = replace(asked, spec=asked.spec.model_copy(update={"batch": batch}))
     generator = generator_of(model, again, answers)
+    label = f"evaluating {name}".rstrip()
     with ui.progress(f"{label} again, batch {batch}", generator.total) as bar:
         evaluate(generator, folder / "noise", bar)
     rows = [list(read_rows(place / "samples.jsonl")) for place in (folder, folder / "noise")]

@@ -59,7 +59,7 @@ class RunArms:
         asked = problem_set(task, spec or self.spec, problems)
         generator = generator_of(LocalModel(policy, weights), asked, self.answers)
         folder = self.run.path / "eval" / arm
-        return measure(generator, folder, self.ui, f"evaluating {arm}", f"{arm}: ")
+        return measure(generator, folder, self.ui, arm)
 
 
 def check_arms(recipe: Recipe, spec: EvalSpec) -> None:
