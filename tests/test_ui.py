@@ -71,30 +71,23 @@ def test_without_json_people_read_stdout(capsys: pytest.CaptureFixture[str]) -> 
     assert err == ""
 
 
-def test_quiet_says_only_results(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ui_module, "EVERY_S", 0.0)
-    ui = Ui(json=True, quiet=True)
-    ui.header({"recipe": "r3"})
-    ui.line("working")
-    with ui.progress("attempts", 3) as bar:
-        bar.advance()
-        bar.update_text("half")
-    ui.result([])
-    assert capsys.readouterr() == ("[]\n", "")
-
-
+@pytest.mark.parametrize("quiet", [False, True])
 def test_plain_lines_are_few_and_the_last_one_is_said(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    quiet: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [100.0]
     monkeypatch.setattr(ui_module.time, "monotonic", lambda: clock[0])
-    with Ui().progress("attempts", 60) as bar:
+    ui = Ui(json=quiet, quiet=quiet)
+    with ui.progress("attempts", 60) as bar:
         for i in range(30):
             clock[0] += 1
             bar.update_text(f"wave {i}")
             bar.advance()
+    if quiet:  # results alone
+        ui.header({"recipe": "r3"})
+        ui.result([])
+        assert capsys.readouterr() == ("[]\n", "")
+        return
     out, err = capsys.readouterr()
     assert out == ""
     lines = err.splitlines()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.critics import critic_at
 from support.fake_ollama import FakeOllama
-from support.fake_server import http
+from support.fake_server import Fault, http
 
 from mlxreflect.core.records import make_problem
 from mlxreflect.critics.base import Call
@@ -178,43 +178,31 @@ def test_a_reply_without_a_verdict_is_asked_again_once_and_then_unknown() -> Non
         "unclear at first": ["I think it is right.", SAID],
         "never clear": ["right", "right, I said"],
         "echoes": [PLANTED, PLANTED],
+        "cut off": ["{" * 800, "{" * 800],
+        "fails": [],
     }
-    attempts = {name: call(name) for name in ("clear", "unclear at first", "never clear")}
+    attempts = {name: call(name) for name in told}
     attempts["echoes"] = call(f"echoes {PLANTED}")
 
-    def reply(body: dict[str, Any]) -> str:
+    def reply(body: dict[str, Any]) -> str | Fault:
         name = next(n for n in told if body["messages"][-1]["content"].startswith(n))
-        return told[name].pop(0)
+        return told[name].pop(0) if told[name] else http(400)
 
     with FakeOllama(reply=reply) as server:
-        critic = critic_at(server)
+        critic = critic_at(server, max_tokens=100)
         answers = ask_structured(critic, list(attempts.values()), Judgement)
         critic.close()
         assert all(body["format"] == Judgement.model_json_schema() for body in server.chats)
         assert {body["options"]["seed"] for body in server.chats} == {4, 5}
-        assert len(server.chats) == 7
-    assert [a.value.verdict if a.value else None for a in answers] == ["wrong", "wrong", None, None]
+        assert len(server.chats) == 10
+    found = [answer.value.verdict if answer.value else None for answer in answers]
+    assert found == ["wrong", "wrong", None, None, None, None]
     counts = tally([reply for answer in answers for reply in answer.replies])
-    assert [counts[name] for name in ("calls", "answered", "unknown", "failed")] == [7, 2, 5, 0]
+    assert [counts[name] for name in ("calls", "answered", "unknown", "failed")] == [10, 2, 7, 1]
     last = answers[2].replies[-1]
     assert (last.text, last.kind) == ("", "unknown")
     assert last.error is not None and "right, I said" in last.error
-
-
-def test_a_verdict_that_was_cut_off_says_what_to_raise() -> None:
-    with FakeOllama(reply=lambda body: SAID) as server:
-        critic = critic_at(server, max_tokens=4)
-        [answer] = ask_structured(critic, [call("x")], Judgement)
-        critic.close()
-    assert answer.value is None
-    assert (answer.replies[-1].error or "").endswith("(cut off: raise critic.max_tokens)")
-    assert [one.attempt for one in answer.unread()] == ["1/0", "1/0/again"]
-
-
-def test_a_call_that_failed_is_not_asked_again_here() -> None:
-    with FakeOllama(reply=lambda body: http(400)) as server:
-        critic = critic_at(server)
-        [answer] = ask_structured(critic, [call("x")], Judgement)
-        critic.close()
-        assert [body["options"]["seed"] for body in server.chats] == [4]
-    assert (answer.value, [reply.kind for reply in answer.replies]) == (None, ["http_400"])
+    assert (answers[4].replies[-1].error or "").endswith("(cut off: raise critic.max_tokens)")
+    unread = [[one.attempt for one in answer.unread()] for answer in answers]
+    assert unread == [[], ["1/0"], *[["1/0", "1/0/again"]] * 3, []]
+    assert answers[5].replies[-1].kind == "http_400"  # a failed call is not asked again here

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support.fake_server import CHARS_PER_TOKEN, Body, Fault, Loopback, Seen, cut
+from support.fake_server import Body, Fault, Loopback, Seen, cut
 
 CONVERSE = re.compile("/model/([^/]+)/converse")
 STATUS = {
@@ -62,8 +62,9 @@ class FakeBedrock(Loopback):
         return "".join(block["text"] for block in body["messages"][-1]["content"])
 
     def written(self, body: Body, text: str, fields: Body) -> Body:
-        text, tokens, was_cut = cut(text, body["inferenceConfig"]["maxTokens"])
-        sent = len(self.said(body)) // CHARS_PER_TOKEN + 8
+        sent, text, tokens, was_cut = cut(
+            self.said(body), text, body["inferenceConfig"]["maxTokens"]
+        )
         response = {
             "output": {"message": {"role": "assistant", "content": [{"text": text}]}},
             "stopReason": "max_tokens" if was_cut else "end_turn",

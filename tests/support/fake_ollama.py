@@ -6,17 +6,7 @@ cuts a reply at num_predict with done_reason "length".
 
 from collections.abc import Callable, Sequence
 
-from support.fake_server import (
-    CHARS_PER_TOKEN,
-    Body,
-    Fault,
-    Loopback,
-    Scripted,
-    Seen,
-    cut,
-    http,
-    ok,
-)
+from support.fake_server import Body, Fault, Loopback, Scripted, Seen, cut, http, ok
 
 BAD_JSON = Fault(body=b'{"model": "critic", "message": {"role": "assist')
 WRONG_SCHEMA = Fault(body=b'{"choices": [{"message": {"content": "another API"}}]}')
@@ -67,8 +57,8 @@ class FakeOllama(Loopback):
 
     def written(self, body: Body, text: str, fields: Body) -> Body:
         options = body.get("options") or {}
-        sent = sum(len(message["content"]) for message in body["messages"]) // CHARS_PER_TOKEN + 8
-        text, tokens, was_cut = cut(text, options.get("num_predict", 10**6))
+        prompt = "".join(message["content"] for message in body["messages"])
+        sent, text, tokens, was_cut = cut(prompt, text, options.get("num_predict", 10**6))
         response = {
             "model": body["model"], "created_at": WHEN, "done": True,
             "message": {"role": "assistant", "content": text},

@@ -8,17 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from support.fake_server import (
-    CHARS_PER_TOKEN,
-    Body,
-    Fault,
-    Loopback,
-    Scripted,
-    Seen,
-    cut,
-    http,
-    ok,
-)
+from support.fake_server import Body, Fault, Loopback, Scripted, Seen, cut, http, ok
 
 CHAT = "/v1/chat/completions"
 BAD_JSON = Fault(body=b'{"id": "1", "choices": [{"index": 0, "message": {"role": "assist')
@@ -51,8 +41,7 @@ class FakeOpenAI(Loopback):
         software: str = "",
     ) -> None:
         super().__init__(reply, faults)
-        self.models, self.key, self.refuses = models, key, refuses
-        self.software = software
+        self.models, self.key, self.refuses, self.software = models, key, refuses, software
 
     def is_chat(self, path: str) -> bool:
         return path == CHAT
@@ -83,9 +72,9 @@ class FakeOpenAI(Loopback):
         return super().chat(body)
 
     def written(self, body: Body, text: str, fields: Body) -> Body:
-        sent = sum(len(m["content"]) for m in body["messages"]) // CHARS_PER_TOKEN + 8
+        prompt = "".join(message["content"] for message in body["messages"])
         most = body.get("max_tokens") or body["max_completion_tokens"]
-        text, tokens, was_cut = cut(text, most)
+        sent, text, tokens, was_cut = cut(prompt, text, most)
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": text},

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 Body = dict[str, Any]
@@ -72,10 +71,11 @@ class Seen:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def cut(body_text: str, tokens: int) -> tuple[str, int, bool]:
-    """Returns a reply as far as it may go, its tokens, and whether it was cut."""
-    text = body_text[: tokens * CHARS_PER_TOKEN]
-    return text, len(text) // CHARS_PER_TOKEN + 1, len(text) < len(body_text)
+def cut(prompt: str, whole: str, tokens: int) -> tuple[int, str, int, bool]:
+    """Returns a prompt's tokens, a reply as far as it may go, its tokens, and if it was cut."""
+    text = whole[: tokens * CHARS_PER_TOKEN]
+    sent, came = len(prompt) // CHARS_PER_TOKEN + 8, len(text) // CHARS_PER_TOKEN + 1
+    return sent, text, came, len(text) < len(whole)
 
 
 class Loopback:
@@ -156,12 +156,7 @@ class Loopback:
         self.thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stopped.set()
         self.server.shutdown()
         self.server.server_close()
@@ -171,17 +166,14 @@ class Loopback:
         self.requests.append(seen)
         if not self.is_chat(seen.path):
             return self.answer(seen)
-        self.count(+1)
         with self.lock:
+            self.in_flight += 1
+            self.most_at_once = max(self.most_at_once, self.in_flight)
             fault = self.faults.pop(0) if self.faults else None
         answer = fault or self.answer(seen)
-        self.count(-1)
-        return answer
-
-    def count(self, step: int) -> None:
         with self.lock:
-            self.in_flight += step
-            self.most_at_once = max(self.most_at_once, self.in_flight)
+            self.in_flight -= 1
+        return answer
 
 
 class Handler(BaseHTTPRequestHandler):
