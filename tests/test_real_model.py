@@ -188,7 +188,7 @@ def test_preferences_of_a_four_bit_model_fit_into_little_memory(smollm2):
     weights = mx.get_active_memory() - others
     trainer, config = Trainer(model), TrainConfig(lr=1e-3, batch=2)
     objective = trainer.pair_objective(pairs, base_reference(model), config, "dpo")
-    steps = trainer.fit(objective, config, (0,))
+    steps = list(trainer.train(objective, config, (0,)))
     peak = mx.get_peak_memory() - others
     print(f"weights {weights / 1e6:.0f} MB, peak {peak / 1e6:.0f} MB; of others {others / 1e6:.0f}")
     assert len(steps) == 3

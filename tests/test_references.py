@@ -15,7 +15,6 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from support.training import (
     SHAPES,
-    copied,
     fit_pairs,
     fitting,
     kept,
@@ -244,20 +243,6 @@ def test_sums_without_what_is_shared_are_not_taken_for_whole_ones(cache: Referen
     for keep_shared in (False, True):
         arguments = (items, trainer.trainable(), "sums", keep_shared)
         assert same(trainer.score(*arguments), plain.score(*arguments))
-
-
-def test_the_policy_that_has_learned_is_another(cache: References, spy: Spy) -> None:
-    """A stage reference of the next stage must not be found under the last one's key."""
-    trainer, pairs = trainer_with(cache), make_pairs(16, 4)
-    for _ in range(2):
-        spy.take()
-        now = copied(trainer)
-        scores = pair_scores(trainer.model, pairs)
-        found = trainer.score(items_of(pairs), trainer.trainable(), "sums")
-        assert spy.take() == 2
-        np.testing.assert_allclose(np.stack(found), scores, atol=2e-5)
-        fit_pairs(trainer, pairs, trainer.trainable(), fitting(lr=1e-2, batch=4), (1,))
-        assert any((copied(trainer)[k] != v).any() for k, v in now.items())
 
 
 def test_the_reference_is_hashed_once_and_may_be_forgotten(

@@ -265,7 +265,7 @@ def test_measuring_is_the_loss_of_a_step_and_changes_nothing() -> None:
         before = lora_bytes(trainer)
         found = trainer.measure(objective, settings)
         assert lora_bytes(trainer) == before
-        (step,) = trainer.fit(objective, settings, (1,))
+        (step,) = trainer.train(objective, settings, (1,))
         assert found["loss"] == pytest.approx(step.loss, rel=1e-6)
         assert found["margin"] == (step.margin and pytest.approx(step.margin, abs=1e-6))
         assert found["accuracy"] == step.accuracy
@@ -357,24 +357,10 @@ def test_the_rate_goes_down_as_the_schedule_says() -> None:
     }.items():
         for warmup, share in ((2, 0.0), (0, 0.33), (1, 0.3)):
             settings = fitting(lr=1.0, batch=2, epochs=2, warmup=warmup)
-            steps = lora_trainer().fit(
+            steps = lora_trainer().train(
                 imitation(data), settings, (1,), lr=2e-4, schedule=LRSchedule(schedule, share)
             )
             assert [s.lr for s in steps] == pytest.approx([1e-4 * e for e in expected], rel=1e-5)
-
-
-def test_each_objective_has_its_own_optimizer() -> None:
-    trainer, pairs, data = lora_trainer(), make_pairs(15, 4), rows(15, SHAPES)
-    settings = fitting(lr=1e-3, batch=8)
-    fit_pairs(trainer, pairs, None, settings, (1,))
-    moments = {k: v.copy() for k, v in first_gradient(trainer, "dpo").items()}
-    before = copied(trainer)
-    (step,) = fit_rows(trainer, data, settings, (2,), dropout=False)
-    near(first_gradient(trainer, "dpo"), moments, 0)
-    assert trainer.steps == {"dpo": 1, "sft": 1}
-    # A first step of Adam moves by the learning rate, whatever DPO's moments are.
-    moved = np.concatenate([np.abs(v - before[k]).ravel() for k, v in copied(trainer).items()])
-    assert np.median(moved) == pytest.approx(step.lr, rel=1e-3)
 
 
 @pytest.mark.parametrize(("clip", "decay"), [(0.0, 0.0), (0.3, 0.0), (0.3, 0.1), (0.0, 0.1)])
@@ -519,7 +505,7 @@ def test_training_goes_on_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
 
     whole, first, second = begun(0), begun(0), begun(9)
     prefer(whole, 1)
-    steps = whole.fit(objective, settings, (1,), schedule=cosine)
+    steps = list(whole.train(objective, settings, (1,), schedule=cosine))
     assert len(steps) == 8
     prefer(whole, 2)
 
@@ -593,7 +579,7 @@ def test_no_second_copy_with_all_weights_trained(tmp_path: Path) -> None:
     moments = mx.get_active_memory() - before
     assert moments > 1.9 * nbytes(model)
     objective = trainer.pair_objective(pairs, trainer.trainable(), settings, settings.objective)
-    trainer.fit(objective, settings, (1,))
+    list(trainer.train(objective, settings, (1,)))
     mx.clear_cache()
     held = mx.get_active_memory() - before - moments
     assert held < 0.1 * nbytes(model)

@@ -104,7 +104,7 @@ class Learning:
     def fit(
         self, objective: Objective, seed: Seed, lr: float, schedule: LRSchedule = CONSTANT
     ) -> None:
-        self.steps += self.trainer.fit(objective, self.train, seed, lr, schedule)
+        self.steps += list(self.trainer.train(objective, self.train, seed, lr, schedule))
         self.name_policy()
 
     def encode(self, examples: Sequence[Example]) -> list[Row | Pair | Group]:

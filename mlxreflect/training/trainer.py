@@ -118,17 +118,6 @@ class Trainer:
 
     # ---- the loop -------------------------------------------------------------------------------
 
-    def fit(
-        self,
-        objective: Objective,
-        config: Fitting,
-        seed: Seed,
-        lr: float | None = None,
-        schedule: LRSchedule = CONSTANT,
-    ) -> list[Step]:
-        """Makes all steps of `train`."""
-        return list(self.train(objective, config, seed, lr, schedule))
-
     def train(
         self,
         objective: Objective,

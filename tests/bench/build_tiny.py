@@ -169,7 +169,7 @@ def train(policy: Policy, steps: int) -> None:
             prompt = policy.encode(messages)
             rows.append(Row(prompt, policy.encode_response(prompt, text)))
         lr = LR * min(1.0, number / WARMUP)
-        (step,) = trainer.fit(imitation(rows), settings, ("tiny", SEED, number), lr)
+        (step,) = trainer.train(imitation(rows), settings, ("tiny", SEED, number), lr)
         seconds += step.seconds
         loss += step.loss
         if number % 50 == 0:

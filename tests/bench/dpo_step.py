@@ -146,7 +146,8 @@ def ours(case: Case, pairs: list[Pair], batch: int, clock: Callable[[], float]) 
     reference, trainer = base_arrays(model), Trainer(model)
     config = Fitting(lr=RATE, batch=batch, beta=BETA, clip=0.0, logps="sum")
     with measured(clock) as run:
-        trainer.fit(trainer.pair_objective(pairs, reference, config, "dpo"), config, SEED)
+        objective = trainer.pair_objective(pairs, reference, config, "dpo")
+        list(trainer.train(objective, config, SEED))
     run.moments = moments(trainer.optimizers["dpo"])
     return run
 
