@@ -158,13 +158,8 @@ def test_raw_text_is_trained_but_its_first_token(policy: Policy) -> None:
 
 
 def test_a_text_of_nothing_is_dropped(policy: Policy) -> None:
-    empty = Example("sft", [], completion="")
-    tokens = policy.encode_text("")
-    found = Encoder(policy, 500).encode(empty)
-    if len(tokens) == 1:  # no begin token: nothing to predict the end from
-        assert isinstance(found, Dropped)
-    else:
-        assert found == Row(tokens[:1], tokens[1:])
+    """There is no begin token that its end could be predicted from."""
+    assert dropped(policy, Example("sft", [], completion=""))
 
 
 def test_a_prompt_that_the_template_refuses_is_dropped(

@@ -10,6 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from jinja2 import TemplateError
 from mlx_lm.generate import BatchGenerator, PromptProcessingBatch
 from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
@@ -216,23 +217,17 @@ def encode_chat(tokenizer: Any, messages: Messages) -> list[int]:
     if not tokenizer.has_chat_template:
         text = "\n\n".join(m["content"] for m in messages) + "\n"
         return list(tokenizer.encode(text))
-    options = {"add_generation_prompt": True, "tokenize": True}
     if messages[0]["role"] == "system" and not knows_system(tokenizer):
-        messages = [
-            {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"},
-            *messages[2:],
-        ]
-    return list(tokenizer.apply_chat_template(messages, **options))
+        both = f"{messages[0]['content']}\n\n{messages[1]['content']}"
+        messages = [{"role": "user", "content": both}, *messages[2:]]
+    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True))
 
 
 def knows_system(tokenizer: Any) -> bool:
     """Returns whether the chat template takes a system message (Gemma's, for one, raises)."""
-    from jinja2 import TemplateError
-
+    turns = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
     try:
-        tokenizer.apply_chat_template(
-            [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}], tokenize=False
-        )
+        tokenizer.apply_chat_template(turns, tokenize=False)
     except TemplateError:
         return False
     return True
