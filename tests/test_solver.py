@@ -53,15 +53,6 @@ def test_critiques_name_the_fault() -> None:
     assert "2 closed <answer> blocks" in ask(GAME, twice, "critique")
 
 
-def test_without_visibility_nothing_is_searched() -> None:
-    for thought in ("step 1: 3 * 4 = 12", "step 1: 3 * 4 = 12\nstep 2: 12 + 5 = 17"):
-        text = written(thought, "3 * 4")
-        assert "leads nowhere" in ask(GAME, text, "critique", "verdict")
-        assert ask(GAME, text, "critique", "none").startswith("the steps ")
-    wrong = written("step 1: 3 + 4 = 8", "3")
-    assert ask(GAME, wrong, "critique", "none") == "step 1 is wrong: 3 + 4 is 7, not 8"
-
-
 OPENINGS = [
     "step 1: 3 + 4 = 7", "  step 1:  3 + 4 = 7  ", "Hmm…\tlet me think.\n\n3 + 4 = 7, yes",
     "step 1: 3 + 4 = 7\r", "1. 3 + 4 = 7 ✓ 😀\u2028and so on", "I like 5.\nAnd 4 too.",
@@ -156,6 +147,8 @@ def test_a_dead_end_is_kept_where_only_a_search_would_show_it() -> None:
     assert ask(GAME, text, "critique", "none") == "step 2 is wrong: 12 + 5 is 17, not 18"
     assert ask(GAME, text, "rewrite", "none") == "<think>\nstep 1: 3 * 4 = 12"
     assert "leads nowhere" in ask(GAME, text, "critique")
+    for thought in ("step 1: 3 * 4 = 12", "step 1: 3 * 4 = 12\nstep 2: 12 + 5 = 17"):
+        assert ask(GAME, written(thought, "3"), "critique", "none").startswith("the steps ")
 
 
 @pytest.mark.parametrize(

@@ -20,14 +20,7 @@ from mlxreflect.core.records import Problem, Verdict, make_problem
 from mlxreflect.core.ui import plain
 from mlxreflect.critics import CRITICS
 from mlxreflect.critics.ledger import Ledger
-from mlxreflect.evaluation.chains import (
-    GIVEN,
-    Rounds,
-    answer_of,
-    check_chain,
-    figures,
-    open_critic,
-)
+from mlxreflect.evaluation.chains import GIVEN, Rounds, answer_of, check_chain, figures, open_critic
 from mlxreflect.graders import Grade
 from mlxreflect.models.policy import Policy
 from mlxreflect.prompts.parsing import parse_response
