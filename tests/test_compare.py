@@ -408,50 +408,50 @@ def test_unequal_numbers_of_samples(tmp_path: Path) -> None:
 # ---- what may differ -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ["spec.prompt.style", "prompt.style", "spec.prompt", "spec"])
-def test_an_intended_difference_is_allowed_and_told(tmp_path: Path, key: str) -> None:
-    a = evaluation(tmp_path / "a", "10", changed(spec=THINKING))
-    b = evaluation(tmp_path / "b", "11", changed(spec=DIRECT, prompt_hash="ffff"))
+HOT = {**DECODING, "temperature": 0.7}
+STYLE = {"spec": THINKING}, {"spec": DIRECT, "prompt_hash": "ffff"}
+MUCH = {"spec": THINKING}, {"spec": {**DIRECT, "limit": 30}, "decoding": HOT, "prompt_hash": "ffff"}
+RULES = {"rules": "flexible"}, {"rules": "strict"}
+
+
+@pytest.mark.parametrize(
+    ("setups", "differ", "refused"),
+    [(STYLE, key, "") for key in ("spec.prompt.style", "prompt.style", "spec.prompt", "spec")] + [
+        (MUCH, "spec.prompt.style", r"^decoding.temperature differs.*\(also: spec.limit\)"),
+        (MUCH, "temperature decoding", r"^spec.prompt.style.*also: spec.limit, prompt_hash"),
+        (({}, {"decoding": HOT}), "spec.temperature", ""),
+        # Decoding that may differ leaves the prompts to be the same.
+        (({}, {"decoding": HOT, "prompt_hash": "ffff"}), "temperature", "^prompt_hash differs"),
+        (({}, {"decoding": HOT}), "temprature", "--differ temprature: no such key"),
+        (RULES, "", "rules differs: 'flexible'"),
+        (RULES, "rules", ""),
+    ],
+)  # fmt: skip
+def test_what_is_meant_to_differ_is_allowed_and_nothing_else(
+    tmp_path: Path, setups: tuple[dict[str, Any], dict[str, Any]], differ: str, refused: str
+) -> None:
+    a, b = (evaluation(tmp_path / name, right, changed(**setup))
+            for name, right, setup in zip("ab", ("10", "11"), setups, strict=True))  # fmt: skip
+    options = Options(differ=tuple(differ.split()))
+    if not refused:
+        assert compare(a, b, options)["gains"] == 1
+        return
+    with pytest.raises(UserError, match=refused):
+        compare(a, b, options)
+
+
+def test_an_intended_difference_is_told(tmp_path: Path) -> None:
+    a, b = (evaluation(tmp_path / name, "10", changed(**setup))
+            for name, setup in zip("ab", STYLE, strict=True))  # fmt: skip
     with pytest.raises(UserError) as error:
         compare(a, b)
     assert "--differ spec.prompt.style" in error.value.hint
-    result = compare(a, b, Options(differ=(key,)))
+    result = compare(a, b, Options(differ=("prompt.style",)))
     assert [d["key"] for d in result["differs"]] == ["spec.prompt.style", "prompt_hash"]
-    assert "Meant to differ: spec.prompt.style ('thinking' and 'direct'), prompt_hash" in shown(
-        result
-    )
-
-
-def test_an_intended_difference_allows_no_other(tmp_path: Path) -> None:
-    a = evaluation(tmp_path / "a", "10", changed(spec=THINKING))
-    spec, hot = {**DIRECT, "limit": 30}, {**DECODING, "temperature": 0.7}
-    b = evaluation(tmp_path / "b", "11", changed(spec=spec, decoding=hot, prompt_hash="ffff"))
-    with pytest.raises(UserError, match=r"^decoding.temperature differs.*\(also: spec.limit\)"):
-        compare(a, b, Options(differ=("spec.prompt.style",)))
-    with pytest.raises(UserError, match=r"^spec.prompt.style.*also: spec.limit, prompt_hash"):
-        compare(a, b, Options(differ=("temperature", "decoding")))
-
-
-def test_decoding_that_may_differ_leaves_the_prompts_to_be_the_same(tmp_path: Path) -> None:
-    hot = {**DECODING, "temperature": 0.7}
-    a = evaluation(tmp_path / "a", "10")
-    b = evaluation(tmp_path / "b", "11", changed(decoding=hot))
-    assert compare(a, b, Options(differ=("spec.temperature",)))["gains"] == 1
-    c = evaluation(tmp_path / "c", "11", changed(decoding=hot, prompt_hash="ffff"))
-    with pytest.raises(UserError, match=r"^prompt_hash differs") as error:
-        compare(a, c, Options(differ=("decoding.temperature",)))
-    assert "--differ prompt_hash" in error.value.hint
-    with pytest.raises(UserError, match="--differ temprature: no such key"):
-        compare(a, b, Options(differ=("temprature",)))
-
-
-def test_answers_graded_by_other_rules_are_refused(tmp_path: Path) -> None:
-    a = evaluation(tmp_path / "a", "10", changed(rules="flexible"))
-    b = evaluation(tmp_path / "b", "11", changed(rules="strict"))
-    with pytest.raises(UserError, match="rules differs: 'flexible'"):
-        compare(a, b)
-    assert compare(a, b, Options(differ=("rules",)))["gains"] == 1
-    assert compare(a, evaluation(tmp_path / "c", "11"))["unchecked"] == ["rules"]
+    said = "Meant to differ: spec.prompt.style ('thinking' and 'direct'), prompt_hash"
+    assert said in shown(result)
+    ruled = evaluation(tmp_path / "c", "11", changed(rules="strict", **STYLE[0]))
+    assert compare(a, ruled)["unchecked"] == ["rules"]
 
 
 def test_alpha_moves_intervals_and_verdict(tmp_path: Path) -> None:
