@@ -326,7 +326,7 @@ def test_a_whole_solution_is_no_continuation():
 def test_each_round_trains_from_the_start_on_all_that_was_accepted():
     strategy = make(problems=2, rounds=2, wave=1)
     start = {k: mx.array(v) for k, v in strategy.learning.trainer.trainable().items()}
-    begun, fit = [], strategy.learning.trainer.fit
+    begun, train = [], strategy.learning.trainer.train
 
     def watched(objective, *rest):
         now = strategy.learning.trainer.trainable()
@@ -334,9 +334,9 @@ def test_each_round_trains_from_the_start_on_all_that_was_accepted():
             (len(objective.items), all(mx.array_equal(now[k], v).item() for k, v in start.items()))
         )
         assert not strategy.learning.trainer.optimizers
-        return fit(objective, *rest)
+        return train(objective, *rest)
 
-    strategy.learning.trainer.fit = watched
+    strategy.learning.trainer.train = watched
     played = play(strategy)
     stages = [(p.figures["epoch"], p.figures["stage"], p.figures["problems"]) for p in played]
     assert stages == [(1, "problems", 1), (1, "problems", 1), (1, "train", 0),
