@@ -11,7 +11,6 @@ from support.rows import write_rows
 from support.run_outputs import outputs_by_settings, outputs_of_run
 from support.teacher import Teacher
 
-import mlxreflect
 from mlxreflect.config.recipe import load_recipe, resolved
 from mlxreflect.config.schema import Recipe
 from mlxreflect.config.toml import flatten
@@ -146,17 +145,6 @@ def test_the_same_recipe_twice_is_the_same(outputs_of, tmp_path):
 def test_a_changed_key_changes_an_output(key, outputs_of):
     value, needed = CHANGED[key]
     assert outputs_of({**needed, key: value}) != outputs_of(needed)
-
-
-@pytest.mark.slow
-def test_learning_ends_with_the_wave_that_reaches_a_limit(tmp_path):
-    """And a resumed run counts what was spent before it stopped."""
-    folder = tmp_path / "run"
-    outputs({"limits.policy_tokens": 1, "task.limit": 8}, folder)
-    waves = [r for r in read_rows(folder / "metrics.jsonl") if r["kind"] == "wave"]
-    assert len(waves) == 1 and waves[0]["tokens_generated"] > 1
-    (folder / "summary.json").unlink()
-    assert mlxreflect.resume(folder)["waves"] == 1
 
 
 @pytest.mark.slow

@@ -1,12 +1,9 @@
 """Every shipped recipe: its quick profile is offline and runs, in small, from base to verdict."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from support.run_outputs import outputs_in, outputs_of_run
+from support.run_outputs import outputs_in, outputs_of_run, run_process
 
 import mlxreflect
 from mlxreflect.config.recipe import eval_spec, load_recipe
@@ -33,10 +30,6 @@ SMALL = {
 }
 
 
-def quick(name: str) -> list[str]:
-    return [] if name == "quickstart" else ["profile=quick"]
-
-
 def test_every_method_has_a_recipe_of_its_name() -> None:
     assert set(SMALL) == set(bundled("recipes")) == {"quickstart", *METHODS}
     assert all(method.name == name for name, method in METHODS.items())
@@ -46,7 +39,7 @@ def test_every_method_has_a_recipe_of_its_name() -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_quick_profiles_need_nothing_but_this_package(name: str) -> None:
-    recipe = load_recipe(name, quick(name))
+    recipe = load_recipe(name, [] if name == "quickstart" else ["profile=quick"])
     assert recipe.policy.model == "tiny"
     assert {recipe.critic.tier(tier).provider for tier in method_of(recipe).tiers(recipe)} <= {
         "solver"
@@ -74,24 +67,19 @@ def test_full_settings_ask_a_model_of_ollama(name: str) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_a_recipe_runs_in_small(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    settings = {
+    run_process(name, {
+        **({} if name == "quickstart" else {"profile": "quick"}),
         "task.limit": 8, "policy.batch": 8, "eval.limit": 6, "train.batch": 4, "eval.cache": "off",
         "train.reference_cache": "off", **SMALL[name],
-    }  # fmt: skip
-    flags = [*quick(name), *(f"{key}={json.dumps(value)}" for key, value in settings.items())]
-    call = [sys.executable, "-m", "mlxreflect", "run", name, "--run-dir", str(folder), "--json"]
-    done = subprocess.run(
-        [*call, *(f"--set={flag}" for flag in flags)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout)
+    }, folder)  # fmt: skip
+    summary = read_json(folder / "summary.json")
     assert summary["status"] == "finished" and summary["base"]["n"] == 6
     assert summary["comparison"]["n"] == 6
     rows = list(read_rows(folder / "metrics.jsonl"))
     assert sum(row["kind"] == "wave" for row in rows) >= 2
     assert any(row["kind"] == "step" for row in rows)
     assert {"base", "trained"} <= {path.name for path in (folder / "eval").iterdir()}
-    assert "McNemar" in json.loads((folder / "comparison.json").read_text())["sentence"]
+    assert "McNemar" in read_json(folder / "comparison.json")["sentence"]
 
 
 # What is played once a limit has been reached in the first wave.

@@ -1,10 +1,10 @@
 """One epoch of DPO: our trainer against mlx-lm-lora's, on the same pairs, batches and weights.
 
-usage: python tests/bench/dpo_step.py [--models 5M 41M] [--smollm2 DIR] [--bits 4] [--pairs 8]
-       [--batch 4] [--repeats 1] [--clock cpu] [--full] [--json]
+usage: python tests/bench/dpo_step.py [--models 5M 41M] [--bits 4] [--pairs 8] [--batch 4]
+       [--repeats 1] [--clock cpu] [--full] [--json]
 
 Both start from tokens and end with updated weights; the reference pass is part of it. Weights are
-random, or SmolLM2's, in float32 (--bits 4: quantised, and left so); LoRA of rank 16 on q, k, v, o
+random, in float32 (--bits 4: quantised, and left so); LoRA of rank 16 on q, k, v, o
 of all layers, its B not zero, AdamW. Each side warms up with a step on two pairs, whose gradient is
 compared with that of the plain formulation below: the largest |a - b| over the largest |b|, of any
 tensor. Peak memory includes the weights. Useful work: 4 FLOP a parameter for each distinct token
@@ -34,12 +34,10 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
-from mlx_lm import load
 from workload import CLOCKS, gemm_peak, random_model, random_pairs, useful_flops, with_lora
 
 from mlxreflect.config.schema import Fitting
 from mlxreflect.core.seeds import rng_for
-from mlxreflect.models.load import dequantize
 from mlxreflect.training.batches import Pair, Row
 from mlxreflect.training.trainer import Trainer
 
@@ -69,13 +67,6 @@ def random_base(name: str, bits: int) -> nn.Module:
     model = random_model(name)
     if bits:
         nn.quantize(model, group_size=64, bits=bits)
-    return model
-
-
-def smollm2_base(folder: str, bits: int) -> nn.Module:
-    model = load(folder)[0]
-    if not bits:
-        dequantize(model)
     return model
 
 
@@ -243,15 +234,14 @@ def measure(case: Case, given: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def cases(given: argparse.Namespace) -> list[Case]:
-    bases: dict[str, Callable[[], nn.Module]] = {
-        name: partial(random_base, name, given.bits) for name in given.models
-    }
-    if given.smollm2:
-        bases["SmolLM2"] = partial(smollm2_base, given.smollm2, given.bits)
     data = {"prompt 60": (60, 0.0), "prompt 450": (450, 0.0), "450, 60 % kept": (450, 0.6)}
     return [
-        Case(f"{name}, {kind}", base, random_pairs(given.pairs, prompt, kept))
-        for name, base in bases.items()
+        Case(
+            f"{name}, {kind}",
+            partial(random_base, name, given.bits),
+            random_pairs(given.pairs, prompt, kept),
+        )
+        for name in given.models
         for kind, (prompt, kept) in data.items()
         if given.full or (name, kind) != ("41M", "prompt 450")
     ]
@@ -260,7 +250,6 @@ def cases(given: argparse.Namespace) -> list[Case]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", default=["5M", "41M"])
-    parser.add_argument("--smollm2", default="")
     parser.add_argument("--bits", type=int, choices=(4, 8), default=0)
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--batch", type=int, default=4)
