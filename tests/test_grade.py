@@ -59,20 +59,6 @@ def test_the_other_answer_types_and_countdown(tmp_path: Path) -> None:
     assert [row["correct"] for row in out] == [True, False]
 
 
-@pytest.mark.parametrize(
-    ("response", "options", "kept"),
-    [("<reasoning>x</reasoning><answer>5</answer>", {}, False),
-     ("<reasoning>x</reasoning><answer>5</answer>", {"tags": "reasoning"}, True),
-     ("<answer>5</answer>", {"style": "direct"}, True)],
-)  # fmt: skip
-def test_tags_and_style_are_the_callers(
-    tmp_path: Path, response: str, options: dict[str, str], kept: bool
-) -> None:
-    path = write_rows(tmp_path / "r.jsonl", [{"id": 1, "gold": 5, "response": response}])
-    (found,) = grade_file("gsm8k", path, **options)
-    assert found["format_ok"] is kept
-
-
 GOOD = {"id": 1, "gold": 5, "response": "5"}
 
 

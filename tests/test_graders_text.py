@@ -156,7 +156,7 @@ def test_the_best_of_several_golds_counts(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     path.write_text('{"id": 1, "gold": {"text": ["a b", "c"]}, "answer_type": "f1", '
                     '"response": "<answer>b d</answer>"}\n')  # fmt: skip
-    [row] = grade_file("jsonl", path, style="direct")
+    [row] = grade_file("jsonl", path)
     assert (row["correct"], row["score"]) == (False, 2 / 3)  # "a" is an article
 
 

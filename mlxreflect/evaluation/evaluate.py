@@ -299,9 +299,7 @@ def warnings(results: dict[str, Any]) -> list[str]:
 # ---- graded without a model ----------------------------------------------------------------------
 
 
-def grade_file(
-    task_name: str, path: Path, rules: str = "", tags: str = "think", style: str = "thinking"
-) -> Iterator[dict[str, Any]]:
+def grade_file(task_name: str, path: Path, rules: str = "") -> Iterator[dict[str, Any]]:
     """Grade the rows {"id", "response", …} of a JSONL file, one at a time.
 
     What is expected stands in the row: "gold" (for the task jsonl with "answer_type" and
@@ -326,7 +324,7 @@ def grade_file(
         except UserError as error:
             raise UserError(f"{row.where}: {error.message}", error.hint) from None
         _, grader = find_rules(task, rules, problem.fields.get("answer_type", ""))
-        grade = grader(problem, response, tags, style)
+        grade = grader(problem, response, "think", "thinking")
         verdict = grade.verdict
         yield {
             "id": row.values["id"], "correct": verdict.correct, "format_ok": verdict.format_ok,

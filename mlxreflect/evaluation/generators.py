@@ -277,7 +277,6 @@ class ServedModel:
     name: str
     key_env: str = ""
     concurrency: int = 4
-    deadline_s: float = 600.0
     keep_failed: bool = False
 
 
@@ -373,7 +372,6 @@ def client_config(
         max_tokens=spec.max_new_tokens,
         num_ctx=window,
         concurrency=model.concurrency,
-        deadline_s=model.deadline_s,
     )
 
 

@@ -34,7 +34,7 @@ PUZZLE = re.compile(
 )
 
 
-def ungraded(problem: Problem, text: str, tags: str = "think", style: str = "thinking") -> Grade:
+def ungraded(problem: Problem, text: str, tags: str, style: str) -> Grade:
     """Grades the format alone: nobody knows which answer is right."""
     parsed = parse_response(text, tags, style)
     return Grade(parsed.answer, Verdict(False, parsed.format_ok, parsed.reason, "nobody"))
