@@ -64,10 +64,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return cast(dict[str, Any], value)
 
 
-def read_rows(path: Path, *, torn: bool = True) -> Iterator[dict[str, Any]]:
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSONL file; an unfinished last line is left out.
 
-    torn: false, such a line is a fault too: a person wrote the file, and no run that was killed.
     Raises UserError naming the line for anything else that is not a JSON object.
     """
     with path.open("rb") as lines:
@@ -77,7 +76,7 @@ def read_rows(path: Path, *, torn: bool = True) -> Iterator[dict[str, Any]]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 alike
-                if torn and not line.endswith(b"\n"):
+                if not line.endswith(b"\n"):
                     return
                 raise UserError(
                     f"{path}, line {number}: not JSON ({error})", "correct or delete that line"

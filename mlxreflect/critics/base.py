@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from mlxreflect.core.records import Messages, Problem, Role, Visibility
 
@@ -87,14 +87,16 @@ class Reply:
     cost: Cost = field(default=Cost(), compare=False)
 
 
-class Critic(Protocol):
+class Critic:
     actor: str  # provider and model, as turns record it
-    waits: bool  # for replies from elsewhere: then `ask` may be called from several threads
+    waits: bool = False  # for replies from elsewhere: `ask` may be called from several threads
 
     def preflight(self) -> None:
         """Raise UserError where the critic cannot be reached or its model is missing."""
 
     def ask(self, calls: Sequence[Call]) -> list[Reply]:
         """Return one reply a call, in the order of the calls."""
+        raise NotImplementedError
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free what it holds."""

@@ -7,7 +7,6 @@ the order of the calls and does not depend on which reply came first.
 
 import hashlib
 import json
-import shlex
 import threading
 import time
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from tenacity import (
 from mlxreflect.config.schema import CriticConfig
 from mlxreflect.core.cache import KeyedCache, cache_path
 from mlxreflect.core.errors import UserError
-from mlxreflect.critics.base import Call, Cost, Reply
+from mlxreflect.critics.base import Call, Cost, Critic, Reply
 from mlxreflect.critics.http import PREFLIGHT_S, CallError, Wire, encodable, strip_thought
 from mlxreflect.critics.ledger import Ledger
 
@@ -85,7 +84,7 @@ class Pace:
     empty: int = 0
 
 
-class Client:
+class Client(Critic):
     """A critic behind a server. Asks calls side by side, at most `concurrency` at once.
 
     A failure is a Reply with an error. ledger: of the run; counts every request and keeps the
@@ -168,18 +167,15 @@ class Client:
                 if hit.cached:
                     return replace(hit, tries=0, seconds=0.0)
                 return replace(hit, cost=self.cost(call, hit.usage))
-            if self.config.replay:
-                raise self.missing_reply(call)
-            job = self.out[key] = self.pool.apply_async(self.answer, (key, call, given_up))
-            return job
-
-    def missing_reply(self, call: Call) -> UserError:
-        run = shlex.quote(str(self.ledger.path.parent)) if self.ledger.path else "RUN"
-        return UserError(
+            if not self.config.replay:
+                job = self.out[key] = self.pool.apply_async(self.answer, (key, call, given_up))
+                return job
+        raise UserError(
             f"critic.replay: no reply on disk for problem {call.problem.id}, {call.role}, epoch "
             f"{call.epoch}, attempt {call.attempt} ({self.actor})",
-            f"ask for what is missing: mlxreflect resume {run} --set critic.replay=false; or begin "
-            "a run with the recipe and the critic.cache that the replies were made with",
+            f"ask for what is missing: mlxreflect resume {self.ledger.run} --set "
+            "critic.replay=false; or begin a run with the recipe and the critic.cache that the "
+            "replies were made with",
         )
 
     # ---- in a worker thread ---------------------------------------------------------------------

@@ -89,10 +89,8 @@ def quantiles(ordered: list[float]) -> dict[str, float | None]:
     """Returns median and 95th percentile, each one of the values (the nearest rank)."""
     if not ordered:
         return {"median_s": None, "p95_s": None}
-    ranks = {"median_s": 0.5, "p95_s": 0.95}
-    # In whole hundredths, so that no rounding of a product moves a rank.
-    last = len(ordered)
-    return {name: ordered[-(-last * round(q * 100) // 100) - 1] for name, q in ranks.items()}
+    ranks = {"median_s": 50, "p95_s": 95}  # in hundredths: no rounding of a product moves one
+    return {name: ordered[-(-len(ordered) * q // 100) - 1] for name, q in ranks.items()}
 
 
 LIMITS = ("max_calls", "max_tokens", "max_usd")  # of [critic.budget]
@@ -117,6 +115,7 @@ class Ledger:
     ) -> None:
         self.path, self.budget, self.kept = path, budget or BudgetConfig(), kept
         self.open_path = path.with_name("critic.open.json") if path else None
+        self.run = shlex.quote(str(path.parent)) if path else "RUN"  # as a command names it
         dollars = self.budget.max_usd
         self.limits = (self.budget.max_calls, self.budget.max_tokens,
                        max(nano(dollars), int(dollars > 0)))  # fmt: skip
@@ -189,9 +188,8 @@ class Ledger:
         return next((name for name, limit, sum_ in pairs if 0 < limit < sum_), "")
 
     def budget_reached(self, name: str, most: Cost) -> BudgetReached:
-        index = LIMITS.index(name)
+        index, limit = LIMITS.index(name), getattr(self.budget, name)
         calls, tokens, dollars = self.spent
-        limit = getattr(self.budget, name)
         more = ("1 call", f"{most.tokens_in + most.tokens_out} tokens", f"${most.usd:.6f}")[index]
         need = 2 * add(self.spent, amounts(most))[index]
         enough = max(2 * limit, need / NANO if name == "max_usd" else need)
@@ -199,11 +197,10 @@ class Ledger:
         kept = "what was answered is kept and not paid again"
         if not self.kept:
             kept = 'with critic.cache = "off" the open wave is asked and paid again'
-        run = shlex.quote(str(self.path.parent)) if self.path else "RUN"
         return BudgetReached(
             f"critic.budget.{name} = {limit} is reached: {calls} calls, {tokens} tokens and "
             f"${dollars / NANO:.6f} are spent, and the next call may take {more}",
-            f"mlxreflect resume {run} --set critic.budget.{name}={enough} ({kept})",
+            f"mlxreflect resume {self.run} --set critic.budget.{name}={enough} ({kept})",
         )
 
     # ---- files ----------------------------------------------------------------------------------

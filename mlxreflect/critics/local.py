@@ -3,46 +3,37 @@
 from collections.abc import Sequence
 
 from mlxreflect.config.schema import CriticConfig, PolicyConfig
-from mlxreflect.critics.base import Call, Reply
+from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.critics.http import strip_thought
 from mlxreflect.models.load import load_policy
 from mlxreflect.models.policy import Policy
 from mlxreflect.training.network import Arrays, parameters
 
 
-class SelfCritic:
+class SelfCritic(Critic):
     """The policy as its own critic: the same model and batching, dropout off.
 
     weights: trainable parameters that it has in this role; None: those that the policy has.
     """
 
     actor = "self"
-    waits = False
 
     def __init__(
         self, policy: Policy, config: CriticConfig, batch: int, weights: Arrays | None = None
     ) -> None:
         self.policy, self.config, self.batch, self.weights = policy, config, batch, weights
 
-    def preflight(self) -> None:
-        pass
-
     def ask(self, calls: Sequence[Call]) -> list[Reply]:
         with parameters(self.policy.model, self.weights or {}):
             return replies(self.policy, self.config, calls, self.batch, own=True)
 
-    def close(self) -> None:
-        pass
 
-
-class LocalCritic:
+class LocalCritic(Critic):
     """A model by hub name or path, loaded when it is first needed; `concurrency` is its batch.
 
     Its replies are the same for the same calls, and free: they are not kept on disk.
     Raises UserError for a model that cannot be loaded.
     """
-
-    waits = False
 
     def __init__(self, config: CriticConfig) -> None:
         self.config = config

@@ -63,10 +63,16 @@ class OpenAI:
                 "look at the server's own messages, or set critic.base_url",
             )
         if not found.headers.get("server", "").startswith(LENIENT):
-            self.look_up(model_names(found))
+            self.look_up(found)
 
-    def look_up(self, names: list[str]) -> None:
-        """Looks for the model among the names; servers take shorter and longer forms too."""
+    def look_up(self, found: httpx.Response) -> None:
+        """Looks for the model in a list; servers take shorter and longer names too."""
+        try:
+            listed = json.loads(found.content)
+            rows = listed["data"] if isinstance(listed, dict) else listed
+            names = [row["id"] for row in rows if isinstance(row["id"], str)]
+        except UNREADABLE:
+            return
         model = self.config.model
         same = {model, f"{model}:latest", model.rpartition(":")[0], str(Path(model).resolve())}
         if not names or same & set(names) or any(name.endswith(f"/{model}") for name in names):
@@ -189,16 +195,6 @@ def refused_parameter(response: httpx.Response, body: dict[str, Any]) -> str | N
         if name in body and re.search(rf"\b{name}\b", said):
             return name
     return "response_format" if "response_format" in body else None
-
-
-def model_names(response: httpx.Response) -> list[str]:
-    """Returns the names of a list of models; none where it cannot be read."""
-    try:
-        found = json.loads(response.content)
-        rows = found["data"] if isinstance(found, dict) else found
-        return [row["id"] for row in rows if isinstance(row["id"], str)]
-    except UNREADABLE:
-        return []
 
 
 def text_of(content: Any) -> str:

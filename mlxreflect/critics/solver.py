@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 
 from mlxreflect.core.errors import UserError
-from mlxreflect.critics.base import Call, Reply
+from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.prompts.parsing import ANSWER, TAGS, parse_response, thought_of
 from mlxreflect.prompts.roles import PRAISE
 from mlxreflect.tasks import TASKS
@@ -13,7 +13,7 @@ from mlxreflect.tasks.base import Review
 MOST_LINES = 100  # of a thought that is looked at to tidy it
 
 
-class SolverCritic:
+class SolverCritic(Critic):
     """Finds the first wrong step of an attempt, and rewrites from the opening that holds.
 
     With visibility "none" it only checks the steps that were written and never searches: a rewrite
@@ -21,7 +21,6 @@ class SolverCritic:
     """
 
     actor = "solver"
-    waits = False
 
     def __init__(self, task: str) -> None:
         self.task = task
@@ -36,9 +35,6 @@ class SolverCritic:
 
     def ask(self, calls: Sequence[Call]) -> list[Reply]:
         return [self.reply(call) for call in calls]
-
-    def close(self) -> None:
-        pass
 
     def reply(self, call: Call) -> Reply:
         match call.role:
