@@ -1,16 +1,15 @@
 """The dry run's figures: bounds that hold, rules that are said, dollars that add up."""
 
 import json
-from dataclasses import asdict
 
 import pytest
-from support.methods import call_of
+from support.methods import call_of, walk_r3
 
 from mlxreflect.config.recipe import load_recipe
 from mlxreflect.config.schema import Recipe
 from mlxreflect.methods.base import Try
 from mlxreflect.methods.preflexor_corpus import make_passage, make_question
-from mlxreflect.methods.r3 import State, at_most, expected, next_wave
+from mlxreflect.methods.r3 import at_most, expected
 from mlxreflect.setup.dry_run import WRONG, dry, estimate
 from mlxreflect.tasks import TASKS
 
@@ -33,14 +32,9 @@ def figures(n=4, **tables):
 ])  # fmt: skip
 def test_visits_at_most_are_those_of_a_run_that_never_solves_anything(n, every, epochs, wave):
     made = recipe(r3={"bucket_every": every, "epochs": epochs, "wave": wave})
-    names = [str(i) for i in range(n)]
-    state, seen = State(), {"basic": 0, "advanced": 0}
-    while (taken := next_wave(state, names, made)) is not None:
+    seen = {"basic": 0, "advanced": 0}
+    for taken in walk_r3(made, [str(i) for i in range(n)]):
         seen[taken.own["tier"]] += len(taken.problems)
-        for name in taken.problems:
-            state.bucket.setdefault(name, None)
-        state.wave += 1
-        state = State(**json.loads(json.dumps(asdict(state))))
     assert at_most(made, n)[0] == seen
 
 

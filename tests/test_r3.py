@@ -1,19 +1,17 @@
 """R³: as it is played, with real training and a critic that does as the test says; its waves."""
 
-import json
 import math
 import re
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
-from support.methods import Critic, Remote, make, make_remote, pairs_of, play, roles
+from support.methods import Critic, Remote, make, make_remote, pairs_of, play, roles, walk_r3
 
 from mlxreflect.config.schema import Recipe
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Verdict
 from mlxreflect.critics.base import Reply
-from mlxreflect.methods.r3 import State, next_wave
 from mlxreflect.prompts.roles import quote
 
 
@@ -314,25 +312,6 @@ def never(wave, name):
     return False
 
 
-def walk(r3, solve, names=NAMES, first=never):
-    """Every wave, with a bucket list moved on as R³ does."""
-    state, seen, recipe = State(), [], Recipe.model_validate({"r3": r3})
-    while (wave := next_wave(state, names, recipe)) is not None:
-        # A run may be killed here: the state on disk is the one before this wave.
-        seen.append(wave)
-        for name in wave.problems:
-            if wave.stage == "problems":
-                state.first_correct += first(wave, name)
-            if solve(wave, name) or first(wave, name):
-                state.bucket.pop(name, None)
-            else:
-                state.bucket.setdefault(name, None)
-        state.wave += 1
-        state = State(**json.loads(json.dumps(asdict(state))))
-        assert len(seen) < 1000
-    return seen
-
-
 MASTERY = {"epochs": 1, "bucket_every": 0, "until_mastered": True}
 # Settings, how many problems, what is solved; waves by stage and size, ! where SFT is forced.
 ORDERS = {
@@ -358,7 +337,7 @@ ORDERS = {
 @pytest.mark.parametrize("name", ORDERS)
 def test_the_order_of_waves(name):
     r3, n, solve, expected = ORDERS[name]
-    seen = walk({"epochs": 1, **r3}, solve, NAMES[:n])
+    seen = walk_r3(Recipe.model_validate({"r3": r3}), NAMES[:n], solve)
     told = [f"{w.stage[0]}{len(w.problems)}{'!' * w.own['force_sft']}" for w in seen]
     assert told == expected.split()
     tiers = {"problems": "basic", "bucket": "advanced", "mastery": "advanced"}
@@ -366,7 +345,8 @@ def test_the_order_of_waves(name):
 
 
 def test_an_epoch_takes_every_problem_once_in_a_seeded_order():
-    seen = walk({"wave": 4, "epochs": 2, "bucket_every": 0}, always)
+    r3 = {"wave": 4, "epochs": 2, "bucket_every": 0}
+    seen = walk_r3(Recipe.model_validate({"r3": r3}), NAMES, always)
     first, second = ([p for w in seen if w.epoch == n for p in w.problems] for n in (1, 2))
     assert sorted(first) == sorted(second) == NAMES
     assert first != second
@@ -375,5 +355,6 @@ def test_an_epoch_takes_every_problem_once_in_a_seeded_order():
 
 
 def test_it_stops_early_when_everything_is_right_at_once():
-    seen = walk({"wave": 5, "epochs": 7}, always, first=lambda wave, name: wave.epoch == 2)
+    recipe = Recipe.model_validate({"r3": {"wave": 5, "epochs": 7}})
+    seen = walk_r3(recipe, NAMES, always, first=lambda wave, name: wave.epoch == 2)
     assert {wave.epoch for wave in seen} == {1, 2}

@@ -452,10 +452,7 @@ def test_a_killed_run_ends_with_the_same_bytes(point, nth, tmp_path, outputs_of)
         execute(run, Ui(quiet=True))
     finally:
         run.close()
-    again = outputs_in(folder)
-    different = [name for name in whole if again.get(name) != whole[name]]
-    # Moments that were read from a file are written in another order.
-    assert {Path(name).name for name in different} <= {"optimizer-sft.safetensors"}
+    assert outputs_in(folder) == whole
     assert (folder / "eval" / "round-1" / "results.json").is_file()
 
 

@@ -3,11 +3,11 @@
 import random
 import shutil
 import subprocess
-import sys
 import time
 
 import pytest
-from support.kill_driver import DRIVER, POINTS
+from support.kill_driver import POINTS
+from support.run_outputs import run_process
 from support.whole_runs import arguments, assert_same, command, contents, finish
 
 SHORT = {
@@ -20,7 +20,7 @@ SHORT = {
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("whole") / "run"
-    subprocess.run(command(*arguments(run_dir, SHORT)), check=True, capture_output=True)
+    run_process("quickstart", SHORT, run_dir)
     found = contents(run_dir)
     assert found["summary"]["examples"]["preference"] > 0
     assert b'"tier": "advanced"' in found["episodes.jsonl"]  # the bucket list was visited
@@ -37,12 +37,7 @@ NTH = {"appended some journals": 8, "appended half a journal": 3, "before a comm
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_at_a_point(point, tmp_path, uninterrupted):
     run_dir = tmp_path / "run"
-    nth = str(NTH.get(point, 1))
-    killed = subprocess.run(
-        [sys.executable, DRIVER, point, nth, *arguments(run_dir, SHORT)], capture_output=True
-    )
-    assert killed.returncode == -9, killed.stderr
-    assert not (run_dir / "summary.json").exists()
+    run_process("quickstart", SHORT, run_dir, point, NTH.get(point, 1))
     finish(run_dir)
     assert_same(run_dir, uninterrupted)
 
@@ -52,7 +47,7 @@ def test_quickstart_killed_at_random_moments(tmp_path):
     settings = {"task.limit": 120, "r3.wave": 40, "eval.limit": 200, "policy.batch": 16}
     whole = tmp_path / "whole"
     started = time.monotonic()
-    subprocess.run(command(*arguments(whole, settings)), check=True, capture_output=True)
+    run_process("quickstart", settings, whole)
     seconds = time.monotonic() - started
     rng = random.Random(7)
     run_dir, kills = tmp_path / "killed", 0
@@ -75,7 +70,7 @@ def test_quickstart_killed_at_random_moments(tmp_path):
 @pytest.mark.slow
 def test_resuming_a_finished_run_changes_nothing(tmp_path, uninterrupted):
     run_dir = tmp_path / "run"
-    subprocess.run(command(*arguments(run_dir, SHORT)), check=True, capture_output=True)
+    run_process("quickstart", SHORT, run_dir)
     before = contents(run_dir)
     assert before == uninterrupted  # the same recipe twice, byte for byte
     finish(run_dir)

@@ -2,16 +2,14 @@
 
 import json
 import subprocess
-import sys
 from dataclasses import replace
 
 import mlx.core as mx
 import pytest
 from rich.console import Console
 from support.fake_ollama import FakeOllama
-from support.kill_driver import DRIVER, POINTS
 from support.methods import frame_of
-from support.run_outputs import outputs_of_run
+from support.run_outputs import outputs_by_settings, outputs_in, outputs_of_run, run_process
 from support.teacher import Teacher
 from support.whole_runs import command, finish
 
@@ -355,7 +353,8 @@ def test_who_is_asked_and_how_often():
 # ---- whole runs ----------------------------------------------------------------------------------
 
 SMALL = {
-    "task.limit": 10, "traces.wave": 5, "traces.warm_up": 10, "traces.problems": 5,
+    "profile": "quick", "task.limit": 10,
+    "traces.wave": 5, "traces.warm_up": 10, "traces.problems": 5,
     "traces.rounds": 1, "traces.samples": 6, "traces.group": 6, "eval.limit": 4,
     "eval.max_new_tokens": 24, "eval.direct": False, "traces.grpo.kl": 0.1, "train.batch": 2,
 }  # fmt: skip
@@ -374,25 +373,13 @@ def test_no_key_is_forgotten():
 
 @pytest.fixture(scope="module")
 def outputs_of(tmp_path_factory):
-    made = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLXREFLECT_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-        def get(settings):
-            key = json.dumps(settings, sort_keys=True)
-            if key not in made:
-                folder = tmp_path_factory.mktemp("run") / "run"
-                chosen = {"profile": "quick", **SMALL, **settings}
-                made[key] = outputs_of_run("traces", chosen, folder), folder
-            return made[key]
-
-        yield get
+    return outputs_by_settings(tmp_path_factory, "traces", SMALL)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("key", CHANGED)
 def test_a_changed_key_changes_an_output(key, outputs_of):
-    assert outputs_of({f"traces.{key}": CHANGED[key]})[0] != outputs_of({})[0]
+    assert outputs_of({f"traces.{key}": CHANGED[key]}) != outputs_of({})
 
 
 @pytest.mark.slow
@@ -400,17 +387,18 @@ def test_the_critic_marks_the_traces(outputs_of, tmp_path):
     with FakeOllama(reply=Teacher(), models=["critic"]) as server:
         asked = {"traces.scorer": "critic", "critic.provider": "ollama", "critic.model": "critic",
                  "critic.base_url": server.url, "critic.cache": "off"}  # fmt: skip
-        found, folder = outputs_of(asked)
-        rows = list(read_rows(folder / "episodes.jsonl"))
+        found = outputs_of_run("traces", {**SMALL, **asked}, tmp_path / "run")
+        rows = list(read_rows(tmp_path / "run" / "episodes.jsonl"))
         scores = [turn for row in rows for turn in row["turns"] if turn["role"] == "score"]
         assert len(scores) == len(server.chats) > 0
         assert {turn["actor"] for turn in scores} == {"ollama:critic"}
-    assert found["examples.jsonl"] != outputs_of({})[0]["examples.jsonl"]
+    assert found["examples.jsonl"] != outputs_of({})["examples.jsonl"]
 
 
 @pytest.mark.slow
-def test_one_table_compares_all_arms(outputs_of):
-    _, folder = outputs_of({"eval.direct": True, "traces.rounds": 2})
+def test_one_table_compares_all_arms(tmp_path):
+    folder = tmp_path / "run"
+    outputs_of_run("traces", {**SMALL, "eval.direct": True, "traces.rounds": 2}, folder)
     names = ["base", "base-direct", "warm-up", "round-1", "trained", "trained-direct"]
     compared = json.loads((folder / "comparisons.json").read_text())
     assert compared["arms"] == names
@@ -420,34 +408,14 @@ def test_one_table_compares_all_arms(outputs_of):
     done = subprocess.run(command("show", folder), capture_output=True, text=True, check=True)
     assert all(f"\n{name} " in done.stdout for name in names)
     assert "Against base" in done.stdout
-    plain = outputs_of({})[1]
-    call = command("compare", plain, "--json")
-    done = subprocess.run(call, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["arms"] == ["base", "warm-up", "trained"]
 
 
 # The calls fall into the evaluation of the warm-up, and the commit of the round after it.
-KILLS = {"evaluated half a chunk": 2, "wrote half a commit": 4}
-
-
-def kept(folder):
-    exact = [*sorted(folder.glob("*.jsonl")), *sorted(folder.glob("eval/*/samples.jsonl")),
-             folder / "adapter" / "adapters.safetensors", folder / "comparisons.json"]  # fmt: skip
-    return {p.relative_to(folder): p.read_bytes() for p in exact if p.name != "metrics.jsonl"}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("point", KILLS)
-def test_killed_and_resumed_it_ends_with_the_same_bytes(point, outputs_of, tmp_path):
-    assert point in POINTS
-    _, whole = outputs_of({})
-    flags = [f"--set={key}={json.dumps(value)}" for key, value in SMALL.items()]
-    call = ["run", "traces", "--run-dir", str(tmp_path / "run"), "--set=profile=quick", *flags]
-    killed = subprocess.run(
-        [sys.executable, DRIVER, point, str(KILLS[point]), *call], capture_output=True
-    )
-    assert killed.returncode == -9, killed.stderr
-    assert b"epoch 0, wave 1 (warm-up): " in killed.stdout  # told before it is evaluated
-    assert not (tmp_path / "run" / "summary.json").exists()
+@pytest.mark.parametrize(
+    ("point", "nth"), [("evaluated half a chunk", 2), ("wrote half a commit", 4)]
+)
+def test_killed_and_resumed_it_ends_with_the_same_bytes(point, nth, outputs_of, tmp_path):
+    run_process("traces", SMALL, tmp_path / "run", point, nth)
     finish(tmp_path / "run")
-    assert kept(tmp_path / "run") == kept(whole)
+    assert outputs_in(tmp_path / "run") == outputs_of({})

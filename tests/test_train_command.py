@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from support.kill_driver import DRIVER, TRAINING
-from support.shell import Shell, last_two_lines, rows, sets
+from support.run_outputs import outputs_in
+from support.shell import Shell, last_two_lines, rows, sets, shell_inside
 from support.trainings import (
     ANSWERS,
     COUNT,
@@ -45,22 +46,13 @@ from mlxreflect.core.journal import take_lock
 from mlxreflect.models.load import TINY
 from mlxreflect.runs import fit
 
-MEASURED = ("wall_seconds", "tokens_per_second", "peak_memory_bytes", "adapter")
-
 
 @pytest.fixture
 def command(
     tmp_path: Path, tiny_random: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Command:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLXREFLECT_CACHE", str(tmp_path / ".cache"))
-    return Command(tmp_path, tiny_random, monkeypatch, capsys)
-
-
-@pytest.fixture
-def shell(tmp_path: Path, tiny_random: Path) -> Shell:
-    return Shell(tmp_path, tiny_random)
+    return shell_inside(tmp_path, tiny_random, monkeypatch, capsys, Command)
 
 
 # ---- every objective -----------------------------------------------------------------------------
@@ -249,13 +241,13 @@ def test_a_mistake_is_two_lines_and_leaves_nothing(
 
 
 @pytest.mark.slow
-def test_names_that_only_the_hub_could_know(shell: Shell) -> None:
-    data = write(shell.folder / "dpo.jsonl", PAIRS)
-    error, hint = shell.mistake("train", "dpo", "--data", "someone/pairs", "--out", "new/out")
+def test_names_that_only_the_hub_could_know(process: Shell) -> None:
+    data = write(process.folder / "dpo.jsonl", PAIRS)
+    error, hint = process.mistake("train", "dpo", "--data", "someone/pairs", "--out", "new/out")
     assert "the data set someone/pairs, split train, could not be loaded" in error
     assert "check the name, or connect to the internet" in hint
     known = ("--data", data, "--out", "new/out")
-    error, hint = shell.mistake("train", "dpo", *known, "--model", "no/body")
+    error, hint = process.mistake("train", "dpo", *known, "--model", "no/body")
     assert "policy.model = 'no/body': no such folder, and the hub gave none" in error
     assert "hf download no/body" in hint
 
@@ -337,17 +329,17 @@ def test_plain_output(command: Command, monkeypatch: pytest.MonkeyPatch) -> None
         assert fact in done.out.partition("\nsteps")[2]
     shown = command.works("show", "out").out
     assert shown == done.out[done.out.index("steps") :]
-    before = contents(command.folder / "out")
+    before = outputs_in(command.folder / "out")
     again = command.works("resume", "out")
     assert again.out == f"out is already finished; this is its result\n{shown}"
     assert again.err == ""
-    assert contents(command.folder / "out") == before
+    assert outputs_in(command.folder / "out") == before
 
 
-def test_json_is_one_object_of_a_real_process(shell: Shell, command: Command) -> None:
-    data = write(shell.folder / "dpo.jsonl", PAIRS)
-    made = ("train", "dpo", "--model", shell.model, "--data", data, "--out", "a folder", "--json")
-    done = shell.works(*made)
+def test_json_is_one_object_of_a_real_process(process: Shell, command: Command) -> None:
+    data = write(process.folder / "dpo.jsonl", PAIRS)
+    made = ("train", "dpo", "--model", process.model, "--data", data, "--out", "a folder", "--json")
+    done = process.works(*made)
     summary = json.loads(done.out)
     assert done.out.count("\n") == 1
     assert "Traceback" not in done.err and "training: 3/3, loss" in done.err
@@ -491,25 +483,6 @@ NTH = {"scored some of the reference": 1, "took a training step": 5, "appended h
        "after a commit's rename": 3}  # fmt: skip
 
 
-def unmeasured(summary: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in summary.items() if k not in MEASURED}
-
-
-def contents(out: Path) -> dict[str, Any]:
-    """Everything that must not depend on interruptions; times, memory and paths are left out."""
-    last = sorted(out.glob("checkpoints/*"))[-1]
-    files = [*out.glob("adapter/*"), *out.glob("last/*"), last / "adapters.safetensors"]
-    found: dict[str, Any] = {str(path.relative_to(out)): path.read_bytes() for path in files}
-    for path in last.glob("optimizer-*.safetensors"):  # the order within the file may differ
-        found[path.name] = {k: np.array(v).tobytes() for k, v in mx.load(str(path)).items()}
-    found["bad_rows.jsonl"] = (out / "bad_rows.jsonl").read_bytes()
-    found["metrics.jsonl"] = [
-        {k: v for k, v in row.items() if k != "seconds"} for row in rows(out / "metrics.jsonl")
-    ]
-    found["summary.json"] = unmeasured(json.loads((out / "summary.json").read_text()))
-    return found
-
-
 class Job:
     """A training in processes of its own, with a cache of its own."""
 
@@ -533,9 +506,9 @@ class Job:
     def finish(self, arguments: list[str]) -> dict[str, Any]:
         done = self.run("-m", "mlxreflect", *arguments)
         assert done.returncode == 0, done.stderr
-        found = contents(self.out)
-        assert unmeasured(json.loads(done.stdout)) == found["summary.json"]
-        return found
+        self.summary = json.loads((self.out / "summary.json").read_text())
+        assert json.loads(done.stdout) == self.summary
+        return outputs_in(self.out)
 
 
 @pytest.fixture(scope="module")
@@ -562,16 +535,11 @@ def uninterrupted(make_job: Callable[..., Job]) -> Callable[..., dict[str, Any]]
     def get(kind: str, *more: str) -> dict[str, Any]:
         job = make_job(kind, *more)
         made = job.finish(job.begin)
-        assert made["summary.json"]["skipped"] == 1
-        assert made["summary.json"]["steps"] > 6
+        assert job.summary["skipped"] == 1
+        assert job.summary["steps"] > 6
         return made
 
     return get
-
-
-def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert found.keys() == expected.keys()
-    assert [name for name in expected if found[name] != expected[name]] == []
 
 
 @pytest.mark.slow
@@ -588,7 +556,7 @@ def test_killed_at_a_point(
     assert not (job.out / "summary.json").exists()
     # A folder that is no job yet does for the same command.
     again = job.begin if point == "before it is a job" else job.go_on
-    assert_same(job.finish(again), uninterrupted(kind))
+    assert job.finish(again) == uninterrupted(kind)
 
 
 @pytest.mark.slow
@@ -616,7 +584,7 @@ def test_killed_at_random_moments(
         died_at.append(last_step(job.out))
     assert not (job.out / "summary.json").exists()  # so each of the kills was one
     assert died_at == sorted(set(died_at)), died_at
-    assert_same(job.finish(job.go_on), uninterrupted(kind, *longer))
+    assert job.finish(job.go_on) == uninterrupted(kind, *longer)
 
 
 def last_step(out: Path) -> int:
@@ -632,14 +600,14 @@ def test_a_training_is_resumed_from_another_folder(
     data = write(command.folder / "rel.jsonl", PAIRS).relative_to(command.folder)
     model = os.path.relpath(command.model, command.folder)
     command.train("dpo", "out", *BRIEF, data=data, model=model)
-    before = contents(command.folder / "out")
+    before = outputs_in(command.folder / "out")
     (command.folder / "out" / "summary.json").unlink()
     shutil.rmtree(command.folder / "out" / "adapter")
     elsewhere = command.folder / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     command.works("resume", "../out")
-    assert contents(command.folder / "out") == before
+    assert outputs_in(command.folder / "out") == before
 
 
 def test_what_cannot_be_resumed_is_refused(command: Command) -> None:

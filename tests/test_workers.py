@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-import sys
 import threading
 import time
 
@@ -10,17 +9,15 @@ import pytest
 from support.fake_ollama import FakeOllama
 from support.methods import Critic, Remote, play, rows
 from support.methods import make_remote as make
+from support.run_outputs import outputs_of_run, run_process
 from support.teacher import Teacher
+from support.whole_runs import arguments, command, finish
 
-from mlxreflect.config.recipe import load_recipe
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.ui import Ui
 from mlxreflect.critics.client import Client
 from mlxreflect.critics.local import LocalCritic, SelfCritic
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.methods.session import Workers
-from mlxreflect.runs.folder import create_run
-from mlxreflect.runs.run import execute
 
 
 def watch_samples(strategy, events, before=lambda: None):
@@ -72,29 +69,21 @@ def test_a_slow_reply_holds_up_no_other_attempt():
     assert rewritten[-1] == first
 
 
-@pytest.mark.parametrize("shard,expected", [(2, [2, 2, 1]), (0, [2, 2, 1]), (5, [5]), (9, [5])])
-def test_a_wave_is_cut_by_index(shard, expected):
-    strategy, events = make(Remote(), r3={"shard": shard}), []
-    watch_samples(strategy, events)
-    (played,) = play(strategy)
-    assert [n for _, _, n in events] == expected
-    assert [e.problem.id for e in played.episodes] == [
-        e["problem"]["id"] for e in rows([played])[0][:5]
-    ]
-    assert all(e.turns[0].role == "attempt" for e in played.episodes)
-
-
-def test_verifications_are_cut_too_and_failures_go_on_at_once():
+@pytest.mark.parametrize("shard,expected", [(2, [2, 2, 1]), (0, [2, 2, 1]), (9, [5])])
+def test_waves_are_cut_by_index_and_failures_go_on_at_once(shard, expected):
     events = []
     strategy = make(
         Remote(lambda call: events.append((call.role, call.attempt.split("/")[2]))),
-        r3={"verifications": 2, "shard": 2},
+        r3={"verifications": 2, "shard": shard},
     )
     watch_samples(strategy, events)
-    play(strategy)
+    wave = strategy.next_wave()
+    played = strategy.play(wave)
     sampled = [event for event in events if event[0] == "sampled"]
     assert sampled == [("sampled", role, n) for role in ("attempt", "verify", "verify")
-                       for n in (2, 2, 1)]  # fmt: skip
+                       for n in expected]  # fmt: skip
+    assert [e.problem.id for e in played.episodes] == wave.problems
+    assert all(e.turns[0].role == "attempt" for e in played.episodes)
     # Nothing follows the last verification.
     assert {event[1] for event in events if event[0] == "critique"} == {"0", "1"}
     first = events.index(("critique", "1"))
@@ -149,7 +138,7 @@ def test_where_the_policy_takes_part_rounds_stay_in_lock_step(side):
 
 RUN = {
     "task.limit": 6, "r3.wave": 5, "r3.shard": 2, "r3.epochs": 1, "r3.rewrites": 2,
-    "r3.verifications": 2, "r3.sft_mode": 3, "r3.bucket_every": 6, "r3.judge": "true",
+    "r3.verifications": 2, "r3.sft_mode": 3, "r3.bucket_every": 6, "r3.judge": True,
     "train.batch": 2, "train.sft.scale_failed": 0.5, "eval.limit": 4, "policy.batch": 4,
     "critic.cache": "off", "critic.provider": "ollama", "critic.model": "critic",
     "critic.concurrency": 4,
@@ -163,15 +152,11 @@ def test_no_byte_depends_on_which_reply_came_first(tmp_path):
     found, orders = [], []
     for delays in (1, 2):
         with FakeOllama(reply=Teacher(delays, 0.05)) as server:
-            flags = [f"{k}={v}" for k, v in {**RUN, "critic.base_url": server.url}.items()]
-            run = create_run(load_recipe("quickstart", flags), tmp_path / str(delays))
-            try:
-                execute(run, Ui(quiet=True))
-            finally:
-                run.close()
+            folder = tmp_path / str(delays)
+            outputs_of_run("quickstart", {**RUN, "critic.base_url": server.url}, folder)
             orders.append([body["options"]["seed"] for body in server.chats])
             assert server.most_at_once > 1
-        found.append([(run.path / name).read_bytes() for name in KEPT])
+        found.append([(folder / name).read_bytes() for name in KEPT])
     assert sorted(orders[0]) == sorted(orders[1])
     assert orders[0] != orders[1]
     assert found[0] == found[1]
@@ -262,13 +247,13 @@ def test_a_wave_that_was_stopped_ends_with_the_same_bytes(tmp_path):
 
     for name in ("stopped", "whole"):
         with FakeOllama(reply=reply) as server:
-            flags = [f"--set={k}={v}" for k, v in {
-                **RUN, "critic.base_url": server.url, "critic.cache": tmp_path / f"{name}.sqlite",
-            }.items()]  # fmt: skip
-            run, mlxreflect = tmp_path / name, [sys.executable, "-m", "mlxreflect"]
-            command = [*mlxreflect, "run", "quickstart", *flags, "--run-dir", str(run)]
-            if name == "stopped":
-                with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            run, replies = tmp_path / name, str(tmp_path / f"{name}.sqlite")
+            settings = {**RUN, "critic.base_url": server.url, "critic.cache": replies}
+            if name == "whole":
+                run_process("quickstart", settings, run)
+            else:
+                call = command(*arguments(run, settings))
+                with subprocess.Popen(call, stderr=subprocess.PIPE, text=True) as process:
                     while len(seen) < 5 and process.poll() is None:
                         time.sleep(0.02)
                     begun = time.monotonic()
@@ -279,8 +264,7 @@ def test_a_wave_that_was_stopped_ends_with_the_same_bytes(tmp_path):
                 assert f"go on with: mlxreflect resume {run}" in err
                 assert "Traceback" not in err
                 stuck.set()
-                command = [*mlxreflect, "resume", str(run)]
-            subprocess.run(command, check=True, capture_output=True)
+                finish(run)
         found.append([(run / name).read_bytes() for name in KEPT])
     assert found[0] == found[1]
 

@@ -272,14 +272,6 @@ class Frame:
         """Returns the state of the method."""
         return self.running.state
 
-    def saved(self) -> dict[str, Any]:
-        """Returns what a commit keeps of the method."""
-        return asdict(self.running.state)
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes back to the state of a commit."""
-        self.running.state = type(self.running.state)(**state)
-
     # ---- what every method does the same way ----------------------------------------------------
 
     def order(self, number: int) -> list[str]:

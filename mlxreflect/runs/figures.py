@@ -156,8 +156,7 @@ def summarise_run(
     statuses: problems as their last episodes left them. examples: what was trained on, by kind.
     dropped: what could not be, by reason.
     """
-    metrics = list(read_rows(run.path / "metrics.jsonl"))
-    waves = [row for row in metrics if row["kind"] == "wave"]
+    waves = [row for row in read_rows(run.path / "metrics.jsonl") if row["kind"] == "wave"]
     statuses = count_statuses(read_rows(run.path / "episodes.jsonl"))
     examples = Counter(row["kind"] for row in read_rows(run.path / "examples.jsonl"))
     dropped = sum((Counter(row.get("dropped", {})) for row in waves), Counter[str]())

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,8 @@ class RunLoop:
         folder, saved = last
         load_parameters(folder / "adapters.safetensors", self.trainer)
         load_trainer(folder, self.trainer, saved["trainer"])
-        self.frame.restore(saved["strategy"])
+        running = self.frame.running
+        running.state = type(running.state)(**saved["strategy"])
         for name in saved["held"]:
             self.frame.learning.held[name] = load_arrays(folder / f"{name}.safetensors")
         self.began -= saved["seconds"]
@@ -157,7 +159,7 @@ class RunLoop:
         Names in `held` are the method's own, and files of the commit.
         """
         held = self.frame.learning.held
-        state = {"strategy": self.frame.saved(), "held": list(held), "seconds": seconds}
+        state = {"strategy": asdict(self.frame.state), "held": list(held), "seconds": seconds}
 
         def save(folder: Path) -> None:
             model = self.run.config.policy.model

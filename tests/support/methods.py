@@ -1,12 +1,15 @@
 """What tests of methods share: a frame on the embedded policy, a critic that does as it is told."""
 
+import json
 import threading
+from dataclasses import asdict
 
 from mlxreflect.config.schema import Recipe, method_of
 from mlxreflect.core.records import to_row
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.methods.base import Frame, as_asked, preference
+from mlxreflect.methods.r3 import State, next_wave
 from mlxreflect.methods.session import make_call
 from mlxreflect.models.load import load_policy
 from mlxreflect.prompts.roles import BUNDLED, role_messages
@@ -76,6 +79,25 @@ def play(frame, waves=100):
     while len(played) < waves and (wave := frame.next_wave()) is not None:
         played.append(frame.play(wave))
     return played
+
+
+def walk_r3(recipe, names, solve=lambda wave, name: False, first=lambda wave, name: False):
+    """Every wave of R³, with a bucket list moved on as R³ does. solve, first: what is right."""
+    state, seen = State(), []
+    while (wave := next_wave(state, names, recipe)) is not None:
+        # A run may be killed here: the state on disk is the one before this wave.
+        seen.append(wave)
+        for name in wave.problems:
+            if wave.stage == "problems":
+                state.first_correct += first(wave, name)
+            if solve(wave, name) or first(wave, name):
+                state.bucket.pop(name, None)
+            else:
+                state.bucket.setdefault(name, None)
+        state.wave += 1
+        state = State(**json.loads(json.dumps(asdict(state))))
+        assert len(seen) < 1000
+    return seen
 
 
 def roles(episode):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pytest
 
@@ -103,9 +103,13 @@ def answered(folder: Path) -> dict[str, bytes]:
     return {name: data for name, data in snapshot(folder).items() if "report/" not in name}
 
 
+S = TypeVar("S", bound=Shell)
+
+
 def shell_inside(
-    folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Shell:
+    folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    kind: type[S] = Shell,  # type: ignore[assignment]
+) -> S:  # fmt: skip
     """Returns a command line that runs in the tests' own process, in `folder`."""
 
     def inside(*arguments: object) -> Done:
@@ -118,7 +122,7 @@ def shell_inside(
         said = capsys.readouterr()
         return Done(code, said.out, said.err)
 
-    shell = Shell(folder, model, inside)
+    shell = kind(folder, model, inside)
     monkeypatch.chdir(folder)
     for name in ("COLUMNS", "OLLAMA_HOST"):
         monkeypatch.delenv(name, raising=False)

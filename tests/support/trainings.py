@@ -1,12 +1,10 @@
 """Data to train on, and `mlxreflect train` in the tests' own process."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from mlxreflect.cli import main as cli
-from support.shell import Done, listing, sets, two_lines
+from support.shell import Shell, sets
 
 Data = list[dict[str, Any]]
 
@@ -54,34 +52,8 @@ def write(path: Path, data: Data) -> Path:
     return path
 
 
-class Command:
-    """`mlxreflect …` inside the tests' process: the models' libraries are loaded once."""
-
-    def __init__(self, folder: Path, model: Path, patch: Any, capture: Any) -> None:
-        self.folder, self.model, self.patch, self.capture = folder, model, patch, capture
-
-    def __call__(self, *arguments: object) -> Done:
-        self.patch.setattr(sys, "argv", ["mlxreflect", *map(str, arguments)])
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as stopped:
-            code = stopped.code or 0
-        said = self.capture.readouterr()
-        return Done(code, said.out, said.err)
-
-    def works(self, *arguments: object) -> Done:
-        done = self(*arguments)
-        assert done.code == 0, done.err
-        return done
-
-    def mistake(self, *arguments: object) -> tuple[str, str]:
-        """The error and the hint: two lines on stderr, nothing else anywhere, exit code 2."""
-        before = listing(self.folder)
-        done = self(*arguments)
-        assert (done.code, done.out) == (2, ""), done.err
-        assert listing(self.folder) == before
-        return two_lines(done.err)
+class Command(Shell):
+    """The command line, with data to train on and what a training leaves."""
 
     def data(self, objective: str, name: str = "data.jsonl") -> Path:
         return write(self.folder / name, OF.get(objective, PAIRS))

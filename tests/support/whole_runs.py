@@ -8,7 +8,7 @@ MEASUREMENTS = ("wall_seconds", "peak_memory_bytes")
 
 
 def arguments(run_dir, settings):
-    flags = [f"--set={key}={value}" for key, value in settings.items()]
+    flags = [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
     return ["run", "quickstart", "--run-dir", str(run_dir), "--json", *flags]
 
 
