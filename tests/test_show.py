@@ -26,7 +26,7 @@ from mlxreflect.core.records import (
     to_row,
 )
 from mlxreflect.methods.base import STATUSES, count_statuses, status_words
-from mlxreflect.report import show, story
+from mlxreflect.report import show
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J[bold red]not bold[/bold red] [link=http://x]y[/link] \u202e\r"
 FIRST = make_problem("countdown", {"numbers": [3, 4, 5], "target": 35})
@@ -391,7 +391,7 @@ def test_rows_that_are_no_episodes_are_named(tmp_path: Path) -> None:
 
 
 def styled(before: str, after: str) -> list[tuple[str, str]]:
-    text = story.word_diff(before, after)
+    text = show.word_diff(before, after)
     return [(text.plain[s.start : s.end], str(s.style)) for s in text.spans]
 
 
@@ -400,22 +400,22 @@ def test_word_difference() -> None:
     assert styled(before, after) == [
         ("keep this  ", "dim"), ("bad", "red strike"), ("good", "green"), (" and", "green"),
     ]  # fmt: skip
-    assert story.word_diff(before, after).plain == "keep this  badgood word, and then end"
+    assert show.word_diff(before, after).plain == "keep this  badgood word, and then end"
     assert styled("same", "same") == [("same", "dim")]
     assert styled("", "new") == [("new", "green")]
     assert styled("old", "") == [("old", "red strike")]
-    assert story.word_diff("a a", "a a a").plain == "a a a"
-    assert str(story.word_diff(before, after).style) == ""
+    assert show.word_diff("a a", "a a a").plain == "a a a"
+    assert str(show.word_diff(before, after).style) == ""
 
 
 def test_a_rewrite_is_compared_with_what_it_rewrote() -> None:
     turns = learned(FIRST).turns
-    assert story.rewritten(turns[4], turns) is turns[0]
+    assert show.rewritten(turns[4], turns) is turns[0]
     circle = [turn(0, 1, "critique", ""), turn(1, 0, "critique", ""), turn(2, 1, "rewrite", "")]
-    assert story.rewritten(circle[2], circle) is None
-    text = draw(list(story.tell_turn(turns[4], turns)))
+    assert show.rewritten(circle[2], circle) is None
+    text = draw(list(show.tell_turn(turns[4], turns)))
     assert "<think>3 + 4 = 7 then [-27</think>-]{+35</think>+}" in text
-    text = draw(list(story.tell_turn(turns[4], turns)), color=True)
+    text = draw(list(show.tell_turn(turns[4], turns)), color=True)
     assert "\x1b[9;31m27</think>\x1b[0m\x1b[32m35</think>\x1b[0m" in text
 
 
@@ -429,7 +429,7 @@ def test_long_and_repetitive_texts_are_compared_in_no_time() -> None:
     ]
     for before, after in cases:
         begun = time.perf_counter()
-        assert len(story.word_diff(before, after)) >= len(after)
+        assert len(show.word_diff(before, after)) >= len(after)
         assert time.perf_counter() - begun < 2
 
 

@@ -25,7 +25,7 @@ from mlxreflect.evaluation.arms import arm_order
 from mlxreflect.methods import traces as method
 from mlxreflect.methods.traces import Quality, TracesConfig, best_traces, fits, group_of, reward
 from mlxreflect.models.load import load_policy
-from mlxreflect.report.story import tell_story
+from mlxreflect.report.show import tell_story
 from mlxreflect.tasks import TASKS
 from mlxreflect.training.lora import attach_lora
 from mlxreflect.training.losses import group_advantages

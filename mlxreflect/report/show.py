@@ -1,31 +1,52 @@
 """Reads a run directory for a person: header, waves, problems, verdict, one problem's story.
 
-A run that is under way or died shows as far as it got.
+A run that is under way or died shows as far as it got. All text of models and critics goes through
+`plain`: no markup, no control characters.
 """
 
+import re
+from collections import Counter
+from dataclasses import dataclass
 from datetime import timedelta
+from difflib import SequenceMatcher
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from rich.console import RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.padding import Padding
+from rich.rule import Rule
 from rich.text import Text
 
 from mlxreflect.config.schema import METHODS, Recipe, method_of
 from mlxreflect.config.toml import read_toml, validate
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import convert_rows, read_rows
-from mlxreflect.core.records import Episode, Example, episode_from_row, flat_from_row
+from mlxreflect.core.records import Episode, Example, Turn, Verdict, episode_from_row, flat_from_row
 from mlxreflect.core.ui import facts, plain, table
+from mlxreflect.data.forms import shared
 from mlxreflect.data.matching import sentence
 from mlxreflect.evaluation.arms import read_arms, read_results
 from mlxreflect.methods.base import STATUSES, status_words
-from mlxreflect.report.story import STATUS_STYLE, tell_story
 from mlxreflect.report.tables import chain_line, comparisons, percent, second_answers
 
 EXAMPLES = {"preference": "preference pairs", "sft": "SFT examples", "group": "groups of answers"}
 LAST_WAVES = 30  # rows of the table of waves
 MOST_PROBLEMS = 40  # rows of the table of problems, unless a status is asked for
+ANSWERS = ("attempt", "rewrite", "continue", "retry", "verify", "integrate", "answer", "ground")
+MOST_WORDS = 10_000  # and spaces, in a difference; beyond, comparing would take seconds
+REMOVED, ADDED = "red strike", "green"
+MARKS = {REMOVED: ("[-", "-]"), ADDED: ("{+", "+}")}
+STATUS_STYLE = {"solved_first": "green", "solved": "green", "trained": "cyan", "bucket": "yellow",
+                "discarded": "yellow", "failed": "red"}  # fmt: skip
+ENDED = {
+    "solved_first": "solved at the first try",
+    "solved": "solved",
+    "trained": "trained on, not verified",
+    "bucket": "not solved: on the bucket list",
+    "discarded": "given up: it is not trained on",
+    "failed": "no call to the critic got through",
+}
 
 
 def show_run(run_dir: Path, status: str | None = None) -> list[RenderableType]:
@@ -33,13 +54,12 @@ def show_run(run_dir: Path, status: str | None = None) -> list[RenderableType]:
 
     Raises UserError where there is no run, or no such status.
     """
-    check_run(run_dir)
+    episodes = load_episodes(run_dir)
     if status and status not in STATUSES:
         raise UserError(f"no status {status!r}", f"the statuses are: {', '.join(STATUSES)}")
-    episodes = load_episodes(run_dir)
-    parts = [show_header(run_dir), Text(), show_waves(run_dir), Text()]
-    parts.append(show_problems(episodes, status))
-    return [*parts, Text(), *show_summary(run_dir)]
+    problems = show_problems(episodes, status)
+    parts = [show_header(run_dir), Text(), show_waves(run_dir), Text(), problems, Text()]
+    return [*parts, *show_summary(run_dir)]
 
 
 def show_problem(run_dir: Path, problem_id: str) -> list[RenderableType]:
@@ -47,7 +67,6 @@ def show_problem(run_dir: Path, problem_id: str) -> list[RenderableType]:
 
     Raises UserError where no problem, or more than one, has such an id.
     """
-    check_run(run_dir)
     episodes = load_episodes(run_dir)
     known = list(dict.fromkeys(episode.problem.id for episode in episodes))
     found = [i for i in known if i.startswith(problem_id)]
@@ -55,31 +74,25 @@ def show_problem(run_dir: Path, problem_id: str) -> list[RenderableType]:
         found = [problem_id]
     if len(found) != 1:
         some = ", ".join((found or known)[:5]) or "none, no wave is finished yet"
-        fault = "problems begin with" if found else "no problem in this run begins with"
-        raise UserError(
-            f"{f'{len(found)} ' if found else ''}{fault} {problem_id!r}",
-            f"give more digits: {some}" if found else f"some of its problems: {some}",
-        )
-    examples = convert_rows(run_dir / "examples.jsonl", example_from_row, "an example")
+        if found:
+            message, hint = f"{len(found)} problems begin with", f"give more digits: {some}"
+        else:
+            message, hint = "no problem in this run begins with", f"some of its problems: {some}"
+        raise UserError(f"{message} {problem_id!r}", hint)
+
+    def make(row: dict[str, Any]) -> Example:
+        example: Example = flat_from_row(Example, row)
+        return example
+
+    examples = convert_rows(run_dir / "examples.jsonl", make, "an example")
     mine = [example for example in examples if example.source.get("problem") == found[0]]
     return tell_story([e for e in episodes if e.problem.id == found[0]], mine)
 
 
-def example_from_row(row: dict[str, Any]) -> Example:
-    example: Example = flat_from_row(Example, row)
-    return example
-
-
-def check_run(run_dir: Path) -> None:
-    if not run_dir.is_dir():
-        raise UserError(f"{run_dir}: no such folder", "give the folder that `mlxreflect run` made")
-    if not any((run_dir / name).is_file() for name in ("recipe.toml", "episodes.jsonl")):
-        raise UserError(
-            f"{run_dir} is not a run folder", "give the folder that `mlxreflect run` made"
-        )
-
-
 def load_episodes(run_dir: Path) -> list[Episode]:
+    if not any((run_dir / name).is_file() for name in ("recipe.toml", "episodes.jsonl")):
+        fault = " is not a run folder" if run_dir.is_dir() else ": no such folder"
+        raise UserError(f"{run_dir}{fault}", "give the folder that `mlxreflect run` made")
     return list(convert_rows(run_dir / "episodes.jsonl", episode_from_row, "an episode"))
 
 
@@ -88,15 +101,13 @@ def show_header(run_dir: Path) -> RenderableType:
     summary = read_results(run_dir / "summary.json")
     unfinished = f"not finished: under way, or go on with: mlxreflect resume {quote(str(run_dir))}"
     known = summary or {}  # a run of another version has names, if not a recipe that can be read
-    return facts(
-        {
-            "run": run_dir,
-            "recipe": recipe.name or recipe.strategy if recipe else known.get("recipe", "unknown"),
-            "policy": recipe.policy.model if recipe else known.get("policy", "unknown"),
-            "critic": method_of(recipe).critic_names(recipe) if recipe else "unknown",
-            "status": known.get("status", unfinished),
-        }
-    )
+    return facts({
+        "run": run_dir,
+        "recipe": recipe.name or recipe.strategy if recipe else known.get("recipe", "unknown"),
+        "policy": recipe.policy.model if recipe else known.get("policy", "unknown"),
+        "critic": method_of(recipe).critic_names(recipe) if recipe else "unknown",
+        "status": known.get("status", unfinished),
+    })  # fmt: skip
 
 
 def recipe_of(run_dir: Path) -> Recipe | None:
@@ -166,7 +177,7 @@ def show_problems(episodes: list[Episode], status: str | None) -> RenderableType
 
 
 def shorten(fields: dict[str, Any], width: int = 44) -> str:
-    """A problem in one line: its question, else its fields."""
+    """Returns a problem in one line: its question, else its fields."""
     text = fields.get("question") or ", ".join(f"{k} {v}" for k, v in fields.items())
     line = " ".join(str(text).split())
     return line if len(line) <= width else line[: width - 1] + "…"
@@ -208,14 +219,13 @@ def show_training(summary: dict[str, Any]) -> RenderableType:
     if summary.get("decontaminated"):
         shown["decontaminated"] = sentence(summary["decontaminated"], "row")
     before, after = summary["held_out_before"], summary["held_out_after"]
-    moves = (
-        (before, after, "held-out ") if before else (summary["first"], summary["last"], "step's ")
-    )
+    of = "held-out" if before else "step's"
+    first, last = (before, after) if before else (summary["first"], summary["last"])
     for key in ("loss", "margin"):
-        if moves[0][key] is not None:
-            shown[moves[2] + key] = f"{moves[0][key]:.4f} → {moves[1][key]:.4f}"
-    if moves[1]["accuracy"] is not None:
-        shown["ranked right"] = f"{percent(moves[0]['accuracy'])} → {percent(moves[1]['accuracy'])}"
+        if first[key] is not None:
+            shown[f"{of} {key}"] = f"{first[key]:.4f} → {last[key]:.4f}"
+    if last["accuracy"] is not None:
+        shown["ranked right"] = f"{percent(first['accuracy'])} → {percent(last['accuracy'])}"
     if best := summary["best"]:
         unchanged = "before the first step; what is kept is as it began"
         when = f"after step {best['step']}" if best["step"] else unchanged
@@ -227,8 +237,9 @@ def show_training(summary: dict[str, Any]) -> RenderableType:
         "adapter": summary["adapter"],
     }
     if summary["model"] != "tiny":
-        command = f"mlx_lm.generate --model {summary['model']} --adapter-path {summary['adapter']}"
-        shown["try it"] = command
+        shown["try it"] = (
+            f"mlx_lm.generate --model {summary['model']} --adapter-path {summary['adapter']}"
+        )
     return facts(shown)
 
 
@@ -262,6 +273,7 @@ def totals(run_dir: Path, summary: dict[str, Any], recipe: Recipe | None) -> dic
     statuses = status_words(summary.get("statuses", {}), method.words if method else {})
     nothing = "nothing: the trained policy is the base" if "examples" in summary else None
     by = "; by what the last round of each came to:" if statuses else ""
+    seconds = summary.get("wall_seconds")
     named = {
         "problems": f"{summary.get('problems', 0)}{by}",
         **{f"  {name}": value for name, value in statuses.items()},
@@ -271,13 +283,13 @@ def totals(run_dir: Path, summary: dict[str, Any], recipe: Recipe | None) -> dic
         "prompts cut to fit": summary.get("cut_prompts") or None,
         **critic_lines(summary.get("critic") or {}, who),
         "errors of first attempts": ", ".join(kinds) or None,
-        "wall time": minutes(summary.get("wall_seconds")),
+        "wall time": f"{seconds / 60:.1f} min" if seconds is not None else None,
     }
     return {name: value for name, value in named.items() if value is not None}
 
 
 def asked_so_far(run_dir: Path) -> dict[str, Any]:
-    """The critic's figures of a run that is not finished; {} where none was asked remotely."""
+    """Returns the critic's figures so far; {} where none was asked remotely."""
     ledger, metrics = run_dir / "critic.jsonl", run_dir / "metrics.jsonl"
     if not ledger.is_file():
         return {}
@@ -298,7 +310,7 @@ def critic_lines(critic: dict[str, Any], who: str) -> dict[str, object]:
     cached = [f"{critic['cached']} of them from the cache"] if critic.get("cached") else []
     counts = [f"{critic.get('calls', 0)} calls", *cached, failed]
     counts.append(f"{critic.get('unknown', 0)} unknown")
-    named = {"critic": f"{who}: {', '.join(counts)}"}
+    named: dict[str, object] = {"critic": f"{who}: {', '.join(counts)}"}
     if wire.get("requests"):
         median, p95 = wire.get("median_s"), wire.get("p95_s")
         took = f", a reply took {median:.1f} s (95 % within {p95:.1f} s)" if median else ""
@@ -306,8 +318,136 @@ def critic_lines(critic: dict[str, Any], who: str) -> dict[str, object]:
             f"{wire['requests']}, {wire['retried']} of them retries; {wire['tokens_in']} tokens "
             f"in, {wire['tokens_out']} out, ${wire['usd']:.4f}{took}"
         )
-    return dict(named)
+    return named
 
 
-def minutes(seconds: float | None) -> str | None:
-    return None if seconds is None else f"{seconds / 60:.1f} min"
+# ---- one problem's story ------------------------------------------------------------------------
+
+
+def tell_story(episodes: list[Episode], examples: list[Example]) -> list[RenderableType]:
+    """Returns all episodes of one problem, in order, with the examples that came of it."""
+    problem = episodes[0].problem
+    parts: list[RenderableType] = [plain(f"problem {problem.id} ({problem.task})", "bold")]
+    asked = next((t.messages for t in episodes[0].turns if t.role == "attempt" and t.messages), [])
+    parts.append(Padding(plain(asked[-1]["content"] if asked else problem.fields), (0, 2)))
+    if problem.gold is not None:
+        parts.append(plain(f"expected: {problem.gold}"))
+    for episode in episodes:
+        at = {"epoch": episode.epoch, "wave": episode.wave}
+        own = [e for e in examples if {k: e.source.get(k) for k in at} == at]
+        parts += tell_episode(episode, own)
+    forced = sum(bool(example.source.get("forced")) for example in examples)
+    if forced:
+        parts.append(plain(f"on the bucket list to the last: {forced} × SFT on its last winner"))
+    return parts
+
+
+def tell_episode(episode: Episode, examples: list[Example]) -> list[RenderableType]:
+    title = f"epoch {episode.epoch}, wave {episode.wave}"
+    method = METHODS.get(episode.recipe)
+    title += f", {episode.outcome.tier} critic" if method and method.escalates else ""
+    parts: list[RenderableType] = [Text(), Rule(plain(title, "bold"), align="left", style="dim")]
+    made_of = [(example.kind, example.source.get("turns", [])) for example in examples]
+    pairs = [turns for kind, turns in made_of if kind == "preference" and len(turns) == 2]
+    for turn in episode.turns:
+        parts += tell_turn(turn, episode.turns)
+        for chosen, rejected in pairs:
+            if chosen == turn.index:
+                said = f"trained on a pair: turn {chosen} preferred to turn {rejected}"
+                parts.append(plain(said, "magenta"))
+    imitated = Counter(str(turn) for kind, turns in made_of if kind == "sft" for turn in turns)
+    if imitated:
+        times = ", ".join(f"{turn} ({n} ×)" if n > 1 else turn for turn, n in imitated.items())
+        parts.append(plain(f"trained by SFT on turn {times}", "magenta"))
+    for example in examples:
+        if example.kind == "group":
+            worth = ", ".join(f"{reward:g}" for reward in example.rewards or ())
+            parts.append(plain(f"trained by GRPO, its answers worth {worth}", "magenta"))
+    status, solved = episode.outcome.status, episode.outcome.solved_turn
+    ended = ENDED.get(status, status)
+    if solved is not None:
+        trained = status == "solved" and episode.turns[solved].role == "verify"
+        ended += f"{': verified after training' if trained else ''}, turn {solved}"
+    return [*parts, plain(ended, f"bold {STATUS_STYLE.get(status, '')}")]
+
+
+def tell_turn(turn: Turn, turns: list[Turn]) -> list[RenderableType]:
+    """Returns a turn's head, its text (a rewrite as a difference) and its verdict."""
+    facts = [f"{turn.index} {turn.role} by {turn.actor}"]
+    if turn.role == "score":
+        facts.append(f"of turn {turn.parent}")
+    if turn.usage.get("completion"):
+        facts.append(f"{turn.usage['completion']} tokens")
+    if turn.finish_reason == "length":
+        facts.append("cut off at the token limit")
+    if turn.visibility != "none":
+        facts.append(f"shown: {turn.visibility.replace('_', ' ')}")
+    parts: list[RenderableType] = [Text(), plain(", ".join(facts), "bold")]
+    if turn.error is not None:
+        text = [Padding(plain(turn.text), (0, 2))] if turn.text.strip() else []
+        what = "the reply is of no use" if text else "the call failed"
+        return [*parts, *text, plain(f"  {what}: {turn.error}", "red")]
+    before = rewritten(turn, turns) if turn.role == "rewrite" else None
+    body = plain(turn.text) if before is None else Rewriting(before.text, turn.text)
+    parts.append(Padding(body, (0, 2)))
+    return parts if turn.verdict is None else [*parts, tell_verdict(turn.verdict)]
+
+
+def tell_verdict(verdict: Verdict) -> Text:
+    answer = "right" if verdict.correct else "wrong"
+    shape = "format kept" if verdict.format_ok else "format broken"
+    style = "green" if verdict.passed else "yellow" if verdict.correct else "red"
+    text = f"  {'✓' if verdict.passed else '✗'} {answer}, {shape}"
+    text += f": {verdict.reason}" if verdict.reason else ""
+    return plain(text + (f" ({verdict.source})" if verdict.source != "grader" else ""), style)
+
+
+def rewritten(turn: Turn, turns: list[Turn]) -> Turn | None:
+    """Returns the answer that a turn rewrites: the nearest one among the turns it came from."""
+    by_index = {t.index: t for t in turns}
+    parent = turn.parent
+    for _ in turns:  # no longer than there are turns, should parents go in a circle
+        ancestor = by_index.get(parent) if parent is not None else None
+        if ancestor is None or ancestor.role in ANSWERS:
+            return ancestor
+        parent = ancestor.parent
+    return None
+
+
+@dataclass(frozen=True)
+class Rewriting:
+    """A rewrite as the difference to what it rewrote, readable without colours too."""
+
+    before: str
+    after: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield word_diff(self.before, self.after, marks=console.no_color or not console.is_terminal)
+
+
+def word_diff(before: str, after: str, *, marks: bool = False) -> Text:
+    """Returns a rewrite as a difference to what it rewrote.
+
+    The opening that it kept is dim, removed text is red, added text is green.
+    marks: put [-…-] and {+…+} around what was removed and added, as git does.
+    """
+    old, new = (re.findall(r"\s+|\S+", side) for side in (before, after))
+    kept = shared(old, new)
+    tail = shared(old[kept:][::-1], new[kept:][::-1])
+    middle = middle_diff(old[kept : len(old) - tail], new[kept : len(new) - tail])
+    text = Text()
+    for words, style in [(new[:kept], "dim"), *middle, (new[len(new) - tail :], "")]:
+        left, right = MARKS.get(style, ("", "")) if marks else ("", "")
+        if words:
+            text.append_text(plain(f"{left}{''.join(words)}{right}", style))
+    return text
+
+
+def middle_diff(old: list[str], new: list[str]) -> list[tuple[list[str], str]]:
+    """Returns runs of words, each with its style."""
+    if len(old) + len(new) > MOST_WORDS:
+        return [(old, REMOVED), (new, ADDED)]
+    runs = []
+    for tag, i, j, k, m in SequenceMatcher(None, old, new).get_opcodes():
+        runs += [(new[k:m], "")] if tag == "equal" else [(old[i:j], REMOVED), (new[k:m], ADDED)]
+    return runs
