@@ -445,7 +445,6 @@ def test_the_command_for_a_person(data: Path, shell: Shell) -> None:
 def test_mistakes_of_the_command(data: Path, shell: Shell) -> None:
     write(data / "empty.jsonl", [])
     for rows_, exam, out, fault in (
-        ("mine.jsonl", "nothing", "", "no eval 'nothing'"),
         ("mine.jsonl", "missing.jsonl", "", "missing.jsonl"),
         ("mine.jsonl", "empty.jsonl", "", "empty.jsonl: no questions in it"),
         ("mine.jsonl", "exam.jsonl", "mine.jsonl", "already exists"),

@@ -66,17 +66,6 @@ def test_a_limit_of_the_task_stands_beside_the_limit_of_the_spec():
     assert ids != {p.id for p in eval_problems(TASKS["countdown"], few)}  # 10 were generated
 
 
-@pytest.mark.slow
-def test_no_held_out_problem_is_trained_on():
-    """For every generated task and any training seed, by content and not by luck."""
-    for name in ("countdown", "arithmetic"):
-        task = TASKS[name]
-        recipe = Recipe.model_validate({"task": {"name": name, "limit": 3000}})
-        held_out = {p.id for p in task.load(recipe.task, "heldout", 0)}
-        for seed in (0, 1):
-            assert not held_out & {p.id for p in task.load(recipe.task, "train", seed)}
-
-
 def test_a_kill_loses_four_batches_at_most(policy, tmp_path):
     """What is on disk of whole chunks is not generated again."""
     spec = SPEC.model_copy(update={"limit": 9, "max_new_tokens": 12, "batch": 1})
@@ -127,8 +116,6 @@ def test_specs_by_name_task_and_setting():
     assert find_spec("jsonl", 0, "mine.jsonl", []).part == "all"
     with pytest.raises(UserError, match="no eval 'nothing'"):
         find_spec("nothing", 0, "", [])
-    with pytest.raises(UserError, match="unknown key temprature"):
-        find_spec("countdown", 0, "", ["temprature=1"])
 
 
 def test_an_adapter_is_known_by_its_content(tmp_path):
@@ -371,6 +358,8 @@ def test_calls_that_failed_and_tokens_that_are_not_known(tmp_path: Path) -> None
         row("c", 0, None, False, **none, finish_reason="length", tokens=9),
         row("d", 0, "1", False, **none),
     ]
+    for each in rows:  # no row has an empty key
+        assert sample_row(flat_from_row(Sample, each)) == each
     found = figures(tmp_path / "s.jsonl", rows)
     assert (found["failed"], found["parse_failures"], found["truncated"]) == (1, 1, 1)
     assert (found["accuracy"], found["tokens_mean"]) == (0.25, 8)
@@ -386,12 +375,3 @@ def test_a_warning_names_what_cut_the_answers_off(tmp_path: Path) -> None:
         told = warnings(figures(tmp_path / "s.jsonl", rows) | decoding)
         assert bool(told) == said
     assert "3 of 40" in told[0] and "max_new_tokens = 64" in told[0]
-
-
-def test_rows_of_local_models_have_no_empty_key(tmp_path: Path) -> None:
-    path = tmp_path / "s.jsonl"
-    append_rows(path, [row("a", 0, "1", True)])
-    before = json.loads(path.read_text())
-    assert sample_row(flat_from_row(Sample, before)) == before
-    served = {**before, "tokens": 3}
-    assert sample_row(flat_from_row(Sample, served)) == served

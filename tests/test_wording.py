@@ -119,18 +119,13 @@ def test_a_run_keeps_its_wording_and_notices_another(tmp_path):
     create_run(load(file), tmp_path / "run").close()
     with closing(open_folder(tmp_path / "run")) as again:
         assert again.config.prompt.templates == MINE
+    kept = str(tmp_path / "run" / "recipe.toml")  # it has both, and they have to agree
+    assert load_recipe(kept).prompt.templates == MINE
+    with pytest.raises(UserError, match="critique is not as in"):
+        load_recipe(kept, ["prompt.templates.critique=My {open} {close}"])
     write(tmp_path / "mine.toml", {**MINE, "critique": "Other. {open} {close}"})
     with pytest.raises(UserError, match=r"mine\.toml was changed: critique") as caught:
         open_folder(tmp_path / "run")
     assert caught.value.hint == "change it back, or begin a new run"
     (tmp_path / "mine.toml").unlink()  # the run has its own copy
     open_folder(tmp_path / "run").close()
-
-
-def test_file_and_templates_may_both_stand_only_where_they_agree(tmp_path):
-    file = write(tmp_path / "mine.toml", MINE)
-    create_run(load(file), tmp_path / "run").close()
-    kept = str(tmp_path / "run" / "recipe.toml")
-    assert load_recipe(kept).prompt.templates == MINE
-    with pytest.raises(UserError, match="critique is not as in"):
-        load_recipe(kept, ["prompt.templates.critique=My {open} {close}"])
