@@ -15,7 +15,7 @@ from mlxreflect.core.cache import KeyedCache
 from mlxreflect.core.errors import UserError
 
 OPEN = """
-import os, sys
+import sys
 from pathlib import Path
 from mlxreflect.core.cache import KeyedCache
 cache = KeyedCache(Path(sys.argv[1]), "critic cache", "critic.cache")
@@ -28,19 +28,6 @@ kept = [cache.put(f"shared-{n}", f"{sys.argv[2]} {n}".encode()).decode() for n i
 print(*kept, sep=",")
 """
 )
-# Dies in the middle of putting many.
-DIES = (
-    OPEN
-    + """
-class Dies(dict):
-    def items(self):
-        yield from list(super().items())[:500]
-        os._exit(9)
-cache.put_all({f"before-{n}": b"1" for n in range(1000)})
-cache.put_all(Dies({f"during-{n}": b"2" for n in range(1000)}))
-"""
-)
-
 # Puts batch after batch and prints the number of each before and after.
 BUSY = (
     OPEN
@@ -112,15 +99,6 @@ def test_processes_that_open_a_new_file_at_once_agree(tmp_path: Path) -> None:
     said = {writer.communicate()[0] for writer in writers}
     assert [writer.returncode for writer in writers] == [0, 0, 0]
     assert len(said) == 1 and said.pop().count(",") == 49
-
-
-def test_a_process_that_dies_while_it_puts_many_leaves_none_of_them(tmp_path: Path) -> None:
-    path = tmp_path / "c.sqlite"
-    assert subprocess.run([sys.executable, "-c", DIES, str(path)], check=False).returncode == 9
-    cache = opened(path)
-    assert [cache.get(f"before-{n}") for n in (0, 999)] == [b"1", b"1"]
-    assert [cache.get(f"during-{n}") for n in (0, 499, 999)] == [None] * 3
-    cache.close()
 
 
 def text_value(path: Path) -> None:

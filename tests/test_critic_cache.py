@@ -6,14 +6,13 @@ from typing import Any
 
 import platformdirs
 import pytest
-from support.critics import Scripted
 
 from mlxreflect.config.schema import CriticConfig
 from mlxreflect.core.cache import cache_path
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import make_problem
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.client import FILE, Client, Replies, cache_key
+from mlxreflect.critics.client import FILE, Replies, cache_key
 
 CALL = Call(
     role="critique",
@@ -78,9 +77,8 @@ def test_an_unreadable_row_is_damage(tmp_path: Path, value: bytes) -> None:
     kept = Replies(path, "run")
     kept.cache.put(cache_key(CONFIG, CALL), value)
     kept.close()
-    config = CONFIG.model_copy(update={"cache": str(path)})
-    critic = Client(config, "run", Scripted(lambda call: Reply("fine")))
+    again = Replies(path, "run")
     with pytest.raises(UserError, match="critic cache is damaged") as caught:
-        critic.ask([CALL])
+        again.get(cache_key(CONFIG, CALL))
     assert str(path) in caught.value.message and str(path) in caught.value.hint
-    critic.close()
+    again.close()

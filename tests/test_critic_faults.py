@@ -4,7 +4,6 @@ import json
 import random
 import re
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,16 +28,6 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "BACKOFF_S", 0.005)
 
 
-@pytest.fixture(scope="module")
-def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A run in which nothing went wrong."""
-    folder = tmp_path_factory.mktemp("clean")
-    with FakeOllama(reply=solving) as server:
-        summary = run(folder / "run", server.url, cache=str(folder / "cache.sqlite"))
-    assert summary["examples"]["preference"] > 10 and summary["critic"]["calls"] > 40
-    yield folder / "run"
-
-
 PASSING = [
     http(429), http(429, retry_after=0.02), http(500), http(503), http(408), wire.RESET,
     wire.SHORT, wire.HANG_UP, wire.EMPTY_BODY, fake.BAD_JSON, fake.WRONG_SCHEMA, wire.NOT_OBJECT,
@@ -49,8 +38,11 @@ PASSING = [
 
 @pytest.mark.slow
 def test_a_run_whose_failing_requests_succeed_later_ends_with_the_same_bytes(
-    clean: Path, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
+    with FakeOllama(reply=solving) as server:  # nothing goes wrong
+        summary = run(tmp_path / "clean", server.url, cache=str(tmp_path / "clean.sqlite"))
+    assert summary["examples"]["preference"] > 10 and summary["critic"]["calls"] > 40
     lock, kinds = threading.Lock(), list(PASSING)
 
     def fault(words: str, before: int) -> Fault | None:
@@ -71,7 +63,7 @@ def test_a_run_whose_failing_requests_succeed_later_ends_with_the_same_bytes(
     assert counts["wire"]["requests"] == sent == counts["calls"] + sum(reply.made.values())
     assert counts["wire"]["retried"] == sum(reply.made.values())
     assert {"http_429", "http_500", "reset", "invalid", "empty"} <= set(counts["wire"]["failed"])
-    same(tmp_path / "run", clean)
+    same(tmp_path / "run", tmp_path / "clean")
 
 
 @pytest.mark.slow

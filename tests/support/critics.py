@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,19 +35,13 @@ def critic_at(server: Loopback | tuple[str, str], run_id: str = "run", **setting
 
 
 def ask(server: Loopback, *calls: Call, **settings: Any) -> list[Reply]:
-    critic = critic_at(server, **settings)
-    try:
+    with closing(critic_at(server, **settings)) as critic:
         return critic.ask(calls or [call()])
-    finally:
-        critic.close()
 
 
 def preflight(server: Loopback | tuple[str, str], **settings: Any) -> Client:
-    critic = critic_at(server, **settings)
-    try:
+    with closing(critic_at(server, **settings)) as critic:
         critic.preflight()
-    finally:
-        critic.close()
     return critic
 
 
