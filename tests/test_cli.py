@@ -69,26 +69,15 @@ EVAL = ["countdown", "--limit", "16", *sets("max_new_tokens=8", "batch=1", "temp
 
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-GROUPS = {
-    "Prepare": {"init", "doctor", "annotate", "decontaminate"},
-    "Learn": {"run", "train", "resume", "show"},
-    "Evaluate": {"eval", "compare", "report", "grade"},
-    "Use the result": {"solve", "fuse", "export"},
-}
 
 
 @pytest.mark.parametrize("option", ["--help", "-h"])
-def test_help_names_every_command_in_its_group(process: Shell, option: str) -> None:
+def test_help_names_every_command(process: Shell, option: str) -> None:
     done = process.works(option)
     assert done.err == ""
-    at = -1
-    for group, commands in GROUPS.items():
-        if group != "Use the result":
-            assert at < (at := done.out.index(f" {group} ─"))
-        for command in commands:
-            assert f"│ {command} " in done.out
-            assert COMMANDS[command].rich_help_panel == group
-    assert set(COMMANDS) == set().union(*GROUPS.values())
+    places = [done.out.index(f" {group} ─") for group in ("Prepare", "Learn", "Evaluate")]
+    assert places == sorted(places)
+    assert all(f"│ {command} " in done.out for command in COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -185,39 +174,21 @@ def test_mlx_without_a_backend_says_what_to_install(process: Shell) -> None:
 
 LIGHT: dict[str, tuple[list[str], str, str]] = {
     "no such recipe": (["run", "nope"], "no recipe 'nope'", "one of: preflexor, quickstart, r3"),
-    "no such recipe file": (["run", "x/nope.toml"], "no recipe 'x/nope.toml'", "quickstart"),
     "unknown key": (
         ["run", "quickstart", "--set", "train.lrr=1"],
         "--set train.lrr=1: unknown key train.lrr", "did you mean train.lr?",
-    ),
-    "wrong value": (
-        ["run", "quickstart", "--set", "r3.wave=0"],
-        "--set r3.wave=0: r3.wave = 0: input should be greater",
-        "correct r3.wave, for example r3.wave=1",
     ),
     "more problems than are made": (
         ["run", "quickstart", "--set", "eval.limit=100000000"],
         "limit = 100000000: countdown makes at most 100000", "eval.limit",
     ),
-    "a seed below 0": (
-        ["run", "quickstart", "--set", "seed=-1"],
-        "seed = -1: input should be greater than or equal to 0", "seed=0",
-    ),
     "a key without its table": (
         ["run", "quickstart", "--set", "wave=4"],
         "--set wave=4: unknown key wave", "did you mean r3.wave",
     ),
-    "a value that is nearly one": (
-        ["run", "quickstart", "--set", "critic.provider=olama"],
-        "critic.provider = 'olama': input should be", 'did you mean critic.provider = "ollama"?',
-    ),
     "line breaks in a value": (
         ["run", "quickstart", "--set", "r3.wave=\n\n\x1b[2J"],
         "r3.wave = '\\n\\n\\x1b[2J'", "correct r3.wave",
-    ),
-    "unknown task": (
-        ["run", "quickstart", "--set", "task.name=countdwn"],
-        "no task 'countdwn'; the tasks are: countdown", "did you mean countdown?",
     ),
     "unknown eval spec": (
         ["run", "quickstart", "--set", "eval.spec=nope"], "no eval 'nope'", "one of: aime, aime24",
@@ -226,7 +197,14 @@ LIGHT: dict[str, tuple[list[str], str, str]] = {
         ["run", "quickstart", "--run-dir", "/dev/null/x"], "/dev/null/x: Not a", "--run-dir",
     ),
     "resume of nothing": (["resume", "nope"], "nope is not a run folder", "`mlxreflect run`"),
-    "resume of another folder": (["resume", "."], ". is not a run folder", "`mlxreflect run`"),
+    "no such model": (
+        ["run", "quickstart", "--set", "policy.model=/none", "--run-dir", "new"],
+        "policy.model = '/none': no such folder", "give a folder",
+    ),
+    "a solver that the task has not": (
+        ["run", "quickstart", "--set", "task.name=last_letter", "--run-dir", "new"],
+        'critic.provider = "solver": the task last_letter has no exact solver', "ollama",
+    ),
     "show nothing": (["show", "nope"], "nope: no such folder", "`mlxreflect run`"),
     "compare nothing": (["compare", "a", "b"], "a: no such file", "an evaluation's folder"),
     "compare at no level": (["compare", "a", "b", "--alpha", "2"], "--alpha 2: not", "0.05"),
@@ -240,12 +218,7 @@ LIGHT: dict[str, tuple[list[str], str, str]] = {
         ["eval", "countdown", "--model", "x", "--adapter", "y", "--quick", "--alpha", "1"],
         "--set quick.alpha=1.0: quick.alpha = 1.0: input should be less", "correct quick.alpha",
     ),
-    "eval with no adapter there": (
-        ["eval", "countdown", "--model", "tiny", "--adapter", "nope"],
-        "--adapter 'nope' is not an adapter folder", "adapter_config.json",
-    ),
     "grade nothing": (["grade", "gsm8k", "no.jsonl"], "no.jsonl: no such file", "your data file"),
-    "grade no folder": (["grade", "gsm8k"], "gsm8k: no such folder", "mlxreflect grade gsm8k FILE"),
     "grade by unknown rules": (
         ["grade", "countdown", "x", "--rules", "subsets"],
         "no rules 'subsets'; the task countdown has: exact, strict, subset, tinyzero",
@@ -253,17 +226,6 @@ LIGHT: dict[str, tuple[list[str], str, str]] = {
     ),
     "grade a file into a folder": (
         ["grade", "countdown", "x", "--out", "y"], "--out y: the rows of a file", "leave --out out",
-    ),
-    "unknown eval": (
-        ["eval", "nope", "--model", "tiny"], "no eval 'nope'", "one of: aime, aime24",
-    ),
-    "unknown key of an eval": (
-        ["eval", "countdown", "--model", "tiny", "--set", "temprature=1"],
-        "--set temprature=1: unknown key temprature", "did you mean temperature?",
-    ),
-    "data for a task that makes its own": (
-        ["eval", "arithmetic", "--model", "tiny", "--source", "x.jsonl"],
-        "task.source = 'x.jsonl': arithmetic makes its own", "remove task.source",
     ),
 }  # fmt: skip
 
@@ -274,22 +236,6 @@ def test_mistake(shell: Shell, name: str) -> None:
     error, hint = shell.mistake(*arguments)
     assert said in error
     assert hinted in hint
-
-
-MODELS = {
-    "missing": ("policy.model=/none/such", "policy.model = '/none/such': no such folder"),
-    "another folder": ("policy.model={folder}", "policy.model = '{folder}' is not an mlx-lm model"),
-    "no adapter": ("policy.adapter={model}", "policy.adapter = '{model}' is not an adapter folder"),
-}
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_model_that_is_none(shell: Shell, name: str) -> None:
-    names = {"folder": shell.folder, "model": shell.model}
-    setting, said = (text.format(**names) for text in MODELS[name])
-    settings = [*shell.small, *sets(setting)]
-    error, _ = shell.mistake("run", "quickstart", *settings, "--run-dir", "new")
-    assert said in error
 
 
 @pytest.mark.parametrize(
@@ -308,15 +254,6 @@ def test_data_that_cannot_be_read(shell: Shell, text: str, said: str) -> None:
     error, _ = shell.mistake("run", "quickstart", *shell.small, *jsonl, "--run-dir", "new")
     assert error.startswith(str(path))
     assert said in error and ", line " in error
-
-
-def test_the_solver_has_no_word_on_the_users_own_problems(shell: Shell) -> None:
-    path = shell.folder / "data.jsonl"
-    path.write_text("".join(f'{{"question": "{i} + 1?", "answer": {i + 1}}}\n' for i in range(99)))
-    jsonl = sets("task.name=jsonl", "eval.spec=", f"task.source={path}")
-    error, hint = shell.mistake("run", "quickstart", *shell.small, *jsonl, "--run-dir", "new")
-    assert 'critic.provider = "solver": the task jsonl has no exact solver' in error
-    assert "ollama" in hint and "countdown" in hint
 
 
 def test_ollama_that_does_not_answer(shell: Shell) -> None:
@@ -364,12 +301,8 @@ def test_resume_refuses_a_changed_recipe(shell: Shell, run_dir: Path) -> None:
     assert "train.lr (was 0.0002, is 1e-05)" in error
 
 
-def test_resume_refuses_a_recipe_that_is_broken_or_gone(shell: Shell, run_dir: Path) -> None:
+def test_resume_refuses_a_recipe_that_is_gone(shell: Shell, run_dir: Path) -> None:
     path = run_dir / "recipe.toml"
-    with path.open("a") as recipe:
-        recipe.write("train.lrr = 1\n")
-    error, _ = shell.mistake("resume", run_dir)
-    assert "unknown key train.lrr" in error and "line " in error
     path.unlink()
     error, _ = shell.mistake("resume", run_dir)
     assert error == f"{path}: No such file or directory"
@@ -406,20 +339,11 @@ def test_show(shell: Shell, run_dir: Path) -> None:
     whole = shell.works("show", run_dir)
     assert all(problem in whole.out for problem in problems)
     one = shell.works("show", run_dir, "--problem", problems[0][:6])
-    for role in ("attempt", "critique", "rewrite", "verify"):
-        assert role in one.out
+    assert all(role in one.out for role in ("attempt", "critique", "rewrite", "verify"))
     bucket = shell.works("show", run_dir, "--status", "bucket")
     assert bucket.out.count("bucket") > 1
     assert whole.err == one.err == bucket.err == ""
-
-
-def test_show_what_is_not_there(shell: Shell, run_dir: Path) -> None:
-    error, hint = shell.mistake("show", run_dir, "--problem", "zz")
-    assert error == "no problem in this run begins with 'zz'"
-    assert rows(run_dir / "episodes.jsonl")[0]["problem"]["id"] in hint
-    error, hint = shell.mistake("show", run_dir, "--status", "done")
-    assert error == "no status 'done'"
-    assert "solved_first, solved, trained, bucket, discarded, failed" in hint
+    assert "no problem in this run" in shell.mistake("show", run_dir, "--problem", "zz")[0]
 
 
 # ---- stopped in the middle -----------------------------------------------------------------------
@@ -578,38 +502,28 @@ def test_dry_run_shows_the_recipe_where_the_data_are_not_there(shell: Shell) -> 
     assert "r3.wave = 17" in done.out
 
 
-def test_dry_run_of_the_users_own_problems(shell: Shell) -> None:
-    path = shell.folder / "data.csv"
-    lines = [f"What is {i} + 1?,{i + 1}" for i in range(20)]
-    path.write_text("\n".join(["q,a", *lines]) + "\n")
-    settings = ["task.name=jsonl", f"task.source={path}", "task.question=q", "task.answer=a"]
-    done = shell.works("run", "quickstart", *sets(*settings, "eval.spec="), "--dry-run", "--json")
-    assert "What is " in json.loads(done.out)["prompts"]["attempt"][1]["content"]
-
-
 # ---- grade ---------------------------------------------------------------------------------------
-
-GRADED: list[tuple[str, bool, bool, str | None]] = [  # response; correct, format_ok, parsed
-    ("<think>a</think><answer>(3+4)*5</answer>", True, True, "(3+4)*5"),
-    ("<answer>(3+4)*5</answer>", True, False, "(3+4)*5"),
-    ("<think>a</think><answer>7*5</answer>", False, True, "7*5"),
-    ("35", False, False, None),
-]
 
 
 def test_grade(shell: Shell) -> None:
     path = shell.folder / "rows.jsonl"
-    given = [{"id": i, "response": response, "numbers": [3, 4, 5], "target": 35}
-             for i, (response, *_) in enumerate(GRADED)]  # fmt: skip
+    asked = {"numbers": [3, 4, 5], "target": 35}
+    given = [{"id": i, "response": text, **asked} for i, text in enumerate((
+        "<think>a</think><answer>(3+4)*5</answer>", "<answer>7*5</answer>"))]  # fmt: skip
+    given.append(
+        {"id": 2, "response": "<answer>2.5*8</answer>", "numbers": [2, 5, 8], "target": 20}
+    )
     path.write_text("".join(json.dumps(row) + "\n" for row in given))
     done = shell.works("grade", "countdown", path)
     assert done.err == ""
     got = [json.loads(line) for line in done.out.splitlines()]
-    for i, (row, (_, *expected)) in enumerate(zip(got, GRADED, strict=True)):
-        assert list(row) == ["id", "correct", "format_ok", "parsed", "reason"]
-        assert [row[name] for name in ("id", "correct", "format_ok", "parsed")] == [i, *expected]
-        assert (row["reason"] == "") == (row["correct"] and row["format_ok"])
+    assert all(list(row) == ["id", "correct", "format_ok", "parsed", "reason"] for row in got)
+    assert [[row["id"], row["correct"], row["format_ok"], row["parsed"]] for row in got] == [
+        [0, True, True, "(3+4)*5"], [1, False, False, "7*5"], [2, False, False, "2.5*8"],
+    ]  # fmt: skip
     assert shell.works("grade", "countdown", path, "--json").out == done.out
+    by_others = shell.works("grade", "countdown", path, "--rules", "tinyzero").out
+    assert json.loads(by_others.splitlines()[2])["correct"]
 
 
 def test_grade_bad_row(shell: Shell) -> None:
@@ -621,15 +535,6 @@ def test_grade_bad_row(shell: Shell) -> None:
     assert json.loads(done.out)["id"] == 1  # what was graded before it
     error, _ = two_lines(done.err)
     assert error.startswith(f"{path}, line 2: not JSON")
-
-
-def test_grade_by_named_rules(shell: Shell) -> None:
-    path = shell.folder / "rows.jsonl"
-    path.write_text('{"id": 1, "response": "<answer>2.5*8</answer>", "numbers": [2, 5, 8], '
-                    '"target": 20}\n')  # fmt: skip
-    graded = [json.loads(shell.works("grade", "countdown", path, *rules).out)["correct"]
-              for rules in ([], ["--rules", "exact"], ["--rules", "tinyzero"])]  # fmt: skip
-    assert graded == [False, False, True]
 
 
 # ---- eval and compare ----------------------------------------------------------------------------
@@ -691,33 +596,17 @@ def test_eval_into_a_file(shell: Shell) -> None:
     assert last_two_lines(done.err) == ("file: File exists", "give another --out")
 
 
-def test_eval_of_a_spec_with_an_unknown_task(shell: Shell) -> None:
-    (shell.folder / "spec.toml").write_text("[task]\nname = 'countdwn'\n")
-    error, _ = shell.mistake("eval", "spec.toml", "--model", shell.model)
-    assert error.startswith("no task 'countdwn'")
-
-
-def test_compare_with_itself(shell: Shell, evaluated: tuple[Path, Done]) -> None:
+def test_compare(shell: Shell, evaluated: tuple[Path, Done]) -> None:
     out = evaluated[0]
     done = shell.works("compare", out, out, "--json")
     assert done.err == ""
     result = json.loads(done.out)
-    assert (result["n"], result["gains"], result["losses"]) == (16, 0, 0)
-    assert (result["difference"], result["p_exact"]) == (0, 1)
-    assert result["unchecked"] == []
-    bare = shell.works("compare", out / "samples.jsonl", out / "samples.jsonl", "--json")
-    assert json.loads(bare.out)["unchecked"] == ["decoding", "spec", "prompt_hash"]
+    assert (result["n"], result["difference"], result["p_exact"]) == (16, 0, 1)
     table = shell.works("compare", out, out)
     assert "not significant" in table.out and table.err == ""
-
-
-def test_compare_several_and_by_counts(shell: Shell, evaluated: tuple[Path, Done]) -> None:
-    out = evaluated[0]
     three = json.loads(shell.works("compare", out, out, out, "--json").out)
     assert (three["tests"], len(three["comparisons"])) == (2, 2)
     assert "Holm" in shell.works("compare", out, out, out, "--all-pairs", "--list").out
-    counts = json.loads(shell.works("compare", "--unpaired", "627/1000", "674/1000", "--json").out)
-    assert counts["p"] == pytest.approx(0.0275158, abs=1e-6)
     of_folders = shell.works("compare", "--unpaired", out, out, "--alpha", "0.1", "--json").out
     assert json.loads(of_folders)["n_a"] == 16
 
@@ -729,7 +618,5 @@ def test_compare_what_is_not_alike(
     error, hint = shell.mistake("compare", base, evaluated[0])
     assert f"not the same questions: 0 only in {base}, 10 only in {evaluated[0]}" in error
     assert "same spec, limit and seed" in hint
-    error, _ = shell.mistake("compare", base, evaluated[0] / "nope")
-    assert error == f"{evaluated[0] / 'nope'}: no such file"
     error, hint = shell.mistake("compare", finished[0], finished[0])
     assert str(base) in hint
