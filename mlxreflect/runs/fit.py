@@ -127,11 +127,21 @@ def describe(folder: RunFolder[Job], data: Data, trainer: Trainer, ui: Ui) -> No
 
 
 def encode_data(job: Job, policy: Policy, examples: Sequence[Example], bad: list[BadRow]) -> Data:
-    """Returns the examples as rows, some of them held out; the others join the bad rows."""
-    mask = job.train.mask
-    encoder = Encoder(policy, job.train.max_length, mask, job.tags, job.seed)
-    rows = {id(example): encode(encoder, example, job.data.bad_row, bad) for example in examples}
-    used = [example for example in examples if rows[id(example)]]
+    """Returns the examples as rows, some of them held out; the others are bad, or fatal."""
+    encoder = Encoder(policy, job.train.max_length, job.train.mask, job.tags, job.seed)
+    rows: dict[int, Row | Pair | Group] = {}  # by the identity of their example
+    for example in examples:
+        row = encoder.encode(example)
+        if not isinstance(row, Dropped):
+            rows[id(example)] = row
+            continue
+        where = str(example.source.get("row") or example.source or "a row")
+        reason = row.reason + row.detail
+        if job.data.bad_row == "fatal":
+            hint = "correct or delete that row, or set data.bad_row=skip"
+            raise UserError(f"{where}: {reason}", hint)
+        bad.append(BadRow(where, reason))
+    used = [example for example in examples if id(example) in rows]
     if not used:
         raise UserError(
             f"nothing to train on: all {len(bad)} rows are bad, the first is {bad[0].where}: "
@@ -140,25 +150,8 @@ def encode_data(job: Job, policy: Policy, examples: Sequence[Example], bad: list
         )
     part = job.data.held_out if len(used) > 1 else 0
     sides = split_examples(used, part, job.seed)
-    train, held_out = ([row for e in side if (row := rows[id(e)])] for side in sides)
+    train, held_out = ([rows[id(example)] for example in side] for side in sides)
     return Data(train, held_out, bad)
-
-
-def encode(
-    encoder: Encoder, example: Example, bad_row: str, bad: list[BadRow]
-) -> Row | Pair | Group | None:
-    """Returns an example's row; one that has none joins the bad rows, or is fatal."""
-    row = encoder.encode(example)
-    if not isinstance(row, Dropped):
-        return row
-    reason = row.reason + row.detail
-    where = str(example.source.get("row") or example.source or "a row")
-    if bad_row == "fatal":
-        raise UserError(
-            f"{where}: {reason}", "correct or delete that row, or set data.bad_row=skip"
-        )
-    bad.append(BadRow(where, reason))
-    return None
 
 
 # ---- steps ---------------------------------------------------------------------------------------
