@@ -149,7 +149,7 @@ def test_after_a_failed_rewrite_the_old_text_is_criticised_again():
     for episode in played.episodes:
         assert roles(episode) == ["attempt", "critique", "rewrite", "critique", "rewrite"]
         attempt, _, failed, again, won = episode.turns
-        assert failed.error and again.parent == attempt.index
+        assert failed.error and failed.verdict is None and again.parent == attempt.index
         assert quote("attempt", attempt.text) in again.messages[-1]["content"]
         assert won.verdict.passed and episode.outcome.status == "trained"
 
