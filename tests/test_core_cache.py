@@ -21,23 +21,17 @@ from mlxreflect.core.cache import KeyedCache
 cache = KeyedCache(Path(sys.argv[1]), "critic cache", "critic.cache")
 """
 # Puts n values under keys that other processes put too.
-WRITER = (
-    OPEN
-    + """
+WRITER = """
 kept = [cache.put(f"shared-{n}", f"{sys.argv[2]} {n}".encode()).decode() for n in range(50)]
 print(*kept, sep=",")
 """
-)
 # Puts batch after batch and prints the number of each before and after.
-BUSY = (
-    OPEN
-    + """
+BUSY = """
 for b in range(100000):
     print("put", b, flush=True)
     cache.put_all({f"{b}-{n}": b"1" * 200 for n in range(200)})
     print("kept", b, flush=True)
 """
-)
 
 
 def opened(path: Path) -> KeyedCache:
@@ -92,7 +86,7 @@ def test_threads_share_one(cache: KeyedCache) -> None:
 
 def test_processes_that_open_a_new_file_at_once_agree(tmp_path: Path) -> None:
     path = tmp_path / "c.sqlite"
-    command = [sys.executable, "-c", WRITER, str(path)]
+    command = [sys.executable, "-c", OPEN + WRITER, str(path)]
     writers = [
         subprocess.Popen([*command, name], stdout=subprocess.PIPE, text=True) for name in "abc"
     ]
@@ -135,7 +129,7 @@ def test_a_file_that_cannot_be_used_is_named_with_what_to_do(
 @pytest.mark.parametrize("delay", [0.0, 0.013, 0.04])
 def test_a_process_killed_at_any_instant(tmp_path: Path, delay: float) -> None:
     path = tmp_path / "c.sqlite"
-    command = [sys.executable, "-c", BUSY, str(path)]
+    command = [sys.executable, "-c", OPEN + BUSY, str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         lines = [process.stdout.readline() for _ in range(5)]

@@ -351,7 +351,7 @@ def test_ctrl_c_ends_the_process_promptly(service: Service, end: str) -> None:
 
 def client(send: Callable[[Call], Reply], ledger: Ledger | None = None, **settings: Any) -> Client:
     config = CriticConfig(**{"model": "critic", "concurrency": 1, "cache": "off"} | settings)
-    return Client(config, "run", Scripted(send), ledger, backoff_s=0.001)
+    return Client(config, "run", Scripted(send), ledger)
 
 
 def test_what_still_queues_is_not_sent_once_asking_has_ended() -> None:
@@ -414,7 +414,7 @@ def test_a_refused_parameter_is_remembered_only_once_leaving_it_out_has_helped()
             return Reply("fine")
 
     config = CriticConfig(model="critic", cache="off", concurrency=1)
-    one = Client(config, "run", Picky(lambda one: Reply("")), backoff_s=0.001)
+    one = Client(config, "run", Picky(lambda one: Reply("")))
     assert one.ask([call(attempt="hopeless")])[0].kind == "http_400"
     assert not one.refused
     assert [reply.text for reply in one.ask([call("a"), call("b")])] == ["fine", "fine"]

@@ -213,13 +213,8 @@ def test_what_a_replay_lacks_is_named_and_can_be_asked_for(whole: Path, tmp_path
             run(tmp_path / "run", server.url, cache=str(cache), replay=True, **PRICED)
         assert len(server.chats) == 9
         problems = {row["problem"]["id"] for row in read_rows(whole / "episodes.jsonl")}
-        said = caught.value.message
-        assert any(f"problem {pid}, " in said for pid in problems)
-        assert "epoch 1, attempt problems/0/" in said
-        assert "critique" in said or "rewrite" in said
-        assert (
-            f"mlxreflect resume {tmp_path / 'run'} --set critic.replay=false" in caught.value.hint
-        )
+        assert any(f"problem {pid}, " in caught.value.message for pid in problems)
+        assert f"resume {tmp_path / 'run'} --set critic.replay=false" in caught.value.hint
         resume(tmp_path / "run", replay=False)
         assert set(sent(server).values()) == {1}
     for name in ("episodes.jsonl", "adapter/adapters.safetensors"):

@@ -238,9 +238,7 @@ def test_dollars_add_up_without_rounding() -> None:
 def client(send: Any, budget: dict[str, Any], **settings: Any) -> Client:
     defaults: dict[str, Any] = {"cache": "off", "model": "m", "max_tokens": 100, "price_in": 1.0}
     config = CriticConfig(provider="openai", **defaults | settings)
-    return Client(
-        config, "run", Scripted(send), Ledger(None, BudgetConfig(**budget)), backoff_s=0.001
-    )
+    return Client(config, "run", Scripted(send), Ledger(None, BudgetConfig(**budget)))
 
 
 def calls(count: int) -> list[Call]:

@@ -32,7 +32,7 @@ from mlxreflect.critics.http import PREFLIGHT_S, CallError, Wire, encodable, str
 from mlxreflect.critics.ledger import Ledger
 
 RETRIES = 5  # of 30 % failing requests one call in 1400 is lost; half a minute covers a restart
-BACKOFF_S = 1.0
+BACKOFF_S = 1.0  # the first pause before a retry; it doubles, with as much jitter again
 BACKOFF_MAX_S = 60.0
 # No text of max_tokens tokens is longer (four characters a token are usual); a text that is would
 # fill the next prompts with rubbish.
@@ -56,7 +56,6 @@ class Provider(Protocol):
 
         Raises UserError for what a person can mend, CallError where the server does not answer.
         """
-        ...
 
     def send(self, call: Call, refused: frozenset[str]) -> Reply:
         """Return the text as the server wrote it, with a thought that belongs to it.
@@ -66,7 +65,6 @@ class Provider(Protocol):
         with `blame` where the server names a parameter; whatever a parser raises of a strange reply
         becomes one.
         """
-        ...
 
     def close(self) -> None: ...
 
@@ -88,8 +86,7 @@ class Client(Critic):
     """A critic behind a server. Asks calls side by side, at most `concurrency` at once.
 
     A failure is a Reply with an error. ledger: of the run; counts every request and keeps the
-    budget; None: one of its own. backoff_s: the first pause before a retry; it doubles, with as
-    much jitter again. refused: the parameters that the server was seen not to take.
+    budget; None: one of its own. refused: the parameters that the server was seen not to take.
     Raises UserError for a cache that cannot be used, a reply missing in a replay and a budget that
     is reached, and for nothing else.
     """
@@ -102,15 +99,10 @@ class Client(Critic):
         run_id: str,
         provider: Provider,
         ledger: Ledger | None = None,
-        *,
-        backoff_s: float | None = None,
     ) -> None:
         self.config, self.provider, self.ledger = config, provider, ledger or Ledger()
         self.actor = f"{config.provider}:{config.model}"
         self.refused: frozenset[str] = frozenset()
-        backoff_s = BACKOFF_S if backoff_s is None else backoff_s
-        self.backoff = wait_exponential(multiplier=backoff_s, max=BACKOFF_MAX_S)
-        self.jitter = wait_random(0, backoff_s)
         self.cache = open_replies(config, run_id)
         # Not concurrent.futures: its threads are joined at exit, so a stalled server would keep
         # an interrupted process alive. These are daemons.
@@ -277,10 +269,13 @@ class Client(Critic):
         return Cost(prompt, completion, round(dollars / 1e6, 9), estimated)
 
     def retrying(self, pace: Pace) -> Retrying:
+        backoff = wait_exponential(multiplier=BACKOFF_S, max=BACKOFF_MAX_S)
+        jitter = wait_random(0, BACKOFF_S)
+
         def pause(state: RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
             asked = error.retry_after if isinstance(error, CallError) else None
-            return max(self.backoff(state) + self.jitter(state), asked or 0.0)
+            return max(backoff(state) + jitter(state), asked or 0.0)
 
         def enough(state: RetryCallState) -> bool:
             late = time.monotonic() + state.upcoming_sleep >= pace.deadline

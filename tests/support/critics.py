@@ -9,7 +9,7 @@ from typing import Any
 
 from mlxreflect.config.schema import CriticConfig
 from mlxreflect.core.records import make_problem
-from mlxreflect.critics import REMOTE
+from mlxreflect.critics import REMOTE, client
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.client import RETRIES, Client
 from mlxreflect.critics.http import Wire
@@ -17,6 +17,7 @@ from support import fake_bedrock, fake_ollama, fake_openai
 from support.fake_server import Fault, Loopback, http
 
 TRIES = RETRIES + 1
+client.BACKOFF_S = 0.01  # in all tests that ask a server
 PROBLEM = make_problem("countdown", {"numbers": [1, 2, 3], "target": 6})
 
 
@@ -31,7 +32,7 @@ def critic_at(server: Loopback | tuple[str, str], run_id: str = "run", **setting
     own = {"region": "us-east-1"} if name == "bedrock" else {}
     usual = {"deadline_s": 10.0, "cache": "off", "model": "critic", "base_url": url, **own}
     config = CriticConfig(provider=name, **usual | settings)  # type: ignore[arg-type]
-    return Client(config, run_id, REMOTE[name](config), backoff_s=0.01)
+    return Client(config, run_id, REMOTE[name](config))
 
 
 def ask(server: Loopback, *calls: Call, **settings: Any) -> list[Reply]:
