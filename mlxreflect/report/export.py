@@ -6,7 +6,7 @@ A form has one or more JSONL files; asked for a file, all of them are one.
 import json
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from itertools import chain
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from mlxreflect.config.schema import METHODS
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import convert_rows, dump_line, place, write_atomic
-from mlxreflect.core.records import Episode, Example, episode_from_row, flat_from_row
+from mlxreflect.core.records import Example, episode_from_row, flat_from_row
 from mlxreflect.data import forms
 from mlxreflect.data.examples import split_examples
 from mlxreflect.methods.base import ExportForm
@@ -45,26 +45,20 @@ def export(run: Path, form: str, out: Path | None) -> dict[str, Any]:
         raise UserError(f"--out {out}: rows are written as JSONL", "give a folder, or NAME.jsonl")
     if out is not None and out.exists():
         raise UserError(f"{out} already exists", "give another --out, or remove it")
-    rows = FORMS[form](run)
+    read, holds = FORMS[form]
+    rows = read(run)
     try:
         first = next(rows, None) if run.is_dir() else None
+        if first is None and not (run / "run.json").is_file():
+            hint = "give the folder that `mlxreflect run` made"
+            raise UserError(f"{run} is not a run folder", hint)
         if first is None:
-            raise nothing(run, form)
+            raise UserError(f"{run} holds nothing for --format {form}", f"it writes {holds}")
         counts = write(first, rows, final, form)
     except OSError as error:
         raise UserError(f"{final}: {error.strerror}", "give another --out") from None
-    return {
-        "schema": "export/1",
-        "format": form,
-        "out": str(final),
-        "files": dict(sorted(counts.items())),
-    }
-
-
-def nothing(run: Path, form: str) -> UserError:
-    if not (run / "run.json").is_file():
-        return UserError(f"{run} is not a run folder", "give the folder that `mlxreflect run` made")
-    return UserError(f"{run} holds nothing for --format {form}", f"it writes {NEEDS[form]}")
+    files = dict(sorted(counts.items()))
+    return {"schema": "export/1", "format": form, "out": str(final), "files": files}
 
 
 def write(first: tuple[str, Row], rest: Rows, final: Path, form: str) -> Counter[str]:
@@ -133,44 +127,35 @@ def mlx_chat(run: Path) -> Rows:
 
 
 def of_method(form: ExportForm, run: Path) -> Rows:
-    """The rows of all episodes, then those of examples that no episode has."""
-    yield from of_episodes(run, form.rows)
+    """Yields the rows of each episode, made with the examples that the run made of it.
+
+    Then those of examples that no episode has.
+    """
+    made: dict[str, list[Example]] = defaultdict(list)
+    keys = ("problem", "epoch", "wave")  # of an example's source: the episode that it was made of
+    for example, at in examples(run, lambda e: json.dumps([e.source.get(key) for key in keys])):
+        made[at].append(example)
+
+    def make(row: Row) -> list[tuple[str, Row]]:
+        episode = episode_from_row(row)
+        at = json.dumps([episode.problem.id, episode.epoch, episode.wave])
+        return list(form.rows(episode, made.get(at, [])))
+
+    yield from chain.from_iterable(convert_rows(run / "episodes.jsonl", make, "an episode"))
     if loose := form.loose:
         for _, rows in examples(run, lambda example: list(loose(example))):
             yield from rows
 
 
-def of_episodes(run: Path, to_rows: Callable[[Episode, Sequence[Example]], Rows]) -> Rows:
-    """The rows of each episode, made with the examples that the run made of it."""
-    made: dict[str, list[Example]] = defaultdict(list)
-    for example, at in examples(run, lambda e: key(*map(e.source.get, KEYS))):
-        made[at].append(example)
-
-    def make(row: Row) -> list[tuple[str, Row]]:
-        episode = episode_from_row(row)
-        own = made.get(key(episode.problem.id, episode.epoch, episode.wave), [])
-        return list(to_rows(episode, own))
-
-    for rows in convert_rows(run / "episodes.jsonl", make, "an episode"):
-        yield from rows
-
-
-KEYS = ("problem", "epoch", "wave")  # of an example's source: the episode that it was made of
-
-
-def key(*parts: Any) -> str:
-    return json.dumps(parts)
-
-
-OF_METHODS = {name: form for method in METHODS.values() for name, form in method.exports.items()}
-FORMS: dict[str, Callable[[Path], Rows]] = {
-    "trl": trl,
-    "sharegpt": sharegpt,
-    "mlx-chat": mlx_chat,
-    **{name: partial(of_method, form) for name, form in OF_METHODS.items()},
-}
 EXAMPLES = "the examples that a run trained on, and there are none yet"
-NEEDS = {
-    "trl": EXAMPLES, "sharegpt": EXAMPLES, "mlx-chat": EXAMPLES,
-    **{name: form.needs for name, form in OF_METHODS.items()},
-}  # fmt: skip
+# How the rows of a form are read off a run, and what it needs of one.
+FORMS: dict[str, tuple[Callable[[Path], Rows], str]] = {
+    "trl": (trl, EXAMPLES),
+    "sharegpt": (sharegpt, EXAMPLES),
+    "mlx-chat": (mlx_chat, EXAMPLES),
+    **{
+        name: (partial(of_method, form), form.needs)
+        for method in METHODS.values()
+        for name, form in method.exports.items()
+    },
+}

@@ -68,11 +68,12 @@ def draw_plots(run_dir: Path, solved: str = "solved") -> list[Path]:
         raise UserError(f"{metrics}: no such file", "give the folder of a run")
     comparison = read_results(run_dir / "comparison.json") or {}
     sentence = comparison.get("sentence", "")
+    listed = (wave.get("bucket") or wave.get("verifications") for wave in waves)
     drawings: Drawings = {
         "accuracy": (4.5 * bool(fresh(waves)), lambda figure: draw_accuracy(figure, waves, solved)),
         "loss": (4.5 * bool(steps), lambda figure: draw_loss(figure, steps)),
         "margin": (4.5 * bool(paired(steps)), lambda figure: draw_margin(figure, steps)),
-        "bucket": (4.5 * any(map(listed, waves)), lambda figure: draw_bucket(figure, waves)),
+        "bucket": (4.5 * any(listed), lambda figure: draw_bucket(figure, waves)),
         "comparison": (
             bool(arms) * (2.4 + ROW * len(arms)),
             lambda figure: draw_comparison(figure, arms, sentence),
@@ -85,11 +86,6 @@ def fresh(waves: Rows) -> list[tuple[int, dict[str, Any]]]:
     """Numbered from 0, over all epochs: waves of problems, but not those of the bucket list."""
     numbered = enumerate(waves)
     return [(i, w) for i, w in numbered if w.get("stage") not in AGAIN and w.get("problems")]
-
-
-def listed(wave: dict[str, Any]) -> bool:
-    """Returns true where a wave left something on the bucket list, or verified something."""
-    return bool(wave.get("bucket") or wave.get("verifications"))
 
 
 def panels(figure: Figure, title: str, labels: Sequence[str], x_label: str) -> list[Axes]:
@@ -238,11 +234,8 @@ def draw_comparison(figure: Figure, arms: dict[str, dict[str, Any]], sentence: s
     """Draws a run's arms as a report's. arms: results.json of each."""
     counts = sorted({arm["n"] for arm in arms.values()})
     rows = {name: (arm["accuracy"], arm["ci_low"], arm["ci_high"]) for name, arm in arms.items()}
-    draw_rows(
-        figure,
-        "Answers right on held-out problems",
-        {f"{' and '.join(map(str, counts))} questions": rows},
-    )
+    asked = f"{' and '.join(map(str, counts))} questions"
+    draw_rows(figure, "Answers right on held-out problems", {asked: rows})
     figure.supxlabel(textwrap.fill(sentence, 105), fontsize=9, parse_math=False)
 
 
@@ -429,12 +422,9 @@ def asked_at(arms: Sequence[Arm], levels: dict[str, str], at: str) -> str:
 
 
 def draw_levels(
-    axis: Axes,
-    arms: Sequence[Arm],
-    name: str,
-    levels: dict[str, str],
+    axis: Axes, arms: Sequence[Arm], name: str, levels: dict[str, str],
     looks: dict[str, dict[str, Any]],
-) -> None:
+) -> None:  # fmt: skip
     """levels: problem id → level, in the order of the axis; name: what they are."""
     counts = Counter(levels.values())
     for i, arm in enumerate(arms):

@@ -216,18 +216,15 @@ def settle_column(
 
 
 def kind_of(rows: list[Row], answer: str) -> str:
-    """Returns the first kind of answer that all rows have."""
-    kinds = ["choice"] if options_of(rows[0].values) is not None else ["number"]
-    return next((kind for kind in kinds if all(fits(row, answer, kind) for row in rows)), "text")
-
-
-def fits(row: Row, answer: str, kind: str) -> bool:
-    raw = column(row, answer, "task.answer")
+    """Returns the kind of answer that all rows have."""
+    likely = "number" if options_of(rows[0].values) is None else "choice"
     try:
-        build("jsonl", "", raw, kind, options=options_of(row.values))
+        for row in rows:
+            raw = column(row, answer, "task.answer")
+            build("jsonl", "", raw, likely, options=options_of(row.values))
     except UserError:
-        return False
-    return True
+        return "text"
+    return likely
 
 
 # ---- the critic ----------------------------------------------------------------------------------
@@ -275,7 +272,7 @@ def is_aws() -> bool:
 
 def settle_critic(task: str, usual: Recipe, asker: Asker) -> Offer:
     """Returns one of the critics that are here, by its number, or any other by its name."""
-    solver = has_solver(task, usual.strategy)
+    solver = TASKS[task].solver is not None and not METHODS[usual.strategy].unsolvable
     offers = find_offers(solver, usual) if not asker.given["critic"] else key_offers()
 
     def read(chosen: str) -> str:
@@ -300,11 +297,6 @@ def settle_critic(task: str, usual: Recipe, asker: Asker) -> Offer:
     return Offer(chosen, "", asker.given["base_url"] or address)
 
 
-def has_solver(task: str, strategy: str) -> bool:
-    """Tells if the task's exact solver can be the critic of a method."""
-    return TASKS[task].solver is not None and not METHODS[strategy].unsolvable
-
-
 def no_solver(task: str, strategy: str) -> UserError:
     if TASKS[task].solver is None:
         fault = f"the task {task} has no exact solver"
@@ -319,8 +311,7 @@ def no_solver(task: str, strategy: str) -> UserError:
 
 
 def place_of(choices: Choices) -> Path:
-    name = Path(choices.source).stem if choices.source else choices.task
-    return Path(f"{choices.strategy}-{name}.toml")
+    return Path(f"{choices.strategy}-{Path(choices.source or choices.task).stem}.toml")
 
 
 def refuse_to_overwrite(out: Path, force: bool) -> None:
