@@ -26,7 +26,12 @@ def show_arms(arms: Sequence[dict[str, Any]]) -> Iterator[RenderableType]:
         if chain := arm.get("chain"):
             yield plain(chain_line(named(arm), chain))
         if noise := arm.get("noise"):
-            yield plain(noise_line(named(arm), noise))
+            yield plain(
+                f"A/A check: {named(arm)} again at batch {noise['batch']}: {noise['gains']} gained "
+                f"and {noise['losses']} lost of {noise['answers']} answers, "
+                f"{noise['same_text']:.1%} of the texts the same. A difference of this size is "
+                "noise."
+            )
     if len(arms) > 1:
         yield Text()
         compared = {named(arm): arm["comparison"] for arm in arms[1:]}
@@ -108,14 +113,6 @@ def second_answers(found: dict[str, Any]) -> Iterator[RenderableType]:
 def named(arm: dict[str, Any]) -> str:
     """The arm's name; of a single one, its model's."""
     return str(arm.get("name") or arm["model"] + (" + adapter" if arm.get("adapter") else ""))
-
-
-def noise_line(name: str, noise: dict[str, Any]) -> str:
-    return (
-        f"A/A check: {name} again at batch {noise['batch']}: {noise['gains']} gained and "
-        f"{noise['losses']} lost of {noise['answers']} answers, {noise['same_text']:.1%} of the "
-        "texts the same. A difference of this size is noise."
-    )
 
 
 def chain_line(name: str, chain: dict[str, Any]) -> str:

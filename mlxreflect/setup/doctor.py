@@ -63,15 +63,15 @@ Sizes = dict[str, int | None]  # what will lie in this machine's memory → byte
 def doctor(recipe: Recipe | None, ui: Ui) -> dict[str, Any]:
     """Carries out all checks, in the order of a run. ok: none of them fails."""
     sizes: Sizes = {}
-    steps: list[tuple[str, Callable[[], Iterable[Check]]]] = [("device", check_device)]
+    steps: list[tuple[str, Callable[[], Iterable[Check]]]] = []
+    steps.append(("device", partial(check_machine, recipe)))
     if recipe is None:
-        steps += [("cache", check_caches), ("ollama", check_ollama)]
+        steps.append(("ollama", check_ollama))
     else:
         steps.append(("policy", partial(check_policy, recipe, sizes)))
         steps.append(("data", partial(check_data, recipe)))
         for name, config in tiers(recipe).items():
-            asked = (name, config, recipe.task.name, sizes)
-            steps.append((name, partial(check_critic, *asked)))
+            steps.append((name, partial(check_critic, name, config, recipe.task.name, sizes)))
     steps += [("memory", partial(check_memory, recipe, sizes)), ("disk", check_disk)]
     checks: list[Check] = []
     with ui.progress("checking", len(steps)) as bar:
@@ -93,13 +93,11 @@ def doctor(recipe: Recipe | None, ui: Ui) -> dict[str, Any]:
 # ---- this machine --------------------------------------------------------------------------------
 
 
-def check_device() -> Iterator[Check]:
+def check_machine(recipe: Recipe | None) -> Iterator[Check]:
     yield Check("device", "ok", device_name())
-
-
-def check_caches() -> Iterator[Check]:
-    yield Check("cache", "ok", f"models in {constants.HF_HUB_CACHE}")
-    yield Check("cache", "ok", f"replies of critics in {cache_path('', FILE)}")
+    if recipe is None:
+        yield Check("cache", "ok", f"models in {constants.HF_HUB_CACHE}")
+        yield Check("cache", "ok", f"replies of critics in {cache_path('', FILE)}")
 
 
 def check_disk() -> Iterator[Check]:
@@ -203,9 +201,8 @@ def check_hub_data(name: str) -> Check:
 
 def hub_data(config: TaskConfig) -> tuple[str, ...]:
     """Returns the hub data sets that a task reads."""
-    if not config.source:
-        return TASKS[config.name].hub
-    return () if is_path(config.source) else (config.source,)
+    own = () if is_path(config.source) else (config.source,)
+    return own if config.source else TASKS[config.name].hub
 
 
 # ---- models --------------------------------------------------------------------------------------
@@ -346,10 +343,7 @@ def ollama_size(name: str, critic: Ollama) -> Sizes:
 
 
 def ollama_models() -> tuple[str, list[str] | None]:
-    """Returns Ollama's address and its models, or None where it does not answer.
-
-    Raises UserError for an address that is none.
-    """
+    """Returns Ollama's address (UserError where it is none) and its models, if it answers."""
     critic = Ollama(CriticConfig(provider="ollama", model=""))
     rows = pulled_models(critic)
     critic.close()
@@ -378,8 +372,7 @@ def render_doctor(result: dict[str, Any]) -> "Group":
     """Returns the checks as a table, and below it what mends those that fail."""
     from rich.console import Group
 
-    style = {"ok": "green", "note": "yellow", "fail": "bold red"}
-    checks = result["checks"]
+    style, checks = {"ok": "green", "note": "yellow", "fail": "bold red"}, result["checks"]
     rows = [(plain(c["status"], style[c["status"]]), c["name"], c["detail"]) for c in checks]
     hints = [plain(f"{check['name']}: {check['hint']}") for check in checks if check["hint"]]
     later = any("is to be downloaded" in check["detail"] for check in checks)

@@ -32,7 +32,6 @@ Ask = Callable[[str, str], str]  # (what, suggestion) → reply
 Say = Callable[[str], None]
 T = TypeVar("T")
 
-NEEDED = ("strategy", "task", "model", "critic")
 EXAMS = ("aime", "math500")  # evaluations alone: nothing to train on
 LOOKED_AT = 20  # rows of one's own data
 QUESTIONS = ("question", "problem", "query", "prompt", "input", "instruction", "text")
@@ -99,7 +98,8 @@ class Asker:
 
 def settle(asker: Asker) -> Choices:
     """Returns all choices: as given, else as replied, else as suggested. Raises UserError."""
-    missing = [f"--{name}" for name in NEEDED if not asker.given[name]]
+    needed = ("strategy", "task", "model", "critic")
+    missing = [f"--{name}" for name in needed if not asker.given[name]]
     if missing and asker.ask is None and not asker.yes:
         raise UserError(
             f"no terminal to ask in, and not given: {', '.join(missing)}",
@@ -242,7 +242,9 @@ def find_offers(solver: bool, usual: Recipe) -> list[Offer]:
     ordered = sorted(models or [], key=lambda name: name != usual.critic.model)
     offers = [Offer(f"ollama:{name}", f"Ollama has it at {url}") for name in ordered if name]
     offers += key_offers()
-    if is_aws():
+    names = ("AWS_BEARER_TOKEN_BEDROCK", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
+    file = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"))
+    if any(os.environ.get(name) for name in names) or file.expanduser().is_file():
         offers.append(Offer(f"bedrock:{MODELS['bedrock']}", "AWS credentials are here"))
     if solver:
         offers.append(Offer("solver", "the task's exact solver, in this process"))
@@ -255,19 +257,11 @@ def find_offers(solver: bool, usual: Recipe) -> list[Offer]:
 
 
 def key_offers() -> list[Offer]:
-    prefixes = {"OPENAI_API_KEY": "", "OPENROUTER_API_KEY": "openai/"}
     return [
-        Offer(f"openai:{prefixes[name]}{MODELS['openai']}", f"{name} is set", address)
+        Offer(f"openai:{'openai/' if address else ''}{MODELS['openai']}", f"{name} is set", address)
         for name, address in HOSTS.items()
         if os.environ.get(name, "").strip()
     ]
-
-
-def is_aws() -> bool:
-    """Tells if AWS credentials are set; nothing is asked over the network."""
-    names = ("AWS_BEARER_TOKEN_BEDROCK", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
-    file = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"))
-    return any(os.environ.get(name) for name in names) or file.expanduser().is_file()
 
 
 def settle_critic(task: str, usual: Recipe, asker: Asker) -> Offer:
@@ -398,15 +392,12 @@ def task_keys(choices: Choices, tree: dict[str, Any]) -> Keys:
 
 
 def critic_keys(choices: Choices, tree: dict[str, Any]) -> Keys:
-    keys: Keys
     provider, _, model = choices.critic.partition(":")
     if provider == "self":
         alone = self_keys(choices.strategy)
         if alone is None:
-            raise UserError(
-                f"--critic self: {choices.strategy} cannot do without a critic",
-                "give one: --critic ollama:NAME",
-            )
+            fault = f"--critic self: {choices.strategy} cannot do without a critic"
+            raise UserError(fault, "give one: --critic ollama:NAME")
         # Its temperature and max_tokens stay: they also hold for what the policy says itself.
         return alone | no_critic(tree)
     if provider not in ("solver", *MODELS):
@@ -414,7 +405,7 @@ def critic_keys(choices: Choices, tree: dict[str, Any]) -> Keys:
             f"--critic {choices.critic}: no such critic",
             f"give solver, self, or one of {', '.join(MODELS)} with a model: ollama:qwen2.5:7b",
         )
-    keys = {f"critic{t}.{k}": None for t in TIERS for k in OF_CRITIC}
+    keys: Keys = {f"critic{t}.{k}": None for t in TIERS for k in OF_CRITIC}
     keys["critic.provider"] = provider
     if provider == "solver":
         return keys | {f"critic.{name}": None for name in OF_SERVER}
@@ -422,8 +413,8 @@ def critic_keys(choices: Choices, tree: dict[str, Any]) -> Keys:
     if choices.base_url:
         keys["critic.base_url"] = choices.base_url
     if provider == "openai":
-        hosts = (name for name, address in HOSTS.items() if address == choices.base_url)
-        keys["critic.key_env"] = next(hosts, None)
+        names = {address: name for name, address in HOSTS.items()}
+        keys["critic.key_env"] = names.get(choices.base_url)
     return keys
 
 
