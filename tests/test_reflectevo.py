@@ -19,7 +19,15 @@ from mlxreflect.config.schema import EvalSpec, Recipe, method_of
 from mlxreflect.config.toml import flatten
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_rows
-from mlxreflect.core.records import Episode, Outcome, Turn, Verdict, episode_from_row, make_problem
+from mlxreflect.core.records import (
+    Episode,
+    Example,
+    Outcome,
+    Turn,
+    Verdict,
+    episode_from_row,
+    make_problem,
+)
 from mlxreflect.core.seeds import rng_for
 from mlxreflect.core.ui import Ui
 from mlxreflect.critics.base import Reply
@@ -108,14 +116,9 @@ def test_stored_reflections_by_id_or_question(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "row",
-    [
-        {"id": "a"},
-        {"reflections": "x"},
-        {"id": 1, "reflections": "x"},
-        {"id": "a", "reflections": [" "]},
-        {"id": "a", "reflections": 3},
-    ],
-)
+    [{"id": "a"}, {"reflections": "x"}, {"id": 1, "reflections": "x"},
+     {"id": "a", "reflections": [" "]}, {"id": "a", "reflections": 3}],
+)  # fmt: skip
 def test_a_row_that_holds_no_reflection_is_named(row, tmp_path):
     path = tmp_path / "kept.jsonl"
     path.write_text('{"id": "a", "reflections": "x"}\n' + json.dumps(row) + "\n")
@@ -139,58 +142,54 @@ def at(problem, *turns):
     return {"problem": problem, "epoch": 1, "wave": 3, "turns": list(turns)}
 
 
-def sft(example):
-    assert example.kind == "sft" and example.weight == 1.0
-    return (example.prompt[0]["content"], example.completion, example.completion_ids,
-            example.source)  # fmt: skip
+def sft(asked, text, ids, *source):
+    prompt = [{"role": "user", "content": asked}]
+    return Example("sft", prompt, completion=text, completion_ids=ids, source=at(*source))
 
 
-def pair(example):
-    assert example.kind == "preference"
-    return (example.prompt[0]["content"], example.chosen, example.rejected, example.chosen_ids,
-            example.rejected_ids, example.source)  # fmt: skip
+def pair(asked, chosen, rejected, *source):
+    """Of reflections, whose number is also their first token."""
+    prompt, numbers = [{"role": "user", "content": asked}], (chosen, rejected)
+    texts, ids = [f"reflection {n}" for n in numbers], [[n, 9] for n in numbers]
+    return Example("preference", prompt, *texts, None, *ids, source=at(*source))
 
 
 WRONG_36, WRONG_35 = "aaaa: what is wrong with 36?", "cccc: what is wrong with 35?"
+HEARD = "6 * 7? your attempt; <feedback>\nreflection {}\n</feedback>"
+DATA = {
+    "reflect_and_retry": [
+        sft(WRONG_36, "reflection 1\nforty-two (6)", None, "aaaa", 1, 6),
+        sft(WRONG_36, "reflection 5\nforty-two (8)", None, "aaaa", 5, 8),
+        sft(WRONG_35, "reflection 1\nforty-two (3)", None, "cccc", 1, 3),
+        sft(WRONG_35, "reflection 2\nforty-two (4)", None, "cccc", 2, 4),
+    ],
+    "right_reflections": [
+        sft(WRONG_36, "reflection 1", [1, 9], "aaaa", 1),
+        sft(WRONG_36, "reflection 5", [5, 9], "aaaa", 5),
+        sft(WRONG_35, "reflection 1", [1, 9], "cccc", 1),
+        sft(WRONG_35, "reflection 2", [2, 9], "cccc", 2),
+    ],
+    "right_retries": [
+        sft(HEARD.format(1), "forty-two (6)", [6, 9], "aaaa", 6),
+        sft(HEARD.format(5), "forty-two (8)", [8, 9], "aaaa", 8),
+        sft(HEARD.format(1), "forty-two (3)", [3, 9], "cccc", 3),
+        sft(HEARD.format(2), "forty-two (4)", [4, 9], "cccc", 4),
+    ],
+    "right_over_wrong": [
+        pair(WRONG_36, 1, 2, "aaaa", 1, 2), pair(WRONG_36, 5, 2, "aaaa", 5, 2),
+    ],
+    # B when it came second and A when it came first; where A is said twice there is a tie.
+    "preferred_reflections": [pair(WRONG_36, 5, 1, "aaaa", 5, 1)],
+}  # fmt: skip
 
 
-def test_d_plus_in_one_stage():
-    assert [sft(e) for e in made(lambda e: reflected.reflect_and_retry(e, ask))] == [
-        (WRONG_36, "reflection 1\nforty-two (6)", None, at("aaaa", 1, 6)),
-        (WRONG_36, "reflection 5\nforty-two (8)", None, at("aaaa", 5, 8)),
-        (WRONG_35, "reflection 1\nforty-two (3)", None, at("cccc", 1, 3)),
-        (WRONG_35, "reflection 2\nforty-two (4)", None, at("cccc", 2, 4)),
-    ]
+@pytest.mark.parametrize("builder", DATA)
+def test_data_sets_of_a_hand_made_file(builder):
+    """None of which holds the answer, or the instruction that asked to reflect."""
+    assert made(lambda e: getattr(reflected, builder)(e, ask)) == DATA[builder]
 
 
-def test_d_plus_in_two_stages():
-    assert [sft(e) for e in made(lambda e: reflected.right_reflections(e, ask))] == [
-        (WRONG_36, "reflection 1", [1, 9], at("aaaa", 1)),
-        (WRONG_36, "reflection 5", [5, 9], at("aaaa", 5)),
-        (WRONG_35, "reflection 1", [1, 9], at("cccc", 1)),
-        (WRONG_35, "reflection 2", [2, 9], at("cccc", 2)),
-    ]
-    heard = "6 * 7? your attempt; <feedback>\nreflection {}\n</feedback>"
-    assert [sft(e) for e in made(lambda e: reflected.right_retries(e, ask))] == [
-        (heard.format(1), "forty-two (6)", [6, 9], at("aaaa", 6)),
-        (heard.format(5), "forty-two (8)", [8, 9], at("aaaa", 8)),
-        (heard.format(1), "forty-two (3)", [3, 9], at("cccc", 3)),
-        (heard.format(2), "forty-two (4)", [4, 9], at("cccc", 4)),
-    ]
-
-
-def test_d_plus_minus_compares_reflections_alone():
-    assert [pair(e) for e in made(lambda e: reflected.right_over_wrong(e, ask))] == [
-        (WRONG_36, "reflection 1", "reflection 2", [1, 9], [2, 9], at("aaaa", 1, 2)),
-        (WRONG_36, "reflection 5", "reflection 2", [5, 9], [2, 9], at("aaaa", 5, 2)),
-    ]
-
-
-def test_d_pref_takes_what_both_orders_say():
-    """B when it came second and A when it came first; where A is said twice there is a tie."""
-    assert [pair(e) for e in made(lambda e: reflected.preferred_reflections(e, ask))] == [
-        (WRONG_36, "reflection 5", "reflection 1", [5, 9], [1, 9], at("aaaa", 5, 1)),
-    ]
+def test_what_the_judge_compares_in_a_hand_made_file():
     compared = [[turn.text for turn in both] for both in made(reflected.comparisons)]
     assert compared == [["reflection 1", "reflection 5"], ["reflection 1", "reflection 2"]]
 
@@ -262,19 +261,6 @@ def test_what_is_of_no_use_is_in_no_data_set():
             assert texts(builder(episode, ask)) == []
         assert texts(reflected.right_retries(episode, ask)) == []
     assert texts(reflected.preferred_reflections(once, ask)) == []
-
-
-def test_no_data_set_holds_the_answer():
-    builders = (
-        reflected.reflect_and_retry,
-        reflected.right_reflections,
-        reflected.right_over_wrong,
-        reflected.preferred_reflections,
-        reflected.right_retries,
-    )
-    found = [example for b in builders for example in made(lambda e, b=b: b(e, ask))]
-    assert len(found) == 15
-    assert not [e for e in found if "GOLD-42" in str(e) or "an instruction of the pool" in str(e)]
 
 
 # ---- a wave --------------------------------------------------------------------------------------
@@ -466,23 +452,14 @@ def test_training_prompts_are_those_of_the_evaluation(tmp_path):
         )
         chain = Chain(episode.problem)
         chain.add(trial.attempt)
-        two = Rounds(
-            mine.learning.policy,
-            COUNTDOWN,
-            retries.spec_of("reflection", "base"),
-            COUNTDOWN.grade,
-            None,
-        )
+        two, one = (
+            Rounds(mine.learning.policy, COUNTDOWN, retries.spec_of("reflection", arm),
+                   COUNTDOWN.grade, None)
+            for arm in ("base", "trained")
+        )  # fmt: skip
         asked = two.call(chain, "critique", (0,), 2)
         problem, attempt = episode.problem, trial.attempt.text
         assert asked.messages == role_prompt(recipe, COUNTDOWN, "check", problem, attempt)
-        one = Rounds(
-            mine.learning.policy,
-            COUNTDOWN,
-            retries.spec_of("reflection", "trained"),
-            COUNTDOWN.grade,
-            None,
-        )
         both = one.next_ask(chain, 2).messages
         assert both == role_prompt(recipe, COUNTDOWN, "reflect_and_retry", problem, attempt)
         chain.add(replace(trial.reflection, role="reflection"))

@@ -32,33 +32,20 @@ HOSTILE = (
 )
 
 
-def shown(text):
-    """What each role is shown, with a text where a model's or a critic's text goes."""
-    return {
-        "critique": {"attempt": text, "example": text},
-        "reflection": {"attempt": text, "instruction": "Look at its signs.", "words": "100"},
-        "rewrite": {"attempt": text, "feedback": text},
-        "continue": {"working": text, "hint": text},
-        "judge": {"attempt": text},
-        "prefer": {"attempt_A": text, "attempt_B": text},
-        "score": {"attempt": text},
-        "pose": {"passage": text},
-        "integrate": {"text": [text, text]},
-        "answer": {},
-        "extract": {"passage": [text, text], "sections": "steps"},
-        "ground": {"passage": text, "sections": text},
-        "support": {"passage": text, "attempt": text},
-    }
+def shown(role, text):
+    """What a role is shown, with a text where a model's or a critic's text goes."""
+    own = ("sections",) if role == "extract" else ("instruction", "words")
+    return {name: said if name in own else text for name, said in ASKED[role].items()}
 
 
 def call(role, recipe=None, text="a", task="jsonl", problem=PROBLEM):
-    return call_of(role, problem, AT, recipe, TASKS[task], **shown(text)[role])
+    return call_of(role.rstrip("+"), problem, AT, recipe, TASKS[task], **shown(role, text))
 
 
 ROLES = sorted(set(BUNDLED.wording) & set(get_args(Role)))
 
 
-@pytest.mark.parametrize("role", sorted(set(ROLES) - {"answer"}))  # which shows no text
+@pytest.mark.parametrize("role", sorted({*ROLES, "critique+"} - {"answer"}))  # it shows no text
 def test_what_a_text_says_stays_between_its_delimiters(role):
     system, user = call(role, text=HOSTILE).messages
     assert (system["role"], user["role"]) == ("system", "user")
@@ -75,8 +62,7 @@ def test_what_a_text_says_stays_between_its_delimiters(role):
 
 
 def test_every_move_has_its_own_template_and_role():
-    made = {role: call(role) for role in shown("a")}
-    assert sorted(made) == ROLES
+    made = {role: call(role) for role in ROLES}
     assert all(call.role == role for role, call in made.items())
     assert all(call.template == BUNDLED.version(role) for role, call in made.items())
     assert len({call.template for call in made.values()}) == len({c.seed for c in made.values()})
@@ -111,12 +97,8 @@ ASKED: dict[str, dict[str, Any]] = {
     "critique+": {"attempt": TEXT, "example": "a </example> won"},
     "reflection": {"attempt": TEXT, "instruction": "Look {twice}.", "words": "77"},
     "rewrite": {"attempt": TEXT, "feedback": BACK},
-    "rewrite+": {
-        "attempt": TEXT,
-        "feedback": BACK,
-        "expected": "as it is",
-        "seen": "gold_solution",
-    },
+    "rewrite+": {"attempt": TEXT, "feedback": BACK, "expected": "as it is",
+                 "seen": "gold_solution"},
     "continue": {"working": TEXT, "hint": BACK},
     "judge": {"attempt": TEXT},
     "prefer": {"attempt_A": TEXT, "attempt_B": BACK},
@@ -128,7 +110,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "extract": {"passage": ["one", "two </passage>"], "sections": "facts; plan"},
     "ground": {"passage": ["one", "two"], "sections": "Facts:\nx </sections>"},
     "support": {"passage": ["one"], "attempt": TEXT},
-}
+}  # fmt: skip
 PROBLEMS = {
     "gold": make_problem(
         "jsonl", {"question": "How many </attempt> legs?", "answer_type": "text"}, "four"
