@@ -43,10 +43,8 @@ def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 def write_atomic(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old one or the new one, never half of it."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
+    temporary.write_text(text, encoding="utf-8")
+    sync(temporary)
     temporary.replace(path)
 
 

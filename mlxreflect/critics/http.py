@@ -61,10 +61,7 @@ class CallError(Exception):
 
 @contextmanager
 def typed(shown: str) -> Iterator[None]:
-    """Turns what httpx and a parser raise into CallError.
-
-    shown: the server's address, without a password.
-    """
+    """Turns what httpx and a parser raise into CallError. shown: the address, without password."""
     try:
         yield
     except httpx.ConnectTimeout:
@@ -77,8 +74,7 @@ def typed(shown: str) -> Iterator[None]:
     except httpx.TransportError:  # it was sent, so a model may have worked on it
         raise CallError("reset", f"{shown} hung up without a reply", retry=True) from None
     except (httpx.RequestError, *UNREADABLE) as error:
-        # Compressed in a way it is not, endless redirects; not JSON, not UTF-8, no object, not the
-        # fields of a reply.
+        # Compressed in a way it is not, endless redirects; not JSON, not the fields of a reply.
         raise invalid_reply(error) from None
 
 

@@ -168,7 +168,7 @@ class Ledger:
             if self.path:
                 append_rows(self.path, [line(row, kind, seconds, cost)])
             del self.out[number]
-            self.spent = add(self.spent, amounts(cost))
+            self.spent = add(self.spent, cost)
             self.write_open()
             self.settled.notify_all()
 
@@ -181,9 +181,9 @@ class Ledger:
 
     def limit_passed(self, most: Cost) -> str:
         """Returns the limit that a request could pass with all that is out at its most, or ""."""
-        would = add(self.spent, amounts(most))
+        would = add(self.spent, most)
         for _, held in self.out.values():
-            would = add(would, amounts(held))
+            would = add(would, held)
         pairs = zip(LIMITS, self.limits, would, strict=True)
         return next((name for name, limit, sum_ in pairs if 0 < limit < sum_), "")
 
@@ -191,7 +191,7 @@ class Ledger:
         index, limit = LIMITS.index(name), getattr(self.budget, name)
         calls, tokens, dollars = self.spent
         more = ("1 call", f"{most.tokens_in + most.tokens_out} tokens", f"${most.usd:.6f}")[index]
-        need = 2 * add(self.spent, amounts(most))[index]
+        need = 2 * add(self.spent, most)[index]
         enough = max(2 * limit, need / NANO if name == "max_usd" else need)
         enough = float(f"{enough:.2g}") if name == "max_usd" else enough
         kept = "what was answered is kept and not paid again"
@@ -235,8 +235,8 @@ class Ledger:
     def take(self, row: dict[str, Any]) -> int:
         """Add a line to the sums; returns its number."""
         try:
-            tokens = int(row["tokens_in"]) + int(row["tokens_out"])
-            self.spent = add(self.spent, (1, tokens, nano(row["usd"])))
+            took = Cost(int(row["tokens_in"]), int(row["tokens_out"]), row["usd"])
+            self.spent = add(self.spent, took)
             number = int(row["n"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
@@ -259,9 +259,7 @@ def line(row: dict[str, Any], kind: str, seconds: float, cost: Cost) -> dict[str
     }  # fmt: skip
 
 
-def amounts(cost: Cost) -> Amounts:
-    return 1, cost.tokens_in + cost.tokens_out, nano(cost.usd)
-
-
-def add(one: Amounts, other: Amounts) -> Amounts:
-    return one[0] + other[0], one[1] + other[1], one[2] + other[2]
+def add(one: Amounts, cost: Cost) -> Amounts:
+    """Returns amounts with those of one more request."""
+    calls, tokens, dollars = one
+    return calls + 1, tokens + cost.tokens_in + cost.tokens_out, dollars + nano(cost.usd)
