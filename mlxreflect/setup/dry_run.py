@@ -7,9 +7,8 @@ that fail and are sent again are in neither.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlxreflect.config.recipe import resolved
 from mlxreflect.config.schema import Recipe, Tier, method_of
@@ -97,8 +96,7 @@ def estimate_lines(recipe: Recipe, found: dict[str, Any]) -> list[str]:
 # ---- the estimate --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Spending:
+class Spending(NamedTuple):
     """seconds: of waiting, all of a critic's places taken; the policy's own time is not in it."""
 
     calls: float = 0.0
@@ -107,15 +105,9 @@ class Spending:
     usd: float = 0.0
     seconds: float = 0.0
 
-    def __add__(self, other: "Spending") -> "Spending":
-        mine, theirs = asdict(self), asdict(other)
-        return Spending(**{name: mine[name] + theirs[name] for name in mine})
-
     def rounded(self) -> dict[str, float]:
-        return {
-            **{name: round(value) for name, value in asdict(self).items()},
-            "usd": round(self.usd, 4),
-        }
+        whole = {name: round(value) for name, value in self._asdict().items()}
+        return {**whole, "usd": round(self.usd, 4)}
 
 
 def estimate(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> dict[str, Any]:
@@ -127,7 +119,7 @@ def estimate(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> dict[st
         plan = method.plan(recipe, len(problems), wrong)
         sizes = prompt_tokens(recipe, task, problems, plan.roles, longest=filled == 1)
         spent = {tier: spending(recipe, plan, sizes, filled, tier) for tier in method.tiers(recipe)}
-        totals[name] = sum(spent.values(), Spending()).rounded()
+        totals[name] = Spending(*map(sum, zip(*spent.values(), strict=True))).rounded()
         for tier, one in spent.items():
             config = recipe.critic.tier(tier)
             tiers.setdefault(tier, {"critic": f"{config.provider}:{config.model}".rstrip(":")})
