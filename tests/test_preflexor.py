@@ -40,39 +40,37 @@ EPISODES = [
 
 # ---- episodes to pairs ---------------------------------------------------------------------------
 
-ONE_AND_TWO = {
-    "prompt": [{"role": "user", "content": "One and two?"}],
-    "chosen": "<think>1 + 2 = 3</think><answer>3</answer>",
-    "rejected": "<think>12</think><answer>12</answer>", "rejected_ids": [5, 6, 9],
-    "source": {"problem": "a1", "epoch": 1, "wave": 0, "turns": [1, 0]},
-}  # fmt: skip
-TWO_AND_TWO = {
-    "prompt": [{"role": "user", "content": "Two and two?"}],
-    "chosen": "<think>2 + 2 = 4</think><answer>4</answer>",
-    "rejected": "<think>2 + 2</think><answer>4</answer>", "rejected_ids": [7, 9],
-    "source": {"problem": "a2", "epoch": 1, "wave": 0, "turns": [1, 0]},
-}  # fmt: skip
-BEES = {
-    "prompt": [{"role": "user", "content": "What do bees make?"}],
-    "chosen": "<think>\nHypothesis:\nhoney\n</think>\n<answer>honey</answer>",
-    "rejected": "<think>they buzz</think><answer>noise</answer>", "rejected_ids": [1, 2, 9],
-    "source": {"problem": "c1", "epoch": 2, "wave": 3, "turns": [2, 4]},
-}  # fmt: skip
-KEEPER = {  # whose attempt nobody could judge
-    "prompt": [{"role": "user", "content": "Who keeps bees?"}],
-    "chosen": "<think>so</think><answer>a beekeeper</answer>",
-    "rejected": "<think>?</think><answer>people</answer>", "rejected_ids": None,
-    "source": {"problem": "c2", "epoch": 2, "wave": 3, "turns": [1, 2]},
-}  # fmt: skip
+
+def pair(asked, chosen, rejected, ids, problem, epoch, wave, *turns):
+    source = {"problem": problem, "epoch": epoch, "wave": wave, "turns": list(turns)}
+    prompt = [{"role": "user", "content": asked}]
+    return Example("preference", prompt, chosen, rejected, rejected_ids=ids, source=source)
+
+
+ONE_AND_TWO = pair(
+    "One and two?", "<think>1 + 2 = 3</think><answer>3</answer>",
+    "<think>12</think><answer>12</answer>", [5, 6, 9], "a1", 1, 0, 1, 0,
+)  # fmt: skip
+TWO_AND_TWO = pair(
+    "Two and two?", "<think>2 + 2 = 4</think><answer>4</answer>",
+    "<think>2 + 2</think><answer>4</answer>", [7, 9], "a2", 1, 0, 1, 0,
+)  # fmt: skip
+BEES = pair(
+    "What do bees make?", "<think>\nHypothesis:\nhoney\n</think>\n<answer>honey</answer>",
+    "<think>they buzz</think><answer>noise</answer>", [1, 2, 9], "c1", 2, 3, 2, 4,
+)  # fmt: skip
+KEEPER = pair(  # whose attempt nobody could judge
+    "Who keeps bees?", "<think>so</think><answer>a beekeeper</answer>",
+    "<think>?</think><answer>people</answer>", None, "c2", 2, 3, 1, 2,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("only_wrong", "rows"),
+    ("only_wrong", "pairs"),
     [(True, [ONE_AND_TWO, BEES]), (False, [ONE_AND_TWO, TWO_AND_TWO, BEES, KEEPER])],
 )
-def test_the_pairs_of_a_file_of_episodes(only_wrong, rows):
-    made = [pair for episode in EPISODES for pair in taught_pairs(episode, only_wrong)]
-    assert made == [Example(kind="preference", **row) for row in rows]
+def test_the_pairs_of_a_file_of_episodes(only_wrong, pairs):
+    assert [e for episode in EPISODES for e in taught_pairs(episode, only_wrong)] == pairs
 
 
 # ---- critics that do as a test says --------------------------------------------------------------
@@ -167,9 +165,7 @@ def wrong_attempts(call):
 
 def test_from_a_passage_to_a_pair(corpus):
     critic = Scripted(support=wrong_attempts)
-    strategy = make(critic, corpus, preflexor={"questions": 3, "corpus": str(corpus), "rounds": 1,
-                                               "retrieve": 1, "two": {"rounds": 0}})  # fmt: skip
-    (played,) = play(strategy)
+    (played,) = play(make(critic, corpus, preflexor={"retrieve": 1}))
     assert len(played.episodes) == len(played.examples) == 3
     assert played.figures["posed"] == played.figures["grounded"] == 3
     assert played.figures["empty_sections"] == 3
@@ -228,15 +224,14 @@ def test_what_fails_is_recorded_and_never_trained_on(role, said, turns, status, 
 def test_an_attempt_that_nobody_could_judge_is_not_called_wrong(corpus):
     doubt = Scripted(support=lambda call: wrong_attempts(call) if "plain" in call.text else "hm")
     for only_wrong in (False, True):
-        table = {"questions": 2, "corpus": str(corpus), "rounds": 1, "only_wrong": only_wrong,
-                 "two": {"rounds": 0}}  # fmt: skip
+        table = {"questions": 2, "only_wrong": only_wrong}
         (played,) = play(make(doubt, corpus, preflexor=table))
         assert [e.turns[4].verdict for e in played.episodes] == [None, None]
         assert len(played.examples) == (0 if only_wrong else 2)
 
 
 def test_a_question_is_posed_once_in_a_whole_run(corpus):
-    table = {"questions": 1, "corpus": str(corpus), "rounds": 3, "two": {"rounds": 0}}
+    table = {"questions": 1, "rounds": 3}
     played = play(make(Scripted(pose="Why is  that SO?"), corpus, preflexor=table))
     assert [len(p.examples) for p in played] == [1, 0, 0]
     assert "before" in played[2].episodes[0].turns[0].error
@@ -270,8 +265,7 @@ def test_a_corpus_without_a_word_is_refused(tmp_path):
 
 
 def test_topics_choose_the_passages(corpus):
-    table = {"questions": 2, "corpus": str(corpus), "topics": ["honey bees", "water"], "rounds": 1,
-             "two": {"rounds": 0}}  # fmt: skip
+    table = {"questions": 2, "topics": ["honey bees", "water"]}
     (played,) = play(make(Scripted(), corpus, preflexor=table))
     assert [e.problem.meta["file"] for e in played.episodes] == [
         "bees.md", "bees.md", "iron.txt", "iron.txt",

@@ -47,12 +47,9 @@ def test_all_kinds_of_files_in_the_order_of_their_names(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "d.txt").write_text(LONG * 2)
     found = read_corpus(str(tmp_path), 200, "text")
-    assert [p.fields["question"] for p in found] == [
-        OTHER, f"# Bees\n\n{LONG}", LONG + " So they do.",
-    ]  # fmt: skip
-    assert [p.meta for p in found] == [
-        {"file": "a.txt", "part": 0}, {"file": "b/one.MD", "part": 0},
-        {"file": "c.jsonl", "part": 0},
+    assert [(p.meta["file"], p.meta["part"], p.fields["question"]) for p in found] == [
+        ("a.txt", 0, OTHER), ("b/one.MD", 0, f"# Bees\n\n{LONG}"),
+        ("c.jsonl", 0, LONG + " So they do."),
     ]  # fmt: skip
     assert len({p.id for p in found}) == 3
     # A file alone is a corpus too, and the same text twice is one passage.

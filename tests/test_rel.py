@@ -1,14 +1,13 @@
 """REL: what is accepted, what of it is trained on, and that nothing else passes."""
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from support.critics import critic_at
 from support.fake_ollama import FakeOllama
 from support.methods import COUNTDOWN, NONSENSE, Critic, call_of, frame_of, play, roles
 from support.run_outputs import outputs_by_settings, outputs_in, run_process
@@ -35,7 +34,6 @@ from mlxreflect.training.lora import attach_lora
 from mlxreflect.training.trainer import Trainer
 
 EPISODES = Path(__file__).parent / "data" / "rel_episodes.jsonl"
-SHARED = Path(__file__).parents[2] / "shared"
 
 
 class Helper(Critic):
@@ -84,6 +82,12 @@ def imitated(episode, **keys):
     return list(worked_examples(episode, PROMPT, RelConfig(**keys), "think"))
 
 
+def continued():
+    """The row of the problem that was continued, and then tidied."""
+    (row,) = [r for r in read_rows(EPISODES) if r["problem"]["id"] == "continued"]
+    return row
+
+
 def row(kind, completion, turn, **more):
     """What an example of the hand-made file is, but for what it lacks."""
     return {
@@ -116,7 +120,7 @@ def test_examples_of_a_hand_made_file(target):
 
 def test_a_tidied_text_of_another_turn_is_not_imitated():
     """Nor any other child of the turn that solved the problem."""
-    (row,) = [r for r in read_rows(EPISODES) if r["problem"]["id"] == "continued"]
+    row = continued()
     tidied = row["turns"][3]
     assert (tidied["role"], tidied["parent"]) == ("integrate", row["outcome"]["solved_turn"])
     for change in ({"parent": 0}, {"role": "rewrite"}):
@@ -126,8 +130,7 @@ def test_a_tidied_text_of_another_turn_is_not_imitated():
 
 def test_mistakes_are_shown_and_not_imitated():
     """The loss begins where the working turned: after the part that attempt and text share."""
-    (episode,) = [e for r in read_rows(EPISODES) if (e := episode_from_row(r)).problem.id[0] == "c"]
-    (example,) = imitated(episode, mistakes=False)
+    (example,) = imitated(episode_from_row(continued()), mistakes=False)
     shown = "<think>\nstep 1: 3 + 4 = 8"
     assert example.mask == f"from {len(shown)}"
     policy = load_policy(Recipe().policy)
@@ -144,7 +147,7 @@ def test_mistakes_are_shown_and_not_imitated():
     " <think> 3 + 4 = 8", "Sure!\n<think>\n3 + 4 = 8</think>", "3 + 4 = 8 <answer>8</answer>",
 ])  # fmt: skip
 def test_a_mistake_is_not_imitated_however_the_attempt_opens(attempt):
-    (row,) = [r for r in read_rows(EPISODES) if r["problem"]["id"] == "continued"]
+    row = continued()
     end = "No, 7.\n7 * 5 = 35\n</think>\n<answer>35</answer>"
     whole = prompts.carried_on(prompts.open_working(attempt, "think"), end, "think")
     for text in (whole, f"<think> 3 + 4  = 8 {end}"):  # the latter repeats the working itself
@@ -197,18 +200,17 @@ def test_the_second_failure_is_rewritten_and_the_third_discarded():
 
 
 def test_a_rewrite_is_shown_the_solution_where_the_data_have_one():
-    problem = make_problem(
-        "gsm8k", {"question": "6 * 7?"}, "42", {"solution": "6 * 7 = 42 #### 42"}
-    )
-    at, task = Try("basic", 1, "0/3"), TASKS["gsm8k"]
-    told = {"attempt": "an attempt", "feedback": "a hint"}
-    solved = {**told, "expected": problem.meta["solution"], "seen": "gold_solution"}
-    call = call_of("rewrite", problem, at, task=task, **solved)
-    assert call.visibility == "gold_solution"
-    assert "<expected>\n6 * 7 = 42 #### 42\n</expected>" in call.messages[-1]["content"]
-    assert call_of("rewrite", problem, at, task=task, **told).visibility == "gold_answer"
-    going_on = call_of("continue", problem, at, task=task, working="an attempt", hint="a hint")
-    assert "42" not in json.dumps(going_on.messages)
+    strategy = make(Helper(wrong=["continue"]))
+    strategy.problems |= {
+        name: replace(one, meta={**one.meta, "solution": "worked out"})
+        for name, one in strategy.problems.items()
+    }
+    for episode in play(strategy)[0].episodes:
+        seen = {turn.role: turn.visibility for turn in episode.turns}
+        assert (seen["continue"], seen["rewrite"]) == ("verdict", "gold_solution")
+        shown = "<expected>\nworked out\n</expected>"
+        told = [shown in json.dumps(t.messages).replace("\\n", "\n") for t in episode.turns]
+        assert told == [False] * 4 + [True]
 
 
 @pytest.mark.parametrize("says", ["INACCURATE", "ACCURATE", '{"verdict": "right"}'])
@@ -304,6 +306,9 @@ def test_a_calls_own_temperature_is_part_of_what_is_asked():
     config = CriticConfig(temperature=0.5)
     same, other = replace(call, temperature=0.5), replace(call, temperature=0.25)
     assert cache_key(config, same) == cache_key(config, call) != cache_key(config, other)
+    with FakeOllama() as server:
+        critic_at(server, temperature=0.5).ask([other])
+        assert [chat["options"]["temperature"] for chat in server.chats] == [0.25]
 
 
 def test_a_working_with_stray_tags_can_be_closed():
@@ -454,66 +459,3 @@ def test_a_killed_run_ends_with_the_same_bytes(point, nth, tmp_path, outputs_of)
         run.close()
     assert outputs_in(folder) == whole
     assert (folder / "eval" / "round-1" / "results.json").is_file()
-
-
-# ---- a real model --------------------------------------------------------------------------------
-
-
-def critic(body):
-    """Marks all as wrong, continues to a wrong answer, and rewrites to the one it is shown."""
-    asked = body["messages"][-1]["content"]
-    if asked.endswith("Verdict:"):
-        return json.dumps({"step": "step 2", "why": "it multiplies", "verdict": "wrong"})
-    if asked.endswith("Continue:"):
-        return "Wait, that multiplies.\n</think>\n<answer>-1</answer>"
-    assert asked.endswith("Retry:")
-    solution = asked.split("<expected>\n")[1].split("\n</expected>")[0]
-    answer = solution.rpartition("#### ")[2]
-    return f"<think>\nThe parts add up to {answer}.\n</think>\n<answer>{answer}</answer>"
-
-
-@pytest.mark.real_model
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the model's converter is not here")
-def test_two_waves_of_each_round_of_a_real_model(smollm2, tmp_path):
-    """At REL's own settings, smallest sizes: a 4-bit model, GSM8K's rows, a critic over HTTP."""
-    run_dir = tmp_path / "run"
-    human = tmp_path / "worked.md"
-    human.write_text("### Question\nAnn has 2 pens, Bob 3. How many?\n### Answer\n"
-                     "2 * 3? No, together: 2 + 3 = 5.\n<answer>5</answer>\n")  # fmt: skip
-    with FakeOllama(reply=critic, models=["critic"]) as server:
-        settings = {
-            "policy.model": smollm2, "policy.max_new_tokens": 24, "policy.batch": 4,
-            "task.source": SHARED / "data" / "gsm8k" / "train.jsonl", "task.limit": 3,
-            "eval.source": SHARED / "data" / "gsm8k" / "test.jsonl", "eval.limit": 2,
-            "eval.max_new_tokens": 24, "critic.model": "critic", "critic.base_url": server.url,
-            "critic.cache": "off", "rel.wave": 2, "rel.human": human, "train.epochs": 1,
-            "train.accumulate": 1,
-        }  # fmt: skip
-        flags = [f"--set={key}={value}" for key, value in settings.items()]
-        call = [sys.executable, "-m", "mlxreflect", "run", "rel", "--run-dir", str(run_dir)]
-        done = subprocess.run([*call, "--json", *flags], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        asked = Counter(chat["messages"][-1]["content"].split()[-1] for chat in server.chats)
-        heats = {chat["messages"][-1]["content"].split()[-1]: chat["options"]["temperature"]
-                 for chat in server.chats}  # fmt: skip
-    assert asked == {"Verdict:": 12, "Continue:": 6, "Retry:": 6}
-    assert heats == {
-        "Verdict:": 0.0,
-        "Continue:": pytest.approx(0.9),
-        "Retry:": pytest.approx(0.81),
-    }
-    summary = json.loads(done.stdout)
-    assert (summary["status"], summary["problems"]) == ("finished", 3)
-    for episode in read_rows(run_dir / "episodes.jsonl"):
-        seen = {turn["role"]: turn["visibility"] for turn in episode["turns"]}
-        assert seen == {"attempt": "none", "judge": "gold_answer", "continue": "verdict",
-                        "rewrite": "gold_solution"}  # fmt: skip
-        assert episode["outcome"]["status"] == "solved"
-    waves = [row for row in read_rows(run_dir / "metrics.jsonl") if row["kind"] == "wave"]
-    assert [row["problems"] for row in waves] == [2, 1, 0] * 2
-    examples = list(read_rows(run_dir / "examples.jsonl"))
-    assert len(examples) == 4  # of two rounds that say the same, each once; and a person's
-    assert [e["weight"] for e in examples] == [2.0, 1.0, 1.0, 1.0]
-    for row in examples:
-        assert "scratch paper" not in json.dumps(row["prompt"])  # as an evaluation asks
-        assert "<expected>" not in json.dumps(row["prompt"])
