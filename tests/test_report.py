@@ -349,8 +349,10 @@ def log(path: Path) -> Any:
     return reader.read_eval_log(str(path))
 
 
-def test_inspect_loads_the_log(log: Any, arm: Path) -> None:
+def test_inspect_loads_the_log(log: Any, arm: Path, path: Path) -> None:
     results = json.loads((arm / "results.json").read_text())
+    assert [Path(info.name).name for info in reader.list_eval_logs(str(path.parent))] == [path.name]
+    assert reader.read_eval_log(str(path), header_only=True).results.scores[0].metrics
     assert (log.version, log.status) == (2, "success")
     assert (log.eval.task, log.eval.model, log.eval.dataset.samples) == ("gsm8k", "tiny", 10)
     assert log.eval.model_args == {"adapter": "a/b (12ab)"}
@@ -407,24 +409,6 @@ def test_hostile_text_is_read_back(tmp_path: Path) -> None:
     log = reader.read_eval_log(str(write_inspect(load_arms([folder])[0], tmp_path)))
     assert log.samples[0].output.completion == "\ufffd</script>\x00"
     assert len(log.samples[1].output.completion) == 800_000
-
-
-def test_headers_and_summaries_are_read_without_the_samples(path: Path) -> None:
-    header = reader.read_eval_log(str(path), header_only=True)
-    assert header.samples is None
-    assert header.results.scores[0].metrics["accuracy"].value > 0
-    assert [reader.read_eval_log(i).eval.task for i in reader.list_eval_logs(str(path.parent))] == [
-        "gsm8k"
-    ]
-    first = reader.read_eval_log_sample_summaries(str(path))[0]
-    assert first.scores["correct"].value in ("C", "I")
-
-
-def test_each_sample_is_read_by_its_id(path: Path, log: Any) -> None:
-    count = sum(1 for _ in reader.read_eval_log_samples(str(path)))
-    assert count == len(log.samples)
-    last = log.samples[-1]
-    assert reader.read_eval_log_sample(str(path), last.id, last.epoch).uuid == last.uuid
 
 
 @pytest.mark.slow
