@@ -83,15 +83,11 @@ def test_instructions_are_drawn_without_one_coming_twice():
     assert set(draw_instructions(some, 2, rng_for("a"))) == set(some)
 
 
-@pytest.mark.parametrize(
-    ("text", "ended", "said"),
-    [
-        ("one two three", "stop", ""),
-        ("one two three four", "stop", "4 words, more than 3"),
-        ("one two", "length", "cut off at the token limit"),
-        ("so <answer>7</answer>", "stop", "it gives an answer"),
-    ],
-)
+@pytest.mark.parametrize(("text", "ended", "said"), [
+    ("one two three", "stop", ""), ("one two three four", "stop", "4 words, more than 3"),
+    ("one two", "length", "cut off at the token limit"),
+    ("so <answer>7</answer>", "stop", "it gives an answer"),
+])  # fmt: skip
 def test_reflections_of_no_use(text, ended, said):
     assert fault(text, 3, ended) == said
 
@@ -212,55 +208,54 @@ def texts(found):
     return [(e.chosen, e.rejected) if e.kind == "preference" else e.completion for e in found]
 
 
-def test_a_reflection_with_a_right_and_a_wrong_retry_led_to_a_right_answer():
-    episode = odd(FAILED, ("reflection", 0, "r1", None), ("retry", 1, "4", True),
-                  ("retry", 1, "6", False), ("retry", 1, "four", True),
-                  ("reflection", 0, "r2", None), ("retry", 5, "7", False))  # fmt: skip
-    assert texts(reflected.right_over_wrong(episode, ask)) == [("r1", "r2")]
-    assert texts(reflected.right_reflections(episode, ask)) == ["r1"]
-    assert texts(reflected.reflect_and_retry(episode, ask)) == ["r1\n4", "r1\nfour"]
+# Episodes with the rows of each data set; those that are not named have none.
+ODD = {
+    "a right and a wrong retry lead to a right answer": (
+        odd(FAILED, ("reflection", 0, "r1", None), ("retry", 1, "4", True),
+            ("retry", 1, "6", False), ("retry", 1, "four", True),
+            ("reflection", 0, "r2", None), ("retry", 5, "7", False)),
+        {"reflect_and_retry": ["r1\n4", "r1\nfour"], "right_reflections": ["r1"],
+         "right_retries": ["4", "four"], "right_over_wrong": [("r1", "r2")]},
+    ),
+    "the same words are not compared": (
+        odd(FAILED, ("reflection", 0, "same", None), ("retry", 1, "4", True),
+            ("reflection", 0, "same", None), ("retry", 3, "6", False),
+            ("reflection", 0, "same", None), ("retry", 5, "4", True),
+            ("prefer", 1, "", "A"), ("prefer", 5, "", "B")),
+        {"reflect_and_retry": ["same\n4"] * 2, "right_reflections": ["same"],
+         "right_retries": ["4", "4"]},
+    ),
+    "two failures are not compared": (
+        odd(FAILED, ("reflection", 0, "r1", None), ("retry", 1, "4", True),
+            ("attempt", None, "9", False), ("reflection", 3, "r2", None),
+            ("retry", 4, "7", False), ("reflection", 3, "r3", None), ("retry", 6, "4", True)),
+        {"reflect_and_retry": ["r1\n4", "r3\n4"], "right_reflections": ["r1", "r3"],
+         "right_retries": ["4", "4"], "right_over_wrong": [("r3", "r2")]},
+    ),
+    "a reflection says nothing": (
+        odd(FAILED, ("reflection", 0, " \n", None), ("retry", 1, "4", True),
+            ("reflection", 0, "r2", None), ("retry", 3, "7", False)), {},
+    ),
+    "the attempt was right": (
+        odd(("attempt", None, "4", True), ("reflection", 0, "r1", None), ("retry", 1, "4", True)),
+        {},
+    ),
+    "the judge was asked but once, or about what led to nothing": (
+        odd(FAILED, ("reflection", 0, "r1", None), ("retry", 1, "4", True),
+            ("reflection", 0, "r2", None), ("retry", 3, "7", False), ("prefer", 1, "", "A"),
+            ("prefer", 3, "", "B"), ("prefer", 1, "", "A")),
+        {"reflect_and_retry": ["r1\n4"], "right_reflections": ["r1"], "right_retries": ["4"],
+         "right_over_wrong": [("r1", "r2")]},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_data_sets_of_odd_episodes(name):
+    episode, expected = ODD[name]
+    found = {b: texts(getattr(reflected, b)(episode, ask)) for b in DATA}
+    assert {b: rows for b, rows in found.items() if rows} == expected
     assert reflected.comparisons(episode) == []
-
-
-def test_reflections_of_the_same_words_are_not_compared():
-    episode = odd(FAILED, ("reflection", 0, "same", None), ("retry", 1, "4", True),
-                  ("reflection", 0, "same", None), ("retry", 3, "6", False),
-                  ("reflection", 0, "same", None), ("retry", 5, "4", True),
-                  ("prefer", 1, "", "A"), ("prefer", 5, "", "B"))  # fmt: skip
-    assert texts(reflected.right_over_wrong(episode, ask)) == []
-    assert reflected.comparisons(episode) == []
-    assert texts(reflected.preferred_reflections(episode, ask)) == []
-    assert texts(reflected.right_reflections(episode, ask)) == ["same"]
-
-
-def test_only_reflections_on_one_failure_are_compared():
-    episode = odd(FAILED, ("reflection", 0, "r1", None), ("retry", 1, "4", True),
-                  ("attempt", None, "9", False), ("reflection", 3, "r2", None),
-                  ("retry", 4, "7", False), ("reflection", 3, "r3", None),
-                  ("retry", 6, "4", True))  # fmt: skip
-    assert texts(reflected.right_over_wrong(episode, ask)) == [("r3", "r2")]
-    assert reflected.comparisons(episode) == []
-
-
-def test_what_is_of_no_use_is_in_no_data_set():
-    """A reflection that says nothing, one on a right attempt; a judge who was asked but once, or
-    about a reflection that led to nothing."""
-    nothing = odd(FAILED, ("reflection", 0, " \n", None), ("retry", 1, "4", True),
-                  ("reflection", 0, "r2", None), ("retry", 3, "7", False))  # fmt: skip
-    praised = odd(("attempt", None, "4", True), ("reflection", 0, "r1", None),
-                  ("retry", 1, "4", True))  # fmt: skip
-    once = odd(FAILED, ("reflection", 0, "r1", None), ("retry", 1, "4", True),
-               ("reflection", 0, "r2", None), ("retry", 3, "7", False), ("prefer", 1, "", "A"),
-               ("prefer", 3, "", "B"), ("prefer", 1, "", "A"))  # fmt: skip
-    for episode in (nothing, praised):
-        for builder in (
-            reflected.reflect_and_retry,
-            reflected.right_reflections,
-            reflected.right_over_wrong,
-        ):
-            assert texts(builder(episode, ask)) == []
-        assert texts(reflected.right_retries(episode, ask)) == []
-    assert texts(reflected.preferred_reflections(once, ask)) == []
 
 
 # ---- a wave --------------------------------------------------------------------------------------
