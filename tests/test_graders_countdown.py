@@ -25,11 +25,11 @@ TASK = TASKS["countdown"]
 # ---- expressions --------------------------------------------------------------------------------
 
 
-def our_value(text: str) -> Fraction | None:
+def read(text: str) -> tuple[Fraction | None, list[int]]:
     try:
-        return parse_expression(text)[0]
+        return parse_expression(text)
     except NotAnExpression:
-        return None
+        return None, []
 
 
 GAPS = st.sampled_from(["", "", " ", "  "])
@@ -51,11 +51,9 @@ def grown(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 @example("1/(2-2)")
 @example("1/(1/3)*3")
 def test_written_expressions_are_what_python_reads(text: str) -> None:
-    if "//" in text or "**" in text:
-        return
-    assert our_value(text) == ast_value(text)
-    if our_value(text) is not None:
-        assert parse_expression(text)[1] == [int(n) for n in re.findall(r"\d+", text)]
+    value, literals = read(text)
+    assert value == ast_value(text)
+    assert value is None or literals == [int(n) for n in re.findall(r"\d+", text)]
 
 
 @given(st.text(alphabet="0123456789+-*/() ", max_size=12))
@@ -63,12 +61,7 @@ def test_written_expressions_are_what_python_reads(text: str) -> None:
 @example(")1(")
 @example("* 3")
 def test_any_characters_are_what_python_reads_or_nothing(text: str) -> None:
-    assert our_value(text) == ast_value(text)
-
-
-def test_other_signs_of_the_same_operators() -> None:
-    assert parse_expression("3 × 4 ÷ 2 − 1 · 5")[0] == 1
-    assert parse_expression("\u00a03\u2009+\t4\n")[0] == 7
+    assert read(text)[0] == ast_value(text)
 
 
 @pytest.mark.parametrize(
@@ -88,13 +81,17 @@ def test_everything_else_is_no_expression(text: str) -> None:
         parse_expression(text)
 
 
-def test_up_to_the_caps() -> None:
-    assert parse_expression("9" * 12)[0] == 10**12 - 1
-    assert parse_expression("(" * MAX_DEPTH + "7" + ")" * MAX_DEPTH)[0] == 7
-    assert parse_expression("-" * 399 + "7")[0] == -7
-    assert parse_expression("1+" * 199 + "1 ")[0] == 200
-    value = parse_expression("999999999999*" * 30 + "1")[0]
-    assert value == Fraction(999999999999) ** 30
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3 × 4 ÷ 2 − 1 · 5", 1), ("\u00a03\u2009+\t4\n", 7), ("9" * 12, 10**12 - 1),
+        ("(" * MAX_DEPTH + "7" + ")" * MAX_DEPTH, 7), ("-" * 399 + "7", -7),
+        ("1+" * 199 + "1 ", 200), ("999999999999*" * 30 + "1", 999999999999**30),
+    ],
+    ids=lambda value: str(value)[:12],
+)  # fmt: skip
+def test_other_signs_and_as_much_as_is_read(text: str, value: int) -> None:
+    assert read(text)[0] == value
 
 
 @pytest.mark.parametrize(
@@ -160,6 +157,7 @@ def test_every_number_exactly_once_and_exactly_the_target(
 
 def test_grading_answers_in_the_wrong_format() -> None:
     problem = TASK.from_row({"numbers": [3, 4, 5], "target": 35})
+    assert TASK.gold(problem) is None  # nothing to leak
     for text, correct, fine in (
         ("<answer>(3 + 4) * 5</answer>", True, False),
         ("<think>x<answer>(3 + 4) * 5</answer></think>", False, False),
@@ -173,19 +171,15 @@ def test_grading_answers_in_the_wrong_format() -> None:
     assert TASK.grade(problem, "<answer>(3 + 4) * 5</answer>", "think", "direct").verdict.passed
 
 
-def test_there_is_no_gold_to_leak() -> None:
-    assert TASK.gold(TASK.from_row({"numbers": [3, 4, 5], "target": 35})) is None
-
-
 @pytest.mark.parametrize(
     "row",
     [
-        {}, {"numbers": [3, 4]}, {"target": 7}, {"numbers": "3 4", "target": 7},
+        {"numbers": [3, 4]}, {"target": 7}, {"numbers": "3 4", "target": 7},
         {"numbers": [], "target": 7}, {"numbers": [3, "4"], "target": 7},
         {"numbers": [3, 4.0], "target": 7}, {"numbers": [True, 4], "target": 5},
         {"numbers": [-3, 4], "target": 1}, {"numbers": [1] * 21, "target": 21},
         {"numbers": [3, 4], "target": "7"}, {"numbers": [3, 4], "target": 7.0},
-        {"numbers": [3, 4], "target": True}, {"numbers": None, "target": None},
+        {"numbers": [3, 4], "target": True},
     ],
 )  # fmt: skip
 def test_bad_rows_are_named(row: dict[str, Any]) -> None:
@@ -227,88 +221,74 @@ def test_countdown_is_exact(examples: int) -> None:
     settings(max_examples=examples)(given(plain, st.randoms())(judge_expression))()
 
 
-# ---- TinyZero's arithmetic is Python's -----------------------------------------------------------
-
-Float = tuple[str, float | int | None]
-
-
-def build_python(rng: random.Random, leaves: int) -> Float:
-    if leaves == 1:
-        text = rng.choice(["{}", "{}.5", "{}.", ".{}"]).format(rng.randint(0, 30))
-        return text, float(text) if "." in text else int(text)
-    cut = rng.randint(1, leaves - 1)
-    (a, x), (b, y) = build_python(rng, cut), build_python(rng, leaves - cut)
-    operator = rng.choice(["+", "-", "*", "/", "//", "**"])
-    value: float | int | None = None
-    try:
-        if x is not None and y is not None and not (operator == "**" and (abs(y) > 9 or x < 0)):
-            value = {
-                "+": lambda: x + y, "-": lambda: x - y, "*": lambda: x * y, "/": lambda: x / y,
-                "//": lambda: x // y, "**": lambda: x**y,
-            }[operator]()  # fmt: skip
-    except ArithmeticError:
-        value = None
-    return f"({a}){operator}({b})", value
-
-
-@given(st.integers(0, 2**64))
-@settings(max_examples=200)
-def test_tinyzero_computes_as_python_does(seed: int) -> None:
-    text, value = build_python(random.Random(seed), random.Random(seed).randint(1, 5))
-    if value is None or len(text) > 400 or abs(value) > 1e100:
-        return
-    assert python_value(text) == pytest.approx(value, rel=1e-12, abs=1e-12)
+# ---- the other rules -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("text", "value"),
     [
         ("2**3**2", 512), ("-2**2", -4), ("2**-1", 0.5), ("2*-3", -6), ("7//2*2", 6), ("1-2-3", -4),
-        ("8/4/2", 1.0), ("--3", 3), ("2+3*4", 14), ("00", 0), ("1.", 1.0), (".5", 0.5),
+        ("8/4/2", 1.0), ("--3", 3), ("2+3*4", 14), ("00", 0), ("1.", 1.0), (".5", 0.5), ("+4", 4),
+        ("-7//2", -4), ("7.5//2", 3.0), ("2.25**.5", 1.5), ("(-8)**3.", -512.0), ("1.5*4", 6.0),
+        ("2**2048", 2**2048), ("2**2049", None), ("1**5000", 1), ("(-1)**5001", -1), ("0**0", 1),
+        ("2**2047*2**2047", 2**4094), ("2**2048*2**2047", None), ("0.**-1", None),
+        ("0**.5", 0.0),
         ("(3)(4)", None), ("3 4", None), ("012", None), ("()", None), ("1/0", None), ("3+", None),
         ("9**9**9**9", None), ("(-8)**.5", None), ("3*/4", None), (")3(", None), ("1..5", None),
     ],
 )  # fmt: skip
-def test_tinyzero_on_the_corners(text: str, value: float | None) -> None:
+def test_tinyzero_computes_as_python_does(text: str, value: float | None) -> None:
     assert python_value(text) == value
 
 
-def test_tinyzero_passes_what_the_headline_does_not() -> None:
+# Of 2 5 8 → 20: an answer; who finds it right; what TinyZero says of it.
+RULES: list[tuple[str, str, str]] = [
+    ("8*5/2", "exact strict subset tinyzero", ""),
+    ("8*5" + " " * 395 + "/2", "exact strict subset tinyzero", ""),  # 400 characters
+    ("8*5\u00a0/2", "exact strict subset",
+     "other characters than digits, operators and parentheses"),
+    ("2.5*8", "tinyzero", ""), ("8*5//2", "tinyzero", ""), ("20", "", "not the given numbers"),
+    ("5*8-20", "", "not the given numbers"), ("5*8/(8-2*3)", "", "not the given numbers"),
+    ("2*5+8", "", "the answer is 18, not 20"), ("5*8", "", "not the given numbers"),
+    ("(2+8)*2", "", "not the given numbers"), ("5*(8/2)", "exact strict subset tinyzero", ""),
+    ("2*5+8)", "", "no expression that could be computed"),
+    ("2*5+x8", "", "other characters than digits, operators and parentheses"),
+    (" " * 401 + "2", "", "not the given numbers"), ("2+" * 201, "", "longer than 400 characters"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "right", "reason"), RULES, ids=[r[0][:12] for r in RULES])
+def test_what_each_set_of_rules_finds_right(answer: str, right: str, reason: str) -> None:
     problem = TASK.from_row({"numbers": [2, 5, 8], "target": 20})
-    for answer, theirs in (("2.5*8", True), ("8*5//2", True), ("8*5/2", True), ("2*5+8", False)):
-        text = f"<think>x</think>\n<answer>{answer}</answer>"
-        assert TASK.rules["tinyzero"](problem, text, "think", "thinking").verdict.correct is theirs
-        ours = TASK.grade(problem, text, "think", "thinking").verdict.correct
-        assert ours is (answer == "8*5/2")
-    first_line = "<answer>8*5/2</answer>\nso"  # they look at the last line alone
-    assert TASK.grade(problem, first_line, "think", "direct").verdict.correct
-    assert TASK.rules["tinyzero"](problem, first_line, "think", "direct").parsed is None
+    text = f"<think>x</think><answer>{answer}</answer>"
+    for rules, grade in TASK.rules.items():
+        verdict = grade(problem, text, "think", "thinking").verdict
+        assert (verdict.correct, verdict.format_ok) == (rules in right.split(), True), rules
+        if rules == "tinyzero":
+            assert verdict.reason == reason
 
 
 def test_subset_lets_numbers_be_left_out() -> None:
     problem = TASK.from_row({"numbers": [2, 5, 8], "target": 40})
-    for answer, subset in (
-        ("5*8", True),
-        ("8*(2+5)-2*8", False),
-        ("2*5*4", False),
-        ("8*5+2", False),
-    ):
+    for answer, subset in (("5*8", True), ("8*(2+5)-2*8", False), ("2*5*4", False)):
         text = f"<think>x</think>\n<answer>{answer}</answer>"
         for rules, right in (("subset", subset), ("exact", False), ("strict", False)):
-            found = TASK.rules[rules](problem, text, "think", "thinking").verdict
-            assert (found.correct, found.format_ok) == (right, True), (rules, answer)
+            assert TASK.rules[rules](problem, text, "think", "thinking").verdict.correct is right
 
 
-def test_tinyzero_says_why_an_answer_is_wrong() -> None:
+def test_tinyzero_looks_at_the_last_line_alone() -> None:
     problem = TASK.from_row({"numbers": [2, 5, 8], "target": 20})
-    for answer, reason in (
-        ("2*5+8", "the answer is 18, not 20"),
-        ("5*8", "not the given numbers"),
-        ("2*5+8)", "no expression that could be computed"),
-        ("2*5+x8", "other characters than digits, operators and parentheses"),
-        (" " * 401 + "2", "not the given numbers"),
-        ("2+" * 201, "longer than 400 characters"),
-    ):
-        text = f"<think>x</think><answer>{answer}</answer>"
-        found = TASK.rules["tinyzero"](problem, text, "think", "thinking").verdict
-        assert (found.correct, found.format_ok, found.reason) == (False, True, reason)
+    for text, right in (
+        ("<answer>8*5/2</answer>\nso", False), ("<answer>8*5/2</answer>", True),
+        ("<answer>1</answer><answer>8*5/2</answer><answer>", True), ("<answer>8*5/2", False),
+    ):  # fmt: skip
+        grade = TASK.rules["tinyzero"](problem, text, "think", "direct")
+        assert (grade.verdict.correct, grade.parsed) == (right, "8*5/2" if right else None)
+
+
+@pytest.mark.parametrize(("off", "right"), [(10**6, True), (10**5, False), (10**4, False)])
+def test_tinyzero_allows_for_rounding(off: int, right: bool) -> None:
+    problem = TASK.from_row({"numbers": [1, 3, off], "target": 3})
+    text = f"<answer>3+1/{off}</answer>"
+    assert TASK.rules["tinyzero"](problem, text, "think", "direct").verdict.correct is right
+    assert not TASK.grade(problem, text, "think", "direct").verdict.correct

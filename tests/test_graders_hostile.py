@@ -57,15 +57,6 @@ def in_thread(work: Callable[[], list[str]]) -> list[str]:
 # ---- the corpus ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CORPORA)
-def test_there_are_at_least_150_cases(name: str) -> None:
-    cases = CORPORA[name].all()
-    assert len({text for text, _ in cases}) >= 150
-    verdicts = [verdict for _, verdict in cases]
-    assert verdicts.count(True) >= 40 and verdicts.count(False) >= 80
-    assert verdicts.count(None) <= 25  # of most cases the verdict is known
-
-
 def faults(corpus: Corpus, longest: int) -> list[str]:
     found = []
     for text, verdict in corpus.all():
@@ -87,15 +78,10 @@ def test_every_verdict_in_both_kinds_of_thread(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CORPORA)
-def test_long_cases_too(name: str) -> None:
-    assert faults(CORPORA[name], ALL) == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CORPORA)
 def test_no_case_takes_a_tenth_of_a_second(name: str) -> None:
     """What waits for the worker waits asleep."""
     corpus = CORPORA[name]
+    assert faults(corpus, ALL) == []
     problem = TASKS[corpus.task].from_row(corpus.row)
     for rules, grade in TASKS[corpus.task].rules.items():
         try:
@@ -133,10 +119,6 @@ def test_few_hostile_answers_reach_the_worker() -> None:
 
 
 # ---- floods --------------------------------------------------------------------------------------
-
-
-def test_there_are_enough_hostile_texts() -> None:
-    assert len({*UNITS}) >= 90
 
 
 # A choice whose options stand in the question alone.

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxreflect.config.schema import TaskConfig
-from mlxreflect.core.records import make_problem
+from mlxreflect.core.records import Verdict, make_problem
 from mlxreflect.graders.number import (
     extract_answer,
     flexible_extract,
@@ -37,15 +38,17 @@ NUMBERS: dict[Fraction | int | None, list[str]] = {
     18: ["18", "$18", "\\$18", "18.", "18 dollars", "$18 per day", "18 (eighteen)", "x = 18",
          "9 * 2 = 18", "18 = x", "**18**"],
     0: ["0", "-0"], 7: ["007"], 50: ["50%", "50\\%"], 3: ["6/2"],
-    -5: ["\u22125", "-$5", "$-5", "- 5"],
-    1000: ["1e3"], 1_450_000: ["1,450,000"], 1234: ["1{,}234", "1\\,234", "1\u202f234"],
+    -5: ["\u22125", "-$5", "$-5", "- 5", "x: - 5", "negative 5"],
+    1000: ["1e3"], 10**30: ["1e30"],
+    1_450_000: ["1,450,000"], 1234: ["1{,}234", "1\\,234", "1\u202f234"],
     10**40 - 1: ["9" * 40],
     Fraction(2469, 2): ["$1,234.50", "1,234.50"], Fraction(1, 2): [".5"], Fraction(-1, 2): ["-.5"],
     Fraction(3, 4): ["3/4", "3 / 4", "\\frac{3}{4}"], Fraction(-3, 4): ["-3/4"],
     Fraction(7, 2): ["3 1/2", "3\\frac{1}{2}"], Fraction(-7, 2): ["-3 1/2"],
     Fraction(1, 4): ["2.5E-1"], Fraction(1, 10): ["0.1"],
     None: ["17 or 18", "5-10", "9 * 2", "1/0", "1/2/3", "12/25/2023", "1.2.3", "1,23", "1_000",
-           "5²", "5½", "５", "٣", "1٣", "１0", "9" * 41, "1e99", "x2", "eighteen",
+           "1.2.3/4", "3 2/2",
+           "5²", "5½", "５", "٣", "1٣", "１0", "9" * 41, "1e31", "x2", "eighteen",
            "", "NaN", "inf"],
 }  # fmt: skip
 
@@ -58,12 +61,6 @@ def test_read_number(text: str, value: Fraction | None) -> None:
 @given(st.fractions(max_denominator=10**6).filter(lambda f: abs(f) < 10**20))
 def test_a_shown_number_reads_back(value: Fraction) -> None:
     assert read_number(show_number(value)) == value
-
-
-@given(st.integers(-(10**30), 10**30), st.sampled_from(["{:,}", "${:,}", "{:,}.", "{} eggs", "{}"]))
-def test_whole_numbers_in_every_dress(value: int, dress: str) -> None:
-    assert read_number(dress.format(value)) == value
-    assert last_number("It took 3 days, then " + dress.format(value)) == value
 
 
 @given(st.integers(-(10**9), 10**9), st.integers(1, 10**9))
@@ -127,7 +124,7 @@ ANSWERS: dict[int | None, list[str]] = {
         "<think>Question: what is 9 * 2? 20</think><answer>18</answer>",
         "<think>#### 20</think> 18", "20</think>18",
     ],
-    -18: ["it fell to -18"], -5: ["#### -5"], 1234: ["#### 1,234"],
+    -18: ["it fell to -18", "The answer is negative 18"], -5: ["#### -5"], 1234: ["#### 1,234"],
     17: ["\\boxed{17} and then \\boxed{18"], 20: ["the answer is" + " " * 200 + "18 of 20"],
     18_000: ["#### 18 thousand", "#### 18 Thousand", "<answer>18k</answer>", "so \\boxed{18K}"],
     1_500_000: ["The answer is $1.5 million."],
@@ -135,6 +132,7 @@ ANSWERS: dict[int | None, list[str]] = {
         "<answer>17 or 18</answer>", "<answer>I do not know</answer> 18", "nothing here", "",
         "the answer is 16 - 3 - 4", "<think>20</think> nothing", "the version 1.2.3",
         "#### 18 000", "#### 18 000 apples", "That makes 70 000",
+        "That makes 1_000", "That makes 1\u200b8",
     ],
 }  # fmt: skip
 
@@ -155,30 +153,31 @@ def test_no_character_moves_the_phrase() -> None:
     assert extract_answer(every * 50 + "answer is 18 of 20") == 18
 
 
-def test_no_tolerance() -> None:
-    problem = TASK.from_row({"gold": 70000})
-    for text, right in (("70001", False), ("70000.0000001", False), ("70000.000", True)):
-        grade = TASK.grade(problem, f"#### {text}", "think", "thinking")
-        assert grade.verdict.correct is right, text
-
-
-def test_format_and_correctness_are_judged_apart() -> None:
+@pytest.mark.parametrize(
+    ("text", "parsed", "correct", "fine", "reason"),
+    [
+        ("<think>9 * 2</think><answer>18</answer>", "18", True, True, ""),
+        ("<think>x</think><answer>20</answer>", "20", False, True, "expected 18, got 20"),
+        ("<think>x</think><answer>many</answer>", None, False, True, "no number found"),
+        ("The answer is 18.", "18", True, False, "0 <think>…</think> blocks instead of one"),
+        ("#### 18.000", "18", True, False, "0 <think>…</think> blocks instead of one"),
+        ("#### 18.0000001", "18.0000001", False, False, "expected 18, got 18.0000001"),
+    ],
+)
+def test_format_and_correctness_are_judged_apart(
+    text: str, parsed: str | None, correct: bool, fine: bool, reason: str
+) -> None:
     problem = TASK.from_row({"gold": "18"})
-    good = TASK.grade(problem, "<think>9 * 2</think><answer>18</answer>", "think", "thinking")
-    assert (good.parsed, good.verdict.passed, good.verdict.reason) == ("18", True, "")
-    loose = TASK.grade(problem, "The answer is 18.", "think", "thinking").verdict
-    assert (loose.correct, loose.format_ok) == (True, False)
-    assert loose.reason
-    wrong = TASK.grade(problem, "<think>x</think><answer>20</answer>", "think", "thinking").verdict
-    assert (wrong.correct, wrong.format_ok, wrong.reason) == (False, True, "expected 18, got 20")
-    none = TASK.grade(problem, "<think>x</think><answer>many</answer>", "think", "thinking")
-    assert (none.parsed, none.verdict.reason) == (None, "no number found")
-    assert TASK.grade(problem, "<answer>18</answer>", "think", "direct").verdict.passed
+    grade = TASK.grade(problem, text, "think", "thinking")
+    assert (grade.parsed, grade.verdict) == (parsed, Verdict(correct, fine, reason))
+    strict = TASK.rules["strict"](problem, text, "think", "thinking")
+    assert strict == replace(grade, verdict=replace(grade.verdict, correct=correct and fine))
 
 
 GOLDS: dict[str | None, list[object]] = {
     "6706": ["6706", "6,706", 6706, 6706.0, "6706.0"], "0": [0, "0"], "-3": [-3], "0.1": [0.1],
-    "0.75": ["3/4"], "1/3": ["1/3"], "18": ["$18 per day", "She sells 9.\n#### 18"],
+    "0." + "0" * 29 + "1": [1e-30], str(10**40 - 1): [10**40 - 1], "0.75": ["3/4"], "1/3": ["1/3"],
+    "18": ["$18 per day", "18 dollars per hour", "She sells 9.\n#### 18"],
     None: [True, None, [18], float("nan"), 10**5000, "", "####", "three", "she had 3 + 4 = 7",
            "see what was said on page 5"],
 }  # fmt: skip
@@ -200,68 +199,45 @@ def test_every_answer_of_gsm8k_is_right_about_itself_and_wrong_off_by_one() -> N
         assert problem.gold == str(gold)
         assert problem.fields == {"question": row["question"]}
         assert problem.meta["solution"] == row["answer"]
-        answers = [
-            (row["answer"], True),
-            (row["answer"].replace("#### ", "The answer is $"), True),
-            (f"<think>{row['answer']}</think>\n<answer>{gold:,}</answer>", True),
-            (f"#### {gold + 1}", False),
-            (f"<think>{row['answer']}</think>\n<answer>{gold - 1}</answer>", False),
-            (f"\\boxed{{{gold}.5}}", False),
-        ]
-        for text, right in answers:
+        thought = f"<think>{row['answer']}</think>\n"
+        for text, right in (
+            (row["answer"], True), (row["answer"].replace("#### ", "The answer is $"), True),
+            (f"{thought}<answer>{gold:,}</answer>", True), (f"#### {gold + 1}", False),
+            (f"{thought}<answer>{gold - 1}</answer>", False), (f"\\boxed{{{gold}.5}}", False),
+        ):  # fmt: skip
             assert TASK.grade(problem, text, "think", "thinking").verdict.correct == right, text
 
 
-# ---- strict, and lm-eval's -----------------------------------------------------------------------
-
-
-def verdict(name: str, text: str, gold: Any = 18) -> tuple[bool, bool]:
-    found = TASK.rules[name](TASK.from_row({"gold": gold}), text, "think", "thinking").verdict
-    return found.correct, found.format_ok
-
-
-def test_strict_is_flexible_in_the_right_format() -> None:
-    kept, loose = "<think>x</think><answer>18</answer>", "The answer is 18."
-    assert verdict("flexible", kept) == verdict("strict", kept) == (True, True)
-    assert verdict("flexible", loose) == (True, False)
-    assert verdict("strict", loose) == (False, False)
-    assert verdict("strict", "<think>x</think><answer>17</answer>") == (False, True)
+# ---- lm-eval's scores ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("text", "gold", "strict", "flexible"),
     [
-        ("so 9 + 9 = 18\n#### 18", 18, True, True),
+        ("so 9 + 9 = 18\n#### 18", 18, True, True), ("#### 18</s> 20", 18, True, True),
         ("#### 18\nQuestion: more?\n#### 20", 18, True, True),  # generation stops there
-        ("#### 18</s> 20", 18, True, True),
-        ("It is 18.", 18, False, True),
-        ("It is 18 of 20.", 18, False, False),
+        ("It is 18.", 18, False, True), ("It is 18 of 20.", 18, False, False),
         ("#### 17 and then #### 18", 18, False, True),  # the first one, the last one
-        ("#### $18", 18, False, True),
-        ("####18", 18, False, True),
-        ("#### 1,234", 1234, True, True),
-        ("#### 18.00", 18, False, False),  # compared as texts
-        ("#### 18.", 18, True, True),
-        ("It costs $18.", 18, False, True),
-        ("Question: #### 18", 18, False, False),
-        ("-18", 18, False, False),
-        ("", 18, False, False),
+        ("#### $18", 18, False, True), ("####18", 18, False, True), ("#### 18.", 18, True, True),
+        ("#### 1,234", 1234, True, True), ("#### 18.00", 18, False, False),  # compared as texts
+        ("It costs $18.", 18, False, True), ("Question: #### 18", 18, False, False),
+        ("-18", 18, False, False), ("", 18, False, False),
         ("<think>20</think><answer>18</answer>", 18, False, True),
     ],
-)
+)  # fmt: skip
 def test_lm_eval_scores_of_gsm8k(text: str, gold: int, strict: bool, flexible: bool) -> None:
-    assert verdict("lm-eval-strict", text, gold)[0] is strict
-    assert verdict("lm-eval-flexible", text, gold)[0] is flexible
-    assert verdict("lm-eval-flexible", text, gold)[1] is ("#### " in response_of(text) and
-                                                          "$" not in text)  # fmt: skip
+    obeyed = "#### " in response_of(text) and "$" not in text
+    for name, right in (("lm-eval-strict", strict), ("lm-eval-flexible", flexible)):
+        verdict = TASK.rules[name](TASK.from_row({"gold": gold}), text, "think", "thinking").verdict
+        assert (verdict.correct, verdict.format_ok) == (right, obeyed)
 
 
 def test_lm_eval_compares_with_the_worked_answer_of_the_data() -> None:
     problem = make_problem("gsm8k", {"question": "?"}, "5", {"solution": "so\n#### 5.00"})
-    grade = TASK.rules["lm-eval-strict"]
-    assert grade(problem, "#### 5.00", "think", "thinking").verdict.correct
-    assert not grade(problem, "#### 5", "think", "thinking").verdict.correct  # as lm-eval says
-    assert TASK.grade(problem, "#### 5", "think", "thinking").verdict.correct
+    for rules, right in (("lm-eval-strict", "5.00"), ("flexible", "5 5.00")):
+        for text in ("5", "5.00"):
+            verdict = TASK.rules[rules](problem, f"#### {text}", "think", "thinking").verdict
+            assert verdict.correct is (text in right.split())
 
 
 @pytest.mark.slow

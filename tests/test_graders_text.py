@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.rows import write_rows
 
 from mlxreflect.core.errors import UserError
 from mlxreflect.evaluation.evaluate import grade_file
@@ -90,18 +91,22 @@ def test_an_answer_that_names_no_choice(gold: Any, options: Any) -> None:
         TASK.from_row({"gold": gold, "answer_type": "choice", "choices": options})
 
 
-def test_the_block_counts_not_what_stands_elsewhere() -> None:
+@pytest.mark.parametrize(
+    ("text", "correct", "fine"),
+    [
+        ("Paris", False, False),
+        ("<think>Paris</think>", False, False),
+        ("<think><answer>Paris</answer></think>", False, False),
+        ("<think>x</think><answer>Rome</answer><answer>Paris</answer>", True, False),
+        ("<think>x</think><answer>Paris</answer><|im_end|><answer>Rome</answer>", True, False),
+        ("<think>x</think><answer>Rome</answer>", False, True),
+    ],
+)
+def test_the_block_counts_not_what_stands_elsewhere(text: str, correct: bool, fine: bool) -> None:
     problem = TASK.from_row({"gold": "Paris", "answer_type": "text"})
-    for text in ("Paris", "<think>Paris</think>", "<think><answer>Paris</answer></think>"):
-        assert not TASK.grade(problem, text, "think", "thinking").verdict.correct
-    last = "<think>x</think><answer>Rome</answer><answer>Paris</answer>"
-    verdict = TASK.grade(problem, last, "think", "thinking").verdict
-    assert verdict.correct and not verdict.format_ok
-    ended = "<think>x</think><answer>Paris</answer><|im_end|><answer>Rome</answer>"
-    assert TASK.grade(problem, ended, "think", "thinking").verdict.correct
-    wrong = TASK.grade(problem, "<think>x</think><answer>Rome</answer>", "think", "thinking")
-    assert wrong.verdict.reason == "expected Paris, got Rome"
-    assert TASK.grade(problem, "<answer>paris</answer>", "think", "direct").verdict.passed
+    verdict = TASK.grade(problem, text, "think", "thinking").verdict
+    assert (verdict.correct, verdict.format_ok) == (correct, fine)
+    assert not fine or verdict.reason == "expected Paris, got Rome"
 
 
 def test_marks_that_would_be_sorted_for_seconds() -> None:
@@ -121,65 +126,64 @@ def test_marks_that_would_be_sorted_for_seconds() -> None:
 @pytest.mark.parametrize(
     ("answer", "gold", "f1"),
     [
-        ("Denver Broncos", "the Denver Broncos", 1.0),
-        ("broncos", "Denver Broncos", 2 / 3),
-        ("the cat sat", "a cat sat down", 0.8),
-        ("cat cat", "cat", 2 / 3),
-        ("dog", "cat", 0.0),
-        ("", "", 1.0),
-        ("the", "", 1.0),
-        ("the", "cat", 0.0),
-        ("U.S.A.", "usa", 1.0),
+        ("Denver Broncos", "the Denver Broncos", 1.0), ("broncos", "Denver Broncos", 2 / 3),
+        ("the cat sat", "a cat sat down", 0.8), ("cat cat", "cat", 2 / 3), ("dog", "cat", 0.0),
+        ("", "", 1.0), ("the", "", 1.0), ("the", "cat", 0.0), ("U.S.A.", "usa", 1.0),
     ],
-)
+)  # fmt: skip
 def test_token_f1(answer: str, gold: str, f1: float) -> None:
     assert token_f1(answer, gold) == pytest.approx(f1)
     assert token_f1(gold, answer) == pytest.approx(f1)
 
 
-def test_the_best_of_several_golds_counts(tmp_path: Path) -> None:
-    problem = TASKS["jsonl"].from_row(
-        {"question": "Who won?", "gold": ["Denver Broncos", "Broncos"], "answer_type": "f1"}
-    )
-    grade = TASKS["jsonl"].grade(problem, "<answer>the Broncos</answer>", "think", "direct")
-    assert (grade.verdict.correct, grade.score) == (True, 1.0)
-    part = TASKS["jsonl"].grade(problem, "<answer>Denver team</answer>", "think", "direct")
-    assert (part.verdict.correct, part.score) == (False, 0.5)
-    none = TASKS["jsonl"].grade(problem, "Broncos", "think", "direct")
-    assert (none.verdict.correct, none.score, none.parsed) == (False, 0.0, None)
-    assert "Broncos" not in TASKS["jsonl"].show(problem) + str(problem.fields)
-    strict = TASKS["jsonl"].rules["strict"]
-    out_of_format = "<answer>Rome</answer><answer>Broncos</answer>"
-    assert TASKS["jsonl"].grade(problem, out_of_format, "think", "direct").verdict.correct
-    scored = strict(problem, out_of_format, "think", "direct")
-    assert (scored.verdict.correct, scored.score) == (False, 0.0)
-    path = tmp_path / "r.jsonl"
-    path.write_text('{"id": 1, "gold": {"text": ["a b", "c"]}, "answer_type": "f1", '
-                    '"response": "<answer>b d</answer>"}\n')  # fmt: skip
-    [row] = grade_file("jsonl", path)
-    assert (row["correct"], row["score"]) == (False, 2 / 3)  # "a" is an article
+@pytest.mark.parametrize(
+    ("kind", "text", "correct", "score"),
+    [
+        ("f1", "<answer>the Broncos</answer>", True, 1.0),
+        ("f1", "Broncos", False, 0.0),
+        ("f1", "<answer>Denver team</answer>", False, 0.5),
+        ("f1", f"<answer>{'Broncos ' * 600}</answer>", False, 0.0),
+        ("strict", "<answer>Rome</answer><answer>Broncos</answer>", False, 0.0),
+        ("f1", "<answer>Rome</answer><answer>Broncos</answer>", True, 1.0),
+        ("text", "<answer>Denver Broncos</answer>", True, None),
+        ("text", "<answer>Denver</answer>", False, None),
+    ],
+)
+def test_the_best_of_several_golds_counts(
+    kind: str, text: str, correct: bool, score: float | None
+) -> None:
+    row = {"question": "Who won?", "gold": ["Denver Broncos", "Broncos"], "answer_type": "f1"}
+    problem = TASK.from_row(row | ({"answer_type": "text"} if kind == "text" else {}))
+    rules = TASK.rules["strict" if kind == "strict" else "flexible"]
+    grade = rules(problem, text, "think", "direct")
+    assert (grade.verdict.correct, grade.score) == (correct, score)
+    assert "Broncos" not in TASK.show(problem) + str(problem.fields)
 
 
-def test_a_text_can_be_scored_by_tokens_too() -> None:
-    problem = TASKS["jsonl"].from_row({"gold": "The Denver Broncos", "answer_type": "text"})
-    text = "<answer>Denver Broncos</answer>"
-    assert not TASKS["jsonl"].grade(problem, text, "think", "direct").verdict.correct
-    found = TASKS["jsonl"].rules["f1"](problem, text, "think", "direct")
-    assert (found.verdict.correct, found.score) == (True, 1.0)
+def test_a_file_of_answers_is_scored_by_tokens(tmp_path: Path) -> None:
+    row = {"id": 1, "gold": {"text": ["a b", "c"]}, "response": "<answer>b d</answer>"}
+    path = write_rows(tmp_path / "r.jsonl", [{**row, "answer_type": "f1"}])
+    [graded] = grade_file("jsonl", path)
+    assert (graded["correct"], graded["score"]) == (False, 2 / 3)  # "a" is an article
+    path = write_rows(tmp_path / "r.jsonl", [{**row, "answer_type": "text"}])
+    [graded] = grade_file("jsonl", path, "f1")
+    assert (graded["correct"], graded["score"]) == (False, 2 / 3)
 
 
 # ---- worked solutions and hints ------------------------------------------------------------------
 
 
-def test_the_expected_answer_is_taken_out_of_hints() -> None:
-    assert withheld("it is 42, not 36", "42") == "it is …, not 36"
-    assert withheld("142 and 4.42 and 42.5 and 42,000 and x42", "42") == (
-        "142 and 4.42 and 42.5 and 42,000 and x42"
-    )
-    assert withheld("so 42. And 42", "42") == "so …. And …"
-    assert withheld("a (b+ c", "(b+") == "a … c"
-    assert withheld("nothing is known", None) == withheld("nothing is known", " ")
-    assert withheld("it is B, not a lion", "B", "a lion") == "it is …, not …"
+@pytest.mark.parametrize(
+    ("said", "golds", "left"),
+    [
+        ("it is 42, not 36", ["42"], "it is …, not 36"), ("so 42. And 42", ["42"], "so …. And …"),
+        *((said, ["42"], said) for said in ("142", "4.42", "42.5", "42,000", "x42")),
+        ("a (b+ c", ["(b+"], "a … c"), ("nothing", [None, " "], "nothing"),
+        ("it is B, not a lion", ["B", "a lion"], "it is …, not …"),
+    ],
+)  # fmt: skip
+def test_the_expected_answer_is_taken_out_of_hints(said: str, golds: Any, left: str) -> None:
+    assert withheld(said, *golds) == left
 
 
 @pytest.mark.parametrize(
@@ -200,14 +204,14 @@ def test_the_answer_that_a_worked_solution_gives() -> None:
     assert stated("the answer is 7") is None
 
 
-def test_answers_that_agree() -> None:
-    same = [
-        ("(1,2)", "(1, 2)"),
-        ("1,234", "1234"),
-        ("0.5", "1/2"),
-        ("Paris.", "paris"),
-        (" 42 ", "42.0"),
-    ]
-    assert all(agrees(*both) for both in same)
-    other = [("45", "44"), ("Rome", "Paris"), ("", "42"), ("17 or 18", "18"), ("x", "y" * 10**6)]
-    assert not any(agrees(*both) for both in other)
+@pytest.mark.parametrize(
+    ("same", "pairs"),
+    [
+        (True, [("(1,2)", "(1, 2)"), ("1,234", "1234"), ("0.5", "1/2"), ("Paris.", "paris"),
+                (" 42 ", "42.0")]),
+        (False, [("45", "44"), ("Rome", "Paris"), ("", "42"), ("17 or 18", "18"),
+                 ("x", "y" * 10**6)]),
+    ],
+)  # fmt: skip
+def test_answers_that_agree(same: bool, pairs: list[tuple[str, str]]) -> None:
+    assert [agrees(*both) for both in pairs] == [same] * len(pairs)

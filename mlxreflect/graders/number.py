@@ -158,11 +158,7 @@ def find_numbers(text: str) -> list[Found]:
 
 def unspaced(text: str, found: list[Found]) -> list[Found]:
     """Reads no number where thousands stand behind a space: "18 000" is neither 18 nor 0."""
-    groups = {
-        i
-        for i in range(1, len(found))
-        if text[found[i - 1].end : found[i].end] == " 000" and text[found[i - 1].end - 1].isdigit()
-    }
+    groups = {i for i in range(1, len(found)) if text[found[i - 1].end : found[i].end] == " 000"}
     groups |= {i - 1 for i in groups}
     return [one._replace(value=None) if i in groups else one for i, one in enumerate(found)]
 
