@@ -60,6 +60,9 @@ def train(
     return carry_out(create_job(job, Path(out)), named=True)
 
 
+_train = train  # the package of that name takes the function's place once it is imported
+
+
 def evaluate(
     spec: str, models: Sequence[str], adapters: Sequence[str] = (), out: Path | str | None = None,
     *, base: bool = False, limit: int = 0, settings: Sequence[str] = (),

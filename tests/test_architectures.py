@@ -30,10 +30,10 @@ from support.architectures import (
 from support.training import fit_pairs, fit_rows, fitting
 
 from mlxreflect.config.schema import TrainConfig
-from mlxreflect.training.lora import attach_full, base_reference
-from mlxreflect.training.network import Network, parameters
-from mlxreflect.training.objectives import imitation
-from mlxreflect.training.trainer import Trainer
+from mlxreflect.train.lora import attach_full, base_reference
+from mlxreflect.train.network import Network, parameters
+from mlxreflect.train.objectives import imitation
+from mlxreflect.train.trainer import Trainer
 
 # ---- as the trainer does it ----------------------------------------------------------------------
 

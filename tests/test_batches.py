@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxreflect.training import batches
-from mlxreflect.training.batches import PAD_TO, Batch, Item, Row, collate, shape_of
+from mlxreflect.train import batches
+from mlxreflect.train.batches import PAD_TO, Batch, Item, Row, collate, shape_of
 
 Scored = tuple[tuple[int, ...], int]  # all tokens that a state has read, and the one it predicts
 

@@ -14,8 +14,8 @@ from mlx_lm.models import activations, qwen2
 from support.architectures import build
 from support.training import most_bytes
 
-from mlxreflect.training import cpu
-from mlxreflect.training.cpu import LANES, attention, exp, faster_on_cpu, in_parts, swiglu
+from mlxreflect.train import cpu
+from mlxreflect.train.cpu import LANES, attention, exp, faster_on_cpu, in_parts, swiglu
 
 NONE = nn.Module()
 original = mx.fast.scaled_dot_product_attention
@@ -255,7 +255,7 @@ def test_stopping_early_leaves_nothing_under_way() -> None:
 
 def test_a_process_that_used_lanes_exits_cleanly() -> None:
     code = (
-        "import mlx.core as mx, mlx.nn as nn\nfrom mlxreflect.training.cpu import in_parts\n"
+        "import mlx.core as mx, mlx.nn as nn\nfrom mlxreflect.train.cpu import in_parts\n"
         "mx.set_default_device(mx.cpu)\n"
         "work = lambda i: mx.exp(mx.ones((200, 200)) * i)\n"
         "for _, x in in_parts(nn.Module(), work, range(6)): pass\n"

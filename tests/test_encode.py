@@ -10,8 +10,8 @@ from support.methods import attempt_messages
 from mlxreflect.config.schema import MaskConfig
 from mlxreflect.core.records import Example
 from mlxreflect.models.policy import Policy
-from mlxreflect.training.batches import Group, Pair, Row
-from mlxreflect.training.encode import Dropped, Encoder
+from mlxreflect.train.batches import Group, Pair, Row
+from mlxreflect.train.encode import Dropped, Encoder
 
 MESSAGES = attempt_messages("Do it.", "Numbers: 3 4 5\nTarget: 35", "think", "thinking")
 TEXT = "<think>\nstep 1: 3 + 4 = 7\nstep 2: 7 * 5 = 35\n</think>\n<answer> ( 3 + 4 ) * 5 </answer>"

@@ -28,8 +28,8 @@ from mlxreflect.models.load import load_policy, policy_identity
 from mlxreflect.models.policy import Policy
 from mlxreflect.stats import wilson
 from mlxreflect.tasks import TASKS
-from mlxreflect.training.lora import attach_lora
-from mlxreflect.training.trainer import Trainer
+from mlxreflect.train.lora import attach_lora
+from mlxreflect.train.trainer import Trainer
 
 SPEC = EvalSpec.model_validate(
     {"task": {"name": "countdown"}, "limit": 20, "max_new_tokens": 30, "batch": 1, "seed": 3}

@@ -30,7 +30,7 @@ from mlxreflect.core.ui import Ui
 from mlxreflect.models.fuse import PROMPTS, fuse
 from mlxreflect.models.load import load_policy
 from mlxreflect.models.policy import Policy
-from mlxreflect.training.lora import attach_full, attach_lora, linear_keys, save_adapter
+from mlxreflect.train.lora import attach_full, attach_lora, linear_keys, save_adapter
 
 Make = Callable[..., Path]
 MOE: dict[str, Any] = {
@@ -460,7 +460,7 @@ def test_a_model_of_the_hub(tiny_random: Path, tmp_path: Path) -> None:
     assert result["agree"] == 5
     assert not any(path.is_symlink() for path in (tmp_path / "new").iterdir())
     assert "gave none" in shell.mistake("fuse", "--model", "some/other", "--out", "newer")[0]
-    code = "from mlxreflect.training.lora import stored_packed; print(stored_packed('some/model'))"
+    code = "from mlxreflect.train.lora import stored_packed; print(stored_packed('some/model'))"
     call = [sys.executable, "-c", code]
     done = subprocess.run(call, env=shell.env, capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"

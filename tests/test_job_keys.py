@@ -19,7 +19,7 @@ from mlxreflect.core.ui import Ui
 from mlxreflect.data.matching import FILE
 from mlxreflect.runs.fit import train
 from mlxreflect.runs.folder import create_job
-from mlxreflect.training import trainer
+from mlxreflect.train import trainer
 
 # Two epochs of several steps, with looks, a thought in each answer and answers of many lengths.
 BASE = {"train.batch": 2, "train.epochs": 2, "train.lr": 1e-3, "data.limit": 8,

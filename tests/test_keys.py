@@ -21,7 +21,7 @@ from mlxreflect.data.matching import FILE
 from mlxreflect.models import load as policy_module
 from mlxreflect.models.fuse import write_folder
 from mlxreflect.models.policy import Policy
-from mlxreflect.training.network import Network
+from mlxreflect.train.network import Network
 
 # Two waves and a second epoch, with failures, bucket passes, verifications and SFT in them.
 BASE = {

@@ -11,7 +11,7 @@ FLOORS = """
 cli setup
 runs
 report methods
-evaluation critics training
+evaluation critics train
 tasks data graders models stats
 config prompts
 core

@@ -18,7 +18,7 @@ from mlxreflect.config.schema import LoraConfig, PolicyConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.models.load import load_policy, weights_hash
 from mlxreflect.models.policy import Policy
-from mlxreflect.training.lora import (
+from mlxreflect.train.lora import (
     Arrays,
     attach_full,
     attach_lora,

@@ -16,10 +16,10 @@ from support.training import (
 )
 
 from mlxreflect.config.fields import GrpoConfig
-from mlxreflect.training.batches import Group, collate
-from mlxreflect.training.losses import token_logps
-from mlxreflect.training.network import Network
-from mlxreflect.training.objectives import (
+from mlxreflect.train.batches import Group, collate
+from mlxreflect.train.losses import token_logps
+from mlxreflect.train.network import Network
+from mlxreflect.train.objectives import (
     Objective,
     imitation,
     odds_ratio,

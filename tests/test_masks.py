@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 from mlxreflect.config.schema import MaskConfig
 from mlxreflect.models.policy import Policy
 from mlxreflect.prompts.parsing import TAGS
-from mlxreflect.training.encode import growing_cuts, prefix_cuts, response_mask, token_spans
+from mlxreflect.train.encode import growing_cuts, prefix_cuts, response_mask, token_spans
 
 CORPUS = [
     "<think>\nstep 1: 12 + 3 = 15, so the answer is 15.\n</think>\n<answer>15</answer>",

@@ -23,13 +23,13 @@ from support.architectures import (
 from support.training import fitting, most_bytes
 
 from mlxreflect.core.seeds import seed_mlx
-from mlxreflect.training import memory
-from mlxreflect.training.batches import Item, Pair, Row, collate, shape_of
-from mlxreflect.training.cpu import LANES
-from mlxreflect.training.memory import Footprint, memory_limit, plan, recomputed_layers
-from mlxreflect.training.network import Network, parameters
-from mlxreflect.training.objectives import preference
-from mlxreflect.training.trainer import Trainer
+from mlxreflect.train import memory
+from mlxreflect.train.batches import Item, Pair, Row, collate, shape_of
+from mlxreflect.train.cpu import LANES
+from mlxreflect.train.memory import Footprint, memory_limit, plan, recomputed_layers
+from mlxreflect.train.network import Network, parameters
+from mlxreflect.train.objectives import preference
+from mlxreflect.train.trainer import Trainer
 
 FIVE: dict[str, Any] = {
     "hidden_size": 192, "num_hidden_layers": 6, "intermediate_size": 768, "num_attention_heads": 6,

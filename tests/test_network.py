@@ -14,10 +14,10 @@ from mlx.utils import tree_flatten
 from support.architectures import SHARING, Gradients, build, furthest, plain_sum, plainly, with_lora
 from support.training import most_bytes
 
-from mlxreflect.training import network as network_module
-from mlxreflect.training.batches import Batch, Row, collate
-from mlxreflect.training.lora import attach_full
-from mlxreflect.training.network import Network, chunk_rows, parameters, standing_in
+from mlxreflect.train import network as network_module
+from mlxreflect.train.batches import Batch, Row, collate
+from mlxreflect.train.lora import attach_full
+from mlxreflect.train.network import Network, chunk_rows, parameters, standing_in
 
 WIDE = 20_000  # a vocabulary whose logits are most of a step's memory
 

@@ -7,8 +7,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxreflect.training import losses
-from mlxreflect.training.losses import (
+from mlxreflect.train import losses
+from mlxreflect.train.losses import (
     PREFERENCE,
     STEEP,
     exo_pair_loss,

@@ -21,8 +21,8 @@ from mlxreflect.config.schema import LoraConfig, PolicyConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.models.load import adapted, load_policy
 from mlxreflect.models.policy import Completion, Policy
-from mlxreflect.training.lora import attach_lora, save_adapter
-from mlxreflect.training.trainer import Trainer
+from mlxreflect.train.lora import attach_lora, save_adapter
+from mlxreflect.train.trainer import Trainer
 
 Load = Callable[..., Policy]
 Make = Callable[..., Path]

@@ -29,9 +29,9 @@ from mlxreflect.models.load import load_policy
 from mlxreflect.prompts.parsing import parse_response
 from mlxreflect.prompts.roles import GRAPH
 from mlxreflect.tasks import TASKS
-from mlxreflect.training.batches import Pair
-from mlxreflect.training.lora import attach_lora
-from mlxreflect.training.trainer import Trainer
+from mlxreflect.train.batches import Pair
+from mlxreflect.train.lora import attach_lora
+from mlxreflect.train.trainer import Trainer
 
 EPISODES = [
     episode_from_row(row)

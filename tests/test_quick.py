@@ -29,7 +29,7 @@ from mlxreflect.evaluation.runner import decide, line_up, load_pair
 from mlxreflect.models.load import load_policy
 from mlxreflect.stats import anytime_interval, e_value, evidence
 from mlxreflect.tasks import TASKS
-from mlxreflect.training.lora import attach_lora, save_adapter
+from mlxreflect.train.lora import attach_lora, save_adapter
 
 SPEC = EvalSpec.model_validate(
     {"task": {"name": "countdown"}, "limit": 60, "max_new_tokens": 26, "batch": 8}

@@ -79,8 +79,8 @@ def test_the_chat_templates_tokens(finished, smollm2):
     from mlxreflect.config.schema import PolicyConfig
     from mlxreflect.core.records import Example, flat_from_row
     from mlxreflect.models.load import load_policy
-    from mlxreflect.training.batches import Pair
-    from mlxreflect.training.encode import Encoder
+    from mlxreflect.train.batches import Pair
+    from mlxreflect.train.encode import Encoder
 
     run_dir, _, _ = finished
     policy = load_policy(PolicyConfig(model=str(smollm2)))
@@ -167,9 +167,9 @@ def test_preferences_of_a_four_bit_model_fit_into_little_memory(smollm2):
 
     from mlxreflect.config.schema import LoraConfig, PolicyConfig, TrainConfig
     from mlxreflect.models.load import load_policy
-    from mlxreflect.training.batches import Pair, Row
-    from mlxreflect.training.lora import attach_lora, base_reference
-    from mlxreflect.training.trainer import Trainer
+    from mlxreflect.train.batches import Pair, Row
+    from mlxreflect.train.lora import attach_lora, base_reference
+    from mlxreflect.train.trainer import Trainer
 
     rng = np.random.default_rng(0)
 

@@ -31,19 +31,19 @@ from support.training import (
 
 from mlxreflect.core.errors import UserError
 from mlxreflect.models.load import model_key
-from mlxreflect.training import references as scoring
-from mlxreflect.training.batches import Item, Pair, Row
-from mlxreflect.training.cpu import LANES
-from mlxreflect.training.lora import base_reference
-from mlxreflect.training.network import Network
-from mlxreflect.training.references import (
+from mlxreflect.train import references as scoring
+from mlxreflect.train.batches import Item, Pair, Row
+from mlxreflect.train.cpu import LANES
+from mlxreflect.train.lora import base_reference
+from mlxreflect.train.network import Network
+from mlxreflect.train.references import (
     References,
     What,
     reference_key,
     score,
     scoring_batches,
 )
-from mlxreflect.training.trainer import Trainer
+from mlxreflect.train.trainer import Trainer
 
 PAIR = [Row([1, 2, 3], [4, 5]), Row([1, 2, 3], [6], mask=(True,))]
 SETTINGS = fitting(lr=1e-3, batch=2)

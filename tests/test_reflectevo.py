@@ -56,8 +56,8 @@ from mlxreflect.methods.reflectevo_data import (
 from mlxreflect.models.load import TINY, load_policy
 from mlxreflect.prompts.roles import quote
 from mlxreflect.runs.figures import check_arms
-from mlxreflect.training.lora import attach_lora
-from mlxreflect.training.trainer import Trainer
+from mlxreflect.train.lora import attach_lora
+from mlxreflect.train.trainer import Trainer
 
 # ---- the pool, and reflections in a file ---------------------------------------------------------
 

@@ -29,9 +29,9 @@ from mlxreflect.runs.folder import open_folder
 from mlxreflect.runs.run import execute
 from mlxreflect.setup.dry_run import dry, estimate
 from mlxreflect.tasks import TASKS
-from mlxreflect.training.encode import Encoder
-from mlxreflect.training.lora import attach_lora
-from mlxreflect.training.trainer import Trainer
+from mlxreflect.train.encode import Encoder
+from mlxreflect.train.lora import attach_lora
+from mlxreflect.train.trainer import Trainer
 
 EPISODES = Path(__file__).parent / "data" / "rel_episodes.jsonl"
 

@@ -27,9 +27,9 @@ from mlxreflect.methods.traces import Quality, TracesConfig, best_traces, fits, 
 from mlxreflect.models.load import load_policy
 from mlxreflect.report.show import tell_story
 from mlxreflect.tasks import TASKS
-from mlxreflect.training.lora import attach_lora
-from mlxreflect.training.losses import group_advantages
-from mlxreflect.training.trainer import Trainer
+from mlxreflect.train.lora import attach_lora
+from mlxreflect.train.losses import group_advantages
+from mlxreflect.train.trainer import Trainer
 
 PROMPT = [{"role": "user", "content": "Numbers: 2 3\nTarget: 5"}]
 PROBLEM = make_problem("countdown", {"numbers": [2, 3], "target": 5})

@@ -38,12 +38,12 @@ from support.training import (
 
 from mlxreflect.config.fields import GrpoConfig
 from mlxreflect.config.schema import LoraConfig
-from mlxreflect.training.batches import Pair, Row
-from mlxreflect.training.lora import attach_lora, base_reference
-from mlxreflect.training.network import parameters
-from mlxreflect.training.objectives import imitation, preference
-from mlxreflect.training.references import References
-from mlxreflect.training.trainer import (
+from mlxreflect.train.batches import Pair, Row
+from mlxreflect.train.lora import attach_lora, base_reference
+from mlxreflect.train.network import parameters
+from mlxreflect.train.objectives import imitation, preference
+from mlxreflect.train.references import References
+from mlxreflect.train.trainer import (
     LRSchedule,
     Step,
     Trainer,

@@ -7,7 +7,7 @@ from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.critics.http import strip_thought
 from mlxreflect.models.load import load_policy
 from mlxreflect.models.policy import Policy
-from mlxreflect.training.network import Arrays, parameters
+from mlxreflect.train.network import Arrays, parameters
 
 
 class SelfCritic(Critic):

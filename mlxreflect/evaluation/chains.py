@@ -28,7 +28,7 @@ from mlxreflect.models.policy import Completion, Policy
 from mlxreflect.prompts.parsing import ANSWER, TAGS, parse_response, without_tags
 from mlxreflect.prompts.roles import BUNDLED, PRAISE, Data, role_messages
 from mlxreflect.tasks.base import Task
-from mlxreflect.training.network import Arrays
+from mlxreflect.train.network import Arrays
 
 ANSWERS = ("attempt", "continue", "retry", "integrate")  # roles whose text answers the question
 SELF = "self"  # the policy, as the critic of its own answers

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from mlxreflect.critics.verdicts import Judgement
     from mlxreflect.models.policy import Policy
     from mlxreflect.tasks.base import Task
-    from mlxreflect.training.network import Arrays
-    from mlxreflect.training.trainer import Step, Trainer
+    from mlxreflect.train.network import Arrays
+    from mlxreflect.train.trainer import Step, Trainer
 
 Seed = tuple[int | str, ...]
 STATUSES: tuple[str, ...] = get_args(get_type_hints(Outcome)["status"])

@@ -12,12 +12,12 @@ from mlxreflect.core.records import Example
 from mlxreflect.methods.base import Seed
 from mlxreflect.models.load import weights_hash
 from mlxreflect.models.policy import Policy
-from mlxreflect.training.batches import Group, Pair, Row
-from mlxreflect.training.encode import Dropped, Encoder
-from mlxreflect.training.lora import base_reference
-from mlxreflect.training.network import Arrays
-from mlxreflect.training.objectives import Objective, imitation
-from mlxreflect.training.trainer import CONSTANT, LRSchedule, Step, Trainer
+from mlxreflect.train.batches import Group, Pair, Row
+from mlxreflect.train.encode import Dropped, Encoder
+from mlxreflect.train.lora import base_reference
+from mlxreflect.train.network import Arrays
+from mlxreflect.train.objectives import Objective, imitation
+from mlxreflect.train.trainer import CONSTANT, LRSchedule, Step, Trainer
 
 ADAPTER = "adapter-"  # what is held under such a name becomes a folder of the run
 REFLECTOR = f"{ADAPTER}reflection"  # what the policy reflects with, where that is another

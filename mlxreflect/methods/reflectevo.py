@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from mlxreflect.core.ui import Ui
     from mlxreflect.evaluation.chains import Chain
     from mlxreflect.tasks.base import Task
-    from mlxreflect.training.network import Arrays
+    from mlxreflect.train.network import Arrays
 
 
 class ReflectEvoConfig(Table):
@@ -332,7 +332,7 @@ class ReflectEvo:
     def train(self, name: str) -> None:
         """Makes one training, from where the run began."""
         from mlxreflect.methods.learning import REFLECTOR
-        from mlxreflect.training.trainer import LRSchedule
+        from mlxreflect.train.trainer import LRSchedule
 
         learning, seed = self.frame.learning, self.frame.seed("train")
         examples = [flat_from_row(Example, row) for row in self.state.kept.pop(name)]

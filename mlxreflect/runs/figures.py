@@ -19,7 +19,7 @@ from mlxreflect.methods.base import Exam, count_statuses
 from mlxreflect.prompts.parsing import TAGS
 from mlxreflect.report.report import write_outputs
 from mlxreflect.runs.folder import RunFolder
-from mlxreflect.training.network import Arrays
+from mlxreflect.train.network import Arrays
 
 Figures = dict[str, Any]
 COMPARED = ("n", "accuracy_a", "accuracy_b", "gains", "losses", "difference", "ci_low", "ci_high",

@@ -30,13 +30,13 @@ from mlxreflect.evaluation.contamination import clean_examples, keep_rows
 from mlxreflect.models.load import device_name, load_policy
 from mlxreflect.models.policy import Policy
 from mlxreflect.runs.folder import RunFolder
-from mlxreflect.training.batches import Group, Pair, Row
-from mlxreflect.training.encode import Dropped, Encoder
-from mlxreflect.training.lora import attach, base_reference, save_adapter
-from mlxreflect.training.network import Arrays
-from mlxreflect.training.objectives import Objective, imitation
-from mlxreflect.training.references import References
-from mlxreflect.training.trainer import (
+from mlxreflect.train.batches import Group, Pair, Row
+from mlxreflect.train.encode import Dropped, Encoder
+from mlxreflect.train.lora import attach, base_reference, save_adapter
+from mlxreflect.train.network import Arrays
+from mlxreflect.train.objectives import Objective, imitation
+from mlxreflect.train.references import References
+from mlxreflect.train.trainer import (
     LRSchedule,
     Step,
     Trainer,

@@ -43,10 +43,10 @@ from mlxreflect.runs.figures import (
 )
 from mlxreflect.runs.folder import RunFolder
 from mlxreflect.tasks import TASKS, check_eval, get_task
-from mlxreflect.training.lora import attach, save_adapter
-from mlxreflect.training.network import parameters
-from mlxreflect.training.references import References
-from mlxreflect.training.trainer import (
+from mlxreflect.train.lora import attach, save_adapter
+from mlxreflect.train.network import parameters
+from mlxreflect.train.references import References
+from mlxreflect.train.trainer import (
     Trainer,
     load_arrays,
     load_parameters,

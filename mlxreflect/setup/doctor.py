@@ -35,7 +35,7 @@ from mlxreflect.evaluation.contamination import clean, clean_problems, further_s
 from mlxreflect.evaluation.evaluate import eval_problems
 from mlxreflect.models.load import TINY, device_name, on_cpu
 from mlxreflect.tasks import TASKS
-from mlxreflect.training.memory import memory_limit
+from mlxreflect.train.memory import memory_limit
 
 if TYPE_CHECKING:
     from rich.console import Group

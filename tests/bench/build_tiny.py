@@ -41,9 +41,9 @@ from mlxreflect.config.schema import Fitting
 from mlxreflect.core.seeds import rng_for, seed_mlx
 from mlxreflect.models.load import GROUP_SIZE
 from mlxreflect.models.policy import Policy
-from mlxreflect.training.batches import Row
-from mlxreflect.training.objectives import imitation
-from mlxreflect.training.trainer import Trainer
+from mlxreflect.train.batches import Row
+from mlxreflect.train.objectives import imitation
+from mlxreflect.train.trainer import Trainer
 
 SEED = 0
 STEPS = 700

@@ -38,8 +38,8 @@ from workload import CLOCKS, gemm_peak, random_model, random_pairs, useful_flops
 
 from mlxreflect.config.schema import Fitting
 from mlxreflect.core.seeds import rng_for
-from mlxreflect.training.batches import Pair, Row
-from mlxreflect.training.trainer import Trainer
+from mlxreflect.train.batches import Pair, Row
+from mlxreflect.train.trainer import Trainer
 
 Arrays = dict[str, mx.array]
 BETA, RATE, SEED = 0.1, 1e-4, (0, "bench")

@@ -26,8 +26,8 @@ from mlxreflect.evaluation.generators import LocalGenerator, LocalModel
 from mlxreflect.methods.learning import Learning
 from mlxreflect.models.load import load_policy
 from mlxreflect.tasks import TASKS
-from mlxreflect.training.lora import attach_lora
-from mlxreflect.training.trainer import Trainer
+from mlxreflect.train.lora import attach_lora
+from mlxreflect.train.trainer import Trainer
 
 
 def run_recipe(recipe: str, flags: list[str], folder: Path) -> float:

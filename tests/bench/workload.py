@@ -13,7 +13,7 @@ from mlx_lm.models import qwen2
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import get_total_parameters
 
-from mlxreflect.training.batches import Pair, Row
+from mlxreflect.train.batches import Pair, Row
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 SHAPES: dict[str, dict[str, int]] = {

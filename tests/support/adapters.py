@@ -7,8 +7,8 @@ import mlx.core as mx
 
 from mlxreflect.config.schema import LoraConfig, PolicyConfig
 from mlxreflect.models.load import load_policy
-from mlxreflect.training.lora import attach_lora, save_adapter
-from mlxreflect.training.trainer import Trainer
+from mlxreflect.train.lora import attach_lora, save_adapter
+from mlxreflect.train.trainer import Trainer
 
 
 def write_adapter(folder: Path, model: Path | str, seed: int = 0, told: str | None = None) -> Path:

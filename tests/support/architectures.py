@@ -12,10 +12,10 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 
 from mlxreflect.config.schema import LoraConfig, TrainConfig
-from mlxreflect.training.batches import Batch, Pair, Row
-from mlxreflect.training.lora import attach_lora
-from mlxreflect.training.objectives import Objective
-from mlxreflect.training.trainer import Trainer
+from mlxreflect.train.batches import Batch, Pair, Row
+from mlxreflect.train.lora import attach_lora
+from mlxreflect.train.objectives import Objective
+from mlxreflect.train.trainer import Trainer
 
 VOCABULARY = 40
 

@@ -17,7 +17,7 @@ from mlxreflect.methods.r3 import R3
 from mlxreflect.methods.reflectevo import ReflectEvo
 from mlxreflect.runs import figures, fit, folder
 from mlxreflect.runs import run as loop
-from mlxreflect.training.references import References
+from mlxreflect.train.references import References
 
 DRIVER = str(Path(__file__))  # the file to run
 

@@ -14,8 +14,8 @@ from mlxreflect.methods.session import make_call
 from mlxreflect.models.load import load_policy
 from mlxreflect.prompts.roles import BUNDLED, role_messages
 from mlxreflect.tasks import TASKS
-from mlxreflect.training.lora import attach_lora
-from mlxreflect.training.trainer import Trainer
+from mlxreflect.train.lora import attach_lora
+from mlxreflect.train.trainer import Trainer
 
 COUNTDOWN = TASKS["countdown"]
 NONSENSE = "<think>\nstep 1: 1 + 1 = 2\n</think>\n<answer> 1 + 1 </answer>"

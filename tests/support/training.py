@@ -11,11 +11,11 @@ from mlx_lm.models import qwen2
 
 from mlxreflect.config.fields import GrpoConfig
 from mlxreflect.config.schema import LoraConfig, TrainConfig
-from mlxreflect.training.batches import Group, Pair, Row
-from mlxreflect.training.lora import attach_lora
-from mlxreflect.training.network import Arrays
-from mlxreflect.training.objectives import Objective, imitation
-from mlxreflect.training.trainer import Seed, Step, Trainer
+from mlxreflect.train.batches import Group, Pair, Row
+from mlxreflect.train.lora import attach_lora
+from mlxreflect.train.network import Arrays
+from mlxreflect.train.objectives import Objective, imitation
+from mlxreflect.train.trainer import Seed, Step, Trainer
 
 OnStep = Callable[[Step], None]
 GRPO = GrpoConfig()

@@ -20,8 +20,8 @@ import mlx.nn as nn
 from mlx_lm.models import activations
 
 from mlxreflect.models.load import on_cpu
-from mlxreflect.training import losses
-from mlxreflect.training.network import Logps, Network
+from mlxreflect.train import losses
+from mlxreflect.train.network import Logps, Network
 
 LANES = 2  # a constant: what a part may take of the memory must not depend on the machine's cores
 LOG2E = math.log2(math.e)

@@ -15,9 +15,9 @@ import numpy as np
 
 from mlxreflect.core.cache import KeyedCache, cache_path
 from mlxreflect.models.load import model_key, on_cpu
-from mlxreflect.training.batches import Item, Row, collate
-from mlxreflect.training.cpu import in_parts
-from mlxreflect.training.network import Network, evaluating
+from mlxreflect.train.batches import Item, Row, collate
+from mlxreflect.train.cpu import in_parts
+from mlxreflect.train.network import Network, evaluating
 
 FLOAT32 = np.dtype("<f4")
 SCORED_TOKENS = {"cpu": 1024, "gpu": 8192}  # in a batch, shared ones counted for each row

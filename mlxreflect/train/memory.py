@@ -17,9 +17,9 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlxreflect.config.schema import Fitting
 from mlxreflect.core.seeds import seed_mlx
 from mlxreflect.models.load import on_cpu
-from mlxreflect.training.batches import WORTH, Item, Shape, shape_of
-from mlxreflect.training.cpu import LANES
-from mlxreflect.training.network import (
+from mlxreflect.train.batches import WORTH, Item, Shape, shape_of
+from mlxreflect.train.cpu import LANES
+from mlxreflect.train.network import (
     Arrays,
     Cache,
     Extension,

@@ -18,7 +18,7 @@ from mlxreflect.core.records import Example
 from mlxreflect.core.seeds import rng_for
 from mlxreflect.models.policy import Policy
 from mlxreflect.prompts.parsing import TAGS
-from mlxreflect.training.batches import Group, Pair, Row
+from mlxreflect.train.batches import Group, Pair, Row
 
 OUTSIDE, THINK, MARKER = 0, 1, 2  # what a character is part of
 NO_MASK = MaskConfig()

@@ -24,12 +24,12 @@ from mlxreflect.config.fields import GrpoConfig
 from mlxreflect.config.schema import Fitting
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.seeds import rng_for, seed_mlx
-from mlxreflect.training.batches import Group, Item, Pair, collate
-from mlxreflect.training.cpu import faster_on_cpu, in_parts
-from mlxreflect.training.memory import Footprint, plan, recomputed_layers
-from mlxreflect.training.network import Arrays, Network, parameters
-from mlxreflect.training.objectives import Metrics, Objective, odds_ratio, preference, reinforcement
-from mlxreflect.training.references import References, What, score
+from mlxreflect.train.batches import Group, Item, Pair, collate
+from mlxreflect.train.cpu import faster_on_cpu, in_parts
+from mlxreflect.train.memory import Footprint, plan, recomputed_layers
+from mlxreflect.train.network import Arrays, Network, parameters
+from mlxreflect.train.objectives import Metrics, Objective, odds_ratio, preference, reinforcement
+from mlxreflect.train.references import References, What, score
 
 TIE = 1e-5  # margins below it are rounding
 Seed = tuple[int | str, ...]

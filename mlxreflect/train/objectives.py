@@ -13,8 +13,8 @@ import numpy as np
 
 from mlxreflect.config.fields import GrpoConfig
 from mlxreflect.config.schema import Fitting
-from mlxreflect.training.batches import Batch, Group, Item, Pair, Row
-from mlxreflect.training.losses import PREFERENCE, group_advantages, grpo_loss, log_ratio, orpo_loss
+from mlxreflect.train.batches import Batch, Group, Item, Pair, Row
+from mlxreflect.train.losses import PREFERENCE, group_advantages, grpo_loss, log_ratio, orpo_loss
 
 Metrics = dict[str, mx.array]  # one value an item
 Loss = Callable[[mx.array, Batch, list[int]], tuple[mx.array, Metrics]]

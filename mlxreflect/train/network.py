@@ -15,8 +15,8 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.cache import KVCache, RotatingKVCache, create_attention_mask, make_prompt_cache
 
 from mlxreflect.models.load import on_cpu
-from mlxreflect.training.batches import Batch, Row, collate
-from mlxreflect.training.losses import token_logps
+from mlxreflect.train.batches import Batch, Row, collate
+from mlxreflect.train.losses import token_logps
 
 Held = tuple[mx.array, ...]  # keys and values, or nothing yet
 

@@ -1,1 +1,0 @@
-"""Training: one trainer, the losses, batches, references and memory."""
