@@ -17,7 +17,7 @@ from support.architectures import (
     SHARING,
     SMALL,
     VOCABULARY,
-    Gradients,
+    apart,
     build,
     furthest,
     plain_dpo,
@@ -30,21 +30,13 @@ from support.architectures import (
 from support.training import fit_pairs, fit_rows, fitting
 
 from mlxreflect.config.schema import TrainConfig
+from mlxreflect.train.batches import Pair
 from mlxreflect.train.lora import attach_full, base_reference
 from mlxreflect.train.network import Network, parameters
 from mlxreflect.train.objectives import imitation
 from mlxreflect.train.trainer import Trainer
 
 # ---- as the trainer does it ----------------------------------------------------------------------
-
-
-def apart(found: Gradients, expected: Gradients) -> float:
-    """The length of the difference of all gradients, of their own length."""
-    lengths = [
-        sum(mx.square(g).sum().item() for g in gradients.values())
-        for gradients in ({k: found[k] - v for k, v in expected.items()}, expected)
-    ]
-    return float((lengths[0] / lengths[1]) ** 0.5)
 
 
 def settings_for(logps: str, nll: float, recomputed: str) -> TrainConfig:
@@ -130,6 +122,34 @@ def test_half_precision_is_as_exact_as_the_plain_formulation(
     assert furthest(found, exact) < (0.2 if dtype == mx.bfloat16 else 0.05)
 
 
+@pytest.mark.parametrize("logps", ["mean", "sum"])
+def test_small_gradients_are_not_lost_in_float16(logps: str) -> None:
+    """A loss that hardly depends on a token, as a mean over a long response does."""
+    model = build("qwen2", {"intermediate_size": 64})
+    model.set_dtype(mx.float16)
+    trainer = Trainer(with_lora(model))
+    settings = fitting(lr=1e-3, batch=4, beta=1e-6, logps=logps)
+    objective = trainer.pair_objective(PAIRS, None, settings, settings.objective)
+    _, found, _ = trained(trainer, objective, settings)
+    loss = plain_dpo([[0.0, 0.0]] * len(PAIRS), settings)
+    _, plain = plainly(model, loss)
+    model.set_dtype(mx.float32)
+    _, exact = plainly(model, loss)
+    assert apart(plain, exact) > 0.5
+    assert apart(found, exact) < 0.01
+
+
+def test_a_loss_without_a_gradient_has_none_in_float16() -> None:
+    """Chosen is rejected: there is nothing to enlarge."""
+    model = build("qwen2", {})
+    model.set_dtype(mx.float16)
+    trainer, same = Trainer(with_lora(model)), [Pair(pair.chosen, pair.chosen) for pair in PAIRS]
+    settings = fitting(lr=1e-3, batch=4)
+    objective = trainer.pair_objective(same, None, settings, "dpo")
+    _, found, _ = trained(trainer, objective, settings)
+    assert all((gradient == 0).all() for gradient in found.values())
+
+
 def test_gradients_of_four_bit_models() -> None:
     model = build("qwen2", {"intermediate_size": 64})
     nn.quantize(model, group_size=32, bits=4)
@@ -210,7 +230,8 @@ class NoMask(qwen2.Attention):
 @pytest.mark.parametrize(
     ("attention", "dtype"),
     [(IntegerOffset, mx.float32), (NoOffset, mx.float32), (NoMask, mx.float32),
-     (IntegerOffset, mx.bfloat16), (NoMask, mx.bfloat16)],
+     (IntegerOffset, mx.bfloat16), (NoOffset, mx.bfloat16), (NoMask, mx.bfloat16),
+     (NoOffset, mx.float16), (NoMask, mx.float16)],
 )  # fmt: skip
 def test_attention_that_would_be_wrong_is_not_shared(
     attention: type[qwen2.Attention], dtype: mx.Dtype

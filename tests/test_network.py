@@ -17,7 +17,13 @@ from support.training import most_bytes
 from mlxreflect.train import network as network_module
 from mlxreflect.train.batches import Batch, Row, collate
 from mlxreflect.train.lora import attach_full
-from mlxreflect.train.network import Network, chunk_rows, parameters, standing_in
+from mlxreflect.train.network import (
+    Network,
+    chunk_rows,
+    float32_states,
+    parameters,
+    standing_in,
+)
 
 WIDE = 20_000  # a vocabulary whose logits are most of a step's memory
 
@@ -202,3 +208,64 @@ def test_the_probe_of_a_model_that_fails_leaves_no_trace() -> None:
     assert (network.splits, network.shares) == (True, False)
     assert model.model is place
     assert {module.training for _, module in model.named_modules()} == {True}
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [("qwen2", 0), ("qwen2", 4), ("gemma2", 0), ("gemma2", 4), ("olmoe", 4), ("gpt2", 4)],
+)
+def test_the_probe_of_a_model_in_half_precision_is_in_float32(
+    name: str, bits: int, dtype: mx.Dtype
+) -> None:
+    """There both ways are the same, which in half precision nobody could say."""
+    kind, changes = SHARING[name]
+    model: Any = build(kind, {**changes, "intermediate_size": 64, "moe_intermediate_size": 32})
+    if bits:
+        nn.quantize(model, group_size=32, bits=bits)
+    model.set_dtype(dtype)
+    plain = nn.Embedding.__call__, nn.QuantizedEmbedding.__call__
+    network = Network(model)
+    assert (network.shares, network.precision) == (True, dtype)
+    with float32_states():
+        expected, found, precision = network.both_ways()
+    assert precision == mx.float32
+    assert mx.allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert (nn.Embedding.__call__, nn.QuantizedEmbedding.__call__) == plain
+    rounded, _, precision = network.both_ways()
+    assert precision == dtype
+    assert not mx.allclose(rounded, expected, rtol=1e-5, atol=1e-5)
+
+
+class Noisy(nn.Module):
+    """Attention that rounds otherwise with a cache, and far more than float32 or a bound allows.
+
+    A GPU's kernels take another way for other lengths, too.
+    """
+
+    def __init__(self, plain: nn.Module, noise: float, always: bool) -> None:
+        super().__init__()
+        self.plain, self.noise, self.always = plain, noise, always
+
+    def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+        found = self.plain(x, mask, cache)
+        if x.dtype == mx.float32 or (cache is None and not self.always):
+            return found
+        wave = mx.cos(mx.arange(found.size).reshape(found.shape) + (0 if cache is None else 1))
+        return found + (self.noise * wave).astype(found.dtype)
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+@pytest.mark.parametrize(("always", "shares"), [(True, True), (False, False)])
+def test_rounding_is_judged_by_the_plain_pass(dtype: mx.Dtype, always: bool, shares: bool) -> None:
+    """What rounds no more than the plain pass is shared; what rounds more is not."""
+    model: Any = build("qwen2", {})
+    model.set_dtype(dtype)
+    for layer in model.layers:
+        layer.self_attn = Noisy(layer.self_attn, 0.7, always)
+    network = Network(model)
+    network.axes = 1
+    plain, found, _ = network.both_ways()
+    limit = network_module.TOLERANCE[dtype]
+    assert mx.abs(found - plain).max() > limit * mx.abs(plain).max()  # a bound alone would refuse
+    assert (network.splits, network.shares) == (True, shares)

@@ -198,6 +198,51 @@ def test_preferences_of_a_four_bit_model_fit_into_little_memory(smollm2):
     assert peak < 1.5e9
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_beginnings_are_shared_in_half_precision(smollm2, dtype):
+    """On text, with gradients as near to float32's as those of rows run whole."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten, tree_map
+    from support.architectures import apart
+
+    from mlxreflect.config.schema import LoraConfig, PolicyConfig, TrainConfig
+    from mlxreflect.models.load import load_policy
+    from mlxreflect.train.batches import Pair, Row
+    from mlxreflect.train.lora import attach_lora
+    from mlxreflect.train.trainer import Trainer
+
+    policy = load_policy(PolicyConfig(model=str(smollm2), dequantize="yes"))
+    source = rows(SHARED / "data" / "gsm8k" / "train.jsonl")[:2]
+    pairs = []
+    for mine, other in (source, source[::-1]):
+        prompt = policy.encode([{"role": "user", "content": mine["question"]}])[-24:]
+        right, wrong = (policy.encode_response(prompt, row["answer"]) for row in (mine, other))
+        pairs.append(Pair(Row(prompt, right[:20]), Row(prompt, right[:12] + wrong[:12])))
+    policy.model.set_dtype(getattr(mx, dtype))
+    attach_lora(policy.model, LoraConfig(rank=4, dropout=0.0), 0)
+    mx.random.seed(2)
+    for _, module in policy.model.named_modules():
+        if "lora_b" in module:
+            module.lora_b = 0.01 * mx.random.normal(module.lora_b.shape)
+    trainer, config = Trainer(policy.model), TrainConfig(batch=2)
+    objective = trainer.pair_objective(pairs, None, config, "dpo")
+    network = trainer.understood(objective.items)
+    assert network.shares
+
+    def gradients():
+        return dict(tree_flatten(trainer.gradients(network, objective, [0, 1], config, (1,))[1]))
+
+    shared = gradients()
+    network.shares = False
+    whole = gradients()
+    policy.model.update(tree_map(lambda a: a.astype(mx.float32), policy.model.parameters()))
+    network.precision = mx.float32
+    exact = gradients()
+    print(f"{dtype}: shared {apart(shared, exact):.4f}, whole {apart(whole, exact):.4f}")
+    assert apart(shared, exact) < 1.2 * apart(whole, exact)
+    assert apart(shared, exact) < {"bfloat16": 0.1, "float16": 0.01}[dtype]
+
+
 def mending(body):
     """Finds fault, and mends the thinking of the attempt that it is shown."""
     if body["messages"][-1]["content"].endswith("Retry:"):

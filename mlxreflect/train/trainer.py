@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -182,16 +182,18 @@ class Trainer:
         stream: Seed,
     ) -> tuple[float, Any, dict[str, list[float]]]:  # fmt: skip
         """Returns a step's loss, its gradients and each item's metrics; one part at a time."""
-        loss = partial(loss_of, network, objective, training=True)
         parts, recompute = self.plan(network, objective, members, config)
         arrays = self.trainable()
 
         def part(members: list[int]) -> tuple[mx.array, Metrics, Any]:
-            drawn = (*stream, members[0])
+            drawn, powers = (*stream, members[0]), list[mx.array]()
+            loss = partial(loss_of, network, objective, training=True, powers=powers)
             seed_mlx(*drawn)
             # value_and_grad leaves its own tracers in the model.
             with recomputed_layers(self.model, recompute, drawn), parameters(self.model, arrays):
                 (value, found), gradient = nn.value_and_grad(self.model, loss)(members)
+            for power in powers:
+                gradient = tree_map(lambda g, by=power: (g / by).astype(g.dtype), gradient)
             return value, found, gradient
 
         total, grads = 0.0, None
@@ -281,12 +283,36 @@ class Trainer:
 
 
 def loss_of(
-    network: Network, objective: Objective, members: list[int], *, training: bool = False
-) -> tuple[mx.array, Metrics]:
-    """Returns summed loss and metrics of some items."""
+    network: Network, objective: Objective, members: list[int], *, training: bool = False,
+    powers: list[mx.array] | None = None,
+) -> tuple[mx.array, Metrics]:  # fmt: skip
+    """Returns summed loss and metrics of some items. powers: as of `enlarged`, for float16."""
     rows = [objective.items[i] for i in members]
     batch = collate(rows, share=network.shares, keep_shared=objective.keep_shared)
-    return objective.loss(network.logps(batch, training=training), batch, members)
+    logps = network.logps(batch, training=training)
+    if powers is not None and network.precision == mx.float16:
+        logps = enlarged(logps, powers)
+    return objective.loss(logps, batch, members)
+
+
+def enlarged(logps: mx.array, powers: list[mx.array]) -> mx.array:
+    """logps, whose gradient is times a power of two, so that the largest is between 1/2 and 1.
+
+    A mean over a long response has gradients of which float16 would lose the last digits, or all.
+    powers: gets that power during the backward pass; what comes of it is to be divided by it.
+    """
+
+    @mx.custom_function
+    def same(logps: mx.array) -> mx.array:
+        return logps
+
+    @same.vjp
+    def backward(primal: Any, cotangent: Any, output: Any) -> mx.array:
+        largest = mx.abs(cotangent).max()
+        powers.append(mx.where(largest > 0, mx.power(2.0, mx.floor(-mx.log2(largest))), 1.0))
+        return cast(mx.array, cotangent * powers[-1])
+
+    return cast(mx.array, same(logps))
 
 
 def gather(value: mx.array, found: Metrics, metrics: dict[str, list[float]]) -> float:

@@ -192,6 +192,15 @@ def plainly(model: nn.Module, loss: Loss) -> tuple[float, Gradients]:
     return value.item(), dict(tree_flatten(gradients))
 
 
+def apart(found: Gradients, expected: Gradients) -> float:
+    """The length of the difference of all gradients, of their own length."""
+    lengths = [
+        sum(mx.square(g).sum().item() for g in gradients.values())
+        for gradients in ({k: found[k] - v for k, v in expected.items()}, expected)
+    ]
+    return float((lengths[0] / lengths[1]) ** 0.5)
+
+
 def furthest(found: Gradients, expected: Gradients) -> float:
     """The largest error, of the largest value of the same tensor."""
     assert found.keys() == expected.keys()
