@@ -70,7 +70,7 @@ CHANGED: dict[str, tuple[str, Any, dict[str, Any]]] = {
 }  # fmt: skip
 # Keys that need other data or a look inside: a test of their own below.
 APART = {
-    "policy.dequantize",
+    "policy.dequantize", "policy.thinking", "policy.template",
     "objective", "policy.model", "policy.adapter", "data.source", "data.config", "data.split",
     "data.bad_row", "data.against", "data.ngram", "train.grad_checkpoint", "train.memory_gb",
     "train.reference_cache",

@@ -168,11 +168,15 @@ def solve(
     from mlxreflect.config.schema import PolicyConfig
     from mlxreflect.evaluation import solve as solving
     from mlxreflect.models.load import load_policy
+    from mlxreflect.models.template import with_tags
 
     chosen = solving.find_task(task)
     spec = solving.solve_spec(chosen, critic, rounds, integrate, set_ or [])
     problem, ui = solving.read_question(question, chosen), make_ui(as_json)
-    policy = load_policy(PolicyConfig(model=model, adapter=adapter))
+    policy = load_policy(
+        PolicyConfig(model=model, adapter=adapter, thinking=spec.thinking, template=spec.template)
+    )
+    spec = with_tags(spec, policy.template)
     with ui.progress("solving", 1) as bar:
         result = solving.solve(policy, chosen, problem, spec, bar.update_text)
         bar.advance()

@@ -133,6 +133,7 @@ def eval_spec(recipe: Recipe) -> EvalSpec:
     fetch_templates(tree, path)
     tree["seed"] = config.seed
     tree["batch"] = recipe.policy.batch
+    tree["thinking"], tree["template"] = recipe.policy.thinking, recipe.policy.template
     if config.limit:
         tree["limit"] = config.limit
     if config.max_new_tokens or "max_new_tokens" not in tree:

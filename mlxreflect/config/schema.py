@@ -4,7 +4,7 @@ This is the one place, beside recipes and texts for people, where all methods ar
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -43,6 +43,9 @@ METHODS: dict[str, Method] = {
 }
 
 
+Thinking = Literal["auto", "on", "off"]
+
+
 class ModelConfig(Table):
     """[policy]: the model that learns. Of a job it is all."""
 
@@ -50,6 +53,9 @@ class ModelConfig(Table):
     adapter: LocalPath = ""  # a LoRA folder to start from
     quantize: Literal[0, 4, 8] = 0  # bits, on load
     dequantize: Literal["auto", "yes", "no"] = "auto"  # auto: only on the CPU, where it is faster
+    # of a template with a switch; auto: as mlx_lm.generate has it
+    thinking: Thinking = "auto"
+    template: dict[str, Any] = {}  # keyword arguments of the chat template
 
 
 class PolicyConfig(ModelConfig):
@@ -61,7 +67,8 @@ class PolicyConfig(ModelConfig):
     batch: Positive = 32  # sequences in flight
 
 
-TagSet = Literal["think", "reasoning", "preflexor"]
+# native: the tags of the model's own chat template
+TagSet = Literal["think", "reasoning", "preflexor", "mistral", "gemma", "harmony", "native"]
 
 
 class PromptConfig(Table):
@@ -101,6 +108,7 @@ class CriticConfig(Table):
     temperature: Amount = 0.99
     max_tokens: Positive = 2000  # of a reply
     num_ctx: Positive = 8192  # ollama: tokens of prompt and reply together
+    thinking: Thinking = "auto"  # local: as policy.thinking
     concurrency: Positive = 4  # requests at once; local: the batch
     deadline_s: Rate = 600.0  # seconds for a call, its retries included
     price_in: Amount = 0.0  # dollars a million tokens of prompt
@@ -297,6 +305,8 @@ class EvalSpec(Table):
     max_new_tokens: Positive = 1024
     samples: Positive = 1
     batch: Positive = 32
+    thinking: Thinking = "auto"  # as policy.thinking; of a run, that
+    template: dict[str, Any] = {}  # as policy.template; of a run, that
     form: Literal["chat", "completion"] = "chat"  # completion: raw text, as base models continue it
     shots: Count = 0  # worked examples from the training part before each question
     stop: list[Annotated[str, Field(min_length=1)]] = []  # an answer ends before any of these

@@ -42,7 +42,9 @@ class LocalCritic(Critic):
 
     def preflight(self) -> None:
         if self.model is None:
-            self.model = load_policy(PolicyConfig(model=self.config.model), "critic")
+            self.model = load_policy(
+                PolicyConfig(model=self.config.model, thinking=self.config.thinking), "critic"
+            )
 
     def ask(self, calls: Sequence[Call]) -> list[Reply]:
         if not calls:

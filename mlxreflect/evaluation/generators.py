@@ -162,10 +162,10 @@ class LocalGenerator(Generator):
             kept = self.answers.get(key, len(prompts) * spec.samples)
         if kept:
             bar.advance(len(kept))
-            lengths = [len(prompt) for prompt in prompts for _ in range(spec.samples)]
+            asked = [prompt for prompt in prompts for _ in range(spec.samples)]
             return [
-                policy.completion(ids, reason, length, spec.stop)
-                for (ids, reason), length in zip(kept, lengths, strict=True)
+                policy.completion(ids, reason, prompt, spec.stop)
+                for (ids, reason), prompt in zip(kept, asked, strict=True)
             ]
         completions = policy.generate(
             prompts,

@@ -33,6 +33,7 @@ from mlxreflect.evaluation.generators import (
 from mlxreflect.evaluation.quick import ask_until_decided
 from mlxreflect.models.load import load_policy, missing_model
 from mlxreflect.models.policy import Policy
+from mlxreflect.models.template import with_tags
 from mlxreflect.tasks import check_eval, get_task
 
 ADAPTER_FILES = ("adapter_config.json", "adapters.safetensors")
@@ -178,7 +179,8 @@ def evaluate_arms(
     as of `Answers.open`. twice: the A/A check. Raises UserError.
     """
     check_spec(entries, spec)
-    asked = problem_set(get_task(spec.task.name), spec)
+    task = get_task(spec.task.name)
+    entries, asked = asked_by(entries, spec), problem_set(task, spec)
     root = out or default_folder(spec, entries)
     several = len(entries) > 1
     folders = [root / entry.name if several else root for entry in entries]
@@ -186,11 +188,16 @@ def evaluate_arms(
     arms: list[dict[str, Any]] = []
     for entry, folder in zip(entries, folders, strict=True):
         model = weights.model_of(entry)
+        if spec.prompt.tags == "native" and isinstance(model, LocalModel):
+            asked = problem_set(task, with_tags(spec, model.policy.template))
         if not arms:
             ui.header({"evaluating": spec.name or spec.task.name,
                        "arms": ", ".join(entry.name for entry in entries),
                        "problems": len(asked.problems), "out": str(root)})  # fmt: skip
         name = entry.name if several else ""
+        if isinstance(model, LocalModel):
+            for note in model.policy.template.notes:
+                ui.line(f"{name}: {note}" if name else note)
         results = measure(generator_of(model, asked, answers), folder, ui, name)
         if twice:
             results["noise"] = check_noise(model, asked, answers, folder, ui, name)
@@ -211,7 +218,8 @@ def decide(spec: EvalSpec, entries: Sequence[Entry], out: Path | None, ui: Ui) -
     entries: the baseline first. Returns quick.json. Raises UserError.
     """
     check_spec(entries, spec)
-    models = load_pair(entries)
+    models = load_pair(asked_by(entries, spec))
+    spec = with_tags(spec, next(iter(models.values())).policy.template)
     asked = problem_set(get_task(spec.task.name), spec)
     folder = out or default_folder(spec, entries, "quick")
     most = min(spec.quick.max_n or len(asked.problems), len(asked.problems))
@@ -221,11 +229,26 @@ def decide(spec: EvalSpec, entries: Sequence[Entry], out: Path | None, ui: Ui) -
     return ask_until_decided(models, asked, folder, ui)
 
 
+def asked_by(entries: Sequence[Entry], spec: EvalSpec) -> list[Entry]:
+    """Returns the arms, their chat templates set as the spec has it."""
+    asked = {"thinking": spec.thinking, "template": spec.template}
+    return [
+        e if isinstance(e.model, ServedModel) else Entry(e.name, e.model.model_copy(update=asked))
+        for e in entries
+    ]
+
+
 def check_spec(entries: Sequence[Entry], spec: EvalSpec) -> None:
     """Raises UserError for a spec that the arms cannot answer, before any has been evaluated."""
     check_eval(spec)
     check_chain(spec)
     served = [entry.name for entry in entries if isinstance(entry.model, ServedModel)]
+    if served and (spec.thinking != "auto" or spec.template or spec.prompt.tags == "native"):
+        raise UserError(
+            f"{served[0]}: thinking, template and native tags are for a --model: a server renders "
+            "its own chat template",
+            "leave them out, and start the server with them",
+        )
     if served and spec.chain.rounds > 1:
         raise UserError(
             f"{served[0]}: a spec with [chain] continues answers, which a server does not",
@@ -275,12 +298,15 @@ def load_pair(entries: Sequence[Entry]) -> dict[str, LocalModel]:
             "give one --model and its --adapter, or two models",
         )
     bare = [loaded_with(config) for config in configs]
-    policies = {config: load_policy(config) for config in dict.fromkeys(bare)}
+    policies: dict[str, Policy] = {}
+    for config in bare:
+        key = config.model_dump_json()
+        policies[key] = policies.get(key) or load_policy(config)
     # A quick evaluation has the bits in the adapter's name.
     bits = [f"{config.quantize} bit" if config.quantize else "" for config in configs]
     return {
         entry.name: LocalModel(
-            policies[loaded],
+            policies[loaded.model_dump_json()],
             f"{known_by(config)} {each}".strip(),
             puts_on=None if config == loaded else config,
         )

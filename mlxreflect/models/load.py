@@ -15,7 +15,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from jinja2 import TemplateError
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx_lm.tokenizer_utils import load as load_tokenizer
 from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import dequantize_model, load
 
@@ -23,6 +25,7 @@ from mlxreflect.config.schema import PolicyConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json
 from mlxreflect.models.policy import Policy
+from mlxreflect.models.template import ChatTemplate
 
 TINY = Path(__file__).parent / "tiny"  # the embedded model
 GROUP_SIZE = 64
@@ -49,8 +52,30 @@ def load_policy(config: PolicyConfig, table: str = "policy") -> Policy:
         dequantize(model)
     model.eval()
     mx.eval(model.parameters())
-    tokenizer.eos_token_ids = end_tokens(tokenizer, model_folder(path))
-    return Policy(model, tokenizer, config.model)
+    template = ask_template(tokenizer, config, model_folder(path), table)
+    return Policy(model, tokenizer, config.model, template)
+
+
+def load_template(folder: Path, config: PolicyConfig) -> ChatTemplate:
+    """Loads a model's chat template without its weights. Raises UserError."""
+    try:
+        tokenizer = load_tokenizer(folder, {"trust_remote_code": False})
+    except LOAD_ERRORS as error:
+        raise load_fault(config, error, "policy") from None
+    return ask_template(tokenizer, config, folder, "policy")
+
+
+def ask_template(
+    tokenizer: Any, config: PolicyConfig, folder: Path | None, table: str
+) -> ChatTemplate:
+    tokenizer.eos_token_ids = end_tokens(tokenizer, folder)
+    try:
+        return ChatTemplate(tokenizer, config.thinking, config.template)
+    except TemplateError as error:
+        raise UserError(
+            f"{table}.model = {config.model!r}: its chat template fails: {one_line(error)}",
+            "give a model that is asked in plain text, or mend policy.template",
+        ) from None
 
 
 @contextmanager

@@ -10,13 +10,13 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from jinja2 import TemplateError
 from mlx_lm.generate import BatchGenerator, PromptProcessingBatch
 from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 
 from mlxreflect.core.records import Messages
 from mlxreflect.core.seeds import seed_mlx
+from mlxreflect.models.template import ChatTemplate
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,15 @@ class Completion:
 class Policy:
     """A model with its tokenizer: chat prompts to tokens, tokens to attempts."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, name: str) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, name: str, template: ChatTemplate | None = None
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
         self.eos: set[int] = set(tokenizer.eos_token_ids)
-        self.end_of_turn = find_end_of_turn(tokenizer, self.eos)
-        added = tokenizer.added_tokens_decoder.values()
-        self.special = {token.content for token in added if token.special}
+        self.template = template or ChatTemplate(tokenizer)
+        self.end_of_turn = self.template.end_of_turn
         self.tokens_generated = 0
 
     def encode(self, asked: Messages | str) -> list[int]:
@@ -50,34 +51,27 @@ class Policy:
         completed, after the tokenizer's begin token if it has one."""
         if isinstance(asked, str):
             return list(self.tokenizer.encode(asked))
-        return encode_chat(self.tokenizer, asked)
+        return self.template.prompt(asked)
 
     def encode_response(self, prompt: list[int], text: str) -> list[int]:
-        """Tokens of a response written by another than the policy, its end token included.
-
-        What follows the prompt's tokens when prompt and response are encoded together, where the
-        prompt's tokens are an exact prefix of that; else the response's own tokens.
-        """
-        tokenizer = self.tokenizer
-        if any(token in text for token in self.special):
-            # Untrusted text: a written-out <|im_end|> is characters, not the end of a turn.
-            ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-            return [*ids, self.end_of_turn]
-        head = tokenizer.decode(prompt, skip_special_tokens=False)
-        whole: list[int] = tokenizer.encode(head + text, add_special_tokens=False)
-        if whole[: len(prompt)] == prompt:
-            ids = whole[len(prompt) :]
-        else:
-            ids = tokenizer.encode(text, add_special_tokens=False)
-        return [*ids, self.end_of_turn]
+        """Tokens of a response written by another than the policy, its end token included."""
+        return self.template.response(prompt, text)
 
     def encode_text(self, text: str) -> list[int]:
-        """Tokens of a text by itself, from the tokenizer's begin token to its end token."""
-        special = any(token in text for token in self.special)  # characters, in untrusted text
-        ids: list[int] = self.tokenizer.encode(text, split_special_tokens=special)
+        """Tokens of a whole text, from the tokenizer's begin token to its end token.
+
+        It is the user's own: special tokens that are written out in it are tokens.
+        """
+        ids: list[int] = self.tokenizer.encode(text)
         begin = self.tokenizer.bos_token_id
         ids = ids if begin is None or ids[:1] == [begin] else [begin, *ids]
         return ids if ids[-1:] == [self.end_of_turn] else [*ids, self.end_of_turn]
+
+    def opening(self, prompt: Sequence[int]) -> str:
+        """Returns the opened thought that a prompt ends with; its completion's text begins so."""
+        opening = self.template.shape.opening
+        ends = bool(opening) and self.decode(prompt[-16:]).endswith(opening)
+        return opening if ends else ""
 
     def decode(self, token_ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(
@@ -152,15 +146,16 @@ class Policy:
             generator.close()
             mx.clear_cache()
         self.tokens_generated += sum(map(len, tokens))
-        return [self.completion(tokens[i], reasons[i], len(p), stop) for i, p in enumerate(asked)]
+        return [self.completion(tokens[i], reasons[i], p, stop) for i, p in enumerate(asked)]
 
     def completion(
-        self, token_ids: list[int], finish_reason: str, prompt: int, stop: Sequence[str] = ()
+        self, token_ids: list[int], finish_reason: str, prompt: list[int], stop: Sequence[str] = ()
     ) -> Completion:
         shown = token_ids[:-1] if token_ids and token_ids[-1] in self.eos else token_ids
         text = self.decode(shown)
         kept = cut_at(text, stop)
-        return Completion(kept, token_ids, finish_reason if kept == text else "stop", prompt)
+        reason = finish_reason if kept == text else "stop"
+        return Completion(self.opening(prompt) + kept, token_ids, reason, len(prompt))
 
 
 def avoid(unread: int, banned: list[list[int]]) -> list[Callable[[mx.array, mx.array], mx.array]]:
@@ -207,39 +202,3 @@ def prefill(model: nn.Module, prompts: list[list[int]]) -> tuple[list[list[int]]
             caches[prompt] = rows.extract_cache(i)
             mx.eval([cache.state for cache in caches[prompt]])
     return [prompt[-1:] for prompt in prompts], [caches.get(tuple(prompt)) for prompt in prompts]
-
-
-# ---- chat templates ------------------------------------------------------------------------------
-
-
-def encode_chat(tokenizer: Any, messages: Messages) -> list[int]:
-    """Messages as prompt tokens; a system part is folded into the user's for models without one."""
-    if not tokenizer.has_chat_template:
-        text = "\n\n".join(m["content"] for m in messages) + "\n"
-        return list(tokenizer.encode(text))
-    if messages[0]["role"] == "system" and not knows_system(tokenizer):
-        both = f"{messages[0]['content']}\n\n{messages[1]['content']}"
-        messages = [{"role": "user", "content": both}, *messages[2:]]
-    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True))
-
-
-def knows_system(tokenizer: Any) -> bool:
-    """Returns whether the chat template takes a system message (Gemma's, for one, raises)."""
-    turns = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
-    try:
-        tokenizer.apply_chat_template(turns, tokenize=False)
-    except TemplateError:
-        return False
-    return True
-
-
-def find_end_of_turn(tokenizer: Any, eos: set[int]) -> int:
-    """The token with which the chat template ends an assistant's turn, if it ends generation."""
-    if tokenizer.has_chat_template:
-        turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        closed = tokenizer.apply_chat_template(turn, tokenize=True)
-        opened = tokenizer.apply_chat_template(turn[:1], add_generation_prompt=True, tokenize=True)
-        for token in closed[len(opened) :]:
-            if token in eos:
-                return int(token)
-    return int(tokenizer.eos_token_id)

@@ -6,6 +6,13 @@ TAGS = {
     "think": ("<think>", "</think>"),
     "reasoning": ("<reasoning>", "</reasoning>"),
     "preflexor": ("<|thinking|>", "<|/thinking|>"),
+    "mistral": ("[THINK]", "[/THINK]"),
+    "gemma": ("<|channel>thought", "<channel|>"),
+    "harmony": (
+        "<|channel|>analysis<|message|>",
+        "<|end|><|start|>assistant<|channel|>final<|message|>",
+    ),
+    "native": ("<think>", "</think>"),  # until a model is loaded: models/template.py
 }
 ANSWER = ("<answer>", "</answer>")
 

@@ -29,6 +29,7 @@ from mlxreflect.data.rows import BadRow
 from mlxreflect.evaluation.contamination import clean_examples, keep_rows
 from mlxreflect.models.load import device_name, load_policy
 from mlxreflect.models.policy import Policy
+from mlxreflect.models.template import with_tags
 from mlxreflect.runs.folder import RunFolder
 from mlxreflect.train.batches import Group, Pair, Row
 from mlxreflect.train.encode import Dropped, Encoder
@@ -56,12 +57,14 @@ NAMED = 5  # bad rows that are shown; all of them stand in bad_rows.jsonl
 class Data:
     """Rows to train on, rows held out, and what could not be used, by name.
 
-    decontaminated: counts of rows that occur in an evaluation; None where none was named.
+    decontaminated: counts of rows that occur in an evaluation; None where none was named. notes: a
+    line each on how the chat template and the rows' texts are read.
     """
 
     train: Rows
     held_out: Rows
     bad: list[BadRow]
+    notes: list[str]
     decontaminated: dict[str, Any] | None = None
 
     @property
@@ -83,6 +86,7 @@ def train(folder: RunFolder[Job], ui: Ui) -> dict[str, Any]:
         )  # fmt: skip
         examples, left_out, counts = clean_examples(examples, asked)
         policy = load_policy(PolicyConfig(**job.policy.model_dump()))
+        job = with_tags(job, policy.template)
         data = replace(encode_data(job, policy, examples, bad), decontaminated=counts)
         adapter = attach(policy.model, job.train, job.seed, job.policy.model, job.policy.adapter)
         references = References.open(job.train.reference_cache)
@@ -110,6 +114,8 @@ def describe(folder: RunFolder[Job], data: Data, trainer: Trainer, ui: Ui) -> No
          "trained": f"{trained / 1e6:.2f} million parameters ({job.train.tune})",
          "device": device_name(), "out": str(folder.path)}
     )  # fmt: skip
+    for note in data.notes:
+        ui.line(note)
     if data.cut_prompts:
         ui.line(
             f"warning: {data.cut_prompts} prompts lose their beginning to fit "
@@ -151,7 +157,14 @@ def encode_data(job: Job, policy: Policy, examples: Sequence[Example], bad: list
     part = job.data.held_out if len(used) > 1 else 0
     sides = split_examples(used, part, job.seed)
     train, held_out = ([rows[id(example)] for example in side] for side in sides)
-    return Data(train, held_out, bad)
+    notes, template = list(policy.template.notes), policy.template
+    texts = [example.completion or "" for example in used if not example.prompt]
+    if marked := sum(1 for text in texts if template.special.search(text)):
+        notes.append(
+            f"{marked} of {len(texts)} texts have the model's special tokens written out; there "
+            "they are trained as tokens"
+        )
+    return Data(train, held_out, bad, notes)
 
 
 # ---- steps ---------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from mlxreflect.evaluation.evaluate import eval_problems
 from mlxreflect.methods.base import Frame, Played, Wave
 from mlxreflect.methods.learning import ADAPTER, REFLECTOR, Learning
 from mlxreflect.models.load import device_name, load_policy, weights_hash
+from mlxreflect.models.template import with_tags
 from mlxreflect.runs.figures import (
     RunArms,
     check_arms,
@@ -74,6 +75,7 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
         stack.callback(ledger.close)
         critics = open_critics(recipe, method.tiers(recipe), run.id, ledger, stack)
         policy = load_policy(recipe.policy)
+        recipe, spec = with_tags(recipe, policy.template), with_tags(spec, policy.template)
         critics["self"] = SelfCritic(policy, recipe.critic.tier("basic"), recipe.policy.batch)
         adapter = attach(
             policy.model, recipe.train, recipe.seed, recipe.policy.model, recipe.policy.adapter
@@ -94,6 +96,8 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
              "held out": f"{len(held_out)}{of}", "device": device_name(),
              "decontaminated": cleaned.sentence(), "run": str(run.path)}
         )  # fmt: skip
+        for note in policy.template.notes:
+            ui.line(note)
         arms = RunArms(run, (policy, eval_task, held_out), spec, ui)
         with parameters(policy.model, initial):  # also when a resumed run has to do it again
             base = arms.evaluate_all("base", "")

@@ -33,7 +33,8 @@ from mlxreflect.data.matching import build_index, clause
 from mlxreflect.data.rows import is_path
 from mlxreflect.evaluation.contamination import clean, clean_problems, further_specs, question_of
 from mlxreflect.evaluation.evaluate import eval_problems
-from mlxreflect.models.load import TINY, device_name, on_cpu
+from mlxreflect.models.load import TINY, device_name, load_template, on_cpu
+from mlxreflect.models.template import with_tags
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.memory import memory_limit
 
@@ -153,6 +154,7 @@ def check_policy(recipe: Recipe, sizes: Sizes) -> Iterator[Check]:
     else:
         sizes["policy"] = size = memory_of(folder, config.quantize, config.dequantize)
         yield Check("policy", "ok", f"{config.model} is here, {size / GB:.2f} GB once loaded")
+        yield from check_template(recipe, folder)
     tasks = dict.fromkeys((recipe.task.name, eval_spec(recipe).task.name))
     if config.model == "tiny" and (others := [name for name in tasks if name != "countdown"]):
         found = f"tiny knows Countdown only, and is asked {' and '.join(others)}"
@@ -161,6 +163,18 @@ def check_policy(recipe: Recipe, sizes: Sizes) -> Iterator[Check]:
     if config.adapter and not all((Path(config.adapter) / name).is_file() for name in files):
         hint = f"give a folder with {' and '.join(files)}"
         yield Check("adapter", "fail", f"{config.adapter} is not an adapter folder", hint)
+
+
+def check_template(recipe: Recipe, folder: Path) -> Iterator[Check]:
+    """Asks the model's chat template, without its weights, how it has to be written."""
+    try:
+        template = load_template(folder, recipe.policy)
+        with_tags(recipe, template)
+    except UserError as error:
+        yield Check("template", "fail", error.message, error.hint)
+        return
+    for note in template.notes:
+        yield Check("template", "note", note)
 
 
 def check_data(recipe: Recipe) -> Iterator[Check]:

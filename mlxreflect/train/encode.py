@@ -59,7 +59,10 @@ class Encoder:
             return Dropped(f"a response is over {self.max_length} tokens")
         cut = max(0, len(prompt) - room)
         prompt = prompt[cut:]  # for all to what the longest response leaves
-        rows = [Row(prompt, r, example.weight, self.flags(example, r), cut) for r in responses]
+        opening = len(self.policy.opening(prompt)) if example.prompt else 0
+        rows = [
+            Row(prompt, r, example.weight, self.flags(example, r, opening), cut) for r in responses
+        ]
         for row in rows:
             # The end of the turn alone is nothing: it would be all that the policy learns.
             if row.mask and not any(
@@ -95,10 +98,16 @@ class Encoder:
         prompt = self.policy.encode(example.prompt)
         return [prompt, *(i or self.policy.encode_response(prompt, t or "") for t, i in known)]
 
-    def flags(self, example: Example, response: list[int]) -> tuple[bool, ...] | None:
-        """The mask of a response. Responses of one prompt draw alike where they begin alike."""
+    def flags(
+        self, example: Example, response: list[int], opening: int = 0
+    ) -> tuple[bool, ...] | None:
+        """The mask of a response. Responses of one prompt draw alike where they begin alike.
+
+        opening: characters of the response's text that stand in the prompt already.
+        """
         rule = re.fullmatch(r"from ([0-9]{1,9})", example.mask)
-        begin = int(rule[1]) if rule else 0  # the character at which its own rule lets it begin
+        # The character at which its own rule lets it begin.
+        begin = max(0, int(rule[1]) - opening) if rule else 0
         if self.mask == NO_MASK and not begin:
             return None
         digest = hashlib.sha256(json.dumps(example.prompt).encode()).hexdigest()

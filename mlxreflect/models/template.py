@@ -1,0 +1,343 @@
+"""The model's chat template, asked by rendering conversations and not guessed from its name.
+
+Some templates open a thought at the prompt's end, drop the system message, or put words between
+the role and the answer. How a response has to look after a prompt is read off the template's own
+rendering of whole conversations, once a model.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any, TypeVar
+
+from jinja2 import TemplateError
+from pydantic import BaseModel
+
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Messages
+from mlxreflect.prompts.parsing import TAGS
+from mlxreflect.prompts.roles import BUNDLED
+
+Config = TypeVar("Config", bound=BaseModel)
+Turns = Sequence[Mapping[str, Any]]
+
+USER, ANSWER, THOUGHT = "Uquestion", "Canswer", "Tthought"
+ASK: dict[str, Any] = {"role": "user", "content": USER}
+REPLY: dict[str, Any] = {"role": "assistant", "content": ANSWER}
+# Templates look for a thought under one of these names.
+THINKING: dict[str, Any] = dict.fromkeys(("reasoning_content", "thinking", "reasoning"), THOUGHT)
+PLACE = "\ue000"  # encloses the name of a special token in somebody's text, while it is rendered
+HIDDEN = re.compile(f"{PLACE}((?:[0-9a-f][0-9a-f])+){PLACE}")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a template writes around a response.
+
+    opening: the opened thought that the prompt ends with, such as "<think>\\n"; "" for none.
+    tags: the model's own tags of a thought, None where none were found. thought: what stands
+    between the prompt and a thought, and between the thought and the answer; None where the
+    template's conversations show no thought. plain: what stands before an answer without a
+    thought. after: what stands between the answer and the end of the turn. trims: the template
+    strips an answer. system: it shows the model a system message.
+    """
+
+    system: bool = True
+    opening: str = ""
+    tags: tuple[str, str] | None = None
+    thought: tuple[str, str] | None = None
+    plain: str = ""
+    after: str = ""
+    trims: bool = False
+
+    def response(self, text: str) -> str:
+        """Returns what follows the prompt, up to the end of the turn, for a response's text."""
+        thought, answer = self.split(text)
+        if answer is None:  # a thought that is never closed
+            return (self.thought[0] if self.thought else "") + (thought or "")
+        if self.trims:
+            answer = answer.strip()
+        if thought is None:
+            return self.plain + answer + self.after
+        if not self.thought:
+            return thought + answer + self.after
+        before, between = self.thought
+        return before + thought.strip() + between + answer.lstrip() + self.after
+
+    def split(self, text: str) -> tuple[str | None, str | None]:
+        """Returns the thought in the model's own tags, and the answer that follows it.
+
+        The thought is None where there is none, the answer where the thought is never closed.
+        Where the template shows no thoughts, the closing tag stays with the answer.
+        """
+        if not self.tags or not (self.opening or self.thought):
+            return None, text
+        start, end = self.tags
+        inner, opens = text, text.lstrip().startswith(start)
+        if opens:
+            inner = text.lstrip().removeprefix(self.opening)
+            inner = inner.removeprefix(start).lstrip() if inner.startswith(start) else inner
+        elif end not in text or not self.opening:
+            return None, text
+        thought, closing, answer = inner.partition(end)
+        if not closing:
+            return thought, None
+        return thought, answer if self.thought else closing + answer
+
+
+class ChatTemplate:
+    """Prompts and responses as a model's chat template writes them.
+
+    thinking: "auto" leaves the template's switch as mlx-lm sets it, "on" and "off" set it; "off"
+    leaves out an opened thought where there is no switch. options: keyword arguments of the
+    template. notes: what could not be made equal to the template's own conversations, a line each.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        thinking: str = "auto",
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.eos: set[int] = set(tokenizer.eos_token_ids)
+        self.thinking = thinking
+        self.options = dict(options or {})
+        added = tokenizer.added_tokens_decoder.values()
+        names = sorted({t.content for t in added if t.special}, key=len, reverse=True)
+        self.special = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+        self.left_out = ""
+        self.end_of_turn = int(tokenizer.eos_token_id)
+        self.shape = Shape(tags=self.known_tags())
+        self.notes: list[str] = []
+        if tokenizer.has_chat_template:
+            if thinking == "off":
+                self.left_out = opened(self.render([ASK], add_generation_prompt=True))
+            self.shape = self.learn()
+            self.notes = self.differences()
+
+    # ---- prompts and responses -------------------------------------------------------------------
+
+    def prompt(self, messages: Messages) -> list[int]:
+        """Returns the tokens up to where the response begins.
+
+        Special tokens that are written out in the messages are characters. Raises
+        jinja2.TemplateError where the template refuses the messages.
+        """
+        if not self.tokenizer.has_chat_template:
+            text = "\n\n".join(m["content"] for m in messages) + "\n"
+            ids: list[int] = self.tokenizer.encode(text)
+            return ids
+        hidden = [{**m, "content": self.hide(m["content"])} for m in messages]
+        return self.tokens(self.prompt_text(hidden))
+
+    def prompt_text(self, messages: Turns) -> str:
+        first, *others = messages
+        if first["role"] == "system" and others and not self.shape.system:
+            joined = f"{first['content']}\n\n{others[0]['content']}"
+            messages = [{**others[0], "content": joined}, *others[1:]]
+        return self.render(messages, add_generation_prompt=True).removesuffix(self.left_out)
+
+    def response(self, prompt: list[int], text: str) -> list[int]:
+        """Returns the tokens of a response that another than the policy wrote, its end included.
+
+        They are what follows the prompt's tokens where both are encoded together, if the prompt's
+        tokens are an exact prefix of that; else the response's own. Special tokens in the text are
+        characters, but for the model's own tags of a thought.
+        """
+        plain = self.shape.plain.strip()
+        if plain and text.lstrip().startswith(plain):  # as the policy itself wrote it
+            text = text.lstrip().removeprefix(plain)
+        written = self.shape.response(self.hide(text, self.shape.tags))
+        head = self.tokenizer.decode(prompt, skip_special_tokens=False)
+        whole = self.tokens(head + written)
+        if HIDDEN.search(written) or whole[: len(prompt)] != prompt:
+            return [*self.tokens(written), self.end_of_turn]
+        return [*whole[len(prompt) :], self.end_of_turn]
+
+    def render(self, messages: Turns, **options: Any) -> str:
+        switch = {} if self.thinking == "auto" else {"enable_thinking": self.thinking == "on"}
+        text: str = self.tokenizer.apply_chat_template(
+            list(messages), tokenize=False, **{**switch, **self.options, **options}
+        )
+        return text
+
+    def hide(self, text: str, tags: Sequence[str] | None = None) -> str:
+        """Puts a place for each special token in somebody's text, so that it stays characters.
+
+        tags: what is left as it is.
+        """
+        parts = re.split(f"({'|'.join(map(re.escape, tags))})", text) if tags else [text]
+        parts[::2] = [self.special.sub(place, part) for part in parts[::2]]
+        return "".join(parts)
+
+    def tokens(self, text: str) -> list[int]:
+        """Returns the tokens of a rendered text, in which `hide` may have put places."""
+        if not HIDDEN.search(text):
+            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+            return ids
+        found: list[int] = []
+        for piece in filter(None, re.split(f"({self.special.pattern})", text)):
+            if self.special.fullmatch(piece):
+                found.append(self.tokenizer.convert_tokens_to_ids(piece))
+                continue
+            shown = HIDDEN.sub(lambda place: bytes.fromhex(place[1]).decode(), piece)
+            found += self.tokenizer.encode(
+                shown, add_special_tokens=False, split_special_tokens=True
+            )
+        return found
+
+    # ---- asking the template ---------------------------------------------------------------------
+
+    def learn(self) -> Shape:
+        """Reads the shape of a turn off conversations with and without a thought."""
+        prompt = self.prompt_text([ASK])
+        told = self.try_render([ASK, REPLY])
+        padded = self.try_render([ASK, {**REPLY, "content": f"\n {ANSWER} \n"}])
+        before, _, after = told.partition(ANSWER)
+        thought = self.learn_thought(prompt)
+        opening = opened(prompt)
+        tags = self.known_tags(opening, thought)
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(prompt, before, strict=False))
+        plain = before[sum(1 for _ in same) :]
+        if opening and tags and tags[1] not in plain:
+            plain = f"\n{tags[1]}\n\n"  # the template's answers do not close what it opens
+        return Shape(
+            system=self.hears_system(),
+            opening=opening,
+            tags=tags,
+            thought=thought,
+            plain=plain,
+            after=self.learn_end(after),
+            trims=bool(told) and padded == told,
+        )
+
+    def hears_system(self) -> bool:
+        """Tells if a system message changes the prompt: any text, or an instruction of ours.
+
+        The first Phi-3's template drops the role without an error, Gemma's raises.
+        """
+        alone = self.try_render([ASK])
+        instructions = [
+            text for name, text in BUNDLED.wording.items() if name.startswith("attempt")
+        ]
+        told = [self.try_render([{"role": "system", "content": t}, ASK]) for t in instructions]
+        return any(text and text != alone for text in told)
+
+    def learn_thought(self, prompt: str) -> tuple[str, str] | None:
+        """Returns what stands before a thought, and between it and the answer, if it is shown."""
+        text = self.try_render([ASK, {**REPLY, **THINKING}])
+        if not text.startswith(prompt) or THOUGHT not in text:
+            return None
+        before, _, rest = text[len(prompt) :].partition(THOUGHT)
+        return before, rest.partition(ANSWER)[0]
+
+    def learn_end(self, after: str) -> str:
+        """Sets the token that ends a turn; returns what stands between an answer and it."""
+        ends = {self.tokenizer.convert_ids_to_tokens(token): token for token in self.eos}
+        at, name = min(((after.find(n), n) for n in ends if n and n in after), default=(0, ""))
+        self.end_of_turn = ends.get(name, self.end_of_turn)
+        return after[:at]
+
+    def known_tags(
+        self, opening: str = "", thought: tuple[str, str] | None = None
+    ) -> tuple[str, str] | None:
+        """Returns the model's own tags: of the prompt or a conversation, else of the vocabulary."""
+        if thought and thought[0].strip() and not opening:
+            return thought[0].strip(), thought[1].strip()
+        vocabulary = self.tokenizer.get_vocab()
+        for start, end in TAGS.values():
+            if opening.strip() == start or (not opening and {start, end} <= vocabulary.keys()):
+                return start, end
+        return None
+
+    def try_render(self, messages: Turns) -> str:
+        """Returns a conversation as rendered; "" where the template refuses it."""
+        try:
+            return self.render(messages)
+        except TemplateError:
+            return ""
+
+    def differences(self) -> list[str]:
+        """Says in a line each what is not written as the template's own conversations have it."""
+        shape, notes = self.shape, []
+        if not shape.system:
+            notes.append("it shows no system message; ours stands before the first question")
+        if USER not in self.prompt_text([ASK]):
+            raise TemplateError("it does not show a question that is plain text")
+        if self.thinking != "auto" and not (self.left_out or self.switches()):
+            notes.append(f'policy.thinking = "{self.thinking}" changes nothing in it')
+        again = [ASK, REPLY, ASK]
+        if not self.same([ASK], {}, ANSWER):
+            notes.append(
+                f"its own conversations have no answer without a thought after this prompt; ours "
+                f"begin with {shape.plain!r}"
+            )
+        elif not self.same(again, {}, ANSWER):
+            notes.append("it writes a second turn otherwise than the first")
+        if shape.tags and (shape.opening or shape.thought or self.closes()):
+            start, end = shape.tags
+            if not shape.thought and shape.opening:
+                notes.append("its own conversations show no thought; ours are written as they are")
+            elif self.closes():
+                notes.append(
+                    f"its prompt ends in a closed thought, and {start}…{end} in a response would "
+                    f'be a second one: prompt.tags = "reasoning" asks for other tags'
+                )
+            elif not self.same([ASK], THINKING, f"{start}\n{THOUGHT}\n{end}\n\n{ANSWER}"):
+                notes.append("it writes a thought otherwise than this project does")
+        return [f"chat template: {note}" for note in notes]
+
+    def same(self, messages: Turns, thinking: Mapping[str, Any], text: str) -> bool:
+        """Tells if prompt and response are, token by token, the template's own conversation."""
+        told = self.try_render([*messages, {**REPLY, **thinking}])
+        prompt = self.tokens(self.prompt_text(messages))
+        ours = [*prompt, *self.response(prompt, text)[:-1]]
+        return not told or self.tokens(told)[: len(ours)] == ours
+
+    def closes(self) -> bool:
+        """Tells if the prompt ends in a thought that is closed already."""
+        _, end = self.shape.tags or ("", "")
+        return bool(end) and self.prompt_text([ASK]).rstrip().endswith(end)
+
+    def switches(self) -> bool:
+        """Tells if the template's switch changes the prompt."""
+        on, off = (
+            self.render([ASK], add_generation_prompt=True, enable_thinking=on)
+            for on in (True, False)
+        )
+        return on != off
+
+
+def place(token: re.Match[str]) -> str:
+    return f"{PLACE}{token[0].encode().hex()}{PLACE}"
+
+
+def opened(prompt: str) -> str:
+    """Returns the opened thought at the end of a rendered prompt, white space included."""
+    for start, _ in TAGS.values():
+        at = prompt.rfind(start)
+        if at >= 0 and not prompt[at + len(start) :].strip():
+            return prompt[at:]
+    return ""
+
+
+def with_tags(config: Config, template: ChatTemplate) -> Config:
+    """Returns a recipe, spec or job with the model's own tags, where it asks for native ones.
+
+    Raises UserError for a chat template without any that are known.
+    """
+    prompt = getattr(config, "prompt", None)
+    if (prompt.tags if prompt else getattr(config, "tags", "")) != "native":
+        return config
+    own = template.shape.tags
+    name = next((name for name, pair in TAGS.items() if pair == own and name != "native"), None)
+    if name is None:
+        raise UserError(
+            'prompt.tags = "native": the chat template of the model has no tags of a thought',
+            'set prompt.tags = "think": the prompt asks for them in words',
+        )
+    if prompt is None:
+        return config.model_copy(update={"tags": name})
+    return config.model_copy(update={"prompt": prompt.model_copy(update={"tags": name})})
