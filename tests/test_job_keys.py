@@ -17,6 +17,7 @@ from mlxreflect.config.toml import flatten
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.ui import Ui
 from mlxreflect.data.matching import FILE
+from mlxreflect.runs import fit
 from mlxreflect.runs.fit import train
 from mlxreflect.runs.folder import create_job
 from mlxreflect.train import trainer
@@ -73,7 +74,7 @@ APART = {
     "policy.dequantize", "policy.thinking", "policy.template",
     "objective", "policy.model", "policy.adapter", "data.source", "data.config", "data.split",
     "data.bad_row", "data.against", "data.ngram", "train.grad_checkpoint", "train.memory_gb",
-    "train.reference_cache",
+    "train.reference_cache", "train.cache_limit_gb", "train.wired_limit_gb",
 }  # fmt: skip
 OF = {"sft": "answers.jsonl", "grpo": "groups.jsonl"}  # else pairs.jsonl
 
@@ -335,6 +336,16 @@ def test_memory_gb_halves_batches(outputs_of: Outputs, monkeypatch: pytest.Monke
     batches.clear()
     outputs_of("dpo", {"train.batch": 4, "train.memory_gb": 1e-3})
     assert max(map(len, batches)) == 1
+
+
+@pytest.mark.slow
+def test_limits_of_memory_are_set_first(
+    outputs_of: Outputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[Any] = []
+    monkeypatch.setattr(fit, "limit_memory", lambda *limits: heard.append(limits))
+    outputs_of("dpo", {"train.cache_limit_gb": 0.5, "train.wired_limit_gb": 2.0})
+    assert heard == [(0.5, 2.0)]
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from mlxreflect.data.matching import FILE
 from mlxreflect.models import load as policy_module
 from mlxreflect.models.fuse import write_folder
 from mlxreflect.models.policy import Policy
+from mlxreflect.runs import run as run_module
 from mlxreflect.train.network import Network
 
 # Two waves and a second epoch, with failures, bucket passes, verifications and SFT in them.
@@ -102,6 +103,7 @@ APART = {
     "task.answer", "task.answer_type", "eval.source", "critic.max_failed",
     "eval.cache", "eval.decontaminate", "eval.ngram", "eval.against", "train.grad_checkpoint",
     "train.memory_gb", "train.reference_cache", "train.tune",
+    "train.cache_limit_gb", "train.wired_limit_gb",
     "critic.provider", "critic.model", "critic.base_url", "critic.temperature",
     "critic.max_tokens", "critic.num_ctx", "critic.concurrency", "critic.deadline_s",
     "critic.cache", "critic.advanced", "critic.judge", "prompt.file", "prompt.templates",
@@ -145,6 +147,17 @@ def test_the_same_recipe_twice_is_the_same(outputs_of, tmp_path):
 def test_a_changed_key_changes_an_output(key, outputs_of):
     value, needed = CHANGED[key]
     assert outputs_of({**needed, key: value}) != outputs_of(needed)
+
+
+@pytest.mark.slow
+def test_limits_of_memory_are_set_first(outputs_of, monkeypatch):
+    """They change how much memory is held, and no output."""
+    heard, plain = [], outputs_of({})
+    monkeypatch.setattr(run_module, "limit_memory", lambda *limits: heard.append(limits))
+    settings = {"train.cache_limit_gb": 0.5, "train.wired_limit_gb": 2.0}
+    found = outputs_of(settings)
+    assert heard == [(0.5, 2.0)]
+    assert found["adapter/adapters.safetensors"] == plain["adapter/adapters.safetensors"]
 
 
 @pytest.mark.slow

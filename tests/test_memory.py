@@ -20,15 +20,16 @@ from support.architectures import (
     trained,
     with_lora,
 )
-from support.training import fitting, most_bytes
+from support.training import fitting, lora_trainer, most_bytes, rows
 
 from mlxreflect.core.seeds import seed_mlx
+from mlxreflect.models import load
 from mlxreflect.train import memory
 from mlxreflect.train.batches import Item, Pair, Row, collate, shape_of
 from mlxreflect.train.cpu import LANES
 from mlxreflect.train.memory import Footprint, memory_limit, plan, recomputed_layers
 from mlxreflect.train.network import Network, parameters
-from mlxreflect.train.objectives import preference
+from mlxreflect.train.objectives import imitation, preference
 from mlxreflect.train.trainer import Trainer
 
 FIVE: dict[str, Any] = {
@@ -268,3 +269,60 @@ def test_dropout_draws_the_same_again(count: int) -> None:
         with parameters(model, moved), recomputed_layers(model, count, (1,)):
             values.append(loss(model).item())
     assert (values[0] - values[1]) / 2e-4 == pytest.approx(squared, rel=2e-3)
+
+
+# ---- what is freed -------------------------------------------------------------------------------
+
+
+def held() -> int:
+    return int(mx.get_active_memory() + mx.get_cache_memory())
+
+
+# With a cache as large as a GPU's, for the CPU's own is 32 MB.
+@pytest.mark.slow
+def test_300_steps_of_differing_shapes_hold_what_the_first_ones_do() -> None:
+    limit = mx.set_cache_limit(1 << 34)
+    try:
+        rng = np.random.default_rng(0)
+        shapes = [(int(a), int(b)) for a, b in rng.integers(2, 120, (300, 2))]
+        trainer = lora_trainer()
+        steps = trainer.train(imitation(rows(3, shapes)), fitting(lr=1e-3, batch=1), (1,))
+        sizes = [held() for _ in steps]
+    finally:
+        mx.set_cache_limit(limit)
+        mx.clear_cache()
+    assert len(sizes) == 300
+    assert max(sizes) <= 1.3 * max(sizes[:10])
+
+
+# A stand-in for Metal: what MLX is told there, by a fake that takes no more than it has.
+@pytest.mark.parametrize(
+    ("cache", "wired", "told"),
+    [
+        ("auto", "auto", (10**9, 10**10)),
+        (2.0, 4.0, (2 * 10**9, 4 * 10**9)),
+        (0.5, 99.0, (5 * 10**8, 10**10)),
+    ],
+)
+def test_a_gpu_is_told_both_limits(
+    cache: float | str, wired: float | str, told: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[int] = []
+    monkeypatch.setattr(load, "on_cpu", lambda: False)
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    size = {"max_recommended_working_set_size": 10**10}
+    monkeypatch.setattr(mx, "device_info", lambda: size)
+    monkeypatch.setattr(mx, "set_cache_limit", heard.append)
+    monkeypatch.setattr(mx, "set_wired_limit", heard.append)
+    load.limit_memory(cache, wired)
+    assert tuple(heard) == told
+
+
+def test_the_cpu_keeps_its_own_limits_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[int] = []
+    monkeypatch.setattr(mx, "set_cache_limit", heard.append)
+    monkeypatch.setattr(mx, "set_wired_limit", heard.append)
+    load.limit_memory()
+    assert heard == []
+    load.limit_memory(0.25, 1.0)
+    assert heard == [25 * 10**7]

@@ -20,6 +20,7 @@ Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
 Amount = Annotated[float, Field(ge=0)]
+Gigabytes = Annotated[float, Field(gt=0)] | Literal["auto"]
 # A list of names, or as on a command line the one or several with commas between them.
 Names = Annotated[
     list[str], BeforeValidator(lambda v: v.split(",") if isinstance(v, str) and v else v)

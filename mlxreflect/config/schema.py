@@ -13,6 +13,7 @@ from mlxreflect.config.fields import (
     CachePath,
     Count,
     Fraction,
+    Gigabytes,
     GrpoConfig,
     Idle,
     Local,
@@ -196,6 +197,11 @@ class Fitting(Table):
     max_length: Positive = 4096  # tokens; a longer prompt loses its beginning
     grad_checkpoint: Literal["auto", "yes", "no"] = "auto"  # layers computed twice, to save memory
     memory_gb: Amount = 0.0  # for activations; 0: a part of the device's
+    # Freed memory that MLX keeps for later; auto: a tenth of the GPU's, on the CPU MLX's own.
+    cache_limit_gb: Gigabytes = "auto"
+    # GPU memory that macOS does not move away; auto: all that the GPU may take, as mlx-lm has it
+    # whenever it generates.
+    wired_limit_gb: Gigabytes = "auto"
     reference_cache: CachePath = ""  # "": the user's cache folder, "off", or a path
     mask: MaskConfig = MaskConfig()
     tune: Literal["lora", "full"] = "lora"  # full: all weights, of a model that is not quantised

@@ -29,6 +29,7 @@ from mlxreflect.models.template import ChatTemplate
 
 TINY = Path(__file__).parent / "tiny"  # the embedded model
 GROUP_SIZE = 64
+CACHE_SHARE = 0.1  # of the GPU's working set
 CONFIGS = ("config.json", "generation_config.json")
 # What loading raises for files that are not there, or are not as they should be.
 LOAD_ERRORS = (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError,
@@ -198,6 +199,21 @@ def on_cpu() -> bool:
 def device_name() -> str:
     """Returns the name of the device that MLX computes on."""
     return f"{'CPU' if on_cpu() else 'GPU'}, {mx.device_info().get('device_name', 'unnamed')}"
+
+
+def limit_memory(cache: float | str = "auto", wired: float | str = "auto") -> None:
+    """Limits the freed memory that MLX keeps, and what macOS leaves in place for the GPU.
+
+    Both in gigabytes, or "auto". MLX alone keeps buffers of every shape seen, up to nearly all of a
+    Mac's memory, and the system moves away what is not wired.
+    """
+    found = {} if on_cpu() else mx.device_info()
+    whole = int(found.get("max_recommended_working_set_size") or found.get("memory_size") or 0)
+    if cache != "auto" or whole:
+        mx.set_cache_limit(int(CACHE_SHARE * whole if cache == "auto" else float(cache) * 1e9))
+    if whole and mx.metal.is_available():
+        asked = whole if wired == "auto" else int(float(wired) * 1e9)
+        mx.set_wired_limit(min(asked, whole))  # MLX refuses more
 
 
 def floating(array: mx.array) -> bool:

@@ -27,7 +27,7 @@ from mlxreflect.data.examples import read_examples, split_examples
 from mlxreflect.data.matching import sentence
 from mlxreflect.data.rows import BadRow
 from mlxreflect.evaluation.contamination import clean_examples, keep_rows
-from mlxreflect.models.load import device_name, load_policy
+from mlxreflect.models.load import device_name, limit_memory, load_policy
 from mlxreflect.models.policy import Policy
 from mlxreflect.models.template import with_tags
 from mlxreflect.runs.folder import RunFolder
@@ -78,6 +78,7 @@ def train(folder: RunFolder[Job], ui: Ui) -> dict[str, Any]:
     if done := folder.finished(ui):
         return done
     job = folder.config
+    limit_memory(job.train.cache_limit_gb, job.train.wired_limit_gb)
     with ExitStack() as stack:
         asked = job.data
         examples, bad = read_examples(  # first: a mistake in it is told at once

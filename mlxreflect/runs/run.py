@@ -31,7 +31,7 @@ from mlxreflect.evaluation.contamination import clean, keep_rows
 from mlxreflect.evaluation.evaluate import eval_problems
 from mlxreflect.methods.base import Frame, Played, Wave
 from mlxreflect.methods.learning import ADAPTER, REFLECTOR, Learning
-from mlxreflect.models.load import device_name, load_policy, weights_hash
+from mlxreflect.models.load import device_name, limit_memory, load_policy, weights_hash
 from mlxreflect.models.template import with_tags
 from mlxreflect.runs.figures import (
     RunArms,
@@ -69,6 +69,7 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
         short_hash([list(cleaned.problems), [problem.id for problem in held_out]]),
         "problems than its task and its evaluation give",
     )
+    limit_memory(recipe.train.cache_limit_gb, recipe.train.wired_limit_gb)
     with ExitStack() as stack:
         budget, kept = recipe.critic.budget, recipe.critic.cache != "off"
         ledger = Ledger(run.path / "critic.jsonl", budget, kept=kept)  # also of before a stop

@@ -161,6 +161,7 @@ class Trainer:
                 )
                 optimizer.update(self.model, grads)
                 mx.eval(self.model.trainable_parameters(), optimizer.state, norm)
+                mx.clear_cache()  # buffers of this step's shapes, which may not come again
                 yield Step(
                     name,
                     self.steps[name],

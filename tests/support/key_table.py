@@ -50,7 +50,9 @@ def kind(annotation: Any) -> str:
     """Returns a type as a person reads it: values of a choice, or number, text, list."""
     text = str(annotation)
     if values := re.search(r"Literal\[(.*?)\]", text):
-        return " ".join(f"`{value.strip()}`" for value in values[1].replace("'", '"').split(","))
+        number = "number or " if "float" in text else ""
+        choice = values[1].replace("'", '"').split(",")
+        return number + " ".join(f"`{value.strip()}`" for value in choice)
     names = {"bool": "true or false", "int": "whole number", "float": "number", "list": "list",
              "dict": "table"}  # fmt: skip
     return next((names[n] for n in ("list", "dict", "bool", "int", "float") if n in text), "text")
