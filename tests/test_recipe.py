@@ -247,7 +247,12 @@ def test_wrong_type_is_named_with_key_value_and_line(key: str, tmp_path: Path) -
         ("policy.batch", "true", "True: input should be a valid integer"),
         ("policy.quantize", "3", "3: input should be 0, 4 or 8"),
         ("policy.max_new_tokens", "40.0", "40.0: input should be a valid integer"),
-        ("prompt.tags", "'xml'", "'xml': input should be 'think', 'reasoning' or 'preflexor'"),
+        (
+            "prompt.tags",
+            "'xml'",
+            "'xml': input should be 'think', 'reasoning', 'preflexor', 'mistral', "
+            "'gemma', 'harmony' or 'native'",
+        ),
         ("task.limit", "-1", "-1: input should be greater than or equal to 0"),
         ("critic.provider", "'gpt'", "'gpt': input should be 'solver', 'local', 'ollama', "),
         ("critic.deadline_s", "0", "0: input should be greater than 0"),

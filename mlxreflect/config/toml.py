@@ -106,6 +106,8 @@ def explain(
     """The first fault of a validation, with its line or --set, and the nearest known key."""
     fault = error.errors()[0]
     parts = [str(p) for p in fault["loc"]]
+    if parts[-1:] == ["constrained-float"]:  # a branch of "a number, or auto", and no key
+        parts.pop()
     key = ".".join(filter(None, [prefix, *parts]))
     given = [s for s in settings if overlap(s.partition("=")[0].strip(), key)]
     line = line_of(path, key)

@@ -29,6 +29,7 @@ from mlxreflect.train.cpu import faster_on_cpu, in_parts
 from mlxreflect.train.memory import Footprint, plan, recomputed_layers
 from mlxreflect.train.network import Arrays, Network, parameters
 from mlxreflect.train.objectives import Metrics, Objective, odds_ratio, preference, reinforcement
+from mlxreflect.train.recurrent import differentiable
 from mlxreflect.train.references import References, What, score
 
 TIE = 1e-5  # margins below it are rounding
@@ -149,8 +150,6 @@ class Trainer:
                 rng_for(*seed, name, "order", epoch).shuffle(order)
                 members = order[at * per_step : (at + 1) * per_step]
 
-                # Dropout would make policy and reference differ from themselves.
-                self.model.train(objective.dropout)
                 stream = (*seed, name, "dropout", number)
                 loss, grads, metrics = self.gradients(network, objective, members, config, stream)
                 grads, norm = optim.clip_grad_norm(grads, config.clip or math.inf)
@@ -175,7 +174,6 @@ class Trainer:
                     clipped=mean(metrics.get("clipped")),
                 )
         finally:
-            self.model.eval()
             mx.clear_cache()
 
     def gradients(
@@ -199,10 +197,11 @@ class Trainer:
 
         total, grads = 0.0, None
         metrics: dict[str, list[float]] = defaultdict(list)
-        for _, (value, found, gradient) in in_parts(self.model, part, parts):
-            grads = gradient if grads is None else tree_map(mx.add, grads, gradient)
-            mx.eval(grads)
-            total += gather(value, found, metrics)
+        with differentiable(self.model, objective.dropout):
+            for _, (value, found, gradient) in in_parts(self.model, part, parts):
+                grads = gradient if grads is None else tree_map(mx.add, grads, gradient)
+                mx.eval(grads)
+                total += gather(value, found, metrics)
         scale = 1 / sum(objective.sizes[i] for i in members)
         return total * scale, tree_map(lambda g: g * scale, grads), metrics
 

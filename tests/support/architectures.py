@@ -103,7 +103,31 @@ FALCON: dict[str, Any] = {
     "mamba_d_ssm": 32, "mamba_d_head": 8, "mamba_n_heads": 4, "mamba_d_state": 4, "mamba_d_conv": 3,
 }  # fmt: skip
 
+# A gated-delta layer, then attention; keys wide enough for Metal's kernel.
+DELTA: dict[str, Any] = {
+    "linear_num_value_heads": 2, "linear_num_key_heads": 1, "linear_key_head_dim": 32,
+    "linear_value_head_dim": 8, "linear_conv_kernel_dim": 3, "full_attention_interval": 2,
+}  # fmt: skip
+
+KIMI: dict[str, Any] = {
+    **EXPERTS, "num_experts_per_token": 2, "num_shared_experts": 1, "model_max_length": 512,
+    "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8,
+    "first_k_dense_replace": 1, "linear_attn_config": {
+        "kda_layers": [1], "full_attn_layers": [2], "num_heads": 2, "head_dim": 32,
+        "short_conv_kernel_size": 3,
+    },
+}  # fmt: skip
+
+# Their layers run by kernels without a gradient on a Mac, outside of training mode.
+KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3_5": ("qwen3_5", {"text_config": {"model_type": "qwen3_5_text", **SMALL, **DELTA}}),
+    "qwen3_next": ("qwen3_next", {**EXPERTS, **DELTA, "shared_expert_intermediate_size": 24,
+                                  "partial_rotary_factor": 0.5}),
+    "kimi_linear": ("kimi_linear", KIMI),
+}  # fmt: skip
+
 RECURRENT: dict[str, tuple[str, dict[str, Any]]] = {
+    **KERNELS,
     "mamba": ("mamba", MAMBA),
     "mamba2": ("mamba2", MAMBA),
     "jamba": ("jamba", JAMBA),

@@ -1,0 +1,109 @@
+"""A model while gradients are taken: in training mode, by formulas that have a gradient.
+
+mlx-lm runs the states of some models by Metal kernels without a gradient: most outside of training
+mode alone, some always. And its plain formulas keep the state of every token for the backward pass;
+here they keep one of CHUNK tokens, and compute those between again.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import mlx.core as mx
+import mlx.nn as nn
+
+CHUNK = 64
+DROPOUTS = (nn.Dropout, nn.Dropout2d, nn.Dropout3d)
+State = mx.array | None
+Run = Callable[[list[mx.array], State], tuple[mx.array, mx.array]]
+
+
+@contextmanager
+def differentiable(model: nn.Module, dropout: bool) -> Iterator[None]:
+    """The model as gradients need it, in eval mode again after; dropout: whether it is on."""
+    model.train()
+    if not dropout:  # it would make policy and reference differ from themselves
+        for module in model.modules():
+            if isinstance(module, DROPOUTS):
+                module.eval()
+    with ExitStack() as stack:
+        for place, name, function in replacements():
+            stack.enter_context(mock.patch.object(place, name, function))
+        try:
+            yield
+        finally:
+            model.eval()
+
+
+def replacements() -> Iterator[tuple[Any, str, Any]]:
+    """What stands in for mlx-lm's own, in those of its files that are in use."""
+    if file := loaded("gated_delta"):
+        yield file, "gated_delta_ops", gated_delta(file.gated_delta_ops)
+    if file := loaded("rwkv7"):
+        yield file.Rwkv7TimeMixing, "_wkv7", wkv7(file._wkv7_step_ops)
+    if file := loaded("deepseek_v41"):
+        yield file, "_sinkhorn_kernel", None  # without it, it takes its plain formula
+
+
+def loaded(name: str) -> ModuleType | None:
+    return sys.modules.get(f"mlx_lm.models.{name}")
+
+
+def in_chunks(run: Run, sequences: list[mx.array], state: State) -> tuple[mx.array, mx.array]:
+    """run, on so many tokens at a time; what is inside is computed again in the backward pass.
+
+    sequences: [B, T, …]. run: returns outputs [B, T, …] and the state after them.
+    """
+    outputs = []
+    for start in range(0, sequences[0].shape[1], CHUNK):
+        part = [array[:, start : start + CHUNK] for array in sequences]
+        output, state = mx.checkpoint(run)(part, state)
+        outputs.append(output)
+    assert state is not None  # a sequence has tokens
+    return mx.concatenate(outputs, axis=1), state
+
+
+def gated_delta(plain: Callable[..., tuple[mx.array, mx.array]]) -> Callable[..., Any]:
+    """mlx-lm's gated_delta_ops, in chunks."""
+
+    def ops(
+        q: mx.array, k: mx.array, v: mx.array, g: mx.array, beta: mx.array,
+        state: State = None, mask: State = None,
+    ) -> tuple[mx.array, mx.array]:  # fmt: skip
+        if state is None:
+            shape = (*v.shape[:1], *v.shape[2:], k.shape[-1])
+            state = mx.zeros(shape, dtype=mx.float32)
+        sequences = [q, k, v, g, beta] + ([] if mask is None else [mask])
+
+        def run(part: list[mx.array], state: State) -> tuple[mx.array, mx.array]:
+            return plain(*part[:5], state, *part[5:])
+
+        return in_chunks(run, sequences, state)
+
+    return ops
+
+
+def wkv7(step: Callable[..., tuple[mx.array, mx.array]]) -> Callable[..., Any]:
+    """RWKV-7's _wkv7 without its kernel, in chunks."""
+
+    def plain(part: list[mx.array], state: State) -> tuple[mx.array, mx.array]:
+        outputs = []
+        for t in range(part[0].shape[1]):
+            output, state = step(*[array[:, t] for array in part], state)
+            outputs.append(output)
+        assert state is not None
+        return mx.stack(outputs, axis=1).astype(part[0].dtype), state
+
+    def run(
+        layer: Any, r: mx.array, w: mx.array, k: mx.array, v: mx.array, a: mx.array, b: mx.array,
+        state: State,
+    ) -> tuple[mx.array, mx.array]:  # fmt: skip
+        if state is None:
+            shape = (r.shape[0], layer.num_heads, layer.head_dim, layer.head_dim)
+            state = mx.zeros(shape, dtype=r.dtype)
+        return in_chunks(plain, [r, w, k, v, a, b], state)
+
+    return run
