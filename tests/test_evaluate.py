@@ -216,7 +216,8 @@ def test_only_answers_to_the_same_are_reused(policy, load_random, tmp_path, gene
     answers = Answers(tmp_path / "kept")
     keep(policy, tmp_path / "first", answers)
     others = [{"temperature": 0.5}, {"max_new_tokens": 7}, {"batch": 2}, {"seed": 4},
-              {"top_p": 0.9}, {"stop": ["x"]}, {"samples": 2}]  # fmt: skip
+              {"top_p": 0.9}, {"top_k": 3}, {"min_p": 0.2}, {"repetition_penalty": 1.3},
+              {"presence_penalty": 1.0}, {"stop": ["x"]}, {"samples": 2}]  # fmt: skip
     for i, changes in enumerate(others):
         generated.clear()
         keep(policy, tmp_path / str(i), answers, FEW.model_copy(update=changes))

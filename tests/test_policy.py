@@ -17,7 +17,7 @@ from support.adapters import write_adapter
 from support.architectures import RECURRENT, SHARING, build
 from support.methods import attempt_messages
 
-from mlxreflect.config.schema import LoraConfig, PolicyConfig
+from mlxreflect.config.schema import LoraConfig, PolicyConfig, Sampling
 from mlxreflect.core.errors import UserError
 from mlxreflect.models.load import adapted, load_policy
 from mlxreflect.models.policy import Completion, Policy
@@ -109,6 +109,67 @@ def test_top_p_and_temperature_reach_the_sampler(policy: Policy) -> None:
             c.token_ids for c in greedy
         ]
     assert generate(policy, prompts(5), temperature=1.0) != greedy
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 10_000])
+def test_tokens_are_of_the_likeliest(policy: Policy, top_k: int) -> None:
+    """Each one is among the k likeliest, and (but for k = 1) not always the first."""
+    found = generate(
+        policy, prompts(5), temperature=1.0, top_p=0.99, sampling=Sampling(top_k=top_k)
+    )
+    places = []
+    for prompt, one in zip(prompts(5), found, strict=True):
+        every = logits(policy.model, prompt + one.token_ids)[len(prompt) - 1 : -1]
+        mine = every[np.arange(len(every)), one.token_ids]
+        places += (every > mine[:, None] + 1e-4).sum(-1).tolist()
+    assert max(places) < top_k
+    assert (max(places) > 0) == (top_k > 1)
+
+
+def test_top_p_is_cut_from_the_likeliest_that_are_left(policy: Policy) -> None:
+    """Of two, the one with most of their mass is enough for a small top_p."""
+    few = generate(policy, prompts(5), temperature=1.0, top_p=0.5, sampling=Sampling(top_k=2))
+    assert [c.token_ids for c in few] == [c.token_ids for c in generate(policy, prompts(5))]
+
+
+def test_min_p_is_a_share_of_the_likeliest(policy: Policy) -> None:
+    found = generate(policy, prompts(5), temperature=1.0, sampling=Sampling(min_p=0.6))
+    least = 1.0
+    for prompt, one in zip(prompts(5), found, strict=True):
+        every = logits(policy.model, prompt + one.token_ids)[len(prompt) - 1 : -1]
+        shares = np.exp(every[np.arange(len(every)), one.token_ids] - every.max(-1))
+        least = min(least, float(shares.min()))
+    assert 0.599 < least < 0.999
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(repetition_penalty=1.4), Sampling(presence_penalty=1.2)]
+)
+def test_penalties_count_what_the_answer_has(
+    policy: Policy, sampling: Sampling, samples: int
+) -> None:
+    """Greedy tokens, computed step by step; never the prompt's, whether it is shared or not."""
+    asked = prompts(3)
+    found = generate(policy, asked, sampling=sampling, samples=samples, max_new_tokens=12)
+    plain = generate(policy, asked, samples=samples, max_new_tokens=12)
+    assert [c.token_ids for c in found] != [c.token_ids for c in plain]
+    for i, one in enumerate(found):
+        prompt, made = asked[i // samples], list[int]()
+        while len(made) < len(one.token_ids):
+            row = logits(policy.model, prompt + made)[-1].astype(np.float64)
+            for token in set(made):
+                factor = sampling.repetition_penalty
+                row[token] = row[token] / factor if row[token] > 0 else row[token] * factor
+                row[token] -= sampling.presence_penalty
+            made.append(int(row.argmax()))
+        assert one.token_ids == made
+
+
+def test_sampling_as_it_is_by_default_changes_nothing(policy: Policy) -> None:
+    for options in ({}, {"temperature": 0.8, "top_p": 0.9}):
+        plain = generate(policy, prompts(5), **options)
+        assert generate(policy, prompts(5), sampling=Sampling(), **options) == plain
 
 
 def test_stop_tokens(copy: Path) -> None:

@@ -87,6 +87,19 @@ def test_decoding_reaches_the_server(tmp_path: Path) -> None:
     }
 
 
+def test_sampling_reaches_the_server_and_the_results(tmp_path: Path) -> None:
+    changes = {"top_k": 20, "min_p": 0.1, "repetition_penalty": 1.1, "presence_penalty": 1.5}
+    with FakeOpenAI(answer, models=["m"]) as server:
+        found = run(ServedModel(server.url, "m"), tmp_path / "one", **changes)
+        plain = run(ServedModel(server.url, "m"), tmp_path / "two")
+    first, last = server.chats[0], server.chats[-1]
+    assert {key: first[key] for key in changes} == changes
+    assert not changes.keys() & last.keys()
+    assert {key: found["decoding"][key] for key in changes} == changes
+    assert {key: found["spec"][key] for key in changes} == changes
+    assert not changes.keys() & {*plain["decoding"], *plain["spec"]}
+
+
 def test_a_cut_answer_and_an_empty_one_are_answers(tmp_path: Path) -> None:
     def thought(content: str, reasoning: str, reason: str) -> Any:
         message = {"content": content, "reasoning_content": reasoning}

@@ -59,7 +59,23 @@ class ModelConfig(Table):
     template: dict[str, Any] = {}  # keyword arguments of the chat template
 
 
-class PolicyConfig(ModelConfig):
+class Sampling(Table):
+    """How a token is drawn, besides temperature and top_p."""
+
+    top_k: Count = 0  # one of the so many most likely tokens, cut before top_p is; 0: any
+    min_p: Fraction = 0.0  # a token's least probability, as a share of the most likely one's
+    # above 1: what the answer has already becomes less likely, its logits divided (below 0: times)
+    repetition_penalty: Rate = 1.0
+    # taken from the logits of what the answer has already
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+
+    def changed(self) -> dict[str, float]:
+        """Returns the keys of this table that are not as they are by default."""
+        return {name: getattr(self, name) for name, key in Sampling.model_fields.items()
+                if getattr(self, name) != key.default}  # fmt: skip
+
+
+class PolicyConfig(ModelConfig, Sampling):
     """[policy] of a recipe, with how it answers."""
 
     temperature: Amount = 0.7  # of attempts and verifications
@@ -296,7 +312,7 @@ class ChainConfig(Table):
     critic: CriticConfig = CriticConfig()
 
 
-class EvalSpec(Table):
+class EvalSpec(Sampling):
     """An evaluation: what is asked and how; `evals/*.toml` hold the bundled ones."""
 
     task: TaskConfig

@@ -19,7 +19,8 @@ class Call:
         (a retry from the bucket list is a new call, a resumed run's is not).
     seed: of the sampling. schema: JSON schema of the reply; None: text.
     temperature: of the sampling, where it is not the critic's own.
-    top_p, stop: of an attempt's sampling. raw: the one message is text to be completed.
+    top_p, sampling, stop: of an attempt's sampling; of `config.schema.Sampling` what is not usual.
+    raw: the one message is text to be completed.
     """
 
     role: Role
@@ -36,6 +37,7 @@ class Call:
     schema: dict[str, Any] | None = None
     temperature: float | None = None
     top_p: float = 1.0
+    sampling: dict[str, float] = field(default_factory=dict)
     stop: tuple[str, ...] = ()
     raw: bool = False
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.pool import AsyncResult, ThreadPool
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tenacity import (
     RetryCallState,
@@ -305,7 +305,7 @@ KEPT = ("text", "finish_reason", "usage", "tries", "seconds")  # of a reply
 
 def cache_key(config: CriticConfig, call: Call) -> str:
     """Returns the SHA-256 over everything that makes one call another than the next."""
-    parts = {
+    parts: dict[str, Any] = {
         "provider": config.provider,
         "model": config.model,
         "messages": call.messages,
@@ -321,6 +321,8 @@ def cache_key(config: CriticConfig, call: Call) -> str:
     }
     if call.role == "attempt":
         parts["attempt"] = [call.top_p, call.stop, call.raw]
+        if call.sampling:
+            parts["sampling"] |= call.sampling
     # ASCII: a model's half emoji (a lone surrogate) has no UTF-8 form.
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("ascii")).hexdigest()
 

@@ -16,6 +16,7 @@ from mlxreflect.critics.http import CallError, Wire, put_back, token_counts, typ
 
 ADDRESS = re.compile(r"(\w+://)?(?:([^/]*)@)?(.*)", re.DOTALL)  # matches everything
 PORT, LOOK_S = 11434, 5.0  # seconds to find out if a server is there
+RENAMED = {"repetition_penalty": "repeat_penalty"}  # of Sampling, as Ollama has it
 CHARS_PER_TOKEN = 6  # more than any usual text has, so the estimate errs towards too few tokens
 
 
@@ -74,6 +75,7 @@ class Ollama:
         }
         if call.top_p < 1:
             options["top_p"] = call.top_p
+        options |= {RENAMED.get(name, name): value for name, value in call.sampling.items()}
         if call.stop:
             options["stop"] = list(call.stop)
         response: ollama.GenerateResponse | ollama.ChatResponse

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from mlxreflect.config.schema import CriticConfig
+from mlxreflect.config.schema import CriticConfig, Sampling
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Messages
 from mlxreflect.critics.base import Call, Reply
@@ -107,6 +107,7 @@ class OpenAI:
         }
         if call.top_p < 1:
             body["top_p"] = call.top_p
+        body |= call.sampling  # as vLLM, mlx_lm.server and others know them
         if call.stop:
             body["stop"] = list(call.stop[:MOST_STOPS])
         if call.schema is not None:
@@ -191,7 +192,8 @@ def refused_parameter(response: httpx.Response, body: dict[str, Any]) -> str | N
         return "system"
     if status not in (400, 422):
         return None
-    for name in ("response_format", "max_tokens", "temperature", "seed", "top_p", "stop"):
+    for name in ("response_format", "max_tokens", "temperature", "seed", "top_p", "stop",
+                 *Sampling.model_fields):  # fmt: skip
         if name in body and re.search(rf"\b{name}\b", said):
             return name
     return "response_format" if "response_format" in body else None

@@ -324,6 +324,7 @@ class Rounds:
             batch=self.spec.batch,
             seed=("chain", *seed),
             stop=self.spec.stop,
+            sampling=self.spec,
             banned=[self.encode_banned(ids, ask) for ids, ask in pairs],
         )
         for ask, more, completion in zip(asks, openings, completions, strict=True):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from scipy.stats import fisher_exact
 
 from mlxreflect import stats
+from mlxreflect.config.schema import Sampling
 from mlxreflect.config.toml import flatten
 from mlxreflect.core.errors import UserError
 from mlxreflect.evaluation.arms import (
@@ -36,8 +37,8 @@ LISTED = 100  # characters of a problem that is listed
 # Keys of results.json that both sides must share; what tells a person most comes first.
 SETUP = ("decoding", "spec", "rules", "prompt_hash")
 # What may differ while the prompts stay as they are.
-AFTER_PROMPT = {"temperature", "top_p", "max_new_tokens", "batch", "samples", "stop", "rules",
-                "decoding"}  # fmt: skip
+AFTER_PROMPT = {"temperature", "top_p", *Sampling.model_fields, "max_new_tokens", "batch",
+                "samples", "stop", "rules", "decoding"}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mlxreflect.config.schema import EvalSpec
+from mlxreflect.config.schema import EvalSpec, Sampling
 from mlxreflect.config.toml import apply_settings, bundled, find_toml, read_toml, validate
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import (
@@ -132,13 +132,13 @@ def describe_setup(generator: "Generator") -> dict[str, Any]:
     )
     if not spec.prompt.templates:
         del told["prompt"]["templates"]
-    for key in ("form", "shots", "stop", "rules", "chain"):
+    for key in ("form", "shots", "stop", "rules", "chain", *Sampling.model_fields):
         if getattr(spec, key) == EvalSpec.model_fields[key].default:
             del told[key]  # as in evaluations made before there was such a key
     keys = ("temperature", "top_p", "max_new_tokens", "seed", "batch", "samples")
     return {
         "prompt_hash": short_hash([[p.id for p in asked.problems], asked.prompts]),
-        "decoding": {key: getattr(spec, key) for key in keys},
+        "decoding": {**{key: getattr(spec, key) for key in keys}, **spec.changed()},
         "spec": told,
         "model": generator.name,
         "adapter": generator.adapter,

@@ -12,7 +12,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxreflect.config.schema import CriticConfig, EvalSpec, PolicyConfig
+from mlxreflect.config.schema import CriticConfig, EvalSpec, PolicyConfig, Sampling
 from mlxreflect.core.cache import KeyedCache, cache_path
 from mlxreflect.core.errors import UserError, reworded
 from mlxreflect.core.journal import dump_line, read_rows, write_atomic
@@ -156,7 +156,9 @@ class LocalGenerator(Generator):
         policy, spec, prompts = self.model.policy, self.asked.spec, self.prompts[start:stop]
         seed, key, kept = (self.purpose, spec.seed, start), "", None
         if self.answers:
-            decoding = [spec.temperature, spec.top_p, spec.max_new_tokens, spec.batch, spec.samples]
+            keys = ("temperature", "top_p", "max_new_tokens", "batch", "samples")
+            decoding = [getattr(spec, key) for key in keys]
+            decoding += [how] if (how := spec.changed()) else []
             parts = [1, [self.identity, decoding, spec.stop, seed, prompts]]
             key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
             kept = self.answers.get(key, len(prompts) * spec.samples)
@@ -176,6 +178,7 @@ class LocalGenerator(Generator):
             seed=seed,
             samples=spec.samples,
             stop=spec.stop,
+            sampling=spec,
             advance=bar.advance,
         )
         if self.answers:
@@ -262,7 +265,8 @@ OPTIONS = {  # as a critic's messages name them → as `eval` does
     "critic.key_env": "--server-key-env", "critic.model": "--server-model",
     "critic.max_tokens": "max_new_tokens", "critic.num_ctx": "the server's context",
 }  # fmt: skip
-CHANGING = {"temperature", "top_p", "seed"}  # what a server may refuse and decides its answers
+# What a server may refuse and decides its answers.
+CHANGING = {"temperature", "top_p", "seed", *Sampling.model_fields}
 
 
 @dataclass(frozen=True)
@@ -395,6 +399,7 @@ def attempt_call(problem: Problem, index: int, prompt: Messages | str, spec: Eva
         seed=seed_for("eval", spec.seed, problem.id, index),
         top_p=spec.top_p,
         stop=tuple(spec.stop),
+        sampling=spec.changed(),
         raw=isinstance(prompt, str),
     )
 

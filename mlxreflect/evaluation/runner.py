@@ -15,7 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxreflect.config.schema import EvalSpec, PolicyConfig
+from mlxreflect.config.schema import EvalSpec, PolicyConfig, Sampling
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json, read_rows
 from mlxreflect.core.ui import Ui
@@ -355,7 +355,9 @@ def default_folder(spec: EvalSpec, entries: Sequence[Entry], kind: str = "eval")
         else [e.model.model, e.model.adapter, *([e.model.quantize] if e.model.quantize else [])]
         for e in entries
     ]  # fmt: skip
-    keys = spec.model_dump(exclude={"quick": {"max_n"} if kind == "quick" else True})
+    usual = dict.fromkeys(Sampling.model_fields.keys() - spec.changed(), True)
+    quick = {"max_n"} if kind == "quick" else True
+    keys = spec.model_dump(exclude={"quick": quick, **usual})
     what = json.dumps([keys, *(models if len(models) > 1 else models[0])], sort_keys=True)
     digest = hashlib.sha256(what.encode()).hexdigest()[:8]
     name = entries[0].name if len(entries) == 1 else f"{len(entries)}-arms"

@@ -83,6 +83,7 @@ class Rollouts:
             max_new_tokens=config.max_new_tokens,
             batch=config.batch,
             seed=(*seed, role),
+            sampling=config,
         )
         turns = []
         for (problem, messages), one in zip(prompts, completions, strict=True):

@@ -5,18 +5,25 @@ The only file that touches mlx-lm's generation.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.generate import BatchGenerator, PromptProcessingBatch
 from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
-from mlx_lm.sample_utils import make_sampler
+from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
+from mlxreflect.config.schema import Sampling
 from mlxreflect.core.records import Messages
 from mlxreflect.core.seeds import seed_mlx
 from mlxreflect.models.template import ChatTemplate
+
+PLAIN = Sampling()
+WHOLE = 1 << 20  # more tokens than a completion has
+Processor = Callable[[mx.array, mx.array], mx.array]  # tokens so far, logits
+Sampler = Callable[[mx.array], mx.array]
 
 
 @dataclass(frozen=True)
@@ -91,14 +98,15 @@ class Policy:
         samples: int = 1,
         stop: Sequence[str] = (),
         banned: Sequence[Sequence[list[int]]] = (),
+        sampling: Sampling = PLAIN,
         advance: Callable[[int], None] | None = None,
     ) -> list[Completion]:
         """`samples` completions of each prompt in turn, by continuous batching.
 
         seed: names the random stream; the same names, prompts, weights and backend give the same
         tokens. stop: strings that end a completion where they appear in its text. banned: for each
-        prompt, token sequences that its completions do not begin with. advance: told how many
-        completions have just ended.
+        prompt, token sequences that its completions do not begin with. sampling: how else
+        a token is drawn. advance: told how many completions have just ended.
         """
         reach = max((len(text.encode()) for text in stop), default=0) + 4  # tokens, and some before
         asked = [prompt for prompt in prompts for _ in range(samples)]
@@ -113,7 +121,7 @@ class Policy:
             self.model,
             max_tokens=max_new_tokens,
             stop_tokens=[[token] for token in sorted(self.eos)],
-            sampler=make_sampler(temp=temperature, top_p=top_p),
+            sampler=sampler_of(temperature, top_p, sampling),
             completion_batch_size=batch,
             prefill_batch_size=batch,
         )
@@ -126,7 +134,10 @@ class Policy:
                     with mx.stream(generator.stream):
                         unread, caches = prefill(self.model, part)
                     these = zip(unread, bans[inserted : inserted + len(part)], strict=True)
-                    limits = [avoid(len(ids), ban) for ids, ban in these]
+                    limits = [
+                        [*avoid(len(ids), ban), *penalties(len(ids), sampling)]
+                        for ids, ban in these
+                    ]
                     inserted += len(
                         generator.insert(unread, caches=caches, logits_processors=limits)
                     )
@@ -158,7 +169,7 @@ class Policy:
         return Completion(self.opening(prompt) + kept, token_ids, reason, len(prompt))
 
 
-def avoid(unread: int, banned: list[list[int]]) -> list[Callable[[mx.array, mx.array], mx.array]]:
+def avoid(unread: int, banned: list[list[int]]) -> list[Processor]:
     """A logits processor that keeps a completion from beginning with any of these tokens.
 
     unread: tokens that the generator was given to read, which stand before the completion's.
@@ -175,6 +186,42 @@ def avoid(unread: int, banned: list[list[int]]) -> list[Callable[[mx.array, mx.a
         return logits
 
     return [limit] if longest else []
+
+
+def sampler_of(temperature: float, top_p: float, sampling: Sampling) -> Sampler:
+    """mlx-lm's sampler, of the `top_k` most likely tokens alone.
+
+    Its own order sorts the whole vocabulary for top_p, and once more for top_k.
+    """
+    draw = make_sampler(temp=temperature, top_p=top_p, min_p=sampling.min_p)
+
+    def draw_few(logprobs: mx.array) -> mx.array:
+        if sampling.top_k >= logprobs.shape[-1]:
+            return cast(mx.array, draw(logprobs))
+        ids = mx.argpartition(-logprobs, kth=sampling.top_k - 1, axis=-1)[..., : sampling.top_k]
+        drawn = draw(mx.take_along_axis(logprobs, ids, axis=-1))
+        return mx.take_along_axis(ids, drawn[..., None], axis=-1).squeeze(-1)
+
+    return draw_few if sampling.top_k and temperature else draw
+
+
+def penalties(unread: int, sampling: Sampling) -> list[Processor]:
+    """mlx-lm's logits processors for what a completion has already, from its beginning.
+
+    unread: as of `avoid`. How much of a prompt that is depends on what is shared: it never counts.
+    """
+    repetition, presence = sampling.repetition_penalty, sampling.presence_penalty
+    made = make_logits_processors(
+        repetition_penalty=None if repetition == 1 else repetition,
+        repetition_context_size=WHOLE,
+        presence_penalty=presence or None,
+        presence_context_size=WHOLE,
+    )
+    return [partial(after, unread, penalty) for penalty in made]
+
+
+def after(unread: int, penalty: Processor, tokens: mx.array, logits: mx.array) -> mx.array:
+    return penalty(tokens[unread:], logits)
 
 
 def cut_at(text: str, stop: Sequence[str]) -> str:

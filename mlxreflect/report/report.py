@@ -172,7 +172,7 @@ def inspect_log(arm: Arm) -> "EvalLog":
 
     decoding = arm.setup.get("decoding", {})
     names = {"max_tokens": "max_new_tokens", "temperature": "temperature", "top_p": "top_p",
-             "seed": "seed"}  # fmt: skip
+             "top_k": "top_k", "presence_penalty": "presence_penalty", "seed": "seed"}  # fmt: skip
     config = {ours: decoding[theirs] for ours, theirs in names.items() if theirs in decoding}
     given = {"adapter": arm.adapter, "server": arm.setup.get("server")}
     metrics = [{"name": f"inspect_ai/{name}", "options": {}} for name in ("accuracy", "stderr")]
