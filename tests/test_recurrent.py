@@ -6,12 +6,15 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 from support.architectures import (
+    DELTA,
     KERNELS,
     PAIRS,
     RECURRENT,
     ROWS,
+    SMALL,
     build,
     furthest,
     plain_dpo,
@@ -24,7 +27,9 @@ from support.architectures import (
 from support.training import fitting
 
 from mlxreflect.train import recurrent
+from mlxreflect.train.batches import Row, shape_of
 from mlxreflect.train.lora import base_reference
+from mlxreflect.train.memory import Footprint
 from mlxreflect.train.network import parameters
 from mlxreflect.train.objectives import imitation
 from mlxreflect.train.recurrent import differentiable
@@ -115,3 +120,47 @@ def test_dropout_is_on_where_the_objective_wants_it() -> None:
             assert model.training and model.layers[1].training
             assert model.layers[0].training == wanted
         assert not model.training and not model.layers[0].training
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+WIDE: dict[str, Any] = {
+    **SMALL, "hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 512, "head_dim": 64,
+    "vocab_size": 512, "max_position_embeddings": 4096,
+}  # fmt: skip
+WIDE_DELTA: dict[str, Any] = {
+    **DELTA, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 64,
+    "linear_value_head_dim": 64, "full_attention_interval": 4,
+}  # fmt: skip
+
+
+def peak_and_estimate(kind: str, changes: dict[str, Any], length: int) -> tuple[int, int]:
+    """Bytes of one step's activations on a row of so many tokens."""
+    model = with_lora(build(kind, changes))
+    trainer, half = Trainer(model), length // 2
+    tokens = [int(t) for t in np.random.default_rng(0).integers(0, 512, length)]
+    objective = imitation([Row(tokens[:half], tokens[half:])])
+    network = trainer.understood(objective.items)
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    settings = fitting(batch=1, grad_checkpoint="no", memory_gb=8.0)
+    trainer.gradients(network, objective, [0], settings, (1,))
+    estimate = Footprint(model, 512).bytes(shape_of([objective.items[0]], False))
+    return mx.get_peak_memory() - before, estimate
+
+
+@pytest.mark.slow
+def test_memory_grows_with_the_tokens_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recurrent, "CHUNK", 64)
+    text = {"model_type": "qwen3_5_text", **WIDE, **WIDE_DELTA}
+    peaks, plain = {}, {}
+    for length in (256, 1024):
+        plain[length], _ = peak_and_estimate("qwen3", WIDE, length)
+        peaks[length], estimate = peak_and_estimate("qwen3_5", {"text_config": text}, length)
+        print(f"{length} tokens: {peaks[length] / 1e6:.0f} MB, estimated {estimate / 1e6:.0f}, "
+              f"qwen3 of the same width {plain[length] / 1e6:.0f}")  # fmt: skip
+        assert peaks[length] <= 2.5 * plain[length]
+        assert estimate / 1.7 <= peaks[length] <= estimate * 1.7
+    # Attention's scores grow with the square; nothing else may grow faster than the tokens.
+    assert peaks[1024] / peaks[256] <= plain[1024] / plain[256]

@@ -60,10 +60,44 @@ def in_chunks(run: Run, sequences: list[mx.array], state: State) -> tuple[mx.arr
     outputs = []
     for start in range(0, sequences[0].shape[1], CHUNK):
         part = [array[:, start : start + CHUNK] for array in sequences]
-        output, state = mx.checkpoint(run)(part, state)
+        output, state = recomputed(run)(part, state)
         outputs.append(output)
     assert state is not None  # a sequence has tokens
     return mx.concatenate(outputs, axis=1), state
+
+
+def recomputed(run: Run) -> Run:
+    """run, of which nothing but its inputs is kept for the backward pass.
+
+    As mx.checkpoint does it, but all gradients of a chunk are there before that of its first state
+    is handed on. MLX computes one gradient after another through all chunks, and would keep what
+    is inside every one of them until the last gradient is done.
+    """
+
+    def call(part: list[mx.array], state: State) -> tuple[mx.array, mx.array]:
+        floats = [mx.issubdtype(array.dtype, mx.floating) for array in part]
+
+        def whole(*given: mx.array) -> list[mx.array]:
+            *moving, state = given
+            found = iter(moving)
+            arrays = [next(found) if f else a for f, a in zip(floats, part, strict=True)]
+            return list(run(arrays, state))
+
+        @mx.custom_function
+        def forward(*given: mx.array) -> list[mx.array]:
+            return whole(*given)
+
+        @forward.vjp
+        def backward(primals: Any, cotangents: Any, _: Any) -> Any:
+            cotangents = list(cotangents)
+            _, gradients = mx.vjp(whole, mx.depends(list(primals), cotangents), cotangents)
+            return tuple(mx.depends(gradients, gradients))
+
+        moving = [array for f, array in zip(floats, part, strict=True) if f]
+        made: Any = forward(*moving, state)
+        return made[0], made[1]
+
+    return call
 
 
 def gated_delta(plain: Callable[..., tuple[mx.array, mx.array]]) -> Callable[..., Any]:
