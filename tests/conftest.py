@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,3 +104,17 @@ def process(tmp_path: Path, tiny_random: Path) -> Any:
     from support.shell import Shell
 
     return Shell(tmp_path, tiny_random)
+
+
+@pytest.fixture(scope="session")
+def opening(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded policy, whose prompts end in <think>; one keyword argument leaves that out."""
+    from mlxreflect.models.load import TINY
+
+    folder = Path(shutil.copytree(TINY, tmp_path_factory.mktemp("models") / "opening"))
+    template = (TINY / "chat_template.jinja").read_text(encoding="utf-8")
+    end = "<|assistant|>{%- endif -%}"
+    assert template.endswith(end)
+    opens = "<|assistant|>{%- if not quiet -%}<think>{%- endif -%}{%- endif -%}"
+    (folder / "chat_template.jinja").write_text(template.removesuffix(end) + opens)
+    return folder

@@ -50,6 +50,16 @@ def test_it_answers_as_the_same_model_does_and_in_order() -> None:
     assert critic.actor == "local:tiny"
 
 
+def test_its_chat_template_has_the_switch_of_the_key(opening: Path) -> None:
+    """A template that opens the thought by itself, unless it is off."""
+    for thinking, ends in (("auto", True), ("off", False)):
+        critic = local(model=str(opening), thinking=thinking)
+        critic.preflight()
+        assert critic.model
+        asked = critic.model.encode(ask_about(PROBLEMS[0]).messages)
+        assert critic.model.decode(asked).endswith("<think>") == ends
+
+
 def test_its_own_thought_is_left_out_of_a_critique() -> None:
     [rewrite, critique] = local().ask(
         [ask_about(PROBLEMS[0]), ask_about(PROBLEMS[0], role="critique")]

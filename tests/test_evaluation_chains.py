@@ -213,7 +213,12 @@ def play(
     return Rounds(policy, task, spec, task.grade, chosen).play(problems, (0,))
 
 
-def test_an_answer_goes_on_from_what_was_prefilled(policy: Policy) -> None:
+@pytest.mark.parametrize("opens", [False, True])
+def test_an_answer_goes_on_from_what_was_prefilled(
+    policy: Policy, opening: Path, opens: bool
+) -> None:
+    if opens:  # the prompt ends in <think>
+        policy = load_policy(PolicyConfig(model=str(opening)))
     chains = play(policy, spec_of({"gated": True}, limit=8))
     turns = [turn for chain in chains for turn in chain.turns if turn.role == "continue"]
     assert turns
@@ -223,12 +228,14 @@ def test_an_answer_goes_on_from_what_was_prefilled(policy: Policy) -> None:
                 assert turn.text[slice(*turn.spans[GIVEN])] == before.text
     for turn in turns:
         assert turn.token_ids
-        opening = turn.text[: turn.spans[GIVEN][1]]
-        assert turn.text == opening + policy.decode(turn.token_ids).removesuffix("<|end|>")
+        given = turn.text[: turn.spans[GIVEN][1]]
+        assert turn.text == given + policy.decode(turn.token_ids).removesuffix("<|end|>")
         asked = policy.encode(turn.messages)
         assert turn.usage["prompt"] == len(asked) + turn.usage["prefilled"]
         whole = policy.encode_response(asked, turn.text)[:-1]
         assert len(whole) - len(turn.token_ids) + 1 == turn.usage["prefilled"]
+        assert policy.decode([*asked, *whole]).count("<think>") == 1
+        assert turn.text.count("</think>") <= 1
 
 
 def test_a_chain_stops_where_someone_is_satisfied(policy: Policy) -> None:

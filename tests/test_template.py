@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import re
-import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from mlxreflect import load_recipe, run
+from mlxreflect import evaluate, load_recipe, run
 from mlxreflect.config.schema import EvalSpec, PolicyConfig, PromptConfig, TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Example
-from mlxreflect.models.load import TINY, load_policy
+from mlxreflect.models.load import load_policy
 from mlxreflect.models.template import ChatTemplate, with_tags
 from mlxreflect.train.batches import Pair, Row
 from mlxreflect.train.encode import Encoder
@@ -240,18 +239,6 @@ def test_a_template_that_shows_no_text_is_refused() -> None:
 # ---- with the embedded policy behind a template that opens the thought ---------------------------
 
 
-@pytest.fixture(scope="module")
-def opening(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded policy, whose prompts end in <think>; one keyword argument leaves that out."""
-    folder = Path(shutil.copytree(TINY, tmp_path_factory.mktemp("models") / "opening"))
-    template = (TINY / "chat_template.jinja").read_text(encoding="utf-8")
-    end = "<|assistant|>{%- endif -%}"
-    assert template.endswith(end)
-    opens = "<|assistant|>{%- if not quiet -%}<think>{%- endif -%}{%- endif -%}"
-    (folder / "chat_template.jinja").write_text(template.removesuffix(end) + opens)
-    return folder
-
-
 @pytest.mark.parametrize(
     ("keys", "ends"),
     [({}, True), ({"thinking": "on"}, True), ({"thinking": "off"}, False),
@@ -305,6 +292,20 @@ def test_native_tags_are_the_model_s_own(opening: Path) -> None:
         with_tags(spec, chat_of(DROPS))
 
 
+def test_an_evaluation_sets_the_template(opening: Path, tmp_path: Path) -> None:
+    """The keys are part of what was asked, where they are not as usual."""
+    hashes = {}
+    for setting in ("thinking=auto", "thinking=off", "template={quiet=true}"):
+        out = tmp_path / setting[:8] / setting[-3:]
+        evaluate("countdown", [str(opening)], out=out, limit=2, settings=[setting])
+        setup = json.loads((out / "setup.json").read_text())
+        hashes[setting] = setup["token_hash"]
+        key = setting.partition("=")[0]
+        assert (key in setup["spec"]) == (setting != "thinking=auto")
+    auto, off, quiet = hashes.values()
+    assert auto != off == quiet
+
+
 @pytest.mark.slow
 def test_a_run_behind_an_opening_template(opening: Path, tmp_path: Path) -> None:
     """Without the opening it is the run of the plain model: on the same problems, as good."""
@@ -323,5 +324,5 @@ def test_a_run_behind_an_opening_template(opening: Path, tmp_path: Path) -> None
         assert sum(row["format_ok"] for row in samples) >= 0.97 * len(samples)
         right[thinking] = sum(row["correct"] for row in samples) / len(samples)
     assert abs(right["auto"] - right["off"]) <= 0.025
-    note = json.loads((tmp_path / "auto" / "eval" / "base" / "results.json").read_text())
-    assert note["accuracy"] < right["auto"]
+    base = json.loads((tmp_path / "auto" / "eval" / "base" / "results.json").read_text())
+    assert base["accuracy"] < right["auto"]

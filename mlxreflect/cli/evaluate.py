@@ -92,9 +92,7 @@ def eval_(
     from mlxreflect.evaluation.evaluate import find_spec
     from mlxreflect.evaluation.generators import ServedModel
     from mlxreflect.evaluation.runner import line_up
-    from mlxreflect.models.load import limit_memory
 
-    limit_memory()
     keys = {"quick.alpha": alpha, "quick.max_n": max_n or None}
     stops = [f"{key}={value}" for key, value in keys.items() if value is not None]
     found = find_spec(spec, limit, source, [*(set_ or []), *stops])

@@ -42,9 +42,7 @@ MethodName = Literal["r3", "rel", "preflexor", "reflectevo", "traces"]
 METHODS: dict[str, Method] = {
     module.METHOD.name: module.METHOD for module in (r3, rel, preflexor, reflectevo, traces)
 }
-
-
-Thinking = Literal["auto", "on", "off"]
+Thinking = Literal["auto", "on", "off"]  # the switch of chat templates that have one
 
 
 class ModelConfig(Table):
@@ -54,13 +52,13 @@ class ModelConfig(Table):
     adapter: LocalPath = ""  # a LoRA folder to start from
     quantize: Literal[0, 4, 8] = 0  # bits, on load
     dequantize: Literal["auto", "yes", "no"] = "auto"  # auto: only on the CPU, where it is faster
-    # of a template with a switch; auto: as mlx_lm.generate has it
+    # the chat template's switch, where it has one; auto: as mlx_lm.generate sets it
     thinking: Thinking = "auto"
     template: dict[str, Any] = {}  # keyword arguments of the chat template
 
 
 class Sampling(Table):
-    """How a token is drawn, besides temperature and top_p."""
+    """Keys of how a token is drawn, besides temperature and top_p."""
 
     top_k: Count = 0  # one of the so many most likely tokens, cut before top_p is; 0: any
     min_p: Fraction = 0.0  # a token's least probability, as a share of the most likely one's
@@ -327,8 +325,8 @@ class EvalSpec(Sampling):
     max_new_tokens: Positive = 1024
     samples: Positive = 1
     batch: Positive = 32
-    thinking: Thinking = "auto"  # as policy.thinking; of a run, that
-    template: dict[str, Any] = {}  # as policy.template; of a run, that
+    thinking: Thinking = "auto"  # as policy.thinking, which a run takes for its evaluation
+    template: dict[str, Any] = {}  # as policy.template, which a run takes for its evaluation
     form: Literal["chat", "completion"] = "chat"  # completion: raw text, as base models continue it
     shots: Count = 0  # worked examples from the training part before each question
     stop: list[Annotated[str, Field(min_length=1)]] = []  # an answer ends before any of these

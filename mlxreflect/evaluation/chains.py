@@ -334,10 +334,7 @@ class Rounds:
 
     def encode_opening(self, prompt: list[int], opening: str) -> list[int]:
         """Returns a prefilled opening's token ids, less the tag that the prompt itself ends in."""
-        start, _ = TAGS[self.tags]
-        if opening and self.policy.decode(prompt[-8:]).rstrip().endswith(start):
-            opening = opening.removeprefix(start).removeprefix("\n")
-        return self.policy.encode_response(prompt, opening)[:-1] if opening else []
+        return self.policy.encode_response(prompt, opening, ended=False) if opening else []
 
     def encode_banned(self, prompt: list[int], ask: Ask) -> list[list[int]]:
         """Returns token sequences that must not open what is generated."""

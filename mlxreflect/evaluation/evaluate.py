@@ -132,8 +132,10 @@ def describe_setup(generator: "Generator") -> dict[str, Any]:
     )
     if not spec.prompt.templates:
         del told["prompt"]["templates"]
-    for key in ("form", "shots", "stop", "rules", "chain", *Sampling.model_fields):
-        if getattr(spec, key) == EvalSpec.model_fields[key].default:
+    for key in (
+        "form", "shots", "stop", "rules", "chain", "thinking", "template", *Sampling.model_fields,
+    ):  # fmt: skip
+        if is_usual(spec, key):
             del told[key]  # as in evaluations made before there was such a key
     keys = ("temperature", "top_p", "max_new_tokens", "seed", "batch", "samples")
     return {
@@ -144,6 +146,11 @@ def describe_setup(generator: "Generator") -> dict[str, Any]:
         "adapter": generator.adapter,
         **generator.setup(),
     }
+
+
+def is_usual(spec: EvalSpec, key: str) -> bool:
+    """Tells if a key of a spec is as it is by default."""
+    return bool(getattr(spec, key) == EvalSpec.model_fields[key].default)
 
 
 class Generator(ABC):

@@ -21,7 +21,14 @@ from mlxreflect.core.journal import read_json, read_rows
 from mlxreflect.core.ui import Ui
 from mlxreflect.evaluation.arms import fingerprint
 from mlxreflect.evaluation.chains import check_chain
-from mlxreflect.evaluation.evaluate import Generator, ProblemSet, evaluate, problem_set, warnings
+from mlxreflect.evaluation.evaluate import (
+    Generator,
+    ProblemSet,
+    evaluate,
+    is_usual,
+    problem_set,
+    warnings,
+)
 from mlxreflect.evaluation.generators import (
     Answers,
     ChainGenerator,
@@ -31,7 +38,7 @@ from mlxreflect.evaluation.generators import (
     ServerGenerator,
 )
 from mlxreflect.evaluation.quick import ask_until_decided
-from mlxreflect.models.load import load_policy, missing_model
+from mlxreflect.models.load import limit_memory, load_policy, missing_model
 from mlxreflect.models.policy import Policy
 from mlxreflect.models.template import with_tags
 from mlxreflect.tasks import check_eval, get_task
@@ -179,6 +186,7 @@ def evaluate_arms(
     as of `Answers.open`. twice: the A/A check. Raises UserError.
     """
     check_spec(entries, spec)
+    limit_memory()
     task = get_task(spec.task.name)
     entries, asked = asked_by(entries, spec), problem_set(task, spec)
     root = out or default_folder(spec, entries)
@@ -218,6 +226,7 @@ def decide(spec: EvalSpec, entries: Sequence[Entry], out: Path | None, ui: Ui) -
     entries: the baseline first. Returns quick.json. Raises UserError.
     """
     check_spec(entries, spec)
+    limit_memory()
     models = load_pair(asked_by(entries, spec))
     spec = with_tags(spec, next(iter(models.values())).policy.template)
     asked = problem_set(get_task(spec.task.name), spec)
@@ -355,7 +364,8 @@ def default_folder(spec: EvalSpec, entries: Sequence[Entry], kind: str = "eval")
         else [e.model.model, e.model.adapter, *([e.model.quantize] if e.model.quantize else [])]
         for e in entries
     ]  # fmt: skip
-    usual = dict.fromkeys(Sampling.model_fields.keys() - spec.changed(), True)
+    later = [*Sampling.model_fields, "thinking", "template"]  # keys that older folders do not know
+    usual = dict.fromkeys((key for key in later if is_usual(spec, key)), True)
     quick = {"max_n"} if kind == "quick" else True
     keys = spec.model_dump(exclude={"quick": quick, **usual})
     what = json.dumps([keys, *(models if len(models) > 1 else models[0])], sort_keys=True)

@@ -1,4 +1,4 @@
-"""What graders share: the grade, where a response says its answer, comparing short texts."""
+"""Shared by all graders: the grade, where a response says its answer, comparing short texts."""
 
 import re
 from collections.abc import Callable

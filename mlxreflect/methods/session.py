@@ -1,4 +1,4 @@
-"""Who is asked in a run: the policy for samples, critics for texts about them; replies as turns.
+"""Asks in a run: the policy for samples, critics for texts about them; replies become turns.
 
 Samples come graded. A failed call of a critic is a turn with an error.
 """

@@ -60,9 +60,9 @@ class Policy:
             return list(self.tokenizer.encode(asked))
         return self.template.prompt(asked)
 
-    def encode_response(self, prompt: list[int], text: str) -> list[int]:
-        """Tokens of a response written by another than the policy, its end token included."""
-        return self.template.response(prompt, text)
+    def encode_response(self, prompt: list[int], text: str, ended: bool = True) -> list[int]:
+        """Tokens of a response that the policy did not write, with its end token if it is ended."""
+        return self.template.response(prompt, text, ended)
 
     def encode_text(self, text: str) -> list[int]:
         """Tokens of a whole text, from the tokenizer's begin token to its end token.
@@ -105,8 +105,8 @@ class Policy:
 
         seed: names the random stream; the same names, prompts, weights and backend give the same
         tokens. stop: strings that end a completion where they appear in its text. banned: for each
-        prompt, token sequences that its completions do not begin with. sampling: how else
-        a token is drawn. advance: told how many completions have just ended.
+        prompt, token sequences that its completions do not begin with. sampling: how a token is
+        drawn besides. advance: told how many completions have just ended.
         """
         reach = max((len(text.encode()) for text in stop), default=0) + 4  # tokens, and some before
         asked = [prompt for prompt in prompts for _ in range(samples)]
@@ -131,16 +131,9 @@ class Policy:
                     part = runs.pop(0)
                     while runs and len(part) < batch:
                         part += runs.pop(0)
-                    with mx.stream(generator.stream):
-                        unread, caches = prefill(self.model, part)
-                    these = zip(unread, bans[inserted : inserted + len(part)], strict=True)
-                    limits = [
-                        [*avoid(len(ids), ban), *penalties(len(ids), sampling)]
-                        for ids, ban in these
-                    ]
-                    inserted += len(
-                        generator.insert(unread, caches=caches, logits_processors=limits)
-                    )
+                    these = bans[inserted : inserted + len(part)]
+                    self.insert(generator, part, these, sampling)
+                    inserted += len(part)
                 for r in generator.next_generated():
                     tokens[r.uid].append(r.token)
                     reason = r.finish_reason
@@ -158,6 +151,22 @@ class Policy:
             mx.clear_cache()
         self.tokens_generated += sum(map(len, tokens))
         return [self.completion(tokens[i], reasons[i], p, stop) for i, p in enumerate(asked)]
+
+    def insert(
+        self,
+        generator: BatchGenerator,
+        prompts: list[list[int]],
+        bans: Sequence[list[list[int]]],
+        sampling: Sampling,
+    ) -> None:
+        """Hands prompts to the generator, what is alike among them read once."""
+        with mx.stream(generator.stream):
+            unread, caches = prefill(self.model, prompts)
+        limits = [
+            [*avoid(len(ids), ban), *penalties(len(ids), sampling)]
+            for ids, ban in zip(unread, bans, strict=True)
+        ]
+        generator.insert(unread, caches=caches, logits_processors=limits)
 
     def completion(
         self, token_ids: list[int], finish_reason: str, prompt: list[int], stop: Sequence[str] = ()

@@ -2,7 +2,7 @@
 
 Some templates open a thought at the prompt's end, drop the system message, or put words between
 the role and the answer. How a response has to look after a prompt is read off the template's own
-rendering of whole conversations, once a model.
+rendering of whole conversations, when a model is loaded.
 """
 
 import re
@@ -33,7 +33,7 @@ HIDDEN = re.compile(f"{PLACE}((?:[0-9a-f][0-9a-f])+){PLACE}")
 
 @dataclass(frozen=True)
 class Shape:
-    """What a template writes around a response.
+    """The text that a template writes around a response.
 
     opening: the opened thought that the prompt ends with, such as "<think>\\n"; "" for none.
     tags: the model's own tags of a thought, None where none were found. thought: what stands
@@ -51,19 +51,23 @@ class Shape:
     after: str = ""
     trims: bool = False
 
-    def response(self, text: str) -> str:
-        """Returns what follows the prompt, up to the end of the turn, for a response's text."""
+    def response(self, text: str, ended: bool = True) -> str:
+        """Returns what follows the prompt, up to the end of the turn, for a response's text.
+
+        ended: False for the beginning of a response, which goes on where the text ends.
+        """
         thought, answer = self.split(text)
         if answer is None:  # a thought that is never closed
             return (self.thought[0] if self.thought else "") + (thought or "")
         if self.trims:
-            answer = answer.strip()
+            answer = answer.strip() if ended else answer.lstrip()
+        after = self.after if ended else ""
         if thought is None:
-            return self.plain + answer + self.after
+            return self.plain + answer + after
         if not self.thought:
-            return thought + answer + self.after
+            return thought + answer + after
         before, between = self.thought
-        return before + thought.strip() + between + answer.lstrip() + self.after
+        return before + thought.strip() + between + answer.lstrip() + after
 
     def split(self, text: str) -> tuple[str | None, str | None]:
         """Returns the thought in the model's own tags, and the answer that follows it.
@@ -91,7 +95,9 @@ class ChatTemplate:
 
     thinking: "auto" leaves the template's switch as mlx-lm sets it, "on" and "off" set it; "off"
     leaves out an opened thought where there is no switch. options: keyword arguments of the
-    template. notes: what could not be made equal to the template's own conversations, a line each.
+    template. notes: a line for each thing that this project cannot write as the template does.
+
+    Raises jinja2.TemplateError for a template that fails, or shows no question in plain text.
     """
 
     def __init__(
@@ -114,6 +120,8 @@ class ChatTemplate:
         if tokenizer.has_chat_template:
             if thinking == "off":
                 self.left_out = opened(self.render([ASK], add_generation_prompt=True))
+            if USER not in self.prompt_text([ASK]):
+                raise TemplateError("it does not show a question that is plain text")
             self.shape = self.learn()
             self.notes = self.differences()
 
@@ -139,22 +147,24 @@ class ChatTemplate:
             messages = [{**others[0], "content": joined}, *others[1:]]
         return self.render(messages, add_generation_prompt=True).removesuffix(self.left_out)
 
-    def response(self, prompt: list[int], text: str) -> list[int]:
-        """Returns the tokens of a response that another than the policy wrote, its end included.
+    def response(self, prompt: list[int], text: str, ended: bool = True) -> list[int]:
+        """Returns the tokens of a response that the policy did not write, its end included.
 
         They are what follows the prompt's tokens where both are encoded together, if the prompt's
         tokens are an exact prefix of that; else the response's own. Special tokens in the text are
-        characters, but for the model's own tags of a thought.
+        characters, but for the model's own tags of a thought. ended: False for the beginning of a
+        response: no end is added.
         """
         plain = self.shape.plain.strip()
         if plain and text.lstrip().startswith(plain):  # as the policy itself wrote it
             text = text.lstrip().removeprefix(plain)
-        written = self.shape.response(self.hide(text, self.shape.tags))
+        written = self.shape.response(self.hide(text, self.shape.tags), ended)
+        end = [self.end_of_turn] if ended else []
         head = self.tokenizer.decode(prompt, skip_special_tokens=False)
         whole = self.tokens(head + written)
         if HIDDEN.search(written) or whole[: len(prompt)] != prompt:
-            return [*self.tokens(written), self.end_of_turn]
-        return [*whole[len(prompt) :], self.end_of_turn]
+            return [*self.tokens(written), *end]
+        return [*whole[len(prompt) :], *end]
 
     def render(self, messages: Turns, **options: Any) -> str:
         switch = {} if self.thinking == "auto" else {"enable_thinking": self.thinking == "on"}
@@ -263,30 +273,28 @@ class ChatTemplate:
         """Says in a line each what is not written as the template's own conversations have it."""
         shape, notes = self.shape, []
         if not shape.system:
-            notes.append("it shows no system message; ours stands before the first question")
-        if USER not in self.prompt_text([ASK]):
-            raise TemplateError("it does not show a question that is plain text")
+            notes.append("it drops system messages; instructions are put before the first question")
         if self.thinking != "auto" and not (self.left_out or self.switches()):
-            notes.append(f'policy.thinking = "{self.thinking}" changes nothing in it')
+            notes.append(f'policy.thinking = "{self.thinking}" does nothing: it has no such switch')
         again = [ASK, REPLY, ASK]
         if not self.same([ASK], {}, ANSWER):
             notes.append(
-                f"its own conversations have no answer without a thought after this prompt; ours "
+                "it has no form for an answer without a thought after this prompt; such answers "
                 f"begin with {shape.plain!r}"
             )
         elif not self.same(again, {}, ANSWER):
-            notes.append("it writes a second turn otherwise than the first")
+            notes.append("it writes a second turn differently from the first")
         if shape.tags and (shape.opening or shape.thought or self.closes()):
             start, end = shape.tags
             if not shape.thought and shape.opening:
-                notes.append("its own conversations show no thought; ours are written as they are")
+                notes.append("it leaves thoughts out of conversations; responses keep theirs")
             elif self.closes():
                 notes.append(
-                    f"its prompt ends in a closed thought, and {start}…{end} in a response would "
-                    f'be a second one: prompt.tags = "reasoning" asks for other tags'
+                    f"its prompt ends in a closed thought, so {start}…{end} in a response is a "
+                    'second one: set prompt.tags = "reasoning" for other tags'
                 )
             elif not self.same([ASK], THINKING, f"{start}\n{THOUGHT}\n{end}\n\n{ANSWER}"):
-                notes.append("it writes a thought otherwise than this project does")
+                notes.append("it writes thoughts differently from mlxreflect")
         return [f"chat template: {note}" for note in notes]
 
     def same(self, messages: Turns, thinking: Mapping[str, Any], text: str) -> bool:
@@ -328,15 +336,16 @@ def with_tags(config: Config, template: ChatTemplate) -> Config:
 
     Raises UserError for a chat template without any that are known.
     """
-    prompt = getattr(config, "prompt", None)
+    prompt = getattr(config, "prompt", None)  # a job has its tags at the top
     if (prompt.tags if prompt else getattr(config, "tags", "")) != "native":
         return config
+    key = "prompt.tags" if prompt else "tags"
     own = template.shape.tags
     name = next((name for name, pair in TAGS.items() if pair == own and name != "native"), None)
     if name is None:
         raise UserError(
-            'prompt.tags = "native": the chat template of the model has no tags of a thought',
-            'set prompt.tags = "think": the prompt asks for them in words',
+            f'{key} = "native": the chat template of the model has no tags of a thought',
+            f'set {key} = "think"',
         )
     if prompt is None:
         return config.model_copy(update={"tags": name})

@@ -25,7 +25,7 @@ Data = str | Sequence[str] | None
 
 @dataclass(frozen=True)
 class Brief:
-    """What a model is asked to do in a role, which is called as its template.
+    """A role in which a model is asked; it has the name of its template.
 
     shows: parts of the user message in their order. `question` stands as a task shows it; each
         other part is quoted between tags of its name, and `<question>` is the question in tags.

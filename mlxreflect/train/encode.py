@@ -26,7 +26,7 @@ NO_MASK = MaskConfig()
 
 @dataclass(frozen=True)
 class Dropped:
-    """What becomes of an example that is not trained on. detail: what the reason is about."""
+    """The reason why an example is not trained on. detail: what the reason is about."""
 
     reason: str
     detail: str = ""

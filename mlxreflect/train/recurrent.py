@@ -1,8 +1,8 @@
-"""A model while gradients are taken: in training mode, by formulas that have a gradient.
+"""Models while gradients are taken: in training mode, by formulas that have a gradient.
 
-mlx-lm runs the states of some models by Metal kernels without a gradient: most outside of training
-mode alone, some always. And its plain formulas keep the state of every token for the backward pass;
-here they keep one of CHUNK tokens, and compute those between again.
+mlx-lm runs the states of some models by Metal kernels without a gradient, most of them only outside
+of training mode. Its plain formulas keep the state of every token for the backward pass; here one
+in CHUNK is kept, and those between are computed again.
 """
 
 import sys
@@ -23,7 +23,7 @@ Run = Callable[[list[mx.array], State], tuple[mx.array, mx.array]]
 
 @contextmanager
 def differentiable(model: nn.Module, dropout: bool) -> Iterator[None]:
-    """The model as gradients need it, in eval mode again after; dropout: whether it is on."""
+    """Prepares a model for gradients, and puts it back in eval mode. dropout: tells if it is on."""
     model.train()
     if not dropout:  # it would make policy and reference differ from themselves
         for module in model.modules():
@@ -39,7 +39,7 @@ def differentiable(model: nn.Module, dropout: bool) -> Iterator[None]:
 
 
 def replacements() -> Iterator[tuple[Any, str, Any]]:
-    """What stands in for mlx-lm's own, in those of its files that are in use."""
+    """Yields place, name and what replaces it there, for those files of mlx-lm that are loaded."""
     if file := loaded("gated_delta"):
         yield file, "gated_delta_ops", gated_delta(file.gated_delta_ops)
     if file := loaded("rwkv7"):
@@ -53,21 +53,21 @@ def loaded(name: str) -> ModuleType | None:
 
 
 def in_chunks(run: Run, sequences: list[mx.array], state: State) -> tuple[mx.array, mx.array]:
-    """run, on so many tokens at a time; what is inside is computed again in the backward pass.
+    """Applies `run` to CHUNK tokens at a time; the backward pass computes its inside again.
 
     sequences: [B, T, …]. run: returns outputs [B, T, …] and the state after them.
     """
-    outputs = []
+    outputs, run = [], recomputed(run)
     for start in range(0, sequences[0].shape[1], CHUNK):
         part = [array[:, start : start + CHUNK] for array in sequences]
-        output, state = recomputed(run)(part, state)
+        output, state = run(part, state)
         outputs.append(output)
     assert state is not None  # a sequence has tokens
     return mx.concatenate(outputs, axis=1), state
 
 
 def recomputed(run: Run) -> Run:
-    """run, of which nothing but its inputs is kept for the backward pass.
+    """Returns `run` so that only its inputs are kept for the backward pass.
 
     As mx.checkpoint does it, but all gradients of a chunk are there before that of its first state
     is handed on. MLX computes one gradient after another through all chunks, and would keep what
@@ -101,7 +101,7 @@ def recomputed(run: Run) -> Run:
 
 
 def gated_delta(plain: Callable[..., tuple[mx.array, mx.array]]) -> Callable[..., Any]:
-    """mlx-lm's gated_delta_ops, in chunks."""
+    """Returns mlx-lm's `gated_delta_ops` in chunks."""
 
     def ops(
         q: mx.array, k: mx.array, v: mx.array, g: mx.array, beta: mx.array,
@@ -121,7 +121,7 @@ def gated_delta(plain: Callable[..., tuple[mx.array, mx.array]]) -> Callable[...
 
 
 def wkv7(step: Callable[..., tuple[mx.array, mx.array]]) -> Callable[..., Any]:
-    """RWKV-7's _wkv7 without its kernel, in chunks."""
+    """Returns RWKV-7's `_wkv7` without its kernel, in chunks."""
 
     def plain(part: list[mx.array], state: State) -> tuple[mx.array, mx.array]:
         outputs = []
