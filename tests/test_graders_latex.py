@@ -107,6 +107,13 @@ def test_a_worker_that_is_killed_is_replaced() -> None:
     assert equal("x+3", "3+x") == (True, "")
 
 
+def hang() -> None:
+    """Stops a worker that has started, so that it answers nothing until it is killed."""
+    assert WORKER.exchange("1", "1", latex.START_S)
+    assert WORKER.process
+    os.kill(WORKER.process.pid, signal.SIGSTOP)
+
+
 @pytest.mark.slow
 def test_a_question_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker's own limit on processor time ends it; the grade says that it was not decided."""
@@ -117,8 +124,10 @@ def test_a_question_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPa
     assert not found
     if undecided:
         assert time.monotonic() - start < latex.WALL_S
-    monkeypatch.setattr(latex, "WALL_S", 0.0)  # the other limit: whoever asks waits no longer
+    monkeypatch.setattr(latex, "WALL_S", 0.1)  # the other limit: whoever asks waits no longer
+    hang()
     assert equal("x+4", "4+x")[1].startswith("the comparison took more than")
+    hang()
     problem = TASK.from_row({"gold": "x+5"})
     text = "<think>x</think><answer>5+x</answer>"
     grade = TASK.grade(problem, text, "think", "thinking")
