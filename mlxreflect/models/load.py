@@ -201,14 +201,20 @@ def device_name() -> str:
     return f"{'CPU' if on_cpu() else 'GPU'}, {mx.device_info().get('device_name', 'unnamed')}"
 
 
+def device_memory() -> int:
+    """Returns the bytes that models can have: what the GPU recommends, or all of the machine's."""
+    found = {} if on_cpu() else mx.device_info()
+    whole = found.get("max_recommended_working_set_size") or found.get("memory_size")
+    return int(whole) if whole else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def limit_memory(cache: float | str = "auto", wired: float | str = "auto") -> None:
     """Limits the freed memory that MLX keeps, and what macOS leaves in place for the GPU.
 
     Both in gigabytes, or "auto". MLX alone keeps buffers of every shape seen, up to nearly all of a
     Mac's memory, and the system moves away what is not wired.
     """
-    found = {} if on_cpu() else mx.device_info()
-    whole = int(found.get("max_recommended_working_set_size") or found.get("memory_size") or 0)
+    whole = 0 if on_cpu() else device_memory()
     if cache != "auto" or whole:
         mx.set_cache_limit(int(CACHE_SHARE * whole if cache == "auto" else float(cache) * 1e9))
     if whole and mx.metal.is_available():

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-import mlx.core as mx
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
@@ -33,7 +32,7 @@ from mlxreflect.data.matching import build_index, clause
 from mlxreflect.data.rows import is_path
 from mlxreflect.evaluation.contamination import clean, clean_problems, further_specs, question_of
 from mlxreflect.evaluation.evaluate import eval_problems
-from mlxreflect.models.load import TINY, device_name, load_template, on_cpu
+from mlxreflect.models.load import TINY, device_memory, device_name, load_template, on_cpu
 from mlxreflect.models.template import with_tags
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.memory import memory_limit
@@ -112,13 +111,6 @@ def check_disk() -> Iterator[Check]:
         yield Check("disk", "fail", f"{free:.1f} GB free in {place}", hint)
     else:
         yield Check("disk", "ok", f"{free:.1f} GB free in {place}")
-
-
-def device_memory() -> int:
-    """Returns the bytes that models can have: what the GPU recommends, or all of the machine's."""
-    found = {} if on_cpu() else mx.device_info()
-    whole = found.get("max_recommended_working_set_size") or found.get("memory_size")
-    return int(whole) if whole else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def check_memory(recipe: Recipe | None, sizes: Sizes) -> Iterator[Check]:

@@ -16,7 +16,7 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlxreflect.config.schema import Fitting
 from mlxreflect.core.seeds import seed_mlx
-from mlxreflect.models.load import on_cpu
+from mlxreflect.models.load import device_memory, on_cpu
 from mlxreflect.train.batches import WORTH, Item, Shape, shape_of
 from mlxreflect.train.cpu import LANES
 from mlxreflect.train.network import (
@@ -101,11 +101,7 @@ def memory_limit(gigabytes: float) -> int:
     """Bytes that activations may take: as asked for, or a share of what the device has."""
     if gigabytes:
         return int(gigabytes * 1e9)
-    if on_cpu():
-        return CPU_BYTES
-    found = mx.device_info()  # CUDA names its memory otherwise
-    whole = found.get("max_recommended_working_set_size") or found.get("memory_size")
-    return int(GPU_SHARE * int(whole)) if whole else CPU_BYTES
+    return CPU_BYTES if on_cpu() else int(GPU_SHARE * device_memory())
 
 
 def plan(
