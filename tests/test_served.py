@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,14 @@ from mlxreflect.config.schema import EvalSpec
 from mlxreflect.core.errors import UserError
 from mlxreflect.critics import client
 from mlxreflect.critics.ollama import is_ollama
-from mlxreflect.evaluation.evaluate import eval_problems, evaluate, find_spec, problem_set
+from mlxreflect.evaluation.arms import load_arms
+from mlxreflect.evaluation.evaluate import (
+    eval_problems,
+    evaluate,
+    find_spec,
+    problem_set,
+    rescore,
+)
 from mlxreflect.evaluation.generators import ServedModel, ServerGenerator
 from mlxreflect.tasks import get_task
 
@@ -71,6 +79,46 @@ def test_a_server_answers_the_same_questions(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {
         "setup.json", "problems.jsonl", "samples.jsonl", "results.json"
     }  # fmt: skip
+
+
+def test_one_process_at_a_time_writes_a_folder(tmp_path: Path) -> None:
+    """The same command twice at once, each a process; the second is told who is at work."""
+    gate = threading.Event()
+
+    def late(body: Body) -> str:
+        assert gate.wait(60)
+        return "<answer>1</answer>"
+
+    with FakeOpenAI(late, models=["m"]) as server:
+        asked = [sys.executable, "-m", "mlxreflect", "eval", "arithmetic", "--limit", "6",
+                 "--server", server.url, "--server-model", "m"]  # fmt: skip
+        first = subprocess.Popen(asked, cwd=tmp_path, stderr=subprocess.PIPE)
+        while not server.chats and first.poll() is None:
+            time.sleep(0.01)
+        second = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True)
+        gate.set()
+        first.communicate()
+    (folder,) = (tmp_path / "runs" / "eval").iterdir()
+    assert (first.returncode, second.returncode) == (0, 2)
+    assert f"is in use by process {first.pid}\n" in second.stderr
+    assert [row["sample"] for row in samples_of(folder)] == [0] * 6
+    assert not (folder / ".lock").exists()
+
+
+def test_rows_that_two_processes_mixed_are_refused(tmp_path: Path) -> None:
+    """As an earlier version left them, whoever reads them."""
+    with FakeOpenAI(answer, models=["m"]) as server:
+        model = ServedModel(server.url, "m")
+        run(model, tmp_path)
+        file = tmp_path / "samples.jsonl"
+        file.write_bytes(file.read_bytes() + file.read_bytes().partition(b"\n")[0] + b"\n")
+        for read in (
+            lambda: run(model, tmp_path),
+            lambda: rescore(tmp_path, "strict"),
+            lambda: load_arms([tmp_path]),
+        ):
+            with pytest.raises(UserError, match="has sample 0 twice"):
+                read()
 
 
 def test_decoding_reaches_the_server(tmp_path: Path) -> None:

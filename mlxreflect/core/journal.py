@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, TypeVar, cast
@@ -87,12 +88,17 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def convert_rows(path: Path, make: Callable[[dict[str, Any]], T], name: str) -> Iterator[T]:
+def convert_rows(
+    path: Path,
+    make: Callable[[dict[str, Any]], T],
+    name: str,
+    read: Callable[[Path], Iterator[dict[str, Any]]] = read_rows,
+) -> Iterator[T]:
     """Yields what `make` makes of each row, nothing where there is no such file.
 
     name: what a row should be, with its article. Raises UserError naming a row that is none.
     """
-    for number, row in enumerate(read_rows(path) if path.is_file() else (), 1):
+    for number, row in enumerate(read(path) if path.is_file() else (), 1):
         try:
             made = make(row)
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -193,8 +199,9 @@ def place(temporary: Path, final: Path) -> None:
 
 
 def take_lock(path: Path) -> TextIO:
-    """An exclusive lock that ends with the process, however it ends."""
-    lock = (path / ".lock").open("a+")
+    """An exclusive lock on a folder that ends with the process, however it ends."""
+    file = path / ".lock"
+    lock = file.open("a+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -204,10 +211,23 @@ def take_lock(path: Path) -> TextIO:
         raise UserError(
             f"{path} is in use by process {owner}", "wait for it, or stop that process"
         ) from None
+    if not file.exists() or not os.path.samestat(file.stat(), os.fstat(lock.fileno())):
+        lock.close()  # `locked` removed the file meanwhile
+        return take_lock(path)
     lock.truncate(0)
     lock.write(str(os.getpid()))
     lock.flush()
     return lock
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """A folder is this process's own while the block runs. Raises UserError where it is in use."""
+    with take_lock(path):
+        try:
+            yield
+        finally:
+            (path / ".lock").unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -10,6 +10,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,7 +22,14 @@ from pydantic import ValidationError
 from mlxreflect.config.schema import EvalSpec
 from mlxreflect.config.toml import flatten
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.journal import convert_rows, dump_line, read_json, write_atomic
+from mlxreflect.core.journal import (
+    convert_rows,
+    dump_line,
+    locked,
+    read_json,
+    read_rows,
+    write_atomic,
+)
 from mlxreflect.core.records import Problem, Sample, flat_from_row, to_row
 from mlxreflect.stats import mean_interval
 
@@ -308,13 +316,8 @@ def read_samples(path: Path) -> dict[tuple[str, str], list[Sample]]:
     """(task, problem id) → its samples by index; each problem of a task has equally many."""
     found: dict[tuple[str, str], dict[int, Sample]] = {}
     most: Counter[str] = Counter()
-    for sample in convert_rows(path, partial(as_sample, path), "a sample"):
+    for sample in convert_rows(path, partial(as_sample, path), "a sample", unique_rows):
         mine = found.setdefault((sample.task, sample.problem_id), {})
-        if sample.sample in mine:
-            raise UserError(
-                f"{path}: problem {sample.problem_id} has sample {sample.sample} twice",
-                "remove one of the two",
-            )
         mine[sample.sample] = sample
         most[sample.task] = max(most[sample.task], len(mine))
     if not found:
@@ -326,6 +329,21 @@ def read_samples(path: Path) -> dict[tuple[str, str], list[Sample]]:
                 "finish that evaluation first",
             )
     return {key: [samples[i] for i in sorted(samples)] for key, samples in found.items()}
+
+
+def unique_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the rows of samples or chains. Raises UserError where two are of one sample."""
+    seen: set[str] = set()
+    for row in read_rows(path):
+        problem = row.get("problem_id") or row.get("problem", {}).get("id")  # of a chain: inside
+        sample = repr((row.get("arm"), row.get("task"), problem, row.get("sample", 0)))
+        if sample in seen:
+            raise UserError(
+                f"{path}: problem {problem} has sample {row.get('sample', 0)} twice",
+                "delete what stands there twice, or evaluate again into another folder",
+            )
+        seen.add(sample)
+        yield row
 
 
 def problems_of(path: Path) -> list[Problem]:
@@ -384,17 +402,28 @@ def short_hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
+@contextmanager
 def open_arm(
     out: Path, setup: dict[str, Any], problems: Sequence[Problem], shots: Sequence[Problem]
-) -> None:
-    """Makes an arm's folder. Raises UserError where another evaluation is in it.
+) -> Iterator[None]:
+    """Makes an arm's folder, this process's own while the block runs.
 
-    shots: the worked examples that stand before each question.
+    shots: the worked examples that stand before each question. Raises UserError where another
+    evaluation is in it, or another process writes it.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out}: {error.strerror}", "give another --out") from None
+    with locked(out):
+        begin_arm(out, setup, problems, shots)
+        yield
+
+
+def begin_arm(
+    out: Path, setup: dict[str, Any], problems: Sequence[Problem], shots: Sequence[Problem]
+) -> None:
+    """Writes what an arm is asked, or sees that it is what its folder has."""
     path = out / "setup.json"
     before, now = flatten(read_json(path) if path.is_file() else setup), flatten(setup)
     for key in sorted({**before, **now}, key=lambda key: key.endswith("_hash")):  # these last

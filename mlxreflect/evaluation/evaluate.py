@@ -26,14 +26,20 @@ from mlxreflect.core.journal import (
     convert_rows,
     dump_line,
     read_json,
-    read_rows,
     write_atomic,
 )
 from mlxreflect.core.records import Messages, Problem, Sample, flat_from_row
 from mlxreflect.core.seeds import rng_for
 from mlxreflect.core.ui import LiveBar, PlainBar
 from mlxreflect.data.rows import read_file
-from mlxreflect.evaluation.arms import open_arm, problems_of, sample_row, short_hash, whole_chunks
+from mlxreflect.evaluation.arms import (
+    open_arm,
+    problems_of,
+    sample_row,
+    short_hash,
+    unique_rows,
+    whole_chunks,
+)
 from mlxreflect.graders import Grader
 from mlxreflect.stats import majority, mean_interval, pass_at_k
 from mlxreflect.tasks import TASKS, find_rules, get_task
@@ -185,7 +191,7 @@ def answer_chunks(out: Path, generator: Generator, bar: Bar) -> Chunks[list[Row]
     """Yields the rows of each chunk: those that are in the folder, then new ones, once appended."""
     path = out / generator.file
     kept = whole_chunks(path, generator.size, generator.total)
-    known = islice(read_rows(path), min(kept, generator.total)) if kept else iter(())
+    known = islice(unique_rows(path), min(kept, generator.total)) if kept else iter(())
     while rows := list(islice(known, generator.size)):
         bar.advance(len(rows))
         yield rows
@@ -203,12 +209,12 @@ def evaluate(generator: Generator, out: Path, bar: Bar = SILENT) -> dict[str, An
     """
     asked, spec = generator.asked, generator.asked.spec
     setup = describe_setup(generator)
-    open_arm(out, setup, asked.problems, asked.shots)
-    for _ in answer_chunks(out, generator, bar):
-        pass
-    more = {"eval": spec.name or spec.task.name, **generator.finish(out)}
-    setup.pop("token_hash", None)  # of one tokenizer, so nothing to compare models by
-    return finish(out, setup, asked.rules, more)
+    with open_arm(out, setup, asked.problems, asked.shots):
+        for _ in answer_chunks(out, generator, bar):
+            pass
+        more = {"eval": spec.name or spec.task.name, **generator.finish(out)}
+        setup.pop("token_hash", None)  # of one tokenizer, so nothing to compare models by
+        return finish(out, setup, asked.rules, more)
 
 
 def find_spec(name: str, limit: int, source: str, settings: Sequence[str]) -> EvalSpec:
@@ -252,7 +258,7 @@ def summarise(path: Path) -> dict[str, Any]:
     problems are the units: accuracy is the mean over problems of the mean over samples (avg@k), and
     there are pass_at and maj_at. failed: only where calls were given up.
     """
-    samples: list[Sample] = [flat_from_row(Sample, row) for row in read_rows(path)]
+    samples: list[Sample] = [flat_from_row(Sample, row) for row in unique_rows(path)]
     problems = [list(group) for _, group in groupby(samples, key=lambda s: s.problem_id)]
     means = [fmean(s.correct for s in problem) for problem in problems]
     each = len(problems[0])
@@ -366,9 +372,9 @@ def rescore(folder: Path, rules: str = "", out: Path | None = None) -> dict[str,
         )
         for s in samples
     ]
-    open_arm(out, setup, asked.problems, shots)
-    write_atomic(out / "samples.jsonl", "".join(dump_line(sample_row(s)) for s in graded))
-    results = finish(out, setup, name, {})
+    with open_arm(out, setup, asked.problems, shots):
+        write_atomic(out / "samples.jsonl", "".join(dump_line(sample_row(s)) for s in graded))
+        results = finish(out, setup, name, {})
     changed = sum(a.correct != b.correct for a, b in zip(samples, graded, strict=True))
     return {**results, "changed": changed, "out": str(out)}
 
@@ -399,7 +405,7 @@ def read_whole(folder: Path) -> tuple[dict[str, Any], dict[str, Problem], list[S
         return sample
 
     path = folder / "samples.jsonl"
-    samples = list(convert_rows(path, sample_of, "a sample"))
+    samples = list(convert_rows(path, sample_of, "a sample", unique_rows))
     if not samples:
         raise UserError(f"{path}: no samples in it", "evaluate first; this one did not get far")
     return setup, problems, samples

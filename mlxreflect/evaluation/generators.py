@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from mlxreflect.config.schema import CriticConfig, EvalSpec, PolicyConfig, Sampling
 from mlxreflect.core.cache import KeyedCache, cache_path
 from mlxreflect.core.errors import UserError, reworded
-from mlxreflect.core.journal import dump_line, read_rows, write_atomic
+from mlxreflect.core.journal import dump_line, write_atomic
 from mlxreflect.core.records import Messages, Problem, episode_from_row
 from mlxreflect.core.seeds import seed_for
 from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.critics.ledger import Ledger
-from mlxreflect.evaluation.arms import sample_row, short_hash
+from mlxreflect.evaluation.arms import sample_row, short_hash, unique_rows
 from mlxreflect.evaluation.chains import (
     Chain,
     Rounds,
@@ -234,7 +234,7 @@ class ChainGenerator(Generator):
 
     def finish(self, out: Path) -> dict[str, Any]:
         config, lines = self.asked.spec.chain, []
-        rows = read_rows(out / self.file)
+        rows = unique_rows(out / self.file)
         chains = [chain_of(episode_from_row(row), row["stopped"]) for row in rows]
         for chain in chains:
             turn, tokens = answer_of(chain, config), generated([chain])

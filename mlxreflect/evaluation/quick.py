@@ -107,9 +107,9 @@ def ask_until_decided(
     alpha = asked.spec.quick.alpha
     pair = SideBySide(models, asked)
     setup = pair.setup()
-    open_arm(out, {"quick": {"alpha": alpha}, **setup}, [], [])  # its samples tell the problems
     known: list[Row] = []
     with (
+        open_arm(out, {"quick": {"alpha": alpha}, **setup}, [], []),  # samples tell the problems
         ui.progress("asking", pair.most) as bar,
         closing(answer_chunks(out, pair, SILENT)) as chunks,
     ):
@@ -124,9 +124,12 @@ def ask_until_decided(
             bar.advance(len(rows) // pair.rows)
             if look.evidence >= 1 / alpha:
                 break
-    result = {**conclude(look, pair.names, alpha, pair.most, len(asked.problems)), "setup": setup}
-    write_atomic(out / "quick.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    return result
+        result = {
+            **conclude(look, pair.names, alpha, pair.most, len(asked.problems)),
+            "setup": setup,
+        }
+        write_atomic(out / "quick.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        return result
 
 
 def take_look(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Look:

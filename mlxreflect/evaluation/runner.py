@@ -17,9 +17,9 @@ import mlx.core as mx
 
 from mlxreflect.config.schema import EvalSpec, PolicyConfig, Sampling
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.journal import read_json, read_rows
+from mlxreflect.core.journal import read_json
 from mlxreflect.core.ui import Ui
-from mlxreflect.evaluation.arms import fingerprint
+from mlxreflect.evaluation.arms import fingerprint, unique_rows
 from mlxreflect.evaluation.chains import check_chain
 from mlxreflect.evaluation.evaluate import (
     Generator,
@@ -346,7 +346,7 @@ def check_noise(
     label = f"evaluating {name}".rstrip()
     with ui.progress(f"{label} again, batch {batch}", generator.total) as bar:
         evaluate(generator, folder / "noise", bar)
-    rows = [list(read_rows(place / "samples.jsonl")) for place in (folder, folder / "noise")]
+    rows = [list(unique_rows(place / "samples.jsonl")) for place in (folder, folder / "noise")]
     both = list(zip(*rows, strict=True))
     return {
         "batch": batch,

@@ -172,6 +172,7 @@ def fuse(
         ui.line(f"writing {out}")
         written = write_folder(model, adapter, partial, quantize)
         samples = answers_after(partial, before, asked, ui)
+        check_request(out, quantize)  # another process may have made it meanwhile
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.journal import write_atomic
+from mlxreflect.core.journal import locked, write_atomic
 from mlxreflect.core.records import Messages, Problem, Sample
 from mlxreflect.core.ui import safe_text
 from mlxreflect.evaluation.arms import Arm, ProblemSamples, load_arms
@@ -52,15 +52,16 @@ def write_outputs(
     except OSError as error:
         raise UserError(f"{place}: {error.strerror}", "give another --out") from None
     table = markdown(arms, found)
-    write_atomic(place / "table.md", table)
     plots: list[Path] = []
     logs: list[Path] = []
     inspects = importlib.util.find_spec("inspect_ai") is not None
-    if not table_only:
-        from mlxreflect.report.plots import draw_report
+    with locked(place):
+        write_atomic(place / "table.md", table)
+        if not table_only:
+            from mlxreflect.report.plots import draw_report
 
-        plots = draw_report(arms, found, place / "plots")
-        logs = [write_inspect(arm, place / "inspect") for arm in arms] if inspects else []
+            plots = draw_report(arms, found, place / "plots")
+            logs = [write_inspect(arm, place / "inspect") for arm in arms] if inspects else []
     return {
         "out": str(place),
         "table": str(place / "table.md"),
