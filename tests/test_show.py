@@ -27,6 +27,7 @@ from mlxreflect.core.records import (
 )
 from mlxreflect.methods.base import STATUSES, count_statuses, status_words
 from mlxreflect.report import show
+from mlxreflect.runs.fit import show_training
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J[bold red]not bold[/bold red] [link=http://x]y[/link] \u202e\r"
 FIRST = make_problem("countdown", {"numbers": [3, 4, 5], "target": 35})
@@ -439,4 +440,4 @@ def test_a_training_says_which_adapter_it_kept(step: int, said: str) -> None:
         "best": {"step": step, "value": 0.6931}, "tokens_per_second": 9.0,
         "peak_memory_bytes": 10**7, "adapter": "out/adapter", "model": "tiny",
     }  # fmt: skip
-    assert said in draw([show.show_training(summary)])
+    assert said in draw([show_training(summary)])

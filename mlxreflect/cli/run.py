@@ -107,9 +107,14 @@ def finish(folder: "Folder[Any]", ui: "Ui") -> None:
     if ui.json:
         ui.result(summary)
         return
-    from mlxreflect.report.show import show_summary, show_training
+    if folder.kind is JOB:
+        from mlxreflect.runs.fit import show_training
 
-    for part in [show_training(summary)] if folder.kind is JOB else show_summary(folder.path):
+        ui.table(show_training(summary))
+        return
+    from mlxreflect.report.show import show_summary
+
+    for part in show_summary(folder.path):
         ui.table(part)
 
 
@@ -125,7 +130,7 @@ def show(
     ui = make_ui(False)
     if (run_dir / "job.json").is_file():
         from mlxreflect.core.journal import read_json
-        from mlxreflect.report.show import show_training
+        from mlxreflect.runs.fit import show_training
 
         if not (run_dir / "summary.json").is_file():
             raise UserError(

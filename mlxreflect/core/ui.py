@@ -214,3 +214,7 @@ def facts(pairs: Mapping[str, object]) -> "Table":
     for name, value in pairs.items():
         grid.add_row(plain(name, "bold"), plain(value))
     return grid
+
+
+def percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"

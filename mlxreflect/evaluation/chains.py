@@ -457,8 +457,6 @@ ONE_ANSWER = {"samples": 1, "shots": 0, "form": "chat"}  # what a chain's answer
 def check_chain(spec: EvalSpec) -> None:
     """Raises UserError for keys that contradict `[chain]`, or each other."""
     config = spec.chain
-    if config.rounds == 1:
-        return
     for key, value in ONE_ANSWER.items():
         if getattr(spec, key) != value:
             raise UserError(

@@ -181,9 +181,8 @@ def record(name: str, match: Match) -> dict[str, Any]:
 
 
 def keep_rows(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """The rows as a file, whole or as it was; no row, no file."""
-    if rows:
-        write_atomic(folder / FILE, "".join(map(dump_line, rows)))
+    """The rows as a file, whole or as it was."""
+    write_atomic(folder / FILE, "".join(map(dump_line, rows)))
 
 
 # ---- anyone's training data ----------------------------------------------------------------------
@@ -191,14 +190,12 @@ def keep_rows(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def clean_examples(
     examples: Sequence[Example], data: DataConfig
-) -> tuple[list[Example], list[dict[str, Any]], dict[str, Any] | None]:
+) -> tuple[list[Example], list[dict[str, Any]], dict[str, Any]]:
     """Examples whose row occurs in no evaluation, a record for each row that does, and the counts.
 
     Everything in a row is looked at, also what is only shown: prompts, answers, earlier turns.
     Raises UserError where nothing is left.
     """
-    if not data.against:
-        return list(examples), [], None
     index = index_of(data.against, data.ngram)
     found: dict[str, Match] = {}
     names = [str(e.source.get("row") or f"example {i}") for i, e in enumerate(examples, 1)]

@@ -250,7 +250,8 @@ def asked_by(entries: Sequence[Entry], spec: EvalSpec) -> list[Entry]:
 def check_spec(entries: Sequence[Entry], spec: EvalSpec) -> None:
     """Raises UserError for a spec that the arms cannot answer, before any has been evaluated."""
     check_eval(spec)
-    check_chain(spec)
+    if spec.chain.rounds > 1:
+        check_chain(spec)
     served = [entry.name for entry in entries if isinstance(entry.model, ServedModel)]
     if served and (spec.thinking != "auto" or spec.template or spec.prompt.tags == "native"):
         raise UserError(

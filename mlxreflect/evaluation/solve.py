@@ -129,7 +129,8 @@ def solve_spec(
     tree = {"task": {"name": name}, "temperature": 0.7, "chain": chain}
     fetch_templates(apply_settings(tree, settings), Path("solve"))
     spec = validate(EvalSpec, tree, Path("solve"), settings)
-    check_chain(spec)
+    if spec.chain.rounds > 1:
+        check_chain(spec)
     if spec.chain.gated and not task.checkable:
         raise UserError(
             "chain.gated = true: no grader can tell which answer to this question is right",

@@ -7,7 +7,6 @@ A run that is under way or died shows as far as it got. All text of models and c
 import re
 from collections import Counter
 from dataclasses import dataclass
-from datetime import timedelta
 from difflib import SequenceMatcher
 from pathlib import Path
 from shlex import quote
@@ -23,12 +22,12 @@ from mlxreflect.config.toml import read_toml, validate
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import convert_rows, read_rows
 from mlxreflect.core.records import Episode, Example, Turn, Verdict, episode_from_row, flat_from_row
-from mlxreflect.core.ui import facts, plain, table
+from mlxreflect.core.ui import facts, percent, plain, table
 from mlxreflect.data.forms import shared
 from mlxreflect.data.matching import sentence
 from mlxreflect.evaluation.arms import read_arms, read_results
 from mlxreflect.methods.base import STATUSES, status_words
-from mlxreflect.report.tables import chain_line, comparisons, percent, second_answers
+from mlxreflect.report.tables import chain_line, comparisons, second_answers
 
 EXAMPLES = {"preference": "preference pairs", "sft": "SFT examples", "group": "groups of answers"}
 LAST_WAVES = 30  # rows of the table of waves
@@ -205,42 +204,6 @@ def show_summary(run_dir: Path) -> list[RenderableType]:
         # A table cuts long words: whole paths of all of them would be.
         named["plots"] = f"{run_dir / 'plots'}\n" + ", ".join(path.name for path in plots)
     return [*parts, facts(named)] if named else parts
-
-
-def show_training(summary: dict[str, Any]) -> RenderableType:
-    """Returns the table of a training: held-out figures before and after, speed, the adapter."""
-    shown: dict[str, object] = {
-        "steps": f"{summary['steps']}" + (" (patience ended)" if summary["stopped_early"] else ""),
-        "rows": f"{summary['rows']} trained on, {summary['held_out']} held out, "
-        f"{summary['skipped']} skipped",
-    }
-    if summary.get("cut_prompts"):
-        shown["prompts cut to fit"] = summary["cut_prompts"]
-    if summary.get("decontaminated"):
-        shown["decontaminated"] = sentence(summary["decontaminated"], "row")
-    before, after = summary["held_out_before"], summary["held_out_after"]
-    of = "held-out" if before else "step's"
-    first, last = (before, after) if before else (summary["first"], summary["last"])
-    for key in ("loss", "margin"):
-        if first[key] is not None:
-            shown[f"{of} {key}"] = f"{first[key]:.4f} → {last[key]:.4f}"
-    if last["accuracy"] is not None:
-        shown["ranked right"] = f"{percent(first['accuracy'])} → {percent(last['accuracy'])}"
-    if best := summary["best"]:
-        unchanged = "before the first step; what is kept is as it began"
-        when = f"after step {best['step']}" if best["step"] else unchanged
-        shown["best"] = f"{best['value']:.4f}, {when}"
-    shown |= {
-        "speed": f"{summary['tokens_per_second']:.0f} trained tokens/s",
-        "took": str(timedelta(seconds=round(summary["wall_seconds"]))),
-        "peak memory": f"{summary['peak_memory_bytes'] / 1e9:.2f} GB",
-        "adapter": summary["adapter"],
-    }
-    if summary["model"] != "tiny":
-        shown["try it"] = (
-            f"mlx_lm.generate --model {summary['model']} --adapter-path {summary['adapter']}"
-        )
-    return facts(shown)
 
 
 def show_arms(arms: dict[str, dict[str, Any]]) -> RenderableType:

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mlxreflect.core.ui import plain, table
+from mlxreflect.core.ui import percent, plain, table
 from mlxreflect.evaluation.compare import deciding_p
 from mlxreflect.stats import SHARPER, level, points, verdict
 
@@ -129,10 +129,6 @@ def chain_line(name: str, chain: dict[str, Any]) -> str:
     if chain["tokens_prefilled"]:
         said += f" and {chain['tokens_prefilled']:.0f} prefilled"
     return said + (f"; {chain['failed']} critic calls failed." if chain["failed"] else ".")
-
-
-def percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.1%}"
 
 
 def between(r: Mapping[str, Any]) -> str:

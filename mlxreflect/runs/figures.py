@@ -64,8 +64,9 @@ class RunArms:
 
 def check_arms(recipe: Recipe, spec: EvalSpec) -> None:
     """Raises UserError for an evaluation that the recipe cannot end in."""
-    for asked in (spec, directly(spec)) if recipe.eval.direct else (spec,):
-        check_chain(asked)
+    if spec.chain.rounds > 1:
+        for asked in (spec, directly(spec)) if recipe.eval.direct else (spec,):
+            check_chain(asked)
     method_of(recipe).check_evaluation(recipe, spec)
 
 

@@ -13,8 +13,9 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
@@ -22,7 +23,7 @@ from mlxreflect.config.schema import Job, PolicyConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import append_rows, read_rows, replace_folder
 from mlxreflect.core.records import Example
-from mlxreflect.core.ui import Ui
+from mlxreflect.core.ui import Ui, facts, percent
 from mlxreflect.data.examples import read_examples, split_examples
 from mlxreflect.data.matching import sentence
 from mlxreflect.data.rows import BadRow
@@ -45,6 +46,9 @@ from mlxreflect.train.trainer import (
     load_trainer,
     save_trainer,
 )
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 ADAPTER, BEST, CONFIG = "adapters.safetensors", "best.safetensors", "adapter_config.json"
 MEASURED = ("loss", "margin", "accuracy")
@@ -85,7 +89,9 @@ def train(folder: RunFolder[Job], ui: Ui) -> dict[str, Any]:
             asked.source, job.objective, config=asked.config, split=asked.split,
             columns=asked.columns, turns=asked.turns, bad_row=asked.bad_row, limit=asked.limit,
         )  # fmt: skip
-        examples, left_out, counts = clean_examples(examples, asked)
+        left_out, counts = list[dict[str, Any]](), None
+        if asked.against:
+            examples, left_out, counts = clean_examples(examples, asked)
         policy = load_policy(PolicyConfig(**job.policy.model_dump()))
         job = with_tags(job, policy.template)
         data = replace(encode_data(job, policy, examples, bad), decontaminated=counts)
@@ -95,7 +101,8 @@ def train(folder: RunFolder[Job], ui: Ui) -> dict[str, Any]:
             stack.callback(references.close)
         trainer = Trainer(policy.model, references, ui.line)
         describe(folder, data, trainer, ui)
-        keep_rows(folder.path, left_out)
+        if left_out:
+            keep_rows(folder.path, left_out)
         loop = FitLoop(folder, trainer, adapter, data)
         loop.run(ui)
         return loop.finish()
@@ -360,3 +367,39 @@ def live(steps: Sequence[Step]) -> str:
         parts.append(f"margin {sum(margins) / n:+.3f}, {sum(right) / n:.0%} ranked right")
     rate = sum(step.tokens for step in steps) / sum(step.seconds for step in steps)
     return ", ".join([*parts, f"{rate:.0f} tokens/s", f"{mx.get_peak_memory() / 1e9:.2f} GB"])
+
+
+def show_training(summary: dict[str, Any]) -> "Table":
+    """Returns the table of a training: held-out figures before and after, speed, the adapter."""
+    shown: dict[str, object] = {
+        "steps": f"{summary['steps']}" + (" (patience ended)" if summary["stopped_early"] else ""),
+        "rows": f"{summary['rows']} trained on, {summary['held_out']} held out, "
+        f"{summary['skipped']} skipped",
+    }
+    if summary.get("cut_prompts"):
+        shown["prompts cut to fit"] = summary["cut_prompts"]
+    if summary.get("decontaminated"):
+        shown["decontaminated"] = sentence(summary["decontaminated"], "row")
+    before, after = summary["held_out_before"], summary["held_out_after"]
+    of = "held-out" if before else "step's"
+    first, last = (before, after) if before else (summary["first"], summary["last"])
+    for key in ("loss", "margin"):
+        if first[key] is not None:
+            shown[f"{of} {key}"] = f"{first[key]:.4f} → {last[key]:.4f}"
+    if last["accuracy"] is not None:
+        shown["ranked right"] = f"{percent(first['accuracy'])} → {percent(last['accuracy'])}"
+    if best := summary["best"]:
+        unchanged = "before the first step; what is kept is as it began"
+        when = f"after step {best['step']}" if best["step"] else unchanged
+        shown["best"] = f"{best['value']:.4f}, {when}"
+    shown |= {
+        "speed": f"{summary['tokens_per_second']:.0f} trained tokens/s",
+        "took": str(timedelta(seconds=round(summary["wall_seconds"]))),
+        "peak memory": f"{summary['peak_memory_bytes'] / 1e9:.2f} GB",
+        "adapter": summary["adapter"],
+    }
+    if summary["model"] != "tiny":
+        shown["try it"] = (
+            f"mlx_lm.generate --model {summary['model']} --adapter-path {summary['adapter']}"
+        )
+    return facts(shown)

@@ -77,7 +77,8 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
         critics = open_critics(recipe, method.tiers(recipe), run.id, ledger, stack)
         policy = load_policy(recipe.policy)
         recipe, spec = with_tags(recipe, policy.template), with_tags(spec, policy.template)
-        critics["self"] = SelfCritic(policy, recipe.critic.tier("basic"), recipe.policy.batch)
+        if method.asks_itself(recipe):
+            critics["self"] = SelfCritic(policy, recipe.critic.tier("basic"), recipe.policy.batch)
         adapter = attach(
             policy.model, recipe.train, recipe.seed, recipe.policy.model, recipe.policy.adapter
         )
@@ -89,7 +90,8 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
         frame = Frame(method, recipe, task, policy, trainer, critics, cleaned.problems)
         loop = RunLoop(run, frame, trainer, adapter, ui, started)
         loop.restore()
-        keep_rows(run.path, cleaned.rows)
+        if cleaned.rows:
+            keep_rows(run.path, cleaned.rows)
         of = "" if eval_task is task else f" of the task {eval_task.name}"
         ui.header(
             {"recipe": recipe.name, "policy": recipe.policy.model,
