@@ -77,7 +77,7 @@ SHAPES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
                          step(2, "exo_pair", margin=0.2, accuracy=1.0), unlisted(0)], ARMS),
     "no wave": ([step(1), step(2, "sft")], {}),
     "sft alone": ([step(1, "sft"), unlisted(0)], {"base": ARMS["base"]}),
-    "nothing": ([], {}),
+    "nothing": ([{"kind": "another"}], {}),
     "not a number": ([step(1, loss=math.nan), step(2), unlisted(0, problems=0)], {}),
     "only the bucket": ([wave(0, stage="bucket")], {}),
     "all wrong": ([wave(0, first_correct=0, format_ok=0, solved=0, bucket=8)],

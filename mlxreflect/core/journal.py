@@ -32,8 +32,13 @@ def dump_line(row: dict[str, Any]) -> str:
 
 
 def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Append whole lines and flush them to the disk; returns the file's length in bytes."""
+    """Append whole lines and flush them to the disk; returns the file's length in bytes.
+
+    No rows make no file: an empty one is what other readers of JSONL fail on.
+    """
     data = "".join(dump_line(row) for row in rows).encode("utf-8")
+    if not data and not path.exists():
+        return 0
     with path.open("ab") as out:
         out.write(data)
         out.flush()
@@ -64,10 +69,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file; an unfinished last line is left out.
+    """The objects of a JSONL file, none where there is no such file.
 
-    Raises UserError naming the line for anything else that is not a JSON object.
+    An unfinished last line is left out. Raises UserError naming the line for anything else that is
+    not a JSON object.
     """
+    if not path.is_file():
+        return
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -94,11 +102,11 @@ def convert_rows(
     name: str,
     read: Callable[[Path], Iterator[dict[str, Any]]] = read_rows,
 ) -> Iterator[T]:
-    """Yields what `make` makes of each row, nothing where there is no such file.
+    """Yields what `make` makes of each row of a JSONL file.
 
     name: what a row should be, with its article. Raises UserError naming a row that is none.
     """
-    for number, row in enumerate(read(path) if path.is_file() else (), 1):
+    for number, row in enumerate(read(path), 1):
         try:
             made = make(row)
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -145,12 +153,15 @@ class Commits:
         commit: dict[str, Any] = read_json(commits[-1] / "commit.json")
         for name, length in commit["journals"].items():
             journal = self.root / name
-            if not journal.is_file() or journal.stat().st_size < length:
+            if (journal.stat().st_size if journal.is_file() else 0) < length:
                 raise UserError(
                     f"{journal} is shorter than its last commit says",
                     "restore that file, or begin anew in another folder",
                 )
-            os.truncate(journal, length)
+            if length:
+                os.truncate(journal, length)
+            else:
+                journal.unlink(missing_ok=True)
         return commits[-1], commit
 
     def add(
@@ -173,8 +184,17 @@ class Commits:
         final = self.folder / f"{self.prefix}-{number:05d}"
         replace_folder(final, fill)
         for old in self.all()[:-KEEP]:
-            shutil.rmtree(old)
+            remove(old)
         return final
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder at once: a crash leaves a whole one, or one by a name that nobody reads."""
+    gone = folder.with_suffix(".gone.tmp")
+    if gone.exists():
+        shutil.rmtree(gone)
+    folder.rename(gone)
+    shutil.rmtree(gone)
 
 
 def replace_folder(final: Path, fill: Callable[[Path], None]) -> None:
@@ -185,7 +205,7 @@ def replace_folder(final: Path, fill: Callable[[Path], None]) -> None:
     temporary.mkdir(parents=True)
     fill(temporary)
     if final.exists():
-        shutil.rmtree(final)
+        remove(final)
     place(temporary, final)
 
 

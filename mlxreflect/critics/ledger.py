@@ -248,7 +248,7 @@ class Ledger:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yields the lines written so far."""
-        if self.path and self.path.is_file():
+        if self.path:
             yield from read_rows(self.path)
 
 

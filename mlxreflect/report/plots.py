@@ -60,7 +60,7 @@ def draw_plots(run_dir: Path, solved: str = "solved") -> list[Path]:
     metrics.jsonl nor an evaluation.
     """
     metrics = run_dir / "metrics.jsonl"
-    rows = list(read_rows(metrics)) if metrics.is_file() else []
+    rows = list(read_rows(metrics))
     waves = [row for row in rows if row.get("kind") == "wave"]
     steps = [row for row in rows if row.get("kind") == "step"]
     arms = read_arms(run_dir)

@@ -120,9 +120,8 @@ def recipe_of(run_dir: Path) -> Recipe | None:
 
 def show_waves(run_dir: Path) -> RenderableType:
     """Columns of what no wave has had are left out."""
-    path, recipe = run_dir / "metrics.jsonl", recipe_of(run_dir)
-    metrics = read_rows(path) if path.is_file() else iter(())
-    waves = [row for row in metrics if row.get("kind") == "wave"]
+    recipe = recipe_of(run_dir)
+    waves = [row for row in read_rows(run_dir / "metrics.jsonl") if row.get("kind") == "wave"]
     if not waves:
         return Text("no wave is finished yet")
     word = method_of(recipe).solved if recipe else "solved"
@@ -137,7 +136,7 @@ def show_waves(run_dir: Path) -> RenderableType:
     }  # fmt: skip
     title = "Waves"
     if len(waves) > LAST_WAVES:
-        title = f"Waves (the last {LAST_WAVES} of {len(waves)}; all are in {path.name})"
+        title = f"Waves (the last {LAST_WAVES} of {len(waves)}; all are in metrics.jsonl)"
     rows = [
         [*(row.get(key, "") for key in columns.values()),
          f"{row['seconds']:.1f}" if "seconds" in row else ""]
@@ -253,12 +252,12 @@ def totals(run_dir: Path, summary: dict[str, Any], recipe: Recipe | None) -> dic
 
 def asked_so_far(run_dir: Path) -> dict[str, Any]:
     """Returns the critic's figures so far; {} where none was asked remotely."""
-    ledger, metrics = run_dir / "critic.jsonl", run_dir / "metrics.jsonl"
+    ledger = run_dir / "critic.jsonl"
     if not ledger.is_file():
         return {}
     from mlxreflect.critics.ledger import total
 
-    rows = read_rows(metrics) if metrics.is_file() else iter(())
+    rows = read_rows(run_dir / "metrics.jsonl")
     waves = (row["critic"] for row in rows if row.get("kind") == "wave" and "critic" in row)
     return total(waves, read_rows(ledger))
 
