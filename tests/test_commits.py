@@ -1,5 +1,6 @@
 """Commits that a crash at any point leaves whole, folders that are whole or not there, locks."""
 
+import hashlib
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import KEEP, Commits, replace_folder, take_lock
 
 NAMES = ("a.jsonl", "b.jsonl")
+EMPTY = hashlib.sha256(b"").hexdigest()
 
 
 @pytest.fixture
@@ -40,10 +42,11 @@ def test_a_commit_holds_state_files_and_lengths(commits: Commits) -> None:
     final = add(commits, 7)
     assert final == commits.folder / "step-00007"
     found = commits.last()
-    assert found == (
-        final,
-        {"schema": "commit/1", "journals": {"a.jsonl": 9, "b.jsonl": 0}, "step": 7},
-    )
+    rows = [9, hashlib.sha256(b'{"n": 7}\n').hexdigest()]
+    assert found == (final, {
+        "schema": "commit/2", "journals": {"a.jsonl": rows, "b.jsonl": [0, EMPTY]},
+        "files": {"weights": hashlib.sha256(b"7").hexdigest()}, "step": 7,
+    })  # fmt: skip
     assert (final / "weights").read_text() == "7"
     assert journal(commits) == [7]
     assert not (commits.root / "b.jsonl").exists()  # an empty file is what other readers fail on
@@ -120,17 +123,51 @@ def test_stopped_while_it_adds(commits: Commits, where: str, before: int) -> Non
     assert len(commits.all()) == min(KEEP, count + 1)
 
 
-@pytest.mark.parametrize("cut", [1, 9, None])
-def test_a_journal_that_lost_rows_is_refused(commits: Commits, cut: int | None) -> None:
+def flip(path: Path, at: int = 0) -> None:
+    """As a disk does: one bit."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {  # to the folder, whose newest commit is step-00003
+    "weights": lambda root: flip(root / "checkpoints" / "step-00003" / "weights"),
+    "no weights": lambda root: (root / "checkpoints" / "step-00003" / "weights").unlink(),
+    "the state": lambda root: (  # {…, "step": 3, …} stays JSON
+        flip(root / "checkpoints" / "step-00003" / "commit.json", -82)),
+    "no state": lambda root: (root / "checkpoints" / "step-00003" / "commit.json").unlink(),
+    "a row": lambda root: flip(root / "a.jsonl", -3),
+    "a torn row": lambda root: os.truncate(root / "a.jsonl", 35),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_the_commit_before_a_damaged_one_is_the_last(commits: Commits, what: str) -> None:
+    for number in range(4):
+        add(commits, number)
+    DAMAGE[what](commits.root)
+    said: list[str] = []
+    found = commits.last(said.append)
+    assert found and found[1]["step"] == 2
+    assert journal(commits) == [0, 1, 2]
+    assert len(said) == 1 and "going on from the commit before it, step-00002" in said[0]
+    assert [commits.number(path) for path in commits.all()] == [2]
+    add(commits, 3)
+    again = Commits(commits.root, "step", NAMES).last(said.append)  # as another process reads it
+    assert again and again[1]["step"] == 3 and len(said) == 1
+
+
+@pytest.mark.parametrize("cut", [None, 1, 9])
+def test_a_folder_without_a_whole_commit_is_left_as_it_is(
+    commits: Commits, cut: int | None
+) -> None:
     add(commits, 0)
     path = commits.root / "a.jsonl"
-    if cut is None:
-        path.unlink()
-    else:
-        path.write_bytes(path.read_bytes()[:-cut])
-    with pytest.raises(UserError, match=r"a\.jsonl is shorter than its last commit says"):
+    path.write_bytes(path.read_bytes()[:-cut]) if cut else path.unlink()
+    with pytest.raises(UserError, match=r"a\.jsonl is damaged") as caught:
         commits.last()
-    assert path.exists() == (cut is not None)
+    assert "restore that file" in caught.value.hint
+    assert len(commits.all()) == 1 and path.exists() == bool(cut)
 
 
 # ---- folders and locks ---------------------------------------------------------------------------

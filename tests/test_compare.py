@@ -41,6 +41,7 @@ def row(problem: int, correct: bool, *, sample: int = 0, task: str = "countdown"
 def write(path: Path, rows: list[dict[str, Any]], results: dict[str, Any] | None = None) -> Path:
     """An evaluation folder; without results as a run that was killed leaves it."""
     path.mkdir(parents=True)
+    (path / "samples.jsonl").touch()
     append_rows(path / "samples.jsonl", rows)
     if results is not None:
         (path / "results.json").write_text(json.dumps(results), encoding="utf-8")

@@ -73,6 +73,7 @@ def test_a_kill_loses_four_batches_at_most(policy, tmp_path):
     path = tmp_path / "samples.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:6]) + lines[6][:5])
+    (tmp_path / "results.json").unlink()
     policy.tokens_generated = 0
     run(policy, tmp_path, spec)
     again = [len(json.loads(line)["token_ids"]) for line in lines[4:]]
@@ -91,6 +92,7 @@ def test_a_kill_with_several_samples_a_problem_skips_none(policy, tmp_path):
         run(policy, tmp_path / "cut", spec)
         cut = tmp_path / "cut" / "samples.jsonl"
         cut.write_bytes(b"".join(lines[:rows]))
+        (tmp_path / "cut" / "results.json").unlink()
         run(policy, tmp_path / "cut", spec)
         assert cut.read_bytes() == whole
 

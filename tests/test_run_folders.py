@@ -12,6 +12,7 @@ from mlxreflect.config.recipe import load_recipe, resolved, with_whole_paths
 from mlxreflect.config.schema import Recipe
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import Commits
+from mlxreflect.core.ui import Ui
 from mlxreflect.report.show import show_header
 from mlxreflect.runs.folder import RunFolder, carried_out, carry_out, create_run, open_folder
 
@@ -26,6 +27,13 @@ OUTPUTS = ("episodes.jsonl", "examples.jsonl", "adapter/adapters.safetensors",
 
 def write(path: Path, rows: list[dict[str, object]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def flip(path: Path, at: int | None = None) -> None:
+    """The last bit of a byte, as a disk does it, by default in the middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 if at is None else at] ^= 1
+    path.write_bytes(data)
 
 
 def finish(folder: Path) -> None:
@@ -93,11 +101,11 @@ def test_other_problems_than_it_began_with(made: Path, stopped: Path, file: str)
 
 
 DAMAGED: dict[str, Callable[[Path, Path], object]] = {  # to the run and its newest commit
-    "adapters.safetensors cannot be read": lambda run, commit: (
-        (commit / "adapters.safetensors").write_bytes(b"1234567890")),
-    "adapters.safetensors cannot be read: Failed": lambda run, commit: (
-        (commit / "adapters.safetensors").unlink()),
-    "commit.json: no such file": lambda run, commit: (commit / "commit.json").unlink(),
+    "adapters.safetensors is damaged": lambda run, commit: [
+        flip(each / "adapters.safetensors") for each in commit.parent.glob("wave-*")],
+    "examples.jsonl is damaged": lambda run, commit: flip(run / "examples.jsonl", 9),
+    "base/samples.jsonl is damaged": lambda run, commit: (
+        flip(run / "eval" / "base" / "samples.jsonl")),
     "has rows, and there is no commit to go on from": lambda run, commit: (
         shutil.rmtree(commit.parent)),
     "no recipe in it": lambda run, commit: (run / "run.json").write_text("{}"),
@@ -113,15 +121,27 @@ def test_a_damaged_run_is_refused_and_left_as_it_is(stopped: Path, said: str) ->
     assert (stopped / "episodes.jsonl").read_bytes() == rows
 
 
-def test_the_commit_before_a_damaged_one_goes_on(made: Path, stopped: Path) -> None:
-    """As the hint says."""
+COMMITTED = ("adapter_config.json", "adapters.safetensors", "commit.json",
+             "optimizer-dpo.safetensors", "reference.safetensors", "../../episodes.jsonl",
+             "../../metrics.jsonl")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_a_bit_that_a_disk_flips_changes_nothing(
+    made: Path, stopped: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The commit before goes on, and says so."""
     newest = max((stopped / "checkpoints").glob("wave-*"))
-    (newest / "optimizer-dpo.safetensors").unlink()
-    assert "delete the folder that it is in" in refused(stopped).hint
-    shutil.rmtree(newest)
-    finish(stopped)
-    for name in OUTPUTS:
-        assert (stopped / name).read_bytes() == (made / "run" / name).read_bytes(), name
+    flip(newest / name, -9 if name.endswith(".jsonl") else None)  # in its last row
+    carry_out(open_folder(stopped), Ui())
+    assert f"{Path(name).name} is damaged" in capsys.readouterr().out.replace("\n", "")
+    for output in OUTPUTS:
+        assert (stopped / output).read_bytes() == (made / "run" / output).read_bytes(), output
+
+
+def test_every_file_of_a_commit_is_flipped(stopped: Path) -> None:
+    held = {path.name for path in max((stopped / "checkpoints").glob("wave-*")).iterdir()}
+    assert held <= {*COMMITTED}
 
 
 def test_a_file_among_the_commits_is_left_alone(tmp_path: Path) -> None:

@@ -112,6 +112,8 @@ def test_rows_that_two_processes_mixed_are_refused(tmp_path: Path) -> None:
         run(model, tmp_path)
         file = tmp_path / "samples.jsonl"
         file.write_bytes(file.read_bytes() + file.read_bytes().partition(b"\n")[0] + b"\n")
+        results = json.loads((tmp_path / "results.json").read_text())
+        (tmp_path / "results.json").write_text(json.dumps({**results, "sha256": {}}))
         for read in (
             lambda: run(model, tmp_path),
             lambda: rescore(tmp_path, "strict"),

@@ -1,18 +1,20 @@
 """Commits of a folder that grows: journals and checkpoints, never half-written.
 
 A commit is one folder `checkpoints/PREFIX-NNNNN`, made beside and renamed into place; its
-commit.json holds the state and the length of every journal. Rows are appended and flushed before
-the rename, so a journal is never shorter than a commit says; what a crash left behind it is cut
-off when the last commit is read.
+commit.json holds the state, the SHA-256 of every file, and how long every journal is, with the
+SHA-256 of so much. Rows are appended and flushed before the rename, so a journal is never shorter
+than a commit says; what a crash left behind it is cut off when the last commit is read. A commit
+that a disk has damaged is left out for the one before it.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO, TypeVar, cast
 
@@ -118,15 +120,33 @@ def convert_rows(
 
 
 KEEP = 2  # commits
+BLOCK = 1 << 20  # bytes of a journal that are read at once
+
+
+def sha256(file: Path) -> str:
+    """Returns the SHA-256 of a file, 64 hex digits; "" where it cannot be read."""
+    try:
+        with file.open("rb") as data:
+            return hashlib.file_digest(data, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def digest_of(tree: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(tree).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Commits:
-    """root: the folder; prefix: of the commits' names; journals: JSONL files in the root."""
+    """root: the folder; prefix: of the commits' names; journals: JSONL files in the root.
+
+    hashed: of each journal, how many bytes were hashed so far, and their SHA-256.
+    """
 
     root: Path
     prefix: str
     journals: Sequence[str]
+    hashed: dict[str, tuple[int, Any]] = field(default_factory=dict, compare=False)
 
     @property
     def folder(self) -> Path:
@@ -141,8 +161,13 @@ class Commits:
     def number(self, commit: Path) -> int:
         return int(commit.name.removeprefix(f"{self.prefix}-"))
 
-    def last(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest commit and its JSON; cuts the journals back to it and removes leftovers."""
+    def last(
+        self, say: Callable[[str], None] = lambda line: None
+    ) -> tuple[Path, dict[str, Any]] | None:
+        """The newest whole commit and its JSON; cuts the journals back to it, removes the rest.
+
+        say: is told of each damaged commit. Raises UserError where all are.
+        """
         for leftover in self.folder.glob("*.tmp/"):
             shutil.rmtree(leftover)
         commits = self.all()
@@ -150,19 +175,57 @@ class Commits:
             for name in self.journals:
                 (self.root / name).unlink(missing_ok=True)
             return None
-        commit: dict[str, Any] = read_json(commits[-1] / "commit.json")
-        for name, length in commit["journals"].items():
-            journal = self.root / name
-            if (journal.stat().st_size if journal.is_file() else 0) < length:
-                raise UserError(
-                    f"{journal} is shorter than its last commit says",
-                    "restore that file, or begin anew in another folder",
-                )
+        self.hashed.clear()
+        faults: list[UserError] = []
+        for commit in reversed(commits):
+            try:
+                found = self.read(commit)
+                break
+            except UserError as error:
+                faults.append(error)
+        else:
+            raise faults[0]
+        for fault, damaged in zip(faults, reversed(commits), strict=False):
+            say(f"warning: {fault.message}: going on from the commit before it, {commit.name}")
+            remove(damaged)
+        for name, (length, _) in found["journals"].items():
             if length:
-                os.truncate(journal, length)
+                os.truncate(self.root / name, length)
             else:
-                journal.unlink(missing_ok=True)
-        return commits[-1], commit
+                (self.root / name).unlink(missing_ok=True)
+        return commit, found
+
+    def read(self, commit: Path) -> dict[str, Any]:
+        """The JSON of a commit. Raises UserError where a file is not as it was committed."""
+        file = commit / "commit.json"
+        found = read_json(file)
+        whole = found.pop("sha256", "") == digest_of(found)
+        damaged = [] if whole else [file]
+        if whole:
+            files, journals = found["files"].items(), found["journals"].items()
+            damaged += [commit / name for name, digest in files if sha256(commit / name) != digest]
+            damaged += [self.root / name for name, (length, digest) in journals
+                        if self.prefix_digest(name, length) != digest]  # fmt: skip
+        if damaged:
+            raise UserError(
+                f"{damaged[0]} is damaged: it is not as it was committed",
+                "restore that file, or begin anew in another folder",
+            )
+        return found
+
+    def prefix_digest(self, name: str, length: int) -> str:
+        """Returns the SHA-256 of a journal's first bytes, of which only new ones are read."""
+        done, running = self.hashed.pop(name, (0, hashlib.sha256()))
+        if done > length:
+            done, running = 0, hashlib.sha256()
+        if done < length and (self.root / name).is_file():
+            with (self.root / name).open("rb") as rows:
+                rows.seek(done)
+                while block := rows.read(min(BLOCK, length - done)):
+                    running.update(block)
+                    done += len(block)
+        self.hashed[name] = done, running
+        return str(running.hexdigest())
 
     def add(
         self,
@@ -172,13 +235,16 @@ class Commits:
         save: Callable[[Path], None],
     ) -> Path:
         """Append rows to the journals, then commit `state` and what `save` writes, at once."""
-        lengths = {
-            name: append_rows(self.root / name, rows.get(name, [])) for name in self.journals
-        }
+        journals: dict[str, tuple[int, str]] = {}
+        for name in self.journals:
+            length = append_rows(self.root / name, rows.get(name, []))
+            journals[name] = length, self.prefix_digest(name, length)
 
         def fill(temporary: Path) -> None:
             save(temporary)
-            text = json.dumps({"schema": "commit/1", "journals": lengths, **state})
+            files = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
+            told = {"schema": "commit/2", "journals": journals, "files": files, **state}
+            text = json.dumps({**told, "sha256": digest_of(told)})
             (temporary / "commit.json").write_text(text + "\n", encoding="utf-8")
 
         final = self.folder / f"{self.prefix}-{number:05d}"

@@ -28,6 +28,7 @@ from mlxreflect.core.journal import (
     locked,
     read_json,
     read_rows,
+    sha256,
     write_atomic,
 )
 from mlxreflect.core.records import Problem, Sample, flat_from_row, to_row
@@ -283,7 +284,7 @@ def read_tasks(file: Path, given: Path) -> Iterator[Arm]:
     A bare file tells nothing of its setup: another may have been copied to where it stands.
     """
     folder, whole = file.parent, given.is_dir()
-    results = read_results(folder / "results.json") if whole else None
+    results = read_whole_results(folder) if whole else None
     setup = read_results(folder / "setup.json") if whole else None
     if results is None and setup is not None:
         raise UserError(
@@ -378,6 +379,18 @@ def readable(row: dict[str, Any]) -> dict[str, Any]:
 def read_results(path: Path) -> dict[str, Any] | None:
     """The object in a results.json or comparison.json; None where there is no such file."""
     return read_json(path) if path.is_file() else None
+
+
+def read_whole_results(folder: Path) -> dict[str, Any] | None:
+    """results.json of an arm. Raises UserError where the rows are not those that it is of."""
+    results = read_results(folder / "results.json")
+    for name, digest in (results or {}).get("sha256", {}).items():
+        if sha256(folder / name) != digest:
+            raise UserError(
+                f"{folder / name} is damaged: it is not as it was when results.json was written",
+                f"restore that file, or delete {folder} and evaluate again",
+            )
+    return results
 
 
 def read_arms(run_dir: Path) -> dict[str, dict[str, Any]]:

@@ -26,6 +26,7 @@ from mlxreflect.core.journal import (
     convert_rows,
     dump_line,
     read_json,
+    sha256,
     write_atomic,
 )
 from mlxreflect.core.records import Messages, Problem, Sample, flat_from_row
@@ -35,6 +36,7 @@ from mlxreflect.data.rows import read_file
 from mlxreflect.evaluation.arms import (
     open_arm,
     problems_of,
+    read_whole_results,
     sample_row,
     short_hash,
     unique_rows,
@@ -210,6 +212,7 @@ def evaluate(generator: Generator, out: Path, bar: Bar = SILENT) -> dict[str, An
     asked, spec = generator.asked, generator.asked.spec
     setup = describe_setup(generator)
     with open_arm(out, setup, asked.problems, asked.shots):
+        read_whole_results(out)
         for _ in answer_chunks(out, generator, bar):
             pass
         more = {"eval": spec.name or spec.task.name, **generator.finish(out)}
@@ -246,7 +249,9 @@ def find_spec(name: str, limit: int, source: str, settings: Sequence[str]) -> Ev
 
 def finish(out: Path, setup: dict[str, Any], rules: str, more: dict[str, Any]) -> dict[str, Any]:
     """Writes and returns the results of an arm's samples, with the setup and `more` in them."""
-    results = {**summarise(out / "samples.jsonl"), "rules": rules, **setup, **more}
+    digests = {file.name: sha256(file) for file in sorted(out.glob("*.jsonl"))}
+    figures = summarise(out / "samples.jsonl")
+    results = {**figures, "rules": rules, **setup, **more, "sha256": digests}
     write_atomic(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     return results
 

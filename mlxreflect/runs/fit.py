@@ -198,7 +198,7 @@ class FitLoop:
 
     def run(self, ui: Ui) -> None:
         """Trains to the end, or to where patience ends."""
-        last = self.folder.last_commit()
+        last = self.folder.last_commit(ui.line)
         digest = hashlib.sha256()
         for row in (*self.data.train, None, *self.data.held_out):
             digest.update(repr(row).encode())

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from shlex import quote
@@ -127,11 +128,11 @@ class RunFolder(Generic[C]):
 
     # ---- commits --------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def commits(self) -> Commits:
         return Commits(self.path, self.kind.prefix, self.kind.journals)
 
-    def last_commit(self) -> tuple[Path, dict[str, Any]] | None:
+    def last_commit(self, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
         """Returns what `Commits.last` does. Raises UserError where commits are lost."""
         journals = [self.path / name for name in self.kind.journals]
         begun = [file for file in journals if file.is_file() and file.stat().st_size]
@@ -140,7 +141,7 @@ class RunFolder(Generic[C]):
                 f"{begun[0]} has rows, and there is no commit to go on from",
                 f"bring {self.commits.folder} back, or begin a new {self.kind.word}",
             )
-        return self.commits.last()
+        return self.commits.last(say)
 
     def commit(
         self, number: int, rows: Mapping[str, list[dict[str, Any]]], state: dict[str, Any],

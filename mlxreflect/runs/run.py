@@ -147,7 +147,7 @@ class RunLoop:
 
     def restore(self) -> None:
         """Goes back to the last commit, or makes the first."""
-        last = self.run.last_commit()
+        last = self.run.last_commit(self.ui.line)
         if last is None:
             self.commit(0, {}, 0.0)
             return
@@ -224,13 +224,12 @@ def journal_rows(wave: Wave, played: Played, figures: dict[str, Any]) -> dict[st
 
 def keep_epoch(run: RunFolder[Recipe], epoch: int) -> None:
     """Copies the last commit's adapter, as it is at an epoch's end, for good."""
-    last = run.commits.last()
-    assert last is not None  # a run has at least its first commit
+    last = run.commits.all()[-1]
     final = run.path / "checkpoints" / f"epoch-{epoch}"
 
     def copy(folder: Path) -> None:
         for name in ("adapters.safetensors", "adapter_config.json"):
-            shutil.copyfile(last[0] / name, folder / name)
+            shutil.copyfile(last / name, folder / name)
 
     replace_folder(final, copy)
 

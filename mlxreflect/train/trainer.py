@@ -22,7 +22,6 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mlxreflect.config.fields import GrpoConfig
 from mlxreflect.config.schema import Fitting
-from mlxreflect.core.errors import UserError
 from mlxreflect.core.seeds import rng_for, seed_mlx
 from mlxreflect.train.batches import Group, Item, Pair, collate
 from mlxreflect.train.cpu import faster_on_cpu, in_parts
@@ -359,14 +358,7 @@ def load_parameters(path: Path, trainer: Trainer) -> None:
 
 
 def load_arrays(path: Path) -> Arrays:
-    """The arrays of a file. Raises UserError where it is damaged or not there."""
-    try:
-        arrays = mx.load(str(path))
-    except RuntimeError as error:
-        raise UserError(
-            f"{path} cannot be read: {str(error).removeprefix('[load_safetensors] ')}",
-            "restore that file; or delete the folder that it is in, to go on from the commit "
-            "before it, where there is one",
-        ) from None
+    """The arrays of a commit's file, whose bytes are known to be whole."""
+    arrays = mx.load(str(path))
     assert isinstance(arrays, dict)  # a safetensors file always is one
     return arrays
