@@ -16,7 +16,7 @@ from support.training import (
 )
 
 from mlxreflect.config.fields import GrpoConfig
-from mlxreflect.train.batches import Group, collate
+from mlxreflect.train.batches import Group, collate, whole
 from mlxreflect.train.losses import token_logps
 from mlxreflect.train.network import Network
 from mlxreflect.train.objectives import (
@@ -35,8 +35,8 @@ def loss_of(network: Network, objective: Objective, share: bool = True) -> mx.ar
     batch = collate(
         objective.items, share=share and network.shares, keep_shared=objective.keep_shared
     )
-    members = list(range(len(objective.items)))
-    return objective.loss(network.logps(batch, training=True), batch, members)[0]
+    everything = whole(dict(enumerate(objective.items)))
+    return objective.loss(network.logps(batch, training=True), batch, everything)[0]
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16])

@@ -25,7 +25,7 @@ from support.training import fitting, lora_trainer, most_bytes, rows
 from mlxreflect.core.seeds import seed_mlx
 from mlxreflect.models import load
 from mlxreflect.train import memory
-from mlxreflect.train.batches import Item, Pair, Row, collate, shape_of
+from mlxreflect.train.batches import Item, Pair, Row, collate, shape_of, whole
 from mlxreflect.train.cpu import LANES
 from mlxreflect.train.memory import Footprint, memory_limit, plan, recomputed_layers
 from mlxreflect.train.network import Network, parameters
@@ -128,8 +128,10 @@ def test_estimates_grow_with_what_they_are_of() -> None:
 
 
 def planned(model: nn.Module, items: list[Item], **changes: Any) -> tuple[list[list[int]], int]:
-    footprint = Footprint(model, 40)
-    return plan(dict(enumerate(items)), True, footprint, fitting(lr=1.0, batch=8, **changes))
+    settings = fitting(lr=1.0, batch=8, **changes)
+    parts, recompute = plan(dict(enumerate(items)), True, False, Footprint(model, 40), settings)
+    assert all(part == whole({i: items[i] for i in part}) for part in parts)
+    return [list(part) for part in parts], recompute
 
 
 def test_a_small_batch_is_left_alone() -> None:
@@ -163,6 +165,24 @@ def test_a_limit_splits_first_and_then_recomputes() -> None:
     assert planned(model, items, memory_gb=needed(1, 1))[1] == 1
     assert planned(model, items, memory_gb=needed(1, 2))[1] == 2
     assert planned(model, items, memory_gb=1e-9) == ([[0], [1], [2], [3]], 2)
+
+
+def test_a_group_is_split_as_far_as_it_has_to_be() -> None:
+    """By its rows, before layers are recomputed; of several groups, one group after the other."""
+    model, items = build("qwen2", {}), some_items(2, 20, 40, rows=5)
+    footprint = Footprint(model, 40)
+
+    def parts(rows: int, recomputed: int = 0) -> list[list[tuple[int, int, int]]]:
+        needed = footprint.bytes(shape_of([items[0][:rows]], True), recomputed)
+        settings = fitting(lr=1.0, batch=8, memory_gb=LANES * (needed + 1) / 1e9)
+        found, recompute = plan(dict(enumerate(items)), True, True, footprint, settings)
+        assert recompute == recomputed
+        return [[(i, rows.start, rows.stop) for i, rows in part.items()] for part in found]
+
+    assert parts(5) == [[(0, 0, 5)], [(1, 0, 5)]]
+    assert parts(3) == [[(i, *rows)] for i in (0, 1) for rows in ((0, 2), (2, 5))]
+    alone = [[(i, row, row + 1)] for i in (0, 1) for row in range(5)]
+    assert parts(1) == parts(1, 1) == parts(1, 2) == alone
 
 
 def test_limits_of_the_device() -> None:
@@ -203,7 +223,8 @@ def test_any_number_of_layers_can_be_recomputed(name: str) -> None:
     value, expected = plainly(model, plain_dpo([[0.0, 0.0]] * 4, settings))
     for count in range(len(model.layers) + 1):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(trainer, "plan", lambda *_, count=count: ([[0, 1, 2, 3]], count))
+            parts = [whole(dict(enumerate(objective.items)))]
+            patch.setattr(trainer, "plan", lambda *_, parts=parts, count=count: (parts, count))
             found, gradients, batches = trained(trainer, objective, settings)
         assert batches[0].prefix is not None
         assert found == pytest.approx(value, rel=1e-5)

@@ -38,7 +38,7 @@ from support.training import (
 
 from mlxreflect.config.fields import GrpoConfig
 from mlxreflect.config.schema import LoraConfig
-from mlxreflect.train.batches import Pair, Row
+from mlxreflect.train.batches import Batch, Group, Pair, Row
 from mlxreflect.train.lora import attach_lora, base_reference
 from mlxreflect.train.network import parameters
 from mlxreflect.train.objectives import imitation, preference
@@ -250,6 +250,38 @@ def test_the_first_update_of_groups_is_the_policy_gradient() -> None:
         objective = trainer.group_objective(groups, None, settings, GrpoConfig())
         next(trainer.train(objective, settings, (1,)))
         near(first_gradient(trainer, "grpo"), expected, 1e-5 * largest)
+
+
+@pytest.mark.parametrize("average", ["sequence", "token"])
+@pytest.mark.parametrize(("memory_gb", "most"), [(1.3e-3, 4), (1e-9, 1)])
+def test_a_group_in_parts_is_the_whole_group(average: str, memory_gb: float, most: int) -> None:
+    """Loss, gradients and figures; the prompt is shared inside a part."""
+    begin, *ends = rows(72, [(40, 1), *((1, 5 + i) for i in range(7))])
+    answers = tuple(Row(begin.prompt, end.response) for end in ends)
+    groups = [Group(answers, (0.1, 0.9, 0.3, 0.0, 1.0, 0.4, 0.2))]
+    grpo, found, seen = GrpoConfig(average=average, kl=0.2), [], []
+    for limit in (1.0, memory_gb):
+        trainer = lora_trainer()
+        settings = fitting(lr=2e-3, clip=0.0, epochs=2, grad_checkpoint="no", memory_gb=limit)
+        objective = trainer.group_objective(groups, base_reference(trainer.model), settings, grpo)
+        network = trainer.understood(objective.items)
+        run = network.logps
+
+        def watched(batch: Batch, *, training: bool = False, run: Any = run) -> mx.array:
+            seen.append((batch.prefix is not None, batch.group.size))
+            return run(batch, training=training)
+
+        network.logps = watched
+        training = trainer.train(objective, settings, (1,))
+        first, gradient = next(training), first_gradient(trainer, "grpo")
+        found.append(([first, *training], gradient))
+    (expected, whole), (steps, gradient) = found
+    assert seen[:2] == [(True, 7)] * 2 and max(size for _, size in seen[2:]) == most
+    assert all(shared == (size > 1) for shared, size in seen[2:])
+    for a, b in zip(steps, expected, strict=True):
+        for name in ("loss", "kl", "clipped", "grad_norm"):
+            assert getattr(a, name) == pytest.approx(getattr(b, name), rel=1e-5, abs=1e-6), name
+    near(gradient, whole, 1e-5 * max(np.abs(one).max() for one in whole.values()))
 
 
 # ---- looking without training -------------------------------------------------------------------

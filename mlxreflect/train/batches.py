@@ -5,7 +5,7 @@ An item is a tuple of rows with one prompt: a single response (sft), chosen and 
 once, as its prefix; the rows go on from there as suffixes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import NamedTuple
@@ -66,6 +66,28 @@ class Group:
 
 
 Item = tuple[Row, ...]
+Part = dict[int, slice]  # what is computed at once: items by their index, and which of their rows
+
+
+def whole(items: Mapping[int, Item]) -> Part:
+    """Returns the items with all their rows."""
+    return {i: slice(0, len(item)) for i, item in items.items()}
+
+
+def halved(part: Part, splits: bool) -> list[Part]:
+    """Returns a part as two: of several items, or where `splits` allows it of one item's rows.
+
+    It comes back alone where it cannot be taken apart.
+    """
+    middle = len(part) // 2
+    if middle:
+        items = list(part.items())
+        return [dict(items[:middle]), dict(items[middle:])]
+    ((i, rows),) = part.items()
+    middle = (rows.start + rows.stop) // 2
+    if not splits or middle == rows.start:
+        return [part]
+    return [{i: slice(rows.start, middle)}, {i: slice(middle, rows.stop)}]
 
 
 class Batch(NamedTuple):

@@ -17,7 +17,7 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlxreflect.config.schema import Fitting
 from mlxreflect.core.seeds import seed_mlx
 from mlxreflect.models.load import device_memory, on_cpu
-from mlxreflect.train.batches import WORTH, Item, Shape, shape_of
+from mlxreflect.train.batches import WORTH, Item, Part, Shape, halved, shape_of, whole
 from mlxreflect.train.cpu import LANES
 from mlxreflect.train.network import (
     Arrays,
@@ -105,40 +105,46 @@ def memory_limit(gigabytes: float) -> int:
 
 
 def plan(
-    items: Mapping[int, Item], shares: bool, footprint: Footprint, config: Fitting
-) -> tuple[list[list[int]], int]:
+    items: Mapping[int, Item], shares: bool, splits: bool, footprint: Footprint, config: Fitting
+) -> tuple[list[Part], int]:
     """A step's items in parts of at most `batch`, and how many layers are recomputed.
 
     Alike lengths together: less padding, and the sum over the step stays what it was. A part is
     halved where it would take too much memory, or where that leaves out a good deal of padding;
-    on the CPU, where several parts are under way, also where it is large or the only one. Layers
-    are recomputed where one item alone takes too much, or the recipe says so.
+    on the CPU, where several parts are under way, also where it is large or the only one. Where
+    `splits` allows it, an item that takes too much is halved by its rows. Layers are recomputed
+    where what is left takes too much, or the recipe says so.
     """
     cpu = on_cpu()
     limit = memory_limit(config.memory_gb) // (LANES if cpu else 1)
 
-    def shape(members: list[int]) -> Shape:
-        return shape_of([items[i] for i in members], shares)
+    def shape(part: Part) -> Shape:
+        return shape_of([items[i][rows] for i, rows in part.items()], shares)
 
-    def halve(part: list[int], halves: list[list[int]]) -> bool:
+    def halve(part: Part, halves: list[Part]) -> bool:
         if footprint.bytes(shape(part), recompute) > limit:
             return True
-        whole = shape(part).tokens
+        if len(part) == 1:
+            return False
+        tokens = shape(part).tokens
         if cpu and not (parts or waiting):
-            return whole >= 2 * LEAST_TOKENS
-        large = whole >= 2 * PART_TOKENS
-        return large and (cpu or sum(shape(half).tokens for half in halves) < WORTH * whole)
+            return tokens >= 2 * LEAST_TOKENS
+        large = tokens >= 2 * PART_TOKENS
+        return large and (cpu or sum(shape(half).tokens for half in halves) < WORTH * tokens)
 
     order = sorted(items, key=lambda i: max(row.length for row in items[i]))
     recompute = 0 if config.grad_checkpoint == "no" else footprint.layers
     if config.grad_checkpoint == "auto":
-        recompute = footprint.layers_to_recompute(shape(order[-1:]), limit)
-    parts: list[list[int]] = []
-    waiting = [order[at : at + config.batch] for at in range(0, len(order), config.batch)]
+        longest = items[order[-1]]
+        least = (max(longest, key=lambda row: row.length),) if splits else longest
+        recompute = footprint.layers_to_recompute(shape_of([least], shares), limit)
+    parts: list[Part] = []
+    waiting = [whole({i: items[i] for i in order[at : at + config.batch]})
+               for at in range(0, len(order), config.batch)]  # fmt: skip
     while waiting:
         part = waiting.pop(0)
-        halves = [part[: len(part) // 2], part[len(part) // 2 :]]
-        if len(part) > 1 and halve(part, halves):
+        halves = halved(part, splits)
+        if len(halves) > 1 and halve(part, halves):
             waiting[:0] = halves
         else:
             parts.append(part)

@@ -13,19 +13,21 @@ import numpy as np
 
 from mlxreflect.config.fields import GrpoConfig
 from mlxreflect.config.schema import Fitting
-from mlxreflect.train.batches import Batch, Group, Item, Pair, Row
+from mlxreflect.train.batches import Batch, Group, Item, Pair, Part, Row
 from mlxreflect.train.losses import PREFERENCE, group_advantages, grpo_loss, log_ratio, orpo_loss
 
-Metrics = dict[str, mx.array]  # one value an item
-Loss = Callable[[mx.array, Batch, list[int]], tuple[mx.array, Metrics]]
+Metrics = dict[str, mx.array]  # one value an item; of a few of its rows, their share of it
+Loss = Callable[[mx.array, Batch, Part], tuple[mx.array, Metrics]]
+Known = list[list[np.ndarray]]  # token log-probabilities, by group and row
 
 
 @dataclass(frozen=True)
 class Objective:
     """items: rows that share a prompt. sizes: what a step's summed loss is divided by, an item.
 
-    loss: logps [R, T], their batch and the items' indices → summed loss and metrics an item.
-    keep_shared: response tokens that all rows of an item share are scored too.
+    loss: logps [R, T], their batch and what they are of → summed loss and metrics an item.
+    keep_shared: response tokens that all rows of an item share are scored too. splits: the loss is
+    a sum over rows, so an item's rows need not be computed at once.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Objective:
     sizes: list[float]
     loss: Loss = field(repr=False)
     keep_shared: bool = True
+    splits: bool = False
     dropout: bool = False
 
     def __post_init__(self) -> None:
@@ -44,7 +47,7 @@ class Objective:
 def imitation(rows: Sequence[Row], *, dropout: bool = True) -> Objective:
     """SFT: negative log-likelihood of the responses, averaged over a step's tokens."""
 
-    def loss(logps: mx.array, batch: Batch, members: list[int]) -> tuple[mx.array, Metrics]:
+    def loss(logps: mx.array, batch: Batch, part: Part) -> tuple[mx.array, Metrics]:
         return (-logps.sum(axis=-1) * batch.weights).sum(), {}
 
     sizes = [row.weight * row.trained for row in rows]
@@ -63,10 +66,10 @@ def preference(
     known = np.stack(references) if references else np.zeros((len(pairs), 2))
     mean = config.logps == "mean"
 
-    def loss(logps: mx.array, batch: Batch, members: list[int]) -> tuple[mx.array, Metrics]:
+    def loss(logps: mx.array, batch: Batch, part: Part) -> tuple[mx.array, Metrics]:
         sums = logps.sum(axis=-1)
         lengths = batch.lengths if mean else mx.ones_like(batch.lengths)
-        reference = mx.array(known[members].reshape(-1).astype(np.float32))
+        reference = mx.array(known[list(part)].reshape(-1).astype(np.float32))
         policy, reference = sums / lengths, reference / lengths
         ratio = log_ratio(policy[0::2], policy[1::2], reference[0::2], reference[1::2])
         each, margin = PREFERENCE[name](ratio, config.beta, config.smoothing)
@@ -81,7 +84,7 @@ def preference(
 def odds_ratio(pairs: Sequence[Pair], beta: float) -> Objective:
     """ORPO: NLL of the chosen response and the odds ratio of mean log-probabilities."""
 
-    def loss(logps: mx.array, batch: Batch, members: list[int]) -> tuple[mx.array, Metrics]:
+    def loss(logps: mx.array, batch: Batch, part: Part) -> tuple[mx.array, Metrics]:
         means = logps.sum(axis=-1) / batch.lengths
         ratio, log_odds = orpo_loss(means[0::2], means[1::2], beta)
         each = ratio - means[0::2]
@@ -104,30 +107,40 @@ def reinforcement(
     """
     advantages = [group_advantages(group.rewards, config.scale_rewards) for group in groups]
     by_token = config.average == "token"
+    sampled, reference = by_row(old, groups), by_row(references, groups)
 
-    def loss(logps: mx.array, batch: Batch, members: list[int]) -> tuple[mx.array, Metrics]:
-        before = mx.stop_gradient(logps) if old is None else in_slots(old, members, batch)
-        fixed = None if references is None else in_slots(references, members, batch)
-        mine = mx.array([a for i in members for a in advantages[i]])
+    def loss(logps: mx.array, batch: Batch, part: Part) -> tuple[mx.array, Metrics]:
+        before = mx.stop_gradient(logps) if sampled is None else in_slots(sampled, part, batch)
+        fixed = None if reference is None else in_slots(reference, part, batch)
+        mine = mx.array([a for i, rows in part.items() for a in advantages[i][rows]])
         each, metrics = grpo_loss(logps, before, fixed, mine, config.clip_ratio, config.kl)
         share = batch.mask if by_token else batch.mask / batch.lengths[:, None]
-        counts = [len(groups[i].rows) for i in members]
-        ends = list(accumulate(counts))
+        counts = {i: rows.stop - rows.start for i, rows in part.items()}
+        ends = accumulate(counts.values())
+        own = {i: slice(end - counts[i], end) for i, end in zip(part, ends, strict=True)}
         found = {}
         for name, array in metrics.items():
-            rows = (array * batch.mask).sum(axis=-1) / batch.lengths
-            means = [rows[e - n : e].mean() for e, n in zip(ends, counts, strict=True)]
+            values = (array * batch.mask).sum(axis=-1) / batch.lengths
+            means = [values[at].mean() * (counts[i] / len(groups[i].rows)) for i, at in own.items()]
             found[name] = mx.stack(means)
         return (each * share * batch.weights[:, None]).sum(), found
 
     items = [group.rows for group in groups]
     sizes = [float(sum(r.trained for r in item) if by_token else len(item)) for item in items]
-    return Objective("grpo", items, sizes, loss)
+    return Objective("grpo", items, sizes, loss, splits=True)
 
 
-def in_slots(known: Sequence[np.ndarray], members: list[int], batch: Batch) -> mx.array:
-    """Token log-probabilities of the members' rows as [R, T], 0 where there is none."""
+def by_row(known: Sequence[np.ndarray] | None, groups: Sequence[Group]) -> Known | None:
+    """Returns the groups' token log-probabilities, of which rows follow one another, by row."""
+    if known is None:
+        return None
+    ends = [np.cumsum([row.trained for row in group.rows])[:-1] for group in groups]
+    return [np.split(values, at) for values, at in zip(known, ends, strict=True)]
+
+
+def in_slots(known: Known, part: Part, batch: Batch) -> mx.array:
+    """Token log-probabilities of the part's rows as [R, T], 0 where there is none."""
     mask = np.array(batch.mask) > 0
     out = np.zeros(mask.shape, dtype=np.float32)
-    out[mask] = np.concatenate([known[i] for i in members])
+    out[mask] = np.concatenate([row for i, rows in part.items() for row in known[i][rows]])
     return mx.array(out)

@@ -8,7 +8,7 @@ changes the loss. `config` is [train] of a recipe or a job; see `config.schema.F
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from mlxreflect.config.fields import GrpoConfig
 from mlxreflect.config.schema import Fitting
 from mlxreflect.core.seeds import rng_for, seed_mlx
-from mlxreflect.train.batches import Group, Item, Pair, collate
+from mlxreflect.train.batches import Group, Item, Pair, Part, collate
 from mlxreflect.train.cpu import faster_on_cpu, in_parts
 from mlxreflect.train.memory import Footprint, plan, recomputed_layers
 from mlxreflect.train.network import Arrays, Network, parameters
@@ -33,6 +33,7 @@ from mlxreflect.train.references import References, What, score
 
 TIE = 1e-5  # margins below it are rounding
 Seed = tuple[int | str, ...]
+Found = defaultdict[str, dict[int, float]]  # metrics by name, of each item by its index
 
 
 @dataclass(frozen=True)
@@ -169,8 +170,8 @@ class Trainer:
                     sum(row.trained for i in members for row in items[i]),
                     time.perf_counter() - started,
                     **ranking(metrics),
-                    kl=mean(metrics.get("kl")),
-                    clipped=mean(metrics.get("clipped")),
+                    kl=mean(metrics["kl"].values()),
+                    clipped=mean(metrics["clipped"].values()),
                 )
         finally:
             mx.clear_cache()
@@ -178,29 +179,29 @@ class Trainer:
     def gradients(
         self, network: Network, objective: Objective, members: list[int], config: Fitting,
         stream: Seed,
-    ) -> tuple[float, Any, dict[str, list[float]]]:  # fmt: skip
+    ) -> tuple[float, Any, Found]:  # fmt: skip
         """Returns a step's loss, its gradients and each item's metrics; one part at a time."""
         parts, recompute = self.plan(network, objective, members, config)
         arrays = self.trainable()
 
-        def part(members: list[int]) -> tuple[mx.array, Metrics, Any]:
-            drawn, powers = (*stream, members[0]), list[mx.array]()
+        def slope(part: Part) -> tuple[mx.array, Metrics, Any]:
+            drawn, powers = (*stream, next(iter(part))), list[mx.array]()
             loss = partial(loss_of, network, objective, training=True, powers=powers)
             seed_mlx(*drawn)
             # value_and_grad leaves its own tracers in the model.
             with recomputed_layers(self.model, recompute, drawn), parameters(self.model, arrays):
-                (value, found), gradient = nn.value_and_grad(self.model, loss)(members)
+                (value, found), gradient = nn.value_and_grad(self.model, loss)(part)
             for power in powers:
                 gradient = tree_map(lambda g, by=power: (g / by).astype(g.dtype), gradient)
             return value, found, gradient
 
         total, grads = 0.0, None
-        metrics: dict[str, list[float]] = defaultdict(list)
+        metrics: Found = defaultdict(dict)
         with differentiable(self.model, objective.dropout):
-            for _, (value, found, gradient) in in_parts(self.model, part, parts):
+            for part, (value, found, gradient) in in_parts(self.model, slope, parts):
                 grads = gradient if grads is None else tree_map(mx.add, grads, gradient)
                 mx.eval(grads)
-                total += gather(value, found, metrics)
+                total += gather(value, found, part, metrics)
         scale = 1 / sum(objective.sizes[i] for i in members)
         return total * scale, tree_map(lambda g: g * scale, grads), metrics
 
@@ -208,20 +209,21 @@ class Trainer:
         """Returns loss, margin and accuracy over all items, without training on them."""
         network = self.understood(objective.items)
         total = 0.0
-        metrics: dict[str, list[float]] = defaultdict(list)
+        metrics: Found = defaultdict(dict)
         parts, _ = self.plan(network, objective, list(range(len(objective.items))), config)
         self.model.eval()
         loss = partial(loss_of, network, objective)
-        for _, (value, found) in in_parts(self.model, loss, parts):
-            total += gather(value, found, metrics)
+        for part, (value, found) in in_parts(self.model, loss, parts):
+            total += gather(value, found, part, metrics)
         return {"loss": total / sum(objective.sizes), **ranking(metrics)}
 
     def plan(
         self, network: Network, objective: Objective, members: list[int], config: Fitting
-    ) -> tuple[list[list[int]], int]:
+    ) -> tuple[list[Part], int]:
         """Returns the members in parts, and how many layers are recomputed; see `memory.plan`."""
         items = {i: objective.items[i] for i in members}
-        return plan(items, network.shares, Footprint(self.model, network.vocabulary), config)
+        footprint = Footprint(self.model, network.vocabulary)
+        return plan(items, network.shares, objective.splits, footprint, config)
 
     # ---- objectives -----------------------------------------------------------------------------
 
@@ -282,16 +284,16 @@ class Trainer:
 
 
 def loss_of(
-    network: Network, objective: Objective, members: list[int], *, training: bool = False,
+    network: Network, objective: Objective, part: Part, *, training: bool = False,
     powers: list[mx.array] | None = None,
 ) -> tuple[mx.array, Metrics]:  # fmt: skip
-    """Returns summed loss and metrics of some items. powers: as of `enlarged`, for float16."""
-    rows = [objective.items[i] for i in members]
+    """Returns summed loss and metrics of a part. powers: as of `enlarged`, for float16."""
+    rows = [objective.items[i][at] for i, at in part.items()]
     batch = collate(rows, share=network.shares, keep_shared=objective.keep_shared)
     logps = network.logps(batch, training=training)
     if powers is not None and network.precision == mx.float16:
         logps = enlarged(logps, powers)
-    return objective.loss(logps, batch, members)
+    return objective.loss(logps, batch, part)
 
 
 def enlarged(logps: mx.array, powers: list[mx.array]) -> mx.array:
@@ -314,20 +316,21 @@ def enlarged(logps: mx.array, powers: list[mx.array]) -> mx.array:
     return cast(mx.array, same(logps))
 
 
-def gather(value: mx.array, found: Metrics, metrics: dict[str, list[float]]) -> float:
+def gather(value: mx.array, found: Metrics, part: Part, metrics: Found) -> float:
     """Returns a part's loss; its items' metrics join those of the parts before."""
     for name, values in found.items():
-        metrics[name] += np.array(values).tolist()
+        of, known = dict(zip(part, np.array(values).tolist(), strict=True)), metrics[name]
+        known |= {i: known.get(i, 0.0) + value for i, value in of.items()}
     return float(np.array(value))
 
 
-def mean(values: Sequence[float] | None) -> float | None:
+def mean(values: Collection[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def ranking(metrics: dict[str, list[float]]) -> dict[str, float | None]:
+def ranking(metrics: Found) -> dict[str, float | None]:
     """Returns the mean margin and the share of pairs ranked right, of a tie half; None without."""
-    margins = metrics.get("margin", [])
+    margins = metrics["margin"].values()
     right = [0.5 if abs(margin) < TIE else float(margin > 0) for margin in margins]
     return {"margin": mean(margins), "accuracy": mean(right)}
 
