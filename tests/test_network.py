@@ -89,6 +89,20 @@ def test_the_size_of_chunks() -> None:
     assert chunk_rows(1_000_000) == 32
 
 
+# Working sets of Macs with 8, 16, 64 and 128 GB.
+@pytest.mark.parametrize(
+    ("memory", "vocabulary", "rows"),
+    [(5.7e9, 152_000, 36), (11.4e9, 152_000, 73), (51.5e9, 152_000, 330), (103e9, 152_000, 661),
+     (11.4e9, 32_000, 347), (103e9, 32_000, 1024), (5.7e9, 262_000, 32)],
+)  # fmt: skip
+def test_a_gpu_takes_larger_chunks_by_its_memory(
+    memory: float, vocabulary: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network_module, "on_cpu", lambda: False)
+    monkeypatch.setattr(network_module, "device_memory", lambda: int(memory))
+    assert chunk_rows(vocabulary) == rows
+
+
 def test_a_logit_has_no_gradient_without_a_cotangent() -> None:
     """A loss that sees some tokens only: the others' chunks count nothing."""
     model = with_lora(build("qwen2", {}))

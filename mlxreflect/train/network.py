@@ -16,7 +16,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.cache import KVCache, RotatingKVCache, create_attention_mask, make_prompt_cache
 
-from mlxreflect.models.load import on_cpu
+from mlxreflect.models.load import device_memory, on_cpu
 from mlxreflect.train.batches import Batch, Row, collate
 from mlxreflect.train.losses import token_logps
 
@@ -87,7 +87,8 @@ class Extension:
 Cache = Recorder | Extension
 
 
-CHUNK_ELEMENTS = 1 << 20  # logits of one chunk: 8 MB of float32
+CHUNK_BYTES = 1 << 22  # of one chunk's logits, on the CPU
+CHUNK_SHARE = 1 / 256  # of a GPU's memory that they take; a dozen times of it is at work at once
 CHUNK_ROWS = (32, 1024)  # at least, at most
 # Tokens of a prefix that are run at a time. Attention computes, and keeps for the backward pass, a
 # full square of scores of which half is masked; in parts, it is little more than that half.
@@ -259,9 +260,13 @@ def default_stride() -> int:
 
 
 def chunk_rows(vocabulary: int) -> int:
-    """Returns the number of hidden states that go through the head at a time."""
+    """Returns the number of hidden states that go through the head at a time.
+
+    A GPU is kept busy only by more of them than the CPU, and has the memory for their logits.
+    """
     least, most = CHUNK_ROWS
-    return min(most, max(least, CHUNK_ELEMENTS // vocabulary))
+    size = CHUNK_BYTES if on_cpu() else int(CHUNK_SHARE * device_memory())
+    return min(most, max(least, size // (4 * vocabulary)))
 
 
 def find_backbone(model: nn.Module) -> Place | None:
