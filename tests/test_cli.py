@@ -589,6 +589,17 @@ def test_eval_refuses_a_folder_of_another_evaluation(
     assert snapshot(evaluated[0]) == before
 
 
+def test_a_cache_that_cannot_be_written_stops_nothing(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shell.folder / "file").write_text("")
+    shell.env["MLXREFLECT_CACHE"] = str(shell.folder / "file" / "below")
+    monkeypatch.setenv("MLXREFLECT_CACHE", shell.env["MLXREFLECT_CACHE"])
+    said = shell.works("run", "quickstart", *shell.small, "--run-dir", "run").err
+    for name in ("answers", "references"):
+        assert f"warning: {shell.folder / 'file' / 'below' / name}.sqlite: Not a directory" in said
+
+
 def test_eval_into_a_file(shell: Shell) -> None:
     (shell.folder / "file").write_text("")
     done = shell("eval", *EVAL, "--model", shell.model, "--out", "file")

@@ -2,20 +2,24 @@
 
 Replies of critics, reference log-probabilities and kept answers each have such a file. Any number
 of runs, processes and threads may use one at once. A value is bytes under a key, a hash of all that
-the value depends on; the first writer of a key wins.
+the value depends on; the first writer of a key wins. Where the file cannot be written, its values
+are in memory, and last as long as the command.
 """
 
 import os
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_random
 
 from mlxreflect.core.errors import UserError
+from mlxreflect.core.ui import safe_text
 
 
 def cache_path(setting: str, name: str) -> Path | None:
@@ -37,31 +41,42 @@ VERSION = 2  # of the table, kept in the file's user_version
 TABLE = "kept (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
 
 
+def transact(connection: sqlite3.Connection, statement: str, rows: list[tuple[Any, ...]]) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    with connection:  # commits, or rolls back
+        connection.executemany(statement, rows)
+
+
 class KeyedCache:
     """The values of one file. Its methods may be called from any thread.
 
     path: made with its folders where it is new. name: what a person calls it, "critic cache".
-    setting: the recipe's key that names it, "critic.cache". Raises UserError, from every method
-    too, for a file that cannot be used. Once closed it is empty and keeps nothing.
+    setting: the recipe's key that names it, "critic.cache". needed: no values will do but the
+    file's. Raises UserError, from every method too, for a file of something else, a damaged one,
+    and a needed one that cannot be used. Once closed it is empty and keeps nothing.
     """
 
-    def __init__(self, path: Path, name: str, setting: str) -> None:
-        self.path, self.name, self.setting = path, name, setting
+    def __init__(self, path: Path, name: str, setting: str, *, needed: bool = False) -> None:
+        self.path, self.name, self.setting, self.needed = path, name, setting, needed
         self.lock = threading.RLock()
+        # The file's, and one in memory once the file cannot be written: that is written then.
+        self.connections: list[sqlite3.Connection] = []
         with self.explained():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.connection: sqlite3.Connection | None = self.connect()
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.connections.append(self.connect())
+            except (OSError, sqlite3.OperationalError) as error:  # no such folder, read-only
+                self.go_without(error)
 
     def get(self, key: str) -> bytes | None:
         """Returns the value kept under a key, None where there is none."""
         with self.lock, self.explained():
-            if self.connection is None:
-                return None
             query = "SELECT value FROM kept WHERE key = ?"
-            row = self.connection.execute(query, (key,)).fetchone()
-            if row is not None and not isinstance(row[0], bytes):
+            found = (one.execute(query, (key,)).fetchone() for one in self.connections)
+            row = next((row for row in found if row is not None), (None,))
+            if row[0] is not None and not isinstance(row[0], bytes):
                 raise sqlite3.DatabaseError("a value that is not bytes")
-            return None if row is None else row[0]
+            return row[0]
 
     def put(self, key: str, value: bytes) -> bytes:
         """Keeps a value and returns what is kept: the first writer's, where two raced."""
@@ -74,19 +89,21 @@ class KeyedCache:
 
         A key that already exists keeps its value.
         """
-        with self.lock, self.explained():
-            if self.connection is not None:
-                self.connection.execute("BEGIN IMMEDIATE")
-                with self.connection:  # commits, or rolls back
-                    insert = "INSERT OR IGNORE INTO kept VALUES (?, ?)"
-                    self.connection.executemany(insert, items.items())
+        self.write("INSERT OR IGNORE INTO kept VALUES (?, ?)", list(items.items()))
 
     def delete(self, keys: Iterable[str]) -> None:
         """Forgets the values of the keys."""
+        self.write("DELETE FROM kept WHERE key = ?", [(key,) for key in keys])
+
+    def write(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
+        """Executes a statement for all rows or for none, in memory where the file takes nothing."""
         with self.lock, self.explained():
-            if self.connection is not None:
-                rows = [(key,) for key in keys]
-                self.connection.executemany("DELETE FROM kept WHERE key = ?", rows)
+            for connection in self.connections[-1:]:
+                try:
+                    transact(connection, statement, rows)
+                except sqlite3.OperationalError as error:  # full, locked, read-only
+                    self.go_without(error)
+                    transact(self.connections[-1], statement, rows)
 
     def damaged(self, reason: object) -> UserError:
         """Returns the error for a value that its reader cannot make sense of."""
@@ -97,9 +114,9 @@ class KeyedCache:
 
     def close(self) -> None:
         with self.lock:
-            if self.connection is not None:
-                self.connection.close()
-            self.connection = None
+            for connection in self.connections:
+                connection.close()
+            self.connections = []
 
     # ---- the file -------------------------------------------------------------------------------
 
@@ -143,6 +160,22 @@ class KeyedCache:
             connection.execute(f"PRAGMA user_version = {VERSION}")
             connection.execute("COMMIT")
         connection.execute(f"PRAGMA busy_timeout = {int(BUSY_S * 1000)}")
+
+    def go_without(self, error: Exception) -> None:
+        """Keeps values in memory from here on, and says why; raises it where none will do."""
+        if self.needed:
+            raise error
+        reason = getattr(error, "strerror", None) or error
+        print(
+            safe_text(
+                f"warning: {self.path}: {reason}: the {self.name} lasts as long as this command; "
+                f"set {self.setting} to a file that can be written"
+            ),
+            file=sys.stderr,
+        )
+        memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        memory.execute(f"CREATE TABLE {TABLE}")
+        self.connections.append(memory)
 
     @contextmanager
     def explained(self) -> Iterator[None]:

@@ -334,8 +334,8 @@ class Replies:
     themselves. Raises UserError for a file that cannot be used.
     """
 
-    def __init__(self, path: Path, run_id: str, actor: str = "") -> None:
-        self.cache = KeyedCache(path, "critic cache", "critic.cache")
+    def __init__(self, path: Path, run_id: str, actor: str = "", *, replay: bool = False) -> None:
+        self.cache = KeyedCache(path, "critic cache", "critic.cache", needed=replay)
         self.run_id, self.actor = run_id, actor
 
     def get(self, key: str) -> Reply | None:
@@ -361,8 +361,8 @@ class Replies:
 
 
 def open_replies(config: CriticConfig, run_id: str) -> Replies | None:
-    path = cache_path(config.cache, FILE)
-    return Replies(path, run_id, f"{config.provider}:{config.model}") if path else None
+    path, actor = cache_path(config.cache, FILE), f"{config.provider}:{config.model}"
+    return Replies(path, run_id, actor, replay=config.replay) if path else None
 
 
 def forget(config: CriticConfig, calls: Sequence[Call]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Generator as Chunks
 from collections.abc import Sequence
@@ -56,7 +57,8 @@ class Answers:
     """
 
     def __init__(self, path: Path) -> None:
-        path = path / ANSWERS if path.is_dir() else path
+        folder = os.path.isdir(path)  # noqa: PTH112 -- also where it may not be looked at
+        path = path / ANSWERS if folder else path
         self.cache = KeyedCache(path, "answer cache", "--cache (of a run: eval.cache)")
         self.reused = 0
 
