@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -31,6 +32,7 @@ from support.shell import (
 
 from mlxreflect.cli.main import app
 from mlxreflect.config.recipe import load_recipe, resolved
+from mlxreflect.core import ui
 from mlxreflect.runs.folder import open_folder
 
 
@@ -468,6 +470,35 @@ def test_a_full_disk_while_learning(process: Shell, run_dir: Path) -> None:
     assert all(kept[name] == whole[name] for name in same)
 
 
+# ---- a run from its first line to its last -------------------------------------------------------
+
+
+def test_a_run_says_what_it_can_show_and_what_to_do_next(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands that it ends with are given as they stand, and work; `show` lists the run."""
+    assert "no runs in" in shell.mistake("show")[0]
+    monkeypatch.setattr(ui, "EVERY_S", 0.0)  # every line
+    monkeypatch.setattr(ui, "RARER", 0.0)
+    done = shell.works("run", "quickstart", *shell.small)
+    (run,) = (path for path in (shell.folder / "runs").iterdir() if path.name != "latest")
+    assert re.search(r"^power +\d+ questions show|^power +So few questions", done.out, re.MULTILINE)
+    counted = (
+        r"learning: .*the run ends about .*\d\d:\d\d; \d+ attempts, \d+ critic calls, \d+ steps"
+    )
+    assert re.search(counted, done.err)
+    looked, used, compared = (
+        shlex.split(line.split("  ", 1)[1]) for line in done.out.splitlines()[-3:]
+    )
+    assert looked == ["mlxreflect", "show", f"runs/{run.name}"]
+    assert "Waves" in shell.works(*looked[1:]).out
+    assert used[:2] == ["mlx_lm.generate", "--model"]
+    assert (shell.folder / used[used.index("--adapter-path") + 1]).is_dir()
+    assert "difference" in shell.works(*compared[1:]).out
+    listed = shell.works("show").out
+    assert f"runs/{run.name}" in listed and re.search(r"finished +\d.*% → \d.*%$", listed, re.M)
+
+
 # ---- dry run -------------------------------------------------------------------------------------
 
 
@@ -476,6 +507,7 @@ def test_dry_run_loads_nothing_and_writes_nothing(process: Shell, shell: Shell) 
                 "eval.limit=5")  # fmt: skip
     done = shell.works("run", "quickstart", *none, "--dry-run")
     assert done.err == ""
+    assert done.out.startswith("--- 10 attempts")
     for role in ("attempt", "critique", "rewrite"):
         assert f"--- {role}\n[system]\n" in done.out
     assert "Numbers: " in done.out and "Target: " in done.out

@@ -161,7 +161,7 @@ def test_commands_are_found() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["mlxreflect run", "mlxreflect run r --nope", "mlxreflect eval countdown", "mlxreflect show",
+    ["mlxreflect run", "mlxreflect run r --nope", "mlxreflect eval countdown", "mlxreflect resume",
      "mlxreflect eval countdown --model m --limit x", "mlxreflect compare a"],
 )  # fmt: skip
 def test_a_wrong_command_would_be_noticed(line: str) -> None:

@@ -67,8 +67,21 @@ def test_without_json_people_read_stdout(capsys: pytest.CaptureFixture[str]) -> 
     assert "{" not in out
     assert "x" * 60 in out  # wider than the 80 columns rich takes for a pipe
     assert "y" * 30 in out
-    assert "a sentence " * 40 in out
+    assert ("a sentence " * 40).rstrip() in out
+    assert not any(line.endswith(" ") for line in out.splitlines())
     assert err == ""
+
+
+def test_a_terminal_wraps_sentences_at_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setenv("COLUMNS", "30")
+    sentence = "extraordinary circumstances [bold] need words " * 4
+    Ui().line(sentence)
+    Ui().table(Text(sentence))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 30
+    assert " ".join(lines).split() == 2 * sentence.split()
 
 
 @pytest.mark.parametrize("quiet", [False, True])
@@ -91,9 +104,25 @@ def test_plain_lines_are_few_and_the_last_one_is_said(
     out, err = capsys.readouterr()
     assert out == ""
     lines = err.splitlines()
-    assert lines[0] == "attempts: 5/60, wave 4, 0:00:55 left"
+    assert lines[0] == "attempts: 4/60, wave 4, 0:01:10 left"
     assert len(lines) == 30 / 5 + 1
     assert lines[-1] == "attempts: 30/60, wave 29, took 0:00:30"
+
+
+def test_plain_lines_get_rarer_and_need_no_step_of_the_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wave of hours moves the bar once; a night is not thousands of lines."""
+    clock = [0.0]
+    monkeypatch.setattr(ui_module.time, "monotonic", lambda: clock[0])
+    with Ui().progress("learning", 10) as bar:
+        for second in range(30_000):
+            clock[0] = second
+            bar.update_text(f"{second} attempts")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("learning: 0/10, 5 attempts")
+    # Each 5 s up to 500 s, then each hundredth of the time so far: ln(60) / ln(1.01) of them.
+    assert 100 + 350 < len(lines) < 100 + 450
 
 
 def test_progress_without_a_total_and_after_an_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,7 +140,7 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     out, err = io.StringIO(), Terminal()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "160")
     ui = Ui()
     with ui.progress("outer [b]", 4) as bar:
         bar.advance(3)

@@ -79,9 +79,9 @@ def recipe_argument(said: str) -> Any:
     return Argument(help=said, autocompletion=toml_names("recipes"))
 
 
-def folder(path: Path) -> Path:
+def folder(path: Path | None) -> Path | None:
     """Returns the run that `runs/latest` names now: it may soon name another one."""
-    return path.parent / path.readlink() if path.is_symlink() else path
+    return path.parent / path.readlink() if path and path.is_symlink() else path
 
 
 Set = Annotated[list[str] | None, setting("recipe")]

@@ -18,9 +18,11 @@ from mlxreflect.cli import (
     SetSpec,
     SetTraining,
     checked_recipe,
+    folder,
     make_ui,
     recipe_argument,
     require_mlx,
+    run_folders,
 )
 from mlxreflect.core.errors import UserError
 
@@ -54,10 +56,14 @@ def run(
         from mlxreflect.config.recipe import dump_recipe
         from mlxreflect.setup.dry_run import dry
 
-        if not as_json:
-            ui.line(dump_recipe(loaded))  # also where the data cannot be loaded
-        found = dry(loaded)
-        ui.result(found) if as_json else ui.line(found["text"])
+        told = ""
+        try:
+            found = dry(loaded)
+            ui.result(found)
+            told = f"{found['text']}\n"
+        finally:  # also where the data cannot be loaded
+            if not as_json:
+                ui.line(f"{told}--- the recipe\n{dump_recipe(loaded)}")
         return
     from mlxreflect.runs.folder import create_run
 
@@ -95,39 +101,60 @@ def resume(run_dir: RunFolder, set_: Set = None, as_json: Json = False) -> None:
     finish(open_folder(run_dir, set_ or []), make_ui(as_json))
 
 
-def finish(folder: "Folder[Any]", ui: "Ui") -> None:
+def finish(work: "Folder[Any]", ui: "Ui") -> None:
     """Does what is left of a run or a training, and shows what it came to."""
     from mlxreflect.runs.folder import JOB, Stopped, carry_out
 
     try:
-        summary = carry_out(folder, ui)
+        summary = carry_out(work, ui)
     except Stopped as stopped:
         print(f"\n{stopped}", file=sys.stderr)
         raise typer.Exit(130) from None
     if ui.json:
         ui.result(summary)
         return
-    if folder.kind is JOB:
+    model, path = work.config.policy.model, shlex.quote(str(work.path))
+    if work.kind is JOB:
         from mlxreflect.runs.fit import show_training
 
         ui.table(show_training(summary))
-        return
-    from mlxreflect.report.show import show_summary
+        spec = "countdown" if model == "tiny" else "gsm8k"
+        comparing = f"eval {spec} --model {shlex.quote(model)} --adapter {path}/adapter --base"
+    else:
+        from mlxreflect.report.show import show_summary
 
-    for part in show_summary(folder.path):
-        ui.table(part)
+        for part in show_summary(work.path):
+            ui.table(part)
+        comparing = f"compare {path}"
+    using = f"mlx_lm.generate --model {shlex.quote(model)} --adapter-path {path}/adapter --prompt …"
+    if model == "tiny":  # which mlx-lm does not know by that name
+        asked = "'numbers 3 4 5, target 35' --task countdown --model tiny"
+        using = f"mlxreflect solve {asked} --adapter {path}/adapter"
+    looking = {"look at it": f"mlxreflect show {path}", "use it": using}
+    ui.header({**looking, "compare it": f"mlxreflect {comparing}"})
 
 
 @app.command(rich_help_panel=LEARN, epilog="Example: mlxreflect show runs/latest --status bucket")
 def show(
-    run_dir: RunFolder,
+    run_dir: Annotated[
+        Path | None,
+        Argument(
+            metavar="[RUN_DIR]",
+            help="The folder of a run; none: lists those below runs/.",
+            callback=folder,
+            autocompletion=run_folders,
+        ),
+    ] = None,
     problem: Annotated[str, Option(help="A problem's id, or its first digits.")] = "",
     status: Annotated[str, Option(help="Only problems with this status.")] = "",
 ) -> None:
-    """Show a run, or the whole story of one problem."""
-    from mlxreflect.report.show import show_problem, show_run
+    """Show a run, or the whole story of one problem. Without a folder, list all runs."""
+    from mlxreflect.report.show import show_problem, show_run, show_runs
 
     ui = make_ui(False)
+    if run_dir is None:
+        ui.table(show_runs(Path("runs")))
+        return
     if (run_dir / "job.json").is_file():
         from mlxreflect.core.journal import read_json
         from mlxreflect.runs.fit import show_training

@@ -67,7 +67,12 @@ def init(
     result = write_recipe(choices, place)
     ui.result(result)
     name = shlex.quote(result["recipe"])
-    ui.line(f"written: {result['recipe']}\nlook first: mlxreflect doctor {name}")
+    ui.line(f"written: {result['recipe']}")
+    if result["held_out"]:
+        from mlxreflect.stats import power_sentence
+
+        ui.line(power_sentence(result["held_out"]))
+    ui.line(f"look first: mlxreflect doctor {name}")
     ui.line(f"dry run: mlxreflect run {name} --dry-run\nthen: mlxreflect run {name}")
 
 

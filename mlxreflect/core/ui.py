@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 MAX_MARKS = 30  # combining marks in a row, as in Unicode's stream-safe format (UAX 15)
-EVERY_S = 5.0  # seconds between plain progress lines
+EVERY_S, RARER = 5.0, 0.01  # seconds between plain progress lines: at least, and of those so far
 PLAIN_WIDTH = 100  # columns of a table in a file or pipe
 # Control characters but tab and newline, what reorders or hides text, and lone surrogates.
 UNSAFE = re.compile(
@@ -65,7 +65,7 @@ class LiveBar(NamedTuple):
 
 
 class PlainBar:
-    """Lines in a log: one every EVERY_S seconds at most, and one at the end; out None: none."""
+    """Lines in a log, fewer as time goes on, and one at the end; out None: none."""
 
     def __init__(self, label: str, total: int | None, out: TextIO | None) -> None:
         self.label, self.total, self.out, self.done, self.text = label, total, out, 0, ""
@@ -75,11 +75,18 @@ class PlainBar:
     def advance(self, n: int = 1) -> None:
         with self.lock:
             self.done += n
-            if time.monotonic() - self.said >= EVERY_S and self.done != self.total:
-                self.say()
+            self.say_sometimes()
 
     def update_text(self, text: str) -> None:
-        self.text = safe_text(text)
+        with self.lock:
+            self.text = safe_text(text)
+            self.say_sometimes()
+
+    def say_sometimes(self) -> None:
+        now = time.monotonic()
+        due = max(EVERY_S, RARER * (self.said - self.began))
+        if now - self.said >= due and self.done != self.total:
+            self.say()
 
     def say(self, ended: str = "") -> None:
         self.said = time.monotonic()
@@ -114,10 +121,13 @@ class Ui:
 
     def line(self, text: str) -> None:
         out = sys.stderr if self.json else sys.stdout
-        if self.live and out.isatty() and not self.quiet:  # above the bars, not through them
-            self.live.console.print(safe_text(text), markup=False, soft_wrap=True)
-        elif not self.quiet:
+        if self.quiet:
+            return
+        if not out.isatty():
             print(safe_text(text), file=out, flush=True)
+            return
+        # Above the bars, not through them; wrapped at words.
+        (self.live.console if self.live else console(out)).print(plain(text))
 
     @contextmanager
     def progress(self, label: str, total: int | None = None) -> "Iterator[LiveBar | PlainBar]":
@@ -148,11 +158,23 @@ class Ui:
             print(json.dumps(clean), flush=True)
 
     def table(self, renderable: "RenderableType") -> None:
-        """A table, or anything else that rich draws; with json nothing."""
+        """A table, or anything else that rich draws; with json nothing.
+
+        A file or pipe gets running text in whole lines, and no line is filled up with blanks.
+        """
+        from rich.console import Group
         from rich.text import Text
 
-        if not self.json:  # running text is left whole: a pipe wants lines, a terminal wraps
-            console(sys.stdout).print(renderable, soft_wrap=isinstance(renderable, Text))
+        out = console(sys.stdout)
+        if self.json:
+            return
+        if sys.stdout.isatty():
+            out.print(renderable)
+            return
+        for part in renderable.renderables if isinstance(renderable, Group) else [renderable]:
+            with out.capture() as drawn:
+                out.print(part, soft_wrap=isinstance(part, Text))
+            print(*(line.rstrip() for line in drawn.get().splitlines()), sep="\n", flush=True)
 
 
 def console(file: TextIO) -> "Console":
@@ -164,12 +186,17 @@ def console(file: TextIO) -> "Console":
 
 def bars() -> "Progress":
     from rich import progress as p
+    from rich.table import Column
 
-    label, text = p.TextColumn("{task.description}"), p.TextColumn("{task.fields[text]}")
-    label.markup = text.markup = False
-    columns = label, p.BarColumn(), p.MofNCompleteColumn(), p.TimeRemainingColumn(), text
-    out = console(sys.stderr)
-    return p.Progress(*columns, console=out, redirect_stdout=False, redirect_stderr=False)
+    # The text alone gives way on a narrow terminal.
+    gives_way = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    label = p.TextColumn("{task.description}", markup=False)
+    text = p.TextColumn("{task.fields[text]}", markup=False, table_column=gives_way)
+    columns = label, p.BarColumn(20), p.MofNCompleteColumn(), p.TimeRemainingColumn(), text
+    return p.Progress(
+        *columns, console=console(sys.stderr), expand=True,
+        redirect_stdout=False, redirect_stderr=False,
+    )  # fmt: skip
 
 
 def plain(text: object, style: str = "") -> "Text":

@@ -228,7 +228,7 @@ class Running(Protocol):
 class Frame:
     """A method under way, with all that it is handed. problems: by id.
 
-    status: is told what is under way. wave: the present one.
+    wave: the present one. tell: is told what is under way, and how much was done since the start.
     """
 
     def __init__(
@@ -242,7 +242,10 @@ class Frame:
         self.rollouts = Rollouts(recipe, task, policy, method.wording)
         self.session = Session(recipe, task, critics)
         self.learning = Learning(recipe, policy, trainer)
-        self.status: Callable[[str], None] = lambda text: None
+        self.rollouts.count = self.session.count_calls = self.learning.count = self.count
+        self.tell: Callable[[str], None] = lambda text: None
+        # All keys from the start: several threads count.
+        self.counts, self.doing = {"attempts": 0, "critic calls": 0, "steps": 0}, ""
         self.wave = Wave(0, 1, "problems", [])
         self.running = method.start(self)
         self.next_wave, self.progress = self.running.next_wave, self.running.progress
@@ -271,6 +274,17 @@ class Frame:
     def state(self) -> Any:
         """Returns the state of the method."""
         return self.running.state
+
+    def status(self, doing: str) -> None:
+        """Tells what is under way. From any thread."""
+        self.doing = doing
+        counted = [f"{n} {what}" for what, n in self.counts.items() if n]
+        self.tell(", ".join([*counted, doing]))
+
+    def count(self, what: str, n: int) -> None:
+        """Tells that n more attempts, critic calls or steps are done. From any thread."""
+        self.counts[what] += n
+        self.status(self.doing)
 
     # ---- what every method does the same way ----------------------------------------------------
 

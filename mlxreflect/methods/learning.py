@@ -1,7 +1,7 @@
 """Examples of a wave → steps of the trainer, with the recipe's [train]."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mlx.utils import tree_unflatten
@@ -38,6 +38,7 @@ class Learning:
         self.recipe, self.policy, self.trainer = recipe, policy, trainer
         self.held: dict[str, Arrays] = {}
         self.start: Arrays = {}
+        self.count: Callable[[str, int], None] = lambda what, n: None  # of steps made
         self.use(recipe.train)
         self.begin_wave()
 
@@ -104,7 +105,9 @@ class Learning:
     def fit(
         self, objective: Objective, seed: Seed, lr: float, schedule: LRSchedule = CONSTANT
     ) -> None:
-        self.steps += list(self.trainer.train(objective, self.train, seed, lr, schedule))
+        for step in self.trainer.train(objective, self.train, seed, lr, schedule):
+            self.steps.append(step)
+            self.count("steps", 1)
         self.name_policy()
 
     def encode(self, examples: Sequence[Example]) -> list[Row | Pair | Group]:

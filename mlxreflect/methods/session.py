@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from queue import SimpleQueue
 from threading import Event, Lock
@@ -42,6 +43,7 @@ STRUCTURED: dict[str, type[Any]] = {
     "extract": Sections,
 }  # fmt: skip
 HELPED = ("rewrite", "continue", "integrate", "answer")  # written seeing more than the problem
+Count = Callable[[str, int], None]  # is told of what how many more are done
 SampleRole = Literal["attempt", "verify", "retry"]
 RECENT, FEW = 40, 10  # a run stops for many failures among its last calls, never for a few
 
@@ -57,6 +59,7 @@ class Rollouts:
 
     def __init__(self, recipe: Recipe, task: Task, policy: Policy, wording: str = "") -> None:
         self.recipe, self.task, self.policy, self.wording = recipe, task, policy, wording
+        self.count: Count = lambda what, n: None
 
     def prompt(self, problem: Problem) -> Messages:
         """Returns the prompt that an evaluation asks with; every training example has it."""
@@ -84,6 +87,7 @@ class Rollouts:
             batch=config.batch,
             seed=(*seed, role),
             sampling=config,
+            advance=partial(self.count, "attempts"),
         )
         turns = []
         for (problem, messages), one in zip(prompts, completions, strict=True):
@@ -138,6 +142,7 @@ class Session:
         self.recent: deque[bool] = deque(maxlen=RECENT)  # true for each of the last that failed
         self.unread: list[tuple[Tier, Call]] = []  # of the wave, with replies without a verdict
         self.lock = Lock()  # of all three
+        self.count_calls: Count = lambda what, n: None
 
     def figures(self) -> dict[str, Any]:
         """Returns the counts of the wave's calls."""
@@ -206,6 +211,7 @@ class Session:
         """Keeps the counts. Raises UserError when too many of the last calls failed."""
         failed = [reply for reply in replies if reply.error is not None]
         self.replies += replies
+        self.count_calls("critic calls", len(replies))
         self.recent.extend(reply.error is not None for reply in replies)
         limit, lost = self.recipe.critic.max_failed, sum(self.recent)
         if failed and lost >= FEW and lost > limit * len(self.recent):

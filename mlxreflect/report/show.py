@@ -61,6 +61,26 @@ def show_run(run_dir: Path, status: str | None = None) -> list[RenderableType]:
     return [*parts, *show_summary(run_dir)]
 
 
+def show_runs(place: Path) -> RenderableType:
+    """Returns the runs and trainings below a folder, the latest last. Raises UserError: none."""
+    found = [p for kind in ("run.json", "job.json") for p in place.glob(f"*/{kind}")
+             if not p.parent.is_symlink()]  # fmt: skip
+    if not found:
+        raise UserError(f"no runs in {place.resolve()}", "give the folder of one, or make one: "
+                        "mlxreflect run quickstart")  # fmt: skip
+    rows = []
+    for file in sorted(found, key=lambda file: file.stat().st_mtime):
+        began, summary = read_results(file) or {}, read_results(file.parent / "summary.json") or {}
+        keys = began.get("recipe") or began.get("job") or {}
+        arms = [percent(arm.get("accuracy")) for name in ("base", "trained")
+                if (arm := summary.get(name))]  # fmt: skip
+        what = keys.get("name") or keys.get("strategy") or keys.get("objective", "unknown")
+        ended = "finished" if summary else "not finished"
+        model = keys.get("policy", {}).get("model", "unknown")
+        rows.append([file.parent, what, model, ended, " → ".join(arms)])
+    return table("", ["run", "of", "model", "status", "|base → trained"], rows, wraps="model")
+
+
 def show_problem(run_dir: Path, problem_id: str) -> list[RenderableType]:
     """The whole story of the problem whose id begins so, over all epochs.
 

@@ -1,21 +1,25 @@
 """Figures of a run: its arms, its waves, its limits, its summary."""
 
+import time
 from collections import Counter
+from datetime import datetime, timedelta
 from typing import Any
 
 import mlx.core as mx
 
 from mlxreflect.config.schema import EvalSpec, Limits, Recipe, method_of
 from mlxreflect.core.journal import read_rows
+from mlxreflect.core.records import to_row
 from mlxreflect.core.ui import Ui
 from mlxreflect.critics.ledger import total
+from mlxreflect.data.forms import trl_row
 from mlxreflect.evaluation.arms import find_arms
 from mlxreflect.evaluation.chains import check_chain
 from mlxreflect.evaluation.compare import Options, compare, compare_all
 from mlxreflect.evaluation.evaluate import problem_set
 from mlxreflect.evaluation.generators import Answers, LocalModel
 from mlxreflect.evaluation.runner import generator_of, measure
-from mlxreflect.methods.base import Exam, count_statuses
+from mlxreflect.methods.base import Exam, Played, Wave, count_statuses
 from mlxreflect.prompts.parsing import TAGS
 from mlxreflect.report.report import write_outputs
 from mlxreflect.runs.folder import RunFolder
@@ -32,7 +36,10 @@ FEW = 4  # fewer attempts say nothing of whether the policy knows the format
 
 
 class RunArms:
-    """Evaluates the policy as it is, as an arm of a run. spec: what every arm is asked."""
+    """Evaluates the policy as it is, as an arm of a run.
+
+    spec: what every arm is asked. seconds: that `evaluate_all` last took.
+    """
 
     def __init__(self, run: RunFolder[Recipe], exam: Exam, spec: EvalSpec, ui: Ui) -> None:
         self.run, self.exam, self.spec, self.ui = run, exam, spec, ui
@@ -46,11 +53,13 @@ class RunArms:
 
         weights: the adapter's hash, "" for none. reflector: what reflects, if not the policy.
         """
+        begun = time.monotonic()
         results = self.evaluate(arm, weights)
         if self.run.config.eval.direct:
             self.evaluate(f"{arm}-direct", weights, directly(self.spec))
         if self.retries:
             self.retries.measure(arm, weights, reflector)
+        self.seconds = time.monotonic() - begun
         return results
 
     def evaluate(self, arm: str, weights: str, spec: EvalSpec | None = None) -> Figures:
@@ -106,6 +115,33 @@ def no_format(figures: Figures, tags: str) -> str:
         f"warning: none of {attempts} attempts keeps the format {start}…{end}, and so the policy "
         f"can hardly learn: try --set prompt.tags={other}, or a larger policy.max_new_tokens"
     )
+
+
+def journal_rows(wave: Wave, played: Played, figures: dict[str, Any]) -> dict[str, Any]:
+    """Returns the rows that a wave adds to each journal."""
+    at = {"schema": "metrics/1", "epoch": wave.epoch, "wave": wave.number}
+    metrics = [{**at, "kind": "step", **step.row()} for step in played.steps]
+    preference = [e for e in played.examples or () if e.kind == "preference"]
+    imitation = [e for e in played.examples or () if e.kind == "sft"]
+    return {
+        "episodes.jsonl": [to_row(episode) for episode in played.episodes],
+        "examples.jsonl": [to_row(example) for example in played.examples or ()],
+        "preference.jsonl": [trl_row(example) for example in preference],
+        "sft.jsonl": [trl_row(example) for example in imitation],
+        "metrics.jsonl": [*metrics, {**at, "kind": "wave", **figures}],
+    }
+
+
+def ends_at(seconds: float, done: int, total: int, after: float) -> str:
+    """Returns when a run will have ended, if problems go on to take as long as those done.
+
+    seconds: that these took. after: seconds that follow the last problem.
+    """
+    if not done:
+        return ""
+    at = datetime.now() + timedelta(seconds=seconds / done * (total - done) + after)
+    day = "" if at.date() == datetime.now().date() else f"{at:%a} "
+    return f"the run ends about {day}{at:%H:%M}; "
 
 
 def spending(figures: Figures) -> Counter[str]:

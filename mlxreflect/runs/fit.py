@@ -398,8 +398,4 @@ def show_training(summary: dict[str, Any]) -> "Table":
         "peak memory": f"{summary['peak_memory_bytes'] / 1e9:.2f} GB",
         "adapter": summary["adapter"],
     }
-    if summary["model"] != "tiny":
-        shown["try it"] = (
-            f"mlx_lm.generate --model {summary['model']} --adapter-path {summary['adapter']}"
-        )
     return facts(shown)

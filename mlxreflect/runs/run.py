@@ -20,16 +20,14 @@ import mlx.core as mx
 from mlxreflect.config.recipe import eval_spec
 from mlxreflect.config.schema import Recipe, method_of
 from mlxreflect.core.journal import read_rows, replace_folder
-from mlxreflect.core.records import to_row
 from mlxreflect.core.ui import Ui
 from mlxreflect.critics import open_critics
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import SelfCritic
-from mlxreflect.data.forms import trl_row
 from mlxreflect.evaluation.arms import short_hash
 from mlxreflect.evaluation.contamination import clean, keep_rows
 from mlxreflect.evaluation.evaluate import eval_problems
-from mlxreflect.methods.base import Frame, Played, Wave
+from mlxreflect.methods.base import Frame
 from mlxreflect.methods.learning import ADAPTER, REFLECTOR, Learning
 from mlxreflect.models.load import device_name, limit_memory, load_policy, weights_hash
 from mlxreflect.models.template import with_tags
@@ -38,11 +36,14 @@ from mlxreflect.runs.figures import (
     check_arms,
     conclude,
     describe_wave,
+    ends_at,
+    journal_rows,
     no_format,
     reached,
     spending,
 )
 from mlxreflect.runs.folder import RunFolder
+from mlxreflect.stats import power_sentence
 from mlxreflect.tasks import TASKS, check_eval, get_task
 from mlxreflect.train.lora import attach, save_adapter
 from mlxreflect.train.network import parameters
@@ -96,7 +97,8 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
         ui.header(
             {"recipe": recipe.name, "policy": recipe.policy.model,
              "critic": method.critic_names(recipe), "problems": len(cleaned.problems),
-             "held out": f"{len(held_out)}{of}", "device": device_name(),
+             "held out": f"{len(held_out)}{of}", "power": power_sentence(len(held_out)),
+             "device": device_name(),
              "decontaminated": cleaned.sentence(), "run": str(run.path)}
         )  # fmt: skip
         for note in policy.template.notes:
@@ -105,7 +107,7 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
         with parameters(policy.model, initial):  # also when a resumed run has to do it again
             base = arms.evaluate_all("base", "")
         del initial  # where all weights are trained it would be a second copy
-        loop.play(lambda arm: arms.evaluate(arm, weights_hash(trainer.trainable())))
+        loop.play(lambda arm: arms.evaluate(arm, weights_hash(trainer.trainable())), arms.seconds)
         finish_adapter(run, frame.learning, adapter)
         reflector = frame.learning.held.get(REFLECTOR)
         trained = arms.evaluate_all("trained", weights_hash(trainer.trainable()), reflector)
@@ -177,15 +179,21 @@ class RunLoop:
 
         self.run.commit(number, rows, state, save)
 
-    def play(self, measure: Callable[[str], Any]) -> None:
-        """Plays wave after wave. measure: evaluates the policy as it is, as an arm."""
+    def play(self, measure: Callable[[str], Any], after: float) -> None:
+        """Plays wave after wave. measure: evaluates the policy as it is, as an arm.
+
+        after: seconds that follow the last wave, as far as is known.
+        """
         run, frame, ui = self.run, self.frame, self.ui
         rows = read_rows(run.path / "metrics.jsonl")
-        spent = sum((spending(row) for row in rows if row["kind"] == "wave"), Counter[str]())
+        waves = [row for row in rows if row["kind"] == "wave"]
+        spent = sum(map(spending, waves), Counter[str]())
+        seconds = sum(row["seconds"] for row in waves)
         done, total = frame.progress()
         with ui.progress("learning", total) as bar:
             bar.advance(done)
-            frame.status = bar.update_text
+            ends = ends_at(seconds, done, total, after)
+            frame.tell = lambda text: bar.update_text(ends + text)
             ending = reached(spent, run.config.limits, ui)
             while (wave := frame.next_wave(ending=ending)) is not None:
                 if wave.new_epoch and wave.number:
@@ -200,26 +208,13 @@ class RunLoop:
                     measure(played.arm)
                 self.commit(wave.number + 1, journal_rows(wave, played, figures), self.seconds())
                 spent += spending(figures)
+                seconds += figures["seconds"]
                 before, (done, _) = done, frame.progress()
                 bar.advance(done - before)
+                ends = ends_at(seconds, done, total, after)
                 ending = ending or reached(spent, run.config.limits, ui)
             keep_epoch(run, frame.state.epoch)
             bar.update_text("")  # not of its last step alone
-
-
-def journal_rows(wave: Wave, played: Played, figures: dict[str, Any]) -> dict[str, Any]:
-    """Returns the rows that a wave adds to each journal."""
-    at = {"schema": "metrics/1", "epoch": wave.epoch, "wave": wave.number}
-    metrics = [{**at, "kind": "step", **step.row()} for step in played.steps]
-    preference = [e for e in played.examples or () if e.kind == "preference"]
-    imitation = [e for e in played.examples or () if e.kind == "sft"]
-    return {
-        "episodes.jsonl": [to_row(episode) for episode in played.episodes],
-        "examples.jsonl": [to_row(example) for example in played.examples or ()],
-        "preference.jsonl": [trl_row(example) for example in preference],
-        "sft.jsonl": [trl_row(example) for example in imitation],
-        "metrics.jsonl": [*metrics, {**at, "kind": "wave", **figures}],
-    }
 
 
 def keep_epoch(run: RunFolder[Recipe], epoch: int) -> None:

@@ -34,6 +34,7 @@ from mlxreflect.evaluation.contamination import clean, clean_problems, further_s
 from mlxreflect.evaluation.evaluate import eval_problems
 from mlxreflect.models.load import TINY, device_memory, device_name, load_template, on_cpu
 from mlxreflect.models.template import with_tags
+from mlxreflect.stats import power_sentence
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.memory import memory_limit
 
@@ -178,7 +179,8 @@ def check_data(recipe: Recipe) -> Iterator[Check]:
         yield check_hub_data(name)
     held_out = [] if sources[1] else eval_problems(TASKS[spec.task.name], spec)
     if held_out:
-        yield Check("data", "ok", f"{len(held_out)} problems held out")
+        told = f"{len(held_out)} problems held out. {power_sentence(len(held_out))}"
+        yield Check("data", "ok", told)
     if not any(sources):
         cleaned = clean(recipe, held_out)
         left_out = f"; {clause(cleaned.counts)}" if cleaned.counts else ""

@@ -1,4 +1,4 @@
-"""`--dry-run`: the resolved recipe, a prompt of each role, and what critics will cost.
+"""`--dry-run`: what critics will cost, a prompt of each role, and the resolved recipe.
 
 The costs are expected and at most, by stated rules. Expected: half of all attempts, rewrites and
 verifications are wrong, replies fill half of what they may, and what stays unsolved is on the
@@ -34,13 +34,12 @@ def dry(recipe: Recipe) -> dict[str, Any]:
     problems = method.questions(recipe, sources)
     roles = example_prompts(recipe, task, problems[0])
     found = estimate(recipe, task, problems)
-    text: list[str] = []
+    text = estimate_lines(recipe, found)
+    text += [f"--- {cleaned.sentence()}"] if cleaned.counts else []
+    text += [f"--- {note.text}" for note in method.notes(recipe, sources)]
     for role, messages in roles.items():
         text.append(f"--- {role}")
         text += [f"[{m['role']}]\n{m['content']}" for m in messages]
-    text += [f"--- {cleaned.sentence()}"] if cleaned.counts else []
-    text += [f"--- {note.text}" for note in method.notes(recipe, sources)]
-    text += estimate_lines(recipe, found)
     return {
         "recipe": resolved(recipe), "prompts": roles, "estimate": found,
         "decontaminated": cleaned.counts, "text": "\n".join(text),

@@ -17,13 +17,14 @@ from typing import Any, NamedTuple, TypeVar, get_args
 import tomlkit
 from tomlkit.items import Comment, Item, Key, Table, Whitespace
 
-from mlxreflect.config.recipe import MODELS, load_recipe
+from mlxreflect.config.recipe import MODELS, eval_spec, load_recipe
 from mlxreflect.config.schema import METHODS, Recipe, method_of
 from mlxreflect.config.toml import bundled, flatten
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import write_atomic
 from mlxreflect.data.rows import Row, column, good_rows, is_path, rows_of
-from mlxreflect.setup.doctor import find_model, ollama_models
+from mlxreflect.evaluation.evaluate import eval_problems
+from mlxreflect.setup.doctor import find_model, hub_data, ollama_models
 from mlxreflect.tasks import TASKS, get_task
 from mlxreflect.tasks.countdown import problem_of
 from mlxreflect.tasks.jsonl import KINDS, build, options_of
@@ -321,19 +322,25 @@ def write_recipe(choices: Choices, out: Path) -> dict[str, Any]:
         with TemporaryDirectory() as folder:
             tried = Path(folder) / out.name
             write_atomic(tried, text)
-            check(tried)
+            held_out = check(tried)
         write_atomic(out, text)
     except OSError as error:
         raise UserError(f"{out}: {error.strerror}", "give another --out") from None
-    return {"schema": "init/1", "recipe": str(out), **vars(choices)}
+    return {"schema": "init/1", "recipe": str(out), "held_out": held_out, **vars(choices)}
 
 
-def check(path: Path) -> None:
-    """Raises UserError for a recipe that `run` would refuse; your own data are read."""
+def check(path: Path) -> int:
+    """Returns how many problems are held out, 0 where the hub would have to tell.
+
+    Your own data are read. Raises UserError for a recipe that `run` would refuse.
+    """
     try:
         recipe = load_recipe(str(path))
         if recipe.task.source:
             TASKS[recipe.task.name].load(recipe.task, "train", recipe.seed)
+        spec = eval_spec(recipe)
+        asked = [] if hub_data(spec.task) else eval_problems(TASKS[spec.task.name], spec)
+        return len(asked) or spec.limit
     except UserError as error:
         raise UserError(error.message.replace(f"{path}: ", ""), error.hint) from None
 

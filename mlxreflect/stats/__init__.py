@@ -23,6 +23,7 @@ Interval = tuple[float, float]
 FLIPS = 10_000  # sign flips of the permutation test, where 2^questions is more than that
 BLOCK = 1000  # of them at a time
 POWER = 0.8  # with which a difference is shown: "4 times in 5"
+DISCORDANCE = 0.2  # share of questions on which two arms are taken to differ, beforehand
 NODES = 512  # Gauss-Legendre: exact for polynomials of degree 1023, far closer than 1e-9 beyond
 EDGE = 1e-9  # of the means, where a division by 1 ± m would fail
 SHARPER = "Pairing the answers question by question, where both have them, is a sharper test."
@@ -403,14 +404,18 @@ def sentence(r: Mapping[str, Any], *, task: str = "") -> str:
     )
     if found == "borderline":
         text += f" The interval leaves out 0, but the test does not reach {alpha:g}."
-    if found != "significant" and r["mde"] < 1:
-        text += (
-            f" {r['n']} questions show a true difference of {100 * r['mde']:.1f} points 4 times "
-            "in 5."
-        )
-    elif found != "significant":
-        text += " So few questions cannot show any difference."
-    return text
+    return text if found == "significant" else f"{text} {power_sentence(r['n'], r['mde'])}"
+
+
+def power_sentence(n: int, effect: float | None = None) -> str:
+    """Returns what difference n questions can show. effect: the least, where it was measured.
+
+    Before anything is measured, base and trained are taken to differ on DISCORDANCE of them.
+    """
+    effect = minimum_detectable_effect(DISCORDANCE, n) if effect is None else effect
+    if effect >= 1:
+        return "So few questions cannot show any difference."
+    return f"{n} questions show a true difference of {100 * effect:.1f} points 4 times in 5."
 
 
 def unpaired_sentence(r: Mapping[str, Any]) -> str:
