@@ -315,6 +315,15 @@ def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "train.memory_gb" in found["memory"].hint
 
 
+def test_the_gpu_of_a_mac_draws_the_display_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not [check for check in look().checks if check.name == "display"]
+    monkeypatch.setattr(module, "on_mac_gpu", lambda: True)
+    found = look("train.part_tokens=512")
+    assert (found["display"].status, found.ok) == ("note", True)
+    assert "512 tokens" in found["display"].detail
+    assert "Impacting Interactivity" in found["display"].hint
+
+
 # ---- data and disk -------------------------------------------------------------------------------
 
 

@@ -74,6 +74,7 @@ APART = {
     "policy.dequantize", "policy.thinking", "policy.template",
     "objective", "policy.model", "policy.adapter", "data.source", "data.config", "data.split",
     "data.bad_row", "data.against", "data.ngram", "train.grad_checkpoint", "train.memory_gb",
+    "train.part_tokens",
     "train.reference_cache", "train.cache_limit_gb", "train.wired_limit_gb",
 }  # fmt: skip
 OF = {"sft": "answers.jsonl", "grpo": "groups.jsonl"}  # else pairs.jsonl
@@ -329,13 +330,14 @@ def test_grad_checkpoint_recomputes(outputs_of: Outputs, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-def test_memory_gb_halves_batches(outputs_of: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_is_halved(outputs_of: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = watched(monkeypatch, trainer, "collate")
     outputs_of("dpo", {"train.batch": 4, "train.memory_gb": 8.0})
     assert max(map(len, batches)) == 2  # halves, side by side
-    batches.clear()
-    outputs_of("dpo", {"train.batch": 4, "train.memory_gb": 1e-3})
-    assert max(map(len, batches)) == 1
+    for key, value in (("memory_gb", 1e-3), ("part_tokens", 1)):
+        batches.clear()
+        outputs_of("dpo", {"train.batch": 4, f"train.{key}": value})
+        assert max(map(len, batches)) == 1
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Memory: estimates against what MLX allocates, limits that hold, and recomputing that is exact."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -183,6 +184,35 @@ def test_a_group_is_split_as_far_as_it_has_to_be() -> None:
     assert parts(3) == [[(i, *rows)] for i in (0, 1) for rows in ((0, 2), (2, 5))]
     alone = [[(i, row, row + 1)] for i in (0, 1) for row in range(5)]
     assert parts(1) == parts(1, 1) == parts(1, 2) == alone
+
+
+@pytest.mark.parametrize(("asked", "tokens"), [(0, math.inf), (100, 100), (40, 40)])
+def test_a_part_has_so_many_tokens_at_most(asked: int, tokens: float) -> None:
+    """Unless it is one row, or one pair, whose rows are compared."""
+    model, items = build("qwen2", {}), some_items(3, 20, 30, rows=4)
+    settings = fitting(lr=1.0, batch=8, memory_gb=1.0, part_tokens=asked)
+    for splits in (True, False):
+        found, recompute = plan(
+            dict(enumerate(items)), True, splits, Footprint(model, 40), settings
+        )
+        taken = [[items[i][rows] for i, rows in part.items()] for part in found]
+        sizes = [shape_of(part, True).tokens for part in taken]
+        assert recompute == 0 and sum(len(rows) for part in taken for rows in part) == 12
+        alone = [len(part[0]) == 1 if splits else len(part) == 1 for part in taken]
+        assert all(one or size <= tokens for one, size in zip(alone, sizes, strict=True))
+        assert (len(found) > 2) == (asked > 0)  # 2: a part for each lane
+        assert max(sizes) > min(tokens, 400) / 4
+
+
+@pytest.mark.parametrize(("metal", "cpu", "most"), [(True, False, 2048), (False, False, math.inf),
+                                                    (True, True, math.inf)])  # fmt: skip
+def test_only_a_macs_gpu_has_a_display_to_draw(
+    metal: bool, cpu: bool, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "on_cpu", lambda: cpu)
+    monkeypatch.setattr(mx.metal, "is_available", lambda: metal)
+    assert memory.most_tokens(0) == most
+    assert memory.most_tokens(300) == 300
 
 
 def test_limits_of_the_device() -> None:

@@ -1,5 +1,6 @@
 """Log-probabilities of a reference: values, batches, what is kept on disk, and its keys."""
 
+import math
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -155,7 +156,7 @@ def test_batches_are_as_large_as_so_many_tokens_allow(monkeypatch: pytest.Monkey
     order = sorted(range(len(items)), key=lambda i: longest(items[i]))
     for limit in (0, 100, 2000, 10**6):
         monkeypatch.setattr(scoring, "SCORED_TOKENS", {"cpu": limit})
-        parts = list(scoring_batches(items))
+        parts = list(scoring_batches(items, math.inf))
         assert [i for part in parts for i in part] == order
         sizes = [sum(len(items[i]) for i in part) * longest(items[part[-1]]) for part in parts]
         for part, size in zip(parts, sizes, strict=True):
@@ -165,7 +166,11 @@ def test_batches_are_as_large_as_so_many_tokens_allow(monkeypatch: pytest.Monkey
             assert rows_ * longest(items[after[0]]) > limit
             assert rows_ > scoring.LEAST_ROWS
         assert limit < 10**6 or len(parts) == 1
-    assert list(scoring_batches([])) == []
+    assert list(scoring_batches([], math.inf)) == []
+    for part in (parts := list(scoring_batches(items, 100))):
+        size = sum(len(items[i]) for i in part) * longest(items[part[-1]])
+        assert len(part) == 1 or size <= 100
+    assert [i for part in parts for i in part] == order
 
 
 # ---- kept on disk -------------------------------------------------------------------------------

@@ -6,9 +6,11 @@ import subprocess
 import time
 
 import pytest
-from support.kill_driver import POINTS
+from support.kill_driver import POINTS, STOPPING
 from support.run_outputs import run_process
 from support.whole_runs import arguments, assert_same, command, contents, finish
+
+from mlxreflect.runs.folder import open_folder
 
 SHORT = {
     "task.limit": 12, "r3.wave": 4, "r3.epochs": 1, "r3.verifications": 2, "r3.sft_mode": 3,
@@ -40,6 +42,22 @@ def test_killed_at_a_point(point, tmp_path, uninterrupted):
     run_process("quickstart", SHORT, run_dir, point, NTH.get(point, 1))
     finish(run_dir)
     assert_same(run_dir, uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", STOPPING)
+def test_a_gpu_that_is_stopped_says_how_to_go_on(point, tmp_path, uninterrupted):
+    run_dir = tmp_path / "run"
+    said = run_process("quickstart", SHORT, run_dir, point, 3, code=2)
+    error, hint = said.splitlines()[-2:]
+    assert error.startswith("error: the GPU's work was stopped ([METAL] Command buffer execution")
+    assert "lower train.part_tokens" in hint
+    assert hint.endswith(f"then: mlxreflect resume {run_dir}")
+    assert "Traceback" not in said
+    finish(run_dir)
+    assert_same(run_dir, uninterrupted)
+    # A smaller part is allowed on the way.
+    open_folder(run_dir, ["train.part_tokens=1024"]).close()
 
 
 @pytest.mark.slow

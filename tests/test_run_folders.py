@@ -264,11 +264,29 @@ def test_latest_names_the_newest_run_that_has_begun(
 
 # ---- what stops it -------------------------------------------------------------------------------
 
+WATCHDOG = (
+    "[METAL] Command buffer execution failed: Impacting Interactivity "
+    "(0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)."
+)
 STOPS = {
     "Ctrl-C": (KeyboardInterrupt(), "stopped before it began", "go on with: mlxreflect resume"),
     "a full disk": (OSError(errno.ENOSPC, "No space left"), "give the same command", "then: mlxr"),
+    "macOS": (
+        RuntimeError(WATCHDOG),
+        "same command",
+        "train.part_tokens=1024; of an evaluation: batch), then: mlxreflect resume",
+    ),
+    "no memory": (
+        RuntimeError(
+            "[METAL] Command buffer execution failed: Insufficient Memory (00000008:"
+            "kIOGPUCommandBufferCallbackErrorOutOfMemory)."
+        ),
+        "close other programs",
+        "close other programs",
+    ),
     "a mistake": (UserError("wrong", "mend it"), "mend it", "mend it"),
     "a fault of ours": (ValueError("bug"), None, None),
+    "a fault of MLX": (RuntimeError("[matmul] shapes"), None, None),
 }
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mlxreflect.cli import evaluate, run, setup
-from mlxreflect.core.errors import UserError, is_full, no_space
+from mlxreflect.core.errors import UserError, machine_fault
 
 app = typer.Typer(
     help="Make small language models reason better on your own machine, and prove that they did.",
@@ -50,10 +50,10 @@ def main() -> None:
     except PermissionError as error:
         fail(f"{error.filename}: permission denied", "give a folder that you may write to")
     except (OSError, RuntimeError) as error:
-        if not is_full(error):
+        fault = machine_fault(error)
+        if fault is None:
             raise
-        full = no_space(error, "free some, then give the same command again")
-        fail(full.message, full.hint)
+        fail(fault.message, f"{fault.hint}, then give the same command again")
 
 
 def fail(message: str, hint: str) -> None:

@@ -211,6 +211,9 @@ class Fitting(Table):
     max_length: Positive = 4096  # tokens; a longer prompt loses its beginning
     grad_checkpoint: Literal["auto", "yes", "no"] = "auto"  # layers computed twice, to save memory
     memory_gb: Amount = 0.0  # for activations; 0: a part of the device's
+    # Tokens computed at once, few enough to leave the GPU to the display now and then; 0: 2048 on
+    # a Mac's GPU, elsewhere as many as memory allows.
+    part_tokens: Count = 0
     # Freed memory that MLX keeps for later; auto: a tenth of the GPU's, on the CPU MLX's own.
     cache_limit_gb: Gigabytes = "auto"
     # GPU memory that macOS does not move away; auto: all that the GPU may take, as mlx-lm has it

@@ -196,6 +196,11 @@ def on_cpu() -> bool:
     return bool(mx.default_device().type == mx.DeviceType.cpu)
 
 
+def on_mac_gpu() -> bool:
+    """Returns whether MLX computes on a GPU that also draws the display."""
+    return not on_cpu() and bool(mx.metal.is_available())
+
+
 def device_name() -> str:
     """Returns the name of the device that MLX computes on."""
     return f"{'CPU' if on_cpu() else 'GPU'}, {mx.device_info().get('device_name', 'unnamed')}"
@@ -217,7 +222,7 @@ def limit_memory(cache: float | str = "auto", wired: float | str = "auto") -> No
     whole = 0 if on_cpu() else device_memory()
     if cache != "auto" or whole:
         mx.set_cache_limit(int(CACHE_SHARE * whole if cache == "auto" else float(cache) * 1e9))
-    if whole and mx.metal.is_available():
+    if on_mac_gpu():
         asked = whole if wired == "auto" else int(float(wired) * 1e9)
         mx.set_wired_limit(min(asked, whole))  # MLX refuses more
 

@@ -31,7 +31,7 @@ from mlxreflect.config.recipe import (
 )
 from mlxreflect.config.schema import Job, Recipe
 from mlxreflect.config.toml import apply_settings, dump_toml, flatten, read_toml, validate
-from mlxreflect.core.errors import UserError, is_full, no_space
+from mlxreflect.core.errors import UserError, machine_fault
 from mlxreflect.core.journal import Commits, read_json, take_lock, write_atomic
 from mlxreflect.core.ui import Ui
 from mlxreflect.data.matching import FILE
@@ -79,6 +79,7 @@ RUN = Kind(
 JOB = Kind(
     "training", Job, "job", "job.toml", "job.json", "--out", "step", ("metrics.jsonl",),
     Job.model_dump, lambda job: dump_toml(job.model_dump()), lambda job, path: None,
+    tuple(key for key in RESUMABLE if key.startswith("train.")),
 )  # fmt: skip
 
 
@@ -192,10 +193,11 @@ def carried_out(folder: RunFolder[C]) -> Iterator[None]:
         folder.take_back()
         raise
     except (OSError, RuntimeError) as error:
-        if not is_full(error):
+        fault = machine_fault(error)
+        if fault is None:
             raise
         again = "give the same command again" if folder.take_back() else again
-        raise no_space(error, f"free some, then: {again}") from None
+        raise UserError(fault.message, f"{fault.hint}, then: {again}") from None
     finally:
         folder.close()
 

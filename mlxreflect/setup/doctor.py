@@ -32,11 +32,18 @@ from mlxreflect.data.matching import build_index, clause
 from mlxreflect.data.rows import is_path
 from mlxreflect.evaluation.contamination import clean, clean_problems, further_specs, question_of
 from mlxreflect.evaluation.evaluate import eval_problems
-from mlxreflect.models.load import TINY, device_memory, device_name, load_template, on_cpu
+from mlxreflect.models.load import (
+    TINY,
+    device_memory,
+    device_name,
+    load_template,
+    on_cpu,
+    on_mac_gpu,
+)
 from mlxreflect.models.template import with_tags
 from mlxreflect.stats import power_sentence
 from mlxreflect.tasks import TASKS
-from mlxreflect.train.memory import memory_limit
+from mlxreflect.train.memory import memory_limit, most_tokens
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -96,6 +103,15 @@ def doctor(recipe: Recipe | None, ui: Ui) -> dict[str, Any]:
 
 def check_machine(recipe: Recipe | None) -> Iterator[Check]:
     yield Check("device", "ok", device_name())
+    if on_mac_gpu():
+        most = most_tokens(recipe.train.part_tokens if recipe else 0)
+        found = f"drawn by this GPU too, so {most} tokens are trained on at once"
+        hint = (
+            'should macOS stop the GPU ("Impacting Interactivity"), turn the display off, lower '
+            "train.part_tokens, or set AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 in the environment; "
+            "nothing is lost, and `mlxreflect resume` goes on"
+        )
+        yield Check("display", "note", found, hint)
     if recipe is None:
         yield Check("cache", "ok", f"models in {constants.HF_HUB_CACHE}")
         yield Check("cache", "ok", f"replies of critics in {cache_path('', FILE)}")

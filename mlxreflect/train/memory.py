@@ -5,6 +5,7 @@ prefix enter and leave it as values, or their gradients would silently be lost.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlxreflect.config.schema import Fitting
 from mlxreflect.core.seeds import seed_mlx
-from mlxreflect.models.load import device_memory, on_cpu
+from mlxreflect.models.load import device_memory, on_cpu, on_mac_gpu
 from mlxreflect.train.batches import WORTH, Item, Part, Shape, halved, shape_of, whole
 from mlxreflect.train.cpu import LANES
 from mlxreflect.train.network import (
@@ -39,7 +40,9 @@ STATE = 1.5, 256  # SSD: so many squares a head, of so many tokens at most
 HALF = 3  # bytes of a number in a model of two bytes, for LoRA computes with four
 HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads")
 CPU_BYTES = 10**9  # on the CPU, where parts of a batch are as fast as the whole
-PART_TOKENS = 512  # in a part that is left whole: products of fewer rows are slow
+ENOUGH_TOKENS = 512  # in a part that is left whole: products of fewer rows are slow
+# In a part, on a GPU that draws the display too: macOS stops work that keeps it waiting.
+DISPLAY_TOKENS = 2048
 LEAST_TOKENS = 64  # below that, a part of its own is not worth a thread
 GPU_SHARE = 0.25  # of the working set that the device recommends; a critic may want the rest
 Seed = tuple[int | str, ...]
@@ -104,32 +107,39 @@ def memory_limit(gigabytes: float) -> int:
     return CPU_BYTES if on_cpu() else int(GPU_SHARE * device_memory())
 
 
+def most_tokens(part_tokens: int) -> float:
+    """Tokens that may be computed at once: as asked for, or few enough for a Mac's display."""
+    return part_tokens or (DISPLAY_TOKENS if on_mac_gpu() else math.inf)
+
+
 def plan(
     items: Mapping[int, Item], shares: bool, splits: bool, footprint: Footprint, config: Fitting
 ) -> tuple[list[Part], int]:
     """A step's items in parts of at most `batch`, and how many layers are recomputed.
 
     Alike lengths together: less padding, and the sum over the step stays what it was. A part is
-    halved where it would take too much memory, or where that leaves out a good deal of padding;
+    halved where it would take too much memory or has more than `part_tokens`, or where that leaves
+    out a good deal of padding;
     on the CPU, where several parts are under way, also where it is large or the only one. Where
     `splits` allows it, an item that takes too much is halved by its rows. Layers are recomputed
     where what is left takes too much, or the recipe says so.
     """
     cpu = on_cpu()
     limit = memory_limit(config.memory_gb) // (LANES if cpu else 1)
+    most = most_tokens(config.part_tokens)
 
     def shape(part: Part) -> Shape:
         return shape_of([items[i][rows] for i, rows in part.items()], shares)
 
     def halve(part: Part, halves: list[Part]) -> bool:
-        if footprint.bytes(shape(part), recompute) > limit:
+        tokens = shape(part).tokens
+        if tokens > most or footprint.bytes(shape(part), recompute) > limit:
             return True
         if len(part) == 1:
             return False
-        tokens = shape(part).tokens
         if cpu and not (parts or waiting):
             return tokens >= 2 * LEAST_TOKENS
-        large = tokens >= 2 * PART_TOKENS
+        large = tokens >= 2 * ENOUGH_TOKENS
         return large and (cpu or sum(shape(half).tokens for half in halves) < WORTH * tokens)
 
     order = sorted(items, key=lambda i: max(row.length for row in items[i]))

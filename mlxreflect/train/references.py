@@ -17,6 +17,7 @@ from mlxreflect.core.cache import KeyedCache, cache_path
 from mlxreflect.models.load import model_key, on_cpu
 from mlxreflect.train.batches import Item, Row, collate
 from mlxreflect.train.cpu import in_parts
+from mlxreflect.train.memory import most_tokens
 from mlxreflect.train.network import Network, evaluating
 
 FLOAT32 = np.dtype("<f4")
@@ -72,18 +73,20 @@ def score(
     keep_shared: bool,
     references: References | None,
     policy_key: str,
+    part_tokens: int = 0,
 ) -> list[np.ndarray]:
     """Returns float32 log-probabilities of each item's rows under the network as it is.
 
     what: "sums", [rows], or "tokens", those of all its rows, one after the other.
     keep_shared: as for `collate`; without, only differences of sums mean something.
-    references: where they are kept; policy_key: of the policy that they are of.
+    references: where they are kept; policy_key: of the policy that they are of. part_tokens: the
+    most in a batch of several items, as for `memory.most_tokens`.
     """
     found: list[np.ndarray] = [np.zeros(0)] * len(items)
     keys = [reference_key(policy_key, item, f"{what} {keep_shared}") if references else ""
             for item in items]  # fmt: skip
     owed: list[list[int]] = []
-    for members in scoring_batches(items):
+    for members in scoring_batches(items, most_tokens(part_tokens)):
         known = [references.get(keys[i]) if references else None for i in members]
         whole = [values for values in known if values is not None]
         if len(whole) < len(members):
@@ -124,15 +127,16 @@ def split(
             yield np.array([row.sum(dtype=np.float64) for row in rows], dtype=np.float32)
 
 
-def scoring_batches(items: Sequence[Item]) -> Iterator[list[int]]:
-    """The items in order of length, as many at a time as fit into so many tokens."""
-    most = SCORED_TOKENS["cpu" if on_cpu() else "gpu"]
+def scoring_batches(items: Sequence[Item], most: float) -> Iterator[list[int]]:
+    """The items in order of length, as many at a time as fit into so many tokens, and into most."""
+    good = SCORED_TOKENS["cpu" if on_cpu() else "gpu"]
     lengths = [max(row.length for row in item) for item in items]
     part: list[int] = []
     rows = 0
     for i in sorted(range(len(items)), key=lambda i: lengths[i]):
         rows += len(items[i])
-        if rows > LEAST_ROWS and rows * lengths[i] > most:
+        tokens = rows * lengths[i]
+        if part and (tokens > most or (rows > LEAST_ROWS and tokens > good)):
             yield part
             part, rows = [], len(items[i])
         part.append(i)

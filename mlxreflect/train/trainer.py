@@ -239,7 +239,8 @@ class Trainer:
         plain = preference(pairs, None, config, name)
         if reference is None or not config.dpo:  # the NLL alone needs no reference
             return plain
-        known = self.score(plain.items, reference, "sums", plain.keep_shared)
+        most = config.part_tokens
+        known = self.score(plain.items, reference, "sums", plain.keep_shared, part_tokens=most)
         return preference(pairs, known, config, name)
 
     def group_objective(
@@ -247,11 +248,11 @@ class Trainer:
     ) -> Objective:
         """Returns GRPO on groups that the policy as it is has written."""
         items: list[Item] = [group.rows for group in groups]
-        old = fixed = None
+        old, fixed, most = None, None, config.part_tokens
         if config.epochs > 1 or len(items) > config.batch * config.accumulate:  # several steps
-            old = self.score(items, self.trainable(), "tokens", keep=False)
+            old = self.score(items, self.trainable(), "tokens", keep=False, part_tokens=most)
         if reference is not None and grpo.kl:
-            fixed = self.score(items, reference, "tokens")
+            fixed = self.score(items, reference, "tokens", part_tokens=most)
         return reinforcement(groups, old, fixed, grpo)
 
     def score(
@@ -262,12 +263,13 @@ class Trainer:
         keep_shared: bool = True,
         *,
         keep: bool = True,
+        part_tokens: int = 0,
     ) -> list[np.ndarray]:
         """Returns `references.score` under other parameters. keep: on disk, to be asked again."""
         network, references = self.understood(items), self.references if keep else None
         key = references.key_of(self.model, arrays) if references else ""
         with parameters(self.model, arrays):
-            return score(network, items, what, keep_shared, references, key)
+            return score(network, items, what, keep_shared, references, key, part_tokens)
 
     def understood(self, items: Sequence[Item]) -> Network:
         """Returns the network, tried once; what a person should know of it is said once."""

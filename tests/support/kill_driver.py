@@ -1,4 +1,4 @@
-"""A real `mlxreflect` process that kills itself with SIGKILL at a named point.
+"""A real `mlxreflect` process that kills itself with SIGKILL at a named point, or fails there.
 
 usage: kill_driver.py POINT NTH ARGUMENTS… — POINT is one of those below, NTH counts its calls.
 """
@@ -24,6 +24,14 @@ DRIVER = str(Path(__file__))  # the file to run
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop_gpu(*args, **kwargs):
+    """What MLX raises where macOS ends the GPU's work, to keep the display going."""
+    raise RuntimeError(
+        "[METAL] Command buffer execution failed: Impacting Interactivity "
+        "(0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)."
+    )
 
 
 def torn_append(path, rows):
@@ -72,10 +80,15 @@ REFLECTING = {
     "wrote an adapter": (loop, "replace_folder", "after"),
     "evaluated half a chunk of retries": (evaluate, "append_rows", torn_append),
 }
+# Of `mlxreflect run` on a Mac's GPU:
+STOPPING = {
+    "the GPU is stopped in training": (AdamW, "update", stop_gpu),
+    "the GPU is stopped in an evaluation": (evaluate, "append_rows", stop_gpu),
+}
 
 
 def arm(point, nth):
-    owner, name, when = (POINTS | TRAINING | REFLECTING)[point]
+    owner, name, when = (POINTS | TRAINING | REFLECTING | STOPPING)[point]
     original, count = getattr(owner, name), 0
 
     def armed(*args, **kwargs):

@@ -53,14 +53,18 @@ def outputs_by_settings(tmp_path_factory, recipe, base):
     return get
 
 
-def run_process(recipe, settings, folder, *driver):
-    """Run a recipe in a process of its own. driver: the point of kill_driver that ends it, nth."""
+def run_process(recipe, settings, folder, *driver, code=-9):
+    """Run a recipe in a process of its own; returns what it says on stderr.
+
+    driver: the point of kill_driver that ends it, nth; code: what it ends with then.
+    """
     start = [DRIVER, *map(str, driver)] if driver else ["-m", "mlxreflect"]
     sets = [f"--set={one}" for one in written(settings)]
     call = [sys.executable, *start, "run", recipe, "--run-dir", str(folder), "--json", *sets]
     done = subprocess.run(call, capture_output=True, text=True)
-    assert done.returncode == (-9 if driver else 0), done.stderr
+    assert done.returncode == (code if driver else 0), done.stderr
     assert (folder / "summary.json").exists() != bool(driver)
+    return done.stderr
 
 
 def outputs_in(folder):
