@@ -36,7 +36,7 @@ CONFIG = CriticConfig(provider="ollama", model="critic")
         }.items()),
         *(({}, {name: value}, False) for name, value in {
             "model": "other", "provider": "solver", "temperature": 0.5, "max_tokens": 100,
-            "num_ctx": 4096,
+            "num_ctx": 4096, "thinking": "low",
         }.items()),
         ({}, {"concurrency": 9, "deadline_s": 9.0, "base_url": "http://elsewhere"}, True),
     ],

@@ -58,6 +58,9 @@ def test_its_chat_template_has_the_switch_of_the_key(opening: Path) -> None:
         assert critic.model
         asked = critic.model.encode(ask_about(PROBLEMS[0]).messages)
         assert critic.model.decode(asked).endswith("<think>") == ends
+    critic = local(thinking="low")
+    critic.preflight()
+    assert critic.model and critic.model.template.options == {"reasoning_effort": "low"}
 
 
 def test_its_own_thought_is_left_out_of_a_critique() -> None:

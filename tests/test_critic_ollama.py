@@ -75,14 +75,35 @@ def test_ollama_host_is_honoured_and_base_url_overrides_it(
         assert (len(server.requests), len(other.requests)) == (2, 2)
 
 
-@pytest.mark.parametrize(("can", "sent"), [("thinking", False), ("tools", None)])
-def test_thinking_is_turned_off_where_it_can_be(can: str, sent: bool | None) -> None:
+@pytest.mark.parametrize(
+    ("can", "thinking", "sent"),
+    [("thinking", "auto", False), ("thinking", "off", False), ("thinking", "on", True),
+     ("thinking", "low", "low"), ("thinking", "high", "high"), ("tools", "auto", None),
+     ("tools", "off", None)],
+)  # fmt: skip
+def test_thinking_is_off_where_it_can_be_unless_it_is_asked_for(
+    can: str, thinking: str, sent: bool | str | None
+) -> None:
     with FakeOllama(capabilities=["completion", can]) as server:
-        critic = critic_at(server)
+        critic = critic_at(server, thinking=thinking)
         critic.preflight()
         critic.ask([call()])
         critic.close()
-        assert server.chats[0].get("think") is sent
+        assert server.chats[0].get("think") == sent
+
+
+def test_a_model_that_does_not_think_is_not_asked_to() -> None:
+    with FakeOllama() as server, pytest.raises(UserError, match=r"'low': .*critic does not think"):
+        preflight(server, thinking="low")
+
+
+def test_a_reply_that_is_all_thought_is_an_error() -> None:
+    message = {"role": "assistant", "content": "", "thinking": "hm"}
+    cut = {"message": message, "done_reason": "length"}
+    with FakeOllama(reply=lambda body: cut) as server:
+        [reply] = ask(server, max_tokens=50)
+    assert reply.kind == "empty"
+    assert "all 50 tokens went into thinking: raise critic.max_tokens" in (reply.error or "")
 
 
 def test_a_window_smaller_than_num_ctx_is_known() -> None:

@@ -118,6 +118,23 @@ def test_usage_may_be_missing(usage: Any, expected: dict[str, int]) -> None:
 # ---- what servers refuse -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("thinking", "sent"),
+    [("auto", {}), ("medium", {"reasoning_effort": "medium"}),
+     ("off", {"chat_template_kwargs": {"enable_thinking": False}}),
+     ("on", {"chat_template_kwargs": {"enable_thinking": True}})],
+)  # fmt: skip
+def test_thinking_is_asked_for_and_left_out_where_it_is_refused(
+    thinking: str, sent: dict[str, Any]
+) -> None:
+    names = ("reasoning_effort", "chat_template_kwargs")
+    with FakeOpenAI() as server, FakeOpenAI(refuses=names) as strict:
+        [reply], [other] = (ask(one, thinking=thinking) for one in (server, strict))
+        [body], last = server.chats, strict.chats[-1]
+    assert {name: body[name] for name in names if name in body} == sent
+    assert reply.text == other.text and not set(names) & set(last)
+
+
 @pytest.mark.parametrize("name", ["max_tokens", "temperature", "seed", "response_format"])
 def test_what_is_refused_is_left_out_from_then_on(name: str) -> None:
     with FakeOpenAI(refuses=[name]) as server:

@@ -502,6 +502,8 @@ OLLAMA = ["critic.provider=ollama", "critic.model=m"]
         (["critic.provider=bedrock"], "'bedrock' needs a model", "us.amazon."),
         (["critic.provider=bedrock", "critic.model=m", "critic.temperature=1.5"],
          "critic.temperature = 1.5, and Bedrock takes 0 to 1", "1 or less"),
+        (["critic.provider=bedrock", "critic.model=m", "critic.thinking=low"],
+         "critic.thinking = 'low' does nothing for bedrock", "leave that key out"),
         (["critic.advanced.key_env=no-name"], "critic.key_env is no name", "OPENAI_API_KEY"),
         (["critic.replay=true", "critic.cache=off"], 'critic.cache = "off"', "critic.cache"),
         ([*OLLAMA, "critic.budget.max_usd=1"], "max_usd limits nothing while ollama", "prices"),

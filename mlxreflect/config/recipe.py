@@ -276,6 +276,9 @@ def check_critic(critic: CriticConfig, path: Path) -> None:
         (provider == "bedrock" and critic.temperature > 1,
          f"critic.temperature = {critic.temperature:g}, and Bedrock takes 0 to 1",
          "set critic.temperature to 1 or less"),
+        (provider == "bedrock" and critic.thinking != "auto",
+         f"critic.thinking = {critic.thinking!r} does nothing for bedrock",
+         "leave that key out"),
         # The value is not shown: it may be the key.
         (critic.key_env != "" and not re.fullmatch("[A-Z_][A-Z0-9_]*", critic.key_env),
          "critic.key_env is no name of an environment variable in capitals",

@@ -43,6 +43,7 @@ METHODS: dict[str, Method] = {
     module.METHOD.name: module.METHOD for module in (r3, rel, preflexor, reflectevo, traces)
 }
 Thinking = Literal["auto", "on", "off"]  # the switch of chat templates that have one
+EFFORTS = ("low", "medium", "high")  # of thinking, as gpt-oss knows them
 
 
 class ModelConfig(Table):
@@ -123,7 +124,9 @@ class CriticConfig(Table):
     temperature: Amount = 0.99
     max_tokens: Positive = 2000  # of a reply
     num_ctx: Positive = 8192  # ollama: tokens of prompt and reply together
-    thinking: Thinking = "auto"  # local: as policy.thinking
+    # low, medium, high: reasoning effort, as of gpt-oss. auto: Ollama's models do not think, others
+    # as they do by themselves
+    thinking: Literal["auto", "on", "off", "low", "medium", "high"] = "auto"
     concurrency: Positive = 4  # requests at once; local: the batch
     deadline_s: Rate = 600.0  # seconds for a call, its retries included
     price_in: Amount = 0.0  # dollars a million tokens of prompt

@@ -319,6 +319,8 @@ def cache_key(config: CriticConfig, call: Call) -> str:
         "schema": call.schema,
         "call": [call.problem.id, call.epoch, call.role, call.attempt],
     }
+    if config.thinking != "auto":
+        parts["thinking"] = config.thinking
     if call.role == "attempt":
         parts["attempt"] = [call.top_p, call.stop, call.raw]
         if call.sampling:

@@ -260,6 +260,12 @@ def put_back(thought: str, text: str, unfinished: bool = False) -> str:
     return opened if unfinished else opened + end + text
 
 
+def all_thought(limit: int, usage: dict[str, int]) -> CallError:
+    """Returns the error of a reply of which nothing is left without its unfinished thought."""
+    said = f"all {limit} tokens went into thinking: raise critic.max_tokens"
+    return CallError("empty", said, usage=usage)
+
+
 def token_counts(prompt: Any, completion: Any) -> dict[str, int]:
     """Returns the usage of a Reply; a server may leave out either count, or both."""
     counts = {"prompt": prompt, "completion": completion}

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mlxreflect.config.schema import CriticConfig, PolicyConfig
+from mlxreflect.config.schema import EFFORTS, CriticConfig, PolicyConfig
 from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.critics.http import strip_thought
 from mlxreflect.models.load import load_policy
@@ -42,9 +42,12 @@ class LocalCritic(Critic):
 
     def preflight(self) -> None:
         if self.model is None:
-            self.model = load_policy(
-                PolicyConfig(model=self.config.model, thinking=self.config.thinking), "critic"
+            said = self.config.thinking
+            how = (
+                {"template": {"reasoning_effort": said}} if said in EFFORTS else {"thinking": said}
             )
+            config = PolicyConfig.model_validate({"model": self.config.model, **how})
+            self.model = load_policy(config, "critic")
 
     def ask(self, calls: Sequence[Call]) -> list[Reply]:
         if not calls:

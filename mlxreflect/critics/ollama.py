@@ -2,7 +2,7 @@
 
 import os
 import re
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import httpx
@@ -12,10 +12,14 @@ from mlxreflect.config.schema import CriticConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Messages
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.http import CallError, Wire, put_back, token_counts, typed
+from mlxreflect.critics.http import CallError, Wire, all_thought, put_back, token_counts, typed
 
 ADDRESS = re.compile(r"(\w+://)?(?:([^/]*)@)?(.*)", re.DOTALL)  # matches everything
 PORT, LOOK_S = 11434, 5.0  # seconds to find out if a server is there
+Think = bool | Literal["low", "medium", "high"] | None
+# By critic.thinking. It is on by default and would use up max_tokens.
+THINK: dict[str, Think] = {"auto": False, "off": False, "on": True,
+                           "low": "low", "medium": "medium", "high": "high"}  # fmt: skip
 RENAMED = {"repetition_penalty": "repeat_penalty"}  # of Sampling, as Ollama has it
 CHARS_PER_TOKEN = 6  # more than any usual text has, so the estimate errs towards too few tokens
 
@@ -35,7 +39,7 @@ class Ollama:
         host = config.base_url or os.environ.get("OLLAMA_HOST") or "http://127.0.0.1:11434"
         shown, login = without_password(host)
         self.wire = Wire(shown)
-        self.think: bool | None = None
+        self.think: Think = None
         self.window = config.num_ctx
         hooks = {**self.wire.hooks, "response": [*self.wire.hooks["response"], self.check]}
         try:  # the login apart, since ollama leaves it out of the address
@@ -60,8 +64,12 @@ class Ollama:
                 raise
             missing = UserError(f"Ollama has no model {name}", f"run: ollama pull {name}")
             raise missing from None
-        # Thinking is on by default and would use up max_tokens. Other models do not know the key.
-        self.think = False if "thinking" in (model.capabilities or []) else None
+        thinks, asked = "thinking" in (model.capabilities or []), self.config.thinking
+        if not thinks and asked not in ("auto", "off"):
+            raise UserError(
+                f"critic.thinking = {asked!r}: Ollama's {name} does not think", "leave it at auto"
+            )
+        self.think = THINK[asked] if thinks else None  # other models do not know the key
         for key, value in (model.modelinfo or {}).items():
             if key.endswith(".context_length") and isinstance(value, int) and value > 0:
                 self.window = min(self.config.num_ctx, value)
@@ -99,9 +107,12 @@ class Ollama:
             format=call.schema,
         )
         text, thought = response.message.content or "", response.message.thinking
+        unfinished = bool(thought) and not text.strip() and response.done_reason == "length"
         if thought and call.role == "attempt":
-            unfinished = not text.strip() and response.done_reason == "length"
             text = put_back(thought, text, unfinished)
+        elif unfinished:
+            usage = token_counts(response.prompt_eval_count, response.eval_count)
+            raise all_thought(self.config.max_tokens, usage)
         return text, response
 
     def check_prompt(self, messages: Messages, usage: dict[str, int]) -> None:

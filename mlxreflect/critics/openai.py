@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from mlxreflect.config.schema import CriticConfig, Sampling
+from mlxreflect.config.schema import EFFORTS, CriticConfig, Sampling
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Messages
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.http import UNREADABLE, CallError, Wire, put_back, token_counts
+from mlxreflect.critics.http import UNREADABLE, Wire, all_thought, put_back, token_counts
 
 HOME = "https://api.openai.com/v1"
 MOST_STOPS = 4  # stop strings that OpenAI takes
@@ -108,6 +108,10 @@ class OpenAI:
         if call.top_p < 1:
             body["top_p"] = call.top_p
         body |= call.sampling  # as vLLM, mlx_lm.server and others know them
+        if self.config.thinking in EFFORTS:
+            body["reasoning_effort"] = self.config.thinking
+        elif self.config.thinking != "auto":  # as vLLM, llama.cpp and mlx_lm.server know it
+            body["chat_template_kwargs"] = {"enable_thinking": self.config.thinking == "on"}
         if call.stop:
             body["stop"] = list(call.stop[:MOST_STOPS])
         if call.schema is not None:
@@ -135,8 +139,7 @@ class OpenAI:
         thought = text_of(message.get("reasoning_content") or message.get("reasoning"))
         unfinished = bool(thought and not text.strip() and reason == "length")
         if unfinished and call.role != "attempt":
-            said = f"all {self.config.max_tokens} tokens went into thinking: "
-            raise CallError("empty", f"{said}raise critic.max_tokens", usage=usage)
+            raise all_thought(self.config.max_tokens, usage)
         if thought:
             text = put_back(thought, text, unfinished)
         return Reply(text, finish_reason=reason, usage=usage)
@@ -193,7 +196,7 @@ def refused_parameter(response: httpx.Response, body: dict[str, Any]) -> str | N
     if status not in (400, 422):
         return None
     for name in ("response_format", "max_tokens", "temperature", "seed", "top_p", "stop",
-                 *Sampling.model_fields):  # fmt: skip
+                 "reasoning_effort", "chat_template_kwargs", *Sampling.model_fields):  # fmt: skip
         if name in body and re.search(rf"\b{name}\b", said):
             return name
     return "response_format" if "response_format" in body else None
