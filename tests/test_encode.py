@@ -4,12 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from jinja2 import TemplateError
 from support.methods import attempt_messages
 
 from mlxreflect.config.schema import MaskConfig
 from mlxreflect.core.records import Example
 from mlxreflect.models.policy import Policy
+from mlxreflect.models.template import TemplateFault
 from mlxreflect.train.batches import Group, Pair, Row
 from mlxreflect.train.encode import Dropped, Encoder
 
@@ -166,7 +166,7 @@ def test_a_prompt_that_the_template_refuses_is_dropped(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: Policy, messages: object) -> list[int]:
-        raise TemplateError("roles must alternate")
+        raise TemplateFault("roles must alternate")
 
     monkeypatch.setattr(Policy, "encode", refuse)
     assert "roles must alternate" in dropped(policy, sft(TEXT))

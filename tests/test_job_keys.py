@@ -279,7 +279,7 @@ def test_config_and_split_name_the_hub_data(
 
 def test_a_bad_row_is_skipped_or_fatal(outputs_of: Outputs) -> None:
     bad = {"data.source": "bad.jsonl"}
-    assert outputs_of("dpo", bad)["bad_rows.jsonl"] != outputs_of("dpo", {})["bad_rows.jsonl"]
+    assert "bad_rows.jsonl" in outputs_of("dpo", bad).keys() - outputs_of("dpo", {}).keys()
     with pytest.raises(UserError, match="line 4"):
         outputs_of("dpo", {**bad, "data.bad_row": "fatal"})
 

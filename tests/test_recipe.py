@@ -26,7 +26,9 @@ from mlxreflect.core.errors import UserError
 DEFAULTS = flatten(Recipe().model_dump())
 LEAVES = sorted(set(DEFAULTS) - {"critic.advanced", "critic.judge"})
 # Lists that one text may stand for.
-NAMES = ("eval.against", "preflexor.topics", "preflexor.sections", "reflectevo.instructions")
+NAMES = ("eval.against", "preflexor.topics", "preflexor.sections", "reflectevo.instructions",
+         "train.lora.keys")  # fmt: skip
+ONE_OR_MORE = ("task.numbers", "task.words")
 OTHERS = [method for method in METHODS if method != Recipe().strategy]
 
 
@@ -233,6 +235,7 @@ def test_wrong_type_is_named_with_key_value_and_line(key: str, tmp_path: Path) -
     header = f"[{'.'.join(tables_)}]" if tables_ else "# top"
     path = write(tmp_path, f"{header}\n\n{leaf} = {wrong}\n")
     error = refused(path)
+    key += ".0" if key in ONE_OR_MORE else ""
     assert error.message.startswith(f"{path}, line 3: {key} = {shown}: input should be ")
     assert error.hint.startswith(f"correct {key}")
 
@@ -305,7 +308,8 @@ def test_a_whole_number_is_a_float_too(tmp_path: Path) -> None:
         ('policy.model="true"', "true"),
         ("critic.model=qwen2.5:7b", "qwen2.5:7b"),
         ("task.numbers=[3, 4]", [3, 4]),
-        ("task.numbers=[]", []),
+        ("task.numbers=4", [4]),
+        ("train.lora.keys=mlp.x,q_proj", ["mlp.x", "q_proj"]),
         ('train.lora.keys=["self_attn.q_proj", "mlp.x"]', ["self_attn.q_proj", "mlp.x"]),
         ("r3.sft_correct=true", True),
         ("r3.until_mastered=false", False),
@@ -344,9 +348,18 @@ def test_a_setting_of_the_advanced_critic(tmp_path: Path) -> None:
         ("", "--set : no key=value"),
         ("seed.x=1", "--set seed.x=1: seed is no table"),
         ("train.lr.x=1", "--set train.lr.x=1: train.lr = {'x': 1}: "),
-        ("train.lora.keys=q_proj", "--set train.lora.keys=q_proj: train.lora.keys = 'q_proj': "),
+        ("task.numbers=[]", "--set task.numbers=[]: task.numbers = []: "),
+        ("task.words=0", "--set task.words=0: task.words.0 = 0: "),
+        (
+            "critic.concurrency=100000",
+            "--set critic.concurrency=100000: critic.concurrency = 100000: ",
+        ),
+        (
+            "train.lora.rank=100000000",
+            "--set train.lora.rank=100000000: train.lora.rank = 100000000: ",
+        ),
         ("train.lora.keys=[1]", "--set train.lora.keys=[1]: train.lora.keys.0 = 1: "),
-        ("train.lora.keys=[a", "--set train.lora.keys=[a: train.lora.keys = '[a': "),
+        ("train.lora.keys=[a", "--set train.lora.keys=[a: not TOML: "),
         ("r3.sft_correct=yes", "--set r3.sft_correct=yes: r3.sft_correct = 'yes': "),
         ("r3.sft_correct=True", "--set r3.sft_correct=True: r3.sft_correct = 'True': "),
         ("policy.model=7", "--set policy.model=7: policy.model = 7: "),

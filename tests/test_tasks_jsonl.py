@@ -106,6 +106,8 @@ def test_a_missing_column_names_line_columns_and_key(tmp_path: Path) -> None:
         ('{"question": "a", "answer": "17 or 18"}', "is no number"),
         ('{"question": "a", "answer": ' + "9" * 5000 + "}", "not JSON"),
         ('{"question": "a", "answer": "\udc80"}', "not JSON"),
+        ('{"question": "a \\ud800 b: 1+1?", "answer": "2"}', "'question' has half a surrogate"),
+        ('{"question": "a", "answer": "2 #### \\ud83d 2"}', "'answer': half a surrogate pair"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, line: str, said: str) -> None:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import signal
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from mlxreflect import evaluate, load_recipe, run
 from mlxreflect.config.schema import EvalSpec, PolicyConfig, PromptConfig, TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Example
+from mlxreflect.models import template as module
 from mlxreflect.models.load import load_policy
-from mlxreflect.models.template import ChatTemplate, with_tags
+from mlxreflect.models.template import ChatTemplate, TemplateFault, with_tags
 from mlxreflect.train.batches import Pair, Row
 from mlxreflect.train.encode import Encoder
 
@@ -119,7 +121,7 @@ def test_published_templates() -> None:
         for thinking in ("on", "off"):
             try:
                 chat = ChatTemplate(tokenizer(template), thinking)
-            except TemplateError:
+            except TemplateFault:
                 refused.append(name)
                 continue
             on = thinking == "on"
@@ -231,9 +233,46 @@ def test_think_tags_that_are_special_tokens_stay_tokens() -> None:
     assert names[0] == "[THINK]" and names[2] == "[/THINK]" and names.count("<|end|>") == 1
 
 
-def test_a_template_that_shows_no_text_is_refused() -> None:
-    with pytest.raises(TemplateError, match="plain text"):
-        chat_of("{% for m in messages %}<|{{ m.role }}|>{% endfor %}")
+AGES = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{% for m in messages %}<|{{ m.role }}|>{% endfor %}", "plain text"),
+        ("{{ cycler.__init__.__globals__.os.popen('touch pwned').read() }}", "unsafe"),
+        ("{{ raise_exception('not you') }}", "not you"),
+        ("{{ messages[0].content }}{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+        ("{{ messages[0].content + 1 }}", "TypeError: can only concatenate"),
+        ("{{ messages[0].content }}{% if", "unexpected 'end of template'"),
+        (AGES + "{{ messages[0].content }}", "a prompt takes it longer than 0.3 seconds"),
+        (f"{{% if messages[0].role == 'system' %}}{AGES}{{% endif %}}{DROPS}", "longer than 0.3"),
+    ],
+)
+def test_a_template_that_fails_is_refused(
+    template: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is a stranger's program: nothing of it is run outside its sandbox, nor for ever."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "RENDER_S", 0.3)
+    handler, timer = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
+    with pytest.raises(TemplateFault, match=re.escape(said)) as caught:
+        chat_of(template)
+    assert "policy.template" in caught.value.hint
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGALRM) is handler
+    assert (signal.getitimer(signal.ITIMER_REAL)[0] > 0) == (timer[0] > 0)
+
+
+def test_half_a_character_in_a_text_is_replaced() -> None:
+    """As a critic may send it, and no tokenizer takes it."""
+    chat = chat_of(DROPS)
+    for half in ("\ud83d", "\ufffd"):
+        prompt = chat.prompt([{"role": "user", "content": f"a{half}"}])
+        assert (prompt, chat.response(prompt, f"b{half}")) == (
+            chat.prompt([{"role": "user", "content": "a\ufffd"}]),
+            chat.response(prompt, "b\ufffd"),
+        )
 
 
 # ---- with the embedded policy behind a template that opens the thought ---------------------------

@@ -65,7 +65,9 @@ def eval_(
     server: Annotated[str, Option(help="An OpenAI-like server, or Ollama.")] = "",
     server_model: Annotated[Many, Option(help="Its model; repeatable.")] = None,
     server_key_env: Annotated[str, Option(help="Variable that holds its key.")] = "",
-    concurrency: Annotated[int, Option(min=1, help="Requests to the server at once.")] = 4,
+    concurrency: Annotated[
+        int, Option(min=1, max=1024, help="Requests to the server at once.")
+    ] = 4,
     keep_failed: Annotated[bool, Option("--keep-failed", help=KEEP_FAILED)] = False,
     limit: Annotated[int, Option(min=0, help="How many problems; 0: all of the spec's.")] = 0,
     source: Annotated[str, Option(help="Other data for the task; all of it is used.")] = "",

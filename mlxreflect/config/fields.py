@@ -25,6 +25,7 @@ Gigabytes = Annotated[float, Field(gt=0)] | Literal["auto"]
 Names = Annotated[
     list[str], BeforeValidator(lambda v: v.split(",") if isinstance(v, str) and v else v)
 ]
+OneOrMore = BeforeValidator(lambda v: v if isinstance(v, list) else [v])  # of a list's key
 Objective = Literal["dpo", "ipo", "exo_pair", "orpo"]  # of preference pairs
 
 

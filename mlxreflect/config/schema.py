@@ -22,6 +22,7 @@ from mlxreflect.config.fields import (
     LocalPath,
     Names,
     Objective,
+    OneOrMore,
     Over,
     Positive,
     Rate,
@@ -42,6 +43,7 @@ MethodName = Literal["r3", "rel", "preflexor", "reflectevo", "traces"]
 METHODS: dict[str, Method] = {
     module.METHOD.name: module.METHOD for module in (r3, rel, preflexor, reflectevo, traces)
 }
+SomeOf = Field(min_length=1)  # a list that is not empty
 Thinking = Literal["auto", "on", "off"]  # the switch of chat templates that have one
 EFFORTS = ("low", "medium", "high")  # of thinking, as gpt-oss knows them
 
@@ -107,8 +109,10 @@ class TaskConfig(Table):
     answer: str = "answer"  # your column with the answer
     # jsonl: how answers are read and compared
     answer_type: Literal["number", "text", "f1", "choice", "math", "countdown"] = "number"
-    numbers: list[Annotated[int, Field(ge=2, le=6)]] = [3]  # countdown: how many, one or several
-    words: list[Annotated[int, Field(ge=1, le=20)]] = [4]  # last_letter: how many, one or several
+    # countdown: how many, one or several
+    numbers: Annotated[list[Annotated[int, Field(ge=2, le=6)]], OneOrMore, SomeOf] = [3]
+    # last_letter: how many, one or several
+    words: Annotated[list[Annotated[int, Field(ge=1, le=20)]], OneOrMore, SomeOf] = [4]
 
 
 class CriticConfig(Table):
@@ -127,7 +131,7 @@ class CriticConfig(Table):
     # low, medium, high: reasoning effort, as of gpt-oss. auto: Ollama's models do not think, others
     # as they do by themselves
     thinking: Literal["auto", "on", "off", "low", "medium", "high"] = "auto"
-    concurrency: Positive = 4  # requests at once; local: the batch
+    concurrency: Annotated[int, Field(ge=1, le=1024)] = 4  # requests at once; local: the batch
     deadline_s: Rate = 600.0  # seconds for a call, its retries included
     price_in: Amount = 0.0  # dollars a million tokens of prompt
     price_out: Amount = 0.0  # and of reply
@@ -160,12 +164,12 @@ class Critics(CriticConfig):
 
 
 class LoraConfig(Table):
-    rank: Positive = 16  # of each LoRA layer
+    rank: Annotated[int, Field(ge=1, le=8192)] = 16  # of each LoRA layer
     scale: Rate = 2.0  # = alpha / rank of other libraries
     alpha: Amount = 0.0  # above 0: scale = alpha / rank
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05  # in SFT; preference losses have none
     layers: Annotated[int, Field(ge=-1)] = -1  # last n layers; -1: all
-    keys: list[str] = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
+    keys: Names = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
                        "self_attn.o_proj"]  # empty: every linear layer  # fmt: skip
 
 
@@ -335,7 +339,8 @@ class EvalSpec(Sampling):
     template: dict[str, Any] = {}  # as policy.template, which a run takes for its evaluation
     form: Literal["chat", "completion"] = "chat"  # completion: raw text, as base models continue it
     shots: Count = 0  # worked examples from the training part before each question
-    stop: list[Annotated[str, Field(min_length=1)]] = []  # an answer ends before any of these
+    # an answer ends before any of these
+    stop: Annotated[list[Annotated[str, Field(min_length=1)]], OneOrMore] = []
     rules: str = ""  # how answers are graded; "": the task's own headline rules
     chain: ChainConfig = ChainConfig()
 

@@ -79,7 +79,12 @@ def apply_settings(tree: dict[str, Any], settings: Sequence[str]) -> dict[str, A
             raise UserError(f"--set {setting}: no key=value", "write --set train.lr=2e-4")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except tomllib.TOMLDecodeError as error:
+            if text.lstrip()[:1] in ("[", "{", '"', "'"):  # no bare words
+                fault = f"--set {setting}: not TOML: {error}"
+                raise UserError(
+                    fault, "close what is opened, and quote all for your shell"
+                ) from None
             value = text
         *tables, leaf = key.strip().split(".")
         node = tree

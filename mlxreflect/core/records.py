@@ -7,6 +7,7 @@ of a write) is ignored by the reader; a resumed run cuts it off.
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -31,6 +32,10 @@ class Problem:
     fields: dict[str, Any]
     gold: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+
+
+# Half a character, which neither UTF-8 nor a tokenizer takes.
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def make_problem(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
-from mlxreflect.core.records import Example, Messages, flat_from_row
+from mlxreflect.core.records import SURROGATE, Example, Messages, flat_from_row
 from mlxreflect.data.rows import listed
 from mlxreflect.graders.text import agrees, stated
 from mlxreflect.prompts.roles import REFLECT, REFLECT_AND_RETRY
@@ -37,7 +37,6 @@ ROLES = {
     "gpt": "assistant",
 }  # fmt: skip
 WRITTEN_OUT = re.compile(r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
-SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Fault(ValueError):

@@ -13,6 +13,7 @@ from typing import Any
 
 from mlxreflect.config.toml import local_path as local_path
 from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import SURROGATE
 from mlxreflect.core.ui import composed
 
 TABLES = {".csv": ",", ".tsv": "\t"}
@@ -273,9 +274,11 @@ def column(row: Row, name: str, key: str) -> Any:
 def question_text(row: Row, name: str) -> str:
     """Returns the question of a row. Raises UserError where it is empty or no text."""
     value = column(row, name, "task.question")
-    if isinstance(value, str) and value.strip():
+    half = isinstance(value, str) and SURROGATE.search(value)
+    if isinstance(value, str) and value.strip() and not half:
         return value.strip()
     fault = "is empty" if value is None or isinstance(value, str) else "is no text"
+    fault = "has half a surrogate pair, which no tokenizer takes" if half else fault
     raise UserError(
         f"{row.where}: column {name!r} {fault}",
         "correct that row, or set task.question to the column that holds the question",

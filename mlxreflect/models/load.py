@@ -15,7 +15,6 @@ import mlx.core as mx
 import mlx.nn as nn
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from jinja2 import TemplateError
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 from mlx_lm.tuner.utils import load_adapters
@@ -25,7 +24,7 @@ from mlxreflect.config.schema import PolicyConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json
 from mlxreflect.models.policy import Policy
-from mlxreflect.models.template import ChatTemplate
+from mlxreflect.models.template import ChatTemplate, TemplateFault
 
 TINY = Path(__file__).parent / "tiny"  # the embedded model
 GROUP_SIZE = 64
@@ -72,10 +71,9 @@ def ask_template(
     tokenizer.eos_token_ids = end_tokens(tokenizer, folder)
     try:
         return ChatTemplate(tokenizer, config.thinking, config.template)
-    except TemplateError as error:
+    except TemplateFault as fault:
         raise UserError(
-            f"{table}.model = {config.model!r}: its chat template fails: {one_line(error)}",
-            "give a model that is asked in plain text, or mend policy.template",
+            f"{table}.model = {config.model!r}: its chat template fails: {fault.reason}", fault.hint
         ) from None
 
 

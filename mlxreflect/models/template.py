@@ -6,7 +6,10 @@ rendering of whole conversations, when a model is loaded.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, TypeVar
@@ -15,7 +18,7 @@ from jinja2 import TemplateError
 from pydantic import BaseModel
 
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.records import Messages
+from mlxreflect.core.records import SURROGATE, Messages
 from mlxreflect.prompts.parsing import TAGS
 from mlxreflect.prompts.roles import BUNDLED
 
@@ -27,8 +30,23 @@ ASK: dict[str, Any] = {"role": "user", "content": USER}
 REPLY: dict[str, Any] = {"role": "assistant", "content": ANSWER}
 # Templates look for a thought under one of these names.
 THINKING: dict[str, Any] = dict.fromkeys(("reasoning_content", "thinking", "reasoning"), THOUGHT)
+RENDER_S = 5.0  # far more than a conversation takes
+# What a template's code raises: it is anyone's program, in a sandbox.
+FAULTS = (TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError,
+          TypeError, ValueError)  # fmt: skip
 PLACE = "\ue000"  # encloses the name of a special token in somebody's text, while it is rendered
 HIDDEN = re.compile(f"{PLACE}((?:[0-9a-f][0-9a-f])+){PLACE}")
+
+
+class TemplateFault(UserError):
+    """A chat template that fails, takes too long, or shows no question in plain text."""
+
+    def __init__(self, reason: str, *, slow: bool = False) -> None:
+        super().__init__(
+            f"the model's chat template fails: {reason}",
+            "give a model that is asked in plain text, or mend policy.template",
+        )
+        self.reason, self.slow = reason, slow
 
 
 @dataclass(frozen=True)
@@ -97,7 +115,7 @@ class ChatTemplate:
     leaves out an opened thought where there is no switch. options: keyword arguments of the
     template. notes: a line for each thing that this project cannot write as the template does.
 
-    Raises jinja2.TemplateError for a template that fails, or shows no question in plain text.
+    Raises TemplateFault.
     """
 
     def __init__(
@@ -121,7 +139,7 @@ class ChatTemplate:
             if thinking == "off":
                 self.left_out = opened(self.render([ASK], add_generation_prompt=True))
             if USER not in self.prompt_text([ASK]):
-                raise TemplateError("it does not show a question that is plain text")
+                raise TemplateFault("it does not show a question that is plain text")
             self.shape = self.learn()
             self.notes = self.differences()
 
@@ -130,8 +148,8 @@ class ChatTemplate:
     def prompt(self, messages: Messages) -> list[int]:
         """Returns the tokens up to where the response begins.
 
-        Special tokens that are written out in the messages are characters. Raises
-        jinja2.TemplateError where the template refuses the messages.
+        Special tokens that are written out in the messages are characters. Raises TemplateFault
+        where the template refuses the messages.
         """
         if not self.tokenizer.has_chat_template:
             text = "\n\n".join(m["content"] for m in messages) + "\n"
@@ -168,16 +186,22 @@ class ChatTemplate:
 
     def render(self, messages: Turns, **options: Any) -> str:
         switch = {} if self.thinking == "auto" else {"enable_thinking": self.thinking == "on"}
-        text: str = self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, **{**switch, **self.options, **options}
-        )
+        try:
+            with limited(RENDER_S):
+                text: str = self.tokenizer.apply_chat_template(
+                    list(messages), tokenize=False, **{**switch, **self.options, **options}
+                )
+        except FAULTS as error:
+            kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
+            raise TemplateFault(f"{kind}{' '.join(str(error).split())[:200]}") from None
         return text
 
     def hide(self, text: str, tags: Sequence[str] | None = None) -> str:
         """Puts a place for each special token in somebody's text, so that it stays characters.
 
-        tags: what is left as it is.
+        tags: what is left as it is. Half a surrogate pair, as a critic may send it, becomes U+FFFD.
         """
+        text = SURROGATE.sub("\ufffd", text)
         parts = re.split(f"({'|'.join(map(re.escape, tags))})", text) if tags else [text]
         parts[::2] = [self.special.sub(place, part) for part in parts[::2]]
         return "".join(parts)
@@ -266,7 +290,9 @@ class ChatTemplate:
         """Returns a conversation as rendered; "" where the template refuses it."""
         try:
             return self.render(messages)
-        except TemplateError:
+        except TemplateFault as fault:
+            if fault.slow:  # it would be as slow with all that it is asked
+                raise
             return ""
 
     def differences(self) -> list[str]:
@@ -316,6 +342,26 @@ class ChatTemplate:
             for on in (True, False)
         )
         return on != off
+
+
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raises TemplateFault in a block that takes longer. Only the main thread can be stopped."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise TemplateFault(f"a prompt takes it longer than {seconds:g} seconds", slow=True)
+
+    before = signal.signal(signal.SIGALRM, stop)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
 
 
 def place(token: re.Match[str]) -> str:

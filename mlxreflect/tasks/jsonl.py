@@ -6,6 +6,7 @@ tokens, "choice" the letter, "math" LaTeX, "countdown" an expression of the row'
 """
 
 import importlib.util
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from typing import Any
 
 from mlxreflect.config.schema import TaskConfig
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.records import Problem, Verdict, make_problem
+from mlxreflect.core.records import SURROGATE, Problem, Verdict, make_problem
 from mlxreflect.core.seeds import hash_of, part_of
 from mlxreflect.data.rows import Row, column, fold, good_rows, question_text, rows_of
 from mlxreflect.graders import MAX_TEXT, Grade, Grader
@@ -125,6 +126,8 @@ def build(
         )
     if isinstance(raw, str) and kind == "number" and "####" in raw:
         meta["solution"] = raw
+    if SURROGATE.search(json.dumps([fields, golds, meta], ensure_ascii=False, default=str)):
+        raise UserError("half a surrogate pair, which no tokenizer takes", "correct that row")
     return make_problem(task, fields, golds[0], meta)
 
 

@@ -11,12 +11,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jinja2 import TemplateError
-
 from mlxreflect.config.schema import MaskConfig
 from mlxreflect.core.records import Example
 from mlxreflect.core.seeds import rng_for
 from mlxreflect.models.policy import Policy
+from mlxreflect.models.template import TemplateFault
 from mlxreflect.prompts.parsing import TAGS
 from mlxreflect.train.batches import Group, Pair, Row
 
@@ -50,8 +49,8 @@ class Encoder:
         """Tokens of an example, or why it has none to train."""
         try:
             prompt, *responses = self.tokens(example)
-        except TemplateError as error:
-            return Dropped(f"the model's chat template refuses it: {error}")
+        except TemplateFault as fault:
+            return Dropped(f"the model's chat template refuses it: {fault.reason}")
         if not all(responses) or not prompt:
             return Dropped("nothing to train")
         room = self.max_length - max(map(len, responses))

@@ -89,7 +89,7 @@ def content(path: Path) -> bytes:
     if path.name in ("metrics.jsonl", "summary.json", "commit.json", "adapter_config.json"):
         # A journal's length depends on how many digits its times have.
         drop = ("seconds", "wall_seconds", "peak_memory_bytes", "tokens_per_second", "journals",
-                "adapter", "model")  # fmt: skip
+                "files", "sha256", "adapter", "model")  # fmt: skip
         text = path.read_text()
         rows = text.splitlines() if path.suffix == ".jsonl" else [text]
         kept = [{k: v for k, v in json.loads(r).items() if k not in drop} for r in rows]
