@@ -1,7 +1,8 @@
 """mlxreflect: make small language models reason better on your own Mac, and prove that it did.
 
 The functions here do what the commands do. They are quiet, return what `--json` prints, and raise
-`UserError` for what you can mend; its `hint` says how. `settings` are those of `--set`.
+`UserError` for what you can mend; its `hint` says how. `settings` are those of `--set`. A Mac does
+not sleep while one of them works.
 
     recipe = mlxreflect.load_recipe("quickstart", ["seed=1"])
     summary = mlxreflect.run(recipe, "runs/first")
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mlxreflect.core.ui import awake
 
 if TYPE_CHECKING:
     from mlxreflect.config.recipe import load_recipe as load_recipe
@@ -33,6 +36,7 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
 
 
+@awake()
 def run(recipe: "Recipe", folder: Path | str | None = None) -> dict[str, Any]:
     """Runs a recipe; returns its summary, with its `folder`, by default a new one in runs/."""
     from mlxreflect.runs.folder import carry_out, create_run
@@ -42,6 +46,7 @@ def run(recipe: "Recipe", folder: Path | str | None = None) -> dict[str, Any]:
     return carry_out(create_run(recipe, Path(folder) if folder else None), named=True)
 
 
+@awake()
 def resume(folder: Path | str, settings: Sequence[str] = ()) -> dict[str, Any]:
     """Goes on with a run or a training that was stopped; returns its summary, with its `folder`."""
     from mlxreflect.runs.folder import carry_out, open_folder
@@ -49,6 +54,7 @@ def resume(folder: Path | str, settings: Sequence[str] = ()) -> dict[str, Any]:
     return carry_out(open_folder(Path(folder), settings), named=True)
 
 
+@awake()
 def train(
     objective: str, data: str, out: Path | str, model: str = "tiny", settings: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -63,6 +69,7 @@ def train(
 _train = train  # the package of that name takes the function's place once it is imported
 
 
+@awake()
 def evaluate(
     spec: str, models: Sequence[str], adapters: Sequence[str] = (), out: Path | str | None = None,
     *, base: bool = False, limit: int = 0, settings: Sequence[str] = (),

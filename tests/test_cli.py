@@ -35,6 +35,44 @@ from mlxreflect.config.recipe import load_recipe, resolved
 from mlxreflect.core import ui
 from mlxreflect.runs.folder import open_folder
 
+# ---- a Mac ---------------------------------------------------------------------------------------
+
+# A Mac, as far as it can be asked to stay awake; the command waits for who is asked.
+ON_A_MAC = """
+import os, sys, time
+from mlxreflect.cli import main
+from mlxreflect.evaluation import compare
+counts, log = compare.compare_counts, os.environ["LOG"]
+
+def compare_counts(*given):
+    while log and not (os.path.exists(log) and os.path.getsize(log)):
+        time.sleep(0.01)
+    return counts(*given)
+
+compare.compare_counts, sys.platform = compare_counts, "darwin"
+main.main()
+"""
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_mac_stays_awake_while_a_command_runs(tmp_path: Path, there: bool) -> None:
+    log, program = tmp_path / "log", tmp_path / "bin" / "caffeinate"
+    program.parent.mkdir()
+    if there:
+        program.write_text(f'#!/bin/sh\necho "$$ $PPID $*" >> {log}\nexec sleep 60\n')
+        program.chmod(0o755)
+    call = [sys.executable, "-c", ON_A_MAC, "compare", "--unpaired", "627/1000", "674/1000"]
+    env = {**os.environ, "PATH": f"{program.parent}:/usr/bin:/bin", "LOG": str(log) * there}
+    done = subprocess.run(call, env=env, capture_output=True, text=True, timeout=TIMEOUT)
+    assert (done.returncode, done.stderr) == (0, "")
+    if not there:
+        return
+    (line,) = log.read_text().splitlines()
+    own, parent, *given = line.split()
+    assert given == ["-i", "-w", parent]
+    with pytest.raises(ProcessLookupError):  # it has ended with the command
+        os.kill(int(own), 0)
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_random: Path) -> tuple[Path, Done]:

@@ -8,6 +8,7 @@ import typer
 
 from mlxreflect.cli import evaluate, run, setup
 from mlxreflect.core.errors import UserError, machine_fault
+from mlxreflect.core.ui import awake, safe_text
 
 app = typer.Typer(
     help="Make small language models reason better on your own machine, and prove that they did.",
@@ -30,12 +31,14 @@ def say_version(value: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=say_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    """Holds the options of the program itself."""
+    """Holds the options of the program itself; a Mac stays awake while a command runs."""
+    context.with_resource(awake())
 
 
 def main() -> None:
@@ -58,8 +61,6 @@ def main() -> None:
 
 def fail(message: str, hint: str) -> None:
     """Prints exactly two lines, whatever the data quoted in them holds."""
-    from mlxreflect.core.ui import safe_text
-
     for label, text in (("error", message), ("hint", hint)):
         print(f"{label}: {safe_text(' '.join(text.split()))}", file=sys.stderr)
     sys.exit(2)

@@ -8,8 +8,6 @@ optimizers, the reference and the state. Whatever stops the work, it goes on fro
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -179,12 +177,11 @@ class Stopped(KeyboardInterrupt):
 def carried_out(folder: RunFolder[C]) -> Iterator[None]:
     """Work in a folder that is closed afterwards; whatever stops it, the error says how to go on.
 
-    A Mac does not sleep meanwhile. A new folder whose work has not begun is taken back.
+    A new folder whose work has not begun is taken back.
     """
     again = f"mlxreflect resume {quote(str(folder.path))}"
     try:
-        with awake():
-            yield
+        yield
     except KeyboardInterrupt:
         gone = folder.take_back()
         said = " before it began; nothing is left of it" if gone else f"; go on with: {again}"
@@ -217,19 +214,6 @@ def carry_out(
             from mlxreflect.runs.run import execute as work  # type: ignore[assignment]
         summary = work(folder, ui)
     return {**summary, "folder": str(folder.path)} if named else summary
-
-
-@contextmanager
-def awake() -> Iterator[None]:
-    """Keeps a Mac from sleeping."""
-    mac = sys.platform == "darwin"
-    keeper = subprocess.Popen(["/usr/bin/caffeinate", "-i"]) if mac else None
-    try:
-        yield
-    finally:
-        if keeper:
-            keeper.terminate()
-            keeper.wait()
 
 
 # ---- a new folder --------------------------------------------------------------------------------
