@@ -22,7 +22,7 @@ from mlxreflect.cli.main import main
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, make_problem
 from mlxreflect.evaluation.arms import interval, load_arms
-from mlxreflect.evaluation.compare import compare_report
+from mlxreflect.evaluation.compare import Options, compare_all, compare_report
 from mlxreflect.report.plots import difficulty
 from mlxreflect.report.report import cell, markdown, prompt_of, write_inspect, write_outputs
 from mlxreflect.stats import wilson
@@ -68,11 +68,26 @@ def test_arms_are_found_in_folders_runs_and_by_themselves(tmp_path: Path) -> Non
         return [arm.name for arm in load_arms(folders)]
 
     assert named(run / "eval" / "base", again / "eval" / "base") == ["run", "again"]
-    assert named(run, again)[::2] == ["run/eval/base", "again/eval/base"]
+    assert named(run, again)[::2] == ["run/base", "again/base"]
     texts = right(gsm8k(3), {0})
     for arm in ("a", "b"):
         write_arm(tmp_path / "many" / arm / "gsm8k", gsm8k(3), texts)
     assert named(tmp_path / "many") == ["a", "b"]
+    arms = load_arms([run, again / "eval" / "trained"], ["mine", "other"])
+    assert [arm.name for arm in arms] == ["mine/base", "mine/trained", "other"]
+    for names in (["one"], ["one", "one"], ["a", "b", "c"]):
+        with pytest.raises(UserError, match=r"--name \w+: \d names for 2 folders"):
+            load_arms([run, again], names)
+
+
+def test_of_several_runs_the_trained_policies_are_compared(tmp_path: Path) -> None:
+    runs = [run_dir(tmp_path / name) for name in ("run", "again")]
+    result = compare_all(runs)
+    assert (result["a"], result["b"], result["accuracy_a"]) == ("run", "again", 0.75)
+    result = compare_all([runs[0] / "eval" / "base", runs[1]], Options(names=("old", "new")))
+    assert (result["a"], result["b"]) == ("old", "new")
+    assert (result["gains"], result["losses"]) == (14, 0)
+    assert result["sentence"].startswith("new answers 75.0% of 40 questions right, old 40.0%")
 
 
 def test_faults_of_folders_are_said(tmp_path: Path) -> None:

@@ -131,7 +131,8 @@ def show_evaluated(
         ui.table(part)
 
 
-ARMS = "Evaluation folders or samples files, or one folder of several."
+ARMS = "Evaluations, their samples files, or runs; or one folder of several evaluations."
+NAME = "What to call each, in their order; repeatable."
 
 
 def enough_arms(arms: list[str]) -> list[str]:
@@ -161,6 +162,7 @@ def compare(
     plan: Annotated[
         float, Option(metavar="DIFFERENCE", help="How many problems would show it.")
     ] = 0.0,
+    name: Annotated[Many, Option(help=NAME)] = None,
     as_json: Json = False,
 ) -> None:
     """Compare with the first on the same problems: paired difference, interval, exact test."""
@@ -168,7 +170,7 @@ def compare(
     from mlxreflect.report.tables import render_comparison
 
     ui = make_ui(as_json)
-    options = Options(alpha, tuple(differ or ()), all_pairs, plan)
+    options = Options(alpha, tuple(differ or ()), all_pairs, plan, tuple(name or ()))
     paths = [Path(arm) for arm in arms]
     result = compare_counts(arms, options) if unpaired else compare_all(paths, options)
     ui.result(result)
@@ -183,13 +185,14 @@ def report(
     out: Annotated[
         Path | None, Option(help="Where to; default: report/ in the first folder.")
     ] = None,
+    name: Annotated[Many, Option(help=NAME)] = None,
     as_json: Json = False,
 ) -> None:
     """Write evaluations as others read them: a Markdown table, plots, logs of inspect_ai."""
     from mlxreflect.report.report import write_outputs
 
     ui = make_ui(as_json)
-    written = write_outputs(folders, out)
+    written = write_outputs(folders, out, name or [])
     ui.result(written)
     if as_json:
         return

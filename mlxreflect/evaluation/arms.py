@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -182,13 +183,16 @@ def quick_fault(path: Path) -> UserError:
 # ---- reading arms --------------------------------------------------------------------------------
 
 
-def load_arms(folders: Sequence[Path]) -> list[Arm]:
+def load_arms(folders: Sequence[Path], names: Sequence[str] = ()) -> list[Arm]:
     """The arms of these folders: each an arm's own, a run's, or one of several arms.
 
-    Raises UserError for a folder without a finished evaluation in it.
+    names: of the folders, if given. Raises UserError for a folder without a finished evaluation.
     """
+    check_names(names, folders)
     found: dict[Path, Path] = {}
-    for folder in folders:
+    called: dict[Path, str] = {}
+    for folder, name in zip_longest(folders, names, fillvalue=""):
+        folder = Path(folder)
         own = folder.is_file() or (folder / "samples.jsonl").is_file()
         paths = [folder] if own else find_arms(folder)
         if not paths:
@@ -197,12 +201,29 @@ def load_arms(folders: Sequence[Path]) -> list[Arm]:
                 "give folders that `mlxreflect eval` or `run` made, or a folder of such",
             )
         found |= {path.resolve(): path for path in paths}
-    return [arm for arms in read_all([*found.values()]) for arm in arms]
+        called |= {path: name if own else f"{name}/{path.name}" for path in paths}
+    read = read_all([*found.values()], [called[path] for path in found.values()] if names else [])
+    return [arm for arms in read for arm in arms]
 
 
-def read_all(paths: Sequence[Path]) -> list[list[Arm]]:
-    """Of each path its arms, one a task, by a name that no other arm of their task has."""
+def check_names(names: Sequence[str], paths: Sequence[Path]) -> None:
+    """Raises UserError where names are not one for each path, and no two alike."""
+    if names and len(set(names)) != len(paths):
+        raise UserError(
+            f"--name {names[0]}: {len(set(names))} names for {len(paths)} folders",
+            "give one --name for each, in their order, or none",
+        )
+
+
+def read_all(paths: Sequence[Path], given: Sequence[str] = ()) -> list[list[Arm]]:
+    """Of each path its arms, one a task, by a name that no other arm of their task has.
+
+    given: names to call them by.
+    """
     read = [read_arm(path) for path in paths]
+    if given:
+        named = zip(given, read, strict=True)
+        return [[replace(arm, name=name) for arm in arms] for name, arms in named]
     owners = [(path, arm.task) for path, arms in zip(paths, read, strict=True) for arm in arms]
     names: dict[tuple[Path, str], str] = {}
     for task in {task for _, task in owners}:
@@ -235,12 +256,15 @@ def pair_tasks(arms: Sequence[Sequence[Arm]]) -> dict[str, list[Arm]]:
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """The shortest names that differ: of the folders, of those above, or of both together."""
+    """The shortest names that differ: of the folders, of those above, or of both together.
+
+    A run's own folder "eval" is in all of them, and so in no name.
+    """
     parts: list[tuple[str, ...]] = []
     for path in map(Path.resolve, paths):
         if path.is_file():
             path = path.parent if path.stem == "samples" else path.with_suffix("")
-        parts.append(path.parts[::-1])
+        parts.append(tuple(part for part in path.parts[::-1] if part != "eval"))
     depths = range(min(map(len, parts)))
     single = ([whole[depth] for whole in parts] for depth in depths)
     joined = (["/".join(whole[depth::-1]) for whole in parts] for depth in depths)

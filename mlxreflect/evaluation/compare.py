@@ -22,6 +22,7 @@ from mlxreflect.evaluation.arms import (
     Arm,
     ProblemSamples,
     by_task,
+    check_names,
     find_arms,
     pair_tasks,
     quick_fault,
@@ -46,14 +47,15 @@ class Options:
     """alpha: of the tests and intervals. differ: keys of the setup that are meant to differ.
 
     all_pairs: each arm against each other, not only against the first. plan: a difference, as a
-    fraction; the number of problems that would show it is computed. 0: not asked for. Raises
-    UserError for what cannot be.
+    fraction; the number of problems that would show it is computed. 0: not asked for. names: of
+    the arms. Raises UserError for what cannot be.
     """
 
     alpha: float = 0.05
     differ: tuple[str, ...] = ()
     all_pairs: bool = False
     plan: float = 0.0
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
@@ -75,6 +77,7 @@ def compare(a: Path, b: Path, options: Options | None = None) -> dict[str, Any]:
 def compare_all(paths: Sequence[Path], options: Options | None = None) -> dict[str, Any]:
     """Every arm against the first, task by task; a single path is a folder of several arms.
 
+    Of several runs, the trained policies are compared.
     Two arms of one task give one object: the keys of `stats.Comparison`, a, b, task, p_perm,
     p_holm, verdict, sentence, unchecked, and so on (see `compare_arms`). More of them give
     {"schema": "comparisons/1", "alpha", "arms", "tasks", "tests", "comparisons": [such objects]}.
@@ -86,7 +89,9 @@ def compare_all(paths: Sequence[Path], options: Options | None = None) -> dict[s
             f"{folder}: not two evaluations to compare",
             "name two or more: mlxreflect compare BASE TRAINED",
         )
-    arms = read_all(paths)
+    check_names(options.names, paths)
+    arms = read_all([trained if (trained := path / "eval" / "trained").is_dir() else path
+                     for path in paths], options.names)  # fmt: skip
     tasks = pair_tasks(arms)
     check_keys([arm for group in arms for arm in group], options.differ)
     results = [
@@ -414,7 +419,10 @@ def compare_counts(given: Sequence[str], options: Options) -> dict[str, Any]:
             "leave it out, or leave --unpaired out",
         )
     arms = [count(one) for one in given]
-    if len({arm.name for arm in arms}) < len(arms):
+    check_names(options.names, [Path(one) for one in given])
+    if options.names:
+        arms = [arm._replace(name=one) for arm, one in zip(arms, options.names, strict=True)]
+    elif len({arm.name for arm in arms}) < len(arms):
         arms = [arm._replace(name=one) for arm, one in zip(arms, given, strict=True)]
     chosen = chosen_pairs(len(arms), options)
     results = [compare_pair_of_counts(arms[i], arms[j], options.alpha) for i, j in chosen]

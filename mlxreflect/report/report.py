@@ -35,16 +35,20 @@ STOPS = {"stop": "stop", "length": "max_tokens", "content_filter": "content_filt
 
 
 def write_outputs(
-    folders: Sequence[Path], out: Path | None = None, *, table_only: bool = False
+    folders: Sequence[Path],
+    out: Path | None = None,
+    names: Sequence[str] = (),
+    *,
+    table_only: bool = False,
 ) -> dict[str, Any]:
     """Writes `table.md`, `plots/` and `inspect/` into `out`, and returns where everything is.
 
     folders: arm folders, folders of arms, or run directories. out: default `report` in the first.
-    table_only: leave plots and logs out, which take longer than all else. The result also has the
-    figures of each arm and comparison, and `notes`. The same folders give the same files. Raises
-    UserError for a folder without a finished evaluation.
+    names: of the folders, if given. table_only: leave plots and logs out, which take longer than
+    all else. The result also has the figures of each arm and comparison, and `notes`. The same
+    folders give the same files. Raises UserError for a folder without a finished evaluation.
     """
-    arms = load_arms(folders)
+    arms = load_arms(folders, names)
     found = compare_report(arms)
     place = out or folders[0] / "report"
     try:
