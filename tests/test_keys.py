@@ -106,7 +106,7 @@ APART = {
     "policy.model", "policy.adapter", "task.source", "task.config", "task.split", "task.question",
     "task.answer", "task.answer_type", "eval.source", "critic.max_failed",
     "eval.cache", "eval.decontaminate", "eval.ngram", "eval.against", "train.grad_checkpoint",
-    "train.memory_gb", "train.part_tokens", "train.reference_cache", "train.tune",
+    "train.memory_gb", "train.part_tokens", "train.swap_gb", "train.reference_cache", "train.tune",
     "train.cache_limit_gb", "train.wired_limit_gb",
     "critic.provider", "critic.model", "critic.base_url", "critic.temperature",
     "critic.max_tokens", "critic.num_ctx", "critic.concurrency", "critic.deadline_s",

@@ -221,6 +221,8 @@ class Fitting(Table):
     # Tokens computed at once, few enough to leave the GPU to the display now and then; 0: 2048 on
     # a Mac's GPU, elsewhere as many as memory allows.
     part_tokens: Count = 0
+    # The swap that the machine uses may grow by so much; then it stops at a commit; 0: never.
+    swap_gb: Amount = 0.0
     # Freed memory that MLX keeps for later; auto: a tenth of the GPU's, on the CPU MLX's own.
     cache_limit_gb: Gigabytes = "auto"
     # GPU memory that macOS does not move away; auto: all that the GPU may take, as mlx-lm has it
