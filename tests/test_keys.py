@@ -46,6 +46,7 @@ CHANGED = {
     "policy.presence_penalty": (1.5, {}),
     "policy.max_new_tokens": (8, {}),
     "policy.batch": (2, {}),
+    "policy.cache_gb": (1e-4, {}),
     "prompt.tags": ("reasoning", {}),
     "prompt.style": ("direct", {}),
     "task.name": ("arithmetic", {}),

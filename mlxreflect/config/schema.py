@@ -82,7 +82,10 @@ class PolicyConfig(ModelConfig, Sampling):
     temperature: Amount = 0.7  # of attempts and verifications
     top_p: Fraction = 0.9  # of attempts and verifications
     max_new_tokens: Positive = 1024  # of a response
-    batch: Positive = 32  # sequences in flight
+    batch: Positive = 32  # sequences in flight; fewer where they would not fit into memory
+    # What they may take besides the weights; auto: two thirds of the device's memory, less the
+    # weights.
+    cache_gb: Gigabytes = "auto"
 
 
 # native: the tags of the model's own chat template
