@@ -172,8 +172,8 @@ class LoraConfig(Table):
     alpha: Amount = 0.0  # above 0: scale = alpha / rank
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05  # in SFT; preference losses have none
     layers: Annotated[int, Field(ge=-1)] = -1  # last n layers; -1: all
-    keys: Names = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
-                       "self_attn.o_proj"]  # empty: every linear layer  # fmt: skip
+    # such as self_attn.q_proj; empty: every linear layer of the blocks but experts' routers
+    keys: Names = []
 
 
 # Idle for what trains no preference pairs, and for what verifies nothing.
