@@ -113,7 +113,7 @@ def test_a_server_that_fails_for_everyone_stops_the_run(tmp_path: Path) -> None:
         run(tmp_path / "run", server.url, cache="off", r3_wave=12, r3_bucket_every=0, r3_rewrites=3)
     assert "HTTP 401: no" in caught.value.message
     assert not (tmp_path / "run" / "summary.json").exists()
-    assert not (tmp_path / "run" / "episodes.jsonl").read_bytes()
+    assert not (tmp_path / "run" / "episodes.jsonl").exists()
     assert len((tmp_path / "run" / "critic.jsonl").read_bytes().splitlines()) >= 10
 
 

@@ -1,6 +1,7 @@
 """What the Ollama critic alone does; the rest is in test_critic_remote."""
 
-from contextlib import ExitStack
+import re
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ def test_what_is_sent() -> None:
     assert body["model"] == "critic"
     assert body["messages"] == call().messages
     assert body["stream"] is False
+    assert (body["truncate"], body["shift"]) == (False, False)
     assert not {"think", "keep_alive", "format"} & set(body)
 
 
@@ -30,17 +32,51 @@ def counted(prompt: int | None, **more: Any) -> Body:
     return {"message": message, "prompt_eval_count": prompt, **more}
 
 
-def test_a_prompt_that_was_cut_is_an_error() -> None:
-    with FakeOllama() as server:
-        [reply] = ask(server, call("a long prompt " * 1000), num_ctx=512)
+LONG = call("a long prompt " * 1000)
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [("new", r"400: request \(3509 tokens\) exceeds the available context size \(512 tokens\)"),
+     ("half", "counts 258 tokens of it"), ("old", "counts 512 tokens of it")],
+)  # fmt: skip
+def test_a_prompt_that_does_not_fit_is_an_error(version: str, said: str) -> None:
+    with FakeOllama(version=version) as server:
+        [reply] = ask(server, LONG, num_ctx=512)
+        assert len(server.chats) == 1  # the same again would be the same
     assert (reply.kind, reply.text) == ("truncated_prompt", "")
+    assert re.search(said, reply.error or "")
     assert "critic.num_ctx, now 512" in (reply.error or "")
-    with FakeOllama(reply=lambda body: counted(300)) as server:  # far fewer tokens than were sent
-        [short, long] = ask(server, call("word " * 200), call("word " * 2000))
-    assert (short.text, long.kind) == ("fine", "truncated_prompt")
-    with FakeOllama(reply=lambda body: counted(None, eval_count=None)) as server:
-        [reply] = ask(server, call("word " * 5000))  # a missing count says nothing
-    assert (reply.text, reply.usage) == ("fine", {})
+
+
+@pytest.mark.parametrize(
+    ("words", "prompt", "completion", "kind"),
+    [
+        (200, 300, 9, ""),
+        (200, 258, 9, ""),  # half the window by chance
+        (2000, 258, 9, "truncated_prompt"),
+        (2000, 3, 9, ""),  # only what was not cached is counted
+        (300, 400, 112, ""),
+        (300, 400, 113, "truncated_prompt"),  # the window was shifted
+        (5000, None, None, ""),
+    ],
+)
+def test_what_the_counts_of_an_old_server_prove(
+    words: int, prompt: int | None, completion: int | None, kind: str
+) -> None:
+    answer = counted(prompt, eval_count=completion)
+    with FakeOllama(reply=lambda body: answer, version="half") as server:
+        [reply] = ask(server, call("word " * words), num_ctx=512)
+    assert reply.kind == kind
+    if not kind:
+        known = prompt is not None and prompt > 3
+        assert (reply.text, "prompt" in reply.usage) == ("fine", known)
+
+
+def test_a_reply_ends_where_the_window_does() -> None:
+    with FakeOllama(reply=lambda body: "and so on " * 1000) as server:
+        [reply] = ask(server, call("word " * 100), num_ctx=512)
+    assert (reply.finish_reason, sum(reply.usage.values())) == ("length", 512)
 
 
 def test_the_estimate_of_a_prompt_is_low() -> None:
@@ -107,8 +143,8 @@ def test_a_reply_that_is_all_thought_is_an_error() -> None:
 
 
 def test_a_window_smaller_than_num_ctx_is_known() -> None:
-    with FakeOllama(context=256, reply=lambda body: counted(256)) as server:
-        critic = critic_at(server)
+    with FakeOllama(context=256, version="old") as server, closing(critic_at(server)) as critic:
         critic.preflight()
-        assert critic.ask([call("word " * 300)])[0].kind == "truncated_prompt"
-        critic.close()
+        [reply] = critic.ask([call("word " * 300)])
+    assert reply.kind == "truncated_prompt"
+    assert "the model's window has 256 tokens" in (reply.error or "")

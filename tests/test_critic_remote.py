@@ -5,11 +5,14 @@ only one of them does stands in test_critic_ollama, _openai and _bedrock.
 """
 
 import email.utils
+import gzip
+import json
 import random
 import signal
 import subprocess
 import threading
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -23,6 +26,7 @@ from support import fake_bedrock, fake_ollama, fake_openai
 from support import fake_server as wire
 from support.critics import PROVIDERS, TRIES, Provider, Scripted, call, child, critic_at, preflight
 from support.fake_bedrock import aws
+from support.fake_ollama import FakeOllama
 from support.fake_openai import refusal
 from support.fake_server import Body, Fault, Loopback, free_port, http
 
@@ -30,7 +34,7 @@ from mlxreflect.config.schema import BudgetConfig, CriticConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.critics.base import Call, Reply
 from mlxreflect.critics.client import Client, forget
-from mlxreflect.critics.http import CallError, Wire, retry_after
+from mlxreflect.critics.http import REPLY_BYTES, CallError, Wire, retry_after
 from mlxreflect.critics.ledger import Ledger
 
 DEEP = b"[" * 100_000
@@ -191,6 +195,60 @@ def test_each_fault_of_one_provider_has_a_kind(
     kind_of(services[owner], fault, kind, sent)
 
 
+def packed(body: bytes, times: int = 1) -> Fault:
+    for _ in range(times):
+        body = gzip.compress(body)
+    return Fault(body=body, headers={"Content-Encoding": ", ".join(["gzip"] * times)})
+
+
+@pytest.mark.parametrize(("times", "kind"), [(1, "too_large"), (2, "invalid")])
+def test_a_packed_reply_takes_no_more_memory_than_another(
+    service: Service, times: int, kind: str
+) -> None:
+    bomb = packed(b" " * 200 * 2**20, times)
+    tracemalloc.start()
+    try:
+        reply, sent = service.ask(bomb)
+        assert tracemalloc.get_traced_memory()[1] < 4 * REPLY_BYTES
+    finally:
+        tracemalloc.stop()
+    assert (reply.kind, sent) == (kind, 1)
+
+
+def test_a_packed_reply_is_read(service: Service) -> None:
+    """Though nobody asked for one."""
+    server = service.server
+    answer = server.written(server_body(service), "packed", {})
+    reply, _ = service.ask(packed(json.dumps(answer).encode()))
+    assert reply.text == "packed"
+
+
+def server_body(service: Service) -> Body:
+    """A request to it, as it came."""
+    service.ask()
+    return service.server.chats[-1]
+
+
+@pytest.mark.parametrize("count", [10**400, -1, 2.5, "7", None], ids=lambda n: str(n)[:9])
+def test_a_count_that_is_none_is_unknown(service: Service, count: Any) -> None:
+    names = ("prompt_tokens", "completion_tokens", "inputTokens", "outputTokens")
+    counts = dict.fromkeys(("prompt_eval_count", "eval_count"), count)
+    answer = service.server.written(server_body(service), "fine", {})
+    reply, _ = service.ask(wire.ok(answer | counts | {"usage": dict.fromkeys(names, count)}))
+    if service.name != "bedrock" or count not in (2.5, "7"):  # boto3 makes whole numbers of them
+        assert (reply.text, reply.usage) == ("fine", {})
+    assert service.critic.ledger.spent[2] == 0
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_prompt_is_not_sent_on_to_another_host(service: Service, status: int) -> None:
+    with FakeOllama() as other:
+        place = f"{other.url}/api/chat"
+        reply, sent = service.ask(Fault(status, b"{}", {"Location": place}))
+        assert (reply.kind, sent, other.requests) == (f"http_{status}", 1, [])
+    assert service.name == "bedrock" or place in (reply.error or "")
+
+
 def test_retry_after_is_honoured(service: Service) -> None:
     refuse = service.provider.refuse
     reply, _ = service.ask(refuse(429, retry_after=0.3), refuse(503, retry_after=0.2))
@@ -278,7 +336,7 @@ def test_a_text_far_beyond_max_tokens_is_no_critique(
 # ---- time and threads ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", [wire.STALL, wire.DRIP], ids=label)
+@pytest.mark.parametrize("fault", [wire.STALL, wire.DRIP, wire.DRIP_HEADERS], ids=label)
 def test_the_deadline_ends_a_call(
     service: Service, at: Callable[..., Client], fault: Fault
 ) -> None:

@@ -45,7 +45,7 @@ class Bedrock:
             self.runtime.meta.events.register("before-send.bedrock-runtime.Converse", self.deliver)
         self.wire = Wire(self.runtime.meta.endpoint_url if self.runtime else "Bedrock")
         verify = trusted_certificates(os.environ.get("AWS_CA_BUNDLE", ""))
-        self.http = httpx.Client(event_hooks=self.wire.hooks, verify=verify)
+        self.http = self.wire.client(verify=verify)
 
     def preflight(self) -> None:
         """Looks for credentials. Whether they open this model is known at the first call."""

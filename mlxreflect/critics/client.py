@@ -244,6 +244,9 @@ class Client(Critic):
         An attempt may be without a word: then that is the answer.
         """
         if not reply.text.strip() and call.role != "attempt":
+            if reply.finish_reason == "length":
+                said = f"all {self.config.max_tokens} tokens went into thinking: "
+                raise CallError("empty", f"{said}raise critic.max_tokens", usage=reply.usage)
             said = f"empty reply (finish reason {reply.finish_reason})"
             raise CallError("empty", said, retry=True, usage=reply.usage)
         most, size = self.config.max_tokens, len(reply.text)

@@ -8,9 +8,12 @@ import base64
 import email.utils
 import json
 import math
+import re
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -22,7 +25,10 @@ from mlxreflect.critics.base import Call
 from mlxreflect.prompts.parsing import TAGS
 
 RETRIED = {408, 409, 429}  # and 5xx: the statuses that may be gone a moment later
-REPLY_BYTES = 32 * 2**20  # a longer body is no critique
+REPLY_BYTES = 8 * 2**20  # a longer body is no critique
+CHUNK = 2**16  # bytes unpacked at once
+MOST_TOKENS = 10**9  # a larger count is none
+NESTED = 8  # how deep a server's words may stand in JSON, itself in texts in JSON
 SECRET_CHARS = 4  # what is shorter stands in any text, and is no secret
 SECRET_HEADERS = ("authorization", "api-key", "x-api-key", "x-amz-security-token")
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)  # of a parser
@@ -69,39 +75,81 @@ def typed(shown: str) -> Iterator[None]:
         raise CallError("timeout", said, retry=True, usage=NOTHING) from None
     except httpx.TimeoutException:
         raise CallError("timeout", f"no reply from {shown} in time", retry=True) from None
-    except (httpx.ConnectError, ConnectionError):  # ollama makes the second of refusals
+    except httpx.ConnectError:
         raise CallError("connect", f"cannot reach {shown}", retry=True) from None
     except httpx.TransportError:  # it was sent, so a model may have worked on it
         raise CallError("reset", f"{shown} hung up without a reply", retry=True) from None
     except (httpx.RequestError, *UNREADABLE) as error:
-        # Compressed in a way it is not, endless redirects; not JSON, not the fields of a reply.
-        raise invalid_reply(error) from None
+        raise invalid_reply(error) from None  # not the fields of a reply
 
 
 class Body(httpx.SyncByteStream):
-    """A response's body that ends in time (a server may drip), in size, and by a typed error."""
+    """A response's body, unpacked and no longer than REPLY_BYTES; no more is ever held of it.
 
-    def __init__(self, stream: httpx.SyncByteStream, deadline: float) -> None:
-        self.stream, self.deadline = stream, deadline
+    encoding: how the server packed it, "" for not at all. Iterating raises CallError.
+    """
+
+    def __init__(self, stream: httpx.SyncByteStream, encoding: str) -> None:
+        self.stream, self.encoding = stream, encoding
 
     def __iter__(self) -> Iterator[bytes]:
         size = 0
         try:
-            for chunk in self.stream:
+            for chunk in self.stream if self.encoding in ("", "identity") else self.unpacked():
                 size += len(chunk)
                 if size > REPLY_BYTES:
                     raise CallError("too_large", f"a reply of more than {REPLY_BYTES} bytes")
-                if time.monotonic() > self.deadline:
-                    raise httpx.ReadTimeout("the deadline passed while the reply came in")
                 yield chunk
+        except zlib.error as error:
+            raise invalid_reply(error) from None
         except httpx.TimeoutException:
             raise
         except httpx.TransportError as error:
             said = f"the connection broke inside the reply ({error})"
             raise CallError("reset", said, retry=True) from None
 
+    def unpacked(self) -> Iterator[bytes]:
+        """Yields what was packed with gzip or deflate, a small piece at a time."""
+        if self.encoding not in ("gzip", "x-gzip", "deflate"):
+            said = f"the reply is packed as {self.encoding[:40]!r}, which was not asked for"
+            raise CallError("invalid", said)
+        unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)  # whichever of the two it is
+        for chunk in self.stream:
+            while chunk and not unpack.eof:
+                yield unpack.decompress(chunk, CHUNK)
+                chunk = unpack.unconsumed_tail
+
     def close(self) -> None:
         self.stream.close()
+
+
+class Deadline:
+    """Ends what a thread requests: httpx limits each wait alone, and a server may drip.
+
+    at: on the monotonic clock. The connection that is open then is shut down under the request.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.at = time.monotonic() + seconds
+        self.stream: Any = None  # of the connection
+        self.timer = threading.Timer(seconds, self.cut)
+        self.timer.daemon = True
+        self.timer.start()
+
+    @property
+    def left(self) -> float:
+        return self.at - time.monotonic()
+
+    def trace(self, event: str, info: dict[str, Any]) -> None:
+        """Learns the connection; called by httpx at each of its steps."""
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            self.stream = info["return_value"]
+            if self.left <= 0:
+                self.cut()
+
+    def cut(self) -> None:
+        with suppress(AttributeError, OSError):  # not connected yet, or not any more
+            self.stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
 
 def invalid_reply(error: Exception) -> CallError:
@@ -115,14 +163,34 @@ def invalid_reply(error: Exception) -> CallError:
 
 
 def words(said: Any) -> str:
-    """Returns the server's words: {"error": {"message": …}}, {"detail": …} or plain text."""
-    for key in ("error", "message", "detail"):
-        if isinstance(said, dict) and said.get(key):
-            said = said[key]
+    """Returns the server's words: {"error": {"message": …}}, {"detail": …}, a page or plain text.
+
+    Any of these may stand in a text, as JSON or as the first event of a stream.
+    """
+    for _ in range(NESTED):
+        inner = inside(said)
+        if inner is None:
+            break
+        said = inner
     try:
-        return said if isinstance(said, str) else json.dumps(said)
+        text = said if isinstance(said, str) else json.dumps(said)
     except RecursionError:  # nested just so deep that reading it went well
         return ""
+    return re.sub("<[^<>]*>", " ", text) if re.match(r"\s*<(!doctype|html)", text, re.I) else text
+
+
+def inside(said: Any) -> Any:
+    """Returns what a server says inside of what it said; None where that is all."""
+    if isinstance(said, str):
+        text = said.strip().removeprefix("data:").strip()
+        if text.startswith("{"):
+            with suppress(ValueError, RecursionError):
+                said, _ = json.JSONDecoder().raw_decode(text)
+    if not isinstance(said, dict):
+        return None
+    if isinstance(more := said.get("metadata"), dict) and isinstance(more.get("raw"), str):
+        return more["raw"] or None  # OpenRouter's: what the provider behind it said
+    return next((said[key] for key in ("error", "message", "detail") if said.get(key)), None)
 
 
 def secrets_of(request: httpx.Request) -> set[str]:
@@ -160,7 +228,6 @@ PREFLIGHT_S = 30.0
 class Wire:
     """Limits and secrets of the requests to one server, for any number of threads.
 
-    An httpx client that is made with `hooks` ends each request in time and in size.
     shown: the server's address in errors. secrets: of the requests so far; no error and no text may
     hold them, though the server wrote them there.
     """
@@ -168,48 +235,92 @@ class Wire:
     def __init__(self, shown: str) -> None:
         self.shown = shown
         self.secrets: set[str] = set()
-        self.local = threading.local()  # .deadline of the request that this thread is making
-        self.hooks: dict[str, list[Callable[..., Any]]] = {
-            "request": [self.prepare], "response": [self.bound],
-        }  # fmt: skip
+        self.local = threading.local()  # .deadline of what this thread requests
+
+    def client(self, **settings: Any) -> httpx.Client:
+        """Returns an httpx client whose requests end in time and in size, and where they were sent.
+
+        It keeps no connection: a deadline may close the one it knows.
+        """
+        return httpx.Client(
+            event_hooks={"request": [self.prepare], "response": [self.bound]},
+            limits=httpx.Limits(max_keepalive_connections=0),
+            follow_redirects=False,  # the prompt and the key are for this server alone
+            **settings,
+        )
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
         """Gives this thread's requests so many seconds in all; errors come out as CallError."""
-        self.local.deadline = time.monotonic() + seconds
-        with typed(self.shown):
-            yield
+        self.local.deadline = deadline = Deadline(seconds)
+        try:
+            with typed(self.shown):
+                yield
+        except CallError as error:
+            if error.kind == "reset" and deadline.left <= 0:
+                said = f"no reply from {self.shown} in time"
+                raise CallError("timeout", said, retry=True) from None
+            raise
+        finally:
+            deadline.timer.cancel()
 
     def prepare(self, request: httpx.Request) -> None:
         """Lets no wait of this request, for a connection or a byte, go beyond the deadline."""
         self.secrets |= secrets_of(request)
-        left = max(self.local.deadline - time.monotonic(), 0.001)
+        request.headers["Accept-Encoding"] = "identity"
+        left = max(self.local.deadline.left, 0.001)
         request.extensions["timeout"] = httpx.Timeout(left, connect=min(left, CONNECT_S)).as_dict()
+        request.extensions["trace"] = self.local.deadline.trace
 
     def bound(self, response: httpx.Response) -> None:
+        encoding = response.headers.pop("content-encoding", "")  # Body unpacks it, not httpx
         if isinstance(response.stream, httpx.SyncByteStream):
-            response.stream = Body(response.stream, self.local.deadline)
+            response.stream = Body(response.stream, encoding.strip().lower())
+
+    def read(self, response: httpx.Response) -> dict[str, Any]:
+        """Returns the object that a reply holds.
+
+        Raises CallError for a refusal, and for what is no object, in the server's own words.
+        """
+        if not response.is_success:
+            raise self.error(response)
+        text = response.content.decode("utf-8", "replace")
+        try:
+            found = json.loads(response.content)
+        except (ValueError, RecursionError):
+            found = None
+        if isinstance(found, dict):
+            return found
+        said = f"not a reply in the provider's format: {self.line(text)}"
+        raise CallError("invalid", said, retry=True)
 
     def error(self, response: httpx.Response) -> CallError:
         """Returns the CallError of a refused request. `response` has been read."""
-        try:
+        said: Any = response.content.decode("utf-8", "replace")
+        with suppress(ValueError, RecursionError):
             said = json.loads(response.content)
-        except (ValueError, RecursionError):
-            said = response.text
+        if place := response.headers.get("location") if response.is_redirect else "":
+            said = f"the server sends us on to {place}; set critic.base_url if that is right"
         return self.refusal(response.status_code, said, response.headers.get("retry-after", ""))
 
-    def refusal(self, status: int, said: Any, asked: str = "") -> CallError:
-        """Returns a refusal in the server's own words, cut to one short line.
+    def refusal(self, status: Any, said: Any, asked: str = "") -> CallError:
+        """Returns a refusal in the server's own words.
 
-        said: the body, or what it holds as JSON. asked: the header Retry-After.
+        status: what is none counts as 502. said: the body, or what it holds as JSON. asked: the
+        header Retry-After.
         """
-        text = " ".join(self.clean(words(said)).split())[:200]
+        status = status if type(status) is int and 300 <= status < 600 else 502
+        text = self.line(said)
         return CallError(
             f"http_{status}",
             f"HTTP {status}: {text}" if text else f"HTTP {status}",
             retry=status in RETRIED or status >= 500,
             retry_after=retry_after(asked),
         )
+
+    def line(self, said: Any) -> str:
+        """Returns the server's words cut to one short line, without secrets."""
+        return " ".join(self.clean(words(said)).split())[:200]
 
     def clean(self, text: str) -> str:
         """Returns a text without the secrets."""
@@ -260,13 +371,11 @@ def put_back(thought: str, text: str, unfinished: bool = False) -> str:
     return opened if unfinished else opened + end + text
 
 
-def all_thought(limit: int, usage: dict[str, int]) -> CallError:
-    """Returns the error of a reply of which nothing is left without its unfinished thought."""
-    said = f"all {limit} tokens went into thinking: raise critic.max_tokens"
-    return CallError("empty", said, usage=usage)
-
-
 def token_counts(prompt: Any, completion: Any) -> dict[str, int]:
     """Returns the usage of a Reply; a server may leave out either count, or both."""
     counts = {"prompt": prompt, "completion": completion}
-    return {name: count for name, count in counts.items() if type(count) is int and count >= 0}
+    return {
+        name: count
+        for name, count in counts.items()
+        if type(count) is int and 0 <= count <= MOST_TOKENS
+    }

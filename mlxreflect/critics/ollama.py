@@ -1,4 +1,4 @@
-"""Critics served by Ollama, on this machine or another, through the `ollama` package."""
+"""Critics served by Ollama, on this machine or another."""
 
 import os
 import re
@@ -6,13 +6,12 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import httpx
-import ollama
 
 from mlxreflect.config.schema import CriticConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Messages
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.http import CallError, Wire, all_thought, put_back, token_counts, typed
+from mlxreflect.critics.http import CallError, Wire, put_back, token_counts
 
 ADDRESS = re.compile(r"(\w+://)?(?:([^/]*)@)?(.*)", re.DOTALL)  # matches everything
 PORT, LOOK_S = 11434, 5.0  # seconds to find out if a server is there
@@ -22,6 +21,11 @@ THINK: dict[str, Think] = {"auto": False, "off": False, "on": True,
                            "low": "low", "medium": "medium", "high": "high"}  # fmt: skip
 RENAMED = {"repetition_penalty": "repeat_penalty"}  # of Sampling, as Ollama has it
 CHARS_PER_TOKEN = 6  # more than any usual text has, so the estimate errs towards too few tokens
+# Ollama's answers with status 500 that will be the same the next time, and to a prompt that is
+# longer than the window, by its versions.
+MISTAKES = re.compile("must be of type|invalid format|error loading model|more system memory")
+TOO_LONG = re.compile("exceeds the available context size|longer than the context length|"
+                      "exceeds maximum context length")  # fmt: skip
 
 
 class Ollama:
@@ -36,43 +40,47 @@ class Ollama:
 
     def __init__(self, config: CriticConfig) -> None:
         self.config = config
-        host = config.base_url or os.environ.get("OLLAMA_HOST") or "http://127.0.0.1:11434"
+        host = config.base_url or os.environ.get("OLLAMA_HOST") or f"http://127.0.0.1:{PORT}"
         shown, login = without_password(host)
         self.wire = Wire(shown)
         self.think: Think = None
         self.window = config.num_ctx
-        hooks = {**self.wire.hooks, "response": [*self.wire.hooks["response"], self.check]}
-        try:  # the login apart, since ollama leaves it out of the address
-            self.server = ollama.Client(host=host, auth=login, event_hooks=hooks)
+        key = os.environ.get("OLLAMA_API_KEY", "").strip()
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        try:
+            base = address_of(shown)
         except (ValueError, httpx.InvalidURL):
             raise UserError(
                 f"{shown} is no address of an Ollama server",
                 "set critic.base_url (or OLLAMA_HOST) to something like http://127.0.0.1:11434",
             ) from None
+        self.http = self.wire.client(base_url=base, auth=login, headers=headers)
 
     def preflight(self) -> None:
         """Learns what the model can do. The server resolves its name: no tag means `:latest`."""
-        self.server.list()
+        self.pulled()
         name = self.config.model
         try:
-            with typed(self.wire.shown):
-                model = self.server.show(name)
+            model = self.request("/api/show", {"model": name})
         except CallError as error:
-            if error.kind == "invalid":  # an old server, which tells less about a model
-                return
-            if error.kind != "http_404":
-                raise
-            missing = UserError(f"Ollama has no model {name}", f"run: ollama pull {name}")
-            raise missing from None
-        thinks, asked = "thinking" in (model.capabilities or []), self.config.thinking
+            if error.kind == "http_404":
+                missing = UserError(f"Ollama has no model {name}", f"run: ollama pull {name}")
+                raise missing from None
+            raise
+        thinks, asked = "thinking" in (model.get("capabilities") or []), self.config.thinking
         if not thinks and asked not in ("auto", "off"):
             raise UserError(
                 f"critic.thinking = {asked!r}: Ollama's {name} does not think", "leave it at auto"
             )
         self.think = THINK[asked] if thinks else None  # other models do not know the key
-        for key, value in (model.modelinfo or {}).items():
+        for key, value in (model.get("model_info") or {}).items():
             if key.endswith(".context_length") and isinstance(value, int) and value > 0:
                 self.window = min(self.config.num_ctx, value)
+
+    def pulled(self) -> dict[str, int | None]:
+        """Returns the size in bytes of each model that the server has, by name."""
+        rows = self.request("/api/tags").get("models") or []
+        return {str(row["model"]): row.get("size") for row in rows}
 
     def send(self, call: Call, refused: frozenset[str]) -> Reply:
         options: dict[str, Any] = {
@@ -86,59 +94,91 @@ class Ollama:
         options |= {RENAMED.get(name, name): value for name, value in call.sampling.items()}
         if call.stop:
             options["stop"] = list(call.stop)
-        response: ollama.GenerateResponse | ollama.ChatResponse
+        body: dict[str, Any] = {
+            "model": self.config.model,
+            "stream": False,
+            "options": options,
+            # Else it cuts a long prompt to half the window, and forgets the prompt's beginning
+            # where a reply reaches its end, both without a word. Old servers do not know the keys.
+            "truncate": False,
+            "shift": False,
+        }
+        answer: dict[str, Any]
         if call.raw:
-            prompt = call.messages[0]["content"]
-            response = self.server.generate(self.config.model, prompt, raw=True, options=options)
-            text = response.response or ""
+            answer = self.generate("/api/generate", body | {
+                "prompt": call.messages[0]["content"], "raw": True,
+            })  # fmt: skip
+            text = answer["response"]
         else:
-            text, response = self.chat(call, options)
-        usage = token_counts(response.prompt_eval_count, response.eval_count)
-        self.check_prompt(call.messages, usage)
-        return Reply(text, finish_reason=response.done_reason, usage=usage)
+            body["messages"] = call.messages
+            # A model that is evaluated thinks as it does by itself.
+            if self.think is not None and call.role != "attempt":
+                body["think"] = self.think
+            if call.schema is not None:
+                body["format"] = call.schema
+            answer = self.generate("/api/chat", body)
+            text = answer["message"].get("content") or ""
+            if call.role == "attempt" and (thought := answer["message"].get("thinking")):
+                unfinished = not text.strip() and answer.get("done_reason") == "length"
+                text = put_back(thought, text, unfinished)
+        if not isinstance(text, str):
+            raise TypeError("the reply's text is none")
+        usage = token_counts(answer.get("prompt_eval_count"), answer.get("eval_count"))
+        usage = self.check_prompt(call.messages, usage)
+        return Reply(text, finish_reason=answer.get("done_reason"), usage=usage)
 
-    def chat(self, call: Call, options: dict[str, Any]) -> tuple[str, ollama.ChatResponse]:
-        """A model that is evaluated thinks as it does by itself, and its thought is in its text."""
-        response = self.server.chat(
-            model=self.config.model,
-            messages=call.messages,
-            options=options,
-            think=None if call.role == "attempt" else self.think,
-            format=call.schema,
-        )
-        text, thought = response.message.content or "", response.message.thinking
-        unfinished = bool(thought) and not text.strip() and response.done_reason == "length"
-        if thought and call.role == "attempt":
-            text = put_back(thought, text, unfinished)
-        elif unfinished:
-            usage = token_counts(response.prompt_eval_count, response.eval_count)
-            raise all_thought(self.config.max_tokens, usage)
-        return text, response
+    def generate(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Sends a prompt; an error that will not pass by itself is not tried again."""
+        try:
+            return self.request(path, body)
+        except CallError as error:
+            said = str(error)
+            if TOO_LONG.search(said):
+                raise CallError(
+                    "truncated_prompt", f"{said} ({self.mend()})", usage=error.usage
+                ) from None
+            error.retry = error.retry and not MISTAKES.search(said)
+            raise
 
-    def check_prompt(self, messages: Messages, usage: dict[str, int]) -> None:
-        """Refuses a reply to a prompt that Ollama cut, which it does without a word.
+    def mend(self) -> str:
+        asked = self.config.num_ctx
+        if self.window < asked:
+            return f"the model's window has {self.window} tokens: take one with a larger window"
+        return f"raise critic.num_ctx, now {asked}"
 
-        It counts after cutting: a window filled to the brim or far fewer tokens than were sent
-        give it away. Old servers leave the count out; then nothing can be said.
+    def check_prompt(self, messages: Messages, usage: dict[str, int]) -> dict[str, int]:
+        """Returns the usage without a count of the prompt that cannot be right.
+
+        Refuses a reply to a prompt that was cut, by servers that do not know `truncate` or
+        `shift`: they fill the window, or keep its first 4 tokens and half of the rest. Far fewer
+        tokens than were sent prove nothing: some versions do not count what they had cached.
         """
-        count, sent = usage.get("prompt"), estimate_tokens(messages)
-        if count and (count >= self.window or count < 0.75 * sent):
+        prompt, completion = usage.get("prompt"), usage.get("completion", 0)
+        if prompt is None:
+            return usage
+        least = estimate_tokens(messages)
+        half = self.window - (self.window - 4) // 2
+        if prompt + completion > self.window or (abs(prompt - half) <= 2 and prompt < least):
             raise CallError(
                 "truncated_prompt",
-                f"Ollama cut the prompt to {count} tokens (at least {sent} were sent): "
-                f"raise critic.num_ctx, now {self.config.num_ctx}",
+                f"Ollama cut the prompt: it counts {prompt} tokens of it and {completion} of the "
+                f"reply in a window of {self.window} ({self.mend()})",
                 usage=usage,
             )
+        if prompt < 0.75 * least:
+            return {name: count for name, count in usage.items() if name != "prompt"}
+        return usage
 
-    def check(self, response: httpx.Response) -> None:
-        """Raises here for a refused request: ollama's ResponseError drops Retry-After."""
-        if not (response.is_success or response.has_redirect_location):
-            response.read()
-            raise self.wire.error(response)
+    def request(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Returns the object that the server answers with. Raises CallError for an error in it."""
+        sent = self.http.request("POST" if body else "GET", path, json=body)
+        answer = self.wire.read(sent)
+        if error := answer.get("error"):  # with HTTP 200, where the model failed midway
+            raise self.wire.refusal(500, error)
+        return answer
 
     def close(self) -> None:
-        if close := getattr(self.server, "close", None):  # not in the first of ollama 0.6
-            close()
+        self.http.close()
 
 
 def without_password(host: str) -> tuple[str, tuple[str, str] | None]:
@@ -148,6 +188,19 @@ def without_password(host: str) -> tuple[str, tuple[str, str] | None]:
         return host, None
     user, _, password = userinfo.partition(":")
     return (scheme or "") + rest, (unquote(user), unquote(password))
+
+
+def address_of(host: str) -> httpx.URL:
+    """Returns a whole address; a host alone is reached at Ollama's port, and ":PORT" is here.
+
+    Raises ValueError or httpx.InvalidURL for what is no address.
+    """
+    whole = host if "://" in host else f"http://{host}"
+    if urlsplit(whole).scheme not in ("http", "https"):
+        raise ValueError("no scheme of a web server")
+    url = httpx.URL(whole)
+    port = url.port or (None if "://" in host else PORT)
+    return url.copy_with(host=url.host or "127.0.0.1", port=port)
 
 
 def estimate_tokens(messages: Messages) -> int:
@@ -166,9 +219,12 @@ def is_ollama(address: str) -> bool:
     """Tells if Ollama answers there, also at its OpenAI-compatible path; or would, by its port."""
     try:
         root = root_of(address)
-        found = httpx.get(f"{root}/api/version", timeout=LOOK_S).json()
-    except httpx.TransportError:
-        return urlsplit(root).port == PORT
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, RecursionError):
+        wire = Wire(root)
+        with wire.within(LOOK_S), wire.client() as http:
+            found = wire.read(http.get(f"{root}/api/version"))
+    except CallError as error:
+        silent = error.kind in ("connect", "timeout", "reset")
+        return silent and urlsplit(root).port == PORT
+    except (ValueError, httpx.InvalidURL):
         return False
-    return isinstance(found, dict) and isinstance(found.get("version"), str)
+    return isinstance(found.get("version"), str)

@@ -17,7 +17,7 @@ from mlxreflect.config.schema import EFFORTS, CriticConfig, Sampling
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Messages
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.http import UNREADABLE, Wire, all_thought, put_back, token_counts
+from mlxreflect.critics.http import UNREADABLE, CallError, Wire, put_back, token_counts
 
 HOME = "https://api.openai.com/v1"
 MOST_STOPS = 4  # stop strings that OpenAI takes
@@ -42,7 +42,7 @@ class OpenAI:
         key = read_key(config.key_env) if needs_key else ""
         self.wire = Wire(re.sub(r"//[^/]*@", "//", str(self.base)))
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.http = httpx.Client(event_hooks=self.wire.hooks, headers=headers)
+        self.http = self.wire.client(headers=headers)
 
     def preflight(self) -> None:
         """Looks whether the server takes the key and has the model."""
@@ -87,11 +87,12 @@ class OpenAI:
         body = self.body(call, refused)
         path = "/completions" if call.raw else "/chat/completions"
         response = self.request("POST", path, body)
-        if not response.is_success:
-            error = self.wire.error(response)
-            error.blame = refused_parameter(response, body)
-            raise error
-        return self.read(response, call)
+        try:
+            return self.read(self.wire.read(response), call)
+        except CallError as error:
+            if not response.is_success:
+                error.blame = refused_parameter(response, body)
+            raise
 
     def body(self, call: Call, refused: frozenset[str]) -> dict[str, Any]:
         messages = call.messages
@@ -123,14 +124,11 @@ class OpenAI:
         url = self.base.copy_with(path=self.base.path + path)
         return self.http.request(method, url, json=body)
 
-    def read(self, response: httpx.Response, call: Call) -> Reply:
-        answer = json.loads(response.content)
-        if (error := answer.get("error")) and not answer.get("choices"):
-            # Of a gateway that answered HTTP 200 before its model failed.
-            code = error.get("code") if isinstance(error, dict) else None
-            status = code if isinstance(code, int) and 400 <= code < 600 else 502
-            raise self.wire.refusal(status, error)
-        choice, counts = answer["choices"][0], answer.get("usage")
+    def read(self, answer: dict[str, Any], call: Call) -> Reply:
+        choice, counts = (answer.get("choices") or [{}])[0], answer.get("usage")
+        # Of a gateway that answered HTTP 200 before its model failed.
+        if error := answer.get("error") if not choice else choice.get("error"):
+            raise self.wire.refusal(error.get("code") if isinstance(error, dict) else 502, error)
         counts = counts if isinstance(counts, dict) else {}
         usage = token_counts(counts.get("prompt_tokens"), counts.get("completion_tokens"))
         reason = choice.get("finish_reason")
@@ -138,9 +136,7 @@ class OpenAI:
         text = text_of(message.get("content"))
         thought = text_of(message.get("reasoning_content") or message.get("reasoning"))
         unfinished = bool(thought and not text.strip() and reason == "length")
-        if unfinished and call.role != "attempt":
-            raise all_thought(self.config.max_tokens, usage)
-        if thought:
+        if thought and (call.role == "attempt" or not unfinished):
             text = put_back(thought, text, unfinished)
         return Reply(text, finish_reason=reason, usage=usage)
 

@@ -6,7 +6,7 @@ Nothing is downloaded, and each critic is asked for one token.
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -362,23 +362,23 @@ def ollama_size(name: str, critic: Ollama) -> Sizes:
     if urlsplit(root_of(critic.wire.shown)).hostname not in LOOPBACK:
         return {}
     wanted = (critic.config.model, f"{critic.config.model}:latest")
-    rows = pulled_models(critic) or []
-    return {name: next((row.size for row in rows if row.model in wanted), None)}
+    models = pulled_models(critic) or {}
+    return {name: next((models[one] for one in wanted if one in models), None)}
 
 
 def ollama_models() -> tuple[str, list[str] | None]:
     """Returns Ollama's address (UserError where it is none) and its models, if it answers."""
     critic = Ollama(CriticConfig(provider="ollama", model=""))
-    rows = pulled_models(critic)
+    models = pulled_models(critic)
     critic.close()
-    return critic.wire.shown, None if rows is None else sorted(row.model or "" for row in rows)
+    return critic.wire.shown, None if models is None else sorted(models)
 
 
-def pulled_models(critic: Ollama) -> Sequence[Any] | None:
-    """Returns the rows of Ollama's models, or None where it does not answer."""
+def pulled_models(critic: Ollama) -> dict[str, int | None] | None:
+    """Returns the sizes of Ollama's models by name, or None where it does not answer."""
     try:
         with critic.wire.within(LOOK_S):
-            return critic.server.list().models
+            return critic.pulled()
     except CallError:
         return None
 

@@ -24,7 +24,7 @@ class Fault:
     status: int = 200
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
-    action: str = "answer"  # answer, reset, short, stall, drip, hang_up
+    action: str = "answer"  # answer, reset, short, stall, drip, drip_headers, hang_up
 
     @property
     def label(self) -> str:
@@ -44,6 +44,7 @@ RESET = Fault(action="reset")  # RST in the middle of the body
 SHORT = Fault(action="short")  # the connection ends in the middle of the body
 STALL = Fault(action="stall")  # no answer until the server stops
 DRIP = Fault(action="drip")  # a byte now and then, never the end
+DRIP_HEADERS = Fault(action="drip_headers")  # one now and then, and never a body
 HANG_UP = Fault(action="hang_up")  # the connection ends before any answer
 EMPTY_BODY = Fault()
 NOT_OBJECT = Fault(body=b'["not", "an", "object"]')
@@ -69,6 +70,7 @@ class Seen:
     body: Body
     at: float
     headers: dict[str, str] = field(default_factory=dict)
+    method: str = "POST"
 
 
 def cut(prompt: str, whole: str, tokens: int) -> tuple[int, str, int, bool]:
@@ -191,18 +193,22 @@ class Handler(BaseHTTPRequestHandler):
 
     def seen(self, body: Body) -> Seen:
         headers = {name.lower(): value for name, value in self.headers.items()}
-        return Seen(self.path, body, time.monotonic(), headers)
+        return Seen(self.path, body, time.monotonic(), headers, self.command)
 
     def play(self, fault: Fault) -> None:
         if fault.action == "stall":
             self.fake.stopped.wait()
-        if fault.action in ("stall", "hang_up"):
+        if fault.action == "drip_headers":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+            while not self.fake.stopped.wait(0.05):
+                self.wfile.write(b"X-More: x\r\n")
+        if fault.action in ("stall", "hang_up", "drip_headers"):
             self.close_connection = True
             return
         self.send_response_only(fault.status)
-        for name, value in {"Server": self.server_version, **fault.headers}.items():
+        usual = {"Server": self.server_version, "Content-Type": "application/json; charset=utf-8"}
+        for name, value in (usual | fault.headers).items():
             self.send_header(name, value)
-        self.send_header("Content-Type", "application/json; charset=utf-8")
         promised = len(fault.body) if fault.action == "answer" else 1000
         self.send_header("Content-Length", str(promised))
         self.end_headers()
