@@ -1,6 +1,8 @@
 """The user's own problems: every file form, every answer type, and what is said of bad rows."""
 
+import gzip
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from support.rows import write_rows
 from mlxreflect.config.schema import TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem
+from mlxreflect.data import rows
 from mlxreflect.tasks.jsonl import TASK
 
 ROWS = [{"question": f"Question number {i}", "answer": str(i)} for i in range(300)]
@@ -34,19 +37,20 @@ def test_the_same_rows_in_every_form(tmp_path: Path) -> None:
     nested.write_text(json.dumps({"version": 1, "data": ROWS}))
     misnamed = tmp_path / "lines.json"
     misnamed.write_text(lines.read_text())
-    comma = tmp_path / "p.csv"
-    comma.write_text(
-        "question,answer\n" + "".join(f"{r['question']},{r['answer']}\n" for r in ROWS)
-    )
-    tab = tmp_path / "p.tsv"
-    tab.write_text(
-        "question\tanswer\n" + "".join(f"{r['question']}\t{r['answer']}\n" for r in ROWS)
-    )
+    tables = []
+    for name, between in (("p.csv", ","), ("p.tsv", "\t"), ("semicolons.csv", ";"),
+                          ("tabs.csv", "\t"), ("spaces.csv", ", ")):  # fmt: skip
+        cells = [["question", "answer"], *(row.values() for row in ROWS)]
+        tables.append(tmp_path / name)
+        tables[-1].write_text("".join(f"{between.join(map(str, c))}\n" for c in cells))
+    for packed in (lines, tables[0]):
+        tables.append(tmp_path / f"packed-{packed.name}.gz")
+        tables[-1].write_bytes(gzip.compress(packed.read_bytes()))
     marked = tmp_path / "bom.jsonl"
     marked.write_bytes(b"\xef\xbb\xbf" + lines.read_bytes().replace(b"\n", b"\r\n") + b"\r\n")
     expected = [p.id for p in load(lines)]
     assert len(set(expected)) == 300
-    for path in (plain, nested, misnamed, comma, tab, marked):
+    for path in (plain, nested, misnamed, marked, *tables):
         assert [p.id for p in load(path)] == expected, path.name
 
 
@@ -54,9 +58,13 @@ def test_quoted_cells_and_their_line_numbers(tmp_path: Path) -> None:
     path = tmp_path / "q.csv"
     path.write_text('question,answer\n"One,\ntwo","1,234"\nThree,many\n', encoding="utf-8")
     assert "q.csv, line 4" in fault(path).message
-    path.write_text('question,answer\n"One,\ntwo","1,234"\n', encoding="utf-8")
+    path.write_text('question, answer\n"One,\ntwo", "1,234"\n', encoding="utf-8")
     [problem] = load(path)
     assert problem.fields["question"] == "One,\ntwo" and problem.gold == "1234"
+    path.write_text("question;answer\nWhat, in all?;3,5\n", encoding="utf-8")
+    assert "write it with a point, 3.5" in fault(path).hint
+    path.write_text("question,answer,answer\nQ?,1,2\n", encoding="utf-8")
+    assert (load(path)[0].gold, load(path, answer="answer.1")[0].gold) == ("1", "2")
 
 
 def test_of_two_answers_to_one_question_the_order_does_not_decide(tmp_path: Path) -> None:
@@ -103,6 +111,7 @@ def test_a_missing_column_names_line_columns_and_key(tmp_path: Path) -> None:
         ('{"question": "a", "answer": true}', "is no number"),
         ('{"question": "a", "answer": NaN}', "is no number"),
         ('{"question": "a", "answer": {"x": 1}}', "is no number"),
+        ('{"question": "a", "answer": ' + "7" * 41 + "}", "has more than 40 digits"),
         ('{"question": "a", "answer": "17 or 18"}', "is no number"),
         ('{"question": "a", "answer": ' + "9" * 5000 + "}", "not JSON"),
         ('{"question": "a", "answer": "\udc80"}', "not JSON"),
@@ -128,6 +137,18 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert "no column 'question'; the columns are: a, b" in fault(tmp_path / "two.json").message
     (tmp_path / "latin.csv").write_bytes("question,answer\ncafé,1\n".encode("latin-1"))
     assert "UTF-8" in fault(tmp_path / "latin.csv").message
+    wide = tmp_path / "it's wide.jsonl"
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
+        wide.write_text(json.dumps(ROWS[0]) + "\n", encoding=encoding)
+        assert fault(wide).message == f"{wide}: it is UTF-16, not UTF-8"
+        assert f"iconv -f UTF-16 -t UTF-8 {shlex.quote(str(wide))} >" in fault(wide).hint
+    packed = tmp_path / "x.jsonl.gz"
+    packed.write_bytes(gzip.compress(b"{}" * 999)[:-9])
+    assert "x.jsonl.gz: damaged gzip" in fault(packed).message
+    packed.write_bytes(gzip.compress(b"\n" * 10_001))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "MOST_UNPACKED", 10_000)
+        assert "unpacks to more than 10000 bytes" in fault(packed).message
     (tmp_path / "short.csv").write_text("question,answer\na\n")
     assert "short.csv, line 2" in fault(tmp_path / "short.csv").message
     (tmp_path / "long.csv").write_text("question,answer\na,1,2\n")

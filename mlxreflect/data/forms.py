@@ -120,7 +120,9 @@ def answer(messages: Messages, at: str) -> str:
 
 
 def number(value: Any, at: str) -> float:
-    """A finite number; a numeral, as a table has it, is one too."""
+    """A finite number; a numeral, as a table has it, is one too, also with a decimal comma."""
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]+,[0-9]+\s*", value):
+        value = value.replace(",", ".")
     try:
         found = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):

@@ -2,14 +2,19 @@
 
 import csv
 import difflib
+import gzip
+import io
 import json
+import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from glob import escape
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from shlex import quote
+from typing import IO, Any
 
 from mlxreflect.config.toml import local_path as local_path
 from mlxreflect.core.errors import UserError
@@ -18,6 +23,8 @@ from mlxreflect.core.ui import composed
 
 TABLES = {".csv": ",", ".tsv": "\t"}
 ENDINGS = (".jsonl", ".json", *TABLES, ".parquet")  # of files that hold rows
+GZIP = b"\x1f\x8b"
+MOST_UNPACKED = 2**30  # bytes; a small file may unpack to any size
 TORN = "cut off in the middle, as by a crash"
 MAX_CELL = 2**31 - 1  # characters of a CSV cell; Python's own limit is below a long text
 HINT = "check the name, or connect to the internet once so that `datasets` can cache it"
@@ -51,7 +58,7 @@ def is_path(source: str) -> bool:
     """Tells a file or folder from a hub data set (owner/name)."""
     path = local_path(source)
     hub_like = source.count("/") <= 1 and not source.startswith((".", "/", "~"))
-    return path.exists() or path.suffix.lower() in (".txt", *ENDINGS) or not hub_like
+    return path.exists() or path.suffix.lower() in (".txt", ".gz", *ENDINGS) or not hub_like
 
 
 def rows_of(
@@ -90,8 +97,7 @@ def read_file(path: Path) -> Iterator[Row]:
 
 def file_of_split(folder: Path, split: str) -> Path:
     """Returns train.jsonl of a folder, or that name with another known ending."""
-    paths = (folder / f"{split}{ending}" for ending in ENDINGS)
-    if found := next(filter(Path.is_file, paths), None):
+    if found := find_split(folder, split):
         return found
     with explained(folder):
         held = sorted(folder.iterdir())
@@ -102,6 +108,11 @@ def file_of_split(folder: Path, split: str) -> Path:
         f"it holds: {listed(path.name for path in held)}",
         f"give the path of a data file{such}, or a split that has one",
     )
+
+
+def find_split(folder: Path, split: str) -> Path | None:
+    paths = (folder / f"{split}{ending}{gz}" for ending in ENDINGS for gz in ("", ".gz"))
+    return next(filter(Path.is_file, paths), None)
 
 
 def listed(names: Iterable[str]) -> str:
@@ -115,17 +126,40 @@ def listed(names: Iterable[str]) -> str:
 
 def file_rows(path: Path, empty: str | None) -> Rows:
     """Yields the rows of a JSONL, JSON, CSV, TSV or Parquet file, as `rows_of` does."""
-    ending = path.suffix.lower()
+    ending = Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
     with explained(path):
-        if ending in TABLES:
-            yield from table_rows(path, TABLES[ending], empty)
-        elif ending == ".json":
-            yield from json_rows(path)
-        elif ending == ".parquet":
+        if ending == ".parquet":
             yield from parquet_rows(path)
-        else:
-            with path.open("rb") as lines:
-                yield from line_rows(path, lines)
+            return
+        with opened(path) as data:
+            if ending in TABLES:
+                yield from table_rows(path, data, TABLES[ending], empty)
+            elif ending == ".json":
+                yield from json_rows(path, data.read())
+            else:
+                yield from line_rows(path, data)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a text of UTF-8, unpacked where it is gzip. Raises UserError for UTF-16."""
+    with path.open("rb") as file:
+        data: IO[bytes] = file
+        head = file.peek(4)[:4]
+        if head.startswith(GZIP):
+            unpacked = gzip.GzipFile(fileobj=file).read(MOST_UNPACKED + 1)
+            if len(unpacked) > MOST_UNPACKED:
+                raise UserError(
+                    f"{path}: it unpacks to more than {MOST_UNPACKED} bytes",
+                    f"unpack it: gunzip -k {quote(str(path))}",
+                )
+            data, head = io.BytesIO(unpacked), unpacked[:4]
+        if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head:
+            raise UserError(
+                f"{path}: it is UTF-16, not UTF-8",
+                f"convert it: iconv -f UTF-16 -t UTF-8 {quote(str(path))} > NEW{path.suffix}",
+            )
+        yield data
 
 
 @contextmanager
@@ -138,6 +172,8 @@ def explained(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or brief(error)
         raise UserError(f"{path}: {reason}", "give a readable data file") from None
+    except (EOFError, zlib.error) as error:
+        raise UserError(f"{path}: damaged gzip ({brief(error)})", "pack it again") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason})", "save it as UTF-8") from None
 
@@ -164,9 +200,8 @@ def object_row(values: Any, where: str) -> Row | BadRow:
     return BadRow(where, "no JSON object", hint)
 
 
-def json_rows(path: Path) -> Rows:
+def json_rows(path: Path, data: bytes) -> Rows:
     """Yields a list of objects, an object that holds one such list, a single row, or lines."""
-    data = path.read_bytes()
     try:
         tree = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -189,28 +224,46 @@ def held_rows(tree: Any) -> list[Any]:
     return rows if is_rows else [tree]
 
 
-def table_rows(path: Path, delimiter: str, empty: str | None) -> Rows:
+def table_rows(path: Path, data: IO[bytes], delimiter: str, empty: str | None) -> Rows:
     """Yields the rows of CSV or TSV below a header, each by its first line.
 
-    Raises UserError for broken quotes, after which no row's beginning can be trusted.
+    A header without a comma tells semicolons or tabs; one with a space behind the comma is of a
+    table that has it everywhere. Raises UserError for broken quotes, after which no row's beginning
+    can be trusted.
     """
+    lines = io.TextIOWrapper(data, encoding="utf-8-sig", newline="")
+    first = lines.readline()
+    if delimiter not in first:
+        delimiter = next((other for other in ";\t" if other in first), delimiter)
     limit = csv.field_size_limit(MAX_CELL)
     try:  # all at once: the limit is one for the whole process
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.reader(lines, delimiter=delimiter, strict=True)
-            ends = [(cells, reader.line_num) for cells in reader]
+        reader = csv.reader(
+            chain([first], lines), delimiter=delimiter, strict=True,
+            skipinitialspace=f"{delimiter} " in first,
+        )  # fmt: skip
+        ends = [(cells, reader.line_num) for cells in reader]
     except csv.Error as error:
         where = f"{path}, line {reader.line_num}"
         raise UserError(f"{where}: not CSV ({brief(error)})", QUOTES) from None
     finally:
         csv.field_size_limit(limit)
-    header = ends[0][0] if ends else []
+    header = column_names(ends[0][0] if ends else [])
     for (_, before), (cells, _) in pairwise(ends):
         where = f"{path}, line {before + 1}"
         if cells and len(cells) != len(header):
             yield BadRow(where, f"{len(cells)} cells under {len(header)} columns", QUOTES)
         elif cells:
             yield Row({k: v or empty for k, v in zip(header, cells, strict=True)}, where)
+
+
+def column_names(cells: Iterable[str]) -> list[str]:
+    """Returns the names in a header; a second one of a name is "name.1", as pandas has it."""
+    seen: Counter[str] = Counter()
+    names = []
+    for name in map(str.strip, cells):
+        names.append(f"{name}.{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return names
 
 
 def parquet_rows(path: Path) -> Rows:

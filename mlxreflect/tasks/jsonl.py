@@ -7,6 +7,7 @@ tokens, "choice" the letter, "math" LaTeX, "countdown" an expression of the row'
 
 import importlib.util
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,7 @@ from mlxreflect.graders import MAX_TEXT, Grade, Grader
 from mlxreflect.graders.choice import CHOICE_COLUMNS, CHOICE_RULES, gold_letter, read_choices
 from mlxreflect.graders.countdown import COUNTDOWN_RULES
 from mlxreflect.graders.latex import MATH_RULES, MAX_LATEX
-from mlxreflect.graders.number import NUMBER_RULES, read_gold
+from mlxreflect.graders.number import MAX_DIGITS, NUMBER_RULES, read_gold
 from mlxreflect.graders.text import F1_RULES, TEXT_RULES
 from mlxreflect.prompts.parsing import parse_response
 from mlxreflect.tasks.base import Task
@@ -119,9 +120,14 @@ def build(
     if kind == "choice" and (choices := read_choices(options)):
         fields["choices"] = choices
     if not golds:
+        fault, mend = KINDS[kind].fault, "correct that row"
+        if kind == "number" and sum(map(str.isdigit, str(raw)[:MAX_TEXT])) > MAX_DIGITS:
+            fault = f"has more than {MAX_DIGITS} digits"
+        elif kind == "number" and re.fullmatch(r"\s*[+-]?[0-9]+,[0-9]+\s*", str(raw)[:99]):
+            mend = f"write it with a point, {str(raw).strip().replace(',', '.')}"
         raise UserError(
-            f"the answer {str(raw)[:60]!r} {KINDS[kind].fault}",
-            "correct that row, or set task.answer to the column that holds the answer, or "
+            f"the answer {str(raw)[:60]!r} {fault}",
+            f"{mend}, or set task.answer to the column that holds the answer, or "
             f"task.answer_type to another kind than {kind!r}",
         )
     if isinstance(raw, str) and kind == "number" and "####" in raw:
