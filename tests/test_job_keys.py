@@ -74,7 +74,7 @@ APART = {
     "policy.dequantize", "policy.thinking", "policy.template",
     "objective", "policy.model", "policy.adapter", "data.source", "data.config", "data.split",
     "data.bad_row", "data.against", "data.ngram", "train.grad_checkpoint", "train.memory_gb",
-    "train.part_tokens",
+    "train.part_tokens", "train.swap_gb",
     "train.reference_cache", "train.cache_limit_gb", "train.wired_limit_gb",
 }  # fmt: skip
 OF = {"sft": "answers.jsonl", "grpo": "groups.jsonl"}  # else pairs.jsonl

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from safetensors.numpy import load_file
-from support.architectures import RECURRENT, build
+from support.architectures import RECURRENT, SHARING, build
 
 from mlxreflect.config.schema import LoraConfig, PolicyConfig
 from mlxreflect.core.errors import UserError
@@ -179,6 +179,44 @@ def test_the_scale_may_be_given_as_alpha(
     model = load_random().model
     assert attach_lora(model, config, 0)["lora_parameters"]["scale"] == scale
     assert {m.scale for _, m in model.named_modules() if "lora_a" in m} == {scale}
+
+
+DELTA = [f"linear_attn.{x}" for x in ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a",
+                                      "out_proj")]  # fmt: skip
+JOINED = ["linear_attn.in_proj_qkvz", "linear_attn.in_proj_ba", "linear_attn.out_proj"]
+SWITCH = [f"mlp.switch_mlp.{x}_proj" for x in ("gate", "up", "down")]
+MIXTRAL = [f"block_sparse_moe.switch_mlp.{x}_proj" for x in ("gate", "up", "down")]
+SHARED = [f"mlp.shared_expert.{x}_proj" for x in ("gate", "up", "down")]
+GPT2 = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # Of Qwen3.5's blocks the first has a running state (its convolution is no linear layer).
+        ("qwen3_5", [{*DELTA, *MLP}, {*ATTENTION, *MLP}]),
+        ("qwen3_next", [{*JOINED, *SWITCH, *SHARED}, {*ATTENTION, *SWITCH, *SHARED}]),
+        ("qwen3_moe", [{*ATTENTION, *SWITCH}] * 2),
+        ("mixtral", [{*ATTENTION, *MIXTRAL}] * 2),
+        ("gpt2", [set(GPT2)] * 2),
+    ],
+)
+def test_without_keys_every_linear_layer_of_the_blocks_is_trained(
+    name: str, expected: list[set[str]]
+) -> None:
+    """No embeddings and no head, which are outside; and no router, which mlx-lm would take."""
+    model = build(*{**SHARING, **RECURRENT}[name])
+    attach_lora(model, LoraConfig(), 0)
+    found = lora_layers(model)
+    for number, (layer, names) in enumerate(zip(model.layers, expected, strict=True)):
+        assert lora_layers(layer) == names, number
+    assert len(found) == sum(map(len, expected))
+
+
+def test_a_router_that_is_named_is_trained() -> None:
+    model = build(*SHARING["qwen3_moe"])
+    attach_lora(model, LoraConfig(keys=["mlp.gate"]), 0)
+    assert lora_layers(model) == {"model.layers.0.mlp.gate", "model.layers.1.mlp.gate"}
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,18 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm import stream_generate
+from mlx_lm.models.cache import make_prompt_cache
 from support.adapters import write_adapter
 from support.architectures import RECURRENT, SHARING, build
 from support.methods import attempt_messages
 
 from mlxreflect.config.schema import LoraConfig, PolicyConfig, Sampling
 from mlxreflect.core.errors import UserError
+from mlxreflect.models import load as loading
 from mlxreflect.models.load import adapted, load_policy
+from mlxreflect.models.memory import Decoding
 from mlxreflect.models.policy import Completion, Policy
 from mlxreflect.train.lora import attach_lora, save_adapter
 from mlxreflect.train.trainer import Trainer
@@ -100,6 +104,99 @@ def test_greedy_batches_are_mlx_lms_own_greedy_tokens(policy: Policy, batch: int
         assert completion.prompt_tokens == len(prompt)
     assert len({tuple(c.token_ids) for c in found}) == 9
     assert generate(policy, []) == []
+
+
+# ---- memory -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*SHARING, *RECURRENT])
+def test_what_a_sequence_keeps_is_asked_of_the_model(name: str) -> None:
+    """Keys that grow, windows that do not, recurrent states: as they are after 40 tokens."""
+    model = build(*(SHARING | RECURRENT)[name])
+    caches = make_prompt_cache(model)
+    for length in (37, 1, 1, 1):
+        model(mx.zeros((1, length), mx.int32), cache=caches)
+    mx.eval([cache.state for cache in caches])
+    decoding = Decoding(model)
+    assert decoding.sequence(40) == sum(cache.nbytes for cache in caches)
+    grows = not name.startswith("mamba")
+    assert (decoding.sequence(2000) > decoding.sequence(40)) == grows
+
+
+def wide() -> Policy:
+    """Keys and values are nearly all of its memory."""
+    changes = {"num_hidden_layers": 6, "num_key_value_heads": 2, "head_dim": 128,
+               "num_attention_heads": 2}  # fmt: skip
+    return Policy(build("llama", changes), Tokenizer(), "wide", Template())
+
+
+class Tokenizer:
+    eos_token_ids = (1,)
+
+    def decode(self, ids: list[int], **keys: bool) -> str:
+        return " ".join(map(str, ids))
+
+
+class Template:
+    end_of_turn, shape = 1, types.SimpleNamespace(opening="")
+
+
+def most_bytes(policy: Policy, asked: list[list[int]], **changes: Any) -> int:
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    generate(policy, asked, temperature=1.0, **changes)
+    return mx.get_peak_memory() - before
+
+
+@pytest.mark.parametrize(
+    ("asked", "changes"),
+    [
+        ([[2] * 20] * 2 + [[3] * 20] * 2, {"max_new_tokens": 260}),
+        ([[2 + i] * (200 + i) for i in range(4)], {"max_new_tokens": 260}),
+        # What has ended is let go of, or others could not take its place.
+        ([[2 + i] * (200 + i) for i in range(8)], {"max_new_tokens": 260}),
+        ([[2 + i] * 700 for i in range(4)], {"max_new_tokens": 30}),
+    ],
+    ids=["short", "a batch", "two batches", "long"],
+)
+def test_the_memory_that_generating_takes(asked: list[list[int]], changes: dict[str, int]) -> None:
+    policy = wide()
+    policy.eos = set()
+    found = most_bytes(policy, asked, **changes)
+    longest = max(map(len, asked))
+    assert found < policy.decoding.bytes(4, longest, changes["max_new_tokens"]) < 1.6 * found
+
+
+def test_a_batch_that_would_not_fit_is_lowered_and_it_is_said_once() -> None:
+    policy, said, asked = wide(), list[str](), [[2 + i] * (10 + i) for i in range(6)]
+    free = generate(policy, asked, temperature=1.0)
+    two, three = (generate(policy, asked, temperature=1.0, batch=n) for n in (2, 3))
+    assert two != free != three
+    policy.say = said.append
+    policy.limit = policy.decoding.bytes(4, 15, 24)
+    assert generate(policy, asked, temperature=1.0) == free and not said
+    policy.limit -= 1
+    assert generate(policy, asked, temperature=1.0) == three
+    assert generate(policy, asked, temperature=1.0) == three
+    policy.limit = policy.decoding.bytes(2, 15, 24)
+    assert policy.fitting(4, asked, 24) == 2
+    policy.limit = -1
+    assert policy.fitting(4, asked, 24) == 1  # it is tried
+    [line] = said
+    each = policy.decoding.bytes(1, 15, 24) / 1e9
+    assert line.startswith(f"note: batch 4 → 3: a sequence of 39 tokens takes {each:.2f} GB, and ")
+    assert "policy.cache_gb" in line
+
+
+def test_the_room_is_what_the_device_has_without_the_weights(
+    tiny_random: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "device_memory", lambda: 9 * 10**6)
+    config = PolicyConfig(model=str(tiny_random))
+    policy = load_policy(config)
+    weights = sum(array.nbytes for _, array in tree_flatten(policy.model.parameters()))
+    assert policy.limit == 6 * 10**6 - weights
+    assert load_policy(config.model_copy(update={"cache_gb": 0.5})).limit == 5 * 10**8
 
 
 def test_top_p_and_temperature_reach_the_sampler(policy: Policy) -> None:

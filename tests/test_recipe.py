@@ -476,7 +476,8 @@ def test_the_digest_ignores_what_may_change_on_resume_and_no_other() -> None:
         if digest(Recipe.model_validate(tree)) == digest(plain):
             ignored.add(key)
     spending = {f"critic.budget.max_{what}" for what in ("calls", "tokens", "usd")}
-    others = {"critic.concurrency", "critic.deadline_s", "critic.replay", "train.part_tokens"}
+    others = {"critic.concurrency", "critic.deadline_s", "critic.replay", "train.part_tokens",
+              "train.swap_gb"}  # fmt: skip
     assert ignored == set(RESUMABLE) == spending | others
 
 

@@ -3,18 +3,29 @@
 import errno
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mlxreflect.config.recipe import load_recipe, resolved, with_whole_paths
+from mlxreflect.config.recipe import load_job, load_recipe, resolved, with_whole_paths
 from mlxreflect.config.schema import Recipe
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import Commits
 from mlxreflect.core.ui import Ui
 from mlxreflect.report.show import show_header
-from mlxreflect.runs.folder import RunFolder, carried_out, carry_out, create_run, open_folder
+from mlxreflect.runs import folder as folder_module
+from mlxreflect.runs.folder import (
+    RunFolder,
+    carried_out,
+    carry_out,
+    create_job,
+    create_run,
+    open_folder,
+    swap_used,
+)
 
 SMALL = (
     "task.source=rows.jsonl", "r3.wave=6", "r3.epochs=1", "eval.limit=4", "eval.spec=",
@@ -308,3 +319,48 @@ def test_whatever_stops_a_run_says_how_to_go_on(tmp_path: Path, name: str, has_b
         assert folder.path.parent.exists() is has_begun
     assert isinstance(caught.value, (type(error), UserError))
     assert folder.lock.closed
+
+
+def commit_once(folder: RunFolder[Any], number: int) -> None:
+    with carried_out(folder):
+        folder.commit(number, {}, {}, lambda path: None)
+
+
+@pytest.mark.parametrize("kind", ["run", "training"])
+def test_it_stops_at_a_commit_where_swap_has_grown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    used, place, key = [2.0], tmp_path / "new", ["train.swap_gb=1"]
+    monkeypatch.setattr(folder_module, "swap_used", lambda: used[0])
+    if kind == "run":
+        folder: RunFolder[Any] = create_run(load_recipe("quickstart", key), place)
+    else:
+        folder = create_job(load_job("sft", "tiny", "mine.jsonl", key), place)
+    with pytest.raises(UserError) as caught, carried_out(folder):
+        for number, used[0] in enumerate((2.0, 2.9, 3.1, 3.0)):
+            folder.commit(number, {}, {}, lambda path: None)
+    assert caught.value.message.startswith("the machine uses 1.1 GB more swap")
+    assert caught.value.hint.endswith(f"then: mlxreflect resume {place}")
+    resumed = open_folder(place)  # it counts from here
+    assert [path.name[-2:] for path in resumed.commits.all()] == ["01", "02"]
+    commit_once(resumed, 3)
+    without = open_folder(place, ["train.swap_gb=0"])
+    used[0] = 99.0
+    commit_once(without, 4)
+
+
+def test_swap_is_what_the_system_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meminfo, sysctl = tmp_path / "meminfo", tmp_path / "sysctl"
+    meminfo.write_text("SwapCached: 5 kB\nSwapTotal:  3000000 kB\nSwapFree:    1000000 kB\n")
+    monkeypatch.setattr(folder_module, "MEMINFO", meminfo)
+    assert swap_used() == pytest.approx(2.048)
+    monkeypatch.setattr(folder_module, "MEMINFO", tmp_path / "none")
+    assert swap_used() == 0
+    monkeypatch.setattr(folder_module, "SYSCTL", str(sysctl))
+    for used, size in (("1024.50M", 1.07427), ("1024,50M", 1.07427), ("?", 0)):
+        said = f"total = 2048.00M  used = {used}  free = 1023.50M  (encrypted)"
+        sysctl.write_text(f"#!/bin/sh\necho '{said}'\n")
+        sysctl.chmod(0o755)
+        with monkeypatch.context() as mac:
+            mac.setattr(sys, "platform", "darwin")
+            assert swap_used() == pytest.approx(size, rel=1e-5)

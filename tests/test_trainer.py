@@ -445,7 +445,7 @@ def test_only_lora_changes(load_random: Load, dequantize: str) -> None:
     changed = {name for name, data in after.items() if data != before[name]}
     assert before.keys() == after.keys()
     assert changed == set(trainer.trainable())
-    assert len(changed) == 8  # lora_a and lora_b of q, k, v, o in the last layer
+    assert len(changed) == 14  # lora_a and lora_b of q, k, v, o, gate, up, down in the last layer
     if dequantize == "no":
         assert sum(name.endswith("scales") for name in before) == 2 + 2 * 7
 

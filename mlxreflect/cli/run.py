@@ -208,6 +208,7 @@ def solve(
     policy = load_policy(
         PolicyConfig(model=model, adapter=adapter, thinking=spec.thinking, template=spec.template)
     )
+    policy.say = ui.line
     spec = with_tags(spec, policy.template)
     with ui.progress("solving", 1) as bar:
         result = solving.solve(policy, chosen, problem, spec, bar.update_text)

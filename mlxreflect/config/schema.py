@@ -82,7 +82,10 @@ class PolicyConfig(ModelConfig, Sampling):
     temperature: Amount = 0.7  # of attempts and verifications
     top_p: Fraction = 0.9  # of attempts and verifications
     max_new_tokens: Positive = 1024  # of a response
-    batch: Positive = 32  # sequences in flight
+    batch: Positive = 32  # sequences in flight; fewer where they would not fit into memory
+    # What they may take besides the weights; auto: two thirds of the device's memory, less the
+    # weights.
+    cache_gb: Gigabytes = "auto"
 
 
 # native: the tags of the model's own chat template
@@ -169,8 +172,8 @@ class LoraConfig(Table):
     alpha: Amount = 0.0  # above 0: scale = alpha / rank
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05  # in SFT; preference losses have none
     layers: Annotated[int, Field(ge=-1)] = -1  # last n layers; -1: all
-    keys: Names = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
-                       "self_attn.o_proj"]  # empty: every linear layer  # fmt: skip
+    # such as self_attn.q_proj; empty: every linear layer of the blocks but experts' routers
+    keys: Names = []
 
 
 # Idle for what trains no preference pairs, and for what verifies nothing.
@@ -221,6 +224,8 @@ class Fitting(Table):
     # Tokens computed at once, few enough to leave the GPU to the display now and then; 0: 2048 on
     # a Mac's GPU, elsewhere as many as memory allows.
     part_tokens: Count = 0
+    # The swap that the machine uses may grow by so much; then it stops at a commit; 0: never.
+    swap_gb: Amount = 0.0
     # Freed memory that MLX keeps for later; auto: a tenth of the GPU's, on the CPU MLX's own.
     cache_limit_gb: Gigabytes = "auto"
     # GPU memory that macOS does not move away; auto: all that the GPU may take, as mlx-lm has it

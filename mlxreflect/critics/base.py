@@ -1,6 +1,6 @@
 """A critic answers calls with text, in order, and never raises for a failed call."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,6 +91,7 @@ class Reply:
 
 class Critic:
     actor: str  # provider and model, as turns record it
+    say: Callable[[str], None] = staticmethod(lambda text: None)  # what a person should know
     waits: bool = False  # for replies from elsewhere: `ask` may be called from several threads
 
     def preflight(self) -> None:

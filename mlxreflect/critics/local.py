@@ -54,6 +54,7 @@ class LocalCritic(Critic):
             return []
         self.preflight()
         assert self.model is not None
+        self.model.say = self.say
         return replies(self.model, self.config, calls, self.config.concurrency, own=False)
 
     def close(self) -> None:

@@ -161,6 +161,8 @@ class LocalGenerator(Generator):
             keys = ("temperature", "top_p", "max_new_tokens", "batch", "samples")
             decoding = [getattr(spec, key) for key in keys]
             decoding += [how] if (how := spec.changed()) else []
+            fits = policy.fitting(spec.batch, prompts, spec.max_new_tokens)
+            decoding += [fits] if fits < spec.batch else []
             parts = [1, [self.identity, decoding, spec.stop, seed, prompts]]
             key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
             kept = self.answers.get(key, len(prompts) * spec.samples)

@@ -204,6 +204,7 @@ def evaluate_arms(
                        "problems": len(asked.problems), "out": str(root)})  # fmt: skip
         name = entry.name if several else ""
         if isinstance(model, LocalModel):
+            model.policy.say = ui.line
             for note in model.policy.template.notes:
                 ui.line(f"{name}: {note}" if name else note)
         results = measure(generator_of(model, asked, answers), folder, ui, name)
@@ -228,6 +229,8 @@ def decide(spec: EvalSpec, entries: Sequence[Entry], out: Path | None, ui: Ui) -
     check_spec(entries, spec)
     limit_memory()
     models = load_pair(asked_by(entries, spec))
+    for model in models.values():
+        model.policy.say = ui.line
     spec = with_tags(spec, next(iter(models.values())).policy.template)
     asked = problem_set(get_task(spec.task.name), spec)
     folder = out or default_folder(spec, entries, "quick")
@@ -341,7 +344,11 @@ def check_noise(
     gains, losses: answers that became right or wrong by rounding alone. A difference of two models
     that is no larger is no difference.
     """
-    batch = asked.spec.batch // 2 or 2
+    whole = asked.spec.batch
+    if isinstance(model, LocalModel):
+        prompts = [model.policy.encode(prompt) for prompt in asked.prompts]
+        whole = model.policy.fitting(whole, prompts, asked.spec.max_new_tokens)
+    batch = whole // 2 or 2
     again = replace(asked, spec=asked.spec.model_copy(update={"batch": batch}))
     generator = generator_of(model, again, answers)
     label = f"evaluating {name}".rstrip()

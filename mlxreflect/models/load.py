@@ -23,12 +23,16 @@ from mlx_lm.utils import dequantize_model, load
 from mlxreflect.config.schema import PolicyConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json
+from mlxreflect.models.memory import weights_of
 from mlxreflect.models.policy import Policy
 from mlxreflect.models.template import ChatTemplate, TemplateFault
 
 TINY = Path(__file__).parent / "tiny"  # the embedded model
 GROUP_SIZE = 64
 CACHE_SHARE = 0.1  # of the GPU's working set
+# Of the device's memory, for weights and what generates; the rest is for a critic, freed buffers
+# and the system.
+SHARE = 2 / 3
 CONFIGS = ("config.json", "generation_config.json")
 # What loading raises for files that are not there, or are not as they should be.
 LOAD_ERRORS = (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError,
@@ -53,7 +57,8 @@ def load_policy(config: PolicyConfig, table: str = "policy") -> Policy:
     model.eval()
     mx.eval(model.parameters())
     template = ask_template(tokenizer, config, model_folder(path), table)
-    return Policy(model, tokenizer, config.model, template)
+    limit = cache_limit(config.cache_gb, weights_of(model))
+    return Policy(model, tokenizer, config.model, template, limit)
 
 
 def load_template(folder: Path, config: PolicyConfig) -> ChatTemplate:
@@ -223,6 +228,16 @@ def limit_memory(cache: float | str = "auto", wired: float | str = "auto") -> No
     if on_mac_gpu():
         asked = whole if wired == "auto" else int(float(wired) * 1e9)
         mx.set_wired_limit(min(asked, whole))  # MLX refuses more
+
+
+def cache_limit(gigabytes: float | str, weights: int) -> int:
+    """Returns the bytes that keys and values may take: as asked for, or what the device has.
+
+    It depends on sizes alone, not on what is free at the moment: a resumed run has the same.
+    """
+    if gigabytes == "auto":
+        return int(SHARE * device_memory()) - weights
+    return int(float(gigabytes) * 1e9)
 
 
 def floating(array: mx.array) -> bool:

@@ -5,7 +5,7 @@ The only file that touches mlx-lm's generation.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import groupby
 from typing import Any, cast
 
@@ -18,9 +18,11 @@ from mlx_lm.sample_utils import make_logits_processors, make_sampler
 from mlxreflect.config.schema import Sampling
 from mlxreflect.core.records import Messages
 from mlxreflect.core.seeds import seed_mlx
+from mlxreflect.models.memory import Decoding
 from mlxreflect.models.template import ChatTemplate
 
 PLAIN = Sampling()
+GB = 1e9
 WHOLE = 1 << 20  # more tokens than a completion has
 Processor = Callable[[mx.array, mx.array], mx.array]  # tokens so far, logits
 Sampler = Callable[[mx.array], mx.array]
@@ -40,11 +42,16 @@ class Completion:
 
 
 class Policy:
-    """A model with its tokenizer: chat prompts to tokens, tokens to attempts."""
+    """A model with its tokenizer: chat prompts to tokens, tokens to attempts.
+
+    limit: bytes that generating may take besides the weights. say: told once where that lowers a
+    batch.
+    """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, name: str, template: ChatTemplate | None = None
-    ) -> None:
+        self, model: nn.Module, tokenizer: Any, name: str, template: ChatTemplate | None = None,
+        limit: int = 1 << 62,
+    ) -> None:  # fmt: skip
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
@@ -52,6 +59,30 @@ class Policy:
         self.template = template or ChatTemplate(tokenizer)
         self.end_of_turn = self.template.end_of_turn
         self.tokens_generated = 0
+        self.limit = limit
+        self.say: Callable[[str], None] = lambda text: None
+        self.said: set[tuple[int, int]] = set()
+
+    @cached_property
+    def decoding(self) -> Decoding:
+        self.model.eval()
+        return Decoding(self.model)
+
+    def fitting(self, batch: int, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
+        """Returns the batch, lowered where it would take more memory than there is."""
+        longest = max(map(len, prompts), default=0)
+        return self.decoding.batch(batch, longest, max_new_tokens, self.limit)
+
+    def tell(self, batch: int, fits: int, longest: int, new: int) -> None:
+        """Says why a batch is lowered; once for answers of that length."""
+        if (batch, new) in self.said:
+            return
+        self.said.add((batch, new))
+        each, room = self.decoding.bytes(1, longest, new) / GB, max(0, self.limit) / GB
+        self.say(
+            f"note: batch {batch} → {fits}: a sequence of {longest + new:,} tokens takes "
+            f"{each:.2f} GB, and {room:.1f} GB are there for all of them (policy.cache_gb)"
+        )
 
     def encode(self, asked: Messages | str) -> list[int]:
         """The chat template's tokens, up to where the answer begins; or those of a raw text to be
@@ -103,12 +134,16 @@ class Policy:
     ) -> list[Completion]:
         """`samples` completions of each prompt in turn, by continuous batching.
 
-        seed: names the random stream; the same names, prompts, weights and backend give the same
-        tokens. stop: strings that end a completion where they appear in its text. banned: for each
-        prompt, token sequences that its completions do not begin with. sampling: how a token is
-        drawn besides. advance: told how many completions have just ended.
+        batch: sequences at once; fewer where they would not fit into memory. seed: names the random
+        stream; the same names, prompts, weights and backend give the same tokens. stop: strings
+        that end a completion where they appear in its text. banned: for each prompt, token
+        sequences that its completions do not begin with. sampling: how a token is drawn besides.
+        advance: told how many completions have just ended.
         """
         reach = max((len(text.encode()) for text in stop), default=0) + 4  # tokens, and some before
+        asked_for, batch = batch, self.fitting(batch, prompts, max_new_tokens)
+        if batch < asked_for:
+            self.tell(asked_for, batch, max(map(len, prompts)), max_new_tokens)
         asked = [prompt for prompt in prompts for _ in range(samples)]
         bans = [list(ban) for ban in banned for _ in range(samples)] or [[] for _ in asked]
         runs = [list(run) for _, run in groupby(asked)]  # equal neighbours share one prefill
@@ -134,16 +169,17 @@ class Policy:
                     these = bans[inserted : inserted + len(part)]
                     self.insert(generator, part, these, sampling)
                     inserted += len(part)
-                for r in generator.next_generated():
-                    tokens[r.uid].append(r.token)
-                    reason = r.finish_reason
-                    tail = self.decode(tokens[r.uid][-reach:]) if stop and not reason else ""
+                # Not the responses themselves: the last would keep the keys and values of all.
+                made = [(r.uid, r.token, r.finish_reason) for r in generator.next_generated()]
+                for uid, token, reason in made:
+                    tokens[uid].append(token)
+                    tail = self.decode(tokens[uid][-reach:]) if stop and not reason else ""
                     if any(end in tail for end in stop):
                         reason = "stop"
                         with mx.stream(generator.stream):
-                            generator.remove([r.uid])
+                            generator.remove([uid])
                     if reason is not None:
-                        reasons[r.uid] = reason
+                        reasons[uid] = reason
                         if advance:
                             advance(1)
         finally:

@@ -8,10 +8,12 @@ optimizers, the reference and the state. Whatever stops the work, it goes on fro
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +36,7 @@ from mlxreflect.core.journal import Commits, read_json, take_lock, write_atomic
 from mlxreflect.core.ui import Ui
 from mlxreflect.data.matching import FILE
 
+SYSCTL, MEMINFO = "/usr/sbin/sysctl", Path("/proc/meminfo")  # of macOS, of Linux
 C = TypeVar("C", bound=Recipe | Job)
 
 
@@ -86,7 +89,7 @@ class RunFolder(Generic[C]):
     """A folder, locked by this process while it is open.
 
     made: the folders that were made for it, the innermost first; None: it is resumed. latest: a
-    link beside it is to name it, once it has begun.
+    link beside it is to name it, once it has begun. swapped: `swap_used` when it was opened.
     """
 
     path: Path
@@ -95,6 +98,7 @@ class RunFolder(Generic[C]):
     lock: TextIO
     made: Sequence[Path] | None = None
     latest: bool = False
+    swapped: float = field(default_factory=lambda: swap_used())
 
     @property
     def id(self) -> str:
@@ -146,10 +150,21 @@ class RunFolder(Generic[C]):
         self, number: int, rows: Mapping[str, list[dict[str, Any]]], state: dict[str, Any],
         save: Callable[[Path], None],
     ) -> None:  # fmt: skip
-        """Appends rows and commits, as `Commits.add` does; the first commit begins the run."""
+        """Appends rows and commits, as `Commits.add` does; the first commit begins the run.
+
+        Raises UserError, once it is committed, where swap has grown by more than `train.swap_gb`.
+        """
         self.commits.add(number, rows, state, save)
         if self.latest and not number:
             point_latest(self.path)
+        limit = self.config.train.swap_gb
+        if limit and (grown := swap_used() - self.swapped) > limit:
+            raise UserError(
+                f"the machine uses {grown:.1f} GB more swap than when this began, and "
+                f"train.swap_gb = {limit:g}",
+                "close other programs, lower train.part_tokens or raise train.swap_gb, then: "
+                f"mlxreflect resume {quote(str(self.path))}",
+            )
 
     # ---- the end --------------------------------------------------------------------------------
 
@@ -214,6 +229,21 @@ def carry_out(
             from mlxreflect.runs.run import execute as work  # type: ignore[assignment]
         summary = work(folder, ui)
     return {**summary, "folder": str(folder.path)} if named else summary
+
+
+def swap_used() -> float:
+    """Returns the gigabytes that the system has moved from memory to the disk; 0: it does not say.
+
+    Those of all programs together; no system says whose they are.
+    """
+    if sys.platform == "darwin":
+        said = subprocess.run([SYSCTL, "-n", "vm.swapusage"], capture_output=True, text=True).stdout
+        used = re.search(r"used = ([\d.,]+)M", said)
+        return float(used[1].replace(",", ".")) * 2**20 / 1e9 if used else 0.0
+    with suppress(OSError):
+        sizes = dict(re.findall(r"^(Swap\w+): *(\d+) kB$", MEMINFO.read_text(), re.MULTILINE))
+        return (int(sizes.get("SwapTotal", 0)) - int(sizes.get("SwapFree", 0))) * 1024 / 1e9
+    return 0.0
 
 
 # ---- a new folder --------------------------------------------------------------------------------

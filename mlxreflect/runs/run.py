@@ -76,7 +76,10 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
         ledger = Ledger(run.path / "critic.jsonl", budget, kept=kept)  # also of before a stop
         stack.callback(ledger.close)
         critics = open_critics(recipe, method.tiers(recipe), run.id, ledger, stack)
+        for critic in critics.values():
+            critic.say = ui.line
         policy = load_policy(recipe.policy)
+        policy.say = ui.line
         recipe, spec = with_tags(recipe, policy.template), with_tags(spec, policy.template)
         if method.asks_itself(recipe):
             critics["self"] = SelfCritic(policy, recipe.critic.tier("basic"), recipe.policy.batch)

@@ -14,7 +14,10 @@ from mlxreflect.core.journal import read_json
 from mlxreflect.core.seeds import seed_mlx
 from mlxreflect.models.load import floating, model_folder, read_adapter, to_float32
 
-LINEAR = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
+EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
+LINEAR = (nn.Linear, nn.QuantizedLinear, *EXPERTS)
+# Names, anywhere in a layer's, of what weighs experts in mlx-lm's models.
+ROUTERS = {"gate", "router", "wg", "classifier", "shared_expert_gate"}
 Arrays = dict[str, mx.array]
 
 
@@ -26,6 +29,16 @@ def linear_keys(model: nn.Module, last: int = 0) -> list[str]:
     names = {n: 0 for layer in model.layers[-last:] for n, m in layer.named_modules()
              if isinstance(m, LINEAR)}  # fmt: skip
     return list(names)
+
+
+def default_keys(model: nn.Module) -> list[str]:
+    """Names of all linear layers but the routers of blocks with experts.
+
+    On few examples, a router that moves sends tokens to experts that have not learned from them.
+    """
+    names = linear_keys(model)
+    expert = any(isinstance(m, EXPERTS) for layer in model.layers for m in layer.modules())
+    return [name for name in names if not (expert and ROUTERS & set(name.split(".")))]
 
 
 def attach_lora(
@@ -44,7 +57,7 @@ def attach_lora(
             if "lora_a" in module:
                 module.unfreeze(keys=["lora_a", "lora_b"], recurse=False)
         return existing
-    layers, keys = choose_layers(model, config), config.keys or linear_keys(model)
+    layers, keys = choose_layers(model, config), config.keys or default_keys(model)
     scale = config.alpha / config.rank if config.alpha else config.scale
     parameters = {
         "rank": config.rank, "scale": scale, "dropout": config.dropout, "keys": keys
@@ -68,7 +81,7 @@ def choose_layers(model: nn.Module, config: LoraConfig) -> int:
     if missing := [key for key in config.keys if key not in known]:
         raise UserError(
             f"train.lora.keys: the model has no layer {missing[0]!r}",
-            f"choose from: {', '.join(known)}; an empty list takes all of them",
+            f"choose from: {', '.join(known)}; an empty list takes every one but routers",
         )
     layers = total if config.layers == -1 else config.layers
     there = linear_keys(model, layers)

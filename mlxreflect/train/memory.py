@@ -13,11 +13,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlxreflect.config.schema import Fitting
 from mlxreflect.core.seeds import seed_mlx
 from mlxreflect.models.load import device_memory, on_cpu, on_mac_gpu
+from mlxreflect.models.memory import HEADS, argument, width
 from mlxreflect.train.batches import WORTH, Item, Part, Shape, halved, shape_of, whole
 from mlxreflect.train.cpu import LANES
 from mlxreflect.train.network import (
@@ -38,7 +38,6 @@ from mlxreflect.train.network import (
 OUTPUTS, SCORES, INPUTS, AT_WORK, HEAD = 2, 0.75, 2, 3, 12
 STATE = 1.5, 256  # SSD: so many squares a head, of so many tokens at most
 HALF = 3  # bytes of a number in a model of two bytes, for LoRA computes with four
-HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads")
 CPU_BYTES = 10**9  # on the CPU, where parts of a batch are as fast as the whole
 ENOUGH_TOKENS = 512  # in a part that is left whole: products of fewer rows are slow
 # In a part, on a GPU that draws the display too: macOS stops work that keeps it waiting.
@@ -46,7 +45,6 @@ DISPLAY_TOKENS = 2048
 LEAST_TOKENS = 64  # below that, a part of its own is not worth a thread
 GPU_SHARE = 0.25  # of the working set that the device recommends; a critic may want the rest
 Seed = tuple[int | str, ...]
-LINEAR, EXPERTS = (nn.Linear, nn.QuantizedLinear), (SwitchLinear, QuantizedSwitchLinear)
 
 
 class Footprint:
@@ -59,11 +57,7 @@ class Footprint:
         self.vocabulary = vocabulary
         self.layers = len(model.layers)
         self.heads = argument(model, *HEADS)
-        active = argument(model, "num_experts_per_tok")
-        parts = [m for layer in model.layers for _, m in layer.named_modules()]
-        outputs = sum(m.weight.shape[0] for m in parts if isinstance(m, LINEAR))
-        experts = sum(m.weight.shape[1] for m in parts if isinstance(m, EXPERTS))
-        self.width = (outputs + active * experts) / self.layers
+        self.width = width(model)
         # Norms are as long as a layer's input, and keep the type that a model computes in.
         norms = [m.weight for _, m in model.layers[0].named_modules()
                  if "weight" in m and "norm" in type(m).__name__.lower()]  # fmt: skip
@@ -90,14 +84,6 @@ class Footprint:
         """The fewest layers that have to be recomputed to stay below the limit, or all."""
         fitting = (n for n in range(self.layers) if self.bytes(shape, n) <= limit)
         return next(fitting, self.layers)
-
-
-def argument(model: nn.Module, *names: str) -> int:
-    """A number that the model was made with; 1 where it has none of such a name."""
-    arguments = getattr(model, "args", None)
-    text = getattr(arguments, "text_config", None)
-    known = {**getattr(arguments, "__dict__", {}), **(text if isinstance(text, dict) else {})}
-    return next((int(known[name]) for name in names if known.get(name)), 1)
 
 
 def memory_limit(gigabytes: float) -> int:
