@@ -26,7 +26,10 @@ MAX_CHARACTERS = 400
 MAX_DEPTH = 50
 DIGITS = frozenset("0123456789")
 # Mapped one by one: NFKC would turn 5² into 52.
-SPELLINGS = {"×": "*", "÷": "/", "−": "-", "·": "*"}
+SPELLINGS = {
+    **dict.fromkeys("×·⋅∗∙•⁎⋆✕✖⨯＊", "*"), **dict.fromkeys("÷∕⁄➗／", "/"),
+    **dict.fromkeys("−‐‑‒–—―﹣－", "-"), "＋": "+",
+}  # fmt: skip
 LEVELS = {"+": 1, "-": 1, "*": 2, "/": 2, "//": 2, "sign +": 3, "sign -": 3, "**": 4}
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
               "//": operator.floordiv}  # fmt: skip
@@ -50,7 +53,7 @@ class Notation:
     depth: int = MAX_DEPTH
 
 
-FRACTIONS = Notation(re.compile(r"[0-9]+|[-+*/()×÷−·]"))
+FRACTIONS = Notation(re.compile(rf"[0-9]+|[-+*/(){''.join(SPELLINGS)}]"))
 # Python has no 012, but 00, 012.5 and 1. are numbers.
 PYTHON = Notation(
     re.compile(r"[0-9]+\.[0-9]*|\.[0-9]+|0+(?![0-9])|[1-9][0-9]*|\*\*|//|[-+*/()]"),
@@ -174,15 +177,55 @@ def combine(token: str, left: Fraction, right: Fraction) -> Fraction:
 # ---- the given numbers, and the target -----------------------------------------------------------
 
 
+WRAPPERS = [("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("`", "`"), ("**", "**"), ("\\boxed{", "}")]
+COMMANDS = {"times": "*", "cdot": "*", "ast": "*", "div": "/", "left": "", "right": ""}
+COMMAND = re.compile(rf"\\({'|'.join(COMMANDS)})(?![A-Za-z])|\\[ ,;:!]")
+FRAC = re.compile(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+PAIRS = {")": "(", "]": "[", "}": "{"}
+MAX_WRITTEN = 4 * MAX_CHARACTERS  # characters of an answer in LaTeX
+MAX_NOTATION = 16  # wrappers around an answer, fractions within each other
+
+
+def plain(answer: str) -> str:
+    """Returns an answer in the parser's characters: no LaTeX, Markdown, square brackets or stop.
+
+    It stays as it is where brackets do not match, and where it is too long.
+    """
+    text = answer.strip()
+    if len(text) > MAX_WRITTEN or not paired(text):
+        return answer
+    for _ in range(MAX_NOTATION):
+        text = text.removesuffix(".").strip()
+        for start, end in WRAPPERS:
+            inner = text[len(start) : -len(end)]
+            if text.startswith(start) and text.endswith(end) and inner and paired(inner):
+                text = inner.strip()
+    text = COMMAND.sub(lambda found: f" {COMMANDS.get(found[1], '')} ", text.replace("$", " "))
+    for _ in range(MAX_NOTATION):
+        text = FRAC.sub(r" ((\1)/(\2)) ", text)
+    return text.replace("[", "(").replace("]", ")")
+
+
+def paired(text: str) -> bool:
+    """Tells whether every bracket that closes matches the last one open, and all are closed."""
+    opened: list[str] = []
+    for character in text:
+        if character in "([{":
+            opened.append(character)
+        elif character in PAIRS and (not opened or opened.pop() != PAIRS[character]):
+            return False
+    return not opened
+
+
 def check(numbers: list[int], target: int, answer: str, every: bool = True) -> tuple[bool, str]:
     """Tells whether an expression uses every number once and is exactly the target, and why not.
 
     every: False lets numbers be left out (none is used more often than it is given).
     """
-    text, equals, right = answer.partition("=")
+    text, equals, right = plain(answer).partition("=")
     try:
-        value, literals = parse_expression(text)
-        if equals and parse_expression(right)[0] != value:
+        value, literals = parse_expression(plain(text))
+        if equals and parse_expression(plain(right))[0] != value:
             return False, f"{answer[:80]!r} is not true"
     except NotAnExpression as error:
         return False, f"not an expression of whole numbers: {error}"
