@@ -699,5 +699,3 @@ def test_compare_what_is_not_alike(
     error, hint = shell.mistake("compare", base, evaluated[0])
     assert f"not the same questions: 0 only in {base}, 10 only in {evaluated[0]}" in error
     assert "same spec, limit and seed" in hint
-    error, hint = shell.mistake("compare", finished[0], finished[0])
-    assert str(base) in hint

@@ -30,7 +30,8 @@ class Learning:
     was when the stage began; it lacks where there is no reference, or no stage has begun. Names
     that begin with ADAPTER are adapters, written beside the policy's when the run ends.
     start: parameters to begin from anew, kept where `keep_start` was told to.
-    examples, steps, dropped: of the wave under way, and how many prompts were cut to fit.
+    examples, steps, dropped: of the wave under way, and how many prompts were cut to fit. anew:
+    what began anew before its steps, "reference" or "adapter".
     generated: tokens written before it.
     """
 
@@ -51,6 +52,7 @@ class Learning:
     def begin_wave(self) -> None:
         self.examples: list[Example] = []
         self.steps: list[Step] = []
+        self.anew: list[str] = []
         self.dropped: Counter[str] = Counter()
         self.cut = 0
         self.generated = self.policy.tokens_generated
@@ -58,6 +60,7 @@ class Learning:
 
     def begin_stage(self) -> None:
         """Makes the policy as it is the reference, or as it was without its adapter."""
+        self.anew.append("reference")
         if self.train.reference == "stage":
             self.held["reference"] = dict(self.trainer.trainable())
         elif self.train.reference == "base":
@@ -69,6 +72,7 @@ class Learning:
 
     def restart(self) -> None:
         """Puts the policy and its training back to where the run began."""
+        self.anew.append("adapter")
         self.trainer.model.update(tree_unflatten(list(self.start.items())))
         self.trainer.optimizers.clear()
         self.trainer.steps.clear()
@@ -130,4 +134,5 @@ class Learning:
             "cut_prompts": self.cut,
             "tokens_trained": sum(step.tokens for step in self.steps),
             "tokens_generated": self.policy.tokens_generated - self.generated,
+            **({"anew": self.anew} if self.anew else {}),
         }

@@ -5,6 +5,7 @@ import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, product
 from pathlib import Path
 from statistics import quantiles
@@ -15,13 +16,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from mlxreflect.config.fields import Objective
+from mlxreflect.config.toml import flatten, read_toml
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_rows
 from mlxreflect.core.records import Problem
 from mlxreflect.core.ui import safe_text
 from mlxreflect.evaluation.arms import Arm, by_task, interval, read_arms, read_results
 from mlxreflect.evaluation.compare import deciding_p
-from mlxreflect.stats import points
+from mlxreflect.stats import level, points
 from mlxreflect.tasks import TASKS
 
 Rows = list[dict[str, Any]]
@@ -55,31 +57,75 @@ def draw_plots(run_dir: Path, solved: str = "solved") -> list[Path]:
     """Writes the PNGs of RUN_DIR/plots and returns their paths.
 
     What has not happened has no plot: loss of a run without a training step, margin without a
-    preference step, bucket where nothing was ever put on the list or verified. solved: the
-    method's word for what a wave solved, or "". Raises UserError when the folder has neither
-    metrics.jsonl nor an evaluation.
+    preference step, reward without GRPO, bucket where nothing was ever put on the list or verified.
+    solved: the method's word for what a wave solved, or "". Raises UserError when the folder has
+    neither metrics.jsonl nor an evaluation.
     """
     metrics = run_dir / "metrics.jsonl"
-    rows = list(read_rows(metrics))
-    waves = [row for row in rows if row.get("kind") == "wave"]
-    steps = [row for row in rows if row.get("kind") == "step"]
-    arms = read_arms(run_dir)
+    told = Told(list(read_rows(metrics)), read_arms(run_dir), name_of(run_dir))
+    waves, steps, arms = told.kind("wave"), told.kind("step"), told.arms
     if not metrics.is_file() and not arms:
         raise UserError(f"{metrics}: no such file", "give the folder of a run")
-    comparison = read_results(run_dir / "comparison.json") or {}
-    sentence = comparison.get("sentence", "")
+    found = read_results(run_dir / "comparison.json") or {}
     listed = (wave.get("bucket") or wave.get("verifications") for wave in waves)
     drawings: Drawings = {
-        "accuracy": (4.5 * bool(fresh(waves)), lambda figure: draw_accuracy(figure, waves, solved)),
-        "loss": (4.5 * bool(steps), lambda figure: draw_loss(figure, steps)),
-        "margin": (4.5 * bool(paired(steps)), lambda figure: draw_margin(figure, steps)),
-        "bucket": (4.5 * any(listed), lambda figure: draw_bucket(figure, waves)),
+        "accuracy": (4.5 * bool(fresh(waves)), lambda figure: draw_accuracy(figure, told, solved)),
+        "loss": (4.5 * bool(steps), lambda figure: draw_loss(figure, told)),
+        "margin": (4.5 * bool(paired(steps)), lambda figure: draw_margin(figure, told)),
+        "reward": (4.5 * bool(rewarded(waves)), lambda figure: draw_reward(figure, told)),
+        "bucket": (4.5 * any(listed), lambda figure: draw_bucket(figure, told)),
         "comparison": (
-            bool(arms) * (2.4 + ROW * len(arms)),
-            lambda figure: draw_comparison(figure, arms, sentence),
+            bool(arms) * (2.6 + ROW * len(arms) + 1.3 * ("ci_low" in found)),
+            lambda figure: draw_comparison(figure, told, found),
         ),
     }
     return save(drawings, run_dir / "plots")
+
+
+@dataclass(frozen=True)
+class Told:
+    """Rows of metrics.jsonl, and results.json of each arm. of: names run, model and task."""
+
+    rows: Rows
+    arms: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    of: str = ""
+
+    def kind(self, name: str) -> Rows:
+        return [row for row in self.rows if row.get("kind") == name]
+
+    def anew(self) -> list[tuple[int, int, str]]:
+        """Returns what began anew after training had begun: (waves before, steps before, what)."""
+        found, waves, steps, before = [], 0, 0, 0
+        for row in self.rows:
+            steps += row.get("kind") == "step"
+            if row.get("kind") == "wave":
+                found += [(waves, before, what) for what in row.get("anew", ()) if before]
+                waves, before = waves + 1, steps
+        return found
+
+
+def name_of(run_dir: Path) -> str:
+    """Returns the names of a run or a training, its model, and its task or data."""
+    files = (run_dir / name for name in ("recipe.toml", "job.toml"))
+    keys = next((flatten(read_toml(file)) for file in files if file.is_file()), {})
+    named = [keys.get("policy.model"), keys.get("data.source") or keys.get("task.name")]
+    return ", ".join(short(str(one)) for one in (run_dir.resolve().name, *named) if one)
+
+
+def mark_anew(axis: Axes, told: Told, *, steps: bool) -> None:
+    """Draws a line where the reference or the adapter begins anew. steps: of the x axis."""
+    looks = {"reference": ":", "adapter": "-."}
+    known = set[str]()
+    for waves, before, what in told.anew():
+        label = "" if what in known else f"{what} begins anew"
+        x = before + 0.5 if steps else waves - 0.5
+        axis.axvline(x, color=GREY, linewidth=1, linestyle=looks[what], label=label)
+        known.add(what)
+
+
+def rewarded(waves: Rows) -> Points:
+    """Returns waves by number, and the mean reward of their answers, where there was one."""
+    return [(i, float(w["reward"])) for i, w in enumerate(waves) if w.get("reward") is not None]
 
 
 def fresh(waves: Rows) -> list[tuple[int, dict[str, Any]]]:
@@ -88,9 +134,9 @@ def fresh(waves: Rows) -> list[tuple[int, dict[str, Any]]]:
     return [(i, w) for i, w in numbered if w.get("stage") not in AGAIN and w.get("problems")]
 
 
-def panels(figure: Figure, title: str, labels: Sequence[str], x_label: str) -> list[Axes]:
+def panels(figure: Figure, title: str, labels: Sequence[str], x_label: str, of: str) -> list[Axes]:
     """Panels below each other with one x axis of whole numbers; labels are their y labels."""
-    headline(figure, title)
+    headline(figure, title, of)
     axes: list[Axes] = list(figure.subplots(len(labels), 1, sharex=True, squeeze=False)[:, 0])
     for axis, label in zip(axes, labels, strict=True):
         axis.set_ylabel(label)
@@ -149,9 +195,14 @@ def percent(axis: Axes) -> None:
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
 
 
-def draw_accuracy(figure: Figure, waves: Rows, solved: str = "solved") -> None:
-    """Shares of a wave's problems; over waves of fresh problems, not those of the bucket list."""
-    (axis,) = panels(figure, "Accuracy on training problems", ["share of the wave"], "wave")
+def draw_accuracy(figure: Figure, told: Told, solved: str = "solved") -> None:
+    """Shares of a wave's problems; over waves of fresh problems, not those of the bucket list.
+
+    Held-out problems stand where the policy was asked them: before, after a wave, at the end.
+    """
+    title = "Accuracy on training problems"
+    (axis,) = panels(figure, title, ["share of the wave"], "wave", told.of)
+    waves = told.kind("wave")
     shown = fresh(waves)
     for key, label, color in (
         ("first_correct", "first answer right", BLUE),
@@ -160,8 +211,28 @@ def draw_accuracy(figure: Figure, waves: Rows, solved: str = "solved") -> None:
     ):
         points = [(i, w.get(key, 0) / w["problems"]) for i, w in shown]
         trend(axis, points, label, color, [w["problems"] for _, w in shown])
+    at = {"base": -0.5, **{wave["arm"]: i for i, wave in enumerate(waves) if "arm" in wave},
+          "trained": len(waves) - 0.5}  # fmt: skip
+    held_out = [(x, told.arms[arm]["accuracy"]) for arm, x in at.items() if arm in told.arms]
+    draw_held_out(axis, held_out, "held-out problems")
+    mark_anew(axis, told, steps=False)
     axis.set_xlim(-0.9, len(waves) - 0.1)
     percent(axis)
+    legend(axis)
+
+
+def draw_held_out(axis: Axes, found: Sequence[tuple[float, float]], label: str) -> None:
+    if found:
+        look: dict[str, Any] = {"color": "black", "markersize": 6, "linewidth": 1, "label": label}
+        axis.plot(*zip(*found, strict=True), "D--", **look)
+
+
+def draw_reward(figure: Figure, told: Told) -> None:
+    title, labels = "Rewards of the policy's answers", ["mean reward"]
+    (axis,) = panels(figure, title, labels, "wave", told.of)
+    trend(axis, rewarded(told.kind("wave")), "GRPO's rewards", BLUE)
+    mark_anew(axis, told, steps=False)
+    axis.set_xlim(-0.9, len(told.kind("wave")) - 0.1)
     legend(axis)
 
 
@@ -179,9 +250,17 @@ def paired(steps: Rows) -> list[str]:
     return [kind for kind in PAIRS if series(steps, "margin", kind)]
 
 
-def draw_loss(figure: Figure, steps: Rows) -> None:
+def looks_at(told: Told, key: str) -> list[tuple[float, float]]:
+    """Returns what a training measured on its held-out rows, by step."""
+    rows = told.kind("held_out")
+    return [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+
+
+def draw_loss(figure: Figure, told: Told) -> None:
+    steps = told.kind("step")
     kinds = [kind for kind in LOSSES if series(steps, "loss", kind)]
-    axes = panels(figure, "Training loss", [LOSSES[kind] for kind in kinds], "training step")
+    labels = [LOSSES[kind] for kind in kinds]
+    axes = panels(figure, "Training loss", labels, "training step", told.of)
     for axis, kind in zip(axes, kinds, strict=True):
         losses = series(steps, "loss", kind)
         trend(axis, losses, kind.upper(), BLUE if kind in PAIRS else GREEN)
@@ -189,27 +268,33 @@ def draw_loss(figure: Figure, steps: Rows) -> None:
         if kind == "dpo" and abs(losses[0][1] - math.log(2)) < 0.02:
             style: dict[str, Any] = {"color": GREY, "linewidth": 1, "linestyle": "--"}
             axis.axhline(math.log(2), label="ln 2: no preference", **style)
+        draw_held_out(axis, looks_at(told, "loss"), "held-out rows")
+        mark_anew(axis, told, steps=True)
         legend(axis)
-    axes[-1].set_xlim(0, len(steps) + 1)
+    axes[-1].set_xlim(-0.5, len(steps) + 1)
 
 
-def draw_margin(figure: Figure, steps: Rows) -> None:
+def draw_margin(figure: Figure, told: Told) -> None:
     title, labels = "Chosen against rejected responses", ["reward margin", "pairs ranked right"]
-    upper, lower = panels(figure, title, labels, "training step")
+    upper, lower = panels(figure, title, labels, "training step", told.of)
+    steps = told.kind("step")
     for kind, color in zip(paired(steps), (BLUE, ORANGE, GREEN, GREY), strict=False):
         trend(upper, series(steps, "margin", kind), f"chosen − rejected, {kind}", color)
         trend(lower, series(steps, "accuracy", kind), f"margin above 0, {kind}", color)
+    for axis, key in ((upper, "margin"), (lower, "accuracy")):
+        draw_held_out(axis, looks_at(told, key), "held-out rows")
+        mark_anew(axis, told, steps=True)
     upper.axhline(0, color=GREY, linewidth=1, linestyle="--")
-    lower.set_xlim(0, len(steps) + 1)
+    lower.set_xlim(-0.5, len(steps) + 1)
     percent(lower)
     legend(upper)
     legend(lower)
 
 
-def draw_bucket(figure: Figure, waves: Rows) -> None:
-    title = "Bucket list and verification"
+def draw_bucket(figure: Figure, told: Told) -> None:
+    title, waves = "Bucket list and verification", told.kind("wave")
     labels = ["problems on\nbucket list", "verification\nattempts"]
-    upper, lower = panels(figure, title, labels, "wave")
+    upper, lower = panels(figure, title, labels, "wave", told.of)
     xs, sizes = list(range(len(waves))), [wave.get("bucket", 0) for wave in waves]
     upper.plot(xs, sizes, color=BLUE, drawstyle="steps-post", label="after the wave")
     if len(waves) < 30:  # one wave alone draws no line
@@ -230,13 +315,37 @@ def draw_bucket(figure: Figure, waves: Rows) -> None:
     lower.set_xlim(-0.9, len(waves) - 0.1)
 
 
-def draw_comparison(figure: Figure, arms: dict[str, dict[str, Any]], sentence: str) -> None:
-    """Draws a run's arms as a report's. arms: results.json of each."""
+def draw_comparison(figure: Figure, told: Told, found: Mapping[str, Any]) -> None:
+    """Draws a run's arms as a report's, and below them their paired difference.
+
+    found: comparison.json, as far as it is there.
+    """
+    arms = told.arms
     counts = sorted({arm["n"] for arm in arms.values()})
     rows = {name: (arm["accuracy"], arm["ci_low"], arm["ci_high"]) for name, arm in arms.items()}
     asked = f"{' and '.join(map(str, counts))} questions"
-    draw_rows(figure, "Answers right on held-out problems", {asked: rows})
-    figure.supxlabel(textwrap.fill(sentence, 105), fontsize=9, parse_math=False)
+    upper: Any = figure
+    lower: Any = figure
+    if "ci_low" in found:
+        parts: Any = figure.subfigures(2, 1, height_ratios=[1.9 + ROW * len(arms), 2.0])
+        upper, lower = parts
+        draw_difference(lower.subplots(), found)
+    draw_rows(upper, "Answers right on held-out problems", {asked: rows}, told.of)
+    sentence = textwrap.fill(found.get("sentence", ""), 105)
+    lower.supxlabel(sentence, fontsize=9, parse_math=False)
+
+
+def draw_difference(axis: Axes, found: Mapping[str, Any]) -> None:
+    """Draws a paired difference in points, with its interval."""
+    middle, low, high = (100 * found[key] for key in ("difference", "ci_low", "ci_high"))
+    ends = [[middle - low], [high - middle]]
+    axis.errorbar(middle, 0, xerr=ends, capsize=4, color=BLUE, marker="s", markersize=6)
+    axis.axvline(0, color=GREY, linewidth=1, linestyle="--")
+    heading(
+        axis, f"{found['b']} − {found['a']}, in points, with its {level(found['alpha'])} interval"
+    )
+    name_rows(axis, [points(found["difference"])])
+    axis.grid(axis="x", alpha=0.25, linewidth=0.6)
 
 
 # ---- arms beside each other ----------------------------------------------------------------------
@@ -282,8 +391,10 @@ def short(name: str) -> str:
     return line if len(line) <= LONGEST else f"{line[:10]}…{line[-(LONGEST - 11) :]}"
 
 
-def headline(figure: Figure, text: str) -> None:
-    figure.suptitle(text, fontsize=12, x=0.01, ha="left", parse_math=False)
+def headline(figure: Figure, text: str, of: str = "") -> None:
+    """Sets the title. of: a second line, which names what is shown."""
+    said = f"{text}\n{of}" if of else text
+    figure.suptitle(said, fontsize=11 if of else 12, x=0.01, ha="left", parse_math=False)
 
 
 def heading(axis: Axes, text: str) -> None:
@@ -320,9 +431,9 @@ def draw_accuracies(figure: Figure, tasks: dict[str, list[Arm]]) -> None:
     draw_rows(figure, "Answers right", panels)
 
 
-def draw_rows(figure: Figure, title: str, panels: Figures) -> None:
+def draw_rows(figure: Figure, title: str, panels: Figures, of: str = "") -> None:
     """Draws a panel a task, a row an arm: the share right with its interval."""
-    headline(figure, f"{title}, with 95% intervals")
+    headline(figure, f"{title}, with 95% intervals", of)
     sizes = [len(rows) + 0.6 for rows in panels.values()]
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=sizes)[:, 0]
     looks = styles(chain.from_iterable(panels.values()))

@@ -39,14 +39,14 @@ def write_outputs(
     out: Path | None = None,
     names: Sequence[str] = (),
     *,
-    table_only: bool = False,
+    logs: bool = True,
 ) -> dict[str, Any]:
     """Writes `table.md`, `plots/` and `inspect/` into `out`, and returns where everything is.
 
     folders: arm folders, folders of arms, or run directories. out: default `report` in the first.
-    names: of the folders, if given. table_only: leave plots and logs out, which take longer than
-    all else. The result also has the figures of each arm and comparison, and `notes`. The same
-    folders give the same files. Raises UserError for a folder without a finished evaluation.
+    names: of the folders, if given. logs: also those for inspect_ai, which take longest. The result
+    also has the figures of each arm and comparison, and `notes`. The same folders give the same
+    files. Raises UserError for a folder without a finished evaluation.
     """
     arms = load_arms(folders, names)
     found = compare_report(arms)
@@ -56,22 +56,19 @@ def write_outputs(
     except OSError as error:
         raise UserError(f"{place}: {error.strerror}", "give another --out") from None
     table = markdown(arms, found)
-    plots: list[Path] = []
-    logs: list[Path] = []
-    inspects = importlib.util.find_spec("inspect_ai") is not None
+    inspects = logs and importlib.util.find_spec("inspect_ai") is not None
+    from mlxreflect.report.plots import draw_report
+
     with locked(place):
         write_atomic(place / "table.md", table)
-        if not table_only:
-            from mlxreflect.report.plots import draw_report
-
-            plots = draw_report(arms, found, place / "plots")
-            logs = [write_inspect(arm, place / "inspect") for arm in arms] if inspects else []
+        plots = draw_report(arms, found, place / "plots")
+        written = [write_inspect(arm, place / "inspect") for arm in arms] if inspects else []
     return {
         "out": str(place),
         "table": str(place / "table.md"),
-        "inspect": list(map(str, logs)),
+        "inspect": list(map(str, written)),
         "plots": list(map(str, plots)),
-        "notes": [] if inspects or table_only else [GET_INSPECT],
+        "notes": [GET_INSPECT] if logs and not inspects else [],
         "arms": [describe_arm(arm) for arm in arms],
         "comparisons": found,
         "markdown": table,

@@ -180,7 +180,7 @@ def conclude(
     from mlxreflect.report.plots import draw_plots
 
     draw_plots(run.path, method_of(run.config).solved)
-    write_outputs([run.path], table_only=True)
+    write_outputs([run.path], logs=False)
     return summarise_run(run, base, trained, comparison, calls)
 
 

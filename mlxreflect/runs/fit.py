@@ -314,6 +314,9 @@ class FitLoop:
                 shutil.copyfile(folder / CONFIG, into / CONFIG)
 
             replace_folder(self.folder.path / name, fill)
+        from mlxreflect.report.plots import draw_plots
+
+        draw_plots(self.folder.path)
         summary = self.summary()
         self.folder.write_json("summary.json", summary)
         return summary
@@ -397,5 +400,6 @@ def show_training(summary: dict[str, Any]) -> "Table":
         "took": str(timedelta(seconds=round(summary["wall_seconds"]))),
         "peak memory": f"{summary['peak_memory_bytes'] / 1e9:.2f} GB",
         "adapter": summary["adapter"],
+        "plots": Path(summary["adapter"]).parent / "plots",
     }
     return facts(shown)

@@ -204,6 +204,7 @@ class RunLoop:
                 begun = time.monotonic()
                 played = frame.play(wave)
                 figures = {**played.figures, "seconds": round(time.monotonic() - begun, 3)}
+                figures |= {"arm": played.arm} if played.arm else {}
                 ui.line(describe_wave(figures, method_of(run.config).solved))
                 if fault := no_format(figures, run.config.prompt.tags):
                     ui.line(fault)
