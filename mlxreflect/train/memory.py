@@ -104,11 +104,11 @@ def plan(
     """A step's items in parts of at most `batch`, and how many layers are recomputed.
 
     Alike lengths together: less padding, and the sum over the step stays what it was. A part is
-    halved where it would take too much memory or has more than `part_tokens`, or where that leaves
-    out a good deal of padding;
-    on the CPU, where several parts are under way, also where it is large or the only one. Where
-    `splits` allows it, an item that takes too much is halved by its rows. Layers are recomputed
-    where what is left takes too much, or the recipe says so.
+    halved where it would take too much memory or more than `part_tokens` at once, or where that
+    leaves out a good deal of padding; on the CPU, where several parts are under way, also where it
+    is large or the only one. Layers are recomputed where one item alone takes too much, or the
+    recipe says so; only what is too much then is halved by its rows, where `splits` allows it, for
+    each half computes the prompt again.
     """
     cpu = on_cpu()
     limit = memory_limit(config.memory_gb) // (LANES if cpu else 1)
@@ -117,12 +117,18 @@ def plan(
     def shape(part: Part) -> Shape:
         return shape_of([items[i][rows] for i, rows in part.items()], shares)
 
+    def at_once(part: Part) -> int:
+        """Its tokens in one pass: prefixes are run in parts, and rows go on from them later."""
+        one = shape(part)
+        return max(one.groups * min(one.prefix, default_stride()), one.rows * one.suffix)
+
     def halve(part: Part, halves: list[Part]) -> bool:
-        tokens = shape(part).tokens
-        if tokens > most or footprint.bytes(shape(part), recompute) > limit:
+        too_many = at_once(part) > max(most, *map(at_once, halves))
+        if too_many or footprint.bytes(shape(part), recompute) > limit:
             return True
         if len(part) == 1:
             return False
+        tokens = shape(part).tokens
         if cpu and not (parts or waiting):
             return tokens >= 2 * LEAST_TOKENS
         large = tokens >= 2 * ENOUGH_TOKENS
@@ -131,9 +137,8 @@ def plan(
     order = sorted(items, key=lambda i: max(row.length for row in items[i]))
     recompute = 0 if config.grad_checkpoint == "no" else footprint.layers
     if config.grad_checkpoint == "auto":
-        longest = items[order[-1]]
-        least = (max(longest, key=lambda row: row.length),) if splits else longest
-        recompute = footprint.layers_to_recompute(shape_of([least], shares), limit)
+        longest = whole({i: items[i] for i in order[-1:]})
+        recompute = footprint.layers_to_recompute(shape(longest), limit)
     parts: list[Part] = []
     waiting = [whole({i: items[i] for i in order[at : at + config.batch]})
                for at in range(0, len(order), config.batch)]  # fmt: skip
