@@ -13,14 +13,15 @@ from support.fake_bedrock import SECRET, FakeBedrock, aws, credentials
 from support.fake_ollama import FakeOllama
 from support.fake_openai import FakeOpenAI, refusal
 from support.fake_server import Fault, free_port, http
+from support.gpu import pretend_gpu
 from support.shell import Shell, sets, two_lines
 
-from mlxreflect.config.recipe import load_recipe
+from mlxreflect.config.recipe import load_recipe, read_shared
 from mlxreflect.core.ui import Ui, console
 from mlxreflect.critics.ollama import is_ollama
 from mlxreflect.models.load import TINY
 from mlxreflect.setup import doctor as module
-from mlxreflect.setup.doctor import Check, doctor, memory_of, render_doctor
+from mlxreflect.setup.doctor import Check, advice, doctor, fitting, memory_of, render_doctor
 
 KEY = "sk-very-secret"
 
@@ -313,6 +314,35 @@ def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found.ok == (status != "fail")
     assert "about 1.0 of 0.9 GB" in found["memory"].detail
     assert "train.memory_gb" in found["memory"].hint
+
+
+# By a Mac's memory: the gigabytes that macOS recommends to its GPU, and what goes into 3/4 of it.
+MACS = {8: (5.7, "qwen2.5-1.5b"), 16: (11.5, "qwen3-1.7b,critic-qwen3.5-4b"),
+        24: (17.2, "qwen3-1.7b,critic-qwen3.5-9b"), 32: (22.9, "qwen3-4b,critic-qwen3.5-9b"),
+        64: (51.5, "qwen3-4b-2507,critic-gpt-oss-20b"),
+        128: (103.0, "qwen3-4b-2507,critic-gpt-oss-20b")}  # fmt: skip
+
+
+@pytest.mark.parametrize("mac", MACS)
+def test_it_says_which_profiles_fit(mac: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, profiles = MACS[mac]
+    pretend_gpu(monkeypatch, there)
+    found = [c for c in doctor(None, Ui(True))["checks"] if c["name"] == "memory"]
+    assert f"{there:.1f} GB; " in found[0]["detail"]
+    assert found[0]["detail"].endswith(f"fits: --set profile={profiles}")
+    assert ("without a critic" in found[0]["detail"]) == (mac == 8)
+    sizes = read_shared().memory_gb
+    assert sum(sizes[name] for name in profiles.split(",")) <= 0.75 * there
+    monkeypatch.setattr(module, "memory_of", lambda *_: int(there * 1e9))  # a recipe too large
+    assert f"--set profile={profiles}; or take a smaller" in look()["memory"].hint
+
+
+def test_nothing_is_suggested_where_nothing_fits_or_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert fitting(1000) == []
+    pretend_gpu(monkeypatch, 2.0)
+    assert (fitting(1.5), advice(1.5)) == ([], "")
 
 
 def test_the_gpu_of_a_mac_draws_the_display_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,8 @@ def refused(name: str, *settings: str) -> UserError:
 
 def test_the_bundled_files_are_those_of_the_checkout() -> None:
     root = Path(__file__).parent.parent
-    assert set(bundled("recipes")) == {p.stem for p in (root / "recipes").glob("*.toml")}
+    recipes = {p.stem for p in (root / "recipes").glob("*.toml")}
+    assert set(bundled("recipes")) == recipes - {"models"}  # profiles of every recipe
     assert set(bundled("evals")) == {p.stem for p in (root / "evals").glob("*.toml")}
     assert "quickstart" in bundled("recipes")
     assert {"arithmetic", "countdown", "gsm8k", "jsonl"} <= set(bundled("evals"))
@@ -409,10 +410,32 @@ def test_unknown_profile_lists_the_known_ones(tmp_path: Path) -> None:
     path = write(tmp_path, PROFILES)
     error = refused(path, "profile=quik")
     assert error.message == f"{path}: no profile 'quik'"
-    assert error.hint == "its profiles are: quick, slow"
-    assert refused(write(tmp_path, ""), "profile=x").hint == (
-        "it has none: leave --set profile=x out"
-    )
+    assert error.hint.startswith("its profiles are: quick, slow; and every recipe has: qwen2.5-1.5")
+    assert refused(write(tmp_path, ""), "profile=x,quick").hint.startswith("every recipe has: qwen")
+
+
+def test_profiles_of_models_are_merged_before_the_recipes_own(tmp_path: Path) -> None:
+    """Whatever the order; what the recipe says over all of them holds, too."""
+    own = "[policy]\nbatch = 3\n[profiles.look]\npolicy.max_new_tokens = 9\n"
+    over = "[profiles.models]\npolicy.top_p = 0.5\n"
+    both = ["profile=look", "profile=qwen3-4b,critic-gpt-oss-20b", "policy.top_k=7"]
+    listed = ["profile=qwen3-4b, look", "policy.top_k=7"]
+    cases = (own, both, 0.8), (over + own, both, 0.5), (over + own, listed, 0.5)
+    for text, settings, top_p in cases:
+        recipe = load_recipe(write(tmp_path, text), settings)
+        policy = recipe.policy
+        assert (policy.model, policy.thinking) == ("mlx-community/Qwen3-4B-4bit", "off")
+        assert (policy.max_new_tokens, policy.top_p, policy.top_k, policy.batch) == (
+            9,
+            top_p,
+            7,
+            16,
+        )
+        asked = ("gpt-oss:20b", "low") if settings is both else ("", "auto")
+        assert (recipe.critic.model, recipe.critic.thinking) == asked
+    named = "[profiles.qwen3-4b]\nseed = 4\n"  # one of the recipe's own goes by its name
+    mine = load_recipe(write(tmp_path, over + named), ["profile=qwen3-4b"])
+    assert (mine.seed, mine.policy.model, mine.policy.top_p) == (4, "tiny", 0.9)
 
 
 @pytest.mark.parametrize(

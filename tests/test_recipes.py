@@ -1,12 +1,15 @@
 """Every shipped recipe: its quick profile is offline and runs, in small, from base to verdict."""
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mlx.utils import tree_flatten
 from support.run_outputs import outputs_in, outputs_of_run, run_process
 
 import mlxreflect
-from mlxreflect.config.recipe import eval_spec, load_recipe
+from mlxreflect.config.recipe import eval_spec, load_recipe, read_shared
 from mlxreflect.config.schema import METHODS, PolicyConfig, method_of
 from mlxreflect.config.toml import bundled
 from mlxreflect.core.errors import UserError
@@ -61,6 +64,97 @@ def test_full_settings_ask_a_model_of_ollama(name: str) -> None:
     assert set(found["critics"]) == set(asked)
     assert bool(asked) == (found["at_most"]["calls"] > 0)
     assert found["expected"]["calls"] <= found["at_most"]["calls"]
+
+
+# ---- profiles of models --------------------------------------------------------------------------
+
+SHARED = read_shared()
+QWEN3 = {"head_dim": 128, "num_key_value_heads": 8, "vocab_size": 151936, "rms_norm_eps": 1e-6,
+         "rope_theta": 1e6, "max_position_embeddings": 40960,
+         "tie_word_embeddings": True}  # fmt: skip
+DELTA = {"head_dim": 256, "vocab_size": 248320, "linear_num_key_heads": 16,
+         "linear_key_head_dim": 128, "linear_value_head_dim": 128,
+         "tie_word_embeddings": True}  # fmt: skip
+# mlx-lm's name of the architecture, and what the model's config.json says.
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2.5-1.5b": ("qwen2", {
+        **QWEN3, "hidden_size": 1536, "num_hidden_layers": 28, "intermediate_size": 8960,
+        "num_attention_heads": 12, "num_key_value_heads": 2}),
+    "llama-3.2-3b": ("llama", {
+        **QWEN3, "hidden_size": 3072, "num_hidden_layers": 28, "intermediate_size": 8192,
+        "num_attention_heads": 24, "vocab_size": 128256}),
+    "qwen3-1.7b": ("qwen3", {
+        **QWEN3, "hidden_size": 2048, "num_hidden_layers": 28, "intermediate_size": 6144,
+        "num_attention_heads": 16}),
+    "qwen3-4b": ("qwen3", {
+        **QWEN3, "hidden_size": 2560, "num_hidden_layers": 36, "intermediate_size": 9728,
+        "num_attention_heads": 32}),
+    "qwen3.5-2b": ("qwen3_5", {"text_config": {
+        **DELTA, "hidden_size": 2048, "num_hidden_layers": 24, "intermediate_size": 6144,
+        "num_attention_heads": 8, "num_key_value_heads": 2, "linear_num_value_heads": 16}}),
+    "qwen3.5-4b": ("qwen3_5", {"text_config": {
+        **DELTA, "hidden_size": 2560, "num_hidden_layers": 32, "intermediate_size": 9216,
+        "num_attention_heads": 16, "num_key_value_heads": 4, "linear_num_value_heads": 32}}),
+    "gemma-4-e2b": ("gemma4_text", {}),
+    "gemma-4-e4b": ("gemma4_text", {
+        "hidden_size": 2560, "num_hidden_layers": 42, "intermediate_size": 10240,
+        "num_key_value_heads": 2, "num_kv_shared_layers": 18, "use_double_wide_mlp": False,
+        "sliding_window_pattern": 6}),
+}  # fmt: skip
+ARCHITECTURES["qwen3-4b-2507"] = ARCHITECTURES["qwen3-4b"]
+PROMPT = 500  # tokens of a question with its instructions
+# Bytes of keys and values: of each token, and of a sequence however long it is.
+KEPT = {
+    "qwen2.5-1.5b": (28 * 2 * 128 * 4, 0), "llama-3.2-3b": (28 * 8 * 128 * 4, 0),
+    "qwen3-1.7b": (28 * 8 * 128 * 4, 0), "qwen3-4b": (36 * 8 * 128 * 4, 0),
+    "qwen3-4b-2507": (36 * 8 * 128 * 4, 0),
+    "qwen3.5-2b": (6 * 2 * 256 * 4, 18 * 16 * 128 * 128 * 4),
+    "qwen3.5-4b": (8 * 4 * 256 * 4, 24 * 32 * 128 * 128 * 4),
+    "gemma-4-e2b": (3 * 512 * 4, 12 * 512 * 256 * 4),
+    "gemma-4-e4b": (4 * 2 * 512 * 4, 20 * 512 * 2 * 256 * 4),
+}  # fmt: skip
+# Gigabytes to download, as Ollama's library says.
+FILES = {"qwen2.5:7b": 4.7, "qwen3.5:4b": 3.4, "qwen3.5:9b": 6.6, "gemma4:12b": 7.6,
+         "gpt-oss:20b": 14.0}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", SHARED.profiles)
+def test_every_recipe_has_the_profiles_of_models(name: str, method: str) -> None:
+    usual, recipe = load_recipe(method), load_recipe(method, [f"profile={name}"])
+    if name.startswith("critic-"):
+        tiers = {recipe.critic.tier(tier).model for tier in method_of(recipe).tiers(recipe)}
+        assert tiers <= {SHARED.models("critic")[name]}
+        assert (recipe.policy, recipe.prompt) == (usual.policy, usual.prompt)
+        return
+    policy, own = recipe.policy, method in ("preflexor", "traces")
+    assert policy.model == SHARED.models("policy")[name] and recipe.critic == usual.critic
+    assert name == "qwen2.5-1.5b" or eval_spec(recipe).max_new_tokens == policy.max_new_tokens
+    assert name == "qwen2.5-1.5b" or own or recipe.prompt.tags == "reasoning"
+    assert method != "preflexor" or recipe.prompt.tags == "preflexor"
+    if method == "traces":
+        cut = (policy.temperature, policy.top_p, policy.top_k, policy.presence_penalty)
+        assert cut == (1.0, 1.0, 0, 0.0)
+    quick = load_recipe(method, [f"profile={name},quick"])
+    assert (quick.policy.model, quick.policy.max_new_tokens) == ("tiny", 40)
+
+
+@pytest.mark.parametrize("name", SHARED.models("policy"))
+def test_the_memory_of_a_policy_is_its_weights_and_its_batch(name: str) -> None:
+    kind, config = ARCHITECTURES[name]
+    module = importlib.import_module(f"mlx_lm.models.{kind}")
+    model = module.Model(module.ModelArgs.from_dict({"model_type": kind, **config}))
+    numbers = sum(array.size for _, array in tree_flatten(model.parameters()))
+    policy = load_recipe("r3", [f"profile={name}"]).policy
+    token, sequence = KEPT[name]
+    batch = policy.batch * (sequence + token * (PROMPT + policy.max_new_tokens))
+    # In 4 bits, with a scale and a bias of two bytes for each 64 weights.
+    assert SHARED.memory_gb[name] == pytest.approx((numbers * 4.5 / 8 + batch) / 1e9, abs=0.06)
+
+
+def test_the_memory_of_a_critic_is_its_file_and_its_window() -> None:
+    for name, model in SHARED.models("critic").items():
+        assert SHARED.memory_gb[name] == pytest.approx(FILES[model] + 0.5)
 
 
 @pytest.mark.slow

@@ -17,12 +17,14 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from mlxreflect import evaluate, load_recipe, run
+from mlxreflect.config.recipe import read_shared
 from mlxreflect.config.schema import EvalSpec, PolicyConfig, PromptConfig, TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Example
 from mlxreflect.models import template as module
 from mlxreflect.models.load import load_policy
 from mlxreflect.models.template import ChatTemplate, TemplateFault, with_tags
+from mlxreflect.prompts.parsing import TAGS
 from mlxreflect.train.batches import Pair, Row
 from mlxreflect.train.encode import Encoder
 
@@ -138,6 +140,33 @@ def test_published_templates() -> None:
             "llama3", "gemma4_v5", "qwen2_5"} <= {name for name, _ in exact}  # fmt: skip
     assert len({name for name, _ in exact}) >= 30
     assert set(refused) == {"idefics3", "llava_next", "smolvlm"}  # they take no plain text
+
+
+# The template of each profile in recipes/models.toml.
+FAMILIES = {
+    "qwen2.5-1.5b": "qwen2_5", "llama-3.2-3b": "llama3_2", "qwen3-1.7b": "qwen3",
+    "qwen3-4b": "qwen3", "qwen3-4b-2507": "qwen3_instruct_2507", "qwen3.5-2b": "qwen3_5_nothink",
+    "qwen3.5-4b": "qwen3_5_think", "gemma-4-e2b": "gemma4_v5", "gemma-4-e4b": "gemma4_v5",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", read_shared().models("policy"))
+def test_a_models_profile_suits_its_template(name: str) -> None:
+    """No prompt opens or closes a thought between the tags of the profile, and each key counts."""
+    if not published():
+        pytest.skip("needs trl 1.16, without its dependencies")
+    recipe = load_recipe("r3", [f"profile={name}"])
+    template = published()[FAMILIES[name]].read_text(encoding="utf-8")
+    chat = ChatTemplate(tokenizer(template), recipe.policy.thinking)
+    start, end = TAGS[recipe.prompt.tags]
+    assert start not in chat.prompt_text([QUESTION]) and end not in chat.prompt_text([QUESTION])
+    assert chat.shape.opening == "" and not any("does nothing" in note for note in chat.notes)
+    switched = ChatTemplate(tokenizer(template), "on")
+    assert switched.switches() == (recipe.policy.thinking == "off")
+    spec = EvalSpec(task=TaskConfig(), prompt=PromptConfig(tags="native"))
+    if switched.switches():  # native tags are known, as the comment of the file has it
+        assert with_tags(spec, switched).prompt.tags in TAGS.keys() - {"native"}
 
 
 # ---- one template of each kind -------------------------------------------------------------------

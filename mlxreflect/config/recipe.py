@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
@@ -28,6 +28,7 @@ from mlxreflect.config.schema import (
     method_of,
 )
 from mlxreflect.config.toml import (
+    SHARED,
     apply_settings,
     dump_toml,
     explain,
@@ -35,6 +36,7 @@ from mlxreflect.config.toml import (
     flatten,
     merge,
     read_toml,
+    shipped,
     validate,
 )
 from mlxreflect.core.errors import UserError
@@ -50,29 +52,64 @@ RESUMABLE = (
 
 
 def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
-    """A recipe by path or bundled name: its profile merged in, then each `a.b=value`."""
+    """A recipe by path or bundled name: its profiles merged in, then each `a.b=value`."""
     path = find_toml(name, "recipes")
     tree = read_toml(path)
     profiles = check_profiles(tree.pop("profiles", {}), path)
-    rest: list[str] = []
-    for setting in settings:
-        if setting.startswith("profile="):
-            chosen = setting.removeprefix("profile=")
-            if chosen not in profiles:
-                raise UserError(
-                    f"{path}: no profile {chosen!r}",
-                    f"its profiles are: {', '.join(profiles)}"
-                    if profiles
-                    else f"it has none: leave --set {setting} out",
-                )
-            merge(tree, profiles[chosen])
-        else:
-            rest.append(setting)
+    rest = [setting for setting in settings if not setting.startswith("profile=")]
+    named = [s.removeprefix("profile=") for s in settings if s.startswith("profile=")]
+    chosen = [name.strip() for names in named for name in names.split(",")]
+    merge_profiles(tree, chosen, profiles, path)
     tree.setdefault("name", path.stem)
     fetch_templates(apply_settings(tree, rest), path)
     recipe = validate(Recipe, tree, path, rest)
     check_recipe(recipe, path, rest)
     return recipe
+
+
+def merge_profiles(
+    tree: dict[str, Any], chosen: Sequence[str], own: dict[str, Any], path: Path
+) -> None:
+    """Merges profiles into a recipe: those of models.toml first, then the recipe's own.
+
+    own: the recipe's; the one called "models" goes over every profile of models.toml. Raises
+    UserError for a name that nobody has.
+    """
+    shared = read_shared().profiles if set(chosen) - own.keys() else {}
+    if unknown := [name for name in chosen if name not in own and name not in shared]:
+        known = [name for name in own if name != SHARED]
+        mine = f"its profiles are: {', '.join(known)}; and " if known else ""
+        raise UserError(
+            f"{path}: no profile {unknown[0]!r}", f"{mine}every recipe has: {', '.join(shared)}"
+        )
+    parts = [shared[name] for name in chosen if name not in own]
+    if parts:
+        parts.append(own.get(SHARED, {}))
+    for part in (*parts, *(own[name] for name in chosen if name in own)):
+        merge(tree, part)
+
+
+class Shared(NamedTuple):
+    """What recipes/models.toml says.
+
+    memory_gb: by profile, what its model takes. suggested: profiles that go together, the largest
+    first.
+    """
+
+    profiles: dict[str, Any]
+    memory_gb: dict[str, float]
+    suggested: list[list[str]]
+
+    def models(self, table: Literal["policy", "critic"]) -> dict[str, str]:
+        """Returns the models of the profiles that name one in this table."""
+        return {name: part[table]["model"] for name, part in self.profiles.items() if table in part}
+
+
+def read_shared() -> Shared:
+    path = shipped("recipes") / f"{SHARED}.toml"
+    tree = read_toml(path)
+    memory = {name: part.pop("memory_gb") for name, part in tree["profiles"].items()}
+    return Shared(check_profiles(tree["profiles"], path), memory, tree["suggested"])
 
 
 def check_profiles(profiles: Any, path: Path) -> dict[str, Any]:

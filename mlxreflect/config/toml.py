@@ -20,6 +20,7 @@ from tomlkit.items import AoT, InlineTable, Table
 from mlxreflect.core.errors import UserError
 
 PACKAGE = Path(__file__).parent.parent
+SHARED = "models"  # recipes/models.toml: profiles that every recipe has
 MARK = "\u2063"  # stands in no TOML file of a person
 T = TypeVar("T", bound=BaseModel)
 
@@ -33,9 +34,14 @@ def local_path(source: str) -> Path:
 
 
 def bundled(folder: Literal["recipes", "evals"]) -> dict[str, Path]:
-    """Name → path of the TOML files shipped in the wheel (or standing in the checkout)."""
+    """Name → path of the recipes, or eval specs, that come with the package."""
+    return {p.stem: p for p in sorted(shipped(folder).glob("*.toml")) if p.stem != SHARED}
+
+
+def shipped(folder: Literal["recipes", "evals"]) -> Path:
+    """Returns the folder in the wheel, or in the checkout."""
     inside, beside = PACKAGE / folder, PACKAGE.parent / folder
-    return {p.stem: p for p in sorted((inside if inside.is_dir() else beside).glob("*.toml"))}
+    return inside if inside.is_dir() else beside
 
 
 def find_toml(name: str, folder: Literal["recipes", "evals"]) -> Path:

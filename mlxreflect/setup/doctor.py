@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
-from mlxreflect.config.recipe import eval_spec
+from mlxreflect.config.recipe import eval_spec, read_shared
 from mlxreflect.config.schema import REMOTE, CriticConfig, Recipe, TaskConfig, method_of
 from mlxreflect.core.cache import cache_path
 from mlxreflect.core.errors import UserError
@@ -134,7 +134,8 @@ def check_memory(recipe: Recipe | None, sizes: Sizes) -> Iterator[Check]:
     """Compares the weights in memory and what training may take with what there is."""
     there = device_memory() / GB
     if recipe is None:
-        yield Check("memory", "ok", f"{there:.1f} GB")
+        fit = advice(there - memory_limit(0) / GB)
+        yield Check("memory", "ok", f"{there:.1f} GB{fit and f'; {fit}'}")
         return
     parts: Sizes = {**sizes, "training, at most": memory_limit(recipe.train.memory_gb)}
     needed = sum(size or 0 for size in parts.values()) / GB
@@ -145,10 +146,31 @@ def check_memory(recipe: Recipe | None, sizes: Sizes) -> Iterator[Check]:
     detail = f"about {needed:.1f} of {there:.1f} GB are needed ({each})"
     if needed > there:
         hint = "take a smaller policy or critic, more bits off them, or set train.memory_gb lower"
+        fit = advice(there - memory_limit(recipe.train.memory_gb) / GB)
+        hint = f"{fit}; or {hint}" if fit else hint
         yield Check("memory", "fail", detail, hint)
     else:
         close = needed > 0.8 * there or None in parts.values()
         yield Check("memory", "note" if close else "ok", detail)
+
+
+def fitting(room: float) -> list[str]:
+    """Returns the first profiles that models.toml suggests and that fit together, or none.
+
+    room: gigabytes beside training. On the CPU, where weights are larger, nothing is suggested.
+    """
+    shared = read_shared()
+    sizes = [sum(shared.memory_gb[name] for name in names) for names in shared.suggested]
+    fits = [names for names, size in zip(shared.suggested, sizes, strict=True) if size <= room]
+    return fits[0] if fits and not on_cpu() else []
+
+
+def advice(room: float) -> str:
+    """Says what fits into so many gigabytes, and how to have it."""
+    names = fitting(room)
+    models = " with ".join(name.removeprefix("critic-") for name in names)
+    alone = "" if len(names) > 1 else " without a critic beside it"
+    return f"{models}{alone} fits: --set profile={','.join(names)}" if names else ""
 
 
 # ---- the policy and the data ---------------------------------------------------------------------
