@@ -36,9 +36,10 @@ CONFIG = CriticConfig(provider="ollama", model="critic")
         }.items()),
         *(({}, {name: value}, False) for name, value in {
             "model": "other", "provider": "solver", "temperature": 0.5, "max_tokens": 100,
-            "num_ctx": 4096, "thinking": "low",
+            "num_ctx": 4096, "thinking": "low", "top_p": 0.9, "top_k": 5,
         }.items()),
-        ({}, {"concurrency": 9, "deadline_s": 9.0, "base_url": "http://elsewhere"}, True),
+        ({}, {"concurrency": 9, "deadline_s": 9.0, "keep_alive": "0",
+              "base_url": "http://elsewhere"}, True),
     ],
     ids=lambda change: "-".join(change) if isinstance(change, dict) else str(change),
 )  # fmt: skip

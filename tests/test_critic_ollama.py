@@ -19,12 +19,22 @@ def test_what_is_sent() -> None:
         [body] = server.chats
     assert body["options"] == {
         "temperature": 0.25, "num_predict": 99, "num_ctx": 1234, "seed": 5,
+        "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0, "presence_penalty": 0.0,
     }  # fmt: skip
     assert body["model"] == "critic"
     assert body["messages"] == call().messages
     assert body["stream"] is False
     assert (body["truncate"], body["shift"]) == (False, False)
     assert not {"think", "keep_alive", "format"} & set(body)
+
+
+@pytest.mark.parametrize(
+    ("keep_alive", "sent"), [("1h30m", "1h30m"), (0, 0), ("0", 0), (-1, -1), (90, 90)]
+)
+def test_how_long_the_model_stays_loaded(keep_alive: str | int, sent: str | int) -> None:
+    with FakeOllama() as server:
+        ask(server, keep_alive=keep_alive)
+    assert server.chats[0]["keep_alive"] == sent
 
 
 def counted(prompt: int | None, **more: Any) -> Body:

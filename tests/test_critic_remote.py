@@ -282,6 +282,22 @@ def test_no_text_is_an_error(service: Service, text: str) -> None:
     assert (reply.kind, reply.text, sent) == ("empty", "", TRIES)
 
 
+SAMPLING = {"top_p": 0.8, "top_k": 7, "min_p": 0.1, "repetition_penalty": 1.2,
+            "presence_penalty": -0.5}  # fmt: skip
+
+
+def test_sampling_is_sent(service: Service, at: Callable[..., Client]) -> None:
+    at(**SAMPLING).ask([call()])
+    [body] = service.server.chats
+    if service.name == "bedrock":
+        assert body["inferenceConfig"]["topP"] == 0.8
+        return
+    sent = body.get("options", body)
+    asked = {name if service.name == "openai" else name.replace("repetition", "repeat"): value
+             for name, value in SAMPLING.items()}  # fmt: skip
+    assert {name: sent[name] for name in asked} == asked
+
+
 def test_half_an_emoji_is_sent_as_a_question_mark(service: Service) -> None:
     assert service.ask(content="cut \ud83d")[0].text == "reply to cut ?"
 

@@ -113,7 +113,8 @@ APART = {
     "critic.max_tokens", "critic.num_ctx", "critic.concurrency", "critic.deadline_s",
     "critic.cache", "critic.advanced", "critic.judge", "prompt.file", "prompt.templates",
     "r3.shard", "critic.price_in", "critic.price_out", "critic.replay",
-    "critic.key_env", "critic.region", "critic.profile",
+    "critic.key_env", "critic.region", "critic.profile", "critic.keep_alive", "critic.top_p",
+    "critic.top_k", "critic.min_p", "critic.repetition_penalty", "critic.presence_penalty",
     "critic.budget.max_calls", "critic.budget.max_tokens", "critic.budget.max_usd",
 }  # fmt: skip
 ONE_VALUE = {"strategy"}  # the others have tables of their own

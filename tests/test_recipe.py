@@ -188,7 +188,7 @@ def test_unknown_key_is_refused_with_line_and_nearest_name(
         ),
         (
             "[critic.advanced.advanced]\nmodel = 'x'\n",
-            ", line 1: unknown key critic.advanced.advanced", "known keys here: provider",
+            ", line 1: unknown key critic.advanced.advanced", "known keys here: top_k",
         ),
         ("[task]\nname = 'countdown'\nnumbers = [3, 9]\n", ", line 3: task.numbers.1 = 9: ", ""),
         (
@@ -232,6 +232,8 @@ def test_wrong_type_is_named_with_key_value_and_line(key: str, tmp_path: Path) -
     # "auto" of so many gigabytes stands in the place of a number.
     texts = (isinstance(default, str) and not key.endswith("_gb")) or key in NAMES
     wrong, shown = ("7", "7") if texts else ('"7"', "'7'")
+    if key == "critic.keep_alive":  # in seconds
+        wrong, shown = "true", "True"
     *tables_, leaf = key.split(".")
     header = f"[{'.'.join(tables_)}]" if tables_ else "# top"
     path = write(tmp_path, f"{header}\n\n{leaf} = {wrong}\n")
@@ -541,6 +543,9 @@ OLLAMA = ["critic.provider=ollama", "critic.model=m"]
          "critic.temperature = 1.5, and Bedrock takes 0 to 1", "1 or less"),
         (["critic.provider=bedrock", "critic.model=m", "critic.thinking=low"],
          "critic.thinking = 'low' does nothing for bedrock", "leave that key out"),
+        (["critic.provider=bedrock", "critic.model=m", "critic.min_p=0.1"],
+         "critic.min_p does nothing for bedrock", "takes critic.temperature and critic.top_p"),
+        ([*OLLAMA, "critic.keep_alive=long"], "critic.keep_alive", ""),
         (["critic.advanced.key_env=no-name"], "critic.key_env is no name", "OPENAI_API_KEY"),
         (["critic.replay=true", "critic.cache=off"], 'critic.cache = "off"', "critic.cache"),
         ([*OLLAMA, "critic.budget.max_usd=1"], "max_usd limits nothing while ollama", "prices"),

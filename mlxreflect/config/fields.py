@@ -26,6 +26,12 @@ Names = Annotated[
     list[str], BeforeValidator(lambda v: v.split(",") if isinstance(v, str) and v else v)
 ]
 OneOrMore = BeforeValidator(lambda v: v if isinstance(v, list) else [v])  # of a list's key
+# As Ollama reads one: whole seconds, also as a number, or with units.
+Duration = Annotated[
+    str,
+    BeforeValidator(lambda v: str(v) if type(v) is int else v),
+    Field(pattern=r"^(-?\d+|(\d+(\.\d+)?(ms|s|m|h))+)?$"),
+]
 Objective = Literal["dpo", "ipo", "exo_pair", "orpo"]  # of preference pairs
 
 

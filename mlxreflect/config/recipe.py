@@ -316,6 +316,9 @@ def check_critic(critic: CriticConfig, path: Path) -> None:
         (provider == "bedrock" and critic.thinking != "auto",
          f"critic.thinking = {critic.thinking!r} does nothing for bedrock",
          "leave that key out"),
+        (provider == "bedrock" and bool(critic.changed()),
+         f"critic.{next(iter(critic.changed()), '')} does nothing for bedrock",
+         "leave that key out: Bedrock takes critic.temperature and critic.top_p"),
         # The value is not shown: it may be the key.
         (critic.key_env != "" and not re.fullmatch("[A-Z_][A-Z0-9_]*", critic.key_env),
          "critic.key_env is no name of an environment variable in capitals",

@@ -12,6 +12,7 @@ from mlxreflect.config.fields import (
     Amount,
     CachePath,
     Count,
+    Duration,
     Fraction,
     Gigabytes,
     GrpoConfig,
@@ -118,7 +119,7 @@ class TaskConfig(Table):
     words: Annotated[list[Annotated[int, Field(ge=1, le=20)]], OneOrMore, SomeOf] = [4]
 
 
-class CriticConfig(Table):
+class CriticConfig(Sampling):
     # what answers: exact solver, mlx-lm model, Ollama, a server, Bedrock
     provider: Literal["solver", "local", "ollama", "openai", "bedrock"] = "solver"
     # as the provider names it
@@ -129,8 +130,12 @@ class CriticConfig(Table):
     profile: str = ""  # bedrock: of ~/.aws/config
     # of critiques and rewrites; verdicts of a judge who gives hints are at 0
     temperature: Amount = 0.99
+    top_p: Fraction = 1.0  # of all its replies
     max_tokens: Positive = 2000  # of a reply
     num_ctx: Positive = 8192  # ollama: tokens of prompt and reply together
+    # ollama: how long its model stays in memory after a reply, in seconds or as "1h"; 0: no longer,
+    # -1: for ever, "": as the server has it, which is 5 minutes
+    keep_alive: Duration = ""
     # low, medium, high: reasoning effort, as of gpt-oss. auto: Ollama's models do not think, others
     # as they do by themselves
     thinking: Literal["auto", "on", "off", "low", "medium", "high"] = "auto"

@@ -19,7 +19,7 @@ class Call:
         (a retry from the bucket list is a new call, a resumed run's is not).
     seed: of the sampling. schema: JSON schema of the reply; None: text.
     temperature: of the sampling, where it is not the critic's own.
-    top_p, sampling, stop: of an attempt's sampling; of `config.schema.Sampling` what is not usual.
+    stop: an attempt ends before any of these.
     raw: the one message is text to be completed.
     """
 
@@ -36,8 +36,6 @@ class Call:
     seed: int = 0
     schema: dict[str, Any] | None = None
     temperature: float | None = None
-    top_p: float = 1.0
-    sampling: dict[str, float] = field(default_factory=dict)
     stop: tuple[str, ...] = ()
     raw: bool = False
 

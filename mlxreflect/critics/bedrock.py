@@ -70,6 +70,8 @@ class Bedrock:
         from botocore.parsers import ResponseParserError
 
         limits: dict[str, Any] = {"maxTokens": self.config.max_tokens}
+        if self.config.top_p < 1:
+            limits["topP"] = self.config.top_p
         if "temperature" not in refused:
             limits["temperature"] = call.heat(self.config.temperature)
         try:

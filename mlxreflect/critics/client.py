@@ -317,6 +317,7 @@ def cache_key(config: CriticConfig, call: Call) -> str:
             "max_tokens": config.max_tokens,
             "num_ctx": config.num_ctx,
             "seed": call.seed,
+            **config.changed(),
         },
         "template": call.template,
         "schema": call.schema,
@@ -325,9 +326,9 @@ def cache_key(config: CriticConfig, call: Call) -> str:
     if config.thinking != "auto":
         parts["thinking"] = config.thinking
     if call.role == "attempt":
-        parts["attempt"] = [call.top_p, call.stop, call.raw]
-        if call.sampling:
-            parts["sampling"] |= call.sampling
+        parts["attempt"] = [config.top_p, call.stop, call.raw]
+    elif config.top_p < 1:
+        parts["top_p"] = config.top_p
     # ASCII: a model's half emoji (a lone surrogate) has no UTF-8 form.
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("ascii")).hexdigest()
 

@@ -73,7 +73,8 @@ def replies(
     done = model.generate(
         [model.encode(call.messages) for call in calls],
         temperature=calls[0].heat(config.temperature),
-        top_p=1.0,
+        top_p=config.top_p,
+        sampling=config,
         max_new_tokens=config.max_tokens,
         batch=batch,
         seed=("self" if own else "local", calls[0].seed),

@@ -19,7 +19,6 @@ Think = bool | Literal["low", "medium", "high"] | None
 # By critic.thinking. It is on by default and would use up max_tokens.
 THINK: dict[str, Think] = {"auto": False, "off": False, "on": True,
                            "low": "low", "medium": "medium", "high": "high"}  # fmt: skip
-RENAMED = {"repetition_penalty": "repeat_penalty"}  # of Sampling, as Ollama has it
 CHARS_PER_TOKEN = 6  # more than any usual text has, so the estimate errs towards too few tokens
 # Ollama's answers with status 500 that will be the same the next time, and to a prompt that is
 # longer than the window, by its versions.
@@ -83,19 +82,23 @@ class Ollama:
         return {str(row["model"]): row.get("size") for row in rows}
 
     def send(self, call: Call, refused: frozenset[str]) -> Reply:
+        config = self.config
         options: dict[str, Any] = {
-            "temperature": call.heat(self.config.temperature),
-            "num_predict": self.config.max_tokens,
-            "num_ctx": self.config.num_ctx,
+            "temperature": call.heat(config.temperature),
+            "num_predict": config.max_tokens,
+            "num_ctx": config.num_ctx,
             "seed": call.seed,
+            # All of them: else those of the Modelfile hold, or a top_k of 40 and a top_p of 0.9.
+            "top_p": config.top_p,
+            "top_k": config.top_k,
+            "min_p": config.min_p,
+            "repeat_penalty": config.repetition_penalty,
+            "presence_penalty": config.presence_penalty,
         }
-        if call.top_p < 1:
-            options["top_p"] = call.top_p
-        options |= {RENAMED.get(name, name): value for name, value in call.sampling.items()}
         if call.stop:
             options["stop"] = list(call.stop)
         body: dict[str, Any] = {
-            "model": self.config.model,
+            "model": config.model,
             "stream": False,
             "options": options,
             # Else it cuts a long prompt to half the window, and forgets the prompt's beginning
@@ -103,6 +106,8 @@ class Ollama:
             "truncate": False,
             "shift": False,
         }
+        if alive := config.keep_alive:  # a number without a unit has to be one
+            body["keep_alive"] = alive if alive[-1].isalpha() else int(alive)
         answer: dict[str, Any]
         if call.raw:
             answer = self.generate("/api/generate", body | {

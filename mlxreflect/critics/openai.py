@@ -106,9 +106,9 @@ class OpenAI:
             "temperature": call.heat(self.config.temperature),
             "seed": call.seed,
         }
-        if call.top_p < 1:
-            body["top_p"] = call.top_p
-        body |= call.sampling  # as vLLM, mlx_lm.server and others know them
+        if self.config.top_p < 1:
+            body["top_p"] = self.config.top_p
+        body |= self.config.changed()  # as vLLM, mlx_lm.server and others know them
         if self.config.thinking in EFFORTS:
             body["reasoning_effort"] = self.config.thinking
         elif self.config.thinking != "auto":  # as vLLM, llama.cpp and mlx_lm.server know it

@@ -377,9 +377,11 @@ def client_config(
         base_url=root_of(model.url) if ollama else model.url,
         key_env="" if ollama else model.key_env,
         temperature=spec.temperature,
+        top_p=spec.top_p,
         max_tokens=spec.max_new_tokens,
         num_ctx=window,
         concurrency=model.concurrency,
+        **spec.changed(),  # type: ignore[arg-type]
     )
 
 
@@ -401,9 +403,7 @@ def attempt_call(problem: Problem, index: int, prompt: Messages | str, spec: Eva
         text="",
         attempt=str(index),
         seed=seed_for("eval", spec.seed, problem.id, index),
-        top_p=spec.top_p,
         stop=tuple(spec.stop),
-        sampling=spec.changed(),
         raw=isinstance(prompt, str),
     )
 
