@@ -165,7 +165,7 @@ def test_a_text_of_nothing_is_dropped(policy: Policy) -> None:
 def test_a_prompt_that_the_template_refuses_is_dropped(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: Policy, messages: object) -> list[int]:
+    def refuse(self: Policy, messages: object, tools: object) -> list[int]:
         raise TemplateFault("roles must alternate")
 
     monkeypatch.setattr(Policy, "encode", refuse)

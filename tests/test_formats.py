@@ -121,6 +121,10 @@ SFT: list[tuple[dict[str, Any], list[tuple[Rows, str]]]] = [
     ({"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "q"},
       {"from": "gpt", "value": "a"}]}, [([system("s"), user("q")], "a")]),
     ({"conversations": [user("q"), bot("a")]}, [([user("q")], "a")]),
+    ({"messages": [{"role": "Developer", "content": "s"}, {"role": " USER", "content": "q"},
+                   {"role": "model", "content": "a"}]}, [([system("s"), user("q")], "a")]),
+    ({"messages": [*TWO[:1], bot("a") | {"weight": 0}, TWO[2], bot("b") | {"weight": 1}]},
+     [(TWO, "b")]),
     ({"text": " all of it\n"}, [([], " all of it\n")]),
     ({"prompt": "q", "chosen": "y", "rejected": "n", "messages": [user("m"), bot("y")]},
      [([user("m")], "y")]),
@@ -134,6 +138,46 @@ def test_sft_forms(read: Any, row: dict[str, Any], made: list[tuple[Rows, str]])
     assert {e.kind for e in found} == {"sft"}
     last, _ = read("sft", row, turns="last")
     assert last == found[-1:]
+
+
+TOOL = {"type": "function", "function": {"name": "t"}}
+CALL = {"type": "function", "function": {"name": "t", "arguments": {"x": 1}}}
+CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+HEARD = {"role": "tool", "content": "9"}
+WITH_TOOLS: list[tuple[dict[str, Any], Any]] = [
+    ({"messages": [user("q"), {"role": "assistant", "content": None, "tool_calls": [{
+        "type": "function", "function": {"name": "t", "arguments": '{"x": 1}'}}]},
+        HEARD, bot("a")], "tools": [TOOL]}, [TOOL]),
+    ({"conversations": [
+        {"from": "human", "value": "q"},
+        {"from": "function_call", "value": '{"name": "t", "arguments": {"x": 1}}'},
+        {"from": "observation", "value": "9"}, {"from": "gpt", "value": "a"}],
+      "tools": '[{"name": "t"}]'}, [TOOL]),
+    ({"messages": [user("q"), bot(None) | {"function_call": {"name": "t", "arguments": {"x": 1}}},
+                   {"role": "function", "content": "9"}, bot("a")], "tools": "[]"}, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "tools"), WITH_TOOLS)
+def test_tools_and_their_calls(read: Any, row: dict[str, Any], tools: Any) -> None:
+    (call, said), bad = read("sft", row)
+    assert not bad and call.tools == said.tools == tools
+    assert (call.prompt, call.completion) == ([user("q")], "")
+    assert call.parts == {"completion": {"tool_calls": [CALL]}}
+    assert (said.prompt, said.completion) == ([user("q"), CALLING, HEARD], "a")
+    assert said.parts is None
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_a_thought_of_its_own(read: Any, name: str) -> None:
+    thinking = [user("q"), bot("a") | {name: "t"}, user("r"), bot("b") | {name: "u"}]
+    (first, second), _ = read("sft", {"messages": thinking})
+    assert first.parts == {"completion": {"reasoning_content": "t"}}
+    assert second.prompt[1] == {**bot("a"), "reasoning_content": "t"}
+    (pair,), _ = read("dpo", {"prompt": "q", "chosen": thinking[1:2], "rejected": "n"})
+    assert (pair.chosen, pair.parts) == ("a", {"chosen": {"reasoning_content": "t"}})
+    (same,), _ = read("sft", {"schema": "example/1", **to_row(first)})
+    assert same.parts == first.parts
 
 
 def test_groups(read: Any) -> None:
@@ -212,8 +256,15 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("sft", {"messages": [user(3), bot("a")]}, "messages, message 1, is no text"),
     ("sft", {"messages": [user([{"type": "image_url"}]), bot("a")]}, "other than text"),
     ("sft", {"messages": [user([{"type": "text", "text": DEEP}]), bot("a")]}, "is no text"),
-    ("sft", {"messages": [user("q"), bot("a") | {"tool_calls": [{}]}]}, "calls a tool"),
-    ("sft", {"messages": [user("q"), {"role": "tool", "content": "a"}]}, "has no role out of"),
+    ("sft", {"messages": [user("q"), bot("a") | {"tool_calls": [{}]}]}, "calls a tool without a n"),
+    ("sft", {"messages": [user("q"), bot("a") | {"tool_calls": "x"}]}, "calls a tool without a n"),
+    ("sft", {"messages": [user("q"), bot("a")], "tools": "x"}, "tools is no list of objects"),
+    ("sft", {"messages": [user("q"), {"role": "boss", "content": "a"}]}, "has no role out of"),
+    ("sft", {"messages": [user("q"), bot("a") | {"weight": 0}]}, "every answer has the weight 0"),
+    ("sft", {"messages": [user("q"), bot("a") | {"weight": "x"}]}, "weight is no finite number"),
+    ("sft", {"messages": [user("q"), bot("a") | {"thinking": 7}]}, "message 2, is no text"),
+    ("grpo", Q | {"completions": ["a", [bot("b") | {"thinking": "t"}]], "rewards": [1, 2]},
+     "hold their thoughts in their text"),
     ("sft", {"messages": [user("q"), {"role": ["x"], "content": "a"}]}, "has no role out of"),
     ("sft", {"messages": [user("q"), system("s"), user("r"), bot("a")]}, "stands behind"),
     ("sft", {"system": "t", "messages": [system("s"), user("r"), bot("a")]}, "stands behind"),

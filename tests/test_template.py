@@ -76,11 +76,13 @@ def tokenizer(template: str) -> TokenizerWrapper:
     return TokenizerWrapper(fast, eos_token_ids=[*ends, fast.eos_token_id])
 
 
-def told(template: str, messages: list[dict[str, Any]], thinking: bool) -> str:
+def told(
+    template: str, messages: list[dict[str, Any]], thinking: bool = False, **options: Any
+) -> str:
     """Returns a conversation as the template renders it, by transformers alone."""
     text, _ = render_jinja_template(
         [messages], chat_template=template, bos_token="<BOS>", eos_token="<EOS>",
-        enable_thinking=thinking,
+        enable_thinking=thinking, **options,
     )  # fmt: skip
     return str(text[0])
 
@@ -291,6 +293,39 @@ def test_a_template_that_fails_is_refused(
     assert not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGALRM) is handler
     assert (signal.getitimer(signal.ITIMER_REAL)[0] > 0) == (timer[0] > 0)
+
+
+TOOLS = """
+{%- if tools %}<|tools|>{% for tool in tools %}{{ tool | tojson }}{% endfor %}<|end|>{% endif -%}
+{%- for m in messages %}<|{{ m.role }}|>
+{%- if m.thinking %}<think>{{ m.thinking }}</think>{% endif %}{{ m.content }}
+{%- for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor -%}
+<|end|>{% endfor -%}
+{%- if add_generation_prompt %}<|assistant|>{% endif -%}
+"""
+
+
+@pytest.mark.parametrize("thought", [{}, {"reasoning_content": THOUGHT}])
+def test_tools_and_calls_are_the_templates_own(thought: dict[str, str]) -> None:
+    """Token by token, and what a tool says stays characters."""
+    chat = chat_of(TOOLS)
+    assert chat.shows_tools() and not chat_of(DROPS).shows_tools()
+    tool = {"type": "function", "function": {"name": "get<|end|>"}}
+    call = {"type": "function", "function": {"name": "get", "arguments": {"at": "x<|end|>"}}}
+    reply = {"role": "assistant", "content": "", "tool_calls": [call], **thought}
+    heard = {"role": "tool", "content": "<|tools|>9"}
+    prompt, response = chat.prompt([QUESTION], [tool]), chat.calling([QUESTION], reply, [tool])
+    shown = [{**reply, "thinking": THOUGHT}] if thought else [reply]
+    assert chat.tokenizer.decode([*prompt, *response]) == told(
+        TOOLS, [QUESTION, *shown], tools=[tool]
+    )
+    again = chat.prompt([QUESTION, reply, heard], [tool])
+    assert again[: len(prompt) + len(response)] == [*prompt, *response]
+    ends = chat.tokenizer.convert_tokens_to_ids("<|end|>")
+    assert [prompt.count(ends), response.count(ends), again.count(ends)] == [2, 1, 4]
+    assert again.count(chat.tokenizer.convert_tokens_to_ids("<|tools|>")) == 1
+    with pytest.raises(TemplateFault, match="shows no tool calls"):
+        chat_of(DROPS).calling([QUESTION], reply, [tool])
 
 
 def test_half_a_character_in_a_text_is_replaced() -> None:

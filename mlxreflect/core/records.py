@@ -11,7 +11,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-Messages = list[dict[str, str]]
+# Of role and content, and what few have: reasoning_content, tool_calls, name, tool_call_id.
+Messages = list[dict[str, Any]]
 Visibility = Literal["none", "verdict", "gold_answer", "gold_solution"]
 Role = Literal[
     "attempt", "critique", "reflection", "rewrite", "continue", "retry", "verify", "integrate",
@@ -133,6 +134,8 @@ class Example:
     mask: which tokens the loss sees: "response", all; "from N", those from that character on.
     completions, completions_ids, rewards: of a group, several answers to one prompt and what each
     was worth.
+    tools: that the chat template shows. parts: of a text, by its name, what the assistant's message
+    has besides it: reasoning_content, tool_calls.
     source: {"problem": id, "epoch": n, "wave": n, "turns": [chosen, rejected]}.
     """
 
@@ -150,6 +153,8 @@ class Example:
     rewards: list[float] | None = None
     weight: float = 1.0
     mask: str = "response"
+    tools: list[dict[str, Any]] | None = None
+    parts: dict[str, dict[str, Any]] | None = None
     source: dict[str, Any] = field(default_factory=dict)
 
 
@@ -179,11 +184,10 @@ Record = Problem | Episode | Example | Sample
 
 
 def to_row(record: Record) -> dict[str, Any]:
-    """The JSON object of a record, its schema first; a sample without a score has no such key."""
+    """The JSON object of a record, its schema first; keys that few have stand in those alone."""
     row = {"schema": record.SCHEMA, **dataclasses.asdict(record)}
-    if isinstance(record, Sample) and record.score is None:
-        del row["score"]
-    return row
+    few = {Sample: ("score",), Example: ("tools", "parts")}.get(type(record), ())
+    return {key: value for key, value in row.items() if value is not None or key not in few}
 
 
 def episode_from_row(row: dict[str, Any]) -> Episode:

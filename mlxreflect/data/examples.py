@@ -23,6 +23,7 @@ from mlxreflect.data.forms import (
     form_of,
     native,
     number,
+    tools_of,
 )
 from mlxreflect.data.rows import TORN, BadRow, Row, fold, listed, rows_of
 
@@ -153,12 +154,15 @@ def examples_of(
         if said in known:
             raise Fault("it is there twice")
         known.add(said)
-    return [replace(e, weight=weight, source={"row": row.where, **e.source}) for e in made]
+    tools = tools_of(values)
+    return [replace(e, weight=weight * e.weight, tools=tools,
+                    source={"row": row.where, **e.source}) for e in made]  # fmt: skip
 
 
 def texts_of(example: Example) -> list[str]:
-    """Returns the texts of the prompt and of the answers."""
-    texts = [example.completion, example.chosen, example.rejected]
+    """Returns the texts of the prompt and of the answers, with thoughts of their own."""
+    thoughts = [parts.get("reasoning_content") for parts in (example.parts or {}).values()]
+    texts = [example.completion, example.chosen, example.rejected, *thoughts]
     return [*(message["content"] for message in example.prompt), *filter(None, texts)]
 
 

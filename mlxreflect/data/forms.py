@@ -9,6 +9,7 @@ Reflections (arXiv 2505.16475): question, answer, first_trial_reasoning and so o
 or the same inside trail1 and trail2 as its examples have them.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -32,10 +33,14 @@ KINDS = {
 Values = dict[str, Any]
 SIDES = ("chosen", "rejected")
 
+# Roles in the words of several programs, in any capitals → a chat template's.
 ROLES = {
-    "system": "system", "user": "user", "human": "user", "assistant": "assistant",
-    "gpt": "assistant",
+    "system": "system", "developer": "system", "user": "user", "human": "user",
+    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant",
+    "model": "assistant", "function_call": "assistant", "tool": "tool", "observation": "tool",
+    "function": "tool", "ipython": "tool",
 }  # fmt: skip
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # names of a thought beside its answer
 WRITTEN_OUT = re.compile(r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
 
 
@@ -76,16 +81,67 @@ def messages_of(value: Any, at: str, role: str = "") -> Messages:
     return [message_of(message, f"{at}, message {i},") for i, message in enumerate(value, 1)]
 
 
-def message_of(value: Any, at: str) -> dict[str, str]:
+def message_of(value: Any, at: str) -> dict[str, Any]:
+    """A message of role and content, with a thought, tool calls and names where it has them."""
     if not isinstance(value, dict):
         raise Fault(f"{at} is no object with role and content")
-    if value.get("tool_calls") or value.get("function_call"):
-        raise Fault(f"{at} calls a tool, which is not supported")
-    role = value.get("role") or value.get("from")
-    if not isinstance(role, str) or role not in ROLES:
+    told = str(value.get("role") or value.get("from")).strip().lower()
+    role = ROLES.get(told)
+    if role is None:
         raise Fault(f"{at} has no role out of {', '.join(ROLES)}")
     content = value.get("value") if value.get("content") is None else value["content"]
-    return {"role": ROLES[role], "content": text_of(content, at)}
+    calls = value.get("tool_calls") or value.get("function_call")
+    if told == "function_call":  # ShareGPT's: the call is the text
+        calls, content = calls or from_json(content), None
+    message: dict[str, Any] = {"role": role, "content": ""}
+    if calls:
+        message["tool_calls"] = calls_of(calls, at)
+    if not calls or content is not None:
+        message["content"] = text_of(content, at)
+    thought = next((value[n] for n in THOUGHTS if value.get(n)), None)
+    if thought is not None and role == "assistant":
+        message["reasoning_content"] = text_of(thought, at)
+    names = {n: value[n] for n in ("name", "tool_call_id") if isinstance(value.get(n), str)}
+    return {**message, **(names if role == "tool" else {})}
+
+
+def from_json(text: Any) -> Any:
+    """What JSON in a text says; anything else as it is."""
+    try:
+        return json.loads(text) if isinstance(text, str) else text
+    except (ValueError, RecursionError):
+        return text
+
+
+def calls_of(value: Any, at: str) -> list[dict[str, Any]]:
+    """Tool calls as chat templates take them, their arguments an object where they are one."""
+    made = []
+    for call in value if isinstance(value, list) else [value]:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise Fault(f"{at} calls a tool without a name")
+        given = {**function, "arguments": from_json(function.get("arguments", {}))}
+        known = {key: call[key] for key in ("id",) if isinstance(call.get(key), str)}
+        made.append({**known, "type": "function", "function": given})
+    return made
+
+
+def tools_of(values: Values) -> list[dict[str, Any]] | None:
+    """The row's tools, a list or one in JSON; None for none."""
+    tools = from_json(values.get("tools") or values.get("functions") or None)
+    if not tools:
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise Fault("tools is no list of objects")
+    return [t if "function" in t else {"type": "function", "function": t} for t in tools]
+
+
+def parts_of(**messages: dict[str, Any]) -> dict[str, dict[str, Any]] | None:
+    """By name, what the assistant's messages have besides their text; None for nothing."""
+    names = ("reasoning_content", "tool_calls")
+    found = {text: {n: message[n] for n in names if n in message}
+             for text, message in messages.items()}  # fmt: skip
+    return {text: parts for text, parts in found.items() if parts} or None
 
 
 def as_assistant(text: str) -> Messages:
@@ -101,9 +157,9 @@ def prompt_of(values: Values, prompt: Messages) -> Messages:
         raise Fault("a system message stands behind another message")
     if not prompt:
         raise Fault("there is no prompt")
-    if prompt[-1]["role"] != "user":
+    if prompt[-1]["role"] not in ("user", "tool"):
         raise Fault("the prompt does not end in a user's message")
-    if not prompt[-1]["content"].strip():
+    if not prompt[-1]["content"].strip() and prompt[-1]["role"] == "user":
         raise Fault("the prompt is empty")
     return prompt
 
@@ -114,9 +170,9 @@ def answer(messages: Messages, at: str) -> str:
         raise Fault(f"the last message of {at} is not the assistant's")
     if len(messages) > 1:
         raise Fault(f"{at} goes on for {len(messages)} messages; only one answer can be trained")
-    if not messages[0]["content"].strip():
+    if not messages[0]["content"].strip() and "tool_calls" not in messages[0]:
         raise Fault(f"{at} is empty")
-    return messages[0]["content"]
+    return str(messages[0]["content"])
 
 
 def number(value: Any, at: str) -> float:
@@ -180,7 +236,8 @@ def preference(values: Values, turns: Turns) -> list[Example]:
     size = shared(good, poor)
     asking = prompt_of(values, joined(asking, good[:size]))
     chosen, rejected = answer(good[size:], "chosen"), answer(poor[size:], "rejected")
-    return [Example("preference", asking, chosen=chosen, rejected=rejected)]
+    parts = parts_of(chosen=good[-1], rejected=poor[-1])
+    return [Example("preference", asking, chosen=chosen, rejected=rejected, parts=parts)]
 
 
 def completion(values: Values, turns: Turns) -> list[Example]:
@@ -190,11 +247,15 @@ def completion(values: Values, turns: Turns) -> list[Example]:
         raise Fault("prompt, completion and label are unpaired preferences, which nothing trains")
     said = messages_of(values["completion"], "completion", "assistant")
     prompt = joined(messages_of(values["prompt"], "prompt", "user"), said[:-1])
-    return [Example("sft", prompt_of(values, prompt), completion=answer(said[-1:], "completion"))]
+    text, parts = answer(said[-1:], "completion"), parts_of(completion=said[-1])
+    return [Example("sft", prompt_of(values, prompt), completion=text, parts=parts)]
 
 
 def chat(values: Values, turns: Turns) -> list[Example]:
-    """TRL's and mlx-lm's messages, ShareGPT's conversations: an example for each turn trained."""
+    """TRL's and mlx-lm's messages, ShareGPT's conversations: an example for each turn trained.
+
+    A turn of weight 0, as OpenAI's fine-tuning has it, is not trained.
+    """
     name = "messages" if values.get("messages") is not None else "conversations"
     talk = messages_of(values[name], name)
     if talk[-1]["role"] != "assistant":
@@ -205,11 +266,17 @@ def chat(values: Values, turns: Turns) -> list[Example]:
     ends = [i for i in range(first, len(roles)) if roles[i] == "assistant"]
     if not ends:
         raise Fault("no user's message stands before the assistant's")
+    weights = {i: number(values[name][i].get("weight", 1), "weight") for i in ends}
+    ends = [i for i in ends if weights[i] > 0]
+    if not ends:
+        raise Fault("every answer has the weight 0")
     return [
         Example(
             "sft",
             prompt_of(values, talk[:end]),
             completion=answer([talk[end]], f"{name}, message {end + 1},"),
+            weight=weights[end],
+            parts=parts_of(completion=talk[end]),
             source={"message": end + 1},
         )
         for end in (ends if turns == "all" else ends[-1:])
@@ -234,6 +301,8 @@ def group(values: Values, turns: Turns) -> list[Example]:
     said = [messages_of(a, f"completion {i}", "assistant") for i, a in enumerate(answers, 1)]
     if any([message["role"] for message in messages] != ["assistant"] for messages in said):
         raise Fault("each completion must be one message of the assistant")
+    if any(parts_of(completion=messages[0]) for messages in said):
+        raise Fault("completions hold their thoughts in their text, and call no tools")
     prompt = prompt_of(values, messages_of(values["prompt"], "prompt", "user"))
     worth = [number(reward, f"reward {i}") for i, reward in enumerate(rewards, 1)]
     texts = [messages[0]["content"] for messages in said]
@@ -248,7 +317,11 @@ def native(values: Values, kind: str) -> Example:
     if own != kind:
         raise Misfit(f"rows of the kind {own} are {KINDS[own]}")
     given = {name: value for name, value in values.items() if value is not None}
+    told = given.pop("parts", None)
+    messages = told.items() if isinstance(told, dict) else ()
+    parts = {name: message_of({**as_assistant("")[0], **m}, name) for name, m in messages}
     example: Example = flat_from_row(Example, {"prompt": None, **given})
+    example = replace(example, tools=tools_of(values), parts=parts_of(**parts))
     if not isinstance(example.source, dict) or not isinstance(example.mask, str):
         raise Fault("source is no object, or mask is no text")
     for name in {"sft": ("completion",), "preference": SIDES, "group": ()}[kind]:

@@ -3,7 +3,7 @@
 The only file that touches mlx-lm's generation.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import groupby
@@ -84,12 +84,14 @@ class Policy:
             f"{each:.2f} GB, and {room:.1f} GB are there for all of them (policy.cache_gb)"
         )
 
-    def encode(self, asked: Messages | str) -> list[int]:
+    def encode(
+        self, asked: Messages | str, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
         """The chat template's tokens, up to where the answer begins; or those of a raw text to be
-        completed, after the tokenizer's begin token if it has one."""
+        completed, after the tokenizer's begin token if it has one. tools: that it shows."""
         if isinstance(asked, str):
             return list(self.tokenizer.encode(asked))
-        return self.template.prompt(asked)
+        return self.template.prompt(asked, tools)
 
     def encode_response(self, prompt: list[int], text: str, ended: bool = True) -> list[int]:
         """Tokens of a response that the policy did not write, with its end token if it is ended."""

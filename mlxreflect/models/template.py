@@ -30,6 +30,7 @@ ASK: dict[str, Any] = {"role": "user", "content": USER}
 REPLY: dict[str, Any] = {"role": "assistant", "content": ANSWER}
 # Templates look for a thought under one of these names.
 THINKING: dict[str, Any] = dict.fromkeys(("reasoning_content", "thinking", "reasoning"), THOUGHT)
+NONE: Mapping[str, Any] = {}
 RENDER_S = 5.0  # far more than a conversation takes
 # What a template's code raises: it is anyone's program, in a sandbox.
 FAULTS = (TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError,
@@ -145,25 +146,77 @@ class ChatTemplate:
 
     # ---- prompts and responses -------------------------------------------------------------------
 
-    def prompt(self, messages: Messages) -> list[int]:
+    def prompt(
+        self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
         """Returns the tokens up to where the response begins.
 
-        Special tokens that are written out in the messages are characters. Raises TemplateFault
-        where the template refuses the messages.
+        Special tokens that are written out in the messages are characters. tools: that the template
+        shows. Raises TemplateFault where it refuses the messages.
         """
         if not self.tokenizer.has_chat_template:
             text = "\n\n".join(m["content"] for m in messages) + "\n"
             ids: list[int] = self.tokenizer.encode(text)
             return ids
-        hidden = [{**m, "content": self.hide(m["content"])} for m in messages]
-        return self.tokens(self.prompt_text(hidden))
+        return self.tokens(self.prompt_text(*self.hidden(messages, tools)))
 
-    def prompt_text(self, messages: Turns) -> str:
+    def hidden(
+        self, messages: Turns, tools: Sequence[Mapping[str, Any]] | None
+    ) -> tuple[Turns, dict[str, Any]]:
+        """Returns messages and, as an option of the template, tools, with places for tokens.
+
+        A thought beside its answer has all the names that templates look for.
+        """
+
+        def hide(value: Any) -> Any:
+            if isinstance(value, str):
+                return self.hide(value)
+            if isinstance(value, Mapping):
+                return {key: hide(inner) for key, inner in value.items()}
+            return [hide(inner) for inner in value] if isinstance(value, list) else value
+
+        names = [dict.fromkeys(THINKING, m["reasoning_content"]) if "reasoning_content" in m else {}
+                 for m in messages]  # fmt: skip
+        told = [hide({**m, **own}) for m, own in zip(messages, names, strict=True)]
+        return told, {"tools": hide(list(tools))} if tools else {}
+
+    def prompt_text(self, messages: Turns, options: Mapping[str, Any] = NONE) -> str:
+        text = self.render(self.folded(messages), add_generation_prompt=True, **options)
+        return text.removesuffix(self.left_out)
+
+    def folded(self, messages: Turns) -> Turns:
+        """Puts the system message before the next one where the template would drop it."""
         first, *others = messages
-        if first["role"] == "system" and others and not self.shape.system:
-            joined = f"{first['content']}\n\n{others[0]['content']}"
-            messages = [{**others[0], "content": joined}, *others[1:]]
-        return self.render(messages, add_generation_prompt=True).removesuffix(self.left_out)
+        if first["role"] != "system" or not others or self.shape.system:
+            return messages
+        joined = f"{first['content']}\n\n{others[0]['content']}"
+        return [{**others[0], "content": joined}, *others[1:]]
+
+    def calling(
+        self, messages: Messages, reply: Mapping[str, Any],
+        tools: Sequence[Mapping[str, Any]] | None,
+    ) -> list[int]:  # fmt: skip
+        """Returns the tokens of a reply that calls tools, as the template itself writes it.
+
+        Raises TemplateFault where it shows no calls after this prompt.
+        """
+        (*asked, last), options = self.hidden([*messages, reply], tools)
+        prompt = self.prompt_text(asked, options)
+        told, before = self.render([*self.folded(asked), last], **options), ""
+        if not told.startswith(prompt):  # the thought that the prompt opens is closed
+            prompt, before = prompt.removesuffix(self.shape.opening), self.shape.plain
+        written = told.removeprefix(prompt)
+        name = last["tool_calls"][0]["function"]["name"]
+        if not told.startswith(prompt) or name not in written:
+            raise TemplateFault("it shows no tool calls after this prompt")
+        at, end = self.first_end(written)
+        return [*self.tokens(before + written[:at]), end]
+
+    def first_end(self, text: str) -> tuple[int, int]:
+        """Returns where a token in a text ends the turn, and which; else its end, and the usual."""
+        ends = {self.tokenizer.convert_ids_to_tokens(token): token for token in self.eos}
+        at, name = min(((text.find(n), n) for n in ends if n and n in text), default=(0, ""))
+        return (at, ends[name]) if name else (len(text), self.end_of_turn)
 
     def response(self, prompt: list[int], text: str, ended: bool = True) -> list[int]:
         """Returns the tokens of a response that the policy did not write, its end included.
@@ -269,10 +322,8 @@ class ChatTemplate:
 
     def learn_end(self, after: str) -> str:
         """Sets the token that ends a turn; returns what stands between an answer and it."""
-        ends = {self.tokenizer.convert_ids_to_tokens(token): token for token in self.eos}
-        at, name = min(((after.find(n), n) for n in ends if n and n in after), default=(0, ""))
-        self.end_of_turn = ends.get(name, self.end_of_turn)
-        return after[:at]
+        at, self.end_of_turn = self.first_end(after)
+        return after[:at] if at < len(after) else ""
 
     def known_tags(
         self, opening: str = "", thought: tuple[str, str] | None = None
@@ -286,10 +337,15 @@ class ChatTemplate:
                 return start, end
         return None
 
-    def try_render(self, messages: Turns) -> str:
+    def shows_tools(self) -> bool:
+        """Tells if the template shows the model tools."""
+        tool = {"type": "function", "function": {"name": THOUGHT, "parameters": {}}}
+        return THOUGHT in self.try_render([ASK], tools=[tool])
+
+    def try_render(self, messages: Turns, **options: Any) -> str:
         """Returns a conversation as rendered; "" where the template refuses it."""
         try:
-            return self.render(messages)
+            return self.render(messages, **options)
         except TemplateFault as fault:
             if fault.slow:  # it would be as slow with all that it is asked
                 raise

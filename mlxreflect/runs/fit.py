@@ -172,6 +172,12 @@ def encode_data(job: Job, policy: Policy, examples: Sequence[Example], bad: list
             f"{marked} of {len(texts)} texts have the model's special tokens written out; there "
             "they are trained as tokens"
         )
+    tools = sum(1 for example in used if example.tools)
+    if tools and not template.shows_tools():
+        notes.append(
+            f"{tools} of {len(used)} examples have tools, which the model's chat template does not "
+            "show"
+        )
     return Data(train, held_out, bad, notes)
 
 

@@ -82,20 +82,30 @@ class Encoder:
 
     def tokens(self, example: Example) -> list[list[int]]:
         """Those of the prompt, then of each response."""
-        known: list[tuple[str | None, list[int] | None]]
-        if example.kind == "sft":
-            known = [(example.completion, example.completion_ids)]
-        elif example.kind == "group":
-            texts = example.completions or []
-            ids = example.completions_ids
-            known = [(text, ids[i] if ids else None) for i, text in enumerate(texts)]
-        else:
-            known = [(example.chosen, example.chosen_ids), (example.rejected, example.rejected_ids)]
         if not example.prompt:  # raw text: all of it is trained but its first token
             whole = self.policy.encode_text(example.completion or "")
             return [whole[:1], whole[1:]]
-        prompt = self.policy.encode(example.prompt)
-        return [prompt, *(i or self.policy.encode_response(prompt, t or "") for t, i in known)]
+        prompt = self.policy.encode(example.prompt, example.tools)
+        if example.kind == "group":
+            texts = example.completions or []
+            known: Sequence[list[int] | None] = example.completions_ids or [None] * len(texts)
+            return [prompt, *(ids or self.policy.encode_response(prompt, text)
+                              for text, ids in zip(texts, known, strict=True))]  # fmt: skip
+        names = ("completion",) if example.kind == "sft" else ("chosen", "rejected")
+        return [prompt, *(getattr(example, f"{name}_ids") or self.response(example, prompt, name)
+                          for name in names)]  # fmt: skip
+
+    def response(self, example: Example, prompt: list[int], name: str) -> list[int]:
+        """Tokens of a text that the policy did not write, with the thought and the tool calls that
+        its message has besides."""
+        text, parts = getattr(example, name) or "", (example.parts or {}).get(name, {})
+        if "tool_calls" in parts:
+            reply = {"role": "assistant", "content": text, **parts}
+            return self.policy.template.calling(example.prompt, reply, example.tools)
+        if thought := parts.get("reasoning_content"):
+            start, end = self.policy.template.shape.tags or TAGS[self.tags]
+            text = f"{start}\n{thought.strip()}\n{end}\n\n{text}"
+        return self.policy.encode_response(prompt, text)
 
     def flags(
         self, example: Example, response: list[int], opening: int = 0
