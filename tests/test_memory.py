@@ -11,6 +11,7 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.models import qwen2
 from support.architectures import (
+    FIVE,
     PAIRS,
     RECURRENT,
     SHARING,
@@ -18,6 +19,8 @@ from support.architectures import (
     furthest,
     plain_dpo,
     plainly,
+    some_items,
+    taken,
     trained,
     with_lora,
 )
@@ -26,43 +29,16 @@ from support.training import fitting, lora_trainer, most_bytes, rows
 from mlxreflect.core.seeds import seed_mlx
 from mlxreflect.models import load
 from mlxreflect.train import memory
-from mlxreflect.train.batches import Item, Pair, Row, collate, shape_of, whole
+from mlxreflect.train.batches import Item, Pair, Row, shape_of, whole
 from mlxreflect.train.cpu import LANES
 from mlxreflect.train.memory import Footprint, memory_limit, plan, recomputed_layers
 from mlxreflect.train.network import Network, parameters
 from mlxreflect.train.objectives import imitation, preference
 from mlxreflect.train.trainer import Trainer
 
-FIVE: dict[str, Any] = {
-    "hidden_size": 192, "num_hidden_layers": 6, "intermediate_size": 768, "num_attention_heads": 6,
-    "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 512,
-}  # fmt: skip
-
 
 def five_million(kind: str = "qwen2", **changes: Any) -> nn.Module:
     return with_lora(build(kind, {**FIVE, **changes}, grow=False))
-
-
-def some_items(count: int, prompt: int, response: int, rows: int = 2) -> list[Item]:
-    rng = np.random.default_rng(0)
-
-    def some(length: int) -> list[int]:
-        return [int(t) for t in rng.integers(0, 500, length)]
-
-    prompts = [some(prompt) for _ in range(count)]
-    return [tuple(Row(one, some(response)) for _ in range(rows)) for one in prompts]
-
-
-def taken(model: nn.Module, network: Network, items: list[Item], recomputed: int) -> int:
-    """Bytes that the gradients of a batch take, besides what was there before."""
-    batch = collate(items, share=network.shares)
-
-    def go() -> None:
-        with recomputed_layers(model, recomputed, (1,)):
-            plainly(model, lambda model: network.logps(batch, training=True).sum())
-
-    go()  # what is made once, is made
-    return most_bytes(go)
 
 
 # ---- estimates -----------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json
 from mlxreflect.core.seeds import seed_mlx
 from mlxreflect.models.load import floating, model_folder, read_adapter, to_float32
+from mlxreflect.train.recurrent import refuse_untrainable
 
 EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
 LINEAR = (nn.Linear, nn.QuantizedLinear, *EXPERTS)
@@ -25,9 +26,12 @@ Arrays = dict[str, mx.array]
 
 
 def linear_keys(model: nn.Module, last: int = 0) -> list[str]:
-    """Names of the linear layers inside the last n blocks (0: all), such as self_attn.q_proj."""
+    """Names of the linear layers inside the last n blocks (0: all), such as self_attn.q_proj.
+
+    Without those of Kimi K3 whose weights its blocks read themselves, past any LoRA.
+    """
     names = {n: 0 for layer in model.layers[-last:] for n, m in layer.named_modules()
-             if isinstance(m, LINEAR)}  # fmt: skip
+             if isinstance(m, LINEAR) and not n.endswith("_res_proj")}  # fmt: skip
     return list(names)
 
 
@@ -156,7 +160,11 @@ def save_adapter(folder: Path, arrays: Arrays, config: dict[str, Any], model: st
 
 
 def attach(model: nn.Module, train: Fitting, seed: int, name: str, adapter: str) -> dict[str, Any]:
-    """Choose what is trained, as train.tune says; returns the adapter_config.json."""
+    """Choose what is trained, as train.tune says; returns the adapter_config.json.
+
+    Raises UserError where the model cannot be trained, or not so.
+    """
+    refuse_untrainable(model)
     if train.tune == "full":
         return attach_full(model, name, adapter)
     return attach_lora(model, train.lora, seed, adapter)

@@ -45,6 +45,8 @@ DISPLAY_TOKENS = 2048
 LEAST_TOKENS = 64  # below that, a part of its own is not worth a thread
 GPU_SHARE = 0.25  # of the working set that the device recommends; a critic may want the rest
 Seed = tuple[int | str, ...]
+# What a layer that is recomputed may be given.
+GIVEN = (mx.array, str, int, float, tuple, list, dict, type(None), Recorder, Extension)
 
 
 class Footprint:
@@ -179,9 +181,11 @@ def recomputing(
     original: Callable[..., Any], chosen: set[int], draws: Iterator[int], seed: Seed
 ) -> Callable[..., Any]:
     def call(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if id(layer) not in chosen:
+        given = (*args, *kwargs.values())
+        # Gradients pass by what else a layer is given to change, as Kimi K3's are.
+        if id(layer) not in chosen or not all(isinstance(a, GIVEN) for a in given):
             return original(layer, *args, **kwargs)
-        caches = [a for a in (*args, *kwargs.values()) if isinstance(a, Recorder | Extension)]
+        caches = [a for a in given if isinstance(a, Recorder | Extension)]
         cache = caches[0] if caches else None
         draw = next(draws)
 

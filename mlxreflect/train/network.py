@@ -19,6 +19,7 @@ from mlx_lm.models.cache import KVCache, RotatingKVCache, create_attention_mask,
 from mlxreflect.models.load import device_memory, on_cpu
 from mlxreflect.train.batches import Batch, Row, collate
 from mlxreflect.train.losses import token_logps
+from mlxreflect.train.recurrent import forget
 
 Held = tuple[mx.array, ...]  # keys and values, or nothing yet
 
@@ -319,10 +320,14 @@ def parameters(model: nn.Module, arrays: Arrays) -> Iterator[None]:
     own = {name: array for name, array in tree_flatten(model.trainable_parameters())
            if name in arrays}  # fmt: skip
     model.update(tree_unflatten(list(arrays.items())))
+    if not model.training:  # in training mode nothing is kept
+        forget(model)
     try:
         yield
     finally:
         model.update(tree_unflatten(list(own.items())))
+        if not model.training:
+            forget(model)
 
 
 @contextmanager

@@ -1,24 +1,38 @@
 """Models while gradients are taken: in training mode, by formulas that have a gradient.
 
-mlx-lm runs the states of some models by Metal kernels without a gradient, most of them only outside
-of training mode. Its plain formulas keep the state of every token for the backward pass; here one
-in CHUNK is kept, and those between are computed again.
+mlx-lm runs the states of some models by Metal kernels without a gradient: most of them only outside
+of training mode, some always. And its plain formulas keep each token's state for the backward pass,
+and more; here one state in CHUNK tokens is kept, and those between are computed again.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx_lm.models.jamba import JambaMambaMixer
+
+from mlxreflect.core.errors import UserError
 
 CHUNK = 64
+# Files of mlx-lm whose models are refused, and why.
+UNTRAINABLE = {
+    "bitlinear_layers": "layers run by a kernel without a gradient",
+    "muse_spark": "layers run by kernels without a gradient",
+    "deepseek_v41": "router lets no gradient pass",
+    "prism_hadamard_qwen35": "packed layers take no LoRA",
+}
+# What Kimi K3's layers keep of their weights: products of two, and a compiled step.
+KEPT = ("_attn_res_w_eff", "_mlp_res_w_eff", "_output_res_w_eff", "_step")
 DROPOUTS = (nn.Dropout, nn.Dropout2d, nn.Dropout3d)
-State = mx.array | None
-Run = Callable[[list[mx.array], State], tuple[mx.array, mx.array]]
+Two = tuple[mx.array, mx.array]
+# One token: its arrays [B, …], in order, what all tokens share, and the state before; returns the
+# output and the state after.
+Step = Callable[..., Two]
 
 
 @contextmanager
@@ -36,108 +50,158 @@ def differentiable(model: nn.Module, dropout: bool) -> Iterator[None]:
             yield
         finally:
             model.eval()
+            forget(model)
+
+
+def forget(model: nn.Module) -> None:
+    """Drops what layers have computed from weights that are about to change."""
+    for module in model.modules():
+        for name in KEPT if type(module).__module__.endswith(".kimi_k3") else ():
+            if hasattr(module, name):
+                setattr(module, name, None)
 
 
 def replacements() -> Iterator[tuple[Any, str, Any]]:
     """Yields place, name and what replaces it there, for those files of mlx-lm that are loaded."""
     if file := loaded("gated_delta"):
-        yield file, "gated_delta_ops", gated_delta(file.gated_delta_ops)
+        yield file, "gated_delta_ops", gated_delta(file._gated_delta_step_ops)
     if file := loaded("rwkv7"):
         yield file.Rwkv7TimeMixing, "_wkv7", wkv7(file._wkv7_step_ops)
-    if file := loaded("deepseek_v41"):
-        yield file, "_sinkhorn_kernel", None  # without it, it takes its plain formula
+    if file := loaded("mamba"):  # Jamba's layer asks for all tokens at once, Mamba's for each
+        yield file.MambaBlock, "_process_sequence", JambaMambaMixer._process_sequence
+        yield file.MambaBlock, "ssm_step", ssm_step
+    yield JambaMambaMixer, "ssm_step", ssm_step
 
 
 def loaded(name: str) -> ModuleType | None:
     return sys.modules.get(f"mlx_lm.models.{name}")
 
 
-def in_chunks(run: Run, sequences: list[mx.array], state: State) -> tuple[mx.array, mx.array]:
-    """Applies `run` to CHUNK tokens at a time; the backward pass computes its inside again.
+def refuse_untrainable(model: nn.Module) -> None:
+    """Raises UserError for a model of mlx-lm through which no gradient can be taken."""
+    files = {type(module).__module__.rpartition(".")[2] for module in model.modules()}
+    for file in sorted(files & UNTRAINABLE.keys()):
+        raise UserError(
+            f"the model cannot be trained: its {UNTRAINABLE[file]} (mlx-lm's {file}.py)",
+            "choose another policy.model; this one can only answer",
+        )
 
-    sequences: [B, T, …]. run: returns outputs [B, T, …] and the state after them.
-    """
-    outputs, run = [], recomputed(run)
-    for start in range(0, sequences[0].shape[1], CHUNK):
-        part = [array[:, start : start + CHUNK] for array in sequences]
-        output, state = run(part, state)
+
+# ---- one token after the other -------------------------------------------------------------------
+
+
+def scan(
+    step: Step, sequences: Sequence[mx.array], state: mx.array, shared: Sequence[mx.array] = ()
+) -> Two:
+    """Returns the outputs [B, T, …] of all tokens, and the last state. sequences: [B, T, …]."""
+    cuts = list(range(CHUNK, sequences[0].shape[1], CHUNK))
+    run, outputs = chunk_of(step, len(sequences)), []
+    # Split, not sliced: the gradient of a slice is as long as the whole.
+    for part in zip(*[mx.split(array, cuts, axis=1) for array in sequences], strict=True):
+        output, state = run(state, *part, *shared)
         outputs.append(output)
-    assert state is not None  # a sequence has tokens
     return mx.concatenate(outputs, axis=1), state
 
 
-def recomputed(run: Run) -> Run:
-    """Returns `run` so that only its inputs are kept for the backward pass.
+def chunk_of(step: Step, count: int) -> Callable[..., Two]:
+    """Returns `step` on the tokens of a chunk, whose states the backward pass computes again.
 
-    As mx.checkpoint does it, but all gradients of a chunk are there before that of its first state
-    is handed on. MLX computes one gradient after another through all chunks, and would keep what
-    is inside every one of them until the last gradient is done.
+    It takes the first state, `count` sequences [B, T, …], and what all tokens share.
     """
 
-    def call(part: list[mx.array], state: State) -> tuple[mx.array, mx.array]:
-        floats = [mx.issubdtype(array.dtype, mx.floating) for array in part]
+    def states_and_outputs(first: mx.array, *given: mx.array) -> tuple[list[mx.array], ...]:
+        outputs, states = [], [first]
+        for token in tokens(given[:count]):
+            output, state = step(*token, *given[count:], states[-1])
+            outputs.append(output)
+            states.append(state)
+        return states, outputs
 
-        def whole(*given: mx.array) -> list[mx.array]:
-            *moving, state = given
-            found = iter(moving)
-            arrays = [next(found) if f else a for f, a in zip(floats, part, strict=True)]
-            return list(run(arrays, state))
+    @mx.custom_function
+    def run(first: mx.array, *given: mx.array) -> Two:
+        states, outputs = states_and_outputs(first, *given)
+        return mx.stack(outputs, axis=1), states[-1]
 
-        @mx.custom_function
-        def forward(*given: mx.array) -> list[mx.array]:
-            return whole(*given)
+    @run.vjp
+    def backward(primals: Any, cotangents: Any, _: Any) -> Any:
+        of_outputs, of_state = cotangents
+        # Not before the chunk after it is done: MLX would begin with all of them at once.
+        first, *given = mx.depends(list(primals), [of_outputs, of_state])
+        states, _ = states_and_outputs(first, *given)
+        shared, found = given[count:], []
+        of_shared = [mx.zeros_like(array) for array in shared]
+        backwards = zip(tokens([*given[:count], of_outputs]), states[:-1], strict=True)
+        for (*token, of_output), before in reversed(list(backwards)):
+            _, slopes = mx.vjp(step, [*token, *shared, before], [of_output, of_state])
+            of_shared = [a + b for a, b in zip(of_shared, slopes[count:-1], strict=True)]
+            # Nor two tokens at once, or the gradients of all their states would be kept.
+            (of_state,) = mx.depends([slopes[-1]], [*slopes[:count], *of_shared])
+            found.append(slopes[:count])
+        of_given = [mx.stack(list(one)[::-1], axis=1) for one in zip(*found, strict=True)]
+        return (of_state, *of_given, *of_shared)
 
-        @forward.vjp
-        def backward(primals: Any, cotangents: Any, _: Any) -> Any:
-            cotangents = list(cotangents)
-            _, gradients = mx.vjp(whole, mx.depends(list(primals), cotangents), cotangents)
-            return tuple(mx.depends(gradients, gradients))
-
-        moving = [array for f, array in zip(floats, part, strict=True) if f]
-        made: Any = forward(*moving, state)
-        return made[0], made[1]
-
-    return call
+    return cast(Callable[..., Two], run)
 
 
-def gated_delta(plain: Callable[..., tuple[mx.array, mx.array]]) -> Callable[..., Any]:
-    """Returns mlx-lm's `gated_delta_ops` in chunks."""
+def tokens(sequences: Sequence[mx.array]) -> list[tuple[mx.array, ...]]:
+    """[B, T, …] of each → T times [B, …] of each."""
+    length = sequences[0].shape[1]
+    parts = [[one.squeeze(1) for one in mx.split(array, length, axis=1)] for array in sequences]
+    return list(zip(*parts, strict=True))
+
+
+# ---- in place of mlx-lm's own --------------------------------------------------------------------
+
+
+def gated_delta(step: Step) -> Callable[..., Two]:
+    """Returns `gated_delta_ops`: queries and keys [B, T, Hk, Dk], values [B, T, Hv, Dv]."""
 
     def ops(
         q: mx.array, k: mx.array, v: mx.array, g: mx.array, beta: mx.array,
-        state: State = None, mask: State = None,
-    ) -> tuple[mx.array, mx.array]:  # fmt: skip
-        if state is None:
-            shape = (*v.shape[:1], *v.shape[2:], k.shape[-1])
-            state = mx.zeros(shape, dtype=mx.float32)
-        sequences = [q, k, v, g, beta] + ([] if mask is None else [mask])
-
-        def run(part: list[mx.array], state: State) -> tuple[mx.array, mx.array]:
-            return plain(*part[:5], state, *part[5:])
-
-        return in_chunks(run, sequences, state)
+        state: mx.array, mask: mx.array | None = None,
+    ) -> Two:  # fmt: skip
+        assert mask is None  # it belongs to a cache, and none is there
+        q, k = (mx.repeat(array, v.shape[-2] // k.shape[-2], axis=-2) for array in (q, k))
+        return scan(step, [q, k, v, g, beta], state)
 
     return ops
 
 
-def wkv7(step: Callable[..., tuple[mx.array, mx.array]]) -> Callable[..., Any]:
-    """Returns RWKV-7's `_wkv7` without its kernel, in chunks."""
-
-    def plain(part: list[mx.array], state: State) -> tuple[mx.array, mx.array]:
-        outputs = []
-        for t in range(part[0].shape[1]):
-            output, state = step(*[array[:, t] for array in part], state)
-            outputs.append(output)
-        assert state is not None
-        return mx.stack(outputs, axis=1).astype(part[0].dtype), state
+def wkv7(step: Step) -> Callable[..., Two]:
+    """Returns RWKV-7's `_wkv7`, without its kernel."""
 
     def run(
         layer: Any, r: mx.array, w: mx.array, k: mx.array, v: mx.array, a: mx.array, b: mx.array,
-        state: State,
-    ) -> tuple[mx.array, mx.array]:  # fmt: skip
+        state: mx.array | None,
+    ) -> Two:  # fmt: skip
         if state is None:
             shape = (r.shape[0], layer.num_heads, layer.head_dim, layer.head_dim)
             state = mx.zeros(shape, dtype=r.dtype)
-        return in_chunks(plain, [r, w, k, v, a, b], state)
+        outputs, state = scan(step, [r, w, k, v, a, b], state)
+        return outputs.astype(r.dtype), state
 
     return run
+
+
+def ssm_step(layer: Any, x: mx.array, a: mx.array, state: mx.array | None = None) -> Two:
+    """Replaces `ssm_step` of Mamba's and Jamba's layers: x [B, T, D], a [D, N]."""
+    rank, size = layer.time_step_rank, layer.ssm_state_size
+    delta, b, c = mx.split(layer.x_proj(x), [rank, rank + size], axis=-1)
+    if "dt_layernorm" in layer:  # Jamba
+        delta, b, c = layer.dt_layernorm(delta), layer.b_layernorm(b), layer.c_layernorm(c)
+    elif layer.use_bcdt_rms:
+        eps = layer.args.mixer_rms_eps
+        delta, b, c = (mx.fast.rms_norm(one, None, eps) for one in (delta, b, c))
+    if state is None:
+        state = mx.zeros((x.shape[0], *a.shape), dtype=a.dtype)
+    delta = nn.softplus(layer.dt_proj(delta))
+    outputs, state = scan(selective, [delta, x, b, c], state, [a])
+    return outputs.astype(x.dtype) + layer.D * x, state
+
+
+def selective(
+    delta: mx.array, x: mx.array, b: mx.array, c: mx.array, a: mx.array, state: mx.array
+) -> Two:
+    """One token of Mamba's selective state [B, D, N]: delta, x [B, D]; b, c [B, N]; a [D, N]."""
+    state = state * mx.exp(delta[..., None] * a) + (delta * x)[..., None] * b[:, None]
+    return (state @ c[..., None]).squeeze(-1), state

@@ -12,10 +12,13 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 
 from mlxreflect.config.schema import LoraConfig, TrainConfig
-from mlxreflect.train.batches import Batch, Pair, Row
+from mlxreflect.train.batches import Batch, Item, Pair, Row, collate
 from mlxreflect.train.lora import attach_lora
+from mlxreflect.train.memory import recomputed_layers
+from mlxreflect.train.network import Network
 from mlxreflect.train.objectives import Objective
 from mlxreflect.train.trainer import Trainer
+from support.training import most_bytes
 
 VOCABULARY = 40
 
@@ -126,8 +129,78 @@ KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
     "kimi_linear": ("kimi_linear", KIMI),
 }  # fmt: skip
 
+MLA: dict[str, Any] = {
+    "q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+}  # fmt: skip
+
+# Two blocks of residuals that attend to each other; experts in the second layer.
+KIMI3: dict[str, Any] = {**SMALL, **KIMI, **MLA, "attn_res_block_size": 1}
+
+BAILING: dict[str, Any] = {
+    **EXPERTS, **MLA, "moe_shared_expert_intermediate_size": 24, "n_group": 2, "topk_group": 1,
+    "layer_group_size": 2, "head_dim": 32, "short_conv_kernel_size": 3,
+}  # fmt: skip
+
+NEMOTRON: dict[str, Any] = {
+    "mamba_num_heads": 4, "mamba_head_dim": 8, "mamba_proj_bias": False, "ssm_state_size": 4,
+    "conv_kernel": 3, "n_groups": 1, "attention_bias": False, "mlp_bias": False, "use_bias": False,
+    "use_conv_bias": True, "layer_norm_epsilon": 1e-5, "hybrid_override_pattern": ["M", "*"],
+}  # fmt: skip
+
+PLAMO: dict[str, Any] = {
+    "hidden_size_per_head": 8, "mamba_d_state": 4, "mamba_d_conv": 3, "mamba_num_heads": 4,
+}  # fmt: skip
+
+DEEPSEEK: dict[str, Any] = {
+    "head_dim": 16, "q_lora_rank": 8, "qk_rope_head_dim": 8, "o_groups": 2, "o_lora_rank": 8,
+    "moe_intermediate_size": 24, "n_routed_experts": 4, "num_experts_per_tok": 2, "hc_mult": 2,
+    "hc_sinkhorn_iters": 3, "sliding_window": 9, "rms_norm_eps": 1e-6,
+}  # fmt: skip
+
+PRISM: dict[str, Any] = {
+    "schema_version": 1, "tensor_namespace": "mlx-lm-text",
+    "quantization": {"bits": 2, "group_size": 128, "mode": "affine"},
+    "modules": [{"path": "model.layers.0.mlp.down_proj", "embedding": False, "dtype": "float16",
+                 "block": 0}],
+    "text_config": {**SMALL, **DELTA, "intermediate_size": 128, "model_type": "qwen3_5_text"},
+}  # fmt: skip
+
+SPARK: dict[str, Any] = {
+    **SMALL, **EXPERTS, "post_norm_eps": 1e-6, "rope_parameters": {"rope_theta": 1e4},
+    "layer_rope_theta": [1e4, 0], "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": 9, "final_logit_softcapping": 9.0, "output_multiplier": 1.0,
+    "moe_hidden_size": 32,
+}  # fmt: skip
+
+# Other files of mlx-lm whose models run by a kernel without a gradient.
+MORE_KERNELS: dict[str, dict[str, Any]] = {
+    "qwen3_5_moe": {"text_config": {**SMALL, **DELTA, **EXPERTS, "model_type": "qwen3_5_moe_text",
+                                    "shared_expert_intermediate_size": 24}},
+    "prism_hadamard_qwen35": PRISM,
+    "kimi_k3": {"text_config": KIMI3},
+    "olmo_hybrid": {**DELTA, "linear_allow_neg_eigval": True, "attention_bias": False,
+                    "layer_types": ["linear_attention", "full_attention"]},
+    "bailing_moe_v3": BAILING,
+    "granitemoehybrid": {**GRANITE, **EXPERTS, "layer_types": ["mamba", "attention"],
+                         "shared_intermediate_size": 24, "mamba_n_heads": 4, "mamba_d_head": 8,
+                         "mamba_proj_bias": False, "mamba_d_state": 4, "mamba_d_conv": 3,
+                         "mamba_n_groups": 1, "mamba_conv_bias": True},
+    "nemotron_h": NEMOTRON,
+    "plamo2": PLAMO,
+    "deepseek_v41": DEEPSEEK,
+    "bitnet": {},
+    "muse_spark": {"text_config": SPARK},
+}  # fmt: skip
+
+RWKV: dict[str, Any] = {
+    "norm_eps": 1e-5, "a_low_rank_dim": 4, "v_low_rank_dim": 4, "gate_low_rank_dim": 4,
+    "decay_low_rank_dim": 4,
+}  # fmt: skip
+
 RECURRENT: dict[str, tuple[str, dict[str, Any]]] = {
     **KERNELS,
+    "rwkv7": ("rwkv7", RWKV),
     "mamba": ("mamba", MAMBA),
     "mamba2": ("mamba2", MAMBA),
     "jamba": ("jamba", JAMBA),
@@ -250,3 +323,33 @@ def trained(
         )
     size = sum(objective.sizes)
     return size * value, {k: size * v for k, v in tree_flatten(gradients)}, batches
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+FIVE: dict[str, Any] = {
+    "hidden_size": 192, "num_hidden_layers": 6, "intermediate_size": 768, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 512,
+}  # fmt: skip
+
+
+def some_items(count: int, prompt: int, response: int, rows: int = 2) -> list[Item]:
+    rng = np.random.default_rng(0)
+
+    def some(length: int) -> list[int]:
+        return [int(t) for t in rng.integers(0, 500, length)]
+
+    prompts = [some(prompt) for _ in range(count)]
+    return [tuple(Row(one, some(response)) for _ in range(rows)) for one in prompts]
+
+
+def taken(model: nn.Module, network: Network, items: list[Item], recomputed: int) -> int:
+    """Bytes that the gradients of a batch take, besides what was there before."""
+    batch = collate(items, share=network.shares)
+
+    def go() -> None:
+        with recomputed_layers(model, recomputed, (1,)):
+            plainly(model, lambda model: network.logps(batch, training=True).sum())
+
+    go()  # what is made once, is made
+    return most_bytes(go)
