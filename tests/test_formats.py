@@ -93,6 +93,10 @@ PAIRS: list[tuple[str, dict[str, Any], Rows, str, str]] = [
     ("nulls", {"prompt": [user("q") | {"tool_calls": None}], "chosen": "y", "rejected": "n",
      "messages": None, "weight": None}, [user("q")], "y", "n"),
     ("LLaMA-Factory's", SHAREGPT | {"rejected": {"from": "gpt", "value": "n"}}, TWO, "y", "n"),
+    ("Alpaca's", {"instruction": "q", "input": "r", "chosen": "y", "rejected": "n"},
+     [user("q\n\nr")], "y", "n"),
+    ("Alpaca's without input", {"instruction": "q", "input": "", "chosen": "y", "rejected": "n"},
+     [user("q")], "y", "n"),
     ("more columns", {"prompt": "q", "chosen": "y", "rejected": "n", "score": [1, {}],
      "messages": [user("q"), bot("y")]}, [user("q")], "y", "n"),
 ]  # fmt: skip
@@ -125,6 +129,9 @@ SFT: list[tuple[dict[str, Any], list[tuple[Rows, str]]]] = [
                    {"role": "model", "content": "a"}]}, [([system("s"), user("q")], "a")]),
     ({"messages": [*TWO[:1], bot("a") | {"weight": 0}, TWO[2], bot("b") | {"weight": 1}]},
      [(TWO, "b")]),
+    ({"instruction": "q", "input": "r", "output": "a", "text": "q\n\nr: a", "system": "s"},
+     [([system("s"), user("q\n\nr")], "a")]),
+    ({"instruction": "q", "input": None, "output": "a"}, [([user("q")], "a")]),
     ({"text": " all of it\n"}, [([], " all of it\n")]),
     ({"prompt": "q", "chosen": "y", "rejected": "n", "messages": [user("m"), bot("y")]},
      [([user("m")], "y")]),
@@ -178,6 +185,29 @@ def test_a_thought_of_its_own(read: Any, name: str) -> None:
     assert (pair.chosen, pair.parts) == ("a", {"chosen": {"reasoning_content": "t"}})
     (same,), _ = read("sft", {"schema": "example/1", **to_row(first)})
     assert same.parts == first.parts
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "said"),
+    [
+        ({"prompt": "q", "completion": "a", "system": "s"}, {}, ""),
+        ({"prompt": "q", "completion": "a", "id": 1, "": 2}, {}, "that nothing reads: id"),
+        ({"prompt": "q", "output": "a"}, {"completion": "output"}, ""),
+        ({"prompt": "q", "completion": "a", "weight": 3}, {},
+         "weight; data.columns.weight=weight takes weight as a row's weight"),
+        ({"prompt": "q", "completion": "a", "w": "0,5"}, {"weight": "w"}, ""),
+        ({"schema": "example/1", "kind": "sft", "prompt": [user("q")], "completion": "a",
+          "weight": 0.5}, {}, ""),
+    ],
+)  # fmt: skip
+def test_columns_that_nothing_reads_are_told(
+    read: Any, row: dict[str, Any], columns: dict[str, str], said: str
+) -> None:
+    """A weight is one where it is asked for, or in a row of our own."""
+    lines: list[str] = []
+    (example,), _ = read("sft", row, columns=columns, say=lines.append)
+    assert (len(lines), said in "".join(lines)) == (bool(said), True)
+    assert example.weight == (0.5 if "weight" in columns or "schema" in row else 1.0)
 
 
 def test_groups(read: Any) -> None:
@@ -295,13 +325,14 @@ def test_bad_rows(tmp_path: Path, objective: str, row: dict[str, Any], reason: s
     good = {"prompt": "q", "chosen": "y", "rejected": "n", "completion": "a",
             "completions": ["a", "b"], "rewards": [0, 1]}  # fmt: skip
     path = write_rows(tmp_path / "d.jsonl", [good, row, good])
-    found, (bad,) = read_examples(str(path), objective)
+    keys: Any = {"columns": {"weight": "weight"} if "weight" in row else {}}
+    found, (bad,) = read_examples(str(path), objective, **keys)
     assert len(found) == 2 and found[1].source["row"] == f"{path}, line 3"
     assert bad.where == f"{path}, line 2" and reason in bad.reason
     assert bad.reason.isprintable() and len(bad.reason) < 200
-    message = fault(path, objective, bad_row="fatal").message
+    message = fault(path, objective, bad_row="fatal", **keys).message
     assert message == f"{path}, line 2: {bad.reason}"
-    assert reason in fault(write_rows(tmp_path / "only.jsonl", [row]), objective).message
+    assert reason in fault(write_rows(tmp_path / "only.jsonl", [row]), objective, **keys).message
 
 
 def test_bad_lines(tmp_path: Path) -> None:
@@ -348,7 +379,7 @@ def test_tables(tmp_path: Path) -> None:
         with path.open("w", newline="", encoding="utf-8-sig") as out:
             csv.writer(out, delimiter=delimiter).writerows(rows)
         limit = csv.field_size_limit()
-        found, bad = read_examples(str(path), "dpo")
+        found, bad = read_examples(str(path), "dpo", columns={"weight": "weight"})
         assert csv.field_size_limit() == limit
         assert [e.prompt[0]["content"] for e in found] == ['q, or\n"r"', "q"]
         assert found[0].weight == 0.5 and len(found[1].chosen or "") == 1_000_000
@@ -420,18 +451,18 @@ def test_rows_that_do_not_fit(tmp_path: Path, read: Any) -> None:
 
 
 def test_no_known_columns(tmp_path: Path) -> None:
-    row = {"instruction": "q", "\x1b[2J": "", "output": "a"}
+    row = {"ask": "q", "\x1b[2J": "", "output": "a"}
     path = write_rows(tmp_path / "d.jsonl", [row] * 2)
     error = fault(path)
-    assert "instruction, '\\x1b[2J', output" in error.message
+    assert "ask, '\\x1b[2J', output" in error.message
     assert "the forms for sft are: prompt, completion; messages;" in error.hint
     assert "chosen" not in error.hint
-    names = {"prompt": "instruction", "completion": "output"}
+    names = {"prompt": "ask", "completion": "output"}
     found, _ = read_examples(str(path), "sft", columns=names)
     assert [(e.prompt, e.completion) for e in found] == [([user("q")], "a")] * 2
-    error = fault(path, columns=names | {"prompt": "instructions"})
-    assert "no column 'instructions' to take as prompt" in error.message
-    assert "instruction" in error.hint
+    error = fault(path, columns=names | {"prompt": "asks"})
+    assert "no column 'asks' to take as prompt" in error.message
+    assert "example ask" in error.hint
     assert "'promt' is no column" in fault(path, columns={"promt": "a"}).message
 
 

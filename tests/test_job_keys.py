@@ -253,8 +253,8 @@ def test_model_and_adapter(
 
 def test_source_and_split(outputs_of: Outputs) -> None:
     assert outputs_of("dpo", {"data.source": "other.jsonl"}) != outputs_of("dpo", {})
-    folder = {"data.source": "folder"}
-    assert outputs_of("dpo", folder) == outputs_of("dpo", {})
+    folder = {"data.source": "folder", "data.held_out": 0}
+    assert outputs_of("dpo", folder) == outputs_of("dpo", {"data.held_out": 0})
     assert outputs_of("dpo", {**folder, "data.split": "valid"}) != outputs_of("dpo", folder)
 
 

@@ -432,6 +432,38 @@ def test_checkpoints_and_looks_are_made_when_asked(command: Command) -> None:
     assert list(held_out(command.folder / "usual")) == [0, 12, 24]  # after each epoch
 
 
+@pytest.mark.parametrize("given", ["set", "set/train.jsonl"])
+def test_valid_beside_train_is_what_is_held_out(command: Command, given: str) -> None:
+    write(command.folder / "set" / "train.jsonl", ANSWERS)
+    write(command.folder / "set" / "valid.jsonl", [*ANSWERS[:5], {"prompt": "q"}])
+    quick = ("train.batch=12", "train.lora.rank=2")
+    summary = command.train("sft", "out", *quick, data=given)
+    assert (summary["rows"], summary["held_out"], summary["skipped"]) == (len(ANSWERS), 5, 1)
+    none = command.train("sft", "none", *quick, "data.held_out=0", data=given)
+    assert (none["rows"], none["held_out"]) == (len(ANSWERS), 0)
+
+
+RENDERED = "<|im_start|>user\nA colour?<|im_end|>\n<|im_start|>assistant\n"
+SAID: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": RENDERED, "completion": "Blue."}, "1 of 1 prompts have special tokens of a chat"),
+    ({"prompt": "q<|end|>", "completion": "Blue."}, "1 of 1 prompts have special tokens of a chat"),
+    ({"text": f"{RENDERED}Blue.<|im_end|>"}, "1 of 1 texts have special tokens of another model"),
+    ({"text": "<|user|>q<|end|>"}, "1 of 1 texts have the model's special tokens written out"),
+    ({"messages": [user("q"), said("a")], "tools": [{"name": "t"}]},
+     "1 of 1 examples have tools, which the model's chat template does not show"),
+    ({"prompt": "q", "completion": "a", "more": 1}, "columns that nothing reads: more"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "line"), SAID)
+def test_what_may_not_be_meant_so_is_said(command: Command, row: dict[str, Any], line: str) -> None:
+    write(command.folder / "d.jsonl", [row])
+    done = command.works(
+        *command.arguments("sft", "out", "train.lora.rank=2", data="d.jsonl", model="tiny")
+    )
+    assert done.out.count(line) == 1
+
+
 def test_nothing_held_out(command: Command) -> None:
     summary = command.train("dpo", "out", "data.held_out=0", "train.batch=4", "train.save_every=2")
     kept = sorted(p.name for p in (command.folder / "out" / "checkpoints").iterdir())

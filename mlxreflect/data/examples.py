@@ -6,7 +6,7 @@ A row's form is told by its columns; of several, the one that the objective trai
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Literal
@@ -14,7 +14,8 @@ from typing import Literal
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Example
 from mlxreflect.data.forms import (
-    FORMS,
+    ALSO,
+    COMMON,
     PUBLISHED,
     Fault,
     Misfit,
@@ -47,12 +48,14 @@ def read_examples(
     turns: Turns = "all",
     bad_row: Literal["skip", "fatal"] = "skip",
     limit: int = 0,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[list[Example], list[BadRow]]:
     """The examples of a data set for an objective, and the rows that give none, in their order.
 
     source: a .jsonl, .json, .csv, .tsv or .parquet file, a folder with one a split (train.jsonl),
         or the name of a hub data set, of which `config` is taken.
-    columns: our name of a column → theirs. limit: at most so many examples; 0: all.
+    columns: our name of a column → theirs; "weight" is read only where it is named. limit: at most
+        so many examples; 0: all. say: is told of columns that nothing reads.
     turns: what is trained of a conversation, "all" of the assistant's turns or the "last".
     bad_row: "fatal" stops at the first; a torn last line of JSONL never does.
 
@@ -66,12 +69,13 @@ def read_examples(
     causes: list[Fault] = []
     seen: dict[str, None] = {}
     known: set[str] = set()
+    used = set(columns.values())
     for row in rows_of(source, config, split):
         try:
             if isinstance(row, BadRow):
                 raise Fault(row.reason)
             seen |= dict.fromkeys(row.values)
-            found += examples_of(row, OBJECTIVES[objective], columns, turns, known)
+            found += examples_of(row, OBJECTIVES[objective], columns, turns, known, used)
         except Fault as fault:
             if bad_row == "fatal" and str(fault) != TORN:
                 hint = "correct or delete that row, or set data.bad_row=skip"
@@ -83,6 +87,10 @@ def read_examples(
     check_columns(source, columns, seen)
     if not found:
         raise nothing_left(source, objective, bad, causes)
+    if unread := [name for name in seen if name.strip() and name not in used]:
+        weigh = "; data.columns.weight=weight takes weight as a row's weight"
+        say(f"{source}: columns that nothing reads: {listed(unread)}"
+            + weigh * ("weight" in unread))  # fmt: skip
     return found[: limit if limit > 0 else None], bad
 
 
@@ -116,7 +124,7 @@ def nothing_left(
     worst = Counter(type(cause) for cause in causes).most_common(1)[0][0]
     first = next(row for row, cause in zip(bad, causes, strict=True) if type(cause) is worst)
     kind = OBJECTIVES[objective]
-    fit = "; ".join(", ".join(form.columns) for form in FORMS if form.kind == kind)
+    fit = "; ".join(", ".join(form.columns) for form in COMMON if form.kind == kind)
     if worst is Unknown:
         return UserError(
             f"{source}: {first.reason}",
@@ -129,7 +137,7 @@ def nothing_left(
         )
     return UserError(
         f"{source}: no row can be used; the first of {len(bad)} is {bad[0].where}: {bad[0].reason}",
-        f"correct the rows; {objective} trains on the columns: {'; '.join(fit)}",
+        f"correct the rows; {objective} trains on the columns: {fit}",
     )
 
 
@@ -137,18 +145,25 @@ def nothing_left(
 
 
 def examples_of(
-    row: Row, kind: str, columns: Mapping[str, str], turns: Turns, known: set[str]
+    row: Row, kind: str, columns: Mapping[str, str], turns: Turns, known: set[str], used: set[str]
 ) -> list[Example]:
-    """The examples of a row, whose source names it. known: published rows seen. Raises Fault."""
+    """The examples of a row, whose source names it. Raises Fault.
+
+    known: published rows seen; used: columns read. Both are added to.
+    """
     values = {name: value for name, value in row.values.items() if name not in columns.values()}
     values |= {ours: row.values[its] for ours, its in columns.items() if its in row.values}
-    weight = number(1 if values.get("weight") is None else values["weight"], "weight")
+    own = values.get("schema") == Example.SCHEMA
+    given = values.get("weight") if own or "weight" in columns else None
+    weight = number(1 if given is None else given, "weight")
     if weight <= 0:
         raise Fault("weight is not above 0")
-    if values.get("schema") == Example.SCHEMA:
+    if own:
+        used.update(row.values)
         return [replace(native(values, kind), weight=weight)]
     form = form_of(values, kind)
     made = form.make(values, turns)
+    used.update(row.values if form in PUBLISHED else (*form.columns, *ALSO))
     if form in PUBLISHED:
         said = digest(json.dumps([[" ".join(t.split()) for t in texts_of(e)] for e in made]))
         if said in known:

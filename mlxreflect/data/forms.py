@@ -223,6 +223,8 @@ def preference(values: Values, turns: Turns) -> list[Example]:
     prompt, chosen, rejected = (values.get(name) for name in ("prompt", "chosen", "rejected"))
     if prompt is None and isinstance(chosen, dict):
         prompt, chosen, rejected = values.get("conversations"), [chosen], [rejected]
+    if prompt is None and isinstance(values.get("instruction"), str):
+        values, prompt = {**values, "prompt": None}, instructed(values)
     if "prompt" not in values and isinstance(chosen, str) and isinstance(rejected, str):
         size = shared_words(chosen, rejected)
         if not size:
@@ -238,6 +240,21 @@ def preference(values: Values, turns: Turns) -> list[Example]:
     chosen, rejected = answer(good[size:], "chosen"), answer(poor[size:], "rejected")
     parts = parts_of(chosen=good[-1], rejected=poor[-1])
     return [Example("preference", asking, chosen=chosen, rejected=rejected, parts=parts)]
+
+
+def instructed(values: Values) -> str:
+    """Alpaca's prompt: the instruction and, below it, the input where there is one."""
+    texts = [text_of(values["instruction"], "instruction")]
+    if values.get("input"):
+        texts.append(text_of(values["input"], "input"))
+    return "\n\n".join(texts)
+
+
+def alpaca(values: Values, turns: Turns) -> list[Example]:
+    """Alpaca's instruction, input and output."""
+    text = answer(as_assistant(text_of(values["output"], "output")), "output")
+    prompt = messages_of(instructed(values), "instruction", "user")
+    return [Example("sft", prompt_of(values, prompt), completion=text)]
 
 
 def completion(values: Values, turns: Turns) -> list[Example]:
@@ -319,7 +336,8 @@ def native(values: Values, kind: str) -> Example:
     given = {name: value for name, value in values.items() if value is not None}
     told = given.pop("parts", None)
     messages = told.items() if isinstance(told, dict) else ()
-    parts = {name: message_of({**as_assistant("")[0], **m}, name) for name, m in messages}
+    parts = {name: message_of({**as_assistant("")[0], **m}, name) for name, m in messages
+             if isinstance(m, dict)}  # fmt: skip
     example: Example = flat_from_row(Example, {"prompt": None, **given})
     example = replace(example, tools=tools_of(values), parts=parts_of(**parts))
     if not isinstance(example.source, dict) or not isinstance(example.mask, str):
@@ -459,8 +477,11 @@ COMMON = (
     Form(("prompt", "completion"), "sft", completion),
     Form(("messages",), "sft", chat),
     Form(("conversations",), "sft", chat),
+    Form(("instruction", "output"), "sft", alpaca),
     Form(("text",), "sft", raw_text),
 )
+# What some of these forms read besides.
+ALSO = {"prompt", "conversations", "instruction", "input", "system", "tools", "functions", "label"}
 BEGUN = ("question", "first_trial_reasoning")
 # Data sets of methods: a row that says the same as one before is left out, they are full of them.
 PUBLISHED = (

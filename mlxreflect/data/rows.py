@@ -115,6 +115,16 @@ def find_split(folder: Path, split: str) -> Path | None:
     return next(filter(Path.is_file, paths), None)
 
 
+def valid_beside(source: str, split: str) -> Path | None:
+    """The file of rows to hold out, valid.jsonl or validation.jsonl beside train.jsonl, if any."""
+    path = local_path(source)
+    named = path.is_dir() and split == "train"
+    if not named and not (path.is_file() and path.name.partition(".")[0] == "train"):
+        return None
+    folder = path if named else path.parent
+    return find_split(folder, "valid") or find_split(folder, "validation")
+
+
 def listed(names: Iterable[str]) -> str:
     """Returns names on one line for a person, whatever they hold, the first 20 of them."""
     shown = [name[:40] if name.isprintable() else ascii(name[:40]) for name in names]

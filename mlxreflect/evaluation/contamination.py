@@ -18,6 +18,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import dump_line, write_atomic
 from mlxreflect.core.records import Example, Problem
 from mlxreflect.core.ui import Ui, plain, table
+from mlxreflect.data.examples import texts_of
 from mlxreflect.data.matching import (
     FILE,
     Index,
@@ -200,8 +201,7 @@ def clean_examples(
     found: dict[str, Match] = {}
     names = [str(e.source.get("row") or f"example {i}") for i, e in enumerate(examples, 1)]
     for name, example in zip(names, examples, strict=True):
-        said = [example.completion, example.chosen, example.rejected, *(example.completions or [])]
-        texts = [*(m["content"] for m in example.prompt), *(text for text in said if text)]
+        texts = [*texts_of(example), *filter(None, example.completions or [])]
         if name not in found and (match := find(index, texts, texts)):
             found[name] = match
     if len(found) == len(set(names)):

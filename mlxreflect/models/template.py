@@ -135,7 +135,7 @@ class ChatTemplate:
         self.left_out = ""
         self.end_of_turn = int(tokenizer.eos_token_id)
         self.shape = Shape(tags=self.known_tags())
-        self.notes: list[str] = []
+        self.notes = ["the model has no chat template: messages are set one below the other"]
         if tokenizer.has_chat_template:
             if thinking == "off":
                 self.left_out = opened(self.render([ASK], add_generation_prompt=True))

@@ -8,12 +8,14 @@ last/, bad_rows.jsonl and summary.json. It is resumed from its last checkpoint, 
 
 import hashlib
 import math
+import re
 import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +28,11 @@ from mlxreflect.core.records import Example
 from mlxreflect.core.ui import Ui, facts, percent
 from mlxreflect.data.examples import read_examples, split_examples
 from mlxreflect.data.matching import sentence
-from mlxreflect.data.rows import BadRow
+from mlxreflect.data.rows import BadRow, valid_beside
 from mlxreflect.evaluation.contamination import clean_examples, keep_rows
 from mlxreflect.models.load import device_name, limit_memory, load_policy
 from mlxreflect.models.policy import Policy
-from mlxreflect.models.template import with_tags
+from mlxreflect.models.template import ChatTemplate, with_tags
 from mlxreflect.runs.folder import RunFolder
 from mlxreflect.train.batches import Group, Pair, Row
 from mlxreflect.train.encode import Dropped, Encoder
@@ -54,6 +56,9 @@ ADAPTER, BEST, CONFIG = "adapters.safetensors", "best.safetensors", "adapter_con
 MEASURED = ("loss", "margin", "accuracy")
 SHOWN = 20  # steps that the live figures are means of
 Rows = list[Row | Pair | Group]
+# Of chats, as many models' templates write them.
+MARKS = re.compile(r"<\|(im_start|start_header_id|start|user|assistant|turn)\||<start_of_turn>"
+                   r"|<\|turn>|\[INST\]")  # fmt: skip
 NAMED = 5  # bad rows that are shown; all of them stand in bad_rows.jsonl
 
 
@@ -84,17 +89,25 @@ def train(folder: RunFolder[Job], ui: Ui) -> dict[str, Any]:
     job = folder.config
     limit_memory(job.train.cache_limit_gb, job.train.wired_limit_gb)
     with ExitStack() as stack:
-        asked = job.data
-        examples, bad = read_examples(  # first: a mistake in it is told at once
-            asked.source, job.objective, config=asked.config, split=asked.split,
-            columns=asked.columns, turns=asked.turns, bad_row=asked.bad_row, limit=asked.limit,
+        asked, notes = job.data, list[str]()
+        read = partial(
+            read_examples, objective=job.objective, columns=asked.columns, turns=asked.turns,
+            bad_row=asked.bad_row, say=notes.append,
         )  # fmt: skip
+        examples, bad = read(  # first: a mistake in it is told at once
+            asked.source, config=asked.config, split=asked.split, limit=asked.limit
+        )
+        valid = valid_beside(asked.source, asked.split) if asked.held_out else None
+        apart, poor = read(str(valid)) if valid else ([], [])
+        if valid:
+            notes.append(f"held out are the rows of {valid}; data.held_out=0 holds out none")
         left_out, counts = list[dict[str, Any]](), None
         if asked.against:
             examples, left_out, counts = clean_examples(examples, asked)
         policy = load_policy(PolicyConfig(**job.policy.model_dump()))
         job = with_tags(job, policy.template)
-        data = replace(encode_data(job, policy, examples, bad), decontaminated=counts)
+        data = encode_data(job, policy, examples, [*bad, *poor], apart)
+        data = replace(data, notes=[*notes, *data.notes], decontaminated=counts)
         adapter = attach(policy.model, job.train, job.seed, job.policy.model, job.policy.adapter)
         references = References.open(job.train.reference_cache)
         if references:
@@ -140,11 +153,17 @@ def describe(folder: RunFolder[Job], data: Data, trainer: Trainer, ui: Ui) -> No
 # ---- data ----------------------------------------------------------------------------------------
 
 
-def encode_data(job: Job, policy: Policy, examples: Sequence[Example], bad: list[BadRow]) -> Data:
-    """Returns the examples as rows, some of them held out; the others are bad, or fatal."""
+def encode_data(
+    job: Job, policy: Policy, examples: Sequence[Example], bad: list[BadRow],
+    apart: Sequence[Example] = (),
+) -> Data:  # fmt: skip
+    """Returns the examples as rows, some of them held out; the others are bad, or fatal.
+
+    apart: examples to hold out; without, they are taken of `examples`.
+    """
     encoder = Encoder(policy, job.train.max_length, job.train.mask, job.tags, job.seed)
     rows: dict[int, Row | Pair | Group] = {}  # by the identity of their example
-    for example in examples:
+    for example in (*examples, *apart):
         row = encoder.encode(example)
         if not isinstance(row, Dropped):
             rows[id(example)] = row
@@ -162,15 +181,34 @@ def encode_data(job: Job, policy: Policy, examples: Sequence[Example], bad: list
             f"{bad[0].reason}",
             "correct the data, or raise train.max_length where rows are too long",
         )
-    part = job.data.held_out if len(used) > 1 else 0
-    sides = split_examples(used, part, job.seed)
+    part = job.data.held_out if len(used) > 1 and not apart else 0
+    sides = list(split_examples(used, part, job.seed))
+    if apart:
+        sides[1] = [example for example in apart if id(example) in rows]
     train, held_out = ([rows[id(example)] for example in side] for side in sides)
-    notes, template = list(policy.template.notes), policy.template
+    return Data(train, held_out, bad, [*policy.template.notes, *notes_on(used, policy.template)])
+
+
+def notes_on(used: Sequence[Example], template: ChatTemplate) -> list[str]:
+    """Returns a line for each thing in the texts that may not be read as it was meant."""
+    notes = []
     texts = [example.completion or "" for example in used if not example.prompt]
     if marked := sum(1 for text in texts if template.special.search(text)):
         notes.append(
             f"{marked} of {len(texts)} texts have the model's special tokens written out; there "
             "they are trained as tokens"
+        )
+    if foreign := sum(1 for t in texts if MARKS.search(t) and not template.special.search(t)):
+        notes.append(
+            f"{foreign} of {len(texts)} texts have special tokens of another model written out; "
+            "there they are characters"
+        )
+    asked = [example.prompt[-1]["content"] for example in used if example.prompt]
+    if rendered := sum(1 for t in asked if MARKS.search(t) or template.special.search(t)):
+        notes.append(
+            f"{rendered} of {len(asked)} prompts have special tokens of a chat written out, as if "
+            "they were rendered already; there they are characters, and the chat template comes "
+            "around them: give prompts without, or whole chats as the column text"
         )
     tools = sum(1 for example in used if example.tools)
     if tools and not template.shows_tools():
@@ -178,7 +216,7 @@ def encode_data(job: Job, policy: Policy, examples: Sequence[Example], bad: list
             f"{tools} of {len(used)} examples have tools, which the model's chat template does not "
             "show"
         )
-    return Data(train, held_out, bad, notes)
+    return notes
 
 
 # ---- steps ---------------------------------------------------------------------------------------
