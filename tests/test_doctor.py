@@ -1,13 +1,18 @@
 """`mlxreflect doctor`: what it finds, whom it asks, and what it never shows."""
 
+import gc
 import json
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.models import qwen2
 from support import fake_server as wire
 from support.fake_bedrock import SECRET, FakeBedrock, aws, credentials
 from support.fake_ollama import FakeOllama
@@ -16,12 +21,21 @@ from support.fake_server import Fault, free_port, http
 from support.gpu import pretend_gpu
 from support.shell import Shell, sets, two_lines
 
-from mlxreflect.config.recipe import load_recipe, read_shared
+from mlxreflect.config.recipe import SHARED, load_recipe, read_shared
+from mlxreflect.config.toml import bundled, read_toml
 from mlxreflect.core.ui import Ui, console
+from mlxreflect.critics.local import LocalCritic
 from mlxreflect.critics.ollama import is_ollama
-from mlxreflect.models.load import TINY
+from mlxreflect.methods.session import attempt_prompt, example_call
+from mlxreflect.models.load import TINY, load_policy
 from mlxreflect.setup import doctor as module
-from mlxreflect.setup.doctor import Check, advice, doctor, fitting, memory_of, render_doctor
+from mlxreflect.setup import memory as phases_module
+from mlxreflect.setup.doctor import Check, advice, doctor, fitting, render_doctor
+from mlxreflect.tasks import TASKS
+from mlxreflect.train.batches import Pair, Row
+from mlxreflect.train.lora import attach_lora
+from mlxreflect.train.objectives import imitation, preference
+from mlxreflect.train.trainer import Trainer
 
 KEY = "sk-very-secret"
 
@@ -29,6 +43,13 @@ KEY = "sk-very-secret"
 class Found(NamedTuple):
     checks: list[Check]
     ok: bool
+    memory: dict[str, Any]
+
+    def takes(self, what: str) -> int | None:
+        """Bytes of the row that is called so."""
+        [row] = [row for row in self.memory["rows"] if row["what"].partition(":")[0] == what]
+        size: int | None = row["bytes"]
+        return size
 
     def __getitem__(self, name: Any) -> Check:
         [check] = [check for check in self.checks if check.name == name]
@@ -49,7 +70,7 @@ def checked(*settings: str, recipe: str = "quickstart") -> dict[str, Any]:
 def look(*settings: str, recipe: str = "quickstart") -> Found:
     result = checked(*settings, recipe=recipe)
     assert json.loads(json.dumps(result)) == result
-    return Found([Check(**check) for check in result["checks"]], result["ok"])
+    return Found([Check(**check) for check in result["checks"]], result["ok"], result["memory"])
 
 
 def served(provider: str, url: str, **more: str) -> list[str]:
@@ -188,7 +209,7 @@ def test_one_token_of_ollama_and_its_memory() -> None:
     with FakeOllama(models=["critic"]) as server:
         for url in (server.url, server.url.removeprefix("http://")):  # as people write OLLAMA_HOST
             found = look(*served("ollama", url))
-            assert found.ok and "critic 0.0" in found["memory"].detail
+            assert found.ok and found.takes("critic") == 1
         assert [body["options"]["num_predict"] for body in server.chats] == [1, 1]
         found = look(*served("ollama", server.url, model="other"))
     assert found["critic"].hint == "run: ollama pull other"
@@ -232,7 +253,8 @@ def test_a_local_critic(tiny_random: Path) -> None:
     settings = ["critic.provider=local", f"critic.model={tiny_random}"]
     found = look(*settings)
     assert found["critic"].detail.startswith(f"local:{tiny_random} answers")
-    assert "policy 0.0, critic 0.0" in found["memory"].detail
+    assert found.takes("critic") == 4 * random_parameters(tiny_random)
+    assert list(found.memory["phases"]) == ["attempts", "critics", "training", "evaluation"]
     assert look("critic.provider=local", "critic.model=/none")["critic"].status == "fail"
 
 
@@ -271,7 +293,8 @@ def test_a_policy_to_be_downloaded(
 ) -> None:
     found = look("policy.model=someone/model")
     assert (found.ok, found["policy"].status, found["memory"].status) == (True, "note", "note")
-    assert "policy unknown" in found["memory"].detail
+    assert {found.takes(what) for what in ("policy", "attempts", "training")} == {None}
+    assert found["memory"].detail.startswith("attempts takes the most: at least 0.0 of ")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     failure = look("policy.model=someone/model")["policy"]
     assert failure.status == "fail"
@@ -297,23 +320,50 @@ def test_the_embedded_policy_knows_countdown_only(task: str) -> None:
     assert notes == [] if known else notes == [f"tiny knows Countdown only, and is asked {task}"]
 
 
-def test_the_memory_of_a_model(make_model: Callable[..., Path]) -> None:
-    folder = make_model(quantization={"group_size": 32, "bits": 4})
-    size = (folder / "model.safetensors").stat().st_size
-    assert memory_of(folder) == memory_of(folder, 0, "yes") == size * 8  # float32, on the CPU
-    assert memory_of(folder, 0, "no") == size
-    assert memory_of(folder, 8, "no") == size * 2
+def random_parameters(folder: Path) -> int:
+    """How many numbers a model of 4 bits has."""
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization"]
+    model = qwen2.Model(qwen2.ModelArgs.from_dict(config))
+    return sum(int(array.size) for _, array in tree_flatten(model.parameters()))
 
 
-def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = ["train.memory_gb=1.0"]
-    for there, status in ((10e9, "ok"), (1.2e9, "note"), (0.9e9, "fail")):
-        monkeypatch.setattr(module, "device_memory", lambda there=there: int(there))
+def test_the_memory_of_a_model(tiny_random: Path) -> None:
+    """On the CPU in float32; else as in the file, or as many bits as asked for."""
+    size = (tiny_random / "model.safetensors").stat().st_size
+    model = f"policy.model={tiny_random}"
+    assert look(model).takes("policy") == 4 * random_parameters(tiny_random)
+    packed = look(model, "policy.dequantize=no").takes("policy")
+    assert packed and 0.9 * size < packed < size  # which has a header
+    eight = look(model, "policy.dequantize=no", "policy.quantize=8").takes("policy")
+    assert eight and 1.4 * packed < eight < 2 * packed
+    full = look("profile=quick", model, "train.tune=full", recipe="rel")
+    assert full.takes("policy") == 4 * random_parameters(tiny_random)
+    assert full.takes("moments") == 16 * random_parameters(tiny_random)
+
+
+@pytest.mark.parametrize(
+    ("settings", "phase", "lower"),
+    [
+        (["policy.max_new_tokens=4000", "policy.cache_gb=1.0", "policy.batch=200",
+          "eval.max_new_tokens=100", "train.max_length=200"], "attempts", "policy.batch"),
+        (["eval.max_new_tokens=4000", "policy.cache_gb=1.0"], "evaluation", "eval.max_new_tokens"),
+        (["policy.max_new_tokens=900", "policy.batch=1", "train.grad_checkpoint=no"],
+         "training", "train.max_length"),
+    ],
+    ids=["attempts", "evaluation", "training"],
+)  # fmt: skip
+def test_too_little_memory(
+    settings: list[str], phase: str, lower: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = look(*settings).memory["phases"][phase]
+    for share, status in ((2, "ok"), (1.1, "note"), (0.9, "fail")):
+        monkeypatch.setattr(module, "device_memory", lambda share=share: int(share * most))
         found = look(*settings)
         assert found["memory"].status == status
         assert found.ok == (status != "fail")
-    assert "about 1.0 of 0.9 GB" in found["memory"].detail
-    assert "train.memory_gb" in found["memory"].hint
+        assert found["memory"].detail.startswith(f"{phase} takes the most: about ")
+        assert (lower in found["memory"].hint) == (status == "fail")
 
 
 # By a Mac's memory: the gigabytes that macOS recommends to its GPU, and what goes into 3/4 of it.
@@ -333,8 +383,8 @@ def test_it_says_which_profiles_fit(mac: int, monkeypatch: pytest.MonkeyPatch) -
     assert ("without a critic" in found[0]["detail"]) == (mac == 8)
     sizes = read_shared().memory_gb
     assert sum(sizes[name] for name in profiles.split(",")) <= 0.75 * there
-    monkeypatch.setattr(module, "memory_of", lambda *_: int(there * 1e9))  # a recipe too large
-    assert f"--set profile={profiles}; or take a smaller" in look()["memory"].hint
+    monkeypatch.setattr(phases_module, "weights_of", lambda model: int(there * 1e9))  # too large
+    assert f"--set profile={profiles}; or lower policy.model, " in look()["memory"].hint
 
 
 def test_nothing_is_suggested_where_nothing_fits_or_on_the_cpu(
@@ -352,6 +402,95 @@ def test_the_gpu_of_a_mac_draws_the_display_too(monkeypatch: pytest.MonkeyPatch)
     assert (found["display"].status, found.ok) == ("note", True)
     assert "512 tokens" in found["display"].detail
     assert "Impacting Interactivity" in found["display"].hint
+
+
+def test_a_batch_that_the_run_lowers_is_shown() -> None:
+    whole = [row["what"] for row in look("policy.batch=32").memory["rows"]]
+    small = [row["what"] for row in look("policy.batch=32", "policy.cache_gb=0.02").memory["rows"]]
+    [attempts] = [what for what in whole if what.startswith("attempts: 32 × ")]
+    [lowered] = [what for what in small if what.startswith("attempts: 32 → ")]
+    assert attempts.split(" × ")[1] == lowered.split(" × ")[1]
+
+
+def test_layers_that_the_model_does_not_have() -> None:
+    failure = look("train.lora.layers=99")["memory"]
+    assert failure.status == "fail" and "train.lora.layers = 99" in failure.detail
+
+
+def profiles() -> list[tuple[str, str]]:
+    """A recipe's own with that recipe, those that every recipe has with one of them."""
+    own = {name: read_toml(path).get("profiles", {}) for name, path in bundled("recipes").items()}
+    return [
+        *((name, profile) for name, found in own.items() for profile in ("", *found)
+          if profile != SHARED),
+        *(("quickstart", profile) for profile in read_shared().profiles),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "profile"), profiles())
+def test_every_profile_of_every_recipe_has_a_table(
+    name: str, profile: str, hub: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Models and servers are not here: that is said, and what is known is added up."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{free_port()}")
+    settings = [f"profile={profile}"] if profile else []
+    result = doctor(load_recipe(name, [*settings, *FEW]), Ui(quiet=True))
+    rows = {row["what"]: row["bytes"] for row in result["memory"]["rows"]}
+    here = load_recipe(name, settings).policy.model == "tiny"
+    assert (rows["policy"] is not None) == here
+    assert set(result["memory"]["phases"]) >= {"attempts", "training", "evaluation"}
+    console(sys.stdout).print(render_doctor(result))
+    shown = capsys.readouterr().out
+    assert "GB of memory" in shown and ("unknown" in shown) == (not here)
+
+
+@pytest.mark.real_model
+def test_the_table_of_memory_is_right_within_a_fifth(smollm2: Path) -> None:
+    """Each phase measured, the policy's optimizers and a critic beside it."""
+    settings = [
+        f"policy.model={smollm2}", "policy.batch=4", "policy.max_new_tokens=60", "train.batch=2",
+        "eval.max_new_tokens=80", "critic.provider=local", f"critic.model={smollm2}",
+        "critic.concurrency=2", "critic.max_tokens=40", "task.limit=4", "eval.limit=4",
+    ]  # fmt: skip
+    recipe = load_recipe("quickstart", settings)
+    phases = doctor(recipe, Ui(quiet=True))["memory"]["phases"]
+    gc.collect()
+    before = mx.get_active_memory()
+    critic, policy = LocalCritic(recipe.critic.tier("basic")), load_policy(recipe.policy)
+    critic.preflight()
+    assert critic.model is not None
+    critic.model.eos = policy.eos = set()  # every text is as long as it may be
+    attach_lora(policy.model, recipe.train.lora, 1)
+    trainer, task = Trainer(policy.model), TASKS["countdown"]
+    problems = task.load(recipe.task, "train", 0)
+    prompts = [policy.encode(attempt_prompt(recipe, task, problem)) for problem in problems]
+    texts = [[i] * 60 for i in range(4)]
+
+    def train() -> None:
+        pairs = [Pair(Row(prompts[i], texts[i]), Row(prompts[i], texts[i + 2])) for i in range(2)]
+        rows = [pair.chosen for pair in pairs]
+        for objective in (preference(pairs, None, recipe.train, "dpo"), imitation(rows)):
+            list(trainer.train(objective, recipe.train, (1,)))
+
+    def write(tokens: int) -> None:
+        policy.generate(prompts, temperature=0.7, top_p=0.9, max_new_tokens=tokens, batch=4,
+                        seed=(1,))  # fmt: skip
+
+    def ask() -> None:
+        review = example_call(recipe, task, "critique", problems[0], "word " * 60, "")
+        critic.ask([review] * 2)
+
+    work = {"training": train, "attempts": partial(write, 60), "evaluation": partial(write, 80),
+            "critics": ask}  # fmt: skip
+    assert set(work) == set(phases)
+    for phase, go in work.items():
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        go()
+        measured = mx.get_peak_memory() - before
+        assert 0.8 * measured < phases[phase] < 1.2 * measured, phase
 
 
 # ---- data and disk -------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 from mlx_lm.tuner.utils import load_adapters
-from mlx_lm.utils import dequantize_model, load
+from mlx_lm.utils import dequantize_model, load, load_model
 
 from mlxreflect.config.schema import PolicyConfig
 from mlxreflect.core.errors import UserError
@@ -50,15 +50,29 @@ def load_policy(config: PolicyConfig, table: str = "policy") -> Policy:
         )
     except LOAD_ERRORS as error:
         raise load_fault(config, error, table) from None
+    as_recipe_says(model, config)
+    mx.eval(model.parameters())
+    template = ask_template(tokenizer, config, model_folder(path), table)
+    limit = cache_limit(config.cache_gb, weights_of(model))
+    return Policy(model, tokenizer, config.model, template, limit)
+
+
+def load_shapes(folder: Path, config: PolicyConfig, table: str = "policy") -> nn.Module:
+    """Returns a model of which no weight is read, only what it says of itself. Raises UserError."""
+    try:
+        model, _ = load_model(folder, lazy=True)
+    except LOAD_ERRORS as error:
+        raise load_fault(config, error, table) from None
+    as_recipe_says(model, config)
+    return model
+
+
+def as_recipe_says(model: nn.Module, config: PolicyConfig) -> None:
     if config.quantize:
         quantize(model, config.quantize)
     if is_dequantized(config):
         dequantize(model)
     model.eval()
-    mx.eval(model.parameters())
-    template = ask_template(tokenizer, config, model_folder(path), table)
-    limit = cache_limit(config.cache_gb, weights_of(model))
-    return Policy(model, tokenizer, config.model, template, limit)
 
 
 def load_template(folder: Path, config: PolicyConfig) -> ChatTemplate:

@@ -17,7 +17,14 @@ from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 from mlxreflect.config.recipe import eval_spec, read_shared
-from mlxreflect.config.schema import REMOTE, CriticConfig, Recipe, TaskConfig, method_of
+from mlxreflect.config.schema import (
+    REMOTE,
+    CriticConfig,
+    PolicyConfig,
+    Recipe,
+    TaskConfig,
+    method_of,
+)
 from mlxreflect.core.cache import cache_path
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json
@@ -36,17 +43,21 @@ from mlxreflect.models.load import (
     TINY,
     device_memory,
     device_name,
+    load_shapes,
     load_template,
     on_cpu,
     on_mac_gpu,
 )
+from mlxreflect.models.memory import weights_of
 from mlxreflect.models.template import with_tags
+from mlxreflect.setup.memory import Known, memory_rows, totals
 from mlxreflect.stats import power_sentence
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.memory import memory_limit, most_tokens
 
 if TYPE_CHECKING:
     from rich.console import Group
+    from rich.table import Table
 
 CALL_S = 120.0  # a server may have to load its model first
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
@@ -65,22 +76,19 @@ class Check:
     hint: str = ""
 
 
-Sizes = dict[str, int | None]  # what will lie in this machine's memory → bytes; None: not known
-
-
 def doctor(recipe: Recipe | None, ui: Ui) -> dict[str, Any]:
     """Carries out all checks, in the order of a run. ok: none of them fails."""
-    sizes: Sizes = {}
+    known, memory = Known(), dict[str, Any]()
     steps: list[tuple[str, Callable[[], Iterable[Check]]]] = []
     steps.append(("device", partial(check_machine, recipe)))
     if recipe is None:
         steps.append(("ollama", check_ollama))
     else:
-        steps.append(("policy", partial(check_policy, recipe, sizes)))
-        steps.append(("data", partial(check_data, recipe)))
+        steps.append(("policy", partial(check_policy, recipe, known)))
+        steps.append(("data", partial(check_data, recipe, known)))
         for name, config in tiers(recipe).items():
-            steps.append((name, partial(check_critic, name, config, recipe.task.name, sizes)))
-    steps += [("memory", partial(check_memory, recipe, sizes)), ("disk", check_disk)]
+            steps.append((name, partial(check_critic, name, config, recipe.task.name, known)))
+    steps += [("memory", partial(check_memory, recipe, known, memory)), ("disk", check_disk)]
     checks: list[Check] = []
     with ui.progress("checking", len(steps)) as bar:
         for name, step in steps:
@@ -95,6 +103,7 @@ def doctor(recipe: Recipe | None, ui: Ui) -> dict[str, Any]:
         "recipe": recipe.name if recipe else None,
         "ok": all(check.status != "fail" for check in checks),
         "checks": [asdict(check) for check in checks],
+        "memory": memory,
     }
 
 
@@ -130,28 +139,29 @@ def check_disk() -> Iterator[Check]:
         yield Check("disk", "ok", f"{free:.1f} GB free in {place}")
 
 
-def check_memory(recipe: Recipe | None, sizes: Sizes) -> Iterator[Check]:
-    """Compares the weights in memory and what training may take with what there is."""
-    there = device_memory() / GB
+def check_memory(recipe: Recipe | None, known: Known, memory: dict[str, Any]) -> Iterator[Check]:
+    """Compares the phase that takes the most memory with what there is; fills the table of all."""
+    there = device_memory()
     if recipe is None:
-        fit = advice(there - memory_limit(0) / GB)
-        yield Check("memory", "ok", f"{there:.1f} GB{fit and f'; {fit}'}")
+        fit = advice((there - memory_limit(0)) / GB)
+        yield Check("memory", "ok", f"{there / GB:.1f} GB{fit and f'; {fit}'}")
         return
-    parts: Sizes = {**sizes, "training, at most": memory_limit(recipe.train.memory_gb)}
-    needed = sum(size or 0 for size in parts.values()) / GB
-    each = ", ".join(
-        f"{name} {'unknown' if size is None else f'{size / GB:.1f}'}"
-        for name, size in parts.items()
-    )
-    detail = f"about {needed:.1f} of {there:.1f} GB are needed ({each})"
-    if needed > there:
-        hint = "take a smaller policy or critic, more bits off them, or set train.memory_gb lower"
-        fit = advice(there - memory_limit(recipe.train.memory_gb) / GB)
+    rows = memory_rows(recipe, known)
+    phases = totals(rows)
+    memory |= {"device": there, "rows": [row._asdict() for row in rows], "phases": phases}
+    most = max(phases, key=lambda phase: phases[phase])
+    unknown = any(row.bytes is None for row in rows)
+    needed = f"{'at least' if unknown else 'about'} {phases[most] / GB:.1f} of {there / GB:.1f} GB"
+    detail = f"{most} takes the most: {needed}"
+    if phases[most] > there:
+        mine = max((row for row in rows if most in row.phases), key=lambda row: row.bytes or 0)
+        hint = f"lower {mine.lower}, or take a smaller policy or critic, or more bits off them"
+        fit = advice((there - memory_limit(recipe.train.memory_gb)) / GB)
         hint = f"{fit}; or {hint}" if fit else hint
         yield Check("memory", "fail", detail, hint)
     else:
-        close = needed > 0.8 * there or None in parts.values()
-        yield Check("memory", "note" if close else "ok", detail)
+        close = phases[most] > 0.8 * there
+        yield Check("memory", "note" if close or unknown else "ok", detail)
 
 
 def fitting(room: float) -> list[str]:
@@ -176,16 +186,16 @@ def advice(room: float) -> str:
 # ---- the policy and the data ---------------------------------------------------------------------
 
 
-def check_policy(recipe: Recipe, sizes: Sizes) -> Iterator[Check]:
+def check_policy(recipe: Recipe, known: Known) -> Iterator[Check]:
     config = recipe.policy
     folder = find_model(config.model, "policy.model")
     if folder is None:
-        sizes["policy"] = None
         yield to_download("policy", config.model)
     else:
-        sizes["policy"] = size = memory_of(folder, config.quantize, config.dequantize)
-        yield Check("policy", "ok", f"{config.model} is here, {size / GB:.2f} GB once loaded")
-        yield from check_template(recipe, folder)
+        known.policy = load_shapes(folder, config)
+        size = weights_of(known.policy) / GB
+        yield Check("policy", "ok", f"{config.model} is here, {size:.2f} GB once loaded")
+        yield from check_template(recipe, folder, known)
     tasks = dict.fromkeys((recipe.task.name, eval_spec(recipe).task.name))
     if config.model == "tiny" and (others := [name for name in tasks if name != "countdown"]):
         found = f"tiny knows Countdown only, and is asked {' and '.join(others)}"
@@ -196,10 +206,10 @@ def check_policy(recipe: Recipe, sizes: Sizes) -> Iterator[Check]:
         yield Check("adapter", "fail", f"{config.adapter} is not an adapter folder", hint)
 
 
-def check_template(recipe: Recipe, folder: Path) -> Iterator[Check]:
+def check_template(recipe: Recipe, folder: Path, known: Known) -> Iterator[Check]:
     """Asks the model's chat template, without its weights, how it has to be written."""
     try:
-        template = load_template(folder, recipe.policy)
+        template = known.template = load_template(folder, recipe.policy)
         with_tags(recipe, template)
     except UserError as error:
         yield Check("template", "fail", error.message, error.hint)
@@ -208,27 +218,27 @@ def check_template(recipe: Recipe, folder: Path) -> Iterator[Check]:
         yield Check("template", "note", note)
 
 
-def check_data(recipe: Recipe) -> Iterator[Check]:
+def check_data(recipe: Recipe, known: Known) -> Iterator[Check]:
     """Reads the problems of this machine; looks for those of the hub in the cache only."""
     spec = eval_spec(recipe)
     others = [hub_data(other.task) for other in further_specs(recipe)]
     sources = [hub_data(recipe.task), hub_data(spec.task), *others]
     for name in dict.fromkeys(name for names in sources for name in names):
         yield check_hub_data(name)
-    held_out = [] if sources[1] else eval_problems(TASKS[spec.task.name], spec)
+    known.held_out = held_out = [] if sources[1] else eval_problems(TASKS[spec.task.name], spec)
     if held_out:
         told = f"{len(held_out)} problems held out. {power_sentence(len(held_out))}"
         yield Check("data", "ok", told)
     if not any(sources):
         cleaned = clean(recipe, held_out)
+        known.problems = list(cleaned.problems.values())
         left_out = f"; {clause(cleaned.counts)}" if cleaned.counts else ""
         yield Check("data", "ok", f"{len(cleaned.problems)} problems to learn from{left_out}")
     elif not sources[0]:
         index = build_index(map(question_of, held_out), recipe.eval.ngram)
-        found = len(clean_problems(recipe, index)[0])
-        yield Check("data", "ok", f"{found} problems to learn from")
-    problems = [] if any(sources) else list(cleaned.problems.values())
-    for note in method_of(recipe).notes(recipe, problems):
+        count = len(clean_problems(recipe, index)[0])
+        yield Check("data", "ok", f"{count} problems to learn from")
+    for note in method_of(recipe).notes(recipe, list(known.problems)):
         yield Check("data", "ok" if note.fine else "note", note.text)
 
 
@@ -288,16 +298,6 @@ def is_complete(folder: Path) -> bool:
     return all((folder / shard).is_file() for shard in shards)
 
 
-def memory_of(folder: Path, quantize: int = 0, dequantize: str = "auto") -> int:
-    """Returns the bytes of a model's weights once they are loaded, estimated from its files."""
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    config = read_json(folder / "config.json")
-    plain = 32 if "float32" in (config.get("dtype"), config.get("torch_dtype")) else 16
-    bits = (config.get("quantization") or {}).get("bits", plain)
-    whole = dequantize == "yes" or (dequantize == "auto" and on_cpu())
-    return int(size * (32 if whole else quantize or bits) // bits)
-
-
 def to_download(name: str, model: str) -> Check:
     if constants.HF_HUB_OFFLINE:
         hint = f"without HF_HUB_OFFLINE, run: hf download {model}"
@@ -318,7 +318,7 @@ def tiers(recipe: Recipe) -> dict[str, CriticConfig]:
     return {name: config for config, name in found.items()}
 
 
-def check_critic(name: str, config: CriticConfig, task: str, sizes: Sizes) -> Iterator[Check]:
+def check_critic(name: str, config: CriticConfig, task: str, known: Known) -> Iterator[Check]:
     """Checks a critic's key, its server and its model, and asks for one token."""
     if config.provider in REMOTE and config.replay:
         path = cache_path(config.cache, FILE)
@@ -337,14 +337,16 @@ def check_critic(name: str, config: CriticConfig, task: str, sizes: Sizes) -> It
         yield Check(name, "note", found, 'set critic.provider = "ollama" and leave /v1 out')
     if config.provider == "local":
         folder = find_model(config.model, "critic.model")
-        sizes[name] = memory_of(folder) if folder else None
+        known.critics[name] = None
         if folder is None:
             yield to_download(name, config.model)
             return
-    yield from ask_critic(name, config, task, sizes)
+        model = load_shapes(folder, PolicyConfig(model=config.model), "critic")
+        known.critics[name], known.local[name] = weights_of(model), (model, config)
+    yield from ask_critic(name, config, task, known)
 
 
-def ask_critic(name: str, config: CriticConfig, task: str, sizes: Sizes) -> Iterator[Check]:
+def ask_critic(name: str, config: CriticConfig, task: str, known: Known) -> Iterator[Check]:
     tried = config.model_copy(update={"max_tokens": 1, "cache": "off", "replay": False})
     critic = open_critic(tried, task, "doctor")
     try:
@@ -356,7 +358,7 @@ def ask_critic(name: str, config: CriticConfig, task: str, sizes: Sizes) -> Iter
         reply = one_token(critic)
         seconds = time.monotonic() - begun
         if isinstance(critic, Client) and isinstance(critic.provider, Ollama):
-            sizes |= ollama_size(name, critic.provider)
+            known.critics |= ollama_size(name, critic.provider)
     finally:
         critic.close()
     if reply.error is None or reply.kind == "empty":
@@ -379,7 +381,7 @@ def one_token(critic: Critic) -> Reply:
         return Reply("", kind="empty") if short else failed_reply(error, 1)
 
 
-def ollama_size(name: str, critic: Ollama) -> Sizes:
+def ollama_size(name: str, critic: Ollama) -> dict[str, int | None]:
     """Returns the memory that Ollama's model takes, where Ollama is on this machine."""
     if urlsplit(root_of(critic.wire.shown)).hostname not in LOOPBACK:
         return {}
@@ -414,6 +416,21 @@ def check_ollama() -> Iterator[Check]:
         yield Check("ollama", "ok", f"answers at {url}; its models: {names}")
 
 
+def memory_table(found: dict[str, Any]) -> "Table":
+    """Returns the memory of each phase, in GB, and of what takes it."""
+    phases, rows = found["phases"], found["rows"]
+
+    def cell(row: dict[str, Any], phase: str) -> str:
+        if phase not in row["phases"]:
+            return ""
+        return "unknown" if row["bytes"] is None else f"{row['bytes'] / GB:.2f}"
+
+    cells = [(row["what"], *(cell(row, phase) for phase in phases)) for row in rows]
+    sums = ("together", *(f"{size / GB:.2f}" for size in phases.values()))
+    head = ("GB of memory", *(f"|  {phase}" for phase in phases))
+    return table(f"\n{found['device'] / GB:.1f} GB are there", head, [*cells, sums])
+
+
 def render_doctor(result: dict[str, Any]) -> "Group":
     """Returns the checks as a table, and below it what mends those that fail."""
     from rich.console import Group
@@ -424,4 +441,6 @@ def render_doctor(result: dict[str, Any]) -> "Group":
     later = any("is to be downloaded" in check["detail"] for check in checks)
     there = "everything but the downloads is there" if later else "everything is there"
     verdict = plain(there if result["ok"] else "something is missing", "bold")
-    return Group(table("", ("", "what", "found"), rows, wraps="*"), plain(""), *hints, verdict)
+    checked = table("", ("", "what", "found"), rows, wraps="*")
+    memory = [memory_table(result["memory"])] if result.get("memory") else []
+    return Group(checked, *memory, plain(""), *hints, verdict)

@@ -70,7 +70,7 @@ def attach_lora(
     model.freeze()
     linear_to_lora_layers(model, layers, dict(parameters))
     model.eval()  # new layers begin in training mode, with dropout on
-    mx.eval(model.parameters())
+    mx.eval(model.trainable_parameters())  # the others may stay unread
     return {"fine_tune_type": "lora", "num_layers": layers, "lora_parameters": parameters}
 
 
