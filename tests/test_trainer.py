@@ -253,31 +253,37 @@ def test_the_first_update_of_groups_is_the_policy_gradient() -> None:
 
 
 @pytest.mark.parametrize("average", ["sequence", "token"])
-@pytest.mark.parametrize(("memory_gb", "most"), [(1.3e-3, 4), (1e-9, 1)])
-def test_a_group_in_parts_is_the_whole_group(average: str, memory_gb: float, most: int) -> None:
+@pytest.mark.parametrize(("limit", "most", "scored"), [({"memory_gb": 1.3e-3}, 4, 7),
+                         ({"memory_gb": 1e-9}, 1, 7), ({"part_tokens": 30}, 3, 2)])  # fmt: skip
+def test_a_group_in_parts_is_the_whole_group(
+    average: str, limit: dict[str, float], most: int, scored: int
+) -> None:
     """Loss, gradients and figures; the prompt is shared inside a part."""
     begin, *ends = rows(72, [(40, 1), *((1, 5 + i) for i in range(7))])
     answers = tuple(Row(begin.prompt, end.response) for end in ends)
     groups = [Group(answers, (0.1, 0.9, 0.3, 0.0, 1.0, 0.4, 0.2))]
-    grpo, found, seen = GrpoConfig(average=average, kl=0.2), [], []
-    for limit in (1.0, memory_gb):
-        trainer = lora_trainer()
-        settings = fitting(lr=2e-3, clip=0.0, epochs=2, grad_checkpoint="no", memory_gb=limit)
-        objective = trainer.group_objective(groups, base_reference(trainer.model), settings, grpo)
-        network = trainer.understood(objective.items)
+    grpo, found = GrpoConfig(average=average, kl=0.2), []
+    for limited, sizes in (({}, (7, 7)), (limit, (most, scored))):
+        trainer, seen = lora_trainer(), dict[bool, list[int]]()
+        settings = fitting(lr=2e-3, clip=0.0, epochs=2, grad_checkpoint="no", **limited)
+        network = trainer.understood([])
         run = network.logps
 
-        def watched(batch: Batch, *, training: bool = False, run: Any = run) -> mx.array:
-            seen.append((batch.prefix is not None, batch.group.size))
+        def watched(
+            batch: Batch, *, training: bool = False, run: Any = run, seen: Any = seen
+        ) -> mx.array:
+            assert (batch.prefix is not None) == (batch.group.size > 1)
+            seen.setdefault(training, []).append(batch.group.size)
             return run(batch, training=training)
 
         network.logps = watched
+        objective = trainer.group_objective(groups, base_reference(trainer.model), settings, grpo)
         training = trainer.train(objective, settings, (1,))
         first, gradient = next(training), first_gradient(trainer, "grpo")
         found.append(([first, *training], gradient))
+        assert (max(seen[True]), max(seen[False])) == sizes
+        assert sum(seen[True]) == sum(seen[False]) == 2 * 7
     (expected, whole), (steps, gradient) = found
-    assert seen[:2] == [(True, 7)] * 2 and max(size for _, size in seen[2:]) == most
-    assert all(shared == (size > 1) for shared, size in seen[2:])
     for a, b in zip(steps, expected, strict=True):
         for name in ("loss", "kl", "clipped", "grad_norm"):
             assert getattr(a, name) == pytest.approx(getattr(b, name), rel=1e-5, abs=1e-6), name

@@ -25,7 +25,7 @@ from mlxreflect.config.schema import Fitting
 from mlxreflect.core.seeds import rng_for, seed_mlx
 from mlxreflect.train.batches import Group, Item, Pair, Part, collate
 from mlxreflect.train.cpu import faster_on_cpu, in_parts
-from mlxreflect.train.memory import Footprint, plan, recomputed_layers
+from mlxreflect.train.memory import Footprint, most_tokens, plan, recomputed_layers
 from mlxreflect.train.network import Arrays, Network, parameters
 from mlxreflect.train.objectives import Metrics, Objective, odds_ratio, preference, reinforcement
 from mlxreflect.train.recurrent import differentiable
@@ -247,13 +247,26 @@ class Trainer:
         self, groups: Sequence[Group], reference: Arrays | None, config: Fitting, grpo: GrpoConfig
     ) -> Objective:
         """Returns GRPO on groups that the policy as it is has written."""
-        items: list[Item] = [group.rows for group in groups]
-        old, fixed, most = None, None, config.part_tokens
-        if config.epochs > 1 or len(items) > config.batch * config.accumulate:  # several steps
-            old = self.score(items, self.trainable(), "tokens", keep=False, part_tokens=most)
+        old = fixed = None
+        if config.epochs > 1 or len(groups) > config.batch * config.accumulate:  # several steps
+            old = self.score_groups(groups, self.trainable(), config, keep=False)
         if reference is not None and grpo.kl:
-            fixed = self.score(items, reference, "tokens", part_tokens=most)
+            fixed = self.score_groups(groups, reference, config)
         return reinforcement(groups, old, fixed, grpo)
+
+    def score_groups(
+        self, groups: Sequence[Group], arrays: Arrays, config: Fitting, *, keep: bool = True
+    ) -> list[np.ndarray]:
+        """Returns the token log-probabilities of each group, of as many rows at once as may be."""
+        most = most_tokens(config.part_tokens)
+        longest = [max(len(row.response) for row in group.rows) for group in groups]
+        steps = [max(2, int(min(most / length, len(group.rows))))  # one would share no prompt
+                 for group, length in zip(groups, longest, strict=True)]  # fmt: skip
+        items = [[group.rows[at : at + step] for at in range(0, len(group.rows), step)]
+                 for group, step in zip(groups, steps, strict=True)]  # fmt: skip
+        found = iter(self.score([one for pieces in items for one in pieces], arrays, "tokens",
+                                keep=keep, part_tokens=config.part_tokens))  # fmt: skip
+        return [np.concatenate([next(found) for _ in pieces]) for pieces in items]
 
     def score(
         self,
