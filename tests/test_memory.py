@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -24,10 +25,12 @@ from support.architectures import (
     trained,
     with_lora,
 )
+from support.run_outputs import outputs_of_run
 from support.training import fitting, lora_trainer, most_bytes, rows
 
 from mlxreflect.core.seeds import seed_mlx
 from mlxreflect.models import load
+from mlxreflect.runs.run import RunLoop
 from mlxreflect.train import memory
 from mlxreflect.train.batches import Item, Pair, Row, shape_of, whole
 from mlxreflect.train.cpu import LANES
@@ -316,6 +319,31 @@ def test_300_steps_of_differing_shapes_hold_what_the_first_ones_do() -> None:
         mx.clear_cache()
     assert len(sizes) == 300
     assert max(sizes) <= 1.3 * max(sizes[:10])
+
+
+@pytest.mark.slow
+def test_30_waves_of_a_run_hold_what_the_first_ones_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, commit = [], RunLoop.commit
+
+    def weighed(loop: RunLoop, *given: Any) -> None:
+        commit(loop, *given)
+        sizes.append(held())
+
+    monkeypatch.setattr(RunLoop, "commit", weighed)
+    settings = {
+        "task.limit": 240, "r3.wave": 8, "r3.epochs": 1, "policy.batch": 8, "train.batch": 4,
+        "eval.limit": 20,
+    }  # fmt: skip
+    limit = mx.set_cache_limit(1 << 34)
+    try:
+        outputs_of_run("quickstart", settings, tmp_path / "run")
+    finally:
+        mx.set_cache_limit(limit)
+        mx.clear_cache()
+    assert len(sizes) >= 30
+    assert max(sizes[5:]) <= 1.3 * min(sizes[:5])
 
 
 # A stand-in for Metal: what MLX is told there, by a fake that takes no more than it has.

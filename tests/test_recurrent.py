@@ -22,6 +22,7 @@ from support.architectures import (
     RECURRENT,
     ROWS,
     SMALL,
+    apart,
     build,
     furthest,
     plain_dpo,
@@ -225,6 +226,23 @@ def test_gradients_of_all_weights(name: str) -> None:
     with metal():
         _, gradients, _ = trained(Trainer(model), imitation(ROWS), fitting(batch=4))
     assert furthest(gradients, expected) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "olmo_hybrid", "rwkv7", "mamba"])
+def test_bfloat16_rounds_no_more_than_the_plain_formulation(name: str) -> None:
+    # Without experts: on the CPU they have no product in bfloat16.
+    model = with_lora(build(*MODELS[name]))
+    model.set_dtype(mx.bfloat16)
+    found = {}
+    for dtype in (mx.float32, mx.bfloat16):
+        model.set_dtype(dtype)
+        model.train()
+        _, found[dtype] = plainly(model, plain_sft)
+        model.eval()
+    with metal():
+        _, gradients, _ = trained(Trainer(model), imitation(ROWS), fitting(batch=4))
+    plain = apart(found[mx.bfloat16], found[mx.float32])
+    assert apart(gradients, found[mx.float32]) < 1.5 * plain < 0.5
 
 
 def test_what_layers_keep_of_their_weights_is_no_older_than_these() -> None:
