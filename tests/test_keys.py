@@ -68,6 +68,7 @@ CHANGED = {
     "r3.bucket_every": (0, {}),
     "r3.until_mastered": (True, {}),
     "train.objective": ("ipo", {}),
+    "train.cut": ("keep", {"policy.max_new_tokens": 8}),
     "train.lr": (1e-3, {}),
     "train.beta": (0.5, {}),
     "train.smoothing": (0.1, {}),

@@ -1,6 +1,7 @@
 """PRefLexOR: rounds, the teacher and its failures, the filter, pairs, phases, keys and kills."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import ClassVar
@@ -14,7 +15,7 @@ from support.run_outputs import outputs_by_settings, run_process
 from support.whole_runs import contents, finish
 
 from mlxreflect.config.recipe import load_recipe
-from mlxreflect.config.schema import LoraConfig, PolicyConfig, Recipe
+from mlxreflect.config.schema import LoraConfig, PolicyConfig, Recipe, TrainConfig
 from mlxreflect.config.toml import flatten
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_rows
@@ -70,7 +71,14 @@ KEEPER = pair(  # whose attempt nobody could judge
     [(True, [ONE_AND_TWO, BEES]), (False, [ONE_AND_TWO, TWO_AND_TWO, BEES, KEEPER])],
 )
 def test_the_pairs_of_a_file_of_episodes(only_wrong, pairs):
-    assert [e for episode in EPISODES for e in taught_pairs(episode, only_wrong)] == pairs
+    skip, keep = TrainConfig(), TrainConfig(cut="keep")
+    assert [e for one in EPISODES for e in taught_pairs(one, only_wrong, skip)] == pairs
+    cut = [
+        replace(one, turns=[replace(turn, finish_reason="length") for turn in one.turns])
+        for one in EPISODES
+    ]  # the policy's own answers are no rejected ones then
+    assert not [e for one in cut for e in taught_pairs(one, only_wrong, skip)]
+    assert [e for one in cut for e in taught_pairs(one, only_wrong, keep)] == pairs
 
 
 # ---- critics that do as a test says --------------------------------------------------------------
@@ -131,7 +139,7 @@ def make(critic, corpus=None, **tables):
     tree = {
         "strategy": "preflexor",
         "policy": {"temperature": 1.0, "max_new_tokens": 30, "batch": 16},
-        "train": {"objective": "orpo", "lr": 1e-3, "logps": "sum", "batch": 2},
+        "train": {"objective": "orpo", "lr": 1e-3, "logps": "sum", "batch": 2, "cut": "keep"},
         "preflexor": {"questions": 3, "rounds": 1, "two": {"rounds": 0}},
     }  # fmt: skip
     if corpus:
@@ -386,7 +394,7 @@ BASE = {
     "preflexor.two.rounds": 2,
     "train.batch": 2, "train.lora.rank": 2, "eval.limit": 2, "policy.batch": 8,
     "policy.temperature": 1.0, "policy.max_new_tokens": 28, "eval.max_new_tokens": 4,
-    "preflexor.two.answer_only": False, "preflexor.two.lr": 1e-3,
+    "preflexor.two.answer_only": False, "preflexor.two.lr": 1e-3, "train.cut": "keep",
 }  # fmt: skip
 CHANGED = {
     "preflexor.rounds": (1, {}),

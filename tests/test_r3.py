@@ -6,13 +6,26 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from support.methods import Critic, Remote, make, make_remote, pairs_of, play, roles, walk_r3
+from support.methods import (
+    COUNTDOWN,
+    Critic,
+    Remote,
+    make,
+    make_remote,
+    pairs_of,
+    play,
+    roles,
+    walk_r3,
+)
 
 from mlxreflect.config.schema import Recipe
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.records import Verdict
+from mlxreflect.core.records import Turn, Verdict, make_problem
 from mlxreflect.critics.base import Reply
+from mlxreflect.methods.base import failure, passed
+from mlxreflect.methods.session import graded
 from mlxreflect.prompts.roles import quote
+from mlxreflect.runs.figures import too_short
 
 
 def test_the_first_rewrite_that_passes_ends_the_cycle_and_makes_the_pair():
@@ -85,7 +98,7 @@ def test_a_failed_verification_opens_a_cycle_of_its_own():
     """Of three tokens no sample is ever right, so all verifications fail and each but the last is
     criticised, rewritten and trained on in its turn."""
     strategy = make(
-        problems=2, policy={"max_new_tokens": 3},
+        problems=2, policy={"max_new_tokens": 3}, train={"cut": "keep"},
         r3={"wave": 2, "verifications": 3, "bucket_every": 0},
     )  # fmt: skip
     (played,) = play(strategy)
@@ -101,6 +114,53 @@ def test_a_failed_verification_opens_a_cycle_of_its_own():
         assert [e.chosen for e in pairs] == [texts[2], texts[5], texts[8]]
         assert [e.rejected for e in pairs] == [texts[0], texts[3], texts[6]]
     assert sum(step.objective == "dpo" for step in played.steps) == 3
+
+
+@pytest.mark.parametrize(("cut", "pairs"), [("skip", 0), ("keep", 2)])
+def test_what_was_cut_off_is_no_rejected_answer(cut, pairs):
+    strategy = make(
+        problems=2, policy={"max_new_tokens": 3}, train={"cut": cut},
+        r3={"wave": 2, "verifications": 0, "bucket_every": 0},
+    )  # fmt: skip
+    (played,) = play(strategy)
+    assert {e.turns[0].finish_reason for e in played.episodes} == {"length"}
+    assert all(passed(e.turns[2]) for e in played.episodes)  # the rewrites are right
+    assert len(played.examples) == pairs and bool(played.steps) == bool(pairs)
+    status = "trained" if pairs else "bucket"
+    assert [e.outcome.status for e in played.episodes] == [status] * 2
+    assert (played.figures["answers"], played.figures["cut"]) == (2, 2)
+
+
+@pytest.mark.parametrize("role", ["attempt", "verify", "rewrite"])
+def test_what_was_cut_off_never_passes(role):
+    """So that it is never imitated, for its end is missing."""
+    recipe, problem = Recipe(), make_problem("countdown", {"numbers": [2, 3], "target": 5})
+    text = "<think>\n2 + 3 = 5\n</think>\n<answer>2 + 3</answer>"
+    whole, cut = (
+        graded(recipe, COUNTDOWN, problem,
+               Turn(0, None, role, "policy", [], text, finish_reason=reason))
+        for reason in ("stop", "length")
+    )  # fmt: skip
+    assert passed(whole) and not passed(cut)
+    assert cut.verdict.correct and cut.verdict.reason == "cut off at the token limit"
+    assert failure(cut) == "truncated"
+
+
+@pytest.mark.parametrize(
+    ("answers", "cut", "keys", "said"),
+    [
+        (640, 200, {}, "31.2% of 640 answers were cut off at policy.max_new_tokens = 7, and are "
+                       "neither imitated nor held against the policy: raise policy.max_new_tokens"),
+        (640, 200, {"train": {"cut": "keep"}}, "policy.max_new_tokens = 7: raise"),
+        (640, 32, {}, ""),  # one in twenty, and no more
+        (19, 19, {}, ""),  # too few to tell
+        (0, 0, {}, ""),
+    ],
+)  # fmt: skip
+def test_a_run_says_that_much_was_cut_off(answers, cut, keys, said):
+    recipe = Recipe.model_validate({"policy": {"max_new_tokens": 7}, **keys})
+    found = too_short(Counter(answers=answers, cut=cut), recipe)
+    assert said in found and bool(said) == bool(found)
 
 
 def pass_verifications(strategy, solved):
@@ -142,7 +202,8 @@ def test_after_a_failed_rewrite_the_old_text_is_criticised_again():
                     for c, r in zip(calls, replies, strict=True)]  # fmt: skip
 
     strategy = make(
-        Failing(), problems=2, policy={"max_new_tokens": 3}, critic_table={"max_failed": 1.0},
+        Failing(), problems=2, policy={"max_new_tokens": 3}, train={"cut": "keep"},
+        critic_table={"max_failed": 1.0},
         r3={"wave": 2, "rewrites": 2, "verifications": 0, "bucket_every": 0},
     )  # fmt: skip
     (played,) = play(strategy)

@@ -361,6 +361,21 @@ def test_dpref_keeps_what_the_judge_prefers_in_both_orders():
     assert first.calls and not training.examples and not training.steps
 
 
+@pytest.mark.parametrize(("cut", "pairs"), [("skip", [2]), ("keep", [2, 4])])
+def test_a_retry_that_was_cut_off_says_nothing_of_its_reflection(cut, pairs):
+    strategy = make(Critic(), problems=1, training="III")
+    train = strategy.recipe.train.model_copy(update={"cut": cut})
+    strategy.recipe = strategy.recipe.model_copy(update={"train": train})
+    episode = odd(FAILED, ("reflection", 0, "right", None), ("reflection", 0, "wrong", None),
+                  ("retry", 1, "4", True), ("reflection", 0, "unknown", None),
+                  ("retry", 2, "5", False), ("retry", 4, "6", False))  # fmt: skip
+    turns = [*episode.turns[:-1], replace(episode.turns[-1], finish_reason="length")]
+    (problem,) = strategy.problems.values()
+    strategy.running.keep([replace(episode, problem=problem, turns=turns)])
+    rows = strategy.state.kept["pairs"]
+    assert [row["source"]["turns"] for row in rows] == [[1, index] for index in pairs]
+
+
 def test_failed_calls_are_data_and_get_no_retry():
     broken = Critic(errors=("reflection",))
     wave, training = play(make(broken, problems=6, reflector="critic"))

@@ -14,7 +14,7 @@ from support.teacher import Teacher
 from support.whole_runs import command, finish
 
 from mlxreflect.config.recipe import load_recipe
-from mlxreflect.config.schema import Recipe
+from mlxreflect.config.schema import Recipe, TrainConfig
 from mlxreflect.config.toml import flatten
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import append_rows, read_rows
@@ -136,7 +136,7 @@ def test_an_episode_file_gives_the_traces_to_imitate(config, expected, tmp_path)
 def test_an_episode_file_gives_the_group():
     turns = [trace(0, "a"), trace(1, "b", WRONG), trace(2, "c", UNTIDY), trace(3, "d", NEITHER)]
     episode = replace(EPISODE, turns=turns)
-    found = group_of(episode, TracesConfig(reward_answer=1.0, reward_format=0.25))
+    found = group_of(episode, TracesConfig(reward_answer=1.0, reward_format=0.25), TrainConfig())
     assert found is not None
     assert (found.kind, found.prompt, found.completions) == ("group", PROMPT, ["a", "b", "c", "d"])
     assert found.completions_ids == [[0, 7], [1, 7], [2, 7], [3, 7]]
@@ -149,19 +149,33 @@ def test_an_episode_file_gives_the_group():
     assert group_advantages(found.rewards, False) == [0.625, -0.375, 0.375, -0.625]
 
 
+def test_what_was_cut_off_is_in_no_group_and_never_imitated():
+    turns = [trace(0, "a"), trace(1, "b", NEITHER, "length"), trace(2, "c", WRONG),
+             trace(3, "d", UNTIDY, "length"), marks(4, 3, EVEN)]  # fmt: skip
+    episode, config = replace(EPISODE, turns=turns), TracesConfig(filter="lenient", keep=0)
+    found = group_of(episode, config, TrainConfig())
+    assert found is not None
+    assert (found.completions, found.source["turns"]) == (["a", "c"], [0, 2])
+    kept = group_of(episode, config, TrainConfig(cut="keep"))
+    assert kept is not None and kept.completions == ["a", "b", "c", "d"]
+    assert method.right_once(turns) == turns[:1]  # of the right ones, what ended
+    alone = replace(EPISODE, turns=turns[:2])
+    assert group_of(alone, config, TrainConfig()) is None
+
+
 def test_a_group_whose_rewards_are_equal_is_none():
     alike = replace(EPISODE, turns=[trace(0, "a", WRONG), trace(1, "b", WRONG)])
-    assert group_of(alike, TracesConfig()) is None
+    assert group_of(alike, TracesConfig(), TrainConfig()) is None
     by_format = replace(EPISODE, turns=[trace(0, "a", WRONG), trace(1, "b", NEITHER)])
-    assert group_of(by_format, TracesConfig()) is not None
-    assert group_of(by_format, TracesConfig(reward_format=0.0)) is None
+    assert group_of(by_format, TracesConfig(), TrainConfig()) is not None
+    assert group_of(by_format, TracesConfig(reward_format=0.0), TrainConfig()) is None
     assert reward(trace(0, "a", None), TracesConfig()) == 0.0
 
 
 def test_the_story_tells_marks_and_worth():
     turns = [trace(0, "a"), trace(1, "b", WRONG), marks(2, 0, EVEN)]
     episode = replace(EPISODE, turns=turns)
-    group = group_of(replace(episode, epoch=0), TracesConfig())
+    group = group_of(replace(episode, epoch=0), TracesConfig(), TrainConfig())
     console = Console(width=200)
     with console.capture() as said:
         console.print(*tell_story([episode], [group]))

@@ -246,6 +246,9 @@ class TrainConfig(Fitting):
     """[train] of a recipe; [train.sft] is for the answers that a strategy imitates."""
 
     objective: Annotated[Objective, Unpaired] = "dpo"  # loss of preference pairs
+    # Answers cut off at policy.max_new_tokens, which are never imitated; skip: nor are they the
+    # rejected one of a pair, or part of a GRPO group; keep: they are wrong.
+    cut: Annotated[Literal["skip", "keep"], Idle("rel")] = "skip"
     sft: SftConfig = SftConfig()
 
 

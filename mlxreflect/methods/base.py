@@ -401,8 +401,15 @@ def count_wave(episodes: list[Episode]) -> dict[str, Any]:
         "solved": sum(e.outcome.status in ("solved_first", "solved") for e in episodes),
         "rewrites": roles["rewrite"] + roles["continue"],
         "verifications": roles["verify"],
+        **count_cut(episodes),
         "failures": dict(Counter(filter(None, map(failure, first)))),
     }
+
+
+def count_cut(episodes: list[Episode]) -> dict[str, int]:
+    """Returns how many answers the policy gave, and how many policy.max_new_tokens cut off."""
+    answers = [t for e in episodes for t in e.turns if t.role in ("attempt", "verify", "retry")]
+    return {"answers": len(answers), "cut": sum(map(cut_off, answers))}
 
 
 def failure(turn: Turn) -> str | None:
@@ -410,7 +417,7 @@ def failure(turn: Turn) -> str | None:
     verdict = turn.verdict
     if verdict is None or verdict.passed:
         return None
-    if turn.finish_reason == "length":
+    if cut_off(turn):
         return "truncated"
     if turn.parsed is None:
         return "no_answer"
@@ -468,6 +475,18 @@ def source(episode: Episode, *turns: Turn) -> dict[str, object]:
 
 def passed(turn: Turn) -> bool:
     return turn.verdict is not None and turn.verdict.passed
+
+
+def cut_off(turn: Turn) -> bool:
+    return turn.finish_reason == "length"
+
+
+def held_against(turn: Turn, train: TrainConfig) -> bool:
+    """Returns whether the policy may learn that a text of its own is worse than another.
+
+    One that was cut off says more of the token limit than of the policy; train.cut decides.
+    """
+    return train.cut == "keep" or not cut_off(turn)
 
 
 # ---- what a judge says ---------------------------------------------------------------------------

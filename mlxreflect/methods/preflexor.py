@@ -40,6 +40,7 @@ from mlxreflect.methods.base import (
     Trajectory,
     Try,
     Wave,
+    held_against,
     passed,
     preference,
     refuse_direct,
@@ -148,12 +149,13 @@ def questions(recipe: Recipe, sources: list[Problem]) -> list[Problem]:
     return [make_question(one, "(a question)") if posed else one for one in sources]
 
 
-def taught_pairs(episode: Episode, only_wrong: bool) -> Iterator[Example]:
+def taught_pairs(episode: Episode, only_wrong: bool, train: TrainConfig) -> Iterator[Example]:
     """Yields a teacher's solution that passed, against the policy's own attempt.
 
     only_wrong: not where the attempt passed too, or nobody could say that it did not.
     """
-    attempts = [turn for turn in episode.turns if turn.role == "attempt"]
+    own = (turn for turn in episode.turns if turn.role == "attempt")
+    attempts = [turn for turn in own if held_against(turn, train)]
     taught = [turn for turn in episode.turns if turn.role in ("answer", "ground")]
     for rejected, chosen in product(attempts, taught):
         wrong = rejected.verdict is not None and not rejected.verdict.passed
@@ -246,7 +248,7 @@ class Preflexor:
         sources = self.frame.trajectories()
         lessons = self.learn_from(self.teacher, sources) if self.teacher else self.solve(sources)
         episodes = [self.episode(lesson) for lesson in lessons]
-        made = [pair for e in episodes for pair in taught_pairs(e, self.config.only_wrong)]
+        made = [pair for episode in episodes for pair in self.pairs(episode)]
         self.frame.status(f"training on {len(made)} pairs")
         learning.prefer(made, (*self.seed(), "pairs"))
         return Played(episodes, self.counted(), wave.own["arm"])
@@ -255,8 +257,9 @@ class Preflexor:
         """Has the policy attempt problems of a task, and the teacher write solutions."""
         session, at = self.frame.session, self.at("basic")
         self.frame.attempt(lessons, self.seed())
-        every = not self.config.only_wrong
-        taught = [lesson for lesson in lessons if every or not passed(lesson.turns[0])]
+        every, train = not self.config.only_wrong, self.frame.recipe.train
+        tried = [lesson for lesson in lessons if held_against(lesson.turns[0], train)]
+        taught = [lesson for lesson in tried if every or not passed(lesson.turns[0])]
         self.frame.status(f"{len(taught)} solutions")
         calls = [session.call("answer", lesson.problem, at) for lesson in taught]
         turns = session.ask(calls, [lesson.turns[0] for lesson in taught], at)
@@ -298,12 +301,15 @@ class Preflexor:
         attempt = next((turn for turn in made.turns if turn.role == "attempt"), None)
         if attempt and passed(attempt):
             return replace(made, outcome=Outcome(True, attempt.index, "solved_first"))
-        if any(taught_pairs(made, self.config.only_wrong)):
+        if any(self.pairs(made)):
             return replace(made, outcome=Outcome(False, None, "trained"))
         # A reply of no use has an error too, and its text; a call that failed has none.
         if any(turn.error and not turn.text.strip() for turn in made.turns):
             return replace(made, outcome=Outcome(False, None, "failed"))
         return made
+
+    def pairs(self, episode: Episode) -> Iterator[Example]:
+        return taught_pairs(episode, self.config.only_wrong, self.frame.recipe.train)
 
     def counted(self) -> dict[str, Any]:
         if not self.teacher:

@@ -29,6 +29,7 @@ from mlxreflect.methods.base import (
     Wave,
     as_asked,
     completion,
+    held_against,
     outcome_of,
     passed,
     preference,
@@ -274,7 +275,9 @@ class R3:
                 if len(right) >= config.verify_pass:
                     trajectory.solved = right[0]
                 else:
-                    trajectory.open(next(turn for turn in turns if turn not in right))
+                    wrong = [turn for turn in turns if turn not in right]
+                    whole = (turn for turn in wrong if held_against(turn, self.recipe.train))
+                    trajectory.open(next(whole, wrong[0]))
         done = [t for t in trajectories if t.solved]
         failed = [t for t in trajectories if not t.solved]
         if config.sft_mode in (1, 3):
@@ -321,7 +324,11 @@ class R3:
         for trajectory in winners:
             trajectory.winner = trajectory.won
         pairs = [(self.episode(t), t.won, t.opened) for t in winners]
-        examples = [preference(e, won, opened) for e, won, opened in pairs if won and opened]
+        examples = [
+            preference(episode, won, opened)
+            for episode, won, opened in pairs
+            if won and opened and held_against(opened, self.recipe.train)
+        ]
         self.frame.status(f"training on {len(examples)} pairs")
         self.learning.prefer(examples, self.frame.seed("dpo", cycle))
 
@@ -415,7 +422,9 @@ class R3:
 
     def episode(self, trajectory: Trajectory) -> Episode:
         solved, turns = trajectory.solved, trajectory.turns
-        if trajectory.winner and not self.recipe.r3.verifications:
+        opened, train = trajectory.opened, self.recipe.train
+        paired = trajectory.winner and opened and held_against(opened, train)
+        if paired and not self.recipe.r3.verifications:
             outcome = outcome_of(solved, [], "trained")
         else:
             outcome = outcome_of(solved, [t for t in turns if t.role == "critique"], "bucket")

@@ -48,6 +48,7 @@ from mlxreflect.methods.base import (
     Trajectory,
     Try,
     Wave,
+    held_against,
     outcome_of,
     passed,
 )
@@ -323,11 +324,19 @@ class ReflectEvo:
     # ---- training -------------------------------------------------------------------------------
 
     def keep(self, episodes: Sequence[Episode]) -> None:
-        """Remembers what the trainings will need of these."""
+        """Remembers what the trainings will need of these.
+
+        A retry that was cut off does not tell whether its reflection led to a right answer.
+        """
+        train = self.frame.recipe.train
+        told = [
+            replace(e, turns=[t for t in e.turns if t.role != "retry" or held_against(t, train)])
+            for e in episodes
+        ]
         for name, build in TRAININGS[self.config.training].items():
             ask = partial(self.prompt, "reflect_and_retry" if name == "both" else "check")
             rows = self.state.kept.setdefault(name, [])
-            rows += [to_row(example) for e in episodes for example in build(e, ask)]
+            rows += [to_row(example) for e in told for example in build(e, ask)]
 
     def train(self, name: str) -> None:
         """Makes one training, from where the run began."""

@@ -29,7 +29,7 @@ from mlxreflect.critics.verdicts import (
     ask_structured,
 )
 from mlxreflect.data.forms import leak
-from mlxreflect.methods.base import Seed, Try
+from mlxreflect.methods.base import Seed, Try, cut_off
 from mlxreflect.models.policy import Policy
 from mlxreflect.prompts.parsing import parse_response
 from mlxreflect.prompts.roles import BUNDLED, GRAPH, ROLES, Data, part, role_messages
@@ -106,7 +106,7 @@ class Rollouts:
 def graded(recipe: Recipe, task: Task, problem: Problem, turn: Turn) -> Turn:
     """Returns the turn with its parsed answer and verdict; a helped one may not give that away.
 
-    Where its call failed it stays as it is.
+    What was cut off does not pass, whoever wrote it. Where its call failed it stays as it is.
     """
     if turn.error:
         return turn
@@ -116,6 +116,8 @@ def graded(recipe: Recipe, task: Task, problem: Problem, turn: Turn) -> Turn:
     verdict = grade.verdict
     if turn.role in HELPED and verdict.passed and (reason := leak(turn.text, spans, style)):
         verdict = Verdict(False, verdict.format_ok, reason, "leak filter")
+    if verdict.passed and cut_off(turn):  # its end is missing, which nobody is to imitate
+        verdict = replace(verdict, format_ok=False, reason="cut off at the token limit")
     return replace(turn, spans=spans, parsed=grade.parsed, verdict=verdict)
 
 

@@ -31,13 +31,15 @@ from mlxreflect.methods.base import (
     Try,
     Wave,
     completion,
+    cut_off,
+    held_against,
     outcome_of,
     passed,
     source,
 )
 
 if TYPE_CHECKING:
-    from mlxreflect.config.schema import Recipe, Tier
+    from mlxreflect.config.schema import Recipe, Tier, TrainConfig
 
 
 class TracesConfig(Table):
@@ -177,9 +179,14 @@ def best_traces(episode: Episode, config: TracesConfig) -> list[Example]:
     return [completion(episode, turn) for _, turn in best]
 
 
-def group_of(episode: Episode, config: TracesConfig) -> Example | None:
-    """Returns all answers of a round with their rewards; None where the rewards are equal."""
-    turns = [turn for turn in episode.turns if turn.role == "attempt"]
+def group_of(episode: Episode, config: TracesConfig, train: TrainConfig) -> Example | None:
+    """Returns the answers of a round with their rewards; None where the rewards are equal.
+
+    What was cut off is left out of the loss, as DAPO has it, and of the mean that the others are
+    compared with, unless train.cut keeps it: its reward is not known.
+    """
+    answers = (turn for turn in episode.turns if turn.role == "attempt")
+    turns = [turn for turn in answers if held_against(turn, train)]
     rewards = [reward(turn, config) for turn in turns]
     if len(set(rewards)) < 2:
         return None
@@ -300,7 +307,8 @@ class Traces:
     def round(self, wave: Wave) -> Played:
         """Plays groups, their rewards, and GRPO on those whose rewards differ."""
         episodes = self.episodes(self.sample(wave, self.config.group))
-        groups = [group_of(episode, self.config) for episode in episodes]
+        train = self.frame.recipe.train
+        groups = [group_of(episode, self.config, train) for episode in episodes]
         examples = [group for group in groups if group]
         self.frame.status(f"training on {len(examples)} groups")
         self.learning.reinforce(examples, self.config.grpo, self.frame.seed("grpo", 0))
@@ -325,8 +333,12 @@ class Traces:
 
 
 def right_once(traces: Sequence[Turn]) -> list[Turn]:
-    """Returns those with a right answer, each text once: no filter lets others through."""
-    right = {turn.text: turn for turn in reversed(traces) if turn.verdict and turn.verdict.correct}
+    """Returns those with a right answer, each text once: no filter lets others through.
+
+    What was cut off is none of them, right or not: it must not be imitated.
+    """
+    whole = [turn for turn in traces if not cut_off(turn)]
+    right = {turn.text: turn for turn in reversed(whole) if turn.verdict and turn.verdict.correct}
     return [turn for turn in traces if right.get(turn.text) is turn]
 
 

@@ -254,6 +254,7 @@ def totals(run_dir: Path, summary: dict[str, Any], recipe: Recipe | None) -> dic
     dropped = [f"{n} ({reason})" for reason, n in summary.get("dropped", {}).items()]
     statuses = status_words(summary.get("statuses", {}), method.words if method else {})
     nothing = "nothing: the trained policy is the base" if "examples" in summary else None
+    n, cut = summary.get("answers", 0), summary.get("cut", 0)
     by = "; by what the last round of each came to:" if statuses else ""
     seconds = summary.get("wall_seconds")
     named = {
@@ -264,6 +265,7 @@ def totals(run_dir: Path, summary: dict[str, Any], recipe: Recipe | None) -> dic
         "not trained on": ", ".join(dropped) or None,
         "prompts cut to fit": summary.get("cut_prompts") or None,
         **critic_lines(summary.get("critic") or {}, who),
+        "answers cut off": f"{percent(cut / n)} of {n}, at policy.max_new_tokens" if cut else None,
         "errors of first attempts": ", ".join(kinds) or None,
         "wall time": f"{seconds / 60:.1f} min" if seconds is not None else None,
     }

@@ -16,7 +16,7 @@ from mlxreflect.data.forms import trl_row
 from mlxreflect.evaluation.arms import find_arms
 from mlxreflect.evaluation.chains import check_chain
 from mlxreflect.evaluation.compare import Options, compare, compare_all
-from mlxreflect.evaluation.evaluate import problem_set
+from mlxreflect.evaluation.evaluate import MUCH, problem_set
 from mlxreflect.evaluation.generators import Answers, LocalModel
 from mlxreflect.evaluation.runner import generator_of, measure
 from mlxreflect.methods.base import Exam, Played, Wave, count_statuses
@@ -29,6 +29,7 @@ Figures = dict[str, Any]
 COMPARED = ("n", "accuracy_a", "accuracy_b", "gains", "losses", "difference", "ci_low", "ci_high",
             "p_exact", "p_mid")  # fmt: skip
 MEASURED = ("n", "accuracy", "ci_low", "ci_high", "format_rate", "parse_failures", "truncated")
+ENOUGH = 20  # answers, of which a share can be told
 FEW = 4  # fewer attempts say nothing of whether the policy knows the format
 
 
@@ -97,6 +98,7 @@ def describe_wave(figures: Figures, solved: str) -> str:
         f"{figures['solved']} {solved}" if n and solved else "",
         f"{figures['pairs']} pairs" if figures["pairs"] else "",
         f"bucket {figures['bucket']}" if "bucket" in figures else "",
+        f"{figures['cut'] / figures['answers']:.1%} of answers cut off" if figures["cut"] else "",
         figures.get("told", ""),
         f"{figures['seconds']:.1f} s",
     ]
@@ -114,6 +116,19 @@ def no_format(figures: Figures, tags: str) -> str:
     return (
         f"warning: none of {attempts} attempts keeps the format {start}…{end}, and so the policy "
         f"can hardly learn: try --set prompt.tags={other}, or a larger policy.max_new_tokens"
+    )
+
+
+def too_short(spent: Counter[str], recipe: Recipe) -> str:
+    """Returns what to do where a good part of a run's answers so far were cut off, else ""."""
+    n, cut = spent["answers"], spent["cut"]
+    if n < ENOUGH or cut <= MUCH * n:
+        return ""
+    skips = recipe.train.cut == "skip" and recipe.strategy != "rel"
+    lost = ", and are neither imitated nor held against the policy" if skips else ""
+    return (
+        f"warning: {cut / n:.1%} of {n} answers were cut off at policy.max_new_tokens = "
+        f"{recipe.policy.max_new_tokens}{lost}: raise policy.max_new_tokens"
     )
 
 
@@ -145,11 +160,13 @@ def ends_at(seconds: float, done: int, total: int, after: float) -> str:
 
 
 def spending(figures: Figures) -> Counter[str]:
-    """Returns what a wave took, under the names of [limits]."""
+    """Returns what a wave took, under the names of [limits], and its answers that were cut off."""
     return Counter(
         policy_tokens=figures["tokens_generated"],
         critic_calls=figures["critic"].get("calls", 0),
         training_tokens=figures["tokens_trained"],
+        answers=figures.get("answers", 0),
+        cut=figures.get("cut", 0),
     )
 
 
@@ -191,7 +208,8 @@ def summarise_run(
     """Returns the figures of a whole run, from what was committed. calls: the ledger's lines.
 
     statuses: problems as their last episodes left them. examples: what was trained on, by kind.
-    dropped: what could not be, by reason.
+    dropped: what could not be, by reason. answers: of the policy, attempts and later ones; cut: of
+    these, cut off at policy.max_new_tokens.
     """
     waves = [row for row in read_rows(run.path / "metrics.jsonl") if row["kind"] == "wave"]
     statuses = count_statuses(read_rows(run.path / "episodes.jsonl"))
@@ -210,6 +228,8 @@ def summarise_run(
         "examples": dict(sorted(examples.items())),
         "dropped": dict(dropped),
         "cut_prompts": sum(row.get("cut_prompts", 0) for row in waves),
+        "answers": sum(row.get("answers", 0) for row in waves),
+        "cut": sum(row.get("cut", 0) for row in waves),
         "critic": total((row["critic"] for row in waves), calls),
         "failures": dict(failures),
         "base": {key: base[key] for key in MEASURED},

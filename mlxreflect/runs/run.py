@@ -41,6 +41,7 @@ from mlxreflect.runs.figures import (
     no_format,
     reached,
     spending,
+    too_short,
 )
 from mlxreflect.runs.folder import RunFolder
 from mlxreflect.stats import power_sentence
@@ -191,6 +192,7 @@ class RunLoop:
         rows = read_rows(run.path / "metrics.jsonl")
         waves = [row for row in rows if row["kind"] == "wave"]
         spent = sum(map(spending, waves), Counter[str]())
+        warned = bool(too_short(spent, run.config))
         seconds = sum(row["seconds"] for row in waves)
         done, total = frame.progress()
         with ui.progress("learning", total) as bar:
@@ -212,6 +214,9 @@ class RunLoop:
                     measure(played.arm)
                 self.commit(wave.number + 1, journal_rows(wave, played, figures), self.seconds())
                 spent += spending(figures)
+                if not warned and (fault := too_short(spent, run.config)):
+                    ui.line(fault)
+                    warned = True
                 seconds += figures["seconds"]
                 before, (done, _) = done, frame.progress()
                 bar.advance(done - before)

@@ -146,6 +146,7 @@ def make_remote(reviewer, problems=5, wrong=True, **tables):
         "batch": 2,
         **tables.get("policy", {}),
     }
+    tables["train"] = {"cut": "keep", **tables.get("train", {})}
     own = {"wave": problems, "verifications": 0, "bucket_every": 0}
     tables["r3"] = {**own, **tables.get("r3", {})}
     critic = {"provider": "ollama", "model": "critic", "concurrency": 3, **tables.pop("critic", {})}

@@ -36,7 +36,8 @@ class Shell:
         # 4 problems, 2 waves, 6 held-out problems.
         self.small = sets(
             "task.limit=4", "r3.wave=2", "r3.epochs=1", "eval.limit=6", "policy.batch=8",
-            "policy.max_new_tokens=12", "eval.max_new_tokens=12", f"policy.model={model}",
+            "policy.max_new_tokens=12", "train.cut=keep", "eval.max_new_tokens=12",
+            f"policy.model={model}",
         )  # fmt: skip
 
     def command(self, *arguments: object) -> list[str]:

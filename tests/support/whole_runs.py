@@ -28,7 +28,8 @@ def contents(run_dir):
              "adapter/adapters.safetensors", "adapter/adapter_config.json",
              "eval/base/samples.jsonl", "eval/trained/samples.jsonl",
              "eval/base/results.json", "eval/trained/results.json", "comparison.json"]  # fmt: skip
-    found = {name: (run_dir / name).read_bytes() for name in exact}
+    found = {name: (run_dir / name).read_bytes() for name in exact
+             if (run_dir / name).is_file()}  # fmt: skip
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     found["metrics"] = [without_times(row, ("seconds",)) for row in rows]
     summary = json.loads((run_dir / "summary.json").read_text())
