@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.fake_ollama import FakeOllama
 from support.fake_server import free_port
+from support.gpu import pretend_gpu
 from support.shell import Shell
 
 from mlxreflect.config.recipe import eval_spec, load_recipe
@@ -110,6 +111,49 @@ def test_the_embedded_policy_gets_the_quick_profiles_values(method: str, tmp_pat
     assert (other.task.name, other.eval.spec, other.prompt.tags) == ("gsm8k", "gsm8k", "think")
     assert other.critic.provider == "ollama"
     assert method != "traces" or other.traces.scorer == "critic"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_recipe_for_a_model_of_today_is_as_its_profiles_have_it(
+    method: str, shell: Shell
+) -> None:
+    """By the profile's name or the model's own, and whatever the method has of its own."""
+    wanted = load_recipe(method, ["profile=qwen3.5-4b,critic-gpt-oss-20b"])
+    for pair in (
+        ("qwen3.5-4b", "critic-gpt-oss-20b"),
+        (wanted.policy.model, "ollama:gpt-oss:20b"),
+    ):
+        flags = zip(("--strategy", "--task", "--model", "--critic"),
+                    (method, "gsm8k", *pair), strict=True)  # fmt: skip
+        shell.works(
+            "init", *(word for flag in flags for word in flag), "--out", "x.toml", "--force"
+        )
+        assert load_recipe("x.toml").model_copy(update={"name": method}) == wanted
+    head = Path("x.toml").read_text(encoding="utf-8").splitlines()[:2]
+    assert "the profile qwen3.5-4b" in head[1]
+
+
+def test_models_that_fit_the_machine_are_suggested(
+    shell: Shell, typed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits = {11.5: ("Qwen3-1.7B", "qwen3.5:4b"), 22.9: ("Qwen3-4B", "qwen3.5:9b"),
+            51.5: ("Qwen3-4B-Instruct-2507", "gpt-oss:20b"),
+            103.0: ("Qwen3-4B-Instruct-2507", "gpt-oss:20b")}  # fmt: skip
+    pulled = ["a:1b", "gpt-oss:20b", "qwen2.5:7b", "qwen3.5:4b", "qwen3.5:9b"]
+    with FakeOllama(models=pulled) as server:
+        for there, (model, critic) in fits.items():
+            monkeypatch.setenv("OLLAMA_HOST", server.url)
+            pretend_gpu(monkeypatch, there)
+            shell.works("init", "--yes", "--force")
+            recipe = load_recipe("r3-gsm8k.toml")
+            assert recipe.policy.model == f"mlx-community/{model}-4bit"
+            assert recipe.critic.model == critic
+        done = typed("", "", "gemma-4-e2b", "", flags=("--out", "typed.toml"))
+    assert "  gemma-4-e2b: mlx-community/gemma-4-e2b-it-4bit, 2.9 GB" in done.out
+    assert load_recipe("typed.toml").policy.top_k == 64
+    monkeypatch.setenv("OLLAMA_HOST", f"http://127.0.0.1:{free_port()}")
+    _, hint = shell.mistake("init", "--yes", "--strategy", "rel", "--out", "none.toml")
+    assert "ollama pull gpt-oss:20b" in hint
 
 
 def test_without_a_terminal_what_is_missing_is_named(shell: Shell) -> None:

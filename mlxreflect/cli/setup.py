@@ -32,7 +32,7 @@ def init(
     question: Annotated[str, Option(help="Column of your data with the question.")] = "",
     answer: Annotated[str, Option(help="Column of your data with the answer.")] = "",
     answer_type: Annotated[str, Option(help="The kind of answer your data has.")] = "",
-    model: Annotated[str, Option(help="Hub name, local folder, or tiny.")] = "",
+    model: Annotated[str, Option(help="Hub name, folder, tiny, or a profile: qwen3-4b.")] = "",
     critic: Annotated[
         str, Option(metavar="PROVIDER:MODEL", help="As ollama:qwen2.5:7b; solver; self.")
     ] = "",

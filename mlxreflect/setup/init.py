@@ -17,17 +17,19 @@ from typing import Any, NamedTuple, TypeVar, get_args
 import tomlkit
 from tomlkit.items import Comment, Item, Key, Table, Whitespace
 
-from mlxreflect.config.recipe import MODELS, eval_spec, load_recipe
+from mlxreflect.config.recipe import MODELS, eval_spec, load_recipe, read_shared
 from mlxreflect.config.schema import METHODS, Recipe, method_of
-from mlxreflect.config.toml import bundled, flatten
+from mlxreflect.config.toml import SHARED, bundled, flatten
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import write_atomic
 from mlxreflect.data.rows import Row, column, good_rows, is_path, rows_of
 from mlxreflect.evaluation.evaluate import eval_problems
-from mlxreflect.setup.doctor import find_model, hub_data, ollama_models
+from mlxreflect.models.load import device_memory
+from mlxreflect.setup.doctor import GB, find_model, fitting, hub_data, ollama_models
 from mlxreflect.tasks import TASKS, get_task
 from mlxreflect.tasks.countdown import problem_of
 from mlxreflect.tasks.jsonl import KINDS, build, options_of
+from mlxreflect.train.memory import memory_limit
 
 Ask = Callable[[str, str], str]  # (what, suggestion) → reply
 Say = Callable[[str], None]
@@ -113,9 +115,9 @@ def settle(asker: Asker) -> Choices:
     label = f"task ({known}), or a file of yours"
     named, rows = asker.choose("task", label, usual.task.name, read_task)
     task = settle_data(named, rows, asker) if rows else {"task": named}
-    label = "model (hub name or folder)"
-    model = asker.choose("model", label, usual.policy.model, read_model)
-    critic = settle_critic(task["task"], usual, asker)
+    fit = fitting((device_memory() - memory_limit(0)) / GB)
+    model = settle_model(fit, usual, asker)
+    critic = settle_critic(task["task"], fit, usual, asker)
     if critic.critic in ("solver", "self") and asker.given["critic"] and asker.given["base_url"]:
         url = f"--critic-url {asker.given['base_url']}"
         raise UserError(f"{url}: the critic {critic.critic} is no server", "leave it out")
@@ -129,9 +131,24 @@ def read_method(name: str) -> str:
     return name
 
 
-def read_model(name: str) -> str:
-    find_model(name, "--model")
-    return name
+def settle_model(fit: list[str], usual: Recipe, asker: Asker) -> str:
+    """Returns a model's name or folder; a profile of models.toml stands for its model.
+
+    fit: the profiles that are suggested for this machine's memory.
+    """
+    shared = read_shared()
+    models = shared.models("policy")
+    if asker.ask and not asker.given["model"]:
+        for name, model in models.items():
+            asker.say(f"  {name}: {model}, {shared.memory_gb[name]:.1f} GB")
+
+    def read(chosen: str) -> str:
+        model = models.get(chosen, chosen)
+        find_model(model, "--model")
+        return model
+
+    first = next((name for name in fit if name in models), usual.policy.model)
+    return asker.choose("model", "model (one of these, a hub name, or a folder)", first, read)
 
 
 # ---- the task ------------------------------------------------------------------------------------
@@ -237,10 +254,14 @@ class Offer(NamedTuple):
     base_url: str = ""
 
 
-def find_offers(solver: bool, usual: Recipe) -> list[Offer]:
-    """Returns the critics that are here, the most likely first; the last of them need nothing."""
+def find_offers(solver: bool, usual: Recipe, suited: str = "") -> list[Offer]:
+    """Returns the critics that are here, the most likely first; the last of them need nothing.
+
+    suited: the model of Ollama that suits this machine's memory.
+    """
     url, models = ollama_models()
-    ordered = sorted(models or [], key=lambda name: name != usual.critic.model)
+    likely = [suited, usual.critic.model]
+    ordered = sorted(models or [], key=lambda name: likely.index(name) if name in likely else 2)
     offers = [Offer(f"ollama:{name}", f"Ollama has it at {url}") for name in ordered if name]
     offers += key_offers()
     names = ("AWS_BEARER_TOKEN_BEDROCK", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
@@ -265,18 +286,24 @@ def key_offers() -> list[Offer]:
     ]
 
 
-def settle_critic(task: str, usual: Recipe, asker: Asker) -> Offer:
-    """Returns one of the critics that are here, by its number, or any other by its name."""
+def settle_critic(task: str, fit: list[str], usual: Recipe, asker: Asker) -> Offer:
+    """Returns one of the critics that are here, by its number, or any other by its name.
+
+    fit: the profiles that are suggested for this machine's memory.
+    """
     solver = TASKS[task].solver is not None and not METHODS[usual.strategy].unsolvable
-    offers = find_offers(solver, usual) if not asker.given["critic"] else key_offers()
+    critics = read_shared().models("critic")
+    suited = next((critics[name] for name in fit if name in critics), usual.critic.model)
+    offers = find_offers(solver, usual, suited) if not asker.given["critic"] else key_offers()
 
     def read(chosen: str) -> str:
         if chosen.isdecimal() and 0 < int(chosen) <= len(offers):
             chosen = offers[int(chosen) - 1].critic
+        chosen = f"ollama:{critics[chosen]}" if chosen in critics else chosen
         if not chosen:
             raise UserError(
                 f"{usual.strategy} needs a critic, and none was found",
-                "start one (ollama serve), or name it: --critic ollama:NAME",
+                f"start one (ollama serve, ollama pull {suited}), or name it: --critic ollama:NAME",
             )
         if chosen == "solver" and not solver:
             raise no_solver(task, usual.strategy)
@@ -354,7 +381,7 @@ def draft(choices: Choices) -> str:
     tree = tomllib.loads(text)
     keys = {
         **quick_keys(choices, tree), "policy.model": choices.model, **task_keys(choices, tree),
-        **critic_keys(choices, tree),
+        **critic_keys(choices, tree), **profile_keys(choices, tree),
     }  # fmt: skip
     body = dropwhile(lambda line: line.startswith("#"), text.splitlines(keepends=True))
     return heading(choices, tree) + edit("".join(body), keys)
@@ -365,6 +392,11 @@ def heading(choices: Choices, tree: dict[str, Any]) -> str:
     said = f"# Written by `mlxreflect init` from the bundled recipe {choices.strategy}"
     if choices.model == "tiny":
         return f"{said}, with the values of its\n# quick profile. The comments are that one's.\n"
+    for name, model in read_shared().models("policy").items():
+        if model == choices.model != tree["policy"]["model"]:
+            return (
+                f"{said}, with the values of\n# the profile {name}. The comments are that one's.\n"
+            )
     return f"{said}. The comments are that\n# one's; constants are for {tree['policy']['model']}.\n"
 
 
@@ -379,6 +411,18 @@ def quick_keys(choices: Choices, tree: dict[str, Any]) -> Keys:
         if key not in CHOSEN and (choices.critic == "self" or usual.get(key) != "critic")
     }
     return {**quick, **{f"profiles.{name}": None for name in tree["profiles"]}}
+
+
+def profile_keys(choices: Choices, tree: dict[str, Any]) -> Keys:
+    """Returns what models.toml says of the policy and the critic; the method's own values hold."""
+    shared = read_shared()
+    policies, critics = shared.models("policy"), shared.models("critic")
+    critic = choices.critic.removeprefix("ollama:")
+    named = [name for name, model in policies.items() if model == choices.model]
+    named += [name for name, model in critics.items() if model == critic]
+    keys: Keys = {k: v for name in named for k, v in flatten(shared.profiles[name]).items()}
+    own = flatten(tree.get("profiles", {}).get(SHARED, {}))
+    return {key: own.get(key, value) for key, value in keys.items()}
 
 
 def task_keys(choices: Choices, tree: dict[str, Any]) -> Keys:
