@@ -77,17 +77,41 @@ MAX_BOX = 1000  # characters in which a box must be closed
 MAX_TRIES = 16  # candidates looked at for each kind of marker, from the end
 AFTER_PHRASE = 200  # characters after "answer is" in which the answer must begin
 BRACE = re.compile(r"[{}]")
-WRAPPED = re.compile(r"\\(?:boxed|text|textbf|mathrm)\{([^{}]{0,200})\}")
+BOXED = re.compile(r"\s{0,3}(?:\{|(-?[0-9]+(?:[.,/][0-9]+)*|[A-Za-z](?![A-Za-z])))")
+WRAPPED = re.compile(
+    r"\\(?:boxed|text(?:bf|it|rm)?|math(?:rm|bf)|mbox|operatorname) ?\{([^{}]{0,200})\}"
+)
+# What stands between "answer" and the answer: "answer (in cm) is", "Answer:", "answer** would be".
+SAYS = re.compile(
+    r"(?:\s{0,2}\([^()\n]{0,60}\)| (?:to|for|of|in)\b[^.:\n]{0,80}?)?[\s*_`\"')\]]{0,6}"
+    r"(?:([:：=→]|[-–—]\s)|(?:is|was|equals|comes to|(?:would|will|should|must|can) ?be)"
+    r"(?![A-Za-z0-9_])|(isn['’]t\b|(?:cannot|can['’]t|(?:would|must|should|will) not) be\b))"
+)
+NOT = re.compile(r"\s{1,3}not\b", re.IGNORECASE)  # "the answer is not 17"
+# A line that says "### Final Answer" and no more, or "**Final answer** 18".
+TITLE = re.compile(r"(?:\A|\n)[#*_> \t]{0,12}(?:(?:the|my|final|correct) ){0,3}\Z")
+UNTITLED = re.compile(r"[*_`:]{0,4}[ \t\r]{0,8}\n|[*_`]{0,4} {1,3}(?=[*$\\(-]{0,4}[0-9])")
+# What follows a key of JSON: a text, or what ends at a comma.
+VALUE = re.compile(r"\s{0,8}(?:\"((?:[^\"\\]|\\.){0,400})\"|'([^'\n]{0,400})'|([^,}\]\n]{0,400}))")
+# What says more about an answer than what it is: "18 (9 + 9)", "18, since 9 + 9 = 18".
+BRACKETS = re.compile(r"(?:(?<=\S)|\A)\s{1,3}\((?!\s{0,3}or\b)[^()\n]{0,200}(?:\)|\Z)")
+CLAUSE = re.compile(
+    r"(?:,?\s{1,3}(?:(?:since|because|as|which is|where|given|rather than|instead of)\b"
+    r"|(?<=,\s)[0-9]+ (?:more|less|fewer)\b)"
+    r"|(?:,?\s{1,3}|\A)not\b(?![^.\n]{0,80}\bbut\b))[^.\n]*(?:\.[0-9][^.\n]*)*"
+)
 
 
 class Marked(NamedTuple):
     """The text that a marker points at. Of two the later one counts.
 
-    position: of a block its end, so that it rules over markers inside it.
+    position: of a block its end, so that it rules over markers inside it. kind: how an answer is
+    said: "is" in a sentence, ":" after a colon or a heading, "not" where it is denied.
     """
 
     position: int
     text: str
+    kind: str = ":"
 
 
 def answer_block(text: str) -> Marked | None:
@@ -106,18 +130,23 @@ def answer_block(text: str) -> Marked | None:
 
 
 def box(text: str) -> Marked | None:
-    r"""Returns the last closed `\boxed{}`."""
+    r"""Returns the last closed box that is not empty: `\boxed{…}`, `\boxed {…}` or `\boxed 3`."""
     start = len(text)
     for _ in range(MAX_TRIES):
-        start = text.rfind("\\boxed{", 0, start)
+        start = text.rfind("\\boxed", 0, start)
         if start < 0:
             return None
-        window = text[start + 7 : start + 7 + MAX_BOX]
+        opened = BOXED.match(text, start + 6)
+        if opened and opened[1]:
+            return Marked(start, opened[1])
+        window = text[opened.end() : opened.end() + MAX_BOX] if opened else ""
         depth = 1
         for brace in BRACE.finditer(window):
             depth += 1 if brace[0] == "{" else -1
             if not depth:
-                return Marked(start, window[: brace.start()])
+                if content := window[: brace.start()].strip():
+                    return Marked(start, content)
+                break
     return None
 
 
@@ -126,18 +155,44 @@ def blocks(text: str) -> list[Marked]:
     return [found for find in (answer_block, box) if (found := find(text))]
 
 
-def phrases(text: str, phrase: str = "answer is") -> list[Marked]:
+def phrases(text: str, phrase: str) -> list[Marked]:
     """Returns what follows the phrase, in any case: its last occurrences, the last one first."""
     # İ is the one character whose lower case is longer; positions must stay.
     lower = text.replace("\u0130", "i").lower()
     found, at = [], len(text)
-    for _ in range(MAX_TRIES):
+    for _ in range(2 * MAX_TRIES):
         at = lower.rfind(phrase, 0, at)
         if at < 0:
             break
         after = at + len(phrase)
-        found.append(Marked(at, text[after : after + 2 * AFTER_PHRASE]))
+        found.append(Marked(at, text[after : after + 3 * AFTER_PHRASE]))
     return found
+
+
+def statements(text: str, *nouns: str) -> list[Marked]:
+    """Returns what a response says its answer is, the last one first.
+
+    It says so in a sentence ("the answer is …"), after a colon, under a heading or as JSON. nouns:
+    what an answer is called beside "answer".
+    """
+    found = []
+    for position, after, _ in (one for noun in ("answer", *nouns) for one in phrases(text, noun)):
+        if said := SAYS.match(after):
+            kind = ":" if said[1] else "not" if said[2] or NOT.match(after, said.end()) else "is"
+            rest = after[said.end() :]
+            if said[1] and after[0] in "\"'" and (value := VALUE.match(rest)):
+                rest = value[value.lastindex or 0].replace("\\\\", "\\")
+            found.append(Marked(position, rest[: 2 * AFTER_PHRASE], kind))
+        elif (title := UNTITLED.match(after)) and TITLE.search(
+            text[max(0, position - 60) : position].lower()
+        ):
+            found.append(Marked(position, after[title.end() :], ":"))
+    return sorted(found, key=lambda one: -one.position)
+
+
+def main_clause(text: str) -> str:
+    """Returns a text without what stands in brackets or gives a reason."""
+    return CLAUSE.sub("", BRACKETS.sub("", text))
 
 
 # ---- what counts of a response -------------------------------------------------------------------

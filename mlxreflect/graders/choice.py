@@ -8,6 +8,7 @@ from typing import Any
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem
 from mlxreflect.graders import (
+    CLAUSE,
     MAX_TEXT,
     WRAPPED,
     Judged,
@@ -16,6 +17,7 @@ from mlxreflect.graders import (
     normal_text,
     phrases,
     rules_of,
+    statements,
 )
 from mlxreflect.prompts.parsing import Parsed
 
@@ -34,7 +36,7 @@ VERDICT = re.compile(r" is (?:the )?(?:correct|right|best)(?: answer| option| ch
 # "answer is B because …", "Answer: (B), as …": a letter in a sentence.
 SPOKEN = re.compile(
     r"[\s:*_$`\"'\\]{0,8}(?:(?:[Oo]ption|[Cc]hoice)\s{1,3})?"
-    r"(?:[(\[]([A-Za-z])[)\]]|([A-Z])(?=[.,;:)*`$\"'}\]]|\s*$|\s*\n|\s+(?:because|since|as)\b))"
+    r"(?:[(\[]([A-Za-z])[)\]]|([A-Z])(?=[.,;:)*`$\"'}\]]|\s*$|\s*\n))"
 )
 # What follows a letter when more than one is named: "A or B", "A) B) C)".
 ANOTHER = re.compile(r"(?:or\b|and\b|[/,&]|\(?[A-Z](?:[).:,]|$))", re.IGNORECASE)
@@ -145,7 +147,8 @@ def spoken_letter(after: str, choices: dict[str, str]) -> str | None:
         return None
     if letter := read_letter(after.strip(), choices):
         return letter
-    line = WRAPPED.sub(r"\1", WRAPPED.sub(r"\1", after.lstrip()[:MAX_LINE].split("\n", 1)[0]))
+    line = CLAUSE.sub("", after.lstrip()[:MAX_LINE].split("\n", 1)[0])
+    line = WRAPPED.sub(r"\1", WRAPPED.sub(r"\1", line))
     if letter := read_letter(line, choices):
         return letter
     match = SPOKEN.match(line)
@@ -158,27 +161,55 @@ def spoken_letter(after: str, choices: dict[str, str]) -> str | None:
     return None if wrong else letter
 
 
-PHRASES = ("answer is", "answer:")
 MAX_BARE = 400  # characters of a response that is nothing but its answer
+VERDICTS = (" is correct", " is the correct", " is right", " is the right", " is the best")
+# What stands before a verdict, "so B"; but not "A or B", "if B", "why B".
+SUBJECT = re.compile(
+    r"(?:\A|[.,:;!\n]\s{0,3}|\b(?:so|thus|hence|therefore|that|think|believe|option|choice|answer)"
+    r"[,:]? )(?:(?:the )?(?:option|choice|answer) )?[*(\[]{0,3}([A-Z])"
+    r"(?:[*)\]]{0,4}|[.):*]{1,4} [^.,\n]{1,80})\Z",
+    re.IGNORECASE,
+)
+HEDGED = re.compile(r"\b(?:if|whether|why|neither|nor|or|not|unless)\b|n['’]t\b", re.IGNORECASE)
 
 
 def extract_choice(text: str, choices: dict[str, str]) -> tuple[str | None, str]:
     """Returns (letter, the text it was read from) of what counts of a response.
 
-    The last marker by position rules: an <answer> block, a box, "answer is" or "answer:" before a
-    letter. Without one, a short text that is itself an answer.
+    The last marker by position rules: an <answer> block, a box, a statement of the answer that
+    names a letter, or "B is correct". Without one, a short text that is itself an answer.
     """
-    spots = [(at, spoken_letter(found, choices), found) for at, found in blocks(text)]
-    for phrase in PHRASES:
-        for found in phrases(text, phrase):
-            if letter := spoken_letter(found.text, choices):
-                spots.append((found.position, letter, found.text))
-                break
+    spots: list[tuple[int, str | None, str]] = [*said_letters(text, choices)]
+    for at, inside, _ in blocks(text):
+        letter = spoken_letter(inside, choices)
+        if not letter and (said := said_letters(inside, choices)):
+            letter = max(said)[1]
+        spots.append((at, letter, inside))
     if spots:
         _, letter, source = max(spots, key=lambda spot: spot[0])
         return letter, source
-    bare = text.strip()
-    return (read_letter(bare, choices), bare) if len(bare) <= MAX_BARE else (None, "")
+    bare = CLAUSE.sub("", text.strip())
+    return (read_letter(bare, choices), bare) if len(text) <= MAX_BARE else (None, "")
+
+
+def said_letters(text: str, choices: dict[str, str]) -> list[tuple[int, str, str]]:
+    """Returns the last letter named as the answer and the last called right: (position, it, where).
+
+    Each only where there is one.
+    """
+    spots = []
+    for found in statements(text, "option", "choice"):
+        if found.kind != "not" and (letter := spoken_letter(found.text, choices)):
+            spots.append((found.position, letter, found.text))
+            break
+    for at in sorted(
+        (found.position for v in VERDICTS for found in phrases(text, v)), reverse=True
+    ):
+        sentence = text[max(0, at - MAX_BARE) : at].rsplit("\n", 1)[-1].rsplit(". ", 1)[-1]
+        named = None if HEDGED.search(sentence) else SUBJECT.search(sentence)
+        if named and (letter := read_letter(named[1], choices)):
+            return [*spots, (at, letter, sentence)]
+    return spots
 
 
 def judge_choice(problem: Problem, text: str, tags: str, form: Parsed) -> Judged:

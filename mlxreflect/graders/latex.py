@@ -22,14 +22,17 @@ from pathlib import Path
 
 from mlxreflect.core.records import Problem
 from mlxreflect.graders import (
+    CLAUSE,
+    WRAPPED,
     Grader,
     Judge,
     Judged,
     blocks,
     final_part,
     grader_of,
-    phrases,
+    main_clause,
     rules_of,
+    statements,
 )
 from mlxreflect.graders.number import decimal
 from mlxreflect.prompts.parsing import Parsed
@@ -45,7 +48,12 @@ DROPPED = re.compile(
     r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle|limits)(?![a-zA-Z])|(?<!\\)\\[()\[\]]|\$"
 )
 UNITS = re.compile(r"\^\{?\\circ\}?|\\degree(?![a-zA-Z])|\\?%|°|\\\$")
-TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\{([^{}]*)\}")
+# A unit in words behind a number: 15\text{ cm}^2.
+UNIT = re.compile(
+    r"(?<=[0-9}])\s*\\(?:text|mathrm|mbox)\{[\s~]*[A-Za-z./ ]+\}(?:\^\{?-?[0-9]\}?)?$"
+)
+FORMULA = re.compile(r"(?:\$\$?|\\[(\[])\s*((?:[^$\\]|\\[^()\[\]])+?)\s*(?:\$\$?|\\[)\]])")
+MORE = re.compile(r"[0-9$\\]|\b(?:or|and)\b")  # after a formula: it is not the whole answer
 BOXED = re.compile(r"\\boxed\{(.*)\}", re.DOTALL)
 MIXED = re.compile(r"([0-9]) ([0-9]{1,6})/([0-9]{1,6})(?![0-9])")  # 3 1/2
 SPACE = re.compile(r"(?<![0-9]) | (?![0-9])")  # "1 2" must not become 12
@@ -82,8 +90,9 @@ def normal(text: str) -> str:
     text = re.sub(r"\\[dtc]frac", r"\\frac", text.replace("−", "-").replace("{,}", ","))
     text = UNITS.sub("", text)
     text = DROPPED.sub("", SPACES.sub(" ", THIN.sub("", text)))
+    text = UNIT.sub("", text.rstrip(" ."))
     for _ in range(2):
-        text = TEXT.sub(r" \1 ", text)
+        text = WRAPPED.sub(r" \1 ", text)
     bare = text.strip().rstrip(".").strip()
     if WORDS.fullmatch(bare):
         return " ".join(bare.split())
@@ -117,7 +126,8 @@ def signed(text: str) -> Fraction | None:
 def without_unit(text: str) -> str:
     """Takes off letters after a plain number, where nothing else is: "5.4cents" → "5.4"."""
     found = re.fullmatch(
-        r"(-?[0-9.]+(?:/[0-9.]+)?|-?\\frac\{[0-9]+\}\{[0-9]+\})[a-zA-Z]{2,20}", text
+        r"(-?[0-9.]+(?:/[0-9.]+)?|-?\\frac\{[0-9]+\}\{[0-9]+\})[a-zA-Z]{2,20}(?:\^\{?[23]\}?)?",
+        text,
     )
     return found[1] if found else text
 
@@ -148,6 +158,8 @@ def harmless(text: str) -> str:
     round_or_square = sum(map(text.count, "([")) == sum(map(text.count, ")]"))
     if text.count("{") != text.count("}") or not round_or_square:
         return "brackets that do not match"
+    if "&" in text and "\\begin" not in text:
+        return "columns of no matrix"
     if PROSE.search(COMMAND.sub(" ", text)):
         return "words"
     if strange := sorted(set(COMMAND.findall(text)) - COMMANDS):
@@ -175,17 +187,32 @@ def power_fault(text: str) -> str:
 
 
 def extract_latex(text: str) -> str | None:
-    """Finds the answer of a response: the last block or box, else the last "answer is".
+    """Finds the answer of a response: the last block or box, else what it says its answer is.
 
     Without any, it is a short text that is itself an answer.
     """
     if spots := blocks(text):
-        return max(spots).text.strip() or None
-    if said := phrases(text):  # up to the end of the line, and of the sentence
-        line = said[0].text.lstrip(" :\n*").split("\n", 1)[0]
-        return line.split(". ", 1)[0].strip(" *") or None
+        return said_in(max(spots).text) or max(spots).text.strip() or None
+    if answer := said_in(text):
+        return answer
     bare = text.strip()
     return bare if 0 < len(bare) <= MAX_LATEX and "\n" not in bare else None
+
+
+def said_in(text: str) -> str | None:
+    """Reads what the last statement of an answer gives: its formula, or its main clause."""
+    for marked in statements(text if "\\text" not in text else WRAPPED.sub(r"\1", text)):
+        said = marked.text.lstrip(" :\n\r*`_")
+        if marked.kind == "not" or not said:
+            continue
+        formula = FORMULA.match(said)
+        line = said[formula.end() if formula else 0 :].split("\n", 1)[0].split(". ", 1)[0]
+        if formula and not MORE.search(main_clause(line)):
+            return formula[1]
+        line = CLAUSE.sub("", said[: formula.end() if formula else 0] + line)
+        if line := line.strip(' *`"_\r'):
+            return line
+    return None
 
 
 def compare(gold: str, answer: str, worker: bool) -> tuple[bool, str]:

@@ -14,13 +14,16 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, Verdict
 from mlxreflect.graders import (
     AFTER_PHRASE,
+    WRAPPED,
     Grade,
     Grader,
     Judged,
     blocks,
     final_part,
+    main_clause,
     phrases,
     rules_of,
+    statements,
 )
 from mlxreflect.prompts.parsing import Parsed
 
@@ -36,28 +39,60 @@ TOKEN = re.compile(rf"(?:([0-9]{{1,12}}) (?=[0-9]{{1,12}}/[0-9]))?({NUMERAL}(?: 
 DECIMAL = re.compile(
     r"([0-9]{1,3}(?:,[0-9]{3})*|[0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?", re.ASCII
 )
-FRAC = re.compile(r"\\[dt]?frac\{(-?[0-9]{1,40})\}\{([0-9]{1,40})\}")
-SHORT_FRAC = re.compile(r"\\[dt]?frac ?([0-9]) ?([0-9])")  # \frac12
+FRAC = re.compile(r"\\[dtc]?frac ?\{ ?(-?[0-9.,]{1,40}) ?\} ?\{ ?([0-9.,]{1,40}) ?\}")
+SHORT_FRAC = re.compile(r"\\[dtc]?frac ?([0-9]) ?([0-9])")  # \frac12
+# "1.2 * 10^3", once times signs are plain.
+SCIENTIFIC = re.compile(
+    r"([0-9]) ?[*×x] ?10 ?(?:\^|\*\*) ?(?:\{ ?)?([+-]?[0-9]{1,3})(?: ?\})?(?![0-9.])"
+)
+SPACED = re.compile(r"(?<=[0-9])[\u00a0\u202f\u2009'’](?=[0-9]{3}(?![0-9]))")  # 1'234
+# 1.234,50 in much of Europe. With three digits and no comma, 1.234 stays what it is in English.
+EUROPEAN = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:\.[0-9]{3})+,[0-9]+(?![0-9]|[.,][0-9])")
+SWAP = str.maketrans(",.", ".,")
+COINED = re.compile(r"(?<![A-Za-z])(?:Rs\.?|US|INR|USD|EUR|GBP) ?(?=[0-9$])")  # Rs.50
+# The power of a unit: "18 cm^2". Of one letter metres and seconds alone are units.
+UNIT_POWER = re.compile(r"([0-9]\}?[ ~]{0,3}(?:[a-zA-Z]{2,20}|[ms]))\}? ?\^ ?\{?-?[0-9]\}?")
+MONTH = (
+    r"(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|"
+    r"Sept?(?:ember)?|Oct(?:ober)?|Nov(?:ember)?|Dec(?:ember)?)\b\.?"
+)
+DAY = r"[0-9]{1,2}(?:st|nd|rd|th)?\b"
+# 11:05, May 5, 2024, 5 May 2024, 2024-05-05: no numbers.
+TIME = re.compile(
+    rf"[0-9]{{1,4}}(?:[:h][0-9]{{1,4}}){{1,3}}|{MONTH} {DAY}(?:,? [0-9]{{4}}\b)?"
+    rf"|{DAY}(?: of)? {MONTH}(?:,? [0-9]{{4}}\b)?"
+    r"|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}|[0-9]{1,2}-[0-9]{1,2}-[0-9]{4}"
+)
 # "9 eggs * $2", "18/2 = 9": the number before is part of a calculation.
 CALCULATION = re.compile(r" {0,3}(?:[A-Za-z]{1,20} {0,3})?[-+*/×÷x=] {0,3}\(?[$-]? ?[0-9]")
 # "2 ^ 2", "2 ** 2": not a number yet. Degrees are a unit.
 POWER = re.compile(r" {0,3}(?:\*\* {0,3}[-(]?[0-9]|\^(?! {0,3}\{? {0,3}\\?circ))")
 EXPONENT = re.compile(r"[eE][+-]?[0-9]")  # one too large to be read
 # "√18", "\\sqrt{18}", "log 18", "±18": a function of the number that follows.
-FUNCTION = re.compile(r"(?:√|±|\\pm|(?:\\|\b)(?:sqrt|log|ln|exp|sin|cos|tan))[\s({\[$]{0,4}$")
-SIGN_WORD = re.compile(r"(?:\bnegative|(?:\A|[=:]|\bis)\s{0,3}minus)[\s$€£¥]{1,3}\Z", re.IGNORECASE)
-# "18 thousand", "1.5 million", "$18k".
-MAGNITUDE = re.compile(r"(k|[\s]{0,2}(?:thousand|million|billion))(?![0-9A-Za-z])", re.IGNORECASE)
-TIMES = {"k": 1000, "thousand": 1000, "million": 10**6, "billion": 10**9}
-OR = re.compile(r"\bor\b", re.IGNORECASE)
-CURRENCY = "$€£¥"
-WORD = re.compile(r"[^\W\d_]+")
-MAX_UNITS = 3  # words beside an expected number: "18 dollars per hour" is one, a sentence is not
-# Signs that read as a minus, and the narrow spaces that some languages put between thousands.
-CHARACTERS = str.maketrans(
-    {"\u2212": "-", "\u2010": "-", "\u2011": "-", "\u2013": "-", "\uff0d": "-"}
-    | {"\u202f": ",", "\u2009": ","}
+FUNCTION = re.compile(
+    r"(?:√|±|\\pm|(?:\\|\b)(?:sqrt|log|ln|exp|sin|cos|tan|[dtc]?frac|binom))[\s({\[$]{0,4}$"
 )
+SIGN_WORD = re.compile(r"(?:\bnegative|(?:\A|[=:]|\bis)\s{0,3}minus)[\s$€£¥]{1,3}\Z", re.IGNORECASE)
+# "18 thousand", "1.5 million", "$18k", "18M".
+TIMES = {
+    "k": 1000, "m": 10**6, "bn": 10**9, "hundred": 100, "thousand": 1000, "lakh": 10**5,
+    "million": 10**6, "crore": 10**7, "billion": 10**9, "trillion": 10**12,
+}  # fmt: skip
+MAGNITUDE = re.compile(
+    r"(k|(?-i:M|bn)|\s{0,2}(?:hundred|thousand|lakh|million|crore|billion|trillion))s?(?![0-9A-Za-z])",
+    re.IGNORECASE,
+)
+OR = re.compile(r"\bor\b", re.IGNORECASE)
+CURRENCY = "$€£¥₹"
+BOLD = re.compile(r"(?<![\w)*])\*\*(?=\S)([^*\n]{1,200})(?<=\S)\*\*(?![\w(*])")
+WORD = re.compile(r"[^\W\d_]+")
+LETTER = re.compile("[A-Za-z]")
+MAX_UNITS = 3  # words beside an expected number: "18 dollars per hour" is one, a sentence is not
+CHARACTERS = str.maketrans(
+    dict.fromkeys("\u2212\u2010\u2011\u2013\uff0d", "-") | {"\u2009": " ", "\u202f": " "}
+)
+RAISED = re.compile(r"(?<![0-9])10(⁻?[⁰¹²³⁴-⁹]{1,3})")
+POWERS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 LATEX = {"{,}": ",", "\\,": "", "\\!": "", "\\$": "$", "\\%": "%", "\\times": "*", "\\cdot": "*"}
 
 
@@ -73,7 +108,12 @@ def tidy(text: str) -> str:
     """Writes typographic and LaTeX ways of writing a number as plain characters."""
     for written, plain in LATEX.items():
         text = text.replace(written, plain)
-    return SHORT_FRAC.sub(r" \1/\2", FRAC.sub(r" \1/\2", text.translate(CHARACTERS)))
+    text = SPACED.sub(",", WRAPPED.sub(r"\1", WRAPPED.sub(r"\1", text))).translate(CHARACTERS)
+    text = BOLD.sub(r"\1", text)
+    text = RAISED.sub(lambda ten: "10^" + ten[1].translate(POWERS), text)
+    text = EUROPEAN.sub(lambda number: number[0].translate(SWAP), COINED.sub("", text))
+    text = SCIENTIFIC.sub(r"\1e\2", UNIT_POWER.sub(r"\1", text))
+    return SHORT_FRAC.sub(r" \1/\2", FRAC.sub(r" \1/\2", text))
 
 
 def decimal(text: str) -> Fraction | None:
@@ -112,9 +152,11 @@ def is_negative(text: str, start: int) -> bool:
     return not (last.isalpha() and before == bare[:-1])
 
 
-def is_invisible(character: str) -> bool:
-    """Tells whether it joins what is around it without being seen: zero-width, combining."""
-    return character != "" and unicodedata.category(character) in ("Cf", "Mn", "Me")
+def is_glue(character: str) -> bool:
+    """Tells whether it joins the digits around it: 1_000, 5'10, zero-width, combining."""
+    return character != "" and (
+        character in "_'’" or unicodedata.category(character) in ("Cf", "Mn", "Me")
+    )
 
 
 def is_name(text: str, start: int) -> bool:
@@ -128,6 +170,7 @@ def is_name(text: str, start: int) -> bool:
 def find_numbers(text: str) -> list[Found]:
     """Finds every number of a short text, in order. `text` has been through `tidy`."""
     found = []
+    spans = [time.span() for time in TIME.finditer(text)]
     for match in TOKEN.finditer(text):
         start, end = match.span()
         if is_name(text, start):
@@ -135,14 +178,16 @@ def find_numbers(text: str) -> list[Found]:
         token, before = match[2], text[start - 1 : start] if start else ""
         if token[0] == "." and before == ".":  # "so it is...5"
             token = token[1:]
-        value = ratio(token)
+        while spans and spans[0][1] <= start:
+            spans.pop(0)
+        value = None if spans and spans[0][0] <= start else ratio(token)
         if match[1] and value is not None:
             value = int(match[1]) + value if value < 1 else None
         after = text[end : end + 2]
         if (
             any(not c.isascii() and c.isnumeric() for c in (before, after[:1]))
-            or ((after[:1] == "_" or is_invisible(after[:1])) and after[1:].isdigit())
-            or (is_invisible(before) and text[start - 2 : start - 1].isdigit())
+            or (is_glue(after[:1]) and after[1:].isdigit())
+            or (is_glue(before) and text[start - 2 : start - 1].isdigit())
             or POWER.match(text, end)
             or EXPONENT.match(text, end)
             or FUNCTION.search(text, max(0, start - 12), start)
@@ -187,12 +232,15 @@ def side_values(text: str) -> set[Fraction | None]:
 
 
 def last_number(text: str) -> Fraction | None:
-    """Reads the last number of a text; None where there is none or it is not exact."""
+    """Reads the last number that is not denied; None where there is none or it is not exact."""
     end = max(text.rfind(digit) for digit in "0123456789")
     if end < 0:
         return None
-    found = find_numbers(tidy(text[max(0, end - MAX_TAIL) : end + MAX_DIGITS]))
-    return found[-1].value if found else None
+    text = tidy(text[max(0, end - MAX_TAIL) : end + MAX_DIGITS])
+    for found in reversed(find_numbers(text)):
+        if not DENIED.search(text, max(0, found.start - 24), found.start):
+            return found.value
+    return None
 
 
 def read_gold(raw: object) -> str | None:
@@ -240,9 +288,30 @@ def row_gold(row: dict[str, Any]) -> str:
 # What may stand between #### and its number; a heading ("#### Step 2", "#### 2. Add") is no answer.
 HASHED = re.compile(r"[\s$€£¥*_`\\(\[{:=+-]*\.?[0-9]")
 HEADING = re.compile(r"[.):][ \t]+[A-Za-z]")
-# "18 or 20", "18 dollars or 20 dollars": two answers are none.
-HEDGE = re.compile(r"[\s*_$`)}\],]{0,4}(?:[A-Za-z]{1,20}\s{1,3}){0,3}or\s[^0-9\n.]{0,40}[0-9]")
-NOT = re.compile(r"\s{1,3}not\b", re.IGNORECASE)  # "the answer is not 17"
+# "18 or 20", "18 dollars and 20 cents", "18 to 20", "18, 20": two answers are none.
+HEDGE = re.compile(
+    r"[\s*_$`)}\],(]{0,4}(?:[A-Za-z%]{1,20}\s{1,3}){0,3}or\s[^0-9\n.]{0,40}"
+    r"|[\s*_$`)}\]]{0,4}(?:[A-Za-z%]{1,20}\s{0,3}){0,2}(?:(?:and|to|&|;|~|,)\s{0,3}){1,2}"
+    r"(?:[A-Za-z] ?= ?)?[$*\s-]{0,4}"
+)
+MORE = re.compile(r"[^.,;\n]{0,3}(?:[A-Za-z]{1,20} ){0,2}(?:more|less|fewer|times|of|from|per)\b")
+# "more than 18", "between 17 and 18", "not 18".
+BOUND = re.compile(
+    r"(?:\b(?:more|less|greater|fewer|other|larger|smaller|higher|lower) than|\bbetween|\bfrom"
+    r"|[<>≤≥~≠]|\\[lgn]eq?|\\[lg]t)[\s$*(\\]{0,4}\Z",
+    re.IGNORECASE,
+)
+DENIED = re.compile(
+    r"(?:(?:\bnot|n['’]t|\bcannot)(?: be| have| equal)?|\b(?:rather than|instead of|never)|≠)"
+    r"[\s$*(\\]{1,4}\Z",
+    re.IGNORECASE,
+)
+# What may follow a number that is a whole answer: at most three words.
+UNIT = re.compile(
+    r"[^A-Za-z\n.]{0,4}(?:[A-Za-z/°%²³]{1,20} ?){0,3}"
+    r"(?=[.,;:(\n*$\\]|\Z|(?:since|because|as|which)\b)"
+)
+SENTENCE = re.compile(r"[.!?](?=\s)|\n")
 Spot = tuple[int, Fraction | None]  # of a marker: its position, and the number it points at
 
 
@@ -252,45 +321,76 @@ def after_hashes(text: str) -> Spot | None:
         window = tidy(marked.text)
         found = find_numbers(window) if HASHED.match(window[:AFTER_PHRASE]) else []
         if found and not HEADING.match(window, found[0].end):
-            return marked.position, first_result(window, found[0])
+            return marked.position, first_result(window, found)
     return None
 
 
-def after_phrase(text: str) -> Spot | None:
-    """Finds the last "answer is" that a number follows."""
-    for marked in phrases(text):
-        if NOT.match(marked.text):
-            continue
+def after_statement(text: str) -> Spot | None:
+    """Finds the number that the last statement of an answer gives.
+
+    It is the first one. Behind a colon a sentence may come first, or a whole solution: then it is
+    the last one that stands in no brackets and is no reason.
+    """
+    denied = len(text)
+    for marked in statements(text):
         window = tidy(marked.text)
-        if (found := find_numbers(window)) and found[0].start < AFTER_PHRASE:
-            return marked.position, first_result(window, found[0])
-    return None
+        found = find_numbers(window)
+        if marked.kind == "not":  # "isn't 17, it's 18"
+            denied = min(denied, marked.position)
+            if instead := find_numbers(tidy(main_clause(SENTENCE.split(marked.text)[0])))[1:]:
+                return marked.position, instead[0].value
+        elif found and found[0].start < AFTER_PHRASE:
+            first, at = first_result(window, found), found[0]
+            rest = text[max(marked.position, len(text) - MAX_TAIL) :]
+            # A solution has sentences of its own, with more numbers.
+            solution = any(c.isdigit() for part in SENTENCE.split(rest.strip())[1:] for c in part)
+            spoken = LETTER.search(window, 0, at.start) or (
+                solution and (CALCULATION.match(window, at.end) or not UNIT.match(window, at.end))
+            )
+            if marked.kind == "is" or not spoken or (first is None and len(found) < 3):
+                return marked.position, first
+            return marked.position, last_number(rest if solution else main_clause(rest))
+    return None if denied == len(text) else (denied, last_number(text[denied:]))
 
 
-def first_result(window: str, first: Found) -> Fraction | None:
-    """Reads the number a marker points at; of a calculation its result, None without one."""
-    if HEDGE.match(window, first.end):
+def first_result(window: str, found: list[Found]) -> Fraction | None:
+    """Reads the number a marker points at; of a calculation its result, None without one.
+
+    None too for one of two answers, and for a bound.
+    """
+    first, rest = found[0], window[found[0].end :]
+    if BOUND.search(window, max(0, first.start - 24), first.start):
         return None
-    if not CALCULATION.match(window, first.end):
-        return first.value
-    line = window[first.end :].split("\n", 1)[0]
-    _, equals, right = line.rpartition("=")
-    results = find_numbers(right) if equals else []
-    return results[0].value if results else None
+    if CALCULATION.match(window, first.end):
+        _, equals, right = rest.split("\n", 1)[0].rpartition("=")
+        results = find_numbers(right) if equals else []
+        return results[0].value if results else None
+    for second in found[1:2]:
+        between = window[first.end : second.start]
+        listed = HEDGE.fullmatch(between) and not MORE.match(window, second.end)
+        if listed and second.value != first.value:
+            return None
+    return first.value
 
 
 def extract_answer(text: str, tags: str = "think") -> Fraction | None:
     """Reads the number a response answers with, whatever its format ("flexible").
 
-    The last explicit marker by position counts, `####`, `\\boxed{}`, `<answer>` or "answer is".
-    Without a marker the last number counts. Never raises; linear in len(text).
+    The last explicit marker by position counts, `####`, `\\boxed{}`, `<answer>`, "answer is",
+    "Answer:" or a heading. Without a marker the last number counts. Never raises; linear in
+    len(text).
     """
     text = final_part(text, tags)
-    spots: list[Spot] = [(found.position, read_number(found.text)) for found in blocks(text)]
-    spots += [spot for find in (after_hashes, after_phrase) if (spot := find(text))]
+    spots: list[Spot] = [(found.position, read_block(found.text)) for found in blocks(text)]
+    spots += [spot for find in (after_hashes, after_statement) if (spot := find(text))]
     if spots:
         return max(spots, key=lambda spot: spot[0])[1]
     return last_number(text)
+
+
+def read_block(text: str) -> Fraction | None:
+    """Reads the number of a block or a box: "18", "18 (9 + 9)", "the answer is 18, not 20"."""
+    return read_number(main_clause(text)) if len(text) <= MAX_BLOCK else None
 
 
 def judge_number(problem: Problem, text: str, tags: str, form: Parsed) -> Judged:

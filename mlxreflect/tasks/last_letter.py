@@ -12,7 +12,7 @@ from mlxreflect.config.schema import TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, make_problem
 from mlxreflect.core.seeds import part_of, rng_for
-from mlxreflect.graders import Judged, blocks, final_part, phrases, rules_of
+from mlxreflect.graders import WRAPPED, Judged, blocks, final_part, rules_of, statements
 from mlxreflect.prompts.parsing import Parsed
 from mlxreflect.tasks.base import GENERATED_PARTS, Task, generate
 
@@ -48,7 +48,6 @@ WORDS = TEXT.split()
 
 MISSES = 20_000  # draws without a new problem after which there is none left
 MAX_ANSWER = 200  # characters
-WRAPPED = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\{([^{}]*)\}")
 SPELLED = re.compile(r"[a-z](?:(?: ?(?:->|[,.+-]) ?| )[a-z])+")
 LEAD_IN = re.compile(r"(?:the )?(?:final )?answer(?: is)?[: ] *")
 QUOTES = "\"'`“”‘’*$_ \t\r\n"
@@ -99,7 +98,7 @@ def extract_letters(text: str) -> str | None:
     """Reads the last block or box, else the last "answer is", else a short text as a whole."""
     if spots := blocks(text):
         return read_letters(max(spots).text)
-    for found in phrases(text):
+    for found in statements(text):
         line = found.text.lstrip().split("\n", 1)[0].split(". ", 1)[0]
         if letters := read_letters(line) or read_letters(line.split(",", 1)[0]):
             return letters
