@@ -138,6 +138,18 @@ def test_thinking_is_off_where_it_can_be_unless_it_is_asked_for(
         assert server.chats[0].get("think") == sent
 
 
+@pytest.mark.parametrize(("thinking", "sent"), [("auto", "low"), ("off", "low"), ("high", "high")])
+def test_gpt_oss_thinks_a_little_for_it_cannot_but_think(thinking: str, sent: str) -> None:
+    """With false it fills no schema: its reply is empty."""
+    with (
+        FakeOllama(capabilities=["completion", "thinking"], architecture="gptoss") as server,
+        closing(critic_at(server, thinking=thinking)) as critic,
+    ):
+        critic.preflight()
+        critic.ask([call(schema={"type": "object"})])
+    assert server.chats[0]["think"] == sent
+
+
 def test_a_model_that_does_not_think_is_not_asked_to() -> None:
     with FakeOllama() as server, pytest.raises(UserError, match=r"'low': .*critic does not think"):
         preflight(server, thinking="low")

@@ -13,7 +13,14 @@ from support.fake_server import Fault, http
 from mlxreflect.core.records import make_problem
 from mlxreflect.critics.base import Call
 from mlxreflect.critics.ledger import tally
-from mlxreflect.critics.verdicts import Judgement, Marks, Preference, ask_structured, parse
+from mlxreflect.critics.verdicts import (
+    Judgement,
+    Marks,
+    Preference,
+    Section,
+    ask_structured,
+    parse,
+)
 
 WRONG = {"step": "2 + 2 = 5", "why": "it is 4", "verdict": "wrong"}
 RIGHT = {"step": "", "why": "all of it holds", "verdict": "right"}
@@ -206,3 +213,12 @@ def test_a_reply_without_a_verdict_is_asked_again_once_and_then_unknown() -> Non
     unread = [[one.attempt for one in answer.unread()] for answer in answers]
     assert unread == [[], ["1/0"], *[["1/0", "1/0/again"]] * 3, []]
     assert answers[5].replies[-1].kind == "http_400"  # a failed call is not asked again here
+
+
+def test_texts_of_a_reply_are_bounded_for_the_server_alone() -> None:
+    """A small model that is held to a schema writes on and on; llama.cpp takes up to 1999."""
+    for model in (Judgement, Preference, Marks, Section):
+        for field in model.model_json_schema()["properties"].values():
+            if field["type"] == "string" and "enum" not in field:
+                assert field["maxLength"] < 2000
+    assert Judgement(step="x" * 9000, why="", verdict="right").step

@@ -5,6 +5,7 @@ boto3's has an end for a server that says nothing, but none for one that never s
 """
 
 import os
+import re
 import ssl
 from itertools import groupby
 from operator import itemgetter
@@ -17,7 +18,16 @@ from mlxreflect.config.schema import CriticConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Messages
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.http import NOTHING, CallError, Wire, invalid_reply, token_counts, typed
+from mlxreflect.critics.http import (
+    NOTHING,
+    CallError,
+    Wire,
+    fold_system,
+    invalid_reply,
+    token_counts,
+    typed,
+    with_thought,
+)
 
 BEARER = "AWS_BEARER_TOKEN_BEDROCK"  # read by boto3 itself
 REASONS = {
@@ -74,9 +84,10 @@ class Bedrock:
             limits["topP"] = self.config.top_p
         if "temperature" not in refused:
             limits["temperature"] = call.heat(self.config.temperature)
+        messages = fold_system(call.messages) if "system" in refused else call.messages
         try:
             answer: dict[str, Any] = self.runtime.converse(
-                modelId=self.config.model, inferenceConfig=limits, **divided(call.messages)
+                modelId=self.config.model, inferenceConfig=limits, **divided(messages)
             )
         except ClientError as error:
             raise self.refusal(error.response) from None
@@ -86,10 +97,14 @@ class Bedrock:
         except ResponseParserError as error:
             raise invalid_reply(error) from None
         blocks = answer["output"]["message"]["content"]
-        usage, reason = answer.get("usage") or {}, answer.get("stopReason")
+        usage, reason = answer.get("usage") or {}, str(answer.get("stopReason") or "")
+        reason = REASONS.get(reason, reason)
+        thoughts = [block["reasoningContent"] for block in blocks if "reasoningContent" in block]
+        thought = "".join(one.get("reasoningText", {}).get("text", "") for one in thoughts)
+        text = "".join(block["text"] for block in blocks if "text" in block)
         return Reply(
-            "".join(block["text"] for block in blocks if "text" in block),
-            finish_reason=REASONS.get(reason, reason) if isinstance(reason, str) else None,
+            with_thought(thought, text, call, reason == "length"),
+            finish_reason=reason or None,
             usage=token_counts(usage.get("inputTokens"), usage.get("outputTokens")),
         )
 
@@ -122,7 +137,7 @@ class Bedrock:
             # 424: the model failed, and may not the next time.
             retry=error.retry or code == "ModelErrorException",
             retry_after=error.retry_after,
-            blame="temperature" if status == 400 and "temperature" in str(error) else None,
+            blame=refused_parameter(str(error)) if status == 400 else None,
         )
 
     def close(self) -> None:
@@ -185,6 +200,13 @@ def divided(messages: Messages) -> dict[str, list[Any]]:
         for role, neighbours in groupby(others, key=itemgetter("role"))
     ]
     return {"messages": turns, **({"system": system} if system else {})}
+
+
+def refused_parameter(said: str) -> str | None:
+    """Returns what a model does not take, of what can be left out of a request or put otherwise."""
+    if re.search("system (messages|prompts?|role)", said):
+        return "system"
+    return "temperature" if "temperature" in said else None
 
 
 def explain(code: str, said: str, model: str, region: str) -> str:

@@ -28,7 +28,14 @@ from mlxreflect.config.schema import CriticConfig
 from mlxreflect.core.cache import KeyedCache, cache_path
 from mlxreflect.core.errors import UserError
 from mlxreflect.critics.base import Call, Cost, Critic, Reply
-from mlxreflect.critics.http import PREFLIGHT_S, CallError, Wire, encodable, strip_thought
+from mlxreflect.critics.http import (
+    PREFLIGHT_S,
+    CallError,
+    Wire,
+    encodable,
+    no_words,
+    strip_thought,
+)
 from mlxreflect.critics.ledger import Ledger
 
 RETRIES = 5  # of 30 % failing requests one call in 1400 is lost; half a minute covers a restart
@@ -37,6 +44,8 @@ BACKOFF_MAX_S = 60.0
 # No text of max_tokens tokens is longer (four characters a token are usual); a text that is would
 # fill the next prompts with rubbish.
 TEXT_CHARS, CHARS_A_TOKEN = 20_000, 16
+# Reasons to finish that an empty reply will have again.
+FINAL = ("length", "content_filter", "content_filtered", "guardrail_intervened")
 SEED_BITS = 0x7FFFFFFF  # some servers, Ollama among them, keep the seed in 32 bits, signed
 
 
@@ -234,7 +243,7 @@ class Client(Critic):
         reason = reply.finish_reason
         return replace(
             reply,
-            text=strip_thought(wire.clean(reply.text), call),
+            text=strip_thought(wire.clean(reply.text), call, reason == "length"),
             finish_reason=wire.clean(reason) if isinstance(reason, str) else None,
         )
 
@@ -244,11 +253,9 @@ class Client(Critic):
         An attempt may be without a word: then that is the answer.
         """
         if not reply.text.strip() and call.role != "attempt":
-            if reply.finish_reason == "length":
-                said = f"all {self.config.max_tokens} tokens went into thinking: "
-                raise CallError("empty", f"{said}raise critic.max_tokens", usage=reply.usage)
-            said = f"empty reply (finish reason {reply.finish_reason})"
-            raise CallError("empty", said, retry=True, usage=reply.usage)
+            said = no_words(self.config.max_tokens, reply.finish_reason)
+            again = reply.finish_reason not in FINAL
+            raise CallError("empty", said, retry=again, usage=reply.usage)
         most, size = self.config.max_tokens, len(reply.text)
         if size > max(TEXT_CHARS, CHARS_A_TOKEN * most):
             said = f"a text of {size} characters for critic.max_tokens = {most}"

@@ -22,7 +22,7 @@ import httpx
 
 from mlxreflect.core.records import Messages
 from mlxreflect.critics.base import Call
-from mlxreflect.prompts.parsing import TAGS
+from mlxreflect.prompts.parsing import ANSWER, TAGS
 
 RETRIED = {408, 409, 429}  # and 5xx: the statuses that may be gone a moment later
 REPLY_BYTES = 8 * 2**20  # a longer body is no critique
@@ -340,35 +340,66 @@ def encodable(messages: Messages) -> Messages:
     ]
 
 
-def strip_thought(text: str, call: Call) -> str:
-    """Returns the text without a leading <think>…</think> that the critic wrote for itself.
+def fold_system(messages: Messages) -> Messages:
+    """Returns the system message as the opening of the user's, for models without such a role."""
+    if len(messages) < 2 or messages[0]["role"] != "system":
+        return messages
+    text = f"{messages[0]['content']}\n\n{messages[1]['content']}"
+    return [{**messages[1], "content": text}, *messages[2:]]
+
+
+# The end of a thought that the prompt began, as no sentence about the tag has it.
+ENDED = re.compile(r"</think>(?=\w|\s*(?:\n|[<{]|$))")
+
+
+def strip_thought(text: str, call: Call, cut: bool = False) -> str:
+    """Returns the text without the <think>…</think> before it that the critic wrote for itself.
 
     In a solution whose own tags are `think`, a single block is its reasoning and stays; the first
-    of two is the critic's. One that has nothing but its thought to say is heard, but for verdicts.
-    An attempt is left as it is.
+    of two is the critic's. One that has nothing but its thought to say is heard, but for verdicts,
+    and not where it was cut off. The opening tag may stand in the prompt, where nobody sees it; but
+    what continues a thought has none. An attempt is left as it is.
     """
     start, end = TAGS["think"]
-    head = text.lstrip()
+    if call.role == "attempt":
+        return text
     solution = call.role in ("rewrite", "continue", "integrate", "answer")
     own = solution and call.tags == "think" and text.count(end) < 2
-    if call.role == "attempt" or own or not head.startswith(start) or end not in head:
+    head, closing = text.lstrip(), text.lstrip().find(end)
+    if closing >= 0 and start not in head[:closing] and ENDED.match(head, closing):
+        head = start + head
+        text = text if call.role == "continue" else head
+    if own or not head.startswith(start) or (end not in head and not cut):
         return text
     thought, _, said = head.removeprefix(start).partition(end)
-    return said.lstrip() or ("" if call.schema else thought.strip())
+    return said.lstrip() or ("" if call.schema or cut else thought.strip())
 
 
-def put_back(thought: str, text: str, unfinished: bool = False) -> str:
+def with_thought(thought: str, text: str, call: Call, cut: bool) -> str:
     """Returns a reply as it was written, before the server took the thought out of the text.
 
     Of a rewrite that thought may be the solution's own; what is to stay, `strip_thought` decides.
-    unfinished: the thought was cut off, so that nothing follows it.
+    Some servers take all of a reply for its thought. cut: the reply was.
     """
     start, end = TAGS["think"]
-    if end in text:
+    if not thought or end in text:
         return text
+    silent = not text.strip()
+    if silent and cut and call.role != "attempt":
+        return ""
+    said = ANSWER[1] in thought or (call.schema and thought.lstrip().startswith("{"))
+    if silent and (end in thought or (said and call.role != "attempt")):
+        return thought
     # Where the prompt speaks of tags, mlx_lm.server leaves the opening one in the thought.
     opened = ("" if thought.lstrip().startswith(start) else start) + thought
-    return opened if unfinished else opened + end + text
+    return opened if silent and cut else opened + end + text
+
+
+def no_words(limit: int, reason: str | None) -> str:
+    """Returns what is wrong with a reply without a word. limit: of its tokens."""
+    if reason == "length":
+        return f"all {limit} tokens went into thinking: raise critic.max_tokens"
+    return f"empty reply (finish reason {reason})"
 
 
 def token_counts(prompt: Any, completion: Any) -> dict[str, int]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from mlxreflect.config.schema import EFFORTS, CriticConfig, PolicyConfig
 from mlxreflect.critics.base import Call, Critic, Reply
-from mlxreflect.critics.http import strip_thought
+from mlxreflect.critics.http import no_words, strip_thought
 from mlxreflect.models.load import load_policy
 from mlxreflect.models.policy import Policy
 from mlxreflect.train.network import Arrays, parameters
@@ -81,12 +81,13 @@ def replies(
     )
     made = []
     for one, call in zip(done, calls, strict=True):
-        text = one.text if own else strip_thought(one.text, call)
+        cut = one.finish_reason == "length"
+        text = one.text if own else strip_thought(one.text, call, cut)
         empty = not text.strip()
         made.append(
             Reply(
                 text,
-                error="the model wrote nothing" if empty else None,
+                error=no_words(config.max_tokens, one.finish_reason) if empty else None,
                 kind="empty" if empty else "",
                 finish_reason=one.finish_reason,
                 usage={"prompt": one.prompt_tokens, "completion": len(one.token_ids)},

@@ -11,7 +11,7 @@ from mlxreflect.config.schema import CriticConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Messages
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.http import CallError, Wire, put_back, token_counts
+from mlxreflect.critics.http import CallError, Wire, token_counts, with_thought
 
 ADDRESS = re.compile(r"(\w+://)?(?:([^/]*)@)?(.*)", re.DOTALL)  # matches everything
 PORT, LOOK_S = 11434, 5.0  # seconds to find out if a server is there
@@ -72,6 +72,8 @@ class Ollama:
                 f"critic.thinking = {asked!r}: Ollama's {name} does not think", "leave it at auto"
             )
         self.think = THINK[asked] if thinks else None  # other models do not know the key
+        if (model.get("details") or {}).get("family") == "gptoss" and not self.think:
+            self.think = "low"  # it cannot but think, and with false it fills no schema
         for key, value in (model.get("model_info") or {}).items():
             if key.endswith(".context_length") and isinstance(value, int) and value > 0:
                 self.window = min(self.config.num_ctx, value)
@@ -122,10 +124,8 @@ class Ollama:
             if call.schema is not None:
                 body["format"] = call.schema
             answer = self.generate("/api/chat", body)
-            text = answer["message"].get("content") or ""
-            if call.role == "attempt" and (thought := answer["message"].get("thinking")):
-                unfinished = not text.strip() and answer.get("done_reason") == "length"
-                text = put_back(thought, text, unfinished)
+            said, cut = answer["message"], answer.get("done_reason") == "length"
+            text = with_thought(said.get("thinking") or "", said.get("content") or "", call, cut)
         if not isinstance(text, str):
             raise TypeError("the reply's text is none")
         usage = token_counts(answer.get("prompt_eval_count"), answer.get("eval_count"))

@@ -15,9 +15,15 @@ import httpx
 
 from mlxreflect.config.schema import EFFORTS, CriticConfig, Sampling
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.records import Messages
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.http import UNREADABLE, CallError, Wire, put_back, token_counts
+from mlxreflect.critics.http import (
+    UNREADABLE,
+    CallError,
+    Wire,
+    fold_system,
+    token_counts,
+    with_thought,
+)
 
 HOME = "https://api.openai.com/v1"
 MOST_STOPS = 4  # stop strings that OpenAI takes
@@ -116,7 +122,8 @@ class OpenAI:
         if call.stop:
             body["stop"] = list(call.stop[:MOST_STOPS])
         if call.schema is not None:
-            shape = {"name": "reply", "strict": True, "schema": call.schema}
+            schema = unbounded(call.schema) if "maxLength" in refused else call.schema
+            shape = {"name": "reply", "strict": True, "schema": schema}
             body["response_format"] = {"type": "json_schema", "json_schema": shape}
         return {name: value for name, value in body.items() if name not in refused}
 
@@ -135,21 +142,21 @@ class OpenAI:
         message = {"content": choice["text"]} if call.raw else choice["message"]
         text = text_of(message.get("content"))
         thought = text_of(message.get("reasoning_content") or message.get("reasoning"))
-        unfinished = bool(thought and not text.strip() and reason == "length")
-        if thought and (call.role == "attempt" or not unfinished):
-            text = put_back(thought, text, unfinished)
+        text = with_thought(thought, text, call, reason == "length")
+        if not text and (declined := message.get("refusal")):
+            raise CallError("empty", f"the model declined: {self.wire.line(declined)}", usage=usage)
         return Reply(text, finish_reason=reason, usage=usage)
 
     def close(self) -> None:
         self.http.close()
 
 
-def fold_system(messages: Messages) -> Messages:
-    """Returns the system message as the opening of the user's, for models without such a role."""
-    if len(messages) < 2 or messages[0]["role"] != "system":
-        return messages
-    text = f"{messages[0]['content']}\n\n{messages[1]['content']}"
-    return [{**messages[1], "content": text}, *messages[2:]]
+def unbounded(schema: dict[str, Any]) -> Any:
+    """Returns a schema that leaves strings as long as they like."""
+    return json.loads(
+        json.dumps(schema),
+        object_hook=lambda made: {key: made[key] for key in made if key != "maxLength"},
+    )
 
 
 def parse_base(setting: str) -> httpx.URL:
@@ -191,6 +198,9 @@ def refused_parameter(response: httpx.Response, body: dict[str, Any]) -> str | N
         return "system"
     if status not in (400, 422):
         return None
+    bounded = '"maxLength"' in json.dumps(body.get("response_format"))
+    if bounded and "maxLength" in said:  # as OpenAI does
+        return "maxLength"
     for name in ("response_format", "max_tokens", "temperature", "seed", "top_p", "stop",
                  "reasoning_effort", "chat_template_kwargs", *Sampling.model_fields):  # fmt: skip
         if name in body and re.search(rf"\b{name}\b", said):

@@ -12,9 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from mlxreflect.critics.base import Call, Critic, Reply
+
+# Texts of a reply. A server that holds a small model to a schema would let it write on and on;
+# llama.cpp takes no bound of 2000 or more. What is longer is read all the same.
+Words = Annotated[str, Field(json_schema_extra={"maxLength": 1000})]
 
 
 class Structured(BaseModel):
@@ -29,15 +33,15 @@ class Judgement(Structured):
     The verdict comes last: a model that is held to the schema decides after it has looked.
     """
 
-    step: str
-    why: str
+    step: Words
+    why: Words
     verdict: Literal["right", "wrong"]
 
 
 class Preference(Structured):
     """Two attempts compared."""
 
-    why: str
+    why: Words
     better: Literal["A", "B", "tie"]
 
 
@@ -57,7 +61,7 @@ Mark = Annotated[Literal[1, 2, 3, 4, 5], BeforeValidator(as_mark)]
 class Marks(Structured):
     """Marks of one solution's reasoning. The prompt says which there are."""
 
-    why: str
+    why: Words
     depth: Mark
     coherence: Mark
     verification: Mark
@@ -67,8 +71,8 @@ class Marks(Structured):
 class Section(Structured):
     """A named part of the thinking behind an answer."""
 
-    name: str
-    text: str
+    name: Words
+    text: Annotated[str, Field(json_schema_extra={"maxLength": 1900})]
 
 
 class Sections(Structured):

@@ -24,7 +24,7 @@ class Fault:
     status: int = 200
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
-    action: str = "answer"  # answer, reset, short, stall, drip, drip_headers, hang_up
+    action: str = "answer"  # answer, raw, reset, short, stall, drip, drip_headers, hang_up
 
     @property
     def label(self) -> str:
@@ -202,7 +202,9 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"HTTP/1.1 200 OK\r\n")
             while not self.fake.stopped.wait(0.05):
                 self.wfile.write(b"X-More: x\r\n")
-        if fault.action in ("stall", "hang_up", "drip_headers"):
+        if fault.action == "raw":  # no HTTP but what the body has of it
+            self.wfile.write(fault.body)
+        if fault.action in ("stall", "hang_up", "drip_headers", "raw"):
             self.close_connection = True
             return
         self.send_response_only(fault.status)
