@@ -4,14 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from support.adapters import write_adapter
 from support.shell import Shell, answered, rows, sets, snapshot
 
+from mlxreflect.config.schema import PolicyConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.evaluation.compare import compare_all
 from mlxreflect.evaluation.generators import ServedModel
 from mlxreflect.evaluation.runner import line_up, pair, slug
+from mlxreflect.models.load import load_policy
 from mlxreflect.stats import holm
 
 SHORT = ["countdown", "--limit", "8", *sets("max_new_tokens=8", "batch=8")]
@@ -35,8 +38,6 @@ def test_pairs() -> None:
     assert pair(["m"], [], False) == [("m", "")]
     assert pair(["m", "m"], [], False) == [("m", "")]
     assert pair(["m", "n"], [], False) == [("m", ""), ("n", "")]
-    with pytest.raises(UserError, match="no --model to put it on"):
-        pair([], ["a"], False)
 
 
 def test_adapters_on_one_model(adapters: list[Path], tiny_random: Path) -> None:
@@ -46,6 +47,44 @@ def test_adapters_on_one_model(adapters: list[Path], tiny_random: Path) -> None:
     assert pair([model], [a, b], False) == [(model, ""), (model, a), (model, b)]
     base = slug(tiny_random.name)
     assert names([model], [a, b], [], []) == [base, f"{base}+run-0", f"{base}+run-1"]
+
+
+def test_an_adapter_alone_knows_its_model(adapters: list[Path], tiny_random: Path) -> None:
+    (entry,) = line_up([], [str(adapters[0].parent)], [], [])  # the run that it is the adapter of
+    assert isinstance(entry.model, PolicyConfig)
+    assert (Path(entry.model.model), Path(entry.model.adapter)) == (tiny_random, adapters[0])
+    base = slug(tiny_random.name)
+    assert names([], list(map(str, adapters)), [], []) == [base, f"{base}+run-0", f"{base}+run-1"]
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["adapter_config.json"], "is not an adapter folder"),
+        (["adapter_config.json", "adapter_model.safetensors"], "is an adapter of PEFT"),
+    ],
+)
+def test_what_is_no_adapter_is_named(tmp_path: Path, files: list[str], said: str) -> None:
+    for file in files:
+        (tmp_path / file).write_text("{}")
+    for name in (str(tmp_path), str(tmp_path.parent / "none")):
+        with pytest.raises(UserError, match=r"^--adapter "):
+            line_up(["tiny"], [name], [], [])
+    with pytest.raises(UserError, match=said) as caught:
+        load_policy(PolicyConfig(model="tiny", adapter=str(tmp_path)))
+    assert str(tmp_path) in caught.value.message
+
+
+def test_a_fault_of_an_adapter_is_not_the_models(tmp_path: Path, tiny_random: Path) -> None:
+    other = write_adapter(tmp_path / "other", tiny_random, told="org/other")
+    arrays = {
+        name: array[:1] for name, array in mx.load(str(other / "adapters.safetensors")).items()
+    }
+    mx.save_safetensors(str(other / "adapters.safetensors"), arrays)
+    with pytest.raises(UserError) as caught:
+        load_policy(PolicyConfig(model=str(tiny_random), adapter=str(other)))
+    assert caught.value.message.startswith(f"policy.adapter = {str(other)!r} does not fit ")
+    assert "org/other" in caught.value.hint
 
 
 def test_an_adapter_goes_with_the_model_it_was_trained_on(

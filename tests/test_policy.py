@@ -597,7 +597,7 @@ def test_a_missing_or_broken_adapter(load_random: Load, tiny_random: Path, tmp_p
     lora = {**config["lora_parameters"], "rank": 3}
     for broken in ("{", "{}", "[]", json.dumps({**config, "lora_parameters": lora})):
         (adapter / "adapter_config.json").write_text(broken)
-        assert "adapter" in reason(model=model, adapter=str(adapter)).hint
+        assert "adapter" in reason(model=model, adapter=str(adapter)).message
     save_adapter(adapter, arrays, config, model)
     (adapter / "adapters.safetensors").unlink()
     assert "adapter" in reason(model=model, adapter=str(adapter)).hint

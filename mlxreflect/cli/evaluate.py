@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 Many = list[str] | None
-ADAPTERS = "A LoRA folder, evaluated on the model it was trained on; repeatable."
+ADAPTERS = "A LoRA folder, or a run; evaluated on the model it was trained on; repeatable."
 KEEP_FAILED = "Count a call that fails for good as wrong."
 QUICK = "Ask base and trained side by side until it is decided."
 ALPHA = "With --quick: the level to decide at (quick.alpha)."
@@ -27,8 +27,8 @@ MAX_N = "With --quick: the most problems (quick.max_n)."
 
 def need_a_model(context: typer.Context, value: Many) -> list[str]:
     """Typer calls this last for an option that is not given, so --server-model is known here."""
-    if not value and not context.params.get("server_model") and not context.params.get("server"):
-        raise typer.BadParameter("give a --model, or a --server and its --server-model")
+    if not value and not any(map(context.params.get, ("server_model", "server", "adapter"))):
+        raise typer.BadParameter("give a --model, an --adapter, or a --server and --server-model")
     return value or []
 
 

@@ -38,12 +38,17 @@ from mlxreflect.evaluation.generators import (
     ServerGenerator,
 )
 from mlxreflect.evaluation.quick import ask_until_decided
-from mlxreflect.models.load import limit_memory, load_policy, missing_model
+from mlxreflect.models.load import (
+    ADAPTER_FILES,
+    find_adapter,
+    limit_memory,
+    load_policy,
+    missing_model,
+)
 from mlxreflect.models.policy import Policy
 from mlxreflect.models.template import with_tags
 from mlxreflect.tasks import check_eval, get_task
 
-ADAPTER_FILES = ("adapter_config.json", "adapters.safetensors")
 LONGEST_NAME = 60
 
 
@@ -70,12 +75,8 @@ def line_up(
     """
     if wrong := set(bits) - {0, 4, 8}:
         raise UserError(f"--quantize {min(wrong)}: no such number of bits", "give 4, 8 or 0")
-    for adapter in adapters if models else ():
-        if not all((Path(adapter) / name).is_file() for name in ADAPTER_FILES):
-            raise UserError(
-                f"--adapter {adapter!r} is not an adapter folder",
-                "give a folder with adapter_config.json and adapters.safetensors",
-            )
+    adapters = [str(find_adapter(adapter, "--adapter")) for adapter in adapters]
+    models = models or list(map(trained_on, adapters))
     configs = [
         PolicyConfig.model_validate({"model": model, "adapter": adapter, "quantize": each})
         for model, adapter in pair(models, adapters, base)
@@ -95,12 +96,18 @@ def line_up(
 def pair(models: Sequence[str], adapters: Sequence[str], base: bool) -> list[tuple[str, str]]:
     """Returns model and adapter ("" for none) of each arm."""
     models, adapters = list(dict.fromkeys(models)), list(dict.fromkeys(adapters))
-    if adapters and not models:
-        raise UserError(f"--adapter {adapters[0]}: no --model to put it on", "give its --model")
     if len(models) == len(adapters) == 1 and not base:
         return [(models[0], adapters[0])]
     owners = {adapter: owner(adapter, models) for adapter in adapters}
     return [(m, a) for m in models for a in ("", *(a for a in adapters if owners[a] == m))]
+
+
+def trained_on(adapter: str) -> str:
+    """Returns the model of an adapter. Raises UserError where it does not say."""
+    model = read_json(Path(adapter) / ADAPTER_FILES[0]).get("model")
+    if not isinstance(model, str) or not model:
+        raise UserError(f"--adapter {adapter}: it does not name its model", "give its --model")
+    return model
 
 
 def owner(adapter: str, models: Sequence[str]) -> str:

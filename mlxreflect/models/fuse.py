@@ -30,6 +30,7 @@ from mlxreflect.core.ui import Ui, plain, table
 from mlxreflect.models.load import (
     GROUP_SIZE,
     dequantize,
+    find_adapter,
     floating,
     load_policy,
     model_folder,
@@ -165,6 +166,7 @@ def fuse(
     Raises UserError where `out` holds something, and where model and adapter do not fit.
     """
     check_request(out, quantize)
+    adapter = str(find_adapter(adapter, "--adapter")) if adapter else ""
     asked = [*PROMPTS, *prompts]
     before = answers_before(model, adapter, asked, ui)
     partial = out.resolve().with_name(f".{out.name}.{os.getpid()}.tmp")

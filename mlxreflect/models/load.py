@@ -33,6 +33,7 @@ CACHE_SHARE = 0.1  # of the GPU's working set
 # Of the device's memory, for weights and what generates; the rest is for a critic, freed buffers
 # and the system.
 SHARE = 2 / 3
+ADAPTER_FILES = ("adapter_config.json", "adapters.safetensors")
 CONFIGS = ("config.json", "generation_config.json")
 # What loading raises for files that are not there, or are not as they should be.
 LOAD_ERRORS = (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError,
@@ -42,14 +43,14 @@ LOAD_ERRORS = (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSErr
 def load_policy(config: PolicyConfig, table: str = "policy") -> Policy:
     """Loads a model by hub name, path or "tiny". table: of the recipe, to name in a UserError."""
     path = str(TINY) if config.model == "tiny" else config.model
+    if config.adapter:
+        find_adapter(config.adapter)
     try:
-        model, tokenizer = load(
-            path,
-            tokenizer_config={"trust_remote_code": False},
-            adapter_path=config.adapter or None,
-        )
+        model, tokenizer = load(path, tokenizer_config={"trust_remote_code": False})
     except LOAD_ERRORS as error:
         raise load_fault(config, error, table) from None
+    if config.adapter:
+        load_adapter(model, config)
     as_recipe_says(model, config)
     mx.eval(model.parameters())
     template = ask_template(tokenizer, config, model_folder(path), table)
@@ -114,32 +115,55 @@ def adapted(policy: Policy, config: PolicyConfig) -> Iterator[None]:
 
 
 def put_on(model: nn.Module, config: PolicyConfig) -> None:
-    try:
-        load_adapters(model, config.adapter)
-    except LOAD_ERRORS as error:
-        raise load_fault(config, error, "policy") from None
+    load_adapter(model, config)
     if is_dequantized(config):
         model.update(tree_map(to_float32, model.parameters()))
     model.eval()
     mx.eval(model.parameters())
 
 
-def read_adapter(folder: str, kind: str = "") -> dict[str, Any]:
-    """An adapter's config. Raises UserError where there is none, or one of another type."""
-    path = Path(folder)
-    if not all((path / n).is_file() for n in ("adapter_config.json", "adapters.safetensors")):
+def load_adapter(model: nn.Module, config: PolicyConfig) -> None:
+    folder = find_adapter(config.adapter)
+    try:
+        load_adapters(model, str(folder))
+    except LOAD_ERRORS as error:
+        own = read_json(folder / ADAPTER_FILES[0]).get("model")
         raise UserError(
-            f"adapter {folder!r} is not an adapter folder",
-            "give a folder with adapter_config.json and adapters.safetensors",
+            f"policy.adapter = {config.adapter!r} does not fit {config.model!r}: {one_line(error)}",
+            f"give the model that it was trained on{f', {own}' if own else ''}",
+        ) from None
+
+
+def find_adapter(name: str, said: str = "policy.adapter =") -> Path:
+    """Returns an adapter's folder: the one that is named, or adapter/ of the run that is named.
+
+    said: how an error calls it. Raises UserError where there is none.
+    """
+    for folder in (Path(name), Path(name) / "adapter"):
+        if all((folder / file).is_file() for file in ADAPTER_FILES):
+            return folder
+    if any(Path(name).glob("adapter_model.*")):
+        raise UserError(
+            f"{said} {name!r} is an adapter of PEFT, which mlx-lm does not read",
+            "merge it into its model with PEFT (merge_and_unload), then: mlx_lm.convert "
+            "--hf-path MERGED --mlx-path DIR",
         )
-    config = read_json(path / "adapter_config.json")
+    raise UserError(
+        f"{said} {name!r} is not an adapter folder",
+        f"give a folder with {' and '.join(ADAPTER_FILES)}, or that of a finished run",
+    )
+
+
+def read_adapter(name: str, kind: str = "") -> dict[str, Any]:
+    """An adapter's config. Raises UserError where there is none, or one of another type."""
+    config = read_json(find_adapter(name) / ADAPTER_FILES[0])
     found = config.get("fine_tune_type", "lora")
     if kind and found != kind:
         go_on = f'set train.tune = "{found}", or ' if found in ("lora", "full") else ""
         raise UserError(
-            f"policy.adapter = {folder!r} is of type {found!r}, and train.tune is {kind!r}",
+            f"policy.adapter = {name!r} is of type {found!r}, and train.tune is {kind!r}",
             f"{go_on}give a model that holds it: "
-            f"mlxreflect fuse --model MODEL --adapter {folder} --out DIR",
+            f"mlxreflect fuse --model MODEL --adapter {name} --out DIR",
         )
     return config
 
@@ -330,16 +354,11 @@ def load_fault(config: PolicyConfig, error: Exception, table: str) -> UserError:
         return missing_model(config, error, table)
     return UserError(
         f"{table}.model = {config.model!r} cannot be loaded: {one_line(error)}",
-        "give a model that mlx-lm supports (and an adapter made for it)",
+        "give a model that mlx-lm supports",
     )
 
 
 def missing_model(config: PolicyConfig, error: Exception, table: str) -> UserError:
-    if config.adapter and not (Path(config.adapter) / "adapter_config.json").is_file():
-        return UserError(
-            f"policy.adapter = {config.adapter!r} is not an adapter folder",
-            "give a folder with adapter_config.json and adapters.safetensors",
-        )
     if Path(config.model).is_dir():
         name = error.filename if isinstance(error, FileNotFoundError) else None
         reason = f"no {Path(name).name} in it" if name else one_line(error)

@@ -43,6 +43,7 @@ from mlxreflect.models.load import (
     TINY,
     device_memory,
     device_name,
+    find_adapter,
     load_shapes,
     load_template,
     on_cpu,
@@ -200,10 +201,11 @@ def check_policy(recipe: Recipe, known: Known) -> Iterator[Check]:
     if config.model == "tiny" and (others := [name for name in tasks if name != "countdown"]):
         found = f"tiny knows Countdown only, and is asked {' and '.join(others)}"
         yield Check("policy", "note", found, "set policy.model to a model of the hub")
-    files = ("adapter_config.json", "adapters.safetensors")
-    if config.adapter and not all((Path(config.adapter) / name).is_file() for name in files):
-        hint = f"give a folder with {' and '.join(files)}"
-        yield Check("adapter", "fail", f"{config.adapter} is not an adapter folder", hint)
+    if config.adapter:
+        try:
+            find_adapter(config.adapter)
+        except UserError as error:
+            yield Check("adapter", "fail", error.message, error.hint)
 
 
 def check_template(recipe: Recipe, folder: Path, known: Known) -> Iterator[Check]:
