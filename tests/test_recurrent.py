@@ -57,8 +57,9 @@ FILES = {
     **dict.fromkeys(["gated_delta", "ssm", "bitlinear_layers"], "a part of others"),
 }
 MODELS = {**RECURRENT, **{name: (name, changes) for name, changes in MORE_KERNELS.items()}}
+REFUSED = [name for name, found in FILES.items() if found == "refused"]
 TRAINED = [name for name, found in FILES.items() if found == "trains"]
-SHAPES = [*TRAINED, "mamba", "jamba"]
+SHAPES = [*TRAINED, "mamba", "jamba", "bailing_moe_linear"]
 
 
 @pytest.fixture(autouse=True)
@@ -140,7 +141,7 @@ def test_every_file_with_a_kernel_is_known() -> None:
     assert files_with_kernels() == FILES.keys(), "a new one: does it train? Then say so in FILES"
 
 
-@pytest.mark.parametrize("name", [name for name, found in FILES.items() if found == "refused"])
+@pytest.mark.parametrize("name", [*REFUSED, "recurrent_gemma"])
 def test_what_cannot_be_trained_is_refused_in_two_lines(name: str) -> None:
     with pytest.raises(UserError, match=r"the model cannot be trained: its .+[.]py\)$") as raised:
         attach(build(*MODELS[name]), fitting(), 0, "", "")

@@ -25,6 +25,7 @@ UNTRAINABLE = {
     "muse_spark": "layers run by kernels without a gradient",
     "deepseek_v41": "router lets no gradient pass",
     "prism_hadamard_qwen35": "packed layers take no LoRA",
+    "recurrent_gemma": "weights cannot be frozen",
 }
 # What Kimi K3's layers keep of their weights: products of two, and a compiled step.
 KEPT = ("_attn_res_w_eff", "_mlp_res_w_eff", "_output_res_w_eff", "_step")
@@ -71,6 +72,8 @@ def replacements() -> Iterator[tuple[Any, str, Any]]:
         yield file.MambaBlock, "_process_sequence", JambaMambaMixer._process_sequence
         yield file.MambaBlock, "ssm_step", ssm_step
     yield JambaMambaMixer, "ssm_step", ssm_step
+    if file := loaded("bailing_moe_linear"):
+        yield file, "recurrent_gla", linear_attention
 
 
 def loaded(name: str) -> ModuleType | None:
@@ -205,3 +208,20 @@ def selective(
     """One token of Mamba's selective state [B, D, N]: delta, x [B, D]; b, c [B, N]; a [D, N]."""
     state = state * mx.exp(delta[..., None] * a) + (delta * x)[..., None] * b[:, None]
     return (state @ c[..., None]).squeeze(-1), state
+
+
+def linear_attention(
+    q: mx.array, k: mx.array, v: mx.array, g: mx.array, scale: float, h: mx.array | None = None
+) -> Two:
+    """Replaces Ling-linear's `recurrent_gla`: queries, keys and values [B, H, T, D], decays [H]."""
+    decay = mx.exp(g)[:, None, None].astype(q.dtype)
+
+    def step(q: mx.array, k: mx.array, v: mx.array, state: mx.array) -> Two:
+        state = state * decay + k[..., None] * v[..., None, :]
+        return (q[..., None, :] @ state).squeeze(-2), state
+
+    if h is None:
+        h = mx.zeros((*q.shape[:2], q.shape[-1], v.shape[-1]), dtype=q.dtype)
+    sequences = [array.swapaxes(1, 2) for array in (q * scale, k, v)]
+    outputs, h = scan(step, sequences, h)
+    return outputs.swapaxes(1, 2), h

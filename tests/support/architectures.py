@@ -173,7 +173,12 @@ SPARK: dict[str, Any] = {
     "moe_hidden_size": 32,
 }  # fmt: skip
 
-# Other files of mlx-lm whose models run by a kernel without a gradient.
+GRIFFIN: dict[str, Any] = {
+    "attention_bias": False, "conv1d_width": 3, "logits_soft_cap": 9.0, "attention_window_size": 9,
+    "block_types": ["recurrent", "attention"],
+}  # fmt: skip
+
+# Other files of mlx-lm whose models have a kernel without a gradient, or are refused.
 MORE_KERNELS: dict[str, dict[str, Any]] = {
     "qwen3_5_moe": {"text_config": {**SMALL, **DELTA, **EXPERTS, "model_type": "qwen3_5_moe_text",
                                     "shared_expert_intermediate_size": 24}},
@@ -191,11 +196,17 @@ MORE_KERNELS: dict[str, dict[str, Any]] = {
     "deepseek_v41": DEEPSEEK,
     "bitnet": {},
     "muse_spark": {"text_config": SPARK},
+    "recurrent_gemma": GRIFFIN,
 }  # fmt: skip
 
 RWKV: dict[str, Any] = {
     "norm_eps": 1e-5, "a_low_rank_dim": 4, "v_low_rank_dim": 4, "gate_low_rank_dim": 4,
     "decay_low_rank_dim": 4,
+}  # fmt: skip
+
+LING: dict[str, Any] = {
+    **EXPERTS, "num_shared_experts": 1, "first_k_dense_replace": 1, "layer_group_size": 2,
+    "group_norm_size": 2, "topk_group": 1, "num_key_value_heads": 4,
 }  # fmt: skip
 
 RECURRENT: dict[str, tuple[str, dict[str, Any]]] = {
@@ -205,6 +216,7 @@ RECURRENT: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba2": ("mamba2", MAMBA),
     "jamba": ("jamba", JAMBA),
     "falcon_h1": ("falcon_h1", FALCON),
+    "bailing_moe_linear": ("bailing_moe_linear", LING),
 }
 
 
