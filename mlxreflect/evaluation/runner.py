@@ -212,7 +212,7 @@ def evaluate_arms(
         name = entry.name if several else ""
         if isinstance(model, LocalModel):
             model.policy.say = ui.line
-            for note in model.policy.template.notes:
+            for note in model.policy.template.notes_for(asked.spec.prompt.tags):
                 ui.line(f"{name}: {note}" if name else note)
         results = measure(generator_of(model, asked, answers), folder, ui, name)
         if twice:

@@ -370,14 +370,22 @@ class ChatTemplate:
             start, end = shape.tags
             if not shape.thought and shape.opening:
                 notes.append("it leaves thoughts out of conversations; responses keep theirs")
-            elif self.closes():
-                notes.append(
-                    f"its prompt ends in a closed thought, so {start}…{end} in a response is a "
-                    'second one: set prompt.tags = "reasoning" for other tags'
-                )
-            elif not self.same([ASK], THINKING, f"{start}\n{THOUGHT}\n{end}\n\n{ANSWER}"):
+            elif not self.closes() and not self.same(
+                [ASK], THINKING, f"{start}\n{THOUGHT}\n{end}\n\n{ANSWER}"
+            ):
                 notes.append("it writes thoughts differently from mlxreflect")
         return [f"chat template: {note}" for note in notes]
+
+    def notes_for(self, tags: str) -> list[str]:
+        """Returns the notes for responses whose thoughts have such tags, by their name."""
+        if TAGS[tags] != self.shape.tags or not self.tokenizer.has_chat_template:
+            return self.notes
+        start, end = TAGS[tags]
+        second = (
+            f"chat template: its prompt ends in a closed thought, so {start}…{end} in a response "
+            'is a second one: set prompt.tags = "reasoning" for other tags'
+        )
+        return [*self.notes, *([second] if self.closes() else [])]
 
     def same(self, messages: Turns, thinking: Mapping[str, Any], text: str) -> bool:
         """Tells if prompt and response are, token by token, the template's own conversation."""

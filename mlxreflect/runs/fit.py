@@ -186,7 +186,12 @@ def encode_data(
     if apart:
         sides[1] = [example for example in apart if id(example) in rows]
     train, held_out = ([rows[id(example)] for example in side] for side in sides)
-    return Data(train, held_out, bad, [*policy.template.notes, *notes_on(used, policy.template)])
+    return Data(
+        train,
+        held_out,
+        bad,
+        [*policy.template.notes_for(job.tags), *notes_on(used, policy.template)],
+    )
 
 
 def notes_on(used: Sequence[Example], template: ChatTemplate) -> list[str]:

@@ -105,7 +105,7 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
              "device": device_name(),
              "decontaminated": cleaned.sentence(), "run": str(run.path)}
         )  # fmt: skip
-        for note in policy.template.notes:
+        for note in policy.template.notes_for(recipe.prompt.tags):
             ui.line(note)
         arms = RunArms(run, (policy, eval_task, held_out), spec, ui)
         with parameters(policy.model, initial):  # also when a resumed run has to do it again

@@ -212,11 +212,11 @@ def check_template(recipe: Recipe, folder: Path, known: Known) -> Iterator[Check
     """Asks the model's chat template, without its weights, how it has to be written."""
     try:
         template = known.template = load_template(folder, recipe.policy)
-        with_tags(recipe, template)
+        tags = with_tags(recipe, template).prompt.tags
     except UserError as error:
         yield Check("template", "fail", error.message, error.hint)
         return
-    for note in template.notes:
+    for note in template.notes_for(tags):
         yield Check("template", "note", note)
 
 
