@@ -4,6 +4,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 from support.run_outputs import outputs_in, outputs_of_run, run_process
@@ -16,6 +17,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json, read_rows
 from mlxreflect.core.ui import Ui
 from mlxreflect.models.load import load_policy
+from mlxreflect.models.memory import Decoding
 from mlxreflect.report.show import totals
 from mlxreflect.runs.folder import create_run
 from mlxreflect.runs.run import execute
@@ -147,6 +149,11 @@ def test_the_memory_of_a_policy_is_its_weights_and_its_batch(name: str) -> None:
     numbers = sum(array.size for _, array in tree_flatten(model.parameters()))
     policy = load_recipe("r3", [f"profile={name}"]).policy
     token, sequence = KEPT[name]
+    model.set_dtype(mx.bfloat16)
+    decoding = Decoding(model)
+    grown = decoding.sequence(8448) - decoding.sequence(4352)  # past every window
+    assert grown == 4096 * token
+    assert 0.99 * sequence <= decoding.sequence(4352) - 4352 * token <= 1.06 * sequence
     batch = policy.batch * (sequence + token * (PROMPT + policy.max_new_tokens))
     # In 4 bits, with a scale and a bias of two bytes for each 64 weights.
     assert SHARED.memory_gb[name] == pytest.approx((numbers * 4.5 / 8 + batch) / 1e9, abs=0.06)
