@@ -8,6 +8,7 @@ import os
 import random
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -144,6 +145,29 @@ def test_a_megabyte_of_anything_is_wrong(name: str, wrap: str) -> None:
                 if grade.verdict.correct or len(grade.parsed or "") > 5000]  # fmt: skip
 
     assert in_thread(work) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CORPORA)
+def test_floods_take_neither_time_nor_memory(name: str) -> None:
+    """Behind each way of saying an answer: a second of processor time, 40 bytes a character."""
+    size = 100_000
+    for unit in UNITS:
+        for wrap in (
+            "@",
+            "Answer: @",
+            "#### @",
+            "<answer>@</answer>",
+            "\\boxed{@}",
+            '{"answer": "@"}',
+        ):
+            text = wrap.replace("@", flood(unit, size))
+            tracemalloc.start()
+            start = time.thread_time()
+            graded(CORPORA[name], text)
+            spent, (_, peak) = time.thread_time() - start, tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            assert spent < 1 and peak < 40 * size, (unit, wrap, spent, peak)
 
 
 @pytest.mark.parametrize("name", ["number", "countdown"])

@@ -87,14 +87,16 @@ SAYS = re.compile(
     r"(?:([:：=→]|[-–—]\s)|(?:is|was|equals|comes to|(?:would|will|should|must|can) ?be)"
     r"(?![A-Za-z0-9_])|(isn['’]t\b|(?:cannot|can['’]t|(?:would|must|should|will) not) be\b))"
 )
-NOT = re.compile(r"\s{1,3}not\b", re.IGNORECASE)  # "the answer is not 17"
+NOT = re.compile(r"[\s*_\"'($]{1,6}not\b", re.IGNORECASE)  # "the answer is not 17"
 # A line that says "### Final Answer" and no more, or "**Final answer** 18".
-TITLE = re.compile(r"(?:\A|\n)[#*_> \t]{0,12}(?:(?:the|my|final|correct) ){0,3}\Z")
+TITLE = re.compile(r"(?:\A|\n|[.!?] )[#*_> \t]{0,12}(?:(?:the|my|final|correct) ){0,3}\Z")
 UNTITLED = re.compile(r"[*_`:]{0,4}[ \t\r]{0,8}\n|[*_`]{0,4} {1,3}(?=[*$\\(-]{0,4}[0-9])")
 # What follows a key of JSON: a text, or what ends at a comma.
 VALUE = re.compile(r"\s{0,8}(?:\"((?:[^\"\\]|\\.){0,400})\"|'([^'\n]{0,400})'|([^,}\]\n]{0,400}))")
 # What says more about an answer than what it is: "18 (9 + 9)", "18, since 9 + 9 = 18".
 BRACKETS = re.compile(r"(?:(?<=\S)|\A)\s{1,3}\((?!\s{0,3}or\b)[^()\n]{0,200}(?:\)|\Z)")
+# The same where brackets may be a part of the answer: it has words.
+ASIDE = re.compile(r"[\s*]{1,4}\((?=[^()\n]{0,200}[A-Za-z]{2} )[^()\n]{0,200}(?:\)|\Z)")
 CLAUSE = re.compile(
     r"(?:,?\s{1,3}(?:(?:since|because|as|which is|where|given|rather than|instead of)\b"
     r"|(?<=,\s)[0-9]+ (?:more|less|fewer)\b)"
@@ -155,18 +157,20 @@ def blocks(text: str) -> list[Marked]:
     return [found for find in (answer_block, box) if (found := find(text))]
 
 
-def phrases(text: str, phrase: str) -> list[Marked]:
-    """Returns what follows the phrase, in any case: its last occurrences, the last one first."""
+def phrases(text: str, *wanted: str) -> list[Marked]:
+    """Returns what follows the phrases, in any case: their last occurrences, the last one first."""
     # İ is the one character whose lower case is longer; positions must stay.
     lower = text.replace("\u0130", "i").lower()
-    found, at = [], len(text)
-    for _ in range(2 * MAX_TRIES):
-        at = lower.rfind(phrase, 0, at)
-        if at < 0:
-            break
-        after = at + len(phrase)
-        found.append(Marked(at, text[after : after + 3 * AFTER_PHRASE]))
-    return found
+    found = []
+    for phrase in wanted:
+        at = len(text)
+        for _ in range(2 * MAX_TRIES):
+            at = lower.rfind(phrase, 0, at)
+            if at < 0:
+                break
+            after = at + len(phrase)
+            found.append(Marked(at, text[after : after + 3 * AFTER_PHRASE]))
+    return sorted(found, key=lambda one: -one.position)
 
 
 def statements(text: str, *nouns: str) -> list[Marked]:
@@ -176,23 +180,22 @@ def statements(text: str, *nouns: str) -> list[Marked]:
     what an answer is called beside "answer".
     """
     found = []
-    for position, after, _ in (one for noun in ("answer", *nouns) for one in phrases(text, noun)):
+    for position, after, _ in phrases(text, "answer", *nouns):
+        before = text[max(0, position - 60) : position].lower()
         if said := SAYS.match(after):
             kind = ":" if said[1] else "not" if said[2] or NOT.match(after, said.end()) else "is"
             rest = after[said.end() :]
             if said[1] and after[0] in "\"'" and (value := VALUE.match(rest)):
-                rest = value[value.lastindex or 0].replace("\\\\", "\\")
+                kind, rest = "{", value[value.lastindex or 0].replace("\\\\", "\\")
             found.append(Marked(position, rest[: 2 * AFTER_PHRASE], kind))
-        elif (title := UNTITLED.match(after)) and TITLE.search(
-            text[max(0, position - 60) : position].lower()
-        ):
-            found.append(Marked(position, after[title.end() :], ":"))
-    return sorted(found, key=lambda one: -one.position)
+        elif (title := UNTITLED.match(after)) and TITLE.search(before):
+            found.append(Marked(position, after[title.end() :]))
+    return found
 
 
-def main_clause(text: str) -> str:
+def main_clause(text: str, brackets: re.Pattern[str] = BRACKETS) -> str:
     """Returns a text without what stands in brackets or gives a reason."""
-    return CLAUSE.sub("", BRACKETS.sub("", text))
+    return CLAUSE.sub("", brackets.sub("", text))
 
 
 # ---- what counts of a response -------------------------------------------------------------------

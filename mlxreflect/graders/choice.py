@@ -8,12 +8,13 @@ from typing import Any
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem
 from mlxreflect.graders import (
-    CLAUSE,
+    ASIDE,
     MAX_TEXT,
     WRAPPED,
     Judged,
     blocks,
     final_part,
+    main_clause,
     normal_text,
     phrases,
     rules_of,
@@ -147,7 +148,7 @@ def spoken_letter(after: str, choices: dict[str, str]) -> str | None:
         return None
     if letter := read_letter(after.strip(), choices):
         return letter
-    line = CLAUSE.sub("", after.lstrip()[:MAX_LINE].split("\n", 1)[0])
+    line = main_clause(after.lstrip()[:MAX_LINE].split("\n", 1)[0], ASIDE)
     line = WRAPPED.sub(r"\1", WRAPPED.sub(r"\1", line))
     if letter := read_letter(line, choices):
         return letter
@@ -188,8 +189,10 @@ def extract_choice(text: str, choices: dict[str, str]) -> tuple[str | None, str]
     if spots:
         _, letter, source = max(spots, key=lambda spot: spot[0])
         return letter, source
-    bare = CLAUSE.sub("", text.strip())
-    return (read_letter(bare, choices), bare) if len(text) <= MAX_BARE else (None, "")
+    bare = text.strip()
+    if len(bare) > MAX_BARE:
+        return None, ""
+    return read_letter(main_clause(bare, ASIDE), choices), bare
 
 
 def said_letters(text: str, choices: dict[str, str]) -> list[tuple[int, str, str]]:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from mlxreflect.core.records import Problem
 from mlxreflect.graders import (
-    CLAUSE,
+    ASIDE,
     WRAPPED,
     Grader,
     Judge,
@@ -209,7 +209,7 @@ def said_in(text: str) -> str | None:
         line = said[formula.end() if formula else 0 :].split("\n", 1)[0].split(". ", 1)[0]
         if formula and not MORE.search(main_clause(line)):
             return formula[1]
-        line = CLAUSE.sub("", said[: formula.end() if formula else 0] + line)
+        line = main_clause(said[: formula.end() if formula else 0] + line, ASIDE)
         if line := line.strip(' *`"_\r'):
             return line
     return None

@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from mlxreflect.core.errors import UserError
@@ -59,14 +60,14 @@ MONTH = (
 DAY = r"[0-9]{1,2}(?:st|nd|rd|th)?\b"
 # 11:05, May 5, 2024, 5 May 2024, 2024-05-05: no numbers.
 TIME = re.compile(
-    rf"[0-9]{{1,4}}(?:[:h][0-9]{{1,4}}){{1,3}}|{MONTH} {DAY}(?:,? [0-9]{{4}}\b)?"
+    rf"(?<![0-9])[0-9]{{1,12}}(?:[:h][0-9]{{1,4}}){{1,3}}|{MONTH} {DAY}(?:,? [0-9]{{4}}\b)?"
     rf"|{DAY}(?: of)? {MONTH}(?:,? [0-9]{{4}}\b)?"
     r"|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}|[0-9]{1,2}-[0-9]{1,2}-[0-9]{4}"
 )
 # "9 eggs * $2", "18/2 = 9": the number before is part of a calculation.
 CALCULATION = re.compile(r" {0,3}(?:[A-Za-z]{1,20} {0,3})?[-+*/×÷x=] {0,3}\(?[$-]? ?[0-9]")
 # "2 ^ 2", "2 ** 2": not a number yet. Degrees are a unit.
-POWER = re.compile(r" {0,3}(?:\*\* {0,3}[-(]?[0-9]|\^(?! {0,3}\{? {0,3}\\?circ))")
+POWER = re.compile(r"(?:\*\*| {1,3}\*\* {0,3})[-(]?[0-9]| {0,3}\^(?! {0,3}\{? {0,3}\\?circ)")
 EXPONENT = re.compile(r"[eE][+-]?[0-9]")  # one too large to be read
 # "√18", "\\sqrt{18}", "log 18", "±18": a function of the number that follows.
 FUNCTION = re.compile(
@@ -83,6 +84,18 @@ MAGNITUDE = re.compile(
     re.IGNORECASE,
 )
 OR = re.compile(r"\bor\b", re.IGNORECASE)
+# "more than 18", "> 18".
+BOUND = re.compile(
+    r"(?:\b(?:more|less|greater|fewer|other|larger|smaller|higher|lower) than"
+    r"|[<>≤≥≠]|\\[lgn]eq?|\\[lg]t)[\s$*(\\]{0,4}\Z",
+    re.IGNORECASE,
+)
+RANGE = re.compile(r"\b(?:between|from)[\s$*(\\]{1,4}\Z", re.IGNORECASE)
+DENIED = re.compile(
+    r"(?:(?:\bnot|n['’]t|\bcannot)(?: be| have| equal)?|\b(?:rather than|instead of|never)|≠)"
+    r"[\s$*(\\]{1,4}\Z",
+    re.IGNORECASE,
+)
 CURRENCY = "$€£¥₹"
 BOLD = re.compile(r"(?<![\w)*])\*\*(?=\S)([^*\n]{1,200})(?<=\S)\*\*(?![\w(*])")
 WORD = re.compile(r"[^\W\d_]+")
@@ -223,12 +236,20 @@ def read_number(text: str) -> Fraction | None:
 
 
 def side_values(text: str) -> set[Fraction | None]:
-    """Reads what is right of the last equals sign that has a number there; None: calculation."""
+    """Reads what is right of the last equals sign that has a number there.
+
+    None: a calculation, a bound, a denied number.
+    """
     right = text[text.rfind("=") + 1 :]
     found = find_numbers(right)
     if not found:
         right, found = text, find_numbers(text)
-    return {None if CALCULATION.match(right, n.end) else n.value for n in found}
+    return {
+        None
+        if CALCULATION.match(right, n.end) or any(is_after(w, right, n) for w in (BOUND, DENIED))
+        else n.value
+        for n in found
+    }
 
 
 def last_number(text: str) -> Fraction | None:
@@ -238,9 +259,14 @@ def last_number(text: str) -> Fraction | None:
         return None
     text = tidy(text[max(0, end - MAX_TAIL) : end + MAX_DIGITS])
     for found in reversed(find_numbers(text)):
-        if not DENIED.search(text, max(0, found.start - 24), found.start):
-            return found.value
+        if not is_after(DENIED, text, found):
+            return None if is_after(BOUND, text, found) else found.value
     return None
+
+
+def is_after(words: re.Pattern[str], text: str, found: Found) -> bool:
+    """Tells whether a number follows such words at once."""
+    return words.search(text, max(0, found.start - 24), found.start) is not None
 
 
 def read_gold(raw: object) -> str | None:
@@ -286,7 +312,7 @@ def row_gold(row: dict[str, Any]) -> str:
 # ---- the number that a response answers with ----------------------------------------------------
 
 # What may stand between #### and its number; a heading ("#### Step 2", "#### 2. Add") is no answer.
-HASHED = re.compile(r"[\s$€£¥*_`\\(\[{:=+-]*\.?[0-9]")
+HASHED = re.compile(r"[\s$€£¥₹*_`\\(\[{:=+-]*(?:[A-Za-z] ?= ?)?[$-]?\.?[0-9]")
 HEADING = re.compile(r"[.):][ \t]+[A-Za-z]")
 # "18 or 20", "18 dollars and 20 cents", "18 to 20", "18, 20": two answers are none.
 HEDGE = re.compile(
@@ -295,17 +321,6 @@ HEDGE = re.compile(
     r"(?:[A-Za-z] ?= ?)?[$*\s-]{0,4}"
 )
 MORE = re.compile(r"[^.,;\n]{0,3}(?:[A-Za-z]{1,20} ){0,2}(?:more|less|fewer|times|of|from|per)\b")
-# "more than 18", "between 17 and 18", "not 18".
-BOUND = re.compile(
-    r"(?:\b(?:more|less|greater|fewer|other|larger|smaller|higher|lower) than|\bbetween|\bfrom"
-    r"|[<>≤≥~≠]|\\[lgn]eq?|\\[lg]t)[\s$*(\\]{0,4}\Z",
-    re.IGNORECASE,
-)
-DENIED = re.compile(
-    r"(?:(?:\bnot|n['’]t|\bcannot)(?: be| have| equal)?|\b(?:rather than|instead of|never)|≠)"
-    r"[\s$*(\\]{1,4}\Z",
-    re.IGNORECASE,
-)
 # What may follow a number that is a whole answer: at most three words.
 UNIT = re.compile(
     r"[^A-Za-z\n.]{0,4}(?:[A-Za-z/°%²³]{1,20} ?){0,3}"
@@ -339,11 +354,13 @@ def after_statement(text: str) -> Spot | None:
             denied = min(denied, marked.position)
             if instead := find_numbers(tidy(main_clause(SENTENCE.split(marked.text)[0])))[1:]:
                 return marked.position, instead[0].value
+        elif found and marked.kind == "{":
+            return marked.position, read_block(marked.text)
         elif found and found[0].start < AFTER_PHRASE:
             first, at = first_result(window, found), found[0]
             rest = text[max(marked.position, len(text) - MAX_TAIL) :]
-            # A solution has sentences of its own, with more numbers.
-            solution = any(c.isdigit() for part in SENTENCE.split(rest.strip())[1:] for c in part)
+            # A solution has numbers in more than one sentence.
+            solution = sum(any(map(str.isdigit, part)) for part in SENTENCE.split(rest)) > 1
             spoken = LETTER.search(window, 0, at.start) or (
                 solution and (CALCULATION.match(window, at.end) or not UNIT.match(window, at.end))
             )
@@ -359,16 +376,17 @@ def first_result(window: str, found: list[Found]) -> Fraction | None:
     None too for one of two answers, and for a bound.
     """
     first, rest = found[0], window[found[0].end :]
-    if BOUND.search(window, max(0, first.start - 24), first.start):
+    if is_after(BOUND, window, first) or is_after(RANGE, window, first):
         return None
     if CALCULATION.match(window, first.end):
-        _, equals, right = rest.split("\n", 1)[0].rpartition("=")
+        _, equals, right = main_clause(rest.split("\n", 1)[0]).rpartition("=")
         results = find_numbers(right) if equals else []
         return results[0].value if results else None
-    for second in found[1:2]:
-        between = window[first.end : second.start]
-        listed = HEDGE.fullmatch(between) and not MORE.match(window, second.end)
-        if listed and second.value != first.value:
+    for one, other in pairwise(found):
+        between = window[one.end : other.start]
+        if not HEDGE.fullmatch(between) or MORE.match(window, other.end):
+            break
+        if other.value != first.value:
             return None
     return first.value
 
