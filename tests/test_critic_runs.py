@@ -3,12 +3,14 @@
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.critic_runs import (
@@ -35,6 +37,7 @@ from mlxreflect.core.journal import read_rows
 from mlxreflect.critics import client, open_critics
 from mlxreflect.critics.ledger import BudgetReached, Ledger
 from mlxreflect.report import show
+from mlxreflect.runs.figures import lost_texts, untrained
 from mlxreflect.runs.folder import create_run
 
 
@@ -124,6 +127,61 @@ def test_show_has_the_figures_of_a_finished_run(whole: Path) -> None:
     text = " ".join(shown(whole).split())
     assert f"{counts['calls']} calls, 0 failed, 0 unknown" in text
     assert f"{counts['tokens_in']} tokens in, {counts['tokens_out']} out, $" in text
+
+
+# ---- runs that train on nothing ------------------------------------------------------------------
+
+REFUSED = "1 + 1 = 3, as anyone can see."  # a rewrite that no grader takes
+
+
+@pytest.mark.parametrize(
+    ("reply", "why", "mends"),
+    [
+        (lambda body: http(401, "the key is old"),
+         r"none of \d+ critic calls gave a text; the last: HTTP 401: the key is old",
+         "mlxreflect doctor"),
+        (lambda body: REFUSED,
+         r"none of \d+ rewrites was taken; the last: 0 <think>…</think> blocks", "mlxreflect show"),
+    ],
+    ids=["all calls fail", "all rewrites are refused"],
+)  # fmt: skip
+def test_a_run_that_trained_on_nothing_says_why_and_is_an_error(
+    reply: Any, why: str, mends: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """However few there were; below ten failures nothing stops it before its end."""
+    few = {"task_limit": 3, "r3_wave": 3, "r3_bucket_every": 0, "r3_rewrites": 1}
+    with FakeOllama(reply=reply) as server:
+        asked = arguments(tmp_path / "run", server.url, cache="off", **few)
+        monkeypatch.setattr(sys, "argv", ["mlxreflect", *asked, "--set=eval.limit=2"])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+    assert caught.value.code == 2
+    error, hint = capsys.readouterr().err.splitlines()[-2:]
+    assert re.search(f"^error: the run trained on nothing: {why}", error)
+    assert mends in hint and "allow_untrained = true" in hint
+    assert re.search(why, " ".join(shown(tmp_path / "run").split()))
+    again = ["resume", str(tmp_path / "run"), "--set=allow_untrained=true"]
+    monkeypatch.setattr(sys, "argv", ["mlxreflect", *again])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 0
+
+
+@pytest.mark.parametrize(
+    ("passed", "dropped", "why", "mends"),
+    [(4, {}, "all 4 attempts were right", "harder"),
+     (0, {}, "none of 4 attempts was right", "easier"),
+     (2, {"too long": 3}, "no example could be trained on: too long", "train.max_length"),
+     (2, {}, "no attempt and no text of a critic made an example", "mlxreflect show")],
+)  # fmt: skip
+def test_what_a_run_says_that_trained_on_nothing_without_a_failed_call(
+    passed: int, dropped: dict[str, int], why: str, mends: str, tmp_path: Path
+) -> None:
+    row = {"kind": "wave", "problems": 4, "passed": passed}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    found = untrained(tmp_path, {"dropped": dropped}, lost_texts(tmp_path))
+    assert why in found["why"] and mends in found["hint"]
 
 
 # ---- replies without a verdict -------------------------------------------------------------------

@@ -104,6 +104,7 @@ CHANGED = {
 # Keys that need data, a server or a look inside: a test of their own below, in test_job_keys.py, or
 # in those of tasks and critics.
 APART = {
+    "allow_untrained",
     "policy.dequantize", "policy.thinking", "policy.template", "critic.thinking",
     "policy.model", "policy.adapter", "task.source", "task.config", "task.split", "task.question",
     "task.answer", "task.answer_type", "eval.source", "critic.max_failed",

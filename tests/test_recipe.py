@@ -502,7 +502,7 @@ def test_the_digest_ignores_what_may_change_on_resume_and_no_other() -> None:
             ignored.add(key)
     spending = {f"critic.budget.max_{what}" for what in ("calls", "tokens", "usd")}
     others = {"critic.concurrency", "critic.deadline_s", "critic.replay", "train.part_tokens",
-              "train.swap_gb"}  # fmt: skip
+              "train.swap_gb", "allow_untrained"}  # fmt: skip
     assert ignored == set(RESUMABLE) == spending | others
 
 

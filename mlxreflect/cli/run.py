@@ -103,7 +103,7 @@ def resume(run_dir: RunFolder, set_: Set = None, as_json: Json = False) -> None:
 
 def finish(work: "Folder[Any]", ui: "Ui") -> None:
     """Does what is left of a run or a training, and shows what it came to."""
-    from mlxreflect.runs.folder import JOB, Stopped, carry_out
+    from mlxreflect.runs.folder import Stopped, carry_out
 
     try:
         summary = carry_out(work, ui)
@@ -112,7 +112,17 @@ def finish(work: "Folder[Any]", ui: "Ui") -> None:
         raise typer.Exit(130) from None
     if ui.json:
         ui.result(summary)
-        return
+    else:
+        show_end(work, summary, ui)
+    nothing = summary.get("untrained")
+    if nothing and not work.config.allow_untrained:
+        raise UserError(nothing["why"], nothing["hint"])
+
+
+def show_end(work: "Folder[Any]", summary: dict[str, Any], ui: "Ui") -> None:
+    """Shows what a run or a training came to, and what can be done with it."""
+    from mlxreflect.runs.folder import JOB
+
     model, path = work.config.policy.model, shlex.quote(str(work.path))
     if work.kind is JOB:
         from mlxreflect.runs.fit import show_training

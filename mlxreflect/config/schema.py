@@ -285,6 +285,7 @@ class Recipe(Table):
     strategy: MethodName = "r3"  # the method
     name: str = ""  # what the run is called; of a file, the file's name
     seed: Count = 0  # of problems' order, samples and LoRA weights
+    allow_untrained: bool = False  # a run that trained on nothing is no error
     limits: Limits = Limits()
     policy: PolicyConfig = PolicyConfig()
     prompt: PromptConfig = PromptConfig()

@@ -254,6 +254,7 @@ def totals(run_dir: Path, summary: dict[str, Any], recipe: Recipe | None) -> dic
     dropped = [f"{n} ({reason})" for reason, n in summary.get("dropped", {}).items()]
     statuses = status_words(summary.get("statuses", {}), method.words if method else {})
     nothing = "nothing: the trained policy is the base" if "examples" in summary else None
+    nothing = (summary.get("untrained") or {}).get("why") or nothing
     n, cut = summary.get("answers", 0), summary.get("cut", 0)
     by = "; by what the last round of each came to:" if statuses else ""
     seconds = summary.get("wall_seconds")

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -20,6 +21,7 @@ from mlxreflect.evaluation.evaluate import MUCH, problem_set
 from mlxreflect.evaluation.generators import Answers, LocalModel
 from mlxreflect.evaluation.runner import generator_of, measure
 from mlxreflect.methods.base import Exam, Played, Wave, count_statuses
+from mlxreflect.methods.session import HELPED
 from mlxreflect.prompts.parsing import TAGS
 from mlxreflect.report.report import write_outputs
 from mlxreflect.runs.folder import RunFolder
@@ -30,6 +32,7 @@ COMPARED = ("n", "accuracy_a", "accuracy_b", "gains", "losses", "difference", "c
             "p_exact", "p_mid")  # fmt: skip
 MEASURED = ("n", "accuracy", "ci_low", "ci_high", "format_rate", "parse_failures", "truncated")
 ENOUGH = 20  # answers, of which a share can be told
+POLICYS = ("attempt", "verify", "retry")  # roles of turns that no critic wrote
 FEW = 4  # fewer attempts say nothing of whether the policy knows the format
 
 
@@ -239,3 +242,48 @@ def summarise_run(
         "tokens_generated": sum(row["tokens_generated"] for row in waves),
         "tokens_trained": sum(row["tokens_trained"] for row in waves),
     }
+
+
+# ---- a run that came to nothing ------------------------------------------------------------------
+
+
+def lost_texts(folder: Path) -> str:
+    """Returns why no call of a critic, or no rewrite, was of use in a whole run; else "".
+
+    The last reason is in it, however few there were.
+    """
+    turns = [turn for row in read_rows(folder / "episodes.jsonl") for turn in row["turns"]]
+    asked = [turn for turn in turns if turn["role"] not in POLICYS]
+    failed = [turn["error"] for turn in asked if turn["error"] is not None]
+    if failed and len(failed) == len(asked):
+        return f"none of {len(asked)} critic calls gave a text; the last: {failed[-1]}"
+    written = [t["verdict"] for t in turns if t["role"] in HELPED and t["verdict"] is not None]
+    refused = [one for one in written if not (one["correct"] and one["format_ok"])]
+    if refused and len(refused) == len(written):
+        last = refused[-1]["reason"] or "the answer is wrong"
+        return f"none of {len(written)} rewrites was taken; the last: {last}"
+    return ""
+
+
+def untrained(folder: Path, summary: Figures, lost: str) -> dict[str, str]:
+    """Returns why a run trained on nothing, and what to change. lost: as `lost_texts` says."""
+    rows = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "wave"]
+    asked, passed = sum(r["problems"] for r in rows), sum(r["passed"] for r in rows)
+    show = "`mlxreflect show RUN_DIR --problem ID` tells what happened to one"
+    why, hint = "no attempt and no text of a critic made an example", show
+    if lost.startswith("none of") and "critic calls" in lost:
+        why, hint = lost, "see that the critic answers as it is asked to: mlxreflect doctor RECIPE"
+    elif asked and passed == asked:
+        why = f"all {asked} attempts were right, and so there was nothing to learn from"
+        hint = "take harder or more problems ([task]), or raise policy.temperature"
+    elif lost:
+        why = lost
+        hint = f"take a larger critic.model, or raise critic.max_tokens; {show}"
+    elif summary["dropped"]:
+        why = f"no example could be trained on: {', '.join(summary['dropped'])}"
+        hint = "raise train.max_length, or policy.max_new_tokens where answers were cut off"
+    elif asked and not passed:
+        why = f"none of {asked} attempts was right, and no text of a critic made an example"
+        hint = f"take easier problems ([task]) or another policy.model; {show}"
+    return {"why": f"the run trained on nothing: {why}",
+            "hint": f"{hint}; allow_untrained = true lets it pass"}  # fmt: skip
