@@ -18,7 +18,7 @@ from support.shell import Done, Shell, sets
 from mlxreflect.cli.main import app
 from mlxreflect.config.recipe import eval_spec, load_job, load_recipe
 from mlxreflect.config.schema import EvalSpec, Job, Recipe
-from mlxreflect.config.toml import apply_settings, bundled, find_toml, validate
+from mlxreflect.config.toml import apply_settings, bundled, find_toml, shipped, validate
 from mlxreflect.evaluation.evaluate import find_spec
 from mlxreflect.tasks import TASKS, find_rules, get_task
 
@@ -279,7 +279,7 @@ def test_every_bundled_file_that_is_named_exists() -> None:
     named = re.findall(r"\b(recipes|evals)/([\w-]+)\.toml", "\n".join(DOCS.values()))
     assert ("recipes", "quickstart") in named
     for folder, name in named:
-        assert name in bundled("recipes" if folder == "recipes" else "evals")
+        assert (shipped("recipes" if folder == "recipes" else "evals") / f"{name}.toml").is_file()
 
 
 @pytest.mark.parametrize("page", PAGES)
