@@ -88,7 +88,8 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
                 if not line.endswith(b"\n"):
                     return
                 raise UserError(
-                    f"{path}, line {number}: not JSON ({error})", "correct or delete that line"
+                    f"{path}, line {number}: not JSON ({in_line(error)})",
+                    "correct or delete that line",
                 ) from None
             if not isinstance(row, dict):
                 raise UserError(
@@ -96,6 +97,13 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
                     "each line holds one object in braces",
                 )
             yield row
+
+
+def in_line(error: Exception) -> str:
+    """What is wrong with a line of JSONL; the decoder's own line number would be another one."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg[:1].lower()}{error.msg[1:]} at character {error.pos + 1}"
+    return str(error)
 
 
 def convert_rows(

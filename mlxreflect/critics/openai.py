@@ -44,6 +44,14 @@ class OpenAI:
     def __init__(self, config: CriticConfig) -> None:
         self.config = config
         self.base = parse_base(config.base_url)
+        if str(self.base).startswith(HOME):
+            self.start = "see that you are online, or set critic.base_url to a server of your own"
+            if not (config.key_env or config.replay):
+                raise UserError(
+                    "critic.key_env is empty, and OpenAI wants a key",
+                    'set critic.key_env = "OPENAI_API_KEY", or critic.base_url to a server of your '
+                    "own",
+                )
         needs_key = config.key_env and not config.replay
         key = read_key(config.key_env) if needs_key else ""
         self.wire = Wire(re.sub(r"//[^/]*@", "//", str(self.base)))

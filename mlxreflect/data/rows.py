@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from mlxreflect.config.toml import local_path as local_path
 from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import in_line
 from mlxreflect.core.records import SURROGATE
 from mlxreflect.core.ui import composed
 
@@ -197,7 +198,7 @@ def line_rows(path: Path, lines: Iterable[bytes]) -> Rows:
         try:
             values = json.loads(line.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 alike
-            reason = f"not JSON ({brief(error)})" if line.endswith(b"\n") else TORN
+            reason = f"not JSON ({in_line(error)[:160]})" if line.endswith(b"\n") else TORN
             yield BadRow(where, reason, "each line holds one JSON object in braces")
         else:
             yield object_row(values, where)
@@ -325,10 +326,11 @@ def column(row: Row, name: str, key: str) -> Any:
     for part in name.split("."):
         if not isinstance(value, dict) or part not in value:
             names = [str(column) for column in row.values]
-            near = difflib.get_close_matches(name, names, 1, cutoff=0.4) or names[:1] or ["NAME"]
+            near = difflib.get_close_matches(name, names, 1, cutoff=0.4)
+            such = f", for example --set {key}={near[0]}" if near else ""
             raise UserError(
                 f"{row.where}: no column {name!r}; the columns are: {', '.join(names) or 'none'}",
-                f"set {key} to the right one, for example --set {key}={near[0]}",
+                f"correct that row, or set {key} to the right column{such}",
             )
         value = value[part]
     return value
