@@ -12,9 +12,9 @@ from support.fake_server import Body, Fault, http
 from support.methods import attempt_messages
 from support.mlx_server import serving
 
-from mlxreflect.config.schema import PolicyConfig, TaskConfig
+from mlxreflect.config.schema import CriticConfig, PolicyConfig, TaskConfig
 from mlxreflect.core.errors import UserError
-from mlxreflect.critics.openai import parse_base
+from mlxreflect.critics.openai import OpenAI, parse_base
 from mlxreflect.models.load import TINY, load_policy
 from mlxreflect.prompts.parsing import parse_response
 from mlxreflect.tasks import TASKS, countdown
@@ -200,6 +200,14 @@ def test_a_key_that_is_not_there(
     assert caught.value.message.startswith(f"the environment variable CRITIC_KEY {fault}")
     assert "CRITIC_KEY" in caught.value.hint
     assert not (value or "").strip() or value not in caught.value.message + caught.value.hint
+
+
+def test_openai_itself_wants_a_key() -> None:
+    with pytest.raises(UserError) as caught:
+        OpenAI(CriticConfig(provider="openai", model="gpt-4.1-mini"))
+    assert caught.value.message == "critic.key_env is empty, and OpenAI wants a key"
+    assert 'set critic.key_env = "OPENAI_API_KEY"' in caught.value.hint
+    assert OpenAI(CriticConfig(provider="openai", model="gpt-4.1-mini", replay=True))
 
 
 # ---- addresses -----------------------------------------------------------------------------------

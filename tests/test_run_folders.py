@@ -10,11 +10,18 @@ from typing import Any
 
 import pytest
 
-from mlxreflect.config.recipe import load_job, load_recipe, resolved, with_whole_paths
+from mlxreflect.config.recipe import (
+    eval_spec,
+    load_job,
+    load_recipe,
+    resolved,
+    with_whole_paths,
+)
 from mlxreflect.config.schema import Recipe
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import Commits
 from mlxreflect.core.ui import Ui
+from mlxreflect.evaluation.evaluate import find_spec
 from mlxreflect.report.show import show_header
 from mlxreflect.runs import folder as folder_module
 from mlxreflect.runs.folder import (
@@ -229,6 +236,31 @@ def test_names_of_files_become_whole_paths(tmp_path: Path, monkeypatch: pytest.M
     assert recipe.critic.judge["model"] == "org/name"
     assert (recipe.policy.model, recipe.train.reference_cache) == ("tiny", "")
     assert resolved(with_whole_paths(recipe)) == resolved(recipe)
+
+
+def test_paths_in_a_file_are_relative_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of --set are relative to the working folder, as are names that are no paths there."""
+    there, here = tmp_path / "there", tmp_path / "here"
+    for folder in (there, here):
+        folder.mkdir()
+        (folder / "rows.jsonl").write_text("")
+    (here / "other.jsonl").write_text("")
+    (there / "spec.toml").write_text('task = { name = "jsonl", source = "rows.jsonl" }\n')
+    recipe = ('[task]\nname = "countdown"\nsource = "rows.jsonl"\n'
+              '[eval]\nagainst = ["other.jsonl", "rows.jsonl"]\n[critic]\ncache = "c.sqlite"\n'
+              '[profiles.mine.eval]\nspec = "spec.toml"\n')  # fmt: skip
+    (there / "mine.toml").write_text(recipe)
+    monkeypatch.chdir(here)
+    loaded = with_whole_paths(load_recipe("../there/mine.toml", ["profile=mine"]))
+    found = [loaded.task.source, *loaded.eval.against, loaded.critic.cache,
+             eval_spec(loaded).task.source, find_spec("../there/spec.toml", 0, "", []).task.source,
+             load_recipe("../there/mine.toml", ["task.source=rows.jsonl"]).task.source]  # fmt: skip
+    mine = there / "rows.jsonl"
+    assert [Path(path).resolve() for path in found] == [
+        mine, here / "other.jsonl", mine, there / "c.sqlite", mine, mine, here / "rows.jsonl"
+    ]  # fmt: skip
 
 
 def test_a_folder_made_by_an_older_version_is_named(stopped: Path) -> None:

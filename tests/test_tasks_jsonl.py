@@ -91,6 +91,13 @@ def test_a_missing_column_names_line_columns_and_key(tmp_path: Path) -> None:
     for word in ("x.jsonl, line 2", "'question'", "prompt, label"):
         assert word in error.message
     assert "task.question" in error.hint
+    lacks = fault(write_rows(tmp_path / "lacks.jsonl", [{"question": "a"}]))
+    assert lacks.hint == "correct that row, or set task.answer to the right column"
+    torn = tmp_path / "torn.jsonl"
+    torn.write_text('{"question": "a", "answer": "1"}\n{"question": 1+2}\n')
+    assert fault(torn).message.endswith(
+        "torn.jsonl, line 2: not JSON (expecting ',' delimiter at character 15)"
+    )
     error = fault(write_rows(tmp_path / "y.jsonl", [{"question": "a", "solution": "1"}]))
     assert "'answer'" in error.message and "question, solution" in error.message
     assert "task.answer" in error.hint

@@ -80,29 +80,42 @@ def mark_of(info: FieldInfo, kind: type[T]) -> T | None:
     return next((mark for mark in info.metadata if isinstance(mark, kind)), None)
 
 
-def make_paths_whole(tree: dict[str, Any], model: type[BaseModel], over: Any = None) -> None:
+def make_paths_whole(
+    tree: Any, model: type[BaseModel], over: Any = None, base: Path = Path()
+) -> None:
     """Replaces relative paths in a tree of `model` by whole ones, so that it holds in any folder.
 
-    over: what the tree overrides, where it is not the whole table.
+    over: what the tree overrides, where it is not the whole table. base: the folder that they are
+    relative to; a name that is no path there stays.
     """
+    if not isinstance(tree, dict):
+        return  # a fault that validation names
     values = {**(over or {}), **tree}
     for name, info in model.model_fields.items():
         if name not in tree:
             continue
         if inner := table_of(info):
-            make_paths_whole(tree[name], inner)
+            make_paths_whole(tree[name], inner, base=base)
         elif mark_of(info, Overrides):
-            make_paths_whole(tree[name], model, values)
+            make_paths_whole(tree[name], model, values, base)
         elif (mark := mark_of(info, Local)) and mark.only.items() <= values.items():
-            tree[name] = whole(tree[name], mark)
+            tree[name] = whole(tree[name], mark, base)
 
 
-def whole(value: Any, mark: Local) -> Any:
+def paths_from(file: Path, tree: Any, model: type[BaseModel]) -> None:
+    """Makes whole the paths in a file's tree, which are relative to the file."""
+    if file.parent.resolve() != Path.cwd():
+        make_paths_whole(tree, model, base=file.parent)
+
+
+def whole(value: Any, mark: Local, base: Path) -> Any:
     """Returns the whole path that a name stands for, also in a list; other names stay."""
     if isinstance(value, list):
-        return [whole(one, mark) for one in value]
-    named = value and value not in mark.names
-    return str(path.absolute()) if named and mark.is_path(path := local_path(value)) else value
+        return [whole(one, mark, base) for one in value]
+    if not isinstance(value, str) or not value or value in mark.names:
+        return value
+    path = base / local_path(value)
+    return str(path.absolute()) if mark.is_path(path) else value
 
 
 def idle_keys(model: type[BaseModel], name: str, prefix: str = "") -> Iterator[str]:

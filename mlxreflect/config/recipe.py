@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from mlxreflect.config.fields import idle_keys, make_paths_whole, refuse, refuse_idle
+from mlxreflect.config.fields import idle_keys, make_paths_whole, paths_from, refuse, refuse_idle
 from mlxreflect.config.schema import (
     METHODS,
     REMOTE,
@@ -52,7 +52,10 @@ RESUMABLE = (
 
 
 def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
-    """A recipe by path or bundled name: its profiles merged in, then each `a.b=value`."""
+    """A recipe by path or bundled name: its profiles merged in, then each `a.b=value`.
+
+    Paths in it are relative to its file, those of `settings` to the working folder.
+    """
     path = find_toml(name, "recipes")
     tree = read_toml(path)
     profiles = check_profiles(tree.pop("profiles", {}), path)
@@ -60,6 +63,7 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     named = [s.removeprefix("profile=") for s in settings if s.startswith("profile=")]
     chosen = [name.strip() for names in named for name in names.split(",")]
     merge_profiles(tree, chosen, profiles, path)
+    paths_from(path, tree, Recipe)
     tree.setdefault("name", path.stem)
     fetch_templates(apply_settings(tree, rest), path)
     recipe = validate(Recipe, tree, path, rest)
@@ -155,6 +159,7 @@ def eval_spec(recipe: Recipe) -> EvalSpec:
     if config.spec:
         path = find_toml(config.spec, "evals")
         tree = read_toml(path)
+        paths_from(path, tree, EvalSpec)
     else:
         path, tree = Path("recipe"), {"task": recipe.task.model_dump() | {"limit": 0}}
     asked = tree.get("task")

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from mlxreflect.config.fields import paths_from
 from mlxreflect.config.schema import EvalSpec, Sampling
 from mlxreflect.config.toml import apply_settings, bundled, find_toml, read_toml, validate
 from mlxreflect.core.errors import UserError
@@ -231,6 +232,7 @@ def find_spec(name: str, limit: int, source: str, settings: Sequence[str]) -> Ev
     else:
         path = find_toml(name, "evals")
         tree = read_toml(path)
+        paths_from(path, tree, EvalSpec)
     if source and isinstance(asked := tree.get("task"), dict):  # else `validate` says so
         asked["source"], tree["part"] = source, "all"
     if limit:
