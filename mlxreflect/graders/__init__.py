@@ -77,13 +77,18 @@ MAX_BOX = 1000  # characters in which a box must be closed
 MAX_TRIES = 16  # candidates looked at for each kind of marker, from the end
 AFTER_PHRASE = 200  # characters after "answer is" in which the answer must begin
 BRACE = re.compile(r"[{}]")
-BOXED = re.compile(r"\s{0,3}(?:\{|(-?[0-9]+(?:[.,/][0-9]+)*|[A-Za-z](?![A-Za-z])))")
+BOXED = re.compile(
+    r"\s{0,3}(?:\{|(-?[0-9]+(?:[.,/][0-9]+)*|[A-Za-z](?![A-Za-z])"
+    r"|\\[dt]?frac ?(?:[0-9]{2}|\{[^{}]{0,40}\} ?\{[^{}]{0,40}\})))"
+)
+HTML = re.compile(r"</?(?:b|i|u|em|p|br|span|strong)\s?/?>")
 WRAPPED = re.compile(
     r"\\(?:boxed|text(?:bf|it|rm)?|math(?:rm|bf)|mbox|operatorname) ?\{([^{}]{0,200})\}"
 )
 # What stands between "answer" and the answer: "answer (in cm) is", "Answer:", "answer** would be".
 SAYS = re.compile(
-    r"(?:\s{0,2}\([^()\n]{0,60}\)| (?:to|for|of|in)\b[^.:\n]{0,80}?)?[\s*_`\"')\]]{0,6}"
+    r"(?:\s{0,2}\([^()\n]{0,60}\)|, [a-z]{2,20},| (?:to|for|of|in)\b[^.:\n]{0,80}?)?"
+    r"[\s*_`\"')\]]{0,6}"
     r"(?:([:：=→]|[-–—]\s)|(?:is|was|equals|comes to|(?:would|will|should|must|can) ?be)"
     r"(?![A-Za-z0-9_])|(isn['’]t\b|(?:cannot|can['’]t|(?:would|must|should|will) not) be\b))"
 )
@@ -98,7 +103,7 @@ BRACKETS = re.compile(r"(?:(?<=\S)|\A)\s{1,3}\((?!\s{0,3}or\b)[^()\n]{0,200}(?:\
 # The same where brackets may be a part of the answer: it has words.
 ASIDE = re.compile(r"[\s*]{1,4}\((?=[^()\n]{0,200}[A-Za-z]{2} )[^()\n]{0,200}(?:\)|\Z)")
 CLAUSE = re.compile(
-    r"(?:,?\s{1,3}(?:(?:since|because|as|which is|where|given|rather than|instead of)\b"
+    r"(?:(?: ?[,;–—-])?\s{1,3}(?:(?:since|because|as|which is|where|given|rather than|instead of)\b"
     r"|(?<=,\s)[0-9]+ (?:more|less|fewer)\b)"
     r"|(?:,?\s{1,3}|\A)not\b(?![^.\n]{0,80}\bbut\b))[^.\n]*(?:\.[0-9][^.\n]*)*"
 )

@@ -9,6 +9,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem
 from mlxreflect.graders import (
     ASIDE,
+    HTML,
     MAX_TEXT,
     WRAPPED,
     Judged,
@@ -32,7 +33,6 @@ LEAD_IN = re.compile(
     re.IGNORECASE,
 )
 LETTER = re.compile(r"[(\[]?([A-Za-z])(?:[)\]][.:]?|[.:](?=\s|$)|\s{1,3}[-–—](?=\s)|$)\s*")
-HTML = re.compile(r"</?(?:b|i|em|strong)>")
 VERDICT = re.compile(r" is (?:the )?(?:correct|right|best)(?: answer| option| choice)?$")
 # "answer is B because …", "Answer: (B), as …": a letter in a sentence.
 SPOKEN = re.compile(
@@ -163,10 +163,11 @@ def spoken_letter(after: str, choices: dict[str, str]) -> str | None:
 
 
 MAX_BARE = 400  # characters of a response that is nothing but its answer
-VERDICTS = (" is correct", " is the correct", " is right", " is the right", " is the best")
+VERDICTS = (" is correct", " is the correct", " is right", " is the right", " is the best",
+            " is the answer")  # fmt: skip
 # What stands before a verdict, "so B"; but not "A or B", "if B", "why B".
 SUBJECT = re.compile(
-    r"(?:\A|[.,:;!\n]\s{0,3}|\b(?:so|thus|hence|therefore|that|think|believe|option|choice|answer)"
+    r"(?:\A|[.,:;!\n]\s{0,3}|\b(?:so|thus|hence|therefore|that|think|believe|only|clearly|option|choice|answer)"
     r"[,:]? )(?:(?:the )?(?:option|choice|answer) )?[*(\[]{0,3}([A-Z])"
     r"(?:[*)\]]{0,4}|[.):*]{1,4} [^.,\n]{1,80})\Z",
     re.IGNORECASE,

@@ -15,6 +15,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, Verdict
 from mlxreflect.graders import (
     AFTER_PHRASE,
+    HTML,
     WRAPPED,
     Grade,
     Grader,
@@ -87,7 +88,7 @@ OR = re.compile(r"\bor\b", re.IGNORECASE)
 # "more than 18", "> 18".
 BOUND = re.compile(
     r"(?:\b(?:more|less|greater|fewer|other|larger|smaller|higher|lower) than"
-    r"|[<>≤≥≠]|\\[lgn]eq?|\\[lg]t)[\s$*(\\]{0,4}\Z",
+    r"|(?<![a-z]{2})[<>≤≥≠]|\\[lgn]eq?|\\[lg]t)[\s$*(\\]{0,4}\Z",
     re.IGNORECASE,
 )
 RANGE = re.compile(r"\b(?:between|from)[\s$*(\\]{1,4}\Z", re.IGNORECASE)
@@ -122,7 +123,7 @@ def tidy(text: str) -> str:
     for written, plain in LATEX.items():
         text = text.replace(written, plain)
     text = SPACED.sub(",", WRAPPED.sub(r"\1", WRAPPED.sub(r"\1", text))).translate(CHARACTERS)
-    text = BOLD.sub(r"\1", text)
+    text = BOLD.sub(r"\1", HTML.sub("", text))
     text = RAISED.sub(lambda ten: "10^" + ten[1].translate(POWERS), text)
     text = EUROPEAN.sub(lambda number: number[0].translate(SWAP), COINED.sub("", text))
     text = SCIENTIFIC.sub(r"\1e\2", UNIT_POWER.sub(r"\1", text))
@@ -353,7 +354,7 @@ def after_statement(text: str) -> Spot | None:
         if marked.kind == "not":  # "isn't 17, it's 18"
             denied = min(denied, marked.position)
             if instead := find_numbers(tidy(main_clause(SENTENCE.split(marked.text)[0])))[1:]:
-                return marked.position, instead[0].value
+                return marked.position, instead[-1].value
         elif found and marked.kind == "{":
             return marked.position, read_block(marked.text)
         elif found and found[0].start < AFTER_PHRASE:

@@ -10,6 +10,8 @@ Table = dict[str, tuple[list[str], list[str]]]
 NUMBERS: Table = {
     '18': (
         [
+            "So the answer isn't 16 or 17, it's 18.", 'The answer, then, is 18 (9+9).', 'Answer: <b>18</b> (9+9)', 'Answer: 18\n\nLet me check: 9 + 9 = 18. 18 - 2 = 16.', 'Final answer\n============\n18',
+            '***Final Answer:*** 18 (9*2)', 'Final Answer (eggs): 18 (9*2)', '<answer>18', 'The answer is 18 Rs.', 'Answer: She sold **18** clips altogether in April and May.',
             'Answer: 18', '**Answer:** 18', '**Answer**: 18', 'answer: 18.', 'ANSWER: $18', 'Answer: 18 (which is 50% more than 12)',
             'Final answer: 18', 'Final Answer: **18**', '**Final Answer:** 18 apples', '**Final Answer: 18** eggs, since 9 + 9 = 18 and 3 were left',
             '### Final Answer\n18', '### Final Answer\n\n**18**', '## Final Answer:\n18 eggs (9 a day for 2 days)', '### **Final Answer**\n\n$18$\n',
@@ -181,6 +183,7 @@ LATEX: Table = {
     ),
     '\\frac{1}{2}': (
         [
+            '\\boxed\\frac{1}{2}', '\\boxed \\frac12', '### Final Answer\n\\[\n\\frac{1}{2}\n\\]',
             'Final Answer: $\\frac{1}{2}$', 'Answer: $\\dfrac12$ (half)', 'Answer: 1/2', 'Answer: 0.5', '### Final Answer\n$$\\frac{1}{2}$$',
             '\\boxed {\\frac{1}{2}}', 'The answer is $\\frac{1}{2}$, as $1 \\div 2 = 0.5$.', '{"answer": "\\\\frac{1}{2}"}',
             '\\boxed{\\text{Final answer: }\\frac{1}{2}}', '\\boxed{\\frac{1}{2}\\text{ m}^2}', 'Answer: $p = \\frac{1}{2}$',
@@ -232,6 +235,7 @@ LATEX: Table = {
 LETTERS: Table = {
     'B': (
         [
+            'B – because it is blue', 'B is the answer because A is red', 'Only B is correct.', 'A, C and D are wrong, so B is correct', "A isn't right, so the answer must be B",
             '### Final Answer\n**B. blue**', '{"answer": "B"}', '{"answer": "B. blue"}', '{"answer": "blue"}', '{"answer": "B", "why": "C is wrong"}',
             "{'answer': 'B'}", '```json\n{"answer": "B", "confidence": 0.9}\n```', '{"choice": "B"}', '{"final_answer": "(B)"}',
             '### Final Answer\nB', '## Answer\n\nB', '**Final Answer**\n\n(B)', '**Final Answer:** B', '**Final Answer: B**',
