@@ -304,7 +304,7 @@ def to_download(name: str, model: str) -> Check:
     if constants.HF_HUB_OFFLINE:
         hint = f"without HF_HUB_OFFLINE, run: hf download {model}"
         return Check(name, "fail", f"{model} is not here, and HF_HUB_OFFLINE is set", hint)
-    return Check(name, "note", f"{model} is to be downloaded; its size is not known")
+    return Check(name, "note", f"{model} is to be downloaded")
 
 
 # ---- critics -------------------------------------------------------------------------------------

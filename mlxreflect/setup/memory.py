@@ -11,8 +11,8 @@ from typing import NamedTuple
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlxreflect.config.recipe import eval_spec
-from mlxreflect.config.schema import CriticConfig, Recipe, Unpaired
+from mlxreflect.config.recipe import eval_spec, read_shared
+from mlxreflect.config.schema import CriticConfig, Recipe, method_of
 from mlxreflect.core.records import Messages, Problem
 from mlxreflect.evaluation.evaluate import problem_set
 from mlxreflect.methods.session import attempt_prompt
@@ -23,7 +23,7 @@ from mlxreflect.tasks import TASKS
 from mlxreflect.train import batches
 from mlxreflect.train.cpu import LANES
 from mlxreflect.train.lora import attach_lora
-from mlxreflect.train.memory import Footprint, plan
+from mlxreflect.train.memory import Footprint, memory_limit, plan
 from mlxreflect.train.network import has_plain_caches
 
 PROMPT = 512  # tokens of a prompt where none is at hand
@@ -61,9 +61,14 @@ def memory_rows(recipe: Recipe, known: Known) -> list[Row]:
     phases = ["attempts", *(["critics"] if known.local else []), "training", "evaluation"]
     rows = [Row(name, size, phases, "critic.model") for name, size in known.critics.items()]
     if known.policy is None:
-        whats = {"attempts": "policy.batch", "training": "train.batch", "evaluation": "eval.spec"}
-        each = [Row(what, None, [what], lower) for what, lower in whats.items()]
-        return [Row("policy", None, phases, "policy.model"), *each, *rows]
+        shared = read_shared()
+        sizes = {model: shared.memory_gb[name] for name, model in shared.models("policy").items()}
+        size = sizes.get(recipe.policy.model)
+        told = Row(
+            "policy and its answers", int(size * GB) if size else None, phases, "policy.model"
+        )
+        most = memory_limit(recipe.train.memory_gb)
+        return [told, Row("training, at most", most, ["training"], "train.memory_gb"), *rows]
     prompt = attempt_length(recipe, known)
     weights, decoding = weights_of(known.policy), Decoding(known.policy)
     limit = cache_limit(recipe.policy.cache_gb, weights)
@@ -151,7 +156,7 @@ def step_bytes(recipe: Recipe, model: nn.Module, decoding: Decoding, prompt: int
     train = recipe.train
     length = min(prompt + recipe.policy.max_new_tokens, train.max_length)
     response = min(recipe.policy.max_new_tokens, length - 1)
-    sides = 1 if recipe.strategy in Unpaired.names else 2
+    sides = 2 if method_of(recipe).compares(recipe) else 1
     item = tuple(
         batches.Row([0] * (length - response), [1 + side] * response) for side in range(sides)
     )
