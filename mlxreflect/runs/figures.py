@@ -127,8 +127,8 @@ def too_short(spent: Counter[str], recipe: Recipe) -> str:
     n, cut = spent["answers"], spent["cut"]
     if n < ENOUGH or cut <= MUCH * n:
         return ""
-    skips = recipe.train.cut == "skip" and recipe.strategy != "rel"
-    lost = ", and are neither imitated nor held against the policy" if skips else ""
+    lost = ", and are neither imitated nor held against the policy"
+    lost = lost if recipe.train.cut == "skip" else ""
     return (
         f"warning: {cut / n:.1%} of {n} answers were cut off at policy.max_new_tokens = "
         f"{recipe.policy.max_new_tokens}{lost}: raise policy.max_new_tokens"
@@ -186,11 +186,11 @@ def reached(spent: Counter[str], limits: Limits, ui: Ui) -> bool:
 
 
 def conclude(
-    run: RunFolder[Recipe], base: Figures, trained: Figures, calls: list[Figures]
+    run: RunFolder[Recipe], base: Figures, trained: Figures, calls: list[Figures], ui: Ui
 ) -> Figures:
     """Writes comparisons, plots and report of a run whose arms are evaluated; returns its summary.
 
-    base, trained: their results. calls: the ledger's lines.
+    base, trained: their results. calls: the ledger's lines. Says what was lost on the way.
     """
     comparison = compare(run.path / "eval" / "base", run.path / "eval" / "trained")
     run.write_json("comparison.json", comparison)
@@ -201,7 +201,12 @@ def conclude(
 
     draw_plots(run.path, method_of(run.config).solved)
     write_outputs([run.path], logs=False)
-    return summarise_run(run, base, trained, comparison, calls)
+    summary = summarise_run(run, base, trained, comparison, calls)
+    if said := lost_texts(run.path):
+        ui.line(f"warning: {said}")
+    if not summary["tokens_trained"]:
+        summary["untrained"] = untrained(run.path, summary, said)
+    return summary
 
 
 def summarise_run(

@@ -38,12 +38,10 @@ from mlxreflect.runs.figures import (
     describe_wave,
     ends_at,
     journal_rows,
-    lost_texts,
     no_format,
     reached,
     spending,
     too_short,
-    untrained,
 )
 from mlxreflect.runs.folder import RunFolder
 from mlxreflect.stats import power_sentence
@@ -120,13 +118,9 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
         calls = list(ledger.rows())
     if arms.retries:
         run.write_json("retries.json", arms.retries.results())
-    summary = conclude(run, base, trained, calls)
+    summary = conclude(run, base, trained, calls, ui)
     summary["decontaminated"] = cleaned.counts
     summary["wall_seconds"] = round(loop.seconds(), 1)
-    if said := lost_texts(run.path):
-        ui.line(f"warning: {said}")
-    if not summary["tokens_trained"]:
-        summary["untrained"] = untrained(run.path, summary, said)
     run.write_json("summary.json", summary)  # last: a run that has it is finished
     return summary
 
