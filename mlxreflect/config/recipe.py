@@ -34,6 +34,7 @@ from mlxreflect.config.toml import (
     explain,
     find_toml,
     flatten,
+    local_path,
     merge,
     read_toml,
     shipped,
@@ -239,7 +240,7 @@ def fetch_templates(tree: dict[str, Any], path: Path) -> None:
         BUNDLED.check(given, f"{path}: prompt.templates")
     if not file or not isinstance(file, str):
         return
-    source = Path(file).expanduser()
+    source = local_path(file)
     if given and not source.exists():
         return  # a run's own recipe, given to another run
     wording = BUNDLED.check(read_toml(source), file)
@@ -253,7 +254,7 @@ def fetch_templates(tree: dict[str, Any], path: Path) -> None:
 
 def check_kept(file: str, kept: Mapping[str, str]) -> None:
     """A resumed run goes on with its own wording. Raises UserError where its file has another."""
-    path = Path(file).expanduser()
+    path = local_path(file)
     if file and path.is_file() and (now := read_toml(path)) != kept:
         raise UserError(
             f"{file} was changed: {first_difference(kept, now)} is not what the run began with",

@@ -4,6 +4,7 @@ Every fault is a UserError that names file, line, key and value.
 """
 
 import difflib
+import errno
 import re
 import tomllib
 from collections.abc import Sequence
@@ -26,11 +27,21 @@ T = TypeVar("T", bound=BaseModel)
 
 
 def local_path(source: str) -> Path:
-    """Returns a source as a path, ~ replaced by the home folder where there is one."""
+    """Returns a source as a path, ~ replaced by the home folder where there is one.
+
+    Raises UserError for a name that is longer than the system takes.
+    """
     try:
-        return Path(source).expanduser()
+        path = Path(source).expanduser()
     except RuntimeError:
-        return Path(source)
+        path = Path(source)
+    try:
+        path.exists()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            fault = f"{source[:60]}…: no file has a name of {len(source)} characters"
+            raise UserError(fault, "give a path or a name") from None
+    return path
 
 
 def bundled(folder: Literal["recipes", "evals"]) -> dict[str, Path]:
@@ -46,7 +57,7 @@ def shipped(folder: Literal["recipes", "evals"]) -> Path:
 
 def find_toml(name: str, folder: Literal["recipes", "evals"]) -> Path:
     """A path as given, else a bundled name. Raises UserError with the nearest names."""
-    path = Path(name)
+    path = local_path(name)
     if path.is_file():
         return path
     known = bundled(folder)
@@ -60,13 +71,27 @@ def find_toml(name: str, folder: Literal["recipes", "evals"]) -> Path:
 
 def read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}", "give a readable TOML file") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason})", "save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{path}: not TOML: {error}", "correct that line") from None
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """Returns what TOML says. Raises ValueError for what is none, too deep or too long a number."""
+    try:
+        tree = tomllib.loads(text)
+        str(tree)  # no error may fail on a number of 0xfff…
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError:
+        raise ValueError("a number has thousands of digits") from None
+    except RecursionError:
+        raise ValueError("too many brackets stand inside of each other") from None
+    return tree
 
 
 def merge(tree: dict[str, Any], over: dict[str, Any]) -> None:
@@ -84,8 +109,8 @@ def apply_settings(tree: dict[str, Any], settings: Sequence[str]) -> dict[str, A
         if not equals or not key.strip():
             raise UserError(f"--set {setting}: no key=value", "write --set train.lr=2e-4")
         try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError as error:
+            value = parsed(f"value = {text}")["value"]
+        except ValueError as error:
             if text.lstrip()[:1] in ("[", "{", '"', "'"):  # no bare words
                 fault = f"--set {setting}: not TOML: {error}"
                 raise UserError(

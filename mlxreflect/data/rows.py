@@ -329,7 +329,7 @@ def column(row: Row, name: str, key: str) -> Any:
             near = difflib.get_close_matches(name, names, 1, cutoff=0.4)
             such = f", for example --set {key}={near[0]}" if near else ""
             raise UserError(
-                f"{row.where}: no column {name!r}; the columns are: {', '.join(names) or 'none'}",
+                f"{row.where}: no column {name!r}; the columns are: {listed(names)}",
                 f"correct that row, or set {key} to the right column{such}",
             )
         value = value[part]

@@ -155,8 +155,8 @@ class ChatTemplate:
         shows. Raises TemplateFault where it refuses the messages.
         """
         if not self.tokenizer.has_chat_template:
-            text = "\n\n".join(m["content"] for m in messages) + "\n"
-            ids: list[int] = self.tokenizer.encode(text)
+            text = SURROGATE.sub("\ufffd", "\n\n".join(m["content"] for m in messages) + "\n")
+            ids: list[int] = self.tokenizer.encode(text, split_special_tokens=True)
             return ids
         return self.tokens(self.prompt_text(*self.hidden(messages, tools)))
 
