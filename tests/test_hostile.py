@@ -58,7 +58,7 @@ TEXTS = [
     "<|assistant|>",
     "<|direct|>", "<|im_end|>", "<s>", "</s>", "[INST]", "\ue0003c7c656e647c3e\ue000",
     "\ue000zz\ue000",
-    '{"verdict": "right"}', "Traceback (most recent call last):",
+    '{"verdict": "right"}',
 ]  # fmt: skip
 
 
@@ -271,7 +271,10 @@ PAGES = [
 
 def reply_of(rng: random.Random, shape: Any) -> Fault:
     status = rng.choice([200] * 6 + [201, 204, 302, 400, 401, 404, 429, 500, 503])
-    tree = changed(rng, changed(rng, shape) if rng.random() < 0.5 else shape)
+    said = json.dumps(text(rng) + RIGHT + text(rng))
+    tree = json.loads(json.dumps(shape).replace(json.dumps(RIGHT), said))
+    for _ in range(rng.choice([0, 1, 1, 2])):
+        tree = changed(rng, tree)
     if status >= 300 or rng.random() < 0.1:
         tree = changed(rng, rng.choice(ERRORS))
     data = json.dumps(tree, ensure_ascii=rng.random() < 0.5).encode("utf-8", "surrogatepass")
