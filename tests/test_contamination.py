@@ -385,7 +385,7 @@ def test_mistakes(data: Path) -> None:
 def test_a_run_leaves_them_out_and_says_so(data: Path, shell: Shell) -> None:
     given = [f"{key}={json.dumps(value)}" for key, value in own(data).items()]
     limits = sets("task.limit=0", "r3.wave=50", "r3.verifications=0", "r3.bucket_every=0",
-                  "critic.max_tokens=12", "r3.rewrites=1")  # fmt: skip
+                  "critic.max_tokens=12", "r3.rewrites=1", "allow_untrained=true")  # fmt: skip
     common = ["run", "quickstart", *shell.small, *sets(*given), *limits]
     expected = clean(recipe(data))
     assert expected.rows
