@@ -177,6 +177,7 @@ def test_format_and_correctness_are_judged_apart(
 GOLDS: dict[str | None, list[object]] = {
     "6706": ["6706", "6,706", 6706, 6706.0, "6706.0"], "0": [0, "0"], "-3": [-3], "0.1": [0.1],
     "0." + "0" * 29 + "1": [1e-30], str(10**40 - 1): [10**40 - 1], "0.75": ["3/4"], "1/3": ["1/3"],
+    "-3.5": ["$-\\frac{7}{2}$"],
     "18": ["$18 per day", "18 dollars per hour", "She sells 9.\n#### 18"],
     None: [True, None, [18], float("nan"), 10**5000, "", "####", "three", "she had 3 + 4 = 7",
            "see what was said on page 5"],

@@ -43,6 +43,7 @@ DECIMAL = re.compile(
 )
 FRAC = re.compile(r"\\[dtc]?frac ?\{ ?(-?[0-9.,]{1,40}) ?\} ?\{ ?([0-9.,]{1,40}) ?\}")
 SHORT_FRAC = re.compile(r"\\[dtc]?frac ?([0-9]) ?([0-9])")  # \frac12
+MIXED = re.compile(r"(?<=\w)(?=\\[dtc]?frac)")  # 3\frac{1}{2}; a minus stays at its fraction
 # "1.2 * 10^3", once times signs are plain.
 SCIENTIFIC = re.compile(
     r"([0-9]) ?[*×x] ?10 ?(?:\^|\*\*) ?(?:\{ ?)?([+-]?[0-9]{1,3})(?: ?\})?(?![0-9.])"
@@ -84,6 +85,8 @@ MAGNITUDE = re.compile(
     r"(k|(?-i:M|bn)|\s{0,2}(?:hundred|thousand|lakh|million|crore|billion|trillion))s?(?![0-9A-Za-z])",
     re.IGNORECASE,
 )
+ARROW = re.compile(r"(?:[-=]{1,3}>|[→⇒⟹]|\\(?:[lL]ong)?[rR]ightarrow\b|\\to\b|\\implies\b)")
+QUOTE = re.compile(r"(?<=\n)[ \t]{0,3}>(?:[ \t]?>){0,3}")  # of Markdown: no "more than"
 OR = re.compile(r"\bor\b", re.IGNORECASE)
 # "more than 18", "> 18".
 BOUND = re.compile(
@@ -123,11 +126,11 @@ def tidy(text: str) -> str:
     for written, plain in LATEX.items():
         text = text.replace(written, plain)
     text = SPACED.sub(",", WRAPPED.sub(r"\1", WRAPPED.sub(r"\1", text))).translate(CHARACTERS)
-    text = BOLD.sub(r"\1", HTML.sub("", text))
+    text = ARROW.sub("= ", QUOTE.sub("", BOLD.sub(r"\1", HTML.sub("", text))))
     text = RAISED.sub(lambda ten: "10^" + ten[1].translate(POWERS), text)
     text = EUROPEAN.sub(lambda number: number[0].translate(SWAP), COINED.sub("", text))
     text = SCIENTIFIC.sub(r"\1e\2", UNIT_POWER.sub(r"\1", text))
-    return SHORT_FRAC.sub(r" \1/\2", FRAC.sub(r" \1/\2", text))
+    return SHORT_FRAC.sub(r"\1/\2", FRAC.sub(r"\1/\2", MIXED.sub(" ", text)))
 
 
 def decimal(text: str) -> Fraction | None:
@@ -160,7 +163,7 @@ def is_negative(text: str, start: int) -> bool:
     before = bare[:-1].rstrip(" ")
     last = before[-1:]
     if " " in head[len(bare) :]:
-        return last in ("", "=", ":")
+        return last in "=:$("
     if last.isdigit() or last in (")", "]", "}", "%", "-"):
         return False
     return not (last.isalpha() and before == bare[:-1])

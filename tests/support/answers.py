@@ -10,6 +10,8 @@ Table = dict[str, tuple[list[str], list[str]]]
 NUMBERS: Table = {
     '18': (
         [
+            '<answer><b>18</b></answer>', 'The answer is <b>18</b>.', '<p>18</p>', 'The answer is:<br>18', '9+9 => 18', 'Total -> 18',
+            'Answer: 9+9 → 18', '==> 18', '9 + 9 \\Rightarrow 18', 'Answer:\n> 18', 'Let us see.\n>> 18',
             "So the answer isn't 16 or 17, it's 18.", 'The answer, then, is 18 (9+9).', 'Answer: <b>18</b> (9+9)', 'Answer: 18\n\nLet me check: 9 + 9 = 18. 18 - 2 = 16.', 'Final answer\n============\n18',
             '***Final Answer:*** 18 (9*2)', 'Final Answer (eggs): 18 (9*2)', '<answer>18', 'The answer is 18 Rs.', 'Answer: She sold **18** clips altogether in April and May.',
             'Answer: 18', '**Answer:** 18', '**Answer**: 18', 'answer: 18.', 'ANSWER: $18', 'Answer: 18 (which is 50% more than 12)',
@@ -59,7 +61,7 @@ NUMBERS: Table = {
             'She had 17, not 18', "The answer isn't 18, it's 17.", 'The answer is not 18 but 17', 'It is 17 rather than 18.', 'She does not have 18',
             '<answer>not 18</answer>', 'Answer: 18-20', 'Answer: 18 - 20', 'Answer: 18–20', 'The answer is 18 to 20',
             'The answer is between 18 and 20', 'Answer: between 17 and 18', 'Answer: from 17 to 18', 'The answer is more than 18',
-            'The answer is less than 18', 'Answer: > 18', 'Answer: <18', 'The answer is greater than 18.', 'Answer: fewer than 18 eggs',
+            'The answer is less than 18', 'Answer: > 18', '> 18', 'x > 18', 'Answer: <18', 'The answer is greater than 18.', 'Answer: fewer than 18 eggs',
             'The answer is anything other than 18', 'Answer: 17 (18 - 1)', 'Answer: 17 (18 is wrong)', 'Answer: 17, 1 less than 18',
             'Answer: 17, since 18 - 1 = 17', 'Final Answer: 20 (18 + 2)', '### Final Answer\n20, because 18 + 2 = 20',
             '**Final Answer: 20** eggs, 2 more than 18', 'The answer would be 20, as 18 + 2 is', 'The answer is 20, which is 2 more than 18',
@@ -85,6 +87,13 @@ NUMBERS: Table = {
             'Answer: eighteen', 'Answer: NaN', '18 people asked. Answer: 20', 'Answer: 18 hours and 30 minutes', 'Answer: 18 dollars and 50 cents',
             'Answer: 10^18', '\\boxed{10^{18}}', 'Answer: 118', 'Answer: 181', 'Answer: 2 hours 18 minutes',
         ],
+    ),
+    '-3.5': (
+        [
+            'The answer is $-\\frac{7}{2}$.', '\\(-\\frac{7}{2}\\)', 'So we get -\\frac{7}{2}', 'Answer: $-\\frac72$',
+            '<answer>$-\\dfrac{7}{2}$</answer>', '$- \\frac{7}{2}$', '\\boxed{x = -\\frac{7}{2}}', '-3\\frac{1}{2}',
+        ],
+        ['\\boxed{\\frac{7}{2}}', 'Answer: 7-\\frac{7}{2}', 'x > -\\frac{7}{2} \\text{ or } 1'],
     ),
     '1234': (
         [
