@@ -36,7 +36,6 @@ RENDER_S = 5.0  # far more than a conversation takes
 FAULTS = (TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError,
           TypeError, ValueError)  # fmt: skip
 PLACE = "\ue000"  # encloses the name of a special token in somebody's text, while it is rendered
-HIDDEN = re.compile(f"{PLACE}((?:[0-9a-f][0-9a-f])+){PLACE}")
 
 
 class TemplateFault(UserError):
@@ -132,6 +131,10 @@ class ChatTemplate:
         added = tokenizer.added_tokens_decoder.values()
         names = sorted({t.content for t in added if t.special}, key=len, reverse=True)
         self.special = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+        # The character of the places gets one itself, so that no text can hold a place of its own.
+        marks = [*names, PLACE]
+        self.marks = re.compile("|".join(map(re.escape, marks)))
+        self.places = re.compile(f"{PLACE}({'|'.join(m.encode().hex() for m in marks)}){PLACE}")
         self.left_out = ""
         self.end_of_turn = int(tokenizer.eos_token_id)
         self.shape = Shape(tags=self.known_tags())
@@ -165,20 +168,24 @@ class ChatTemplate:
     ) -> tuple[Turns, dict[str, Any]]:
         """Returns messages and, as an option of the template, tools, with places for tokens.
 
-        A thought beside its answer has all the names that templates look for.
+        A thought beside its answer has all the names that templates look for. Raises TemplateFault
+        for tools or arguments that are nested some hundred levels deep.
         """
 
         def hide(value: Any) -> Any:
             if isinstance(value, str):
                 return self.hide(value)
             if isinstance(value, Mapping):
-                return {key: hide(inner) for key, inner in value.items()}
+                return {hide(key): hide(inner) for key, inner in value.items()}
             return [hide(inner) for inner in value] if isinstance(value, list) else value
 
         names = [dict.fromkeys(THINKING, m["reasoning_content"]) if "reasoning_content" in m else {}
                  for m in messages]  # fmt: skip
-        told = [hide({**m, **own}) for m, own in zip(messages, names, strict=True)]
-        return told, {"tools": hide(list(tools))} if tools else {}
+        try:
+            told = [hide({**m, **own}) for m, own in zip(messages, names, strict=True)]
+            return told, {"tools": hide(list(tools))} if tools else {}
+        except RecursionError:
+            raise TemplateFault("a tool or its arguments are nested too deep") from None
 
     def prompt_text(self, messages: Turns, options: Mapping[str, Any] = NONE) -> str:
         text = self.render(self.folded(messages), add_generation_prompt=True, **options)
@@ -231,9 +238,11 @@ class ChatTemplate:
             text = text.lstrip().removeprefix(plain)
         written = self.shape.response(self.hide(text, self.shape.tags), ended)
         end = [self.end_of_turn] if ended else []
+        if self.places.search(written):
+            return [*self.tokens(written), *end]
         head = self.tokenizer.decode(prompt, skip_special_tokens=False)
-        whole = self.tokens(head + written)
-        if HIDDEN.search(written) or whole[: len(prompt)] != prompt:
+        whole = self.tokenizer.encode(head + written, add_special_tokens=False)
+        if whole[: len(prompt)] != prompt:
             return [*self.tokens(written), *end]
         return [*whole[len(prompt) :], *end]
 
@@ -256,12 +265,12 @@ class ChatTemplate:
         """
         text = SURROGATE.sub("\ufffd", text)
         parts = re.split(f"({'|'.join(map(re.escape, tags))})", text) if tags else [text]
-        parts[::2] = [self.special.sub(place, part) for part in parts[::2]]
+        parts[::2] = [self.marks.sub(place, part) for part in parts[::2]]
         return "".join(parts)
 
     def tokens(self, text: str) -> list[int]:
         """Returns the tokens of a rendered text, in which `hide` may have put places."""
-        if not HIDDEN.search(text):
+        if not self.places.search(text):
             ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
             return ids
         found: list[int] = []
@@ -269,7 +278,7 @@ class ChatTemplate:
             if self.special.fullmatch(piece):
                 found.append(self.tokenizer.convert_tokens_to_ids(piece))
                 continue
-            shown = HIDDEN.sub(lambda place: bytes.fromhex(place[1]).decode(), piece)
+            shown = self.places.sub(lambda place: bytes.fromhex(place[1]).decode(), piece)
             found += self.tokenizer.encode(
                 shown, add_special_tokens=False, split_special_tokens=True
             )
