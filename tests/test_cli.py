@@ -184,7 +184,7 @@ def test_the_latest_run_is_one_by_its_own_name(shell: Shell, run_dir: Path) -> N
     "arguments",
     [["nope"], ["run"], ["run", "quickstart", "--nope"], ["run", "quickstart", "--set"],
      ["eval", "countdown"], ["eval", "countdown", "--model", "x", "--limit", "-1"],
-     ["eval", "countdown", "--model", "x", "--limit", "many"], ["compare", "one"]],
+     ["eval", "countdown", "--model", "x", "--limit", "many"]],
 )  # fmt: skip
 def test_wrong_usage(process: Shell, arguments: list[str]) -> None:
     done = process(*arguments)
@@ -695,6 +695,7 @@ def test_compare(shell: Shell, evaluated: tuple[Path, Done]) -> None:
 def test_compare_what_is_not_alike(
     shell: Shell, evaluated: tuple[Path, Done], finished: tuple[Path, Done]
 ) -> None:
+    assert shell.mistake("compare", "one")[0] == "one: no such folder"
     base = finished[0] / "eval" / "base"
     error, hint = shell.mistake("compare", base, evaluated[0])
     assert f"not the same questions: 0 only in {base}, 10 only in {evaluated[0]}" in error

@@ -162,7 +162,7 @@ def test_commands_are_found() -> None:
 @pytest.mark.parametrize(
     "line",
     ["mlxreflect run", "mlxreflect run r --nope", "mlxreflect eval countdown", "mlxreflect resume",
-     "mlxreflect eval countdown --model m --limit x", "mlxreflect compare a"],
+     "mlxreflect eval countdown --model m --limit x"],
 )  # fmt: skip
 def test_a_wrong_command_would_be_noticed(line: str) -> None:
     (wrong,) = commands(line)

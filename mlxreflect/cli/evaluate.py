@@ -135,19 +135,12 @@ ARMS = "Evaluations, their samples files, or runs; or one folder of several eval
 NAME = "What to call each, in their order; repeatable."
 
 
-def enough_arms(arms: list[str]) -> list[str]:
-    """One argument is a folder of several evaluations."""
-    if len(arms) == 1 and not Path(arms[0]).is_dir():
-        raise typer.BadParameter("give two or more, or a folder of several evaluations")
-    return arms
-
-
 @app.command(
     rich_help_panel=EVALUATE,
     epilog="Example: mlxreflect compare runs/latest/eval/base runs/latest/eval/trained",
 )
 def compare(
-    arms: Annotated[list[str], Argument(metavar="BASE OTHER…", callback=enough_arms, help=ARMS)],
+    arms: Annotated[list[str], Argument(metavar="BASE OTHER…", help=ARMS)],
     alpha: Annotated[float, Option(help="Level of the tests and intervals.")] = 0.05,
     differ: Annotated[
         Many, Option(metavar="KEY", help="A key that is meant to differ: spec.prompt.style.")
@@ -169,6 +162,11 @@ def compare(
     from mlxreflect.evaluation.compare import Options, compare_all, compare_counts
     from mlxreflect.report.tables import render_comparison
 
+    if len(arms) == 1 and not Path(arms[0]).is_dir():
+        fault = "not a folder" if Path(arms[0]).exists() else "no such folder"
+        raise UserError(
+            f"{arms[0]}: {fault}", "give two or more evaluations, or a folder of several"
+        )
     ui = make_ui(as_json)
     options = Options(alpha, tuple(differ or ()), all_pairs, plan, tuple(name or ()))
     paths = [Path(arm) for arm in arms]

@@ -87,7 +87,8 @@ def doctor(
     """Check that a run has what it needs: memory, disk, model, data, and a token of each critic."""
     if set_ and not recipe:
         raise UserError(
-            f"--set {set_[0]}: no recipe to set it in", "give one: mlxreflect doctor quickstart"
+            f"--set {set_[0]}: no recipe to set it in",
+            f"give one: mlxreflect doctor r3 --set {shlex.quote(set_[0])}",
         )
     loaded = checked_recipe(recipe, set_) if recipe else None
     require_mlx()

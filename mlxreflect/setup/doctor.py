@@ -430,7 +430,9 @@ def memory_table(found: dict[str, Any]) -> "Table":
     cells = [(row["what"], *(cell(row, phase) for phase in phases)) for row in rows]
     sums = ("together", *(f"{size / GB:.2f}" for size in phases.values()))
     head = ("GB of memory", *(f"|  {phase}" for phase in phases))
-    return table(f"\n{found['device'] / GB:.1f} GB are there", head, [*cells, sums])
+    return table(
+        f"\n{found['device'] / GB:.1f} GB for models on this machine", head, [*cells, sums]
+    )
 
 
 def render_doctor(result: dict[str, Any]) -> "Group":
