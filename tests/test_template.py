@@ -295,6 +295,8 @@ AGES = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% end
         ("{{ messages[0].content }}{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
         ("{{ messages[0].content + 1 }}", "TypeError: can only concatenate"),
         ("{{ messages[0].content }}{% if", "unexpected 'end of template'"),
+        ("{{ '\\ud800' }}" + DROPS, "it writes half a surrogate pair"),
+        ("x" * 1_000_001 + DROPS, "it is longer than 1,000,000 characters"),
         (AGES + "{{ messages[0].content }}", "a prompt takes it longer than 0.3 seconds"),
         (f"{{% if messages[0].role == 'system' %}}{AGES}{{% endif %}}{DROPS}", "longer than 0.3"),
     ],

@@ -32,6 +32,7 @@ REPLY: dict[str, Any] = {"role": "assistant", "content": ANSWER}
 THINKING: dict[str, Any] = dict.fromkeys(("reasoning_content", "thinking", "reasoning"), THOUGHT)
 NONE: Mapping[str, Any] = {}
 RENDER_S = 5.0  # far more than a conversation takes
+LONGEST = 1_000_000  # characters of a template; the longest that are known have some 20,000
 # What a template's code raises: it is anyone's program, in a sandbox.
 FAULTS = (TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError,
           TypeError, ValueError)  # fmt: skip
@@ -140,6 +141,8 @@ class ChatTemplate:
         self.shape = Shape(tags=self.known_tags())
         self.notes = ["the model has no chat template: messages are set one below the other"]
         if tokenizer.has_chat_template:
+            if len(str(tokenizer.chat_template or "")) > LONGEST:  # slow to compile
+                raise TemplateFault(f"it is longer than {LONGEST:,} characters")
             if thinking == "off":
                 self.left_out = opened(self.render([ASK], add_generation_prompt=True))
             if USER not in self.prompt_text([ASK]):
@@ -256,6 +259,8 @@ class ChatTemplate:
         except FAULTS as error:
             kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
             raise TemplateFault(f"{kind}{' '.join(str(error).split())[:200]}") from None
+        if SURROGATE.search(text):  # no tokenizer takes it
+            raise TemplateFault("it writes half a surrogate pair")
         return text
 
     def hide(self, text: str, tags: Sequence[str] | None = None) -> str:
