@@ -92,7 +92,8 @@ SAYS = re.compile(
     r"(?:([:：=→]|[-–—]\s)|(?:is|was|equals|comes to|(?:would|will|should|must|can) ?be)"
     r"(?![A-Za-z0-9_])|(isn['’]t\b|(?:cannot|can['’]t|(?:would|must|should|will) not) be\b))"
 )
-NOT = re.compile(r"[\s*_\"'($]{1,6}not\b", re.IGNORECASE)  # "the answer is not 17"
+# "the answer is not 17", "is definitely not 17"
+NOT = re.compile(r"[\s*_\"'($]{1,6}(?:[a-z]{1,12}ly )?not\b", re.IGNORECASE)
 # A line that says "### Final Answer" and no more, or "**Final answer** 18".
 TITLE = re.compile(r"(?:\A|\n|[.!?] )[#*_> \t]{0,12}(?:(?:the|my|final|correct) ){0,3}\Z")
 UNTITLED = re.compile(r"[*_`:]{0,4}[ \t\r]{0,8}\n|[*_`]{0,4} {1,3}(?=[*$\\(-]{0,4}[0-9])")

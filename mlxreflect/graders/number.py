@@ -87,17 +87,35 @@ MAGNITUDE = re.compile(
 )
 ARROW = re.compile(r"(?:[-=]{1,3}>|[→⇒⟹]|\\(?:[lL]ong)?[rR]ightarrow\b|\\to\b|\\implies\b)")
 QUOTE = re.compile(r"(?<=\n)[ \t]{0,3}>(?:[ \t]?>){0,3}")  # of Markdown: no "more than"
-OR = re.compile(r"\bor\b", re.IGNORECASE)
+OR = re.compile(
+    r"\bor\b(?! (?:equal|more|less|fewer|greater|higher|lower|above|below|over|under)\b)",
+    re.IGNORECASE,
+)
+# What may stand between such words and their number: "less than about $-18".
+GAP = r"(?:\s{1,3}(?:about|around|approximately|roughly|exactly))?[\s$€£¥₹*(\\-]{0,4}\Z"
 # "more than 18", "> 18".
 BOUND = re.compile(
-    r"(?:\b(?:more|less|greater|fewer|other|larger|smaller|higher|lower) than"
-    r"|(?<![a-z]{2})[<>≤≥≠]|\\[lgn]eq?|\\[lg]t)[\s$*(\\]{0,4}\Z",
+    r"(?:\b(?:more|less|greater|fewer|other|larger|smaller|higher|lower) than(?: or equal to)?"
+    rf"|(?<![a-z]{{2}})[<>≤≥≠]|\\[lgn]eq?|\\[lg]t){GAP}",
+    re.IGNORECASE,
+)
+# "at least 18" as all that is said: within a sentence, "over 18 days", such words bound no answer.
+LIMIT = re.compile(
+    r"[\s$*_(\\]{0,8}(?:[a-z] (?:is|=) )?"
+    rf"(?:at (?:least|most)|up to|over|under|above|below){GAP}",
+    re.IGNORECASE,
+)
+ALONE = re.compile(r"[^0-9.\n]{0,80}(?:[.\n]|\Z)")
+# "18+", "18 eggs or more".
+OPEN = re.compile(
+    r"\+(?!\s{0,3}[0-9(])|[\s$*)\\]{0,4}(?:[a-z%]{1,20}\s){0,2}or (?:more|less|fewer|greater|higher"
+    r"|lower|above|below|over|under)\b(?! than| [a-z]{1,20}ly\b)",
     re.IGNORECASE,
 )
 RANGE = re.compile(r"\b(?:between|from)[\s$*(\\]{1,4}\Z", re.IGNORECASE)
 DENIED = re.compile(
     r"(?:(?:\bnot|n['’]t|\bcannot)(?: be| have| equal)?|\b(?:rather than|instead of|never)|≠)"
-    r"[\s$*(\\]{1,4}\Z",
+    rf"(?=[\s$*(\\]){GAP}",
     re.IGNORECASE,
 )
 CURRENCY = "$€£¥₹"
@@ -110,7 +128,10 @@ CHARACTERS = str.maketrans(
 )
 RAISED = re.compile(r"(?<![0-9])10(⁻?[⁰¹²³⁴-⁹]{1,3})")
 POWERS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
-LATEX = {"{,}": ",", "\\,": "", "\\!": "", "\\$": "$", "\\%": "%", "\\times": "*", "\\cdot": "*"}
+LATEX = {
+    "{,}": ",", "\\,": "", "\\!": "", "\\$": "$", "\\%": "%", "\\times": "*", "\\cdot": "*",
+    "&gt;": ">", "&lt;": "<",
+}  # fmt: skip
 
 
 class Found(NamedTuple):
@@ -122,11 +143,12 @@ class Found(NamedTuple):
 
 
 def tidy(text: str) -> str:
-    """Writes typographic and LaTeX ways of writing a number as plain characters."""
+    """Writes typographic, HTML's and LaTeX's ways of writing a number as plain characters."""
     for written, plain in LATEX.items():
         text = text.replace(written, plain)
     text = SPACED.sub(",", WRAPPED.sub(r"\1", WRAPPED.sub(r"\1", text))).translate(CHARACTERS)
     text = ARROW.sub("= ", QUOTE.sub("", BOLD.sub(r"\1", HTML.sub("", text))))
+    text = text.replace(">=", "≥").replace("<=", "≤")
     text = RAISED.sub(lambda ten: "10^" + ten[1].translate(POWERS), text)
     text = EUROPEAN.sub(lambda number: number[0].translate(SWAP), COINED.sub("", text))
     text = SCIENTIFIC.sub(r"\1e\2", UNIT_POWER.sub(r"\1", text))
@@ -250,7 +272,7 @@ def side_values(text: str) -> set[Fraction | None]:
         right, found = text, find_numbers(text)
     return {
         None
-        if CALCULATION.match(right, n.end) or any(is_after(w, right, n) for w in (BOUND, DENIED))
+        if CALCULATION.match(right, n.end) or is_bound(right, n) or is_after(DENIED, right, n)
         else n.value
         for n in found
     }
@@ -264,13 +286,22 @@ def last_number(text: str) -> Fraction | None:
     text = tidy(text[max(0, end - MAX_TAIL) : end + MAX_DIGITS])
     for found in reversed(find_numbers(text)):
         if not is_after(DENIED, text, found):
-            return None if is_after(BOUND, text, found) else found.value
+            return None if is_bound(text, found) else found.value
     return None
 
 
 def is_after(words: re.Pattern[str], text: str, found: Found) -> bool:
     """Tells whether a number follows such words at once."""
-    return words.search(text, max(0, found.start - 24), found.start) is not None
+    return words.search(text, max(0, found.start - 40), found.start) is not None
+
+
+def is_bound(text: str, found: Found) -> bool:
+    """Tells whether a number is the end of a range: "more than 18", "at least 18", "18 or more"."""
+    return (
+        is_after(BOUND, text, found)
+        or OPEN.match(text, found.end) is not None
+        or (LIMIT.fullmatch(text, 0, found.start) and ALONE.match(text, found.end)) is not None
+    )
 
 
 def read_gold(raw: object) -> str | None:
@@ -380,7 +411,7 @@ def first_result(window: str, found: list[Found]) -> Fraction | None:
     None too for one of two answers, and for a bound.
     """
     first, rest = found[0], window[found[0].end :]
-    if is_after(BOUND, window, first) or is_after(RANGE, window, first):
+    if is_bound(window, first) or is_after(RANGE, window, first):
         return None
     if CALCULATION.match(window, first.end):
         _, equals, right = main_clause(rest.split("\n", 1)[0]).rpartition("=")

@@ -10,6 +10,8 @@ Table = dict[str, tuple[list[str], list[str]]]
 NUMBERS: Table = {
     '18': (
         [
+            'Answer: over 9 days she earns 18', 'She earned it in over 9 days.\nThe answer is 18.', 'The answer is definitely not 17, it is 18.',
+            'The answer is 18, or more precisely 18.0', 'She needs at least 18', 'The answer for kids over 9 is 18', 'Over 9 days she earns 18',
             '<answer><b>18</b></answer>', 'The answer is <b>18</b>.', '<p>18</p>', 'The answer is:<br>18', '9+9 => 18', 'Total -> 18',
             'Answer: 9+9 → 18', '==> 18', '9 + 9 \\Rightarrow 18', 'Answer:\n> 18', 'Let us see.\n>> 18',
             "So the answer isn't 16 or 17, it's 18.", 'The answer, then, is 18 (9+9).', 'Answer: <b>18</b> (9+9)', 'Answer: 18\n\nLet me check: 9 + 9 = 18. 18 - 2 = 16.', 'Final answer\n============\n18',
@@ -55,6 +57,9 @@ NUMBERS: Table = {
             'Answer: **18** (9 + 9', 'The answer is 18 (or 18.0)', 'The answer is 36/2',
         ],
         [
+            'The answer is definitely not 18', 'definitely not 18', 'The answer is less than about 18.', 'at least 18', 'The answer is at most 18.',
+            '<answer>at least 18</answer>', 'Answer: over 18', '18 or more', '<answer>18 eggs or more</answer>', 'The answer is 18 or more.',
+            '<answer>18+</answer>', 'over 18', '<answer>up to $18</answer>', '<answer>&gt;18</answer>', 'x &lt; 18', 'x >= 18', '<answer>greater than or equal to 18</answer>', 'Answer: over 18 days she earns 36',
             'The answer is 18 or 20', 'Answer: 18 or 20', 'Final answer: 17 or 18', 'Answer: 18 and 20', 'Answer: 17, 18', 'Answer: 18, 20',
             'The answer is 18, 20 and 22.', 'Answer: 18; 20', '### Final Answer\n18 or 20', 'Answer: 18 (or 20)', 'Answer: x = 18, x = 20',
             'Answer: 18 & 20', 'The answer is not 18', "The answer isn't 18.", 'The answer is not 18. I do not know it.', 'The answer cannot be 18',
@@ -86,6 +91,13 @@ NUMBERS: Table = {
             'Answer: １８', 'Answer: 18½', 'Answer: 18.0.1', 'Answer: 1 8', 'Answer:', 'Answer: none', 'Final Answer', '### Final Answer\n',
             'Answer: eighteen', 'Answer: NaN', '18 people asked. Answer: 20', 'Answer: 18 hours and 30 minutes', 'Answer: 18 dollars and 50 cents',
             'Answer: 10^18', '\\boxed{10^{18}}', 'Answer: 118', 'Answer: 181', 'Answer: 2 hours 18 minutes',
+        ],
+    ),
+    '-18': (
+        ['Answer: -18', 'The answer is not -17, it is -18.', 'x is not 5 -> -18', 'It is less than 0: -18'],
+        [
+            'The answer is not -18.', 'The answer is more than -18', '<answer>more than -18</answer>', '<answer>x > -18</answer>', 'x > -$18',
+            '<answer>≥ -18</answer>', 'at least -18', '<answer>not -18</answer>', 'It is 17 rather than -18', '<answer>-18 or less</answer>',
         ],
     ),
     '-3.5': (
