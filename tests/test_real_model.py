@@ -30,6 +30,10 @@ def critic(body):
     )
 
 
+# So small a limit cuts most answers off; what the model wrote is trained on all the same.
+SHORT = {"train.cut": "keep", "allow_untrained": "true"}
+
+
 @pytest.fixture(scope="module")
 def finished(smollm2, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("real") / "run"
@@ -41,7 +45,7 @@ def finished(smollm2, tmp_path_factory):
             "eval.max_new_tokens": 48, "critic.model": "critic", "critic.base_url": server.url,
             "critic.cache": "off", "r3.wave": 2, "r3.verifications": 1, "train.batch": 1,
         }  # fmt: skip
-        flags = [f"--set={key}={value}" for key, value in settings.items()]
+        flags = [f"--set={key}={value}" for key, value in {**settings, **SHORT}.items()]
         call = [sys.executable, "-m", "mlxreflect", "run", "r3", "--run-dir", str(run_dir)]
         done = subprocess.run([*call, "--json", *flags], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -127,7 +131,7 @@ def test_mlx_lms_server_is_the_critic(smollm2, tmp_path):
         "r3.rewrites": 1, "r3.verifications": 0, "r3.bucket_every": 0,
     }  # fmt: skip
     with serving(plain, tmp_path) as url:
-        flags = [f"--set={key}={value}" for key, value in settings.items()]
+        flags = [f"--set={key}={value}" for key, value in {**settings, **SHORT}.items()]
         call = [sys.executable, "-m", "mlxreflect", "run", "r3", "--run-dir", str(tmp_path / "run")]
         call += ["--json", f"--set=critic.base_url={url}", *flags]
         done = subprocess.run(call, capture_output=True, text=True)
@@ -305,7 +309,7 @@ def test_traces_at_its_full_settings(smollm2, tmp_path):
             "traces.wave": 2, "traces.warm_up": 2, "traces.problems": 2, "traces.rounds": 1,
             "traces.filter": "lenient", "traces.group": 4, "train.batch": 2,
         }  # fmt: skip
-        flags = [f"--set={key}={value}" for key, value in settings.items()]
+        flags = [f"--set={key}={value}" for key, value in {**settings, **SHORT}.items()]
         call = [sys.executable, "-m", "mlxreflect", "run", "traces", "--run-dir", str(run_dir)]
         done = subprocess.run([*call, "--json", *flags], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -334,7 +338,7 @@ def test_preflexor_from_a_corpus(smollm2, tmp_path):
             "eval.source": SHARED / "data" / "gsm8k" / "test.jsonl", "eval.max_new_tokens": 16,
             "critic.model": "critic", "critic.base_url": server.url, "critic.cache": "off",
         }  # fmt: skip
-        flags = [f"--set={key}={value}" for key, value in settings.items()]
+        flags = [f"--set={key}={value}" for key, value in {**settings, **SHORT}.items()]
         call = [sys.executable, "-m", "mlxreflect", "run", "preflexor", "--run-dir", str(run_dir)]
         done = subprocess.run([*call, "--json", *flags], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -368,7 +372,7 @@ def test_reflectevo_on_a_real_model(smollm2, tmp_path):
             "critic.cache": "off", "critic.max_tokens": 24, "reflectevo.reflector": "critic",
             "reflectevo.wave": 2, "train.batch": 1, "train.epochs": 1,
         }  # fmt: skip
-        flags = [f"--set={key}={value}" for key, value in settings.items()]
+        flags = [f"--set={key}={value}" for key, value in {**settings, **SHORT}.items()]
         call = [sys.executable, "-m", "mlxreflect", "run", "reflectevo", "--run-dir", str(run_dir)]
         done = subprocess.run([*call, "--json", *flags], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
