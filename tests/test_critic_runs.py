@@ -173,12 +173,14 @@ def test_a_run_that_trained_on_nothing_says_why_and_is_an_error(
     [(4, {}, "all 4 attempts were right", "harder"),
      (0, {}, "none of 4 attempts was right", "easier"),
      (2, {"too long": 3}, "no example could be trained on: too long", "train.max_length"),
-     (2, {}, "no attempt and no text of a critic made an example", "mlxreflect show")],
+     (0, {"cut": 6}, "all 6 answers were cut off", "raise policy.max_new_tokens"),
+     (2, {}, "no attempt and nothing else made an example", "mlxreflect show")],
 )  # fmt: skip
 def test_what_a_run_says_that_trained_on_nothing_without_a_failed_call(
     passed: int, dropped: dict[str, int], why: str, mends: str, tmp_path: Path
 ) -> None:
-    row = {"kind": "wave", "problems": 4, "passed": passed}
+    cut = dropped.pop("cut", 0)
+    row = {"kind": "wave", "problems": 4, "passed": passed, "cut": cut, "answers": 6}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     found = untrained(tmp_path, {"dropped": dropped}, lost_texts(tmp_path))
     assert why in found["why"] and mends in found["hint"]

@@ -292,6 +292,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("sft", {"messages": [user("q"), {"role": "boss", "content": "a"}]}, "has no role out of"),
     ("sft", {"messages": [user("q"), bot("a") | {"weight": 0}]}, "every answer has the weight 0"),
     ("sft", {"messages": [user("q"), bot("a") | {"weight": "x"}]}, "weight is no finite number"),
+    ("grpo", {"prompt": "q", "completions": ["a", "b"], "rewards": [1e300, -1e300]}, "beyond 1e"),
     ("sft", {"messages": [user("q"), bot("a") | {"thinking": 7}]}, "message 2, is no text"),
     ("grpo", Q | {"completions": ["a", [bot("b") | {"thinking": "t"}]], "rewards": [1, 2]},
      "hold their thoughts in their text"),

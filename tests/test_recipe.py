@@ -274,6 +274,8 @@ def test_wrong_type_is_named_with_key_value_and_line(key: str, tmp_path: Path) -
         ("train.smoothing", "-0.1", "-0.1: input should be greater than or equal to 0"),
         ("train.grad_checkpoint", "true", "True: input should be 'auto', 'yes' or 'no'"),
         ("train.memory_gb", "-1", "-1: input should be greater than or equal to 0"),
+        ("train.memory_gb", "1e300", "1e+300: input should be less than or equal to 1000000"),
+        ("policy.batch", "9007199254740993", "9007199254740993: input should be less than or "),
         ("train.mask.think_fraction", "1.1", "1.1: input should be less than or equal to 1"),
         ("train.tune", "'all'", "'all': input should be 'lora' or 'full'"),
         ("train.lora.alpha", "-1", "-1: input should be greater than or equal to 0"),

@@ -300,12 +300,26 @@ def test_prompts_that_lose_their_beginning_are_counted_and_told(command: Command
     assert "lose their beginning" not in done.out
 
 
+def test_ids_that_the_model_does_not_have_are_bad_rows(command: Command) -> None:
+    """MLX would read past the embedding: another result, or the end of the process."""
+    rows = [{"prompt": f"Say {i}", "completion": "so"} for i in range(3)]
+    whole = [{"schema": "example/1", "kind": "sft", "prompt": [{"role": "user", "content": "q"}],
+              "completion": "a", "completion_ids": [number]}
+             for number in (5000, 99_999_999, 2**40)]  # fmt: skip
+    data = command.folder / "ids.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in (*rows, *whole)))
+    summary = command.train("sft", "out", data=data)
+    assert (summary["skipped"], summary["rows"] + summary["held_out"]) == (3, 3)
+    bad = (command.folder / "out" / "bad_rows.jsonl").read_text()
+    assert bad.count("outside the model's vocabulary") == 3
+
+
 def test_a_loss_that_is_no_number_stops_the_training(command: Command) -> None:
     done = command(*command.arguments("sft", "out", "train.lr=1e30", "train.epochs=9"))
     assert done.code == 2
     error, hint = last_two_lines(done.err)
     assert error.startswith("step 2: the loss is nan")
-    assert "lower train.lr" in hint
+    assert "lower learning rate" in hint
 
 
 # ---- what is shown -------------------------------------------------------------------------------

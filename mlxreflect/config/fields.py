@@ -15,12 +15,12 @@ from pydantic.fields import FieldInfo
 from mlxreflect.config.toml import flatten, local_path, table_of
 from mlxreflect.core.errors import UserError
 
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1, le=2**53)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
 Amount = Annotated[float, Field(ge=0)]
-Gigabytes = Annotated[float, Field(gt=0)] | Literal["auto"]
+Gigabytes = Annotated[float, Field(gt=0, le=1e6)] | Literal["auto"]
 # A list of names, or as on a command line the one or several with commas between them.
 Names = Annotated[
     list[str], BeforeValidator(lambda v: v.split(",") if isinstance(v, str) and v else v)

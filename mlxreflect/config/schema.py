@@ -225,7 +225,8 @@ class Fitting(Table):
     weight_decay: Amount = 0.0  # of AdamW
     max_length: Positive = 4096  # tokens; a longer prompt loses its beginning
     grad_checkpoint: Literal["auto", "yes", "no"] = "auto"  # layers computed twice, to save memory
-    memory_gb: Amount = 0.0  # for activations; 0: a part of the device's
+    # for activations; 0: a part of the device's
+    memory_gb: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     # Tokens computed at once, few enough to leave the GPU to the display now and then; 0: 2048 on
     # a Mac's GPU, elsewhere as many as memory allows.
     part_tokens: Count = 0

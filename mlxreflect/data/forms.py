@@ -32,6 +32,7 @@ KINDS = {
 
 Values = dict[str, Any]
 SIDES = ("chosen", "rejected")
+MOST_REWARD = 1e9
 
 # Roles in the words of several programs, in any capitals → a chat template's.
 ROLES = {
@@ -322,6 +323,8 @@ def group(values: Values, turns: Turns) -> list[Example]:
         raise Fault("completions hold their thoughts in their text, and call no tools")
     prompt = prompt_of(values, messages_of(values["prompt"], "prompt", "user"))
     worth = [number(reward, f"reward {i}") for i, reward in enumerate(rewards, 1)]
+    if max(map(abs, worth)) > MOST_REWARD:
+        raise Fault(f"rewards beyond {MOST_REWARD:g}, whose differences would mean nothing")
     texts = [messages[0]["content"] for messages in said]
     return [Example("group", prompt, completions=texts, rewards=worth)]
 

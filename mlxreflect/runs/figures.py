@@ -274,10 +274,13 @@ def untrained(folder: Path, summary: Figures, lost: str) -> dict[str, str]:
     """Returns why a run trained on nothing, and what to change. lost: as `lost_texts` says."""
     rows = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "wave"]
     asked, passed = sum(r["problems"] for r in rows), sum(r["passed"] for r in rows)
+    cut, answers = sum(r.get("cut", 0) for r in rows), sum(r.get("answers", 0) for r in rows)
     show = "`mlxreflect show RUN_DIR --problem ID` tells what happened to one"
-    why, hint = "no attempt and no text of a critic made an example", show
+    why, hint = "no attempt and nothing else made an example", show
     if lost.startswith("none of") and "critic calls" in lost:
         why, hint = lost, "see that the critic answers as it is asked to: mlxreflect doctor RECIPE"
+    elif cut and cut == answers:
+        why, hint = f"all {cut} answers were cut off", "raise policy.max_new_tokens"
     elif asked and passed == asked:
         why = f"all {asked} attempts were right, and so there was nothing to learn from"
         hint = "take harder or more problems ([task]), or raise policy.temperature"
@@ -288,7 +291,7 @@ def untrained(folder: Path, summary: Figures, lost: str) -> dict[str, str]:
         why = f"no example could be trained on: {', '.join(summary['dropped'])}"
         hint = "raise train.max_length, or policy.max_new_tokens where answers were cut off"
     elif asked and not passed:
-        why = f"none of {asked} attempts was right, and no text of a critic made an example"
+        why = f"none of {asked} attempts was right, and nothing else made an example"
         hint = f"take easier problems ([task]) or another policy.model; {show}"
     return {"why": f"the run trained on nothing: {why}",
             "hint": f"{hint}; allow_untrained = true lets it pass"}  # fmt: skip

@@ -7,7 +7,6 @@ last/, bad_rows.jsonl and summary.json. It is resumed from its last checkpoint, 
 """
 
 import hashlib
-import math
 import re
 import shutil
 import time
@@ -272,7 +271,6 @@ class FitLoop:
             while self.done < self.total and not 0 < patience <= self.waited:
                 step = next(steps)
                 self.done += 1
-                check_finite(step, self.done)
                 latest = [*latest[1 - SHOWN :], step]
                 self.rows.append({"schema": "metrics/1", "kind": "step", **step.row()})
                 bar.update_text(live(latest))
@@ -398,15 +396,6 @@ class FitLoop:
             "peak_memory_bytes": mx.get_peak_memory(),
             "adapter": str(self.folder.path / "adapter"),
         }
-
-
-def check_finite(step: Step, number: int) -> None:
-    """Raises UserError where training has come to nothing: all that follows would be nan."""
-    if not (math.isfinite(step.loss) and math.isfinite(step.grad_norm)):
-        raise UserError(
-            f"step {number}: the loss is {step.loss}, its gradient's norm {step.grad_norm}",
-            "begin anew with another --out and a lower train.lr, or a train.warmup",
-        )
 
 
 def live(steps: Sequence[Step]) -> str:

@@ -53,6 +53,8 @@ class Encoder:
             return Dropped(f"the model's chat template refuses it: {fault.reason}")
         if not all(responses) or not prompt:
             return Dropped("nothing to train")
+        if any(self.unknown(ids) for ids in responses):  # MLX would read past the embedding
+            return Dropped("a token's id is outside the model's vocabulary")
         room = self.max_length - max(map(len, responses))
         if room < 1:
             return Dropped(f"a response is over {self.max_length} tokens")
@@ -79,6 +81,12 @@ class Encoder:
         if responses[0] == responses[1]:
             return Dropped("chosen and rejected are the same")
         return Pair(rows[0], rows[1])
+
+    def unknown(self, ids: list[int]) -> bool:
+        """Tells if the model has no such token; few reach past those of the tokenizer."""
+        most = max(ids)
+        beyond = most >= int(self.policy.tokenizer.vocab_size)
+        return beyond and most >= self.policy.decoding.vocabulary
 
     def tokens(self, example: Example) -> list[list[int]]:
         """Those of the prompt, then of each response."""

@@ -22,6 +22,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mlxreflect.config.fields import GrpoConfig
 from mlxreflect.config.schema import Fitting
+from mlxreflect.core.errors import UserError
 from mlxreflect.core.seeds import rng_for, seed_mlx
 from mlxreflect.train.batches import Group, Item, Pair, Part, collate
 from mlxreflect.train.cpu import faster_on_cpu, in_parts
@@ -161,6 +162,7 @@ class Trainer:
                 optimizer.update(self.model, grads)
                 mx.eval(self.model.trainable_parameters(), optimizer.state, norm)
                 mx.clear_cache()  # buffers of this step's shapes, which may not come again
+                check_finite(self.steps[name], loss, norm.item())
                 yield Step(
                     name,
                     self.steps[name],
@@ -296,6 +298,15 @@ class Trainer:
                 "each is run whole, which takes longer"
             )
         return self.network
+
+
+def check_finite(number: int, loss: float, norm: float) -> None:
+    """Raises UserError where training has come to nothing: all that follows would be nan."""
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise UserError(
+            f"step {number}: the loss is {loss}, its gradient's norm {norm}",
+            "begin anew in another folder with a lower learning rate, or a train.warmup",
+        )
 
 
 def loss_of(
