@@ -319,7 +319,16 @@ def test_a_loss_that_is_no_number_stops_the_training(command: Command) -> None:
     assert done.code == 2
     error, hint = last_two_lines(done.err)
     assert error.startswith("step 2: the loss is nan")
-    assert "lower learning rate" in hint
+    assert "lower train.lr" in hint
+
+
+def test_weights_ruined_by_the_only_step_stop_the_training(command: Command) -> None:
+    """That step's loss is of before its update, and no other step follows to see it."""
+    done = command(*command.arguments("sft", "out", "train.lr=1e300", "train.batch=999"))
+    assert done.code == 2
+    error, hint = last_two_lines(done.err)
+    assert error.startswith("step 1: weights") and "lower train.lr" in hint
+    assert not (command.folder / "out" / "adapter").exists()
 
 
 # ---- what is shown -------------------------------------------------------------------------------

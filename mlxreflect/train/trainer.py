@@ -162,7 +162,7 @@ class Trainer:
                 optimizer.update(self.model, grads)
                 mx.eval(self.model.trainable_parameters(), optimizer.state, norm)
                 mx.clear_cache()  # buffers of this step's shapes, which may not come again
-                check_finite(self.steps[name], loss, norm.item())
+                check_finite(self.steps[name], loss, norm.item(), self.trainable())
                 yield Step(
                     name,
                     self.steps[name],
@@ -300,13 +300,19 @@ class Trainer:
         return self.network
 
 
-def check_finite(number: int, loss: float, norm: float) -> None:
-    """Raises UserError where training has come to nothing: all that follows would be nan."""
+def check_finite(number: int, loss: float, norm: float, weights: Arrays) -> None:
+    """Raises UserError where training has come to nothing: all that follows would be nan.
+
+    Loss and norm are of before the update: only weights tell what the last step has made.
+    """
+    hint = (
+        "begin anew in another folder with a lower train.lr (train.sft.lr where a run imitates), "
+        "or a train.warmup"
+    )
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise UserError(
-            f"step {number}: the loss is {loss}, its gradient's norm {norm}",
-            "begin anew in another folder with a lower learning rate, or a train.warmup",
-        )
+        raise UserError(f"step {number}: the loss is {loss}, its gradient's norm {norm}", hint)
+    if not mx.stack([mx.isfinite(array).all() for array in weights.values()]).all().item():
+        raise UserError(f"step {number}: weights that it trained are no finite numbers", hint)
 
 
 def loss_of(
