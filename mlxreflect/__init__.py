@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxreflect.core.ui import awake
+from mlxreflect.core.machine import awake
 
 if TYPE_CHECKING:
     from mlxreflect.config.recipe import load_recipe as load_recipe

@@ -141,7 +141,7 @@ def test_moving_average_is_weighted_and_trails() -> None:
 
 def test_accuracy_is_of_fresh_problems_by_wave() -> None:
     waves = [wave(0), wave(1, stage="bucket", problems=3), wave(2, first_correct=4, problems=16)]
-    (axis,) = figure_of(plots.draw_accuracy, plots.Told(waves)).axes
+    (axis,) = figure_of(plots.draw_accuracy, plots.RunData(waves)).axes
     drawn = {line.get_label(): line for line in axis.lines}
     assert list(drawn) == ["first answer right", "first format kept", "solved after the wave"]
     assert list(drawn["first answer right"].get_xdata()) == [0, 2]
@@ -149,20 +149,20 @@ def test_accuracy_is_of_fresh_problems_by_wave() -> None:
     assert list(drawn["solved after the wave"].get_ydata()) == [5 / 8, 5 / 16]
 
     for word, last in (("accepted", "accepted after the wave"), ("", "first format kept")):
-        (axis,) = figure_of(plots.draw_accuracy, plots.Told(waves), word).axes
+        (axis,) = figure_of(plots.draw_accuracy, plots.RunData(waves), word).axes
         assert axis.lines[-1].get_label() == last
 
 
 def test_accuracy_average_counts_problems_not_waves() -> None:
     waves = [wave(i, problems=1 + i % 2 * 9, first_correct=i % 2 * 9) for i in range(6)]
-    (axis,) = figure_of(plots.draw_accuracy, plots.Told(waves)).axes
+    (axis,) = figure_of(plots.draw_accuracy, plots.RunData(waves)).axes
     (average,) = (x for x in axis.lines if x.get_label() == "first answer right (mean of 3)")
     assert average.get_ydata()[-1] == pytest.approx(18 / 21)
 
 
 def test_loss_has_a_panel_for_each_objective_there_was() -> None:
     steps = [step(1), step(1, "sft"), step(2), step(2, "sft")]
-    upper, lower = figure_of(plots.draw_loss, plots.Told(steps)).axes
+    upper, lower = figure_of(plots.draw_loss, plots.RunData(steps)).axes
     assert list(upper.lines[0].get_xdata()) == [1, 3]
     assert list(upper.lines[0].get_ydata()) == pytest.approx([0.69, 0.68])
     assert list(upper.lines[1].get_ydata()) == [math.log(2)] * 2
@@ -171,28 +171,28 @@ def test_loss_has_a_panel_for_each_objective_there_was() -> None:
         "DPO loss + NLL term\nper pair",
         "SFT loss\nper token",
     )
-    upper, _ = figure_of(plots.draw_loss, plots.Told([step(1, loss=2.1), step(2, "sft")])).axes
+    upper, _ = figure_of(plots.draw_loss, plots.RunData([step(1, loss=2.1), step(2, "sft")])).axes
     assert len(upper.lines) == 1  # with a loss that does not begin at ln 2, no line there
-    (only,) = figure_of(plots.draw_loss, plots.Told([step(1, "sft")])).axes
+    (only,) = figure_of(plots.draw_loss, plots.RunData([step(1, "sft")])).axes
     assert only.get_ylabel() == "SFT loss\nper token"
 
 
 def test_margin_leaves_sft_steps_out() -> None:
     steps = [step(1, "sft"), step(2), step(3, accuracy=1.0)]
-    upper, lower = figure_of(plots.draw_margin, plots.Told(steps)).axes
+    upper, lower = figure_of(plots.draw_margin, plots.RunData(steps)).axes
     assert list(upper.lines[0].get_xdata()) == [2, 3]
     assert list(upper.lines[0].get_ydata()) == [0.2, 0.3]
     assert list(lower.lines[0].get_ydata()) == [0.5, 1.0]
     phases = [step(1, "orpo", margin=0.5, accuracy=1.0),
               step(2, "exo_pair", margin=0.7, accuracy=1.0)]  # fmt: skip
-    upper, _ = figure_of(plots.draw_margin, plots.Told(phases)).axes
+    upper, _ = figure_of(plots.draw_margin, plots.RunData(phases)).axes
     drawn = {line.get_label(): list(line.get_ydata()) for line in upper.lines[:2]}
     assert drawn == {"chosen − rejected, exo_pair": [0.7], "chosen − rejected, orpo": [0.5]}
 
 
 def test_bucket_shows_size_passes_and_verifications() -> None:
     waves = [wave(0, bucket=4), wave(1, bucket=1, stage="mastery", verifications=2)]
-    upper, lower = figure_of(plots.draw_bucket, plots.Told(waves)).axes
+    upper, lower = figure_of(plots.draw_bucket, plots.RunData(waves)).axes
     drawn = {line.get_label(): line for line in upper.lines}
     assert list(drawn["after the wave"].get_ydata()) == [4, 1]
     passes = drawn["after a pass over the bucket list"]
@@ -221,7 +221,7 @@ def test_accuracy_has_a_row_an_arm_with_its_interval(tmp_path: Path) -> None:
     arms = arms_of(tmp_path, {"base": 10, "trained": 30})
     results = {arm.name: {**arm.results, "ci_low": 0.1, "ci_high": 0.9} for arm in arms}
     said = {"sentence": "trained is $better$ than base"}
-    compared = figure_of(plots.draw_comparison, plots.Told([], results, "r3, $tiny$"), said)
+    compared = figure_of(plots.draw_comparison, plots.RunData([], results, "r3, $tiny$"), said)
     assert compared.get_suptitle().endswith("\nr3, $tiny$")
     assert "$better$" in compared.get_supxlabel()
     report = figure_of(plots.draw_accuracies, by_task(arms))
@@ -241,7 +241,7 @@ def test_a_runs_comparison_has_the_paired_difference(tmp_path: Path) -> None:
     results = {arm.name: {**arm.results, "ci_low": 0.1, "ci_high": 0.9} for arm in arms}
     found = {"a": "base", "b": "trained", "difference": 0.125, "ci_low": -0.03, "ci_high": 0.28,
              "alpha": 0.05, "sentence": ""}  # fmt: skip
-    figure = figure_of(plots.draw_comparison, plots.Told([], results), found)
+    figure = figure_of(plots.draw_comparison, plots.RunData([], results), found)
     below, above = figure.axes
     assert ticks(above) == ["base", "trained"] and ticks(below) == ["+12.5"]
     (bar,) = below.containers
@@ -256,7 +256,7 @@ def test_what_begins_anew_is_marked_and_held_out_points_are_drawn() -> None:
             for n in (0, 4)]  # fmt: skip
     arms = {name: {"accuracy": value} for name, value in
             {"base": 0.3, "round-1": 0.4, "trained": 0.5}.items()}  # fmt: skip
-    told = plots.Told([*rows, *held], arms, "a run, tiny")
+    told = plots.RunData([*rows, *held], arms, "a run, tiny")
     assert told.anew() == [(2, 3, "reference"), (2, 3, "adapter")]
 
     def lines(axis: Any, label: str) -> list[tuple[Any, Any]]:

@@ -18,8 +18,10 @@ from mlxreflect.config.recipe import (
     with_whole_paths,
 )
 from mlxreflect.config.schema import Recipe
+from mlxreflect.core import machine
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import Commits
+from mlxreflect.core.machine import swap_used
 from mlxreflect.core.ui import Ui
 from mlxreflect.evaluation.evaluate import find_spec
 from mlxreflect.report.show import show_header
@@ -31,7 +33,6 @@ from mlxreflect.runs.folder import (
     create_job,
     create_run,
     open_folder,
-    swap_used,
 )
 
 SMALL = (
@@ -384,11 +385,11 @@ def test_it_stops_at_a_commit_where_swap_has_grown(
 def test_swap_is_what_the_system_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meminfo, sysctl = tmp_path / "meminfo", tmp_path / "sysctl"
     meminfo.write_text("SwapCached: 5 kB\nSwapTotal:  3000000 kB\nSwapFree:    1000000 kB\n")
-    monkeypatch.setattr(folder_module, "MEMINFO", meminfo)
+    monkeypatch.setattr(machine, "MEMINFO", meminfo)
     assert swap_used() == pytest.approx(2.048)
-    monkeypatch.setattr(folder_module, "MEMINFO", tmp_path / "none")
+    monkeypatch.setattr(machine, "MEMINFO", tmp_path / "none")
     assert swap_used() == 0
-    monkeypatch.setattr(folder_module, "SYSCTL", str(sysctl))
+    monkeypatch.setattr(machine, "SYSCTL", str(sysctl))
     for used, size in (("1024.50M", 1.07427), ("1024,50M", 1.07427), ("?", 0)):
         said = f"total = 2048.00M  used = {used}  free = 1023.50M  (encrypted)"
         sysctl.write_text(f"#!/bin/sh\necho '{said}'\n")

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from mlxreflect.cli import evaluate, run, setup
-from mlxreflect.core.errors import UserError, machine_fault
-from mlxreflect.core.ui import awake, safe_text
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.machine import awake, machine_fault
+from mlxreflect.core.ui import safe_text
 
 app = typer.Typer(
     help="Make small language models reason better on your own machine, and prove that they did.",

@@ -95,7 +95,7 @@ def merge_profiles(
 
 
 class Shared(NamedTuple):
-    """What recipes/models.toml says.
+    """Holds recipes/models.toml.
 
     memory_gb: by profile, what its model takes. suggested: profiles that go together, the largest
     first.

@@ -100,7 +100,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def in_line(error: Exception) -> str:
-    """What is wrong with a line of JSONL; the decoder's own line number would be another one."""
+    """Returns what is wrong with a line of JSONL, without the decoder's own line number."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg[:1].lower()}{error.msg[1:]} at character {error.pos + 1}"
     return str(error)

@@ -8,8 +8,6 @@ import io
 import json
 import os
 import re
-import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -33,21 +31,6 @@ UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
-
-
-@contextmanager
-def awake() -> Iterator[None]:
-    """Keeps a Mac from sleeping, to the end of this process at most; its display may."""
-    program = shutil.which("caffeinate") if sys.platform == "darwin" else None
-    quiet = subprocess.DEVNULL
-    call = [program or "", "-i", "-w", str(os.getpid())]
-    keeper = subprocess.Popen(call, stdin=quiet, stdout=quiet, stderr=quiet) if program else None
-    try:
-        yield
-    finally:
-        if keeper:
-            keeper.terminate()
-            keeper.wait()
 
 
 def safe_text(text: str) -> str:

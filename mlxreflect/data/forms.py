@@ -107,7 +107,7 @@ def message_of(value: Any, at: str) -> dict[str, Any]:
 
 
 def from_json(text: Any) -> Any:
-    """What JSON in a text says; anything else as it is."""
+    """Returns what JSON in a text says; anything else as it is."""
     try:
         return json.loads(text) if isinstance(text, str) else text
     except (ValueError, RecursionError):

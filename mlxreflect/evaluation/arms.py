@@ -188,7 +188,7 @@ def load_arms(folders: Sequence[Path], names: Sequence[str] = ()) -> list[Arm]:
 
     names: of the folders, if given. Raises UserError for a folder without a finished evaluation.
     """
-    check_names(names, folders)
+    check_arm_names(names, len(folders))
     found: dict[Path, Path] = {}
     called: dict[Path, str] = {}
     for folder, name in zip_longest(folders, names, fillvalue=""):
@@ -206,11 +206,11 @@ def load_arms(folders: Sequence[Path], names: Sequence[str] = ()) -> list[Arm]:
     return [arm for arms in read for arm in arms]
 
 
-def check_names(names: Sequence[str], paths: Sequence[Path]) -> None:
-    """Raises UserError where names are not one for each path, and no two alike."""
-    if names and len(set(names)) != len(paths):
+def check_arm_names(names: Sequence[str], count: int) -> None:
+    """Raises UserError where names are not one for each of so many folders, and no two alike."""
+    if names and len(set(names)) != count:
         raise UserError(
-            f"--name {names[0]}: {len(set(names))} names for {len(paths)} folders",
+            f"--name {names[0]}: {len(set(names))} names for {count} folders",
             "give one --name for each, in their order, or none",
         )
 

@@ -22,7 +22,7 @@ from mlxreflect.evaluation.arms import (
     Arm,
     ProblemSamples,
     by_task,
-    check_names,
+    check_arm_names,
     find_arms,
     pair_tasks,
     quick_fault,
@@ -89,7 +89,7 @@ def compare_all(paths: Sequence[Path], options: Options | None = None) -> dict[s
             f"{folder}: not two evaluations to compare",
             "name two or more: mlxreflect compare BASE TRAINED",
         )
-    check_names(options.names, paths)
+    check_arm_names(options.names, len(paths))
     arms = read_all([trained if (trained := path / "eval" / "trained").is_dir() else path
                      for path in paths], options.names)  # fmt: skip
     tasks = pair_tasks(arms)
@@ -262,8 +262,8 @@ def plan(pairs: Pairs, options: Options) -> dict[str, Any]:
     varies = {"omega2": omega2, "noise_a": noise_a, "noise_b": noise_b}
     needed = math.ceil(stats.questions_needed(delta, **varies, alpha=options.alpha))
     said = (
-        f"About {needed} questions like these show a true difference of {100 * delta:.3g} points "
-        "4 times in 5."
+        f"With about {needed} questions like these, a true difference of {100 * delta:.3g} points "
+        "is found in 4 of 5 evaluations."
     )
     return {"difference": delta, "questions": needed, **varies, "sentence": said}
 
@@ -419,7 +419,7 @@ def compare_counts(given: Sequence[str], options: Options) -> dict[str, Any]:
             "leave it out, or leave --unpaired out",
         )
     arms = [count(one) for one in given]
-    check_names(options.names, [Path(one) for one in given])
+    check_arm_names(options.names, len(given))
     if options.names:
         arms = [arm._replace(name=one) for arm, one in zip(arms, options.names, strict=True)]
     elif len({arm.name for arm in arms}) < len(arms):

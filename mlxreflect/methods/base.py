@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mlxreflect.train.trainer import Step, Trainer
 
 Seed = tuple[int | str, ...]
+SAMPLED = ("attempt", "verify", "retry")  # roles of the policy's own answers
 STATUSES: tuple[str, ...] = get_args(get_type_hints(Outcome)["status"])
 WORDS = {
     "solved_first": "right at the first try",
@@ -408,7 +409,7 @@ def count_wave(episodes: list[Episode]) -> dict[str, Any]:
 
 def count_cut(episodes: list[Episode]) -> dict[str, int]:
     """Returns how many answers the policy gave, and how many policy.max_new_tokens cut off."""
-    answers = [t for e in episodes for t in e.turns if t.role in ("attempt", "verify", "retry")]
+    answers = [t for e in episodes for t in e.turns if t.role in SAMPLED]
     return {"answers": len(answers), "cut": sum(map(cut_off, answers))}
 
 

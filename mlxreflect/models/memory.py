@@ -1,4 +1,4 @@
-"""What generation takes of memory, asked of the model: keys and values, prompts, and tokens."""
+"""The memory of generation, asked of the model: keys and values, prompts, and tokens."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any

@@ -62,28 +62,28 @@ def draw_plots(run_dir: Path, solved: str = "solved") -> list[Path]:
     neither metrics.jsonl nor an evaluation.
     """
     metrics = run_dir / "metrics.jsonl"
-    told = Told(list(read_rows(metrics)), read_arms(run_dir), name_of(run_dir))
-    waves, steps, arms = told.kind("wave"), told.kind("step"), told.arms
+    data = RunData(list(read_rows(metrics)), read_arms(run_dir), name_of(run_dir))
+    waves, steps, arms = data.kind("wave"), data.kind("step"), data.arms
     if not metrics.is_file() and not arms:
         raise UserError(f"{metrics}: no such file", "give the folder of a run")
     found = read_results(run_dir / "comparison.json") or {}
     listed = (wave.get("bucket") or wave.get("verifications") for wave in waves)
     drawings: Drawings = {
-        "accuracy": (4.5 * bool(fresh(waves)), lambda figure: draw_accuracy(figure, told, solved)),
-        "loss": (4.5 * bool(steps), lambda figure: draw_loss(figure, told)),
-        "margin": (4.5 * bool(paired(steps)), lambda figure: draw_margin(figure, told)),
-        "reward": (4.5 * bool(rewarded(waves)), lambda figure: draw_reward(figure, told)),
-        "bucket": (4.5 * any(listed), lambda figure: draw_bucket(figure, told)),
+        "accuracy": (4.5 * bool(fresh(waves)), lambda figure: draw_accuracy(figure, data, solved)),
+        "loss": (4.5 * bool(steps), lambda figure: draw_loss(figure, data)),
+        "margin": (4.5 * bool(paired(steps)), lambda figure: draw_margin(figure, data)),
+        "reward": (4.5 * bool(rewarded(waves)), lambda figure: draw_reward(figure, data)),
+        "bucket": (4.5 * any(listed), lambda figure: draw_bucket(figure, data)),
         "comparison": (
             bool(arms) * (2.6 + ROW * len(arms) + 1.3 * ("ci_low" in found)),
-            lambda figure: draw_comparison(figure, told, found),
+            lambda figure: draw_comparison(figure, data, found),
         ),
     }
     return save(drawings, run_dir / "plots")
 
 
 @dataclass(frozen=True)
-class Told:
+class RunData:
     """Rows of metrics.jsonl, and results.json of each arm. of: names run, model and task."""
 
     rows: Rows
@@ -112,11 +112,11 @@ def name_of(run_dir: Path) -> str:
     return ", ".join(short(str(one)) for one in (run_dir.resolve().name, *named) if one)
 
 
-def mark_anew(axis: Axes, told: Told, *, steps: bool) -> None:
+def mark_anew(axis: Axes, data: RunData, *, steps: bool) -> None:
     """Draws a line where the reference or the adapter begins anew. steps: of the x axis."""
     looks = {"reference": ":", "adapter": "-."}
     known = set[str]()
-    for waves, before, what in told.anew():
+    for waves, before, what in data.anew():
         label = "" if what in known else f"{what} begins anew"
         x = before + 0.5 if steps else waves - 0.5
         axis.axvline(x, color=GREY, linewidth=1, linestyle=looks[what], label=label)
@@ -195,14 +195,14 @@ def percent(axis: Axes) -> None:
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
 
 
-def draw_accuracy(figure: Figure, told: Told, solved: str = "solved") -> None:
+def draw_accuracy(figure: Figure, data: RunData, solved: str = "solved") -> None:
     """Shares of a wave's problems; over waves of fresh problems, not those of the bucket list.
 
     Held-out problems stand where the policy was asked them: before, after a wave, at the end.
     """
     title = "Accuracy on training problems"
-    (axis,) = panels(figure, title, ["share of the wave"], "wave", told.of)
-    waves = told.kind("wave")
+    (axis,) = panels(figure, title, ["share of the wave"], "wave", data.of)
+    waves = data.kind("wave")
     shown = fresh(waves)
     for key, label, color in (
         ("first_correct", "first answer right", BLUE),
@@ -213,9 +213,9 @@ def draw_accuracy(figure: Figure, told: Told, solved: str = "solved") -> None:
         trend(axis, points, label, color, [w["problems"] for _, w in shown])
     at = {"base": -0.5, **{wave["arm"]: i for i, wave in enumerate(waves) if "arm" in wave},
           "trained": len(waves) - 0.5}  # fmt: skip
-    held_out = [(x, told.arms[arm]["accuracy"]) for arm, x in at.items() if arm in told.arms]
+    held_out = [(x, data.arms[arm]["accuracy"]) for arm, x in at.items() if arm in data.arms]
     draw_held_out(axis, held_out, "held-out problems")
-    mark_anew(axis, told, steps=False)
+    mark_anew(axis, data, steps=False)
     axis.set_xlim(-0.9, len(waves) - 0.1)
     percent(axis)
     legend(axis)
@@ -227,12 +227,12 @@ def draw_held_out(axis: Axes, found: Sequence[tuple[float, float]], label: str) 
         axis.plot(*zip(*found, strict=True), "D--", **look)
 
 
-def draw_reward(figure: Figure, told: Told) -> None:
+def draw_reward(figure: Figure, data: RunData) -> None:
     title, labels = "Rewards of the policy's answers", ["mean reward"]
-    (axis,) = panels(figure, title, labels, "wave", told.of)
-    trend(axis, rewarded(told.kind("wave")), "GRPO's rewards", BLUE)
-    mark_anew(axis, told, steps=False)
-    axis.set_xlim(-0.9, len(told.kind("wave")) - 0.1)
+    (axis,) = panels(figure, title, labels, "wave", data.of)
+    trend(axis, rewarded(data.kind("wave")), "GRPO's rewards", BLUE)
+    mark_anew(axis, data, steps=False)
+    axis.set_xlim(-0.9, len(data.kind("wave")) - 0.1)
     legend(axis)
 
 
@@ -250,17 +250,17 @@ def paired(steps: Rows) -> list[str]:
     return [kind for kind in PAIRS if series(steps, "margin", kind)]
 
 
-def looks_at(told: Told, key: str) -> list[tuple[float, float]]:
+def held_out_figures(data: RunData, key: str) -> list[tuple[float, float]]:
     """Returns what a training measured on its held-out rows, by step."""
-    rows = told.kind("held_out")
+    rows = data.kind("held_out")
     return [(row["step"], row[key]) for row in rows if row.get(key) is not None]
 
 
-def draw_loss(figure: Figure, told: Told) -> None:
-    steps = told.kind("step")
+def draw_loss(figure: Figure, data: RunData) -> None:
+    steps = data.kind("step")
     kinds = [kind for kind in LOSSES if series(steps, "loss", kind)]
     labels = [LOSSES[kind] for kind in kinds]
-    axes = panels(figure, "Training loss", labels, "training step", told.of)
+    axes = panels(figure, "Training loss", labels, "training step", data.of)
     for axis, kind in zip(axes, kinds, strict=True):
         losses = series(steps, "loss", kind)
         trend(axis, losses, kind.upper(), BLUE if kind in PAIRS else GREEN)
@@ -268,22 +268,22 @@ def draw_loss(figure: Figure, told: Told) -> None:
         if kind == "dpo" and abs(losses[0][1] - math.log(2)) < 0.02:
             style: dict[str, Any] = {"color": GREY, "linewidth": 1, "linestyle": "--"}
             axis.axhline(math.log(2), label="ln 2: no preference", **style)
-        draw_held_out(axis, looks_at(told, "loss"), "held-out rows")
-        mark_anew(axis, told, steps=True)
+        draw_held_out(axis, held_out_figures(data, "loss"), "held-out rows")
+        mark_anew(axis, data, steps=True)
         legend(axis)
     axes[-1].set_xlim(-0.5, len(steps) + 1)
 
 
-def draw_margin(figure: Figure, told: Told) -> None:
+def draw_margin(figure: Figure, data: RunData) -> None:
     title, labels = "Chosen against rejected responses", ["reward margin", "pairs ranked right"]
-    upper, lower = panels(figure, title, labels, "training step", told.of)
-    steps = told.kind("step")
+    upper, lower = panels(figure, title, labels, "training step", data.of)
+    steps = data.kind("step")
     for kind, color in zip(paired(steps), (BLUE, ORANGE, GREEN, GREY), strict=False):
         trend(upper, series(steps, "margin", kind), f"chosen − rejected, {kind}", color)
         trend(lower, series(steps, "accuracy", kind), f"margin above 0, {kind}", color)
     for axis, key in ((upper, "margin"), (lower, "accuracy")):
-        draw_held_out(axis, looks_at(told, key), "held-out rows")
-        mark_anew(axis, told, steps=True)
+        draw_held_out(axis, held_out_figures(data, key), "held-out rows")
+        mark_anew(axis, data, steps=True)
     upper.axhline(0, color=GREY, linewidth=1, linestyle="--")
     lower.set_xlim(-0.5, len(steps) + 1)
     percent(lower)
@@ -291,10 +291,10 @@ def draw_margin(figure: Figure, told: Told) -> None:
     legend(lower)
 
 
-def draw_bucket(figure: Figure, told: Told) -> None:
-    title, waves = "Bucket list and verification", told.kind("wave")
+def draw_bucket(figure: Figure, data: RunData) -> None:
+    title, waves = "Bucket list and verification", data.kind("wave")
     labels = ["problems on\nbucket list", "verification\nattempts"]
-    upper, lower = panels(figure, title, labels, "wave", told.of)
+    upper, lower = panels(figure, title, labels, "wave", data.of)
     xs, sizes = list(range(len(waves))), [wave.get("bucket", 0) for wave in waves]
     upper.plot(xs, sizes, color=BLUE, drawstyle="steps-post", label="after the wave")
     if len(waves) < 30:  # one wave alone draws no line
@@ -315,12 +315,12 @@ def draw_bucket(figure: Figure, told: Told) -> None:
     lower.set_xlim(-0.9, len(waves) - 0.1)
 
 
-def draw_comparison(figure: Figure, told: Told, found: Mapping[str, Any]) -> None:
+def draw_comparison(figure: Figure, data: RunData, found: Mapping[str, Any]) -> None:
     """Draws a run's arms as a report's, and below them their paired difference.
 
     found: comparison.json, as far as it is there.
     """
-    arms = told.arms
+    arms = data.arms
     counts = sorted({arm["n"] for arm in arms.values()})
     rows = {name: (arm["accuracy"], arm["ci_low"], arm["ci_high"]) for name, arm in arms.items()}
     asked = f"{' and '.join(map(str, counts))} questions"
@@ -330,7 +330,7 @@ def draw_comparison(figure: Figure, told: Told, found: Mapping[str, Any]) -> Non
         parts: Any = figure.subfigures(2, 1, height_ratios=[1.9 + ROW * len(arms), 2.0])
         upper, lower = parts
         draw_difference(lower.subplots(), found)
-    draw_rows(upper, "Answers right on held-out problems", {asked: rows}, told.of)
+    draw_rows(upper, "Answers right on held-out problems", {asked: rows}, data.of)
     sentence = textwrap.fill(found.get("sentence", ""), 105)
     lower.supxlabel(sentence, fontsize=9, parse_math=False)
 

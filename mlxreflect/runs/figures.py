@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -20,7 +20,7 @@ from mlxreflect.evaluation.compare import Options, compare, compare_all
 from mlxreflect.evaluation.evaluate import MUCH, problem_set
 from mlxreflect.evaluation.generators import Answers, LocalModel
 from mlxreflect.evaluation.runner import generator_of, measure
-from mlxreflect.methods.base import Exam, Played, Wave, count_statuses
+from mlxreflect.methods.base import SAMPLED, Exam, Played, Wave, count_statuses
 from mlxreflect.methods.session import HELPED
 from mlxreflect.prompts.parsing import TAGS
 from mlxreflect.report.report import write_outputs
@@ -32,7 +32,6 @@ COMPARED = ("n", "accuracy_a", "accuracy_b", "gains", "losses", "difference", "c
             "p_exact", "p_mid")  # fmt: skip
 MEASURED = ("n", "accuracy", "ci_low", "ci_high", "format_rate", "parse_failures", "truncated")
 ENOUGH = 20  # answers, of which a share can be told
-POLICYS = ("attempt", "verify", "retry")  # roles of turns that no critic wrote
 FEW = 4  # fewer attempts say nothing of whether the policy knows the format
 
 
@@ -127,8 +126,8 @@ def too_short(spent: Counter[str], recipe: Recipe) -> str:
     n, cut = spent["answers"], spent["cut"]
     if n < ENOUGH or cut <= MUCH * n:
         return ""
-    lost = ", and are neither imitated nor held against the policy"
-    lost = lost if recipe.train.cut == "skip" else ""
+    skips = recipe.train.cut == "skip"
+    lost = ", and are neither imitated nor held against the policy" if skips else ""
     return (
         f"warning: {cut / n:.1%} of {n} answers were cut off at policy.max_new_tokens = "
         f"{recipe.policy.max_new_tokens}{lost}: raise policy.max_new_tokens"
@@ -201,11 +200,11 @@ def conclude(
 
     draw_plots(run.path, method_of(run.config).solved)
     write_outputs([run.path], logs=False)
-    summary = summarise_run(run, base, trained, comparison, calls)
-    if said := lost_texts(run.path):
-        ui.line(f"warning: {said}")
+    summary, lost = summarise_run(run, base, trained, comparison, calls), lost_texts(run.path)
+    if lost.said:
+        ui.line(f"warning: {lost.said}")
     if not summary["tokens_trained"]:
-        summary["untrained"] = untrained(run.path, summary, said)
+        summary["untrained"] = untrained(run.path, summary, lost)
     return summary
 
 
@@ -252,40 +251,48 @@ def summarise_run(
 # ---- a run that came to nothing ------------------------------------------------------------------
 
 
-def lost_texts(folder: Path) -> str:
-    """Returns why no call of a critic, or no rewrite, was of use in a whole run; else "".
+class Lost(NamedTuple):
+    """said: why no text of a critic was of use, or "". calls: no call of one gave any."""
 
-    The last reason is in it, however few there were.
+    said: str = ""
+    calls: bool = False
+
+
+def lost_texts(folder: Path) -> Lost:
+    """Returns whether every call of a critic, or every rewrite, was in vain in a whole run.
+
+    The last reason is said, however few there were.
     """
     turns = [turn for row in read_rows(folder / "episodes.jsonl") for turn in row["turns"]]
-    asked = [turn for turn in turns if turn["role"] not in POLICYS]
+    asked = [turn for turn in turns if turn["role"] not in SAMPLED]
     failed = [turn["error"] for turn in asked if turn["error"] is not None]
     if failed and len(failed) == len(asked):
-        return f"none of {len(asked)} critic calls gave a text; the last: {failed[-1]}"
+        return Lost(f"none of {len(asked)} critic calls gave a text; the last: {failed[-1]}", True)
     written = [t["verdict"] for t in turns if t["role"] in HELPED and t["verdict"] is not None]
     refused = [one for one in written if not (one["correct"] and one["format_ok"])]
     if refused and len(refused) == len(written):
         last = refused[-1]["reason"] or "the answer is wrong"
-        return f"none of {len(written)} rewrites was taken; the last: {last}"
-    return ""
+        return Lost(f"none of {len(written)} rewrites was taken; the last: {last}")
+    return Lost()
 
 
-def untrained(folder: Path, summary: Figures, lost: str) -> dict[str, str]:
+def untrained(folder: Path, summary: Figures, lost: Lost) -> dict[str, str]:
     """Returns why a run trained on nothing, and what to change. lost: as `lost_texts` says."""
     rows = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "wave"]
     asked, passed = sum(r["problems"] for r in rows), sum(r["passed"] for r in rows)
     cut, answers = sum(r.get("cut", 0) for r in rows), sum(r.get("answers", 0) for r in rows)
     show = "`mlxreflect show RUN_DIR --problem ID` tells what happened to one"
     why, hint = "no attempt and nothing else made an example", show
-    if lost.startswith("none of") and "critic calls" in lost:
-        why, hint = lost, "see that the critic answers as it is asked to: mlxreflect doctor RECIPE"
+    if lost.calls:
+        why = lost.said
+        hint = "see that the critic answers as it is asked to: mlxreflect doctor RECIPE"
     elif cut and cut == answers:
         why, hint = f"all {cut} answers were cut off", "raise policy.max_new_tokens"
     elif asked and passed == asked:
         why = f"all {asked} attempts were right, and so there was nothing to learn from"
         hint = "take harder or more problems ([task]), or raise policy.temperature"
-    elif lost:
-        why = lost
+    elif lost.said:
+        why = lost.said
         hint = f"take a larger critic.model, or raise critic.max_tokens; {show}"
     elif summary["dropped"]:
         why = f"no example could be trained on: {', '.join(summary['dropped'])}"

@@ -8,8 +8,6 @@ optimizers, the reference and the state. Whatever stops the work, it goes on fro
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -31,12 +29,12 @@ from mlxreflect.config.recipe import (
 )
 from mlxreflect.config.schema import Job, Recipe
 from mlxreflect.config.toml import apply_settings, dump_toml, flatten, read_toml, validate
-from mlxreflect.core.errors import UserError, machine_fault
+from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import Commits, read_json, take_lock, write_atomic
+from mlxreflect.core.machine import machine_fault, swap_used
 from mlxreflect.core.ui import Ui
 from mlxreflect.data.matching import FILE
 
-SYSCTL, MEMINFO = "/usr/sbin/sysctl", Path("/proc/meminfo")  # of macOS, of Linux
 C = TypeVar("C", bound=Recipe | Job)
 
 
@@ -229,21 +227,6 @@ def carry_out(
             from mlxreflect.runs.run import execute as work  # type: ignore[assignment]
         summary = work(folder, ui)
     return {**summary, "folder": str(folder.path)} if named else summary
-
-
-def swap_used() -> float:
-    """Returns the gigabytes that the system has moved from memory to the disk; 0: it does not say.
-
-    Those of all programs together; no system says whose they are.
-    """
-    if sys.platform == "darwin":
-        said = subprocess.run([SYSCTL, "-n", "vm.swapusage"], capture_output=True, text=True).stdout
-        used = re.search(r"used = ([\d.,]+)M", said)
-        return float(used[1].replace(",", ".")) * 2**20 / 1e9 if used else 0.0
-    with suppress(OSError):
-        sizes = dict(re.findall(r"^(Swap\w+): *(\d+) kB$", MEMINFO.read_text(), re.MULTILINE))
-        return (int(sizes.get("SwapTotal", 0)) - int(sizes.get("SwapFree", 0))) * 1024 / 1e9
-    return 0.0
 
 
 # ---- a new folder --------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ from mlxreflect.models.load import (
 )
 from mlxreflect.models.memory import weights_of
 from mlxreflect.models.template import with_tags
-from mlxreflect.setup.memory import Known, memory_rows, totals
+from mlxreflect.setup.memory import GB, Known, memory_rows, totals
 from mlxreflect.stats import power_sentence
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.memory import memory_limit, most_tokens
@@ -63,7 +63,6 @@ if TYPE_CHECKING:
 CALL_S = 120.0  # a server may have to load its model first
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 ASK = Call("critique", make_problem("doctor", {}), [{"role": "user", "content": "Say ok."}], "")
-GB = 1e9
 DISK_GB = 1.0  # less than this is no place for a run
 
 

@@ -33,8 +33,10 @@ GB = 1e9
 
 
 class Row(NamedTuple):
-    """What takes memory in some phases. bytes: None where a model is not here. lower: the keys
-    that make it less."""
+    """A thing that takes memory in some phases.
+
+    bytes: None where a model is not here. lower: the keys that make it less.
+    """
 
     what: str
     bytes: int | None
@@ -44,8 +46,11 @@ class Row(NamedTuple):
 
 @dataclass
 class Known:
-    """What doctor found of a run. policy: its shapes; None: not here. critics: bytes of those on
-    this machine; None: not known. local: shapes of critics that this process loads."""
+    """The findings of doctor about a run.
+
+    policy: its shapes; None: not here. critics: bytes of those on this machine; None: not known.
+    local: shapes of critics that this process loads.
+    """
 
     policy: nn.Module | None = None
     template: ChatTemplate | None = None
@@ -56,8 +61,10 @@ class Known:
 
 
 def memory_rows(recipe: Recipe, known: Known) -> list[Row]:
-    """Returns what the run takes, each for the longest that its texts may be. Raises UserError for
-    LoRA layers that the model does not have."""
+    """Returns what the run takes, each for the longest that its texts may be.
+
+    Raises UserError for LoRA layers that the model does not have.
+    """
     phases = ["attempts", *(["critics"] if known.local else []), "training", "evaluation"]
     rows = [Row(name, size, phases, "critic.model") for name, size in known.critics.items()]
     if known.policy is None:

@@ -22,7 +22,7 @@ from mlxreflect.core.seeds import rng_for
 Interval = tuple[float, float]
 FLIPS = 10_000  # sign flips of the permutation test, where 2^questions is more than that
 BLOCK = 1000  # of them at a time
-POWER = 0.8  # with which a difference is shown: "4 times in 5"
+POWER = 0.8  # with which a difference is found: "in 4 of 5 evaluations"
 DISCORDANCE = 0.2  # share of questions on which two arms are taken to differ, beforehand
 NODES = 512  # Gauss-Legendre: exact for polynomials of degree 1023, far closer than 1e-9 beyond
 EDGE = 1e-9  # of the means, where a division by 1 ± m would fail
@@ -415,7 +415,10 @@ def power_sentence(n: int, effect: float | None = None) -> str:
     effect = minimum_detectable_effect(DISCORDANCE, n) if effect is None else effect
     if effect >= 1:
         return "So few questions cannot show any difference."
-    return f"{n} questions show a true difference of {100 * effect:.1f} points 4 times in 5."
+    return (
+        f"With {n} questions, a true difference of {100 * effect:.1f} points is found in 4 of 5 "
+        "evaluations."
+    )
 
 
 def unpaired_sentence(r: Mapping[str, Any]) -> str:

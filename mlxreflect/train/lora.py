@@ -5,7 +5,6 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
-from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from mlxreflect.config.schema import Fitting, LoraConfig
@@ -13,10 +12,9 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json
 from mlxreflect.core.seeds import seed_mlx
 from mlxreflect.models.load import floating, model_folder, read_adapter, to_float32
+from mlxreflect.models.memory import EXPERTS, LINEAR
 from mlxreflect.train.recurrent import refuse_untrainable
 
-EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
-LINEAR = (nn.Linear, nn.QuantizedLinear, *EXPERTS)
 # Names, anywhere in a layer's, of what weighs experts in mlx-lm's models.
 ROUTERS = {"gate", "router", "wg", "classifier", "shared_expert_gate"}
 Arrays = dict[str, mx.array]
@@ -31,7 +29,7 @@ def linear_keys(model: nn.Module, last: int = 0) -> list[str]:
     Without those of Kimi K3 whose weights its blocks read themselves, past any LoRA.
     """
     names = {n: 0 for layer in model.layers[-last:] for n, m in layer.named_modules()
-             if isinstance(m, LINEAR) and not n.endswith("_res_proj")}  # fmt: skip
+             if isinstance(m, LINEAR + EXPERTS) and not n.endswith("_res_proj")}  # fmt: skip
     return list(names)
 
 
