@@ -60,10 +60,10 @@ def test_cases_from_practice(name: str, tmp_path: Path) -> None:
 
 
 # ---- generated responses -------------------------------------------------------------------------
-# A known value in clutter of known kinds: its verdict follows from what was put in. The seed is
-# printed; MLXREFLECT_FUZZ_SEED=N repeats it.
+# A known value in clutter of known kinds: its verdict follows from what was put in. One seed by
+# default, so that a failure is its change's own; MLXREFLECT_FUZZ_SEED=N tries another.
 
-SEED = int(os.environ.get("MLXREFLECT_FUZZ_SEED", "0")) or random.SystemRandom().randrange(1, 2**32)
+SEED = int(os.environ.get("MLXREFLECT_FUZZ_SEED", "14"))
 BEFORE = [
     "", "", "First 3 + 4 = 7. ", "<think>The answer is 97.</think>", "#### 97\n", "\\boxed{97}\n", "\n",
     "Answer: 97\nNo, that is wrong.\n", "At 11:05 she had 97 of 99.\n", "Question: 97 or 99?\n",
@@ -86,7 +86,7 @@ AFTER = [
 SPOILED = [
     "not @", "@ or 97", "97 or @", "between @ and 9999", "more than @", "less than @", "@ to 9999",
     "@ thousand", "@:05", "\\sqrt{@}", "@ and 97", "@; 97", "@, 97", "@/7", "@k", "@²", "@^2", "@ + 1",
-    "2 * @", "H@", "@_1", "@ \\times 10^3", "\\frac{@}{7}", "@½", "1@", "-@", "> @", "@e5",
+    "2 * @", "H@", "@_1", "@ \\times 10^3", "\\frac{@}{7}", "@½", "1@", "-@", "x > @", "@e5",
 ]  # fmt: skip
 
 

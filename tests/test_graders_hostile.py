@@ -1,11 +1,10 @@
 """No text makes a grader raise, hang or pass: a corpus a grader, floods of a megabyte, and fuzzing.
 
-The seed of the fuzzing is printed; MLXREFLECT_FUZZ_SEED=N repeats it, MLXREFLECT_FUZZ_EXAMPLES=N
+The seed of the fuzzing is printed; MLXREFLECT_FUZZ_SEED=N tries another, MLXREFLECT_FUZZ_EXAMPLES=N
 sets how many responses each set of rules gets.
 """
 
 import os
-import random
 import threading
 import time
 import tracemalloc
@@ -30,7 +29,7 @@ SHORT = 20_000  # characters of a case that the fast tests grade
 LIMIT_S = 0.1
 HANG_S = 300.0  # a guard against hanging only
 MOST_SHOWN = 4000
-SEED = int(os.environ.get("MLXREFLECT_FUZZ_SEED", "0")) or random.SystemRandom().randrange(1, 2**32)
+SEED = int(os.environ.get("MLXREFLECT_FUZZ_SEED", "14"))
 EXAMPLES = int(os.environ.get("MLXREFLECT_FUZZ_EXAMPLES", "3000"))
 
 
