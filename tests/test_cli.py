@@ -241,10 +241,6 @@ LIGHT: dict[str, tuple[list[str], str, str]] = {
         ["run", "quickstart", "--set", "policy.model=/none", "--run-dir", "new"],
         "policy.model = '/none': no such folder", "give a folder",
     ),
-    "a solver that the task has not": (
-        ["run", "quickstart", "--set", "task.name=last_letter", "--run-dir", "new"],
-        'critic.provider = "solver": the task last_letter has no exact solver', "ollama",
-    ),
     "show nothing": (["show", "nope"], "nope: no such folder", "`mlxreflect run`"),
     "compare nothing": (["compare", "a", "b"], "a: no such file", "an evaluation's folder"),
     "compare at no level": (["compare", "a", "b", "--alpha", "2"], "--alpha 2: not", "0.05"),
@@ -294,6 +290,15 @@ def test_data_that_cannot_be_read(shell: Shell, text: str, said: str) -> None:
     error, _ = shell.mistake("run", "quickstart", *shell.small, *jsonl, "--run-dir", "new")
     assert error.startswith(str(path))
     assert said in error and ", line " in error
+
+
+def test_a_solver_that_the_task_has_not(shell: Shell) -> None:
+    sums = "".join(f'{{"question": "{n} + 1?", "answer": {n + 1}}}\n' for n in range(40))
+    (shell.folder / "data.jsonl").write_text(sums)
+    own = sets("task.name=jsonl", "task.source=data.jsonl", "eval.spec=", "eval.limit=0")
+    error, hint = shell.mistake("run", "quickstart", *own, "--run-dir", "new")
+    assert 'critic.provider = "solver": the task jsonl has no exact solver' in error
+    assert "ollama" in hint and "last_letter" in hint
 
 
 def test_ollama_that_does_not_answer(shell: Shell) -> None:

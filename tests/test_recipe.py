@@ -28,7 +28,7 @@ LEAVES = sorted(set(DEFAULTS) - {"critic.advanced", "critic.judge"})
 # Lists that one text may stand for.
 NAMES = ("eval.against", "preflexor.topics", "preflexor.sections", "reflectevo.instructions",
          "train.lora.keys")  # fmt: skip
-ONE_OR_MORE = ("task.numbers", "task.words")
+ONE_OR_MORE = ("task.numbers", "task.words", "task.operands", "task.digits")
 OTHERS = [method for method in METHODS if method != Recipe().strategy]
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import re
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem
 from mlxreflect.evaluation.evaluate import eval_problems, find_spec
 from mlxreflect.tasks import TASKS, find_rules
+from mlxreflect.tasks.base import Review
 from mlxreflect.tasks.jsonl import KINDS
+from mlxreflect.tasks.last_letter import problem_of
 
 
 def load(name: str, part: str = "heldout", seed: int = 0, **keys: Any) -> list[Problem]:
@@ -132,6 +135,43 @@ def test_last_letters_of_as_many_words_as_asked() -> None:
             assert TASKS["last_letter"].show(problem) == f"Words: {' '.join(words)}"
     mixed = load("last_letter", "train", words=[2, 5], limit=50)
     assert {len(p.fields["words"]) for p in mixed} == {2, 5}
+
+
+W = ["apple", "river", "zinc"]
+A, R, Z = (f"The last letter of {word} is {word[-1]}." for word in W)
+
+
+@pytest.mark.parametrize(
+    ("thought", "kept", "fault"),
+    [
+        (f"{A}\n{R}\n{Z}", 3, ""),
+        (f"{A}\n{Z}", 1, "step 2 is wrong: The last letter of zinc is c."),
+        (f"{A}\nThe last letter of river is v.\n{Z}", 1, "step 2 is wrong: The last letter of"),
+        ("I go word by word.\napple -> e\n**river**: **R**", 3, "the last letter of zinc is not"),
+        ('apple ends in "e"', 0, "the last letter of apple is not there"),
+        (f"{A} {R}\nSo the letters are e and r.", 1, "the last letter of zinc is not there"),
+        (f"{A} {A}", 0, "step 1 is wrong"),
+        (f"</think>\n{A}", 1, "the last letter of river"),
+        ("", 0, "the last letter of apple is not there"),
+        ("apple is a fruit, river is no fruit\n" + A, 2, "the last letter of river is not there"),
+    ],
+)
+def test_the_solver_reads_last_letters(thought: str, kept: int, fault: str) -> None:
+    solver, problem = TASKS["last_letter"].solver, problem_of(W)
+    assert solver
+    found = solver.review(problem, thought, True)
+    lines = [line for line in thought.split("\n") if "<" not in line]
+    assert found.kept == lines[:kept] and fault in found.fault and bool(fault) == bool(found.fault)
+    solved = solver.finish(problem, found.kept, 0)
+    assert solved and solved[1] == "erc" and solved[0].startswith("\n".join(found.kept))
+    assert solver.review(problem, solved[0], False) == Review(solved[0].split("\n"), "")
+    assert solver.finish(problem, ["The last letter of apple is l."], 0) is None
+
+
+def test_arithmetic_as_short_as_asked() -> None:
+    for problem in load("arithmetic", "train", operands=2, digits=[1, 2], limit=100):
+        operands = re.findall(r"\d+", problem.fields["expression"])
+        assert len(operands) == 2 and all(len(operand) <= 2 for operand in operands)
 
 
 def test_last_letter_rows() -> None:

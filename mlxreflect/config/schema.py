@@ -117,6 +117,12 @@ class TaskConfig(Table):
     numbers: Annotated[list[Annotated[int, Field(ge=2, le=6)]], OneOrMore, SomeOf] = [3]
     # last_letter: how many, one or several
     words: Annotated[list[Annotated[int, Field(ge=1, le=20)]], OneOrMore, SomeOf] = [4]
+    # arithmetic: how many operands, one or several
+    operands: Annotated[list[Annotated[int, Field(ge=2, le=8)]], OneOrMore, SomeOf] = [3, 4, 5]
+    # arithmetic: digits of an operand; what stands there more often is drawn more often
+    digits: Annotated[list[Annotated[int, Field(ge=1, le=5)]], OneOrMore, SomeOf] = [
+        1, 2, 2, 2, 3, 3, 4, 5
+    ]  # fmt: skip
 
 
 class CriticConfig(Sampling):

@@ -1,4 +1,6 @@
-"""Arithmetic: expressions of two to four operations on whole numbers of up to five digits.
+"""Arithmetic: expressions on whole numbers of up to five digits, by default of three to five.
+
+`task.operands` says of how many, `task.digits` how long they are.
 
 A problem belongs to a part by a hash of its expression, so the parts are disjoint whatever seeds
 made them. Steps are written one a line, as in "step 1: 345 * 6 = 2070". The solver reduces an
@@ -27,28 +29,27 @@ from mlxreflect.tasks.base import GENERATED_PARTS, Review, Solver, Task, generat
 
 LARGEST = 99_999  # of operands and of every result on the way
 Tokens = list[int | str]
-DIGITS = (1, 2, 2, 2, 3, 3, 4, 5)  # how long operands are: short ones are more frequent
 
 
 def load(config: TaskConfig, part: str, seed: int) -> list[Problem]:
     """Returns `config.limit` different problems (1000 when 0); only training uses the seed."""
     rng = rng_for("arithmetic", part, seed if part == "train" else 0)
     drawn = generate(
-        "arithmetic", config, part, lambda: draw(rng),
+        "arithmetic", config, part, lambda: draw(rng, config),
         lambda one: part_of(one[0], GENERATED_PARTS), lambda one: one[0],
     )  # fmt: skip
     return [make_problem("arithmetic", {"expression": e}, str(v)) for e, v in drawn]
 
 
-def draw(rng: random.Random) -> tuple[str, int] | None:
+def draw(rng: random.Random, config: TaskConfig) -> tuple[str, int] | None:
     """Tries to make an expression, with its value; None where a result on the way is too large."""
     operands = []
-    for _ in range(rng.randint(3, 5)):
-        digits = rng.choice(DIGITS)
+    for _ in range(rng.choice(config.operands)):
+        digits = rng.choice(config.digits)
         operands.append(str(rng.randint(10 ** (digits - 1), 10**digits - 1)))
     if rng.random() < 0.1:
         operands[0] = f"-{operands[0]}"
-    if rng.random() < 0.4:
+    if rng.random() < 0.4 and len(operands) > 2:
         first = rng.randrange(len(operands) - 1)
         last = rng.randrange(first + 1, len(operands) if first else len(operands) - 1)
         operands[first] = f"({operands[first]}"

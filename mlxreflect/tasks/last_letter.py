@@ -2,6 +2,8 @@
 
 The words are common English ones, drawn by a seed; `task.words` says how many. A problem belongs to
 a part by a hash of its words in alphabetical order, so no part holds another's words reordered.
+A step names a word and its letter, as in "The last letter of apple is e."; the solver takes them in
+the order of the words.
 """
 
 import re
@@ -14,7 +16,7 @@ from mlxreflect.core.records import Problem, make_problem
 from mlxreflect.core.seeds import part_of, rng_for
 from mlxreflect.graders import WRAPPED, Judged, blocks, final_part, rules_of, statements
 from mlxreflect.prompts.parsing import Parsed
-from mlxreflect.tasks.base import GENERATED_PARTS, Task, generate
+from mlxreflect.tasks.base import GENERATED_PARTS, Review, Solver, Task, generate
 
 # Nouns of three to eight letters, each one once.
 TEXT = (
@@ -65,8 +67,59 @@ def load(config: TaskConfig, part: str, seed: int) -> list[Problem]:
 
 def problem_of(words: list[str]) -> Problem:
     gold = "".join(word[-1] for word in words)
-    lines = [f"The last letter of {word} is {word[-1]}." for word in words]
-    return make_problem("last_letter", {"words": words}, gold, {"solution": "\n".join(lines)})
+    solution = "\n".join(steps(words))
+    return make_problem("last_letter", {"words": words}, gold, {"solution": solution})
+
+
+def steps(words: list[str]) -> list[str]:
+    return [f"The last letter of {word} is {word[-1]}." for word in words]
+
+
+# ---- the solver ----------------------------------------------------------------------------------
+
+MAX_LINES, MAX_LINE = 100, 300
+# A line that says which letter a word ends in, as models write it.
+STEP = re.compile(
+    r"""\b([a-z]{2,20})["'”’*`]{0,4}(?: {0,2}(?:->|→|:|=) {0,2}|(?: is|,)?(?: the letter)? )"""
+    r"""["'“‘*`]{0,4}([a-z])(?![a-z]| (?!and\b|so\b)[a-z])""",
+    re.IGNORECASE,
+)
+
+
+def follow(words: list[str], lines: list[str]) -> tuple[int, list[str], str]:
+    """Returns how many words the opening lines have done, those lines, and the first fault."""
+    done, kept, pending = 0, list[str](), list[str]()
+    for line in lines[:MAX_LINES]:
+        said = [(m[1].lower(), m[2].lower()) for m in STEP.finditer(line[:MAX_LINE])]
+        said = [(word, letter) for word, letter in said if word in words]
+        if said != [(word, word[-1]) for word in words[done : done + len(said)]]:
+            return done, kept, f"step {done + 1} is wrong: {line.strip()[:80]}"
+        if said:
+            done, kept, pending = done + len(said), [*kept, *pending, line], []
+        elif "<" not in line and len(line) <= MAX_LINE:  # no tag gets into a rewrite
+            pending.append(line)
+    return done, kept, ""
+
+
+def review(problem: Problem, thought: str, search: bool) -> Review:
+    """Finds the first wrong step. From any right one the answer can be reached: no search."""
+    words = problem.fields.get("words") or []
+    done, kept, fault = follow(words, thought.strip("\n").split("\n", MAX_LINES))
+    if not fault and done < len(words):
+        fault = f"the last letter of {words[done]} is not there"
+    return Review(kept, fault)
+
+
+def finish(problem: Problem, kept: list[str], seed: int) -> tuple[str, str] | None:
+    """Continues the kept lines word by word; None where one is wrong or no words are known."""
+    words = problem.fields.get("words") or []
+    done, held, fault = follow(words, kept)
+    if not words or fault or len(held) < len(kept):
+        return None
+    return "\n".join([*kept, *steps(words)[done:]]), str(problem.gold)
+
+
+# ---- the task ------------------------------------------------------------------------------------
 
 
 def instruction(problem: Problem) -> str:
@@ -131,5 +184,6 @@ TASK = Task(
     show=show,
     from_row=from_row,
     rules=rules_of(judge),
+    solver=Solver(review, finish),
     generated=True,
 )
