@@ -99,7 +99,7 @@ def test_unknown_task_and_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         list(grade_file("gsm8k", tmp_path / "none.jsonl"))
     assert {"countdown", "arithmetic", "last_letter", "gsm8k", "svamp", "aime", "math500", "logiqa",
-            "jsonl"} == set(TASKS)  # fmt: skip
+            "math", "bigbench", "jsonl"} == set(TASKS)  # fmt: skip
     assert all(get_task(name).name == name for name in TASKS)
 
 

@@ -31,11 +31,24 @@ MATH = [
      "subject": "Algebra", "unique_id": str(i)}
     for i in range(40)
 ]  # fmt: skip
+SOLVED = [
+    {"problem": f"Halve {i} and one.", "level": f"Level {1 + i % 5}", "type": "Algebra",
+     "solution": f"Not $\\boxed{{7}}$: half of it is $\\{'fbox' if i % 2 else 'boxed'}"
+                 f"{{\\frac{{{i + 1}}}{{2}}}}$."}
+    for i in range(60)
+]  # fmt: skip
+BIGBENCH = [
+    {"idx": i, "inputs": f"Q: {i} books stand here.\n\n  choice: first\n  choice: last {i}\nA:",
+     "targets": [f"last {i}"], "multiple_choice_targets": ["first", f"last {i}"],
+     "multiple_choice_scores": [0, 1]}
+    for i in range(60)
+]  # fmt: skip
 GSM8K = [
     {"question": f"What is {i} and one?", "answer": f"{i}+1\n#### {i + 1}"} for i in range(1000)
 ]
 ROWS: dict[str, list[dict[str, Any]]] = {
     "svamp": SVAMP, "logiqa": LOGIQA, "aime": AIME, "math500": MATH, "gsm8k": GSM8K,
+    "math": SOLVED, "bigbench": BIGBENCH,
 }  # fmt: skip
 
 
@@ -119,10 +132,11 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
 # ---- rows ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["svamp", "logiqa"])
+@pytest.mark.parametrize("name", ["svamp", "logiqa", "math", "bigbench"])
 @pytest.mark.parametrize("ending", [".jsonl", ".parquet", ".json"])
 def test_official_splits_of_a_folder(tmp_path: Path, name: str, ending: str) -> None:
-    for split, rows in (("train", ROWS[name]), ("test", ROWS[name][:20])):
+    test = "validation" if name == "bigbench" else "test"
+    for split, rows in (("train", ROWS[name]), (test, ROWS[name][:20])):
         path = tmp_path / f"{split}{ending}"
         if ending == ".parquet":
             datasets = pytest.importorskip("datasets")
@@ -138,7 +152,10 @@ def test_official_splits_of_a_folder(tmp_path: Path, name: str, ending: str) -> 
     assert len(keys["train"] | keys["dev"] | keys["heldout"]) == 60
 
 
-RIGHT = {"svamp": "2", "logiqa": "B", "aime": "1", "math500": "\\frac{1}{2}", "gsm8k": "2"}
+RIGHT = {
+    "svamp": "2", "logiqa": "B", "aime": "1", "math500": "\\frac{1}{2}", "gsm8k": "2",
+    "math": "\\frac{2}{2}", "bigbench": "B",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -153,7 +170,7 @@ def test_a_file_of_the_same_columns(tmp_path: Path, name: str) -> None:
     assert first.gold == answer
     text = f"<think>x</think><answer>{answer}</answer>"
     assert task.grade(first, text, "think", "thinking").verdict.passed
-    wrong = text.replace(answer, "C" if name == "logiqa" else "99")
+    wrong = text.replace(answer, "A" if answer == "B" else "99")
     assert not task.grade(first, wrong, "think", "thinking").verdict.correct
     assert task.instruction(first) and task.show(first)
 
@@ -175,6 +192,11 @@ def test_what_is_shown(tmp_path: Path) -> None:
     [math, *_] = load("math500", "all", source=str(write_rows(tmp_path / "m.jsonl", MATH)))
     assert math.meta == {"subject": "Algebra", "level": 1, "unique_id": "0"}
     assert "frac" not in TASKS["math500"].show(math)
+    [book, *_] = load("bigbench", "all", source=str(write_rows(tmp_path / "b.jsonl", BIGBENCH)))
+    assert TASKS["bigbench"].show(book) == "0 books stand here.\nA. first\nB. last 0"
+    [solved, *_] = load("math", "all", source=str(write_rows(tmp_path / "h.jsonl", SOLVED)))
+    assert solved.meta == {key: SOLVED[0][key] for key in ("type", "level", "solution")}
+    assert "frac" not in TASKS["math"].show(solved)
 
 
 def test_other_columns_are_named_by_the_recipe(tmp_path: Path) -> None:
@@ -201,6 +223,9 @@ def test_other_columns_are_named_by_the_recipe(tmp_path: Path) -> None:
         ("logiqa", {"query": "a", "options": ["x", "y"], "correct_option": 2}, "names no choice"),
         ("logiqa", {"query": "a", "options": "x", "correct_option": 0}, "not a list of"),
         ("math500", {"problem": "a", "answer": ""}, "is no short text"),
+        ("math", {"problem": "a", "solution": "so " * 200}, "is no short text"),
+        ("bigbench", {**BIGBENCH[0], "multiple_choice_scores": [1, 1]}, "2 options are right"),
+        ("bigbench", {**BIGBENCH[0], "multiple_choice_scores": [0, 0]}, "0 options are right"),
         ("math500", {"problem": "a", "answer": "x" * 301}, "is no short text"),
     ],
 )
@@ -231,6 +256,8 @@ def test_an_evaluation_alone_is_not_trained_on(tmp_path: Path, name: str, part: 
         ("svamp", [("ChilleD/SVAMP", None, "test", None)]),
         ("logiqa", [("lucasmccabe/logiqa", None, "test", "refs/convert/parquet")]),
         ("math500", [("HuggingFaceH4/MATH-500", None, "test", None)]),
+        ("math", [("DigitalLearningGmbH/MATH-lighteval", None, "test", None)]),
+        ("bigbench", [("tasksource/bigbench", "logical_deduction", "validation", None)]),
         ("aime", [("Maxwell-Jia/AIME_2024", None, "train", None),
                   ("math-ai/aime25", None, "test", None)]),
     ],

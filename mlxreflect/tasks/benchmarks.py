@@ -5,6 +5,7 @@ split by a hash of the problem, "train" the rest; a single file is split by that
 benchmark without a training split has no other part than its problems.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, make_problem
 from mlxreflect.core.seeds import part_of
 from mlxreflect.data.rows import Row, column, good_rows, is_path, question_text, read_file, rows_of
+from mlxreflect.graders import box
 from mlxreflect.graders.number import read_gold, row_gold
 from mlxreflect.tasks.base import Task
 from mlxreflect.tasks.jsonl import (
@@ -40,8 +42,9 @@ class Benchmark:
 
     kind: of its answers, one of KINDS. config, revision: of the hub data set. train: the split to
     learn from, "" where there is none. questions, answers: names that its columns have; a recipe
-    may give others. text(row, column): the problem's text. meta(row, answer): what is kept beside
-    it. most: the largest number that is an answer, 0 for any.
+    may give others. text(row, column): the problem's text. gold(cell): the answer in the answer's
+    column. choices: the column of the options, where it has a name of its own. meta(row, answer):
+    what is kept beside it. most: the largest number that is an answer, 0 for any.
     """
 
     name: str
@@ -54,6 +57,8 @@ class Benchmark:
     questions: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
     text: Callable[[Row, str], str] = question_text
+    gold: Callable[[Any], Any] = lambda raw: raw
+    choices: str = ""
     meta: Callable[[Row, Any], Meta] = lambda row, raw: {}
     most: int = 0
 
@@ -103,15 +108,17 @@ class Benchmark:
         """Returns the problem of a row. Raises UserError naming the row."""
         question = self.text(row, column_of(row, config, "question", self.questions))
         answer = column_of(row, config, "answer", self.answers)
-        raw = column(row, answer, "task.answer")
+        cell = column(row, answer, "task.answer")
         try:
+            raw = self.gold(cell)
             gold = (read_gold(raw) or "") if self.most else ""
             if self.most and not (gold.isdigit() and int(gold) <= self.most):
                 fault = f"the answer {str(raw)[:60]!r} is no whole number from 0 to {self.most}"
                 raise UserError(fault, "")
             if self.kind == "choice" and isinstance(raw, str) and raw.strip().isdecimal():
                 raw = int(raw)
-            options, meta = options_of(row.values), self.meta(row, raw)
+            options = row.values.get(self.choices) or options_of(row.values)
+            meta = self.meta(row, cell)
             return build(self.name, question, raw, self.kind, options=options, meta=meta)
         except UserError as error:
             raise UserError(
@@ -168,8 +175,39 @@ def aime_meta(row: Row, raw: Any) -> Meta:
 
 
 def math_meta(row: Row, raw: Any) -> Meta:
-    names = ("subject", "level", "unique_id")
+    names = ("subject", "type", "level", "unique_id")
     return {name: row.values[name] for name in names if name in row.values}
+
+
+def boxed(raw: Any) -> Any:
+    """Returns the last box of a worked solution; an answer that has none is one itself."""
+    found = box(raw.replace("\\fbox", "\\boxed")) if isinstance(raw, str) else None
+    return found.text if found else raw
+
+
+def math_solution(row: Row, raw: Any) -> Meta:
+    solution = row.values.get("solution")
+    kept = {"solution": solution} if isinstance(solution, str) else {}
+    return {**math_meta(row, raw), **kept}
+
+
+# How BIG-bench writes the options into a question, which are shown as every benchmark's are.
+LISTED = re.compile(r"\AQ: |\n\s*choice: [^\n]*|\s*\nA:\s*\Z")
+
+
+def bigbench_text(row: Row, name: str) -> str:
+    text = question_text(row, name)
+    return LISTED.sub("", text).strip() or text
+
+
+def only_right(raw: Any) -> Any:
+    """Returns the index of the one option with a score. Raises UserError for none or several."""
+    if not isinstance(raw, list):
+        return raw
+    right = [i for i, score in enumerate(raw) if score]
+    if len(right) != 1:
+        raise UserError(f"{len(right)} options are right instead of one", "")
+    return right[0]
 
 
 WORD_PROBLEM = (
@@ -194,6 +232,18 @@ YEARS = {"2024": AIME24, "2025": replace(AIME24, hub="math-ai/aime25", test="tes
 MATH500 = Benchmark(
     "math500", "HuggingFaceH4/MATH-500", "math", train="", questions=("problem",), meta=math_meta
 )
+# The same competition: 7500 problems to learn from and 5000 held out, of which MATH-500 are some.
+# The answer is the last box of the solution.
+MATH = Benchmark(
+    "math", "DigitalLearningGmbH/MATH-lighteval", "math", questions=("problem",),
+    answers=("answer", "solution"), gold=boxed, meta=math_solution,
+)  # fmt: skip
+# Srivastava et al. 2022: task.config names one of its tasks, which has options.
+BIGBENCH = Benchmark(
+    "bigbench", "tasksource/bigbench", "choice", config="logical_deduction", test="validation",
+    questions=("inputs",), answers=("multiple_choice_scores",), text=bigbench_text,
+    gold=only_right, choices="multiple_choice_targets",
+)  # fmt: skip
 # Liu et al. 2020: logical reading, 7376 to learn from and 651 held out. correct_option is an index
 # from 0, label a letter. The data set itself is a script, so the hub's copy as Parquet is read.
 LOGIQA = Benchmark(
@@ -239,6 +289,8 @@ BENCHMARKS = {
     "aime": replace(
         task_of(AIME24, AIME_ASKED), load=load_aime, hub=tuple(year.hub for year in YEARS.values())
     ),
+    "math": task_of(MATH),
     "math500": task_of(MATH500),
     "logiqa": task_of(LOGIQA),
+    "bigbench": task_of(BIGBENCH),
 }
