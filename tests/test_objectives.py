@@ -207,14 +207,20 @@ def test_equal_rewards_say_nothing(rewards: list[float], scale: bool) -> None:
 
 
 def grpo(
-    logps: Array, old: Array, reference: Array | None, advantages: Array, clip: float, kl: float
-) -> tuple[Array, Array, Array]:
+    logps: Array, old: Array, reference: Array | None, advantages: Array, clip: float, kl: float,
+    upper: float = 0.0, lengths: Array | None = None,
+) -> tuple[Array, Array, Array]:  # fmt: skip
     """GRPO as TRL writes it, in float64: loss, KL estimate, clipped."""
     ratio, column = np.exp(logps - old), advantages[:, None]
-    clamped = np.clip(ratio, 1 - clip, 1 + clip)
+    if lengths is not None:
+        mask = np.arange(logps.shape[1]) < lengths[:, None]
+        product = np.prod(np.where(mask, ratio, 1.0), axis=1) ** (1 / lengths)
+        ratio = np.repeat(product[:, None], logps.shape[1], axis=1)
+    upper = upper or clip
+    clamped = np.clip(ratio, 1 - clip, 1 + upper)
     loss = -np.minimum(ratio * column, clamped * column)
     low = (ratio < 1 - clip) & (column < 0)
-    high = (ratio > 1 + clip) & (column > 0)
+    high = (ratio > 1 + upper) & (column > 0)
     estimate = np.zeros_like(logps)
     if reference is not None:
         estimate = np.exp(reference - logps) - (reference - logps) - 1
@@ -261,6 +267,44 @@ def test_gradient_of_grpo(kl: float) -> None:
     held = grpo(logps, old, reference, advantages, 0.2, kl)[2] > 0
     assert held.any()
     assert (np.abs(f64(found)[held]) > 0).all() == (kl > 0)  # a clipped token feels the KL alone
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.2, 0.28), (0.2, 0.05), (3e-2, 0.0)])
+@pytest.mark.parametrize("sequence", [False, True])
+def test_clip_higher_and_one_ratio_a_response(low: float, high: float, sequence: bool) -> None:
+    """DAPO's range, whose half above 1 is another, and GSPO's ratio; loss and gradient."""
+    logps, old, reference, advantages = rollouts(12, 1.0)
+    lengths = np.array([20.0, 5.0, 13.0, 1.0, 8.0, 20.0])
+    beyond = np.arange(20) >= lengths[:, None]
+    for array in (logps, old, reference):
+        array[beyond] = 0  # as rows are padded
+    lengthwise = lengths if sequence else None
+
+    def mine(x: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
+        return grpo_loss(x, f32(old), f32(reference), f32(advantages), low, 0.1, high,
+                         f32(lengths) if sequence else None)  # fmt: skip
+
+    def theirs(x: Array) -> tuple[Array, Array, Array]:
+        return grpo(x, old, reference, advantages, low, 0.1, high, lengthwise)
+
+    loss, metrics = mine(f32(logps))
+    expected, _, clipped = theirs(logps)
+    np.testing.assert_allclose(f64(loss), expected, rtol=5e-6, atol=2e-6)
+    assert (f64(metrics["clipped"]) == clipped).all() and 0 < clipped.mean() < 1
+    assert (expected != grpo(logps, old, reference, advantages, low, 0.1)[0]).any() or not high
+    if sequence:  # all tokens of a response have its ratio
+        assert all(len(set(row)) == 1 for row in clipped.tolist())
+    found = mx.grad(lambda x: (mine(x)[0] * f32(~beyond)).sum())(f32(logps))
+
+    def masked(x: Array) -> Array:
+        return theirs(np.where(beyond, 0.0, x))[0] * ~beyond
+
+    for row in range(len(lengths)):
+        way = np.zeros_like(logps)
+        way[row, : int(lengths[row])] = 1.0
+        step = 1e-6
+        difference = (masked(logps + step * way) - masked(logps - step * way)).sum() / (2 * step)
+        assert (f64(found) * way).sum() == pytest.approx(difference, rel=2e-4, abs=2e-4)
 
 
 @pytest.mark.parametrize("apart", [19.0, 21.0, 88.0, 100.0, 500.0])

@@ -163,6 +163,18 @@ def test_what_was_cut_off_is_in_no_group_and_never_imitated():
     assert group_of(alone, config, TrainConfig()) is None
 
 
+def test_online_dpo_compares_the_best_of_a_group_with_its_worst():
+    turns = [trace(0, "a", UNTIDY), trace(1, "b"), trace(2, "c", NEITHER), trace(3, "d"),
+             trace(4, "e", WRONG), trace(5, "f", NEITHER)]  # fmt: skip
+    found = group_of(replace(EPISODE, turns=turns), TracesConfig(objective="dpo"), TrainConfig())
+    assert found is not None and found.kind == "preference" and found.prompt == PROMPT
+    assert (found.chosen, found.rejected) == ("b", "c")  # of equals the first
+    assert (found.chosen_ids, found.rejected_ids) == ([1, 7], [2, 7])
+    assert found.source["turns"] == [1, 2]
+    alike = replace(EPISODE, turns=[turns[2], turns[5]])
+    assert group_of(alike, TracesConfig(objective="dpo"), TrainConfig()) is None
+
+
 def test_a_group_whose_rewards_are_equal_is_none():
     alike = replace(EPISODE, turns=[trace(0, "a", WRONG), trace(1, "b", WRONG)])
     assert group_of(alike, TracesConfig(), TrainConfig()) is None
@@ -325,6 +337,38 @@ def test_a_round_trains_on_groups_as_they_were_generated():
     assert all(step.loss == pytest.approx(step.kl * 0.1, abs=0.2) for step in steps)
 
 
+def test_a_round_of_online_dpo_trains_on_pairs():
+    strategy = make(problems=8, wave=8, rounds=1, group=6, objective="ipo", train={"beta": 0.3})
+    played = strategy.play(strategy.next_wave())
+    assert played.examples and {e.kind for e in played.examples} == {"preference"}
+    assert {step.objective for step in played.steps} == {"ipo"}
+    assert played.steps[0].margin == pytest.approx(0, abs=1e-4)  # its reference is itself yet
+
+
+@pytest.mark.parametrize("redraws", [0, 1, 5])
+def test_groups_all_alike_are_replaced_by_other_problems(redraws):
+    """Each once in a wave, until all groups differ or redraws is used up."""
+    strategy = make(problems=12, wave=4, rounds=1, group=2, redraws=redraws)
+    order, asked, draw = strategy.order(1), [], strategy.rollouts.sample
+
+    def sample(problems, role, n, seed, actor):
+        asked.append([p.id for p in problems])
+        drawn = draw(problems, role, n, seed, actor)
+        return [[replace(a, verdict=WRONG), replace(b, verdict=(WRONG if p.id in alike else RIGHT))]
+                for p, (a, b) in zip(problems, drawn, strict=True)]  # fmt: skip
+
+    strategy.rollouts.sample = sample
+    alike = {*order[:3], order[4]}
+    played = strategy.play(strategy.next_wave())
+    expected = [order[:4], order[4:7], order[7:8]][: redraws + 1]
+    assert asked == expected
+    drawn = [pid for one in expected for pid in one]
+    assert [e.problem.id for e in played.episodes] == drawn
+    assert len(played.examples) == sum(pid not in alike for pid in drawn)
+    assert played.figures["flat"] == len(played.episodes) - len(played.examples)
+    assert strategy.state.redrawn == sum(map(len, expected[1:]))
+
+
 @pytest.mark.slow
 def test_the_reference_is_the_policy_as_the_round_began():
     strategy = make(problems=4, wave=2, rounds=2, group=4, grpo={"kl": 0.1})
@@ -376,7 +420,10 @@ SMALL = {
 CHANGED = {
     "wave": 3, "warm_up": 5, "samples": 3, "filter": "strict", "threshold": 1.0, "keep": 0,
     "rounds": 2, "problems": 3, "group": 4, "reward_answer": 0.5, "reward_format": 0.5,
-    "grpo.clip_ratio": 1e-4, "grpo.kl": 0.0, "grpo.average": "token", "grpo.scale_rewards": False,
+    "objective": "dpo", "redraws": 2,
+    "grpo.clip_ratio": 1e-4, "grpo.epsilon_high": 1e-4,
+    "grpo.importance_sampling_level": "sequence", "grpo.kl": 0.0,
+    "grpo.average": "token", "grpo.scale_rewards": False,
 }  # fmt: skip
 APART = {"scorer"}  # needs a server: a test of its own below
 

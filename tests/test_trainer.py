@@ -176,7 +176,10 @@ def grpo_terms(
     for i, now in enumerate(logps):
         advantage = (rewards[i] - np.mean(rewards)) / spread
         ratio = np.exp(now - old[i])
-        limited = np.clip(ratio, 1 - config.clip_ratio, 1 + config.clip_ratio)
+        if config.importance_sampling_level == "sequence":
+            ratio = np.full_like(now, np.exp((now - old[i]).mean()))
+        upper = config.epsilon_high or config.clip_ratio
+        limited = np.clip(ratio, 1 - config.clip_ratio, 1 + upper)
         gain = np.minimum(ratio * advantage, limited * advantage)
         apart = np.zeros_like(now) if reference is None else reference[i] - now
         kl = np.exp(apart) - apart - 1
@@ -186,15 +189,22 @@ def grpo_terms(
 
 
 @pytest.mark.parametrize("average", ["sequence", "token"])
-@pytest.mark.parametrize(("scale", "kl"), [(True, 0.2), (False, 0.0)])
-def test_grpo_is_float64s_over_several_updates(average: str, scale: bool, kl: float) -> None:
+@pytest.mark.parametrize(
+    ("scale", "kl", "keys"),
+    [(True, 0.2, {}), (False, 0.0, {}), (True, 0.0, {"epsilon_high": 0.15}),
+     (False, 0.2, {"clip_ratio": 0.02, "importance_sampling_level": "sequence"})],
+)  # fmt: skip
+def test_grpo_is_float64s_over_several_updates(
+    average: str, scale: bool, kl: float, keys: dict[str, Any]
+) -> None:
     """The policy that wrote the groups is that of the start, in every update; the KL's is the base.
 
     One that followed the policy would never clip.
     """
     trainer, base, groups = lora_trainer(), small_model(), make_groups(70)
     settings = fitting(lr=0.02, batch=2, accumulate=3, epochs=3, clip=0.0)
-    grpo = GrpoConfig(average=average, scale_rewards=scale, kl=kl, clip_ratio=0.1)
+    given = {"average": average, "scale_rewards": scale, "kl": kl, "clip_ratio": 0.1, **keys}
+    grpo = GrpoConfig.model_validate(given)
 
     def all_logps(model: nn.Module) -> list[list[np.ndarray]]:
         return [[kept(model, row) for row in group.rows] for group in groups]

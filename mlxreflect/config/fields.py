@@ -147,6 +147,9 @@ def refuse_idle(table: BaseModel, usual: BaseModel, keys: Mapping[str, str], pre
 
 class GrpoConfig(Table):
     clip_ratio: Rate = 0.2  # how far a probability ratio may leave 1
+    epsilon_high: Amount = 0.0  # how far above 1 (clip-higher; DAPO: 0.28); 0: as clip_ratio
+    # whose ratio: each token's, or a response's, the geometric mean of its tokens' (GSPO)
+    importance_sampling_level: Literal["token", "sequence"] = "token"
     kl: Amount = 0.0  # weight of the distance from the reference
     average: Literal["sequence", "token"] = "sequence"  # each response, or each token, counts alike
     scale_rewards: bool = True  # by the group's standard deviation

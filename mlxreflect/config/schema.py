@@ -188,7 +188,7 @@ class LoraConfig(Table):
 
 
 # Idle for what trains no preference pairs, and for what verifies nothing.
-Unpaired = Idle("sft", "grpo", "rel", "traces")
+Unpaired = Idle("sft", "grpo", "rel")  # traces refuses them itself, where its rounds are GRPO's
 Unverified = Idle("rel", "preflexor", "reflectevo", "traces")
 # ORPO is a loss of pairs without a reference, and with the chosen answer's NLL in it.
 Unweighed = Idle("orpo", *Unpaired.names)
@@ -216,7 +216,7 @@ class Fitting(Table):
     lr: Annotated[Rate, Idle("rel")] = 1e-5  # learning rate
     beta: Annotated[Rate, Unpaired] = 0.1  # strength of the preference loss
     # Of labels: dpo's; exo_pair's ε.
-    smoothing: Annotated[float, Field(ge=0, lt=0.5), Idle("rel", "traces")] = 0.0
+    smoothing: Annotated[float, Field(ge=0, lt=0.5), Idle("rel")] = 0.0
     # of a response: summed, or per token
     logps: Annotated[Literal["sum", "mean"], Unweighed] = "mean"
     nll: Annotated[Amount, Unweighed] = 0.0  # weight of the chosen answer's NLL
@@ -252,7 +252,8 @@ class Fitting(Table):
 class TrainConfig(Fitting):
     """[train] of a recipe; [train.sft] is for the answers that a strategy imitates."""
 
-    objective: Annotated[Objective, Unpaired] = "dpo"  # loss of preference pairs
+    # loss of preference pairs
+    objective: Annotated[Objective, Idle(*Unpaired.names, "traces")] = "dpo"
     # Answers cut off at policy.max_new_tokens, which are never imitated; skip: nor are they the
     # rejected one of a pair, or part of a GRPO group; keep: they are wrong.
     cut: Annotated[Literal["skip", "keep"], Idle("rel")] = "skip"

@@ -1,10 +1,11 @@
-"""ThinkingTraces: SFT on traces that were filtered for quality, then rounds of GRPO, in waves.
+"""ThinkingTraces: SFT on traces filtered for quality, then rounds of GRPO or online DPO, in waves.
 
 Warm-up: n traces of a problem are sampled and graded; those that are right get marks, by rules or a
 critic; the best that pass the filter are imitated. Rounds: a group of G fresh samples of each
 problem is rewarded for answers and format, which needs no critic; GRPO on the groups whose rewards
-differ. The reference of the KL term is the policy as the round began. After the warm-up and each
-round but the last, whose policy is the trained one, the policy is evaluated as an arm.
+differ, or a preference loss of their best answer over their worst. The reference, of the KL term or
+that loss, is the policy as the round began. After the warm-up and each round but the last, whose
+policy is the trained one, the policy is evaluated as an arm.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from mlxreflect.config.fields import Count, Fraction, GrpoConfig, Positive, Table
+from mlxreflect.config.fields import (
+    Count,
+    Fraction,
+    GrpoConfig,
+    Objective,
+    Positive,
+    Table,
+    idle_keys,
+    refuse_idle,
+)
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Episode, Example, Outcome, Turn
 from mlxreflect.methods.base import (
@@ -35,6 +45,7 @@ from mlxreflect.methods.base import (
     held_against,
     outcome_of,
     passed,
+    preference,
     source,
 )
 
@@ -43,7 +54,7 @@ if TYPE_CHECKING:
 
 
 class TracesConfig(Table):
-    """[traces]: SFT on filtered traces of the policy, then rounds of GRPO on fresh groups."""
+    """[traces]: SFT on filtered traces of the policy, then rounds of training on fresh groups."""
 
     wave: Positive = 16  # problems taken and committed together
     warm_up: Count = 0  # problems of the warm-up; 0: none, the rounds begin at once
@@ -52,9 +63,14 @@ class TracesConfig(Table):
     filter: Literal["strict", "lenient"] = "strict"  # each mark, or their mean, and strict: format
     threshold: Fraction = 0.5  # what marks, from 0 to 1, must reach
     keep: Count = 1  # best traces of a problem; 0: all that pass
-    rounds: Count = 3  # of GRPO, after the warm-up
+    rounds: Count = 3  # after the warm-up
     problems: Count = 0  # of a round; 0: all there are
     group: Annotated[int, Field(ge=2)] = 8  # samples of a problem in a round
+    # of a round: GRPO, or a loss of the group's best answer over its worst (online DPO)
+    objective: Literal["grpo", Objective] = "grpo"
+    # how often a wave draws other problems in the place of groups whose rewards are all alike, as
+    # DAPO's dynamic sampling does; 0: never
+    redraws: Count = 0
     reward_answer: Annotated[float, Field(ge=0)] = 1.0  # what a right answer is worth
     reward_format: Annotated[float, Field(ge=0)] = 0.2  # what the right format is worth
     grpo: GrpoConfig = GrpoConfig()
@@ -78,11 +94,22 @@ def check(recipe: Recipe, path: Path) -> None:
             "nothing",
             "set policy.temperature, for example to 1.0, or traces.rounds = 0",
         )
+    if config.objective == "grpo":
+        usual = type(recipe.train)()
+        of_pairs = dict.fromkeys([*idle_keys(type(usual), "grpo"), "smoothing"], "traces by GRPO")
+        refuse_idle(recipe.train, usual, of_pairs, f"{path}: train.")
     if tiers(recipe) and recipe.critic.tier("judge").provider == "solver":
         raise UserError(
             f'{path}: traces.scorer = "critic" needs a model, and the solver gives no marks',
             'set critic.provider, or traces.scorer = "rules"',
         )
+
+
+def phases(recipe: Recipe) -> tuple[TrainConfig, ...]:
+    """Returns the settings of training, with the loss of pairs where the rounds have one."""
+    objective = recipe.traces.objective
+    update = {} if objective == "grpo" else {"objective": objective}
+    return (recipe.train.model_copy(update=update),)
 
 
 def tiers(recipe: Recipe) -> list[Tier]:
@@ -91,11 +118,14 @@ def tiers(recipe: Recipe) -> list[Tier]:
 
 
 def plan(recipe: Recipe, n: int, wrong: float) -> Plan:
-    """Returns the calls; at most, all traces of the warm-up are right and asked about twice."""
+    """Returns the calls; at most, all traces of the warm-up are right and asked about twice, and
+    all groups are alike."""
     config = recipe.traces
     warm = min(n, config.warm_up)
     in_round = min(n, config.problems) if config.problems else n
-    attempts = warm * config.samples + config.rounds * in_round * config.group
+    alike = 1.0 if wrong == 1 else wrong**config.group + (1 - wrong) ** config.group
+    drawn = in_round * sum(alike**i for i in range(config.redraws + 1))
+    attempts = warm * config.samples + config.rounds * round(drawn) * config.group
     side_by_side = min(n, config.wave) * config.samples
     if config.scorer == "rules" or not warm:
         return Plan(attempts, side_by_side, {}, ())
@@ -180,7 +210,9 @@ def best_traces(episode: Episode, config: TracesConfig) -> list[Example]:
 
 
 def group_of(episode: Episode, config: TracesConfig, train: TrainConfig) -> Example | None:
-    """Returns the answers of a round with their rewards; None where the rewards are equal.
+    """Returns the answers of a round with their rewards, or the best and the worst as a pair.
+
+    None where the rewards are equal.
 
     What was cut off is left out of the loss, as DAPO has it, and of the mean that the others are
     compared with, unless train.cut keeps it: its reward is not known.
@@ -190,6 +222,9 @@ def group_of(episode: Episode, config: TracesConfig, train: TrainConfig) -> Exam
     rewards = [reward(turn, config) for turn in turns]
     if len(set(rewards)) < 2:
         return None
+    if config.objective != "grpo":  # the first of each among equals
+        best, worst = (turns[rewards.index(end)] for end in (max(rewards), min(rewards)))
+        return preference(episode, best, worst)
     return Example(
         kind="group",
         prompt=episode.turns[0].messages,
@@ -213,11 +248,15 @@ def reward(turn: Turn, config: TracesConfig) -> float:
 
 @dataclass
 class State:
-    """epoch: 0 the warm-up, then the round. cursor: problems of it that are done."""
+    """epoch: 0 the warm-up, then the round. cursor: problems of it that are done.
+
+    redrawn: problems of the round that were drawn in the place of others.
+    """
 
     epoch: int = 0
     cursor: int = 0
     wave: int = 0
+    redrawn: int = 0
 
 
 class Traces:
@@ -226,6 +265,7 @@ class Traces:
     def __init__(self, frame: Frame) -> None:
         self.frame, self.config = frame, frame.recipe.traces
         self.learning = frame.learning
+        self.learning.use(*phases(frame.recipe))
         self.state = State()
 
     def size(self, epoch: int) -> int:
@@ -242,7 +282,7 @@ class Traces:
         if state.cursor >= self.size(state.epoch):
             if state.epoch >= config.rounds:
                 return None
-            state.epoch, state.cursor = state.epoch + 1, 0
+            state.epoch, state.cursor, state.redrawn = state.epoch + 1, 0, 0
         size, begun = self.size(state.epoch), state.cursor
         state.cursor = min(size, begun + config.wave)
         return Wave(
@@ -270,7 +310,7 @@ class Traces:
 
     def warm_up(self, wave: Wave) -> Played:
         """Plays traces, their marks, and SFT on those that pass the filter."""
-        drawn = self.sample(wave, self.config.samples)
+        drawn = self.sample(wave.problems, self.config.samples)
         traces = sum(len(one.turns) for one in drawn)
         right = [(one, turn) for one in drawn for turn in right_once(one.turns)]
         self.score(wave, right)
@@ -305,23 +345,46 @@ class Traces:
             one.add(replace(turn, parsed=parsed))
 
     def round(self, wave: Wave) -> Played:
-        """Plays groups, their rewards, and GRPO on those whose rewards differ."""
-        episodes = self.episodes(self.sample(wave, self.config.group))
-        train = self.frame.recipe.train
-        groups = [group_of(episode, self.config, train) for episode in episodes]
-        examples = [group for group in groups if group]
+        """Plays groups, their rewards, and trains on those whose rewards differ."""
+        episodes, examples = list[Episode](), list[Example]()
+        problems = wave.problems
+        for number in range(self.config.redraws + 1):
+            if number:  # in the place of groups that are all alike
+                problems = self.others(len(wave.problems) - len(examples), episodes)
+            if not problems:
+                break
+            drawn = self.episodes(self.sample(problems, self.config.group, number))
+            episodes += drawn
+            groups = (group_of(one, self.config, self.frame.recipe.train) for one in drawn)
+            examples += [group for group in groups if group]
         self.frame.status(f"training on {len(examples)} groups")
-        self.learning.reinforce(examples, self.config.grpo, self.frame.seed("grpo", 0))
+        if self.config.objective == "grpo":
+            self.learning.reinforce(examples, self.config.grpo, self.frame.seed("grpo", 0))
+        else:
+            self.learning.prefer(examples, self.frame.seed("dpo", 0))
         mean = fmean(reward(turn, self.config) for episode in episodes for turn in episode.turns)
-        flat = len(groups) - len(examples)
-        said = f"mean reward {mean:.2f}, {flat} of {len(groups)} groups all alike"
+        flat = len(episodes) - len(examples)
+        said = f"mean reward {mean:.2f}, {flat} of {len(episodes)} groups all alike"
         return Played(episodes, {"reward": mean, "flat": flat, "told": said})
 
-    def sample(self, wave: Wave, n: int) -> list[Trajectory]:
-        """Returns a trajectory of n graded samples for each problem."""
-        self.frame.status(f"{n} samples of {len(wave.problems)} problems")
-        found = self.frame.trajectories()
-        drawn = self.frame.sample([t.problem for t in found], n, self.frame.seed("sample", 0))
+    def others(self, n: int, drawn: list[Episode]) -> list[str]:
+        """Returns n problems that the wave has not drawn, or as many as there are.
+
+        They go on in the round's order, behind its own problems, and around.
+        """
+        had, state = {one.problem.id for one in drawn}, self.state
+        order = self.frame.order(state.epoch)
+        at = (self.size(state.epoch) + state.redrawn) % len(order)
+        found = [pid for pid in order[at:] + order[:at] if pid not in had][:n]
+        state.redrawn += len(found)
+        return found
+
+    def sample(self, problems: Sequence[str], n: int, number: int = 0) -> list[Trajectory]:
+        """Returns a trajectory of n graded samples for each problem. number: of the drawing."""
+        self.frame.status(f"{n} samples of {len(problems)} problems")
+        found = [Trajectory(self.frame.problems[pid]) for pid in problems]
+        seed = self.frame.seed("sample", number)
+        drawn = self.frame.sample([t.problem for t in found], n, seed)
         for one, turns in zip(found, drawn, strict=True):
             for turn in turns:
                 one.add(turn)
@@ -357,6 +420,7 @@ METHOD = Method(
     tiers=tiers,
     plan=plan,
     start=Traces,
+    phases=phases,
     words={"solved": "right in a later sample"},
     unsolvable="asks for marks, and the solver gives none",
     alone="marks by rules",

@@ -141,18 +141,27 @@ def grpo_loss(
     advantages: mx.array,
     clip: float,
     kl: float,
+    clip_high: float = 0.0,
+    lengths: mx.array | None = None,
 ) -> tuple[mx.array, dict[str, mx.array]]:
     """GRPO a token (Shao et al. 2024, eq. 3 and 4); the caller masks and averages.
 
     logps, old, reference: [R, T] token log-probabilities of the policy, of the policy that sampled
     and of the reference (None: no KL); advantages: [R]; clip: half-width of the ratio's range; kl:
-    weight of the KL estimate e^d − d − 1, d = reference − logps. Returns (loss [R, T], {"kl",
-    "clipped"}: [R, T]), clipped 1 where the clip holds the token back. Where log-probabilities are
-    more than STEEP apart, e^x goes on as a straight line, so that nothing overflows.
+    weight of the KL estimate e^d − d − 1, d = reference − logps. clip_high: the range's half above
+    1, where it is another (DAPO: Yu et al. 2025, eq. 10). lengths: [R], tokens of each response:
+    all of them have one ratio, their geometric mean (GSPO: Zheng et al. 2025, eq. 7), for which
+    logps and old are equal where there is no token. Returns (loss [R, T], {"kl", "clipped"}:
+    [R, T]), clipped 1 where the clip holds the token back. Where log-probabilities are more than
+    STEEP apart, e^x goes on as a straight line, so that nothing overflows.
     """
-    advantages = advantages[:, None]
-    ratio = steep_exp(logps - old)
-    free, held = ratio * advantages, mx.clip(ratio, 1 - clip, 1 + clip) * advantages
+    advantages, apart = advantages[:, None], logps - old
+    if lengths is not None:
+        mean = apart.sum(axis=-1, keepdims=True) / lengths[:, None]
+        apart = mx.broadcast_to(mean, apart.shape)
+    ratio = steep_exp(apart)
+    limited = mx.clip(ratio, 1 - clip, 1 + (clip_high or clip))
+    free, held = ratio * advantages, limited * advantages
     loss = -mx.minimum(free, held)
     estimate = mx.zeros_like(logps)
     if reference is not None:

@@ -113,7 +113,10 @@ def reinforcement(
         before = mx.stop_gradient(logps) if sampled is None else in_slots(sampled, part, batch)
         fixed = None if reference is None else in_slots(reference, part, batch)
         mine = mx.array([a for i, rows in part.items() for a in advantages[i][rows]])
-        each, metrics = grpo_loss(logps, before, fixed, mine, config.clip_ratio, config.kl)
+        each, metrics = grpo_loss(
+            logps, before, fixed, mine, config.clip_ratio, config.kl, config.epsilon_high,
+            batch.lengths if config.importance_sampling_level == "sequence" else None,
+        )  # fmt: skip
         share = batch.mask if by_token else batch.mask / batch.lengths[:, None]
         counts = {i: rows.stop - rows.start for i, rows in part.items()}
         ends = accumulate(counts.values())
