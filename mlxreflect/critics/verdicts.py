@@ -2,14 +2,17 @@
 
 An attempt is untrusted text and may hold a verdict of its own making. So exactly one object of the
 schema must be left of a reply once quotes are skipped, it may stand inside no other braces, and it
-must be none that the critic was shown.
+must be none that the critic was shown, however it is set anew.
 """
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import islice
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -87,16 +90,36 @@ M = TypeVar("M", bound=Structured)
 QUOTED = r"attempt[\w-]*|feedback|expected|example|question|passage|sections|think"
 TOKEN = re.compile(rf"{{+|}}+|<(?P<tag>{QUOTED})>|^[ \t]*>[^\n]*", re.I | re.M)
 OBJECT = re.compile(r'{\s*"')
+# What a text gives to a name: in quotes, escaped however often, or a single word.
+VALUE = r"""\b{key}\b[\\"'*` ]*[:=]\s*(?:(\\*["'])(.{{0,2000}}?)(?<!\\)\1|([^\s,}}]+))"""
+MOST = 200  # values of a name that a field is compared with, but for equal ones
 
 
 def parse(text: str, model: type[M], shown: str = "") -> M | None:
     """Returns the verdict in a reply; None where there is none, more than one, or some doubt.
 
-    shown: what the critic was given to read; a verdict that stands in it is not taken.
-    Linear in the length of both.
+    shown: what the critic was given to read; a verdict that stands in it is not taken, nor one
+    whose fields all have values that it gives to fields of the same names, but for a letter or two:
+    keys in another order, a full stop more, and an object mended or put together from two are still
+    a quote. Linear in the length of both.
     """
     theirs = compact(shown)
-    found = [one for raw, one in verdicts(text, model) if compact(raw) not in theirs]
+
+    @cache
+    def given(key: str) -> dict[str, None]:
+        found = re.finditer(VALUE.format(key=re.escape(key)), shown, re.I | re.DOTALL)
+        return dict.fromkeys(letters(value[2] if value[1] else value[3]) for value in found)
+
+    def is_given(key: str, value: str) -> bool:
+        theirs = given(key)
+        return value in theirs or any(near(value, other) for other in islice(theirs, MOST))
+
+    def quoted(raw: str, one: M) -> bool:
+        said = [(key, value) for key, value in fields(one.model_dump()) if value]
+        repeats = bool(said) and all(is_given(key, value) for key, value in said)
+        return repeats or compact(raw) in theirs
+
+    found = [one for raw, one in verdicts(text, model) if not quoted(raw, one)]
     return found[0] if len(found) == 1 else None
 
 
@@ -137,6 +160,32 @@ def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def compact(text: str) -> str:
     """Returns a text without space and backslashes: a quoted object is escaped and set anew."""
     return re.sub(r"[\s\\]+", "", text)
+
+
+def fields(value: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields the names and values of an object and of those inside it, as letters."""
+    for key, inner in value.items():
+        if isinstance(inner, list):
+            for one in inner:
+                yield from fields(one)
+        else:
+            yield key, letters(str(inner))
+
+
+def letters(text: str) -> str:
+    """Returns a text's letters and digits in lower case, without the escapes of JSON."""
+    text = re.sub(r"\\+u([0-9a-f]{4})", lambda code: chr(int(code[1], 16)), text, flags=re.I)
+    return re.sub(r"\.0+\b|\\+[bfnrt]?|[\W_]+", "", text).casefold()
+
+
+def near(one: str, other: str) -> bool:
+    """Tells if two texts have the same letters, but for one and every tenth."""
+    spare = 1 + max(len(one), len(other)) // 10
+    if abs(len(one) - len(other)) > spare:
+        return False
+    counts = Counter(one)
+    counts.subtract(other)
+    return sum(map(abs, counts.values())) <= spare
 
 
 @dataclass(frozen=True)
