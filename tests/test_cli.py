@@ -180,18 +180,34 @@ def test_the_latest_run_is_one_by_its_own_name(shell: Shell, run_dir: Path) -> N
     assert done.out.startswith(f"{run_dir.name} is already finished")
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [["nope"], ["run"], ["run", "quickstart", "--nope"], ["run", "quickstart", "--set"],
-     ["eval", "countdown"], ["eval", "countdown", "--model", "x", "--limit", "-1"],
-     ["eval", "countdown", "--model", "x", "--limit", "many"]],
-)  # fmt: skip
-def test_wrong_usage(process: Shell, arguments: list[str]) -> None:
-    done = process(*arguments)
-    assert done.code == 2
-    assert done.out == ""
-    assert "Error" in done.err
-    assert "Traceback" not in done.err
+WRONG_USAGE = [
+    ("evl countdown", "no command 'evl'", "did you mean mlxreflect eval?"),
+    ("xyzzy", "no command 'xyzzy'", "the commands are: init, doctor"),
+    ("--nope", "mlxreflect: no option --nope", "the options are: --version"),
+    ("run", "mlxreflect run: RECIPE is missing", "Example: mlxreflect run r3"),
+    ("run quickstart --nope", "mlxreflect run: no option --nope", "the options are: --set, "),
+    ("run quickstart --run_dir x", "no option --run_dir", "did you mean --run-dir?"),
+    ("run quickstart --set", "mlxreflect run: --set requires a value", "Example: mlxreflect run"),
+    ("run quickstart --json=yes", "--json does not take a value", "--json: Print one JSON object"),
+    ("train sft --out x", "mlxreflect train: --data is missing", "--data mine.jsonl --out adapter"),
+    ("grade gsm8k a b", "unexpected extra arguments (b)", "Example: mlxreflect grade gsm8k"),
+    ("eval countdown", "nothing to evaluate", "mlxreflect eval countdown --model tiny"),
+    ("eval countdown --limit many", "--limit many: input should be a valid", "--limit 8"),
+    ("eval countdown --limit -1", "--limit -1: input should be greater", "For example: --limit 8"),
+    ("eval countdown --alpha \x1b[2Jx", "--alpha \\x1b[2Jx: input should be", "such as 0.05"),
+    ("eval countdown --server x --concurrency 0", "--concurrency 0: input", "--concurrency 4"),
+]
+
+
+@pytest.mark.parametrize(("words", "said", "hinted"), WRONG_USAGE, ids=[w[0] for w in WRONG_USAGE])
+def test_wrong_usage(shell: Shell, words: str, said: str, hinted: str) -> None:
+    error, hint = shell.mistake(*words.split(" "))
+    assert said in error
+    assert hinted in hint
+
+
+def test_no_command_at_all_is_a_question_for_help(shell: Shell) -> None:
+    assert shell.works().out == shell.works("--help").out
 
 
 def test_mlx_without_a_backend_says_what_to_install(process: Shell) -> None:

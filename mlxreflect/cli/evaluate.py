@@ -21,14 +21,18 @@ Many = list[str] | None
 ADAPTERS = "A LoRA folder, or a run; evaluated on the model it was trained on; repeatable."
 KEEP_FAILED = "Count a call that fails for good as wrong."
 QUICK = "Ask base and trained side by side until it is decided."
-ALPHA = "With --quick: the level to decide at (quick.alpha)."
+ALPHA = "With --quick: the level to decide at, such as 0.05 (quick.alpha)."
 MAX_N = "With --quick: the most problems (quick.max_n)."
 
 
 def need_a_model(context: typer.Context, value: Many) -> list[str]:
     """Typer calls this last for an option that is not given, so --server-model is known here."""
     if not value and not any(map(context.params.get, ("server_model", "server", "adapter"))):
-        raise typer.BadParameter("give a --model, an --adapter, or a --server and --server-model")
+        example = "mlxreflect eval countdown --model tiny"
+        raise UserError(
+            "nothing to evaluate",
+            f"give a --model, an --adapter, or a --server and --server-model: {example}",
+        )
     return value or []
 
 

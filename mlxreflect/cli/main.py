@@ -2,18 +2,21 @@
 
 import os
 import sys
-from typing import Annotated
+from difflib import get_close_matches
+from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from mlxreflect.cli import evaluate, run, setup
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.machine import awake, machine_fault
 from mlxreflect.core.ui import safe_text
 
+UsageError = typer.BadParameter.__mro__[1]  # click's, or that of the copy of it in typer
 app = typer.Typer(
     help="Make small language models reason better on your own machine, and prove that they did.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Begin with: mlxreflect run quickstart",
@@ -39,6 +42,8 @@ def options(
     ] = False,
 ) -> None:
     """Holds the options of the program itself; a Mac stays awake while a command runs."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
     context.with_resource(awake())
 
 
@@ -48,7 +53,12 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     try:
-        app(prog_name="mlxreflect")
+        sys.exit(app(prog_name="mlxreflect", standalone_mode=False))
+    except UsageError as error:
+        fail(*usage(error, sys.argv[1:2]))
+    except typer.Abort:  # the input ended, or Ctrl-C, where something was asked
+        print("\nstopped; nothing is written", file=sys.stderr)
+        sys.exit(130)
     except UserError as error:
         fail(error.message, error.hint)
     except PermissionError as error:
@@ -58,6 +68,57 @@ def main() -> None:
         if fault is None:
             raise
         fail(fault.message, f"{fault.hint}, then give the same command again")
+
+
+def usage(error: Any, begun: list[str]) -> tuple[str, str]:
+    """Returns what is wrong with a command line that begins like this, and what mends it."""
+    program: Any = typer.main.get_command(app)
+    commands = program.commands
+    command = next((commands[name] for name in begun if name in commands), program)
+    path = " ".join(["mlxreflect", *(name for name in begun if command is not program)])
+    named = {option: param for param in command.params for option in param.opts}
+    options = [option for option in named if option.startswith("-")]
+    wrong, said = getattr(error, "option_name", ""), error.message.rstrip(".")
+    if param := getattr(error, "param", None) or named.get(wrong):
+        return f"{path}: {misgiven(error, param)}", meaning(param, command.epilog)
+    if wrong:
+        near = get_close_matches(f"--{wrong.lstrip('-')}", options, 1)
+        all_ = f"the options are: {', '.join(options)}"
+        return f"{path}: no option {wrong}", f"did you mean {near[0]}?" if near else all_
+    if command is program:
+        near = get_close_matches(begun[0], commands, 1)
+        all_ = f"the commands are: {', '.join(commands)}"
+        hint = f"did you mean mlxreflect {near[0]}?" if near else all_
+        return f"no command {begun[0]!r}", hint
+    fault = said.replace("Got", "got").replace("argument(s)", "arguments")
+    return f"{path}: {fault}", f"leave them out, or quote what holds blanks. {command.epilog}"
+
+
+def misgiven(error: Any, param: Any) -> str:
+    """Returns what is wrong with an option or an argument that is known."""
+    name, said = name_of(param), error.message.rstrip(".")
+    if hasattr(error, "param_type"):
+        return f"{name} is missing"
+    if hasattr(error, "option_name"):  # "Option '--set' requires an argument"
+        told = said.rpartition("' ")[2].replace("an argument", "a value")
+        return f"{name} {told}"
+    if isinstance(error.__cause__, ValidationError):  # which does not show what was given
+        fault = error.__cause__.errors()[0]
+        name, said = f"{name} {fault['input']}", fault["msg"].partition(",")[0]
+    return f"{name}: {said[:1].lower()}{said[1:]}"
+
+
+def name_of(param: Any) -> str:
+    is_option = param.param_type_name == "option"
+    return str(param.opts[0] if is_option else param.metavar or param.name.upper())
+
+
+def meaning(param: Any, example: str) -> str:
+    """Returns what an option or an argument is, with a number as an example, or a command."""
+    usual = getattr(param, "default", None)
+    if type(usual) in (int, float):
+        example = f"For example: {param.opts[0]} {usual or (8 if type(usual) is int else 0.05)}"
+    return f"{name_of(param)}: {param.help} {example}"
 
 
 def fail(message: str, hint: str) -> None:
