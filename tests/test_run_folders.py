@@ -33,6 +33,7 @@ from mlxreflect.runs.folder import (
     create_job,
     create_run,
     open_folder,
+    write_identity,
 )
 
 SMALL = (
@@ -119,6 +120,12 @@ def test_other_problems_than_it_began_with(made: Path, stopped: Path, file: str)
     finish(stopped)
 
 
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new))
+
+
 DAMAGED: dict[str, Callable[[Path, Path], object]] = {  # to the run and its newest commit
     "adapters.safetensors is damaged": lambda run, commit: [
         flip(each / "adapters.safetensors") for each in commit.parent.glob("wave-*")],
@@ -128,6 +135,10 @@ DAMAGED: dict[str, Callable[[Path, Path], object]] = {  # to the run and its new
     "has rows, and there is no commit to go on from": lambda run, commit: (
         shutil.rmtree(commit.parent)),
     "no recipe in it": lambda run, commit: (run / "run.json").write_text("{}"),
+    "run.json is damaged or was edited": lambda run, commit: edit(
+        run / "run.json", '"wave": ', '"wave": 1'),
+    "run.json is damaged or was edited: it": lambda run, commit: edit(
+        run / "run.json", '"sha256"', '"sha257"'),
     "summary.json: not JSON": lambda run, commit: (run / "summary.json").write_text("{"),
 }  # fmt: skip
 
@@ -177,7 +188,7 @@ def test_a_file_among_the_commits_is_left_alone(tmp_path: Path) -> None:
 def test_a_key_that_an_earlier_version_did_not_have_takes_its_usual_value(stopped: Path) -> None:
     identity = json.loads((stopped / "run.json").read_text())
     del identity["recipe"]["limits"]
-    (stopped / "run.json").write_text(json.dumps(identity))
+    write_identity(stopped / "run.json", identity)
     lines = (stopped / "recipe.toml").read_text().splitlines(keepends=True)
     kept = [line for line in lines if not line.startswith("limits.")]
     assert len(kept) == len(lines) - 3
@@ -188,7 +199,7 @@ def test_a_key_that_an_earlier_version_did_not_have_takes_its_usual_value(stoppe
 def test_a_key_that_only_an_earlier_version_had_is_named(stopped: Path) -> None:
     identity = json.loads((stopped / "run.json").read_text())
     identity["recipe"]["patience"] = 1
-    (stopped / "run.json").write_text(json.dumps(identity))
+    write_identity(stopped / "run.json", identity)
     with (stopped / "recipe.toml").open("a") as recipe:
         recipe.write("patience = 1\n")
     error = refused(stopped)

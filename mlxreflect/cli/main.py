@@ -13,7 +13,8 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.machine import awake, machine_fault
 from mlxreflect.core.ui import safe_text
 
-UsageError = typer.BadParameter.__mro__[1]  # click's, or that of the copy of it in typer
+# click's, or that of the copy of it in typer
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 app = typer.Typer(
     help="Make small language models reason better on your own machine, and prove that they did.",
     invoke_without_command=True,
@@ -58,7 +59,7 @@ def main() -> None:
         fail(*usage(error, sys.argv[1:2]))
     except typer.Abort:  # the input ended, or Ctrl-C, where something was asked
         print("\nstopped; nothing is written", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(1)
     except UserError as error:
         fail(error.message, error.hint)
     except PermissionError as error:

@@ -30,7 +30,7 @@ from mlxreflect.config.recipe import (
 from mlxreflect.config.schema import Job, Recipe
 from mlxreflect.config.toml import apply_settings, dump_toml, flatten, read_toml, validate
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.journal import Commits, read_json, take_lock, write_atomic
+from mlxreflect.core.journal import Commits, digest_of, read_json, take_lock, write_atomic
 from mlxreflect.core.machine import machine_fault, swap_used
 from mlxreflect.core.ui import Ui
 from mlxreflect.data.matching import FILE
@@ -120,7 +120,7 @@ class RunFolder(Generic[C]):
         """
         identity = read_json(self.path / self.kind.identity)
         if "data" not in identity:
-            self.write_json(self.kind.identity, {**identity, "data": digest})
+            write_identity(self.path / self.kind.identity, {**identity, "data": digest})
         elif identity["data"] != digest:
             raise UserError(
                 f"{self.path} began with other {given} now",
@@ -272,8 +272,14 @@ def create(kind: Kind[C], config: C, path: Path) -> RunFolder[C]:
         **({"digest": digest(config)} if isinstance(config, Recipe) else {}),
         kind.key: kind.tree(config),
     }  # fmt: skip
-    write_atomic(path / kind.identity, json.dumps(identity, indent=1) + "\n")
+    write_identity(path / kind.identity, identity)
     return RunFolder(path, config, kind, lock, made)
+
+
+def write_identity(file: Path, identity: dict[str, Any]) -> None:
+    """Writes run.json or job.json with its own SHA-256, which tells a damaged or edited one."""
+    told = {key: value for key, value in identity.items() if key != "sha256"}
+    write_atomic(file, json.dumps({**told, "sha256": digest_of(told)}, indent=1) + "\n")
 
 
 def point_latest(path: Path) -> None:
@@ -328,10 +334,11 @@ def open_folder(path: Path, settings: Sequence[str] = ()) -> RunFolder[Any]:
 def began_with(kind: Kind[C], path: Path) -> dict[str, Any]:
     """Returns the keys in the identity, with this version's usual values of keys it has not.
 
-    Raises UserError where there are none, or those of another version.
+    Raises UserError where there are none, or those of another version, or not as they were written.
     """
     file = path / kind.identity
     identity = read_json(file)
+    whole = identity.pop("sha256", "") == digest_of(identity)
     keys, made_by = identity.get(kind.key), str(identity.get("version", ""))
     if not isinstance(keys, dict):
         raise UserError(
@@ -339,6 +346,13 @@ def began_with(kind: Kind[C], path: Path) -> dict[str, Any]:
         )
     maker, fault = f"version {made_by}" if made_by else "an older version", ""
     if made_by.split(".")[:2] == version("mlxreflect").split(".")[:2]:
+        if not whole:
+            begin = f": mlxreflect run {quote(str(path / kind.text))}"
+            anew = begin if kind.model is Recipe else ""
+            raise UserError(
+                f"{file} is damaged or was edited: it is not as it was written",
+                f"restore that file, or begin a new {kind.word}{anew}",
+            )
         try:
             return kind.tree(validate(kind.model, keys, file))
         except UserError as error:
