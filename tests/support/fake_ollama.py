@@ -67,7 +67,7 @@ class FakeOllama(Loopback):
         match seen.path:
             case "/":
                 return text(200, "Ollama is running")
-            case "/api/tags" | "/api/ps":
+            case "/api/tags":
                 rows = [
                     {"name": n, "model": n, "modified_at": WHEN, "size": 1} for n in self.models
                 ]

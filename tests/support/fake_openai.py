@@ -10,7 +10,7 @@ from typing import Any
 
 from support.fake_server import Body, Fault, Loopback, Scripted, Seen, cut, http, ok
 
-CHAT = "/v1/chat/completions"
+CHAT, RAW = "/v1/chat/completions", "/v1/completions"
 BAD_JSON = Fault(body=b'{"id": "1", "choices": [{"index": 0, "message": {"role": "assist')
 WRONG_SCHEMA = Fault(body=b'{"message": {"role": "assistant", "content": "another API"}}')
 NO_CHOICES = Fault(body=b'{"choices": []}')
@@ -52,7 +52,7 @@ class FakeOpenAI(Loopback):
             return refusal(401, f"Incorrect API key provided: {given}", code="invalid_api_key")
         if seen.path == "/v1/models":
             found = self.models if isinstance(self.models, Fault) else self.listing(self.models)
-        elif seen.path == CHAT:
+        elif seen.path in (CHAT, RAW):
             found = self.chat(seen.body)
         else:
             found = http(404, "Not Found")
@@ -72,16 +72,18 @@ class FakeOpenAI(Loopback):
         return super().chat(body)
 
     def written(self, body: Body, text: str, fields: Body) -> Body:
-        prompt = "".join(message["content"] for message in body["messages"])
+        messages = body.get("messages") or [{"content": body["prompt"]}]
+        prompt = "".join(message["content"] for message in messages)
         most = body.get("max_tokens") or body["max_completion_tokens"]
         sent, text, tokens, was_cut = cut(prompt, text, most)
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": text},
-            "finish_reason": "length" if was_cut else "stop",
-        }
+        tokens = min(tokens, most)
+        said: Body = {"message": {"role": "assistant", "content": text}}
+        kind = "chat.completion"
+        if "prompt" in body:
+            said, kind = {"text": text}, "text_completion"
+        choice = said | {"index": 0, "finish_reason": "length" if was_cut else "stop"}
         return {
-            "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": body["model"],
+            "id": "chatcmpl-1", "object": kind, "created": 1, "model": body["model"],
             "choices": [choice | fields],
             "usage": {"prompt_tokens": sent, "completion_tokens": tokens,
                       "total_tokens": sent + tokens},
