@@ -27,11 +27,15 @@ def figures(n=4, **tables):
     return estimate(made, COUNTDOWN, problems)
 
 
+@pytest.mark.parametrize("visits", [0, 1, 2])
 @pytest.mark.parametrize("n,every,epochs,wave", [
     (10, 4, 1, 3), (10, 4, 3, 1), (10, 100, 2, 4), (7, 0, 2, 3), (12, 4, 2, 12), (1, 1, 1, 1),
 ])  # fmt: skip
-def test_visits_at_most_are_those_of_a_run_that_never_solves_anything(n, every, epochs, wave):
-    made = recipe(r3={"bucket_every": every, "epochs": epochs, "wave": wave})
+def test_visits_at_most_are_those_of_a_run_that_never_solves_anything(
+    n, every, epochs, wave, visits
+):
+    r3 = {"bucket_every": every, "epochs": epochs, "wave": wave, "bucket_visits": visits}
+    made = recipe(r3={**r3, "patience": 0})
     seen = {"basic": 0, "advanced": 0}
     for taken in walk_r3(made, [str(i) for i in range(n)]):
         seen[taken.own["tier"]] += len(taken.problems)
@@ -51,6 +55,16 @@ def test_calls_by_hand():
     # Half of 4; 1 + 1/2 + 1/4 tries; a second cycle for the half of the 7/8 that failed.
     assert found["expected"]["calls"] == round(2 * 2 * 1.75 * (1 + 7 / 8 / 2))
     assert expected(recipe(r3={**r3, "rewrites": 1, "verifications": 0}), 4, WRONG)[1] == 1
+
+
+def test_calls_where_an_attempt_is_several_samples():
+    r3 = {"rewrites": 1, "verifications": 0, "bucket_every": 0, "pairs": "both", "attempts": 3}
+    found = figures(n=16, critic=PAID, r3=r3)
+    assert found["attempts"] == 16 * 3
+    assert found["expected"]["calls"] == 16 * WRONG**3 * 2
+    assert found["at_most"]["calls"] == 16 * 2
+    alone = figures(critic=PAID, r3={**r3, "pairs": "own", "rewrites": 0})
+    assert alone["at_most"]["calls"] == 0 and not alone["critics"]
 
 
 def test_tokens_and_dollars_by_hand():

@@ -23,6 +23,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Turn, Verdict, make_problem
 from mlxreflect.critics.base import Reply
 from mlxreflect.methods.base import failure, passed
+from mlxreflect.methods.r3 import METHOD
 from mlxreflect.methods.session import graded
 from mlxreflect.prompts.roles import quote
 from mlxreflect.runs.figures import too_short
@@ -360,9 +361,116 @@ def test_a_rewrite_that_gives_itself_away_is_a_failed_try():
     assert not played.examples
 
 
+# ---- the policy's own pairs ----------------------------------------------------------------------
+
+
+def answer_as(strategy, patterns):
+    """Let samples be right (r) or wrong (w, cut off: c), of each problem as its pattern says.
+
+    A capital has the text of the sample before. patterns: of attempts, then of verifications.
+    """
+    draw, ids = strategy.rollouts.sample, list(strategy.problems)
+
+    def sample(problems, role, n, seed, actor):
+        drawn = draw(problems, role, n, seed, actor)
+        for problem, turns in zip(problems, drawn, strict=True):
+            pattern = patterns[role == "verify"][ids.index(problem.id)]
+            assert len(turns) == len(pattern) == n
+            for i, letter in enumerate(pattern):
+                said = f"{role} {i - letter.isupper()}"
+                kind = letter.lower()
+                turns[i] = replace(
+                    turns[i], text=said, verdict=Verdict(kind == "r", kind == "r", ""),
+                    finish_reason="length" if kind == "c" else "stop",
+                )  # fmt: skip
+        return drawn
+
+    strategy.rollouts.sample = sample
+
+
+OWN = {"rrww": [(0, 2), (1, 3)], "wrww": [(1, 0)], "rRww": [(0, 2)], "rrrw": [(0, 3)],
+       "rwWr": [(0, 1)], "rccc": [], "cwrr": [(2, 1)], "rrrr": [], "wwww": []}  # fmt: skip
+
+
+@pytest.mark.parametrize("pairs", ["rewrite", "own", "both"])
+def test_pairs_of_known_samples(pairs):
+    """A right sample over a wrong one, each text once; the critic sees what has no right one."""
+    critic = Critic()
+    strategy = make(critic, problems=len(OWN), r3={
+        "wave": len(OWN), "pairs": pairs, "attempts": 4, "verifications": 0, "bucket_every": 0,
+    })  # fmt: skip
+    answer_as(strategy, [list(OWN)])
+    (played,) = play(strategy)
+    (helped,) = {call.problem.id for call in critic.calls}
+    found = {kind: [(e.source["problem"], *e.source["turns"]) for e in played.examples
+                    if e.kind == kind] for kind in ("preference", "sft")}  # fmt: skip
+    own = [(pid, *pair) for pid, pattern in zip(strategy.problems, OWN, strict=True)
+           for pair in OWN[pattern]]  # fmt: skip
+    rewrite = 5  # attempts, critique, rewrite
+    assert helped == list(strategy.problems)[-1] and len(critic.calls) == 2
+    by_rewrite = [(helped, rewrite, 0)] if pairs != "own" else []
+    assert sorted(found["preference"]) == sorted((own if pairs != "rewrite" else []) + by_rewrite)
+    assert found["sft"] == ([(helped, rewrite)] if pairs == "own" else [])
+    assert [e.outcome.status for e in played.episodes] == [
+        "trained" if pattern == "wwww" else "solved_first" if pattern[0] == "r" else "solved"
+        for pattern in map(dict(zip(strategy.problems, OWN, strict=True)).get,
+                           [e.problem.id for e in played.episodes])
+    ]  # fmt: skip
+    texts = {e.problem.id: [turn.text for turn in e.turns] for e in played.episodes}
+    for example in (e for e in played.examples if e.kind == "preference"):
+        pid, (chosen, rejected) = example.source["problem"], example.source["turns"]
+        assert example.prompt == attempt_prompt_of(played, pid)
+        assert (example.chosen, example.rejected) == (texts[pid][chosen], texts[pid][rejected])
+
+
+def attempt_prompt_of(played, pid):
+    return next(e for e in played.episodes if e.problem.id == pid).turns[0].messages
+
+
+def test_samples_of_a_verification_make_pairs_too():
+    """Also those of the last one, which no cycle follows."""
+    strategy = make(problems=2, r3={
+        "wave": 2, "pairs": "own", "verifications": 2, "verify_samples": 2, "verify_pass": 2,
+        "sft_mode": 0, "bucket_every": 0,
+    })  # fmt: skip
+    answer_as(strategy, [["w", "w"], ["wr", "rr"]])
+    (played,) = play(strategy)
+    mixed, solved = strategy.problems
+    by_id = {e.problem.id: e for e in played.episodes}
+    assert [by_id[pid].outcome.status for pid in (mixed, solved)] == ["bucket", "solved"]
+    cycle = ["critique", "rewrite", "verify", "verify"]
+    assert roles(by_id[mixed]) == ["attempt", *cycle, *cycle]
+    pairs = [e.source["turns"] for e in played.examples if e.kind == "preference"]
+    assert pairs == [[4, 3], [8, 7]]
+
+
+def test_without_rewrites_no_critic_is_asked():
+    r3 = {"wave": 6, "pairs": "own", "attempts": 4, "rewrites": 0, "judge": True}
+    strategy = make(problems=6, r3=r3)
+    strategy.session.critics.clear()
+    played = play(strategy)
+    assert METHOD.tiers(strategy.recipe) == [] and not METHOD.asks_itself(strategy.recipe)
+    assert {turn.role for one in played for e in one.episodes for turn in e.turns} == {"attempt"}
+    assert any(one.steps for one in played)
+    assert {example.kind for one in played for example in one.examples} == {"preference"}
+
+
+def test_while_nothing_is_solved_a_problem_is_verified_once():
+    """Here after two problems in a row; one that is solved sets it going again."""
+    strategy = make(problems=6, r3={"wave": 2, "verifications": 3, "bucket_every": 0,
+                                    "patience": 2})  # fmt: skip
+    answer_as(strategy, [["w"] * 6, ["w"] * 6])
+    order = strategy.order(1)
+    pass_verifications(strategy, {order[3]})
+    first, second, third = play(strategy)
+    counts = [[roles(e).count("verify") for e in one.episodes] for one in (first, second, third)]
+    assert counts == [[3, 3], [1, 1], [3, 3]]
+    assert strategy.state.unsolved == 2
+
+
 # ---- the order of waves, by hand -----------------------------------------------------------------
 
-NAMES = [f"p{i}" for i in range(10)]
+NAMES = [f"p{i}" for i in range(15)]
 
 
 def always(wave, name):
@@ -377,8 +485,23 @@ MASTERY = {"epochs": 1, "bucket_every": 0, "until_mastered": True}
 # Settings, how many problems, what is solved; waves by stage and size, ! where SFT is forced.
 ORDERS = {
     "one by one": ({"wave": 1, "bucket_every": 0}, 10, always, "p1 p1 p1 p1 p1 p1 p1 p1 p1 p1"),
-    "the bucket after every chunk, carried on": (
-        {"wave": 4, "bucket_every": 5}, 10, never, "p4 p1 b4 b1 p4 p1 b4 b4 b2"),
+    "the bucket after every chunk, of an epoch once": (
+        {"wave": 4, "bucket_every": 5, "epochs": 2}, 10, never,
+        "p4 p1 b4 b1 p4 p1 b4 b1 p4 p1 b4 b4 b2 p4 p1"),
+    "twice": ({"wave": 5, "bucket_every": 5, "bucket_visits": 2}, 15, never,
+              "p5 b5 p5 b5 b5 p5 b5 b5"),
+    "at every pass, as in the paper": (
+        {"wave": 4, "bucket_every": 5, "bucket_visits": 0}, 10, never,
+        "p4 p1 b4 b1 p4 p1 b4 b4 b2"),
+    # 6 unsolved in a row; a pass begins, has 8 after its first wave, and leaves the others for the
+    # next, which has those and 6 more, and ends alike. No second epoch begins.
+    "what does not pay ends": (
+        {"wave": 2, "bucket_every": 6, "patience": 7, "epochs": 2}, 12, never,
+        "p2 p2 p2 b2 p2 p2 p2 b2"),
+    "one that is solved sets it going again": (
+        {"wave": 2, "bucket_every": 6, "patience": 7, "epochs": 2}, 6,
+        lambda wave, name: wave.stage == "bucket" and name == wave.problems[-1],
+        "p2 p2 p2 b2 b2 b2 p2 p2 p2 b2 b2 b2"),
     "what the bucket pass solves leaves it": (
         {"wave": 5, "bucket_every": 5}, 10, lambda wave, name: wave.stage == "bucket",
         "p5 b5 p5 b5"),
@@ -407,9 +530,10 @@ def test_the_order_of_waves(name):
 
 def test_an_epoch_takes_every_problem_once_in_a_seeded_order():
     r3 = {"wave": 4, "epochs": 2, "bucket_every": 0}
-    seen = walk_r3(Recipe.model_validate({"r3": r3}), NAMES, always)
+    names = NAMES[:10]
+    seen = walk_r3(Recipe.model_validate({"r3": r3}), names, always)
     first, second = ([p for w in seen if w.epoch == n for p in w.problems] for n in (1, 2))
-    assert sorted(first) == sorted(second) == NAMES
+    assert sorted(first) == sorted(second) == names
     assert first != second
     assert [len(w.problems) for w in seen] == [4, 4, 2, 4, 4, 2]
     assert [w.new_epoch for w in seen] == [True, False, False, True, False, False]

@@ -45,6 +45,19 @@ def test_killed_at_a_point(point, tmp_path, uninterrupted):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("point", "nth"), [("verified", 2), ("wrote half a commit", 5)])
+def test_own_pairs_and_patience_go_on_where_they_were(point, nth, tmp_path):
+    settings = {**SHORT, "r3.pairs": "both", "r3.attempts": 3, "r3.epochs": 2, "r3.patience": 3,
+                "r3.bucket_every": 4}  # fmt: skip
+    run_process("quickstart", settings, tmp_path / "whole")
+    expected = contents(tmp_path / "whole")
+    assert b'"tier": "advanced"' in expected["episodes.jsonl"]
+    run_process("quickstart", settings, tmp_path / "run", point, nth)
+    finish(tmp_path / "run")
+    assert_same(tmp_path / "run", expected)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("point", STOPPING)
 def test_a_gpu_that_is_stopped_says_how_to_go_on(point, tmp_path, uninterrupted):
     run_dir = tmp_path / "run"

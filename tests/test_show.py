@@ -163,7 +163,7 @@ def test_problems_are_counted_as_their_last_episode_left_them() -> None:
 @pytest.mark.parametrize(
     ("method", "said"),
     [
-        ("r3", {"right after training": "5 (solved)", "trained on, not verified": "3 (trained)"}),
+        ("r3", {"right later": "5 (solved)", "trained on, not verified": "3 (trained)"}),
         ("rel", {"accepted at a later try": "5 (solved)"}),
         ("preflexor", {"taught by the teacher": "3 (trained)"}),
     ],

@@ -6,17 +6,20 @@ sample of the updated policy. A pass ends in SFT and "solved"; a failure in SFT 
 at a small learning rate and, while verifications are left, another cycle with the failed sample as
 the rejected one. What stays unsolved goes to the bucket list, for the advanced critic. The rounds
 go in lock-step; where a critic is waited for, each trajectory goes its own way.
+
+Beyond the paper, an attempt may be several samples. A problem that has a right one among them is
+solved without a critic, and the policy's own right and wrong samples may make the pairs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mlxreflect.config.fields import Count, Positive, Table
-from mlxreflect.core.errors import UserError
+from mlxreflect.config.fields import Count, Positive, Table, refuse
 from mlxreflect.core.records import Episode, Example, Turn
 from mlxreflect.core.seeds import rng_for
 from mlxreflect.methods.base import (
@@ -48,7 +51,13 @@ class R3Config(Table):
     wave: Positive = 1  # problems taken and committed together; 1: the paper's sequential order
     shard: Count = 0  # samples drawn while a remote critic reviews those before; 0: policy.batch
     epochs: Positive = 1  # passes over all problems
-    rewrites: Positive = 3  # rewrites of an attempt at most
+    # rewrite: the winning rewrite over the wrong sample. own: of the samples that a problem's
+    # attempt, or a verification, draws, a right one over a wrong one; rewrites are imitated. both:
+    # pairs of either kind
+    pairs: Literal["rewrite", "own", "both"] = "rewrite"
+    # samples of an attempt; a critic sees only a problem that has no right one among them
+    attempts: Positive = 1
+    rewrites: Count = 3  # rewrites of an attempt at most; 0: no critic is asked
     verifications: Count = 5  # fresh samples after training, at most
     verify_samples: Positive = 1  # samples of a verification
     verify_pass: Positive = 1  # samples of them that must be right
@@ -59,6 +68,10 @@ class R3Config(Table):
     sft_mode: Literal[0, 1, 2, 3] = 1  # once verified: 0 none, 1 last winner, 2 verified, 3 both
     sft_correct: bool = False  # SFT on attempts that were right at once
     bucket_every: Count = 100  # problems between passes over the bucket list; 0: never
+    bucket_visits: Count = 1  # passes of an epoch that take up the same problem; 0: all of them
+    # so many problems in a row that critics could not help to solve end a pass over the bucket
+    # list; until one is solved, no problem is verified twice and no epoch begins; 0: never
+    patience: Count = 50
     until_mastered: bool = False  # go on over the bucket list while it shrinks
 
     @property
@@ -67,12 +80,23 @@ class R3Config(Table):
 
 
 def check(recipe: Recipe, path: Path) -> None:
-    if recipe.r3.verify_pass > recipe.r3.verify_samples:
-        raise UserError(
-            f"{path}: r3.verify_pass = {recipe.r3.verify_pass} can never be reached with "
-            f"r3.verify_samples = {recipe.r3.verify_samples}",
-            "lower r3.verify_pass or raise r3.verify_samples",
-        )
+    config = recipe.r3
+    several = config.attempts > 1 or (config.verify_samples > 1 and config.verifications > 0)
+    own = config.pairs != "rewrite"
+    refuse(
+        path,
+        (config.verify_pass > config.verify_samples,
+         f"r3.verify_pass = {config.verify_pass} can never be reached with r3.verify_samples = "
+         f"{config.verify_samples}",
+         "lower r3.verify_pass or raise r3.verify_samples"),
+        (own and not (several and recipe.policy.temperature),
+         f"r3.pairs = {config.pairs!r} compares samples of a problem, and there is one, or all are "
+         "the same",
+         "set r3.attempts, for example to 4, and policy.temperature above 0"),
+        (config.rewrites == 0 and not own and not config.sft_correct,
+         "r3.rewrites = 0 leaves nothing to train on",
+         'set r3.pairs = "own" and r3.attempts = 4, or r3.rewrites = 3'),
+    )  # fmt: skip
 
 
 # ---- the critics that it asks, and how often -----------------------------------------------------
@@ -80,6 +104,8 @@ def check(recipe: Recipe, path: Path) -> None:
 
 def tiers(recipe: Recipe) -> list[Tier]:
     found: list[Tier] = []
+    if not recipe.r3.rewrites:
+        return found
     if not recipe.r3.feedback == recipe.r3.rewriter == "self":
         found += ["basic", "advanced"] if recipe.r3.takes_up_bucket else ["basic"]
     return [*found, "judge"] if recipe.r3.judge else found
@@ -87,6 +113,9 @@ def tiers(recipe: Recipe) -> list[Tier]:
 
 def plan(recipe: Recipe, n: int, wrong: float) -> Plan:
     config = recipe.r3
+    attempts = n * config.epochs * config.attempts
+    if not config.rewrites:
+        return Plan(attempts, config.wave, {}, ())
     visits, tries = at_most(recipe, n) if wrong == 1 else expected(recipe, n, wrong)
     writers = {"critique": config.feedback, "rewrite": config.rewriter}
     calls: dict[tuple[Tier, str], float] = {
@@ -99,7 +128,7 @@ def plan(recipe: Recipe, n: int, wrong: float) -> Plan:
         judged = 2 if wrong == 1 else 1 - wrong  # of a try; its reply may be asked for again
         calls["judge", "judge"] = sum(visits.values()) * tries * judged
     roles = (*writers, "judge") if config.judge else (*writers,)
-    return Plan(n * config.epochs, config.wave, calls, roles)
+    return Plan(attempts, config.wave, calls, roles)
 
 
 def at_most(recipe: Recipe, n: int) -> tuple[dict[Tier, float], float]:
@@ -111,8 +140,9 @@ def at_most(recipe: Recipe, n: int) -> tuple[dict[Tier, float], float]:
     advanced = 0
     if every := config.bucket_every:
         passes = -(-n // every)  # an epoch
-        advanced = sum(min(k * every, n) for k in range(1, passes + 1))
-        advanced += (config.epochs - 1) * passes * n
+        visits = min(config.bucket_visits or passes, passes)
+        advanced = sum(min(every, n - k * every) * min(visits, passes - k) for k in range(passes))
+        advanced += (config.epochs - 1) * visits * n
     if config.until_mastered:
         advanced += sum(range(n, max(0, n - MAX_MASTERY_ROUNDS), -1)) + n
     tries = config.rewrites * max(1, config.verifications)
@@ -126,8 +156,9 @@ def expected(recipe: Recipe, n: int, wrong: float) -> tuple[dict[Tier, float], f
     tries = sum(wrong**i for i in range(config.rewrites))
     cycles = 1 + (1 - lost) * sum(wrong**i for i in range(1, config.verifications))
     unsolved = lost + (1 - lost) * (wrong**config.verifications if config.verifications else 0)
-    first = n * config.epochs * wrong
-    again = first * unsolved * wrong if config.takes_up_bucket else 0.0
+    all_wrong = wrong**config.attempts
+    first = n * config.epochs * all_wrong
+    again = first * unsolved * all_wrong if config.takes_up_bucket else 0.0
     return {"basic": first, "advanced": again}, tries * cycles
 
 
@@ -139,7 +170,9 @@ class State:
     """The state that is committed with the adapter between two waves.
 
     bucket: problem id → its last winning rewrite, or None. queue: what is left of the pass over
-    the bucket under way. since_bucket: problems since the last pass. first_correct: of this epoch.
+    the bucket under way. since_bucket: problems since the last pass. visits: of this epoch, how
+    many passes took a problem up. unsolved: problems in a row that a critic could not help to
+    solve. first_correct: of this epoch.
     before: size of the bucket when the mastery round began; -1: no round under way. force: the
     round begins with forced SFT; forced: it began so.
     """
@@ -151,12 +184,17 @@ class State:
     bucket: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     queue: list[str] = field(default_factory=list)
     since_bucket: int = 0
+    visits: dict[str, int] = field(default_factory=dict)
+    unsolved: int = 0
     first_correct: int = 0
     round: int = 0
     before: int = -1
     force: bool = False
     forced: bool = False
     last_winner: str | None = None
+
+    def stuck(self, recipe: Recipe) -> bool:
+        return 0 < recipe.r3.patience <= self.unsolved
 
 
 def next_wave(state: State, problems: Sequence[str], recipe: Recipe) -> Wave | None:
@@ -166,6 +204,8 @@ def next_wave(state: State, problems: Sequence[str], recipe: Recipe) -> Wave | N
     """
     config, size = recipe.r3, recipe.r3.wave
     new_epoch = state.cursor == 0 and state.wave == 0
+    if state.stage == "bucket" and state.stuck(recipe):
+        state.queue = []  # stays on the list
     while not state.queue:
         ended = state.cursor >= len(problems)
         full = state.since_bucket >= config.bucket_every
@@ -174,7 +214,9 @@ def next_wave(state: State, problems: Sequence[str], recipe: Recipe) -> Wave | N
             if not (config.until_mastered and begin_mastery_round(state)):
                 return None
         elif config.bucket_every and state.since_bucket and (full or ended):
-            state.stage, state.queue, state.since_bucket = "bucket", list(state.bucket), 0
+            most = config.bucket_visits or math.inf
+            due = [pid for pid in state.bucket if state.visits.get(pid, 0) < most]
+            state.stage, state.queue, state.since_bucket = "bucket", due, 0
         elif not ended:
             # A wave ends where a pass over the bucket is due.
             room = config.bucket_every - state.since_bucket if config.bucket_every else size
@@ -184,12 +226,15 @@ def next_wave(state: State, problems: Sequence[str], recipe: Recipe) -> Wave | N
             state.queue = order[state.cursor : state.cursor + min(size, room)]
             state.cursor += len(state.queue)
             state.since_bucket += len(state.queue)
-        elif mastered or state.epoch >= config.epochs:
+        elif mastered or state.epoch >= config.epochs or state.stuck(recipe):
             state.stage = "mastery"
         else:
             state.epoch, state.cursor, state.first_correct = state.epoch + 1, 0, 0
+            state.visits.clear()
             new_epoch = True
     taken, state.queue = state.queue[:size], state.queue[size:]
+    if state.stage == "bucket":
+        state.visits |= {pid: state.visits.get(pid, 0) + 1 for pid in taken}
     tier = "basic" if state.stage == "problems" else "advanced"
     own = {"tier": tier, "force_sft": state.force}
     state.force = False
@@ -218,6 +263,8 @@ class R3:
         self.state = State()
         self.tier: Literal["basic", "advanced"] = "basic"  # the critic of the wave
         self.workers: Workers | None = None  # None: lock-step
+        self.verifications = 0  # of a problem of the wave, at most
+        self.own: list[tuple[Trajectory, Turn, Turn]] = []  # pairs that wait for their training
 
     def next_wave(self, *, ending: bool = False) -> Wave | None:
         return None if ending else next_wave(self.state, list(self.frame.problems), self.recipe)
@@ -233,18 +280,22 @@ class R3:
             self.learning.begin_stage()
         if wave.own["force_sft"]:
             self.force_sft()
-        trajectories = self.frame.trajectories()
-        writers = (self.recipe.r3.feedback, self.recipe.r3.rewriter)
-        asked: set[str] = {self.tier if who == "critic" else who for who in writers}
-        asked |= {"judge"} if self.recipe.r3.judge else set()
+        trajectories, config = self.frame.trajectories(), self.recipe.r3
+        asked: set[str] = {
+            self.tier if who == "critic" else who for who in (config.feedback, config.rewriter)
+        }
+        asked |= {"judge"} if config.judge else set()
+        asked = asked if config.rewrites else set()
+        most = 1 if self.state.stuck(self.recipe) else config.verifications
+        self.verifications = min(most, config.verifications)
         with self.session.workers(self.tier, asked) as self.workers:
             wrong = self.attempt(trajectories)
             self.improve(wrong, 0)
             unverified = [t for t in wrong if t.winner]
-            for number in range(1, self.recipe.r3.verifications + 1):
+            for number in range(1, self.verifications + 1):
                 unverified = self.verify(unverified, number)
-                if number < self.recipe.r3.verifications:
-                    self.improve(unverified, number)
+                again = unverified if number < self.verifications else []
+                self.improve(again, number)
         episodes = [self.episode(t) for t in trajectories]
         for trajectory, episode in zip(trajectories, episodes, strict=True):
             self.keep_bucket(trajectory, episode)
@@ -253,12 +304,10 @@ class R3:
     # ---- samples --------------------------------------------------------------------------------
 
     def attempt(self, trajectories: list[Trajectory]) -> list[Trajectory]:
-        """Draws the first samples; what is wrong is returned."""
+        """Draws the first samples; returns the trajectories that have no right one."""
         for part, samples in self.sample(trajectories, 0):
-            for trajectory, (turn,) in zip(part, samples, strict=True):
-                trajectory.open(trajectory.add(turn))
-                if passed(turn):
-                    trajectory.solved = trajectory.opened
+            for trajectory, drawn in zip(part, samples, strict=True):
+                self.take(trajectory, [trajectory.add(turn) for turn in drawn], 1)
         if self.recipe.r3.sft_correct:
             right = ((t, t.solved) for t in trajectories)
             self.imitate(right, self.recipe.train.sft.scale_verified, "correct")
@@ -271,13 +320,7 @@ class R3:
             for trajectory, drawn in zip(part, samples, strict=True):
                 parent = trajectory.winner.index if trajectory.winner else None
                 turns = [trajectory.add(replace(turn, parent=parent)) for turn in drawn]
-                right = [turn for turn in turns if passed(turn)]
-                if len(right) >= config.verify_pass:
-                    trajectory.solved = right[0]
-                else:
-                    wrong = [turn for turn in turns if turn not in right]
-                    whole = (turn for turn in wrong if held_against(turn, self.recipe.train))
-                    trajectory.open(next(whole, wrong[0]))
+                self.take(trajectory, turns, config.verify_pass)
         done = [t for t in trajectories if t.solved]
         failed = [t for t in trajectories if not t.solved]
         if config.sft_mode in (1, 3):
@@ -286,6 +329,22 @@ class R3:
             self.imitate(((t, t.solved) for t in done), sft.scale_verified, f"verified {number}")
         self.imitate(((t, t.winner) for t in failed), sft.scale_failed, f"failed {number}")
         return failed
+
+    def take(self, trajectory: Trajectory, turns: list[Turn], needed: int) -> None:
+        """Solves a trajectory by so many right samples, or opens a cycle with a wrong one.
+
+        Right samples and wrong ones, each text once, also make the policy's own pairs.
+        """
+        right = [turn for turn in turns if passed(turn)]
+        wrong = [turn for turn in turns if turn not in right]
+        whole = [turn for turn in wrong if held_against(turn, self.recipe.train)]
+        if len(right) >= needed:
+            trajectory.solved = right[0]
+        else:
+            trajectory.open(next(iter(whole), wrong[0]))
+        if self.recipe.r3.pairs != "rewrite":
+            pairs = zip(once(right), once(whole), strict=False)
+            self.own += [(trajectory, chosen, rejected) for chosen, rejected in pairs]
 
     def sample(
         self, trajectories: list[Trajectory], number: int
@@ -297,7 +356,7 @@ class R3:
         """
         config = self.recipe.r3
         role: Literal["attempt", "verify"] = "verify" if number else "attempt"
-        n = config.verify_samples if number else 1
+        n = config.verify_samples if number else config.attempts
         told = f"verification {number}, {{}} problems" if number else "{} attempts"
         size = config.shard or self.recipe.policy.batch
         if self.workers is None:
@@ -307,14 +366,15 @@ class R3:
             self.frame.status(told.format(len(part)))
             seed = self.frame.seed("sample", number) + ((shard,) if shard else ())
             yield part, self.frame.sample([t.problem for t in part], n, seed, role)
-            if self.workers and (not number or number < config.verifications):
+            if self.workers and (not number or number < self.verifications):
                 for trajectory in (t for t in part if not t.solved):
                     self.workers.start(self.rounds([trajectory], number))
 
     # ---- a cycle --------------------------------------------------------------------------------
 
     def improve(self, trajectories: list[Trajectory], cycle: int) -> None:
-        """Critiques and rewrites until each has a winner or K tries; then DPO on the winners."""
+        """Critiques and rewrites until each has a winner or K tries; then trains on the winners,
+        and on the policy's own pairs that wait for it."""
         if self.workers:
             self.workers.wait(self.frame.status)
         else:
@@ -323,12 +383,13 @@ class R3:
         winners = self.remember(trajectories)
         for trajectory in winners:
             trajectory.winner = trajectory.won
-        pairs = [(self.episode(t), t.won, t.opened) for t in winners]
-        examples = [
-            preference(episode, won, opened)
-            for episode, won, opened in pairs
-            if won and opened and held_against(opened, self.recipe.train)
-        ]
+        pairs, self.own = self.own, []
+        if self.recipe.r3.pairs == "own":
+            self.imitate(((t, t.won) for t in winners), 1.0, f"rewrite {cycle}")
+        else:
+            held = ((t, t.won, t.opened) for t in winners if t.won and t.opened)
+            pairs += [pair for pair in held if held_against(pair[2], self.recipe.train)]
+        examples = [preference(self.episode(t), chosen, rejected) for t, chosen, rejected in pairs]
         self.frame.status(f"training on {len(examples)} pairs")
         self.learning.prefer(examples, self.frame.seed("dpo", cycle))
 
@@ -422,9 +483,9 @@ class R3:
 
     def episode(self, trajectory: Trajectory) -> Episode:
         solved, turns = trajectory.solved, trajectory.turns
-        opened, train = trajectory.opened, self.recipe.train
-        paired = trajectory.winner and opened and held_against(opened, train)
-        if paired and not self.recipe.r3.verifications:
+        opened, imitated = trajectory.opened, self.recipe.r3.pairs == "own"
+        held = opened and (imitated or held_against(opened, self.recipe.train))
+        if trajectory.winner and held and not self.recipe.r3.verifications:
             outcome = outcome_of(solved, [], "trained")
         else:
             outcome = outcome_of(solved, [t for t in turns if t.role == "critique"], "bucket")
@@ -435,7 +496,10 @@ class R3:
         bucket, pid = self.state.bucket, trajectory.problem.id
         if self.frame.wave.stage == "problems":
             self.state.first_correct += episode.outcome.first_correct
-        if episode.outcome.status not in ("bucket", "failed"):
+        left = episode.outcome.status in ("bucket", "failed")
+        if any(turn.role == "critique" for turn in trajectory.turns):
+            self.state.unsolved = self.state.unsolved + 1 if left else 0
+        if not left:
             bucket.pop(pid, None)
         elif trajectory.winner:
             won = completion(episode, trajectory.winner)
@@ -445,14 +509,23 @@ class R3:
             bucket.setdefault(pid, None)
 
 
+def once(turns: Iterable[Turn]) -> list[Turn]:
+    """Returns the first turn of each text."""
+    found: dict[str, Turn] = {}
+    for turn in turns:
+        found.setdefault(turn.text, turn)
+    return list(found.values())
+
+
 METHOD = Method(
     name="r3",
     keys=R3Config,
     check=check,
     tiers=tiers,
-    asks_itself=lambda recipe: "self" in (recipe.r3.feedback, recipe.r3.rewriter),
+    asks_itself=lambda recipe: (
+        recipe.r3.rewrites > 0 and "self" in (recipe.r3.feedback, recipe.r3.rewriter)
+    ),
     plan=plan,
     start=R3,
-    words={"solved": "right after training"},
     escalates=True,
 )

@@ -153,7 +153,7 @@ class Session:
     def workers(self, tier: Tier, asked: set[str]) -> "AbstractContextManager[Workers | None]":
         """Returns as many workers as the tier is asked at once, where all of `asked` are waited
         for; else none."""
-        waits = all(self.critics[name].waits for name in asked)
+        waits = bool(asked) and all(self.critics[name].waits for name in asked)
         return Workers(self.recipe.critic.tier(tier).concurrency) if waits else nullcontext()
 
     def begin_wave(self) -> None:

@@ -92,8 +92,10 @@ def walk_r3(recipe, names, solve=lambda wave, name: False, first=lambda wave, na
                 state.first_correct += first(wave, name)
             if solve(wave, name) or first(wave, name):
                 state.bucket.pop(name, None)
+                state.unsolved = state.unsolved if first(wave, name) else 0
             else:
                 state.bucket.setdefault(name, None)
+                state.unsolved += 1
         state.wave += 1
         state = State(**json.loads(json.dumps(asdict(state))))
         assert len(seen) < 1000
