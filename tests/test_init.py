@@ -72,7 +72,7 @@ def test_by_flags(shell: Shell) -> None:
     recipe = load_recipe("r3-countdown.toml")
     assert (recipe.policy.model, recipe.task.name, recipe.critic.provider) == (
         "tiny", "countdown", "solver")  # fmt: skip
-    assert recipe.eval.spec == "countdown"
+    assert recipe.eval.spec == ["countdown"]
     assert "3 problems" in shell.works("doctor", "r3-countdown.toml", "--set", "task.limit=3",
                                        "--set", "eval.limit=3").out  # fmt: skip
     done = shell.works("init", *FLAGS, "--out", "a b/mine.toml", "--json")
@@ -108,7 +108,7 @@ def test_the_embedded_policy_gets_the_quick_profiles_values(method: str, tmp_pat
     # On another task, and with a critic that gives marks.
     path.write_text(draft(Choices(method, "tiny", "gsm8k", "ollama:m")), encoding="utf-8")
     other = load_recipe(str(path))
-    assert (other.task.name, other.eval.spec, other.prompt.tags) == ("gsm8k", "gsm8k", "think")
+    assert (other.task.name, other.eval.spec, other.prompt.tags) == ("gsm8k", ["gsm8k"], "think")
     assert other.critic.provider == "ollama"
     assert method != "traces" or other.traces.scorer == "critic"
 
@@ -213,7 +213,7 @@ def test_columns_of_other_names(shell: Shell) -> None:
     assert recipe.task.model_dump(exclude_defaults=True) == {
         "name": "jsonl", "source": "my sums.jsonl", "question": "Problem", "answer": "Result",
         "limit": 400}  # fmt: skip
-    assert recipe.eval.spec == ""
+    assert recipe.eval.spec == [""]
     assert "+ 1?" in dry(recipe)["text"]
 
 

@@ -217,13 +217,11 @@ def ticks(axis: Any) -> list[str]:
 
 
 def test_accuracy_has_a_row_an_arm_with_its_interval(tmp_path: Path) -> None:
-    """In a report and, from the results alone and with the sentence, in a run's plots."""
+    """In a report and, from the results alone, in a run's plots."""
     arms = arms_of(tmp_path, {"base": 10, "trained": 30})
     results = {arm.name: {**arm.results, "ci_low": 0.1, "ci_high": 0.9} for arm in arms}
-    said = {"sentence": "trained is $better$ than base"}
-    compared = figure_of(plots.draw_comparison, plots.RunData([], results, "r3, $tiny$"), said)
+    compared = figure_of(plots.draw_comparison, {"": results}, [], "r3, $tiny$")
     assert compared.get_suptitle().endswith("\nr3, $tiny$")
-    assert "$better$" in compared.get_supxlabel()
     report = figure_of(plots.draw_accuracies, by_task(arms))
     for figure, ends in ((report, [wilson(10, 40), wilson(30, 40)]), (compared, [(0.1, 0.9)] * 2)):
         (axis,) = figure.axes
@@ -236,16 +234,23 @@ def test_accuracy_has_a_row_an_arm_with_its_interval(tmp_path: Path) -> None:
         assert axis.get_title(loc="left").endswith("40 questions")
 
 
-def test_a_runs_comparison_has_the_paired_difference(tmp_path: Path) -> None:
+def test_a_runs_comparison_has_the_paired_differences(tmp_path: Path) -> None:
     arms = arms_of(tmp_path, {"base": 10, "trained": 30})
     results = {arm.name: {**arm.results, "ci_low": 0.1, "ci_high": 0.9} for arm in arms}
     found = {"a": "base", "b": "trained", "difference": 0.125, "ci_low": -0.03, "ci_high": 0.28,
-             "alpha": 0.05, "sentence": ""}  # fmt: skip
-    figure = figure_of(plots.draw_comparison, plots.RunData([], results), found)
+             "alpha": 0.05, "sentence": "is $better$", "task": "countdown"}  # fmt: skip
+    figure = figure_of(plots.draw_comparison, {"": results}, [found])
+    assert "$better$" in figure.subfigs[1].get_supxlabel()
     below, above = figure.axes
     assert ticks(above) == ["base", "trained"] and ticks(below) == ["+12.5"]
     (bar,) = below.containers
     assert list(bar.lines[2][0].get_segments()[0][:, 0]) == pytest.approx([-3.0, 28.0])
+    both = [{**found, "task": "sums"}, {**found, "task": "words", "difference": -0.02}]
+    figure = figure_of(plots.draw_comparison, {"sums": results, "words": results}, both)
+    below, *above = figure.axes
+    assert ticks(below) == ["sums  +12.5", "words  −2.0"] and len(below.containers) == 2
+    assert [axis.get_title(loc="left") for axis in above] == [
+        "sums: 40 questions", "words: 40 questions"]  # fmt: skip
 
 
 def test_what_begins_anew_is_marked_and_held_out_points_are_drawn() -> None:

@@ -14,7 +14,7 @@ from support.methods import COUNTDOWN, Critic, frame_of, play
 from support.run_outputs import outputs_by_settings, run_process
 from support.whole_runs import finish
 
-from mlxreflect.config.recipe import eval_spec, load_recipe
+from mlxreflect.config.recipe import eval_specs, load_recipe
 from mlxreflect.config.schema import EvalSpec, Recipe, method_of
 from mlxreflect.config.toml import flatten
 from mlxreflect.core.errors import UserError
@@ -55,7 +55,7 @@ from mlxreflect.methods.reflectevo_data import (
 )
 from mlxreflect.models.load import TINY, load_policy
 from mlxreflect.prompts.roles import quote
-from mlxreflect.runs.figures import check_arms
+from mlxreflect.runs.arms import check_arms
 from mlxreflect.train.lora import attach_lora
 from mlxreflect.train.trainer import Trainer
 
@@ -493,9 +493,9 @@ def test_an_evaluation_without_second_answers_is_refused_before_a_run_begins(spe
     assert said in done.stderr and "set reflectevo.retries = false" in done.stderr
     assert not (tmp_path / "run").exists()
     recipe = load_recipe("reflectevo", [f"eval.spec={spec}", "reflectevo.retries=false"])
-    check_arms(recipe, eval_spec(recipe))
+    check_arms(recipe, eval_specs(recipe))
     recipe = load_recipe("r3", [f"eval.spec={spec}"])
-    check_arms(recipe, eval_spec(recipe))
+    check_arms(recipe, eval_specs(recipe))
 
 
 def test_who_is_asked_and_how_often():

@@ -242,7 +242,7 @@ def test_names_of_files_become_whole_paths(tmp_path: Path, monkeypatch: pytest.M
     )))  # fmt: skip
     assert recipe.task.source == str(tmp_path / "rows.jsonl")
     assert recipe.eval.against == [str(tmp_path / "exam.jsonl"), "gsm8k"]
-    assert recipe.eval.spec == str(tmp_path / "mine.toml")
+    assert recipe.eval.spec == [str(tmp_path / "mine.toml")]
     assert (recipe.critic.cache, recipe.eval.cache) == (str(tmp_path / "new.sqlite"), "off")
     assert recipe.critic.advanced["model"] == str(tmp_path / "critic")
     assert recipe.critic.judge["model"] == "org/name"

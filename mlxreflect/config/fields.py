@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 from pydantic.fields import FieldInfo
 
 from mlxreflect.config.toml import flatten, local_path, table_of
@@ -24,6 +24,13 @@ Gigabytes = Annotated[float, Field(gt=0, le=1e6)] | Literal["auto"]
 # A list of names, or as on a command line the one or several with commas between them.
 Names = Annotated[
     list[str], BeforeValidator(lambda v: v.split(",") if isinstance(v, str) and v else v)
+]
+# The same, also the empty name; written back as a name where it is one.
+Specs = Annotated[
+    list[str],
+    BeforeValidator(lambda v: v.split(",") if isinstance(v, str) else v),
+    PlainSerializer(lambda v: v[0] if len(v) == 1 else v),
+    Field(min_length=1),
 ]
 OneOrMore = BeforeValidator(lambda v: v if isinstance(v, list) else [v])  # of a list's key
 # As Ollama reads one: whole seconds, also as a number, or with units.

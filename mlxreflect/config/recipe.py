@@ -154,11 +154,37 @@ def dump_recipe(recipe: Recipe) -> str:
     return head + dump_toml(resolved(recipe))
 
 
+def eval_specs(recipe: Recipe) -> dict[str, EvalSpec]:
+    """The evaluations a recipe ends in, by name; the headline is the first.
+
+    Raises UserError for one that is not there, and for two of one name.
+    """
+    found: dict[str, EvalSpec] = {}
+    for asked in recipe.eval.spec:
+        name = Path(asked).stem if asked else recipe.task.name
+        if name.lower() in map(str.lower, found):  # a folder is called so
+            raise UserError(
+                f"eval.spec names {name} twice", "name each evaluation once, files by other names"
+            )
+        found[name] = read_spec(recipe, asked)
+    if len(found) == 1:
+        return found
+    return {name: spec.model_copy(update={"name": name}) for name, spec in found.items()}
+
+
 def eval_spec(recipe: Recipe) -> EvalSpec:
-    """The evaluation a recipe ends in."""
+    """The evaluation whose verdict is the recipe's."""
+    return next(iter(eval_specs(recipe).values()))
+
+
+def read_spec(recipe: Recipe, name: str) -> EvalSpec:
+    """One of a recipe's evaluations, with the keys of [eval] and of the policy on top.
+
+    name: a file or a bundled name; "": what the recipe's task holds out.
+    """
     config = recipe.eval
-    if config.spec:
-        path = find_toml(config.spec, "evals")
+    if name:
+        path = find_toml(name, "evals")
         tree = read_toml(path)
         paths_from(path, tree, EvalSpec)
     else:
@@ -299,6 +325,9 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
          f"with train.tune = 'full', {name} would need the weights of the stage's start a second "
          "time, for pairs that are only made later",
          'train LoRA, or set train.reference = "none", train.dpo = 0 or train.objective = "orpo"'),
+        (len(recipe.eval.spec) > 1 and recipe.eval.source != "",
+         f"eval.source is of one evaluation, and eval.spec names {len(recipe.eval.spec)}",
+         "leave eval.source out, or put task.source into the file of a spec"),
         (bool(recipe.eval.against) and recipe.eval.decontaminate == "off",
          "eval.against does nothing while eval.decontaminate = 'off'",
          'leave one of them out, or set eval.decontaminate = "exact"'),

@@ -27,6 +27,7 @@ from mlxreflect.config.fields import (
     Over,
     Positive,
     Rate,
+    Specs,
     Table,
 )
 from mlxreflect.methods import preflexor, r3, reflectevo, rel, traces
@@ -263,9 +264,11 @@ class TrainConfig(Fitting):
 class EvalConfig(Table):
     """The evaluation of a run: base and trained on the same problems, none of them trained on."""
 
-    spec: LocalFile = ""  # file or bundled name; empty: the task's own held-out problems
+    # File or bundled name; empty: the task's own held-out problems. Of a list, or of names with
+    # commas between them, the first is the headline; p-values are adjusted for all of them.
+    spec: Annotated[Specs, Local(Path.is_file)] = [""]
     source: LocalPath = ""  # other data for the spec, all of it
-    limit: Count = 0  # 0: the spec's own
+    limit: Count = 0  # of each spec; 0: its own
     seed: Count = 0  # order of the problems, and so which ones a limit takes
     max_new_tokens: Count = 0  # 0: the policy's own
     direct: bool = False  # base and trained are also asked for the answer alone, without a thought

@@ -127,7 +127,7 @@ def interval(problems: Sequence[ProblemSamples]) -> tuple[float, float, float]:
 def by_task(arms: Sequence[Arm]) -> dict[str, list[Arm]]:
     grouped: dict[str, list[Arm]] = {}
     for arm in arms:
-        grouped.setdefault(arm.task, []).append(arm)
+        grouped.setdefault(arm.part, []).append(arm)
     return grouped
 
 
@@ -216,7 +216,7 @@ def check_arm_names(names: Sequence[str], count: int) -> None:
 
 
 def read_all(paths: Sequence[Path], given: Sequence[str] = ()) -> list[list[Arm]]:
-    """Of each path its arms, one a task, by a name that no other arm of their task has.
+    """Of each path its arms, one a part, by a name that no other arm of that part has.
 
     given: names to call them by.
     """
@@ -224,35 +224,37 @@ def read_all(paths: Sequence[Path], given: Sequence[str] = ()) -> list[list[Arm]
     if given:
         named = zip(given, read, strict=True)
         return [[replace(arm, name=name) for arm in arms] for name, arms in named]
-    owners = [(path, arm.task) for path, arms in zip(paths, read, strict=True) for arm in arms]
+    owners = [(path, arm.part) for path, arms in zip(paths, read, strict=True) for arm in arms]
     names: dict[tuple[Path, str], str] = {}
-    for task in {task for _, task in owners}:
-        mine = [path for path, of in owners if of == task]
-        names |= zip(((path, task) for path in mine), distinct_names(mine), strict=True)
+    for part in {part for _, part in owners}:
+        mine = [path for path, of in owners if of == part]
+        names |= zip(((path, part) for path in mine), distinct_names(mine), strict=True)
     return [
-        [replace(arm, name=names[path, arm.task]) for arm in arms]
+        [replace(arm, name=names[path, arm.part]) for arm in arms]
         for path, arms in zip(paths, read, strict=True)
     ]
 
 
-def pair_tasks(arms: Sequence[Sequence[Arm]]) -> dict[str, list[Arm]]:
-    """Task → each one's arm of it, in the first one's order.
+def pair_tasks(
+    a: Sequence[Arm], b: Sequence[Arm], *, shared: bool = False
+) -> dict[str, tuple[Arm, Arm]]:
+    """Task → either one's arm of it, in the order of a.
 
-    arms: of each folder its arms, one a task. Raises UserError where they are of other tasks.
+    a, b: of each folder its arms, one a task. shared: what only one has is left out. Raises
+    UserError where they are of other tasks.
     """
-    first = arms[0]
-    if all(len(group) == 1 for group in arms):
-        return {first[0].task: [group[0] for group in arms]}
-    parts = [{arm.part: arm for arm in group} for group in arms]
-    for group, other in zip(parts[1:], arms[1:], strict=True):
-        if odd := sorted(set(parts[0]) ^ set(group)):
-            only = first if odd[0] in parts[0] else other
-            place = only[0].path.parent if len({a.path for a in only}) > 1 else only[0].path
-            raise UserError(
-                f"not the same tasks: {odd[0] or 'one without a name'} is only in {place}",
-                "evaluate all arms on the same tasks, or name the folders of one task",
-            )
-    return {part: [group[part] for group in parts] for part in parts[0]}
+    if len(a) == len(b) == 1:
+        return {a[0].task: (a[0], b[0])}
+    left, right = ({arm.part: arm for arm in group} for group in (a, b))
+    odd = sorted(set(left) ^ set(right))
+    if odd and not (shared and set(left) & set(right)):
+        only = a if odd[0] in left else b
+        place = only[0].path.parent if len({arm.path for arm in only}) > 1 else only[0].path
+        raise UserError(
+            f"not the same tasks: {odd[0] or 'one without a name'} is only in {place}",
+            "evaluate all arms on the same tasks, or name the folders of one task",
+        )
+    return {part: (left[part], right[part]) for part in left if part in right}
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
@@ -290,9 +292,10 @@ def read_arm(path: Path) -> list[Arm]:
         missing = path / "samples.jsonl" if path.is_dir() else path
         raise UserError(f"{missing}: no such file", hint)
     arms = [arm for file in files for arm in read_tasks(file, path)]
-    seen: dict[tuple[str, frozenset[str]], Arm] = {}
-    for arm in arms:
-        other = seen.setdefault((arm.task, frozenset(arm.problems)), arm)
+    seen: dict[tuple[str, frozenset[str], str], Arm] = {}
+    for arm in arms:  # the same problems may be asked in several ways, as in 5 shots and in none
+        asked = json.dumps([arm.setup.get(key) for key in ("spec", "prompt_hash")])
+        other = seen.setdefault((arm.task, frozenset(arm.problems), asked), arm)
         if other is not arm:
             raise UserError(
                 f"{path} holds two evaluations of the same problems: {other.path.name} and "
@@ -417,13 +420,24 @@ def read_whole_results(folder: Path) -> dict[str, Any] | None:
     return results
 
 
-def read_arms(run_dir: Path) -> dict[str, dict[str, Any]]:
-    """results.json of a run's arms, as far as they were evaluated: base first, trained last."""
-    names = sorted(
-        (path.parent.name for path in run_dir.glob("eval/*/results.json")), key=arm_order
-    )
-    found = {n: read_results(run_dir / "eval" / n / "results.json") for n in names}
-    return {name: arm for name, arm in found.items() if arm and arm.get("accuracy") is not None}
+def read_arms(run_dir: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """results.json of a run's arms by evaluation, as far as they were evaluated.
+
+    The headline's arms are the first, by the name "" where the run has no other evaluation; of each
+    base is the first and trained the last.
+    """
+    order = (read_results(run_dir / "comparisons.json") or {}).get("tasks", [])
+    alone = sorted(run_dir.glob("eval/*/results.json"))
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for file in alone or sorted(run_dir.glob("eval/*/*/results.json")):
+        arm, name = (file.parent, "") if alone else (file.parent.parent, file.parent.name)
+        results = read_results(file)
+        if results and results.get("accuracy") is not None:
+            found.setdefault(name, {})[arm.name] = results
+    return {
+        name: {arm: found[name][arm] for arm in sorted(found[name], key=arm_order)}
+        for name in sorted(found, key=lambda name: (*order, name).index(name))
+    }
 
 
 # ---- writing an arm ------------------------------------------------------------------------------

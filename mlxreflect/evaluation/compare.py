@@ -77,14 +77,15 @@ def compare(a: Path, b: Path, options: Options | None = None) -> dict[str, Any]:
 def compare_all(paths: Sequence[Path], options: Options | None = None) -> dict[str, Any]:
     """Every arm against the first, task by task; a single path is a folder of several arms.
 
-    Of several runs, the trained policies are compared.
+    Of several runs, the trained policies are compared. Arms of a single folder need not have
+    answered the same tasks: what both have is compared.
     Two arms of one task give one object: the keys of `stats.Comparison`, a, b, task, p_perm,
     p_holm, verdict, sentence, unchecked, and so on (see `compare_arms`). More of them give
     {"schema": "comparisons/1", "alpha", "arms", "tasks", "tests", "comparisons": [such objects]}.
     Raises UserError for what cannot be compared.
     """
-    options = options or Options()
-    if len(paths) < 2 and len(paths := find_arms(folder := paths[0])) < 2:
+    options, whole = options or Options(), len(paths) < 2
+    if whole and len(paths := find_arms(folder := paths[0])) < 2:
         raise UserError(
             f"{folder}: not two evaluations to compare",
             "name two or more: mlxreflect compare BASE TRAINED",
@@ -92,14 +93,14 @@ def compare_all(paths: Sequence[Path], options: Options | None = None) -> dict[s
     check_arm_names(options.names, len(paths))
     arms = read_all([trained if (trained := path / "eval" / "trained").is_dir() else path
                      for path in paths], options.names)  # fmt: skip
-    tasks = pair_tasks(arms)
+    pairs = [
+        (name, a, b) for i, j in chosen_pairs(len(arms), options)
+        for name, (a, b) in pair_tasks(arms[i], arms[j], shared=whole).items()
+    ]  # fmt: skip
     check_keys([arm for group in arms for arm in group], options.differ)
-    results = [
-        compare_arms(task[i], task[j], name, options)
-        for i, j in chosen_pairs(len(arms), options)
-        for name, task in tasks.items()
-    ]
-    return gather(results, options.alpha, [group[0].name for group in arms], [*tasks])
+    results = [compare_arms(a, b, name, options) for name, a, b in pairs]
+    tasks = list(dict.fromkeys(name for name, _, _ in pairs))
+    return gather(results, options.alpha, [group[0].name for group in arms], tasks)
 
 
 def compare_report(arms: Sequence[Arm]) -> list[dict[str, Any]]:

@@ -5,14 +5,14 @@ matching itself is data/matching.py.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from mlxreflect.config.recipe import eval_spec
+from mlxreflect.config.recipe import eval_specs
 from mlxreflect.config.schema import DataConfig, EvalSpec, Recipe, method_of
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import dump_line, write_atomic
@@ -127,10 +127,13 @@ class Cleaned:
         return sentence(self.counts) if self.counts else "off"
 
 
-def clean(recipe: Recipe, held_out: Sequence[Problem] | None = None) -> Cleaned:
+Asked = Mapping[str, Sequence[Problem]]  # evaluation → its problems
+
+
+def clean(recipe: Recipe, held_out: Asked | None = None) -> Cleaned:
     """The problems a recipe learns from, without those that its evaluations ask.
 
-    held_out: what its own evaluation asks, where that is known already.
+    held_out: what its own evaluations ask, where that is known already.
     """
     index = index_for(recipe, held_out)
     problems, left_out = clean_problems(recipe, index)
@@ -138,12 +141,16 @@ def clean(recipe: Recipe, held_out: Sequence[Problem] | None = None) -> Cleaned:
     return Cleaned(problems, rows, count([m for _, m in left_out], index) if index else None)
 
 
-def index_for(recipe: Recipe, held_out: Sequence[Problem] | None = None) -> Index | None:
+def index_for(recipe: Recipe, held_out: Asked | None = None) -> Index | None:
     """The evaluations that a recipe's training data are kept clean of; None where of none."""
     config = recipe.eval
     if config.decontaminate == "off":
         return None
-    own = questions_of_spec(config.spec or recipe.task.name, eval_spec(recipe), held_out)
+    specs, given = eval_specs(recipe), [name or recipe.task.name for name in config.spec]
+    own = [
+        question for label, (name, spec) in zip(given, specs.items(), strict=True)
+        for question in questions_of_spec(label, spec, held_out[name] if held_out else None)
+    ]  # fmt: skip
     n = config.ngram if config.decontaminate == "overlap" else 0
     return index_of(config.against, n, own)
 

@@ -155,7 +155,7 @@ def check_evaluation(recipe: Recipe, spec: EvalSpec) -> None:
     for key, value in ONE_ANSWER.items():
         if getattr(spec, key) != value:
             raise UserError(
-                f"second answers are one to a chat each, and {recipe.eval.spec} has {key} = "
+                f"second answers are one to a chat each, and {recipe.eval.spec[0]} has {key} = "
                 f"{getattr(spec, key)!r}",
                 "set reflectevo.retries = false, or eval.spec to another evaluation",
             )

@@ -62,11 +62,13 @@ def draw_plots(run_dir: Path, solved: str = "solved") -> list[Path]:
     neither metrics.jsonl nor an evaluation.
     """
     metrics = run_dir / "metrics.jsonl"
-    data = RunData(list(read_rows(metrics)), read_arms(run_dir), name_of(run_dir))
-    waves, steps, arms = data.kind("wave"), data.kind("step"), data.arms
+    evaluations = read_arms(run_dir)
+    arms = next(iter(evaluations.values()), {})
+    data = RunData(list(read_rows(metrics)), arms, name_of(run_dir))
+    waves, steps = data.kind("wave"), data.kind("step")
     if not metrics.is_file() and not arms:
         raise UserError(f"{metrics}: no such file", "give the folder of a run")
-    found = read_results(run_dir / "comparison.json") or {}
+    found, rows = compared_in(run_dir), [arm for of in evaluations.values() for arm in of]
     listed = (wave.get("bucket") or wave.get("verifications") for wave in waves)
     drawings: Drawings = {
         "accuracy": (4.5 * bool(fresh(waves)), lambda figure: draw_accuracy(figure, data, solved)),
@@ -75,8 +77,14 @@ def draw_plots(run_dir: Path, solved: str = "solved") -> list[Path]:
         "reward": (4.5 * bool(rewarded(waves)), lambda figure: draw_reward(figure, data)),
         "bucket": (4.5 * any(listed), lambda figure: draw_bucket(figure, data)),
         "comparison": (
-            bool(arms) * (2.6 + ROW * len(arms) + 1.3 * ("ci_low" in found)),
-            lambda figure: draw_comparison(figure, data, found),
+            bool(arms)
+            * (
+                1.9
+                + 0.7 * len(evaluations)
+                + ROW * len(rows)
+                + bool(found) * (0.96 + ROW * len(found))
+            ),
+            lambda figure: draw_comparison(figure, evaluations, found, data.of),
         ),
     }
     return save(drawings, run_dir / "plots")
@@ -84,7 +92,10 @@ def draw_plots(run_dir: Path, solved: str = "solved") -> list[Path]:
 
 @dataclass(frozen=True)
 class RunData:
-    """Rows of metrics.jsonl, and results.json of each arm. of: names run, model and task."""
+    """Rows of metrics.jsonl, and results.json of the headline's arms.
+
+    of: names run, model and task.
+    """
 
     rows: Rows
     arms: Mapping[str, dict[str, Any]] = field(default_factory=dict)
@@ -315,36 +326,58 @@ def draw_bucket(figure: Figure, data: RunData) -> None:
     lower.set_xlim(-0.9, len(waves) - 0.1)
 
 
-def draw_comparison(figure: Figure, data: RunData, found: Mapping[str, Any]) -> None:
-    """Draws a run's arms as a report's, and below them their paired difference.
+def compared_in(run_dir: Path) -> Comparisons:
+    """Returns trained against base on each evaluation, the headline first, as far as it is there.
 
-    found: comparison.json, as far as it is there.
+    Where there are several, of comparisons.json, which holds other arms too.
     """
-    arms = data.arms
-    counts = sorted({arm["n"] for arm in arms.values()})
-    rows = {name: (arm["accuracy"], arm["ci_low"], arm["ci_high"]) for name, arm in arms.items()}
-    asked = f"{' and '.join(map(str, counts))} questions"
+    first = read_results(run_dir / "comparison.json") or {}
+    further = read_results(run_dir / "comparisons.json") or {}
+    others = [one for one in further.get("comparisons", [])
+              if one["b"] == first.get("b") and one["task"] != first.get("task")]  # fmt: skip
+    return [first, *others] if "ci_low" in first else []
+
+
+def draw_comparison(
+    figure: Figure, evaluations: Mapping[str, Mapping[str, Any]], found: Comparisons, of: str = ""
+) -> None:
+    """Draws a run's arms as a report's, and below them their paired differences.
+
+    evaluations: each one's arms. found: as `compared_in` gives it. of: names the run.
+    """
+    rows: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for name, arms in evaluations.items():
+        counts = " and ".join(map(str, sorted({arm["n"] for arm in arms.values()})))
+        rows[f"{name and safe_text(name) + ': '}{counts} questions"] = {
+            arm: (one["accuracy"], one["ci_low"], one["ci_high"]) for arm, one in arms.items()
+        }
     upper: Any = figure
     lower: Any = figure
-    if "ci_low" in found:
-        parts: Any = figure.subfigures(2, 1, height_ratios=[1.9 + ROW * len(arms), 2.0])
+    if found:
+        drawn = sum(map(len, rows.values()))
+        heights = [1.2 + 0.7 * len(rows) + ROW * drawn, 1.66 + ROW * len(found)]
+        parts: Any = figure.subfigures(2, 1, height_ratios=heights)
         upper, lower = parts
-        draw_difference(lower.subplots(), found)
-    draw_rows(upper, "Answers right on held-out problems", {asked: rows}, data.of)
-    sentence = textwrap.fill(found.get("sentence", ""), 105)
+        draw_differences(lower.subplots(), found)
+    draw_rows(upper, "Answers right on held-out problems", rows, of)
+    sentence = textwrap.fill(found[0].get("sentence", "") if found else "", 105)
     lower.supxlabel(sentence, fontsize=9, parse_math=False)
 
 
-def draw_difference(axis: Axes, found: Mapping[str, Any]) -> None:
-    """Draws a paired difference in points, with its interval."""
-    middle, low, high = (100 * found[key] for key in ("difference", "ci_low", "ci_high"))
-    ends = [[middle - low], [high - middle]]
-    axis.errorbar(middle, 0, xerr=ends, capsize=4, color=BLUE, marker="s", markersize=6)
+def draw_differences(axis: Axes, found: Comparisons) -> None:
+    """Draws paired differences in points, with their intervals, a row each."""
+    for y, one in enumerate(found):
+        middle, low, high = (100 * one[key] for key in ("difference", "ci_low", "ci_high"))
+        ends = [[middle - low], [high - middle]]
+        axis.errorbar(middle, y, xerr=ends, capsize=4, color=BLUE, marker="s", markersize=6)
     axis.axvline(0, color=GREY, linewidth=1, linestyle="--")
+    first = found[0]
     heading(
-        axis, f"{found['b']} − {found['a']}, in points, with its {level(found['alpha'])} interval"
+        axis, f"{first['b']} − {first['a']}, in points, with its {level(first['alpha'])} interval"
     )
-    name_rows(axis, [points(found["difference"])])
+    several = len(found) > 1
+    name_rows(axis, [f"{short(one['task'])}  " * several + points(one["difference"])
+                     for one in found])  # fmt: skip
     axis.grid(axis="x", alpha=0.25, linewidth=0.6)
 
 

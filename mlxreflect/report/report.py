@@ -103,7 +103,7 @@ def markdown(arms: Sequence[Arm], found: Sequence[Mapping[str, Any]]) -> str:
     against = {(one["task"], one["b"]): one for one in found}
     rows = [head, align]
     for arm in arms:
-        compared = difference(against.get((arm.task, arm.name)), several) if found else []
+        compared = difference(against.get((arm.part, arm.name)), several) if found else []
         rows.append([*measured(arm), *compared])
     lines = [f"| {' | '.join(cells)} |\n" for cells in rows]
     return "".join(lines + [f"\n{note(one)}\n" for one in found])
@@ -114,7 +114,7 @@ def measured(arm: Arm) -> list[str]:
     strict = sum(one.strict for one in arm.problems.values()) / len(arm.problems)
     right = f"{accuracy:.1%}" + (f" (avg@{arm.samples})" if arm.samples > 1 else "")
     between = f"{100 * low:.1f} to {100 * high:.1f}"
-    return [cell(arm.task), cell(arm.name), str(len(arm.problems)), right, between, f"{strict:.1%}"]
+    return [cell(arm.part), cell(arm.name), str(len(arm.problems)), right, between, f"{strict:.1%}"]
 
 
 def difference(one: Mapping[str, Any] | None, several: bool) -> list[str]:

@@ -204,28 +204,30 @@ def shorten(fields: dict[str, Any], width: int = 44) -> str:
 def show_summary(run_dir: Path) -> list[RenderableType]:
     """Base against trained, the sentence, totals and plots, as far as there are any."""
     summary = read_results(run_dir / "summary.json") or {}
-    arms = read_arms(run_dir) or {n: summary[n] for n in ("base", "trained") if summary.get(n)}
+    told = {n: summary[n] for n in ("base", "trained") if summary.get(n)}
     parts: list[RenderableType] = []
-    if arms:
-        parts.append(show_arms(arms))
+    for evaluation, arms in (read_arms(run_dir) or ({"": told} if told else {})).items():
+        parts.append(show_arms(arms, evaluation))
         chains = ((name, arm["chain"]) for name, arm in arms.items() if arm.get("chain"))
         parts += [*(plain(chain_line(name, chain)) for name, chain in chains), Text()]
     if further := read_results(run_dir / "comparisons.json"):
-        against = {c["b"]: c for c in further["comparisons"]}
+        several = len(further["tasks"]) > 1
+        named = (f"{c['task']}: {c['b']}" if several else c["b"] for c in further["comparisons"])
+        against = dict(zip(named, further["comparisons"], strict=True))
         parts += [comparisons(f"Against {further['arms'][0]}", against), Text()]
     comparison = read_results(run_dir / "comparison.json") or summary.get("comparison") or {}
     if comparison.get("sentence"):
         parts += [plain(comparison["sentence"], "bold"), Text()]
     if again := read_results(run_dir / "retries.json"):
         parts += [*second_answers(again), Text()]
-    named = totals(run_dir, summary, recipe_of(run_dir))
+    figures = totals(run_dir, summary, recipe_of(run_dir))
     if plots := sorted((run_dir / "plots").glob("*.png")):
         # A table cuts long words: whole paths of all of them would be.
-        named["plots"] = f"{run_dir / 'plots'}\n" + ", ".join(path.name for path in plots)
-    return [*parts, facts(named)] if named else parts
+        figures["plots"] = f"{run_dir / 'plots'}\n" + ", ".join(path.name for path in plots)
+    return [*parts, facts(figures)] if figures else parts
 
 
-def show_arms(arms: dict[str, dict[str, Any]]) -> RenderableType:
+def show_arms(arms: dict[str, dict[str, Any]], evaluation: str = "") -> RenderableType:
     columns = ["", "|answers", "|right", "|95% interval", "|format kept", "|unparsed", "|cut off"]
     rows = [
         [
@@ -236,7 +238,7 @@ def show_arms(arms: dict[str, dict[str, Any]]) -> RenderableType:
         ]
         for name, arm in arms.items()
     ]  # fmt: skip
-    return table("Held-out problems", columns, rows)
+    return table(f"Held-out problems{evaluation and f': {evaluation}'}", columns, rows)
 
 
 # ---- figures of a whole run ----------------------------------------------------------------------

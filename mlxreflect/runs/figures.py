@@ -1,91 +1,35 @@
-"""Figures of a run: its arms, its waves, its limits, its summary."""
+"""Figures of a run: its waves, its limits, its summary."""
 
-import time
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlxreflect.config.schema import EvalSpec, Limits, Recipe, method_of
+from mlxreflect.config.schema import Limits, Recipe, method_of
 from mlxreflect.core.journal import read_rows
 from mlxreflect.core.records import to_row
 from mlxreflect.core.ui import Ui
 from mlxreflect.critics.ledger import total
 from mlxreflect.data.forms import trl_row
 from mlxreflect.evaluation.arms import find_arms
-from mlxreflect.evaluation.chains import check_chain
-from mlxreflect.evaluation.compare import Options, compare, compare_all
-from mlxreflect.evaluation.evaluate import MUCH, problem_set
-from mlxreflect.evaluation.generators import Answers, LocalModel
-from mlxreflect.evaluation.runner import generator_of, measure
-from mlxreflect.methods.base import SAMPLED, Exam, Played, Wave, count_statuses
+from mlxreflect.evaluation.compare import Options, compare_all
+from mlxreflect.evaluation.evaluate import MUCH
+from mlxreflect.methods.base import SAMPLED, Played, Wave, count_statuses
 from mlxreflect.methods.session import HELPED
 from mlxreflect.prompts.parsing import TAGS
 from mlxreflect.report.report import write_outputs
 from mlxreflect.runs.folder import RunFolder
-from mlxreflect.train.network import Arrays
 
 Figures = dict[str, Any]
+Evaluated = Mapping[str, Figures]  # evaluation → its figures, the headline's first
 COMPARED = ("n", "accuracy_a", "accuracy_b", "gains", "losses", "difference", "ci_low", "ci_high",
             "p_exact", "p_mid")  # fmt: skip
 MEASURED = ("n", "accuracy", "ci_low", "ci_high", "format_rate", "parse_failures", "truncated")
 ENOUGH = 20  # answers, of which a share can be told
 FEW = 4  # fewer attempts say nothing of whether the policy knows the format
-
-
-# ---- arms ----------------------------------------------------------------------------------------
-
-
-class RunArms:
-    """Evaluates the policy as it is, as an arm of a run.
-
-    spec: what every arm is asked. seconds: that `evaluate_all` last took.
-    """
-
-    def __init__(self, run: RunFolder[Recipe], exam: Exam, spec: EvalSpec, ui: Ui) -> None:
-        self.run, self.exam, self.spec, self.ui = run, exam, spec, ui
-        self.answers = Answers.open(run.config.eval.cache)
-        check_arms(run.config, spec)  # now, and not when all has been learned
-        out = run.path / "retries"
-        self.retries = method_of(run.config).second(run.config, out, exam, spec, ui)
-
-    def evaluate_all(self, arm: str, weights: str, reflector: Arrays | None = None) -> Figures:
-        """Does all that the recipe asks of base and trained; returns the answers' results.
-
-        weights: the adapter's hash, "" for none. reflector: what reflects, if not the policy.
-        """
-        begun = time.monotonic()
-        results = self.evaluate(arm, weights)
-        if self.run.config.eval.direct:
-            self.evaluate(f"{arm}-direct", weights, directly(self.spec))
-        if self.retries:
-            self.retries.measure(arm, weights, reflector)
-        self.seconds = time.monotonic() - begun
-        return results
-
-    def evaluate(self, arm: str, weights: str, spec: EvalSpec | None = None) -> Figures:
-        """Makes one evaluation, below the run's eval/, and returns its results."""
-        policy, task, problems = self.exam
-        asked = problem_set(task, spec or self.spec, problems)
-        generator = generator_of(LocalModel(policy, weights), asked, self.answers)
-        folder = self.run.path / "eval" / arm
-        return measure(generator, folder, self.ui, arm)
-
-
-def check_arms(recipe: Recipe, spec: EvalSpec) -> None:
-    """Raises UserError for an evaluation that the recipe cannot end in."""
-    if spec.chain.rounds > 1:
-        for asked in (spec, directly(spec)) if recipe.eval.direct else (spec,):
-            check_chain(asked)
-    method_of(recipe).check_evaluation(recipe, spec)
-
-
-def directly(spec: EvalSpec) -> EvalSpec:
-    """Returns the spec with the same problems, asked for the answer alone."""
-    prompt = spec.prompt.model_copy(update={"style": "direct"})
-    return spec.model_copy(update={"prompt": prompt})
 
 
 # ---- waves ---------------------------------------------------------------------------------------
@@ -185,22 +129,31 @@ def reached(spent: Counter[str], limits: Limits, ui: Ui) -> bool:
 
 
 def conclude(
-    run: RunFolder[Recipe], base: Figures, trained: Figures, calls: list[Figures], ui: Ui
+    run: RunFolder[Recipe], base: Evaluated, trained: Evaluated, calls: list[Figures], ui: Ui
 ) -> Figures:
     """Writes comparisons, plots and report of a run whose arms are evaluated; returns its summary.
 
-    base, trained: their results. calls: the ledger's lines. Says what was lost on the way.
+    base, trained: the results of each evaluation, the headline's first. calls: the ledger's lines.
+    Says what was lost on the way.
     """
-    comparison = compare(run.path / "eval" / "base", run.path / "eval" / "trained")
-    run.write_json("comparison.json", comparison)
-    if len(find_arms(run.path)) > 2:
+    compared = in_order(compare_all([run.path / "eval" / arm for arm in ("base", "trained")]), base)
+    run.write_json("comparison.json", compared["comparisons"][0] if len(base) > 1 else compared)
+    if len(base) > 1 or len(find_arms(run.path)) > 2:
         differ = ("prompt.style",) if run.config.eval.direct else ()
-        run.write_json("comparisons.json", compare_all([run.path], Options(differ=differ)))
+        further = compare_all([run.path], Options(differ=differ))
+        run.write_json("comparisons.json", in_order(further, base))
     from mlxreflect.report.plots import draw_plots
 
     draw_plots(run.path, method_of(run.config).solved)
     write_outputs([run.path], logs=False)
-    summary, lost = summarise_run(run, base, trained, comparison, calls), lost_texts(run.path)
+    keys = COMPARED if len(base) == 1 else (*COMPARED, "p_holm", "verdict")
+    evaluated = {
+        name: {"base": {key: base[name][key] for key in MEASURED},
+               "trained": {key: trained[name][key] for key in MEASURED},
+               "comparison": {key: one.get(key) for key in keys}}
+        for name, one in zip(base, compared.get("comparisons", [compared]), strict=True)
+    }  # fmt: skip
+    summary, lost = summarise_run(run, evaluated, calls), lost_texts(run.path)
     if lost.said:
         ui.line(f"warning: {lost.said}")
     if not summary["tokens_trained"]:
@@ -208,12 +161,22 @@ def conclude(
     return summary
 
 
-def summarise_run(
-    run: RunFolder[Recipe], base: Figures, trained: Figures, comparison: Figures,
-    calls: list[Figures],
-) -> Figures:  # fmt: skip
-    """Returns the figures of a whole run, from what was committed. calls: the ledger's lines.
+def in_order(compared: Figures, evaluations: Iterable[str]) -> Figures:
+    """Returns comparisons of several evaluations in the recipe's order: the headline's come first.
 
+    Folders have an order of their own. A comparison of one evaluation stays as it is.
+    """
+    names = list(evaluations)
+    if len(names) == 1:
+        return compared
+    rows = sorted(compared["comparisons"], key=lambda one: names.index(one["task"]))
+    return {**compared, "tasks": names, "comparisons": rows}
+
+
+def summarise_run(run: RunFolder[Recipe], evaluated: Evaluated, calls: list[Figures]) -> Figures:
+    """Returns the figures of a whole run, from what was committed.
+
+    evaluated: of each evaluation base, trained and their comparison. calls: the ledger's lines.
     statuses: problems as their last episodes left them. examples: what was trained on, by kind.
     dropped: what could not be, by reason. answers: of the policy, attempts and later ones; cut: of
     these, cut off at policy.max_new_tokens.
@@ -239,9 +202,8 @@ def summarise_run(
         "cut": sum(row.get("cut", 0) for row in waves),
         "critic": total((row["critic"] for row in waves), calls),
         "failures": dict(failures),
-        "base": {key: base[key] for key in MEASURED},
-        "trained": {key: trained[key] for key in MEASURED},
-        "comparison": {key: comparison.get(key) for key in COMPARED},
+        **next(iter(evaluated.values())),
+        **({"evaluations": evaluated} if len(evaluated) > 1 else {}),
         "peak_memory_bytes": mx.get_peak_memory(),
         "tokens_generated": sum(row["tokens_generated"] for row in waves),
         "tokens_trained": sum(row["tokens_trained"] for row in waves),

@@ -17,7 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxreflect.config.recipe import eval_spec
+from mlxreflect.config.recipe import eval_specs
 from mlxreflect.config.schema import Recipe, method_of
 from mlxreflect.core.journal import read_rows, replace_folder
 from mlxreflect.core.ui import Ui
@@ -31,9 +31,8 @@ from mlxreflect.methods.base import Frame
 from mlxreflect.methods.learning import ADAPTER, REFLECTOR, Learning
 from mlxreflect.models.load import device_name, limit_memory, load_policy, weights_hash
 from mlxreflect.models.template import with_tags
+from mlxreflect.runs.arms import RunArms, check_arms, describe_held_out
 from mlxreflect.runs.figures import (
-    RunArms,
-    check_arms,
     conclude,
     describe_wave,
     ends_at,
@@ -63,12 +62,12 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
     if done := run.finished(ui):
         return done
     started = time.monotonic()
-    recipe, spec = run.config, eval_spec(run.config)
-    eval_task, task, method = TASKS[spec.task.name], TASKS[recipe.task.name], method_of(recipe)
-    held_out = eval_problems(eval_task, spec)
-    cleaned = clean(recipe, held_out)
+    recipe, specs = run.config, eval_specs(run.config)
+    task, method = TASKS[recipe.task.name], method_of(recipe)
+    held_out = {name: eval_problems(TASKS[s.task.name], s) for name, s in specs.items()}
+    cleaned, asked = clean(recipe, held_out), [one for of in held_out.values() for one in of]
     run.keep_data(
-        short_hash([list(cleaned.problems), [problem.id for problem in held_out]]),
+        short_hash([list(cleaned.problems), [problem.id for problem in asked]]),
         "problems than its task and its evaluation give",
     )
     limit_memory(recipe.train.cache_limit_gb, recipe.train.wired_limit_gb)
@@ -81,7 +80,8 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
             critic.say = ui.line
         policy = load_policy(recipe.policy)
         policy.say = ui.line
-        recipe, spec = with_tags(recipe, policy.template), with_tags(spec, policy.template)
+        recipe = with_tags(recipe, policy.template)
+        specs = {name: with_tags(spec, policy.template) for name, spec in specs.items()}
         if method.asks_itself(recipe):
             critics["self"] = SelfCritic(policy, recipe.critic.tier("basic"), recipe.policy.batch)
         adapter = attach(
@@ -97,17 +97,16 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
         loop.restore()
         if cleaned.rows:
             keep_rows(run.path, cleaned.rows)
-        of = "" if eval_task is task else f" of the task {eval_task.name}"
         ui.header(
             {"recipe": recipe.name, "policy": recipe.policy.model,
              "critic": method.critic_names(recipe), "problems": len(cleaned.problems),
-             "held out": f"{len(held_out)}{of}", "power": power_sentence(len(held_out)),
-             "device": device_name(),
+             "held out": describe_held_out(held_out, specs, task.name),
+             "power": power_sentence(len(next(iter(held_out.values())))), "device": device_name(),
              "decontaminated": cleaned.sentence(), "run": str(run.path)}
         )  # fmt: skip
         for note in policy.template.notes_for(recipe.prompt.tags):
             ui.line(note)
-        arms = RunArms(run, (policy, eval_task, held_out), spec, ui)
+        arms = RunArms(run, policy, specs, held_out, ui)
         with parameters(policy.model, initial):  # also when a resumed run has to do it again
             base = arms.evaluate_all("base", "")
         del initial  # where all weights are trained it would be a second copy
@@ -128,9 +127,10 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
 def check_run(recipe: Recipe) -> None:
     """Raises UserError for a task or an evaluation that is not there, or that cannot be."""
     get_task(recipe.task.name)
-    spec = eval_spec(recipe)
-    check_eval(spec)
-    check_arms(recipe, spec)
+    specs = eval_specs(recipe)
+    for spec in specs.values():
+        check_eval(spec)
+    check_arms(recipe, specs)
 
 
 class RunLoop:

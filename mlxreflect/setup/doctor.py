@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
-from mlxreflect.config.recipe import eval_spec, read_shared
+from mlxreflect.config.recipe import eval_specs, read_shared
 from mlxreflect.config.schema import (
     REMOTE,
     CriticConfig,
@@ -196,7 +196,8 @@ def check_policy(recipe: Recipe, known: Known) -> Iterator[Check]:
         size = weights_of(known.policy) / GB
         yield Check("policy", "ok", f"{config.model} is here, {size:.2f} GB once loaded")
         yield from check_template(recipe, folder, known)
-    tasks = dict.fromkeys((recipe.task.name, eval_spec(recipe).task.name))
+    asked = (spec.task.name for spec in eval_specs(recipe).values())
+    tasks = dict.fromkeys((recipe.task.name, *asked))
     if config.model == "tiny" and (others := [name for name in tasks if name != "countdown"]):
         found = f"tiny knows Countdown only, and is asked {' and '.join(others)}"
         yield Check("policy", "note", found, "set policy.model to a model of the hub")
@@ -221,14 +222,16 @@ def check_template(recipe: Recipe, folder: Path, known: Known) -> Iterator[Check
 
 def check_data(recipe: Recipe, known: Known) -> Iterator[Check]:
     """Reads the problems of this machine; looks for those of the hub in the cache only."""
-    spec = eval_spec(recipe)
+    specs = eval_specs(recipe)
     others = [hub_data(other.task) for other in further_specs(recipe)]
-    sources = [hub_data(recipe.task), hub_data(spec.task), *others]
+    sources = [hub_data(recipe.task), *(hub_data(spec.task) for spec in specs.values()), *others]
     for name in dict.fromkeys(name for names in sources for name in names):
         yield check_hub_data(name)
-    known.held_out = held_out = [] if sources[1] else eval_problems(TASKS[spec.task.name], spec)
-    if held_out:
-        told = f"{len(held_out)} problems held out. {power_sentence(len(held_out))}"
+    here = {name: spec for name, spec in specs.items() if not hub_data(spec.task)}
+    known.held_out = held_out = {n: eval_problems(TASKS[s.task.name], s) for n, s in here.items()}
+    for name, asked in held_out.items():
+        whose = f" ({name})" if len(specs) > 1 else ""
+        told = f"{len(asked)} problems held out{whose}. {power_sentence(len(asked))}"
         yield Check("data", "ok", told)
     if not any(sources):
         cleaned = clean(recipe, held_out)
@@ -236,7 +239,8 @@ def check_data(recipe: Recipe, known: Known) -> Iterator[Check]:
         left_out = f"; {clause(cleaned.counts)}" if cleaned.counts else ""
         yield Check("data", "ok", f"{len(cleaned.problems)} problems to learn from{left_out}")
     elif not sources[0]:
-        index = build_index(map(question_of, held_out), recipe.eval.ngram)
+        questions = [question_of(one) for asked in held_out.values() for one in asked]
+        index = build_index(questions, recipe.eval.ngram)
         count = len(clean_problems(recipe, index)[0])
         yield Check("data", "ok", f"{count} problems to learn from")
     for note in method_of(recipe).notes(recipe, list(known.problems)):

@@ -4,15 +4,15 @@ Phases follow each other; what is there in several is the policy, what is traine
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlxreflect.config.recipe import eval_spec, read_shared
-from mlxreflect.config.schema import CriticConfig, Recipe, method_of
+from mlxreflect.config.recipe import eval_specs, read_shared
+from mlxreflect.config.schema import CriticConfig, EvalSpec, Recipe, method_of
 from mlxreflect.core.records import Messages, Problem
 from mlxreflect.evaluation.evaluate import problem_set
 from mlxreflect.methods.session import attempt_prompt
@@ -49,7 +49,7 @@ class Known:
     """The findings of doctor about a run.
 
     policy: its shapes; None: not here. critics: bytes of those on this machine; None: not known.
-    local: shapes of critics that this process loads.
+    local: shapes of critics that this process loads. held_out: the problems of each evaluation.
     """
 
     policy: nn.Module | None = None
@@ -57,7 +57,7 @@ class Known:
     critics: dict[str, int | None] = field(default_factory=dict)
     local: dict[str, tuple[nn.Module, CriticConfig]] = field(default_factory=dict)
     problems: Sequence[Problem] = ()
-    held_out: Sequence[Problem] = ()
+    held_out: Mapping[str, Sequence[Problem]] = field(default_factory=dict)
 
 
 def memory_rows(recipe: Recipe, known: Known) -> list[Row]:
@@ -79,13 +79,17 @@ def memory_rows(recipe: Recipe, known: Known) -> list[Row]:
     prompt = attempt_length(recipe, known)
     weights, decoding = weights_of(known.policy), Decoding(known.policy)
     limit = cache_limit(recipe.policy.cache_gb, weights)
-    spec, policy = eval_spec(recipe), recipe.policy
-    asked = eval_length(recipe, known) + (spec.max_new_tokens if spec.chain.rounds > 1 else 0)
+    policy = recipe.policy
+    evaluations = [
+        generation("evaluation", decoding, spec.batch, eval_length(name, spec, known),
+                   spec.max_new_tokens, limit, "policy.cache_gb, eval.max_new_tokens or batch in "
+                   "the spec")
+        for name, spec in eval_specs(recipe).items()
+    ]  # fmt: skip
     generated = [
         generation("attempts", decoding, policy.batch, prompt, policy.max_new_tokens, limit,
                    "policy.batch, policy.max_new_tokens or policy.cache_gb"),
-        generation("evaluation", decoding, spec.batch, asked, spec.max_new_tokens, limit,
-                   "policy.cache_gb, eval.max_new_tokens or batch in the spec"),
+        max(evaluations, key=lambda row: row.bytes or 0),
     ]  # fmt: skip
     for name, (model, config) in known.local.items():
         room = cache_limit("auto", weights_of(model))
@@ -129,12 +133,13 @@ def attempt_length(recipe: Recipe, known: Known) -> int:
     return longest([attempt_prompt(recipe, task, one) for one in known.problems], known.template)
 
 
-def eval_length(recipe: Recipe, known: Known) -> int:
-    spec = eval_spec(recipe)
-    if not known.held_out:
-        return PROMPT
-    asked = problem_set(TASKS[spec.task.name], spec, known.held_out)
-    return longest(asked.prompts, known.template)
+def eval_length(name: str, spec: EvalSpec, known: Known) -> int:
+    """Returns the tokens of an evaluation's longest prompt; of a chain's, with an answer in it."""
+    quoted = spec.max_new_tokens if spec.chain.rounds > 1 else 0
+    if not (problems := known.held_out.get(name)):
+        return PROMPT + quoted
+    asked = problem_set(TASKS[spec.task.name], spec, problems)
+    return longest(asked.prompts, known.template) + quoted
 
 
 def longest(prompts: Sequence[Messages | str], template: ChatTemplate | None) -> int:

@@ -1,0 +1,163 @@
+"""A run's evaluations: several of them."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy.stats import binomtest
+from support.rows import write_rows
+from support.run_outputs import outputs_in, outputs_of_run, run_process
+
+import mlxreflect
+from mlxreflect.config.recipe import dump_recipe, eval_specs, load_recipe
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import read_json, read_rows
+from mlxreflect.evaluation.arms import load_arms, read_arms
+from mlxreflect.evaluation.compare import compare_all
+from mlxreflect.evaluation.contamination import clean
+
+SHORT = {"task.limit": 60, "r3.wave": 30, "r3.epochs": 1, "eval.limit": 60, "eval.cache": "off",
+         "train.reference_cache": "off"}  # fmt: skip
+
+
+# ---- several evaluations -------------------------------------------------------------------------
+
+# Not in the order of their names; two ask the same task, two the same problems.
+SPECS = ["countdown_mixed", "arithmetic", "countdown", "countdown_chain"]
+SEVERAL = {**SHORT, "eval.spec": SPECS, "eval.direct": False}
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [("countdown", ["countdown"]), ("", ["countdown"]), (SPECS, SPECS), ("gsm8k,", None),
+     ('["", "gsm8k"]', ["countdown", "gsm8k"]), ("countdown,Countdown.toml", None),
+     ("[]", None), ("gsm8k,nope", None)],
+)  # fmt: skip
+def test_a_recipe_names_one_evaluation_or_several(given: Any, names: list[str] | None) -> None:
+    """The first is the headline; each has a name of its own, also on a disk that ignores case."""
+    said = f"eval.spec={given if isinstance(given, str) else ','.join(given)}"
+    if names is None and given != "gsm8k,":
+        with pytest.raises(UserError, match=r"eval\.spec|no eval"):
+            eval_specs(load_recipe("quickstart", [said]))
+        return
+    recipe = load_recipe("quickstart", [said])
+    assert list(eval_specs(recipe)) == (names or ["gsm8k", "countdown"])
+    written = dump_recipe(recipe)
+    assert ('eval.spec = "' in written) == (len(recipe.eval.spec) == 1)
+    with pytest.raises(UserError, match=r"eval\.source is of one evaluation"):
+        load_recipe("quickstart", ["eval.spec=countdown,gsm8k", "eval.source=x.jsonl"])
+
+
+def number(text: str) -> int:
+    return int(re.findall("[0-9]+", text)[0])
+
+
+def test_training_problems_are_kept_clean_of_every_evaluation(tmp_path: Path) -> None:
+    def rows(first: int, last: int) -> list[dict[str, str]]:
+        return [{"question": f"How much is {i} plus one?", "answer": str(i + 1)}
+                for i in range(first, last)]  # fmt: skip
+
+    specs = []
+    for name, asked in (("a", rows(0, 9)), ("b", rows(20, 29))):
+        write_rows(tmp_path / f"{name}.jsonl", asked)
+        (tmp_path / f"{name}.toml").write_text(
+            f'part = "all"\ntask = {{ name = "jsonl", source = "{name}.jsonl" }}\n'
+        )
+        specs.append(str(tmp_path / f"{name}.toml"))
+    mine = str(write_rows(tmp_path / "mine.jsonl", rows(0, 80)))
+    recipe = load_recipe(
+        "quickstart", ["task.name=jsonl", f"task.source={mine}", f"eval.spec={','.join(specs)}"]
+    )
+    cleaned = clean(recipe)
+    left_out = {row["question"]: row["spec"] for row in cleaned.rows}
+    numbers = {number(text): Path(spec).stem for text, spec in left_out.items()}
+    assert set(numbers.values()) == {"a", "b"}
+    assert all(of == ("a" if n < 9 else "b") for n, of in numbers.items())
+    kept = {number(one.fields["question"]) for one in cleaned.problems.values()}
+    assert not kept & {*range(9), *range(20, 29)}
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Mapping[str, str]]:
+    folder = tmp_path_factory.mktemp("several") / "run"
+    return folder, outputs_of_run("quickstart", SEVERAL, folder)
+
+
+def by_hand(folder: Path) -> dict[str, tuple[int, int, float]]:
+    """Gains, losses and Holm's p of each evaluation, from the samples alone."""
+    counts = {}
+    for name in SPECS:
+        base, trained = (
+            {r["problem_id"]: r["correct"] for r in
+             read_rows(folder / "eval" / arm / name / "samples.jsonl")}
+            for arm in ("base", "trained")
+        )  # fmt: skip
+        assert len(base) == 60 and base.keys() == trained.keys()
+        counts[name] = (sum(trained[i] > base[i] for i in base),
+                        sum(trained[i] < base[i] for i in base))  # fmt: skip
+    plain = {
+        n: binomtest(g, g + lost).pvalue if g + lost else 1.0 for n, (g, lost) in counts.items()
+    }
+    ranked, adjusted, least = sorted(plain, key=lambda name: plain[name]), {}, 0.0
+    for place, name in enumerate(ranked):
+        least = max(least, min(1.0, plain[name] * (len(ranked) - place)))
+        adjusted[name] = least
+    return {name: (*counts[name], adjusted[name]) for name in SPECS}
+
+
+@pytest.mark.slow
+def test_base_and_trained_answer_every_evaluation(several: tuple[Path, Any]) -> None:
+    """The first is the headline; Holm adjusts the p-values of all."""
+    folder, _ = several
+    expected, summary = by_hand(folder), read_json(folder / "summary.json")
+    assert any(gains + losses for gains, losses, _ in expected.values())
+    assert list(summary["evaluations"]) == SPECS == list(read_arms(folder))
+    for name, (gains, losses, p) in expected.items():
+        one = summary["evaluations"][name]
+        found = one["comparison"]
+        assert (found["gains"], found["losses"]) == (gains, losses)
+        assert found["p_holm"] == pytest.approx(p)
+        assert one["base"]["n"] == one["trained"]["n"] == 60
+    headline = read_json(folder / "comparison.json")
+    assert headline["task"] == SPECS[0] and headline["tests"] == 4
+    assert headline["sentence"].startswith("countdown_mixed: trained answers")
+    assert summary["base"] == summary["evaluations"][SPECS[0]]["base"]
+    found = compare_all([folder])["comparisons"]
+    assert {one["task"]: one["p_holm"] for one in found} == {
+        name: pytest.approx(p) for name, (_, _, p) in expected.items()
+    }
+    arms = load_arms([folder])
+    assert [(arm.part, arm.name) for arm in arms] == [
+        (name, arm) for arm in ("base", "trained") for name in sorted(SPECS)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("point", "nth"), [("evaluated half a chunk", 3), ("evaluated a chunk", 7)]
+)
+def test_a_run_killed_in_an_evaluation_ends_the_same(
+    point: str, nth: int, several: tuple[Path, Any], tmp_path: Path
+) -> None:
+    run_process("quickstart", SEVERAL, tmp_path / "run", point, nth)
+    mlxreflect.resume(tmp_path / "run")
+    assert outputs_in(tmp_path / "run") == several[1]
+
+
+@pytest.mark.slow
+def test_arms_on_the_way_answer_the_headline_alone(tmp_path: Path) -> None:
+    settings = {"profile": "quick", "task.limit": 8, "policy.batch": 8, "eval.limit": 6,
+                "traces.wave": 8, "traces.warm_up": 8, "traces.problems": 8, "traces.rounds": 1,
+                "eval.spec": ["countdown", "arithmetic"], "eval.direct": True}  # fmt: skip
+    outputs_of_run("traces", settings, tmp_path)
+    found = {name: list(arms) for name, arms in read_arms(tmp_path).items()}
+    assert found == {
+        "countdown": ["base", "base-direct", "warm-up", "trained", "trained-direct"],
+        "arithmetic": ["base", "trained"],
+    }
+    rows = read_json(tmp_path / "comparisons.json")["comparisons"]
+    assert [(row["task"], row["b"]) for row in rows] == [
+        *(("countdown", name) for name in found["countdown"][1:]), ("arithmetic", "trained"),
+    ]  # fmt: skip
