@@ -1,16 +1,22 @@
 """Episodes to training data: which pairs, from which turns, and nothing a critic was shown."""
 
+import csv
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from support.hostile import flood
 
 from mlxreflect.core.records import Episode, Outcome, Turn, Verdict, make_problem
-from mlxreflect.data.forms import LEAKS, leak, trl_row
+from mlxreflect.data.forms import trl_row
+from mlxreflect.data.leaks import giveaway, leak
 from mlxreflect.methods.base import completion, preference
 from mlxreflect.prompts.parsing import parse_response
 from mlxreflect.prompts.roles import quote, role_messages
+
+DATA_FOLDER = Path(__file__).parent / "data"
 
 QUESTION, GOLD = "What is six times seven?", "GOLD-42"
 DATA = {"instruction": "Multiply.", "question": QUESTION, "attempt": "x", "expected": GOLD}
@@ -86,16 +92,57 @@ def test_trls_forms() -> None:
     }
 
 
-def leaked(text: str, style: str = "thinking") -> str:
-    return leak(text, parse_response(text, "think", style).spans, style)
+def leaked(text: str, style: str = "thinking", question: str = "") -> str:
+    return leak(text, parse_response(text, "think", style).spans, style, question)
 
 
-@pytest.mark.parametrize("phrase", LEAKS)
-def test_a_rewrite_that_says_it_was_helped(phrase: str) -> None:
-    broken = phrase.replace(" ", "\n ")  # where a line breaks
-    for said in (phrase, phrase.capitalize(), phrase.upper(), broken):
-        assert repr(phrase) in leaked(f"<think>6 * 7, {said}, is 42</think><answer>42</answer>")
-        assert leaked(f"<think>6 * 7 is 42</think><answer>42</answer> {said}")
+@pytest.mark.parametrize("kind", ["leak", "fine"])
+def test_sentences_that_leak_and_sentences_with_the_same_words(kind: str) -> None:
+    """data/leaks.tsv; the lists after the first were held back until the rules had been written."""
+    with (DATA_FOLDER / "leaks.tsv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    texts = [row["text"] for row in rows if row["kind"] == kind]
+    assert len(texts) >= 150
+    missed = [text for text in texts if bool(giveaway(text)) != (kind == "leak")]
+    assert len(missed) <= {"leak": 0.03, "fine": 0.02}[kind] * len(texts), missed
+
+
+@pytest.mark.parametrize(
+    ("said", "phrase"),
+    [
+        ("the expected answer", "expected answer"), ("As the **critic** said, it", "the critic"),
+        ("my previous attempt", "my previous attempt"), ("You’re right, it", "you're right"),
+        ("see `</Expected>`; it", "</expected>"), ("the expected_answer", "expected answer"),
+    ],
+)  # fmt: skip
+def test_a_rewrite_that_says_it_was_helped(said: str, phrase: str) -> None:
+    broken = said.replace(" ", "\n ")  # where a line breaks
+    for told in (said, said.upper(), broken):
+        assert repr(phrase) in leaked(f"<think>6 * 7, {told}, is 42</think><answer>42</answer>")
+        assert leaked(f"<think>6 * 7 is 42</think><answer>42</answer> {told}")
+
+
+def test_a_label_leaks_at_the_beginning_of_a_line_alone() -> None:
+    assert giveaway("6 * 7\n**Feedback:** the sum is wrong") == "feedback:"
+    assert giveaway("A loop of\nfeedback: 6 * 7") == "feedback:"
+    assert giveaway("a loop with feedback: 6 * 7") == ""
+
+
+def test_a_text_may_speak_of_what_its_problem_speaks_of() -> None:
+    said = "The reviewers said yes in 3 of 4 cases, and the attempt costs 5. "
+    question = "Two reviewers judge each attempt. What does it cost?"
+    assert (giveaway(said, question), bool(giveaway(said))) == ("", True)
+    assert giveaway(said + "The feedback says 15.", question) == "the feedback"
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["a", "the ", "my first answer ", "my first answer a, ", "'", "in the ", "as if i ", "\n", "*"],
+)
+def test_a_megabyte_is_read_in_seconds(unit: str) -> None:
+    """A rule that is not linear would not come to an end here."""
+    assert giveaway(flood(unit)) == ""
+    assert giveaway(flood(unit) + ". The feedback says no.")
 
 
 def test_a_rewrite_without_working() -> None:
@@ -113,6 +160,7 @@ def test_a_rewrite_without_working() -> None:
         "6 * 7 = 42</think><answer>42</answer>",
         "<think>The problem has provided two numbers: 6 * 7 = 42</think><answer>42</answer>",
         "<think>Of the given answer choices,\nB is 42</think><answer>B</answer>",
+        "<think>The feedback loop gains 42</think><answer>42</answer>",
         "<think>\nWait, 6 * 6 is 36. The answer must be 42.\n</think>\n<answer>42</answer>",
     ],
 )

@@ -358,6 +358,7 @@ def test_a_rewrite_that_gives_itself_away_is_a_failed_try():
     rewrites = [t for e in played.episodes for t in e.turns if t.role == "rewrite"]
     assert rewrites
     assert all(t.verdict.source == "leak filter" and not t.verdict.passed for t in rewrites)
+    assert played.figures["leaks"] == played.figures["rewrites"] == len(rewrites)
     assert not played.examples
 
 

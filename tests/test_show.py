@@ -27,6 +27,7 @@ from mlxreflect.core.records import (
 )
 from mlxreflect.methods.base import STATUSES, count_statuses, status_words
 from mlxreflect.report import show
+from mlxreflect.runs.figures import dropped_leaks
 from mlxreflect.runs.fit import show_training
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J[bold red]not bold[/bold red] [link=http://x]y[/link] \u202e\r"
@@ -119,6 +120,25 @@ def draw(parts: list[RenderableType], *, color: bool = False) -> str:
         for part in parts:
             console.print(part)
     return capture.get()
+
+
+def test_what_the_leak_filter_dropped_is_counted_with_the_phrases(tmp_path: Path) -> None:
+    told = Verdict(False, True, "it says 'the critic'", "leak filter")
+    wrong = Verdict(False, True, "the answer is 27, not 35")
+    verdicts = [told, wrong, told, replace(told, reason="it only restates the answer")]
+    turns = [turn(i, None, "rewrite", "x", verdict=verdict) for i, verdict in enumerate(verdicts)]
+    lost = turn(4, None, "rewrite", "", error="timed out")
+    ended = replace(learned(FIRST), turns=[*turns, lost], outcome=Outcome(False, None, "bucket"))
+    run = make_run(tmp_path / "run", [ended])
+    leaks = dropped_leaks(run)
+    reasons = {"it says 'the critic'": 2, "it only restates the answer": 1}
+    assert leaks == {"of": 4, "dropped": 3, "reasons": reasons}
+    (run / "summary.json").write_text(json.dumps({"leaks": leaks}), encoding="utf-8")
+    append_rows(run / "metrics.jsonl", [wave_row(0, leaks=3)])
+    text = " ".join(draw(show.show_run(run)).split())
+    assert "3 of 4 rewrites (2 × it says 'the critic'; 1 × it only restates the answer)" in text
+    assert "leaks" in draw([show.show_waves(run)])
+    assert "it says 'the critic' (leak filter)" in draw(show.show_problem(run, FIRST.id))
 
 
 def is_harmless(text: str) -> bool:

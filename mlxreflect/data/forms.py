@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from mlxreflect.core.records import SURROGATE, Example, Messages, flat_from_row
+from mlxreflect.data.leaks import leak
 from mlxreflect.data.rows import listed
 from mlxreflect.graders.text import agrees, stated
 from mlxreflect.prompts.roles import REFLECT, REFLECT_AND_RETRY
@@ -373,26 +374,6 @@ def check_written(text: Any, ids: Any, at: str) -> None:
 
 # ---- of two methods ------------------------------------------------------------------------------
 
-LEAKS = (
-    "expected answer", "the answer was given", "answer given above", "as provided",
-    "given answer", "provided answer", "reference answer", "provided solution",
-    "reference solution", "previous attempt", "according to the feedback", "based on the feedback",
-    "the feedback says", "the hint",
-)  # fmt: skip
-MIN_WORKING = 2  # characters of thought; less only restates the answer
-
-
-def leak(text: str, spans: dict[str, list[int]], style: str) -> str:
-    """Why a text gives away that it was helped, or has no working; empty when it does not."""
-    lowered = " ".join(text.lower().split())  # also where a line breaks inside a phrase
-    for phrase in LEAKS:  # not in "has provided", "given answer choices"
-        if re.search(rf"\b{phrase}\b(?! (choice|option)s)", lowered):
-            return f"it says {phrase!r}"
-    start, end = spans.get("think", [0, 0])
-    if style != "direct" and len(text[start:end].strip()) < MIN_WORKING:
-        return "it only restates the answer"
-    return ""
-
 
 def reasonset(values: Values, turns: Turns) -> list[Example]:
     """ReasonSet: the working that found and mended its error, and not the tidied solution.
@@ -412,7 +393,7 @@ def reasonset(values: Values, turns: Turns) -> list[Example]:
     said = stated(text)
     if said is not None and values.get("ground_truth") and not agrees(said, gold):
         raise Fault("its answer is not its ground_truth")
-    if reason := leak(text, {}, "direct"):
+    if reason := leak(text, {}, "direct", str(values["problem"])):
         raise Fault(reason)
     return [Example("sft", prompt, completion=text)]
 

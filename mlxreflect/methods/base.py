@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mlxreflect.train.trainer import Step, Trainer
 
 Seed = tuple[int | str, ...]
+LEAK_FILTER = "leak filter"  # the source of its verdicts
 SAMPLED = ("attempt", "verify", "retry")  # roles of the policy's own answers
 STATUSES: tuple[str, ...] = get_args(get_type_hints(Outcome)["status"])
 WORDS = {
@@ -390,8 +391,12 @@ def count_statuses(episodes: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def count_wave(episodes: list[Episode]) -> dict[str, Any]:
-    """Returns counts over a wave's episodes; first_correct and format_ok are of first attempts."""
-    roles = Counter(turn.role for e in episodes for turn in e.turns)
+    """Returns counts over a wave's episodes; first_correct and format_ok are of first attempts.
+
+    leaks: texts that the leak filter dropped.
+    """
+    turns = [turn for e in episodes for turn in e.turns]
+    roles = Counter(turn.role for turn in turns)
     attempts = ([turn for turn in e.turns if turn.role == "attempt"] for e in episodes)
     first = [turns[0] for turns in attempts if turns]
     return {
@@ -401,6 +406,7 @@ def count_wave(episodes: list[Episode]) -> dict[str, Any]:
         "passed": sum(e.outcome.first_correct for e in episodes),
         "solved": sum(e.outcome.status in ("solved_first", "solved") for e in episodes),
         "rewrites": roles["rewrite"] + roles["continue"],
+        "leaks": sum(t.verdict is not None and t.verdict.source == LEAK_FILTER for t in turns),
         "verifications": roles["verify"],
         **count_cut(episodes),
         "failures": dict(Counter(filter(None, map(failure, first)))),

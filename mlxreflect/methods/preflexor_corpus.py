@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, Turn, Verdict, make_problem
 from mlxreflect.core.ui import composed
-from mlxreflect.data.forms import leak
+from mlxreflect.data.leaks import leak
 from mlxreflect.data.matching import Index, find
 from mlxreflect.data.rows import column, explained, fold, local_path, read_file
-from mlxreflect.methods.base import Frame, Trajectory, Try, judged
+from mlxreflect.methods.base import LEAK_FILTER, Frame, Trajectory, Try, judged
 from mlxreflect.prompts.parsing import TAGS, parse_response
 
 if TYPE_CHECKING:
@@ -279,13 +279,13 @@ class Teacher:
         calls = [self.call("ground", s, at, sections=s.turns[-1].text) for s in lessons]
         turns = self.session.ask(calls, thoughts, at)
         for lesson, thought, turn in zip(lessons, thoughts, turns, strict=True):
-            turn = lesson.add(turn if turn.error else self.solution(thought.text, turn))
+            turn = lesson.add(turn if turn.error else self.solution(lesson, thought.text, turn))
             self.counts["grounded"] += turn.error is None
             if turn.parsed:
                 posed = lesson.problem
                 lesson.problem = make_problem("jsonl", posed.fields, turn.parsed, posed.meta)
 
-    def solution(self, thought: str, turn: Turn) -> Turn:
+    def solution(self, lesson: Trajectory, thought: str, turn: Turn) -> Turn:
         """Returns a reply that holds an answer, as the answer to a thought."""
         tags, style = self.recipe.prompt.tags, self.recipe.prompt.style
         answer = parse_response(turn.text, tags, "direct").answer
@@ -294,10 +294,12 @@ class Teacher:
         start, end = TAGS[tags]
         text = f"{start}\n{thought}\n{end}\n<answer>{answer}</answer>"
         parsed = parse_response(text, tags, style)
-        reason = parsed.reason or leak(text, parsed.spans, style)
+        leaks = leak(text, parsed.spans, style, lesson.problem.fields["question"])
+        reason = parsed.reason or leaks
+        by = "format" if parsed.reason or not leaks else LEAK_FILTER
         return replace(
             turn, text=text, parsed=parsed.answer, spans=parsed.spans,
-            verdict=Verdict(False, not reason, reason or "not judged yet", "format"),
+            verdict=Verdict(False, not reason, reason or "not judged yet", by),
         )  # fmt: skip
 
     def judge(self, lessons: Sequence[Trajectory], at: Try) -> None:
@@ -316,8 +318,9 @@ class Teacher:
             word, why = judged(judgement)
             form = bool(turn.verdict and turn.verdict.format_ok)
             reason = turn.verdict.reason if turn.verdict and not form else f"{word}: {why}"
+            by = LEAK_FILTER if turn.verdict and turn.verdict.source == LEAK_FILTER else said.actor
             unknown = word == "unknown" and turn.role == "attempt"
-            verdict = None if unknown else Verdict(word == "right", form, reason, said.actor)
+            verdict = None if unknown else Verdict(word == "right", form, reason, by)
             lesson.turns[-1] = replace(turn, verdict=verdict)
             lesson.add(said)
 

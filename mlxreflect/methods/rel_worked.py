@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import dump_line, write_atomic
 from mlxreflect.core.records import Episode, Example, Problem, Turn
-from mlxreflect.data.forms import leak, whole
+from mlxreflect.data.forms import whole
+from mlxreflect.data.leaks import leak
 from mlxreflect.data.matching import Index, find, normal_words, whole_key
 from mlxreflect.data.rows import explained, fold, local_path, read_file
 from mlxreflect.graders.text import agrees, stated
@@ -251,7 +252,7 @@ def fault(
     parsed = parse_response(text, tags, style)
     if not parsed.format_ok:
         return "it does not fit the format"
-    if reason := leak(text, parsed.spans, style):
+    if reason := leak(text, parsed.spans, style, worked.question):
         return reason
     if evaluations and find(evaluations, [worked.question], [worked.question]):
         return "its question occurs in the evaluation"

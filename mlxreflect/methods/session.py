@@ -28,8 +28,8 @@ from mlxreflect.critics.verdicts import (
     Sections,
     ask_structured,
 )
-from mlxreflect.data.forms import leak
-from mlxreflect.methods.base import Seed, Try, cut_off
+from mlxreflect.data.leaks import leak
+from mlxreflect.methods.base import LEAK_FILTER, Seed, Try, cut_off
 from mlxreflect.models.policy import Policy
 from mlxreflect.prompts.parsing import parse_response
 from mlxreflect.prompts.roles import BUNDLED, GRAPH, ROLES, Data, part, role_messages
@@ -114,8 +114,9 @@ def graded(recipe: Recipe, task: Task, problem: Problem, turn: Turn) -> Turn:
     grade = task.grade(problem, turn.text, tags, style)
     spans = parse_response(turn.text, tags, style).spans
     verdict = grade.verdict
-    if turn.role in HELPED and verdict.passed and (reason := leak(turn.text, spans, style)):
-        verdict = Verdict(False, verdict.format_ok, reason, "leak filter")
+    helped = turn.role in HELPED and verdict.passed
+    if helped and (reason := leak(turn.text, spans, style, task.show(problem))):
+        verdict = Verdict(False, verdict.format_ok, reason, LEAK_FILTER)
     if verdict.passed and cut_off(turn):  # its end is missing, which nobody is to imitate
         verdict = replace(verdict, format_ok=False, reason="cut off at the token limit")
     return replace(turn, spans=spans, parsed=grade.parsed, verdict=verdict)

@@ -146,7 +146,8 @@ def show_waves(run_dir: Path) -> RenderableType:
         return Text("no wave is finished yet")
     word = method_of(recipe).solved if recipe else "solved"
     some = {
-        "|bucket": "bucket", "|pairs": "pairs", "|rewrites": "rewrites", "|verify": "verifications",
+        "|bucket": "bucket", "|pairs": "pairs", "|rewrites": "rewrites", "|leaks": "leaks",
+        "|verify": "verifications",
     }  # fmt: skip
     columns = {
         "|epoch": "epoch", "|wave": "wave", "stage": "stage", "|size": "problems",
@@ -266,6 +267,7 @@ def totals(run_dir: Path, summary: dict[str, Any], recipe: Recipe | None) -> dic
         "decontaminated": summary.get("decontaminated") and sentence(summary["decontaminated"]),
         "trained on": ", ".join(trained) or nothing,
         "not trained on": ", ".join(dropped) or None,
+        "leaks dropped": leak_line(summary.get("leaks") or {}),
         "prompts cut to fit": summary.get("cut_prompts") or None,
         **critic_lines(summary.get("critic") or {}, who),
         "answers cut off": f"{percent(cut / n)} of {n}, at policy.max_new_tokens" if cut else None,
@@ -273,6 +275,14 @@ def totals(run_dir: Path, summary: dict[str, Any], recipe: Recipe | None) -> dic
         "wall time": f"{seconds / 60:.1f} min" if seconds is not None else None,
     }
     return {name: value for name, value in named.items() if value is not None}
+
+
+def leak_line(leaks: dict[str, Any]) -> str | None:
+    """Returns how many texts the leak filter dropped and why; None where none was written."""
+    if not leaks.get("of"):
+        return None
+    why = "; ".join(f"{n} × {reason}" for reason, n in leaks["reasons"].items())
+    return f"{leaks['dropped']} of {leaks['of']} rewrites" + (f" ({why})" if why else "")
 
 
 def asked_so_far(run_dir: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from mlxreflect.data.forms import trl_row
 from mlxreflect.evaluation.arms import find_arms
 from mlxreflect.evaluation.compare import Options, compare_all
 from mlxreflect.evaluation.evaluate import MUCH
-from mlxreflect.methods.base import SAMPLED, Played, Wave, count_statuses
+from mlxreflect.methods.base import LEAK_FILTER, SAMPLED, Played, Wave, count_statuses
 from mlxreflect.methods.session import HELPED
 from mlxreflect.prompts.parsing import TAGS
 from mlxreflect.report.report import write_outputs
@@ -30,6 +30,7 @@ COMPARED = ("n", "accuracy_a", "accuracy_b", "gains", "losses", "difference", "c
 MEASURED = ("n", "accuracy", "ci_low", "ci_high", "format_rate", "parse_failures", "truncated")
 ENOUGH = 20  # answers, of which a share can be told
 FEW = 4  # fewer attempts say nothing of whether the policy knows the format
+SHOWN = 5  # reasons of the leak filter in a summary
 
 
 # ---- waves ---------------------------------------------------------------------------------------
@@ -43,6 +44,7 @@ def describe_wave(figures: Figures, solved: str) -> str:
         f"{figures['passed'] / n:.1%} right at once" if n else "",
         f"{figures['solved']} {solved}" if n and solved else "",
         f"{figures['pairs']} pairs" if figures["pairs"] else "",
+        f"{figures['leaks']} leaks dropped" if figures["leaks"] else "",
         f"bucket {figures['bucket']}" if "bucket" in figures else "",
         f"{figures['cut'] / figures['answers']:.1%} of answers cut off" if figures["cut"] else "",
         figures.get("told", ""),
@@ -179,7 +181,8 @@ def summarise_run(run: RunFolder[Recipe], evaluated: Evaluated, calls: list[Figu
     evaluated: of each evaluation base, trained and their comparison. calls: the ledger's lines.
     statuses: problems as their last episodes left them. examples: what was trained on, by kind.
     dropped: what could not be, by reason. answers: of the policy, attempts and later ones; cut: of
-    these, cut off at policy.max_new_tokens.
+    these, cut off at policy.max_new_tokens. leaks: of texts written with help that the leak filter
+    dropped, as `dropped_leaks` gives them.
     """
     waves = [row for row in read_rows(run.path / "metrics.jsonl") if row["kind"] == "wave"]
     statuses = count_statuses(read_rows(run.path / "episodes.jsonl"))
@@ -197,6 +200,7 @@ def summarise_run(run: RunFolder[Recipe], evaluated: Evaluated, calls: list[Figu
         "statuses": statuses,
         "examples": dict(sorted(examples.items())),
         "dropped": dict(dropped),
+        "leaks": dropped_leaks(run.path),
         "cut_prompts": sum(row.get("cut_prompts", 0) for row in waves),
         "answers": sum(row.get("answers", 0) for row in waves),
         "cut": sum(row.get("cut", 0) for row in waves),
@@ -208,6 +212,18 @@ def summarise_run(run: RunFolder[Recipe], evaluated: Evaluated, calls: list[Figu
         "tokens_generated": sum(row["tokens_generated"] for row in waves),
         "tokens_trained": sum(row["tokens_trained"] for row in waves),
     }
+
+
+def dropped_leaks(folder: Path) -> Figures:
+    """Returns of how many texts written with help how many the leak filter dropped, and why.
+
+    reasons: the most frequent ones.
+    """
+    turns = [turn for row in read_rows(folder / "episodes.jsonl") for turn in row["turns"]]
+    verdicts = [turn["verdict"] for turn in turns if turn["role"] in (*HELPED, "ground")]
+    reasons = Counter(one["reason"] for one in verdicts if one and one["source"] == LEAK_FILTER)
+    return {"of": sum(one is not None for one in verdicts), "dropped": reasons.total(),
+            "reasons": dict(reasons.most_common(SHOWN))}  # fmt: skip
 
 
 # ---- a run that came to nothing ------------------------------------------------------------------
