@@ -259,9 +259,10 @@ def test_what_begins_anew_is_marked_and_held_out_points_are_drawn() -> None:
             step(4), wave(2, anew=["reference", "adapter"], reward=0.5)]  # fmt: skip
     held = [{"kind": "held_out", "step": n, "loss": 0.5 - n / 10, "margin": n, "accuracy": 1.0}
             for n in (0, 4)]  # fmt: skip
+    dev = [{"kind": "dev", "wave": n, "base": 0.2, "accuracy": n / 4} for n in (0, 2)]
     arms = {name: {"accuracy": value} for name, value in
             {"base": 0.3, "round-1": 0.4, "trained": 0.5}.items()}  # fmt: skip
-    told = plots.RunData([*rows, *held], arms, "a run, tiny")
+    told = plots.RunData([*rows, *held, *dev], arms, "a run, tiny")
     assert told.anew() == [(2, 3, "reference"), (2, 3, "adapter")]
 
     def lines(axis: Any, label: str) -> list[tuple[Any, Any]]:
@@ -270,6 +271,7 @@ def test_what_begins_anew_is_marked_and_held_out_points_are_drawn() -> None:
 
     (axis,) = figure_of(plots.draw_accuracy, told).axes
     assert lines(axis, "held-out problems") == [([-0.5, 1, 2.5], [0.3, 0.4, 0.5])]
+    assert lines(axis, "dev problems") == [([-0.5, 0, 2], [0.2, 0.0, 0.5])]
     assert lines(axis, "adapter begins anew")[0][0] == [1.5, 1.5]
     figure = figure_of(plots.draw_margin, told)
     assert figure.get_suptitle().endswith("\na run, tiny")

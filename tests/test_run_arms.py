@@ -1,7 +1,8 @@
-"""A run's evaluations: several of them."""
+"""A run's evaluations: several of them, and looks at dev problems on the way."""
 
 import re
 from collections.abc import Mapping
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json, read_rows
 from mlxreflect.evaluation.arms import load_arms, read_arms
 from mlxreflect.evaluation.compare import compare_all
-from mlxreflect.evaluation.contamination import clean
+from mlxreflect.evaluation.contamination import clean, dev_problems
+from mlxreflect.models.load import weights_hash
+from mlxreflect.train.trainer import load_arrays
 
 SHORT = {"task.limit": 60, "r3.wave": 30, "r3.epochs": 1, "eval.limit": 60, "eval.cache": "off",
          "train.reference_cache": "off"}  # fmt: skip
@@ -161,3 +164,139 @@ def test_arms_on_the_way_answer_the_headline_alone(tmp_path: Path) -> None:
     assert [(row["task"], row["b"]) for row in rows] == [
         *(("countdown", name) for name in found["countdown"][1:]), ("arithmetic", "trained"),
     ]  # fmt: skip
+
+
+# ---- looks at dev problems -----------------------------------------------------------------------
+
+# Six looks, of which the best is not the last.
+WATCHED = {**SHORT, "task.limit": 90, "r3.wave": 15, "eval.dev_every": 1, "eval.dev_limit": 60,
+           "eval.trained": "best", "train.lr": 1e-3, "seed": 3}  # fmt: skip
+
+
+def looks(folder: Path) -> list[dict[str, Any]]:
+    return [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "dev"]
+
+
+def right_in(folder: Path) -> dict[str, bool]:
+    return {row["problem_id"]: row["correct"] for row in read_rows(folder / "samples.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Mapping[str, str]]:
+    folder = tmp_path_factory.mktemp("watched") / "run"
+    return folder, outputs_of_run("quickstart", WATCHED, folder)
+
+
+@pytest.mark.slow
+def test_looks_are_at_problems_neither_learned_nor_asked(
+    watched: tuple[Path, Any],
+) -> None:
+    folder, _ = watched
+    dev, asked = (
+        {row["id"] for row in read_rows(folder / name / "problems.jsonl")}
+        for name in ("dev/base", "eval/base")
+    )
+    learned = {row["problem"]["id"] for row in read_rows(folder / "episodes.jsonl")}
+    assert len(dev) == 60 and len(learned) == 90
+    assert not dev & asked and not dev & learned and not asked & learned
+    assert {path.name for path in (folder / "eval").iterdir()} == {"base", "trained"}
+
+
+@pytest.mark.slow
+def test_a_look_is_counted_against_base_and_the_best_is_trained(watched: tuple[Path, Any]) -> None:
+    folder, _ = watched
+    found, base, highest = looks(folder), right_in(folder / "dev" / "base"), -1.0
+    assert [row["wave"] for row in found] == [0, 1, 2, 3, 4, 5]
+    for row in found:
+        mine = right_in(folder / "dev" / f"wave-{row['wave']:05d}")
+        gains = sum(mine[i] and not base[i] for i in mine)
+        losses = sum(base[i] and not mine[i] for i in mine)
+        assert (row["n"], row["gains"], row["losses"]) == (60, gains, losses)
+        assert row["accuracy"] == pytest.approx(sum(mine.values()) / 60)
+        assert row["base"] == pytest.approx(sum(base.values()) / 60)
+        assert row["best"] == (row["accuracy"] > highest)
+        highest = max(highest, row["accuracy"])
+    best = [row for row in found if row["best"]][-1]
+    assert best is not found[-1]  # else nothing is shown
+    weights = {
+        name: weights_hash(load_arrays(folder / name / "adapters.safetensors"))
+        for name in ("adapter", "adapter-best", "adapter-last")
+    }
+    assert weights["adapter"] == weights["adapter-best"] == best["adapter"]
+    assert weights["adapter-last"] == found[-1]["adapter"]
+    assert read_json(folder / "eval" / "trained" / "results.json")["adapter"] == best["adapter"]
+    told = read_json(folder / "summary.json")["dev"]
+    assert (told["best"]["wave"], told["last"]["wave"]) == (best["wave"], 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("point", "nth"),
+    [("evaluated half a chunk of dev problems", 3), ("evaluated half a chunk of dev problems", 7),
+     ("looked", 1), ("looked", 3), ("before the best is kept", 1), ("before the best is kept", 2),
+     ("chose the best", 1), ("after a commit's rename", 6)],
+)  # fmt: skip
+def test_a_watched_run_that_is_killed_ends_the_same(
+    point: str, nth: int, watched: tuple[Path, Any], tmp_path: Path
+) -> None:
+    run_process("quickstart", WATCHED, tmp_path / "run", point, nth)
+    mlxreflect.resume(tmp_path / "run")
+    assert outputs_in(tmp_path / "run") == watched[1]
+
+
+@pytest.mark.slow
+def test_a_policy_that_is_worse_than_base_ends_learning(tmp_path: Path) -> None:
+    """At the first look whose evidence suffices, counted by hand, and before all are asked."""
+    ruined = {**WATCHED, "train.lr": 0.05, "eval.dev_limit": 200, "policy.batch": 16,
+              "eval.trained": "last"}  # fmt: skip
+    outputs_of_run("quickstart", ruined, tmp_path / "run")
+    (row,) = looks(tmp_path / "run")
+    n = row["gains"] + row["losses"]
+    # E = 2^n B(1 + gains, 1 + losses); the first look needs 1 · 2 / 0.05.
+    evidence = 2**n / ((n + 1) * comb(n, row["gains"]))
+    assert row["worse"] and row["e_value"] == pytest.approx(evidence) and evidence >= 40
+    assert row["n"] < 200 and row["n"] % 16 == 0
+    summary = read_json(tmp_path / "run" / "summary.json")
+    assert summary["waves"] == 1 and summary["dev"]["stopped"]
+    assert summary["comparison"]["difference"] < 0  # the run ends with its verdict
+
+
+@pytest.mark.slow
+def test_methods_that_train_at_their_end_are_looked_at_then(tmp_path: Path) -> None:
+    """Waves that learn nothing are not; the last policy always is."""
+    settings = {"profile": "quick", "task.limit": 12, "policy.batch": 8, "eval.limit": 6,
+                "reflectevo.wave": 4, "reflectevo.retries": False, "eval.dev_every": 2,
+                "eval.dev_limit": 20}  # fmt: skip
+    before = outputs_of_run("reflectevo", settings, tmp_path / "run")
+    waves = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "wave"]
+    assert [wave["stage"] for wave in waves] == ["problems"] * 3 + ["training"] * 2
+    assert [row["wave"] for row in looks(tmp_path / "run")] == [3, 4]
+    (tmp_path / "run" / "summary.json").unlink()
+    mlxreflect.resume(tmp_path / "run")
+    assert outputs_in(tmp_path / "run") == before
+
+
+def test_dev_problems_are_kept_apart_from_everything(tmp_path: Path) -> None:
+    """From an evaluation that asks the same file too, and from training problems like them."""
+    texts = [f"Ann has {i} pears and Bob has {i + 3}. How many have both?" for i in range(120)]
+    rows = [{"question": text, "answer": "1"} for text in texts]
+    mine = str(write_rows(tmp_path / "mine.jsonl", rows))
+    write_rows(tmp_path / "exam.jsonl", rows[:40])
+    (tmp_path / "exam.toml").write_text(
+        'part = "all"\ntask = { name = "jsonl", source = "exam.jsonl" }\n'
+    )
+    given = ["task.name=jsonl", f"task.source={mine}", f"eval.spec={tmp_path / 'exam.toml'}",
+             "eval.dev_every=1"]  # fmt: skip
+    recipe = load_recipe("quickstart", given)
+    dev = {one.fields["question"] for one in dev_problems(recipe)}
+    assert dev and not dev & set(texts[:40])
+    cleaned = clean(recipe)
+    learned = {one.fields["question"] for one in cleaned.problems.values()}
+    assert not learned & (dev | set(texts[:40]))
+    everything = load_recipe("quickstart", [*given, "task.limit=0", "eval.decontaminate=off"])
+    assert not {one.fields["question"] for one in dev_problems(everything)} & set(texts[:40])
+    with pytest.raises(UserError, match="no problem is in its part dev"):
+        write_rows(tmp_path / "exam.jsonl", rows)
+        dev_problems(recipe)
+    with pytest.raises(UserError, match=r"eval\.dev_every is 0"):
+        load_recipe("quickstart", ["eval.trained=best"])

@@ -177,6 +177,13 @@ def eval_spec(recipe: Recipe) -> EvalSpec:
     return next(iter(eval_specs(recipe).values()))
 
 
+def dev_spec(recipe: Recipe) -> EvalSpec:
+    """What a run is watched by: problems of its task's part dev, asked as an evaluation does."""
+    config = recipe.eval.model_copy(update={"source": "", "limit": recipe.eval.dev_limit})
+    spec = read_spec(recipe.model_copy(update={"eval": config}), "")
+    return spec.model_copy(update={"name": "dev", "part": "dev"})
+
+
 def read_spec(recipe: Recipe, name: str) -> EvalSpec:
     """One of a recipe's evaluations, with the keys of [eval] and of the policy on top.
 
@@ -325,6 +332,9 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
          f"with train.tune = 'full', {name} would need the weights of the stage's start a second "
          "time, for pairs that are only made later",
          'train LoRA, or set train.reference = "none", train.dpo = 0 or train.objective = "orpo"'),
+        (recipe.eval.trained == "best" and recipe.eval.dev_every == 0,
+         "eval.trained = 'best' is chosen by looks at dev problems, and eval.dev_every is 0",
+         "set eval.dev_every, for example 1, or leave eval.trained out"),
         (len(recipe.eval.spec) > 1 and recipe.eval.source != "",
          f"eval.source is of one evaluation, and eval.spec names {len(recipe.eval.spec)}",
          "leave eval.source out, or put task.source into the file of a spec"),

@@ -272,6 +272,15 @@ class EvalConfig(Table):
     seed: Count = 0  # order of the problems, and so which ones a limit takes
     max_new_tokens: Count = 0  # 0: the policy's own
     direct: bool = False  # base and trained are also asked for the answer alone, without a thought
+    # Waves between looks at how the policy does on problems that it neither learns from nor is
+    # judged by: the task's part dev. 0: none
+    dev_every: Count = 0
+    dev_limit: Positive = 100  # problems of a look
+    # Learning ends where the policy is worse than base on them; how often that may happen to a
+    # policy as good as base, over all looks. 0: it never ends so
+    dev_stop: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    # The policy that is evaluated as trained: after the last wave, or at its best look.
+    trained: Literal["last", "best"] = "last"
     # Training problems that occur in the evaluation are left out: by words in a row, too, or only
     # where the whole question is the same.
     decontaminate: Literal["overlap", "exact", "off"] = "overlap"

@@ -12,7 +12,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from mlxreflect.config.recipe import eval_specs
+from mlxreflect.config.recipe import dev_spec, eval_specs
 from mlxreflect.config.schema import DataConfig, EvalSpec, Recipe, method_of
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import dump_line, write_atomic
@@ -146,13 +146,45 @@ def index_for(recipe: Recipe, held_out: Asked | None = None) -> Index | None:
     config = recipe.eval
     if config.decontaminate == "off":
         return None
-    specs, given = eval_specs(recipe), [name or recipe.task.name for name in config.spec]
-    own = [
+    own = own_questions(recipe, held_out)
+    own += [question_of(problem, "dev") for problem in dev_problems(recipe, held_out)]
+    return index_of(config.against, words_in_a_row(recipe), own)
+
+
+def own_questions(recipe: Recipe, held_out: Asked | None) -> list[Question]:
+    """The questions of all evaluations that a recipe ends in. held_out: as of `clean`."""
+    specs, given = eval_specs(recipe), [name or recipe.task.name for name in recipe.eval.spec]
+    return [
         question for label, (name, spec) in zip(given, specs.items(), strict=True)
         for question in questions_of_spec(label, spec, held_out[name] if held_out else None)
     ]  # fmt: skip
-    n = config.ngram if config.decontaminate == "overlap" else 0
-    return index_of(config.against, n, own)
+
+
+def words_in_a_row(recipe: Recipe) -> int:
+    """How many make an overlap; 0 where only whole questions count."""
+    return recipe.eval.ngram if recipe.eval.decontaminate == "overlap" else 0
+
+
+def dev_problems(recipe: Recipe, held_out: Asked | None = None) -> list[Problem]:
+    """The problems that a run is watched by, none that its evaluations ask; [] where it is not.
+
+    held_out: as of `clean`. Raises UserError where there are none.
+    """
+    config, task, spec = recipe.eval, get_task(recipe.task.name), dev_spec(recipe)
+    if not config.dev_every:
+        return []
+    if not task.generated:  # else it makes as many as are asked for
+        spec = spec.model_copy(update={"limit": 0})
+    index = build_index(own_questions(recipe, held_out), words_in_a_row(recipe))
+    asked = ((problem, question_of(problem)) for problem in eval_problems(task, spec))
+    found = [one for one, question in asked if not find(index, question.wholes, [question.body])]
+    if not found:
+        raise UserError(
+            f"task {task.name}: eval.dev_every = {config.dev_every}, and no problem is in its part "
+            "dev that no evaluation asks",
+            "give more problems, or set eval.dev_every = 0",
+        )
+    return found[: config.dev_limit]
 
 
 def clean_problems(

@@ -9,8 +9,8 @@ continued gives the same bytes as one that was not.
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Generator as Chunks
-from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -50,6 +50,7 @@ from mlxreflect.tasks.base import Task, ask, load_shots
 
 Row = dict[str, Any]
 Bar = LiveBar | PlainBar
+Enough = Callable[[list[Row]], bool]
 SILENT = PlainBar("", None, None)
 MUCH = 0.05  # of the answers cut off: then a figure says more of max_new_tokens than of the model
 FAILED = "error"  # finish reason of a call that was given up
@@ -205,17 +206,22 @@ def answer_chunks(out: Path, generator: Generator, bar: Bar) -> Chunks[list[Row]
                 yield rows
 
 
-def evaluate(generator: Generator, out: Path, bar: Bar = SILENT) -> dict[str, Any]:
+def evaluate(
+    generator: Generator, out: Path, bar: Bar = SILENT, enough: Enough = lambda rows: False
+) -> dict[str, Any]:
     """Answers and grades what is not yet in `out`; returns (and writes) the results.
 
-    Raises UserError where `out` holds another evaluation, naming the key that differs.
+    enough: is shown each chunk's rows in their order; true ends it there. Raises UserError where
+    `out` holds another evaluation, naming the key that differs.
     """
     asked, spec = generator.asked, generator.asked.spec
     setup = describe_setup(generator)
     with open_arm(out, setup, asked.problems, asked.shots):
         read_whole_results(out)
-        for _ in answer_chunks(out, generator, bar):
-            pass
+        with closing(answer_chunks(out, generator, bar)) as chunks:
+            for rows in chunks:
+                if enough(rows):
+                    break
         more = {"eval": spec.name or spec.task.name, **generator.finish(out)}
         setup.pop("token_hash", None)  # of one tokenizer, so nothing to compare models by
         return finish(out, setup, asked.rules, more)

@@ -22,6 +22,7 @@ from mlxreflect.core.ui import Ui
 from mlxreflect.evaluation.arms import fingerprint, unique_rows
 from mlxreflect.evaluation.chains import check_chain
 from mlxreflect.evaluation.evaluate import (
+    Enough,
     Generator,
     ProblemSet,
     evaluate,
@@ -155,13 +156,15 @@ def unique(entries: Sequence[Entry]) -> list[Entry]:
 # ---- answering -----------------------------------------------------------------------------------
 
 
-def measure(generator: Generator, out: Path, ui: Ui, name: str = "") -> dict[str, Any]:
+def measure(
+    generator: Generator, out: Path, ui: Ui, name: str = "", enough: Enough = lambda rows: False
+) -> dict[str, Any]:
     """Evaluates one arm with progress, and says what to know of its results; returns those.
 
-    name: of the arm, where there are several.
+    name: of the arm, where there are several. enough: as of `evaluate`.
     """
     with ui.progress(f"evaluating {name}".rstrip(), generator.total) as bar:
-        results = evaluate(generator, out, bar)
+        results = evaluate(generator, out, bar, enough)
     for line in [*generator.notes, *warnings(results)]:
         ui.line(f"{name}: {line}" if name else line)
     return results

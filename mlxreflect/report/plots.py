@@ -209,7 +209,8 @@ def percent(axis: Axes) -> None:
 def draw_accuracy(figure: Figure, data: RunData, solved: str = "solved") -> None:
     """Shares of a wave's problems; over waves of fresh problems, not those of the bucket list.
 
-    Held-out problems stand where the policy was asked them: before, after a wave, at the end.
+    Held-out problems stand where the policy was asked them: before, after a wave, at the end; so do
+    the dev problems of a run that was watched.
     """
     title = "Accuracy on training problems"
     (axis,) = panels(figure, title, ["share of the wave"], "wave", data.of)
@@ -226,16 +227,21 @@ def draw_accuracy(figure: Figure, data: RunData, solved: str = "solved") -> None
           "trained": len(waves) - 0.5}  # fmt: skip
     held_out = [(x, data.arms[arm]["accuracy"]) for arm, x in at.items() if arm in data.arms]
     draw_held_out(axis, held_out, "held-out problems")
+    if looks := data.kind("dev"):
+        seen = [(-0.5, looks[0]["base"]), *((look["wave"], look["accuracy"]) for look in looks)]
+        draw_held_out(axis, seen, "dev problems", "s:")
     mark_anew(axis, data, steps=False)
     axis.set_xlim(-0.9, len(waves) - 0.1)
     percent(axis)
     legend(axis)
 
 
-def draw_held_out(axis: Axes, found: Sequence[tuple[float, float]], label: str) -> None:
+def draw_held_out(
+    axis: Axes, found: Sequence[tuple[float, float]], label: str, marks: str = "D--"
+) -> None:
     if found:
         look: dict[str, Any] = {"color": "black", "markersize": 6, "linewidth": 1, "label": label}
-        axis.plot(*zip(*found, strict=True), "D--", **look)
+        axis.plot(*zip(*found, strict=True), marks, **look)
 
 
 def draw_reward(figure: Figure, data: RunData) -> None:

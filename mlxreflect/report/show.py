@@ -272,6 +272,7 @@ def totals(run_dir: Path, summary: dict[str, Any], recipe: Recipe | None) -> dic
         **critic_lines(summary.get("critic") or {}, who),
         "answers cut off": f"{percent(cut / n)} of {n}, at policy.max_new_tokens" if cut else None,
         "errors of first attempts": ", ".join(kinds) or None,
+        "dev problems": look_line(summary["dev"]) if summary.get("dev") else None,
         "wall time": f"{seconds / 60:.1f} min" if seconds is not None else None,
     }
     return {name: value for name, value in named.items() if value is not None}
@@ -283,6 +284,17 @@ def leak_line(leaks: dict[str, Any]) -> str | None:
         return None
     why = "; ".join(f"{n} × {reason}" for reason, n in leaks["reasons"].items())
     return f"{leaks['dropped']} of {leaks['of']} rewrites" + (f" ({why})" if why else "")
+
+
+def look_line(dev: dict[str, Any]) -> str:
+    """Returns what the looks at dev problems came to, in one line."""
+    at = {name: f"{percent(dev[name]['accuracy'])} after wave {dev[name]['wave']}"
+          for name in ("best", "last")}  # fmt: skip
+    ended = "; learning ended because base was better" if dev["stopped"] else ""
+    return (
+        f"base {percent(dev['base'])}, best {at['best']}, last {at['last']}; trained is the "
+        f"{dev['trained']}{ended}"
+    )
 
 
 def asked_so_far(run_dir: Path) -> dict[str, Any]:

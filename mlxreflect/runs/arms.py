@@ -1,20 +1,38 @@
-"""The arms of a run: base and trained on every evaluation that the recipe names, others on one."""
+"""The evaluations of a run: its arms, and looks at dev problems while it learns.
+
+Base and trained answer every evaluation that the recipe names, arms on the way the headline.
+"""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
+from mlxreflect.config.recipe import dev_spec
 from mlxreflect.config.schema import EvalSpec, Recipe, method_of
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import read_rows, replace_folder
 from mlxreflect.core.records import Problem
 from mlxreflect.core.ui import Ui
+from mlxreflect.evaluation.arms import unique_rows
 from mlxreflect.evaluation.chains import check_chain
+from mlxreflect.evaluation.contamination import Cleaned
 from mlxreflect.evaluation.evaluate import problem_set
-from mlxreflect.evaluation.generators import Answers, LocalModel
+from mlxreflect.evaluation.generators import Answers, LocalGenerator, LocalModel
+from mlxreflect.evaluation.quick import LARGEST
 from mlxreflect.evaluation.runner import generator_of, measure
+from mlxreflect.methods.learning import ADAPTER
+from mlxreflect.models.load import device_name, weights_hash
 from mlxreflect.models.policy import Policy
+from mlxreflect.models.template import with_tags
 from mlxreflect.runs.figures import Figures
 from mlxreflect.runs.folder import RunFolder
+from mlxreflect.stats import evidence, power_sentence
 from mlxreflect.tasks import TASKS
+from mlxreflect.train.lora import save_adapter
 from mlxreflect.train.network import Arrays
+from mlxreflect.train.trainer import Trainer, load_parameters
 
 Specs = Mapping[str, EvalSpec]  # by name, the headline first
 Problems = Mapping[str, Sequence[Problem]]  # of each
@@ -83,11 +101,168 @@ def directly(spec: EvalSpec) -> EvalSpec:
     return spec.model_copy(update={"prompt": prompt})
 
 
-def describe_held_out(held_out: Problems, specs: Specs, task: str) -> str:
-    """Returns how many problems are held out, and of what, where it is not the run's task alone."""
+def describe_run(
+    run: RunFolder[Recipe], specs: Specs, held_out: Problems, dev: int, cleaned: Cleaned
+) -> dict[str, object]:
+    """Returns the names and values that a run begins with. dev: problems it is watched by."""
+    recipe, method = run.config, method_of(run.config)
     counts = {name: len(problems) for name, problems in held_out.items()}
+    first, n = next(iter(counts.items()))
+    other = specs[first].task.name
+    asked = f"{n}" if other == recipe.task.name else f"{n} of the task {other}"
     if len(counts) > 1:
-        return ", ".join(f"{n} ({name})" for name, n in counts.items())
-    ((name, n),) = counts.items()
-    other = specs[name].task.name
-    return f"{n}" if other == task else f"{n} of the task {other}"
+        asked = ", ".join(f"{n} ({name})" for name, n in counts.items())
+    return {
+        "recipe": recipe.name, "policy": recipe.policy.model,
+        "critic": method.critic_names(recipe), "problems": len(cleaned.problems),
+        "held out": asked, "power": power_sentence(n),
+        **({"looks at": f"{dev} dev problems, every {recipe.eval.dev_every} waves"} if dev else {}),
+        "device": device_name(), "decontaminated": cleaned.sentence(), "run": str(run.path),
+    }  # fmt: skip
+
+
+# ---- looks on the way ----------------------------------------------------------------------------
+
+BEST = f"{ADAPTER}best"  # its folder in the run
+
+
+class Watch:
+    """Looks at dev problems while a run learns: how the policy does, which one was the best.
+
+    Looks are rows of metrics.jsonl, of the kind "dev", and samples below the run's dev/. Each is of
+    another policy, so look number k needs evidence of k(k + 1)/eval.dev_stop: over all of them a
+    policy as good as base is called worse no more often than that. A look ends as soon as it is
+    decided so. rows: the looks so far.
+    """
+
+    def __init__(
+        self, run: RunFolder[Recipe], policy: Policy, trainer: Trainer, problems: Sequence[Problem],
+        answers: Answers | None, ui: Ui,
+    ) -> None:  # fmt: skip
+        self.run, self.policy, self.trainer, self.answers, self.ui = (
+            run, policy, trainer, answers, ui
+        )  # fmt: skip
+        self.config, spec = run.config.eval, with_tags(dev_spec(run.config), policy.template)
+        self.asked = problem_set(TASKS[spec.task.name], spec, problems)
+        self.rows: list[Figures] = []
+        self.base: dict[str, bool] = {}  # problem → whether base is right
+
+    def begin(self) -> None:
+        """Asks the policy as it is, which is the base. Looks of before a stop are read."""
+        if not self.config.dev_every:
+            return
+        self.start = weights_hash(self.trainer.trainable())
+        self.answer("base", "", Counter())
+        rows = unique_rows(self.run.path / "dev" / "base" / "samples.jsonl")
+        self.base = {row["problem_id"]: row["correct"] for row in rows}
+        metrics = self.run.path / "metrics.jsonl"
+        self.rows = [row for row in read_rows(metrics) if row["kind"] == "dev"]
+
+    def answer(self, name: str, weights: str, counts: Counter[float]) -> Figures:
+        """Asks the policy as it is. counts: of its difference from base, filled problem by problem.
+
+        Once it is known to be worse, the rest is not asked.
+        """
+
+        def enough(rows: list[Figures]) -> bool:
+            if self.base:
+                counts.update(row["correct"] - self.base[row["problem_id"]] for row in rows)
+            return self.is_worse(counts)
+
+        spec = self.asked.spec
+        model = LocalModel(self.policy, weights)
+        generator = LocalGenerator(model, self.asked, self.answers, at_once=spec.batch)
+        return measure(generator, self.run.path / "dev" / name, self.ui, f"dev, {name}", enough)
+
+    def is_worse(self, counts: Counter[float]) -> bool:
+        if not self.config.dev_stop or counts[1] >= counts[-1]:
+            return False
+        return evidence(counts) >= self.needed()
+
+    def needed(self) -> float:
+        """Returns the evidence that the look under way needs."""
+        k = len(self.rows) + 1
+        return k * (k + 1) / self.config.dev_stop
+
+    def look(self, epoch: int, wave: int, *, last: bool = False) -> list[Figures]:
+        """Returns a row for metrics.jsonl where a look is due after the wave, else none.
+
+        One is due every eval.dev_every waves, and after the last of the run, unless nothing has
+        been learned since the one before.
+        """
+        every = self.config.dev_every
+        if not every or (not last and (wave + 1) % every):
+            return []
+        begun, weights = time.monotonic(), weights_hash(self.trainer.trainable())
+        if weights == (self.rows[-1]["adapter"] if self.rows else self.start):
+            return []
+        counts = Counter[float]()
+        found = self.answer(f"wave-{wave:05d}", weights, counts)
+        n, right, worse = found["n"], found["accuracy"], self.is_worse(counts)
+        best = not self.rows or (not worse and right > self.best()["accuracy"])
+        row = {
+            "schema": "metrics/1", "epoch": epoch, "wave": wave, "kind": "dev", "n": n,
+            "accuracy": right, "base": (round(right * n) - counts[1] + counts[-1]) / n,
+            "gains": counts[1], "losses": counts[-1], "e_value": min(evidence(counts), LARGEST),
+            "worse": worse, "best": best, "adapter": weights,
+            "seconds": round(time.monotonic() - begun, 3),
+        }  # fmt: skip
+        self.ui.line(
+            f"dev after wave {wave}: {right:.1%} of {n} right, base {row['base']:.1%} "
+            f"({counts[1]} gained, {counts[-1]} lost){', the best so far' if best else ''}"
+        )
+        if worse:
+            self.ui.line(
+                f"no more problems: the policy is worse than base on dev problems (E = "
+                f"{row['e_value']:.3g} reaches {self.needed():.3g}, with eval.dev_stop = "
+                f"{self.config.dev_stop:g})"
+            )
+        self.rows.append(row)
+        return [row]
+
+    def best(self) -> Figures:
+        return [row for row in self.rows if row["best"]][-1]
+
+    def stops(self) -> bool:
+        """Returns true where a look found the policy worse than base."""
+        return any(row["worse"] for row in self.rows)
+
+    def keep(self, adapter: dict[str, Any]) -> None:
+        """Writes the policy beside the run's commits where the last look is of it, and the best.
+
+        After a commit, and before a resumed run goes on from it. adapter: its settings.
+        """
+        arrays = self.trainer.trainable()
+        if self.rows and self.rows[-1]["best"] and weights_hash(arrays) == self.best()["adapter"]:
+            write_adapter(self.run, BEST, arrays, adapter)
+
+    def choose(self, held: dict[str, Arrays]) -> None:
+        """Makes the best policy the one that is evaluated, where eval.trained says so.
+
+        held: what is written beside it gets the last one. Raises UserError where it is lost.
+        """
+        if self.config.trained != "best" or not self.rows:
+            return
+        best, folder = self.best(), self.run.path / BEST
+        said = f"trained is the policy after wave {best['wave']}, the best on dev problems"
+        self.ui.line(f"{said}: {best['accuracy']:.1%} of {best['n']} right")
+        held[f"{ADAPTER}last"] = dict(self.trainer.trainable())
+        file = folder / "adapters.safetensors"
+        if file.is_file():
+            load_parameters(file, self.trainer)
+        if weights_hash(self.trainer.trainable()) != best["adapter"]:
+            raise UserError(
+                f"{folder} is not the policy that was the best on dev problems",
+                "bring that folder back, or begin a new run",
+            )
+
+
+def write_adapter(
+    run: RunFolder[Recipe], name: str, arrays: Arrays, adapter: dict[str, Any]
+) -> None:
+    """Writes weights as a folder of the run, whole or not at all. adapter: their settings."""
+    found = dict(sorted(arrays.items()))  # in one order, also where they were read from a file
+    model = run.config.policy.model
+    replace_folder(
+        run.path / name, partial(save_adapter, arrays=found, config=adapter, model=model)
+    )

@@ -1,7 +1,7 @@
 """Figures of a run: its waves, its limits, its summary."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -184,7 +184,8 @@ def summarise_run(run: RunFolder[Recipe], evaluated: Evaluated, calls: list[Figu
     these, cut off at policy.max_new_tokens. leaks: of texts written with help that the leak filter
     dropped, as `dropped_leaks` gives them.
     """
-    waves = [row for row in read_rows(run.path / "metrics.jsonl") if row["kind"] == "wave"]
+    rows = list(read_rows(run.path / "metrics.jsonl"))
+    waves, looks = ([row for row in rows if row["kind"] == kind] for kind in ("wave", "dev"))
     statuses = count_statuses(read_rows(run.path / "episodes.jsonl"))
     examples = Counter(row["kind"] for row in read_rows(run.path / "examples.jsonl"))
     dropped = sum((Counter(row.get("dropped", {})) for row in waves), Counter[str]())
@@ -206,6 +207,7 @@ def summarise_run(run: RunFolder[Recipe], evaluated: Evaluated, calls: list[Figu
         "cut": sum(row.get("cut", 0) for row in waves),
         "critic": total((row["critic"] for row in waves), calls),
         "failures": dict(failures),
+        **({"dev": summarise_looks(looks, run.config.eval.trained)} if looks else {}),
         **next(iter(evaluated.values())),
         **({"evaluations": evaluated} if len(evaluated) > 1 else {}),
         "peak_memory_bytes": mx.get_peak_memory(),
@@ -224,6 +226,20 @@ def dropped_leaks(folder: Path) -> Figures:
     reasons = Counter(one["reason"] for one in verdicts if one and one["source"] == LEAK_FILTER)
     return {"of": sum(one is not None for one in verdicts), "dropped": reasons.total(),
             "reasons": dict(reasons.most_common(SHOWN))}  # fmt: skip
+
+
+def summarise_looks(looks: Sequence[Figures], trained: str) -> Figures:
+    """Returns the figures of the looks at dev problems: base, the last and the best policy.
+
+    trained: which of both was evaluated. stopped: base was better, which ended learning.
+    """
+    keys = ("wave", "accuracy", "n")
+    last, best = looks[-1], [row for row in looks if row["best"]][-1]
+    return {
+        "looks": len(looks), "base": looks[0]["base"], "last": {key: last[key] for key in keys},
+        "best": {key: best[key] for key in keys}, "trained": trained,
+        "stopped": any(row["worse"] for row in looks),
+    }  # fmt: skip
 
 
 # ---- a run that came to nothing ------------------------------------------------------------------

@@ -8,10 +8,8 @@ commit and ends with the same bytes.
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +23,13 @@ from mlxreflect.critics import open_critics
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import SelfCritic
 from mlxreflect.evaluation.arms import short_hash
-from mlxreflect.evaluation.contamination import clean, keep_rows
+from mlxreflect.evaluation.contamination import clean, dev_problems, keep_rows
 from mlxreflect.evaluation.evaluate import eval_problems
 from mlxreflect.methods.base import Frame
 from mlxreflect.methods.learning import ADAPTER, REFLECTOR, Learning
-from mlxreflect.models.load import device_name, limit_memory, load_policy, weights_hash
+from mlxreflect.models.load import limit_memory, load_policy, weights_hash
 from mlxreflect.models.template import with_tags
-from mlxreflect.runs.arms import RunArms, check_arms, describe_held_out
+from mlxreflect.runs.arms import RunArms, Watch, check_arms, describe_run, write_adapter
 from mlxreflect.runs.figures import (
     conclude,
     describe_wave,
@@ -43,7 +41,6 @@ from mlxreflect.runs.figures import (
     too_short,
 )
 from mlxreflect.runs.folder import RunFolder
-from mlxreflect.stats import power_sentence
 from mlxreflect.tasks import TASKS, check_eval, get_task
 from mlxreflect.train.lora import attach, save_adapter
 from mlxreflect.train.network import parameters
@@ -65,9 +62,11 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
     recipe, specs = run.config, eval_specs(run.config)
     task, method = TASKS[recipe.task.name], method_of(recipe)
     held_out = {name: eval_problems(TASKS[s.task.name], s) for name, s in specs.items()}
-    cleaned, asked = clean(recipe, held_out), [one for of in held_out.values() for one in of]
+    cleaned, dev = clean(recipe, held_out), dev_problems(recipe, held_out)
+    asked = [one.id for problems in held_out.values() for one in problems]
+    watched = [[problem.id for problem in dev]] if dev else []
     run.keep_data(
-        short_hash([list(cleaned.problems), [problem.id for problem in asked]]),
+        short_hash([list(cleaned.problems), asked, *watched]),
         "problems than its task and its evaluation give",
     )
     limit_memory(recipe.train.cache_limit_gb, recipe.train.wired_limit_gb)
@@ -97,20 +96,17 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
         loop.restore()
         if cleaned.rows:
             keep_rows(run.path, cleaned.rows)
-        ui.header(
-            {"recipe": recipe.name, "policy": recipe.policy.model,
-             "critic": method.critic_names(recipe), "problems": len(cleaned.problems),
-             "held out": describe_held_out(held_out, specs, task.name),
-             "power": power_sentence(len(next(iter(held_out.values())))), "device": device_name(),
-             "decontaminated": cleaned.sentence(), "run": str(run.path)}
-        )  # fmt: skip
+        ui.header(describe_run(run, specs, held_out, len(dev), cleaned))
         for note in policy.template.notes_for(recipe.prompt.tags):
             ui.line(note)
         arms = RunArms(run, policy, specs, held_out, ui)
+        watch = Watch(run, policy, trainer, dev, arms.answers, ui)
         with parameters(policy.model, initial):  # also when a resumed run has to do it again
             base = arms.evaluate_all("base", "")
+            watch.begin()
         del initial  # where all weights are trained it would be a second copy
-        loop.play(lambda arm: arms.evaluate(arm, weights_hash(trainer.trainable())), arms.seconds)
+        loop.play(arms, watch)
+        watch.choose(frame.learning.held)
         finish_adapter(run, frame.learning, adapter)
         reflector = frame.learning.held.get(REFLECTOR)
         trained = arms.evaluate_all("trained", weights_hash(trainer.trainable()), reflector)
@@ -183,12 +179,10 @@ class RunLoop:
 
         self.run.commit(number, rows, state, save)
 
-    def play(self, measure: Callable[[str], Any], after: float) -> None:
-        """Plays wave after wave. measure: evaluates the policy as it is, as an arm.
-
-        after: seconds that follow the last wave, as far as is known.
-        """
-        run, frame, ui = self.run, self.frame, self.ui
+    def play(self, arms: RunArms, watch: Watch) -> None:
+        """Plays wave after wave, and evaluates the policy where the method or the recipe says."""
+        run, frame, ui, after = self.run, self.frame, self.ui, arms.seconds
+        watch.keep(self.adapter)
         rows = read_rows(run.path / "metrics.jsonl")
         waves = [row for row in rows if row["kind"] == "wave"]
         spent = sum(map(spending, waves), Counter[str]())
@@ -199,7 +193,7 @@ class RunLoop:
             bar.advance(done)
             ends = ends_at(seconds, done, total, after)
             frame.tell = lambda text: bar.update_text(ends + text)
-            ending = reached(spent, run.config.limits, ui)
+            ending = reached(spent, run.config.limits, ui) or watch.stops()
             while (wave := frame.next_wave(ending=ending)) is not None:
                 if wave.new_epoch and wave.number:
                     keep_epoch(run, wave.epoch - 1)
@@ -210,9 +204,14 @@ class RunLoop:
                 ui.line(describe_wave(figures, method_of(run.config).solved))
                 if fault := no_format(figures, run.config.prompt.tags):
                     ui.line(fault)
-                if played.arm:  # before the commit: a run stopped in it does the wave again
-                    measure(played.arm)
-                self.commit(wave.number + 1, journal_rows(wave, played, figures), self.seconds())
+                # Before the commit: a run stopped in an evaluation does the wave again.
+                if played.arm:
+                    arms.evaluate(played.arm, weights_hash(self.trainer.trainable()))
+                added = journal_rows(wave, played, figures)
+                added["metrics.jsonl"] += (looked := watch.look(wave.epoch, wave.number))
+                self.commit(wave.number + 1, added, self.seconds())
+                if looked:
+                    watch.keep(self.adapter)
                 spent += spending(figures)
                 if not warned and (fault := too_short(spent, run.config)):
                     ui.line(fault)
@@ -221,7 +220,11 @@ class RunLoop:
                 before, (done, _) = done, frame.progress()
                 bar.advance(done - before)
                 ends = ends_at(seconds, done, total, after)
-                ending = ending or reached(spent, run.config.limits, ui)
+                ending = ending or reached(spent, run.config.limits, ui) or watch.stops()
+            played = frame.state.wave
+            if looked := watch.look(frame.state.epoch, played - 1, last=True):
+                self.commit(played + 1, {"metrics.jsonl": looked}, self.seconds())
+                watch.keep(self.adapter)
             keep_epoch(run, frame.state.epoch)
             bar.update_text("")  # not of its last step alone
 
@@ -242,7 +245,4 @@ def finish_adapter(run: RunFolder[Recipe], learning: Learning, adapter: dict[str
     """Writes the policy's adapter, and those that the method holds beside it."""
     held = {name: arrays for name, arrays in learning.held.items() if name.startswith(ADAPTER)}
     for name, found in {"adapter": learning.trainer.trainable(), **held}.items():
-        arrays = dict(sorted(found.items()))  # in one order, also where they were read from a file
-        model = run.config.policy.model
-        save = partial(save_adapter, arrays=arrays, config=adapter, model=model)
-        replace_folder(run.path / name, save)
+        write_adapter(run, name, found, adapter)

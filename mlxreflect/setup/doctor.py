@@ -37,7 +37,13 @@ from mlxreflect.critics.http import CallError
 from mlxreflect.critics.ollama import LOOK_S, Ollama, is_ollama, root_of
 from mlxreflect.data.matching import build_index, clause
 from mlxreflect.data.rows import is_path
-from mlxreflect.evaluation.contamination import clean, clean_problems, further_specs, question_of
+from mlxreflect.evaluation.contamination import (
+    clean,
+    clean_problems,
+    dev_problems,
+    further_specs,
+    question_of,
+)
 from mlxreflect.evaluation.evaluate import eval_problems
 from mlxreflect.models.load import (
     TINY,
@@ -233,6 +239,9 @@ def check_data(recipe: Recipe, known: Known) -> Iterator[Check]:
         whose = f" ({name})" if len(specs) > 1 else ""
         told = f"{len(asked)} problems held out{whose}. {power_sentence(len(asked))}"
         yield Check("data", "ok", told)
+    if recipe.eval.dev_every and not sources[0]:
+        watched = len(dev_problems(recipe, held_out if len(here) == len(specs) else None))
+        yield Check("data", "ok", f"{watched} dev problems to look at while it learns")
     if not any(sources):
         cleaned = clean(recipe, held_out)
         known.problems = list(cleaned.problems.values())

@@ -15,7 +15,7 @@ from mlxreflect.core import journal as commits
 from mlxreflect.evaluation import evaluate
 from mlxreflect.methods.r3 import R3
 from mlxreflect.methods.reflectevo import ReflectEvo
-from mlxreflect.runs import figures, fit, folder
+from mlxreflect.runs import arms, figures, fit, folder
 from mlxreflect.runs import run as loop
 from mlxreflect.train.references import References
 
@@ -80,6 +80,13 @@ REFLECTING = {
     "wrote an adapter": (loop, "replace_folder", "after"),
     "evaluated half a chunk of retries": (evaluate, "append_rows", torn_append),
 }
+# Of `mlxreflect run` that looks at dev problems:
+WATCHING = {
+    "looked": (arms.Watch, "look", "after"),
+    "before the best is kept": (arms, "write_adapter", "before"),
+    "chose the best": (arms.Watch, "choose", "after"),
+    "evaluated half a chunk of dev problems": (evaluate, "append_rows", torn_append),
+}
 # Of `mlxreflect run` on a Mac's GPU:
 STOPPING = {
     "the GPU is stopped in training": (AdamW, "update", stop_gpu),
@@ -88,7 +95,7 @@ STOPPING = {
 
 
 def arm(point, nth):
-    owner, name, when = (POINTS | TRAINING | REFLECTING | STOPPING)[point]
+    owner, name, when = (POINTS | TRAINING | REFLECTING | WATCHING | STOPPING)[point]
     original, count = getattr(owner, name), 0
 
     def armed(*args, **kwargs):
