@@ -47,17 +47,24 @@ LENGTHS: dict[str, dict[str, int | str]] = {
 
 
 def make(folder: Path, seeds: Sequence[int]) -> list[Path]:
-    """The runs, one after the other; returns their directories."""
-    made = [(name, seed, folder / f"{name}-{seed}") for seed in seeds for name in LENGTHS]
-    for name, seed, run in made:
-        keys = {"profile": "quick", "seed": seed, "eval.limit": 1000, **LIMITS, **LENGTHS[name]}
+    """The runs of the table; returns their directories."""
+    always = {"profile": "quick", "eval.limit": 1000, **LIMITS}
+    return run_all(
+        [(name, folder / f"{name}-{seed}", {**always, "seed": seed, **LENGTHS[name]})
+         for seed in seeds for name in LENGTHS]
+    )  # fmt: skip
+
+
+def run_all(runs: Sequence[tuple[str, Path, dict[str, Any]]]) -> list[Path]:
+    """Makes or resumes runs, (recipe, directory, keys) each, one after the other."""
+    for recipe, folder, keys in runs:
         flags = [f"--set={key}={value}" for key, value in keys.items()]
-        begin = ["run", name, "--run-dir", str(run), *flags]
-        call = ["resume", str(run)] if run.exists() else begin
-        print(f"{run}", file=sys.stderr)
+        begin = ["run", recipe, "--run-dir", str(folder), *flags]
+        call = ["resume", str(folder)] if folder.exists() else begin
+        print(folder, file=sys.stderr)
         subprocess.run([sys.executable, "-m", "mlxreflect", *call, "--json"], check=True,
                        stdout=subprocess.DEVNULL)  # fmt: skip
-    return [run for *_, run in made]
+    return [folder for _, folder, _ in runs]
 
 
 def right(arm: Path) -> Right:

@@ -1,0 +1,102 @@
+"""Which settings of a recipe are worth their calls? Chosen on dev problems, never on held-out ones.
+
+usage: python tests/bench/sweep.py DIR [--only r3 …] [--seeds 0 1 2] [--model FOLDER] [--json]
+
+Each recipe's quick profile is run with each of its SETTINGS, over seeds, and evaluated on the dev
+part of its evaluation. What is in DIR already is resumed, or left as it is. Printed for each
+setting: points gained (trained minus base, a problem's mean over the seeds, with the 95 % interval
+over the problems), points for 1,000 critic calls and for 100,000 tokens of the policy, and minutes.
+--model: another policy than the embedded one, such as a folder with SmolLM2-135M-Instruct.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from methods import compared, run_all
+
+from mlxreflect.config.toml import bundled, dump_toml, read_toml
+from mlxreflect.core.journal import read_json
+
+Keys = dict[str, Any]
+# recipe → setting → its keys over the quick profile; the first of a recipe is the profile itself.
+SETTINGS: dict[str, dict[str, Keys]] = {
+    "r3": {
+        "profile": {},
+        "paper": {"r3.wave": 10, "r3.epochs": 1, "r3.rewrites": 3, "r3.verifications": 5,
+                  "r3.sft_mode": 1, "r3.bucket_every": 100},
+        "imitation": {"train.dpo": 0},
+        "own pairs": {"r3.pairs": "own", "r3.attempts": 4},
+        "both": {"r3.pairs": "both", "r3.attempts": 4},
+    },
+    "rel": {"profile": {}, "1 round": {"rel.rounds": 1}, "lr x 2": {"train.sft.lr": 1e-3}},
+    "preflexor": {"profile": {}, "phase II lr x 5": {"preflexor.two.lr": 1e-4}},
+    "reflectevo": {"profile": {}, "III": {"reflectevo.training": "III"}},
+    "traces": {"profile": {}, "online DPO": {"traces.objective": "dpo"}},
+}  # fmt: skip
+
+
+def dev_spec(name: str, folder: Path) -> Path:
+    """Writes a bundled evaluation's dev part as a spec of its own."""
+    path = folder / f"{name}_dev.toml"
+    path.write_text(dump_toml(read_toml(bundled("evals")[name]) | {"part": "dev"}))
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--only", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    always = {"profile": "quick", "policy.model": given.model, "eval.limit": 1000,
+              "eval.spec": dev_spec("countdown", given.folder)}  # fmt: skip
+    rows = []
+    print("| recipe | setting | difference (95 %) | of the seeds | for 1,000 calls | for 100,000 "
+          "tokens | calls | tokens | minutes |\n|" + "---|" * 9)  # fmt: skip
+    for recipe in given.only:
+        for name, keys in SETTINGS[recipe].items():
+            runs = run_all(
+                [(recipe, given.folder / f"{recipe}-{name.replace(' ', '_')}-{seed}",
+                  {**always, **keys, "seed": seed}) for seed in given.seeds]
+            )  # fmt: skip
+            rows.append(measured(recipe, name, runs))
+            print(line(rows[-1]), flush=True)
+    if given.json:
+        print(json.dumps(rows))
+
+
+def measured(recipe: str, name: str, runs: list[Path]) -> dict[str, Any]:
+    """Returns a row of the table; None where nothing was asked or generated."""
+    found = compared(recipe, runs)
+    points = 100 * found["difference"]
+    seconds = [read_json(run / "summary.json")["wall_seconds"] for run in runs]
+    kept = ("ci_low", "ci_high", "seeds_low", "seeds_high", "critic_calls", "policy_tokens")
+    return {
+        "recipe": recipe, "setting": name, "points": points, **{key: found[key] for key in kept},
+        "for_1000_calls": 1000 * points / found["critic_calls"] if found["critic_calls"] else None,
+        "for_100000_tokens": 1e5 * points / found["policy_tokens"], "minutes": mean(seconds) / 60,
+    }  # fmt: skip
+
+
+def line(row: dict[str, Any]) -> str:
+    low, high, least, most = (
+        f"{100 * row[key]:+.1f}" for key in ("ci_low", "ci_high", "seeds_low", "seeds_high")
+    )
+    calls = "none asked" if row["for_1000_calls"] is None else f"{row['for_1000_calls']:+.1f}"
+    cells = [
+        row["recipe"], row["setting"], f"{row['points']:+.1f} ({low} … {high})",
+        f"{least} … {most}", calls, f"{row['for_100000_tokens']:+.1f}",
+        f"{row['critic_calls']:,.0f}", f"{row['policy_tokens']:,.0f}", f"{row['minutes']:.1f}",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
