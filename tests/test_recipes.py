@@ -1,21 +1,24 @@
 """Every shipped recipe: its quick profile is offline and runs, in small, from base to verdict."""
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
+from support.expressions import ast_value as evaluated
 from support.run_outputs import outputs_in, outputs_of_run, run_process
 
 import mlxreflect
-from mlxreflect.config.recipe import eval_spec, load_recipe, read_shared
+from mlxreflect.config.recipe import eval_spec, eval_specs, load_recipe, read_shared
 from mlxreflect.config.schema import METHODS, PolicyConfig, method_of
 from mlxreflect.config.toml import bundled
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json, read_rows
 from mlxreflect.core.ui import Ui
+from mlxreflect.evaluation.evaluate import find_spec
 from mlxreflect.models.load import load_policy
 from mlxreflect.models.memory import Decoding
 from mlxreflect.report.show import totals
@@ -28,6 +31,7 @@ from mlxreflect.tasks import TASKS
 SMALL = {
     "quickstart": {"r3.wave": 8, "r3.epochs": 2},
     "r3": {"r3.wave": 8, "r3.epochs": 2},
+    "r3_arithmetic": {"r3.wave": 8, "r3.epochs": 2, "eval.dev_limit": 6},
     "rel": {"rel.wave": 8, "rel.rounds": 1},
     "preflexor": {"preflexor.questions": 8, "preflexor.rounds": 1},
     "reflectevo": {"reflectevo.wave": 4},
@@ -36,7 +40,7 @@ SMALL = {
 
 
 def test_every_method_has_a_recipe_of_its_name() -> None:
-    assert set(SMALL) == set(bundled("recipes")) == {"quickstart", *METHODS}
+    assert set(SMALL) == set(bundled("recipes")) == {"quickstart", "r3_arithmetic", *METHODS}
     assert all(method.name == name for name, method in METHODS.items())
     for name in METHODS:
         assert load_recipe(name).strategy == name
@@ -66,6 +70,44 @@ def test_full_settings_ask_a_model_of_ollama(name: str) -> None:
     assert set(found["critics"]) == set(asked)
     assert bool(asked) == (found["at_most"]["calls"] > 0)
     assert found["expected"]["calls"] <= found["at_most"]["calls"]
+
+
+def test_r3_arithmetic_asks_no_server_and_ends_in_four_evaluations() -> None:
+    recipe = load_recipe("r3_arithmetic")
+    tiers = method_of(recipe).tiers(recipe)
+    assert {recipe.critic.tier(tier).provider for tier in tiers} == {"solver"}
+    assert (recipe.task.name, recipe.task.limit) == ("arithmetic", 700)
+    specs = eval_specs(recipe)
+    assert list(specs) == ["arithmetic", "gsm8k", "aime25_10", "last_letter"]
+    assert [spec.samples for spec in specs.values()] == [1, 1, 10, 1]
+    assert {spec.part for spec in specs.values()} == {"heldout"}
+    eight, ten = (find_spec(name, 0, "", []) for name in ("aime25", "aime25_10"))
+    assert ten == eight.model_copy(update={"name": "aime25_10", "samples": 10})
+
+
+@pytest.mark.slow
+def test_the_solver_teaches_arithmetic(tmp_path: Path) -> None:
+    """Every wrong attempt gets a rewrite whose steps and answer are right, computed here."""
+    settings = {
+        "policy.model": "tiny", "prompt.tags": "think", "task.limit": 24, "r3.wave": 12,
+        "policy.batch": 24, "policy.max_new_tokens": 60, "eval.max_new_tokens": 60,
+        "eval.spec": ["arithmetic", "last_letter"], "eval.limit": 8, "eval.dev_every": 1,
+        "eval.dev_limit": 8, "r3.patience": 0,
+    }  # fmt: skip
+    outputs_of_run("r3_arithmetic", settings, tmp_path)
+    pairs = list(read_rows(tmp_path / "examples.jsonl"))
+    values = {row["problem"]["id"]: evaluated(row["problem"]["fields"]["expression"])
+              for row in read_rows(tmp_path / "episodes.jsonl")}  # fmt: skip
+    assert len(values) == 24 and len({row["source"]["problem"] for row in pairs}) >= 20
+    for row in pairs:
+        text = row["chosen"] or row["completion"]
+        for left, result in re.findall(r"step \d+: (.*?) = (-?\d+)$", text, re.MULTILINE):
+            assert evaluated(left) == int(result)
+        answer = re.findall(r"<answer> (-?\d+) </answer>", text)[-1]
+        assert int(answer) == values[row["source"]["problem"]]
+    summary = read_json(tmp_path / "summary.json")
+    assert list(summary["evaluations"]) == ["arithmetic", "last_letter"]
+    assert summary["dev"]["looks"] == 2
 
 
 # ---- profiles of models --------------------------------------------------------------------------

@@ -193,6 +193,7 @@ def test_one_word_makes_few_problems_to_hold_out() -> None:
 def test_every_spec_of_the_issue_is_bundled() -> None:
     wanted = {"countdown", "countdown4", "countdown_mixed", "countdown_3to4", "gsm8k",
               "gsm8k_5shot", "arithmetic", "last_letter", "svamp", "aime", "aime24", "aime25",
+              "aime25_10",
               "math500", "logiqa", "math", "bigbench", "text_f1", "jsonl"}  # fmt: skip
     assert wanted <= set(bundled("evals"))
     numbers = {n: find_spec(n, 0, "", []).task.numbers for n in wanted if n.startswith("countdown")}
