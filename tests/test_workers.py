@@ -110,12 +110,16 @@ def test_samples_of_different_shards_are_different():
 
 
 @pytest.mark.slow
-def test_workers_and_lock_step_make_the_same_of_a_wave():
+@pytest.mark.parametrize("own", [{}, {"pairs": "both", "attempts": 3}])
+def test_workers_and_lock_step_make_the_same_of_a_wave(own):
     made = []
     for waits in (True, False):
         critic = Remote(bad_rewrites=1)
         critic.waits = waits
-        tables = {"policy": {"batch": 16}, "r3": {"wave": 6, "verifications": 2, "sft_mode": 3}}
+        tables = {
+            "policy": {"batch": 16},
+            "r3": {"wave": 6, "verifications": 2, "sft_mode": 3, **own},
+        }
         strategy = make(critic, problems=12, wrong=False, **tables)
         played = play(strategy)
         assert bool(strategy.running.workers is None) == (not waits)
