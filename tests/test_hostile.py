@@ -310,8 +310,8 @@ def try_reply(rng: random.Random, folder: Path) -> None:
 
 # ---- prompts -------------------------------------------------------------------------------------
 
-PARTS = ("question", "attempt", "attempt_A", "attempt_B", "expected", "example", "feedback", "hint",
-         "working", "text", "notes", "passage", "sections")  # fmt: skip
+PARTS = ("question", "attempt", "attempt_A", "attempt_B", "found", "expected", "example",
+         "feedback", "hint", "working", "text", "notes", "passage", "sections")  # fmt: skip
 
 
 @cache

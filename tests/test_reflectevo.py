@@ -1,7 +1,6 @@
 """ReflectEvo: its pool, its data sets from one hand-made file, and whole runs of it."""
 
 import json
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -52,6 +51,7 @@ from mlxreflect.methods.reflectevo_data import (
     Stored,
     draw_instructions,
     fault,
+    shortened,
 )
 from mlxreflect.models.load import TINY, load_policy
 from mlxreflect.prompts.roles import quote
@@ -83,13 +83,22 @@ def test_instructions_are_drawn_without_one_coming_twice():
     assert set(draw_instructions(some, 2, rng_for("a"))) == set(some)
 
 
-@pytest.mark.parametrize(("text", "ended", "said"), [
-    ("one two three", "stop", ""), ("one two three four", "stop", "4 words, more than 3"),
-    ("one two", "length", "cut off at the token limit"),
-    ("so <answer>7</answer>", "stop", "it gives an answer"),
+@pytest.mark.parametrize(("text", "ended", "left"), [
+    ("one two three", "stop", "one two three"), ("one two three four", "stop", ""),
+    ("One. Two three!  Four five", "stop", "One. Two three!"), ("One.\nTwo thr", "length", "One."),
+    ("It is 3.5 or (so.) Four", "stop", ""), ("It adds 1. Two three.", "stop", ""),
+    ("one two", "length", ""), ("", "length", ""), (" One (two.) Three", "length", " One (two.)"),
 ])  # fmt: skip
-def test_reflections_of_no_use(text, ended, said):
-    assert fault(text, 3, ended) == said
+def test_a_reflection_ends_with_a_whole_sentence_within_the_words(text, ended, left):
+    assert shortened(text, 3, ended) == left
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("It adds.", ""), ("", "no sentence ends within 3 words"),
+    ("so <answer>7</answer>", "it gives an answer"),
+])  # fmt: skip
+def test_reflections_of_no_use(text, said):
+    assert fault(text, 3) == said
 
 
 def test_stored_reflections_by_id_or_question(tmp_path, monkeypatch):
@@ -394,7 +403,7 @@ def test_too_long_a_reflection_gets_no_retry():
     wave, _ = play(make(problems=6, words=2))
     turns = [turn for e in wave.episodes for turn in e.turns if turn.role != "attempt"]
     assert turns and {turn.role for turn in turns} == {"reflection"}
-    assert all(re.fullmatch(r"\d+ words, more than 2", turn.verdict.reason) for turn in turns)
+    assert all(turn.verdict.reason == "no sentence ends within 2 words" for turn in turns)
 
 
 def test_stored_reflections_are_replayed(tmp_path):

@@ -202,13 +202,13 @@ def test_the_second_failure_is_rewritten_and_the_third_discarded():
 def test_a_rewrite_is_shown_the_solution_where_the_data_have_one():
     strategy = make(Helper(wrong=["continue"]))
     strategy.problems |= {
-        name: replace(one, meta={**one.meta, "solution": "worked out"})
+        name: replace(one, meta={**one.meta, "solution": "6*7 = <<6*7=42>>42\n#### 42"})
         for name, one in strategy.problems.items()
     }
     for episode in play(strategy)[0].episodes:
         seen = {turn.role: turn.visibility for turn in episode.turns}
         assert (seen["continue"], seen["rewrite"]) == ("verdict", "gold_solution")
-        shown = "<expected>\nworked out\n</expected>"
+        shown = "<expected>\n6*7 = 42\nThe answer is 42\n</expected>"
         told = [shown in json.dumps(t.messages).replace("\\n", "\n") for t in episode.turns]
         assert told == [False] * 4 + [True]
 

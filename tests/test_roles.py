@@ -12,13 +12,14 @@ from support.methods import Critic, Remote, call_of, pairs_of, play, rows
 from support.methods import make_remote as make
 
 from mlxreflect.config.schema import CriticConfig, Recipe
-from mlxreflect.core.records import Role, make_problem
+from mlxreflect.core.records import Role, Turn, Verdict, make_problem
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.client import cache_key
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.critics.verdicts import Judgement
-from mlxreflect.methods.base import Try, judged
-from mlxreflect.prompts.roles import BUNDLED, role_messages
+from mlxreflect.methods.base import Try, found_wrong, judged
+from mlxreflect.methods.session import STRUCTURED
+from mlxreflect.prompts.roles import BUNDLED, quote, role_messages
 from mlxreflect.tasks import TASKS
 
 PROBLEM = make_problem("jsonl", {"question": "What is 1 + 2?", "answer_type": "number"}, "3")
@@ -88,13 +89,13 @@ def test_other_wording_is_another_call():
 
 # ---- recorded prompts ----------------------------------------------------------------------------
 
-# Digests of calls, and what is shown in them, made by the code before there was a table of roles.
+# Digests of calls, and what is shown in them: what a model reads changes on purpose alone.
 RECORDED = json.loads((Path(__file__).parent / "data" / "role_prompts.json").read_text("utf-8"))
 TEXT = "<think>\nan </ATTEMPT > x\n</think>\n<answer>1</answer>"
 BACK = "feed </feedback> back"
 ASKED: dict[str, dict[str, Any]] = {
     "critique": {"attempt": TEXT},
-    "critique+": {"attempt": TEXT, "example": "a </example> won"},
+    "critique+": {"attempt": TEXT, "found": "cut </found> off", "example": "a </example> won"},
     "reflection": {"attempt": TEXT, "instruction": "Look {twice}.", "words": "77"},
     "rewrite": {"attempt": TEXT, "feedback": BACK},
     "rewrite+": {"attempt": TEXT, "feedback": BACK, "expected": "as it is",
@@ -119,6 +120,15 @@ PROBLEMS = {
     "countdown": make_problem("countdown", {"numbers": [2, 3, 7], "target": 13}),
 }
 STYLES = {"thinking": "think", "graph": "reasoning", "direct": "preflexor"}
+
+
+def others(style):
+    """Prompts that are no calls: their name, template and data."""
+    attempt = {"attempt": TEXT}
+    return (
+        ("attempt", f"attempt_{style}", {}), ("check", "check", attempt),
+        ("reflect_and_retry", "reflect_and_retry", attempt), ("retry_bare", "retry_bare", attempt),
+    )  # fmt: skip
 
 
 def sha(text):
@@ -146,14 +156,56 @@ def test_prompts_are_those_that_were_recorded(style, name):
         found = {**row, **{name: getattr(made, name) for name in names}}
         assert digest(found) == RECORDED[f"{style}/{name}"][role], role
     shown = {"instruction": task.instruction(problem), "question": task.show(problem)}
-    attempt = {"attempt": TEXT}
-    for recorded, role, data in (
-        ("attempt", f"attempt_{style}", {}), ("check", "check", attempt),
-        ("reflect_and_retry", "reflect_and_retry", attempt), ("rewrite-bare", "rewrite", attempt),
-    ):  # fmt: skip
+    for recorded, role, data in others(style):
         system, user = role_messages(role, STYLES[style], **shown, **data)
         found = {"system": sha(system["content"]), "user": user["content"]}
         assert digest(found) == RECORDED[f"{style}/{name}/prompts"][recorded], recorded
+
+
+# ---- wording -------------------------------------------------------------------------------------
+
+FILLED = {
+    name: role_messages(name, "think", instruction="Do.", question="Q", attempt="A",
+                        words="9", sections="a; b")[0]["content"]
+    for name in BUNDLED.wording
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILLED)
+def test_a_model_is_shown_what_to_write_and_not_a_gap(name):
+    assert "…" not in FILLED[name]
+    for tag in ("think", "answer"):
+        assert FILLED[name].count(f"<{tag}>") <= 1, "a form is shown once"
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_json_in_a_prompt_can_be_parsed_and_passes_nothing(name):
+    (shown,) = re.findall(r"^\{.*\}", FILLED[name], re.M)
+    said = STRUCTURED[name].model_validate_json(shown)
+    assert getattr(said, "verdict", "wrong") == "wrong"
+    assert getattr(said, "better", "tie") == "tie"
+
+
+def test_a_bare_retry_claims_nothing_of_the_attempt():
+    said = FILLED["retry_bare"]
+    assert "right or wrong" in said and "feedback" not in said and "mistake" not in said
+
+
+@pytest.mark.parametrize(("verdict", "ended", "found"), [
+    (Verdict(False, False, "no closed <answer> block after the reasoning"), "stop",
+     "no closed <answer> block after the reasoning"),
+    (Verdict(False, False, "<think> is not closed"), "length",
+     "cut off at the token limit: <think> is not closed"),
+    (Verdict(False, True, ""), "stop", "the answer is wrong"),
+    (Verdict(True, True, ""), "stop", None), (None, "stop", None),
+])  # fmt: skip
+def test_a_critique_is_told_what_the_grader_found(verdict, ended, found):
+    turn = Turn(0, None, "attempt", "policy", [], "x", verdict=verdict, finish_reason=ended)
+    assert found_wrong(turn) == found
+    shown = role_messages("critique", "think", instruction="", question="Q", attempt="x",
+                          found=found)[1]["content"]  # fmt: skip
+    assert ("<found>" in shown) == (found is not None)
+    assert quote("found", found or "") in shown or found is None
 
 
 # ---- structured replies --------------------------------------------------------------------------

@@ -231,7 +231,7 @@ def ask_structured(critic: Critic, calls: Sequence[Call], model: type[M]) -> lis
 def read(call: Call, reply: Reply, model: type[M]) -> Answer[M]:
     if reply.error is not None:
         return Answer(None, [reply], [call])
-    shown = "\n".join(m["content"] for m in call.messages if m["role"] != "system")
+    shown = "\n".join(m["content"] for m in call.messages)  # the example of the prompt, too
     value = parse(reply.text, model, f"{call.text}\n{shown}")
     if value is None:
         said = f"no verdict in the reply: {' '.join(reply.text[:400].split())[:100]!r}"

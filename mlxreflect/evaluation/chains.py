@@ -296,7 +296,8 @@ class Rounds:
             said = chain.turns[-1]
             usable = said.role in ("critique", "reflection") and not said.error
             feedback = said.text if usable else None
-            messages = self.messages("rewrite", problem, attempt=last.text, feedback=feedback)
+            asked = "retry_bare" if feedback is None else "rewrite"
+            messages = self.messages(asked, problem, attempt=last.text, feedback=feedback)
             return Ask(chain, "retry", messages)
         if config.round == "reflect":
             messages = self.messages("reflect_and_retry", problem, attempt=last.text)

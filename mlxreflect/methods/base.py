@@ -433,6 +433,14 @@ def failure(turn: Turn) -> str | None:
     return "wrong_answer" if verdict.format_ok else "wrong_answer_and_format"
 
 
+def found_wrong(turn: Turn) -> str | None:
+    """Returns what a grader, a filter or a judge found wrong with a text, for a critic to know."""
+    if turn.verdict is None or turn.verdict.passed:
+        return None
+    reason = turn.verdict.reason or "the answer is wrong"
+    return f"cut off at the token limit: {reason}" if cut_off(turn) else reason
+
+
 # ---- examples -----------------------------------------------------------------------------------
 # A training prompt is the attempt's own prompt: nothing a critic was shown gets into it.
 

@@ -32,6 +32,7 @@ from mlxreflect.methods.base import (
     Wave,
     as_asked,
     completion,
+    found_wrong,
     held_against,
     outcome_of,
     passed,
@@ -446,10 +447,11 @@ class R3:
         """Adds a critique of each current text. A policy that critiques sees the last winner."""
         example = self.state.last_winner if at.tier == "self" else None
         calls = [
-            self.session.call("critique", t.problem, at, attempt=t.current.text, example=example)
+            self.session.call("critique", t.problem, at, attempt=t.current.text,
+                              found=found_wrong(t.current), example=example)
             for t in trajectories
             if t.current  # all have one
-        ]
+        ]  # fmt: skip
         turns = self.session.ask(calls, [t.current for t in trajectories], at)
         return [t.add(turn) for t, turn in zip(trajectories, turns, strict=True)]
 

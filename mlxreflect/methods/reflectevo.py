@@ -52,7 +52,13 @@ from mlxreflect.methods.base import (
     outcome_of,
     passed,
 )
-from mlxreflect.methods.reflectevo_data import POOL, Stored, draw_instructions, fault
+from mlxreflect.methods.reflectevo_data import (
+    POOL,
+    Stored,
+    draw_instructions,
+    fault,
+    shortened,
+)
 from mlxreflect.prompts.roles import BUNDLED, role_messages
 
 if TYPE_CHECKING:
@@ -71,7 +77,7 @@ class ReflectEvoConfig(Table):
     reflections: Positive = 2  # on each wrong attempt, each with one retry
     instructions: Names = []  # ids of the pool to draw from; empty: all 32
     stored: LocalFile = ""  # JSONL file with reflections to replay, in place of new ones
-    words: Positive = 100  # a longer reflection gets no retry
+    words: Positive = 100  # a longer reflection ends with its last whole sentence within these
     retry_temperature: Annotated[float, Field(ge=0)] = 0.0  # of the answer after a reflection
     # I: SFT on reflection and answer in one; II: on each by itself, two adapters; III: DPO on
     # reflections that led to a right and a wrong answer; IV: on those of which the judge likes one.
@@ -296,9 +302,14 @@ class ReflectEvo:
         self.state.stored = found
 
     def judged(self, turn: Turn) -> Turn:
-        """Returns the reflection; one of no use has a verdict that says why."""
-        reason = "" if turn.error else fault(turn.text, self.config.words, turn.finish_reason)
-        return replace(turn, verdict=Verdict(False, False, reason, "filter")) if reason else turn
+        """Returns the reflection, shortened; one of no use has a verdict that says why."""
+        if turn.error:
+            return turn
+        words = self.config.words
+        text = shortened(turn.text, words, turn.finish_reason)
+        if reason := fault(text, words):
+            return replace(turn, verdict=Verdict(False, False, reason, "filter"))
+        return turn if text == turn.text else replace(turn, text=text, token_ids=None)
 
     def compare(self, found: list[Trajectory]) -> None:
         """Adds the judge's preference between the reflections that led to right answers.

@@ -10,10 +10,11 @@ Dpref two whose retries are right, of which the judge prefers one. All builders 
 
 import hashlib
 import random
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import combinations, permutations, product
+from itertools import combinations, islice, permutations, product
 from typing import Any, NamedTuple
 
 from mlxreflect.core.errors import UserError
@@ -62,12 +63,26 @@ def draw_instructions(names: Sequence[str], count: int, rng: random.Random) -> l
     return drawn[:count]
 
 
-def fault(text: str, words: int, finish_reason: str | None) -> str:
-    """Returns why a reflection is of no use; empty where it is."""
-    if finish_reason == "length":
-        return "cut off at the token limit"
-    if (count := len(text.split())) > words:
-        return f"{count} words, more than {words}"
+SENTENCE_END = re.compile(r"(?<!\s\d)[.!?][\"')\]]?(?=\s|$)")  # not of "1." in a list
+
+
+def shortened(text: str, words: int, finish_reason: str | None) -> str:
+    """Returns a reflection, one that is too long or was cut off up to its last whole sentence.
+
+    Empty where no sentence ends within so many words.
+    """
+    ends = [word.end() for word in islice(re.finditer(r"\S+", text), words + 1)]
+    if len(ends) <= words and finish_reason != "length":
+        return text
+    head = text[: ends[:words][-1]] if ends else ""
+    last = max((end.end() for end in SENTENCE_END.finditer(head)), default=0)
+    return head[:last]
+
+
+def fault(text: str, words: int) -> str:
+    """Returns why a reflection, as `shortened` leaves it, is of no use; empty where it is."""
+    if not text:
+        return f"no sentence ends within {words} words"
     return "it gives an answer" if "<answer>" in text else ""
 
 

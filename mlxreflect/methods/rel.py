@@ -46,7 +46,7 @@ from mlxreflect.methods.rel_worked import (
     reasonset_rows,
     worked_rows,
 )
-from mlxreflect.prompts.parsing import carried_on, open_working
+from mlxreflect.prompts.parsing import carried_on, open_working, plain_solution
 
 if TYPE_CHECKING:
     from mlxreflect.config.schema import Recipe, Tier
@@ -289,7 +289,7 @@ class Rel:
             return session.call("continue", one.problem, at, working=working, hint=hint)
         shown = {"attempt": text, "feedback": hint}
         if solution := one.problem.meta.get("solution"):
-            shown["expected"] = solution
+            shown["expected"] = plain_solution(solution)
         seen: Any = "gold_solution" if solution else None
         return session.call("rewrite", one.problem, at, seen=seen, **shown)
 

@@ -27,7 +27,7 @@ from mlxreflect.data.matching import Index, find, normal_words, whole_key
 from mlxreflect.data.rows import explained, fold, local_path, read_file
 from mlxreflect.graders.text import agrees, stated
 from mlxreflect.methods.base import Rows, Try, passed
-from mlxreflect.prompts.parsing import ANSWER, TAGS, parse_response, thought_of
+from mlxreflect.prompts.parsing import ANSWER, TAGS, parse_response, plain_solution, thought_of
 
 if TYPE_CHECKING:
     from mlxreflect.config.schema import Recipe
@@ -220,6 +220,7 @@ def read_human(recipe: Recipe) -> list[Worked]:
 def solution(worked: Worked, recipe: Recipe) -> str:
     """Returns the text to imitate, unchanged where it has the format asked for."""
     text = (worked.tidied if recipe.rel.target == "tidied" else "") or worked.working
+    text = plain_solution(text)
     if parse_response(text, recipe.prompt.tags, recipe.prompt.style).format_ok:
         return text
     start, end = ANSWER

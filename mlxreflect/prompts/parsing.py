@@ -1,5 +1,6 @@
 """Reading responses: the tags of a thought and of an answer, and what stands between them."""
 
+import re
 from dataclasses import dataclass
 
 TAGS = {
@@ -81,6 +82,14 @@ def carried_on(working: str, reply: str, tags: str) -> str:
     """Returns a working with its continuation; a reply that opens a thought is whole already."""
     written = reply.strip()
     return written if written.startswith(TAGS[tags][0]) else f"{working}\n{written}"
+
+
+ANNOTATION = re.compile(r"<<[^<>\n]{0,200}>>")  # GSM8K's notes for a calculator
+
+
+def plain_solution(text: str) -> str:
+    """Returns a solution without GSM8K's notes for a calculator, and its #### in words."""
+    return ANNOTATION.sub("", text).replace("####", "The answer is")
 
 
 def format_fault(text: str, tags: str, style: str) -> str:

@@ -5,7 +5,6 @@ examples with an empty line between them. The examples are the first ones of the
 same for every problem (lm-eval calls that `first_n`), so what prompts share is computed once.
 """
 
-import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -15,7 +14,7 @@ from mlxreflect.config.schema import EvalSpec, TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Messages, Problem
 from mlxreflect.graders import Grader
-from mlxreflect.prompts.parsing import ANSWER, TAGS
+from mlxreflect.prompts.parsing import ANSWER, TAGS, plain_solution
 from mlxreflect.prompts.roles import BUNDLED, role_messages
 
 
@@ -133,8 +132,6 @@ def check_limit(name: str, limit: int) -> None:
 
 # ---- how a problem is asked ----------------------------------------------------------------------
 
-ANNOTATION = re.compile(r"<<[^<>\n]{0,200}>>")  # GSM8K's notes for a calculator
-
 
 def ask(task: Task, problem: Problem, spec: EvalSpec, shots: Sequence[Problem]) -> Messages | str:
     """Returns what a model is asked: messages (chat), or the raw text to continue (completion).
@@ -231,4 +228,4 @@ def worked(task: Task, problem: Problem) -> tuple[str, str]:
         return found
     solution = problem.meta.get("solution")
     thought = solution.partition("####")[0] if isinstance(solution, str) else ""
-    return ANNOTATION.sub("", thought).strip(), problem.gold or ""
+    return plain_solution(thought).strip(), problem.gold or ""
