@@ -4,6 +4,8 @@ import importlib.util
 import json
 import re
 import signal
+import subprocess
+import sys
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -11,10 +13,12 @@ from typing import Any
 
 import pytest
 from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from support.shell import rows
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import chat_template_utils as chat_utils
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from mlxreflect import evaluate, load_recipe, run
@@ -24,6 +28,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Example
 from mlxreflect.models import template as module
 from mlxreflect.models.load import load_policy
+from mlxreflect.models.sandbox import sandboxed
 from mlxreflect.models.template import ChatTemplate, TemplateFault, with_tags
 from mlxreflect.prompts.parsing import TAGS
 from mlxreflect.train.batches import Pair, Row
@@ -314,6 +319,92 @@ def test_a_template_that_fails_is_refused(
     assert not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGALRM) is handler
     assert (signal.getitimer(signal.ITIMER_REAL)[0] > 0) == (timer[0] > 0)
+
+
+BIG = "{% set x = 'a' * 2000000 %}"
+TWICE = "{% set n = namespace(x=START) %}{% for i in range(60) %}{% set n.x = STEP %}{% endfor %}"
+GROWS = "{% for i in range(99999) %}{% for j in range(99999) %}aaa{{ i }}{% endfor %}{% endfor %}"
+BOMBS = [
+    "{{ 'a' * 10**10 }}", "{{ 10**10 * 'a' }}", "{{ ([1] * 10**10) | length }}",
+    "{{ 10 ** (10**8) }}", "{{ '%9999999999d' % 1 }}", "{{ '%*d' % (10**10, 1) }}",
+    "{{ '%.9999999999f' | format(1) }}", "{{ '{:>9999999999}'.format(1) }}",
+    "{{ '{:>{w}}'.format(1, w=10**10) }}", "{{ 'a'.center(10**10) }}",
+    "{{ 'a' | center(9999999999) }}", "{{ '1'.zfill(10**10) }}", "{{ 'b' | indent(10**10) }}",
+    "{{ 'a\tb'.expandtabs(10**10) }}", "{{ [1] | tojson(indent=10**10) }}",
+    "{{ (1).to_bytes(10**10, 'big') }}", "{{ ([[1] * 10**6] * 10**5) | sum(start=[]) }}",
+    BIG + "{{ x.replace('a', x) }}", BIG + "{{ x | replace('a', x) }}", BIG + "{{ x.join(x) }}",
+    BIG + "{{ x | join(x) }}", BIG + "{{ ([x] * 10**5) | map('upper') | join }}",
+    BIG + "{{ x.translate({97: x}) }}", BIG + "{{ x | wordwrap(1, wrapstring=x) }}",
+    BIG + f"{{% set y %}}{'{{ x }}' * 5000}{{% endset %}}", BIG + "{{ x ~ x ~ x }}",
+    TWICE.replace("START", "'a'").replace("STEP", "n.x + n.x"),
+    TWICE.replace("START", "'a'").replace("STEP", "n.x ~ n.x"),
+    TWICE.replace("START", "1").replace("STEP", "[n.x, n.x]") + "{{ n.x }}",
+    TWICE.replace("START", "1").replace("STEP", "[n.x, n.x]") + "{{ '%s' % n.x }}",
+    TWICE.replace("60", "9999").replace("START", "1").replace("STEP", "[n.x, 'a' * 2000000 ~ i]"),
+    GROWS, f"{{% set x %}}{GROWS}{{% endset %}}",
+]  # fmt: skip
+BURST = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+import test_template as t
+for bomb in t.BOMBS:
+    try:
+        t.chat_of(bomb + t.DROPS)
+    except t.TemplateFault as fault:
+        print(fault.reason)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(peak >> (20 if sys.platform == "darwin" else 10))
+"""
+
+
+@pytest.mark.slow
+def test_no_template_takes_all_memory() -> None:
+    """One step of a template can make ten gigabytes, and a loop as much in a second."""
+    tests = str(Path(__file__).parent)
+    found = subprocess.run(
+        [sys.executable, "-c", BURST, tests], capture_output=True, text=True, check=True
+    )
+    *reasons, peak = found.stdout.split("\n")[:-1]
+    assert len(reasons) == len(BOMBS)
+    said = {
+        "a step of it makes more than 2,097,152 characters or items",
+        "a prompt takes it more than 64 MB of memory",
+        "a prompt takes it longer than 5 seconds",
+    }
+    assert set(reasons) <= said
+    assert int(peak) < 500
+
+
+def test_a_bomb_is_refused_where_the_model_is_loaded() -> None:
+    for bomb in BOMBS[:12]:
+        with pytest.raises(TemplateFault, match="a step of it makes more") as caught:
+            chat_of(bomb + DROPS)
+        assert "policy.template" in caught.value.hint
+    assert chat_utils.ImmutableSandboxedEnvironment is ImmutableSandboxedEnvironment
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ '%5d|%s|%.2f' % (7, 'x' * 9, 2.5) }}{{ '%-5s%%' | format('a') }}{{ 7 % 4 * 2 ** 9 }}",
+        "{{ '{:>6}{a[0]}{b!r:>{c}}'.format(3, a=[1], b='x', c=5) }}{{ 'a-b' | replace('-', '+') }}",
+        "{{ messages | map(attribute='role') | join(', ') }}{{ ' '.join('ab') }}{{ [1] + [2] }}",
+        "{{ messages | tojson(indent=4) }}{{ messages[0] }}{{ 'a\nb' | indent(4) }}{{ -3 * 2.5 }}",
+        "{% macro m(x) %}[{{ x ~ 1 ~ none }}]{% endmacro %}{{ m('a' * 3) }}{{ true + 1 }}",
+        "{% set a %}<{{ [1] | list }}>{% endset %}{{ a | trim | upper ~ a.center(9) }}",
+        "{{ messages[0].content.replace('is', '').split(' ')[-1].strip('?') }}{{ 'é' | e }}",
+        "{% generation %}{{ 'a' ~ 1.5 }}{% endgeneration %}",
+        "{% for i in range(3) %}{{ i }}{% break %}{% endfor %}{{ dict(a=1) | items | list }}"
+        "{{ {'a': [1, none]} | string }}{{ missing }}{{ messages | length ~ 'x' }}",
+    ],
+)
+def test_the_bounds_change_no_text(template: str) -> None:
+    plain = told(template, [QUESTION])
+    with sandboxed(5.0, ValueError):
+        chat_utils._compile_jinja_template.cache_clear()
+        bounded = told(template, [QUESTION])
+    chat_utils._compile_jinja_template.cache_clear()
+    assert bounded == plain
 
 
 TOOLS = """

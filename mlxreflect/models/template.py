@@ -6,10 +6,7 @@ rendering of whole conversations, when a model is loaded.
 """
 
 import re
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, TypeVar
@@ -19,6 +16,7 @@ from pydantic import BaseModel
 
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import SURROGATE, Messages
+from mlxreflect.models.sandbox import sandboxed
 from mlxreflect.prompts.parsing import TAGS
 from mlxreflect.prompts.roles import BUNDLED
 
@@ -42,12 +40,12 @@ PLACE = "\ue000"  # encloses the name of a special token in somebody's text, whi
 class TemplateFault(UserError):
     """A chat template that fails, takes too long, or shows no question in plain text."""
 
-    def __init__(self, reason: str, *, slow: bool = False) -> None:
+    def __init__(self, reason: str, *, endless: bool = False) -> None:
         super().__init__(
             f"the model's chat template fails: {reason}",
             "give a model that is asked in plain text, or mend policy.template",
         )
-        self.reason, self.slow = reason, slow
+        self.reason, self.endless = reason, endless
 
 
 @dataclass(frozen=True)
@@ -252,7 +250,7 @@ class ChatTemplate:
     def render(self, messages: Turns, **options: Any) -> str:
         switch = {} if self.thinking == "auto" else {"enable_thinking": self.thinking == "on"}
         try:
-            with limited(RENDER_S):
+            with sandboxed(RENDER_S, lambda reason: TemplateFault(reason, endless=True)):
                 text: str = self.tokenizer.apply_chat_template(
                     list(messages), tokenize=False, **{**switch, **self.options, **options}
                 )
@@ -361,7 +359,7 @@ class ChatTemplate:
         try:
             return self.render(messages, **options)
         except TemplateFault as fault:
-            if fault.slow:  # it would be as slow with all that it is asked
+            if fault.endless:  # it would be so with all that it is asked
                 raise
             return ""
 
@@ -420,26 +418,6 @@ class ChatTemplate:
             for on in (True, False)
         )
         return on != off
-
-
-@contextmanager
-def limited(seconds: float) -> Iterator[None]:
-    """Raises TemplateFault in a block that takes longer. Only the main thread can be stopped."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: Any) -> None:
-        raise TemplateFault(f"a prompt takes it longer than {seconds:g} seconds", slow=True)
-
-    before = signal.signal(signal.SIGALRM, stop)
-    timer = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        signal.setitimer(signal.ITIMER_REAL, *timer)
 
 
 def place(token: re.Match[str]) -> str:
