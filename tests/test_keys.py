@@ -49,6 +49,7 @@ CHANGED = {
     "policy.cache_gb": (1e-4, {}),
     "prompt.tags": ("reasoning", {}),
     "prompt.style": ("direct", {}),
+    "prompt.shots": (1, {}),
     "task.name": ("arithmetic", {}),
     "task.limit": (4, {}),
     "task.numbers": ([4], {}),

@@ -8,9 +8,11 @@ import pytest
 from support.methods import attempt_messages
 from support.rows import write_rows
 
-from mlxreflect.config.schema import EvalSpec, TaskConfig
+from mlxreflect.config.recipe import read_spec
+from mlxreflect.config.schema import EvalSpec, Recipe, TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.evaluation.evaluate import eval_problems, find_spec
+from mlxreflect.methods.session import attempt_prompt
 from mlxreflect.tasks import TASKS
 from mlxreflect.tasks.base import ask, load_shots
 
@@ -174,3 +176,27 @@ def test_keys_of_the_wrong_type_are_named() -> None:
         with pytest.raises(UserError) as caught:
             find_spec("gsm8k", 0, "", [setting])
         assert said in caught.value.message
+
+
+@pytest.mark.parametrize("style", ["thinking", "direct"])
+def test_attempts_of_a_run_see_the_examples_that_its_evaluation_shows(style: str) -> None:
+    prompt = {"style": style, "shots": 2, "tags": "reasoning"}
+    recipe = Recipe.model_validate({"strategy": "r3", "prompt": prompt, "task": {"limit": 9}})
+    task, spec = TASKS["countdown"], read_spec(recipe, "")
+    assert (spec.shots, spec.prompt.shots) == (2, 0)
+    asked, shots = eval_problems(task, spec)[0], load_shots(task, spec)
+    assert attempt_prompt(recipe, task, asked) == ask(task, asked, spec, shots)
+    trained = task.load(recipe.task, "train", 0)
+    for problem in (*trained[:3], asked):  # also the examples themselves are asked
+        messages = attempt_prompt(recipe, task, problem)
+        questions = [m["content"] for m in messages if m["role"] == "user"]
+        assert len(set(questions)) == 3 and questions[-1] == task.show(problem)
+    known = {task.show(one) for one in trained}
+    assert known >= {*questions[:-1]} and not known & {task.show(one) for one in
+                                                       eval_problems(task, spec)}  # fmt: skip
+
+
+def test_a_specs_own_shots_go_before_those_of_its_prompt() -> None:
+    both = {"task": {}, "shots": 1, "prompt": {"shots": 3}}
+    assert EvalSpec.model_validate(both).shots == 1
+    assert EvalSpec.model_validate({"task": {}, "prompt": {"shots": 3}}).shots == 3

@@ -6,7 +6,7 @@ This is the one place, beside recipes and texts for people, where all methods ar
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mlxreflect.config.fields import (
     Amount,
@@ -98,6 +98,7 @@ class PromptConfig(Table):
     tags: TagSet = "think"  # what a thought stands between
     # graph: a thought begins with a small knowledge graph; direct: the answer alone
     style: Literal["thinking", "graph", "direct"] = "thinking"
+    shots: Count = 0  # worked examples of the task, from its training part, before each question
     file: LocalFile = ""  # TOML file with wording of your own: template = "text"
     templates: dict[str, str] = {}  # that wording, as the run keeps it
 
@@ -377,6 +378,15 @@ class EvalSpec(Sampling):
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], OneOrMore] = []
     rules: str = ""  # how answers are graded; "": the task's own headline rules
     chain: ChainConfig = ChainConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def one_name(cls, tree: Any) -> Any:
+        """Makes `prompt.shots`, as a recipe calls it, this spec's `shots`."""
+        prompt = tree.get("prompt") if isinstance(tree, dict) else None
+        if not isinstance(prompt, dict) or not prompt.get("shots"):
+            return tree
+        return {"shots": prompt["shots"], **tree, "prompt": {**prompt, "shots": 0}}
 
 
 # ---- `train`: an objective, a model, a data set, and keys for the rest ---------------------------

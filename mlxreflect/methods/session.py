@@ -33,7 +33,7 @@ from mlxreflect.methods.base import LEAK_FILTER, Seed, Try, cut_off
 from mlxreflect.models.policy import Policy
 from mlxreflect.prompts.parsing import parse_response
 from mlxreflect.prompts.roles import BUNDLED, GRAPH, ROLES, Data, part, role_messages
-from mlxreflect.tasks.base import Task
+from mlxreflect.tasks.base import Task, ask_in_chat, first_shots
 
 # Roles whose text may become training data.
 TRAINED = ("reflection", "rewrite", "continue", "integrate", "answer")
@@ -45,6 +45,7 @@ STRUCTURED: dict[str, type[Any]] = {
 HELPED = ("rewrite", "continue", "integrate", "answer")  # written seeing more than the problem
 Count = Callable[[str, int], None]  # is told of what how many more are done
 SampleRole = Literal["attempt", "verify", "retry"]
+SHOTS: dict[tuple[object, ...], tuple[Problem, ...]] = {}  # of `known_shots`
 RECENT, FEW = 40, 10  # a run stops for many failures among its last calls, never for a few
 
 
@@ -124,13 +125,18 @@ def graded(recipe: Recipe, task: Task, problem: Problem, turn: Turn) -> Turn:
 
 def attempt_prompt(recipe: Recipe, task: Task, problem: Problem, wording: str = "") -> Messages:
     """Returns the prompt of an attempt. wording: its template, where it is not the style's."""
-    return role_messages(
-        f"attempt_{wording or recipe.prompt.style}",
-        recipe.prompt.tags,
-        BUNDLED.replaced(recipe.prompt.templates),
-        instruction=task.instruction(problem),
-        question=task.show(problem),
-    )
+    prompt = recipe.prompt
+    shots = [shot for shot in known_shots(recipe, task) if shot.id != problem.id][: prompt.shots]
+    return ask_in_chat(task, problem, prompt, f"attempt_{wording or prompt.style}", shots)
+
+
+def known_shots(recipe: Recipe, task: Task) -> tuple[Problem, ...]:
+    """Returns the worked examples of attempts, and one more; read once for a task."""
+    count, thinks = recipe.prompt.shots, recipe.prompt.style != "direct"
+    key = (task.name, recipe.task.model_dump_json(), count, thinks)
+    if key not in SHOTS:
+        SHOTS[key] = tuple(first_shots(task, recipe.task, count, spare=True, thinks=thinks))
+    return SHOTS[key]
 
 
 # ---- the critics ---------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, TypeVar
 
-from mlxreflect.config.schema import EvalSpec, TaskConfig
+from mlxreflect.config.schema import EvalSpec, PromptConfig, TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Messages, Problem
 from mlxreflect.graders import Grader
@@ -142,17 +142,25 @@ def ask(task: Task, problem: Problem, spec: EvalSpec, shots: Sequence[Problem]) 
     if spec.form == "completion":
         parts = [f"{raw_text(task, shot)} {completion_of(task, shot)}" for shot in shots]
         return "\n\n".join([*parts, raw_text(task, problem)])
-    tags, style = spec.prompt.tags, spec.prompt.style
-    wording = BUNDLED.replaced(spec.prompt.templates)
+    return ask_in_chat(task, problem, spec.prompt, f"attempt_{spec.prompt.style}", shots)
+
+
+def ask_in_chat(
+    task: Task, problem: Problem, prompt: PromptConfig, wording: str, shots: Sequence[Problem]
+) -> Messages:
+    """Returns a problem behind worked examples, each a question and its answer.
+
+    wording: the template of the system message.
+    """
     system, user = role_messages(
-        f"attempt_{style}", tags, wording,
+        wording, prompt.tags, BUNDLED.replaced(prompt.templates),
         instruction=task.instruction(problem), question=task.show(problem),
     )  # fmt: skip
     turns: Messages = []
     for shot in shots:
         turns += [
             {"role": "user", "content": task.show(shot)},
-            {"role": "assistant", "content": reply_of(task, shot, tags, style)},
+            {"role": "assistant", "content": reply_of(task, shot, prompt.tags, prompt.style)},
         ]
     return [system, *turns, user]
 
@@ -160,26 +168,38 @@ def ask(task: Task, problem: Problem, spec: EvalSpec, shots: Sequence[Problem]) 
 def load_shots(task: Task, spec: EvalSpec) -> list[Problem]:
     """Returns the first `spec.shots` problems of the training part; one more if they may be asked.
 
-    Raises UserError for a task without enough of them, for examples that have no worked solution
-    to show, and for a stop string that would cut the answers that the examples teach.
+    Raises UserError as `first_shots` does, and for a stop string that would cut the answers that
+    the examples teach.
     """
-    shots: list[Problem] = []
-    if spec.shots:
-        wanted = spec.shots + (spec.part in ("train", "all"))
-        config = spec.task.model_copy(update={"limit": wanted})
-        shots = task.load(config, "train", 0)[:wanted]
-        if len(shots) < spec.shots:
-            raise UserError(
-                f"shots = {spec.shots}: the training part of {task.name} has {len(shots)}",
-                f"set shots to {len(shots)} or less",
-            )
     thinks = spec.form == "completion" or spec.prompt.style != "direct"
-    if shots and thinks and not all(worked(task, shot)[0] for shot in shots):
+    spare = spec.part in ("train", "all")
+    shots = first_shots(task, spec.task, spec.shots, spare=spare, thinks=thinks)
+    check_stop(task, spec, shots)
+    return shots
+
+
+def first_shots(
+    task: Task, config: TaskConfig, count: int, *, spare: bool, thinks: bool
+) -> list[Problem]:
+    """Returns the first `count` problems of the training part; spare: one more, if they are asked.
+
+    Raises UserError for a task without enough of them, and for examples that have no worked
+    solution where one has to be shown (thinks).
+    """
+    if not count:
+        return []
+    wanted = count + spare
+    shots = task.load(config.model_copy(update={"limit": wanted}), "train", 0)[:wanted]
+    if len(shots) < count:
         raise UserError(
-            f"shots = {spec.shots}: the problems of {task.name} come without worked solutions",
+            f"shots = {count}: the training part of {task.name} has {len(shots)}",
+            f"set shots to {len(shots)} or less",
+        )
+    if thinks and not all(worked(task, shot)[0] for shot in shots):
+        raise UserError(
+            f"shots = {count}: the problems of {task.name} come without worked solutions",
             'set prompt.style = "direct" and form = "chat", or leave shots out',
         )
-    check_stop(task, spec, shots)
     return shots
 
 
