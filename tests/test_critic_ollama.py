@@ -164,6 +164,15 @@ def test_a_reply_that_is_all_thought_is_an_error() -> None:
     assert "all 50 tokens went into thinking: raise critic.max_tokens" in (reply.error or "")
 
 
+@pytest.mark.parametrize(("completion", "kind"), [(17, ""), (18, "truncated_prompt")])
+def test_a_window_is_a_multiple_of_256_tokens(completion: int, kind: str) -> None:
+    """A real server counted 239 and 17 where 192 were asked for: it had cut nothing."""
+    answer = counted(239, eval_count=completion)
+    with FakeOllama(reply=lambda body: answer) as server:
+        [reply] = ask(server, num_ctx=192)
+    assert reply.kind == kind
+
+
 def test_a_window_smaller_than_num_ctx_is_known() -> None:
     with FakeOllama(context=256, version="old") as server, closing(critic_at(server)) as critic:
         critic.preflight()

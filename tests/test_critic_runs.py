@@ -140,10 +140,13 @@ REFUSED = "1 + 1 = 3, as anyone can see."  # a rewrite that no grader takes
         (lambda body: http(401, "the key is old"),
          r"none of \d+ critic calls gave a text; the last: HTTP 401: the key is old",
          "mlxreflect doctor"),
+        (lambda body: http(400, "too long") if "Retry:" in str(body) else "Step 1 is wrong.",
+         r"none of \d+ calls for a rewrite gave a text; the last: HTTP 400: too long",
+         "mlxreflect doctor"),
         (lambda body: REFUSED,
          r"none of \d+ rewrites was taken; the last: 0 <think>…</think> blocks", "mlxreflect show"),
     ],
-    ids=["all calls fail", "all rewrites are refused"],
+    ids=["all calls fail", "all calls for rewrites fail", "all rewrites are refused"],
 )  # fmt: skip
 def test_a_run_that_trained_on_nothing_says_why_and_is_an_error(
     reply: Any, why: str, mends: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -165,7 +168,7 @@ def test_a_run_that_trained_on_nothing_says_why_and_is_an_error(
     monkeypatch.setattr(sys, "argv", ["mlxreflect", *again])
     with pytest.raises(SystemExit) as caught:
         cli.main()
-    assert caught.value.code == 0
+    assert not caught.value.code
 
 
 @pytest.mark.parametrize(
@@ -344,7 +347,7 @@ def test_a_secret_reaches_no_file_and_no_screen(
         monkeypatch.setattr(sys, "argv", ["mlxreflect", *asked])
         with pytest.raises(SystemExit) as caught:
             cli.main()
-    assert caught.value.code == 0
+    assert not caught.value.code
     assert signed and all(secret in one for one in signed)  # it was sent
     assert figures(tmp_path / "run")["kinds"]["http_401"] > 0
     text = written(tmp_path) + "".join(capfd.readouterr()).encode()

@@ -19,6 +19,9 @@ Think = bool | Literal["low", "medium", "high"] | None
 # By critic.thinking. It is on by default and would use up max_tokens.
 THINK: dict[str, Think] = {"auto": False, "off": False, "on": True,
                            "low": "low", "medium": "medium", "high": "high"}  # fmt: skip
+WHOLE = (
+    256  # the server rounds a window up to as many tokens, though /api/ps says what was asked for
+)
 CHARS_PER_TOKEN = 6  # more than any usual text has, so the estimate errs towards too few tokens
 # Ollama's answers with status 500 that will be the same the next time, and to a prompt that is
 # longer than the window, by its versions.
@@ -163,11 +166,12 @@ class Ollama:
             return usage
         least = estimate_tokens(messages)
         half = self.window - (self.window - 4) // 2
-        if prompt + completion > self.window or (abs(prompt - half) <= 2 and prompt < least):
+        room = -(-self.window // WHOLE) * WHOLE
+        if prompt + completion > room or (abs(prompt - half) <= 2 and prompt < least):
             raise CallError(
                 "truncated_prompt",
                 f"Ollama cut the prompt: it counts {prompt} tokens of it and {completion} of the "
-                f"reply in a window of {self.window} ({self.mend()})",
+                f"reply in a window of {room} ({self.mend()})",
                 usage=usage,
             )
         if prompt < 0.75 * least:

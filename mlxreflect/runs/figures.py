@@ -253,15 +253,18 @@ class Lost(NamedTuple):
 
 
 def lost_texts(folder: Path) -> Lost:
-    """Returns whether every call of a critic, or every rewrite, was in vain in a whole run.
+    """Returns whether all calls of a critic, those for rewrites, or all rewrites were in vain.
 
     The last reason is said, however few there were.
     """
     turns = [turn for row in read_rows(folder / "episodes.jsonl") for turn in row["turns"]]
     asked = [turn for turn in turns if turn["role"] not in SAMPLED]
-    failed = [turn["error"] for turn in asked if turn["error"] is not None]
-    if failed and len(failed) == len(asked):
-        return Lost(f"none of {len(asked)} critic calls gave a text; the last: {failed[-1]}", True)
+    helping = [turn for turn in asked if turn["role"] in HELPED]
+    for kind, calls in (("critic calls", asked), ("calls for a rewrite", helping)):
+        failed = [turn["error"] for turn in calls if turn["error"] is not None]
+        if failed and len(failed) == len(calls):
+            said = f"none of {len(calls)} {kind} gave a text; the last: {failed[-1]}"
+            return Lost(said, calls=True)
     written = [t["verdict"] for t in turns if t["role"] in HELPED and t["verdict"] is not None]
     refused = [one for one in written if not (one["correct"] and one["format_ok"])]
     if refused and len(refused) == len(written):
