@@ -213,7 +213,7 @@ def grade(
     file: Annotated[
         Path | None, Argument(help="JSONL rows with id, response and the gold.")
     ] = None,
-    rules: Annotated[str, Option(help="A set of grading rules; default: the headline.")] = "",
+    rules: Annotated[str, Option(help="Grading rules, or FILE.py:FUNCTION of yours.")] = "",
     out: Annotated[
         Path | None, Option(help="Of a folder: where to; default: FOLDER/graded/RULES.")
     ] = None,

@@ -79,6 +79,8 @@ class Idle:
 
 LocalPath = Annotated[str, Local(Path.exists)]  # a file or folder, or else a name of the hub
 LocalFile = Annotated[str, Local(Path.is_file)]  # a file, or else a bundled name
+# FILE.py:FUNCTION of a person's own
+LocalFunction = Annotated[str, Local(lambda path: Path(str(path).rpartition(":")[0]).is_file())]
 LocalModel = Annotated[str, Local(Path.exists, names=("tiny",))]
 CachePath = Annotated[str, Local(lambda path: True, names=("off",))]  # made where it is not there
 
@@ -160,3 +162,17 @@ class GrpoConfig(Table):
     kl: Amount = 0.0  # weight of the distance from the reference
     average: Literal["sequence", "token"] = "sequence"  # each response, or each token, counts alike
     scale_rewards: bool = True  # by the group's standard deviation
+
+
+def split_name(reference: str, key: str) -> tuple[Path, str]:
+    """Returns file and function of "mine.py:grade". Raises UserError for anything else."""
+    file, _, function = reference.rpartition(":")
+    if not file.endswith(".py") or not function.isidentifier():
+        raise UserError(
+            f"{key} = {reference!r} names no function of a Python file",
+            f'write FILE.py:FUNCTION, such as {key} = "mine.py:grade"',
+        )
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise UserError(f"{key}: {file}: no such file", "name a file that is there")
+    return path, function

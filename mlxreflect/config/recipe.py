@@ -13,7 +13,14 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from mlxreflect.config.fields import idle_keys, make_paths_whole, paths_from, refuse, refuse_idle
+from mlxreflect.config.fields import (
+    idle_keys,
+    make_paths_whole,
+    paths_from,
+    refuse,
+    refuse_idle,
+    split_name,
+)
 from mlxreflect.config.schema import (
     METHODS,
     REMOTE,
@@ -41,6 +48,7 @@ from mlxreflect.config.toml import (
     validate,
 )
 from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import sha256
 from mlxreflect.prompts.roles import BUNDLED
 
 # A stopped run may be resumed with other values of these, and of no other key. train.part_tokens
@@ -67,6 +75,7 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     paths_from(path, tree, Recipe)
     tree.setdefault("name", path.stem)
     fetch_templates(apply_settings(tree, rest), path)
+    fetch_digests(tree, path)
     recipe = validate(Recipe, tree, path, rest)
     check_recipe(recipe, path, rest)
     return recipe
@@ -209,6 +218,7 @@ def read_spec(recipe: Recipe, name: str) -> EvalSpec:
         ours = recipe.prompt.templates.items()
         prompt["templates"] = {k: v for k, v in ours if k.startswith("attempt_")}
     fetch_templates(tree, path)
+    fetch_digests(tree, path)
     tree["seed"] = config.seed
     tree["batch"] = recipe.policy.batch
     tree["thinking"], tree["template"] = recipe.policy.thinking, recipe.policy.template
@@ -297,6 +307,31 @@ def check_kept(file: str, kept: Mapping[str, str]) -> None:
 
 def first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     return min(key for key in {**one, **other} if one.get(key) != other.get(key))
+
+
+# ---- a person's own functions -------------------------------------------------------------------
+
+FUNCTIONS = {"task": "grader", "traces": "reward"}  # keys of FILE.py:FUNCTION, by their table
+
+
+def fetch_digests(tree: Mapping[str, Any], path: Path) -> None:
+    """Puts the SHA-256 of each file of a person's own functions beside it, in a tree of `path`.
+
+    A run keeps to the file that it began with: raises UserError where there is another digest.
+    """
+    for table, key in FUNCTIONS.items():
+        held = tree.get(table)
+        named = held.get(key) if isinstance(held, dict) else None
+        if not isinstance(held, dict) or not named or not isinstance(named, str):
+            continue  # there is none, or a fault that validation names
+        file, _ = split_name(named, f"{table}.{key}")
+        kept, found = held.get(f"{key}_sha256"), sha256(file)
+        if kept and kept != found:
+            raise UserError(
+                f"{file} was changed: {path} has another {table}.{key}_sha256",
+                "change it back, or begin a new run without that key",
+            )
+        held[f"{key}_sha256"] = found
 
 
 # ---- what the types cannot say -------------------------------------------------------------------

@@ -19,6 +19,7 @@ from mlxreflect.config.fields import (
     Idle,
     Local,
     LocalFile,
+    LocalFunction,
     LocalModel,
     LocalPath,
     Names,
@@ -115,6 +116,8 @@ class TaskConfig(Table):
     answer: str = "answer"  # your column with the answer
     # jsonl: how answers are read and compared
     answer_type: Literal["number", "text", "f1", "choice", "math", "countdown"] = "number"
+    grader: LocalFunction = ""  # FILE.py:FUNCTION of your own that grades, instead of the task's
+    grader_sha256: str = ""  # the digest of that file, as the run keeps it
     # countdown: how many, one or several
     numbers: Annotated[list[Annotated[int, Field(ge=2, le=6)]], OneOrMore, SomeOf] = [3]
     # last_letter: how many, one or several

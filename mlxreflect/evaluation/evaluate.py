@@ -19,7 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from mlxreflect.config.fields import paths_from
-from mlxreflect.config.schema import EvalSpec, Sampling
+from mlxreflect.config.schema import EvalSpec, Sampling, TaskConfig
 from mlxreflect.config.toml import apply_settings, bundled, find_toml, read_toml, validate
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import (
@@ -45,7 +45,7 @@ from mlxreflect.evaluation.arms import (
 )
 from mlxreflect.graders import Grader
 from mlxreflect.stats import majority, mean_interval, pass_at_k
-from mlxreflect.tasks import TASKS, find_rules, get_task
+from mlxreflect.tasks import TASKS, find_rules, find_task, get_task
 from mlxreflect.tasks.base import Task, ask, load_shots
 
 Row = dict[str, Any]
@@ -140,6 +140,10 @@ def describe_setup(generator: "Generator") -> dict[str, Any]:
     told = spec.model_dump(
         exclude={"task": {"source"}, "prompt": {"file"}, "quick": True, "name": True}
     )
+    if spec.task.grader:  # the same function of the same file, wherever that stands
+        told["task"]["grader"] = Path(spec.task.grader).name
+    else:
+        del told["task"]["grader"], told["task"]["grader_sha256"]
     if not spec.prompt.templates:
         del told["prompt"]["templates"]
     for key in (
@@ -245,10 +249,10 @@ def find_spec(name: str, limit: int, source: str, settings: Sequence[str]) -> Ev
         tree["limit"] = limit
     tree.setdefault("name", path.stem)
     tree = apply_settings(tree, settings)
-    if tree.get("prompt"):
-        from mlxreflect.config.recipe import fetch_templates
+    from mlxreflect.config.recipe import fetch_digests, fetch_templates
 
-        fetch_templates(tree, path)
+    fetch_templates(tree, path)
+    fetch_digests(tree, path)
     return validate(EvalSpec, tree, path, settings)
 
 
@@ -333,7 +337,7 @@ def grade_file(task_name: str, path: Path, rules: str = "") -> Iterator[dict[str
     "correct", "format_ok", "parsed", "reason"}, and "score" where the rules have one. Raises
     UserError naming file and line of a row that cannot be graded.
     """
-    task = get_task(task_name)
+    task, rules = task_of_rules(TaskConfig(name=task_name), rules)
     find_rules(task, rules)
     for row in read_file(path):
         for key in ("id", "response"):
@@ -359,6 +363,13 @@ def grade_file(task_name: str, path: Path, rules: str = "") -> Iterator[dict[str
         }  # fmt: skip
 
 
+def task_of_rules(config: TaskConfig, rules: str) -> tuple[Task, str]:
+    """Returns a task and the name of its rules; FILE.py:FUNCTION is a grader of one's own."""
+    if ":" not in rules:
+        return get_task(config.name), rules
+    return find_task(config.model_copy(update={"grader": rules})), ""
+
+
 def rescore(folder: Path, rules: str = "", out: Path | None = None) -> dict[str, Any]:
     """Grades a folder's samples under named rules ("": the headline ones) into another folder.
 
@@ -368,15 +379,22 @@ def rescore(folder: Path, rules: str = "", out: Path | None = None) -> dict[str,
     """
     setup, problems, samples = read_whole(folder)
     spec = validate(EvalSpec, setup["spec"], folder / "setup.json")
-    task = get_task(spec.task.name)
+    # A grader of one's own that the folder names is not run: it may be anyone's.
+    config = spec.task.model_copy(update={"grader": "", "grader_sha256": ""})
+    own = rules if ":" in rules else ""
+    task, rules = task_of_rules(config, rules)
     name, grader = find_rules(task, rules, spec.task.answer_type)
-    out = out or folder / "graded" / name
+    out = out or folder / "graded" / name.replace(":", "-")
     if out.resolve() == folder.resolve():
         raise UserError(f"--out {out} is the evaluation itself", "give another --out")
     # As an evaluation records it: the headline's name is left out.
     headline, _ = find_rules(task, "", spec.task.answer_type)
     named = {} if name == headline else {"rules": name}
     setup["spec"] = {**{k: v for k, v in setup["spec"].items() if k != "rules"}, **named}
+    kept = {k: v for k, v in setup["spec"]["task"].items() if not k.startswith("grader")}
+    if own:
+        kept |= {"grader": name, "grader_sha256": sha256(Path(own.rpartition(":")[0]).expanduser())}
+    setup["spec"]["task"] = kept
     shots = problems_of(folder / "shots.jsonl")
     asked = ProblemSet(task, spec, list(problems.values()), shots, [], name, grader)
     graded = [

@@ -48,7 +48,7 @@ from mlxreflect.models.load import (
 )
 from mlxreflect.models.policy import Policy
 from mlxreflect.models.template import with_tags
-from mlxreflect.tasks import check_eval, get_task
+from mlxreflect.tasks import check_eval, find_task
 
 LONGEST_NAME = 60
 
@@ -197,7 +197,7 @@ def evaluate_arms(
     """
     check_spec(entries, spec)
     limit_memory()
-    task = get_task(spec.task.name)
+    task = find_task(spec.task)
     entries, asked = asked_by(entries, spec), problem_set(task, spec)
     root = out or default_folder(spec, entries)
     several = len(entries) > 1
@@ -242,7 +242,7 @@ def decide(spec: EvalSpec, entries: Sequence[Entry], out: Path | None, ui: Ui) -
     for model in models.values():
         model.policy.say = ui.line
     spec = with_tags(spec, next(iter(models.values())).policy.template)
-    asked = problem_set(get_task(spec.task.name), spec)
+    asked = problem_set(find_task(spec.task), spec)
     folder = out or default_folder(spec, entries, "quick")
     most = min(spec.quick.max_n or len(asked.problems), len(asked.problems))
     base, trained = models

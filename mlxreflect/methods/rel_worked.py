@@ -174,12 +174,12 @@ def human_examples(
     """
     from mlxreflect.evaluation.contamination import index_for
     from mlxreflect.methods.session import attempt_prompt
-    from mlxreflect.tasks import get_task
+    from mlxreflect.tasks import find_task
 
     if not recipe.rel.human:
         return [], {}
     evaluations = index_for(recipe)
-    task = get_task(recipe.task.name)
+    task = find_task(recipe.task)
     known = {fold(task.show(problem)): problem for problem in problems}
     examples: dict[tuple[str, str], Example] = {}
     left_out: Counter[str] = Counter()
@@ -278,9 +278,9 @@ def annotate_problem(
     a working is that was not added. Raises UserError.
     """
     from mlxreflect.evaluation.contamination import clean
-    from mlxreflect.tasks import get_task
+    from mlxreflect.tasks import find_task
 
-    task = get_task(recipe.task.name)
+    task = find_task(recipe.task)
     make_place(file)
     done = {fold(worked.question) for worked in (read_worked(file) if file.exists() else [])}
     problem = choose(list(clean(recipe).problems.values()), problem_id, done, task)

@@ -29,7 +29,7 @@ from mlxreflect.models.template import with_tags
 from mlxreflect.runs.figures import Figures
 from mlxreflect.runs.folder import RunFolder
 from mlxreflect.stats import evidence, power_sentence
-from mlxreflect.tasks import TASKS
+from mlxreflect.tasks import find_task
 from mlxreflect.train.lora import save_adapter
 from mlxreflect.train.network import Arrays
 from mlxreflect.train.trainer import Trainer, load_parameters
@@ -51,7 +51,7 @@ class RunArms:
         self.answers = Answers.open(run.config.eval.cache)
         check_arms(run.config, specs)  # now, and not when all has been learned
         self.headline, spec = next(iter(specs.items()))
-        exam = policy, TASKS[spec.task.name], held_out[self.headline]
+        exam = policy, find_task(spec.task), held_out[self.headline]
         out = run.path / "retries"
         self.retries = method_of(run.config).second(run.config, out, exam, spec, ui)
 
@@ -78,7 +78,7 @@ class RunArms:
         """
         name = name or self.headline
         spec = directly(self.specs[name]) if direct else self.specs[name]
-        asked = problem_set(TASKS[spec.task.name], spec, self.held_out[name])
+        asked = problem_set(find_task(spec.task), spec, self.held_out[name])
         generator = generator_of(LocalModel(self.policy, weights), asked, self.answers)
         folder = self.run.path / "eval" / arm
         if len(self.specs) == 1:
@@ -143,7 +143,7 @@ class Watch:
             run, policy, trainer, answers, ui
         )  # fmt: skip
         self.config, spec = run.config.eval, with_tags(dev_spec(run.config), policy.template)
-        self.asked = problem_set(TASKS[spec.task.name], spec, problems)
+        self.asked = problem_set(find_task(spec.task), spec, problems)
         self.rows: list[Figures] = []
         self.base: dict[str, bool] = {}  # problem → whether base is right
 

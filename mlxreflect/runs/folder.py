@@ -24,6 +24,7 @@ from mlxreflect.config.recipe import (
     check_spending,
     digest,
     dump_recipe,
+    fetch_digests,
     resolved,
     with_whole_paths,
 )
@@ -67,6 +68,7 @@ class Kind(Generic[C]):
 
 def check_resumed(recipe: Recipe, path: Path) -> None:
     check_spending(recipe, path)
+    fetch_digests(resolved(recipe), path)
     check_kept(recipe.prompt.file, recipe.prompt.templates)
 
 

@@ -41,7 +41,7 @@ from mlxreflect.runs.figures import (
     too_short,
 )
 from mlxreflect.runs.folder import RunFolder
-from mlxreflect.tasks import TASKS, check_eval, get_task
+from mlxreflect.tasks import check_eval, find_task
 from mlxreflect.train.lora import attach, save_adapter
 from mlxreflect.train.network import parameters
 from mlxreflect.train.references import References
@@ -60,8 +60,8 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
         return done
     started = time.monotonic()
     recipe, specs = run.config, eval_specs(run.config)
-    task, method = TASKS[recipe.task.name], method_of(recipe)
-    held_out = {name: eval_problems(TASKS[s.task.name], s) for name, s in specs.items()}
+    task, method = find_task(recipe.task), method_of(recipe)
+    held_out = {name: eval_problems(find_task(s.task), s) for name, s in specs.items()}
     cleaned, dev = clean(recipe, held_out), dev_problems(recipe, held_out)
     asked = [one.id for problems in held_out.values() for one in problems]
     watched = [[problem.id for problem in dev]] if dev else []
@@ -122,7 +122,7 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
 
 def check_run(recipe: Recipe) -> None:
     """Raises UserError for a task or an evaluation that is not there, or that cannot be."""
-    get_task(recipe.task.name)
+    find_task(recipe.task)
     specs = eval_specs(recipe)
     for spec in specs.values():
         check_eval(spec)

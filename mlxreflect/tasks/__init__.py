@@ -1,14 +1,18 @@
 """The tasks by name."""
 
 import difflib
+from dataclasses import replace
+from typing import Any
 
-from mlxreflect.config.schema import EvalSpec
+from mlxreflect.config.schema import EvalSpec, TaskConfig
 from mlxreflect.core.errors import UserError
+from mlxreflect.core.records import Problem
 from mlxreflect.graders import Grader
+from mlxreflect.graders.own import open_own, own_rules
 from mlxreflect.tasks import arithmetic, countdown, jsonl, last_letter
 from mlxreflect.tasks.base import Task, check_limit
 from mlxreflect.tasks.benchmarks import BENCHMARKS
-from mlxreflect.tasks.jsonl import KINDS
+from mlxreflect.tasks.jsonl import KINDS, ungraded, with_row
 
 TASKS: dict[str, Task] = {
     "countdown": countdown.TASK,
@@ -26,6 +30,24 @@ def get_task(name: str) -> Task:
     near = difflib.get_close_matches(name, TASKS, 1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else "set task.name to one of the tasks"
     raise UserError(f"no task {name!r}; the tasks are: {', '.join(TASKS)}", hint)
+
+
+def find_task(config: TaskConfig) -> Task:
+    """Returns the task of a [task] table, with a grader of a person's own where it names one.
+
+    Raises UserError for a task that is not there, and for a grader that cannot be loaded.
+    """
+    task = get_task(config.name)
+    if not config.grader:
+        return task
+    rules = own_rules(open_own(config.grader, config.grader_sha256, "grade"), task.show)
+
+    def from_row(row: dict[str, Any]) -> Problem:
+        needless = "gold" not in row and not task.checkable
+        problem = ungraded(task.name, row) if needless else task.from_row(row)
+        return with_row(problem, row)
+
+    return replace(task, rules=rules, from_row=from_row)
 
 
 def find_rules(task: Task, name: str, kind: str = "") -> tuple[str, Grader]:
@@ -47,7 +69,7 @@ def find_rules(task: Task, name: str, kind: str = "") -> tuple[str, Grader]:
 
 def check_eval(spec: EvalSpec) -> None:
     """Raises UserError for a spec whose task, grading rules or so many problems there are not."""
-    task = get_task(spec.task.name)
+    task = find_task(spec.task)
     find_rules(task, spec.rules, spec.task.answer_type)
     if task.generated and not spec.task.source:
         check_limit(task.name, spec.limit)

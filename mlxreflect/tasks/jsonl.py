@@ -9,7 +9,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -137,6 +137,19 @@ def build(
     return make_problem(task, fields, golds[0], meta)
 
 
+def ungraded(task: str, row: dict[str, Any], question: str = "") -> Problem:
+    """Returns the problem of a row without an answer, which a grader of one's own judges."""
+    kind = row.get("answer_type", "text")
+    fields = {"question": question or str(row.get("question", "")), "answer_type": kind}
+    return make_problem(task, fields)
+
+
+def with_row(problem: Problem, row: dict[str, Any]) -> Problem:
+    """Returns the problem with all columns of its row, for a grader of one's own."""
+    plain = json.loads(json.dumps(row, default=str))
+    return replace(problem, meta={**problem.meta, "row": plain})
+
+
 def build_countdown(question: str, row: dict[str, Any]) -> Problem:
     """Returns a Countdown problem in the words of a row. Raises UserError."""
     fields = problem_of(row).fields
@@ -235,6 +248,17 @@ def load(config: TaskConfig, part: str, seed: int) -> list[Problem]:
 
 def read(row: Row, config: TaskConfig) -> Problem:
     """Returns the problem of a row. Raises UserError naming the row."""
+    if not config.grader:
+        return read_graded(row, config)
+    kind, question = config.answer_type, question_text(row, config.question)
+    if kind != "countdown" and config.answer not in row.values:
+        found = ungraded("jsonl", {"answer_type": kind}, question)
+    else:
+        found = read_graded(row, config)
+    return with_row(found, row.values)
+
+
+def read_graded(row: Row, config: TaskConfig) -> Problem:
     question, kind = question_text(row, config.question), config.answer_type
     raw, where = None, row.where
     if kind != "countdown":
