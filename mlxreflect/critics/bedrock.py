@@ -24,6 +24,7 @@ from mlxreflect.critics.http import (
     Wire,
     fold_system,
     invalid_reply,
+    reading,
     token_counts,
     typed,
     with_thought,
@@ -85,10 +86,10 @@ class Bedrock:
         if "temperature" not in refused:
             limits["temperature"] = call.heat(self.config.temperature)
         messages = fold_system(call.messages) if "system" in refused else call.messages
+        asked = {"modelId": self.config.model, "inferenceConfig": limits, **divided(messages)}
         try:
-            answer: dict[str, Any] = self.runtime.converse(
-                modelId=self.config.model, inferenceConfig=limits, **divided(messages)
-            )
+            with reading():  # boto3 reads the reply, and raises what it meets there
+                answer = self.runtime.converse(**asked)
         except ClientError as error:
             raise self.refusal(error.response) from None
         except BotoCoreError as error:  # credentials that ended meanwhile, an id that is none
@@ -96,6 +97,10 @@ class Bedrock:
             raise CallError("refused", said, usage=NOTHING) from None
         except ResponseParserError as error:
             raise invalid_reply(error) from None
+        return self.read(answer, call)
+
+    @reading()
+    def read(self, answer: dict[str, Any], call: Call) -> Reply:
         blocks = answer["output"]["message"]["content"]
         usage, reason = answer.get("usage") or {}, str(answer.get("stopReason") or "")
         reason = REASONS.get(reason, reason)

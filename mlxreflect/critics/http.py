@@ -67,7 +67,7 @@ class CallError(Exception):
 
 @contextmanager
 def typed(shown: str) -> Iterator[None]:
-    """Turns what httpx and a parser raise into CallError. shown: the address, without password."""
+    """Turns what httpx raises into CallError. shown: the address, without password."""
     try:
         yield
     except httpx.ConnectTimeout:
@@ -79,8 +79,23 @@ def typed(shown: str) -> Iterator[None]:
         raise CallError("connect", f"cannot reach {shown}", retry=True) from None
     except httpx.TransportError:  # it was sent, so a model may have worked on it
         raise CallError("reset", f"{shown} hung up without a reply", retry=True) from None
-    except (httpx.RequestError, *UNREADABLE) as error:
-        raise invalid_reply(error) from None  # not the fields of a reply
+    except httpx.RequestError as error:
+        raise invalid_reply(error) from None
+    except UnicodeEncodeError:
+        said = "the prompt has half a surrogate pair, which no request can hold"
+        raise CallError("refused", said, usage=NOTHING) from None
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Turns into CallError what is raised where a reply has other fields than it should.
+
+    It is for the reading of a reply alone: elsewhere such an error is a bug of ours.
+    """
+    try:
+        yield
+    except UNREADABLE as error:
+        raise invalid_reply(error) from None
 
 
 class Body(httpx.SyncByteStream):

@@ -11,7 +11,7 @@ from mlxreflect.config.schema import CriticConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Messages
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.http import CallError, Wire, token_counts, with_thought
+from mlxreflect.critics.http import CallError, Wire, reading, token_counts, with_thought
 
 ADDRESS = re.compile(r"(\w+://)?(?:([^/]*)@)?(.*)", re.DOTALL)  # matches everything
 PORT, LOOK_S = 11434, 5.0  # seconds to find out if a server is there
@@ -69,6 +69,12 @@ class Ollama:
                 missing = UserError(f"Ollama has no model {name}", f"run: ollama pull {name}")
                 raise missing from None
             raise
+        self.learn(model)
+
+    @reading()
+    def learn(self, model: dict[str, Any]) -> None:
+        """Takes if it thinks, and its window, from what the server says of the model."""
+        name = self.config.model
         thinks, asked = "thinking" in (model.get("capabilities") or []), self.config.thinking
         if not thinks and asked not in ("auto", "off"):
             raise UserError(
@@ -81,6 +87,7 @@ class Ollama:
             if key.endswith(".context_length") and isinstance(value, int) and value > 0:
                 self.window = min(self.config.num_ctx, value)
 
+    @reading()
     def pulled(self) -> dict[str, int | None]:
         """Returns the size in bytes of each model that the server has, by name."""
         rows = self.request("/api/tags").get("models") or []
@@ -113,20 +120,22 @@ class Ollama:
         }
         if alive := config.keep_alive:  # a number without a unit has to be one
             body["keep_alive"] = alive if alive[-1].isalpha() else int(alive)
-        answer: dict[str, Any]
         if call.raw:
-            answer = self.generate("/api/generate", body | {
-                "prompt": call.messages[0]["content"], "raw": True,
-            })  # fmt: skip
+            body |= {"prompt": call.messages[0]["content"], "raw": True}
+            return self.read(self.generate("/api/generate", body), call)
+        body["messages"] = call.messages
+        # A model that is evaluated thinks as it does by itself.
+        if self.think is not None and call.role != "attempt":
+            body["think"] = self.think
+        if call.schema is not None:
+            body["format"] = call.schema
+        return self.read(self.generate("/api/chat", body), call)
+
+    @reading()
+    def read(self, answer: dict[str, Any], call: Call) -> Reply:
+        if call.raw:
             text = answer["response"]
         else:
-            body["messages"] = call.messages
-            # A model that is evaluated thinks as it does by itself.
-            if self.think is not None and call.role != "attempt":
-                body["think"] = self.think
-            if call.schema is not None:
-                body["format"] = call.schema
-            answer = self.generate("/api/chat", body)
             said, cut = answer["message"], answer.get("done_reason") == "length"
             text = with_thought(said.get("thinking") or "", said.get("content") or "", call, cut)
         if not isinstance(text, str):

@@ -21,6 +21,7 @@ from mlxreflect.critics.http import (
     CallError,
     Wire,
     fold_system,
+    reading,
     token_counts,
     with_thought,
 )
@@ -139,6 +140,7 @@ class OpenAI:
         url = self.base.copy_with(path=self.base.path + path)
         return self.http.request(method, url, json=body)
 
+    @reading()
     def read(self, answer: dict[str, Any], call: Call) -> Reply:
         choice, counts = (answer.get("choices") or [{}])[0], answer.get("usage")
         # Of a gateway that answered HTTP 200 before its model failed.
