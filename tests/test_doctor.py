@@ -538,6 +538,14 @@ def test_data_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert look(*settings)["data"].status == "fail"
     (tmp_path / "openai___gsm8k" / "main").mkdir(parents=True)
     assert look(*settings)["data"].status == "ok"
+    # Of several evaluations some are here; the others are not loaded, also not to keep dev clean.
+    both = ["eval.spec=arithmetic,gsm8k", "task.name=arithmetic", "eval.dev_every=1"]
+    told = [check.detail for check in look(*both).checks if check.name == "data"]
+    assert told[0] == "the data set openai/gsm8k is in the cache"
+    assert told[1].startswith("4 problems held out (arithmetic). With 4 questions")
+    assert told[2].endswith("problems to learn from") and len(told) == 3
+    last = look("eval.spec=countdown,arithmetic", "eval.dev_every=1", "eval.dev_limit=7").checks
+    assert "7 dev problems to look at while it learns" in [check.detail for check in last]
 
 
 def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

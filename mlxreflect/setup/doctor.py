@@ -239,10 +239,10 @@ def check_data(recipe: Recipe, known: Known) -> Iterator[Check]:
         whose = f" ({name})" if len(specs) > 1 else ""
         told = f"{len(asked)} problems held out{whose}. {power_sentence(len(asked))}"
         yield Check("data", "ok", told)
-    if recipe.eval.dev_every and not sources[0]:
-        watched = len(dev_problems(recipe, held_out if len(here) == len(specs) else None))
-        yield Check("data", "ok", f"{watched} dev problems to look at while it learns")
     if not any(sources):
+        if recipe.eval.dev_every:
+            told = f"{len(dev_problems(recipe, held_out))} dev problems to look at while it learns"
+            yield Check("data", "ok", told)
         cleaned = clean(recipe, held_out)
         known.problems = list(cleaned.problems.values())
         left_out = f"; {clause(cleaned.counts)}" if cleaned.counts else ""

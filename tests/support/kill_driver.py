@@ -77,7 +77,7 @@ TRAINING = {
 # Of `mlxreflect run` with ReflectEvo:
 REFLECTING = {
     "trained": (ReflectEvo, "train", "after"),
-    "wrote an adapter": (loop, "replace_folder", "after"),
+    "wrote an adapter": (arms, "replace_folder", "after"),
     "evaluated half a chunk of retries": (evaluate, "append_rows", torn_append),
 }
 # Of `mlxreflect run` that looks at dev problems:
