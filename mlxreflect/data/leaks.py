@@ -55,6 +55,7 @@ CRITIC = one_of("feedback critiques? critics? reviewers? grader evaluators?")
 REMARK = one_of(
     "criticisms? review hints? comments? remarks? corrections? suggestions? guidance", CRITIC
 )
+PERSON = one_of("critic reviewer grader teacher tutor instructor professor")
 PLACE = one_of("problem question exercise text statement table passage figure diagram graph")
 IN_PROBLEM = rf"(?:\w+ )?(?:in|by|of|from|with) (?:the|this) (?:\w+ )?{PLACE}"
 SAYS = one_of(r"""says? said states? stated notes? noted points? pointed suggest(?:s|ed)?
@@ -100,19 +101,21 @@ PARTS = "|".join(sorted({part.strip("<>").lower() for one in ROLES.values() for 
 # ---- rules ---------------------------------------------------------------------------------------
 
 CRITICS = (
-    rf"\b(?:the|this|your|my|our|\w+'s) (?:given |above |provided |detailed )?{CRITIC}\b"
+    rf"\b(?:the|this|your|my|our|{PERSON}'s) (?:given |above |provided |detailed )?{CRITIC}\b"
     r"(?! (?:loop|control|system|signal|mechanism|resistor|circuit|path|gain|group|forms?|scores?|"
-    r"surveys?|from|of|(?:on|about) (?:the|a|his|her)|(?:is|was|were) (?:positive|negative|mixed)|"
-    rf"rate|rated|gave|gives|awarded)\b|' |(?: {IN_PROBLEM}))",
+    r"surveys?|from|of|(?:on|about) (?:the|a|his|her)|"
+    r"(?:is|was|were) (?:\w+ly )?(?:positive|negative|mixed)|"
+    r"rate|rates|rated|gave|gives|awarded|reviews?|reviewed|reads?|watch\w*|earns?|works)\b)"
+    rf"(?!'(?!s)| {IN_PROBLEM})",
     r"\bfeedback (?:says|saying|that|on (?:my|step|line))\b",
     rf"\b{PER} (?:all )?{THE} (?:\w+ )?{REMARK}\b(?! (?:loop|control|section)\b)(?! {IN_PROBLEM})",
     rf"\b{THE} (?:\w+ )?{REMARK}\b(?! {IN_PROBLEM})(?: \w+){{0,4}}? {SAYS}\b",
     rf"\b{THE} {REMARK} (?:provided|given|received|above|i (?:was|received|got|have|had))\b"
     rf"(?! {IN_PROBLEM})",
-    rf"\b(?:(?:the|your) hints?|this hint)\b(?! {IN_PROBLEM}| of\b)",
+    rf"(?<!gives )(?<!has )\b(?:(?:the|your) hints?|this hint)\b(?! {IN_PROBLEM}| of\b)",
     r"\b(?:feedback|critique|hint)s? (?:is|was|were|has been|had been) (?:given|provided)\b(?! by)",
     rf"\bi (?:was given|received|got|have|had|have received) (?:{THE} )?(?:\w+ )?{REMARK}",
-    r"\b\w+'s (?:hint|corrections?|comments?)\b",
+    rf"\b{PERSON}'s (?:hint|corrections?|comments?)\b",
     r"\bas (?:(?:was|has been|had been) )?(?:pointed out|suggested|hinted|advised|recommended)"
     r"(?! (?:above|earlier|before)\b)(?! (?:in|by) the (?!feedback|critique|review))",
     rf"\bas provided\b(?! {IN_PROBLEM})|\bas instructed by|\bas i was (?:told|shown|advised)",
@@ -123,7 +126,7 @@ CRITICS = (
     r"\baccording to the notes|\bthe notes (?:say|state|mention)|\b(?:given|provided) notes",
 )
 SPOKEN_TO = (
-    r"\byou (?:have |had |just |correctly |rightly )?(?:pointed|mentioned|noted|suggested|"
+    r"(?<!if )\byou (?:have |had |just |correctly |rightly )?(?:pointed|mentioned|noted|suggested|"
     r"explained|flagged|identified|hinted|indicated|(?:told|gave|showed) (?:me|us))\b|\byou said\b",
     r"\bas you (?:say|state|note|point|suggest|write|wrote|explain)|\byour point\b",
     r"\b(?:answer|solution|attempt|hint|feedback|working) (?:that )?you (?:gave|provided|showed)\b",
@@ -145,10 +148,14 @@ ANSWERS = (
     r"\bground.truth\b|\banswer key\b|\bgold label\b|\bmark(?:ing)? scheme\b|"
     r"\btextbook(?:'s)? (?:answer|solution)|\bsolutions? manual\b",
     rf"\banswers? (?:(?:that|which|is|was|has|been|already) ){{0,4}}{KNOWN}\b"
-    r"(?! (?:by|in|the|between|choice|option))",
+    r"(?! (?:by|in(?! the (?:prompt|feedback))|the|between|choice|option))",
     r"\banswer (?:that|which) (?:is|was) expected|\banswer (?:that )?(?:they|you) (?:expect|want)",
     r"\bsolution (?:that |which )?(?:was|were|has been) (?:given|provided|supplied)\b(?! in| by)",
     r"\b(?:answer|solution) (?:that )?(?:i|we) (?:was|were|have been) (?:given|told|shown)",
+    rf"\bsolutions? (?:given|provided|supplied)\b(?! by){NO_LIQUID}",
+    r"\banswer,? as (?:given|provided)",
+    r"\btold (?:that )?(?:my|the) (?:answer|solution|attempt|working) (?:is|was) "
+    r"(?:wrong|incorrect)",
     r"\b(?:answer|result) (?:that )?(?:i am|i'm|we are|we're) supposed to",
     r"\bthe (?:answer|solution) (?:says|states|mentions|notes|claims|tells me)\b",
     r"\b(?:given|knowing|know|told|shown|says?|already have)(?: that)? the "
@@ -182,7 +189,7 @@ TEXTS_BEFORE = (
     r"(?! (?:to|at)\b)",
     rf"\b{MINE} (?:previous|prior|earlier) solutions?{NO_CHOICE}{NO_LIQUID}",
     rf"\bin (?:the|my) {EARLIER} (?:attempt|answer|working|reasoning|response|draft),? "
-    r"(?:i|it|we|the)\b",
+    rf"(?:i|it|we)\b|\bin (?:the|my) (?:{BEFORE}) (?:attempt|working|response|draft),? the\b",
     rf"\b{MINE} (?:{EARLIER} attempt|(?:{BEFORE}) (?:answer|solution|working|reasoning|response|"
     rf"draft))(?: \w+ly)? (?:{SAYS}|{WORKS})\b",
     rf"\b{MINE} {EARLIER} {TEXT},?(?: [\w,]+){{0,6}}? {WRONG}\b",
