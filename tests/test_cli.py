@@ -388,7 +388,7 @@ def test_resume_while_another_process_is_at_it_and_after(shell: Shell, run_dir: 
     finally:
         holder.close()
     assert error == f"{run_dir} is in use by process {os.getpid()}"
-    assert "stop that process" in hint
+    assert "stop it: kill " in hint
     done = shell.works("resume", run_dir, "--set", "critic.concurrency=9")
     assert done.out.startswith(f"{run_dir} is already finished; this is its result\n")
     assert "not significant" in done.out

@@ -232,3 +232,22 @@ def test_a_hub_data_set_that_cannot_be_had(monkeypatch: Any) -> None:
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert "doesn't exist" in fault("nobody/nothing").message
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "found"),
+    [
+        ("a.jsonl", b'{"a": 1}\r{"a": 2}\r', [{"a": 1}, {"a": 2}]),
+        ("a.json", b'{"rows": [{"a": 1}, {"a": 2}], "x": []}', [{"a": 1}, {"a": 2}]),
+        ("a.json", b'{"prompt": "p", "tools": [{"name": "t"}]}', 1),
+        ("a.jsonl.gz", gzip.compress(gzip.compress(b'{"a": 1}\n')), "packed twice with gzip"),
+    ],
+)
+def test_odd_files_are_read_or_named(tmp_path: Path, name: str, data: bytes, found: Any) -> None:
+    (tmp_path / name).write_bytes(data)
+    if isinstance(found, str):
+        with pytest.raises(UserError, match=found):
+            list(rows.read_file(tmp_path / name))
+        return
+    told = [row.values for row in rows.read_file(tmp_path / name)]
+    assert told == found if isinstance(found, list) else len(told) == found

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -300,10 +301,10 @@ def take_lock(path: Path) -> TextIO:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         with lock:
-            lock.seek(0)
-            owner = lock.read().strip() or "unknown"
+            owner = owner_of(lock)
         raise UserError(
-            f"{path} is in use by process {owner}", "wait for it, or stop that process"
+            f"{path} is in use by {f'process {owner}' if owner else 'another process'}",
+            f"wait for it, or stop it{f': kill {owner}' if owner else ''}",
         ) from None
     if not file.exists() or not os.path.samestat(file.stat(), os.fstat(lock.fileno())):
         lock.close()  # `locked` removed the file meanwhile
@@ -312,6 +313,16 @@ def take_lock(path: Path) -> TextIO:
     lock.write(str(os.getpid()))
     lock.flush()
     return lock
+
+
+def owner_of(lock: TextIO) -> str:
+    """Returns the id of the process that holds a lock; it writes it right after taking it."""
+    for _ in range(20):
+        lock.seek(0)
+        if owner := lock.read().strip():
+            return owner
+        time.sleep(0.05)
+    return ""
 
 
 @contextmanager

@@ -165,6 +165,11 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
                     f"unpack it: gunzip -k {quote(str(path))}",
                 )
             data, head = io.BytesIO(unpacked), unpacked[:4]
+            if head.startswith(GZIP):
+                raise UserError(
+                    f"{path}: it is packed twice with gzip",
+                    f"unpack it once: gunzip -c {quote(str(path))} > ONCE{path.suffix}",
+                )
         if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head:
             raise UserError(
                 f"{path}: it is UTF-16, not UTF-8",
@@ -190,15 +195,15 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def line_rows(path: Path, lines: Iterable[bytes]) -> Rows:
-    """Yields one object a line, blank lines left out."""
-    for number, line in enumerate(lines, 1):
+    """Yields one object a line, blank lines left out; an old Mac's lines end in CR alone."""
+    for number, line in enumerate((part for long in lines for part in long.splitlines(True)), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
         try:
             values = json.loads(line.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 alike
-            reason = f"not JSON ({in_line(error)[:160]})" if line.endswith(b"\n") else TORN
+            reason = f"not JSON ({in_line(error)[:160]})" if line.endswith((b"\n", b"\r")) else TORN
             yield BadRow(where, reason, "each line holds one JSON object in braces")
         else:
             yield object_row(values, where)
@@ -228,11 +233,13 @@ def json_rows(path: Path, data: bytes) -> Rows:
 
 def held_rows(tree: Any) -> list[Any]:
     """Returns the one list of rows that an object holds; else the object is a row itself."""
-    lists = [v for v in tree.values() if isinstance(v, list)] if isinstance(tree, dict) else []
-    rows = lists[0] if len(lists) == 1 else []
-    # A list of messages is no list of rows.
-    is_rows = bool(rows) and isinstance(rows[0], dict) and not rows[0].keys() & {"role", "from"}
-    return rows if is_rows else [tree]
+    named = tree if isinstance(tree, dict) else {}
+    lists = {name: value for name, value in named.items()
+             if isinstance(value, list) and value and isinstance(value[0], dict)}  # fmt: skip
+    ((name, rows),) = lists.items() if len(lists) == 1 else [("", [])]
+    # A list of messages, or of tools, is part of a row.
+    part = name in ("", "tools", "functions") or bool(rows[0].keys() & {"role", "from"})
+    return [tree] if part else rows
 
 
 def table_rows(path: Path, data: IO[bytes], delimiter: str, empty: str | None) -> Rows:
