@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -24,6 +24,7 @@ from mlxreflect.config.fields import (
     Count,
     Fraction,
     GrpoConfig,
+    LocalFunction,
     Objective,
     Positive,
     Table,
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
     from mlxreflect.config.schema import Recipe, Tier, TrainConfig
 
 
+Own = Mapping[int, float]  # rewards of a person's own function, by a turn's index
+
+
 class TracesConfig(Table):
     """[traces]: SFT on filtered traces of the policy, then rounds of training on fresh groups."""
 
@@ -73,6 +77,8 @@ class TracesConfig(Table):
     redraws: Count = 0
     reward_answer: Annotated[float, Field(ge=0)] = 1.0  # what a right answer is worth
     reward_format: Annotated[float, Field(ge=0)] = 0.2  # what the right format is worth
+    reward: LocalFunction = ""  # FILE.py:FUNCTION of your own, whose number is added to these
+    reward_sha256: str = ""  # the digest of that file, as the run keeps it
     grpo: GrpoConfig = GrpoConfig()
 
 
@@ -83,7 +89,7 @@ def check(recipe: Recipe, path: Path) -> None:
             f"{path}: traces.rounds and traces.warm_up are both 0, nothing would be trained",
             "give one of them a number",
         )
-    if config.rounds and not config.reward_answer and not config.reward_format:
+    if config.rounds and not (config.reward_answer or config.reward_format or config.reward):
         raise UserError(
             f"{path}: traces.reward_answer and traces.reward_format are both 0: no reward",
             "give one of them a weight above 0",
@@ -209,17 +215,21 @@ def best_traces(episode: Episode, config: TracesConfig) -> list[Example]:
     return [completion(episode, turn) for _, turn in best]
 
 
-def group_of(episode: Episode, config: TracesConfig, train: TrainConfig) -> Example | None:
+def group_of(
+    episode: Episode, config: TracesConfig, train: TrainConfig, own: Own | None = None
+) -> Example | None:
     """Returns the answers of a round with their rewards, or the best and the worst as a pair.
 
     None where the rewards are equal.
 
     What was cut off is left out of the loss, as DAPO has it, and of the mean that the others are
-    compared with, unless train.cut keeps it: its reward is not known.
+    compared with, unless train.cut keeps it: its reward is not known. Nor is that of
+    a sample that has none in `own`, the rewards of a function of a person's own.
     """
     answers = (turn for turn in episode.turns if turn.role == "attempt")
     turns = [turn for turn in answers if held_against(turn, train)]
-    rewards = [reward(turn, config) for turn in turns]
+    turns = [turn for turn in turns if own is None or turn.index in own]
+    rewards = [reward(turn, config, own) for turn in turns]
     if len(set(rewards)) < 2:
         return None
     if config.objective != "grpo":  # the first of each among equals
@@ -235,12 +245,13 @@ def group_of(episode: Episode, config: TracesConfig, train: TrainConfig) -> Exam
     )
 
 
-def reward(turn: Turn, config: TracesConfig) -> float:
-    """Returns what a sample is worth, verifiably: its answer's weight and its format's."""
+def reward(turn: Turn, config: TracesConfig, own: Own | None = None) -> float:
+    """Returns what a sample is worth: its answer's weight, its format's, and its own reward."""
+    worth = own.get(turn.index, 0.0) if own else 0.0
     if turn.verdict is None:
-        return 0.0
+        return worth
     right, kept = turn.verdict.correct, turn.verdict.format_ok
-    return config.reward_answer * right + config.reward_format * kept
+    return config.reward_answer * right + config.reward_format * kept + worth
 
 
 # ---- the method under way ------------------------------------------------------------------------
@@ -346,7 +357,7 @@ class Traces:
 
     def round(self, wave: Wave) -> Played:
         """Plays groups, their rewards, and trains on those whose rewards differ."""
-        episodes, examples = list[Episode](), list[Example]()
+        episodes, examples, worth = list[Episode](), list[Example](), list[float]()
         problems = wave.problems
         for number in range(self.config.redraws + 1):
             if number:  # in the place of groups that are all alike
@@ -355,17 +366,32 @@ class Traces:
                 break
             drawn = self.episodes(self.sample(problems, self.config.group, number))
             episodes += drawn
-            groups = (group_of(one, self.config, self.frame.recipe.train) for one in drawn)
+            owns = [self.own_rewards(one) for one in drawn]
+            train, pairs = self.frame.recipe.train, list(zip(drawn, owns, strict=True))
+            groups = (group_of(one, self.config, train, own) for one, own in pairs)
+            worth += [reward(turn, self.config, own) for one, own in pairs for turn in one.turns]
             examples += [group for group in groups if group]
         self.frame.status(f"training on {len(examples)} groups")
         if self.config.objective == "grpo":
             self.learning.reinforce(examples, self.config.grpo, self.frame.seed("grpo", 0))
         else:
             self.learning.prefer(examples, self.frame.seed("dpo", 0))
-        mean = fmean(reward(turn, self.config) for episode in episodes for turn in episode.turns)
+        mean = fmean(worth)
         flat = len(episodes) - len(examples)
         said = f"mean reward {mean:.2f}, {flat} of {len(episodes)} groups all alike"
         return Played(episodes, {"reward": mean, "flat": flat, "told": said})
+
+    def own_rewards(self, episode: Episode) -> Own | None:
+        """Returns what the function of a person's own gives each sample; None without one."""
+        from mlxreflect.graders.own import described, open_own
+
+        config = self.config
+        if not config.reward:
+            return None
+        function = open_own(config.reward, config.reward_sha256, "reward")
+        problem = described(episode.problem, self.frame.task.show(episode.problem))
+        replies = {turn.index: function.call(problem, turn.text) for turn in episode.turns}
+        return {index: reply["value"] for index, reply in replies.items() if not reply["fault"]}
 
     def others(self, n: int, drawn: list[Episode]) -> list[str]:
         """Returns n problems that the wave has not drawn, or as many as there are.
