@@ -84,6 +84,29 @@ def test_a_terminal_wraps_sentences_at_words(monkeypatch: pytest.MonkeyPatch) ->
     assert " ".join(lines).split() == 2 * sentence.split()
 
 
+RUN = "runs/20261129-101500-a-recipe-with-a-long-name-and-a-suffix"
+ROW = ["policy+adapter", 200, "33.5%", "26.9% to 39.9%", "numbers [67, 80, 4], target 35"]
+
+
+@pytest.mark.parametrize("width", [20, 60, 200])
+def test_nothing_is_cut_on_a_narrow_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, ui = Terminal(), Ui()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setenv("COLUMNS", f"{width}")
+    ui.table(table("", ["", "|n", "|right", "|interval", "problem"], [ROW], wraps="problem"))
+    ui.table(table("", ["run", "of"], [[RUN, "r3"]]))
+    ui.table(facts({"run": RUN, "status": "words " * 30}))
+    command = f"mlxreflect eval countdown --model tiny --adapter {RUN}/adapter"
+    ui.header({"use it": command})
+    ui.table(Text(f"no problem is done yet: {command}"))
+    drawn = out.getvalue()
+    assert "…" not in drawn and drawn.count(command) == 2
+    assert drawn.count(RUN) == 4
+    for cell in ("policy+adapter", "200", "33.5%", "[67,", "r3"):
+        assert cell in drawn
+    assert "words words" in drawn and "wor\nds" not in drawn
+
+
 @pytest.mark.parametrize("quiet", [False, True])
 def test_plain_lines_are_few_and_the_last_one_is_said(
     quiet: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -170,6 +193,18 @@ def test_lines_go_above_the_bars_where_both_are_on_one_terminal(
     ui.line("after")
     assert out.getvalue() == "after\n"
     assert "while [it] runs" in err.getvalue()
+
+
+@pytest.mark.parametrize(("done", "told"), [(2, "0:01:40 so far"), (30, "0:03:53 left")])
+def test_no_time_is_foretold_before_some_of_the_work_is_done(
+    done: int, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(ui_module.time, "monotonic", lambda: clock[0])
+    with Ui().progress("evaluating", 100) as bar:
+        clock[0] = 100.0
+        bar.advance(done)
+    assert told in capsys.readouterr().err.splitlines()[0]
 
 
 def test_threads_may_advance_together() -> None:

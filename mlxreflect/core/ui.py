@@ -13,9 +13,9 @@ import threading
 import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO, cast
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 MAX_MARKS = 30  # combining marks in a row, as in Unicode's stream-safe format (UAX 15)
 EVERY_S, RARER = 5.0, 0.01  # seconds between plain progress lines: at least, and of those so far
-PLAIN_WIDTH = 100  # columns of a table in a file or pipe
+PLAIN_WIDTH = 100  # columns of a table in a file or pipe; wider where its cells are
+EARLY = 0.03  # share of the work before which the time left is not told: the first steps mislead
+LONG = 24  # characters of a word that is broken in a column that gives way
+# A line with a command in it is to be copied, so it is never broken.
+COPIED = re.compile(r"\bmlxreflect [a-z]|\bmlx_lm\b|(^|\s)--[a-z]")
 # Control characters but tab and newline, what reorders or hides text, and lone surrogates.
 UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
@@ -92,8 +96,8 @@ class PlainBar:
         self.said = time.monotonic()
         spent, total = timedelta(seconds=round(self.said - self.began)), self.total or 0
         parts = [f"{self.label}: {self.done}" + (f"/{total}" if total else ""), self.text]
-        if ended or not self.done or not total:
-            parts.append(f"{ended or 'took'} {spent}")
+        if ended or not self.done or not total or self.done < EARLY * total:
+            parts.append(f"{ended} {spent}" if ended else f"{spent} so far")
         else:
             left = spent.total_seconds() * max(0, total - self.done) / self.done
             parts.append(f"{timedelta(seconds=round(left))} left")
@@ -126,8 +130,8 @@ class Ui:
         if not out.isatty():
             print(safe_text(text), file=out, flush=True)
             return
-        # Above the bars, not through them; wrapped at words.
-        (self.live.console if self.live else console(out)).print(plain(text))
+        # Above the bars, not through them.
+        print_text(self.live.console if self.live else console(out), plain(text))
 
     @contextmanager
     def progress(self, label: str, total: int | None = None) -> "Iterator[LiveBar | PlainBar]":
@@ -160,21 +164,31 @@ class Ui:
     def table(self, renderable: "RenderableType") -> None:
         """A table, or anything else that rich draws; with json nothing.
 
-        A file or pipe gets running text in whole lines, and no line is filled up with blanks.
+        A table that is too wide for a terminal becomes a paragraph a row. A file or pipe gets
+        running text in whole lines, and no line is filled up with blanks.
         """
         from rich.console import Group
+        from rich.table import Table
         from rich.text import Text
 
-        out = console(sys.stdout)
+        out, shows = console(sys.stdout), sys.stdout.isatty()
         if self.json:
             return
-        if sys.stdout.isatty():
-            out.print(renderable)
-            return
         for part in renderable.renderables if isinstance(renderable, Group) else [renderable]:
-            with out.capture() as drawn:
-                out.print(part, soft_wrap=isinstance(part, Text))
-            print(*(line.rstrip() for line in drawn.get().splitlines()), sep="\n", flush=True)
+            with nullcontext() if shows else out.capture() as drawn:
+                if isinstance(part, Text):
+                    print_text(out, part) if shows else out.print(part, soft_wrap=True)
+                elif isinstance(part, Table) and part.box is None:
+                    print_facts(out, part)
+                elif isinstance(part, Table) and (width := width_of(part)) > out.width:
+                    if shows or "COLUMNS" in os.environ:
+                        print_rows(out, part)
+                    else:
+                        out.print(part, width=width, crop=False)
+                else:
+                    out.print(part)
+            if drawn:
+                print(*(line.rstrip() for line in drawn.get().splitlines()), sep="\n", flush=True)
 
 
 def console(file: TextIO) -> "Console":
@@ -184,15 +198,91 @@ def console(file: TextIO) -> "Console":
     return Console(file=file, width=None if wide else PLAIN_WIDTH, highlight=False)
 
 
+def print_text(out: "Console", text: "Text", indent: str = "") -> None:
+    """Wraps at words. Commands and long words, such as paths, overflow: they can be copied."""
+    from rich.text import Text
+
+    lines = [
+        part
+        for line in text.split("\n", allow_blank=True)
+        for part in line.divide(breaks(line.plain, out.width - len(indent)))
+    ]
+    for line in lines:
+        line.rstrip()
+    out.print(Text(f"\n{indent}").join(lines), soft_wrap=True)
+
+
+def breaks(line: str, room: int) -> list[int]:
+    """Returns where a line breaks, at words, to fit into `room` columns."""
+    from rich.cells import cell_len
+
+    at, used = list[int](), 0
+    for word in re.finditer(r"^\s*\S*\s*|\S+\s*", "" if COPIED.search(line) else line):
+        if used and used + cell_len(word[0].rstrip()) > room:
+            at.append(word.start())
+            used = 0
+        used += cell_len(word[0])
+    return at
+
+
+def print_facts(out: "Console", grid: "Table") -> None:
+    """Prints names and values; a value's further lines stand below its first."""
+    from rich.text import Text
+
+    rows = list(zip(*(column.cells for column in grid.columns), strict=True))
+    width = max((len(str(name)) for name, _ in rows), default=0) + 2
+    for name, value in rows:
+        blank = " " * (width - len(str(name)))
+        print_text(out, Text.assemble(cast("Text", name), blank, cast("Text", value)), " " * width)
+
+
+def width_of(made: "Table") -> int:
+    """Returns the columns that a table needs to show all that must not be cut."""
+    from rich.cells import cell_len
+
+    needed = len(made.columns) * 2
+    for column in made.columns:
+        texts = [str(column.header), *map(str, column.cells)]
+        words = [min(cell_len(word), LONG) for text in texts for word in text.split()]
+        needed += max([0, *(map(cell_len, texts) if column.no_wrap else words)])
+    return needed
+
+
+def print_rows(out: "Console", made: "Table") -> None:
+    """Prints a paragraph a row: its first cell, then the names and values of the others."""
+    from rich.text import Text
+
+    if made.title:
+        out.print(made.title, soft_wrap=True)
+    first, *others = made.columns
+    for cell, *cells in zip(*(column.cells for column in made.columns), strict=True):
+        named = f"{first.header} " if first.justify == "right" else ""
+        values = [
+            Text.assemble(f"{column.header} ".lstrip(), cast("Text", value))
+            for column, value in zip(others, cells, strict=True) if str(value)
+        ]  # fmt: skip
+        head = Text(f"{named}{cell}", style="bold")
+        print_text(out, Text("\n").join([head, Text(", ").join(values)]), "  ")
+
+
 def bars() -> "Progress":
     from rich import progress as p
     from rich.table import Column
+    from rich.text import Text
+
+    class Left(p.TimeRemainingColumn):
+        """The time left; early on, when no one can tell, the time so far."""
+
+        def render(self, task: p.Task) -> Text:
+            if task.total and task.completed < EARLY * task.total:
+                return Text(f"{timedelta(seconds=round(task.elapsed or 0))} so far")
+            return super().render(task)
 
     # The text alone gives way on a narrow terminal.
     gives_way = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     label = p.TextColumn("{task.description}", markup=False)
     text = p.TextColumn("{task.fields[text]}", markup=False, table_column=gives_way)
-    columns = label, p.BarColumn(20), p.MofNCompleteColumn(), p.TimeRemainingColumn(), text
+    columns = label, p.BarColumn(12), p.MofNCompleteColumn(), Left(), text
     return p.Progress(
         *columns, console=console(sys.stderr), expand=True,
         redirect_stdout=False, redirect_stderr=False,
@@ -211,8 +301,8 @@ def table(
 ) -> "Table":
     """Returns a table; a column named `|name` holds numbers and is set to the right.
 
-    rows: cells as text, or as `Text`. wraps: the columns that give way on a narrow terminal,
-    beside those without a name: "problem reason" is two of them, "*" all.
+    rows: cells as text, or as `Text`. wraps: the columns that give way on a narrow terminal:
+    "problem reason" is two of them, "*" all.
     """
     from rich import box
     from rich.table import Table
@@ -223,7 +313,7 @@ def table(
     )  # fmt: skip
     for column in columns:
         name, right = column.lstrip("|"), column.startswith("|")
-        gives_way = not name or wraps == "*" or name in wraps.split()
+        gives_way = wraps == "*" or name in wraps.split()
         made.add_column(
             plain(name), justify="right" if right else "left", no_wrap=not gives_way,
             overflow="fold" if gives_way else "ellipsis",
