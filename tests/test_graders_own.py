@@ -228,12 +228,12 @@ def test_the_example_is_what_it_says(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_reward_is_added_and_a_sample_without_one_is_left_out(tmp_path: Path) -> None:
-    written(tmp_path, "def grade(p, r):\n    return float(len(r)) if len(r) % 3 else 1 / 0\n")
+    written(tmp_path, "def grade(p, r):\n    return float(len(r)) if len(r) % 5 else 1 / 0\n")
     keys = [
         "profile=quick", "allow_untrained=true", "eval.limit=2", "traces.reward=mine.py:grade",
         f"traces.reward_sha256={sha256(tmp_path / 'mine.py')}", "traces.reward_answer=0.0",
         "traces.reward_format=0.0", "traces.warm_up=0", "traces.rounds=1", "traces.problems=4",
-        "traces.group=4",
+        "traces.group=8",
     ]  # fmt: skip
     settings = [word for key in keys for word in ("--set", key)]
     done = command("run", "traces", "--run-dir", "R", *settings, folder=tmp_path)
@@ -242,4 +242,4 @@ def test_a_reward_is_added_and_a_sample_without_one_is_left_out(tmp_path: Path) 
     assert groups
     for group in groups:
         assert group["rewards"] == [float(len(text)) for text in group["completions"]]
-        assert all(reward % 3 for reward in group["rewards"])
+        assert all(reward % 5 for reward in group["rewards"])
