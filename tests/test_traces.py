@@ -425,7 +425,7 @@ CHANGED = {
     "grpo.importance_sampling_level": "sequence", "grpo.kl": 0.0,
     "grpo.average": "token", "grpo.scale_rewards": False,
 }  # fmt: skip
-APART = {"scorer"}  # needs a server: a test of its own below
+APART = {"scorer", "reward", "reward_sha256"}  # a server: a test below; a file: test_graders_own.py
 
 
 def test_no_key_is_forgotten():
