@@ -19,6 +19,7 @@ from mlxreflect.cli.main import app
 from mlxreflect.config.recipe import eval_spec, load_job, load_recipe
 from mlxreflect.config.schema import EvalSpec, Job, Recipe
 from mlxreflect.config.toml import apply_settings, bundled, find_toml, shipped, validate
+from mlxreflect.core.errors import UserError
 from mlxreflect.evaluation.evaluate import find_spec
 from mlxreflect.tasks import TASKS, find_rules, get_task
 
@@ -166,7 +167,7 @@ def test_commands_are_found() -> None:
 )  # fmt: skip
 def test_a_wrong_command_would_be_noticed(line: str) -> None:
     (wrong,) = commands(line)
-    with pytest.raises(UsageError):
+    with pytest.raises((UsageError, UserError)):
         _ = wrong.parsed
 
 

@@ -6,7 +6,6 @@ from difflib import get_close_matches
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
 from mlxreflect.cli import evaluate, run, setup
 from mlxreflect.core.errors import UserError
@@ -97,6 +96,8 @@ def usage(error: Any, begun: list[str]) -> tuple[str, str]:
 
 def misgiven(error: Any, param: Any) -> str:
     """Returns what is wrong with an option or an argument that is known."""
+    from pydantic import ValidationError  # heavy
+
     name, said = name_of(param), error.message.rstrip(".")
     if hasattr(error, "param_type"):
         return f"{name} is missing"
