@@ -719,6 +719,10 @@ def test_compare_what_is_not_alike(
     shell: Shell, evaluated: tuple[Path, Done], finished: tuple[Path, Done]
 ) -> None:
     assert shell.mistake("compare", "one")[0] == "one: no such folder"
+    (shell.folder / "begun").mkdir()
+    (shell.folder / "begun" / "run.json").write_text("{}")
+    error, hint = shell.mistake("compare", "begun")
+    assert "the run is not finished" in error and "mlxreflect resume begun" in hint
     base = finished[0] / "eval" / "base"
     error, hint = shell.mistake("compare", base, evaluated[0])
     assert f"not the same questions: 0 only in {base}, 10 only in {evaluated[0]}" in error

@@ -497,6 +497,25 @@ def test_a_folder_as_mlx_lm_has_it(tmp_path: Path) -> None:
     assert "no test.jsonl" in error.message and "train.jsonl, valid.jsonl" in error.message
 
 
+def test_the_folder_of_a_run_is_read_by_objective(tmp_path: Path) -> None:
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    write_rows(tmp_path / "preference.jsonl", [pair])
+    write_rows(tmp_path / "sft.jsonl", [{"prompt": "q", "completion": "c"}])
+    assert read_examples(str(tmp_path), "dpo")[0][0].chosen == "a"
+    assert read_examples(str(tmp_path), "sft")[0][0].completion == "c"
+    assert "no train.jsonl" in fault(tmp_path, "grpo").message
+    write_rows(tmp_path / "train.jsonl", [{"prompt": "q", "completion": "t"}])
+    assert read_examples(str(tmp_path), "sft")[0][0].completion == "t"  # one a split comes first
+
+
+def test_columns_of_other_names_are_answered_by_the_key(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "qa.jsonl", [{"question": "1+1?", "answer": "2"}])
+    hint = fault(path, "sft").hint
+    assert '--set \'data.columns={prompt="question", completion="answer"}\'' in hint
+    names = {"prompt": "question", "completion": "answer"}
+    assert read_examples(str(path), "sft", columns=names)[0][0].completion == "2"
+
+
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     for name in ("none.jsonl", "none.parquet", "none.csv"):
         assert "no such file" in fault(tmp_path / name).message

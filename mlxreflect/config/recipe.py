@@ -209,7 +209,9 @@ def read_spec(recipe: Recipe, name: str) -> EvalSpec:
     if isinstance(asked, dict):  # else `validate` says so
         if asked.get("name") == recipe.task.name and not asked.get("source"):
             # The same task on the data that the recipe names: its held-out part.
-            asked |= recipe.task.model_dump(exclude={"limit", "numbers", "words"})
+            asked |= recipe.task.model_dump(
+                exclude={"limit", "numbers", "words", "operands", "digits"}
+            )
         if config.source:
             asked["source"], tree["part"] = config.source, "all"
     prompt = tree.setdefault("prompt", recipe.prompt.model_dump(exclude={"file", "templates"}))

@@ -16,6 +16,7 @@ from mlxreflect.core.records import Example
 from mlxreflect.data.forms import (
     ALSO,
     COMMON,
+    FILES,
     PUBLISHED,
     Fault,
     Misfit,
@@ -26,12 +27,27 @@ from mlxreflect.data.forms import (
     number,
     tools_of,
 )
-from mlxreflect.data.rows import TORN, BadRow, Row, fold, listed, rows_of
+from mlxreflect.data.rows import (
+    TORN,
+    BadRow,
+    Row,
+    find_split,
+    fold,
+    listed,
+    local_path,
+    rows_of,
+)
 
 OBJECTIVES = {
     "sft": "sft", "dpo": "preference", "ipo": "preference", "exo_pair": "preference",
     "orpo": "preference", "grpo": "group",
 }  # fmt: skip
+# A kind's columns as somebody else might call them, for hints.
+EXAMPLES = {
+    "sft": 'prompt="question", completion="answer"',
+    "preference": 'prompt="question", chosen="better", rejected="worse"',
+    "group": 'prompt="question", completions="answers", rewards="scores"',
+}
 NAMES = (
     "prompt", "chosen", "rejected", "completion", "completions", "rewards", "messages",
     "conversations", "text", "system", "weight", "label",
@@ -52,8 +68,9 @@ def read_examples(
 ) -> tuple[list[Example], list[BadRow]]:
     """The examples of a data set for an objective, and the rows that give none, in their order.
 
-    source: a .jsonl, .json, .csv, .tsv or .parquet file, a folder with one a split (train.jsonl),
-        or the name of a hub data set, of which `config` is taken.
+    source: a .jsonl, .json, .csv, .tsv or .parquet file, a folder with one a split (train.jsonl) or
+        the folder of a run, whose pairs or texts are read, or the name of a hub data set, of which
+        `config` is taken.
     columns: our name of a column → theirs; "weight" is read only where it is named. limit: at most
         so many examples; 0: all. say: is told of columns that nothing reads.
     turns: what is trained of a conversation, "all" of the assistant's turns or the "last".
@@ -70,6 +87,9 @@ def read_examples(
     seen: dict[str, None] = {}
     known: set[str] = set()
     used = set(columns.values())
+    own = local_path(source) / FILES[OBJECTIVES[objective]]  # of a run's folder, or an export's
+    if own.is_file() and not find_split(own.parent, split):
+        source = str(own)
     for row in rows_of(source, config, split):
         try:
             if isinstance(row, BadRow):
@@ -128,7 +148,8 @@ def nothing_left(
     if worst is Unknown:
         return UserError(
             f"{source}: {first.reason}",
-            f"rename columns, or name theirs for ours; the forms for {objective} are: {fit}",
+            f"rename columns, or say which they are, for example --set 'data.columns="
+            f"{{{EXAMPLES[kind]}}}'; the forms for {objective} are: {fit}",
         )
     if worst is Misfit:
         return UserError(

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations, takewhile
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 from scipy.stats import fisher_exact
@@ -86,6 +87,11 @@ def compare_all(paths: Sequence[Path], options: Options | None = None) -> dict[s
     """
     options, whole = options or Options(), len(paths) < 2
     if whole and len(paths := find_arms(folder := paths[0])) < 2:
+        if (folder / "run.json").is_file():
+            raise UserError(
+                f"{folder}: the run is not finished, and so there is nothing to compare yet",
+                f"go on with it: mlxreflect resume {quote(str(folder))}",
+            )
         raise UserError(
             f"{folder}: not two evaluations to compare",
             "name two or more: mlxreflect compare BASE TRAINED",

@@ -76,6 +76,7 @@ def show_runs(place: Path) -> RenderableType:
                 if (arm := summary.get(name))]  # fmt: skip
         what = keys.get("name") or keys.get("strategy") or keys.get("objective", "unknown")
         ended = "finished" if summary else "not finished"
+        ended = "trained on nothing" if summary.get("untrained") else ended
         model = keys.get("policy", {}).get("model", "unknown")
         rows.append([file.parent, what, model, ended, " → ".join(arms)])
     return table("", ["run", "of", "model", "status", "|base → trained"], rows, wraps="model")

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -54,16 +55,20 @@ def describe_wave(figures: Figures, solved: str) -> str:
     return f"{at}: {', '.join(filter(None, parts))}"
 
 
-def no_format(figures: Figures, tags: str) -> str:
+def no_format(figures: Figures, recipe: Recipe) -> str:
     """Returns what to do where no attempt of the first wave keeps the format, else ""."""
     attempts = sum(figures["failures"].values())  # all of them, where none keeps it
     if figures["number"] or figures["format_ok"] or attempts < FEW:
         return ""
+    tags = recipe.prompt.tags
     start, end = TAGS[tags]
     other = next(name for name in TAGS if name != tags)
+    if recipe.policy.model == "tiny":  # knows one set of tags, and its task alone
+        other = "" if tags == "think" else "think"
+    retag = f"--set prompt.tags={other}, or " if other else ""
     return (
         f"warning: none of {attempts} attempts keeps the format {start}…{end}, and so the policy "
-        f"can hardly learn: try --set prompt.tags={other}, or a larger policy.max_new_tokens"
+        f"can hardly learn: try {retag}a larger policy.max_new_tokens"
     )
 
 
@@ -278,7 +283,7 @@ def untrained(folder: Path, summary: Figures, lost: Lost) -> dict[str, str]:
     rows = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "wave"]
     asked, passed = sum(r["problems"] for r in rows), sum(r["passed"] for r in rows)
     cut, answers = sum(r.get("cut", 0) for r in rows), sum(r.get("answers", 0) for r in rows)
-    show = "`mlxreflect show RUN_DIR --problem ID` tells what happened to one"
+    show = f"`mlxreflect show {quote(str(folder))} --problem ID` tells what happened to one"
     why, hint = "no attempt and nothing else made an example", show
     if lost.calls:
         why = lost.said
@@ -290,7 +295,7 @@ def untrained(folder: Path, summary: Figures, lost: Lost) -> dict[str, str]:
         hint = "take harder or more problems ([task]), or raise policy.temperature"
     elif lost.said:
         why = lost.said
-        hint = f"take a larger critic.model, or raise critic.max_tokens; {show}"
+        hint = f"take a stronger critic ([critic]), or raise critic.max_tokens; {show}"
     elif summary["dropped"]:
         why = f"no example could be trained on: {', '.join(summary['dropped'])}"
         hint = "raise train.max_length, or policy.max_new_tokens where answers were cut off"

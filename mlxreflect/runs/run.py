@@ -202,7 +202,7 @@ class RunLoop:
                 figures = {**played.figures, "seconds": round(time.monotonic() - begun, 3)}
                 figures |= {"arm": played.arm} if played.arm else {}
                 ui.line(describe_wave(figures, method_of(run.config).solved))
-                if fault := no_format(figures, run.config.prompt.tags):
+                if fault := no_format(figures, run.config):
                     ui.line(fault)
                 # Before the commit: a run stopped in an evaluation does the wave again.
                 if played.arm:
