@@ -508,7 +508,7 @@ def test_the_plan_is_millers_formula(tmp_path: Path) -> None:
         stats.questions_needed(0.03, omega2=omega2, noise_a=noise[0], noise_b=noise[1])
     )
     assert (result["plan"]["omega2"], result["plan"]["questions"]) == (omega2, needed)
-    said = f"With about {needed} questions like these, a true difference of 3 points is found"
+    said = f"About {needed} questions like these would probably show a difference of 3 points"
     assert said in shown(result)
 
 

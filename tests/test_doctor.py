@@ -294,7 +294,7 @@ def test_a_policy_to_be_downloaded(
     found = look("policy.model=someone/model")
     assert (found.ok, found["policy"].status, found["memory"].status) == (True, "note", "note")
     assert found.takes("policy and its answers") is None
-    assert found["memory"].detail.startswith("training takes the most: at least 1.0 of ")
+    assert found["memory"].detail.startswith("the most is needed for training: at least 1.0 of ")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     failure = look("policy.model=someone/model")["policy"]
     assert failure.status == "fail"
@@ -362,7 +362,7 @@ def test_too_little_memory(
         found = look(*settings)
         assert found["memory"].status == status
         assert found.ok == (status != "fail")
-        assert found["memory"].detail.startswith(f"{phase} takes the most: about ")
+        assert found["memory"].detail.startswith(f"the most is needed for {phase}: about ")
         assert (lower in found["memory"].hint) == (status == "fail")
 
 

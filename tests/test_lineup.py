@@ -189,9 +189,9 @@ def test_bits_in_one_table(shell: Shell, tiny_random: Path) -> None:
 
 def test_what_was_answered_before_is_reused_and_said(shell: Shell, tiny_random: Path) -> None:
     ask = ["eval", *SHORT, "--model", tiny_random, "--json", "--out"]
-    assert "reused" not in shell.works(*ask, "a").err
-    assert "8 answers were reused from the cache" in shell.works(*ask, "b").err
-    assert "reused" not in shell.works(*ask, "c", "--cache", "off").err
+    assert "already" not in shell.works(*ask, "a").err
+    assert "8 answers were there already" in shell.works(*ask, "b").err
+    assert "already" not in shell.works(*ask, "c", "--cache", "off").err
     first, *others = (answered(shell.folder / name) for name in "abc")
     assert others == [first, first]
 

@@ -272,11 +272,11 @@ def test_what_begins_anew_is_marked_and_held_out_points_are_drawn() -> None:
     (axis,) = figure_of(plots.draw_accuracy, told).axes
     assert lines(axis, "held-out problems") == [([-0.5, 1, 2.5], [0.3, 0.4, 0.5])]
     assert lines(axis, "dev problems") == [([-0.5, 0, 2], [0.2, 0.0, 0.5])]
-    assert lines(axis, "adapter begins anew")[0][0] == [1.5, 1.5]
+    assert lines(axis, "from here on a new adapter")[0][0] == [1.5, 1.5]
     figure = figure_of(plots.draw_margin, told)
     assert figure.get_suptitle().endswith("\na run, tiny")
     assert lines(figure.axes[0], "held-out rows") == [([0, 4], [0, 4])]
-    assert lines(figure.axes[1], "reference begins anew")[0][0] == [3.5, 3.5]
+    assert lines(figure.axes[1], "from here on a new reference")[0][0] == [3.5, 3.5]
     (axis,) = figure_of(plots.draw_loss, told).axes
     assert lines(axis, "held-out rows") == [([0, 4], [0.5, pytest.approx(0.1)])]
     (axis,) = figure_of(plots.draw_reward, told).axes

@@ -202,23 +202,24 @@ def print_text(out: "Console", text: "Text", indent: str = "") -> None:
     """Wraps at words. Commands and long words, such as paths, overflow: they can be copied."""
     from rich.text import Text
 
+    room = out.width - len(indent)
     lines = [
         part
-        for line in text.split("\n", allow_blank=True)
-        for part in line.divide(breaks(line.plain, out.width - len(indent)))
+        for i, line in enumerate(text.split("\n", allow_blank=True))
+        for part in line.divide(breaks(line.plain, room, 0 if i else -len(indent)))
     ]
     for line in lines:
         line.rstrip()
     out.print(Text(f"\n{indent}").join(lines), soft_wrap=True)
 
 
-def breaks(line: str, room: int) -> list[int]:
-    """Returns where a line breaks, at words, to fit into `room` columns."""
+def breaks(line: str, room: int, used: int = 0) -> list[int]:
+    """Returns where a line breaks, at words, to fit into `room` columns. used: columns of it."""
     from rich.cells import cell_len
 
-    at, used = list[int](), 0
+    at = list[int]()
     for word in re.finditer(r"^\s*\S*\s*|\S+\s*", "" if COPIED.search(line) else line):
-        if used and used + cell_len(word[0].rstrip()) > room:
+        if used > 0 and used + cell_len(word[0].rstrip()) > room:
             at.append(word.start())
             used = 0
         used += cell_len(word[0])

@@ -269,8 +269,8 @@ def plan(pairs: Pairs, options: Options) -> dict[str, Any]:
     varies = {"omega2": omega2, "noise_a": noise_a, "noise_b": noise_b}
     needed = math.ceil(stats.questions_needed(delta, **varies, alpha=options.alpha))
     said = (
-        f"With about {needed} questions like these, a true difference of {100 * delta:.3g} points "
-        "is found in 4 of 5 evaluations."
+        f"About {needed} questions like these would probably show a difference of "
+        f"{100 * delta:.3g} points (power {stats.POWER:.0%})."
     )
     return {"difference": delta, "questions": needed, **varies, "sentence": said}
 

@@ -91,7 +91,8 @@ class Answers:
     def report(self) -> list[str]:
         """Returns a line on what was reused since the last report, or none."""
         reused, self.reused = self.reused, 0
-        return [f"{reused} answers were reused from the cache"] if reused else []
+        said = "answers were there already: this model was asked the same before (see --cache)"
+        return [f"{reused} {said}"] if reused else []
 
 
 # ---- a model in this process ---------------------------------------------------------------------

@@ -166,20 +166,21 @@ def conclude(
 
 def sentence(r: dict[str, Any], *, more: bool) -> str:
     """more: whether the spec has questions that might still be asked."""
-    begin = (
+    counted = (
         f"{r['b']} answers {r['accuracy_b']:.1%} of {r['n']} questions right, {r['a']} "
-        f"{r['accuracy_a']:.1%}: {points(r['difference'])} points "
-        f"(anytime-valid {level(r['alpha'])} interval {points(r['ci_low'])} to "
-        f"{points(r['ci_high'])}; {r['gains']} gained, {r['losses']} lost; E = {r['e_value']:.3g})."
+        f"{r['accuracy_a']:.1%}: {points(r['difference'])} points, {r['gains']} gained, "
+        f"{r['losses']} lost."
+    )
+    evidence = (
+        f"The evidence: E = {r['e_value']:.3g}, {r['threshold']:g} decides; {level(r['alpha'])} "
+        f"interval {points(r['ci_low'])} to {points(r['ci_high'])} points, valid at every look."
     )
     if r["decision"] == "undecided":
-        return (
-            f"{begin} Not decided after {r['n']} questions: E stayed below {r['threshold']:g}. "
-            + ("A larger --max-n goes on from here." if more else "All questions were asked.")
-        )
+        ends = "A larger --max-n goes on from here." if more else "All questions were asked."
+        return f"Not decided after {r['n']} questions. {counted} {ends} {evidence}"
     return (
-        f"{begin} {r['b']} is {r['decision']} than {r['a']}: E reached {r['threshold']:g}, which "
-        f"between equal models happens {100 * r['alpha']:.10g}% of the time at most, however often "
-        f"one looks. {r['saved']} of {r['of']} questions saved. Stopping early overstates the "
-        "difference; for its true size evaluate all questions."
+        f"{r['b']} is {r['decision']} than {r['a']}. {counted} {r['saved']} of {r['of']} questions "
+        "saved. Stopping early overstates the difference; for its true size evaluate all "
+        f"questions. Of equal models, at most {100 * r['alpha']:.10g}% would be told apart so. "
+        f"{evidence}"
     )

@@ -189,10 +189,13 @@ def render_solved(result: dict[str, Any]) -> Iterator[RenderableType]:
     known = {True: ", which is right", False: ", which is not right", None: ""}[result["correct"]]
     took = result["took"]
     yield Rule(style="dim")
-    yield plain(f"answer: {result['answer']}{known}", "bold")
+    none = result["answer"] is None
+    yield plain("no answer was given" if none else f"answer: {result['answer']}{known}", "bold")
+    answers, critic = took["samples"], took["tokens_critic"]
+    critics = f", and a critic wrote {critic:.0f}" if critic else ""
     yield plain(
-        f"{why}; {took['samples']:.0f} samples, {took['tokens_generated']:.0f} tokens generated, "
-        f"{took['tokens_prefilled']:.0f} prefilled, {took['tokens_critic']:.0f} by the critic"
+        f"{why}; the model wrote {took['tokens_generated']:.0f} tokens in {answers:.0f} "
+        f"answer{'s' if answers != 1 else ''}{critics}"
     )
 
 

@@ -128,7 +128,7 @@ def mark_anew(axis: Axes, data: RunData, *, steps: bool) -> None:
     looks = {"reference": ":", "adapter": "-."}
     known = set[str]()
     for waves, before, what in data.anew():
-        label = "" if what in known else f"{what} begins anew"
+        label = "" if what in known else f"from here on a new {what}"
         x = before + 0.5 if steps else waves - 0.5
         axis.axvline(x, color=GREY, linewidth=1, linestyle=looks[what], label=label)
         known.add(what)

@@ -148,11 +148,11 @@ def show_waves(run_dir: Path) -> RenderableType:
     word = method_of(recipe).solved if recipe else "solved"
     some = {
         "|bucket": "bucket", "|pairs": "pairs", "|rewrites": "rewrites", "|leaks": "leaks",
-        "|verify": "verifications",
+        "|verified": "verifications",
     }  # fmt: skip
     columns = {
-        "|epoch": "epoch", "|wave": "wave", "stage": "stage", "|size": "problems",
-        "|first": "first_correct", "|format": "format_ok",
+        "|epoch": "epoch", "|wave": "wave", "stage": "stage", "|problems": "problems",
+        "|right at once": "first_correct", "|in format": "format_ok",
         **({f"|{word}": "solved"} if word else {}),
         **{name: key for name, key in some.items() if any(row.get(key) for row in waves)},
     }  # fmt: skip
@@ -164,7 +164,7 @@ def show_waves(run_dir: Path) -> RenderableType:
          f"{row['seconds']:.1f}" if "seconds" in row else ""]
         for row in waves[-LAST_WAVES:]
     ]  # fmt: skip
-    return table(title, [*columns, "|secs"], rows)
+    return table(title, [*columns, "|seconds"], rows)
 
 
 def show_problems(episodes: list[Episode], status: str | None) -> RenderableType:
@@ -260,7 +260,7 @@ def totals(run_dir: Path, summary: dict[str, Any], recipe: Recipe | None) -> dic
     nothing = "nothing: the trained policy is the base" if "examples" in summary else None
     nothing = (summary.get("untrained") or {}).get("why") or nothing
     n, cut = summary.get("answers", 0), summary.get("cut", 0)
-    by = "; by what the last round of each came to:" if statuses else ""
+    by = "; how each of them ended:" if statuses else ""
     seconds = summary.get("wall_seconds")
     named = {
         "problems": f"{summary.get('problems', 0)}{by}",
@@ -272,7 +272,7 @@ def totals(run_dir: Path, summary: dict[str, Any], recipe: Recipe | None) -> dic
         "prompts cut to fit": summary.get("cut_prompts") or None,
         **critic_lines(summary.get("critic") or {}, who),
         "answers cut off": f"{percent(cut / n)} of {n}, at policy.max_new_tokens" if cut else None,
-        "errors of first attempts": ", ".join(kinds) or None,
+        "errors of attempts": ", ".join(kinds) or None,
         "dev problems": look_line(summary["dev"]) if summary.get("dev") else None,
         "wall time": f"{seconds / 60:.1f} min" if seconds is not None else None,
     }

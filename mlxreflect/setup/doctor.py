@@ -137,7 +137,12 @@ def check_disk() -> Iterator[Check]:
     place = next(p for p in (Path("runs").resolve(), *Path("runs").resolve().parents) if p.exists())
     free = shutil.disk_usage(place).free / GB
     if not os.access(place, os.W_OK):
-        yield Check("disk", "fail", f"{place} cannot be written to", "start it in another folder")
+        yield Check(
+            "disk",
+            "fail",
+            f"{place} cannot be written to",
+            "change to a folder of yours: cd FOLDER",
+        )
     elif free < DISK_GB:
         hint = "free some, or start it in a folder on another disk"
         yield Check("disk", "fail", f"{free:.1f} GB free in {place}", hint)
@@ -158,7 +163,7 @@ def check_memory(recipe: Recipe | None, known: Known, memory: dict[str, Any]) ->
     most = max(phases, key=lambda phase: phases[phase])
     unknown = any(row.bytes is None for row in rows)
     needed = f"{'at least' if unknown else 'about'} {phases[most] / GB:.1f} of {there / GB:.1f} GB"
-    detail = f"{most} takes the most: {needed}"
+    detail = f"the most is needed for {most}: {needed}"
     if phases[most] > there:
         mine = max((row for row in rows if most in row.phases), key=lambda row: row.bytes or 0)
         hint = f"lower {mine.lower}, or take a smaller policy or critic, or more bits off them"

@@ -22,7 +22,7 @@ from mlxreflect.core.seeds import rng_for
 Interval = tuple[float, float]
 FLIPS = 10_000  # sign flips of the permutation test, where 2^questions is more than that
 BLOCK = 1000  # of them at a time
-POWER = 0.8  # with which a difference is found: "in 4 of 5 evaluations"
+POWER = 0.8  # with which a difference is found: in 4 of 5 evaluations
 DISCORDANCE = 0.2  # share of questions on which two arms are taken to differ, beforehand
 NODES = 512  # Gauss-Legendre: exact for polynomials of degree 1023, far closer than 1e-9 beyond
 EDGE = 1e-9  # of the means, where a division by 1 ± m would fail
@@ -410,14 +410,17 @@ def sentence(r: Mapping[str, Any], *, task: str = "") -> str:
 def power_sentence(n: int, effect: float | None = None) -> str:
     """Returns what difference n questions can show. effect: the least, where it was measured.
 
-    Before anything is measured, base and trained are taken to differ on DISCORDANCE of them.
+    Before anything is measured, base and trained are taken to differ on DISCORDANCE of them. That
+    is why the figure is another one afterwards, and the sentence says so.
     """
-    effect = minimum_detectable_effect(DISCORDANCE, n) if effect is None else effect
+    given = "as much as they differ here"
+    if effect is None:
+        effect, given = minimum_detectable_effect(DISCORDANCE, n), "if every fifth answer changes"
     if effect >= 1:
         return "So few questions cannot show any difference."
     return (
-        f"With {n} questions, a true difference of {100 * effect:.1f} points is found in 4 of 5 "
-        "evaluations."
+        f"With {n} questions, a gain below {100 * effect:.3g} points would probably not show "
+        f"(power {POWER:.0%}, {given})."
     )
 
 
