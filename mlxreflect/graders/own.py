@@ -18,7 +18,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -175,6 +175,16 @@ def explained(error: BaseException, path: Path) -> str:
     return one_line(f"{path.name}:{lines[-1] if lines else 1}: {said}")
 
 
+def guarded(work: Callable[[], Any], path: Path) -> tuple[Any, str]:
+    """Runs a person's code, which raises anything: (its value, "") or (None, its fault)."""
+    try:
+        return work(), ""
+    except UserError as error:
+        return None, error.message
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the one place
+        return None, explained(error, path)
+
+
 def load(path: Path, function: str, digest: str) -> Callable[..., Any]:
     """Returns the function of a file. Raises UserError for other bytes than the run began with."""
     if sha256(path) != digest:
@@ -212,10 +222,9 @@ def replied(
     function: Callable[..., Any], path: Path, kind: Kind, question: list[Any]
 ) -> dict[str, Any]:
     """Calls the function; whatever it raises is that response's fault."""
-    try:
-        value = function(*question)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 -- a person's code raises anything
-        return {"fault": explained(error, path)}
+    value, fault = guarded(partial(function, *question), path)
+    if fault:
+        return {"fault": fault}
     try:
         return {"value": checked(value, kind), "fault": ""}
     except (TypeError, ValueError) as error:
@@ -238,15 +247,10 @@ def main() -> None:
         replies.write(json.dumps(value) + "\n")
         replies.flush()
 
-    try:
-        function = load(path, name, digest)
-    except UserError as error:
-        reply({"fault": error.message})
+    function, fault = guarded(partial(load, path, name, digest), path)
+    reply({"fault": fault})
+    if fault:
         return
-    except (Exception, SystemExit) as error:  # noqa: BLE001 -- a person's code raises anything
-        reply({"fault": explained(error, path)})
-        return
-    reply({"fault": ""})
     for line in questions:
         signal.alarm(int(CALL_S) + 5)  # also where whoever asked is gone
         answer = replied(
