@@ -14,7 +14,7 @@ from mlxreflect import stats
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import append_rows
 from mlxreflect.core.records import Sample, make_problem, to_row
-from mlxreflect.evaluation.arms import read_arm
+from mlxreflect.evaluation.arms import distinct_names, read_arm
 from mlxreflect.evaluation.compare import Options, compare, compare_all, compare_counts, hint_for
 from mlxreflect.report.tables import render_comparison
 
@@ -228,6 +228,19 @@ DIRECT = {**THINKING, "prompt": {"style": "direct"}}
 
 
 # ---- several arms --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [(["r3--tiny--20261129-1", "r3--tiny--20261129-2"], ["20261129-1", "20261129-2"]),
+     (["r3--tiny--20261129-1", "rel--tiny--20261129-2"], ["r3", "rel"]),
+     (["run-a", "run-b"], ["run-a", "run-b"])],
+)  # fmt: skip
+def test_runs_are_told_apart_by_short_names(
+    folders: list[str], names: list[str], tmp_path: Path
+) -> None:
+    paths = [tmp_path / "runs" / folder / "eval" / "trained" for folder in folders]
+    assert distinct_names(paths) == names
 
 
 def test_every_arm_against_the_first_with_holms_adjustment(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from mlxreflect.core.journal import read_rows
 from mlxreflect.critics import client, open_critics
 from mlxreflect.critics.ledger import BudgetReached, Ledger
 from mlxreflect.report import show
-from mlxreflect.runs.figures import lost_texts, untrained
+from mlxreflect.runs.figures import lost_texts, ruined, untrained
 from mlxreflect.runs.folder import create_run
 
 
@@ -354,3 +354,17 @@ def test_a_secret_reaches_no_file_and_no_screen(
     assert b"who is" in text
     for part in (PASSWORD, KEY, *signed[0].split()):
         assert part.encode() not in text
+
+
+@pytest.mark.parametrize(
+    ("base", "trained", "lost"),
+    [((0.25, 0.9), (0.0, 0.1), True), ((0.25, 0.9), (0.0, 0.8), False),
+     ((0.25, 0.9), (0.2, 0.1), False), ((0.0, 0.9), (0.0, 0.0), False)],
+)  # fmt: skip
+def test_a_policy_that_learning_ruined_is_said(
+    base: tuple[float, float], trained: tuple[float, float], lost: bool
+) -> None:
+    arms = {"base": base, "trained": trained}
+    told = {name: dict(zip(("accuracy", "format_rate"), arm, strict=True))
+            for name, arm in arms.items()}  # fmt: skip
+    assert ("lower train.lr" in ruined(told)) == lost

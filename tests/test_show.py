@@ -319,6 +319,25 @@ def test_only_the_last_waves_are_listed(tmp_path: Path) -> None:
     assert [str(1000 + i) in text for i in range(50)] == [i >= 20 for i in range(50)]
 
 
+@pytest.mark.parametrize(
+    ("task", "fields", "asked"),
+    [("countdown", {"numbers": [3, 4], "target": 7}, ("numbers 3 4, target 7", "countdown")),
+     ("jsonl", {"question": "What's\n 2 + 3?"}, ("What's 2 + 3?", "")),
+     ("jsonl", {"question": "--help"}, ("", "")),
+     ("jsonl", {"question": "why " * 99}, ("why " * 39 + "why…", ""))],
+)  # fmt: skip
+def test_a_run_ends_with_a_question_that_it_answered_rightly(
+    task: str, fields: dict[str, Any], asked: tuple[str, str], tmp_path: Path
+) -> None:
+    arm = tmp_path / "eval" / "trained"
+    arm.mkdir(parents=True)
+    problems = [Problem("right", task, fields, None), Problem("wrong", task, fields, None)]
+    append_rows(arm / "problems.jsonl", map(to_row, problems))
+    rows = [{"problem_id": p.id, "correct": p.id == "right"} for p in problems]
+    append_rows(arm / "samples.jsonl", rows)
+    assert show.answered_question(tmp_path) == asked
+
+
 def test_the_story_is_told_in_order(tmp_path: Path) -> None:
     episode = learned(FIRST)
     run = make_run(tmp_path / "run", [episode, at_once(SECOND)], examples_of(episode))

@@ -353,6 +353,9 @@ def test_plain_output(command: Command, monkeypatch: pytest.MonkeyPatch) -> None
         assert fact in done.out.partition("\nsteps")[2]
     shown = command.works("show", "out").out
     assert shown == done.out[done.out.index("steps") : done.out.index("look at it")]
+    (used,) = (line for line in done.out.splitlines() if line.startswith("use it"))
+    asked = json.loads((command.folder / "out" / "summary.json").read_text())["asked"]
+    assert "countdown" not in used and shlex.quote(asked or "…") in used
     before = outputs_in(command.folder / "out")
     again = command.works("resume", "out")
     assert again.out.startswith(f"out is already finished; this is its result\n{shown}")

@@ -128,20 +128,29 @@ def show_end(work: "Folder[Any]", summary: dict[str, Any], ui: "Ui") -> None:
         from mlxreflect.runs.fit import show_training
 
         ui.table(show_training(summary))
-        spec = "countdown" if model == "tiny" else "gsm8k"
+        asked, task = summary.get("asked", ""), ""
+        against = work.config.data.against
+        spec = shlex.quote(str(against[0])) if against else "TASK"
         comparing = f"eval {spec} --model {shlex.quote(model)} --adapter {path}/adapter --base"
     else:
-        from mlxreflect.report.show import show_summary
+        from mlxreflect.report.show import answered_question, show_summary
 
         for part in show_summary(work.path):
             ui.table(part)
+        asked, task = answered_question(work.path)
         comparing = f"compare {path}"
-    using = f"mlx_lm.generate --model {shlex.quote(model)} --adapter-path {path}/adapter --prompt …"
-    if model == "tiny":  # which mlx-lm does not know by that name
-        asked = "'numbers 3 4 5, target 35' --task countdown --model tiny"
-        using = f"mlxreflect solve {asked} --adapter {path}/adapter"
-    looking = {"look at it": f"mlxreflect show {path}", "use it": using}
-    ui.header({**looking, "compare it": f"mlxreflect {comparing}"})
+    told = {"look at it": f"mlxreflect show {path}"}
+    if not summary.get("untrained"):
+        question, adapter = shlex.quote(asked or "…"), f"{path}/adapter"
+        told["use it"] = (
+            f"mlx_lm.generate --model {shlex.quote(model)} --adapter-path {adapter} "
+            f"--prompt {question}"
+        )
+        if model == "tiny":  # which mlx-lm does not know by that name
+            rules = f" --task {task} --set temperature=0" if task else ""
+            told["use it"] = f"mlxreflect solve {question}{rules} --model tiny --adapter {adapter}"
+        told["compare it"] = f"mlxreflect {comparing}"
+    ui.header(told)
 
 
 @app.command(rich_help_panel=LEARN, epilog="Example: mlxreflect show runs/latest --status bucket")
@@ -215,6 +224,9 @@ def solve(
     chosen = solving.find_task(task)
     spec = solving.solve_spec(chosen, critic, rounds, integrate, set_ or [])
     problem, ui = solving.read_question(question, chosen), make_ui(as_json)
+    if model == "tiny" and not adapter and chosen.name != "countdown":
+        ui.line("warning: tiny knows only Countdown, and nothing else: add --task countdown, or "
+                "give another --model")  # fmt: skip
     policy = load_policy(
         PolicyConfig(model=model, adapter=adapter, thinking=spec.thinking, template=spec.template)
     )

@@ -270,8 +270,13 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     depths = range(min(map(len, parts)))
     single = ([whole[depth] for whole in parts] for depth in depths)
     joined = (["/".join(whole[depth::-1]) for whole in parts] for depth in depths)
-    names = (names for names in (*single, *joined) if len(set(names)) == len(names))
-    return next(names, list(map(str, paths)))
+    distinct = (names for names in (*single, *joined) if len(set(names)) == len(names))
+    names = next(distinct, list(map(str, paths)))
+    # Of the folders of runs, recipe--model--time, one part may do.
+    split = [name.split("--") for name in names]
+    if {3} == {*map(len, split)}:
+        names = next((list(p) for p in zip(*split, strict=True) if len({*p}) == len(p)), names)
+    return names
 
 
 def read_arm(path: Path) -> list[Arm]:

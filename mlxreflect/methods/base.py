@@ -281,7 +281,8 @@ class Frame:
         """Tells what is under way. From any thread."""
         self.doing = doing
         counted = [f"{n} {what}" for what, n in self.counts.items() if n]
-        self.tell(", ".join([*counted, doing]))
+        so_far = f"; so far {', '.join(counted)}" if counted else ""
+        self.tell(f"{doing}{so_far}")
 
     def count(self, what: str, n: int) -> None:
         """Tells that n more attempts, critic calls or steps are done. From any thread."""

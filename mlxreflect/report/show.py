@@ -25,11 +25,12 @@ from mlxreflect.core.records import Episode, Example, Turn, Verdict, episode_fro
 from mlxreflect.core.ui import facts, percent, plain, table
 from mlxreflect.data.forms import shared
 from mlxreflect.data.matching import sentence
-from mlxreflect.evaluation.arms import read_arms, read_results
+from mlxreflect.evaluation.arms import problems_of, read_arms, read_results
 from mlxreflect.methods.base import STATUSES, status_words
 from mlxreflect.report.tables import chain_line, comparisons, second_answers
 
 EXAMPLES = {"preference": "preference pairs", "sft": "SFT examples", "group": "groups of answers"}
+MOST_ASKED = 160  # characters of a question in a command
 LAST_WAVES = 30  # rows of the table of waves
 MOST_PROBLEMS = 40  # rows of the table of problems, unless a status is asked for
 ANSWERS = ("attempt", "rewrite", "continue", "retry", "verify", "integrate", "answer", "ground")
@@ -201,6 +202,27 @@ def shorten(fields: dict[str, Any], width: int = 44) -> str:
     text = fields.get("question") or ", ".join(f"{k} {v}" for k, v in fields.items())
     line = " ".join(str(text).split())
     return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def answered_question(run_dir: Path) -> tuple[str, str]:
+    """Returns a short question that the trained policy answered rightly, and a task to ask it by.
+
+    "" for a task where the question is asked in words, "" for both where nothing was right.
+    """
+    found: list[tuple[str, str]] = []
+    for file in sorted((run_dir / "eval" / "trained").rglob("problems.jsonl")):
+        right = {row["problem_id"] for row in read_rows(file.with_name("samples.jsonl"))
+                 if row["correct"]}  # fmt: skip
+        for problem in problems_of(file):
+            fields, task = problem.fields, ""
+            if problem.task == "countdown":
+                numbers = " ".join(map(str, fields["numbers"]))
+                text, task = f"numbers {numbers}, target {fields['target']}", "countdown"
+            else:
+                text = shorten(fields, MOST_ASKED)
+            if problem.id in right and not text.startswith("-"):  # else it would be an option
+                found.append((text, task))
+    return min(found, key=lambda one: len(one[0]), default=("", ""))
 
 
 def show_summary(run_dir: Path) -> list[RenderableType]:

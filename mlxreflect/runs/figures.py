@@ -31,6 +31,7 @@ COMPARED = ("n", "accuracy_a", "accuracy_b", "gains", "losses", "difference", "c
 MEASURED = ("n", "accuracy", "ci_low", "ci_high", "format_rate", "parse_failures", "truncated")
 ENOUGH = 20  # answers, of which a share can be told
 FEW = 4  # fewer attempts say nothing of whether the policy knows the format
+RUIN = 0.2  # share of base's figures below which a policy is ruined
 SHOWN = 5  # reasons of the leak filter in a summary
 
 
@@ -109,7 +110,7 @@ def ends_at(seconds: float, done: int, total: int, after: float) -> str:
         return ""
     at = datetime.now() + timedelta(seconds=seconds / done * (total - done) + after)
     day = "" if at.date() == datetime.now().date() else f"{at:%a} "
-    return f"the run ends about {day}{at:%H:%M}; "
+    return f"; ends about {day}{at:%H:%M}"
 
 
 def spending(figures: Figures) -> Counter[str]:
@@ -163,6 +164,8 @@ def conclude(
     summary, lost = summarise_run(run, evaluated, calls), lost_texts(run.path)
     if lost.said:
         ui.line(f"warning: {lost.said}")
+    if fault := ruined(summary):
+        ui.line(fault)
     if not summary["tokens_trained"]:
         summary["untrained"] = untrained(run.path, summary, lost)
     return summary
@@ -276,6 +279,19 @@ def lost_texts(folder: Path) -> Lost:
         last = refused[-1]["reason"] or "the answer is wrong"
         return Lost(f"none of {len(written)} rewrites was taken; the last: {last}")
     return Lost()
+
+
+def ruined(summary: Figures) -> str:
+    """Returns what to do where learning destroyed the policy, else "": accuracy and format went."""
+    base, trained = summary["base"], summary["trained"]
+    fell = [trained[key] < RUIN * base[key] for key in ("accuracy", "format_rate")]
+    if not all(fell) or not base["accuracy"] >= RUIN / 2:
+        return ""
+    return (
+        f"warning: trained answers {trained['accuracy']:.1%} right, base {base['accuracy']:.1%}, "
+        f"and it keeps the format of {trained['format_rate']:.1%}: the learning rate has probably "
+        "ruined it: lower train.lr"
+    )
 
 
 def untrained(folder: Path, summary: Figures, lost: Lost) -> dict[str, str]:

@@ -58,6 +58,7 @@ Rows = list[Row | Pair | Group]
 # Of chats, as many models' templates write them.
 MARKS = re.compile(r"<\|(im_start|start_header_id|start|user|assistant|turn)\||<start_of_turn>"
                    r"|<\|turn>|\[INST\]")  # fmt: skip
+MOST_ASKED = 160  # characters of a prompt that is shown
 NAMED = 5  # bad rows that are shown; all of them stand in bad_rows.jsonl
 
 
@@ -66,13 +67,14 @@ class Data:
     """Rows to train on, rows held out, and what could not be used, by name.
 
     decontaminated: counts of rows that occur in an evaluation; None where none was named. notes: a
-    line each on how the chat template and the rows' texts are read.
+    line each on how the chat template and the rows' texts are read. asked: a short prompt of them.
     """
 
     train: Rows
     held_out: Rows
     bad: list[BadRow]
     notes: list[str]
+    asked: str = ""
     decontaminated: dict[str, Any] | None = None
 
     @property
@@ -190,7 +192,16 @@ def encode_data(
         held_out,
         bad,
         [*policy.template.notes_for(job.tags), *notes_on(used, policy.template)],
+        short_prompt(used),
     )
+
+
+def short_prompt(used: Sequence[Example]) -> str:
+    """Returns the shortest prompt of one question, in a line, or ""; no one that is an option."""
+    asked = (e.prompt[0]["content"] for e in used if len(e.prompt) == 1)
+    texts = (" ".join(str(text).split()) for text in asked)
+    shortest = min((t for t in texts if t and t[0] != "-"), key=len, default="")
+    return shortest if len(shortest) <= MOST_ASKED else f"{shortest[:MOST_ASKED]}…"
 
 
 def notes_on(used: Sequence[Example], template: ChatTemplate) -> list[str]:
@@ -383,6 +394,7 @@ class FitLoop:
             "skipped": len(self.data.bad),
             "cut_prompts": self.data.cut_prompts,
             "decontaminated": self.data.decontaminated,
+            "asked": self.data.asked,
             "steps": len(steps),
             "stopped_early": self.done < self.total,
             "first": {key: steps[0][key] for key in MEASURED},

@@ -192,7 +192,7 @@ class RunLoop:
         with ui.progress("learning", total) as bar:
             bar.advance(done)
             ends = ends_at(seconds, done, total, after)
-            frame.tell = lambda text: bar.update_text(ends + text)
+            frame.tell = lambda text: bar.update_text(text + ends)
             ending = reached(spent, run.config.limits, ui) or watch.stops()
             while (wave := frame.next_wave(ending=ending)) is not None:
                 if wave.new_epoch and wave.number:
