@@ -230,6 +230,16 @@ def test_mlx_without_a_backend_says_what_to_install(process: Shell) -> None:
 
 LIGHT: dict[str, tuple[list[str], str, str]] = {
     "no such recipe": (["run", "nope"], "no recipe 'nope'", "one of: preflexor, quickstart, r3"),
+    "a mistyped recipe": (["run", "quikstart"], "no recipe 'quikstart'", "mean quickstart?"),
+    "a mistyped file": (["run", "mine.tml"], "no recipe 'mine.tml'", "did you mean mine.toml?"),
+    "data as a recipe": (
+        ["run", "qa.jsonl"], "qa.jsonl is data, no recipe", "mlxreflect init --task qa.jsonl",
+    ),
+    "grade the other way round": (
+        ["grade", "qa.jsonl", "countdown"], "qa.jsonl is a file", "grade countdown qa.jsonl",
+    ),
+    "show a file": (["show", "mine.toml"], "mine.toml is a file", "runs/latest"),
+    "no such method": (["init", "--strategy", "r4"], "--strategy r4: no such method", "r3"),
     "unknown key": (
         ["run", "quickstart", "--set", "train.lrr=1"],
         "--set train.lrr=1: unknown key train.lrr", "did you mean train.lr?",
@@ -285,6 +295,8 @@ LIGHT: dict[str, tuple[list[str], str, str]] = {
 @pytest.mark.parametrize("name", LIGHT)
 def test_mistake(shell: Shell, name: str) -> None:
     arguments, said, hinted = LIGHT[name]
+    (shell.folder / "mine.toml").touch()
+    (shell.folder / "qa.jsonl").touch()
     error, hint = shell.mistake(*arguments)
     assert said in error
     assert hinted in hint

@@ -416,7 +416,8 @@ def test_unknown_profile_lists_the_known_ones(tmp_path: Path) -> None:
     error = refused(path, "profile=quik")
     assert error.message == f"{path}: no profile 'quik'"
     assert error.hint.startswith("its profiles are: quick, slow; and every recipe has: qwen2.5-1.5")
-    assert refused(write(tmp_path, ""), "profile=x,quick").hint.startswith("every recipe has: qwen")
+    none = refused(write(tmp_path, ""), "profile=x,quick").hint
+    assert none.startswith("it has none of its own; and every recipe has: qwen")
 
 
 def test_profiles_of_models_are_merged_before_the_recipes_own(tmp_path: Path) -> None:
@@ -650,8 +651,8 @@ def test_what_is_no_file_lists_the_bundled_names(tmp_path: Path) -> None:
         error = refused(name)
         assert error.message == said
         assert error.hint == f"give a file, or one of: {', '.join(bundled('recipes'))}"
-    with pytest.raises(UserError, match="no eval 'countdwn'") as caught:
-        eval_spec(load_recipe("quickstart", ["eval.spec=countdwn"]))
+    with pytest.raises(UserError, match="no eval 'none'") as caught:
+        eval_spec(load_recipe("quickstart", ["eval.spec=none"]))
     assert caught.value.hint == f"give a file, or one of: {', '.join(bundled('evals'))}"
 
 

@@ -1,6 +1,7 @@
 """The commands that evaluate: eval, compare, report, grade."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -225,6 +226,11 @@ def grade(
             raise UserError(
                 f"--out {out}: the rows of a file are graded to stdout",
                 "leave --out out, or name an evaluation's folder alone: mlxreflect grade FOLDER",
+            )
+        if Path(task).is_file() and not file.exists():
+            raise UserError(
+                f"{task} is a file, where the task is wanted",
+                f"the task comes first: mlxreflect grade {file} {shlex.quote(task)}",
             )
         from mlxreflect.evaluation.evaluate import grade_file
 

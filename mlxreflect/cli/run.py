@@ -171,6 +171,11 @@ def show(
     from mlxreflect.report.show import show_problem, show_run, show_runs
 
     ui = make_ui(False)
+    if run_dir and run_dir.is_file():
+        raise UserError(
+            f"{run_dir} is a file, and not the folder of a run",
+            "give a folder, such as runs/latest; without one, `mlxreflect show` lists them",
+        )
     if run_dir is None:
         ui.table(show_runs(Path("runs")))
         return

@@ -92,9 +92,10 @@ def merge_profiles(
     shared = read_shared().profiles if set(chosen) - own.keys() else {}
     if unknown := [name for name in chosen if name not in own and name not in shared]:
         known = [name for name in own if name != SHARED]
-        mine = f"its profiles are: {', '.join(known)}; and " if known else ""
+        mine = f"its profiles are: {', '.join(known)}" if known else "it has none of its own"
         raise UserError(
-            f"{path}: no profile {unknown[0]!r}", f"{mine}every recipe has: {', '.join(shared)}"
+            f"{path}: no profile {unknown[0]!r}",
+            f"{mine}; and every recipe has: {', '.join(shared)}",
         )
     parts = [shared[name] for name in chosen if name not in own]
     if parts:

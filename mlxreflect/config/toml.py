@@ -6,6 +6,7 @@ Every fault is a UserError that names file, line, key and value.
 import difflib
 import errno
 import re
+import shlex
 import tomllib
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -21,6 +22,7 @@ from tomlkit.items import AoT, InlineTable, Table
 from mlxreflect.core.errors import UserError
 
 PACKAGE = Path(__file__).parent.parent
+DATA = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # no TOML, but what `init` looks at
 SHARED = "models"  # recipes/models.toml: profiles that every recipe has
 MARK = "\u2063"  # stands in no TOML file of a person
 T = TypeVar("T", bound=BaseModel)
@@ -59,6 +61,9 @@ def find_toml(name: str, folder: Literal["recipes", "evals"]) -> Path:
     """A path as given, else a bundled name. Raises UserError with the nearest names."""
     path = local_path(name)
     if path.is_file():
+        if folder == "recipes" and path.suffix.lower() in DATA:
+            make = f"make a recipe for it: mlxreflect init --task {shlex.quote(name)}"
+            raise UserError(f"{name} is data, no recipe", make)
         return path
     known = bundled(folder)
     stem = path.stem if path.suffix == ".toml" else name
@@ -66,7 +71,10 @@ def find_toml(name: str, folder: Literal["recipes", "evals"]) -> Path:
         return known[stem]
     kind = folder[:-1]
     fault = f"{name} is a folder, no {kind} file" if path.is_dir() else f"no {kind} {name!r}"
-    raise UserError(fault, f"give a file, or one of: {', '.join(known)}")
+    here = [str(file) for file in path.parent.glob("*.toml")] if not path.is_dir() else []
+    near = difflib.get_close_matches(name, [*known, *here], 1, cutoff=0.7)
+    all_ = f"give a file, or one of: {', '.join(known)}"
+    raise UserError(fault, f"did you mean {near[0]}?" if near else all_)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -102,6 +102,8 @@ class Asker:
 
 def settle(asker: Asker) -> Choices:
     """Returns all choices: as given, else as replied, else as suggested. Raises UserError."""
+    if asker.given["strategy"]:
+        read_method(asker.given["strategy"])
     needed = ("strategy", "task", "model", "critic")
     missing = [f"--{name}" for name in needed if not asker.given[name]]
     if missing and asker.ask is None and not asker.yes:
