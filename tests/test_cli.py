@@ -588,6 +588,8 @@ def test_dry_run_loads_nothing_and_writes_nothing(process: Shell, shell: Shell) 
         assert f"--- {role}\n[system]\n" in done.out
     assert "Numbers: " in done.out and "Target: " in done.out
     assert 'policy.model = "/none/such"' in done.out
+    assert "all of them: --json" in done.out and "policy.cache_gb" not in done.out
+    assert "tokens in" not in done.out  # the solver reads none
     assert "10 attempts, at most 60 critic calls" in done.out
 
     as_json = process.works("run", "quickstart", *none, "--dry-run", "--json")

@@ -513,6 +513,19 @@ def test_data_of_ones_own(tmp_path: Path) -> None:
     assert "no column 'answer'" in failure.detail and "task.answer" in failure.hint
 
 
+def test_puzzles_without_a_solution_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "cd.jsonl"
+    rows = [[1, 1, i] for i in range(60)]  # 1 + 1 + i is i + 2; and 1, 1, i never make 999
+    lines = [{"nums": row, "target": row[2] + 2 if row[2] < 20 else 999} for row in rows]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = [f"task.source={path}", "task.limit=0", "eval.spec=", "eval.limit=0"]
+    data = [check for check in look(*settings).checks if check.name == "data"]
+    assert ("note", "40 of the first 60 rows have no solution and are left out") in [
+        (check.status, check.detail) for check in data
+    ]
+    assert data[0].status == "note" and "cannot show any difference" in data[0].detail
+
+
 def test_worked_solutions_by_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "w.md"
     path.write_text("### Question\nQ?\n### Answer\n<answer>1</answer>\n### Question\nR?\n"

@@ -53,7 +53,7 @@ def run(
     """Run a recipe: learn from its problems, then compare base and trained."""
     loaded, ui = checked_recipe(recipe, set_), make_ui(as_json)
     if dry_run:
-        from mlxreflect.config.recipe import dump_recipe
+        from mlxreflect.config.recipe import dump_changed
         from mlxreflect.setup.dry_run import dry
 
         told = ""
@@ -63,7 +63,8 @@ def run(
             told = f"{found['text']}\n"
         finally:  # also where the data cannot be loaded
             if not as_json:
-                ui.line(f"{told}--- the recipe\n{dump_recipe(loaded)}")
+                head = "--- keys that are not at their defaults (all of them: --json)"
+                ui.line(f"{told}{head}\n{dump_changed(loaded)}")
         return
     from mlxreflect.runs.folder import create_run
 

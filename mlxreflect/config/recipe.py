@@ -164,6 +164,13 @@ def dump_recipe(recipe: Recipe) -> str:
     return head + dump_toml(resolved(recipe))
 
 
+def dump_changed(recipe: Recipe) -> str:
+    """Returns the keys of a recipe that are not at their defaults, as `dump_recipe` does."""
+    whole = flatten(resolved(recipe))
+    usual = flatten(resolved(Recipe(strategy=recipe.strategy)))
+    return dump_toml({k: v for k, v in whole.items() if k not in usual or v != usual[k]})
+
+
 def eval_specs(recipe: Recipe) -> dict[str, EvalSpec]:
     """The evaluations a recipe ends in, by name; the headline is the first.
 

@@ -319,7 +319,7 @@ def strings(value: Any) -> list[str]:
 
 
 def render_decontaminated(result: dict[str, Any]) -> "Group":
-    """Counts and the first rows as a table, and a sentence."""
+    """A sentence, and the first rows as a table."""
     from rich.console import Group
 
     parts: list[Any] = []
@@ -331,10 +331,10 @@ def render_decontaminated(result: dict[str, Any]) -> "Group":
         ]  # fmt: skip
         title = "" if len(shown) == result["dropped"] else f"The first {len(shown)}"
         columns = ["row", "occurs in", "as", "what they share"]
-        parts = [table(title, columns, cells, wraps="*"), plain("")]
+        parts = [plain(""), table(title, columns, cells, wraps="*")]
     said = [clause(result, "row"), f"{result['clean']} of {result['rows']} rows are clean"]
     if result["unreadable"]:
         said.append(f"{len(result['unreadable'])} could not be read")
     if result["out"]:
         said.append(f"the clean ones are in {result['out']}")
-    return Group(*parts, plain("; ".join(said), "bold"))
+    return Group(plain("; ".join(said), "bold"), *parts)

@@ -58,8 +58,9 @@ from mlxreflect.models.load import (
 from mlxreflect.models.memory import weights_of
 from mlxreflect.models.template import with_tags
 from mlxreflect.setup.memory import GB, Known, memory_rows, totals
-from mlxreflect.stats import power_sentence
+from mlxreflect.stats import TOO_FEW, power_sentence
 from mlxreflect.tasks import TASKS
+from mlxreflect.tasks.countdown import count_unsolvable
 from mlxreflect.train.memory import memory_limit, most_tokens
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
 CALL_S = 120.0  # a server may have to load its model first
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 ASK = Call("critique", make_problem("doctor", {}), [{"role": "user", "content": "Say ok."}], "")
+LOOKED_AT = 200  # rows of one's own puzzles: six numbers take a while to be solved
 DISK_GB = 1.0  # less than this is no place for a run
 
 
@@ -243,7 +245,7 @@ def check_data(recipe: Recipe, known: Known) -> Iterator[Check]:
     for name, asked in held_out.items():
         whose = f" ({name})" if len(specs) > 1 else ""
         told = f"{len(asked)} problems held out{whose}. {power_sentence(len(asked))}"
-        yield Check("data", "ok", told)
+        yield Check("data", "note" if told.endswith(TOO_FEW) else "ok", told)
     if not any(sources):
         if recipe.eval.dev_every:
             told = f"{len(dev_problems(recipe, held_out))} dev problems to look at while it learns"
@@ -257,6 +259,11 @@ def check_data(recipe: Recipe, known: Known) -> Iterator[Check]:
         index = build_index(questions, recipe.eval.ngram)
         count = len(clean_problems(recipe, index)[0])
         yield Check("data", "ok", f"{count} problems to learn from")
+    if recipe.task.name == "countdown" and recipe.task.source and not sources[0]:
+        none, rows = count_unsolvable(recipe.task, LOOKED_AT)
+        if none:
+            told = f"{none} of the first {rows} rows have no solution and are left out"
+            yield Check("data", "note", told)
     for note in method_of(recipe).notes(recipe, list(known.problems)):
         yield Check("data", "ok" if note.fine else "note", note.text)
 

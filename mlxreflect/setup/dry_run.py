@@ -67,17 +67,19 @@ def estimate_lines(recipe: Recipe, found: dict[str, Any]) -> list[str]:
         one = found["critics"][tier]
         both = f"{one['expected']['calls']} calls expected, {one['at_most']['calls']} at most"
         lines.append(f"{tier} critic, {one['critic']}: {both}")
-    for name, one in (("expected", likely), ("at most", most)):
-        lines.append(
+    if most["tokens_in"]:  # all figures are 0 where only the exact solver is asked, or nobody
+        lines += [
             f"{name}: {one['tokens_in']} tokens in, {one['tokens_out']} out, ${one['usd']:.2f}, "
             f"about {timedelta(seconds=one['seconds'])} of waiting"
+            for name, one in (("expected", likely), ("at most", most))
+        ]
+        lines.append(
+            f"Rules of thumb: expected is with {rules['wrong']:.0%} of attempts, rewrites and "
+            f"verifications wrong and texts {rules['filled']:.0%} of their limit; at most is with "
+            f"all wrong and every text at its limit. A token is {rules['characters_a_token']} "
+            f"characters, a reply takes {rules['seconds_a_reply']:g} s; the policy's own time "
+            "comes on top."
         )
-    lines.append(
-        f"Rules of thumb: expected is with {rules['wrong']:.0%} of attempts, rewrites and "
-        f"verifications wrong and texts {rules['filled']:.0%} of their limit; at most is with all "
-        f"wrong and every text at its limit. A token is {rules['characters_a_token']} characters, "
-        f"a reply takes {rules['seconds_a_reply']:g} s; the policy's own time comes on top."
-    )
     limits = recipe.critic.budget.model_dump()
     lines += [
         f"The run stops at critic.budget.{name} = {limit}"

@@ -407,6 +407,9 @@ def sentence(r: Mapping[str, Any], *, task: str = "") -> str:
     return text if found == "significant" else f"{text} {power_sentence(r['n'], r['mde'])}"
 
 
+TOO_FEW = "So few questions cannot show any difference."
+
+
 def power_sentence(n: int, effect: float | None = None) -> str:
     """Returns what difference n questions can show. effect: the least, where it was measured.
 
@@ -417,7 +420,7 @@ def power_sentence(n: int, effect: float | None = None) -> str:
     if effect is None:
         effect, given = minimum_detectable_effect(DISCORDANCE, n), "if every fifth answer changes"
     if effect >= 1:
-        return "So few questions cannot show any difference."
+        return TOO_FEW
     return (
         f"With {n} questions, a gain below {100 * effect:.3g} points would probably not show "
         f"(power {POWER:.0%}, {given})."

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import combinations
+from itertools import combinations, islice
 from math import gcd
 from typing import Any
 
@@ -90,16 +90,8 @@ def problems_of_data(config: TaskConfig, part: str) -> list[Problem]:
     Rows are read and verified only as far as they are needed.
     """
     found: dict[tuple[tuple[int, ...], int], Problem] = {}
-    for row in good_rows(rows_of(config.source, config.config, config.split, HINT)):
-        try:
-            problem = problem_of(row.values)
-        except UserError as error:
-            raise UserError(f"{row.where}: {error.message}", error.hint) from None
+    for problem in read_problems(config):
         drawn = problem.fields["numbers"], problem.fields["target"]
-        if len(drawn[0]) > MAX_SOLVED:
-            raise UserError(
-                f"{row.where}: more than {MAX_SOLVED} numbers", "leave out rows with so many"
-            )
         mine = part == "all" or part_of(*drawn) == part
         if key_of(drawn) not in found and mine and solvable(*drawn):
             found[key_of(drawn)] = problem
@@ -111,6 +103,26 @@ def problems_of_data(config: TaskConfig, part: str) -> list[Problem]:
             'give more rows, or an evaluation with part = "all"',
         )
     return list(found.values())
+
+
+def read_problems(config: TaskConfig) -> Iterator[Problem]:
+    """Yields the problem of each row of `config.source`. Raises UserError that names a bad row."""
+    for row in good_rows(rows_of(config.source, config.config, config.split, HINT)):
+        try:
+            problem = problem_of(row.values)
+        except UserError as error:
+            raise UserError(f"{row.where}: {error.message}", error.hint) from None
+        if len(problem.fields["numbers"]) > MAX_SOLVED:
+            raise UserError(
+                f"{row.where}: more than {MAX_SOLVED} numbers", "leave out rows with so many"
+            )
+        yield problem
+
+
+def count_unsolvable(config: TaskConfig, most: int) -> tuple[int, int]:
+    """Returns (rows without a solution, rows looked at), of the first `most`. Raises UserError."""
+    fields = [problem.fields for problem in islice(read_problems(config), most)]
+    return sum(not solvable(one["numbers"], one["target"]) for one in fields), len(fields)
 
 
 def problem_of(row: dict[str, Any]) -> Problem:
