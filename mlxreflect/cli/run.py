@@ -168,7 +168,11 @@ def show(
     problem: Annotated[str, Option(help="A problem's id, or its first digits.")] = "",
     status: Annotated[str, Option(help="Only problems with this status.")] = "",
 ) -> None:
-    """Show a run, or the whole story of one problem. Without a folder, list all runs."""
+    """Show a run, or the whole story of one problem. Without a folder, list all runs.
+
+    Of a wave, size is its problems, first those right at the first try, format those answered in
+    the format asked for, verify the answers asked again after training, secs its seconds.
+    """
     from mlxreflect.report.show import show_problem, show_run, show_runs
 
     ui = make_ui(False)

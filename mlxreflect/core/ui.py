@@ -241,7 +241,7 @@ def width_of(made: "Table") -> int:
     """Returns the columns that a table needs to show all that must not be cut."""
     from rich.cells import cell_len
 
-    needed = len(made.columns) * 2
+    needed = len(made.columns) - 1
     for column in made.columns:
         texts = [str(column.header), *map(str, column.cells)]
         words = [min(cell_len(word), LONG) for text in texts for word in text.split()]

@@ -149,11 +149,11 @@ def show_waves(run_dir: Path) -> RenderableType:
     word = method_of(recipe).solved if recipe else "solved"
     some = {
         "|bucket": "bucket", "|pairs": "pairs", "|rewrites": "rewrites", "|leaks": "leaks",
-        "|verified": "verifications",
+        "|verify": "verifications",
     }  # fmt: skip
     columns = {
-        "|epoch": "epoch", "|wave": "wave", "stage": "stage", "|problems": "problems",
-        "|right at once": "first_correct", "|in format": "format_ok",
+        "|epoch": "epoch", "|wave": "wave", "stage": "stage", "|size": "problems",
+        "|first": "first_correct", "|format": "format_ok",
         **({f"|{word}": "solved"} if word else {}),
         **{name: key for name, key in some.items() if any(row.get(key) for row in waves)},
     }  # fmt: skip
@@ -165,7 +165,7 @@ def show_waves(run_dir: Path) -> RenderableType:
          f"{row['seconds']:.1f}" if "seconds" in row else ""]
         for row in waves[-LAST_WAVES:]
     ]  # fmt: skip
-    return table(title, [*columns, "|seconds"], rows)
+    return table(title, [*columns, "|secs"], rows)
 
 
 def show_problems(episodes: list[Episode], status: str | None) -> RenderableType:
