@@ -24,8 +24,9 @@ from mlxreflect.config.schema import METHODS, Critics, method_of
 from mlxreflect.config.toml import apply_settings, bundled, flatten
 from mlxreflect.evaluation.evaluate import eval_problems
 from mlxreflect.setup.dry_run import dry
-from mlxreflect.setup.init import Choices, draft, edit, find_offers
+from mlxreflect.setup.init import KINDS_SAID, METHODS_SAID, Choices, draft, edit, find_offers
 from mlxreflect.tasks import TASKS
+from mlxreflect.tasks.jsonl import KINDS
 
 FLAGS = ("--strategy", "r3", "--task", "countdown", "--model", "tiny", "--critic", "solver")
 OWN = "".join(json.dumps({"Problem": f"{i} + 1?", "Result": i + 1}) + "\n" for i in range(40))
@@ -201,9 +202,16 @@ def test_columns_of_other_names(shell: Shell) -> None:
     (shell.folder / "my sums.jsonl").write_text(OWN)
     flags = ("init", "--strategy", "r3", "--task", "my sums.jsonl", "--model", "tiny",
              "--critic", "self")  # fmt: skip
-    error, hint = shell.mistake(*flags)
-    assert "its columns are: Problem, Result; none is called question" in error
-    assert "--question Problem" in hint
+    both = json.dumps({"problem": "1+1?", "solution": 2, "prompt": "x"})
+    (shell.folder / "both.jsonl").write_text(both + "\n")
+    error, hint = shell.mistake(*flags[:4], "both.jsonl", *flags[5:])
+    assert "its columns are: problem, solution, prompt; none is called question" in error
+    assert "--question problem" in hint
+    one = [json.dumps({"problem": f"{i}+1?", "solution": i + 1}) + "\n" for i in range(40)]
+    (shell.folder / "one.jsonl").write_text("".join(one))
+    told = shell.works(*flags[:4], "one.jsonl", *flags[5:]).out
+    for name, column in (("question", "problem"), ("answer", "solution")):
+        assert f"one.jsonl: the {name} is taken from the column {column}" in told
     error, hint = shell.mistake(*flags, "--question", "Problem")
     assert "none is called answer" in error and "--answer" in hint
     error, hint = shell.mistake(*flags, "--question", "Problems", "--answer", "Result")
@@ -290,6 +298,9 @@ def test_typed_replies(typed: Any, shell: Shell, monkeypatch: pytest.MonkeyPatch
     done = typed("", "sums.jsonl", "", "Result", "", "tiny", "1")
     assert done.code == 0, done.err
     assert "1  openai:gpt-4.1-mini: OPENAI_API_KEY is set" in done.out
+    for said in ("  traces: its own", "  math: LaTeX", "  tiny: in this package", "GB of memory"):
+        assert said in done.out
+    assert METHODS_SAID.keys() == METHODS.keys() and KINDS_SAID.keys() == KINDS.keys()
     assert "2  self" in done.out and "its columns are: Problem, Result" in done.out
     recipe = load_recipe("r3-sums.toml")
     assert (recipe.task.question, recipe.task.answer) == ("Problem", "Result")

@@ -41,6 +41,21 @@ LOOKED_AT = 20  # rows of one's own data
 QUESTIONS = ("question", "problem", "query", "prompt", "input", "instruction", "text")
 ANSWERS = ("answer", "gold", "ground_truth", "target", "solution", "label", "output", "response",
            "completion")  # fmt: skip
+METHODS_SAID = {
+    "r3": "pairs of its wrong attempts and their rewrites; needs a critic",
+    "rel": "workings that mended their own mistake, and solutions of yours; needs a critic",
+    "preflexor": "structured thinking, from your texts or a task; needs a critic that teaches",
+    "reflectevo": "its own reflections that led to right answers; needs nothing else",
+    "traces": "its own best traces, then rewards; needs nothing else",
+}
+KINDS_SAID = {
+    "number": "compared as numbers",
+    "text": "the same words, whatever their case",
+    "f1": "words in common, as a share",
+    "choice": "the letter of one of the row's options",
+    "math": "LaTeX, compared as mathematics",
+    "countdown": "an expression of the given numbers that makes the target",
+}
 Body = list[tuple[Key | None, Item]]
 Keys = dict[str, Any]  # dotted key → value; None takes the key out, and a table's keys with it
 
@@ -86,6 +101,12 @@ class Asker:
     yes: bool
     say: Say
 
+    def explain(self, name: str, choices: Mapping[str, str]) -> None:
+        """Says a line about each choice, where it will be asked for."""
+        if self.ask and not self.given[name]:
+            for choice, said in choices.items():
+                self.say(f"  {choice}: {said}")
+
     def choose(self, name: str, label: str, suggested: str, read: Callable[[str], T]) -> T:
         """Returns what `read` makes of what is given, replied or suggested.
 
@@ -111,8 +132,9 @@ def settle(asker: Asker) -> Choices:
             f"no terminal to ask in, and not given: {', '.join(missing)}",
             "give them, or --yes to take what is suggested",
         )
-    methods = ", ".join(sorted(METHODS))
-    strategy = asker.choose("strategy", f"method ({methods})", next(iter(METHODS)), read_method)
+    asker.explain("strategy", METHODS_SAID)
+    label = "method (one of these: what it learns from)"
+    strategy = asker.choose("strategy", label, next(iter(METHODS)), read_method)
     usual = load_recipe(strategy)
     known = ", ".join(name for name in TASKS if name not in (*EXAMS, "jsonl"))
     label = f"task ({known}), or a file of yours"
@@ -141,9 +163,11 @@ def settle_model(fit: list[str], usual: Recipe, asker: Asker) -> str:
     """
     shared = read_shared()
     models = shared.models("policy")
-    if asker.ask and not asker.given["model"]:
-        for name, model in models.items():
-            asker.say(f"  {name}: {model}, {shared.memory_gb[name]:.1f} GB")
+    said = {
+        name: f"{model}, {shared.memory_gb[name]:.1f} GB of memory for its weights and a batch"
+        for name, model in models.items()
+    }
+    asker.explain("model", {**said, "tiny": "in this package, works offline; knows only Countdown"})
 
     def read(chosen: str) -> str:
         model = models.get(chosen, chosen)
@@ -186,7 +210,8 @@ def settle_data(source: str, rows: list[Row], asker: Asker) -> dict[str, str]:
             "answer", ANSWERS, source, rows, asker, taken=data["question"]
         )
         likely = kind_of(rows, data["answer"])
-    label = f"answers are ({', '.join(KINDS)})"
+    asker.explain("answer_type", KINDS_SAID)
+    label = "answers are (one of these)"
     return {**data, "answer_type": asker.choose("answer_type", label, likely, read_kind)}
 
 
@@ -216,7 +241,8 @@ def settle_column(
     names = list(dict.fromkeys(str(key) for row in rows for key in row.values))
     shown = f"{source}: its columns are: {', '.join(names)}"
     by_fold = {key.casefold(): key for key in names if key != taken}
-    guess = next((by_fold[one] for one in likely if one in by_fold), "")
+    guesses = [by_fold[one] for one in likely if one in by_fold]
+    guess = guesses[0] if guesses else ""
     other = next((key for key in names if key != taken), names[0])
 
     def read(chosen: str) -> str:
@@ -228,6 +254,9 @@ def settle_column(
         return chosen
 
     if guess and (guess == name or asker.yes) and not asker.given[name]:
+        return read(guess)
+    if len(guesses) == 1 and not asker.ask and not asker.given[name]:
+        asker.say(f"{source}: the {name} is taken from the column {guess}")
         return read(guess)
     if not asker.given[name] and not asker.ask:
         hint = f"add --{name} with one of them, such as --{name} {shlex.quote(guess or other)}"
