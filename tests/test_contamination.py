@@ -435,7 +435,7 @@ def test_the_command_for_a_person(data: Path, shell: Shell) -> None:
     lines = [json.dumps({"prompt": SHORT}), "{broken", json.dumps({"prompt": "\x1b[31mfine"})]
     (data / "rows.jsonl").write_text("\n".join([*lines, ""]))
     done = shell.works("decontaminate", "rows.jsonl", "--against", "exam.jsonl")
-    assert " ".join(done.out.split()).endswith(
+    assert " ".join(done.out.split()).startswith(
         "1 row occurs in the evaluation (1 as a whole, 0 by 13 words in a row); 1 of 2 rows are "
         "clean; 1 could not be read"
     )

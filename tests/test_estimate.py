@@ -137,6 +137,8 @@ def test_a_dry_run_says_its_rules_and_asks_nobody():
                  f"at most {shown['estimate']['at_most']['calls']} critic calls"):  # fmt: skip
         assert part in shown["text"]
     json.dumps(shown)
+    alone = dry(load_recipe("traces", ["profile=quick", "task.limit=5"]))["text"]
+    assert "attempts, no critic calls\n" in alone and "Rules of thumb" not in alone
 
 
 def test_passages_of_a_corpus_count_with_their_length():

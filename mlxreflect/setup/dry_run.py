@@ -59,10 +59,8 @@ def example_prompts(recipe: Recipe, task: Task, problem: Problem) -> dict[str, M
 def estimate_lines(recipe: Recipe, found: dict[str, Any]) -> list[str]:
     """Returns the estimate in words."""
     most, likely, rules = found["at_most"], found["expected"], found["rules"]
-    lines = [
-        f"--- {found['attempts']} attempts, at most {most['calls']} critic calls "
-        f"(expected: {likely['calls']})"
-    ]
+    calls = f"at most {most['calls']} critic calls (expected: {likely['calls']})"
+    lines = [f"--- {found['attempts']} attempts, {calls if most['calls'] else 'no critic calls'}"]
     for tier in method_of(recipe).tiers(recipe):
         one = found["critics"][tier]
         both = f"{one['expected']['calls']} calls expected, {one['at_most']['calls']} at most"
