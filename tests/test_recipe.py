@@ -415,9 +415,15 @@ def test_unknown_profile_lists_the_known_ones(tmp_path: Path) -> None:
     path = write(tmp_path, PROFILES)
     error = refused(path, "profile=quik")
     assert error.message == f"{path}: no profile 'quik'"
-    assert error.hint.startswith("its profiles are: quick, slow; and every recipe has: qwen2.5-1.5")
+    known = "its profiles are: quick, slow; and every recipe has: qwen2.5-1.5"
+    assert error.hint.startswith(f"did you mean profile=quick? {known}")
     none = refused(write(tmp_path, ""), "profile=x,quick").hint
-    assert none.startswith("it has none of its own; and every recipe has: qwen")
+    assert none.startswith("it has no profiles of its own; and every recipe has: qwen")
+
+
+def test_a_value_that_is_no_choice_is_answered_by_the_choices(tmp_path: Path) -> None:
+    hint = refused(write(tmp_path, ""), "train.objective=zzz").hint
+    assert hint.startswith("correct train.objective: it takes ") and '"dpo"' in hint
 
 
 def test_profiles_of_models_are_merged_before_the_recipes_own(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_raw_text_is_trained(command: Command) -> None:
 FATAL, ALONE = "data.bad_row=fatal", "train.mask.answer_only=true train.mask.markers=false"
 # The command with its settings, what is wrong, what mends it.
 MISTAKES = [
-    ("dpoo", "no objective 'dpoo'", "sft, dpo, ipo, exo_pair, orpo, grpo"),
+    ("dpoo", "no objective 'dpoo'", "did you mean dpo? choose from: sft, dpo, ipo"),
     ("dpo train.lrr=1", "--set train.lrr=1: unknown key train.lrr", "did you mean train.lr?"),
     ("dpo train.batch=0", "train.batch = 0: input should", "correct"),
     ("dpo objective=ipo", "--set objective=ipo: the command says dpo", "mlxreflect train ipo"),

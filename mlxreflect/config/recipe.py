@@ -3,6 +3,7 @@
 Unknown keys are refused by name, and keys that contradict each other.
 """
 
+import difflib
 import hashlib
 import json
 import re
@@ -92,10 +93,12 @@ def merge_profiles(
     shared = read_shared().profiles if set(chosen) - own.keys() else {}
     if unknown := [name for name in chosen if name not in own and name not in shared]:
         known = [name for name in own if name != SHARED]
-        mine = f"its profiles are: {', '.join(known)}" if known else "it has none of its own"
+        mine = f"its profiles are: {', '.join(known)}" if known else "it has no profiles of its own"
+        near = difflib.get_close_matches(unknown[0], [*known, *shared], 1, cutoff=0.6)
+        asked = f"did you mean profile={near[0]}? " if near else ""
         raise UserError(
             f"{path}: no profile {unknown[0]!r}",
-            f"{mine}; and every recipe has: {', '.join(shared)}",
+            f"{asked}{mine}; and every recipe has: {', '.join(shared)}",
         )
     parts = [shared[name] for name in chosen if name not in own]
     if parts:
@@ -256,7 +259,9 @@ COMMAND = Path("mlxreflect train")  # where a key stands that no file holds
 def load_job(objective: str, model: str, data: str, settings: Sequence[str] = ()) -> Job:
     """The job of a command line. Raises UserError for keys it does not know or that clash."""
     if objective not in DEFAULTS:
-        raise UserError(f"no objective {objective!r}", f"choose from: {', '.join(DEFAULTS)}")
+        near = difflib.get_close_matches(objective, DEFAULTS, 1, cutoff=0.6)
+        asked = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"no objective {objective!r}", f"{asked}choose from: {', '.join(DEFAULTS)}")
     tree = plain(objective)
     merge(tree, {"policy": {"model": model}, "data": {"source": data}})
     job = validate(Job, apply_settings(tree, settings), COMMAND, settings)

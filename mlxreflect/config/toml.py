@@ -185,7 +185,10 @@ def value_hint(key: str, parts: Sequence[str], model: type[BaseModel], fault: An
     if fault["type"] == "literal_error":
         values = re.findall("'([^']*)'", fault["ctx"]["expected"])
         near = difflib.get_close_matches(str(fault["input"]), values, 1, cutoff=0.5)
-        return f'did you mean {key} = "{near[0]}"?' if near else f"correct {key}"
+        allowed = ", ".join(map(toml_value, values)) or fault["ctx"]["expected"]
+        return (
+            f'did you mean {key} = "{near[0]}"?' if near else f"correct {key}: it takes {allowed}"
+        )
     usual = all_keys(model).get(".".join(parts))
     example = f", for example {key}={toml_value(usual)}" if usual not in (None, "", [], {}) else ""
     return f"correct {key}{example}"
