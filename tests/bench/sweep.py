@@ -22,15 +22,23 @@ from mlxreflect.config.toml import bundled, dump_toml, read_toml
 from mlxreflect.core.journal import read_json
 
 Keys = dict[str, Any]
-# recipe → setting → its keys over the quick profile; the first of a recipe is the profile itself.
+# R³'s kinds of pairs at one budget.
+BUDGET: Keys = {"r3.wave": 100, "r3.epochs": 20, "r3.verifications": 0,
+                "limits.policy_tokens": 50_000}  # fmt: skip
+# The recipe's own settings, but for the model, its problems and the critic.
+EMBEDDED: Keys = {"profile": None, "policy.max_new_tokens": 40, "policy.batch": 200,
+                  "prompt.tags": "think", "task.name": "countdown", "task.numbers": [3],
+                  "critic.provider": "solver", "critic.model": "",
+                  "eval.max_new_tokens": 40}  # fmt: skip
+# recipe → setting → its keys over the quick profile (None: not set).
 SETTINGS: dict[str, dict[str, Keys]] = {
     "r3": {
         "profile": {},
-        "paper": {"r3.wave": 10, "r3.epochs": 1, "r3.rewrites": 3, "r3.verifications": 5,
-                  "r3.sft_mode": 1, "r3.bucket_every": 100},
-        "imitation": {"train.dpo": 0},
-        "own pairs": {"r3.pairs": "own", "r3.attempts": 4},
-        "both": {"r3.pairs": "both", "r3.attempts": 4},
+        "r3.toml": EMBEDDED,
+        "imitation": {**BUDGET, "train.dpo": 0},
+        "rewrite": BUDGET,
+        "own": {**BUDGET, "r3.pairs": "own", "r3.attempts": 4},
+        "both": {**BUDGET, "r3.pairs": "both", "r3.attempts": 4},
     },
     "rel": {"profile": {}, "1 round": {"rel.rounds": 1}, "lr x 2": {"train.sft.lr": 1e-3}},
     "preflexor": {"profile": {}, "phase II lr x 5": {"preflexor.two.lr": 1e-4}},
@@ -55,7 +63,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    always = {"profile": "quick", "policy.model": given.model, "eval.limit": 1000,
+    always = {"profile": "quick", "policy.model": given.model, "eval.limit": 1000, "eval.seed": 7,
               "eval.spec": dev_spec("countdown", given.folder)}  # fmt: skip
     rows = []
     print("| recipe | setting | difference (95 %) | of the seeds | for 1,000 calls | for 100,000 "
@@ -64,12 +72,16 @@ def main() -> None:
         for name, keys in SETTINGS[recipe].items():
             runs = run_all(
                 [(recipe, given.folder / f"{recipe}-{name.replace(' ', '_')}-{seed}",
-                  {**always, **keys, "seed": seed}) for seed in given.seeds]
+                  without_none({**always, **keys, "seed": seed})) for seed in given.seeds]
             )  # fmt: skip
             rows.append(measured(recipe, name, runs))
             print(line(rows[-1]), flush=True)
     if given.json:
         print(json.dumps(rows))
+
+
+def without_none(keys: Keys) -> Keys:
+    return {key: value for key, value in keys.items() if value is not None}
 
 
 def measured(recipe: str, name: str, runs: list[Path]) -> dict[str, Any]:
