@@ -83,10 +83,8 @@ class Encoder:
         return Pair(rows[0], rows[1])
 
     def unknown(self, ids: list[int]) -> bool:
-        """Tells if the model has no such token; few reach past those of the tokenizer."""
-        most = max(ids)
-        beyond = most >= int(self.policy.tokenizer.vocab_size)
-        return beyond and most >= self.policy.decoding.vocabulary
+        """Tells if the model has no such token, whatever its tokenizer has."""
+        return max(ids) >= int(self.policy.decoding.vocabulary)
 
     def tokens(self, example: Example) -> list[list[int]]:
         """Those of the prompt, then of each response."""
