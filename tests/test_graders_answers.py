@@ -68,25 +68,30 @@ BEFORE = [
     "", "", "First 3 + 4 = 7. ", "<think>The answer is 97.</think>", "#### 97\n", "\\boxed{97}\n", "\n",
     "Answer: 97\nNo, that is wrong.\n", "At 11:05 she had 97 of 99.\n", "Question: 97 or 99?\n",
     "<answer>97</answer>\n", "{\"draft\": 97}\n", "On May 5, 2024 it was 97.\n", "It is not 97.\n",
+    "I doubt that the answer is 97.\n", "<h2>97 eggs</h2>\n", "The wrong answer is 97.\n", "<del>97</del>\n",
     "**Step 1:** 90 + 7 = 97\n\n", "- 97\n- 99\n", "The answer is not 97.\n", "\\boxed{}\n",
 ]  # fmt: skip
 SAID = [
     "Answer: @", "**Answer:** @", "**Final Answer: @**", "### Final Answer\n@", "Final answer: @",
     "**Final Answer**\n\n@", "The answer is @", "The final answer would be @", "#### @", "answer = @",
     "The answer to question 97 is @", "> **Answer**: @", "## Answer:\n\n@", "The answer must be **@**",
+    "Ans: @", "**Ans:** @", "Ans. @", "ANS = @", "<h1>Answer: @</h1>", "<b>Answer</b>: <b>@</b>", "Answer:- @",
+    "<p>The answer is <span class=\"a2\">@</span>", "The answer to this question is @", "The answer has to be @",
 ]  # fmt: skip
 ENCLOSED = ["<answer>@</answer>", "\\boxed{@}", "\\boxed {@}", "$\\boxed{@}$", "{\"answer\": \"@\"}",
             "{\"n\": 97, \"answer\": \"@\", \"check\": 99}", "<answer>**@**</answer>"]  # fmt: skip
 AFTER = [
     "", "", ".", "\n", " (97 less 99)", " (since 97 is too large)", ", because 97 is no option.",
-    " since 97 + 2 = 99", ", not 97", ", which is 97 less than before", " (not 97)", "\n\\boxed{}",
+    " since 97 + 2 = 99", ", not 97", " and not 97", "<br>", "; 97 is too large", ", which is 97 less than before", " (not 97)", "\n\\boxed{}",
     " <answer></answer>", "<|im_end|> 97", "\n\nQuestion: and 97?\nAnswer: 99",
 ]  # fmt: skip
 # What makes another answer of it, or none: @ is the right value.
 SPOILED = [
     "not @", "@ or 97", "97 or @", "between @ and 9999", "more than @", "less than @", "@ to 9999",
     "@ thousand", "@:05", "\\sqrt{@}", "@ and 97", "@; 97", "@, 97", "@/7", "@k", "@²", "@^2", "@ + 1",
-    "2 * @", "H@", "@_1", "@ \\times 10^3", "\\frac{@}{7}", "@½", "1@", "-@", "x > @", "@e5",
+    "2 * @", "H@", "@_1", "@ \\times 10^3", "\\frac{@}{7}", "@½", "1@", "-@", "x > @", "@e5", "@x", "@i", "@\\pi", "@\\sqrt{2}", "@π", "twice @", "half of @", "@ squared",
+    "@ cubed", "@ dozen", "@ and a half", "@ plus 1", "at least @", "up to @", "@ at most", "x + @", "@ - x", "@ < x",
+    "@ tenths", "@ feet 6 inches", "@ to the power of 2", "@ vs 97", "<del>@</del> 97", "@<sup>2</sup>", "(@, \\infty)",
 ]  # fmt: skip
 
 
@@ -96,9 +101,11 @@ def written(value: int, rng: random.Random) -> str:
     ways = [digits, groups, f"${groups}", f"{digits}.0", f"Rs.{groups}", f"{groups} km", "€" + groups,
             f"\\text{{{digits}}}", f"\\frac{{{2 * value}}}{{2}}",
             f"{digits} \\text{{ m}}^2", f"{digits} cm^2", f"x = {digits}", f"{groups.replace(',', '{,}')}",
+            f"{groups} m/s^2", f"{groups} km/h", f"{groups} kg/m^3", f"{digits} square metres", f"{digits} sq ft",
+            f"about {digits}", f"{digits} m<sup>2</sup>", f"{digits}/1", f"<{digits}>",
             f"{value - 1} + 1 = {digits}", f"{digits}0 \\times 10^{{-1}}", f"{digits}%"]  # fmt: skip
     if value >= 1000:
-        ways += [groups.replace(",", mark) for mark in ("'", "’", "\u00a0", "\u202f", "\\,")]
+        ways += [groups.replace(",", mark) for mark in ("'", "’", "\u00a0", "\u202f", "\\,", " ")]
         ways += [groups.replace(",", ".") + ",00"]
     return rng.choice(ways)
 
@@ -163,7 +170,19 @@ def test_a_known_answer_in_clutter_has_the_verdict_that_was_put_in(kind: str) ->
             forms = ["@", "(@)", "@.", "**@**", "$@$", "option @"]
             core, other = (rng.choice(forms).replace("@", letter) for letter in "BC")
             spoiled = rng.choice(
-                ["B or C", "not B", "B and C", "A, B", "B. green", "BC", "neither B nor C"]
+                [
+                    "B or C",
+                    "not B",
+                    "B and C",
+                    "A, B",
+                    "B. green",
+                    "BC",
+                    "neither B nor C",
+                    "either B or C",
+                    "B? No",
+                    "never B",
+                    "B (or C)",
+                ]
             )
         else:
             numbers, target, text = expression(rng)

@@ -44,11 +44,12 @@ NUMBERS: dict[Fraction | int | None, list[str]] = {
     10**40 - 1: ["9" * 40],
     Fraction(2469, 2): ["$1,234.50", "1,234.50"], Fraction(1, 2): [".5"], Fraction(-1, 2): ["-.5"],
     Fraction(3, 4): ["3/4", "3 / 4", "\\frac{3}{4}"], Fraction(-3, 4): ["-3/4"],
+    Fraction(11, 2): ["5½", "5 ½", "5 and a half"],
     Fraction(7, 2): ["3 1/2", "3\\frac{1}{2}"], Fraction(-7, 2): ["-3 1/2"],
     Fraction(1, 4): ["2.5E-1"], Fraction(1, 10): ["0.1"],
     None: ["17 or 18", "5-10", "9 * 2", "1/0", "1/2/3", "12/25/2023", "1.2.3", "1,23", "1_000",
            "1.2.3/4", "3 2/2",
-           "5²", "5½", "５", "٣", "1٣", "１0", "9" * 41, "1e31", "x2", "eighteen",
+           "5²", "½½", "½5", "５", "٣", "1٣", "１0", "9" * 41, "1e31", "x2", "eighteen",
            "", "NaN", "inf"],
 }  # fmt: skip
 
@@ -126,12 +127,12 @@ ANSWERS: dict[int | None, list[str]] = {
     ],
     -18: ["it fell to -18", "The answer is negative 18"], -5: ["#### -5"], 1234: ["#### 1,234"],
     17: ["\\boxed{17} and then \\boxed{18"], 20: ["the answer is" + " " * 200 + "18 of 20"],
-    18_000: ["#### 18 thousand", "#### 18 Thousand", "<answer>18k</answer>", "so \\boxed{18K}"],
+    70_000: ["That makes 70 000"],
+    18_000: ["#### 18 000", "#### 18 000 apples", "#### 18 thousand", "#### 18 Thousand", "<answer>18k</answer>", "so \\boxed{18K}"],
     1_500_000: ["The answer is $1.5 million."],
     None: [
         "<answer>17 or 18</answer>", "<answer>I do not know</answer> 18", "nothing here", "",
         "the answer is 16 - 3 - 4", "<think>20</think> nothing", "the version 1.2.3",
-        "#### 18 000", "#### 18 000 apples", "That makes 70 000",
         "That makes 1_000", "That makes 1\u200b8",
     ],
 }  # fmt: skip
@@ -182,6 +183,17 @@ GOLDS: dict[str | None, list[object]] = {
     None: [True, None, [18], float("nan"), 10**5000, "", "####", "three", "she had 3 + 4 = 7",
            "see what was said on page 5"],
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("question", "text", "correct"),
+    [("How many dozen eggs?", "#### 7 dozen", True), ("How many eggs?", "#### 7 dozen", False),
+     ("How many dozens of eggs?", "84 eggs are 7 dozens", True),
+     ("How many thousand dollars?", "<answer>7 thousand</answer>", True)],
+)  # fmt: skip
+def test_what_a_question_counts_in_is_a_unit(question: str, text: str, correct: bool) -> None:
+    problem = replace(TASK.from_row({"gold": 7}), fields={"question": question})
+    assert TASK.grade(problem, text, "think", "direct").verdict.correct is correct
 
 
 @pytest.mark.parametrize("gold", GOLDS)

@@ -81,16 +81,60 @@ BOXED = re.compile(
     r"\s{0,3}(?:\{|(-?[0-9]+(?:[.,/][0-9]+)*|[A-Za-z](?![A-Za-z])"
     r"|\\[dt]?frac ?(?:[0-9]{2}|\{[^{}]{0,40}\} ?\{[^{}]{0,40}\})))"
 )
-HTML = re.compile(r"</?(?:b|i|u|em|p|br|span|strong)\s?/?>")
-WRAPPED = re.compile(
-    r"\\(?:boxed|text(?:bf|it|rm)?|math(?:rm|bf)|mbox|operatorname) ?\{([^{}]{0,200})\}"
+MAX_HTML = 20_000  # characters at the end of a response in which HTML is read
+# The first group: tags within a line. All others end one.
+HTML = re.compile(
+    r"</?(?:(abbr|a|big|b|code|em|font|ins|i|kbd|label|mark|small|span|strong|sub|sup|tt|u|var)"
+    r"|blockquote|body|br|center|details|div|h[1-6]|hr|html|li|ol|pre|p|section|summary|table"
+    r"|tbody|td|thead|th|tr|ul)(?:\s[^<>]{0,200})?/?>",
+    re.IGNORECASE,
 )
+RAISED = re.compile(r"<su(?:(p)|b)>(?!st\b|nd\b|rd\b|th\b|[°∘o]<)", re.IGNORECASE)
+STRUCK = re.compile(
+    r"~~[^~\n]{1,80}~~|<(del|strike|s)>[^<>]{0,80}</\1>|<!--[^>]{0,400}-->", re.IGNORECASE
+)
+# "Ans: 18", "Ans. 18", "Answer:- 18".
+SHORT = re.compile(
+    r"(?<![a-z])(?:(?:ans(?:\.|\s?:-)|answer\s?:-)(?=\s)|ans(?=[\s:=*_–-]))", re.IGNORECASE
+)
+WRAPPED = re.compile(
+    r"\\(?:boxed|fbox|underline|text(?:bf|it|rm)?|math(?:rm|bf)|mbox|operatorname) ?"
+    r"\{([^{}]{0,200})\}"
+)
+VULGAR = {
+    "½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5",
+    "⅘": "4/5", "⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8",
+}  # fmt: skip
+NOUNS = ("answer", "答案", "respuesta", "réponse", "antwort", "ответ")
 # What stands between "answer" and the answer: "answer (in cm) is", "Answer:", "answer** would be".
 SAYS = re.compile(
-    r"(?:\s{0,2}\([^()\n]{0,60}\)|, [a-z]{2,20},| (?:to|for|of|in)\b[^.:\n]{0,80}?)?"
-    r"[\s*_`\"')\]]{0,6}"
-    r"(?:([:：=→]|[-–—]\s)|(?:is|was|equals|comes to|(?:would|will|should|must|can) ?be)"
-    r"(?![A-Za-z0-9_])|(isn['’]t\b|(?:cannot|can['’]t|(?:would|must|should|will) not) be\b))"
+    r"(?:\s{0,2}\([^()\n]{0,60}\)|, [a-z ]{2,20},"
+    r"| (?:to|for|of|in|we|you|I|here)\b[^.:\n]{0,80}?)?"
+    r"[\s*_`\"')\]]{0,6}(?:([:：=→]|[-–—]\s|>{2,3})"
+    r"|(?<![A-Za-z])(?:is|was|equals|becomes|remains|comes to|has to be|es|est|ist|(?:would|will"
+    r"|should|must|can) ?be)"
+    r"(?![A-Za-z0-9_])|[是为]"
+    r"|(isn['’]t\b|(?:cannot|(?:can|could|wo|would|must|should)n?['’]t|(?:could|would|must"
+    r"|should|will)"
+    r" not) be\b|is never\b))"
+)
+# "I doubt that the answer", "if the answer", "the wrong answer": what follows is none.
+DOUBT = re.compile(
+    r"(?:(?:\b(?:(?<!no )(?<!out )(?<!out a )(?<!not )(?<!n't )(?<!n’t )doubt|unlikely|false"
+    r"|(?:wrong|incorrect)"
+    r" to (?:say|think)|if|unless|whether|suppose|assum(?:e|ing)|(?:you|one|some|many|people"
+    r"|they|others)"
+    r" (?:\w{1,12} )?(?:think|say|believe|guess)|no ?(?:one|body) (?:thinks|says|believes))"
+    r"|(?:\bnot|n['’]t) (?:\w{1,12} )?(?:think|believe|say|sure|certain|true|likely|convinced))"
+    r"(?:,? that)?(?: (?:the|my|our|your|its?|final|correct|right|best))*"
+    r"|\b(?:wrong|incorrect|false)(?: final)?)[ *_]{1,4}\Z",
+    re.IGNORECASE,
+)
+DOUBTED = re.compile(r"[.!?](?=\s)|\n|, but\b")  # what is doubted goes up to here
+# "17. Wait, no, it is 18"
+RETRACTED = re.compile(
+    r"[^\n.!?…]{0,30}[.,;!?…–—-]{1,3}\s{0,3}(?:oh |but )?(?:wait|no|sorry|hmm)\b[,.:!–—-]",
+    re.IGNORECASE,
 )
 # "the answer is not 17", "is definitely not 17"
 NOT = re.compile(r"[\s*_\"'($]{1,6}(?:[a-z]{1,12}ly )?not\b", re.IGNORECASE)
@@ -98,11 +142,18 @@ NOT = re.compile(r"[\s*_\"'($]{1,6}(?:[a-z]{1,12}ly )?not\b", re.IGNORECASE)
 TITLE = re.compile(r"(?:\A|\n|[.!?] )[#*_> \t]{0,12}(?:(?:the|my|final|correct) ){0,3}\Z")
 UNTITLED = re.compile(r"[*_`:]{0,4}[ \t\r]{0,8}\n|[*_`]{0,4} {1,3}(?=[*$\\(-]{0,4}[0-9])")
 # What follows a key of JSON: a text, or what ends at a comma.
-VALUE = re.compile(r"\s{0,8}(?:\"((?:[^\"\\]|\\.){0,400})\"|'([^'\n]{0,400})'|([^,}\]\n]{0,400}))")
+VALUE = re.compile(
+    r"\s{0,8}(?:\"((?:[^\"\\]|\\.){0,400})\"|'([^'\n]{0,400})'|(\[[^\]]{0,400}\]|[^,}\]\n]{0,400}))"
+)
 # What says more about an answer than what it is: "18 (9 + 9)", "18, since 9 + 9 = 18".
-BRACKETS = re.compile(r"(?:(?<=\S)|\A)\s{1,3}\((?!\s{0,3}or\b)[^()\n]{0,200}(?:\)|\Z)")
+BRACKETS = re.compile(
+    r"(?:(?<=\S)|\A)\s{1,3}\((?!\s{0,3}(?:or|maybe|perhaps)\b)[^()\n]{0,200}(?:\)|\Z)"
+)
 # The same where brackets may be a part of the answer: it has words.
-ASIDE = re.compile(r"[\s*]{1,4}\((?=[^()\n]{0,200}[A-Za-z]{2} )[^()\n]{0,200}(?:\)|\Z)")
+ASIDE = re.compile(
+    r"[\s*]{1,4}\((?!\s{0,3}(?:or|maybe"
+    r"|perhaps)\b)(?=[^()\n]{0,200}[A-Za-z]{2} )[^()\n]{0,200}(?:\)|\Z)"
+)
 CLAUSE = re.compile(
     r"(?:(?: ?[,;–—-])?\s{1,3}(?:(?:since|because|as|which is|where|given|rather than|instead of)\b"
     r"|(?<=,\s)[0-9]+ (?:more|less|fewer)\b)"
@@ -183,12 +234,17 @@ def statements(text: str, *nouns: str) -> list[Marked]:
     """Returns what a response says its answer is, the last one first.
 
     It says so in a sentence ("the answer is …"), after a colon, under a heading or as JSON. nouns:
-    what an answer is called beside "answer".
+    what an answer is called beside "answer". Where it is doubted, what counts comes after it.
     """
     found = []
-    for position, after, _ in phrases(text, "answer", *nouns):
+    for position, after, _ in phrases(text, *NOUNS, *nouns):
         before = text[max(0, position - 60) : position].lower()
-        if said := SAYS.match(after):
+        said = SAYS.match(after)
+        if said and DOUBT.search(before):
+            end = DOUBTED.search(after)
+            rest = after[end.end() :] if end else ""
+            found.append(Marked(text.index(after, position) + len(after) - len(rest), rest, "not"))
+        elif said:
             kind = ":" if said[1] else "not" if said[2] or NOT.match(after, said.end()) else "is"
             rest = after[said.end() :]
             if said[1] and after[0] in "\"'" and (value := VALUE.match(rest)):
@@ -197,6 +253,9 @@ def statements(text: str, *nouns: str) -> list[Marked]:
         elif (title := UNTITLED.match(after)) and TITLE.search(before):
             found.append(Marked(position, after[title.end() :]))
     return found
+
+
+SENTENCE = re.compile(r"[.!?](?=\s)|\n")
 
 
 def main_clause(text: str, brackets: re.Pattern[str] = BRACKETS) -> str:
@@ -229,6 +288,24 @@ def final_part(text: str, tags: str) -> str:
             text = text[:at]
             break
     return text.rpartition(closing)[2]
+
+
+def said_part(text: str, tags: str) -> str:
+    """Returns what counts of a response, with HTML as plain text and "Ans." written out."""
+    text = final_part(text, tags)
+    return text[:-MAX_HTML] + SHORT.sub(spelled, untagged(text[-MAX_HTML:]))
+
+
+def spelled(short: re.Match[str]) -> str:
+    return "Answer:" if short[0][-1] in ".-" else "Answer"
+
+
+def untagged(text: str) -> str:
+    """Returns a text without HTML and what is struck out; 2<sup>3</sup> is 2^3."""
+    if "<" not in text and "~~" not in text:
+        return text
+    text = RAISED.sub(lambda tag: "^" if tag[1] else "_", STRUCK.sub("", text))
+    return HTML.sub(lambda tag: "" if tag[1] else "\n", text)
 
 
 # ---- short texts, but for case, spacing and punctuation ------------------------------------------

@@ -9,34 +9,44 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem
 from mlxreflect.graders import (
     ASIDE,
-    HTML,
     MAX_TEXT,
+    RETRACTED,
     WRAPPED,
     Judged,
     blocks,
-    final_part,
     main_clause,
     normal_text,
     phrases,
     rules_of,
+    said_part,
     statements,
+    untagged,
 )
 from mlxreflect.prompts.parsing import Parsed
 
 MAX_LINE = 400  # characters after "answer is" that are looked at
 LETTERS = string.ascii_uppercase
-DECORATION = " \t\r\n*`$_\"'"
+DECORATION = " \t\r\n*`$_\"'✅✔☑👉\ufe0f"
 CHOICE_COLUMNS = ("choices", "options")
+WHOLE = re.compile(r"(?:\[\[|\{)([^\[\]{}]{0,80})(?:\]\]|\})")
 LEAD_IN = re.compile(
-    r"(?:(?:so|thus|hence|therefore),? )?(?:the |my )?(?:(?:correct|right|best|final) )*"
-    r"(?:answer|option|choice)(?: is| would be)?[: ] *",
+    r"(?:[^.\n]{1,60}[,;] (?=(?:so|thus|hence|therefore) ))?(?:(?:so|thus|hence|therefore)(?:,? "
+    r"|(?=,? [A-Z(])))?(?:(?:it|this)(?:['’]s| (?:is|must be|has to be|should be)) |"
+    r"(?:I(?:['’](?:d|ll)| would| will)? )?(?:choose|pick|select|go with) |)"
+    r"(?:(?:the |my )?(?:(?:correct|right|best|final) )*(?:answer|option|choice|letter)(?: is"
+    r"| would be)?[: ] *)?",
     re.IGNORECASE,
 )
-LETTER = re.compile(r"[(\[]?([A-Za-z])(?:[)\]][.:]?|[.:](?=\s|$)|\s{1,3}[-–—](?=\s)|$)\s*")
-VERDICT = re.compile(r" is (?:the )?(?:correct|right|best)(?: answer| option| choice)?$")
+LETTER = re.compile(
+    r"[(\[]?([A-Za-z])(?:[)\]][.:]?|[.:](?=\s|$)|\s{1,3}[-–—](?=\s)|$|((?:,|\s{1,3}=)(?=\s)"
+    r"|(?=\s{1,3}\())"
+    r")\s*"
+)
+VERDICT = re.compile(r" is (?:the )?(?:correct|right|best|one)(?: answer| option| choice)?$")
 # "answer is B because …", "Answer: (B), as …": a letter in a sentence.
 SPOKEN = re.compile(
-    r"[\s:*_$`\"'\\]{0,8}(?:(?:[Oo]ption|[Cc]hoice)\s{1,3})?"
+    r"[\s:*_$`\"'\\]{0,8}(?:(?:most |almost )?(?!un)(?:[a-z]{3,10}ly|indeed) )?"
+    r"(?:(?:[Oo]ption|[Cc]hoice|[Ll]etter)\s{1,3})?"
     r"(?:[(\[]([A-Za-z])[)\]]|([A-Z])(?=[.,;:)*`$\"'}\]]|\s*$|\s*\n))"
 )
 # What follows a letter when more than one is named: "A or B", "A) B) C)".
@@ -109,8 +119,8 @@ def read_letter(answer: str, choices: dict[str, str]) -> str | None:
     """
     if len(answer) > MAX_TEXT:
         return None
-    answer = WRAPPED.sub(r"\1", WRAPPED.sub(r"\1", HTML.sub("", answer))).replace("**", "")
-    answer = answer.rstrip(",;! \t\r\n").strip(DECORATION)
+    answer = WRAPPED.sub(r"\1", WRAPPED.sub(r"\1", untagged(answer))).replace("**", "")
+    answer = WHOLE.sub(r"\1", answer).rstrip(",;! \t\r\n").lstrip("# ").strip(DECORATION)
     bare = answer
     for _ in range(2):  # "the answer is option B"
         if lead := LEAD_IN.match(bare):
@@ -124,8 +134,10 @@ def read_letter(answer: str, choices: dict[str, str]) -> str | None:
             return named.pop()
     if not letter or (choices and letter not in choices):
         return None
-    others = letters_of(rest, choices) if rest else []
-    if (others and letter not in others) or (not others and ANOTHER.match(rest)):
+    others = letters_of(rest.strip("(). "), choices) if rest else []
+    if (others and letter not in others) or (
+        not others and (ANOTHER.match(rest) or (match and match[2] is not None))
+    ):
         return None
     return letter
 
@@ -167,12 +179,23 @@ VERDICTS = (" is correct", " is the correct", " is right", " is the right", " is
             " is the answer")  # fmt: skip
 # What stands before a verdict, "so B"; but not "A or B", "if B", "why B".
 SUBJECT = re.compile(
-    r"(?:\A|[.,:;!\n]\s{0,3}|\b(?:so|thus|hence|therefore|that|think|believe|only|clearly|option|choice|answer)"
+    r"(?:\A|[.,:;!\n]\s{0,3}|\b(?:so|thus|hence|therefore|that|think|believe|doubt|only|clearly"
+    r"|option|choice|answer)"
     r"[,:]? )(?:(?:the )?(?:option|choice|answer) )?[*(\[]{0,3}([A-Z])"
     r"(?:[*)\]]{0,4}|[.):*]{1,4} [^.,\n]{1,80})\Z",
     re.IGNORECASE,
 )
-HEDGED = re.compile(r"\b(?:if|whether|why|neither|nor|or|not|unless)\b|n['’]t\b", re.IGNORECASE)
+HEDGED = re.compile(
+    r"\b(?:if|whether|why|neither|nor|or|not|unless|(?<!no )(?<!out )(?<!out a )doubt|unlikely"
+    r"|impossible|no way|none of|false|suppose|assum(?:e|ing)"
+    r"|no ?(?:one|body)|(?:may|might|could|would) (?:think|say|believe|guess)|(?:you|one|some"
+    r"|many|people) (?:think|say|believe|guess))\b"
+    r"|n['’]t\b",
+    re.IGNORECASE,
+)
+CONDITION = re.compile(
+    r"[^.!\n]{0,20}?(?:\?|\bif\b|\bunless\b)", re.IGNORECASE
+)  # "B is correct only if"
 
 
 def extract_choice(text: str, choices: dict[str, str]) -> tuple[str | None, str]:
@@ -185,7 +208,7 @@ def extract_choice(text: str, choices: dict[str, str]) -> tuple[str | None, str]
     for at, inside, _ in blocks(text):
         letter = spoken_letter(inside, choices)
         if not letter and (said := said_letters(inside, choices)):
-            letter = max(said)[1]
+            letter = max(said, key=lambda spot: spot[0])[1]
         spots.append((at, letter, inside))
     if spots:
         _, letter, source = max(spots, key=lambda spot: spot[0])
@@ -193,16 +216,22 @@ def extract_choice(text: str, choices: dict[str, str]) -> tuple[str | None, str]
     bare = text.strip()
     if len(bare) > MAX_BARE:
         return None, ""
+    first, _, rest = bare.partition("\n")
+    if rest and LETTER.fullmatch(first.strip(DECORATION)):  # "B", and why below
+        bare = first if not any(map(LETTER.match, rest.split("\n"))) else bare
     return read_letter(main_clause(bare, ASIDE), choices), bare
 
 
-def said_letters(text: str, choices: dict[str, str]) -> list[tuple[int, str, str]]:
+def said_letters(text: str, choices: dict[str, str]) -> list[tuple[int, str | None, str]]:
     """Returns the last letter named as the answer and the last called right: (position, it, where).
 
-    Each only where there is one.
+    Each only where there is one; None for one that is taken back.
     """
-    spots = []
+    spots: list[tuple[int, str | None, str]] = []
     for found in statements(text, "option", "choice"):
+        if RETRACTED.match(found.text.lstrip()):  # "B. Wait, no, it is C."
+            spots.append((found.position, None, found.text))
+            break
         if found.kind != "not" and (letter := spoken_letter(found.text, choices)):
             spots.append((found.position, letter, found.text))
             break
@@ -210,14 +239,15 @@ def said_letters(text: str, choices: dict[str, str]) -> list[tuple[int, str, str
         (found.position for v in VERDICTS for found in phrases(text, v)), reverse=True
     ):
         sentence = text[max(0, at - MAX_BARE) : at].rsplit("\n", 1)[-1].rsplit(". ", 1)[-1]
-        named = None if HEDGED.search(sentence) else SUBJECT.search(sentence)
+        hedged = HEDGED.search(sentence) or CONDITION.match(text, at + len(" is correct"))
+        named = None if hedged else SUBJECT.search(sentence)
         if named and (letter := read_letter(named[1], choices)):
             return [*spots, (at, letter, sentence)]
     return spots
 
 
 def judge_choice(problem: Problem, text: str, tags: str, form: Parsed) -> Judged:
-    letter, source = extract_choice(final_part(text, tags), problem.fields.get("choices", {}))
+    letter, source = extract_choice(said_part(text, tags), problem.fields.get("choices", {}))
     if letter is None:
         return Judged(None, False, f"no single choice in {source[:80]!r}")
     return Judged(letter, letter == problem.gold, f"expected {problem.gold}, got {letter}")

@@ -23,15 +23,16 @@ from pathlib import Path
 from mlxreflect.core.records import Problem
 from mlxreflect.graders import (
     ASIDE,
+    VULGAR,
     WRAPPED,
     Grader,
     Judge,
     Judged,
     blocks,
-    final_part,
     grader_of,
     main_clause,
     rules_of,
+    said_part,
     statements,
 )
 from mlxreflect.graders.number import decimal
@@ -50,18 +51,29 @@ DROPPED = re.compile(
 UNITS = re.compile(r"\^\{?\\circ\}?|\\degree(?![a-zA-Z])|\\?%|°|\\\$")
 # A unit in words behind a number: 15\text{ cm}^2.
 UNIT = re.compile(
-    r"(?<=[0-9}])\s*\\(?:text|mathrm|mbox)\{[\s~]*[A-Za-z./ ]+\}(?:\^\{?-?[0-9]\}?)?$"
+    r"(?:(?<=[0-9}])|(?<=pi))\s*\\(?:text|mathrm|mbox)\{[\s~]*[A-Za-z./ ]+\}(?:\^\{?-?[0-9]\}?)?$"
 )
 FORMULA = re.compile(r"(?:\$\$?|\\[(\[])\s*((?:[^$\\]|\\[^()\[\]])+?)\s*(?:\$\$?|\\[)\]])")
 MORE = re.compile(r"[0-9$\\]|\b(?:or|and)\b")  # after a formula: it is not the whole answer
+# "$18\pi$ cm", all of an answer
+MEASURED = re.compile(r"\s?[A-Za-z]{0,12}(?:[/ ][A-Za-z]{1,12})?\.?")
 BOXED = re.compile(r"\\boxed\{(.*)\}", re.DOTALL)
 MIXED = re.compile(r"([0-9]) ([0-9]{1,6})/([0-9]{1,6})(?![0-9])")  # 3 1/2
 SPACE = re.compile(r"(?<![0-9]) | (?![0-9])")  # "1 2" must not become 12
+GROUPS = re.compile(r"-?[1-9][0-9]{0,2}(?: [0-9]{3})+(?:\.[0-9]+)?")  # 15 000
+# 1010_2: the base is a part of the number. None is base ten.
+BASED = re.compile(r"(-?)\(?([0-9][0-9A-Fa-f]*)\)?_(?:([0-9])|\{([0-9]{1,2}|[a-z]{3,8})\})")
+BASES = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen",
+)  # fmt: skip
+OVER = re.compile(r"\{([^{}]{1,40})\\over(?![a-z])([^{}]{1,40})\}")
 THOUSANDS = re.compile(r"-?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 SHORT_FRAC = re.compile(r"\\frac(?:([0-9])([0-9])|\{([^{}]+)\}([0-9])|([0-9])\{([^{}]+)\})")
 SHORT_SQRT = re.compile(r"\\sqrt([0-9a-zA-Z])")
 NAMED = re.compile(
-    r"(?:[a-zA-Z]{1,3}|\\(?:theta|alpha|beta|lambda|mu))(?:\([a-zA-Z]\))?(?:=|\\in(?![a-zA-Z]))"
+    r"(?:[a-zA-Z]{1,3}|\\(?:theta|alpha|beta|lambda|mu)|\([a-z](?:,[a-z]){1,2}\)(?==\())"
+    r"(?:\([a-zA-Z]\))?(?:=|\\in(?![a-zA-Z]))"
 )
 RATIONAL = re.compile(
     r"(-?)([0-9]{1,12}(?=\\frac))?(?:\\frac\{(-?[0-9.]+)\}\{(-?[0-9.]+)\}|(-?[0-9.]+)/([0-9.]+)|([0-9.]+))"
@@ -87,7 +99,10 @@ def normal(text: str) -> str:
     text = text.strip(" \t\r\n*`")
     if boxed := BOXED.fullmatch(text.strip("$ .")):
         text = boxed[1]
-    text = re.sub(r"\\[dtc]frac", r"\\frac", text.replace("−", "-").replace("{,}", ","))
+    text = text.replace("−", "-").replace("{,}", ",").replace("π", "\\pi ")
+    for sign, plain in VULGAR.items():
+        text = text.replace(sign, "\\frac{{{}}}{{{}}}".format(*plain.split("/")))
+    text = OVER.sub(r"\\frac{\1}{\2}", re.sub(r"\\[dtc]frac", r"\\frac", text))
     text = UNITS.sub("", text)
     text = DROPPED.sub("", SPACES.sub(" ", THIN.sub("", text)))
     text = UNIT.sub("", text.rstrip(" ."))
@@ -96,6 +111,8 @@ def normal(text: str) -> str:
     bare = text.strip().rstrip(".").strip()
     if WORDS.fullmatch(bare):
         return " ".join(bare.split())
+    if GROUPS.fullmatch(bare):
+        return bare.replace(" ", "")
     text = SPACE.sub("", MIXED.sub(r"\1\\frac{\2}{\3}", bare))
     if (named := NAMED.match(text)) and "=" not in text[named.end() :]:
         text = text[named.end() :]
@@ -126,16 +143,31 @@ def signed(text: str) -> Fraction | None:
 def without_unit(text: str) -> str:
     """Takes off letters after a plain number, where nothing else is: "5.4cents" → "5.4"."""
     found = re.fullmatch(
-        r"(-?[0-9.]+(?:/[0-9.]+)?|-?\\frac\{[0-9]+\}\{[0-9]+\})[a-zA-Z]{2,20}(?:\^\{?[23]\}?)?",
+        r"(-?[0-9.]+(?:/[0-9.]+)?|-?\\frac\{[0-9]+\}\{[0-9]+\})"
+        r"(?!(?:squared|cubed|dozen|hundred|thousand|[bm]illion|[xyz]{2}))[a-zA-Z]{2,20}(?:\^\{?[23]\}?)?",
         text,
     )
     return found[1] if found else text
+
+
+def based(text: str) -> tuple[str, int] | None:
+    """Reads a normal text that is a number with its base, or a whole number, of base ten."""
+    if re.fullmatch("-?[0-9]+", text):
+        return text, 10
+    found = BASED.fullmatch(text)
+    name = found and (found[3] or found[4])
+    if not found or not name or not (name.isdigit() or name in BASES):
+        return None
+    base = int(name) if name.isdigit() else BASES.index(name)
+    return found[1] + found[2].lower(), base
 
 
 def decided(gold: str, answer: str) -> bool | None:
     """Tells whether two normal texts are equal; None where that cannot be told exactly."""
     if gold == answer:
         return True
+    if BASED.fullmatch(gold) or BASED.fullmatch(answer):
+        return based(gold) is not None and based(gold) == based(answer)
     gold, answer = without_unit(gold), without_unit(answer)
     one, other = rational(gold), rational(answer)
     if one is not None and (other is not None or "," in answer):
@@ -196,6 +228,8 @@ def extract_latex(text: str) -> str | None:
     if answer := said_in(text):
         return answer
     bare = text.strip()
+    if (formula := FORMULA.match(bare)) and MEASURED.fullmatch(bare, formula.end()):
+        return formula[1]
     return bare if 0 < len(bare) <= MAX_LATEX and "\n" not in bare else None
 
 
@@ -233,7 +267,7 @@ def compare(gold: str, answer: str, worker: bool) -> tuple[bool, str]:
 
 def judge_by(worker: bool) -> Judge:
     def judge(problem: Problem, text: str, tags: str, form: Parsed) -> Judged:
-        answer = extract_latex(final_part(text, tags))
+        answer = extract_latex(said_part(text, tags))
         if answer is None:
             return Judged(None, False, "no answer found")
         return Judged(answer[:MAX_LATEX], *compare(problem.gold or "", answer, worker))

@@ -15,20 +15,25 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, Verdict
 from mlxreflect.graders import (
     AFTER_PHRASE,
-    HTML,
+    DOUBT,
+    RETRACTED,
+    SENTENCE,
+    VULGAR,
     WRAPPED,
     Grade,
     Grader,
     Judged,
     blocks,
-    final_part,
     main_clause,
     phrases,
     rules_of,
+    said_part,
     statements,
+    untagged,
 )
 from mlxreflect.prompts.parsing import Parsed
 
+DIGITS = "0123456789" + "".join(VULGAR)
 MAX_DIGITS = 40
 MAX_EXPONENT = 30
 MAX_BLOCK = 1000  # characters of an answer block that are read
@@ -39,53 +44,114 @@ NUMERAL = (
 # The first group is the whole part of a mixed number, "3 1/2".
 TOKEN = re.compile(rf"(?:([0-9]{{1,12}}) (?=[0-9]{{1,12}}/[0-9]))?({NUMERAL}(?: ?/ ?{NUMERAL})*)")
 DECIMAL = re.compile(
-    r"([0-9]{1,3}(?:,[0-9]{3})*|[0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?", re.ASCII
+    r"([0-9]{1,3}(?:,[0-9]{3})*|[0-9]{1,2}(?:,[0-9]{2})*,[0-9]{3}"
+    r"|[0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?",
+    re.ASCII,
 )
-FRAC = re.compile(r"\\[dtc]?frac ?\{ ?(-?[0-9.,]{1,40}) ?\} ?\{ ?([0-9.,]{1,40}) ?\}")
-SHORT_FRAC = re.compile(r"\\[dtc]?frac ?([0-9]) ?([0-9])")  # \frac12
-MIXED = re.compile(r"(?<=\w)(?=\\[dtc]?frac)")  # 3\frac{1}{2}; a minus stays at its fraction
+FRAC = re.compile(
+    r"\\(?:[dtcs]|nice)?frac ?(?:([0-9])|\{ ?(-?[0-9.,]{1,40}) ?\}) ?(?:([0-9])"
+    r"|\{ ?([0-9.,]{1,40}) ?\})"
+    r"|\{?([0-9.]{1,40}) ?\\over ?([0-9.]{1,40})\}?"
+)
+MIXED = re.compile(r"(?<=\w)(?=\\(?:[dtcs]|nice)?frac)")  # 3\frac{1}{2}; a minus stays at it
+# 3½, 3 and 1/2, "3 and a half"
+FRACTION = re.compile(f"([0-9]? ?)([{''.join(VULGAR)}])(?![0-9])")
+AND_FRACTION = re.compile(
+    r"(?<=[0-9])(?: and)? (?:a|one)[ -](half|third|quarter)\b(?! of)"
+    r"|(?<=[0-9]) and (?=[0-9]{1,2}/[0-9])"
+)
+NAMED = {"half": " 1/2", "third": " 1/3", "quarter": " 1/4", None: " "}
 # "1.2 * 10^3", once times signs are plain.
 SCIENTIFIC = re.compile(
-    r"([0-9]) ?[*×x] ?10 ?(?:\^|\*\*) ?(?:\{ ?)?([+-]?[0-9]{1,3})(?: ?\})?(?![0-9.])"
+    r"([0-9]) ?[*×x·⋅] ?10 ?(?:\^|\*\*) ?(?:\{ ?)?([+-]?[0-9]{1,3})(?: ?\})?(?![0-9.])"
 )
 SPACED = re.compile(r"(?<=[0-9])[\u00a0\u202f\u2009'’](?=[0-9]{3}(?![0-9]))")  # 1'234
+# "15 000"; where it is known to be one number, "15 200" too.
+ZEROS = re.compile(
+    r"(?<![0-9.,_])(?<![0-9] )[1-9][0-9]{0,2}(?: 000)+(?![0-9_]|[,.][0-9]{3}| [0-9])"
+)
+GROUPS = re.compile(
+    r"(?<![0-9.,_])(?<![0-9] )[1-9][0-9]{0,2}(?:(?: |\\[ ;]|~)[0-9]{3})+(?![0-9_]|,[0-9]| [0-9])"
+)
+LONE = re.compile(
+    r"\W{0,8}[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]{1,9})?[^\w\n]{0,4}(?:[A-Za-z]{1,20}\W{0,4}){0,3}"
+)
 # 1.234,50 in much of Europe. With three digits and no comma, 1.234 stays what it is in English.
-EUROPEAN = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:\.[0-9]{3})+,[0-9]+(?![0-9]|[.,][0-9])")
+EUROPEAN = re.compile(
+    r"(?<![0-9.,])[0-9]{1,3}(?:\.[0-9]{3})+,[0-9]+(?![0-9]|[.,][0-9])"
+    r"|(?<=€)[0-9]{1,3},[0-9]{2}(?![0-9,])|(?<![0-9.,])[0-9]{1,3},[0-9]{2}(?= ?€)"
+)
 SWAP = str.maketrans(",.", ".,")
 COINED = re.compile(r"(?<![A-Za-z])(?:Rs\.?|US|INR|USD|EUR|GBP) ?(?=[0-9$])")  # Rs.50
-# The power of a unit: "18 cm^2". Of one letter metres and seconds alone are units.
-UNIT_POWER = re.compile(r"([0-9]\}?[ ~]{0,3}(?:[a-zA-Z]{2,20}|[ms]))\}? ?\^ ?\{?-?[0-9]\}?")
+# A unit with powers: "18 cm^2", "18 kg/m^3", "18 m s^{-2}". Of one letter few are units.
+BASE = r"(?:[a-zA-Zµ]{2,20}|[mshgLNJWVAKC])(?![a-zA-Z])"
+UNIT_POWER = re.compile(
+    rf"([0-9]\}}?[ ~]{{0,3}}{BASE}(?:\}}? ?[/·⋅* ] ?\(?{BASE}){{0,2}})\}}? ?\^ ?\{{?-?[0-9]\}}?"
+)
+UNIT_FRAC = re.compile(r"\\[dt]?frac ?\{[a-z]{1,20}\} ?\{[a-z]{1,20}(?:\^\{?[0-9]\}?)?\}")
 MONTH = (
     r"(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|"
     r"Sept?(?:ember)?|Oct(?:ober)?|Nov(?:ember)?|Dec(?:ember)?)\b\.?"
 )
 DAY = r"[0-9]{1,2}(?:st|nd|rd|th)?\b"
-# 11:05, May 5, 2024, 5 May 2024, 2024-05-05: no numbers.
+# 11:05, May 5, 2024, 5 May 2024, 2024-05-05, 5 feet 6 inches, 1 h 30 min: no numbers.
 TIME = re.compile(
     rf"(?<![0-9])[0-9]{{1,12}}(?:[:h][0-9]{{1,4}}){{1,3}}|{MONTH} {DAY}(?:,? [0-9]{{4}}\b)?"
-    rf"|{DAY}(?: of)? {MONTH}(?:,? [0-9]{{4}}\b)?"
+    rf"|{DAY}(?: of |[-/ ]){MONTH}(?:,?[-/ ][0-9]{{4}}\b)?"
     r"|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}|[0-9]{1,2}-[0-9]{1,2}-[0-9]{4}"
+    r"|[0-9]{1,9} ?(?:(?:year|month|week|day|hour|hr|min(?:ute)?)s?"
+    r"|h)(?: and)? ?[0-9]{1,9} ?(?:month|week|day|hour|hr|h|min|m|sec|s)"
+    r"|[0-9]{1,9} ?(?:feet|foot|ft|')\.?(?: and)? [0-9]{1,9} ?(?:in|\")"
+    r"|[0-9]{1,9} ?(?:pounds?|lbs?)\.?(?: and)? [0-9]{1,9} ?(?:ounce|oz)"
+    r"|[0-9]{1,9} dollars(?: and)? [0-9]{1,9} cents"
 )
 # "9 eggs * $2", "18/2 = 9": the number before is part of a calculation.
-CALCULATION = re.compile(r" {0,3}(?:[A-Za-z]{1,20} {0,3})?[-+*/×÷x=] {0,3}\(?[$-]? ?[0-9]")
+CALCULATION = re.compile(
+    r"[%)]? {0,3}(?:[A-Za-z]{1,20} {0,3})?[-+*/×÷·⋅x=] {0,3}\(?[$-]? ?[0-9]|\)?\([0-9]"
+    r"| (?:[A-Za-z]{1,20} )??(?:plus|minus|times|divided by|multiplied by|over|to the) [$(-]?[0-9]"
+    r"|(?: ?%| percent) of [$]?[0-9][0-9,.]{0,12} ?="
+)
 # "2 ^ 2", "2 ** 2": not a number yet. Degrees are a unit.
 POWER = re.compile(r"(?:\*\*| {1,3}\*\* {0,3})[-(]?[0-9]| {0,3}\^(?! {0,3}\{? {0,3}\\?circ)")
 EXPONENT = re.compile(r"[eE][+-]?[0-9]")  # one too large to be read
-# "√18", "\\sqrt{18}", "log 18", "±18": a function of the number that follows.
+# "18x", "18\pi", "18 squared", "18 - x", "18, \infty)": not a number but a part of one.
+FACTOR = re.compile(
+    r"(?:[abeijnqruxyzXYZ]|[xyz]{2,3}|ab|mn|pq)(?![\w'’])| ?[πθ∞√±]| [xyz](?!\w)"
+    r"|[ ,$]{0,3}\+/-|,? ?-?(?:\\infty|∞)|[ ~]?\\(?:pi|theta|alpha|beta|phi|lambda|sqrt|log|ln"
+    r"|exp|sin|cos|tan|pm|mp)(?![a-z])"
+    r"|\([0-9a-z]|(?: ?[-+] ?| ?\* ?)(?:[a-z](?![a-zA-Z'’])(?<! a)|\\?pi\b|[πθ√])"
+    r"| (?:squared|cubed|factorial|to the \w{1,12} power|to the power|point \w)\b"
+    r"|[ -](?:ten|hundred|thousand|million|billion)ths?\b"
+)
+# "√18", "\\sqrt{18}", "log 18", "±18", "half of 18", "x + 18": the same before it.
 FUNCTION = re.compile(
-    r"(?:√|±|\\pm|(?:\\|\b)(?:sqrt|log|ln|exp|sin|cos|tan|[dtc]?frac|binom))[\s({\[$]{0,4}$"
+    r"(?:√|±|\+/-|∞,|\\infty,|\\[pm][pm]|(?:\\|\b)(?:sqrt|log|ln|exp|sin|cos|tan|(?:[dtcs]"
+    r"|nice)?frac|binom)"
+    r"|\\sqrt\[[^\]]{1,9}\])[\s({\[$]{0,4}\Z"
+    r"|\b(?:twice|thrice|double|triple|half|sqrt|(?:two|three|four|five|six|seven|eight|nine"
+    r"|ten) times"
+    r"|to the|(?:half|third|quarter|fifth|tenth|square|cube|root|factorial|reciprocal|inverse"
+    r"|negative|opposite|double|triple)s?"
+    r" of)[\s({\[$]{1,4}\Z|(?<![A-Za-z0-9])(?:[xyznkmtpq](?:\^[0-9])?|π|\\pi) ?[-+*/] ?\Z"
+    r"|\^[{( -]{0,3}\Z",
+    re.IGNORECASE,
 )
 SIGN_WORD = re.compile(r"(?:\bnegative|(?:\A|[=:]|\bis)\s{0,3}minus)[\s$€£¥]{1,3}\Z", re.IGNORECASE)
 # "18 thousand", "1.5 million", "$18k", "18M".
 TIMES = {
-    "k": 1000, "m": 10**6, "bn": 10**9, "hundred": 100, "thousand": 1000, "lakh": 10**5,
-    "million": 10**6, "crore": 10**7, "billion": 10**9, "trillion": 10**12,
+    "k": 1000, "m": 10**6, "b": 10**9, "bn": 10**9, "dozen": 12, "hundred": 100,
+    "thousand": 1000, "lakh": 10**5, "million": 10**6, "crore": 10**7, "billion": 10**9, "trillion": 10**12,
 }  # fmt: skip
 MAGNITUDE = re.compile(
-    r"(k|(?-i:M|bn)|\s{0,2}(?:hundred|thousand|lakh|million|crore|billion|trillion))s?(?![0-9A-Za-z])",
+    r"(k|(?-i:M|\s?bn|B)|\s{0,2}(?:dozen|hundred|thousand|lakh|million|crore|billion"
+    r"|trillion))s?(?![0-9A-Za-z])",
     re.IGNORECASE,
 )
-ARROW = re.compile(r"(?:[-=]{1,3}>|[→⇒⟹]|\\(?:[lL]ong)?[rR]ightarrow\b|\\to\b|\\implies\b)")
+ARROW = re.compile(
+    r"(?:\bis equal to\b|\bequals\b|[-=]{1,3}>|[→⇒⟹]|\\(?:[lL]ong)?[rR]ightarrow\b|\\to\b"
+    r"|\\implies\b)"
+)
+ANGLED = re.compile(r"<(\$?-?[0-9][0-9.,]{0,40})>")
 QUOTE = re.compile(r"(?<=\n)[ \t]{0,3}>(?:[ \t]?>){0,3}")  # of Markdown: no "more than"
 OR = re.compile(
     r"\bor\b(?! (?:equal|more|less|fewer|greater|higher|lower|above|below|over|under)\b)",
@@ -96,7 +162,7 @@ GAP = r"(?:\s{1,3}(?:about|around|approximately|roughly|exactly))?[\s$€£¥₹
 # "more than 18", "> 18".
 BOUND = re.compile(
     r"(?:\b(?:more|less|greater|fewer|other|larger|smaller|higher|lower) than(?: or equal to)?"
-    rf"|(?<![a-z]{{2}})[<>≤≥≠]|\\[lgn]eq?|\\[lg]t){GAP}",
+    rf"|(?<![a-z]{{2}})(?<!\|)[<>≤≥≠]|\\[lgn]eq?|\\[lg]t){GAP}",
     re.IGNORECASE,
 )
 # "at least 18" as all that is said: within a sentence, "over 18 days", such words bound no answer.
@@ -106,27 +172,36 @@ LIMIT = re.compile(
     re.IGNORECASE,
 )
 ALONE = re.compile(r"[^0-9.\n]{0,80}(?:[.\n]|\Z)")
-# "18+", "18 eggs or more".
+# "18+", "18 eggs or more", "18 at most", "18 < x".
 OPEN = re.compile(
-    r"\+(?!\s{0,3}[0-9(])|[\s$*)\\]{0,4}(?:[a-z%]{1,20}\s){0,2}or (?:more|less|fewer|greater|higher"
+    r"\+(?!\s{0,3}[0-9(]|/-)|[\s$]{1,3}(?:[<>≤≥]\s|\\[lg](?:t|eq?)\b)"
+    r"|[\s$*)\\]{1,4}(?:[a-z%]{1,20}\s){0,2}(?:at (?:least|most)|and (?:above|below|up|beyond))\b"
+    r"|[\s$*)\\]{0,4}(?:[a-z%]{1,20}\s){0,2}or (?:more|less|fewer|greater|higher"
     r"|lower|above|below|over|under)\b(?! than| [a-z]{1,20}ly\b)",
     re.IGNORECASE,
 )
 RANGE = re.compile(r"\b(?:between|from)[\s$*(\\]{1,4}\Z", re.IGNORECASE)
 DENIED = re.compile(
     r"(?:(?:\bnot|n['’]t|\bcannot)(?: be| have| equal)?|\b(?:rather than|instead of|never)|≠)"
-    rf"(?=[\s$*(\\]){GAP}",
+    rf"(?=[\s$*(\\]){GAP}"
+    r"|(?:\bnot|n['’]t) [0-9]{1,9} n?or \Z|(?:(?<!no )\bdoubt|(?:\bnot|n['’]t) (?:think|believe"
+    r"|sure|certain))\b[^.,;\n0-9]{0,24}\Z",
     re.IGNORECASE,
 )
 CURRENCY = "$€£¥₹"
 BOLD = re.compile(r"(?<![\w)*])\*\*(?=\S)([^*\n]{1,200})(?<=\S)\*\*(?![\w(*])")
+# "18 is not the answer"
+REFUTED = re.compile(r"[^.,\n0-9]{0,20}? (?:is|was|are)(?:n['’]t| not| wrong| incorrect)\b")
+# "Total: 18 (9 + 9)"
+LABELLED = re.compile(r"[^\w\n]{0,8}(?:[A-Za-z]{1,20} ){0,3}[A-Za-z]{1,20}[*_]{0,4}[:=]")
 WORD = re.compile(r"[^\W\d_]+")
-LETTER = re.compile("[A-Za-z]")
+WORDS = re.compile("[A-Za-z]")
 MAX_UNITS = 3  # words beside an expected number: "18 dollars per hour" is one, a sentence is not
 CHARACTERS = str.maketrans(
-    dict.fromkeys("\u2212\u2010\u2011\u2013\uff0d", "-") | {"\u2009": " ", "\u202f": " "}
+    dict.fromkeys("\u2212\u2010\u2011\u2013\uff0d", "-")
+    | {"\u2009": " ", "\u202f": " ", "\u2044": "/", "\u2215": "/"}
 )
-RAISED = re.compile(r"(?<![0-9])10(⁻?[⁰¹²³⁴-⁹]{1,3})")
+TO_POWER = re.compile(r"(?<![0-9])10(⁻?[⁰¹²³⁴-⁹]{1,3})")
 POWERS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 LATEX = {
     "{,}": ",", "\\,": "", "\\!": "", "\\$": "$", "\\%": "%", "\\times": "*", "\\cdot": "*",
@@ -142,17 +217,30 @@ class Found(NamedTuple):
     value: Fraction | None
 
 
-def tidy(text: str) -> str:
-    """Writes typographic, HTML's and LaTeX's ways of writing a number as plain characters."""
+def tidy(text: str, groups: re.Pattern[str] = ZEROS) -> str:
+    """Writes typographic, HTML's and LaTeX's ways of writing a number as plain characters.
+
+    groups: what is one number with spaces between thousands.
+    """
     for written, plain in LATEX.items():
         text = text.replace(written, plain)
-    text = SPACED.sub(",", WRAPPED.sub(r"\1", WRAPPED.sub(r"\1", text))).translate(CHARACTERS)
-    text = ARROW.sub("= ", QUOTE.sub("", BOLD.sub(r"\1", HTML.sub("", text))))
+    text = WRAPPED.sub(r"\1", WRAPPED.sub(r"\1", untagged(text)))
+    text = SPACED.sub(",", UNIT_FRAC.sub("", text)).translate(CHARACTERS)
+    text = ARROW.sub("= ", QUOTE.sub("", BOLD.sub(r"\1", ANGLED.sub(r"\1", text))))
     text = text.replace(">=", "≥").replace("<=", "≤")
-    text = RAISED.sub(lambda ten: "10^" + ten[1].translate(POWERS), text)
+    text = groups.sub(lambda number: re.sub(r"[^0-9]+", ",", number[0]), text)
+    text = TO_POWER.sub(lambda ten: "10^" + ten[1].translate(POWERS), text)
     text = EUROPEAN.sub(lambda number: number[0].translate(SWAP), COINED.sub("", text))
     text = SCIENTIFIC.sub(r"\1e\2", UNIT_POWER.sub(r"\1", text))
-    return SHORT_FRAC.sub(r"\1/\2", FRAC.sub(r"\1/\2", MIXED.sub(" ", text)))
+    text = AND_FRACTION.sub(lambda part: NAMED[part[1]], FRACTION.sub(vulgar, text))
+    return FRAC.sub(
+        lambda frac: "/".join(part for part in frac.groups() if part), MIXED.sub(" ", text)
+    )
+
+
+def vulgar(found: re.Match[str]) -> str:
+    """Writes ½ as 1/2, and 3½ as 3 1/2."""
+    return (found[1] and found[1].rstrip() + " ") + VULGAR[found[2]]
 
 
 def decimal(text: str) -> Fraction | None:
@@ -168,10 +256,12 @@ def decimal(text: str) -> Fraction | None:
 
 def ratio(token: str) -> Fraction | None:
     """Reads a numeral, or two with a slash between them."""
+    if token.count("/") > 1:
+        return None
     top, *below = [decimal(part.strip()) for part in token.split("/")]
     if top is None or not below:
         return top
-    return top / below[0] if len(below) == 1 and below[0] else None
+    return top / below[0] if below[0] else None
 
 
 def is_negative(text: str, start: int) -> bool:
@@ -216,7 +306,7 @@ def find_numbers(text: str) -> list[Found]:
             continue
         token, before = match[2], text[start - 1 : start] if start else ""
         if token[0] == "." and before == ".":  # "so it is...5"
-            token = token[1:]
+            token, start = token[1:], start + 1
         while spans and spans[0][1] <= start:
             spans.pop(0)
         value = None if spans and spans[0][0] <= start else ratio(token)
@@ -229,22 +319,16 @@ def find_numbers(text: str) -> list[Found]:
             or (is_glue(before) and text[start - 2 : start - 1].isdigit())
             or POWER.match(text, end)
             or EXPONENT.match(text, end)
-            or FUNCTION.search(text, max(0, start - 12), start)
-        ):  # 5², 5½, ٣5, 5^2, √5
+            or FACTOR.match(text, end)
+            or FUNCTION.search(text, max(0, start - 24), start)
+        ):  # 5², ٣5, 5^2, 5x, √5
             value = None
         elif value is not None and is_negative(text, start):
             value = -value
         if value is not None and (times := MAGNITUDE.match(text, end)):
             value *= TIMES[times[1].strip().lower()]
         found.append(Found(start, end, value))
-    return unspaced(text, found)
-
-
-def unspaced(text: str, found: list[Found]) -> list[Found]:
-    """Reads no number where thousands stand behind a space: "18 000" is neither 18 nor 0."""
-    groups = {i for i in range(1, len(found)) if text[found[i - 1].end : found[i].end] == " 000"}
-    groups |= {i - 1 for i in groups}
-    return [one._replace(value=None) if i in groups else one for i, one in enumerate(found)]
+    return found
 
 
 def read_number(text: str) -> Fraction | None:
@@ -257,7 +341,7 @@ def read_number(text: str) -> Fraction | None:
     text = text.strip()
     if len(text) > MAX_BLOCK:
         return None
-    values = {value for part in OR.split(tidy(text)) for value in side_values(part)}
+    values = {value for part in OR.split(tidy(text, GROUPS)) for value in side_values(part)}
     return values.pop() if len(values) == 1 else None
 
 
@@ -266,8 +350,11 @@ def side_values(text: str) -> set[Fraction | None]:
 
     None: a calculation, a bound, a denied number.
     """
-    right = text[text.rfind("=") + 1 :]
+    left, _, right = text.rpartition("=")
     found = find_numbers(right)
+    if len(found) > 1 and CALCULATION.match(right, found[0].end):  # 18 = 9 + 9
+        left_found = find_numbers(left)
+        right, found = (left, left_found) if len(left_found) == 1 else (right, found)
     if not found:
         right, found = text, find_numbers(text)
     return {
@@ -278,14 +365,14 @@ def side_values(text: str) -> set[Fraction | None]:
     }
 
 
-def last_number(text: str) -> Fraction | None:
+def last_number(text: str, groups: re.Pattern[str] = ZEROS) -> Fraction | None:
     """Reads the last number that is not denied; None where there is none or it is not exact."""
-    end = max(text.rfind(digit) for digit in "0123456789")
+    end = max(text.rfind(digit) for digit in DIGITS)
     if end < 0:
         return None
-    text = tidy(text[max(0, end - MAX_TAIL) : end + MAX_DIGITS])
+    text = tidy(text[max(0, end - MAX_TAIL) : end + MAX_DIGITS], groups)
     for found in reversed(find_numbers(text)):
-        if not is_after(DENIED, text, found):
+        if not is_after(DENIED, text, found) and not REFUTED.match(text, found.end):
             return None if is_bound(text, found) else found.value
     return None
 
@@ -347,13 +434,21 @@ def row_gold(row: dict[str, Any]) -> str:
 # ---- the number that a response answers with ----------------------------------------------------
 
 # What may stand between #### and its number; a heading ("#### Step 2", "#### 2. Add") is no answer.
-HASHED = re.compile(r"[\s$€£¥₹*_`\\(\[{:=+-]*(?:[A-Za-z] ?= ?)?[$-]?\.?[0-9]")
+HASHED = re.compile(
+    r"[\s$€£¥₹*_`\\(\[{:=+~≈<>≤≥-]*(?:(?:at (?:least|most)|up to|over|under|above|below|about"
+    r"|around"
+    r"|approximately|approx\.?|roughly|nearly|almost|exactly|only|just|not|no|between|from|twice"
+    r"|half of"
+    r"|(?:more|less|fewer|greater|other) than|(?:a )?total(?: of)?)[\s:*]{1,4}){0,3}"
+    r"(?:[A-Za-z] ?= ?)?[$-]?\.?[0-9]",
+    re.IGNORECASE,
+)
 HEADING = re.compile(r"[.):][ \t]+[A-Za-z]")
 # "18 or 20", "18 dollars and 20 cents", "18 to 20", "18, 20": two answers are none.
 HEDGE = re.compile(
     r"[\s*_$`)}\],(]{0,4}(?:[A-Za-z%]{1,20}\s{1,3}){0,3}or\s[^0-9\n.]{0,40}"
-    r"|[\s*_$`)}\]]{0,4}(?:[A-Za-z%]{1,20}\s{0,3}){0,2}(?:(?:and|to|&|;|~|,)\s{0,3}){1,2}"
-    r"(?:[A-Za-z] ?= ?)?[$*\s-]{0,4}"
+    r"|[\s*_$`)}\]]{0,4}(?:[A-Za-z%]{1,20}\s{0,3}){0,2}(?:(?:and|to|&|;|~|,|vs\.?|through|\.{2,3}|…"
+    r"|maybe|perhaps|remainder|\b[rR]\b)\s{0,3}){1,2}(?:[A-Za-z] ?= ?)?[$*\s-]{0,4}|\s:\s"
 )
 MORE = re.compile(r"[^.,;\n]{0,3}(?:[A-Za-z]{1,20} ){0,2}(?:more|less|fewer|times|of|from|per)\b")
 # What may follow a number that is a whole answer: at most three words.
@@ -361,14 +456,19 @@ UNIT = re.compile(
     r"[^A-Za-z\n.]{0,4}(?:[A-Za-z/°%²³]{1,20} ?){0,3}"
     r"(?=[.,;:(\n*$\\]|\Z|(?:since|because|as|which)\b)"
 )
-SENTENCE = re.compile(r"[.!?](?=\s)|\n")
+# "So 18 is the final answer"
+CALLED = re.compile(
+    r"(?:\A|[.!?:]\s|\n|\b(?:so|thus|hence|therefore|that),? )([^.!?:\n]{1,40}?(?:\.[0-9]{1,9})?)"
+    r" is (?:the|my|our)(?: (?:final|correct|right|only))* \Z",
+    re.IGNORECASE,
+)
 Spot = tuple[int, Fraction | None]  # of a marker: its position, and the number it points at
 
 
 def after_hashes(text: str) -> Spot | None:
     """Finds the last `####` that a number follows at once."""
     for marked in phrases(text, "####"):
-        window = tidy(marked.text)
+        window = tidy(marked.text, GROUPS)
         found = find_numbers(window) if HASHED.match(window[:AFTER_PHRASE]) else []
         if found and not HEADING.match(window, found[0].end):
             return marked.position, first_result(window, found)
@@ -381,28 +481,40 @@ def after_statement(text: str) -> Spot | None:
     It is the first one. Behind a colon a sentence may come first, or a whole solution: then it is
     the last one that stands in no brackets and is no reason.
     """
-    denied = len(text)
+    denied: int | None = None
     for marked in statements(text):
-        window = tidy(marked.text)
+        window = tidy(marked.text, GROUPS)
         found = find_numbers(window)
         if marked.kind == "not":  # "isn't 17, it's 18"
-            denied = min(denied, marked.position)
+            denied = marked.position
             if instead := find_numbers(tidy(main_clause(SENTENCE.split(marked.text)[0])))[1:]:
                 return marked.position, instead[-1].value
-        elif found and marked.kind == "{":
+        elif marked.kind == "{":
             return marked.position, read_block(marked.text)
         elif found and found[0].start < AFTER_PHRASE:
-            first, at = first_result(window, found), found[0]
+            first, end = first_result(window, found), found[0].end
             rest = text[max(marked.position, len(text) - MAX_TAIL) :]
             # A solution has numbers in more than one sentence.
             solution = sum(any(map(str.isdigit, part)) for part in SENTENCE.split(rest)) > 1
-            spoken = LETTER.search(window, 0, at.start) or (
-                solution and (CALCULATION.match(window, at.end) or not UNIT.match(window, at.end))
+            if RETRACTED.match(window, end):  # "17. Wait, no, it is 18"
+                return marked.position, last_number(rest)
+            spoken = WORDS.search(window, 0, found[0].start) or (
+                solution and (CALCULATION.match(window, end) or not UNIT.match(window, end))
             )
             if marked.kind == "is" or not spoken or (first is None and len(found) < 3):
                 return marked.position, first
-            return marked.position, last_number(rest if solution else main_clause(rest))
-    return None if denied == len(text) else (denied, last_number(text[denied:]))
+            return marked.position, last_number(rest if solution else main_clause(rest), GROUPS)
+    return None if denied is None else (denied, last_number(text[denied:]))
+
+
+def before_verdict(text: str) -> Spot | None:
+    """Finds the number that is called the answer: "18 is the answer"."""
+    for marked in phrases(text, "answer"):
+        at = max(0, marked.position - 60)
+        called = CALLED.search(text, at, marked.position)
+        if called and not DOUBT.search(text, at, called.start(1)):
+            return marked.position, read_number(called[1])
+    return None
 
 
 def first_result(window: str, found: list[Found]) -> Fraction | None:
@@ -411,15 +523,19 @@ def first_result(window: str, found: list[Found]) -> Fraction | None:
     None too for one of two answers, and for a bound.
     """
     first, rest = found[0], window[found[0].end :]
-    if is_bound(window, first) or is_after(RANGE, window, first):
+    if is_bound(window, first) or any(is_after(words, window, first) for words in (RANGE, DENIED)):
         return None
     if CALCULATION.match(window, first.end):
-        _, equals, right = main_clause(rest.split("\n", 1)[0]).rpartition("=")
+        left, equals, right = main_clause(rest.split("\n", 1)[0]).rpartition("=")
         results = find_numbers(right) if equals else []
+        if results and CALCULATION.match(right, results[0].end):  # 18 = 9 + 9
+            return None if left.strip() else first.value
         return results[0].value if results else None
     for one, other in pairwise(found):
         between = window[one.end : other.start]
         if not HEDGE.fullmatch(between) or MORE.match(window, other.end):
+            break
+        if CALCULATION.match(window, other.end):  # "18; 9 + 9 = 18"
             break
         if other.value != first.value:
             return None
@@ -433,11 +549,19 @@ def extract_answer(text: str, tags: str = "think") -> Fraction | None:
     "Answer:" or a heading. Without a marker the last number counts. Never raises; linear in
     len(text).
     """
-    text = final_part(text, tags)
+    text = said_part(text, tags)
     spots: list[Spot] = [(found.position, read_block(found.text)) for found in blocks(text)]
-    spots += [spot for find in (after_hashes, after_statement) if (spot := find(text))]
+    spots += [
+        spot for find in (after_hashes, after_statement, before_verdict) if (spot := find(text))
+    ]
     if spots:
         return max(spots, key=lambda spot: spot[0])[1]
+    if len(text) <= MAX_BLOCK and LONE.fullmatch(text.strip()):
+        return last_number(text, GROUPS)
+    end = max(text.rfind(digit) for digit in DIGITS)
+    line = text[text.rfind("\n", max(0, end - MAX_BLOCK), end + 1) + 1 :]
+    if end >= 0 and (label := LABELLED.match(line)):
+        return last_number(main_clause(line[label.end() :]), GROUPS)
     return last_number(text)
 
 
@@ -446,8 +570,14 @@ def read_block(text: str) -> Fraction | None:
     return read_number(main_clause(text)) if len(text) <= MAX_BLOCK else None
 
 
+# In these the answer is counted: "7 dozen" is 7.
+ASKED = re.compile(r"\bhow many (dozen|hundred|thousand|million|billion)", re.IGNORECASE)
+
+
 def judge_number(problem: Problem, text: str, tags: str, form: Parsed) -> Judged:
     """Compares a response's number with the expected one, as exact rationals."""
+    if asked := ASKED.search(str(problem.fields.get("question", ""))):
+        text = re.sub(rf" {asked[1]}s?\b", "", text, flags=re.IGNORECASE)
     value = extract_answer(text, tags)
     if value is None:
         return Judged(None, False, "no number found")

@@ -350,6 +350,32 @@ inf | None | __import__('os') | &lt; | <| | <script>
 ODD = [
     *("\x00", "\x01", "\n", "\r", " ", "\t", "\x1c", "\u2028", "\u2009", "1\u2009", "\u200b"),
     *("\ud800", "\udfff", "\u202e", "\u0301", "a\u0301", "\uffff", "\u2212", "😀"),
+    *(
+        "½",
+        "~~a",
+        "~~1~~",
+        "<b>",
+        "<h1>",
+        "<span ",
+        "<sup>",
+        "<s>a",
+        "<!-- ",
+        "ans: ",
+        "I doubt the answer is ",
+    ),
+    *(
+        "1 000",
+        "1 ",
+        "twice ",
+        "1x",
+        "\\pi",
+        "\\over 2",
+        " is the answer",
+        "1 m/s^2 ",
+        "1_2",
+        " and a half",
+        "wait, no, ",
+    ),
     *("٣", "５", "५", "²", "½", "五", "İ", "ß", "ſ"),
     # What says an answer, what takes from it, and what numbers are written with.
     *(
