@@ -75,11 +75,11 @@ SAID = [
     "Answer: @", "**Answer:** @", "**Final Answer: @**", "### Final Answer\n@", "Final answer: @",
     "**Final Answer**\n\n@", "The answer is @", "The final answer would be @", "#### @", "answer = @",
     "The answer to question 97 is @", "> **Answer**: @", "## Answer:\n\n@", "The answer must be **@**",
-    "Ans: @", "**Ans:** @", "Ans. @", "ANS = @", "<h1>Answer: @</h1>", "<b>Answer</b>: <b>@</b>", "Answer:- @",
+    "Ans: @", "**Ans:** @", "Ans. @", "ANS = @", "<b>Answer</b>: <b>@</b>", "Answer:- @",
     "<p>The answer is <span class=\"a2\">@</span>", "The answer to this question is @", "The answer has to be @",
 ]  # fmt: skip
 ENCLOSED = ["<answer>@</answer>", "\\boxed{@}", "\\boxed {@}", "$\\boxed{@}$", "{\"answer\": \"@\"}",
-            "{\"n\": 97, \"answer\": \"@\", \"check\": 99}", "<answer>**@**</answer>"]  # fmt: skip
+            "{\"n\": 97, \"answer\": \"@\", \"check\": 99}", "<answer>**@**</answer>", "<h1>Answer: @</h1>"]  # fmt: skip
 AFTER = [
     "", "", ".", "\n", " (97 less 99)", " (since 97 is too large)", ", because 97 is no option.",
     " since 97 + 2 = 99", ", not 97", " and not 97", "<br>", "; 97 is too large", ", which is 97 less than before", " (not 97)", "\n\\boxed{}",

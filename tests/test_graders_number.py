@@ -128,7 +128,10 @@ ANSWERS: dict[int | None, list[str]] = {
     -18: ["it fell to -18", "The answer is negative 18"], -5: ["#### -5"], 1234: ["#### 1,234"],
     17: ["\\boxed{17} and then \\boxed{18"], 20: ["the answer is" + " " * 200 + "18 of 20"],
     70_000: ["That makes 70 000"],
-    18_000: ["#### 18 000", "#### 18 000 apples", "#### 18 thousand", "#### 18 Thousand", "<answer>18k</answer>", "so \\boxed{18K}"],
+    18_000: [
+        "#### 18 000", "#### 18 000 apples", "#### 18 thousand",
+        "#### 18 Thousand", "<answer>18k</answer>", "so \\boxed{18K}",
+    ],
     1_500_000: ["The answer is $1.5 million."],
     None: [
         "<answer>17 or 18</answer>", "<answer>I do not know</answer> 18", "nothing here", "",

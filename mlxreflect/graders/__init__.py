@@ -157,7 +157,8 @@ ASIDE = re.compile(
 CLAUSE = re.compile(
     r"(?:(?: ?[,;–—-])?\s{1,3}(?:(?:since|because|as|which is|where|given|rather than|instead of)\b"
     r"|(?<=,\s)[0-9]+ (?:more|less|fewer)\b)"
-    r"|(?:,?\s{1,3}|\A)not\b(?![^.\n]{0,80}\bbut\b))[^.\n]*(?:\.[0-9][^.\n]*)*"
+    r"|;\s{1,3}(?=[^;.\n]{1,30} (?:is|are|was|were) )"
+    r"|(?:,?(?:\s{1,3}and)?\s{1,3}|\A)not\b(?![^.\n]{0,80}\bbut\b))[^.\n]*(?:\.[0-9][^.\n]*)*"
 )
 
 

@@ -134,7 +134,7 @@ def read_letter(answer: str, choices: dict[str, str]) -> str | None:
             return named.pop()
     if not letter or (choices and letter not in choices):
         return None
-    others = letters_of(rest.strip("(). "), choices) if rest else []
+    others = letters_of(rest.partition("\n")[0].strip("(). "), choices) if rest else []
     if (others and letter not in others) or (
         not others and (ANOTHER.match(rest) or (match and match[2] is not None))
     ):

@@ -140,7 +140,8 @@ SIGN_WORD = re.compile(r"(?:\bnegative|(?:\A|[=:]|\bis)\s{0,3}minus)[\s$€£¥]
 # "18 thousand", "1.5 million", "$18k", "18M".
 TIMES = {
     "k": 1000, "m": 10**6, "b": 10**9, "bn": 10**9, "dozen": 12, "hundred": 100,
-    "thousand": 1000, "lakh": 10**5, "million": 10**6, "crore": 10**7, "billion": 10**9, "trillion": 10**12,
+    "thousand": 1000,
+    "lakh": 10**5, "million": 10**6, "crore": 10**7, "billion": 10**9, "trillion": 10**12,
 }  # fmt: skip
 MAGNITUDE = re.compile(
     r"(k|(?-i:M|\s?bn|B)|\s{0,2}(?:dozen|hundred|thousand|lakh|million|crore|billion"
@@ -450,7 +451,9 @@ HEDGE = re.compile(
     r"|[\s*_$`)}\]]{0,4}(?:[A-Za-z%]{1,20}\s{0,3}){0,2}(?:(?:and|to|&|;|~|,|vs\.?|through|\.{2,3}|…"
     r"|maybe|perhaps|remainder|\b[rR]\b)\s{0,3}){1,2}(?:[A-Za-z] ?= ?)?[$*\s-]{0,4}|\s:\s"
 )
-MORE = re.compile(r"[^.,;\n]{0,3}(?:[A-Za-z]{1,20} ){0,2}(?:more|less|fewer|times|of|from|per)\b")
+MORE = re.compile(
+    r"[^.,;\n]{0,3}(?:[A-Za-z]{1,20} ){0,2}(?:more|less|fewer|times|of|from|per|is|are|was|were)\b"
+)
 # What may follow a number that is a whole answer: at most three words.
 UNIT = re.compile(
     r"[^A-Za-z\n.]{0,4}(?:[A-Za-z/°%²³]{1,20} ?){0,3}"
