@@ -17,7 +17,7 @@ from fractions import Fraction
 from typing import TypeVar
 
 from mlxreflect.core.records import Problem
-from mlxreflect.graders import Judge, Judged, grader_of, rules_of
+from mlxreflect.graders import Judge, Judged, grader_of, rules_of, untagged
 from mlxreflect.prompts.parsing import ANSWER, Parsed
 
 # ---- expressions ---------------------------------------------------------------------------------
@@ -27,8 +27,8 @@ MAX_DEPTH = 50
 DIGITS = frozenset("0123456789")
 # Mapped one by one: NFKC would turn 5² into 52.
 SPELLINGS = {
-    **dict.fromkeys("×·⋅∗∙•⁎⋆✕✖⨯＊", "*"), **dict.fromkeys("÷∕⁄➗／", "/"),
-    **dict.fromkeys("−‐‑‒–—―﹣－", "-"), "＋": "+",
+    **dict.fromkeys("×·⋅∗∙•⁎⋆✕✖⨉⨯＊", "*"), **dict.fromkeys("÷∕⁄➗／", "/"),
+    **dict.fromkeys("−‐‑‒–—―﹣－", "-"), "＋": "+", "﹢": "+",
 }  # fmt: skip
 LEVELS = {"+": 1, "-": 1, "*": 2, "/": 2, "//": 2, "sign +": 3, "sign -": 3, "**": 4}
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
@@ -177,10 +177,17 @@ def combine(token: str, left: Fraction, right: Fraction) -> Fraction:
 # ---- the given numbers, and the target -----------------------------------------------------------
 
 
-WRAPPERS = [("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("`", "`"), ("**", "**"), ("\\boxed{", "}")]
-COMMANDS = {"times": "*", "cdot": "*", "ast": "*", "div": "/", "left": "", "right": ""}
+WRAPPERS = [
+    ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("```python\n", "```"), ("`", "`"), ("*", "*"),
+    ("_", "_"), ('"', '"'), ("'", "'"), ("“", "”"), ("\\boxed{", "}"), ("\\fbox{", "}"),
+]  # fmt: skip
+COMMANDS = {
+    "times": "*", "cdot": "*", "ast": "*", "div": "/", "left": "", "right": "", "displaystyle": "",
+    **dict.fromkeys(("big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr"), ""),
+}  # fmt: skip
 COMMAND = re.compile(rf"\\({'|'.join(COMMANDS)})(?![A-Za-z])|\\[ ,;:!]")
 FRAC = re.compile(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+SHORT_FRAC = re.compile(r"\\[dtc]?frac\s*([0-9])\s*([0-9])(?![0-9])")  # \frac82
 PAIRS = {")": "(", "]": "[", "}": "{"}
 MAX_WRITTEN = 4 * MAX_CHARACTERS  # characters of an answer in LaTeX
 MAX_NOTATION = 16  # wrappers around an answer, fractions within each other
@@ -191,7 +198,7 @@ def plain(answer: str) -> str:
 
     It stays as it is where brackets do not match, and where it is too long.
     """
-    text = answer.strip()
+    text = untagged(answer).strip() if len(answer) <= MAX_WRITTEN else answer
     if len(text) > MAX_WRITTEN or not paired(text):
         return answer
     for _ in range(MAX_NOTATION):
@@ -201,6 +208,7 @@ def plain(answer: str) -> str:
             if text.startswith(start) and text.endswith(end) and inner and paired(inner):
                 text = inner.strip()
     text = COMMAND.sub(lambda found: f" {COMMANDS.get(found[1], '')} ", text.replace("$", " "))
+    text = SHORT_FRAC.sub(r" ((\1)/(\2)) ", text).replace("\\*", "*")
     for _ in range(MAX_NOTATION):
         text = FRAC.sub(r" ((\1)/(\2)) ", text)
     return text.replace("[", "(").replace("]", ")")
