@@ -562,8 +562,8 @@ def extract_answer(text: str, tags: str = "think") -> Fraction | None:
     if len(text) <= MAX_BLOCK and LONE.fullmatch(text.strip()):
         return last_number(text, GROUPS)
     end = max(text.rfind(digit) for digit in DIGITS)
-    line = text[text.rfind("\n", max(0, end - MAX_BLOCK), end + 1) + 1 :]
-    if end >= 0 and (label := LABELLED.match(line)):
+    line = text[text.rfind("\n", 0, end + 1) + 1 :] if end >= 0 else ""
+    if len(line) <= MAX_BLOCK and (label := LABELLED.match(line)):
         return last_number(main_clause(line[label.end() :]), GROUPS)
     return last_number(text)
 
