@@ -90,8 +90,11 @@ HTML = re.compile(
     re.IGNORECASE,
 )
 RAISED = re.compile(r"<su(?:(p)|b)>(?!st\b|nd\b|rd\b|th\b|[°∘o]<)", re.IGNORECASE)
+# Struck out, a comment, or a calculation of GSM8K: 9 * 2 = <<9*2=18>>18.
 STRUCK = re.compile(
-    r"~~[^~\n]{1,80}~~|<(del|strike|s)>[^<>]{0,80}</\1>|<!--[^>]{0,400}-->", re.IGNORECASE
+    r"~~[^~\n]{1,80}~~|<(del|strike|s)>[^<>]{0,80}</\1>|<!--[^>]{0,400}-->"
+    r"|<<[^<>\n]{1,100}>>",
+    re.IGNORECASE,
 )
 # "Ans: 18", "Ans. 18", "Answer:- 18".
 SHORT = re.compile(
@@ -302,7 +305,7 @@ def spelled(short: re.Match[str]) -> str:
 
 
 def untagged(text: str) -> str:
-    """Returns a text without HTML and what is struck out; 2<sup>3</sup> is 2^3."""
+    """Returns a text without HTML, what is struck out, and GSM8K's <<9*2=18>>."""
     if "<" not in text and "~~" not in text:
         return text
     text = RAISED.sub(lambda tag: "^" if tag[1] else "_", STRUCK.sub("", text))

@@ -192,7 +192,10 @@ DENIED = re.compile(
 CURRENCY = "$€£¥₹"
 BOLD = re.compile(r"(?<![\w)*])\*\*(?=\S)([^*\n]{1,200})(?<=\S)\*\*(?![\w(*])")
 # "18 is not the answer"
-REFUTED = re.compile(r"[^.,\n0-9]{0,20}? (?:is|was|are)(?:n['’]t| not| wrong| incorrect)\b")
+REFUTED = re.compile(
+    r"[^.,\n0-9]{0,20}? (?:is|was)(?: (?:wrong|incorrect)\b"
+    r"|(?:n['’]t| not) (?:(?:the|our|correct|right|final) ){0,3}(?:answer|correct|right|it)\b)"
+)
 # "Total: 18 (9 + 9)"
 LABELLED = re.compile(r"[^\w\n]{0,8}(?:[A-Za-z]{1,20} ){0,3}[A-Za-z]{1,20}[*_]{0,4}[:=]")
 WORD = re.compile(r"[^\W\d_]+")
