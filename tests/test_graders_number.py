@@ -116,6 +116,7 @@ ANSWERS: dict[int | None, list[str]] = {
         "it is 18 <answer></answer>", "18\n<answer>", "The answer is 18, as 3 + 4 = 7.",
         "THE ANSWER IS: **18**!", "the answer is 9 eggs * $2 = $18.",
         "the answer is" + " " * 199 + "18 of 20",  # 200 characters are as far as it looks
+        "So it is 9 * 2 = $<<9*2=18>>18 a day", "9 + 9 = <<9+9=18>>18 eggs are not broken",
         "Is the answer is 17? #### 18", "#### 17, but the answer is 18",
         "The answer is not 17, it is 18", "The answer is 18. The answer is not 17",
         "The answer is nothing but 18", "first 3, then 18.", "from 20-18", "答案是18个",
@@ -225,6 +226,7 @@ def test_every_answer_of_gsm8k_is_right_about_itself_and_wrong_off_by_one() -> N
             (f"{thought}<answer>{gold - 1}</answer>", False), (f"\\boxed{{{gold}.5}}", False),
         ):  # fmt: skip
             assert TASK.grade(problem, text, "think", "thinking").verdict.correct == right, text
+    assert unmarked > 0.95 * 1319  # the last number of a worked solution, <<9*2=18>> aside
 
 
 # ---- lm-eval's scores ----------------------------------------------------------------------------
