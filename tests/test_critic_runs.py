@@ -105,9 +105,7 @@ def test_the_command_line_says_it_in_two_lines_and_ends_with_2(
         with pytest.raises(SystemExit) as caught:
             cli.main()
     assert caught.value.code == 2
-    said = capsys.readouterr()
-    error, hint = said.err.splitlines()[-2:]
-    assert "look at it" in said.out and "use it" not in said.out
+    error, hint = capsys.readouterr().err.splitlines()[-2:]
     assert error.startswith("error: critic.budget.max_usd = 0.005 is reached: ")
     assert hint.startswith(f"hint: mlxreflect resume {folder} --set critic.budget.max_usd=0.0")
     assert 'with critic.cache = "off" the open wave is asked and paid again' in hint
@@ -162,7 +160,9 @@ def test_a_run_that_trained_on_nothing_says_why_and_is_an_error(
         with pytest.raises(SystemExit) as caught:
             cli.main()
     assert caught.value.code == 2
-    error, hint = capsys.readouterr().err.splitlines()[-2:]
+    said = capsys.readouterr()
+    error, hint = said.err.splitlines()[-2:]
+    assert "look at it" in said.out and "use it" not in said.out
     assert re.search(f"^error: the run trained on nothing: {why}", error)
     assert mends in hint and "allow_untrained = true" in hint
     assert re.search(why, " ".join(shown(tmp_path / "run").split()))
