@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -95,6 +96,28 @@ def test_one_that_hangs_is_killed_with_what_it_started(
     else:
         pytest.fail("the child lives on")
     assert function.call({}, "fine")["value"]["correct"]  # another process took its place
+
+
+def test_a_call_that_is_interrupted_leaves_no_reply_behind(tmp_path: Path) -> None:
+    """After Ctrl-C in a notebook, the next response gets its own verdict."""
+    body = (
+        "import time\n"
+        "def grade(problem, response):\n"
+        "    time.sleep(response == 'slow')\n"
+        "    return response != 'bad'\n"
+    )
+    function = Own(written(tmp_path, body), "", "grade")
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    with pytest.raises(KeyboardInterrupt):
+        function.call({}, "slow")
+    signal.signal(signal.SIGALRM, before)
+    said = [function.call({}, text)["value"]["correct"] for text in ("bad", "good")]
+    assert said == [False, True]
 
 
 def test_one_that_only_fails_stops_the_run(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ Names = Annotated[
 # The same, also the empty name; written back as a name where it is one.
 Specs = Annotated[
     list[str],
-    BeforeValidator(lambda v: v.split(",") if isinstance(v, str) else v),
+    BeforeValidator(lambda v: [n.strip() for n in v.split(",")] if isinstance(v, str) else v),
     PlainSerializer(lambda v: v[0] if len(v) == 1 else v),
     Field(min_length=1),
 ]

@@ -75,8 +75,13 @@ class Own:
         return True
 
     def exchange(self, question: Any, seconds: float) -> dict[str, Any] | None:
-        """Sends a line and returns the reply; None where there is none in time."""
+        """Sends a line and returns the reply; None where there is none in time.
+
+        The process of a call that ends otherwise, as by Ctrl-C, is killed too: its late reply
+        would be taken for that of the next response.
+        """
         assert self.process and self.process.stdin and self.process.stdout
+        line = b""
         try:
             if question is not None:
                 self.process.stdin.write(json.dumps(question).encode() + b"\n")
@@ -85,12 +90,12 @@ class Own:
             ready = select.select([self.process.stdout], [], [], seconds)[0]
             line = self.process.stdout.readline() if ready else b""
         except BrokenPipeError:
-            line = b""
-        if line:
-            reply: dict[str, Any] = json.loads(line)
-            return reply
-        self.kill()
-        return None
+            pass
+        finally:
+            if not line:
+                self.kill()
+        reply: dict[str, Any] | None = json.loads(line) if line else None
+        return reply
 
     def kill(self) -> None:
         """Ends the process and whatever it started."""
@@ -123,6 +128,7 @@ class Own:
                 said = f"{safe_text(fault)}: that response {counts}; {self.failed} so far"
                 print(said, file=sys.stderr)
             if self.in_a_row >= MOST_FAILURES:
+                self.in_a_row = 0  # of this run alone
                 raise UserError(
                     f"{self.name} failed on one response after another; the last: {fault}",
                     "correct it and begin anew; try it on a file of responses first: "

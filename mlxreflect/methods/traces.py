@@ -92,7 +92,7 @@ def check(recipe: Recipe, path: Path) -> None:
     if config.rounds and not (config.reward_answer or config.reward_format or config.reward):
         raise UserError(
             f"{path}: traces.reward_answer and traces.reward_format are both 0: no reward",
-            "give one of them a weight above 0",
+            'give one of them a weight above 0, or set traces.reward = "mine.py:reward"',
         )
     if config.rounds and not recipe.policy.temperature:
         raise UserError(

@@ -207,9 +207,10 @@ class Watch:
             "worse": worse, "best": best, "adapter": weights,
             "seconds": round(time.monotonic() - begun, 3),
         }  # fmt: skip
+        praise = ", the best so far" if best and not worse else ""
         self.ui.line(
             f"dev after wave {wave}: {right:.1%} of {n} right, base {row['base']:.1%} "
-            f"({counts[1]} gained, {counts[-1]} lost){', the best so far' if best else ''}"
+            f"({counts[1]} gained, {counts[-1]} lost){praise}"
         )
         if worse:
             self.ui.line(

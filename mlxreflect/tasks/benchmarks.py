@@ -5,7 +5,6 @@ split by a hash of the problem, "train" the rest; a single file is split by that
 benchmark without a training split has no other part than its problems.
 """
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -191,13 +190,14 @@ def math_solution(row: Row, raw: Any) -> Meta:
     return {**math_meta(row, raw), **kept}
 
 
-# How BIG-bench writes the options into a question, which are shown as every benchmark's are.
-LISTED = re.compile(r"\AQ: |\n\s*choice: [^\n]*|\s*\nA:\s*\Z")
-
-
 def bigbench_text(row: Row, name: str) -> str:
+    """Returns a question without the options in it, which are shown as every benchmark's are."""
     text = question_text(row, name)
-    return LISTED.sub("", text).strip() or text
+    lines = text.strip().removeprefix("Q: ").split("\n")
+    lines = [line for line in lines if not line.lstrip().startswith("choice: ")]
+    if lines and lines[-1].strip() == "A:":
+        del lines[-1]
+    return "\n".join(lines).strip() or text
 
 
 def only_right(raw: Any) -> Any:
