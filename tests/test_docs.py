@@ -16,7 +16,7 @@ from support.key_table import rows as key_rows
 from support.shell import Done, Shell, sets
 
 from mlxreflect.cli.main import app
-from mlxreflect.config.recipe import eval_spec, load_job, load_recipe
+from mlxreflect.config.recipe import eval_spec, eval_specs, load_job, load_recipe
 from mlxreflect.config.schema import EvalSpec, Job, Recipe
 from mlxreflect.config.toml import apply_settings, bundled, find_toml, shipped, validate
 from mlxreflect.core.errors import UserError
@@ -397,7 +397,8 @@ def try_out(shell: Shell, one: Command) -> Done | None:
         recipe = load_recipe(
             str(shell.folder / MINE) if name == MINE else name, parameters["set_"] or []
         )
-        if TASKS[recipe.task.name].hub and not recipe.task.source:
+        asked = [recipe.task, *(spec.task for spec in eval_specs(recipe).values())]
+        if any(TASKS[task.name].hub and not task.source for task in asked):
             return None
         return shell.works("run", *arguments, *([] if "--dry-run" in arguments else ["--dry-run"]))
     if one.name == "eval":
