@@ -201,7 +201,7 @@ def test_a_run_reuses_its_base(shell: Shell) -> None:
     run = ["run", "quickstart", *shell.small, "--json", "--run-dir"]
     assert "reused" not in shell.works(*run, "first").err
     done = shell.works(*run, "second", *sets("train.lr=1e-3"))
-    assert "base: 6 answers were reused" in done.err and "trained: 6 answers" not in done.err
+    assert "base: 6 answers were there already" in done.err and "trained: 6 answers" not in done.err
     one, other = (snapshot(shell.folder / name / "eval" / "base") for name in ("first", "second"))
     assert one == other
 

@@ -307,7 +307,7 @@ def test_traces_at_its_full_settings(smollm2, tmp_path):
             "task.limit": 2, "eval.spec": "", "eval.limit": 2, "eval.max_new_tokens": 8,
             "critic.model": "critic", "critic.base_url": server.url, "critic.cache": "off",
             "traces.wave": 2, "traces.warm_up": 2, "traces.problems": 2, "traces.rounds": 1,
-            "traces.filter": "lenient", "traces.group": 4, "train.batch": 2,
+            "traces.filter": "lenient", "traces.group": 16, "traces.samples": 32, "train.batch": 2,
         }  # fmt: skip
         flags = [f"--set={key}={value}" for key, value in {**settings, **SHORT}.items()]
         call = [sys.executable, "-m", "mlxreflect", "run", "traces", "--run-dir", str(run_dir)]
