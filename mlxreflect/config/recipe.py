@@ -198,7 +198,7 @@ def eval_spec(recipe: Recipe) -> EvalSpec:
 
 
 def dev_spec(recipe: Recipe) -> EvalSpec:
-    """What a run is watched by: problems of its task's part dev, asked as an evaluation does."""
+    """Returns the evaluation that a run is watched by: its task's part dev, asked as held out."""
     config = recipe.eval.model_copy(update={"source": "", "limit": recipe.eval.dev_limit})
     spec = read_spec(recipe.model_copy(update={"eval": config}), "")
     return spec.model_copy(update={"name": "dev", "part": "dev"})

@@ -161,7 +161,7 @@ def own_questions(recipe: Recipe, held_out: Asked | None) -> list[Question]:
 
 
 def words_in_a_row(recipe: Recipe) -> int:
-    """How many make an overlap; 0 where only whole questions count."""
+    """Returns how many words in a row make an overlap; 0: only whole questions count."""
     return recipe.eval.ngram if recipe.eval.decontaminate == "overlap" else 0
 
 

@@ -6,7 +6,11 @@ CASES try how it reads an answer. A verdict of None stands where either may be d
 grader must only not raise, hang or show more than it may.
 """
 
+import re
+import resource
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 Case = tuple[str, bool | None]
@@ -15,6 +19,18 @@ MEGABYTE = 1_000_000
 
 def flood(unit: str, size: int = MEGABYTE) -> str:
     return (unit * (size // len(unit) + 1))[:size]
+
+
+def peak_mb() -> int:
+    """Returns the most memory that this process has had, in MB.
+
+    On Linux getrusage begins at what the parent had: a worker that loaded a model, say.
+    """
+    status = Path("/proc/self/status")
+    if found := status.exists() and re.search(r"VmHWM:\s+(\d+) kB", status.read_text()):
+        return int(found[1]) >> 10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak >> (20 if sys.platform == "darwin" else 10)
 
 
 # Texts by the verdict of graders that read an <answer> block alone, and of those that read more.
