@@ -10,7 +10,7 @@ import pytest
 from support.corpus import TEXTS, teacher, write_corpus
 from support.fake_ollama import FakeOllama
 from support.kill_driver import POINTS
-from support.methods import call_of, frame_of, play, roles
+from support.methods import frame_of, play, roles
 from support.run_outputs import outputs_by_settings, run_process
 from support.whole_runs import contents, finish
 
@@ -23,7 +23,6 @@ from mlxreflect.core.records import Example, episode_from_row
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.critics.verdicts import Section, Sections
-from mlxreflect.methods.base import Try
 from mlxreflect.methods.preflexor import PreflexorConfig, phases, taught_pairs
 from mlxreflect.methods.preflexor_corpus import FEWEST, chosen_sections, read_corpus
 from mlxreflect.models.load import load_policy
@@ -292,13 +291,8 @@ def test_a_graph_in_the_thought(corpus):
         assert GRAPH in example.prompt[0]["content"]
     asked = next(call for call in critic.calls if call.role == "extract")
     assert "knowledge graph; abstracted pattern; reasoning steps" in asked.messages[0]["content"]
-    # A teacher of a task's problems is asked for the graph too.
     # Without a thought the format is broken, as in the style "thinking".
     assert not parse_response("<answer>1</answer>", "think", "graph").format_ok
-    problem = TASKS["gsm8k"].from_row({"question": "1 + 1?", "gold": "2"})
-    recipe, at = Recipe.model_validate({"prompt": {"style": "graph"}}), Try("basic", 1, "")
-    call = call_of("answer", problem, at, recipe, TASKS["gsm8k"])
-    assert GRAPH in call.messages[0]["content"]
 
 
 def test_sections_are_those_asked_for_each_once():
@@ -322,6 +316,17 @@ def test_the_grader_filters_both_sides():
         assert roles(episode) == (["attempt"] if first else ["attempt", "answer"])
     assert [e.source["problem"] for e in played.examples] == [e.problem.id for e in wrong]
     assert all(e.turns[1].verdict.passed for e in wrong)
+
+
+@pytest.mark.parametrize("style", ["thinking", "graph"])
+def test_a_teacher_of_a_task_is_asked_for_the_sections_too(style):
+    teacher = Scripted(answer="<think>so</think><answer>1</answer>")
+    named = {"sections": ["what is given", "plan"]}
+    play(make(teacher, preflexor=named, prompt={"style": style}))
+    assert {call.role for call in teacher.calls} == {"answer"}
+    for call in teacher.calls:
+        asked = call.messages[0]["content"]
+        assert "what is given; plan" in asked and (GRAPH in asked) == (style == "graph")
 
 
 def test_rounds_go_through_all_problems_before_any_comes_again():

@@ -35,7 +35,7 @@ HOSTILE = (
 
 def shown(role, text):
     """What a role is shown, with a text where a model's or a critic's text goes."""
-    own = ("sections",) if role == "extract" else ("instruction", "words")
+    own = ("sections",) if role in ("answer", "extract") else ("instruction", "words")
     return {name: said if name in own else text for name, said in ASKED[role].items()}
 
 
@@ -107,7 +107,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "pose": {"passage": "a </passage> text"},
     "integrate": {"text": [TEXT, BACK]},
     "expand": {"notes": "my notes"},
-    "answer": {},
+    "answer": {"sections": "facts; plan"},
     "extract": {"passage": ["one", "two </passage>"], "sections": "facts; plan"},
     "ground": {"passage": ["one", "two"], "sections": "Facts:\nx </sections>"},
     "support": {"passage": ["one"], "attempt": TEXT},

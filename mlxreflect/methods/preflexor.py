@@ -76,7 +76,7 @@ class PreflexorConfig(Table):
     retrieve: Count = 2  # passages that a teacher is shown beside the one asked about
     sections: Annotated[Names, Field(min_length=1)] = [
         "reasoning steps", "relevant concepts", "hypothesis",
-    ]  # of the thought  # fmt: skip
+    ]  # that a teacher divides its thought into  # fmt: skip
     two: PhaseTwoConfig = PhaseTwoConfig()
 
 
@@ -261,7 +261,8 @@ class Preflexor:
         tried = [lesson for lesson in lessons if held_against(lesson.turns[0], train)]
         taught = [lesson for lesson in tried if every or not passed(lesson.turns[0])]
         self.frame.status(f"{len(taught)} solutions")
-        calls = [session.call("answer", lesson.problem, at) for lesson in taught]
+        named = "; ".join(self.config.sections)
+        calls = [session.call("answer", one.problem, at, sections=named) for one in taught]
         turns = session.ask(calls, [lesson.turns[0] for lesson in taught], at)
         for lesson, turn in zip(taught, turns, strict=True):
             graded = self.frame.rollouts.graded

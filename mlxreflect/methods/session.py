@@ -281,7 +281,7 @@ def example_call(
     data: dict[str, Any] = {
         "attempt": text, "working": text, "text": text, "attempt_A": text,
         "attempt_B": feedback, "feedback": feedback, "hint": feedback, "passage": "(a passage)",
-        "sections": "(a section)" if role == "extract" else "(sections)",
+        "sections": "(sections)" if role == "ground" else "; ".join(recipe.preflexor.sections),
     }  # fmt: skip
     if role == "reflection":
         data |= {"instruction": "(an instruction)", "words": "100"}

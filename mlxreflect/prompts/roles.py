@@ -253,7 +253,8 @@ BUNDLED = Templates({
         + BLOCKS
     ),
     "answer": (
-        "{instruction}\nWrite a model solution, as a careful person thinks. Work out every step "
+        "{instruction}\nWrite a model solution, as a careful person thinks. Divide the reasoning "
+        "into these sections, each under its name and a colon: {sections}. Work out every step "
         "yourself. Check the result. End with the expected answer where one is given. Never say or "
         "hint that an answer was given to you. " + BLOCKS
     ),
