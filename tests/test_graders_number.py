@@ -17,12 +17,10 @@ from mlxreflect.graders.number import (
     extract_answer,
     flexible_extract,
     last_number,
-    read_gold,
-    read_number,
     response_of,
-    show_number,
     strict_match,
 )
+from mlxreflect.graders.numerals import read_gold, read_number, show_number
 from mlxreflect.tasks import TASKS
 
 TASK = TASKS["gsm8k"]

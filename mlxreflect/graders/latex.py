@@ -8,17 +8,12 @@ denominator, and can be counted.
 
 import contextlib
 import json
-import os
 import re
-import select
 import signal
-import subprocess
 import sys
-import threading
 from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
-from pathlib import Path
 
 from mlxreflect.core.records import Problem
 from mlxreflect.graders import (
@@ -35,7 +30,8 @@ from mlxreflect.graders import (
     said_part,
     statements,
 )
-from mlxreflect.graders.number import decimal
+from mlxreflect.graders.numerals import decimal
+from mlxreflect.graders.worker import Worker
 from mlxreflect.prompts.parsing import Parsed
 
 MAX_LATEX = 300  # characters of an answer; MATH-500's longest gold has 80
@@ -282,10 +278,8 @@ MATH_RULES: dict[str, Grader] = {
 
 
 # ---- the worker ----------------------------------------------------------------------------------
-# Math-Verify works on sympy, which can hang: it runs in a process of its own, which can be killed,
-# with a line of JSON in and out. The worker limits its processor time a question, so that a verdict
-# does not depend on what else the machine does; whoever asks waits a bounded time and kills it.
-# The next question starts another one.
+# Math-Verify works on sympy, which can hang. The worker limits its processor time a question, so
+# that a verdict does not depend on what else the machine does; whoever asks waits a bounded time.
 
 CPU_S = 4.0  # processor time of one question, in the worker
 WALL_S = 30.0  # until the worker is killed, whatever it does
@@ -294,52 +288,16 @@ MEMORY = 4 << 30  # bytes of address space
 ROUNDING = 12  # decimal places that must agree; Math-Verify's own 6 pass 0.333333 for 1/3
 
 
-class Worker:
-    """The process and the lock that hands it to one thread at a time."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def ask(self, gold: str, answer: str) -> bool | None:
-        """Returns the verdict; None where the worker died or had to be killed. For any thread."""
-        with self.lock:
-            if self.process is None and self.exchange("1", "1", START_S) is None:
-                return None
-            return self.exchange(gold, answer, WALL_S)
-
-    def exchange(self, gold: str, answer: str, seconds: float) -> bool | None:
-        process = self.process = self.process or start()
-        assert process.stdin and process.stdout
-        line = b""
-        # A line is shorter than what a pipe passes on at once, so it is there whole or not at all.
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(json.dumps([gold, answer]).encode() + b"\n")
-            if select.select([process.stdout], [], [], seconds)[0]:
-                line = process.stdout.readline()
-        if line:
-            same: bool = json.loads(line)
-            return same
-        process.kill()
-        process.communicate()
-        self.process = None
-        return None
+WORKER = Worker("mlxreflect.graders.latex", quiet=True)
 
 
-def start() -> subprocess.Popen[bytes]:
-    """Starts this module with this interpreter and package, whatever the working folder is."""
-    paths = [str(Path(__file__).parent.parent.parent), os.environ.get("PYTHONPATH", "")]
-    return subprocess.Popen(
-        [sys.executable, "-m", "mlxreflect.graders.latex"],
-        bufsize=0,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
-    )
-
-
-WORKER = Worker()
+def ask(gold: str, answer: str) -> bool | None:
+    """Returns the verdict; None where the worker died or had to be killed. For any thread."""
+    with WORKER.lock:
+        if WORKER.process is None and WORKER.exchange(["1", "1"], START_S) is None:
+            return None
+        same: bool | None = WORKER.exchange([gold, answer], WALL_S)
+        return same
 
 
 @lru_cache(maxsize=4096)
@@ -348,7 +306,7 @@ def equal(gold: str, answer: str) -> tuple[bool, str]:
 
     Never raises; takes CPU_S at most where the machine is free, and WALL_S where it is not.
     """
-    same = WORKER.ask(gold, answer)
+    same = ask(gold, answer)
     if same is None:
         return False, f"the comparison took more than {CPU_S:g} s or more memory than allowed"
     return same, ""

@@ -11,11 +11,8 @@ import inspect
 import json
 import math
 import os
-import select
 import signal
-import subprocess
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -28,6 +25,7 @@ from mlxreflect.core.journal import sha256
 from mlxreflect.core.records import Problem
 from mlxreflect.core.ui import safe_text
 from mlxreflect.graders import Grader, Judged, grader_of, strict
+from mlxreflect.graders.worker import Worker
 from mlxreflect.prompts.parsing import Parsed
 
 Kind = Literal["grade", "reward"]
@@ -49,73 +47,30 @@ class Own:
         path, function = split_name(reference, f"the {kind} function")
         self.name, self.kind = f"{path.name}:{function}", kind
         self.arguments = [str(path.absolute()), function, digest or sha256(path), kind]
-        self.lock = threading.Lock()
-        self.process: subprocess.Popen[bytes] | None = None
+        self.worker = Worker("mlxreflect.graders.own")
         self.in_a_row = self.failed = 0
-        with self.lock:
+        with self.worker.lock:
             self.start()
 
-    def start(self) -> bool:
-        """Starts the process. Raises UserError where the file is at fault; false if it hangs."""
-        paths = [str(Path(__file__).parent.parent.parent), os.environ.get("PYTHONPATH", "")]
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "mlxreflect.graders.own", *self.arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # so that what it starts is killed with it
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        )
-        said = self.exchange(None, START_S)
+    def start(self) -> None:
+        """Starts the process, which loads the file. Raises UserError where that fails or hangs."""
+        said = self.worker.exchange(self.arguments, START_S)
         fault = f"{self.name} cannot be loaded in {START_S:g} s" if said is None else said["fault"]
         if fault:
-            self.kill()
+            self.worker.kill()
             raise UserError(
                 fault, f"correct that file; it is to hold {self.arguments[1]}(problem, response)"
             )
-        return True
-
-    def exchange(self, question: Any, seconds: float) -> dict[str, Any] | None:
-        """Sends a line and returns the reply; None where there is none in time.
-
-        The process of a call that ends otherwise, as by Ctrl-C, is killed too: its late reply
-        would be taken for that of the next response.
-        """
-        assert self.process and self.process.stdin and self.process.stdout
-        line = b""
-        try:
-            if question is not None:
-                self.process.stdin.write(json.dumps(question).encode() + b"\n")
-                self.process.stdin.flush()
-            # A reply is shorter than what a pipe passes on at once: it is there whole or not.
-            ready = select.select([self.process.stdout], [], [], seconds)[0]
-            line = self.process.stdout.readline() if ready else b""
-        except BrokenPipeError:
-            pass
-        finally:
-            if not line:
-                self.kill()
-        reply: dict[str, Any] | None = json.loads(line) if line else None
-        return reply
-
-    def kill(self) -> None:
-        """Ends the process and whatever it started."""
-        if self.process:
-            try:
-                os.killpg(self.process.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                self.process.kill()
-            self.process.communicate()
-            self.process = None
 
     def call(self, problem: dict[str, Any], text: str) -> dict[str, Any]:
         """Returns {"value": …} or {"fault": why there is none}.
 
         Raises UserError once it has failed on MOST_FAILURES responses in a row.
         """
-        with self.lock:
-            if self.process is None:
+        with self.worker.lock:
+            if self.worker.process is None:
                 self.start()
-            reply = self.exchange([problem, text], CALL_S)
+            reply: dict[str, Any] | None = self.worker.exchange([problem, text], CALL_S)
             if reply is None:
                 fault = f"{self.name} took more than {CALL_S:g} s, or ended its process"
                 reply = {"fault": fault}
@@ -240,9 +195,7 @@ def replied(
 
 
 def main() -> None:
-    """Loads the function and answers a line for each line, until its standard input ends."""
-    file, name, digest, kind = sys.argv[1:]
-    path = Path(file)
+    """Loads the function of the first line, then answers each line, until there are no more."""
     # What the function prints must not get between the replies, nor may it read the questions.
     replies, questions = os.fdopen(os.dup(1), "w"), os.fdopen(os.dup(0))
     os.dup2(2, 1)
@@ -253,6 +206,8 @@ def main() -> None:
         replies.write(json.dumps(value) + "\n")
         replies.flush()
 
+    file, name, digest, kind = json.loads(questions.readline())
+    path = Path(file)
     function, fault = guarded(partial(load, path, name, digest), path)
     reply({"fault": fault})
     if fault:

@@ -22,7 +22,8 @@ from mlxreflect.graders import (
     same_text,
 )
 from mlxreflect.graders.latex import MATH_RULES, MAX_LATEX
-from mlxreflect.graders.number import NUMBER_RULES, find_numbers, read_gold, read_number, tidy
+from mlxreflect.graders.number import NUMBER_RULES
+from mlxreflect.graders.numerals import find_numbers, read_gold, read_number, tidy
 from mlxreflect.prompts.parsing import Parsed, parse_response
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)

@@ -24,7 +24,8 @@ from mlxreflect.graders.countdown import (
     Notation,
     read_tokens,
 )
-from mlxreflect.graders.number import NUMBER_RULES, row_gold
+from mlxreflect.graders.number import NUMBER_RULES
+from mlxreflect.graders.numerals import row_gold
 from mlxreflect.tasks.base import GENERATED_PARTS, Review, Solver, Task, generate
 
 LARGEST = 99_999  # of operands and of every result on the way

@@ -16,7 +16,7 @@ from mlxreflect.core.records import Problem, make_problem
 from mlxreflect.core.seeds import part_of
 from mlxreflect.data.rows import Row, column, good_rows, is_path, question_text, read_file, rows_of
 from mlxreflect.graders import box
-from mlxreflect.graders.number import read_gold, row_gold
+from mlxreflect.graders.numerals import read_gold, row_gold
 from mlxreflect.tasks.base import Task
 from mlxreflect.tasks.jsonl import (
     KINDS,

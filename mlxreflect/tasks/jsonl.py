@@ -22,7 +22,8 @@ from mlxreflect.graders import MAX_TEXT, Grade, Grader
 from mlxreflect.graders.choice import CHOICE_COLUMNS, CHOICE_RULES, gold_letter, read_choices
 from mlxreflect.graders.countdown import COUNTDOWN_RULES
 from mlxreflect.graders.latex import MATH_RULES, MAX_LATEX
-from mlxreflect.graders.number import MAX_DIGITS, NUMBER_RULES, read_gold
+from mlxreflect.graders.number import NUMBER_RULES
+from mlxreflect.graders.numerals import MAX_DIGITS, read_gold
 from mlxreflect.graders.text import F1_RULES, TEXT_RULES
 from mlxreflect.prompts.parsing import parse_response
 from mlxreflect.tasks.base import Task

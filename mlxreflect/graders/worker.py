@@ -1,0 +1,71 @@
+"""A module of the package as a process of its own, which can be killed: a line of JSON in, one out.
+
+For what may hang, take all memory or end its process: sympy, and code of a person's own. The
+module reads a line, computes, writes a line, and ends when its standard input ends.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+
+class Worker:
+    """The process of one module; the next question starts another one where it was killed.
+
+    module: its dotted name; it runs with this interpreter and package, whatever the working folder
+    is. quiet: what it writes to stderr is dropped. Whoever exchanges lines holds `lock`.
+    """
+
+    def __init__(self, module: str, quiet: bool = False) -> None:
+        self.module, self.quiet = module, quiet
+        self.lock = threading.Lock()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> subprocess.Popen[bytes]:
+        paths = [str(Path(__file__).parent.parent.parent), os.environ.get("PYTHONPATH", "")]
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", self.module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if self.quiet else None,
+            start_new_session=True,  # so that what it starts is killed with it
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        )
+
+    def exchange(self, question: Any, seconds: float) -> Any:
+        """Sends a line and returns the reply; None where there is none in time.
+
+        The process of a question that ends otherwise, as by Ctrl-C, is killed too: its late reply
+        would be taken for that of the next one.
+        """
+        process = self.process = self.process or self.start()
+        assert process.stdin and process.stdout
+        line = b""
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(question).encode() + b"\n")
+                process.stdin.flush()
+                # A reply is shorter than what a pipe passes on at once: it is there whole or not.
+                if select.select([process.stdout], [], [], seconds)[0]:
+                    line = process.stdout.readline()
+        finally:
+            if not line:
+                self.kill()
+        return json.loads(line) if line else None
+
+    def kill(self) -> None:
+        """Ends the process and whatever it started."""
+        if self.process:
+            try:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                self.process.kill()
+            self.process.communicate()
+            self.process = None
