@@ -23,7 +23,7 @@ from mlxreflect.core.records import Example, episode_from_row
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.critics.verdicts import Section, Sections
-from mlxreflect.methods.preflexor import PreflexorConfig, phases, taught_pairs
+from mlxreflect.methods.preflexor import PreflexorConfig, phases, plan, taught_pairs
 from mlxreflect.methods.preflexor_corpus import FEWEST, chosen_sections, read_corpus
 from mlxreflect.models.load import load_policy
 from mlxreflect.prompts.parsing import parse_response
@@ -279,6 +279,26 @@ def test_topics_choose_the_passages(corpus):
     ]  # fmt: skip
     with pytest.raises(UserError, match=r"no passage of .* has a word of 'quarks'"):
         make(Scripted(), corpus, preflexor={**table, "topics": ["quarks"]})
+
+
+def test_a_number_of_topics_is_drawn_anew_each_round(corpus):
+    (corpus / "sea.txt").write_text("The grey sea takes rain from brooks and hills all year round.")
+    table = {"questions": 2, "topics": 2, "rounds": 2}
+    drawn = {}
+    for seed in (0, 1):
+        strategy = make(Scripted(), corpus, preflexor=table)
+        strategy.recipe = strategy.recipe.model_copy(update={"seed": seed})
+        waves = [strategy.next_wave(), strategy.next_wave()]
+        files = [[strategy.problems[i].meta["file"] for i in w.problems] for w in waves]
+        assert strategy.progress() == (8, 8) and plan(strategy.recipe, 4, 1.0).attempts == 8
+        drawn[seed] = files
+        # Each passage is a topic once before any is again, and what is most related comes next.
+        assert sorted(one for wave in files for one in wave[::2]) == [
+            "bees.md", "iron.txt", "rain.txt", "sea.txt",
+        ]  # fmt: skip
+        beside = {wave[i]: wave[i + 1] for wave in files for i in (0, 2)}
+        assert (beside["rain.txt"], beside["sea.txt"]) == ("sea.txt", "rain.txt")
+    assert drawn[0] != drawn[1]
 
 
 def test_a_graph_in_the_thought(corpus):

@@ -233,7 +233,7 @@ def test_wrong_type_is_named_with_key_value_and_line(key: str, tmp_path: Path) -
     # "auto" of so many gigabytes stands in the place of a number.
     texts = (isinstance(default, str) and not key.endswith("_gb")) or key in NAMES
     wrong, shown = ("7", "7") if texts else ('"7"', "'7'")
-    if key == "critic.keep_alive":  # in seconds
+    if key in ("critic.keep_alive", "preflexor.topics"):  # in seconds, and how many
         wrong, shown = "true", "True"
     *tables_, leaf = key.split(".")
     header = f"[{'.'.join(tables_)}]" if tables_ else "# top"

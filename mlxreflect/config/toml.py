@@ -149,9 +149,9 @@ def explain(
 ) -> UserError:
     """The first fault of a validation, with its line or --set, and the nearest known key."""
     fault = error.errors()[0]
-    parts = [str(p) for p in fault["loc"]]
-    if parts[-1:] == ["constrained-float"]:  # a branch of "a number, or auto", and no key
-        parts.pop()
+    # Without branches, which are no keys: of "a number, or auto", of "a list, or a number".
+    branch = ("constrained-", "function-")
+    parts = [str(p) for p in fault["loc"] if not str(p).startswith(branch)]
     key = ".".join(filter(None, [prefix, *parts]))
     given = [s for s in settings if overlap(s.partition("=")[0].strip(), key)]
     line = line_of(path, key)

@@ -72,12 +72,28 @@ class PreflexorConfig(Table):
     column: str = "text"  # of JSONL rows
     # Characters of a passage at most; shorter ones than 40 are left out, so that is the least.
     chunk: Annotated[int, Field(ge=40)] = 1500
-    topics: Names = []  # what to ask about; empty: passages at random
+    # What to ask about; empty: passages at random. A number: each round draws so many topics, each
+    # a passage at random and those most related to it.
+    topics: Names | Count = []
     retrieve: Count = 2  # passages that a teacher is shown beside the one asked about
     sections: Annotated[Names, Field(min_length=1)] = [
         "reasoning steps", "relevant concepts", "hypothesis",
     ]  # that a teacher divides its thought into  # fmt: skip
     two: PhaseTwoConfig = PhaseTwoConfig()
+
+    @property
+    def drawn(self) -> int:
+        """How many topics a round draws; 0 where they are named, or there are none."""
+        return self.topics if isinstance(self.topics, int) else 0
+
+    @property
+    def parts(self) -> int:
+        """Times that a round has its number of questions."""
+        return self.drawn or len(self.named) or 1
+
+    @property
+    def named(self) -> list[str]:
+        return [] if isinstance(self.topics, int) else self.topics
 
 
 def check(recipe: Recipe, path: Path) -> None:
@@ -123,7 +139,7 @@ def phases(recipe: Recipe) -> tuple[TrainConfig, ...]:
 def plan(recipe: Recipe, n: int, wrong: float) -> Plan:
     """Returns the calls of all rounds; n does not count, for rounds say how many questions."""
     config = recipe.preflexor
-    each = config.questions * max(1, len(config.topics))
+    each = config.questions * config.parts
     posed = float(each * (config.rounds + config.two.rounds))
     if not config.corpus:
         taught = posed * (wrong if config.only_wrong else 1)
@@ -167,7 +183,8 @@ def taught_pairs(episode: Episode, only_wrong: bool, train: TrainConfig) -> Iter
 @dataclass
 class State:
     """epoch: the phase. round: rounds played in it. cursor: sources taken in all (of each topic,
-    where there are topics). asked: ids of the questions posed so far."""
+    where topics are named; where their number is, topics drawn). asked: ids of the questions posed
+    so far."""
 
     epoch: int = 1
     round: int = 0
@@ -189,15 +206,15 @@ class Preflexor:
         from mlxreflect.evaluation.contamination import index_for
 
         # Passages are clean of what evaluations ask; the teacher may still ask it.
-        self.teacher, ids = Teacher(frame, index_for(frame.recipe)), list(frame.problems)
-        for topic in self.config.topics:
-            found = self.teacher.library.related(topic)
+        self.teacher = Teacher(frame, index_for(frame.recipe))
+        for topic in self.config.named:
+            found = self.related(topic)
             if not found:
                 raise UserError(
                     f"preflexor.topics: no passage of {self.config.corpus} has a word of {topic!r}",
                     "leave that topic out, or write it as the texts do",
                 )
-            self.on_topic.append([ids[i] for i in found])
+            self.on_topic.append(found)
 
     # ---- which questions ------------------------------------------------------------------------
 
@@ -223,17 +240,33 @@ class Preflexor:
 
     def take(self) -> list[str]:
         """Returns the next sources: down the list of each topic, or all in an order drawn anew each
-        time all of them have been taken."""
-        places = range(self.state.cursor, self.state.cursor + self.size())
+        time all of them have been taken. Of a number of topics, each is the next of that order,
+        followed by the passages most related to it."""
+        begin, size = self.state.cursor, self.size()
+        places = range(begin, begin + (self.config.drawn or size))
         self.state.cursor = places.stop
         if self.on_topic:
             return [ids[i % len(ids)] for ids in self.on_topic for i in places]
         each = len(self.frame.problems)
         orders = {number: self.frame.order(number) for number in {i // each for i in places}}
-        return [orders[i // each][i % each] for i in places]
+        found = [orders[i // each][i % each] for i in places]
+        if not self.config.drawn:
+            return found
+        texts = [self.frame.problems[one].fields["question"] for one in found]
+        near = [
+            list(dict.fromkeys([one, *self.related(text, size)]))
+            for one, text in zip(found, texts, strict=True)
+        ]
+        return [ids[i % len(ids)] for ids in near for i in range(size)]
+
+    def related(self, text: str, most: int | None = None) -> list[str]:
+        """Returns ids of the passages that share a word with a text, the best first."""
+        assert self.teacher is not None
+        ids = list(self.frame.problems)
+        return [ids[i] for i in self.teacher.library.related(text, most)]
 
     def progress(self) -> tuple[int, int]:
-        each = self.size() * max(1, len(self.on_topic))
+        each = self.size() * self.config.parts
         done = self.state.round + (self.rounds[1] if self.state.epoch == 2 else 0)
         return done * each, sum(self.rounds.values()) * each
 

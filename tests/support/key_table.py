@@ -11,7 +11,7 @@ import textwrap
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -48,6 +48,8 @@ def comments(model: type[BaseModel]) -> dict[str, str]:
 
 def kind(annotation: Any) -> str:
     """Returns a type as a person reads it: values of a choice, or number, text, list."""
+    if get_origin(annotation) is Union:
+        return " or ".join(kind(one) for one in get_args(annotation))
     text = str(annotation)
     if values := re.search(r"Literal\[(.*?)\]", text):
         number = "number or " if "float" in text else ""
