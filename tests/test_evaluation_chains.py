@@ -4,7 +4,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from rich.console import Console
@@ -16,7 +16,7 @@ from mlxreflect.config.schema import ChainConfig, EvalSpec, PolicyConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_rows
 from mlxreflect.core.records import Problem, Turn, Verdict, make_problem
-from mlxreflect.critics.base import Critic
+from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.evaluation.chains import (
     GIVEN,
@@ -36,7 +36,7 @@ from mlxreflect.evaluation.evaluate import eval_problems
 from mlxreflect.evaluation.solve import find_task, read_question, render_solved, solve, solve_spec
 from mlxreflect.models.load import load_policy
 from mlxreflect.models.policy import Policy
-from mlxreflect.prompts.parsing import parse_response
+from mlxreflect.prompts.parsing import parse_response, reflection_in
 from mlxreflect.prompts.roles import PRAISE
 from mlxreflect.report.tables import chain_line
 from mlxreflect.tasks import TASKS
@@ -285,6 +285,78 @@ def test_a_ban_is_of_its_own_prompt_alone(policy: Policy) -> None:
     ]
     for one in held[2:4]:
         assert one.token_ids[:3] != begun and one.token_ids[:2] == begun[:2]
+
+
+@pytest.mark.parametrize(
+    ("text", "held"),
+    [
+        ("a<|reflect|> b\n<|/reflect|>c", "b"),
+        ("<|reflect|>a<|/reflect|><|reflect|>b<|/reflect|>", "b"),
+        ("<|reflect|>a<|reflect|>b<|/reflect|>", "b"),
+        ("<|reflect|>a<|/reflect|><|reflect|>cut off", "a"),
+        ("<|reflect|>cut off", ""), ("a<|/reflect|>", ""), ("<|reflect|> <|/reflect|>", ""),
+        ("<|/reflect|>a<|reflect|>", ""),
+    ],
+)  # fmt: skip
+def test_a_reflection_is_the_last_closed_one(text: str, held: str) -> None:
+    assert reflection_in(text) == held
+
+
+class Says:
+    """A critic that records what it is asked."""
+
+    actor, waits = "says", False
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+
+    def ask(self, calls: Any) -> list[Reply]:
+        self.calls += calls
+        return [Reply("<think>\nstep 1" if c.role == "rewrite" else "it is wrong") for c in calls]
+
+
+OWN = "<think>\nx\n</think>\n<|reflect|>try another sum<|/reflect|>\n<answer>1</answer>"
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("how", [{"round": "retry"}, {"round": "prefill"}])
+def test_the_reflection_in_an_answer_is_its_critique(
+    policy: Policy, how: dict[str, Any], own: bool
+) -> None:
+    spec, critic = spec_of(how | {"own_reflection": own}), Says()
+    one, silent = chain(answer("x", text=OWN)), chain(answer("x"))
+    rounds = Rounds(policy, TASK, spec, TASK.grade, cast(Critic, critic))
+    rounds.look([one, silent], (0,), 2)
+    assert [turn.actor for turn in (one.turns[1], silent.turns[1])] == [
+        "self" if own else "says", "says",
+    ]  # fmt: skip
+    said = "try another sum" if own else "it is wrong"
+    assert one.turns[1].text == said and silent.turns[1].text == "it is wrong"
+    if how["round"] == "retry":
+        assert f"<feedback>\n{said}\n</feedback>" in rounds.next_ask(one, 2).messages[1]["content"]
+    else:
+        assert [c.feedback for c in critic.calls if c.role == "rewrite"] == [said, "it is wrong"]
+        assert rounds.next_ask(one, 2).opening == "<think>\nstep 1"
+    found = figures([one, silent], spec.chain)
+    assert found.get("own_reflections") == (1 if own else None)
+    assert ("1 critiques stood in" in chain_line("m", found)) == own
+
+
+def test_a_reflection_of_ones_own_needs_no_critic_and_may_end_a_chain(policy: Policy) -> None:
+    made = [
+        chain(answer("x", text=OWN)),
+        chain(answer("x")),
+        chain(answer("x", text=OWN.replace("try another sum", "Every step holds."))),
+        chain(answer("x", text=f"{OWN}y", given=OWN)),
+    ]  # whose words a critic prefilled
+    spec = spec_of({"round": "retry", "feedback": "none", "own_reflection": True})
+    rounds = Rounds(policy, TASK, spec, TASK.grade, None)
+    rounds.look(made, (0,), 2)
+    assert [len(one.turns) for one in made] == [2, 1, 2, 1]
+    assert [one.stopped for one in made] == ["", "", "critic", ""]
+    asked = [rounds.next_ask(one, 2).messages for one in made[:2]]
+    assert "try another sum" in asked[0][1]["content"]
+    assert asked[1] == rounds.messages("retry_bare", GAME, attempt=made[1].turns[0].text)
 
 
 # ---- evaluation ----------------------------------------------------------------------------------

@@ -353,6 +353,9 @@ class ChainConfig(Table):
     tries: Positive = 1  # answers that go on from the same prefilled thinking
     avoid: bool = False  # with feedback, no answer goes on as one that failed did before
     integrate: bool = False  # at the end the answers of a chain become one
+    # What an answer holds between <|reflect|> and <|/reflect|> is its critique; where it holds
+    # nothing there, whoever gives the feedback is asked.
+    own_reflection: bool = False
     temperature: Amount = 0.0  # of the policy's own critiques
     max_tokens: Positive = 200  # of such a critique
     critic: CriticConfig = CriticConfig()

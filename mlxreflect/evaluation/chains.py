@@ -25,7 +25,7 @@ from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import SelfCritic
 from mlxreflect.graders import Grader
 from mlxreflect.models.policy import Completion, Policy
-from mlxreflect.prompts.parsing import ANSWER, TAGS, parse_response, without_tags
+from mlxreflect.prompts.parsing import ANSWER, TAGS, parse_response, reflection_in, without_tags
 from mlxreflect.prompts.roles import BUNDLED, PRAISE, Data, role_messages
 from mlxreflect.tasks.base import Task
 from mlxreflect.train.network import Arrays
@@ -179,7 +179,7 @@ def figures(chains: Sequence[Chain], config: ChainConfig) -> dict[str, Any]:
     right_to_wrong, wrong_to_right: of the last answer against the first; a grader that stops chains
     keeps what is right. samples: solutions drawn from the policy. tokens, a question's: generated
     by the policy (its critiques of itself too), prefilled (put into its mouth), of the critic.
-    failed: critic calls.
+    failed: critic calls. own_reflections: critiques that stood in answers, where those count.
     """
     ks = range(1, 1 + max(len(chain.answers) for chain in chains))
     acc = [fmean(correct(answer_of(chain, config, k)) for chain in chains) for k in ks]
@@ -199,6 +199,8 @@ def figures(chains: Sequence[Chain], config: ChainConfig) -> dict[str, Any]:
         "tokens_critic": (written(others) - written(own)) / each,
         "stopped": dict(Counter(chain.stopped or "rounds" for chain in chains)),
         "failed": sum(turn.error is not None for turn in others),
+        **({"own_reflections": sum(not turn.messages for turn in own)}
+           if config.own_reflection else {}),
     }  # fmt: skip
 
 
@@ -366,20 +368,30 @@ class Rounds:
     # ---- the critic -----------------------------------------------------------------------------
 
     def look(self, chains: Sequence[Chain], seed: Seed, number: int) -> None:
-        """Asks for a critique of each last answer; where it praises, an ungated chain stops.
+        """Adds a critique of each last answer; where it praises, an ungated chain stops.
 
         With round = "prefill" the critic also writes the thinking again that it finds fault with.
         """
-        if self.critic is None:
-            return
-        self.consult(self.critic, chains, "critique", seed, number)
-        looked_at = [chain for chain in chains if chain.turns[-1].error is None]
+        others = [chain for chain in chains if not self.reflected(chain)]
+        if self.critic and others:
+            self.consult(self.critic, others, "critique", seed, number)
+        looked_at = [chain for chain in chains if chain.turns[-1].role not in ANSWERS
+                     and chain.turns[-1].error is None]  # fmt: skip
         faulty = [chain for chain in looked_at if not satisfied(chain.turns[-1].text)]
         if self.config.stops and not self.config.gated:
             for chain in looked_at:
                 chain.stopped = "" if chain in faulty else "critic"
-        if self.config.round == "prefill":
+        if self.critic and self.config.round == "prefill":
             self.consult(self.critic, faulty, "rewrite", seed, number)
+
+    def reflected(self, chain: Chain) -> bool:
+        """Adds what the last answer says of itself, where that counts; tells if there is any."""
+        last = chain.answers[-1]
+        own = last.text[last.spans.get(GIVEN, [0, 0])[1] :]  # no critic's words
+        said = reflection_in(own) if self.config.own_reflection else ""
+        if said:
+            chain.add(Turn(-1, last.index, "reflection", SELF, [], said))
+        return bool(said)
 
     def consult(
         self, critic: Critic, chains: Sequence[Chain], role: CriticRole, seed: Seed, number: int

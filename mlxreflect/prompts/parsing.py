@@ -16,6 +16,7 @@ TAGS = {
     "native": ("<think>", "</think>"),  # until a model is loaded: models/template.py
 }
 ANSWER = ("<answer>", "</answer>")
+REFLECT = ("<|reflect|>", "<|/reflect|>")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,14 @@ def thought_of(text: str, tags: str) -> str:
         end = text.find(ANSWER[0], begin)
         span = [begin, end if end >= 0 else len(text)]
     return text[slice(*span)]
+
+
+def reflection_in(text: str) -> str:
+    """Returns what the last closed <|reflect|> block holds; empty where there is none."""
+    start, end = REFLECT
+    before, closed, _ = text.rpartition(end)
+    _, opened, said = before.rpartition(start)
+    return said.strip() if opened and closed else ""
 
 
 def open_working(text: str, tags: str) -> str:

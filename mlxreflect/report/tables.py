@@ -128,6 +128,8 @@ def chain_line(name: str, chain: dict[str, Any]) -> str:
     )
     if chain["tokens_prefilled"]:
         said += f" and {chain['tokens_prefilled']:.0f} prefilled"
+    if "own_reflections" in chain:
+        said += f"; {chain['own_reflections']} critiques stood in the answers themselves"
     return said + (f"; {chain['failed']} critic calls failed." if chain["failed"] else ".")
 
 
