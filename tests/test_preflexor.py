@@ -446,6 +446,7 @@ CHANGED_POSED = {
     "preflexor.chunk": (90, {}),
     "preflexor.topics": (["honey"], {}),
     "preflexor.retrieve": (0, {}),
+    "preflexor.retriever": ("ollama:critic", {}),
     "preflexor.sections": (["hypothesis"], {}),
 }
 

@@ -16,7 +16,7 @@ Messages = list[dict[str, Any]]
 Visibility = Literal["none", "verdict", "gold_answer", "gold_solution"]
 Role = Literal[
     "attempt", "critique", "reflection", "rewrite", "continue", "retry", "verify", "integrate",
-    "judge", "prefer", "pose", "score", "answer", "extract", "ground", "support",
+    "judge", "prefer", "pose", "score", "answer", "extract", "ground", "support", "embed",
 ]  # fmt: skip
 
 

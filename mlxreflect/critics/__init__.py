@@ -7,6 +7,7 @@ from mlxreflect.config.schema import CriticConfig, Recipe, Tier
 from mlxreflect.critics.base import Critic
 from mlxreflect.critics.bedrock import Bedrock
 from mlxreflect.critics.client import Client, Provider
+from mlxreflect.critics.embeddings import Embedder, Embeds
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import LocalCritic
 from mlxreflect.critics.ollama import Ollama
@@ -16,6 +17,7 @@ from mlxreflect.critics.solver import SolverCritic
 REMOTE: dict[str, Callable[[CriticConfig], Provider]] = {
     "ollama": Ollama, "openai": OpenAI, "bedrock": Bedrock,
 }  # fmt: skip
+EMBEDS: dict[str, Callable[[CriticConfig], Embeds]] = {"ollama": Ollama, "openai": OpenAI}
 CRITICS = ("solver", "local", *REMOTE)
 
 
@@ -50,3 +52,17 @@ def open_critics(
             critic.preflight()
         found[tier] = opened[config]
     return found
+
+
+def open_embedder(
+    config: CriticConfig, run_id: str, stack: ExitStack, ledger: Ledger | None = None
+) -> Embedder:
+    """Returns the embedding model of a run, known to be there; stack: closes it.
+
+    config: of its provider's critic, with the model's own name. Raises UserError where it cannot be
+    reached.
+    """
+    made = Embedder(config, run_id, EMBEDS[config.provider](config), ledger)
+    stack.callback(made.client.close)
+    made.client.preflight()
+    return made

@@ -13,7 +13,8 @@ NANO = 10**9  # dollars are added as whole billionths: sums do not depend on the
 class Call:
     """One request to a critic.
 
-    role: that of the turn it makes; attempt: the model behind the server is evaluated, no critic.
+    role: that of the turn it makes; attempt: the model behind the server is evaluated, no critic;
+        embed: its messages are texts to embed, and no turn comes of it.
     text: the attempt under review; feedback: what the rewrite is to act on.
     epoch, attempt: with problem and role, what makes this call another than the same words later
         (a retry from the bucket list is a new call, a resumed run's is not).

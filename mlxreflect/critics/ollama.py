@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
@@ -27,7 +28,7 @@ CHARS_PER_TOKEN = 6  # more than any usual text has, so the estimate errs toward
 # longer than the window, by its versions.
 MISTAKES = re.compile("must be of type|invalid format|error loading model|more system memory")
 TOO_LONG = re.compile("exceeds the available context size|longer than the context length|"
-                      "exceeds maximum context length")  # fmt: skip
+                      "exceeds (the|maximum) context length")  # fmt: skip
 
 
 class Ollama:
@@ -118,8 +119,7 @@ class Ollama:
             "truncate": False,
             "shift": False,
         }
-        if alive := config.keep_alive:  # a number without a unit has to be one
-            body["keep_alive"] = alive if alive[-1].isalpha() else int(alive)
+        body |= self.keep_alive()
         if call.raw:
             body |= {"prompt": call.messages[0]["content"], "raw": True}
             return self.read(self.generate("/api/generate", body), call)
@@ -130,6 +130,23 @@ class Ollama:
         if call.schema is not None:
             body["format"] = call.schema
         return self.read(self.generate("/api/chat", body), call)
+
+    def keep_alive(self) -> dict[str, str | int]:
+        alive = self.config.keep_alive  # a number without a unit has to be one
+        return {"keep_alive": alive if alive[-1].isalpha() else int(alive)} if alive else {}
+
+    def embed(self, texts: Sequence[str], refused: frozenset[str]) -> tuple[Any, dict[str, int]]:
+        """Returns the embeddings of whole texts: else it would cut long ones without a word."""
+        body = {"model": self.config.model, "input": texts, "truncate": False,
+                "options": {"num_ctx": self.config.num_ctx}, **self.keep_alive()}  # fmt: skip
+        answer = self.generate("/api/embed", body)
+        return answer.get("embeddings"), token_counts(answer.get("prompt_eval_count"), 0)
+
+    @reading()
+    def digest(self) -> str:
+        names = (self.config.model, f"{self.config.model}:latest")
+        rows = self.request("/api/tags").get("models") or []
+        return next((str(row.get("digest") or "") for row in rows if row["model"] in names), "")
 
     @reading()
     def read(self, answer: dict[str, Any], call: Call) -> Reply:

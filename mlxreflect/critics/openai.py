@@ -7,6 +7,7 @@ import difflib
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -99,11 +100,22 @@ class OpenAI:
         )
 
     def send(self, call: Call, refused: frozenset[str]) -> Reply:
-        body = self.body(call, refused)
         path = "/completions" if call.raw else "/chat/completions"
+        return self.read(self.post(path, self.body(call, refused)), call)
+
+    def embed(self, texts: Sequence[str], refused: frozenset[str]) -> tuple[Any, dict[str, int]]:
+        body = {"model": self.config.model, "input": texts, "encoding_format": "float"}
+        body = {name: value for name, value in body.items() if name not in refused}
+        return self.read_embeddings(self.post("/embeddings", body))
+
+    def digest(self) -> str:
+        return ""
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Returns the object that the server answers with. Raises CallError for a refusal."""
         response = self.request("POST", path, body)
         try:
-            return self.read(self.wire.read(response), call)
+            return self.wire.read(response)
         except CallError as error:
             if not response.is_success:
                 error.blame = refused_parameter(response, body)
@@ -156,6 +168,16 @@ class OpenAI:
         if not text and (declined := message.get("refusal")):
             raise CallError("empty", f"the model declined: {self.wire.line(declined)}", usage=usage)
         return Reply(text, finish_reason=reason, usage=usage)
+
+    @reading()
+    def read_embeddings(self, answer: dict[str, Any]) -> tuple[Any, dict[str, int]]:
+        """Returns the embeddings in the order of the texts, whatever order they came in."""
+        if error := answer.get("error"):
+            raise self.wire.refusal(error.get("code") if isinstance(error, dict) else 502, error)
+        rows, counts = answer["data"], answer.get("usage")
+        placed = {row.get("index", i): row["embedding"] for i, row in enumerate(rows)}
+        usage = token_counts(counts.get("prompt_tokens"), 0) if isinstance(counts, dict) else {}
+        return [placed[i] for i in range(len(rows))], usage
 
     def close(self) -> None:
         self.http.close()
@@ -212,7 +234,8 @@ def refused_parameter(response: httpx.Response, body: dict[str, Any]) -> str | N
     if bounded and "maxLength" in said:  # as OpenAI does
         return "maxLength"
     for name in ("response_format", "max_tokens", "temperature", "seed", "top_p", "stop",
-                 "reasoning_effort", "chat_template_kwargs", *Sampling.model_fields):  # fmt: skip
+                 "reasoning_effort", "chat_template_kwargs", "encoding_format",
+                 *Sampling.model_fields):  # fmt: skip
         if name in body and re.search(rf"\b{name}\b", said):
             return name
     return "response_format" if "response_format" in body else None

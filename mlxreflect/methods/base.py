@@ -19,9 +19,10 @@ from mlxreflect.prompts.parsing import ANSWER
 
 if TYPE_CHECKING:
     from mlxreflect.config.fields import Table
-    from mlxreflect.config.schema import EvalSpec, Recipe, Tier, TrainConfig
+    from mlxreflect.config.schema import CriticConfig, EvalSpec, Recipe, Tier, TrainConfig
     from mlxreflect.core.ui import Ui
     from mlxreflect.critics.base import Critic
+    from mlxreflect.critics.embeddings import Embedder
     from mlxreflect.critics.verdicts import Judgement
     from mlxreflect.models.policy import Policy
     from mlxreflect.tasks.base import Task
@@ -51,7 +52,8 @@ class Plan:
 
     attempts: first samples of the policy. side_by_side: problems at a time. calls: by critic and
     role. roles: of all prompts, also those that the policy answers itself. quoted: for a role, the
-    characters of other texts (passages) that its prompt quotes at most.
+    characters of other texts (passages) that its prompt quotes at most. embedded: how many texts
+    are embedded at a time, each time; of them `longest` characters at most.
     """
 
     attempts: int
@@ -59,6 +61,8 @@ class Plan:
     calls: dict[tuple[Tier, str], float]
     roles: tuple[str, ...]
     quoted: Mapping[str, int] = field(default_factory=dict)
+    embedded: Sequence[int] = ()
+    longest: int = 0
 
 
 class Note(NamedTuple):
@@ -111,6 +115,8 @@ class Method:
     check_evaluation: Callable[[Recipe, EvalSpec], None] = lambda recipe, spec: None
     # True where the policy writes what a critic would write otherwise.
     asks_itself: Callable[[Recipe], bool] = lambda recipe: False
+    # The embedding model that looks texts up, with its provider's settings; None: none does.
+    embedder: Callable[[Recipe], CriticConfig | None] = lambda recipe: None
     # The settings of each phase of training.
     phases: Callable[[Recipe], tuple[TrainConfig, ...]] = lambda recipe: (recipe.train,)
     compares: Callable[[Recipe], bool] = lambda recipe: True  # trains on preference pairs
@@ -235,12 +241,13 @@ class Frame:
 
     def __init__(
         self, method: Method, recipe: Recipe, task: Task, policy: Policy, trainer: Trainer,
-        critics: dict[str, Critic], problems: dict[str, Problem],
+        critics: dict[str, Critic], problems: dict[str, Problem], embedder: Embedder | None = None,
     ) -> None:  # fmt: skip
         from mlxreflect.methods.learning import Learning
         from mlxreflect.methods.session import Rollouts, Session
 
         self.recipe, self.task, self.problems = recipe, task, problems
+        self.embedder = embedder
         self.rollouts = Rollouts(recipe, task, policy, method.wording)
         self.session = Session(recipe, task, critics)
         self.learning = Learning(recipe, policy, trainer)

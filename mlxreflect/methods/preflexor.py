@@ -11,6 +11,7 @@ with the policy of Phase I as the reference. Phase III, recursive inference, tra
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -45,10 +46,19 @@ from mlxreflect.methods.base import (
     preference,
     refuse_direct,
 )
-from mlxreflect.methods.preflexor_corpus import Teacher, came_about, make_question, read_corpus
+from mlxreflect.methods.preflexor_corpus import (
+    Teacher,
+    bm25,
+    came_about,
+    make_question,
+    read_corpus,
+)
 
 if TYPE_CHECKING:
-    from mlxreflect.config.schema import Recipe, Tier, TrainConfig
+    from mlxreflect.config.schema import CriticConfig, Recipe, Tier, TrainConfig
+
+
+RETRIEVER = re.compile(r"bm25|(ollama|openai):\S+")
 
 
 class PhaseTwoConfig(Table):
@@ -76,6 +86,9 @@ class PreflexorConfig(Table):
     # a passage at random and those most related to it.
     topics: Names | Count = []
     retrieve: Count = 2  # passages that a teacher is shown beside the one asked about
+    # What finds them, and those on a topic: "bm25" by words, or an embedding model by meaning,
+    # "ollama:MODEL" or "openai:MODEL", at the server of that provider's critic
+    retriever: str = "bm25"
     sections: Annotated[Names, Field(min_length=1)] = [
         "reasoning steps", "relevant concepts", "hypothesis",
     ]  # that a teacher divides its thought into  # fmt: skip
@@ -109,6 +122,7 @@ def check(recipe: Recipe, path: Path) -> None:
             f"{path}: preflexor.topics are looked for in a corpus, and preflexor.corpus is empty",
             "set preflexor.corpus to a folder of texts, or leave the topics out",
         )
+    check_retriever(config, path)
     if config.corpus and recipe.task.name != "jsonl":
         raise UserError(
             f"{path}: questions posed from preflexor.corpus are no problems of the task "
@@ -122,6 +136,38 @@ def check(recipe: Recipe, path: Path) -> None:
             f'{path}: critic.provider = "solver" cannot pose questions from preflexor.corpus',
             'set critic.provider = "ollama", or another one that reads texts',
         )
+
+
+def check_retriever(config: PreflexorConfig, path: Path) -> None:
+    name = config.retriever
+    if not RETRIEVER.fullmatch(name):
+        raise UserError(
+            f"{path}: preflexor.retriever = {name!r} is no way to look passages up",
+            'write "bm25", "ollama:MODEL" or "openai:MODEL", such as "ollama:nomic-embed-text"',
+        )
+    if name != "bm25" and not (config.corpus and (config.retrieve or config.topics)):
+        raise UserError(
+            f"{path}: preflexor.retriever = {name!r} does nothing where no passage is looked up",
+            "set preflexor.corpus, and preflexor.retrieve above 0; or leave the retriever out",
+        )
+
+
+def embedder(recipe: Recipe) -> CriticConfig | None:
+    """Returns the settings of the retriever's model: those of the first critic of its provider.
+
+    Without one, the provider is where it usually is, and OpenAI's key is in OPENAI_API_KEY.
+    """
+    provider, _, model = recipe.preflexor.retriever.partition(":")
+    if not model:
+        return None
+    critics = [recipe.critic.tier(tier) for tier in tiers(recipe)]
+    usual = critics[0].model_copy(update={
+        "provider": provider, "base_url": "", "price_in": 0.0,
+        "key_env": "OPENAI_API_KEY" if provider == "openai" else "",
+    })  # fmt: skip
+    found = next((critic for critic in critics if critic.provider == provider), usual)
+    own = {"model": model, "thinking": "auto", "max_tokens": 1}  # it writes nothing
+    return found.model_copy(update=own)
 
 
 def tiers(recipe: Recipe) -> list[Tier]:
@@ -152,11 +198,17 @@ def plan(recipe: Recipe, n: int, wrong: float) -> Plan:
     }  # fmt: skip
     shown = (1 + config.retrieve) * config.chunk
     quoted = {"pose": config.chunk, "extract": shown, "ground": shown, "support": shown}
-    return Plan(round(posed), each, calls, ("pose", "extract", "ground", "support"), quoted)
+    embedded = [n, len(config.named), *[each] * (config.rounds + config.two.rounds)]
+    return Plan(
+        round(posed), each, calls, ("pose", "extract", "ground", "support"), quoted,
+        embedded if embedder(recipe) else (), config.chunk,
+    )  # fmt: skip
 
 
 def sources(recipe: Recipe) -> list[Problem] | None:
     config = recipe.preflexor
+    if config.corpus and config.retriever == "bm25":
+        bm25()  # to know it at once
     return read_corpus(config.corpus, config.chunk, config.column) if config.corpus else None
 
 
@@ -207,6 +259,7 @@ class Preflexor:
 
         # Passages are clean of what evaluations ask; the teacher may still ask it.
         self.teacher = Teacher(frame, index_for(frame.recipe))
+        self.teacher.library.expect(self.config.named)
         for topic in self.config.named:
             found = self.related(topic)
             if not found:
@@ -369,6 +422,7 @@ METHOD = Method(
     keys=PreflexorConfig,
     check=check,
     tiers=tiers,
+    embedder=embedder,
     phases=phases,
     plan=plan,
     start=Preflexor,

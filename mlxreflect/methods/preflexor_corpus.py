@@ -26,6 +26,7 @@ from mlxreflect.prompts.parsing import TAGS, parse_response
 
 if TYPE_CHECKING:
     from mlxreflect.critics.base import Call
+    from mlxreflect.critics.embeddings import Embedder
     from mlxreflect.critics.verdicts import Sections
 
 TEXTS, ROWS = (".txt", ".md", ".markdown"), (".jsonl",)
@@ -44,9 +45,8 @@ def read_corpus(source: str, size: int, text_column: str) -> list[Problem]:
 
     size: characters of a passage at most. In the order of the files' names; hidden files and other
     kinds than text, Markdown and JSONL are passed over. Raises UserError for what cannot be read,
-    where nothing is left, and where passages could not be looked up.
+    and where nothing is left.
     """
-    bm25()
     root = local_path(source)
     found: dict[str, Problem] = {}
     for path in files_of(root):
@@ -179,6 +179,9 @@ class Library:
             raise ValueError("no passage has a word")
         self.index.index(spoken, show_progress=False)
 
+    def expect(self, texts: Sequence[str]) -> None:
+        """Does nothing: words need no preparation."""
+
     def related(self, text: str, most: int | None = None) -> list[int]:
         """Returns numbers of the passages that share a word with the text, the best first."""
         asked = words(text)
@@ -187,6 +190,23 @@ class Library:
         scores = self.index.get_scores(asked)
         order = (-scores).argsort(kind="stable")[:most]
         return [int(i) for i in order if scores[i] > 0]
+
+
+class Neighbours:
+    """Passages that can be looked up by the cosine of their embedding and a text's."""
+
+    def __init__(self, passages: Sequence[str], embedder: Embedder) -> None:
+        self.embedder, self.vectors = embedder, embedder.vectors(passages)
+
+    def expect(self, texts: Sequence[str]) -> None:
+        """Embeds texts together that will be looked up one by one."""
+        if texts:
+            self.embedder.vectors(texts)
+
+    def related(self, text: str, most: int | None = None) -> list[int]:
+        """Returns numbers of the passages, the closest to the text first."""
+        cosines = self.vectors @ self.embedder.vectors([text])[0]
+        return [int(i) for i in (-cosines).argsort(kind="stable")[:most]]
 
 
 # ---- the teacher ---------------------------------------------------------------------------------
@@ -203,8 +223,10 @@ class Teacher:
     def __init__(self, frame: Frame, asked: Index | None) -> None:
         self.recipe, self.session, self.asked = frame.recipe, frame.session, asked
         self.texts = [passage.fields["question"] for passage in frame.problems.values()]
+        self.library: Library | Neighbours
         try:
-            self.library = Library(self.texts)
+            embedder = frame.embedder
+            self.library = Neighbours(self.texts, embedder) if embedder else Library(self.texts)
         except ValueError as error:
             raise UserError(
                 f"preflexor.corpus = {self.recipe.preflexor.corpus!r}: {error}",
@@ -228,6 +250,9 @@ class Teacher:
         ]
         turns = self.session.ask(calls, [None] * len(calls), at)
         lessons, posed = [], set(known)
+        if self.recipe.preflexor.retrieve:
+            said = [" ".join(turn.text.split()) for turn in turns if not turn.error]
+            self.library.expect([one for one in said if not question_fault(one, posed)])
         for passage, text, turn in zip(passages, texts, turns, strict=True):
             question = " ".join(turn.text.split())
             lesson = Trajectory(passage)

@@ -19,7 +19,7 @@ from mlxreflect.config.recipe import eval_specs
 from mlxreflect.config.schema import Recipe, method_of
 from mlxreflect.core.journal import read_rows, replace_folder
 from mlxreflect.core.ui import Ui
-from mlxreflect.critics import open_critics
+from mlxreflect.critics import open_critics, open_embedder
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import SelfCritic
 from mlxreflect.evaluation.arms import short_hash
@@ -77,6 +77,10 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
         critics = open_critics(recipe, method.tiers(recipe), run.id, ledger, stack)
         for critic in critics.values():
             critic.say = ui.line
+        embeds = method.embedder(recipe)
+        embedder = open_embedder(embeds, run.id, stack, ledger) if embeds else None
+        if embedder:
+            embedder.say = ui.line
         policy = load_policy(recipe.policy)
         policy.say = ui.line
         recipe = with_tags(recipe, policy.template)
@@ -91,7 +95,8 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
             stack.callback(references.close)
         trainer = Trainer(policy.model, references, ui.line)
         initial = trainer.trainable()
-        frame = Frame(method, recipe, task, policy, trainer, critics, cleaned.problems)
+        known = cleaned.problems
+        frame = Frame(method, recipe, task, policy, trainer, critics, known, embedder)
         loop = RunLoop(run, frame, trainer, adapter, ui, started)
         loop.restore()
         if cleaned.rows:

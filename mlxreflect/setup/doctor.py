@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,9 +31,10 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json
 from mlxreflect.core.records import make_problem
 from mlxreflect.core.ui import Ui, plain, table
-from mlxreflect.critics import open_critic
+from mlxreflect.critics import open_critic, open_embedder
 from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.critics.client import FILE, Client, failed_reply
+from mlxreflect.critics.embeddings import embed_call
 from mlxreflect.critics.http import CallError
 from mlxreflect.critics.ollama import LOOK_S, Ollama, is_ollama, root_of
 from mlxreflect.data.matching import build_index, clause
@@ -96,6 +98,8 @@ def doctor(recipe: Recipe | None, ui: Ui) -> dict[str, Any]:
         steps.append(("data", partial(check_data, recipe, known)))
         for name, config in tiers(recipe).items():
             steps.append((name, partial(check_critic, name, config, recipe.task.name, known)))
+        if embeds := method_of(recipe).embedder(recipe):
+            steps.append(("embedder", partial(check_embedder, embeds, known)))
     steps += [("memory", partial(check_memory, recipe, known, memory)), ("disk", check_disk)]
     checks: list[Check] = []
     with ui.progress("checking", len(steps)) as bar:
@@ -344,14 +348,18 @@ def tiers(recipe: Recipe) -> dict[str, CriticConfig]:
     return {name: config for config, name in found.items()}
 
 
+def check_replay(name: str, config: CriticConfig) -> Check:
+    path = cache_path(config.cache, FILE)
+    there = path is not None and path.is_file()
+    hint = "" if there else "set critic.cache to the file of the run to repeat"
+    found = f"replays what is in {path}" if there else f"{path}, to be replayed, is not there"
+    return Check(name, "ok" if there else "fail", found, hint)
+
+
 def check_critic(name: str, config: CriticConfig, task: str, known: Known) -> Iterator[Check]:
     """Checks a critic's key, its server and its model, and asks for one token."""
     if config.provider in REMOTE and config.replay:
-        path = cache_path(config.cache, FILE)
-        there = path is not None and path.is_file()
-        hint = "" if there else "set critic.cache to the file of the run to repeat"
-        found = f"replays what is in {path}" if there else f"{path}, to be replayed, is not there"
-        yield Check(name, "ok" if there else "fail", found, hint)
+        yield check_replay(name, config)
         return
     if config.provider == "openai" and config.key_env:
         there = bool(os.environ.get(config.key_env, "").strip())
@@ -394,6 +402,27 @@ def ask_critic(name: str, config: CriticConfig, task: str, known: Known) -> Iter
     else:
         hint = "correct the keys of [critic] that it names, or look at the server's own messages"
         yield Check(name, "fail", f"{critic.actor}: {reply.error}", hint)
+
+
+def check_embedder(config: CriticConfig, known: Known) -> Iterator[Check]:
+    """Has a text embedded, without retries."""
+    if config.replay:
+        yield check_replay("embedder", config)
+        return
+    with ExitStack() as stack:
+        tried = config.model_copy(update={"cache": "off"})
+        embedder = open_embedder(tried, "doctor", stack)
+        actor, begun = embedder.client.actor, time.monotonic()
+        try:
+            embedder.client.send(embed_call(["Bees make honey."]), CALL_S)
+        except CallError as error:
+            hint = "name a model that embeds in preflexor.retriever, or look at the server's words"
+            yield Check("embedder", "fail", f"{actor}: {error}", hint)
+            return
+        after = f"after {time.monotonic() - begun:.1f} s"
+        yield Check("embedder", "ok", f"{actor} embeds in {embedder.size} numbers, {after}")
+        if isinstance(embedder.provider, Ollama):
+            known.critics |= ollama_size("embedder", embedder.provider)
 
 
 def one_token(critic: Critic) -> Reply:

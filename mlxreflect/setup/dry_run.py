@@ -11,8 +11,9 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from mlxreflect.config.recipe import resolved
-from mlxreflect.config.schema import Recipe, Tier, method_of
+from mlxreflect.config.schema import CriticConfig, Recipe, Tier, method_of
 from mlxreflect.core.records import Messages, Problem
+from mlxreflect.critics.embeddings import BATCH
 from mlxreflect.evaluation.contamination import clean
 from mlxreflect.methods.base import Plan
 from mlxreflect.methods.session import attempt_prompt, example_call
@@ -23,6 +24,7 @@ from mlxreflect.tasks.base import Task
 WRONG = 0.5  # assumed share of what is tried
 FILLED = 0.5  # assumed share of what a text may have in tokens
 CHARACTERS_A_TOKEN = 4
+EMBEDDER = "embedder"  # beside the tiers of critics
 SECONDS_A_REPLY = 10.0  # a rule of thumb: 500 tokens at 50 a second
 
 
@@ -61,10 +63,10 @@ def estimate_lines(recipe: Recipe, found: dict[str, Any]) -> list[str]:
     most, likely, rules = found["at_most"], found["expected"], found["rules"]
     calls = f"at most {most['calls']} critic calls (expected: {likely['calls']})"
     lines = [f"--- {found['attempts']} attempts, {calls if most['calls'] else 'no critic calls'}"]
-    for tier in method_of(recipe).tiers(recipe):
-        one = found["critics"][tier]
+    for tier, one in found["critics"].items():
         both = f"{one['expected']['calls']} calls expected, {one['at_most']['calls']} at most"
-        lines.append(f"{tier} critic, {one['critic']}: {both}")
+        who = tier if tier == EMBEDDER else f"{tier} critic"
+        lines.append(f"{who}, {one['critic']}: {both}")
     if most["tokens_in"]:  # all figures are 0 where only the exact solver is asked, or nobody
         lines += [
             f"{name}: {one['tokens_in']} tokens in, {one['tokens_out']} out, ${one['usd']:.2f}, "
@@ -117,10 +119,15 @@ def estimate(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> dict[st
     for name, wrong, filled in (("expected", WRONG, FILLED), ("at_most", 1.0, 1.0)):
         plan = method.plan(recipe, len(problems), wrong)
         sizes = prompt_tokens(recipe, task, problems, plan.roles, longest=filled == 1)
-        spent = {tier: spending(recipe, plan, sizes, filled, tier) for tier in method.tiers(recipe)}
-        totals[name] = Spending(*map(sum, zip(*spent.values(), strict=True))).rounded()
-        for tier, one in spent.items():
-            config = recipe.critic.tier(tier)
+        asked: dict[str, tuple[CriticConfig, Spending]] = {
+            tier: (recipe.critic.tier(tier), spending(recipe, plan, sizes, filled, tier))
+            for tier in method.tiers(recipe)
+        }
+        if embeds := method.embedder(recipe):
+            asked[EMBEDDER] = embeds, embedding(plan, embeds, filled)
+        sums = map(sum, zip(*(one for _, one in asked.values()), strict=True))
+        totals[name] = Spending(*sums).rounded()
+        for tier, (config, one) in asked.items():
             tiers.setdefault(tier, {"critic": f"{config.provider}:{config.model}".rstrip(":")})
             tiers[tier][name] = one.rounded()
     return {
@@ -133,6 +140,13 @@ def estimate(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> dict[st
             "seconds_a_reply": SECONDS_A_REPLY,
         },
     }  # fmt: skip
+
+
+def embedding(plan: Plan, config: CriticConfig, filled: float) -> Spending:
+    """Returns what the embedding model is asked, where none of it is in the cache."""
+    calls = sum(-(-texts // BATCH) for texts in plan.embedded)
+    tokens = sum(plan.embedded) * filled * plan.longest / CHARACTERS_A_TOKEN
+    return Spending(calls, tokens, usd=tokens * config.price_in / 1e6)
 
 
 def spending(

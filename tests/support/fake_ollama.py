@@ -5,9 +5,20 @@ It answers as Ollama 0.32 does. test_critic_wire compares the two, where the rec
 
 import json
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from typing import Any
 
-from support.fake_server import Body, Fault, Loopback, Scripted, Seen, cut, http, ok
+from support.fake_server import (
+    CHARS_PER_TOKEN,
+    Body,
+    Fault,
+    Loopback,
+    Scripted,
+    Seen,
+    cut,
+    http,
+    ok,
+)
 
 BAD_JSON = Fault(body=b'{"model": "critic", "message": {"role": "assist')
 WRONG_SCHEMA = Fault(body=b'{"choices": [{"message": {"content": "another API"}}]}')
@@ -55,13 +66,14 @@ class FakeOllama(Loopback):
         self.models = [full_name(name) for name in models]
         self.capabilities, self.context = list(capabilities), context
         self.version, self.architecture = version, architecture
+        self.digests: dict[str, str] = {}  # by full names, where a test says so
 
     def is_chat(self, path: str) -> bool:
         return path == "/api/chat"
 
     def answer(self, seen: Seen) -> Fault:
         body, model = seen.body, seen.body.get("model")
-        posts = seen.path in ("/api/show", "/api/chat", "/api/generate")
+        posts = seen.path in ("/api/show", "/api/chat", "/api/generate", "/api/embed")
         if posts and seen.method != "POST":
             return text(405, "405 method not allowed")
         match seen.path:
@@ -69,8 +81,10 @@ class FakeOllama(Loopback):
                 return text(200, "Ollama is running")
             case "/api/tags":
                 rows = [
-                    {"name": n, "model": n, "modified_at": WHEN, "size": 1} for n in self.models
-                ]
+                    {"name": n, "model": n, "modified_at": WHEN, "size": 1,
+                     "digest": self.digests.get(n, sha256(n.encode()).hexdigest())}
+                    for n in self.models
+                ]  # fmt: skip
                 return ok({"models": rows})
             case "/api/version":
                 return ok({"version": "0.0.0"})
@@ -89,7 +103,23 @@ class FakeOllama(Loopback):
                 details = {"family": self.architecture}
                 return ok({"details": details, "model_info": info,
                            "capabilities": self.capabilities})  # fmt: skip
+            case "/api/embed":
+                return self.embeddings(body)
         return self.refusal(body) or self.chat(body)
+
+    def embeddings(self, body: Body) -> Fault:
+        """As server/routes.go of Ollama 0.32 has it: each text has to fit by itself."""
+        texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
+        if not all(isinstance(text, str) for text in texts):
+            return http(400, "invalid input type")
+        sizes = [len(text) // CHARS_PER_TOKEN for text in texts]
+        if body.get("truncate") is False and max(sizes, default=0) > self.window(body):
+            return http(400, "the input length exceeds the context length")
+        found = self.embed(texts)
+        if isinstance(found, Fault):
+            return found
+        times = {"total_duration": 3, "load_duration": 1, "prompt_eval_count": sum(sizes)}
+        return ok({"model": body["model"], "embeddings": found, **times})
 
     def refusal(self, body: Body) -> Fault | None:
         """What is wrong with a request to generate."""

@@ -11,6 +11,7 @@ from typing import Any
 from support.fake_server import Body, Fault, Loopback, Scripted, Seen, cut, http, ok
 
 CHAT, RAW = "/v1/chat/completions", "/v1/completions"
+EMBEDDINGS = "/v1/embeddings"
 BAD_JSON = Fault(body=b'{"id": "1", "choices": [{"index": 0, "message": {"role": "assist')
 WRONG_SCHEMA = Fault(body=b'{"message": {"role": "assistant", "content": "another API"}}')
 NO_CHOICES = Fault(body=b'{"choices": []}')
@@ -52,6 +53,8 @@ class FakeOpenAI(Loopback):
             return refusal(401, f"Incorrect API key provided: {given}", code="invalid_api_key")
         if seen.path == "/v1/models":
             found = self.models if isinstance(self.models, Fault) else self.listing(self.models)
+        elif seen.path == EMBEDDINGS:
+            found = self.refused(seen.body) or self.embeddings(seen.body)
         elif seen.path in (CHAT, RAW):
             found = self.chat(seen.body)
         else:
@@ -64,12 +67,25 @@ class FakeOpenAI(Loopback):
         rows = [{"id": name, "object": "model", "created": 1} for name in names]
         return ok({"object": "list", "data": rows})
 
-    def chat(self, body: Body) -> Fault:
+    def refused(self, body: Body) -> Fault | None:
         for name in self.refuses:
             if name in body:
                 said = f"Unsupported parameter: '{name}' is not supported with this model."
                 return refusal(400, said, param=name, code="unsupported_parameter")
-        return super().chat(body)
+        return None
+
+    def chat(self, body: Body) -> Fault:
+        return self.refused(body) or super().chat(body)
+
+    def embeddings(self, body: Body) -> Fault:
+        """In an order of its own: `index` says which text a row is of."""
+        found, tokens = self.embed(body["input"]), sum(map(len, body["input"])) // 4
+        if isinstance(found, Fault):
+            return found
+        rows = [{"object": "embedding", "index": i, "embedding": one}
+                for i, one in enumerate(found)]  # fmt: skip
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return ok({"object": "list", "data": rows[::-1], "model": body["model"], "usage": usage})
 
     def written(self, body: Body, text: str, fields: Body) -> Body:
         messages = body.get("messages") or [{"content": body["prompt"]}]

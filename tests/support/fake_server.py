@@ -15,6 +15,8 @@ from typing import Any, Self
 
 Body = dict[str, Any]
 CHARS_PER_TOKEN = 4  # of the fakes
+EMBEDDINGS = ("/api/embed", "/v1/embeddings")
+WORDS = ("bee", "rain", "sea", "iron", "water", "honey", "follows")  # of what the fakes embed
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ class Loopback:
             server.chats  # the bodies of the chat requests, in the order they came
 
     reply: from the body of a chat request to its answer: a text, fields of the response, a fault.
-    faults: what happens to the first chat requests, in the order they come; None answers normally.
+    faults: what happens to the first chat requests and requests of embeddings, in the order they
+    come; None answers normally. embed, of an instance, may be another function.
     certificate: for TLS, with its key in the same file. A token is four characters.
     """
 
@@ -112,6 +115,10 @@ class Loopback:
 
     def is_chat(self, path: str) -> bool:
         raise NotImplementedError
+
+    def embed(self, texts: Sequence[str]) -> Any:
+        """The embeddings of texts: how often each of a few words is in them."""
+        return [[1.0, *(float(text.lower().count(word)) for word in WORDS)] for text in texts]
 
     def answer(self, seen: Seen) -> Fault:
         """The answer to a request that no scripted fault takes."""
@@ -136,6 +143,12 @@ class Loopback:
             return answer
         text, fields = (answer, {}) if isinstance(answer, str) else ("", answer)
         return ok(self.written(body, text, fields))
+
+    @property
+    def embedded(self) -> list[str]:
+        """The texts that were embedded, in the order they came."""
+        asked = [seen for seen in list(self.requests) if seen.path in EMBEDDINGS]
+        return [text for seen in asked for text in seen.body["input"]]
 
     @property
     def chats(self) -> list[Body]:
@@ -166,7 +179,7 @@ class Loopback:
 
     def respond(self, seen: Seen) -> Fault:
         self.requests.append(seen)
-        if not self.is_chat(seen.path):
+        if not (self.is_chat(seen.path) or seen.path in EMBEDDINGS):
             return self.answer(seen)
         with self.lock:
             self.in_flight += 1
