@@ -87,11 +87,21 @@ def evaluate(
     return evaluate_arms(entries, asked, folder, "", Ui(quiet=True))
 
 
-def compare(*arms: Path | str, alpha: float = 0.05) -> dict[str, Any]:
-    """Compares evaluated arms with the first: their folders, or one that holds several."""
-    from mlxreflect.evaluation.compare import Options, compare_all
+def compare(*arms: Path | str, alpha: float = 0.05, judge: str = "") -> dict[str, Any]:
+    """Compares evaluated arms with the first: their folders, or one that holds several.
 
-    return compare_all([Path(arm) for arm in arms], Options(alpha=alpha))
+    judge: of open questions who judges, as in "ollama:NAME", or a recipe with a critic.
+    """
+    from contextlib import ExitStack
+
+    from mlxreflect.core.ui import Ui
+    from mlxreflect.evaluation.compare import Options, compare_all
+    from mlxreflect.evaluation.judge import Judging, find_critic
+
+    named, budget = find_critic(judge) if judge else (None, None)
+    with ExitStack() as stack:
+        judging = Judging(Ui(quiet=True), stack, named=named, budget=budget)
+        return compare_all([Path(arm) for arm in arms], Options(alpha=alpha, judge=judging))
 
 
 def load_policy(model: str, adapter: str = "", **keys: Any) -> "Policy":

@@ -257,7 +257,7 @@ LIGHT: dict[str, tuple[list[str], str, str]] = {
         "r3.wave = '\\n\\n\\x1b[2J'", "correct r3.wave",
     ),
     "unknown eval spec": (
-        ["run", "quickstart", "--set", "eval.spec=nope"], "no eval 'nope'", "one of: aime, aime24",
+        ["run", "quickstart", "--set", "eval.spec=xyz"], "no eval 'xyz'", "one of: aime, aime24",
     ),
     "run directory under a file": (
         ["run", "quickstart", "--run-dir", "/dev/null/x"], "/dev/null/x: Not a", "--run-dir",

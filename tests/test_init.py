@@ -26,7 +26,7 @@ from mlxreflect.evaluation.evaluate import eval_problems
 from mlxreflect.setup.dry_run import dry
 from mlxreflect.setup.init import KINDS_SAID, METHODS_SAID, Choices, draft, edit, find_offers
 from mlxreflect.tasks import TASKS
-from mlxreflect.tasks.jsonl import KINDS
+from mlxreflect.tasks.jsonl import GRADED
 
 FLAGS = ("--strategy", "r3", "--task", "countdown", "--model", "tiny", "--critic", "solver")
 OWN = "".join(json.dumps({"Problem": f"{i} + 1?", "Result": i + 1}) + "\n" for i in range(40))
@@ -300,7 +300,7 @@ def test_typed_replies(typed: Any, shell: Shell, monkeypatch: pytest.MonkeyPatch
     assert "1  openai:gpt-4.1-mini: OPENAI_API_KEY is set" in done.out
     for said in ("  traces: its own", "  math: LaTeX", "  tiny: in this package", "GB of memory"):
         assert said in done.out
-    assert METHODS_SAID.keys() == METHODS.keys() and KINDS_SAID.keys() == KINDS.keys()
+    assert METHODS_SAID.keys() == METHODS.keys() and {*KINDS_SAID} == {*GRADED}
     assert "2  self" in done.out and "its columns are: Problem, Result" in done.out
     recipe = load_recipe("r3-sums.toml")
     assert (recipe.task.question, recipe.task.answer) == ("Problem", "Result")

@@ -166,7 +166,7 @@ def test_prompts_are_those_that_were_recorded(style, name):
 
 FILLED = {
     name: role_messages(name, "think", instruction="Do.", question="Q", attempt="A",
-                        words="9", sections="a; b")[0]["content"]
+                        words="9", sections="a; b", rubric="r")[0]["content"]
     for name in BUNDLED.wording
 }  # fmt: skip
 

@@ -111,6 +111,8 @@ def eval_(
     chained = f"{'--quick' if quick else '--aa'} and a spec with [chain] do not go together"
     mend = "leave it out, or add --set chain.rounds=1"
     refuse((quick or aa) and found.chain.rounds > 1, chained, mend)
+    graded = f"{'--quick' if quick else '--aa'} is of graded answers, and open ones are judged"
+    refuse((quick or aa) and found.task.answer_type == "open", graded, "leave it out")
     show_evaluated(found, entries, out, cache, make_ui(as_json), quick=quick, twice=aa)
 
 
@@ -138,6 +140,8 @@ def show_evaluated(
 
 ARMS = "Evaluations, their samples files, or runs; or one folder of several evaluations."
 NAME = "What to call each, in their order; repeatable."
+JUDGE = "Of open questions: who judges, as ollama:NAME, or a recipe with a critic."
+RUBRIC = "Of open questions: what makes an answer better, in place of the spec's."
 
 
 @app.command(
@@ -161,10 +165,15 @@ def compare(
         float, Option(metavar="DIFFERENCE", help="How many problems would show it.")
     ] = 0.0,
     name: Annotated[Many, Option(help=NAME)] = None,
+    judge: Annotated[str, Option(metavar="WHO", help=JUDGE)] = "",
+    rubric: Annotated[str, Option(help=RUBRIC)] = "",
     as_json: Json = False,
 ) -> None:
     """Compare with the first on the same problems: paired difference, interval, exact test."""
+    from contextlib import ExitStack
+
     from mlxreflect.evaluation.compare import Options, compare_all, compare_counts
+    from mlxreflect.evaluation.judge import Judging, find_critic
     from mlxreflect.report.tables import render_comparison
 
     if len(arms) == 1 and not Path(arms[0]).is_dir():
@@ -173,9 +182,14 @@ def compare(
             f"{arms[0]}: {fault}", "give two or more evaluations, or a folder of several"
         )
     ui = make_ui(as_json)
-    options = Options(alpha, tuple(differ or ()), all_pairs, plan, tuple(name or ()))
-    paths = [Path(arm) for arm in arms]
-    result = compare_counts(arms, options) if unpaired else compare_all(paths, options)
+    refuse(unpaired and (judge or rubric), "--unpaired takes counts, and nobody judges those",
+           "leave one of both out")  # fmt: skip
+    named, budget = find_critic(judge) if judge else (None, None)
+    with ExitStack() as stack:
+        judging = Judging(ui, stack, named=named, rubric=rubric, budget=budget)
+        options = Options(alpha, tuple(differ or ()), all_pairs, plan, tuple(name or ()), judging)
+        paths = [Path(arm) for arm in arms]
+        result = compare_counts(arms, options) if unpaired else compare_all(paths, options)
     ui.result(result)
     ui.table(render_comparison(result, whole=list_))
 

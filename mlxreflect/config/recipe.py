@@ -218,7 +218,8 @@ def read_spec(recipe: Recipe, name: str) -> EvalSpec:
         path, tree = Path("recipe"), {"task": recipe.task.model_dump() | {"limit": 0}}
     asked = tree.get("task")
     if isinstance(asked, dict):  # else `validate` says so
-        if asked.get("name") == recipe.task.name and not asked.get("source"):
+        same = asked.get("name") == recipe.task.name and asked.get("answer_type") != "open"
+        if same and not asked.get("source"):
             # The same task on the data that the recipe names: its held-out part.
             asked |= recipe.task.model_dump(
                 exclude={"limit", "numbers", "words", "operands", "digits"}
@@ -374,6 +375,7 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
     phases = method.phases(recipe)
     for phase in phases:
         check_objective(phase.objective, phase, recipe.policy.quantize, path)
+    opens = recipe.task.answer_type == "open"
     compared = any(phase.objective != "orpo" for phase in phases)
     refers = method.compares(recipe) and compared and train.dpo > 0
     refuse(
@@ -382,6 +384,8 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
          f"with train.tune = 'full', {name} would need the weights of the stage's start a second "
          "time, for pairs that are only made later",
          'train LoRA, or set train.reference = "none", train.dpo = 0 or train.objective = "orpo"'),
+        (opens, "task.answer_type = 'open': no answer is right, so there is nothing to learn from",
+         "let an evaluation ask such questions: --set eval.spec=open --set eval.source=FILE"),
         (recipe.eval.trained == "best" and recipe.eval.dev_every == 0,
          "eval.trained = 'best' is chosen by looks at dev problems, and eval.dev_every is 0",
          "set eval.dev_every, for example 1, or leave eval.trained out"),

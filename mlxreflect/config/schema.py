@@ -114,8 +114,9 @@ class TaskConfig(Table):
     limit: Count = 0  # problems of one epoch; 0: all there are
     question: str = "question"  # your column with the question
     answer: str = "answer"  # your column with the answer
-    # jsonl: how answers are read and compared
-    answer_type: Literal["number", "text", "f1", "choice", "math", "countdown"] = "number"
+    # jsonl: how answers are read and compared; open: there is no right one, and a critic judges
+    # which of two answers is better (evaluations alone)
+    answer_type: Literal["number", "text", "f1", "choice", "math", "countdown", "open"] = "number"
     grader: LocalFunction = ""  # FILE.py:FUNCTION of your own that grades, instead of the task's
     grader_sha256: str = ""  # the digest of that file, as the run keeps it
     # countdown: how many, one or several
@@ -361,6 +362,16 @@ class ChainConfig(Table):
     critic: CriticConfig = CriticConfig()
 
 
+class JudgeConfig(Table):
+    """[judge] of an evaluation of open questions: which of two answers is the better one.
+
+    critic: who judges; in a run the recipe's [critic.judge], where this names none.
+    """
+
+    rubric: str = ""  # what makes an answer better; "": the bundled one
+    critic: CriticConfig = CriticConfig()
+
+
 class EvalSpec(Sampling):
     """An evaluation: what is asked and how; `evals/*.toml` hold the bundled ones."""
 
@@ -384,6 +395,7 @@ class EvalSpec(Sampling):
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], OneOrMore] = []
     rules: str = ""  # how answers are graded; "": the task's own headline rules
     chain: ChainConfig = ChainConfig()
+    judge: JudgeConfig = JudgeConfig()
 
     @model_validator(mode="before")
     @classmethod

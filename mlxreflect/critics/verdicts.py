@@ -48,6 +48,19 @@ class Preference(Structured):
     better: Literal["A", "B", "tie"]
 
 
+def as_number(value: object) -> object:
+    """1 and "Answer 1" are "1", as models write that no server holds to the schema."""
+    said = str(value).strip().casefold().removeprefix("answer ")
+    return said if said in ("1", "2", "tie") else value
+
+
+class Choice(Structured):
+    """Two answers compared, called by the place in which they were shown."""
+
+    why: Words
+    better: Annotated[Literal["1", "2", "tie"], BeforeValidator(as_number)]
+
+
 def as_mark(value: object) -> object:
     """4.0 and "4" are 4, as models write that no server holds to the schema; true is no mark."""
     if isinstance(value, bool):
@@ -87,7 +100,7 @@ class Sections(Structured):
 M = TypeVar("M", bound=Structured)
 # Blocks of somebody else's text, and thoughts, which are no conclusion; one that is never closed
 # goes on to the end. And the lines of a Markdown quote.
-QUOTED = r"attempt[\w-]*|feedback|expected|example|question|passage|sections|think"
+QUOTED = r"attempt[\w-]*|answer-\d|feedback|expected|example|question|passage|sections|think"
 TOKEN = re.compile(rf"{{+|}}+|<(?P<tag>{QUOTED})>|^[ \t]*>[^\n]*", re.I | re.M)
 OBJECT = re.compile(r'{\s*"')
 # What a text gives to a name: in quotes, escaped however often, or a single word.

@@ -33,10 +33,12 @@ from mlxreflect.core.journal import (
     write_atomic,
 )
 from mlxreflect.core.records import Problem, Sample, flat_from_row, to_row
+from mlxreflect.graders.text import OPEN
 from mlxreflect.stats import mean_interval
 
 COUNTS = re.compile(r"^[0-9]+/[0-9]+$|\.json$")  # what --unpaired takes
 ENDS = ("ci_low", "ci_high")
+LONGEST_NAME = 60  # characters of an arm's folder
 # Columns of a sample that a bare file may lack.
 ABSENT = {"task": "", "sample": 0, "text": "", "token_ids": (), "finish_reason": None,
           "parsed": None, "format_ok": False}  # fmt: skip
@@ -92,6 +94,12 @@ class Arm:
     def samples(self) -> int:
         """Samples of each problem; the reader has seen to it that all have as many."""
         return len(next(iter(self.problems.values())).samples)
+
+    @cached_property
+    def open(self) -> bool:
+        """Tells if nothing says which of its answers are right: a critic judges two arms'."""
+        asked = (one.problem for one in self.problems.values())
+        return any(one is not None and one.fields.get("answer_type") == OPEN for one in asked)
 
     @property
     def model(self) -> str:
@@ -437,7 +445,7 @@ def read_arms(run_dir: Path) -> dict[str, dict[str, dict[str, Any]]]:
     for file in alone or sorted(run_dir.glob("eval/*/*/results.json")):
         arm, name = (file.parent, "") if alone else (file.parent.parent, file.parent.name)
         results = read_results(file)
-        if results and results.get("accuracy") is not None:
+        if results and "accuracy" in results:
             found.setdefault(name, {})[arm.name] = results
     return {
         name: {arm: found[name][arm] for arm in sorted(found[name], key=arm_order)}
@@ -452,6 +460,11 @@ def sample_row(sample: Sample) -> dict[str, Any]:
     """A row of samples.jsonl; what few samples have stands in those alone."""
     row = to_row(sample)
     return {key: row[key] for key in row if key not in ("score", "tokens") or row[key] is not None}
+
+
+def slug(text: str) -> str:
+    """Returns a name that a folder can have: no separators, no dot in front."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:LONGEST_NAME] or "arm"
 
 
 def short_hash(value: Any) -> str:

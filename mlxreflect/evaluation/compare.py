@@ -32,6 +32,7 @@ from mlxreflect.evaluation.arms import (
     read_results,
     refuse_quick,
 )
+from mlxreflect.evaluation.judge import Judging, find_judged, no_judge, read_judged
 
 COUNT = re.compile(r"([0-9]{1,12})/([0-9]{1,12})")
 FEW = 5  # a smaller expected count is too small for the z test
@@ -49,7 +50,8 @@ class Options:
 
     all_pairs: each arm against each other, not only against the first. plan: a difference, as a
     fraction; the number of problems that would show it is computed. 0: not asked for. names: of
-    the arms. Raises UserError for what cannot be.
+    the arms. judge: has answers to open questions judged; without it they have been, or are not
+    compared. Raises UserError for what cannot be.
     """
 
     alpha: float = 0.05
@@ -57,6 +59,7 @@ class Options:
     all_pairs: bool = False
     plan: float = 0.0
     names: tuple[str, ...] = ()
+    judge: Judging | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
@@ -104,9 +107,23 @@ def compare_all(paths: Sequence[Path], options: Options | None = None) -> dict[s
         for name, (a, b) in pair_tasks(arms[i], arms[j], shared=whole).items()
     ]  # fmt: skip
     check_keys([arm for group in arms for arm in group], options.differ)
+    check_judge(pairs, options)
     results = [compare_arms(a, b, name, options) for name, a, b in pairs]
     tasks = list(dict.fromkeys(name for name, _, _ in pairs))
     return gather(results, options.alpha, [group[0].name for group in arms], tasks)
+
+
+def check_judge(pairs: Sequence[tuple[str, Arm, Arm]], options: Options) -> None:
+    """Raises UserError for what is of open questions alone, or of all others."""
+    judge, asked = options.judge, any(a.open for _, a, _ in pairs)
+    if judge and (judge.named or judge.rubric) and not asked:
+        raise UserError(
+            f"--{'judge' if judge.named else 'rubric'}: {pairs[0][1].path} has right answers, "
+            "which are graded",
+            'leave it out; open questions have task.answer_type = "open"',
+        )
+    if options.plan and asked:
+        raise UserError("--plan is of graded answers, and these are judged", "leave it out")
 
 
 def compare_report(arms: Sequence[Arm]) -> list[dict[str, Any]]:
@@ -160,6 +177,8 @@ def compare_arms(a: Arm, b: Arm, task: str, options: Options) -> dict[str, Any]:
     could not be checked to be the same. Raises UserError where they are not alike.
     """
     differs, alpha = check_alike(a, b, options.differ), options.alpha
+    if a.open or b.open:
+        return compare_judged(a, b, task, options, differs)
     pairs = [(a.problems[id_], b.problems[id_]) for id_ in a.problems]
     means_a, means_b = [x.score for x, _ in pairs], [y.score for _, y in pairs]
     single, p_perm = a.samples == b.samples == 1, None
@@ -182,6 +201,42 @@ def compare_arms(a: Arm, b: Arm, task: str, options: Options) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def compare_judged(
+    a: Arm, b: Arm, task: str, options: Options, differs: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """B against A on open questions, as `compare_arms`; a win of B is a gain.
+
+    accuracy_a, accuracy_b: the shares of questions that each has won; p_exact, p_mid: of the sign
+    test over the questions that one has. win_rate: B's, ties counted half, with its interval
+    win_low to win_high. judged: the counts, and how far the judge can be believed (`figures_of`).
+    Raises UserError where nobody has judged them, or can.
+    """
+    folder = options.judge(a, b) if options.judge else find_judged(a, b)
+    if folder is None:
+        raise no_judge(b)
+    found, alpha = read_judged(folder, a, b), options.alpha
+    won = [found.won[id_] for id_ in a.problems]
+    comparison = stats.paired([w == "a" for w in won], [w == "b" for w in won], alpha)
+    ends = (comparison.difference, comparison.ci_low, comparison.ci_high)
+    win_rate, low, high = (0.5 + end / 2 for end in ends)
+    n = comparison.n
+
+    def told(id_: str) -> dict[str, Any]:
+        row = list_problem(a.problems[id_], b.problems[id_])
+        return {"id": id_, "question": row["question"], "why": found.why.get(id_, "")}
+
+    return {
+        "task": task, "a": a.name, "b": b.name, "samples": 1, "alpha": alpha, **asdict(comparison),
+        "p_perm": None, "win_rate": win_rate, "win_low": low, "win_high": high,
+        "ci_a": list(stats.wilson(comparison.losses, n, alpha)),
+        "ci_b": list(stats.wilson(comparison.gains, n, alpha)),
+        "judged": found.figures,
+        "gained": [told(id_) for id_ in a.problems if found.won[id_] == "b"],
+        "lost": [told(id_) for id_ in a.problems if found.won[id_] == "a"],
+        "differs": differs, "unchecked": unchecked(a, b),
+    }  # fmt: skip
+
+
 def deciding_p(result: Mapping[str, Any]) -> float:
     """The p-value of a comparison's test: exact, by sign flips, or the z test's."""
     p: float = next(result[k] for k in ("p_exact", "p_perm", "p") if result.get(k) is not None)
@@ -194,9 +249,11 @@ def decide(results: list[dict[str, Any]], alpha: float, *, name_tasks: bool = Fa
     for result, p in zip(results, adjusted, strict=True):
         result["p_holm"], result["tests"] = p, len(results)
         result["verdict"] = stats.verdict(p, result["ci_low"], result["ci_high"], alpha)
+        task = result.get("task", "") if name_tasks else ""
         result["sentence"] = (
             stats.unpaired_sentence(result) if "unpaired" in result
-            else stats.sentence(result, task=result["task"] if name_tasks else "")
+            else stats.judged_sentence(result, task=task) if "judged" in result
+            else stats.sentence(result, task=task)
         )  # fmt: skip
 
 

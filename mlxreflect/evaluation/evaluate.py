@@ -44,6 +44,7 @@ from mlxreflect.evaluation.arms import (
     whole_chunks,
 )
 from mlxreflect.graders import Grader
+from mlxreflect.graders.text import OPEN
 from mlxreflect.stats import majority, mean_interval, pass_at_k
 from mlxreflect.tasks import TASKS, find_rules, find_task, get_task
 from mlxreflect.tasks.base import Task, ask, load_shots
@@ -147,7 +148,8 @@ def describe_setup(generator: "Generator") -> dict[str, Any]:
     if not spec.prompt.templates:
         del told["prompt"]["templates"]
     for key in (
-        "form", "shots", "stop", "rules", "chain", "thinking", "template", *Sampling.model_fields,
+        "form", "shots", "stop", "rules", "chain", "judge", "thinking", "template",
+        *Sampling.model_fields,
     ):  # fmt: skip
         if is_usual(spec, key):
             del told[key]  # as in evaluations made before there was such a key
@@ -263,6 +265,9 @@ def finish(out: Path, setup: dict[str, Any], rules: str, more: dict[str, Any]) -
     """Writes and returns the results of an arm's samples, with the setup and `more` in them."""
     digests = {file.name: sha256(file) for file in sorted(out.glob("*.jsonl"))}
     figures = summarise(out / "samples.jsonl")
+    if rules == OPEN:  # nobody knows what is right
+        figures |= dict.fromkeys(("accuracy", "ci_low", "ci_high", "strict_accuracy"))
+        more = {**more, **({"chain": {**more["chain"], "acc_at": []}} if "chain" in more else {})}
     results = {**figures, "rules": rules, **setup, **more, "sha256": digests}
     write_atomic(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     return results

@@ -7,8 +7,8 @@ answer one after another; then they are compared.
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from mlxreflect.config.schema import EvalSpec, PolicyConfig, Sampling
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json
 from mlxreflect.core.ui import Ui
-from mlxreflect.evaluation.arms import fingerprint, unique_rows
+from mlxreflect.evaluation.arms import fingerprint, slug, unique_rows
 from mlxreflect.evaluation.chains import check_chain
 from mlxreflect.evaluation.evaluate import (
     Enough,
@@ -38,6 +38,7 @@ from mlxreflect.evaluation.generators import (
     ServedModel,
     ServerGenerator,
 )
+from mlxreflect.evaluation.judge import Judging
 from mlxreflect.evaluation.quick import ask_until_decided
 from mlxreflect.models.load import (
     ADAPTER_FILES,
@@ -48,9 +49,7 @@ from mlxreflect.models.load import (
 )
 from mlxreflect.models.policy import Policy
 from mlxreflect.models.template import with_tags
-from mlxreflect.tasks import check_eval, find_task
-
-LONGEST_NAME = 60
+from mlxreflect.tasks import check_eval, find_task, is_open
 
 
 @dataclass(frozen=True)
@@ -136,11 +135,6 @@ def arm_name(config: PolicyConfig) -> str:
     return name
 
 
-def slug(text: str) -> str:
-    """Returns a name that a folder can have: no separators, no dot in front."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:LONGEST_NAME] or "arm"
-
-
 def unique(entries: Sequence[Entry]) -> list[Entry]:
     """Numbers names that are the same, also on a disk that ignores case."""
     found: dict[str, Entry] = {}
@@ -224,9 +218,13 @@ def evaluate_arms(
         arms.append({"name": entry.name, "folder": str(folder), **results} if several else results)
     if not several:
         return arms
-    from mlxreflect.evaluation.compare import compare_all
+    from mlxreflect.evaluation.compare import Options, compare_all
 
-    result = compare_all(folders)
+    if is_open(spec.task) and spec.judge.critic.provider == "solver":
+        ui.line(f"nobody has judged them yet: mlxreflect compare {root} --judge ollama:NAME")
+        return arms
+    with ExitStack() as stack:
+        result = compare_all(folders, Options(judge=Judging(ui, stack)))
     against = result.get("comparisons", [result])
     return [{**arm, "comparison": c} for arm, c in zip(arms, [None, *against], strict=True)]
 
@@ -382,7 +380,8 @@ def default_folder(spec: EvalSpec, entries: Sequence[Entry], kind: str = "eval")
         else [e.model.model, e.model.adapter, *([e.model.quantize] if e.model.quantize else [])]
         for e in entries
     ]  # fmt: skip
-    later = [*Sampling.model_fields, "thinking", "template"]  # keys that older folders do not know
+    # Keys that older folders do not know.
+    later = [*Sampling.model_fields, "thinking", "template", "judge"]
     usual = dict.fromkeys((key for key in later if is_usual(spec, key)), True)
     quick = {"max_n"} if kind == "quick" else True
     keys = spec.model_dump(exclude={"quick": quick, **usual})

@@ -24,7 +24,7 @@ from mlxreflect.graders import (
 from mlxreflect.graders.latex import MATH_RULES, MAX_LATEX
 from mlxreflect.graders.number import NUMBER_RULES
 from mlxreflect.graders.numerals import find_numbers, read_gold, read_number, tidy
-from mlxreflect.prompts.parsing import Parsed, parse_response
+from mlxreflect.prompts.parsing import ANSWER, TAGS, Parsed, parse_response
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")
@@ -79,6 +79,19 @@ def judge_f1(problem: Problem, text: str, tags: str, form: Parsed) -> Judged:
     return Judged(answer[:MAX_TEXT], correct, reason, score)
 
 
+def read_open(problem: Problem, text: str, tags: str, form: Parsed) -> Judged:
+    """Reads the answer to an open question; nobody here knows whether it is a good one.
+
+    Without a closed answer block it is all that stands outside of a thought.
+    """
+    begin, end = TAGS[tags]
+    plain = text.rpartition(end)[2].partition(begin)[0].replace(ANSWER[0], "").strip()
+    answer = parse_response(text, tags, "direct").answer or plain
+    return Judged(answer or None, False, "an open question: nothing says what is right")
+
+
+OPEN = "open"  # these rules, and the answers that they read
+OPEN_RULES = {OPEN: grader_of(read_open)}
 TEXT_RULES = {**rules_of(judge_text), "f1": grader_of(judge_f1)}
 F1_RULES = rules_of(judge_f1)
 

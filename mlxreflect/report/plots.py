@@ -64,11 +64,12 @@ def draw_plots(run_dir: Path, solved: str = "solved") -> list[Path]:
     metrics = run_dir / "metrics.jsonl"
     evaluations = read_arms(run_dir)
     arms = next(iter(evaluations.values()), {})
+    graded = {name: of for name, of in evaluations.items() if is_graded(of.values())}
     data = RunData(list(read_rows(metrics)), arms, name_of(run_dir))
     waves, steps = data.kind("wave"), data.kind("step")
     if not metrics.is_file() and not arms:
         raise UserError(f"{metrics}: no such file", "give the folder of a run")
-    found, rows = compared_in(run_dir), [arm for of in evaluations.values() for arm in of]
+    found, rows = compared_in(run_dir), [arm for of in graded.values() for arm in of]
     listed = (wave.get("bucket") or wave.get("verifications") for wave in waves)
     drawings: Drawings = {
         "accuracy": (4.5 * bool(fresh(waves)), lambda figure: draw_accuracy(figure, data, solved)),
@@ -77,17 +78,17 @@ def draw_plots(run_dir: Path, solved: str = "solved") -> list[Path]:
         "reward": (4.5 * bool(rewarded(waves)), lambda figure: draw_reward(figure, data)),
         "bucket": (4.5 * any(listed), lambda figure: draw_bucket(figure, data)),
         "comparison": (
-            bool(arms)
-            * (
-                1.9
-                + 0.7 * len(evaluations)
-                + ROW * len(rows)
-                + bool(found) * (0.96 + ROW * len(found))
-            ),
-            lambda figure: draw_comparison(figure, evaluations, found, data.of),
+            bool(arms and (graded or found))
+            * (1.9 + 0.7 * len(graded) + ROW * len(rows) + bool(found) * (0.96 + ROW * len(found))),
+            lambda figure: draw_comparison(figure, graded, found, data.of),
         ),
     }
     return save(drawings, run_dir / "plots")
+
+
+def is_graded(arms: Iterable[Mapping[str, Any]]) -> bool:
+    """Tells if arms have an accuracy; of open questions there is none."""
+    return all(arm["accuracy"] is not None for arm in arms)
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,8 @@ def draw_accuracy(figure: Figure, data: RunData, solved: str = "solved") -> None
     at = {"base": -0.5, **{wave["arm"]: i for i, wave in enumerate(waves) if "arm" in wave},
           "trained": len(waves) - 0.5}  # fmt: skip
     held_out = [(x, data.arms[arm]["accuracy"]) for arm, x in at.items() if arm in data.arms]
-    draw_held_out(axis, held_out, "held-out problems")
+    if None not in (right for _, right in held_out):  # as of open questions
+        draw_held_out(axis, held_out, "held-out problems")
     if looks := data.kind("dev"):
         seen = [(-0.5, looks[0]["base"]), *((look["wave"], look["accuracy"]) for look in looks)]
         draw_held_out(axis, seen, "dev problems", "s:")
@@ -359,13 +361,17 @@ def draw_comparison(
         }
     upper: Any = figure
     lower: Any = figure
-    if found:
+    if found and not rows:
+        draw_differences(figure.subplots(), found)
+        headline(figure, "Answers preferred on held-out questions", of)
+    elif found:
         drawn = sum(map(len, rows.values()))
         heights = [1.2 + 0.7 * len(rows) + ROW * drawn, 1.66 + ROW * len(found)]
         parts: Any = figure.subfigures(2, 1, height_ratios=heights)
         upper, lower = parts
         draw_differences(lower.subplots(), found)
-    draw_rows(upper, "Answers right on held-out problems", rows, of)
+    if rows:
+        draw_rows(upper, "Answers right on held-out problems", rows, of)
     sentence = textwrap.fill(found[0].get("sentence", "") if found else "", 105)
     lower.supxlabel(sentence, fontsize=9, parse_math=False)
 
@@ -392,14 +398,17 @@ def draw_differences(axis: Axes, found: Comparisons) -> None:
 
 def draw_report(arms: Sequence[Arm], found: Comparisons, folder: Path) -> list[Path]:
     """Writes the PNGs and returns their paths. found: as `compare_report` gives it."""
-    tasks = by_task(arms)
+    tasks = {task: of for task, of in by_task(arms).items() if not of[0].open}
     compared = [one for one in found if "fault" not in one]
     drawings: Drawings = {
         "accuracy": (
-            1.1 + 0.75 * len(tasks) + ROW * len(arms),
+            bool(tasks) * (1.1 + 0.75 * len(tasks) + ROW * len(arms)),
             lambda figure: draw_accuracies(figure, tasks),
         ),
-        "difficulty": (1.4 + 3.0 * len(tasks), lambda figure: draw_difficulty(figure, tasks)),
+        "difficulty": (
+            bool(tasks) * (1.4 + 3.0 * len(tasks)),
+            lambda figure: draw_difficulty(figure, tasks),
+        ),
         "changes": (
             bool(compared) * (1.7 + 1.6 * ROW * len(compared)),
             lambda figure: draw_changes(figure, compared),

@@ -31,6 +31,7 @@ MARKUP = re.compile(
 GET_INSPECT = (
     "no log for inspect_ai; to get one: pip install 'mlxreflect[inspect]', then this again"
 )
+SCORES = ("correct", "strict")
 STOPS = {"stop": "stop", "length": "max_tokens", "content_filter": "content_filter"}
 
 
@@ -76,7 +77,7 @@ def write_outputs(
 
 
 def describe_arm(arm: Arm) -> dict[str, Any]:
-    accuracy, low, high = arm.accuracy
+    accuracy, low, high = (None, None, None) if arm.open else arm.accuracy
     return {
         "name": arm.name, "folder": str(arm.path), "task": arm.task, "model": arm.model,
         "adapter": arm.adapter, "n": len(arm.problems), "samples": arm.samples,
@@ -110,6 +111,8 @@ def markdown(arms: Sequence[Arm], found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def measured(arm: Arm) -> list[str]:
+    if arm.open:
+        return [cell(arm.part), cell(arm.name), str(len(arm.problems)), "judged", "–", "–"]
     accuracy, low, high = arm.accuracy
     strict = sum(one.strict for one in arm.problems.values()) / len(arm.problems)
     right = f"{accuracy:.1%}" + (f" (avg@{arm.samples})" if arm.samples > 1 else "")
@@ -154,7 +157,8 @@ def write_inspect(arm: Arm, folder: Path) -> Path:
     """Writes the log of an arm, for `inspect view`, under the name that inspect would give it.
 
     Two scores a sample: `correct`, right by the rules of the evaluation, and `strict`, right and in
-    the format asked for. Several samples of a problem are epochs. The same arm, the same file.
+    the format asked for; none of open answers. Several samples of a problem are epochs. The same
+    arm, the same file.
     """
     from inspect_ai.log import recompute_metrics, write_eval_log
 
@@ -201,7 +205,7 @@ def inspect_log(arm: Arm) -> "EvalLog":
             "packages": {"mlxreflect": version("mlxreflect")},
             "metadata": {"arm": arm.name, "rules": arm.results.get("rules", ""),
                          **{k: arm.setup[k] for k in ("prompt_hash", "spec") if k in arm.setup}},
-            "scorers": [{"name": name, "metrics": metrics} for name in ("correct", "strict")],
+            "scorers": [{"name": name, "metrics": metrics} for name in SCORES if not arm.open],
         },
         "plan": {"config": config},
         "stats": {
@@ -225,7 +229,8 @@ def inspect_sample(arm: Arm, one: ProblemSamples, sample: Sample) -> dict[str, A
     stop = STOPS.get(sample.finish_reason or "", "unknown")
     said = "no answer could be read" if sample.parsed is None else "an answer was read"
     form = "the format was kept" if sample.format_ok else "the format was not kept"
-    right = {"correct": sample.correct, "strict": sample.correct and sample.format_ok}
+    scores = (sample.correct, sample.correct and sample.format_ok)
+    right = {} if arm.open else dict(zip(SCORES, scores, strict=True))
     return {
         "id": one.id,
         "epoch": sample.sample + 1,

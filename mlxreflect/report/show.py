@@ -27,7 +27,13 @@ from mlxreflect.data.forms import shared
 from mlxreflect.data.matching import sentence
 from mlxreflect.evaluation.arms import problems_of, read_arms, read_results
 from mlxreflect.methods.base import STATUSES, status_words
-from mlxreflect.report.tables import chain_line, comparisons, second_answers
+from mlxreflect.report.tables import (
+    chain_line,
+    comparisons,
+    interval,
+    judge_remarks,
+    second_answers,
+)
 
 EXAMPLES = {"preference": "preference pairs", "sft": "SFT examples", "group": "groups of answers"}
 MOST_ASKED = 160  # characters of a question in a command
@@ -241,7 +247,8 @@ def show_summary(run_dir: Path) -> list[RenderableType]:
         parts += [comparisons(f"Against {further['arms'][0]}", against), Text()]
     comparison = read_results(run_dir / "comparison.json") or summary.get("comparison") or {}
     if comparison.get("sentence"):
-        parts += [plain(comparison["sentence"], "bold"), Text()]
+        parts += [plain(comparison["sentence"], "bold")]
+        parts += [*map(plain, judge_remarks(comparison.get("judged"))), Text()]
     if again := read_results(run_dir / "retries.json"):
         parts += [*second_answers(again), Text()]
     figures = totals(run_dir, summary, recipe_of(run_dir))
@@ -255,8 +262,7 @@ def show_arms(arms: dict[str, dict[str, Any]], evaluation: str = "") -> Renderab
     columns = ["", "|answers", "|right", "|95% interval", "|format kept", "|unparsed", "|cut off"]
     rows = [
         [
-            name, arm.get("n", ""), percent(arm.get("accuracy")),
-            f"{percent(arm.get('ci_low'))} to {percent(arm.get('ci_high'))}",
+            name, arm.get("n", ""), percent(arm.get("accuracy")), interval(arm),
             percent(arm.get("format_rate")), arm.get("parse_failures", ""),
             arm.get("truncated", ""),
         ]

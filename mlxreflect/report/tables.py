@@ -32,7 +32,7 @@ def show_arms(arms: Sequence[dict[str, Any]]) -> Iterator[RenderableType]:
                 f"{noise['same_text']:.1%} of the texts the same. A difference of this size is "
                 "noise."
             )
-    if len(arms) > 1:
+    if any("comparison" in arm for arm in arms[1:]):
         yield Text()
         compared = {named(arm): arm["comparison"] for arm in arms[1:]}
         yield comparisons(f"Against {named(arms[0])}", compared)
@@ -56,8 +56,7 @@ def figures(arms: Sequence[dict[str, Any]]) -> Table:
         rates = {f"{kind}@{k}": percent(rate) for kind in ("pass", "maj")
                  for k, rate in arm.get(f"{kind}_at", {}).items()}  # fmt: skip
         rows.append([
-            named(arm), arm["n"], percent(arm["accuracy"]),
-            f"{percent(arm['ci_low'])} to {percent(arm['ci_high'])}",
+            named(arm), arm["n"], percent(arm["accuracy"]), interval(arm),
             percent(arm["strict_accuracy"]), percent(arm["format_rate"]), arm["parse_failures"],
             arm["truncated"], "–" if tokens is None else f"{tokens:.0f}",
             *([percent(arm.get("f1", 0.0))] if graded else []),
@@ -65,6 +64,12 @@ def figures(arms: Sequence[dict[str, Any]]) -> Table:
         ])  # fmt: skip
     title = f"Evaluation: {arms[0].get('eval') or arms[0]['task']}"
     return table(title, ["", *headings], rows)
+
+
+def interval(arm: Mapping[str, Any]) -> str:
+    """The ends of the interval of an arm's accuracy; of answers that nobody grades a dash."""
+    ends = (arm.get("ci_low"), arm.get("ci_high"))
+    return "–" if None in ends else " to ".join(map(percent, ends))
 
 
 def comparisons(title: str, compared: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -117,13 +122,18 @@ def named(arm: dict[str, Any]) -> str:
 
 def chain_line(name: str, chain: dict[str, Any]) -> str:
     """The gain of recursive inference over its first answer, and its cost."""
-    first, last = chain["acc_at"][0], chain["acc_at"][-1]
     stops = chain["gated"] and chain.get("stops", True)
     ended = "the grader ends a chain" if stops else "no grader ends a chain"
+    gained = ""
+    if chain["acc_at"]:  # of answers that are graded
+        first, last = chain["acc_at"][0], chain["acc_at"][-1]
+        gained = (
+            f"{percent(first)} at the first answer, {chain['name']} {percent(last)} "
+            f"({points(last - first)}; {chain['right_to_wrong']} right became wrong, "
+            f"{chain['wrong_to_right']} wrong became right); "
+        )
     said = (
-        f"{name}: {percent(first)} at the first answer, {chain['name']} {percent(last)} "
-        f"({points(last - first)}; {chain['right_to_wrong']} right became wrong, "
-        f"{chain['wrong_to_right']} wrong became right); {ended}. A question took "
+        f"{name}: {gained}{ended}. A question took "
         f"{chain['samples_mean']:.2f} samples, {chain['tokens_generated']:.0f} tokens generated"
     )
     if chain["tokens_prefilled"]:
@@ -176,6 +186,8 @@ def render_comparison(result: Mapping[str, Any], *, whole: bool = False) -> Grou
 def single(r: Mapping[str, Any]) -> Table:
     """One comparison, a figure a line."""
     unpaired = "unpaired" in r
+    if "judged" in r:
+        return two_columns(r, judged_rows(r))
     rows = {
         "questions": f"{r['n_a']} and {r['n_b']}, not paired" if unpaired else f"{r['n']}",
         "samples a question": "" if r.get("samples", 1) == 1 else f"{r['samples']}",
@@ -193,6 +205,30 @@ def single(r: Mapping[str, Any]) -> Table:
            for k, one in r.get(f"{name}_at", {}).items()},
         "verdict": r["verdict"],
     }  # fmt: skip
+    return two_columns(r, rows)
+
+
+def judged_rows(r: Mapping[str, Any]) -> dict[str, str]:
+    """The figures of a comparison of open answers, and of its judge."""
+    found = r["judged"]
+    return {
+        "questions": f"{r['n']}",
+        f"preferred: {r['b']}": accuracy(r, "b"),
+        f"preferred: {r['a']}": accuracy(r, "a"),
+        "wins, losses, ties": f"{r['gains']}, {r['losses']}, {found['ties']}",
+        f"win rate of {r['b']}": f"{r['win_rate']:.1%}, a tie counted half",
+        f"{level(r['alpha'])} interval": f"{r['win_low']:.1%} to {r['win_high']:.1%}",
+        "exact sign test p": number(r["p_exact"]),
+        "mid-p": number(r["p_mid"]),
+        "judge": f"{found['by']}, {found['calls']} replies",
+        "same verdict in both orders": f"{percent(found['consistency'])} of {found['asked']}",
+        "first answer preferred": f"{percent(found['first_won'])} of {found['first_of']}",
+        "longer answer won": f"{percent(found['longer_won'])} of {found['longer_of']}",
+        "verdict": r["verdict"],
+    }
+
+
+def two_columns(r: Mapping[str, Any], rows: Mapping[str, str]) -> Table:
     title = plain(f"{r['b']} against {r['a']}", "bold")
     made = Table(title=title, title_justify="left", show_header=False, box=box.SIMPLE)
     for name, value in rows.items():
@@ -207,8 +243,29 @@ def remarks(r: Mapping[str, Any]) -> Iterator[str]:
         yield f"Meant to differ: {told}."
     if r.get("unchecked"):
         yield f"Not checked to be the same: {', '.join(r['unchecked'])}."
+    yield from judge_remarks(r.get("judged"))
     if r.get("maj_at"):
         yield "maj@k: a tie goes to the answer given first. pass@k and maj@k are not adjusted for."
+
+
+def judge_remarks(judged: Mapping[str, Any] | None) -> Iterator[str]:
+    """What to know of a judge before its verdicts are believed; None: there was none."""
+    if judged is None:
+        return
+    if judged["itself"]:
+        yield f"{judged['by']} is the model that answered: models prefer their own answers."
+    if judged["empty"] or judged["same"]:
+        yield (
+            f"Nobody was asked about {judged['empty'] + judged['same']} questions: "
+            f"{judged['empty']} with an empty answer, which loses to any other, and "
+            f"{judged['same']} with the same answer twice, a tie."
+        )
+    if judged["undecided"]:
+        yield (
+            f"warning: {judged['undecided']} questions are ties because a verdict is missing: "
+            f"{judged['unread']} replies could not be read, also when asked again, and "
+            f"{judged['failed']} calls failed."
+        )
 
 
 def problem_lists(r: Mapping[str, Any], most: int | None, *, name: bool) -> Iterator[Text]:
@@ -227,7 +284,9 @@ def problem_lists(r: Mapping[str, Any], most: int | None, *, name: bool) -> Iter
 
 def problem(one: Mapping[str, Any]) -> str:
     """id, question, and the answers before and after."""
-    if "answer_a" in one:
+    if "why" in one:
+        change = " ".join(one["why"].split())[:WIDTH]
+    elif "answer_a" in one:
         given = (one["answer_a"], one["answer_b"])
         before, after = (" ".join((text or "no answer").split()) for text in given)
         change = f"{before[:30]} → {after[:30]}"

@@ -10,16 +10,18 @@ from functools import partial
 from typing import Any
 
 from mlxreflect.config.recipe import dev_spec
-from mlxreflect.config.schema import EvalSpec, Recipe, method_of
+from mlxreflect.config.schema import REMOTE, EvalSpec, Recipe, method_of
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_rows, replace_folder
 from mlxreflect.core.records import Problem
 from mlxreflect.core.ui import Ui
 from mlxreflect.evaluation.arms import unique_rows
 from mlxreflect.evaluation.chains import check_chain
+from mlxreflect.evaluation.compare import Options, compare_all
 from mlxreflect.evaluation.contamination import Cleaned
 from mlxreflect.evaluation.evaluate import problem_set
 from mlxreflect.evaluation.generators import Answers, LocalGenerator, LocalModel
+from mlxreflect.evaluation.judge import Judging, find_judge
 from mlxreflect.evaluation.quick import LARGEST
 from mlxreflect.evaluation.runner import generator_of, measure
 from mlxreflect.methods.learning import ADAPTER
@@ -29,7 +31,7 @@ from mlxreflect.models.template import with_tags
 from mlxreflect.runs.figures import Figures
 from mlxreflect.runs.folder import RunFolder
 from mlxreflect.stats import evidence, power_sentence
-from mlxreflect.tasks import find_task
+from mlxreflect.tasks import find_task, is_open
 from mlxreflect.train.lora import save_adapter
 from mlxreflect.train.network import Arrays
 from mlxreflect.train.trainer import Trainer, load_parameters
@@ -41,13 +43,20 @@ Problems = Mapping[str, Sequence[Problem]]  # of each
 class RunArms:
     """Evaluates the policy as it is, as an arm of a run.
 
-    Of several specs an arm's folder holds one each. seconds: that `evaluate_all` last took.
+    Of several specs an arm's folder holds one each. judging: of open questions. seconds: that
+    `evaluate_all` last took. Raises UserError for a judge that cannot be reached.
     """
 
     def __init__(
-        self, run: RunFolder[Recipe], policy: Policy, specs: Specs, held_out: Problems, ui: Ui
-    ) -> None:
+        self, run: RunFolder[Recipe], policy: Policy, specs: Specs, held_out: Problems, ui: Ui,
+        judging: Judging,
+    ) -> None:  # fmt: skip
         self.run, self.policy, self.specs, self.held_out, self.ui = run, policy, specs, held_out, ui
+        self.judging = judging
+        for spec in specs.values():
+            config = find_judge(spec, usual=judging.usual) if is_open(spec.task) else None
+            if config and config.provider in REMOTE:  # a local one is loaded when it is needed
+                judging.critic(config)
         self.answers = Answers.open(run.config.eval.cache)
         check_arms(run.config, specs)  # now, and not when all has been learned
         self.headline, spec = next(iter(specs.items()))
@@ -85,6 +94,12 @@ class RunArms:
             return measure(generator, folder, self.ui, arm)
         return measure(generator, folder / name, self.ui, f"{arm}, {name}")
 
+    def judge(self) -> None:
+        """Has the answers to open questions judged, of each arm against base."""
+        if any(is_open(spec.task) for spec in self.specs.values()):
+            differ = ("prompt.style",) if self.run.config.eval.direct else ()
+            compare_all([self.run.path], Options(differ=differ, judge=self.judging))
+
 
 def check_arms(recipe: Recipe, specs: Specs) -> None:
     """Raises UserError for an evaluation that the recipe cannot end in."""
@@ -92,6 +107,11 @@ def check_arms(recipe: Recipe, specs: Specs) -> None:
     for spec in (*specs.values(), *([directly(headline)] if recipe.eval.direct else [])):
         if spec.chain.rounds > 1:
             check_chain(spec)
+        if is_open(spec.task) and not find_judge(spec, usual=recipe.critic.tier("judge")):
+            raise UserError(
+                "eval.spec asks open questions, and no critic is named that could judge answers",
+                "name one: --set critic.judge.provider=ollama --set critic.judge.model=NAME",
+            )
     method_of(recipe).check_evaluation(recipe, headline)
 
 

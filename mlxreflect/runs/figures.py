@@ -158,7 +158,7 @@ def conclude(
     evaluated = {
         name: {"base": {key: base[name][key] for key in MEASURED},
                "trained": {key: trained[name][key] for key in MEASURED},
-               "comparison": {key: one.get(key) for key in keys}}
+               "comparison": {key: one.get(key) for key in keys} | judged_figures(one)}
         for name, one in zip(base, compared.get("comparisons", [compared]), strict=True)
     }  # fmt: skip
     summary, lost = summarise_run(run, evaluated, calls), lost_texts(run.path)
@@ -169,6 +169,11 @@ def conclude(
     if not summary["tokens_trained"]:
         summary["untrained"] = untrained(run.path, summary, lost)
     return summary
+
+
+def judged_figures(one: Figures) -> Figures:
+    """Returns what a summary has of a comparison of open answers; of graded ones nothing."""
+    return {key: one[key] for key in ("win_rate", "win_low", "win_high", "judged") if key in one}
 
 
 def in_order(compared: Figures, evaluations: Iterable[str]) -> Figures:
@@ -284,6 +289,8 @@ def lost_texts(folder: Path) -> Lost:
 def ruined(summary: Figures) -> str:
     """Returns what to do where learning destroyed the policy, else "": accuracy and format went."""
     base, trained = summary["base"], summary["trained"]
+    if base["accuracy"] is None:
+        return ""
     fell = [trained[key] < RUIN * base[key] for key in ("accuracy", "format_rate")]
     if not all(fell) or not base["accuracy"] >= RUIN / 2:
         return ""

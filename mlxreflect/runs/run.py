@@ -25,6 +25,7 @@ from mlxreflect.critics.local import SelfCritic
 from mlxreflect.evaluation.arms import short_hash
 from mlxreflect.evaluation.contamination import clean, dev_problems, keep_rows
 from mlxreflect.evaluation.evaluate import eval_problems
+from mlxreflect.evaluation.judge import Judging
 from mlxreflect.methods.base import Frame
 from mlxreflect.methods.learning import ADAPTER, REFLECTOR, Learning
 from mlxreflect.models.load import limit_memory, load_policy, weights_hash
@@ -104,7 +105,8 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
         ui.header(describe_run(run, specs, held_out, len(dev), cleaned))
         for note in policy.template.notes_for(recipe.prompt.tags):
             ui.line(note)
-        arms = RunArms(run, policy, specs, held_out, ui)
+        judging = Judging(ui, stack, usual=recipe.critic.tier("judge"), ledger=ledger)
+        arms = RunArms(run, policy, specs, held_out, ui, judging)
         watch = Watch(run, policy, trainer, dev, arms.answers, ui)
         with parameters(policy.model, initial):  # also when a resumed run has to do it again
             base = arms.evaluate_all("base", "")
@@ -115,6 +117,7 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
         finish_adapter(run, frame.learning, adapter)
         reflector = frame.learning.held.get(REFLECTOR)
         trained = arms.evaluate_all("trained", weights_hash(trainer.trainable()), reflector)
+        arms.judge()
         calls = list(ledger.rows())
     if arms.retries:
         run.write_json("retries.json", arms.retries.results())

@@ -47,6 +47,7 @@ from mlxreflect.evaluation.contamination import (
     question_of,
 )
 from mlxreflect.evaluation.evaluate import eval_problems
+from mlxreflect.evaluation.judge import find_judge
 from mlxreflect.models.load import (
     TINY,
     device_memory,
@@ -61,7 +62,7 @@ from mlxreflect.models.memory import weights_of
 from mlxreflect.models.template import with_tags
 from mlxreflect.setup.memory import GB, Known, memory_rows, totals
 from mlxreflect.stats import TOO_FEW, power_sentence
-from mlxreflect.tasks import TASKS
+from mlxreflect.tasks import TASKS, is_open
 from mlxreflect.tasks.countdown import count_unsolvable
 from mlxreflect.train.memory import memory_limit, most_tokens
 
@@ -345,6 +346,9 @@ def tiers(recipe: Recipe) -> dict[str, CriticConfig]:
         found.setdefault(
             recipe.critic.tier(name), "critic" if name == "basic" else f"{name} critic"
         )
+    for spec in eval_specs(recipe).values():
+        if is_open(spec.task) and (judge := find_judge(spec, usual=recipe.critic.tier("judge"))):
+            found.setdefault(judge, "judge critic")
     return {name: config for config, name in found.items()}
 
 

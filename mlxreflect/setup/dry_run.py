@@ -10,15 +10,17 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from mlxreflect.config.recipe import resolved
+from mlxreflect.config.recipe import eval_specs, resolved
 from mlxreflect.config.schema import CriticConfig, Recipe, Tier, method_of
 from mlxreflect.core.records import Messages, Problem
 from mlxreflect.critics.embeddings import BATCH
 from mlxreflect.evaluation.contamination import clean
+from mlxreflect.evaluation.evaluate import eval_problems
+from mlxreflect.evaluation.judge import Pair, call_of, find_judge, judgements_of
 from mlxreflect.methods.base import Plan
 from mlxreflect.methods.session import attempt_prompt, example_call
-from mlxreflect.prompts.roles import ROLES
-from mlxreflect.tasks import TASKS
+from mlxreflect.prompts.roles import ROLES, RUBRIC
+from mlxreflect.tasks import TASKS, find_task, is_open
 from mlxreflect.tasks.base import Task
 
 WRONG = 0.5  # assumed share of what is tried
@@ -36,6 +38,7 @@ def dry(recipe: Recipe) -> dict[str, Any]:
     problems = method.questions(recipe, sources)
     roles = example_prompts(recipe, task, problems[0])
     found = estimate(recipe, task, problems)
+    found |= {"judging": judging} if (judging := estimate_judging(recipe)) else {}
     text = estimate_lines(recipe, found)
     text += [f"--- {cleaned.sentence()}"] if cleaned.counts else []
     text += [f"--- {note.text}" for note in method.notes(recipe, sources)]
@@ -80,6 +83,11 @@ def estimate_lines(recipe: Recipe, found: dict[str, Any]) -> list[str]:
             f"characters, a reply takes {rules['seconds_a_reply']:g} s; the policy's own time "
             "comes on top."
         )
+    lines += [
+        f"{name} is judged at the end by {one['critic']}: {one['calls']} calls for each model "
+        f"against base, {one['tokens_in']} tokens in, {one['tokens_out']} out, ${one['usd']:.2f}"
+        for name, one in found.get("judging", {}).items()
+    ]
     limits = recipe.critic.budget.model_dump()
     lines += [
         f"The run stops at critic.budget.{name} = {limit}"
@@ -147,6 +155,31 @@ def embedding(plan: Plan, config: CriticConfig, filled: float) -> Spending:
     calls = sum(-(-texts // BATCH) for texts in plan.embedded)
     tokens = sum(plan.embedded) * filled * plan.longest / CHARACTERS_A_TOKEN
     return Spending(calls, tokens, usd=tokens * config.price_in / 1e6)
+
+
+def estimate_judging(recipe: Recipe) -> dict[str, Any]:
+    """Returns of each evaluation of open questions its judge, and what one comparison takes.
+
+    Every question is asked in both orders; texts fill their usual share.
+    """
+    found: dict[str, Any] = {}
+    for name, spec in eval_specs(recipe).items():
+        config = find_judge(spec, usual=recipe.critic.tier("judge")) if is_open(spec.task) else None
+        if config is None:
+            continue
+        pairs = [Pair(one, "a", "b") for one in eval_problems(find_task(spec.task), spec)]
+        calls = [call_of(one, spec.judge.rubric or RUBRIC, spec)
+                 for one in judgements_of(pairs, spec.seed)]  # fmt: skip
+        written = sum(len(m["content"]) for call in calls for m in call.messages)
+        answers = 2 * FILLED * spec.max_new_tokens * len(calls)
+        tokens_in = written / CHARACTERS_A_TOKEN + answers
+        tokens_out = FILLED * config.max_tokens * len(calls)
+        usd = (tokens_in * config.price_in + tokens_out * config.price_out) / 1e6
+        spent = Spending(len(calls), tokens_in, tokens_out, usd)
+        seconds = len(calls) / config.concurrency * SECONDS_A_REPLY
+        found[name] = {"critic": f"{config.provider}:{config.model}",
+                       **spent._replace(seconds=seconds).rounded()}  # fmt: skip
+    return found
 
 
 def spending(

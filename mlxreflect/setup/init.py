@@ -29,7 +29,7 @@ from mlxreflect.setup.doctor import find_model, fitting, hub_data, ollama_models
 from mlxreflect.setup.memory import GB
 from mlxreflect.tasks import TASKS, get_task
 from mlxreflect.tasks.countdown import problem_of
-from mlxreflect.tasks.jsonl import KINDS, build, options_of
+from mlxreflect.tasks.jsonl import GRADED, build, options_of
 from mlxreflect.train.memory import memory_limit
 
 Ask = Callable[[str, str], str]  # (what, suggestion) → reply
@@ -226,8 +226,8 @@ def are_puzzles(rows: list[Row]) -> bool:
 
 
 def read_kind(kind: str) -> str:
-    if kind not in KINDS:
-        raise UserError(f"--answer-type {kind}: no such kind", f"give one of: {', '.join(KINDS)}")
+    if kind not in GRADED:
+        raise UserError(f"--answer-type {kind}: no such kind", f"give one of: {', '.join(GRADED)}")
     return kind
 
 

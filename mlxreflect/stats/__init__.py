@@ -440,6 +440,32 @@ def unpaired_sentence(r: Mapping[str, Any]) -> str:
     )
 
 
+def judged_sentence(r: Mapping[str, Any], *, task: str = "") -> str:
+    """Returns a comparison of open answers in words. r: as `judge.judged_comparison` gives it."""
+    found = verdict(r["p_holm"], r["ci_low"], r["ci_high"], r["alpha"])
+    judged, n = r["judged"], r["n"]
+    shares = {
+        "gave the same verdict in both orders on {} of the questions": judged["consistency"],
+        "preferred the answer shown first in {} of its verdicts": judged["first_won"],
+        "had the longer answer win {} of the decided questions": judged["longer_won"],
+    }
+    told = [said.format(f"{one:.1%}") for said, one in shares.items() if one is not None]
+    text = (
+        f"{f'{task}: ' if task else ''}{r['b']} is preferred on {r['gains']} of {n} questions, "
+        f"{r['a']} on {r['losses']}, and {judged['ties']} tied: a win rate of {r['win_rate']:.1%} "
+        f"({level(r['alpha'])} interval {r['win_low']:.1%} to {r['win_high']:.1%}), {found} "
+        f"(exact sign test p = {r['p_exact']:.2g}{adjusted(r)})."
+    )
+    if told:
+        text += f" The judge, {judged['by']}, {', '.join(told)}."
+    if found == "borderline":
+        text += f" The interval leaves out 50%, but the test does not reach {r['alpha']:g}."
+    if found == "significant":
+        return text
+    least = f"With {n} questions, a win rate below {0.5 + r['mde'] / 2:.1%} would probably not show"
+    return f"{text} {TOO_FEW if r['mde'] >= 1 else f'{least} (power {POWER:.0%}).'}"
+
+
 def spread(r: Mapping[str, Any]) -> str:
     return (
         f"a difference of {points(r['difference'])} points ({level(r['alpha'])} interval "

@@ -2,13 +2,16 @@
 
 import difflib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from mlxreflect.config.schema import EvalSpec, TaskConfig
+from mlxreflect.config.fields import refuse
+from mlxreflect.config.schema import EvalSpec, JudgeConfig, TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem
 from mlxreflect.graders import Grader
 from mlxreflect.graders.own import open_own, own_rules
+from mlxreflect.graders.text import OPEN
 from mlxreflect.tasks import arithmetic, countdown, jsonl, last_letter
 from mlxreflect.tasks.base import Task, check_limit
 from mlxreflect.tasks.benchmarks import BENCHMARKS
@@ -68,8 +71,33 @@ def find_rules(task: Task, name: str, kind: str = "") -> tuple[str, Grader]:
 
 
 def check_eval(spec: EvalSpec) -> None:
-    """Raises UserError for a spec whose task, grading rules or so many problems there are not."""
+    """Raises UserError for a spec whose task, grading rules or so many problems there are not.
+
+    And for keys that contradict open questions, or are of those alone.
+    """
     task = find_task(spec.task)
     find_rules(task, spec.rules, spec.task.answer_type)
     if task.generated and not spec.task.source:
         check_limit(task.name, spec.limit)
+    asks, judge = spec.task, spec.judge
+    if not is_open(asks):
+        faults = [(judge != JudgeConfig(), "[judge] does nothing for questions with right answers",
+                   'leave that table out, or set task.answer_type = "open"')]  # fmt: skip
+    else:
+        one = 'task.answer_type = "open"'
+        faults = [
+            (spec.samples > 1, f"samples = {spec.samples} with {one}: one answer is judged",
+             "leave samples out"),
+            (spec.shots > 0, f"shots = {spec.shots} with {one}: there are no worked answers",
+             "leave shots out"),
+            (spec.chain.gated, f"chain.gated with {one}: no grader ends a chain",
+             "leave chain.gated out"),
+            (bool(asks.grader), f"task.grader with {one}: a critic judges, and no grader",
+             "leave one of both out"),
+        ]  # fmt: skip
+    refuse(Path(spec.name or asks.name), *faults)
+
+
+def is_open(config: TaskConfig) -> bool:
+    """Tells if questions have no right answer: a critic judges which of two is better."""
+    return config.name == jsonl.TASK.name and config.answer_type == OPEN

@@ -1,8 +1,9 @@
 """A person's own problems: a file or any hub data set, with a question and an answer.
 
 answer_type: "number" compares exact rationals, "text" the words of the <answer> block, "f1" its
-tokens, "choice" the letter, "math" LaTeX, "countdown" an expression of the row's numbers. Parts are
-70 % train, 10 % dev and 20 % heldout, by a hash of what is asked.
+tokens, "choice" the letter, "math" LaTeX, "countdown" an expression of the row's numbers. "open" is
+a question alone: which of two answers is better a critic judges. Parts are 70 % train, 10 % dev and
+20 % heldout, by a hash of what is asked.
 """
 
 import importlib.util
@@ -24,7 +25,7 @@ from mlxreflect.graders.countdown import COUNTDOWN_RULES
 from mlxreflect.graders.latex import MATH_RULES, MAX_LATEX
 from mlxreflect.graders.number import NUMBER_RULES
 from mlxreflect.graders.numerals import MAX_DIGITS, read_gold
-from mlxreflect.graders.text import F1_RULES, TEXT_RULES
+from mlxreflect.graders.text import F1_RULES, OPEN, OPEN_RULES, TEXT_RULES
 from mlxreflect.prompts.parsing import parse_response
 from mlxreflect.tasks.base import Task
 from mlxreflect.tasks.countdown import problem_of
@@ -38,7 +39,7 @@ class Kind:
 
     instruction: what the system prompt asks for. fault: what is wrong with a gold of another kind.
     example: how a row of `mlxreflect grade` may write its gold. rules: by name, the first one
-    the headline, called "flexible" for every kind.
+    the headline, called "flexible" for every kind that has right answers.
     """
 
     instruction: str
@@ -74,7 +75,12 @@ KINDS = {
         "is no target", '"numbers": [3, 4, 5], "target": 35',
         {"flexible": COUNTDOWN_RULES["exact"], **COUNTDOWN_RULES},
     ),
+    OPEN: Kind(
+        "Answer the question. The final answer is all that whoever asked will read.",
+        "is not graded", "no gold", OPEN_RULES,
+    ),
 }  # fmt: skip
+GRADED = tuple(kind for kind in KINDS if kind != OPEN)
 
 
 def golds_of(kind: str, raw: Any, options: Any) -> list[str]:
@@ -139,7 +145,8 @@ def build(
 
 
 def ungraded(task: str, row: dict[str, Any], question: str = "") -> Problem:
-    """Returns the problem of a row without an answer, which a grader of one's own judges."""
+    """Returns the problem of a row without an answer, which a grader of one's own, or a critic,
+    judges."""
     kind = row.get("answer_type", "text")
     fields = {"question": question or str(row.get("question", "")), "answer_type": kind}
     return make_problem(task, fields)
@@ -164,8 +171,8 @@ def options_of(values: dict[str, Any]) -> Any:
 def problem_of_row(task: str, row: dict[str, Any]) -> Problem:
     """Returns a problem of a row of `mlxreflect grade`. Raises UserError."""
     kind = row.get("answer_type", "number")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise UserError(f"answer_type = {kind!r}", f"write one of: {', '.join(KINDS)}")
+    if not isinstance(kind, str) or kind not in GRADED:
+        raise UserError(f"answer_type = {kind!r}", f"write one of: {', '.join(GRADED)}")
     question = str(row.get("question", ""))
     if kind == "countdown":
         return build_countdown(question, row)
@@ -262,6 +269,8 @@ def read(row: Row, config: TaskConfig) -> Problem:
 def read_graded(row: Row, config: TaskConfig) -> Problem:
     question, kind = question_text(row, config.question), config.answer_type
     raw, where = None, row.where
+    if kind == OPEN:
+        return ungraded("jsonl", {"answer_type": kind}, question)
     if kind != "countdown":
         raw = column(row, config.answer, "task.answer")
         where = f"{row.where}, column {config.answer!r}"
@@ -289,7 +298,7 @@ def show(problem: Problem) -> str:
     return "\n".join([problem.fields["question"], *lines])
 
 
-# Every name that some kind of answer has; "flexible", which all have, is the first.
+# Every name that some kind of answer has; "flexible", the headline of what is graded, is the first.
 NAMES = dict.fromkeys(name for kind in KINDS.values() for name in kind.rules)
 TASK = Task(
     name="jsonl",

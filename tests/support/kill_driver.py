@@ -12,7 +12,7 @@ from mlx.optimizers import AdamW
 
 from mlxreflect.cli import main as cli
 from mlxreflect.core import journal as commits
-from mlxreflect.evaluation import evaluate
+from mlxreflect.evaluation import evaluate, judge
 from mlxreflect.methods.r3 import R3
 from mlxreflect.methods.reflectevo import ReflectEvo
 from mlxreflect.runs import arms, figures, fit, folder
@@ -49,6 +49,8 @@ def torn_append(path, rows):
 POINTS = {
     "evaluated a chunk": (evaluate, "append_rows", "after"),
     "evaluated half a chunk": (evaluate, "append_rows", torn_append),
+    "judged a chunk": (judge, "append_rows", "after"),
+    "judged half a chunk": (judge, "append_rows", torn_append),
     "attempted": (R3, "attempt", "after"),
     "critiqued": (R3, "critique", "after"),
     "took a training step": (AdamW, "update", "after"),
