@@ -23,6 +23,7 @@ from mlxreflect.config.fields import (
     split_name,
 )
 from mlxreflect.config.schema import (
+    GYM,
     METHODS,
     REMOTE,
     TIERS,
@@ -181,7 +182,7 @@ def eval_specs(recipe: Recipe) -> dict[str, EvalSpec]:
     """
     found: dict[str, EvalSpec] = {}
     for asked in recipe.eval.spec:
-        name = Path(asked).stem if asked else recipe.task.name
+        name = (Path(asked).stem if asked else recipe.task.name).replace(":", "-")
         if name.lower() in map(str.lower, found):  # a folder is called so
             raise UserError(
                 f"eval.spec names {name} twice", "name each evaluation once, files by other names"
@@ -207,10 +208,12 @@ def dev_spec(recipe: Recipe) -> EvalSpec:
 def read_spec(recipe: Recipe, name: str) -> EvalSpec:
     """One of a recipe's evaluations, with the keys of [eval] and of the policy on top.
 
-    name: a file or a bundled name; "": what the recipe's task holds out.
+    name: a file, a bundled name or "gym:NAME"; "": what the recipe's task holds out.
     """
-    config = recipe.eval
-    if name:
+    config, tree = recipe.eval, dict[str, Any]()
+    if name.startswith(GYM):
+        path, tree = Path(name), {"task": {"name": name}}
+    elif name:
         path = find_toml(name, "evals")
         tree = read_toml(path)
         paths_from(path, tree, EvalSpec)

@@ -104,10 +104,14 @@ class PromptConfig(Table):
     templates: dict[str, str] = {}  # that wording, as the run keeps it
 
 
+GYM = "gym:"  # before the name of a task of reasoning_gym
+
+
 class TaskConfig(Table):
     """The source of the problems. Column names map foreign data onto question and answer."""
 
-    name: str = "countdown"  # a bundled task, or jsonl for your own problems
+    # a bundled task, gym:NAME of reasoning_gym, or jsonl for your own problems
+    name: str = "countdown"
     source: LocalPath = ""  # path or hub data set; empty: the task's own
     config: str = ""  # configuration of a hub data set
     split: str = "train"  # split of a hub data set that the run's problems come from

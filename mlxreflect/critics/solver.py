@@ -7,7 +7,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.prompts.parsing import ANSWER, TAGS, parse_response, thought_of
 from mlxreflect.prompts.roles import PRAISE
-from mlxreflect.tasks import TASKS
+from mlxreflect.tasks import TASKS, get_task
 from mlxreflect.tasks.base import Review
 
 MOST_LINES = 100  # of a thought that is looked at to tidy it
@@ -26,7 +26,7 @@ class SolverCritic(Critic):
         self.task = task
 
     def preflight(self) -> None:
-        if TASKS[self.task].solver is None:
+        if get_task(self.task).solver is None:
             able = ", ".join(name for name, task in TASKS.items() if task.solver)
             raise UserError(
                 f'critic.provider = "solver": the task {self.task} has no exact solver',
@@ -53,13 +53,13 @@ class SolverCritic(Critic):
         return Reply("", error=f"the solver has no role {call.role!r}", kind="unable")
 
     def review(self, call: Call, thought: str, search: bool) -> Review:
-        solver = TASKS[self.task].solver
+        solver = get_task(self.task).solver
         assert solver is not None  # preflight
         return solver.review(call.problem, thought, search)
 
     def fault(self, call: Call) -> str:
         """Returns what is wrong; nothing where every step holds and the grader takes the answer."""
-        task, unseen = TASKS[self.task], call.visibility == "none"
+        task, unseen = get_task(self.task), call.visibility == "none"
         fault = self.review(call, thought_of(call.text, call.tags), not unseen).fault
         if not fault and unseen and not task.checkable:
             return parse_response(call.text, call.tags).reason  # the grader would show the answer
@@ -73,7 +73,7 @@ class SolverCritic(Critic):
 
     def solution(self, call: Call) -> Reply:
         """Rewrites a text, or continues it: what is wrong, then the steps after those that hold."""
-        solver = TASKS[self.task].solver
+        solver = get_task(self.task).solver
         assert solver is not None  # preflight
         kept = self.review(call, thought_of(call.text, call.tags), True).kept
         solved = solver.finish(call.problem, kept, call.seed)

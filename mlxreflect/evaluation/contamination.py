@@ -32,7 +32,7 @@ from mlxreflect.data.matching import (
 )
 from mlxreflect.data.rows import ENDINGS, BadRow, good_rows, listed, local_path, rows_of
 from mlxreflect.evaluation.evaluate import eval_problems, find_spec
-from mlxreflect.tasks import TASKS, get_task
+from mlxreflect.tasks import get_task
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -51,7 +51,7 @@ def question_of(problem: Problem, spec: str = "") -> Question:
     The order of numbers and of options makes no other question. Generated problems differ in a few
     words among many that are the same, so they are compared as a whole only.
     """
-    task, fields = TASKS[problem.task], dict(problem.fields)
+    task, fields = get_task(problem.task), dict(problem.fields)
     if isinstance(fields.get("numbers"), list):
         fields["numbers"] = sorted(fields["numbers"])
     options = fields.get("choices") or {}
@@ -193,7 +193,7 @@ def clean_problems(
     """The recipe's training problems by id, and those left out, for they occur in the index."""
     sources = method_of(recipe).sources(recipe)
     if sources is None:
-        sources = TASKS[recipe.task.name].load(recipe.task, "train", recipe.seed)
+        sources = get_task(recipe.task.name).load(recipe.task, "train", recipe.seed)
     problems = {problem.id: problem for problem in sources}
     left_out: list[tuple[Problem, Match]] = []
     for problem in list(problems.values()) if index else ():

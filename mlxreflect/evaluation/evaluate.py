@@ -19,7 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from mlxreflect.config.fields import paths_from
-from mlxreflect.config.schema import EvalSpec, Sampling, TaskConfig
+from mlxreflect.config.schema import GYM, EvalSpec, Sampling, TaskConfig
 from mlxreflect.config.toml import apply_settings, bundled, find_toml, read_toml, validate
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import (
@@ -239,7 +239,7 @@ def find_spec(name: str, limit: int, source: str, settings: Sequence[str]) -> Ev
     limit, source: in place of the spec's; 0 and "" leave them. Raises UserError.
     """
     tree: dict[str, Any]
-    if name in TASKS and name not in bundled("evals"):
+    if name.startswith(GYM) or (name in TASKS and name not in bundled("evals")):
         path, tree = Path(name), {"task": {"name": name}}
     else:
         path = find_toml(name, "evals")

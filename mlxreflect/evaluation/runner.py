@@ -388,4 +388,5 @@ def default_folder(spec: EvalSpec, entries: Sequence[Entry], kind: str = "eval")
     what = json.dumps([keys, *(models if len(models) > 1 else models[0])], sort_keys=True)
     digest = hashlib.sha256(what.encode()).hexdigest()[:8]
     name = entries[0].name if len(entries) == 1 else f"{len(entries)}-arms"
-    return Path("runs") / kind / f"{spec.task.name}--{name}--{digest}"
+    task = spec.task.name.replace(":", "-")
+    return Path("runs") / kind / f"{task}--{name}--{digest}"

@@ -6,11 +6,7 @@ finish is recorded as wrong, with a reason that begins with "not decided": it st
 denominator, and can be counted.
 """
 
-import contextlib
-import json
 import re
-import signal
-import sys
 from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
@@ -31,7 +27,7 @@ from mlxreflect.graders import (
     statements,
 )
 from mlxreflect.graders.numerals import decimal
-from mlxreflect.graders.worker import Worker
+from mlxreflect.graders.worker import Worker, serve
 from mlxreflect.prompts.parsing import Parsed
 
 MAX_LATEX = 300  # characters of an answer; MATH-500's longest gold has 80
@@ -314,21 +310,13 @@ def equal(gold: str, answer: str) -> tuple[bool, str]:
 
 def main() -> None:
     """Answers questions, in the worker, until its standard input ends."""
-    import resource
-
     from math_verify import parse, verify
 
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    most = MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard)
-    with contextlib.suppress(ValueError, OSError):  # macOS does not keep to it
-        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
-    for line in sys.stdin:
-        # Virtual time is the processor's; its signal ends the process.
-        signal.setitimer(signal.ITIMER_VIRTUAL, CPU_S)
-        gold, answer = (parse(f"${text}$", parsing_timeout=None) for text in json.loads(line))
-        same = verify(gold, answer, float_rounding=ROUNDING, timeout_seconds=None)
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        print(json.dumps(bool(same)), flush=True)
+    def same(texts: list[str]) -> bool:
+        gold, answer = (parse(f"${text}$", parsing_timeout=None) for text in texts)
+        return bool(verify(gold, answer, float_rounding=ROUNDING, timeout_seconds=None))
+
+    serve(same, CPU_S, MEMORY)
 
 
 if __name__ == "__main__":

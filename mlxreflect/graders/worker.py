@@ -5,6 +5,7 @@ module reads a line, computes, writes a line, and ends when its standard input e
 """
 
 import contextlib
+import io
 import json
 import os
 import select
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +71,23 @@ class Worker:
                 self.process.kill()
             self.process.communicate()
             self.process = None
+
+
+def serve(answer: Callable[[Any], Any], cpu_s: float, memory: int) -> None:
+    """Answers questions, in the process, until its standard input ends.
+
+    cpu_s: processor time of one question, after which the process ends. memory: bytes of address
+    space. What the answering prints is dropped.
+    """
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = memory if hard == resource.RLIM_INFINITY else min(memory, hard)
+    with contextlib.suppress(ValueError, OSError):  # macOS does not keep to it
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    for line in sys.stdin:
+        signal.setitimer(signal.ITIMER_VIRTUAL, cpu_s)  # its signal ends the process
+        with contextlib.redirect_stdout(io.StringIO()):
+            reply = answer(json.loads(line))
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        print(json.dumps(reply), flush=True)

@@ -24,7 +24,7 @@ from mlxreflect.core.ui import safe_text
 from mlxreflect.evaluation.arms import Arm, by_task, interval, read_arms, read_results
 from mlxreflect.evaluation.compare import deciding_p
 from mlxreflect.stats import level, points
-from mlxreflect.tasks import TASKS
+from mlxreflect.tasks import get_task
 
 Rows = list[dict[str, Any]]
 Comparisons = Sequence[Mapping[str, Any]]
@@ -672,7 +672,7 @@ def reached_by_signs(problem: Problem) -> bool:
 
 def quarters(problems: Sequence[Problem]) -> dict[str, str]:
     """Shortest to longest questions, by characters."""
-    lengths = {p.id: len(TASKS[p.task].show(p)) for p in problems}
+    lengths = {p.id: len(get_task(p.task).show(p)) for p in problems}
     if len(lengths) < 2:
         return dict.fromkeys(lengths, "all")
     cuts = quantiles(lengths.values(), n=4, method="inclusive")

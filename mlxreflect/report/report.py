@@ -17,7 +17,7 @@ from mlxreflect.core.ui import safe_text
 from mlxreflect.evaluation.arms import Arm, ProblemSamples, load_arms
 from mlxreflect.evaluation.compare import compare_report, deciding_p
 from mlxreflect.stats import points
-from mlxreflect.tasks import TASKS
+from mlxreflect.tasks import get_task
 from mlxreflect.tasks.base import ask
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ def usage(tokens: int) -> dict[str, int]:
 
 def prompt_of(arm: Arm, problem: Problem) -> Messages | str:
     """The prompt of a problem, as the model got it before its chat template."""
-    task = TASKS[problem.task]
+    task = get_task(problem.task)
     return task.show(problem) if arm.spec is None else ask(task, problem, arm.spec, arm.shots)
 
 

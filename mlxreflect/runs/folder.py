@@ -126,7 +126,8 @@ class RunFolder(Generic[C]):
         elif identity["data"] != digest:
             raise UserError(
                 f"{self.path} began with other {given} now",
-                f"bring the data back as they were, or begin a new {self.kind.word}",
+                "bring the data back as they were, for gym:NAME the version of reasoning_gym, or "
+                f"begin a new {self.kind.word}",
             )
 
     # ---- commits --------------------------------------------------------------------------------

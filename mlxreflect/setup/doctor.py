@@ -62,7 +62,7 @@ from mlxreflect.models.memory import weights_of
 from mlxreflect.models.template import with_tags
 from mlxreflect.setup.memory import GB, Known, memory_rows, totals
 from mlxreflect.stats import TOO_FEW, power_sentence
-from mlxreflect.tasks import TASKS, is_open
+from mlxreflect.tasks import get_task, is_open
 from mlxreflect.tasks.countdown import count_unsolvable
 from mlxreflect.train.memory import memory_limit, most_tokens
 
@@ -246,7 +246,9 @@ def check_data(recipe: Recipe, known: Known) -> Iterator[Check]:
     for name in dict.fromkeys(name for names in sources for name in names):
         yield check_hub_data(name)
     here = {name: spec for name, spec in specs.items() if not hub_data(spec.task)}
-    known.held_out = held_out = {n: eval_problems(TASKS[s.task.name], s) for n, s in here.items()}
+    known.held_out = held_out = {
+        n: eval_problems(get_task(s.task.name), s) for n, s in here.items()
+    }
     for name, asked in held_out.items():
         whose = f" ({name})" if len(specs) > 1 else ""
         told = f"{len(asked)} problems held out{whose}. {power_sentence(len(asked))}"
@@ -289,7 +291,7 @@ def check_hub_data(name: str) -> Check:
 def hub_data(config: TaskConfig) -> tuple[str, ...]:
     """Returns the hub data sets that a task reads."""
     own = () if is_path(config.source) else (config.source,)
-    return own if config.source else TASKS[config.name].hub
+    return own if config.source else get_task(config.name).hub
 
 
 # ---- models --------------------------------------------------------------------------------------

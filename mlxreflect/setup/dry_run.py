@@ -20,7 +20,7 @@ from mlxreflect.evaluation.judge import Pair, call_of, find_judge, judgements_of
 from mlxreflect.methods.base import Plan
 from mlxreflect.methods.session import attempt_prompt, example_call
 from mlxreflect.prompts.roles import ROLES, RUBRIC
-from mlxreflect.tasks import TASKS, find_task, is_open
+from mlxreflect.tasks import find_task, get_task, is_open
 from mlxreflect.tasks.base import Task
 
 WRONG = 0.5  # assumed share of what is tried
@@ -32,7 +32,7 @@ SECONDS_A_REPLY = 10.0  # a rule of thumb: 500 tokens at 50 a second
 
 def dry(recipe: Recipe) -> dict[str, Any]:
     """Spends nothing, loads no model and asks no critic. text: prompts and costs, for a person."""
-    task = TASKS[recipe.task.name]
+    task = get_task(recipe.task.name)
     cleaned = clean(recipe)
     method, sources = method_of(recipe), list(cleaned.problems.values())
     problems = method.questions(recipe, sources)

@@ -323,7 +323,7 @@ def settle_critic(task: str, fit: list[str], usual: Recipe, asker: Asker) -> Off
 
     fit: the profiles that are suggested for this machine's memory.
     """
-    solver = TASKS[task].solver is not None and not METHODS[usual.strategy].unsolvable
+    solver = get_task(task).solver is not None and not METHODS[usual.strategy].unsolvable
     critics = read_shared().models("critic")
     suited = next((critics[name] for name in fit if name in critics), usual.critic.model)
     offers = find_offers(solver, usual, suited) if not asker.given["critic"] else key_offers()
@@ -352,7 +352,7 @@ def settle_critic(task: str, fit: list[str], usual: Recipe, asker: Asker) -> Off
 
 
 def no_solver(task: str, strategy: str) -> UserError:
-    if TASKS[task].solver is None:
+    if get_task(task).solver is None:
         fault = f"the task {task} has no exact solver"
     else:
         fault = f"{strategy} {METHODS[strategy].unsolvable}"
@@ -396,9 +396,9 @@ def check(path: Path) -> int:
     try:
         recipe = load_recipe(str(path))
         if recipe.task.source:
-            TASKS[recipe.task.name].load(recipe.task, "train", recipe.seed)
+            get_task(recipe.task.name).load(recipe.task, "train", recipe.seed)
         spec = eval_spec(recipe)
-        asked = [] if hub_data(spec.task) else eval_problems(TASKS[spec.task.name], spec)
+        asked = [] if hub_data(spec.task) else eval_problems(get_task(spec.task.name), spec)
         return len(asked) or spec.limit
     except UserError as error:
         raise UserError(error.message.replace(f"{path}: ", ""), error.hint) from None

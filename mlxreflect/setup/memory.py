@@ -19,7 +19,7 @@ from mlxreflect.methods.session import attempt_prompt
 from mlxreflect.models.load import cache_limit, on_cpu
 from mlxreflect.models.memory import Decoding, weights_of
 from mlxreflect.models.template import ChatTemplate
-from mlxreflect.tasks import TASKS
+from mlxreflect.tasks import get_task
 from mlxreflect.train import batches
 from mlxreflect.train.cpu import LANES
 from mlxreflect.train.lora import attach_lora
@@ -129,7 +129,7 @@ def generation(
 
 
 def attempt_length(recipe: Recipe, known: Known) -> int:
-    task = TASKS[recipe.task.name]
+    task = get_task(recipe.task.name)
     return longest([attempt_prompt(recipe, task, one) for one in known.problems], known.template)
 
 
@@ -138,7 +138,7 @@ def eval_length(name: str, spec: EvalSpec, known: Known) -> int:
     quoted = spec.max_new_tokens if spec.chain.rounds > 1 else 0
     if not (problems := known.held_out.get(name)):
         return PROMPT + quoted
-    asked = problem_set(TASKS[spec.task.name], spec, problems)
+    asked = problem_set(get_task(spec.task.name), spec, problems)
     return longest(asked.prompts, known.template) + quoted
 
 

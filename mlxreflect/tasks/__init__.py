@@ -1,4 +1,4 @@
-"""The tasks by name."""
+"""The tasks by name; those of reasoning_gym are made as they are asked for."""
 
 import difflib
 from dataclasses import replace
@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from mlxreflect.config.fields import refuse
-from mlxreflect.config.schema import EvalSpec, JudgeConfig, TaskConfig
+from mlxreflect.config.schema import GYM, EvalSpec, JudgeConfig, TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem
 from mlxreflect.graders import Grader
 from mlxreflect.graders.own import open_own, own_rules
 from mlxreflect.graders.text import OPEN
-from mlxreflect.tasks import arithmetic, countdown, jsonl, last_letter
+from mlxreflect.tasks import arithmetic, countdown, gym, jsonl, last_letter
 from mlxreflect.tasks.base import Task, check_limit
 from mlxreflect.tasks.benchmarks import BENCHMARKS
 from mlxreflect.tasks.jsonl import KINDS, ungraded, with_row
@@ -30,9 +30,11 @@ def get_task(name: str) -> Task:
     """Returns the task of a name. Raises UserError with the names there are."""
     if name in TASKS:
         return TASKS[name]
+    if name.startswith(GYM):
+        return gym.task_of(name)
     near = difflib.get_close_matches(name, TASKS, 1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else "set task.name to one of the tasks"
-    raise UserError(f"no task {name!r}; the tasks are: {', '.join(TASKS)}", hint)
+    raise UserError(f"no task {name!r}; the tasks are: {', '.join([*TASKS, GYM + 'NAME'])}", hint)
 
 
 def find_task(config: TaskConfig) -> Task:
