@@ -15,7 +15,7 @@ from mlxreflect.cli.main import app
 PACKAGE = Path(__file__).parent.parent / "mlxreflect"
 HEAVY = {"mlx", "mlx_lm", "transformers", "pydantic", "matplotlib", "numpy", "scipy", "datasets",
          "huggingface_hub", "httpx", "tenacity", "boto3", "botocore",
-         "bm25s"}  # fmt: skip
+         "bm25s", "networkx"}  # fmt: skip
 SOURCES = {
     str(path.relative_to(PACKAGE)): ast.parse(path.read_text(encoding="utf-8"))
     for path in sorted(PACKAGE.rglob("*.py"))

@@ -282,7 +282,7 @@ def fuse(
 def export(
     run_dir: RunFolder,
     format_: Annotated[
-        str, Option("--format", help="trl, sharegpt, mlx-chat, or a form of the method.")
+        str, Option("--format", help="trl, sharegpt, mlx-chat, graphml, or a form of the method.")
     ],
     out: Annotated[
         Path | None, Option(help="A folder, or a .jsonl file; default: in the run.")
@@ -296,5 +296,6 @@ def export(
     result = export_(run_dir, format_, out)
     ui.result(result)
     if not as_json:
-        rows = {name: f"{count} rows" for name, count in result["files"].items()}
+        unit = "edges" if format_ == "graphml" else "rows"
+        rows = {name: f"{count} {unit}" for name, count in result["files"].items()}
         ui.header({**rows, "written to": result["out"]})

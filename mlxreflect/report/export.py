@@ -20,6 +20,7 @@ from mlxreflect.core.journal import convert_rows, dump_line, place, write_atomic
 from mlxreflect.core.records import Example, episode_from_row, flat_from_row
 from mlxreflect.data import forms
 from mlxreflect.data.examples import split_examples
+from mlxreflect.data.graph import KnowledgeGraph, read_graph
 from mlxreflect.methods.base import ExportForm
 
 Row = dict[str, Any]
@@ -29,6 +30,7 @@ T = TypeVar("T")
 VALID = 0.1  # of a chat form is for mlx_lm.lora's validation
 BATCH = 4  # rows that it asks for at least: its default batch
 INFO = "dataset_info.json"
+GRAPHML, LISTED = "graphml", 50  # problems and waves that an edge of it names
 OTHERS = (".json", ".csv", ".tsv", ".parquet", ".txt")  # endings of files that it does not write
 
 
@@ -38,8 +40,11 @@ def export(run: Path, form: str, out: Path | None) -> dict[str, Any]:
     Returns the rows of each file. Raises UserError where the run has no such data, a row of it is
     damaged, or `out` already exists; the default place, inside the run, is written anew.
     """
+    if form == GRAPHML:
+        return export_graph(run, out)
     if form not in FORMS:
-        raise UserError(f"--format {form}: no such form", f"choose from: {', '.join(FORMS)}")
+        names = ", ".join([*FORMS, GRAPHML])
+        raise UserError(f"--format {form}: no such form", f"choose from: {names}")
     final = out or run / "export" / form
     if out is not None and out.suffix.lower() in OTHERS:
         raise UserError(f"--out {out}: rows are written as JSONL", "give a folder, or NAME.jsonl")
@@ -49,9 +54,8 @@ def export(run: Path, form: str, out: Path | None) -> dict[str, Any]:
     rows = read(run)
     try:
         first = next(rows, None) if run.is_dir() else None
-        if first is None and not (run / "run.json").is_file():
-            hint = "give the folder that `mlxreflect run` made"
-            raise UserError(f"{run} is not a run folder", hint)
+        if first is None:
+            check_run(run)
         if first is None:
             raise UserError(f"{run} holds nothing for --format {form}", f"it writes {holds}")
         counts = write(first, rows, final, form)
@@ -59,6 +63,12 @@ def export(run: Path, form: str, out: Path | None) -> dict[str, Any]:
         raise UserError(f"{final}: {error.strerror}", "give another --out") from None
     files = dict(sorted(counts.items()))
     return {"schema": "export/1", "format": form, "out": str(final), "files": files}
+
+
+def check_run(run: Path) -> None:
+    if not (run / "run.json").is_file():
+        hint = "give the folder that `mlxreflect run` made"
+        raise UserError(f"{run} is not a run folder", hint)
 
 
 def write(first: tuple[str, Row], rest: Rows, final: Path, form: str) -> Counter[str]:
@@ -145,6 +155,59 @@ def of_method(form: ExportForm, run: Path) -> Rows:
     if loose := form.loose:
         for _, rows in examples(run, lambda example: list(loose(example))):
             yield from rows
+
+
+# ---- the knowledge graph -------------------------------------------------------------------------
+
+
+def export_graph(run: Path, out: Path | None) -> dict[str, Any]:
+    """Writes what the run's thoughts drew, merged, as GraphML: one file, whole or not at all.
+
+    Raises UserError as `export` does, and where networkx is not installed.
+    """
+    try:
+        import networkx  # takes a while, which other forms are spared
+    except ImportError:
+        raise UserError(
+            "--format graphml needs the package networkx, which is missing",
+            "pip install 'mlxreflect[graph]'",
+        ) from None
+    final = out or run / "export" / "graph.graphml"
+    if out is not None and (out.exists() or out.suffix.lower() != ".graphml"):
+        fault = "already exists" if out.exists() else "is no name of a GraphML file"
+        raise UserError(f"{out} {fault}", "give another --out, NAME.graphml")
+    graph = read_graph(run)
+    if graph is None:
+        check_run(run)
+        hint = 'thoughts draw graphs where prompt.style = "graph"'
+        raise UserError(f"{run} holds nothing for --format graphml", hint)
+    temporary = final.with_name(f".{final.name}.tmp")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        networkx.write_graphml_xml(as_networkx(graph), temporary)
+        temporary.replace(final)
+    except OSError as error:
+        raise UserError(f"{final}: {error.strerror}", "give another --out") from None
+    files = {final.name: len(graph.edges)}
+    return {"schema": "export/1", "format": GRAPHML, "out": str(final), "files": files}
+
+
+def as_networkx(graph: KnowledgeGraph) -> Any:
+    """Returns a networkx.MultiDiGraph. Nodes have numbers for ids; names are only attributes."""
+    import networkx
+
+    made = networkx.MultiDiGraph()
+    numbers = {key: f"n{i}" for i, key in enumerate(graph.names)}
+    for key, name in graph.names.items():
+        made.add_node(numbers[key], label=name, wave=graph.first[key])
+    for i, ((subject, _, object_), edge) in enumerate(graph.edges.items()):
+        problems = list(edge.problems)[:LISTED]
+        made.add_edge(
+            numbers[subject], numbers[object_], key=f"e{i}", label=edge.relation,
+            weight=edge.count, problems=" ".join(problems),
+            waves=" ".join(map(str, list(edge.waves)[:LISTED])), roles=" ".join(edge.roles),
+        )  # fmt: skip
+    return made
 
 
 EXAMPLES = "the examples that a run trained on, and there are none yet"

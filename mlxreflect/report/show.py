@@ -24,6 +24,7 @@ from mlxreflect.core.journal import convert_rows, read_rows
 from mlxreflect.core.records import Episode, Example, Turn, Verdict, episode_from_row, flat_from_row
 from mlxreflect.core.ui import facts, percent, plain, table
 from mlxreflect.data.forms import shared
+from mlxreflect.data.graph import read_graph
 from mlxreflect.data.matching import sentence
 from mlxreflect.evaluation.arms import problems_of, read_arms, read_results
 from mlxreflect.methods.base import STATUSES, status_words
@@ -252,6 +253,8 @@ def show_summary(run_dir: Path) -> list[RenderableType]:
     if again := read_results(run_dir / "retries.json"):
         parts += [*second_answers(again), Text()]
     figures = totals(run_dir, summary, recipe_of(run_dir))
+    if graph := read_graph(run_dir):
+        figures["knowledge graph"] = graph.sentence()
     if plots := sorted((run_dir / "plots").glob("*.png")):
         # A table cuts long words: whole paths of all of them would be.
         figures["plots"] = f"{run_dir / 'plots'}\n" + ", ".join(path.name for path in plots)

@@ -14,6 +14,7 @@ from mlxreflect.core.journal import read_rows
 from mlxreflect.core.records import to_row
 from mlxreflect.core.ui import Ui
 from mlxreflect.critics.ledger import total
+from mlxreflect.data import graph
 from mlxreflect.data.forms import trl_row
 from mlxreflect.evaluation.arms import find_arms
 from mlxreflect.evaluation.compare import Options, compare_all
@@ -86,8 +87,8 @@ def too_short(spent: Counter[str], recipe: Recipe) -> str:
     )
 
 
-def journal_rows(wave: Wave, played: Played, figures: dict[str, Any]) -> dict[str, Any]:
-    """Returns the rows that a wave adds to each journal."""
+def journal_rows(wave: Wave, played: Played, figures: dict[str, Any], style: str) -> dict[str, Any]:
+    """Returns the rows that a wave adds to each journal. style: of thoughts; some draw graphs."""
     at = {"schema": "metrics/1", "epoch": wave.epoch, "wave": wave.number}
     metrics = [{**at, "kind": "step", **step.row()} for step in played.steps]
     preference = [e for e in played.examples or () if e.kind == "preference"]
@@ -98,7 +99,11 @@ def journal_rows(wave: Wave, played: Played, figures: dict[str, Any]) -> dict[st
         "preference.jsonl": [trl_row(example) for example in preference],
         "sft.jsonl": [trl_row(example) for example in imitation],
         "metrics.jsonl": [*metrics, {**at, "kind": "wave", **figures}],
-    }
+        graph.FILE: [
+            row for episode in played.episodes if style == "graph"
+            for row in graph.graph_rows(episode)
+        ],
+    }  # fmt: skip
 
 
 def ends_at(seconds: float, done: int, total: int, after: float) -> str:

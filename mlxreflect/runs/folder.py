@@ -74,7 +74,8 @@ def check_resumed(recipe: Recipe, path: Path) -> None:
 
 RUN = Kind(
     "run", Recipe, "recipe", "recipe.toml", "run.json", "--run-dir", "wave",
-    ("episodes.jsonl", "examples.jsonl", "preference.jsonl", "sft.jsonl", "metrics.jsonl"),
+    ("episodes.jsonl", "examples.jsonl", "preference.jsonl", "sft.jsonl", "metrics.jsonl",
+     "graph.jsonl"),
     resolved, dump_recipe, check_resumed, RESUMABLE,
 )  # fmt: skip
 JOB = Kind(

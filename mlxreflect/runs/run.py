@@ -215,7 +215,7 @@ class RunLoop:
                 # Before the commit: a run stopped in an evaluation does the wave again.
                 if played.arm:
                     arms.evaluate(played.arm, weights_hash(self.trainer.trainable()))
-                added = journal_rows(wave, played, figures)
+                added = journal_rows(wave, played, figures, run.config.prompt.style)
                 added["metrics.jsonl"] += (looked := watch.look(wave.epoch, wave.number))
                 self.commit(wave.number + 1, added, self.seconds())
                 if looked:
