@@ -65,7 +65,7 @@ CHANGED: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "train.patience": ("dpo", 1, {"data.source": "noise.jsonl", "train.lr": 0.05,
                                   "train.eval_every": 1}),
     "grpo.clip_ratio": ("grpo", 1e-4, {}),
-    "grpo.epsilon_high": ("grpo", 1e-4, {"grpo.clip_ratio": 0.1}),
+    "grpo.epsilon_high": ("grpo", 0.1, {"grpo.clip_ratio": 1e-4}),
     "grpo.importance_sampling_level": ("grpo", "sequence", {"grpo.clip_ratio": 1e-3}),
     "grpo.kl": ("grpo", 0.5, {}),
     "grpo.average": ("grpo", "token", {}),

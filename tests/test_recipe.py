@@ -196,6 +196,10 @@ def test_unknown_key_is_refused_with_line_and_nearest_name(
             "[critic]\nmodel = 'x'\n[critic.advanced]\nnum_ctx = 0\n",
             ", line 4: critic.advanced.num_ctx = 0: ", "",
         ),
+        (
+            'strategy = "traces"\n[traces.grpo]\nepsilon = 0.2\n',  # TRL's name
+            ", line 3: unknown key traces.grpo.epsilon", "did you mean traces.grpo.clip_ratio?",
+        ),
         ("seed = 1\n[train\nlr = 2\n", ": not TOML: ", "correct that line"),
         ("lr = 1e\n", ": not TOML: ", "correct that line"),
         ("seed = 1\nseed = 2\n", ": not TOML: ", "correct that line"),
@@ -562,6 +566,12 @@ OLLAMA = ["critic.provider=ollama", "critic.model=m"]
         (["critic.price_in=1", "critic.budget.max_usd=1", "critic.advanced.provider=ollama",
           "critic.advanced.model=m", "critic.advanced.price_in=0"], "(advanced critic)", "prices"),
         ([*OLLAMA, "critic.base_url=http://me:pw@host:1"], "holds a user name", "OLLAMA_HOST"),
+        (["eval.dev_limit=5", "eval.dev_stop=0"], "eval.dev_limit = 5, eval.dev_stop = 0.0 do",
+         "--set eval.dev_limit=100 --set eval.dev_stop=0.05"),
+        (["task.operands=2"], "task.operands = [2] does nothing for the task countdown",
+         "leave that key out, or: --set 'task.operands=[3, 4, 5]'"),
+        (["task.name=gsm8k", "task.numbers=4"], "nothing for the task gsm8k", "task.numbers=[3]"),
+        (["task.grader_sha256=ab"], "does nothing without task.grader", "mine.py:grader"),
     ],
 )  # fmt: skip
 def test_contradiction(settings: list[str], said: str, hint: str, tmp_path: Path) -> None:
@@ -595,7 +605,13 @@ def test_contradiction(settings: list[str], said: str, hint: str, tmp_path: Path
         ("r3", ["r3.attempts=1", "r3.verify_samples=2", "r3.verifications=0"], "compares samples"),
         ("r3", ["r3.pairs=both", "r3.attempts=4", "policy.temperature=0"], "all are the same"),
         ("r3", ["r3.rewrites=0", "r3.pairs=rewrite"], "r3.rewrites = 0 leaves nothing to train on"),
+        ("r3", ["r3.pairs=own", "r3.attempts=4", "r3.rewrites=0", "r3.judge=true", "r3.patience=9"],
+         "r3.judge = True, r3.patience = 9 do nothing for r3.rewrites = 0"),
         ("traces", ["traces.rounds=0", "traces.warm_up=0"], "nothing would be trained"),
+        ("traces", ["traces.rounds=0"], "traces.problems = 256, traces.grpo.kl = 0.02 do nothing"),
+        ("traces", ["traces.objective=dpo"], "grpo.kl = 0.02 does nothing for traces.objective"),
+        ("traces", ["traces.grpo.epsilon_high=0.1"], "epsilon_high = 0.1 is below traces.grpo"),
+        ("traces", ["traces.reward_sha256=ab"], "reward_sha256 does nothing without traces.reward"),
         ("traces", ["traces.reward_answer=0", "traces.reward_format=0"], "no reward"),
         ("traces", ["critic.judge.provider=solver"], "gives no marks"),
         ("traces", ["train.beta=0.5"], "train.beta = 0.5 does nothing for traces"),
@@ -630,6 +646,9 @@ def test_a_key_in_place_of_its_name_is_not_shown(key: str, tmp_path: Path) -> No
             [f"strategy={method}", "prompt.style=direct"]
             for method in ("r3", "traces", "reflectevo")
         ),
+        ["eval.dev_every=1", "eval.dev_limit=5"],
+        ["task.name=arithmetic", "task.operands=2", "task.digits=1"],
+        ["strategy=traces", "traces.grpo.clip_ratio=3e-4", "traces.grpo.epsilon_high=4e-4"],
         ["train.dpo=0", "train.nll=1"],
         ["train.dpo=1", "train.nll=0"],
         ["train.objective=ipo", "train.nll=1"],

@@ -393,7 +393,8 @@ def test_arms_stand_in_the_order_they_came_in():
 
 
 def test_a_warm_up_alone_may_be_greedy():
-    recipe = load_recipe("traces", ["policy.temperature=0", "traces.rounds=0"])
+    recipe = load_recipe("traces", ["policy.temperature=0", "traces.rounds=0", "traces.problems=0",
+                                     "traces.grpo.kl=0"])  # fmt: skip
     assert recipe.policy.temperature == 0
 
 
@@ -414,14 +415,15 @@ SMALL = {
     "profile": "quick", "task.limit": 10,
     "traces.wave": 5, "traces.warm_up": 10, "traces.problems": 5,
     "traces.rounds": 1, "traces.samples": 6, "traces.group": 6, "eval.limit": 4,
-    "eval.max_new_tokens": 24, "eval.direct": False, "traces.grpo.kl": 0.1, "train.batch": 2,
+    "eval.max_new_tokens": 24, "eval.direct": False, "train.batch": 2,
+    "traces.grpo.kl": 0.1, "traces.grpo.clip_ratio": 1e-4,
 }  # fmt: skip
 # A changed value of every key of the table.
 CHANGED = {
     "wave": 3, "warm_up": 5, "samples": 3, "filter": "strict", "threshold": 1.0, "keep": 0,
     "rounds": 2, "problems": 3, "group": 4, "reward_answer": 0.5, "reward_format": 0.5,
     "objective": "dpo", "redraws": 2,
-    "grpo.clip_ratio": 1e-4, "grpo.epsilon_high": 1e-4,
+    "grpo.clip_ratio": 0.2, "grpo.epsilon_high": 0.2,
     "grpo.importance_sampling_level": "sequence", "grpo.kl": 0.0,
     "grpo.average": "token", "grpo.scale_rewards": False,
 }  # fmt: skip
@@ -440,7 +442,8 @@ def outputs_of(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("key", CHANGED)
 def test_a_changed_key_changes_an_output(key, outputs_of):
-    assert outputs_of({f"traces.{key}": CHANGED[key]}) != outputs_of({})
+    of_grpo = {"traces.grpo.kl": 0.0, "traces.grpo.clip_ratio": 0.2} if key == "objective" else {}
+    assert outputs_of({f"traces.{key}": CHANGED[key], **of_grpo}) != outputs_of({})
 
 
 @pytest.mark.slow

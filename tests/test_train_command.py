@@ -183,6 +183,8 @@ MISTAKES = [
     ("sft train.best_by=margin", "sft has no margin", "leave it at loss"),
     ("dpo train.dpo=0", "train.dpo and train.nll are both 0", "a weight above 0"),
     ("dpo grpo.kl=0.1", "grpo.kl = 0.1 does nothing", "leave"),
+    ("grpo grpo.epsilon_high=0.1", "grpo.epsilon_high = 0.1 is below grpo.clip_ratio = 0.2", "0:"),
+    ("grpo grpo.epsilon=0.1", "unknown key grpo.epsilon", "did you mean grpo.clip_ratio?"),
     ("sft train.tune=full train.lora.rank=4",
      "train.lora.rank = 4 does nothing for full fine-tuning", "leave that key out"),
     ("sft train.tune=full", "needs weights that are not quantised", "mlxreflect fuse --model"),

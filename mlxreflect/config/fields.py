@@ -7,12 +7,13 @@ A mark stands in the key's type. `Local` is on a key that may name something on 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 from pydantic.fields import FieldInfo
 
-from mlxreflect.config.toml import flatten, local_path, table_of
+from mlxreflect.config.toml import flatten, local_path, table_of, toml_value
 from mlxreflect.core.errors import UserError
 
 Positive = Annotated[int, Field(ge=1, le=2**53)]
@@ -144,24 +145,48 @@ def refuse(path: Path, *faults: tuple[bool, str, str]) -> None:
             raise UserError(f"{path}: {wrong}", hint)
 
 
-def refuse_idle(table: BaseModel, usual: BaseModel, keys: Mapping[str, str], prefix: str) -> None:
-    """Raises UserError for a key at or below `keys`, each with its reason, with another value."""
-    plain = flatten(usual.model_dump())
+def refuse_idle(
+    table: BaseModel, usual: BaseModel, keys: Mapping[str, str], path: Path, prefix: str = ""
+) -> None:
+    """Raises UserError for keys at or below `keys`, each with its reason, with another value.
+
+    All that do nothing for the same reason are named, with the settings that take them back.
+    prefix: of the table's keys, such as "train.".
+    """
+    plain, idle = flatten(usual.model_dump()), dict[str, dict[str, Any]]()
     for key, value in flatten(table.model_dump()).items():
         for name, reason in keys.items():
             if f"{key}.".startswith(f"{name}.") and value != plain.get(key):
-                fault = f"{prefix}{key} = {value!r} does nothing for {reason}"
-                raise UserError(fault, "leave that key out")
+                idle.setdefault(reason, {})[key] = value
+    for reason, given in idle.items():
+        one, named = len(given) == 1, ", ".join(f"{prefix}{k} = {v!r}" for k, v in given.items())
+        usuals = [f"{prefix}{k}={v if isinstance(v := plain.get(k), str) else toml_value(v)}"
+                  for k in given]  # fmt: skip
+        back = " ".join(f"--set {quote(setting)}" for setting in usuals)
+        raise UserError(
+            f"{path}: {named} {'does' if one else 'do'} nothing for {reason}",
+            f"leave {'that key' if one else 'those keys'} out, or: {back}",
+        )
 
 
 class GrpoConfig(Table):
-    clip_ratio: Rate = 0.2  # how far a probability ratio may leave 1
+    clip_ratio: Rate = 0.2  # how far a probability ratio may leave 1: TRL's epsilon
     epsilon_high: Amount = 0.0  # how far above 1 (clip-higher; DAPO: 0.28); 0: as clip_ratio
     # whose ratio: each token's, or a response's, the geometric mean of its tokens' (GSPO)
     importance_sampling_level: Literal["token", "sequence"] = "token"
     kl: Amount = 0.0  # weight of the distance from the reference
     average: Literal["sequence", "token"] = "sequence"  # each response, or each token, counts alike
     scale_rewards: bool = True  # by the group's standard deviation
+
+
+def check_clipping(grpo: GrpoConfig, path: Path, prefix: str) -> None:
+    """Raises UserError where the upper bound of a ratio is nearer to 1 than the lower one."""
+    refuse(path, (
+        0 < grpo.epsilon_high < grpo.clip_ratio,
+        f"{prefix}epsilon_high = {grpo.epsilon_high:g} is below {prefix}clip_ratio = "
+        f"{grpo.clip_ratio:g}",
+        f"raise {prefix}epsilon_high or lower {prefix}clip_ratio (TRL's epsilon); 0: both alike",
+    ))  # fmt: skip
 
 
 def split_name(reference: str, key: str) -> tuple[Path, str]:

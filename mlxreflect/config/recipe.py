@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import ValidationError
 
 from mlxreflect.config.fields import (
+    check_clipping,
     idle_keys,
     make_paths_whole,
     paths_from,
@@ -28,10 +29,12 @@ from mlxreflect.config.schema import (
     REMOTE,
     TIERS,
     CriticConfig,
+    EvalConfig,
     EvalSpec,
     Fitting,
     Job,
     Recipe,
+    TaskConfig,
     Tier,
     TrainConfig,
     method_of,
@@ -243,7 +246,9 @@ def read_spec(recipe: Recipe, name: str) -> EvalSpec:
         tree["limit"] = config.limit
     if config.max_new_tokens or "max_new_tokens" not in tree:
         tree["max_new_tokens"] = config.max_new_tokens or recipe.policy.max_new_tokens
-    return validate(EvalSpec, tree, path)
+    spec = validate(EvalSpec, tree, path)
+    check_task(spec.task, path)
+    return spec
 
 
 # ---- `train` -------------------------------------------------------------------------------------
@@ -341,6 +346,12 @@ def fetch_digests(tree: Mapping[str, Any], path: Path) -> None:
     for table, key in FUNCTIONS.items():
         held = tree.get(table)
         named = held.get(key) if isinstance(held, dict) else None
+        lone = held.get(f"{key}_sha256") if isinstance(held, dict) and not named else None
+        if lone and isinstance(lone, str):
+            raise UserError(
+                f"{path}: {table}.{key}_sha256 does nothing without {table}.{key}",
+                f'leave that key out, or name the function: {table}.{key} = "mine.py:{key}"',
+            )
         if not isinstance(held, dict) or not named or not isinstance(named, str):
             continue  # there is none, or a fault that validation names
         file, _ = split_name(named, f"{table}.{key}")
@@ -374,7 +385,11 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
     method = method_of(recipe)
     method.check(recipe, path)
     idle = dict.fromkeys(idle_keys(TrainConfig, name), name)
-    refuse_idle(train, TrainConfig(), idle, f"{path}: train.")
+    refuse_idle(train, TrainConfig(), idle, path, "train.")
+    check_task(recipe.task, path)
+    if not recipe.eval.dev_every:
+        idle = dict.fromkeys(("dev_limit", "dev_stop"), "eval.dev_every = 0")
+        refuse_idle(recipe.eval, EvalConfig(), idle, path, "eval.")
     phases = method.phases(recipe)
     for phase in phases:
         check_objective(phase.objective, phase, recipe.policy.quantize, path)
@@ -402,6 +417,16 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
     for tier in TIERS:
         check_critic(validate_tier(recipe, tier, path, settings), path)
     check_spending(recipe, path)
+
+
+GENERATED = {"numbers": "countdown", "words": "last_letter",
+             "operands": "arithmetic", "digits": "arithmetic"}  # fmt: skip
+
+
+def check_task(task: TaskConfig, path: Path) -> None:
+    """Refuses keys that say how another task makes its problems. Raises UserError."""
+    others = [key for key, name in GENERATED.items() if name != task.name]
+    refuse_idle(task, TaskConfig(), dict.fromkeys(others, f"the task {task.name}"), path, "task.")
 
 
 def check_critic(critic: CriticConfig, path: Path) -> None:
@@ -478,7 +503,8 @@ def check_job(job: Job) -> None:
         idle["train.lora"] = "full fine-tuning"
     elif job.policy.adapter:
         idle["train.lora"] = "an adapter that brings its own layers"
-    refuse_idle(job, usual, idle, f"{COMMAND}: ")
+    refuse_idle(job, usual, idle, COMMAND)
+    check_clipping(job.grpo, COMMAND, "grpo.")
     check_objective(job.objective, train, job.policy.quantize, COMMAND)
     refuse(
         COMMAND,

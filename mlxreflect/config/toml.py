@@ -25,6 +25,7 @@ PACKAGE = Path(__file__).parent.parent
 DATA = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # no TOML, but what `init` looks at
 SHARED = "models"  # recipes/models.toml: profiles that every recipe has
 MARK = "\u2063"  # stands in no TOML file of a person
+ELSEWHERE = {"epsilon": "clip_ratio"}  # names that TRL has for keys
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -162,7 +163,8 @@ def explain(
         table: Any = model
         for part in parts[:-1]:
             table = table.model_fields[part].annotation
-        if homes := [name for name in all_keys(model) if name.rpartition(".")[2] == parts[-1]]:
+        leaf = ELSEWHERE.get(parts[-1], parts[-1])
+        if homes := [name for name in all_keys(model) if name.rpartition(".")[2] == leaf]:
             known = " or ".join(f"{prefix}.{name}".lstrip(".") for name in homes)
             return UserError(f"{where}: unknown key {key}", f"did you mean {known}?")
         names = list(table.model_fields)

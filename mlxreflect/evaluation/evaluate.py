@@ -251,11 +251,13 @@ def find_spec(name: str, limit: int, source: str, settings: Sequence[str]) -> Ev
         tree["limit"] = limit
     tree.setdefault("name", path.stem)
     tree = apply_settings(tree, settings)
-    from mlxreflect.config.recipe import fetch_digests, fetch_templates
+    from mlxreflect.config.recipe import check_task, fetch_digests, fetch_templates
 
     fetch_templates(tree, path)
     fetch_digests(tree, path)
-    return validate(EvalSpec, tree, path, settings)
+    spec = validate(EvalSpec, tree, path, settings)
+    check_task(spec.task, path)
+    return spec
 
 
 # ---- figures -------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mlxreflect.config.fields import Count, Positive, Table, refuse
+from mlxreflect.config.fields import Count, Positive, Table, refuse, refuse_idle
 from mlxreflect.core.records import Episode, Example, Turn
 from mlxreflect.core.seeds import rng_for
 from mlxreflect.methods.base import (
@@ -98,6 +98,9 @@ def check(recipe: Recipe, path: Path) -> None:
          "r3.rewrites = 0 leaves nothing to train on",
          'set r3.pairs = "own" and r3.attempts = 4, or r3.rewrites = 3'),
     )  # fmt: skip
+    if not config.rewrites:
+        of_critics = ("feedback", "rewriter", "judge", "patience")
+        refuse_idle(config, R3Config(), dict.fromkeys(of_critics, "r3.rewrites = 0"), path, "r3.")
 
 
 # ---- the critics that it asks, and how often -----------------------------------------------------

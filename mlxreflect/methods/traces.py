@@ -28,6 +28,7 @@ from mlxreflect.config.fields import (
     Objective,
     Positive,
     Table,
+    check_clipping,
     idle_keys,
     refuse_idle,
 )
@@ -82,6 +83,10 @@ class TracesConfig(Table):
     grpo: GrpoConfig = GrpoConfig()
 
 
+OF_ROUNDS = ("problems", "group", "objective", "redraws", "reward_answer", "reward_format",
+             "reward", "grpo")  # fmt: skip
+
+
 def check(recipe: Recipe, path: Path) -> None:
     config = recipe.traces
     if not config.rounds and not config.warm_up:
@@ -103,7 +108,14 @@ def check(recipe: Recipe, path: Path) -> None:
     if config.objective == "grpo":
         usual = type(recipe.train)()
         of_pairs = dict.fromkeys([*idle_keys(type(usual), "grpo"), "smoothing"], "traces by GRPO")
-        refuse_idle(recipe.train, usual, of_pairs, f"{path}: train.")
+        refuse_idle(recipe.train, usual, of_pairs, path, "train.")
+    idle = (
+        {} if config.objective == "grpo" else {"grpo": f"traces.objective = {config.objective!r}"}
+    )
+    if not config.rounds:
+        idle = dict.fromkeys(OF_ROUNDS, "traces.rounds = 0")
+    refuse_idle(config, TracesConfig(), idle, path, "traces.")
+    check_clipping(config.grpo, path, "traces.grpo.")
     if tiers(recipe) and recipe.critic.tier("judge").provider == "solver":
         raise UserError(
             f'{path}: traces.scorer = "critic" needs a model, and the solver gives no marks',

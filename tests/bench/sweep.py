@@ -43,7 +43,7 @@ SETTINGS: dict[str, dict[str, Keys]] = {
     "rel": {"profile": {}, "1 round": {"rel.rounds": 1}, "lr x 2": {"train.sft.lr": 1e-3}},
     "preflexor": {"profile": {}, "phase II lr x 5": {"preflexor.two.lr": 1e-4}},
     "reflectevo": {"profile": {}, "III": {"reflectevo.training": "III"}},
-    "traces": {"profile": {}, "online DPO": {"traces.objective": "dpo"}},
+    "traces": {"profile": {}, "online DPO": {"traces.objective": "dpo", "traces.grpo.kl": 0.0}},
 }  # fmt: skip
 
 
