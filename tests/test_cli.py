@@ -267,6 +267,17 @@ LIGHT: dict[str, tuple[list[str], str, str]] = {
         ["run", "quickstart", "--set", "policy.model=/none", "--run-dir", "new"],
         "policy.model = '/none': no such folder", "give a folder",
     ),
+    "evaluate no such model": (
+        ["eval", "countdown", "--model", "./none"], "--model ./none: no such folder", "give a fold",
+    ),
+    "evaluate data": (
+        ["eval", "qa.jsonl", "--model", "tiny"], "qa.jsonl is data, no eval",
+        "mlxreflect eval jsonl --source qa.jsonl, or eval.spec",
+    ),
+    "a profile without a name": (
+        ["run", "quickstart", "--set", "profile=smollm,"], "--set profile=smollm,: a name is miss",
+        "give some of: ",
+    ),
     "show nothing": (["show", "nope"], "nope: no such folder", "`mlxreflect run`"),
     "compare nothing": (["compare", "a", "b"], "a: no such file", "an evaluation's folder"),
     "compare at no level": (["compare", "a", "b", "--alpha", "2"], "--alpha 2: not", "0.05"),

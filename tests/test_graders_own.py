@@ -261,6 +261,12 @@ def test_a_reward_is_added_and_a_sample_without_one_is_left_out(tmp_path: Path) 
     settings = [word for key in keys for word in ("--set", key)]
     done = command("run", "traces", "--run-dir", "R", *settings, folder=tmp_path)
     assert done.returncode == 0, done.stderr
+    texts = [turn["text"] for row in read_rows(tmp_path / "R" / "episodes.jsonl")
+             for turn in row["turns"]]  # fmt: skip
+    known = [len(text) for text in texts if len(text) % 5]
+    (wave,) = (row for row in read_rows(tmp_path / "R" / "metrics.jsonl") if row["kind"] == "wave")
+    assert wave["reward"] == pytest.approx(sum(known) / len(known))
+    assert wave["unrewarded"] == len(texts) - len(known) > 0
     groups = [row for row in read_rows(tmp_path / "R" / "examples.jsonl") if row["kind"] == "group"]
     assert groups
     for group in groups:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from mlxreflect.config.recipe import dump_recipe, eval_specs, load_recipe
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json, read_rows
 from mlxreflect.evaluation.arms import load_arms, read_arms
-from mlxreflect.evaluation.compare import compare_all
+from mlxreflect.evaluation.compare import Options, compare_all
 from mlxreflect.evaluation.contamination import clean, dev_problems
 from mlxreflect.models.load import weights_hash
+from mlxreflect.tasks import TASKS
 from mlxreflect.train.trainer import load_arrays
 
 SHORT = {"task.limit": 60, "r3.wave": 30, "r3.epochs": 1, "eval.limit": 60, "eval.cache": "off",
@@ -34,23 +36,33 @@ SEVERAL = {**SHORT, "eval.spec": SPECS, "eval.direct": False}
 
 @pytest.mark.parametrize(
     ("given", "names"),
-    [("countdown", ["countdown"]), ("", ["countdown"]), (SPECS, SPECS), ("gsm8k,", None),
+    [("countdown", ["countdown"]), ("", ["countdown"]), (SPECS, SPECS),
      ('["", "gsm8k"]', ["countdown", "gsm8k"]), ("countdown,Countdown.toml", None),
      ("[]", None), ("gsm8k,nope", None)],
 )  # fmt: skip
 def test_a_recipe_names_one_evaluation_or_several(given: Any, names: list[str] | None) -> None:
     """The first is the headline; each has a name of its own, also on a disk that ignores case."""
     said = f"eval.spec={given if isinstance(given, str) else ','.join(given)}"
-    if names is None and given != "gsm8k,":
+    if names is None:
         with pytest.raises(UserError, match=r"eval\.spec|no eval"):
             eval_specs(load_recipe("quickstart", [said]))
         return
     recipe = load_recipe("quickstart", [said])
-    assert list(eval_specs(recipe)) == (names or ["gsm8k", "countdown"])
+    assert list(eval_specs(recipe)) == names
     written = dump_recipe(recipe)
     assert ('eval.spec = "' in written) == (len(recipe.eval.spec) == 1)
     with pytest.raises(UserError, match=r"eval\.source is of one evaluation"):
         load_recipe("quickstart", ["eval.spec=countdown,gsm8k", "eval.source=x.jsonl"])
+
+
+@pytest.mark.parametrize("given", ["gsm8k,", ",gsm8k", "gsm8k,,svamp", ","])
+def test_a_comma_without_a_name_beside_it_is_refused(given: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe("quickstart", [f"eval.spec={given}"])
+    assert caught.value.message == (
+        f"--set eval.spec={given}: eval.spec = {given!r}: no name stands before or behind a comma"
+    )
+    assert caught.value.hint == 'correct eval.spec, for example eval.spec=["gsm8k", "svamp"]'
 
 
 def number(text: str) -> int:
@@ -161,6 +173,15 @@ def test_arms_on_the_way_answer_the_headline_alone(tmp_path: Path) -> None:
         "arithmetic": ["base", "trained"],
     }
     rows = read_json(tmp_path / "comparisons.json")["comparisons"]
+    headline, summary = (read_json(tmp_path / f"{n}.json") for n in ("comparison", "summary"))
+    of_trained = {row["task"]: row for row in rows if row["b"] == "trained"}
+    assert headline == of_trained["countdown"] and headline["tests"] == len(rows) == 5
+    for name, row in of_trained.items():  # one family of tests, wherever it is told
+        assert summary["evaluations"][name]["comparison"]["p_holm"] == row["p_holm"]
+    again = compare_all([tmp_path], Options(differ=("prompt.style",)))["comparisons"]
+    assert {(row["task"], row["b"], row["p_holm"]) for row in again} == {
+        (row["task"], row["b"], row["p_holm"]) for row in rows
+    }
     assert [(row["task"], row["b"]) for row in rows] == [
         *(("countdown", name) for name in found["countdown"][1:]), ("arithmetic", "trained"),
     ]  # fmt: skip
@@ -205,7 +226,8 @@ def test_looks_are_at_problems_neither_learned_nor_asked(
 @pytest.mark.slow
 def test_a_look_is_counted_against_base_and_the_best_is_trained(watched: tuple[Path, Any]) -> None:
     folder, _ = watched
-    found, base, highest = looks(folder), right_in(folder / "dev" / "base"), -1.0
+    found, base = looks(folder), right_in(folder / "dev" / "base")
+    highest = sum(base.values()) / 60
     assert [row["wave"] for row in found] == [0, 1, 2, 3, 4, 5]
     for row in found:
         mine = right_in(folder / "dev" / f"wave-{row['wave']:05d}")
@@ -262,6 +284,36 @@ def test_a_policy_that_is_worse_than_base_ends_learning(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_base_is_trained_where_no_look_was_better(tmp_path: Path) -> None:
+    ruined = {**WATCHED, "train.lr": 0.05, "eval.dev_limit": 200, "policy.batch": 16}
+    outputs_of_run("quickstart", ruined, tmp_path / "run")
+    assert not any(row["best"] for row in looks(tmp_path / "run"))
+    base, trained = (right_in(tmp_path / "run" / "eval" / arm) for arm in ("base", "trained"))
+    assert base == trained
+    summary, verdict = (read_json(tmp_path / "run" / f"{n}.json")
+                        for n in ("summary", "comparison"))  # fmt: skip
+    assert summary["dev"]["best"] is None and summary["dev"]["trained"] == "base"
+    assert verdict["sentence"].endswith("Trained is base: no look at dev problems was better.")
+    first, last = (weights_hash(load_arrays(tmp_path / "run" / n / "adapters.safetensors"))
+                   for n in ("adapter", "adapter-last"))  # fmt: skip
+    assert first != last == looks(tmp_path / "run")[-1]["adapter"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", ["evaluated half a chunk of dev problems", "looked"])
+def test_a_look_at_another_policy_is_made_anew(point: str, tmp_path: Path) -> None:
+    """The wave that a resumed run does again ends with other weights by other roundings."""
+    folder = tmp_path / "run"
+    run_process("quickstart", WATCHED, folder, point, 3 if point.startswith("eval") else 1)
+    setup = folder / "dev" / "wave-00000" / "setup.json"
+    before = read_json(setup)["adapter"]
+    mlxreflect.resume(folder, ["train.part_tokens=16"])
+    first = looks(folder)[0]
+    assert before != read_json(setup)["adapter"] == first["adapter"]
+    assert len(right_in(setup.parent)) == first["n"] == 60
+
+
+@pytest.mark.slow
 def test_methods_that_train_at_their_end_are_looked_at_then(tmp_path: Path) -> None:
     """Waves that learn nothing are not; the last policy always is."""
     settings = {"profile": "quick", "task.limit": 12, "policy.batch": 8, "eval.limit": 6,
@@ -276,7 +328,9 @@ def test_methods_that_train_at_their_end_are_looked_at_then(tmp_path: Path) -> N
     assert outputs_in(tmp_path / "run") == before
 
 
-def test_dev_problems_are_kept_apart_from_everything(tmp_path: Path) -> None:
+def test_dev_problems_are_kept_apart_from_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From an evaluation that asks the same file too, and from training problems like them."""
     texts = [f"Ann has {i} pears and Bob has {i + 3}. How many have both?" for i in range(120)]
     rows = [{"question": text, "answer": "1"} for text in texts]
@@ -290,7 +344,12 @@ def test_dev_problems_are_kept_apart_from_everything(tmp_path: Path) -> None:
     recipe = load_recipe("quickstart", given)
     dev = {one.fields["question"] for one in dev_problems(recipe)}
     assert dev and not dev & set(texts[:40])
+    loads, task = list[str](), TASKS["jsonl"]
+    counting = replace(task, load=lambda *given: loads.append(given[1]) or task.load(*given))
+    monkeypatch.setitem(TASKS, "jsonl", counting)
     cleaned = clean(recipe)
+    assert loads.count("dev") == 1  # a run builds them once
+    assert {one.fields["question"] for one in cleaned.dev} == dev
     learned = {one.fields["question"] for one in cleaned.problems.values()}
     assert not learned & (dev | set(texts[:40]))
     everything = load_recipe("quickstart", [*given, "task.limit=0", "eval.decontaminate=off"])

@@ -196,6 +196,15 @@ def test_a_key_that_an_earlier_version_did_not_have_takes_its_usual_value(stoppe
     finish(stopped)
 
 
+def test_a_folder_of_before_checksums_is_of_an_older_version(stopped: Path) -> None:
+    identity = json.loads((stopped / "run.json").read_text())
+    del identity["sha256"]
+    (stopped / "run.json").write_text(json.dumps(identity))
+    error = refused(stopped)
+    assert error.message == f"{stopped} was made by an older version of mlxreflect"
+    assert error.hint.startswith("go on with it by that version, or begin a new run")
+
+
 def test_a_key_that_only_an_earlier_version_had_is_named(stopped: Path) -> None:
     identity = json.loads((stopped / "run.json").read_text())
     identity["recipe"]["patience"] = 1

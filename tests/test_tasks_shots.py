@@ -8,11 +8,12 @@ import pytest
 from support.methods import attempt_messages
 from support.rows import write_rows
 
-from mlxreflect.config.recipe import read_spec
+from mlxreflect.config.recipe import load_recipe, read_spec
 from mlxreflect.config.schema import EvalSpec, Recipe, TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.evaluation.evaluate import eval_problems, find_spec
 from mlxreflect.methods.session import attempt_prompt
+from mlxreflect.runs.run import check_run
 from mlxreflect.tasks import TASKS
 from mlxreflect.tasks.base import ask, load_shots
 
@@ -169,6 +170,16 @@ def test_what_contradicts_itself_is_refused(folder: str, tmp_path: Path) -> None
 )
 def test_a_stop_that_cuts_right_answers_is_refused(folder: str, keys: Any, stop: str) -> None:
     assert f"stop = {stop!r}" in fault("gsm8k", folder, **keys, stop=["Question:", stop]).message
+
+
+@pytest.mark.parametrize("name", ["aime", "math500"])
+def test_a_task_without_a_training_part_has_no_examples(name: str) -> None:
+    """The recipe is refused before a run begins, and without the data."""
+    recipe = load_recipe("quickstart", ["prompt.shots=2", f"eval.spec=countdown,{name}"])
+    with pytest.raises(UserError, match=f"shots = 2: the task {name} is an evaluation alone") as e:
+        check_run(recipe)
+    assert e.value.hint.startswith("set prompt.shots = 0")
+    check_run(load_recipe("quickstart", [f"eval.spec=countdown,{name}"]))
 
 
 def test_keys_of_the_wrong_type_are_named() -> None:

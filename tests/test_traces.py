@@ -369,6 +369,36 @@ def test_groups_all_alike_are_replaced_by_other_problems(redraws):
     assert strategy.state.redrawn == sum(map(len, expected[1:]))
 
 
+@pytest.mark.parametrize(
+    ("problems", "cursor", "redrawn", "first"),
+    [
+        (0, 4, 0, [4, 5, 6, 7]),  # the whole task is the round's: what it has yet to draw
+        (0, 8, 3, [8, 9, 10, 11]),
+        (0, 12, 0, [0, 1, 2, 3]),  # nothing is fresh
+        (8, 4, 0, [8, 9, 10, 11]),  # what the round does not draw comes first
+        (8, 4, 2, [10, 11, 4, 5]),
+        (8, 8, 4, [0, 1, 2, 3]),
+    ],
+)
+def test_other_problems_begin_with_fresh_ones(problems, cursor, redrawn, first):
+    strategy = make(problems=12, wave=4, rounds=1, group=2, redraws=1)
+    strategy.running.config = strategy.running.config.model_copy(update={"problems": problems})
+    order, state = strategy.order(1), strategy.state
+    state.epoch, state.cursor, state.redrawn = 1, cursor, redrawn
+    assert strategy.running.others(4, []) == [order[i] for i in first]
+    assert state.redrawn == redrawn + 4
+
+
+def test_samples_whose_own_reward_failed_are_counted_apart():
+    known = method.count_rewards([1.0, None, 0.5, None], 1, 2)
+    told = "mean reward 0.75 (2 samples have none), 1 of 2 groups all alike"
+    assert known == {"reward": 0.75, "flat": 1, "unrewarded": 2, "told": told}
+    assert method.count_rewards([1.0, 0.5], 1, 2) == {
+        "reward": 0.75, "flat": 1, "told": "mean reward 0.75, 1 of 2 groups all alike",
+    }  # fmt: skip
+    assert method.count_rewards([None], 1, 1)["reward"] is None
+
+
 @pytest.mark.slow
 def test_the_reference_is_the_policy_as_the_round_began():
     strategy = make(problems=4, wave=2, rounds=2, group=4, grpo={"kl": 0.1})

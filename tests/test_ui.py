@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -12,6 +13,8 @@ from rich.text import Text
 
 from mlxreflect.core import ui as ui_module
 from mlxreflect.core.ui import PlainBar, Ui, facts, safe_text, table
+from mlxreflect.evaluation.compare import Options, compare_counts
+from mlxreflect.report.tables import render_comparison
 
 HOSTILE = "\x1b[31mred\x1b[0m \x9b2J \x07 \r \u202eback \u200bwidth \ud83d [bold]b[/bold]"
 
@@ -105,6 +108,23 @@ def test_nothing_is_cut_on_a_narrow_terminal(width: int, monkeypatch: pytest.Mon
     for cell in ("policy+adapter", "200", "33.5%", "[67,", "r3"):
         assert cell in drawn
     assert "words words" in drawn and "wor\nds" not in drawn
+
+
+@pytest.mark.parametrize("width", [40, 60, 100])
+def test_a_single_comparison_becomes_paragraphs_too(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setenv("COLUMNS", f"{width}")
+    arms = [f"{right}/1000" for right in (627, 674)]
+    options = Options(names=("a-base-with-a-long-name", "a-trained-one-with-a-long-name"))
+    Ui().table(render_comparison(compare_counts(arms, options)))
+    drawn = re.sub("\x1b\\[[0-9]*m", "", out.getvalue())
+    first, value = "accuracy of a-base-with-a-long-name", "62.7% (59.7 to 65.6)"
+    assert (f"{first}\n  {value}\n" in drawn) == (width < 80)
+    assert value in drawn and "…" not in drawn
+    assert max(map(len, drawn.splitlines()[1:])) <= width  # below the title
 
 
 @pytest.mark.parametrize("quiet", [False, True])

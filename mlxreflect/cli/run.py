@@ -238,7 +238,8 @@ def solve(
         ui.line("warning: tiny knows only Countdown, and nothing else: add --task countdown, or "
                 "give another --model")  # fmt: skip
     policy = load_policy(
-        PolicyConfig(model=model, adapter=adapter, thinking=spec.thinking, template=spec.template)
+        PolicyConfig(model=model, adapter=adapter, thinking=spec.thinking, template=spec.template),
+        "--model",
     )
     policy.say = ui.line
     spec = with_tags(spec, policy.template)

@@ -26,10 +26,22 @@ Gigabytes = Annotated[float, Field(gt=0, le=1e6)] | Literal["auto"]
 Names = Annotated[
     list[str], BeforeValidator(lambda v: v.split(",") if isinstance(v, str) and v else v)
 ]
+
+
+def split_specs(given: Any) -> Any:
+    """Returns a text as the names between its commas. Raises ValueError where one is missing."""
+    if not isinstance(given, str):
+        return given
+    names = [name.strip() for name in given.split(",")]
+    if len(names) > 1 and "" in names:
+        raise ValueError("no name stands before or behind a comma")
+    return names
+
+
 # The same, also the empty name; written back as a name where it is one.
 Specs = Annotated[
     list[str],
-    BeforeValidator(lambda v: [n.strip() for n in v.split(",")] if isinstance(v, str) else v),
+    BeforeValidator(split_specs),
     PlainSerializer(lambda v: v[0] if len(v) == 1 else v),
     Field(min_length=1),
 ]

@@ -95,6 +95,11 @@ def merge_profiles(
     UserError for a name that nobody has.
     """
     shared = read_shared().profiles if set(chosen) - own.keys() else {}
+    if "" in chosen:
+        raise UserError(
+            f"--set profile={','.join(chosen)}: a name is missing",
+            f"give some of: {', '.join(name for name in (*own, *shared) if name != SHARED)}",
+        )
     if unknown := [name for name in chosen if name not in own and name not in shared]:
         known = [name for name in own if name != SHARED]
         mine = f"its profiles are: {', '.join(known)}" if known else "it has no profiles of its own"
@@ -388,8 +393,8 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
     refuse_idle(train, TrainConfig(), idle, path, "train.")
     check_task(recipe.task, path)
     if not recipe.eval.dev_every:
-        idle = dict.fromkeys(("dev_limit", "dev_stop"), "eval.dev_every = 0")
-        refuse_idle(recipe.eval, EvalConfig(), idle, path, "eval.")
+        unwatched = dict.fromkeys(("dev_limit", "dev_stop"), "eval.dev_every = 0")
+        refuse_idle(recipe.eval, EvalConfig(), unwatched, path, "eval.")
     phases = method.phases(recipe)
     for phase in phases:
         check_objective(phase.objective, phase, recipe.policy.quantize, path)

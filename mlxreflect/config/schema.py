@@ -274,7 +274,7 @@ class EvalConfig(Table):
     """The evaluation of a run: base and trained on the same problems, none of them trained on."""
 
     # File or bundled name; empty: the task's own held-out problems. Of a list, or of names with
-    # commas between them, the first is the headline; p-values are adjusted for all of them.
+    # commas between them, the first is the headline; p-values are adjusted for all comparisons.
     spec: Annotated[Specs, Local(Path.is_file)] = [""]
     source: LocalPath = ""  # other data for the spec, all of it
     limit: Count = 0  # of each spec; 0: its own
@@ -288,7 +288,8 @@ class EvalConfig(Table):
     # Learning ends where the policy is worse than base on them; how often that may happen to a
     # policy as good as base, over all looks. 0: it never ends so
     dev_stop: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    # The policy that is evaluated as trained: after the last wave, or at its best look.
+    # The policy that is evaluated as trained: after the last wave, or at its best look; base, where
+    # no look was better.
     trained: Literal["last", "best"] = "last"
     # Training problems that occur in the evaluation are left out: by words in a row, too, or only
     # where the whole question is the same.

@@ -26,6 +26,20 @@ DATA = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # no TOML, but what `ini
 SHARED = "models"  # recipes/models.toml: profiles that every recipe has
 MARK = "\u2063"  # stands in no TOML file of a person
 ELSEWHERE = {"epsilon": "clip_ratio"}  # names that TRL has for keys
+# Values of keys that are empty by default, to be shown as examples.
+EXAMPLES: dict[str, Any] = {
+    "adapter": "runs/latest/adapter", "advanced": {"model": "qwen2.5:14b"}, "against": ["gsm8k"],
+    "base_url": "http://127.0.0.1:1234/v1", "cache": "off", "columns": {"prompt": "question"},
+    "config": "main", "corpus": "texts", "file": "wording.toml", "grader": "mine.py:grade",
+    "human": "worked.jsonl", "instructions": ["trace-arithmetic-steps"],
+    "judge": {"model": "qwen2.5:14b"}, "keep_alive": "1h",
+    "key_env": "OPENAI_API_KEY", "keys": ["self_attn.q_proj"],
+    "model": "qwen2.5:7b", "name": "mine", "profile": "default", "reference_cache": "off",
+    "region": "us-east-1", "reward": "mine.py:reward", "rules": "strict", "source": "mine.jsonl",
+    "spec": ["gsm8k", "svamp"], "stop": ["Question:"], "stored": "reflections.jsonl",
+    "template": {"enable_thinking": False}, "templates": {"critique": "What is wrong?"},
+    "topics": ["bees"],
+}  # fmt: skip
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -62,9 +76,14 @@ def find_toml(name: str, folder: Literal["recipes", "evals"]) -> Path:
     """A path as given, else a bundled name. Raises UserError with the nearest names."""
     path = local_path(name)
     if path.is_file():
-        if folder == "recipes" and path.suffix.lower() in DATA:
+        if path.suffix.lower() in DATA:
             make = f"make a recipe for it: mlxreflect init --task {shlex.quote(name)}"
-            raise UserError(f"{name} is data, no recipe", make)
+            if folder == "evals":
+                make = (
+                    "problems of your own are the source of a task: mlxreflect eval jsonl --source "
+                    f'{shlex.quote(name)}, or eval.spec = "jsonl" and eval.source in a recipe'
+                )
+            raise UserError(f"{name} is data, no {folder[:-1]}", make)
         return path
     known = bundled(folder)
     stem = path.stem if path.suffix == ".toml" else name
@@ -177,7 +196,8 @@ def explain(
     if fault["type"] == "model_type":  # pydantic names a class of ours
         return UserError(f"{where}: {key} = {repr(fault['input'])[:80]}: it is a table",
                          f"set one of its keys: {key}.KEY")  # fmt: skip
-    reason = fault["msg"][0].lower() + fault["msg"][1:]
+    reason = fault["msg"].removeprefix("Value error, ")
+    reason = reason[0].lower() + reason[1:]
     hint = value_hint(key, parts, model, fault)
     return UserError(f"{where}: {key} = {repr(fault['input'])[:80]}: {reason}", hint)
 
@@ -191,9 +211,14 @@ def value_hint(key: str, parts: Sequence[str], model: type[BaseModel], fault: An
         return (
             f'did you mean {key} = "{near[0]}"?' if near else f"correct {key}: it takes {allowed}"
         )
-    usual = all_keys(model).get(".".join(parts))
-    example = f", for example {key}={toml_value(usual)}" if usual not in (None, "", [], {}) else ""
-    return f"correct {key}{example}"
+    whole = [part for part in parts if not part.isdecimal()]  # of a list's items the list
+    usual = all_keys(model).get(".".join(whole))
+    if usual in ("", [], [""], {}):
+        usual = EXAMPLES.get(whole[-1])
+    if usual is None:
+        return f"correct {key}"
+    named = ".".join(part for part in key.split(".") if not part.isdecimal())
+    return f"correct {key}, for example {named}={toml_value(usual)}"
 
 
 def table_of(info: FieldInfo) -> type[BaseModel] | None:

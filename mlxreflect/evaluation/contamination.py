@@ -117,11 +117,15 @@ def index_of(names: Iterable[str], n: int, first: Sequence[Question] = ()) -> In
 
 @dataclass(frozen=True)
 class Cleaned:
-    """The problems left to train on, a row for each other one, their counts (None: not looked)."""
+    """The problems left to train on, a row for each other one, their counts (None: not looked).
+
+    dev: the problems that the run is watched by, as `dev_problems` gives them.
+    """
 
     problems: dict[str, Problem]
     rows: list[dict[str, Any]]
     counts: dict[str, Any] | None
+    dev: list[Problem]
 
     def sentence(self) -> str:
         return sentence(self.counts) if self.counts else "off"
@@ -135,19 +139,27 @@ def clean(recipe: Recipe, held_out: Asked | None = None) -> Cleaned:
 
     held_out: what its own evaluations ask, where that is known already.
     """
-    index = index_for(recipe, held_out)
+    dev = dev_problems(recipe, held_out)
+    index = index_for(recipe, held_out, dev)
     problems, left_out = clean_problems(recipe, index)
     rows = [record(problem.id, match) for problem, match in left_out]
-    return Cleaned(problems, rows, count([m for _, m in left_out], index) if index else None)
+    counts = count([m for _, m in left_out], index) if index else None
+    return Cleaned(problems, rows, counts, dev)
 
 
-def index_for(recipe: Recipe, held_out: Asked | None = None) -> Index | None:
-    """The evaluations that a recipe's training data are kept clean of; None where of none."""
+def index_for(
+    recipe: Recipe, held_out: Asked | None = None, dev: Sequence[Problem] | None = None
+) -> Index | None:
+    """The evaluations that a recipe's training data are kept clean of; None where of none.
+
+    held_out, dev: what its evaluations ask and it is watched by, where that is known already.
+    """
     config = recipe.eval
     if config.decontaminate == "off":
         return None
     own = own_questions(recipe, held_out)
-    own += [question_of(problem, "dev") for problem in dev_problems(recipe, held_out)]
+    dev = dev_problems(recipe, held_out) if dev is None else dev
+    own += [question_of(problem, "dev") for problem in dev]
     return index_of(config.against, words_in_a_row(recipe), own)
 
 

@@ -85,7 +85,7 @@ def line_up(
     for config in configs:  # before the first arm has taken its time
         if config.model.startswith(("/", ".", "~")) and not Path(config.model).is_dir():
             bare = config.model_copy(update={"adapter": ""})
-            raise missing_model(bare, FileNotFoundError(), "policy")
+            raise missing_model(bare, FileNotFoundError(), "--model")
     # What shares its weights stands together, so that they are loaded once.
     order = {key: i for i, key in enumerate(dict.fromkeys((c.model, c.quantize) for c in configs))}
     configs.sort(key=lambda config: order[config.model, config.quantize])
@@ -294,7 +294,7 @@ class Weights:
         if isinstance(config, ServedModel):
             return config
         if self.policy is None:
-            self.policy, self.loaded = load_policy(loaded_with(config)), wanted
+            self.policy, self.loaded = load_policy(loaded_with(config), "--model"), wanted
         puts_on = None if config == wanted else config
         return LocalModel(self.policy, known_by(config), config.quantize, puts_on)
 
@@ -322,7 +322,7 @@ def load_pair(entries: Sequence[Entry]) -> dict[str, LocalModel]:
     policies: dict[str, Policy] = {}
     for config in bare:
         key = config.model_dump_json()
-        policies[key] = policies.get(key) or load_policy(config)
+        policies[key] = policies.get(key) or load_policy(config, "--model")
     # A quick evaluation has the bits in the adapter's name.
     bits = [f"{config.quantize} bit" if config.quantize else "" for config in configs]
     return {

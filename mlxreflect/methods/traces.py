@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -266,6 +266,19 @@ def reward(turn: Turn, config: TracesConfig, own: Own | None = None) -> float:
     return config.reward_answer * right + config.reward_format * kept + worth
 
 
+def count_rewards(worth: Sequence[float | None], flat: int, groups: int) -> dict[str, Any]:
+    """Returns the figures of a round's wave, and them in words. worth: None where it is not known.
+
+    flat: the groups that are all alike.
+    """
+    known = [one for one in worth if one is not None]
+    mean, lost = fmean(known) if known else None, len(worth) - len(known)
+    said = "no rewards" if mean is None else f"mean reward {mean:.2f}"
+    said += f" ({lost} samples have none)" if lost else ""
+    figures = {"reward": mean, "flat": flat, **({"unrewarded": lost} if lost else {})}
+    return {**figures, "told": f"{said}, {flat} of {groups} groups all alike"}
+
+
 # ---- the method under way ------------------------------------------------------------------------
 
 
@@ -369,7 +382,8 @@ class Traces:
 
     def round(self, wave: Wave) -> Played:
         """Plays groups, their rewards, and trains on those whose rewards differ."""
-        episodes, examples, worth = list[Episode](), list[Example](), list[float]()
+        episodes, examples = list[Episode](), list[Example]()
+        worth: list[float | None] = []  # of each sample; None: its own reward failed
         problems = wave.problems
         for number in range(self.config.redraws + 1):
             if number:  # in the place of groups that are all alike
@@ -381,17 +395,18 @@ class Traces:
             owns = [self.own_rewards(one) for one in drawn]
             train, pairs = self.frame.recipe.train, list(zip(drawn, owns, strict=True))
             groups = (group_of(one, self.config, train, own) for one, own in pairs)
-            worth += [reward(turn, self.config, own) for one, own in pairs for turn in one.turns]
+            worth += [
+                reward(turn, self.config, own) if own is None or turn.index in own else None
+                for one, own in pairs for turn in one.turns
+            ]  # fmt: skip
             examples += [group for group in groups if group]
         self.frame.status(f"training on {len(examples)} groups")
         if self.config.objective == "grpo":
             self.learning.reinforce(examples, self.config.grpo, self.frame.seed("grpo", 0))
         else:
             self.learning.prefer(examples, self.frame.seed("dpo", 0))
-        mean = fmean(worth)
         flat = len(episodes) - len(examples)
-        said = f"mean reward {mean:.2f}, {flat} of {len(episodes)} groups all alike"
-        return Played(episodes, {"reward": mean, "flat": flat, "told": said})
+        return Played(episodes, count_rewards(worth, flat, len(episodes)))
 
     def own_rewards(self, episode: Episode) -> Own | None:
         """Returns what the function of a person's own gives each sample; None without one."""
@@ -408,12 +423,12 @@ class Traces:
     def others(self, n: int, drawn: list[Episode]) -> list[str]:
         """Returns n problems that the wave has not drawn, or as many as there are.
 
-        They go on in the round's order, behind its own problems, and around.
+        Those that are none of the round's come first, then those that it has yet to draw.
         """
         had, state = {one.problem.id for one in drawn}, self.state
-        order = self.frame.order(state.epoch)
-        at = (self.size(state.epoch) + state.redrawn) % len(order)
-        found = [pid for pid in order[at:] + order[:at] if pid not in had][:n]
+        order, own = self.frame.order(state.epoch), self.size(state.epoch)
+        fresh = order[own + state.redrawn :] + order[state.cursor : own]
+        found = [pid for pid in dict.fromkeys(fresh + order) if pid not in had][:n]
         state.redrawn += len(found)
         return found
 

@@ -205,7 +205,7 @@ def load_tuned(model: str, adapter: str) -> tuple[Policy, Arrays]:
     """The model with the adapter on it, and its arrays without. Raises UserError on a misfit."""
     if adapter:
         read_adapter(adapter)
-    policy = load_policy(PolicyConfig(model=model, dequantize="no"))
+    policy = load_policy(PolicyConfig(model=model, dequantize="no"), "--model")
     own = dict(tree_flatten(policy.model.parameters()))
     if not adapter:
         return policy, own

@@ -41,7 +41,10 @@ LOAD_ERRORS = (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSErr
 
 
 def load_policy(config: PolicyConfig, table: str = "policy") -> Policy:
-    """Loads a model by hub name, path or "tiny". table: of the recipe, to name in a UserError."""
+    """Loads a model by hub name, path or "tiny".
+
+    table: of the recipe, or "--model", to name in a UserError.
+    """
     path = str(TINY) if config.model == "tiny" else config.model
     if config.adapter:
         find_adapter(config.adapter)
@@ -93,7 +96,7 @@ def ask_template(
         return ChatTemplate(tokenizer, config.thinking, config.template)
     except TemplateFault as fault:
         raise UserError(
-            f"{table}.model = {config.model!r}: its chat template fails: {fault.reason}", fault.hint
+            f"{named(config, table)}: its chat template fails: {fault.reason}", fault.hint
         ) from None
 
 
@@ -353,9 +356,15 @@ def load_fault(config: PolicyConfig, error: Exception, table: str) -> UserError:
     if isinstance(error, (HFValidationError, OSError)):  # the hub's errors are among the second
         return missing_model(config, error, table)
     return UserError(
-        f"{table}.model = {config.model!r} cannot be loaded: {one_line(error)}",
+        f"{named(config, table)} cannot be loaded: {one_line(error)}",
         "give a model that mlx-lm supports",
     )
+
+
+def named(config: PolicyConfig, table: str) -> str:
+    """Returns a model as a person gave it: by a key of a table, or by the option --model."""
+    key = f"{table}.model = {config.model!r}"
+    return f"--model {config.model}" if table == "--model" else key
 
 
 def missing_model(config: PolicyConfig, error: Exception, table: str) -> UserError:
@@ -363,16 +372,13 @@ def missing_model(config: PolicyConfig, error: Exception, table: str) -> UserErr
         name = error.filename if isinstance(error, FileNotFoundError) else None
         reason = f"no {Path(name).name} in it" if name else one_line(error)
         return UserError(
-            f"{table}.model = {config.model!r} is not an mlx-lm model folder: {reason}",
+            f"{named(config, table)} is not an mlx-lm model folder: {reason}",
             "make one with: mlx_lm.convert --hf-path NAME --mlx-path DIR -q",
         )
     if config.model.startswith(("/", ".", "~")):
-        return UserError(
-            f"{table}.model = {config.model!r}: no such folder", "give a folder, or a hub name"
-        )
+        return UserError(f"{named(config, table)}: no such folder", "give a folder, or a hub name")
     return UserError(
-        f"{table}.model = {config.model!r}: no such folder, and the hub gave none "
-        f"({type(error).__name__})",
+        f"{named(config, table)}: no such folder, and the hub gave none ({type(error).__name__})",
         f"check the name and the connection, or run: hf download {config.model}",
     )
 

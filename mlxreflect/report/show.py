@@ -321,11 +321,11 @@ def leak_line(leaks: dict[str, Any]) -> str | None:
 def look_line(dev: dict[str, Any]) -> str:
     """Returns what the looks at dev problems came to, in one line."""
     at = {name: f"{percent(dev[name]['accuracy'])} after wave {dev[name]['wave']}"
-          for name in ("best", "last")}  # fmt: skip
+          if dev[name] else "none above it" for name in ("best", "last")}  # fmt: skip
     ended = "; learning ended because base was better" if dev["stopped"] else ""
     return (
-        f"base {percent(dev['base'])}, best {at['best']}, last {at['last']}; trained is the "
-        f"{dev['trained']}{ended}"
+        f"base {percent(dev['base'])}, best {at['best']}, last {at['last']}; trained is "
+        f"{'' if dev['trained'] == 'base' else 'the '}{dev['trained']}{ended}"
     )
 
 

@@ -231,6 +231,8 @@ def judged_rows(r: Mapping[str, Any]) -> dict[str, str]:
 def two_columns(r: Mapping[str, Any], rows: Mapping[str, str]) -> Table:
     title = plain(f"{r['b']} against {r['a']}", "bold")
     made = Table(title=title, title_justify="left", show_header=False, box=box.SIMPLE)
+    for _ in range(2):  # too wide for a terminal, it becomes paragraphs as all tables do
+        made.add_column(no_wrap=True)
     for name, value in rows.items():
         if value:
             made.add_row(plain(name), plain(value))

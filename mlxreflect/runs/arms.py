@@ -7,12 +7,14 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from mlxreflect.config.recipe import dev_spec
 from mlxreflect.config.schema import REMOTE, EvalSpec, Recipe, method_of
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.journal import read_rows, replace_folder
+from mlxreflect.core.journal import read_json, read_rows, remove, replace_folder
 from mlxreflect.core.records import Problem
 from mlxreflect.core.ui import Ui
 from mlxreflect.evaluation.arms import unique_rows
@@ -28,7 +30,7 @@ from mlxreflect.methods.learning import ADAPTER
 from mlxreflect.models.load import device_name, weights_hash
 from mlxreflect.models.policy import Policy
 from mlxreflect.models.template import with_tags
-from mlxreflect.runs.figures import Figures
+from mlxreflect.runs.figures import ONLY_BASE, Figures
 from mlxreflect.runs.folder import RunFolder
 from mlxreflect.stats import evidence, power_sentence
 from mlxreflect.tasks import find_task, is_open
@@ -89,16 +91,27 @@ class RunArms:
         spec = directly(self.specs[name]) if direct else self.specs[name]
         asked = problem_set(find_task(spec.task), spec, self.held_out[name])
         generator = generator_of(LocalModel(self.policy, weights), asked, self.answers)
-        folder = self.run.path / "eval" / arm
-        if len(self.specs) == 1:
-            return measure(generator, folder, self.ui, arm)
-        return measure(generator, folder / name, self.ui, f"{arm}, {name}")
+        folder, told = self.run.path / "eval" / arm, arm
+        if len(self.specs) > 1:
+            folder, told = folder / name, f"{arm}, {name}"
+        forget_other(folder, weights)
+        return measure(generator, folder, self.ui, told)
 
     def judge(self) -> None:
         """Has the answers to open questions judged, of each arm against base."""
         if any(is_open(spec.task) for spec in self.specs.values()):
             differ = ("prompt.style",) if self.run.config.eval.direct else ()
             compare_all([self.run.path], Options(differ=differ, judge=self.judging))
+
+
+def forget_other(folder: Path, weights: str) -> None:
+    """Removes answers of another policy, as of a wave that a resumed run has done again.
+
+    With another train.part_tokens, or on another machine, it may end with other weights.
+    """
+    setup = folder / "setup.json"
+    if setup.is_file() and read_json(setup).get("adapter") != weights:
+        remove(folder)
 
 
 def check_arms(recipe: Recipe, specs: Specs) -> None:
@@ -167,8 +180,11 @@ class Watch:
         self.rows: list[Figures] = []
         self.base: dict[str, bool] = {}  # problem → whether base is right
 
-    def begin(self) -> None:
-        """Asks the policy as it is, which is the base. Looks of before a stop are read."""
+    def begin(self, adapter: dict[str, Any]) -> None:
+        """Asks the policy as it is: base, and the best until a look is better.
+
+        Looks of before a stop are read. adapter: the settings of the one that is kept.
+        """
         if not self.config.dev_every:
             return
         self.start = weights_hash(self.trainer.trainable())
@@ -177,6 +193,8 @@ class Watch:
         self.base = {row["problem_id"]: row["correct"] for row in rows}
         metrics = self.run.path / "metrics.jsonl"
         self.rows = [row for row in read_rows(metrics) if row["kind"] == "dev"]
+        if self.best() is None:
+            write_adapter(self.run, BEST, self.trainer.trainable(), adapter)
 
     def answer(self, name: str, weights: str, counts: Counter[float]) -> Figures:
         """Asks the policy as it is. counts: of its difference from base, filled problem by problem.
@@ -192,7 +210,9 @@ class Watch:
         spec = self.asked.spec
         model = LocalModel(self.policy, weights)
         generator = LocalGenerator(model, self.asked, self.answers, at_once=spec.batch)
-        return measure(generator, self.run.path / "dev" / name, self.ui, f"dev, {name}", enough)
+        folder = self.run.path / "dev" / name
+        forget_other(folder, weights)
+        return measure(generator, folder, self.ui, f"dev, {name}", enough)
 
     def is_worse(self, counts: Counter[float]) -> bool:
         if not self.config.dev_stop or counts[1] >= counts[-1]:
@@ -219,7 +239,9 @@ class Watch:
         counts = Counter[float]()
         found = self.answer(f"wave-{wave:05d}", weights, counts)
         n, right, worse = found["n"], found["accuracy"], self.is_worse(counts)
-        best = not self.rows or (not worse and right > self.best()["accuracy"])
+        so_far = self.best()
+        least = so_far["accuracy"] if so_far else fmean(self.base.values())
+        best = not worse and right > least
         row = {
             "schema": "metrics/1", "epoch": epoch, "wave": wave, "kind": "dev", "n": n,
             "accuracy": right, "base": (round(right * n) - counts[1] + counts[-1]) / n,
@@ -227,7 +249,7 @@ class Watch:
             "worse": worse, "best": best, "adapter": weights,
             "seconds": round(time.monotonic() - begun, 3),
         }  # fmt: skip
-        praise = ", the best so far" if best and not worse else ""
+        praise = ", the best so far" if best else ""
         self.ui.line(
             f"dev after wave {wave}: {right:.1%} of {n} right, base {row['base']:.1%} "
             f"({counts[1]} gained, {counts[-1]} lost){praise}"
@@ -241,8 +263,9 @@ class Watch:
         self.rows.append(row)
         return [row]
 
-    def best(self) -> Figures:
-        return [row for row in self.rows if row["best"]][-1]
+    def best(self) -> Figures | None:
+        """Returns the best look; None where none was better than base."""
+        return next((row for row in reversed(self.rows) if row["best"]), None)
 
     def stops(self) -> bool:
         """Returns true where a look found the policy worse than base."""
@@ -253,25 +276,29 @@ class Watch:
 
         After a commit, and before a resumed run goes on from it. adapter: its settings.
         """
-        arrays = self.trainer.trainable()
-        if self.rows and self.rows[-1]["best"] and weights_hash(arrays) == self.best()["adapter"]:
+        arrays, last = self.trainer.trainable(), self.rows[-1] if self.rows else None
+        if last and last["best"] and weights_hash(arrays) == last["adapter"]:
             write_adapter(self.run, BEST, arrays, adapter)
 
     def choose(self, held: dict[str, Arrays]) -> None:
         """Makes the best policy the one that is evaluated, where eval.trained says so.
 
-        held: what is written beside it gets the last one. Raises UserError where it is lost.
+        That is base where no look was better. held: what is written beside it gets the last one.
+        Raises UserError where it is lost.
         """
         if self.config.trained != "best" or not self.rows:
             return
         best, folder = self.best(), self.run.path / BEST
-        said = f"trained is the policy after wave {best['wave']}, the best on dev problems"
-        self.ui.line(f"{said}: {best['accuracy']:.1%} of {best['n']} right")
+        said = ONLY_BASE
+        if best:
+            said = f"trained is the policy after wave {best['wave']}, the best on dev problems: "
+            said += f"{best['accuracy']:.1%} of {best['n']} right"
+        self.ui.line(said)
         held[f"{ADAPTER}last"] = dict(self.trainer.trainable())
         file = folder / "adapters.safetensors"
         if file.is_file():
             load_parameters(file, self.trainer)
-        if weights_hash(self.trainer.trainable()) != best["adapter"]:
+        if weights_hash(self.trainer.trainable()) != (best["adapter"] if best else self.start):
             raise UserError(
                 f"{folder} is not the policy that was the best on dev problems",
                 "bring that folder back, or begin a new run",

@@ -16,7 +16,6 @@ from mlxreflect.core.ui import Ui
 from mlxreflect.critics.ledger import total
 from mlxreflect.data import graph
 from mlxreflect.data.forms import trl_row
-from mlxreflect.evaluation.arms import find_arms
 from mlxreflect.evaluation.compare import Options, compare_all
 from mlxreflect.evaluation.evaluate import MUCH
 from mlxreflect.methods.base import LEAK_FILTER, SAMPLED, Played, Wave, count_statuses
@@ -34,6 +33,7 @@ ENOUGH = 20  # answers, of which a share can be told
 FEW = 4  # fewer attempts say nothing of whether the policy knows the format
 RUIN = 0.2  # share of base's figures below which a policy is ruined
 SHOWN = 5  # reasons of the leak filter in a summary
+ONLY_BASE = "trained is base: no look at dev problems was better"
 
 
 # ---- waves ---------------------------------------------------------------------------------------
@@ -147,24 +147,29 @@ def conclude(
     """Writes comparisons, plots and report of a run whose arms are evaluated; returns its summary.
 
     base, trained: the results of each evaluation, the headline's first. calls: the ledger's lines.
-    Says what was lost on the way.
+    All comparisons with base, also of arms on the way, are one family of tests (Holm). Says what
+    was lost.
     """
-    compared = in_order(compare_all([run.path / "eval" / arm for arm in ("base", "trained")]), base)
-    run.write_json("comparison.json", compared["comparisons"][0] if len(base) > 1 else compared)
-    if len(base) > 1 or len(find_arms(run.path)) > 2:
-        differ = ("prompt.style",) if run.config.eval.direct else ()
-        further = compare_all([run.path], Options(differ=differ))
-        run.write_json("comparisons.json", in_order(further, base))
+    differ = ("prompt.style",) if run.config.eval.direct else ()
+    compared = in_order(compare_all([run.path], Options(differ=differ)), base)
+    found = [one for one in compared.get("comparisons", [compared]) if one["b"] == "trained"]
+    several = "comparisons" in compared
+    if kept_base(run):
+        for one in found:
+            one["sentence"] += f" {ONLY_BASE.capitalize()}."
+    run.write_json("comparison.json", found[0])
+    if several:
+        run.write_json("comparisons.json", compared)
     from mlxreflect.report.plots import draw_plots
 
     draw_plots(run.path, method_of(run.config).solved)
     write_outputs([run.path], logs=False)
-    keys = COMPARED if len(base) == 1 else (*COMPARED, "p_holm", "verdict")
+    keys = (*COMPARED, "p_holm", "verdict") if several else COMPARED
     evaluated = {
         name: {"base": {key: base[name][key] for key in MEASURED},
                "trained": {key: trained[name][key] for key in MEASURED},
                "comparison": {key: one.get(key) for key in keys} | judged_figures(one)}
-        for name, one in zip(base, compared.get("comparisons", [compared]), strict=True)
+        for name, one in zip(base, found, strict=True)
     }  # fmt: skip
     summary, lost = summarise_run(run, evaluated, calls), lost_texts(run.path)
     if lost.said:
@@ -174,6 +179,13 @@ def conclude(
     if not summary["tokens_trained"]:
         summary["untrained"] = untrained(run.path, summary, lost)
     return summary
+
+
+def kept_base(run: RunFolder[Recipe]) -> bool:
+    """Returns true where base itself is evaluated as trained, since no look was better."""
+    looks = [row for row in read_rows(run.path / "metrics.jsonl") if row["kind"] == "dev"]
+    chosen = run.config.eval.trained == "best" and len(looks) > 0
+    return chosen and not any(row["best"] for row in looks)
 
 
 def judged_figures(one: Figures) -> Figures:
@@ -249,13 +261,15 @@ def dropped_leaks(folder: Path) -> Figures:
 def summarise_looks(looks: Sequence[Figures], trained: str) -> Figures:
     """Returns the figures of the looks at dev problems: base, the last and the best policy.
 
-    trained: which of both was evaluated. stopped: base was better, which ended learning.
+    best: None where no look was better than base. trained: which of the three was evaluated.
+    stopped: base was better, which ended learning.
     """
     keys = ("wave", "accuracy", "n")
-    last, best = looks[-1], [row for row in looks if row["best"]][-1]
+    last, best = looks[-1], next((row for row in reversed(looks) if row["best"]), None)
     return {
         "looks": len(looks), "base": looks[0]["base"], "last": {key: last[key] for key in keys},
-        "best": {key: best[key] for key in keys}, "trained": trained,
+        "best": {key: best[key] for key in keys} if best else None,
+        "trained": trained if best or trained == "last" else "base",
         "stopped": any(row["worse"] for row in looks),
     }  # fmt: skip
 

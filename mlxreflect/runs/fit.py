@@ -169,7 +169,7 @@ def encode_data(
         if not isinstance(row, Dropped):
             rows[id(example)] = row
             continue
-        where = str(example.source.get("row") or example.source or "a row")
+        where = str(example.source["row"])
         reason = row.reason + row.detail
         if job.data.bad_row == "fatal":
             hint = "correct or delete that row, or set data.bad_row=skip"

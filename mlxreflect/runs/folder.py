@@ -342,14 +342,18 @@ def began_with(kind: Kind[C], path: Path) -> dict[str, Any]:
     """
     file = path / kind.identity
     identity = read_json(file)
+    # Folders of before there was one have no SHA-256, and no key that is not known.
+    unsealed = not identity.keys() - {"schema", "id", "version", "digest", "data", kind.key}
     whole = identity.pop("sha256", "") == digest_of(identity)
     keys, made_by = identity.get(kind.key), str(identity.get("version", ""))
     if not isinstance(keys, dict):
         raise UserError(
             f"{file}: no {kind.key} in it", f"restore that file, or begin a new {kind.word}"
         )
-    maker, fault = f"version {made_by}" if made_by else "an older version", ""
-    if made_by.split(".")[:2] == version("mlxreflect").split(".")[:2]:
+    ours = made_by.split(".")[:2] == version("mlxreflect").split(".")[:2]
+    named = made_by and not (ours and unsealed)
+    maker, fault = f"version {made_by}" if named else "an older version", ""
+    if ours and not unsealed:
         if not whole:
             begin = f": mlxreflect run {quote(str(path / kind.text))}"
             anew = begin if kind.model is Recipe else ""

@@ -23,7 +23,7 @@ from mlxreflect.critics import open_critics, open_embedder
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import SelfCritic
 from mlxreflect.evaluation.arms import short_hash
-from mlxreflect.evaluation.contamination import clean, dev_problems, keep_rows
+from mlxreflect.evaluation.contamination import clean, keep_rows
 from mlxreflect.evaluation.evaluate import eval_problems
 from mlxreflect.evaluation.judge import Judging
 from mlxreflect.methods.base import Frame
@@ -63,7 +63,8 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
     recipe, specs = run.config, eval_specs(run.config)
     task, method = find_task(recipe.task), method_of(recipe)
     held_out = {name: eval_problems(find_task(s.task), s) for name, s in specs.items()}
-    cleaned, dev = clean(recipe, held_out), dev_problems(recipe, held_out)
+    cleaned = clean(recipe, held_out)
+    dev = cleaned.dev
     asked = [one.id for problems in held_out.values() for one in problems]
     watched = [[problem.id for problem in dev]] if dev else []
     run.keep_data(
@@ -110,7 +111,7 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
         watch = Watch(run, policy, trainer, dev, arms.answers, ui)
         with parameters(policy.model, initial):  # also when a resumed run has to do it again
             base = arms.evaluate_all("base", "")
-            watch.begin()
+            watch.begin(adapter)
         del initial  # where all weights are trained it would be a second copy
         loop.play(arms, watch)
         watch.choose(frame.learning.held)

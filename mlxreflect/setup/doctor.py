@@ -42,7 +42,6 @@ from mlxreflect.data.rows import is_path
 from mlxreflect.evaluation.contamination import (
     clean,
     clean_problems,
-    dev_problems,
     further_specs,
     question_of,
 )
@@ -254,10 +253,10 @@ def check_data(recipe: Recipe, known: Known) -> Iterator[Check]:
         told = f"{len(asked)} problems held out{whose}. {power_sentence(len(asked))}"
         yield Check("data", "note" if told.endswith(TOO_FEW) else "ok", told)
     if not any(sources):
-        if recipe.eval.dev_every:
-            told = f"{len(dev_problems(recipe, held_out))} dev problems to look at while it learns"
-            yield Check("data", "ok", told)
         cleaned = clean(recipe, held_out)
+        if cleaned.dev:
+            told = f"{len(cleaned.dev)} dev problems to look at while it learns"
+            yield Check("data", "ok", told)
         known.problems = list(cleaned.problems.values())
         left_out = f"; {clause(cleaned.counts)}" if cleaned.counts else ""
         yield Check("data", "ok", f"{len(cleaned.problems)} problems to learn from{left_out}")

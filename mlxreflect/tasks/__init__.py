@@ -73,12 +73,18 @@ def find_rules(task: Task, name: str, kind: str = "") -> tuple[str, Grader]:
 
 
 def check_eval(spec: EvalSpec) -> None:
-    """Raises UserError for a spec whose task, grading rules or so many problems there are not.
+    """Raises UserError for a spec whose task, rules, problems or worked examples there are not.
 
     And for keys that contradict open questions, or are of those alone.
     """
     task = find_task(spec.task)
     find_rules(task, spec.rules, spec.task.answer_type)
+    if spec.shots and not task.teaches:
+        raise UserError(
+            f"prompt.shots = {spec.shots}: the task {task.name} is an evaluation alone, and has no "
+            "training part for worked examples",
+            "set prompt.shots = 0, or evaluate on another task",
+        )
     if task.generated and not spec.task.source:
         check_limit(task.name, spec.limit)
     asks, judge = spec.task, spec.judge

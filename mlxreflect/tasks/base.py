@@ -60,6 +60,7 @@ class Task:
     hub: the data sets of the hub that it reads where no source is given.
     solver: exact, where the task has one.
     generated: it makes as many problems as are asked for.
+    teaches: it has a training part, of which worked examples are, too.
     checkable: the problem itself says what is right, so grading needs no gold answer.
     """
 
@@ -73,6 +74,7 @@ class Task:
     hub: tuple[str, ...] = ()
     solver: Solver | None = None
     generated: bool = False
+    teaches: bool = True
     checkable: bool = False
 
     @property

@@ -279,6 +279,7 @@ def task_of(benchmark: Benchmark, instruction: str = "") -> Task:
         from_row=benchmark.from_row,
         rules=kind.rules,
         hub=(benchmark.hub,),
+        teaches=bool(benchmark.train),
     )
 
 
