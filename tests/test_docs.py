@@ -39,7 +39,7 @@ UsageError = typer.BadParameter.__mro__[1]  # click's, or the copy inside typer
 HOW = {"run": "dry", "resume": "run", "show": "run", "compare": "run", "grade": "run",
        "eval": "run", "train": "run", "fuse": "run", "doctor": "run",
        "decontaminate": "run", "report": "run", "export": "run",
-       "init": "run", "solve": "run", "annotate": "run"}  # fmt: skip
+       "init": "run", "solve": "run", "annotate": "run", "view": "run"}  # fmt: skip
 OWN_FILES = {
     "notes.txt": "I do not know. <answer> 0 </answer>",
     "problems.jsonl": "".join(f'{{"question": "{i} + 1?", "answer": {i}}}\n' for i in range(30)),
@@ -430,6 +430,8 @@ def try_out(shell: Shell, one: Command) -> Done | None:
         arguments += ["--out", "FUSED"]  # the last one counts
     if one.name == "solve" and parameters["model"] != "tiny":
         return None
+    if one.name == "view" and parameters["out"] is None:
+        return None  # it serves until somebody ends it
     if one.name == "train":
         if parameters["model"] != "tiny":
             arguments[arguments.index("--model") + 1] = "tiny"

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "mlxreflect"
 FLOORS = """
 cli setup
 runs
-report methods
+view report methods
 evaluation critics train
 tasks data graders models stats
 config prompts

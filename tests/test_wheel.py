@@ -58,7 +58,8 @@ def test_the_wheel_holds_what_a_user_needs(wheel: Path) -> None:
 
 
 def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
-    kinds = (".py", ".toml", ".json", ".safetensors", ".jinja", ".md", "/py.typed")
+    kinds = (".py", ".toml", ".json", ".safetensors", ".jinja", ".j2", ".js", ".css", ".md",
+             "/py.typed")  # fmt: skip
     for name in zipfile.ZipFile(wheel).namelist():
         top = name.partition("/")[0]
         assert top == "mlxreflect" or top.endswith(".dist-info"), name

@@ -200,6 +200,36 @@ def show(
         ui.table(part)
 
 
+@app.command(rich_help_panel=LEARN, epilog="Example: mlxreflect view runs/latest --out page.html")
+def view(
+    folders: Annotated[
+        list[Path],
+        Argument(
+            metavar="RUN_DIR…",
+            help="Runs, trainings or evaluations; several are compared.",
+            autocompletion=run_folders,
+        ),
+    ],
+    out: Annotated[
+        Path | None, Option(help="A file to write; default: served live on this machine.")
+    ] = None,
+) -> None:
+    """Look at runs in a browser: verdict, curves, every attempt, critique and rewrite.
+
+    Without --out a page that only this machine can open follows a run while it works.
+    """
+    require_mlx()
+    from mlxreflect.view.page import write_page
+    from mlxreflect.view.server import serve
+
+    ui, paths = make_ui(False), [folder(path) or path for path in folders]
+    if out is None:
+        serve(paths, ui.line)
+        return
+    size = write_page(paths, out)
+    ui.line(f"{out}: {size / 1e6:.1f} MB, one file to open or to send; it asks no server")
+
+
 # ---- use the result ------------------------------------------------------------------------------
 
 

@@ -325,6 +325,24 @@ def owner_of(lock: TextIO) -> str:
     return ""
 
 
+def owner_alive(path: Path) -> int | None:
+    """Returns the process that works in a folder, as far as its id tells; None where none does.
+
+    The lock itself is not touched: a run that begins at that moment would be refused it.
+    """
+    file = path / ".lock"
+    said = file.read_text(encoding="ascii", errors="replace").strip() if file.is_file() else ""
+    if not said.isdecimal():
+        return None
+    try:
+        os.kill(int(said), 0)
+    except (ProcessLookupError, OverflowError):
+        return None
+    except PermissionError:  # it is there, and another user's
+        pass
+    return int(said)
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """A folder is this process's own while the block runs. Raises UserError where it is in use."""
