@@ -39,6 +39,7 @@ from mlxreflect.report.plots import (
     compared_in,
     fresh,
     held_out_figures,
+    is_graded,
     moving,
     paired,
     rewarded,
@@ -114,7 +115,7 @@ def gather_run(folder: Path, found: Gathered) -> Tree:
         tables["learned"] = {**found.table(LEARNED, rows, stories),
                              "words": {**WORDS, **(method.words if method else {})}}  # fmt: skip
     if arms:
-        tables["held_out"] = held_out(arms, found)
+        tables["held_out"] = held_out(arms, compared, found)
     state = state_of(folder, summary)
     return {
         "kind": "run",
@@ -159,7 +160,7 @@ def brief(one: Mapping[str, Any]) -> Tree:
 
 
 def figures(arm: Arm) -> Tree:
-    accuracy, low, high = arm.accuracy
+    accuracy, low, high = (None, None, None) if arm.open else arm.accuracy
     samples = [sample for one in arm.problems.values() for sample in one.samples]
     return {
         "name": arm.name, "part": arm.part, "model": arm.model, "n": len(arm.problems),
@@ -380,27 +381,39 @@ def tell_turn(turn: Turn, turns: list[Turn], asked: list[Any]) -> Tree:
     return {key: value for key, value in told.items() if value is not None}
 
 
-def held_out(arms: Sequence[Arm], found: Gathered) -> Tree:
-    """Returns the table of evaluated problems, with the answers of all arms beside each other."""
+def held_out(arms: Sequence[Arm], compared: Sequence[Mapping[str, Any]], found: Gathered) -> Tree:
+    """Returns the table of evaluated problems, with the answers of all arms beside each other.
+
+    compared: tells which answers to open questions a judge preferred, and why.
+    """
+    judged = {
+        (one["task"], problem["id"]): (word, problem["why"])
+        for one in compared if "judged" in one
+        for key, word in (("gained", "preferred"), ("lost", "not preferred"))
+        for problem in one[key]
+    }  # fmt: skip
     rows, stories, names = [], [], list(dict.fromkeys(arm.name for arm in arms))
     for part, group in by_task(arms).items():
         last = next((arm for arm in group if arm.name == "trained"), group[-1])
+        ends = (group[0], last)[len(group) == 1 :]
         for id_ in dict.fromkeys(id_ for arm in group for id_ in arm.problems):
-            mine = {arm.name: arm.problems.get(id_) for arm in group}
-            asked = {name: one for name, one in mine.items() if one}
+            asked = {arm.name: arm.problems[id_] for arm in group if id_ in arm.problems}
             problem = next((one.problem for one in asked.values() if one.problem), None)
-            final = mine[last.name]
-            rows.append([
-                id_, shorten(problem.fields, QUESTION) if problem else "", part,
-                " → ".join(map(mark, (mine[group[0].name], final)[len(group) == 1 :])),
-                [one and one.parsed[0] for one in map(mine.get, names)],
-                error_of(final), int(any(s.finish_reason == "length" for one in asked.values()
-                                         for s in one.samples)),
-            ])  # fmt: skip
+            change = " → ".join(mark(asked.get(arm.name)) for arm in ends)
+            why = None
+            if last.open:
+                change, why = judged.get((part, id_), ("tie", None))
+            answers = [asked[name].parsed[0] if name in asked else None for name in names]
+            error = "" if last.open else error_of(asked.get(last.name))
+            samples = [sample for one in asked.values() for sample in one.samples]
+            cut = int(any(sample.finish_reason == "length" for sample in samples))
+            question = shorten(problem.fields, QUESTION) if problem else ""
+            rows.append([id_, question, part, change, answers, error, cut])
             stories.append({
                 "kind": "held_out", "id": id_, "part": part, "gold": problem and problem.gold,
-                "fields": problem.fields if problem else {},
-                "arms": [{"name": name, "samples": list(map(tell_sample, one.samples))}
+                "fields": problem.fields if problem else {}, "why": why, "change": change,
+                "arms": [{"name": name, "open": last.open,
+                          "samples": list(map(tell_sample, one.samples))}
                          for name, one in asked.items()],
             })  # fmt: skip
     return {**found.table(HELD_OUT, rows, stories), "arms": names}
@@ -450,7 +463,8 @@ def charts(data: RunData, solved: str) -> list[Tree]:
         at = {"base": -0.5, **{w["arm"]: i for i, w in enumerate(waves) if "arm" in w},
               "trained": len(waves) - 0.5}  # fmt: skip
         asked = [(x, data.arms[arm]["accuracy"]) for arm, x in at.items() if arm in data.arms]
-        lines.append(line("held-out problems", asked, smooth=False))
+        if is_graded(data.arms.values()):
+            lines.append(line("held-out problems", asked, smooth=False))
         if looks := data.kind("dev"):
             seen = [(-0.5, looks[0]["base"]), *((row["wave"], row["accuracy"]) for row in looks)]
             lines.append(line("dev problems", seen, smooth=False))
@@ -578,7 +592,7 @@ def gather_evaluations(folders: Sequence[Path], found: Gathered) -> Tree:
         "warnings": [f"{one['b']} is not compared with {one['a']}: {one['fault']}"
                      for one in compared if "fault" in one]
                     + warnings_of({}, arms, RunData([])),
-        "tables": {"held_out": held_out(arms, found)},
+        "tables": {"held_out": held_out(arms, compared, found)},
     }  # fmt: skip
 
 

@@ -149,7 +149,8 @@ function section(name, data, draw, host) {
     home = el("section", { id: "part-" + name });
     $("main").append(home);
   }
-  home.replaceChildren(...[draw()].flat().filter((one) => one));
+  home.replaceChildren();
+  add(home, draw());
   home.hidden = !home.childNodes.length;
 }
 
@@ -183,12 +184,11 @@ function overviewPage(at) {
   section("totals", run.totals, () => Object.keys(run.totals).length ? [el("h2", {}, "In figures"), factList(run.totals)] : []);
 }
 
-const BETTER = { true: "is better", false: "is worse" };
-
 function says(one) {
-  const who = one.b[0].toUpperCase() + one.b.slice(1);
-  if (one.verdict === "significant" || (one.verdict === undefined && one.p_exact < one.alpha)) return `${who} ${BETTER[one.difference > 0]}`;
-  return one.verdict === "borderline" ? `${who} may ${one.difference > 0 ? "be better" : "be worse"}` : "No difference is shown";
+  const who = one.b[0].toUpperCase() + one.b.slice(1), better = one.difference > 0;
+  const words = known(one.win_rate) ? ["preferred", "not preferred"] : ["better", "worse"];
+  if (one.verdict === "significant" || (one.verdict === undefined && one.p_exact < one.alpha)) return `${who} is ${words[better ? 0 : 1]}`;
+  return one.verdict === "borderline" ? `${who} may be ${words[better ? 0 : 1]}` : "No difference is shown";
 }
 
 function verdict(run, number) {
@@ -205,17 +205,17 @@ function verdict(run, number) {
     el("p", { class: "kicker" }, `${one.task || "Held-out problems"}, ${counted(one.n, "question")}`),
     el("p", { class: "says" }, says(one)),
     el("div", { class: "numbers" },
-      el("div", { class: "big" }, points(one.difference), el("small", {}, " points")),
+      known(one.win_rate) ? el("div", { class: "big" }, percent(one.win_rate), el("small", {}, " win rate")) : el("div", { class: "big" }, points(one.difference), el("small", {}, " points")),
       el("div", { class: "from" },
         el("span", {}, el("b", {}, percent(one.accuracy_a)), el("span", { class: "dim" }, " " + one.a)),
         el("span", { class: "dim", "aria-hidden": "true" }, "→"),
         el("span", {}, el("b", {}, percent(one.accuracy_b)), el("span", { class: "dim" }, " " + one.b)))),
     el("div", { class: "pair" },
-      el("div", {}, el("h3", {}, `Difference in points, with its ${Math.round(100 * (1 - one.alpha))}% interval`), interval(one)),
-      el("div", {}, el("h3", {}, "Questions gained and lost"), bar,
+      el("div", {}, el("h3", {}, `${known(one.win_rate) ? "Won more than lost" : "Difference"} in points, with its ${Math.round(100 * (1 - one.alpha))}% interval`), interval(one)),
+      el("div", {}, el("h3", {}, known(one.win_rate) ? "Answers preferred, and not" : "Questions gained and lost"), bar,
         el("p", { class: "ends" },
-          el("a", { href: listed, onclick: filter("wrong → right") }, `${count(one.gains)} gained`),
-          el("a", { href: listed, onclick: filter("right → wrong") }, `${count(one.losses)} lost`)))),
+          el("a", { href: listed, onclick: filter(known(one.win_rate) ? "preferred" : "wrong → right") }, `${count(one.gains)} gained`),
+          el("a", { href: listed, onclick: filter(known(one.win_rate) ? "not preferred" : "right → wrong") }, `${count(one.losses)} lost`)))),
     el("p", { class: "sentence" }, one.sentence),
     others.length ? comparisonTable(others, "Other comparisons") : null);
 }
@@ -261,8 +261,8 @@ function armTable(arms) {
     el("tbody", {}, arms.map((arm) => el("tr", {},
       el("th", { scope: "row" }, several ? `${arm.part}: ${arm.name}` : arm.name),
       el("td", {}, count(arm.n) + (arm.samples > 1 ? ` × ${arm.samples}` : "")), el("td", {}, el("b", {}, percent(arm.accuracy))),
-      el("td", {}, `${percent(arm.low)} to ${percent(arm.high)}`), el("td", {}, percent(arm.format)),
-      el("td", {}, count(arm.unparsed)), el("td", {}, count(arm.cut)), el("td", { class: "wideonly" }, armBar(arm)))))));
+      el("td", {}, known(arm.low) ? `${percent(arm.low)} to ${percent(arm.high)}` : "judged"), el("td", {}, percent(arm.format)),
+      el("td", {}, count(arm.unparsed)), el("td", {}, count(arm.cut)), el("td", { class: "wideonly" }, known(arm.accuracy) && armBar(arm)))))));
 }
 
 function armBar(arm) {
@@ -593,7 +593,7 @@ function cell(table, row, name, i) {
   const value = row[table.at[name]];
   if (name === "question") return el("a", { href: storyLink(table, i), tabindex: -1 }, value || row[0]);
   if (name === "status") return el("span", { class: "status " + value }, (table.data.words || {})[value] || value);
-  if (name === "change") return el("span", { class: "change " + { "wrong → right": "good", "right → wrong": "bad" }[value] }, value);
+  if (name === "change") return el("span", { class: "change " + ({ "wrong → right": "good", preferred: "good", "right → wrong": "bad", "not preferred": "bad" }[value] || "") }, value);
   if (name === "waves") return value.length > 3 ? `${value[0]} … ${value[value.length - 1]}` : value.join(", ");
   if (name === "answers") return table.data.arms.map((arm, k) => [k ? el("span", { class: "dim" }, " · ") : null, value[k] ?? el("span", { class: "dim" }, "none")]);
   return spaced(value);
@@ -711,11 +711,12 @@ function heldOutStory(story) {
     el("article", { class: "asked" }, el("h2", {}, "The problem"), el("p", { class: "dim" }, `${story.id}, ${story.part}`), prose(question, "Question"),
       story.gold !== null && el("p", {}, el("span", { class: "dim" }, "expected "), el("b", {}, story.gold))),
     el("div", { class: "beside" }, story.arms.map((arm) => el("article", { class: "arm" }, el("h2", {}, arm.name), arm.samples.map((one, i) =>
-      el("section", { class: "turn " + (one.correct && one.format ? "pass" : "fail") },
+      el("section", { class: "turn " + (arm.open ? "" : one.correct && one.format ? "pass" : "fail") },
         el("h3", {}, arm.samples.length > 1 ? `sample ${i + 1}` : "answer", el("span", { class: "dim" }, known(one.tokens) ? ` · ${counted(one.tokens, "token")}` : "", one.cut ? " · cut off at the token limit" : "")),
         prose(one.text, arm.name),
         el("p", {}, el("span", { class: "dim" }, "read as "), one.parsed === null ? "no answer" : el("code", {}, one.parsed), known(one.score) && ` (F1 ${few(one.score)})`),
-        verdictLine(one.correct, one.format)))))),
+        !arm.open && verdictLine(one.correct, one.format)))))),
+    story.why && el("p", {}, el("span", { class: "dim" }, `the judge: ${story.change}, because `), story.why),
   ];
 }
 
