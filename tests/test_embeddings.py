@@ -369,6 +369,7 @@ def test_the_server_is_that_of_the_providers_critic(
     shown = ("provider", "model", "base_url", "key_env", "price_in")
     assert (found and tuple(getattr(found, key) for key in shown)) == expected
     assert found is None or found.thinking == "auto"
+    assert (f"{name} (embedder)" in method_of(recipe).critic_names(recipe)) == (found is not None)
 
 
 def test_a_dry_run_counts_the_calls(notes: Path) -> None:

@@ -72,6 +72,8 @@ FORMS = {
     ),
     "several on a line": ("Edges: bees -> honey (high → high); wax → light",
                           [("bees", "", "honey"), ("wax", "", "light")]),
+    "colons in names": ("Triple: bees | kind: of | honey\nwax: pure -- of --> bees: wild",
+                        [("bees", "kind: of", "honey"), ("pure", "of", "bees: wild")]),
     "hyphens in names": ("beta-sheet --enables--> high-strength\nstructure–property → use",
                          [("beta-sheet", "enables", "high-strength"),
                           ("structure–property", "", "use")]),
@@ -160,11 +162,12 @@ def episode(problem: str, wave: int, *thoughts: str, role: Any = "attempt") -> E
     return Episode("preflexor", 1, wave, asked, turns, Outcome(False, None, "discarded"))
 
 
-EPISODES = [
+EPISODES = [  # in the last wave nothing is new
     episode("p1", 0, "bees | make | honey", "Bees | make | honey\nwax | of | bees"),
     episode("p2", 0, "nothing"),
     episode("p2", 1, "honey | feeds | people\nBEES | make | HONEY", role="ground"),
     episode("p3", 3, "iron | rusts in | air"),
+    episode("p1", 4, "iron | rusts in | air"),
 ]
 
 
@@ -181,7 +184,7 @@ def test_rows_say_where_a_triple_was_drawn(tmp_path: Path) -> None:
         "schema": "triple/1", "epoch": 1, "wave": 0, "problem": "p1", "turn": 1, "role": "attempt",
         "subject": "Bees", "relation": "make", "object": "honey",
     }  # fmt: skip
-    assert [row["role"] for row in rows] == ["attempt"] * 3 + ["ground"] * 2 + ["attempt"]
+    assert [row["role"] for row in rows] == ["attempt"] * 3 + ["ground"] * 2 + ["attempt"] * 2
     lost = [replace(turn, error="of no use") for turn in EPISODES[0].turns]
     assert list(graph_rows(replace(EPISODES[0], turns=lost))) == []
 
@@ -201,8 +204,8 @@ def test_graphs_grow_together(tmp_path: Path) -> None:
     )
     assert dict(made.roles) == {"attempt": 2, "ground": 1}
     assert graph.largest() == 4
-    said = ("6 nodes, 4 edges, 4 nodes in the largest component; new nodes in wave 0 to 3: "
-            "3, 1, 0, 2")  # fmt: skip
+    said = ("6 nodes, 4 edges, 4 nodes in the largest component; new nodes in each wave: "
+            "3, 1, 0, 2, 0")  # fmt: skip
     assert graph.sentence() == said
     out = StringIO()
     console(out).print(*show_summary(tmp_path))
@@ -230,7 +233,7 @@ def test_components_are_those_of_a_search() -> None:
 def test_a_row_that_is_none_is_named(row: dict[str, Any], tmp_path: Path) -> None:
     rows = write_rows(tmp_path)
     append_rows(tmp_path / "graph.jsonl", [{**rows[0], **row} if row else {}])
-    with pytest.raises(UserError, match=r"graph\.jsonl, row 7: not a triple"):
+    with pytest.raises(UserError, match=r"graph\.jsonl, row 8: not a triple"):
         read_graph(tmp_path)
 
 

@@ -73,7 +73,7 @@ def triple(subject: str, relation: str, object_: str) -> Iterator[Triple]:
 # ---- one line ------------------------------------------------------------------------------------
 
 BULLET = re.compile(r"(?:[-*+•–]\s+|\(?\d{1,3}[.):]\s+)+")
-LABEL = re.compile(r"[\w #]{1,40}:\s+")  # before triples on one line: "Edges: A -> B"
+LABEL = re.compile(r"^[\w #]{1,40}:\s+")  # before triples on one line: "Edges: A -> B"
 ASIDE = re.compile(r"\([^()]*(?:->|→)[^()]*\)")
 ARROW = r"(?:[-–—=]{1,3}>|-\.->|[-–—]{0,3}[→⟶⇒➔➜])"
 CONNECTOR = re.compile(
@@ -97,7 +97,7 @@ def in_line(line: str) -> Iterator[Triple]:
     if len(line) > MOST_LINE:
         return
     if "|" in line and not CONNECTOR.search(line):
-        parts = LABEL.sub("", line, count=1).strip().strip("|").split("|")
+        parts = LABEL.sub("", line).strip().strip("|").split("|")
         if len(parts) == 3 and node_key(parts[0]).strip() not in COLUMNS:
             yield from triple(*parts)
         return
@@ -119,7 +119,7 @@ def in_piece(text: str) -> Iterator[Triple]:
         return
     ends = [0, *(link.end() for link in links)]
     nodes = [text[i : link.start()] for i, link in zip(ends, links, strict=False)]
-    nodes = [LABEL.sub("", nodes[0].lstrip(), count=1), *nodes[1:], text[ends[-1] :]]
+    nodes = [LABEL.sub("", nodes[0].lstrip()), *nodes[1:], text[ends[-1] :]]
     said = ["".join(filter(None, link.groups())) for link in links]
     if len(links) == 1 and not said[0]:
         nodes[1], said[0] = said_after(nodes[1])
@@ -340,12 +340,11 @@ class KnowledgeGraph:
 
     def sentence(self) -> str:
         """Returns the size of the graph, and how many nodes each of the last waves found."""
-        new = Counter(self.first.values())
-        waves = range(max(new) + 1)[-SHOWN:]
-        grown = ", ".join(str(new[wave]) for wave in waves)
+        new, last = Counter(self.first.values()), max(max(e.waves) for e in self.edges.values())
+        grown = ", ".join(str(new[wave]) for wave in range(last + 1)[-SHOWN:])
         return (
             f"{len(self.names)} nodes, {len(self.edges)} edges, {self.largest()} nodes in the "
-            f"largest component; new nodes in wave {waves[0]} to {waves[-1]}: {grown}"
+            f"largest component; new nodes in each wave{' of the last' * (last >= SHOWN)}: {grown}"
         )
 
 

@@ -143,12 +143,15 @@ class Method:
     def critic_names(self, recipe: Recipe) -> str:
         """Returns who is asked while a run learns: critics, the policy itself, or none.
 
-        A critic is provider and model, with its tiers where more than one critic is asked.
+        A critic is provider and model, with its tiers where more than one critic is asked; an
+        embedding model is one more.
         """
         found: dict[str, list[str]] = {}
         for tier in self.tiers(recipe):
             config = recipe.critic.tier(tier)
             found.setdefault(f"{config.provider}:{config.model}".rstrip(":"), []).append(tier)
+        if embeds := self.embedder(recipe):
+            found.setdefault(f"{embeds.provider}:{embeds.model}", []).append("embedder")
         several = len(found) > 1
         names = [f"{n} ({', '.join(t)})" for n, t in found.items()] if several else list(found)
         return " and ".join([*names, *["the policy itself"] * self.asks_itself(recipe)]) or "none"
