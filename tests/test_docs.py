@@ -53,6 +53,7 @@ OWN_FILES = {
     ),
     "NOTES/bees.md": "# Bees\n\nBees gather nectar from flowers and make honey of it in summer.\n",
     "exam.jsonl": '{"question": "5 + 1?"}\n{"question": "6 + 1 ?"}\n',
+    "questions.jsonl": '{"prompt": "Why is the sky blue?"}\n{"prompt": "Why do bees dance?"}\n',
     "responses.jsonl": '{"id": 1, "response": "a", "numbers": [3, 4], "target": 7, "gold": 7}\n',
 }
 
@@ -432,6 +433,8 @@ def try_out(shell: Shell, one: Command) -> Done | None:
         return None
     if one.name == "view" and parameters["out"] is None:
         return None  # it serves until somebody ends it
+    if one.name == "compare" and parameters["judge"]:
+        return None  # a critic's server
     if one.name == "train":
         if parameters["model"] != "tiny":
             arguments[arguments.index("--model") + 1] = "tiny"

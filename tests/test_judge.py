@@ -19,10 +19,10 @@ from support.fake_ollama import FakeOllama
 from support.fake_server import Body, Scripted, http
 from support.kill_driver import DRIVER
 from support.rows import write_rows
-from support.shell import Shell, shell_inside
+from support.shell import Shell, sets, shell_inside
 
 from mlxreflect.config.recipe import load_recipe
-from mlxreflect.config.schema import CriticConfig, EvalSpec
+from mlxreflect.config.schema import BudgetConfig, CriticConfig, EvalSpec
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_rows
 from mlxreflect.core.ui import Ui
@@ -31,8 +31,9 @@ from mlxreflect.evaluation.arms import sample_row
 from mlxreflect.evaluation.compare import Options, compare, compare_all
 from mlxreflect.evaluation.evaluate import Generator, evaluate, problem_set
 from mlxreflect.evaluation.judge import Judging
+from mlxreflect.report.plots import draw_plots
 from mlxreflect.report.report import write_outputs
-from mlxreflect.report.show import show_run
+from mlxreflect.report.show import show_run, show_summary
 from mlxreflect.runs.folder import create_run
 from mlxreflect.runs.run import check_run
 from mlxreflect.tasks import TASKS, check_eval
@@ -59,7 +60,7 @@ class Texts(Generator):
 def arm(folder: Path, texts: Sequence[str], name: str = "", **spec: Any) -> Path:
     """An evaluation's folder, written by the evaluation itself."""
     rows = [{"prompt": f"Why is {i} a number?"} for i in range(len(texts))]
-    folder.parent.mkdir(exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     source = str(write_rows(folder.parent / f"{len(rows)}.jsonl", rows))
     task = {**SPEC["task"], "source": source, **spec.pop("task", {})}  # type: ignore[dict-item]
     asked = problem_set(TASKS["jsonl"], EvalSpec.model_validate({**SPEC, "task": task, **spec}))
@@ -354,6 +355,42 @@ def test_a_model_that_judges_itself_is_warned_of(
     assert found["itself"] and "models prefer their own answers" in capsys.readouterr().out
 
 
+def test_a_budget_ends_it_and_what_was_judged_is_kept(tmp_path: Path) -> None:
+    a, b = arm(tmp_path / "a", ["long one"] * 20), arm(tmp_path / "b", ["short"] * 20)
+
+    def asked(server: FakeOllama, most: int) -> dict[str, Any]:
+        with ExitStack() as stack:
+            named, budget = (
+                critic(server, cache=str(tmp_path / "kept")),
+                BudgetConfig(max_calls=most),
+            )
+            judging = Judging(Ui(quiet=True), stack, named=named, budget=budget)
+            return compare_all([a, b], Options(judge=judging))
+
+    with FakeOllama(reply=longer) as server:
+        with pytest.raises(UserError) as error:
+            asked(server, 35)
+        assert "critic.budget.max_calls = 35 is reached" in error.value.message
+        assert "the same command again" in error.value.hint
+        assert asked(server, 35)["losses"] == 20
+        assert len(server.chats) == 40
+
+
+def test_judged_evaluations_alone_are_shown_and_drawn(tmp_path: Path) -> None:
+    folders = [arm(tmp_path / "run" / "eval" / n, [n, "same"]) for n in ("base", "trained")]
+    with FakeOllama(reply=longer) as server:
+        result = judged(server, *folders)
+    (tmp_path / "run" / "comparison.json").write_text(json.dumps(result))
+    assert [path.name for path in draw_plots(tmp_path / "run")] == ["comparison.png"]
+    console = Console(width=100)
+    with console.capture() as told:
+        for part in show_summary(tmp_path / "run"):
+            console.print(part)
+    said = " ".join(told.get().split())
+    assert "trained is preferred on 1 of 2 questions, base on 0, and 1 tied" in said
+    assert "with the same answer twice" in said
+
+
 # ---- on the command line -------------------------------------------------------------------------
 
 
@@ -404,6 +441,23 @@ def test_specs_that_cannot_be(keys: dict[str, Any], fault: str) -> None:
     with pytest.raises(UserError) as error:
         check_eval(EvalSpec.model_validate({**SPEC, **keys}))
     assert fault in error.value.message
+
+
+def test_an_eval_whose_spec_names_a_judge(shell: Shell, tmp_path: Path) -> None:
+    write_rows(tmp_path / "q.jsonl", [{"prompt": f"Numbers: {i} 2 3. Why?"} for i in range(3)])
+    with FakeOllama(reply=first) as server:
+        keys = {"provider": "ollama", "model": "critic", "base_url": server.url}
+        done = shell.works(
+            "eval", "open", "--model", "tiny", "--model", shell.model, "--source", "q.jsonl",
+            *sets("max_new_tokens=6", "prompt.style=direct",
+                  *(f"judge.critic.{key}={value}" for key, value in keys.items())),
+            "--out", "OPEN", "--json",
+        )  # fmt: skip
+        arms, asked = json.loads(done.out), len(server.chats)
+        again = json.loads(shell.works("compare", "OPEN", "--json").out)
+        assert len(server.chats) == asked == arms[1]["comparison"]["judged"]["calls"]
+    assert again == arms[1]["comparison"] and again["judged"]["by"] == "ollama:critic"
+    assert arms[0]["accuracy"] is None and again["judged"]["consistency"] in (0.0, None)
 
 
 # ---- a run ---------------------------------------------------------------------------------------

@@ -252,10 +252,11 @@ class Judging:
             "template": BUNDLED.replaced(a.spec.prompt.templates).version(ROLE),
             "samples": samples_of(a, b), "judgements": len(owed),
         }  # fmt: skip
-        self.ui.line(
-            f"{setup['judge']} judges {b.name} against {a.name}: {len(owed)} calls, "
-            f"{len(owed) // 2} of {len(pairs)} questions in both orders, without names"
-        )
+        if owed:
+            self.ui.line(
+                f"{setup['judge']} judges {b.name} against {a.name}: {len(owed)} calls, "
+                f"{len(owed) // 2} of {len(pairs)} questions in both orders, without names"
+            )
         if setup["itself"]:
             self.ui.line(
                 "warning: the judge is the model that answered, and models prefer their own "

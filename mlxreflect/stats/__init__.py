@@ -457,7 +457,8 @@ def judged_sentence(r: Mapping[str, Any], *, task: str = "") -> str:
         f"(exact sign test p = {r['p_exact']:.2g}{adjusted(r)})."
     )
     if told:
-        text += f" The judge, {judged['by']}, {', '.join(told)}."
+        said = ", and ".join([", ".join(told[:-1]), told[-1]]).removeprefix(", and ")
+        text += f" The judge, {judged['by']}, {said}."
     if found == "borderline":
         text += f" The interval leaves out 50%, but the test does not reach {r['alpha']:g}."
     if found == "significant":
