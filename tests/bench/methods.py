@@ -37,10 +37,15 @@ COLUMNS = ("recipe", "seeds", "base", "trained", "difference (95 %)", "of the se
 LIMITS = {
     "limits.policy_tokens": 90_000, "limits.critic_calls": 3000, "limits.training_tokens": 75_000,
 }  # fmt: skip
-LENGTHS: dict[str, dict[str, int | str]] = {
+LENGTHS: dict[str, dict[str, int | float | str]] = {
     "r3": {"r3.wave": 200, "r3.epochs": 20},
     "rel": {"rel.wave": 200},  # its two rounds take the calls
-    "preflexor": {"preflexor.rounds": 5},
+    "preflexor": {
+        "preflexor.rounds": 5,
+        "preflexor.two.rounds": 1,
+        "preflexor.two.lr": 2e-5,
+        "preflexor.two.answer_only": "true",
+    },
     "reflectevo": {"reflectevo.wave": 200, "task.limit": 2000, "reflectevo.retries": "false"},
     "traces": {"traces.rounds": 5},
 }
@@ -78,9 +83,9 @@ def over_seeds(arms: Sequence[Right], problems: Sequence[str]) -> list[float]:
     return [mean(arm[problem] for arm in arms) for problem in problems]
 
 
-def compared(name: str, runs: Sequence[Path]) -> dict[str, Any]:
-    """One row of the table: a recipe's runs, one a seed."""
-    base = [right(run / "eval" / "base") for run in runs]
+def compared(name: str, runs: Sequence[Path], over: str = "base") -> dict[str, Any]:
+    """One row of the table: a recipe's runs, one a seed. over: the arm that trained is held to."""
+    base = [right(run / "eval" / over) for run in runs]
     trained = [right(run / "eval" / "trained") for run in runs]
     problems = sorted(base[0])
     if any(sorted(arm) != problems for arm in (*base, *trained)):

@@ -1,12 +1,14 @@
 """Which settings of a recipe are worth their calls? Chosen on dev problems, never on held-out ones.
 
-usage: python tests/bench/sweep.py DIR [--only r3 …] [--seeds 0 1 2] [--model FOLDER] [--json]
+usage: python tests/bench/sweep.py DIR [--only r3 …] [--seeds 0 1 2] [--model FOLDER] [--over ARM]
+           [--json]
 
 Each recipe's quick profile is run with each of its SETTINGS, over seeds, and evaluated on the dev
 part of its evaluation. What is in DIR already is resumed, or left as it is. Printed for each
 setting: points gained (trained minus base, a problem's mean over the seeds, with the 95 % interval
 over the problems), points for 1,000 critic calls and for 100,000 tokens of the policy, and minutes.
 --model: another policy than the embedded one, such as a folder with SmolLM2-135M-Instruct.
+--over: points over another arm than base, such as phase-1 of preflexor.
 """
 
 import argparse
@@ -41,8 +43,23 @@ SETTINGS: dict[str, dict[str, Keys]] = {
         "both": {**BUDGET, "r3.pairs": "both", "r3.attempts": 4},
     },
     "rel": {"profile": {}, "1 round": {"rel.rounds": 1}, "lr x 2": {"train.sft.lr": 1e-3}},
-    "preflexor": {"profile": {}, "phase II lr x 5": {"preflexor.two.lr": 1e-4}},
-    "reflectevo": {"profile": {}, "III": {"reflectevo.training": "III"}},
+    "preflexor": {
+        "profile": {},
+        **{f"II at {lr}": {"preflexor.two.lr": lr} for lr in (5e-5, 2e-4)},
+        **{f"II at {lr}, 1 round": {"preflexor.two.lr": lr, "preflexor.two.rounds": 1}
+           for lr in (2e-5, 1e-4, 5e-4)},
+        **{f"II at {lr}, 1 round, answers alone": {
+            "preflexor.two.lr": lr, "preflexor.two.rounds": 1, "preflexor.two.answer_only": "true"}
+           for lr in (2e-5, 1e-4, 5e-4, 2e-3)},
+    },
+    "reflectevo": {
+        "profile": {},
+        **{f"III at {lr}": {"reflectevo.training": "III", "train.lr": lr, "train.epochs": 1}
+           for lr in (1e-5, 1e-4, 5e-4, 2e-3)},
+        **{f"{kind} at {lr}": {"reflectevo.training": kind, "train.sft.lr": lr}
+           for kind, lr in (("II", 3e-4), ("II", 2e-3), ("I", 1e-4), ("I", 3e-4), ("I", 1e-3),
+                            ("I", 2e-3))},
+    },
     "traces": {"profile": {}, "online DPO": {"traces.objective": "dpo", "traces.grpo.kl": 0.0}},
 }  # fmt: skip
 
@@ -60,6 +77,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--model", default="tiny")
+    parser.add_argument("--over", default="base", metavar="ARM")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +92,7 @@ def main() -> None:
                 [(recipe, given.folder / f"{recipe}-{name.replace(' ', '_')}-{seed}",
                   without_none({**always, **keys, "seed": seed})) for seed in given.seeds]
             )  # fmt: skip
-            rows.append(measured(recipe, name, runs))
+            rows.append(measured(recipe, name, runs, given.over))
             print(line(rows[-1]), flush=True)
     if given.json:
         print(json.dumps(rows))
@@ -84,9 +102,9 @@ def without_none(keys: Keys) -> Keys:
     return {key: value for key, value in keys.items() if value is not None}
 
 
-def measured(recipe: str, name: str, runs: list[Path]) -> dict[str, Any]:
+def measured(recipe: str, name: str, runs: list[Path], over: str) -> dict[str, Any]:
     """Returns a row of the table; None where nothing was asked or generated."""
-    found = compared(recipe, runs)
+    found = compared(recipe, runs, over)
     points = 100 * found["difference"]
     seconds = [read_json(run / "summary.json")["wall_seconds"] for run in runs]
     kept = ("ci_low", "ci_high", "seeds_low", "seeds_high", "critic_calls", "policy_tokens")
