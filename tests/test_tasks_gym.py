@@ -232,7 +232,8 @@ SHORT = {
 @needs_it
 def test_a_recipe_asks_them_and_a_command_does() -> None:
     recipe = load_recipe("quickstart", [f"{key}={value}" for key, value in SHORT.items()])
-    several = load_recipe("quickstart", ["task.name=gym:coin_flip", "eval.spec=,gym:gcd,countdown"])
+    specs = 'eval.spec=["", "gym:gcd", "countdown"]'
+    several = load_recipe("quickstart", ["task.name=gym:coin_flip", specs])
     assert list(eval_specs(several)) == ["gym-coin_flip", "gym-gcd", "countdown"]
     spec = eval_specs(recipe)["gym-coin_flip"]
     task = get_task(spec.task.name)
