@@ -22,9 +22,10 @@ from support.view import HOSTILE, episode, metrics, write_run
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import append_rows
 from mlxreflect.core.records import to_row
+from mlxreflect.core.ui import Ui
 from mlxreflect.view import page
 from mlxreflect.view.gather import gather
-from mlxreflect.view.page import html, render, write_page
+from mlxreflect.view.page import html, keep_page, render, write_page
 from mlxreflect.view.server import Server
 
 TEXTS = ["plain", "other", "third", "fourth"]
@@ -329,3 +330,14 @@ def test_the_command_writes_a_file(run_dir: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert str(out) in done.stdout
     assert tree_in(out.read_text(encoding="utf-8"))["runs"][0]["name"] == "mine"
+
+
+def test_a_page_that_fails_stops_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run(tmp_path / "run", TEXTS, wave=2)
+    keep_page(folder, Ui())
+    assert tree_in((folder / "report" / "page.html").read_text())["runs"][0]["name"] == "run"
+    (folder / "episodes.jsonl").write_text("{broken}\n")
+    keep_page(folder, Ui())
+    assert "warning: no page of this run" in capsys.readouterr().out

@@ -119,7 +119,7 @@ def train(folder: RunFolder[Job], ui: Ui) -> dict[str, Any]:
             keep_rows(folder.path, left_out)
         loop = FitLoop(folder, trainer, adapter, data)
         loop.run(ui)
-        return loop.finish()
+        return loop.finish(ui)
 
 
 def describe(folder: RunFolder[Job], data: Data, trainer: Trainer, ui: Ui) -> None:
@@ -362,8 +362,8 @@ class FitLoop:
         self.folder.commit(self.done, {"metrics.jsonl": self.rows}, state, save)
         self.rows = []
 
-    def finish(self) -> dict[str, Any]:
-        """Writes adapter/, last/ and summary.json from what is committed; returns the summary."""
+    def finish(self, ui: Ui) -> dict[str, Any]:
+        """Writes adapter/, last/, summary.json and the page; returns the summary."""
         folder = self.folder.commits.all()[-1]
         for name, file in (("last", ADAPTER), ("adapter", BEST if self.best else ADAPTER)):
 
@@ -377,6 +377,9 @@ class FitLoop:
         draw_plots(self.folder.path)
         summary = self.summary()
         self.folder.write_json("summary.json", summary)
+        from mlxreflect.view.page import keep_page
+
+        keep_page(self.folder.path, ui)
         return summary
 
     def summary(self) -> dict[str, Any]:

@@ -126,6 +126,9 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
     summary["decontaminated"] = cleaned.counts
     summary["wall_seconds"] = round(loop.seconds(), 1)
     run.write_json("summary.json", summary)  # last: a run that has it is finished
+    from mlxreflect.view.page import keep_page
+
+    keep_page(run.path, ui)
     return summary
 
 

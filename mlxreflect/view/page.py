@@ -17,8 +17,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
+from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import write_atomic
-from mlxreflect.core.ui import safe_text
+from mlxreflect.core.ui import Ui, safe_text
 from mlxreflect.view.gather import Gathered, Tree, gather
 
 HERE = Path(__file__).parent
@@ -35,6 +36,16 @@ def write_page(folders: Sequence[Path], out: Path) -> int:
     text = render(gather(folders))
     write_atomic(out, text)
     return len(text.encode())
+
+
+def keep_page(folder: Path, ui: Ui) -> None:
+    """Writes report/page.html of a run or a training; what fails is said and stops nothing."""
+    out = folder / "report" / "page.html"
+    try:
+        out.parent.mkdir(exist_ok=True)
+        write_page([folder], out)
+    except (UserError, OSError, ValueError, MemoryError) as error:
+        ui.line(f"warning: no page of this run: {error}")
 
 
 def render(gathered: Gathered) -> str:
