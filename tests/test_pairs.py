@@ -98,7 +98,11 @@ def leaked(text: str, style: str = "thinking", question: str = "") -> str:
 
 @pytest.mark.parametrize("kind", ["leak", "fine"])
 def test_sentences_that_leak_and_sentences_with_the_same_words(kind: str) -> None:
-    """data/leaks.tsv; the lists after the first were held back until the rules had been written."""
+    """data/leaks.tsv; each list was held back until the rules before it had been written.
+
+    At first sight list A was judged at 72 % and 5.5 % (caught, innocent dropped), B at 71 and 3.7,
+    C at 64 and 5.6, D at 91 and 1.5, E at 90 and 2.4.
+    """
     with (DATA_FOLDER / "leaks.tsv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     texts = [row["text"] for row in rows if row["kind"] == kind]
@@ -110,8 +114,9 @@ def test_sentences_that_leak_and_sentences_with_the_same_words(kind: str) -> Non
 @pytest.mark.parametrize(
     ("said", "phrase"),
     [
-        ("the expected answer", "expected answer"), ("As the **critic** said, it", "the critic"),
-        ("my previous attempt", "my previous attempt"), ("You’re right, it", "you're right"),
+        ("the expected answer", "expected answer"),
+        ("As the **critic** said, it", "as the critic said"),
+        ("my previous attempt", "previous attempt"), ("You’re right, it", "you're right"),
         ("see `</Expected>`; it", "</expected>"), ("the expected_answer", "expected answer"),
     ],
 )  # fmt: skip
@@ -137,7 +142,17 @@ def test_a_text_may_speak_of_what_its_problem_speaks_of() -> None:
 
 @pytest.mark.parametrize(
     "unit",
-    ["a", "the ", "my first answer ", "my first answer a, ", "'", "in the ", "as if i ", "\n", "*"],
+    [
+        "a",
+        "the ",
+        "the first answer ",
+        "the first answer a, ",
+        "'",
+        "in the ",
+        "as if i ",
+        "\n",
+        "*",
+    ],
 )
 def test_a_megabyte_is_read_in_seconds(unit: str) -> None:
     """A rule that is not linear would not come to an end here."""
