@@ -48,6 +48,7 @@ SETTINGS: dict[str, dict[str, Keys]] = {
         **{f"II at {lr}": {"preflexor.two.lr": lr} for lr in (5e-5, 2e-4)},
         **{f"II at {lr}, 1 round": {"preflexor.two.lr": lr, "preflexor.two.rounds": 1}
            for lr in (2e-5, 1e-4, 5e-4)},
+        "II answers alone": {"preflexor.two.answer_only": "true"},
         **{f"II at {lr}, 1 round, answers alone": {
             "preflexor.two.lr": lr, "preflexor.two.rounds": 1, "preflexor.two.answer_only": "true"}
            for lr in (2e-5, 1e-4, 5e-4, 2e-3)},
