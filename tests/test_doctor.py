@@ -88,7 +88,8 @@ def test_a_recipe_with_all_it_needs(tmp_path: Path, tiny_random: Path) -> None:
     result = json.loads(done.out)
     assert (result["schema"], result["recipe"], result["ok"]) == ("doctor/1", "quickstart", True)
     names = [check["name"] for check in result["checks"]]
-    assert names == ["device", "policy", "data", "data", "critic", "memory", "disk"]
+    assert names == ["device", "policy", "data", "data", "critic", "memory", "disk", "time"]
+    assert result["time"]["seconds"] > 0
     assert not (shell.folder / "runs").exists()
 
 

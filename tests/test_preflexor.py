@@ -23,6 +23,7 @@ from mlxreflect.core.records import Example, episode_from_row
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.critics.verdicts import Section, Sections
+from mlxreflect.methods.base import AT_MOST
 from mlxreflect.methods.preflexor import PreflexorConfig, phases, plan, taught_pairs
 from mlxreflect.methods.preflexor_corpus import FEWEST, chosen_sections, read_corpus
 from mlxreflect.models.load import load_policy
@@ -290,7 +291,7 @@ def test_a_number_of_topics_is_drawn_anew_each_round(corpus):
         strategy.recipe = strategy.recipe.model_copy(update={"seed": seed})
         waves = [strategy.next_wave(), strategy.next_wave()]
         files = [[strategy.problems[i].meta["file"] for i in w.problems] for w in waves]
-        assert strategy.progress() == (8, 8) and plan(strategy.recipe, 4, 1.0).attempts == 8
+        assert strategy.progress() == (8, 8) and plan(strategy.recipe, 4, AT_MOST).attempts == 8
         drawn[seed] = files
         # Each passage is a topic once before any is again, and what is most related comes next.
         assert sorted(one for wave in files for one in wave[::2]) == [

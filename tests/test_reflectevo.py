@@ -33,6 +33,7 @@ from mlxreflect.critics.base import Reply
 from mlxreflect.critics.local import SelfCritic
 from mlxreflect.evaluation.chains import Chain, Rounds
 from mlxreflect.methods import reflectevo_data as reflected
+from mlxreflect.methods.base import AT_MOST, LIKELY
 from mlxreflect.methods.reflectevo import (
     ARMS,
     METHOD,
@@ -509,10 +510,10 @@ def test_an_evaluation_without_second_answers_is_refused_before_a_run_begins(spe
 
 def test_who_is_asked_and_how_often():
     recipe = load_recipe("reflectevo")
-    assert method_of(recipe).tiers(recipe) == [] and METHOD.plan(recipe, 100, 0.5).calls == {}
+    assert method_of(recipe).tiers(recipe) == [] and METHOD.plan(recipe, 100, LIKELY).calls == {}
     recipe = load_recipe("reflectevo", ["reflectevo.training=IV", "reflectevo.reflector=critic"])
     assert method_of(recipe).tiers(recipe) == ["basic", "judge"]
-    likely, most = (METHOD.plan(recipe, 100, wrong).calls for wrong in (0.5, 1.0))
+    likely, most = (METHOD.plan(recipe, 100, wrong).calls for wrong in (LIKELY, AT_MOST))
     assert likely == {("basic", "reflection"): 100, ("judge", "prefer"): 25}
     assert most == {("basic", "reflection"): 200, ("judge", "prefer"): 200}  # k (k − 1) a problem
 

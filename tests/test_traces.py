@@ -23,6 +23,7 @@ from mlxreflect.core.records import to_row as row_of
 from mlxreflect.critics.base import Reply
 from mlxreflect.evaluation.arms import arm_order
 from mlxreflect.methods import traces as method
+from mlxreflect.methods.base import AT_MOST, LIKELY
 from mlxreflect.methods.traces import Quality, TracesConfig, best_traces, fits, group_of, reward
 from mlxreflect.models.load import load_policy
 from mlxreflect.report.show import tell_story
@@ -432,11 +433,11 @@ def test_who_is_asked_and_how_often():
     full, quick = load_recipe("traces"), load_recipe("traces", ["profile=quick"])
     assert (method.tiers(full), method.tiers(quick)) == (["judge"], [])
     assert method.tiers(load_recipe("traces", ["traces.warm_up=0"])) == []
-    planned = method.plan(full, 1000, 0.5)
+    planned = method.plan(full, 1000, LIKELY)
     assert planned.attempts == 256 * 4 + 3 * 256 * 8
     assert planned.calls == {("judge", "score"): 512}
-    assert method.plan(full, 100, 1.0).calls == {("judge", "score"): 800}
-    assert method.plan(quick, 1000, 0.5).calls == {}
+    assert method.plan(full, 100, AT_MOST).calls == {("judge", "score"): 800}
+    assert method.plan(quick, 1000, LIKELY).calls == {}
 
 
 # ---- whole runs ----------------------------------------------------------------------------------

@@ -47,7 +47,9 @@ def run(
     run_dir: Annotated[
         Path | None, Option(help="The folder to make; default: one under runs/.")
     ] = None,
-    dry_run: Annotated[bool, Option(help="Show recipe, prompts and costs; train nothing.")] = False,
+    dry_run: Annotated[
+        bool, Option(help="Show recipe, prompts, costs and time; train nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a recipe: learn from its problems, then compare base and trained."""
@@ -56,15 +58,15 @@ def run(
         from mlxreflect.config.recipe import dump_changed
         from mlxreflect.setup.dry_run import dry
 
-        told = ""
+        told, last = "", list[str]()
         try:
-            found = dry(loaded)
+            found = dry(loaded, ui)
             ui.result(found)
-            told = f"{found['text']}\n"
+            told, last = f"{found['text']}\n", found["time"]["lines"]
         finally:  # also where the data cannot be loaded
             if not as_json:
                 head = "--- keys that are not at their defaults (all of them: --json)"
-                ui.line(f"{told}{head}\n{dump_changed(loaded)}")
+                ui.line("\n".join([f"{told}{head}\n{dump_changed(loaded)}", *last]))
         return
     from mlxreflect.runs.folder import create_run
 

@@ -84,7 +84,7 @@ def doctor(
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Check that a run has what it needs: memory, disk, model, data, and a token of each critic."""
+    """Check what a run needs: model, data, critics, memory, disk; and how long it takes."""
     if set_ and not recipe:
         raise UserError(
             f"--set {set_[0]}: no recipe to set it in",
@@ -96,7 +96,7 @@ def doctor(
     from mlxreflect.setup.doctor import render_doctor
 
     ui = make_ui(as_json)
-    result = doctor_(loaded, ui)
+    result = doctor_(loaded, ui, timed=True)
     ui.result(result)
     ui.table(render_doctor(result))
     if not result["ok"]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from math import comb
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args, get_type_hints
 
@@ -46,14 +47,48 @@ WORDS = {
 # ---- what a method is ----------------------------------------------------------------------------
 
 
+class Shares(NamedTuple):
+    """Shares that a plan assumes. All wrong: it is of the most that can be asked.
+
+    wrong: of the policy's samples. helped: of texts written with help, those that are wrong. cut:
+    of wrong samples, those that nothing is learned from, for they were cut off.
+    """
+
+    wrong: float
+    helped: float
+    cut: float = 0.0
+
+    @property
+    def most(self) -> bool:
+        return self.wrong == self.helped == 1
+
+    def fails(self, samples: int, needed: int) -> float:
+        """Returns how often fewer than `needed` of so many samples are right."""
+        return sum(chance(samples, right, 1 - self.wrong) for right in range(needed))
+
+
+AT_MOST = Shares(1.0, 1.0)
+LIKELY = Shares(0.5, 0.5)  # where nothing is known
+
+
+def chance(n: int, k: int, p: float) -> float:
+    """Returns the probability of k among n, each with p."""
+    return comb(n, k) * p**k * (1 - p) ** (n - k)
+
+
 @dataclass(frozen=True)
 class Plan:
-    """Calls of each kind that a run makes of its critics.
+    """Calls of each kind that a run makes of its critics, and what its policy does.
 
     attempts: first samples of the policy. side_by_side: problems at a time. calls: by critic and
     role. roles: of all prompts, also those that the policy answers itself. quoted: for a role, the
     characters of other texts (passages) that its prompt quotes at most. embedded: how many texts
     are embedded at a time, each time; of them `longest` characters at most.
+    samples: of the policy besides: verifications, retries, problems taken up again. written: texts
+    of a role that the policy writes in a critic's place. trained: examples, by the number of their
+    phase and their kind. group: attempts at a problem, side by side. parts: of a wave's attempts;
+    critics that are waited for look at one while the next is drawn. answers: that the policy gives
+    to each question of the headline beside those of base and trained. waves: of problems, in all.
     """
 
     attempts: int
@@ -63,6 +98,13 @@ class Plan:
     quoted: Mapping[str, int] = field(default_factory=dict)
     embedded: Sequence[int] = ()
     longest: int = 0
+    samples: float = 0.0
+    written: Mapping[str, float] = field(default_factory=dict)
+    trained: Mapping[tuple[int, str], float] = field(default_factory=dict)
+    group: int = 1
+    parts: int = 1
+    answers: float = 0.0
+    waves: float = 1.0
 
 
 class Note(NamedTuple):
@@ -107,8 +149,7 @@ class Method:
     name: str
     keys: type[Table]  # its table of the recipe
     tiers: Callable[[Recipe], list[Tier]]  # the critics that a run asks
-    # Recipe, number of problems, assumed share that is wrong (1: the most that can be asked).
-    plan: Callable[[Recipe, int, float], Plan]
+    plan: Callable[[Recipe, int, Shares], Plan]  # of so many problems
     start: Callable[[Frame], Running]
     # Both raise UserError: for keys that contradict each other, for an evaluation that cannot be.
     check: Callable[[Recipe, Path], None] = lambda recipe, path: None

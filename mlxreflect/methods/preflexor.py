@@ -38,6 +38,7 @@ from mlxreflect.methods.base import (
     Plan,
     Played,
     Seed,
+    Shares,
     Trajectory,
     Try,
     Wave,
@@ -182,27 +183,34 @@ def phases(recipe: Recipe) -> tuple[TrainConfig, ...]:
     return recipe.train, recipe.train.model_copy(update={**two, "mask": mask})
 
 
-def plan(recipe: Recipe, n: int, wrong: float) -> Plan:
-    """Returns the calls of all rounds; n does not count, for rounds say how many questions."""
-    config = recipe.preflexor
-    each = config.questions * config.parts
-    posed = float(each * (config.rounds + config.two.rounds))
+def plan(recipe: Recipe, n: int, shares: Shares) -> Plan:
+    """Returns the calls of all rounds; of passages a round may have more questions than n."""
+    config, rounds = recipe.preflexor, (recipe.preflexor.rounds, recipe.preflexor.two.rounds)
+    each = config.questions * config.parts if config.corpus else min(config.questions, n)
+    posed = float(each * sum(rounds))
+    # Nobody teaches where an attempt was cut off.
+    taught = each * ((shares.wrong if config.only_wrong else 1) - shares.wrong * shares.cut)
+    pairs = taught * (1 - shares.helped)  # of a round
+    more: dict[str, Any] = {
+        "trained": {(phase, "preference"): pairs * times for phase, times in enumerate(rounds)},
+        "answers": float(all(rounds)),
+        "waves": float(sum(rounds)),
+    }
     if not config.corpus:
-        taught = posed * (wrong if config.only_wrong else 1)
-        return Plan(round(posed), each, {("basic", "answer"): taught}, ("answer",))
+        calls: dict[tuple[Tier, str], float] = {("basic", "answer"): taught * sum(rounds)}
+        return Plan(round(posed), each, calls, ("answer",), **more)
     # What is no JSON is asked for once more.
-    again, judged = (2, 4) if wrong == 1 else (1, 2)
-    calls: dict[tuple[Tier, str], float] = {
+    again, judged = (2, 4) if shares.most else (1, 2)
+    calls = {
         ("basic", "pose"): posed, ("basic", "extract"): posed * again, ("basic", "ground"): posed,
         ("judge", "support"): posed * judged,
     }  # fmt: skip
     shown = (1 + config.retrieve) * config.chunk
     quoted = {"pose": config.chunk, "extract": shown, "ground": shown, "support": shown}
-    embedded = [n, len(config.named), *[each] * (config.rounds + config.two.rounds)]
-    return Plan(
-        round(posed), each, calls, ("pose", "extract", "ground", "support"), quoted,
-        embedded if embedder(recipe) else (), config.chunk,
-    )  # fmt: skip
+    roles = ("pose", "extract", "ground", "support")
+    if embedder(recipe):
+        more |= {"embedded": [n, len(config.named), *[each] * sum(rounds)], "longest": config.chunk}
+    return Plan(round(posed), each, calls, roles, quoted, **more)
 
 
 def sources(recipe: Recipe) -> list[Problem] | None:

@@ -27,10 +27,12 @@ from mlxreflect.methods.base import (
     Method,
     Plan,
     Played,
+    Shares,
     Trajectory,
     Try,
     Wave,
     as_asked,
+    chance,
     completion,
     found_wrong,
     held_against,
@@ -115,24 +117,33 @@ def tiers(recipe: Recipe) -> list[Tier]:
     return [*found, "judge"] if recipe.r3.judge else found
 
 
-def plan(recipe: Recipe, n: int, wrong: float) -> Plan:
+def plan(recipe: Recipe, n: int, shares: Shares) -> Plan:
     config = recipe.r3
-    attempts = n * config.epochs * config.attempts
-    if not config.rewrites:
-        return Plan(attempts, config.wave, {}, ())
-    visits, tries = at_most(recipe, n) if wrong == 1 else expected(recipe, n, wrong)
-    writers = {"critique": config.feedback, "rewrite": config.rewriter}
+    visits, tries = at_most(recipe, n) if shares.most else expected(recipe, n, shares)
+    writers = {"critique": config.feedback, "rewrite": config.rewriter} if config.rewrites else {}
     calls: dict[tuple[Tier, str], float] = {
         (tier, role): shown * tries
         for tier, shown in visits.items()
         for role, who in writers.items()
         if who == "critic"
     }
-    if config.judge:
-        judged = 2 if wrong == 1 else 1 - wrong  # of a try; its reply may be asked for again
-        calls["judge", "judge"] = sum(visits.values()) * tries * judged
-    roles = (*writers, "judge") if config.judge else (*writers,)
-    return Plan(attempts, config.wave, calls, roles)
+    shown = sum(visits.values())
+    if writers and config.judge:
+        judged = 2 if shares.most else 1 - shares.helped  # of a try; it may be asked for again
+        calls["judge", "judge"] = shown * tries * judged
+    roles = (*writers, "judge") if writers and config.judge else (*writers,)
+    all_wrong = shares.wrong**config.attempts
+    again = visits["advanced"] / all_wrong if all_wrong else 0.0  # problems that are taken up
+    checks, trained = practice(recipe, n * config.epochs + again, shown, shares)
+    return Plan(
+        n * config.epochs * config.attempts, config.wave, calls, roles,
+        samples=again * config.attempts + checks,
+        written={role: shown * tries for role, who in writers.items() if who == "self"},
+        trained={(0, kind): count for kind, count in trained.items()},
+        group=config.attempts,
+        parts=-(-config.wave // (config.shard or recipe.policy.batch)),
+        waves=(n * config.epochs + again) / config.wave,
+    )  # fmt: skip
 
 
 def at_most(recipe: Recipe, n: int) -> tuple[dict[Tier, float], float]:
@@ -153,17 +164,46 @@ def at_most(recipe: Recipe, n: int) -> tuple[dict[Tier, float], float]:
     return {"basic": n * config.epochs, "advanced": advanced}, tries
 
 
-def expected(recipe: Recipe, n: int, wrong: float) -> tuple[dict[Tier, float], float]:
-    """Returns the same where a share of everything is wrong, and what is unsolved listed once."""
-    config = recipe.r3
-    lost = wrong**config.rewrites  # a cycle without a winner
-    tries = sum(wrong**i for i in range(config.rewrites))
-    cycles = 1 + (1 - lost) * sum(wrong**i for i in range(1, config.verifications))
-    unsolved = lost + (1 - lost) * (wrong**config.verifications if config.verifications else 0)
-    all_wrong = wrong**config.attempts
+def expected(recipe: Recipe, n: int, shares: Shares) -> tuple[dict[Tier, float], float]:
+    """Returns the same where shares of everything are wrong, and what is unsolved listed once."""
+    config, fails = recipe.r3, shares.fails(recipe.r3.verify_samples, recipe.r3.verify_pass)
+    lost = shares.helped**config.rewrites  # a cycle without a winner
+    tries = sum(shares.helped**i for i in range(config.rewrites))
+    cycles = 1 + (1 - lost) * sum(fails**i for i in range(1, config.verifications))
+    unsolved = lost + (1 - lost) * (fails**config.verifications if config.verifications else 0)
+    all_wrong = shares.wrong**config.attempts
     first = n * config.epochs * all_wrong
     again = first * unsolved * all_wrong if config.takes_up_bucket else 0.0
     return {"basic": first, "advanced": again}, tries * cycles
+
+
+def practice(
+    recipe: Recipe, tried: float, shown: float, shares: Shares
+) -> tuple[float, dict[str, float]]:
+    """Returns samples of verifications, and the examples of each kind that are trained on.
+
+    tried: problems that are attempted, shown: of these, those that a critic sees.
+    """
+    config, sft, most = recipe.r3, recipe.train.sft, recipe.r3.verifications
+    fails = shares.fails(config.verify_samples, config.verify_pass)
+    wins = 1 - shares.helped**config.rewrites  # a cycle
+    won = shown * wins
+    failed = [won * fails**i for i in range(1, most + 1)]  # at each verification
+    winners = won + wins * sum(failed[: most - 1] if most else [])
+    verified = won - failed[-1] if most else 0.0
+    imitated = verified * (config.sft_mode in (1, 3)) + sum(failed) * (sft.scale_failed > 0)
+    imitated += verified * (config.sft_mode in (2, 3)) * (sft.scale_verified > 0)
+    alone = shares.fails(config.attempts, 1)  # how often no attempt is right
+    imitated += tried * (1 - alone) * config.sft_correct
+    both = (min(k, config.attempts - k) * chance(config.attempts, k, shares.wrong)
+            for k in range(config.attempts + 1))  # fmt: skip
+    pairs = tried * sum(both) * (config.pairs != "rewrite")
+    if config.pairs == "own":
+        imitated += winners
+    else:
+        pairs += winners * (1 - shares.cut)
+    checks = (won + sum(failed[:-1])) * config.verify_samples if most else 0.0
+    return checks, {"preference": pairs, "sft": imitated}
 
 
 # ---- which problems come next --------------------------------------------------------------------

@@ -45,6 +45,7 @@ from mlxreflect.methods.base import (
     Method,
     Plan,
     Played,
+    Shares,
     Trajectory,
     Try,
     Wave,
@@ -121,18 +122,28 @@ def tiers(recipe: Recipe) -> list[Tier]:
     return [*found, "judge"] if config.training == "IV" else found
 
 
-def plan(recipe: Recipe, n: int, wrong: float) -> Plan:
-    config = recipe.reflectevo
-    made = n * wrong * config.reflections
+def plan(recipe: Recipe, n: int, shares: Shares) -> Plan:
+    config, k = recipe.reflectevo, recipe.reflectevo.reflections
+    made = n * shares.wrong * k
+    right = 1.0 if shares.most else 1 - shares.wrong  # of retries; at most all
     calls: dict[tuple[Tier, str], float] = {}
     if config.reflector == "critic" and not config.stored:
         calls["basic", "reflection"] = made
     roles: tuple[str, ...] = ("reflection",)
     if config.training == "IV":  # every two whose retries are right, in both orders
-        right = 1.0 if wrong == 1 else 1 - wrong  # at most: all retries
-        calls["judge", "prefer"] = made * (config.reflections - 1) * right**2
+        calls["judge", "prefer"] = made * (k - 1) * right**2
         roles += ("prefer",)
-    return Plan(n, config.wave, calls, roles)
+    kind = "preference" if config.training in ("III", "IV") else "sft"
+    pairs = {"III": made * (k - 1) * right * (1 - right), "IV": made * (k - 1) * right**2 / 2}
+    trained = pairs.get(config.training, made * right * len(TRAININGS[config.training]))
+    # Of an arm two chains of two answers and, beside one of them, a reflection: that of trained
+    # may be in one with its answer.
+    seconds = 10 - (config.training == "I") if config.retries else 0
+    alone = config.reflector == "self" and not config.stored
+    return Plan(
+        n, config.wave, calls, roles, samples=made, written={"reflection": made} if alone else {},
+        trained={(0, kind): trained}, answers=seconds, waves=n / config.wave,
+    )  # fmt: skip
 
 
 def role_prompt(

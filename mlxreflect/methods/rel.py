@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -29,6 +30,7 @@ from mlxreflect.methods.base import (
     Note,
     Plan,
     Played,
+    Shares,
     Trajectory,
     Try,
     Wave,
@@ -89,21 +91,31 @@ def tiers(recipe: Recipe) -> list[Tier]:
     return [*found, "judge"] if config.tries > 1 or config.judge else found
 
 
-def plan(recipe: Recipe, n: int, wrong: float) -> Plan:
-    config = recipe.rel
-    first = n * config.rounds
-    tried = [first * wrong**i for i in range(config.tries)]
-    most = wrong == 1  # what the judge refuses may have passed the grader, and no reply be read
-    judged = sum(tried[:-1]) * (1.0 if config.judge else wrong)
-    judged += tried[-1] * config.judge * (1.0 if most else 1 - wrong)
+def plan(recipe: Recipe, n: int, shares: Shares) -> Plan:
+    config, rounds, most = recipe.rel, recipe.rel.rounds, shares.most
+    first = n * rounds
+    wrong = [shares.wrong, *[shares.helped] * (config.tries - 1)]  # at each try
+    tried = [first * prod(wrong[:i]) for i in range(config.tries)]
+    # What the judge refuses may have passed the grader, and no reply be read.
+    judged = sum(n if config.judge else n * w for n, w in zip(tried[:-1], wrong, strict=False))
+    judged += tried[-1] * config.judge * (1.0 if most else 1 - wrong[-1])
     marked = {"judge": judged * (2 if most else 1)} if judged else {}
     written = dict(zip(("continue", "rewrite"), tried[1:], strict=False))
+    accepted = first * (1.0 if most else 1 - prod(wrong))
     if config.review:
-        written["integrate"] = first * (1.0 if most else 1 - wrong**config.tries)
+        written["integrate"] = accepted
     calls: dict[tuple[Tier, str], float] = {("judge", role): n for role, n in marked.items()}
     if config.writer == "critic":
         calls |= {("basic", role): times for role, times in written.items()}
-    return Plan(first, config.wave, calls, (*marked, *written))
+    human = len(read_human(recipe)) if config.human else 0
+    imitated = accepted * (rounds + 1) / 2 + human * rounds  # each round also those before
+    return Plan(
+        first, config.wave, calls, (*marked, *written),
+        written=written if config.writer == "self" else {},
+        trained={(0, "sft"): imitated},
+        answers=(rounds - 1) * config.measure,
+        waves=first / config.wave,
+    )  # fmt: skip
 
 
 def notes(recipe: Recipe, problems: list[Problem]) -> list[Note]:

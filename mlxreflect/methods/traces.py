@@ -39,6 +39,7 @@ from mlxreflect.methods.base import (
     Method,
     Plan,
     Played,
+    Shares,
     Trajectory,
     Try,
     Wave,
@@ -135,21 +136,30 @@ def tiers(recipe: Recipe) -> list[Tier]:
     return ["judge"] if scored else []
 
 
-def plan(recipe: Recipe, n: int, wrong: float) -> Plan:
+def plan(recipe: Recipe, n: int, shares: Shares) -> Plan:
     """Returns the calls; at most, all traces of the warm-up are right and asked about twice, and
     all groups are alike."""
-    config = recipe.traces
+    config, wrong = recipe.traces, shares.wrong
     warm = min(n, config.warm_up)
     in_round = min(n, config.problems) if config.problems else n
-    alike = 1.0 if wrong == 1 else wrong**config.group + (1 - wrong) ** config.group
+    alike = 1.0 if shares.most else wrong**config.group + (1 - wrong) ** config.group
     drawn = in_round * sum(alike**i for i in range(config.redraws + 1))
     attempts = warm * config.samples + config.rounds * round(drawn) * config.group
     side_by_side = min(n, config.wave) * config.samples
-    if config.scorer == "rules" or not warm:
-        return Plan(attempts, side_by_side, {}, ())
-    share = 2.0 if wrong == 1 else 1 - wrong
-    calls: dict[tuple[Tier, str], float] = {("judge", "score"): warm * config.samples * share}
-    return Plan(attempts, side_by_side, calls, ("score",))
+    right = warm * config.samples * (1 - wrong)
+    kept = min(right, warm * (1 - wrong**config.samples) * config.keep) if config.keep else right
+    kind = "group" if config.objective == "grpo" else "preference"
+    calls: dict[tuple[Tier, str], float] = {}
+    if config.scorer == "critic" and warm:
+        share = 2.0 if shares.most else 1 - wrong
+        calls["judge", "score"] = warm * config.samples * share
+    return Plan(
+        attempts, side_by_side, calls, ("score",) * bool(calls),
+        trained={(0, "sft"): kept, (0, kind): config.rounds * drawn * (1 - alike)},
+        group=config.group if config.rounds else config.samples,
+        answers=max(0, config.rounds - (not warm)),  # after the warm-up and each round but the last
+        waves=(warm + config.rounds * in_round) / config.wave,
+    )  # fmt: skip
 
 
 # ---- how good a trace is -------------------------------------------------------------------------

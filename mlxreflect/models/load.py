@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from mlx_lm.tokenizer_utils import load as load_tokenizer
@@ -178,6 +178,40 @@ def model_folder(name: str) -> Path | None:
         return folder
     found = try_to_load_from_cache(name, "config.json") if name.count("/") == 1 else None
     return Path(found).parent if isinstance(found, str) else None
+
+
+def find_model(name: str, key: str) -> Path | None:
+    """Returns the folder of a model that is here, or None where the hub would be asked for it.
+
+    Raises UserError for what is neither.
+    """
+    if name == "tiny":
+        return TINY
+    path = Path(name)
+    if path.exists():
+        if not (path / "config.json").is_file() or not is_complete(path):
+            hint = "make one with: mlx_lm.convert --hf-path NAME --mlx-path DIR -q"
+            raise UserError(f"{key} = {name!r} is not an mlx-lm model folder", hint)
+        return path
+    try:
+        patterns = ["*.json", "*.safetensors"]
+        path = Path(snapshot_download(name, local_files_only=True, allow_patterns=patterns))
+    except HFValidationError:
+        raise UserError(
+            f"{key} = {name!r}: no such folder", "give a folder or a hub name"
+        ) from None
+    except OSError:
+        return None
+    return path if is_complete(path) else None
+
+
+def is_complete(folder: Path) -> bool:
+    """Tells if all weights are there: a download may have been broken off."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return any(folder.glob("model*.safetensors"))
+    shards = set(read_json(index).get("weight_map", {}).values())
+    return all((folder / shard).is_file() for shard in shards)
 
 
 def end_tokens(tokenizer: Any, folder: Path | None) -> set[int]:

@@ -1,6 +1,7 @@
 """`mlxreflect doctor`: looks at what a run needs before the night it is meant for.
 
-Nothing is downloaded, and each critic is asked for one token.
+Nothing is downloaded. Each critic is asked for one token, and where the pace is measured those that
+cost nothing for a few replies.
 """
 
 import os
@@ -14,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import constants
 
 from mlxreflect.config.recipe import eval_specs, read_shared
 from mlxreflect.config.schema import (
@@ -28,7 +28,6 @@ from mlxreflect.config.schema import (
 )
 from mlxreflect.core.cache import cache_path
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.journal import read_json
 from mlxreflect.core.records import make_problem
 from mlxreflect.core.ui import Ui, plain, table
 from mlxreflect.critics import open_critic, open_embedder
@@ -48,10 +47,10 @@ from mlxreflect.evaluation.contamination import (
 from mlxreflect.evaluation.evaluate import eval_problems
 from mlxreflect.evaluation.judge import find_judge
 from mlxreflect.models.load import (
-    TINY,
     device_memory,
     device_name,
     find_adapter,
+    find_model,
     load_shapes,
     load_template,
     on_cpu,
@@ -60,6 +59,7 @@ from mlxreflect.models.load import (
 from mlxreflect.models.memory import weights_of
 from mlxreflect.models.template import with_tags
 from mlxreflect.setup.memory import GB, Known, memory_rows, totals
+from mlxreflect.setup.pace import foresee
 from mlxreflect.stats import TOO_FEW, power_sentence
 from mlxreflect.tasks import get_task, is_open
 from mlxreflect.tasks.countdown import count_unsolvable
@@ -73,6 +73,7 @@ CALL_S = 120.0  # a server may have to load its model first
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 ASK = Call("critique", make_problem("doctor", {}), [{"role": "user", "content": "Say ok."}], "")
 LOOKED_AT = 200  # rows of one's own puzzles: six numbers take a while to be solved
+LATER = "is to be downloaded"
 DISK_GB = 1.0  # less than this is no place for a run
 
 
@@ -86,9 +87,12 @@ class Check:
     hint: str = ""
 
 
-def doctor(recipe: Recipe | None, ui: Ui) -> dict[str, Any]:
-    """Carries out all checks, in the order of a run. ok: none of them fails."""
-    known, memory = Known(), dict[str, Any]()
+def doctor(recipe: Recipe | None, ui: Ui, *, timed: bool = False) -> dict[str, Any]:
+    """Carries out all checks, in the order of a run. ok: none of them fails.
+
+    timed: where all is there, the pace is measured, too; time: as of `pace.foresee`.
+    """
+    known, memory, timing = Known(), dict[str, Any](), dict[str, Any]()
     steps: list[tuple[str, Callable[[], Iterable[Check]]]] = []
     steps.append(("device", partial(check_machine, recipe)))
     if recipe is None:
@@ -110,12 +114,16 @@ def doctor(recipe: Recipe | None, ui: Ui) -> dict[str, Any]:
             except UserError as error:  # what it found before it stays
                 checks.append(Check(name, "fail", error.message, error.hint))
             bar.advance(1)
+    if recipe and timed:
+        lacks = any(check.status == "fail" or LATER in check.detail for check in checks)
+        checks.append(check_time(recipe, known, timing, ui, lacks=lacks))
     return {
         "schema": "doctor/1",
         "recipe": recipe.name if recipe else None,
         "ok": all(check.status != "fail" for check in checks),
         "checks": [asdict(check) for check in checks],
         "memory": memory,
+        "time": timing,
     }
 
 
@@ -179,6 +187,17 @@ def check_memory(recipe: Recipe | None, known: Known, memory: dict[str, Any]) ->
     else:
         close = phases[most] > 0.8 * there
         yield Check("memory", "note" if close or unknown else "ok", detail)
+
+
+def check_time(
+    recipe: Recipe, known: Known, timing: dict[str, Any], ui: Ui, *, lacks: bool
+) -> Check:
+    """Measures how long the run will take; fills in what came of it."""
+    if lacks:
+        return Check("time", "note", "is measured once everything is there")
+    problems = {one.id: one for one in known.problems} or clean(recipe).problems
+    timing |= foresee(recipe, problems, ui)
+    return Check("time", "note" if timing["unknown"] else "ok", timing["text"])
 
 
 def fitting(room: float) -> list[str]:
@@ -281,7 +300,7 @@ def check_hub_data(name: str) -> Check:
     if kept.is_dir() and any(kept.iterdir()):
         return Check("data", "ok", f"the data set {name} is in the cache")
     if not constants.HF_HUB_OFFLINE:
-        return Check("data", "note", f"the data set {name} is to be downloaded")
+        return Check("data", "note", f"the data set {name} {LATER}")
     hint = "run it once without HF_HUB_OFFLINE, or set task.source to a file"
     found = f"the data set {name} is not in the cache, and HF_HUB_OFFLINE is set"
     return Check("data", "fail", found, hint)
@@ -296,45 +315,11 @@ def hub_data(config: TaskConfig) -> tuple[str, ...]:
 # ---- models --------------------------------------------------------------------------------------
 
 
-def find_model(name: str, key: str) -> Path | None:
-    """Returns the folder of a model that is here, or None where the hub would be asked for it.
-
-    Raises UserError for what is neither.
-    """
-    if name == "tiny":
-        return TINY
-    path = Path(name)
-    if path.exists():
-        if not (path / "config.json").is_file() or not is_complete(path):
-            hint = "make one with: mlx_lm.convert --hf-path NAME --mlx-path DIR -q"
-            raise UserError(f"{key} = {name!r} is not an mlx-lm model folder", hint)
-        return path
-    try:
-        patterns = ["*.json", "*.safetensors"]
-        path = Path(snapshot_download(name, local_files_only=True, allow_patterns=patterns))
-    except HFValidationError:
-        raise UserError(
-            f"{key} = {name!r}: no such folder", "give a folder or a hub name"
-        ) from None
-    except OSError:
-        return None
-    return path if is_complete(path) else None
-
-
-def is_complete(folder: Path) -> bool:
-    """Tells if all weights are there: a download may have been broken off."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return any(folder.glob("model*.safetensors"))
-    shards = set(read_json(index).get("weight_map", {}).values())
-    return all((folder / shard).is_file() for shard in shards)
-
-
 def to_download(name: str, model: str) -> Check:
     if constants.HF_HUB_OFFLINE:
         hint = f"without HF_HUB_OFFLINE, run: hf download {model}"
         return Check(name, "fail", f"{model} is not here, and HF_HUB_OFFLINE is set", hint)
-    return Check(name, "note", f"{model} is to be downloaded")
+    return Check(name, "note", f"{model} {LATER}")
 
 
 # ---- critics -------------------------------------------------------------------------------------
@@ -500,9 +485,10 @@ def render_doctor(result: dict[str, Any]) -> "Group":
     style, checks = {"ok": "green", "note": "yellow", "fail": "bold red"}, result["checks"]
     rows = [(plain(c["status"], style[c["status"]]), c["name"], c["detail"]) for c in checks]
     hints = [plain(f"{check['name']}: {check['hint']}") for check in checks if check["hint"]]
-    later = any("is to be downloaded" in check["detail"] for check in checks)
+    later = any(LATER in check["detail"] for check in checks)
     there = "everything but the downloads is there" if later else "everything is there"
     verdict = plain(there if result["ok"] else "something is missing", "bold")
     checked = table("", ("", "what", "found"), rows, wraps="*")
     memory = [memory_table(result["memory"])] if result.get("memory") else []
-    return Group(checked, *memory, plain(""), *hints, verdict)
+    time = [plain(line) for line in ("", *result.get("time", {}).get("lines", ()))]
+    return Group(checked, *memory, *time, plain(""), *hints, verdict)

@@ -1,43 +1,46 @@
-"""`--dry-run`: what critics will cost, a prompt of each role, and the resolved recipe.
+"""`--dry-run`: what critics will cost, how long a run takes, a prompt of each role, the recipe.
 
-The costs are expected and at most, by stated rules. Expected: half of all attempts, rewrites and
-verifications are wrong, replies fill half of what they may, and what stays unsolved is on the
-bucket list once. At most: nothing is ever right, and every text is as long as it may be. Requests
-that fail and are sent again are in neither.
+The costs are expected and at most, by stated rules. Expected: as many attempts are wrong as were
+where the pace was measured, else half; replies fill half of what they may, and what stays unsolved
+is on the bucket list once. At most: nothing is ever right, and every text is as long as it may be.
+Requests that fail and are sent again are in neither.
 """
 
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any, NamedTuple
 
 from mlxreflect.config.recipe import eval_specs, resolved
 from mlxreflect.config.schema import CriticConfig, Recipe, Tier, method_of
 from mlxreflect.core.records import Messages, Problem
+from mlxreflect.core.ui import Ui
 from mlxreflect.critics.embeddings import BATCH
 from mlxreflect.evaluation.contamination import clean
 from mlxreflect.evaluation.evaluate import eval_problems
 from mlxreflect.evaluation.judge import Pair, call_of, find_judge, judgements_of
-from mlxreflect.methods.base import Plan
+from mlxreflect.methods.base import AT_MOST, LIKELY, Plan, Shares
 from mlxreflect.methods.session import attempt_prompt, example_call
 from mlxreflect.prompts.roles import ROLES, RUBRIC
+from mlxreflect.setup.pace import foresee
 from mlxreflect.tasks import find_task, get_task, is_open
 from mlxreflect.tasks.base import Task
 
-WRONG = 0.5  # assumed share of what is tried
 FILLED = 0.5  # assumed share of what a text may have in tokens
 CHARACTERS_A_TOKEN = 4
 EMBEDDER = "embedder"  # beside the tiers of critics
-SECONDS_A_REPLY = 10.0  # a rule of thumb: 500 tokens at 50 a second
 
 
-def dry(recipe: Recipe) -> dict[str, Any]:
-    """Spends nothing, loads no model and asks no critic. text: prompts and costs, for a person."""
+def dry(recipe: Recipe, ui: Ui | None = None) -> dict[str, Any]:
+    """Spends nothing. text: prompts and costs, for a person. time: as of `pace.foresee`.
+
+    ui: shows how the pace is measured; without it no model is loaded and no critic is asked.
+    """
     task = get_task(recipe.task.name)
     cleaned = clean(recipe)
     method, sources = method_of(recipe), list(cleaned.problems.values())
     problems = method.questions(recipe, sources)
     roles = example_prompts(recipe, task, problems[0])
-    found = estimate(recipe, task, problems)
+    time = foresee(recipe, cleaned.problems, ui) if ui else {"shares": LIKELY}
+    found = estimate(recipe, task, problems, time["shares"])
     found |= {"judging": judging} if (judging := estimate_judging(recipe)) else {}
     text = estimate_lines(recipe, found)
     text += [f"--- {cleaned.sentence()}"] if cleaned.counts else []
@@ -47,7 +50,7 @@ def dry(recipe: Recipe) -> dict[str, Any]:
         text += [f"[{m['role']}]\n{m['content']}" for m in messages]
     return {
         "recipe": resolved(recipe), "prompts": roles, "estimate": found,
-        "decontaminated": cleaned.counts, "text": "\n".join(text),
+        "time": time, "decontaminated": cleaned.counts, "text": "\n".join(text),
     }  # fmt: skip
 
 
@@ -55,7 +58,7 @@ def example_prompts(recipe: Recipe, task: Task, problem: Problem) -> dict[str, M
     """Returns the prompt of each role that the run has, for one problem."""
     method = method_of(recipe)
     roles = {"attempt": attempt_prompt(recipe, task, problem, method.wording)}
-    for role in method.plan(recipe, 1, 1.0).roles:
+    for role in method.plan(recipe, 1, AT_MOST).roles:
         call = example_call(recipe, task, role, problem, "(an attempt)", "(feedback)")
         roles[role] = call.messages
     return roles | method.prompts(recipe, task, problem)
@@ -72,16 +75,14 @@ def estimate_lines(recipe: Recipe, found: dict[str, Any]) -> list[str]:
         lines.append(f"{who}, {one['critic']}: {both}")
     if most["tokens_in"]:  # all figures are 0 where only the exact solver is asked, or nobody
         lines += [
-            f"{name}: {one['tokens_in']} tokens in, {one['tokens_out']} out, ${one['usd']:.2f}, "
-            f"about {timedelta(seconds=one['seconds'])} of waiting"
+            f"{name}: {one['tokens_in']} tokens in, {one['tokens_out']} out, ${one['usd']:.2f}"
             for name, one in (("expected", likely), ("at most", most))
         ]
         lines.append(
-            f"Rules of thumb: expected is with {rules['wrong']:.0%} of attempts, rewrites and "
-            f"verifications wrong and texts {rules['filled']:.0%} of their limit; at most is with "
-            f"all wrong and every text at its limit. A token is {rules['characters_a_token']} "
-            f"characters, a reply takes {rules['seconds_a_reply']:g} s; the policy's own time "
-            "comes on top."
+            f"Rules of thumb: expected is with {rules['wrong']:.0%} of attempts and verifications "
+            f"wrong, {rules['helped']:.0%} of rewrites, and texts {rules['filled']:.0%} of their "
+            "limit; at most is with all wrong and every text at its limit. A token is "
+            f"{rules['characters_a_token']} characters."
         )
     lines += [
         f"{name} is judged at the end by {one['critic']}: {one['calls']} calls for each model "
@@ -106,26 +107,25 @@ def estimate_lines(recipe: Recipe, found: dict[str, Any]) -> list[str]:
 
 
 class Spending(NamedTuple):
-    """seconds: of waiting, all of a critic's places taken; the policy's own time is not in it."""
-
     calls: float = 0.0
     tokens_in: float = 0.0
     tokens_out: float = 0.0
     usd: float = 0.0
-    seconds: float = 0.0
 
     def rounded(self) -> dict[str, float]:
         whole = {name: round(value) for name, value in self._asdict().items()}
         return {**whole, "usd": round(self.usd, 4)}
 
 
-def estimate(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> dict[str, Any]:
+def estimate(
+    recipe: Recipe, task: Task, problems: Sequence[Problem], likely: Shares = LIKELY
+) -> dict[str, Any]:
     """Returns figures of the whole run and of each critic in it. rules: what was assumed."""
     tiers: dict[str, dict[str, Any]] = {}
     totals: dict[str, Any] = {}
     method = method_of(recipe)
-    for name, wrong, filled in (("expected", WRONG, FILLED), ("at_most", 1.0, 1.0)):
-        plan = method.plan(recipe, len(problems), wrong)
+    for name, shares, filled in (("expected", likely, FILLED), ("at_most", AT_MOST, 1.0)):
+        plan = method.plan(recipe, len(problems), shares)
         sizes = prompt_tokens(recipe, task, problems, plan.roles, longest=filled == 1)
         asked: dict[str, tuple[CriticConfig, Spending]] = {
             tier: (recipe.critic.tier(tier), spending(recipe, plan, sizes, filled, tier))
@@ -144,8 +144,8 @@ def estimate(recipe: Recipe, task: Task, problems: Sequence[Problem]) -> dict[st
         **totals,
         "critics": tiers,
         "rules": {
-            "wrong": WRONG, "filled": FILLED, "characters_a_token": CHARACTERS_A_TOKEN,
-            "seconds_a_reply": SECONDS_A_REPLY,
+            "wrong": likely.wrong, "helped": likely.helped, "filled": FILLED,
+            "characters_a_token": CHARACTERS_A_TOKEN,
         },
     }  # fmt: skip
 
@@ -176,9 +176,7 @@ def estimate_judging(recipe: Recipe) -> dict[str, Any]:
         tokens_out = FILLED * config.max_tokens * len(calls)
         usd = (tokens_in * config.price_in + tokens_out * config.price_out) / 1e6
         spent = Spending(len(calls), tokens_in, tokens_out, usd)
-        seconds = len(calls) / config.concurrency * SECONDS_A_REPLY
-        found[name] = {"critic": f"{config.provider}:{config.model}",
-                       **spent._replace(seconds=seconds).rounded()}  # fmt: skip
+        found[name] = {"critic": f"{config.provider}:{config.model}", **spent.rounded()}
     return found
 
 
@@ -200,8 +198,7 @@ def spending(
         tokens_in += times * (sizes[role] + attempts * attempt + replies * reply + passages)
     tokens_out = calls * reply
     usd = (tokens_in * config.price_in + tokens_out * config.price_out) / 1e6
-    side_by_side = min(config.concurrency, plan.side_by_side)
-    return Spending(calls, tokens_in, tokens_out, usd, calls / side_by_side * SECONDS_A_REPLY)
+    return Spending(calls, tokens_in, tokens_out, usd)
 
 
 def prompt_tokens(

@@ -24,8 +24,8 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import write_atomic
 from mlxreflect.data.rows import Row, column, good_rows, is_path, rows_of
 from mlxreflect.evaluation.evaluate import eval_problems
-from mlxreflect.models.load import device_memory
-from mlxreflect.setup.doctor import find_model, fitting, hub_data, ollama_models
+from mlxreflect.models.load import device_memory, find_model
+from mlxreflect.setup.doctor import fitting, hub_data, ollama_models
 from mlxreflect.setup.memory import GB
 from mlxreflect.tasks import TASKS, get_task
 from mlxreflect.tasks.countdown import problem_of

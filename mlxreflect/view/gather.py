@@ -32,7 +32,7 @@ from mlxreflect.evaluation.arms import (
 )
 from mlxreflect.evaluation.compare import compare_all, compare_report
 from mlxreflect.evaluation.evaluate import MUCH
-from mlxreflect.methods.base import LEAK_FILTER, WORDS, cut_off, failure
+from mlxreflect.methods.base import AT_MOST, LEAK_FILTER, WORDS, cut_off, failure
 from mlxreflect.report.plots import (
     LOSSES,
     RunData,
@@ -256,7 +256,7 @@ def live(folder: Path, recipe: Recipe | None, data: RunData, stories: Sequence[T
         phase = f"evaluating {place.relative_to(folder / 'eval')}"
         done, total = lines(file), lines(place / "problems.jsonl") * spec.get("samples", 1)
     elif recipe and recipe.task.limit:
-        total = method_of(recipe).plan(recipe, recipe.task.limit, 1.0).attempts
+        total = method_of(recipe).plan(recipe, recipe.task.limit, AT_MOST).attempts
     seconds = sum(row["seconds"] for row in waves)
     left = seconds / done * (total - done) if not under_way and 0 < done < total else None
     last = waves[-1] if waves else {}

@@ -124,6 +124,7 @@ def shell_inside(
         return Done(code, said.out, said.err)
 
     shell = kind(folder, model, inside)
+    monkeypatch.setattr("mlxreflect.setup.pace.SECONDS", 0.3)  # no figure is looked at
     monkeypatch.chdir(folder)
     for name in ("COLUMNS", "OLLAMA_HOST"):
         monkeypatch.delenv(name, raising=False)
