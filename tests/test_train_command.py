@@ -168,7 +168,7 @@ MISTAKES = [
     (f"dpo --data torn.jsonl {FATAL}", "torn.jsonl, line 2: not JSON", "or delete that row"),
     (f"dpo --data long.jsonl {FATAL} train.max_length=60",
      "long.jsonl, line 2: a response is over 60 tokens", "correct or delete that row"),
-    (f"sft --data own.jsonl {FATAL}", "own.jsonl, line 2: a token's id is outside",
+    (f"sft --data own.jsonl {FATAL}", "own.jsonl, example 2: a token's id is outside",
      "correct or delete that row"),
     (f"sft --data thoughts.jsonl {FATAL} {ALONE}",
      "thoughts.jsonl, line 2: the mask leaves nothing to train", "correct or delete that row"),
@@ -217,7 +217,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder / "long.jsonl", [PAIRS[0], {**PAIRS[1], "chosen": good(9) * 20}, *PAIRS[2:]])
     thought = {"prompt": "Why?", "completion": "<think>\nno end"}
     own = {"schema": "example/1", "kind": "sft", "prompt": [user("Why?")], "completion": "So.",
-           "source": {"row": "other.jsonl, line 9"}}  # fmt: skip
+           "source": {"problem": "0f"}}  # fmt: skip
     write(folder / "own.jsonl", [own, {**own, "completion_ids": [10**8]}])
     write(folder / "thoughts.jsonl", [ANSWERS[0], thought, *ANSWERS[2:]])
     write(folder / "only.jsonl", [thought, {**thought, "prompt": "How?"}])

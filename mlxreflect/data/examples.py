@@ -181,8 +181,7 @@ def examples_of(
         raise Fault("weight is not above 0")
     if own:
         used.update(row.values)
-        example = native(values, kind)
-        return [replace(example, weight=weight, source={**example.source, "row": row.where})]
+        return [replace(native(values, kind), weight=weight)]
     form = form_of(values, kind)
     made = form.make(values, turns)
     used.update(row.values if form in PUBLISHED else (*form.columns, *ALSO))

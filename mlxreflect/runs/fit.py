@@ -164,12 +164,12 @@ def encode_data(
     """
     encoder = Encoder(policy, job.train.max_length, job.train.mask, job.tags, job.seed)
     rows: dict[int, Row | Pair | Group] = {}  # by the identity of their example
-    for example in (*examples, *apart):
+    for number, example in enumerate((*examples, *apart), 1):
         row = encoder.encode(example)
         if not isinstance(row, Dropped):
             rows[id(example)] = row
             continue
-        where = str(example.source["row"])
+        where = str(example.source.get("row") or f"{job.data.source}, example {number}")
         reason = row.reason + row.detail
         if job.data.bad_row == "fatal":
             hint = "correct or delete that row, or set data.bad_row=skip"
