@@ -123,7 +123,7 @@ def test_names_of_folders_are_safe_and_their_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["--model", "/none/such"], "'/none/such': no such folder"),
+    [(["--model", "/none/such"], "--model /none/such: no such folder"),
      (["--adapter", "none", "--base"], "'none' is not an adapter folder"),
      (["--server", "http://127.0.0.1:9"], "--server alone"),
      (["--server-model", "x"], "--server-model alone"),
