@@ -540,8 +540,8 @@ function rowsPanel(table, at) {
   const columns = COLUMNS[at.view].filter((name) => name !== "error" || table.data.rows.some((row) => row[table.at.error]));
   const head = el("div", { class: "row head", role: "row" }, columns.map((name) => el("div", { class: "cell col-" + name, role: "columnheader", "aria-sort": "none", "data-column": name },
     el("button", { type: "button", class: "sort", onclick: () => { table.down = table.sort === name && !table.down; table.sort = name; refresh(table); } }, name === "answers" ? table.data.arms.join(" · ") : named(name)))));
-  const space = el("div", { class: "space", role: "rowgroup" });
-  const body = el("div", { class: "body", tabindex: 0, role: "group", "aria-label": "Rows: arrow keys choose, Enter opens" }, space);
+  const space = el("div", { class: "space", role: "presentation" });
+  const body = el("div", { class: "body", tabindex: 0, role: "rowgroup", "aria-label": "Rows: arrow keys choose, Enter opens" }, space);
   const grid = el("div", { class: `grid ${at.view}`, role: "table", "aria-label": VIEWS[at.view] }, el("div", { role: "rowgroup" }, head), body);
   Object.assign(table, { grid, body, space, columns, place: at });
   body.addEventListener("scroll", () => { table.scroll = body.scrollTop; paint(table); });
