@@ -311,7 +311,8 @@ def try_reply(rng: random.Random, folder: Path) -> None:
 # ---- prompts -------------------------------------------------------------------------------------
 
 PARTS = ("question", "attempt", "attempt_A", "attempt_B", "found", "expected", "example",
-         "feedback", "hint", "working", "text", "notes", "passage", "sections")  # fmt: skip
+         "feedback", "hint", "working", "text", "notes", "passage", "sections",
+         "answer_1", "answer_2")  # fmt: skip
 
 
 @cache
@@ -328,7 +329,8 @@ def without_template() -> ChatTemplate:
 def try_prompt(rng: random.Random, folder: Path) -> None:
     role, tags = rng.choice([*ROLES]), rng.choice([*TAGS])
     data = {name: text(rng) for name in PARTS}
-    places = {"instruction": "Solve it.", "words": "80", "sections": data["sections"]}
+    places = {"instruction": "Solve it.", "words": "80", "sections": data["sections"],
+              "rubric": "Depth."}  # fmt: skip
     system, user = role_messages(role, tags, BUNDLED, **{**places, **data})
     assert data["question"] in user["content"] or "question" not in ROLES[role].shows
     plain, _ = role_messages(role, tags, BUNDLED, **{**places, **dict.fromkeys(data, "x")})
