@@ -1,5 +1,6 @@
 """Everything the documentation says to type exists, and what can be tried here is tried."""
 
+import importlib.util
 import re
 import shlex
 import shutil
@@ -59,6 +60,8 @@ OWN_FILES = {
 
 
 MINE = "mine.toml"  # the recipe that the README writes with `init`
+
+HAS_GYM = importlib.util.find_spec("reasoning_gym") is not None
 
 
 class Block(NamedTuple):
@@ -399,7 +402,9 @@ def try_out(shell: Shell, one: Command) -> Done | None:
             str(shell.folder / MINE) if name == MINE else name, parameters["set_"] or []
         )
         asked = [recipe.task, *(spec.task for spec in eval_specs(recipe).values())]
-        if any(TASKS[task.name].hub and not task.source for task in asked):
+        if any(get_task(task.name).hub and not task.source for task in asked):
+            return None
+        if any(task.name.startswith("gym:") for task in asked) and not HAS_GYM:
             return None
         return shell.works("run", *arguments, *([] if "--dry-run" in arguments else ["--dry-run"]))
     if one.name == "eval":
