@@ -18,7 +18,7 @@ from mlxreflect.methods.base import Shares
 from mlxreflect.setup import pace as module
 from mlxreflect.setup.dry_run import dry
 from mlxreflect.setup.forecast import Drawn, Pace, Speed, foretell, told
-from mlxreflect.setup.pace import Answer, is_paid, whole_lengths
+from mlxreflect.setup.pace import Answer, answers_pace, is_paid, whole_lengths
 
 SPEED = Speed(prompt=0.01, step=1.0, token=0.1)
 
@@ -56,6 +56,17 @@ def test_answers_that_measuring_cut_off_go_on(
 ) -> None:
     found = whole_lengths([Answer(1, made, cut) for made, cut in answers], 10, 100)
     assert found == pytest.approx(expected)
+
+
+def test_no_more_tokens_are_drawn_than_the_run_lets_an_answer_have() -> None:
+    asked: list[int] = []
+
+    def draw(tokens: int) -> list[Answer]:
+        asked.append(tokens)
+        return [Answer(1, 1, False)]  # the end token alone
+
+    drawn = answers_pace(draw, SPEED, 1, 1, 4, 0.01)
+    assert {*asked} == {4} and {*drawn.lengths} == {1}
 
 
 def fixed(**changes: Any) -> Pace:

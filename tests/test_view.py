@@ -341,3 +341,10 @@ def test_a_page_that_fails_stops_nothing(
     (folder / "episodes.jsonl").write_text("{broken}\n")
     keep_page(folder, Ui())
     assert "warning: no page of this run" in capsys.readouterr().out
+
+
+def test_numbers_that_are_no_json_are_left_out() -> None:
+    shown = page.embed({"loss": [float("inf"), float("nan"), 1.5], "text": "NaN <b>"})
+    assert json.loads(shown) == {"loss": [None, None, 1.5], "text": "NaN <b>"}
+    _, [block] = page.pack([{"loss": float("-inf")}])
+    assert gzip.decompress(base64.b64decode(block)) == b'[{"loss":null}]'

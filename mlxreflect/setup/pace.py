@@ -156,7 +156,7 @@ def answers_pace(
 
     group: answers to each prompt, which is read once. most: tokens that the run lets them have.
     """
-    tokens = max(STEPS, min(most, int(seconds / (speed.step + speed.token * batch))))
+    tokens = min(most, max(STEPS, int(seconds / (speed.step + speed.token * batch))))
     calls: list[Sequence[Answer]] = []
     took = repeated(lambda: calls.append(draw(tokens)), seconds)
     every = [one for call in calls for one in call]

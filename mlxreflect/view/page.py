@@ -84,7 +84,16 @@ def digest(text: str) -> str:
 
 def embed(value: Any) -> str:
     """Returns JSON, in ASCII, that cannot end the script element it stands in."""
-    return json.dumps(value, separators=(",", ":")).translate(ESCAPES)
+    return compact(value).translate(ESCAPES)
+
+
+def compact(value: Any) -> str:
+    """Returns JSON in few characters; infinity and nan, which no browser parses, are null."""
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        clean = json.loads(json.dumps(value), parse_constant=lambda _: None)
+        return json.dumps(clean, separators=(",", ":"))
 
 
 # ---- stories -------------------------------------------------------------------------------------
@@ -115,7 +124,7 @@ def in_blocks(stories: Sequence[Tree], limit: int) -> Iterator[tuple[int, str]]:
     """Yields (number of the first story, JSON of a list of stories)."""
     held, first, size = list[str](), 0, 0
     for number, story in enumerate(stories):
-        text = json.dumps(shorten_texts(story, limit), separators=(",", ":"))
+        text = compact(shorten_texts(story, limit))
         if held and size + len(text) > BLOCK:
             yield first, f"[{','.join(held)}]"
             held, first, size = [], number, 0
