@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.critic_runs import solving
 from support.fake_ollama import FakeOllama
 
-PACE_S = 1.5
+PACE_S = 4.0
 ON_CPU = """
 import time
 from mlxreflect.setup import pace
@@ -54,7 +54,7 @@ RUNS = {
     "reflectevo": Run("reflectevo", QUICK),
     "traces": Run("traces", (*QUICK, "traces.rounds=1", "traces.warm_up=100",
                              "traces.problems=100")),
-    "paced": Run("quickstart", (*CRITIC, "task.limit=40", "eval.limit=100", "r3.epochs=1",
+    "paced": Run("quickstart", (*CRITIC, "task.limit=80", "eval.limit=100", "r3.epochs=1",
                                 "r3.wave=10", "policy.batch=10", "critic.concurrency=2"), "paced"),
     "smol-r3": Run("quickstart", (*SHORT, "r3.epochs=1", "r3.wave=12", "policy.batch=12",
                                   "train.batch=4", "train.cut=keep"), "smol"),
