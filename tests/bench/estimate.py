@@ -58,10 +58,10 @@ RUNS = {
                                 "r3.wave=10", "policy.batch=10", "critic.concurrency=2"), "paced"),
     "smol-r3": Run("quickstart", (*SHORT, "r3.epochs=1", "r3.wave=12", "policy.batch=12",
                                   "train.batch=4", "train.cut=keep"), "smol"),
-    "smol-traces": Run("traces", ("profile=quick", *SHORT, "task.limit=8", "policy.batch=16",
-                                  "traces.warm_up=0", "traces.rounds=1", "traces.problems=8",
-                                  "traces.group=4", "traces.wave=4", "train.batch=2",
-                                  "train.cut=keep", "train.lora.scale=2.0"), "smol"),
+    "smol-preflexor": Run("preflexor", ("profile=quick", *SHORT, "policy.batch=12",
+                                        "preflexor.questions=12", "preflexor.rounds=1",
+                                        "preflexor.two.rounds=1", "train.batch=4",
+                                        "train.cut=keep"), "smol"),
 }  # fmt: skip
 
 
