@@ -202,6 +202,7 @@ def test_a_critic_that_was_mended_is_heard(tmp_path: Path) -> None:
                         "completeness": 5})  # fmt: skip
     settings = {
         "traces.scorer": "critic", "traces.warm_up": 12, "traces.wave": 12, "traces.rounds": 0,
+            "traces.problems": 0, "traces.grpo.kl": 0.0,
         "task.limit": 12, "eval.limit": 4, "eval.direct": False, "critic.provider": "ollama",
         "critic.model": "critic", "critic.cache": str(tmp_path / "cache.sqlite"),
     }  # fmt: skip

@@ -36,7 +36,10 @@ NTH = {"appended some journals": 8, "appended half a journal": 3, "before a comm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(
+    "point",
+    [point for point in POINTS if not point.startswith("judged")],  # those: tests/test_judge.py
+)
 def test_killed_at_a_point(point, tmp_path, uninterrupted):
     run_dir = tmp_path / "run"
     run_process("quickstart", SHORT, run_dir, point, NTH.get(point, 1))
