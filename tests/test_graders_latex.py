@@ -101,9 +101,7 @@ def test_a_worker_that_is_killed_is_replaced() -> None:
     assert WORKER.process
     os.kill(WORKER.process.pid, signal.SIGKILL)
     WORKER.process.wait()
-    found, undecided = equal("x+2", "2+x")  # this question finds a dead worker
-    assert (found, bool(undecided)) == (False, True)
-    assert equal("x+3", "3+x") == (True, "")
+    assert equal("x+2", "2+x") == (True, "")  # by another one
 
 
 def hang() -> None:

@@ -19,7 +19,7 @@ from support.fake_ollama import FakeOllama
 from support.fake_server import Body, Scripted, http
 from support.kill_driver import DRIVER
 from support.rows import write_rows
-from support.shell import Shell, sets, shell_inside
+from support.shell import Shell, sets
 
 from mlxreflect.config.recipe import load_recipe
 from mlxreflect.config.schema import BudgetConfig, CriticConfig, EvalSpec
@@ -392,14 +392,6 @@ def test_judged_evaluations_alone_are_shown_and_drawn(tmp_path: Path) -> None:
 
 
 # ---- on the command line -------------------------------------------------------------------------
-
-
-@pytest.fixture
-def shell(
-    tmp_path: Path, tiny_random: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Shell:  # fmt: skip
-    return shell_inside(tmp_path, tiny_random, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,14 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
+def count_rows(path: Path) -> int:
+    """Returns the whole lines of a file, 0 where there is none."""
+    if not path.is_file():
+        return 0
+    with path.open("rb") as lines:
+        return sum(line.endswith(b"\n") for line in lines)
+
+
 def in_line(error: Exception) -> str:
     """Returns what is wrong with a line of JSONL, without the decoder's own line number."""
     if isinstance(error, json.JSONDecodeError):

@@ -419,7 +419,7 @@ TAGS = r"""
 
 
 def any_of(*texts: str) -> str:
-    """What matches any rule of these texts, from the beginning of a word on."""
+    """Returns a pattern of any rule of these texts, from the beginning of a word on."""
     lines = re.sub(r"\n {8}", "", "".join(texts)).splitlines()
     return rf"\b(?:{'|'.join(x.strip() for x in lines if x and not x.startswith('    #'))})"
 

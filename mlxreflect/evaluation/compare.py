@@ -343,6 +343,11 @@ def check_alike(a: Arm, b: Arm, differ: Sequence[str]) -> list[dict[str, Any]]:
     differences = setup_differences(a, b)
     refused = [d for d in differences if not intended(d["key"], differ)]
     setup = setup_fault(a, b, refused)
+    if a.task != b.task and a.task and b.task:
+        raise UserError(
+            f"not the same questions: {a.path} is of {a.task}, {b.path} of {b.task}",
+            "evaluate both on the same spec",
+        )
     if problems := problem_fault(a, b):
         raise UserError(
             "; ".join(filter(None, [problems, setup])),

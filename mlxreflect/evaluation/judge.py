@@ -23,6 +23,7 @@ from mlxreflect.core.errors import UserError, reworded
 from mlxreflect.core.journal import (
     append_rows,
     convert_rows,
+    count_rows,
     locked,
     read_json,
     sha256,
@@ -60,7 +61,7 @@ class Pair:
 
     @property
     def settled(self) -> str:
-        """Who wins without a judge, "a", "b" or "tie"; "" where one has to look."""
+        """Names who wins without a judge, "a", "b" or "tie"; "" where one has to look."""
         if self.a == self.b:
             return TIE
         return ("b" if self.b else "a") if not (self.a and self.b) else ""
@@ -99,7 +100,10 @@ def find_judged(a: Arm, b: Arm) -> Path | None:
     known = [path.parent for path in b.path.glob(f"{FOLDER}/*/setup.json")]
     for folder in sorted(known, key=number_of):
         setup = read_json(folder / "setup.json")
-        if setup.get("samples") == samples_of(a, b) and count_rows(folder) == setup["judgements"]:
+        if (
+            setup.get("samples") == samples_of(a, b)
+            and count_rows(folder / FILE) == setup["judgements"]
+        ):
             return folder
     return None
 
@@ -113,13 +117,9 @@ def number_of(folder: Path) -> int:
     return int(number) if number.isdecimal() else 0
 
 
-def count_rows(folder: Path) -> int:
-    return (folder / FILE).read_bytes().count(b"\n") if (folder / FILE).is_file() else 0
-
-
 @dataclass(frozen=True)
 class Judged:
-    """What judging came to. won: problem → "a", "b" or "tie". why: problem → what the judge said.
+    """The outcome of judging. won: problem → "a", "b" or "tie". why: problem → the judge's words.
 
     figures: see `figures_of`.
     """

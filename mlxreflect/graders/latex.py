@@ -289,18 +289,16 @@ WORKER = Worker("mlxreflect.graders.latex", quiet=True)
 
 def ask(gold: str, answer: str) -> bool | None:
     """Returns the verdict; None where the worker died or had to be killed. For any thread."""
-    with WORKER.lock:
-        if WORKER.process is None and WORKER.exchange(["1", "1"], START_S) is None:
-            return None
-        same: bool | None = WORKER.exchange([gold, answer], WALL_S)
-        return same
+    same: bool | None = WORKER.ask([gold, answer], WALL_S, ["1", "1"], START_S)
+    return same
 
 
 @lru_cache(maxsize=4096)
 def equal(gold: str, answer: str) -> tuple[bool, str]:
     """Returns (whether two LaTeX expressions are equal, why that is not decided or "").
 
-    Never raises; takes CPU_S at most where the machine is free, and WALL_S where it is not.
+    Takes CPU_S at most where the machine is free, and WALL_S where it is not. Raises UserError
+    where the worker does not start.
     """
     same = ask(gold, answer)
     if same is None:

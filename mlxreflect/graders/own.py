@@ -68,7 +68,7 @@ class Own:
         Raises UserError once it has failed on MOST_FAILURES responses in a row.
         """
         with self.worker.lock:
-            if self.worker.process is None:
+            if not self.worker.alive():
                 self.start()
             reply: dict[str, Any] | None = self.worker.exchange([problem, text], CALL_S)
             if reply is None:

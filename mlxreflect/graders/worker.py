@@ -15,7 +15,10 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import Any
+
+from mlxreflect.core.errors import UserError
 
 
 class Worker:
@@ -40,6 +43,26 @@ class Worker:
             start_new_session=True,  # so that what it starts is killed with it
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
         )
+
+    def alive(self) -> bool:
+        """Tells if there is a process to ask; one that was ended from outside is forgotten."""
+        if self.process and self.process.poll() is not None:
+            self.kill()
+        return self.process is not None
+
+    def ask(self, question: Any, seconds: float, first: Any, start_s: float) -> Any:
+        """As `exchange`, for any thread, of a process that has imported what it needs.
+
+        first: a question that it answers before, in `start_s`. Raises UserError where it does not:
+        then no answer could be judged.
+        """
+        with self.lock:
+            if not self.alive() and self.exchange(first, start_s) is None:
+                raise UserError(
+                    f"the process that judges answers does not start in {start_s:g} s",
+                    f"see why: {quote(sys.executable)} -m {self.module} < /dev/null",
+                )
+            return self.exchange(question, seconds)
 
     def exchange(self, question: Any, seconds: float) -> Any:
         """Sends a line and returns the reply; None where there is none in time.

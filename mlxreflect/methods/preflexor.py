@@ -97,7 +97,7 @@ class PreflexorConfig(Table):
 
     @property
     def drawn(self) -> int:
-        """How many topics a round draws; 0 where they are named, or there are none."""
+        """Returns how many topics a round draws; 0 where they are named, or there are none."""
         return self.topics if isinstance(self.topics, int) else 0
 
     @property

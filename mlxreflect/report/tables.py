@@ -251,7 +251,7 @@ def remarks(r: Mapping[str, Any]) -> Iterator[str]:
 
 
 def judge_remarks(judged: Mapping[str, Any] | None) -> Iterator[str]:
-    """What to know of a judge before its verdicts are believed; None: there was none."""
+    """Returns what to know of a judge before its verdicts are believed; None: there was none."""
     if judged is None:
         return
     if judged["itself"]:

@@ -20,6 +20,8 @@ from mlxreflect.config.schema import Recipe, method_of
 from mlxreflect.core.journal import read_rows, replace_folder
 from mlxreflect.core.ui import Ui
 from mlxreflect.critics import open_critics, open_embedder
+from mlxreflect.critics.base import Critic
+from mlxreflect.critics.embeddings import Embedder
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import SelfCritic
 from mlxreflect.evaluation.arms import short_hash
@@ -73,16 +75,7 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
     )
     limit_memory(recipe.train.cache_limit_gb, recipe.train.wired_limit_gb)
     with ExitStack() as stack:
-        budget, kept = recipe.critic.budget, recipe.critic.cache != "off"
-        ledger = Ledger(run.path / "critic.jsonl", budget, kept=kept)  # also of before a stop
-        stack.callback(ledger.close)
-        critics = open_critics(recipe, method.tiers(recipe), run.id, ledger, stack)
-        for critic in critics.values():
-            critic.say = ui.line
-        embeds = method.embedder(recipe)
-        embedder = open_embedder(embeds, run.id, stack, ledger) if embeds else None
-        if embedder:
-            embedder.say = ui.line
+        ledger, critics, embedder = open_helpers(run, stack, ui)
         policy = load_policy(recipe.policy)
         policy.say = ui.line
         recipe = with_tags(recipe, policy.template)
@@ -97,8 +90,9 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
             stack.callback(references.close)
         trainer = Trainer(policy.model, references, ui.line)
         initial = trainer.trainable()
-        known = cleaned.problems
-        frame = Frame(method, recipe, task, policy, trainer, critics, known, embedder)
+        frame = Frame(
+            method, recipe, task, policy, trainer, critics, cleaned.problems, embedder
+        )  # fmt: skip
         loop = RunLoop(run, frame, trainer, adapter, ui, started)
         loop.restore()
         if cleaned.rows:
@@ -130,6 +124,24 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
 
     keep_page(run.path, ui)
     return summary
+
+
+def open_helpers(
+    run: RunFolder[Recipe], stack: ExitStack, ui: Ui
+) -> tuple[Ledger, dict[str, Critic], Embedder | None]:
+    """Opens the ledger, which knows what was spent before a stop, the critics and the embedder."""
+    recipe, method = run.config, method_of(run.config)
+    kept = recipe.critic.cache != "off"
+    ledger = Ledger(run.path / "critic.jsonl", recipe.critic.budget, kept=kept)
+    stack.callback(ledger.close)
+    critics = open_critics(recipe, method.tiers(recipe), run.id, ledger, stack)
+    for critic in critics.values():
+        critic.say = ui.line
+    embeds = method.embedder(recipe)
+    embedder = open_embedder(embeds, run.id, stack, ledger) if embeds else None
+    if embedder:
+        embedder.say = ui.line
+    return ledger, critics, embedder
 
 
 def check_run(recipe: Recipe) -> None:

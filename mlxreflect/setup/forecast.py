@@ -1,4 +1,4 @@
-"""How long a run takes: what its method plans, times what `pace` has measured."""
+"""Tells how long a run takes: what its method plans, times what `pace` has measured."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,4 @@
-"""How long a run will take: its own policy, trainer and critics are timed at what it will do.
+"""Measures how long a run will take: its policy, trainer and critics do some of what they will do.
 
 Every figure is of this machine, of these models, and of the recipe's batches and lengths. What
 cannot be measured is named, and not guessed. Nothing is written, and no cache is read.

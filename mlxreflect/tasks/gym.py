@@ -233,9 +233,7 @@ def ask(problem: Problem, answer: str) -> tuple[bool, str]:
     """Returns (whether an answer is right, why not), of the process that scores."""
     name, place = problem.task.removeprefix(GYM), problem.meta
     question = [name, place["seed"], place["index"], problem.fields["question"], answer]
-    with WORKER.lock:
-        ready = WORKER.process or WORKER.exchange(None, START_S)
-        reply = WORKER.exchange(question, WALL_S) if ready else None
+    reply = WORKER.ask(question, WALL_S, None, START_S)
     return tuple(reply) if reply else (False, f"scoring it took more than {CPU_S:g} s")
 
 

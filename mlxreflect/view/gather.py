@@ -17,7 +17,7 @@ from mlxreflect.config.recipe import load_recipe, plain, resolved
 from mlxreflect.config.schema import METHODS, Job, Recipe, method_of
 from mlxreflect.config.toml import bundled, flatten
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.journal import convert_rows, owner_alive, read_json, read_rows
+from mlxreflect.core.journal import convert_rows, count_rows, owner_alive, read_json, read_rows
 from mlxreflect.core.records import Episode, Example, Sample, Turn, episode_from_row, flat_from_row
 from mlxreflect.evaluation.arms import (
     Arm,
@@ -254,7 +254,10 @@ def live(folder: Path, recipe: Recipe | None, data: RunData, stories: Sequence[T
         place, file = under_way[-1]
         spec = (read_results(place / "setup.json") or {}).get("spec", {})
         phase = f"evaluating {place.relative_to(folder / 'eval')}"
-        done, total = lines(file), lines(place / "problems.jsonl") * spec.get("samples", 1)
+        done, total = (
+            count_rows(file),
+            count_rows(place / "problems.jsonl") * spec.get("samples", 1),
+        )
     elif recipe and recipe.task.limit:
         total = method_of(recipe).plan(recipe, recipe.task.limit, AT_MOST).attempts
     seconds = sum(row["seconds"] for row in waves)
@@ -272,13 +275,6 @@ def live(folder: Path, recipe: Recipe | None, data: RunData, stories: Sequence[T
 def attempts_made(stories: Sequence[Tree]) -> int:
     return sum(turn["role"] == "attempt" for story in stories for episode in story["episodes"]
                for turn in episode["turns"])  # fmt: skip
-
-
-def lines(file: Path) -> int:
-    if not file.is_file():
-        return 0
-    with file.open("rb") as rows:
-        return sum(row.endswith(b"\n") for row in rows)
 
 
 def rate(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:

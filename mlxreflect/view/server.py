@@ -36,7 +36,7 @@ HEADERS = {
 
 
 class Watched:
-    """What is gathered of folders, gathered again once their files have changed.
+    """Holds what is gathered of folders, and gathers it again once their files have changed.
 
     Gathering takes as long as reading the journals: it is not begun again before ten times as long
     has gone by. A file that cannot be read at that moment leaves what was there.
@@ -66,15 +66,16 @@ class Watched:
         with self.lock:
             begun = time.monotonic()
             if begun >= self.due and (state := self.look()) != self.state:
+                self.state = state
                 try:
                     gathered = gather(self.folders)
-                except UserError as error:
-                    self.fault = error.message
+                except (UserError, OSError) as error:
+                    self.fault = str(error)
                 else:
                     self.version += gathered.tree != self.gathered.tree
                     self.gathered, self.fault = gathered, ""
-                self.state = state
-                self.due = time.monotonic() + 10 * (time.monotonic() - begun)
+                finally:
+                    self.due = time.monotonic() + 10 * (time.monotonic() - begun)
             return self.version, self.gathered
 
     def story(self, run: int, table: str, row: int) -> Any:
@@ -96,7 +97,9 @@ class Server(ThreadingHTTPServer):
         self.address = f"http://127.0.0.1:{self.server_port}/{self.token}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that hangs up in the middle of an answer is no error of ours."""
+        """Shows errors but those of a browser that hangs up in the middle of an answer."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -131,7 +134,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer(403, "text/plain", "403: there is nothing else here")
 
     def from_our_page(self) -> bool:
-        """Whether the request names this server, and no other page asks for it."""
+        """Tells if the request names this server, and no other page asks for it."""
         host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
         site = self.headers.get("Sec-Fetch-Site", "none")
         same = origin is None or origin == f"http://{host}"
