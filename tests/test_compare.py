@@ -144,7 +144,7 @@ def test_other_questions_are_refused(tmp_path: Path) -> None:
 def test_faults_of_samples_are_refused(tmp_path: Path) -> None:
     a = evaluation(tmp_path / "a", "10", None)
     for name, rows, said in (
-        ("task", [row(i, True, task="gsm8k") for i in range(2)], r"2 only in .* countdown 0"),
+        ("task", [row(i, True, task="gsm8k") for i in range(2)], r"is of countdown, .* of gsm8k"),
         ("twice", [row(0, True), row(1, True), row(1, False)], "0001 has sample 0 twice"),
         ("empty", [], "no samples in it"),
         ("few", [row(0, True), row(0, True, sample=1), row(1, True)],
