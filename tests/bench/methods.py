@@ -7,8 +7,8 @@ For each recipe its runs are taken together, one a seed. All runs must have been
 same held-out problems. A problem counts once: its difference is the mean over the seeds, trained
 minus base, and the interval (95 %) is that of `stats.clustered` over the problems; the range beside
 it is that of the seeds. Then each method's trained answers against each other's, with Holm's
-adjustment. Tokens and calls are what learning took, without the evaluation, the mean
-of a run.
+adjustment. Tokens and calls are what learning took, without the evaluation, the mean of a run; the
+last columns are points for 1,000 calls of the critic and for 100,000 tokens of the policy.
 
 --make first makes the runs, each recipe's quick profile at an equal budget (LIMITS): the same
 settings, but that learning goes on until a limit is reached, in waves small enough to stop near it
@@ -31,7 +31,8 @@ from mlxreflect.stats import clustered, holm
 
 Right = dict[str, float]  # problem → share of its samples that are right
 COLUMNS = ("recipe", "seeds", "base", "trained", "difference (95 %)", "of the seeds", "p",
-           "policy tokens", "critic calls", "training tokens")  # fmt: skip
+           "policy tokens", "critic calls", "training tokens", "for 1,000 calls",
+           "for 100,000 tokens")  # fmt: skip
 
 
 LIMITS = {
@@ -84,7 +85,10 @@ def over_seeds(arms: Sequence[Right], problems: Sequence[str]) -> list[float]:
 
 
 def compared(name: str, runs: Sequence[Path], over: str = "base") -> dict[str, Any]:
-    """One row of the table: a recipe's runs, one a seed. over: the arm that trained is held to."""
+    """One row of the table: a recipe's runs, one a seed. over: the arm that trained is held to.
+
+    for_1000_calls is None where no critic was asked.
+    """
     base = [right(run / "eval" / over) for run in runs]
     trained = [right(run / "eval" / "trained") for run in runs]
     problems = sorted(base[0])
@@ -93,6 +97,9 @@ def compared(name: str, runs: Sequence[Path], over: str = "base") -> dict[str, A
     found, p = clustered(over_seeds(base, problems), over_seeds(trained, problems))
     each = [mean(t.values()) - mean(b.values()) for b, t in zip(base, trained, strict=True)]
     summaries = [read_json(run / "summary.json") for run in runs]
+    calls = mean(s["critic"].get("calls", 0) for s in summaries)
+    tokens = mean(s["tokens_generated"] for s in summaries)
+    points = 100 * found.difference
     return {
         "recipe": name,
         "seeds": len(runs),
@@ -106,10 +113,16 @@ def compared(name: str, runs: Sequence[Path], over: str = "base") -> dict[str, A
         "seeds_low": min(each),
         "seeds_high": max(each),
         "p": p,
-        "policy_tokens": mean(s["tokens_generated"] for s in summaries),
-        "critic_calls": mean(s["critic"].get("calls", 0) for s in summaries),
+        "policy_tokens": tokens,
+        "critic_calls": calls,
         "training_tokens": mean(s["tokens_trained"] for s in summaries),
+        "for_1000_calls": 1000 * points / calls if calls else None,
+        "for_100000_tokens": 1e5 * points / tokens,
     }
+
+
+def for_calls(row: dict[str, Any]) -> str:
+    return "none asked" if row["for_1000_calls"] is None else f"{row['for_1000_calls']:+.1f}"
 
 
 def line(row: dict[str, Any]) -> str:
@@ -120,7 +133,7 @@ def line(row: dict[str, Any]) -> str:
         "{difference} ({ci_low} … {ci_high})".format(**points),
         "{seeds_low} … {seeds_high}".format(**points),
         f"{row['p']:.2g}", f"{row['policy_tokens']:,.0f}", f"{row['critic_calls']:,.0f}",
-        f"{row['training_tokens']:,.0f}",
+        f"{row['training_tokens']:,.0f}", for_calls(row), f"{row['for_100000_tokens']:+.1f}",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 

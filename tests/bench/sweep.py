@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from methods import compared, run_all
+from methods import compared, for_calls, run_all
 
 from mlxreflect.config.toml import bundled, dump_toml, read_toml
 from mlxreflect.core.journal import read_json
@@ -104,26 +104,19 @@ def without_none(keys: Keys) -> Keys:
 
 
 def measured(recipe: str, name: str, runs: list[Path], over: str) -> dict[str, Any]:
-    """Returns a row of the table; None where nothing was asked or generated."""
+    """Returns a row of the table."""
     found = compared(recipe, runs, over)
-    points = 100 * found["difference"]
     seconds = [read_json(run / "summary.json")["wall_seconds"] for run in runs]
-    kept = ("ci_low", "ci_high", "seeds_low", "seeds_high", "critic_calls", "policy_tokens")
-    return {
-        "recipe": recipe, "setting": name, "points": points, **{key: found[key] for key in kept},
-        "for_1000_calls": 1000 * points / found["critic_calls"] if found["critic_calls"] else None,
-        "for_100000_tokens": 1e5 * points / found["policy_tokens"], "minutes": mean(seconds) / 60,
-    }  # fmt: skip
+    told = {key: found[key] for key in found if key not in ("problems", "answers")}
+    return {"setting": name, **told, "minutes": mean(seconds) / 60}
 
 
 def line(row: dict[str, Any]) -> str:
-    low, high, least, most = (
-        f"{100 * row[key]:+.1f}" for key in ("ci_low", "ci_high", "seeds_low", "seeds_high")
-    )
-    calls = "none asked" if row["for_1000_calls"] is None else f"{row['for_1000_calls']:+.1f}"
+    shown = ("difference", "ci_low", "ci_high", "seeds_low", "seeds_high")
+    points, low, high, least, most = (f"{100 * row[key]:+.1f}" for key in shown)
     cells = [
-        row["recipe"], row["setting"], f"{row['points']:+.1f} ({low} … {high})",
-        f"{least} … {most}", calls, f"{row['for_100000_tokens']:+.1f}",
+        row["recipe"], row["setting"], f"{points} ({low} … {high})",
+        f"{least} … {most}", for_calls(row), f"{row['for_100000_tokens']:+.1f}",
         f"{row['critic_calls']:,.0f}", f"{row['policy_tokens']:,.0f}", f"{row['minutes']:.1f}",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
