@@ -13,7 +13,7 @@ asked once. Beside the runs stand:
   the run of the same seed (--controls: of which seeds).
 - GSM8K (--gsm8k: its test.jsonl): 200 problems before and after, for what was forgotten.
 
-Settings were chosen on other problems (--part dev, in a DIR of its own).
+Settings were chosen on other problems (`sweep.py DIR --model FOLDER`, or --part dev here).
 """
 
 import argparse
@@ -100,10 +100,11 @@ class Case:
     method: str
     task: str
     folder: Path  # of all that is made
+    setting: str = ""  # where more keys than the task's are set
 
     @property
     def name(self) -> str:
-        return f"{self.method}-{self.task}"
+        return "-".join(filter(None, (self.method, self.task, self.setting.replace(" ", "_"))))
 
     def run(self, seed: int) -> Path:
         return self.folder / f"{self.name}-{seed}"
@@ -129,11 +130,11 @@ def spec_of(task: str, given: argparse.Namespace) -> Path:
     })  # fmt: skip
 
 
-def run(case: Case, seed: int, given: argparse.Namespace) -> Path:
-    """Makes or resumes a run: it learns, and is judged on its task."""
+def run(case: Case, seed: int, given: argparse.Namespace, **more: Any) -> Path:
+    """Makes or resumes a run: it learns, and is judged on its task. more: keys of its recipe."""
     path = write_toml(given.folder / f"{case.name}.toml", recipe_of(case.method, TASKS[case.task]))
     keys = {"seed": seed, "policy.model": given.model, "eval.cache": given.folder / "cache",
-            "eval.spec": spec_of(case.task, given)}  # fmt: skip
+            "eval.spec": spec_of(case.task, given), **more}  # fmt: skip
     [made] = run_all([(str(path), case.run(seed), keys)])
     return made
 

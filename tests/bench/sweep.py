@@ -1,13 +1,13 @@
 """Which settings of a recipe are worth their calls? Chosen on dev problems, never on held-out ones.
 
-usage: python tests/bench/sweep.py DIR [--only r3 …] [--seeds 0 1 2] [--model FOLDER] [--over ARM]
-           [--json]
+usage: python tests/bench/sweep.py DIR [--only r3 …] [--seeds 0 1 2] [--over ARM] [--json]
+       python tests/bench/sweep.py DIR --model FOLDER [--only r3-arithmetic …] [--seeds 0 1 2]
 
 Each recipe's quick profile is run with each of its SETTINGS, over seeds, and evaluated on the dev
 part of its evaluation. What is in DIR already is resumed, or left as it is. Printed for each
 setting: points gained (trained minus base, a problem's mean over the seeds, with the 95 % interval
 over the problems), points for 1,000 critic calls and for 100,000 tokens of the policy, and minutes.
---model: another policy than the embedded one, such as a folder with SmolLM2-135M-Instruct.
+--model: a folder with SmolLM2-135M-Instruct learns as in `real_model.py`, with each of REAL.
 --over: points over another arm than base, such as phase-1 of preflexor.
 """
 
@@ -19,6 +19,7 @@ from statistics import mean
 from typing import Any
 
 from methods import compared, for_calls, run_all
+from real_model import Case, run
 
 from mlxreflect.config.toml import bundled, dump_toml, read_toml
 from mlxreflect.core.journal import read_json
@@ -63,6 +64,17 @@ SETTINGS: dict[str, dict[str, Keys]] = {
     },
     "traces": {"profile": {}, "online DPO": {"traces.objective": "dpo", "traces.grpo.kl": 0.0}},
 }  # fmt: skip
+# The same for the cases of real_model.py, over its own settings.
+REAL: dict[str, dict[str, Keys]] = {
+    "r3-arithmetic": {
+        "lr 5e-4": {},
+        **{f"lr {lr}": {"train.lr": lr} for lr in (1e-4, 1e-3)},
+        "imitation": {"train.dpo": 0},
+        "both": {"r3.pairs": "both", "r3.attempts": 4},
+    },
+    "rel-arithmetic": {"lr 5e-4": {},
+                       **{f"lr {lr}": {"train.sft.lr": lr} for lr in (1e-4, 1e-3)}},
+}  # fmt: skip
 
 
 def dev_spec(name: str, folder: Path) -> Path:
@@ -75,32 +87,37 @@ def dev_spec(name: str, folder: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--only", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--only", nargs="+", choices=[*SETTINGS, *REAL])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--model", type=Path)
     parser.add_argument("--over", default="base", metavar="ARM")
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
+    given = parser.parse_args(namespace=argparse.Namespace(part="dev"))
+    given.folder = given.folder.resolve()
     given.folder.mkdir(parents=True, exist_ok=True)
-    always = {"profile": "quick", "policy.model": given.model, "eval.limit": 1000, "eval.seed": 7,
-              "eval.spec": dev_spec("countdown", given.folder)}  # fmt: skip
+    table = REAL if given.model else SETTINGS
     rows = []
     print("| recipe | setting | difference (95 %) | of the seeds | for 1,000 calls | for 100,000 "
           "tokens | calls | tokens | minutes |\n|" + "---|" * 9)  # fmt: skip
-    for recipe in given.only:
-        for name, keys in SETTINGS[recipe].items():
-            runs = run_all(
-                [(recipe, given.folder / f"{recipe}-{name.replace(' ', '_')}-{seed}",
-                  without_none({**always, **keys, "seed": seed})) for seed in given.seeds]
-            )  # fmt: skip
+    for recipe in given.only or table:
+        for name, keys in table[recipe].items():
+            runs = [made(recipe, name, keys, seed, given) for seed in given.seeds]
             rows.append(measured(recipe, name, runs, given.over))
             print(line(rows[-1]), flush=True)
     if given.json:
         print(json.dumps(rows))
 
 
-def without_none(keys: Keys) -> Keys:
-    return {key: value for key, value in keys.items() if value is not None}
+def made(recipe: str, name: str, keys: Keys, seed: int, given: argparse.Namespace) -> Path:
+    """The run of a setting, which is made or resumed."""
+    if given.model:
+        return run(Case(*recipe.split("-"), given.folder, name), seed, given, **keys)
+    always = {"profile": "quick", "policy.model": "tiny", "eval.limit": 1000, "eval.seed": 7,
+              "eval.spec": dev_spec("countdown", given.folder)}  # fmt: skip
+    told = {key: value for key, value in {**always, **keys}.items() if value is not None}
+    folder = given.folder / f"{recipe}-{name.replace(' ', '_')}-{seed}"
+    [done] = run_all([(recipe, folder, {**told, "seed": seed})])
+    return done
 
 
 def measured(recipe: str, name: str, runs: list[Path], over: str) -> dict[str, Any]:
