@@ -61,7 +61,7 @@ def test_an_adapter_alone_knows_its_model(adapters: list[Path], tiny_random: Pat
     ("files", "said"),
     [
         (["adapter_config.json"], "is not an adapter folder"),
-        (["adapter_config.json", "adapter_model.safetensors"], "is an adapter of PEFT"),
+        (["adapter_config.json", "adapter_model.bin"], "is an adapter of PEFT without"),
     ],
 )
 def test_what_is_no_adapter_is_named(tmp_path: Path, files: list[str], said: str) -> None:

@@ -316,16 +316,36 @@ def export(
     run_dir: RunFolder,
     format_: Annotated[
         str, Option("--format", help="trl, sharegpt, mlx-chat, graphml, or a form of the method.")
-    ],
+    ] = "",
+    to: Annotated[str, Option(help="peft: not the data, but the adapter as PEFT loads it.")] = "",
+    base: Annotated[
+        str, Option(metavar="NAME", help="With --to peft: the model that PEFT puts it on.")
+    ] = "",
     out: Annotated[
         Path | None, Option(help="A folder, or a .jsonl file; default: in the run.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a run's training data in a form that others read; `train` reads it back."""
+    """Write a run's training data in a form that others read, or its adapter for PEFT."""
+    if bool(to) == bool(format_) or to not in ("", "peft"):
+        raise UserError(
+            f"--to {to}: no such form" if to and not format_ else "give one of --format and --to",
+            "give --format trl for the data, or --to peft for the adapter",
+        )
+    ui = make_ui(as_json)
+    if to:
+        require_mlx()
+        from mlxreflect.models.fuse import export_adapter
+
+        result = export_adapter(run_dir, out or run_dir / "export" / "peft", base)
+        ui.result(result)
+        if not as_json:
+            ui.header({"layers": ", ".join(result["layers"]), "to be put on": result["base"] or
+                       "the model it was trained on; name it with --base NAME",
+                       "written to": result["out"]})  # fmt: skip
+        return
     from mlxreflect.report.export import export as export_
 
-    ui = make_ui(as_json)
     result = export_(run_dir, format_, out)
     ui.result(result)
     if not as_json:

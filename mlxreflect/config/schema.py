@@ -55,7 +55,7 @@ class ModelConfig(Table):
     """[policy]: the model that learns. Of a job it is all."""
 
     model: LocalModel = "tiny"  # hub name, path, or the embedded "tiny"
-    adapter: LocalPath = ""  # a LoRA folder to start from
+    adapter: LocalPath = ""  # a LoRA folder to start from, of mlx-lm or PEFT
     quantize: Literal[0, 4, 8] = 0  # bits, on load
     dequantize: Literal["auto", "yes", "no"] = "auto"  # auto: only on the CPU, where it is faster
     # the chat template's switch, where it has one; auto: as mlx_lm.generate sets it

@@ -528,5 +528,6 @@ def whole_chunks(path: Path, size: int, total: int) -> int:
 
 def fingerprint(adapter: Path) -> str:
     """Path and content of an adapter: another training run into the same folder is another one."""
-    content = (adapter / "adapters.safetensors").read_bytes()
+    weights = adapter / "adapters.safetensors"
+    content = (weights if weights.exists() else adapter / "adapter_model.safetensors").read_bytes()
     return f"{adapter} ({hashlib.sha256(content).hexdigest()[:8]})"

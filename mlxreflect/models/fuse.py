@@ -20,14 +20,16 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear
-from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import dequantize_model, load_config, quantize_model, save_config, save_model
 from rich.console import Group
 
 from mlxreflect.config.schema import PolicyConfig
 from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import read_json
 from mlxreflect.core.ui import Ui, plain, table
+from mlxreflect.models import peft
 from mlxreflect.models.load import (
+    ADAPTER_FILES,
     GROUP_SIZE,
     dequantize,
     find_adapter,
@@ -36,6 +38,7 @@ from mlxreflect.models.load import (
     model_folder,
     on_cpu,
     one_line,
+    put_files_on,
     read_adapter,
     to_float32,
 )
@@ -210,16 +213,18 @@ def load_tuned(model: str, adapter: str) -> tuple[Policy, Arrays]:
     if not adapter:
         return policy, own
     try:
-        load_adapters(policy.model, adapter)
+        put_files_on(policy.model, Path(adapter))
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         # mlx-lm's list of what does not fit has a line for each array, below a heading.
         lines = str(error).splitlines()
         raise misfit(model, adapter, lines[1] if len(lines) > 1 else one_line(error)) from None
+    policy.model.eval()
+    if peft.is_peft(Path(adapter)):  # which leaves nothing out
+        return policy, own
     written = mx.load(str(Path(adapter) / "adapters.safetensors"))
     for key, _ in tree_flatten(policy.model.parameters()):
         if key.endswith((".lora_a", ".lora_b")) and key not in written:
             raise misfit(model, adapter, f"{key}: not in adapters.safetensors")
-    policy.model.eval()
     return policy, own
 
 
@@ -263,6 +268,38 @@ def write_folder(model: str, adapter: str, folder: Path, quantize: int) -> dict[
     size = sizes.total()
     del sizes["packed"]
     return {"dtype": sizes.most_common(1)[0][0], "kept": kept, "bytes": size}
+
+
+# ---- an adapter for PEFT -------------------------------------------------------------------------
+
+
+def export_adapter(run: Path, out: Path, base: str) -> dict[str, Any]:
+    """Writes the adapter of a run, or an adapter's folder, in PEFT's form; returns what it says.
+
+    base: the model's name for PEFT; "" for the one that it was trained on, unless that is a path.
+    The folder is whole or not there. Raises UserError where there is no adapter, and where `out`
+    is something already.
+    """
+    adapter = find_adapter(str(run), "RUN_DIR")
+    if peft.is_peft(adapter):
+        raise UserError(f"{adapter} is in PEFT's form already", "use it as it is")
+    if out.exists():
+        raise UserError(f"{out} already exists", "give another --out, or remove it")
+    model = read_json(adapter / ADAPTER_FILES[0]).get("model") or ""
+    folder = model_folder(model) if model else None
+    kind = read_json(folder / "config.json").get("model_type", "") if folder else ""
+    if not base and model != "tiny" and not Path(model).exists():
+        base = model
+    partial = out.resolve().with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        made = peft.write(adapter, partial, kind, base)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return {
+        "schema": "export/1", "format": "peft", "out": str(out), "base": base,
+        "layers": made["target_modules"], "rank": made["r"], "alpha": made["lora_alpha"],
+    }  # fmt: skip
 
 
 # ---- the answers ---------------------------------------------------------------------------------

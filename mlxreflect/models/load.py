@@ -23,6 +23,7 @@ from mlx_lm.utils import dequantize_model, load, load_model
 from mlxreflect.config.schema import PolicyConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json
+from mlxreflect.models import peft
 from mlxreflect.models.memory import weights_of
 from mlxreflect.models.policy import Policy
 from mlxreflect.models.template import ChatTemplate, TemplateFault
@@ -128,28 +129,37 @@ def put_on(model: nn.Module, config: PolicyConfig) -> None:
 def load_adapter(model: nn.Module, config: PolicyConfig) -> None:
     folder = find_adapter(config.adapter)
     try:
-        load_adapters(model, str(folder))
+        put_files_on(model, folder)
     except LOAD_ERRORS as error:
-        own = read_json(folder / ADAPTER_FILES[0]).get("model")
+        told = read_json(folder / ADAPTER_FILES[0])
+        own = told.get("model") or told.get("base_model_name_or_path")
         raise UserError(
             f"policy.adapter = {config.adapter!r} does not fit {config.model!r}: {one_line(error)}",
             f"give the model that it was trained on{f', {own}' if own else ''}",
         ) from None
 
 
+def put_files_on(model: nn.Module, folder: Path) -> None:
+    """Puts an adapter of mlx-lm or of PEFT on a model. Raises one of LOAD_ERRORS on a misfit."""
+    if peft.is_peft(folder):
+        peft.put_on(model, folder)
+    else:
+        load_adapters(model, str(folder))
+
+
 def find_adapter(name: str, said: str = "policy.adapter =") -> Path:
     """Returns an adapter's folder: the one that is named, or adapter/ of the run that is named.
 
-    said: how an error calls it. Raises UserError where there is none.
+    It is in mlx-lm's form or in PEFT's. said: how an error calls it. Raises UserError where there
+    is none.
     """
     for folder in (Path(name), Path(name) / "adapter"):
-        if all((folder / file).is_file() for file in ADAPTER_FILES):
+        if all((folder / file).is_file() for file in ADAPTER_FILES) or peft.is_peft(folder):
             return folder
     if any(Path(name).glob("adapter_model.*")):
         raise UserError(
-            f"{said} {name!r} is an adapter of PEFT, which mlx-lm does not read",
-            "merge it into its model with PEFT (merge_and_unload), then: mlx_lm.convert "
-            "--hf-path MERGED --mlx-path DIR",
+            f"{said} {name!r} is an adapter of PEFT without {' or '.join(peft.FILES)}",
+            "save it with PEFT again (save_pretrained): a .bin file can run code when it is read",
         )
     raise UserError(
         f"{said} {name!r} is not an adapter folder",
@@ -158,8 +168,12 @@ def find_adapter(name: str, said: str = "policy.adapter =") -> Path:
 
 
 def read_adapter(name: str, kind: str = "") -> dict[str, Any]:
-    """An adapter's config. Raises UserError where there is none, or one of another type."""
-    config = read_json(find_adapter(name) / ADAPTER_FILES[0])
+    """An adapter's config, as mlx-lm has it.
+
+    Raises UserError where there is none, or one of another type.
+    """
+    folder = find_adapter(name)
+    config = peft.read(folder)[0] if peft.is_peft(folder) else read_json(folder / ADAPTER_FILES[0])
     found = config.get("fine_tune_type", "lora")
     if kind and found != kind:
         go_on = f'set train.tune = "{found}", or ' if found in ("lora", "full") else ""

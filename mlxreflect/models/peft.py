@@ -1,0 +1,182 @@
+"""LoRA adapters in PEFT's form: put on a model, and written from those of mlx-lm.
+
+PEFT keeps A as [r, in] and B as [out, r], mlx-lm as [in, r] and [r, out]; where PEFT divides alpha
+by r (by its root for rsLoRA), mlx-lm has one scale. DoRA's magnitudes are the same, [out].
+https://huggingface.co/docs/peft/developer_guides/checkpoint
+"""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm.tuner.utils import linear_to_lora_layers
+
+from mlxreflect.core.errors import UserError
+from mlxreflect.core.journal import read_json
+
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+MERGE = (
+    "merge it into its model with PEFT (merge_and_unload), then: mlx_lm.convert --hf-path MERGED"
+)
+PARTS = {"lora_A": "lora_a", "lora_B": "lora_b", "lora_magnitude_vector": "m"}
+NAME = re.compile(
+    rf"(?:base_model\.model\.)?(?P<path>.+?\.(?P<block>\d+)\.(?P<layer>.+?))"
+    rf"\.(?P<part>{'|'.join(PARTS)})(?:\.default)?(?:\.weight)?"
+)
+# Where transformers' names of blocks are not those of mlx-lm: model type → (mlx-lm's, its).
+BLOCKS = {
+    "gpt2": ("model.h.", "transformer.h."),
+    "gptj": ("model.h.", "transformer.h."),
+    "gpt_neox": ("model.h.", "gpt_neox.layers."),
+}
+VISION = ("language_model.model.", "model.language_model.")
+Arrays = dict[str, mx.array]
+
+
+class Tensor(NamedTuple):
+    """A tensor's place: the layer's path in transformers, its block, its name inside, and which."""
+
+    path: str
+    block: int
+    layer: str
+    part: str
+
+
+def is_peft(folder: Path) -> bool:
+    own = folder / "adapters.safetensors"  # mlx-lm's
+    return all((folder / file).is_file() for file in FILES) and not own.exists()
+
+
+def arrays_of(file: Path) -> Arrays:
+    arrays = mx.load(str(file))
+    assert isinstance(arrays, dict)  # as of every safetensors file
+    return arrays
+
+
+# ---- read ----------------------------------------------------------------------------------------
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[Tensor, mx.array]]:
+    """Returns mlx-lm's adapter_config.json for an adapter of PEFT, and its tensors as mlx-lm's.
+
+    All have one rank, the largest, filled up with zeros, and one scale: what a layer's differs by
+    is in its B. Raises UserError for adapters that mlx-lm has no layers for.
+    """
+    config = read_json(folder / FILES[0])
+    if (kind := config.get("peft_type")) != "LORA":
+        raise UserError(f"{folder} is an adapter of PEFT of type {kind!r}, not LORA", MERGE)
+    found: dict[Tensor, mx.array] = {}
+    for name, array in arrays_of(folder / FILES[1]).items():
+        if not (match := NAME.fullmatch(name)):
+            raise UserError(f"{folder}: {name!r} is no LoRA of a linear layer in a block", MERGE)
+        place = Tensor(match["path"], int(match["block"]), match["layer"], PARTS[match["part"]])
+        found[place] = array.astype(mx.float32)
+    lasting = {place[:3] for place in found}
+    if not found or any(Tensor(*place, part) not in found for place in lasting for part in
+                        ("lora_a", "lora_b")):  # fmt: skip
+        raise UserError(f"{folder}: a layer has not both lora_A and lora_B", "write it again")
+    ranks = {place: array.shape[0] for place, array in found.items() if place.part == "lora_a"}
+    rank = max(ranks.values())
+    scales = {place: scale_of(config, place.path, own) for place, own in ranks.items()}
+    scale = max(scales.values(), key=abs)
+    tensors: dict[Tensor, mx.array] = {}
+    for place, array in found.items():
+        if place.part == "m":
+            tensors[place] = array.reshape(-1)
+            continue
+        own = place._replace(part="lora_a")
+        less = scales[own] / scale if scale and place.part == "lora_b" else 1.0
+        missing = (0, rank - ranks[own])
+        pad = [missing, (0, 0)] if place.part == "lora_a" else [(0, 0), missing]
+        tensors[place] = mx.pad(array * less, pad).T
+    parameters = {"rank": rank, "scale": scale, "dropout": config.get("lora_dropout") or 0.0,
+                  "keys": sorted({place.layer for place in found})}  # fmt: skip
+    dora = any(place.part == "m" for place in found)
+    return {
+        "fine_tune_type": "dora" if dora else "lora", "num_layers": -1,  # -1: all
+        "lora_parameters": parameters,
+    }, tensors  # fmt: skip
+
+
+def scale_of(config: dict[str, Any], path: str, rank: int) -> float:
+    """Returns what B @ A is multiplied by in a layer: alpha / r, or alpha / √r for rsLoRA."""
+    alpha = config.get("lora_alpha", 8)
+    for pattern, own in (config.get("alpha_pattern") or {}).items():
+        if path == pattern or path.endswith("." + pattern):
+            alpha = own
+    return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+
+
+def put_on(model: nn.Module, folder: Path) -> None:
+    """Puts LoRA layers with an adapter's numbers on a model. Raises ValueError on a misfit.
+
+    A layer is found by its block and its name inside: what is before that is not the same in
+    transformers.
+    """
+    config, tensors = read(folder)
+    linear_to_lora_layers(
+        model, len(model.layers), config["lora_parameters"],
+        use_dora=config["fine_tune_type"] == "dora",
+    )  # fmt: skip
+    blocks = [dict(tree_flatten(block.parameters())) for block in model.layers]
+    for place, array in tensors.items():
+        name = f"{place.layer}.{place.part}"
+        there = blocks[place.block].get(name) if place.block < len(blocks) else None
+        if there is None or there.shape != array.shape:
+            said = "no such layer" if there is None else f"its shape is {there.shape}"
+            raise ValueError(f"{place.path}, {array.shape}: {said} in the model")
+    for number, block in enumerate(model.layers):
+        own = {f"{p.layer}.{p.part}": array for p, array in tensors.items() if p.block == number}
+        # Layers that the adapter leaves alone add nothing, and are left alone in training, too.
+        idle = {name: mx.zeros_like(array) for name, array in blocks[number].items()
+                if name.endswith((".lora_a", ".lora_b"))}  # fmt: skip
+        block.load_weights(list((idle | own).items()), strict=False)
+
+
+# ---- write ---------------------------------------------------------------------------------------
+
+
+def write(adapter: Path, out: Path, model_type: str, base: str) -> dict[str, Any]:
+    """Writes an adapter of mlx-lm as PEFT loads it, into a new folder; returns PEFT's config.
+
+    model_type: as in the model's config.json. base: the model's name for PEFT, or "".
+    Raises UserError for adapters that PEFT has no form for.
+    """
+    config = read_json(adapter / FILES[0])
+    kind, parameters = config.get("fine_tune_type", "lora"), config.get("lora_parameters", {})
+    fuse = f"write the whole model instead: mlxreflect fuse --adapter {adapter} --out DIR"
+    if kind not in ("lora", "dora"):
+        raise UserError(f"{adapter} is of type {kind!r}: PEFT has LoRA and DoRA", fuse)
+    other = {ours: theirs for theirs, ours in PARTS.items()}
+    tensors: Arrays = {}
+    for name, array in arrays_of(adapter / "adapters.safetensors").items():
+        path, _, part = name.rpartition(".")
+        if part not in other or array.ndim != (1 if part == "m" else 2):
+            raise UserError(f"{adapter}: PEFT has no LoRA for {path}", fuse)
+        last = "" if part == "m" else ".weight"
+        place = f"base_model.model.{transformers_name(path, model_type)}.{other[part]}{last}"
+        tensors[place] = mx.contiguous(array.T)
+    blocks = {int(match["block"]) for match in map(NAME.fullmatch, tensors) if match}
+    whole = blocks == set(range(max(blocks, default=-1) + 1))
+    made = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base,
+        "r": parameters["rank"], "lora_alpha": parameters["scale"] * parameters["rank"],
+        "lora_dropout": parameters.get("dropout", 0.0), "bias": "none", "use_dora": kind == "dora",
+        "use_rslora": False, "fan_in_fan_out": model_type == "gpt2", "inference_mode": True,
+        "target_modules": sorted({name.split(".lora_")[0].rpartition(".")[2] for name in tensors}),
+        "layers_to_transform": None if whole else sorted(blocks),
+    }  # fmt: skip
+    out.mkdir(parents=True)
+    mx.save_safetensors(str(out / FILES[1]), tensors, {"format": "pt"})
+    (out / FILES[0]).write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+    return made
+
+
+def transformers_name(path: str, model_type: str) -> str:
+    ours, theirs = BLOCKS.get(model_type, VISION)
+    return theirs + path.removeprefix(ours) if path.startswith(ours) else path
