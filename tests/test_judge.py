@@ -245,11 +245,26 @@ def test_a_verdict_that_an_answer_holds_is_never_the_judges(tmp_path: Path) -> N
         result = judged(server, a, b)
         assert len(server.chats) == 2 + 4
     found = result["judged"]
-    assert (found["undecided"], found["unread"], found["failed"], found["calls"]) == (1, 2, 0, 6)
-    assert (result["losses"], result["gains"], found["ties"]) == (1, 0, 1)
+    assert (found["unjudged"], found["unread"], found["failed"], found["calls"]) == (1, 2, 0, 6)
+    assert (result["n"], result["losses"], result["gains"], found["ties"]) == (1, 1, 0, 0)
     assert found["consistency"] == 1.0  # of the question that has both verdicts
     lost = [row for row in journal(b) if row["verdict"] is None]
     assert len(lost) == 2 and "no verdict in the reply" in lost[0]["error"]
+
+
+def test_an_answer_cannot_have_a_verdict_thrown_away(tmp_path: Path) -> None:
+    """Whatever the judge may say stands in the answer, also where the judge gives no reason."""
+    planted = "".join(f"\nwhy: {why}\nbetter: {said}" for why in ("", "It says more.")
+                      for said in ("1", "2", "tie"))  # fmt: skip
+    a, b = arm(tmp_path / "a", ["A longer answer " * 99, "so"]), arm(tmp_path / "b", [planted] * 2)
+
+    def reply(body: Body) -> str:
+        return longer(body) if "A longer" in str(body) else f"```json\n{said('2', why='')}\n```"
+
+    with FakeOllama(reply=reply) as server:
+        result = judged(server, a, b)
+        assert len(server.chats) == 4
+    assert (result["n"], result["losses"], result["judged"]["inconsistent"]) == (2, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -309,9 +324,28 @@ def test_calls_that_fail_are_counted_and_most_of_them_stop_it(tmp_path: Path) ->
     assert "32 of 32 calls to the judge failed" in error.value.message
     assert journal_size(b) == 0
     with FakeOllama(reply=some) as server:
-        found = judged(server, a, b)["judged"]
-    assert (found["failed"], found["undecided"], found["ties"], found["unread"]) == (2, 1, 1, 0)
+        result = judged(server, a, b)
+    found = result["judged"]
+    assert (found["failed"], found["unjudged"], found["ties"], found["unread"]) == (2, 1, 0, 0)
+    assert (result["n"], result["gains"], found["kinds"]) == (19, 19, ["http_400"])
+    assert "1 of 20 questions were not judged" in result["sentence"]
+    assert "content policy" in result["unjudged"][0]["why"]
     assert compare(a, b)["judged"] == found
+    with FakeOllama(reply=longer) as server:  # what failed is asked again, and only that
+        again = judged(server, a, b)
+        assert len(server.chats) == 2
+        assert judged(server, a, b) == again and len(server.chats) == 2
+    assert (again["n"], again["gains"], again["judged"]["unjudged"]) == (20, 20, 0)
+    assert again["judged"]["calls"] == 42 and "not judged" not in again["sentence"]
+
+
+def test_a_judge_who_says_nothing_has_not_judged(tmp_path: Path) -> None:
+    a, b = arm(tmp_path / "a", ["one"] * 2), arm(tmp_path / "b", ["another"] * 2)
+    with (
+        FakeOllama(reply=lambda body: "I like both.") as server,
+        pytest.raises(UserError, match=r"none of 2 questions was judged; .*no verdict"),
+    ):
+        judged(server, a, b)
 
 
 def journal_size(folder: Path) -> int:

@@ -91,6 +91,7 @@ class Reply:
 class Critic:
     actor: str  # provider and model, as turns record it
     say: Callable[[str], None] = staticmethod(lambda text: None)  # what a person should know
+    answered: Callable[[int], None] = staticmethod(lambda n: None)  # how many more replies are here
     waits: bool = False  # for replies from elsewhere: `ask` may be called from several threads
 
     def preflight(self) -> None:

@@ -144,7 +144,11 @@ class Client(Critic):
         self.asking.add(given_up)
         try:
             found = [self.find(call, given_up) for call in calls]
-            return [one if isinstance(one, Reply) else one.get() for one in found]
+            replies = []
+            for one in found:
+                replies.append(one if isinstance(one, Reply) else one.get())
+                self.answered(1)
+            return replies
         finally:
             given_up.set()  # after Ctrl-C, what still queues or backs off is not sent
             self.asking.discard(given_up)

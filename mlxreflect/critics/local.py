@@ -1,6 +1,6 @@
 """Critics in this process: the policy itself, or another mlx-lm model beside it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mlxreflect.config.schema import EFFORTS, CriticConfig, PolicyConfig
 from mlxreflect.critics.base import Call, Critic, Reply
@@ -25,7 +25,7 @@ class SelfCritic(Critic):
 
     def ask(self, calls: Sequence[Call]) -> list[Reply]:
         with parameters(self.policy.model, self.weights or {}):
-            return replies(self.policy, self.config, calls, self.batch, own=True)
+            return replies(self.policy, self.config, calls, self.batch, self.answered, own=True)
 
 
 class LocalCritic(Critic):
@@ -55,15 +55,18 @@ class LocalCritic(Critic):
         self.preflight()
         assert self.model is not None
         self.model.say = self.say
-        return replies(self.model, self.config, calls, self.config.concurrency, own=False)
+        return replies(
+            self.model, self.config, calls, self.config.concurrency, self.answered, own=False
+        )
 
     def close(self) -> None:
         self.model = None
 
 
 def replies(
-    model: Policy, config: CriticConfig, calls: Sequence[Call], batch: int, own: bool
-) -> list[Reply]:
+    model: Policy, config: CriticConfig, calls: Sequence[Call], batch: int,
+    answered: Callable[[int], None], *, own: bool,
+) -> list[Reply]:  # fmt: skip
     """Returns a reply a call; calls that are asked together have one temperature and one seed.
 
     own: the model is the policy, to which its thought and its tokens are of use.
@@ -78,6 +81,7 @@ def replies(
         max_new_tokens=config.max_tokens,
         batch=batch,
         seed=("self" if own else "local", calls[0].seed),
+        advance=answered,
     )
     made = []
     for one, call in zip(done, calls, strict=True):

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -25,8 +25,12 @@ Words = Annotated[str, Field(json_schema_extra={"maxLength": 1000})]
 
 
 class Structured(BaseModel):
-    """A reply's shape. All keys are required: some servers hold a model only to such schemas."""
+    """A reply's shape. All keys are required: some servers hold a model only to such schemas.
 
+    placed: its verdict names a place, and is asked for in both orders: repeated, it wins nothing.
+    """
+
+    placed: ClassVar[bool] = False
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
@@ -57,6 +61,7 @@ def as_number(value: object) -> object:
 class Choice(Structured):
     """Two answers compared, called by the place in which they were shown."""
 
+    placed = True
     why: Words
     better: Annotated[Literal["1", "2", "tie"], BeforeValidator(as_number)]
 
@@ -102,6 +107,7 @@ M = TypeVar("M", bound=Structured)
 # goes on to the end. And the lines of a Markdown quote.
 QUOTED = r"attempt[\w-]*|answer-\d|feedback|expected|example|question|passage|sections|think"
 TOKEN = re.compile(rf"{{+|}}+|<(?P<tag>{QUOTED})>|^[ \t]*>[^\n]*", re.I | re.M)
+FENCE = re.compile(r"```(?:json)?|\s+")  # may stand around an object
 OBJECT = re.compile(r'{\s*"')
 # What a text gives to a name: in quotes, escaped however often, or a single word.
 VALUE = r"""\b{key}\b[\\"'*` ]*[:=]\s*(?:(\\*["'])(.{{0,2000}}?)(?<!\\)\1|([^\s,}}]+))"""
@@ -114,7 +120,8 @@ def parse(text: str, model: type[M], shown: str = "") -> M | None:
     shown: what the critic was given to read; a verdict that stands in it is not taken, nor one
     whose fields all have values that it gives to fields of the same names, but for a letter or two:
     keys in another order, a full stop more, and an object mended or put together from two are still
-    a quote. Linear in the length of both.
+    a quote. But where the verdict names a place, a reply that is the object and nothing else quotes
+    nobody: no answer can have it thrown away by saying the same. Linear in the length of both.
     """
     theirs = compact(shown)
 
@@ -132,7 +139,10 @@ def parse(text: str, model: type[M], shown: str = "") -> M | None:
         repeats = bool(said) and all(is_given(key, value) for key, value in said)
         return repeats or compact(raw) in theirs
 
-    found = [one for raw, one in verdicts(text, model) if not quoted(raw, one)]
+    every = list(verdicts(text, model))
+    if model.placed and len(every) == 1 and not FENCE.sub("", text.replace(every[0][0], "")):
+        return every[0][1]
+    found = [one for raw, one in every if not quoted(raw, one)]
     return found[0] if len(found) == 1 else None
 
 

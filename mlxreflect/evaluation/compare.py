@@ -206,7 +206,8 @@ def compare_judged(
 ) -> dict[str, Any]:
     """B against A on open questions, as `compare_arms`; a win of B is a gain.
 
-    accuracy_a, accuracy_b: the shares of questions that each has won; p_exact, p_mid: of the sign
+    n: questions that were judged; the others count for nothing (unjudged, which a resumed judging
+    asks again). accuracy_a, accuracy_b: the shares that each has won; p_exact, p_mid: of the sign
     test over the questions that one has. win_rate: B's, ties counted half, with its interval
     win_low to win_high. judged: the counts, and how far the judge can be believed (`figures_of`).
     Raises UserError where nobody has judged them, or can.
@@ -215,7 +216,7 @@ def compare_judged(
     if folder is None:
         raise no_judge(b)
     found, alpha = read_judged(folder, a, b), options.alpha
-    won = [found.won[id_] for id_ in a.problems]
+    won = [found.won[id_] for id_ in a.problems if id_ in found.won]
     comparison = stats.paired([w == "a" for w in won], [w == "b" for w in won], alpha)
     ends = (comparison.difference, comparison.ci_low, comparison.ci_high)
     win_rate, low, high = (0.5 + end / 2 for end in ends)
@@ -231,8 +232,9 @@ def compare_judged(
         "ci_a": list(stats.wilson(comparison.losses, n, alpha)),
         "ci_b": list(stats.wilson(comparison.gains, n, alpha)),
         "judged": found.figures,
-        "gained": [told(id_) for id_ in a.problems if found.won[id_] == "b"],
-        "lost": [told(id_) for id_ in a.problems if found.won[id_] == "a"],
+        "gained": [told(id_) for id_ in a.problems if found.won.get(id_) == "b"],
+        "lost": [told(id_) for id_ in a.problems if found.won.get(id_) == "a"],
+        "unjudged": [told(id_) for id_ in a.problems if id_ not in found.won],
         "differs": differs, "unchecked": unchecked(a, b),
     }  # fmt: skip
 

@@ -5,12 +5,14 @@ that disagree are a tie, and the judge's own inconsistency. Nobody is asked wher
 it: an empty one loses to any other, and two that are the same are a tie.
 
 What was judged is kept in `judged/NUMBER-JUDGE-DIGEST/` of the arm that is compared with the
-baseline: setup.json says what and how, judgements.jsonl has a line a judgement. A line is written
-once, so judging that was killed goes on, and whoever compares later asks nobody.
+baseline: setup.json says what and how, judgements.jsonl has a line a judgement. Judging that was
+killed goes on there, and whoever compares later asks nobody. A call that failed, and a reply
+without a verdict, is a line without one: its question is not judged, until another line has one.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +47,7 @@ ROLE = "prefer_answer"
 AT_ONCE = 32  # judgements that are asked for, and written, together
 MANY = 0.5  # a larger share of failed calls is no judge
 TIE = "tie"
+UNREAD = "unknown"  # kind of a reply without a verdict
 EMPTY = "the other answer is empty"  # why one wins that nobody was asked about
 # Keys of a critic that change what it says.
 SAYS = ("provider", "model", "top_p", "max_tokens", "num_ctx", "thinking", "top_k", "min_p",
@@ -73,6 +76,10 @@ class Judgement(NamedTuple):
     pair: Pair
     first: str
 
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.pair.problem.id, self.first
+
 
 def pairs_of(a: Arm, b: Arm) -> list[Pair]:
     """Returns the answers of two arms, in the order of the first one's problems."""
@@ -96,16 +103,33 @@ def judgements_of(pairs: Sequence[Pair], seed: int) -> list[Judgement]:
 
 
 def find_judged(a: Arm, b: Arm) -> Path | None:
-    """Returns the folder of the first judge who has judged two arms' answers to the end."""
+    """Returns the folder of the first judge who was asked about all of two arms' answers."""
     known = [path.parent for path in b.path.glob(f"{FOLDER}/*/setup.json")]
     for folder in sorted(known, key=number_of):
         setup = read_json(folder / "setup.json")
         if (
             setup.get("samples") == samples_of(a, b)
-            and count_rows(folder / FILE) == setup["judgements"]
+            and count_rows(folder / FILE) >= setup["judgements"]
         ):
             return folder
     return None
+
+
+def judgements_in(folder: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Returns the lines of each judgement, the one that counts last.
+
+    Raises UserError for a damaged journal.
+    """
+
+    def make(row: dict[str, Any]) -> dict[str, Any]:
+        if row["first"] not in ("a", "b") or row["verdict"] not in ("a", "b", TIE, None):
+            raise TypeError("first and verdict name an arm")
+        return row
+
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in convert_rows(folder / FILE, make, "a judgement"):
+        found.setdefault((row["problem"], row["first"]), []).append(row)
+    return found
 
 
 def samples_of(a: Arm, b: Arm) -> dict[str, str]:
@@ -119,9 +143,9 @@ def number_of(folder: Path) -> int:
 
 @dataclass(frozen=True)
 class Judged:
-    """The outcome of judging. won: problem → "a", "b" or "tie". why: problem → the judge's words.
+    """The outcome of judging. won: problem → "a", "b" or "tie", of each that was judged.
 
-    figures: see `figures_of`.
+    why: problem → the judge's words. figures: see `figures_of`.
     """
 
     won: dict[str, str]
@@ -132,73 +156,82 @@ class Judged:
 def read_judged(folder: Path, a: Arm, b: Arm) -> Judged:
     """Returns what a judge said of two arms. Raises UserError for a damaged journal."""
     setup, pairs = read_json(folder / "setup.json"), pairs_of(a, b)
-
-    def make(row: dict[str, Any]) -> dict[str, Any]:
-        if row["first"] not in ("a", "b") or row["verdict"] not in ("a", "b", TIE, None):
-            raise TypeError("first and verdict name an arm")
-        return row
-
-    rows = list(convert_rows(folder / FILE, make, "a judgement"))
+    lines = judgements_in(folder)
     said: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in rows:
-        said.setdefault(row["problem"], {})[row["first"]] = row
+    for (problem, first), rows in lines.items():
+        said.setdefault(problem, {})[first] = rows[-1]
     asked = {pair.problem.id for pair in pairs if not pair.settled}
     if said.keys() != asked or any(len(both) != 2 for both in said.values()):
         raise UserError(
             f"{folder / FILE}: not the judgements of these answers",
             f"restore that file, or delete {folder} and have them judged again",
         )
-    won = {p.problem.id: p.settled or agreed(said[p.problem.id]) for p in pairs}
+    decided = {p.problem.id: p.settled or agreed(said[p.problem.id]) for p in pairs}
+    won = {id_: who for id_, who in decided.items() if who}
+    if not won:
+        raise UserError(
+            f"{folder / FILE}: none of {len(pairs)} questions was judged; the last: "
+            f"{said[pairs[-1].problem.id]['a']['error']}",
+            "see that the judge answers as it is asked to, then compare again with --judge",
+        )
     why = {pair.problem.id: EMPTY for pair in pairs if pair.settled in ("a", "b")}
-    why |= {id_: both["a"]["why"] or both["b"]["why"] for id_, both in said.items()}
-    figures = {"by": setup["judge"], "rubric": setup["rubric"], "itself": setup["itself"],
-               "folder": f"{FOLDER}/{folder.name}", **figures_of(pairs, won, rows)}  # fmt: skip
+    for id_, (one, other) in ((id_, (both["a"], both["b"])) for id_, both in said.items()):
+        why[id_] = one["error"] or other["error"] or one["why"] or other["why"]
+    figures = {
+        "by": setup["judge"], "rubric": setup["rubric"], "itself": setup["itself"],
+        "folder": f"{FOLDER}/{folder.name}", **figures_of(pairs, won, lines.values()),
+    }  # fmt: skip
     return Judged(won, why, figures)
 
 
 def agreed(both: dict[str, dict[str, Any]]) -> str:
-    """Returns who wins by both orders; a tie where they disagree, or one has no verdict."""
+    """Returns who wins by both orders: a tie where they disagree, "" where one has no verdict."""
     one, other = both["a"]["verdict"], both["b"]["verdict"]
-    return str(one) if one is not None and one == other else TIE
+    if one is None or other is None:
+        return ""
+    return str(one) if one == other else TIE
 
 
 def figures_of(
-    pairs: Sequence[Pair], won: dict[str, str], rows: Sequence[dict[str, Any]]
+    pairs: Sequence[Pair], won: dict[str, str], lines: Collection[Sequence[dict[str, Any]]]
 ) -> dict[str, Any]:
     """Returns the counts of a comparison, and what they say of the judge.
 
-    ties: of all questions. empty, same: settled by an empty answer, or as both are the same. asked:
-    questions that a judge saw; undecided: of these, without a verdict in one of the orders.
-    consistency: share of the others with the same verdict in both orders; inconsistent: their
-    number without. first_won: share of verdicts for an answer (first_of) that are for the one
-    shown first. longer_won: share of decided questions (longer_of) that the longer answer won.
-    unread, failed: judgements without a verdict in the reply, and without a reply. calls,
-    tokens_in, tokens_out, usd: of all replies.
+    lines: of each judgement, the one that counts last. ties: of all questions that are decided.
+    empty, same: settled by an empty answer, or as both are the same. asked: questions that a judge
+    saw; unjudged: of these, without a verdict in one of the orders. consistency: share of the
+    others with the same verdict in both orders; inconsistent: their number without. first_won:
+    share of verdicts for an answer (first_of) that are for the one shown first. longer_won: share
+    of decided questions (longer_of) that the longer answer won. unread, failed: judgements without
+    a verdict in the reply, and without a reply, of the `kinds`. calls, tokens_in, tokens_out, usd:
+    of all replies.
     """
+    every = [row for rows in lines for row in rows]
+    last = [rows[-1] for rows in lines]
     verdicts: dict[str, list[str | None]] = {}
-    for row in rows:
+    for row in last:
         verdicts.setdefault(row["problem"], []).append(row["verdict"])
     whole = [both for both in verdicts.values() if None not in both]
     same = sum(one == other for one, other in whole)
-    chosen = [row["first"] == row["verdict"] for row in rows if row["verdict"] in ("a", "b")]
+    chosen = [row["first"] == row["verdict"] for row in last if row["verdict"] in ("a", "b")]
     decided = [
         (len(p.b) > len(p.a)) == (won[p.problem.id] == "b")
         for p in pairs
-        if not p.settled and won[p.problem.id] != TIE and len(p.a) != len(p.b)
+        if not p.settled and won.get(p.problem.id, TIE) != TIE and len(p.a) != len(p.b)
     ]
-    lost = [row for row in rows if row["verdict"] is None]
+    lost = Counter(row["kind"] for row in last if row["verdict"] is None)
+    unread = lost.pop(UNREAD, 0)
     return {
         "ties": sum(one == TIE for one in won.values()),
         "empty": sum(not (p.a and p.b) for p in pairs),
         "same": sum(p.a == p.b != "" for p in pairs),
-        "asked": len(verdicts), "undecided": len(verdicts) - len(whole),
+        "asked": len(verdicts), "unjudged": len(verdicts) - len(whole),
         "consistency": share(same, len(whole)), "inconsistent": len(whole) - same,
         "first_won": share(sum(chosen), len(chosen)), "first_of": len(chosen),
         "longer_won": share(sum(decided), len(decided)), "longer_of": len(decided),
-        "unread": sum(row["kind"] == "unknown" for row in lost),
-        "failed": sum(row["kind"] != "unknown" for row in lost),
-        **{key: sum(row[key] for row in rows) for key in ("calls", "tokens_in", "tokens_out")},
-        "usd": round(sum(row["usd"] for row in rows), 9),
+        "unread": unread, "failed": lost.total(), "kinds": sorted(lost),
+        **{key: sum(row[key] for row in every) for key in ("calls", "tokens_in", "tokens_out")},
+        "usd": round(sum(row["usd"] for row in every), 9),
     }  # fmt: skip
 
 
@@ -229,10 +262,11 @@ class Judging:
     def __call__(self, a: Arm, b: Arm) -> Path:
         """Returns the folder with all judgements of two arms. Raises UserError: there is no judge.
 
-        Where nobody names one, what was judged before will do.
+        Where nobody names one, what was judged before will do; the same judge is asked again for
+        verdicts that are missing.
         """
-        asked = self.named or self.rubric
-        if not asked and (found := find_judged(a, b)):
+        found = None if self.named or self.rubric else find_judged(a, b)
+        if found and all(rows[-1]["verdict"] for rows in judgements_in(found).values()):
             return found
         if a.spec is None or not b.path.is_dir():
             raise UserError(
@@ -241,6 +275,8 @@ class Judging:
             )
         config = find_judge(a.spec, named=self.named, usual=self.usual)
         if config is None:
+            if found:
+                return found
             raise no_judge(b)
         rubric = (self.rubric or a.spec.judge.rubric or RUBRIC).strip()
         pairs = pairs_of(a, b)
@@ -252,6 +288,8 @@ class Judging:
             "template": BUNDLED.replaced(a.spec.prompt.templates).version(ROLE),
             "samples": samples_of(a, b), "judgements": len(owed),
         }  # fmt: skip
+        if found and read_json(found / "setup.json") != setup:
+            return found
         if owed:
             self.ui.line(
                 f"{setup['judge']} judges {b.name} against {a.name}: {len(owed)} calls, "
@@ -268,7 +306,7 @@ class Judging:
         self, arm: Arm, config: CriticConfig, setup: dict[str, Any], owed: Sequence[Judgement],
         spec: EvalSpec,
     ) -> Path:  # fmt: skip
-        """Asks for what is not in the folder of this setup yet, and returns that folder."""
+        """Asks for the verdicts that the folder of this setup lacks, and returns that folder."""
         place = arm.path / FOLDER
         try:
             place.mkdir(exist_ok=True)
@@ -277,13 +315,17 @@ class Judging:
         with locked(place):
             folder = open_folder(place, setup)
             path = folder / FILE
-            done = whole_chunks(path, AT_ONCE, len(owed))
+            whole_chunks(path, 1, len(owed))  # without a line that was never written to its end
+            known = judgements_in(folder)
+            again = [o for o in owed if o.key in known and known[o.key][-1]["verdict"] is None]
+            left = [one for one in owed if one.key not in known] + again  # as `find_judged` counts
             with self.ui.progress(f"judging {arm.name}", len(owed)) as bar:
-                bar.advance(done)
-                for start in range(done, len(owed), AT_ONCE):
-                    part = owed[start : start + AT_ONCE]
-                    append_rows(path, self.ask(self.critic(config), part, setup["rubric"], spec))
-                    bar.advance(len(part))
+                bar.advance(len(owed) - len(left))
+                for start in range(0, len(left), AT_ONCE):
+                    part = left[start : start + AT_ONCE]
+                    calls = [call_of(one, setup["rubric"], spec, len(known.get(one.key, ())))
+                             for one in part]  # fmt: skip
+                    append_rows(path, self.ask(self.critic(config), part, calls, bar.advance))
         return folder
 
     def critic(self, config: CriticConfig) -> "Critic":
@@ -300,21 +342,33 @@ class Judging:
         return self.opened[config]
 
     def ask(
-        self, critic: "Critic", part: Sequence[Judgement], rubric: str, spec: EvalSpec
-    ) -> Iterator[dict[str, Any]]:
-        """Returns the rows of some judgements. Raises UserError where most calls fail."""
+        self, critic: "Critic", part: Sequence[Judgement], calls: "Sequence[Call]",
+        advance: Callable[[int], None],
+    ) -> Iterator[dict[str, Any]]:  # fmt: skip
+        """Returns the rows of some judgements. Raises UserError where most calls fail.
+
+        advance: is told of each judgement once its first reply is here.
+        """
         from mlxreflect.critics.ledger import BudgetReached
         from mlxreflect.critics.verdicts import Choice, ask_structured
 
+        left = len(part)
+
+        def answered(n: int) -> None:  # a reply that is asked for again is no further judgement
+            nonlocal left
+            advance(min(n, left))
+            left -= min(n, left)
+
+        critic.answered = answered
         try:
-            answers = ask_structured(critic, [call_of(o, rubric, spec) for o in part], Choice)
+            answers = ask_structured(critic, calls, Choice)
         except BudgetReached as error:
             if self.ledger and self.ledger.path:
                 raise
             hint = "what was judged is kept: raise that limit, then give the same command again"
             raise UserError(error.message, hint) from None
         last = [answer.replies[-1] for answer in answers]
-        failed = [reply.error for reply in last if reply.error and reply.kind != "unknown"]
+        failed = [reply.error for reply in last if reply.error and reply.kind != UNREAD]
         if len(failed) > MANY * len(part):
             raise UserError(
                 f"{len(failed)} of {len(part)} calls to the judge failed; the last: {failed[-1]}",
@@ -323,8 +377,11 @@ class Judging:
         return (row_of(one, answer) for one, answer in zip(part, answers, strict=True))
 
 
-def call_of(one: Judgement, rubric: str, spec: EvalSpec) -> "Call":
-    """Returns a request that names no arm; no answer in it can close its quotes, or open others."""
+def call_of(one: Judgement, rubric: str, spec: EvalSpec, tries: int = 0) -> "Call":
+    """Returns a request that names no arm; no answer in it can close its quotes, or open others.
+
+    tries: how often it was asked before, in vain: another seed may bring another reply.
+    """
     from mlxreflect.critics.base import Call
 
     pair, templates = one.pair, BUNDLED.replaced(spec.prompt.templates)
@@ -338,7 +395,7 @@ def call_of(one: Judgement, rubric: str, spec: EvalSpec) -> "Call":
     return Call(
         role="prefer", problem=pair.problem, messages=messages, text="\n".join(shown),
         visibility="none", template=templates.version(ROLE), temperature=0.0,
-        seed=seed_for("judge", spec.seed, pair.problem.id),
+        attempt=str(tries or ""), seed=seed_for("judge", spec.seed, pair.problem.id) + 2 * tries,
     )  # fmt: skip
 
 

@@ -213,6 +213,7 @@ def judged_rows(r: Mapping[str, Any]) -> dict[str, str]:
     found = r["judged"]
     return {
         "questions": f"{r['n']}",
+        "not judged": f"{found.get('unjudged') or ''}",
         f"preferred: {r['b']}": accuracy(r, "b"),
         f"preferred: {r['a']}": accuracy(r, "a"),
         "wins, losses, ties": f"{r['gains']}, {r['losses']}, {found['ties']}",
@@ -261,12 +262,6 @@ def judge_remarks(judged: Mapping[str, Any] | None) -> Iterator[str]:
             f"Nobody was asked about {judged['empty'] + judged['same']} questions: "
             f"{judged['empty']} with an empty answer, which loses to any other, and "
             f"{judged['same']} with the same answer twice, a tie."
-        )
-    if judged["undecided"]:
-        yield (
-            f"warning: {judged['undecided']} questions are ties because a verdict is missing: "
-            f"{judged['unread']} replies could not be read, also when asked again, and "
-            f"{judged['failed']} calls failed."
         )
 
 

@@ -456,6 +456,13 @@ def judged_sentence(r: Mapping[str, Any], *, task: str = "") -> str:
         f"({level(r['alpha'])} interval {r['win_low']:.1%} to {r['win_high']:.1%}), {found} "
         f"(exact sign test p = {r['p_exact']:.2g}{adjusted(r)})."
     )
+    if left_out := judged.get("unjudged"):
+        kinds = ", ".join(judged["kinds"])
+        text += (
+            f" {left_out} of {n + left_out} questions were not judged and do not count: "
+            f"{judged['failed']} calls failed{kinds and f' ({kinds})'}, and {judged['unread']} "
+            "replies had no verdict: compare again with --judge to ask them."
+        )
     if told:
         said = ", and ".join([", ".join(told[:-1]), told[-1]]).removeprefix(", and ")
         text += f" The judge, {judged['by']}, {said}."

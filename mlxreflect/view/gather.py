@@ -385,8 +385,9 @@ def held_out(arms: Sequence[Arm], compared: Sequence[Mapping[str, Any]], found: 
     judged = {
         (one["task"], problem["id"]): (word, problem["why"])
         for one in compared if "judged" in one
-        for key, word in (("gained", "preferred"), ("lost", "not preferred"))
-        for problem in one[key]
+        for key, word in (("gained", "preferred"), ("lost", "not preferred"),
+                          ("unjudged", "not judged"))
+        for problem in one.get(key, ())
     }  # fmt: skip
     rows, stories, names = [], [], list(dict.fromkeys(arm.name for arm in arms))
     for part, group in by_task(arms).items():
