@@ -339,6 +339,17 @@ def test_calls_that_fail_are_counted_and_most_of_them_stop_it(tmp_path: Path) ->
     assert again["judged"]["calls"] == 42 and "not judged" not in again["sentence"]
 
 
+def test_progress_goes_on_within_a_batch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlxreflect.core.ui.EVERY_S", 0.0)
+    a, b = arm(tmp_path / "a", ["one"] * 3), arm(tmp_path / "b", ["another"] * 3)
+    with FakeOllama(reply=lambda body: "Hm." if "0 a number" in str(body) else longer(body)) as s:
+        judged(s, a, b, ui=Ui(), concurrency=1)
+    told = re.findall(r"judging b: (\d+)/6", capsys.readouterr().err)
+    assert list(dict.fromkeys(told)) == [*"0123456"]  # those that are asked again count once
+
+
 def test_a_judge_who_says_nothing_has_not_judged(tmp_path: Path) -> None:
     a, b = arm(tmp_path / "a", ["one"] * 2), arm(tmp_path / "b", ["another"] * 2)
     with (
@@ -533,6 +544,36 @@ def test_a_run_ends_in_the_judges_verdict(run_dir: tuple[Path, FakeOllama]) -> N
             console.print(part)
     assert "The judge, ollama:critic" in " ".join(shown_.get().split())
     assert (folder / "plots" / "comparison.png").is_file()
+
+
+@pytest.mark.slow
+def test_a_run_whose_judge_fails_has_a_summary_and_is_judged_later(
+    shell: Shell, tmp_path: Path
+) -> None:
+    write_rows(tmp_path / "q.jsonl", [{"prompt": f"Numbers: {i} 2 3. Why?"} for i in range(6)])
+    (tmp_path / "why.toml").write_text(
+        'part = "all"\nmax_new_tokens = 12\n[prompt]\nstyle = "direct"\n[task]\nname = "jsonl"\n'
+        'question = "prompt"\nanswer_type = "open"\nsource = "q.jsonl"\n'
+    )
+    asks = [http(400, "no"), longer]
+    with FakeOllama(reply=lambda body: asks[0](body) if callable(asks[0]) else asks[0]) as server:
+        keys = {"provider": "ollama", "model": "critic", "base_url": server.url, "cache": "off"}
+        failed = shell(
+            "run", "quickstart", "--run-dir", "R", "--json",
+            *sets("eval.spec=why.toml,countdown", "task.limit=8", "r3.wave=8", "eval.limit=6",
+                  *(f"critic.judge.{key}={value}" for key, value in keys.items())),
+        )  # fmt: skip
+        assert failed.code == 2 and "calls to the judge failed; the last" in failed.err
+        assert "mlxreflect resume" in failed.err and "not judged yet" in failed.err
+        summary = json.loads((tmp_path / "R" / "summary.json").read_text())
+        assert summary["unjudged"]["hint"].endswith("mlxreflect resume R")
+        assert "comparison" not in summary and summary["base"]["accuracy"] is None
+        assert summary["evaluations"]["countdown"]["comparison"]["n"] == 6
+        assert "calls to the judge failed" in shell.works("show", "R").out
+        asks[0] = longer
+        judged_ = json.loads(shell.works("resume", "R", "--json").out)
+    assert "unjudged" not in judged_ and judged_["comparison"]["judged"]["by"] == "ollama:critic"
+    assert judged_["tokens_trained"] == summary["tokens_trained"]
 
 
 @pytest.mark.slow

@@ -117,9 +117,11 @@ def finish(work: "Folder[Any]", ui: "Ui") -> None:
         ui.result(summary)
     else:
         show_end(work, summary, ui)
-    nothing = summary.get("untrained")
+    nothing, unjudged = summary.get("untrained"), summary.get("unjudged")
     if nothing and not work.config.allow_untrained:
         raise UserError(nothing["why"], nothing["hint"])
+    if unjudged:
+        raise UserError(f"the answers are not judged yet: {unjudged['why']}", unjudged["hint"])
 
 
 def show_end(work: "Folder[Any]", summary: dict[str, Any], ui: "Ui") -> None:

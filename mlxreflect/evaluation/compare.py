@@ -51,7 +51,7 @@ class Options:
     all_pairs: each arm against each other, not only against the first. plan: a difference, as a
     fraction; the number of problems that would show it is computed. 0: not asked for. names: of
     the arms. judge: has answers to open questions judged; without it they have been, or are not
-    compared. Raises UserError for what cannot be.
+    compared. graded: leaves those out. Raises UserError for what cannot be.
     """
 
     alpha: float = 0.05
@@ -60,6 +60,7 @@ class Options:
     plan: float = 0.0
     names: tuple[str, ...] = ()
     judge: Judging | None = None
+    graded: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
@@ -105,6 +106,7 @@ def compare_all(paths: Sequence[Path], options: Options | None = None) -> dict[s
     pairs = [
         (name, a, b) for i, j in chosen_pairs(len(arms), options)
         for name, (a, b) in pair_tasks(arms[i], arms[j], shared=whole).items()
+        if not (options.graded and a.open)
     ]  # fmt: skip
     check_keys([arm for group in arms for arm in group], options.differ)
     check_judge(pairs, options)

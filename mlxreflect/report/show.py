@@ -85,6 +85,7 @@ def show_runs(place: Path) -> RenderableType:
         what = keys.get("name") or keys.get("strategy") or keys.get("objective", "unknown")
         ended = "finished" if summary else "not finished"
         ended = "trained on nothing" if summary.get("untrained") else ended
+        ended = "not judged" if summary.get("unjudged") else ended
         model = keys.get("policy", {}).get("model", "unknown")
         rows.append([file.parent, what, model, ended, " → ".join(arms)])
     return table("", ["run", "of", "model", "status", "|base → trained"], rows, wraps="model")
@@ -250,6 +251,9 @@ def show_summary(run_dir: Path) -> list[RenderableType]:
     if comparison.get("sentence"):
         parts += [plain(comparison["sentence"], "bold")]
         parts += [*map(plain, judge_remarks(comparison.get("judged"))), Text()]
+    if lacks := summary.get("unjudged"):
+        said = f"The answers are not judged yet: {lacks['why']}\n{lacks['hint']}"
+        parts += [plain(said, "bold"), Text()]
     if again := read_results(run_dir / "retries.json"):
         parts += [*second_answers(again), Text()]
     figures = totals(run_dir, summary, recipe_of(run_dir))

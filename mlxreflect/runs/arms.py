@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from statistics import fmean
 from typing import Any
 
@@ -17,6 +18,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json, read_rows, remove, replace_folder
 from mlxreflect.core.records import Problem
 from mlxreflect.core.ui import Ui
+from mlxreflect.critics.ledger import BudgetReached
 from mlxreflect.evaluation.arms import unique_rows
 from mlxreflect.evaluation.chains import check_chain
 from mlxreflect.evaluation.compare import Options, compare_all
@@ -97,11 +99,21 @@ class RunArms:
         forget_other(folder, weights)
         return measure(generator, folder, self.ui, told)
 
-    def judge(self) -> None:
-        """Has the answers to open questions judged, of each arm against base."""
+    def judge(self) -> dict[str, str]:
+        """Has the answers to open questions judged, of each arm against base.
+
+        Returns why that failed, and how to have it done later; {} where it has not.
+        """
         if any(is_open(spec.task) for spec in self.specs.values()):
             differ = ("prompt.style",) if self.run.config.eval.direct else ()
-            compare_all([self.run.path], Options(differ=differ, judge=self.judging))
+            again = f"mlxreflect resume {quote(str(self.run.path))}"
+            try:
+                compare_all([self.run.path], Options(differ=differ, judge=self.judging))
+            except BudgetReached as error:
+                return {"why": error.message, "hint": error.hint}
+            except UserError as error:
+                return {"why": error.message, "hint": f"see that the judge answers, then: {again}"}
+        return {}
 
 
 def forget_other(folder: Path, weights: str) -> None:

@@ -142,23 +142,28 @@ def reached(spent: Counter[str], limits: Limits, ui: Ui) -> bool:
 
 
 def conclude(
-    run: RunFolder[Recipe], base: Evaluated, trained: Evaluated, calls: list[Figures], ui: Ui
-) -> Figures:
+    run: RunFolder[Recipe], base: Evaluated, trained: Evaluated, calls: list[Figures], ui: Ui,
+    unjudged: dict[str, str],
+) -> Figures:  # fmt: skip
     """Writes comparisons, plots and report of a run whose arms are evaluated; returns its summary.
 
     base, trained: the results of each evaluation, the headline's first. calls: the ledger's lines.
     All comparisons with base, also of arms on the way, are one family of tests (Holm). Says what
-    was lost.
+    was lost. unjudged: why open answers could not be judged; their evaluations are not compared.
     """
     differ = ("prompt.style",) if run.config.eval.direct else ()
-    compared = in_order(compare_all([run.path], Options(differ=differ)), base)
+    options = Options(differ=differ, graded=bool(unjudged))
+    compared = in_order(compare_all([run.path], options), base)
     found = [one for one in compared.get("comparisons", [compared]) if one["b"] == "trained"]
+    names = [name for name in base if not unjudged or base[name]["accuracy"] is not None]
+    against = dict(zip(names, found, strict=True))
     several = "comparisons" in compared
     if kept_base(run):
         for one in found:
             one["sentence"] += f" {ONLY_BASE.capitalize()}."
-    run.write_json("comparison.json", found[0])
-    if several:
+    if (headline := next(iter(base))) in against:
+        run.write_json("comparison.json", against[headline])
+    if several and found:
         run.write_json("comparisons.json", compared)
     from mlxreflect.report.plots import draw_plots
 
@@ -168,8 +173,9 @@ def conclude(
     evaluated = {
         name: {"base": {key: base[name][key] for key in MEASURED},
                "trained": {key: trained[name][key] for key in MEASURED},
-               "comparison": {key: one.get(key) for key in keys} | judged_figures(one)}
-        for name, one in zip(base, found, strict=True)
+               **({"comparison": {key: one.get(key) for key in keys} | judged_figures(one)}
+                  if (one := against.get(name)) else {})}
+        for name in base
     }  # fmt: skip
     summary, lost = summarise_run(run, evaluated, calls), lost_texts(run.path)
     if lost.said:
@@ -178,7 +184,7 @@ def conclude(
         ui.line(fault)
     if not summary["tokens_trained"]:
         summary["untrained"] = untrained(run.path, summary, lost)
-    return summary
+    return summary | ({"unjudged": unjudged} if unjudged else {})
 
 
 def kept_base(run: RunFolder[Recipe]) -> bool:
@@ -199,7 +205,7 @@ def in_order(compared: Figures, evaluations: Iterable[str]) -> Figures:
     Folders have an order of their own. A comparison of one evaluation stays as it is.
     """
     names = list(evaluations)
-    if len(names) == 1:
+    if len(names) == 1 or "comparisons" not in compared:
         return compared
     rows = sorted(compared["comparisons"], key=lambda one: names.index(one["task"]))
     return {**compared, "tasks": names, "comparisons": rows}

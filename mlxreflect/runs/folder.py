@@ -111,7 +111,7 @@ class RunFolder(Generic[C]):
     def finished(self, ui: Ui) -> dict[str, Any] | None:
         """Returns the summary of what is finished, and says so; None where there is work left."""
         file = self.path / "summary.json"
-        if not file.is_file():
+        if not file.is_file() or read_json(file).get("unjudged"):
             return None
         ui.line(f"{self.path} is already finished; this is its result")
         return read_json(file)

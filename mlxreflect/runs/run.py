@@ -112,14 +112,14 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
         finish_adapter(run, frame.learning, adapter)
         reflector = frame.learning.held.get(REFLECTOR)
         trained = arms.evaluate_all("trained", weights_hash(trainer.trainable()), reflector)
-        arms.judge()
+        unjudged = arms.judge()
         calls = list(ledger.rows())
     if arms.retries:
         run.write_json("retries.json", arms.retries.results())
-    summary = conclude(run, base, trained, calls, ui)
+    summary = conclude(run, base, trained, calls, ui, unjudged)
     summary["decontaminated"] = cleaned.counts
     summary["wall_seconds"] = round(loop.seconds(), 1)
-    run.write_json("summary.json", summary)  # last: a run that has it is finished
+    run.write_json("summary.json", summary)  # last: a run that has it is finished, if it is judged
     from mlxreflect.view.page import keep_page
 
     keep_page(run.path, ui)

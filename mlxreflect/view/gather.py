@@ -219,7 +219,7 @@ def told(value: Any) -> str:
 
 def warnings_of(summary: Mapping[str, Any], arms: Sequence[Arm], data: RunData) -> list[str]:
     """Returns what a person should know before believing the figures."""
-    found = [summary["untrained"]["why"]] if summary.get("untrained") else []
+    found = [summary[kind]["why"] for kind in ("untrained", "unjudged") if summary.get(kind)]
     waves = data.kind("wave")
     answers, cut = (sum(row.get(key, 0) for row in waves) for key in ("answers", "cut"))
     if answers and cut > MUCH * answers:
