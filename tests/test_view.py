@@ -5,7 +5,9 @@ import gzip
 import hashlib
 import http.client
 import json
+import math
 import os
+import random
 import re
 import subprocess
 import sys
@@ -137,6 +139,72 @@ def test_runs_of_the_same_problems_are_compared(run_dir: Path, tmp_path: Path) -
     against = gather([run_dir, other]).tree["against"]
     assert against["comparisons"][0]["difference"] == 0
     assert (against["comparisons"][0]["a"], against["comparisons"][0]["b"]) == ("mine", "other")
+
+
+# ---- damaged rows --------------------------------------------------------------------------------
+
+ODD: list[Any] = [None, "text", -3, 1.5, True, [], {}, [1], {"a": 1}, 10**400, math.inf, "\ud800"]
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path to every value in a row, the row itself first."""
+    yield at
+    if isinstance(value, dict | list):
+        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from places(one, (*at, key))
+
+
+def spoil(file: Path, times: int, draw: random.Random) -> int:
+    """Adds damaged rows to a journal, some no objects at all; returns its rows then."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    lines = [json.dumps(row) for row in rows]
+    for _ in range(times):
+        row = json.loads(json.dumps(draw.choice(rows)))
+        *above, last = draw.choice([*places(row)][1:])
+        within = row
+        for key in above:
+            within = within[key]
+        if draw.random() < 0.3:
+            del within[last]
+        else:
+            within[last] = draw.choice(ODD)
+        lines.insert(draw.randrange(len(lines)), json.dumps(row))
+    lines.insert(draw.randrange(len(lines)), draw.choice(["[1]", "null", "{broken", "7", '"x"']))
+    file.write_text("\n".join(lines) + "\n")
+    return len(lines)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_damaged_rows_are_left_out_and_counted(seed: int, tmp_path: Path) -> None:
+    folder, draw = write_run(tmp_path / "run", TEXTS, wave=2), random.Random(seed)
+    (folder / "summary.json").unlink()
+    asked = {"n": 1, "kind": "ok", "try": 1, "tokens_in": 5, "tokens_out": 6, "usd": 0.1,
+             "seconds": 0.5}  # fmt: skip
+    append_rows(folder / "critic.jsonl", [asked, asked])
+    names = ("episodes", "examples", "metrics", "critic")
+    rows = {name: spoil(folder / f"{name}.jsonl", 300, draw) for name in names}
+    found = gather([folder])
+    (run,) = found.tree["runs"]
+    counts = {name: re.search(rf"(\d+) rows? of {name}.jsonl", "\n".join(run["warnings"]))
+              for name in names}  # fmt: skip
+    left = {name: int(count[1]) for name, count in counts.items() if count}
+    assert all(left[name] > 100 for name in names)
+    learned = found.stories[run["tables"]["learned"]["first"] :]
+    told = sum(len(story["episodes"]) for story in learned if story["kind"] == "learned")
+    assert told + left["episodes"] == rows["episodes"]
+    keep_page(folder, Ui())
+    assert stories_in((folder / "report" / "page.html").read_text())
+
+
+@pytest.mark.parametrize("name", ["samples", "problems"])
+def test_an_evaluation_with_damaged_rows_is_left_out(name: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", TEXTS, wave=2)
+    spoil(folder / "eval" / "trained" / f"{name}.jsonl", 20, random.Random(1))
+    (run,) = gather([folder]).tree["runs"]
+    assert [arm["name"] for arm in run["arms"]] == ["base"]
+    assert f"{name}.jsonl" in run["warnings"][-1]
+    with pytest.raises(UserError, match=f"{name}.jsonl"):
+        gather([folder / "eval" / "trained"])
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
@@ -316,10 +384,16 @@ def test_the_page_follows_the_journals(server: Server) -> None:
     version, gathered = server.watched.now()
     assert version == before + 1
     assert gathered.tree["runs"][0]["tables"]["learned"]["rows"][-1][1].endswith("new")
-    (folder / "metrics.jsonl").write_text("{broken}\n")
+    with (folder / "metrics.jsonl").open("a") as rows:
+        rows.write("{broken}\n")
+    server.watched.due = 0.0
+    version, gathered = server.watched.now()
+    assert (version, server.watched.fault) == (before + 2, "")
+    assert gathered.tree["runs"][0]["warnings"][-1].startswith("1 row of metrics.jsonl is damaged")
+    (folder / "summary.json").write_text('{"critic": 5}')
     server.watched.due = 0.0
     again, kept = server.watched.now()
-    assert "metrics.jsonl, line 1" in server.watched.fault
+    assert "has another form" in server.watched.fault
     assert (again, kept) == (version, gathered)
 
 
@@ -338,7 +412,7 @@ def test_a_page_that_fails_stops_nothing(
     folder = write_run(tmp_path / "run", TEXTS, wave=2)
     keep_page(folder, Ui())
     assert tree_in((folder / "report" / "page.html").read_text())["runs"][0]["name"] == "run"
-    (folder / "episodes.jsonl").write_text("{broken}\n")
+    (folder / "summary.json").write_text("{broken}\n")
     keep_page(folder, Ui())
     assert "warning: no page of this run" in capsys.readouterr().out
 

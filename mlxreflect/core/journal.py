@@ -71,11 +71,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return cast(dict[str, Any], value)
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file, none where there is no such file.
+def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Yields number and object of each line of a JSONL file, or what is wrong with the line.
 
-    An unfinished last line is left out. Raises UserError naming the line for anything else that is
-    not a JSON object.
+    Nothing where there is no such file. An unfinished last line is left out.
     """
     if not path.is_file():
         return
@@ -86,18 +85,36 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 alike
-                if not line.endswith(b"\n"):
-                    return
-                raise UserError(
-                    f"{path}, line {number}: not JSON ({in_line(error)})",
-                    "correct or delete that line",
-                ) from None
-            if not isinstance(row, dict):
-                raise UserError(
-                    f"{path}, line {number}: a JSON object was expected, not {line[:40]!r}",
-                    "each line holds one object in braces",
-                )
+                if line.endswith(b"\n"):
+                    yield number, f"not JSON ({in_line(error)})"
+                continue
+            whole = isinstance(row, dict)
+            yield number, row if whole else f"a JSON object was expected, not {line[:40]!r}"
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the objects of a JSONL file. Raises UserError naming a line that is none."""
+    for number, row in read_lines(path):
+        if isinstance(row, str):
+            hint = "correct or delete that line: each holds one object in braces"
+            raise UserError(f"{path}, line {number}: {row}", hint)
+        yield row
+
+
+def sound_rows(
+    path: Path, sound: Callable[[Any], bool], damaged: dict[str, int]
+) -> Iterator[dict[str, Any]]:
+    """Yields the objects of a JSONL file that are sound.
+
+    damaged: gets the number of the others, by the file's name.
+    """
+    found = 0
+    for _, row in read_lines(path):
+        if isinstance(row, dict) and sound(row):
             yield row
+        else:
+            found += 1
+            damaged[path.name] = found
 
 
 def count_rows(path: Path) -> int:

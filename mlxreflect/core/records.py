@@ -7,9 +7,25 @@ of a write) is ignored by the reader; a resumed run cuts it off.
 import dataclasses
 import hashlib
 import json
+import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from functools import cache
+from types import UnionType
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Required,
+    TypedDict,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 # Of role and content, and what few have: reasoning_content, tool_calls, name, tool_call_id.
 Messages = list[dict[str, Any]]
@@ -125,6 +141,16 @@ class Episode:
     outcome: Outcome
 
 
+class Source(TypedDict, total=False):
+    """The episode and the turns (chosen, rejected) that an example comes from, if any."""
+
+    problem: str | None
+    epoch: int
+    wave: int
+    turns: list[int]
+    forced: bool
+
+
 @dataclass(frozen=True)
 class Example:
     """One row of training data, with the turns it came from.
@@ -155,7 +181,7 @@ class Example:
     mask: str = "response"
     tools: list[dict[str, Any]] | None = None
     parts: dict[str, dict[str, Any]] | None = None
-    source: dict[str, Any] = field(default_factory=dict)
+    source: Annotated[dict[str, Any], Source] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -191,17 +217,169 @@ def to_row(record: Record) -> dict[str, Any]:
 
 
 def episode_from_row(row: dict[str, Any]) -> Episode:
-    turns = [
-        Turn(**{**turn, "verdict": Verdict(**turn["verdict"]) if turn["verdict"] else None})
-        for turn in row["turns"]
-    ]
+    turns = []
+    for turn in row["turns"]:
+        verdict = flat_from_row(Verdict, turn["verdict"]) if turn.get("verdict") else None
+        turns.append(flat_from_row(Turn, {**turn, "verdict": verdict}))
     rest = {k: row[k] for k in ("recipe", "epoch", "wave")}
-    return Episode(
-        **rest, problem=Problem(**row["problem"]), turns=turns, outcome=Outcome(**row["outcome"])
-    )
+    problem = flat_from_row(Problem, row["problem"])
+    outcome = flat_from_row(Outcome, row["outcome"])
+    return Episode(**rest, problem=problem, turns=turns, outcome=outcome)
+
+
+@cache
+def names_of(kind: type) -> frozenset[str]:
+    return frozenset(f.name for f in dataclasses.fields(kind))
 
 
 def flat_from_row(kind: type, row: dict[str, Any]) -> Any:
-    """A Problem, Example or Sample of a row; keys that the record does not have are left out."""
-    names = {f.name for f in dataclasses.fields(kind)}
+    """A record without another one in it; keys that it does not have are left out."""
+    names = names_of(kind)
     return kind(**{k: v for k, v in row.items() if k in names})
+
+
+# ---- rows whose form nobody promises -------------------------------------------------------------
+
+
+Finite = Annotated[float, math.isfinite]
+
+
+class StepRow(TypedDict, total=False):
+    """A row of metrics.jsonl, as far as it is read: a step of training."""
+
+    kind: Required[Literal["step"]]
+    objective: str
+    loss: float | None
+    margin: float | None
+    accuracy: float | None
+    tokens: int
+    seconds: float
+
+
+class AskedRow(TypedDict, total=False):
+    """What a wave asked of its critics."""
+
+    calls: int
+    cached: int
+    answered: int
+    failed: int
+    unknown: int
+    kinds: dict[str, int]
+    tokens_in: int
+    tokens_out: int
+    usd: Finite
+
+
+class WaveRow(TypedDict, total=False):
+    """A row of metrics.jsonl, as far as it is read: a wave."""
+
+    kind: Required[Literal["wave"]]
+    epoch: Required[int]
+    wave: Required[int]
+    seconds: Required[float]
+    stage: Required[str]
+    problems: int
+    first_correct: int
+    format_ok: int
+    solved: int
+    bucket: int
+    verifications: int
+    answers: int
+    cut: int
+    reward: float | None
+    tokens_generated: int
+    critic: AskedRow
+    arm: str
+    anew: list[Literal["reference", "adapter"]]
+
+
+class DevRow(TypedDict):
+    """A row of metrics.jsonl, as far as it is read: a look at dev problems."""
+
+    kind: Literal["dev"]
+    wave: int
+    accuracy: float
+    base: float
+    worse: bool
+    best: bool
+
+
+class HeldOutRow(TypedDict, total=False):
+    """A row of metrics.jsonl, as far as it is read: a training's held-out rows."""
+
+    kind: Required[Literal["held_out"]]
+    step: Required[int]
+    loss: float | None
+    margin: float | None
+    accuracy: float | None
+
+
+MetricsRow = StepRow | WaveRow | DevRow | HeldOutRow
+# A line of critic.jsonl, as far as it is read.
+RequestRow = TypedDict(
+    "RequestRow",
+    {"kind": str, "try": int, "tokens_in": int, "tokens_out": int, "usd": Finite, "seconds": float},
+)
+LARGEST = 2**63  # of a whole number: what is computed with it stays a number
+
+
+@cache
+def fits(kind: Any) -> Callable[[Any], bool]:
+    """Returns a function that tells whether a value of JSON has the form of a type.
+
+    kind: a record or another dataclass, a TypedDict, or what annotates their fields, where
+    `Annotated` has another type to fit or a test to pass. Keys without a name in it may be there.
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return lambda value: True
+    if origin is Required:
+        return fits(parts[0])
+    if origin is Annotated:
+        of, also = fits(parts[0]), kind.__metadata__[0]
+        also = fits(also) if isinstance(also, type) else also
+        return lambda value: of(value) and also(value)
+    if origin is Literal:
+        return lambda value: isinstance(value, str) and value in parts
+    if origin in (Union, UnionType):
+        choices = [fits(part) for part in parts]
+        return lambda value: any(choice(value) for choice in choices)
+    if kind == list[int]:  # of tokens there are thousands
+        return lambda value: type(value) is list and set(map(type, value)) <= {int}
+    if origin is list:
+        one = fits(parts[0])
+        return lambda value: type(value) is list and all(map(one, value))
+    if origin is dict:
+        held = fits(parts[1])
+        return lambda value: type(value) is dict and all(map(held, value.values()))
+    if is_typeddict(kind) or dataclasses.is_dataclass(kind):
+        return fits_object(kind)
+    if kind is float:
+        return lambda value: type(value) is float or fits(int)(value)
+    if kind is int:
+        return lambda value: type(value) is int and abs(value) < LARGEST
+    return lambda value: type(value) is kind
+
+
+def fits_object(kind: Any) -> Callable[[Any], bool]:
+    """Returns `fits` of a dataclass or a TypedDict."""
+    hints = get_type_hints(kind, include_extras=True)
+    if is_typeddict(kind):
+        needed, schema = set(kind.__required_keys__), None
+    else:
+        hints = {f.name: hints[f.name] for f in dataclasses.fields(kind)}
+        absent = dataclasses.MISSING
+        needed = {f.name for f in dataclasses.fields(kind)
+                  if f.default is absent and f.default_factory is absent}  # fmt: skip
+        schema = getattr(kind, "SCHEMA", None)
+    checks = {name: fits(hint) for name, hint in hints.items()}
+
+    def check(value: Any) -> bool:
+        return (
+            type(value) is dict
+            and needed <= value.keys()
+            and schema in (None, value.get("schema", schema))
+            and all(checks[key](one) for key, one in value.items() if key in checks)
+        )
+
+    return check

@@ -32,7 +32,7 @@ from mlxreflect.core.journal import (
     sha256,
     write_atomic,
 )
-from mlxreflect.core.records import Problem, Sample, flat_from_row, to_row
+from mlxreflect.core.records import Problem, Sample, fits, flat_from_row, to_row
 from mlxreflect.graders.text import OPEN
 from mlxreflect.stats import mean_interval
 
@@ -40,7 +40,7 @@ COUNTS = re.compile(r"^[0-9]+/[0-9]+$|\.json$")  # what --unpaired takes
 ENDS = ("ci_low", "ci_high")
 LONGEST_NAME = 60  # characters of an arm's folder
 # Columns of a sample that a bare file may lack.
-ABSENT = {"task": "", "sample": 0, "text": "", "token_ids": (), "finish_reason": None,
+ABSENT = {"task": "", "sample": 0, "text": "", "token_ids": [], "finish_reason": None,
           "parsed": None, "format_ok": False}  # fmt: skip
 
 
@@ -388,7 +388,16 @@ def unique_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def problems_of(path: Path) -> list[Problem]:
-    return list(convert_rows(path, lambda row: flat_from_row(Problem, readable(row)), "a problem"))
+    return list(convert_rows(path, as_problem, "a problem"))
+
+
+def as_problem(row: dict[str, Any]) -> Problem:
+    """Returns the problem of a row. Raises TypeError for what is none."""
+    row = readable(row)
+    if not fits(Problem)(row):
+        raise TypeError("a column is missing, or holds another kind of value")
+    problem: Problem = flat_from_row(Problem, row)
+    return problem
 
 
 def as_sample(path: Path, row: dict[str, Any]) -> Sample:
@@ -396,14 +405,13 @@ def as_sample(path: Path, row: dict[str, Any]) -> Sample:
     if row.get("schema") == "quick-sample/1":
         raise quick_fault(path)
     row = readable(row)
-    sample: Sample = flat_from_row(Sample, {**ABSENT, "schema": "sample/1", **row})
-    if type(sample.sample) is not int or type(sample.correct) is not bool:
-        raise TypeError("sample is a whole number, and correct is true or false")
-    if not isinstance(sample.problem_id, str) or row.get("schema", "sample/1") != "sample/1":
-        raise TypeError("problem_id is text, and schema is sample/1")
-    parsed = None if sample.parsed is None else str(sample.parsed)
+    row = {**ABSENT, **row}
+    row["parsed"] = None if row["parsed"] is None else str(row["parsed"])
+    if not fits(Sample)(row):
+        raise TypeError("a column is missing, or holds another kind of value")
+    sample: Sample = flat_from_row(Sample, row)
     tokens = len(sample.token_ids) if sample.tokens is None else sample.tokens
-    return replace(sample, parsed=parsed, token_ids=[], tokens=tokens)
+    return replace(sample, token_ids=[], tokens=tokens)
 
 
 def readable(row: dict[str, Any]) -> dict[str, Any]:

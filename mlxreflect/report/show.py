@@ -20,8 +20,18 @@ from rich.text import Text
 from mlxreflect.config.schema import METHODS, Recipe, method_of
 from mlxreflect.config.toml import read_toml, validate
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.journal import convert_rows, read_rows
-from mlxreflect.core.records import Episode, Example, Turn, Verdict, episode_from_row, flat_from_row
+from mlxreflect.core.journal import convert_rows, read_rows, sound_rows
+from mlxreflect.core.records import (
+    Episode,
+    Example,
+    MetricsRow,
+    RequestRow,
+    Turn,
+    Verdict,
+    episode_from_row,
+    fits,
+    flat_from_row,
+)
 from mlxreflect.core.ui import facts, percent, plain, table
 from mlxreflect.data.forms import shared
 from mlxreflect.data.graph import read_graph
@@ -333,16 +343,19 @@ def look_line(dev: dict[str, Any]) -> str:
     )
 
 
-def asked_so_far(run_dir: Path) -> dict[str, Any]:
-    """Returns the critic's figures so far; {} where none was asked remotely."""
-    ledger = run_dir / "critic.jsonl"
+def asked_so_far(run_dir: Path, damaged: dict[str, int] | None = None) -> dict[str, Any]:
+    """Returns the critic's figures so far; {} where none was asked remotely.
+
+    damaged: gets how many rows of each file are left out.
+    """
+    ledger, damaged = run_dir / "critic.jsonl", {} if damaged is None else damaged
     if not ledger.is_file():
         return {}
     from mlxreflect.critics.ledger import total
 
-    rows = read_rows(run_dir / "metrics.jsonl")
-    waves = (row["critic"] for row in rows if row.get("kind") == "wave" and "critic" in row)
-    return total(waves, read_rows(ledger))
+    rows = sound_rows(run_dir / "metrics.jsonl", fits(MetricsRow), damaged)
+    waves = (row["critic"] for row in rows if row["kind"] == "wave" and "critic" in row)
+    return total(waves, sound_rows(ledger, fits(RequestRow), damaged))
 
 
 def critic_lines(critic: dict[str, Any], who: str) -> dict[str, object]:

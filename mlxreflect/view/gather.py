@@ -17,8 +17,17 @@ from mlxreflect.config.recipe import load_recipe, plain, resolved
 from mlxreflect.config.schema import METHODS, Job, Recipe, method_of
 from mlxreflect.config.toml import bundled, flatten
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.journal import convert_rows, count_rows, owner_alive, read_json, read_rows
-from mlxreflect.core.records import Episode, Example, Sample, Turn, episode_from_row, flat_from_row
+from mlxreflect.core.journal import count_rows, owner_alive, read_json, sound_rows
+from mlxreflect.core.records import (
+    Episode,
+    Example,
+    MetricsRow,
+    Sample,
+    Turn,
+    episode_from_row,
+    fits,
+    flat_from_row,
+)
 from mlxreflect.evaluation.arms import (
     Arm,
     ProblemSamples,
@@ -71,22 +80,42 @@ class Gathered:
 
 
 def gather(folders: Sequence[Path]) -> Gathered:
-    """Reads folders of runs, trainings and evaluations. Raises UserError for what is none."""
+    """Reads folders of runs, trainings and evaluations.
+
+    Rows of their journals that are damaged are left out, and a warning of the page counts them.
+    Raises UserError for a folder that is none of them.
+    """
     found = Gathered({"schema": "page/1", "runs": []})
     arms: list[Path] = []
     for folder, name in zip(folders, distinct_names(folders), strict=True):
-        if (folder / "job.json").is_file():
-            found.tree["runs"].append({"name": name, **gather_training(folder)})
-        elif any((folder / file).is_file() for file in ("run.json", "recipe.toml")):
-            found.tree["runs"].append({"name": name, **gather_run(folder, found)})
-        else:
-            arms.append(folder)
+        damaged: dict[str, int] = {}
+        try:
+            if (folder / "job.json").is_file():
+                run = gather_training(folder, damaged)
+            elif any((folder / file).is_file() for file in ("run.json", "recipe.toml")):
+                run = gather_run(folder, found, damaged)
+            else:
+                arms.append(folder)
+                continue
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{folder}: one of its JSON files has another form ({error!r:.80})",
+                "restore that file: results, summary or comparison",
+            ) from error
+        run["warnings"] += map(damage, damaged, damaged.values())
+        found.tree["runs"].append({"name": name, **run})
     if arms:
         found.tree["runs"].append(gather_evaluations(arms, found))
     runs = [path for path in folders if (path / "eval" / "trained").is_dir()]
     if len(runs) > 1:
         found.tree["against"] = compare_runs(runs)
     return found
+
+
+def damage(file: str, rows: int) -> str:
+    if rows == 1:
+        return f"1 row of {file} is damaged: it is left out"
+    return f"{rows} rows of {file} are damaged: they are left out"
 
 
 def compare_runs(runs: Sequence[Path]) -> Tree:
@@ -101,14 +130,13 @@ def compare_runs(runs: Sequence[Path]) -> Tree:
 # ---- a run ---------------------------------------------------------------------------------------
 
 
-def gather_run(folder: Path, found: Gathered) -> Tree:
+def gather_run(folder: Path, found: Gathered, damaged: dict[str, int]) -> Tree:
+    """damaged: gets the number of damaged rows of each journal."""
     recipe, summary = recipe_of(folder), read_results(folder / "summary.json") or {}
     method = method_of(recipe) if recipe else None
-    data = RunData(
-        list(read_rows(folder / "metrics.jsonl")), next(iter(read_arms(folder).values()), {})
-    )
-    rows, stories = learned(folder)
-    arms = finished_arms(folder)
+    data = RunData(read_metrics(folder, damaged), next(iter(read_arms(folder).values()), {}))
+    rows, stories = learned(folder, damaged)
+    arms, faults = finished_arms(folder)
     compared = compared_in(folder) or [one for one in compare_report(arms) if "fault" not in one]
     tables = {}
     if rows:
@@ -130,10 +158,10 @@ def gather_run(folder: Path, found: Gathered) -> Tree:
         "verdicts": [brief(one) for one in compared],
         "arms": [figures(arm) for arm in arms],
         "charts": charts(data, method.solved if method else "solved"),
-        "cost": cost(folder, summary, data),
+        "cost": cost(folder, summary, data, damaged),
         "totals": {k.strip(): str(v) for k, v in totals(folder, summary, recipe).items()},
         "keys": recipe_keys(folder, recipe),
-        "warnings": warnings_of(summary, arms, data),
+        "warnings": [*warnings_of(summary, arms, data), *faults],
         "tables": tables,
         **({"live": live(folder, recipe, data, stories)} if state != "finished" else {}),
     }
@@ -145,13 +173,37 @@ def state_of(folder: Path, summary: Mapping[str, Any]) -> str:
     return "working" if owner_alive(folder) else "stopped"
 
 
-def finished_arms(folder: Path) -> list[Arm]:
-    """Returns the arms of a run as far as they were evaluated to the end."""
+def finished_arms(folder: Path) -> tuple[list[Arm], list[str]]:
+    """Returns the arms of a run that were evaluated to the end, and what is wrong with others."""
     paths = [
         path for path in find_arms(folder)
         if all((file.parent / "results.json").is_file() for file in sample_files(path))
     ]  # fmt: skip
-    return load_arms(paths) if paths else []
+    return whole_arms(paths)
+
+
+def whole_arms(paths: Sequence[Path]) -> tuple[list[Arm], list[str]]:
+    """Returns the arms that can be read, and what is wrong with the others."""
+    faults: dict[Path, str] = {}
+    while whole := [path for path in paths if path not in faults]:
+        try:
+            return load_arms(whole), [*faults.values()]
+        except UserError:
+            faults |= {path: fault for path in whole if (fault := fault_of(path))}
+    return [], [*faults.values()]
+
+
+def fault_of(path: Path) -> str:
+    """Returns what is wrong with an arm's folder, "" where nothing is."""
+    try:
+        load_arms([path])
+    except UserError as error:
+        return error.message
+    return ""
+
+
+def read_metrics(folder: Path, damaged: dict[str, int]) -> list[Tree]:
+    return list(sound_rows(folder / "metrics.jsonl", fits(MetricsRow), damaged))
 
 
 def brief(one: Mapping[str, Any]) -> Tree:
@@ -171,10 +223,10 @@ def figures(arm: Arm) -> Tree:
     }  # fmt: skip
 
 
-def cost(folder: Path, summary: Mapping[str, Any], data: RunData) -> Tree:
+def cost(folder: Path, summary: Mapping[str, Any], data: RunData, damaged: dict[str, int]) -> Tree:
     """Returns what a run took so far; None where nobody measured it."""
     waves, steps = data.kind("wave"), data.kind("step")
-    critic = summary.get("critic") or asked_so_far(folder)
+    critic = summary.get("critic") or asked_so_far(folder, damaged)
     wire = critic.get("wire") or {}
     measured = sum(row.get("seconds", 0.0) for row in waves or steps)
     return {
@@ -294,11 +346,11 @@ def resident(process: int | None) -> int | None:
 # ---- problems ------------------------------------------------------------------------------------
 
 
-def learned(folder: Path) -> tuple[list[list[Any]], list[Tree]]:
+def learned(folder: Path, damaged: dict[str, int]) -> tuple[list[list[Any]], list[Tree]]:
     """Returns a row and a story for each problem of a run's journals, in their order."""
     examples: dict[tuple[Any, ...], list[Tree]] = {}
-    made = convert_rows(folder / "examples.jsonl", as_example, "an example")
-    for example in made:
+    for row in sound_rows(folder / "examples.jsonl", fits(Example), damaged):
+        example: Example = flat_from_row(Example, row)
         at = tuple(example.source.get(key) for key in ("problem", "epoch", "wave"))
         examples.setdefault(at, []).append({
             "kind": example.kind, "turns": example.source.get("turns", []),
@@ -306,18 +358,14 @@ def learned(folder: Path) -> tuple[list[list[Any]], list[Tree]]:
         })  # fmt: skip
     problems: dict[str, list[Any]] = {}
     stories: dict[str, Tree] = {}
-    for episode in convert_rows(folder / "episodes.jsonl", episode_from_row, "an episode"):
+    for row in sound_rows(folder / "episodes.jsonl", fits(Episode), damaged):
+        episode = episode_from_row(row)
         problem = episode.problem
         mine = examples.get((problem.id, episode.epoch, episode.wave), [])
         story = stories.setdefault(problem.id, begin_story(episode))
         story["episodes"].append(tell(episode, mine, story["asked"]))
         problems[problem.id] = learned_row(episode, mine, problems.get(problem.id))
     return list(problems.values()), list(stories.values())
-
-
-def as_example(row: dict[str, Any]) -> Example:
-    example: Example = flat_from_row(Example, row)
-    return example
 
 
 def learned_row(episode: Episode, examples: Sequence[Tree], before: list[Any] | None) -> list[Any]:
@@ -534,10 +582,10 @@ def marks(data: RunData, *, steps: bool) -> list[Tree]:
 # ---- trainings and evaluations -------------------------------------------------------------------
 
 
-def gather_training(folder: Path) -> Tree:
+def gather_training(folder: Path, damaged: dict[str, int]) -> Tree:
     """The folder of a `train`: curves, keys and what it came to; it has no problems."""
     summary = read_results(folder / "summary.json") or {}
-    data, job = RunData(list(read_rows(folder / "metrics.jsonl"))), read_json(folder / "job.json")
+    data, job = RunData(read_metrics(folder, damaged)), read_json(folder / "job.json")
     keys = job.get("job") or {}
     model, source = keys.get("policy", {}).get("model"), keys.get("data", {}).get("source")
     before, after = (summary.get(f"held_out_{when}") for when in ("before", "after"))
@@ -553,7 +601,7 @@ def gather_training(folder: Path) -> Tree:
         "verdicts": [], "arms": [], "warnings": [], "tables": {},
         "learned": {"of": of, "first": first, "last": last, "best": summary.get("best")},
         "charts": charts(data, ""),
-        "cost": cost(folder, summary, data),
+        "cost": cost(folder, summary, data, damaged),
         "totals": {},
         "keys": {"of": "the defaults of a training", "rows": key_rows(keys, usual_job(keys))},
         **({"live": {"phase": "training", "done": len(steps), "total": None,
@@ -574,7 +622,9 @@ def usual_job(keys: Tree) -> Tree:
 
 def gather_evaluations(folders: Sequence[Path], found: Gathered) -> Tree:
     """Folders of arms: figures, each against the first of its task, and all answers."""
-    arms = load_arms(folders)
+    arms, faults = whole_arms(folders)
+    if not arms:
+        load_arms(folders)  # raises the first fault
     compared = compare_report(arms)
     return {
         "kind": "evaluation", "name": ", ".join(dict.fromkeys(arm.part for arm in arms)),
@@ -588,7 +638,7 @@ def gather_evaluations(folders: Sequence[Path], found: Gathered) -> Tree:
                      for s in one.samples)},
         "warnings": [f"{one['b']} is not compared with {one['a']}: {one['fault']}"
                      for one in compared if "fault" in one]
-                    + warnings_of({}, arms, RunData([])),
+                    + warnings_of({}, arms, RunData([])) + faults,
         "tables": {"held_out": held_out(arms, compared, found)},
     }  # fmt: skip
 
