@@ -569,10 +569,9 @@ def test_a_run_says_what_it_can_show_and_what_to_do_next(
         done.out,
         re.MULTILINE,
     )
-    counted = (
-        r"learning: .*so far \d+ attempts, \d+ critic calls, \d+ steps; ends about .*\d\d:\d\d"
-    )
-    assert re.search(counted, done.err)
+    counted = r"so far \d+ attempts, \d+ critic calls, \d+ steps, ends about .*\d\d:\d\d$"
+    assert re.search(f"^learning: .*{counted}", done.err, re.MULTILINE)
+    assert not re.search("^learning:.* ends .* left", done.err, re.MULTILINE)  # one of the two
     looked, used, compared = (
         shlex.split(line.split("  ", 1)[1]) for line in done.out.splitlines()[-3:]
     )

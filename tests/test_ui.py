@@ -187,6 +187,7 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     ui = Ui()
     with ui.progress("outer [b]", 4) as bar:
         bar.advance(3)
+        bar.update_end("ends about 23:14")
         bar.update_text(HOSTILE)
         with ui.progress("inner", 2) as inner:
             inner.advance(2)
@@ -194,7 +195,7 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         bar.advance()
     assert out.getvalue() == "said in between\n"
     drawn = err.getvalue()
-    for part in ("outer [b]", "inner", "4/4", "\\x1b[31mred", "[bold]b[/bold]"):
+    for part in ("outer [b]", "inner", "4/4", "ends about 23:14", "\\x1b[31mred", "[bold]b[/bold]"):
         assert part in drawn
     for part in ("\x1b[31mred", "\x9b", "\x07", "\u202e"):
         assert part not in drawn

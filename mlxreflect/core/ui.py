@@ -67,12 +67,17 @@ class LiveBar(NamedTuple):
     def update_text(self, text: str) -> None:
         self.live.update(self.task, text=safe_text(text))
 
+    def update_end(self, text: str) -> None:
+        """Shows when the work ends, where its owner knows more than the time so far tells."""
+        self.live.update(self.task, ends=text)
+
 
 class PlainBar:
     """Lines in a log, fewer as time goes on, and one at the end; out None: none."""
 
     def __init__(self, label: str, total: int | None, out: TextIO | None) -> None:
-        self.label, self.total, self.out, self.done, self.text = label, total, out, 0, ""
+        self.label, self.total, self.out, self.done = label, total, out, 0
+        self.text = self.ends = ""
         self.began = self.said = time.monotonic()
         self.lock = threading.Lock()
 
@@ -86,6 +91,10 @@ class PlainBar:
             self.text = safe_text(text)
             self.say_sometimes()
 
+    def update_end(self, text: str) -> None:
+        """As of `LiveBar`."""
+        self.ends = text
+
     def say_sometimes(self) -> None:
         now = time.monotonic()
         due = max(EVERY_S, RARER * (self.said - self.began))
@@ -96,7 +105,9 @@ class PlainBar:
         self.said = time.monotonic()
         spent, total = timedelta(seconds=round(self.said - self.began)), self.total or 0
         parts = [f"{self.label}: {self.done}" + (f"/{total}" if total else ""), self.text]
-        if ended or not self.done or not total or self.done < EARLY * total:
+        if self.ends and not ended:
+            parts.append(self.ends)
+        elif ended or not self.done or not total or self.done < EARLY * total:
             parts.append(f"{ended} {spent}" if ended else f"{spent} so far")
         else:
             left = spent.total_seconds() * max(0, total - self.done) / self.done
@@ -147,7 +158,7 @@ class Ui:
                 plain.say(ended)
             return
         outer, live = self.live, self.live or bars()
-        self.live, task = live, live.add_task(label, total=total, text="")
+        self.live, task = live, live.add_task(label, total=total, text="", ends="")
         try:
             live.start()
             yield LiveBar(live, task)
@@ -272,9 +283,11 @@ def bars() -> "Progress":
     from rich.text import Text
 
     class Left(p.TimeRemainingColumn):
-        """The time left; early on, when no one can tell, the time so far."""
+        """The end, where it is known; else the time left; early on, the time so far."""
 
         def render(self, task: p.Task) -> Text:
+            if task.fields["ends"]:
+                return Text(task.fields["ends"])
             if task.total and task.completed < EARLY * task.total:
                 return Text(f"{timedelta(seconds=round(task.elapsed or 0))} so far")
             return super().render(task)

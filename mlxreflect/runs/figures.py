@@ -115,7 +115,7 @@ def ends_at(seconds: float, done: int, total: int, after: float) -> str:
         return ""
     at = datetime.now() + timedelta(seconds=seconds / done * (total - done) + after)
     day = "" if at.date() == datetime.now().date() else f"{at:%a} "
-    return f"; ends about {day}{at:%H:%M}"
+    return f"ends about {day}{at:%H:%M}"
 
 
 def spending(figures: Figures) -> Counter[str]:

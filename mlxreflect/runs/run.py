@@ -215,8 +215,8 @@ class RunLoop:
         done, total = frame.progress()
         with ui.progress("learning", total) as bar:
             bar.advance(done)
-            ends = ends_at(seconds, done, total, after)
-            frame.tell = lambda text: bar.update_text(text + ends)
+            bar.update_end(ends_at(seconds, done, total, after))
+            frame.tell = bar.update_text
             ending = reached(spent, run.config.limits, ui) or watch.stops()
             while (wave := frame.next_wave(ending=ending)) is not None:
                 if wave.new_epoch and wave.number:
@@ -243,7 +243,7 @@ class RunLoop:
                 seconds += figures["seconds"]
                 before, (done, _) = done, frame.progress()
                 bar.advance(done - before)
-                ends = ends_at(seconds, done, total, after)
+                bar.update_end(ends_at(seconds, done, total, after))
                 ending = ending or reached(spent, run.config.limits, ui) or watch.stops()
             played = frame.state.wave
             if looked := watch.look(frame.state.epoch, played - 1, last=True):
