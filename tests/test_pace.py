@@ -1,11 +1,15 @@
 """How long a run takes: arithmetic at fixed paces, plans beside what runs did, who is asked."""
 
+import signal
+import threading
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
+from support import fake_server as wire
 from support.critic_runs import solving
 from support.fake_ollama import FakeOllama
 from support.fake_openai import FakeOpenAI
@@ -18,7 +22,7 @@ from mlxreflect.methods.base import Shares
 from mlxreflect.setup import pace as module
 from mlxreflect.setup.dry_run import dry
 from mlxreflect.setup.forecast import Drawn, Pace, Speed, foretell, told
-from mlxreflect.setup.pace import Answer, answers_pace, is_paid, whole_lengths
+from mlxreflect.setup.pace import Answer, answers_pace, is_paid, until, whole_lengths
 
 SPEED = Speed(prompt=0.01, step=1.0, token=0.1)
 
@@ -125,6 +129,29 @@ def test_the_clock_at_the_end(unknown: dict[str, str], text: str) -> None:
     assert found["text"] == text
     assert (found["seconds"] is None) == bool(unknown)
     assert any("basic: not asked" in line for line in found["lines"]) == bool(unknown)
+
+
+TRACES = {"strategy": "traces", "traces": {"rounds": 0, "warm_up": 4}}
+
+
+@pytest.mark.parametrize(("right", "tables", "why", "mend"), [
+    (4, {}, None, None),
+    (0, {}, "none of 8 measured attempts was right", "prompt.shots=3"),
+    (0, {"prompt": {"shots": 2}}, "none of 8 measured attempts was right", "take an easier task"),
+    (0, TRACES, "and so the run would probably train on nothing", "a larger policy.model"),
+    (8, {}, "all of 8 measured attempts were right, and so the run would", "take harder problems"),
+    (8, TRACES, None, None),
+])  # fmt: skip
+def test_a_run_that_may_learn_nothing_is_warned_of(
+    right: int, tables: dict[str, Any], why: str | None, mend: str | None
+) -> None:
+    recipe = Recipe.model_validate({"r3": PLAIN} | tables)
+    found = told(recipe, 16, fixed(right=right), datetime.now())
+    if why is None or mend is None:
+        assert found["warning"] is None
+        return
+    assert why in found["warning"][0] and found["warning"][1].count(mend) == 1
+    assert found["lines"][-2].startswith("warning: ")
 
 
 def test_looks_and_arms_are_counted() -> None:
@@ -257,6 +284,36 @@ def test_a_critic_that_is_not_there_is_said_and_the_rest_is_measured(shell: Shel
     found = measured(*keys, f"policy.model={shell.model}")
     assert "Ollama does not answer" in found["unknown"]["basic"]
     assert found["known_seconds"] > 0
+
+
+def test_a_server_that_never_answers_is_not_waited_for_twice(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REPLIES_S", 1.0)
+    keys = ["critic.provider=openai", "critic.model=critic", f"policy.model={shell.model}"]
+    with FakeOpenAI(reply=lambda body: wire.STALL) as server:
+        found = measured(*keys, f"critic.base_url={server.url}")
+        assert len(server.chats) == 1
+    assert "no reply within 1 s" in found["unknown"]["basic"]
+    assert any(part["what"].startswith("examples to train on") for part in found["parts"])
+
+
+@pytest.mark.parametrize("slow", ["attempts", "evaluations", "critics", "training"])
+def test_what_there_was_no_time_for_is_named(
+    slow: str, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stuck(*_: Any) -> None:
+        with until(module.clock() + 0.05):
+            threading.Event().wait()
+
+    monkeypatch.setattr(module, f"{slow}_pace", stuck)
+    handler = signal.getsignal(signal.SIGALRM)
+    found = measured(f"policy.model={shell.model}")
+    names = {"evaluations": "countdown", "critics": "basic", "training": "training"}
+    assert found["unknown"] == {names.get(slow, "policy"): ANY}
+    assert "not measured within 60 s" in "".join(found["lines"])
+    assert (found["known_seconds"] > 0) == (slow in names)
+    assert signal.getsignal(signal.SIGALRM) is handler
 
 
 def test_ctrl_c_leaves_the_time_out(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

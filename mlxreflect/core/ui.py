@@ -347,5 +347,10 @@ def facts(pairs: Mapping[str, object]) -> "Table":
     return grid
 
 
+def plural(n: int, word: str) -> str:
+    """Returns a number and what it counts: 1 step, 2 steps."""
+    return f"{n} {word}{'' if n == 1 else 's'}"
+
+
 def percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.1%}"

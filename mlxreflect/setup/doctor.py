@@ -116,7 +116,7 @@ def doctor(recipe: Recipe | None, ui: Ui, *, timed: bool = False) -> dict[str, A
             bar.advance(1)
     if recipe and timed:
         lacks = any(check.status == "fail" or LATER in check.detail for check in checks)
-        checks.append(check_time(recipe, known, timing, ui, lacks=lacks))
+        checks += check_time(recipe, known, timing, ui, lacks=lacks)
     return {
         "schema": "doctor/1",
         "recipe": recipe.name if recipe else None,
@@ -191,13 +191,16 @@ def check_memory(recipe: Recipe | None, known: Known, memory: dict[str, Any]) ->
 
 def check_time(
     recipe: Recipe, known: Known, timing: dict[str, Any], ui: Ui, *, lacks: bool
-) -> Check:
-    """Measures how long the run will take; fills in what came of it."""
+) -> Iterator[Check]:
+    """Measures how long the run will take, and whether it can learn; fills in what came of it."""
     if lacks:
-        return Check("time", "note", "is measured once everything is there")
+        yield Check("time", "note", "is measured once everything is there")
+        return
     problems = {one.id: one for one in known.problems} or clean(recipe).problems
     timing |= foresee(recipe, problems, ui)
-    return Check("time", "note" if timing["unknown"] else "ok", timing["text"])
+    yield Check("time", "note" if timing["unknown"] else "ok", timing["text"])
+    if warning := timing.get("warning"):
+        yield Check("learning", "note", *warning)
 
 
 def fitting(room: float) -> list[str]:
@@ -487,6 +490,8 @@ def render_doctor(result: dict[str, Any]) -> "Group":
     hints = [plain(f"{check['name']}: {check['hint']}") for check in checks if check["hint"]]
     later = any(LATER in check["detail"] for check in checks)
     there = "everything but the downloads is there" if later else "everything is there"
+    doubts = [check["detail"] for check in checks if check["name"] == "learning"]
+    there = f"{there}, but {doubts[0]}" if doubts else there
     verdict = plain(there if result["ok"] else "something is missing", "bold")
     checked = table("", ("", "what", "found"), rows, wraps="*")
     memory = [memory_table(result["memory"])] if result.get("memory") else []

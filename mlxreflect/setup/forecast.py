@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from mlxreflect.config.schema import Recipe, Tier, method_of
+from mlxreflect.core.ui import plural
 from mlxreflect.evaluation.generators import CHUNK
 from mlxreflect.methods.base import Plan, Shares
 
@@ -95,15 +96,15 @@ def foretell(recipe: Recipe, n: int, pace: Pace) -> list[Part]:
     """Returns the parts of a run over n problems, in their order."""
     plan, speed = method_of(recipe).plan(recipe, n, pace.shares), pace.speed
     share = share_of(recipe, plan, pace)
-    headline = next(iter(pace.evaluations))
+    headline = next(iter(pace.questions))
 
     def learned(what: str, drawn: Drawn, count: float) -> Part:
         each = count / plan.waves
         return Part(what, share * count, share * drawn.seconds(speed, count, each))
 
-    def asked(name: str, count: float) -> float:
-        drawn = pace.evaluations[name]
-        return drawn.seconds(speed, count, CHUNK * drawn.batch)
+    def asked(name: str, count: float) -> float | None:
+        drawn = pace.evaluations.get(name)
+        return drawn.seconds(speed, count, CHUNK * drawn.batch) if drawn else None
 
     both = {name: 2 * count for name, count in pace.questions.items()}
     attempts = pace.attempts
@@ -179,6 +180,8 @@ def told(recipe: Recipe, n: int, pace: Pace, now: datetime) -> dict[str, Any]:
         took = "not known" if part.seconds is None else span(part.seconds)
         lines.append(f"{took}: {part.what}" + (f", {part.times:,.0f}" if part.times != 1 else ""))
     lines += [f"not known: {what}: {why}" for what, why in pace.unknown.items()]
+    warning = doubt(recipe, n, pace)
+    lines += [f"warning: {': '.join(warning)}"] if warning else []
     rate = fmean(pace.attempts.lengths)
     lines.append(
         f"Measured here, for {span(pace.took)}: {pace.right} of {pace.tried} attempts were right, "
@@ -190,8 +193,32 @@ def told(recipe: Recipe, n: int, pace: Pace, now: datetime) -> dict[str, Any]:
         "ends": ends.isoformat(timespec="minutes"), "unknown": pace.unknown,
         "parts": [part._asdict() for part in parts], "shares": pace.shares, "right": pace.right,
         "attempts": pace.tried, "measured_seconds": round(pace.took, 1), "text": text,
-        "lines": lines,
+        "warning": warning, "lines": lines,
     }  # fmt: skip
+
+
+def doubt(recipe: Recipe, n: int, pace: Pace) -> tuple[str, str] | None:
+    """Returns why a run over n problems may learn nothing, and what to change; None: it may.
+
+    Of questions that are posed later, attempts tell nothing.
+    """
+    method, tried = method_of(recipe), pace.tried
+    if not tried or 0 < pace.right < tried or method.sources(recipe) is not None:
+        return None
+    shares = pace.shares._replace(wrong=1 - pace.right / tried)
+    # What is hardly ever made is not counted: a plan gives shares, and no whole examples.
+    nothing = sum(method.plan(recipe, n, shares).trained.values()) < 0.5
+    so = "the run would probably train on nothing"
+    if not pace.right:
+        why = f"none of {plural(tried, 'measured attempt')} was right"
+        easier = "take an easier task ([task]) or a larger policy.model"
+        shots = "show it worked examples (--set prompt.shots=3), "
+        why += f", and so {so}" if nothing else ""
+        return why, f"{shots if not recipe.prompt.shots else ''}{easier}"
+    if not nothing:
+        return None
+    return (f"all of {plural(tried, 'measured attempt')} were right, and so {so}",
+            "take harder problems ([task]), or raise policy.temperature")  # fmt: skip
 
 
 def span(seconds: float) -> str:

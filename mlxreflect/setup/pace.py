@@ -1,12 +1,15 @@
 """Measures how long a run will take: its policy, trainer and critics do some of what they will do.
 
 Every figure is of this machine, of these models, and of the recipe's batches and lengths. What
-cannot be measured is named, and not guessed. Nothing is written, and no cache is read.
+cannot be measured is named, and not guessed. A clock on the wall ends it, whoever is waited for.
+Nothing is written, and no cache is read.
 """
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -22,7 +25,6 @@ from mlxreflect.core.ui import Ui
 from mlxreflect.critics import open_critic
 from mlxreflect.critics.base import Critic, Reply
 from mlxreflect.critics.local import SelfCritic
-from mlxreflect.critics.verdicts import ask_structured
 from mlxreflect.evaluation.evaluate import SILENT, ProblemSet, problem_set
 from mlxreflect.evaluation.generators import LocalGenerator, LocalModel
 from mlxreflect.methods.base import LIKELY, Shares, cut_off, passed
@@ -41,9 +43,11 @@ from mlxreflect.train.trainer import Trainer
 # figures, and short beside any run. Where they are stable before, it ends before.
 SECONDS = 20.0
 REPLIES_S = 30.0  # that a critic is waited for besides: one reply of a large model may take as long
+MOST_S = 60.0  # that all of it may take once the policy is loaded
 STEPS = 8  # tokens of a short answer, by which one step is timed
 STABLE = 0.1  # a mean is known well enough with a standard error of this share of it
 REPEATS = 20  # of what is short, whether stable or not
+LATE = f"not measured within {MOST_S:.0f} s"
 CLOUD = ("-cloud", ":cloud")  # ends of names of models that Ollama asks elsewhere, for money
 TryOut = tuple[Problem, Turn]
 clock = time.monotonic
@@ -85,10 +89,37 @@ class Trial(NamedTuple):
     learning: Learning
 
 
+class OutOfTime(Exception):
+    """Raised in the main thread wherever it is, as Ctrl-C is."""
+
+
+@contextmanager
+def until(end: float) -> Iterator[None]:
+    """Raises OutOfTime in a block at that time on the clock, as far as it is the main thread's."""
+    left = end - clock()
+    if left <= 0:
+        raise OutOfTime
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise OutOfTime
+
+    before, timer = signal.signal(signal.SIGALRM, stop), signal.setitimer(signal.ITIMER_REAL, left)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+
+
 def measure(recipe: Recipe, problems: Mapping[str, Problem], ui: Ui) -> Pace:
     """Measures for some seconds. problems: those that the run learns from.
 
-    Raises UserError where the model, the adapter or the data of an evaluation cannot be loaded.
+    Raises UserError where the model, the adapter or the data of an evaluation cannot be loaded, and
+    where not even attempts can be measured in time.
     """
     begun, imported = clock(), time.process_time()  # by Python and its imports, as of a run
     with ui.progress("measuring the pace", 4) as bar:
@@ -102,24 +133,46 @@ def measure(recipe: Recipe, problems: Mapping[str, Problem], ui: Ui) -> Pace:
         rollouts = Rollouts(recipe, task, policy, method.wording)
         trial = Trial(recipe, task, len(problems), rollouts, Learning(recipe, policy, trainer))
         draws = Draws(trial, method.questions(recipe, list(problems.values())))
-        draws.draw(1, STEPS)  # what is compiled at the first call, is compiled by now
-        pace, tries = attempts_pace(draws, imported + clock() - begun)
+        end = clock() + MOST_S
+        try:
+            with until(end):
+                draws.draw(1, STEPS)  # what is compiled at the first call, is compiled by now
+                pace, tries = attempts_pace(draws, imported + clock() - begun)
+        except OutOfTime:
+            raise UserError(f"{LATE}: attempts", "") from None
+        sets = {name: problem_set(find_task(spec.task), with_tags(spec, policy.template))
+                for name, spec in evaluations(recipe).items()}  # fmt: skip
+        pace.questions = {name: one.total * one.spec.chain.rounds for name, one in sets.items()}
         helped = Helped()
-        for name, work in (
-            ("evaluations", partial(evaluations_pace, trial, pace)),
-            ("critics", partial(critics_pace, trial, pace, tries, helped)),
-            ("training", partial(training_pace, trial, pace, tries, helped)),
+        for name, work, rest in (  # rest: seconds that are left for what follows
+            ("evaluations", partial(evaluations_pace, trial, pace, sets), SECONDS),
+            ("critics", partial(critics_pace, trial, pace, tries, helped, end), SECONDS / 3),
+            ("training", partial(training_pace, trial, pace, tries, helped), 0.0),
         ):
             bar.advance(1)
             bar.update_text(name)
-            work()
+            with suppress(OutOfTime), until(end - rest):
+                work()
         bar.advance(1)
+    name_missing(trial, pace)
     if method.embedder(recipe):
         pace.unknown["embedder"] = "not measured"
     if any(is_open(spec.task) for spec in eval_specs(recipe).values()):
         pace.unknown["judge of open questions"] = "not measured"
     pace.took = clock() - begun
     return pace
+
+
+def name_missing(trial: Trial, pace: Pace) -> None:
+    """Puts what the run does and was not measured into `unknown`."""
+    plan = method_of(trial.recipe).plan(trial.recipe, trial.n, pace.shares)
+    missing = [name for name in pace.questions if name not in pace.evaluations]
+    missing += [key[0] for key, count in plan.calls.items() if count and key not in pace.replies]
+    missing += [role for role, count in plan.written.items() if count and role not in pace.written]
+    if any(count and key not in pace.examples for key, count in plan.trained.items()):
+        missing.append("training")
+    for name in missing:
+        pace.unknown.setdefault(name, LATE)
 
 
 def stable(took: Sequence[float]) -> bool:
@@ -256,12 +309,12 @@ def evaluations(recipe: Recipe) -> dict[str, EvalSpec]:
     return specs | ({f"{name}, direct": directly(headline)} if recipe.eval.direct else {})
 
 
-def evaluations_pace(trial: Trial, pace: Pace) -> None:
+def evaluations_pace(trial: Trial, pace: Pace, sets: Mapping[str, ProblemSet]) -> None:
     """Answers some questions of each evaluation, as base and trained will answer all."""
-    policy, specs = trial.learning.policy, evaluations(trial.recipe)
-    for name, spec in specs.items():
-        spec = with_tags(spec, policy.template)
-        asked, each = problem_set(find_task(spec.task), spec), max(1, spec.batch // spec.samples)
+    policy = trial.learning.policy
+    for name, asked in sets.items():
+        spec = asked.spec
+        each = max(1, spec.batch // spec.samples)
         places = cycle(range(0, len(asked.problems), each))
 
         def draw(tokens: int, asked: ProblemSet = asked, each: int = each,
@@ -276,10 +329,9 @@ def evaluations_pace(trial: Trial, pace: Pace) -> None:
                 for prompt, row in zip(prompts, generator.answer(0, each, SILENT), strict=True)
             ]
 
-        pace.questions[name] = asked.total * spec.chain.rounds
         pace.evaluations[name] = answers_pace(
             draw, pace.speed, spec.batch, spec.samples, spec.max_new_tokens,
-            SECONDS / 3 / len(specs),
+            SECONDS / 3 / len(sets),
         )  # fmt: skip
 
 
@@ -294,8 +346,13 @@ class Helped:
     texts: list[str] = field(default_factory=list)
 
 
-def critics_pace(trial: Trial, pace: Pace, tries: Sequence[TryOut], helped: Helped) -> None:
-    """Asks whoever costs nothing about attempts. helped: gets what was written with help."""
+def critics_pace(
+    trial: Trial, pace: Pace, tries: Sequence[TryOut], helped: Helped, end: float
+) -> None:
+    """Asks whoever costs nothing about attempts. helped: gets what was written with help.
+
+    end: of all measuring, on the clock.
+    """
     recipe, method = trial.recipe, method_of(trial.recipe)
     plan = method.plan(recipe, trial.n, pace.shares)
     shown = sorted(tries, key=lambda one: (cut_off(one[1]), passed(one[1])))  # wrong ones first
@@ -305,7 +362,8 @@ def critics_pace(trial: Trial, pace: Pace, tries: Sequence[TryOut], helped: Help
         width = round(max(1, min(config.concurrency, plan.side_by_side)))
         try:
             if config not in known:
-                known[config] = replies_pace(trial, config, roles, shown[:width], helped)
+                most = min(REPLIES_S, end - SECONDS / 3 - clock())
+                known[config] = replies_pace(trial, config, roles, shown[:width], helped, most)
         except UserError as error:
             pace.unknown[tier] = error.message
             continue
@@ -328,29 +386,27 @@ def is_paid(config: CriticConfig) -> bool:
 
 def replies_pace(
     trial: Trial, config: CriticConfig, roles: Sequence[str], shown: Sequence[TryOut],
-    helped: Helped,
+    helped: Helped, most: float,
 ) -> dict[str, float]:  # fmt: skip
     """Returns the seconds a call, with as many out at once as in the run, of the roles that there
-    was time for. Raises UserError where it cannot be asked, is not to be, or does not answer."""
+    was time for. most: seconds that a reply is waited for. Raises UserError where it cannot be
+    asked, is not to be, or does not answer."""
     if config.replay:
         return dict.fromkeys(roles, 0.0)
     if is_paid(config):
         raise UserError("not asked, for that costs money", "")
     if config.provider == "local" and find_model(config.model, "critic.model") is None:
         raise UserError(f"{config.model} is not here yet", "")
-    tried = config.model_copy(update={"cache": "off", "deadline_s": REPLIES_S})
+    tried = config.model_copy(update={"cache": "off", "deadline_s": max(most, 0.1)})
     begun, found = clock(), dict[str, float]()
     with closing(open_critic(tried, trial.recipe.task.name, "pace")) as critic:
         critic.preflight()
         if config.provider != "solver":  # a model may have to be loaded first
             ask(trial, critic, roles[0], shown[:1], Helped())
         for role in roles:
-            if found and clock() - begun > REPLIES_S / 2:
+            if found and clock() - begun > most / 2:
                 break
             seconds, replies = ask(trial, critic, role, shown, helped)
-            lost = [r.error for r in replies if r.error and r.kind not in ("unknown", "empty")]
-            if lost:
-                raise UserError(f"{critic.actor}: {lost[0]}", "")
             seconds = fmean(reply.seconds for reply in replies) if critic.waits else seconds
             found[role] = seconds / len(replies)
     return found
@@ -359,15 +415,19 @@ def replies_pace(
 def ask(
     trial: Trial, critic: Critic, role: str, shown: Sequence[TryOut], helped: Helped
 ) -> tuple[float, list[Reply]]:
-    """Returns the seconds of calls about attempts, all at once, and the replies."""
+    """Returns the seconds of calls about attempts, all at once, and the replies.
+
+    Raises UserError for a call that failed.
+    """
     calls = [example_call(trial.recipe, trial.task, role, problem, turn.text, "(feedback)")
              for problem, turn in shown]  # fmt: skip
-    begun = clock()
     if role in STRUCTURED:
-        replies = [one.replies[-1] for one in ask_structured(critic, calls, STRUCTURED[role])]
-    else:
-        replies = critic.ask(calls)
+        calls = [replace(call, schema=STRUCTURED[role].model_json_schema()) for call in calls]
+    begun = clock()
+    replies = critic.ask(calls)
     seconds = clock() - begun
+    if lost := [reply.error for reply in replies if reply.error and reply.kind != "empty"]:
+        raise UserError(f"{critic.actor}: {lost[0]}", "")
     for call, reply in zip(calls, replies, strict=True):
         if call.role in HELPED and not reply.error:
             turn = trial.rollouts.graded(call.problem, turn_of(call, reply, critic.actor, None))
