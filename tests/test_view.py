@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -112,10 +113,13 @@ def test_a_run_under_way_and_a_stopped_one(tmp_path: Path) -> None:
     assert run["live"]["seconds_left"] == pytest.approx(8.0)
     assert run["live"]["generating"] == 50
     assert run["live"]["memory"] > 10_000_000
+    (written,) = tree_in(render(gather([folder])))["runs"]
+    assert datetime.now() - datetime.fromisoformat(written["as_of"]) < timedelta(minutes=2)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     (folder / ".lock").write_text(str(gone.pid))
-    assert gather([folder]).tree["runs"][0]["state"] == "stopped"
+    (run,) = tree_in(render(gather([folder])))["runs"]
+    assert (run["state"], "as_of" in run) == ("stopped", False)
 
 
 def test_evaluations_and_a_training(tmp_path: Path) -> None:
@@ -368,8 +372,14 @@ def test_the_page_and_its_data(server: Server) -> None:
     assert json.loads(ask(server, f"{here}tree?seen={first['version']}")[1]).get("tree") is None
     status, text = ask(server, f"{here}story?run=0&table=learned&row=2")
     assert json.loads(text)["id"] == first["tree"]["runs"][0]["tables"]["learned"]["rows"][2][0]
-    for wrong in ("story", "story?run=0&table=learned&row=99", "story?run=x&table=y&row=0"):
-        assert ask(server, f"{here}{wrong}") == (200, "null")
+    # The first of the held-out problems follows the last that was learned from.
+    beside = (
+        "run=0&table=learned&row=4",
+        "run=0&table=held_out&row=-1",
+        "run=0&table=learned&row=99",
+    )
+    for wrong in ("", *beside, "run=x&table=y&row=0", "run=7&table=learned&row=0"):
+        assert ask(server, f"{here}story?{wrong}") == (200, "null")
     assert ask(server, here, "POST")[0] == 501
 
 

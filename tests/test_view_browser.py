@@ -141,6 +141,7 @@ def test_the_story_by_keyboard_alone(browser: Browser, plain: str) -> None:
     rewrite = page.locator(".turn").nth(2)
     assert rewrite.locator("del").all_inner_texts() == ["2", "0"]
     assert rewrite.locator("ins").all_inner_texts() == ["3", "1"]
+    assert "step 1: 2 3\n" in rewrite.locator("pre").first.inner_text()
     assert "turn 2 preferred to turn 0" in page.locator(".example").inner_text()
     page.get_by_role("link", name="Next").focus()
     page.keyboard.press("Enter")
@@ -187,6 +188,12 @@ def test_dark_and_narrow(browser: Browser, plain: str) -> None:
     for place in ("", "#/0/learned", "#/0/held_out", "#/0/recipe"):
         page.goto(plain + place)
         assert page.evaluate("document.documentElement.scrollWidth") == 390
+        ends = [box["x"] + box["width"] for box in boxes(page.locator(".tabs a"))]
+        assert len(ends) == 4 and max(ends) <= 390
+
+
+def boxes(found: Any) -> list[Any]:
+    return [one.bounding_box() for one in found.all()]
 
 
 def test_several_runs(browser: Browser, tmp_path: Path) -> None:
@@ -245,7 +252,11 @@ def test_a_live_run_is_followed_to_its_verdict(browser: Browser, tmp_path: Path)
         assert serving.stdout
         page = browser.open(serving.stdout.readline().strip())
         assert page.locator(".badge").inner_text() == "working"
-        page.wait_for_selector("#part-live .turn", timeout=120_000)
+        page.wait_for_selector("#part-latest .turn", timeout=120_000)
+        curves, latest = boxes(page.locator("#part-charts, #part-latest"))
+        assert curves["y"] < latest["y"]
+        file = page_of(tmp_path / "page.html", run)
+        assert browser.open(file).locator(".badge").inner_text().startswith("as of 2")
         assert "learning" in page.locator("#part-live .says").inner_text().lower()
         working.send_signal(signal.SIGKILL)
         working.wait()

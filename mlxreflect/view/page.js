@@ -80,6 +80,9 @@ const percent = (x) => (known(x) ? (100 * x).toFixed(1) + "%" : "–");
 const points = (x) => (known(x) ? (x < 0 ? "−" : "+") + Math.abs(100 * x).toFixed(1) : "–");
 const few = (x) => (known(x) ? String(Math.abs(x) < 1e-6 ? 0 : Number(x.toPrecision(4))).replace("-", "−") : "–");
 const counted = (n, word) => `${count(n)} ${word}${n === 1 ? "" : "s"}`;
+// A file does not follow a run that was working when it was written.
+const stateOf = (run) => (run.as_of ? "as of " + run.as_of : run.state);
+const badge = (run) => el("span", { class: "badge " + (run.as_of ? "" : run.state) }, stateOf(run));
 const spaced = (word) => String(word).replaceAll("_", " ");
 
 function duration(seconds) {
@@ -160,7 +163,7 @@ function heading(at) {
     const facts = Object.entries(run.facts).filter(([, value]) => value !== null && value !== undefined && value !== "");
     const tabs = Object.entries(VIEWS).filter(([id]) => id === "overview" || (id === "recipe" ? run.keys.rows.length : run.tables[id]));
     return [
-      el("div", { class: "title" }, el("h1", {}, run.name), el("span", { class: "badge " + run.state }, run.state)),
+      el("div", { class: "title" }, el("h1", {}, run.name), badge(run)),
       el("p", { class: "facts" }, facts.map(([name, value]) => el("span", {}, el("span", { class: "dim" }, name + " "), value))),
       el("nav", { class: "tabs", "aria-label": "Parts of this page" }, tabs.map(([id, name]) =>
         el("a", { href: link(number, id), "aria-current": id === view ? "page" : null },
@@ -179,6 +182,7 @@ function overviewPage(at) {
   section("verdict", [run.verdicts, run.learned], () => run.verdicts.length ? verdict(run, at.number) : run.learned && learnedPanel(run.learned));
   section("warnings", run.warnings, () => run.warnings.length ? [el("h2", {}, "Before you believe it"), el("ul", { class: "warnings" }, run.warnings.map((one) => el("li", {}, one)))] : []);
   section("charts", run.charts, () => run.charts.length ? [el("h2", {}, "How it went"), el("div", { class: "charts" }, run.charts.map(chart))] : []);
+  section("latest", run.live && run.live.latest, () => run.live && run.live.latest && latestPanel(run.live.latest));
   section("arms", run.arms, () => run.arms.length ? [el("h2", {}, "Answers on held-out problems"), armTable(run.arms)] : []);
   section("cost", run.cost, () => costPanel(run));
   section("totals", run.totals, () => Object.keys(run.totals).length ? [el("h2", {}, "In figures"), factList(run.totals)] : []);
@@ -303,10 +307,16 @@ function livePanel(run) {
   ].filter((one) => one);
   const stopped = run.state === "stopped";
   return el("div", { class: "live" },
+    run.as_of && el("p", { class: "kicker" }, `When this file was written, ${run.as_of}`),
     el("p", { class: "says" }, stopped ? "Stopped" : now.phase[0].toUpperCase() + now.phase.slice(1)),
     bar, el("p", { class: "facts" }, facts.map((one) => el("span", {}, one))),
-    stopped && el("p", {}, "Go on with: ", el("code", {}, `mlxreflect resume ${run.folder}`)),
-    now.latest && el("details", { open: true }, el("summary", {}, "The latest problem"), storyBody({ ...now.latest, episodes: now.latest.episodes.slice(-1) })));
+    stopped && el("p", {}, "Go on with: ", el("code", {}, `mlxreflect resume ${run.folder}`)));
+}
+
+// Open until one closes it, and then closed also when another problem is the latest.
+function latestPanel(story) {
+  return el("details", { open: !state.closed, ontoggle: (event) => { state.closed = !event.target.open; } },
+    el("summary", {}, "The latest problem"), storyBody({ ...story, episodes: story.episodes.slice(-1) }));
 }
 
 // ---- charts -------------------------------------------------------------------------------------
@@ -557,27 +567,36 @@ function rowsPanel(table, at) {
     else return;
     event.preventDefault();
   });
-  requestAnimationFrame(() => { refresh(table, true); body.scrollTop = table.scroll; paint(table); });
+  requestAnimationFrame(() => {
+    head.style.paddingRight = 18 + body.offsetWidth - body.clientWidth + "px";
+    refresh(table, true);
+    body.scrollTop = table.scroll;
+    paint(table);
+  });
   return grid;
 }
 
 const storyLink = (table, i) => link(table.place.number, table.place.view, i + "-" + table.data.rows[i][0]);
 
+// What is measured is read before anything is written: else the browser lays the page out each time.
 function refresh(table, kept) {
+  table.high = table.body.clientHeight || 600;
   table.found = choose(table);
-  if (!kept) { table.current = 0; table.body.scrollTop = 0; }
-  table.grid.querySelector(".head").style.paddingRight = 18 + table.body.offsetWidth - table.body.clientWidth + "px";
+  if (!kept) {
+    table.current = 0;
+    if (table.scroll) table.body.scrollTop = table.scroll = 0;
+  }
   table.space.style.height = table.found.length * ROW + "px";
   table.grid.setAttribute("aria-rowcount", table.found.length + 1);
   for (const cell of table.grid.querySelectorAll("[data-column]")) cell.setAttribute("aria-sort", cell.dataset.column !== table.sort ? "none" : table.down ? "descending" : "ascending");
   if ($("found")) $("found").textContent = `${count(table.found.length)} of ${counted(table.data.rows.length, "problem")}`;
-  paint(table);
+  paint(table, kept ? table.body.scrollTop : 0);
 }
 
 // Only the rows that can be seen are elements.
-function paint(table) {
-  const from = Math.max(0, Math.floor(table.body.scrollTop / ROW) - 6);
-  const to = Math.min(table.found.length, from + Math.ceil((table.body.clientHeight || 600) / ROW) + 12);
+function paint(table, top = table.body.scrollTop) {
+  const from = Math.max(0, Math.floor(top / ROW) - 4);
+  const to = Math.min(table.found.length, from + Math.ceil(table.high / ROW) + 8);
   const rows = [];
   for (let k = from; k < to; k++) {
     const i = table.found[k];
@@ -677,9 +696,31 @@ function differences(before, after) {
   const found = [];
   const push = (kind, text) => { if (!text) return; const last = found[found.length - 1]; if (last && last[0] === kind) last[1] += text; else found.push([kind, text]); };
   let old = "", now = "";
-  const flush = () => { for (const [kind, text] of align(words(old), words(now))) push(kind, text); old = now = ""; };
+  const flush = () => { for (const [kind, text] of phrases(align(words(old), words(now)))) push(kind, text); old = now = ""; };
   for (const [kind, text] of align(lines(before), lines(after))) {
     if (kind === "=") { flush(); push("=", text); } else if (kind === "-") old += text; else now += text;
+  }
+  flush();
+  return found;
+}
+
+// Words that follow each other and were all changed are one change: what was removed, then what was
+// added, with a space between both.
+function phrases(parts) {
+  const found = [];
+  let old = "", now = "", gap = "";
+  const flush = () => {
+    if (old) found.push(["-", old]);
+    if (old && now && !/\s$/.test(old) && !/^\s/.test(now)) found.push(["=", " "]);
+    if (now) found.push(["+", now]);
+    if (gap) found.push(["=", gap]);
+    old = now = gap = "";
+  };
+  for (const [kind, text] of parts) {
+    if (kind === "=" && (old || now) && !gap && /^[^\S\n]+$/.test(text)) { gap = text; continue; }
+    if (kind === "=") { flush(); found.push(["=", text]); continue; }
+    if (gap) { old += gap; now += gap; gap = ""; }
+    if (kind === "-") old += text; else now += text;
   }
   flush();
   return found;
@@ -744,7 +785,7 @@ function comparePage() {
     el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Runs" }, el("table", {},
       el("thead", {}, el("tr", {}, ["run", "recipe", "policy", "state", "base → trained", "difference"].map((name) => el("th", { scope: "col" }, name)))),
       el("tbody", {}, runs.map((run, i) => { const one = run.verdicts[0]; return el("tr", {}, el("th", { scope: "row" }, el("a", { href: link(i, "overview") }, run.name)),
-        el("td", {}, run.facts.recipe || run.facts.objective || run.kind), el("td", {}, run.facts.policy || run.facts.model || "–"), el("td", {}, run.state),
+        el("td", {}, run.facts.recipe || run.facts.objective || run.kind), el("td", {}, run.facts.policy || run.facts.model || "–"), el("td", {}, stateOf(run)),
         el("td", {}, one ? `${percent(one.accuracy_a)} → ${percent(one.accuracy_b)}` : "–"), el("td", {}, one ? `${points(one.difference)} (${points(one.ci_low)} to ${points(one.ci_high)})` : "–")); }))))]);
   section("against", against, () => against && [el("h2", {}, "Trained against trained, on the same problems"), against.fault && el("p", { class: "notice" }, `They are not compared: ${against.fault}`),
     against.comparisons.length ? comparisonTable(against.comparisons, "Paired comparison with the first") : null, against.comparisons.map((one) => el("p", { class: "sentence" }, one.sentence))]);

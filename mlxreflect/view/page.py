@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -49,9 +50,15 @@ def keep_page(folder: Path, ui: Ui) -> None:
 
 
 def render(gathered: Gathered) -> str:
-    """Returns the HTML of a page that holds all of its data."""
+    """Returns the HTML of a page that holds all of its data.
+
+    Of a run that is working it says when that was: the file does not follow it.
+    """
     starts, blocks = pack(gathered.stories)
-    return html({**gathered.tree, "blocks": starts}, blocks)
+    written = {"as_of": f"{datetime.now():%Y-%m-%d %H:%M}"}
+    runs = [{**run, **written} if run["state"] == "working" else run
+            for run in gathered.tree["runs"]]  # fmt: skip
+    return html({**gathered.tree, "runs": runs, "blocks": starts}, blocks)
 
 
 def html(tree: Tree | None, blocks: Sequence[str] = ()) -> str:

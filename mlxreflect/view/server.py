@@ -79,10 +79,15 @@ class Watched:
             return self.version, self.gathered
 
     def story(self, run: int, table: str, row: int) -> Any:
-        """Returns the story of a row of a table, long texts without their middle."""
+        """Returns the story of a row of a table, long texts without their middle.
+
+        Raises LookupError where there is no such run, table or row.
+        """
         gathered = self.now()[1]
-        first = gathered.tree["runs"][run]["tables"][table]["first"]
-        return shorten_texts(gathered.stories[first + row], LONGEST)
+        shown = gathered.tree["runs"][run]["tables"][table]
+        if not 0 <= row < len(shown["rows"]):
+            raise IndexError(row)
+        return shorten_texts(gathered.stories[shown["first"] + row], LONGEST)
 
 
 class Server(ThreadingHTTPServer):
