@@ -206,7 +206,7 @@ def test_an_adapter_goes_out_and_comes_back(
     for words, fault in (
         (("export", run, "--to", "peft", "--out", out), "already exists"),
         (("export", out, "--to", "peft"), "is in PEFT's form already"),
-        (("export", run, "--to", "gguf"), "--to gguf: no such form"),
+        (("export", run, "--to", "x"), "--to x: no such form"),
         (("export", run), "give one of --format and --to"),
         (("export", shell.folder, "--to", "peft"), "is not an adapter folder"),
     ):

@@ -319,32 +319,35 @@ def export(
     format_: Annotated[
         str, Option("--format", help="trl, sharegpt, mlx-chat, graphml, or a form of the method.")
     ] = "",
-    to: Annotated[str, Option(help="peft: not the data, but the adapter as PEFT loads it.")] = "",
-    base: Annotated[
-        str, Option(metavar="NAME", help="With --to peft: the model that PEFT puts it on.")
+    to: Annotated[
+        str, Option(help="Not the data, but the model: peft (the adapter alone), mlx, modelfile.")
     ] = "",
+    base: Annotated[
+        str, Option(metavar="NAME", help="The model, where it is not the one it was trained on.")
+    ] = "",
+    quantize: Annotated[str, Option(help="With --to: 4 or 8 bits.")] = "",
+    prompt: Annotated[
+        list[str] | None, Option(metavar="TEXT", help="With --to: one more prompt to compare.")
+    ] = None,
     out: Annotated[
         Path | None, Option(help="A folder, or a .jsonl file; default: in the run.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a run's training data in a form that others read, or its adapter for PEFT."""
-    if bool(to) == bool(format_) or to not in ("", "peft"):
+    """Write a run's training data, or its model, in a form that others read."""
+    if bool(to) == bool(format_) or to not in ("", "peft", "mlx", "modelfile"):
         raise UserError(
             f"--to {to}: no such form" if to and not format_ else "give one of --format and --to",
-            "give --format trl for the data, or --to peft for the adapter",
+            "give --format trl for the data, or --to mlx for the model",
         )
     ui = make_ui(as_json)
     if to:
         require_mlx()
-        from mlxreflect.models.fuse import export_adapter
+        from mlxreflect.report.share import render, share
 
-        result = export_adapter(run_dir, out or run_dir / "export" / "peft", base)
+        result = share(run_dir, to, out, base, quantize, prompt or [], ui)
         ui.result(result)
-        if not as_json:
-            ui.header({"layers": ", ".join(result["layers"]), "to be put on": result["base"] or
-                       "the model it was trained on; name it with --base NAME",
-                       "written to": result["out"]})  # fmt: skip
+        ui.table(render(result))
         return
     from mlxreflect.report.export import export as export_
 

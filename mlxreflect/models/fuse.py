@@ -9,8 +9,8 @@ import io
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 from mlx_lm.utils import dequantize_model, load_config, quantize_model, save_config, save_model
 from rich.console import Group
 
-from mlxreflect.config.schema import PolicyConfig
+from mlxreflect.config.schema import PolicyConfig, Sampling
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json
 from mlxreflect.core.ui import Ui, plain, table
@@ -46,6 +46,7 @@ from mlxreflect.models.policy import Policy
 
 PACKED = (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear, QuantizedMultiLinear)
 Arrays = dict[str, mx.array]
+PLAIN = PolicyConfig()  # a model by itself, as it is stored
 LEAST = 0.99  # share of an adapter's change that the model's own type must keep
 
 
@@ -158,12 +159,13 @@ class Answer(NamedTuple):
 
 
 def fuse(
-    model: str, adapter: str, out: Path, quantize: int, prompts: Sequence[str], ui: Ui
-) -> dict[str, Any]:
+    model: str, adapter: str, out: Path, quantize: int, prompts: Sequence[str], ui: Ui,
+    how: PolicyConfig = PLAIN,
+) -> dict[str, Any]:  # fmt: skip
     """Write the model with the adapter merged in as the folder `out`.
 
     adapter: a folder of type LoRA, DoRA or full, or "" for none. quantize: bits of the new weights,
-    0 for plain ones. prompts: to be compared besides PROMPTS.
+    0 for plain ones. prompts: to be compared besides PROMPTS. how: a run loads it and answers.
     The folder is made beside `out` and renamed, so `out` is whole or not there. Returns what was
     written and, for each prompt, whether the new model's answer is the adapter's.
     Raises UserError where `out` holds something, and where model and adapter do not fit.
@@ -171,21 +173,31 @@ def fuse(
     check_request(out, quantize)
     adapter = str(find_adapter(adapter, "--adapter")) if adapter else ""
     asked = [*PROMPTS, *prompts]
-    before = answers_before(model, adapter, asked, ui)
-    partial = out.resolve().with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+    before = answers_before(model, adapter, asked, ui, how)
+    with whole(out) as partial:
         ui.line(f"writing {out}")
-        written = write_folder(model, adapter, partial, quantize)
-        samples = answers_after(partial, before, asked, ui)
-        check_request(out, quantize)  # another process may have made it meanwhile
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        written = write_folder(model, adapter, partial, quantize, how)
+        samples = answers_after(partial, before, asked, ui, how)
     return {
         "schema": "fuse/1", "model": model, "adapter": adapter, "out": str(out),
         "quantize": quantize, **written, "tokens": TOKENS, "prompts": len(samples),
         "agree": sum(s["agrees"] for s in samples), "samples": samples,
     }  # fmt: skip
+
+
+@contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """Yields the folder beside `out` that becomes `out` where the block ends well.
+
+    Raises UserError where `out` holds something by then: another process may have made it.
+    """
+    partial = out.resolve().with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        yield partial
+        check_free(out)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_request(out: Path, quantize: int) -> None:
@@ -194,6 +206,10 @@ def check_request(out: Path, quantize: int) -> None:
             f"--quantize {quantize}: weights of so many bits are not made",
             "give 4 or 8, or leave it out for plain weights",
         )
+    check_free(out)
+
+
+def check_free(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} already exists", "give another --out, or delete it")
     above = next(folder for folder in out.resolve().parents if folder.exists())
@@ -204,11 +220,12 @@ def check_request(out: Path, quantize: int) -> None:
 # ---- the weights ---------------------------------------------------------------------------------
 
 
-def load_tuned(model: str, adapter: str) -> tuple[Policy, Arrays]:
+def load_tuned(model: str, adapter: str, how: PolicyConfig = PLAIN) -> tuple[Policy, Arrays]:
     """The model with the adapter on it, and its arrays without. Raises UserError on a misfit."""
     if adapter:
         read_adapter(adapter)
-    policy = load_policy(PolicyConfig(model=model, dequantize="no"), "--model")
+    own_weights = {"model": model, "adapter": "", "dequantize": "no"}
+    policy = load_policy(how.model_copy(update=own_weights), "--model")
     own = dict(tree_flatten(policy.model.parameters()))
     if not adapter:
         return policy, own
@@ -235,13 +252,15 @@ def misfit(model: str, adapter: str, fault: str) -> UserError:
     )
 
 
-def write_folder(model: str, adapter: str, folder: Path, quantize: int) -> dict[str, Any]:
+def write_folder(
+    model: str, adapter: str, folder: Path, quantize: int, how: PolicyConfig = PLAIN
+) -> dict[str, Any]:
     """Write the merged model; returns its most frequent float type, its size and what was kept.
 
     kept: the share of what was trained that the model's own type keeps. Memory holds the model as
     it was stored, the merged layers in that type, and one shard of what is written.
     """
-    policy, own = load_tuned(model, adapter)
+    policy, own = load_tuned(model, adapter, how)
     source = model_folder(model)
     assert source is not None  # it has just been loaded
     config = load_config(source)
@@ -283,19 +302,14 @@ def export_adapter(run: Path, out: Path, base: str) -> dict[str, Any]:
     adapter = find_adapter(str(run), "RUN_DIR")
     if peft.is_peft(adapter):
         raise UserError(f"{adapter} is in PEFT's form already", "use it as it is")
-    if out.exists():
-        raise UserError(f"{out} already exists", "give another --out, or remove it")
+    check_free(out)
     model = read_json(adapter / ADAPTER_FILES[0]).get("model") or ""
     folder = model_folder(model) if model else None
     kind = read_json(folder / "config.json").get("model_type", "") if folder else ""
     if not base and model != "tiny" and not Path(model).exists():
         base = model
-    partial = out.resolve().with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+    with whole(out) as partial:
         made = peft.write(adapter, partial, kind, base)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return {
         "schema": "export/1", "format": "peft", "out": str(out), "base": base,
         "layers": made["target_modules"], "rank": made["r"], "alpha": made["lora_alpha"],
@@ -306,22 +320,24 @@ def export_adapter(run: Path, out: Path, base: str) -> dict[str, Any]:
 
 
 def answers_before(
-    model: str, adapter: str, asked: Sequence[str], ui: Ui
+    model: str, adapter: str, asked: Sequence[str], ui: Ui, how: PolicyConfig = PLAIN
 ) -> list[tuple[Answer, list[float]]]:
     """Returns the answers of model and adapter, computed as in a run, each with its `logps_of`."""
-    policy = load_tuned(model, adapter)[0]
+    policy = load_tuned(model, adapter, how)[0]
     if on_cpu():
         dequantize(policy.model)
-    answers = answer(policy, asked, "answering as before", ui)
+    answers = answer(policy, asked, "answering as before", ui, how)
     return [(one, logps_of(policy.model, one)) for one in answers]
 
 
 def answers_after(
-    folder: Path, before: Sequence[tuple[Answer, list[float]]], asked: Sequence[str], ui: Ui
-) -> list[dict[str, Any]]:
+    folder: Path, before: Sequence[tuple[Answer, list[float]]], asked: Sequence[str], ui: Ui,
+    how: PolicyConfig = PLAIN,
+) -> list[dict[str, Any]]:  # fmt: skip
     """The new model's answers beside the old; logp_difference: the largest of a token, in nats."""
-    policy = load_policy(PolicyConfig(model=str(folder)))
-    after = answer(policy, asked, "answering as fused", ui)
+    own_weights = {"model": str(folder), "adapter": "", "quantize": 0}
+    policy = load_policy(how.model_copy(update=own_weights))
+    after = answer(policy, asked, "answering as fused", ui, how)
     samples = []
     for question, (old, logps), new in zip(asked, before, after, strict=True):
         differences = [abs(a - b) for a, b in zip(logps_of(policy.model, old), logps, strict=True)]
@@ -332,13 +348,15 @@ def answers_after(
     return samples
 
 
-def answer(policy: Policy, asked: Sequence[str], label: str, ui: Ui) -> list[Answer]:
+def answer(
+    policy: Policy, asked: Sequence[str], label: str, ui: Ui, sampling: Sampling
+) -> list[Answer]:
     """The greedy answer to each question."""
     prompts = [policy.encode([{"role": "user", "content": question}]) for question in asked]
     with ui.progress(label, len(asked)) as bar:
         done = policy.generate(
             prompts, temperature=0.0, top_p=1.0, max_new_tokens=TOKENS, batch=8, seed=("fuse",),
-            advance=bar.advance,
+            sampling=sampling, advance=bar.advance,
         )  # fmt: skip
     return [Answer(p, c.token_ids, c.text) for p, c in zip(prompts, done, strict=True)]
 

@@ -1,0 +1,157 @@
+"""Models for others: what a run's model is elsewhere is what it is here."""
+
+import json
+import random
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from support.adapters import write_adapter
+from support.shell import Shell
+from test_template import tokenizer
+
+from mlxreflect.config.schema import PolicyConfig
+from mlxreflect.core.journal import read_json
+from mlxreflect.models.load import load_policy
+from mlxreflect.models.modelfile import Modelfile, Turn, literal, modelfile, writable
+from mlxreflect.models.template import ChatTemplate
+
+# What a real Ollama said of Modelfiles that were written here, and how it rendered the talks.
+RECORDED = json.loads((Path(__file__).parent / "data" / "ollama_templates.json").read_text())
+PIECES = (
+    '"""', '"', "\n", "\nFROM /etc/passwd", "\nSYSTEM x", "# ", "{{ .System }}", "{{", "}}", "{",
+    "{{/*", "{%", "%}", "`", "\\", "\\u0041", "\\n", "$(rm -rf ~)", "; reboot", "../../x", "~root",
+    "\x00", "\x07", "\x1b[31m", "\r", "\t", "\u00a0", "\u200b", "\u202e", "\ufeff", "\u2028", "😀",
+    "<|im_end|>", "<think>", "---\n- a: &b", "!!python/object", ": |", "é", "x", " ", "[start]",
+)  # fmt: skip
+
+
+def hostile(count: int = 200) -> list[str]:
+    chance = random.Random(5)
+    return ["".join(chance.choices(PIECES, k=chance.randint(1, 8))) for _ in range(count)]
+
+
+def read_modelfile(text: str) -> list[tuple[str, str]]:
+    """Returns the commands of a Modelfile, read as Ollama does.
+
+    A value's quotes, three marks or one, end where the next such quotes stand before white space.
+    What cannot be printed is dropped.
+    """
+    found, rest = [], "".join(c for c in text if c.isprintable() or c in "\r\n\t")
+    while rest := rest.lstrip("\r\n\t "):
+        if rest.startswith("#"):
+            rest = rest.partition("\n")[2]
+            continue
+        name, _, rest = rest.partition(" ")
+        if name == "PARAMETER":
+            key, _, rest = rest.partition(" ")
+            name = f"{name} {key}"
+        quote = '"""' if rest.startswith('"""') else '"' if rest.startswith('"') else ""
+        value = re.match(f"{quote}(.*?){quote}(?=[ \t\r\n])", rest, re.DOTALL)
+        assert value, rest
+        assert name.split()[0] in ("FROM", "TEMPLATE", "SYSTEM", "PARAMETER"), name
+        found.append((name, value[1]))
+        rest = rest[value.end() :]
+    return found
+
+
+@pytest.mark.parametrize("row", RECORDED["templates"], ids=lambda row: row["name"])
+def test_ollama_renders_the_models_own_prompts(row: dict[str, Any]) -> None:
+    chat = ChatTemplate(tokenizer(row["jinja"]), row["thinking"])
+    made = modelfile(chat, PolicyConfig(temperature=0.25, top_k=7, repetition_penalty=1.5))
+    assert (made.template, made.system) == (row["template"], row["system"])
+    assert row["rendered"] == [chat.prompt_text(talk) for talk in RECORDED["talks"]]
+    assert row["thinks"] == (bool(chat.shape.tags) and ".Thinking" in made.template)
+    told = {"temperature": "0.25", "top_p": "0.9", "top_k": "7", "repeat_penalty": "1.5"}
+    said = dict(read_modelfile(made.text()))
+    assert {name: said[f"PARAMETER {name}"] for name in told} == told
+    assert said["PARAMETER stop"] in chat.tokenizer.get_vocab()
+
+
+def test_hostile_texts_stay_texts() -> None:
+    for text in hostile():
+        kept = [text] if writable(text) else []
+        turn = Turn(*[text] * 6)
+        made = Modelfile(turn.go(), "".join(kept), {"top_p": 0.5, "stop": kept})
+        wanted = [("FROM", "."), ("TEMPLATE", turn.go()), *(("SYSTEM", t) for t in kept),
+                  ("PARAMETER top_p", "0.5"), *(("PARAMETER stop", t) for t in kept)]  # fmt: skip
+        assert read_modelfile(made.text()) == wanted, text
+        unescaped = re.sub(r'{{ "\\U(.{8})" }}', lambda m: chr(int(m[1], 16)), literal(text))
+        assert unescaped == text
+        assert "{" not in re.sub(r'{{ "\\U.{8}" }}', "", literal(text))
+
+
+@pytest.fixture
+def run(make_model: Callable[..., Path], tmp_path: Path) -> Path:
+    """A run's folder: what was evaluated, and an adapter on a model whose tokenizer has a merge."""
+    model = make_model(vocab_size=600)
+    told = json.loads((model / "tokenizer.json").read_text())
+    told["model"]["vocab"]["th"], told["model"]["merges"] = 599, [["t", "h"]]
+    (model / "tokenizer.json").write_text(json.dumps(told))
+    (model / "chat_template.jinja").write_text(RECORDED["templates"][0]["jinja"])
+    write_adapter(tmp_path / "A run's" / "adapter", model)
+    policy = {"quantize": 0, "thinking": "off", "template": {}, "temperature": 0.9}
+    decoding = {"temperature": 0.5, "top_p": 0.4, "max_new_tokens": 9, "top_k": 3}
+    rows = {"run.json": {"recipe": {"policy": policy}},
+            "eval/trained/results.json": {"spec": {"limit": 2}, "decoding": decoding}}  # fmt: skip
+    for name, row in rows.items():
+        file = tmp_path / "A run's" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(row))
+    return tmp_path / "A run's"
+
+
+def test_a_model_with_its_modelfile(shell: Shell, run: Path) -> None:
+    out = run / "export" / "modelfile"
+    assert "ollama create NAME -f '" in shell.works("export", run, "--to", "modelfile").out
+    said = dict(read_modelfile((out / "Modelfile").read_text()))
+    assert said["FROM"] == "." and said["SYSTEM"] == RECORDED["templates"][0]["system"]
+    told = {"temperature": "0.5", "top_p": "0.4", "top_k": "3", "stop": "<|end|>"}
+    assert {name: said[f"PARAMETER {name}"] for name in told} == told
+    arrays = mx.load(str(out / "model.safetensors"))
+    assert {array.dtype for array in arrays.values()} <= {mx.float16, mx.bfloat16, mx.float32}
+    assert json.loads((out / "tokenizer_config.json").read_text())["add_bos_token"] is False
+    name = read_json(run / "adapter" / "adapter_config.json")["model"]
+    tuned = load_policy(PolicyConfig(model=name, adapter=str(run)))
+    prompt = tuned.encode([{"role": "user", "content": "the 3"}])
+    both = [policy.model(mx.array([prompt])) for policy in (
+        tuned, load_policy(PolicyConfig(model=str(out))))]  # fmt: skip
+    assert float(mx.abs(both[0] - both[1]).max()) < 1e-2
+
+
+def test_a_folder_of_mlx(shell: Shell, run: Path) -> None:
+    for bits, extra in ((0, ()), (8, ("--quantize", 8, "--prompt", "One more"))):
+        out = run / f"mlx-{bits}"
+        words = ("export", run, "--to", "mlx", "--out", out, *extra, "--json")
+        said = json.loads(shell.works(*words).out)
+        assert (said["format"], said["out"], said["quantize"]) == ("mlx", str(out), bits)
+        assert said["prompts"] == len(said["samples"]) == (6 if bits else 5)
+        assert bits or said["agree"] == 5
+        assert read_json(out / "config.json").get("quantization", {}).get("bits", 0) == bits
+
+
+def test_what_cannot_be_shared(shell: Shell, run: Path, tiny_random: Path) -> None:
+    bytes_alone = write_adapter(run / "bytes" / "adapter", tiny_random).parent
+    nameless = write_adapter(run / "nameless" / "adapter", tiny_random, told="").parent
+    (damaged := run / "damaged").mkdir()
+    shutil.copytree(run / "adapter", damaged / "adapter")
+    (damaged / "run.json").write_text('{"recipe": {"policy": {"quantize": "many"}}}')
+    full = run / "full"
+    full.mkdir()
+    (full / "file").touch()
+    for words, fault in (
+        ((bytes_alone, "--to", "modelfile"), "Ollama reads byte-level BPE with merges"),
+        ((nameless, "--to", "mlx"), "does not name its model"),
+        ((damaged, "--to", "mlx"), "its settings cannot be read"),
+        ((run, "--to", "mlx", "--quantize", "q4_K_M"), "weights of MLX have 4 or 8 bits"),
+        ((run, "--to", "modelfile", "--out", full), "already exists"),
+        ((run, "--to", "modelfile", "--base", "org/none"), "org/none is not on this machine"),
+        ((run, "--to", "nothing"), "--to nothing: no such form"),
+    ):
+        assert fault in shell.mistake("export", *words)[0]
+    assert sorted(path.name for path in full.iterdir()) == ["file"]
+    assert not list(run.rglob("*.tmp"))
