@@ -22,7 +22,7 @@ from mlxreflect.methods.base import Shares
 from mlxreflect.setup import pace as module
 from mlxreflect.setup.dry_run import dry
 from mlxreflect.setup.forecast import Drawn, Pace, Speed, foretell, told
-from mlxreflect.setup.pace import Answer, answers_pace, is_paid, until, whole_lengths
+from mlxreflect.setup.pace import Answer, answers_pace, may_cost, until, whole_lengths
 
 SPEED = Speed(prompt=0.01, step=1.0, token=0.1)
 
@@ -244,17 +244,52 @@ def test_a_free_critic_is_asked_in_each_role_as_many_at_once_as_in_the_run(shell
     assert not list((shell.folder / ".cache").glob("**/*"))
 
 
+HERE = {"provider": "openai", "model": "m", "base_url": "localhost:1234"}
+
+
 @pytest.mark.parametrize(("keys", "paid"), [
     ({"provider": "ollama", "model": "qwen2.5:7b"}, False),
+    ({"provider": "ollama", "model": "qwen2.5:7b", "key_env": "KEY"}, True),
     ({"provider": "ollama", "model": "gpt-oss:120b-cloud"}, True),
-    ({"provider": "openai", "model": "m"}, False),
-    ({"provider": "openai", "model": "m", "price_out": 0.1}, True),
-    ({"provider": "openai", "model": "m", "key_env": "KEY"}, True),
+    (HERE, False), ({**HERE, "base_url": "http://[::1]:8000/v1"}, False),
+    ({**HERE, "price_out": 0.1}, True), ({**HERE, "key_env": "KEY"}, True),
+    ({"provider": "openai", "model": "m"}, True),
+    ({**HERE, "base_url": "https://openrouter.ai/api/v1"}, True),
     ({"provider": "bedrock", "model": "m"}, True),
     ({"provider": "solver"}, False),
 ])  # fmt: skip
 def test_who_may_cost_money(keys: dict[str, Any], paid: bool) -> None:
-    assert is_paid(CriticConfig.model_validate(keys)) == paid
+    assert bool(may_cost(CriticConfig.model_validate(keys))) == paid
+
+
+def owned(by: str) -> wire.Fault:
+    rows = [{"id": name, "object": "model", "owned_by": by} for name in ("critic", "other")]
+    return wire.ok({"object": "list", "data": rows})
+
+
+@pytest.mark.parametrize(("listed", "software", "asked"), [
+    (owned("vllm"), "uvicorn", True), (owned("organization_owner"), "", True),
+    (("critic",), "llama.cpp", True),
+    (owned("openai"), "uvicorn", False),  # a proxy, such as LiteLLM
+    (("critic",), "", False), (wire.http(404), "uvicorn", False),
+])  # fmt: skip
+def test_a_server_here_is_asked_where_it_runs_its_models_itself(
+    listed: Any, software: str, asked: bool, shell: Shell
+) -> None:
+    with FakeOpenAI(reply=solving, models=listed, software=software) as server:
+        keys = ["critic.provider=openai", "critic.model=critic", f"critic.base_url={server.url}"]
+        found = measured(*keys, f"policy.model={shell.model}")
+        assert bool(server.chats) == asked
+    said = found["unknown"].get("basic", "")
+    assert said.startswith("not asked, for that may cost money: http://127.0.0.1:") == (not asked)
+
+
+def test_a_cloud_model_of_ollama_by_another_name_is_not_asked(shell: Shell) -> None:
+    with FakeOllama(reply=solving, remote_host="https://ollama.com:443") as server:
+        keys = ["critic.provider=ollama", "critic.model=critic", f"critic.base_url={server.url}"]
+        found = measured(*keys, f"policy.model={shell.model}")
+        assert not server.chats
+    assert "may cost money" in found["unknown"]["basic"]
 
 
 def test_a_critic_that_costs_is_not_asked(shell: Shell) -> None:
@@ -291,7 +326,7 @@ def test_a_server_that_never_answers_is_not_waited_for_twice(
 ) -> None:
     monkeypatch.setattr(module, "REPLIES_S", 1.0)
     keys = ["critic.provider=openai", "critic.model=critic", f"policy.model={shell.model}"]
-    with FakeOpenAI(reply=lambda body: wire.STALL) as server:
+    with FakeOpenAI(reply=lambda body: wire.STALL, software="llama.cpp") as server:
         found = measured(*keys, f"critic.base_url={server.url}")
         assert len(server.chats) == 1
     assert "no reply within 1 s" in found["unknown"]["basic"]

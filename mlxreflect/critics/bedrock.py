@@ -44,6 +44,7 @@ class Bedrock:
     Raises UserError where boto3, the profile or the region is missing.
     """
 
+    own = False
     silent = "Bedrock does not answer"
     start = "try again, or set critic.region"
 

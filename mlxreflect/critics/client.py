@@ -52,11 +52,13 @@ SEED_BITS = 0x7FFFFFFF  # some servers, Ollama among them, keep the seed in 32 b
 class Provider(Protocol):
     """One kind of server.
 
-    wire: of its server. silent, start: what a person reads where no server answers, and what mends
+    wire: of its server. own: it is known to generate replies itself, which costs nothing; set by
+    `preflight`. silent, start: what a person reads where no server answers, and what mends
     it; `silent` is followed by the address.
     """
 
     wire: Wire
+    own: bool
     silent: str
     start: str
 

@@ -53,7 +53,8 @@ class Embedder:
         self, config: CriticConfig, run_id: str, provider: Embeds, ledger: Ledger | None = None
     ) -> None:
         self.config, self.provider = config, provider
-        self.wire, self.silent, self.start = provider.wire, provider.silent, provider.start
+        self.wire, self.own = provider.wire, provider.own
+        self.silent, self.start = provider.silent, provider.start
         self.client = Client(config.model_copy(update={"cache": "off"}), run_id, self, ledger)
         self.say: Callable[[str], None] = lambda text: None
         path, needed = cache_path(config.cache, FILE), config.replay

@@ -237,6 +237,7 @@ def retry_after(value: str) -> float | None:
 # ---- one server ----------------------------------------------------------------------------------
 
 CONNECT_S = 10.0
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 PREFLIGHT_S = 30.0
 
 

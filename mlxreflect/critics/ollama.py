@@ -12,7 +12,7 @@ from mlxreflect.config.schema import CriticConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Messages
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.http import CallError, Wire, reading, token_counts, with_thought
+from mlxreflect.critics.http import LOOPBACK, CallError, Wire, reading, token_counts, with_thought
 
 ADDRESS = re.compile(r"(\w+://)?(?:([^/]*)@)?(.*)", re.DOTALL)  # matches everything
 PORT, LOOK_S = 11434, 5.0  # seconds to find out if a server is there
@@ -57,6 +57,7 @@ class Ollama:
                 f"{shown} is no address of an Ollama server",
                 "set critic.base_url (or OLLAMA_HOST) to something like http://127.0.0.1:11434",
             ) from None
+        self.own = not key or base.host in LOOPBACK  # else it may be Ollama's cloud
         self.http = self.wire.client(base_url=base, auth=login, headers=headers)
 
     def preflight(self) -> None:
@@ -76,6 +77,8 @@ class Ollama:
     def learn(self, model: dict[str, Any]) -> None:
         """Takes if it thinks, and its window, from what the server says of the model."""
         name = self.config.model
+        if model.get("remote_host") or model.get("remote_model"):  # of the cloud, by any name
+            self.own = False
         thinks, asked = "thinking" in (model.get("capabilities") or []), self.config.thinking
         if not thinks and asked not in ("auto", "off"):
             raise UserError(

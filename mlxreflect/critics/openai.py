@@ -34,12 +34,18 @@ LENIENT = ("BaseHTTP", "llama.cpp")  # the first is mlx_lm.server
 NEEDS_NO_SYSTEM = re.compile(r"system role|roles must alternate", re.IGNORECASE)
 
 
+# Who owns a model, as lists of servers say that run it themselves; the last one is LM Studio's.
+# A proxy, which may ask a paid model elsewhere, says something else.
+ENGINES = ("vllm", "sglang", "llamacpp", "organization_owner")
+
+
 class OpenAI:
     """One model of one server. An empty `base_url` means OpenAI itself.
 
     Raises UserError for an address that is none, and for a key that is not there.
     """
 
+    own = False
     silent = "no server answers"
     start = "start it, for example with `mlx_lm.server --model NAME`, or set critic.base_url"
 
@@ -78,7 +84,8 @@ class OpenAI:
                 f"{shown} does not answer as it should: {self.wire.error(found)}",
                 "look at the server's own messages, or set critic.base_url",
             )
-        if not found.headers.get("server", "").startswith(LENIENT):
+        self.own = found.headers.get("server", "").startswith(LENIENT)
+        if not self.own:
             self.look_up(found)
 
     def look_up(self, found: httpx.Response) -> None:
@@ -87,6 +94,7 @@ class OpenAI:
             listed = json.loads(found.content)
             rows = listed["data"] if isinstance(listed, dict) else listed
             names = [row["id"] for row in rows if isinstance(row["id"], str)]
+            self.own = bool(rows) and all(row.get("owned_by") in ENGINES for row in rows)
         except UNREADABLE:
             return
         model = self.config.model

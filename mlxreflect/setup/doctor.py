@@ -34,7 +34,7 @@ from mlxreflect.critics import open_critic, open_embedder
 from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.critics.client import FILE, Client, failed_reply
 from mlxreflect.critics.embeddings import embed_call
-from mlxreflect.critics.http import CallError
+from mlxreflect.critics.http import LOOPBACK, CallError
 from mlxreflect.critics.ollama import LOOK_S, Ollama, is_ollama, root_of
 from mlxreflect.data.matching import build_index, clause
 from mlxreflect.data.rows import is_path
@@ -70,7 +70,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 CALL_S = 120.0  # a server may have to load its model first
-LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 ASK = Call("critique", make_problem("doctor", {}), [{"role": "user", "content": "Say ok."}], "")
 LOOKED_AT = 200  # rows of one's own puzzles: six numbers take a while to be solved
 LATER = "is to be downloaded"

@@ -24,7 +24,10 @@ from mlxreflect.core.records import Example, Problem, Turn
 from mlxreflect.core.ui import Ui
 from mlxreflect.critics import open_critic
 from mlxreflect.critics.base import Critic, Reply
+from mlxreflect.critics.client import Client
+from mlxreflect.critics.http import LOOPBACK
 from mlxreflect.critics.local import SelfCritic
+from mlxreflect.critics.openai import parse_base
 from mlxreflect.evaluation.evaluate import SILENT, ProblemSet, problem_set
 from mlxreflect.evaluation.generators import LocalGenerator, LocalModel
 from mlxreflect.methods.base import LIKELY, Shares, cut_off, passed
@@ -378,10 +381,16 @@ def critics_pace(
         pace.shares = pace.shares._replace(helped=wrong)
 
 
-def is_paid(config: CriticConfig) -> bool:
-    """Tells if asking a critic may cost money."""
-    priced = config.price_in > 0 or config.price_out > 0 or bool(config.key_env)
-    return priced or config.provider == "bedrock" or config.model.endswith(CLOUD)
+def may_cost(config: CriticConfig) -> str:
+    """Returns why asking a critic may cost money; "" where nothing in the recipe tells that."""
+    priced = config.price_in > 0 or config.price_out > 0
+    if priced or config.provider == "bedrock" or config.model.endswith(CLOUD):
+        return "not asked, for that costs money"
+    if config.key_env:
+        return f"not asked, for that may cost money: it is let in by the key in {config.key_env}"
+    if config.provider == "openai" and parse_base(config.base_url).host not in LOOPBACK:
+        return "not asked, for that may cost money: its server is not on this machine"
+    return ""
 
 
 def replies_pace(
@@ -393,14 +402,17 @@ def replies_pace(
     asked, is not to be, or does not answer."""
     if config.replay:
         return dict.fromkeys(roles, 0.0)
-    if is_paid(config):
-        raise UserError("not asked, for that costs money", "")
+    if why := may_cost(config):
+        raise UserError(why, "")
     if config.provider == "local" and find_model(config.model, "critic.model") is None:
         raise UserError(f"{config.model} is not here yet", "")
     tried = config.model_copy(update={"cache": "off", "deadline_s": max(most, 0.1)})
     begun, found = clock(), dict[str, float]()
     with closing(open_critic(tried, trial.recipe.task.name, "pace")) as critic:
         critic.preflight()
+        if isinstance(critic, Client) and not critic.provider.own:
+            at = critic.provider.wire.shown
+            raise UserError(f"not asked, for that may cost money: {at} may ask others for it", "")
         if config.provider != "solver":  # a model may have to be loaded first
             ask(trial, critic, roles[0], shown[:1], Helped())
         for role in roles:

@@ -47,7 +47,7 @@ class FakeOllama(Loopback):
     """models: those that are pulled. capabilities, context: what /api/show says of each.
 
     version: "new" knows `truncate` and `shift`; "half" does not, and cuts a prompt to half the
-    window; "old" cuts it to the window.
+    window; "old" cuts it to the window. remote_host: where its models are, of the cloud.
     """
 
     name = "ollama"
@@ -61,11 +61,13 @@ class FakeOllama(Loopback):
         context: int = 32768,
         version: str = "new",
         architecture: str = "fake",
+        remote_host: str = "",
     ) -> None:
         super().__init__(reply, faults)
         self.models = [full_name(name) for name in models]
         self.capabilities, self.context = list(capabilities), context
         self.version, self.architecture = version, architecture
+        self.remote = {"remote_host": remote_host} if remote_host else {}
         self.digests: dict[str, str] = {}  # by full names, where a test says so
 
     def is_chat(self, path: str) -> bool:
@@ -102,7 +104,7 @@ class FakeOllama(Loopback):
                 info |= {f"{self.architecture}.context_length": self.context}
                 details = {"family": self.architecture}
                 return ok({"details": details, "model_info": info,
-                           "capabilities": self.capabilities})  # fmt: skip
+                           "capabilities": self.capabilities, **self.remote})  # fmt: skip
             case "/api/embed":
                 return self.embeddings(body)
         return self.refusal(body) or self.chat(body)
