@@ -168,6 +168,22 @@ def test_plain_lines_get_rarer_and_need_no_step_of_the_bar(
     assert 100 + 350 < len(lines) < 100 + 450
 
 
+def test_what_goes_on_after_all_is_counted_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training follows the last problem of a wave, and may take longer than all before it."""
+    clock = [0.0]
+    monkeypatch.setattr(ui_module.time, "monotonic", lambda: clock[0])
+    with Ui().progress("learning", 10) as bar:
+        clock[0] = 6.0
+        bar.advance(10)
+        clock[0] = 60.0
+        bar.update_text("training, 3 steps")
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "learning: 10/10, training, 3 steps, 0:01:00 so far"
+    assert last == "learning: 10/10, training, 3 steps, took 0:01:00"
+
+
 def test_progress_without_a_total_and_after_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     for stop in (RuntimeError, KeyboardInterrupt):
         with pytest.raises(stop), Ui().progress("reading [x]") as bar:

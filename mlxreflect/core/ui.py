@@ -84,9 +84,11 @@ class PlainBar:
     def advance(self, n: int = 1) -> None:
         with self.lock:
             self.done += n
-            self.say_sometimes()
+            if self.done != self.total:  # the last line says so
+                self.say_sometimes()
 
     def update_text(self, text: str) -> None:
+        """Tells what is done; work may go on when all is counted, as training does."""
         with self.lock:
             self.text = safe_text(text)
             self.say_sometimes()
@@ -98,7 +100,7 @@ class PlainBar:
     def say_sometimes(self) -> None:
         now = time.monotonic()
         due = max(EVERY_S, RARER * (self.said - self.began))
-        if now - self.said >= due and self.done != self.total:
+        if now - self.said >= due:
             self.say()
 
     def say(self, ended: str = "") -> None:
@@ -107,7 +109,7 @@ class PlainBar:
         parts = [f"{self.label}: {self.done}" + (f"/{total}" if total else ""), self.text]
         if self.ends and not ended:
             parts.append(self.ends)
-        elif ended or not self.done or not total or self.done < EARLY * total:
+        elif ended or not self.done or not EARLY * total <= self.done < total:
             parts.append(f"{ended} {spent}" if ended else f"{spent} so far")
         else:
             left = spent.total_seconds() * max(0, total - self.done) / self.done
