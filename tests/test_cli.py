@@ -430,6 +430,47 @@ def test_show(shell: Shell, run_dir: Path) -> None:
     assert "no problem in this run" in shell.mistake("show", run_dir, "--problem", "zz")[0]
 
 
+def test_runs(shell: Shell, run_dir: Path) -> None:
+    """Whole and damaged ones, the newest first; of a link, a foreign folder and its inside none."""
+
+    def copy(name: str, *changes: tuple[str, str | None]) -> None:
+        folder = Path(shutil.copytree(run_dir, f"more/deep/{name}"))
+        for file, text in changes:
+            (folder / file).unlink() if text is None else (folder / file).write_text(text)
+        os.utime(folder / ("run.json" if (folder / "run.json").is_file() else "."), (0, 0))
+
+    identity = (run_dir / "run.json").read_text()
+    copy("stopped", ("summary.json", None), (".lock", ""))
+    copy("working", ("summary.json", None), (".lock", str(os.getpid())))
+    copy("lost", ("run.json", None))
+    copy("cut", ("run.json", identity[:40]))
+    copy("edited", ("run.json", identity.replace('"seed": 0', '"seed": 1')))
+    copy("odd", ("run.json", '{"recipe": [1]}'))
+    copy("odd summary", ("summary.json", '{"comparison": {"difference": "x"}}'))
+    copy("unjudged", ("summary.json", '{"unjudged": {"why": "x"}}'))
+    copy("untrained", ("summary.json", '{"untrained": {"why": "x"}}'))
+    Path("more/foreign/checkpoints").mkdir(parents=True)
+    Path("more/link").symlink_to(run_dir)
+    listed = json.loads(shell.works("runs", "run", "more", "none", "--json").out)
+    assert listed[0] == {
+        "folder": "run", "method": "r3", "name": "quickstart", "model": str(shell.model),
+        "state": "finished", "began": listed[0]["began"], "verdict": listed[0]["verdict"],
+        **{key: json.loads((run_dir / "comparison.json").read_text())[key]
+           for key in ("difference", "ci_low", "ci_high")},
+    }  # fmt: skip
+    found = {Path(row["folder"]).name: (row["state"], row["verdict"][:22]) for row in listed[1:]}
+    assert found == {
+        "stopped": ("stopped", "not finished: resume i"), "working": ("working", "under way"),
+        "lost": ("damaged", "run.json: no such file"), "cut": ("damaged", "run.json: not JSON (Un"),
+        "edited": ("damaged", "run.json is damaged or"),
+        "odd": ("damaged", "one of its JSON files "),
+        "odd summary": ("damaged", "one of its JSON files "),
+        "unjudged": ("finished", "not judged: resume it"),
+        "untrained": ("finished", "trained on nothing"),
+    }  # fmt: skip
+    assert "go on with one: mlxreflect resume " in shell.works("runs", "more").out.splitlines()[-1]
+
+
 # ---- stopped in the middle -----------------------------------------------------------------------
 
 
@@ -558,8 +599,8 @@ def test_a_full_disk_while_learning(process: Shell, run_dir: Path) -> None:
 def test_a_run_says_what_it_can_show_and_what_to_do_next(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The commands that it ends with are given as they stand, and work; `show` lists the run."""
-    assert "no runs in" in shell.mistake("show")[0]
+    """The commands that it ends with are given as they stand, and work; `runs` lists the run."""
+    assert "no runs in" in shell.mistake("runs")[0]
     monkeypatch.setattr(ui, "EVERY_S", 0.0)  # every line
     monkeypatch.setattr(ui, "RARER", 0.0)
     done = shell.works("run", "quickstart", *shell.small)
@@ -581,8 +622,8 @@ def test_a_run_says_what_it_can_show_and_what_to_do_next(
     assert used[-1] == "…" or re.fullmatch(r"numbers [\d ]+, target \d+", used[-1])
     assert (shell.folder / used[used.index("--adapter-path") + 1]).is_dir()
     assert "difference" in shell.works(*compared[1:]).out
-    listed = shell.works("show").out
-    assert f"runs/{run.name}" in listed and re.search(r"finished +\d.*% → \d.*%$", listed, re.M)
+    listed = shell.works("runs").out
+    assert re.search(rf"^runs/{run.name} +r3 .* finished .* points \(.* to .*\)$", listed, re.M)
 
 
 # ---- dry run -------------------------------------------------------------------------------------

@@ -37,8 +37,8 @@ UsageError = typer.BadParameter.__mro__[1]  # click's, or the copy inside typer
 # How a command is tried, by its subcommand. A new subcommand needs a line here.
 #   run: really run, with files of this test in place of RUN_DIR and the user's own files
 #   dry: with --dry-run added, where the problems need no network; else its recipe is only loaded
-HOW = {"run": "dry", "resume": "run", "show": "run", "compare": "run", "grade": "run",
-       "eval": "run", "train": "run", "fuse": "run", "doctor": "run",
+HOW = {"run": "dry", "resume": "run", "runs": "run", "show": "run", "compare": "run",
+       "grade": "run", "eval": "run", "train": "run", "fuse": "run", "doctor": "run",
        "decontaminate": "run", "report": "run", "export": "run",
        "init": "run", "solve": "run", "annotate": "run", "view": "run"}  # fmt: skip
 OWN_FILES = {
@@ -432,6 +432,8 @@ def try_out(shell: Shell, one: Command) -> Done | None:
         return done
     if one.name == "init":
         arguments += ["--yes", "--force"]
+    if one.name == "runs":
+        arguments.append(".")  # RUN_DIR is not below runs/
     if one.name == "fuse":
         arguments += ["--out", "FUSED"]  # the last one counts
     if one.name == "solve" and parameters["model"] != "tiny":

@@ -158,36 +158,42 @@ def show_end(work: "Folder[Any]", summary: dict[str, Any], ui: "Ui") -> None:
     ui.header(told)
 
 
+@app.command(rich_help_panel=LEARN, epilog="Example: mlxreflect runs")
+def runs(
+    places: Annotated[
+        list[Path] | None,
+        Argument(metavar="[DIR]…", help="Folders that hold runs or are some; default: runs/."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List runs and trainings, the newest first: method, model, state and verdict."""
+    from mlxreflect.report.show import list_runs, show_runs
+
+    ui, rows = make_ui(as_json), list_runs(places or [Path("runs")])
+    ui.result(rows)
+    for part in show_runs(rows):
+        ui.table(part)
+
+
 @app.command(rich_help_panel=LEARN, epilog="Example: mlxreflect show runs/latest --status bucket")
 def show(
-    run_dir: Annotated[
-        Path | None,
-        Argument(
-            metavar="[RUN_DIR]",
-            help="The folder of a run; none: lists those below runs/.",
-            callback=folder,
-            autocompletion=run_folders,
-        ),
-    ] = None,
+    run_dir: RunFolder,
     problem: Annotated[str, Option(help="A problem's id, or its first digits.")] = "",
     status: Annotated[str, Option(help="Only problems with this status.")] = "",
 ) -> None:
-    """Show a run, or the whole story of one problem. Without a folder, list all runs.
+    """Show a run, or the whole story of one problem.
 
     Of a wave, size is its problems, first those right at the first try, format those answered in
     the format asked for, verify the answers asked again after training, secs its seconds.
     """
-    from mlxreflect.report.show import show_problem, show_run, show_runs
+    from mlxreflect.report.show import show_problem, show_run
 
     ui = make_ui(False)
-    if run_dir and run_dir.is_file():
+    if run_dir.is_file():
         raise UserError(
             f"{run_dir} is a file, and not the folder of a run",
-            "give a folder, such as runs/latest; without one, `mlxreflect show` lists them",
+            "give a folder, such as runs/latest; `mlxreflect runs` lists them",
         )
-    if run_dir is None:
-        ui.table(show_runs(Path("runs")))
-        return
     if (run_dir / "job.json").is_file():
         from mlxreflect.core.journal import read_json
         from mlxreflect.runs.fit import show_training

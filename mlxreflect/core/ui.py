@@ -197,7 +197,8 @@ class Ui:
                     if shows or "COLUMNS" in os.environ:
                         print_rows(out, part)
                     else:
-                        out.print(part, width=width, crop=False)
+                        out.width = width  # what `print` is given cannot be wider than this
+                        out.print(part)
                 else:
                     out.print(part)
             if drawn:

@@ -4,9 +4,12 @@ A run that is under way or died shows as far as it got. All text of models and c
 `plain`: no markup, no control characters.
 """
 
+import os
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from difflib import SequenceMatcher
 from pathlib import Path
 from shlex import quote
@@ -20,7 +23,14 @@ from rich.text import Text
 from mlxreflect.config.schema import METHODS, Recipe, method_of
 from mlxreflect.config.toml import read_toml, validate
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.journal import convert_rows, read_rows, sound_rows
+from mlxreflect.core.journal import (
+    convert_rows,
+    digest_of,
+    owner_alive,
+    read_json,
+    read_rows,
+    sound_rows,
+)
 from mlxreflect.core.records import (
     Episode,
     Example,
@@ -39,12 +49,14 @@ from mlxreflect.data.matching import sentence
 from mlxreflect.evaluation.arms import problems_of, read_arms, read_results
 from mlxreflect.methods.base import STATUSES, status_words
 from mlxreflect.report.tables import (
+    between,
     chain_line,
     comparisons,
     interval,
     judge_remarks,
     second_answers,
 )
+from mlxreflect.stats import points
 
 EXAMPLES = {"preference": "preference pairs", "sft": "SFT examples", "group": "groups of answers"}
 MOST_ASKED = 160  # characters of a question in a command
@@ -56,6 +68,7 @@ REMOVED, ADDED = "red strike", "green"
 MARKS = {REMOVED: ("[-", "-]"), ADDED: ("{+", "+}")}
 STATUS_STYLE = {"solved_first": "green", "solved": "green", "trained": "cyan", "bucket": "yellow",
                 "discarded": "yellow", "failed": "red"}  # fmt: skip
+NOT_YET = {"working": "under way", "stopped": "not finished: resume it"}
 ENDED = {
     "solved_first": "solved at the first try",
     "solved": "solved",
@@ -79,26 +92,90 @@ def show_run(run_dir: Path, status: str | None = None) -> list[RenderableType]:
     return [*parts, *show_summary(run_dir)]
 
 
-def show_runs(place: Path) -> RenderableType:
-    """Returns the runs and trainings below a folder, the latest last. Raises UserError: none."""
-    found = [p for kind in ("run.json", "job.json") for p in place.glob(f"*/{kind}")
-             if not p.parent.is_symlink()]  # fmt: skip
-    if not found:
-        raise UserError(f"no runs in {place.resolve()}", "give the folder of one, or make one: "
-                        "mlxreflect run quickstart")  # fmt: skip
+def list_runs(places: Sequence[Path]) -> list[dict[str, Any]]:
+    """Returns a row for each run and training in folders and below them, the newest first.
+
+    Links and hidden folders are passed by. Raises UserError where there are none.
+    """
     rows = []
-    for file in sorted(found, key=lambda file: file.stat().st_mtime):
-        began, summary = read_results(file) or {}, read_results(file.parent / "summary.json") or {}
-        keys = began.get("recipe") or began.get("job") or {}
-        arms = [percent(arm.get("accuracy")) for name in ("base", "trained")
-                if (arm := summary.get(name))]  # fmt: skip
-        what = keys.get("name") or keys.get("strategy") or keys.get("objective", "unknown")
-        ended = "finished" if summary else "not finished"
-        ended = "trained on nothing" if summary.get("untrained") else ended
-        ended = "not judged" if summary.get("unjudged") else ended
-        model = keys.get("policy", {}).get("model", "unknown")
-        rows.append([file.parent, what, model, ended, " → ".join(arms)])
-    return table("", ["run", "of", "model", "status", "|base → trained"], rows, wraps="model")
+    for place in places:
+        for path, folders, files in os.walk(place):
+            identity = next((name for name in ("run.json", "job.json") if name in files), None)
+            if not identity and "checkpoints" in folders and "metrics.jsonl" in files:
+                identity = "job.json" if "job.toml" in files else "run.json"  # which is lost
+            if identity:
+                rows.append(run_row(Path(path), identity))
+            inside = [] if identity else [name for name in folders if not name.startswith(".")]
+            folders[:] = inside  # which is where `walk` goes on
+    if not rows:
+        looked = ", ".join(str(place.resolve()) for place in places)
+        hint = "give the folder of one, or make one: mlxreflect run quickstart"
+        raise UserError(f"no runs in {looked}", hint)
+    return sorted(rows, key=lambda row: str(row["began"]), reverse=True)
+
+
+def run_row(folder: Path, identity: str) -> dict[str, Any]:
+    """Returns a run or a training in a row, also one that is damaged.
+
+    difference, ci_low, ci_high: of trained and base, as shares; None where they are not compared.
+    """
+    file = folder / identity
+    began = (file if file.is_file() else folder).stat().st_mtime
+    row = {
+        "folder": str(folder), "method": None, "name": None, "model": None, "state": "damaged",
+        "began": datetime.fromtimestamp(began).isoformat(timespec="seconds"), "verdict": "",
+        **dict.fromkeys(("difference", "ci_low", "ci_high")),
+    }  # fmt: skip
+    try:
+        said, summary = read_json(file), read_results(folder / "summary.json") or {}
+        if said.pop("sha256", None) not in (None, digest_of(said)):
+            return {**row, "verdict": f"{identity} is damaged or was edited"}
+        keys = said["recipe" if identity == "run.json" else "job"]
+        compared = summary.get("comparison") or {}
+        return {
+            **row, "method": keys.get("strategy") or keys["objective"], "name": keys.get("name"),
+            "model": keys["policy"]["model"], "state": (state := state_of(folder, summary)),
+            "verdict": outcome(summary) if summary else NOT_YET[state],
+            **{key: compared.get(key) for key in ("difference", "ci_low", "ci_high")},
+        }  # fmt: skip
+    except UserError as error:
+        return {**row, "verdict": error.message.removeprefix(f"{folder}/")}
+    except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        return {**row, "verdict": f"one of its JSON files cannot be read ({error!r:.80})"}
+
+
+def state_of(folder: Path, summary: Mapping[str, Any]) -> str:
+    if summary:
+        return "finished"
+    return "working" if owner_alive(folder) else "stopped"
+
+
+def outcome(summary: Mapping[str, Any]) -> str:
+    """Returns what a finished run or training came to, in a few words."""
+    if summary.get("unjudged"):
+        return "not judged: resume it"
+    if summary.get("untrained"):
+        return "trained on nothing"
+    if compared := summary.get("comparison"):
+        return f"{points(compared['difference'])} points ({between(compared)})"
+    before, after = summary.get("held_out_before"), summary.get("held_out_after")
+    first, last = (before, after) if before and after else (summary["first"], summary["last"])
+    of = "held-out" if before and after else "step's"
+    losses = first["loss"], last["loss"]
+    return "" if None in losses else "{} loss {:.4f} → {:.4f}".format(of, *losses)
+
+
+def show_runs(rows: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
+    """Returns the table of `list_runs`, and how to go on with one that is stopped."""
+    cells = [
+        [row["folder"], row["method"] or "unknown", row["model"] or "unknown", row["state"],
+         row["began"][:16].replace("T", " "), row["verdict"]]
+        for row in rows
+    ]  # fmt: skip
+    columns = ["run", "method", "model", "state", "began", "verdict"]
+    stopped = [row["folder"] for row in rows if row["verdict"].endswith("resume it")][:1]
+    lines = [plain(f"go on with one: mlxreflect resume {quote(path)}") for path in stopped]
+    return [table("", columns, cells, wraps="model"), *lines]
 
 
 def show_problem(run_dir: Path, problem_id: str) -> list[RenderableType]:

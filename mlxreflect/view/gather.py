@@ -55,7 +55,15 @@ from mlxreflect.report.plots import (
     series,
     window_of,
 )
-from mlxreflect.report.show import ENDED, asked_so_far, recipe_of, rewritten, shorten, totals
+from mlxreflect.report.show import (
+    ENDED,
+    asked_so_far,
+    recipe_of,
+    rewritten,
+    shorten,
+    state_of,
+    totals,
+)
 
 Tree = dict[str, Any]
 QUESTION = 160  # characters of a question in a table
@@ -165,12 +173,6 @@ def gather_run(folder: Path, found: Gathered, damaged: dict[str, int]) -> Tree:
         "tables": tables,
         **({"live": live(folder, recipe, data, stories)} if state != "finished" else {}),
     }
-
-
-def state_of(folder: Path, summary: Mapping[str, Any]) -> str:
-    if summary:
-        return "finished"
-    return "working" if owner_alive(folder) else "stopped"
 
 
 def finished_arms(folder: Path) -> tuple[list[Arm], list[str]]:
