@@ -110,6 +110,8 @@ CHANGED = {
     "eval.dev_limit": (5, {"eval.dev_every": 1}),
     "eval.dev_stop": (0.0, {"eval.dev_every": 1, "eval.dev_limit": 40, "train.lr": 0.05}),
     "eval.trained": ("best", {"eval.dev_every": 1}),
+    "probes.prompts": (["What is 2 plus 2?", "Who are you?"], {}),
+    "probes.system": ("Be brief.", {"probes.prompts": ["What is 2 plus 2?"]}),
 }  # fmt: skip
 # Keys that need data, a server or a look inside: a test of their own below, in test_job_keys.py, or
 # in those of tasks and critics.

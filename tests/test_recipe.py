@@ -650,6 +650,7 @@ def test_a_key_in_place_of_its_name_is_not_shown(key: str, tmp_path: Path) -> No
             for method in ("r3", "traces", "reflectevo")
         ),
         ["eval.dev_every=1", "eval.dev_limit=5"],
+        ['probes.prompts=["Why, then?"]', "probes.system=Be brief."],
         ["task.name=arithmetic", "task.operands=2", "task.digits=1"],
         ["strategy=traces", "traces.grpo.clip_ratio=3e-4", "traces.grpo.epsilon_high=4e-4"],
         ["train.dpo=0", "train.nll=1"],

@@ -1,5 +1,6 @@
 """A run killed with SIGKILL and resumed ends with the same bytes as one never stopped."""
 
+import json
 import random
 import shutil
 import subprocess
@@ -58,6 +59,22 @@ def test_own_pairs_and_patience_go_on_where_they_were(point, nth, tmp_path):
     run_process("quickstart", settings, tmp_path / "run", point, nth)
     finish(tmp_path / "run")
     assert_same(tmp_path / "run", expected)
+
+
+@pytest.mark.slow
+def test_probes_are_asked_once_a_wave_that_trained(tmp_path):
+    """Also by a run that was killed in its first commit, and in a later one."""
+    settings = {**SHORT, "probes.prompts": ["What is 2 plus 2?", "Who are you?"]}
+    run_process("quickstart", settings, tmp_path / "whole")
+    expected = contents(tmp_path / "whole")
+    rows = [json.loads(line) for line in expected["probes.jsonl"].splitlines()]
+    trained = {row["wave"] for row in expected["metrics"] if row["kind"] == "step"}
+    assert [row["wave"] for row in rows] == [w for w in (None, *sorted(trained)) for _ in range(2)]
+    assert [row["prompt"] for row in rows[:2]] == settings["probes.prompts"]
+    for nth in (1, 3):
+        run_process("quickstart", settings, tmp_path / f"{nth}", "before a commit's rename", nth)
+        finish(tmp_path / f"{nth}")
+        assert_same(tmp_path / f"{nth}", expected)
 
 
 @pytest.mark.slow

@@ -359,3 +359,5 @@ def test_dev_problems_are_kept_apart_from_everything(
         dev_problems(recipe)
     with pytest.raises(UserError, match=r"eval\.dev_every is 0"):
         load_recipe("quickstart", ["eval.trained=best"])
+    with pytest.raises(UserError, match=r"probes\.system .* there are none"):
+        load_recipe("quickstart", ["probes.system=Be brief."])

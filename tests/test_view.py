@@ -102,6 +102,22 @@ def test_the_curves(run_dir: Path) -> None:
     assert charts["accuracy"]["marks"] == [{"x": 0.5, "what": "new reference"}]
 
 
+def test_answers_to_probes_that_are_the_same_are_one(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", TEXTS, wave=2)
+    rows = [{"schema": "probe/1", "epoch": 1, "wave": wave, "probe": probe, "prompt": prompt,
+             "text": text, "tokens": 3, "finish_reason": "stop"}
+            for wave, texts in ((None, "ax"), (0, "ay"), (2, "by"))
+            for probe, (prompt, text) in enumerate(
+                zip(("Who?", "Why?"), texts, strict=True))]  # fmt: skip
+    append_rows(folder / "probes.jsonl", rows)
+    found = gather([folder])
+    table = found.tree["runs"][0]["tables"]["probes"]
+    assert table["rows"] == [["Who?", 2], ["Why?", 2]]
+    told = [[(one["since"], one["until"], one["text"]) for one in story["answers"]]
+            for story in found.stories[table["first"] :]]  # fmt: skip
+    assert told == [[(None, 0, "a"), (2, 2, "b")], [(None, None, "x"), (0, 2, "y")]]
+
+
 def test_a_run_under_way_and_a_stopped_one(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "open", TEXTS, wave=2, answers=False)
     (folder / "summary.json").unlink()

@@ -311,6 +311,16 @@ class Limits(Table):
     training_tokens: Count = 0  # that a loss is taken of
 
 
+class ProbesConfig(Table):
+    """Prompts of your own that the policy answers before and after each wave that trains it.
+
+    It answers greedily, within policy.max_new_tokens. Nothing is learned from the answers.
+    """
+
+    prompts: list[Annotated[str, Field(min_length=1)]] = []  # a few; each costs an answer a wave
+    system: str = ""  # said before each of them
+
+
 class Recipe(Table):
     strategy: MethodName = "r3"  # the method
     name: str = ""  # what the run is called; of a file, the file's name
@@ -328,6 +338,7 @@ class Recipe(Table):
     preflexor: PreflexorConfig = PreflexorConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+    probes: ProbesConfig = ProbesConfig()
 
 
 def method_of(recipe: Recipe) -> Method:

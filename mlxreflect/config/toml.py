@@ -38,7 +38,7 @@ EXAMPLES: dict[str, Any] = {
     "region": "us-east-1", "reward": "mine.py:reward", "rules": "strict", "source": "mine.jsonl",
     "spec": ["gsm8k", "svamp"], "stop": ["Question:"], "stored": "reflections.jsonl",
     "template": {"enable_thinking": False}, "templates": {"critique": "What is wrong?"},
-    "topics": ["bees"],
+    "prompts": ["Who are you?"], "system": "Be brief.", "topics": ["bees"],
 }  # fmt: skip
 T = TypeVar("T", bound=BaseModel)
 

@@ -314,6 +314,21 @@ class HeldOutRow(TypedDict, total=False):
     accuracy: float | None
 
 
+class ProbeRow(TypedDict):
+    """A row of probes.jsonl: an answer to the recipe's probe of that number.
+
+    wave: that the policy was trained in; None before the first.
+    """
+
+    epoch: int
+    wave: int | None
+    probe: int
+    prompt: str
+    text: str
+    tokens: int
+    finish_reason: str | None
+
+
 MetricsRow = StepRow | WaveRow | DevRow | HeldOutRow
 # A line of critic.jsonl, as far as it is read.
 RequestRow = TypedDict(

@@ -56,6 +56,8 @@ def write_outputs(
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{place}: {error.strerror}", "give another --out") from None
+    probes = [folder / "probes.jsonl" for folder in folders]
+    notes = [f"answers to the run's own probes: {file}" for file in probes if file.is_file()]
     table = markdown(arms, found)
     inspects = logs and importlib.util.find_spec("inspect_ai") is not None
     from mlxreflect.report.plots import draw_report
@@ -69,7 +71,7 @@ def write_outputs(
         "table": str(place / "table.md"),
         "inspect": list(map(str, written)),
         "plots": list(map(str, plots)),
-        "notes": [GET_INSPECT] if logs and not inspects else [],
+        "notes": notes + [GET_INSPECT] * (logs and not inspects),
         "arms": [describe_arm(arm) for arm in arms],
         "comparisons": found,
         "markdown": table,

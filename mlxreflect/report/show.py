@@ -346,6 +346,8 @@ def show_summary(run_dir: Path) -> list[RenderableType]:
     figures = totals(run_dir, summary, recipe_of(run_dir))
     if graph := read_graph(run_dir):
         figures["knowledge graph"] = graph.sentence()
+    if (answers := run_dir / "probes.jsonl").is_file():
+        figures["probes"] = answers
     if plots := sorted((run_dir / "plots").glob("*.png")):
         # A table cuts long words: whole paths of all of them would be.
         figures["plots"] = f"{run_dir / 'plots'}\n" + ", ".join(path.name for path in plots)

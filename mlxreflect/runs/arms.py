@@ -317,6 +317,30 @@ class Watch:
             )
 
 
+def ask_probes(policy: Policy, recipe: Recipe, epoch: int, wave: int | None) -> list[Figures]:
+    """Returns rows for probes.jsonl: how the policy, as it is, answers the recipe's probes.
+
+    wave: that it was trained in; None before the first.
+    """
+    asked, config = recipe.probes, recipe.policy
+    if not asked.prompts:
+        return []
+    before = [{"role": "system", "content": asked.system}] if asked.system else []
+    answers = policy.generate(
+        [policy.encode([*before, {"role": "user", "content": text}]) for text in asked.prompts],
+        temperature=0.0,
+        top_p=1.0,
+        max_new_tokens=config.max_new_tokens,
+        batch=config.batch,
+        seed=(recipe.seed, "probes"),
+    )
+    return [
+        {"schema": "probe/1", "epoch": epoch, "wave": wave, "probe": i, "prompt": text,
+         "text": one.text, "tokens": len(one.token_ids), "finish_reason": one.finish_reason}
+        for i, (text, one) in enumerate(zip(asked.prompts, answers, strict=True))
+    ]  # fmt: skip
+
+
 def write_adapter(
     run: RunFolder[Recipe], name: str, arrays: Arrays, adapter: dict[str, Any]
 ) -> None:

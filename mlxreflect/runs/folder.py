@@ -135,7 +135,13 @@ class RunFolder(Generic[C]):
 
     @cached_property
     def commits(self) -> Commits:
-        return Commits(self.path, self.kind.prefix, self.kind.journals)
+        return Commits(self.path, self.kind.prefix, (*self.kind.journals, *self.asked))
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Returns the journal of a run's probes, where its recipe has any."""
+        probes = self.config.probes.prompts if isinstance(self.config, Recipe) else []
+        return ("probes.jsonl",) if probes else ()
 
     def last_commit(self, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
         """Returns what `Commits.last` does. Raises UserError where commits are lost."""
@@ -174,8 +180,8 @@ class RunFolder(Generic[C]):
         """Removes a new folder whose work has not begun; False where it can be resumed."""
         if self.made is None or self.commits.folder.exists():
             return False
-        known = {*self.kind.first, self.kind.identity, "bad_rows.jsonl", FILE, *self.kind.journals}
-        for name in known:
+        own = self.kind.identity, "bad_rows.jsonl", FILE, *self.commits.journals
+        for name in {*self.kind.first, *own}:
             (self.path / name).unlink(missing_ok=True)
         with suppress(OSError):  # something else is in it
             for folder in self.made:

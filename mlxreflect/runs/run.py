@@ -32,7 +32,14 @@ from mlxreflect.methods.base import Frame
 from mlxreflect.methods.learning import ADAPTER, REFLECTOR, Learning
 from mlxreflect.models.load import limit_memory, load_policy, weights_hash
 from mlxreflect.models.template import with_tags
-from mlxreflect.runs.arms import RunArms, Watch, check_arms, describe_run, write_adapter
+from mlxreflect.runs.arms import (
+    RunArms,
+    Watch,
+    ask_probes,
+    check_arms,
+    describe_run,
+    write_adapter,
+)
 from mlxreflect.runs.figures import (
     conclude,
     describe_wave,
@@ -175,7 +182,7 @@ class RunLoop:
         """Goes back to the last commit, or makes the first."""
         last = self.run.last_commit(self.ui.line)
         if last is None:
-            self.commit(0, {}, 0.0)
+            self.commit(0, {"probes.jsonl": self.ask_probes(0, None)}, 0.0)
             return
         folder, saved = last
         load_parameters(folder / "adapters.safetensors", self.trainer)
@@ -202,6 +209,9 @@ class RunLoop:
                 mx.save_safetensors(str(folder / f"{name}.safetensors"), arrays)
 
         self.run.commit(number, rows, state, save)
+
+    def ask_probes(self, epoch: int, wave: int | None) -> list[dict[str, Any]]:
+        return ask_probes(self.frame.rollouts.policy, self.frame.recipe, epoch, wave)
 
     def play(self, arms: RunArms, watch: Watch) -> None:
         """Plays wave after wave, and evaluates the policy where the method or the recipe says."""
@@ -233,6 +243,8 @@ class RunLoop:
                     arms.evaluate(played.arm, weights_hash(self.trainer.trainable()))
                 added = journal_rows(wave, played, figures, run.config.prompt.style)
                 added["metrics.jsonl"] += (looked := watch.look(wave.epoch, wave.number))
+                if played.steps:
+                    added["probes.jsonl"] = self.ask_probes(wave.epoch, wave.number)
                 self.commit(wave.number + 1, added, self.seconds())
                 if looked:
                     watch.keep(self.adapter)

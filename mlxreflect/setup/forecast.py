@@ -128,6 +128,9 @@ def foretell(recipe: Recipe, n: int, pace: Pace) -> list[Part]:
     if every := recipe.eval.dev_every:
         looks = recipe.eval.dev_limit * (2 + share * plan.waves // every)
         parts.append(Part("dev questions, at most", looks, asked(headline, looks)))
+    if probes := len(recipe.probes.prompts):
+        count = probes * (1 + share * plan.waves)
+        parts.append(Part("answers to probes, at most", count, asked(headline, count)))
     return [part for part in parts if part.times]
 
 

@@ -22,6 +22,7 @@ from mlxreflect.core.records import (
     Episode,
     Example,
     MetricsRow,
+    ProbeRow,
     Sample,
     Turn,
     episode_from_row,
@@ -152,6 +153,10 @@ def gather_run(folder: Path, found: Gathered, damaged: dict[str, int]) -> Tree:
                              "words": {**WORDS, **(method.words if method else {})}}  # fmt: skip
     if arms:
         tables["held_out"] = held_out(arms, compared, found)
+    if asked := probes(folder, damaged):
+        tables["probes"] = found.table(["prompt", "answers"],
+                                       [[one["prompt"], len(one["answers"])] for one in asked],
+                                       asked)  # fmt: skip
     state = state_of(folder, summary)
     return {
         "kind": "run",
@@ -488,6 +493,27 @@ def error_of(one: ProblemSamples | None) -> str:
             answered = "no_answer" if s.parsed is None else "format" if s.correct else wrong
             return "truncated" if s.finish_reason == "length" else answered
     return ""
+
+
+def probes(folder: Path, damaged: dict[str, int]) -> list[Tree]:
+    """Returns a story for each prompt that a run asked again and again.
+
+    Answers in a row that are the same are one; since, until: waves, None before training.
+    """
+    stories: dict[tuple[int, str], Tree] = {}
+    for row in sound_rows(folder / "probes.jsonl", fits(ProbeRow), damaged):
+        key = row["probe"], row["prompt"]
+        answers = stories.setdefault(
+            key, {"kind": "probe", "prompt": row["prompt"], "answers": []}
+        )["answers"]
+        if answers and answers[-1]["text"] == row["text"]:
+            answers[-1]["until"] = row["wave"]
+        else:
+            answers.append({
+                "since": row["wave"], "until": row["wave"], "text": row["text"],
+                "tokens": row["tokens"], "cut": row["finish_reason"] == "length",
+            })  # fmt: skip
+    return [stories[key] for key in sorted(stories)]
 
 
 # ---- curves --------------------------------------------------------------------------------------

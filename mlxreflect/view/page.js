@@ -94,7 +94,7 @@ function duration(seconds) {
 
 // ---- what belongs to a run, and where one is on the page ----------------------------------------
 
-const VIEWS = { overview: "Overview", learned: "Training problems", held_out: "Held-out problems", recipe: "Recipe" };
+const VIEWS = { overview: "Overview", learned: "Training problems", held_out: "Held-out problems", probes: "Probes", recipe: "Recipe" };
 const link = (...parts) => "#/" + parts.map(encodeURIComponent).join("/");
 
 function place() {
@@ -110,11 +110,14 @@ function place() {
   return { number, run, view, story: run.tables[view] && parts[2] ? parts[2] : "" };
 }
 
+const keyOf = (at) => JSON.stringify([at.compare, at.number, at.view, at.story]);
+const unreadable = (error) => notice(`These texts cannot be opened: ${error.message}`);
+
 function render() {
   if (!state.tree || !state.tree.runs.length) return;
   const at = place();
   navigation(at);
-  const key = JSON.stringify([at.compare, at.number, at.view, at.story]);
+  const key = keyOf(at);
   if (state.at !== key) {
     state.at = key;
     state.drawn.clear();
@@ -122,6 +125,7 @@ function render() {
     window.scrollTo(0, 0);
   }
   if (at.compare) comparePage();
+  else if (at.view === "probes") probesPage(at);
   else if (at.story) storyPage(at);
   else if (at.run.tables[at.view]) tablePage(at);
   else if (at.view === "recipe") recipePage(at);
@@ -618,6 +622,24 @@ function cell(table, row, name, i) {
   return spaced(value);
 }
 
+// ---- prompts that were asked again and again -----------------------------------------------------
+
+function probesPage(at) {
+  heading(at);
+  const { rows } = at.run.tables.probes;
+  Promise.all(rows.map((_, i) => fetchStory(at.number, at.view, i))).then((found) => {
+    if (state.at === keyOf(at)) section("probes", found, () => found.filter((one) => one).map(probe));
+  }).catch(unreadable);
+}
+
+function probe(story) {
+  const when = (wave) => (wave === null ? "before training" : `wave ${wave}`);
+  return el("article", { class: "asked" }, el("h2", {}, "You asked"), prose(story.prompt, "Prompt"),
+    el("div", { class: "over", tabindex: 0, role: "region", "aria-label": `Answers to: ${story.prompt.slice(0, 80)}` }, story.answers.map((one) => el("section", { class: "turn" },
+      el("h3", {}, when(one.since), one.until !== one.since && ` to ${when(one.until)}`, el("span", { class: "dim" }, ` · ${counted(one.tokens, "token")}`, one.cut && " · cut off at the token limit")),
+      prose(one.text, when(one.since))))));
+}
+
 // ---- one problem's story ------------------------------------------------------------------------
 
 function storyPage(at) {
@@ -632,8 +654,8 @@ function storyPage(at) {
     el("a", { href: link(number, view) }, "← All problems"),
     el("span", {}, k >= 0 && step(-1) && el("a", { href: step(-1), rel: "prev" }, "Previous"), k >= 0 && step(1) && el("a", { href: step(1), rel: "next" }, "Next"))));
   fetchStory(number, view, row).then((found) => {
-    if (state.at === JSON.stringify([at.compare, number, view, story]) && found) section("story", found, () => storyBody(found));
-  }).catch((error) => notice(`The texts of this problem cannot be opened: ${error.message}`));
+    if (state.at === keyOf(at) && found) section("story", found, () => storyBody(found));
+  }).catch(unreadable);
 }
 
 function storyBody(story) {

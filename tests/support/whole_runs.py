@@ -25,7 +25,7 @@ def finish(run_dir):
 def contents(run_dir):
     """Every file that must not depend on interruptions; times and memory are left out."""
     exact = ["episodes.jsonl", "examples.jsonl", "preference.jsonl", "sft.jsonl",
-             "graph.jsonl",
+             "graph.jsonl", "probes.jsonl",
              "adapter/adapters.safetensors", "adapter/adapter_config.json",
              "eval/base/samples.jsonl", "eval/trained/samples.jsonl",
              "eval/base/results.json", "eval/trained/results.json", "comparison.json"]  # fmt: skip
