@@ -22,6 +22,7 @@ from support.shell import Shell
 from mlxreflect.config.recipe import eval_spec, load_recipe
 from mlxreflect.config.schema import METHODS, Critics, method_of
 from mlxreflect.config.toml import apply_settings, bundled, flatten
+from mlxreflect.evaluation.contamination import clean
 from mlxreflect.evaluation.evaluate import eval_problems
 from mlxreflect.setup.dry_run import dry
 from mlxreflect.setup.init import KINDS_SAID, METHODS_SAID, Choices, draft, edit, find_offers
@@ -220,9 +221,33 @@ def test_columns_of_other_names(shell: Shell) -> None:
     recipe = load_recipe("r3-my sums.toml")
     assert recipe.task.model_dump(exclude_defaults=True) == {
         "name": "jsonl", "source": "my sums.jsonl", "question": "Problem", "answer": "Result",
-        "limit": 400}  # fmt: skip
+        "limit": 40}  # fmt: skip
     assert recipe.eval.spec == [""]
     assert "+ 1?" in dry(recipe)["text"]
+
+
+@pytest.mark.parametrize(("rows", "held_out"), [(30, 10), (6, 2), (300, None)])
+def test_a_recipe_fits_a_small_file(shell: Shell, rows: int, held_out: int | None) -> None:
+    data = [{"question": f"What is {i} + 1?", "answer": i + 1, "level": 1} for i in range(rows)]
+    (shell.folder / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
+    flags = ("init", "--strategy", "r3", "--task", "d.jsonl", "--model", "tiny", "--critic", "self")
+    told = shell.works(*flags, "--out", "x.toml").out
+    kinds = "the question in the column question, the answer in answer (number: compared as"
+    assert f"d.jsonl: {rows} questions: {kinds}" in told
+    recipe = load_recipe("x.toml")
+    asked = {problem.id for problem in eval_problems(TASKS["jsonl"], eval_spec(recipe))}
+    learned = clean(recipe).problems
+    assert f"{len(learned)} to learn from, {len(asked)} held out" in told
+    assert learned and not learned.keys() & asked
+    assert max(recipe.task.limit, recipe.r3.wave) <= max(len(learned), 400)
+    if held_out is None:  # as a hash of each question has it
+        assert recipe.eval.source == "" and len(asked) > 40
+        return
+    assert len(asked) == held_out and recipe.r3.wave <= len(learned) == rows - held_out
+    assert "so few questions show large differences alone" in told
+    assert "already exists" in shell.mistake(*flags, "--out", "x.toml")[0]
+    (shell.folder / "x.toml").unlink()
+    assert "x-heldout.jsonl already exists" in shell.mistake(*flags, "--out", "x.toml")[0]
 
 
 @pytest.mark.parametrize(

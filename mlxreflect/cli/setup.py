@@ -46,7 +46,14 @@ def init(
 ) -> None:
     """Write your own recipe. It asks for what you do not give, and offers the critics it finds."""
     from mlxreflect.core.ui import safe_text
-    from mlxreflect.setup.init import Asker, place_of, refuse_to_overwrite, settle, write_recipe
+    from mlxreflect.setup.init import (
+        Asker,
+        describe_data,
+        place_of,
+        refuse_to_overwrite,
+        settle,
+        write_recipe,
+    )
 
     ui = make_ui(as_json)
     if out:
@@ -64,14 +71,12 @@ def init(
     choices = settle(Asker(given, ask if asks else None, yes, ui.line))
     place = out or place_of(choices)
     refuse_to_overwrite(place, force)
-    result = write_recipe(choices, place)
+    result = write_recipe(choices, place, force)
     ui.result(result)
     name = shlex.quote(result["recipe"])
     ui.line(f"written: {result['recipe']}")
-    if result["held_out"]:
-        from mlxreflect.stats import power_sentence
-
-        ui.line(power_sentence(result["held_out"]))
+    for line in describe_data(result):
+        ui.line(line)
     ui.line(f"look first: mlxreflect doctor {name}")
     ui.line(f"dry run: mlxreflect run {name} --dry-run\nthen: mlxreflect run {name}")
 

@@ -4,10 +4,11 @@ Without a terminal nothing is asked: a missing choice is an error, or with --yes
 recipe is the bundled one of its method with other values; its comments stay.
 """
 
+import json
 import os
 import shlex
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import dropwhile, islice
 from pathlib import Path
@@ -18,18 +19,22 @@ import tomlkit
 from tomlkit.items import Comment, Item, Key, Table, Whitespace
 
 from mlxreflect.config.recipe import MODELS, eval_spec, load_recipe, read_shared
-from mlxreflect.config.schema import METHODS, Recipe, method_of
+from mlxreflect.config.schema import METHODS, Recipe, TaskConfig, method_of
 from mlxreflect.config.toml import SHARED, bundled, flatten
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import write_atomic
+from mlxreflect.core.seeds import hash_of, part_of
+from mlxreflect.core.ui import plural
 from mlxreflect.data.rows import Row, column, good_rows, is_path, rows_of
+from mlxreflect.evaluation.contamination import clean
 from mlxreflect.evaluation.evaluate import eval_problems
 from mlxreflect.models.load import device_memory, find_model
 from mlxreflect.setup.doctor import fitting, hub_data, ollama_models
 from mlxreflect.setup.memory import GB
+from mlxreflect.stats import power_sentence
 from mlxreflect.tasks import TASKS, get_task
 from mlxreflect.tasks.countdown import problem_of
-from mlxreflect.tasks.jsonl import GRADED, build, options_of
+from mlxreflect.tasks.jsonl import GRADED, build, key_of, options_of, read
 from mlxreflect.train.memory import memory_limit
 
 Ask = Callable[[str, str], str]  # (what, suggestion) → reply
@@ -38,6 +43,8 @@ T = TypeVar("T")
 
 EXAMS = ("aime", "math500")  # evaluations alone: nothing to train on
 LOOKED_AT = 20  # rows of one's own data
+ENOUGH = 100  # held-out questions that show more than a large difference
+FEW = 20  # fewer held-out questions are hardly an evaluation
 QUESTIONS = ("question", "problem", "query", "prompt", "input", "instruction", "text")
 ANSWERS = ("answer", "gold", "ground_truth", "target", "solution", "label", "output", "response",
            "completion")  # fmt: skip
@@ -373,35 +380,109 @@ def refuse_to_overwrite(out: Path, force: bool) -> None:
         raise UserError(f"{out} already exists", "give another --out, or --force to replace it")
 
 
-def write_recipe(choices: Choices, out: Path) -> dict[str, Any]:
-    """Write the recipe once it is one that can be run. Raises UserError."""
+def write_recipe(choices: Choices, out: Path, force: bool = False) -> dict[str, Any]:
+    """Write the recipe once it is one that can be run. Raises UserError.
+
+    Of a small file hardly a question is held out by its hash: then a third of it is written beside
+    the recipe, and evaluated instead.
+    """
+    exam = ""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         text = draft(choices)
         with TemporaryDirectory() as folder:
             tried = Path(folder) / out.name
             write_atomic(tried, text)
-            held_out = check(tried)
+            if kept := hold_out(choices):
+                exam = str(out.with_name(f"{out.stem}-heldout.jsonl"))
+                refuse_to_overwrite(Path(exam), force)
+                write_atomic(Path(exam), kept)
+                write_atomic(tried, text := edit(text, {"eval.source": exam}))
+            found = check(tried)
+            text = edit(text, fitting_keys(choices, found, tomllib.loads(text)))
         write_atomic(out, text)
     except OSError as error:
         raise UserError(f"{out}: {error.strerror}", "give another --out") from None
-    return {"schema": "init/1", "recipe": str(out), "held_out": held_out, **vars(choices)}
+    return {"schema": "init/1", "recipe": str(out), "exam": exam, **found._asdict(),
+            **vars(choices)}  # fmt: skip
 
 
-def check(path: Path) -> int:
-    """Returns how many problems are held out, 0 where the hub would have to tell.
+class Found(NamedTuple):
+    """How many problems there are, are learned from, and are held out; 0 where only the hub tells.
 
-    Your own data are read. Raises UserError for a recipe that `run` would refuse.
+    of, learned: of your own data alone.
     """
+
+    of: int
+    learned: int
+    held_out: int
+
+
+def check(path: Path) -> Found:
+    """Returns what a recipe has. Raises UserError for one that `run` would refuse."""
     try:
         recipe = load_recipe(str(path))
-        if recipe.task.source:
-            get_task(recipe.task.name).load(recipe.task, "train", recipe.seed)
-        spec = eval_spec(recipe)
+        spec, task = eval_spec(recipe), get_task(recipe.task.name)
         asked = [] if hub_data(spec.task) else eval_problems(get_task(spec.task.name), spec)
-        return len(asked) or spec.limit
+        if not recipe.task.source:
+            return Found(0, 0, len(asked) or spec.limit)
+        learned, every = task.load(recipe.task, "train", recipe.seed), len(asked)
+        if is_path(recipe.task.source):
+            whole = recipe.task.model_copy(update={"limit": 0})
+            every = len(task.load(whole, "all", recipe.seed))
+            if not hub_data(spec.task):
+                learned = list(clean(recipe).problems.values())
+        return Found(every, len(learned), len(asked) or spec.limit)
     except UserError as error:
         raise UserError(error.message.replace(f"{path}: ", ""), error.hint) from None
+
+
+def fitting_keys(choices: Choices, found: Found, tree: dict[str, Any]) -> Keys:
+    """Returns the limits and the wave that are larger than your own data, as large as these."""
+    most = {"task.limit": found.of, "eval.limit": found.held_out,
+            f"{choices.strategy}.wave": found.learned} if found.of else {}  # fmt: skip
+    return {key: n for key, n in most.items() if flatten(tree).get(key, 0) > n}
+
+
+def hold_out(choices: Choices) -> str:
+    """Returns a third of a small file's rows as JSONL; "" for other data.
+
+    Of it a hash of the question would hold out hardly any. Those that are not trained on by their
+    hash are the first that are taken.
+    """
+    if choices.task != "jsonl" or not Path(choices.source).is_file():
+        return ""
+    given = {name: getattr(choices, name) for name in ("source", *COLUMNS)}
+    config = TaskConfig(name="jsonl", **{key: value for key, value in given.items() if value})
+    asked = {key_of(read(row, config)): row.values
+             for row in good_rows(rows_of(config.source, empty=""))}  # fmt: skip
+    parts = {key: ("heldout", "dev", "train").index(part_of(key)) for key in asked}
+    if not 6 <= len(asked) < ENOUGH or sum(part == 0 for part in parts.values()) >= FEW:
+        return ""
+    chosen = sorted(asked, key=lambda key: (parts[key], hash_of(key)))[: len(asked) // 3]
+    rows = (json.dumps(asked[key], ensure_ascii=False, default=str) for key in chosen)
+    return "".join(f"{row}\n" for row in rows)
+
+
+def describe_data(written: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what was found in your data, and what its held-out questions can show."""
+    if written["of"]:
+        columns = f"the question in the column {written['question']}"
+        if written["answer"]:
+            columns += f", the answer in {written['answer']}"
+        if kind := KINDS_SAID.get(written["answer_type"]):
+            columns += f" ({written['answer_type']}: {kind})"
+        said = columns if written["question"] else "puzzles of numbers and a target"
+        yield f"{written['source']}: {plural(written['of'], 'question')}: {said}"
+        where = f" in {written['exam']}" if written["exam"] else ""
+        yield f"{written['learned']} to learn from, {written['held_out']} held out{where}"
+    if written["held_out"]:
+        yield power_sentence(written["held_out"])
+    if written["of"] and written["held_out"] < ENOUGH:
+        yield (
+            "so few questions show large differences alone: more rows, or an evaluation file of "
+            "your own (eval.source), show more"
+        )
 
 
 # ---- its text ------------------------------------------------------------------------------------
