@@ -1,10 +1,14 @@
 """Models for others: what a run's model is elsewhere is what it is here."""
 
+import hashlib
 import json
 import random
 import re
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +159,121 @@ def test_what_cannot_be_shared(shell: Shell, run: Path, tiny_random: Path) -> No
         assert fault in shell.mistake("export", *words)[0]
     assert sorted(path.name for path in full.iterdir()) == ["file"]
     assert not list(run.rglob("*.tmp"))
+
+
+class FakeOllama(BaseHTTPRequestHandler):
+    """Takes files as Ollama 0.32 does, and answers with what they are a model of.
+
+    folder: where the files are kept. refuses: what it says to /api/create. told: the requests.
+    """
+
+    folder: Path
+    refuses = ""
+    told: dict[str, list[Any]]
+    policy: Any = None
+
+    def do_GET(self) -> None:
+        self.say({"models": [{"model": "taken:latest", "size": 1}]})
+
+    def do_HEAD(self) -> None:
+        self.say({}, 200 if (self.folder / Path(self.path).name).exists() else 404)
+
+    def do_POST(self) -> None:
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path.startswith("/api/blobs/"):
+            digest = self.path.removeprefix("/api/blobs/")
+            assert digest == f"sha256:{hashlib.sha256(data).hexdigest()}"
+            (self.folder / digest).write_bytes(data)
+            return self.say({}, 201)
+        body = json.loads(data)
+        self.told.setdefault(self.path, []).append(body)
+        if self.path == "/api/create":
+            if self.refuses:
+                return self.say({"error": self.refuses}, 400)
+            for name, digest in body["files"].items():
+                (self.folder / name).write_bytes((self.folder / digest).read_bytes())
+            return self.say({"status": "success"})
+        return self.say(self.chat(body))
+
+    def chat(self, body: dict[str, Any]) -> dict[str, Any]:
+        kind = type(self)
+        if not kind.policy:  # which sees no chat template but the one it was sent
+            (self.folder / "chat_template.jinja").write_text(RECORDED["templates"][0]["jinja"])
+            kind.policy = load_policy(PolicyConfig(model=str(self.folder)))
+        made = self.told["/api/create"][0]
+        system = {"role": "system", "content": made["system"]}
+        prompt = self.policy.encode([system, *body["messages"]])
+        (done,) = self.policy.generate(
+            [prompt], temperature=body["options"]["temperature"], top_p=1.0, batch=1, seed=("x",),
+            max_new_tokens=body["options"]["num_predict"],
+        )  # fmt: skip
+        return {"message": {"role": "assistant", "content": done.text.strip()}, "done": True,
+                "prompt_eval_count": len(prompt)}  # fmt: skip
+
+    def say(self, answer: dict[str, Any], status: int = 200) -> None:
+        body = b"" if self.command == "HEAD" else json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing: pytest shows what tests print."""
+
+
+@contextmanager
+def ollama(folder: Path, **how: str) -> Iterator[tuple[str, dict[str, list[Any]]]]:
+    """Yields the address of a fake server, and what it is told, by path."""
+    folder.mkdir()
+    told: dict[str, list[Any]] = {}
+    handler = type("Handler", (FakeOllama,), {"folder": folder, "told": told, **how})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", told
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_a_model_of_ollamas(
+    shell: Shell, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ollama(tmp_path / "server") as (address, told):
+        monkeypatch.setenv("OLLAMA_HOST", address)
+        words = ("export", run, "--to", "ollama", "--quantize", "q4_K_M", "--json")
+        said = json.loads(shell.works(*words, "--prompt", "the 3").out)
+    assert (said["name"], said["agree"], said["prompts"]) == ("a-run-s", 6, 6)
+    assert all(ours == theirs > 0 for ours, theirs in (s["prompt_tokens"] for s in said["samples"]))
+    (made,) = told["/api/create"]
+    recorded = RECORDED["create"]  # by Ollama's own program, for such a Modelfile
+    for key in ("files", "parameters"):
+        assert {*made[key]} >= {*recorded[key]}
+    assert {*made["files"]} == {p.name for p in (run / "export" / "ollama").iterdir()} - {
+        "Modelfile", "chat_template.jinja"}  # fmt: skip
+    assert {*made} - {"stream"} == {*recorded} - {"name"}  # "": an old name of "model"
+    assert (made["system"], made["quantize"]) == (recorded["system"], recorded["quantize"])
+    assert (made["parameters"]["temperature"], made["parameters"]["stop"]) == (0.5, ["<|end|>"])
+    assert len(told["/api/chat"]) == 6
+
+
+def test_what_ollama_cannot_make(
+    shell: Shell, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("export", run, "--to", "ollama")
+    monkeypatch.setenv("OLLAMA_HOST", "http://127.0.0.1:1")
+    assert "Ollama does not answer" in shell.mistake(*words)[0]
+    with ollama(tmp_path / "server", refuses="unsupported architecture") as (address, _):
+        monkeypatch.setenv("OLLAMA_HOST", address)
+        for more, fault in (
+            (("--name", "../x"), "--name '../x' is no name for Ollama"),
+            (("--name", "a\nb"), "is no name for Ollama"),
+            (("--name", "taken"), "Ollama has a model taken"),
+            (("--quantize", "5"), "--quantize 5: not Ollama's"),
+        ):
+            assert fault in shell.mistake(*words, *more)[0]
+        done = shell(*words)
+    assert done.code == 2 and "Ollama: HTTP 400: unsupported architecture" in done.err
+    assert "ollama create a-run-s -f " in done.err and (run / "export/ollama/Modelfile").is_file()

@@ -326,12 +326,13 @@ def export(
         str, Option("--format", help="trl, sharegpt, mlx-chat, graphml, or a form of the method.")
     ] = "",
     to: Annotated[
-        str, Option(help="Not the data, but the model: peft (the adapter alone), mlx, modelfile.")
+        str, Option(help="Not the data, but the model: peft (the adapter), mlx, modelfile, ollama.")
     ] = "",
     base: Annotated[
         str, Option(metavar="NAME", help="The model, where it is not the one it was trained on.")
     ] = "",
-    quantize: Annotated[str, Option(help="With --to: 4 or 8 bits.")] = "",
+    name: Annotated[str, Option(help="With --to: what it is called there.")] = "",
+    quantize: Annotated[str, Option(help="With --to: 4 or 8 bits; for Ollama, q4_K_M.")] = "",
     prompt: Annotated[
         list[str] | None, Option(metavar="TEXT", help="With --to: one more prompt to compare.")
     ] = None,
@@ -341,7 +342,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a run's training data, or its model, in a form that others read."""
-    if bool(to) == bool(format_) or to not in ("", "peft", "mlx", "modelfile"):
+    if bool(to) == bool(format_) or to not in ("", "peft", "mlx", "modelfile", "ollama"):
         raise UserError(
             f"--to {to}: no such form" if to and not format_ else "give one of --format and --to",
             "give --format trl for the data, or --to mlx for the model",
@@ -351,7 +352,7 @@ def export(
         require_mlx()
         from mlxreflect.report.share import render, share
 
-        result = share(run_dir, to, out, base, quantize, prompt or [], ui)
+        result = share(run_dir, to, out, base, name, quantize, prompt or [], ui)
         ui.result(result)
         ui.table(render(result))
         return

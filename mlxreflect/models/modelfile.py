@@ -89,11 +89,15 @@ class Turn:
 
 @dataclass(frozen=True)
 class Modelfile:
-    """template: in Go's language; "" leaves it to Ollama. parameters: by Ollama's names."""
+    """template: in Go's language; "" leaves it to Ollama. parameters: by Ollama's names.
+
+    tags: of a thought, by which Ollama takes it out of the answer.
+    """
 
     template: str = ""
     system: str = ""
     parameters: dict[str, float | list[str]] = field(default_factory=dict)
+    tags: tuple[str, str] | None = None
 
     def request(self) -> dict[str, Any]:
         """Returns the fields of /api/create that say the same."""
@@ -131,7 +135,7 @@ def modelfile(template: ChatTemplate, how: PolicyConfig) -> Modelfile:
         return Modelfile(parameters=parameters)
     turn = turn_of(template)
     system = turn.default()
-    return Modelfile(turn.go(), system if writable(system) else "", parameters)
+    return Modelfile(turn.go(), system if writable(system) else "", parameters, turn.tags)
 
 
 def turn_of(template: ChatTemplate) -> Turn:

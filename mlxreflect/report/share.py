@@ -1,35 +1,50 @@
 """A run's model in the forms of others: `mlxreflect export --to`.
 
 mlx: a folder that mlx-lm loads. modelfile: plain weights beside what makes a model of Ollama's of
-them.
+them. ollama: that model, made and asked the same as the run's.
 """
 
+import hashlib
 import json
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from rich.console import Group
 
-from mlxreflect.config.schema import PolicyConfig
+from mlxreflect.config.schema import CriticConfig, PolicyConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json
-from mlxreflect.core.ui import Ui, plain
+from mlxreflect.core.ui import Ui, plain, table
+from mlxreflect.critics.http import CallError, reading
+from mlxreflect.critics.ollama import LOOK_S, Ollama
+from mlxreflect.evaluation.arms import slug
 from mlxreflect.models import fuse
 from mlxreflect.models.load import ADAPTER_FILES, find_adapter, find_model, load_template
 from mlxreflect.models.modelfile import Modelfile, modelfile
 
+WORK_S = 3600.0  # seconds for a server to take a file, or to make a model of all of them
+PART = 2**20  # bytes of a file sent at once
+QUANTS = ("q4_K_M", "q4_K_S", "q8_0", "f16", "f32", "bf16")
+# As Ollama takes it: [HOST/][NAMESPACE/]MODEL[:TAG].
+NAME = re.compile(r"(\w[\w.:-]*/)?(\w[\w-]*/)?\w[\w.-]{0,79}(:\w[\w.-]{0,79})?", re.ASCII)
+# What Ollama makes a model of.
+READS = ("model*.safetensors", "*.json", "tokenizer.model")
+
 
 def share(
-    run: Path, form: str, out: Path | None, base: str, quantize: str, prompts: Sequence[str], ui: Ui
-) -> dict[str, Any]:
+    run: Path, form: str, out: Path | None, base: str, name: str, quantize: str,
+    prompts: Sequence[str], ui: Ui,
+) -> dict[str, Any]:  # fmt: skip
     """Writes the model of a run, or of an adapter's folder, with the adapter merged in.
 
-    base: the model's name or folder; "" for the one that the adapter was trained on. quantize: of
-    the new weights; "" for plain ones. Returns what was written and, as `fuse` does, whether the
-    new model answers the same. Raises UserError.
+    base: the model's name or folder; "" for the one that the adapter was trained on. name: what it
+    is called elsewhere; "" for the run's. quantize: of the new weights; "" for plain ones.
+    Returns what was written and, as `fuse` does, whether the new model answers the same.
+    Raises UserError.
     """
     out = out or run / "export" / form
     if form == "peft":
@@ -38,8 +53,11 @@ def share(
     how = as_evaluated(run, adapter, base)
     if form == "mlx":
         made = fuse.fuse(how.model, str(adapter), out, bits(quantize), prompts, ui, how)
+    elif form == "modelfile":
+        made = write_modelfile(adapter, how, out, ui)
     else:
-        made = write_modelfile(adapter, how, out, quantize, ui)
+        name = name or slug(run.resolve().name).lower()
+        made = to_ollama(adapter, how, out, name, quantize, prompts, ui)
     return {**made, "schema": "export/1", "format": form, "out": str(out)}
 
 
@@ -47,6 +65,8 @@ def render(made: dict[str, Any]) -> Group:
     """Returns the result of `share` for a person."""
     if made["format"] == "mlx":
         return fuse.render_fused(made)
+    if made["format"] == "ollama":
+        return render_answers(made)
     if made["format"] == "peft":
         base = made["base"] or "the model it was trained on; name it with --base NAME"
         rows = {"layers": ", ".join(made["layers"]), "to be put on": base}
@@ -92,9 +112,10 @@ def bits(quantize: str) -> int:
     return int(quantize or 0)
 
 
-def write_modelfile(
-    adapter: Path, how: PolicyConfig, out: Path, quantize: str, ui: Ui
-) -> dict[str, Any]:
+# ---- Ollama --------------------------------------------------------------------------------------
+
+
+def write_modelfile(adapter: Path, how: PolicyConfig, out: Path, ui: Ui) -> dict[str, Any]:
     """Writes plain weights and a Modelfile beside them. Raises UserError before it computes."""
     fuse.check_request(out, 0)
     made = modelfile_of(how)
@@ -103,7 +124,128 @@ def write_modelfile(
         written = fuse.write_folder(how.model, str(adapter), partial, 0, how)
         own_beginning(partial)
         (partial / "Modelfile").write_text(made.text(), encoding="utf-8")
-    return {"model": how.model, "adapter": str(adapter), "quantize": quantize, **written}
+    return {"model": how.model, "adapter": str(adapter), **written}
+
+
+def to_ollama(
+    adapter: Path, how: PolicyConfig, out: Path, name: str, quantize: str,
+    prompts: Sequence[str], ui: Ui,
+) -> dict[str, Any]:  # fmt: skip
+    """Makes a model of Ollama's, and compares its greedy answers with those of the run's model.
+
+    Raises UserError where the server does not answer, has a model of that name, or refuses.
+    """
+    if not NAME.fullmatch(name):
+        raise UserError(f"--name {name!r} is no name for Ollama", "give one like my-model:v1")
+    if quantize and quantize.lower() not in [known.lower() for known in QUANTS]:
+        raise UserError(f"--quantize {quantize}: not Ollama's", f"one of {', '.join(QUANTS)}")
+    server, asked = Ollama(CriticConfig(model=name)), [*fuse.PROMPTS, *prompts]
+    try:
+        with server.wire.within(LOOK_S):
+            there = server.pulled()
+    except CallError as error:
+        raise UserError(f"{server.silent}: {error}", "start it: ollama serve") from None
+    if {name, f"{name}:latest"} & there.keys():
+        raise UserError(f"Ollama has a model {name}", f"give another --name, or: ollama rm {name}")
+    made = modelfile_of(how)
+    fuse.check_request(out, 0)
+    before = [one for one, _ in fuse.answers_before(how.model, str(adapter), asked, ui, how)]
+    written = write_modelfile(adapter, how, out, ui)
+    try:
+        create(server, out, {"model": name, **made.request()}, quantize, ui)
+        samples = ask_both(server, name, made, before, asked, ui)
+    except CallError as error:
+        again = f"ollama create {name} -f {shlex.quote(f'{out}/Modelfile')}"
+        raise UserError(f"Ollama: {error}", f"the files are there; try: {again}") from None
+    finally:
+        server.close()
+    return {
+        **written, "name": name, "quantize": quantize, "tokens": fuse.TOKENS,
+        "prompts": len(samples), "agree": sum(s["agrees"] for s in samples), "samples": samples,
+    }  # fmt: skip
+
+
+def create(server: Ollama, folder: Path, said: dict[str, Any], quantize: str, ui: Ui) -> None:
+    """Sends a model's files to Ollama and has it make the model. Raises CallError."""
+    files = sorted({file for pattern in READS for file in folder.glob(pattern)})
+    digests = {}
+    with ui.progress("sending files to Ollama", len(files)) as bar:
+        for file in files:
+            with file.open("rb") as data:
+                digest = f"sha256:{hashlib.file_digest(data, 'sha256').hexdigest()}"
+            with server.wire.within(WORK_S):
+                size = {"Content-Length": str(file.stat().st_size)}
+                place = f"/api/blobs/{digest}"
+                if not (sent := server.http.head(place)).is_success:
+                    sent = server.http.post(place, content=parts_of(file), headers=size)
+                if not sent.is_success:
+                    raise server.wire.error(sent)
+            digests[file.name] = digest
+            bar.advance()
+    ui.line(f"Ollama makes {said['model']}")
+    with server.wire.within(WORK_S):
+        body = {**said, "files": digests, "stream": False}
+        server.request("/api/create", body | ({"quantize": quantize} if quantize else {}))
+
+
+def parts_of(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as data:
+        while part := data.read(PART):
+            yield part
+
+
+def ask_both(
+    server: Ollama, name: str, made: Modelfile, before: Sequence[fuse.Answer],
+    asked: Sequence[str], ui: Ui,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Asks Ollama what the run's model was asked, greedily; raises CallError.
+
+    Answers agree where their texts do, but for white space and the tags of a thought, which Ollama
+    takes out. prompt_tokens: of both sides.
+    """
+    samples = []
+    with ui.progress("answering in Ollama", len(asked)) as bar:
+        for question, old in zip(asked, before, strict=True):
+            body = {
+                "model": name, "stream": False, "messages": [{"role": "user", "content": question}],
+                "options": {"temperature": 0, "num_predict": fuse.TOKENS},
+            }  # fmt: skip
+            with server.wire.within(WORK_S), reading():
+                told = server.request("/api/chat", body)
+                said, count = told["message"], told.get("prompt_eval_count")
+                new = (said.get("thinking") or "") + said["content"]
+            samples.append({
+                "prompt": question, "agrees": bare(new, made.tags) == bare(old.text, made.tags),
+                "prompt_tokens": [len(old.prompt), count], "before": old.text, "after": new,
+            })  # fmt: skip
+            bar.advance()
+    return samples
+
+
+def bare(text: str, tags: tuple[str, str] | None) -> str:
+    """Returns an answer without white space, tags of a thought, and a character cut in half."""
+    for tag in tags or ():
+        text = text.replace(tag, "")
+    return "".join(text.split()).rstrip("\ufffd")
+
+
+def render_answers(made: dict[str, Any]) -> Group:
+    rows = [
+        (s["prompt"], "yes" if s["agrees"] else "no", *map(str, s["prompt_tokens"]))
+        for s in made["samples"]
+    ]
+    counts = [s["prompt_tokens"] for s in made["samples"]]
+    lines = [
+        f"{made['agree']} of {made['prompts']} answers (greedy, {made['tokens']} tokens) are as "
+        f"before. Ask it: ollama run {made['name']}",
+        f"Ollama has a copy of {made['out']} ({made['bytes'] / 1e6:.0f} MB), which may go.",
+    ]
+    if any(theirs not in (None, ours) for ours, theirs in counts):
+        lines.insert(1, "Ollama reads some prompts as other tokens: it knows the tokenizer badly.")
+    elif made["agree"] < made["prompts"]:
+        lines.insert(1, "The prompts are the same tokens; rounding changed the other answers.")
+    head = ("prompt", "same answer", "|tokens", "|in Ollama")
+    return Group(table("", head, rows, wraps="*"), plain("\n".join(lines)))
 
 
 def modelfile_of(how: PolicyConfig) -> Modelfile:
