@@ -118,6 +118,36 @@ def test_answers_to_probes_that_are_the_same_are_one(tmp_path: Path) -> None:
     assert told == [[(None, 0, "a"), (2, 2, "b")], [(None, None, "x"), (0, 2, "y")]]
 
 
+def test_the_knowledge_graph(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", TEXTS, wave=2)
+    pairs = [("hub", f"leaf {i}") for i in range(70)] + [("leaf 3", "leaf 4"), ("hub", "leaf 3")]
+    row = {"schema": "triple/1", "epoch": 1, "wave": 0, "problem": "p", "turn": 0,
+           "role": "attempt", "relation": "<b>has"}  # fmt: skip
+    append_rows(folder / "graph.jsonl", ({**row, "subject": a, "object": b} for a, b in pairs))
+    graph = gather([folder]).tree["runs"][0]["graph"]
+    assert graph["nodes"][:3] == [["hub", 70], ["leaf 3", 2], ["leaf 4", 2]]
+    assert len(graph["nodes"]) == 60
+    assert graph["edges"][0] == [0, graph["nodes"].index(["leaf 0", 1]), "<b>has", 1]
+    assert [0, 1, "<b>has", 2] in graph["edges"]
+    assert [1, 2, "<b>has", 1] in graph["edges"]
+    assert len(graph["edges"]) == 60
+    assert graph["sentence"].startswith("71 nodes, 71 edges")
+
+
+def test_second_tries(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", TEXTS, wave=2)
+    how = {"retry": "own", "gated": False}
+    arm = {"arm": "base", **how, "acc_t1": 0.2, "acc_t2": 0.4, "wrong_to_right": 3,
+           "right_to_wrong": 1, "failed": 0}  # fmt: skip
+    (folder / "retries.json").write_text(
+        json.dumps({"arms": [arm], "comparisons": [{**how, "difference": 0.1}]})
+    )
+    found = gather([folder]).tree["runs"][0]["retries"]
+    assert found["arms"][0]["name"] == "base, own retry, ungated"
+    assert found["arms"][0]["acc_t2"] == 0.4
+    assert found["comparisons"][0]["b"] == "trained, own retry, ungated"
+
+
 def test_a_run_under_way_and_a_stopped_one(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "open", TEXTS, wave=2, answers=False)
     (folder / "summary.json").unlink()
@@ -201,7 +231,13 @@ def test_damaged_rows_are_left_out_and_counted(seed: int, tmp_path: Path) -> Non
     asked = {"n": 1, "kind": "ok", "try": 1, "tokens_in": 5, "tokens_out": 6, "usd": 0.1,
              "seconds": 0.5}  # fmt: skip
     append_rows(folder / "critic.jsonl", [asked, asked])
-    names = ("episodes", "examples", "metrics", "critic")
+    drawn = {"schema": "triple/1", "epoch": 1, "wave": 0, "problem": "p", "turn": 0, "role":
+             "attempt", "subject": "bees", "relation": "make", "object": "honey"}  # fmt: skip
+    asked = {"schema": "probe/1", "epoch": 1, "wave": None, "probe": 0, "prompt": "Who?",
+             "text": "I.", "tokens": 3, "finish_reason": "stop"}  # fmt: skip
+    append_rows(folder / "graph.jsonl", [drawn])
+    append_rows(folder / "probes.jsonl", [asked])
+    names = ("episodes", "examples", "metrics", "critic", "graph", "probes")
     rows = {name: spoil(folder / f"{name}.jsonl", 300, draw) for name in names}
     found = gather([folder])
     (run,) = found.tree["runs"]

@@ -16,6 +16,7 @@ from support.run_outputs import written
 from support.view import HOSTILE, write_run
 from support.whole_runs import command
 
+from mlxreflect.core.journal import append_rows
 from mlxreflect.core.ui import UNSAFE
 from mlxreflect.view.page import write_page
 
@@ -160,6 +161,38 @@ def test_gains_lead_to_their_problems(browser: Browser, plain: str) -> None:
     assert page.locator(".arm h2").all_inner_texts() == ["base", "trained"]
     readings = page.locator(".arm .reading").all_inner_texts()
     assert ["wrong" in one for one in readings] == [True, False]
+
+
+def test_the_knowledge_graph_and_the_probes(browser: Browser, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", ["a", "b"])
+    append_rows(run / "graph.jsonl", [
+        {"schema": "triple/1", "epoch": 1, "wave": 0, "problem": "p", "turn": 0, "role": "attempt",
+         "subject": "<b>bees", "relation": "make", "object": f"{HOSTILE[i]} {i}"}
+        for i in range(30)])  # fmt: skip
+    append_rows(run / "probes.jsonl", [
+        {"schema": "probe/1", "epoch": 1, "wave": wave, "probe": 0, "prompt": "Who?", "text": text,
+         "tokens": 3, "finish_reason": "stop"}
+        for wave, text in ((None, HOSTILE[0]), (0, HOSTILE[1]))])  # fmt: skip
+    page = browser.open(page_of(tmp_path / "page.html", run))
+    page.get_by_role("link", name="Probes").click()
+    page.wait_for_selector(".over .turn")
+    assert page.locator(".over .prose").all_inner_texts() == HOSTILE[:2]
+    assert page.locator(".over h3").first.inner_text().startswith("before training")
+    page.get_by_role("link", name="Knowledge graph").click()
+    drawn = page.locator(".net g")
+    assert drawn.count() > 20
+    places = "[...document.querySelectorAll('.net g')].map(one => one.innerHTML.split(' r=')[0])"
+    ends = page.evaluate(places)
+    assert len(set(ends)) == drawn.count()
+    drawn.first.hover()
+    assert "<b>bees — make → " in page.locator("#tip").inner_text()
+    page.locator(".nodes summary").first.focus()
+    page.keyboard.press("Enter")
+    assert page.locator(".nodes li").first.is_visible()
+    page.reload()
+    page.wait_for_selector(".net g")
+    assert page.evaluate(places) == ends
+    assert page.evaluate("window.hit") is None
 
 
 def test_curves_are_read_and_zoomed(browser: Browser, plain: str) -> None:

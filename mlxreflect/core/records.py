@@ -314,6 +314,17 @@ class HeldOutRow(TypedDict, total=False):
     accuracy: float | None
 
 
+class TripleRow(TypedDict):
+    """A row of graph.jsonl, as far as it is read: a triple that a thought drew."""
+
+    wave: int
+    problem: str
+    role: str
+    subject: str
+    relation: str
+    object: str
+
+
 class ProbeRow(TypedDict):
     """A row of probes.jsonl: an answer to the recipe's probe of that number.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlxreflect.core.journal import convert_rows
-from mlxreflect.core.records import Episode
+from mlxreflect.core.records import Episode, TripleRow, fits
 from mlxreflect.core.ui import composed
 from mlxreflect.data.rows import fold
 
@@ -305,11 +305,11 @@ class KnowledgeGraph:
         self.edges: dict[tuple[str, str, str], Edge] = {}
 
     def add(self, row: dict[str, Any]) -> None:
-        """Adds a row. Raises KeyError or TypeError for what is none."""
-        wave, texts = row["wave"], [row[key] for key in (*Triple._fields, "problem", "role")]
-        if type(wave) is not int or not all(isinstance(text, str) for text in texts):
-            raise TypeError("a field of another kind")
-        *parts, problem, role = map(in_one_line, texts)
+        """Adds a row. Raises TypeError for what is none."""
+        if not fits(TripleRow)(row):
+            raise TypeError("a field is missing, or of another kind")
+        wave = row["wave"]
+        *parts, problem, role = (in_one_line(row[k]) for k in (*Triple._fields, "problem", "role"))
         for one in triple(*parts):
             subject, _, object_ = one.key
             for key, name in ((subject, one.subject), (object_, one.object)):

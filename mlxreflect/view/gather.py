@@ -24,11 +24,13 @@ from mlxreflect.core.records import (
     MetricsRow,
     ProbeRow,
     Sample,
+    TripleRow,
     Turn,
     episode_from_row,
     fits,
     flat_from_row,
 )
+from mlxreflect.data import graph
 from mlxreflect.evaluation.arms import (
     Arm,
     ProblemSamples,
@@ -67,6 +69,7 @@ from mlxreflect.report.show import (
 )
 
 Tree = dict[str, Any]
+NODES = 60  # of a knowledge graph that are drawn
 QUESTION = 160  # characters of a question in a table
 VALUE = 2_000  # characters of a key's value
 LEARNED = ["id", "question", "status", "change", "waves", "attempts", "rewrites", "error", "cut",
@@ -176,6 +179,8 @@ def gather_run(folder: Path, found: Gathered, damaged: dict[str, int]) -> Tree:
         "keys": recipe_keys(folder, recipe),
         "warnings": [*warnings_of(summary, arms, data), *faults],
         "tables": tables,
+        "graph": knowledge(folder, damaged),
+        "retries": second_answers(folder),
         **({"live": live(folder, recipe, data, stories)} if state != "finished" else {}),
     }
 
@@ -514,6 +519,45 @@ def probes(folder: Path, damaged: dict[str, int]) -> list[Tree]:
                 "tokens": row["tokens"], "cut": row["finish_reason"] == "length",
             })  # fmt: skip
     return [stories[key] for key in sorted(stories)]
+
+
+def second_answers(folder: Path) -> Tree | None:
+    """Returns the figures of retries.json: right answers before and after a second try."""
+    found = read_results(folder / "retries.json")
+    if found is None:
+        return None
+    kept = ("acc_t1", "acc_t2", "wrong_to_right", "right_to_wrong", "failed")
+
+    def how(row: Tree) -> str:
+        return f"{row['retry']} retry, {'gated' if row['gated'] else 'ungated'}"
+
+    return {
+        "arms": [{"name": f"{row['arm']}, {how(row)}", **{key: row[key] for key in kept}}
+                 for row in found["arms"]],
+        "comparisons": [{**brief(test), "a": "base", "b": f"trained, {how(test)}"}
+                        for test in found["comparisons"]],
+    }  # fmt: skip
+
+
+def knowledge(folder: Path, damaged: dict[str, int]) -> Tree | None:
+    """Returns the best connected nodes of a run's knowledge graph and the edges between them.
+
+    nodes: name and number of edges. edges: numbers of two nodes, the relation, and how many
+    thoughts drew it.
+    """
+    whole = graph.KnowledgeGraph()
+    for row in sound_rows(folder / graph.FILE, fits(TripleRow), damaged):
+        whole.add(row)
+    ends = Counter(node for subject, _, object_ in whole.edges for node in (subject, object_))
+    best = sorted(ends, key=lambda node: (-ends[node], whole.first[node], node))[:NODES]
+    number = {node: i for i, node in enumerate(best)}
+    edges = [
+        [number[subject], number[object_], edge.relation, edge.count]
+        for (subject, _, object_), edge in whole.edges.items()
+        if subject in number and object_ in number
+    ]
+    nodes = [[whole.names[node], ends[node]] for node in best]
+    return {"sentence": whole.sentence(), "nodes": nodes, "edges": edges} if nodes else None
 
 
 # ---- curves --------------------------------------------------------------------------------------

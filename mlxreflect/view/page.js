@@ -94,7 +94,8 @@ function duration(seconds) {
 
 // ---- what belongs to a run, and where one is on the page ----------------------------------------
 
-const VIEWS = { overview: "Overview", learned: "Training problems", held_out: "Held-out problems", probes: "Probes", recipe: "Recipe" };
+const VIEWS = { overview: "Overview", learned: "Training problems", held_out: "Held-out problems", probes: "Probes", graph: "Knowledge graph", recipe: "Recipe" };
+const has = (run, id) => id === "overview" || (id === "recipe" ? run.keys.rows.length > 0 : id === "graph" ? Boolean(run.graph) : Boolean(run.tables[id]));
 const link = (...parts) => "#/" + parts.map(encodeURIComponent).join("/");
 
 function place() {
@@ -106,7 +107,7 @@ function place() {
   const number = runs[parts[0]] ? Number(parts[0]) : 0;
   if (!parts[0] && runs.length > 1) return { compare: true };
   const run = runs[number];
-  const view = parts[1] === "recipe" || run.tables[parts[1]] ? parts[1] : "overview";
+  const view = parts[1] in VIEWS && has(run, parts[1]) ? parts[1] : "overview";
   return { number, run, view, story: run.tables[view] && parts[2] ? parts[2] : "" };
 }
 
@@ -126,6 +127,7 @@ function render() {
   }
   if (at.compare) comparePage();
   else if (at.view === "probes") probesPage(at);
+  else if (at.view === "graph") graphPage(at);
   else if (at.story) storyPage(at);
   else if (at.run.tables[at.view]) tablePage(at);
   else if (at.view === "recipe") recipePage(at);
@@ -163,9 +165,9 @@ function section(name, data, draw, host) {
 
 function heading(at) {
   const { run, number, view } = at;
-  section("heading", [run.name, run.state, run.facts, view, Object.values(run.tables).map((t) => t.rows.length)], () => {
+  section("heading", [run.name, run.state, run.facts, view, Boolean(run.graph), Object.values(run.tables).map((t) => t.rows.length)], () => {
     const facts = Object.entries(run.facts).filter(([, value]) => value !== null && value !== undefined && value !== "");
-    const tabs = Object.entries(VIEWS).filter(([id]) => id === "overview" || (id === "recipe" ? run.keys.rows.length : run.tables[id]));
+    const tabs = Object.entries(VIEWS).filter(([id]) => has(run, id));
     return [
       el("div", { class: "title" }, el("h1", {}, run.name), badge(run)),
       el("p", { class: "facts" }, facts.map(([name, value]) => el("span", {}, el("span", { class: "dim" }, name + " "), value))),
@@ -188,6 +190,7 @@ function overviewPage(at) {
   section("charts", run.charts, () => run.charts.length ? [el("h2", {}, "How it went"), el("div", { class: "charts" }, run.charts.map(chart))] : []);
   section("latest", run.live && run.live.latest, () => run.live && run.live.latest && latestPanel(run.live.latest));
   section("arms", run.arms, () => run.arms.length ? [el("h2", {}, "Answers on held-out problems"), armTable(run.arms)] : []);
+  section("retries", run.retries, () => run.retries && retriesPanel(run.retries));
   section("cost", run.cost, () => costPanel(run));
   section("totals", run.totals, () => Object.keys(run.totals).length ? [el("h2", {}, "In figures"), factList(run.totals)] : []);
 }
@@ -271,6 +274,15 @@ function armTable(arms) {
       el("td", {}, count(arm.n) + (arm.samples > 1 ? ` × ${arm.samples}` : "")), el("td", {}, el("b", {}, percent(arm.accuracy))),
       el("td", {}, known(arm.low) ? `${percent(arm.low)} to ${percent(arm.high)}` : "judged"), el("td", {}, percent(arm.format)),
       el("td", {}, count(arm.unparsed)), el("td", {}, count(arm.cut)), el("td", { class: "wideonly" }, known(arm.accuracy) && armBar(arm)))))));
+}
+
+function retriesPanel({ arms, comparisons }) {
+  const title = "Answers right at the first and at the second try";
+  const columns = [["first", (one) => percent(one.acc_t1)], ["second", (one) => percent(one.acc_t2)], ["became right", (one) => count(one.wrong_to_right)], ["became wrong", (one) => count(one.right_to_wrong)], ["without a reflection", (one) => count(one.failed)]];
+  return [el("h2", {}, title), el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": title }, el("table", {},
+    el("thead", {}, el("tr", {}, el("td", {}), columns.map(([name]) => el("th", { scope: "col" }, name)))),
+    el("tbody", {}, arms.map((one) => el("tr", {}, el("th", { scope: "row" }, one.name), columns.map(([, value]) => el("td", {}, value(one)))))))),
+    comparisonTable(comparisons, "Second tries, trained against base")];
 }
 
 function armBar(arm) {
@@ -638,6 +650,60 @@ function probe(story) {
     el("div", { class: "over", tabindex: 0, role: "region", "aria-label": `Answers to: ${story.prompt.slice(0, 80)}` }, story.answers.map((one) => el("section", { class: "turn" },
       el("h3", {}, when(one.since), one.until !== one.since && ` to ${when(one.until)}`, el("span", { class: "dim" }, ` · ${counted(one.tokens, "token")}`, one.cut && " · cut off at the token limit")),
       prose(one.text, when(one.since))))));
+}
+
+// ---- the knowledge graph ------------------------------------------------------------------------
+
+const WIDE = 900, HIGH = 560;
+
+function graphPage(at) {
+  heading(at);
+  section("graph", at.run.graph, () => {
+    const { sentence, nodes, edges } = at.run.graph;
+    const relations = nodes.map((_, i) => edges.filter(([from, to]) => from === i || to === i).map(([from, to, said, times]) => `${nodes[from][0]} ${said ? `— ${said} →` : "→"} ${nodes[to][0]}${times > 1 ? ` (${count(times)} times)` : ""}`));
+    return [
+      el("p", {}, sentence + (edges.length ? "." : "")),
+      el("div", { class: "graph" }, drawGraph(nodes, edges, relations),
+        el("div", { class: "nodes", tabindex: 0, role: "region", "aria-label": "Nodes and their relations" },
+          nodes.map(([name, degree], i) => el("details", {}, el("summary", {}, name, el("span", { class: "dim" }, ` ${counted(degree, "relation")}`)),
+            el("ul", {}, relations[i].map((one) => el("li", {}, one)), relations[i].length < degree && el("li", { class: "dim" }, `${count(degree - relations[i].length)} with nodes that are not drawn`)))))),
+    ];
+  });
+}
+
+function drawGraph(nodes, edges, relations) {
+  const places = layOut(nodes.length, edges);
+  const root = svg("svg", { class: "net", viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", "aria-label": `The ${counted(nodes.length, "best connected node")} of the graph, which are listed beside it` });
+  const lines = edges.map(([from, to]) => svg("line", { x1: places[from][0], y1: places[from][1], x2: places[to][0], y2: places[to][1] }));
+  const near = (i) => edges.forEach(([from, to], k) => lines[k].setAttribute("class", from === i || to === i ? "near" : ""));
+  const leave = () => { near(-1); $("tip").hidden = true; };
+  const most = Math.max(...nodes.map((node) => node[1]));
+  add(root, [lines, nodes.map(([name, degree], i) => {
+    const [x, y] = places[i], left = x > WIDE * 0.8, size = 4 + 7 * Math.sqrt(degree / most);
+    const show = (event) => { near(i); showTip([el("b", {}, name), ...relations[i].slice(0, 12).map((one) => el("div", {}, one))], event.clientX, event.clientY); };
+    return svg("g", { onpointerenter: show, onpointerleave: leave }, svg("circle", { cx: x, cy: y, r: size }),
+      svg("text", { x: x + (left ? -1 : 1) * (size + 3), y: y + 4, "text-anchor": left ? "end" : "start" }, name.length > 22 ? name.slice(0, 21) + "…" : name));
+  })]);
+  return root;
+}
+
+// Where n nodes stand: all push each other away, edges pull, less from step to step. The start is a
+// spiral, so that the same graph is always drawn alike.
+function layOut(n, edges) {
+  const spread = Math.sqrt(WIDE * HIGH / n) * 0.7;
+  const places = [...Array(n).keys()].map((i) => { const r = spread * Math.sqrt(i + 0.5), turn = i * 2.399963; return [r * Math.cos(turn), r * Math.sin(turn)]; });
+  for (let step = 0; step < 200; step++) {
+    const moves = places.map(([x, y]) => [-x * 0.02, -y * 0.035]);
+    const push = (i, j, strength) => { const dx = places[i][0] - places[j][0], dy = places[i][1] - places[j][1], far = Math.hypot(dx, dy) || 1, by = strength(far) / far; moves[i][0] += dx * by; moves[i][1] += dy * by; moves[j][0] -= dx * by; moves[j][1] -= dy * by; };
+    for (let i = 0; i < n; i++) for (let j = 0; j < i; j++) push(i, j, (far) => spread * spread / far);
+    for (const [from, to] of edges) push(from, to, (far) => -far * far / spread);
+    const most = spread * (1 - step / 200);
+    places.forEach((place, i) => { const by = Math.min(1, most / (Math.hypot(...moves[i]) || 1)); place[0] += moves[i][0] * by; place[1] += moves[i][1] * by; });
+  }
+  const fit = (axis, from, to) => { const all = places.map((place) => place[axis]), low = Math.min(...all), size = Math.max(...all) - low || 1; places.forEach((place) => { place[axis] = Math.round(10 * (from + (to - from) * (place[axis] - low) / size)) / 10; }); };
+  fit(0, 30, WIDE - 60);
+  fit(1, 20, HIGH - 20);
+  return places;
 }
 
 // ---- one problem's story ------------------------------------------------------------------------
