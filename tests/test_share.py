@@ -23,6 +23,7 @@ from mlxreflect.core.journal import read_json
 from mlxreflect.models.load import load_policy
 from mlxreflect.models.modelfile import Modelfile, Turn, literal, modelfile, writable
 from mlxreflect.models.template import ChatTemplate
+from mlxreflect.report.share import lmstudio_folder
 
 # What a real Ollama said of Modelfiles that were written here, and how it rendered the talks.
 RECORDED = json.loads((Path(__file__).parent / "data" / "ollama_templates.json").read_text())
@@ -277,3 +278,49 @@ def test_what_ollama_cannot_make(
         done = shell(*words)
     assert done.code == 2 and "Ollama: HTTP 400: unsupported architecture" in done.err
     assert "ollama create a-run-s -f " in done.err and (run / "export/ollama/Modelfile").is_file()
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "place"),
+    [
+        ({".lmstudio/x": ""}, "it", ".lmstudio/models/mlxreflect/it"),
+        ({".lmstudio/x": ""}, "me/it-2.1", ".lmstudio/models/me/it-2.1"),
+        ({".lmstudio/x": "", ".cache/lm-studio/x": ""}, "it",
+         ".cache/lm-studio/models/mlxreflect/it"),
+        ({".lmstudio-home-pointer": "HOME/lm\n", "lm/x": ""}, "it", "lm/models/mlxreflect/it"),
+        ({".lmstudio/settings.json": '{"downloadsFolder": "HOME/big"}', "big/x": ""}, "it",
+         "big/mlxreflect/it"),
+        ({".config/LM Studio/settings.json": '{"downloadsFolder": "HOME/big"}', "big/x": "",
+          ".lmstudio/settings.json": "{"}, "it", "big/mlxreflect/it"),
+        ({".lmstudio/settings.json": '{"downloadsFolder": "HOME/gone"}'}, "it",
+         ".lmstudio/models/mlxreflect/it"),
+    ],
+)  # fmt: skip
+def test_where_lm_studio_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], name: str, place: str
+) -> None:
+    for path, text in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text.replace("HOME", str(tmp_path)))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / ".config"))
+    monkeypatch.setattr("sys.platform", "linux")
+    assert lmstudio_folder(name) == tmp_path / place
+
+
+def test_a_model_of_lm_studios(shell: Shell, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run / ".lmstudio").mkdir()
+    monkeypatch.setenv("HOME", str(run))
+    words = ("export", run, "--to", "lmstudio", "--quantize", 4)
+    said = json.loads(shell.works(*words, "--json").out)
+    assert said["out"] == str(run / ".lmstudio" / "models" / "mlxreflect" / "a-run-s")
+    assert load_policy(PolicyConfig(model=said["out"])).model
+    assert "already exists" in shell.mistake(*words)[0]
+
+
+def test_no_lm_studio(shell: Shell, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(run / "nobody"))
+    words = ("export", run, "--to", "lmstudio")
+    assert "LM Studio has no folder here" in shell.mistake(*words)[0]
+    for name in ("../../x", "a/b/c", "a b", "/x", ".x"):
+        assert "is no name for LM Studio" in shell.mistake(*words, "--name", name)[0]

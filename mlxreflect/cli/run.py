@@ -326,7 +326,8 @@ def export(
         str, Option("--format", help="trl, sharegpt, mlx-chat, graphml, or a form of the method.")
     ] = "",
     to: Annotated[
-        str, Option(help="Not the data, but the model: peft (the adapter), mlx, modelfile, ollama.")
+        str,
+        Option(help="Not the data, but the model: ollama, lmstudio, mlx, modelfile, peft."),
     ] = "",
     base: Annotated[
         str, Option(metavar="NAME", help="The model, where it is not the one it was trained on.")
@@ -342,7 +343,14 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a run's training data, or its model, in a form that others read."""
-    if bool(to) == bool(format_) or to not in ("", "peft", "mlx", "modelfile", "ollama"):
+    if bool(to) == bool(format_) or to not in (
+        "",
+        "peft",
+        "mlx",
+        "lmstudio",
+        "modelfile",
+        "ollama",
+    ):
         raise UserError(
             f"--to {to}: no such form" if to and not format_ else "give one of --format and --to",
             "give --format trl for the data, or --to mlx for the model",

@@ -1,14 +1,18 @@
 """A run's model in the forms of others: `mlxreflect export --to`.
 
-mlx: a folder that mlx-lm loads. modelfile: plain weights beside what makes a model of Ollama's of
-them. ollama: that model, made and asked the same as the run's.
+mlx: a folder that mlx-lm loads; lmstudio: one where LM Studio looks for it. modelfile: plain
+weights beside what makes a model of Ollama's of them. ollama: that model, made and asked the same
+as the run's.
 """
 
 import hashlib
 import json
+import os
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,24 +50,26 @@ def share(
     Returns what was written and, as `fuse` does, whether the new model answers the same.
     Raises UserError.
     """
+    called = name or slug(run.resolve().name).lower()
+    if form == "lmstudio":
+        out = out or lmstudio_folder(called)
     out = out or run / "export" / form
     if form == "peft":
         return fuse.export_adapter(run, out, base)
     adapter = find_adapter(str(run), "RUN_DIR")
     how = as_evaluated(run, adapter, base)
-    if form == "mlx":
+    if form in ("mlx", "lmstudio"):
         made = fuse.fuse(how.model, str(adapter), out, bits(quantize), prompts, ui, how)
     elif form == "modelfile":
         made = write_modelfile(adapter, how, out, ui)
     else:
-        name = name or slug(run.resolve().name).lower()
-        made = to_ollama(adapter, how, out, name, quantize, prompts, ui)
+        made = to_ollama(adapter, how, out, called, quantize, prompts, ui)
     return {**made, "schema": "export/1", "format": form, "out": str(out)}
 
 
 def render(made: dict[str, Any]) -> Group:
     """Returns the result of `share` for a person."""
-    if made["format"] == "mlx":
+    if made["format"] in ("mlx", "lmstudio"):
         return fuse.render_fused(made)
     if made["format"] == "ollama":
         return render_answers(made)
@@ -110,6 +116,33 @@ def bits(quantize: str) -> int:
     if quantize not in ("", "0", "4", "8"):
         raise UserError(f"--quantize {quantize}: weights of MLX have 4 or 8 bits", "give 4 or 8")
     return int(quantize or 0)
+
+
+def lmstudio_folder(name: str) -> Path:
+    """Returns where LM Studio looks for a model of that name: PUBLISHER/NAME in its models.
+
+    Raises UserError where there is no LM Studio.
+    """
+    if not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", name, re.ASCII):
+        raise UserError(f"--name {name!r} is no name for LM Studio", "give PUBLISHER/NAME")
+    user = Path.home()
+    pointer, old = user / ".lmstudio-home-pointer", user / ".cache" / "lm-studio"
+    home = old if old.is_dir() else user / ".lmstudio"
+    if pointer.is_file():
+        home = Path(pointer.read_text(encoding="utf-8", errors="replace").strip())
+    if not home.is_dir():
+        raise UserError(
+            f"LM Studio has no folder here ({home})", "start it once, or name a folder with --out"
+        )
+    settings = Path(os.environ.get("XDG_CONFIG_HOME") or user / ".config")
+    if sys.platform == "darwin":
+        settings = user / "Library" / "Application Support"
+    models = home / "models"
+    for file in (settings / "LM Studio" / "settings.json", home / "settings.json"):
+        with suppress(UserError):  # there is none, or it is not to be read
+            chosen = read_json(file).get("downloadsFolder")
+            models = Path(chosen) if isinstance(chosen, str) and Path(chosen).is_dir() else models
+    return models / (name if "/" in name else f"mlxreflect/{name}")
 
 
 # ---- Ollama --------------------------------------------------------------------------------------
