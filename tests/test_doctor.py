@@ -30,7 +30,7 @@ from mlxreflect.methods.session import attempt_prompt, example_call
 from mlxreflect.models.load import TINY, load_policy
 from mlxreflect.setup import doctor as module
 from mlxreflect.setup import memory as phases_module
-from mlxreflect.setup.doctor import Check, advice, doctor, fitting, render_doctor
+from mlxreflect.setup.doctor import Check, advice, doctor, fitting, in_words, render_doctor
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.batches import Pair, Row
 from mlxreflect.train.lora import attach_lora
@@ -289,13 +289,20 @@ def test_a_policy_in_the_hubs_cache(hub: Callable[[str], Path]) -> None:
     assert look("policy.model=someone/model")["policy"].status == "ok"
 
 
+@pytest.mark.parametrize(("size", "said"), [
+    (0, "0 MB"), (3.6e6, "4 MB"), (99e6, "99 MB"), (0.1e9, "0.10 GB"), (3.456e9, "3.46 GB"),
+])  # fmt: skip
+def test_sizes_in_words(size: float, said: str) -> None:
+    assert in_words(size) == said
+
+
 def test_a_policy_to_be_downloaded(
     hub: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = look("policy.model=someone/model")
     assert (found.ok, found["policy"].status, found["memory"].status) == (True, "note", "note")
     assert found.takes("policy and its answers") is None
-    assert found["memory"].detail.startswith("the most is needed for training: at least 1.0 of ")
+    assert found["memory"].detail.startswith("the most is needed for training: at least 1.0 GB of ")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     failure = look("policy.model=someone/model")["policy"]
     assert failure.status == "fail"
@@ -446,7 +453,7 @@ def test_every_profile_of_every_recipe_has_a_table(
     assert set(result["memory"]["phases"]) >= {"attempts", "training", "evaluation"}
     console(sys.stdout).print(render_doctor(result))
     shown = capsys.readouterr().out
-    assert "GB of memory" in shown and "unknown" not in shown
+    assert "together" in shown and " GB" in shown and "unknown" not in shown
 
 
 @pytest.mark.real_model

@@ -480,6 +480,22 @@ def test_specs_that_cannot_be(keys: dict[str, Any], fault: str) -> None:
     assert fault in error.value.message
 
 
+@pytest.mark.parametrize(("models", "told"), [
+    (["tiny"], "compare OPEN OTHER --judge ollama:NAME"),
+    (["tiny", "tiny_random"], "mlxreflect compare OPEN --judge ollama:NAME"),
+])  # fmt: skip
+def test_an_open_eval_says_what_to_do_next(
+    models: list[str], told: str, shell: Shell, tmp_path: Path
+) -> None:
+    write_rows(tmp_path / "q.jsonl", [{"prompt": f"Numbers: {i} 2 3. Why?"} for i in range(3)])
+    named = [part for name in models for part in ("--model", shell.model if "_" in name else name)]
+    done = shell.works(
+        "eval", "open", *named, "--source", "q.jsonl", *sets("max_new_tokens=4"), "--out", "OPEN",
+    )  # fmt: skip
+    assert told in done.out and "cut off" in done.out
+    assert not re.search(r"\bright\b|interval|strict", done.out)
+
+
 def test_an_eval_whose_spec_names_a_judge(shell: Shell, tmp_path: Path) -> None:
     write_rows(tmp_path / "q.jsonl", [{"prompt": f"Numbers: {i} 2 3. Why?"} for i in range(3)])
     with FakeOllama(reply=first) as server:

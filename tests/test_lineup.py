@@ -125,6 +125,7 @@ def test_names_of_folders_are_safe_and_their_own(tmp_path: Path) -> None:
     ("arguments", "said"),
     [(["--model", "/none/such"], "--model /none/such: no such folder"),
      (["--adapter", "none", "--base"], "'none' is not an adapter folder"),
+     (["--base"], "--base is the model without its adapter, and there is no --adapter"),
      (["--server", "http://127.0.0.1:9"], "--server alone"),
      (["--server-model", "x"], "--server-model alone"),
      (["--quantize", "3"], "--quantize 3"), (["--set", "rules=nope"], "no rules 'nope'"),

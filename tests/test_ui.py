@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlxreflect.core import ui as ui_module
-from mlxreflect.core.ui import PlainBar, Ui, facts, safe_text, table
+from mlxreflect.core.ui import PlainBar, Ui, facts, plural, safe_text, table
 from mlxreflect.evaluation.compare import Options, compare_counts
 from mlxreflect.report.tables import render_comparison
 
@@ -278,3 +278,8 @@ def test_a_table_sets_numbers_to_the_right_and_wraps_where_it_may(
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["name", "value"], ["long", "\\x07", "x"]
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("n", "said"), [(0, "0 steps"), (1, "1 step"), (2, "2 steps")])
+def test_one_of_a_thing_is_no_plural(n: int, said: str) -> None:
+    assert plural(n, "step") == said

@@ -95,6 +95,8 @@ def eval_(
     give = "give both: --server http://127.0.0.1:1234/v1 --server-model NAME"
     refuse(bool(server) != bool(server_model), f"{lacks}model", give)
     refuse_clashes(quick, aa, cache, alpha, max_n)
+    alone = "--base is the model without its adapter, and there is no --adapter"
+    refuse(base and not adapter, alone, "add --adapter RUN_DIR/adapter, or leave --base out")
     require_mlx()
     from mlxreflect.evaluation.evaluate import find_spec
     from mlxreflect.evaluation.generators import ServedModel

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import mlx.core as mx
@@ -216,12 +217,19 @@ def evaluate_arms(
             results["noise"] = check_noise(model, asked, answers, folder, ui, name)
         del model  # else its weights would stay while the next ones are loaded
         arms.append({"name": entry.name, "folder": str(folder), **results} if several else results)
+    open_ = is_open(spec.task) and spec.judge.critic.provider == "solver"
     if not several:
+        if open_:
+            ui.line(
+                "open answers are judged against another model's: evaluate that on the same "
+                f"questions, then: mlxreflect compare {quote(str(root))} OTHER --judge ollama:NAME"
+            )
         return arms
     from mlxreflect.evaluation.compare import Options, compare_all
 
-    if is_open(spec.task) and spec.judge.critic.provider == "solver":
-        ui.line(f"nobody has judged them yet: mlxreflect compare {root} --judge ollama:NAME")
+    if open_:
+        judge = f"mlxreflect compare {quote(str(root))} --judge ollama:NAME"
+        ui.line(f"nobody has judged them yet: {judge}")
         return arms
     with ExitStack() as stack:
         result = compare_all(folders, Options(judge=Judging(ui, stack)))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args, 
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Episode, Example, Messages, Outcome, Problem, Turn, Verdict
 from mlxreflect.core.seeds import rng_for
+from mlxreflect.core.ui import plural
 from mlxreflect.prompts.parsing import ANSWER
 
 if TYPE_CHECKING:
@@ -331,7 +332,7 @@ class Frame:
     def status(self, doing: str) -> None:
         """Tells what is under way. From any thread."""
         self.doing = doing
-        counted = [f"{n} {what}" for what, n in self.counts.items() if n]
+        counted = [plural(n, what.removesuffix("s")) for what, n in self.counts.items() if n]
         so_far = f"; so far {', '.join(counted)}" if counted else ""
         self.tell(f"{doing}{so_far}")
 
@@ -364,7 +365,7 @@ class Frame:
 
     def attempt(self, trajectories: Sequence[Trajectory], seed: Seed) -> None:
         """Adds a sample to each, which is the text to improve."""
-        self.status(f"{len(trajectories)} attempts")
+        self.status(plural(len(trajectories), "attempt"))
         drawn = self.sample([one.problem for one in trajectories], 1, seed)
         for one, (turn,) in zip(trajectories, drawn, strict=True):
             one.current = one.add(turn)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mlxreflect.config.fields import Count, Positive, Table, refuse, refuse_idle
 from mlxreflect.core.records import Episode, Example, Turn
 from mlxreflect.core.seeds import rng_for
+from mlxreflect.core.ui import plural
 from mlxreflect.methods.base import (
     Frame,
     Method,
@@ -401,13 +402,13 @@ class R3:
         config = self.recipe.r3
         role: Literal["attempt", "verify"] = "verify" if number else "attempt"
         n = config.verify_samples if number else config.attempts
-        told = f"verification {number}, {{}} problems" if number else "{} attempts"
+        told = (f"verification {number}, ", "problem") if number else ("", "attempt")
         size = config.shard or self.recipe.policy.batch
         if self.workers is None:
             size = max(1, len(trajectories))
         for shard, begin in enumerate(range(0, len(trajectories), size)):
             part = trajectories[begin : begin + size]
-            self.frame.status(told.format(len(part)))
+            self.frame.status(f"{told[0]}{plural(len(part), told[1])}")
             seed = self.frame.seed("sample", number) + ((shard,) if shard else ())
             yield part, self.frame.sample([t.problem for t in part], n, seed, role)
             if self.workers and (not number or number < self.verifications):
@@ -434,7 +435,7 @@ class R3:
             held = ((t, t.won, t.opened) for t in winners if t.won and t.opened)
             pairs += [pair for pair in held if held_against(pair[2], self.recipe.train)]
         examples = [preference(self.episode(t), chosen, rejected) for t, chosen, rejected in pairs]
-        self.frame.status(f"training on {len(examples)} pairs")
+        self.frame.status(f"training on {plural(len(examples), 'pair')}")
         self.learning.prefer(examples, self.frame.seed("dpo", cycle))
 
     def rounds(self, trajectories: list[Trajectory], cycle: int) -> Iterator[None]:
@@ -444,7 +445,9 @@ class R3:
             if not unsolved:
                 break
             if self.workers is None:
-                self.frame.status(f"critique and rewrite {number}, {len(unsolved)} problems")
+                self.frame.status(
+                    f"critique and rewrite {number}, {plural(len(unsolved), 'problem')}"
+                )
             yield from self.one_round(unsolved, cycle, number)
             unsolved = [t for t in unsolved if not t.won]
             if self.recipe.r3.feedback == "self":  # its next round sees the last winner

@@ -42,7 +42,7 @@ from mlxreflect.core.records import (
     fits,
     flat_from_row,
 )
-from mlxreflect.core.ui import facts, percent, plain, table
+from mlxreflect.core.ui import facts, percent, plain, plural, table
 from mlxreflect.data.forms import shared
 from mlxreflect.data.graph import read_graph
 from mlxreflect.data.matching import sentence
@@ -445,7 +445,7 @@ def critic_lines(critic: dict[str, Any], who: str) -> dict[str, object]:
     kinds = [f"{n} {kind.replace('_', ' ')}" for kind, n in critic.get("kinds", {}).items()]
     failed = f"{critic.get('failed', 0)} failed" + (f" ({', '.join(kinds)})" if kinds else "")
     cached = [f"{critic['cached']} of them from the cache"] if critic.get("cached") else []
-    counts = [f"{critic.get('calls', 0)} calls", *cached, failed]
+    counts = [plural(critic.get("calls", 0), "call"), *cached, failed]
     counts.append(f"{critic.get('unknown', 0)} unknown")
     named: dict[str, object] = {"critic": f"{who}: {', '.join(counts)}"}
     if wire.get("requests"):

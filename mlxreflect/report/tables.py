@@ -41,9 +41,13 @@ def show_arms(arms: Sequence[dict[str, Any]]) -> Iterator[RenderableType]:
 
 
 def figures(arms: Sequence[dict[str, Any]]) -> Table:
-    """strict: right, and in the format asked for. unparsed and cut off: numbers of answers."""
-    columns = ["|questions", "|right", "|95% interval", "|strict", "|format", "|unparsed",
-               "|cut off", "|tokens"]  # fmt: skip
+    """strict: right, and in the format asked for. unparsed and cut off: numbers of answers.
+
+    Of open answers, which nobody grades, there is no right and no strict.
+    """
+    judged = all(arm["accuracy"] is None for arm in arms)
+    right = [] if judged else ["|right", "|95% interval", "|strict"]
+    columns = ["|questions", *right, "|format", "|unparsed", "|cut off", "|tokens"]
     several = {f"pass@{k}" for arm in arms for k in arm.get("pass_at", {}) if k != "1"}
     votes = {f"maj@{k}" for arm in arms for k in arm.get("maj_at", {})}
     more = [*sorted(several, key=lambda name: int(name[5:])), *sorted(votes)]
@@ -56,9 +60,11 @@ def figures(arms: Sequence[dict[str, Any]]) -> Table:
         rates = {f"{kind}@{k}": percent(rate) for kind in ("pass", "maj")
                  for k, rate in arm.get(f"{kind}_at", {}).items()}  # fmt: skip
         rows.append([
-            named(arm), arm["n"], percent(arm["accuracy"]), interval(arm),
-            percent(arm["strict_accuracy"]), percent(arm["format_rate"]), arm["parse_failures"],
-            arm["truncated"], "–" if tokens is None else f"{tokens:.0f}",
+            named(arm), arm["n"],
+            *([] if judged else [percent(arm["accuracy"]), interval(arm),
+                                 percent(arm["strict_accuracy"])]),
+            percent(arm["format_rate"]), arm["parse_failures"], arm["truncated"],
+            "–" if tokens is None else f"{tokens:.0f}",
             *([percent(arm.get("f1", 0.0))] if graded else []),
             *(rates.get(name, "") for name in more), *([arm.get("failed", 0)] if failed else []),
         ])  # fmt: skip

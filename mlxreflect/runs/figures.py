@@ -12,7 +12,7 @@ import mlx.core as mx
 from mlxreflect.config.schema import Limits, Recipe, method_of
 from mlxreflect.core.journal import read_rows
 from mlxreflect.core.records import to_row
-from mlxreflect.core.ui import Ui
+from mlxreflect.core.ui import Ui, plural
 from mlxreflect.critics.ledger import total
 from mlxreflect.data import graph
 from mlxreflect.data.forms import trl_row
@@ -43,11 +43,11 @@ def describe_wave(figures: Figures, solved: str) -> str:
     """Returns a wave in one line. solved: the method's word for solved problems, or ""."""
     n = figures["problems"]  # some waves are training alone
     parts = [
-        f"{n} problems" if n else "",
+        plural(n, "problem") if n else "",
         f"{figures['passed'] / n:.1%} right at once" if n else "",
         f"{figures['solved']} {solved}" if n and solved else "",
-        f"{figures['pairs']} pairs" if figures["pairs"] else "",
-        f"{figures['leaks']} leaks dropped" if figures["leaks"] else "",
+        plural(figures["pairs"], "pair") if figures["pairs"] else "",
+        f"{plural(figures['leaks'], 'leak')} dropped" if figures["leaks"] else "",
         f"bucket {figures['bucket']}" if "bucket" in figures else "",
         f"{figures['cut'] / figures['answers']:.1%} of answers cut off" if figures["cut"] else "",
         figures.get("told", ""),

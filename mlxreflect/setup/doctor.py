@@ -29,7 +29,7 @@ from mlxreflect.config.schema import (
 from mlxreflect.core.cache import cache_path
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import make_problem
-from mlxreflect.core.ui import Ui, plain, table
+from mlxreflect.core.ui import Ui, plain, plural, table
 from mlxreflect.critics import open_critic, open_embedder
 from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.critics.client import FILE, Client, failed_reply
@@ -175,7 +175,9 @@ def check_memory(recipe: Recipe | None, known: Known, memory: dict[str, Any]) ->
     memory |= {"device": there, "rows": [row._asdict() for row in rows], "phases": phases}
     most = max(phases, key=lambda phase: phases[phase])
     unknown = any(row.bytes is None for row in rows)
-    needed = f"{'at least' if unknown else 'about'} {phases[most] / GB:.1f} of {there / GB:.1f} GB"
+    needed = (
+        f"{'at least' if unknown else 'about'} {in_words(phases[most], 1)} of {in_words(there, 1)}"
+    )
     detail = f"the most is needed for {most}: {needed}"
     if phases[most] > there:
         mine = max((row for row in rows if most in row.phases), key=lambda row: row.bytes or 0)
@@ -231,8 +233,8 @@ def check_policy(recipe: Recipe, known: Known) -> Iterator[Check]:
         yield to_download("policy", config.model)
     else:
         known.policy = load_shapes(folder, config)
-        size = weights_of(known.policy) / GB
-        yield Check("policy", "ok", f"{config.model} is here, {size:.2f} GB once loaded")
+        size = in_words(weights_of(known.policy))
+        yield Check("policy", "ok", f"{config.model} is here, {size} once loaded")
         yield from check_template(recipe, folder, known)
     asked = (spec.task.name for spec in eval_specs(recipe).values())
     tasks = dict.fromkeys((recipe.task.name, *asked))
@@ -271,21 +273,23 @@ def check_data(recipe: Recipe, known: Known) -> Iterator[Check]:
     }
     for name, asked in held_out.items():
         whose = f" ({name})" if len(specs) > 1 else ""
-        told = f"{len(asked)} problems held out{whose}. {power_sentence(len(asked))}"
+        told = f"{plural(len(asked), 'problem')} held out{whose}. {power_sentence(len(asked))}"
         yield Check("data", "note" if told.endswith(TOO_FEW) else "ok", told)
     if not any(sources):
         cleaned = clean(recipe, held_out)
         if cleaned.dev:
-            told = f"{len(cleaned.dev)} dev problems to look at while it learns"
+            told = f"{plural(len(cleaned.dev), 'dev problem')} to look at while it learns"
             yield Check("data", "ok", told)
         known.problems = list(cleaned.problems.values())
         left_out = f"; {clause(cleaned.counts)}" if cleaned.counts else ""
-        yield Check("data", "ok", f"{len(cleaned.problems)} problems to learn from{left_out}")
+        yield Check(
+            "data", "ok", f"{plural(len(cleaned.problems), 'problem')} to learn from{left_out}"
+        )
     elif not sources[0]:
         questions = [question_of(one) for asked in held_out.values() for one in asked]
         index = build_index(questions, recipe.eval.ngram)
         count = len(clean_problems(recipe, index)[0])
-        yield Check("data", "ok", f"{count} problems to learn from")
+        yield Check("data", "ok", f"{plural(count, 'problem')} to learn from")
     if recipe.task.name == "countdown" and recipe.task.source and not sources[0]:
         none, rows = count_unsolvable(recipe.task, LOOKED_AT)
         if none:
@@ -463,18 +467,23 @@ def check_ollama() -> Iterator[Check]:
         yield Check("ollama", "ok", f"answers at {url}; its models: {names}")
 
 
+def in_words(size: float, digits: int = 2) -> str:
+    """Returns so many bytes in gigabytes, small ones in megabytes."""
+    return f"{size / GB:.{digits}f} GB" if size >= GB / 10 else f"{size / GB * 1000:.0f} MB"
+
+
 def memory_table(found: dict[str, Any]) -> "Table":
-    """Returns the memory of each phase, in GB, and of what takes it."""
+    """Returns the memory of each phase, and of what takes it."""
     phases, rows = found["phases"], found["rows"]
 
     def cell(row: dict[str, Any], phase: str) -> str:
         if phase not in row["phases"]:
             return ""
-        return "unknown" if row["bytes"] is None else f"{row['bytes'] / GB:.2f}"
+        return "unknown" if row["bytes"] is None else in_words(row["bytes"])
 
     cells = [(row["what"], *(cell(row, phase) for phase in phases)) for row in rows]
-    sums = ("together", *(f"{size / GB:.2f}" for size in phases.values()))
-    head = ("GB of memory", *(f"|  {phase}" for phase in phases))
+    sums = ("together", *(in_words(size) for size in phases.values()))
+    head = ("memory", *(f"|  {phase}" for phase in phases))
     return table(
         f"\n{found['device'] / GB:.1f} GB for models on this machine", head, [*cells, sums]
     )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from mlxreflect.config.recipe import eval_specs, resolved
 from mlxreflect.config.schema import CriticConfig, Recipe, Tier, method_of
 from mlxreflect.core.records import Messages, Problem
-from mlxreflect.core.ui import Ui
+from mlxreflect.core.ui import Ui, plural
 from mlxreflect.critics.embeddings import BATCH
 from mlxreflect.evaluation.contamination import clean
 from mlxreflect.evaluation.evaluate import eval_problems
@@ -67,10 +67,12 @@ def example_prompts(recipe: Recipe, task: Task, problem: Problem) -> dict[str, M
 def estimate_lines(recipe: Recipe, found: dict[str, Any]) -> list[str]:
     """Returns the estimate in words."""
     most, likely, rules = found["at_most"], found["expected"], found["rules"]
-    calls = f"at most {most['calls']} critic calls (expected: {likely['calls']})"
-    lines = [f"--- {found['attempts']} attempts, {calls if most['calls'] else 'no critic calls'}"]
+    calls = f"at most {plural(most['calls'], 'critic call')} (expected: {likely['calls']})"
+    attempts = plural(found["attempts"], "attempt")
+    lines = [f"--- {attempts}, {calls if most['calls'] else 'no critic calls'}"]
     for tier, one in found["critics"].items():
-        both = f"{one['expected']['calls']} calls expected, {one['at_most']['calls']} at most"
+        expected, at_most = (one[kind]["calls"] for kind in ("expected", "at_most"))
+        both = f"{plural(expected, 'call')} expected, {at_most} at most"
         who = tier if tier == EMBEDDER else f"{tier} critic"
         lines.append(f"{who}, {one['critic']}: {both}")
     if most["tokens_in"]:  # all figures are 0 where only the exact solver is asked, or nobody
