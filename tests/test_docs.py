@@ -40,7 +40,7 @@ UsageError = typer.BadParameter.__mro__[1]  # click's, or the copy inside typer
 HOW = {"run": "dry", "resume": "run", "runs": "run", "show": "run", "compare": "run",
        "grade": "run", "eval": "run", "train": "run", "fuse": "run", "doctor": "run",
        "decontaminate": "run", "report": "run", "export": "run",
-       "init": "run", "solve": "run", "annotate": "run", "view": "run"}  # fmt: skip
+       "init": "run", "solve": "run", "annotate": "run", "view": "run", "chat": "run"}  # fmt: skip
 OWN_FILES = {
     "notes.txt": "I do not know. <answer> 0 </answer>",
     "problems.jsonl": "".join(f'{{"question": "{i} + 1?", "answer": {i}}}\n' for i in range(30)),
@@ -438,6 +438,8 @@ def try_out(shell: Shell, one: Command) -> Done | None:
         arguments += ["--out", "FUSED"]  # the last one counts
     if one.name == "solve" and parameters["model"] != "tiny":
         return None
+    if one.name == "chat":
+        return None if parameters["server"] else shell.works("chat", *arguments, typed="Hello\n")
     if one.name == "view" and parameters["out"] is None:
         return None  # it serves until somebody ends it
     if one.name == "compare" and parameters["judge"]:

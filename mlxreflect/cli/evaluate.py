@@ -1,4 +1,4 @@
-"""The commands that evaluate: eval, compare, report, grade."""
+"""The commands that evaluate: eval, compare, report, grade; and chat, for a look of one's own."""
 
 import json
 import shlex
@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from mlxreflect.cli import EVALUATE, Json, SetSpec, Spec, make_ui, require_mlx
+from mlxreflect.cli import (
+    EVALUATE,
+    USE,
+    Json,
+    SetSpec,
+    Spec,
+    folder,
+    make_ui,
+    require_mlx,
+    run_folders,
+    toml_names,
+)
 from mlxreflect.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,6 +30,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 Many = list[str] | None
+Server = Annotated[str, Option(help="An OpenAI-like server, or Ollama.")]
+ServerModel = Annotated[Many, Option(help="Its model; repeatable.")]
+ServerKey = Annotated[str, Option(help="Variable that holds its key.")]
 ADAPTERS = "A LoRA folder, or a run; evaluated on the model it was trained on; repeatable."
 KEEP_FAILED = "Count a call that fails for good as wrong."
 QUICK = "Ask base and trained side by side until it is decided."
@@ -40,6 +54,12 @@ def need_a_model(context: typer.Context, value: Many) -> list[str]:
 def refuse(wrong: object, message: str, hint: str) -> None:
     if wrong:
         raise UserError(message, hint)
+
+
+def refuse_half_a_server(server: str, models: Many) -> None:
+    lacks = f"{'--server' if server else '--server-model'} alone: a server needs its address and a "
+    give = "give both: --server http://127.0.0.1:1234/v1 --server-model NAME"
+    refuse(bool(server) != bool(models), f"{lacks}model", give)
 
 
 def refuse_clashes(quick: bool, aa: bool, cache: str, alpha: float | None, max_n: int) -> None:
@@ -67,9 +87,9 @@ def eval_(
     quantize: Annotated[
         list[int] | None, Option(metavar="BITS", help="4 or 8, on load; 0: as it is.")
     ] = None,
-    server: Annotated[str, Option(help="An OpenAI-like server, or Ollama.")] = "",
-    server_model: Annotated[Many, Option(help="Its model; repeatable.")] = None,
-    server_key_env: Annotated[str, Option(help="Variable that holds its key.")] = "",
+    server: Server = "",
+    server_model: ServerModel = None,
+    server_key_env: ServerKey = "",
     concurrency: Annotated[
         int, Option(min=1, max=1024, help="Requests to the server at once.")
     ] = 4,
@@ -91,9 +111,7 @@ def eval_(
     adapters, each model is evaluated, and each adapter on the model it was trained on. All are
     compared with the first.
     """
-    lacks = f"{'--server' if server else '--server-model'} alone: a server needs its address and a "
-    give = "give both: --server http://127.0.0.1:1234/v1 --server-model NAME"
-    refuse(bool(server) != bool(server_model), f"{lacks}model", give)
+    refuse_half_a_server(server, server_model)
     refuse_clashes(quick, aa, cache, alpha, max_n)
     alone = "--base is the model without its adapter, and there is no --adapter"
     refuse(base and not adapter, alone, "add --adapter RUN_DIR/adapter, or leave --base out")
@@ -264,3 +282,45 @@ def grade(
 
     ui.table(figures([results]))
     ui.line(f"rules: {results['rules']}; {results['changed']} verdicts changed: {results['out']}")
+
+
+CHAT = "A run, a training, or an adapter's folder."
+ASK_AS = "An eval spec or a task, to ask and grade as it does; default: the run's."
+
+
+@app.command(rich_help_panel=USE, epilog="Example: mlxreflect chat runs/latest --temperature 0.7")
+def chat(
+    run_dir: Annotated[
+        Path,
+        Argument(metavar="RUN_DIR", help=CHAT, callback=folder, autocompletion=run_folders),
+    ],
+    model: Annotated[str, Option(help="In place of the one that was trained.")] = "",
+    spec: Annotated[str, Option(help=ASK_AS, autocompletion=toml_names("evals"))] = "",
+    server: Server = "",
+    server_model: ServerModel = None,
+    server_key_env: ServerKey = "",
+    max_new_tokens: Annotated[int | None, Option(min=1, help="Of an answer.")] = None,
+    temperature: Annotated[float | None, Option(min=0, help="0: the likeliest words.")] = None,
+    seed: Annotated[int | None, Option(min=0, help="Of the draw, above temperature 0.")] = None,
+    as_json: Annotated[
+        bool, Option("--json", help="Print a JSON object for each question.")
+    ] = False,
+) -> None:
+    """Ask base and trained the same, and read both answers side by side as they come.
+
+    They are asked as in the run's evaluation, with its settings, and graded where the right answer
+    is known. Type /help for what else can be said. From a pipe, each line is a question of its own.
+    """
+    refuse_half_a_server(server, server_model)
+    require_mlx()
+    from mlxreflect.cli.chat import open_chat
+    from mlxreflect.evaluation.generators import ServedModel
+    from mlxreflect.runs.chat import find_subject
+
+    keys = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    served = [ServedModel(server, name, server_key_env) for name in server_model or []]
+    settings = {key: value for key, value in keys.items() if value is not None}
+    try:
+        open_chat(find_subject(run_dir, model, spec), served, settings, make_ui(as_json))
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None

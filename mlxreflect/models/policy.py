@@ -133,6 +133,7 @@ class Policy:
         banned: Sequence[Sequence[list[int]]] = (),
         sampling: Sampling = PLAIN,
         advance: Callable[[int], None] | None = None,
+        hear: Callable[[int, list[int]], None] | None = None,
     ) -> list[Completion]:
         """`samples` completions of each prompt in turn, by continuous batching.
 
@@ -140,7 +141,8 @@ class Policy:
         stream; the same names, prompts, weights and backend give the same tokens. stop: strings
         that end a completion where they appear in its text. banned: for each prompt, token
         sequences that its completions do not begin with. sampling: how a token is drawn besides.
-        advance: told how many completions have just ended.
+        advance: told how many completions have just ended. hear: told, token by token, the number
+        of a completion and its tokens so far.
         """
         reach = max((len(text.encode()) for text in stop), default=0) + 4  # tokens, and some before
         asked_for, batch = batch, self.fitting(batch, prompts, max_new_tokens)
@@ -175,6 +177,8 @@ class Policy:
                 made = [(r.uid, r.token, r.finish_reason) for r in generator.next_generated()]
                 for uid, token, reason in made:
                     tokens[uid].append(token)
+                    if hear:
+                        hear(uid, tokens[uid])
                     tail = self.decode(tokens[uid][-reach:]) if stop and not reason else ""
                     if any(end in tail for end in stop):
                         reason = "stop"

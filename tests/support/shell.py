@@ -1,5 +1,6 @@
 """The command line as a person meets it: its processes, exit codes, stdout and stderr."""
 
+import io
 import json
 import os
 import subprocess
@@ -25,6 +26,7 @@ class Shell:
     """Runs the command line in a folder of its own, without a network or a cache of the user's.
 
     inside: does it in the tests' own process, where the models' libraries are loaded already.
+    typed: what comes from stdin.
     """
 
     def __init__(
@@ -43,24 +45,24 @@ class Shell:
     def command(self, *arguments: object) -> list[str]:
         return [sys.executable, "-m", "mlxreflect", *map(str, arguments)]
 
-    def __call__(self, *arguments: object) -> Done:
+    def __call__(self, *arguments: object, typed: str = "") -> Done:
         if self.inside:
-            return self.inside(*arguments)
+            return self.inside(*arguments, typed=typed)
         done = subprocess.run(
             self.command(*arguments), cwd=self.folder, env=self.env, capture_output=True,
-            text=True, timeout=TIMEOUT, check=False,
+            input=typed or None, text=True, timeout=TIMEOUT, check=False,
         )  # fmt: skip
         return Done(done.returncode, done.stdout, done.stderr)
 
-    def works(self, *arguments: object) -> Done:
-        done = self(*arguments)
+    def works(self, *arguments: object, typed: str = "") -> Done:
+        done = self(*arguments, typed=typed)
         assert done.code == 0, done.err
         return done
 
-    def mistake(self, *arguments: object) -> tuple[str, str]:
+    def mistake(self, *arguments: object, typed: str = "") -> tuple[str, str]:
         """The error and the hint: two lines on stderr, nothing else anywhere, exit code 2."""
         before = listing(self.folder)
-        done = self(*arguments)
+        done = self(*arguments, typed=typed)
         assert done.code == 2, done.err
         assert done.out == ""
         assert listing(self.folder) == before
@@ -113,7 +115,9 @@ def shell_inside(
 ) -> S:  # fmt: skip
     """Returns a command line that runs in the tests' own process, in `folder`."""
 
-    def inside(*arguments: object) -> Done:
+    def inside(*arguments: object, typed: str) -> Done:
+        if typed:
+            monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
         monkeypatch.setattr(sys, "argv", ["mlxreflect", *map(str, arguments)])
         code: Any = 0
         try:
