@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from support.arm_folders import gsm8k, write_arm
@@ -29,7 +30,7 @@ from mlxreflect.core.ui import Ui
 from mlxreflect.view import page
 from mlxreflect.view.gather import gather
 from mlxreflect.view.page import html, keep_page, render, write_page
-from mlxreflect.view.server import Server
+from mlxreflect.view.server import Server, serve
 
 TEXTS = ["plain", "other", "third", "fourth"]
 
@@ -410,6 +411,42 @@ def test_whoever_should_not_ask_gets_403(
     status, text = ask(server, asked, **headers)
     assert status == 403
     assert "mlxreflect" not in text
+
+
+def test_a_file_of_ours_may_lead_to_the_page_and_to_nothing_else(server: Server) -> None:
+    opened = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate",
+              "Sec_Fetch_Dest": "document"}  # fmt: skip
+    here = f"/{server.token}/"
+    assert ask(server, here, **opened)[0] == 200
+    assert ask(server, f"{here}tree", **opened)[0] == 403
+    assert ask(server, "/wrong/", **opened)[0] == 403
+    assert ask(server, here, **opened, Host="example.com")[0] == 403
+    for other in ({"Sec_Fetch_Dest": "iframe"}, {"Sec_Fetch_Mode": "no-cors"}):
+        assert ask(server, here, **{**opened, **other})[0] == 403
+
+
+def test_the_browser_is_not_told_the_token_where_others_see_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its command line names a file that only this user can read, and that is gone at the end."""
+    opened, said = list[tuple[str, int, str]](), list[str]()
+
+    def look(url: str) -> None:
+        file = Path(unquote(urlsplit(url).path))
+        opened.append((url, file.stat().st_mode & 0o777, file.read_text()))
+
+    def stop(server: Server) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr("webbrowser.open", look)
+    monkeypatch.setattr(Server, "serve_forever", stop)
+    serve([write_run(tmp_path / "run", TEXTS, wave=2)], said.append)
+    ((url, mode, text),) = opened
+    address = said[0].splitlines()[0]
+    assert url.startswith("file://") and address.rsplit("/", 2)[1] not in url
+    assert mode == 0o600 and f"url={address}" in text
+    assert not Path(unquote(urlsplit(url).path)).exists()
 
 
 def test_the_page_and_its_data(server: Server) -> None:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from hmac import compare_digest
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -116,7 +117,8 @@ class Handler(BaseHTTPRequestHandler):
         asked = urlsplit(self.path)
         _, token, *_ = f"{asked.path}//".split("/")
         known = compare_digest(token.encode(), self.server.token.encode())
-        if not known or not self.from_our_page():
+        page = known and asked.path == f"/{token}/"
+        if not known or not (self.from_our_page() or (page and self.is_opened())):
             self.answer(403, "text/plain", "403: this address is not open to you")
             return
         query = {name: values[-1] for name, values in parse_qs(asked.query).items()}
@@ -145,6 +147,13 @@ class Handler(BaseHTTPRequestHandler):
         same = origin is None or origin == f"http://{host}"
         return host in self.server.hosts and same and site in ("none", "same-origin")
 
+    def is_opened(self) -> bool:
+        """Tells if a browser opens the address as a page of its own, from wherever it was led."""
+        modes = (self.headers.get(f"Sec-Fetch-{name}") for name in ("Mode", "Dest"))
+        return self.headers.get("Host", "") in self.server.hosts and (*modes,) == (
+            "navigate", "document"
+        )  # fmt: skip
+
     def answer_json(self, value: Any) -> None:
         self.answer(200, "application/json", embed(value))
 
@@ -167,7 +176,10 @@ def serve(folders: Sequence[Path], say: Callable[[str], None]) -> None:
     screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     with Server(folders) as server:
         say(f"{server.address}\nfor this machine alone, by this address; Ctrl-C ends it")
-        if screen or sys.platform == "darwin":
-            webbrowser.open(server.address)
-        with suppress(KeyboardInterrupt):
+        with suppress(KeyboardInterrupt), NamedTemporaryFile("w", suffix=".html") as led:
+            if screen or sys.platform == "darwin":
+                # All users of the machine see a browser's arguments, and none this file's content.
+                led.write(f'<meta http-equiv="refresh" content="0; url={server.address}">')
+                led.flush()
+                webbrowser.open(Path(led.name).as_uri())
             server.serve_forever()
