@@ -165,11 +165,12 @@ def test_what_cannot_be_shared(shell: Shell, run: Path, tiny_random: Path) -> No
 class FakeOllama(BaseHTTPRequestHandler):
     """Takes files as Ollama 0.32 does, and answers with what they are a model of.
 
-    folder: where the files are kept. refuses: what it says to /api/create. told: the requests.
+    folder: where the files are kept. refuses: what it says to /api/create. moved: where it says
+    that a model's file is. told: the requests.
     """
 
     folder: Path
-    refuses = ""
+    refuses = moved = ""
     told: dict[str, list[Any]]
     policy: Any = None
 
@@ -194,7 +195,15 @@ class FakeOllama(BaseHTTPRequestHandler):
             for name, digest in body["files"].items():
                 (self.folder / name).write_bytes((self.folder / digest).read_bytes())
             return self.say({"status": "success"})
+        if self.path == "/api/show":  # the file of a model that it made: here, its weights
+            weights = self.folder / self.told["/api/create"][0]["files"]["model.safetensors"]
+            return self.say({"modelfile": f"# FROM x\nFROM {self.moved or weights}\nTEMPLATE x"})
         return self.say(self.chat(body))
+
+    def do_DELETE(self) -> None:
+        size = int(self.headers["Content-Length"])
+        self.told.setdefault(self.path, []).append(json.loads(self.rfile.read(size)))
+        self.say({})
 
     def chat(self, body: dict[str, Any]) -> dict[str, Any]:
         kind = type(self)
@@ -272,7 +281,7 @@ def test_what_ollama_cannot_make(
             (("--name", "../x"), "--name '../x' is no name for Ollama"),
             (("--name", "a\nb"), "is no name for Ollama"),
             (("--name", "taken"), "Ollama has a model taken"),
-            (("--quantize", "5"), "--quantize 5: not Ollama's"),
+            (("--quantize", "5"), "--quantize 5: no such form"),
         ):
             assert fault in shell.mistake(*words, *more)[0]
         done = shell(*words)
@@ -324,3 +333,46 @@ def test_no_lm_studio(shell: Shell, run: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "LM Studio has no folder here" in shell.mistake(*words)[0]
     for name in ("../../x", "a/b/c", "a b", "/x", ".x"):
         assert "is no name for LM Studio" in shell.mistake(*words, "--name", name)[0]
+
+
+def test_a_file_of_ollamas(
+    shell: Shell, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    words = ("export", run, "--to", "gguf", "--out", run / "gguf")
+    for how in ({}, {"moved": "/of/another/machine"}, {"refuses": "unsupported architecture"}):
+        with ollama(tmp_path / f"server{how}".replace("/", ""), **how) as (address, told):
+            monkeypatch.setenv("OLLAMA_HOST", address)
+            done = shell(*words)
+        (made,) = told["/api/create"]
+        assert "refuses" in how or told["/api/delete"] == [{"model": made["model"]}]
+        if how:
+            assert done.code == 2 and not (run / "gguf").exists()
+            continue
+        (file,) = (run / "gguf").iterdir()
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        assert made["files"]["model.safetensors"] == f"sha256:{digest}" and file.suffix == ".gguf"
+        config = json.loads((tmp_path / "server{}" / "tokenizer_config.json").read_text())
+        assert config["chat_template"] == RECORDED["templates"][0]["jinja"]
+        shutil.rmtree(run / "gguf")
+    monkeypatch.setenv("OLLAMA_HOST", "http://127.0.0.1:1")
+    assert "nothing here makes GGUF" in shell.mistake(*words)[0]
+
+
+def test_a_file_of_llama_cpps(
+    shell: Shell, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tools := tmp_path / "a tool's").mkdir()
+    converter = tools / "convert_hf_to_gguf.py"
+    converter.write_text('#!/bin/sh\n[ -f "$1/model.safetensors" ] && echo "$*" > "$3"\n')
+    converter.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    words = ("export", run, "--to", "gguf", "--quantize")
+    assert "llama.cpp" in shell.works(*words, "q8_0").out
+    (file,) = (run / "export" / "gguf").iterdir()
+    assert file.read_text().endswith("model.gguf --outtype q8_0\n")
+    assert "--quantize q4_K_M: no such form" in shell.mistake(*words, "q4_K_M")[0]
+    converter.write_text("#!/bin/sh\necho 'No module named torch' >&2; exit 1\n")
+    done = shell(*words, "f16", "--out", run / "again")
+    assert done.code == 2 and "failed: No module named torch" in done.err
+    assert not (run / "again").exists() and not list(run.rglob("*.tmp"))

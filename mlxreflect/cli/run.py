@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer()
+MODELS = ("ollama", "lmstudio", "mlx", "gguf", "modelfile", "peft")  # forms of a run's model
 RECIPE = "A TOML file, or the name of a bundled recipe, such as quickstart."
 
 
@@ -326,10 +327,7 @@ def export(
     format_: Annotated[
         str, Option("--format", help="trl, sharegpt, mlx-chat, graphml, or a form of the method.")
     ] = "",
-    to: Annotated[
-        str,
-        Option(help="Not the data, but the model: ollama, lmstudio, mlx, modelfile, peft."),
-    ] = "",
+    to: Annotated[str, Option(help=f"The model instead: {', '.join(MODELS)}.")] = "",
     base: Annotated[
         str, Option(metavar="NAME", help="The model, where it is not the one it was trained on.")
     ] = "",
@@ -344,17 +342,10 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a run's training data, or its model, in a form that others read."""
-    if bool(to) == bool(format_) or to not in (
-        "",
-        "peft",
-        "mlx",
-        "lmstudio",
-        "modelfile",
-        "ollama",
-    ):
+    if bool(to) == bool(format_) or (to and to not in MODELS):
         raise UserError(
             f"--to {to}: no such form" if to and not format_ else "give one of --format and --to",
-            "give --format trl for the data, or --to mlx for the model",
+            f"give --format trl for the data, or for the model --to {' or '.join(MODELS)}",
         )
     ui = make_ui(as_json)
     if to:

@@ -2,7 +2,8 @@
 
 mlx: a folder that mlx-lm loads; lmstudio: one where LM Studio looks for it. modelfile: plain
 weights beside what makes a model of Ollama's of them. ollama: that model, made and asked the same
-as the run's.
+as the run's. gguf: a file for llama.cpp, which its converter or Ollama makes: mlx-lm's own writer
+makes one that takes no prompt where the tokenizer is byte-level BPE.
 """
 
 import hashlib
@@ -10,6 +11,8 @@ import json
 import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -22,7 +25,7 @@ from rich.console import Group
 from mlxreflect.config.schema import CriticConfig, PolicyConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json
-from mlxreflect.core.ui import Ui, plain, table
+from mlxreflect.core.ui import Ui, plain, safe_text, table
 from mlxreflect.critics.http import CallError, reading
 from mlxreflect.critics.ollama import LOOK_S, Ollama
 from mlxreflect.evaluation.arms import slug
@@ -35,6 +38,7 @@ PART = 2**20  # bytes of a file sent at once
 QUANTS = ("q4_K_M", "q4_K_S", "q8_0", "f16", "f32", "bf16")
 # As Ollama takes it: [HOST/][NAMESPACE/]MODEL[:TAG].
 NAME = re.compile(r"(\w[\w.:-]*/)?(\w[\w-]*/)?\w[\w.-]{0,79}(:\w[\w.-]{0,79})?", re.ASCII)
+CONVERTER, CONVERTS = "convert_hf_to_gguf.py", ("f16", "bf16", "f32", "q8_0", "auto")  # llama.cpp's
 # What Ollama makes a model of.
 READS = ("model*.safetensors", "*.json", "tokenizer.model")
 
@@ -62,6 +66,8 @@ def share(
         made = fuse.fuse(how.model, str(adapter), out, bits(quantize), prompts, ui, how)
     elif form == "modelfile":
         made = write_modelfile(adapter, how, out, ui)
+    elif form == "gguf":
+        made = to_gguf(adapter, how, out, quantize, ui)
     else:
         made = to_ollama(adapter, how, out, called, quantize, prompts, ui)
     return {**made, "schema": "export/1", "format": form, "out": str(out)}
@@ -76,6 +82,8 @@ def render(made: dict[str, Any]) -> Group:
     if made["format"] == "peft":
         base = made["base"] or "the model it was trained on; name it with --base NAME"
         rows = {"layers": ", ".join(made["layers"]), "to be put on": base}
+    elif made["format"] == "gguf":
+        rows = {"made by": made["made_by"], "size": f"{made['bytes'] / 1e6:.0f} MB"}
     else:
         file = shlex.quote(f"{made['out']}/Modelfile")
         rows = {"weights": f"{made['bytes'] / 1e6:.0f} MB of {made['dtype']}",
@@ -100,7 +108,8 @@ def as_evaluated(run: Path, adapter: Path, base: str) -> PolicyConfig:
         for file, table in (("run.json", "recipe"), ("job.json", "job")):
             if (run / file).is_file():
                 policy = read_json(run / file)[table]["policy"]
-                found |= {key: policy[key] for key in ("quantize", "thinking", "template")}
+                keys = ("quantize", "thinking", "template")
+                found |= {key: policy[key] for key in keys if key in policy}
         spec, decoding = evaluated.get("spec", {}), evaluated.get("decoding", {})
         found |= {key: spec[key] for key in ("thinking", "template") if key in spec}
         found |= {key: decoding[key] for key in decoding if key in PolicyConfig.model_fields}
@@ -170,12 +179,10 @@ def to_ollama(
     """
     if not NAME.fullmatch(name):
         raise UserError(f"--name {name!r} is no name for Ollama", "give one like my-model:v1")
-    if quantize and quantize.lower() not in [known.lower() for known in QUANTS]:
-        raise UserError(f"--quantize {quantize}: not Ollama's", f"one of {', '.join(QUANTS)}")
+    check_quantize(quantize, QUANTS)
     server, asked = Ollama(CriticConfig(model=name)), [*fuse.PROMPTS, *prompts]
     try:
-        with server.wire.within(LOOK_S):
-            there = server.pulled()
+        there = models_of(server)
     except CallError as error:
         raise UserError(f"{server.silent}: {error}", "start it: ollama serve") from None
     if {name, f"{name}:latest"} & there.keys():
@@ -196,6 +203,17 @@ def to_ollama(
         **written, "name": name, "quantize": quantize, "tokens": fuse.TOKENS,
         "prompts": len(samples), "agree": sum(s["agrees"] for s in samples), "samples": samples,
     }  # fmt: skip
+
+
+def check_quantize(quantize: str, known: Sequence[str]) -> None:
+    if quantize and quantize.lower() not in [one.lower() for one in known]:
+        raise UserError(f"--quantize {quantize}: no such form", f"one of {', '.join(known)}")
+
+
+def models_of(server: Ollama) -> dict[str, int | None]:
+    """Returns the models that Ollama has. Raises CallError where it does not answer."""
+    with server.wire.within(LOOK_S):
+        return server.pulled()
 
 
 def create(server: Ollama, folder: Path, said: dict[str, Any], quantize: str, ui: Ui) -> None:
@@ -282,7 +300,12 @@ def render_answers(made: dict[str, Any]) -> Group:
 
 
 def modelfile_of(how: PolicyConfig) -> Modelfile:
-    """Returns a model's Modelfile. Raises UserError where Ollama does not read its tokenizer."""
+    """Returns a model's Modelfile. Raises UserError where Ollama cannot have its like."""
+    return modelfile(load_template(check_tokenizer(how), how), how)
+
+
+def check_tokenizer(how: PolicyConfig) -> Path:
+    """Returns a model's folder. Raises UserError where Ollama does not read its tokenizer."""
     folder = find_model(how.model, "--base")
     if folder is None:
         raise UserError(f"{how.model} is not on this machine", f"run: hf download {how.model}")
@@ -295,11 +318,79 @@ def modelfile_of(how: PolicyConfig) -> Modelfile:
                 "tokenizer.model; the tokenizer is neither",
                 "export it --to mlx, which keeps the tokenizer as it is",
             )
-    return modelfile(load_template(folder, how), how)
+    return folder
 
 
-def own_beginning(folder: Path) -> None:
-    """Lets no token stand before a prompt but those that the template writes, as in MLX."""
+def own_beginning(folder: Path, **more: str) -> None:
+    """Lets no token stand before a prompt but those that the template writes, as in MLX.
+
+    more: other settings of the tokenizer.
+    """
     file = folder / "tokenizer_config.json"
-    told = read_json(file) if file.is_file() else {}
-    file.write_text(json.dumps({**told, "add_bos_token": False}, indent=2), encoding="utf-8")
+    told = {**(read_json(file) if file.is_file() else {}), "add_bos_token": False, **more}
+    file.write_text(json.dumps(told, indent=2), encoding="utf-8")
+
+
+# ---- GGUF ----------------------------------------------------------------------------------------
+
+
+def to_gguf(adapter: Path, how: PolicyConfig, out: Path, quantize: str, ui: Ui) -> dict[str, Any]:
+    """Writes a folder with model.gguf. Raises UserError where nothing here makes one."""
+    converter, server = shutil.which(CONVERTER), Ollama(CriticConfig(model="mlxreflect-gguf"))
+    check_quantize(quantize, CONVERTS if converter else QUANTS)
+    if not converter:
+        try:
+            models_of(server)
+        except CallError:
+            raise UserError(
+                f"nothing here makes GGUF: no {CONVERTER} on the PATH, and Ollama does not answer",
+                "install llama.cpp (brew install llama.cpp), or start: ollama serve",
+            ) from None
+        check_tokenizer(how)
+    fuse.check_request(out, 0)
+    ui.line(f"writing {out}")
+    with fuse.whole(out) as partial:
+        source, file = partial / "weights", partial / "model.gguf"
+        fuse.write_folder(how.model, str(adapter), source, 0, how)
+        jinja = source / "chat_template.jinja"
+        more = {"chat_template": jinja.read_text(encoding="utf-8")} if jinja.is_file() else {}
+        own_beginning(source, **more)
+        if converter:
+            convert(converter, source, file, quantize)
+        else:
+            made_by_ollama(server, source, file, quantize, ui)
+        shutil.rmtree(source)
+        size = file.stat().st_size
+    return {"model": how.model, "adapter": str(adapter), "quantize": quantize, "bytes": size,
+            "made_by": "llama.cpp" if converter else "Ollama"}  # fmt: skip
+
+
+def convert(converter: str, source: Path, file: Path, quantize: str) -> None:
+    """Has llama.cpp's converter write a GGUF file. Raises UserError with its last line."""
+    words = [converter, str(source), "--outfile", str(file), "--outtype", quantize or "f16"]
+    done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode or not file.is_file():
+        said = (done.stderr or done.stdout).strip().splitlines() or ["no word"]
+        raise UserError(
+            f"{converter} failed: {safe_text(said[-1])[:200]}",
+            "mend that, or take it off the PATH: then Ollama makes the file",
+        )
+
+
+def made_by_ollama(server: Ollama, source: Path, file: Path, quantize: str, ui: Ui) -> None:
+    """Has Ollama make a model, and copies its file. Raises UserError."""
+    name = f"mlxreflect-gguf-{os.getpid()}"
+    hint = f"install llama.cpp, whose {CONVERTER} makes the file"
+    try:
+        create(server, source, {"model": name}, quantize, ui)
+        with server.wire.within(WORK_S):
+            told = str(server.request("/api/show", {"model": name}).get("modelfile"))
+            found = re.search(r"^FROM (.+)$", told, re.MULTILINE)
+            there = found is not None and Path(found[1]).is_file()
+            if found and there:
+                shutil.copyfile(found[1], file)
+            server.http.request("DELETE", "/api/delete", json={"model": name})
+    except CallError as error:
+        raise UserError(f"Ollama: {error}", hint) from None
+    if not there:
+        raise UserError("Ollama keeps its files where they cannot be read from here", hint)
