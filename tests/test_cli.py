@@ -360,7 +360,7 @@ def test_json_owns_stdout(finished: tuple[Path, Done]) -> None:
     assert summary == json.loads((path / "summary.json").read_text())
     assert summary["status"] == "finished"
     assert (summary["problems"], summary["base"]["n"], summary["trained"]["n"]) == (4, 6, 6)
-    for said in ("evaluating base", "epoch 1, wave 0", "learning", "device"):
+    for said in ("evaluating base", "epoch 1, wave 1", "learning", "device"):
         assert said in done.err
 
 

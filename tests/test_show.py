@@ -316,7 +316,7 @@ def test_only_the_last_waves_are_listed(tmp_path: Path) -> None:
     append_rows(run / "metrics.jsonl", [wave_row(700_000 + i) for i in range(50)])
     text = draw(show.show_run(run))
     assert "the last 30 of 50" in text
-    assert [str(700_000 + i) in text for i in range(50)] == [i >= 20 for i in range(50)]
+    assert [str(700_001 + i) in text for i in range(50)] == [i >= 20 for i in range(50)]
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_the_story_is_told_in_order(tmp_path: Path) -> None:
     places = [
         text.index(part)
         for part in (
-            FIRST.id, "Target: 35", "epoch 1, wave 0, basic critic",
+            FIRST.id, "Target: 35", "epoch 1, wave 1, basic critic",
             "0 attempt by policy:ab12, 231 tokens, cut off", "3 + 4 = 7 then 27",
             "✗ wrong, format kept: the answer is 27, not 35",
             "1 critique by ollama:qwen, shown: gold answer", "the call failed: timed out",
@@ -365,7 +365,7 @@ def test_the_story_spans_epochs_with_each_ones_training(tmp_path: Path) -> None:
     forced = Example("sft", [], completion="c", source={"problem": FIRST.id, "forced": True})
     run = make_run(tmp_path / "run", [early, late], [*examples_of(late), forced])
     text = draw(show.show_problem(run, FIRST.id))
-    first, second = text.index("epoch 1, wave 0"), text.index("epoch 2, wave 5")
+    first, second = text.index("epoch 1, wave 1"), text.index("epoch 2, wave 6")
     assert first < text.index("not solved: on the bucket list") < second
     assert text.count("trained on a pair") == text.count("trained by SFT") == 1
     assert text.index("trained on a pair") > second

@@ -156,6 +156,8 @@ def panels(figure: Figure, title: str, labels: Sequence[str], x_label: str, of: 
         axis.spines[["top", "right"]].set_visible(False)
     axes[-1].set_xlabel(x_label)
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if x_label == "wave":  # records count them from 0, people from 1
+        axes[-1].xaxis.set_major_formatter(lambda x, _: f"{x + 1:.0f}")
     return axes
 
 

@@ -256,7 +256,7 @@ def show_waves(run_dir: Path) -> RenderableType:
     if len(waves) > LAST_WAVES:
         title = f"Waves (the last {LAST_WAVES} of {len(waves)}; all are in metrics.jsonl)"
     rows = [
-        [*(row.get(key, "") for key in columns.values()),
+        [*({**row, "wave": row["wave"] + 1}.get(key, "") for key in columns.values()),
          f"{row['seconds']:.1f}" if "seconds" in row else ""]
         for row in waves[-LAST_WAVES:]
     ]  # fmt: skip
@@ -413,7 +413,7 @@ def leak_line(leaks: dict[str, Any]) -> str | None:
 
 def look_line(dev: dict[str, Any]) -> str:
     """Returns what the looks at dev problems came to, in one line."""
-    at = {name: f"{percent(dev[name]['accuracy'])} after wave {dev[name]['wave']}"
+    at = {name: f"{percent(dev[name]['accuracy'])} after wave {dev[name]['wave'] + 1}"
           if dev[name] else "none above it" for name in ("best", "last")}  # fmt: skip
     ended = "; learning ended because base was better" if dev["stopped"] else ""
     return (
@@ -480,7 +480,7 @@ def tell_story(episodes: list[Episode], examples: list[Example]) -> list[Rendera
 
 
 def tell_episode(episode: Episode, examples: list[Example]) -> list[RenderableType]:
-    title = f"epoch {episode.epoch}, wave {episode.wave}"
+    title = f"epoch {episode.epoch}, wave {episode.wave + 1}"
     method = METHODS.get(episode.recipe)
     title += f", {episode.outcome.tier} critic" if method and method.escalates else ""
     parts: list[RenderableType] = [Text(), Rule(plain(title, "bold"), align="left", style="dim")]

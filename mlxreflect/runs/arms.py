@@ -263,7 +263,7 @@ class Watch:
         }  # fmt: skip
         praise = ", the best so far" if best else ""
         self.ui.line(
-            f"dev after wave {wave}: {right:.1%} of {n} right, base {row['base']:.1%} "
+            f"dev after wave {wave + 1}: {right:.1%} of {n} right, base {row['base']:.1%} "
             f"({counts[1]} gained, {counts[-1]} lost){praise}"
         )
         if worse:
@@ -303,8 +303,8 @@ class Watch:
         best, folder = self.best(), self.run.path / BEST
         said = ONLY_BASE
         if best:
-            said = f"trained is the policy after wave {best['wave']}, the best on dev problems: "
-            said += f"{best['accuracy']:.1%} of {best['n']} right"
+            said = f"trained is the policy after wave {best['wave'] + 1}, the best on dev "
+            said += f"problems: {best['accuracy']:.1%} of {best['n']} right"
         self.ui.line(said)
         held[f"{ADAPTER}last"] = dict(self.trainer.trainable())
         file = folder / "adapters.safetensors"

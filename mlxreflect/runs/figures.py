@@ -40,7 +40,10 @@ ONLY_BASE = "trained is base: no look at dev problems was better"
 
 
 def describe_wave(figures: Figures, solved: str) -> str:
-    """Returns a wave in one line. solved: the method's word for solved problems, or ""."""
+    """Returns a wave in one line, counted from 1.
+
+    solved: the method's word for solved problems, or "".
+    """
     n = figures["problems"]  # some waves are training alone
     parts = [
         plural(n, "problem") if n else "",
@@ -53,7 +56,7 @@ def describe_wave(figures: Figures, solved: str) -> str:
         figures.get("told", ""),
         f"{figures['seconds']:.1f} s",
     ]
-    at = f"epoch {figures['epoch']}, wave {figures['number']} ({figures['stage']})"
+    at = f"epoch {figures['epoch']}, wave {figures['number'] + 1} ({figures['stage']})"
     return f"{at}: {', '.join(filter(None, parts))}"
 
 

@@ -315,7 +315,7 @@ function livePanel(run) {
   const bar = known(now.total) ? el("progress", { max: now.total, value: now.done, "aria-label": now.phase }) : null;
   const facts = [
     known(now.total) ? `${count(now.done)} of ${count(now.total)}` : now.done ? `${count(now.done)} so far` : null,
-    known(now.wave) ? `wave ${now.wave}${now.stage ? ", " + now.stage : ""}` : null,
+    known(now.wave) ? `wave ${now.wave + 1}${now.stage ? ", " + now.stage : ""}` : null,
     known(now.seconds_left) ? `about ${duration(now.seconds_left)} of learning left` : null,
     known(now.generating) ? `${count(now.generating)} tokens/s generated` : null,
     known(now.training) ? `${count(now.training)} tokens/s trained` : null,
@@ -378,7 +378,7 @@ function drawLines(spec, xs, view, width) {
   const root = svg("svg", { class: "curves", viewBox: `0 0 ${width} ${HEIGHT}`, width, height: HEIGHT, tabindex: 0, role: "img", "aria-label": label });
   const levels = ticks(low, high, 4), digits = Math.min(8, Math.max(0, Math.ceil(-Math.log10(levels[1] - levels[0] || 1) - 1e-9)));
   for (const tick of levels) add(root, [svg("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y(tick), y2: y(tick) }), svg("text", { x: LEFT - 8, y: y(tick) + 4, "text-anchor": "end" }, spec.percent ? (100 * tick).toFixed(Math.max(0, digits - 2)) + "%" : tick.toFixed(digits).replace("-", "−"))]);
-  for (const tick of ticks(view.from, view.to, Math.max(2, width / 90)).filter(Number.isInteger)) add(root, svg("text", { x: x(tick), y: HEIGHT - BOTTOM + 21, "text-anchor": "middle" }, count(tick)));
+  for (const tick of ticks(view.from, view.to, Math.max(2, width / 90)).filter(Number.isInteger)) add(root, svg("text", { x: x(tick), y: HEIGHT - BOTTOM + 21, "text-anchor": "middle" }, placed(spec, tick)));
   add(root, svg("text", { x: LEFT - 8, y: HEIGHT - BOTTOM + 21, "text-anchor": "end" }, spec.x));
   let free = 0;
   for (const mark of spec.marks || []) {
@@ -416,6 +416,11 @@ function path(found, x, y) {
   return d;
 }
 
+// Records count waves from 0, people from 1.
+function placed(spec, at) {
+  return count(spec.x === "wave" ? at + 1 : at);
+}
+
 function ticks(low, high, about) {
   const raw = (high - low) / about || 1, power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((k) => k * power).find((size) => size >= raw) || raw;
@@ -444,7 +449,7 @@ function steer(spec, xs, view, drawing, draw) {
       const said = spec.percent ? percent : few;
       rows.push(el("div", {}, svg("svg", { viewBox: "0 0 22 8", class: "swatch" }, svg("line", { class: "line c" + (k % 6), x1: 1, x2: 21, y1: 4, y2: 4 })), ` ${line.name} `, el("b", {}, said(value)), known(mean) && ` (mean ${said(mean)})`));
     });
-    const name = Number.isInteger(at) ? `${spec.x} ${count(at)}` : at < 0 ? "before" : "at the end";
+    const name = Number.isInteger(at) ? `${spec.x} ${placed(spec, at)}` : at < 0 ? "before" : "at the end";
     const box = root.getBoundingClientRect();
     showTip([el("div", { class: "dim" }, name), ...rows], box.left + x(at), box.top + TOP);
   }
@@ -549,7 +554,7 @@ function filterBar(table, choices, at) {
   const selects = choices.map(([name, values]) => {
     const select = el("select", { "aria-label": named(name), onchange: (event) => { table.filters[name] = event.target.value; change(); } },
       el("option", { value: "" }, `any ${named(name)}`),
-      values.map((value) => el("option", { value }, name === "status" ? (table.data.words || {})[value] || value : name === "waves" ? `wave ${value}` : spaced(value))));
+      values.map((value) => el("option", { value }, name === "status" ? (table.data.words || {})[value] || value : name === "waves" ? `wave ${value + 1}` : spaced(value))));
     select.value = table.filters[name] ?? "";
     return select;
   });
@@ -629,7 +634,7 @@ function cell(table, row, name, i) {
   if (name === "question") return el("a", { href: storyLink(table, i), tabindex: -1 }, value || row[0]);
   if (name === "status") return el("span", { class: "status " + value }, (table.data.words || {})[value] || value);
   if (name === "change") return el("span", { class: "change " + ({ "wrong → right": "good", preferred: "good", "right → wrong": "bad", "not preferred": "bad" }[value] || "") }, value);
-  if (name === "waves") return value.length > 3 ? `${value[0]} … ${value[value.length - 1]}` : value.join(", ");
+  if (name === "waves") return value.length > 3 ? `${value[0] + 1} … ${value[value.length - 1] + 1}` : value.map((wave) => wave + 1).join(", ");
   if (name === "answers") return table.data.arms.map((arm, k) => [k ? el("span", { class: "dim" }, " · ") : null, value[k] ?? el("span", { class: "dim" }, "none")]);
   return spaced(value);
 }
@@ -645,7 +650,7 @@ function probesPage(at) {
 }
 
 function probe(story) {
-  const when = (wave) => (wave === null ? "before training" : `wave ${wave}`);
+  const when = (wave) => (wave === null ? "before training" : `wave ${wave + 1}`);
   return el("article", { class: "asked" }, el("h2", {}, "You asked"), prose(story.prompt, "Prompt"),
     el("div", { class: "over", tabindex: 0, role: "region", "aria-label": `Answers to: ${story.prompt.slice(0, 80)}` }, story.answers.map((one) => el("section", { class: "turn" },
       el("h3", {}, when(one.since), one.until !== one.since && ` to ${when(one.until)}`, el("span", { class: "dim" }, ` · ${counted(one.tokens, "token")}`, one.cut && " · cut off at the token limit")),
@@ -739,7 +744,7 @@ function prompts(messages, name) {
 
 function episode(one) {
   return el("article", { class: "episode" },
-    el("h2", {}, `Epoch ${one.epoch}, wave ${one.wave}`, one.tier && el("span", { class: "dim" }, ` ${one.tier} critic`)),
+    el("h2", {}, `Epoch ${one.epoch}, wave ${one.wave + 1}`, one.tier && el("span", { class: "dim" }, ` ${one.tier} critic`)),
     one.turns.map((turn) => turnBox(turn, one)),
     one.examples.map((example) => el("p", { class: "example" }, exampleSays(example))),
     el("p", { class: "ended" }, el("span", { class: "status " + one.status }, one.ended), one.solved !== null && one.solved !== undefined && `, turn ${one.solved}`));
