@@ -142,7 +142,10 @@ def test_an_adapter_of_no_run_is_asked_as_typed(shell: Shell, run: Path, tmp_pat
 
 def test_a_training_is_asked_as_typed(shell: Shell) -> None:
     (shell.folder / "data.jsonl").write_text('{"prompt": "1 + 1?", "completion": "2"}\n' * 4)
-    shell.works("train", "sft", "--data", "data.jsonl", "--out", "out", "--set", "data.held_out=0")
+    done = shell.works(
+        "train", "sft", "--data", "data.jsonl", "--out", "out", "--set", "data.held_out=0"
+    )
+    assert "mlxreflect chat out" in done.out
     (found,) = asked(shell, "out", typed="1 + 1?\n")
     assert (found["question"], len(found["answers"])) == ("1 + 1?", 2)
 

@@ -155,7 +155,7 @@ def show_end(work: "Folder[Any]", summary: dict[str, Any], ui: "Ui") -> None:
         if model == "tiny":  # which mlx-lm does not know by that name
             rules = f" --task {task} --set temperature=0" if task else ""
             told["use it"] = f"mlxreflect solve {question}{rules} --model tiny --adapter {adapter}"
-            told["talk to it"] = f"mlxreflect chat {path}"
+        told["talk to it"] = f"mlxreflect chat {path}"
     told["compare it"] = f"mlxreflect {comparing}"
     ui.header(told)
 
