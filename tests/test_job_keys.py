@@ -73,7 +73,7 @@ CHANGED: dict[str, tuple[str, Any, dict[str, Any]]] = {
 }  # fmt: skip
 # Keys that need other data or a look inside: a test of their own below.
 APART = {
-    "policy.dequantize", "policy.thinking", "policy.template",
+    "policy.dequantize", "policy.thinking", "policy.template", "track",
     "objective", "policy.model", "policy.adapter", "data.source", "data.config", "data.split",
     "data.bad_row", "data.against", "data.ngram", "train.grad_checkpoint", "train.memory_gb",
     "train.part_tokens", "train.swap_gb",

@@ -116,7 +116,7 @@ CHANGED = {
 # Keys that need data, a server or a look inside: a test of their own below, in test_job_keys.py, or
 # in those of tasks and critics.
 APART = {
-    "allow_untrained",
+    "allow_untrained", "track",
     "policy.dequantize", "policy.thinking", "policy.template", "critic.thinking",
     "policy.model", "policy.adapter", "task.source", "task.config", "task.split", "task.question",
     "task.answer", "task.answer_type", "task.grader", "task.grader_sha256",

@@ -480,7 +480,7 @@ def test_a_faulty_profile_is_refused_though_it_is_not_chosen(
 
 CANDIDATES: list[Any] = [
     True, False, 2, 4, 0.25, "other", "ollama", "yes", "base", "self", "direct", "reasoning",
-    "text", "sum", "orpo", "full", "exact", [2], ["x"], {"model": "m"}, 100,
+    "text", "sum", "orpo", "full", "exact", [2], ["x"], ["wandb"], {"model": "m"}, 100,
 ]  # fmt: skip
 
 
@@ -519,7 +519,7 @@ def test_the_digest_ignores_what_may_change_on_resume_and_no_other() -> None:
             ignored.add(key)
     spending = {f"critic.budget.max_{what}" for what in ("calls", "tokens", "usd")}
     others = {"critic.concurrency", "critic.deadline_s", "critic.replay", "train.part_tokens",
-              "train.swap_gb", "allow_untrained"}  # fmt: skip
+              "train.swap_gb", "allow_untrained", "track"}  # fmt: skip
     assert ignored == set(RESUMABLE) == spending | others
 
 

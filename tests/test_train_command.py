@@ -682,7 +682,7 @@ def test_what_cannot_be_resumed_is_refused(command: Command) -> None:
     command.train("dpo", "out", *BRIEF, data=data)
     error, hint = command.mistake("resume", "out", *sets("train.lr=1e-3"))
     assert error.startswith("--set train.lr=1e-3: a training is resumed with the keys it began")
-    assert "only these can change: train." in hint
+    assert "only these can change: track, train." in hint
     assert command.mistake("resume", "nope")[0] == "nope is not a run folder"
     with take_lock(out):
         error, hint = command.mistake("resume", "out")

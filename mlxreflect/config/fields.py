@@ -26,6 +26,11 @@ Gigabytes = Annotated[float, Field(gt=0, le=1e6)] | Literal["auto"]
 Names = Annotated[
     list[str], BeforeValidator(lambda v: v.split(",") if isinstance(v, str) and v else v)
 ]
+# Programs that draw curves of many runs, each by the extra of its name.
+Trackers = Annotated[
+    list[Literal["tensorboard", "wandb", "trackio", "mlflow"]],
+    BeforeValidator(lambda v: v.split(",") if isinstance(v, str) and v else v),
+]
 
 
 def split_specs(given: Any) -> Any:

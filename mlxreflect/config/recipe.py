@@ -59,7 +59,7 @@ from mlxreflect.prompts.roles import BUNDLED
 # A stopped run may be resumed with other values of these, and of no other key. train.part_tokens
 # changes sums by their rounding only.
 RESUMABLE = (
-    "allow_untrained", "train.part_tokens", "train.swap_gb",
+    "allow_untrained", "track", "train.part_tokens", "train.swap_gb",
     "critic.concurrency", "critic.deadline_s", "critic.replay",
     "critic.budget.max_calls", "critic.budget.max_tokens", "critic.budget.max_usd",
 )  # fmt: skip

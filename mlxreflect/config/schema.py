@@ -30,6 +30,7 @@ from mlxreflect.config.fields import (
     Rate,
     Specs,
     Table,
+    Trackers,
 )
 from mlxreflect.methods import preflexor, r3, reflectevo, rel, traces
 from mlxreflect.methods.base import Method
@@ -326,6 +327,7 @@ class Recipe(Table):
     name: str = ""  # what the run is called; of a file, the file's name
     seed: Count = 0  # of problems' order, samples and LoRA weights
     allow_untrained: bool = False  # a run that trained on nothing is no error
+    track: Trackers = []  # who also gets what metrics.jsonl holds
     limits: Limits = Limits()
     policy: PolicyConfig = PolicyConfig()
     prompt: PromptConfig = PromptConfig()
@@ -461,6 +463,7 @@ class Job(Table):
     objective: Literal["sft", "dpo", "ipo", "exo_pair", "orpo", "grpo"] = "sft"
     seed: Count = 0  # of the order of rows and LoRA weights
     tags: TagSet = "think"  # what train.mask goes by
+    track: Trackers = []  # who also gets what metrics.jsonl holds
     policy: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: JobTrain = JobTrain()

@@ -35,6 +35,7 @@ from mlxreflect.core.journal import Commits, digest_of, read_json, take_lock, wr
 from mlxreflect.core.machine import machine_fault, swap_used
 from mlxreflect.core.ui import Ui
 from mlxreflect.data.matching import FILE
+from mlxreflect.runs.track import Follower, tracked
 
 C = TypeVar("C", bound=Recipe | Job)
 
@@ -81,7 +82,7 @@ RUN = Kind(
 JOB = Kind(
     "training", Job, "job", "job.toml", "job.json", "--out", "step", ("metrics.jsonl",),
     Job.model_dump, lambda job: dump_toml(job.model_dump()), lambda job, path: None,
-    tuple(key for key in RESUMABLE if key.startswith("train.")),
+    tuple(key for key in RESUMABLE if key.startswith(("track", "train."))),
 )  # fmt: skip
 
 
@@ -100,6 +101,7 @@ class RunFolder(Generic[C]):
     made: Sequence[Path] | None = None
     latest: bool = False
     swapped: float = field(default_factory=lambda: swap_used())
+    trackers: list[Follower] = field(default_factory=list)
 
     @property
     def id(self) -> str:
@@ -152,7 +154,9 @@ class RunFolder(Generic[C]):
                 f"{begun[0]} has rows, and there is no commit to go on from",
                 f"bring {self.commits.folder} back, or begin a new {self.kind.word}",
             )
-        return self.commits.last(say)
+        last = self.commits.last(say)
+        self.follow()
+        return last
 
     def commit(
         self, number: int, rows: Mapping[str, list[dict[str, Any]]], state: dict[str, Any],
@@ -163,6 +167,7 @@ class RunFolder(Generic[C]):
         Raises UserError, once it is committed, where swap has grown by more than `train.swap_gb`.
         """
         self.commits.add(number, rows, state, save)
+        self.follow()
         if self.latest and not number:
             point_latest(self.path)
         limit = self.config.train.swap_gb
@@ -173,6 +178,12 @@ class RunFolder(Generic[C]):
                 "close other programs, lower train.part_tokens or raise train.swap_gb, then: "
                 f"mlxreflect resume {quote(str(self.path))}",
             )
+
+    def follow(self) -> None:
+        """Lets the trackers read what is committed of metrics.jsonl; the first time starts them."""
+        file = self.path / "metrics.jsonl"
+        for tracker in self.trackers if self.commits.folder.exists() else ():
+            tracker.send(file.stat().st_size if file.is_file() else 0)
 
     # ---- the end --------------------------------------------------------------------------------
 
@@ -230,12 +241,17 @@ def carry_out(
     ui: by default a quiet one. named: the summary has the `folder`, too.
     """
     ui = ui or Ui(quiet=True)
-    with carried_out(folder):
+    with carried_out(folder), tracked(
+        folder.config.track, folder.path, folder.id, flatten(folder.kind.tree(folder.config)),
+        ui.line,
+    ) as followers:  # fmt: skip
+        folder.trackers.extend(followers)
         if folder.kind is JOB:
             from mlxreflect.runs.fit import train as work
         else:
             from mlxreflect.runs.run import execute as work  # type: ignore[assignment]
         summary = work(folder, ui)
+        folder.follow()  # also a run that was finished: a tracker may be new, or lack the end
     return {**summary, "folder": str(folder.path)} if named else summary
 
 
