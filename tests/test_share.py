@@ -23,7 +23,7 @@ from mlxreflect.core.journal import read_json
 from mlxreflect.models.load import load_policy
 from mlxreflect.models.modelfile import Modelfile, Turn, literal, modelfile, writable
 from mlxreflect.models.template import ChatTemplate
-from mlxreflect.report.share import lmstudio_folder
+from mlxreflect.report.share import lmstudio_folder, splits_of
 
 # What a real Ollama said of Modelfiles that were written here, and how it rendered the talks.
 RECORDED = json.loads((Path(__file__).parent / "data" / "ollama_templates.json").read_text())
@@ -210,7 +210,7 @@ class FakeOllama(BaseHTTPRequestHandler):
         if not kind.policy:  # which sees no chat template but the one it was sent
             (self.folder / "chat_template.jinja").write_text(RECORDED["templates"][0]["jinja"])
             kind.policy = load_policy(PolicyConfig(model=str(self.folder)))
-        made = self.told["/api/create"][0]
+        made = self.told["/api/create"][-1]
         system = {"role": "system", "content": made["system"]}
         prompt = self.policy.encode([system, *body["messages"]])
         (done,) = self.policy.generate(
@@ -376,3 +376,52 @@ def test_a_file_of_llama_cpps(
     done = shell(*words, "f16", "--out", run / "again")
     assert done.code == 2 and "failed: No module named torch" in done.err
     assert not (run / "again").exists() and not list(run.rglob("*.tmp"))
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+DIGITS = {"type": "Digits", "individual_digits": True}
+
+
+@pytest.mark.parametrize(
+    ("told", "splits"),
+    [
+        (BYTES, "gpt-2"),
+        ({"type": "Sequence", "pretokenizers": [DIGITS, BYTES]}, "smollm"),
+        ({"type": "Sequence", "pretokenizers": [{"type": "Split"}, BYTES]}, ""),
+        ({"type": "Sequence", "pretokenizers": [DIGITS, {**BYTES, "use_regex": False}]}, ""),
+        ({"type": "Metaspace"}, ""),
+        (None, ""),
+    ],
+)
+def test_how_texts_are_split(tmp_path: Path, told: dict[str, Any] | None, splits: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"pre_tokenizer": told}))
+    assert splits_of(tmp_path) == splits
+    (tmp_path / "tokenizer.model").touch()
+    assert splits_of(tmp_path) == ""
+
+
+def test_ollama_is_told_how_texts_are_split(
+    shell: Shell, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Path(read_json(run / "adapter" / "adapter_config.json")["model"])
+    told = read_json(model / "tokenizer.json")
+    told["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [DIGITS, BYTES]}
+    (model / "tokenizer.json").write_text(json.dumps(told))
+    weights = {"w": mx.arange(12, dtype=mx.float16).reshape(3, 4)}
+    known = {"tokenizer.ggml.pre": "default", "tokenizer.ggml.tokens": ["a", "b"]}
+    mx.save_gguf(str(tmp_path / "made.gguf"), weights, known)
+    out = run / "export" / "ollama"
+    with ollama(tmp_path / "server", moved=str(tmp_path / "made.gguf")) as (address, asked):
+        monkeypatch.setenv("OLLAMA_HOST", address)
+        shell.works("export", run, "--to", "ollama", "--quantize", "q8_0")
+    first, second = asked["/api/create"]
+    assert "quantize" not in first and asked["/api/delete"] == [{"model": first["model"]}]
+    assert (second["model"], second["quantize"], [*second["files"]]) == (
+        "a-run-s", "q8_0", ["model.gguf"])  # fmt: skip
+    sent = tmp_path / "server" / "model.gguf"
+    arrays, metadata = mx.load(str(sent), return_metadata=True)
+    assert metadata == {**known, "tokenizer.ggml.pre": "smollm"}
+    assert mx.array_equal(arrays["w"], weights["w"]) and arrays["w"].dtype == mx.float16
+    assert sent.read_bytes() == (out / "model.gguf").read_bytes()
+    assert "FROM ./model.gguf\n" in (out / "Modelfile").read_text()
+    assert not list(out.glob("*.safetensors"))

@@ -104,9 +104,9 @@ class Modelfile:
         said = {"template": self.template, "system": self.system, "parameters": self.parameters}
         return {key: value for key, value in said.items() if value}
 
-    def text(self) -> str:
-        """Returns the file, which stands in the folder of the model."""
-        lines = ["# ollama create NAME -f Modelfile", "FROM ."]
+    def text(self, source: str = ".") -> str:
+        """Returns the file. source: the model's folder or GGUF file, as seen from it."""
+        lines = ["# ollama create NAME -f Modelfile", f"FROM {source}"]
         for name, value in (("TEMPLATE", self.template), ("SYSTEM", self.system)):
             lines += [f"{name} {quoted(value)}"] if value else []
         for name, setting in self.parameters.items():

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 from pydantic import ValidationError
 from rich.console import Group
 
@@ -66,6 +67,10 @@ def share(
         made = fuse.fuse(how.model, str(adapter), out, bits(quantize), prompts, ui, how)
     elif form == "modelfile":
         made = write_modelfile(adapter, how, out, ui)
+        if splits_of(out):
+            ui.line(
+                "note: Ollama splits texts otherwise than this tokenizer; --to ollama mends that"
+            )
     elif form == "gguf":
         made = to_gguf(adapter, how, out, quantize, ui)
     else:
@@ -192,7 +197,8 @@ def to_ollama(
     before = [one for one, _ in fuse.answers_before(how.model, str(adapter), asked, ui, how)]
     written = write_modelfile(adapter, how, out, ui)
     try:
-        create(server, out, {"model": name, **made.request()}, quantize, ui)
+        source = with_splits(server, out, made, ui)
+        create(server, source, {"model": name, **made.request()}, quantize, ui)
         samples = ask_both(server, name, made, before, asked, ui)
     except CallError as error:
         again = f"ollama create {name} -f {shlex.quote(f'{out}/Modelfile')}"
@@ -216,9 +222,28 @@ def models_of(server: Ollama) -> dict[str, int | None]:
         return server.pulled()
 
 
-def create(server: Ollama, folder: Path, said: dict[str, Any], quantize: str, ui: Ui) -> None:
-    """Sends a model's files to Ollama and has it make the model. Raises CallError."""
-    files = sorted({file for pattern in READS for file in folder.glob(pattern)})
+def with_splits(server: Ollama, out: Path, made: Modelfile, ui: Ui) -> Path:
+    """Returns what Ollama is to make a model of: the folder, or a GGUF file that takes its place.
+
+    Raises CallError.
+    """
+    file = out / "model.gguf"
+    if not splits_of(out):
+        return out
+    try:
+        made_by_ollama(server, out, file, "", ui)
+    except UserError as error:
+        ui.line(f"note: {error.message}, so prompts may become other tokens than here")
+        return out
+    for weights in out.glob("model*.safetensors*"):
+        weights.unlink()
+    (out / "Modelfile").write_text(made.text(f"./{file.name}"), encoding="utf-8")
+    return file
+
+
+def create(server: Ollama, source: Path, said: dict[str, Any], quantize: str, ui: Ui) -> None:
+    """Sends a model's folder or GGUF file to Ollama, which makes the model. Raises CallError."""
+    files = sorted({file for pattern in READS for file in source.glob(pattern)}) or [source]
     digests = {}
     with ui.progress("sending files to Ollama", len(files)) as bar:
         for file in files:
@@ -358,7 +383,12 @@ def to_gguf(adapter: Path, how: PolicyConfig, out: Path, quantize: str, ui: Ui) 
         if converter:
             convert(converter, source, file, quantize)
         else:
-            made_by_ollama(server, source, file, quantize, ui)
+            try:
+                made_by_ollama(server, source, file, quantize, ui)
+            except CallError as error:
+                raise UserError(
+                    f"Ollama: {error}", f"install llama.cpp, whose {CONVERTER} makes the file"
+                ) from None
         shutil.rmtree(source)
         size = file.stat().st_size
     return {"model": how.model, "adapter": str(adapter), "quantize": quantize, "bytes": size,
@@ -378,19 +408,49 @@ def convert(converter: str, source: Path, file: Path, quantize: str) -> None:
 
 
 def made_by_ollama(server: Ollama, source: Path, file: Path, quantize: str, ui: Ui) -> None:
-    """Has Ollama make a model, and copies its file. Raises UserError."""
+    """Has Ollama write a folder's model as a GGUF file. Raises UserError and CallError."""
+    splits = splits_of(source)
+    copy_of(server, source, file, "" if splits else quantize, ui)
+    if not splits:
+        return
+    loaded: Any = mx.load(str(file), return_metadata=True)
+    arrays, told = loaded
+    whole = file.with_name("split.gguf")
+    mx.save_gguf(str(whole), arrays, {**told, "tokenizer.ggml.pre": splits})
+    whole.replace(file)
+    if quantize:
+        copy_of(server, file, file, quantize, ui)
+
+
+def copy_of(server: Ollama, source: Path, file: Path, quantize: str, ui: Ui) -> None:
+    """Has Ollama make a model, copies its file and deletes the model."""
     name = f"mlxreflect-gguf-{os.getpid()}"
-    hint = f"install llama.cpp, whose {CONVERTER} makes the file"
-    try:
-        create(server, source, {"model": name}, quantize, ui)
-        with server.wire.within(WORK_S):
-            told = str(server.request("/api/show", {"model": name}).get("modelfile"))
-            found = re.search(r"^FROM (.+)$", told, re.MULTILINE)
-            there = found is not None and Path(found[1]).is_file()
-            if found and there:
-                shutil.copyfile(found[1], file)
-            server.http.request("DELETE", "/api/delete", json={"model": name})
-    except CallError as error:
-        raise UserError(f"Ollama: {error}", hint) from None
+    create(server, source, {"model": name}, quantize, ui)
+    with server.wire.within(WORK_S):
+        told = str(server.request("/api/show", {"model": name}).get("modelfile"))
+        found = re.search(r"^FROM (.+)$", told, re.MULTILINE)
+        there = found is not None and Path(found[1]).is_file()
+        if found and there:
+            shutil.copyfile(found[1], file)
+        server.http.request("DELETE", "/api/delete", json={"model": name})
     if not there:
-        raise UserError("Ollama keeps its files where they cannot be read from here", hint)
+        raise UserError(
+            "Ollama keeps its files where they cannot be read from here",
+            f"install llama.cpp, whose {CONVERTER} makes the file",
+        )
+
+
+def splits_of(folder: Path) -> str:
+    """Returns llama.cpp's name for how a tokenizer splits texts before BPE; "" where Ollama knows.
+
+    Ollama knows some patterns alone, and splits what has none in a way of its own: of 20 prompts of
+    SmolLM2 16 became other tokens.
+    """
+    if (folder / "tokenizer.model").is_file():
+        return ""
+    told = read_json(folder / "tokenizer.json").get("pre_tokenizer") or {}
+    *others, last = told.get("pretokenizers") or [told]
+    if last.get("type") != "ByteLevel" or not last.get("use_regex", True):
+        return ""
+    digits = [part.get("type") == "Digits" and part.get("individual_digits") for part in others]
+    return {0: "gpt-2", 1: "smollm" if all(digits) else ""}.get(len(others), "")
