@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from support.run_outputs import run_process
+from support.shell import Shell, sets
 from support.whole_runs import finish
 
 from mlxreflect.runs import track
@@ -95,7 +96,8 @@ def expected(run: Path, by_line: bool) -> Points:
     for line, text in enumerate((run / "metrics.jsonl").read_text().splitlines()):
         row = json.loads(text)
         steps += row["kind"] == "step"
-        step = line if by_line else steps if row["kind"] == "step" else row["wave"]
+        numbered = row.get("step") if row["kind"] == "held_out" else row.get("wave")
+        step = line if by_line else steps if row["kind"] == "step" else numbered
         trees = [(f"{row['kind']}/{key}", value) for key, value in row.items()]
         while trees:
             name, value = trees.pop()
@@ -151,6 +153,23 @@ def test_a_run_that_was_killed_is_tracked_once(name: str, tracked_run: Path) -> 
     assert verdict["summary/trained.accuracy"] == pytest.approx(summary["trained"]["accuracy"])
     written = b"".join(f.read_bytes() for f in (tracked_run / "track").rglob("*") if f.is_file())
     assert b"sesame" not in written
+
+
+@pytest.mark.slow
+def test_a_training_is_tracked(shell: Shell) -> None:
+    pytest.importorskip("tensorboardX", reason="the extra tensorboard is not installed")
+    pytest.importorskip("tensorboard", reason="its reader is not installed")
+    rows = (f'{{"prompt": "{i} + 1?", "completion": "{i + 1}"}}\n' for i in range(8))
+    (shell.folder / "mine.jsonl").write_text("".join(rows))
+    shell.works("train", "sft", "--data", "mine.jsonl", "--out", "out", "--model", shell.model,
+                *sets("track=tensorboard", "data.held_out=2", "train.batch=2"))  # fmt: skip
+    points, verdict = read_tensorboard(shell.folder / "out" / "track")
+    wanted = expected(shell.folder / "out", by_line=False)
+    assert [one[:2] for one in sorted(points)] == [one[:2] for one in wanted]
+    assert ("held_out/loss", 0) in [one[:2] for one in wanted]
+    summary = json.loads((shell.folder / "out" / "summary.json").read_text())
+    after = summary["held_out_after"]["loss"]
+    assert verdict["summary/held_out_after.loss"] == pytest.approx(after, rel=1e-6)
 
 
 # ---- never in a run's way ------------------------------------------------------------------------
