@@ -426,7 +426,9 @@ def test_judged_evaluations_alone_are_shown_and_drawn(tmp_path: Path) -> None:
     with FakeOllama(reply=longer) as server:
         result = judged(server, *folders)
     (tmp_path / "run" / "comparison.json").write_text(json.dumps(result))
-    assert [path.name for path in draw_plots(tmp_path / "run")] == ["comparison.png"]
+    assert [path.name for path in draw_plots(tmp_path / "run")] == [
+        "comparison.png", "comparison.svg"
+    ]  # fmt: skip
     console = Console(width=100)
     with console.capture() as told:
         for part in show_summary(tmp_path / "run"):

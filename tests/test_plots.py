@@ -7,6 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from matplotlib.figure import Figure
@@ -103,12 +104,15 @@ def test_a_run_gets_the_pictures_that_show_something(tmp_path: Path, shape: str)
     folder = run_dir(tmp_path, rows, arms)
     paths = plots.draw_plots(folder)
     wanted = [name for name in NAMES if name not in LACKING[shape]]
-    assert paths == [folder / "plots" / f"{name}.png" for name in wanted]
+    assert paths == [folder / "plots" / f"{n}.{kind}" for n in wanted for kind in ("png", "svg")]
     assert sorted(paths) == sorted((folder / "plots").iterdir())
-    for path in paths:
+    for path in paths[::2]:
         image = imread(path)
         assert image.shape[1] == 960 and (image.shape[0] == 540) == (path.stem != "comparison")
         assert image[..., :3].min() < 0.6  # there is ink on it
+    for path in paths[1::2]:
+        drawn = ElementTree.parse(path).iter("{http://www.w3.org/2000/svg}path")
+        assert sum(one.get("d", "").count("L") for one in drawn) > 100
 
 
 @pytest.mark.slow
@@ -117,6 +121,7 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     first = [p.read_bytes() for p in plots.draw_plots(run_dir(tmp_path / "a", rows, arms))]
     again = [p.read_bytes() for p in plots.draw_plots(tmp_path / "a")]
     assert first == again
+    assert not any(b"dc:date" in one or b"Matplotlib" in one for one in first)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
@@ -322,9 +327,9 @@ def test_plots_of_arms_of_any_name_are_pictures(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         drawn = plots.draw_report(arms, compare_report(arms), tmp_path)
-    assert {path.name for path in drawn} == {"accuracy.png", "changes.png", "difficulty.png"}
-    for path in drawn:
+    assert {path.stem for path in drawn} == {"accuracy", "changes", "difficulty"}
+    for path in drawn[::2]:
         height, width, _ = imread(path).shape
         assert width == 960 and height > 200 and path.stat().st_size > 5000
     drawn = plots.draw_report(arms[:1], [], tmp_path / "one")  # with nothing to compare it with
-    assert {path.name for path in drawn} == {"accuracy.png", "difficulty.png"}
+    assert {path.name for path in drawn[::2]} == {"accuracy.png", "difficulty.png"}

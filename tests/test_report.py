@@ -289,7 +289,7 @@ def test_without_inspect_a_line_says_how_to_get_its_logs(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     written = write_outputs([run_dir(tmp_path)])
-    assert written["inspect"] == [] and len(written["plots"]) == 3
+    assert written["inspect"] == [] and len(written["plots"]) == 6
     assert "pip install 'mlxreflect[inspect]'" in written["notes"][0]
     assert not (tmp_path / "report" / "inspect").exists()
 
@@ -303,7 +303,7 @@ def test_a_report_again_is_the_same_files(tmp_path: Path) -> None:
         return {str(path): path.read_bytes() for path in found if path.is_file()}
 
     first = files()
-    assert len(first) == 1 + 2 + 3
+    assert len(first) == 1 + 2 + 2 * 3
     assert files() == first
 
 

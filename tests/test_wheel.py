@@ -121,7 +121,7 @@ def test_the_installed_wheel_runs_the_quickstart(installed: Path, tmp_path: Path
     assert (summary["problems"], summary["trained"]["n"]) == (8, 8)
     (run_dir,) = [p for p in (tmp_path / "runs").iterdir() if not p.is_symlink()]
     assert (run_dir / "adapter" / "adapters.safetensors").is_file()
-    assert (run_dir / "plots" / "accuracy.png").is_file()
+    assert all((run_dir / "plots" / f"accuracy.{kind}").is_file() for kind in ("png", "svg"))
     shown = alone(installed, tmp_path, "show", str(run_dir))
     assert "not finished" not in shown.stdout
 

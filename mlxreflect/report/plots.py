@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any, get_args
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -54,7 +55,7 @@ MOST_LEVELS = 8  # levels beyond are drawn as one, "8 or more"
 
 
 def draw_plots(run_dir: Path, solved: str = "solved") -> list[Path]:
-    """Writes the PNGs of RUN_DIR/plots and returns their paths.
+    """Writes the plots of RUN_DIR/plots, PNG and SVG, and returns their paths.
 
     What has not happened has no plot: loss of a run without a training step, margin without a
     preference step, reward without GRPO, bucket where nothing was ever put on the list or verified.
@@ -399,7 +400,7 @@ def draw_differences(axis: Axes, found: Comparisons) -> None:
 
 
 def draw_report(arms: Sequence[Arm], found: Comparisons, folder: Path) -> list[Path]:
-    """Writes the PNGs and returns their paths. found: as `compare_report` gives it."""
+    """Writes PNGs and SVGs, and returns their paths. found: as `compare_report` gives it."""
     tasks = {task: of for task, of in by_task(arms).items() if not of[0].open}
     compared = [one for one in found if "fault" not in one]
     drawings: Drawings = {
@@ -420,7 +421,7 @@ def draw_report(arms: Sequence[Arm], found: Comparisons, folder: Path) -> list[P
 
 
 def save(drawings: Drawings, folder: Path) -> list[Path]:
-    """Writes the plots that have a height, and returns their paths."""
+    """Writes the plots that have a height, as PNG and as SVG, and returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, (height, draw) in drawings.items():
@@ -428,10 +429,14 @@ def save(drawings: Drawings, folder: Path) -> list[Path]:
             continue
         figure = Figure(figsize=(8, height), dpi=120, layout="constrained")
         draw(figure)
-        paths.append(folder / f"{name}.png")
-        with warnings.catch_warnings():  # a name in a script that the font lacks is shown as boxes
+        # Same data, same bytes: no version, no date, and ids that are no random ones.
+        about = {"png": {"Software": None}, "svg": {"Creator": None, "Date": None}}
+        with warnings.catch_warnings(), rc_context({"svg.hashsalt": name}):
+            # A name in a script that the font lacks is shown as boxes.
             warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
-            figure.savefig(paths[-1], metadata={"Software": None})  # same data, same bytes
+            for kind, said in about.items():
+                paths.append(folder / f"{name}.{kind}")
+                figure.savefig(paths[-1], metadata=said)
     return paths
 
 

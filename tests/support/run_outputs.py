@@ -80,7 +80,7 @@ def outputs_in(folder):
 
 
 def content(path: Path) -> bytes:
-    if path.suffix == ".png":
+    if path.suffix in (".png", ".svg"):
         return b""
     if path.suffix == ".safetensors" and path.name != "adapters.safetensors":
         # What is held beside an adapter, and was read from a file, is written in another order.
