@@ -445,8 +445,8 @@ def test_judged_evaluations_alone_are_shown_and_drawn(tmp_path: Path) -> None:
     ("arguments", "fault", "mend"),
     [
         (["compare", "a", "b"], "which no critic has judged yet", "--judge ollama:NAME"),
-        (["compare", "a", "b", "--judge", "somebody"], "no such critic", "PROVIDER:MODEL"),
-        (["compare", "a", "b", "--judge", "solver"], "no such critic", "PROVIDER:MODEL"),
+        (["compare", "a", "b", "--judge", "somebody"], "no critic that judges", "PROVIDER:MODEL"),
+        (["compare", "a", "b", "--judge", "solver"], "no critic that judges", "PROVIDER:MODEL"),
         (["compare", "a", "b", "--plan", "0.1"], "--plan is of graded answers", "leave it out"),
         (["compare", "g", "h", "--judge", "ollama:m"], "has right answers", "leave it out"),
         (["compare", "--unpaired", "1/2", "2/2", "--judge", "ollama:m"], "--unpaired", "leave"),

@@ -28,7 +28,7 @@ LEAVES = sorted(set(DEFAULTS) - {"critic.advanced", "critic.judge"})
 # Lists that one text may stand for.
 NAMES = ("eval.against", "preflexor.topics", "preflexor.sections", "reflectevo.instructions",
          "train.lora.keys")  # fmt: skip
-ONE_OR_MORE = ("task.numbers", "task.words", "task.operands", "task.digits")
+ONE_OR_MORE = ("task.numbers", "task.words", "task.operands", "task.digits", "track")
 OTHERS = [method for method in METHODS if method != Recipe().strategy]
 
 
@@ -422,10 +422,10 @@ def test_unknown_profile_lists_the_known_ones(tmp_path: Path) -> None:
     path = write(tmp_path, PROFILES)
     error = refused(path, "profile=quik")
     assert error.message == f"{path}: no profile 'quik'"
-    known = "its profiles are: quick, slow; and every recipe has: qwen2.5-1.5"
+    known = "its profiles are: quick, slow; these go with every recipe: qwen2.5-1.5"
     assert error.hint.startswith(f"did you mean profile=quick? {known}")
     none = refused(write(tmp_path, ""), "profile=x,quick").hint
-    assert none.startswith("it has no profiles of its own; and every recipe has: qwen")
+    assert none.startswith("it has no profiles of its own; these go with every recipe: qwen")
 
 
 def test_a_value_that_is_no_choice_is_answered_by_the_choices(tmp_path: Path) -> None:

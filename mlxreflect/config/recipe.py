@@ -107,7 +107,7 @@ def merge_profiles(
         asked = f"did you mean profile={near[0]}? " if near else ""
         raise UserError(
             f"{path}: no profile {unknown[0]!r}",
-            f"{asked}{mine}; and every recipe has: {', '.join(shared)}",
+            f"{asked}{mine}; these go with every recipe: {', '.join(shared)}",
         )
     parts = [shared[name] for name in chosen if name not in own]
     if parts:

@@ -205,8 +205,8 @@ def load_arms(folders: Sequence[Path], names: Sequence[str] = ()) -> list[Arm]:
         paths = [folder] if own else find_arms(folder)
         if not paths:
             raise UserError(
-                f"{folder}: no evaluation in it",
-                "give folders that `mlxreflect eval` or `run` made, or a folder of such",
+                f"{folder}: {'no evaluation in it' if folder.is_dir() else 'no such folder'}",
+                "give folders that `mlxreflect eval` or `run` made: `mlxreflect runs` lists them",
             )
         found |= {path.resolve(): path for path in paths}
         called |= {path: name if own else f"{name}/{path.name}" for path in paths}

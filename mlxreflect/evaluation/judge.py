@@ -292,7 +292,7 @@ class Judging:
             return found
         if owed:
             self.ui.line(
-                f"{setup['judge']} judges {b.name} against {a.name}: {len(owed)} calls, "
+                f"{setup['judge']} will judge {b.name} against {a.name}: {len(owed)} calls, "
                 f"{len(owed) // 2} of {len(pairs)} questions in both orders, without names"
             )
         if setup["itself"]:
@@ -464,7 +464,7 @@ def find_critic(who: str) -> tuple[CriticConfig, BudgetConfig | None]:
     provider, _, model = who.partition(":")
     if provider not in ("local", *REMOTE) or not model:
         raise UserError(
-            f"--judge {who}: no such critic",
+            f"--judge {who}: no critic that judges open answers",
             f"give PROVIDER:MODEL, such as ollama:qwen2.5:7b ({', '.join(('local', *REMOTE))}), "
             "or a recipe that has a [critic]",
         )

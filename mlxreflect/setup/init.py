@@ -480,8 +480,8 @@ def describe_data(written: Mapping[str, Any]) -> Iterator[str]:
         yield power_sentence(written["held_out"])
     if written["of"] and written["held_out"] < ENOUGH:
         yield (
-            "so few questions show large differences alone: more rows, or an evaluation file of "
-            "your own (eval.source), show more"
+            "So few questions can show only large differences. More rows, or an evaluation file of "
+            "your own (eval.source), show smaller ones."
         )
 
 
@@ -504,13 +504,11 @@ def heading(choices: Choices, tree: dict[str, Any]) -> str:
     """Says where the recipe is from: the bundled one's own heading holds for its choices alone."""
     said = f"# Written by `mlxreflect init` from the bundled recipe {choices.strategy}"
     if choices.model == "tiny":
-        return f"{said}, with the values of its\n# quick profile. The comments are that one's.\n"
+        return f"{said}, with the values of its\n# quick profile. Its comments are kept.\n"
     for name, model in read_shared().models("policy").items():
         if model == choices.model != tree["policy"]["model"]:
-            return (
-                f"{said}, with the values of\n# the profile {name}. The comments are that one's.\n"
-            )
-    return f"{said}. The comments are that\n# one's; constants are for {tree['policy']['model']}.\n"
+            return f"{said}, with the values of\n# the profile {name}. Its comments are kept.\n"
+    return f"{said}. Its comments are\n# kept; constants are for {tree['policy']['model']}.\n"
 
 
 def quick_keys(choices: Choices, tree: dict[str, Any]) -> Keys:
