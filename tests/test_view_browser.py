@@ -163,16 +163,20 @@ def test_gains_lead_to_their_problems(browser: Browser, plain: str) -> None:
     assert ["wrong" in one for one in readings] == [True, False]
 
 
+def add_thoughts(run: Path, nodes: list[str], answers: list[str]) -> None:
+    """Adds a knowledge graph of one node with all others, and answers to a probe."""
+    at = {"schema": "triple/1", "epoch": 1, "wave": 0, "problem": "p", "turn": 0, "role": "attempt"}
+    drawn = {**at, "subject": "<b>bees", "relation": "make"}
+    append_rows(run / "graph.jsonl", ({**drawn, "object": node} for node in nodes))
+    asked = {"schema": "probe/1", "epoch": 1, "probe": 0, "prompt": "Who?", "tokens": 3}
+    append_rows(run / "probes.jsonl", (
+        {**asked, "wave": wave, "text": text, "finish_reason": "stop"}
+        for wave, text in zip((None, 0), answers, strict=True)))  # fmt: skip
+
+
 def test_the_knowledge_graph_and_the_probes(browser: Browser, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", ["a", "b"])
-    append_rows(run / "graph.jsonl", [
-        {"schema": "triple/1", "epoch": 1, "wave": 0, "problem": "p", "turn": 0, "role": "attempt",
-         "subject": "<b>bees", "relation": "make", "object": f"{HOSTILE[i]} {i}"}
-        for i in range(30)])  # fmt: skip
-    append_rows(run / "probes.jsonl", [
-        {"schema": "probe/1", "epoch": 1, "wave": wave, "probe": 0, "prompt": "Who?", "text": text,
-         "tokens": 3, "finish_reason": "stop"}
-        for wave, text in ((None, HOSTILE[0]), (0, HOSTILE[1]))])  # fmt: skip
+    add_thoughts(run, [f"{text} {i}" for i, text in enumerate(HOSTILE[:30])], HOSTILE[:2])
     page = browser.open(page_of(tmp_path / "page.html", run))
     page.get_by_role("link", name="Probes").click()
     page.wait_for_selector(".over .turn")
@@ -223,6 +227,32 @@ def test_dark_and_narrow(browser: Browser, plain: str) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         ends = [box["x"] + box["width"] for box in boxes(page.locator(".tabs a"))]
         assert len(ends) == 4 and max(ends) <= 390
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_fault(scheme: str, chromium: Any, tmp_path: Path) -> None:
+    """By axe-core, which looks at contrast, names, roles and what a keyboard reaches."""
+    axe = pytest.importorskip("axe_playwright_python", reason="pip install axe-playwright-python")
+    script = Path(axe.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
+    run = write_run(tmp_path / "run", [f"text {i}" for i in range(12)], wave=4)
+    add_thoughts(run, [f"comb {i}" for i in range(9)], ["I am.", "I was."])
+    # The page lets no other script run, also not one that a test brings.
+    page = chromium.new_context(bypass_csp=True, color_scheme=scheme).new_page()
+    address = page_of(tmp_path / "page.html", run)
+    views = {"overview": ".curves", "learned": ".row a", "learned/0-": ".turn",
+             "held_out": ".row a", "held_out/0-": ".turn", "probes": ".turn",
+             "graph": ".net g", "recipe": ".keys"}  # fmt: skip
+    page.goto(address)
+    page.evaluate(script)
+    faults = []
+    for view, shown in views.items():
+        page.evaluate("place => { location.hash = place }", f"#/0/{view}")
+        page.wait_for_selector(f"#main {shown}")
+        looked = page.evaluate("axe.run()")
+        assert "color-contrast" in [one["id"] for one in looked["passes"]]
+        grave = [one for one in looked["violations"] if one["impact"] in ("serious", "critical")]
+        faults += [(view, one["id"], [node["html"] for node in one["nodes"]][:3]) for one in grave]
+    assert faults == []
 
 
 def boxes(found: Any) -> list[Any]:
