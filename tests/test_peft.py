@@ -106,6 +106,10 @@ def test_ranks_and_alphas_of_single_layers(tmp_path: Path) -> None:
     model = build("llama", {})
     own = {"alpha_pattern": {"mlp.up_proj": 20}, "rank_pattern": {"self_attn.q_proj": 3}}
     config, tensors = written(tmp_path / "peft", model, "model.layers", **own)
+    # PEFT's rule: a regex for the end of a layer's path, and the first that fits.
+    told = {r"layers\.\d+\.mlp\.up_proj": 20, "up_proj": 1}
+    file = tmp_path / "peft" / "adapter_config.json"
+    file.write_text(json.dumps(config | {"alpha_pattern": told}))
     expected = logits(merged(build("llama", {}), "model.layers", config, tensors))
     peft.put_on(model, tmp_path / "peft")
     assert np.abs(logits(model) - expected).max() < 1e-5 * max(1.0, np.abs(expected).max())
@@ -167,6 +171,11 @@ def test_training_goes_on_from_it(tmp_path: Path, tiny_random: Path) -> None:
         ({}, "base_model.model.model.layers.0.self_attn.q_proj.bias", "is no LoRA"),
         ({}, "base_model.model.model.embed_tokens.lora_embedding_A", "is no LoRA"),
         ({}, "base_model.model.model.layers.0.self_attn.x_proj.lora_A.weight", "has not both"),
+        ({}, "base_model.model.model.layers.0.x.lora_magnitude_vector", "has the shape"),
+        ({"alpha_pattern": {"(a+)+$": 3}}, "", "is not read"),
+        ({"alpha_pattern": [3]}, "", "its alphas are damaged"),
+        ({"lora_alpha": "8"}, "", "its alphas are damaged"),
+        ({"init_lora_weights": "pissa_niter_4"}, "", "no adapter for its plain model"),
     ],
 )
 def test_what_is_not_read_is_named(
@@ -208,6 +217,8 @@ def test_an_adapter_goes_out_and_comes_back(
         (("export", out, "--to", "peft"), "is in PEFT's form already"),
         (("export", run, "--to", "x"), "--to x: no such form"),
         (("export", run), "give one of --format and --to"),
+        (("export", run, "--to", "peft", "--name", "x"), "--name does nothing with --to peft"),
+        (("export", run, "--format", "trl", "--base", "x"), "--base does nothing with"),
         (("export", shell.folder, "--to", "peft"), "is not an adapter folder"),
     ):
         assert fault in shell.mistake(*words)[0]
@@ -215,3 +226,17 @@ def test_an_adapter_goes_out_and_comes_back(
     shell.works("fuse", "--model", tiny_random, "--adapter", out, "--out", fused)
     both = load_policy(PolicyConfig(model=str(fused)))
     assert np.abs(logits(both.model) - logits(own.model)).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [({}, "no lora_parameters"), ({"lora_parameters": []}, "no lora_parameters"),
+     ({"lora_parameters": {"rank": "4", "scale": 2.0}}, "no lora_parameters"),
+     ({"lora_parameters": {"rank": 4, "scale": 2.0}}, "cannot be read")],
+)  # fmt: skip
+def test_a_damaged_adapter_does_not_go_out(
+    config: dict[str, Any], said: str, tmp_path: Path, shell: Shell
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"model": 5, **config}))
+    (tmp_path / "adapters.safetensors").write_bytes(b"no tensors at all")
+    assert said in shell.mistake("export", tmp_path, "--to", "peft")[0]

@@ -32,7 +32,12 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer()
-MODELS = ("ollama", "lmstudio", "mlx", "gguf", "modelfile", "peft")  # forms of a run's model
+# Forms of a run's model, and the options that each of them heeds.
+MODELS = {
+    "ollama": ("base", "name", "quantize", "prompt"), "lmstudio": ("base", "name", "quantize",
+    "prompt"), "mlx": ("base", "quantize", "prompt"), "gguf": ("base", "quantize"),
+    "modelfile": ("base",), "peft": ("base",),
+}  # fmt: skip
 RECIPE = "A TOML file, or the name of a bundled recipe, such as quickstart."
 
 
@@ -347,6 +352,11 @@ def export(
             f"--to {to}: no such form" if to and not format_ else "give one of --format and --to",
             f"give --format trl for the data, or for the model --to {' or '.join(MODELS)}",
         )
+    given = {"base": base, "name": name, "quantize": quantize, "prompt": prompt}
+    for option, value in given.items():
+        if value and option not in MODELS.get(to, ()):
+            form = f"--to {to}" if to else f"--format {format_}"
+            raise UserError(f"--{option} does nothing with {form}", "leave it out")
     ui = make_ui(as_json)
     if to:
         require_mlx()

@@ -303,7 +303,7 @@ def export_adapter(run: Path, out: Path, base: str) -> dict[str, Any]:
     if peft.is_peft(adapter):
         raise UserError(f"{adapter} is in PEFT's form already", "use it as it is")
     check_free(out)
-    model = read_json(adapter / ADAPTER_FILES[0]).get("model") or ""
+    model = str(read_json(adapter / ADAPTER_FILES[0]).get("model") or "")
     folder = model_folder(model) if model else None
     kind = read_json(folder / "config.json").get("model_type", "") if folder else ""
     if not base and model != "tiny" and not Path(model).exists():

@@ -131,6 +131,8 @@ def modelfile(template: ChatTemplate, how: PolicyConfig) -> Modelfile:
         "presence_penalty": how.presence_penalty,
         "stop": [end for end in ends if isinstance(end, str) and writable(end)],
     }
+    if how.repetition_penalty != 1.0:
+        parameters["repeat_last_n"] = -1  # the whole answer, as here; Ollama looks at 64 tokens
     if not template.tokenizer.has_chat_template:
         return Modelfile(parameters=parameters)
     turn = turn_of(template)

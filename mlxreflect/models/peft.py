@@ -23,9 +23,10 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 MERGE = (
     "merge it into its model with PEFT (merge_and_unload), then: mlx_lm.convert --hf-path MERGED"
 )
+PATTERN = re.compile(r"(?:[\w.-]|\\\.|\\d\+)+", re.ASCII)  # a layer's name, or a simple regex
 PARTS = {"lora_A": "lora_a", "lora_B": "lora_b", "lora_magnitude_vector": "m"}
 NAME = re.compile(
-    rf"(?:base_model\.model\.)?(?P<path>.+?\.(?P<block>\d+)\.(?P<layer>.+?))"
+    rf"(?:base_model\.model\.)?(?P<path>.+?\.(?P<block>\d\d?\d?\d?)\.(?P<layer>.+?))"
     rf"\.(?P<part>{'|'.join(PARTS)})(?:\.default)?(?:\.weight)?"
 )
 # Where transformers' names of blocks are not those of mlx-lm: model type → (mlx-lm's, its).
@@ -53,7 +54,11 @@ def is_peft(folder: Path) -> bool:
 
 
 def arrays_of(file: Path) -> Arrays:
-    arrays = mx.load(str(file))
+    """Reads a safetensors file. Raises UserError for a damaged one."""
+    try:
+        arrays = mx.load(str(file))
+    except (RuntimeError, OSError, ValueError) as error:
+        raise UserError(f"{file}: it cannot be read ({error})", "write or fetch it again") from None
     assert isinstance(arrays, dict)  # as of every safetensors file
     return arrays
 
@@ -70,11 +75,19 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[Tensor, mx.array]]:
     config = read_json(folder / FILES[0])
     if (kind := config.get("peft_type")) != "LORA":
         raise UserError(f"{folder} is an adapter of PEFT of type {kind!r}, not LORA", MERGE)
+    # Those begin on a changed base, or compute otherwise.
+    began = str(config.get("init_lora_weights")).lower()
+    if began.startswith(("pissa", "olora", "corda", "loftq")) or config.get(
+        "alora_invocation_tokens"
+    ):
+        raise UserError(f"{folder}: no adapter for its plain model ({began})", MERGE)
     found: dict[Tensor, mx.array] = {}
     for name, array in arrays_of(folder / FILES[1]).items():
         if not (match := NAME.fullmatch(name)):
             raise UserError(f"{folder}: {name!r} is no LoRA of a linear layer in a block", MERGE)
         place = Tensor(match["path"], int(match["block"]), match["layer"], PARTS[match["part"]])
+        if 0 in array.shape or array.ndim != (1 if place.part == "m" else 2):
+            raise UserError(f"{folder}: {name!r} has the shape {array.shape}", "write it again")
         found[place] = array.astype(mx.float32)
     lasting = {place[:3] for place in found}
     if not found or any(Tensor(*place, part) not in found for place in lasting for part in
@@ -82,12 +95,15 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[Tensor, mx.array]]:
         raise UserError(f"{folder}: a layer has not both lora_A and lora_B", "write it again")
     ranks = {place: array.shape[0] for place, array in found.items() if place.part == "lora_a"}
     rank = max(ranks.values())
-    scales = {place: scale_of(config, place.path, own) for place, own in ranks.items()}
+    try:
+        scales = {place: scale_of(config, place.path, own) for place, own in ranks.items()}
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{folder}: its alphas are damaged ({error})", "write it again") from None
     scale = max(scales.values(), key=abs)
     tensors: dict[Tensor, mx.array] = {}
     for place, array in found.items():
         if place.part == "m":
-            tensors[place] = array.reshape(-1)
+            tensors[place] = array
             continue
         own = place._replace(part="lora_a")
         less = scales[own] / scale if scale and place.part == "lora_b" else 1.0
@@ -107,8 +123,12 @@ def scale_of(config: dict[str, Any], path: str, rank: int) -> float:
     """Returns what B @ A is multiplied by in a layer: alpha / r, or alpha / √r for rsLoRA."""
     alpha = config.get("lora_alpha", 8)
     for pattern, own in (config.get("alpha_pattern") or {}).items():
-        if path == pattern or path.endswith("." + pattern):
+        if not PATTERN.fullmatch(pattern):
+            raise UserError(f"alpha_pattern has {pattern!r}, which is not read", MERGE)
+        plain = re.escape(pattern.replace(r"\.", ".")).replace(re.escape(r"\d+"), r"\d+")
+        if re.fullmatch(rf"(.*\.)?{plain}", path):  # the first that fits, as PEFT does
             alpha = own
+            break
     return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
 
@@ -148,16 +168,26 @@ def write(adapter: Path, out: Path, model_type: str, base: str) -> dict[str, Any
     Raises UserError for adapters that PEFT has no form for.
     """
     config = read_json(adapter / FILES[0])
-    kind, parameters = config.get("fine_tune_type", "lora"), config.get("lora_parameters", {})
-    fuse = f"write the whole model instead: mlxreflect fuse --adapter {adapter} --out DIR"
+    kind, parameters = config.get("fine_tune_type", "lora"), config.get("lora_parameters")
+    whole_model = f"write the whole model instead: mlxreflect fuse --adapter {adapter} --out DIR"
     if kind not in ("lora", "dora"):
-        raise UserError(f"{adapter} is of type {kind!r}: PEFT has LoRA and DoRA", fuse)
+        raise UserError(f"{adapter} is of type {kind!r}: PEFT has LoRA and DoRA", whole_model)
+    numbers = [
+        (parameters if isinstance(parameters, dict) else {}).get(k) for k in ("rank", "scale")
+    ]
+    rank, scale = (n if isinstance(n, int | float) and n else None for n in numbers)
+    if rank is None or scale is None:
+        raise UserError(f"{adapter}: its config has no lora_parameters with rank and scale",
+                        "give the folder that training wrote")  # fmt: skip
     other = {ours: theirs for theirs, ours in PARTS.items()}
     tensors: Arrays = {}
     for name, array in arrays_of(adapter / "adapters.safetensors").items():
         path, _, part = name.rpartition(".")
         if part not in other or array.ndim != (1 if part == "m" else 2):
-            raise UserError(f"{adapter}: PEFT has no LoRA for {path}", fuse)
+            raise UserError(f"{adapter}: PEFT has no LoRA for {path}", whole_model)
+        if not model_type and path.startswith("model.h."):
+            raise UserError(f"{adapter}: its layers' names in transformers depend on its model",
+                            "have the model here, by the name in adapter_config.json")  # fmt: skip
         last = "" if part == "m" else ".weight"
         place = f"base_model.model.{transformers_name(path, model_type)}.{other[part]}{last}"
         tensors[place] = mx.contiguous(array.T)
@@ -165,9 +195,10 @@ def write(adapter: Path, out: Path, model_type: str, base: str) -> dict[str, Any
     whole = blocks == set(range(max(blocks, default=-1) + 1))
     made = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base,
-        "r": parameters["rank"], "lora_alpha": parameters["scale"] * parameters["rank"],
-        "lora_dropout": parameters.get("dropout", 0.0), "bias": "none", "use_dora": kind == "dora",
-        "use_rslora": False, "fan_in_fan_out": model_type == "gpt2", "inference_mode": True,
+        "r": rank, "lora_alpha": scale * rank,
+        "lora_dropout": config["lora_parameters"].get("dropout", 0.0), "bias": "none",
+        "use_dora": kind == "dora", "use_rslora": False,
+        "fan_in_fan_out": model_type == "gpt2", "inference_mode": True,
         "target_modules": sorted({name.split(".lora_")[0].rpartition(".")[2] for name in tensors}),
         "layers_to_transform": None if whole else sorted(blocks),
     }  # fmt: skip

@@ -29,7 +29,7 @@ from mlxreflect.core.journal import read_json
 from mlxreflect.core.ui import Ui, plain, safe_text, table
 from mlxreflect.critics.http import CallError, reading
 from mlxreflect.critics.ollama import LOOK_S, Ollama
-from mlxreflect.evaluation.arms import slug
+from mlxreflect.evaluation.arms import read_arms, slug
 from mlxreflect.models import fuse
 from mlxreflect.models.load import ADAPTER_FILES, find_adapter, find_model, load_template
 from mlxreflect.models.modelfile import Modelfile, modelfile
@@ -105,10 +105,10 @@ def as_evaluated(run: Path, adapter: Path, base: str) -> PolicyConfig:
     said = read_json(adapter / ADAPTER_FILES[0])
     found = {"model": base or said.get("model") or said.get("base_model_name_or_path"),
              "temperature": 0.0, "top_p": 1.0}  # fmt: skip
-    if not found["model"]:
+    if not found["model"] or not isinstance(found["model"], str):
         raise UserError(f"{adapter} does not name its model", "name it with --base NAME")
-    results = run / "eval" / "trained" / "results.json"
-    evaluated = read_json(results) if results.is_file() else {}
+    headline = next(iter(read_arms(run).values()), {})
+    evaluated = headline.get("trained", {})
     try:
         for file, table in (("run.json", "recipe"), ("job.json", "job")):
             if (run / file).is_file():
