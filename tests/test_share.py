@@ -23,7 +23,7 @@ from mlxreflect.core.journal import read_json
 from mlxreflect.models.load import load_policy
 from mlxreflect.models.modelfile import Modelfile, Turn, literal, modelfile, writable
 from mlxreflect.models.template import ChatTemplate
-from mlxreflect.report.share import lmstudio_folder, splits_of
+from mlxreflect.report.share import as_evaluated, lmstudio_folder, splits_of
 
 # What a real Ollama said of Modelfiles that were written here, and how it rendered the talks.
 RECORDED = json.loads((Path(__file__).parent / "data" / "ollama_templates.json").read_text())
@@ -108,6 +108,20 @@ def run(make_model: Callable[..., Path], tmp_path: Path) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(row))
     return tmp_path / "A run's"
+
+
+@pytest.mark.parametrize("headline", ["", "gsm8k"])
+def test_it_is_asked_as_the_headline_was(run: Path, headline: str) -> None:
+    arm = run / "eval" / "trained"
+    if headline:
+        for task, heat in (("gsm8k", 0.5), ("aime25", 0.9)):
+            (arm / task).mkdir()
+            decoding = {"temperature": heat, "top_p": 0.4, "top_k": 3, "max_new_tokens": 9}
+            (arm / task / "results.json").write_text(json.dumps({"decoding": decoding}))
+        (arm / "results.json").unlink()
+        (run / "comparisons.json").write_text(json.dumps({"tasks": ["gsm8k", "aime25"]}))
+    how = as_evaluated(run, run / "adapter", "")
+    assert (how.temperature, how.top_p, how.top_k) == (0.5, 0.4, 3)
 
 
 def test_a_model_with_its_modelfile(shell: Shell, run: Path) -> None:

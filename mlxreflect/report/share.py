@@ -29,7 +29,7 @@ from mlxreflect.core.journal import read_json
 from mlxreflect.core.ui import Ui, plain, safe_text, table
 from mlxreflect.critics.http import CallError, reading
 from mlxreflect.critics.ollama import LOOK_S, Ollama
-from mlxreflect.evaluation.arms import read_arms, slug
+from mlxreflect.evaluation.arms import read_results, slug
 from mlxreflect.models import fuse
 from mlxreflect.models.load import ADAPTER_FILES, find_adapter, find_model, load_template
 from mlxreflect.models.modelfile import Modelfile, modelfile
@@ -107,8 +107,11 @@ def as_evaluated(run: Path, adapter: Path, base: str) -> PolicyConfig:
              "temperature": 0.0, "top_p": 1.0}  # fmt: skip
     if not found["model"] or not isinstance(found["model"], str):
         raise UserError(f"{adapter} does not name its model", "name it with --base NAME")
-    headline = next(iter(read_arms(run).values()), {})
-    evaluated = headline.get("trained", {})
+    # Of several evaluations the headline, which the comparisons have first.
+    tasks = (read_results(run / "comparisons.json") or {}).get("tasks") or [""]
+    arm = run / "eval" / "trained"
+    found_in = (read_results(folder / "results.json") for folder in (arm, arm / str(tasks[0])))
+    evaluated = next(filter(None, found_in), {})
     try:
         for file, table in (("run.json", "recipe"), ("job.json", "job")):
             if (run / file).is_file():
