@@ -613,9 +613,10 @@ def test_a_run_says_what_it_can_show_and_what_to_do_next(
     counted = r"so far \d+ attempts, \d+ critic calls, \d+ steps, ends about .*\d\d:\d\d$"
     assert re.search(f"^learning: .*{counted}", done.err, re.MULTILINE)
     assert not re.search("^learning:.* ends .* left", done.err, re.MULTILINE)  # one of the two
-    looked, used, compared = (
-        shlex.split(line.split("  ", 1)[1]) for line in done.out.splitlines()[-3:]
+    looked, used, talked, compared = (
+        shlex.split(line.split("  ", 1)[1]) for line in done.out.splitlines()[-4:]
     )
+    assert talked == ["mlxreflect", "chat", f"runs/{run.name}"]
     assert looked == ["mlxreflect", "show", f"runs/{run.name}"]
     assert "Waves" in shell.works(*looked[1:]).out
     assert used[:2] == ["mlx_lm.generate", "--model"]
