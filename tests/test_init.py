@@ -22,6 +22,7 @@ from support.shell import Shell
 from mlxreflect.config.recipe import eval_spec, load_recipe
 from mlxreflect.config.schema import METHODS, Critics, method_of
 from mlxreflect.config.toml import apply_settings, bundled, flatten
+from mlxreflect.core.errors import UserError
 from mlxreflect.evaluation.contamination import clean
 from mlxreflect.evaluation.evaluate import eval_problems
 from mlxreflect.setup.dry_run import dry
@@ -248,6 +249,23 @@ def test_a_recipe_fits_a_small_file(shell: Shell, rows: int, held_out: int | Non
     assert "already exists" in shell.mistake(*flags, "--out", "x.toml")[0]
     (shell.folder / "x.toml").unlink()
     assert "x-heldout.jsonl already exists" in shell.mistake(*flags, "--out", "x.toml")[0]
+
+
+def test_a_recipe_that_is_refused_leaves_no_file(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = (json.dumps({"question": f"{i}?", "answer": i}) + "\n" for i in range(30))
+    (shell.folder / "d.jsonl").write_text("".join(rows))
+
+    def refuse(path: Path) -> None:
+        asked = load_recipe(str(path)).eval.source
+        assert Path(asked).read_text().count("\n") == 10
+        raise UserError(f"{asked}: no", "mend it")
+
+    monkeypatch.setattr("mlxreflect.setup.init.check", refuse)
+    flags = ("init", "--strategy", "r3", "--task", "d.jsonl", "--model", "tiny", "--critic", "self")
+    assert shell.mistake(*flags, "--out", "x.toml")[0] == "x-heldout.jsonl: no"
+    assert not list(shell.folder.glob("x*"))
 
 
 @pytest.mark.parametrize(

@@ -399,6 +399,7 @@ def test_the_server_listens_on_loopback_alone(server: Server) -> None:
         ("/", {}), ("/tree", {}), ("/wrong/tree", {}), ("/{half}/", {}), ("/{token}", {}),
         ("/{token}/../../etc/passwd", {}), ("/{token}/..%2f..%2frecipe.toml", {}),
         ("/{token}/recipe.toml", {}), ("/{token}//tree", {}), ("/%C3%A9{token}/", {}),
+        ("http://[/", {"Host": "127.0.0.1"}),
         ("/{token}/", {"Host": "example.com"}), ("/{token}/", {"Host": "127.0.0.1"}),
         ("/{token}/tree", {"Origin": "https://example.com"}), ("/{token}/tree", {"Origin": "null"}),
         ("/{token}/tree", {"Sec_Fetch_Site": "cross-site"}),

@@ -169,9 +169,10 @@ def read_judged(folder: Path, a: Arm, b: Arm) -> Judged:
     decided = {p.problem.id: p.settled or agreed(said[p.problem.id]) for p in pairs}
     won = {id_: who for id_, who in decided.items() if who}
     if not won:
+        last = [rows[-1] for rows in lines.values()]
+        error = next(row["error"] for row in reversed(last) if row["verdict"] is None)
         raise UserError(
-            f"{folder / FILE}: none of {len(pairs)} questions was judged; the last: "
-            f"{said[pairs[-1].problem.id]['a']['error']}",
+            f"{folder / FILE}: none of {len(pairs)} questions was judged; the last: {error}",
             "see that the judge answers as it is asked to, then compare again with --judge",
         )
     why = {pair.problem.id: EMPTY for pair in pairs if pair.settled in ("a", "b")}

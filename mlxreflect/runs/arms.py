@@ -333,6 +333,7 @@ def ask_probes(policy: Policy, recipe: Recipe, epoch: int, wave: int | None) -> 
         max_new_tokens=config.max_new_tokens,
         batch=config.batch,
         seed=(recipe.seed, "probes"),
+        sampling=config,
     )
     return [
         {"schema": "probe/1", "epoch": epoch, "wave": wave, "probe": i, "prompt": text,

@@ -147,6 +147,7 @@ class RunFolder(Generic[C]):
 
     def last_commit(self, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
         """Returns what `Commits.last` does. Raises UserError where commits are lost."""
+        # Rows of probes alone are those of a run that was killed in its first commit.
         journals = [self.path / name for name in self.kind.journals]
         begun = [file for file in journals if file.is_file() and file.stat().st_size]
         if begun and not self.commits.all():

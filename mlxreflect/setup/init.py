@@ -21,7 +21,7 @@ from tomlkit.items import Comment, Item, Key, Table, Whitespace
 from mlxreflect.config.recipe import MODELS, eval_spec, load_recipe, read_shared
 from mlxreflect.config.schema import METHODS, Recipe, TaskConfig, method_of
 from mlxreflect.config.toml import SHARED, bundled, flatten
-from mlxreflect.core.errors import UserError
+from mlxreflect.core.errors import UserError, reworded
 from mlxreflect.core.journal import write_atomic
 from mlxreflect.core.seeds import hash_of, part_of
 from mlxreflect.core.ui import plural
@@ -386,7 +386,7 @@ def write_recipe(choices: Choices, out: Path, force: bool = False) -> dict[str, 
     Of a small file hardly a question is held out by its hash: then a third of it is written beside
     the recipe, and evaluated instead.
     """
-    exam = ""
+    exam = asked = ""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         text = draft(choices)
@@ -396,10 +396,15 @@ def write_recipe(choices: Choices, out: Path, force: bool = False) -> dict[str, 
             if kept := hold_out(choices):
                 exam = str(out.with_name(f"{out.stem}-heldout.jsonl"))
                 refuse_to_overwrite(Path(exam), force)
-                write_atomic(Path(exam), kept)
-                write_atomic(tried, text := edit(text, {"eval.source": exam}))
-            found = check(tried)
+                asked = str(Path(folder) / Path(exam).name)
+                write_atomic(Path(asked), kept)
+                write_atomic(tried, edit(text, {"eval.source": asked}))
+                text = edit(text, {"eval.source": exam})
+            with reworded({asked: exam} if kept else {}):
+                found = check(tried)
             text = edit(text, fitting_keys(choices, found, tomllib.loads(text)))
+        if kept:
+            write_atomic(Path(exam), kept)
         write_atomic(out, text)
     except OSError as error:
         raise UserError(f"{out}: {error.strerror}", "give another --out") from None

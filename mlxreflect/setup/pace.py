@@ -111,9 +111,11 @@ def until(end: float) -> Iterator[None]:
 
     before, timer = signal.signal(signal.SIGALRM, stop), signal.setitimer(signal.ITIMER_REAL, left)
     try:
-        yield
+        try:
+            yield
+        finally:  # where the signal may still come
+            signal.setitimer(signal.ITIMER_REAL, 0)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         signal.setitimer(signal.ITIMER_REAL, *timer)
 

@@ -114,7 +114,10 @@ class Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "mlxreflect", ""
 
     def do_GET(self) -> None:
-        asked = urlsplit(self.path)
+        try:
+            asked = urlsplit(self.path)
+        except ValueError:  # "http://[/"
+            asked = urlsplit("")
         _, token, *_ = f"{asked.path}//".split("/")
         known = compare_digest(token.encode(), self.server.token.encode())
         page = known and asked.path == f"/{token}/"
