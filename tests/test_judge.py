@@ -359,6 +359,39 @@ def test_a_judge_who_says_nothing_has_not_judged(tmp_path: Path) -> None:
         judged(server, a, b)
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("judgements.jsonl", {"usd": None}), ("judgements.jsonl", {"calls": "x"}),
+     ("judgements.jsonl", {"problem": [1]}), ("judgements.jsonl", {"verdict": "c"}),
+     ("judgements.jsonl", {"usd": math.nan}), ("setup.json", {"judgements": "4"}),
+     ("setup.json", {"rubric": None}), ("setup.json", {"samples": 1})],
+)  # fmt: skip
+def test_what_was_judged_is_read_with_care(
+    name: str, wrong: dict[str, Any], shell: Shell, tmp_path: Path
+) -> None:
+    a, b = arm(tmp_path / "a", ["one"] * 2), arm(tmp_path / "b", ["another"] * 2)
+    with FakeOllama(reply=longer) as server:
+        judged(server, a, b)
+    (file,) = b.glob(f"judged/*/{name}")
+    text = file.read_text()
+    changed, rest = (text, "") if name == "setup.json" else text.split("\n", 1)
+    file.write_text(json.dumps({**json.loads(changed), **wrong}) + "\n" + rest)
+    error, hint = shell.mistake("compare", a, b)
+    assert name in error and "restore that file" in hint
+
+
+def test_a_question_without_a_verdict_names_the_call_that_failed(tmp_path: Path) -> None:
+    a, b = arm(tmp_path / "a", ["one"] * 2), arm(tmp_path / "b", ["another"] * 2)
+    with FakeOllama(reply=longer) as server:
+        judged(server, a, b)
+    (file,) = b.glob("judged/*/judgements.jsonl")
+    lost = {"verdict": None, "error": "HTTP 500"}
+    rows = [{**row, **(lost if row["first"] == "b" else {})} for row in read_rows(file)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="the last: HTTP 500"):
+        compare(a, b)
+
+
 def journal_size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("judged/*/judgements.jsonl"))
 

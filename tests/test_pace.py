@@ -269,7 +269,8 @@ def owned(by: str) -> wire.Fault:
 
 @pytest.mark.parametrize(("listed", "software", "asked"), [
     (owned("vllm"), "uvicorn", True), (owned("organization_owner"), "", True),
-    (("critic",), "llama.cpp", True),
+    (("critic",), "llama.cpp", True), (owned(""), "BaseHTTP/0.6 Python/3.11.9", False),
+    (wire.ok({"data": [{"id": "x", "object": "model", "created": 1}]}), "BaseHTTP/0.6", True),
     (owned("openai"), "uvicorn", False),  # a proxy, such as LiteLLM
     (("critic",), "", False), (wire.http(404), "uvicorn", False),
 ])  # fmt: skip

@@ -57,7 +57,7 @@ class Ollama:
                 f"{shown} is no address of an Ollama server",
                 "set critic.base_url (or OLLAMA_HOST) to something like http://127.0.0.1:11434",
             ) from None
-        self.own = not key or base.host in LOOPBACK  # else it may be Ollama's cloud
+        self.own = base.host in LOOPBACK  # else it may be Ollama's cloud, or another's for money
         self.http = self.wire.client(base_url=base, auth=login, headers=headers)
 
     def preflight(self) -> None:

@@ -29,8 +29,10 @@ from mlxreflect.critics.http import (
 
 HOME = "https://api.openai.com/v1"
 MOST_STOPS = 4  # stop strings that OpenAI takes
-# By their Server header: they serve names that their list does not have.
-LENIENT = ("BaseHTTP", "llama.cpp")  # the first is mlx_lm.server
+# By their Server header: they serve names that their list does not have. The first is that of
+# mlx_lm.server, and of any other server that is built on Python's own.
+LENIENT = ("BaseHTTP", "llama.cpp")
+OF_MLX = {"id", "object", "created"}  # keys of a row of mlx_lm.server's list
 NEEDS_NO_SYSTEM = re.compile(r"system role|roles must alternate", re.IGNORECASE)
 
 
@@ -84,18 +86,22 @@ class OpenAI:
                 f"{shown} does not answer as it should: {self.wire.error(found)}",
                 "look at the server's own messages, or set critic.base_url",
             )
-        self.own = found.headers.get("server", "").startswith(LENIENT)
-        if not self.own:
-            self.look_up(found)
+        self.look_up(found)
 
     def look_up(self, found: httpx.Response) -> None:
         """Looks for the model in a list; servers take shorter and longer names too."""
+        software = found.headers.get("server", "")
+        self.own = software.startswith("llama.cpp")
         try:
             listed = json.loads(found.content)
             rows = listed["data"] if isinstance(listed, dict) else listed
             names = [row["id"] for row in rows if isinstance(row["id"], str)]
-            self.own = bool(rows) and all(row.get("owned_by") in ENGINES for row in rows)
+            engines = all(row.get("owned_by") in ENGINES for row in rows)
+            of_mlx = software.startswith("BaseHTTP") and all(row.keys() == OF_MLX for row in rows)
+            self.own = self.own or (bool(rows) and (engines or of_mlx))
         except UNREADABLE:
+            return
+        if software.startswith(LENIENT):
             return
         model = self.config.model
         same = {model, f"{model}:latest", model.rpartition(":")[0], str(Path(model).resolve())}

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 from mlxreflect.config.recipe import check_critic, load_recipe
 from mlxreflect.config.schema import REMOTE, BudgetConfig, CriticConfig, EvalSpec
@@ -31,7 +31,7 @@ from mlxreflect.core.journal import (
     sha256,
     write_atomic,
 )
-from mlxreflect.core.records import Problem
+from mlxreflect.core.records import Finite, Problem, fits
 from mlxreflect.core.seeds import rng_for, seed_for
 from mlxreflect.core.ui import Ui
 from mlxreflect.evaluation.arms import Arm, short_hash, slug, whole_chunks
@@ -102,15 +102,50 @@ def judgements_of(pairs: Sequence[Pair], seed: int) -> list[Judgement]:
 # ---- what was judged -----------------------------------------------------------------------------
 
 
+class SetupRow(TypedDict):
+    """What is read of setup.json."""
+
+    judge: str
+    rubric: str
+    itself: bool
+    samples: dict[str, str]
+    judgements: int
+
+
+class JudgementRow(TypedDict):
+    """What is read of a line of judgements.jsonl."""
+
+    problem: str
+    first: Literal["a", "b"]
+    verdict: Literal["a", "b", "tie"] | None
+    why: str
+    error: str | None
+    kind: str
+    calls: int
+    tokens_in: int
+    tokens_out: int
+    usd: Finite
+
+
+def read_setup(folder: Path) -> dict[str, Any]:
+    """Returns what setup.json says. Raises UserError for a damaged one."""
+    file = folder / "setup.json"
+    setup = read_json(file)
+    if not fits(SetupRow)(setup):
+        raise UserError(
+            f"{file}: not the setup of a judge: a key is missing, or holds another kind of value",
+            f"restore that file, or delete {folder} and have its answers judged again",
+        )
+    return setup
+
+
 def find_judged(a: Arm, b: Arm) -> Path | None:
     """Returns the folder of the first judge who was asked about all of two arms' answers."""
     known = [path.parent for path in b.path.glob(f"{FOLDER}/*/setup.json")]
     for folder in sorted(known, key=number_of):
-        setup = read_json(folder / "setup.json")
-        if (
-            setup.get("samples") == samples_of(a, b)
-            and count_rows(folder / FILE) >= setup["judgements"]
-        ):
+        setup = read_setup(folder)
+        whole = count_rows(folder / FILE) >= setup["judgements"]
+        if whole and setup["samples"] == samples_of(a, b):
             return folder
     return None
 
@@ -122,8 +157,8 @@ def judgements_in(folder: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
     """
 
     def make(row: dict[str, Any]) -> dict[str, Any]:
-        if row["first"] not in ("a", "b") or row["verdict"] not in ("a", "b", TIE, None):
-            raise TypeError("first and verdict name an arm")
+        if not fits(JudgementRow)(row):
+            raise TypeError("a key is missing, or holds another kind of value")
         return row
 
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -155,7 +190,7 @@ class Judged:
 
 def read_judged(folder: Path, a: Arm, b: Arm) -> Judged:
     """Returns what a judge said of two arms. Raises UserError for a damaged journal."""
-    setup, pairs = read_json(folder / "setup.json"), pairs_of(a, b)
+    setup, pairs = read_setup(folder), pairs_of(a, b)
     lines = judgements_in(folder)
     said: dict[str, dict[str, dict[str, Any]]] = {}
     for (problem, first), rows in lines.items():
