@@ -104,10 +104,10 @@ function place() {
   });
   const runs = state.tree.runs;
   if (parts[0] === "compare" && runs.length > 1) return { compare: true };
-  const number = runs[parts[0]] ? Number(parts[0]) : 0;
+  const number = runs[Number(parts[0])] ? Number(parts[0]) : 0;
   if (!parts[0] && runs.length > 1) return { compare: true };
   const run = runs[number];
-  const view = parts[1] in VIEWS && has(run, parts[1]) ? parts[1] : "overview";
+  const view = Object.hasOwn(VIEWS, parts[1]) && has(run, parts[1]) ? parts[1] : "overview";
   return { number, run, view, story: run.tables[view] && parts[2] ? parts[2] : "" };
 }
 
@@ -199,12 +199,12 @@ function says(one) {
   const who = one.b[0].toUpperCase() + one.b.slice(1), better = one.difference > 0;
   const words = known(one.win_rate) ? ["preferred", "not preferred"] : ["better", "worse"];
   if (one.verdict === "significant" || (one.verdict === undefined && one.p_exact < one.alpha)) return `${who} is ${words[better ? 0 : 1]}`;
-  return one.verdict === "borderline" ? `${who} may be ${words[better ? 0 : 1]}` : "No difference is shown";
+  return one.verdict === "borderline" ? `${who} may be ${words[better ? 0 : 1]}` : `${known(one.win_rate) ? percent(one.win_rate) + " win rate" : points(one.difference) + " points"}, not significant`;
 }
 
 function verdict(run, number) {
   const [one, ...others] = run.verdicts;
-  const n = one.gains + one.losses;
+  const n = one.gains + one.losses, said = says(one);
   const share = (k) => (n ? 100 * k / n : 50);
   const listed = run.tables.held_out ? link(number, "held_out") : null;
   const bar = el("div", { class: "gains", role: "img", "aria-label": `${one.gains} gained, ${one.losses} lost` },
@@ -214,9 +214,9 @@ function verdict(run, number) {
   const filter = (change) => () => { const table = tableOf(number, "held_out"); if (table) table.filters = { change }; };
   return el("div", { class: "verdict" },
     el("p", { class: "kicker" }, `${one.task || "Held-out problems"}, ${counted(one.n, "question")}`),
-    el("p", { class: "says" }, says(one)),
+    el("p", { class: "says" }, said),
     el("div", { class: "numbers" },
-      known(one.win_rate) ? el("div", { class: "big" }, percent(one.win_rate), el("small", {}, " win rate")) : el("div", { class: "big" }, points(one.difference), el("small", {}, " points")),
+      !said.endsWith("not significant") && (known(one.win_rate) ? el("div", { class: "big" }, percent(one.win_rate), el("small", {}, " win rate")) : el("div", { class: "big" }, points(one.difference), el("small", {}, " points"))),
       el("div", { class: "from" },
         el("span", {}, el("b", {}, percent(one.accuracy_a)), el("span", { class: "dim" }, " " + one.a)),
         el("span", { class: "dim", "aria-hidden": "true" }, "→"),
@@ -235,13 +235,15 @@ function interval(one) {
   const reach = Math.max(0.02, Math.abs(one.ci_low), Math.abs(one.ci_high)) * 1.15;
   const x = (value) => 200 + 190 * value / reach;
   const y = 16;
-  const ends = [one.ci_low, one.ci_high].filter((value) => Math.abs(x(value) - 200) > 34);
+  const ends = [[one.ci_low, "end"], [one.ci_high, "start"]], near = x(one.ci_high) - x(one.ci_low) < 68;
+  const marks = ends.map(([value, side]) => [value, near ? side : "middle"]);
+  if (ends.every(([value]) => Math.abs(x(value) - 200) > 34)) marks.push([0, "middle"]);
   return svg("svg", { class: "interval", viewBox: "0 0 400 52", role: "img", "aria-label": `${points(one.difference)} points, from ${points(one.ci_low)} to ${points(one.ci_high)}` },
     svg("line", { class: "axis", x1: 10, x2: 390, y1: y, y2: y }),
     svg("line", { class: "zero", x1: 200, x2: 200, y1: y - 12, y2: y + 12 }),
     svg("line", { class: "span", x1: x(one.ci_low), x2: x(one.ci_high), y1: y, y2: y }),
     svg("circle", { class: "dot", cx: x(one.difference), cy: y, r: 6 }),
-    [0, ...ends].map((value) => svg("text", { x: x(value), y: 46, "text-anchor": "middle" }, value ? points(value) : "0")));
+    marks.map(([value, anchor]) => svg("text", { x: x(value), y: 46, "text-anchor": anchor }, value ? points(value) : "0")));
 }
 
 function comparisonTable(found, title) {
@@ -500,7 +502,8 @@ const COLUMNS = {
   held_out: ["question", "change", "answers", "error"],
 };
 const NAMES = { waves: "wave", change: "answer", part: "evaluation", error: "error", cut: "cut off", leak: "leak", question: "problem" };
-const named = (column) => NAMES[column] || column;
+// Of a problem that was learned from: of its first attempts in the first epoch and in the last one.
+const named = (column, view) => (column === "change" && view === "learned" ? "first attempt, first → last epoch" : NAMES[column] || column);
 
 // What is chosen in a table stays chosen while one reads a story, and while new rows arrive.
 function tableOf(number, view) {
@@ -552,8 +555,8 @@ function filterBar(table, choices, at) {
   const search = el("input", { type: "search", placeholder: "Search problems and answers", "aria-label": "Search problems and answers", oninput: (event) => { table.search = event.target.value; change(); } });
   search.value = table.search;
   const selects = choices.map(([name, values]) => {
-    const select = el("select", { "aria-label": named(name), onchange: (event) => { table.filters[name] = event.target.value; change(); } },
-      el("option", { value: "" }, `any ${named(name)}`),
+    const select = el("select", { "aria-label": named(name, at.view), onchange: (event) => { table.filters[name] = event.target.value; change(); } },
+      el("option", { value: "" }, `any ${named(name, at.view)}`),
       values.map((value) => el("option", { value }, name === "status" ? (table.data.words || {})[value] || value : name === "waves" ? `wave ${value + 1}` : spaced(value))));
     select.value = table.filters[name] ?? "";
     return select;
@@ -570,7 +573,7 @@ function filterBar(table, choices, at) {
 function rowsPanel(table, at) {
   const columns = COLUMNS[at.view].filter((name) => name !== "error" || table.data.rows.some((row) => row[table.at.error]));
   const head = el("div", { class: "row head", role: "row" }, columns.map((name) => el("div", { class: "cell col-" + name, role: "columnheader", "aria-sort": "none", "data-column": name },
-    el("button", { type: "button", class: "sort", onclick: () => { table.down = table.sort === name && !table.down; table.sort = name; refresh(table); } }, name === "answers" ? table.data.arms.join(" · ") : named(name)))));
+    el("button", { type: "button", class: "sort", onclick: () => { table.down = table.sort === name && !table.down; table.sort = name; refresh(table); } }, name === "answers" ? table.data.arms.join(" · ") : named(name, at.view)))));
   const space = el("div", { class: "space", role: "presentation" });
   const body = el("div", { class: "body", tabindex: 0, role: "rowgroup", "aria-label": "Rows: arrow keys choose, Enter opens" }, space);
   const grid = el("div", { class: `grid ${at.view}`, role: "table", "aria-label": VIEWS[at.view] }, el("div", { role: "rowgroup" }, head), body);
@@ -632,7 +635,7 @@ function paint(table, top = table.body.scrollTop) {
 function cell(table, row, name, i) {
   const value = row[table.at[name]];
   if (name === "question") return el("a", { href: storyLink(table, i), tabindex: -1 }, value || row[0]);
-  if (name === "status") return el("span", { class: "status " + value }, (table.data.words || {})[value] || value);
+  if (name === "status") return el("span", { class: "status " + value }, (table.data.words || {})[value] || value, value === "solved_first" && row[table.at.change].includes("→") && ", in the last epoch");
   if (name === "change") return el("span", { class: "change " + ({ "wrong → right": "good", preferred: "good", "right → wrong": "bad", "not preferred": "bad" }[value] || "") }, value);
   if (name === "waves") return value.length > 3 ? `${value[0] + 1} … ${value[value.length - 1] + 1}` : value.map((wave) => wave + 1).join(", ");
   if (name === "answers") return table.data.arms.map((arm, k) => [k ? el("span", { class: "dim" }, " · ") : null, value[k] ?? el("span", { class: "dim" }, "none")]);
@@ -685,9 +688,10 @@ function drawGraph(nodes, edges, relations) {
   const most = Math.max(...nodes.map((node) => node[1]));
   add(root, [lines, nodes.map(([name, degree], i) => {
     const [x, y] = places[i], left = x > WIDE * 0.8, size = 4 + 7 * Math.sqrt(degree / most);
+    const letters = [...name]; // a slice of a string may end in half an emoji
     const show = (event) => { near(i); showTip([el("b", {}, name), ...relations[i].slice(0, 12).map((one) => el("div", {}, one))], event.clientX, event.clientY); };
     return svg("g", { onpointerenter: show, onpointerleave: leave }, svg("circle", { cx: x, cy: y, r: size }),
-      svg("text", { x: x + (left ? -1 : 1) * (size + 3), y: y + 4, "text-anchor": left ? "end" : "start" }, name.length > 22 ? name.slice(0, 21) + "…" : name));
+      svg("text", { x: x + (left ? -1 : 1) * (size + 3), y: y + 4, "text-anchor": left ? "end" : "start" }, letters.length > 22 ? letters.slice(0, 21).join("") + "…" : name));
   })]);
   return root;
 }
@@ -745,13 +749,16 @@ function prompts(messages, name) {
 function episode(one) {
   return el("article", { class: "episode" },
     el("h2", {}, `Epoch ${one.epoch}, wave ${one.wave + 1}`, one.tier && el("span", { class: "dim" }, ` ${one.tier} critic`)),
-    one.turns.map((turn) => turnBox(turn, one)),
-    one.examples.map((example) => el("p", { class: "example" }, exampleSays(example))),
+    one.turns.map((turn) => [turnBox(turn, one), made(one.examples.filter((example) => isPair(example) && example.turns[0] === turn.i))]),
+    made(one.examples.filter((example) => !isPair(example))),
     el("p", { class: "ended" }, el("span", { class: "status " + one.status }, one.ended), one.solved !== null && one.solved !== undefined && `, turn ${one.solved}`));
 }
 
+const isPair = (example) => example.kind === "preference" && example.turns.length === 2;
+const made = (examples) => examples.map((example) => el("p", { class: "example" }, exampleSays(example)));
+
 function exampleSays(example) {
-  if (example.kind === "preference" && example.turns.length === 2) return `Trained on a pair: turn ${example.turns[0]} preferred to turn ${example.turns[1]}`;
+  if (isPair(example)) return `Trained on a pair: turn ${example.turns[0]} preferred to turn ${example.turns[1]}`;
   if (example.kind === "group") return `Trained by GRPO, its answers worth ${(example.rewards || []).map(few).join(", ")}`;
   return `Trained by SFT on turn ${example.turns.join(", ")}${example.forced ? ", forced: it was on the bucket list to the last" : ""}`;
 }
