@@ -143,6 +143,8 @@ def test_the_story_by_keyboard_alone(browser: Browser, plain: str) -> None:
     assert rewrite.locator("del").all_inner_texts() == ["2", "0"]
     assert rewrite.locator("ins").all_inner_texts() == ["3", "1"]
     assert "step 1: 2 3\n" in rewrite.locator("pre").first.inner_text()
+    pair = page.locator(".turn:nth-of-type(3) + .example + .turn")  # before the verification
+    assert "3 verify" in pair.inner_text()
     assert "turn 2 preferred to turn 0" in page.locator(".example").inner_text()
     page.get_by_role("link", name="Next").focus()
     page.keyboard.press("Enter")
@@ -152,7 +154,7 @@ def test_the_story_by_keyboard_alone(browser: Browser, plain: str) -> None:
 
 
 def test_gains_lead_to_their_problems(browser: Browser, plain: str) -> None:
-    page = browser.open(plain)
+    page = browser.open(plain + "#/constructor/constructor")  # no such view: the first one
     assert page.locator("#part-verdict .says").inner_text() == "Trained is better"
     page.get_by_role("link", name="24 gained").click()
     assert page.locator("#found").inner_text() == "24 of 120 problems"
