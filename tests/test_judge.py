@@ -342,7 +342,8 @@ def test_calls_that_fail_are_counted_and_most_of_them_stop_it(tmp_path: Path) ->
 def test_progress_goes_on_within_a_batch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlxreflect.core.ui.EVERY_S", 0.0)
+    monkeypatch.setattr("mlxreflect.core.ui.EVERY_S", 0.0)  # every line
+    monkeypatch.setattr("mlxreflect.core.ui.RARER", 0.0)
     a, b = arm(tmp_path / "a", ["one"] * 3), arm(tmp_path / "b", ["another"] * 3)
     with FakeOllama(reply=lambda body: "Hm." if "0 a number" in str(body) else longer(body)) as s:
         judged(s, a, b, ui=Ui(), concurrency=1)

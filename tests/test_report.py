@@ -92,9 +92,9 @@ def test_of_several_runs_the_trained_policies_are_compared(tmp_path: Path) -> No
 
 def test_faults_of_folders_are_said(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for folder in (tmp_path / "empty", tmp_path / "nothing"):
-        with pytest.raises(UserError, match="no evaluation in it"):
-            write_outputs([folder])
+    for name, said in (("empty", "no evaluation in it"), ("nothing", "no such folder")):
+        with pytest.raises(UserError, match=said):
+            write_outputs([tmp_path / name])
     arm = run_dir(tmp_path / "run") / "eval" / "base"
     (arm / "results.json").unlink()
     with pytest.raises(UserError, match="not finished"):
@@ -331,7 +331,7 @@ def test_the_command_prints_the_table_and_where_things_are(
     assert out.startswith("| task | model |") and "run/eval/base/report/table.md" in out
     code, _, error = report("missing")
     assert code == 2
-    assert error.startswith("error: missing: no evaluation in it\nhint: ")
+    assert error.startswith("error: missing: no such folder\nhint: ")
 
 
 # ---- the log, as inspect_ai itself reads it: its loader, its scoring, its command ----------------
