@@ -209,8 +209,10 @@ function verdict(run, number) {
   const listed = run.tables.held_out ? link(number, "held_out") : null;
   const bar = el("div", { class: "gains", role: "img", "aria-label": `${one.gains} gained, ${one.losses} lost` },
     el("div", { class: "gain" }), el("div", { class: "loss" }));
-  bar.firstChild.style.flexGrow = share(one.gains);
-  bar.lastChild.style.flexGrow = share(one.losses);
+  for (const [part, k] of [[bar.firstChild, one.gains], [bar.lastChild, one.losses]]) {
+    part.style.flexGrow = share(k);
+    part.hidden = n > 0 && k === 0;
+  }
   const filter = (change) => () => { const table = tableOf(number, "held_out"); if (table) table.filters = { change }; };
   return el("div", { class: "verdict" },
     el("p", { class: "kicker" }, `${one.task || "Held-out problems"}, ${counted(one.n, "question")}`),
