@@ -111,12 +111,12 @@ CHANGED = {
     "eval.dev_stop": (0.0, {"eval.dev_every": 1, "eval.dev_limit": 40, "train.lr": 0.05}),
     "eval.trained": ("best", {"eval.dev_every": 1}),
     "probes.prompts": (["What is 2 plus 2?", "Who are you?"], {}),
-    "probes.system": ("Be brief.", {"probes.prompts": ["What is 2 plus 2?"]}),
 }  # fmt: skip
 # Keys that need data, a server or a look inside: a test of their own below, in test_job_keys.py, or
 # in those of tasks and critics.
 APART = {
     "allow_untrained", "track",
+    "probes.system",  # the embedded policy's template leaves system messages out
     "policy.dequantize", "policy.thinking", "policy.template", "critic.thinking",
     "policy.model", "policy.adapter", "task.source", "task.config", "task.split", "task.question",
     "task.answer", "task.answer_type", "task.grader", "task.grader_sha256",
