@@ -23,14 +23,10 @@ Rate = Annotated[float, Field(gt=0)]
 Amount = Annotated[float, Field(ge=0)]
 Gigabytes = Annotated[float, Field(gt=0, le=1e6)] | Literal["auto"]
 # A list of names, or as on a command line the one or several with commas between them.
-Names = Annotated[
-    list[str], BeforeValidator(lambda v: v.split(",") if isinstance(v, str) and v else v)
-]
+WITH_COMMAS = BeforeValidator(lambda v: v.split(",") if isinstance(v, str) and v else v)
+Names = Annotated[list[str], WITH_COMMAS]
 # Programs that draw curves of many runs, each by the extra of its name.
-Trackers = Annotated[
-    list[Literal["tensorboard", "wandb", "trackio", "mlflow"]],
-    BeforeValidator(lambda v: v.split(",") if isinstance(v, str) and v else v),
-]
+Trackers = Annotated[list[Literal["tensorboard", "wandb", "trackio", "mlflow"]], WITH_COMMAS]
 
 
 def split_specs(given: Any) -> Any:

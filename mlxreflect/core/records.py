@@ -257,7 +257,7 @@ class StepRow(TypedDict, total=False):
 
 
 class AskedRow(TypedDict, total=False):
-    """What a wave asked of its critics."""
+    """Counts what a wave asked of its critics."""
 
     calls: int
     cached: int

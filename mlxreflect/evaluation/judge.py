@@ -103,7 +103,7 @@ def judgements_of(pairs: Sequence[Pair], seed: int) -> list[Judgement]:
 
 
 class SetupRow(TypedDict):
-    """What is read of setup.json."""
+    """Holds what is read of setup.json."""
 
     judge: str
     rubric: str
@@ -113,7 +113,7 @@ class SetupRow(TypedDict):
 
 
 class JudgementRow(TypedDict):
-    """What is read of a line of judgements.jsonl."""
+    """Holds what is read of a line of judgements.jsonl."""
 
     problem: str
     first: Literal["a", "b"]

@@ -132,7 +132,7 @@ def last_adapter(run: Path, prefix: str) -> tuple[Path, str]:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked. known: the grader can tell which answer is right."""
+    """Holds what is asked. known: the grader can tell which answer is right."""
 
     task: Task
     problem: Problem

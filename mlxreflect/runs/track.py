@@ -47,7 +47,7 @@ class Row(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What a tracker is told of a run. id: 16 hex digits. keys: plain values of its recipe."""
+    """Holds what a tracker gets to know. id: 16 hex digits. keys: plain values of the recipe."""
 
     id: str
     name: str

@@ -413,7 +413,7 @@ def write_recipe(choices: Choices, out: Path, force: bool = False) -> dict[str, 
 
 
 class Found(NamedTuple):
-    """How many problems there are, are learned from, and are held out; 0 where only the hub tells.
+    """Counts the problems: all, to learn from, and held out; 0 where only the hub tells.
 
     of, learned: of your own data alone.
     """
