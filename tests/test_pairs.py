@@ -2,19 +2,26 @@
 
 import csv
 import json
+import random
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.hostile import flood
 
 from mlxreflect.core.records import Episode, Outcome, Turn, Verdict, make_problem
 from mlxreflect.data.forms import trl_row
+from mlxreflect.data.leak_wordings import heaviest
 from mlxreflect.data.leaks import giveaway, leak
 from mlxreflect.methods.base import completion, preference
-from mlxreflect.prompts.parsing import parse_response
+from mlxreflect.prompts.parsing import TAGS, parse_response
 from mlxreflect.prompts.roles import quote, role_messages
+
+sys.path.insert(0, str(Path(__file__).parent / "bench"))
+import leaks as bench
 
 DATA_FOLDER = Path(__file__).parent / "data"
 
@@ -98,10 +105,9 @@ def leaked(text: str, style: str = "thinking", question: str = "") -> str:
 
 @pytest.mark.parametrize("kind", ["leak", "fine"])
 def test_sentences_that_leak_and_sentences_with_the_same_words(kind: str) -> None:
-    """data/leaks.tsv; each list was held back until the rules before it had been written.
+    """data/leaks.tsv, from which rules and weights were learned: so they have to know nearly all.
 
-    At first sight list A was judged at 72 % and 5.5 % (caught, innocent dropped), B at 71 and 3.7,
-    C at 64 and 5.6, D at 91 and 1.5, E at 90 and 2.4.
+    How lists are judged that taught nothing is the next test's, and tests/bench/leaks.py's.
     """
     with (DATA_FOLDER / "leaks.tsv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -109,6 +115,17 @@ def test_sentences_that_leak_and_sentences_with_the_same_words(kind: str) -> Non
     assert len(texts) >= 150
     missed = [text for text in texts if bool(giveaway(text)) != (kind == "leak")]
     assert len(missed) <= {"leak": 0.03, "fine": 0.02}[kind] * len(texts), missed
+
+
+@pytest.mark.slow
+def test_a_list_is_judged_by_what_the_other_lists_teach() -> None:
+    texts = [*bench.listed(), *bench.made(random.Random(0), [])]
+    corpus = bench.Corpus(texts, json.loads(bench.SHIPPED.read_text(encoding="utf-8"))["classes"])
+    judged = corpus.lists == "W1"
+    weights, _ = corpus.learn(~judged)
+    scores = corpus.scores(weights)
+    threshold = np.quantile(scores[judged & ~corpus.leaks], 0.98)
+    assert np.mean(scores[judged & corpus.leaks] > threshold) >= 0.8
 
 
 @pytest.mark.parametrize(
@@ -125,6 +142,28 @@ def test_a_rewrite_that_says_it_was_helped(said: str, phrase: str) -> None:
     for told in (said, said.upper(), broken):
         assert repr(phrase) in leaked(f"<think>6 * 7, {told}, is 42</think><answer>42</answer>")
         assert leaked(f"<think>6 * 7 is 42</think><answer>42</answer> {told}")
+
+
+def test_each_sentence_is_weighed_by_itself() -> None:
+    """What was said before makes no sentence worse, so a long text may say what a short one may."""
+    with (DATA_FOLDER / "leaks.tsv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    fine = [row["text"] for row in rows if row["kind"] == "fine" and not heaviest(row["text"])]
+    assert len(fine) > 2000
+    for at in range(0, len(fine), 100):
+        assert heaviest("\n".join(fine[at : at + 100])) == ""
+    leaks = [row["text"] for row in rows if row["kind"] == "leak" and heaviest(row["text"])]
+    for at in range(0, len(leaks), 50):
+        assert heaviest("\n".join([*fine[at : at + 100], leaks[at]]))
+
+
+@pytest.mark.parametrize("tags", ["think", "preflexor"])
+def test_headings_and_edges_of_a_thought_leak_nothing(tags: str) -> None:
+    start, end = TAGS[tags]
+    sections = "Reasoning steps:\nBees gather nectar.\n\nHypothesis:\nOn hypothesis."
+    graph = "Knowledge graph:\nnotes | answer | question\nfeedback | controls | system"
+    for thought in (sections, graph):
+        assert giveaway(f"{start}\n{thought}\n{end}\n<answer>432 of them</answer>") == ""
 
 
 def test_a_label_leaks_at_the_beginning_of_a_line_alone() -> None:

@@ -4,11 +4,13 @@ A rewrite is learned from as if the policy had thought of it alone. So it may no
 a helped writer has seen: feedback, an attempt before this one, an answer that was known. None of
 these words leaks by itself ("feedback loop", "attempt to factor", "expected value"). What is
 innocent beside its neighbours is taken out first; a leak is then a thing that was given, together
-with a word that refers to it ("the critic says", "according to").
+with a word that refers to it ("the critic says", "according to"). What no rule foresaw is weighed
+(`leak_wordings`).
 """
 
 import re
 
+from mlxreflect.data.leak_wordings import MARKUP, SLIPS, heaviest
 from mlxreflect.prompts.roles import ROLES
 
 MIN_WORKING = 2  # characters of thought; less only restates the answer
@@ -16,7 +18,7 @@ LONGEST_PHRASE = 60  # characters of it in a reason
 
 
 def leak(text: str, spans: dict[str, list[int]], style: str, question: str = "") -> str:
-    """Why a text gives away that it was helped, or has no working; empty when it does not.
+    """Returns why a text gives away that it was helped, or has no working; "" when it does not.
 
     question: the problem as it is shown, of which a text may speak. Linear in the text's length.
     """
@@ -30,14 +32,19 @@ def leak(text: str, spans: dict[str, list[int]], style: str, question: str = "")
 
 def giveaway(text: str, question: str = "") -> str:
     """Returns the first words by which a text gives away that it was helped, or ""."""
+    return (by_rules(text, question) or heaviest(text, question))[:LONGEST_PHRASE].strip()
+
+
+def by_rules(text: str, question: str = "") -> str:
+    """Returns the first words that a rule finds, or ""."""
     lowered = WORD.sub(lambda word: SLIPS.get(word[0], word[0]), text.lower().translate(MARKUP))
     line = FINE.sub("~", " ".join(lowered.split()))  # a phrase may go on in the next line
     asked = {name.rstrip("s") for name in NAMED.findall(question.lower())}
     for rule, said in ((HEADING, lowered), (LEAK, line)):
         for found in rule.finditer(said):
-            phrase = found.group().strip()
+            phrase: str = found.group().strip()
             if not any(name.rstrip("s") in asked for name in NAMED.findall(phrase)):
-                return phrase[:LONGEST_PHRASE]
+                return phrase
     return ""
 
 
@@ -435,13 +442,4 @@ HEADING = re.compile(
 )
 # Words that leak nothing where the problem itself has them.
 NAMED = re.compile(rf"\b(?:{HELP}|{PERSON}|attempt|try|notes|told)")
-MARKUP = str.maketrans({"’": "'", "_": " ", **dict.fromkeys('*`"“”')})
 WORD = re.compile(r"\b[a-z]{1,9}\b")
-# What is typed in haste: short forms, and a letter left out or two exchanged.
-SLIPS = {"ans": "answer", "prev": "previous", "soln": "solution", "u": "you"} | {
-    slip: word
-    for word in ("answer", "attempt", "critic", "critique", "expected", "feedback", "reference")
-    for i in range(len(word) - 1)
-    for slip in (word[:i] + word[i + 1 :], word[:i] + word[i + 1] + word[i] + word[i + 2 :])
-    if slip != word
-}
