@@ -138,7 +138,7 @@ def check_columns(source: str, columns: Mapping[str, str], seen: Mapping[str, No
 def nothing_left(
     source: str, objective: str, bad: Sequence[BadRow], causes: Sequence[Fault]
 ) -> UserError:
-    """Why there is nothing to train on: what is wrong with most rows."""
+    """Returns why there is nothing to train on: what is wrong with most rows."""
     if not bad:
         return UserError(f"{source}: no rows", "give a data file that holds examples")
     worst = Counter(type(cause) for cause in causes).most_common(1)[0][0]

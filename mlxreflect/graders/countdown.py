@@ -202,15 +202,19 @@ def plain(answer: str) -> str:
     if len(text) > MAX_WRITTEN or not paired(text):
         return answer
     for _ in range(MAX_NOTATION):
-        text = text.removesuffix(".").strip()
+        before, text = text, text.removesuffix(".").strip()
         for start, end in WRAPPERS:
             inner = text[len(start) : -len(end)]
             if text.startswith(start) and text.endswith(end) and inner and paired(inner):
                 text = inner.strip()
+        if text == before:
+            break
     text = COMMAND.sub(lambda found: f" {COMMANDS.get(found[1], '')} ", text.replace("$", " "))
     text = SHORT_FRAC.sub(r" ((\1)/(\2)) ", text).replace("\\*", "*")
     for _ in range(MAX_NOTATION):
-        text = FRAC.sub(r" ((\1)/(\2)) ", text)
+        text, found = FRAC.subn(r" ((\1)/(\2)) ", text)
+        if not found:
+            break
     return text.replace("[", "(").replace("]", ")")
 
 

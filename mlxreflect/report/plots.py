@@ -437,6 +437,7 @@ def save(drawings: Drawings, folder: Path) -> list[Path]:
             for kind, said in about.items():
                 paths.append(folder / f"{name}.{kind}")
                 figure.savefig(paths[-1], metadata=said)
+                figure.set_layout_engine("none")  # the layout stays as the first one found it
     return paths
 
 

@@ -6,7 +6,7 @@ reverse; differences are B − A. The verdict is the exact McNemar p against alp
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 from scipy.special import bdtr
 
 from mlxreflect.core.seeds import rng_for
@@ -134,6 +133,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def zero_of(function: Callable[[float], float], low: float, high: float) -> float:
+    """Returns where a function is 0, between two points at which its signs differ (Brent 1973).
+
+    scipy.optimize is loaded when it is needed: every command would begin later for it.
+    """
+    from scipy.optimize import brentq
+
+    return float(brentq(function, low, high))
+
+
 def minimum_detectable_effect(discordance: float, n: int, alpha: float = 0.05) -> float:
     """The paired difference d that n questions show 4 times out of 5 (Connor 1987).
 
@@ -146,7 +155,7 @@ def minimum_detectable_effect(discordance: float, n: int, alpha: float = 0.05) -
         psi = max(discordance, d)
         return d * math.sqrt(n / psi) - z_alpha - z_beta * math.sqrt(1 - d * d / psi)
 
-    return float(brentq(surplus, 1e-12, 1.0)) if surplus(1.0) > 0 else 1.0
+    return zero_of(surplus, 1e-12, 1.0) if surplus(1.0) > 0 else 1.0
 
 
 def questions_needed(
@@ -358,8 +367,8 @@ def anytime_interval(counts: Mapping[float, int], alpha: float = 0.05) -> Interv
 
     low, high = EDGE - 1, 1 - EDGE
     return (
-        float(brentq(surplus, low, centre)) if surplus(low) > 0 else -1.0,
-        float(brentq(surplus, centre, high)) if surplus(high) > 0 else 1.0,
+        zero_of(surplus, low, centre) if surplus(low) > 0 else -1.0,
+        zero_of(surplus, centre, high) if surplus(high) > 0 else 1.0,
     )
 
 

@@ -68,16 +68,19 @@ def load(config: TaskConfig, part: str, seed: int) -> list[Problem]:
 
 def draw(rng: random.Random, count: int) -> Drawn | None:
     """Tries to make a problem; None where the operations gave no target from 10 to 100."""
-    numbers = [rng.randint(1, 99) for _ in range(count)]
+    numbers = [rng.randrange(99) + 1 for _ in range(count)]
     values = list(numbers)
-    while len(values) > 1:
-        a, b = sorted(rng.sample(range(len(values)), 2))
-        high, low = max(values[a], values[b]), min(values[a], values[b])
-        results = [high + low, high - low, high * low, high // low if high % low == 0 else 0]
-        value = rng.choice(results)
+    while (left := len(values)) > 1:
+        # What rng.sample(range(left), 2) draws, in half the time.
+        first, second = rng.randrange(left), rng.randrange(left - 1)
+        second = left - 1 if second == first else second
+        one, other = (values.pop(at) for at in sorted((first, second), reverse=True))
+        high, low = max(one, other), min(one, other)
+        results = high + low, high - low, high * low, high // low if high % low == 0 else 0
+        value = results[rng.randrange(4)]
         if not 0 < value <= LARGEST:
             return None
-        values = [v for i, v in enumerate(values) if i not in (a, b)] + [value]
+        values.append(value)
     return (numbers, values[0]) if 10 <= values[0] <= 100 else None
 
 
