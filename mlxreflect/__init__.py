@@ -48,9 +48,15 @@ def run(recipe: "Recipe", folder: Path | str | None = None) -> dict[str, Any]:
 
 @awake()
 def resume(folder: Path | str, settings: Sequence[str] = ()) -> dict[str, Any]:
-    """Goes on with a run or a training that was stopped; returns its summary, with its `folder`."""
-    from mlxreflect.runs.folder import carry_out, open_folder
+    """Goes on with a run or a training that was stopped; returns its summary, with its `folder`.
 
+    folder: or the mirror of one.
+    """
+    from mlxreflect.runs.folder import carry_out, open_folder, open_mirror
+    from mlxreflect.runs.mirror import is_mirror
+
+    if is_mirror(str(folder)):
+        return carry_out(open_mirror(str(folder), settings=settings), named=True)
     return carry_out(open_folder(Path(folder), settings), named=True)
 
 

@@ -88,6 +88,22 @@ def load_random(tiny_random: Path) -> Callable[..., Any]:
 
 
 @pytest.fixture
+def calls(policy: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Rows and columns of tokens of each call of the model of the test file's own policy."""
+    assert policy.decoding  # which calls the model once, before whatever is generated first
+    shapes: list[tuple[int, int]] = []
+    kind = type(policy.model)
+    original = kind.__call__
+
+    def spy(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        shapes.append(inputs.shape)
+        return original(model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "__call__", spy)
+    return shapes
+
+
+@pytest.fixture
 def shell(
     tmp_path: Path, tiny_random: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

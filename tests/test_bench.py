@@ -78,3 +78,20 @@ def test_methods_asked_other_problems_are_not_compared(tmp_path: Path) -> None:
     ]
     done = table(*runs)
     assert done.returncode == 1 and "not evaluated on the same problems" in done.stderr
+
+
+# ---- the simulation of many hosts ----------------------------------------------------------------
+
+
+def test_a_wave_over_many_hosts_is_foretold() -> None:
+    """By stated figures: 256 wrong answers, two replies of 20 s each, four at a time on a host."""
+    call = [sys.executable, str(BENCH / "scale.py"), "predict", "--hosts", "1", "2"]
+    done = subprocess.run(call, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, two = (line.split() for line in done.stdout.splitlines() if line.startswith("1 GbE"))
+    seconds, critic = float(one[4]), float(one[7].rstrip("%")) / 100
+    assert critic == pytest.approx(2 * 256 / 4 * 20 / seconds, abs=1e-3)
+    assert float(two[5]) == pytest.approx(seconds / float(two[4]), abs=0.01)
+    assert 1.9 < float(two[5]) < 2
+    # A ring of two: each sends half of the 161.5 MB twice, over 0.117 GB/s.
+    assert float(two[-2]) == pytest.approx(2 * (200e-6 + 161.5e6 / 2 / 0.117e9), abs=1e-3)

@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from mlxreflect.critics import client
 from mlxreflect.evaluation.arms import problems_of
 from mlxreflect.evaluation.generators import ServedModel
 from mlxreflect.models.policy import Policy
-from mlxreflect.runs.chat import Chat, find_subject
+from mlxreflect.runs.chat import Answer, Chat, find_subject
 from mlxreflect.tasks import get_task
 from mlxreflect.tasks.base import ask
 
@@ -222,6 +224,7 @@ class Person:
 def talk(run: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Person]:
     def begin(*models: ServedModel, width: int = 100, **settings: Any) -> Person:
         subject = find_subject(run)
+        subject = replace(subject, spec=subject.spec.model_copy(update=settings))
         return Person(Chat(subject, models, print), monkeypatch, width)
 
     return begin
@@ -257,26 +260,37 @@ def test_answers_grow_beside_each_other(
     assert any("read as" in line for line in lines)
 
 
+def test_both_write_at_once_and_what_they_would_write_alone(
+    talk: Callable[..., Person], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlxreflect.runs.chat.DRAW_S", 0)
+    chat, shown = talk(temperature=1.0).loop.chat, list[Answer]()
+    question = chat.draw("1")
+    both = chat.answers(chat.arms, question, shown.append)
+    ended = {answer.name: i for i, answer in enumerate(shown) if answer.finish_reason}
+    first = {name: next(i for i, a in enumerate(shown) if a.name == name) for name in ended}
+    assert max(first.values()) < min(ended.values())
+    alone = [chat.answers([entry], question, lambda answer: None) for entry in chat.arms[::-1]]
+    assert [both[1], both[0]] == [answer for answers in alone for answer in answers]
+    assert both[0].text != both[1].text
+
+
 def test_ctrl_c_stops_an_answer_and_twice_ends(
     talk: Callable[..., Person], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    person, generate = talk(), Policy.generate
+    person, steps = talk(), Policy.steps
 
-    def interrupted(self: Policy, *given: Any, hear: Any, **named: Any) -> Any:
-        def press(index: int, ids: list[int]) -> None:
-            hear(index, ids)
-            if len(ids) == 4:
-                raise KeyboardInterrupt
+    def interrupted(self: Policy, *given: Any, **named: Any) -> Any:
+        yield from islice(steps(self, *given, **named), 4)
+        raise KeyboardInterrupt
 
-        return generate(self, *given, hear=press, **named)
-
-    monkeypatch.setattr(Policy, "generate", interrupted)
+    monkeypatch.setattr(Policy, "steps", interrupted)
     person.types("One", KeyboardInterrupt)
     assert capsys.readouterr().out.count("Ctrl-C again") == 1
     (row,) = person.loop.chat.rows
-    (answer,) = row["answers"]  # trained was not asked
-    assert (answer["finish_reason"], answer["tokens"]) == ("stopped", 4) and answer["text"]
-    monkeypatch.setattr(Policy, "generate", generate)
+    for answer in row["answers"]:  # both were at it
+        assert (answer["finish_reason"], answer["tokens"]) == ("stopped", 4) and answer["text"]
+    monkeypatch.setattr(Policy, "steps", steps)
     person.types(KeyboardInterrupt, "Two", "/nonsense", KeyboardInterrupt, KeyboardInterrupt)
     assert "/nonsense: no such command" in capsys.readouterr().out
     assert [len(person.loop.chat.history[name]) for name in ("base", "trained")] == [3, 3]
@@ -316,6 +330,8 @@ def test_on_a_terminal(run: Path, process: Shell) -> None:
         (["{run}/eval"], "is not an adapter folder", "adapter_config.json"),
         (["{run}", "--server", "http://127.0.0.1:1"], "--server alone", "--server-model"),
         (["{run}", "--temperature", "-1"], "--temperature", "likeliest"),
+        (["{run}", "--temperature", "nan"], "--temperature", "likeliest"),
+        (["{run}", "--temperature", "inf"], "--temperature", "likeliest"),
         (["{run}", "--spec", "nonsense"], "nonsense", ""),
         (["{run}", "--model", "{other}"], "does not fit", "the model that it was trained on"),
         (["{run}", "--server", "http://127.0.0.1:1", "--server-model", "m"], "127.0.0.1:1", ""),

@@ -191,6 +191,7 @@ WRONG_USAGE = [
     ("run quickstart --json=yes", "--json does not take a value", "--json: Print one JSON object"),
     ("train sft --out x", "mlxreflect train: --data is missing", "--data mine.jsonl --out adapter"),
     ("grade gsm8k a b", "unexpected extra arguments (b)", "Example: mlxreflect grade gsm8k"),
+    ("run r3 --set a=1 b=2", "unexpected extra arguments (b=2)", "write --set before each"),
     ("eval countdown", "nothing to evaluate", "mlxreflect eval countdown --model tiny"),
     ("eval countdown --limit many", "--limit many: input should be a valid", "--limit 8"),
     ("eval countdown --limit -1", "--limit -1: input should be greater", "For example: --limit 8"),
@@ -262,7 +263,7 @@ LIGHT: dict[str, tuple[list[str], str, str]] = {
     "run directory under a file": (
         ["run", "quickstart", "--run-dir", "/dev/null/x"], "/dev/null/x: Not a", "--run-dir",
     ),
-    "resume of nothing": (["resume", "nope"], "nope is not a run folder", "`mlxreflect run`"),
+    "resume of nothing": (["resume", "nope"], "nope is not a run folder", "runs/latest"),
     "no such model": (
         ["run", "quickstart", "--set", "policy.model=/none", "--run-dir", "new"],
         "policy.model = '/none': no such folder", "give a folder",
@@ -278,7 +279,7 @@ LIGHT: dict[str, tuple[list[str], str, str]] = {
         ["run", "quickstart", "--set", "profile=smollm,"], "--set profile=smollm,: a name is miss",
         "give some of: ",
     ),
-    "show nothing": (["show", "nope"], "nope: no such folder", "`mlxreflect run`"),
+    "show nothing": (["show", "nope"], "nope: no such folder", "runs/latest"),
     "compare nothing": (["compare", "a", "b"], "a: no such file", "an evaluation's folder"),
     "compare at no level": (["compare", "a", "b", "--alpha", "2"], "--alpha 2: not", "0.05"),
     "quick alone": (
@@ -419,11 +420,16 @@ def test_resume_while_another_process_is_at_it_and_after(shell: Shell, run_dir: 
 
 
 def test_show(shell: Shell, run_dir: Path) -> None:
-    problems = [row["problem"]["id"] for row in rows(run_dir / "episodes.jsonl")]
+    roles = {
+        row["problem"]["id"]: {turn["role"] for turn in row["turns"]}
+        for row in rows(run_dir / "episodes.jsonl")
+    }
     whole = shell.works("show", run_dir)
-    assert all(problem in whole.out for problem in problems)
-    one = shell.works("show", run_dir, "--problem", problems[0][:6])
-    assert all(role in one.out for role in ("attempt", "critique", "rewrite", "verify"))
+    assert all(problem in whole.out for problem in roles)
+    longest = max(roles, key=lambda problem: len(roles[problem]))
+    assert roles[longest] == {"attempt", "critique", "rewrite", "verify"}
+    one = shell.works("show", run_dir, "--problem", longest[:6])
+    assert all(role in one.out for role in roles[longest])
     bucket = shell.works("show", run_dir, "--status", "bucket")
     assert bucket.out.count("bucket") > 1
     assert whole.err == one.err == bucket.err == ""
@@ -465,7 +471,7 @@ def test_runs(shell: Shell, run_dir: Path) -> None:
         "edited": ("damaged", "run.json is damaged or"),
         "odd": ("damaged", "one of its JSON files "),
         "odd summary": ("damaged", "one of its JSON files "),
-        "unjudged": ("finished", "not judged: resume it"),
+        "unjudged": ("stopped", "not judged: resume it"),
         "untrained": ("finished", "trained on nothing"),
     }  # fmt: skip
     assert "go on with one: mlxreflect resume " in shell.works("runs", "more").out.splitlines()[-1]

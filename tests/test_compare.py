@@ -357,13 +357,13 @@ def test_problems_gained_and_lost_are_listed(tmp_path: Path) -> None:
     assert [one["id"] for one in result["lost"]] == [p.id for p in problems[:3]]
     assert [one["id"] for one in result["gained"]] == [p.id for p in problems[4:]]
     first = result["lost"][0]
-    assert first["question"] == "numbers [3, 0], target 0"
+    assert first["question"] == "numbers 3 0, target 0"
     assert (first["answer_a"], first["answer_b"]) == ("1a", "0b")
     assert (first["right_a"], first["right_b"]) == (1.0, 0.0)
     long = result["gained"][-1]["question"]
     assert long.startswith("How many?") and len(long) == 100
     few, whole = shown(result), shown(result, whole=True)
-    assert f"{problems[0].id} numbers [3, 0], target 0 (1a → 0b)" in few
+    assert f"{problems[0].id} numbers 3 0, target 0 (1a → 0b)" in few
     assert "gained: 5" in few and "lost: 3" in few and "more;" not in few
     assert "\x1b" not in whole and "How many?\\x1b[2J" in whole
     more = evaluation(tmp_path / "c", "0" * 9, None), evaluation(tmp_path / "d", "1" * 9, None)

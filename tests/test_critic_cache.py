@@ -12,7 +12,7 @@ from mlxreflect.core.cache import cache_path
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import make_problem
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.client import FILE, Replies, cache_key
+from mlxreflect.critics.replies import FILE, Replies, cache_key
 
 CALL = Call(
     role="critique",

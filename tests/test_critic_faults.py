@@ -47,7 +47,7 @@ def test_a_run_whose_failing_requests_succeed_later_ends_with_the_same_bytes(
 
     def fault(words: str, before: int) -> Fault | None:
         rng = random.Random(f"{words} {before}")
-        if before >= client.RETRIES or rng.random() >= 0.3:
+        if before >= client.RETRIES or rng.random() >= 0.5:
             return None
         with lock:  # each of them in turn, whatever the order of the calls
             kinds.append(kinds.pop(0))

@@ -10,6 +10,7 @@ from support.methods import attempt_messages
 
 from mlxreflect.config.schema import CriticConfig, PolicyConfig, TaskConfig
 from mlxreflect.core.errors import UserError
+from mlxreflect.core.hosts import Hosts
 from mlxreflect.core.records import Problem
 from mlxreflect.critics import open_critic
 from mlxreflect.critics.base import Call
@@ -82,9 +83,9 @@ def test_a_seed_names_its_replies() -> None:
 def test_it_is_loaded_once_and_only_when_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
 
-    def counted(config: PolicyConfig, table: str) -> Policy:
+    def counted(config: PolicyConfig, table: str, hosts: Hosts) -> Policy:
         loaded.append(config.model)
-        return load_policy(config, table)
+        return load_policy(config, table, hosts)
 
     monkeypatch.setattr("mlxreflect.critics.local.load_policy", counted)
     critic = local()

@@ -33,9 +33,10 @@ from support.fake_server import Body, Fault, Loopback, free_port, http
 from mlxreflect.config.schema import BudgetConfig, CriticConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.client import Client, forget
+from mlxreflect.critics.client import Client
 from mlxreflect.critics.http import REPLY_BYTES, CallError, Wire, retry_after
 from mlxreflect.critics.ledger import Ledger
+from mlxreflect.critics.replies import forget
 
 DEEP = b"[" * 100_000
 KEY = "sk-secret/0123456789+abc"

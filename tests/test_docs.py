@@ -40,7 +40,8 @@ UsageError = typer.BadParameter.__mro__[1]  # click's, or the copy inside typer
 HOW = {"run": "dry", "resume": "run", "runs": "run", "show": "run", "compare": "run",
        "grade": "run", "eval": "run", "train": "run", "fuse": "run", "doctor": "run",
        "decontaminate": "run", "report": "run", "export": "run",
-       "init": "run", "solve": "run", "annotate": "run", "view": "run", "chat": "run"}  # fmt: skip
+       "init": "run", "solve": "run", "annotate": "run", "view": "run", "chat": "run",
+       "publish": "run"}  # fmt: skip
 OWN_FILES = {
     "notes.txt": "I do not know. <answer> 0 </answer>",
     "problems.jsonl": "".join(f'{{"question": "{i} + 1?", "answer": {i}}}\n' for i in range(30)),
@@ -419,6 +420,8 @@ def try_out(shell: Shell, one: Command) -> Done | None:
             f"out-{len(list(shell.folder.glob('out-*')))}",
         ]
         return shell.works("eval", *arguments, *short)
+    if one.name == "resume" and ("://" in parameters["place"] or "mirror=/" in str(arguments)):
+        return None  # another machine's disks
     if one.name == "doctor":
         done = shell(one.name, *arguments)
         assert done.code == 0 or (done.code == 1 and "something is missing" in done.out), done.err
@@ -440,6 +443,8 @@ def try_out(shell: Shell, one: Command) -> Done | None:
         return None
     if one.name == "chat":
         return None if parameters["server"] else shell.works("chat", *arguments, typed="Hello\n")
+    if one.name == "publish" and not parameters["dry_run"]:
+        return None  # the hub
     if one.name == "view" and parameters["out"] is None:
         return None  # it serves until somebody ends it
     if one.name == "compare" and parameters["judge"]:

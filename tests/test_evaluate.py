@@ -13,8 +13,8 @@ from mlxreflect.config.recipe import eval_spec
 from mlxreflect.config.schema import EvalSpec, LoraConfig, PolicyConfig, Recipe
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import append_rows
-from mlxreflect.core.records import Problem, Sample, flat_from_row
-from mlxreflect.evaluation.arms import fingerprint, sample_row, whole_chunks
+from mlxreflect.core.records import Problem, Sample, flat_from_row, to_row
+from mlxreflect.evaluation.arms import fingerprint, whole_chunks
 from mlxreflect.evaluation.evaluate import (
     eval_problems,
     evaluate,
@@ -359,7 +359,7 @@ def test_calls_that_failed_and_tokens_that_are_not_known(tmp_path: Path) -> None
         row("d", 0, "1", False, **none),
     ]
     for each in rows:  # no row has an empty key
-        assert sample_row(flat_from_row(Sample, each)) == each
+        assert to_row(flat_from_row(Sample, each)) == each
     found = figures(tmp_path / "s.jsonl", rows)
     assert (found["failed"], found["parse_failures"], found["truncated"]) == (1, 1, 1)
     assert (found["accuracy"], found["tokens_mean"]) == (0.25, 8)

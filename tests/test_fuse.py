@@ -387,6 +387,12 @@ def test_an_adapter_that_does_not_fit_names_the_first_array(
     assert "model.layers.7.lora_a" in refused(tmp_path, wide, adapter, out)
     mx.save_safetensors(str(path), arrays)
     assert re.search(r"down_proj.lora_\w: not in adapters", refused(tmp_path, wide, adapter, out))
+    path = adapt(wide, tmp_path / "dora", dora=True) / "adapters.safetensors"
+    arrays = {name: array for name, array in mx.load(str(path)).items() if name[-2:] != ".m"}
+    mx.eval(arrays)
+    mx.save_safetensors(str(path), arrays)
+    assert "_proj.m: not in adapters" in refused(tmp_path, wide, path.parent, out)
+    path = adapter / "adapters.safetensors"
     path.write_bytes(b"damaged")
     assert "does not fit" in refused(tmp_path, wide, adapter, out)
     (adapter / "adapter_config.json").write_text("{}")

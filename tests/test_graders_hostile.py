@@ -30,7 +30,7 @@ LIMIT_S = 0.1
 HANG_S = 300.0  # a guard against hanging only
 MOST_SHOWN = 4000
 SEED = int(os.environ.get("MLXREFLECT_FUZZ_SEED", "14"))
-EXAMPLES = int(os.environ.get("MLXREFLECT_FUZZ_EXAMPLES", "3000"))
+EXAMPLES = int(os.environ.get("MLXREFLECT_FUZZ_EXAMPLES", "1000"))
 
 
 @pytest.fixture(autouse=True)

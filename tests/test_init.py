@@ -310,6 +310,20 @@ def test_no_column_is_suggested_twice(shell: Shell) -> None:
     assert "such as --answer 'what it is'" in hint
 
 
+def test_what_is_missing_or_mistyped_is_told_at_once(shell: Shell) -> None:
+    rows = (json.dumps({"frage": f"{i}?", "wert": i}) + "\n" for i in range(30))
+    (shell.folder / "d.jsonl").write_text("".join(rows))
+    flags = ("init", "--strategy", "r3", "--task", "d.jsonl", "--critic", "self")
+    _, hint = shell.mistake(*flags, "--model", "tiny")
+    assert hint.endswith("such as --question frage, and --answer with another")
+    columns = ("--question", "frage", "--answer", "wert", "--model")
+    assert shell.mistake(*flags, *columns, "tny") == (
+        "--model tny: no such model",
+        "did you mean tiny?",
+    )
+    assert "tiny knows Countdown only" in shell(*flags, *columns, "tiny").out
+
+
 def test_a_bad_row_is_told_before_anything_is_written(shell: Shell) -> None:
     (shell.folder / "d.jsonl").write_text(OWN + '{"Problem": "x", "Result": "many"}\n')
     error, _ = shell.mistake("init", "--task", "d.jsonl", "--yes", "--answer", "Result")

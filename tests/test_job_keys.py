@@ -55,6 +55,8 @@ CHANGED: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "train.lora.rank": ("dpo", 4, {}),
     "train.lora.scale": ("dpo", 1.0, {}),
     "train.lora.alpha": ("dpo", 8.0, {}),
+    "train.lora.rslora": ("dpo", True, {"train.lora.alpha": 8.0}),
+    "train.lora.dora": ("dpo", True, {}),
     "train.lora.dropout": ("sft", 0.5, {}),
     "train.lora.layers": ("dpo", 1, {}),
     "train.lora.keys": ("dpo", ["mlp.up_proj"], {}),
@@ -73,7 +75,7 @@ CHANGED: dict[str, tuple[str, Any, dict[str, Any]]] = {
 }  # fmt: skip
 # Keys that need other data or a look inside: a test of their own below.
 APART = {
-    "policy.dequantize", "policy.thinking", "policy.template", "track",
+    "policy.dequantize", "policy.thinking", "policy.template", "track", "mirror",
     "objective", "policy.model", "policy.adapter", "data.source", "data.config", "data.split",
     "data.bad_row", "data.against", "data.ngram", "train.grad_checkpoint", "train.memory_gb",
     "train.part_tokens", "train.swap_gb",

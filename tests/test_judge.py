@@ -25,9 +25,9 @@ from mlxreflect.config.recipe import load_recipe
 from mlxreflect.config.schema import BudgetConfig, CriticConfig, EvalSpec
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_rows
+from mlxreflect.core.records import to_row
 from mlxreflect.core.ui import Ui
 from mlxreflect.critics.verdicts import Choice, parse
-from mlxreflect.evaluation.arms import sample_row
 from mlxreflect.evaluation.compare import Options, compare, compare_all
 from mlxreflect.evaluation.evaluate import Generator, evaluate, problem_set
 from mlxreflect.evaluation.judge import Judging
@@ -54,7 +54,7 @@ class Texts(Generator):
 
     def chunks(self, first: int, out: Path, bar: Any) -> Any:
         for problem, text in list(zip(self.asked.problems, self.texts, strict=True))[first:]:
-            yield [sample_row(self.asked.grade(problem, 0, text, [1], "stop"))]
+            yield [to_row(self.asked.grade(problem, 0, text, [1], "stop"))]
 
 
 def arm(folder: Path, texts: Sequence[str], name: str = "", **spec: Any) -> Path:
@@ -613,6 +613,7 @@ def test_a_run_whose_judge_fails_has_a_summary_and_is_judged_later(
         failed = shell(
             "run", "quickstart", "--run-dir", "R", "--json",
             *sets("eval.spec=why.toml,countdown", "task.limit=8", "r3.wave=8", "eval.limit=6",
+                  "train.lr=0.02",  # so that there are other answers to judge
                   *(f"critic.judge.{key}={value}" for key, value in keys.items())),
         )  # fmt: skip
         assert failed.code == 2 and "calls to the judge failed; the last" in failed.err
@@ -622,10 +623,13 @@ def test_a_run_whose_judge_fails_has_a_summary_and_is_judged_later(
         assert "comparison" not in summary and summary["base"]["accuracy"] is None
         assert summary["evaluations"]["countdown"]["comparison"]["n"] == 6
         assert "calls to the judge failed" in shell.works("show", "R").out
+        (listed,) = json.loads(shell.works("runs", "R", "--json").out)
+        assert listed["state"] != "finished" and listed["verdict"] == "not judged: resume it"
         asks[0] = longer
         judged_ = json.loads(shell.works("resume", "R", "--json").out)
     assert "unjudged" not in judged_ and judged_["comparison"]["judged"]["by"] == "ollama:critic"
     assert judged_["tokens_trained"] == summary["tokens_trained"]
+    assert judged_["wall_seconds"] >= summary["wall_seconds"]
 
 
 @pytest.mark.slow

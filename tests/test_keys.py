@@ -16,11 +16,12 @@ from mlxreflect.config.schema import Recipe
 from mlxreflect.config.toml import flatten
 from mlxreflect.core.cache import cache_path
 from mlxreflect.core.journal import read_json, read_rows
-from mlxreflect.critics.client import FILE as CACHE
+from mlxreflect.critics.replies import FILE as CACHE
 from mlxreflect.data.matching import FILE
 from mlxreflect.models import load as policy_module
 from mlxreflect.models.fuse import write_folder
 from mlxreflect.models.policy import Policy
+from mlxreflect.report import plots
 from mlxreflect.runs import run as run_module
 from mlxreflect.train.network import Network
 
@@ -46,7 +47,6 @@ CHANGED = {
     "policy.presence_penalty": (1.5, {}),
     "policy.max_new_tokens": (8, {}),
     "policy.batch": (2, {}),
-    "policy.cache_gb": (1e-4, {}),
     "prompt.tags": ("reasoning", {}),
     "prompt.style": ("direct", {}),
     "prompt.shots": (1, {}),
@@ -83,7 +83,7 @@ CHANGED = {
     "train.dpo": (0.0, {}),
     "train.reference": ("none", {}),
     "train.batch": (1, {}),
-    "train.accumulate": (2, {}),
+    "train.accumulate": (2, {"train.batch": 1}),
     "train.epochs": (2, {}),
     "train.clip": (0.01, {}),
     "train.warmup": (10, {}),
@@ -98,6 +98,8 @@ CHANGED = {
     "train.lora.rank": (4, {}),
     "train.lora.scale": (1.0, {}),
     "train.lora.alpha": (16.0, {}),
+    "train.lora.rslora": (True, {"train.lora.alpha": 16.0}),
+    "train.lora.dora": (True, {}),
     "train.lora.dropout": (0.5, {}),
     "train.lora.layers": (1, {}),
     "train.lora.keys": (["self_attn.q_proj"], {}),
@@ -115,8 +117,9 @@ CHANGED = {
 # Keys that need data, a server or a look inside: a test of their own below, in test_job_keys.py, or
 # in those of tasks and critics.
 APART = {
-    "allow_untrained", "track",
+    "allow_untrained", "track", "mirror", "publish.to", "publish.each",
     "probes.system",  # the embedded policy's template leaves system messages out
+    "policy.cache_gb",  # how many are written at once, which changes no text
     "policy.dequantize", "policy.thinking", "policy.template", "critic.thinking",
     "policy.model", "policy.adapter", "task.source", "task.config", "task.split", "task.question",
     "task.answer", "task.answer_type", "task.grader", "task.grader_sha256",
@@ -146,8 +149,10 @@ def outputs(settings, folder):
 
 @pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory):
-    """Reference log-probabilities are kept, but not where the user's are."""
+    """Reference log-probabilities are kept, but not where the user's are. Plots are not drawn: they
+    take a third of such a short run, and show what other files hold."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "save", lambda drawings, folder: [])
         patch.setenv("MLXREFLECT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
@@ -163,10 +168,16 @@ def test_the_same_recipe_twice_is_the_same(outputs_of, tmp_path):
     assert outputs({}, tmp_path / "run") == outputs_of({})
 
 
+# What these keys change shows in a run without verifications and bucket passes, too.
+LIGHT = {"r3.verifications": 0, "r3.bucket_every": 0}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("key", CHANGED)
 def test_a_changed_key_changes_an_output(key, outputs_of):
     value, needed = CHANGED[key]
+    if not key.startswith(("r3.", "task.", "train.sft.")):
+        needed = {**LIGHT, **needed}
     assert outputs_of({**needed, key: value}) != outputs_of(needed)
 
 
@@ -324,10 +335,11 @@ def test_the_judge_is_a_critic_with_settings_of_its_own(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_size_of_a_shard_changes_the_samples_of_the_later_ones(tmp_path):
+def test_the_size_of_a_shard_changes_no_sample(tmp_path):
+    """Only when critics are asked, as tests/test_workers.py shows."""
     sizes = {"4": {}, "8": {"r3.shard": 8}, "2": {"r3.shard": 2}}  # of a wave of 4, batch 8
     four, eight, two = (recorded(s, tmp_path / name) for name, s in sizes.items())
-    assert four == eight != two
+    assert four == eight == two
 
 
 @pytest.mark.slow

@@ -13,10 +13,12 @@ import pytest
 from mlx.utils import tree_flatten
 from safetensors.numpy import load_file
 from support.architectures import RECURRENT, SHARING, build
+from support.training import most_bytes
 
 from mlxreflect.config.schema import LoraConfig, PolicyConfig
 from mlxreflect.core.errors import UserError
-from mlxreflect.models.load import load_policy, weights_hash
+from mlxreflect.models.load import load_policy, load_shapes, weights_hash
+from mlxreflect.models.memory import weights_of
 from mlxreflect.models.policy import Policy
 from mlxreflect.train.lora import (
     Arrays,
@@ -58,14 +60,17 @@ def train(model: nn.Module, steps: int = 4, lr: float = 1e-2) -> Arrays:
     return dict(tree_flatten(model.trainable_parameters()))
 
 
+@pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("dequantize", ["no", "yes"])
 def test_an_adapter_loads_in_mlx_lm_with_the_same_logits(
-    load_random: Load, tiny_random: Path, tmp_path: Path, dequantize: str
+    load_random: Load, tiny_random: Path, tmp_path: Path, dequantize: str, dora: bool
 ) -> None:
     policy = load_random(dequantize=dequantize)
     base = logits_of(policy.model)
-    config = attach_lora(policy.model, LoraConfig(rank=4, layers=-1), 0)
-    np.testing.assert_array_equal(logits_of(policy.model), base)  # lora_b begins at zero
+    config = attach_lora(policy.model, LoraConfig(rank=4, layers=-1, dora=dora), 0)
+    # lora_b begins at zero; DoRA makes its products with weights that were made plain.
+    rounding = 2e-5 if dora else 0
+    np.testing.assert_allclose(logits_of(policy.model), base, atol=rounding)
     arrays = train(policy.model)
     trained = logits_of(policy.model)
     assert np.abs(trained - base).max() > 0.01
@@ -92,6 +97,7 @@ def test_the_config_is_what_mlx_lm_reads(load_random: Load, tmp_path: Path) -> N
     }
 
 
+@pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize(
     ("keys", "layers", "expected"),
     [
@@ -103,12 +109,13 @@ def test_the_config_is_what_mlx_lm_reads(load_random: Load, tmp_path: Path) -> N
     ],
 )
 def test_keys_and_layers_choose_what_is_trained(
-    load_random: Load, keys: list[str], layers: int, expected: set[str]
+    load_random: Load, keys: list[str], layers: int, expected: set[str], dora: bool
 ) -> None:
     model = load_random(dequantize="no").model
-    attach_lora(model, LoraConfig(rank=2, keys=keys, layers=layers), 0)
+    attach_lora(model, LoraConfig(rank=2, keys=keys, layers=layers, dora=dora), 0)
     assert lora_layers(model) == expected
-    assert set(trainable(model)) == {f"{n}.{x}" for n in expected for x in ("lora_a", "lora_b")}
+    parts = ("lora_a", "lora_b", "m") if dora else ("lora_a", "lora_b")
+    assert set(trainable(model)) == {f"{n}.{x}" for n in expected for x in parts}
     for name, module in model.named_modules():
         if name in expected:
             assert isinstance(module.linear, nn.QuantizedLinear)
@@ -122,6 +129,52 @@ def test_no_dropout_before_training(load_random: Load) -> None:
     arrays = [(k, 0.1 + v) for k, v in tree_flatten(model.trainable_parameters())]
     model.load_weights(arrays, strict=False)
     np.testing.assert_array_equal(logits_of(model), logits_of(model))
+
+
+@pytest.mark.parametrize("dequantize", ["no", "yes"])
+def test_dora_computes_what_its_paper_says(load_random: Load, dequantize: str) -> None:
+    """m · (W + s·BA) / ‖W + s·BA‖ in float64, and its gradients with the norm held constant.
+
+    https://arxiv.org/abs/2402.09353, equations 5 and 11
+    """
+    model = load_random(dequantize=dequantize).model
+    lora = LoraConfig(rank=4, alpha=6.0, rslora=True, dropout=0.0, dora=True)
+    attach_lora(model, lora, 0)
+    layer = model.layers[1].mlp.down_proj
+    mx.random.seed(3)
+    layer.lora_b = 0.3 * mx.random.normal(layer.lora_b.shape)
+    layer.m = layer.m * mx.random.uniform(0.5, 2.0, layer.m.shape)
+    inner, out = layer.lora_a.shape[0], layer.lora_b.shape[1]
+    x, slope = mx.random.normal((2, 5, inner)), mx.random.normal((2, 5, out))
+
+    def weighted(layer: nn.Module) -> mx.array:
+        return (layer(x) * slope).sum()
+
+    y = layer(x)
+    gradients = dict(tree_flatten(nn.value_and_grad(layer, weighted)(layer)[1]))
+    plain = load_random(dequantize="yes").model.layers[1].mlp.down_proj.weight
+    w, a, b, m, x, g = (np.array(v, np.float64).reshape(-1, v.shape[-1]) for v in (
+        plain, layer.lora_a, layer.lora_b, layer.m, x, slope))  # fmt: skip
+    scale = 6 / np.sqrt(4)
+    whole = w + scale * (a @ b).T
+    norm = np.linalg.norm(whole, axis=1)
+    expected = {
+        "m": (g * (x @ whole.T) / norm).sum(axis=0),
+        "lora_a": scale * x.T @ (g * m / norm) @ b.T,
+        "lora_b": scale * (x @ a).T @ (g * m / norm),
+    }
+    assert gradients.keys() == expected.keys()
+    found = {name: (gradients[name], value) for name, value in expected.items()}
+    for name, (got, wanted) in {**found, "y": (y, x @ whole.T * m / norm)}.items():
+        far = np.abs(np.array(got).reshape(wanted.shape) - wanted).max() / np.abs(wanted).max()
+        assert far < 1e-5, (name, far)
+
+
+def test_no_weight_is_read_to_attach_dora(tiny_random: Path) -> None:
+    """Doctor tells what a run takes without its weights, from which DoRA's magnitudes are made."""
+    model = load_shapes(tiny_random, PolicyConfig(model=str(tiny_random), dequantize="no"))
+    lora = LoraConfig(rank=1, dora=True)
+    assert most_bytes(lambda: attach_lora(model, lora, 0)) < weights_of(model) / 8
 
 
 def test_the_seed_decides_the_initial_values(load_random: Load) -> None:
@@ -141,9 +194,11 @@ def test_the_seed_decides_the_initial_values(load_random: Load) -> None:
             assert not array.any()
 
 
-def test_training_goes_on_from_an_adapter(load_random: Load, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dora", [False, True])
+def test_training_goes_on_from_an_adapter(load_random: Load, tmp_path: Path, dora: bool) -> None:
     policy = load_random(dequantize="no")
-    config = attach_lora(policy.model, LoraConfig(rank=4, layers=1, keys=["mlp.up_proj"]), 0)
+    lora = LoraConfig(rank=4, layers=1, keys=["mlp.up_proj"], dora=dora)
+    config = attach_lora(policy.model, lora, 0)
     save_adapter(tmp_path / "a", train(policy.model), config, "tiny")
     before = trainable(policy.model)
 
@@ -171,7 +226,9 @@ def test_training_goes_on_from_an_adapter(load_random: Load, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("config", "scale"),
     [(LoraConfig(rank=8), 2.0), (LoraConfig(rank=8, scale=20.0), 20.0),
-     (LoraConfig(rank=8, alpha=16.0), 2.0), (LoraConfig(rank=16, scale=5.0, alpha=8.0), 0.5)],
+     (LoraConfig(rank=8, alpha=16.0), 2.0), (LoraConfig(rank=16, scale=5.0, alpha=8.0), 0.5),
+     (LoraConfig(rank=16, alpha=8.0, rslora=True), 2.0),
+     (LoraConfig(rank=4, alpha=3.0, rslora=True, dora=True), 1.5)],
 )  # fmt: skip
 def test_the_scale_may_be_given_as_alpha(
     load_random: Load, config: LoraConfig, scale: float
@@ -254,8 +311,29 @@ def test_layers_that_are_not_there_are_refused(
     assert not lora_layers(hybrid)
 
 
-@pytest.mark.parametrize(("kind", "attach"), [("dora", "lora"), ("full", "lora"), ("dora", "full"),
-                                              ("lora", "full")])  # fmt: skip
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral"])
+def test_experts_have_no_dora(kind: str) -> None:
+    model = build(*SHARING[kind])
+    with pytest.raises(UserError) as caught:
+        attach_lora(model, LoraConfig(dora=True), 0)
+    assert "mlx-lm has no DoRA for" in caught.value.message
+    assert "switch_mlp" in caught.value.message and "SwitchLinear" in caught.value.message
+    assert f"train.lora.keys ({', '.join(sorted(ATTENTION))})" in caught.value.hint
+    assert not lora_layers(model)
+    attach_lora(model, LoraConfig(dora=True, keys=ATTENTION), 0)
+    assert len(lora_layers(model)) == 8
+
+
+def test_lora_does_not_become_dora(load_random: Load, tmp_path: Path) -> None:
+    policy = load_random()
+    config = attach_lora(policy.model, LoraConfig(rank=2), 0)
+    save_adapter(tmp_path, dict(tree_flatten(policy.model.trainable_parameters())), config, "x")
+    model = load_random(adapter=str(tmp_path)).model
+    with pytest.raises(UserError, match=r"train\.lora\.dora = true, and .* is LoRA"):
+        attach_lora(model, LoraConfig(dora=True), 0, str(tmp_path))
+
+
+@pytest.mark.parametrize(("kind", "attach"), [("full", "lora"), ("dora", "full"), ("lora", "full")])
 def test_an_adapter_of_another_type_is_refused(
     load_random: Load, tmp_path: Path, kind: str, attach: str
 ) -> None:
@@ -389,18 +467,27 @@ def test_all_weights_have_no_base_to_go_back_to(make_model: Callable[..., Path])
 # ---- reference and name --------------------------------------------------------------------------
 
 
-def test_the_base_is_the_model_without_its_adapter(load_random: Load) -> None:
-    policy = load_random(dequantize="no")
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("dequantize", ["no", "yes"])
+def test_the_base_is_the_model_without_its_adapter(
+    load_random: Load, dequantize: str, dora: bool
+) -> None:
+    policy = load_random(dequantize=dequantize)
     base = logits_of(policy.model)
-    attach_lora(policy.model, LoraConfig(rank=4), 0)
-    train(policy.model)
+    attach_lora(policy.model, LoraConfig(rank=4, dora=dora), 0)
+    first, proposed = trainable(policy.model), base_reference(policy.model)
+    train(policy.model, steps=20)
     trained = trainable(policy.model)
+    assert all(np.abs(array - first[name]).max() > 1e-3 for name, array in trained.items())
     reference = base_reference(policy.model)
+    for name, array in reference.items():  # what is kept under its name is found after any step
+        np.testing.assert_array_equal(array, proposed[name] if name.endswith(".m") else 0)
     for name, array in trainable(policy.model).items():
         np.testing.assert_array_equal(array, trained[name])  # only a proposal, nothing is changed
     assert np.abs(logits_of(policy.model) - base).max() > 0.01
     policy.model.load_weights(list(reference.items()), strict=False)
-    np.testing.assert_array_equal(logits_of(policy.model), base)
+    # A DoRA layer makes its product with weights that were made plain.
+    np.testing.assert_allclose(logits_of(policy.model), base, atol=2e-5 if dora else 0)
 
 
 def test_the_hash_of_an_adapter_sees_every_value() -> None:

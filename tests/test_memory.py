@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.models import qwen2
+from mlx_lm.models.cache import make_prompt_cache
 from support.architectures import (
     FIVE,
     PAIRS,
@@ -28,20 +29,25 @@ from support.architectures import (
 from support.run_outputs import outputs_of_run
 from support.training import fitting, lora_trainer, most_bytes, rows
 
-from mlxreflect.core.seeds import seed_mlx
 from mlxreflect.models import load
+from mlxreflect.models.memory import Decoding
 from mlxreflect.runs.run import RunLoop
 from mlxreflect.train import memory
 from mlxreflect.train.batches import Item, Pair, Row, shape_of, whole
 from mlxreflect.train.cpu import LANES
+from mlxreflect.train.dropout import layer_keys, masked
 from mlxreflect.train.memory import Footprint, memory_limit, plan, recomputed_layers
 from mlxreflect.train.network import Network, parameters
 from mlxreflect.train.objectives import imitation, preference
 from mlxreflect.train.trainer import Trainer
 
 
-def five_million(kind: str = "qwen2", **changes: Any) -> nn.Module:
-    return with_lora(build(kind, {**FIVE, **changes}, grow=False))
+def five_million(kind: str = "qwen2", adapter: str = "lora", **changes: Any) -> nn.Module:
+    model = build(kind, {**FIVE, **changes}, grow=False)
+    if adapter == "dora on 4 bits":
+        nn.quantize(model, 64, 4, class_predicate=lambda path, _: "layers" in path and
+                    path.endswith("proj"))  # fmt: skip
+    return with_lora(model, dora=adapter != "lora")
 
 
 # ---- estimates -----------------------------------------------------------------------------------
@@ -54,16 +60,21 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("gemma3_text", {**SHARING["gemma3_text"][1], "query_pre_attn_scalar": 32.0}),
     "olmoe": ("olmoe", {**SHARING["olmoe"][1], "intermediate_size": 384}),
     "many heads": ("qwen2", {"hidden_size": 256, "num_attention_heads": 16, "head_dim": 16}),
-    "half": ("qwen2", {"vocab_size": 8192}),
+    "half": ("qwen2", {"vocab_size": 4096}),
     "mamba2": ("mamba2", {**RECURRENT["mamba2"][1], "num_heads": 12, "state_size": 32}),
     "falcon_h1": ("falcon_h1", {"mamba_d_ssm": 192, "mamba_d_head": 32, "mamba_n_heads": 6,
                                 "mamba_d_state": 32}),
+    "dora": ("qwen2", {"adapter": "dora"}),
+    "dora on 4 bits": ("qwen2", {"adapter": "dora on 4 bits"}),
 }  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("work", [(3, 62, 130, 2), (2, 458, 130, 2), (4, 300, 60, 1)])
+@pytest.mark.parametrize(("name", "work"), [
+    *((name, (3, 62, 130, 2)) for name in KINDS),
+    *((name, (2, 458, 130, 2)) for name in ("qwen2", "gemma3", "dora")),
+    *((name, (4, 300, 60, 1)) for name in ("qwen2", "many heads")),
+])  # fmt: skip
 def test_estimates_are_within_a_factor_of_two(name: str, work: tuple[int, int, int, int]) -> None:
     kind, changes = KINDS[name]
     model = five_million(kind, **changes)
@@ -71,7 +82,7 @@ def test_estimates_are_within_a_factor_of_two(name: str, work: tuple[int, int, i
         model.set_dtype(mx.bfloat16, lambda dtype: dtype == mx.float32)
     network, items = Network(model), some_items(*work)
     footprint, shape = Footprint(model, network.vocabulary), shape_of(items, network.shares)
-    for recomputed in (0, footprint.layers // 2, footprint.layers):
+    for recomputed in {0, footprint.layers // 2 * (name == "qwen2"), footprint.layers}:
         estimate = footprint.bytes(shape, recomputed)
         measured = taken(model, network, items, recomputed)
         assert 0.5 < estimate / measured < 2, (recomputed, estimate, measured)
@@ -88,6 +99,32 @@ def test_what_an_estimate_is_made_of() -> None:
     assert experts == 32 + 2 * 16 + 32 + 4 + 2 * (2 * 48 + 32)  # two of the four
     lora = Footprint(with_lora(build("qwen2", {})), 40)
     assert lora.width == dense
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_weights_under_dora_are_counted(packed: bool) -> None:
+    """Each time that a layer is run it makes packed weights plain, and keeps them."""
+    changes = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4,
+               "head_dim": 64, "num_hidden_layers": 3}  # fmt: skip
+    model = five_million(adapter="dora on 4 bits" if packed else "dora", **changes)
+    footprint = Footprint(model, 40)
+    size = 256 * (256 + 2 * 128 + 256 + 3 * 1024)
+    assert (footprint.dora, footprint.packed) == (size, size * packed)
+    network, items = Network(model), some_items(1, 20, 3)
+    shape = shape_of(items, network.shares)
+    for recomputed in (0, 1, 3):
+        estimate = footprint.bytes(shape, recomputed)
+        measured = taken(model, network, items, recomputed)
+        assert 0.5 < estimate / measured < 2, (recomputed, estimate, measured)
+    shared = Decoding(model).shared
+    cache = make_prompt_cache(model)
+    mx.eval(model(mx.zeros((1, 4), mx.int32), cache=cache))
+    measured = most_bytes(lambda: mx.eval(model(mx.zeros((1, 1), mx.int32), cache=cache)))
+    assert 0.4 * shared < measured < 1.5 * shared
+    lora = Decoding(five_million(**changes))
+    assert lora.shared == 0
+    room = 3 * lora.bytes(1, 9, 9)
+    assert Decoding(model).batch(8, 9, 9, room + shared) == lora.batch(8, 9, 9, room) == 3
 
 
 def test_estimates_grow_with_what_they_are_of() -> None:
@@ -252,7 +289,7 @@ def test_only_the_first_layers_run_twice(count: int) -> None:
     for layer in model.layers:
         layer.mlp.__class__ = Counting
     Counting.runs, original = 0, qwen2.TransformerBlock.__call__
-    with recomputed_layers(model, count, (1,)):
+    with recomputed_layers(model, count):
         plainly(model, lambda model: model(mx.array([[1, 2, 3]])).sum())
     assert Counting.runs == 3 + count
     assert qwen2.TransformerBlock.__call__ is original
@@ -261,12 +298,12 @@ def test_only_the_first_layers_run_twice(count: int) -> None:
 def test_patches_go_however_the_block_ends() -> None:
     model = build("qwen2", {})
     original = qwen2.TransformerBlock.__call__
-    with recomputed_layers(model, 2, (1,)):
+    with recomputed_layers(model, 2):
         patched = qwen2.TransformerBlock.__call__
-        with recomputed_layers(model, 2, (1,)):
+        with recomputed_layers(model, 2):
             assert qwen2.TransformerBlock.__call__ is patched is not original
         assert qwen2.TransformerBlock.__call__ is patched
-    with pytest.raises(ZeroDivisionError), recomputed_layers(model, 2, (1,)):
+    with pytest.raises(ZeroDivisionError), recomputed_layers(model, 2):
         raise ZeroDivisionError
     assert qwen2.TransformerBlock.__call__ is original
 
@@ -279,20 +316,22 @@ def test_dropout_draws_the_same_again(count: int) -> None:
         if "dropout" in module:
             module.dropout = nn.Dropout(0.3)
     model.train()
-    tokens = mx.array([[1, 5, 9, 2, 7, 7, 3]])
+    row = Row([1, 5, 9, 2], [7, 7, 3, 4, 1])
+    tokens = mx.array([[*row.prompt, *row.response]])
+    masks = masked(layer_keys(model), (1, "step"), {0: row})
 
     def loss(model: nn.Module) -> mx.array:
-        seed_mlx(1, "step")
         return nn.losses.cross_entropy(model(tokens[:, :-1]), tokens[:, 1:]).sum()
 
-    with recomputed_layers(model, count, (1,)):
+    with masks, recomputed_layers(model, count):
         _, gradients = plainly(model, loss)
     arrays = dict(tree_flatten(model.trainable_parameters()))
     squared = sum(mx.square(g).sum().item() for g in gradients.values())
     values = []
     for sign in (1, -1):
         moved = {k: v + sign * 1e-4 * gradients[k] for k, v in arrays.items()}
-        with parameters(model, moved), recomputed_layers(model, count, (1,)):
+        again = masked(layer_keys(model), (1, "step"), {0: row})
+        with again, parameters(model, moved), recomputed_layers(model, count):
             values.append(loss(model).item())
     assert (values[0] - values[1]) / 2e-4 == pytest.approx(squared, rel=2e-3)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_unflatten
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
+from mlx_lm.utils import load_model
 from safetensors.numpy import load_file, save_file
 from support.adapters import write_adapter
 from support.architectures import GEMMA, GPT2, build
@@ -131,7 +132,7 @@ def test_what_is_written_is_read_the_same(family: str, kind: str, tmp_path: Path
     save_adapter(tmp_path / "ours", arrays, ours, "org/base")
     again = build(family, changes)
     load_adapters(again, str(tmp_path / "ours"))
-    config = peft.write(tmp_path / "ours", tmp_path / "peft", family, "org/base")
+    config = peft.write(tmp_path / "ours", ours, tmp_path / "peft", family, "org/base")
     assert config["layers_to_transform"] == [1] and config["use_dora"] == (kind == "dora")
     tensors = load_file(tmp_path / "peft" / "adapter_model.safetensors")
     assert all(name.startswith(f"base_model.model.{blocks}.1.") for name in tensors)
@@ -139,6 +140,163 @@ def test_what_is_written_is_read_the_same(family: str, kind: str, tmp_path: Path
     read = build(family, changes)
     peft.put_on(read, tmp_path / "peft")
     assert np.abs(logits(read) - logits(again)).max() < 1e-5
+
+
+def test_a_layer_that_two_parts_of_a_model_have_is_refused(tmp_path: Path) -> None:
+    model = build("llama", {})
+    _, tensors = written(tmp_path / "peft", model, "model.layers")
+    more = {name.replace("model.layers", "encoder.layers"): a for name, a in tensors.items()}
+    save_file({k: v.astype(np.float32) for k, v in (tensors | more).items()},
+              tmp_path / "peft" / "adapter_model.safetensors")  # fmt: skip
+    with pytest.raises(UserError, match="two parts of its model"):
+        peft.put_on(model, tmp_path / "peft")
+
+
+# As unsloth 2026 writes it, with PEFT 0.19.1; target_modules is its default for models that see.
+UNSLOTH = {
+    "alora_invocation_tokens": None, "alpha_pattern": {}, "arrow_config": None,
+    "auto_mapping": {"base_model_class": "Qwen3_5ForConditionalGeneration", "unsloth_fixed": True,
+                     "parent_library": "transformers.models.qwen3_5.modeling_qwen3_5"},
+    "base_model_name_or_path": "unsloth/Qwen3.5-4B-unsloth-bnb-4bit", "bias": "none",
+    "corda_config": None, "ensure_weight_tying": False, "eva_config": None,
+    "exclude_modules": None, "fan_in_fan_out": False, "inference_mode": True,
+    "init_lora_weights": True, "layer_replication": None, "layers_pattern": None,
+    "layers_to_transform": None, "loftq_config": {}, "lora_bias": False, "lora_dropout": 0,
+    "lora_ga_config": None, "megatron_config": None, "megatron_core": "megatron.core",
+    "modules_to_save": None, "peft_version": "0.19.1", "qalora_group_size": 16,
+    "rank_pattern": {}, "revision": None, "target_parameters": None, "task_type": "CAUSAL_LM",
+    "target_modules": r"(?:.*?(?:language|text).*?(?:self_attn|mlp).*?(?:q_proj|up_proj).*?)|"
+                      r"(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|mlp)\.(?:(?:q_proj|up_proj)))",
+    "trainable_token_indices": None, "use_bdlora": None, "use_qalora": False,
+}  # fmt: skip
+SEES = (
+    "model.visual.blocks.0.attn.qkv", "model.vision_tower.encoder.layers.0.self_attn.q_proj",
+    "model.audio_tower.layers.1.mlp.up_proj", "model.multi_modal_projector.linear_1",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_an_adapter_of_unsloths(tmp_path: Path, rslora: bool) -> None:
+    """Of a model that sees, too: what no text goes through is left out."""
+    model, blocks = build("llama", {}), "model.language_model.layers"
+    config, tensors = written(tmp_path / "peft", model, blocks, **UNSLOTH, use_rslora=rslora)
+    more = {f"base_model.model.{name}.lora_{side}.weight": np.ones((4, 4))
+            for name in SEES for side in "AB"}  # fmt: skip
+    save_file({k: v.astype(np.float32) for k, v in (tensors | more).items()},
+              tmp_path / "peft" / "adapter_model.safetensors")  # fmt: skip
+    expected = logits(merged(build("llama", {}), blocks, config, tensors))
+    peft.put_on(model, tmp_path / "peft")
+    assert np.abs(logits(model) - expected).max() < 1e-5 * max(1.0, np.abs(expected).max())
+    with pytest.raises(UserError, match="does not fit 'tiny'") as caught:
+        load_policy(PolicyConfig(model="tiny", adapter=str(tmp_path / "peft")))
+    # MLX reads nothing of bitsandbytes.
+    assert caught.value.hint == "give the model that it was trained on, unsloth/Qwen3.5-4B"
+
+
+def test_dora_of_mlx_lm_loras(shell: Shell, tiny_random: Path, tmp_path: Path) -> None:
+    """Its command line (5.10.2) names DoRA where mlx-lm does not look, and no layers."""
+    config = PolicyConfig(model=str(tiny_random))
+    tuned = load_policy(config).model
+    keys = sorted(set(linear_keys(tuned)))  # as where mlx-lm is told no keys
+    attach_lora(tuned, LoraConfig(rank=8, scale=10.0, dropout=0.0, dora=True, keys=keys), 0)
+    mx.random.seed(1)
+    arrays = {name: array + 0.2 * mx.random.normal(array.shape)
+              for name, array in Trainer(tuned).trainable().items()}  # fmt: skip
+    tuned.update(tree_unflatten(list(arrays.items())))
+    told = {"lora_parameters": {"rank": 8, "dropout": 0.0, "scale": 10.0, "use_dora": True,
+                                "num_layers": 16}, "num_layers": 16}  # fmt: skip
+    mx.save_safetensors(str(tmp_path / "adapters.safetensors"), arrays)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(told))
+    policy = load_policy(config.model_copy(update={"adapter": str(tmp_path)}))
+    assert np.array_equal(logits(policy.model), logits(tuned))
+    assert attach_lora(policy.model, LoraConfig(), 0, str(tmp_path))["fine_tune_type"] == "dora"
+    assert Trainer(policy.model).trainable().keys() == arrays.keys()
+    out = tmp_path / "fused"
+    shell.works("fuse", "--model", tiny_random, "--adapter", tmp_path, "--out", out)
+    fused = load_policy(PolicyConfig(model=str(out)))
+    assert np.abs(logits(fused.model) - logits(tuned)).max() < 1e-4
+    shell.works("export", tmp_path, "--to", "peft", "--out", tmp_path / "peft")
+    again = load_policy(config.model_copy(update={"adapter": str(tmp_path / "peft")}))
+    assert np.abs(logits(again.model) - logits(tuned)).max() < 1e-5
+
+
+# What peft and transformers themselves compute, where both and torch are installed.
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True},
+    "both": {"use_dora": True, "use_rslora": True},
+    "of single layers": {
+        "rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\.up_proj": 3},
+        "alpha_pattern": {r"layers\.\d+\.mlp\.up_proj": 20, "up_proj": 1, "q_proj": 3},
+        "layers_to_transform": [1],
+    },
+    "by a regex": {"target_modules": r".*layers\.\d+\.(?:self_attn|mlp)\.(?:q|up)_proj",
+                   "init_lora_weights": "orthogonal"},
+}  # fmt: skip
+
+
+def of_transformers(folder: Path) -> Any:
+    """A small random Llama of transformers, also written as a folder that mlx-lm loads."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    pytest.importorskip("peft")
+    torch.manual_seed(3)
+    config = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=40, tie_word_embeddings=False, initializer_range=0.3,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+def their_logits(model: Any) -> np.ndarray[Any, Any]:
+    torch = pytest.importorskip("torch")
+    with torch.no_grad():
+        found: np.ndarray[Any, Any] = model(torch.tensor(TOKENS.tolist())).logits.numpy()
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_peft_itself_computes_the_same(kind: str, tmp_path: Path) -> None:
+    plain = of_transformers(tmp_path / "model")
+    before = their_logits(plain)
+    import peft as theirs
+    import torch
+
+    targets = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
+    options = {"r": 4, "lora_alpha": 6, "target_modules": targets, **OPTIONS[kind]}
+    tuned = theirs.get_peft_model(plain, theirs.LoraConfig(task_type="CAUSAL_LM", **options))
+    with torch.no_grad():
+        for name, array in tuned.named_parameters():
+            if "lora_" in name:
+                array += 0.1 * torch.randn(array.shape)
+    tuned.eval().save_pretrained(tmp_path / "peft")
+    expected = their_logits(tuned)
+    assert np.abs(expected - before).max() > 0.1
+    model, _ = load_model(tmp_path / "model")
+    peft.put_on(model, tmp_path / "peft")
+    assert np.abs(logits(model) - expected).max() < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [{}, {"alpha": 6.0, "rslora": True}, {"dora": True}], ids=str)
+def test_peft_itself_loads_what_is_written(lora: dict[str, Any], tmp_path: Path) -> None:
+    plain = of_transformers(tmp_path / "model")
+    import peft as theirs
+
+    model, _ = load_model(tmp_path / "model")
+    before = logits(model)
+    config = attach_lora(model, LoraConfig(rank=4, layers=1, **lora), 0)
+    mx.random.seed(1)
+    arrays = {name: array + 0.1 * mx.random.normal(array.shape)
+              for name, array in Trainer(model).trainable().items()}  # fmt: skip
+    model.update(tree_unflatten(list(arrays.items())))
+    save_adapter(tmp_path / "ours", arrays, config, "org/base")
+    peft.write(tmp_path / "ours", config, tmp_path / "peft", "llama", "org/base")
+    tuned = theirs.PeftModel.from_pretrained(plain, str(tmp_path / "peft")).eval()
+    assert np.abs(their_logits(tuned) - logits(model)).max() < 1e-4
+    assert np.abs(logits(model) - before).max() > 0.1
 
 
 def test_training_goes_on_from_it(tmp_path: Path, tiny_random: Path) -> None:
@@ -175,7 +333,28 @@ def test_training_goes_on_from_it(tmp_path: Path, tiny_random: Path) -> None:
         ({"alpha_pattern": {"(a+)+$": 3}}, "", "is not read"),
         ({"alpha_pattern": [3]}, "", "its alphas are damaged"),
         ({"lora_alpha": "8"}, "", "its alphas are damaged"),
-        ({"init_lora_weights": "pissa_niter_4"}, "", "no adapter for its plain model"),
+        (
+            {"init_lora_weights": "pissa_niter_4"},
+            "",
+            "'pissa_niter_4', so it is no adapter for its",
+        ),
+        ({"init_lora_weights": "lora_ga"}, "", "init_lora_weights = 'lora_ga'"),
+        (
+            {"modules_to_save": ["lm_head", "embed_tokens"]},
+            "",
+            "it has modules_to_save = .*lm_head",
+        ),
+        ({"target_parameters": ["mlp.experts.down_proj"]}, "", "it has target_parameters ="),
+        ({"trainable_token_indices": [1, 2]}, "", "it has trainable_token_indices ="),
+        ({"layer_replication": [[0, 4], [2, 5]]}, "", "it has layer_replication ="),
+        ({"lora_bias": True}, "", "it has lora_bias = True"),
+        ({"bias": "lora_only"}, "", "it has bias = lora_only"),
+        ({"use_qalora": True}, "", "it has use_qalora = True"),
+        (
+            {},
+            "base_model.model.model.encoder.layers.0.self_attn.q_proj.lora_A.weight",
+            "has not both",
+        ),
     ],
 )
 def test_what_is_not_read_is_named(

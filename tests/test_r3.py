@@ -168,8 +168,8 @@ def pass_verifications(strategy, solved):
     """Let the first `solved` problems pass their verification, whatever the policy says."""
     draw = strategy.rollouts.sample
 
-    def sample(problems, role, n, seed, actor):
-        drawn = draw(problems, role, n, seed, actor)
+    def sample(problems, role, n, seed, actor, first=0):
+        drawn = draw(problems, role, n, seed, actor, first)
         for problem, turns in zip(problems, drawn, strict=True):
             if role == "verify" and problem.id in solved:
                 turns[:] = [replace(turn, verdict=Verdict(True, True, "")) for turn in turns]
@@ -304,7 +304,7 @@ def test_after_a_failed_verification_the_last_winner_is_imitated_gently():
 def test_the_bucket_list_is_for_the_advanced_critic():
     basic, advanced = Critic("basic", bad_rewrites=99), Critic("advanced")
     config = {"wave": 3, "rewrites": 1, "verifications": 1, "bucket_every": 3}
-    strategy = make(basic, advanced, r3=config)
+    strategy = make(basic, advanced, problems=12, r3=config)
     played = play(strategy)
     assert advanced.calls
     for one in played:
@@ -372,8 +372,8 @@ def answer_as(strategy, patterns):
     """
     draw, ids = strategy.rollouts.sample, list(strategy.problems)
 
-    def sample(problems, role, n, seed, actor):
-        drawn = draw(problems, role, n, seed, actor)
+    def sample(problems, role, n, seed, actor, first=0):
+        drawn = draw(problems, role, n, seed, actor, first)
         for problem, turns in zip(problems, drawn, strict=True):
             pattern = patterns[role == "verify"][ids.index(problem.id)]
             assert len(turns) == len(pattern) == n
@@ -383,6 +383,7 @@ def answer_as(strategy, patterns):
                 turns[i] = replace(
                     turns[i], text=said, verdict=Verdict(kind == "r", kind == "r", ""),
                     finish_reason="length" if kind == "c" else "stop",
+                    token_ids=list(said.encode()),
                 )  # fmt: skip
         return drawn
 

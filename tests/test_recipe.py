@@ -185,7 +185,7 @@ def test_unknown_key_is_refused_with_line_and_nearest_name(
         ("seed = 1\n\n[polcy]\nmodel = 'x'\n", ", line 3: unknown key polcy", "did you mean pol"),
         (
             "[train.lora]\nqqqq = 1\n", ", line 2: unknown key train.lora.qqqq",
-            "known keys here: rank, scale, alpha, dropout, layers, keys",
+            "known keys here: rank, scale, alpha, rslora, dora, dropout, layers, keys",
         ),
         (
             "[critic.advanced.advanced]\nmodel = 'x'\n",
@@ -480,7 +480,7 @@ def test_a_faulty_profile_is_refused_though_it_is_not_chosen(
 
 CANDIDATES: list[Any] = [
     True, False, 2, 4, 0.25, "other", "ollama", "yes", "base", "self", "direct", "reasoning",
-    "text", "sum", "orpo", "full", "exact", [2], ["x"], ["wandb"], {"model": "m"}, 100,
+    "text", "sum", "orpo", "full", "exact", [2], ["x"], ["wandb"], {"model": "m"}, 100, "me/mine",
 ]  # fmt: skip
 
 
@@ -519,7 +519,8 @@ def test_the_digest_ignores_what_may_change_on_resume_and_no_other() -> None:
             ignored.add(key)
     spending = {f"critic.budget.max_{what}" for what in ("calls", "tokens", "usd")}
     others = {"critic.concurrency", "critic.deadline_s", "critic.replay", "train.part_tokens",
-              "train.swap_gb", "allow_untrained", "track"}  # fmt: skip
+              "train.swap_gb", "allow_untrained", "track", "mirror",
+              "publish.to", "publish.each"}  # fmt: skip
     assert ignored == set(RESUMABLE) == spending | others
 
 
@@ -551,6 +552,8 @@ OLLAMA = ["critic.provider=ollama", "critic.model=m"]
         (["train.objective=orpo", "train.nll=1"], "train.nll does nothing", "train.nll at 0"),
         (["train.tune=full", "policy.quantize=4"], "'full' needs weights", "policy.quantize at 0"),
         (["train.tune=full", "train.reference=base"], "train.tune = 'full'", "train LoRA"),
+        (["train.lora.rslora=true"], "train.lora.rslora does nothing without", "train.lora.alpha"),
+        (["train.tune=full", "train.lora.dora=true"], "train.lora.dora does nothing with", "out"),
         (["critic.provider=ollama"], "critic.provider = 'ollama' needs a model", "critic.model"),
         (["critic.advanced.provider=ollama"], "'ollama' needs a model", "critic.model"),
         (["critic.provider=openai"], "'openai' needs a model", "gpt-"),

@@ -18,7 +18,7 @@ from mlxreflect.core.journal import read_rows
 from mlxreflect.core.records import episode_from_row, make_problem, to_row
 from mlxreflect.core.ui import Ui
 from mlxreflect.critics.base import Reply
-from mlxreflect.critics.client import cache_key
+from mlxreflect.critics.replies import cache_key
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.methods.base import Try
 from mlxreflect.methods.rel import RelConfig, worked_examples

@@ -14,7 +14,7 @@ from support.methods import make_remote as make
 from mlxreflect.config.schema import CriticConfig, Recipe
 from mlxreflect.core.records import Role, Turn, Verdict, make_problem
 from mlxreflect.critics.base import Reply
-from mlxreflect.critics.client import cache_key
+from mlxreflect.critics.replies import cache_key
 from mlxreflect.critics.solver import SolverCritic
 from mlxreflect.critics.verdicts import Judgement
 from mlxreflect.methods.base import Try, found_wrong, judged
@@ -296,8 +296,12 @@ def test_what_failed_the_grader_is_not_shown_to_the_judge():
     assert not played.examples
 
 
-def test_the_judge_is_not_swayed_by_a_verdict_in_the_rewrite():
-    """A judge that only quotes what it was shown has given no verdict."""
+def test_the_judge_is_not_swayed_by_a_verdict_in_the_rewrite(monkeypatch):
+    """A judge that only quotes what it was shown has given no verdict.
+
+    The leak filter would drop such a rewrite before a judge sees it, so it is set aside here.
+    """
+    monkeypatch.setattr("mlxreflect.methods.session.leak", lambda *_: None)
 
     class Parrot(Judge):
         def ask(self, calls):

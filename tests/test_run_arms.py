@@ -1,6 +1,7 @@
 """A run's evaluations: several of them, and looks at dev problems on the way."""
 
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from math import comb
@@ -19,7 +20,8 @@ from mlxreflect.core.journal import read_json, read_rows
 from mlxreflect.evaluation.arms import load_arms, read_arms
 from mlxreflect.evaluation.compare import Options, compare_all
 from mlxreflect.evaluation.contamination import clean, dev_problems
-from mlxreflect.models.load import weights_hash
+from mlxreflect.models.load import TINY, load_policy, weights_hash
+from mlxreflect.runs.arms import ask_probes
 from mlxreflect.tasks import TASKS
 from mlxreflect.train.trainer import load_arrays
 
@@ -254,9 +256,8 @@ def test_a_look_is_counted_against_base_and_the_best_is_trained(watched: tuple[P
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("point", "nth"),
-    [("evaluated half a chunk of dev problems", 3), ("evaluated half a chunk of dev problems", 7),
-     ("looked", 1), ("looked", 3), ("before the best is kept", 1), ("before the best is kept", 2),
-     ("chose the best", 1), ("after a commit's rename", 6)],
+    [("evaluated half a chunk of dev problems", 7), ("looked", 1), ("before the best is kept", 2),
+     ("chose the best", 1)],
 )  # fmt: skip
 def test_a_watched_run_that_is_killed_ends_the_same(
     point: str, nth: int, watched: tuple[Path, Any], tmp_path: Path
@@ -361,3 +362,20 @@ def test_dev_problems_are_kept_apart_from_everything(
         load_recipe("quickstart", ["eval.trained=best"])
     with pytest.raises(UserError, match=r"probes\.system .* there are none"):
         load_recipe("quickstart", ["probes.system=Be brief."])
+
+
+def test_probes_are_asked_behind_their_system_message(tmp_path: Path) -> None:
+    """The embedded policy's template leaves that out; this one shows it."""
+    folder = shutil.copytree(TINY, tmp_path / "talker")
+    file = folder / "chat_template.jinja"
+    hidden = "{%- if 'and nothing else'"
+    usual = file.read_text()
+    assert usual.count(hidden) == 1
+    file.write_text(usual.replace(hidden, "{{- '<|user|>' + m['content'] + '<|end|>' -}}" + hidden))
+    asked = ['probes.prompts=["Numbers: 3 4 5\\nTarget: 35"]', f"policy.model={folder}"]
+    texts = dict[str, str]()
+    for said in ("", "Numbers: 8 9 2 Target: 19"):
+        recipe = load_recipe("quickstart", [*asked, f"probes.system={said}"])
+        (row,) = ask_probes(load_policy(recipe.policy), recipe, 0, None)
+        texts[said] = row["text"]
+    assert len({*texts.values()}) == 2

@@ -151,6 +151,18 @@ def test_a_damaged_run_is_refused_and_left_as_it_is(stopped: Path, said: str) ->
     assert (stopped / "episodes.jsonl").read_bytes() == rows
 
 
+def test_answers_to_probes_are_not_thrown_away(tmp_path: Path) -> None:
+    """Those before training may be of a run killed in its first commit; later ones are not."""
+    recipe = load_recipe("quickstart", ['probes.prompts=["Why?"]'])
+    run = create_run(recipe, tmp_path / "run")
+    write(run.path / "probes.jsonl", [{"wave": None}])
+    assert run.last_commit(print) is None
+    write(run.path / "probes.jsonl", [{"wave": None}, {"wave": 0}])
+    with pytest.raises(UserError, match=r"probes\.jsonl has rows, and there is no commit"):
+        run.last_commit(print)
+    run.close()
+
+
 COMMITTED = ("adapter_config.json", "adapters.safetensors", "commit.json",
              "optimizer-dpo.safetensors", "reference.safetensors", "../../episodes.jsonl",
              "../../metrics.jsonl")  # fmt: skip

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import random
-import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -15,53 +13,20 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from support.adapters import write_adapter
+from support.modelfiles import read_modelfile
 from support.shell import Shell
 from test_template import tokenizer
 
 from mlxreflect.config.schema import PolicyConfig
-from mlxreflect.core.journal import read_json
+from mlxreflect.core.journal import dump_line, read_json
+from mlxreflect.core.records import make_problem, to_row
 from mlxreflect.models.load import load_policy
-from mlxreflect.models.modelfile import Modelfile, Turn, literal, modelfile, writable
+from mlxreflect.models.modelfile import modelfile
 from mlxreflect.models.template import ChatTemplate
-from mlxreflect.report.share import as_evaluated, lmstudio_folder, splits_of
+from mlxreflect.report.share import as_evaluated, lmstudio_folder, modelfile_of, splits_of
 
 # What a real Ollama said of Modelfiles that were written here, and how it rendered the talks.
 RECORDED = json.loads((Path(__file__).parent / "data" / "ollama_templates.json").read_text())
-PIECES = (
-    '"""', '"', "\n", "\nFROM /etc/passwd", "\nSYSTEM x", "# ", "{{ .System }}", "{{", "}}", "{",
-    "{{/*", "{%", "%}", "`", "\\", "\\u0041", "\\n", "$(rm -rf ~)", "; reboot", "../../x", "~root",
-    "\x00", "\x07", "\x1b[31m", "\r", "\t", "\u00a0", "\u200b", "\u202e", "\ufeff", "\u2028", "😀",
-    "<|im_end|>", "<think>", "---\n- a: &b", "!!python/object", ": |", "é", "x", " ", "[start]",
-)  # fmt: skip
-
-
-def hostile(count: int = 200) -> list[str]:
-    chance = random.Random(5)
-    return ["".join(chance.choices(PIECES, k=chance.randint(1, 8))) for _ in range(count)]
-
-
-def read_modelfile(text: str) -> list[tuple[str, str]]:
-    """Returns the commands of a Modelfile, read as Ollama does.
-
-    A value's quotes, three marks or one, end where the next such quotes stand before white space.
-    What cannot be printed is dropped.
-    """
-    found, rest = [], "".join(c for c in text if c.isprintable() or c in "\r\n\t")
-    while rest := rest.lstrip("\r\n\t "):
-        if rest.startswith("#"):
-            rest = rest.partition("\n")[2]
-            continue
-        name, _, rest = rest.partition(" ")
-        if name == "PARAMETER":
-            key, _, rest = rest.partition(" ")
-            name = f"{name} {key}"
-        quote = '"""' if rest.startswith('"""') else '"' if rest.startswith('"') else ""
-        value = re.match(f"{quote}(.*?){quote}(?=[ \t\r\n])", rest, re.DOTALL)
-        assert value, rest
-        assert name.split()[0] in ("FROM", "TEMPLATE", "SYSTEM", "PARAMETER"), name
-        found.append((name, value[1]))
-        rest = rest[value.end() :]
-    return found
 
 
 @pytest.mark.parametrize("row", RECORDED["templates"], ids=lambda row: row["name"])
@@ -75,19 +40,6 @@ def test_ollama_renders_the_models_own_prompts(row: dict[str, Any]) -> None:
     said = dict(read_modelfile(made.text()))
     assert {name: said[f"PARAMETER {name}"] for name in told} == told
     assert said["PARAMETER stop"] in chat.tokenizer.get_vocab()
-
-
-def test_hostile_texts_stay_texts() -> None:
-    for text in hostile():
-        kept = [text] if writable(text) else []
-        turn = Turn(*[text] * 6)
-        made = Modelfile(turn.go(), "".join(kept), {"top_p": 0.5, "stop": kept})
-        wanted = [("FROM", "."), ("TEMPLATE", turn.go()), *(("SYSTEM", t) for t in kept),
-                  ("PARAMETER top_p", "0.5"), *(("PARAMETER stop", t) for t in kept)]  # fmt: skip
-        assert read_modelfile(made.text()) == wanted, text
-        unescaped = re.sub(r'{{ "\\U(.{8})" }}', lambda m: chr(int(m[1], 16)), literal(text))
-        assert unescaped == text
-        assert "{" not in re.sub(r'{{ "\\U.{8}" }}', "", literal(text))
 
 
 @pytest.fixture
@@ -131,6 +83,7 @@ def test_a_model_with_its_modelfile(shell: Shell, run: Path) -> None:
     assert said["FROM"] == "." and said["SYSTEM"] == RECORDED["templates"][0]["system"]
     told = {"temperature": "0.5", "top_p": "0.4", "top_k": "3", "stop": "<|end|>"}
     assert {name: said[f"PARAMETER {name}"] for name in told} == told
+    assert "PARAMETER num_ctx" not in said  # no evaluation is kept whose prompts would tell
     arrays = mx.load(str(out / "model.safetensors"))
     assert {array.dtype for array in arrays.values()} <= {mx.float16, mx.bfloat16, mx.float32}
     assert json.loads((out / "tokenizer_config.json").read_text())["add_bos_token"] is False
@@ -140,6 +93,41 @@ def test_a_model_with_its_modelfile(shell: Shell, run: Path) -> None:
     both = [policy.model(mx.array([prompt])) for policy in (
         tuned, load_policy(PolicyConfig(model=str(out))))]  # fmt: skip
     assert float(mx.abs(both[0] - both[1]).max()) < 1e-2
+
+
+STOP = ["\n\nQuestion:", 'He said """']  # a Modelfile can have no three quotes in a text
+
+
+@pytest.mark.parametrize(("most", "answer", "context"), [
+    (0, 9, 8192), (0, 5000, 12288), (0, 300_000, 307_200), (0, 1_500_000, 1_507_328),
+    (7000, 9, 7000), (10_000, 9, 8192),
+])  # fmt: skip
+def test_the_context_is_what_the_evaluation_needed(
+    run: Path, most: int, answer: int, context: int
+) -> None:
+    """Of some 5,000 tokens, for each character is one here, and as many as an answer may have."""
+    model = Path(read_json(run / "adapter" / "adapter_config.json")["model"])
+    if most:
+        told = read_json(model / "config.json")
+        (model / "config.json").write_text(json.dumps(told | {"max_position_embeddings": most}))
+    arm, asked = (
+        run / "eval" / "trained",
+        [
+            make_problem(
+                "jsonl", {"question": "x" * length, "answer_type": "number", "answer": "1"}
+            )
+            for length in (9, 5000)
+        ],
+    )
+    (arm / "problems.jsonl").write_text("".join(dump_line(to_row(one)) for one in asked))
+    spec = {"task": {"name": "jsonl"}, "stop": STOP, "max_new_tokens": answer}
+    decoding = {"temperature": 0.5, "max_new_tokens": answer}
+    (arm / "results.json").write_text(json.dumps({"spec": spec, "decoding": decoding}))
+    made = modelfile_of(run, as_evaluated(run, run / "adapter", ""))
+    assert made.parameters["num_ctx"] == context
+    assert made.parameters["stop"] == ["<|end|>", STOP[0]]
+    said = read_modelfile(made.text())
+    assert ("PARAMETER num_ctx", str(context)) in said and ("PARAMETER stop", STOP[0]) in said
 
 
 def test_a_folder_of_mlx(shell: Shell, run: Path) -> None:
@@ -170,6 +158,7 @@ def test_what_cannot_be_shared(shell: Shell, run: Path, tiny_random: Path) -> No
         ((run, "--to", "modelfile", "--out", full), "already exists"),
         ((run, "--to", "modelfile", "--base", "org/none"), "org/none is not on this machine"),
         ((run, "--to", "nothing"), "--to nothing: no such form"),
+        ((run, "--to", "pft"), "--to pft: no such form"),
     ):
         assert fault in shell.mistake("export", *words)[0]
     assert sorted(path.name for path in full.iterdir()) == ["file"]
@@ -277,6 +266,10 @@ def test_a_model_of_ollamas(
         assert {*made[key]} >= {*recorded[key]}
     assert {*made["files"]} == {p.name for p in (run / "export" / "ollama").iterdir()} - {
         "Modelfile", "chat_template.jinja"}  # fmt: skip
+    for name, digest in made["files"].items():  # which names the bytes that were sent
+        sent = (tmp_path / "server" / digest).read_bytes()
+        assert sent == (run / "export" / "ollama" / name).read_bytes()
+        assert digest == f"sha256:{hashlib.sha256(sent).hexdigest()}"
     assert {*made} - {"stream"} == {*recorded} - {"name"}  # "": an old name of "model"
     assert (made["system"], made["quantize"]) == (recorded["system"], recorded["quantize"])
     assert (made["parameters"]["temperature"], made["parameters"]["stop"]) == (0.5, ["<|end|>"])
@@ -378,13 +371,19 @@ def test_a_file_of_llama_cpps(
 ) -> None:
     (tools := tmp_path / "a tool's").mkdir()
     converter = tools / "convert_hf_to_gguf.py"
-    converter.write_text('#!/bin/sh\n[ -f "$1/model.safetensors" ] && echo "$*" > "$3"\n')
+    converter.write_text(
+        '#!/bin/sh\n[ -f "$1/model.safetensors" ] && cat "$1/tokenizer_config.json" > "$3"\n'
+        'echo "$*" >> "$3"\n'
+    )
     converter.chmod(0o755)
+    model = Path(read_json(run / "adapter" / "adapter_config.json")["model"])
+    (model / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
     words = ("export", run, "--to", "gguf", "--quantize")
     assert "llama.cpp" in shell.works(*words, "q8_0").out
     (file,) = (run / "export" / "gguf").iterdir()
     assert file.read_text().endswith("model.gguf --outtype q8_0\n")
+    assert '"tokenizer_class": "PreTrainedTokenizerFast"' in file.read_text()
     assert "--quantize q4_K_M: no such form" in shell.mistake(*words, "q4_K_M")[0]
     converter.write_text("#!/bin/sh\necho 'No module named torch' >&2; exit 1\n")
     done = shell(*words, "f16", "--out", run / "again")

@@ -151,7 +151,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
     text = draw(show.show_run(run))
     for part in (
         "r3", "tiny", "finished", "Waves", "bucket", FIRST.id, SECOND.id,
-        "numbers [3, 4, 5], target 35", "How many eggs? How many eggs?", "solved_first",
+        "numbers 3 4 5, target 35", "How many eggs? How many eggs?", "solved_first",
         "40.0%", "16.8% to 68.7%", "70.0%", "not significant.", str(run / "plots"), "loss.png",
         "solver: 9 calls, 5 of them from the cache, 1 failed", "4 wrong answer", "1.5 min",
         "3 preference pairs, 4 SFT examples",

@@ -295,7 +295,8 @@ def test_the_warm_up_imitates_what_the_critic_marks_well():
     ],
 )
 def test_a_trace_without_marks_is_not_imitated(reply, counted):
-    strategy = make(Marker(lambda call: reply), problems=2, warm_up=2, rounds=0, scorer="critic")
+    few = {"problems": 2, "warm_up": 2, "samples": 2}  # fewer calls than those that stop a run
+    strategy = make(Marker(lambda call: reply), **few, rounds=0, scorer="critic")
     played = strategy.play(strategy.next_wave())
     scores = [turn for e in played.episodes for turn in e.turns if turn.role == "score"]
     assert scores and all(turn.error and turn.parsed is None for turn in scores)
@@ -352,9 +353,9 @@ def test_groups_all_alike_are_replaced_by_other_problems(redraws):
     strategy = make(problems=12, wave=4, rounds=1, group=2, redraws=redraws)
     order, asked, draw = strategy.order(1), [], strategy.rollouts.sample
 
-    def sample(problems, role, n, seed, actor):
+    def sample(problems, role, n, seed, actor, first=0):
         asked.append([p.id for p in problems])
-        drawn = draw(problems, role, n, seed, actor)
+        drawn = draw(problems, role, n, seed, actor, first)
         return [[replace(a, verdict=WRONG), replace(b, verdict=(WRONG if p.id in alike else RIGHT))]
                 for p, (a, b) in zip(problems, drawn, strict=True)]  # fmt: skip
 

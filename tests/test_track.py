@@ -211,6 +211,21 @@ def test_a_tracker_that(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert follower.process and follower.process.returncode is not None
 
 
+@pytest.mark.slow
+def test_wandb_online_without_a_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks nobody for a key."""
+    pytest.importorskip("wandb", reason="the extra wandb is not installed")
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "online")
+    said = list[str]()
+    with tracked(["wandb"], tmp_path, "x", {}, said.append) as (follower,):
+        follower.send(0)
+    (line,) = said
+    assert "without its tracker wandb: it ended with code 1" in line and "wandb login" in line
+
+
 def test_a_tracker_that_reads_nothing_fills_no_pipe(tmp_path: Path) -> None:
     said = list[str]()
     follower = track.Follower("tensorboard", tmp_path, track.Told("x", "x", {}), said.append)
@@ -256,6 +271,7 @@ def test_only_plain_values_of_a_recipe_are_told() -> None:
     }  # fmt: skip
     left_out = {
         "critic.base_url": "http://h/key", "critic.key_env": "MY_KEY", "critic.profile": "jane",
+        "publish.to": "jane/sums", "mirror": "s3://jane/runs",
         "critic.judge.base_url": "http://h", "prompt.templates.attempt": "Say {x}, please!\n",
         "judge.rubric": "x " * 99, "policy.adapter": "", "a": None, "b": {}, "c": ["a\nb"],
     }  # fmt: skip

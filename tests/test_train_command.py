@@ -68,11 +68,11 @@ def log_prob(model: Any, tokenizer: Any, prompt: str, text: str) -> float:
     return float(mx.take_along_axis(found, targets, axis=-1)[len(asked) - 1 :].sum().item())
 
 
-# All weights are trained in the fast tests, too.
+# All weights, and DoRA, are trained in the fast tests, too.
 TRAINED = [
     *(pytest.param(kind, name, marks=pytest.mark.slow) for kind in ("tiny", "random")
       for name in DEFAULTS),
-    ("full", "sft"), ("full", "dpo"),
+    ("full", "sft"), ("full", "dpo"), ("dora", "dpo"),
 ]  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def test_an_objective_trains_and_its_adapter_loads_in_mlx_lm(
     own = {"tiny": "tiny", "full": str(make_model(quantization=None))}
     model = own.get(kind, str(command.model))
     settings = ["train.lr=1e-3", "train.epochs=3", "data.limit=20"]
-    settings += ["train.tune=full"] if kind == "full" else []
+    settings += {"full": ["train.tune=full"], "dora": ["train.lora.dora=true"]}.get(kind, [])
     summary = command.train(objective, "out", *settings, model=model)
     assert summary["objective"] == objective
     assert summary["steps"] == 9
@@ -190,6 +190,7 @@ MISTAKES = [
     ("sft train.tune=full train.lora.rank=4",
      "train.lora.rank = 4 does nothing for full fine-tuning", "leave that key out"),
     ("sft train.tune=full", "needs weights that are not quantised", "mlxreflect fuse --model"),
+    ("sft train.lora.rslora=true", "does nothing without train.lora.alpha", "for example 16"),
     ("sft 'train.lora.keys=[\"nope\"]'", "the model has no layer 'nope'", "q_proj"),
     ("dpo --model plain train.tune=full train.reference=base",
      "train.reference = 'base' needs LoRA", "train.reference to stage"),
@@ -543,11 +544,19 @@ KILLED: dict[str, tuple[str, tuple[str, ...]]] = {
     )),
     "grpo": ("grpo", ("grpo.kl=0.1", "train.schedule=linear")),
     "full": ("dpo", ("train.eval_every=3", "train.tune=full", "train.weight_decay=0.1")),
+    "dora": ("sft", ("train.lora.dora=true", "train.lora.rslora=true", "train.lora.alpha=8",
+                     "train.lora.dropout=0.3", "train.grad_checkpoint=yes")),
 }  # fmt: skip
 # The call of a point that falls into the middle of the training.
 NTH = {"scored some of the reference": 1, "took a training step": 5, "appended half a journal": 3,
        "appended a journal": 4, "wrote half a checkpoint": 3, "before a commit's rename": 3,
        "after a commit's rename": 3}  # fmt: skip
+
+# Every point of one kind; of the others, where they differ: what a commit holds of them.
+POINTS = [("dpo", point) for point in TRAINING] + [
+    (kind, point) for kind in KILLED if kind != "dpo"
+    for point in ("took a training step", "before a commit's rename", "while finishing")
+] + [("grpo", "scored some of the reference")]  # fmt: skip
 
 
 class Job:
@@ -610,13 +619,10 @@ def uninterrupted(make_job: Callable[..., Job]) -> Callable[..., dict[str, Any]]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", TRAINING)
-@pytest.mark.parametrize("kind", KILLED)
+@pytest.mark.parametrize(("kind", "point"), POINTS)
 def test_killed_at_a_point(
     kind: str, point: str, make_job: Callable[..., Job], uninterrupted: Callable[..., Any]
 ) -> None:
-    if point == "scored some of the reference" and kind == "sft":
-        pytest.skip("sft has no reference")
     job = make_job(kind)
     done = job.run(DRIVER, point, str(NTH.get(point, 1)), *job.begin)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -627,7 +633,7 @@ def test_killed_at_a_point(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KILLED)
+@pytest.mark.parametrize("kind", ["sft", "dpo", "grpo"])
 def test_killed_at_random_moments(
     kind: str, make_job: Callable[..., Job], uninterrupted: Callable[..., Any]
 ) -> None:
@@ -682,7 +688,7 @@ def test_what_cannot_be_resumed_is_refused(command: Command) -> None:
     command.train("dpo", "out", *BRIEF, data=data)
     error, hint = command.mistake("resume", "out", *sets("train.lr=1e-3"))
     assert error.startswith("--set train.lr=1e-3: a training is resumed with the keys it began")
-    assert "only these can change: track, train." in hint
+    assert "only these can change: mirror, track, train." in hint
     assert command.mistake("resume", "nope")[0] == "nope is not a run folder"
     with take_lock(out):
         error, hint = command.mistake("resume", "out")

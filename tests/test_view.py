@@ -25,8 +25,10 @@ from support.view import HOSTILE, episode, metrics, write_run
 
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import append_rows
-from mlxreflect.core.records import to_row
+from mlxreflect.core.records import make_problem, to_row
 from mlxreflect.core.ui import Ui
+from mlxreflect.evaluation.solve import read_question
+from mlxreflect.tasks import get_task
 from mlxreflect.view import page
 from mlxreflect.view.gather import gather
 from mlxreflect.view.page import html, keep_page, render, write_page
@@ -187,9 +189,23 @@ def test_evaluations_and_a_training(tmp_path: Path) -> None:
 
 def test_runs_of_the_same_problems_are_compared(run_dir: Path, tmp_path: Path) -> None:
     other = write_run(tmp_path / "other", TEXTS[::-1], wave=2)
-    against = gather([run_dir, other]).tree["against"]
-    assert against["comparisons"][0]["difference"] == 0
-    assert (against["comparisons"][0]["a"], against["comparisons"][0]["b"]) == ("mine", "other")
+    fewer = write_run(tmp_path / "fewer", TEXTS[:2], wave=2)
+    latest = tmp_path / "latest"  # as in runs/*
+    latest.symlink_to(other)
+    tree = gather([latest, run_dir, fewer, other]).tree
+    assert [run["name"] for run in tree["runs"]] == ["mine", "fewer", "other"]
+    (compared,) = tree["against"]["comparisons"]
+    assert (compared["a"], compared["b"], compared["difference"]) == ("mine", "other", 0)
+    (fault,) = tree["against"]["faults"]  # and stops nothing
+    assert fault.startswith("fewer with mine: not the same questions: ")
+    assert str(tmp_path) not in fault
+
+
+def test_a_problem_is_written_in_one_way() -> None:
+    puzzle = make_problem("countdown", {"numbers": [92, 31, 30], "target": 31})
+    assert puzzle.in_a_line(44) == "numbers 92 31 30, target 31"
+    assert read_question(puzzle.in_a_line(44), get_task("countdown")).fields == puzzle.fields
+    assert make_problem("jsonl", {"question": "So\n many  words"}).in_a_line(6) == "So ma…"
 
 
 # ---- damaged rows --------------------------------------------------------------------------------

@@ -307,11 +307,13 @@ def visible(text: str) -> str:
 def test_a_live_run_is_followed_to_its_verdict(browser: Browser, tmp_path: Path) -> None:
     """From its first wave, through a SIGKILL and a resume, on one page that nobody reloads."""
     run = tmp_path / "run"
-    keys = {"task.limit": 60, "r3.wave": 10, "r3.epochs": 3, "eval.limit": 40}
+    keys = {"task.limit": 60, "r3.wave": 10, "r3.epochs": 6, "eval.limit": 40}
     sets = [f"--set={one}" for one in written(keys)]
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     working = subprocess.Popen(command("run", "quickstart", "--run-dir", run, *sets), **quiet)
-    wait_for(lambda: (run / "recipe.toml").is_file())
+    # A wave after the first is committed, so there is a curve to draw.
+    wait_for(lambda: any(int(p.name[5:]) > 1 for p in run.glob("checkpoints/wave-*[0-9]")))
+    working.send_signal(signal.SIGSTOP)  # or it ends before a slow browser has looked
     serving = subprocess.Popen(command("view", run), stdout=subprocess.PIPE, text=True)
     try:
         assert serving.stdout
@@ -322,7 +324,11 @@ def test_a_live_run_is_followed_to_its_verdict(browser: Browser, tmp_path: Path)
         assert curves["y"] < latest["y"]
         file = page_of(tmp_path / "page.html", run)
         assert browser.open(file).locator(".badge").inner_text().startswith("as of 2")
-        assert "learning" in page.locator("#part-live .says").inner_text().lower()
+        live = page.locator("#part-live")
+        assert "learning" in live.locator(".says").inner_text().lower()
+        before = live.inner_text()
+        working.send_signal(signal.SIGCONT)
+        wait_for(lambda: live.inner_text() != before)
         working.send_signal(signal.SIGKILL)
         working.wait()
         page.wait_for_selector(".badge.stopped", timeout=30_000)
@@ -333,6 +339,7 @@ def test_a_live_run_is_followed_to_its_verdict(browser: Browser, tmp_path: Path)
         page.wait_for_selector("#part-verdict .says", timeout=30_000)
         assert "of 40 questions right" in page.locator("#part-verdict .sentence").inner_text()
     finally:
+        working.kill()
         serving.send_signal(signal.SIGINT)
         assert serving.wait(20) == 0
 

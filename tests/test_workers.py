@@ -97,9 +97,9 @@ def test_samples_of_different_shards_are_different():
     seeds = []
     original = strategy.learning.policy.generate
 
-    def generate(prompts, *, seed, **rest):
-        seeds.append(seed)
-        return original(prompts, seed=seed, **rest)
+    def generate(prompts, *, seed, first, **rest):
+        seeds.append((*seed, first))
+        return original(prompts, seed=seed, first=first, **rest)
 
     strategy.learning.policy.generate = generate
     strategy.play(wave)

@@ -1,8 +1,9 @@
 """Commands of `mlxreflect`, one file a group; here what they share: options, completion."""
 
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from typer import Argument, Option
 
@@ -127,3 +128,12 @@ def checked_recipe(name: str, set_: list[str] | None) -> "Recipe":
 
     check_run(recipe)
     return recipe
+
+
+def fail(message: str, hint: str) -> NoReturn:
+    """Prints exactly two lines, whatever the data quoted in them holds, and ends with code 2."""
+    from mlxreflect.core.ui import safe_text
+
+    for label, text in (("error", message), ("hint", hint)):
+        print(f"{label}: {safe_text(' '.join(text.split()))}", file=sys.stderr, flush=True)
+    sys.exit(2)

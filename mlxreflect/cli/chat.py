@@ -4,7 +4,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from io import TextIOWrapper
 from typing import Any
 
@@ -17,7 +16,7 @@ from mlxreflect.core.errors import UserError
 from mlxreflect.core.ui import Ui, console, plain, safe_text
 from mlxreflect.evaluation.generators import ServedModel
 from mlxreflect.evaluation.runner import Entry
-from mlxreflect.runs.chat import STOPPED, Answer, Chat, Question, Subject
+from mlxreflect.runs.chat import Answer, Chat, Question, Subject
 
 LEAST = 36  # columns of an answer beside another one
 HELP = """\
@@ -55,7 +54,7 @@ def stream(chat: Chat, question: Question, out: Console) -> list[Answer]:
     answers: list[Answer] = []
     wide = out.width >= LEAST * len(chat.arms)
     for group in [chat.arms] if wide else [[entry] for entry in chat.arms]:
-        if not stopped(answers):
+        if not any(map(Answer.stopped, answers)):
             answers += stream_group(chat, question, group, out)
     return answers
 
@@ -63,25 +62,16 @@ def stream(chat: Chat, question: Question, out: Console) -> list[Answer]:
 def stream_group(
     chat: Chat, question: Question, group: Sequence[Entry], out: Console
 ) -> list[Answer]:
-    """Shows the answers of some beside each other; the first that is stopped is the last."""
-    cells, answers = {entry.name: Answer(entry.name) for entry in group}, list[Answer]()
+    cells = {entry.name: Answer(entry.name, "…") for entry in group}
     with Live(console=out, auto_refresh=False, transient=True) as live:
 
-        def show(name: str, text: str) -> None:
-            cells[name] = Answer(name, text)
+        def show(answer: Answer) -> None:
+            cells[answer.name] = answer
             live.update(side_by_side([*cells.values()], out, out.height - 4), refresh=True)
 
-        for entry in group:
-            if not stopped(answers):
-                show(entry.name, "…")
-                cells[entry.name] = chat.answer(entry, question, partial(show, entry.name))
-                answers.append(cells[entry.name])
-    out.print(side_by_side([*cells.values()], out), "")
+        answers = chat.answers(group, question, show)
+    out.print(side_by_side(answers, out), "")
     return answers
-
-
-def stopped(answers: Sequence[Answer]) -> bool:
-    return any(answer.finish_reason == STOPPED for answer in answers)
 
 
 class ChatLoop:
@@ -134,12 +124,9 @@ class ChatLoop:
             answers = stream(self.chat, question, self.out)
         else:
             self.chat.forget()
-            answers = []
-            for entry in self.chat.arms:
-                if not stopped(answers):
-                    answers.append(self.chat.answer(entry, question, lambda text: None))
+            answers = self.chat.answers(self.chat.arms, question, lambda answer: None)
         self.keep(question, answers)
-        if stopped(answers):
+        if any(map(Answer.stopped, answers)):
             raise KeyboardInterrupt
         self.chat.go_on(question, answers)
 

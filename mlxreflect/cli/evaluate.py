@@ -21,10 +21,12 @@ from mlxreflect.cli import (
     run_folders,
     toml_names,
 )
+from mlxreflect.cli.hosts import HostsFile, shared
 from mlxreflect.core.errors import UserError
 
 if TYPE_CHECKING:
     from mlxreflect.config.schema import EvalSpec
+    from mlxreflect.core.hosts import Hosts
     from mlxreflect.core.ui import Ui
     from mlxreflect.evaluation.runner import Entry
 
@@ -103,6 +105,7 @@ def eval_(
     alpha: Annotated[float | None, Option(help=ALPHA)] = None,
     max_n: Annotated[int, Option(min=0, help=MAX_N)] = 0,
     set_: SetSpec = None,
+    hosts: HostsFile = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate models, adapters and models behind a server on the same problems, in one table.
@@ -115,41 +118,44 @@ def eval_(
     refuse_clashes(quick, aa, cache, alpha, max_n)
     alone = "--base is the model without its adapter, and there is no --adapter"
     refuse(base and not adapter, alone, "add --adapter RUN_DIR/adapter, or leave --base out")
-    require_mlx()
-    from mlxreflect.evaluation.evaluate import find_spec
-    from mlxreflect.evaluation.generators import ServedModel
-    from mlxreflect.evaluation.runner import line_up
+    with shared(hosts) as team:
+        require_mlx()
+        from mlxreflect.evaluation.evaluate import find_spec
+        from mlxreflect.evaluation.generators import ServedModel
+        from mlxreflect.evaluation.runner import line_up
 
-    keys = {"quick.alpha": alpha, "quick.max_n": max_n or None}
-    stops = [f"{key}={value}" for key, value in keys.items() if value is not None]
-    found = find_spec(spec, limit, source, [*(set_ or []), *stops])
-    served = [
-        ServedModel(server, name, server_key_env, concurrency, keep_failed=keep_failed)
-        for name in server_model or []
-    ]
-    entries = line_up(model or [], adapter or [], quantize or [], served, base=base or quick)
-    chained = f"{'--quick' if quick else '--aa'} and a spec with [chain] do not go together"
-    mend = "leave it out, or add --set chain.rounds=1"
-    refuse((quick or aa) and found.chain.rounds > 1, chained, mend)
-    graded = f"{'--quick' if quick else '--aa'} is of graded answers, and open ones are judged"
-    refuse((quick or aa) and found.task.answer_type == "open", graded, "leave it out")
-    show_evaluated(found, entries, out, cache, make_ui(as_json), quick=quick, twice=aa)
+        keys = {"quick.alpha": alpha, "quick.max_n": max_n or None}
+        stops = [f"{key}={value}" for key, value in keys.items() if value is not None]
+        found = find_spec(spec, limit, source, [*(set_ or []), *stops])
+        served = [
+            ServedModel(server, name, server_key_env, concurrency, keep_failed=keep_failed)
+            for name in server_model or []
+        ]
+        entries = line_up(model or [], adapter or [], quantize or [], served, base=base or quick)
+        chained = f"{'--quick' if quick else '--aa'} and a spec with [chain] do not go together"
+        mend = "leave it out, or add --set chain.rounds=1"
+        refuse((quick or aa) and found.chain.rounds > 1, chained, mend)
+        graded = f"{'--quick' if quick else '--aa'} is of graded answers, and open ones are judged"
+        refuse((quick or aa) and found.task.answer_type == "open", graded, "leave it out")
+        show_evaluated(found, entries, out, cache, make_ui(as_json), team,
+                       quick=quick, twice=aa)  # fmt: skip
 
 
 def show_evaluated(
     spec: "EvalSpec", entries: "list[Entry]", out: Path | None, cache: str, ui: "Ui",
-    *, quick: bool, twice: bool,
+    hosts: "Hosts | None", *, quick: bool, twice: bool,
 ) -> None:  # fmt: skip
     """Evaluates, and shows a table of the arms; of --quick, the decision."""
+    from mlxreflect.core.hosts import ALONE
     from mlxreflect.evaluation.runner import decide, evaluate_arms
     from mlxreflect.report.tables import show_arms
 
     try:
         if quick:
-            decided = decide(spec, entries, out, ui)
+            decided = decide(spec, entries, out, ui, hosts=hosts or ALONE)
             ui.result(decided) if ui.json else ui.line(decided["sentence"])
             return
-        arms = evaluate_arms(entries, spec, out, cache, ui, twice=twice)
+        arms = evaluate_arms(entries, spec, out, cache, ui, twice=twice, hosts=hosts or ALONE)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from there", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -300,7 +306,9 @@ def chat(
     server_model: ServerModel = None,
     server_key_env: ServerKey = "",
     max_new_tokens: Annotated[int | None, Option(min=1, help="Of an answer.")] = None,
-    temperature: Annotated[float | None, Option(min=0, help="0: the likeliest words.")] = None,
+    temperature: Annotated[
+        float | None, Option(min=0, max=100, help="0: the likeliest words.")
+    ] = None,
     seed: Annotated[int | None, Option(min=0, help="Of the draw, above temperature 0.")] = None,
     as_json: Annotated[
         bool, Option("--json", help="Print a JSON object for each question.")

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from mlxreflect.cli import evaluate, run, setup
+from mlxreflect.cli import evaluate, fail, run, setup
+from mlxreflect.cli.hosts import SHARED
 from mlxreflect.core.errors import UserError
+from mlxreflect.core.launched import is_launched, launched_rank, leave_word
 from mlxreflect.core.machine import awake, machine_fault
-from mlxreflect.core.ui import safe_text
 
 # click's, or that of the copy of it in typer
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -42,12 +43,31 @@ def options(
     ] = False,
 ) -> None:
     """Holds the options of the program itself; a Mac stays awake while a command runs."""
-    if context.invoked_subcommand is None:
+    command = context.invoked_subcommand
+    if command is None:
         print(context.get_help())
+    elif is_launched() and command not in SHARED:
+        raise UserError(
+            f"mlxreflect {command}: mlx.launch starts it on several hosts, and it is of one",
+            f"give it without mlx.launch; {', '.join(SHARED)} can be launched",
+        )
     context.with_resource(awake())
 
 
 def main() -> None:
+    """Runs the command line. Of several hosts, the first leaves word of how it ended."""
+    code: object = 1  # of a traceback
+    leave_word("pid", os.getpid())
+    try:
+        run_command()
+    except SystemExit as end:
+        code = end.code or 0
+        raise
+    finally:
+        leave_word("code", code)
+
+
+def run_command() -> None:
     """Runs a command. A person's mistake is two lines and exit code 2; a bug is a traceback."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -55,11 +75,13 @@ def main() -> None:
     try:
         sys.exit(app(prog_name="mlxreflect", standalone_mode=False))
     except UsageError as error:
+        leave_to_first()
         fail(*usage(error, sys.argv[1:2]))
     except typer.Abort:  # the input ended, or Ctrl-C, where something was asked
         print("\nstopped; nothing is written", file=sys.stderr)
         sys.exit(1)
     except UserError as error:
+        leave_to_first()
         fail(error.message, error.hint)
     except PermissionError as error:
         fail(f"{error.filename}: permission denied", "give a folder that you may write to")
@@ -68,6 +90,15 @@ def main() -> None:
         if fault is None:
             raise
         fail(fault.message, f"{fault.hint}, then give the same command again")
+
+
+def leave_to_first() -> None:
+    """Ends a process of several that is not the first: each of them finds the same mistake.
+
+    As if all were well: mlx.launch ends all where one fails, and the first is still to speak.
+    """
+    if launched_rank():
+        sys.exit(0)
 
 
 def usage(error: Any, begun: list[str]) -> tuple[str, str]:
@@ -91,6 +122,9 @@ def usage(error: Any, begun: list[str]) -> tuple[str, str]:
         hint = f"did you mean mlxreflect {near[0]}?" if near else all_
         return f"no command {begun[0]!r}", hint
     fault = said.replace("Got", "got").replace("argument(s)", "arguments")
+    if "--set" in options and "=" in fault:
+        hint = "write --set before each of them: --set task.limit=100 --set eval.limit=100"
+        return f"{path}: {fault}", hint
     return f"{path}: {fault}", f"leave them out, or quote what holds blanks. {command.epilog}"
 
 
@@ -121,10 +155,3 @@ def meaning(param: Any, example: str) -> str:
     if type(usual) in (int, float):
         example = f"For example: {param.opts[0]} {usual or (8 if type(usual) is int else 0.05)}"
     return f"{name_of(param)}: {param.help} {example}"
-
-
-def fail(message: str, hint: str) -> None:
-    """Prints exactly two lines, whatever the data quoted in them holds."""
-    for label, text in (("error", message), ("hint", hint)):
-        print(f"{label}: {safe_text(' '.join(text.split()))}", file=sys.stderr)
-    sys.exit(2)

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,9 +25,12 @@ from mlxreflect.cli import (
     require_mlx,
     run_folders,
 )
+from mlxreflect.cli.hosts import HostsFile, shared
 from mlxreflect.core.errors import UserError
 
 if TYPE_CHECKING:
+    from mlxreflect.config.schema import Recipe
+    from mlxreflect.core.hosts import Hosts
     from mlxreflect.core.ui import Ui
     from mlxreflect.runs.folder import RunFolder as Folder
 
@@ -56,27 +60,34 @@ def run(
     dry_run: Annotated[
         bool, Option(help="Show recipe, prompts, costs and time; train nothing.")
     ] = False,
+    hosts: HostsFile = None,
     as_json: Json = False,
 ) -> None:
     """Run a recipe: learn from its problems, then compare base and trained."""
-    loaded, ui = checked_recipe(recipe, set_), make_ui(as_json)
-    if dry_run:
-        from mlxreflect.config.recipe import dump_changed
-        from mlxreflect.setup.dry_run import dry
+    with shared(None if dry_run else hosts) as team:
+        loaded, ui = checked_recipe(recipe, set_), make_ui(as_json)
+        if dry_run:
+            show_dry(loaded, ui)
+            return
+        from mlxreflect.runs.folder import create_run
 
-        told, last = "", list[str]()
-        try:
-            found = dry(loaded, ui)
-            ui.result(found)
-            told, last = f"{found['text']}\n", found["time"]["lines"]
-        finally:  # also where the data cannot be loaded
-            if not as_json:
-                head = "--- keys that are not at their defaults (all of them: --json)"
-                ui.line("\n".join([f"{told}{head}\n{dump_changed(loaded)}", *last]))
-        return
-    from mlxreflect.runs.folder import create_run
+        finish(create_run(loaded, run_dir), ui, team)
 
-    finish(create_run(loaded, run_dir), ui)
+
+def show_dry(recipe: "Recipe", ui: "Ui") -> None:
+    """Shows what a run would do, and its recipe."""
+    from mlxreflect.config.recipe import dump_changed
+    from mlxreflect.setup.dry_run import dry
+
+    told, last = "", list[str]()
+    try:
+        found = dry(recipe, ui)
+        ui.result(found)
+        told, last = f"{found['text']}\n", found["time"]["lines"]
+    finally:  # also where the data cannot be loaded
+        if not ui.json:
+            head = "--- keys that are not at their defaults (all of them: --json)"
+            ui.line("\n".join([f"{told}{head}\n{dump_changed(recipe)}", *last]))
 
 
 @app.command(
@@ -89,33 +100,63 @@ def train(
     out: Annotated[Path, Option(help="The folder to make.")],
     model: Model = "tiny",
     set_: SetTraining = None,
+    hosts: HostsFile = None,
     as_json: Json = False,
 ) -> None:
     """Train a model on data of your own: LoRA or all weights, preferences, responses or groups."""
-    from mlxreflect.config.recipe import load_job
+    with shared(hosts) as team:
+        from mlxreflect.config.recipe import load_job
+        from mlxreflect.runs.folder import create_job
 
-    job = load_job(objective, model, data, set_ or [])
-    require_mlx()
-    from mlxreflect.runs.folder import create_job
-
-    finish(create_job(job, out), make_ui(as_json))
+        job = load_job(objective, model, data, set_ or [])
+        require_mlx()
+        finish(create_job(job, out), make_ui(as_json), team)
 
 
 @app.command(rich_help_panel=LEARN, epilog="Example: mlxreflect resume runs/latest")
-def resume(run_dir: RunFolder, set_: Set = None, as_json: Json = False) -> None:
-    """Continue a run or a training that was stopped, from its last commit."""
-    require_mlx()
-    from mlxreflect.runs.folder import open_folder
+def resume(
+    place: Annotated[
+        str,
+        Argument(
+            metavar="RUN_DIR",
+            help="The folder of a run, such as runs/latest, or its mirror: s3://bucket/runs/RUN.",
+            autocompletion=run_folders,
+        ),
+    ],
+    set_: Set = None,
+    run_dir: Annotated[
+        Path | None, Option(help="Of a mirror: the folder to make; default: one under runs/.")
+    ] = None,
+    hosts: HostsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Continue a run or a training that was stopped, from its last commit.
 
-    finish(open_folder(run_dir, set_ or []), make_ui(as_json))
+    From a mirror its folder is made anew, also on another machine, and goes on to the same bytes.
+    """
+    with shared(hosts) as team:
+        require_mlx()
+        from mlxreflect.runs.folder import open_folder, open_mirror
+        from mlxreflect.runs.mirror import is_mirror
+
+        ui = make_ui(as_json)
+        if is_mirror(place):
+            finish(open_mirror(place, run_dir, set_ or [], ui), ui, team)
+            return
+        if run_dir:
+            raise UserError(
+                f"--run-dir is for a mirror, and {place} is none", "leave it out, or name a mirror"
+            )
+        finish(open_folder(folder(Path(place)) or Path(place), set_ or []), ui, team)
 
 
-def finish(work: "Folder[Any]", ui: "Ui") -> None:
+def finish(work: "Folder[Any]", ui: "Ui", hosts: "Hosts | None") -> None:
     """Does what is left of a run or a training, and shows what it came to."""
+    from mlxreflect.core.hosts import ALONE
     from mlxreflect.runs.folder import Stopped, carry_out
 
     try:
-        summary = carry_out(work, ui)
+        summary = carry_out(work, ui, hosts=hosts or ALONE)
     except Stopped as stopped:
         print(f"\n{stopped}", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -348,9 +389,11 @@ def export(
 ) -> None:
     """Write a run's training data, or its model, in a form that others read."""
     if bool(to) == bool(format_) or (to and to not in MODELS):
+        near = get_close_matches(to, MODELS, 1)
+        all_ = f"give --format trl for the data, or for the model --to {' or '.join(MODELS)}"
         raise UserError(
             f"--to {to}: no such form" if to and not format_ else "give one of --format and --to",
-            f"give --format trl for the data, or for the model --to {' or '.join(MODELS)}",
+            f"did you mean --to {near[0]}?" if near and not format_ else all_,
         )
     given = {"base": base, "name": name, "quantize": quantize, "prompt": prompt}
     for option, value in given.items():
@@ -374,3 +417,30 @@ def export(
         unit = "edges" if format_ == "graphml" else "rows"
         rows = {name: f"{count} {unit}" for name, count in result["files"].items()}
         ui.header({**rows, "written to": result["out"]})
+
+
+@app.command(
+    rich_help_panel=USE,
+    epilog="Example: mlxreflect publish runs/latest --to USER/NAME --dry-run",
+)
+def publish(
+    run_dir: RunFolder,
+    to: Annotated[str, Option(metavar="USER/NAME", help="The repository on the hub.")],
+    fused: Annotated[
+        bool, Option("--fused", help="The model with the adapter merged in, not the adapter.")
+    ] = False,
+    public: Annotated[
+        bool, Option("--public", help="For everybody; default: private, for you.")
+    ] = False,
+    dry_run: Annotated[bool, Option(help="Show every file and the card; send nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Publish a run on the Hugging Face hub: adapter, training data and a card with its verdict."""
+    require_mlx()
+    from mlxreflect.runs.publish import publish as publish_
+    from mlxreflect.runs.publish import render_published
+
+    ui = make_ui(as_json)
+    told = publish_(run_dir, to, ui, fused=fused, public=public, dry_run=dry_run)
+    ui.result(told)
+    ui.table(render_published(told))

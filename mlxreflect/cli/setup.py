@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Argument, Option
@@ -19,7 +19,12 @@ from mlxreflect.cli import (
 )
 from mlxreflect.core.errors import UserError
 
+if TYPE_CHECKING:
+    from mlxreflect.config.schema import Recipe
+    from mlxreflect.core.ui import Ui
+
 app = typer.Typer()
+ON_HOSTS = "Hosts that are to share the work: a file of mlx.launch. They are checked instead."
 
 
 @app.command(
@@ -87,9 +92,13 @@ def doctor(
         str, recipe_argument("A TOML file or a bundled name; none: only this machine.")
     ] = "",
     set_: Set = None,
+    hosts: Annotated[Path | None, Option(metavar="FILE", help=ON_HOSTS)] = None,
     as_json: Json = False,
 ) -> None:
-    """Check what a run needs: model, data, critics, memory, disk; and how long it takes."""
+    """Check what a run needs: model, data, critics, memory, disk; and how long it takes.
+
+    With --hosts: whether each of several hosts can share the work, and how fast they exchange.
+    """
     if set_ and not recipe:
         raise UserError(
             f"--set {set_[0]}: no recipe to set it in",
@@ -97,6 +106,9 @@ def doctor(
         )
     loaded = checked_recipe(recipe, set_) if recipe else None
     require_mlx()
+    if hosts:
+        look_at_hosts(hosts, loaded, make_ui(as_json))
+        return
     from mlxreflect.setup.doctor import doctor as doctor_
     from mlxreflect.setup.doctor import render_doctor
 
@@ -106,6 +118,18 @@ def doctor(
     ui.table(render_doctor(result))
     if not result["ok"]:
         raise typer.Exit(1)
+
+
+def look_at_hosts(file: Path, recipe: "Recipe | None", ui: "Ui") -> None:
+    """Shows what several hosts have, and what goes between them; code 2 where one lacks a thing."""
+    from mlxreflect.setup.hosts import check_hosts, render_hosts
+    from mlxreflect.setup.launch import read_hosts
+
+    result = check_hosts(read_hosts(file), recipe, ui)
+    ui.result(result)
+    ui.table(render_hosts(result))
+    if not result["ok"]:
+        raise typer.Exit(2)
 
 
 @app.command(rich_help_panel=PREPARE, epilog="Example: mlxreflect annotate mine.toml worked.md")

@@ -4,6 +4,7 @@ A mark stands in the key's type. `Local` is on a key that may name something on 
 `Idle` names the methods and objectives that do nothing with a key.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +63,9 @@ class Table(BaseModel):
 
 
 T = TypeVar("T")
+# USER/NAME of the hub
+HUB_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*")
+HubName = Annotated[str, Field(pattern=f"^({HUB_NAME.pattern})?$")]
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ LocalFile = Annotated[str, Local(Path.is_file)]  # a file, or else a bundled nam
 # FILE.py:FUNCTION of a person's own
 LocalFunction = Annotated[str, Local(lambda path: Path(str(path).rpartition(":")[0]).is_file())]
 LocalModel = Annotated[str, Local(Path.exists, names=("tiny",))]
+# A folder, or an address of fsspec, "s3://…", whose slashes are one in a path.
+Mirror = Annotated[str, Local(lambda path: ":/" not in str(path))]
 CachePath = Annotated[str, Local(lambda path: True, names=("off",))]  # made where it is not there
 
 

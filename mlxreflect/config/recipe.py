@@ -59,7 +59,8 @@ from mlxreflect.prompts.roles import BUNDLED
 # A stopped run may be resumed with other values of these, and of no other key. train.part_tokens
 # changes sums by their rounding only.
 RESUMABLE = (
-    "allow_untrained", "track", "train.part_tokens", "train.swap_gb",
+    "allow_untrained", "mirror", "track", "publish.to", "publish.each", "train.part_tokens",
+    "train.swap_gb",
     "critic.concurrency", "critic.deadline_s", "critic.replay",
     "critic.budget.max_calls", "critic.budget.max_tokens", "critic.budget.max_usd",
 )  # fmt: skip
@@ -412,6 +413,9 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
         (recipe.probes.system != "" and not recipe.probes.prompts,
          "probes.system is said before probes.prompts, and there are none",
          "give some, or leave probes.system out"),
+        (recipe.publish.each != "end" and not recipe.publish.to,
+         f"publish.each = {recipe.publish.each!r} does nothing without publish.to",
+         'say where to: publish.to = "USER/NAME"'),
         (recipe.eval.trained == "best" and recipe.eval.dev_every == 0,
          "eval.trained = 'best' is chosen by looks at dev problems, and eval.dev_every is 0",
          "set eval.dev_every, for example 1, or leave eval.trained out"),
@@ -424,7 +428,25 @@ def check_recipe(recipe: Recipe, path: Path, settings: Sequence[str] = ()) -> No
     )  # fmt: skip
     for tier in TIERS:
         check_critic(validate_tier(recipe, tier, path, settings), path)
+    check_mirror(recipe.mirror, path)
     check_spending(recipe, path)
+
+
+def check_mirror(address: str, path: Path) -> None:
+    """Refuses an address that may hold a secret, which is not shown, or a mistyped one.
+
+    Raises UserError.
+    """
+    refuse(path, (
+        re.search("//.*[@?]|::", address) is not None,
+        "mirror is an address with a user, a password or a query, or a chain of them",
+        "leave the address alone, such as s3://bucket/runs; credentials are where its library "
+        "looks for them: environment variables or ~/.aws",
+    ), (
+        re.fullmatch(r"(:|\w\w+:(?!//)|[^/]*:///*$).*", address) is not None,
+        f"mirror = {address} is neither a folder nor a whole address",
+        "write it as PROTOCOL://PLACE, such as s3://bucket/runs",
+    ))  # fmt: skip
 
 
 GENERATED = {"numbers": "countdown", "words": "last_letter",
@@ -483,8 +505,15 @@ def check_spending(recipe: Recipe, path: Path) -> None:
 
 def check_objective(objective: str, train: Fitting, quantize: int, path: Path) -> None:
     """Refuses keys of [train] that contradict an objective or each other. Raises UserError."""
+    lora = train.lora
     refuse(
         path,
+        (train.tune == "full" and (lora.dora or lora.rslora),
+         f"train.lora.{'dora' if lora.dora else 'rslora'} does nothing with train.tune = 'full'",
+         "leave one of them out"),
+        (lora.rslora and not lora.alpha,
+         "train.lora.rslora does nothing without train.lora.alpha, which it divides by √rank",
+         "set train.lora.alpha, for example 16, or leave train.lora.rslora out"),
         (train.dpo == 0 and train.nll == 0,
          "train.dpo and train.nll are both 0, nothing would be trained",
          "give one of them a weight above 0"),
@@ -512,6 +541,7 @@ def check_job(job: Job) -> None:
     elif job.policy.adapter:
         idle["train.lora"] = "an adapter that brings its own layers"
     refuse_idle(job, usual, idle, COMMAND)
+    check_mirror(job.mirror, COMMAND)
     check_clipping(job.grpo, COMMAND, "grpo.")
     check_objective(job.objective, train, job.policy.quantize, COMMAND)
     refuse(

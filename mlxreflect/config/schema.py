@@ -16,12 +16,14 @@ from mlxreflect.config.fields import (
     Fraction,
     Gigabytes,
     GrpoConfig,
+    HubName,
     Idle,
     Local,
     LocalFile,
     LocalFunction,
     LocalModel,
     LocalPath,
+    Mirror,
     Names,
     Objective,
     OneOrMore,
@@ -156,7 +158,8 @@ class CriticConfig(Sampling):
     # low, medium, high: reasoning effort, as of gpt-oss. auto: Ollama's models do not think, others
     # as they do by themselves
     thinking: Literal["auto", "on", "off", "low", "medium", "high"] = "auto"
-    concurrency: Annotated[int, Field(ge=1, le=1024)] = 4  # requests at once; local: the batch
+    # requests at once, to each host's own server; local: the batch
+    concurrency: Annotated[int, Field(ge=1, le=1024)] = 4
     deadline_s: Rate = 600.0  # seconds for a call, its retries included
     price_in: Amount = 0.0  # dollars a million tokens of prompt
     price_out: Amount = 0.0  # and of reply
@@ -192,6 +195,8 @@ class LoraConfig(Table):
     rank: Annotated[int, Field(ge=1, le=8192)] = 16  # of each LoRA layer
     scale: Rate = 2.0  # = alpha / rank of other libraries
     alpha: Amount = 0.0  # above 0: scale = alpha / rank
+    rslora: bool = False  # scale = alpha / √rank instead
+    dora: bool = False  # DoRA: the length of each row of the weights is trained apart; slower
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05  # in SFT; preference losses have none
     layers: Annotated[int, Field(ge=-1)] = -1  # last n layers; -1: all
     # such as self_attn.q_proj; empty: every linear layer of the blocks but experts' routers
@@ -322,11 +327,19 @@ class ProbesConfig(Table):
     system: str = ""  # said before each of them
 
 
+class PublishConfig(Table):
+    """Pushes to the hub: the adapter with a card, the training data beside it; both private."""
+
+    to: HubName = ""  # USER/NAME on the hub; "": nowhere
+    each: Literal["end", "epoch"] = "end"  # epoch: also at the end of each
+
+
 class Recipe(Table):
     strategy: MethodName = "r3"  # the method
     name: str = ""  # what the run is called; of a file, the file's name
     seed: Count = 0  # of problems' order, samples and LoRA weights
     allow_untrained: bool = False  # a run that trained on nothing is no error
+    mirror: Mirror = ""  # a folder, or an address such as s3://bucket/runs, that gets each commit
     track: Trackers = []  # who also gets what metrics.jsonl holds
     limits: Limits = Limits()
     policy: PolicyConfig = PolicyConfig()
@@ -341,6 +354,7 @@ class Recipe(Table):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     probes: ProbesConfig = ProbesConfig()
+    publish: PublishConfig = PublishConfig()
 
 
 def method_of(recipe: Recipe) -> Method:
@@ -463,6 +477,7 @@ class Job(Table):
     objective: Literal["sft", "dpo", "ipo", "exo_pair", "orpo", "grpo"] = "sft"
     seed: Count = 0  # of the order of rows and LoRA weights
     tags: TagSet = "think"  # what train.mask goes by
+    mirror: Mirror = ""  # a folder, or an address such as s3://bucket/runs, that gets each commit
     track: Trackers = []  # who also gets what metrics.jsonl holds
     policy: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

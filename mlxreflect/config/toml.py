@@ -34,10 +34,12 @@ EXAMPLES: dict[str, Any] = {
     "human": "worked.jsonl", "instructions": ["trace-arithmetic-steps"],
     "judge": {"model": "qwen2.5:14b"}, "keep_alive": "1h",
     "key_env": "OPENAI_API_KEY", "keys": ["self_attn.q_proj"],
+    "mirror": "s3://bucket/runs",
     "model": "qwen2.5:7b", "name": "mine", "profile": "default", "reference_cache": "off",
     "region": "us-east-1", "reward": "mine.py:reward", "rules": "strict", "source": "mine.jsonl",
     "spec": ["gsm8k", "svamp"], "stop": ["Question:"], "stored": "reflections.jsonl",
     "template": {"enable_thinking": False}, "templates": {"critique": "What is wrong?"},
+    "to": "me/mine",
     "prompts": ["Who are you?"], "system": "Be brief.", "topics": ["bees"],
 }  # fmt: skip
 T = TypeVar("T", bound=BaseModel)

@@ -50,6 +50,16 @@ class Problem:
     gold: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
 
+    def in_a_line(self, width: int) -> str:
+        """Returns it in one line of so many characters at most: its question, else its fields."""
+        listed = ", ".join(f"{key} {in_words(value)}" for key, value in self.fields.items())
+        line = " ".join(str(self.fields.get("question") or listed).split())
+        return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def in_words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
 
 # Half a character, which neither UTF-8 nor a tokenizer takes.
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -211,8 +221,9 @@ Record = Problem | Episode | Example | Sample
 
 def to_row(record: Record) -> dict[str, Any]:
     """The JSON object of a record, its schema first; keys that few have stand in those alone."""
-    row = {"schema": record.SCHEMA, **dataclasses.asdict(record)}
-    few = {Sample: ("score",), Example: ("tools", "parts")}.get(type(record), ())
+    fields = dataclasses.asdict(record) if isinstance(record, Episode) else vars(record)
+    row = {"schema": record.SCHEMA, **fields}
+    few = {Sample: ("score", "tokens"), Example: ("tools", "parts")}.get(type(record), ())
     return {key: value for key, value in row.items() if value is not None or key not in few}
 
 

@@ -20,7 +20,10 @@ def rng_for(*parts: int | str) -> random.Random:
 
 
 def seed_mlx(*parts: int | str) -> None:
-    """Seed MLX's global generator (sampling, dropout, LoRA initialisation)."""
+    """Seeds MLX's global generator, for the initialisation of LoRA.
+
+    Tokens are not drawn from it: each sequence has a stream of its own (`models/sampling.py`).
+    """
     import mlx.core as mx
 
     mx.random.seed(seed_for(*parts))

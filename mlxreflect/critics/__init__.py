@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 
 from mlxreflect.config.schema import CriticConfig, Recipe, Tier
+from mlxreflect.core.cache import cache_path
+from mlxreflect.core.hosts import ALONE, Hosts
 from mlxreflect.critics.base import Critic
 from mlxreflect.critics.bedrock import Bedrock
 from mlxreflect.critics.client import Client, Provider
@@ -12,6 +14,8 @@ from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import LocalCritic
 from mlxreflect.critics.ollama import Ollama
 from mlxreflect.critics.openai import OpenAI
+from mlxreflect.critics.post import Delegate
+from mlxreflect.critics.replies import FILE
 from mlxreflect.critics.solver import SolverCritic
 
 REMOTE: dict[str, Callable[[CriticConfig], Provider]] = {
@@ -22,21 +26,38 @@ CRITICS = ("solver", "local", *REMOTE)
 
 
 def open_critic(
-    config: CriticConfig, task: str, run_id: str, ledger: Ledger | None = None
+    config: CriticConfig,
+    task: str,
+    run_id: str,
+    ledger: Ledger | None = None,
+    hosts: Hosts = ALONE,
 ) -> Critic:
     """Returns the critic of a provider. Raises UserError for settings it cannot be made with.
 
-    task: the name of the task whose solver is asked. run_id: under which replies are kept.
-    """
+    task: the name of the task whose solver is asked. run_id: under which replies are kept. hosts:
+    which make the requests, from the preflight on.
+    """  # fmt: skip
     if config.provider == "solver":
         return SolverCritic(task)
     if config.provider == "local":
-        return LocalCritic(config)
-    return Client(config, run_id, REMOTE[config.provider](config), ledger)
+        return LocalCritic(config, hosts)
+    return Client(config, run_id, REMOTE[config.provider](config), ledger, hosts)
+
+
+def open_for_rank_0(delegate: Delegate, config: CriticConfig, run_id: str) -> None:
+    """Opens a critic whose requests rank 0 hands out. Raises UserError as rank 0 would."""
+    own = config.model_copy(update={"cache": "off"})  # replies are rank 0's to look up
+    client = Client(own, run_id, REMOTE[config.provider](own))
+    delegate.open(client, cache_path(config.cache, FILE))
 
 
 def open_critics(
-    recipe: Recipe, tiers: Iterable[Tier], run_id: str, ledger: Ledger, stack: ExitStack
+    recipe: Recipe,
+    tiers: Iterable[Tier],
+    run_id: str,
+    ledger: Ledger,
+    stack: ExitStack,
+    hosts: Hosts = ALONE,
 ) -> dict[str, Critic]:
     """Returns the critics of a run, each known to answer; tiers with the same settings share one.
 
@@ -47,7 +68,7 @@ def open_critics(
     for tier in tiers:
         config = recipe.critic.tier(tier)
         if config not in opened:
-            critic = opened[config] = open_critic(config, recipe.task.name, run_id, ledger)
+            critic = opened[config] = open_critic(config, recipe.task.name, run_id, ledger, hosts)
             stack.callback(critic.close)
             critic.preflight()
         found[tier] = opened[config]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlxreflect.core.hosts import ALONE, Hosts
 from mlxreflect.core.records import Messages, Problem, Role, Visibility
 
 NANO = 10**9  # dollars are added as whole billionths: sums do not depend on their order
@@ -93,6 +94,8 @@ class Critic:
     say: Callable[[str], None] = staticmethod(lambda text: None)  # what a person should know
     answered: Callable[[int], None] = staticmethod(lambda n: None)  # how many more replies are here
     waits: bool = False  # for replies from elsewhere: `ask` may be called from several threads
+    hosts: Hosts = ALONE  # who makes its requests
+    servers: int = 1  # that are asked, each as many requests at once as it is set to
 
     def preflight(self) -> None:
         """Raise UserError where the critic cannot be reached or its model is missing."""

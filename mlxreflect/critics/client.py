@@ -5,15 +5,13 @@ reply and what to look at before a run. Everything else stands here. What `Clien
 the order of the calls and does not depend on which reply came first.
 """
 
-import hashlib
 import json
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.pool import AsyncResult, ThreadPool
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from tenacity import (
     RetryCallState,
@@ -25,8 +23,8 @@ from tenacity import (
 )
 
 from mlxreflect.config.schema import CriticConfig
-from mlxreflect.core.cache import KeyedCache, cache_path
 from mlxreflect.core.errors import UserError
+from mlxreflect.core.hosts import ALONE, Hosts
 from mlxreflect.critics.base import Call, Cost, Critic, Reply
 from mlxreflect.critics.http import (
     PREFLIGHT_S,
@@ -37,6 +35,8 @@ from mlxreflect.critics.http import (
     strip_thought,
 )
 from mlxreflect.critics.ledger import Ledger
+from mlxreflect.critics.post import Dispatcher, servers
+from mlxreflect.critics.replies import cache_key, open_replies
 
 RETRIES = 5  # of 30 % failing requests one call in 1400 is lost; half a minute covers a restart
 BACKOFF_S = 1.0  # the first pause before a retry; it doubles, with as much jitter again
@@ -98,6 +98,8 @@ class Client(Critic):
 
     A failure is a Reply with an error. ledger: of the run; counts every request and keeps the
     budget; None: one of its own. refused: the parameters that the server was seen not to take.
+    hosts: which make the requests, each to the server that the same settings mean there; all else
+    is done here, by rank 0.
     Raises UserError for a cache that cannot be used, a reply missing in a replay and a budget that
     is reached, and for nothing else.
     """
@@ -110,20 +112,27 @@ class Client(Critic):
         run_id: str,
         provider: Provider,
         ledger: Ledger | None = None,
+        hosts: Hosts = ALONE,
     ) -> None:
         self.config, self.provider, self.ledger = config, provider, ledger or Ledger()
+        self.run_id, self.hosts = run_id, ALONE if config.replay else hosts
+        self.servers = servers(provider.wire.shown, self.hosts)
+        self.dispatcher: Dispatcher | None = None  # once the hosts are known to reach a server
         self.actor = f"{config.provider}:{config.model}"
         self.refused: frozenset[str] = frozenset()
         self.cache = open_replies(config, run_id)
         # Not concurrent.futures: its threads are joined at exit, so a stalled server would keep
         # an interrupted process alive. These are daemons.
-        self.pool = ThreadPool(config.concurrency)
+        self.pool = ThreadPool(config.concurrency * self.servers)
         self.out: dict[str, AsyncResult[Reply]] = {}  # calls under way, by their keys
         self.asking: set[threading.Event] = set()  # set, once nobody waits
         self.lock = threading.Lock()
 
     def preflight(self) -> None:
-        """Raises UserError where the server or the model is not there. A replay asks nobody."""
+        """Raises UserError where the server or the model is not there, on any of the hosts.
+
+        A replay asks nobody.
+        """
         if self.config.replay:
             return
         wire = self.provider.wire
@@ -135,6 +144,11 @@ class Client(Critic):
             raise UserError(
                 f"{self.provider.silent} at {wire.shown}{why}", self.provider.start
             ) from None
+        if not self.hosts.alone:
+            post = self.hosts.post = self.hosts.post or Dispatcher(self.hosts)
+            assert isinstance(post, Dispatcher)
+            post.open(self)
+            self.dispatcher = post
 
     def ask(self, calls: Sequence[Call]) -> list[Reply]:
         """Returns a reply a call, in their order; from any thread. Equal calls are sent once.
@@ -148,12 +162,18 @@ class Client(Critic):
             found = [self.find(call, given_up) for call in calls]
             replies = []
             for one in found:
-                replies.append(one if isinstance(one, Reply) else one.get())
+                replies.append(one if isinstance(one, Reply) else self.wait_for(one))
                 self.answered(1)
             return replies
         finally:
             given_up.set()  # after Ctrl-C, what still queues or backs off is not sent
             self.asking.discard(given_up)
+
+    def wait_for(self, one: "AsyncResult[Reply]") -> Reply:
+        """Returns a reply when it is there; in the main thread the post goes meanwhile."""
+        if self.dispatcher and threading.current_thread() is threading.main_thread():
+            self.hosts.wait(one.ready)
+        return one.get()
 
     def close(self) -> None:
         """Abandon what is still out, also of other threads. Does not wait for a server."""
@@ -217,7 +237,7 @@ class Client(Critic):
             # Of the same seed, a server that is exact would say nothing once more.
             seed = (call.seed + pace.empty) & SEED_BITS
             asked = replace(call, seed=seed, messages=encodable(call.messages))
-            reply = self.check(self.send(asked, pace.deadline - sent), call)
+            reply = self.request(key, asked, pace)
             kind, cost = "ok", self.cost(call, reply.usage)
             seconds = round(time.monotonic() - sent, 3)
             reply = replace(reply, tries=pace.tries, seconds=seconds)
@@ -229,6 +249,16 @@ class Client(Critic):
             raise
         finally:
             self.ledger.settle(number, kind, time.monotonic() - sent, cost)
+
+    def request(self, key: str, call: Call, pace: Pace) -> Reply:
+        """Makes a request, or has another host make it."""
+        if self.dispatcher:
+            return self.dispatcher.request(self, key, call, pace)
+        return self.request_here(call, pace.deadline - time.monotonic())
+
+    def request_here(self, call: Call, seconds: float) -> Reply:
+        """Returns a reply that can be used. Raises CallError."""
+        return self.check(self.send(call, seconds), call)
 
     def send(self, call: Call, seconds: float) -> Reply:
         """Returns one reply of the server, without its secrets and the critic's own thought.
@@ -311,81 +341,3 @@ class Client(Critic):
 
 def failed_reply(error: CallError, tries: int) -> Reply:
     return Reply("", error=str(error), kind=error.kind, tries=tries)
-
-
-# ---- replies on disk -----------------------------------------------------------------------------
-
-FILE = "critic.sqlite"  # in the user's cache folder
-KEPT = ("text", "finish_reason", "usage", "tries", "seconds")  # of a reply
-
-
-def cache_key(config: CriticConfig, call: Call) -> str:
-    """Returns the SHA-256 over everything that makes one call another than the next."""
-    parts: dict[str, Any] = {
-        "provider": config.provider,
-        "model": config.model,
-        "messages": call.messages,
-        "sampling": {
-            "temperature": call.heat(config.temperature),
-            "max_tokens": config.max_tokens,
-            "num_ctx": config.num_ctx,
-            "seed": call.seed,
-            **config.changed(),
-        },
-        "template": call.template,
-        "schema": call.schema,
-        "call": [call.problem.id, call.epoch, call.role, call.attempt],
-    }
-    if config.thinking != "auto":
-        parts["thinking"] = config.thinking
-    if call.role == "attempt":
-        parts["attempt"] = [config.top_p, call.stop, call.raw]
-    elif config.top_p < 1:
-        parts["top_p"] = config.top_p
-    # ASCII: a model's half emoji (a lone surrogate) has no UTF-8 form.
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("ascii")).hexdigest()
-
-
-class Replies:
-    """The kept replies of one file, seen from one run.
-
-    A value holds what came back and the run that fetched it; never a key, a header or the messages
-    themselves. Raises UserError for a file that cannot be used.
-    """
-
-    def __init__(self, path: Path, run_id: str, actor: str = "", *, replay: bool = False) -> None:
-        self.cache = KeyedCache(path, "critic cache", "critic.cache", needed=replay)
-        self.run_id, self.actor = run_id, actor
-
-    def get(self, key: str) -> Reply | None:
-        """Returns the reply under a key; it is `cached` unless this same run fetched it."""
-        kept = self.cache.get(key)
-        return self.read(kept) if kept is not None else None
-
-    def put(self, key: str, reply: Reply) -> Reply:
-        """Keeps a reply and returns what is kept: the first writer's, where two raced."""
-        kept = {name: getattr(reply, name) for name in KEPT}
-        value = {"run": self.run_id, "actor": self.actor, "reply": kept}
-        return self.read(self.cache.put(key, json.dumps(value).encode("ascii")))
-
-    def read(self, kept: bytes) -> Reply:
-        try:
-            value = json.loads(kept)
-            return Reply(**value["reply"], cached=value["run"] != self.run_id)
-        except (ValueError, TypeError, LookupError) as error:
-            raise self.cache.damaged(f"unreadable row: {error}") from None
-
-    def close(self) -> None:
-        self.cache.close()
-
-
-def open_replies(config: CriticConfig, run_id: str) -> Replies | None:
-    path, actor = cache_path(config.cache, FILE), f"{config.provider}:{config.model}"
-    return Replies(path, run_id, actor, replay=config.replay) if path else None
-
-
-def forget(config: CriticConfig, calls: Sequence[Call]) -> None:
-    """Keeps no reply to these calls any more: the next run asks again."""
-    if calls and (replies := open_replies(config, "")):
-        replies.cache.delete(cache_key(config, call) for call in calls)
-        replies.close()

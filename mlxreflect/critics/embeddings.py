@@ -19,9 +19,10 @@ from mlxreflect.core.cache import KeyedCache, cache_path
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem
 from mlxreflect.critics.base import Call, Reply
-from mlxreflect.critics.client import FILE, Client, Provider
+from mlxreflect.critics.client import Client, Provider
 from mlxreflect.critics.http import CallError, encodable
 from mlxreflect.critics.ledger import Ledger
+from mlxreflect.critics.replies import FILE
 
 Floats = NDArray[np.float32]
 BATCH = 32  # texts of a request

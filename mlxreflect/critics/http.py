@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -239,6 +240,12 @@ def retry_after(value: str) -> float | None:
 CONNECT_S = 10.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 PREFLIGHT_S = 30.0
+
+
+def is_loopback(shown: str) -> bool:
+    """Tells if an address, with or without a scheme and a host, is one of this machine."""
+    place = urlsplit(shown if "://" in shown else f"http://{shown}")
+    return (place.hostname or LOOPBACK[0]) in LOOPBACK
 
 
 class Wire:

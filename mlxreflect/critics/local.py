@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from mlxreflect.config.schema import EFFORTS, CriticConfig, PolicyConfig
+from mlxreflect.core.hosts import ALONE, Hosts
 from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.critics.http import no_words, strip_thought
 from mlxreflect.models.load import load_policy
@@ -31,12 +32,13 @@ class SelfCritic(Critic):
 class LocalCritic(Critic):
     """A model by hub name or path, loaded when it is first needed; `concurrency` is its batch.
 
-    Its replies are the same for the same calls, and free: they are not kept on disk.
+    hosts: that have it too, or each a part of it. Its replies are the same for the same calls, and
+    free: they are not kept on disk.
     Raises UserError for a model that cannot be loaded.
     """
 
-    def __init__(self, config: CriticConfig) -> None:
-        self.config = config
+    def __init__(self, config: CriticConfig, hosts: Hosts = ALONE) -> None:
+        self.config, self.hosts = config, hosts
         self.actor = f"local:{config.model}"
         self.model: Policy | None = None
 
@@ -47,7 +49,7 @@ class LocalCritic(Critic):
                 {"template": {"reasoning_effort": said}} if said in EFFORTS else {"thinking": said}
             )
             config = PolicyConfig.model_validate({"model": self.config.model, **how})
-            self.model = load_policy(config, "critic")
+            self.model = load_policy(config, "critic", self.hosts)
 
     def ask(self, calls: Sequence[Call]) -> list[Reply]:
         if not calls:

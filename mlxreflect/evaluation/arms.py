@@ -464,12 +464,6 @@ def read_arms(run_dir: Path) -> dict[str, dict[str, dict[str, Any]]]:
 # ---- writing an arm ------------------------------------------------------------------------------
 
 
-def sample_row(sample: Sample) -> dict[str, Any]:
-    """A row of samples.jsonl; what few samples have stands in those alone."""
-    row = to_row(sample)
-    return {key: row[key] for key in row if key not in ("score", "tokens") or row[key] is not None}
-
-
 def slug(text: str) -> str:
     """Returns a name that a folder can have: no separators, no dot in front."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:LONGEST_NAME] or "arm"

@@ -13,8 +13,6 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
 
-from scipy.stats import fisher_exact
-
 from mlxreflect import stats
 from mlxreflect.config.schema import Sampling
 from mlxreflect.config.toml import flatten
@@ -268,11 +266,7 @@ def list_problem(a: ProblemSamples, b: ProblemSamples) -> dict[str, Any]:
     answer_a, answer_b: what was parsed, of single samples.
     """
     found = a.problem or b.problem
-    text = None
-    if found is not None:
-        listed = ", ".join(f"{key} {value}" for key, value in found.fields.items())
-        text = " ".join(str(found.fields.get("question") or listed).split())
-        text = text if len(text) <= LISTED else text[: LISTED - 1] + "…"
+    text = found.in_a_line(LISTED) if found else None
     row = {"id": a.id, "question": text, "right_a": a.score, "right_b": b.score}
     if len(a.samples) == len(b.samples) == 1:
         row |= {"answer_a": a.parsed[0], "answer_b": b.parsed[0]}
@@ -516,8 +510,16 @@ def compare_pair_of_counts(a: Counted, b: Counted, alpha: float) -> dict[str, An
         "ci_b": list(stats.wilson(b.right, b.n, alpha)),
         "difference": b.right / b.n - a.right / a.n, "ci_low": low, "ci_high": high,
         "test": "Fisher's exact test" if few else "two-proportion z", "z": z, "p": p,
-        "p_exact": float(fisher_exact(table).pvalue) if few else None,
+        "p_exact": fisher_exact(table) if few else None,
     }  # fmt: skip
+
+
+def fisher_exact(table: list[list[int]]) -> float:
+    """Returns the p value of Fisher's exact test. Loaded when it is needed: the rest of scipy.stats
+    would make every command begin half a second later."""
+    from scipy.stats import fisher_exact as test
+
+    return float(test(table).pvalue)
 
 
 def count(given: str) -> Counted:

@@ -30,7 +30,7 @@ from mlxreflect.core.journal import (
     sha256,
     write_atomic,
 )
-from mlxreflect.core.records import Messages, Problem, Sample, flat_from_row
+from mlxreflect.core.records import Messages, Problem, Sample, flat_from_row, to_row
 from mlxreflect.core.seeds import rng_for
 from mlxreflect.core.ui import LiveBar, PlainBar
 from mlxreflect.data.rows import read_file
@@ -38,7 +38,6 @@ from mlxreflect.evaluation.arms import (
     open_arm,
     problems_of,
     read_whole_results,
-    sample_row,
     short_hash,
     unique_rows,
     whole_chunks,
@@ -411,7 +410,7 @@ def rescore(folder: Path, rules: str = "", out: Path | None = None) -> dict[str,
         for s in samples
     ]
     with open_arm(out, setup, asked.problems, shots):
-        write_atomic(out / "samples.jsonl", "".join(dump_line(sample_row(s)) for s in graded))
+        write_atomic(out / "samples.jsonl", "".join(dump_line(to_row(s)) for s in graded))
         results = finish(out, setup, name, {})
     changed = sum(a.correct != b.correct for a, b in zip(samples, graded, strict=True))
     return {**results, "changed": changed, "out": str(out)}

@@ -17,11 +17,11 @@ from mlxreflect.config.schema import CriticConfig, EvalSpec, PolicyConfig, Sampl
 from mlxreflect.core.cache import KeyedCache, cache_path
 from mlxreflect.core.errors import UserError, reworded
 from mlxreflect.core.journal import dump_line, write_atomic
-from mlxreflect.core.records import Messages, Problem, episode_from_row
+from mlxreflect.core.records import Messages, Problem, episode_from_row, to_row
 from mlxreflect.core.seeds import seed_for
 from mlxreflect.critics.base import Call, Critic, Reply
 from mlxreflect.critics.ledger import Ledger
-from mlxreflect.evaluation.arms import sample_row, short_hash, unique_rows
+from mlxreflect.evaluation.arms import short_hash, unique_rows
 from mlxreflect.evaluation.chains import (
     Chain,
     Rounds,
@@ -118,7 +118,8 @@ class LocalModel:
 class LocalGenerator(Generator):
     """Answers with a local model, or with what it answered before, out of a cache.
 
-    at_once: problems of a chunk; default: four batches. purpose: names the random stream.
+    at_once: problems of a chunk; default: four batches for each host. purpose: names the random
+    streams, which do not depend on the chunks.
     """
 
     def __init__(
@@ -132,7 +133,8 @@ class LocalGenerator(Generator):
     ) -> None:
         super().__init__(asked, model.policy.name, model.adapter)
         self.model, self.answers, self.purpose = model, answers, purpose
-        self.at_once = at_once or max(1, asked.spec.batch * CHUNK // asked.spec.samples)
+        batches = CHUNK * model.policy.hosts.size
+        self.at_once = at_once or max(1, asked.spec.batch * batches // asked.spec.samples)
         self.size = self.at_once * asked.spec.samples
         self.prompts = [model.policy.encode(prompt) for prompt in asked.prompts]
 
@@ -151,20 +153,21 @@ class LocalGenerator(Generator):
         pairs = [(problem, index) for problem in problems for index in range(samples)]
         completions = self.complete(start, stop, bar)
         return [
-            sample_row(self.asked.grade(problem, index, c.text, c.token_ids, c.finish_reason))
+            to_row(self.asked.grade(problem, index, c.text, c.token_ids, c.finish_reason))
             for (problem, index), c in zip(pairs, completions, strict=True)
         ]
 
     def complete(self, start: int, stop: int, bar: Bar) -> list[Completion]:
         policy, spec, prompts = self.model.policy, self.asked.spec, self.prompts[start:stop]
-        seed, key, kept = (self.purpose, spec.seed, start), "", None
+        seed, key, kept = (self.purpose, spec.seed), "", None
+        first = start * spec.samples
         if self.answers:
             keys = ("temperature", "top_p", "max_new_tokens", "batch", "samples")
             decoding = [getattr(spec, key) for key in keys]
             decoding += [how] if (how := spec.changed()) else []
             fits = policy.fitting(spec.batch, prompts, spec.max_new_tokens)
             decoding += [fits] if fits < spec.batch else []
-            parts = [1, [self.identity, decoding, spec.stop, seed, prompts]]
+            parts = [2, [self.identity, decoding, spec.stop, [*seed, first], prompts]]
             key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
             kept = self.answers.get(key, len(prompts) * spec.samples)
         if kept:
@@ -181,6 +184,7 @@ class LocalGenerator(Generator):
             max_new_tokens=spec.max_new_tokens,
             batch=spec.batch,
             seed=seed,
+            first=first,
             samples=spec.samples,
             stop=spec.stop,
             sampling=spec,
@@ -245,7 +249,7 @@ class ChainGenerator(Generator):
             turn, tokens = answer_of(chain, config), generated([chain])
             ids, reason = turn.token_ids or [], turn.finish_reason or ""
             sample = self.asked.grade(chain.problem, 0, turn.text, ids, reason, tokens)
-            lines.append(dump_line(sample_row(sample)))
+            lines.append(dump_line(to_row(sample)))
         write_atomic(out / LocalGenerator.file, "".join(lines))
         return {"chain": figures(chains, config)}
 
@@ -344,7 +348,7 @@ class ServerGenerator(Generator):
         reason = (reply.finish_reason or "stop") if text == reply.text else "stop"
         reason = FAILED if reply.error is not None else reason
         tokens = reply.usage.get("completion")
-        return sample_row(self.asked.grade(problem, index, text, [], reason, tokens))
+        return to_row(self.asked.grade(problem, index, text, [], reason, tokens))
 
     def finish(self, out: Path) -> dict[str, Any]:
         for left in out.glob(f"{REPLIES}*"):

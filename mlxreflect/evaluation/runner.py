@@ -18,6 +18,7 @@ import mlx.core as mx
 
 from mlxreflect.config.schema import EvalSpec, PolicyConfig, Sampling
 from mlxreflect.core.errors import UserError
+from mlxreflect.core.hosts import ALONE, Hosts
 from mlxreflect.core.journal import read_json
 from mlxreflect.core.ui import Ui
 from mlxreflect.evaluation.arms import fingerprint, slug, unique_rows
@@ -184,11 +185,12 @@ def evaluate_arms(
     ui: Ui,
     *,
     twice: bool = False,
+    hosts: Hosts = ALONE,
 ) -> list[dict[str, Any]]:
     """Evaluates the arms one after another; returns their results, and how they compare.
 
     out: the folder of a single arm, of several the folder of theirs; None: one under runs/. cache:
-    as of `Answers.open`. twice: the A/A check. Raises UserError.
+    as of `Answers.open`. twice: the A/A check. hosts: that share the work. Raises UserError.
     """
     check_spec(entries, spec)
     limit_memory()
@@ -197,7 +199,7 @@ def evaluate_arms(
     root = out or default_folder(spec, entries)
     several = len(entries) > 1
     folders = [root / entry.name if several else root for entry in entries]
-    weights, answers = Weights(), Answers.open(cache)
+    weights, answers = Weights(hosts), Answers.open(cache)
     arms: list[dict[str, Any]] = []
     for entry, folder in zip(entries, folders, strict=True):
         model = weights.model_of(entry)
@@ -206,7 +208,8 @@ def evaluate_arms(
         if not arms:
             ui.header({"evaluating": spec.name or spec.task.name,
                        "arms": ", ".join(entry.name for entry in entries),
-                       "problems": len(asked.problems), "out": str(root)})  # fmt: skip
+                       "problems": len(asked.problems), **hosts.shown(),
+                       "out": str(root)})  # fmt: skip
         name = entry.name if several else ""
         if isinstance(model, LocalModel):
             model.policy.say = ui.line
@@ -237,14 +240,16 @@ def evaluate_arms(
     return [{**arm, "comparison": c} for arm, c in zip(arms, [None, *against], strict=True)]
 
 
-def decide(spec: EvalSpec, entries: Sequence[Entry], out: Path | None, ui: Ui) -> dict[str, Any]:
+def decide(
+    spec: EvalSpec, entries: Sequence[Entry], out: Path | None, ui: Ui, *, hosts: Hosts = ALONE
+) -> dict[str, Any]:
     """Runs `mlxreflect eval --quick`: asks both arms side by side until it is decided.
 
-    entries: the baseline first. Returns quick.json. Raises UserError.
+    entries: the baseline first. hosts: that share the work. Returns quick.json. Raises UserError.
     """
     check_spec(entries, spec)
     limit_memory()
-    models = load_pair(asked_by(entries, spec))
+    models = load_pair(asked_by(entries, spec), hosts)
     for model in models.values():
         model.policy.say = ui.line
     spec = with_tags(spec, next(iter(models.values())).policy.template)
@@ -288,7 +293,8 @@ def check_spec(entries: Sequence[Entry], spec: EvalSpec) -> None:
 class Weights:
     """Holds the weights of one arm at a time; arms that share them follow each other."""
 
-    def __init__(self) -> None:
+    def __init__(self, hosts: Hosts = ALONE) -> None:
+        self.hosts = hosts
         self.loaded: PolicyConfig | None = None
         self.policy: Policy | None = None
 
@@ -302,7 +308,8 @@ class Weights:
         if isinstance(config, ServedModel):
             return config
         if self.policy is None:
-            self.policy, self.loaded = load_policy(loaded_with(config), "--model"), wanted
+            self.policy = load_policy(loaded_with(config), "--model", self.hosts)
+            self.loaded = wanted
         puts_on = None if config == wanted else config
         return LocalModel(self.policy, known_by(config), config.quantize, puts_on)
 
@@ -318,7 +325,7 @@ def loaded_with(config: PolicyConfig) -> PolicyConfig:
     return config
 
 
-def load_pair(entries: Sequence[Entry]) -> dict[str, LocalModel]:
+def load_pair(entries: Sequence[Entry], hosts: Hosts = ALONE) -> dict[str, LocalModel]:
     """Loads both sides of --quick; what differs by a LoRA adapter alone is in memory once."""
     configs = [e.model for e in entries if isinstance(e.model, PolicyConfig)]
     if len(configs) != 2 or len(entries) != 2:
@@ -330,7 +337,7 @@ def load_pair(entries: Sequence[Entry]) -> dict[str, LocalModel]:
     policies: dict[str, Policy] = {}
     for config in bare:
         key = config.model_dump_json()
-        policies[key] = policies.get(key) or load_policy(config, "--model")
+        policies[key] = policies.get(key) or load_policy(config, "--model", hosts)
     # A quick evaluation has the bits in the adapter's name.
     bits = [f"{config.quantize} bit" if config.quantize else "" for config in configs]
     return {

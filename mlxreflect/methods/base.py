@@ -358,10 +358,13 @@ class Frame:
 
     def sample(
         self, problems: Sequence[Problem], n: int, seed: Seed,
-        role: Literal["attempt", "verify"] = "attempt",
+        role: Literal["attempt", "verify"] = "attempt", first: int = 0,
     ) -> list[list[Turn]]:  # fmt: skip
-        """Returns n graded samples of each problem, from the policy as it is now."""
-        return self.rollouts.sample(problems, role, n, seed, self.learning.actor)
+        """Returns n graded samples of each problem, from the policy as it is now.
+
+        first: samples that were drawn of the same seed before.
+        """
+        return self.rollouts.sample(problems, role, n, seed, self.learning.actor, first)
 
     def attempt(self, trajectories: Sequence[Trajectory], seed: Seed) -> None:
         """Adds a sample to each, which is the text to improve."""

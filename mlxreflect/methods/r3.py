@@ -53,7 +53,9 @@ MAX_MASTERY_ROUNDS = 100
 
 class R3Config(Table):
     wave: Positive = 1  # problems taken and committed together; 1: the paper's sequential order
-    shard: Count = 0  # samples drawn while a remote critic reviews those before; 0: policy.batch
+    shard: Count = (
+        0  # samples drawn while a remote critic reviews those before; 0: policy.batch a host
+    )
     epochs: Positive = 1  # passes over all problems
     # rewrite: the winning rewrite over the wrong sample. own: of the samples that a problem's
     # attempt, or a verification, draws, a right one over a wrong one; rewrites are imitated. both:
@@ -403,14 +405,15 @@ class R3:
         role: Literal["attempt", "verify"] = "verify" if number else "attempt"
         n = config.verify_samples if number else config.attempts
         told = (f"verification {number}, ", "problem") if number else ("", "attempt")
-        size = config.shard or self.recipe.policy.batch
+        policy = self.frame.rollouts.policy
+        size = config.shard or self.recipe.policy.batch * policy.hosts.size
         if self.workers is None:
             size = max(1, len(trajectories))
-        for shard, begin in enumerate(range(0, len(trajectories), size)):
+        seed = self.frame.seed("sample", number)
+        for begin in range(0, len(trajectories), size):
             part = trajectories[begin : begin + size]
             self.frame.status(f"{told[0]}{plural(len(part), told[1])}")
-            seed = self.frame.seed("sample", number) + ((shard,) if shard else ())
-            yield part, self.frame.sample([t.problem for t in part], n, seed, role)
+            yield part, self.frame.sample([t.problem for t in part], n, seed, role, begin * n)
             if self.workers and (not number or number < self.verifications):
                 for trajectory in (t for t in part if not t.solved):
                     self.workers.start(self.rounds([trajectory], number))

@@ -15,11 +15,12 @@ from typing import Any, Literal
 
 from mlxreflect.config.schema import REMOTE, Recipe, Tier
 from mlxreflect.core.errors import UserError
+from mlxreflect.core.hosts import ALONE, Hosts
 from mlxreflect.core.records import Messages, Problem, Turn, Verdict, Visibility
 from mlxreflect.core.seeds import seed_for
 from mlxreflect.critics.base import Call, Critic, Reply
-from mlxreflect.critics.client import forget
 from mlxreflect.critics.ledger import tally
+from mlxreflect.critics.replies import forget
 from mlxreflect.critics.verdicts import (
     Answer,
     Judgement,
@@ -67,16 +68,21 @@ class Rollouts:
         return attempt_prompt(self.recipe, self.task, problem)
 
     def sample(
-        self, problems: Sequence[Problem], role: SampleRole, n: int, seed: Seed, actor: str
-    ) -> list[list[Turn]]:
-        """Returns n graded samples a problem, all drawn in one batch."""
+        self, problems: Sequence[Problem], role: SampleRole, n: int, seed: Seed, actor: str,
+        first: int = 0,
+    ) -> list[list[Turn]]:  # fmt: skip
+        """Returns n graded samples a problem, all drawn in one batch.
+
+        first: samples that were drawn of the same seed before.
+        """
         prompts = [(p, attempt_prompt(self.recipe, self.task, p, self.wording)) for p in problems]
-        turns = self.draw([one for one in prompts for _ in range(n)], role, seed, actor)
+        asked = [one for one in prompts for _ in range(n)]
+        turns = self.draw(asked, role, seed, actor, first=first)
         return [turns[i : i + n] for i in range(0, len(turns), n)]
 
     def draw(
         self, prompts: Sequence[tuple[Problem, Messages]], role: SampleRole, seed: Seed, actor: str,
-        *, temperature: float | None = None,
+        *, temperature: float | None = None, first: int = 0,
     ) -> list[Turn]:  # fmt: skip
         """Returns a graded sample of each prompt. temperature: None for the policy's own."""
         config = self.recipe.policy
@@ -87,6 +93,7 @@ class Rollouts:
             max_new_tokens=config.max_new_tokens,
             batch=config.batch,
             seed=(*seed, role),
+            first=first,
             sampling=config,
             advance=partial(self.count, "attempts"),
         )
@@ -160,8 +167,10 @@ class Session:
     def workers(self, tier: Tier, asked: set[str]) -> "AbstractContextManager[Workers | None]":
         """Returns as many workers as the tier is asked at once, where all of `asked` are waited
         for; else none."""
-        waits = bool(asked) and all(self.critics[name].waits for name in asked)
-        return Workers(self.recipe.critic.tier(tier).concurrency) if waits else nullcontext()
+        if not asked or not all(self.critics[name].waits for name in asked):
+            return nullcontext()
+        critic = self.critics[tier]
+        return Workers(self.recipe.critic.tier(tier).concurrency * critic.servers, critic.hosts)
 
     def begin_wave(self) -> None:
         self.replies.clear()
@@ -320,10 +329,11 @@ class Workers:
     others: so what is left at a wave's end are single calls and no whole jobs, and all threads stay
     busy almost to the last. The first exception of a job is raised in the main thread, by the next
     `start` or `wait`; from then on, and when the wave is left early, no job takes another step.
+    hosts: which make the calls, and are met while jobs are waited for.
     """
 
-    def __init__(self, threads: int) -> None:
-        self.stopped = Event()
+    def __init__(self, threads: int, hosts: Hosts = ALONE) -> None:
+        self.hosts, self.stopped = hosts, Event()
         self.out = 0  # jobs that have not ended
         self.ended: SimpleQueue[BaseException | None] = SimpleQueue()
         # Daemons, unlike those of concurrent.futures: Ctrl-C waits for no reply.
@@ -350,6 +360,8 @@ class Workers:
             self.collect()
 
     def collect(self) -> None:
+        if not self.hosts.alone:
+            self.hosts.wait(lambda: not self.ended.empty())
         error = self.ended.get()
         if error is not None:
             raise error

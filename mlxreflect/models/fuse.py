@@ -42,6 +42,7 @@ from mlxreflect.models.load import (
     read_adapter,
     to_float32,
 )
+from mlxreflect.models.memory import ADAPTED
 from mlxreflect.models.policy import Policy
 
 PACKED = (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear, QuantizedMultiLinear)
@@ -240,7 +241,7 @@ def load_tuned(model: str, adapter: str, how: PolicyConfig = PLAIN) -> tuple[Pol
         return policy, own
     written = mx.load(str(Path(adapter) / "adapters.safetensors"))
     for key, _ in tree_flatten(policy.model.parameters()):
-        if key.endswith((".lora_a", ".lora_b")) and key not in written:
+        if key.rpartition(".")[2] in ADAPTED and key not in written:
             raise misfit(model, adapter, f"{key}: not in adapters.safetensors")
     return policy, own
 
@@ -309,7 +310,7 @@ def export_adapter(run: Path, out: Path, base: str) -> dict[str, Any]:
     if not base and model != "tiny" and not Path(model).exists():
         base = model
     with whole(out) as partial:
-        made = peft.write(adapter, partial, kind, base)
+        made = peft.write(adapter, read_adapter(str(adapter)), partial, kind, base)
     return {
         "schema": "export/1", "format": "peft", "out": str(out), "base": base,
         "layers": made["target_modules"], "rank": made["r"], "alpha": made["lora_alpha"],

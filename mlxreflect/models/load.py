@@ -4,11 +4,13 @@ import hashlib
 import json
 import os
 import platform
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlx.core as mx
@@ -22,10 +24,12 @@ from mlx_lm.utils import dequantize_model, load, load_model
 
 from mlxreflect.config.schema import PolicyConfig
 from mlxreflect.core.errors import UserError
+from mlxreflect.core.hosts import ALONE, Hosts
 from mlxreflect.core.journal import read_json
 from mlxreflect.models import peft
 from mlxreflect.models.memory import weights_of
 from mlxreflect.models.policy import Policy
+from mlxreflect.models.split import is_too_large, load_split
 from mlxreflect.models.template import ChatTemplate, TemplateFault
 
 TINY = Path(__file__).parent / "tiny"  # the embedded model
@@ -41,11 +45,44 @@ LOAD_ERRORS = (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSErr
                KeyError, TypeError, AttributeError, RuntimeError)  # fmt: skip
 
 
-def load_policy(config: PolicyConfig, table: str = "policy") -> Policy:
-    """Loads a model by hub name, path or "tiny".
+def load_policy(config: PolicyConfig, table: str = "policy", hosts: Hosts = ALONE) -> Policy:
+    """Loads a model by hub name, path or "tiny", on every host.
 
     table: of the recipe, or "--model", to name in a UserError.
     """
+    if hosts.alone:
+        return load_here(config, table)
+    number, held = next(hosts.numbers), sorted(hosts.held)
+    hosts.lead("load", number=number, policy=config.model_dump(mode="json"), table=table, keep=held)
+    share_adapter(hosts, config)
+    hosts.held[number] = policy = load_together(config, table, hosts, number)
+    return policy
+
+
+def load_together(config: PolicyConfig, table: str, hosts: Hosts, number: int) -> Policy:
+    """Loads a model on this host, as all others do; where it fits none of them, a part of it."""
+    path = str(TINY) if config.model == "tiny" else config.model
+    if is_too_large(hosts, model_folder(config.model), device_memory()):
+        try:
+            model, tokenizer = load_split(config, path)
+        except LOAD_ERRORS as error:
+            raise load_fault(config, error, table) from None
+        policy = made_policy(model, tokenizer, config, table)
+        policy.split = True
+    else:
+        policy = load_here(config, table)
+    policy.hosts, policy.number = hosts, number
+    return policy
+
+
+def share_adapter(hosts: Hosts, config: PolicyConfig) -> dict[str, bytes]:
+    """Returns the files of rank 0's adapter; none where there is none."""
+    folder = find_adapter(config.adapter) if config.adapter and hosts.rank == 0 else None
+    names = peft.FILES if folder and peft.is_peft(folder) else ADAPTER_FILES
+    return hosts.share_files({name: folder / name for name in names} if folder else {})
+
+
+def load_here(config: PolicyConfig, table: str = "policy") -> Policy:
     path = str(TINY) if config.model == "tiny" else config.model
     if config.adapter:
         find_adapter(config.adapter)
@@ -57,7 +94,11 @@ def load_policy(config: PolicyConfig, table: str = "policy") -> Policy:
         load_adapter(model, config)
     as_recipe_says(model, config)
     mx.eval(model.parameters())
-    template = ask_template(tokenizer, config, model_folder(path), table)
+    return made_policy(model, tokenizer, config, table)
+
+
+def made_policy(model: nn.Module, tokenizer: Any, config: PolicyConfig, table: str) -> Policy:
+    template = ask_template(tokenizer, config, model_folder(config.model), table)
     limit = cache_limit(config.cache_gb, weights_of(model))
     return Policy(model, tokenizer, config.model, template, limit)
 
@@ -110,12 +151,26 @@ def adapted(policy: Policy, config: PolicyConfig) -> Iterator[None]:
     Raises UserError for an adapter that is none, or not of this model.
     """
     plain = dict(policy.model.named_modules())
+    if not policy.hosts.alone and policy.hosts.rank == 0:
+        policy.puts_on = next(policy.hosts.numbers)
+        asked = config.model_dump(mode="json")
+        policy.hosts.lead("put_on", policy=policy.number, number=policy.puts_on, config=asked)
+        share_adapter(policy.hosts, config)
     try:
         put_on(policy.model, config)
         yield
     finally:
+        policy.puts_on = 0
         names = [name for name, module in policy.model.named_modules() if "lora_a" in module]
         policy.model.update_modules(tree_unflatten([(name, plain[name]) for name in names]))
+
+
+def adapter_layers(policy: Policy, config: PolicyConfig) -> tuple[Any, Any]:
+    """Returns the layers that `adapted` puts on, and those in their place, for `update_modules`."""
+    plain = dict(policy.model.named_modules())
+    with adapted(policy, config):
+        lora = [(n, module) for n, module in policy.model.named_modules() if "lora_a" in module]
+    return tree_unflatten(lora), tree_unflatten([(name, plain[name]) for name, _ in lora])
 
 
 def put_on(model: nn.Module, config: PolicyConfig) -> None:
@@ -131,8 +186,7 @@ def load_adapter(model: nn.Module, config: PolicyConfig) -> None:
     try:
         put_files_on(model, folder)
     except LOAD_ERRORS as error:
-        told = read_json(folder / ADAPTER_FILES[0])
-        own = told.get("model") or told.get("base_model_name_or_path")
+        own = model_of(read_json(folder / ADAPTER_FILES[0]))
         raise UserError(
             f"policy.adapter = {config.adapter!r} does not fit {config.model!r}: {one_line(error)}",
             f"give the model that it was trained on{f', {own}' if own else ''}",
@@ -143,8 +197,20 @@ def put_files_on(model: nn.Module, folder: Path) -> None:
     """Puts an adapter of mlx-lm or of PEFT on a model. Raises one of LOAD_ERRORS on a misfit."""
     if peft.is_peft(folder):
         peft.put_on(model, folder)
-    else:
-        load_adapters(model, str(folder))
+        return
+    config = own_config(folder)
+    with TemporaryDirectory() as place:  # mlx-lm reads a config from nowhere but its file
+        (Path(place) / ADAPTER_FILES[0]).write_text(json.dumps(config), encoding="utf-8")
+        (Path(place) / ADAPTER_FILES[1]).symlink_to(folder.resolve() / ADAPTER_FILES[1])
+        load_adapters(model, place)
+
+
+def own_config(folder: Path) -> dict[str, Any]:
+    """Returns an adapter's config as mlx-lm has it; mlx-lm-lora names DoRA in another place."""
+    config = read_json(folder / ADAPTER_FILES[0])
+    parameters = config.get("lora_parameters")
+    dora = isinstance(parameters, dict) and parameters.get("use_dora")
+    return {"fine_tune_type": "dora", **config} if dora else config
 
 
 def find_adapter(name: str, said: str = "policy.adapter =") -> Path:
@@ -167,22 +233,32 @@ def find_adapter(name: str, said: str = "policy.adapter =") -> Path:
     )
 
 
-def read_adapter(name: str, kind: str = "") -> dict[str, Any]:
-    """An adapter's config, as mlx-lm has it.
+def read_adapter(name: str, *kinds: str) -> dict[str, Any]:
+    """An adapter's config, as mlx-lm has it. kinds: the types it may be of; none: any.
 
     Raises UserError where there is none, or one of another type.
     """
     folder = find_adapter(name)
-    config = peft.read(folder)[0] if peft.is_peft(folder) else read_json(folder / ADAPTER_FILES[0])
+    config = peft.read(folder)[0] if peft.is_peft(folder) else own_config(folder)
     found = config.get("fine_tune_type", "lora")
-    if kind and found != kind:
-        go_on = f'set train.tune = "{found}", or ' if found in ("lora", "full") else ""
+    if kinds and found not in kinds:
+        tune = {"lora": "lora", "dora": "lora", "full": "full"}.get(found)
+        go_on = f'set train.tune = "{tune}", or ' if tune else ""
         raise UserError(
-            f"policy.adapter = {name!r} is of type {found!r}, and train.tune is {kind!r}",
+            f"policy.adapter = {name!r} is of type {found!r}, and train.tune is {kinds[0]!r}",
             f"{go_on}give a model that holds it: "
             f"mlxreflect fuse --model MODEL --adapter {name} --out DIR",
         )
     return config
+
+
+def model_of(config: Mapping[str, Any]) -> str:
+    """Returns the model that an adapter's config names; of one that bitsandbytes packed, the plain.
+
+    "" where it names none.
+    """
+    name = config.get("model") or config.get("base_model_name_or_path")
+    return re.sub("(-unsloth)?-bnb-4bit$", "", name) if isinstance(name, str) else ""
 
 
 def model_folder(name: str) -> Path | None:
@@ -400,7 +476,7 @@ def policy_identity(policy: Policy) -> str:
 
 
 def load_fault(config: PolicyConfig, error: Exception, table: str) -> UserError:
-    """Why a model or its adapter could not be loaded, and what mends that."""
+    """Says why a model or its adapter could not be loaded, and what mends that."""
     if isinstance(error, (HFValidationError, OSError)):  # the hub's errors are among the second
         return missing_model(config, error, table)
     return UserError(

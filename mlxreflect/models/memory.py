@@ -8,12 +8,15 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+from mlx_lm.tuner.dora import DoRALinear
 
 STEP = KVCache.step  # tokens that a cache grows by
 CHUNK = 2048  # tokens of a prompt that are read at once
 DRAWING = 8  # arrays of a batch's logits while tokens are drawn
+LENGTHS = 6  # bytes of each weight of a layer, 3 to 7, at work while DoRA takes its rows' lengths
 FUSED = (64, 80, 128)  # sizes of heads whose attention a GPU computes without keeping the scores
 HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads")
+ADAPTED = ("lora_a", "lora_b", "m")  # what LoRA and DoRA layers have besides those they are on
 LINEAR, EXPERTS = (nn.Linear, nn.QuantizedLinear), (SwitchLinear, QuantizedSwitchLinear)
 
 
@@ -22,7 +25,7 @@ class Decoding:
 
     One token is run through the model, lazily: nothing is computed, and no weight is read. growing:
     of each layer's keys and values, the bytes of a token and the most tokens that are kept.
-    fixed: bytes of a sequence's recurrent states.
+    fixed: bytes of a sequence's recurrent states. shared: bytes that all sequences take together.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -30,7 +33,7 @@ class Decoding:
         logits = model(mx.zeros((1, 1), dtype=mx.int32), cache=caches)
         self.vocabulary, self.itemsize = logits.shape[-1], logits.dtype.size
         self.layers, self.heads = len(model.layers), argument(model, *HEADS)
-        self.width = width(model)
+        self.width, self.shared = width(model), int(LENGTHS * dora_weights(model)[0])
         self.growing: list[tuple[float, float]] = []
         self.fixed, self.fused = 0, mx.default_device().type == mx.DeviceType.gpu
         for cache in leaves(caches):
@@ -56,11 +59,12 @@ class Decoding:
         read = min(prompt, CHUNK)
         scores = 0 if self.fused else self.heads * read * prompt
         at_work = max(read * self.width + scores, DRAWING * self.vocabulary)
-        return batch * int(kept + at_work * self.itemsize)
+        return batch * int(kept + at_work * self.itemsize) + self.shared
 
     def batch(self, most: int, prompt: int, new: int, limit: int) -> int:
         """Returns how many sequences at once, at most `most` and at least 1, the limit allows."""
-        return max(1, min(most, limit // self.bytes(1, prompt, new)))
+        each = self.bytes(1, prompt, new) - self.shared
+        return max(1, min(most, (limit - self.shared) // each))
 
 
 def leaves(caches: Iterable[Any]) -> Iterator[Any]:
@@ -73,7 +77,7 @@ def leaves(caches: Iterable[Any]) -> Iterator[Any]:
 def weights_of(model: nn.Module) -> int:
     """Returns the bytes of a model's weights, whatever LoRA layers are on it."""
     arrays = tree_flatten(model.parameters())
-    return sum(array.nbytes for name, array in arrays if not name.endswith(("lora_a", "lora_b")))
+    return sum(array.nbytes for name, array in arrays if name.rpartition(".")[2] not in ADAPTED)
 
 
 def width(model: nn.Module) -> float:
@@ -83,6 +87,18 @@ def width(model: nn.Module) -> float:
     experts = sum(m.weight.shape[1] for m in parts if isinstance(m, EXPERTS))
     active = argument(model, "num_experts_per_tok")
     return float(outputs + active * experts) / len(model.layers)
+
+
+def dora_weights(model: nn.Module) -> tuple[float, float]:
+    """Returns how many weights of a layer DoRA is on, and how many of these are packed.
+
+    Both the mean of the layers. DoRA computes with plain weights, and takes the lengths of their
+    rows, each time that it is run.
+    """
+    parts = [m for layer in model.layers for m in layer.modules() if isinstance(m, DoRALinear)]
+    sizes = [(m.lora_a.shape[0] * m.lora_b.shape[1], "scales" in m.linear) for m in parts]
+    packed = sum(size for size, is_packed in sizes if is_packed)
+    return sum(size for size, _ in sizes) / len(model.layers), packed / len(model.layers)
 
 
 def argument(model: nn.Module, *names: str) -> int:

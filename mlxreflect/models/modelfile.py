@@ -6,6 +6,7 @@ around each turn is read off the template's rendering, and written as Go's langu
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,17 +111,20 @@ class Modelfile:
         for name, value in (("TEMPLATE", self.template), ("SYSTEM", self.system)):
             lines += [f"{name} {quoted(value)}"] if value else []
         for name, setting in self.parameters.items():
-            told = map(quoted, setting) if isinstance(setting, list) else [f"{setting:g}"]
+            told = map(quoted, setting) if isinstance(setting, list) else [number(setting)]
             lines += [f"PARAMETER {name} {value}" for value in told]
         return "\n".join(lines) + "\n"
 
 
-def modelfile(template: ChatTemplate, how: PolicyConfig) -> Modelfile:
+def modelfile(
+    template: ChatTemplate, how: PolicyConfig, stop: Sequence[str] = (), context: int = 0
+) -> Modelfile:
     """Returns the Modelfile of a model that is to answer as `how` has it.
 
-    Raises UserError for a chat template that is more than text around each turn.
+    stop: what an answer ends before. context: tokens of prompt and answer together; 0: what Ollama
+    has by default. Raises UserError for a chat template that is more than text around each turn.
     """
-    ends = template.tokenizer.convert_ids_to_tokens(sorted(template.eos))
+    ends = [*template.tokenizer.convert_ids_to_tokens(sorted(template.eos)), *stop]
     parameters: dict[str, float | list[str]] = {
         # All of them: Ollama's own are others, such as a top_k of 40.
         "temperature": how.temperature,
@@ -131,6 +135,8 @@ def modelfile(template: ChatTemplate, how: PolicyConfig) -> Modelfile:
         "presence_penalty": how.presence_penalty,
         "stop": [end for end in ends if isinstance(end, str) and writable(end)],
     }
+    if context:
+        parameters["num_ctx"] = context
     if how.repetition_penalty != 1.0:
         parameters["repeat_last_n"] = -1  # the whole answer, as here; Ollama looks at 64 tokens
     if not template.tokenizer.has_chat_template:
@@ -191,6 +197,10 @@ def literal(text: str) -> str:
 def writable(text: str) -> bool:
     """Tells if a Modelfile can hold a text as it is."""
     return FENCE not in text and all(c == "\n" or c.isprintable() for c in text)
+
+
+def number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def quoted(text: str) -> str:

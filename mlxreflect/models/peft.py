@@ -23,6 +23,16 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 MERGE = (
     "merge it into its model with PEFT (merge_and_unload), then: mlx_lm.convert --hf-path MERGED"
 )
+# Those begin on a changed base: no adapter for the model as it is published.
+BEGAN = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Those compute otherwise, or hold more than LoRA of linear layers.
+BEYOND = ("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication",
+          "lora_bias", "modules_to_save", "monteclora_config", "target_parameters",
+          "trainable_token_indices", "use_bdlora", "use_qalora")  # fmt: skip
+# What sees and hears in models of several parts; no text goes through it, and mlx-lm leaves it out.
+TOWERS = re.compile(
+    r"\.(?:visual|(?:vision|audio)_\w+|embed_(?:vision|audio)|multi_modal_projector)\."
+)
 PATTERN = re.compile(r"(?:[\w.-]|\\\.|\\d\+)+", re.ASCII)  # a layer's name, or a simple regex
 PARTS = {"lora_A": "lora_a", "lora_B": "lora_b", "lora_magnitude_vector": "m"}
 NAME = re.compile(
@@ -75,14 +85,11 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[Tensor, mx.array]]:
     config = read_json(folder / FILES[0])
     if (kind := config.get("peft_type")) != "LORA":
         raise UserError(f"{folder} is an adapter of PEFT of type {kind!r}, not LORA", MERGE)
-    # Those begin on a changed base, or compute otherwise.
-    began = str(config.get("init_lora_weights")).lower()
-    if began.startswith(("pissa", "olora", "corda", "loftq")) or config.get(
-        "alora_invocation_tokens"
-    ):
-        raise UserError(f"{folder}: no adapter for its plain model ({began})", MERGE)
+    refuse_more(folder, config)
     found: dict[Tensor, mx.array] = {}
     for name, array in arrays_of(folder / FILES[1]).items():
+        if TOWERS.search(name):
+            continue
         if not (match := NAME.fullmatch(name)):
             raise UserError(f"{folder}: {name!r} is no LoRA of a linear layer in a block", MERGE)
         place = Tensor(match["path"], int(match["block"]), match["layer"], PARTS[match["part"]])
@@ -93,6 +100,8 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[Tensor, mx.array]]:
     if not found or any(Tensor(*place, part) not in found for place in lasting for part in
                         ("lora_a", "lora_b")):  # fmt: skip
         raise UserError(f"{folder}: a layer has not both lora_A and lora_B", "write it again")
+    if len({place[1:] for place in found}) < len(found):
+        raise UserError(f"{folder}: layers of two parts of its model have the same names", MERGE)
     ranks = {place: array.shape[0] for place, array in found.items() if place.part == "lora_a"}
     rank = max(ranks.values())
     try:
@@ -117,6 +126,20 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[Tensor, mx.array]]:
         "fine_tune_type": "dora" if dora else "lora", "num_layers": -1,  # -1: all
         "lora_parameters": parameters,
     }, tensors  # fmt: skip
+
+
+def refuse_more(folder: Path, config: dict[str, Any]) -> None:
+    """Raises UserError for what its config says beyond LoRA, rsLoRA and DoRA of linear layers."""
+    said = {key: config[key] for key in BEYOND if config.get(key)}
+    if str(began := config.get("init_lora_weights")).lower().startswith(BEGAN):
+        said["init_lora_weights"] = began
+    if (bias := config.get("bias", "none")) != "none":
+        said["bias"] = bias
+    for key, value in said.items():
+        told = f"{folder}: it has {key} = {str(value)[:80]}, for which MLX has no layer"
+        if key == "init_lora_weights":
+            told = f"{folder}: {key} = {value!r}, so it is no adapter for its plain model"
+        raise UserError(told, MERGE)
 
 
 def scale_of(config: dict[str, Any], path: str, rank: int) -> float:
@@ -161,13 +184,14 @@ def put_on(model: nn.Module, folder: Path) -> None:
 # ---- write ---------------------------------------------------------------------------------------
 
 
-def write(adapter: Path, out: Path, model_type: str, base: str) -> dict[str, Any]:
+def write(
+    adapter: Path, config: dict[str, Any], out: Path, model_type: str, base: str
+) -> dict[str, Any]:
     """Writes an adapter of mlx-lm as PEFT loads it, into a new folder; returns PEFT's config.
 
-    model_type: as in the model's config.json. base: the model's name for PEFT, or "".
-    Raises UserError for adapters that PEFT has no form for.
+    config: the adapter's, as mlx-lm has it. model_type: as in the model's config.json. base: the
+    model's name for PEFT, or "". Raises UserError for adapters that PEFT has no form for.
     """
-    config = read_json(adapter / FILES[0])
     kind, parameters = config.get("fine_tune_type", "lora"), config.get("lora_parameters")
     whole_model = f"write the whole model instead: mlxreflect fuse --adapter {adapter} --out DIR"
     if kind not in ("lora", "dora"):

@@ -3,29 +3,39 @@
 The only file that touches mlx-lm's generation.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, wraps
 from itertools import groupby
-from typing import Any, cast
+from typing import Any, ParamSpec, Protocol, cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import BatchGenerator, PromptProcessingBatch
+from mlx_lm.generate import (
+    GenerationBatch,
+    PromptProcessingBatch,
+    StopSequences,
+    generation_stream,
+)
 from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
-from mlx_lm.sample_utils import make_logits_processors, make_sampler
+from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from mlxreflect.config.schema import Sampling
+from mlxreflect.core.hosts import ALONE
 from mlxreflect.core.records import Messages
-from mlxreflect.core.seeds import seed_mlx
-from mlxreflect.models.memory import Decoding
+from mlxreflect.models.memory import CHUNK, Decoding
+from mlxreflect.models.sampling import Draw, Processor, avoid, penalties
+from mlxreflect.models.sharing import SharedQueue, agree_on_weights, gathered
+from mlxreflect.models.split import in_step
 from mlxreflect.models.template import ChatTemplate
 
 PLAIN = Sampling()
 GB = 1e9
-WHOLE = 1 << 20  # more tokens than a completion has
-Processor = Callable[[mx.array, mx.array], mx.array]  # tokens so far, logits
-Sampler = Callable[[mx.array], mx.array]
+TIDY = 512  # steps after which freed memory goes back, as in mlx-lm's BatchGenerator
+IDLE_S = 0.01  # before a queue that had nothing for an empty batch is asked again
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -41,11 +51,90 @@ class Completion:
     prompt_tokens: int
 
 
+Steps = Generator[tuple[int, list[int]], None, list[Completion]]
+
+
+def to_the_end(steps: Callable[P, Steps]) -> Callable[P, list[Completion]]:
+    """Returns a function that takes all steps at once."""
+
+    @wraps(steps)
+    def run(*args: P.args, **kwargs: P.kwargs) -> list[Completion]:
+        taken = steps(*args, **kwargs)
+        while True:
+            try:
+                next(taken)
+            except StopIteration as end:
+                return cast(list[Completion], end.value)
+
+    return run
+
+
+def told(steps: Steps, tell: Callable[[], None]) -> Steps:
+    """Takes steps, and calls `tell` before each."""
+    while True:
+        tell()
+        try:
+            yield next(steps)
+        except StopIteration as end:
+            return cast(list[Completion], end.value)
+
+
+def on_all_hosts(alone: Callable[P, list[Completion]]) -> Callable[P, list[Completion]]:
+    """Returns a function that shares its sequences among the hosts that have the policy."""
+
+    @wraps(alone)
+    def run(*args: P.args, **kwargs: P.kwargs) -> list[Completion]:
+        policy, prompts = cast(tuple[Policy, Sequence[list[int]]], args)
+        if policy.hosts.alone or not prompts:
+            return alone(*args, **kwargs)
+        policy.lead_generate(prompts, **cast(Any, kwargs))
+        return policy.generate_shared(prompts, **cast(Any, kwargs))
+
+    return run
+
+
+class Queue(Protocol):
+    """The sequences of a call that nobody has begun, by their numbers.
+
+    What becomes of a sequence does not depend on when, where and beside which others it is written.
+    """
+
+    @property
+    def more(self) -> bool:
+        """Returns whether anything may still be handed out here."""
+
+    def take(self, room: int) -> list[int]:
+        """Returns sequences to begin now, as many as there is room for; maybe none for a while.
+
+        Neighbours with the same prompt come together, also where some must wait for room: they
+        share one prefill. It is asked at every step, also without room.
+        """
+
+
+class Waiting:
+    """A queue that hands out in order."""
+
+    def __init__(self, asked: Sequence[list[int]]) -> None:
+        runs = groupby(range(len(asked)), asked.__getitem__)
+        self.runs = deque(list(run) for _, run in runs)
+
+    @property
+    def more(self) -> bool:
+        return bool(self.runs)
+
+    def take(self, room: int) -> list[int]:
+        taken: list[int] = []
+        while self.runs and len(taken) < room:
+            taken += self.runs.popleft()
+        return taken
+
+
 class Policy:
     """A model with its tokenizer: chat prompts to tokens, tokens to attempts.
 
     limit: bytes that generating may take besides the weights. say: told once where that lowers a
-    batch.
+    batch. hosts: that have it too, by its number. puts_on: the number of the adapter that it wears;
+    0: none. learns: its trainable parameters may change. split: each host has a part of it.
     """
 
     def __init__(
@@ -62,6 +151,8 @@ class Policy:
         self.limit = limit
         self.say: Callable[[str], None] = lambda text: None
         self.said: set[tuple[int, int]] = set()
+        self.hosts, self.number, self.puts_on = ALONE, 0, 0
+        self.learns = self.split = False
 
     @cached_property
     def decoding(self) -> Decoding:
@@ -72,6 +163,13 @@ class Policy:
         """Returns the batch, lowered where it would take more memory than there is."""
         longest = max(map(len, prompts), default=0)
         return self.decoding.batch(batch, longest, max_new_tokens, self.limit)
+
+    def lowered(self, batch: int, prompts: Sequence[list[int]], max_new_tokens: int) -> int:
+        """Returns the batch that fits, and says so where it is a lower one."""
+        fits = self.fitting(batch, prompts, max_new_tokens)
+        if fits < batch:
+            self.tell(batch, fits, max(map(len, prompts)), max_new_tokens)
+        return fits
 
     def tell(self, batch: int, fits: int, longest: int, new: int) -> None:
         """Says why a batch is lowered; once for answers of that length."""
@@ -119,7 +217,7 @@ class Policy:
         )
         return text
 
-    def generate(
+    def steps(
         self,
         prompts: Sequence[list[int]],
         *,
@@ -128,87 +226,92 @@ class Policy:
         max_new_tokens: int,
         batch: int,
         seed: Sequence[int | str],
+        first: int = 0,
         samples: int = 1,
         stop: Sequence[str] = (),
         banned: Sequence[Sequence[list[int]]] = (),
         sampling: Sampling = PLAIN,
+        queue: Queue | None = None,
         advance: Callable[[int], None] | None = None,
-        hear: Callable[[int, list[int]], None] | None = None,
-    ) -> list[Completion]:
+    ) -> Steps:
         """`samples` completions of each prompt in turn, by continuous batching.
 
-        batch: sequences at once; fewer where they would not fit into memory. seed: names the random
-        stream; the same names, prompts, weights and backend give the same tokens. stop: strings
-        that end a completion where they appear in its text. banned: for each prompt, token
-        sequences that its completions do not begin with. sampling: how a token is drawn besides.
-        advance: told how many completions have just ended. hear: told, token by token, the number
-        of a completion and its tokens so far.
+        Sequence i of the call (all samples of the first prompt, then of the next) draws its tokens
+        from a stream that `seed` and first + i name: the same names, prompt, weights and backend
+        give the same tokens, whatever is in its batch, and however large that is (but for
+        rounding). first: the sequences before it, where a call is one of several.
+
+        Yields, token by token, the number of a sequence and its tokens so far; what is generated
+        until the next one is by the weights of then. Returns the completions in order: of those
+        that `queue` handed out here, where it is one that others share.
+
+        batch: sequences at once; fewer where they would not fit into memory. stop: strings that end
+        a completion where they appear in its text. banned: for each prompt, token sequences that
+        its completions do not begin with. sampling: how a token is drawn besides. advance: told how
+        many completions have just ended.
         """
-        reach = max((len(text.encode()) for text in stop), default=0) + 4  # tokens, and some before
-        asked_for, batch = batch, self.fitting(batch, prompts, max_new_tokens)
-        if batch < asked_for:
-            self.tell(asked_for, batch, max(map(len, prompts)), max_new_tokens)
         asked = [prompt for prompt in prompts for _ in range(samples)]
         bans = [list(ban) for ban in banned for _ in range(samples)] or [[] for _ in asked]
-        runs = [list(run) for _, run in groupby(asked)]  # equal neighbours share one prefill
-        tokens: list[list[int]] = [[] for _ in asked]
-        reasons: dict[int, str] = {}
-        inserted = 0
-        seed_mlx(*seed)
-        self.model.eval()
-        generator = BatchGenerator(
-            self.model,
-            max_tokens=max_new_tokens,
-            stop_tokens=[[token] for token in sorted(self.eos)],
-            sampler=sampler_of(temperature, top_p, sampling),
-            completion_batch_size=batch,
-            prefill_batch_size=batch,
+        batch = self.lowered(batch, prompts, max_new_tokens)
+        rows = SeededBatch(
+            self.model.eval(),
+            Draw(seed, temperature, top_p, sampling, first),
+            self.eos,
+            max_new_tokens,
+            lambda i, unread: [*avoid(unread, bans[i]), *penalties(unread, sampling)],
         )
+        writing = write(rows, asked, queue or Waiting(asked), batch, Ends(self, stop), advance)
         try:
-            while runs or inserted > len(reasons):
-                if runs and inserted - len(reasons) < batch:  # few prefilled caches at a time
-                    part = runs.pop(0)
-                    while runs and len(part) < batch:
-                        part += runs.pop(0)
-                    these = bans[inserted : inserted + len(part)]
-                    self.insert(generator, part, these, sampling)
-                    inserted += len(part)
-                # Not the responses themselves: the last would keep the keys and values of all.
-                made = [(r.uid, r.token, r.finish_reason) for r in generator.next_generated()]
-                for uid, token, reason in made:
-                    tokens[uid].append(token)
-                    if hear:
-                        hear(uid, tokens[uid])
-                    tail = self.decode(tokens[uid][-reach:]) if stop and not reason else ""
-                    if any(end in tail for end in stop):
-                        reason = "stop"
-                        with mx.stream(generator.stream):
-                            generator.remove([uid])
-                    if reason is not None:
-                        reasons[uid] = reason
-                        if advance:
-                            advance(1)
+            written = yield from writing
         finally:
-            generator.close()
-            mx.clear_cache()
-        self.tokens_generated += sum(map(len, tokens))
-        return [self.completion(tokens[i], reasons[i], p, stop) for i, p in enumerate(asked)]
+            rows.close()
+        self.tokens_generated += sum(len(tokens) for tokens, _ in written.values())
+        return [self.completion(*written[i], asked[i], stop) for i in sorted(written)]
 
-    def insert(
+    generate = on_all_hosts(to_the_end(steps))
+
+    def lead_generate(
+        self, prompts: Sequence[list[int]], *, sampling: Sampling = PLAIN,
+        advance: Callable[[int], None] | None = None, **how: Any,
+    ) -> None:  # fmt: skip
+        """Orders the other hosts to do the same call of `generate_shared`."""
+        drawn = sampling.model_dump(include=set(Sampling.model_fields))
+        self.hosts.lead(
+            "generate", policy=self.number, puts_on=self.puts_on, prompts=prompts, sampling=drawn,
+            **how,
+        )  # fmt: skip
+
+    def generate_shared(
         self,
-        generator: BatchGenerator,
-        prompts: list[list[int]],
-        bans: Sequence[list[list[int]]],
-        sampling: Sampling,
-    ) -> None:
-        """Hands prompts to the generator, what is alike among them read once."""
-        with mx.stream(generator.stream):
-            unread, caches = prefill(self.model, prompts)
-        limits = [
-            [*avoid(len(ids), ban), *penalties(len(ids), sampling)]
-            for ids, ban in zip(unread, bans, strict=True)
-        ]
-        generator.insert(unread, caches=caches, logits_processors=limits)
+        prompts: Sequence[list[int]],
+        *,
+        samples: int = 1,
+        stop: Sequence[str] = (),
+        advance: Callable[[int], None] | None = None,
+        **how: Any,
+    ) -> list[Completion]:
+        """Does a call of `generate` together with the other hosts; each gets all completions."""
+        if self.split:
+            fits = self.fitting(how["batch"], prompts, how["max_new_tokens"])
+            how["batch"] = int(min(self.hosts.meet(fits)))
+            with in_step(self.hosts) as step:
+                steps = self.steps(prompts, samples=samples, stop=stop, advance=advance, **how)
+                return to_the_end(told)(steps, step)
+        if self.learns:
+            agree_on_weights(self.hosts, self.model)
+        asked = [prompt for prompt in prompts for _ in range(samples)]
+        queue = SharedQueue(self.hosts, asked, advance)
+        steps = self.steps(
+            prompts, samples=samples, stop=stop, queue=queue, advance=queue.end, **how
+        )
+        mine = to_the_end(told)(steps, queue.count_token)
+        written = {i: [one.token_ids, one.finish_reason]
+                   for i, one in zip(sorted(queue.mine), mine, strict=True)}  # fmt: skip
+        found = gathered(self.hosts, written)
+        queue.tell(len(asked))
+        self.tokens_generated += sum(len(found[i][0]) for i in found.keys() - written.keys())
+        both = ((*found[i], prompt) for i, prompt in enumerate(asked))
+        return [self.completion(ids, reason, prompt, stop) for ids, reason, prompt in both]
 
     def completion(
         self, token_ids: list[int], finish_reason: str, prompt: list[int], stop: Sequence[str] = ()
@@ -220,59 +323,132 @@ class Policy:
         return Completion(self.opening(prompt) + kept, token_ids, reason, len(prompt))
 
 
-def avoid(unread: int, banned: list[list[int]]) -> list[Processor]:
-    """A logits processor that keeps a completion from beginning with any of these tokens.
+class Ends:
+    """Finds out where a stop string ends a completion."""
 
-    unread: tokens that the generator was given to read, which stand before the completion's.
+    def __init__(self, policy: Policy, stop: Sequence[str]) -> None:
+        self.policy, self.stop = policy, stop
+        longest = max((len(text.encode()) for text in stop), default=0)
+        self.reach = longest + 4  # tokens that one may be in, and some before
+
+    def met(self, tokens: Sequence[int]) -> bool:
+        """Returns whether the last of the tokens completes one."""
+        if not self.stop:
+            return False
+        tail = self.policy.decode(tokens[-self.reach :])
+        return any(text in tail for text in self.stop)
+
+
+Written = dict[int, tuple[list[int], str]]  # tokens and finish reason, by number
+
+
+def write(
+    rows: "SeededBatch", asked: Sequence[list[int]], queue: Queue, batch: int, ends: Ends,
+    advance: Callable[[int], None] | None,
+) -> Generator[tuple[int, list[int]], None, Written]:  # fmt: skip
+    """Writes what a queue hands out, at most `batch` sequences at once; yields as `steps` does."""
+    tokens: dict[int, list[int]] = {}
+    written: Written = {}
+    while queue.more or rows.ready or rows.size:
+        room = batch - rows.size
+        if queue.more:  # few prefilled caches at a time: while some wait, none is added
+            taken = queue.take(0 if rows.ready else room)
+            rows.read({number: asked[number] for number in taken})
+        rows.begin(room)
+        if not rows.size:
+            time.sleep(IDLE_S)
+        for number, token, reason in rows.following():
+            mine = tokens.setdefault(number, [])
+            mine.append(token)
+            yield number, mine
+            if not reason and ends.met(mine):
+                reason = "stop"
+                rows.remove(number)
+            if reason:
+                written[number] = (mine, reason)
+                if advance:
+                    advance(1)
+    return written
+
+
+class SeededBatch:
+    """Sequences that are generated together, a token in turn, each from its own random stream.
+
+    It drives the two halves of mlx-lm's BatchGenerator, which itself calls a sampler without saying
+    whose rows those are. model: in evaluation mode. limits: the logits processors of a sequence,
+    given its number and how many tokens it had left to read. ready: those with their prompts read,
+    for which there was no room yet.
     """
-    longest = max(map(len, banned), default=0)
 
-    def limit(tokens: mx.array, logits: mx.array) -> mx.array:
-        if tokens.size - unread >= longest:
-            return logits  # without waiting for the tokens to be known
-        made = tokens[unread:].tolist()
-        last = [ids[-1] for ids in banned if ids[:-1] == made]
-        if last:
-            logits[..., mx.array(last)] = -mx.inf
-        return logits
+    def __init__(
+        self, model: nn.Module, draw: Draw, eos: set[int], max_new_tokens: int,
+        limits: Callable[[int, int], list[Processor]],
+    ) -> None:  # fmt: skip
+        self.model, self.draw, self.limits = model, draw, limits
+        self.end = StopSequences([[token] for token in sorted(eos)])
+        self.max_new_tokens = max_new_tokens
+        self.ready: deque[tuple[int, list[int], Any]] = deque()
+        self.batch = GenerationBatch.empty(model, draw)
+        self.steps = 0
+        self.old_limit = maybe_set_recommended_wired_limit()
 
-    return [limit] if longest else []
+    @property
+    def size(self) -> int:
+        return len(self.batch)
 
+    def read(self, prompts: Mapping[int, list[int]]) -> None:
+        """Makes sequences ready, by their numbers; what is alike among them is read once."""
+        if prompts:
+            with mx.stream(generation_stream):
+                unread, caches = prefill(self.model, list(prompts.values()))
+            self.ready += zip(prompts, unread, caches, strict=True)
 
-def sampler_of(temperature: float, top_p: float, sampling: Sampling) -> Sampler:
-    """mlx-lm's sampler, of the `top_k` most likely tokens alone.
+    def begin(self, room: int) -> None:
+        """Lets the ones that were ready first join, with their first tokens drawn."""
+        if self.ready and room > 0:
+            with mx.stream(generation_stream):
+                rows, unread = self.joining(min(room, len(self.ready)))
+                self.draw.rows = list(rows.uids)
+                self.batch.extend(rows.generate(unread))
 
-    Its own order sorts the whole vocabulary for top_p, and once more for top_k.
-    """
-    draw = make_sampler(temp=temperature, top_p=top_p, min_p=sampling.min_p)
+    def joining(self, count: int) -> tuple[PromptProcessingBatch, list[list[int]]]:
+        """Returns a batch of those that were ready first, and what each has left to read."""
+        taken = [self.ready.popleft() for _ in range(count)]
+        unread = [ids for _, ids, _ in taken]
+        rows = PromptProcessingBatch(
+            self.model,
+            uids=[number for number, _, _ in taken],
+            caches=[cache or make_prompt_cache(self.model) for _, _, cache in taken],
+            prefill_step_size=CHUNK,
+            samplers=[self.draw] * count,
+            logits_processors=[self.limits(number, len(ids)) for number, ids, _ in taken],
+            stop_sequences=[self.end] * count,
+            max_tokens=[self.max_new_tokens] * count,
+        )
+        return rows, unread
 
-    def draw_few(logprobs: mx.array) -> mx.array:
-        if sampling.top_k >= logprobs.shape[-1]:
-            return cast(mx.array, draw(logprobs))
-        ids = mx.argpartition(-logprobs, kth=sampling.top_k - 1, axis=-1)[..., : sampling.top_k]
-        drawn = draw(mx.take_along_axis(logprobs, ids, axis=-1))
-        return mx.take_along_axis(ids, drawn[..., None], axis=-1).squeeze(-1)
+    def following(self) -> list[tuple[int, int, str | None]]:
+        """Returns each one's number, next token and, if that is its last, why it has ended."""
+        self.draw.rows = list(self.batch.uids)
+        self.steps += 1
+        with mx.stream(generation_stream):
+            responses = self.batch.next()
+        if self.steps % TIDY == 0:
+            mx.clear_cache()
+        # Not the responses themselves: the last would keep the keys and values of all.
+        return [(one.uid, one.token, one.finish_reason) for one in responses]
 
-    return draw_few if sampling.top_k and temperature else draw
+    def remove(self, number: int) -> None:
+        others = [i for i, uid in enumerate(self.batch.uids) if uid != number]
+        with mx.stream(generation_stream):
+            self.batch.filter(others)
 
-
-def penalties(unread: int, sampling: Sampling) -> list[Processor]:
-    """mlx-lm's logits processors for what a completion has already, from its beginning.
-
-    unread: as of `avoid`. How much of a prompt that is depends on what is shared: it never counts.
-    """
-    repetition, presence = sampling.repetition_penalty, sampling.presence_penalty
-    made = make_logits_processors(
-        repetition_penalty=None if repetition == 1 else repetition,
-        repetition_context_size=WHOLE,
-        presence_penalty=presence or None,
-        presence_context_size=WHOLE,
-    )
-    return [partial(after, unread, penalty) for penalty in made]
-
-
-def after(unread: int, penalty: Processor, tokens: mx.array, logits: mx.array) -> mx.array:
-    return penalty(tokens[unread:], logits)
+    def close(self) -> None:
+        """Gives memory back, and the wired limit of before, once nothing is computed any more."""
+        if self.old_limit is not None:
+            mx.synchronize(generation_stream)
+            mx.set_wired_limit(self.old_limit)
+        mx.clear_cache()
 
 
 def cut_at(text: str, stop: Sequence[str]) -> str:
@@ -281,20 +457,25 @@ def cut_at(text: str, stop: Sequence[str]) -> str:
     return text[: min(found)] if found else text
 
 
-def prefill(model: nn.Module, prompts: list[list[int]]) -> tuple[list[list[int]], list[Any] | None]:
-    """Returns what is left to read of each prompt, and caches of the rest: one for equal ones."""
+def prefill(model: nn.Module, prompts: list[list[int]]) -> tuple[list[list[int]], list[Any]]:
+    """Returns what is left to read of each prompt, and caches of the rest: one for equal ones.
+
+    A cache is None where nothing was read yet.
+    """
     maskable = can_trim_prompt_cache(make_prompt_cache(model))
     groups: dict[int, list[tuple[int, ...]]] = {}
     for prompt in dict.fromkeys(map(tuple, prompts)):
-        # Padding leaves its mark on a recurrent state: there, only equal lengths go together.
-        groups.setdefault(0 if maskable else len(prompt), []).append(prompt)
-    if maskable and len(groups[0]) == len(prompts):
-        return prompts, None  # nothing to share: the generator reads as it goes
+        # Short ones do not wait for the padding of long ones; and padding leaves its mark on a
+        # recurrent state: there, only equal lengths go together.
+        groups.setdefault(len(prompt) // (CHUNK if maskable else 1), []).append(prompt)
+    if maskable and len(groups) == 1 and sum(map(len, groups.values())) == len(prompts):
+        return prompts, [None] * len(prompts)  # nothing to share: each is read with its batch
     caches: dict[tuple[int, ...], Any] = {}
     for group in groups.values():
         longer = [prompt for prompt in group if len(prompt) > 1]
         empty = [make_prompt_cache(model) for _ in longer]
-        rows = PromptProcessingBatch(model, list(range(len(longer))), empty)
+        uids = list(range(len(longer)))
+        rows = PromptProcessingBatch(model, uids, empty, prefill_step_size=CHUNK)
         rows.prompt([list(prompt[:-1]) for prompt in longer])
         for i, prompt in enumerate(longer):
             caches[prompt] = rows.extract_cache(i)

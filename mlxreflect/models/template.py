@@ -5,6 +5,7 @@ the role and the answer. How a response has to look after a prompt is read off t
 rendering of whole conversations, when a model is loaded.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -163,6 +164,13 @@ class ChatTemplate:
             ids: list[int] = self.tokenizer.encode(text, split_special_tokens=True)
             return ids
         return self.tokens(self.prompt_text(*self.hidden(messages, tools)))
+
+    def longest(self, prompts: Sequence[Messages | str]) -> int:
+        """Returns the tokens of the prompt that has the most characters; a text is raw."""
+        prompt = max(prompts, key=lambda prompt: len(json.dumps(prompt)))
+        return len(
+            self.tokenizer.encode(prompt) if isinstance(prompt, str) else self.prompt(prompt)
+        )
 
     def hidden(
         self, messages: Turns, tools: Sequence[Mapping[str, Any]] | None

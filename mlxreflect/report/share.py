@@ -23,22 +23,26 @@ import mlx.core as mx
 from pydantic import ValidationError
 from rich.console import Group
 
-from mlxreflect.config.schema import CriticConfig, PolicyConfig
+from mlxreflect.config.schema import CriticConfig, EvalSpec, PolicyConfig
+from mlxreflect.config.toml import validate
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json
 from mlxreflect.core.ui import Ui, plain, safe_text, table
 from mlxreflect.critics.http import CallError, reading
 from mlxreflect.critics.ollama import LOOK_S, Ollama
-from mlxreflect.evaluation.arms import read_results, slug
+from mlxreflect.evaluation.arms import problems_of, read_results, slug
 from mlxreflect.models import fuse
-from mlxreflect.models.load import ADAPTER_FILES, find_adapter, find_model, load_template
+from mlxreflect.models.load import ADAPTER_FILES, find_adapter, find_model, load_template, model_of
 from mlxreflect.models.modelfile import Modelfile, modelfile
+from mlxreflect.tasks import get_task
+from mlxreflect.tasks.base import ask
 
+CONTEXT = 4096  # tokens that num_ctx is a multiple of: Ollama's default, which cuts longer prompts
 WORK_S = 3600.0  # seconds for a server to take a file, or to make a model of all of them
 PART = 2**20  # bytes of a file sent at once
 QUANTS = ("q4_K_M", "q4_K_S", "q8_0", "f16", "f32", "bf16")
-# As Ollama takes it: [HOST/][NAMESPACE/]MODEL[:TAG].
-NAME = re.compile(r"(\w[\w.:-]*/)?(\w[\w-]*/)?\w[\w.-]{0,79}(:\w[\w.-]{0,79})?", re.ASCII)
+# As Ollama takes it: [[HOST/]NAMESPACE/]MODEL[:TAG].
+NAME = re.compile(r"((\w[\w.:-]*/)?\w[\w-]*/)?\w[\w.-]{0,79}(:\w[\w.-]{0,79})?", re.ASCII)
 CONVERTER, CONVERTS = "convert_hf_to_gguf.py", ("f16", "bf16", "f32", "q8_0", "auto")  # llama.cpp's
 # What Ollama makes a model of.
 READS = ("model*.safetensors", "*.json", "tokenizer.model")
@@ -55,6 +59,8 @@ def share(
     Returns what was written and, as `fuse` does, whether the new model answers the same.
     Raises UserError.
     """
+    if (read_results(run / "summary.json") or {}).get("untrained"):
+        ui.line(f"warning: {run} trained on nothing: its model is the one that it began with")
     called = name or slug(run.resolve().name).lower()
     if form == "lmstudio":
         out = out or lmstudio_folder(called)
@@ -66,7 +72,7 @@ def share(
     if form in ("mlx", "lmstudio"):
         made = fuse.fuse(how.model, str(adapter), out, bits(quantize), prompts, ui, how)
     elif form == "modelfile":
-        made = write_modelfile(adapter, how, out, ui)
+        made = write_modelfile(adapter, how, modelfile_of(run, how), out, ui)
         if splits_of(out):
             ui.line(
                 "note: Ollama splits texts otherwise than this tokenizer; --to ollama mends that"
@@ -74,7 +80,8 @@ def share(
     elif form == "gguf":
         made = to_gguf(adapter, how, out, quantize, ui)
     else:
-        made = to_ollama(adapter, how, out, called, quantize, prompts, ui)
+        asked = modelfile_of(run, how)
+        made = to_ollama(adapter, how, asked, out, called, quantize, prompts, ui)
     return {**made, "schema": "export/1", "format": form, "out": str(out)}
 
 
@@ -103,15 +110,10 @@ def as_evaluated(run: Path, adapter: Path, base: str) -> PolicyConfig:
     Raises UserError for an adapter that names no model, and for damaged files.
     """
     said = read_json(adapter / ADAPTER_FILES[0])
-    found = {"model": base or said.get("model") or said.get("base_model_name_or_path"),
-             "temperature": 0.0, "top_p": 1.0}  # fmt: skip
-    if not found["model"] or not isinstance(found["model"], str):
+    found = {"model": base or model_of(said), "temperature": 0.0, "top_p": 1.0}
+    if not found["model"]:
         raise UserError(f"{adapter} does not name its model", "name it with --base NAME")
-    # Of several evaluations the headline, which the comparisons have first.
-    tasks = (read_results(run / "comparisons.json") or {}).get("tasks") or [""]
-    arm = run / "eval" / "trained"
-    found_in = (read_results(folder / "results.json") for folder in (arm, arm / str(tasks[0])))
-    evaluated = next(filter(None, found_in), {})
+    evaluated = read_results(headline(run) / "results.json") or {}
     try:
         for file, table in (("run.json", "recipe"), ("job.json", "job")):
             if (run / file).is_file():
@@ -129,6 +131,13 @@ def as_evaluated(run: Path, adapter: Path, base: str) -> PolicyConfig:
         ) from None
 
 
+def headline(run: Path) -> Path:
+    """Returns the trained arm of a run's evaluation; of several the first of its comparisons."""
+    tasks = (read_results(run / "comparisons.json") or {}).get("tasks") or [""]
+    arm = run / "eval" / "trained"
+    return arm if (arm / "results.json").is_file() else arm / str(tasks[0])
+
+
 def bits(quantize: str) -> int:
     if quantize not in ("", "0", "4", "8"):
         raise UserError(f"--quantize {quantize}: weights of MLX have 4 or 8 bits", "give 4 or 8")
@@ -140,7 +149,7 @@ def lmstudio_folder(name: str) -> Path:
 
     Raises UserError where there is no LM Studio.
     """
-    if not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", name, re.ASCII):
+    if not re.fullmatch(r"(\w[\w.-]{0,79}/)?\w[\w.-]{0,79}", name, re.ASCII):
         raise UserError(f"--name {name!r} is no name for LM Studio", "give PUBLISHER/NAME")
     user = Path.home()
     pointer, old = user / ".lmstudio-home-pointer", user / ".cache" / "lm-studio"
@@ -165,10 +174,11 @@ def lmstudio_folder(name: str) -> Path:
 # ---- Ollama --------------------------------------------------------------------------------------
 
 
-def write_modelfile(adapter: Path, how: PolicyConfig, out: Path, ui: Ui) -> dict[str, Any]:
+def write_modelfile(
+    adapter: Path, how: PolicyConfig, made: Modelfile, out: Path, ui: Ui
+) -> dict[str, Any]:
     """Writes plain weights and a Modelfile beside them. Raises UserError before it computes."""
     fuse.check_request(out, 0)
-    made = modelfile_of(how)
     ui.line(f"writing {out}")
     with fuse.whole(out) as partial:
         written = fuse.write_folder(how.model, str(adapter), partial, 0, how)
@@ -178,7 +188,7 @@ def write_modelfile(adapter: Path, how: PolicyConfig, out: Path, ui: Ui) -> dict
 
 
 def to_ollama(
-    adapter: Path, how: PolicyConfig, out: Path, name: str, quantize: str,
+    adapter: Path, how: PolicyConfig, made: Modelfile, out: Path, name: str, quantize: str,
     prompts: Sequence[str], ui: Ui,
 ) -> dict[str, Any]:  # fmt: skip
     """Makes a model of Ollama's, and compares its greedy answers with those of the run's model.
@@ -195,10 +205,9 @@ def to_ollama(
         raise UserError(f"{server.silent}: {error}", "start it: ollama serve") from None
     if {name, f"{name}:latest"} & there.keys():
         raise UserError(f"Ollama has a model {name}", f"give another --name, or: ollama rm {name}")
-    made = modelfile_of(how)
     fuse.check_request(out, 0)
     before = [one for one, _ in fuse.answers_before(how.model, str(adapter), asked, ui, how)]
-    written = write_modelfile(adapter, how, out, ui)
+    written = write_modelfile(adapter, how, made, out, ui)
     try:
         source = with_splits(server, out, made, ui)
         create(server, source, {"model": name, **made.request()}, quantize, ui)
@@ -327,9 +336,26 @@ def render_answers(made: dict[str, Any]) -> Group:
     return Group(table("", head, rows, wraps="*"), plain("\n".join(lines)))
 
 
-def modelfile_of(how: PolicyConfig) -> Modelfile:
-    """Returns a model's Modelfile. Raises UserError where Ollama cannot have its like."""
-    return modelfile(load_template(check_tokenizer(how), how), how)
+def modelfile_of(run: Path, how: PolicyConfig) -> Modelfile:
+    """Returns a model's Modelfile, which has what its run's evaluation needed.
+
+    Raises UserError where Ollama cannot have its like.
+    """
+    folder, arm = check_tokenizer(how), headline(run)
+    template = load_template(folder, how)
+    if not (arm / "problems.jsonl").is_file():
+        return modelfile(template, how)
+    results = arm / "results.json"
+    spec = validate(EvalSpec, read_json(results).get("spec") or {}, results)
+    task, shots = get_task(spec.task.name), problems_of(arm / "shots.jsonl")
+    prompts = [ask(task, one, spec, shots) for one in problems_of(arm / "problems.jsonl")]
+    # A chain shows an answer once more.
+    answers = how.max_new_tokens * (2 if spec.chain.rounds > 1 else 1)
+    needed = -(-(template.longest(prompts) + answers) // CONTEXT) * CONTEXT
+    config = read_json(folder / "config.json")
+    known = (config | (config.get("text_config") or {})).get("max_position_embeddings")
+    most = known if isinstance(known, int) and known > 0 else needed
+    return modelfile(template, how, spec.stop, min(needed, most))
 
 
 def check_tokenizer(how: PolicyConfig) -> Path:
@@ -356,6 +382,9 @@ def own_beginning(folder: Path, **more: str) -> None:
     """
     file = folder / "tokenizer_config.json"
     told = {**(read_json(file) if file.is_file() else {}), "add_bos_token": False, **more}
+    # A name of transformers 5's; llama.cpp's converter has transformers 4.
+    if told.get("tokenizer_class") == "TokenizersBackend":
+        told["tokenizer_class"] = "PreTrainedTokenizerFast"
     file.write_text(json.dumps(told, indent=2), encoding="utf-8")
 
 

@@ -59,6 +59,8 @@ from mlxreflect.report.tables import (
 from mlxreflect.stats import points
 
 EXAMPLES = {"preference": "preference pairs", "sft": "SFT examples", "group": "groups of answers"}
+FOLDERS = "give the folder of a run: `mlxreflect runs` lists them, runs/latest is the newest"
+LISTED = 44  # characters of a problem in a table
 MOST_ASKED = 160  # characters of a question in a command
 LAST_WAVES = 30  # rows of the table of waves
 MOST_PROBLEMS = 40  # rows of the table of problems, unless a status is asked for
@@ -145,7 +147,7 @@ def run_row(folder: Path, identity: str) -> dict[str, Any]:
 
 
 def state_of(folder: Path, summary: Mapping[str, Any]) -> str:
-    if summary:
+    if summary and not summary.get("unjudged"):
         return "finished"
     return "working" if owner_alive(folder) else "stopped"
 
@@ -208,7 +210,7 @@ def show_problem(run_dir: Path, problem_id: str) -> list[RenderableType]:
 def load_episodes(run_dir: Path) -> list[Episode]:
     if not any((run_dir / name).is_file() for name in ("recipe.toml", "episodes.jsonl")):
         fault = " is not a run folder" if run_dir.is_dir() else ": no such folder"
-        raise UserError(f"{run_dir}{fault}", "give the folder that `mlxreflect run` made")
+        raise UserError(f"{run_dir}{fault}", FOLDERS)
     return list(convert_rows(run_dir / "episodes.jsonl", episode_from_row, "an episode"))
 
 
@@ -284,19 +286,12 @@ def show_problems(episodes: list[Episode], status: str | None) -> RenderableType
         outcome, problem = story[-1].outcome, story[-1].problem
         attempts = roles.count("attempt") + roles.count("verify")
         cells.append([
-            problem.id, shorten(problem.fields), attempts,
+            problem.id, problem.in_a_line(LISTED), attempts,
             roles.count("rewrite") + roles.count("continue"),
             plain(outcome.status, STATUS_STYLE.get(outcome.status, "")),
             *([outcome.tier] if tiers else []),
         ])  # fmt: skip
     return table(title, [*columns, "critic"] if tiers else columns, cells, wraps="problem")
-
-
-def shorten(fields: dict[str, Any], width: int = 44) -> str:
-    """Returns a problem in one line: its question, else its fields."""
-    text = fields.get("question") or ", ".join(f"{k} {v}" for k, v in fields.items())
-    line = " ".join(str(text).split())
-    return line if len(line) <= width else line[: width - 1] + "…"
 
 
 def answered_question(run_dir: Path) -> tuple[str, str]:
@@ -309,12 +304,8 @@ def answered_question(run_dir: Path) -> tuple[str, str]:
         right = {row["problem_id"] for row in read_rows(file.with_name("samples.jsonl"))
                  if row["correct"]}  # fmt: skip
         for problem in problems_of(file):
-            fields, task = problem.fields, ""
-            if problem.task == "countdown":
-                numbers = " ".join(map(str, fields["numbers"]))
-                text, task = f"numbers {numbers}, target {fields['target']}", "countdown"
-            else:
-                text = shorten(fields, MOST_ASKED)
+            text = problem.in_a_line(MOST_ASKED)
+            task = "countdown" if problem.task == "countdown" else ""
             if problem.id in right and not text.startswith("-"):  # else it would be an option
                 found.append((text, task))
     return min(found, key=lambda one: len(one[0]), default=("", ""))

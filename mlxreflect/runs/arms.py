@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from shlex import quote
 from statistics import fmean
 from typing import Any
 
@@ -106,7 +105,7 @@ class RunArms:
         """
         if any(is_open(spec.task) for spec in self.specs.values()):
             differ = ("prompt.style",) if self.run.config.eval.direct else ()
-            again = f"mlxreflect resume {quote(str(self.run.path))}"
+            again = self.run.again
             try:
                 compare_all([self.run.path], Options(differ=differ, judge=self.judging))
             except BudgetReached as error:
@@ -162,7 +161,8 @@ def describe_run(
         "critic": method.critic_names(recipe), "problems": len(cleaned.problems),
         "held out": asked, "power": power_sentence(n),
         **({"looks at": f"{dev} dev problems, every {recipe.eval.dev_every} waves"} if dev else {}),
-        "device": device_name(), "decontaminated": cleaned.sentence(), "run": str(run.path),
+        "device": device_name(), **run.hosts.shown(),
+        "decontaminated": cleaned.sentence(), "run": str(run.path),
     }  # fmt: skip
 
 

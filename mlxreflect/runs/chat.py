@@ -1,7 +1,8 @@
 """A conversation with what a run has learned: base and trained are asked the same.
 
-They take turns on the same weights: a LoRA adapter is put on for trained and taken off for base. A
-line is asked as the run's evaluation asks it, and graded where the answer is known.
+They take turns on the same weights, token by token: the layers of a LoRA adapter are put on for
+trained and taken off for base. A line is asked as the run's evaluation asks it, and graded where
+the answer is known.
 """
 
 import json
@@ -35,7 +36,7 @@ from mlxreflect.evaluation.generators import (
 from mlxreflect.evaluation.runner import Entry, Weights, asked_by, trained_on, unique
 from mlxreflect.evaluation.solve import QUESTION, read_question
 from mlxreflect.graders import Grade
-from mlxreflect.models.load import find_adapter, limit_memory
+from mlxreflect.models.load import adapter_layers, find_adapter, limit_memory
 from mlxreflect.models.policy import Completion
 from mlxreflect.models.template import with_tags
 from mlxreflect.report.show import recipe_of
@@ -159,6 +160,9 @@ class Answer:
     error: str = ""
     grade: Grade | None = None
 
+    def stopped(self) -> bool:
+        return self.finish_reason == STOPPED
+
     def verdict(self) -> str:
         """Returns a line that says how the answer ended, and what the grader says of it."""
         ends = {"length": "cut off", STOPPED: "stopped"}
@@ -199,10 +203,14 @@ class Chat:
         for one in served:
             with self.client(one, []) as client:
                 client.preflight()
+        # Of each its layers, where they are all that base and trained do not share.
+        self.layers = dict[str, Any]()
         for entry in reversed(pair):  # base last, for it answers first
             model = self.local(entry)
-            with model.weights():  # an adapter of another model is refused now
-                model.policy.say = say
+            model.policy.say = say
+            if model.puts_on:  # an adapter of another model is refused now
+                own = adapter_layers(model.policy, model.puts_on)
+                self.layers = {one.name: each for one, each in zip(pair[::-1], own, strict=True)}
         self.spec = with_tags(self.spec, model.policy.template)
         for note in model.policy.template.notes_for(self.spec.prompt.tags):
             say(note)
@@ -266,17 +274,28 @@ class Chat:
         past = self.history[name]
         return [*past, asked[-1]] if past and not isinstance(asked, str) else asked
 
-    def answer(self, entry: Entry, question: Question, show: Callable[[str], None]) -> Answer:
-        """Returns a graded answer. show: is given its text as it grows."""
-        asked = self.prompt(entry.name, question)
-        if isinstance(entry.model, ServedModel):
-            found = self.ask_server(entry.name, entry.model, asked, question.problem)
-        else:
-            found = self.ask_policy(entry, asked, show)
-        return self.graded(found, question)
+    def answers(
+        self, entries: Sequence[Entry], question: Question, show: Callable[[Answer], None]
+    ) -> list[Answer]:
+        """Returns graded answers. show: is given each as it grows.
+
+        Base and trained write a token in turn, models behind a server follow. Ctrl-C stops those
+        that are at it, and the others are not asked.
+        """
+        local = [entry for entry in entries if not isinstance(entry.model, ServedModel)]
+        found = list[Answer]()
+        for group in [local] if self.layers else [[entry] for entry in local]:
+            if group and not any(map(Answer.stopped, found)):
+                found += self.ask_policies(group, question, show)
+        for entry in entries:
+            if isinstance(entry.model, ServedModel) and not any(map(Answer.stopped, found)):
+                answer = self.ask_server(entry.name, entry.model, question)
+                found.append(self.graded(answer, question))
+                show(found[-1])
+        return found
 
     def graded(self, answer: Answer, question: Question) -> Answer:
-        if not question.known or answer.error or answer.finish_reason == STOPPED:
+        if not question.known or answer.error or answer.stopped():
             return answer
         prompt, kind = self.spec.prompt, self.spec.task.answer_type
         _, grader = find_rules(question.task, self.spec.rules, kind)
@@ -284,40 +303,59 @@ class Chat:
             answer, grade=grader(question.problem, answer.text, prompt.tags, prompt.style)
         )
 
-    def ask_policy(
-        self, entry: Entry, asked: Messages | str, show: Callable[[str], None]
-    ) -> Answer:
-        model, spec = self.local(entry), self.spec
-        policy, prompt, heard = model.policy, model.policy.encode(asked), list[int]()
+    def ask_policies(
+        self, entries: Sequence[Entry], question: Question, show: Callable[[Answer], None]
+    ) -> list[Answer]:
+        policy, spec = self.local(entries[0]).policy, self.spec
+        seed = ("chat", spec.seed, len(self.rows))
+        prompts = {one.name: policy.encode(self.prompt(one.name, question)) for one in entries}
+        writing = {
+            name: policy.steps(
+                [prompt], temperature=spec.temperature, top_p=spec.top_p,
+                max_new_tokens=spec.max_new_tokens, batch=1, seed=seed, stop=spec.stop,
+                sampling=spec,
+            )
+            for name, prompt in prompts.items()
+        }  # fmt: skip
+        heard, found = {name: list[int]() for name in writing}, dict[str, Answer]()
+
+        def end(name: str, made: Completion) -> None:
+            said = policy.template.shape.split(made.text)[1] or made.text
+            answer = Answer(name, made.text, said, len(made.token_ids), made.finish_reason)
+            found[name] = self.graded(answer, question)
+            show(found[name])
+
+        def so_far(name: str, reason: str) -> Completion:
+            text = policy.completion(heard[name], reason, prompts[name], spec.stop).text
+            return Completion(text, heard[name], reason, len(prompts[name]))
+
         shown = 0.0
-
-        def hear(index: int, ids: list[int]) -> None:
-            nonlocal heard, shown
-            heard = ids
-            if time.monotonic() - shown >= DRAW_S:
-                show(policy.completion(ids, "", prompt, spec.stop).text)
-                shown = time.monotonic()
-
         try:
-            with model.weights():
-                (made,) = policy.generate(
-                    [prompt], temperature=spec.temperature, top_p=spec.top_p,
-                    max_new_tokens=spec.max_new_tokens, batch=1,
-                    seed=("chat", spec.seed, len(self.rows)), stop=spec.stop, sampling=spec,
-                    hear=hear,
-                )  # fmt: skip
+            while True:
+                for name in [name for name in writing if name not in found]:
+                    if name in self.layers:
+                        policy.model.update_modules(self.layers[name])
+                    try:
+                        _, heard[name] = next(writing[name])
+                    except StopIteration as ended:
+                        end(name, *ended.value)
+                if len(found) == len(writing):
+                    break
+                if time.monotonic() - shown >= DRAW_S:
+                    for name in writing.keys() - found.keys():
+                        show(Answer(name, so_far(name, "").text))
+                    shown = time.monotonic()
         except KeyboardInterrupt:
-            text = policy.completion(heard, STOPPED, prompt, spec.stop).text
-            made = Completion(text, heard, STOPPED, len(prompt))
-        said = policy.template.shape.split(made.text)[1] or made.text
-        return Answer(entry.name, made.text, said, len(made.token_ids), made.finish_reason)
+            for name in [name for name in writing if name not in found]:
+                writing[name].close()
+                end(name, so_far(name, STOPPED))
+        return [found[name] for name in writing]
 
-    def ask_server(
-        self, name: str, model: ServedModel, asked: Messages | str, problem: Problem
-    ) -> Answer:
+    def ask_server(self, name: str, model: ServedModel, question: Question) -> Answer:
+        asked = self.prompt(name, question)
         try:
             with self.client(model, asked) as client:
-                (reply,) = client.ask([attempt_call(problem, 0, asked, self.spec)])
+                (reply,) = client.ask([attempt_call(question.problem, 0, asked, self.spec)])
         except KeyboardInterrupt:
             return Answer(name, finish_reason=STOPPED)
         return Answer(

@@ -35,7 +35,7 @@ from mlxreflect.models.template import ChatTemplate, with_tags
 from mlxreflect.runs.folder import RunFolder
 from mlxreflect.train.batches import Group, Pair, Row
 from mlxreflect.train.encode import Dropped, Encoder
-from mlxreflect.train.lora import attach, base_reference, save_adapter
+from mlxreflect.train.lora import attach_everywhere, base_reference, save_adapter
 from mlxreflect.train.network import Arrays
 from mlxreflect.train.objectives import Objective, imitation
 from mlxreflect.train.references import References
@@ -105,15 +105,16 @@ def train(folder: RunFolder[Job], ui: Ui) -> dict[str, Any]:
         left_out, counts = list[dict[str, Any]](), None
         if asked.against:
             examples, left_out, counts = clean_examples(examples, asked)
-        policy = load_policy(PolicyConfig(**job.policy.model_dump()))
+        config = PolicyConfig(**job.policy.model_dump())
+        policy = load_policy(config, hosts=folder.hosts)
         job = with_tags(job, policy.template)
         data = encode_data(job, policy, examples, [*bad, *poor], apart)
         data = replace(data, notes=[*notes, *data.notes], decontaminated=counts)
-        adapter = attach(policy.model, job.train, job.seed, job.policy.model, job.policy.adapter)
+        adapter = attach_everywhere(policy, job.train, job.seed, config)
         references = References.open(job.train.reference_cache)
         if references:
             stack.callback(references.close)
-        trainer = Trainer(policy.model, references, ui.line)
+        trainer = Trainer(policy.model, references, ui.line, policy.hosts, policy.number)
         describe(folder, data, trainer, ui)
         if left_out:
             keep_rows(folder.path, left_out)
@@ -134,7 +135,7 @@ def describe(folder: RunFolder[Job], data: Data, trainer: Trainer, ui: Ui) -> No
          "rows": f"{len(data.train)} to train on, {len(data.held_out)} held out, "
                  f"{len(data.bad)} skipped",
          "trained": f"{trained / 1e6:.2f} million parameters ({job.train.tune})",
-         "device": device_name(), "out": str(folder.path)}
+         "device": device_name(), **folder.hosts.shown(), "out": str(folder.path)}
     )  # fmt: skip
     for note in data.notes:
         ui.line(note)

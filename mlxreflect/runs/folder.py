@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -21,6 +21,7 @@ from typing import Any, Generic, TextIO, TypeVar
 from mlxreflect.config.recipe import (
     RESUMABLE,
     check_kept,
+    check_mirror,
     check_spending,
     digest,
     dump_recipe,
@@ -31,10 +32,21 @@ from mlxreflect.config.recipe import (
 from mlxreflect.config.schema import Job, Recipe
 from mlxreflect.config.toml import apply_settings, dump_toml, flatten, read_toml, validate
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.journal import Commits, digest_of, read_json, take_lock, write_atomic
+from mlxreflect.core.hosts import ALONE, Hosts
+from mlxreflect.core.journal import (
+    Commits,
+    count_rows,
+    digest_of,
+    read_json,
+    take_lock,
+    write_atomic,
+)
+from mlxreflect.core.launched import hosts_option
+from mlxreflect.core.liveness import HostGone, what_then
 from mlxreflect.core.machine import machine_fault, swap_used
 from mlxreflect.core.ui import Ui
 from mlxreflect.data.matching import FILE
+from mlxreflect.runs.mirror import Mirror, bring_back, mirrored
 from mlxreflect.runs.track import Follower, tracked
 
 C = TypeVar("C", bound=Recipe | Job)
@@ -68,6 +80,7 @@ class Kind(Generic[C]):
 
 
 def check_resumed(recipe: Recipe, path: Path) -> None:
+    check_mirror(recipe.mirror, path)
     check_spending(recipe, path)
     fetch_digests(resolved(recipe), path)
     check_kept(recipe.prompt.file, recipe.prompt.templates)
@@ -81,8 +94,9 @@ RUN = Kind(
 )  # fmt: skip
 JOB = Kind(
     "training", Job, "job", "job.toml", "job.json", "--out", "step", ("metrics.jsonl",),
-    Job.model_dump, lambda job: dump_toml(job.model_dump()), lambda job, path: None,
-    tuple(key for key in RESUMABLE if key.startswith(("track", "train."))),
+    Job.model_dump, lambda job: dump_toml(job.model_dump()),
+    lambda job, path: check_mirror(job.mirror, path),
+    tuple(key for key in RESUMABLE if key.startswith(("mirror", "track", "train."))),
 )  # fmt: skip
 
 
@@ -92,6 +106,7 @@ class RunFolder(Generic[C]):
 
     made: the folders that were made for it, the innermost first; None: it is resumed. latest: a
     link beside it is to name it, once it has begun. swapped: `swap_used` when it was opened.
+    after_epoch: is called with the number of each epoch that is over. hosts: that share its work.
     """
 
     path: Path
@@ -102,6 +117,14 @@ class RunFolder(Generic[C]):
     latest: bool = False
     swapped: float = field(default_factory=lambda: swap_used())
     trackers: list[Follower] = field(default_factory=list)
+    after_epoch: list[Callable[[int], None]] = field(default_factory=list)
+    mirrors: list[Mirror] = field(default_factory=list)  # one, or none
+    hosts: Hosts = ALONE
+
+    @property
+    def again(self) -> str:
+        """Returns the command that goes on with it, on the hosts that it was given."""
+        return f"mlxreflect resume {quote(str(self.path))} {hosts_option()}".rstrip()
 
     @property
     def id(self) -> str:
@@ -147,9 +170,12 @@ class RunFolder(Generic[C]):
 
     def last_commit(self, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
         """Returns what `Commits.last` does. Raises UserError where commits are lost."""
-        # Rows of probes alone are those of a run that was killed in its first commit.
         journals = [self.path / name for name in self.kind.journals]
         begun = [file for file in journals if file.is_file() and file.stat().st_size]
+        if isinstance(self.config, Recipe):
+            # The first rows of probes are also those of a run that was killed in its first commit.
+            probes = self.path / "probes.jsonl"
+            begun += [probes] if count_rows(probes) > len(self.config.probes.prompts) else []
         if begun and not self.commits.all():
             raise UserError(
                 f"{begun[0]} has rows, and there is no commit to go on from",
@@ -177,14 +203,21 @@ class RunFolder(Generic[C]):
                 f"the machine uses {grown:.1f} GB more swap than when this began, and "
                 f"train.swap_gb = {limit:g}",
                 "close other programs, lower train.part_tokens or raise train.swap_gb, then: "
-                f"mlxreflect resume {quote(str(self.path))}",
+                f"{self.again}",
             )
 
     def follow(self) -> None:
-        """Lets the trackers read what is committed of metrics.jsonl; the first time starts them."""
+        """Lets the trackers read what is committed of metrics.jsonl, and has the commit copied.
+
+        The first time starts the trackers.
+        """
+        if not self.commits.all():
+            return
         file = self.path / "metrics.jsonl"
-        for tracker in self.trackers if self.commits.folder.exists() else ():
+        for tracker in self.trackers:
             tracker.send(file.stat().st_size if file.is_file() else 0)
+        for mirror in self.mirrors:
+            mirror.send()
 
     # ---- the end --------------------------------------------------------------------------------
 
@@ -214,13 +247,17 @@ def carried_out(folder: RunFolder[C]) -> Iterator[None]:
 
     A new folder whose work has not begun is taken back.
     """
-    again = f"mlxreflect resume {quote(str(folder.path))}"
+    again = folder.again
+    folder.hosts.goes_on(again)
     try:
         yield
     except KeyboardInterrupt:
         gone = folder.take_back()
         said = " before it began; nothing is left of it" if gone else f"; go on with: {again}"
         raise Stopped(f"stopped{said}") from None
+    except HostGone as gone:
+        hint = what_then() if folder.take_back() else gone.hint
+        raise HostGone(gone.message, hint) from None
     except UserError:
         folder.take_back()
         raise
@@ -235,25 +272,43 @@ def carried_out(folder: RunFolder[C]) -> Iterator[None]:
 
 
 def carry_out(
-    folder: RunFolder[Any], ui: Ui | None = None, *, named: bool = False
+    folder: RunFolder[Any], ui: Ui | None = None, *, named: bool = False, hosts: Hosts = ALONE
 ) -> dict[str, Any]:
     """Does what is left of a run or a training, as `carried_out` says, and returns its summary.
 
-    ui: by default a quiet one. named: the summary has the `folder`, too.
+    ui: by default a quiet one. named: the summary has the `folder`, too. hosts: that share the
+    work; this process is their first.
     """
-    ui = ui or Ui(quiet=True)
-    with carried_out(folder), tracked(
-        folder.config.track, folder.path, folder.id, flatten(folder.kind.tree(folder.config)),
-        ui.line,
-    ) as followers:  # fmt: skip
-        folder.trackers.extend(followers)
+    ui, folder = ui or Ui(quiet=True), replace(folder, hosts=hosts)
+    config = folder.config
+    with carried_out(folder), publishing(folder, ui), ExitStack() as stack:
+        mirror = mirrored(config.mirror, folder.commits, folder.id, ui.line)
+        folder.mirrors.extend(stack.enter_context(mirror))
+        keys = flatten(folder.kind.tree(config))
+        trackers = tracked(config.track, folder.path, folder.id, keys, ui.line)
+        folder.trackers.extend(stack.enter_context(trackers))
         if folder.kind is JOB:
             from mlxreflect.runs.fit import train as work
         else:
             from mlxreflect.runs.run import execute as work  # type: ignore[assignment]
         summary = work(folder, ui)
-        folder.follow()  # also a run that was finished: a tracker may be new, or lack the end
+        folder.follow()  # also a run that was finished: a tracker or a mirror may lack the end
     return {**summary, "folder": str(folder.path)} if named else summary
+
+
+@contextmanager
+def publishing(folder: RunFolder[Any], ui: Ui) -> Iterator[None]:
+    """Pushes to the hub what is done in the block, where a recipe says so."""
+    config = folder.config
+    if not isinstance(config, Recipe) or not config.publish.to:
+        yield
+        return
+    from mlxreflect.runs.publish import pushed
+
+    with pushed(folder.path, config, ui.line) as pusher:
+        if config.publish.each == "epoch":
+            folder.after_epoch.append(pusher.queue.put)
+        yield
 
 
 # ---- a new folder --------------------------------------------------------------------------------
@@ -334,7 +389,7 @@ def open_folder(path: Path, settings: Sequence[str] = ()) -> RunFolder[Any]:
     if kind is None:
         raise UserError(
             f"{path} is not a run folder",
-            "give the folder that `mlxreflect run` or `mlxreflect train` made",
+            "`mlxreflect runs` lists them, runs/latest is the newest",
         )
     text = path / kind.text
     old = flatten(began_with(kind, path))  # first: it says which version made the folder
@@ -356,6 +411,21 @@ def open_folder(path: Path, settings: Sequence[str] = ()) -> RunFolder[Any]:
     config = validate(kind.model, apply_settings(now, settings), text, settings)
     kind.check(config, text)
     return RunFolder(path, config, kind, take_lock(path))
+
+
+def open_mirror(
+    place: str, path: Path | None = None, settings: Sequence[str] = (), ui: Ui | None = None
+) -> RunFolder[Any]:
+    """Makes the folder of a run or a training from its mirror, and opens it.
+
+    The mirror stays its mirror. path: of the folder, by default below runs/. Raises UserError where
+    something already is.
+    """
+    place = place.rstrip("/") if "://" in place else str(Path(place).absolute())
+    around, _, name = place.rpartition("/")
+    path = path or Path("runs") / name
+    bring_back(place, path, ui or Ui(quiet=True))
+    return open_folder(path, [f"mirror={around}", *settings])
 
 
 def began_with(kind: Kind[C], path: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from mlxreflect.critics.base import Critic
 from mlxreflect.critics.embeddings import Embedder
 from mlxreflect.critics.ledger import Ledger
 from mlxreflect.critics.local import SelfCritic
-from mlxreflect.evaluation.arms import short_hash
+from mlxreflect.evaluation.arms import read_results, short_hash
 from mlxreflect.evaluation.contamination import clean, keep_rows
 from mlxreflect.evaluation.evaluate import eval_problems
 from mlxreflect.evaluation.judge import Judging
@@ -52,7 +52,7 @@ from mlxreflect.runs.figures import (
 )
 from mlxreflect.runs.folder import RunFolder
 from mlxreflect.tasks import check_eval, find_task
-from mlxreflect.train.lora import attach, save_adapter
+from mlxreflect.train.lora import attach_everywhere, save_adapter
 from mlxreflect.train.network import parameters
 from mlxreflect.train.references import References
 from mlxreflect.train.trainer import (
@@ -83,19 +83,17 @@ def execute(run: RunFolder[Recipe], ui: Ui) -> dict[str, Any]:
     limit_memory(recipe.train.cache_limit_gb, recipe.train.wired_limit_gb)
     with ExitStack() as stack:
         ledger, critics, embedder = open_helpers(run, stack, ui)
-        policy = load_policy(recipe.policy)
+        policy = load_policy(recipe.policy, hosts=run.hosts)
         policy.say = ui.line
         recipe = with_tags(recipe, policy.template)
         specs = {name: with_tags(spec, policy.template) for name, spec in specs.items()}
         if method.asks_itself(recipe):
             critics["self"] = SelfCritic(policy, recipe.critic.tier("basic"), recipe.policy.batch)
-        adapter = attach(
-            policy.model, recipe.train, recipe.seed, recipe.policy.model, recipe.policy.adapter
-        )
+        adapter = attach_everywhere(policy, recipe.train, recipe.seed, recipe.policy)
         references = References.open(recipe.train.reference_cache)
         if references:
             stack.callback(references.close)
-        trainer = Trainer(policy.model, references, ui.line)
+        trainer = Trainer(policy.model, references, ui.line, policy.hosts, policy.number)
         initial = trainer.trainable()
         frame = Frame(
             method, recipe, task, policy, trainer, critics, cleaned.problems, embedder
@@ -141,7 +139,7 @@ def open_helpers(
     kept = recipe.critic.cache != "off"
     ledger = Ledger(run.path / "critic.jsonl", recipe.critic.budget, kept=kept)
     stack.callback(ledger.close)
-    critics = open_critics(recipe, method.tiers(recipe), run.id, ledger, stack)
+    critics = open_critics(recipe, method.tiers(recipe), run.id, ledger, stack, run.hosts)
     for critic in critics.values():
         critic.say = ui.line
     embeds = method.embedder(recipe)
@@ -191,7 +189,8 @@ class RunLoop:
         running.state = type(running.state)(**saved["strategy"])
         for name in saved["held"]:
             self.frame.learning.held[name] = load_arrays(folder / f"{name}.safetensors")
-        self.began -= saved["seconds"]
+        unjudged = read_results(self.run.path / "summary.json") or {}
+        self.began -= unjudged.get("wall_seconds", saved["seconds"])
 
     def commit(self, number: int, rows: dict[str, list[dict[str, Any]]], seconds: float) -> None:
         """Commits a wave: rows, adapter, optimizers, reference and the method's state at once.
@@ -275,6 +274,8 @@ def keep_epoch(run: RunFolder[Recipe], epoch: int) -> None:
             shutil.copyfile(last / name, folder / name)
 
     replace_folder(final, copy)
+    for tell in run.after_epoch:
+        tell(epoch)
 
 
 def finish_adapter(run: RunFolder[Recipe], learning: Learning, adapter: dict[str, Any]) -> None:

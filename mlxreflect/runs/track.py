@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 
 PROJECT = "mlxreflect"
 PATIENCE_S = 60.0  # for all trackers together, when a run ends
-# Keys of a recipe whose values may be somebody's secret or address.
-PRIVATE = ("base_url", "key_env", "profile", "region")
+# Keys of a recipe whose values may be somebody's secret or address; the last is publish.to.
+PRIVATE = ("base_url", "key_env", "mirror", "profile", "region", "to")
 PLAIN = re.compile(r"[\w.:/ -]{1,100}")
 # The key of a row that numbers those of its kind; steps are counted.
 NUMBERED = {"wave": "wave", "dev": "wave", "held_out": "step"}

@@ -32,10 +32,11 @@ from mlxreflect.core.records import make_problem
 from mlxreflect.core.ui import Ui, plain, plural, table
 from mlxreflect.critics import open_critic, open_embedder
 from mlxreflect.critics.base import Call, Critic, Reply
-from mlxreflect.critics.client import FILE, Client, failed_reply
+from mlxreflect.critics.client import Client, failed_reply
 from mlxreflect.critics.embeddings import embed_call
 from mlxreflect.critics.http import LOOPBACK, CallError
 from mlxreflect.critics.ollama import LOOK_S, Ollama, is_ollama, root_of
+from mlxreflect.critics.replies import FILE
 from mlxreflect.data.matching import build_index, clause
 from mlxreflect.data.rows import is_path
 from mlxreflect.evaluation.contamination import (

@@ -10,6 +10,7 @@ import shlex
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import dropwhile, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -178,7 +179,9 @@ def settle_model(fit: list[str], usual: Recipe, asker: Asker) -> str:
 
     def read(chosen: str) -> str:
         model = models.get(chosen, chosen)
-        find_model(model, "--model")
+        near = get_close_matches(model, [*models, "tiny"], 1)
+        if find_model(model, "--model") is None and "/" not in model and near:
+            raise UserError(f"--model {model}: no such model", f"did you mean {near[0]}?")
         return model
 
     first = next((name for name in fit if name in models), usual.policy.model)
@@ -267,6 +270,8 @@ def settle_column(
         return read(guess)
     if not asker.given[name] and not asker.ask:
         hint = f"add --{name} with one of them, such as --{name} {shlex.quote(guess or other)}"
+        if name == "question" and not asker.given["answer"] and not by_fold.keys() & {*ANSWERS}:
+            hint += ", and --answer with another"
         raise UserError(f"{shown}; none is called {name}", hint)
     label = f"{shown}\nthe column that holds the {name}"
     return asker.choose(name, label, guess or other, read)
@@ -481,6 +486,10 @@ def describe_data(written: Mapping[str, Any]) -> Iterator[str]:
         yield f"{written['source']}: {plural(written['of'], 'question')}: {said}"
         where = f" in {written['exam']}" if written["exam"] else ""
         yield f"{written['learned']} to learn from, {written['held_out']} held out{where}"
+        if written["exam"]:
+            yield f"{written['source']} has these, too: a run leaves them out, and says how many"
+    if written["model"] == "tiny" and written["task"] != "countdown":
+        yield "note: tiny knows Countdown only, and learns nothing else: try commands with it"
     if written["held_out"]:
         yield power_sentence(written["held_out"])
     if written["of"] and written["held_out"] < ENOUGH:

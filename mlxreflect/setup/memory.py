@@ -3,7 +3,6 @@
 Phases follow each other; what is there in several is the policy, what is trained, and the critics.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -77,6 +76,7 @@ def memory_rows(recipe: Recipe, known: Known) -> list[Row]:
         most = memory_limit(recipe.train.memory_gb)
         return [told, Row("training, at most", most, ["training"], "train.memory_gb"), *rows]
     prompt = attempt_length(recipe, known)
+    trained = parameters_trained(recipe, known.policy)  # first: attempts are with LoRA layers
     weights, decoding = weights_of(known.policy), Decoding(known.policy)
     limit = cache_limit(recipe.policy.cache_gb, weights)
     policy = recipe.policy
@@ -97,7 +97,6 @@ def memory_rows(recipe: Recipe, known: Known) -> list[Row]:
         generated.append(generation("critics", Decoding(model), config.concurrency, quoted,
                                     config.max_tokens, room, f"{name}: concurrency"))  # fmt: skip
     full = recipe.train.tune == "full"
-    trained = parameters_trained(recipe, known.policy)
     kept = [
         Row("policy", trained if full else weights, phases, "policy.model"),
         Row("moments" if full else "LoRA and moments", (MOMENTS + (not full)) * trained, phases,
@@ -143,13 +142,7 @@ def eval_length(name: str, spec: EvalSpec, known: Known) -> int:
 
 
 def longest(prompts: Sequence[Messages | str], template: ChatTemplate | None) -> int:
-    """Returns the tokens of the prompt that has the most characters."""
-    if not prompts or template is None:
-        return PROMPT
-    prompt = max(prompts, key=lambda prompt: len(json.dumps(prompt)))
-    if isinstance(prompt, str):
-        return len(template.tokenizer.encode(prompt))
-    return len(template.prompt(prompt))
+    return template.longest(prompts) if prompts and template else PROMPT
 
 
 # ---- training ------------------------------------------------------------------------------------

@@ -1,18 +1,23 @@
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
+from mlx_lm.tuner.dora import DoRALinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from mlxreflect.config.schema import Fitting, LoraConfig
+from mlxreflect.config.schema import Fitting, LoraConfig, PolicyConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import read_json
 from mlxreflect.core.seeds import seed_mlx
 from mlxreflect.models.load import floating, model_folder, read_adapter, to_float32
-from mlxreflect.models.memory import EXPERTS, LINEAR
+from mlxreflect.models.memory import ADAPTED, EXPERTS, LINEAR
+from mlxreflect.models.policy import Policy
+from mlxreflect.models.split import refuse_training
 from mlxreflect.train.recurrent import refuse_untrainable
 
 # Names, anywhere in a layer's, of what weighs experts in mlx-lm's models.
@@ -46,30 +51,65 @@ def default_keys(model: nn.Module) -> list[str]:
 def attach_lora(
     model: nn.Module, config: LoraConfig, seed: int, adapter: str = ""
 ) -> dict[str, Any]:
-    """Freeze the model and put LoRA layers on it, or go on with those an adapter brought.
+    """Freeze the model and put LoRA or DoRA layers on it, or go on with those an adapter brought.
 
-    adapter: the LoRA folder that the model was loaded with; its rank, layers and keys count then.
+    adapter: the folder that the model was loaded with; its kind, rank, layers and keys count then.
     Returns the adapter_config.json that mlx-lm needs to load them again. Raises UserError for
     layers or keys that the model does not have, and for an adapter of another type.
     """
     if adapter:
-        existing = read_adapter(adapter, "lora")
-        model.freeze()
-        for _, module in model.named_modules():
-            if "lora_a" in module:
-                module.unfreeze(keys=["lora_a", "lora_b"], recurse=False)
-        return existing
+        return go_on(model, config, adapter)
     layers, keys = choose_layers(model, config), config.keys or default_keys(model)
-    scale = config.alpha / config.rank if config.alpha else config.scale
+    if config.dora:
+        check_dora(model, layers, keys)
     parameters = {
-        "rank": config.rank, "scale": scale, "dropout": config.dropout, "keys": keys
+        "rank": config.rank, "scale": scale_of(config), "dropout": config.dropout, "keys": keys
     }  # fmt: skip
     seed_mlx(seed, "lora")
     model.freeze()
-    linear_to_lora_layers(model, layers, dict(parameters))
+    linear_to_lora_layers(model, layers, dict(parameters), use_dora=config.dora)
     model.eval()  # new layers begin in training mode, with dropout on
-    mx.eval(model.trainable_parameters())  # the others may stay unread
-    return {"fine_tune_type": "lora", "num_layers": layers, "lora_parameters": parameters}
+    # What was drawn. All else may stay unread, with the magnitudes that are taken from it.
+    drawn = tree_flatten(model.trainable_parameters())
+    mx.eval([array for name, array in drawn if not name.endswith(".m")])
+    kind = "dora" if config.dora else "lora"
+    return {"fine_tune_type": kind, "num_layers": layers, "lora_parameters": parameters}
+
+
+def go_on(model: nn.Module, config: LoraConfig, adapter: str) -> dict[str, Any]:
+    """Freezes all but the adapter that the model was loaded with; returns its config."""
+    existing = read_adapter(adapter, "lora", "dora")
+    if config.dora and existing.get("fine_tune_type") != "dora":
+        raise UserError(
+            f"train.lora.dora = true, and policy.adapter = {adapter!r} is LoRA",
+            "leave train.lora.dora out, or begin without that adapter",
+        )
+    model.freeze()
+    for module in model.modules():
+        if "lora_a" in module:
+            module.unfreeze(keys=[*ADAPTED], recurse=False)
+    return existing
+
+
+def scale_of(config: LoraConfig) -> float:
+    """Returns what B @ A is multiplied by; with rsLoRA (https://arxiv.org/abs/2312.03732) α/√r."""
+    if not config.alpha:
+        return config.scale
+    return config.alpha / (math.sqrt(config.rank) if config.rslora else config.rank)
+
+
+def check_dora(model: nn.Module, layers: int, keys: Sequence[str]) -> None:
+    """Refuses what mlx-lm has no DoRA for: experts, and layers with a forward pass of their own."""
+    chosen = [(name, module) for layer in model.layers[-layers:]
+              for name, module in layer.named_modules() if name in keys]  # fmt: skip
+    for name, module in chosen:
+        if type(module) not in LINEAR:
+            able = sorted({name for name, module in chosen if type(module) in LINEAR})
+            named = f"name others in train.lora.keys ({', '.join(able)}), or " if able else ""
+            raise UserError(
+                f"train.lora.dora: mlx-lm has no DoRA for {name} ({type(module).__name__})",
+                f"{named}leave train.lora.dora out",
+            )
 
 
 def choose_layers(model: nn.Module, config: LoraConfig) -> int:
@@ -96,7 +136,10 @@ def choose_layers(model: nn.Module, config: LoraConfig) -> int:
 
 
 def base_reference(model: nn.Module) -> Arrays:
-    """Trainable parameters under which LoRA layers add nothing. Raises UserError without LoRA."""
+    """Trainable parameters under which LoRA layers add nothing. Raises UserError without LoRA.
+
+    DoRA's magnitudes are the lengths of the base's rows again.
+    """
     arrays = dict(tree_flatten(model.trainable_parameters()))
     if not any(name.endswith("lora_b") for name in arrays):
         raise UserError(
@@ -104,9 +147,15 @@ def base_reference(model: nn.Module) -> Arrays:
             'set train.reference = "stage" or "none"',
         )
     # Both factors: what is kept under the base's name is then found again after any step.
-    return {
+    base = {
         k: mx.zeros_like(v) if k.endswith(("lora_a", "lora_b")) else v for k, v in arrays.items()
     }
+    for path, layer in model.named_modules():
+        if isinstance(layer, DoRALinear):
+            trained = layer.m
+            layer.set_linear(layer.linear)
+            base[f"{path}.m"], layer.m = layer.m, trained
+    return base
 
 
 # ---- all weights ---------------------------------------------------------------------------------
@@ -155,6 +204,18 @@ def save_adapter(folder: Path, arrays: Arrays, config: dict[str, Any], model: st
     mx.save_safetensors(str(folder / "adapters.safetensors"), arrays)
     text = json.dumps({**config, "model": model}, indent=2)
     (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def attach_everywhere(
+    policy: Policy, train: Fitting, seed: int, config: PolicyConfig
+) -> dict[str, Any]:
+    """Does `attach` on every host. config: what the policy was loaded with."""
+    if policy.split:
+        raise refuse_training(policy.name)
+    fitting = train.model_dump(mode="json", include=set(Fitting.model_fields))
+    policy.hosts.lead("attach", policy=policy.number, train=fitting, seed=seed)
+    policy.learns = True
+    return attach(policy.model, train, seed, config.model, config.adapter)
 
 
 def attach(model: nn.Module, train: Fitting, seed: int, name: str, adapter: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ Recomputed layers keep their input alone. Keys and values that one hands on thro
 prefix enter and leave it as values, or their gradients would silently be lost.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,9 +14,8 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlxreflect.config.schema import Fitting
-from mlxreflect.core.seeds import seed_mlx
 from mlxreflect.models.load import device_memory, on_cpu, on_mac_gpu
-from mlxreflect.models.memory import HEADS, argument, width
+from mlxreflect.models.memory import HEADS, LENGTHS, argument, dora_weights, width
 from mlxreflect.train.batches import WORTH, Item, Part, Shape, halved, shape_of, whole
 from mlxreflect.train.cpu import LANES
 from mlxreflect.train.network import (
@@ -44,7 +42,6 @@ ENOUGH_TOKENS = 512  # in a part that is left whole: products of fewer rows are 
 DISPLAY_TOKENS = 2048
 LEAST_TOKENS = 64  # below that, a part of its own is not worth a thread
 GPU_SHARE = 0.25  # of the working set that the device recommends; a critic may want the rest
-Seed = tuple[int | str, ...]
 # What a layer that is recomputed may be given.
 GIVEN = (mx.array, str, int, float, tuple, list, dict, type(None), Recorder, Extension)
 
@@ -52,7 +49,8 @@ GIVEN = (mx.array, str, int, float, tuple, list, dict, type(None), Recorder, Ext
 class Footprint:
     """Bytes that a step's activations take, estimated from the model's shapes.
 
-    width: outputs of the linear layers of one layer, for one token; heads: attention heads.
+    width: outputs of the linear layers of one layer, for one token; heads: attention heads. dora,
+    packed: as of `dora_weights`.
     """
 
     def __init__(self, model: nn.Module, vocabulary: int) -> None:
@@ -60,6 +58,7 @@ class Footprint:
         self.layers = len(model.layers)
         self.heads = argument(model, *HEADS)
         self.width = width(model)
+        self.dora, self.packed = dora_weights(model)
         # Norms are as long as a layer's input, and keep the type that a model computes in.
         norms = [m.weight for _, m in model.layers[0].named_modules()
                  if "weight" in m and "norm" in type(m).__name__.lower()]  # fmt: skip
@@ -73,14 +72,19 @@ class Footprint:
         # A prefix is run in parts, each of which sees those before.
         part = min(shape.prefix, default_stride())
         scores += shape.groups * shape.prefix * (shape.prefix + part) // 2
-        layer = OUTPUTS * shape.tokens * self.width + SCORES * self.heads * scores
+        # DoRA keeps outputs from before and after their scaling.
+        outputs = OUTPUTS + (self.dora > 0)
+        layer = outputs * shape.tokens * self.width + SCORES * self.heads * scores
         if self.stateful:
             squares, step = STATE
             layer += squares * self.heads * shape.rows * shape.suffix * min(shape.suffix, step)
         inputs = INPUTS * shape.tokens * self.hidden
-        kept = (layer * (self.layers - recomputed) + inputs * recomputed) * self.itemsize
+        # Weights that DoRA makes plain are kept of each time that a layer is run.
+        plain = self.packed * (1 + -(-shape.prefix // default_stride()))
+        kept = (layer + plain) * (self.layers - recomputed) + inputs * recomputed
+        at_work = (AT_WORK * layer + plain) * self.itemsize + LENGTHS * self.dora
         logits = min(chunk_rows(self.vocabulary), shape.tokens) * self.vocabulary
-        return int(kept + max(AT_WORK * layer * self.itemsize, HEAD * logits * 4))
+        return int(kept * self.itemsize + max(at_work, HEAD * logits * 4))
 
     def layers_to_recompute(self, shape: Shape, limit: int) -> int:
         """The fewest layers that have to be recomputed to stay below the limit, or all."""
@@ -158,18 +162,16 @@ def plan(
 
 
 @contextmanager
-def recomputed_layers(model: nn.Module, count: int, seed: Seed) -> Iterator[None]:
+def recomputed_layers(model: nn.Module, count: int) -> Iterator[None]:
     """The first `count` layers compute their activations again in the backward pass.
 
     Patches the layer classes for the duration only; inside another such block it does nothing.
-    seed: names the random stream of dropout inside the layers.
     """
     chosen = list(model.layers[:count])
     kinds = {type(layer) for layer in chosen}
     originals = {kind: kind.__call__ for kind in kinds if not hasattr(kind.__call__, "recomputes")}
-    draws = itertools.count()
     for kind, original in originals.items():
-        kind.__call__ = recomputing(original, {id(layer) for layer in chosen}, draws, seed)
+        kind.__call__ = recomputing(original, {id(layer) for layer in chosen})
     try:
         yield
     finally:
@@ -177,9 +179,7 @@ def recomputed_layers(model: nn.Module, count: int, seed: Seed) -> Iterator[None
             kind.__call__ = original
 
 
-def recomputing(
-    original: Callable[..., Any], chosen: set[int], draws: Iterator[int], seed: Seed
-) -> Callable[..., Any]:
+def recomputing(original: Callable[..., Any], chosen: set[int]) -> Callable[..., Any]:
     def call(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
         given = (*args, *kwargs.values())
         # Gradients pass by what else a layer is given to change, as Kimi K3's are.
@@ -187,11 +187,8 @@ def recomputing(
             return original(layer, *args, **kwargs)
         caches = [a for a in given if isinstance(a, Recorder | Extension)]
         cache = caches[0] if caches else None
-        draw = next(draws)
 
         def inner(arrays: Arrays, held: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-            if layer.training:  # dropout has to draw the same again
-                seed_mlx(*seed, "layer", draw)
             own = again(cache, held)
             args = [own if a is cache else a for a in args]
             kwargs = {k: own if a is cache else a for k, a in kwargs.items()}

@@ -6,10 +6,13 @@ batch size nor accumulation changes a loss.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import accumulate
+from typing import Annotated, Any
 
 import mlx.core as mx
 import numpy as np
+from pydantic import PlainSerializer, PlainValidator, TypeAdapter
 
 from mlxreflect.config.fields import GrpoConfig
 from mlxreflect.config.schema import Fitting
@@ -27,7 +30,8 @@ class Objective:
 
     loss: logps [R, T], their batch and what they are of → summed loss and metrics an item.
     keep_shared: response tokens that all rows of an item share are scored too. splits: the loss is
-    a sum over rows, so an item's rows need not be computed at once.
+    a sum over rows, so an item's rows need not be computed at once. metrics: names of those that
+    the loss returns. given: what its constructor was given, to build it again on another host.
     """
 
     name: str
@@ -37,6 +41,8 @@ class Objective:
     keep_shared: bool = True
     splits: bool = False
     dropout: bool = False
+    metrics: tuple[str, ...] = ()
+    given: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         for number, item in enumerate(self.items):
@@ -51,7 +57,8 @@ def imitation(rows: Sequence[Row], *, dropout: bool = True) -> Objective:
         return (-logps.sum(axis=-1) * batch.weights).sum(), {}
 
     sizes = [row.weight * row.trained for row in rows]
-    return Objective("sft", [(row,) for row in rows], sizes, loss, dropout=dropout)
+    given = {"rows": rows, "dropout": dropout}
+    return Objective("sft", [(row,) for row in rows], sizes, loss, dropout=dropout, given=given)
 
 
 def preference(
@@ -78,7 +85,11 @@ def preference(
             each = each - config.nll * (sums[0::2] / batch.lengths[0::2])
         return (each * batch.weights[0::2]).sum(), {"margin": margin}
 
-    return Objective(name, items, [1.0] * len(items), loss, keep_shared=mean or config.nll > 0)
+    given = {"pairs": pairs, "references": references, "config": config, "name": name}
+    return Objective(
+        name, items, [1.0] * len(items), loss, keep_shared=mean or config.nll > 0,
+        metrics=("margin",), given=given,
+    )  # fmt: skip
 
 
 def odds_ratio(pairs: Sequence[Pair], beta: float) -> Objective:
@@ -91,7 +102,8 @@ def odds_ratio(pairs: Sequence[Pair], beta: float) -> Objective:
         return (each * batch.weights[0::2]).sum(), {"margin": beta * log_odds}
 
     items: list[Item] = [(pair.chosen, pair.rejected) for pair in pairs]
-    return Objective("orpo", items, [1.0] * len(items), loss)
+    given = {"pairs": pairs, "beta": beta}
+    return Objective("orpo", items, [1.0] * len(items), loss, metrics=("margin",), given=given)
 
 
 def reinforcement(
@@ -130,7 +142,11 @@ def reinforcement(
 
     items = [group.rows for group in groups]
     sizes = [float(sum(r.trained for r in item) if by_token else len(item)) for item in items]
-    return Objective("grpo", items, sizes, loss, splits=True)
+    given = {"groups": groups, "old": old, "references": references,
+             "config": config}  # fmt: skip
+    return Objective(
+        "grpo", items, sizes, loss, splits=True, metrics=("kl", "clipped"), given=given
+    )
 
 
 def by_row(known: Sequence[np.ndarray] | None, groups: Sequence[Group]) -> Known | None:
@@ -147,3 +163,46 @@ def in_slots(known: Known, part: Part, batch: Batch) -> mx.array:
     out = np.zeros(mask.shape, dtype=np.float32)
     out[mask] = np.concatenate([row for i, rows in part.items() for row in known[i][rows]])
     return mx.array(out)
+
+
+# ---- as JSON -------------------------------------------------------------------------------------
+
+
+def float32(values: Sequence[Any]) -> np.ndarray:
+    return np.array(values, dtype=np.float32)
+
+
+# JSON's doubles hold float32 exactly.
+Numbers = Annotated[np.ndarray, PlainValidator(float32), PlainSerializer(np.ndarray.tolist)]
+GIVEN: dict[str, Any] = {
+    "rows": Sequence[Row], "pairs": Sequence[Pair], "groups": Sequence[Group], "name": str,
+    "references": Sequence[Numbers] | None, "old": Sequence[Numbers] | None, "beta": float,
+    "dropout": bool,
+}  # fmt: skip
+# The constructors, by the objective's name; those of preferences have one.
+MADE_BY: dict[str, Callable[..., Objective]] = {
+    "sft": imitation, "orpo": odds_ratio, "grpo": reinforcement,
+}  # fmt: skip
+
+
+@cache
+def form(name: str, key: str) -> TypeAdapter[Any]:
+    """Returns how what a constructor is given under this key is written as JSON."""
+    config = GrpoConfig if name == "grpo" else Fitting
+    return TypeAdapter(config if key == "config" else GIVEN[key])
+
+
+def to_json(objective: Objective) -> dict[str, Any]:
+    """Returns an objective as JSON, for `from_json`."""
+    name = objective.name
+    given = {key: form(name, key).dump_python(value, mode="json")
+             for key, value in objective.given.items()}  # fmt: skip
+    return {"name": name, "given": given}
+
+
+def from_json(data: dict[str, Any]) -> Objective:
+    """Builds an objective again by its own constructor."""
+    name: str = data["name"]
+    given = {key: form(name, key).validate_python(value) for key, value in data["given"].items()}
+    made_by: Callable[..., Objective] = MADE_BY.get(name, preference)
+    return made_by(**given)

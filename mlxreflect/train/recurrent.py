@@ -29,7 +29,6 @@ UNTRAINABLE = {
 }
 # What Kimi K3's layers keep of their weights: products of two, and a compiled step.
 KEPT = ("_attn_res_w_eff", "_mlp_res_w_eff", "_output_res_w_eff", "_step")
-DROPOUTS = (nn.Dropout, nn.Dropout2d, nn.Dropout3d)
 Two = tuple[mx.array, mx.array]
 # One token: its arrays [B, …], in order, what all tokens share, and the state before; returns the
 # output and the state after.
@@ -42,7 +41,7 @@ def differentiable(model: nn.Module, dropout: bool) -> Iterator[None]:
     model.train()
     if not dropout:  # it would make policy and reference differ from themselves
         for module in model.modules():
-            if isinstance(module, DROPOUTS):
+            if isinstance(module, nn.Dropout):
                 module.eval()
     with ExitStack() as stack:
         for place, name, function in replacements():

@@ -5,7 +5,8 @@ Kept are numbers under a hash of everything they depend on; never a text or a to
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,8 @@ FLOAT32 = np.dtype("<f4")
 SCORED_TOKENS = {"cpu": 1024, "gpu": 8192}  # in a batch, shared ones counted for each row
 LEAST_ROWS = 4  # in a batch, however long
 What = Literal["sums", "tokens"]
+# Batches of items → the index of each with its items' log-probabilities, in any order.
+Compute = Callable[[Sequence[Sequence[Item]]], Iterator[tuple[int, list[np.ndarray]]]]
 
 
 class References:
@@ -74,13 +77,15 @@ def score(
     references: References | None,
     policy_key: str,
     part_tokens: int = 0,
+    compute: Compute | None = None,
 ) -> list[np.ndarray]:
     """Returns float32 log-probabilities of each item's rows under the network as it is.
 
     what: "sums", [rows], or "tokens", those of all its rows, one after the other.
     keep_shared: as for `collate`; without, only differences of sums mean something.
     references: where they are kept; policy_key: of the policy that they are of. part_tokens: the
-    most in a batch of several items, as for `memory.most_tokens`.
+    most in a batch of several items, as for `memory.most_tokens`. compute: what is done in place of
+    `computed` with the batches that nothing is kept of.
     """
     found: list[np.ndarray] = [np.zeros(0)] * len(items)
     keys = [reference_key(policy_key, item, f"{what} {keep_shared}") if references else ""
@@ -96,31 +101,40 @@ def score(
         for i, values in zip(members, whole, strict=True):
             found[i] = values
 
-    def scored(members: list[int]) -> tuple[mx.array, mx.array]:
-        some = [items[i] for i in members]
-        layout = collate(some, share=network.shares, keep_shared=keep_shared)
-        return network.logps(layout), layout.mask
-
-    with evaluating(network.model):  # dropout would make it another policy
-        for members, (logps, mask) in in_parts(network.model, scored, owed):
-            own = list(split(logps, mask, items, members, what))
-            if references:  # what was kept first counts for all processes
-                first = references.put({keys[i]: o for i, o in zip(members, own, strict=True)})
-                own = [first[keys[i]] for i in members]
-            for i, values in zip(members, own, strict=True):
-                found[i] = values
+    compute = compute or partial(computed, network, what, keep_shared)
+    for at, own in compute([[items[i] for i in members] for members in owed]):
+        members = owed[at]
+        if references:  # what was kept first counts for all processes
+            first = references.put({keys[i]: o for i, o in zip(members, own, strict=True)})
+            own = [first[keys[i]] for i in members]
+        for i, values in zip(members, own, strict=True):
+            found[i] = values
     return found
 
 
+def computed(
+    network: Network, what: What, keep_shared: bool, batches: Sequence[Sequence[Item]]
+) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """Yields the index of each batch with its items' log-probabilities."""
+
+    def scored(at: int) -> tuple[mx.array, mx.array]:
+        layout = collate(batches[at], share=network.shares, keep_shared=keep_shared)
+        return network.logps(layout), layout.mask
+
+    with evaluating(network.model):  # dropout would make it another policy
+        for at, (logps, mask) in in_parts(network.model, scored, range(len(batches))):
+            yield at, list(split(logps, mask, batches[at], what))
+
+
 def split(
-    logps: mx.array, mask: mx.array, items: Sequence[Item], members: list[int], what: What
+    logps: mx.array, mask: mx.array, items: Sequence[Item], what: What
 ) -> Iterator[np.ndarray]:
     """Log-probabilities [R, T] of a batch's rows, item by item."""
     values, real = np.array(logps), np.array(mask) > 0
     at = 0
-    for i in members:
-        rows = [values[r][real[r]] for r in range(at, at + len(items[i]))]
-        at += len(items[i])
+    for item in items:
+        rows = [values[r][real[r]] for r in range(at, at + len(item))]
+        at += len(item)
         if what == "tokens":
             yield np.concatenate(rows)
         else:

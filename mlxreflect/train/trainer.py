@@ -18,18 +18,30 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_unflatten
 
 from mlxreflect.config.fields import GrpoConfig
 from mlxreflect.config.schema import Fitting
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.seeds import rng_for, seed_mlx
+from mlxreflect.core.hosts import ALONE, Hosts
+from mlxreflect.core.seeds import rng_for
+from mlxreflect.models.load import weights_hash
+from mlxreflect.models.sharing import agree_on_weights
 from mlxreflect.train.batches import Group, Item, Pair, Part, collate
 from mlxreflect.train.cpu import faster_on_cpu, in_parts
+from mlxreflect.train.dropout import layer_keys, masked
+from mlxreflect.train.hosts import FITTING, divided, spread, tokens_of
 from mlxreflect.train.memory import Footprint, most_tokens, plan, recomputed_layers
 from mlxreflect.train.network import Arrays, Network, parameters
-from mlxreflect.train.objectives import Metrics, Objective, odds_ratio, preference, reinforcement
-from mlxreflect.train.recurrent import differentiable
+from mlxreflect.train.objectives import (
+    Metrics,
+    Objective,
+    odds_ratio,
+    preference,
+    reinforcement,
+    to_json,
+)
+from mlxreflect.train.recurrent import differentiable, forget
 from mlxreflect.train.references import References, What, score
 
 TIE = 1e-5  # margins below it are rounding
@@ -88,12 +100,16 @@ class Step:
         return {k: v for k, v in asdict(self).items() if v is not None or k in kept}
 
 
+Given = tuple[Objective, Fitting, Seed, float | None, LRSchedule, int]  # to `Trainer.train`
+
+
 class Trainer:
     """Trains the model's trainable parameters; one AdamW an objective, whose state stays.
 
     Two optimizers, because the moments of one loss are no estimate of the other's gradients.
     references: keeps log-probabilities of the reference on disk; None: nothing is kept. say: is
-    called once with what a person should know about the model.
+    called once with what a person should know about the model. hosts: who share the work, each with
+    a trainer of this number: rank 0's is used, and orders what those of the others do.
     """
 
     def __init__(
@@ -101,8 +117,12 @@ class Trainer:
         model: nn.Module,
         references: References | None = None,
         say: Callable[[str], None] = lambda text: None,
+        hosts: Hosts = ALONE,
+        number: int = 0,
     ) -> None:
         self.model, self.references, self.say = model, references, say
+        self.hosts, self.number = hosts, number
+        self.measured: Objective | None = None  # the last one, which the other hosts keep too
         self.network: Network | None = None
         self.noted = False
         self.optimizers: dict[str, optim.AdamW] = {}
@@ -133,7 +153,8 @@ class Trainer:
 
         lr: the highest learning rate; None: `config.lr`. start: steps already made. Each step's
         order, dropout and learning rate follow from seed and number alone, so a trainer restored
-        after step n and started at n goes on as if it had never stopped.
+        after step n and started at n goes on as if it had never stopped. Over several hosts, the
+        others go through the same generator, step by step, as this one does.
         """
         items, name = objective.items, objective.name
         if not items:
@@ -146,6 +167,9 @@ class Trainer:
         try:
             for number in range(start, total):
                 started = time.perf_counter()
+                if not self.hosts.alone:
+                    given = objective, config, seed, lr, schedule, start
+                    self.begin_step(name, given if number == start else None)
                 epoch, at = divmod(number, per_epoch)
                 order = list(range(len(items)))
                 rng_for(*seed, name, "order", epoch).shuffle(order)
@@ -162,7 +186,10 @@ class Trainer:
                 optimizer.update(self.model, grads)
                 mx.eval(self.model.trainable_parameters(), optimizer.state, norm)
                 mx.clear_cache()  # buffers of this step's shapes, which may not come again
-                check_finite(self.steps[name], loss, norm.item(), self.trainable())
+                if not self.hosts.alone and number == total - 1:
+                    self.compare(name)
+                if self.hosts.rank == 0:
+                    check_finite(self.steps[name], loss, norm.item(), self.trainable())
                 yield Step(
                     name,
                     self.steps[name],
@@ -183,15 +210,20 @@ class Trainer:
         stream: Seed,
     ) -> tuple[float, Any, Found]:  # fmt: skip
         """Returns a step's loss, its gradients and each item's metrics; one part at a time."""
-        parts, recompute = self.plan(network, objective, members, config)
+        own = self.own_members(network, objective, members)
+        parts, recompute = self.plan(network, objective, own, config)
         arrays = self.trainable()
+        layers = layer_keys(self.model) if objective.dropout else {}
 
         def slope(part: Part) -> tuple[mx.array, Metrics, Any]:
-            drawn, powers = (*stream, next(iter(part))), list[mx.array]()
+            powers, rows = list[mx.array](), {i: objective.items[i][0] for i in part}
             loss = partial(loss_of, network, objective, training=True, powers=powers)
-            seed_mlx(*drawn)
             # value_and_grad leaves its own tracers in the model.
-            with recomputed_layers(self.model, recompute, drawn), parameters(self.model, arrays):
+            with (
+                masked(layers, stream, rows),
+                recomputed_layers(self.model, recompute),
+                parameters(self.model, arrays),
+            ):
                 (value, found), gradient = nn.value_and_grad(self.model, loss)(part)
             for power in powers:
                 gradient = tree_map(lambda g, by=power: (g / by).astype(g.dtype), gradient)
@@ -204,6 +236,10 @@ class Trainer:
                 grads = gradient if grads is None else tree_map(mx.add, grads, gradient)
                 mx.eval(grads)
                 total += gather(value, found, part, metrics)
+        if not self.hosts.alone:
+            if grads is None:
+                grads = tree_map(mx.zeros_like, self.model.trainable_parameters())
+            total, grads, metrics = self.summed(objective, members, total, grads, metrics)
         scale = 1 / sum(objective.sizes[i] for i in members)
         return total * scale, tree_map(lambda g: g * scale, grads), metrics
 
@@ -212,11 +248,19 @@ class Trainer:
         network = self.understood(objective.items)
         total = 0.0
         metrics: Found = defaultdict(dict)
-        parts, _ = self.plan(network, objective, list(range(len(objective.items))), config)
+        members = list(range(len(objective.items)))
+        if not self.hosts.alone:
+            self.lead("measure", lambda: self.measure_order(objective, config))
+            self.measured = objective
+            agree_on_weights(self.hosts, self.model)
+        own = self.own_members(network, objective, members)
+        parts, _ = self.plan(network, objective, own, config)
         self.model.eval()
         loss = partial(loss_of, network, objective)
         for part, (value, found) in in_parts(self.model, loss, parts):
             total += gather(value, found, part, metrics)
+        if not self.hosts.alone:
+            total, _, metrics = self.summed(objective, members, total, {}, metrics)
         return {"loss": total / sum(objective.sizes), **ranking(metrics)}
 
     def plan(
@@ -224,8 +268,88 @@ class Trainer:
     ) -> tuple[list[Part], int]:
         """Returns the members in parts, and how many layers are recomputed; see `memory.plan`."""
         items = {i: objective.items[i] for i in members}
+        if not items:
+            return [], 0
         footprint = Footprint(self.model, network.vocabulary)
         return plan(items, network.shares, objective.splits, footprint, config)
+
+    # ---- several hosts --------------------------------------------------------------------------
+
+    def lead(self, order: str, data: Callable[[], dict[str, Any]] = dict) -> None:
+        """Gives the others an order, where this is rank 0, which does the same itself."""
+        if self.hosts.rank == 0:
+            self.hosts.lead(order, number=self.number, **data())
+
+    def begin_step(self, name: str, fit: Given | None) -> None:
+        """Orders the next step of a fit; before its first one, all take rank 0's state.
+
+        Rank 0 may leave a fit at any step: the others stay where it left, until the next order.
+        """
+        if fit:
+            self.lead("fit", lambda: fit_order(*fit))
+        self.lead("step")
+        if fit:
+            self.agree(name)
+
+    def own_members(self, network: Network, objective: Objective, members: list[int]) -> list[int]:
+        """Returns those of the members that this rank computes."""
+        if self.hosts.alone:
+            return members
+        costs = [tokens_of([objective.items[i]], network.shares) for i in members]
+        return [members[j] for j in divided(costs, self.hosts.size)[self.hosts.rank]]
+
+    def summed(
+        self, objective: Objective, members: list[int], total: float, grads: Any, metrics: Found
+    ) -> tuple[float, Any, Found]:
+        """Returns loss, gradients and metrics of all ranks together, in one collective."""
+        gradients, names = dict(tree_flatten(grads)), objective.metrics
+        paths = sorted(gradients)
+        figures = [total, *(metrics[name].get(i, 0.0) for name in names for i in members)]
+        *arrays, brought = self.hosts.sum([*(gradients[p] for p in paths), mx.array(figures)])
+        by_path = dict(zip(paths, arrays, strict=True))
+        loss, *values = np.array(brought).tolist()
+        found: Found = defaultdict(dict)
+        for k, name in enumerate(names):
+            own = values[k * len(members) : (k + 1) * len(members)]
+            found[name] = dict(zip(members, own, strict=True))
+        return loss, tree_map_with_path(lambda path, _: by_path[path], grads), found
+
+    def agree(self, name: str) -> list[str]:
+        """Takes rank 0's weights and optimizer, bit for bit; returns the hosts that had others."""
+        optimizer = self.optimizer(name, 0.0)
+        state = {"model": self.model.trainable_parameters(), "optimizer": optimizer.state}
+        arrays = dict(tree_flatten(state))
+        own = [weights_hash(arrays), self.steps[name], optimizer.weight_decay]
+        said = self.hosts.meet(own)
+        others = [who for who, one in zip(self.hosts.names, said, strict=True) if one != said[0]]
+        if others:
+            taken = tree_unflatten(list(self.hosts.share(arrays).items()))
+            if self.hosts.rank:
+                self.model.update(taken["model"])
+                forget(self.model)
+                optimizer.state = taken["optimizer"]
+                _, self.steps[name], optimizer.weight_decay = said[0]
+        return others
+
+    def compare_all(self) -> None:
+        """Has all hosts compare their weights and optimizers with rank 0's; at each commit."""
+        for name in [] if self.hosts.alone else list(self.optimizers):
+            self.hosts.lead("compare", number=self.number, name=name)
+            self.compare(name)
+
+    def compare(self, name: str) -> None:
+        """Says whose chips computed otherwise than rank 0's, whose state goes on."""
+        first, others = self.hosts.names[0], self.agree(name)
+        if others and self.hosts.rank == 0:
+            self.say(
+                f"note: {', '.join(others)} rounded otherwise than {first} in training; the "
+                f"weights of {first} count"
+            )
+
+    def measure_order(self, objective: Objective, config: Fitting) -> dict[str, Any]:
+        """Returns the order to measure; the objective is left out where it was the last one too."""
+        sent = None if objective is self.measured else to_json(objective)
+        return {"objective": sent, "config": FITTING.dump_python(config, mode="json")}
 
     # ---- objectives -----------------------------------------------------------------------------
 
@@ -283,8 +407,12 @@ class Trainer:
         """Returns `references.score` under other parameters. keep: on disk, to be asked again."""
         network, references = self.understood(items), self.references if keep else None
         key = references.key_of(self.model, arrays) if references else ""
+        compute = partial(spread, self.hosts, self.number, network, arrays, what, keep_shared)
         with parameters(self.model, arrays):
-            return score(network, items, what, keep_shared, references, key, part_tokens)
+            return score(
+                network, items, what, keep_shared, references, key, part_tokens,
+                None if self.hosts.alone else compute,
+            )  # fmt: skip
 
     def understood(self, items: Sequence[Item]) -> Network:
         """Returns the network, tried once; what a person should know of it is said once."""
@@ -298,6 +426,17 @@ class Trainer:
                 "each is run whole, which takes longer"
             )
         return self.network
+
+
+def fit_order(
+    objective: Objective, config: Fitting, seed: Seed, lr: float | None, schedule: LRSchedule,
+    start: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Returns what `Trainer.train` is given, as JSON."""
+    return {
+        "objective": to_json(objective), "config": FITTING.dump_python(config, mode="json"),
+        "seed": list(seed), "lr": lr, "schedule": asdict(schedule), "start": start,
+    }  # fmt: skip
 
 
 def check_finite(number: int, loss: float, norm: float, weights: Arrays) -> None:
@@ -371,7 +510,11 @@ def ranking(metrics: Found) -> dict[str, float | None]:
 
 
 def save_trainer(folder: Path, trainer: Trainer) -> dict[str, Any]:
-    """Optimizer states as safetensors; returns what goes into the commit's JSON."""
+    """Optimizer states as safetensors; returns what goes into the commit's JSON.
+
+    They are those of all hosts.
+    """
+    trainer.compare_all()
     for name, optimizer in trainer.optimizers.items():
         arrays = dict(tree_flatten(optimizer.state))
         mx.save_safetensors(str(folder / f"optimizer-{name}.safetensors"), arrays)

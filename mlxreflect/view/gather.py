@@ -42,7 +42,7 @@ from mlxreflect.evaluation.arms import (
     read_results,
     sample_files,
 )
-from mlxreflect.evaluation.compare import compare_all, compare_report
+from mlxreflect.evaluation.compare import Options, compare_all, compare_report
 from mlxreflect.evaluation.evaluate import MUCH
 from mlxreflect.methods.base import AT_MOST, LEAK_FILTER, WORDS, cut_off, failure
 from mlxreflect.report.plots import (
@@ -63,7 +63,6 @@ from mlxreflect.report.show import (
     asked_so_far,
     recipe_of,
     rewritten,
-    shorten,
     state_of,
     totals,
 )
@@ -99,7 +98,10 @@ def gather(folders: Sequence[Path]) -> Gathered:
     """
     found = Gathered({"schema": "page/1", "runs": []})
     arms: list[Path] = []
-    for folder, name in zip(folders, distinct_names(folders), strict=True):
+    real = [path.resolve() for path in folders]  # runs/* has runs/latest, too
+    folders = [path for i, path in enumerate(folders) if real[i] not in real[i + 1 :]]
+    names = dict(zip(folders, distinct_names(folders), strict=True))
+    for folder, name in names.items():
         damaged: dict[str, int] = {}
         try:
             if (folder / "job.json").is_file():
@@ -118,7 +120,7 @@ def gather(folders: Sequence[Path]) -> Gathered:
         found.tree["runs"].append({"name": name, **run})
     if arms:
         found.tree["runs"].append(gather_evaluations(arms, found))
-    runs = [path for path in folders if (path / "eval" / "trained").is_dir()]
+    runs = {path: names[path] for path in folders if (path / "eval" / "trained").is_dir()}
     if len(runs) > 1:
         found.tree["against"] = compare_runs(runs)
     return found
@@ -130,13 +132,27 @@ def damage(file: str, rows: int) -> str:
     return f"{rows} rows of {file} are damaged: they are left out"
 
 
-def compare_runs(runs: Sequence[Path]) -> Tree:
-    """Returns how the trained policies of several runs compare with that of the first."""
-    try:
-        compared = compare_all(runs)
-    except UserError as error:
-        return {"fault": error.message, "comparisons": []}
-    return {"comparisons": [brief(one) for one in compared.get("comparisons", [compared])]}
+def compare_runs(runs: Mapping[Path, str]) -> Tree:
+    """Returns how the trained policies of several runs compare with that of the first.
+
+    runs: folder → name. faults: why others cannot be compared with it.
+    """
+    (first, name), *others = runs.items()
+    alike, faults = {first: name}, list[str]()
+    for run, other in others:
+        try:
+            compare_all([first, run])
+            alike[run] = other
+        except UserError as error:
+            why = error.message.partition("; ")[0]
+            for path, called in ((first, name), (run, other)):
+                why = why.replace(str(path / "eval" / "trained"), called)
+            faults.append(f"{other} with {name}: {why}")
+    if len(alike) < 2:
+        return {"faults": faults, "comparisons": []}
+    compared = compare_all([*alike], Options(names=tuple(alike.values())))
+    found = compared.get("comparisons", [compared])
+    return {"faults": faults, "comparisons": [brief(one) for one in found]}
 
 
 # ---- a run ---------------------------------------------------------------------------------------
@@ -389,7 +405,7 @@ def learned_row(episode: Episode, examples: Sequence[Tree], before: list[Any] | 
     began = str(row.get("change", mark)).split(" → ")[0]
     now = {
         "id": episode.problem.id,
-        "question": shorten(episode.problem.fields, QUESTION),
+        "question": episode.problem.in_a_line(QUESTION),
         "status": episode.outcome.status,
         "change": mark if before is None else f"{began} → {mark}",
         "waves": [*row.get("waves", []), episode.wave],
@@ -464,7 +480,7 @@ def held_out(arms: Sequence[Arm], compared: Sequence[Mapping[str, Any]], found: 
             error = "" if last.open else error_of(asked.get(last.name))
             samples = [sample for one in asked.values() for sample in one.samples]
             cut = int(any(sample.finish_reason == "length" for sample in samples))
-            question = shorten(problem.fields, QUESTION) if problem else ""
+            question = problem.in_a_line(QUESTION) if problem else ""
             rows.append([id_, question, part, change, answers, error, cut])
             stories.append({
                 "kind": "held_out", "id": id_, "part": part, "gold": problem and problem.gold,

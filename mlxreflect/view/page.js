@@ -849,9 +849,11 @@ function align(a, b) {
 }
 
 function heldOutStory(story) {
-  const question = story.fields.question !== undefined ? String(story.fields.question) : Object.entries(story.fields).map(([name, value]) => `${name}: ${Array.isArray(value) ? value.join(", ") : value}`).join("\n");
+  const lines = (value) => Object.entries(value).map(([name, one]) => `${name}: ${Array.isArray(one) ? one.join(" ") : one}`);
+  const { question, choices } = story.fields;
+  const asked = (question === undefined ? lines(story.fields) : [question, ...lines(choices || {})]).join("\n");
   return [
-    el("article", { class: "asked" }, el("h2", {}, "The problem"), el("p", { class: "dim" }, `${story.id}, ${story.part}`), prose(question, "Question"),
+    el("article", { class: "asked" }, el("h2", {}, "The problem"), el("p", { class: "dim" }, `${story.id}, ${story.part}`), prose(asked, "Question"),
       story.gold !== null && el("p", {}, el("span", { class: "dim" }, "expected "), el("b", {}, story.gold))),
     el("div", { class: "beside" }, story.arms.map((arm) => el("article", { class: "arm" }, el("h2", {}, arm.name), arm.samples.map((one, i) =>
       el("section", { class: "turn " + (arm.open ? "" : one.correct && one.format ? "pass" : "fail") },
@@ -867,7 +869,7 @@ function heldOutStory(story) {
 
 function recipePage(at) {
   heading(at);
-  const { rows, of } = at.run.keys;
+  const { run } = at, { rows, of } = run.keys;
   section("recipe", rows, () => {
     const body = (all) => rows.filter((row) => all || !of || row.length > 2).map((row) => el("tr", { class: row.length > 2 ? "differs" : null }, el("th", { scope: "row" }, row[0]), row.slice(1).map((value) => el("td", {}, el("code", {}, value))), of && row.length < 3 && el("td", {})));
     const differ = rows.filter((row) => row.length > 2).length;
@@ -875,7 +877,7 @@ function recipePage(at) {
     const box = el("input", { type: "checkbox", onchange: (event) => table.replaceChildren(...body(event.target.checked)) });
     return [
       of && el("p", {}, differ ? `${counted(differ, "key")} ${differ === 1 ? "differs" : "differ"} from ${of}. ` : `No key differs from ${of}. `, differ > 0 && el("label", { class: "flag" }, box, " show all keys")),
-      el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Keys" }, el("table", { class: "keys" }, of && el("thead", {}, el("tr", {}, ["key", "here", "there"].map((name) => el("th", { scope: "col" }, name)))), table)),
+      el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Keys" }, el("table", { class: "keys" }, of && el("thead", {}, el("tr", {}, ["key", `this ${run.kind}`, of].map((name) => el("th", { scope: "col" }, name)))), table)),
     ];
   });
 }
@@ -889,7 +891,7 @@ function comparePage() {
       el("tbody", {}, runs.map((run, i) => { const one = run.verdicts[0]; return el("tr", {}, el("th", { scope: "row" }, el("a", { href: link(i, "overview") }, run.name)),
         el("td", {}, run.facts.recipe || run.facts.objective || run.kind), el("td", {}, run.facts.policy || run.facts.model || "–"), el("td", {}, stateOf(run)),
         el("td", {}, one ? `${percent(one.accuracy_a)} → ${percent(one.accuracy_b)}` : "–"), el("td", {}, one ? `${points(one.difference)} (${points(one.ci_low)} to ${points(one.ci_high)})` : "–")); }))))]);
-  section("against", against, () => against && [el("h2", {}, "Trained against trained, on the same problems"), against.fault && el("p", { class: "notice" }, `They are not compared: ${against.fault}`),
+  section("against", against, () => against && [el("h2", {}, "Trained against trained, on the same problems"), against.faults.map((one) => el("p", { class: "notice" }, `Not compared: ${one}`)),
     against.comparisons.length ? comparisonTable(against.comparisons, "Paired comparison with the first") : null, against.comparisons.map((one) => el("p", { class: "sentence" }, one.sentence))]);
   section("curves", runs.map((run) => run.charts), () => { const found = curvesOver(runs); return found.length ? [el("h2", {}, "Curves over each other"), el("div", { class: "charts" }, found.map(chart))] : []; });
   section("keys", runs.map((run) => run.keys.rows), () => keysBeside(runs));

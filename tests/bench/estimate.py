@@ -98,7 +98,8 @@ def compared(name: str, policy: str, folder: Path, *, cpu: bool) -> dict[str, An
     told = found["time"]["known_seconds"]
     return {
         "run": name, "estimated": told, "took": round(took, 1), "ratio": round(told / took, 2),
-        "measured_for": round(measuring, 1), "parts": found["time"]["parts"],
+        "measured_for": round(measuring, 1),
+        "parts": found["time"].get("parts", []),  # none where it could measure nothing
         "calls": summary["critic"].get("calls", 0), "load": round(os.getloadavg()[0], 1),
     }  # fmt: skip
 

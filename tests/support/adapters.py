@@ -11,10 +11,12 @@ from mlxreflect.train.lora import attach_lora, save_adapter
 from mlxreflect.train.trainer import Trainer
 
 
-def write_adapter(folder: Path, model: Path | str, seed: int = 0, told: str | None = None) -> Path:
+def write_adapter(
+    folder: Path, model: Path | str, seed: int = 0, told: str | None = None, *, dora: bool = False
+) -> Path:
     """An adapter that changes what the model says. told: the model its config names, if another."""
     policy = load_policy(PolicyConfig(model=str(model)))
-    config = attach_lora(policy.model, LoraConfig(rank=4), seed)
+    config = attach_lora(policy.model, LoraConfig(rank=4, dora=dora), seed)
     mx.random.seed(seed)
     arrays = {name: array + 0.2 * mx.random.normal(array.shape)
               for name, array in Trainer(policy.model).trainable().items()}  # fmt: skip

@@ -232,9 +232,9 @@ def build(kind: str, changes: dict[str, Any], *, grow: bool = True) -> nn.Module
     return model
 
 
-def with_lora(model: nn.Module) -> nn.Module:
+def with_lora(model: nn.Module, *, dora: bool = False) -> nn.Module:
     """LoRA on every linear layer, experts too, as if it had been trained."""
-    attach_lora(model, LoraConfig(rank=2, scale=2.0, dropout=0.0, keys=[]), 0)
+    attach_lora(model, LoraConfig(rank=2, scale=2.0, dropout=0.0, keys=[], dora=dora), 0)
     mx.random.seed(2)
     for _, module in model.named_modules():
         if "lora_b" in module:
@@ -360,7 +360,7 @@ def taken(model: nn.Module, network: Network, items: list[Item], recomputed: int
     batch = collate(items, share=network.shares)
 
     def go() -> None:
-        with recomputed_layers(model, recomputed, (1,)):
+        with recomputed_layers(model, recomputed):
             plainly(model, lambda model: network.logps(batch, training=True).sum())
 
     go()  # what is made once, is made

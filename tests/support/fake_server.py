@@ -30,7 +30,7 @@ class Fault:
 
     @property
     def label(self) -> str:
-        return f"{self.status} {self.action} {self.body[:30]!r}"
+        return f"{self.status} {self.action} {self.body[:60]!r}"
 
 
 def http(status: int, message: str = "scripted fault", retry_after: str | float = "") -> Fault:

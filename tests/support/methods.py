@@ -5,6 +5,7 @@ import threading
 from dataclasses import asdict
 
 from mlxreflect.config.schema import Recipe, method_of
+from mlxreflect.core.hosts import ALONE
 from mlxreflect.core.records import to_row
 from mlxreflect.critics.base import Reply
 from mlxreflect.critics.solver import SolverCritic
@@ -24,7 +25,7 @@ NONSENSE = "<think>\nstep 1: 1 + 1 = 2\n</think>\n<answer> 1 + 1 </answer>"
 class Critic:
     """The solver, but its rewrites fail, or its calls do, as often as the test says."""
 
-    waits = False
+    waits, hosts, servers = False, ALONE, 1
 
     def __init__(self, actor="solver", bad_rewrites=0, errors=()):
         self.solver = SolverCritic("countdown")

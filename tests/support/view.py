@@ -24,6 +24,15 @@ STEERING = [
     "\u202ereversed\u202c", "\u2066isolated", "\u200bhidden", "\x1b[31mred\x1b[0m", "\x1b]0;title\x07",
     "\x00nothing", "a\rb", "\x9b2J", "\ud83d", "\udc00", "\ufeff", "\U000e0041tag", "e" + "\u0301" * 500,
 ]  # fmt: skip
+YAML = [
+    "---", "...", "--- evil", "a: b", "license: evil", "!!python/object/apply:os.system [id]", "&a [*a]",
+    "*a", "<<: *a", "'", '"', "it's \"so\"", "- x", "? x", "# x", "|", ">-", "{a: b}", "[a", "@a", "`a`",
+    "%YAML 1.2", "\t", "null", "true", "1e9", "2026-01-01", "0x1f", "=", "~", "\\", "\x85---\x85",
+    "\u2028---\u2028", "\x0c", "\r", "\0", "\ud800", "\u202e", "\ufeff---", "x" * 1_000,
+]  # fmt: skip
+# 200 again: alone, on lines of their own, after a key, in quotes, at an end.
+HOSTILE_YAML = [form.format(text) for text in YAML
+                for form in ("{}", "\n{}\n", "\n---\nlicense: {}\n---\n", "'{}\"", "a {}\n")]  # fmt: skip
 # 200 of them, no two alike.
 HOSTILE = [f"{text} {i}" for i, text in enumerate((MARKUP + STEERING) * 7)][:200]
 

@@ -1,0 +1,196 @@
+"""Several processes over MLX's ring on loopback: what goes between them, and who is missing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.hosts import launch, launched, run_script
+
+from mlxreflect.core.hosts import ALONE
+from mlxreflect.core.liveness import FAILED, LOST, Place, look_at, read_look, this_machine
+
+TALK = """
+import mlx.core as mx, numpy as np, zlib
+import mlxreflect.core.hosts
+from mlxreflect.core.hosts import joined
+mlxreflect.core.hosts.PIECE = 1000  # bytes, so that all that is long goes in pieces
+with joined() as hosts:
+    assert hosts.share({"yes": mx.array([True, False])})["yes"].tolist() == [True, False]
+    sizes = [len(text) for text in hosts.meet("ä" * (3000 * hosts.rank))]
+    short = hosts.meet({"rank": hosts.rank})
+    bits = mx.random.normal((300, 7), key=mx.random.key(5 + hosts.rank))
+    given = {"half": bits.astype(mx.bfloat16), "zero": mx.array([-0.0]), "whole": mx.arange(9)}
+    taken = hosts.share(given if hosts.rank == 0 else {})
+    raw = [bytes(np.array(taken[name].reshape(-1).view(mx.uint8))) for name in sorted(taken)]
+    tall, one = hosts.sum([mx.full((2, 3), hosts.rank + 1.0), mx.array(1, dtype=mx.float16)])
+    found = zlib.crc32(b"".join(raw)), tall.tolist(), one.item(), one.dtype
+    print(hosts.rank, hosts.size, sizes, short, *found)
+    if hosts.rank:
+        assert hosts.meet()[0] == {"do": "end"}
+"""
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_json_and_arrays_are_the_same_everywhere(size, tmp_path):
+    import zlib
+
+    import mlx.core as mx
+    import numpy as np
+
+    lines = run_script(tmp_path, size, TALK)
+    bits = mx.random.normal((300, 7), key=mx.random.key(5)).astype(mx.bfloat16)
+    raw = [array.reshape(-1).view(mx.uint8) for array in (bits, mx.arange(9), mx.array([-0.0]))]
+    shared = zlib.crc32(b"".join(bytes(np.array(each)) for each in raw))
+    total, ranks = float(sum(range(1, size + 1))), [{"rank": rank} for rank in range(size)]
+    sizes = [3000 * rank for rank in range(size)]
+    said = f"{sizes} {ranks} {shared} {[[total] * 3] * 2} {float(size)} mlx.core.float16"
+    assert list(lines) == [f"{rank} {size} {said}" for rank in range(size)]
+
+
+def test_alone_everything_is_its_own():
+    assert ALONE.meet({"a": 1}) == [{"a": 1}]
+    assert ALONE.share({}) == {}
+    ALONE.lead("nothing")
+
+
+WORK = """
+import os, sys, time
+from pathlib import Path
+from mlxreflect.core.hosts import joined
+from mlxreflect.core.errors import UserError
+try:
+    with joined() as hosts:
+        Path(f"new-{hosts.rank}").write_text(str(os.getpid()))
+        os.rename(f"new-{hosts.rank}", f"pid-{hosts.rank}")
+        while True:
+            hosts.meet("go on")
+            if sys.argv[1:] == ["fail"] and hosts.rank == 1:
+                raise UserError("policy.model = 'x': no such folder", "give one")
+            time.sleep(0.05)
+except UserError as error:
+    print(f"error: {error.message} | {error.hint}", file=sys.stderr, flush=True)
+    sys.exit(2)
+"""
+
+
+def start(tmp_path: Path, size: int) -> tuple["subprocess.Popen[str]", dict[int, int]]:
+    script = tmp_path / "work.py"
+    script.write_text(WORK)
+    process = launch(tmp_path, size, str(script))
+    files = [tmp_path / f"pid-{rank}" for rank in range(size)]
+    while not all(file.exists() for file in files):
+        time.sleep(0.05)
+    return process, {rank: int(file.read_text()) for rank, file in enumerate(files)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "dies", "how"), [
+    (2, 0, signal.SIGKILL), (3, 1, signal.SIGKILL), (2, 1, signal.SIGSTOP), (3, 0, signal.SIGSTOP),
+])  # fmt: skip
+def test_a_host_that_dies_or_hangs_is_named_within_a_minute(size, dies, how, tmp_path):
+    process, pids = start(tmp_path, size)
+    began = time.monotonic()
+    os.kill(pids[dies], how)
+    try:
+        if how == signal.SIGSTOP:  # `mlx.launch` waits for it to end
+            others = [pid for rank, pid in pids.items() if rank != dies]
+            while any(Path(f"/proc/{pid}").exists() for pid in others):
+                assert time.monotonic() - began < 60
+                time.sleep(0.2)
+            os.kill(pids[dies], signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert time.monotonic() - began < 60
+    found = [line for line in err.splitlines() if "error: " in line]
+    assert len(found) == 1, err
+    assert f"(rank {dies}) " in found[0]
+    assert ("has ended" if how == signal.SIGKILL else "is stopped") in found[0]
+
+
+@pytest.mark.slow
+def test_a_mistake_on_one_host_is_told_by_the_first(tmp_path):
+    script = tmp_path / "work.py"
+    script.write_text(WORK)
+    done = launched(tmp_path, 2, str(script), "fail", timeout=60)
+    (told,) = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert "(rank 1) failed: policy.model = 'x': no such folder" in told
+    assert told.endswith("| give one")
+
+
+def test_other_files_of_the_same_version_are_told(tmp_path):
+    """As of two checkouts: what they compute need not be the same."""
+    script = tmp_path / "work.py"
+    script.write_text(
+        "import sys\n"
+        "from mlxreflect.core import hosts\n"
+        "from mlxreflect.core.errors import UserError\n"
+        "from mlxreflect.core.launched import launched_rank\n"
+        "own = hosts.versions()\n"
+        "if launched_rank():\n"
+        "    hosts.versions = lambda: {**own, 'mlxreflect': '0.1.0+edited'}\n"
+        "try:\n"
+        "    with hosts.joined():\n"
+        "        pass\n"
+        "except UserError as error:\n"
+        "    print(f'error: {error.message} | {error.hint}', file=sys.stderr, flush=True)\n"
+        "    sys.exit(2)\n"
+    )
+    done = launched(tmp_path, 2, str(script), timeout=60)
+    (told,) = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert f"(rank 1) has mlxreflect 0.1.0+edited, and host {os.uname().nodename}" in told
+    assert told.endswith("| install there what the first host has: mlxreflect of the same commit")
+
+
+# ---- a look at one host --------------------------------------------------------------------------
+
+PLACE = Place(1, "mini", "mini", 7, "/nowhere")
+
+
+@pytest.mark.parametrize(("status", "age", "said", "gone"), [
+    ("S", 1, "", ""), ("none", 1, "", "has ended"), ("Z+", 1, "", "has ended"),
+    ("T", 1, "", "is stopped"), ("S", 40, "", "gives no sign of life for 40 seconds"),
+    ("none", 1, LOST, ""), ("none", 99, FAILED + "no model\ngive one", "failed: no model"),
+])  # fmt: skip
+def test_what_a_look_finds(status, age, said, gone):
+    beat = json.dumps({"time": 1000 - age, "waits": 3.5, "said": said})
+    state = read_look(PLACE, ["1000", status, beat])
+    assert state.gone == gone
+    assert state.waits == 3.5
+    assert state.hint == ("give one" if "give one" in said else "")
+    assert state.left == (said == LOST)
+
+
+def test_what_cannot_be_read_is_held_against_nobody():
+    assert read_look(PLACE, []).gone == ""
+    assert read_look(PLACE, ["bash: ps: not found"]).gone == ""
+    assert read_look(PLACE, ["1000", "S", "{half"]).gone == ""
+
+
+@pytest.mark.parametrize(("says", "gone"), [
+    ("ssh: connect to host mini port 22: Operation timed out", "cannot be reached"),
+    ("ssh: connect to host mini port 22: No route to host", "cannot be reached"),
+    ("ssh: connect to host mini port 22: Connection refused", ""),
+    ("ssh: Could not resolve hostname mini: nodename nor servname provided", ""),
+    ("me@mini: Permission denied (publickey).", ""),
+])  # fmt: skip
+def test_a_machine_that_ssh_does_not_enter_may_be_there(says, gone, monkeypatch):
+    call = ("sh", "-c", 'echo "$0" >&2; exit 255', says)
+    monkeypatch.setattr("mlxreflect.core.liveness.SSH", call)
+    assert look_at(PLACE).gone == gone
+
+
+def test_a_process_of_this_machine_is_looked_at_without_ssh():
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    place = Place(1, "x", this_machine(), child.pid, "/nowhere")
+    try:
+        assert look_at(place).gone == ""
+    finally:
+        child.kill()
+        child.wait()
+    assert look_at(place).gone == "has ended"
