@@ -197,6 +197,7 @@ def falls_back(model: nn.Module, *, splits: bool) -> None:
     assert (trainer.network.splits, trainer.network.shares) == (splits, False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECURRENT)
 def test_running_states_are_not_shared(name: str) -> None:
     falls_back(build(*RECURRENT[name]), splits=True)

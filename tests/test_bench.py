@@ -83,6 +83,7 @@ def test_methods_asked_other_problems_are_not_compared(tmp_path: Path) -> None:
 # ---- the simulation of many hosts ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_wave_over_many_hosts_is_foretold() -> None:
     """By stated figures: 256 wrong answers, two replies of 20 s each, four at a time on a host."""
     call = [sys.executable, str(BENCH / "scale.py"), "predict", "--hosts", "1", "2"]

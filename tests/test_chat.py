@@ -73,6 +73,7 @@ def texts(found: list[dict[str, Any]], arm: int) -> list[str]:
 # ---- a pipe --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_the_evaluation(shell: Shell, run: Path) -> None:
     arms = [samples_of(run / "eval" / arm) for arm in ("base", "trained")]
     found = asked(shell, run, typed="/problem\n" * 5 + "/problem 6\n")
@@ -128,6 +129,7 @@ def test_folders_of_one_run(shell: Shell, run: Path) -> None:
     assert "has learned nothing yet" in error and "mlxreflect resume" in hint
 
 
+@pytest.mark.slow
 def test_an_adapter_of_no_run_is_asked_as_typed(shell: Shell, run: Path, tmp_path: Path) -> None:
     alone = shutil.copytree(run / "adapter", tmp_path / "alone")
     with FakeOpenAI() as server:

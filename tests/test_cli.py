@@ -757,6 +757,7 @@ def test_eval_refuses_a_folder_of_another_evaluation(
     assert snapshot(evaluated[0]) == before
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_stops_nothing(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -216,6 +216,7 @@ def train(*more: object) -> list[object]:
     return ["train", "sft", "--data", "d.jsonl", "--out", "out", *more]
 
 
+@pytest.mark.slow
 def test_a_training_is_begun_on_the_hosts_of_a_file(pair):
     done = pair.works(*train("--json", "--set", "train.epochs=1", "--hosts", HOSTS))
     summary = json.loads(done.out)  # the first host's output, once, and no other's

@@ -253,6 +253,7 @@ def test_stopping_early_leaves_nothing_under_way() -> None:
     assert mx.array_equal(work(1), work(1))
 
 
+@pytest.mark.slow
 def test_a_process_that_used_lanes_exits_cleanly() -> None:
     code = (
         "import mlx.core as mx, mlx.nn as nn\nfrom mlxreflect.train.cpu import in_parts\n"

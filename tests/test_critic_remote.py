@@ -202,6 +202,7 @@ def packed(body: bytes, times: int = 1) -> Fault:
     return Fault(body=body, headers={"Content-Encoding": ", ".join(["gzip"] * times)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("times", "kind"), [(1, "too_large"), (2, "invalid")])
 def test_a_packed_reply_takes_no_more_memory_than_another(
     service: Service, times: int, kind: str
@@ -353,7 +354,13 @@ def test_a_text_far_beyond_max_tokens_is_no_critique(
 # ---- time and threads ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", [wire.STALL, wire.DRIP, wire.DRIP_HEADERS], ids=label)
+STALLS = [pytest.param(wire.STALL, id="stall"), *(
+    pytest.param(one, id=one.action, marks=pytest.mark.slow)
+    for one in (wire.DRIP, wire.DRIP_HEADERS)
+)]  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", STALLS)
 def test_the_deadline_ends_a_call(
     service: Service, at: Callable[..., Client], fault: Fault
 ) -> None:

@@ -122,6 +122,7 @@ def shown(folder: Path) -> str:
     return out.export_text()
 
 
+@pytest.mark.slow
 def test_show_has_the_figures_of_a_finished_run(whole: Path) -> None:
     counts = figures(whole)
     text = " ".join(shown(whole).split())

@@ -474,6 +474,7 @@ def test_commands_of_the_documentation_work(shell: Shell, monkeypatch: pytest.Mo
     assert set(tried) == set(HOW), "of each subcommand one command can be tried here"
 
 
+@pytest.mark.slow
 def test_the_command_is_installed(shell: Shell) -> None:
     """`mlxreflect` itself stands beside this Python."""
     script = shutil.which("mlxreflect", path=str(Path(shell.command()[0]).parent))

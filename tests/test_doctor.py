@@ -81,6 +81,7 @@ def served(provider: str, url: str, **more: str) -> list[str]:
 # ---- as a command --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_recipe_with_all_it_needs(tmp_path: Path, tiny_random: Path) -> None:
     """In a process of its own; the others are in this one."""
     shell = Shell(tmp_path, tiny_random)

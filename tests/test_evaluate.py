@@ -80,6 +80,7 @@ def test_a_kill_loses_four_batches_at_most(policy, tmp_path):
     assert policy.tokens_generated == sum(again)
 
 
+@pytest.mark.slow
 def test_a_kill_with_several_samples_a_problem_skips_none(policy, tmp_path):
     changes = {"samples": 2, "temperature": 1.0, "limit": 6, "batch": 1, "max_new_tokens": 8}
     spec = SPEC.model_copy(update=changes)
@@ -130,6 +131,7 @@ def test_an_adapter_is_known_by_its_content(tmp_path):
 # ---- what stands in the folder -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_problems_are_kept_as_they_were_asked(policy, tmp_path):
     run(policy, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "problems.jsonl").read_text().splitlines()]

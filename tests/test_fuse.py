@@ -195,6 +195,7 @@ def test_sums_are_rounded_once_to_the_models_type(make_model: Make, tmp_path: Pa
     assert same_answers(result, within=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_a_change_that_rounding_would_lose_is_kept_in_float32(
     make_model: Make, tmp_path: Path, ui: Ui, kind: str

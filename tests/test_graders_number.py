@@ -203,6 +203,7 @@ def test_read_gold(gold: str | None) -> None:
     assert [read_gold(raw) for raw in GOLDS[gold]] == [gold] * len(GOLDS[gold])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason="the GSM8K rows are not there")
 def test_every_answer_of_gsm8k_is_right_about_itself_and_wrong_off_by_one() -> None:
     problems = TASK.load(TaskConfig(name="gsm8k", source=str(DATA)), "all", 0)

@@ -72,6 +72,7 @@ def test_what_it_does_wrong_is_one_verdict(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_that_hangs_is_killed_with_what_it_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -255,6 +255,7 @@ def test_model_and_adapter(
         outputs_of("dpo", {**adapter, "train.lora.rank": 4})
 
 
+@pytest.mark.slow
 def test_source_and_split(outputs_of: Outputs) -> None:
     assert outputs_of("dpo", {"data.source": "other.jsonl"}) != outputs_of("dpo", {})
     folder = {"data.source": "folder", "data.held_out": 0}

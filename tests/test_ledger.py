@@ -337,6 +337,7 @@ Client(config, "run", Scripted(send), Ledger(folder / "critic.jsonl")).ask(
 """
 
 
+@pytest.mark.slow
 def test_every_request_of_a_killed_process_has_its_line(tmp_path: Path) -> None:
     with subprocess.Popen(child(KILLED, tmp_path), stdout=subprocess.PIPE) as process:
         assert process.stdout and process.stdout.readline()

@@ -101,6 +101,7 @@ def test_what_an_estimate_is_made_of() -> None:
     assert lora.width == dense
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 def test_weights_under_dora_are_counted(packed: bool) -> None:
     """Each time that a layer is run it makes packed weights plain, and keeps them."""

@@ -263,6 +263,7 @@ def test_a_run_does_not_wait_for_a_slow_mirror(gated: str, tmp_path: Path) -> No
     assert back(f"{gated}/run", tmp_path / "back") == run.files(5)
 
 
+@pytest.mark.slow
 def test_a_mirror_that_hangs_at_the_end(
     gated: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,6 +303,7 @@ def test_a_mirror_that_fails_for_a_while(tmp_path: Path, monkeypatch: pytest.Mon
     assert back(place, tmp_path / "back") == run.files(4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_mirror_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It keeps the commit before, and the end of the run says what it lacks."""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from support.architectures import SHARING, Gradients, build, furthest, plain_sum, plainly, with_lora
+from support.marks import slow_but
 from support.training import most_bytes
 
 from mlxreflect.train import network as network_module
@@ -128,6 +129,7 @@ def wide() -> Iterator[tuple[Network, Batch, int]]:
     mx.clear_cache()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 def test_logits_never_exist_at_once(wide: tuple[Network, Batch, int], training: bool) -> None:
     network, batch, logits = wide
@@ -227,7 +229,10 @@ def test_the_probe_of_a_model_that_fails_leaves_no_trace() -> None:
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
 @pytest.mark.parametrize(
     ("name", "bits"),
-    [("qwen2", 0), ("qwen2", 4), ("gemma2", 0), ("gemma2", 4), ("olmoe", 4), ("gpt2", 4)],
+    slow_but(
+        [("qwen2", 0), ("qwen2", 4), ("gemma2", 0), ("gemma2", 4), ("olmoe", 4), ("gpt2", 4)],
+        "qwen2",
+    ),
 )
 def test_the_probe_of_a_model_in_half_precision_is_in_float32(
     name: str, bits: int, dtype: mx.Dtype

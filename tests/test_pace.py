@@ -13,6 +13,7 @@ from support import fake_server as wire
 from support.critic_runs import solving
 from support.fake_ollama import FakeOllama
 from support.fake_openai import FakeOpenAI
+from support.marks import slow_but
 from support.shell import Shell, listing, rows, sets
 
 from mlxreflect.config.recipe import load_recipe
@@ -179,6 +180,7 @@ FEW = ["profile=quick", "task.limit=6", "eval.limit=5", "policy.max_new_tokens=1
        "eval.max_new_tokens=1", "critic.max_tokens=1", "allow_untrained=true"]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_a_plan_is_what_a_run_does_whose_policy_is_always_wrong(name: str, shell: Shell) -> None:
     """The model is random: nothing it says is right; what the exact solver says always is."""
@@ -222,6 +224,7 @@ def measured(*settings: str, recipe: str = "quickstart") -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RUNS)
 def test_every_method_is_measured_and_nothing_is_written(recipe: str, shell: Shell) -> None:
     keys = ["profile=quick", f"policy.model={shell.model}"]
@@ -269,11 +272,13 @@ def owned(by: str) -> wire.Fault:
 
 
 @pytest.mark.parametrize(("listed", "software", "asked"), [
-    (owned("vllm"), "uvicorn", True), (owned("organization_owner"), "", True),
-    (("critic",), "llama.cpp", True), (owned(""), "BaseHTTP/0.6 Python/3.11.9", False),
-    (wire.ok({"data": [{"id": "x", "object": "model", "created": 1}]}), "BaseHTTP/0.6", True),
-    (owned("openai"), "uvicorn", False),  # a proxy, such as LiteLLM
-    (("critic",), "", False), (wire.http(404), "uvicorn", False),
+    (owned("vllm"), "uvicorn", True), (owned("openai"), "uvicorn", False),  # such as LiteLLM
+    *slow_but([
+        (owned("organization_owner"), "", True), (("critic",), "llama.cpp", True),
+        (owned(""), "BaseHTTP/0.6 Python/3.11.9", False),
+        (wire.ok({"data": [{"id": "x", "object": "model", "created": 1}]}), "BaseHTTP/0.6", True),
+        (("critic",), "", False), (wire.http(404), "uvicorn", False),
+    ]),
 ])  # fmt: skip
 def test_a_server_here_is_asked_where_it_runs_its_models_itself(
     listed: Any, software: str, asked: bool, shell: Shell
@@ -323,6 +328,7 @@ def test_a_critic_that_is_not_there_is_said_and_the_rest_is_measured(shell: Shel
     assert found["known_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_is_not_waited_for_twice(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -335,6 +341,7 @@ def test_a_server_that_never_answers_is_not_waited_for_twice(
     assert any(part["what"].startswith("examples to train on") for part in found["parts"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slow", ["attempts", "evaluations", "critics", "training"])
 def test_what_there_was_no_time_for_is_named(
     slow: str, shell: Shell, monkeypatch: pytest.MonkeyPatch

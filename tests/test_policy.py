@@ -150,6 +150,7 @@ def most_bytes(policy: Policy, asked: list[list[int]], **changes: Any) -> int:
     return mx.get_peak_memory() - before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "changes"),
     [
@@ -220,6 +221,7 @@ def test_top_p_and_temperature_reach_the_sampler(policy: Policy) -> None:
     assert generate(policy, prompts(5), temperature=1.0) != greedy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("top_k", [1, 3, 10_000])
 def test_tokens_are_of_the_likeliest(policy: Policy, top_k: int) -> None:
     """Each one is among the k likeliest, and (but for k = 1) not always the first."""
@@ -235,12 +237,14 @@ def test_tokens_are_of_the_likeliest(policy: Policy, top_k: int) -> None:
     assert (max(places) > 0) == (top_k > 1)
 
 
+@pytest.mark.slow
 def test_top_p_is_cut_from_the_likeliest_that_are_left(policy: Policy) -> None:
     """Of two, the one with most of their mass is enough for a small top_p."""
     few = generate(policy, prompts(5), temperature=1.0, top_p=0.5, sampling=Sampling(top_k=2))
     assert [c.token_ids for c in few] == [c.token_ids for c in generate(policy, prompts(5))]
 
 
+@pytest.mark.slow
 def test_min_p_is_a_share_of_the_likeliest(policy: Policy) -> None:
     found = generate(policy, prompts(5), temperature=1.0, sampling=Sampling(min_p=0.6))
     least = 1.0
@@ -363,6 +367,7 @@ def test_end_tokens_that_are_none(copy: Path, told: str) -> None:
     assert all(type(token) is int for token in policy.eos)
 
 
+@pytest.mark.slow
 def test_an_adapter_put_on_a_loaded_policy(tiny_random: Path, tmp_path: Path) -> None:
     """It answers as a policy that was loaded with it, and afterwards as if nothing had been."""
     name = str(tiny_random)
@@ -462,6 +467,7 @@ def test_samples_differ_and_a_seed_decides_them(policy: Policy) -> None:
     assert [c.prompt_tokens for c in first] == [len(p) for p in prompts(5) for _ in range(4)]
 
 
+@pytest.mark.slow
 def test_samples_follow_the_models_own_distribution(policy: Policy) -> None:
     """First tokens of many samples against the probabilities of a plain forward pass."""
     prompt, n = prompts(6)[5], 4000

@@ -273,6 +273,7 @@ def metadata(content: str) -> tuple[dict[str, Any], str]:
     return yaml.safe_load(head), text
 
 
+@pytest.mark.slow
 def test_hostile_yaml(tmp_path: Path) -> None:
     """Each text is one value of a card's metadata again, whatever YAML would make of it."""
     (tmp_path / "run.json").write_text("{}")

@@ -301,6 +301,7 @@ def test_after_a_failed_verification_the_last_winner_is_imitated_gently():
         assert strategy.state.bucket[pid]["completion"] == won.completion
 
 
+@pytest.mark.slow
 def test_the_bucket_list_is_for_the_advanced_critic():
     basic, advanced = Critic("basic", bad_rewrites=99), Critic("advanced")
     config = {"wave": 3, "rewrites": 1, "verifications": 1, "bucket_every": 3}
@@ -457,6 +458,7 @@ def test_without_rewrites_no_critic_is_asked():
     assert {example.kind for one in played for example in one.examples} == {"preference"}
 
 
+@pytest.mark.slow
 def test_while_nothing_is_solved_a_problem_is_verified_once():
     """Here after two problems in a row; one that is solved sets it going again."""
     strategy = make(problems=6, r3={"wave": 2, "verifications": 3, "bucket_every": 0,

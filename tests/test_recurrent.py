@@ -34,6 +34,7 @@ from support.architectures import (
     trained,
     with_lora,
 )
+from support.marks import slow_but
 from support.training import fitting
 
 from mlxreflect.config.fields import GrpoConfig
@@ -159,7 +160,7 @@ def test_the_kernels_have_no_gradient(name: str) -> None:
 
 
 @pytest.mark.parametrize("recomputed", ["no", "yes"])
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", slow_but(SHAPES, "mamba", "qwen3_next", "jamba"))
 def test_gradients_are_those_of_the_plain_formulation(name: str, recomputed: str) -> None:
     model = with_lora(build(*MODELS[name]))
     trainer, reference = Trainer(model), base_reference(model)
@@ -229,6 +230,7 @@ def test_gradients_of_all_weights(name: str) -> None:
     assert furthest(gradients, expected) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3_5", "olmo_hybrid", "rwkv7", "mamba"])
 def test_bfloat16_rounds_no_more_than_the_plain_formulation(name: str) -> None:
     # Without experts: on the CPU they have no product in bfloat16.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.marks import slow_but
 
 from mlxreflect.config.recipe import (
     eval_spec,
@@ -88,6 +89,7 @@ def stopped(made: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_copied_run_is_resumed_from_another_folder(
     made: Path, stopped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +170,7 @@ COMMITTED = ("adapter_config.json", "adapters.safetensors", "commit.json",
              "../../metrics.jsonl")  # fmt: skip
 
 
-@pytest.mark.parametrize("name", COMMITTED)
+@pytest.mark.parametrize("name", slow_but(COMMITTED, "commit.json"))
 def test_a_bit_that_a_disk_flips_changes_nothing(
     made: Path, stopped: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from support.marks import slow_but
 
 from mlxreflect.config.schema import PolicyConfig, Sampling
 from mlxreflect.core.seeds import seed_for
@@ -50,7 +51,7 @@ def ask(policy: Policy, **changes: Any) -> list[Completion]:
     return policy.generate(prompts(), **{**PLAIN, "samples": 3, **changes})
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", slow_but(WAYS, "plain", "top_k"))
 def test_a_completion_does_not_depend_on_the_batch(policy: Policy, way: str) -> None:
     together = ask(policy, **WAYS[way])
     assert len({tuple(one.token_ids) for one in together}) > 25  # of 33: some have a token or two

@@ -81,6 +81,7 @@ def test_a_server_answers_the_same_questions(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_one_process_at_a_time_writes_a_folder(tmp_path: Path) -> None:
     """The same command twice at once, each a process; the second is told who is at work."""
     gate = threading.Event()

@@ -66,6 +66,7 @@ def with_math(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- parts ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the GSM8K rows are not there")
 def test_the_official_parts_of_gsm8k_share_no_problem() -> None:
     parts = {part: load("gsm8k", part, source=str(SHARED)) for part in PARTS}

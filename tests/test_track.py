@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.marks import slow_but
 from support.run_outputs import run_process
 from support.shell import Shell, sets
 from support.whole_runs import finish
@@ -188,7 +189,7 @@ FAULTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", slow_but(FAULTS, "is gone"))
 def test_a_tracker_that(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is one warning, and the run goes on."""
     code, why = FAULTS[fault]

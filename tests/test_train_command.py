@@ -132,6 +132,7 @@ SAME: dict[str, tuple[str, Data, str]] = {
 BRIEF = ("data.limit=8", "data.held_out=0", "train.batch=8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", SAME)
 def test_the_same_rows_in_another_form_give_the_same_adapter(command: Command, form: str) -> None:
     objective, data, name = SAME[form]
@@ -371,6 +372,7 @@ def test_plain_output(command: Command, monkeypatch: pytest.MonkeyPatch) -> None
     assert outputs_in(command.folder / "out") == before
 
 
+@pytest.mark.slow
 def test_json_is_one_object_of_a_real_process(process: Shell, command: Command) -> None:
     data = write(process.folder / "dpo.jsonl", PAIRS)
     made = ("train", "dpo", "--model", process.model, "--data", data, "--out", "a folder", "--json")
@@ -415,6 +417,7 @@ def held_out(folder: Path) -> dict[int, dict[str, float]]:
     return {r["step"]: r for r in rows(folder / "metrics.jsonl") if r["kind"] == "held_out"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("kept")
 @pytest.mark.parametrize("key", ["loss", "margin"])
 def test_the_adapter_is_that_of_the_best_look(command: Command, noise: Path, key: str) -> None:

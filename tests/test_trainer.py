@@ -593,6 +593,7 @@ def nbytes(model: nn.Module) -> int:
 
 
 # A reference model of its own is as many bytes as the policy, from the first step on.
+@pytest.mark.slow
 def test_the_reference_is_no_second_copy_of_the_model(tmp_path: Path) -> None:
     model = large_model()
     attach_lora(model, LoraConfig(rank=2, keys=["self_attn.q_proj"]), 0)

@@ -70,6 +70,7 @@ def same(name: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
         )
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_score_as_one(tmp_path, monkeypatch):
     """Of few rows: a fit that is left for another, with looks at held-out rows; masks of dropout;
     more ranks than members; a rank with other weights."""

@@ -356,6 +356,7 @@ def test_hostile_texts_are_data(tmp_path: Path) -> None:
     assert stories[learned["first"]]["id"] == learned["rows"][0][0]
 
 
+@pytest.mark.slow
 def test_a_thousand_problems_fit_into_five_megabytes(tmp_path: Path) -> None:
     """Texts that can hardly be packed, as a thinking model writes them."""
     texts = [hashlib.shake_256(bytes([i % 256, i // 256])).hexdigest(3_000) for i in range(1000)]

@@ -69,6 +69,7 @@ def test_a_slow_reply_holds_up_no_other_attempt():
     assert rewritten[-1] == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard,expected", [(2, [2, 2, 1]), (0, [2, 2, 1]), (9, [5])])
 def test_waves_are_cut_by_index_and_failures_go_on_at_once(shard, expected):
     events = []
