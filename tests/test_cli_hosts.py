@@ -260,16 +260,8 @@ def begin(pair: Shell) -> "tuple[subprocess.Popen[str], int, int]":
     return running, first, second
 
 
-@pytest.mark.slow
-def test_ctrl_c_stops_the_first_which_says_how_to_go_on(pair):
-    running, *ranks = begin(pair)
-    running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=TIMEOUT)
-    assert running.returncode == 130
-    again = f"mlxreflect resume out --hosts {HOSTS}"
-    assert err.splitlines()[-1] == f"stopped; go on with: {again}"
-    assert "WARN" not in err and "Traceback" not in err
-    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+def goes_on(pair: Shell) -> None:
+    """The training takes further steps when it is resumed, and can be stopped again."""
     before = (pair.folder / "out" / "metrics.jsonl").read_text().splitlines()
     again = pair.command("resume", "out", "--hosts", HOSTS)
     resumed = subprocess.Popen(again, cwd=pair.folder, env=pair.env, stdout=subprocess.DEVNULL,
@@ -281,6 +273,40 @@ def test_ctrl_c_stops_the_first_which_says_how_to_go_on(pair):
     resumed.send_signal(signal.SIGTERM)
     resumed.communicate(timeout=TIMEOUT)
     assert resumed.returncode == 130
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_first_which_says_how_to_go_on(pair):
+    running, *ranks = begin(pair)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=TIMEOUT)
+    assert running.returncode == 130
+    again = f"mlxreflect resume out --hosts {HOSTS}"
+    assert err.splitlines()[-1] == f"stopped; go on with: {again}"
+    assert "stopping when the hosts have done what they are at" in err
+    assert "WARN" not in err and "Traceback" not in err
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+    goes_on(pair)
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_waits_for_no_host(pair):
+    running, first, second = begin(pair)
+    os.kill(second, signal.SIGSTOP)  # it is busy with something long
+    running.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        running.communicate(timeout=3)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=TIMEOUT)
+    assert running.returncode == 130
+    assert "Ctrl-C again: at once" in err and "Traceback" not in err
+    assert not Path(f"/proc/{first}").exists()
+    os.kill(second, signal.SIGCONT)
+    ends = time.monotonic() + TIMEOUT
+    while Path(f"/proc/{second}").exists():
+        assert time.monotonic() < ends
+        time.sleep(0.1)
+    goes_on(pair)
 
 
 @pytest.mark.slow

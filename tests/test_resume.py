@@ -31,9 +31,9 @@ def uninterrupted(tmp_path_factory):
 
 
 # The second call of a point, or a later one, falls into the middle of the three waves.
-NTH = {"appended some journals": 8, "appended half a journal": 3, "before a commit's rename": 6,
-       "after a commit's rename": 6, "wrote half a commit": 3, "took a training step": 3,
-       "attempted": 2, "critiqued": 2, "verified": 2}  # fmt: skip
+NTH = {"appended half a journal": 3, "before a commit's rename": 6, "after a commit's rename": 6,
+       "wrote half a commit": 3, "took a training step": 3, "critiqued": 2,
+       "verified": 2}  # fmt: skip
 
 
 @pytest.mark.slow

@@ -266,7 +266,7 @@ def launch(file: HostsFile, command: Sequence[str], out: TextIO | None = None,
     with TemporaryDirectory(prefix="mlxreflect-") as name:
         folder = Path(name)
         process = start(file, folder, command)
-        with interrupting(process, folder):
+        with interrupting(process, folder, err or sys.stderr):
             withheld = Forwarding(process, out or sys.stdout, err or sys.stderr).to_end()
         return exit_code(file, folder, process.returncode, withheld)
 
@@ -309,16 +309,31 @@ def is_free(port: int) -> bool:
 
 
 @contextmanager
-def interrupting(process: "subprocess.Popen[bytes]", folder: Path) -> Iterator[None]:
-    """Passes Ctrl-C, and what else is to end this process, on to the first host's, which stops."""
+def interrupting(process: "subprocess.Popen[bytes]", folder: Path, err: TextIO) -> Iterator[None]:
+    """Passes Ctrl-C, and what else is to end this process, on to the first host's, which stops.
+
+    It first waits for hosts that are at work. A second Ctrl-C does not; hosts elsewhere then find
+    that the first one is gone, and end. The last commit stays in any case.
+    """
+    heard = 0
 
     def pass_on(number: int, frame: object) -> None:
-        try:
-            os.kill(int((folder / "pid").read_text(encoding="utf-8")), signal.SIGINT)
-        except (OSError, ValueError):  # it has not begun
-            (folder / "code").write_text("130", encoding="utf-8")
+        nonlocal heard
+        heard += 1
+        file = folder / "pid"
+        first = int(file.read_text(encoding="utf-8")) if file.is_file() else 0
+        if first and heard == 1:
+            print("stopping when the hosts have done what they are at; Ctrl-C again: at once",
+                  file=err, flush=True)  # fmt: skip
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
+                os.kill(first, signal.SIGINT)
+            return
+        (folder / "code").write_text("130", encoding="utf-8")
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL if first else signal.SIGTERM)
+        if first:
+            with suppress(ProcessLookupError):
+                os.kill(first, signal.SIGKILL)
 
     caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, pass_on) for number in caught]
