@@ -67,7 +67,7 @@ CHANGED = {
     "r3.feedback": ("self", {}),
     "r3.rewriter": ("self", {}),
     "r3.judge": (True, {}),
-    "r3.sft_mode": (3, {"task.limit": 24, "r3.wave": 12}),
+    "r3.sft_mode": (2, {"task.limit": 24, "r3.wave": 12}),
     "r3.sft_correct": (True, {"task.limit": 24, "r3.wave": 12}),
     "r3.bucket_every": (0, {}),
     "r3.bucket_visits": (0, {"r3.wave": 2, "r3.bucket_every": 2, "r3.verifications": 1}),

@@ -39,11 +39,11 @@ def finished(smollm2, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("real") / "run"
     with FakeOllama(reply=critic, models=["critic"]) as server:
         settings = {
-            "policy.model": smollm2, "policy.max_new_tokens": 48, "policy.batch": 4,
-            "task.source": SHARED / "data" / "gsm8k" / "train.jsonl", "task.limit": 4,
-            "eval.source": SHARED / "data" / "gsm8k" / "test.jsonl", "eval.limit": 4,
-            "eval.max_new_tokens": 48, "critic.model": "critic", "critic.base_url": server.url,
-            "critic.cache": "off", "r3.wave": 2, "r3.verifications": 1, "train.batch": 1,
+            "policy.model": smollm2, "policy.max_new_tokens": 32, "policy.batch": 4,
+            "task.source": SHARED / "data" / "gsm8k" / "train.jsonl", "task.limit": 2,
+            "eval.source": SHARED / "data" / "gsm8k" / "test.jsonl", "eval.limit": 2,
+            "eval.max_new_tokens": 32, "critic.model": "critic", "critic.base_url": server.url,
+            "critic.cache": "off", "r3.wave": 1, "r3.verifications": 1, "train.batch": 1,
         }  # fmt: skip
         flags = [f"--set={key}={value}" for key, value in {**settings, **SHORT}.items()]
         call = [sys.executable, "-m", "mlxreflect", "run", "r3", "--run-dir", str(run_dir)]
@@ -60,11 +60,11 @@ def rows(path):
 def test_every_part_ran(finished):
     run_dir, summary, chats = finished
     assert summary["status"] == "finished"
-    assert summary["problems"] == 4
+    assert summary["problems"] == 2
     assert summary["critic"]["calls"] == len(chats) > 0
     assert summary["critic"]["failed"] == 0
     assert summary["examples"]["preference"] > 0
-    assert summary["base"]["n"] == summary["trained"]["n"] == 4
+    assert summary["base"]["n"] == summary["trained"]["n"] == 2
     roles = {turn["role"] for row in rows(run_dir / "episodes.jsonl") for turn in row["turns"]}
     assert roles == {"attempt", "critique", "rewrite", "verify"}
     kinds = {row["kind"] for row in rows(run_dir / "metrics.jsonl")}
@@ -182,7 +182,7 @@ def test_preferences_of_a_four_bit_model_fit_into_little_memory(smollm2):
 
     gc.collect()
     others = mx.get_active_memory()  # what tests before this one still hold
-    prompts = [draw(512) for _ in range(6)]
+    prompts = [draw(512) for _ in range(4)]
     pairs = [Pair(Row(p, draw(256)), Row(p, draw(256))) for p in prompts]
     model = load_policy(PolicyConfig(model=str(smollm2), dequantize="no")).model
     attach_lora(model, LoraConfig(rank=16), 0)
@@ -195,7 +195,7 @@ def test_preferences_of_a_four_bit_model_fit_into_little_memory(smollm2):
     steps = list(trainer.train(objective, config, (0,)))
     peak = mx.get_peak_memory() - others
     print(f"weights {weights / 1e6:.0f} MB, peak {peak / 1e6:.0f} MB; of others {others / 1e6:.0f}")
-    assert len(steps) == 3
+    assert len(steps) == 2
     assert steps[0].loss == pytest.approx(np.log(2), abs=1e-3)  # LoRA has changed nothing yet
     trained = dict(tree_flatten(model.trainable_parameters()))
     assert all(mx.abs(a).max() > 0 for name, a in trained.items() if name.endswith("lora_b"))
@@ -366,17 +366,17 @@ def test_reflectevo_on_a_real_model(smollm2, tmp_path):
     with FakeOllama(reply=lambda body: said, models=["critic"]) as server:
         settings = {
             "policy.model": smollm2, "policy.max_new_tokens": 32, "policy.batch": 4,
-            "task.source": SHARED / "data" / "gsm8k" / "train.jsonl", "task.limit": 4,
+            "task.source": SHARED / "data" / "gsm8k" / "train.jsonl", "task.limit": 2,
             "eval.source": SHARED / "data" / "gsm8k" / "test.jsonl", "eval.limit": 2,
             "eval.max_new_tokens": 24, "critic.model": "critic", "critic.base_url": server.url,
             "critic.cache": "off", "critic.max_tokens": 24, "reflectevo.reflector": "critic",
-            "reflectevo.wave": 2, "train.batch": 1, "train.epochs": 1,
+            "reflectevo.wave": 1, "train.batch": 1, "train.epochs": 1,
         }  # fmt: skip
         flags = [f"--set={key}={value}" for key, value in {**settings, **SHORT}.items()]
         call = [sys.executable, "-m", "mlxreflect", "run", "reflectevo", "--run-dir", str(run_dir)]
         done = subprocess.run([*call, "--json", *flags], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert len(server.chats) == json.loads(done.stdout)["critic"]["calls"] == 8
+        assert len(server.chats) == json.loads(done.stdout)["critic"]["calls"] == 4
     waves = [row for row in rows(run_dir / "metrics.jsonl") if row["kind"] == "wave"]
     assert [wave["stage"] for wave in waves] == ["problems", "problems", "training", "training"]
     for row in rows(run_dir / "episodes.jsonl"):

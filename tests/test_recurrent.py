@@ -4,7 +4,7 @@ import importlib
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -363,17 +363,25 @@ def peak(kind: str, changes: dict[str, Any], length: int, recomputed: bool) -> t
     return Footprint(model, network.vocabulary).bytes(shape, layers), found
 
 
+@cache
+def attention_peak(length: int, recomputed: bool) -> int:
+    """What a model of the same size takes that has attention in all of its layers."""
+    return peak("qwen3", EIGHT, length, recomputed)[1]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("recomputed", [False, True])
-@pytest.mark.parametrize("name", MEMORY)
+@pytest.mark.parametrize(
+    ("name", "recomputed"),
+    [*((name, True) for name in MEMORY), ("qwen3_5", False), ("mamba", False)],
+)
 def test_memory_grows_with_the_tokens_and_no_faster(
     name: str, recomputed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recurrent, "CHUNK", 64)
     measured = []
-    for length in (256, 1024):
+    for length in (256, 512):
         estimate, found = peak(name, MEMORY[name], length, recomputed)
-        assert found < 2.5 * peak("qwen3", EIGHT, length, recomputed)[1]
+        assert found < 2.5 * attention_peak(length, recomputed)
         assert 1 / 1.7 < estimate / found < 1.7
         measured.append(found)
-    assert measured[1] < 1.7 * 4 * measured[0]  # attention has squares of tokens
+    assert measured[1] < 1.7 * 2 * measured[0]  # attention has squares of tokens

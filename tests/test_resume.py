@@ -16,7 +16,7 @@ from mlxreflect.runs.folder import open_folder
 SHORT = {
     "task.limit": 12, "r3.wave": 4, "r3.epochs": 1, "r3.verifications": 2, "r3.sft_mode": 3,
     "r3.bucket_every": 8, "train.batch": 4, "train.sft.scale_failed": 0.01,
-    "train.lora.dropout": 0.1, "eval.limit": 40, "policy.batch": 4,
+    "train.lora.dropout": 0.1, "eval.limit": 20, "policy.batch": 4,
 }  # fmt: skip
 
 
