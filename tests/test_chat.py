@@ -232,6 +232,7 @@ def talk(run: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Person]:
     return begin
 
 
+@pytest.mark.slow
 def test_a_conversation_goes_on_until_a_new_one(talk: Callable[..., Person]) -> None:
     with FakeOpenAI() as server:
         person = talk(ServedModel(server.url, "critic"))

@@ -154,6 +154,7 @@ REFUSED = "1 + 1 = 3, as anyone can see."  # a rewrite that no grader takes
     ],
     ids=["all calls fail", "all calls for rewrites fail", "all rewrites are refused"],
 )  # fmt: skip
+@pytest.mark.slow
 def test_a_run_that_trained_on_nothing_says_why_and_is_an_error(
     reply: Any, why: str, mends: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -69,6 +69,7 @@ def typed(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Any:
 # ---- by flags ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_by_flags(shell: Shell) -> None:
     done = shell.works("init", *FLAGS)
     assert "mlxreflect run r3-countdown.toml" in done.out

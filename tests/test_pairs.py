@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.hostile import flood
+from support.marks import slow_but
 
 from mlxreflect.core.records import Episode, Outcome, Turn, Verdict, make_problem
 from mlxreflect.data.forms import trl_row
@@ -181,18 +182,11 @@ def test_a_text_may_speak_of_what_its_problem_speaks_of() -> None:
 
 @pytest.mark.parametrize(
     "unit",
-    [
-        "a",
-        "the ",
-        "the first answer ",
-        "the first answer a, ",
-        "'",
-        "in the ",
-        "as if i ",
-        "\n",
-        "*",
-    ],
-)
+    slow_but(
+        ["the ", "the first answer ", "in the ", "as if i ", "a", "the first answer a, ", "'", "\n",
+         "*"], "a", "the first answer a, ", "'", "\n", "*",
+    ),
+)  # fmt: skip
 def test_a_long_text_is_read_in_seconds(unit: str) -> None:
     """A rule that is not linear would not come to an end here."""
     text = flood(unit, 1 << 18)

@@ -13,6 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from support.arm_folders import RIGHT, gsm8k, write_arm
+from support.marks import slow_but
 
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.journal import append_rows
@@ -98,7 +99,7 @@ LACKING = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", slow_but(SHAPES, "whole", "all wrong"))
 def test_a_run_gets_the_pictures_that_show_something(tmp_path: Path, shape: str) -> None:
     rows, arms = SHAPES[shape]
     folder = run_dir(tmp_path, rows, arms)

@@ -182,7 +182,7 @@ def test_preferences_of_a_four_bit_model_fit_into_little_memory(smollm2):
 
     gc.collect()
     others = mx.get_active_memory()  # what tests before this one still hold
-    prompts = [draw(512) for _ in range(4)]
+    prompts = [draw(512) for _ in range(2)]
     pairs = [Pair(Row(p, draw(256)), Row(p, draw(256))) for p in prompts]
     model = load_policy(PolicyConfig(model=str(smollm2), dequantize="no")).model
     attach_lora(model, LoraConfig(rank=16), 0)
@@ -195,7 +195,7 @@ def test_preferences_of_a_four_bit_model_fit_into_little_memory(smollm2):
     steps = list(trainer.train(objective, config, (0,)))
     peak = mx.get_peak_memory() - others
     print(f"weights {weights / 1e6:.0f} MB, peak {peak / 1e6:.0f} MB; of others {others / 1e6:.0f}")
-    assert len(steps) == 2
+    assert len(steps) == 1
     assert steps[0].loss == pytest.approx(np.log(2), abs=1e-3)  # LoRA has changed nothing yet
     trained = dict(tree_flatten(model.trainable_parameters()))
     assert all(mx.abs(a).max() > 0 for name, a in trained.items() if name.endswith("lora_b"))

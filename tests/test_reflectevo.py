@@ -492,6 +492,7 @@ def test_training_prompts_are_those_of_the_evaluation(tmp_path):
 # ---- recipes -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "said"), [("aime24", "aime24 has samples = 8"), ("gsm8k_5shot", "has shots = 5")]
 )

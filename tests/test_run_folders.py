@@ -102,6 +102,7 @@ def test_a_copied_run_is_resumed_from_another_folder(
         assert (stopped / name).read_bytes() == (made / "run" / name).read_bytes(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["episodes.jsonl", "eval/base/problems.jsonl"])
 def test_other_problems_than_it_began_with(made: Path, stopped: Path, file: str) -> None:
     """One less to learn, or one less held out: a run would look for what is gone, or mix both."""
@@ -170,7 +171,7 @@ COMMITTED = ("adapter_config.json", "adapters.safetensors", "commit.json",
              "../../metrics.jsonl")  # fmt: skip
 
 
-@pytest.mark.parametrize("name", slow_but(COMMITTED, "commit.json"))
+@pytest.mark.parametrize("name", slow_but(COMMITTED))
 def test_a_bit_that_a_disk_flips_changes_nothing(
     made: Path, stopped: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

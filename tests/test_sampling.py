@@ -183,7 +183,7 @@ def over_tokens(draw: Draw, count: int) -> list[int]:
 
 @pytest.mark.parametrize("drawn", [over_sequences, over_tokens])
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "kept"), [(1.0, 0, 30), (0.7, 0, 30), (1.3, 6, 6)]
+    ("temperature", "top_k", "kept"), slow_but([(1.0, 0, 30), (0.7, 0, 30), (1.3, 6, 6)], "1.3")
 )
 def test_tokens_follow_their_distribution(
     drawn: Callable[[Draw, int], list[int]], temperature: float, top_k: int, kept: int

@@ -11,7 +11,7 @@ use the machine as well. CPU: the same by the seconds of rank 0's processor in p
 which leave out when it had to wait for other programs, or for the other ranks.
 
 attempts: PROBLEMS problems with `Policy.generate`, temperature 1. evaluation: as many, two samples
-each, with `evaluate_arms`, from drawing the problems to results. train: fits by dpo and sft (with
+each and one, with `evaluate_arms`, from drawing the problems to results. train: fits by dpo and sft (with
 dropout and without), 16 random rows a step. run: the whole quickstart.
 """
 
@@ -51,10 +51,16 @@ Times = list[tuple[float, float]]  # of each piece of the work: seconds by the c
 Found = dict[str, Times]  # by what is done
 PROBLEMS = 512
 STEPS, ROWS, LONGEST = 4, 16, 100  # of a fit; a step; tokens of a prompt and of a response
-SPEC = EvalSpec(
-    task=TaskConfig.model_validate({"name": "countdown", "numbers": [3], "limit": PROBLEMS}),
-    limit=PROBLEMS, batch=64, samples=2, max_new_tokens=128, temperature=1.0,
-)  # fmt: skip
+
+
+def spec(problems: int, samples: int) -> EvalSpec:
+    task = TaskConfig.model_validate({"name": "countdown", "numbers": [3], "limit": problems})
+    return EvalSpec(task=task, limit=problems, batch=64, samples=samples, max_new_tokens=128,
+                    temperature=1.0)  # fmt: skip
+
+
+SPEC = spec(PROBLEMS, 2)
+ASKED = {"two samples": SPEC, "one sample": spec(PROBLEMS, 1)}
 
 
 # ---- what each process does ----------------------------------------------------------------------
@@ -75,18 +81,19 @@ def attempts(hosts: Hosts, repeats: int) -> Found:
 
 
 def evaluation(hosts: Hosts, repeats: int) -> Found:
-    """An evaluation of the same problems without a cache; one piece."""
+    """Evaluations without a cache; one piece each."""
     if hosts.rank:
         follow(hosts)
         return {}
     places = count()
     with tempfile.TemporaryDirectory() as folder:
 
-        def work() -> None:
+        def work(asked: EvalSpec) -> None:
             entry, place = Entry("base", PolicyConfig()), Path(folder, str(next(places)))
-            evaluate_arms([entry], SPEC, place, "off", Ui(quiet=True), hosts=hosts)
+            evaluate_arms([entry], asked, place, "off", Ui(quiet=True), hosts=hosts)
 
-        return {"evaluate": fastest(repeats, whole(work))}
+        return {name: fastest(repeats, whole(partial(work, asked)))
+                for name, asked in ASKED.items()}  # fmt: skip
 
 
 def run(hosts: Hosts, repeats: int) -> Found:

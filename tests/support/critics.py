@@ -17,7 +17,7 @@ from support import fake_bedrock, fake_ollama, fake_openai
 from support.fake_server import Fault, Loopback, http
 
 TRIES = RETRIES + 1
-client.BACKOFF_S = 0.01  # in all tests that ask a server
+client.BACKOFF_S = 0.001  # in all tests that ask a server
 PROBLEM = make_problem("countdown", {"numbers": [1, 2, 3], "target": 6})
 
 
