@@ -11,8 +11,8 @@ use the machine as well. CPU: the same by the seconds of rank 0's processor in p
 which leave out when it had to wait for other programs, or for the other ranks.
 
 attempts: PROBLEMS problems with `Policy.generate`, temperature 1. evaluation: as many, two samples
-each and one, with `evaluate_arms`, from drawing the problems to results. train: fits by dpo and sft (with
-dropout and without), 16 random rows a step. run: the whole quickstart.
+each and one, with `evaluate_arms`, from drawing the problems to results. train: fits by dpo and sft
+(with dropout and without), 16 random rows a step. run: the whole quickstart.
 """
 
 import argparse
