@@ -131,9 +131,8 @@ def checked_recipe(name: str, set_: list[str] | None) -> "Recipe":
 
 
 def fail(message: str, hint: str) -> NoReturn:
-    """Prints exactly two lines, whatever the data quoted in them holds, and ends with code 2."""
-    from mlxreflect.core.ui import safe_text
+    """Prints what is wrong and what mends it, and ends with code 2."""
+    from mlxreflect.core.ui import say_error
 
-    for label, text in (("error", message), ("hint", hint)):
-        print(f"{label}: {safe_text(' '.join(text.split()))}", file=sys.stderr, flush=True)
+    say_error(message, hint)
     sys.exit(2)

@@ -39,6 +39,10 @@ def own_name(rank: int, env: Mapping[str, str] = os.environ) -> str:
     return (names[rank] if rank < len(names) else "") or socket.gethostname()
 
 
+def host_label(name: str, rank: int) -> str:
+    return f"host {name} (rank {rank})"
+
+
 def doctor_command(env: Mapping[str, str] = os.environ) -> str:
     return f"mlxreflect doctor {hosts_option(env) or '--hosts FILE'}"
 
@@ -52,4 +56,6 @@ def leave_word(name: str, text: object) -> None:
     """Leaves word for the command that was given --hosts; by rank 0, which is on that machine."""
     folder = Path(os.environ.get(LEAD, "/nowhere"))
     if folder.is_dir() and not launched_rank():
-        (folder / name).write_text(str(text), encoding="utf-8")
+        half = folder / f"{name}.tmp"  # whoever finds the word finds all of it
+        half.write_text(str(text), encoding="utf-8")
+        half.replace(folder / name)

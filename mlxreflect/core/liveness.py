@@ -14,7 +14,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -26,7 +25,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.launched import FILE, doctor_command, hosts_option
+from mlxreflect.core.launched import FILE, doctor_command, host_label, hosts_option
+from mlxreflect.core.ui import say_error
 
 BEAT_SIZE, SAID = 4096, 600  # bytes of a heartbeat; characters of what it says
 BEAT_S = 2.0  # between heartbeats
@@ -62,7 +62,7 @@ class Place:
 
     @property
     def label(self) -> str:
-        return f"host {self.name} (rank {self.rank})"
+        return host_label(self.name, self.rank)
 
 
 @dataclass(frozen=True)
@@ -347,6 +347,5 @@ def what_then(command: str = "") -> str:
 
 def quit_with(message: str, hint: str) -> NoReturn:
     """Prints an error in two lines and ends the process at once."""
-    for label, text in (("error", message), ("hint", hint)):
-        print(f"{label}: {text}", file=sys.stderr, flush=True)
+    say_error(message, hint)
     os._exit(2)

@@ -42,6 +42,16 @@ def safe_text(text: str) -> str:
     return UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def say_error(message: str, hint: str) -> None:
+    """Prints exactly two lines on stderr, whatever the data quoted in them holds.
+
+    In one write: a process of several may be ended after its first line.
+    """
+    error, mend = (safe_text(" ".join(text.split())) for text in (message, hint))
+    sys.stderr.write(f"error: {error}\nhint: {mend}\n")
+    sys.stderr.flush()
+
+
 def composed(text: str) -> str:
     """NFC; a text with more marks in a row than any language has is left as it is.
 

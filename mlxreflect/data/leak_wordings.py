@@ -125,8 +125,9 @@ def weigh(scorer: Scorer, words: Any, kinds: Any, bounds: list[tuple[int, int]])
     A phrase lies within one of the sentences, and one that occurs again within a window of its
     sentence counts once.
     """
-    sentence = np.repeat(np.arange(len(bounds)), [end - start for start, end in bounds])
-    ends = np.repeat([end for _, end in bounds], [end - start for start, end in bounds])
+    lengths = [end - start for start, end in bounds]
+    sentence = np.repeat(np.arange(len(bounds)), lengths)
+    ends = np.repeat([end for _, end in bounds], lengths)
     hits = []
     for reach, keys in phrases(words, kinds):
         at = np.searchsorted(scorer.keys, keys).clip(max=len(scorer.keys) - 1)

@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import IO, Any, TextIO
 
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.launched import FILE, LEAD, NAMES
+from mlxreflect.core.launched import FILE, LEAD, NAMES, host_label
 from mlxreflect.core.liveness import SSH
 
 BACKENDS = ("ring", "jaccl", "jaccl-ring", "mpi", "nccl")
@@ -54,7 +54,7 @@ class Host:
 
     @property
     def label(self) -> str:
-        return f"host {self.ssh} (rank {self.rank})"
+        return host_label(self.ssh, self.rank)
 
 
 @dataclass(frozen=True)
@@ -312,8 +312,8 @@ def is_free(port: int) -> bool:
 def interrupting(process: "subprocess.Popen[bytes]", folder: Path, err: TextIO) -> Iterator[None]:
     """Passes Ctrl-C, and what else is to end this process, on to the first host's, which stops.
 
-    It first waits for hosts that are at work. A second Ctrl-C does not; hosts elsewhere then find
-    that the first one is gone, and end. The last commit stays in any case.
+    The first host waits for those at work before it stops. A second Ctrl-C ends it at once; hosts
+    elsewhere then find that it is gone, and end. The last commit stays either way.
     """
     heard = 0
 
@@ -323,8 +323,8 @@ def interrupting(process: "subprocess.Popen[bytes]", folder: Path, err: TextIO) 
         file = folder / "pid"
         first = int(file.read_text(encoding="utf-8")) if file.is_file() else 0
         if first and heard == 1:
-            print("stopping when the hosts have done what they are at; Ctrl-C again: at once",
-                  file=err, flush=True)  # fmt: skip
+            print("stopping once each host has finished its piece of work; press Ctrl-C again to "
+                  "stop at once", file=err, flush=True)  # fmt: skip
             with suppress(ProcessLookupError):
                 os.kill(first, signal.SIGINT)
             return
