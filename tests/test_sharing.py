@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlxreflect.models.sharing import SharedQueue, gathered
+from mlxreflect.models.sharing import SharedQueue, gathered, slice_of
 
 
 class Meeting:
@@ -16,10 +16,15 @@ class Meeting:
     def __init__(self, size):
         self.told = [None] * size
         self.paces = [[0.0] * size for _ in range(size)]
+        self.asked = list[list[float]]()
+
+    def meet(self, value):
+        self.asked.append(value)
+        return self.told
 
     def host(self, rank):
         return SimpleNamespace(
-            rank=rank, size=len(self.told), paces=self.paces[rank], meet=lambda value: self.told
+            rank=rank, size=len(self.told), paces=self.paces[rank], meet=self.meet
         )
 
 
@@ -30,23 +35,28 @@ def play(asked, paces, batch, seed=0):
     queues = [SharedQueue(meeting.host(rank), asked) for rank in range(size)]
     held = [list[int]() for _ in paces]
     had = [list[int]() for _ in paces]
+    before = [0] * size
     for _ in range(10_000):
         if not queues[0].more:
             break
         ended = [len(had[r]) - len(held[r]) for r in range(size)]
+        rooms = [max(0, batch - len(mine)) for mine in held]
+        waiting = [sum(map(len, queue.waiting)) for queue in queues]
         meeting.told = [
-            [max(0, batch - len(held[r])), len(held[r]), ended[r], paces[r] if had[r] else 0.0]
+            [rooms[r] + ended[r] - before[r] - waiting[r], len(held[r]) + waiting[r], ended[r],
+             paces[r] if had[r] else 0.0, 0.0]
             for r in range(size)
-        ]
-        given = []
+        ]  # fmt: skip
+        before = ended
         for rank, queue in enumerate(queues):
             queue.due, queue.ended = 0.0, ended[rank]
-            given.append(queue.take(meeting.told[rank][0]))
-        for rank, mine in enumerate(given):
-            held[rank] += mine
-            had[rank] += mine
-            for _ in range(min(len(held[rank]), rng.randint(0, paces[rank]))):
-                held[rank].pop(rng.randrange(len(held[rank])))
+            for room in (rooms[rank], *[1] * rng.randint(0, paces[rank])):
+                mine = queue.take(room)
+                held[rank] += mine
+                had[rank] += mine
+                queue.due = float("inf")  # no other meeting in this slice
+                if held[rank]:
+                    held[rank].pop(rng.randrange(len(held[rank])))
     assert not any(queue.more for queue in queues)
     return had
 
@@ -77,15 +87,39 @@ def test_samples_of_a_prompt_stay_together_unless_there_are_few_prompts():
 def test_what_others_ended_is_told():
     meeting, told = Meeting(2), list[int]()
     queue = SharedQueue(meeting.host(0), [[i] for i in range(30)], told.append)
-    meeting.told = [[2, 0, 0, 0.0], [2, 0, 0, 0.0]]
+    meeting.told = [[2, 0, 0, 0.0, 0.0], [2, 0, 0, 0.0, 0.0]]
     assert queue.take(2) == [0, 2]
     queue.tokens += 11
     queue.end(1)
     queue.due = 0.0
-    meeting.told = [[1, 1, 1, 5.0], [2, 0, 2, 9.0]]
+    meeting.told = [[1, 1, 1, 5.0, 0.1], [2, 0, 2, 9.0, 0.1]]
     queue.take(1)
     assert told == [1, 2]
     assert meeting.paces[0] == [5.0, 0.0]
+
+
+def test_a_place_that_becomes_free_between_two_meetings_is_filled():
+    """With as many sequences as ended in the slice before."""
+    meeting = Meeting(2)
+    queue = SharedQueue(meeting.host(0), [[i] for i in range(60)])
+    meeting.told = [[4, 0, 0, 0.0, 0.0], [4, 0, 0, 0.0, 0.0]]
+    assert queue.take(4) == [0, 2, 4, 6]
+    queue.end(3)
+    assert queue.take(3) == []  # nobody knew of them
+    queue.due, meeting.asked = 0.0, []
+    meeting.told = [[6, 1, 3, 9.0, 0.0], [6, 1, 3, 9.0, 0.0]]
+    assert queue.take(3) == [8, 10, 12]
+    assert meeting.asked[0][:3] == [3 + 3, 1, 3]
+    queue.end(2)
+    assert queue.take(1) == [14]  # without a meeting
+    assert queue.take(5) == [16, 18]
+    assert len(meeting.asked) == 1
+
+
+def test_hosts_with_long_steps_meet_less_often():
+    assert slice_of([0.001, 0.02]) == 0.25
+    assert slice_of([0.001, 0.3]) == pytest.approx(1.2)
+    assert slice_of([11.0, 0.1]) == 2.0
 
 
 def test_what_all_wrote_is_brought_together():

@@ -1,12 +1,14 @@
 """One call's sequences, written by several hosts: who begins what, and what came of it.
 
-Work is handed out in small pieces. A few times a second all hosts tell how much each has in hand
-and how fast it writes, and from that every rank computes the same shares: so none of them waits for
-a slow one, but for a moment of its last sequences. What a sequence becomes does not depend on who
-writes it: its random stream has a name of its own.
+Work is handed out in small pieces. Every little while all hosts tell how much each has in hand and
+how fast it writes, and from that every rank computes the same shares: so none of them waits for
+a slow one, but for a moment of its last sequences. Each also gets what it will have room for until
+the next time, so that short answers leave no place empty. What a sequence becomes does not depend
+on who writes it: its random stream has a name of its own.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
@@ -16,10 +18,11 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxreflect.core.hosts import Hosts
 
-SLICE_S = 0.25  # between two meetings while there is something to hand out
+SLICE_S = 0.25, 2.0  # least and most between two meetings
+STEPS = 4  # of the slowest host between two meetings: they wait for each other's step, or prompt
 FIRST_SHARE = 0.5  # of what is there, handed out at first where nobody knows yet who is how fast
 PIECES = 4  # that a call has for each host, at least
-RECENT = 0.5  # weight of the latest slice in a host's pace
+RECENT = 0.2  # weight of the latest slice in a host's pace
 
 
 class SharedQueue:
@@ -40,34 +43,52 @@ class SharedQueue:
         # Equal prompts together: they are read once.
         self.runs = [run[at : at + longest] for run in runs for at in range(0, len(run), longest)]
         self.mine: list[int] = []
+        self.waiting: deque[list[int]] = deque()  # of `mine`: runs for which there was no room yet
         self.ended, self.tokens = 0, 0  # here, and since the last meeting
+        self.before = 0  # had ended at the last meeting
         self.told = 0  # to `advance`
-        self.due = 0.0
+        self.due = self.looked = 0.0
+        self.step = 0.0  # longest time between two looks since the last meeting
         self.more = bool(asked)  # sequences have not ended: the others may still wait for this rank
         self.begun = time.monotonic()
 
     def take(self, room: int) -> list[int]:
-        """Returns sequences to begin now; none until the next meeting, or where others take them.
+        """Returns sequences to begin now, of those that are handed out here; maybe none.
 
         room: how many may be begun here; samples of one prompt come together, also where some must
         wait for room.
         """
+        now = time.monotonic()
+        self.step = max(self.step, now - self.looked) if self.looked else 0.0
         idle = self.ended == len(self.mine)
-        if not self.more or (time.monotonic() < self.due and not idle):
-            return []
+        if self.more and (idle or now >= self.due):
+            self.meet(room)
+        self.looked = time.monotonic()
+        taken: list[int] = []
+        while self.waiting and len(taken) < room:
+            taken += self.waiting.popleft()
+        return taken
+
+    def meet(self, room: int) -> None:
+        """Tells the other hosts how it stands here, and takes what is handed out."""
         now = time.monotonic()
         pace = self.tokens / max(1e-6, now - self.begun)
-        told = self.hosts.meet([room, len(self.mine) - self.ended, self.ended, pace])
+        # As many places as became free since the last time will be free before the next one; at
+        # first nobody knows, and answers may be short.
+        soon = self.ended - self.before if self.looked else room
+        wanted = room + soon - sum(map(len, self.waiting))
+        told = self.hosts.meet([wanted, len(self.mine) - self.ended, self.ended, pace, self.step])
+        rooms, held, ended, paces, steps = map(list, zip(*told, strict=True))
         self.begun = time.monotonic()
-        self.tokens, self.due = 0, self.begun + SLICE_S
-        ended = sum(ended for _, _, ended, _ in told)
-        self.more = ended < self.size
-        self.tell(ended)
-        self.learn([pace if held else 0.0 for _, held, _, pace in told])
-        dealt = self.deal([room for room, *_ in told], [held for _, held, *_ in told])
+        self.tokens, self.before, self.step = 0, self.ended, 0.0
+        self.due = self.begun + slice_of(steps)
+        self.more = sum(ended) < self.size
+        self.tell(sum(ended))
+        self.learn([pace if some else 0.0 for pace, some in zip(paces, held, strict=True)])
+        dealt = self.deal(rooms, held)
         given = dealt[self.hosts.rank]
-        self.mine += given
-        return given
+        self.mine += [number for run in given for number in run]
+        self.waiting += given
 
     def count_token(self) -> None:
         """Counts a token that was written here."""
@@ -91,8 +112,8 @@ class SharedQueue:
                 old = self.hosts.paces[rank] or pace
                 self.hosts.paces[rank] = old + RECENT * (pace - old)
 
-    def deal(self, rooms: list[int], held: list[int]) -> list[list[int]]:
-        """Takes what is due now off the queue, prompt by prompt; returns what is each rank's.
+    def deal(self, rooms: list[int], held: list[int]) -> list[list[list[int]]]:
+        """Takes what is due now off the queue; returns the runs that are each rank's.
 
         Each prompt goes to the host that lacks most of its share of all that is unfinished.
         """
@@ -102,7 +123,7 @@ class SharedQueue:
         shares = [pace / sum(paces) if known else 1 / len(rooms) for pace in paces]
         due = left if known or any(held) else max(1, round(FIRST_SHARE * left))
         rooms, held = list(rooms), list(held)
-        given: list[list[int]] = [[] for _ in rooms]
+        given: list[list[list[int]]] = [[] for _ in rooms]
         while self.runs and due > 0:
             able = [rank for rank, room in enumerate(rooms) if room > 0]
             if not able:
@@ -114,8 +135,13 @@ class SharedQueue:
             rooms[rank] -= len(run)
             held[rank] += len(run)
             due -= len(run)
-            given[rank] += run
+            given[rank].append(run)
         return given
+
+
+def slice_of(steps: Sequence[float]) -> float:
+    """Returns the seconds until the next meeting, by the longest step of each host."""
+    return min(max(SLICE_S[0], STEPS * max(steps)), SLICE_S[1])
 
 
 def agree_on_weights(hosts: Hosts, model: nn.Module) -> None:

@@ -31,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -45,7 +46,7 @@ import numpy as np  # noqa: E402
 from support.hosts import Ranks  # noqa: E402
 
 from mlxreflect.core.hosts import FIRST, Hosts, joined  # noqa: E402
-from mlxreflect.models.sharing import SLICE_S, SharedQueue  # noqa: E402
+from mlxreflect.models.sharing import SharedQueue, slice_of  # noqa: E402
 from mlxreflect.train.hosts import divided  # noqa: E402
 
 JSON_BYTES = 6  # of a token's number
@@ -137,26 +138,38 @@ class SimulatedHosts:
 @dataclass
 class Host:
     """Writes a continuous batch. slow: times the seconds that it takes. ends: of its sequences, the
-    step after which each has ended.
+    step after which each has ended. waiting: lengths of those for which there is no room yet.
     """
 
     figures: Figures
     prompt: int
     slow: float
+    batch: int
     now: float = 0.0
     step: int = 0
     tokens: int = 0
+    ended: int = -1  # since the last meeting; -1: there was none yet
+    longest: float = 0.0  # step, or reading of prompts
     ends: list[int] = field(default_factory=list)
+    waiting: deque[int] = field(default_factory=deque)
 
-    def begin(self, lengths: Sequence[int]) -> None:
-        for length in lengths:
-            heapq.heappush(self.ends, self.step + length)
-        self.now += self.slow * self.figures.prompt_s * self.prompt * len(lengths)
+    def wanted(self) -> int:
+        """Returns for how many there is room, or will be; as `SharedQueue.meet` does."""
+        room = self.batch - len(self.ends)
+        return room + (room if self.ended < 0 else self.ended) - len(self.waiting)
+
+    def begin(self) -> None:
+        before = self.now
+        while self.waiting and len(self.ends) < self.batch:
+            heapq.heappush(self.ends, self.step + self.waiting.popleft())
+            self.now += self.slow * self.figures.prompt_s * self.prompt
+        self.longest = max(self.longest, self.now - before)
 
     def write(self, until: float) -> None:
         """Writes until a time, or until all its sequences have ended."""
         while self.ends and self.now < until:
             each = self.slow * (self.figures.step_s + self.figures.token_s * len(self.ends))
+            self.longest = max(self.longest, each)
             left = math.ceil((until - self.now) / each) if until < math.inf else math.inf
             steps = int(min(self.ends[0] - self.step, left))
             self.step += steps
@@ -164,6 +177,8 @@ class Host:
             self.tokens += steps * len(self.ends)
             while self.ends and self.ends[0] <= self.step:
                 heapq.heappop(self.ends)
+                self.ended += 1
+            self.begin()
 
 
 class Simulation:
@@ -192,20 +207,22 @@ class Simulation:
         """Writes a wave's answers, as `SharedQueue.take` and `Policy.generate_shared` do."""
         asked = [[i] for i in range(len(wave.lengths))]
         queue = SharedQueue(cast(Hosts, self.hosts), asked)
-        hosts = [Host(self.figures, wave.prompt, slow) for slow, _ in self.slow]
-        begun, meetings = 0.0, 0
+        hosts = [Host(self.figures, wave.prompt, slow, wave.batch) for slow, _ in self.slow]
+        begun, until, meetings = 0.0, 0.0, 0
         while queue.runs:
             for host in hosts:
-                host.write(begun + SLICE_S if meetings else 0.0)
+                host.write(until)
             paces = [h.tokens / max(1e-6, h.now - begun) if h.ends else 0.0 for h in hosts]
             queue.learn(paces)
             begun = max(host.now for host in hosts)
+            until = begun + slice_of([host.longest for host in hosts])
             meetings += self.size > 1
-            dealt = queue.deal([wave.batch - len(h.ends) for h in hosts],
-                               [len(h.ends) for h in hosts])  # fmt: skip
+            dealt = queue.deal([host.wanted() for host in hosts],
+                               [len(host.ends) + len(host.waiting) for host in hosts])  # fmt: skip
             for host, given in zip(hosts, dealt, strict=True):
-                host.now, host.tokens = begun, 0
-                host.begin([wave.lengths[i] for i in given])
+                host.now, host.tokens, host.ended, host.longest = begun, 0, 0, 0.0
+                host.waiting += [wave.lengths[i] for run in given for i in run]
+                host.begin()
             if self.size == 1:
                 hosts[0].write(self.until_room(hosts[0]))
         for host in hosts:
