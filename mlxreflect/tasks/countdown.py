@@ -68,16 +68,24 @@ def load(config: TaskConfig, part: str, seed: int) -> list[Problem]:
 
 def draw(rng: random.Random, count: int) -> Drawn | None:
     """Tries to make a problem; None where the operations gave no target from 10 to 100."""
-    numbers = [rng.randrange(99) + 1 for _ in range(count)]
+    bits, below = rng.getrandbits, seeds.below
+    numbers = [below(bits, 99) + 1 for _ in range(count)]
     values = list(numbers)
     while (left := len(values)) > 1:
-        # What rng.sample(range(left), 2) draws, in half the time.
-        first, second = rng.randrange(left), rng.randrange(left - 1)
+        # What rng.sample(range(left), 2) draws.
+        first, second = below(bits, left), below(bits, left - 1)
         second = left - 1 if second == first else second
-        one, other = (values.pop(at) for at in sorted((first, second), reverse=True))
+        one, other = values.pop(max(first, second)), values.pop(min(first, second))
         high, low = max(one, other), min(one, other)
-        results = high + low, high - low, high * low, high // low if high % low == 0 else 0
-        value = results[rng.randrange(4)]
+        match below(bits, 4):
+            case 0:
+                value = high + low
+            case 1:
+                value = high - low
+            case 2:
+                value = high * low
+            case _:
+                value = high // low if high % low == 0 else 0
         if not 0 < value <= LARGEST:
             return None
         values.append(value)
