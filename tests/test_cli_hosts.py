@@ -171,6 +171,9 @@ def test_the_exit_code_is_the_first_hosts(tmp_path):
         exit_code(file, tmp_path, 0, [line])
     assert fault.value.message == "host mini (rank 1) exited with code 127"
     assert f"doctor --hosts {tmp_path}/hosts.json" in fault.value.hint
+    ended = line.replace("1 ", "0 ", 1).replace("127", "-15")
+    with pytest.raises(UserError, match=r"^host mini \(rank 1\) exited with code 127$"):
+        exit_code(file, tmp_path, 0, [ended, line])  # mlx.launch ended the other one for it
     (tmp_path / "code").write_text("130")
     assert exit_code(file, tmp_path, 0, [line]) == 130
 
@@ -318,6 +321,39 @@ def test_a_host_that_is_killed_is_named_with_the_command_that_goes_on(rank, pair
     if rank:  # the first one knows the folder
         assert hint.endswith(f"mlxreflect resume out --hosts {HOSTS}")
     assert "WARN" not in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_host_that_is_killed_before_all_are_there_is_named(rank, pair):
+    running = subprocess.Popen(pair.command(*train("--hosts", HOSTS)), cwd=pair.folder,
+                               env=pair.env, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    ends = time.monotonic() + TIMEOUT
+    while not (found := [pid for pid in process_ids() if is_rank(pid, rank, pair.folder)]):
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+    os.kill(found[0], signal.SIGKILL)
+    _, err = running.communicate(timeout=TIMEOUT)
+    assert running.returncode == 2
+    error, hint = two_lines(err)
+    assert error.startswith(f"host 127.0.0.1 (rank {rank}) ")
+    assert f"(rank {1 - rank})" not in error
+    assert f"`mlxreflect doctor --hosts {HOSTS}`" in hint
+    assert not (pair.folder / "out").exists()
+
+
+def process_ids() -> list[int]:
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+
+
+def is_rank(pid: int, rank: int, folder: Path) -> bool:
+    """Tells whether a process is the Python of a rank that works in a folder."""
+    try:
+        told, at = (Path(f"/proc/{pid}/{name}").read_bytes() for name in ("environ", "cmdline"))
+        inside = Path(f"/proc/{pid}/cwd").readlink() == folder
+    except OSError:
+        return False
+    return inside and f"MLX_RANK={rank}".encode() in told.split(b"\0") and b"\0train\0" in at
 
 
 # ---- doctor --------------------------------------------------------------------------------------

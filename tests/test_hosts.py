@@ -12,7 +12,16 @@ import pytest
 from support.hosts import launch, launched, run_script
 
 from mlxreflect.core.hosts import ALONE
-from mlxreflect.core.liveness import FAILED, LOST, Place, look_at, read_look, this_machine
+from mlxreflect.core.launched import launched_names
+from mlxreflect.core.liveness import (
+    FAILED,
+    LOST,
+    Place,
+    look_at,
+    look_for,
+    read_look,
+    this_machine,
+)
 
 TALK = """
 import mlx.core as mx, numpy as np, zlib
@@ -194,3 +203,60 @@ def test_a_process_of_this_machine_is_looked_at_without_ssh():
         child.kill()
         child.wait()
     assert look_at(place).gone == "has ended"
+
+
+# ---- before all are there ------------------------------------------------------------------------
+
+
+def beat(folder: Path, pid: int, said: str = "", launch: str = "a", rank: int = 1) -> None:
+    told = {"time": 0, "waits": 0.0, "said": said, "launch": launch, "rank": rank}
+    path = folder / f"mlxreflect-{os.getuid()}-{pid}.beat"
+    path.write_text(json.dumps(told).ljust(4096), encoding="ascii")
+
+
+def test_a_rank_is_found_among_the_heartbeats_of_its_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert look_for("a", 1, "localhost") == "has not started"
+    (tmp_path / f"mlxreflect-{os.getuid()}-1.beat").write_text("{half")
+    beat(tmp_path, os.getpid(), launch="of another command")
+    beat(tmp_path, os.getppid(), rank=0)
+    assert look_for("a", 1, "localhost") == "has not started"
+    gone = 1 << 22  # above any process's number
+    beat(tmp_path, gone)
+    assert look_for("a", 1, "localhost") == "has ended"
+    beat(tmp_path, gone, FAILED + "mlx is older\ninstall 0.32")
+    assert look_for("a", 1, "localhost") == "failed: mlx is older"
+    beat(tmp_path, gone, LOST)  # and has told so
+    assert look_for("a", 1, "localhost") == ""
+    beat(tmp_path, gone)
+    beat(tmp_path, os.getpid())
+    assert look_for("a", 1, "127.0.0.1") == ""
+
+
+def test_a_stopped_rank_is_named_before_all_are_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with subprocess.Popen(["sleep", "60"]) as child:
+        beat(tmp_path, child.pid)
+        child.send_signal(signal.SIGSTOP)
+        os.waitpid(child.pid, os.WUNTRACED)
+        assert look_for("a", 1, "localhost") == "is stopped"
+        child.kill()
+
+
+@pytest.mark.parametrize(("says", "code", "found"), [
+    ("ssh: connect to host mini port 22: Operation timed out", 255, "cannot be reached"),
+    ("me@mini: Permission denied (publickey).", 255, None), ("", 1, None),
+])  # fmt: skip
+def test_another_machine_is_asked_over_ssh(says, code, found, monkeypatch):
+    call = ("sh", "-c", f'echo "$0" >&2; exit {code}', says)
+    monkeypatch.setattr("mlxreflect.core.liveness.SSH", call)
+    assert look_for("a", 1, "203.0.113.7") == found
+
+
+def test_the_hosts_of_a_launch_are_known_by_name_else_by_address(tmp_path):
+    ring = tmp_path / "ring.json"
+    ring.write_text('[["10.0.0.1:5000", "10.1.0.1:5001"], ["fe80::1:5000"]]')
+    assert launched_names({"MLX_HOSTFILE": str(ring)}) == ["10.0.0.1", "fe80::1"]
+    named = {"MLX_HOSTFILE": str(ring), "MLXREFLECT_HOSTS": "studio,mini"}
+    assert launched_names(named) == ["studio", "mini"]
+    assert launched_names({}) == []

@@ -1,7 +1,7 @@
 """Whole commands on one, two and three processes: the same results, and what stops them.
 
-Each process has a working folder, a temporary folder and, but for the kills, a cache of its own,
-as on a machine of its own. MLXREFLECT_KILLS: how many kills; MLXREFLECT_KILL_SEED: of which.
+Each process has a working folder and, but for the kills, a cache of its own, as on a machine of its
+own. MLXREFLECT_KILLS: how many kills; MLXREFLECT_KILL_SEED: of which.
 """
 
 import json
@@ -32,7 +32,6 @@ pytestmark = pytest.mark.slow
 NEAR = 1e-5
 TIMES = re.compile("seconds|peak_memory|tokens_per_second|^began$|^at$")
 ACTOR = re.compile("policy:[0-9a-f]{8}")  # by the hash of its weights
-EARLY = re.compile("not all hosts were there|do not find each other|connection .* was lost")
 GUARD = 400.0  # seconds, against hanging only
 KILLS = int(os.environ.get("MLXREFLECT_KILLS", "2"))
 SEED = int(os.environ.get("MLXREFLECT_KILL_SEED", "0"))
@@ -49,7 +48,7 @@ METHODS = {
 
 
 class Team:
-    """Machines in a folder, one a rank: where each works, what it keeps, what it throws away."""
+    """Machines in a folder, one a rank: where each works, and what it keeps."""
 
     def __init__(self, folder: Path, network: Network | None = None, shared_cache: bool = False):
         self.folder, self.network, self.shared_cache = folder, network, shared_cache
@@ -63,7 +62,7 @@ class Team:
     def before(self, rank: int) -> list[str]:
         cache = self.place(0 if self.shared_cache else rank, "cache")
         inside = self.network.inside(rank) if self.network else ()
-        given = f"TMPDIR={self.place(rank, 'tmp')}", f"MLXREFLECT_CACHE={cache}"
+        given = f"TMPDIR={self.place(0, 'tmp')}", f"MLXREFLECT_CACHE={cache}"
         into = "sh", "-c", IN, str(self.place(rank, "work"))
         return [*inside, "env", *(LONE if self.lone else ()), *given, *into]
 
@@ -77,13 +76,13 @@ class Team:
 
         The others say nothing and leave nothing: no file, no process.
         """
-        before = {path for rank in range(size) for path in self.place(rank, "tmp").iterdir()}
+        before = set(self.place(0, "tmp").iterdir())
         ranks = self.start(size, *command)
         results = ranks.results(GUARD)
         assert [code for code, _, _ in results] == [0] * size, results
         assert [out + err for _, out, err in results[1:]] == [""] * (size - 1)
+        assert not {*self.place(0, "tmp").glob("mlxreflect-*")} - before
         for rank in range(size):
-            assert not {*self.place(rank, "tmp").glob("mlxreflect-*")} - before
             assert rank == 0 or not list(self.place(rank, "work").iterdir())
         assert not running(self.folder)
         return results[0][1]
@@ -250,8 +249,8 @@ def test_a_host_that_never_comes_is_not_waited_for(tmp_path):
     ranks = Ranks(tmp_path, ["127.0.0.1"] * 2, str(script))
     ranks.processes[0].send_signal(signal.SIGSTOP)
     code, _, err = stopped(ranks, [0])[1]
-    assert code
-    assert "not all hosts were there within 3 seconds" in err or "do not find each other" in err
+    assert code == 2
+    assert "host 127.0.0.1 (rank 0) " in err and "(the work did not begin)" in err
 
 
 def test_what_killed_processes_left_is_swept(tmp_path):
@@ -335,7 +334,7 @@ def check_stopped(results: Sequence[tuple[int, str, str]], gone: int) -> None:
     first, *others = [rank for rank in range(len(results)) if rank != gone]
     code, _, err = results[first]
     told = last_two_lines(err)
-    assert f"(rank {gone}) " in told[0] or EARLY.search(told[0])
+    assert f"(rank {gone}) " in told[0]
     if first == 0:
         assert code == 2
         assert "doctor --hosts" in told[1]

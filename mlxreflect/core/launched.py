@@ -4,6 +4,8 @@
 of them how the file names the hosts.
 """
 
+import hashlib
+import json
 import os
 import socket
 from collections.abc import Mapping
@@ -14,6 +16,7 @@ SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MLX_WORLD_SIZE")
 RANKS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")  # of mlx.launch, Open MPI, MPICH
 NAMES = "MLXREFLECT_HOSTS"  # of the hosts, as ssh reaches them, by rank, between commas
 FILE = "MLXREFLECT_HOSTS_FILE"  # that was given to --hosts
+LOOPBACK = ("127.0.0.1", "localhost")
 LEAD = "MLXREFLECT_LEAD"  # folder where rank 0 leaves its process id and its exit code
 
 
@@ -22,8 +25,7 @@ def is_launched(env: Mapping[str, str] = os.environ) -> bool:
 
     Of a single host `mlx.launch` makes an empty file, which MLX's ring cannot read.
     """
-    ring = Path(env.get("MLX_HOSTFILE", "/nowhere"))
-    one = ring.is_file() and not ring.read_text(encoding="utf-8").strip()
+    one = Path(env.get("MLX_HOSTFILE", "/nowhere")).is_file() and not ring_text(env)
     sizes = [env[name] for name in SIZES if name in env]
     return not one and any(name in env for name in RANKS) and sizes != ["1"]
 
@@ -37,6 +39,38 @@ def own_name(rank: int, env: Mapping[str, str] = os.environ) -> str:
     """Returns how the file of hosts names this rank's, else how the machine calls itself."""
     names = env.get(NAMES, "").split(",")
     return (names[rank] if rank < len(names) else "") or socket.gethostname()
+
+
+def launched_names(env: Mapping[str, str] = os.environ) -> list[str]:
+    """Returns the names or addresses of all hosts, by rank; none where the launch tells none."""
+    if names := env.get(NAMES):
+        return names.split(",")
+    return [addresses[0].rsplit(":", 1)[0] for addresses in json.loads(ring_text(env) or "[]")]
+
+
+def launch_id(env: Mapping[str, str] = os.environ) -> str:
+    """Returns what all processes of this launch have in common, and no others."""
+    text = env.get(LEAD) or ring_text(env) or env.get("MLX_JACCL_COORDINATOR", "")
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def ring_text(env: Mapping[str, str]) -> str:
+    """Returns the text of the file that tells MLX's ring the addresses of all ranks."""
+    ring = Path(env.get("MLX_HOSTFILE", "/nowhere"))
+    return ring.read_text(encoding="utf-8").strip() if ring.is_file() else ""
+
+
+def is_own(name: str) -> bool:
+    """Tells whether a host's name or address is of this machine: only its own can be bound."""
+    if name in LOOPBACK:
+        return True
+    family = socket.AF_INET6 if ":" in name else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as tried:
+        try:
+            tried.bind((name, 0))
+        except OSError:
+            return False
+    return True
 
 
 def host_label(name: str, rank: int) -> str:

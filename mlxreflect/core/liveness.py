@@ -25,14 +25,23 @@ from pathlib import Path
 from typing import NoReturn
 
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.launched import FILE, doctor_command, host_label, hosts_option
+from mlxreflect.core.launched import (
+    FILE,
+    doctor_command,
+    host_label,
+    hosts_option,
+    is_own,
+    launch_id,
+    launched_names,
+    launched_rank,
+)
 from mlxreflect.core.ui import say_error
 
 BEAT_SIZE, SAID = 4096, 600  # bytes of a heartbeat; characters of what it says
 BEAT_S = 2.0  # between heartbeats
 PATIENCE_S = 20.0  # of waiting before the others are looked at, and between two such looks
 STALE_S = 30.0  # a heartbeat that is older: its process does not run
-START_S = 55.0  # for all hosts to be there, so that a lost one is told within a minute
+START_S = 45.0  # for all hosts to be there; then ssh may take a while to say which one is not
 DAY_S = 86_400.0
 GRACE_S = 3.0  # after a lost connection: so long a dead process may still be listed
 LOOK = "mlxreflect looks"  # before what a look prints
@@ -104,7 +113,8 @@ class Liveness:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.rank, self.places = 0, list[Place]()
+        self.launch, self.rank = launch_id(), launched_rank()
+        self.places = list[Place]()
         self.hint = what_then()
         self.since, self.said = 0.0, ""  # since: on the monotonic clock; 0: it works
         self.limit, self.computes = PATIENCE_S, False
@@ -168,7 +178,7 @@ class Liveness:
         try:
             yield
         except (RuntimeError, ValueError) as error:
-            raise UserError(
+            raise self.absent() or HostGone(
                 f"the hosts do not find each other: {' '.join(str(error).split())}",
                 f"`{doctor_command()}` looks at every host",
             ) from None
@@ -176,11 +186,27 @@ class Liveness:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
 
-    def not_started(self, *signal: object) -> None:
-        quit_with(
+    def not_started(self, *number: object) -> None:
+        """Ends this process, with the names of the hosts that are not there."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self.end(self.absent() or HostGone(
             f"not all hosts were there within {START_S:.0f} seconds",
             f"`{doctor_command()}` says which one cannot be reached",
-        )
+        ))  # fmt: skip
+
+    def absent(self) -> HostGone | None:
+        """Returns which hosts are not there as all come together; None where nobody can say."""
+        others = [(self.launch, rank, name) for rank, name in enumerate(launched_names())
+                  if rank != self.rank]  # fmt: skip
+        with ThreadPool(max(1, len(others))) as pool:
+            found = pool.starmap(look_for, others)
+        named = [f"{host_label(name, rank)} {gone}"
+                 for (_, rank, name), gone in zip(others, found, strict=True) if gone]  # fmt: skip
+        if not named:
+            return None
+        fault = HostGone(f"{'; '.join(named)} (the work did not begin)", self.hint)
+        fault.told = "" in found[: self.rank]  # a lower one is there
+        return fault
 
     def beat(self) -> None:
         """Writes heartbeats; where the others are waited for too long, looks who is missing."""
@@ -203,7 +229,8 @@ class Liveness:
 
     def write(self) -> None:
         waits = self.waits()
-        told = {"time": int(time.time()), "waits": waits, "said": self.said[:SAID]}
+        told = {"time": int(time.time()), "waits": waits, "said": self.said[:SAID],
+                "launch": self.launch, "rank": self.rank}  # fmt: skip
         text = json.dumps(told)[:BEAT_SIZE].ljust(BEAT_SIZE)
         with suppress(OSError):  # in place: it goes on where the disk is full by now
             beat = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -272,7 +299,7 @@ class Liveness:
         """Answers SIGTERM, which `mlx.launch` sends to all where one has ended."""
         if self.said:  # it is about to say who is gone
             return
-        if fault := self.missing():
+        if fault := self.missing() if self.places else self.absent():
             self.say(LOST)
             raise fault
         raise KeyboardInterrupt
@@ -333,6 +360,52 @@ def read_look(place: Place, lines: Sequence[str]) -> State:
     elif age > STALE_S:
         gone = f"gives no sign of life for {age} seconds"
     return State(place, gone, waits=waits)
+
+
+def look_for(launch: str, rank: int, name: str) -> str | None:
+    """Returns why a rank of a launch is not there yet; "" where it is, None where none can say.
+
+    Its heartbeat file is among those of its machine: it cannot have told which one that is.
+    """
+    asked = (
+        'cd "${TMPDIR:-/tmp}" && for f in mlxreflect-$(id -u)-*.beat; do p=${f##*-}; '
+        'printf \'%s %s\\n\' "$(ps -o stat= -p "${p%.beat}" || echo none)" "$(cat "$f")"; '
+        "done 2>/dev/null; "
+        f"echo {LOOK}"
+    )
+    local = is_own(name)
+    command = ["sh", "-c", asked] if local else [*SSH, name, asked]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except subprocess.TimeoutExpired:
+        return None if local else "cannot be reached"
+    if not local and done.returncode == 255:
+        return None if UNASKED.search(done.stderr) else "cannot be reached"
+    if LOOK not in done.stdout:
+        return None
+    found = [read_beat(launch, rank, line) for line in done.stdout.splitlines()]
+    # Where it was tried twice, "" comes first.
+    return min((why for why in found if why is not None), default="has not started")
+
+
+def read_beat(launch: str, rank: int, line: str) -> str | None:
+    """Returns as `look_for` does, from a process's status and heartbeat; None: of another rank."""
+    status, _, beat = line.partition(" ")
+    try:
+        told = json.loads(beat)
+        mine = (told["launch"], told["rank"]) == (launch, rank)
+        said = str(told["said"])
+    except (ValueError, KeyError, TypeError):
+        return None
+    if not mine:
+        return None
+    if said.startswith(FAILED):
+        return said.partition("\n")[0]
+    if said:  # it stops because of another one
+        return ""
+    if status == "none" or status.startswith("Z"):
+        return "has ended"
+    return "is stopped" if status.startswith("T") else ""
 
 
 def what_then(command: str = "") -> str:

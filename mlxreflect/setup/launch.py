@@ -25,15 +25,15 @@ from tempfile import TemporaryDirectory
 from typing import IO, Any, TextIO
 
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.launched import FILE, LEAD, NAMES, host_label
+from mlxreflect.core.launched import FILE, LEAD, LOOPBACK, NAMES, host_label, is_own
 from mlxreflect.core.liveness import SSH
 
 BACKENDS = ("ring", "jaccl", "jaccl-ring", "mpi", "nccl")
-LOOPBACK = ("127.0.0.1", "localhost")
 LOOK_S = 120.0  # a Python there may have to read MLX from a cold disk
 GONE = 2  # the exit code where the first host could leave none
 # What mlx.launch and MLX's engines say of a process that has ended, as our own two lines do. They
 # write at once, in pieces: a line may be cut off by another, and go on in the next.
+TERMINATED = f"exited with code {-signal.SIGTERM}"
 ENGINE = r"\[(?:ring|jaccl)\]"
 NOISE = re.compile(rf"^{ENGINE}[ \w]*?(?=\x1b|\[WARN\]|error: )|"
                    r"(\x1b\[\d+m)?\[WARN\] Node with rank (?P<rank>\d+) "
@@ -157,17 +157,6 @@ def is_ip(text: str) -> bool:
         return bool(ip_address(text))
     except ValueError:
         return False
-
-
-def is_own(address: str) -> bool:
-    """Tells whether an IP address is one of this machine's: only those can be bound."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as tried:
-        try:
-            tried.bind((address, 0))
-        except OSError:
-            return False
-    return True
 
 
 def check_backend(path: Path, backend: str, hosts: Sequence[Host]) -> None:
@@ -393,5 +382,7 @@ def exit_code(file: HostsFile, folder: Path, launched: int, withheld: Sequence[s
     ended = [found for line in withheld for found in NOISE.finditer(line) if found["rank"]]
     if not ended:
         return GONE
+    # mlx.launch ends all others where one has ended: that says nothing about them.
+    ended = [one for one in ended if one["how"] != TERMINATED] or ended
     named = "; ".join(f"{file.hosts[int(one['rank'])].label} {one['how']}" for one in ended)
     raise UserError(named, doctor)
