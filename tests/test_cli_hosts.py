@@ -3,16 +3,18 @@
 import io
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.hosts import hostfile, launched
-from support.shell import TIMEOUT, Shell, last_two_lines, two_lines
+from support.hosts import hostfile, launched, near_weights
+from support.shell import TIMEOUT, Shell, last_two_lines, rows, two_lines
 
 from mlxreflect.cli.hosts import SHARED, without_hosts
 from mlxreflect.core.errors import UserError
@@ -20,6 +22,8 @@ from mlxreflect.core.launched import launched_rank, own_name
 from mlxreflect.core.ui import Ui
 from mlxreflect.setup.hosts import check_hosts, compare_versions, render_hosts
 from mlxreflect.setup.launch import NOISE, Forwarding, exit_code, is_own, read_hosts
+
+KILLS = int(os.environ.get("MLXREFLECT_KILLS", "1"))
 
 # ---- the file ------------------------------------------------------------------------------------
 
@@ -328,11 +332,7 @@ def test_a_host_that_is_killed_is_named_with_the_command_that_goes_on(rank, pair
 def test_a_host_that_is_killed_before_all_are_there_is_named(rank, pair):
     running = subprocess.Popen(pair.command(*train("--hosts", HOSTS)), cwd=pair.folder,
                                env=pair.env, stderr=subprocess.PIPE, text=True)  # fmt: skip
-    ends = time.monotonic() + TIMEOUT
-    while not (found := [pid for pid in process_ids() if is_rank(pid, rank, pair.folder)]):
-        assert time.monotonic() < ends
-        time.sleep(0.01)
-    os.kill(found[0], signal.SIGKILL)
+    os.kill(wait_for_rank(rank, pair), signal.SIGKILL)
     _, err = running.communicate(timeout=TIMEOUT)
     assert running.returncode == 2
     error, hint = two_lines(err)
@@ -340,6 +340,49 @@ def test_a_host_that_is_killed_before_all_are_there_is_named(rank, pair):
     assert f"(rank {1 - rank})" not in error
     assert f"`mlxreflect doctor --hosts {HOSTS}`" in hint
     assert not (pair.folder / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(KILLS))
+def test_killed_at_random_moments_it_ends_as_undisturbed(seed, pair):
+    """On as many hosts as it happens, each time. MLXREFLECT_KILLS: seeds, of two kills each."""
+    rng, sets = random.Random(seed), ["--set", "train.epochs=20", "--set", "train.save_every=5"]
+    pair.works("train", "sft", "--data", "d.jsonl", "--out", "whole", *sets)
+    call = train(*sets)
+    for size in rng.choices([2, 3], k=2):
+        hostfile(pair.folder, size)
+        given = pair.command(*call, "--hosts", f"hosts-{size}.json")
+        running = subprocess.Popen(given, cwd=pair.folder, env=pair.env, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE, text=True)  # fmt: skip
+        rank = rng.randrange(size)
+        found = wait_for_rank(rank, pair)
+        time.sleep(rng.uniform(0, 10))
+        with suppress(ProcessLookupError):  # it is over already
+            os.kill(found, signal.SIGKILL)
+        _, err = running.communicate(timeout=TIMEOUT)
+        print(f"rank {rank} of {size}: {running.returncode}", *err.splitlines()[-2:], sep="\n  ")
+        assert "Traceback" not in err and "WARN" not in err
+        if running.returncode:
+            assert running.returncode == 2
+            error, hint = last_two_lines(err)
+            assert f"(rank {rank}) " in error and f"doctor --hosts hosts-{size}.json" in hint
+        if (pair.folder / "out" / "job.json").exists():
+            call = ["resume", "out"]
+    size = rng.choice([1, 2, 3])
+    hostfile(pair.folder, size)
+    pair.works(*call, *(["--hosts", f"hosts-{size}.json"] if size > 1 else []))
+    one, other = (pair.folder / name for name in ("whole", "out"))
+    assert len(rows(one / "metrics.jsonl")) == len(rows(other / "metrics.jsonl"))
+    near_weights(*(folder / "adapter" / "adapters.safetensors" for folder in (one, other)))
+
+
+def wait_for_rank(rank: int, pair: Shell) -> int:
+    """Returns the process of a rank as soon as it has begun."""
+    ends = time.monotonic() + TIMEOUT
+    while not (found := [pid for pid in process_ids() if is_rank(pid, rank, pair.folder)]):
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+    return found[0]
 
 
 def process_ids() -> list[int]:
@@ -353,7 +396,7 @@ def is_rank(pid: int, rank: int, folder: Path) -> bool:
         inside = Path(f"/proc/{pid}/cwd").readlink() == folder
     except OSError:
         return False
-    return inside and f"MLX_RANK={rank}".encode() in told.split(b"\0") and b"\0train\0" in at
+    return inside and f"MLX_RANK={rank}".encode() in told.split(b"\0") and b"-m\0mlxreflect\0" in at
 
 
 # ---- doctor --------------------------------------------------------------------------------------

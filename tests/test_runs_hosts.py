@@ -16,12 +16,10 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-import numpy as np
 import pytest
 from support.critic_runs import arguments, solving, words
 from support.fake_ollama import FakeOllama
-from support.hosts import Ranks
+from support.hosts import NEAR, Ranks, near_weights
 from support.network import Network, available
 from support.shell import last_two_lines, rows, sets
 from support.trainings import OF, PAIRS, write
@@ -29,7 +27,6 @@ from support.trainings import OF, PAIRS, write
 from mlxreflect.core.liveness import DAY_S, sweep
 
 pytestmark = pytest.mark.slow
-NEAR = 1e-5
 TIMES = re.compile("seconds|peak_memory|tokens_per_second|^began$|^at$")
 ACTOR = re.compile("policy:[0-9a-f]{8}")  # by the hash of its weights
 GUARD = 400.0  # seconds, against hanging only
@@ -122,21 +119,6 @@ def near(one: Any, other: Any, at: str = "") -> None:
         assert one == pytest.approx(other, abs=NEAR, rel=NEAR), at
     else:
         assert one == other, at
-
-
-def near_weights(one: Path, other: Path, *, every: bool = True) -> None:
-    """Weights are the same but for rounding.
-
-    every: each one. Else one in a thousand may be off by a tenth of a step's learning rate: Adam
-    divides a gradient by its own size, also one that is nothing but the rounding of terms that
-    cancel, which come in another order on several hosts.
-    """
-    first, second = mx.load(str(one)), mx.load(str(other))
-    assert isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys()
-    for name in first:
-        a, b = (np.array(each[name].astype(mx.float32)) for each in (first, second))
-        np.testing.assert_allclose(a, b, atol=NEAR if every else 10 * NEAR, rtol=0, err_msg=name)
-        assert (np.abs(a - b) > NEAR).mean() <= 1e-3, name
 
 
 def same_runs(one: Path, other: Path, *, every: bool = True) -> None:

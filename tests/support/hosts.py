@@ -9,6 +9,10 @@ from collections.abc import Callable, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
+import mlx.core as mx
+import numpy as np
+
+NEAR = 1e-5
 ROOT = Path(__file__).parents[2]
 PORTS = 20000, 32000  # to draw from; a system gives higher ones to any connection
 
@@ -95,3 +99,18 @@ class Ranks:
     def kill(self) -> None:
         for process in self.processes:
             process.kill()
+
+
+def near_weights(one: Path, other: Path, *, every: bool = True) -> None:
+    """Weights are the same but for rounding.
+
+    every: each one. Else one in a thousand may be off by a tenth of a step's learning rate: Adam
+    divides a gradient by its own size, also one that is nothing but the rounding of terms that
+    cancel, which come in another order on several hosts.
+    """
+    first, second = mx.load(str(one)), mx.load(str(other))
+    assert isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys()
+    for name in first:
+        a, b = (np.array(each[name].astype(mx.float32)) for each in (first, second))
+        np.testing.assert_allclose(a, b, atol=NEAR if every else 10 * NEAR, rtol=0, err_msg=name)
+        assert (np.abs(a - b) > NEAR).mean() <= 1e-3, name
