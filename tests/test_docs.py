@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -379,10 +380,9 @@ def test_ci_finds_the_same_line(marker: str) -> None:
 # ---- trying them ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory, tiny_random: Path) -> Shell:
+@pytest.fixture
+def furnished(shell: Shell) -> Shell:
     """A folder with a finished run in it as RUN_DIR, and the files that a user would have."""
-    shell = Shell(tmp_path_factory.mktemp("readme"), tiny_random)
     shell.works("run", "quickstart", *shell.small, "--run-dir", "RUN_DIR")
     (shell.folder / "runs").mkdir(exist_ok=True)
     latest = shell.folder / "runs" / "latest"
@@ -461,12 +461,11 @@ def try_out(shell: Shell, one: Command) -> Done | None:
 
 
 @pytest.mark.slow
-def test_commands_of_the_documentation_work(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(shell.folder)  # the parser looks for RUN_DIR and runs/latest, too
+def test_commands_of_the_documentation_work(furnished: Shell) -> None:
     tried = {}
     for one in COMMANDS:
         assert one.name in HOW, f"say in HOW how to try: mlxreflect {one.name}"
-        done = try_out(shell, one)
+        done = try_out(furnished, one)
         if done:
             assert done.out.strip(), one
             tried.setdefault(one.name, 0)
@@ -475,9 +474,9 @@ def test_commands_of_the_documentation_work(shell: Shell, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-def test_the_command_is_installed(shell: Shell) -> None:
+def test_the_command_is_installed() -> None:
     """`mlxreflect` itself stands beside this Python."""
-    script = shutil.which("mlxreflect", path=str(Path(shell.command()[0]).parent))
+    script = shutil.which("mlxreflect", path=str(Path(sys.executable).parent))
     assert script
     done = subprocess.run([script, "-h"], capture_output=True, text=True, check=True)
     assert "Usage: mlxreflect" in done.stdout

@@ -53,7 +53,7 @@ def test_killed_at_random_moments(decoding: list[str], tmp_path: Path, tiny_rand
         return sum(p.read_bytes().count(b"\n") for p in killed.rglob("samples.jsonl"))
 
     rng, kills = random.Random(len(decoding)), 0
-    for _ in range(6):
+    for _ in range(5):
         until = rows() + rng.randrange(1, 40)
         process = subprocess.Popen(command(*SPEC, *arms, "--out", killed), **SILENT)
         while process.poll() is None and rows() < until:

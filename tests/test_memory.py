@@ -71,7 +71,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "work"), [
-    *((name, (3, 62, 130, 2)) for name in KINDS),
+    *((name, (2, 62, 130, 2)) for name in KINDS),
     *((name, (2, 458, 130, 2)) for name in ("qwen2", "gemma3", "dora")),
     *((name, (4, 300, 60, 1)) for name in ("qwen2", "many heads")),
 ])  # fmt: skip

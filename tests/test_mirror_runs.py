@@ -101,18 +101,18 @@ def test_killed_at_random_moments(mirrors: str, tmp_path: Path, uninterrupted: A
     rng = random.Random(11)
     call, run_dir = arguments(tmp_path / "0" / "run", {**SHORT, "mirror": mirrors}), tmp_path
     call, reached = command(*call), list[int]()
-    for attempt in range(5):
+    for attempt in range(4):
         run_dir = tmp_path / f"{attempt}" / "run"
         more, delay = rng.randint(1, 2), rng.random() * rng.choice((0.2, 2))
         killed_after(call, run_dir, more, delay, tmp_path / f"cache-{attempt}")
         reached.append(commits(run_dir))
         call = resume(f"{mirrors}/run", tmp_path / f"{attempt + 1}" / "run")
-    assert sorted(reached) == reached and reached[-1] > 4  # it went on, and not from its beginning
+    assert sorted(reached) == reached and reached[-1] > 3  # it went on, and not from its beginning
     finished(call)
-    assert_same(tmp_path / "5" / "run", uninterrupted)
+    assert_same(tmp_path / "4" / "run", uninterrupted)
     # The mirror has all of it, and nothing of a secret.
     bring_back(f"{mirrors}/run", tmp_path / "end" / "run", Ui(quiet=True))
-    assert contents(tmp_path / "end" / "run") == contents(tmp_path / "5" / "run")
+    assert contents(tmp_path / "end" / "run") == contents(tmp_path / "4" / "run")
     for path in (tmp_path / "end" / "run").rglob("*.*"):
         assert path.is_dir() or b"s3sam" not in path.read_bytes()
 

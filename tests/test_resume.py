@@ -105,7 +105,7 @@ def test_a_gpu_that_is_stopped_says_how_to_go_on(point, tmp_path, uninterrupted)
 
 @pytest.mark.slow
 def test_quickstart_killed_at_random_moments(tmp_path):
-    settings = {"task.limit": 90, "r3.wave": 30, "eval.limit": 100, "policy.batch": 16}
+    settings = {"task.limit": 60, "r3.wave": 20, "eval.limit": 60, "policy.batch": 16}
     whole = tmp_path / "whole"
     started = time.monotonic()
     run_process("quickstart", settings, whole)

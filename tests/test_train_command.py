@@ -558,8 +558,8 @@ NTH = {"scored some of the reference": 1, "took a training step": 5, "appended h
 # Every point of one kind; of the others, where they differ: what a commit holds of them.
 POINTS = [("dpo", point) for point in TRAINING] + [
     (kind, point) for kind in KILLED if kind != "dpo"
-    for point in ("took a training step", "before a commit's rename", "while finishing")
-] + [("grpo", "scored some of the reference")]  # fmt: skip
+    for point in ("took a training step", "before a commit's rename")
+] + [("grpo", "scored some of the reference"), ("full", "while finishing")]  # fmt: skip
 
 
 class Job:

@@ -323,16 +323,23 @@ def look_at(place: Place) -> State:
     asked = (
         f"echo {LOOK}; date +%s; ps -o stat= -p {place.pid} || echo none; cat {beat} 2>/dev/null"
     )
-    local = place.machine == this_machine()
-    command = ["sh", "-c", asked] if local else [*SSH, place.name, asked]
+    lines, gone = ask(place.name, place.machine == this_machine(), asked)
+    return State(place, gone) if gone else read_look(place, lines)
+
+
+def ask(name: str, local: bool, asked: str) -> tuple[list[str], str]:
+    """Returns the lines that a machine's shell prints after LOOK, else why it is gone, if it is."""
+    command = ["sh", "-c", asked] if local else [*SSH, name, asked]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except subprocess.TimeoutExpired:
-        return State(place, "" if local else "cannot be reached")  # a machine that is busy
+        return [], "" if local else "cannot be reached"  # this machine is but busy
+    except FileNotFoundError:  # no ssh
+        return [], ""
     if not local and done.returncode == 255:
-        return State(place, "" if UNASKED.search(done.stderr) else "cannot be reached")
+        return [], "" if UNASKED.search(done.stderr) else "cannot be reached"
     lines = done.stdout.splitlines()  # after what a shell says as it starts
-    return read_look(place, lines[lines.index(LOOK) + 1 :] if LOOK in lines else [])
+    return lines[lines.index(LOOK) + 1 :] if LOOK in lines else [], ""
 
 
 def read_look(place: Place, lines: Sequence[str]) -> State:
@@ -368,22 +375,15 @@ def look_for(launch: str, rank: int, name: str) -> str | None:
     Its heartbeat file is among those of its machine: it cannot have told which one that is.
     """
     asked = (
+        f"echo {LOOK}; date +%s; "
         'cd "${TMPDIR:-/tmp}" && for f in mlxreflect-$(id -u)-*.beat; do p=${f##*-}; '
         'printf \'%s %s\\n\' "$(ps -o stat= -p "${p%.beat}" || echo none)" "$(cat "$f")"; '
-        "done 2>/dev/null; "
-        f"echo {LOOK}"
+        "done 2>/dev/null"
     )
-    local = is_own(name)
-    command = ["sh", "-c", asked] if local else [*SSH, name, asked]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except subprocess.TimeoutExpired:
-        return None if local else "cannot be reached"
-    if not local and done.returncode == 255:
-        return None if UNASKED.search(done.stderr) else "cannot be reached"
-    if LOOK not in done.stdout:
-        return None
-    found = [read_beat(launch, rank, line) for line in done.stdout.splitlines()]
+    lines, gone = ask(name, is_own(name), asked)
+    if gone or not lines:
+        return gone or None
+    found = [read_beat(launch, rank, line) for line in lines[1:]]
     # Where it was tried twice, "" comes first.
     return min((why for why in found if why is not None), default="has not started")
 

@@ -146,10 +146,10 @@ def endless(kind: str, count: int, train: TrainConfig, *trainers: Trainer) -> di
 Work = Callable[..., dict[str, Any]]
 # By name: what is done, the objective, how many rows, and [train].
 CASES: dict[str, tuple[Work, str, int, TrainConfig]] = {
-    **{kind: (whole, kind, 48, settings(objective=kind, epochs=9, smoothing=0.1 * (kind != "ipo")))
-       for kind in ("dpo", "ipo", "exo_pair")},
+    **{kind: (whole, kind, 48, settings(objective=kind, epochs=epochs, smoothing=smoothing))
+       for kind, epochs, smoothing in (("dpo", 9, 0.1), ("ipo", 3, 0.0), ("exo_pair", 3, 0.1))},
     "sft": (whole, "sft", 48, settings(epochs=9)),
-    "orpo": (whole, "orpo", 48, settings(epochs=9)),
+    "orpo": (whole, "orpo", 48, settings(epochs=3)),
     "grpo": (whole, "grpo", 24, settings(epochs=17)),
     "dropout": (whole, "sft", 48, settings(epochs=9, lora={"dropout": 0.1})),
     "recomputed": (whole, "sft", 24, settings(grad_checkpoint="yes", lora={"dropout": 0.1})),
