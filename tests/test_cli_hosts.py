@@ -24,6 +24,7 @@ from mlxreflect.setup.hosts import check_hosts, compare_versions, render_hosts
 from mlxreflect.setup.launch import NOISE, Forwarding, exit_code, is_own, read_hosts
 
 KILLS = int(os.environ.get("MLXREFLECT_KILLS", "1"))
+SEED = int(os.environ.get("MLXREFLECT_KILL_SEED", "0"))
 
 # ---- the file ------------------------------------------------------------------------------------
 
@@ -343,7 +344,7 @@ def test_a_host_that_is_killed_before_all_are_there_is_named(rank, pair):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(KILLS))
+@pytest.mark.parametrize("seed", range(SEED, SEED + KILLS))
 def test_killed_at_random_moments_it_ends_as_undisturbed(seed, pair):
     """On as many hosts as it happens, each time. MLXREFLECT_KILLS: seeds, of two kills each."""
     rng, sets = random.Random(seed), ["--set", "train.epochs=20", "--set", "train.save_every=5"]
