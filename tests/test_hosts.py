@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.hosts import launch, launched, run_script
+from support.shell import two_lines
 
 from mlxreflect.core.hosts import ALONE
 from mlxreflect.core.launched import launched_names
@@ -207,50 +209,111 @@ def test_a_process_of_this_machine_is_looked_at_without_ssh():
 
 # ---- before all are there ------------------------------------------------------------------------
 
-
-def beat(folder: Path, pid: int, said: str = "", launch: str = "a", rank: int = 1) -> None:
-    told = {"time": 0, "waits": 0.0, "said": said, "launch": launch, "rank": rank}
-    path = folder / f"mlxreflect-{os.getuid()}-{pid}.beat"
-    path.write_text(json.dumps(told).ljust(4096), encoding="ascii")
+AGE = 5.0  # seconds that the process that looks is old
 
 
-def test_a_rank_is_found_among_the_heartbeats_of_its_machine(tmp_path, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    assert look_for("a", 1, "localhost") == "has not started"
-    (tmp_path / f"mlxreflect-{os.getuid()}-1.beat").write_text("{half")
-    beat(tmp_path, os.getpid(), launch="of another command")
-    beat(tmp_path, os.getppid(), rank=0)
-    assert look_for("a", 1, "localhost") == "has not started"
-    gone = 1 << 22  # above any process's number
-    beat(tmp_path, gone)
-    assert look_for("a", 1, "localhost") == "has ended"
-    beat(tmp_path, gone, FAILED + "mlx is older\ninstall 0.32")
-    assert look_for("a", 1, "localhost") == "failed: mlx is older"
-    beat(tmp_path, gone, LOST)  # and has told so
-    assert look_for("a", 1, "localhost") == ""
-    beat(tmp_path, gone)
-    beat(tmp_path, os.getpid())
-    assert look_for("a", 1, "127.0.0.1") == ""
+@pytest.fixture
+def beat(tmp_path, monkeypatch):
+    monkeypatch.setattr("mlxreflect.core.liveness.BEATS", tmp_path)
+
+    def write(pid: int, said: str = "", launch: str = "a", rank: int = 1, age: float = 0) -> None:
+        told = {"time": int(time.time() - age), "waits": 0.0, "said": said, "launch": launch,
+                "rank": rank}  # fmt: skip
+        path = tmp_path / f"mlxreflect-{os.getuid()}-{pid}.beat"
+        path.write_text(json.dumps(told).ljust(4096), encoding="ascii")
+
+    return write
 
 
-def test_a_stopped_rank_is_named_before_all_are_there(tmp_path, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+GONE = 1 << 22  # above any process's number
+
+
+def test_a_rank_is_found_among_the_heartbeats_of_its_machine(beat):
+    assert look_for("a", AGE, 1, "localhost") == "has not started"
+    beat(os.getpid(), launch="of another command")
+    beat(os.getppid(), rank=0)
+    assert look_for("a", AGE, 1, "localhost") == "has not started"
+    beat(GONE)
+    assert look_for("a", AGE, 1, "localhost") == "has ended"
+    beat(GONE, FAILED + "mlx is older\ninstall 0.32")
+    assert look_for("a", AGE, 1, "localhost") == "failed: mlx is older"
+    beat(GONE, LOST)  # and has told so
+    assert look_for("a", AGE, 1, "localhost") == ""
+    beat(GONE, LOST, age=60)  # in an earlier launch with the same file of hosts
+    assert look_for("a", AGE, 1, "localhost") == "has not started"
+    beat(GONE)
+    beat(os.getpid())
+    assert look_for("a", AGE, 1, "127.0.0.1") == ""
+
+
+def test_other_files_among_the_heartbeats_are_passed_over(beat, tmp_path):
+    beat(os.getpid())
+    own = f"{tmp_path}/mlxreflect-{os.getuid()}-"
+    Path(f"{own}1.beat").write_text("{half")
+    Path(f"{own}2.beat").write_bytes(b"\xff\x00" * 3000)
+    Path(f"{own}3.beat").write_text("[" * 200_000)
+    os.mkfifo(f"{own}4.beat")
+    Path(f"{own}5.beat").symlink_to("/dev/zero")
+    assert look_for("a", AGE, 1, "localhost") == ""
+
+
+def test_a_stopped_rank_is_named_before_all_are_there(beat):
     with subprocess.Popen(["sleep", "60"]) as child:
-        beat(tmp_path, child.pid)
+        beat(child.pid)
         child.send_signal(signal.SIGSTOP)
         os.waitpid(child.pid, os.WUNTRACED)
-        assert look_for("a", 1, "localhost") == "is stopped"
+        assert look_for("a", AGE, 1, "localhost") == "is stopped"
         child.kill()
 
 
-@pytest.mark.parametrize(("says", "code", "found"), [
-    ("ssh: connect to host mini port 22: Operation timed out", 255, "cannot be reached"),
-    ("me@mini: Permission denied (publickey).", 255, None), ("", 1, None),
+@pytest.mark.parametrize(("says", "code", "names", "found"), [
+    ("ssh: connect to host mini port 22: Operation timed out", 255, "x,mini", "cannot be reached"),
+    ("ssh: connect to host mini port 22: Operation timed out", 255, "", None),  # a neighbour's?
+    ("me@mini: Permission denied (publickey).", 255, "x,mini", None), ("", 1, "x,mini", None),
 ])  # fmt: skip
-def test_another_machine_is_asked_over_ssh(says, code, found, monkeypatch):
+def test_another_machine_is_asked_over_ssh(says, code, names, found, monkeypatch):
     call = ("sh", "-c", f'echo "$0" >&2; exit {code}', says)
     monkeypatch.setattr("mlxreflect.core.liveness.SSH", call)
-    assert look_for("a", 1, "203.0.113.7") == found
+    monkeypatch.setenv("MLXREFLECT_HOSTS", names)
+    assert look_for("a", AGE, 1, "203.0.113.7") == found
+
+
+def test_localhost_is_this_machine_only_where_all_hosts_are(beat, monkeypatch):
+    monkeypatch.setenv("MLXREFLECT_HOSTS", "localhost,mini")
+    assert look_for("a", AGE, 0, "localhost") is None
+
+
+JOIN = """
+from mlxreflect.core import hosts, liveness
+from mlxreflect.core.errors import UserError
+liveness.START_S = 4.0
+try:
+    with hosts.joined():
+        pass
+except UserError as error:
+    print(f"error: {error.message}\\nhint: {error.hint}", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("ring", "error"), [
+    ('[["127.0.0.1:29998"],', "MLX cannot join the hosts: "), ('[["127.0.0.1:29998"], []]', ""),
+])  # fmt: skip
+def test_a_file_that_mlx_cannot_read_is_told_in_two_lines(ring, error, tmp_path):
+    (tmp_path / "ring.json").write_text(ring)
+    env = {**os.environ, "MLX_RANK": "0", "MLX_HOSTFILE": str(tmp_path / "ring.json")}
+    done = subprocess.run([sys.executable, "-c", JOIN], env=env, capture_output=True, text=True)
+    assert two_lines(done.stdout or done.stderr)[0].startswith(error)
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_is_told_and_nobody_is_blamed(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        (tmp_path / "ring.json").write_text(f'[["127.0.0.1:{port}"], ["127.0.0.1:1"]]')
+        env = {**os.environ, "MLX_RANK": "0", "MLX_HOSTFILE": str(tmp_path / "ring.json")}
+        done = subprocess.run([sys.executable, "-c", JOIN], env=env, capture_output=True, text=True)
+    assert "MLX cannot join the hosts: " in done.stdout and "bind" in done.stdout
 
 
 def test_the_hosts_of_a_launch_are_known_by_name_else_by_address(tmp_path):

@@ -1,7 +1,7 @@
 """Whole commands on one, two and three processes: the same results, and what stops them.
 
-Each process has a working folder and, but for the kills, a cache of its own, as on a machine of its
-own. MLXREFLECT_KILLS: how many kills; MLXREFLECT_KILL_SEED: of which.
+Each process has a working folder, a temporary folder and, but for the kills, a cache of its own,
+as on a machine of its own. MLXREFLECT_KILLS: how many kills; MLXREFLECT_KILL_SEED: of which.
 """
 
 import json
@@ -24,7 +24,7 @@ from support.network import Network, available
 from support.shell import last_two_lines, rows, sets
 from support.trainings import OF, PAIRS, write
 
-from mlxreflect.core.liveness import DAY_S, sweep
+from mlxreflect.core.liveness import BEATS, DAY_S, sweep
 
 pytestmark = pytest.mark.slow
 TIMES = re.compile("seconds|peak_memory|tokens_per_second|^began$|^at$")
@@ -46,7 +46,7 @@ METHODS = {
 
 
 class Team:
-    """Machines in a folder, one a rank: where each works, and what it keeps."""
+    """Machines in a folder, one a rank: where each works, what it keeps, what it throws away."""
 
     def __init__(self, folder: Path, network: Network | None = None, shared_cache: bool = False):
         self.folder, self.network, self.shared_cache = folder, network, shared_cache
@@ -60,7 +60,8 @@ class Team:
     def before(self, rank: int) -> list[str]:
         cache = self.place(0 if self.shared_cache else rank, "cache")
         inside = self.network.inside(rank) if self.network else ()
-        given = f"TMPDIR={self.place(0, 'tmp')}", f"MLXREFLECT_CACHE={cache}"
+        names = [f"MLXREFLECT_HOSTS={','.join(self.network.ips)}"] if self.network else []
+        given = *names, f"TMPDIR={self.place(rank, 'tmp')}", f"MLXREFLECT_CACHE={cache}"
         into = "sh", "-c", IN, str(self.place(rank, "work"))
         return [*inside, "env", *(LONE if self.lone else ()), *given, *into]
 
@@ -74,13 +75,14 @@ class Team:
 
         The others say nothing and leave nothing: no file, no process.
         """
-        before = set(self.place(0, "tmp").iterdir())
+        before = {path for rank in range(size) for path in self.place(rank, "tmp").iterdir()}
         ranks = self.start(size, *command)
         results = ranks.results(GUARD)
         assert [code for code, _, _ in results] == [0] * size, results
         assert [out + err for _, out, err in results[1:]] == [""] * (size - 1)
-        assert not {*self.place(0, "tmp").glob("mlxreflect-*")} - before
-        for rank in range(size):
+        for rank, process in enumerate(ranks.processes):
+            assert not {*self.place(rank, "tmp").glob("mlxreflect-*")} - before
+            assert not (BEATS / f"mlxreflect-{os.getuid()}-{process.pid}.beat").exists()
             assert rank == 0 or not list(self.place(rank, "work").iterdir())
         assert not running(self.folder)
         return results[0][1]
@@ -245,7 +247,7 @@ def test_what_killed_processes_left_is_swept(tmp_path):
             os.utime(left, (time.time() - age,) * 2)
     (tmp_path / f"{own}9-orphan").mkdir()
     (tmp_path / "another").write_text("")
-    sweep(tmp_path)
+    sweep(tmp_path, tmp_path)
     left = {path.name.removeprefix(own) for path in tmp_path.iterdir()}
     assert left == {"7.beat", "7.tmp", "7-ab_c", "another"}
 

@@ -67,7 +67,6 @@ def test_problems_can_be_solved(count: int, limit: int) -> None:
         assert problem.gold is None
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("end", [1, 2, 3, 4, 99, 1 << 20])
 def test_numbers_are_drawn_as_by_randrange(end: int) -> None:
     """What a seed made before, it makes still."""
@@ -76,6 +75,7 @@ def test_numbers_are_drawn_as_by_randrange(end: int) -> None:
     assert drawn == [other.randrange(end) for _ in range(200)]
 
 
+@pytest.mark.slow
 def test_a_part_that_has_fewer_problems_gives_all_it_has() -> None:
     """Two numbers make 644 held-out problems, counted here; the default asks for 1000."""
     every = set()

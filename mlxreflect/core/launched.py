@@ -9,6 +9,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from shlex import quote
 
@@ -43,9 +44,17 @@ def own_name(rank: int, env: Mapping[str, str] = os.environ) -> str:
 
 def launched_names(env: Mapping[str, str] = os.environ) -> list[str]:
     """Returns the names or addresses of all hosts, by rank; none where the launch tells none."""
-    if names := env.get(NAMES):
-        return names.split(",")
-    return [addresses[0].rsplit(":", 1)[0] for addresses in json.loads(ring_text(env) or "[]")]
+    if has_names(env):
+        return env[NAMES].split(",")
+    try:
+        return [addresses[0].rsplit(":", 1)[0] for addresses in json.loads(ring_text(env) or "[]")]
+    except (ValueError, LookupError, TypeError, AttributeError):  # MLX says what is wrong with it
+        return []
+
+
+def has_names(env: Mapping[str, str] = os.environ) -> bool:
+    """Tells whether `--hosts` has told the names by which ssh reaches the hosts."""
+    return bool(env.get(NAMES))
 
 
 def launch_id(env: Mapping[str, str] = os.environ) -> str:
@@ -61,9 +70,17 @@ def ring_text(env: Mapping[str, str]) -> str:
 
 
 def is_own(name: str) -> bool:
-    """Tells whether a host's name or address is of this machine: only its own can be bound."""
+    """Tells whether an address is of this machine, since only its own can be bound; or localhost.
+
+    Another name is looked up nowhere, which may take long.
+    """
     if name in LOOPBACK:
         return True
+    try:
+        if ip_address(name).is_unspecified:
+            return False
+    except ValueError:
+        return False
     family = socket.AF_INET6 if ":" in name else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as tried:
         try:

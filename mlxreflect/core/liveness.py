@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NoReturn
@@ -27,7 +28,9 @@ from typing import NoReturn
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.launched import (
     FILE,
+    LOOPBACK,
     doctor_command,
+    has_names,
     host_label,
     hosts_option,
     is_own,
@@ -37,6 +40,7 @@ from mlxreflect.core.launched import (
 )
 from mlxreflect.core.ui import say_error
 
+BEATS = Path("/tmp")  # on every machine, whatever TMPDIR is there, or in a shell over ssh
 BEAT_SIZE, SAID = 4096, 600  # bytes of a heartbeat; characters of what it says
 BEAT_S = 2.0  # between heartbeats
 PATIENCE_S = 20.0  # of waiting before the others are looked at, and between two such looks
@@ -48,8 +52,11 @@ LOOK = "mlxreflect looks"  # before what a look prints
 SYSCTL = shutil.which("sysctl", path="/usr/sbin:/sbin")
 LOST, FAILED = "lost the others", "failed: "  # what a process leaves word of
 STOPPED = "the work stopped at its last commit"
+# What MLX says where another host is not there, and not of a fault that is this one's own.
+APART = re.compile("connect|accept|closed|peer|timed out|interrupted", re.I)
 # What ssh says where it gets no answer from a machine that may well be there.
 UNASKED = re.compile("permission denied|host key|connection refused|could not resolve", re.I)
+ENDING = signal.SIGTERM, signal.SIGHUP
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5")
 
 
@@ -92,13 +99,13 @@ class State:
 
 def beat_file() -> Path:
     """Returns this process's heartbeat file."""
-    return Path(tempfile.gettempdir()) / f"mlxreflect-{os.getuid()}-{os.getpid()}.beat"
+    return BEATS / f"mlxreflect-{os.getuid()}-{os.getpid()}.beat"
 
 
-def sweep(folder: Path) -> None:
+def sweep(folder: Path, beats: Path = BEATS) -> None:
     """Deletes what processes that were killed have left: of those without a beat for a day."""
     for left in folder.glob(f"mlxreflect-{os.getuid()}-*"):
-        beat = left.with_name("-".join(left.stem.split("-")[:3]) + ".beat")
+        beat = beats / ("-".join(left.stem.split("-")[:3]) + ".beat")
         with suppress(OSError):  # another's, or gone meanwhile
             if beat.exists() and time.time() - beat.stat().st_mtime < DAY_S:
                 continue
@@ -118,14 +125,17 @@ class Liveness:
         self.hint = what_then()
         self.since, self.said = 0.0, ""  # since: on the monotonic clock; 0: it works
         self.limit, self.computes = PATIENCE_S, False
+        self.begun = time.monotonic()
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self.beat, daemon=True)
 
     def __enter__(self) -> "Liveness":
-        sweep(self.file.parent)
+        for folder in {BEATS, Path(tempfile.gettempdir())}:
+            sweep(folder)
         self.write()
         self.thread.start()
-        self.before = signal.signal(signal.SIGTERM, self.terminated)
+        # mlx.launch ends the others by SIGTERM; an ssh connection that is closed, by SIGHUP.
+        self.before = {number: signal.signal(number, self.terminated) for number in ENDING}
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -134,11 +144,12 @@ class Liveness:
         Raises SystemExit in place of what another rank says to the person.
         """
         self.ended.set()
-        signal.signal(signal.SIGTERM, self.before)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
         if error is None:
             self.file.unlink(missing_ok=True)
             return
-        if self.rank == 0 or isinstance(error, HostGone):
+        if self.rank == 0 or isinstance(error, HostGone | KeyboardInterrupt):
             self.say(LOST)
         else:
             told = getattr(error, "message", f"{type(error).__name__}: {error}")
@@ -178,9 +189,11 @@ class Liveness:
         try:
             yield
         except (RuntimeError, ValueError) as error:
+            told, hint = " ".join(str(error).split()), f"`{doctor_command()}` looks at every host"
+            if not APART.search(told):
+                raise UserError(f"MLX cannot join the hosts: {told}", hint) from None
             raise self.absent() or HostGone(
-                f"the hosts do not find each other: {' '.join(str(error).split())}",
-                f"`{doctor_command()}` looks at every host",
+                f"the hosts do not find each other: {told}", hint
             ) from None
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -189,19 +202,20 @@ class Liveness:
     def not_started(self, *number: object) -> None:
         """Ends this process, with the names of the hosts that are not there."""
         signal.setitimer(signal.ITIMER_REAL, 0)
-        self.end(self.absent() or HostGone(
-            f"not all hosts were there within {START_S:.0f} seconds",
-            f"`{doctor_command()}` says which one cannot be reached",
-        ))  # fmt: skip
+        self.end(self.absent() or self.nobody_there())
+
+    def nobody_there(self) -> HostGone:
+        return HostGone(f"not all hosts were there within {START_S:.0f} seconds",
+                        f"`{doctor_command()}` says which one cannot be reached")  # fmt: skip
 
     def absent(self) -> HostGone | None:
         """Returns which hosts are not there as all come together; None where nobody can say."""
-        others = [(self.launch, rank, name) for rank, name in enumerate(launched_names())
-                  if rank != self.rank]  # fmt: skip
+        others = [(rank, name) for rank, name in enumerate(launched_names()) if rank != self.rank]
+        age = time.monotonic() - self.begun
         with ThreadPool(max(1, len(others))) as pool:
-            found = pool.starmap(look_for, others)
+            found = pool.starmap(partial(look_for, self.launch, age), others)
         named = [f"{host_label(name, rank)} {gone}"
-                 for (_, rank, name), gone in zip(others, found, strict=True) if gone]  # fmt: skip
+                 for (rank, name), gone in zip(others, found, strict=True) if gone]  # fmt: skip
         if not named:
             return None
         fault = HostGone(f"{'; '.join(named)} (the work did not begin)", self.hint)
@@ -215,7 +229,9 @@ class Liveness:
             since = self.since
             waited = time.monotonic() - since if since else 0.0
             if waited > START_S and not self.places:
-                self.not_started()
+                absent = self.absent() or self.nobody_there()
+                if self.since == since:
+                    self.end(absent)
             if waited > self.limit and self.places:
                 fault = self.missing(waited=True)
                 if self.since == since:
@@ -296,11 +312,11 @@ class Liveness:
         self.write()
 
     def terminated(self, *signal: object) -> None:
-        """Answers SIGTERM, which `mlx.launch` sends to all where one has ended."""
+        """Answers what ends all where one has ended."""
         if self.said:  # it is about to say who is gone
             return
+        self.say(LOST)  # first: another one may look while this one does
         if fault := self.missing() if self.places else self.absent():
-            self.say(LOST)
             raise fault
         raise KeyboardInterrupt
 
@@ -331,7 +347,7 @@ def ask(name: str, local: bool, asked: str) -> tuple[list[str], str]:
     """Returns the lines that a machine's shell prints after LOOK, else why it is gone, if it is."""
     command = ["sh", "-c", asked] if local else [*SSH, name, asked]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=10)
     except subprocess.TimeoutExpired:
         return [], "" if local else "cannot be reached"  # this machine is but busy
     except FileNotFoundError:  # no ssh
@@ -369,33 +385,39 @@ def read_look(place: Place, lines: Sequence[str]) -> State:
     return State(place, gone, waits=waits)
 
 
-def look_for(launch: str, rank: int, name: str) -> str | None:
+def look_for(launch: str, age: float, rank: int, name: str) -> str | None:
     """Returns why a rank of a launch is not there yet; "" where it is, None where none can say.
 
     Its heartbeat file is among those of its machine: it cannot have told which one that is.
+    age: seconds since this process began; heartbeats from before are of another launch.
     """
+    if name in LOOPBACK and not all(map(is_own, launched_names())):
+        return None  # only on its own machine that is its name
     asked = (
-        f"echo {LOOK}; date +%s; "
-        'cd "${TMPDIR:-/tmp}" && for f in mlxreflect-$(id -u)-*.beat; do p=${f##*-}; '
-        'printf \'%s %s\\n\' "$(ps -o stat= -p "${p%.beat}" || echo none)" "$(cat "$f")"; '
-        "done 2>/dev/null"
+        f"echo {LOOK}; date +%s; cd {BEATS} && for f in mlxreflect-$(id -u)-*.beat; do "
+        '[ -f "$f" ] && [ -O "$f" ] && [ ! -L "$f" ] || continue; p=${f##*-}; '
+        'printf \'%s %s\\n\' "$(ps -o stat= -p "${p%.beat}" || echo none)" '
+        f'"$(head -c {BEAT_SIZE} "$f")"; done'
     )
     lines, gone = ask(name, is_own(name), asked)
-    if gone or not lines:
+    if gone and not has_names():
+        return None  # an address that perhaps only a neighbour can reach
+    if gone or not lines or not lines[0].isdigit():
         return gone or None
-    found = [read_beat(launch, rank, line) for line in lines[1:]]
+    since = int(lines[0]) - age - STALE_S
+    found = [read_beat(launch, rank, since, line) for line in lines[1:]]
     # Where it was tried twice, "" comes first.
     return min((why for why in found if why is not None), default="has not started")
 
 
-def read_beat(launch: str, rank: int, line: str) -> str | None:
+def read_beat(launch: str, rank: int, since: float, line: str) -> str | None:
     """Returns as `look_for` does, from a process's status and heartbeat; None: of another rank."""
     status, _, beat = line.partition(" ")
     try:
         told = json.loads(beat)
-        mine = (told["launch"], told["rank"]) == (launch, rank)
+        mine = (told["launch"], told["rank"]) == (launch, rank) and told["time"] > since
         said = str(told["said"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     if not mine:
         return None

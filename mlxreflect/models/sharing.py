@@ -73,9 +73,9 @@ class SharedQueue:
         """Tells the other hosts how it stands here, and takes what is handed out."""
         now = time.monotonic()
         pace = self.tokens / max(1e-6, now - self.begun)
-        # As many places as became free since the last time will be free before the next one; at
-        # first nobody knows, and answers may be short.
-        soon = self.ended - self.before if self.looked else room
+        # As many places as became free since the last time will be free before the next one. At
+        # first nobody knows, and answers may be short; but who is slow could give none back.
+        soon = self.ended - self.before if self.looked else room * all(self.hosts.paces)
         wanted = room + soon - sum(map(len, self.waiting))
         told = self.hosts.meet([wanted, len(self.mine) - self.ended, self.ended, pace, self.step])
         rooms, held, ended, paces, steps = map(list, zip(*told, strict=True))

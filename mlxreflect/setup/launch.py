@@ -33,7 +33,6 @@ LOOK_S = 120.0  # a Python there may have to read MLX from a cold disk
 GONE = 2  # the exit code where the first host could leave none
 # What mlx.launch and MLX's engines say of a process that has ended, as our own two lines do. They
 # write at once, in pieces: a line may be cut off by another, and go on in the next.
-TERMINATED = f"exited with code {-signal.SIGTERM}"
 ENGINE = r"\[(?:ring|jaccl)\]"
 NOISE = re.compile(rf"^{ENGINE}[ \w]*?(?=\x1b|\[WARN\]|error: )|"
                    r"(\x1b\[\d+m)?\[WARN\] Node with rank (?P<rank>\d+) "
@@ -382,7 +381,5 @@ def exit_code(file: HostsFile, folder: Path, launched: int, withheld: Sequence[s
     ended = [found for line in withheld for found in NOISE.finditer(line) if found["rank"]]
     if not ended:
         return GONE
-    # mlx.launch ends all others where one has ended: that says nothing about them.
-    ended = [one for one in ended if one["how"] != TERMINATED] or ended
-    named = "; ".join(f"{file.hosts[int(one['rank'])].label} {one['how']}" for one in ended)
-    raise UserError(named, doctor)
+    first = ended[0]  # for whose sake mlx.launch has ended the others
+    raise UserError(f"{file.hosts[int(first['rank'])].label} {first['how']}", doctor)

@@ -148,15 +148,14 @@ class Host:
     now: float = 0.0
     step: int = 0
     tokens: int = 0
-    ended: int = -1  # since the last meeting; -1: there was none yet
+    ended: int = 0  # since the last meeting
     longest: float = 0.0  # step, or reading of prompts
     ends: list[int] = field(default_factory=list)
     waiting: deque[int] = field(default_factory=deque)
 
     def wanted(self) -> int:
         """Returns for how many there is room, or will be; as `SharedQueue.meet` does."""
-        room = self.batch - len(self.ends)
-        return room + (room if self.ended < 0 else self.ended) - len(self.waiting)
+        return self.batch - len(self.ends) + self.ended - len(self.waiting)
 
     def begin(self) -> None:
         before = self.now
