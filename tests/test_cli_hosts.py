@@ -19,6 +19,7 @@ from support.shell import TIMEOUT, Shell, last_two_lines, rows, two_lines
 from mlxreflect.cli.hosts import SHARED, without_hosts
 from mlxreflect.core.errors import UserError
 from mlxreflect.core.launched import launched_rank, own_name
+from mlxreflect.core.liveness import BEATS
 from mlxreflect.core.ui import Ui
 from mlxreflect.setup.hosts import check_hosts, compare_versions, render_hosts
 from mlxreflect.setup.launch import NOISE, Forwarding, exit_code, is_own, read_hosts
@@ -56,7 +57,7 @@ def write(folder: Path, value: Any) -> Path:
     ([ONE], "one host", "add the others"),
     ([], "no host", "add the others"),
     ([ONE, 2], "hosts[1] is no object", "mlx.launch"),
-    ([ONE, {"ips": ["192.0.2.2"]}], "hosts[1].ssh = None", "mlx.launch"),
+    ([ONE, {"ips": ["192.0.2.2"]}], "hosts[1].ssh is missing", "mlx.launch"),
     ([ONE, {"ssh": "-oProxyCommand=x", "ips": []}], "hosts[1].ssh = '-oProxy", "mlx.launch"),
     ([ONE, {"ssh": "mini", "ips": "192.0.2.2"}], "hosts[1].ips = '192.0.2.2'", "mlx.launch"),
     ([ONE, {"ssh": "mini", "ips": ["mini"]}], "hosts[1].ips = ['mini']", "mlx.launch"),
@@ -134,7 +135,7 @@ def test_what_two_lines_say_already_is_withheld(error, tmp_path):
     call = [sys.executable, "-c", TALK, *["error"] * error]
     process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     out, err = io.StringIO(), io.StringIO()
-    withheld = Forwarding(process, out, err).to_end()
+    withheld = Forwarding(process, out, err).to_end(tmp_path)
     assert out.getvalue() == "result\n"
     assert err.getvalue().splitlines() == [*(["error: a", "hint: b"] if error else ["x"]),
                                            "[other] note"]  # fmt: skip
@@ -152,12 +153,12 @@ RANK_0 = "\x1b[33m[WARN] Node with rank 0 exited with code 2 \x1b[0m"
     (["training: step 3 [ring]", "the socket was closed by the peer"],
      ["training: step 3 [ring]", "the socket was closed by the peer"]),
 ])  # fmt: skip
-def test_lines_that_cut_each_other_off(lines, kept):
+def test_lines_that_cut_each_other_off(lines, kept, tmp_path):
     """Processes and MLX's threads write to one stream at once, in pieces."""
     call = [sys.executable, "-c", f"import sys; sys.stderr.write({chr(10).join(lines)!r})"]
     process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     forwarding = Forwarding(process, io.StringIO(), err := io.StringIO())
-    withheld = forwarding.to_end()
+    withheld = forwarding.to_end(tmp_path)
     assert err.getvalue().splitlines() == kept
     assert forwarding.told == ("error: a" in kept)
     ranks = [found["rank"] for line in withheld for found in NOISE.finditer(line) if found["rank"]]
@@ -179,6 +180,12 @@ def test_the_exit_code_is_the_first_hosts(tmp_path):
     ended = line.replace("rank 1", "rank 0").replace("127", "-15")
     with pytest.raises(UserError, match=r"^host mini \(rank 1\) exited with code 127$"):
         exit_code(file, tmp_path, 0, [line, ended])  # mlx.launch ended the other one for it
+    (tmp_path / "again").write_text(
+        "mlxreflect resume out"
+    )  # the word of a first host that is gone
+    with pytest.raises(UserError) as fault:
+        exit_code(file, tmp_path, 0, [line])
+    assert fault.value.hint.endswith("go on with: mlxreflect resume out")
     (tmp_path / "code").write_text("130")
     assert exit_code(file, tmp_path, 0, [line]) == 130
 
@@ -302,9 +309,8 @@ def test_a_second_ctrl_c_waits_for_no_host(pair):
     _, err = running.communicate(timeout=TIMEOUT)
     assert running.returncode == 130
     assert "press Ctrl-C again to stop at once" in err and "Traceback" not in err
-    os.kill(second, signal.SIGCONT)
     ends = time.monotonic() + TIMEOUT
-    while any(Path(f"/proc/{pid}").exists() for pid in (first, second)):
+    while any(is_rank(pid, rank, pair.folder) for rank, pid in enumerate((first, second))):
         assert time.monotonic() < ends
         time.sleep(0.1)
     goes_on(pair)
@@ -320,8 +326,8 @@ def test_a_host_that_is_killed_is_named_with_the_command_that_goes_on(rank, pair
     error, hint = last_two_lines(err)
     assert error.startswith(f"host 127.0.0.1 (rank {rank}) has ended")
     assert f"`mlxreflect doctor --hosts {HOSTS}`" in hint
-    if rank:  # the first one knows the folder
-        assert hint.endswith(f"mlxreflect resume out --hosts {HOSTS}")
+    again = "mlxreflect resume out"
+    assert hint.endswith(f"go on without it: {again}, or with both: {again} --hosts {HOSTS}")
     assert "WARN" not in err
 
 
@@ -395,6 +401,22 @@ def is_rank(pid: int, rank: int, folder: Path) -> bool:
     except OSError:
         return False
     return inside and f"MLX_RANK={rank}".encode() in told.split(b"\0") and b"-m\0mlxreflect\0" in at
+
+
+@pytest.mark.slow
+def test_a_host_that_hangs_is_named_and_the_command_ends(pair):
+    running, first, second = begin(pair)
+    os.kill(second, signal.SIGSTOP)
+    _, err = running.communicate(timeout=TIMEOUT)
+    assert running.returncode == 2
+    error, hint = last_two_lines(err)
+    assert error.startswith("host 127.0.0.1 (rank 1) is stopped")
+    assert "mlxreflect resume out" in hint and "WARN" not in err
+    assert not any(is_rank(pid, rank, pair.folder) for rank, pid in enumerate((first, second)))
+    assert not list(pair.folder.glob("tmp/mlxreflect-*"))
+    assert not any((BEATS / f"mlxreflect-{os.getuid()}-{pid}.beat").exists()
+                   for pid in (first, second))  # fmt: skip
+    goes_on(pair)
 
 
 # ---- doctor --------------------------------------------------------------------------------------

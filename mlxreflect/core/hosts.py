@@ -22,7 +22,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.launched import is_launched, own_name
+from mlxreflect.core.launched import AGAIN, is_launched, leave_word, own_name
 from mlxreflect.core.liveness import Liveness, Place, beat_file, this_machine, what_then
 
 PIECE = 1 << 24  # bytes that are summed at once: two seconds over a slow link
@@ -68,9 +68,12 @@ class Hosts:
         return {} if self.alone else {"hosts": f"{self.size}: {', '.join(self.names)}"}
 
     def goes_on(self, command: str) -> None:
-        """Remembers the command that goes on with the work, to be told where a host is gone."""
+        """Tells all the command that goes on with the work, to be told where a host is gone."""
         if self.liveness:
             self.liveness.hint = what_then(command)
+        if self.rank == 0:
+            leave_word(AGAIN, command)
+            self.lead("goes_on", command=command)
 
     # ---- JSON -----------------------------------------------------------------------------------
 

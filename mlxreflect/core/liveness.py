@@ -112,6 +112,25 @@ def sweep(folder: Path, beats: Path = BEATS) -> None:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
+def ranks_here(launch: str) -> list[int]:
+    """Returns the processes of a launch that have, or had, a heartbeat on this machine."""
+    found = []
+    for file in BEATS.glob(f"mlxreflect-{os.getuid()}-*.beat"):
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            if file.is_file() and json.loads(file.read_bytes()[:BEAT_SIZE])["launch"] == launch:
+                found.append(int(file.stem.rsplit("-", 1)[1]))
+    return found
+
+
+def clear(pids: Sequence[int]) -> None:
+    """Deletes what processes have left that had no time to do it."""
+    for pid in pids:
+        name = f"mlxreflect-{os.getuid()}-{pid}"
+        (BEATS / f"{name}.beat").unlink(missing_ok=True)
+        for folder in Path(tempfile.gettempdir()).glob(f"{name}-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 class Liveness:
     """Says that this process lives, and finds out who else does.
 
@@ -434,9 +453,12 @@ def what_then(command: str = "") -> str:
     """Returns what to do where a host is gone. command: that goes on with the work."""
     again = "then give the command again, or resume the run, with the hosts that are there"
     if command:
-        command += "" if hosts_option() else " --hosts FILE"
+        alone = command.removesuffix(hosts_option()).rstrip()
+        command = f"{alone} {hosts_option() or '--hosts FILE'}"
         known = os.environ.get(FILE, "FILE")
         again = f"take one that is gone out of {known} and go on: {command}"
+        if len(launched_names()) == 2:
+            again = f"go on without it: {alone}, or with both: {command}"
     return f"`{doctor_command()}` looks at every host; {again}"
 
 

@@ -248,8 +248,8 @@ def carried_out(folder: RunFolder[C]) -> Iterator[None]:
     A new folder whose work has not begun is taken back.
     """
     again = folder.again
-    folder.hosts.goes_on(again)
     try:
+        folder.hosts.goes_on(again)
         yield
     except KeyboardInterrupt:
         gone = folder.take_back()

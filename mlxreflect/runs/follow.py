@@ -63,6 +63,10 @@ class Follower:
                 return
             getattr(self, name)(**order)
 
+    def goes_on(self, command: str) -> None:
+        """Remembers the command that goes on, should rank 0 be gone."""
+        self.hosts.goes_on(command)
+
     # ---- critics --------------------------------------------------------------------------------
 
     def critic(self, number: int, config: dict[str, Any], run_id: str) -> None:

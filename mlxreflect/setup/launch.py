@@ -25,11 +25,22 @@ from tempfile import TemporaryDirectory
 from typing import IO, Any, TextIO
 
 from mlxreflect.core.errors import UserError
-from mlxreflect.core.launched import FILE, LEAD, LOOPBACK, NAMES, host_label, is_own
-from mlxreflect.core.liveness import SSH
+from mlxreflect.core.launched import (
+    AGAIN,
+    FILE,
+    LEAD,
+    LOOPBACK,
+    NAMES,
+    host_label,
+    is_own,
+    launch_id,
+)
+from mlxreflect.core.liveness import SSH, clear, ranks_here
 
 BACKENDS = ("ring", "jaccl", "jaccl-ring", "mpi", "nccl")
 LOOK_S = 120.0  # a Python there may have to read MLX from a cold disk
+PAUSE_S, LEFT_S = 0.5, 10.0  # between looks; for the others to end, once the first has
+INTERRUPTED = 130
 GONE = 2  # the exit code where the first host could leave none
 # What mlx.launch and MLX's engines say of a process that has ended, as our own two lines do. They
 # write at once, in pieces: a line may be cut off by another, and go on in the next.
@@ -107,7 +118,10 @@ def read_hosts(path: Path) -> HostsFile:
                         "add the others, or leave --hosts out")  # fmt: skip
     backend = whole.get("backend") or ("jaccl" if all(h.rdma for h in hosts) else "ring")
     if backend not in BACKENDS:
-        raise UserError(f"{path}: backend = {backend!r}", f"give one of {', '.join(BACKENDS)}")
+        raise UserError(
+            f"{path}: backend = {backend!r}: there is no such backend",
+            f"give one of {', '.join(BACKENDS)}",
+        )
     check_backend(path, backend, hosts)
     if not hosts[0].here:
         raise UserError(
@@ -124,6 +138,8 @@ def read_host(path: Path, rank: int, row: Any) -> Host:
         raise UserError(f"{at} is no object", AS)
     check_keys(f"{at}.", row, ("ssh", "ips", "rdma"))
     name, ips, rdma = row.get("ssh"), row.get("ips", []), row.get("rdma", [])
+    if name is None:
+        raise UserError(f"{at}.ssh is missing", AS)
     if not isinstance(name, str) or not re.fullmatch(r"[\w.@:%\[][\w.@:%\[\]-]*", name):
         raise UserError(f"{at}.ssh = {name!r}: no name that ssh takes", AS)
     if not is_list_of_text(ips) or not all(map(is_ip, ips)):
@@ -207,6 +223,9 @@ def look(file: HostsFile, host: Host, *asked: str) -> dict[str, Any]:
             f"look at it: ssh {host.ssh}",
         ) from None
     said = (done.stderr.strip() or "no word").splitlines()[-1]
+    if done.returncode == 255 and not host.here and "resolve" in said:
+        raise UserError(f"{host.label}: there is no such machine ({said})",
+                        f"write its name into {file.path} as ssh takes it")  # fmt: skip
     if done.returncode == 255 and not host.here:
         raise UserError(
             f"{host.label} cannot be reached by ssh ({said})",
@@ -251,12 +270,21 @@ def launch(file: HostsFile, command: Sequence[str], out: TextIO | None = None,
     out, err: where to its output goes, by default to this process's. Raises UserError where a
     host ended without a word.
     """
+    out, err = out or sys.stdout, err or sys.stderr
+    if err.isatty():
+        print(f"starting {len(file.hosts)} hosts", file=err, flush=True)
     with TemporaryDirectory(prefix="mlxreflect-") as name:
         folder = Path(name)
         process = start(file, folder, command)
-        with interrupting(process, folder, err or sys.stderr):
-            withheld = Forwarding(process, out or sys.stdout, err or sys.stderr).to_end()
-        return exit_code(file, folder, process.returncode, withheld)
+        try:
+            with interrupting(process, folder, err):
+                withheld = Forwarding(process, out, err).to_end(folder)
+        finally:
+            clear(ranks_here(launch_id({LEAD: name})))
+        code = exit_code(file, folder, process.returncode, withheld)
+        if code == INTERRUPTED and not (folder / AGAIN).is_file():
+            print("stopped", file=err, flush=True)
+        return code
 
 
 def start(file: HostsFile, folder: Path, command: Sequence[str]) -> "subprocess.Popen[bytes]":
@@ -311,17 +339,14 @@ def interrupting(process: "subprocess.Popen[bytes]", folder: Path, err: TextIO) 
         file = folder / "pid"
         first = int(file.read_text(encoding="utf-8")) if file.is_file() else 0
         if first and heard == 1:
-            print("stopping once each host has finished its piece of work; press Ctrl-C again to "
-                  "stop at once", file=err, flush=True)  # fmt: skip
+            again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
+            print(f"stopping once each host has finished its piece of work{again}", file=err,
+                  flush=True)  # fmt: skip
             with suppress(ProcessLookupError):
                 os.kill(first, signal.SIGINT)
             return
-        (folder / "code").write_text("130", encoding="utf-8")
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL if first else signal.SIGTERM)
-        if first:
-            with suppress(ProcessLookupError):
-                os.kill(first, signal.SIGKILL)
+        (folder / "code").write_text(str(INTERRUPTED), encoding="utf-8")
+        end_all(process, folder)
 
     caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, pass_on) for number in caught]
@@ -332,6 +357,27 @@ def interrupting(process: "subprocess.Popen[bytes]", folder: Path, err: TextIO) 
             signal.signal(number, handler)
 
 
+def end_all(process: "subprocess.Popen[bytes]", folder: Path) -> None:
+    """Ends mlx.launch and all ranks on this machine, also one that is stopped."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for pid in ranks_here(launch_id({LEAD: str(folder)})):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def first_has_ended(folder: Path) -> bool:
+    """Tells whether the first host's process is over; False before it has begun."""
+    file = folder / "pid"
+    if not file.is_file():
+        return False
+    try:
+        os.kill(int(file.read_text(encoding="utf-8")), 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
 class Forwarding:
     """Passes on what mlx.launch prints, but for what it says of processes that have ended."""
 
@@ -340,13 +386,24 @@ class Forwarding:
         self.withheld = list[str]()
         self.told = False  # an error, in two lines
 
-    def to_end(self) -> list[str]:
-        """Returns, when the process has ended, what was withheld; [] where an error was told."""
+    def to_end(self, folder: Path) -> list[str]:
+        """Returns, when the process has ended, what was withheld; [] where an error was told.
+
+        Once the first host's has ended the others have a little time: one may hang for ever.
+        folder: where the first host leaves word.
+        """
         pairs = (self.process.stdout, self.out), (self.process.stderr, self.err)
         threads = [threading.Thread(target=self.forward, args=pair) for pair in pairs]
         for thread in threads:
             thread.start()
-        self.process.wait()
+        left = LEFT_S
+        while self.process.poll() is None:
+            if first_has_ended(folder):
+                left -= PAUSE_S
+            if left < 0:
+                end_all(self.process, folder)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(PAUSE_S)
         for thread in threads:
             thread.join()
         return [] if self.told else self.withheld
@@ -374,9 +431,11 @@ def exit_code(file: HostsFile, folder: Path, launched: int, withheld: Sequence[s
     if word.is_file():
         return int(word.read_text(encoding="utf-8"))
     doctor = f"`mlxreflect doctor --hosts {shlex.quote(str(file.path))}` looks at every host"
-    if launched < 0:
+    if (again := folder / AGAIN).is_file():
+        doctor += f"; go on with: {again.read_text(encoding='utf-8')}"
+    if launched < 0 and not first_has_ended(folder):
         raise UserError(f"mlx.launch was ended by signal {-launched}", doctor)
-    if launched:  # it has told why
+    if launched > 0:  # it has told why
         return launched
     ended = [found for line in withheld for found in NOISE.finditer(line) if found["rank"]]
     if not ended:
