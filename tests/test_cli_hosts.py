@@ -246,6 +246,16 @@ def test_mlx_launch_alone_does_the_same(pair):
     assert (pair.folder / "out" / "adapter").is_dir()
 
 
+@pytest.mark.parametrize("command", [
+    ["run", "quickstrt"], ["run", "quickstart", "--set", "epochs=4"],
+    ["train", "dpoo", "--data", "d.jsonl", "--out", "out"],
+])  # fmt: skip
+def test_a_mistake_is_told_before_anything_is_started(command, shell, monkeypatch):
+    monkeypatch.setattr("mlxreflect.cli.hosts.start_on", None)
+    expected = shell.mistake(*command)
+    assert shell.mistake(*command, "--hosts", "none.json") == expected
+
+
 @pytest.mark.slow
 def test_a_mistake_is_told_once_by_the_first(pair):
     done = pair("train", "sft", "--data", "none.jsonl", "--out", "out", "--hosts", HOSTS)

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,14 +24,17 @@ HostsFile = Annotated[
 
 
 @contextmanager
-def shared(file: Path | None = None) -> Iterator["Hosts | None"]:
+def shared(
+    file: Path | None = None, check: Callable[[], object] = lambda: None
+) -> Iterator["Hosts | None"]:
     """Hands the hosts that share a command's work to the first of them, which does the command.
 
     The others follow it to its end, and do nothing else. None where there is but this process.
     Where a file of hosts is given, the command is started on each of them, and ends here with the
-    exit code of the first.
+    exit code of the first. check: of what was typed, before anything is started.
     """
     if file:
+        check()
         raise Exit(start_on(file))
     if not is_launched():
         yield None

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,7 +65,9 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a recipe: learn from its problems, then compare base and trained."""
-    with shared(None if dry_run else hosts) as team:
+    from mlxreflect.config.recipe import load_recipe
+
+    with shared(None if dry_run else hosts, partial(load_recipe, recipe, set_ or [])) as team:
         loaded, ui = checked_recipe(recipe, set_), make_ui(as_json)
         if dry_run:
             show_dry(loaded, ui)
@@ -104,12 +107,14 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a model on data of your own: LoRA or all weights, preferences, responses or groups."""
-    with shared(hosts) as team:
-        from mlxreflect.config.recipe import load_job
+    from mlxreflect.config.recipe import load_job
+
+    load = partial(load_job, objective, model, data, set_ or [])
+    with shared(hosts, load) as team:
+        job = load()
+        require_mlx()
         from mlxreflect.runs.folder import create_job
 
-        job = load_job(objective, model, data, set_ or [])
-        require_mlx()
         finish(create_job(job, out), make_ui(as_json), team)
 
 
