@@ -302,6 +302,7 @@ def test_ctrl_c_stops_the_first_which_says_how_to_go_on(pair):
     assert running.returncode == 130
     again = f"mlxreflect resume out --hosts {HOSTS}"
     assert err.splitlines()[-1] == f"stopped; go on with: {again}"
+    assert err.count("\nstopped") == 1
     assert "stopping once each host has finished its piece of work" in err
     assert "WARN" not in err and "Traceback" not in err
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
@@ -399,18 +400,54 @@ def wait_for_rank(rank: int, pair: Shell) -> int:
     return found[0]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [None, 1])
+def test_ctrl_c_before_the_work_begins_says_that_it_stopped(rank, pair):
+    """Before anything is started, and as soon as a rank has begun; no process stays."""
+    running = subprocess.Popen(
+        pair.command(*train("--hosts", HOSTS)), cwd=pair.folder, env=pair.env, text=True,
+        stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    launcher = b"mlxreflect.setup.mlx_launch"
+    ends = time.monotonic() + TIMEOUT
+    while not [pid for pid in process_ids() if launcher in command_line(pid, pair.folder)]:
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+    if rank is not None:
+        wait_for_rank(rank, pair)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=TIMEOUT)
+    assert running.returncode == 130
+    assert err.splitlines()[-1].startswith("stopped") and "Traceback" not in err
+    ends = time.monotonic() + TIMEOUT
+    while [pid for pid in process_ids() if command_line(pid, pair.folder)]:
+        assert time.monotonic() < ends
+        time.sleep(0.1)
+    assert not (pair.folder / "out").exists()
+
+
 def process_ids() -> list[int]:
     return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
 
 
+def command_line(pid: int, folder: Path) -> bytes:
+    """Returns the command line of a process that works in a folder; else nothing."""
+    try:
+        inside = Path(f"/proc/{pid}/cwd").readlink() == folder
+        return Path(f"/proc/{pid}/cmdline").read_bytes() if inside else b""
+    except OSError:
+        return b""
+
+
 def is_rank(pid: int, rank: int, folder: Path) -> bool:
     """Tells whether a process is the Python of a rank that works in a folder."""
+    if b"-m\0mlxreflect\0" not in command_line(pid, folder):
+        return False
     try:
-        told, at = (Path(f"/proc/{pid}/{name}").read_bytes() for name in ("environ", "cmdline"))
-        inside = Path(f"/proc/{pid}/cwd").readlink() == folder
+        told = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
         return False
-    return inside and f"MLX_RANK={rank}".encode() in told.split(b"\0") and b"-m\0mlxreflect\0" in at
+    return f"MLX_RANK={rank}".encode() in told.split(b"\0")
 
 
 @pytest.mark.slow

@@ -17,9 +17,9 @@ SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MLX_WORLD_SIZE")
 RANKS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")  # of mlx.launch, Open MPI, MPICH
 NAMES = "MLXREFLECT_HOSTS"  # of the hosts, as ssh reaches them, by rank, between commas
 FILE = "MLXREFLECT_HOSTS_FILE"  # that was given to --hosts
-AGAIN = "again"  # the word that rank 0 leaves of the command that goes on
-LOOPBACK = ("127.0.0.1", "localhost")
 LEAD = "MLXREFLECT_LEAD"  # folder where rank 0 leaves its process id and its exit code
+AGAIN = "again"  # there: the command that goes on with the work
+LOOPBACK = ("127.0.0.1", "localhost")
 
 
 def is_launched(env: Mapping[str, str] = os.environ) -> bool:

@@ -276,13 +276,14 @@ def launch(file: HostsFile, command: Sequence[str], out: TextIO | None = None,
     with TemporaryDirectory(prefix="mlxreflect-") as name:
         folder = Path(name)
         process = start(file, folder, command)
+        forwarding = Forwarding(process, out, err)
         try:
             with interrupting(process, folder, err):
-                withheld = Forwarding(process, out, err).to_end(folder)
+                withheld = forwarding.to_end(folder)
         finally:
             clear(ranks_here(launch_id({LEAD: name})))
         code = exit_code(file, folder, process.returncode, withheld)
-        if code == INTERRUPTED and not (folder / AGAIN).is_file():
+        if code == INTERRUPTED and not forwarding.told:
             print("stopped", file=err, flush=True)
         return code
 
@@ -346,7 +347,11 @@ def interrupting(process: "subprocess.Popen[bytes]", folder: Path, err: TextIO) 
                 os.kill(first, signal.SIGINT)
             return
         (folder / "code").write_text(str(INTERRUPTED), encoding="utf-8")
-        end_all(process, folder)
+        if first:
+            end_all(process, folder)
+            return
+        with suppress(ProcessLookupError):  # nobody works yet; it ends its processes elsewhere, too
+            os.killpg(process.pid, signal.SIGTERM)
 
     caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, pass_on) for number in caught]
@@ -384,7 +389,7 @@ class Forwarding:
     def __init__(self, process: "subprocess.Popen[bytes]", out: TextIO, err: TextIO) -> None:
         self.process, self.out, self.err = process, out, err
         self.withheld = list[str]()
-        self.told = False  # an error, in two lines
+        self.told = False  # an error, in two lines, or that it stopped
 
     def to_end(self, folder: Path) -> list[str]:
         """Returns, when the process has ended, what was withheld; [] where an error was told.
@@ -412,7 +417,7 @@ class Forwarding:
         for raw in stream:
             line = raw.decode(errors="replace").rstrip("\r\n")
             kept = NOISE.sub("", line)
-            self.told = self.told or kept.startswith("error: ")
+            self.told = self.told or kept.startswith(("error: ", "stopped"))
             if kept != line:
                 self.withheld.append(line)
                 if not kept.strip():
