@@ -414,7 +414,8 @@ def look_for(launch: str, age: float, rank: int, name: str) -> str | None:
         return None  # only on its own machine that is its name
     asked = (
         f"echo {LOOK}; date +%s; cd {BEATS} && for f in mlxreflect-$(id -u)-*.beat; do "
-        '[ -f "$f" ] && [ -O "$f" ] && [ ! -L "$f" ] || continue; p=${f##*-}; '
+        f'[ -f "$f" ] && [ -O "$f" ] && [ ! -L "$f" ] && grep -q {launch} "$f" || continue; '
+        "p=${f##*-}; "
         'printf \'%s %s\\n\' "$(ps -o stat= -p "${p%.beat}" || echo none)" '
         f'"$(head -c {BEAT_SIZE} "$f")"; done'
     )
